@@ -1,0 +1,41 @@
+# Two commands: `make demo` and `make test`. Both set up .venv first, if it is not there.
+
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: demo test lint types unit faults bench docs clean
+
+$(READY): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit("fedbus needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@
+
+demo: $(READY)  ## the whole life of a model, on this machine
+	$(BIN)/fedbus demo $(DEMO)
+
+test: lint types unit  ## what CI runs
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(READY)
+	$(BIN)/mypy
+
+unit: $(READY)
+	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+
+faults: $(READY)  ## kills and freezes things
+	$(BIN)/pytest -m fault $(PYTEST)
+
+bench: $(READY)  ## fedbus beside Flower's own deployment, in one run
+	$(BIN)/python -m benchmarks.noop_round $(BENCH)
+
+docs: $(READY)  ## writes the generated pages anew
+	$(BIN)/python -m fedbus.app.pages docs
+
+clean:
+	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

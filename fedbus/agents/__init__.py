@@ -1,0 +1,1 @@
+"""Who acts, one module an agent. No agent imports another."""

@@ -1,0 +1,107 @@
+"""Every kind of message, and who listens to which: two tables from which the rest is derived.
+
+Derived are the decoder, the subjects of the streams, the consumers that the server side
+makes for each client, the documentation and the permissions.
+"""
+
+from collections.abc import Mapping
+from typing import Final
+
+from fedbus.contracts import client, run, server, subjects
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Family, Message, Request, type_name
+from fedbus.contracts.transition import Transition
+
+MESSAGES: Final[tuple[type[Message], ...]] = (
+    # asked of the server side
+    server.HealthCheck,
+    server.GetServerInfo,
+    server.Enroll,
+    server.OpenRun,
+    server.CancelRun,
+    server.InitModel,
+    server.StartServer,
+    server.BeginTraining,
+    server.StopServer,
+    run.StartRun,
+    run.StopRun,
+    # between the agents of the server side
+    server.ServerStarted,
+    server.RoundFinished,
+    server.RunFinished,
+    server.RunFailed,
+    server.ServerLost,
+    # to all clients
+    server.UpdateReady,
+    server.ModelPublished,
+    server.CodePublished,
+    server.ServerClosed,
+    # to one client
+    server.RoundMessage,
+    # from one client
+    client.Joined,
+    client.Declined,
+    client.RoundReply,
+    client.FinTrain,
+    client.FailTrain,
+    client.Heartbeat,
+    # between the agents of one client
+    client.ClientStart,
+    client.RoundStarted,
+    client.InferStart,
+    client.InferUpdate,
+    client.InferReady,
+    client.InferRefused,
+    # what has become of everything
+    Transition,
+)
+
+BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in MESSAGES}
+
+SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server")
+CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference")
+
+HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
+    "server-manager": (
+        server.ServerStarted,
+        server.RoundFinished,
+        server.RunFinished,
+        server.RunFailed,
+        server.ServerLost,
+        client.Joined,
+    ),
+    "flower-server-grid": (client.Joined, client.RoundReply, client.FailTrain),
+    "client-manager": (
+        server.UpdateReady,
+        server.ModelPublished,
+        server.CodePublished,
+        client.FinTrain,
+        client.FailTrain,
+        client.InferReady,
+        client.InferRefused,
+    ),
+    "flower-client": (client.ClientStart, client.RoundStarted, server.ServerClosed),
+    "trainer": (server.RoundMessage,),
+    "inference": (client.InferStart, client.InferUpdate),
+}
+"""What each agent is sent from the event stream, whether it was there at the time or not."""
+
+OF_A_CLIENT: Final = ("client-manager", "flower-client", "trainer", "inference")
+"""The listeners on a device: their consumers are made for them when the client enrolls."""
+
+
+def stream_subjects(fed: FederationId) -> list[str]:
+    """What the event stream keeps: the durable words and nothing else, never a request."""
+    return sorted(
+        subjects.every(fed, kind) for kind in MESSAGES if kind.durable and kind.family is not Family.LIFE
+    )
+
+
+def hears(fed: FederationId, agent: str, *, task: str, client: str = "*") -> list[str]:
+    """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
+    return [subjects.every(fed, kind, task=task, client=client) for kind in HEARS[agent]]
+
+
+def requests_of(agent: str) -> list[type[Request]]:
+    """The requests that *agent* answers."""
+    return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.server == agent]

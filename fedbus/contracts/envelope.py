@@ -1,0 +1,155 @@
+"""How a message travels: CloudEvents 1.0, NATS binding, binary mode; the body is msgpack.
+
+The attributes are ``ce-…`` headers and the trace is in ``traceparent``, so that
+``nats sub --headers-only`` shows a person what goes on. Sources:
+https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/nats-protocol-binding.md
+and RFC 9562 for the time-ordered ids.
+"""
+
+import os
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from typing import Any, Final
+from uuid import UUID
+
+import msgpack
+from pydantic import ValidationError
+
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import BY_TYPE
+from fedbus.contracts.message import Body, ClientMessage, Message, type_name
+
+SPEC_VERSION: Final = "1.0"
+CONTENT_TYPE: Final = "application/vnd.msgpack"
+MAX_EVENT_BYTES: Final = 256 * 1024
+TRACE_HEADERS: Final = ("traceparent", "tracestate")
+
+
+class Unreadable(ValueError):
+    """What came in is not a message of ours. The reason is for its sender and for the dead letters."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Envelope:
+    """The travel of a message: everything about it that is not what it says."""
+
+    id: str
+    type: str
+    source: str
+    subject: str
+    time: datetime
+    trace: Mapping[str, str] = field(default_factory=dict)
+
+    def headers(self) -> dict[str, str]:
+        return {
+            "ce-specversion": SPEC_VERSION,
+            "ce-id": self.id,
+            "ce-type": self.type,
+            "ce-source": self.source,
+            "ce-subject": self.subject,
+            "ce-time": self.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "ce-datacontenttype": CONTENT_TYPE,
+            "Nats-Msg-Id": self.id,
+            **self.trace,
+        }
+
+
+def envelop(
+    message: Message,
+    *,
+    source: str,
+    id: str | None = None,
+    trace: Mapping[str, str] | None = None,
+) -> Envelope:
+    """The envelope for *message*. A deterministic *id* makes the stream drop a repeat."""
+    return Envelope(
+        id=id or uuid7(),
+        type=type_name(type(message)),
+        source=source,
+        subject=message.about,
+        time=datetime.now(UTC),
+        trace=dict(trace or {}),
+    )
+
+
+def pack(body: Body) -> bytes:
+    """*body* as msgpack; raises ValueError where it is larger than an event may be."""
+    packed: bytes = msgpack.packb(body.model_dump(mode="python"), datetime=True)
+    if len(packed) > MAX_EVENT_BYTES:
+        raise ValueError(
+            f"{type(body).__name__} is {len(packed)} bytes; an event may have {MAX_EVENT_BYTES}. "
+            "What is large travels as a blob"
+        )
+    return packed
+
+
+def unpack(data: bytes) -> Any:
+    """The msgpack in *data* as plain values; raises Unreadable."""
+    if len(data) > MAX_EVENT_BYTES:
+        raise Unreadable(f"{len(data)} bytes are more than an event may have ({MAX_EVENT_BYTES})")
+    try:
+        return msgpack.unpackb(data, timestamp=3, strict_map_key=True)
+    except (ValueError, msgpack.UnpackException) as error:
+        raise Unreadable(f"not msgpack: {error}") from None
+
+
+def read(subject: str, headers: Mapping[str, str] | None, data: bytes) -> tuple[Envelope, Message]:
+    """The message that came on *subject*; raises Unreadable with the reason."""
+    envelope = _envelope(headers or {})
+    kind = BY_TYPE.get(envelope.type)
+    if kind is None:
+        raise Unreadable(f"type {envelope.type!r} is not one this version of fedbus knows")
+    message = parse(kind, data)
+    _check_identity(subject, envelope, message)
+    return envelope, message
+
+
+def parse(kind: type[Body], data: bytes) -> Any:
+    """The *kind* of body in *data*; raises Unreadable, naming the first field that is wrong."""
+    try:
+        return kind.model_validate(unpack(data))
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"]) or "the body"
+        raise Unreadable(f"{kind.__name__}: {where}: {first['msg']}") from None
+
+
+def _envelope(headers: Mapping[str, str]) -> Envelope:
+    try:
+        if headers["ce-specversion"] != SPEC_VERSION:
+            raise Unreadable(f"CloudEvents {headers['ce-specversion']} is not {SPEC_VERSION}")
+        if headers["ce-datacontenttype"] != CONTENT_TYPE:
+            raise Unreadable(f"content type {headers['ce-datacontenttype']!r} is not {CONTENT_TYPE}")
+        return Envelope(
+            id=headers["ce-id"],
+            type=headers["ce-type"],
+            source=headers["ce-source"],
+            subject=headers.get("ce-subject", ""),
+            time=datetime.fromisoformat(headers["ce-time"]),
+            trace={name: headers[name] for name in TRACE_HEADERS if name in headers},
+        )
+    except KeyError as missing:
+        raise Unreadable(f"no header {missing.args[0]}: not a message of fedbus") from None
+    except ValueError as error:
+        raise Unreadable(str(error)) from None
+
+
+def _check_identity(subject: str, envelope: Envelope, message: Message) -> None:
+    """The subject is what the bus lets a sender say; the body and the source may not say otherwise."""
+    if isinstance(message, ClientMessage) and (in_subject := subjects.client_in(subject)) is not None:
+        if message.client != in_subject:
+            raise Unreadable(f"forged: client {in_subject} speaks as {message.client}")
+        if message.family in ("client", "local") and envelope.source.rpartition("/")[2] != in_subject:
+            raise Unreadable(f"forged: {in_subject}'s subject, but the source is {envelope.source}")
+    if message.family != "life" and subjects.word_in(subject) not in (message.word, ""):
+        raise Unreadable(f"a {message.word} on the subject of {subjects.word_in(subject)}")
+
+
+def uuid7() -> str:
+    """A UUID, version 7: milliseconds since the epoch, then random bits (RFC 9562, section 5.7)."""
+    value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(UUID(int=value))

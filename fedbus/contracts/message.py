@@ -1,0 +1,82 @@
+"""What a message is. An event says what is so, a command asks that something be done, a request wants an answer.
+
+Each class of message has a *word*, which is its name on the bus, and a *family*, which
+says between whom it goes; `fedbus.contracts.subjects` makes its subject of the two.
+
+A field added later needs a default, so that old senders stay understood; a field is never
+renamed or retyped: that is a new class with the next ``version``.
+"""
+
+from enum import StrEnum
+from typing import ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+from fedbus.contracts.identifiers import Id
+
+
+class Family(StrEnum):
+    """Between whom a message goes: the token of the subject after the federation."""
+
+    SVC = "svc"  # a request to the server side, answered on its reply subject
+    SRV = "srv"  # between the agents of the server side
+    CAST = "cast"  # from the server side to all clients
+    CMD = "cmd"  # from the server side to one client
+    CLIENT = "client"  # from one client to the server side
+    LOCAL = "local"  # between the agents of one client
+    LIFE = "life"  # a lifecycle has moved
+
+
+OF_ONE_CLIENT = frozenset({Family.CMD, Family.CLIENT, Family.LOCAL})
+
+
+class Body(BaseModel):
+    """Part of a message: frozen, and deaf to fields that a newer sender has added."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64")
+
+
+class Message(Body):
+    """What is said about one task."""
+
+    word: ClassVar[str]
+    family: ClassVar[Family]
+    version: ClassVar[int] = 1
+    durable: ClassVar[bool] = True
+    """Whether the event stream keeps it. What is not kept is lost on whoever does not listen."""
+
+    task: Id
+
+    @property
+    def about(self) -> str:
+        """What it is about, for ``ce-subject``: the run and round where there are any."""
+        run, number = getattr(self, "run", None), getattr(self, "round", None)
+        return "/".join(str(part) for part in (run or self.task, number) if part is not None)
+
+
+class ClientMessage(Message):
+    """What is said to, by or within one client."""
+
+    client: Id
+
+
+class Request(Message):
+    """Wants an answer, and is kept nowhere: a stream that covered it would answer first."""
+
+    family: ClassVar[Family] = Family.SVC
+    durable: ClassVar[bool] = False
+    server: ClassVar[str]
+    """The agent that answers."""
+    answer: ClassVar[type[Body]]
+    """What a yes looks like; a no is `Refused`."""
+
+
+class Refused(Body):
+    """The answer "no", and why. A refusal is an answer, not an error."""
+
+    reason: str
+
+
+def type_name(kind: type[Message]) -> str:
+    """The CloudEvents type of a kind of message: ``dev.fedbus.fin_train.v1``."""
+    return f"dev.fedbus.{kind.word}.v{kind.version}"

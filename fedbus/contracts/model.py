@@ -1,0 +1,59 @@
+"""Models and the bytes they travel as. An event says how much, which digest and where to get it; never the weights."""
+
+from datetime import datetime
+
+from pydantic import Field
+
+from fedbus.contracts.identifiers import Id, Sha256
+from fedbus.contracts.message import Body
+
+MAX_BLOB_BYTES = 8 * 1024**3
+MAX_INLINE_BYTES = 64 * 1024
+"""What a Flower message may carry inside the event itself: configuration and metrics, no arrays."""
+
+
+class BlobRef(Body):
+    """Bytes that *holder* gives out by their digest, in chunks of *chunk_bytes*."""
+
+    sha256: Sha256
+    size_bytes: int = Field(ge=0, le=MAX_BLOB_BYTES)
+    chunk_bytes: int = Field(ge=1024, le=16 * 1024**2)
+    holder: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+
+    @property
+    def chunks(self) -> int:
+        """How many chunks there are: at least one, so that an empty blob has an end too."""
+        return max(1, -(-self.size_bytes // self.chunk_bytes))
+
+
+class Artifact(Body):
+    """A file of weights (safetensors), named by its digest."""
+
+    sha256: Sha256
+    size_bytes: int = Field(ge=0)
+    architecture: Sha256
+    """Digest over names, shapes and dtypes, so that two models can be told apart without reading them."""
+
+
+class ModelRef(Artifact):
+    """A published version of a task's model. Versions count from 1; version 1 is the initial model."""
+
+    version: int = Field(ge=1)
+
+
+class Manifest(ModelRef):
+    """All that is known of a model version. Written once, never changed."""
+
+    task: Id
+    created: datetime
+    parent: int | None = None
+    run: Id | None = None
+    rounds: int = 0
+    participants: dict[str, int] = Field(default_factory=dict)
+    """Samples by client that went into it."""
+    metrics: dict[str, float] = Field(default_factory=dict)
+    code_version: str = ""
+
+    @property
+    def ref(self) -> ModelRef:
+        return ModelRef.model_validate(self.model_dump(include=set(ModelRef.model_fields)))

@@ -1,0 +1,165 @@
+"""Runs: training campaigns of a task, R rounds each.
+
+    requested → recruiting → running → finished, failed, cancelled
+                                running –server_lost→ recovering –server_recovered→ running
+
+The workflow scheduler owns the lifecycle: it alone makes runs, one at a time per task, and
+moves them by what the task's server says of itself.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fedbus.contracts.identifiers import Id
+from fedbus.contracts.lifecycle import Lifecycle, Wait
+from fedbus.contracts.message import Body, Request
+from fedbus.contracts.model import ModelRef
+
+Scalar = bool | int | float | str
+
+
+class RunPlan(Body):
+    """What a run is to be, decided before it starts and never changed."""
+
+    rounds: int = Field(default=3, ge=1, le=100_000)
+    quorum: int = Field(default=2, ge=1)
+    """Clients that must have joined before training starts."""
+    recruit_s: float = Field(default=60.0, gt=0)
+    """How long the quorum may take to come together."""
+    round_s: float = Field(default=600.0, gt=0)
+    """How long a client may take over one message of the server; then the round goes on without it."""
+    max_recoveries: int = Field(default=2, ge=0)
+    """How often a run's Flower server is started again after it was lost."""
+    config: dict[str, Scalar] = Field(default_factory=dict)
+    """Overrides of the Flower app's run configuration."""
+
+
+class RoundResult(Body):
+    """What one round came to. Round 0 is the model that the run began with."""
+
+    round: int = Field(ge=0)
+    metrics: dict[str, float] = Field(default_factory=dict)
+    seconds: float = Field(default=0.0, ge=0)
+    participants: dict[str, int] = Field(default_factory=dict)
+    """Samples by client."""
+    failures: dict[str, str] = Field(default_factory=dict)
+    """Reasons by client."""
+
+    @property
+    def loss(self) -> float | None:
+        return self._metric("loss")
+
+    @property
+    def accuracy(self) -> float | None:
+        return self._metric("accuracy")
+
+    def _metric(self, name: str) -> float | None:
+        """The server's own figure if it has one, else the clients' evaluation, else their training."""
+        return next(
+            (self.metrics[key] for key in (name, f"eval_{name}", f"train_{name}") if key in self.metrics),
+            None,
+        )
+
+
+class RunState(StrEnum):
+    REQUESTED = "requested"
+    RECRUITING = "recruiting"
+    RUNNING = "running"
+    RECOVERING = "recovering"
+    FINISHED = "finished"
+    FAILED = "failed"
+    CANCELLED = "cancelled"
+
+
+class RunFacts(Body):
+    """All there is to know of a run: with its state, what a restarted scheduler goes on from."""
+
+    kind: Literal["run"] = "run"
+    task: Id
+    run: Id
+    plan: RunPlan
+    trigger: str = "manual"
+    requested_at: datetime
+    rounds: tuple[RoundResult, ...] = ()
+    cohort: tuple[str, ...] = ()
+    model: ModelRef | None = None
+    trace_id: str = ""
+    traceparent: str = ""
+    """Where the run's trace begins, so that a restarted scheduler stays in it."""
+
+    @property
+    def thing(self) -> str:
+        return self.run
+
+
+_S = RunState
+RUN = Lifecycle(
+    kind="run",
+    owner="workflow-scheduler",
+    initial=_S.REQUESTED,
+    arrows={
+        (_S.REQUESTED, "recruiting_started"): _S.RECRUITING,
+        (_S.REQUESTED, "run_refused"): _S.FAILED,
+        (_S.REQUESTED, "cancelled"): _S.CANCELLED,
+        (_S.RECRUITING, "quorum_reached"): _S.RUNNING,
+        (_S.RECRUITING, "recruiting_expired"): _S.FAILED,
+        (_S.RECRUITING, "run_failed"): _S.FAILED,
+        (_S.RECRUITING, "cancelled"): _S.CANCELLED,
+        (_S.RUNNING, "round_finished"): _S.RUNNING,
+        (_S.RUNNING, "run_finished"): _S.FINISHED,
+        (_S.RUNNING, "run_failed"): _S.FAILED,
+        (_S.RUNNING, "cancelled"): _S.CANCELLED,
+        (_S.RUNNING, "server_lost"): _S.RECOVERING,
+        (_S.RECOVERING, "server_recovered"): _S.RUNNING,
+        (_S.RECOVERING, "run_failed"): _S.FAILED,
+        (_S.RECOVERING, "cancelled"): _S.CANCELLED,
+    },
+    waits={
+        _S.REQUESTED: Wait("the server manager to open the run", "request_s"),
+        _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
+        _S.RUNNING: Wait("the last round", "plan.round_s, for each message"),
+        _S.RECOVERING: Wait("a new Flower server", "plan.recruit_s"),
+    },
+)
+
+
+# --- what a user asks of the scheduler ---------------------------------------
+
+
+class RunStarted(Body):
+    """The answer to start_run."""
+
+    run: Id
+
+
+class StartRun(Request):
+    """Start a run now. Fields left out are the task's own."""
+
+    word: ClassVar[str] = "start_run"
+    server: ClassVar[str] = "workflow-scheduler"
+    answer: ClassVar[type[Body]] = RunStarted
+
+    rounds: int | None = Field(default=None, ge=1)
+    quorum: int | None = Field(default=None, ge=1)
+    config: dict[str, Scalar] = Field(default_factory=dict)
+    trigger: str = "manual"
+
+
+class RunStopped(Body):
+    """The answer to stop_run: the run will be cancelled."""
+
+    run: Id
+
+
+class StopRun(Request):
+    """Cancel the run: what its last round came to is not published."""
+
+    word: ClassVar[str] = "stop_run"
+    server: ClassVar[str] = "workflow-scheduler"
+    answer: ClassVar[type[Body]] = RunStopped
+
+    run: Id
+    reason: str = "stopped by hand"

@@ -1,0 +1,356 @@
+"""The server of a task: what it is asked, what it tells everyone, and its lifecycle.
+
+The server manager owns the lifecycle. The Flower server wrapper does the work of a run and
+reports to it; the clients hear only what the server manager casts.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fedbus.contracts.identifiers import Id
+from fedbus.contracts.lifecycle import Lifecycle, Wait
+from fedbus.contracts.message import Body, ClientMessage, Family, Message, Request
+from fedbus.contracts.model import Artifact, BlobRef, ModelRef
+from fedbus.contracts.run import RoundResult, RunPlan
+
+# --- the lifecycle -------------------------------------------------------------
+
+
+class ServerState(StrEnum):
+    MODEL_INIT = "model_init"
+    WAITING = "waiting"
+    RECRUITING = "recruiting"
+    TRAINING = "training"
+    PUBLISHING = "publishing"
+
+
+class ServerFacts(Body):
+    """All there is to know of a task's server: with its state, what a restarted manager goes on from."""
+
+    kind: Literal["server"] = "server"
+    task: Id
+    code_version: str = ""
+    model: ModelRef | None = None
+    run: Id | None = None
+    plan: RunPlan | None = None
+    recruit_until: datetime | None = None
+    cohort: tuple[str, ...] = ()
+    round: int = 0
+    last: RoundResult | None = None
+    """The round that this transition is about, on ``round_finished``."""
+    checkpoint: Artifact | None = None
+    """The global model after *round*: where a lost Flower server is taken up again."""
+    recoveries: int = 0
+    missing: int = 0
+    """How many clients the quorum lacked, on ``recruiting_expired``."""
+
+    @property
+    def thing(self) -> str:
+        return self.task
+
+
+_S = ServerState
+SERVER = Lifecycle(
+    kind="server",
+    owner="server-manager",
+    initial=_S.MODEL_INIT,
+    arrows={
+        (_S.MODEL_INIT, "model_ready"): _S.WAITING,
+        (_S.MODEL_INIT, "store_unavailable"): _S.MODEL_INIT,
+        (_S.WAITING, "run_requested"): _S.RECRUITING,
+        (_S.RECRUITING, "quorum_reached"): _S.TRAINING,
+        (_S.RECRUITING, "recruiting_expired"): _S.WAITING,
+        (_S.RECRUITING, "run_failed"): _S.WAITING,
+        (_S.RECRUITING, "run_cancelled"): _S.WAITING,
+        (_S.TRAINING, "round_finished"): _S.TRAINING,
+        (_S.TRAINING, "server_lost"): _S.TRAINING,
+        (_S.TRAINING, "server_recovered"): _S.TRAINING,
+        (_S.TRAINING, "run_finished"): _S.PUBLISHING,
+        (_S.TRAINING, "run_failed"): _S.WAITING,
+        (_S.TRAINING, "run_cancelled"): _S.WAITING,
+        (_S.PUBLISHING, "version_published"): _S.WAITING,
+        (_S.PUBLISHING, "version_refused"): _S.WAITING,
+    },
+    waits={
+        _S.MODEL_INIT: Wait("the model repository", "back off, without end"),
+        _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
+        _S.TRAINING: Wait("the last round", "plan.round_s, for each message"),
+        _S.PUBLISHING: Wait("the model repository", "publish_s"),
+    },
+)
+
+
+# --- what the server tells all clients -------------------------------------------
+
+
+class UpdateReady(Message):
+    """A Flower server is up and takes in clients for *run*."""
+
+    word: ClassVar[str] = "update_ready"
+    family: ClassVar[Family] = Family.CAST
+
+    run: Id
+    plan: RunPlan
+    recruit_until: datetime
+    code_version: str = ""
+    model: ModelRef | None = None
+
+
+class ModelPublished(Message):
+    """A new model version is to be served; *blob* says where to get it."""
+
+    word: ClassVar[str] = "model_published"
+    family: ClassVar[Family] = Family.CAST
+
+    model: ModelRef
+    blob: BlobRef
+    run: Id | None = None
+
+
+class CodePublished(Message):
+    """The task's code is now at *code_version*: a full commit SHA, or a digest where there is no Git."""
+
+    word: ClassVar[str] = "code_published"
+    family: ClassVar[Family] = Family.CAST
+
+    code_version: str
+
+
+class ServerClosed(Message):
+    """The run is over, whatever came of it: its trainers may give their memory back."""
+
+    word: ClassVar[str] = "server_closed"
+    family: ClassVar[Family] = Family.CAST
+
+    run: Id
+    outcome: Literal["finished", "failed", "cancelled"]
+    rounds: int = 0
+    reason: str = ""
+
+
+# --- what the server manager answers -----------------------------------------------
+
+
+class HealthStatus(Body):
+    """The answer to health_check: *open_run* is the run that takes in clients now."""
+
+    state: ServerState
+    open_run: UpdateReady | None = None
+
+
+class HealthCheck(Request):
+    """Is the Flower server up, and does it take in clients?"""
+
+    word: ClassVar[str] = "health_check"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = HealthStatus
+
+
+class ServerInfo(Body):
+    """The answer to get_server_info: what a client needs to bootstrap."""
+
+    code_version: str
+    model: ModelRef | None = None
+    blob: BlobRef | None = None
+
+
+class GetServerInfo(Request):
+    """Which code and which model does the task have?"""
+
+    word: ClassVar[str] = "get_server_info"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = ServerInfo
+
+
+class Enrolled(Body):
+    """The answer to enroll: the client's durable consumers exist."""
+
+    consumers: tuple[str, ...]
+
+
+class Enroll(Request):
+    """Make the durable consumers of a client's agents: a client may not make its own."""
+
+    word: ClassVar[str] = "enroll"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = Enrolled
+
+    client: Id
+
+
+class RunOpened(Body):
+    """The answer to open_run."""
+
+    recruit_until: datetime
+
+
+class OpenRun(Request):
+    """Take in clients for *run* and train it: the scheduler to the server manager."""
+
+    word: ClassVar[str] = "open_run"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = RunOpened
+
+    run: Id
+    plan: RunPlan
+
+
+class RunCancelled(Body):
+    """The answer to cancel_run."""
+
+
+class CancelRun(Request):
+    """End *run* without a new model version."""
+
+    word: ClassVar[str] = "cancel_run"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = RunCancelled
+
+    run: Id
+    reason: str
+
+
+# --- between the server manager and the Flower server wrapper -----------------------
+
+
+class ModelInitialised(Body):
+    """The answer to init_model: the artifact is in the model repository, not yet a version."""
+
+    artifact: Artifact
+
+
+class InitModel(Request):
+    """Build the task's initial model and store it."""
+
+    word: ClassVar[str] = "init_model"
+    server: ClassVar[str] = "flower-server"
+    answer: ClassVar[type[Body]] = ModelInitialised
+
+
+class ServerStarting(Body):
+    """The answer to start_server."""
+
+
+class StartServer(Request):
+    """Start the Flower server of *run*, at *first_round*, from the model in *artifact*."""
+
+    word: ClassVar[str] = "start_server"
+    server: ClassVar[str] = "flower-server"
+    answer: ClassVar[type[Body]] = ServerStarting
+
+    run: Id
+    plan: RunPlan
+    artifact: Artifact
+    first_round: int = Field(default=1, ge=1)
+
+
+class TrainingBegun(Body):
+    """The answer to begin_training."""
+
+
+class BeginTraining(Request):
+    """The quorum is there: run the ServerApp with *cohort*, and with whoever joins later."""
+
+    word: ClassVar[str] = "begin_training"
+    server: ClassVar[str] = "flower-server"
+    answer: ClassVar[type[Body]] = TrainingBegun
+
+    run: Id
+    cohort: tuple[str, ...]
+
+
+class ServerStopped(Body):
+    """The answer to stop_server: its process is gone."""
+
+
+class StopServer(Request):
+    """End the Flower server of *run*, if it is still there."""
+
+    word: ClassVar[str] = "stop_server"
+    server: ClassVar[str] = "flower-server"
+    answer: ClassVar[type[Body]] = ServerStopped
+
+    run: Id
+
+
+class ServerStarted(Message):
+    """The Flower server of *run* is up and listens for clients."""
+
+    word: ClassVar[str] = "server_started"
+    family: ClassVar[Family] = Family.SRV
+
+    run: Id
+
+
+class RoundFinished(Message):
+    """A round came to an end; *checkpoint* is the global model after it."""
+
+    word: ClassVar[str] = "round_finished"
+    family: ClassVar[Family] = Family.SRV
+
+    run: Id
+    round: int = Field(ge=0)
+    result: RoundResult
+    checkpoint: Artifact | None = None
+
+
+class RunFinished(Message):
+    """All rounds are done and *artifact* is stored: it may become a version."""
+
+    word: ClassVar[str] = "run_finished"
+    family: ClassVar[Family] = Family.SRV
+
+    run: Id
+    artifact: Artifact
+    rounds: int
+
+
+class RunFailed(Message):
+    """The ServerApp gave up: the model version does not change."""
+
+    word: ClassVar[str] = "run_failed"
+    family: ClassVar[Family] = Family.SRV
+
+    run: Id
+    reason: str
+
+
+class ServerLost(Message):
+    """The Flower server's process is gone without a word."""
+
+    word: ClassVar[str] = "server_lost"
+    family: ClassVar[Family] = Family.SRV
+
+    run: Id
+    reason: str
+
+
+# --- the rounds themselves: Flower's messages --------------------------------------------
+
+
+class Content(Body):
+    """A Flower RecordDict: inside the event if it is small and without arrays, else as a blob."""
+
+    inline: bytes | None = None
+    blob: BlobRef | None = None
+
+
+class RoundMessage(ClientMessage):
+    """A Flower message to one node: train, evaluate or query."""
+
+    word: ClassVar[str] = "round_message"
+    family: ClassVar[Family] = Family.CMD
+
+    run: Id
+    message_id: str
+    message_type: str
+    round: int | None = None
+    """What Flower calls the group, where it is a number."""
+    group_id: str = ""
+    created_at: float
+    """Seconds since the epoch, as Flower counts."""
+    ttl_s: float
+    content: Content

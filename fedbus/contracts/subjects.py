@@ -1,0 +1,80 @@
+"""The one place that knows how subjects are spelled. *fed* is the federation.
+
+    fedbus.<fed>.svc.<task>.<request>             a request to the server side, answered on its reply subject
+    fedbus.<fed>.srv.<task>.<event>               between the agents of the server side
+    fedbus.<fed>.cast.<task>.<event>              server side -> all clients
+    fedbus.<fed>.cmd.<client>.<task>.<command>    server side -> one client; kept while it is away
+    fedbus.<fed>.client.<client>.<task>.<event>   one client -> server side
+    fedbus.<fed>.local.<client>.<task>.<word>     between the agents of one client
+    fedbus.<fed>.life.<kind>.<task or client.task or run>   a lifecycle has moved
+    fedbus.<fed>.blob.<holder>.<word>             weights in flight, see `fedbus.bus.blobs`
+    fedbus.<fed>.dead.<agent>                     what could not be read, with the reason
+    fedbus.<fed>.deliver.<client or server>.<agent>   where the server puts what a durable consumer holds
+
+The identity stands in a fixed token, so that permissions can be a template per client. A
+stream never covers ``svc`` or ``blob``: it acknowledges whatever it stores, and would
+answer before the agent could.
+"""
+
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, Family, Message
+
+ROOT = "fedbus"
+SERVER_SIDE = "server"
+"""Stands where a client's id would, for the agents of the server side. No client may be called so."""
+
+
+class ForeignSubject(ValueError):
+    """A subject that is not spelled as this module spells them."""
+
+
+def of(fed: FederationId, message: Message) -> str:
+    """Where *message* goes. Transitions know their own place: see `life`."""
+    if isinstance(message, ClientMessage):
+        return f"{ROOT}.{fed}.{message.family}.{message.client}.{message.task}.{message.word}"
+    assert message.family not in OF_ONE_CLIENT | {Family.LIFE}, message.word
+    return f"{ROOT}.{fed}.{message.family}.{message.task}.{message.word}"
+
+
+def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: str = "*") -> str:
+    """All messages of one *kind*, or those of one *client* or one *task*."""
+    if kind.family is Family.LIFE:
+        return f"{ROOT}.{fed}.life.>"
+    if kind.family in OF_ONE_CLIENT:
+        return f"{ROOT}.{fed}.{kind.family}.{client}.{task}.{kind.word}"
+    return f"{ROOT}.{fed}.{kind.family}.{task}.{kind.word}"
+
+
+def life(fed: FederationId, kind: str, thing: str) -> str:
+    """Where the transitions of one *thing* go: its last message is its state."""
+    return f"{ROOT}.{fed}.life.{kind}.{thing}"
+
+
+def blob(fed: FederationId, holder: str, word: str) -> str:
+    return f"{ROOT}.{fed}.blob.{holder}.{word}"
+
+
+def dead(fed: FederationId, agent: str) -> str:
+    return f"{ROOT}.{fed}.dead.{agent}"
+
+
+def deliver(fed: FederationId, owner: str, agent: str) -> str:
+    return f"{ROOT}.{fed}.deliver.{owner}.{agent}"
+
+
+def client_in(subject: str) -> str | None:
+    """The client whose id stands in *subject*, or None where none does."""
+    root, _, family, *rest = _tokens(subject)
+    return rest[0] if root == ROOT and family in OF_ONE_CLIENT and len(rest) == 3 else None
+
+
+def word_in(subject: str) -> str:
+    """The last token: the word of a message's subject."""
+    return _tokens(subject)[-1]
+
+
+def _tokens(subject: str) -> list[str]:
+    tokens = subject.split(".")
+    if len(tokens) < 4:
+        raise ForeignSubject(f"{subject!r} is not a subject of fedbus")
+    return tokens

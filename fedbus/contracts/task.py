@@ -1,0 +1,83 @@
+"""A task: one Flower app and how fedbus is to operate it, as its ``pyproject.toml`` says.
+
+``[tool.flwr.app]`` is Flower's and stays as it is; ``[tool.fedbus]`` is read into `TaskTable`.
+A name of a function or class is written ``module:name``, as in Flower's own table.
+"""
+
+from typing import Annotated, Literal, TypeAlias
+
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints
+
+from fedbus.contracts.identifiers import Id
+from fedbus.contracts.run import RunPlan
+
+Reference: TypeAlias = Annotated[
+    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$")
+]
+
+
+class _Table(BaseModel):
+    """Part of the table: a name it does not know is a mistake, and said to be one."""
+
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-")
+    )
+
+
+class ScheduleTable(_Table):
+    """When runs start by themselves: the first as soon as there are clients, the next *every_s* after the last."""
+
+    every_s: float | None = Field(default=None, gt=0)
+    at_most: int | None = Field(default=None, ge=1)
+    """How many runs the schedule starts in all."""
+
+
+class CaptureTable(_Table):
+    """What a device keeps of the predictions it made."""
+
+    enabled: bool = True
+    max_rows: int = Field(default=20_000, ge=1)
+
+
+class TaskTable(_Table):
+    """``[tool.fedbus]``."""
+
+    task: Id
+    model: Reference
+    """Makes the model: ``() -> torch.nn.Module``."""
+    predict: Reference | None = None
+    """``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``; left out: the class with the highest output."""
+    samples: Reference | None = None
+    """``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``: probes for new models, and live traffic."""
+    rounds: int = Field(default=3, ge=1)
+    quorum: int = Field(default=2, ge=1)
+    recruit_s: float = Field(default=60.0, gt=0)
+    round_s: float = Field(default=600.0, gt=0)
+    aggregation: Literal["streaming", "stock"] = "streaming"
+    """Whether updates are added up as they arrive, where the strategy is a weighted mean, or by Flower's own code."""
+    schedule: ScheduleTable = ScheduleTable()
+    capture: CaptureTable = CaptureTable()
+
+    @property
+    def plan(self) -> RunPlan:
+        """What a run is to be when nobody says otherwise."""
+        return RunPlan(rounds=self.rounds, quorum=self.quorum, recruit_s=self.recruit_s, round_s=self.round_s)
+
+
+class Task(BaseModel):
+    """A task as read from its directory."""
+
+    model_config = ConfigDict(frozen=True)
+
+    table: TaskTable
+    serverapp: Reference
+    clientapp: Reference
+    run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
+    code_version: str
+    """The commit SHA of a clean Git work tree, else ``sha256:`` and the digest of the files."""
+    path: str
+
+    @property
+    def id(self) -> str:
+        return self.table.task

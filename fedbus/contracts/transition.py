@@ -1,0 +1,53 @@
+"""A lifecycle has moved: the one kind of message that the life stream keeps.
+
+The last transition of a thing is its state: it carries the state it led to and all that
+the owner needs to go on from there.
+"""
+
+from datetime import datetime
+from typing import Annotated, Any, ClassVar
+
+from pydantic import Field
+
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, FlClientFacts, InferenceFacts
+from fedbus.contracts.lifecycle import Lifecycle
+from fedbus.contracts.message import Family, Message
+from fedbus.contracts.run import RUN, RunFacts
+from fedbus.contracts.server import SERVER, ServerFacts
+
+LIFECYCLES: dict[str, Lifecycle[Any]] = {one.kind: one for one in (SERVER, RUN, CLIENT, FL_CLIENT, INFERENCE)}
+
+Facts = Annotated[
+    ServerFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts, Field(discriminator="kind")
+]
+
+
+class Transition(Message):
+    """*event* led from *source* to *target*; *reason* says why, in words."""
+
+    word: ClassVar[str] = "transition"
+    family: ClassVar[Family] = Family.LIFE
+
+    event: str
+    source: str
+    target: str
+    reason: str = ""
+    waits_for: str = ""
+    """What the new state waits for."""
+    deadline: datetime | None = None
+    """Until when, where that is known."""
+    facts: Facts
+
+    @property
+    def legal(self) -> bool:
+        """Whether the table has this arrow. Not checked on reading: old readers must bear newer tables."""
+        lifecycle = LIFECYCLES[self.kind]
+        return lifecycle.arrows.get((lifecycle.states(self.source), self.event)) == self.target
+
+    @property
+    def kind(self) -> str:
+        return self.facts.kind
+
+    @property
+    def thing(self) -> str:
+        return self.facts.thing

@@ -1,0 +1,1 @@
+"""Virtual clients, network profiles, experiments."""

@@ -1,0 +1,1 @@
+"""What is kept: models, code, captured data. The only package that runs git."""
