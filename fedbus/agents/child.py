@@ -15,11 +15,12 @@ which then ends its children in its own order.
 import asyncio
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
 from typing import IO, Final, Self
@@ -31,6 +32,7 @@ STOP_S: Final = 10.0
 GRACE_S: Final = 5.0
 """How long a child whose parent has gone may take to say goodbye; then it ends at once."""
 MAX_LINE_BYTES: Final = 64 * 1024
+HEAR_OUT_S: Final = 1.0
 LAST_WORDS_BYTES: Final = 8 * 1024
 ORPHANED: Final = 70
 """Exit code of a child that had to be ended because its parent was gone."""
@@ -64,33 +66,38 @@ class ChildProcess:
         self._environment = dict(environment or {})
         self._output = output
         self._stop_s = stop_s
-        self._process: asyncio.subprocess.Process | None = None
-        self._pump: asyncio.Task[None] | None = None
+        self._ear = _Ear(output if callable(output) else None)
+        self._transport: asyncio.SubprocessTransport | None = None
         self._swept = False
 
     @property
     def pid(self) -> int:
-        return self._started.pid
+        pid = self._started.get_pid()
+        assert pid is not None
+        return pid
 
     @property
     def returncode(self) -> int | None:
         """How it ended, or None while it runs; negative: the signal that ended it."""
-        return self._started.returncode
+        return self._started.get_returncode()
 
     async def ended(self) -> int:
         """Wait for its end, whatever the cause; what it left running is killed."""
-        code = await self._started.wait()
+        await self._ear.ended.wait()
         self._kill_group()
-        if self._pump is not None:
-            await asyncio.shield(self._pump)
-        return code
+        with suppress(TimeoutError):  # who left its group may still hold its output
+            async with asyncio.timeout(HEAR_OUT_S):
+                await self._ear.silent.wait()
+        self._started.close()
+        assert self.returncode is not None
+        return self.returncode
 
     async def stop(self) -> int:
         """Ask it to end, and kill it with all that it started when it has not gone after *stop_s*."""
         try:
             async with asyncio.timeout(self._stop_s):
-                self._signal(signal.SIGTERM)
-                await self._started.wait()
+                self._ask()
+                await self._ear.ended.wait()
         except TimeoutError:
             pass
         finally:  # also when we are cancelled while we wait: then at once
@@ -99,27 +106,22 @@ class ChildProcess:
 
     def last_words(self, lines: int = 3) -> str:
         """The end of its log, on one line: what a person would look at first when it died."""
-        if not isinstance(self._output, Path):
-            return ""
-        return last_words(self._output, lines)
+        return last_words(self._output, lines) if isinstance(self._output, Path) else ""
 
     async def __aenter__(self) -> Self:
-        with _opened(self._output) as (target, to_pipe):
+        with _opened(self._output) as (stdout, stderr):
             try:
-                self._process = await asyncio.create_subprocess_exec(
+                self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
+                    lambda: self._ear,
                     *self._command,
-                    stdin=asyncio.subprocess.PIPE,
-                    stdout=asyncio.subprocess.PIPE if to_pipe else target,
-                    stderr=asyncio.subprocess.STDOUT if to_pipe or target else None,
+                    stdin=subprocess.PIPE,
+                    stdout=stdout,
+                    stderr=stderr,
                     env=os.environ | trace_environment() | self._environment,
                     start_new_session=True,
                 )
             except OSError as error:
                 raise ChildNotStarted(f"cannot start {self.name}: {error}") from None
-        if self._process.stdout is not None and callable(self._output):
-            self._pump = asyncio.create_task(
-                _hand_on(self._process.stdout, self._output), name=f"output of {self.name}"
-            )
         return self
 
     async def __aexit__(
@@ -128,52 +130,75 @@ class ChildProcess:
         await self.stop()
 
     @property
-    def _started(self) -> asyncio.subprocess.Process:
-        assert self._process is not None, f"{self.name} was not started"
-        return self._process
+    def _started(self) -> asyncio.SubprocessTransport:
+        assert self._transport is not None, f"{self.name} was not started"
+        return self._transport
 
-    def _signal(self, how: signal.Signals) -> None:
+    def _ask(self) -> None:
         with suppress(ProcessLookupError):
-            self._started.send_signal(how)
+            self._started.terminate()
 
     def _kill_group(self) -> None:
         """The child leads its group, so this reaches whatever it has left running as well."""
         if self._swept:  # the number may be another's by now
             return
-        self._swept = self._started.returncode is not None
+        self._swept = self.returncode is not None
         with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
-            os.killpg(self._started.pid, signal.SIGKILL)
+            os.killpg(self.pid, signal.SIGKILL)
 
 
-class _opened:  # noqa: N801  # reads as the word it is: `with _opened(output) as …`
-    """The file that a child's output goes to, open for the moment of its start."""
+class _Ear(asyncio.SubprocessProtocol):
+    """Hears what a child says, in lines, and when it ends.
 
-    def __init__(self, output: Output) -> None:
-        self._output = output
-        self._file: IO[bytes] | None = None
+    Not asyncio's own Process: its ``wait`` lasts until every pipe is closed, and so for as long as
+    anything lives that the child has left behind.
+    """
 
-    def __enter__(self) -> tuple[IO[bytes] | None, bool]:
-        if isinstance(self._output, Path):
-            self._output.parent.mkdir(parents=True, exist_ok=True)
-            self._file = self._output.open("ab")
-        return self._file, callable(self._output)
+    def __init__(self, sink: Callable[[str], None] | None) -> None:
+        self.ended = asyncio.Event()
+        self.silent = asyncio.Event()
+        self._sink = sink
+        self._held = b""
 
-    def __exit__(self, *_: object) -> None:
-        if self._file is not None:
-            self._file.close()
-
-
-async def _hand_on(stream: asyncio.StreamReader, sink: Callable[[str], None]) -> None:
-    """Every line of *stream* to *sink*; a line longer than MAX_LINE_BYTES comes in pieces."""
-    held = b""
-    while piece := await stream.read(MAX_LINE_BYTES):
-        *lines, held = (held + piece).split(b"\n")
-        if len(held) > MAX_LINE_BYTES:
-            lines, held = [*lines, held], b""
+    def pipe_data_received(self, fd: int, data: bytes) -> None:  # noqa: ARG002  # asyncio's signature
+        """Hand on every line; one longer than MAX_LINE_BYTES comes in pieces."""
+        *lines, self._held = (self._held + data).split(b"\n")
+        if len(self._held) > MAX_LINE_BYTES:
+            lines, self._held = [*lines, self._held], b""
         for line in lines:
-            sink(line.decode(errors="replace"))
-    if held:
-        sink(held.decode(errors="replace"))
+            self._hand_on(line)
+
+    def pipe_connection_lost(self, fd: int, exc: Exception | None) -> None:  # noqa: ARG002  # the same
+        if fd != 0:
+            self._hear_out()
+
+    def process_exited(self) -> None:
+        self.ended.set()
+        if self._sink is None:
+            self.silent.set()
+
+    def _hear_out(self) -> None:
+        if self._held:
+            self._hand_on(self._held)
+        self._held = b""
+        self.silent.set()
+
+    def _hand_on(self, line: bytes) -> None:
+        if self._sink is not None:
+            self._sink(line.decode(errors="replace"))
+
+
+@contextmanager
+def _opened(output: Output) -> Iterator[tuple[int | IO[bytes] | None, int | None]]:
+    """What a child's output and error output are to be; a file is open for the moment of the start."""
+    if isinstance(output, Path):
+        output.parent.mkdir(parents=True, exist_ok=True)
+        with output.open("ab") as file:
+            yield file, subprocess.STDOUT
+    elif output is not None:
+        yield subprocess.PIPE, subprocess.STDOUT
+    else:
+        yield None, None
 
 
 def last_words(log: Path, lines: int = 3) -> str:

@@ -15,6 +15,9 @@ from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, las
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(1000)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
+STARTS_ANOTHER = (
+    f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {DEAF!r}]).pid, flush=True)"
+)
 WATCHES = f"from fedbus.agents.child import parent_watch; parent_watch(grace_s=0.1); {SLEEPS}"
 WATCHES_DEAF = f"from fedbus.agents.child import parent_watch; parent_watch(grace_s=0.1); {DEAF}"
 PARENT = """
@@ -51,7 +54,7 @@ async def test_a_deaf_child_is_killed_after_the_bound() -> None:
 
 async def test_what_a_child_started_ends_with_it() -> None:
     said: list[str] = []
-    code = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {DEAF!r}]).pid, flush=True); {SLEEPS}"
+    code = f"{STARTS_ANOTHER}; {SLEEPS}"
     async with ChildProcess("forks", *python(code), output=said.append) as child:
         await eventually(lambda: len(said) > 2)
         grandchild = psutil.Process(int(said[0]))
@@ -62,10 +65,7 @@ async def test_what_a_child_started_ends_with_it() -> None:
 
 async def test_a_child_that_ends_and_leaves_something_running_is_cleared_away() -> None:
     said: list[str] = []
-    code = (
-        f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {DEAF!r}]).pid, flush=True)"
-    )
-    async with ChildProcess("forks", *python(code), output=said.append) as child:
+    async with ChildProcess("forks", *python(STARTS_ANOTHER), output=said.append) as child:
         assert await child.ended() == 0  # although the other one holds its output open
 
     assert not psutil.pid_exists(int(said[0])) or not _runs(psutil.Process(int(said[0])))
@@ -159,7 +159,7 @@ async def test_a_child_is_in_the_trace_of_its_parent() -> None:
 
 
 async def test_a_program_that_is_not_there_is_named() -> None:
-    with pytest.raises(ChildNotStarted, match="cannot start trainer: .*no-such-program"):
+    with pytest.raises(ChildNotStarted, match=r"cannot start trainer: .*no-such-program"):
         async with ChildProcess("trainer", "/no-such-program"):
             pytest.fail("it started")
 
