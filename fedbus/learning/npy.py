@@ -1,0 +1,74 @@
+"""The .npy format without copies: Flower serialises each array as one .npy blob.
+
+A blob is a short header in text and then the numbers, so an array can be read where its blob
+lies. Nothing here can be made to unpickle: arrays of Python objects are refused by their header.
+"""
+
+import math
+import tokenize
+from functools import lru_cache
+from io import BytesIO
+from typing import Any, Final
+
+import numpy as np
+from numpy.lib import format as npy
+
+MAX_HEADER_BYTES: Final = 16 * 1024
+MAX_DIMENSIONS: Final = 32
+
+
+class BadArray(ValueError):
+    """The bytes of an array are not what they should be; the text says how."""
+
+
+def view(data: memoryview) -> np.ndarray[Any, Any]:
+    """The array in the .npy bytes *data*, without a copy; raises BadArray."""
+    start, dtype, shape, fortran = parsed_header(_header_bytes(data))
+    count = math.prod(shape)
+    if count * dtype.itemsize != len(data) - start:
+        raise BadArray(f"{len(data) - start} bytes cannot be an array of {dtype} and shape {shape}")
+    flat = np.frombuffer(data, dtype=dtype, count=count, offset=start)
+    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+
+
+def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+    """The header of an array in C order, padded so that the numbers after it are aligned."""
+    fields = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
+    padding = -(len(npy.MAGIC_PREFIX) + 4 + len(fields) + 1) % npy.ARRAY_ALIGN
+    text = (fields + " " * padding + "\n").encode("latin1")
+    return npy.magic(1, 0) + len(text).to_bytes(2, "little") + text
+
+
+def check(data: memoryview, *, dtype: str, shape: tuple[int, ...]) -> None:
+    """Raise BadArray unless *data* is what its record says it is."""
+    array = view(data)
+    if str(array.dtype) != dtype or array.shape != shape:
+        raise BadArray(f"it says {dtype} {shape} and holds {array.dtype} {array.shape}")
+
+
+def _header_bytes(data: memoryview) -> bytes:
+    """The header at the beginning of *data*, magic included."""
+    prefix = bytes(data[:12])
+    if prefix[:6] != npy.MAGIC_PREFIX or len(prefix) < 12 or prefix[6] not in {1, 2}:
+        raise BadArray("it does not begin with a .npy header")
+    length_bytes = 2 if prefix[6] == 1 else 4
+    end = 8 + length_bytes + int.from_bytes(prefix[8 : 8 + length_bytes], "little")
+    if end > min(len(data), MAX_HEADER_BYTES):
+        raise BadArray("its .npy header does not end")
+    return bytes(data[:end])
+
+
+@lru_cache(maxsize=4096)  # the same few headers come from every client in every round
+def parsed_header(header: bytes) -> tuple[int, np.dtype[Any], tuple[int, ...], bool]:
+    """Where the numbers begin, their dtype, the shape, and whether it is in Fortran order; raises BadArray."""
+    stream = BytesIO(header)
+    read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
+    try:
+        shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
+        raise BadArray(f"its .npy header cannot be read: {' '.join(str(error).split())[:200]}") from None
+    if dtype.hasobject:
+        raise BadArray("it holds Python objects, which are never taken off the wire")
+    if len(shape) > MAX_DIMENSIONS or any(dimension < 0 for dimension in shape):
+        raise BadArray(f"its shape is {shape}")
+    return stream.tell(), dtype, shape, fortran
