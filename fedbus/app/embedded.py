@@ -87,7 +87,7 @@ class NotWritable(EmbeddedError):
     def __init__(self, directory: Path, reason: str) -> None:
         super().__init__(
             f"cannot write to {directory}: {reason}. Give the directory to this user, "
-            "or set FEDBUS_DATA_DIR to another"
+            "or set FEDBUS_HOME to another"
         )
         self.directory = directory
 
@@ -96,7 +96,7 @@ class AlreadyRunning(EmbeddedError):
     def __init__(self, directory: Path) -> None:
         super().__init__(
             f"another fedbus keeps its nats-server in {directory}: use that one, "
-            "or set FEDBUS_DATA_DIR to another directory"
+            "or set FEDBUS_HOME to another directory"
         )
 
 

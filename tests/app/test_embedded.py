@@ -137,7 +137,7 @@ async def test_a_kept_port_that_is_taken_since_gives_way(tmp_path: Path) -> None
 
 async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(NotWritable, match=r"cannot write to .*/file/data: .*FEDBUS_DATA_DIR"):
+    with pytest.raises(NotWritable, match=r"cannot write to .*/file/data: .*FEDBUS_HOME"):
         async with embedded_nats(tmp_path / "file" / "data"):
             pytest.fail("it started")
 

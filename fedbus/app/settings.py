@@ -1,0 +1,105 @@
+"""Where things are: the few settings that every command shares, read from the environment once.
+
+    FEDBUS_HOME         what fedbus keeps on this machine; default: .fedbus in the working directory
+    FEDBUS_NATS_URL     the bus; default: the one that `fedbus up` or `fedbus demo` started here, which
+                        leaves its address in FEDBUS_HOME/nats.url; else nats://127.0.0.1:4222
+    FEDBUS_FEDERATION   everything that shares one bus account; default: dev
+    FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
+
+A mistake in them is one line that names the variable.
+"""
+
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Final, Self
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from fedbus.contracts.identifiers import FederationId, federation_id
+
+DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
+URL_FILE: Final = "nats.url"
+SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
+
+
+class BadSetting(Exception):
+    """A variable holds what it cannot hold; the text names it and says what it may be."""
+
+
+class Settings(BaseModel):
+    """What the environment says, checked."""
+
+    model_config = ConfigDict(frozen=True, populate_by_name=True, validate_default=True)
+
+    home: Path = Field(default=Path(".fedbus"), alias="FEDBUS_HOME")
+    given_nats_url: str | None = Field(default=None, alias="FEDBUS_NATS_URL")
+    federation: Annotated[str, AfterValidator(federation_id)] = Field(
+        default="dev", alias="FEDBUS_FEDERATION"
+    )
+    given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
+
+    @field_validator("home")
+    @classmethod
+    def _stays_where_it_is(cls, home: Path) -> Path:
+        return home.expanduser().absolute()
+
+    @field_validator("given_nats_url")
+    @classmethod
+    def _is_a_url(cls, url: str | None) -> str | None:
+        if url is not None and not url.startswith(SCHEMES):
+            raise ValueError(f"{url!r} is not the address of a nats-server: write nats://host:4222")
+        return url
+
+    @classmethod
+    def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
+        """The settings of this process; raises BadSetting. An empty variable counts as none."""
+        found = os.environ if environment is None else environment
+        names = [field.alias for field in cls.model_fields.values() if field.alias]
+        try:
+            return cls.model_validate({name: found[name] for name in names if found.get(name)})
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            raise BadSetting(f"{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
+
+    @property
+    def fed(self) -> FederationId:
+        return FederationId(self.federation)
+
+    @property
+    def data_dir(self) -> Path:
+        return (self.given_data_dir or self.home / "data").expanduser().absolute()
+
+    @property
+    def nats_dir(self) -> Path:
+        """What the embedded nats-server keeps."""
+        return self.home / "nats"
+
+    @property
+    def nats_url(self) -> str:
+        """The bus to talk to: the one that was named, else the one that runs here, else the usual address."""
+        return self.given_nats_url or self.running_here or DEFAULT_NATS_URL
+
+    @property
+    def running_here(self) -> str | None:
+        """The address that a fedbus on this machine has left."""
+        try:
+            return self._url_file.read_text().strip() or None
+        except OSError:
+            return None
+
+    @contextmanager
+    def announced(self, url: str) -> Iterator[None]:
+        """Other commands on this machine find *url* without a flag, for as long as the block runs."""
+        self._url_file.parent.mkdir(parents=True, exist_ok=True)
+        self._url_file.write_text(f"{url}\n")
+        try:
+            yield
+        finally:
+            if self.running_here == url:  # another may have taken over since
+                self._url_file.unlink(missing_ok=True)
+
+    @property
+    def _url_file(self) -> Path:
+        return self.home / URL_FILE

@@ -1,0 +1,73 @@
+"""Settings: what the environment says, and one line where it says nonsense."""
+
+from pathlib import Path
+
+import pytest
+
+from fedbus.app.settings import BadSetting, Settings
+
+
+def test_without_variables_everything_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.from_environment({})
+
+    assert settings.home == tmp_path / ".fedbus"
+    assert settings.data_dir == tmp_path / ".fedbus" / "data"
+    assert settings.nats_url == "nats://127.0.0.1:4222"
+    assert settings.fed == "dev"
+
+
+def test_each_variable_is_heard(tmp_path: Path) -> None:
+    settings = Settings.from_environment(
+        {
+            "FEDBUS_HOME": str(tmp_path),
+            "FEDBUS_NATS_URL": "tls://bus.example:4222",
+            "FEDBUS_FEDERATION": "clinics",
+            "FEDBUS_DATA_DIR": "/data",
+        }
+    )
+
+    assert (settings.home, settings.nats_url) == (tmp_path, "tls://bus.example:4222")
+    assert (settings.fed, settings.data_dir) == ("clinics", Path("/data"))
+
+
+def test_an_empty_variable_is_none() -> None:
+    assert Settings.from_environment({"FEDBUS_FEDERATION": ""}).fed == "dev"
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "said"),
+    [
+        ("FEDBUS_FEDERATION", "All Clinics", "FEDBUS_FEDERATION: 'All Clinics' cannot be a federation id"),
+        ("FEDBUS_FEDERATION", "*", r"FEDBUS_FEDERATION: '\*' cannot be"),
+        ("FEDBUS_NATS_URL", "localhost", "FEDBUS_NATS_URL: 'localhost' is not the address of a nats-server"),
+    ],
+)
+def test_nonsense_is_one_line_that_names_the_variable(name: str, value: str, said: str) -> None:
+    with pytest.raises(BadSetting, match=said) as caught:
+        Settings.from_environment({name: value})
+
+    assert "\n" not in str(caught.value)
+
+
+def test_a_running_bus_is_found_without_a_flag_until_it_has_gone(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path / "home")})
+    with settings.announced("nats://127.0.0.1:4711"):
+        assert settings.nats_url == "nats://127.0.0.1:4711"
+
+    assert settings.nats_url == "nats://127.0.0.1:4222"
+
+
+def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
+    with settings.announced("nats://127.0.0.1:1"):
+        successor = settings.announced("nats://127.0.0.1:2")
+        successor.__enter__()
+
+    assert settings.running_here == "nats://127.0.0.1:2"
+
+
+def test_a_named_bus_goes_before_the_one_that_runs_here(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_NATS_URL": "nats://far:4222"})
+    with settings.announced("nats://127.0.0.1:4711"):
+        assert settings.nats_url == "nats://far:4222"

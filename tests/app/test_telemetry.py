@@ -1,0 +1,116 @@
+"""Telemetry, in processes of its own: what is set up once cannot be taken back."""
+
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
+
+SPEAKS = """
+import logging
+import structlog
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+with configured("fedbus-trainer", client="c1"):
+    with trace.get_tracer("test").start_as_current_span("train"):
+        structlog.get_logger("fedbus.test").info("round finished", round=2)
+        logging.getLogger("some.library").warning("beware of %s", "this")
+    structlog.get_logger("fedbus.test").debug("a detail")
+"""
+FAILS = """
+import structlog
+from fedbus.app.telemetry import configured
+
+with configured("fedbus-trainer"):
+    try:
+        1 / 0
+    except ZeroDivisionError:
+        structlog.get_logger("fedbus.test").exception("it broke")
+"""
+
+
+def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
+    return subprocess.run(
+        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
+    )
+
+
+def test_every_line_is_json_with_its_trace_where_nobody_watches() -> None:
+    said = run(SPEAKS)
+    ours, theirs = (json.loads(line) for line in said.stderr.splitlines())
+
+    assert said.stdout == ""
+    assert (ours["event"], ours["round"], ours["level"]) == ("round finished", 2, "info")
+    assert (ours["agent"], ours["client"], ours["logger"]) == ("trainer", "c1", "fedbus.test")
+    assert (theirs["event"], theirs["level"]) == ("beware of this", "warning")
+    assert len(ours["trace_id"]) == 32
+    assert (ours["trace_id"], ours["span_id"]) == (theirs["trace_id"], theirs["span_id"])
+
+
+def test_the_level_is_a_setting() -> None:
+    assert "a detail" in run(SPEAKS, FEDBUS_LOG_LEVEL="debug").stderr
+    assert run(SPEAKS, FEDBUS_LOG_LEVEL="error").stderr == ""
+
+
+def test_an_exception_stays_one_line() -> None:
+    (line,) = run(FAILS).stderr.splitlines()
+
+    assert json.loads(line)["exception"][0]["exc_type"] == "ZeroDivisionError"
+
+
+def test_nobody_listening_costs_no_time_and_no_stack_trace() -> None:
+    began = time.monotonic()
+    said = run(SPEAKS, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+
+    assert time.monotonic() - began < 10
+    assert "Traceback" not in said.stderr
+    assert len(said.stderr.splitlines()) <= 5
+
+
+class Collector(HTTPServer):
+    """Takes spans as an OpenTelemetry collector does."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), TakesSpans)
+        self.requests: list[ExportTraceServiceRequest] = []
+
+
+class TakesSpans(BaseHTTPRequestHandler):
+    server: Collector
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.server.requests.append(ExportTraceServiceRequest.FromString(body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, format: str, *args: object) -> None:
+        """Not in the tests' output."""
+
+
+@pytest.fixture
+def collector() -> Iterator[Collector]:
+    with Collector() as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield server
+        server.shutdown()
+        thread.join()
+
+
+def test_spans_reach_the_collector_before_the_process_ends(collector: Collector) -> None:
+    run(SPEAKS, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
+
+    (sent,) = collector.requests[0].resource_spans
+    resource = {attribute.key: attribute.value.string_value for attribute in sent.resource.attributes}
+    assert resource["service.name"] == "fedbus-trainer"
+    assert resource["fedbus.client"] == "c1"
+    assert [span.name for span in sent.scope_spans[0].spans] == ["train"]
