@@ -1,0 +1,126 @@
+"""Handwritten digits, divided over the clients. NumPy alone: who only asks for samples needs no torch.
+
+MNIST where its four files are, in ``mnist/`` of the folder *data* or ``$FEDBUS_DATA_DIR``; else
+scikit-learn's digits, blown up to the same 28×28 pixels. Everybody who asks with the same numbers
+gets the same answer.
+
+    training set ─┬─ live samples   one in ten: what devices are asked to predict; never trained on as such
+                  └─ partitions     IID, or with label skew
+    test set                        for evaluation alone
+"""
+
+import gzip
+import os
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+
+SPLIT_SEED = 20_240_229
+LIVE_SHARE = 0.1
+FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1")
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """*source* says which data these are."""
+
+    source: str
+    train: tuple[np.ndarray, np.ndarray]
+    test: tuple[np.ndarray, np.ndarray]
+
+
+def partition(
+    number: int, of: int, *, data: str = "", alpha: float = 0.0, max_samples: int = 0
+) -> tuple[np.ndarray, np.ndarray]:
+    """Inputs (n, 784) in 0…1 and labels (n,) that client *number* trains on."""
+    images, labels = load(data).train
+    chosen = _parts(data, of, alpha)[number % of]
+    chosen = chosen[:max_samples] if max_samples else chosen
+    return pixels(images[chosen]), labels[chosen]
+
+
+def samples(partition_id: int, num_partitions: int) -> tuple[np.ndarray, np.ndarray]:
+    """What client *partition_id* is asked to predict, and the answers: in nobody's training set."""
+    images, labels = load().train
+    live, _ = _split(len(labels))
+    chosen = np.array_split(live, num_partitions)[partition_id % num_partitions]
+    return pixels(images[chosen]), labels[chosen]
+
+
+def evaluation_set(data: str = "", *, part: int = 0, of: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """The test set, or one part of it."""
+    images, labels = load(data).test
+    return pixels(images[part % of :: of]), labels[part % of :: of]
+
+
+def pixels(images: np.ndarray) -> np.ndarray:
+    return images.reshape(len(images), -1).astype(np.float32) / 255
+
+
+def load(data: str = "") -> Dataset:
+    """The data set in the folder *data*, or ``$FEDBUS_DATA_DIR``; scikit-learn's digits where MNIST is not there."""
+    return _load(data or os.environ.get("FEDBUS_DATA_DIR", ""))
+
+
+@cache
+def _load(folder: str) -> Dataset:
+    files = _files(Path(folder) / "mnist") if folder else None
+    if files is None:
+        return _digits()
+    train_x, train_y, test_x, test_y = (_idx(file) for file in files)
+    return Dataset("MNIST", (train_x, train_y.astype(np.int64)), (test_x, test_y.astype(np.int64)))
+
+
+def _files(folder: Path) -> list[Path] | None:
+    """The four files, or None where one is missing."""
+    files = [folder / f"{name}-ubyte.gz" for name in FILES]
+    return files if all(file.is_file() for file in files) else None
+
+
+def _idx(file: Path) -> np.ndarray:
+    """An array in the format of http://yann.lecun.com/exdb/mnist: magic number, shape, bytes."""
+    content = gzip.decompress(file.read_bytes())
+    if content[:3] != b"\x00\x00\x08":
+        raise ValueError(f"{file} is not an idx file of bytes: fetch it again")
+    dimensions = content[3]
+    shape = np.frombuffer(content, ">u4", count=dimensions, offset=4)
+    return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
+
+
+def _digits() -> Dataset:
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import, and seldom needed
+
+    digits = load_digits()
+    images = np.pad(np.kron(digits.images, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))
+    images, labels = (images * (255 / 16)).astype(np.uint8), digits.target.astype(np.int64)
+    order = np.random.default_rng(SPLIT_SEED).permutation(len(labels))
+    train, test = order[:1437], order[1437:]
+    return Dataset("scikit-learn digits", (images[train], labels[train]), (images[test], labels[test]))
+
+
+def _split(total: int) -> tuple[np.ndarray, np.ndarray]:
+    """Live samples and the rest, the same for everybody, however the rest is divided."""
+    order = np.random.default_rng(SPLIT_SEED).permutation(total)
+    return np.split(order, [int(total * LIVE_SHARE)])
+
+
+@cache
+def _parts(data: str, of: int, alpha: float) -> list[np.ndarray]:
+    """Who trains on what."""
+    labels = load(data).train[1]
+    _, rest = _split(len(labels))
+    return _skewed(rest, labels[rest], of, alpha) if alpha > 0 else np.array_split(rest, of)
+
+
+def _skewed(rest: np.ndarray, labels: np.ndarray, of: int, alpha: float) -> list[np.ndarray]:
+    """Each label's samples are shared out by a draw of its own; nobody gets nothing."""
+    rng = np.random.default_rng(SPLIT_SEED)
+    parts: list[list[np.ndarray]] = [[one] for one in np.array_split(rest[:of], of)]
+    rest, labels = rest[of:], labels[of:]
+    for label in np.unique(labels):
+        ends = (np.cumsum(rng.dirichlet([alpha] * of))[:-1] * np.sum(labels == label)).astype(int)
+        for part, share in zip(parts, np.split(rest[labels == label], ends), strict=True):
+            part.append(share)
+    return [rng.permutation(np.concatenate(part)) for part in parts]
