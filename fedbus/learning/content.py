@@ -21,11 +21,11 @@ class Parcel:
         inline = not encoded.has_arrays and encoded.size_bytes <= MAX_INLINE_BYTES
         return cls(encoded, None if inline else encoded.sha256())
 
-    def post(self, blobs: Blobs, *, receivers: int) -> tuple[Content, Offer | None]:
+    async def post(self, blobs: Blobs, *, receivers: int) -> tuple[Content, Offer | None]:
         """What to write into the events, and the offer to release once all have answered."""
         if self.sha256 is None:
             return Content(inline=self.encoded.joined()), None
-        offer = blobs.offer(self.encoded.buffers, receivers=receivers, sha256=self.sha256)
+        offer = await blobs.offer(self.encoded.buffers, receivers=receivers, sha256=self.sha256)
         return Content(blob=offer.ref), offer
 
 

@@ -80,9 +80,9 @@ class NotEnoughClients(RuntimeError):
 
     def __init__(self, present: Iterable[str], failed: dict[str, str], waited_s: float) -> None:
         there = ", ".join(sorted(present)) or "nobody"
-        gone = "".join(f"; {client} is out: {reason}" for client, reason in sorted(failed.items()))
+        gone = "".join(f"; {client} is out ({reason})" for client, reason in sorted(failed.items()))
         super().__init__(
-            f"the strategy waited {waited_s:g} s for more clients: {there} is there{gone}. "
+            f"the strategy waited {waited_s:g} s for more clients: there: {there}{gone}. "
             "Lower the strategy's min_available_nodes, or start more clients"
         )
 
@@ -337,7 +337,7 @@ class BusGrid(Grid):
         """Offer each parcel once, and publish its messages."""
         outgoing = []
         for parcel, pendings in batches:
-            content, offer = parcel.post(self._bus.blobs, receivers=len(pendings))
+            content, offer = await parcel.post(self._bus.blobs, receivers=len(pendings))
             pendings[0].postage.offer = offer
             outgoing += [(pending, content) for pending in pendings]
         for pending, _ in outgoing:

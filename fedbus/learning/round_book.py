@@ -141,8 +141,7 @@ class RoundBook:
         return [NodesChanged()] if new else []
 
     def _left(self, client: str, reason: str) -> list[Effect]:
-        if self._heard.pop(client, None) is None:
-            return []
+        self._heard.pop(client, None)
         owed = [sent for sent in self._open.values() if sent.client == client]
         return [NodesChanged(), *(self._close(sent, Gone.NODE, reason) for sent in owed)]
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+from collections import Counter
 from collections.abc import AsyncIterator, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
@@ -36,23 +37,31 @@ class MemoryOffer:
 
     def release(self) -> None:
         self.blobs.released += 1
-        self.blobs.held.pop(self.ref.sha256, None)
+        self.blobs.offers[self.ref.sha256] -= 1
+        if not self.blobs.offers[self.ref.sha256]:
+            del self.blobs.held[self.ref.sha256]
 
 
 @dataclass
 class MemoryBlobs:
     held: dict[str, bytes] = field(default_factory=dict)
+    offers: Counter[str] = field(default_factory=Counter)
+    """How many offers there are of each: the same bytes may be offered twice."""
     offered: int = 0
     released: int = 0
     fetching: int = 0
     most_fetching: int = 0
     fetched: int = 0
 
-    def offer(self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None) -> MemoryOffer:
+    async def offer(
+        self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None
+    ) -> MemoryOffer:
         whole = b"".join(data)
         digest = hashlib.sha256(whole).hexdigest()
         assert sha256 in {None, digest}
         self.held[digest] = whole
+        self.offers[digest] += 1
+        assert receivers > 0
         self.offered += 1
         ref = BlobRef(sha256=digest, size_bytes=len(whole), chunk_bytes=1024**2, holder="memory")
         return MemoryOffer(ref, self)
@@ -79,6 +88,7 @@ class MemoryBus:
     listeners: dict[str, Callable[[RoundMessage], None]] = field(default_factory=dict)
 
     async def publish(self, message: Message, *, id: str | None = None) -> None:
+        assert id
         carried = type(message).model_validate(unpack(pack(message)))
         self.published.append(carried)
         if isinstance(carried, RoundMessage):
@@ -109,14 +119,16 @@ class Device:
         answer = await loop.run_in_executor(self.thread, self.host.handle, message, content)
         packed = None
         if answer.content is not None:
-            packed, _ = Parcel.of(records.encode(answer.content)).post(self.bus.blobs, receivers=1)
+            packed, _ = await Parcel.of(records.encode(answer.content)).post(self.bus.blobs, receivers=1)
         reply = RoundReply.model_validate(unpack(pack(answer.event(packed))))
         self.deliver(reply)
 
     async def close(self) -> None:
         for task in self.tasks:
             task.cancel()
-        await asyncio.gather(*self.tasks, return_exceptions=True)
+        for outcome in await asyncio.gather(*self.tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
         await asyncio.to_thread(self.thread.shutdown)
 
 
