@@ -25,6 +25,12 @@ class BlobRef(Body):
         """How many chunks there are: at least one, so that an empty blob has an end too."""
         return max(1, -(-self.size_bytes // self.chunk_bytes))
 
+    def size_of_chunk(self, index: int) -> int:
+        """What the chunk at *index* holds; less than nothing where there is no such chunk."""
+        if not 0 <= index < self.chunks:
+            return -1
+        return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
+
 
 class Artifact(Body):
     """A file of weights (safetensors), named by its digest."""

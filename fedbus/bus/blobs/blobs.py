@@ -1,0 +1,129 @@
+"""The one object of a process that offers and fetches blobs."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Final, Self
+
+from nats.aio.client import Client
+from nats.aio.subscription import Subscription
+from nats.errors import BadSubscriptionError, ConnectionClosedError, ConnectionDrainingError
+
+from fedbus.bus.blobs import wire
+from fedbus.bus.blobs.contents import Content, Data, content_of, digest_of
+from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
+from fedbus.bus.blobs.fetching import Fetching
+from fedbus.bus.blobs.holding import Holding
+from fedbus.bus.blobs.malloc import keep_freed_memory
+from fedbus.bus.blobs.offers import Offer
+from fedbus.bus.blobs.sinks import INLINE_BYTES, FileSink, MemorySink
+from fedbus.bus.blobs.threads import in_thread
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
+
+TIMEOUT_S: Final = 30.0
+"""Without a single chunk. A holder or broker that restarts is back before."""
+
+
+class Blobs:
+    def __init__(self, connection: Client, fed: FederationId, holder: str) -> None:
+        self.holder = holder
+        self._connection = connection
+        self._fed = fed
+        self._holding = Holding(connection, fed, holder)
+        self._fetching = Fetching(connection, fed, holder)
+
+    @classmethod
+    @asynccontextmanager
+    async def open(cls, connection: Client, fed: FederationId, holder: str) -> AsyncIterator[Self]:
+        """Serves what is offered, under the name *holder*, which no other process may have, until
+        the block ends; so leave it before the connection is closed.
+        """
+        keep_freed_memory()
+        blobs = cls(connection, fed, holder)
+        asked = await connection.subscribe(wire.asks(fed, holder), cb=blobs._holding.hear)
+        arriving = await connection.subscribe(wire.inbox(fed, holder, ">"), cb=blobs._fetching.hear)
+        await asyncio.shield(connection.flush())  # whoever hears of an offer from now on, finds us
+        serving = asyncio.create_task(blobs._holding.serve(), name=f"blobs of {holder}")
+        try:
+            yield blobs
+        finally:
+            blobs._holding.close()
+            await _end(serving)
+            await _unsubscribe(asked, arriving)
+
+    async def offer(self, data: Data, *, receivers: int = 1, sha256: str | None = None) -> Offer:
+        """Give *data* to whoever asks for it, until the Offer is released.
+
+        A list of buffers is one blob, as if they were joined. *receivers* are expected at about the
+        same time: more than one get it by cast. *sha256*, where it is known, saves the hashing.
+        """
+        content = await in_thread(content_of, data) if isinstance(data, Path) else content_of(data)
+        try:
+            _check_offered(content)
+            digest = sha256 or await _digest(content)
+        except BaseException:
+            content.close()
+            raise
+        return self._holding.offer(content, sha256=digest, receivers=receivers)
+
+    async def fetch(
+        self, ref: BlobRef, into: memoryview | None = None, *, timeout_s: float = TIMEOUT_S
+    ) -> memoryview:
+        """The blob, verified, at the beginning of *into* or in new memory.
+
+        Raises BlobCorrupt, and BlobUnavailable when nothing has come for *timeout_s*; *into* holds
+        nothing of worth then.
+        """
+        _check_size(ref)
+        sink = MemorySink(ref, into)
+        await self._fetching.fetch(ref, sink, timeout_s)
+        return sink.view
+
+    async def fetch_to(self, ref: BlobRef, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
+        """The blob as the file *path*, which is there as a whole and verified, or as it was before.
+
+        What had come when a fetch broke off stays beside *path*, and the next fetch of the same blob
+        goes on from there. Raises as `fetch` does.
+        """
+        _check_size(ref)
+        while True:
+            async with FileSink.open(ref, path) as sink:
+                try:
+                    return await self._fetching.fetch(ref, sink, timeout_s)
+                except BlobCorrupt:
+                    if (
+                        not sink.held_bytes
+                    ):  # or it may be what was left here that was wrong: once more without
+                        raise
+
+
+def _check_offered(content: Content) -> None:
+    if content.size_bytes > MAX_BLOB_BYTES:
+        raise ValueError(f"{content.size_bytes} bytes are too many for a blob: at most {MAX_BLOB_BYTES}")
+
+
+def _check_size(ref: BlobRef) -> None:
+    if ref.size_bytes > MAX_BLOB_BYTES:
+        raise BlobUnavailable(
+            ref,
+            f"{ref.size_bytes} bytes are more than a blob may have ({MAX_BLOB_BYTES}); send it by the repository",
+        )
+
+
+async def _digest(content: Content) -> str:
+    return digest_of(content) if content.size_bytes <= INLINE_BYTES else await in_thread(digest_of, content)
+
+
+async def _end(serving: asyncio.Task[None]) -> None:
+    serving.cancel()
+    await asyncio.wait({serving})
+    if not serving.cancelled():
+        serving.result()  # whatever broke it
+
+
+async def _unsubscribe(*subscriptions: Subscription) -> None:
+    for subscription in subscriptions:
+        with suppress(ConnectionClosedError, ConnectionDrainingError, BadSubscriptionError):
+            await subscription.unsubscribe()

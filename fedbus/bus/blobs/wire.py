@@ -1,0 +1,86 @@
+"""What the two sides of a transfer say to each other.
+
+    fedbus.<fed>.blob.<holder>.ask                    Ask; the reply subject says where to put the chunks
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.<index>   a chunk, and nothing but its bytes
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.here      all that was asked before this probe has been sent
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.no        why there will be nothing
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.cast      a cast to listen to instead
+    fedbus.<fed>.blob.<holder>.cast.<cast>.<index>    a chunk for a whole cohort
+
+An Ask is a grant of credit as well: the holder sends what is asked for, and nothing else. Where
+nothing comes, a probe tells a slow way from a loss: its answer comes behind every chunk that was
+sent before, so what has not come by then never will, and is asked for again. The index is the
+last token of the subject, so a chunk needs no header and no prefix, and its bytes go from the
+wire to their place untouched. Nobody subscribes to a cast before being told of it, so whoever
+falls out of one is left behind with nothing on its way to it.
+"""
+
+import struct
+from dataclasses import dataclass
+from typing import Final
+
+from fedbus.contracts import subjects
+from fedbus.contracts.identifiers import FederationId
+
+CHUNK_BYTES: Final = 512 * 1024
+"""Measured: see `benchmarks/blobs.py`. A chunk is also the least that a receiver must be able to hold."""
+WINDOW_BYTES: Final = 4 * 1024**2
+"""What one fetch has in flight: asked for, and not yet in its place."""
+SHARED_WINDOW_BYTES: Final = 64 * 1024**2
+"""What all fetches of a process have in flight together, as long as each has a chunk."""
+MAX_ASK_CHUNKS: Final = 4096
+"""The most that a holder remembers for one fetch."""
+
+HERE: Final = "here"
+NOT_HERE: Final = "no"
+CAST: Final = "cast"
+
+_ASK: Final = struct.Struct(">32sIIQI")
+
+
+@dataclass(frozen=True)
+class Ask:
+    """Send me the chunks from *first* up to, not including, *until*; by *cast*, if I am in one.
+    With a *probe*, say so when all has been sent.
+    """
+
+    sha256: str
+    first: int
+    until: int
+    cast: int = 0
+    probe: int = 0
+
+    def pack(self) -> bytes:
+        return _ASK.pack(bytes.fromhex(self.sha256), self.first, self.until, self.cast, self.probe)
+
+    def within(self, chunks: int) -> range:
+        """What of a blob of so many chunks is asked for, as far as a holder remembers it."""
+        return range(self.first, min(self.until, chunks, self.first + MAX_ASK_CHUNKS))
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Ask | None":
+        """The Ask in *packed*, or None where there is none."""
+        if len(packed) != _ASK.size:
+            return None
+        digest, *numbers = _ASK.unpack(packed)
+        return cls(digest.hex(), *numbers)
+
+
+def asks(fed: FederationId, holder: str) -> str:
+    return subjects.blob(fed, holder, "ask")
+
+
+def inbox(fed: FederationId, receiver: str, fetch: str) -> str:
+    """Where the chunks of one *fetch* go, less the index."""
+    return subjects.blob(fed, receiver, f"in.{fetch}")
+
+
+def cast(fed: FederationId, holder: str, number: int) -> str:
+    """Where the chunks of one cast go, less the index."""
+    return subjects.blob(fed, holder, f"cast.{number}")
+
+
+def may_send_to(fed: FederationId, place: str) -> bool:
+    """Whether *place* is a receiver's: a holder sends nowhere else, whoever asks."""
+    tokens = place.split(".")
+    return len(tokens) == 6 and tokens[4] == "in" and place.startswith(subjects.blob(fed, tokens[3], "in."))
