@@ -21,12 +21,12 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.CancelRun,
     server.InitModel,
     server.StartServer,
-    server.BeginTraining,
     server.StopServer,
     run.StartRun,
     run.StopRun,
     # between the agents of the server side
     server.ServerStarted,
+    server.BeginTraining,
     server.RoundFinished,
     server.RunFinished,
     server.RunFailed,
@@ -70,7 +70,7 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         server.ServerLost,
         client.Joined,
     ),
-    "flower-server-grid": (client.Joined, client.RoundReply, client.FailTrain),
+    "flower-server-grid": (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
     "client-manager": (
         server.UpdateReady,
         server.ModelPublished,
@@ -86,6 +86,9 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
 }
 """What each agent is sent from the event stream, whether it was there at the time or not."""
 
+FOLLOWS: Final[Mapping[str, str]] = {"workflow-scheduler": "server"}
+"""Which kind of lifecycle an agent is sent every transition of."""
+
 OF_A_CLIENT: Final = ("client-manager", "flower-client", "trainer", "inference")
 """The listeners on a device: their consumers are made for them when the client enrolls."""
 
@@ -99,6 +102,8 @@ def stream_subjects(fed: FederationId) -> list[str]:
 
 def hears(fed: FederationId, agent: str, *, task: str, client: str = "*") -> list[str]:
     """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
+    if agent in FOLLOWS:
+        return [subjects.life(fed, FOLLOWS[agent], task)]
     return [subjects.every(fed, kind, task=task, client=client) for kind in HEARS[agent]]
 
 

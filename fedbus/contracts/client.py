@@ -11,7 +11,7 @@ from pydantic import Field
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, Family
+from fedbus.contracts.message import ClientMessage, Facts, Family
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import Content
@@ -28,12 +28,11 @@ class ClientState(StrEnum):
     TERMINATED = "terminated"
 
 
-class ClientFacts(Body):
+class ClientFacts(Facts):
     """All there is to know of a client in one task."""
 
     kind: Literal["client"] = "client"
     client: Id
-    task: Id
     model: ModelRef | None = None
     """The version that is served, or about to be."""
     run: Id | None = None
@@ -90,12 +89,11 @@ class FlClientState(StrEnum):
     FINISHED = "finished"
 
 
-class FlClientFacts(Body):
+class FlClientFacts(Facts):
     """All there is to know of a client's training in one task."""
 
     kind: Literal["fl_client"] = "fl_client"
     client: Id
-    task: Id
     run: Id | None = None
 
     @property
@@ -132,12 +130,11 @@ class InferenceState(StrEnum):
     UPDATING = "updating"
 
 
-class InferenceFacts(Body):
+class InferenceFacts(Facts):
     """All there is to know of a client's predictions in one task."""
 
     kind: Literal["inference"] = "inference"
     client: Id
-    task: Id
     model: ModelRef | None = None
     endpoint: str = ""
     """Where predictions are asked for: ``http://127.0.0.1:8080``."""

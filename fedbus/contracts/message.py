@@ -36,6 +36,18 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64")
 
 
+class Facts(Body):
+    """All there is to know of one thing with a lifecycle, beside its state."""
+
+    kind: str
+    task: Id
+
+    @property
+    def thing(self) -> str:
+        """Its id within its kind: the end of its subject."""
+        raise NotImplementedError
+
+
 class Message(Body):
     """What is said about one task."""
 

@@ -15,7 +15,7 @@ from pydantic import Field
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, Request
+from fedbus.contracts.message import Body, Facts, Request
 from fedbus.contracts.model import ModelRef
 
 Scalar = bool | int | float | str
@@ -74,11 +74,10 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class RunFacts(Body):
+class RunFacts(Facts):
     """All there is to know of a run: with its state, what a restarted scheduler goes on from."""
 
     kind: Literal["run"] = "run"
-    task: Id
     run: Id
     plan: RunPlan
     trigger: str = "manual"

@@ -12,7 +12,7 @@ from pydantic import Field
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, Family, Message, Request
+from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
 from fedbus.contracts.run import RoundResult, RunPlan
 
@@ -27,11 +27,10 @@ class ServerState(StrEnum):
     PUBLISHING = "publishing"
 
 
-class ServerFacts(Body):
+class ServerFacts(Facts):
     """All there is to know of a task's server: with its state, what a restarted manager goes on from."""
 
     kind: Literal["server"] = "server"
-    task: Id
     code_version: str = ""
     model: ModelRef | None = None
     run: Id | None = None
@@ -247,21 +246,6 @@ class StartServer(Request):
     first_round: int = Field(default=1, ge=1)
 
 
-class TrainingBegun(Body):
-    """The answer to begin_training."""
-
-
-class BeginTraining(Request):
-    """The quorum is there: run the ServerApp with *cohort*, and with whoever joins later."""
-
-    word: ClassVar[str] = "begin_training"
-    server: ClassVar[str] = "flower-server"
-    answer: ClassVar[type[Body]] = TrainingBegun
-
-    run: Id
-    cohort: tuple[str, ...]
-
-
 class ServerStopped(Body):
     """The answer to stop_server: its process is gone."""
 
@@ -283,6 +267,16 @@ class ServerStarted(Message):
     family: ClassVar[Family] = Family.SRV
 
     run: Id
+
+
+class BeginTraining(Message):
+    """The quorum is there: run the ServerApp with *cohort*, and with whoever joins later."""
+
+    word: ClassVar[str] = "begin_training"
+    family: ClassVar[Family] = Family.SRV
+
+    run: Id
+    cohort: tuple[str, ...]
 
 
 class RoundFinished(Message):

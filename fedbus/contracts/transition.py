@@ -17,7 +17,7 @@ from fedbus.contracts.server import SERVER, ServerFacts
 
 LIFECYCLES: dict[str, Lifecycle[Any]] = {one.kind: one for one in (SERVER, RUN, CLIENT, FL_CLIENT, INFERENCE)}
 
-Facts = Annotated[
+AnyFacts = Annotated[
     ServerFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts, Field(discriminator="kind")
 ]
 
@@ -36,7 +36,7 @@ class Transition(Message):
     """What the new state waits for."""
     deadline: datetime | None = None
     """Until when, where that is known."""
-    facts: Facts
+    facts: AnyFacts
 
     @property
     def legal(self) -> bool:

@@ -1,0 +1,436 @@
+"""Typed messages over NATS, each carrying its trace.
+
+    publish    an event or command; when it returns, the stream has it
+    request    a question to the server side, and its answer; a refusal is an exception of its own
+    serve      the other end of it, as a NATS micro service that `nats micro ls` shows
+    listen     what the agent's durable consumer holds, from where it left off
+    watch      what a stream holds and will hold, for people and dashboards; acknowledges nothing
+
+What cannot be read is set aside as a dead letter with the reason; nobody dies of it. How
+lifecycles move stands in `lives`, how weights travel in `blobs`.
+"""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Any, Final
+
+import nats.micro
+import structlog
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
+from nats.errors import ConnectionClosedError, NoRespondersError, OutboundBufferLimitError
+from nats.errors import Error as NatsError
+from nats.errors import TimeoutError as NatsTimeout
+from nats.js import JetStreamContext
+from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+from nats.micro.request import Request as MicroRequest
+from opentelemetry import propagate, trace
+from opentelemetry.trace import SpanKind
+
+from fedbus.bus import streams
+from fedbus.bus.blobs import Blobs
+from fedbus.bus.connection import connection
+from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import requests_of
+from fedbus.contracts.envelope import (
+    Envelope,
+    Unreadable,
+    envelop,
+    pack,
+    parse,
+    read,
+    uuid7,
+)
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Body, Message, Refused, Request
+from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.contracts.transition import Transition
+
+ACK_TIMEOUT_S: Final = 2.0
+RETRY_S: Final = 0.2
+HEARD_BYTES: Final = 64 * 1024**2
+"""What may wait in this process for a listener that is busy."""
+DEAD_LETTER_BYTES: Final = 16 * 1024
+"""How much of an unreadable message is kept with the reason."""
+REFUSED: Final = "fedbus-refused"
+"""The header of an answer that is a no."""
+
+tracer = trace.get_tracer("fedbus.bus")
+log = structlog.get_logger("fedbus.bus")
+
+Handler = Callable[[Any], Awaitable[Body]]
+
+
+@dataclass(frozen=True)
+class Identity:
+    """Who speaks: an agent, of one client or of the server side, in one federation."""
+
+    fed: FederationId
+    agent: str
+    owner: str = SERVER_SIDE
+
+    @property
+    def source(self) -> str:
+        return f"fedbus/{self.fed}/{self.agent}/{self.owner}"
+
+    @property
+    def of_client(self) -> bool:
+        return self.owner != SERVER_SIDE
+
+    @property
+    def token(self) -> str:
+        """The identity as one token of a subject, one for each process: two of one name never mix."""
+        return f"{self.owner}_{self.agent}_{uuid7()[-12:]}"
+
+
+@dataclass
+class Delivery:
+    """A message that a durable consumer handed over, until it is acknowledged."""
+
+    message: Message
+    envelope: Envelope
+    _raw: Msg = field(repr=False)
+
+    async def ack(self) -> None:
+        with contextlib.suppress(NatsError):  # the bus is away: it will be delivered again, and dropped then
+            await self._raw.ack()
+
+    @contextmanager
+    def process(self) -> Iterator[None]:
+        """What is done inside continues the trace of the sender."""
+        with _continued(self.envelope.trace, f"process {self.message.word}", self.message):
+            yield
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A message as a watcher sees it."""
+
+    message: Message
+    envelope: Envelope
+    subject: str
+    sequence: int
+
+
+class Bus:
+    """The bus as one agent sees it. Make one with `connect`."""
+
+    def __init__(
+        self, client: Client, identity: Identity, blobs: Blobs, lost: Callable[[], Awaitable[None]]
+    ) -> None:
+        self.identity = identity
+        self.blobs = blobs
+        self.lost = lost
+        """Wait for the end of the connection, which raises BusClosed."""
+        self._client = client
+        self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
+
+    @property
+    def fed(self) -> FederationId:
+        return self.identity.fed
+
+    @property
+    def source(self) -> str:
+        return self.identity.source
+
+    @property
+    def connected(self) -> bool:
+        """While it is not, silence says nothing about anybody."""
+        return bool(self._client.is_connected)
+
+    @classmethod
+    @asynccontextmanager
+    async def connect(
+        cls, url: str, identity: Identity, *, options: dict[str, Any] | None = None
+    ) -> AsyncIterator["Bus"]:
+        """The bus for as long as the block runs; raises BusUnreachable."""
+        name = f"{identity.agent} {identity.owner}"
+        inbox = f"_INBOX_{identity.owner}"  # of its own, so that permissions can tell inboxes apart
+        async with (
+            connection(url, name=name, inbox=inbox, options=options) as connected,
+            Blobs.open(connected.client, identity.fed, identity.token) as blobs,
+        ):
+            yield cls(connected.client, identity, blobs, connected.lost)
+
+    # --- saying ------------------------------------------------------------------------
+
+    async def publish(self, message: Message, *, id: str | None = None) -> None:
+        """Say *message*. A durable one is in the stream when this returns, however long the bus is away.
+
+        *id*: a key under which the stream drops a repeat. Raises PublishRefused where the stream says no,
+        and ValueError for a message that is too large.
+        """
+        subject = subjects.of(self.fed, message)
+        with tracer.start_as_current_span(
+            f"publish {message.word}", kind=SpanKind.PRODUCER, attributes=_attributes(message, subject)
+        ):
+            headers = envelop(message, source=self.source, id=id, trace=_current_trace()).headers()
+            if message.durable:
+                await self.store(subject, headers, pack(message))
+            else:
+                await self._client.publish(subject, pack(message), headers=headers)
+
+    async def store(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
+        """Put *body* in its stream, through every reconnect; the sequence it got.
+
+        A repeat is dropped by its ``Nats-Msg-Id``. Raises PublishRefused where the stream says no.
+        """
+        while True:
+            try:
+                ack = await self._js.publish(subject, body, headers=dict(headers))
+            except APIError as error:
+                raise PublishRefused(subject, f"{error.description} ({error.err_code})") from error
+            except (NatsTimeout, NoStreamResponseError, OutboundBufferLimitError) as error:
+                log.warning("not stored yet", subject=subject, reason=str(error) or type(error).__name__)
+                await asyncio.sleep(RETRY_S)
+            else:
+                return int(ack.seq)
+
+    # --- asking and answering -------------------------------------------------------------
+
+    async def request(self, request: Request, *, timeout_s: float = 5.0) -> Any:
+        """The answer to *request*, of the class that it declares; raises RequestRefused and NoAnswer."""
+        subject = subjects.of(self.fed, request)
+        with tracer.start_as_current_span(
+            f"request {request.word}", kind=SpanKind.CLIENT, attributes=_attributes(request, subject)
+        ):
+            headers = envelop(request, source=self.source, trace=_current_trace()).headers()
+            try:
+                reply = await self._client.request(subject, pack(request), timeout=timeout_s, headers=headers)
+            except NoRespondersError:
+                raise NoAnswer(request.word, request.server, "nobody serves it") from None
+            except (NatsTimeout, ConnectionClosedError, OutboundBufferLimitError):
+                raise NoAnswer(request.word, request.server, f"nothing came within {timeout_s:g} s") from None
+            return _answer(request, reply)
+
+    @asynccontextmanager
+    async def serve(
+        self, handlers: Mapping[type[Request], Handler], *, task: str, version: str
+    ) -> AsyncIterator[None]:
+        """Answer requests of *task* for as long as the block runs. All requests of the agent need a handler."""
+        assert set(handlers) == set(requests_of(self.identity.agent)), "each request needs its handler"
+        service = await nats.micro.add_service(
+            self._client,
+            name=f"fedbus-{self.identity.agent}",
+            version=version,
+            description=f"{self.identity.agent} of task {task} in federation {self.fed}",
+            metadata={"task": task, "federation": self.fed},
+        )
+        async with service:
+            for kind, handler in handlers.items():
+                await service.add_endpoint(
+                    name=kind.word.replace("_", "-"),
+                    subject=subjects.every(self.fed, kind, task=task),
+                    handler=_endpoint(handler),
+                )
+            await asyncio.shield(self._client.flush())  # from here on no request is missed
+            yield
+
+    # --- hearing -----------------------------------------------------------------------------
+
+    async def make_streams(self) -> None:
+        """Make what the federation needs. For the server side, which alone may."""
+        await streams.make_streams(self._js, self.fed)
+
+    async def enroll(self, agent: str, *, task: str, client: str) -> str:
+        """Make the durable consumer of a client's *agent*. For the server side, which alone may."""
+        return await streams.make_consumer(self._js, self.fed, agent, task=task, owner=client, client=client)
+
+    async def forget(self, agent: str, *, task: str) -> None:
+        """Drop the server side's consumer of *agent*, with all that waits in it."""
+        await streams.drop_consumer(self._js, self.fed, agent, task=task, owner=SERVER_SIDE)
+
+    @asynccontextmanager
+    async def listen(self, agent: str, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
+        """What the durable consumer of *agent* holds and will hold, in order.
+
+        What is not acknowledged comes again.
+
+        A client's consumer is made for it when it enrolls; before that nothing comes.
+        """
+        owner = self.identity.owner
+        if not self.identity.of_client:
+            await streams.make_consumer(self._js, self.fed, agent, task=task, owner=owner)
+        subject = subjects.deliver(self.fed, owner, f"{task}.{agent}")
+        async with self._subscription(subject) as subscription:
+            yield self._deliveries(subscription, agent)
+
+    async def _deliveries(self, subscription: Subscription, agent: str) -> AsyncIterator[Delivery]:
+        async for raw in subscription.messages:
+            try:
+                envelope, message = read(raw.subject, raw.headers, raw.data)
+            except Unreadable as error:
+                await self._set_aside(raw, agent, error)
+            else:
+                yield Delivery(message, envelope, raw)
+
+    @asynccontextmanager
+    async def overhear(self, kind: type[Message], *, task: str) -> AsyncIterator[AsyncIterator[Message]]:
+        """Messages of one *kind* as they come, kept or not: for what is only worth hearing at once."""
+        async with self._subscription(subjects.every(self.fed, kind, task=task)) as subscription:
+            yield _readable(subscription)
+
+    @asynccontextmanager
+    async def _subscription(self, subject: str) -> AsyncIterator[Subscription]:
+        """Once the block begins nothing is missed."""
+        subscription = await self._client.subscribe(subject, pending_bytes_limit=HEARD_BYTES)
+        await asyncio.shield(self._client.flush())
+        try:
+            yield subscription
+        finally:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+
+    async def _set_aside(self, raw: Msg, agent: str, reason: Unreadable) -> None:
+        """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
+        log.warning("set aside", subject=raw.subject, reason=str(reason))
+        headers = {"fedbus-reason": " ".join(str(reason).split())[:500], "fedbus-subject": raw.subject}
+        await self.store(subjects.dead(self.fed, agent), headers, raw.data[:DEAD_LETTER_BYTES])
+        await raw.term()
+
+    # --- watching ------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def watch(
+        self,
+        stream: str,
+        wanted: list[str],
+        *,
+        since: datetime | None = None,
+        whole: bool = False,
+    ) -> AsyncIterator[AsyncIterator[Seen]]:
+        """What *stream* holds of the *wanted* subjects *since* then, or as a *whole*, and what comes.
+
+        Without either, only what comes. Nothing is acknowledged.
+        """
+        past = DeliverPolicy.ALL if whole else DeliverPolicy.NEW
+        config = ConsumerConfig(
+            deliver_policy=DeliverPolicy.BY_START_TIME if since else past,
+            opt_start_time=since,
+            filter_subjects=wanted,
+        )
+        subscription = await self._in_order(stream, wanted, config)
+        try:
+            yield _seen(subscription)
+        finally:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+
+    async def snapshot(self, stream: str, wanted: list[str]) -> list[Seen]:
+        """The last message on each of the *wanted* subjects that *stream* holds now."""
+        config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
+        subscription = await self._in_order(stream, wanted, config)
+        found: list[Seen] = []
+        try:
+            waiting = (await subscription.consumer_info()).num_pending or 0
+            waiting += subscription.pending_msgs
+            while waiting > 0:
+                raw = await subscription.next_msg(timeout=ACK_TIMEOUT_S)
+                waiting = raw.metadata.num_pending
+                with contextlib.suppress(Unreadable):
+                    envelope, message = read(raw.subject, raw.headers, raw.data)
+                    found.append(Seen(message, envelope, raw.subject, raw.metadata.sequence.stream))
+        finally:
+            with contextlib.suppress(NatsError):
+                await subscription.unsubscribe()
+        return found
+
+    async def _in_order(
+        self, stream: str, wanted: list[str], config: ConsumerConfig
+    ) -> JetStreamContext.PushSubscription:
+        try:
+            return await self._js.subscribe(wanted[0], stream=stream, config=config, ordered_consumer=True)
+        except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
+            raise NoFederation(self.fed) from None
+
+    async def existing_streams(self) -> dict[str, int] | None:
+        """The federation's streams that are there, with their messages; None where JetStream is off."""
+        return await streams.existing(self._js, self.fed)
+
+    async def states(self, kind: str, thing: str = ">") -> list[Transition]:
+        """The last transition of every *kind* of thing, or of one: the state of the federation."""
+        seen = await self.snapshot(streams.life_stream(self.fed), [subjects.life(self.fed, kind, thing)])
+        return [one.message for one in seen if isinstance(one.message, Transition)]
+
+    async def last(self, subject: str) -> Seen | None:
+        """The last message that the life stream holds on *subject*."""
+        try:
+            raw = await self._js.get_last_msg(streams.life_stream(self.fed), subject)
+        except NotFoundError:
+            return None
+        envelope, message = read(subject, raw.headers, raw.data or b"")
+        return Seen(message, envelope, subject, int(raw.seq or 0))
+
+
+def _answer(request: Request, reply: Msg) -> Any:
+    if reply.headers and REFUSED in reply.headers:
+        raise RequestRefused(request.word, parse(Refused, reply.data).reason)
+    if reply.headers and "Nats-Service-Error" in reply.headers:
+        raise RequestRefused(
+            request.word, f"the {request.server} broke: {reply.headers['Nats-Service-Error']}"
+        )
+    return parse(request.answer, reply.data)
+
+
+def _endpoint(handler: Handler) -> Callable[[MicroRequest], Awaitable[None]]:
+    """*handler* as a micro endpoint. What is wrong with a request is the sender's to hear of."""
+
+    async def answer(raw: MicroRequest) -> None:
+        try:
+            envelope, message = read(raw.subject, raw.headers, raw.data)
+        except Unreadable as error:
+            await raw.respond(pack(Refused(reason=str(error))), headers={REFUSED: "unreadable"})
+            return
+        with _continued(envelope.trace, f"answer {message.word}", message):
+            body = await handler(message)
+        await raw.respond(pack(body), headers={REFUSED: "refused"} if isinstance(body, Refused) else {})
+
+    return answer
+
+
+async def _readable(subscription: Subscription) -> AsyncIterator[Message]:
+    async for raw in subscription.messages:
+        with contextlib.suppress(Unreadable):  # nobody waits for it and nothing is lost by it
+            yield read(raw.subject, raw.headers, raw.data)[1]
+
+
+async def _seen(subscription: Subscription) -> AsyncIterator[Seen]:
+    async for raw in subscription.messages:
+        with contextlib.suppress(Unreadable):
+            envelope, message = read(raw.subject, raw.headers, raw.data)
+            yield Seen(message, envelope, raw.subject, raw.metadata.sequence.stream)
+
+
+def _current_trace() -> dict[str, str]:
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier
+
+
+def _attributes(message: Message, subject: str) -> dict[str, str]:
+    """Names from the OpenTelemetry semantic conventions for messaging, and our own."""
+    return {
+        "messaging.system": "nats",
+        "messaging.destination.name": subject,
+        "fedbus.word": message.word,
+        "fedbus.task": message.task,
+        "fedbus.about": message.about,
+    }
+
+
+@contextmanager
+def _continued(carrier: Mapping[str, str], name: str, message: Message) -> Iterator[None]:
+    with tracer.start_as_current_span(
+        name,
+        propagate.extract(dict(carrier)),
+        kind=SpanKind.CONSUMER,
+        attributes={"messaging.system": "nats", "fedbus.word": message.word, "fedbus.about": message.about},
+    ):
+        yield

@@ -1,0 +1,65 @@
+"""What a caller of the bus can do something about."""
+
+
+class BusError(Exception):
+    """Something the bus could not do; the text says what to do about it."""
+
+
+class BusUnreachable(BusError):
+    """No nats-server answers at the address."""
+
+    def __init__(self, url: str, reason: object) -> None:
+        super().__init__(f"no nats-server at {url}: {reason}. Start one (fedbus up) or set FEDBUS_NATS_URL")
+        self.url = url
+
+
+class NoFederation(BusError):
+    """The bus is there, and nothing of the federation on it."""
+
+    def __init__(self, fed: str) -> None:
+        super().__init__(
+            f"federation {fed} has nothing on this bus yet: start its server side (fedbus up), "
+            "or set FEDBUS_FEDERATION or FEDBUS_NATS_URL"
+        )
+        self.fed = fed
+
+
+class BusClosed(BusError):
+    """The connection is gone for good: refused, or closed from outside. The process should end and be started anew."""
+
+
+class NoAnswer(BusError):
+    """Nobody serves the request, or whoever does was too slow."""
+
+    def __init__(self, word: str, server: str, reason: str) -> None:
+        super().__init__(f"no answer to {word}: {reason}. Is the {server} running?")
+        self.word = word
+        self.server = server
+
+
+class RequestRefused(BusError):
+    """The answer was no."""
+
+    def __init__(self, word: str, reason: str) -> None:
+        super().__init__(reason)
+        self.word = word
+        self.reason = reason
+
+
+class PublishRefused(BusError):
+    """The event stream would not take the message."""
+
+    def __init__(self, subject: str, reason: str) -> None:
+        super().__init__(f"the stream refused what was said on {subject}: {reason}")
+        self.subject = subject
+
+
+class MovedByAnother(BusError):
+    """Somebody else has moved this thing: a second owner runs, and this one must end."""
+
+    def __init__(self, kind: str, thing: str) -> None:
+        super().__init__(
+            f"{kind} {thing} was moved by another owner: two agents with one identity are running, and this one ends"
+        )
+        self.kind = kind
+        self.thing = thing

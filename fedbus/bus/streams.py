@@ -1,0 +1,161 @@
+"""What the bus keeps: three streams, and a durable consumer for each agent that must miss nothing.
+
+    FEDBUS_<fed>_EVENTS   the durable words of the catalogue, for a week
+    FEDBUS_<fed>_LIFE     the transitions: the last one on a subject is that thing's state
+    FEDBUS_<fed>_DEAD     what could not be read, with the reason
+
+The server side makes them all, the clients' consumers too: a client that could make a
+consumer could read everything.
+"""
+
+from contextlib import suppress
+
+from nats.js import JetStreamContext
+from nats.js.api import (
+    AckPolicy,
+    ConsumerConfig,
+    DeliverPolicy,
+    DiscardPolicy,
+    RetentionPolicy,
+    StorageType,
+    StreamConfig,
+)
+from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
+
+from fedbus.contracts import catalogue, subjects
+from fedbus.contracts.envelope import MAX_EVENT_BYTES
+from fedbus.contracts.identifiers import FederationId
+
+DAY_S = 24 * 3600.0
+KEPT_S = 7 * DAY_S
+EVENTS_BYTES = 1024**3
+LIFE_BYTES = 1024**3
+DEAD_BYTES = 64 * 1024**2
+TRANSITIONS_KEPT = 1000
+"""Of one thing: its history, as `fedbus run show` and the trace tell it."""
+REPEATS_DROPPED_S = 120.0
+ACK_WAIT_S = 5.0
+"""After this long without an acknowledgement a message is delivered again: its reader died, or the server did."""
+MAX_DELIVER = 10
+MAX_ACK_PENDING = 1000
+
+
+def events_stream(fed: FederationId) -> str:
+    return f"FEDBUS_{fed}_EVENTS"
+
+
+def life_stream(fed: FederationId) -> str:
+    return f"FEDBUS_{fed}_LIFE"
+
+
+def dead_stream(fed: FederationId) -> str:
+    return f"FEDBUS_{fed}_DEAD"
+
+
+def stream_for(fed: FederationId, agent: str) -> str:
+    """The stream that *agent* listens to."""
+    return life_stream(fed) if agent in catalogue.FOLLOWS else events_stream(fed)
+
+
+def names(fed: FederationId) -> list[str]:
+    """All streams of *fed*."""
+    return [events_stream(fed), life_stream(fed), dead_stream(fed)]
+
+
+def consumer_name(owner: str, task: str, agent: str) -> str:
+    """The durable consumer of one agent in one task: ``c1_mnist_inference``."""
+    return f"{owner}_{task}_{agent}"
+
+
+async def make_streams(js: JetStreamContext, fed: FederationId) -> None:
+    """The streams of *fed*, made or brought up to date. Repeating it changes nothing."""
+    for config in _streams(fed):
+        try:
+            await js.add_stream(config)
+        except BadRequestError:  # it is there, with another version's settings
+            await js.update_stream(config)
+
+
+async def existing(js: JetStreamContext, fed: FederationId) -> dict[str, int] | None:
+    """The streams of *fed* that are there, with the messages in each; None where the server has no JetStream."""
+    found: dict[str, int] = {}
+    try:
+        for name in names(fed):
+            with suppress(NotFoundError):
+                found[name] = (await js.stream_info(name)).state.messages
+    except (NoStreamResponseError, ServiceUnavailableError):
+        return None
+    return found
+
+
+async def make_consumer(
+    js: JetStreamContext, fed: FederationId, agent: str, *, task: str, owner: str, client: str = "*"
+) -> str:
+    """The durable consumer of *agent*: what comes from now on waits in it. Repeating it changes nothing."""
+    name = consumer_name(owner, task, agent)
+    config = ConsumerConfig(
+        durable_name=name,
+        description=f"what the {agent} of {owner} hears of {task}",
+        deliver_subject=subjects.deliver(fed, owner, f"{task}.{agent}"),
+        deliver_policy=DeliverPolicy.NEW,
+        ack_policy=AckPolicy.EXPLICIT,
+        ack_wait=ACK_WAIT_S,
+        max_deliver=MAX_DELIVER,
+        max_ack_pending=MAX_ACK_PENDING,
+        filter_subjects=catalogue.hears(fed, agent, task=task, client=client),
+        metadata={"fedbus-agent": agent, "fedbus-owner": owner, "fedbus-task": task},
+    )
+    await js.add_consumer(stream_for(fed, agent), config)
+    return name
+
+
+async def drop_consumer(
+    js: JetStreamContext, fed: FederationId, agent: str, *, task: str, owner: str
+) -> None:
+    """Forget the consumer of *agent*, and what waits in it."""
+    try:
+        await js.delete_consumer(stream_for(fed, agent), consumer_name(owner, task, agent))
+    except NotFoundError:
+        return
+
+
+def _streams(fed: FederationId) -> list[StreamConfig]:
+    return [
+        StreamConfig(
+            name=events_stream(fed),
+            description=f"Events and commands of the federation {fed}",
+            subjects=catalogue.stream_subjects(fed),
+            max_age=KEPT_S,
+            max_bytes=EVENTS_BYTES,
+            max_msg_size=2 * MAX_EVENT_BYTES,
+            duplicate_window=REPEATS_DROPPED_S,
+            storage=StorageType.FILE,
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            allow_direct=True,
+        ),
+        StreamConfig(
+            name=life_stream(fed),
+            description=f"Transitions of the federation {fed}: the last message on a subject is its state",
+            subjects=[f"{subjects.ROOT}.{fed}.life.>"],
+            max_msgs_per_subject=TRANSITIONS_KEPT,
+            max_bytes=LIFE_BYTES,
+            max_msg_size=2 * MAX_EVENT_BYTES,
+            duplicate_window=REPEATS_DROPPED_S,
+            storage=StorageType.FILE,
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            allow_direct=True,
+            deny_delete=True,
+        ),
+        StreamConfig(
+            name=dead_stream(fed),
+            description=f"What nobody in the federation {fed} could read, with the reason",
+            subjects=[subjects.dead(fed, "*")],
+            max_age=KEPT_S,
+            max_bytes=DEAD_BYTES,
+            storage=StorageType.FILE,
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+        ),
+    ]

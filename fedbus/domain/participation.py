@@ -1,0 +1,33 @@
+"""Whether a client takes part in a run that invites it. Every no has its reason, in words."""
+
+from datetime import datetime
+
+from fedbus.contracts.client import ClientState
+from fedbus.contracts.server import UpdateReady
+
+
+def reason_to_decline(
+    invitation: UpdateReady, *, state: ClientState, code_version: str, now: datetime
+) -> str | None:
+    """Why the client does not join, or None: then it does.
+
+    A client that is not serving is busy with its model or its code; who asks may ask again when it
+    serves. Another code version would make the aggregate meaningless.
+    """
+    if invitation.recruit_until <= now:
+        return f"recruiting for {invitation.run} ended at {invitation.recruit_until:%H:%M:%S}"
+    if invitation.code_version and invitation.code_version != code_version:
+        return f"the run is on code {short(invitation.code_version)}, this client on {short(code_version)}"
+    if state is not ClientState.SERVING:
+        return f"this client is {state}"
+    return None
+
+
+def can_wait(state: ClientState) -> bool:
+    """Whether a client in *state* will be serving soon, so that an invitation is worth keeping."""
+    return state in (ClientState.S0, ClientState.PENDING_APPLICATION, ClientState.SYNCING)
+
+
+def short(version: str) -> str:
+    """A code version as a person reads it."""
+    return version.removeprefix("sha256:")[:12] or "(none)"

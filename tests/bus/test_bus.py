@@ -1,0 +1,268 @@
+"""The bus, heard from both ends over a real nats-server."""
+
+import asyncio
+import itertools
+
+import nats as nats_py
+import pytest
+from opentelemetry import trace
+from support import NatsServer, eventually
+
+from fedbus.bus import streams
+from fedbus.bus.bus import Bus, Delivery, Identity
+from fedbus.bus.errors import BusUnreachable, NoAnswer, RequestRefused
+from fedbus.contracts import subjects
+from fedbus.contracts.client import FinTrain, Heartbeat, Joined
+from fedbus.contracts.envelope import MAX_EVENT_BYTES, envelop, pack
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Body, Message, Refused, Request
+from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.server import UpdateReady
+
+FED = FederationId("test")
+JOINED = Joined(task="mnist", client="c1", run="mnist-1")
+
+
+async def take(inbox: "asyncio.Queue[Message]") -> Message:
+    return await asyncio.wait_for(inbox.get(), 10)
+
+
+class Ear:
+    """Everything that an agent is sent, acknowledged."""
+
+    def __init__(self, bus: Bus, agent: str) -> None:
+        self._bus, self._agent = bus, agent
+        self.heard: asyncio.Queue[Message] = asyncio.Queue()
+        self.deliveries: list[Delivery] = []
+        self._task: asyncio.Task[None] | None = None
+        self._listening = asyncio.Event()
+
+    async def __aenter__(self) -> "Ear":
+        self._task = asyncio.create_task(self._listen())
+        await self._listening.wait()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        assert self._task
+        self._task.cancel()
+        await asyncio.wait([self._task])
+
+    async def _listen(self) -> None:
+        async with self._bus.listen(self._agent, task="mnist") as inbox:
+            self._listening.set()
+            async for delivery in inbox:
+                await delivery.ack()
+                self.deliveries.append(delivery)
+                self.heard.put_nowait(delivery.message)
+
+
+async def test_what_is_published_arrives_as_it_was_said(server_bus: Bus, client_bus: Bus) -> None:
+    async with Ear(server_bus, "server-manager") as ear:
+        await client_bus.publish(JOINED)
+        assert await take(ear.heard) == JOINED
+    assert ear.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
+
+
+async def test_a_durable_message_waits_for_a_listener_that_is_away(server_bus: Bus, client_bus: Bus) -> None:
+    async with Ear(server_bus, "server-manager"):
+        pass
+    await client_bus.publish(JOINED)
+    async with Ear(server_bus, "server-manager") as ear:
+        assert await take(ear.heard) == JOINED
+
+
+async def test_a_repeat_under_the_same_key_is_dropped(server_bus: Bus, client_bus: Bus) -> None:
+    async with Ear(server_bus, "server-manager") as ear:
+        for _ in range(3):
+            await client_bus.publish(JOINED, id="once")
+        await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
+        assert await take(ear.heard) == JOINED
+        assert await take(ear.heard) != JOINED
+
+
+async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
+    server_bus: Bus, client_bus: Bus, nats: NatsServer
+) -> None:
+    beat = Heartbeat(task="mnist", client="c1", run="mnist-1")
+    async with server_bus.overhear(Heartbeat, task="mnist") as beats:
+        await client_bus.publish(beat)
+        assert await anext(beats) == beat
+    connection = await nats_py.connect(nats.url)
+    info = await connection.jetstream().stream_info(streams.events_stream(FED))
+    await connection.close()
+    assert info.state.messages == 0
+
+
+async def test_a_killed_server_loses_nothing_that_was_published_before_or_during(
+    nats: NatsServer, server_bus: Bus, client_bus: Bus
+) -> None:
+    async with Ear(server_bus, "server-manager") as ear:
+        await client_bus.publish(JOINED)
+        await nats.kill()
+        during = asyncio.create_task(client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"})))
+        await nats.start()
+        await asyncio.wait_for(during, 20)
+        runs: set[str] = set()
+        while len(runs) < 2:
+            message = await asyncio.wait_for(ear.heard.get(), 20)
+            assert isinstance(message, Joined)
+            runs.add(message.run)
+    assert runs == {"mnist-1", "mnist-2"}
+
+
+async def test_the_trace_of_the_sender_goes_on_at_the_listener(server_bus: Bus, client_bus: Bus) -> None:
+    async with Ear(server_bus, "server-manager") as ear:
+        with trace.get_tracer("test").start_as_current_span("a user does something") as root:
+            await client_bus.publish(JOINED)
+        await take(ear.heard)
+        with ear.deliveries[0].process():
+            here = trace.get_current_span().get_span_context()
+    assert here.trace_id == root.get_span_context().trace_id
+
+
+# --- what cannot be read ----------------------------------------------------------------
+
+
+async def dead_letters(nats: NatsServer) -> list[str]:
+    connection = await nats_py.connect(nats.url)
+    js = connection.jetstream()
+    count = (await js.stream_info(streams.dead_stream(FED))).state.messages
+    letters = [await js.get_msg(streams.dead_stream(FED), seq) for seq in range(1, count + 1)]
+    await connection.close()
+    return [(letter.headers or {})["fedbus-reason"] for letter in letters]
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"ce-type": "dev.fedbus.joined.v9"}, "type 'dev.fedbus.joined.v9' is not one this version"),
+        ({"ce-source": "fedbus/test/flower-client/c2"}, "forged"),
+        ({"ce-specversion": "2.0"}, "CloudEvents 2.0 is not 1.0"),
+        ({"body": b"\xc1 no msgpack"}, "not msgpack"),
+        ({"body": pack(JOINED.model_copy(update={"client": "c2"}))}, "forged: client c1 speaks as c2"),
+        ({"body": b"x" * (MAX_EVENT_BYTES + 1)}, "more than an event may have"),
+    ],
+    ids=["foreign version", "forged source", "foreign spec", "unreadable", "forged identity", "oversized"],
+)
+async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener_goes_on(
+    server_bus: Bus, client_bus: Bus, nats: NatsServer, change: dict[str, str | bytes], reason: str
+) -> None:
+    headers = envelop(JOINED, source=client_bus.source).headers()
+    body = change.pop("body", pack(JOINED))
+    assert isinstance(body, bytes)
+    headers |= {name: str(value) for name, value in change.items()}
+
+    async with Ear(server_bus, "server-manager") as ear:
+        await client_bus.store(subjects.of(FED, JOINED), headers, body)
+        await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
+        assert await take(ear.heard) == JOINED.model_copy(update={"run": "mnist-2"})
+
+    assert [letter for letter in await dead_letters(nats) if reason in letter]
+
+
+async def test_a_message_that_is_too_large_is_refused_before_it_leaves(server_bus: Bus, client_bus: Bus) -> None:
+    await server_bus.make_streams()
+    big = FinTrain.model_construct(task="mnist", client="c1", run="x" * (MAX_EVENT_BYTES + 1), rounds=0)
+    with pytest.raises(ValueError, match="What is large travels as a blob"):
+        await client_bus.publish(big)
+
+
+# --- requests ---------------------------------------------------------------------------
+
+
+class Scheduler:
+    """Answers what a scheduler is asked, and counts the runs."""
+
+    def __init__(self) -> None:
+        self._numbers = itertools.count(1)
+
+    async def start(self, request: StartRun) -> Body:
+        if request.rounds == 99:
+            return Refused(reason="99 rounds are too many")
+        if request.rounds == 98:
+            raise RuntimeError("a bug")
+        return RunStarted(run=f"mnist-{next(self._numbers)}")
+
+    async def stop(self, request: StopRun) -> Body:
+        return RunStopped(run=request.run)
+
+
+async def serving(nats: NatsServer, asked: "asyncio.Future[None]", done: asyncio.Event) -> None:
+    scheduler = Scheduler()
+    async with (
+        Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as bus,
+        bus.serve({StartRun: scheduler.start, StopRun: scheduler.stop}, task="mnist", version="0.1.0"),
+    ):
+        asked.set_result(None)
+        await done.wait()
+
+
+async def test_a_request_is_answered_refused_or_broken_and_each_is_told_apart(
+    nats: NatsServer, client_bus: Bus
+) -> None:
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serving(nats, ready, done))
+        await ready
+        assert await client_bus.request(StartRun(task="mnist")) == RunStarted(run="mnist-1")
+        with pytest.raises(RequestRefused, match="99 rounds are too many"):
+            await client_bus.request(StartRun(task="mnist", rounds=99))
+        with pytest.raises(RequestRefused, match="the workflow-scheduler broke"):
+            await client_bus.request(StartRun(task="mnist", rounds=98))
+        assert await client_bus.request(StopRun(task="mnist", run="mnist-1")) == RunStopped(run="mnist-1")
+        done.set()
+
+
+async def test_a_request_that_nobody_serves_says_who_should(server_bus: Bus, client_bus: Bus) -> None:
+    assert isinstance(server_bus, Bus)
+    with pytest.raises(NoAnswer, match="Is the workflow-scheduler running"):
+        await client_bus.request(StartRun(task="mnist"))
+
+
+async def test_an_unreadable_request_is_answered_with_what_is_wrong(nats: NatsServer) -> None:
+    ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+    done = asyncio.Event()
+    async with asyncio.TaskGroup() as group:
+        group.create_task(serving(nats, ready, done))
+        await ready
+        connection = await nats_py.connect(nats.url)
+        reply = await connection.request("fedbus.test.svc.mnist.start_run", b"?", headers={"a": "b"})
+        await connection.close()
+        done.set()
+    assert b"no header ce-specversion" in reply.data
+
+
+def test_every_request_names_its_answer() -> None:
+    for kind in Request.__subclasses__():
+        assert issubclass(kind.answer, Body)
+
+
+# --- coming and going ---------------------------------------------------------------------
+
+
+async def test_no_nats_server_is_one_clear_line() -> None:
+    with pytest.raises(BusUnreachable, match="no nats-server at nats://127.0.0.1:1"):
+        async with Bus.connect("nats://127.0.0.1:1", Identity(FED, "server-manager")):
+            pass
+
+
+async def test_snapshot_tells_the_last_word_on_each_subject_and_ends(server_bus: Bus) -> None:
+    assert await server_bus.states("run") == []
+
+
+async def test_a_bus_comes_back_as_often_as_its_server_does(nats: NatsServer, server_bus: Bus) -> None:
+    for _ in range(3):
+        await nats.kill()
+        await nats.start()
+        await eventually(lambda: answers(server_bus))
+
+
+async def answers(bus: Bus) -> bool:
+    await bus.publish(JOINED_BY_SERVER)
+    return True
+
+
+JOINED_BY_SERVER = UpdateReady.model_validate(
+    {"task": "mnist", "run": "mnist-1", "plan": {}, "recruit_until": "2026-01-01T00:00:00Z"}
+)

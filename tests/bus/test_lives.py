@@ -1,0 +1,111 @@
+"""The log is the state: lifecycles moved over a real nats-server."""
+
+from pathlib import Path
+
+import pytest
+from support import NatsServer, eventually
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import MovedByAnother
+from fedbus.bus.lives import Lives
+from fedbus.contracts.client import CLIENT, ClientFacts, ClientState
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.lifecycle import IllegalTransition
+from fedbus.contracts.server import SERVER, ServerFacts, ServerState
+from fedbus.contracts.transition import Transition
+from fedbus.stores.outbox import Outbox
+
+FED = FederationId("test")
+MNIST = ServerFacts(task="mnist")
+C1 = ClientFacts(task="mnist", client="c1")
+
+
+async def told(bus: Bus, kind: str) -> list[Transition]:
+    return await bus.states(kind)
+
+
+async def test_a_thing_that_was_never_told_of_stands_in_its_first_state(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+    assert life.state is ServerState.MODEL_INIT
+    assert not life.born
+
+
+async def test_a_restarted_owner_goes_on_from_the_last_transition(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        await life.bear("started")
+        await life.move("model_ready", code_version="abc")
+
+    async with Lives.open(server_bus) as lives:
+        again = await lives.of(SERVER, MNIST)
+    assert again.state is ServerState.WAITING
+    assert again.facts.code_version == "abc"
+
+
+async def test_an_arrow_that_the_table_has_not_is_refused_and_nothing_is_told(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        with pytest.raises(IllegalTransition, match="run_finished is not possible in state model_init"):
+            await life.move("run_finished")
+    assert await told(server_bus, "server") == []
+
+
+async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as ours, Lives.open(server_bus) as theirs:
+        mine, other = await ours.of(SERVER, MNIST), await theirs.of(SERVER, MNIST)
+        await mine.bear("started")
+        with pytest.raises(MovedByAnother, match="two agents with one identity"):
+            await other.bear("started")
+
+
+async def test_a_transition_says_what_the_new_state_waits_for(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        await life.bear("started")
+    (transition,) = await told(server_bus, "server")
+    assert transition.waits_for == "the model repository"
+
+
+async def test_a_client_that_is_cut_off_moves_on_and_the_bus_hears_of_it_in_order(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    async with (
+        Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus,
+        Lives.open(bus, Outbox(tmp_path / "outbox.db")) as lives,
+    ):
+        life = await lives.of(CLIENT, C1)
+        await life.bear("started")
+        await nats.kill()
+        await life.move("model_fetched")
+        await life.move("infer_ready")
+        assert life.state is ClientState.SERVING
+        await nats.start()
+
+        async def all_told() -> bool:
+            return [one.target for one in await told(server_bus, "client")] == ["serving"]
+
+        await eventually(all_told)
+
+
+async def test_what_waited_in_the_outbox_is_told_after_a_restart(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    outbox = Outbox(tmp_path / "outbox.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+        cut_off = Lives(bus, outbox)  # never empties its outbox: killed before it could
+        life = await cut_off.of(CLIENT, C1)
+        await life.bear("started")
+        await life.move("model_fetched")
+    assert await told(server_bus, "client") == []
+
+    async with (
+        Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus,
+        Lives.open(bus, outbox) as lives,
+    ):
+        again = await lives.of(CLIENT, C1)
+        assert again.state is ClientState.PENDING_APPLICATION
+        await again.move("infer_ready")
+
+    (transition,) = await told(server_bus, "client")
+    assert transition.target == "serving"
