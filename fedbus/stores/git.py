@@ -1,0 +1,91 @@
+"""Asking git about a directory that may be somebody else's.
+
+Git does what a repository's own configuration says: file-system monitors, filters and hooks in it
+are programs that would run here. So nothing is asked that would start one: the names of the
+objects come from git's plumbing, the files are hashed here, and no transport may be opened.
+"""
+
+import hashlib
+import os
+import subprocess
+from pathlib import Path
+from typing import Final
+
+TIMEOUT_S: Final = 20.0
+
+_DISARMED: Final = (
+    "--no-pager",
+    "--no-replace-objects",
+    "--no-optional-locks",
+    "-c",
+    "core.fsmonitor=false",
+    "-c",
+    f"core.hooksPath={os.devnull}",
+    "-c",
+    f"core.attributesFile={os.devnull}",
+    "-c",
+    "protocol.allow=never",
+)
+_ENVIRONMENT: Final = {"GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+
+
+class GitFailed(Exception):
+    """Git said no: this is no work tree, there is no commit yet, or there is no git."""
+
+
+def head(directory: Path) -> str:
+    """The full SHA of the commit that *directory* stands at; raises GitFailed."""
+    return _git(directory, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
+
+
+def files(directory: Path) -> list[str]:
+    """What git knows of in *directory* or would take in: all but what is ignored."""
+    listed = _git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
+    return sorted({name.decode() for name in listed.split(b"\0") if name})
+
+
+def is_clean(directory: Path) -> bool:
+    """Whether what is in *directory* is what the commit has there: no more, no less, nothing changed."""
+    committed = _committed(directory)
+    present = {name for name in files(directory) if os.path.lexists(directory / name)}
+    if not committed or present != set(committed):
+        return False
+    return all(_object_id(directory / name, like=sha) == sha for name, sha in committed.items())
+
+
+def _committed(directory: Path) -> dict[str, str]:
+    """The object ids of all files that the commit has in *directory*, by name."""
+    listed = _git(directory, "ls-tree", "-r", "-z", "HEAD", "--", ".").decode()
+    entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
+    return {name: what.split()[2] for what, name in entries}
+
+
+def _object_id(path: Path, *, like: str) -> str:
+    """What git would call this file, by the same kind of hash as *like*; empty where it is no file."""
+    if path.is_symlink():
+        content = os.fsencode(path.readlink())
+    elif path.is_file():
+        content = path.read_bytes()
+    else:
+        return ""
+    new = hashlib.sha256 if len(like) == 64 else hashlib.sha1
+    return new(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def _git(directory: Path, *arguments: str) -> bytes:
+    command = ["git", "-C", str(directory), *_DISARMED, *arguments]
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
+    try:
+        done = subprocess.run(
+            command,
+            env=inherited | _ENVIRONMENT,
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=TIMEOUT_S,
+            check=False,
+        )
+    except (OSError, subprocess.TimeoutExpired) as error:
+        raise GitFailed(str(error)) from error
+    if done.returncode:
+        raise GitFailed(done.stderr.decode(errors="replace").strip())
+    return done.stdout
