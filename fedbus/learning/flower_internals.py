@@ -84,6 +84,8 @@ class LentArray(Array):
     `data` becomes `bytes` when stock code asks for it.
     """
 
+    __qualname__ = Array.__qualname__  # Flower writes it into what it serialises
+
     def __init__(self, dtype: str, shape: tuple[int, ...], stype: str, buffer: memoryview) -> None:
         self.__dict__["_buffer"] = buffer
         self.__dict__.update(dtype=dtype, shape=shape, stype=stype)

@@ -1,0 +1,126 @@
+"""Weights at rest, with the safetensors library itself as the judge of the files."""
+
+import hashlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import load_file, save_file
+from safetensors.torch import load_file as load_torch_file
+
+from fedbus.learning import weights
+from fedbus.learning.weights import Arrays, BadWeights, architecture, first_difference, load, save
+
+
+def some_arrays() -> Arrays:
+    return {
+        "layer.weight": np.arange(6, dtype=np.float32).reshape(2, 3),
+        "count": np.array(3, np.int64),
+        "empty": np.zeros((0, 4), np.float16),
+        "turned": np.arange(6, dtype=np.float64).reshape(2, 3).T,
+        "flag": np.array([True, False, True]),
+        "bias": np.ones(3, np.float32),
+        "big-endian": np.arange(3, dtype=">i4"),
+    }
+
+
+def test_what_is_saved_is_loaded_in_its_order_and_named_by_its_digest(tmp_path: Path) -> None:
+    path = tmp_path / "models" / "a.safetensors"
+    artifact = save(some_arrays(), path)
+
+    loaded = load(path)
+
+    assert list(loaded) == list(some_arrays())
+    for name, array in some_arrays().items():
+        np.testing.assert_array_equal(loaded[name], array)
+    assert artifact.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert artifact.size_bytes == path.stat().st_size
+    assert artifact.architecture == architecture(loaded)
+    assert [one.name for one in path.parent.iterdir()] == ["a.safetensors"]
+
+
+def test_anyone_can_read_the_files_and_theirs_are_read(tmp_path: Path) -> None:
+    save(some_arrays(), tmp_path / "ours")
+    assert set(load_file(tmp_path / "ours")) == set(some_arrays())
+    assert load_torch_file(tmp_path / "ours")["turned"].shape == (3, 2)
+    save_file({"b": np.ones(2), "a": np.zeros(3)}, tmp_path / "theirs")
+    assert set(load(tmp_path / "theirs")) == {"a", "b"}
+
+
+def test_the_same_weights_make_the_same_file(tmp_path: Path) -> None:
+    assert save(some_arrays(), tmp_path / "1") == save(some_arrays(), tmp_path / "2")
+
+
+def test_a_tensor_larger_than_a_write_is_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(weights, "_WRITE_BYTES", 1000)
+    numbers = np.random.default_rng(0).random(5000)
+    save({"w": numbers}, tmp_path / "w")
+    np.testing.assert_array_equal(load(tmp_path / "w")["w"], numbers)
+
+
+@pytest.mark.parametrize("damage", ["missing", "empty", "text", "cut", "a directory", "a lying header"])
+def test_a_file_that_is_no_model_is_refused_with_its_name(tmp_path: Path, damage: str) -> None:
+    path = tmp_path / "model"
+    save(some_arrays(), path)
+    whole = path.read_bytes()
+    header = json.dumps({"w": {"dtype": "F32", "shape": [10**6], "data_offsets": [0, 4 * 10**6]}}).encode()
+    match damage:
+        case "missing" | "a directory":
+            path.unlink()
+            if damage == "a directory":
+                path.mkdir()
+        case "empty":
+            path.write_bytes(b"")
+        case "text":
+            path.write_text("hello, I am a pickle")
+        case "cut":
+            path.write_bytes(whole[:-10])
+        case "a lying header":
+            path.write_bytes(len(header).to_bytes(8, "little") + header)
+    with pytest.raises(BadWeights, match=str(path)):
+        load(path)
+
+
+def test_what_cannot_be_saved_is_refused_and_leaves_nothing_behind(tmp_path: Path) -> None:
+    with pytest.raises(BadWeights, match="'names' is object, which cannot be saved"):
+        save({"names": np.array([None])}, tmp_path / "model")
+    with pytest.raises(BadWeights, match="__metadata__"):
+        save({"__metadata__": np.zeros(1)}, tmp_path / "model")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_architectures_are_told_apart_by_names_shapes_and_dtypes() -> None:
+    ours = some_arrays()
+    shuffled = dict(reversed(ours.items()))
+    assert architecture(ours) == architecture(shuffled)
+    assert first_difference(ours, shuffled) is None
+    for theirs, difference in [
+        (ours | {"bias": np.ones(4, np.float32)}, "'bias' is float32[4] instead of float32[3]"),
+        (ours | {"bias": np.ones(3)}, "'bias' is float64[3] instead of float32[3]"),
+        (ours | {"more": np.ones(1)}, "'more' float64[1] is one too many"),
+        ({name: ours[name] for name in ours if name != "count"}, "'count' int64[] is missing"),
+    ]:
+        assert architecture(ours) != architecture(theirs)
+        assert first_difference(ours, theirs) == difference
+
+
+def test_arrays_go_to_flower_and_back_without_a_copy_on_the_way_back() -> None:
+    record = weights.to_record(some_arrays())
+    back = weights.from_record(record)
+    assert first_difference(some_arrays(), back) is None
+    assert not back["bias"].flags.writeable
+    assert np.shares_memory(back["bias"], np.frombuffer(record["bias"].data, np.uint8))
+
+
+def test_torch_models_come_and_go() -> None:
+    module = torch.nn.Sequential(torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3))
+    arrays = weights.from_torch(module.state_dict())
+    assert arrays["1.num_batches_tracked"].dtype == np.int64
+    module.load_state_dict(weights.to_torch(arrays))
+
+
+def test_a_bfloat16_model_is_refused_with_the_way_out() -> None:
+    with pytest.raises(BadWeights, match=r"'0.weight' is torch.bfloat16, which NumPy.*model.float\(\)"):
+        weights.from_torch(torch.nn.Sequential(torch.nn.Linear(2, 3)).bfloat16().state_dict())
