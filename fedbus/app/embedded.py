@@ -142,7 +142,7 @@ async def embedded_nats(directory: Path, port: int | None = None) -> AsyncIterat
     Raises an EmbeddedError: at the start, or out of the block when the server keeps dying.
     """
     home = _Home(directory)
-    home.prepare()
+    writable(home.directory)
     with home.locked():
         keeper = _Keeper(nats_server_program(), home)
         nats = await keeper.start_first(port)
@@ -168,6 +168,16 @@ def nats_server_program() -> Path:
     if found is None:
         raise NatsMissing
     return Path(found)
+
+
+def writable(directory: Path) -> None:
+    """See that files can be written in *directory*, made if it is not there; raises NotWritable."""
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=directory):
+            pass
+    except OSError as error:
+        raise NotWritable(directory, error.strerror or str(error)) from None
 
 
 # --- starting and watching -----------------------------------------------------------------
@@ -307,14 +317,6 @@ class _Home:
     def keep_port(self, port: int) -> None:
         self._port.write_text(f"{port}\n")
 
-    def prepare(self) -> None:
-        try:
-            self.directory.mkdir(parents=True, exist_ok=True)
-            with tempfile.TemporaryFile(dir=self.directory):
-                pass
-        except OSError as error:
-            raise NotWritable(self.directory, error.strerror or str(error)) from None
-
     @contextmanager
     def locked(self) -> Iterator[None]:
         """One fedbus at a time: two nats-servers over one store would ruin it. Raises AlreadyRunning."""
@@ -349,13 +351,13 @@ class _Home:
 
 def _choose(asked: int | None, kept: int | None) -> int:
     if asked is not None:
-        if not _is_free(asked):
+        if not is_free(asked):
             raise PortTaken(asked)
         return asked
-    return kept if kept is not None and _is_free(kept) else _free_port()
+    return kept if kept is not None and is_free(kept) else _free_port()
 
 
-def _is_free(port: int) -> bool:
+def is_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left lately is free
         try:

@@ -82,6 +82,13 @@ class Settings(BaseModel):
         return self.given_nats_url or self.running_here or DEFAULT_NATS_URL
 
     @property
+    def nats_url_from(self) -> str:
+        """Where that address comes from, for whoever wonders."""
+        if self.given_nats_url:
+            return "FEDBUS_NATS_URL"
+        return str(self._url_file) if self.running_here else "the usual address"
+
+    @property
     def running_here(self) -> str | None:
         """The address that a fedbus on this machine has left."""
         try:

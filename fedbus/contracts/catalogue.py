@@ -61,6 +61,42 @@ BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in
 SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server")
 CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference")
 
+SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
+    "server-manager": (
+        server.UpdateReady,
+        server.ModelPublished,
+        server.CodePublished,
+        server.ServerClosed,
+        server.BeginTraining,
+        server.InitModel,
+        server.StartServer,
+        server.StopServer,
+    ),
+    "workflow-scheduler": (server.OpenRun, server.CancelRun),
+    "flower-server": (
+        server.ServerStarted,
+        server.RoundFinished,
+        server.RunFinished,
+        server.RunFailed,
+        server.ServerLost,
+        server.RoundMessage,
+    ),
+    "client-manager": (
+        server.Enroll,
+        server.GetServerInfo,
+        server.HealthCheck,
+        client.Declined,
+        client.ClientStart,
+        client.InferStart,
+        client.InferUpdate,
+    ),
+    "flower-client": (client.FinTrain, client.FailTrain, client.Heartbeat),
+    "trainer": (client.Joined, client.RoundStarted, client.RoundReply),
+    "inference": (client.InferReady, client.InferRefused),
+    "user": (run.StartRun, run.StopRun),
+}
+"""What each agent says, beside the transitions of what it owns."""
+
 HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
     "server-manager": (
         server.ServerStarted,

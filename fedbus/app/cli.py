@@ -1,0 +1,42 @@
+"""The command line: the commands put together, and nothing else.
+
+Each family of commands is a module in `fedbus.app.commands`; where errors end, and what the
+exit codes mean, stands in `fedbus.app.edge`. Importing this module must stay fast, since
+`fedbus events decode` is started for every message that `nats sub --translate` shows: what
+takes long to import is imported by the command that needs it.
+"""
+
+from typing import NoReturn
+
+import typer
+
+from fedbus.app.commands import clients, events, run, task
+from fedbus.app.commands.doctor import doctor, version
+from fedbus.app.edge import MEANINGS, edge
+
+EXIT_CODES = "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())
+
+app = typer.Typer(
+    name="fedbus",
+    help="Operates federated learning: the whole life of a Flower app over a fleet of devices.",
+    epilog=f"Exit codes:\n\n{EXIT_CODES}",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.add_typer(run.app, name="run")
+app.add_typer(clients.app, name="clients")
+app.add_typer(events.app, name="events")
+app.add_typer(task.app, name="task")
+app.command()(doctor)
+app.command()(version)
+
+
+def main() -> NoReturn:
+    """The entry point ``fedbus``."""
+    edge(app)
+
+
+if __name__ == "__main__":
+    main()

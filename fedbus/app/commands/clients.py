@@ -1,0 +1,135 @@
+"""`fedbus clients`: who takes part, what each does now, and which model it serves."""
+
+from collections import defaultdict
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from fedbus.app import show
+from fedbus.app.edge import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.bus.bus import Seen
+
+app = typer.Typer(no_args_is_help=True, help="Who takes part, what each does now, which model it serves.")
+
+KINDS: Final = ("client", "fl_client", "inference")
+
+
+@app.command()
+def ls(
+    *,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    json: show.AsJson = False,
+) -> None:
+    """List all clients and how they stand."""
+    clients = [one for one in _clients() if task in (None, one["task"])]
+    if json:
+        show.as_json(clients)
+        return
+    show.table(
+        ("client", "task", "state", "training", "inference", "model", "run", "endpoint", "since"),
+        [
+            (
+                one["client"],
+                one["task"],
+                show.state(one["state"]),
+                show.state(one["training"]),
+                show.state(one["inference"]),
+                f"v{one['model_version']}" if one["model_version"] else "",
+                one["run"] or "",
+                one["endpoint"],
+                show.ago(one["since"]),
+            )
+            for one in clients
+        ],
+        empty="no clients yet. Start one: fedbus client up c1",
+    )
+
+
+@app.command("show")
+def show_(
+    client: Annotated[str, typer.Argument(help="The client, as `fedbus clients ls` calls it.")],
+    *,
+    json: show.AsJson = False,
+) -> None:
+    """Show one client: its three lifecycles, and what each waits for."""
+    from fedbus.contracts.identifiers import client_id
+
+    known = _clients()
+    found = [one for one in known if one["client"] == client_id(client)]
+    if not found:
+        names = ", ".join(sorted({one["client"] for one in known})) or "none yet"
+        raise Failure(f"no client {client} here. Known are: {names}", Exit.NOT_FOUND)
+    if json:
+        show.as_json(found)
+        return
+    for one in found:
+        show.console().print(f"[bold]{client}[/] in task [bold]{one['task']}[/]  {one['endpoint']}")
+        show.table(
+            ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),
+            [
+                (
+                    life["kind"],
+                    show.state(life["state"]),
+                    life["event"],
+                    life["reason"],
+                    life["waits_for"],
+                    life["deadline"] or "",
+                    show.ago(life["since"]),
+                )
+                for life in one["lives"]
+            ],
+            empty="",
+        )
+
+
+def _clients() -> list[dict[str, Any]]:
+    """What the log says of every client in every task: its three lifecycles put together."""
+    from fedbus.app.session import lives, now, on_the_bus
+
+    async def look() -> "list[Seen]":
+        async with on_the_bus() as bus:
+            return await lives(bus, *KINDS)
+
+    told: dict[str, dict[str, Seen]] = defaultdict(dict)
+    for seen in now(look()):
+        *_, kind, client, task = seen.subject.split(".")
+        told[f"{client}.{task}"][kind] = seen
+    return [_client(thing, found) for thing, found in told.items()]
+
+
+def _client(thing: str, told: "dict[str, Seen]") -> dict[str, Any]:
+    client, task = thing.split(".")
+    lives = [_life(seen) for seen in told.values()]
+    state = {life["kind"]: life["state"] for life in lives}
+    facts = [seen.message.facts for seen in told.values()]  # type: ignore[attr-defined]
+    models = [one.model for one in reversed(facts) if getattr(one, "model", None)]
+    return {
+        "client": client,
+        "task": task,
+        "state": state.get("client", ""),
+        "training": state.get("fl_client", ""),
+        "inference": state.get("inference", ""),
+        "model_version": models[0].version if models else None,
+        "sha256": models[0].sha256 if models else None,
+        "run": next((one.run for one in facts if getattr(one, "run", None)), None),
+        "endpoint": next((one.endpoint for one in facts if getattr(one, "endpoint", "")), ""),
+        "since": max(life["since"] for life in lives),
+        "lives": lives,
+    }
+
+
+def _life(seen: "Seen") -> dict[str, Any]:
+    from fedbus.app.session import moved
+
+    move = moved(seen)
+    return {
+        "kind": move.kind,
+        "state": move.target,
+        "event": move.event,
+        "reason": move.reason,
+        "waits_for": move.waits_for,
+        "deadline": move.deadline,
+        "since": seen.envelope.time,
+    }

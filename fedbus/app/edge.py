@@ -1,0 +1,114 @@
+"""Where errors end: each becomes one line that says what to do, and an exit code that scripts may rely on.
+
+Whatever a command cannot deal with comes up here and is caught once. FEDBUS_DEBUG=1 shows
+where it came from instead.
+"""
+
+import os
+import sys
+from collections.abc import Callable
+from enum import IntEnum
+from typing import Final, NoReturn
+
+DEBUG: Final = "FEDBUS_DEBUG"
+
+
+class Exit(IntEnum):
+    """What an exit code means. Stable: scripts may rely on it."""
+
+    OK = 0
+    FAILED = 1
+    USAGE = 2
+    UNREACHABLE = 3
+    NO_ANSWER = 4
+    NOT_FOUND = 5
+    MACHINE = 6
+    INTERRUPTED = 130
+
+
+MEANINGS: Final = {
+    Exit.OK: "done",
+    Exit.FAILED: "refused, or failed; the line on standard error says why",
+    Exit.USAGE: "the command, an option or a setting is not what it may be",
+    Exit.UNREACHABLE: "no nats-server answers, or the connection was lost for good",
+    Exit.NO_ANSWER: "the bus is there, but not the agent that would answer",
+    Exit.NOT_FOUND: "no such run, client, task, file or federation",
+    Exit.MACHINE: "this machine lacks something: a program, a free port, a directory that can be written",
+    Exit.INTERRUPTED: "ended by Ctrl-C",
+}
+
+
+class Failure(Exception):
+    """A command cannot do what it was asked; the text says what to do about it."""
+
+    def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
+        super().__init__(message)
+        self.code = code
+
+
+def edge(command: Callable[[], object]) -> NoReturn:
+    """Run *command* and leave with its exit code. The only place that catches what nobody else could."""
+    try:
+        command()
+    except KeyboardInterrupt:
+        sys.exit(Exit.INTERRUPTED)
+    except BrokenPipeError:  # whoever read our output has enough: `fedbus events tail | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(Exit.OK)
+    except Exception as error:  # this is the edge
+        if os.environ.get(DEBUG):
+            raise
+        line, code = told(error)
+        print(f"fedbus: {line}", file=sys.stderr)
+        sys.exit(code)
+    sys.exit(Exit.OK)
+
+
+def told(error: BaseException) -> tuple[str, Exit]:
+    """*error* in one line, and the exit code for it."""
+    if isinstance(error, BaseExceptionGroup):
+        return told(error.exceptions[0])
+    code = _code_of(error)
+    if code is None:
+        return (
+            f"something unforeseen: {type(error).__name__}: {_one_line(error)}. {_HOW_TO_REPORT}",
+            Exit.FAILED,
+        )
+    return _one_line(error), code
+
+
+_HOW_TO_REPORT: Final = f"Run it again with {DEBUG}=1 to see where, and please report it"
+
+
+def _one_line(error: BaseException) -> str:
+    return " ".join(str(error).split())
+
+
+def _code_of(error: BaseException) -> Exit | None:
+    """The code for an error that somebody foresaw, or None. Looked up by what is loaded: to import is to wait."""
+    if isinstance(error, Failure):
+        return error.code
+    for kind in type(error).__mro__:
+        if (code := _CODES.get(f"{kind.__module__}.{kind.__qualname__}")) is not None:
+            return code
+    return None
+
+
+_CODES: Final = {
+    "fedbus.app.settings.BadSetting": Exit.USAGE,
+    "fedbus.contracts.identifiers.BadId": Exit.USAGE,
+    "fedbus.contracts.envelope.Unreadable": Exit.FAILED,
+    "fedbus.bus.errors.BusUnreachable": Exit.UNREACHABLE,
+    "fedbus.bus.errors.BusClosed": Exit.UNREACHABLE,
+    "fedbus.bus.errors.NoAnswer": Exit.NO_ANSWER,
+    "fedbus.bus.errors.NoFederation": Exit.NOT_FOUND,
+    "fedbus.bus.errors.BusError": Exit.FAILED,
+    "fedbus.bus.blobs.errors.BlobError": Exit.FAILED,
+    "fedbus.stores.errors.StoreUnavailable": Exit.MACHINE,
+    "fedbus.stores.errors.StoreError": Exit.FAILED,
+    "fedbus.app.embedded.EmbeddedError": Exit.MACHINE,
+    "fedbus.agents.child.ChildNotStarted": Exit.MACHINE,
+    "builtins.FileNotFoundError": Exit.NOT_FOUND,
+    "builtins.PermissionError": Exit.MACHINE,
+}
+"""By name, so that asking for the code of an error imports nothing; a test says that each is there."""

@@ -1,0 +1,102 @@
+"""How facts are shown: tables and colours for people, JSON for programs.
+
+What is asked for goes to standard output, all else to standard error; a table is cut to the
+width of a terminal and never in a pipe.
+"""
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from datetime import UTC, datetime
+from typing import Annotated, Any, Final
+
+import typer
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
+UNCUT: Final = 400
+
+STYLES: Final = {
+    "serving": "green",
+    "finished": "green",
+    "waiting": "green",
+    "learning": "cyan",
+    "training": "cyan",
+    "running": "cyan",
+    "recruiting": "yellow",
+    "recovering": "yellow",
+    "pending": "yellow",
+    "pending_application": "yellow",
+    "updating": "yellow",
+    "publishing": "yellow",
+    "failed": "red",
+    "cancelled": "red",
+    "terminated": "red",
+    "s0": "dim",
+    "empty": "dim",
+}
+
+
+def console() -> Console:
+    """Standard output as it is now."""
+    return Console(width=None if sys.stdout.isatty() else UNCUT, highlight=False, soft_wrap=True)
+
+
+def as_json(facts: Any) -> None:
+    """*facts* as one JSON document: indented for a terminal, one line otherwise."""
+    print(to_json(facts, indent=2 if sys.stdout.isatty() else None), flush=True)
+
+
+def to_json(facts: Any, indent: int | None = None) -> str:
+    return json.dumps(facts, default=readable, ensure_ascii=False, indent=indent)
+
+
+def readable(value: Any) -> Any:
+    """What JSON has no word for: times as ISO 8601, bytes as their size and beginning."""
+    if isinstance(value, datetime):
+        return value.isoformat()
+    if isinstance(value, bytes):
+        return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
+    return str(value)
+
+
+def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
+    """*rows* under *headings*; where there are none, the sentence *empty* on standard error."""
+    grid = Table(box=None, header_style="bold", pad_edge=False)
+    for heading in headings:
+        grid.add_column(heading, no_wrap=not sys.stdout.isatty())
+    for row in rows:
+        grid.add_row(*[cell if isinstance(cell, Text) else str(cell) for cell in row])
+    if grid.row_count:
+        console().print(grid, soft_wrap=False)
+    else:
+        note(empty)
+
+
+def note(line: str) -> None:
+    """Something to know that is not what was asked for."""
+    print(line, file=sys.stderr)
+
+
+def state(name: str) -> Text:
+    return Text(name, style=STYLES.get(name, ""))
+
+
+def ago(moment: datetime) -> str:
+    """How long ago that was: ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
+    seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
+    for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.0f} {unit} ago"
+    return f"{seconds:.0f} s ago"
+
+
+def size(count: float) -> str:
+    """Bytes as a person says them: ``1.2 MB``."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"
