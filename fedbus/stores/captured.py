@@ -311,6 +311,13 @@ def snapshot_labelled(database: Path, path: Path) -> int:
     return count
 
 
+def count_rows(database: Path) -> int:
+    """How many rows there are, for a process that has not opened the store itself; blocks."""
+    with _reading(database) as connection:
+        count: int = connection.execute("SELECT count(*) FROM captured").fetchone()[0]
+        return count
+
+
 def packed(array: Array) -> bytes:
     """*array* in NumPy's own format, with its shape and type, and never a pickle."""
     file = io.BytesIO()

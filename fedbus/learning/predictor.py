@@ -1,0 +1,102 @@
+"""A model that answers: the task's own, with the weights of one version, tried before it may serve.
+
+What is refused, and why it is refused here: weights that are not those of the task's model (the
+first tensor that differs is named), weights that are not numbers, and a model that does not
+answer samples of the task, or answers them with NaN.
+"""
+
+from pathlib import Path
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+
+from fedbus.contracts.task import Task
+from fedbus.learning import apps, weights
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+class ModelRefused(Exception):
+    """This model may not serve; the text is one line that says why."""
+
+
+class Predictor(Protocol):
+    """Something that answers; called from one thread at a time."""
+
+    @property
+    def input_shape(self) -> tuple[int, ...] | None:
+        """The shape of one sample, where the model was tried; None: whatever the model takes."""
+
+    def predict(self, inputs: Array) -> Array:
+        """One answer for each of *inputs* (n, …)."""
+
+
+class TorchPredictor:
+    """The model of *task* with the weights in the file *artifact*. Building it blocks; raises ModelRefused."""
+
+    def __init__(self, task: Task, artifact: Path) -> None:
+        self.input_shape: tuple[int, ...] | None = None
+        path = Path(task.path)
+        try:
+            self._answer = apps.load_function(path, task.table.predict) if task.table.predict else most_likely
+            self._model = _built(path, task.table.model, weights.load(artifact))
+        except (apps.BadTask, weights.BadWeights) as error:
+            raise ModelRefused(str(error)) from error
+
+    def predict(self, inputs: Array) -> Array:
+        import torch  # noqa: PLC0415 - a device without torch may still import the agents
+
+        with torch.inference_mode():
+            return np.asarray(self._answer(self._model, inputs))
+
+    def probe(self, inputs: Array) -> None:
+        """Let the model answer *inputs*; raises ModelRefused where it cannot, or says NaN or infinity."""
+        try:
+            outputs = self.predict(inputs)
+        except Exception as error:
+            raise ModelRefused(
+                f"the model does not answer samples of shape {inputs.shape}: {apps.one_line(error)}"
+            ) from error
+        if len(outputs) != len(inputs):
+            raise ModelRefused(f"the model gives {len(outputs)} answers to {len(inputs)} samples")
+        if not _all_numbers(outputs):
+            raise ModelRefused("the model answers samples with NaN or infinity")
+        self.input_shape = inputs.shape[1:]
+
+
+class NotANumber(ValueError):
+    """The model's output holds NaN or infinity, so it has no highest class."""
+
+
+def most_likely(model: Any, inputs: Array) -> Array:
+    """The class with the highest output, for each of *inputs*."""
+    import torch  # noqa: PLC0415
+
+    outputs = model(torch.from_numpy(inputs))
+    if not bool(torch.isfinite(outputs).all()):  # argmax would call NaN a class
+        raise NotANumber("its output holds NaN or infinity")
+    classes: Array = outputs.argmax(dim=-1).numpy()
+    return classes
+
+
+def _built(path: Path, reference: str, arrays: weights.Arrays) -> Any:
+    """The task's model with *arrays* in it, ready to answer."""
+    make = apps.load_function(path, reference)
+    try:
+        model = make()
+        expected = weights.from_torch(model.state_dict())
+    except weights.BadWeights:
+        raise
+    except Exception as error:
+        raise ModelRefused(f"{reference!r} makes no model: {apps.one_line(error)}") from error
+    if difference := weights.first_difference(expected, arrays):
+        raise ModelRefused(f"the weights are not those of {reference!r}: tensor {difference}")
+    if bad := next((name for name, array in arrays.items() if not _all_numbers(array)), None):
+        raise ModelRefused(f"tensor {bad!r} holds NaN or infinity")
+    model.load_state_dict(weights.to_torch(arrays), strict=True)
+    model.eval()
+    return model
+
+
+def _all_numbers(array: Array) -> bool:
+    return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())
