@@ -4,6 +4,8 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import numpy as np
+
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.grid import Tally
 from fedbus.learning.round_metrics import normalised
@@ -65,8 +67,14 @@ class RoundLog:
     def _in_first_dtypes(self, arrays: Arrays) -> Arrays:
         """A mean of integers is not one; a batch norm's counter stays what the architecture says."""
         return {
-            name: array.astype(self._model[name].dtype, copy=False)
+            name: _in_dtype(self._model[name].dtype, array)
             if name in self._model and self._model[name].shape == array.shape
             else array
             for name, array in arrays.items()
         }
+
+
+def _in_dtype(dtype: np.dtype[Any], array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    if dtype.kind in "iu" and array.dtype.kind == "f":
+        array = np.rint(array)  # a mean of ones may come out as 0.9999999
+    return array.astype(dtype, copy=False)

@@ -99,7 +99,7 @@ class WeightedMean:
     def _weight(self, content: RecordDict) -> float | None:
         metrics = next(iter(content.metric_records.values()), None)
         weight = None if metrics is None else metrics.get(self._weighted_by)
-        return weight if isinstance(weight, int | float) else None
+        return float(weight) if isinstance(weight, int | float) else None  # an int would wrap int8 arrays
 
     def _has_our_keys(self, record: ArrayRecord) -> bool:
         self._keys = self._keys or tuple(record)
@@ -139,7 +139,7 @@ class _Sum:
         self._blob = bytearray(len(header) + first.size * summed_in.itemsize)
         self._blob[: len(header)] = header
         self._sum = np.frombuffer(self._blob, summed_in, offset=len(header)).reshape(first.shape)
-        np.multiply(first, weight, out=self._sum, casting="unsafe")
+        np.multiply(first, weight, out=self._sum, dtype=summed_in, casting="unsafe")
 
     def add(self, numbers: np.ndarray[Any, Any], weight: float) -> None:
         ours = self._sum

@@ -187,7 +187,10 @@ CLIENT_APP = """
     @app.train()
     def train(message, context):
         step = context.node_config["step"]
-        arrays = {k: Array(a.numpy() + np.asarray(step, a.numpy().dtype)) for k, a in message.content["arrays"].items()}
+        arrays = {
+            name: Array(np.asarray(array.numpy() + np.asarray(step, array.numpy().dtype)))
+            for name, array in message.content["arrays"].items()
+        }
         seen = context.state.get("seen") or ConfigRecord({"messages": 0})
         seen["messages"] += 1
         context.state["seen"] = seen
@@ -199,6 +202,17 @@ CLIENT_APP = """
         weight = float(message.content["arrays"]["w"].numpy().mean())
         metrics = {"eval_acc": weight / 100, "loss": 10.0 - weight, "num-examples": 5}
         return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+"""
+
+QUERY_APP = """
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        return Message(message.content, reply_to=message)
 """
 
 SERVER_APP = """

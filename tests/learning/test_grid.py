@@ -9,7 +9,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from learning.memory_bus import RUN, TASK, Federation, federation, model, server_app
+from learning.memory_bus import QUERY_APP, RUN, TASK, Federation, federation, model, server_app
 from support import eventually
 
 from fedbus.contracts.client import FailTrain, Heartbeat
@@ -207,18 +207,6 @@ def _queries(fed: Federation, count: int) -> list[Message]:
     identify_process(fed.grid.run.run_id)
     content = RecordDict({"config": ConfigRecord({"ask": "me"})})
     return [Message(content, node_id(f"c{number}"), "query") for number in range(count)]
-
-
-QUERY_APP = """
-    from flwr.app import Message
-    from flwr.clientapp import ClientApp
-
-    app = ClientApp()
-
-    @app.query()
-    def query(message, context):
-        return Message(message.content, reply_to=message)
-"""
 
 
 async def test_messages_can_be_pushed_now_and_pulled_later(tmp_path: Path) -> None:

@@ -49,7 +49,9 @@ records = st.builds(
     ),
     st.dictionaries(
         st.text(max_size=4).map(lambda name: "c" + name),
-        st.dictionaries(st.text(max_size=4), config_values, max_size=3).map(ConfigRecord),
+        st.dictionaries(st.text(max_size=4), config_values, max_size=3).map(
+            lambda configs: ConfigRecord({**configs})
+        ),
         max_size=2,
     ),
 )
@@ -75,7 +77,7 @@ def test_encoding_copies_no_array_and_decoding_lends_them() -> None:
     assert any(buffer.obj is array.data for buffer in encoded.buffers)
 
     received = bytearray(encoded.joined())
-    record = decode(received)["arrays"]["w"]
+    record: Any = decode(received)["arrays"]["w"]
     view = array_view(record)
     received[-8:] = np.float64(5).tobytes()
     assert view[-1] == 5.0
@@ -83,8 +85,8 @@ def test_encoding_copies_no_array_and_decoding_lends_them() -> None:
 
 
 def test_to_stock_code_a_lent_array_is_an_array() -> None:
-    array = decode(encode(some_records()).joined())["arrays"]["w"]
-    original = some_records()["arrays"]["w"]
+    array: Any = decode(encode(some_records()).joined())["arrays"]["w"]
+    original: Any = some_records()["arrays"]["w"]
 
     assert isinstance(array.data, bytes)
     assert array.data == original.data
@@ -112,7 +114,7 @@ def test_legacy_parameters_without_dtype_and_shape_travel(tmp_path: object) -> N
     legacy = ArrayRecord(
         {"0": Array(data=blob, dtype="", stype="numpy.ndarray", shape=()), "_empty": Array("", (), "", b"")}
     )
-    after = decode(encode(RecordDict({"parameters": legacy})).joined())
+    after: Any = decode(encode(RecordDict({"parameters": legacy})).joined())
     assert after["parameters"]["0"].numpy().tolist() == [1, 1, 1]
 
 
@@ -130,7 +132,8 @@ def wire(entries: Any, tail: bytes = b"") -> bytes:
 def npy(array: Any, **options: Any) -> bytes:
     buffer = BytesIO()
     np.save(buffer, array, **options)
-    return buffer.getvalue()
+    serialised: bytes = buffer.getvalue()
+    return serialised
 
 
 GOOD = npy(np.zeros(3, np.float32))
