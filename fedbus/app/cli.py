@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from fedbus.app.commands import clients, events, run, task
+from fedbus.app.commands import clients, events, run, serve, task
 from fedbus.app.commands.doctor import doctor, version
 from fedbus.app.edge import MEANINGS, edge
 
@@ -29,6 +29,11 @@ app.add_typer(run.app, name="run")
 app.add_typer(clients.app, name="clients")
 app.add_typer(events.app, name="events")
 app.add_typer(task.app, name="task")
+app.command()(serve.demo)
+app.command()(serve.up)
+app.add_typer(serve.server, name="server")
+app.add_typer(serve.client, name="client")
+app.command()(serve.agent)
 app.command()(doctor)
 app.command()(version)
 

@@ -41,9 +41,9 @@ CHATTY: Final = ("urllib3", "asyncio", "aiohttp.access", "nats")
 
 
 @contextmanager
-def configured(service: str, **about: str) -> Iterator[None]:
+def configured(service: str, *, level: str = "INFO", **about: str) -> Iterator[None]:
     """Log lines and traces of this process as *service*, until the block ends; *about* goes with all of them."""
-    log_to_stderr(agent=service.removeprefix("fedbus-"), **about)
+    log_to_stderr(level=level, agent=service.removeprefix("fedbus-"), **about)
     provider, exporter = _provider(service, about)
     trace.set_tracer_provider(provider)
     try:

@@ -23,7 +23,12 @@ import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from nats.aio.subscription import Subscription
-from nats.errors import ConnectionClosedError, NoRespondersError, OutboundBufferLimitError
+from nats.errors import (
+    ConnectionClosedError,
+    NoRespondersError,
+    OutboundBufferLimitError,
+    StaleConnectionError,
+)
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
@@ -61,6 +66,16 @@ DEAD_LETTER_BYTES: Final = 16 * 1024
 """How much of an unreadable message is kept with the reason."""
 REFUSED: Final = "fedbus-refused"
 """The header of an answer that is a no."""
+
+AWAY: Final = (
+    NatsTimeout,
+    NoRespondersError,
+    NoStreamResponseError,
+    OutboundBufferLimitError,
+    StaleConnectionError,
+    OSError,
+)
+"""What nats-py raises while the server is gone or not up again: try again, for as long as it takes."""
 
 tracer = trace.get_tracer("fedbus.bus")
 log = structlog.get_logger("fedbus.bus")
@@ -187,7 +202,7 @@ class Bus:
                 ack = await self._js.publish(subject, body, headers=dict(headers))
             except APIError as error:
                 raise PublishRefused(subject, f"{error.description} ({error.err_code})") from error
-            except (NatsTimeout, NoStreamResponseError, OutboundBufferLimitError) as error:
+            except AWAY as error:
                 log.warning("not stored yet", subject=subject, reason=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
             else:
@@ -206,7 +221,7 @@ class Bus:
                 reply = await self._client.request(subject, pack(request), timeout=timeout_s, headers=headers)
             except NoRespondersError:
                 raise NoAnswer(request.word, request.server, "nobody serves it") from None
-            except (NatsTimeout, ConnectionClosedError, OutboundBufferLimitError):
+            except (*AWAY, ConnectionClosedError):
                 raise NoAnswer(request.word, request.server, f"nothing came within {timeout_s:g} s") from None
             return _answer(request, reply)
 

@@ -23,6 +23,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 from opentelemetry import propagate, trace
 
+from fedbus.bus.beside import beside
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import MovedByAnother, PublishRefused
 from fedbus.contracts import subjects
@@ -140,25 +141,20 @@ class Lives:
         self._outbox = outbox
         self._sequences: dict[str, int] = {}
         self._waiting = asyncio.Event()
-        self._empty = asyncio.Event()
-        self._empty.set()
+        self._said = asyncio.Event()
+        self._said.set()
 
     @classmethod
     @asynccontextmanager
     async def open(cls, bus: Bus, outbox: Outbox | None = None) -> AsyncIterator["Lives"]:
         """The agent's lifecycles for as long as the block runs; what still waits in the outbox stays there."""
         lives = cls(bus, outbox)
-        emptying = asyncio.create_task(lives._empty_outbox(), name="empty the outbox") if outbox else None
-        try:
+        if outbox is None:
             yield lives
-            if outbox and emptying and not emptying.done():
-                await lives._say_the_rest()
-        finally:
-            if emptying:
-                emptying.cancel()
-                await asyncio.wait([emptying])
-        if emptying and not emptying.cancelled():
-            emptying.result()
+            return
+        async with beside(lives._empty(outbox), name="empty the outbox"):
+            yield lives
+            await lives._say_the_rest()
 
     async def of(self, lifecycle: Lifecycle[State], facts: FactsT) -> Life[State, FactsT]:
         """The life of the thing that *facts* names, as the log tells it; with *facts* where it tells nothing."""
@@ -184,7 +180,7 @@ class Lives:
             await self._store(subject, headers, body)
         else:
             self._outbox.append(subject, headers, body)
-            self._empty.clear()
+            self._said.clear()
             self._waiting.set()
 
     async def _told(self, subject: str) -> Transition | None:
@@ -201,20 +197,20 @@ class Lives:
         assert isinstance(seen.message, Transition)
         return seen.message
 
-    async def _empty_outbox(self) -> None:
-        assert self._outbox is not None
+    async def _empty(self, outbox: Outbox) -> None:
+        """Hand the bus what waits, in order, and wait for more."""
         while True:
-            while (entry := self._outbox.first()) is not None:
+            while (entry := outbox.first()) is not None:
                 await self._store(entry.subject, entry.headers, entry.body)
-                self._outbox.remove(entry.number)
-            self._empty.set()
+                outbox.remove(entry.number)
+            self._said.set()
             await self._waiting.wait()
             self._waiting.clear()
 
     async def _say_the_rest(self, within_s: float = 2.0) -> None:
         """On leaving, a moment for what waits; if the bus is away it is said after the next start."""
         try:
-            await asyncio.wait_for(self._empty.wait(), within_s)
+            await asyncio.wait_for(self._said.wait(), within_s)
         except TimeoutError:
             log.warning("transitions wait in the outbox for the next start")
 

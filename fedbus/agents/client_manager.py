@@ -1,0 +1,380 @@
+"""The client manager: one client in one task. It fetches models, has them served, and decides about training.
+
+    s0 –model_fetched→ pending_application –infer_ready→ serving –client_start→ learning –fin_train→ …
+
+Its lifecycle has one possible owner, so it moves even when the bus is away. It holds no weights
+and runs no code of the task: models are files, the inference agent serves them, the FL client
+trains. What it says to them goes over the bus like everything else.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, Final
+
+import structlog
+
+from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
+from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.lives import Life, Lives, Outbox
+from fedbus.contracts.client import (
+    CLIENT,
+    ClientFacts,
+    ClientStart,
+    ClientState,
+    Declined,
+    FailTrain,
+    FinTrain,
+    InferReady,
+    InferRefused,
+    InferStart,
+    InferUpdate,
+)
+from fedbus.contracts.identifiers import ClientId
+from fedbus.contracts.message import Message
+from fedbus.contracts.model import BlobRef, ModelRef
+from fedbus.contracts.server import (
+    CodePublished,
+    Enroll,
+    GetServerInfo,
+    HealthCheck,
+    HealthStatus,
+    ModelPublished,
+    ServerInfo,
+    UpdateReady,
+)
+from fedbus.contracts.task import Task
+from fedbus.domain.participation import can_wait, reason_to_decline, short
+
+BOOTSTRAP_S: Final = 300.0
+APPLY_S: Final = 120.0
+FETCH_ATTEMPTS: Final = 5
+SPARE_S: Final = 60.0
+"""What a run may take beyond its recruiting and its rounds, before the client gives up on it."""
+APPLYING: Final = "the model is applied"
+LEARNING: Final = "the run ends"
+AGAIN: Final = "try the model again"
+AWAITED: Final = "the run's model comes"
+
+log = structlog.get_logger("fedbus.client_manager")
+
+
+class BootstrapFailed(Exception):
+    """The client could not begin: no server, no model, or it was turned away. The supervisor starts it anew."""
+
+
+class ClientManager:
+    """One client in one task. Models are kept under *directory*; *outbox* keeps what the bus has not taken."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        task: Task,
+        client: ClientId,
+        *,
+        directory: Path,
+        outbox: Outbox,
+        bootstrap_s: float = BOOTSTRAP_S,
+    ) -> None:
+        self._bus = bus
+        self._task = task
+        self._client = client
+        self._directory = directory
+        self._outbox = outbox
+        self._bootstrap_s = bootstrap_s
+        self._turn = asyncio.Lock()
+        self._invitation: UpdateReady | None = None
+        self._newest: tuple[ModelRef, BlobRef] | None = None
+        self._served: ModelRef | None = None
+        self._attempt = 0
+        self._life: Life[ClientState, ClientFacts]
+        self._timers: Timers
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Be the client until *stop* is set. Raises BootstrapFailed where it cannot begin."""
+        async with Lives.open(self._bus, self._outbox) as lives, Timers.running() as self._timers:
+            await until(stop, self._live(lives))
+
+    async def _live(self, lives: Lives) -> None:
+        facts = ClientFacts(task=self._task.id, client=self._client, code_version=self._task.code_version)
+        self._life = await lives.of(CLIENT, facts)
+        if self._life.born and self._life.state is not ClientState.S0:
+            await self._life.move("restarted", run=None, code_version=self._task.code_version)
+        elif not self._life.born:
+            await self._life.bear("started")
+        await self._enroll()
+        async with self._bus.listen("client-manager", task=self._task.id) as inbox:
+            await self._bootstrap()
+            await self._hear_all(inbox)
+
+    async def _hear_all(self, inbox: AsyncIterator[Any]) -> None:
+        self.ready.set()
+        await handle_each(inbox, self._hear)
+
+    # --- beginning -----------------------------------------------------------------------------
+
+    async def _enroll(self) -> None:
+        request = Enroll(task=self._task.id, client=self._client)
+        try:
+            async with asyncio.timeout(self._bootstrap_s):
+                await ask_until_answered(self._bus, request)
+        except (RequestRefused, TimeoutError) as error:
+            await self._give_up(error)
+
+    async def _bootstrap(self) -> None:
+        """Fetch the newest model and have it served."""
+        try:
+            async with asyncio.timeout(self._bootstrap_s):
+                model, path = await self._first_model()
+        except TimeoutError as error:
+            await self._give_up(error)
+        else:
+            await self._life.move("model_fetched", model=model)
+            await self._have_served(InferStart, model, path)
+
+    async def _first_model(self) -> tuple[ModelRef, Path]:
+        attempt = 0
+        while True:
+            try:
+                info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._task.id))
+                assert info.model is not None
+                assert info.blob is not None
+                return info.model, await self._fetch(info.model, info.blob)
+            except (RequestRefused, BlobUnavailable, BlobCorrupt) as error:
+                log.info("no model yet", reason=str(error))
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+
+    async def _give_up(self, error: Exception) -> None:
+        reason = str(error) or f"no server of {self._task.id} answered within {self._bootstrap_s:g} s"
+        await self._life.move("bootstrap_failed", reason=reason)
+        raise BootstrapFailed(f"client {self._client} cannot begin: {reason}")
+
+    # --- what is heard ---------------------------------------------------------------------------
+
+    async def _hear(self, message: Message) -> None:
+        async with self._turn:
+            match message:
+                case UpdateReady():
+                    await self._invited(message)
+                case ModelPublished():
+                    await self._model_published(message)
+                case CodePublished():
+                    await self._code_published(message)
+                case InferReady():
+                    await self._infer_ready(message)
+                case InferRefused():
+                    await self._infer_refused(message)
+                case FinTrain() if self._learns(message.run):
+                    await self._fin_train()
+                case FailTrain() if self._learns(message.run):
+                    event = "trainer_lost" if message.trainer_lost else "fail_train"
+                    await self._leave_run(event, message.reason)
+                case _:
+                    log.debug("nothing to do", word=message.word, state=str(self._state))
+
+    @property
+    def _state(self) -> ClientState:
+        return self._life.state
+
+    def _learns(self, run: str) -> bool:
+        return self._state is ClientState.LEARNING and self._life.facts.run == run
+
+    # --- training -----------------------------------------------------------------------------------
+
+    async def _invited(self, invitation: UpdateReady) -> None:
+        """Join the run, or say why not. Who will be serving in a moment keeps the invitation until then."""
+        if self._learns(invitation.run):
+            return
+        if can_wait(self._state):
+            self._invitation = invitation
+            return
+        code, now = self._task.code_version, datetime.now(UTC)
+        reason = reason_to_decline(invitation, state=self._state, code_version=code, now=now)
+        if reason is None:
+            await self._join(invitation)
+        else:
+            await self._bus.publish(
+                Declined(task=self._task.id, client=self._client, run=invitation.run, reason=reason)
+            )
+
+    async def _join(self, invitation: UpdateReady) -> None:
+        plan = invitation.plan
+        longest_s = plan.recruit_s + plan.rounds * 2 * plan.round_s + SPARE_S
+        deadline = datetime.now(UTC) + timedelta(seconds=longest_s)
+        await self._life.move("client_start", deadline=deadline, run=invitation.run)
+        self._timers.at(LEARNING, deadline, self._run_took_too_long)
+        await self._bus.publish(
+            ClientStart(
+                task=self._task.id,
+                client=self._client,
+                run=invitation.run,
+                plan=plan,
+                code_version=invitation.code_version,
+            )
+        )
+
+    async def _run_took_too_long(self) -> None:
+        async with self._turn:
+            if self._state is ClientState.LEARNING:
+                await self._leave_run("deadline", "the run did not end in time")
+
+    async def _leave_run(self, event: str, reason: str) -> None:
+        self._timers.cancel(LEARNING)
+        await self._life.move(event, reason=reason, run=None)
+        await self._serving()
+
+    async def _fin_train(self) -> None:
+        """The run is over: what it came to is published, or will be in a moment."""
+        self._timers.cancel(LEARNING)
+        await self._life.move("fin_train", run=None)
+        if self._has_newer():
+            await self._apply_newest()
+        else:
+            self._timers.after(AWAITED, APPLY_S, self._no_new_model)
+
+    # --- models ---------------------------------------------------------------------------------------
+
+    async def _model_published(self, message: ModelPublished) -> None:
+        """Remember it; take it up now, unless something else is under way."""
+        self._newest = (message.model, message.blob)
+        if not self._has_newer():
+            return
+        if self._state is ClientState.SERVING:
+            await self._life.move("model_published", model=message.model)
+            await self._apply_newest()
+        elif self._timers.waits(AWAITED):
+            await self._apply_newest()
+
+    def _has_newer(self) -> bool:
+        model = self._life.facts.model
+        return self._newest is not None and (model is None or self._newest[0].version != model.version)
+
+    async def _apply_newest(self) -> None:
+        """Fetch the newest model and hand it to the inference agent; without it the old one goes on."""
+        assert self._newest is not None
+        self._timers.cancel(AWAITED)
+        model, blob = self._newest
+        self._aim_at(model)
+        try:
+            path = await self._fetch_anyhow(model, blob)
+        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoAnswer) as error:
+            await self._keep_the_old(str(error))
+        else:
+            self._timers.after(APPLYING, APPLY_S, self._not_applied)
+            await self._have_served(InferUpdate, model, path)
+
+    async def _fetch_anyhow(self, model: ModelRef, blob: BlobRef) -> Path:
+        """The model's file; where the giver has gone meanwhile, from the one that the server names now."""
+        for attempt in range(FETCH_ATTEMPTS - 1):
+            try:
+                return await self._fetch(model, blob)
+            except (BlobUnavailable, BlobCorrupt) as error:
+                log.warning("the model was not fetched", version=model.version, reason=str(error))
+                await asyncio.sleep(backoff(attempt))
+                info: ServerInfo = await self._bus.request(GetServerInfo(task=self._task.id))
+                if info.model == model and info.blob is not None:
+                    blob = info.blob
+        return await self._fetch(model, blob)
+
+    async def _fetch(self, model: ModelRef, blob: BlobRef) -> Path:
+        """The model as a file of this client; fetched once, verified while it comes."""
+        path = self._directory / "models" / f"{model.sha256}.safetensors"
+        if not await asyncio.to_thread(path.exists):
+            await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
+            await self._bus.blobs.fetch_to(blob, path)
+        return path
+
+    async def _have_served(self, word: type[InferStart], model: ModelRef, path: Path) -> None:
+        await self._bus.publish(word(task=self._task.id, client=self._client, model=model, path=str(path)))
+
+    async def _infer_ready(self, message: InferReady) -> None:
+        if self._state is ClientState.PENDING_APPLICATION and not self._timers.waits(AGAIN):
+            self._attempt = 0
+            self._served = message.model
+            await self._back_to_serving("infer_ready", model=message.model)
+
+    async def _infer_refused(self, message: InferRefused) -> None:
+        if self._state is not ClientState.PENDING_APPLICATION:
+            return
+        log.warning("the model was refused", version=message.model.version, reason=message.reason)
+        if message.serving is not None:
+            await self._keep_the_old(message.reason)
+        else:
+            await self._life.move("infer_retried", reason=message.reason)
+            self._timers.after(AGAIN, backoff(self._attempt), self._try_again)
+            self._attempt += 1
+
+    async def _try_again(self) -> None:
+        """There is nothing to serve yet: ask for the newest model anew, until one is taken."""
+        async with self._turn:
+            self._timers.cancel(AGAIN)
+            model, path = await self._first_model()
+            self._aim_at(model)
+            await self._have_served(InferStart, model, path)
+
+    async def _no_new_model(self) -> None:
+        async with self._turn:
+            if self._state is ClientState.PENDING_APPLICATION:
+                await self._back_to_serving("no_new_model", "the run brought no new version")
+
+    async def _not_applied(self) -> None:
+        async with self._turn:
+            if self._state is ClientState.PENDING_APPLICATION:
+                await self._keep_the_old(f"the inference agent did not answer within {APPLY_S:g} s")
+
+    def _aim_at(self, model: ModelRef) -> None:
+        """The next transition says that this version is about to be served."""
+        self._life.facts = self._life.facts.model_copy(update={"model": model})
+
+    async def _keep_the_old(self, reason: str) -> None:
+        """The new model is not taken, and not tried again: the next version is."""
+        self._newest = None
+        await self._back_to_serving("infer_refused", reason, model=self._served)
+
+    async def _back_to_serving(self, event: str, reason: str = "", **facts: Any) -> None:
+        self._timers.cancel(APPLYING)
+        await self._life.move(event, reason=reason, **facts)
+        await self._serving()
+
+    # --- serving ------------------------------------------------------------------------------------------
+
+    async def _serving(self) -> None:
+        """Now that nothing is under way: a newer model first, then a run that waits for clients."""
+        if self._has_newer():
+            assert self._newest is not None
+            await self._life.move("model_published", model=self._newest[0])
+            await self._apply_newest()
+            return
+        invitation, self._invitation = self._invitation, None
+        if invitation is None:
+            invitation = await self._open_run()
+        if invitation is not None:
+            await self._invited(invitation)
+
+    async def _open_run(self) -> UpdateReady | None:
+        """The run that takes in clients now: who was away when it was told of may still join."""
+        try:
+            status: HealthStatus = await self._bus.request(HealthCheck(task=self._task.id))
+        except (NoAnswer, RequestRefused):
+            return None
+        return status.open_run
+
+    # --- code -----------------------------------------------------------------------------------------------
+
+    async def _code_published(self, message: CodePublished) -> None:
+        """Whether this client's code is the one that the server trains now."""
+        if self._state is not ClientState.SERVING:
+            return
+        await self._life.move("code_published")
+        ours = self._task.code_version
+        if message.code_version == ours:
+            await self._life.move("code_ready", code_version=ours)
+        else:
+            reason = f"the server is on code {short(message.code_version)}, this client on {short(ours)}"
+            await self._life.move("code_refused", reason=reason)
+        await self._serving()

@@ -1,0 +1,132 @@
+"""The Flower server wrapper: runs the task's own code on the server side, in processes of its own.
+
+One process builds the initial model; one runs the ServerApp of a run, from `server_started` to
+`run_finished` or `run_failed`, and gives all its memory back by ending. What the process does
+itself stands in `server_process`; here it is started, watched and stopped. A process that goes
+without a word is told of as `server_lost`.
+"""
+
+import asyncio
+from dataclasses import dataclass
+from pathlib import Path
+
+import structlog
+
+from fedbus import __version__
+from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, last_words
+from fedbus.agents.launch import InitOrder, Order, ServerOrder, child_command
+from fedbus.agents.tasks import first_of
+from fedbus.bus.bus import Bus, Handler
+from fedbus.contracts.message import Body, Refused, Request
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.server import (
+    InitModel,
+    ModelInitialised,
+    ServerLost,
+    ServerStarting,
+    ServerStopped,
+    StartServer,
+    StopServer,
+)
+from fedbus.stores.models import ModelStore
+
+GRID = "flower-server-grid"
+
+log = structlog.get_logger("fedbus.flower_server")
+
+
+@dataclass(frozen=True)
+class _Running:
+    run: str
+    watch: "asyncio.Task[None]"
+    stop: asyncio.Event
+
+
+class FlowerServer:
+    """Starts and ends the processes that run the task's server-side code. Logs go to *logs*."""
+
+    def __init__(self, bus: Bus, order: Order, models: ModelStore, *, logs: Path) -> None:
+        self._bus = bus
+        self._order = order
+        self._models = models
+        self._logs = logs
+        self._running: _Running | None = None
+        self._group: asyncio.TaskGroup
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Serve until *stop* is set; a run under way then is taken up by the next Flower server."""
+        answers: dict[type[Request], Handler] = {
+            InitModel: self._init_model,
+            StartServer: self._start,
+            StopServer: self._stop,
+        }
+        async with asyncio.TaskGroup() as self._group:
+            async with self._bus.serve(answers, task=self._order.task.id, version=__version__):
+                self.ready.set()
+                await stop.wait()
+            await self._end_running()
+
+    async def _init_model(self, _: InitModel) -> Body:
+        """Build the model in a process: torch is loaded there and gone with it."""
+        log_file = self._logs / "init.log"
+        order = InitOrder(**dict(self._order), store=self._models.url)
+        command = child_command("init")
+        async with ChildProcess(
+            "model builder", *command, environment=order.environment(), output=log_file
+        ) as child:
+            code = await child.ended()
+        if code != 0:
+            return Refused(reason=f"the first model was not built: {last_words(log_file, 1)}")
+        return ModelInitialised(artifact=Artifact.model_validate_json(last_words(log_file, 1)))
+
+    async def _start(self, request: StartServer) -> Body:
+        if self._running is not None and self._running.run != request.run and not self._running.watch.done():
+            return Refused(reason=f"the Flower server of {self._running.run} is still up")
+        await self._end_running()
+        await self._bus.forget(GRID, task=self._order.task.id)  # what was said to an earlier run's server
+        order = ServerOrder(
+            **dict(self._order),
+            run=request.run,
+            plan=request.plan,
+            first_round=request.first_round,
+            initial=str(await self._models.path_of(request.artifact.sha256)),
+            store=self._models.url,
+        )
+        stop = asyncio.Event()
+        watch = self._group.create_task(self._watch(order, stop), name=f"Flower server of {request.run}")
+        self._running = _Running(request.run, watch, stop)
+        return ServerStarting()
+
+    async def _stop(self, request: StopServer) -> Body:
+        if self._running is not None and self._running.run == request.run:
+            await self._end_running()
+        return ServerStopped()
+
+    async def _end_running(self) -> None:
+        if self._running is not None:
+            self._running.stop.set()
+            await self._running.watch
+            self._running = None
+
+    async def _watch(self, order: ServerOrder, stop: asyncio.Event) -> None:
+        """The life of one process; its end without a word is told."""
+        log_file = self._logs / f"{order.run}.log"
+        command = child_command("server")
+        child = ChildProcess(
+            f"Flower server of {order.run}", *command, environment=order.environment(), output=log_file
+        )
+        try:
+            async with child:
+                await first_of(child.ended(), stop.wait())
+                code = child.returncode
+        except ChildNotStarted as error:
+            await self._tell_lost(order.run, str(error))
+        else:
+            if code not in (None, 0) and not stop.is_set():
+                reason = f"the Flower server {how_it_ended(code)}: {last_words(log_file, 1)}"
+                await self._tell_lost(order.run, reason)
+
+    async def _tell_lost(self, run: str, reason: str) -> None:
+        log.warning("the Flower server is lost", run=run, reason=reason)
+        await self._bus.publish(ServerLost(task=self._order.task.id, run=run, reason=reason[:500]))

@@ -1,0 +1,458 @@
+"""The server manager: owns the server lifecycle of one task.
+
+It takes in clients for a run, has the Flower server train it, makes a version of what came
+out, and tells the clients. It alone moves the server; whatever comes is handled one at a
+time, so a decision is never interrupted half-way.
+
+    scheduler –open_run→ recruiting –quorum_reached→ training –run_finished→ publishing → waiting
+
+It runs no code of the task and holds no weights: the Flower server does the first, the model
+repository and the blobs the second.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
+from typing import Any, Literal
+
+import structlog
+
+from fedbus import __version__
+from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
+from fedbus.bus.blobs import Offer
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.lives import Life, Lives
+from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.client import Joined
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.message import Body, Message, Refused
+from fedbus.contracts.model import Artifact, Manifest, ModelRef
+from fedbus.contracts.server import (
+    SERVER,
+    BeginTraining,
+    CancelRun,
+    CodePublished,
+    Enroll,
+    Enrolled,
+    GetServerInfo,
+    HealthCheck,
+    HealthStatus,
+    InitModel,
+    ModelPublished,
+    OpenRun,
+    RoundFinished,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunOpened,
+    ServerClosed,
+    ServerFacts,
+    ServerInfo,
+    ServerLost,
+    ServerStarted,
+    ServerState,
+    StartServer,
+    StopServer,
+    UpdateReady,
+)
+from fedbus.contracts.task import Task
+from fedbus.domain.recovery import GiveUp, after_server_lost
+from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.models import ModelStore, VersionTaken
+
+PUBLISH_S = 120.0
+"""How long a finished run's model may wait for the model repository before it is given up."""
+START_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = 300.0
+RECRUITING = "recruiting expires"
+Outcome = Literal["finished", "failed", "cancelled"]
+
+log = structlog.get_logger("fedbus.server_manager")
+
+
+class ServerManager:
+    """The server of one task. *models* is where versions are kept."""
+
+    def __init__(self, bus: Bus, task: Task, models: ModelStore) -> None:
+        self._bus = bus
+        self._task = task
+        self._models = models
+        self._turn = asyncio.Lock()
+        self._joined: dict[str, None] = {}
+        self._offer: Offer | None = None
+        self._life: Life[ServerState, ServerFacts]
+        self._timers: Timers
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Be the server until *stop* is set. What is under way then is taken up by the next manager."""
+        await self._bus.make_streams()
+        await self._models.prepare()
+        async with (
+            Lives.open(self._bus) as lives,
+            Timers.running() as self._timers,
+            self._bus.listen("server-manager", task=self._task.id) as inbox,
+        ):
+            self._life = await lives.of(SERVER, ServerFacts(task=self._task.id))
+            async with self._bus.serve(self._answers, task=self._task.id, version=__version__):
+                await until(stop, self._live(inbox))
+        if self._offer:
+            self._offer.release()
+
+    async def _live(self, inbox: AsyncIterator[Any]) -> None:
+        async with self._turn:
+            await self._wake()
+        self.ready.set()
+        await handle_each(inbox, self._hear)
+
+    # --- waking up ---------------------------------------------------------------------
+
+    async def _wake(self) -> None:
+        """Go on from where the log says the server stands."""
+        if not self._life.born:
+            await self._life.bear("started")
+        match self._life.state:
+            case ServerState.MODEL_INIT:
+                await self._init_model()
+            case ServerState.RECRUITING:
+                await self._end_run(
+                    "run_failed", "failed", "the server was restarted while it was recruiting"
+                )
+            case ServerState.TRAINING:
+                await self._recover("the server was restarted")
+            case ServerState.PUBLISHING:
+                await self._publish()
+            case ServerState.WAITING:
+                pass
+        await self._offer_model()
+        if self._facts.code_version != self._task.code_version:
+            self._life.facts = self._facts.model_copy(update={"code_version": self._task.code_version})
+        await self._bus.publish(CodePublished(task=self._task.id, code_version=self._task.code_version))
+
+    async def _init_model(self) -> None:
+        """Take up the newest version, or make the first one where the repository is known to be empty."""
+        attempt = 0
+        while True:
+            try:
+                latest = await self._models.latest() or await self._first_version()
+            except (StoreUnavailable, StoreDamaged, VersionTaken, RequestRefused) as error:
+                # Never initialise on an error: the repository may hold a model that we cannot see.
+                await self._life.move("store_unavailable", reason=str(error))
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+            else:
+                await self._life.move("model_ready", model=latest.ref, code_version=self._task.code_version)
+                return
+
+    async def _first_version(self) -> Manifest:
+        request = InitModel(task=self._task.id)
+        made = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
+        return await self._models.publish(self._manifest(made.artifact, version=1))
+
+    # --- what is asked -----------------------------------------------------------------
+
+    @property
+    def _answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+        return {
+            HealthCheck: self._health,
+            GetServerInfo: self._info,
+            Enroll: self._enroll,
+            OpenRun: self._open_run,
+            CancelRun: self._cancel_run,
+        }
+
+    async def _health(self, _: HealthCheck) -> Body:
+        return HealthStatus(state=self._life.state, open_run=self._invitation())
+
+    async def _info(self, _: GetServerInfo) -> Body:
+        if self._offer is None:
+            return Refused(reason=f"task {self._task.id} has no model yet: its server is {self._life.state}")
+        model = self._facts.model
+        return ServerInfo(code_version=self._task.code_version, model=model, blob=self._offer.ref)
+
+    async def _enroll(self, request: Enroll) -> Body:
+        if request.client == "server":
+            return Refused(reason="a client cannot be called 'server': that name is the server side's own")
+        client = client_id(request.client)
+        names = [await self._bus.enroll(agent, task=self._task.id, client=client) for agent in OF_A_CLIENT]
+        return Enrolled(consumers=tuple(names))
+
+    async def _open_run(self, request: OpenRun) -> Body:
+        async with self._turn:
+            if self._life.state is not ServerState.WAITING:
+                return Refused(
+                    reason=f"the server of {self._task.id} is {self._life.state} with {self._facts.run}"
+                )
+            return await self._recruit(request)
+
+    async def _cancel_run(self, request: CancelRun) -> Body:
+        async with self._turn:
+            if request.run != self._facts.run or not self._life.allows("run_cancelled"):
+                return Refused(reason=f"{request.run} is not under way: the server is {self._life.state}")
+            await self._stop_server()
+            await self._end_run("run_cancelled", "cancelled", request.reason)
+            return RunCancelled()
+
+    async def _recruit(self, request: OpenRun) -> Body:
+        expires = datetime.now(UTC) + timedelta(seconds=request.plan.recruit_s)
+        self._joined.clear()
+        await self._life.move(
+            "run_requested",
+            deadline=expires,
+            run=request.run,
+            plan=request.plan,
+            recruit_until=expires,
+            cohort=(),
+            round=0,
+            last=None,
+            checkpoint=None,
+            recoveries=0,
+            missing=0,
+        )
+        assert self._facts.model is not None
+        if (refusal := await self._start_server(self._facts.model, first_round=1)) is not None:
+            await self._end_run("run_failed", "failed", refusal)
+            return Refused(reason=refusal)
+        self._timers.at(RECRUITING, expires, self._recruiting_expired)
+        return RunOpened(recruit_until=expires)
+
+    async def _start_server(self, artifact: Artifact, *, first_round: int) -> str | None:
+        """Have the Flower server started; why not, where it was not."""
+        assert self._facts.run is not None
+        assert self._facts.plan is not None
+        start = StartServer(
+            task=self._task.id,
+            run=self._facts.run,
+            plan=self._facts.plan,
+            artifact=Artifact.model_validate(artifact.model_dump()),
+            first_round=first_round,
+        )
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                await ask_until_answered(self._bus, start)
+        except RequestRefused as error:
+            return str(error)
+        except TimeoutError:
+            return f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
+        return None
+
+    async def _stop_server(self) -> None:
+        assert self._facts.run is not None
+        try:
+            stop = StopServer(task=self._task.id, run=self._facts.run)
+            await self._bus.request(stop, timeout_s=START_TIMEOUT_S)
+        except (RequestRefused, NoAnswer) as error:
+            log.warning("the Flower server did not stop when asked", run=self._facts.run, reason=str(error))
+
+    # --- what is heard -----------------------------------------------------------------
+
+    async def _hear(self, message: Message) -> None:
+        """One event. Of a run that is not ours any more there is nothing to be done."""
+        async with self._turn:
+            if getattr(message, "run", None) != self._facts.run:
+                return
+            match message:
+                case ServerStarted():
+                    await self._server_started()
+                case Joined():
+                    await self._client_joined(message)
+                case RoundFinished():
+                    await self._round_finished(message)
+                case RunFinished():
+                    await self._run_finished(message)
+                case RunFailed() if self._life.allows("run_failed"):
+                    await self._end_run("run_failed", "failed", message.reason)
+                case ServerLost() if self._life.state is ServerState.TRAINING:
+                    await self._recover(message.reason)
+                case ServerLost() if self._life.state is ServerState.RECRUITING:
+                    await self._end_run("run_failed", "failed", message.reason)
+                case _:
+                    log.debug("too late", word=message.word, state=str(self._life.state))
+
+    async def _server_started(self) -> None:
+        if self._life.state is ServerState.TRAINING:
+            await self._life.move("server_recovered")
+            await self._begin_training()
+        elif (invitation := self._invitation()) is not None:
+            await self._bus.publish(invitation)
+
+    async def _client_joined(self, message: Joined) -> None:
+        if message.code_version != self._task.code_version:
+            log.warning(
+                "a client with other code may not join", client=message.client, code=message.code_version
+            )
+            return
+        self._joined[message.client] = None
+        plan = self._facts.plan
+        if plan and self._life.state is ServerState.RECRUITING and len(self._joined) >= plan.quorum:
+            self._timers.cancel(RECRUITING)
+            await self._life.move("quorum_reached", cohort=tuple(self._joined))
+            await self._begin_training()
+
+    async def _begin_training(self) -> None:
+        assert self._facts.run is not None
+        await self._bus.publish(
+            BeginTraining(task=self._task.id, run=self._facts.run, cohort=self._facts.cohort)
+        )
+
+    async def _recruiting_expired(self) -> None:
+        async with self._turn:
+            if self._life.state is not ServerState.RECRUITING:
+                return
+            assert self._facts.plan is not None
+            there, wanted = list(self._joined), self._facts.plan.quorum
+            reason = f"{len(there)} of {wanted} clients joined in time ({', '.join(there) or 'nobody'})"
+            await self._stop_server()
+            await self._end_run("recruiting_expired", "failed", reason, missing=wanted - len(there))
+
+    async def _round_finished(self, message: RoundFinished) -> None:
+        if self._life.state is ServerState.TRAINING:
+            cohort = tuple(dict.fromkeys((*self._facts.cohort, *self._joined)))
+            checkpoint = message.checkpoint or self._facts.checkpoint
+            await self._life.move(
+                "round_finished",
+                round=message.round,
+                last=message.result,
+                checkpoint=checkpoint,
+                cohort=cohort,
+            )
+
+    async def _recover(self, reason: str) -> None:
+        """The Flower server is gone: start another from the last round that was kept, or give the run up."""
+        match after_server_lost(self._facts, reason):
+            case GiveUp(reason=why):
+                await self._end_run("run_failed", "failed", why)
+            case resume:
+                await self._life.move("server_lost", reason=reason, recoveries=self._facts.recoveries + 1)
+                refusal = await self._start_server(resume.artifact, first_round=resume.first_round)
+                if refusal is not None:
+                    await self._end_run("run_failed", "failed", refusal)
+
+    # --- the end of a run ----------------------------------------------------------------
+
+    async def _run_finished(self, message: RunFinished) -> None:
+        if self._life.state is ServerState.TRAINING:
+            deadline = datetime.now(UTC) + timedelta(seconds=PUBLISH_S)
+            await self._life.move(
+                "run_finished", deadline=deadline, checkpoint=message.artifact, round=message.rounds
+            )
+            await self._publish()
+
+    async def _publish(self) -> None:
+        """Make a version of the run's model, and have it served everywhere."""
+        try:
+            async with asyncio.timeout(PUBLISH_S):
+                manifest = await self._publish_version()
+        except (TimeoutError, StoreDamaged, VersionTaken) as error:
+            reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
+            await self._end_run("version_refused", "failed", reason)
+            return
+        run = self._facts.run
+        await self._life.move("version_published", model=manifest.ref)
+        await self._offer_model()
+        assert self._offer is not None
+        await self._bus.publish(
+            ModelPublished(task=self._task.id, model=manifest.ref, blob=self._offer.ref, run=run)
+        )
+        await self._close("finished")
+
+    async def _publish_version(self) -> Manifest:
+        """The next version; the one that is there already, where we were restarted after publishing it."""
+        assert self._facts.checkpoint is not None
+        attempt = 0
+        while True:
+            try:
+                latest = await self._models.latest()
+                if latest is not None and latest.run == self._facts.run:
+                    return latest
+                version = latest.version + 1 if latest else 1
+                return await self._models.publish(self._manifest(self._facts.checkpoint, version=version))
+            except StoreUnavailable as error:
+                log.warning("the model repository is away", reason=str(error))
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+
+    def _manifest(self, artifact: Artifact, *, version: int) -> Manifest:
+        last = self._facts.last
+        return Manifest(
+            **artifact.model_dump(include=set(Artifact.model_fields)),
+            version=version,
+            task=self._task.id,
+            created=datetime.now(UTC),
+            parent=version - 1 or None,
+            run=self._facts.run,
+            rounds=self._facts.round,
+            participants=last.participants if last else {},
+            metrics=last.metrics if last else {},
+            code_version=self._task.code_version,
+        )
+
+    async def _end_run(self, event: str, outcome: Outcome, reason: str, **facts: Any) -> None:
+        self._timers.cancel(RECRUITING)
+        await self._life.move(event, reason=reason, **facts)
+        await self._close(outcome, reason)
+
+    async def _close(self, outcome: Outcome, reason: str = "") -> None:
+        """Say that the run is over: its trainers give their memory back."""
+        assert self._facts.run is not None
+        await self._bus.publish(
+            ServerClosed(
+                task=self._task.id,
+                run=self._facts.run,
+                outcome=outcome,
+                rounds=self._facts.round,
+                reason=reason,
+            )
+        )
+
+    # --- what is so ------------------------------------------------------------------------
+
+    @property
+    def _facts(self) -> ServerFacts:
+        return self._life.facts
+
+    def _invitation(self) -> UpdateReady | None:
+        """The run that takes in clients now: who is late may still join a run in training."""
+        facts = self._facts
+        if self._life.state not in (ServerState.RECRUITING, ServerState.TRAINING):
+            return None
+        assert facts.run is not None
+        assert facts.plan is not None
+        assert facts.recruit_until is not None
+        in_training = self._life.state is ServerState.TRAINING
+        until_when = (
+            datetime.now(UTC) + timedelta(seconds=facts.plan.round_s) if in_training else facts.recruit_until
+        )
+        return UpdateReady(
+            task=self._task.id,
+            run=facts.run,
+            plan=facts.plan,
+            recruit_until=until_when,
+            code_version=self._task.code_version,
+            model=facts.model,
+        )
+
+    async def _offer_model(self) -> None:
+        """Give the served version out to whoever asks for it, once for all who ask at the same time."""
+        model: ModelRef | None = self._facts.model
+        if model is None:
+            return
+        path = await self._models.path_of(model.sha256)
+        before, receivers = self._offer, max(1, len(self._facts.cohort))
+        self._offer = await self._bus.blobs.offer(path, receivers=receivers, sha256=model.sha256)
+        if before is not None:
+            before.release()
+
+
+@asynccontextmanager
+async def managing(bus: Bus, task: Task, models: ModelStore) -> AsyncIterator[ServerManager]:
+    """A server manager at work for as long as the block runs."""
+    stop, manager = asyncio.Event(), ServerManager(bus, task, models)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(manager.run(stop), name=f"server manager of {task.id}")
+        try:
+            yield manager
+        finally:
+            stop.set()

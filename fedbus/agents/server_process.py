@@ -1,0 +1,201 @@
+"""The process of one run's ServerApp: ``python -m fedbus.app.child server``.
+
+    ServerApp (a thread)  ⇄  BusGrid  ⇄  the loop (this thread)  ⇄  the bus
+
+It says `server_started`, waits for the quorum, runs the app, keeps the global model after each
+round, and ends with `run_finished` or `run_failed`. It exits with 0 when it has said so; any
+other end is for the wrapper to tell.
+"""
+
+import asyncio
+import tempfile
+from collections.abc import AsyncIterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Self
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from fedbus.agents.child import trace_of_parent
+from fedbus.agents.launch import ServerOrder, order_of_this_process
+from fedbus.agents.tasks import first_of
+from fedbus.bus.bus import Bus, Delivery
+from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.run import RoundResult
+from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
+from fedbus.learning import apps, weights
+from fedbus.learning.grid import BusGrid, GridClosed, NotEnoughClients
+from fedbus.learning.server_host import ServerAppFailed, ServerJob, run_server_app
+from fedbus.learning.weights import Arrays, BadWeights
+from fedbus.stores.errors import StoreError
+from fedbus.stores.models import ModelStore, open_store
+
+GRID = "flower-server-grid"
+FAILURES = (apps.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
+"""What ends a run with a word; anything else is a bug, and the process falls."""
+
+log = structlog.get_logger("fedbus.server_process")
+tracer = trace.get_tracer("fedbus.server_process")
+
+
+async def main(stop: asyncio.Event) -> int:
+    """Run the ServerApp that this process was started for, in the trace of who started it."""
+    order = order_of_this_process(ServerOrder)
+    otel_context.attach(trace_of_parent())
+    async with Bus.connect(order.nats_url, order.identity("flower-server")) as bus:
+        await first_of(ServerProcess(bus, order).run(), stop.wait(), bus.lost())
+    return 0
+
+
+class ServerProcess:
+    """One run's ServerApp at work."""
+
+    def __init__(self, bus: Bus, order: ServerOrder) -> None:
+        self._bus = bus
+        self._order = order
+        self._task = order.task
+        self._store = open_store(order.store, order.task.id)
+        self._grid = BusGrid(bus, task=order.task.id, run=order.run, plan=order.plan)
+        self._begin: asyncio.Future[BeginTraining] = asyncio.get_running_loop().create_future()
+
+    async def run(self) -> None:
+        """From the first word to the last."""
+        async with (
+            self._bus.listen(GRID, task=self._task.id) as inbox,
+            self._bus.overhear(Heartbeat, task=self._task.id) as beats,
+        ):
+            hearing = asyncio.gather(self._hear(inbox), self._feel(beats))
+            try:
+                await first_of(self._train(), hearing)
+            finally:
+                self._grid.close("the run is over")
+
+    async def _hear(self, inbox: AsyncIterator[Delivery]) -> None:
+        async for delivery in inbox:
+            match delivery.message:
+                case BeginTraining() as begin if begin.run == self._order.run and not self._begin.done():
+                    self._begin.set_result(begin)
+                case Joined() | RoundReply() | FailTrain() as event:
+                    self._grid.deliver(event)
+            await delivery.ack()
+
+    async def _feel(self, beats: AsyncIterator[Any]) -> None:
+        async for beat in beats:
+            self._grid.deliver(beat)
+
+    async def _train(self) -> None:
+        try:
+            job = await asyncio.to_thread(self._job)
+            await self._bus.publish(ServerStarted(task=self._task.id, run=self._order.run))
+            self._grid.admit((await self._begin).cohort)
+            await self._run_app(job)
+        except FAILURES as error:
+            log.warning("the run failed", run=self._order.run, reason=str(error))
+            await self._bus.publish(
+                RunFailed(task=self._task.id, run=self._order.run, reason=" ".join(str(error).split())[:500])
+            )
+
+    def _job(self) -> ServerJob:
+        """What is to be run; the app is loaded once here, so that a broken one fails before clients come."""
+        path = Path(self._task.path)
+        apps.load_server_app(path, self._task.serverapp)
+        return ServerJob(
+            path=path,
+            serverapp=self._task.serverapp,
+            plan=self._order.plan,
+            model=weights.load(Path(self._order.initial)),
+            run_config=dict(self._task.run_config),
+            first_round=self._order.first_round,
+            streaming=self._task.table.aggregation == "streaming",
+        )
+
+    async def _run_app(self, job: ServerJob) -> None:
+        with Checkpoints(self._bus, self._order, self._store) as checkpoints:
+            with tracer.start_as_current_span(
+                "run the ServerApp", attributes={"fedbus.run": self._order.run}
+            ):
+                final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
+            await asyncio.to_thread(checkpoints.all_told)
+        artifact = await asyncio.to_thread(_saved, final)
+        try:
+            await self._store.put(artifact[1], artifact[0].sha256)
+        finally:
+            artifact[1].unlink(missing_ok=True)
+        await self._bus.publish(
+            RunFinished(
+                task=self._task.id, run=self._order.run, artifact=artifact[0], rounds=self._order.plan.rounds
+            )
+        )
+
+
+class Checkpoints:
+    """Keeps the global model after each round and says so, while the next round is under way.
+
+    One at a time, and at most one more waits: if the disk is slower than the rounds, the app waits for it.
+    """
+
+    def __init__(self, bus: Bus, order: ServerOrder, store: ModelStore) -> None:
+        self._bus = bus
+        self._order = order
+        self._store = store
+        self._loop = asyncio.get_running_loop()
+        self._context = otel_context.get_current()
+        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
+        self._last: Future[None] | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._writer.shutdown(cancel_futures=True)
+
+    def round_finished(self, result: RoundResult, arrays: Arrays) -> None:
+        """Called by the app's thread after each round."""
+        self.all_told()
+        self._last = self._writer.submit(self._keep_and_tell, result, arrays)
+
+    def all_told(self) -> None:
+        """Wait for the round before; raises what kept it from being kept."""
+        if self._last is not None:
+            self._last.result()
+
+    def _keep_and_tell(self, result: RoundResult, arrays: Arrays) -> None:
+        token = otel_context.attach(self._context)
+        try:
+            artifact, path = _saved(arrays)
+            try:
+                self._on_loop(self._store.put(path, artifact.sha256))
+            finally:
+                path.unlink(missing_ok=True)
+            self._on_loop(self._tell(result, artifact))
+        finally:
+            otel_context.detach(token)
+
+    async def _tell(self, result: RoundResult, artifact: Artifact) -> None:
+        token = otel_context.attach(self._context)
+        try:
+            await self._bus.publish(
+                RoundFinished(
+                    task=self._order.task.id,
+                    run=self._order.run,
+                    round=result.round,
+                    result=result,
+                    checkpoint=artifact,
+                )
+            )
+        finally:
+            otel_context.detach(token)
+
+    def _on_loop(self, work: Any) -> None:
+        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+
+def _saved(arrays: Arrays) -> tuple[Artifact, Path]:
+    """*arrays* in a file of their own, until the store has it."""
+    descriptor, name = tempfile.mkstemp(suffix=".safetensors")
+    path = Path(name)
+    with open(descriptor, "rb"):  # noqa: PTH123 (the descriptor is ours to close)
+        return weights.save(arrays, path), path

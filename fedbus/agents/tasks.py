@@ -1,0 +1,107 @@
+"""Small pieces of structured concurrency that asyncio 3.11 leaves to us."""
+
+import asyncio
+import random
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from typing import Any
+
+from fedbus.bus.bus import Bus, Delivery
+from fedbus.bus.errors import NoAnswer
+from fedbus.contracts.message import Request
+
+FIRST_RETRY_S = 0.1
+LONGEST_RETRY_S = 5.0
+
+
+async def first_of(*choices: Awaitable[Any]) -> None:
+    """Wait for the first of *choices*, and end the others before returning.
+
+    An error in the first is raised here.
+    """
+    tasks = [asyncio.ensure_future(choice) for choice in choices]
+    try:
+        done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    for task in done:
+        task.result()
+
+
+async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+    """Do *work* until *stop* is set; an error in it is raised here."""
+    await first_of(stop.wait(), work)
+
+
+def backoff(attempt: int) -> float:
+    """How long to wait before the next try, in seconds: longer each time, with jitter."""
+    longest = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempt, 10))
+    return random.uniform(0.5, 1.0) * longest  # noqa: S311 (jitter, not a secret)
+
+
+async def ask_until_answered(bus: Bus, request: Request, *, timeout_s: float = 5.0) -> Any:
+    """The answer to *request*, however long its server takes to come up; raises RequestRefused."""
+    attempt = 0
+    while True:
+        try:
+            return await bus.request(request, timeout_s=timeout_s)
+        except NoAnswer:
+            await asyncio.sleep(backoff(attempt))
+            attempt += 1
+
+
+async def handle_each(inbox: AsyncIterator[Delivery], handle: Callable[[Any], Awaitable[None]]) -> None:
+    """Hand each message to *handle*, in the trace of its sender, and acknowledge it when that is done."""
+    async for delivery in inbox:
+        with delivery.process():
+            await handle(delivery.message)
+        await delivery.ack()
+
+
+class Timers:
+    """Things to do at a time, unless something comes before: each is a named task with a parent."""
+
+    def __init__(self, group: asyncio.TaskGroup) -> None:
+        self._group = group
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+
+    @classmethod
+    @asynccontextmanager
+    async def running(cls) -> AsyncIterator["Timers"]:
+        """Timers for as long as the block runs; those that wait are cancelled at its end."""
+        async with asyncio.TaskGroup() as group:
+            timers = cls(group)
+            try:
+                yield timers
+            finally:
+                timers.cancel_all()
+
+    def at(self, name: str, when: datetime, do: Callable[[], Awaitable[None]]) -> None:
+        """Do it at *when*, in the trace of now. A timer of the same name is replaced."""
+        self.after(name, max(0.0, (when - datetime.now(UTC)).total_seconds()), do)
+
+    def after(self, name: str, delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
+        self.cancel(name)
+        self._tasks[name] = self._group.create_task(_later(delay_s, do), name=name)
+
+    def waits(self, name: str) -> bool:
+        """Whether a timer of this *name* is set and has not gone off."""
+        task = self._tasks.get(name)
+        return task is not None and not task.done()
+
+    def cancel(self, name: str) -> None:
+        task = self._tasks.pop(name, None)
+        if task is not None and task is not asyncio.current_task():
+            task.cancel()
+
+    def cancel_all(self) -> None:
+        for name in list(self._tasks):
+            self.cancel(name)
+
+
+async def _later(delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
+    await asyncio.sleep(delay_s)
+    await do()

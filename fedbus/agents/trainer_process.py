@@ -1,0 +1,160 @@
+"""The process that trains one run on one client: ``python -m fedbus.app.child trainer``.
+
+It loads the ClientApp, says `joined`, and answers each Flower message of the run until it is
+asked to stop. Weights come and go as blobs, straight between here and the Flower server; what
+was captured on the device is handed to the app as ``node_config["captured-data"]``.
+"""
+
+import asyncio
+import sys
+from collections import deque
+from collections.abc import AsyncIterator
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Final
+
+import structlog
+from opentelemetry import context as otel_context
+from opentelemetry import trace
+
+from fedbus.agents.child import trace_of_parent
+from fedbus.agents.launch import TrainerOrder, order_of_this_process
+from fedbus.agents.tasks import first_of
+from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
+from fedbus.bus.bus import Bus, Delivery
+from fedbus.contracts.client import Joined, RoundReply, RoundStarted
+from fedbus.contracts.run import Scalar
+from fedbus.contracts.server import RoundMessage
+from fedbus.learning import records
+from fedbus.learning.apps import BadTask
+from fedbus.learning.client_host import Answer, ClientHost
+from fedbus.learning.content import Parcel, received
+from fedbus.learning.ports import Offer
+from fedbus.learning.records import UnreadableRecords
+from fedbus.stores.captured import snapshot_labelled
+from fedbus.stores.errors import StoreError
+
+CAPTURED_DATA: Final = "captured-data"
+OFFERS_KEPT: Final = 2
+"""Replies that may still be fetched: this round's and the one before."""
+
+log = structlog.get_logger("fedbus.trainer_process")
+tracer = trace.get_tracer("fedbus.trainer_process")
+
+
+async def main(stop: asyncio.Event) -> int:
+    """Train the run that this process was started for."""
+    order = order_of_this_process(TrainerOrder)
+    otel_context.attach(trace_of_parent())
+    async with Bus.connect(order.nats_url, order.identity("trainer", order.client)) as bus:
+        try:
+            await first_of(TrainerProcess(bus, order).run(), stop.wait(), bus.lost())
+        except BadTask as error:  # the wrapper tells the last line
+            print(error, file=sys.stderr)
+            return 1
+    return 0
+
+
+class TrainerProcess:
+    """One client's ClientApp at work in one run."""
+
+    def __init__(self, bus: Bus, order: TrainerOrder) -> None:
+        self._bus = bus
+        self._order = order
+        self._task = order.task
+        self._host = ClientHost(
+            Path(order.task.path),
+            order.task.clientapp,
+            client=order.client,
+            run=order.run,
+            run_config={**order.task.run_config, **order.plan.config},
+            node_config=order.node_config,
+        )
+        self._answered: set[str] = set()
+        self._offers: deque[Offer] = deque()
+
+    async def run(self) -> None:
+        async with self._bus.listen("trainer", task=self._task.id) as inbox:
+            await asyncio.to_thread(self._host.load)
+            await self._bus.publish(
+                Joined(
+                    task=self._task.id,
+                    client=self._order.client,
+                    run=self._order.run,
+                    code_version=self._task.code_version,
+                )
+            )
+            await self._work(inbox)
+
+    async def _work(self, inbox: AsyncIterator[Delivery]) -> None:
+        """Each message once; one of an earlier run, or one that comes again, is let go."""
+        async for delivery in inbox:
+            await delivery.ack()
+            message = delivery.message
+            assert isinstance(message, RoundMessage)
+            if message.run != self._order.run or message.message_id in self._answered:
+                continue
+            self._answered.add(message.message_id)
+            with delivery.process():
+                if len(self._answered) == 1:
+                    await self._say_started(message)
+                await self._answer(message)
+
+    async def _say_started(self, message: RoundMessage) -> None:
+        await self._bus.publish(
+            RoundStarted(
+                task=self._task.id, client=self._order.client, run=self._order.run, round=message.round
+            )
+        )
+
+    async def _answer(self, message: RoundMessage) -> None:
+        """Download, train, upload: each a span, so that a slow one shows."""
+        try:
+            with self._phase("download", message):
+                data = await received(message.content, self._bus.blobs, timeout_s=self._order.plan.round_s)
+                content = await asyncio.to_thread(records.decode, data)
+        except (BlobUnavailable, BlobCorrupt, UnreadableRecords) as error:
+            # No answer is an answer too: the server goes on without this one when its time is up.
+            log.warning("the message could not be fetched", run=message.run, reason=str(error))
+            return
+        with self._phase(message.message_type, message):
+            node_config = await asyncio.to_thread(self._node_config, message)
+            answer = await asyncio.to_thread(self._host.handle, message, content, node_config=node_config)
+        with self._phase("upload", message):
+            await self._bus.publish(await self._packed(answer))
+
+    def _node_config(self, message: RoundMessage) -> dict[str, Scalar]:
+        """The device's own configuration, with what it has captured and knows the truth of by now."""
+        config = dict(self._order.node_config)
+        database = Path(self._order.captured)
+        if message.message_type.startswith("train") and database.exists():
+            snapshot = database.with_name("captured.npz")
+            try:
+                if snapshot_labelled(database, snapshot):
+                    config[CAPTURED_DATA] = str(snapshot)
+            except StoreError as error:
+                log.warning("trained without captured data", reason=str(error))
+        return config
+
+    async def _packed(self, answer: Answer) -> RoundReply:
+        reply = answer.content
+        if reply is None:
+            return answer.event(None)
+        parcel = await asyncio.to_thread(lambda: Parcel.of(records.encode(reply)))
+        content, offer = await parcel.post(self._bus.blobs, receivers=1)
+        if offer is not None:
+            self._keep(offer)
+        return answer.event(content)
+
+    def _keep(self, offer: Offer) -> None:
+        self._offers.append(offer)
+        if len(self._offers) > OFFERS_KEPT:
+            self._offers.popleft().release()
+
+    def _phase(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
+        attributes: dict[str, str | int] = {
+            "fedbus.run": message.run,
+            "fedbus.client": self._order.client,
+            "fedbus.round": message.round or 0,
+        }
+        return tracer.start_as_current_span(name, attributes=attributes)

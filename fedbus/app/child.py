@@ -1,0 +1,37 @@
+"""Where a child process of ours begins: ``python -m fedbus.app.child server|trainer|init``.
+
+It ends with its parent, logs and traces as the parent does, and is asked to stop by SIGTERM.
+What it does then is the agent's own: see `fedbus.agents`.
+"""
+
+import asyncio
+import importlib
+import sys
+
+from fedbus.agents.child import parent_watch
+import fedbus.app.telemetry as telemetry
+from fedbus.app.processes import stopping
+
+WORK = {
+    "server": "fedbus.agents.server_process",
+    "trainer": "fedbus.agents.trainer_process",
+    "init": "fedbus.agents.init_process",
+}
+
+
+async def _run(name: str) -> int:
+    with stopping() as stop:
+        work = importlib.import_module(WORK[name])
+        code: int = await work.main(stop)
+        return code
+
+
+def main() -> int:
+    name = sys.argv[1]
+    parent_watch()
+    with telemetry.configured(f"fedbus-{name}"):
+        return asyncio.run(_run(name))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,244 @@
+"""What stays up: `fedbus demo`, `fedbus up`, `fedbus server up`, `fedbus client up` and `fedbus agent`."""
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedbus.app.edge import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.app.compose import Device, Site
+
+TaskPath = Annotated[Path, typer.Option("--task", help="The task's directory: a Flower app.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each run, instead of the task's.")]
+Quorum = Annotated[
+    int | None, typer.Option(min=1, help="Clients that a run waits for, instead of the task's.")
+]
+Every = Annotated[
+    str | None, typer.Option(help="Start runs by themselves, so long after the last: 90s, 10m, 2h.")
+]
+AtMost = Annotated[int | None, typer.Option(min=1, help="How many runs the schedule starts in all.")]
+RunConfig = Annotated[str, typer.Option(help='The app\'s run configuration: "lr=0.1 local-epochs=1".')]
+NodeConfig = Annotated[
+    str, typer.Option(help='The device\'s configuration: "partition-id=0 num-partitions=3", or JSON.')
+]
+Store = Annotated[str, typer.Option(help="The model repository: a directory. [default: FEDBUS_HOME/models]")]
+Host = Annotated[str, typer.Option(help="Where predictions are served.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
+
+server = typer.Typer(no_args_is_help=True, help="The server side of a task.")
+client = typer.Typer(no_args_is_help=True, help="One client, on this machine.")
+
+
+def demo(
+    *,
+    clients: Annotated[int, typer.Option(min=1, max=64, help="How many clients.")] = 3,
+    rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each run.")] = None,
+    runs: Annotated[int, typer.Option(min=1, help="How many runs the scheduler starts.")] = 2,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each round.")] = None,
+    data: Annotated[Path | None, typer.Option(help="Where data sets are. [default: FEDBUS_DATA_DIR]")] = None,
+    keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end.")] = False,
+    json: Annotated[Path | None, typer.Option(help="Write what it came to into this file, as JSON.")] = None,
+    plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
+    task: Annotated[Path | None, typer.Option(help="Another task. [default: the MNIST example]")] = None,
+) -> None:
+    """Show the whole life of a federated model on this machine, on real data."""
+    from rich.console import Console
+
+    from fedbus.app.demo import Wishes
+    from fedbus.app.demo import demo as show
+    from fedbus.app.examples import mnist
+    from fedbus.app.settings import Settings
+
+    wishes = Wishes(task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot)
+    settings, console = Settings.from_environment(), Console()
+
+    async def work(stop: asyncio.Event) -> None:
+        report = await show(wishes, settings, stop, console)
+        if stop.is_set() and len(report.fleet.ended) < runs:
+            raise Failure("ended before its runs were over", Exit.INTERRUPTED)
+        if not report.ok:
+            raise Failure("the demo did not come to a good end: see the tables above and the logs")
+
+    _until_told(work, "demo", level="ERROR")
+
+
+def up(
+    *,
+    task: TaskPath = Path(),
+    clients: Annotated[int, typer.Option(min=0, max=64, help="How many clients, on this machine.")] = 3,
+    port: Annotated[
+        int | None, typer.Option(help="The port of the nats-server. [default: one that is free]")
+    ] = None,
+    rounds: Rounds = None,
+    quorum: Quorum = None,
+    every: Every = None,
+    at_most: AtMost = None,
+    run_config: RunConfig = "",
+) -> None:
+    """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
+    from rich.console import Console
+
+    from fedbus.app.settings import Settings
+    from fedbus.app.stack import stack
+    from fedbus.stores.tasks import read_task
+
+    options = {
+        "rounds": rounds,
+        "quorum": quorum,
+        "every": every,
+        "at-most": at_most,
+        "run-config": run_config,
+    }
+    given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
+    settings, app, console = Settings.from_environment(), read_task(task), Console()
+
+    async def work(stop: asyncio.Event) -> None:
+        async with stack(settings, app, clients=clients, port=port, server_options=given) as running:
+            console.print(
+                f"task {app.id} is up on {running.nats.url} with {clients} clients; logs in {running.home}/logs"
+            )
+            console.print(
+                "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
+            )
+            await stop.wait()
+
+    _until_told(work, "up", level="WARNING")
+
+
+@server.command("up")
+def server_up(
+    *,
+    task: TaskPath = Path(),
+    store: Store = "",
+    rounds: Rounds = None,
+    quorum: Quorum = None,
+    every: Every = None,
+    at_most: AtMost = None,
+    run_config: RunConfig = "",
+) -> None:
+    """Run the server manager, the workflow scheduler and the Flower server wrapper in this process."""
+    from fedbus.app.compose import SERVER_AGENTS
+
+    site = _site(task, store, rounds, quorum, every, at_most, run_config)
+    _run_agents("server", {name: partial(run, site) for name, run in SERVER_AGENTS.items()})
+
+
+@client.command("up")
+def client_up(
+    id: Annotated[str, typer.Argument(help="The client's id.")],
+    *,
+    task: TaskPath = Path(),
+    node_config: NodeConfig = "",
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+) -> None:
+    """Run a client's three agents in this process."""
+    from fedbus.app.compose import CLIENT_AGENTS
+
+    device = _device(id, task, node_config, host, port)
+    _run_agents(id, {name: partial(run, device) for name, run in CLIENT_AGENTS.items()})
+
+
+def agent(
+    name: Annotated[
+        str, typer.Argument(help="server-manager, workflow-scheduler, flower-server, client-manager, …")
+    ],
+    *,
+    task: TaskPath = Path(),
+    client: Annotated[str | None, typer.Option(help="The client's id, for an agent of a client.")] = None,
+    store: Store = "",
+    rounds: Rounds = None,
+    quorum: Quorum = None,
+    every: Every = None,
+    at_most: AtMost = None,
+    run_config: RunConfig = "",
+    node_config: NodeConfig = "",
+    host: Host = "127.0.0.1",
+    port: Port = 0,
+) -> None:
+    """Run one agent in the foreground."""
+    from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS
+
+    if (of_server := SERVER_AGENTS.get(name)) is not None:
+        site = _site(task, store, rounds, quorum, every, at_most, run_config)
+        _run_agents(name, {name: partial(of_server, site)})
+    elif (of_client := CLIENT_AGENTS.get(name)) is not None:
+        if client is None:
+            raise Failure(f"the {name} is an agent of a client: say which with --client ID", Exit.USAGE)
+        device = _device(client, task, node_config, host, port)
+        _run_agents(f"{name} {client}", {name: partial(of_client, device)})
+    else:
+        known = ", ".join((*SERVER_AGENTS, *CLIENT_AGENTS))
+        raise Failure(f"there is no agent {name!r}: choose one of {known}", Exit.USAGE)
+
+
+# --- what the options mean ---------------------------------------------------------------------
+
+
+def _site(
+    task: Path,
+    store: str = "",
+    rounds: int | None = None,
+    quorum: int | None = None,
+    every: str | None = None,
+    at_most: int | None = None,
+    run_config: str = "",
+) -> "Site":
+    from fedbus.app.compose import Site
+    from fedbus.app.options import key_values, seconds
+    from fedbus.app.settings import Settings
+    from fedbus.contracts.task import ScheduleTable
+    from fedbus.stores.tasks import read_task
+
+    settings, read = Settings.from_environment(), read_task(task)
+    asked = {"rounds": rounds, "quorum": quorum, "config": key_values(run_config) or None}
+    plan = read.table.plan.model_copy(
+        update={name: value for name, value in asked.items() if value is not None}
+    )
+    schedule = read.table.schedule
+    if every is not None or at_most is not None:
+        every_s = seconds(every) if every is not None else schedule.every_s
+        schedule = ScheduleTable.model_validate({"every-s": every_s, "at-most": at_most})
+    return Site(settings.nats_url, settings.fed, settings.home, read, store, plan, schedule)
+
+
+def _device(id: str, task: Path, node_config: str, host: str, port: int) -> "Device":
+    from fedbus.app.compose import Device
+    from fedbus.app.options import key_values
+    from fedbus.contracts.identifiers import client_id
+
+    return Device(_site(task), client_id(id), key_values(node_config), host, port)
+
+
+# --- running until told to stop -------------------------------------------------------------------
+
+
+def _run_agents(name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]]) -> None:
+    from fedbus.agents.child import parent_watch
+    from fedbus.app.compose import run_together
+    from fedbus.app.stack import is_kept
+
+    if is_kept():  # by `fedbus up`: then our standard input is its life line
+        parent_watch()
+
+    async def work(stop: asyncio.Event) -> None:
+        await run_together(agents, stop)
+
+    _until_told(work, name)
+
+
+def _until_told(work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO") -> None:
+    from fedbus.app import telemetry
+    from fedbus.app.processes import stopping
+
+    async def run() -> None:
+        with stopping() as stop:
+            await work(stop)
+
+    with telemetry.configured(f"fedbus-{name.split(maxsplit=1)[0]}", level=level):
+        asyncio.run(run())

@@ -1,0 +1,211 @@
+"""`fedbus demo`: the whole life of a model, on this machine, in the time of a coffee.
+
+A bus, a server and clients in processes of their own; runs that the scheduler starts; each
+client serving predictions all the while, keeping what it is asked, and training on it.
+"""
+
+import asyncio
+import json
+import os
+import shutil
+import time
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from rich.console import Console
+
+from fedbus.agents.tasks import first_of
+from fedbus.app.edge import Exit, Failure
+from fedbus.app.fleet import Fleet
+from fedbus.app.progress import LiveView, PlainView, View
+from fedbus.app.report import Report, plot
+from fedbus.app.settings import Settings
+from fedbus.app.stack import Stack, stack
+from fedbus.app.traffic import Counts, Samples, Traffic
+from fedbus.bus.bus import Bus, Identity, Seen
+from fedbus.bus.streams import life_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.run import RunState
+from fedbus.contracts.task import Task
+from fedbus.contracts.transition import Transition
+from fedbus.learning import apps
+from fedbus.stores.captured import count_rows
+
+PAUSE_S: Final = 2.0
+"""Between two runs of the schedule."""
+LONGEST_S: Final = 1800.0
+SAMPLES_ASKED: Final = 500
+"""Of each client's live samples: what its users ask about."""
+
+
+@dataclass(frozen=True)
+class Wishes:
+    """What the user asked for."""
+
+    task: Path
+    clients: int = 3
+    rounds: int | None = None
+    runs: int = 2
+    epochs: int | None = None
+    data: Path | None = None
+    keep: bool = False
+    json_file: Path | None = None
+    plot_file: Path = Path("demo-loss.png")
+
+
+async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console: Console) -> Report:
+    """The demonstration; raises Failure where it cannot come to its end."""
+    began = time.monotonic()
+    data_dir = (wishes.data or settings.data_dir).absolute()
+    os.environ["FEDBUS_DATA_DIR"] = str(data_dir)  # the task's own code reads it, here and in the processes
+    task = _task(wishes)
+    settings = settings.model_copy(
+        update={"home": settings.home / "demo", "given_nats_url": None, "given_data_dir": data_dir}
+    )
+    samples = await asyncio.to_thread(_samples, task, wishes.clients)
+    dataset = await asyncio.to_thread(_dataset, task)
+    console.print(
+        f"fedbus demo: {wishes.clients} clients, {wishes.runs} runs of {task.table.rounds} rounds, {dataset}"
+    )
+    async with AsyncExitStack() as open_things:
+        running = await open_things.enter_async_context(
+            stack(
+                _emptied(settings), task, clients=wishes.clients, server_options=_server_options(wishes, task)
+            )
+        )
+        bus = await open_things.enter_async_context(
+            Bus.connect(running.nats.url, Identity(settings.fed, "demo"))
+        )
+        fleet = Fleet()
+        traffic = Traffic(lambda: _endpoints(fleet), samples)
+        view = LiveView(console) if console.is_terminal else PlainView(console)
+        async with _watching(bus, fleet, view, traffic.counts, running), traffic.flowing() as counts:
+            await _until_done(wishes, fleet, stop, running)
+        report = Report(dataset, fleet, counts, _captured(running, task), time.monotonic() - began)
+        _write(report, wishes, console)
+        if wishes.keep and not stop.is_set():
+            console.print(f"still running on {running.nats.url}; Ctrl-C ends it")
+            await stop.wait()
+    return report
+
+
+# --- before ---------------------------------------------------------------------------------
+
+
+def _task(wishes: Wishes) -> Task:
+    """The task, with what was asked for in the place of its own numbers."""
+    from fedbus.stores.tasks import read_task  # noqa: PLC0415 (runs git: not for --help)
+
+    task = read_task(wishes.task)
+    table = task.table.model_copy(
+        update={"rounds": wishes.rounds or task.table.rounds, "quorum": wishes.clients}
+    )
+    return task.model_copy(update={"table": table})
+
+
+def _server_options(wishes: Wishes, task: Task) -> list[str]:
+    """What the demonstration has its server do otherwise than the task says."""
+    options = ["--rounds", str(task.table.rounds), "--quorum", str(task.table.quorum)]
+    options += ["--every", f"{PAUSE_S:g}s", "--at-most", str(wishes.runs)]
+    return options + (["--run-config", f"local-epochs={wishes.epochs}"] if wishes.epochs else [])
+
+
+def _emptied(settings: Settings) -> Settings:
+    """A demonstration begins at version 1: what the last one left is removed."""
+    for name in ("nats", "models", "clients", "logs"):
+        shutil.rmtree(settings.home / name, ignore_errors=True)
+    return settings
+
+
+def _samples(task: Task, clients: int) -> dict[str, Samples]:
+    """What the users of each client ask about: samples that are in nobody's training or test set."""
+    if task.table.samples is None:
+        raise Failure(
+            f"task {task.id} names no samples in [tool.fedbus]: the demo has nothing to ask", Exit.USAGE
+        )
+    of = apps.load_function(Path(task.path), task.table.samples)
+    found = {f"c{number + 1}": of(number, clients) for number in range(clients)}
+    return {
+        client: (inputs[:SAMPLES_ASKED], labels[:SAMPLES_ASKED]) for client, (inputs, labels) in found.items()
+    }
+
+
+def _dataset(task: Task) -> str:
+    """Which data the task has found, where it can say."""
+    assert task.table.samples is not None
+    module = task.table.samples.partition(":")[0]
+    try:
+        return str(apps.load_function(Path(task.path), f"{module}:dataset_name")())
+    except apps.BadTask:
+        return task.id
+
+
+# --- meanwhile ---------------------------------------------------------------------------------
+
+
+@asynccontextmanager
+async def _watching(
+    bus: Bus, fleet: Fleet, view: View, counts: Counts, running: Stack
+) -> AsyncIterator[None]:
+    """The fleet as it moves, shown as it does."""
+    await bus.make_streams()
+    wanted = [subjects.every(bus.fed, Transition)]
+    async with bus.watch(life_stream(bus.fed), wanted, whole=True) as moves, asyncio.TaskGroup() as group:
+        watching = group.create_task(_see(moves, fleet, view), name="watch the fleet")
+        with view.shown(fleet, counts, running):
+            try:
+                yield
+            finally:
+                watching.cancel()
+
+
+async def _see(moves: AsyncIterator[Seen], fleet: Fleet, view: View) -> None:
+    async for seen in moves:
+        if isinstance(seen.message, Transition):
+            view.moved(fleet.see(seen.message, seen.envelope.time))
+
+
+def _endpoints(fleet: Fleet) -> Mapping[str, str]:
+    """Where predictions are answered, as the inference agents say themselves."""
+    return {name: view.endpoint for name, view in fleet.clients.items() if view.inference != "empty"}
+
+
+async def _until_done(wishes: Wishes, fleet: Fleet, stop: asyncio.Event, running: Stack) -> None:
+    """Until all runs are over and every client serves what came of them."""
+
+    async def done() -> None:
+        while not (
+            len(fleet.ended) >= wishes.runs and (_a_run_failed(fleet) or fleet.all_settled(wishes.clients))
+        ):
+            await fleet.changed()
+
+    try:
+        async with asyncio.timeout(LONGEST_S):
+            await first_of(done(), stop.wait())
+    except TimeoutError:
+        raise Failure(f"the demo did not end within {LONGEST_S:g} s: see {running.home / 'logs'}") from None
+
+
+def _a_run_failed(fleet: Fleet) -> bool:
+    return any(fleet.run_states[run.run] is not RunState.FINISHED for run in fleet.ended)
+
+
+# --- after -----------------------------------------------------------------------------------------
+
+
+def _captured(running: Stack, task: Task) -> int:
+    databases = (running.home / "clients" / name / task.id / "captured.db" for name in running.clients)
+    return sum(count_rows(database) for database in databases if database.exists())
+
+
+def _write(report: Report, wishes: Wishes, console: Console) -> None:
+    report.print(console)
+    if any(run.rounds for run in report.fleet.ended):
+        plot(report.fleet.ended, wishes.plot_file)
+        console.print(f"plot: {wishes.plot_file}")
+    if wishes.json_file is not None:
+        wishes.json_file.write_text(json.dumps(report.as_json(), indent=2))
+        console.print(f"facts: {wishes.json_file}")

@@ -1,0 +1,112 @@
+"""The whole of fedbus on one machine: the bus, the server's process, and a process for each client.
+
+    async with stack(settings, task, clients=3) as running:
+        ...
+
+Each process is kept: one that ends by itself is started again, later each time, as a
+supervisor would. All end with the block, and with us, however we end.
+"""
+
+import asyncio
+import json
+import os
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fedbus.agents.child import ChildProcess, how_it_ended, last_words, python_module
+from fedbus.agents.tasks import backoff, first_of
+from fedbus.app.embedded import EmbeddedNats, embedded_nats
+from fedbus.app.settings import Settings
+from fedbus.contracts.identifiers import ClientId, client_id
+from fedbus.contracts.task import Task
+
+ENTRY: Final = "fedbus.app.cli"
+KEPT: Final = "FEDBUS_KEPT"
+"""Tells a process that its standard input is the life line of whoever keeps it."""
+
+log = structlog.get_logger("fedbus.stack")
+
+
+@dataclass
+class Stack:
+    """What runs."""
+
+    nats: EmbeddedNats
+    clients: list[ClientId]
+    home: Path
+    restarts: dict[str, str] = field(default_factory=dict)
+    """Processes that ended by themselves, and how."""
+
+    def log_of(self, name: str) -> Path:
+        return self.home / "logs" / f"{name}.log"
+
+
+@asynccontextmanager
+async def stack(
+    settings: Settings,
+    task: Task,
+    *,
+    clients: int,
+    port: int | None = None,
+    server_options: Sequence[str] = (),
+) -> AsyncIterator[Stack]:
+    """Everything up, for as long as the block runs. *server_options* go to `fedbus server up`."""
+    names = [client_id(f"c{number}") for number in range(1, clients + 1)]
+    async with embedded_nats(settings.nats_dir, port) as nats:
+        running = Stack(nats, names, settings.home)
+        environment = {
+            KEPT: "1",
+            "FEDBUS_HOME": str(settings.home),
+            "FEDBUS_NATS_URL": nats.url,
+            "FEDBUS_FEDERATION": settings.federation,
+            "FEDBUS_DATA_DIR": str(settings.data_dir),
+        }
+        with settings.announced(nats.url):
+            async with asyncio.TaskGroup() as group:
+                stop = asyncio.Event()
+                commands: dict[str, tuple[str, ...]] = {
+                    "server": ("server", "up", "--task", task.path, *server_options)
+                }
+                for number, name in enumerate(names):
+                    config = json.dumps({"partition-id": number, "num-partitions": clients})
+                    commands[name] = ("client", "up", name, "--task", task.path, "--node-config", config)
+                for process, command in commands.items():
+                    group.create_task(_keep(running, process, command, environment, stop), name=process)
+                try:
+                    yield running
+                finally:
+                    stop.set()
+
+
+def is_kept() -> bool:
+    """Whether this process was started by a stack."""
+    return bool(os.environ.pop(KEPT, ""))
+
+
+async def _keep(
+    running: Stack, name: str, command: tuple[str, ...], environment: Mapping[str, str], stop: asyncio.Event
+) -> None:
+    """Run the process *name* until *stop*; start it again when it ends by itself."""
+    attempt = 0
+    while not stop.is_set():
+        child = ChildProcess(
+            name,
+            *python_module(ENTRY, *command),
+            environment=environment,
+            output=running.log_of(name),
+        )
+        async with child:
+            await first_of(child.ended(), stop.wait())
+            code = child.returncode
+        if stop.is_set():
+            return
+        ended = f"{how_it_ended(code or 0)}: {last_words(running.log_of(name), 1)}"
+        running.restarts[name] = ended
+        log.warning("started again", process=name, because=ended)
+        await first_of(stop.wait(), asyncio.sleep(backoff(attempt)))
+        attempt += 1
