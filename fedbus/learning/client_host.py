@@ -22,6 +22,7 @@ from fedbus.learning import apps
 from fedbus.learning.flower_internals import (
     CLIENT_APP_RAISED,
     LOAD_CLIENT_APP_FAILED,
+    MESSAGE_UNAVAILABLE,
     SERVER_NODE_ID,
     message_of,
 )
@@ -129,6 +130,11 @@ class ClientHost:
             message_type=asked.message_type,
         )
         return message_of(metadata, content=content)
+
+
+def undelivered(asked: RoundMessage, reason: str) -> Answer:
+    """The answer to a message whose content did not get here."""
+    return _failed(asked, MESSAGE_UNAVAILABLE, f"the message did not arrive: {reason}", time.monotonic())
 
 
 def _answer(asked: RoundMessage, reply: object, began: float) -> Answer:

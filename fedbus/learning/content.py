@@ -1,11 +1,15 @@
 """The content of a Flower message on its way: inside the event if it is small and without arrays, else a blob."""
 
 from dataclasses import dataclass
+from typing import Final
 
 from fedbus.contracts.model import MAX_INLINE_BYTES
 from fedbus.contracts.server import Content
 from fedbus.learning.ports import Blobs, Offer
 from fedbus.learning.records import Encoded, UnreadableRecords
+
+SILENCE_S: Final = 30.0
+"""For how long a blob may not come on by a single chunk: whoever holds it is gone then."""
 
 
 @dataclass
@@ -34,5 +38,5 @@ async def received(content: Content | None, blobs: Blobs, *, timeout_s: float) -
     if content is not None and content.inline is not None:
         return content.inline
     if content is not None and content.blob is not None:
-        return await blobs.fetch(content.blob, timeout_s=timeout_s)
+        return await blobs.fetch(content.blob, timeout_s=min(timeout_s, SILENCE_S))
     raise UnreadableRecords("there is neither content nor an error in it")

@@ -18,10 +18,12 @@ class Offer(Protocol):
 class Blobs(Protocol):
     """Bytes in flight, by their digest."""
 
-    async def offer(self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None) -> Offer: ...
+    async def offer(
+        self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None
+    ) -> Offer: ...
 
     async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
-        """All of them, verified."""
+        """All of them, verified; raises when nothing has come for *timeout_s*."""
         ...
 
 

@@ -130,7 +130,7 @@ def _head(view: memoryview) -> tuple[list[Any], int]:
     try:
         entries = msgpack.unpackb(view[_PREFIX.size : end], strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise UnreadableRecords(f"their head is not msgpack: {error}") from None
+        raise UnreadableRecords(f"their head is not msgpack: {error or type(error).__name__}") from None
     if not isinstance(entries, list) or len(entries) > MAX_RECORDS:
         raise UnreadableRecords("their head is not a list of records")
     return entries, end

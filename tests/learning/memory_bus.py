@@ -20,7 +20,7 @@ from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef
 from fedbus.contracts.run import RoundResult, RunPlan, Scalar
 from fedbus.contracts.server import RoundMessage
-from fedbus.learning import records
+from fedbus.learning import ports, records
 from fedbus.learning.client_host import ClientHost
 from fedbus.learning.content import Parcel, received
 from fedbus.learning.grid import BusGrid
@@ -101,8 +101,8 @@ class Device:
 
     host: ClientHost
     client: str
-    bus: MemoryBus
-    deliver: Callable[[Any], None]
+    bus: ports.Bus
+    deliver: Callable[[Any], object]
     handled: list[RoundMessage] = field(default_factory=list)
     silent: bool = False
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
