@@ -19,7 +19,10 @@ from pydantic import ValidationError
 
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import BY_TYPE
-from fedbus.contracts.message import Body, ClientMessage, Message, type_name
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Body, ClientMessage, Family, Message, Request, type_name
+from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.contracts.transition import Transition
 
 SPEC_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/vnd.msgpack"
@@ -91,8 +94,8 @@ def unpack(data: bytes) -> Any:
         raise Unreadable(f"{len(data)} bytes are more than an event may have ({MAX_EVENT_BYTES})")
     try:
         return msgpack.unpackb(data, timestamp=3, strict_map_key=True)
-    except (ValueError, msgpack.UnpackException) as error:
-        raise Unreadable(f"not msgpack: {error}") from None
+    except (ValueError, OverflowError, msgpack.UnpackException) as error:  # overflow: a time beyond year 9999
+        raise Unreadable(f"not msgpack: {error or type(error).__name__}") from None
 
 
 def read(subject: str, headers: Mapping[str, str] | None, data: bytes) -> tuple[Envelope, Message]:
@@ -127,7 +130,7 @@ def _envelope(headers: Mapping[str, str]) -> Envelope:
             type=headers["ce-type"],
             source=headers["ce-source"],
             subject=headers.get("ce-subject", ""),
-            time=datetime.fromisoformat(headers["ce-time"]),
+            time=_time(headers["ce-time"]),
             trace={name: headers[name] for name in TRACE_HEADERS if name in headers},
         )
     except KeyError as missing:
@@ -136,15 +139,45 @@ def _envelope(headers: Mapping[str, str]) -> Envelope:
         raise Unreadable(str(error)) from None
 
 
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise Unreadable(f"the time {text!r} has no time zone")
+    return time
+
+
 def _check_identity(subject: str, envelope: Envelope, message: Message) -> None:
     """The subject is what the bus lets a sender say; the body and the source may not say otherwise."""
-    if isinstance(message, ClientMessage) and (in_subject := subjects.client_in(subject)) is not None:
-        if message.client != in_subject:
-            raise Unreadable(f"forged: client {in_subject} speaks as {message.client}")
-        if message.family in ("client", "local") and envelope.source.rpartition("/")[2] != in_subject:
-            raise Unreadable(f"forged: {in_subject}'s subject, but the source is {envelope.source}")
-    if message.family != "life" and subjects.word_in(subject) not in (message.word, ""):
-        raise Unreadable(f"a {message.word} on the subject of {subjects.word_in(subject)}")
+    try:
+        where, owner = _place(subjects.federation_in(subject), message), subjects.client_in(subject)
+    except subjects.ForeignSubject as error:
+        raise Unreadable(str(error)) from None
+    if isinstance(message, ClientMessage) and owner is not None and message.client != owner:
+        raise Unreadable(f"forged: client {owner} speaks as {message.client}")
+    if subject != where:
+        raise Unreadable(f"forged: what belongs on {where} came on {subject}")
+    if (speaker := _speaker(message)) not in (None, envelope.source.rpartition("/")[2]):
+        raise Unreadable(f"forged: this is {speaker}'s to say, but the source is {envelope.source}")
+
+
+def _place(fed: FederationId, message: Message) -> str:
+    """Where *message* belongs."""
+    if isinstance(message, Transition):
+        return subjects.life(fed, message.kind, message.thing)
+    return subjects.of(fed, message)
+
+
+def _speaker(message: Message) -> str | None:
+    """Whose *message* it is to say: a client's or the server side's; None where anybody may."""
+    match message:
+        case Transition():
+            return getattr(message.facts, "client", SERVER_SIDE)
+        case Request():
+            return None
+        case ClientMessage() if message.family is not Family.CMD:
+            return message.client
+        case _:
+            return SERVER_SIDE
 
 
 def uuid7() -> str:

@@ -1,8 +1,6 @@
 """Models and the bytes they travel as. An event says how much, which digest and where to get it; never the weights."""
 
-from datetime import datetime
-
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from fedbus.contracts.identifiers import Id, Sha256
 from fedbus.contracts.message import Body
@@ -51,7 +49,7 @@ class Manifest(ModelRef):
     """All that is known of a model version. Written once, never changed."""
 
     task: Id
-    created: datetime
+    created: AwareDatetime
     parent: int | None = None
     run: Id | None = None
     rounds: int = 0

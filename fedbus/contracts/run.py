@@ -7,11 +7,10 @@ The workflow scheduler owns the lifecycle: it alone makes runs, one at a time pe
 moves them by what the task's server says of itself.
 """
 
-from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
@@ -81,7 +80,7 @@ class RunFacts(Facts):
     run: Id
     plan: RunPlan
     trigger: str = "manual"
-    requested_at: datetime
+    requested_at: AwareDatetime
     rounds: tuple[RoundResult, ...] = ()
     cohort: tuple[str, ...] = ()
     model: ModelRef | None = None

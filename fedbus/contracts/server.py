@@ -4,11 +4,10 @@ The server manager owns the lifecycle. The Flower server wrapper does the work o
 reports to it; the clients hear only what the server manager casts.
 """
 
-from datetime import datetime
 from enum import StrEnum
 from typing import ClassVar, Literal
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
@@ -35,7 +34,7 @@ class ServerFacts(Facts):
     model: ModelRef | None = None
     run: Id | None = None
     plan: RunPlan | None = None
-    recruit_until: datetime | None = None
+    recruit_until: AwareDatetime | None = None
     cohort: tuple[str, ...] = ()
     round: int = 0
     last: RoundResult | None = None
@@ -93,7 +92,7 @@ class UpdateReady(Message):
 
     run: Id
     plan: RunPlan
-    recruit_until: datetime
+    recruit_until: AwareDatetime
     code_version: str = ""
     model: ModelRef | None = None
 
@@ -183,7 +182,7 @@ class Enroll(Request):
 class RunOpened(Body):
     """The answer to open_run."""
 
-    recruit_until: datetime
+    recruit_until: AwareDatetime
 
 
 class OpenRun(Request):

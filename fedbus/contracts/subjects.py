@@ -64,17 +64,16 @@ def deliver(fed: FederationId, owner: str, agent: str) -> str:
 
 def client_in(subject: str) -> str | None:
     """The client whose id stands in *subject*, or None where none does."""
-    root, _, family, *rest = _tokens(subject)
-    return rest[0] if root == ROOT and family in OF_ONE_CLIENT and len(rest) == 3 else None
+    _, _, family, *rest = _tokens(subject)
+    return rest[0] if family in OF_ONE_CLIENT and len(rest) == 3 else None
 
 
-def word_in(subject: str) -> str:
-    """The last token: the word of a message's subject."""
-    return _tokens(subject)[-1]
+def federation_in(subject: str) -> FederationId:
+    return FederationId(_tokens(subject)[1])
 
 
 def _tokens(subject: str) -> list[str]:
     tokens = subject.split(".")
-    if len(tokens) < 4:
+    if len(tokens) < 4 or tokens[0] != ROOT:
         raise ForeignSubject(f"{subject!r} is not a subject of fedbus")
     return tokens

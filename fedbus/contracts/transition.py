@@ -4,10 +4,9 @@ The last transition of a thing is its state: it carries the state it led to and 
 the owner needs to go on from there.
 """
 
-from datetime import datetime
 from typing import Annotated, Any, ClassVar
 
-from pydantic import Field
+from pydantic import AwareDatetime, Field
 
 from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, FlClientFacts, InferenceFacts
 from fedbus.contracts.lifecycle import Lifecycle
@@ -34,7 +33,7 @@ class Transition(Message):
     reason: str = ""
     waits_for: str = ""
     """What the new state waits for."""
-    deadline: datetime | None = None
+    deadline: AwareDatetime | None = None
     """Until when, where that is known."""
     facts: AnyFacts
 

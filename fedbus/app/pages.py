@@ -1,0 +1,390 @@
+"""Pages of the documentation that are written from the tables: ``python -m fedbus.app.pages docs``.
+
+    docs/events.md        every kind of message: between whom, where, with which fields, an example
+    docs/lifecycles.md    every lifecycle as a diagram, with its owner and what its states wait for
+    docs/asyncapi.yaml    the same messages for programs, as AsyncAPI 3
+
+A test says that the pages in the repository are what the tables say.
+"""
+
+import ast
+import inspect
+import json
+import sys
+import textwrap
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+from pydantic import BaseModel
+
+from fedbus.contracts import catalogue as tables
+from fedbus.contracts import subjects
+from fedbus.contracts.envelope import MAX_EVENT_BYTES
+from fedbus.contracts.examples import ANSWERS, EXAMPLES
+from fedbus.contracts.identifiers import ID_PATTERN, FederationId
+from fedbus.contracts.lifecycle import Lifecycle
+from fedbus.contracts.message import Body, Family, Message, Request, type_name
+from fedbus.contracts.transition import LIFECYCLES, Transition
+
+ANY: Final = FederationId("<fed>")
+BETWEEN: Final = {
+    Family.SVC: "Requests to the server side",
+    Family.SRV: "Between the agents of the server side",
+    Family.CAST: "From the server side to all clients",
+    Family.CMD: "From the server side to one client",
+    Family.CLIENT: "From one client to the server side",
+    Family.LOCAL: "Between the agents of one client",
+    Family.LIFE: "What has become of everything",
+}
+ENVELOPE: Final = (
+    "Every message travels in an envelope: CloudEvents 1.0 attributes as `ce-…` NATS headers, the trace in "
+    f"`traceparent`, the body as msgpack (at most {MAX_EVENT_BYTES // 1024} KiB; what is larger travels as a "
+    "blob). See it on a running bus with `fedbus events tail`, or with the NATS command line:"
+)
+RULES: Final = (
+    f"`<fed>` is the federation, `<thing>` a task, a run, or `<client>.<task>`. Ids match `{ID_PATTERN}`. "
+    "Fields are only ever added, with a default; nothing is renamed or retyped inside a version."
+)
+LOG_IS_STATE: Final = (
+    "A transition is one message on `fedbus.<fed>.life.<kind>.<thing>`, and the last one is the state. It is "
+    "taken only if nobody has moved the thing since, so there is never a second owner."
+)
+WRITTEN: Final = "Written from the tables in `fedbus/contracts` by `make docs`; do not edit."
+
+
+@dataclass(frozen=True)
+class FieldEntry:
+    name: str
+    type: str
+    default: str
+    meaning: str
+
+
+@dataclass(frozen=True)
+class Entry:
+    """What the catalogue says of one kind of message."""
+
+    kind: type[Message]
+
+    @property
+    def word(self) -> str:
+        return self.kind.word
+
+    @property
+    def subject(self) -> str:
+        if self.kind is Transition:
+            return subjects.life(ANY, "<kind>", "<thing>")
+        return subjects.every(ANY, self.kind, client="<client>", task="<task>")
+
+    @property
+    def said_by(self) -> str:
+        if self.kind is Transition:
+            return "the owner of the lifecycle"
+        return next(agent for agent, said in tables.SAYS.items() if self.kind in said)
+
+    @property
+    def heard_by(self) -> tuple[str, ...]:
+        if issubclass(self.kind, Request):
+            return (self.kind.server,)
+        if self.kind is Transition:
+            return tuple(tables.FOLLOWS)
+        return tuple(agent for agent, heard in tables.HEARS.items() if self.kind in heard)
+
+    @property
+    def gist(self) -> str:
+        """The first sentence of what the class says of itself."""
+        return meaning(self.kind).split(". ")[0].split(": ")[0].rstrip(".")
+
+    @property
+    def answer(self) -> type[Body] | None:
+        return self.kind.answer if issubclass(self.kind, Request) else None
+
+    def as_facts(self) -> dict[str, Any]:
+        return {
+            "word": self.word,
+            "family": str(self.kind.family),
+            "type": type_name(self.kind),
+            "subject": self.subject,
+            "said_by": self.said_by,
+            "heard_by": list(self.heard_by),
+            "durable": self.kind.durable,
+            "answer": self.answer.__name__ if self.answer else None,
+            "meaning": meaning(self.kind),
+            "fields": [vars(field) for field in fields(self.kind)],
+            "example": example(self.kind),
+        }
+
+
+def catalogue() -> list[Entry]:
+    """Every kind of message, by family."""
+    order = list(BETWEEN)
+    return sorted((Entry(kind) for kind in tables.MESSAGES), key=lambda entry: order.index(entry.kind.family))
+
+
+# --- what the classes say of themselves --------------------------------------------------------
+
+
+def meaning(kind: type[BaseModel]) -> str:
+    """The docstring of *kind*, as one paragraph."""
+    return " ".join((kind.__doc__ or "").split())
+
+
+def fields(kind: type[BaseModel]) -> list[FieldEntry]:
+    return [
+        FieldEntry(
+            name,
+            _type(field.annotation),
+            "" if field.is_required() else _value(field.get_default(call_default_factory=True)),
+            _meanings(kind).get(name, ""),
+        )
+        for name, field in kind.model_fields.items()
+    ]
+
+
+@cache
+def _meanings(kind: type[BaseModel]) -> dict[str, str]:
+    """What stands under each field of *kind* and of the classes above it: pydantic would read it at each start."""
+    found: dict[str, str] = {}
+    for one in reversed([one for one in kind.__mro__ if issubclass(one, Body) and one is not Body]):
+        tree = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
+        assert isinstance(tree, ast.ClassDef)
+        for field, below in zip(tree.body, tree.body[1:], strict=False):
+            match field, below:
+                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
+                    found[name] = " ".join(text.split())
+    return found
+
+
+def _type(annotation: Any) -> str:
+    text = inspect.formatannotation(annotation).replace("NoneType", "None")
+    for prefix in ("fedbus.contracts.", "typing.", "datetime."):
+        text = text.replace(prefix, "")
+    words = [
+        word.rpartition(".")[2] if "." in word and "..." not in word else word for word in text.split(" ")
+    ]
+    return " ".join(words)
+
+
+def _value(default: Any) -> str:
+    if isinstance(default, BaseModel):
+        return type(default).__name__ + "()"
+    return json.dumps(default, default=str)
+
+
+def example(kind: type[Message]) -> Any:
+    return json.loads(EXAMPLES[kind].model_dump_json())
+
+
+# --- docs/events.md --------------------------------------------------------------------------------
+
+
+def events_page() -> str:
+    lines = [
+        "# Events, commands and requests",
+        "",
+        WRITTEN,
+        "",
+        ENVELOPE,
+        "",
+        "    nats sub 'fedbus.>' --translate 'fedbus events decode'",
+        "",
+        RULES,
+        "",
+        "| word | says | subject | said by | heard by |",
+        "|---|---|---|---|---|",
+    ]
+    entries = catalogue()
+    lines += [
+        f"| [`{one.word}`](#{one.word}) | {one.gist} | `{one.subject}` | {one.said_by} | {_heard(one)} |"
+        for one in entries
+    ]
+    for family, title in BETWEEN.items():
+        lines += ["", f"## {title}"]
+        for one in entries:
+            if one.kind.family is family:
+                lines += _section(one)
+    lines += ["", "## Parts of messages", ""]
+    for part in _parts():
+        lines += [f"### {part.__name__}", "", meaning(part), "", *_field_table(part)]
+    return "\n".join(lines).rstrip() + "\n"
+
+
+def _heard(entry: Entry) -> str:
+    return ", ".join(entry.heard_by) or "whoever listens"
+
+
+def _section(entry: Entry) -> list[str]:
+    kept = "kept in the stream" if entry.kind.durable else "not kept"
+    lines = [
+        "",
+        f"### {entry.word}",
+        "",
+        meaning(entry.kind),
+        "",
+        f"- subject: `{entry.subject}`",
+        f"- type: `{type_name(entry.kind)}`, {kept}",
+        f"- said by: {entry.said_by}",
+        f"- heard by: {_heard(entry)}",
+        "",
+        *_field_table(entry.kind),
+        "```json",
+        json.dumps(example(entry.kind), indent=2),
+        "```",
+    ]
+    if entry.answer:
+        lines += ["", f"Answered with `{entry.answer.__name__}`, or `Refused` and the reason:", ""]
+        lines += ["```json", ANSWERS[entry.answer].model_dump_json(indent=2), "```"]
+    return lines
+
+
+def _field_table(kind: type[BaseModel]) -> list[str]:
+    if not kind.model_fields:
+        return []
+    rows = [
+        f"| `{one.name}` | `{one.type.replace('|', chr(92) + '|')}` | {f'`{one.default}`' if one.default else ''} "
+        f"| {one.meaning} |"
+        for one in fields(kind)
+    ]
+    return ["| field | type | default | meaning |", "|---|---|---|---|", *rows, ""]
+
+
+def _parts() -> list[type[Body]]:
+    """The bodies that fields and answers are made of."""
+    found: dict[str, type[Body]] = {}
+
+    def look_into(kind: type[BaseModel]) -> None:
+        for field in kind.model_fields.values():
+            for part in _bodies_in(field.annotation):
+                if part.__name__ not in found:
+                    found[part.__name__] = part
+                    look_into(part)
+
+    for kind in tables.MESSAGES:
+        look_into(kind)
+        if issubclass(kind, Request):
+            found[kind.answer.__name__] = kind.answer
+            look_into(kind.answer)
+    return sorted(
+        (part for part in found.values() if part not in tables.MESSAGES), key=lambda one: one.__name__
+    )
+
+
+def _bodies_in(annotation: Any) -> list[type[Body]]:
+    if isinstance(annotation, type) and issubclass(annotation, Body):
+        return [annotation]
+    return [body for inner in getattr(annotation, "__args__", ()) for body in _bodies_in(inner)]
+
+
+# --- docs/lifecycles.md ------------------------------------------------------------------------------
+
+
+def lifecycles_page() -> str:
+    lines = [
+        "# Lifecycles",
+        "",
+        WRITTEN,
+        "",
+        LOG_IS_STATE,
+    ]
+    for lifecycle in LIFECYCLES.values():
+        lines += _lifecycle(lifecycle)
+    return "\n".join(lines) + "\n"
+
+
+def _lifecycle(lifecycle: Lifecycle[Any]) -> list[str]:
+    lines = [
+        "",
+        f"## {lifecycle.kind}",
+        "",
+        f"Moved by the {lifecycle.owner} alone, on `{subjects.life(ANY, lifecycle.kind, THINGS[lifecycle.kind])}`.",
+        "",
+        "```mermaid",
+        lifecycle.mermaid().rstrip(),
+        "```",
+    ]
+    if lifecycle.waits:
+        lines += ["", "| state | waits for | no longer than |", "|---|---|---|"]
+        lines += [
+            f"| {state} | {wait.awaited} | {wait.deadline} |" for state, wait in lifecycle.waits.items()
+        ]
+    return lines
+
+
+THINGS: Final = {
+    "server": "<task>",
+    "run": "<run>",
+    "client": "<client>.<task>",
+    "fl_client": "<client>.<task>",
+    "inference": "<client>.<task>",
+}
+
+
+# --- docs/asyncapi.yaml ------------------------------------------------------------------------------
+
+
+def asyncapi_page() -> str:
+    """The catalogue as AsyncAPI 3. JSON is YAML, and needs no library."""
+    entries = catalogue()
+    payloads: dict[str, type[BaseModel]] = {one.word: one.kind for one in entries}
+    payloads |= {one.answer.__name__: one.answer for one in entries if one.answer}
+    schemas: dict[str, Any] = {}
+    document = {
+        "asyncapi": "3.0.0",
+        "info": {"title": "fedbus", "version": "1", "description": f"Events over NATS. {WRITTEN}"},
+        "defaultContentType": "application/vnd.msgpack",
+        "channels": {one.word: _channel(one) for one in entries},
+        "operations": {one.word: _operation(one) for one in entries},
+        "components": {
+            "messages": {name: _message(name, kind, schemas) for name, kind in payloads.items()},
+            "schemas": schemas,
+        },
+    }
+    return f"# {WRITTEN}\n{json.dumps(document, indent=1)}\n"
+
+
+def _channel(entry: Entry) -> dict[str, Any]:
+    address = entry.subject.replace("<", "{").replace(">", "}")
+    names = [part[1:-1] for part in address.split(".") if part.startswith("{")]
+    return {
+        "address": address,
+        "parameters": {name: {} for name in names},
+        "messages": {entry.word: {"$ref": f"#/components/messages/{entry.word}"}},
+    }
+
+
+def _operation(entry: Entry) -> dict[str, Any]:
+    channel = {"$ref": f"#/channels/{entry.word}"}
+    operation: dict[str, Any] = {"action": "send", "channel": channel, "summary": entry.gist}
+    if entry.answer:
+        operation["x-answer"] = {"$ref": f"#/components/messages/{entry.answer.__name__}"}
+    return operation
+
+
+def _message(name: str, kind: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
+    """A message; what its schema leans on goes to *schemas*, once."""
+    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    schemas.update(schema.pop("$defs", {}))
+    title = type_name(kind) if issubclass(kind, Message) else name
+    return {"name": title, "summary": meaning(kind), "payload": schema}
+
+
+# --- writing -----------------------------------------------------------------------------------------
+
+PAGES: Final = {
+    "events.md": events_page,
+    "lifecycles.md": lifecycles_page,
+    "asyncapi.yaml": asyncapi_page,
+}
+
+
+def main() -> None:
+    (directory,) = map(Path, sys.argv[1:])
+    for name, page in PAGES.items():
+        (directory / name).write_text(page())
+        print(directory / name)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,165 @@
+"""One example of each message and of each answer, the same at all times.
+
+The catalogue shows them; the golden files hold them as they are on the wire, so that a change
+of the wire cannot pass unseen.
+"""
+
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from typing import Final
+
+from fedbus.contracts import client, run, server
+from fedbus.contracts.catalogue import MESSAGES
+from fedbus.contracts.message import Body, Message, Refused, Request
+from fedbus.contracts.model import Artifact, BlobRef, ModelRef
+from fedbus.contracts.transition import Transition
+
+TASK: Final = "mnist"
+CLIENT: Final = "c1"
+RUN: Final = "mnist-2"
+NOON: Final = datetime(2026, 3, 14, 12, 0, 0, 250_000, tzinfo=UTC)
+SHA: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+ARCHITECTURE: Final = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
+COMMIT: Final = "3a1f6c0d9be2475f8a6e0b1c2d3e4f5061728394"
+MESSAGE: Final = "5e2c8f0a-7b1d-4c39-9a64-0d2f1e3b5a77"
+
+ARTIFACT: Final = Artifact(sha256=SHA, size_bytes=439_576, architecture=ARCHITECTURE)
+MODEL: Final = ModelRef(**dict(ARTIFACT), version=2)
+BLOB: Final = BlobRef(sha256=SHA, size_bytes=439_576, chunk_bytes=1_048_576, holder="server_flower-server_1")
+PLAN: Final = run.RunPlan(
+    rounds=4, quorum=3, recruit_s=30, round_s=120, config={"lr": 0.02, "strategy": "fedavg"}
+)
+RESULT: Final = run.RoundResult(
+    round=2,
+    metrics={"loss": 0.25, "accuracy": 0.9375},
+    seconds=6.5,
+    participants={"c1": 18000, "c2": 18000},
+    failures={"c3": "no reply within 120 s"},
+)
+INVITATION: Final = server.UpdateReady(
+    task=TASK, run=RUN, plan=PLAN, recruit_until=NOON, code_version=COMMIT, model=MODEL
+)
+
+_EXAMPLES: Final[tuple[Message, ...]] = (
+    server.HealthCheck(task=TASK),
+    server.GetServerInfo(task=TASK),
+    server.Enroll(task=TASK, client=CLIENT),
+    server.OpenRun(task=TASK, run=RUN, plan=PLAN),
+    server.CancelRun(task=TASK, run=RUN, reason="stopped by hand"),
+    server.InitModel(task=TASK),
+    server.StartServer(task=TASK, run=RUN, plan=PLAN, artifact=ARTIFACT, first_round=3),
+    server.StopServer(task=TASK, run=RUN),
+    run.StartRun(task=TASK, rounds=4, quorum=3, config={"lr": 0.02}),
+    run.StopRun(task=TASK, run=RUN),
+    server.ServerStarted(task=TASK, run=RUN),
+    server.BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2", "c3")),
+    server.RoundFinished(task=TASK, run=RUN, round=2, result=RESULT, checkpoint=ARTIFACT),
+    server.RunFinished(task=TASK, run=RUN, artifact=ARTIFACT, rounds=4),
+    server.RunFailed(task=TASK, run=RUN, reason="the ServerApp raised ValueError: no such strategy"),
+    server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, perhaps for want of memory)"),
+    INVITATION,
+    server.ModelPublished(task=TASK, model=MODEL, blob=BLOB, run=RUN),
+    server.CodePublished(task=TASK, code_version=COMMIT),
+    server.ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=4),
+    server.RoundMessage(
+        task=TASK,
+        client=CLIENT,
+        run=RUN,
+        message_id=MESSAGE,
+        message_type="train",
+        round=2,
+        group_id="2",
+        created_at=1_773_489_600.25,
+        ttl_s=120.0,
+        content=server.Content(blob=BLOB),
+    ),
+    client.Joined(task=TASK, client=CLIENT, run=RUN, code_version=COMMIT),
+    client.Declined(task=TASK, client=CLIENT, run=RUN, reason="the battery is at 10 %"),
+    client.RoundReply(
+        task=TASK,
+        client=CLIENT,
+        run=RUN,
+        round=2,
+        message_id="c0ffee00-7b1d-4c39-9a64-0d2f1e3b5a77",
+        reply_to=MESSAGE,
+        created_at=1_773_489_604.75,
+        ttl_s=115.5,
+        content=server.Content(inline=b"\x00\x01\x02\xff"),
+        train_s=4.25,
+    ),
+    client.FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=4),
+    client.FailTrain(task=TASK, client=CLIENT, run=RUN, reason="the trainer was killed", trainer_lost=True),
+    client.Heartbeat(task=TASK, client=CLIENT, run=RUN),
+    client.ClientStart(task=TASK, client=CLIENT, run=RUN, plan=PLAN, code_version=COMMIT),
+    client.RoundStarted(task=TASK, client=CLIENT, run=RUN, round=1),
+    client.InferStart(task=TASK, client=CLIENT, model=MODEL, path="/var/lib/fedbus/models/2.safetensors"),
+    client.InferUpdate(task=TASK, client=CLIENT, model=MODEL, path="/var/lib/fedbus/models/2.safetensors"),
+    client.InferReady(task=TASK, client=CLIENT, model=MODEL, endpoint="http://127.0.0.1:8080"),
+    client.InferRefused(task=TASK, client=CLIENT, model=MODEL, reason="3 of 8 probes gave NaN", serving=1),
+    Transition(
+        task=TASK,
+        event="client_start",
+        source="serving",
+        target="learning",
+        reason="run mnist-2",
+        waits_for="the run to end",
+        deadline=NOON,
+        facts=client.ClientFacts(client=CLIENT, task=TASK, model=MODEL, run=RUN, code_version=COMMIT),
+    ),
+)
+
+EXAMPLES: Final[Mapping[type[Message], Message]] = {type(example): example for example in _EXAMPLES}
+
+ANSWERS: Final[Mapping[type[Body], Body]] = {
+    type(answer): answer
+    for answer in (
+        server.HealthStatus(state=server.ServerState.RECRUITING, open_run=INVITATION),
+        server.ServerInfo(code_version=COMMIT, model=MODEL, blob=BLOB),
+        server.Enrolled(consumers=("c1_mnist_client-manager", "c1_mnist_inference")),
+        server.RunOpened(recruit_until=NOON),
+        server.RunCancelled(),
+        server.ModelInitialised(artifact=ARTIFACT),
+        server.ServerStarting(),
+        server.ServerStopped(),
+        run.RunStarted(run=RUN),
+        run.RunStopped(run=RUN),
+        Refused(reason="run mnist-1 is still running"),
+    )
+}
+
+FACTS: Final = (
+    server.ServerFacts(
+        task=TASK,
+        code_version=COMMIT,
+        model=MODEL,
+        run=RUN,
+        plan=PLAN,
+        recruit_until=NOON,
+        cohort=("c1", "c2", "c3"),
+        round=2,
+        last=RESULT,
+        checkpoint=ARTIFACT,
+    ),
+    run.RunFacts(
+        task=TASK,
+        run=RUN,
+        plan=PLAN,
+        trigger="schedule",
+        requested_at=NOON,
+        rounds=(RESULT,),
+        cohort=("c1", "c2", "c3"),
+        model=MODEL,
+        trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
+        traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
+    ),
+    client.ClientFacts(client=CLIENT, task=TASK, model=MODEL, run=RUN, code_version=COMMIT),
+    client.FlClientFacts(client=CLIENT, task=TASK, run=RUN),
+    client.InferenceFacts(client=CLIENT, task=TASK, model=MODEL, endpoint="http://127.0.0.1:8080"),
+)
+"""The facts of each kind of lifecycle, as a transition carries them."""
+
+
+def answers() -> list[type[Body]]:
+    """Every class that an answer can have."""
+    kinds = [kind.answer for kind in MESSAGES if issubclass(kind, Request)]
+    return list(dict.fromkeys([*kinds, Refused]))

@@ -1,0 +1,52 @@
+"""The pages in the repository are what the tables say."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from fedbus.app.pages import PAGES, catalogue, events_page, lifecycles_page
+from fedbus.contracts.catalogue import MESSAGES
+from fedbus.contracts.transition import LIFECYCLES
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+@pytest.mark.parametrize("name", PAGES)
+def test_a_page_is_what_the_tables_say(name: str) -> None:
+    assert (DOCS / name).read_text() == PAGES[name](), "the tables have moved on: make docs"
+
+
+def test_every_message_is_on_the_page_with_each_of_its_fields() -> None:
+    page = events_page()
+    for kind in MESSAGES:
+        section = page.partition(f"### {kind.word}\n")[2].partition("### ")[0]
+        assert all(f"| `{field}` |" in section for field in kind.model_fields), kind.word
+
+
+def test_a_field_is_explained_by_what_stands_under_it() -> None:
+    assert "Whether its training process died, rather than said no." in events_page()
+
+
+def test_every_lifecycle_is_drawn() -> None:
+    page = lifecycles_page()
+    assert all(lifecycle.mermaid() in page for lifecycle in LIFECYCLES.values())
+
+
+def test_every_reference_of_the_asyncapi_page_leads_somewhere() -> None:
+    document = json.loads(PAGES["asyncapi.yaml"]().partition("\n")[2])
+
+    def check(node: object) -> None:
+        if isinstance(node, dict):
+            if "$ref" in node:
+                found = document
+                for part in str(node["$ref"]).removeprefix("#/").split("/"):
+                    found = found[part]
+            for value in node.values():
+                check(value)
+        elif isinstance(node, list):
+            for value in node:
+                check(value)
+
+    check(document)
+    assert set(document["channels"]) == {entry.word for entry in catalogue()}

@@ -1,0 +1,174 @@
+"""The catalogue: every message is in it, and what is derived from it agrees."""
+
+import ast
+import importlib
+import inspect
+import pkgutil
+from pathlib import Path
+
+import pytest
+from support.subjects import matches
+
+from fedbus import agents, contracts
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import (
+    BY_TYPE,
+    CLIENT_AGENTS,
+    FOLLOWS,
+    HEARS,
+    MESSAGES,
+    OF_A_CLIENT,
+    SAYS,
+    SERVER_AGENTS,
+    hears,
+    requests_of,
+    stream_subjects,
+)
+from fedbus.contracts.examples import ANSWERS, EXAMPLES, answers
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, Family, Message, Request
+from fedbus.contracts.transition import LIFECYCLES, Transition
+
+DEV = FederationId("dev")
+each_message = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.word)
+each_request = pytest.mark.parametrize(
+    "kind", [kind for kind in MESSAGES if issubclass(kind, Request)], ids=lambda kind: kind.word
+)
+each_listener = pytest.mark.parametrize("agent", [*HEARS, *FOLLOWS])
+
+AGENT_OF_MODULE = {
+    "server_process": "flower-server",
+    "trainer_process": "trainer",
+    "init_process": "flower-server",
+}
+"""Where a module of `fedbus.agents` is not called as its agent is."""
+
+
+def test_every_message_that_is_declared_is_listed() -> None:
+    declared = set[type[Message]]()
+    for module in pkgutil.iter_modules(contracts.__path__, f"{contracts.__name__}."):
+        declared |= {
+            kind
+            for _, kind in inspect.getmembers(importlib.import_module(module.name), inspect.isclass)
+            if issubclass(kind, Message) and "word" in vars(kind)
+        }
+
+    assert declared == set(MESSAGES)
+    assert len(MESSAGES) == len(set(MESSAGES)) == len(BY_TYPE)
+
+
+@each_message
+def test_a_message_says_in_a_sentence_what_it_is(kind: type[Message]) -> None:
+    assert kind.__doc__ not in (None, Message.__doc__, Request.__doc__, ClientMessage.__doc__)
+
+
+@each_message
+def test_a_message_names_its_client_where_its_subject_does(kind: type[Message]) -> None:
+    assert issubclass(kind, ClientMessage) == (kind.family in OF_ONE_CLIENT)
+
+
+@each_message
+def test_a_message_has_an_example(kind: type[Message]) -> None:
+    assert type(EXAMPLES[kind]) is kind
+
+
+def test_an_answer_has_an_example() -> None:
+    assert set(ANSWERS) == set(answers())
+
+
+def test_the_example_of_a_transition_is_legal() -> None:
+    example = EXAMPLES[Transition]
+    assert isinstance(example, Transition)
+    assert example.legal
+
+
+# --- who says and who hears -------------------------------------------------------------------
+
+
+@each_message
+def test_each_word_is_said_by_exactly_one_agent(kind: type[Message]) -> None:
+    speakers = [agent for agent, said in SAYS.items() if kind in said]
+    assert len(speakers) == (0 if kind is Transition else 1)
+
+
+@each_message
+def test_what_is_kept_is_heard_by_somebody(kind: type[Message]) -> None:
+    listeners = [agent for agent, heard in HEARS.items() if kind in heard]
+    for_people_alone = kind.word == "declined"
+    assert bool(listeners) == (kind.durable and kind is not Transition and not for_people_alone)
+
+
+@each_listener
+def test_an_agent_hears_what_is_kept_in_one_stream(agent: str) -> None:
+    """A durable consumer reads one stream, so what is lost on others must not be in its list."""
+    kept = {subject.rpartition(".")[2] for subject in stream_subjects(DEV)}
+    words = {subject.rpartition(".")[2] for subject in hears(DEV, agent, task="mnist", client="c1")}
+    assert words <= kept or agent in FOLLOWS
+
+
+@each_listener
+def test_a_listener_on_a_device_hears_of_its_own_client_and_task_alone(agent: str) -> None:
+    for subject in hears(DEV, agent, task="mnist", client="c1"):
+        assert "mnist" in subject.split(".")
+        if agent in OF_A_CLIENT:
+            assert subjects.client_in(subject) in ("c1", None)
+
+
+def test_a_device_hears_nothing_that_other_clients_say() -> None:
+    for agent in OF_A_CLIENT:
+        for kind in HEARS[agent]:
+            other = subjects.every(DEV, kind, client="c2", task="mnist")
+            wanted = hears(DEV, agent, task="mnist", client="c1")
+            assert kind.family is Family.CAST or not any(matches(one, other) for one in wanted)
+
+
+@each_request
+def test_a_request_is_answered_by_an_agent_that_serves_it(kind: type[Request]) -> None:
+    assert kind.server in SERVER_AGENTS
+    assert kind in requests_of(kind.server)
+    assert not kind.durable
+
+
+def test_what_an_agent_follows_is_a_lifecycle() -> None:
+    assert hears(DEV, "workflow-scheduler", task="mnist") == ["fedbus.dev.life.server.mnist"]
+    assert set(FOLLOWS.values()) <= set(LIFECYCLES)
+
+
+def test_all_that_speak_or_hear_are_agents_or_people() -> None:
+    parts = {"trainer", "flower-server-grid", "user"}
+    assert {*SAYS, *HEARS, *FOLLOWS} - parts <= {*SERVER_AGENTS, *CLIENT_AGENTS}
+
+
+def test_no_agent_says_what_is_not_its_to_say() -> None:
+    modules = [path for path in Path(agents.__path__[0]).glob("*.py") if path.stem != "__init__"]
+    known = {kind.__name__: kind for kind in MESSAGES}
+    for path in modules:
+        agent = AGENT_OF_MODULE.get(path.stem, path.stem.replace("_", "-"))
+        calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
+        made = {known[call.id] for call in calls if isinstance(call, ast.Name) and call.id in known}
+        assert made <= {*SAYS.get(agent, ()), Transition}, path.name
+
+
+# --- the streams -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "subject",
+    [
+        *[subjects.of(DEV, EXAMPLES[kind]) for kind in MESSAGES if not kind.durable],
+        subjects.blob(DEV, "c1_trainer_0123", "get"),
+        subjects.dead(DEV, "inference"),
+        subjects.deliver(DEV, "c1", "mnist.inference"),
+        "_INBOX_c1.abc",
+    ],
+)
+def test_the_event_stream_covers_no_request_no_blob_and_no_delivery(subject: str) -> None:
+    assert not any(matches(kept, subject) for kept in stream_subjects(DEV))
+
+
+@pytest.mark.parametrize(
+    "kind", [kind for kind in MESSAGES if kind.durable and kind is not Transition], ids=lambda kind: kind.word
+)
+def test_the_event_stream_keeps_what_is_durable_once(kind: type[Message]) -> None:
+    subject = subjects.of(DEV, EXAMPLES[kind])
+    assert sum(matches(kept, subject) for kept in stream_subjects(DEV)) == 1

@@ -1,0 +1,331 @@
+"""The envelope: what was sent comes out as it went in, and what is no message of ours is refused with the reason."""
+
+import re
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from datetime import UTC, datetime, timedelta
+from uuid import UUID
+
+import msgpack
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbus.contracts import subjects
+from fedbus.contracts.client import ClientFacts, FinTrain, RoundReply
+from fedbus.contracts.envelope import (
+    MAX_EVENT_BYTES,
+    Unreadable,
+    envelop,
+    pack,
+    parse,
+    read,
+    unpack,
+    uuid7,
+)
+from fedbus.contracts.examples import EXAMPLES, NOON
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Message, Refused
+from fedbus.contracts.run import RoundResult, RunPlan, StartRun
+from fedbus.contracts.server import Content, RoundMessage, ServerClosed, UpdateReady
+from fedbus.contracts.transition import Transition
+
+DEV = FederationId("dev")
+FIN = FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4)
+SUBJECT = subjects.of(DEV, FIN)
+C1 = "fedbus/dev/flower-client/c1"
+SERVER = "fedbus/dev/server-manager/server"
+
+MICROSECOND = timedelta(microseconds=1)
+scalars = st.one_of(st.booleans(), st.integers(-(2**63), 2**63), st.floats(allow_nan=False), st.text())
+moments = st.integers(0, 7_000_000_000_000_000).map(
+    lambda us: datetime.fromtimestamp(0, UTC) + us * MICROSECOND
+)
+
+
+def headers(message: Message = FIN, source: str = C1, **changed: str) -> dict[str, str]:
+    """The headers of *message*, some of them *changed*."""
+    return envelop(message, source=source).headers() | {f"ce-{name}": text for name, text in changed.items()}
+
+
+def refused(
+    subject: str = SUBJECT, with_headers: Mapping[str, str] | None = None, body: bytes | None = None
+) -> str:
+    """Why *body* on *subject* is refused, which it must be."""
+    with pytest.raises(Unreadable) as caught:
+        read(
+            subject, headers() if with_headers is None else with_headers, pack(FIN) if body is None else body
+        )
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+# --- what was sent comes out -----------------------------------------------------------------
+
+
+def test_a_message_comes_out_as_it_went_in() -> None:
+    sent = envelop(FIN, source=C1, trace={"traceparent": "00-1-2-01"})
+    envelope, message = read(SUBJECT, sent.headers(), pack(FIN))
+
+    assert message == FIN
+    assert (envelope.id, envelope.source, envelope.subject) == (sent.id, C1, "mnist-1")
+    assert envelope.trace == {"traceparent": "00-1-2-01"}
+    assert abs(envelope.time - sent.time).total_seconds() < 0.001
+
+
+@given(st.dictionaries(st.text(), scalars), st.floats(min_value=0.001, allow_infinity=False))
+def test_a_plan_keeps_every_scalar_as_what_it_is(
+    config: dict[str, bool | int | float | str], wait_s: float
+) -> None:
+    plan = RunPlan(config=config, recruit_s=wait_s)
+    again = parse(RunPlan, pack(plan))
+
+    assert again == plan
+    assert [type(value) for value in again.config.values()] == [type(value) for value in config.values()]
+
+
+@given(st.dictionaries(st.text(), st.floats()), st.dictionaries(st.text(), st.text()))
+def test_metrics_keep_their_last_bit(metrics: dict[str, float], failures: dict[str, str]) -> None:
+    result = RoundResult(round=1, metrics=metrics, failures=failures)
+    again = parse(RoundResult, pack(result))
+
+    assert pack(again) == pack(result)  # equal to the bit, where nan is not equal to itself
+
+
+@given(moments, st.text())
+def test_times_and_words_come_out_as_they_went_in(moment: datetime, reason: str) -> None:
+    invitation = UpdateReady(task="t", run="t-1", plan=RunPlan(), recruit_until=moment)
+    closed = ServerClosed(task="t", run="t-1", outcome="failed", reason=reason)
+
+    assert parse(UpdateReady, pack(invitation)) == invitation
+    assert parse(ServerClosed, pack(closed)) == closed
+
+
+@given(st.binary(max_size=1000))
+def test_bytes_come_out_as_they_went_in(content: bytes) -> None:
+    assert parse(Content, pack(Content(inline=content))).inline == content
+
+
+def test_what_a_person_wants_to_see_is_in_the_headers() -> None:
+    message = EXAMPLES[RoundMessage]
+    shown = envelop(message, source=SERVER).headers()
+
+    assert shown["ce-type"] == "dev.fedbus.round_message.v1"
+    assert shown["ce-subject"] == "mnist-2/2"
+    assert shown["ce-source"] == SERVER
+    assert re.fullmatch(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{3}Z", shown["ce-time"])
+    assert shown["Nats-Msg-Id"] == shown["ce-id"]
+
+
+def test_a_repeat_can_be_told_by_its_id() -> None:
+    assert envelop(FIN, source=C1, id="mnist-1/c1").headers()["Nats-Msg-Id"] == "mnist-1/c1"
+
+
+# --- what is unreadable --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["ce-specversion", "ce-id", "ce-type", "ce-source", "ce-time", "ce-datacontenttype"]
+)
+def test_without_a_header_it_is_no_message_of_ours(name: str) -> None:
+    incomplete = {key: value for key, value in headers().items() if key != name}
+    assert refused(with_headers=incomplete) == f"no header {name}: not a message of fedbus"
+
+
+def test_without_headers_it_is_no_message_of_ours() -> None:
+    with pytest.raises(Unreadable, match="no header"):
+        read(SUBJECT, None, b"hello")
+
+
+@pytest.mark.parametrize(
+    ("changed", "reason"),
+    [
+        ({"specversion": "0.3"}, "CloudEvents 0.3 is not 1.0"),
+        (
+            {"datacontenttype": "application/json"},
+            "content type 'application/json' is not application/vnd.msgpack",
+        ),
+        ({"type": "dev.fedbus.fin_train.v2"}, "type 'dev.fedbus.fin_train.v2' is not one this version"),
+        ({"type": "org.example.order"}, "type 'org.example.order' is not one this version"),
+        ({"time": "yesterday"}, "Invalid isoformat string: 'yesterday'"),
+        ({"time": "2026-03-14T12:00:00"}, "the time '2026-03-14T12:00:00' has no time zone"),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_a_foreign_envelope_is_refused_with_the_reason(changed: dict[str, str], reason: str) -> None:
+    assert reason in refused(with_headers=headers(FIN, C1, **changed))
+
+
+@pytest.mark.parametrize(
+    ("body", "reason"),
+    [
+        (b"", "not msgpack"),
+        (b"\xc1", "not msgpack"),
+        (b"hello", "not msgpack"),
+        (pack(FIN)[:-1], "not msgpack"),
+        (pack(FIN) + b"\x00", "not msgpack"),
+        (msgpack.packb({1: 2}), "not msgpack"),
+        (b"\x91" * 5000, "not msgpack"),
+        (msgpack.packb(msgpack.Timestamp(2**60)), "not msgpack"),
+        (msgpack.packb([1, 2]), "FinTrain: the body: "),
+        (msgpack.packb({"task": "mnist", "client": "c1"}), "FinTrain: run: Field required"),
+        (msgpack.packb({"task": "*", "client": "c1", "run": "r"}), "FinTrain: task: String should match"),
+        (
+            msgpack.packb({"task": "mnist", "client": "c1", "run": "r", "rounds": "many"}),
+            "FinTrain: rounds: ",
+        ),
+    ],
+)
+def test_an_unreadable_body_is_refused_with_the_first_thing_that_is_wrong(body: bytes, reason: str) -> None:
+    assert refused(body=body).startswith(reason)
+
+
+@given(st.binary(max_size=2000))
+def test_whatever_comes_is_read_or_refused_and_nothing_else(body: bytes) -> None:
+    with suppress(Unreadable):
+        read(SUBJECT, headers(), body)
+
+
+@given(st.text(), st.dictionaries(st.sampled_from(list(headers())), st.text()))
+def test_whatever_headers_come_they_are_read_or_refused_and_nothing_else(
+    subject: str, changed: dict[str, str]
+) -> None:
+    with suppress(Unreadable):
+        read(subject, headers() | changed, pack(FIN))
+
+
+def test_an_oversized_body_is_refused_before_it_is_looked_at() -> None:
+    assert (
+        refused(body=b"\xc1" * (MAX_EVENT_BYTES + 1))
+        == "262145 bytes are more than an event may have (262144)"
+    )
+
+
+def test_an_oversized_body_is_not_sent() -> None:
+    with pytest.raises(ValueError, match=r"Refused is 2621.. bytes; .* What is large travels as a blob"):
+        pack(Refused(reason="x" * MAX_EVENT_BYTES))
+
+
+def test_a_body_of_exactly_the_limit_is_sent_and_read() -> None:
+    room = MAX_EVENT_BYTES - len(pack(Refused(reason="x" * 70_000))) + 70_000
+    largest = Refused(reason="x" * room)
+
+    assert len(pack(largest)) == MAX_EVENT_BYTES
+    assert parse(Refused, pack(largest)) == largest
+
+
+def test_a_time_without_a_zone_is_refused() -> None:
+    body = msgpack.packb(
+        EXAMPLES[UpdateReady].model_dump() | {"recruit_until": "2026-03-14T12:00:00"}, datetime=True
+    )
+    with pytest.raises(Unreadable, match="UpdateReady: recruit_until: Input should have timezone info"):
+        parse(UpdateReady, body)
+
+
+# --- who says so ---------------------------------------------------------------------------------
+
+
+def test_a_client_that_speaks_as_another_is_refused() -> None:
+    another = FIN.model_copy(update={"client": "c2"})
+    assert refused(body=pack(another)) == "forged: client c1 speaks as c2"
+
+
+def test_a_source_that_is_not_whose_subject_it_is_is_refused() -> None:
+    assert refused(with_headers=headers(source="fedbus/dev/flower-client/c2")).startswith(
+        "forged: this is c1's to say"
+    )
+
+
+def test_a_client_that_speaks_for_the_server_side_is_refused() -> None:
+    closed = ServerClosed(task="mnist", run="mnist-1", outcome="failed")
+    reason = refused(subjects.of(DEV, closed), headers(closed, source=C1), pack(closed))
+    assert reason == f"forged: this is server's to say, but the source is {C1}"
+
+
+def test_a_message_on_the_subject_of_another_word_is_refused() -> None:
+    elsewhere = SUBJECT.replace("fin_train", "joined")
+    assert refused(elsewhere) == f"forged: what belongs on {SUBJECT} came on {elsewhere}"
+
+
+def test_a_message_about_another_task_than_its_subject_is_refused() -> None:
+    elsewhere = SUBJECT.replace("mnist", "other")
+    assert refused(elsewhere) == f"forged: what belongs on {SUBJECT} came on {elsewhere}"
+
+
+def test_a_message_on_a_foreign_subject_is_refused() -> None:
+    assert refused("orders.new") == "'orders.new' is not a subject of fedbus"
+
+
+@pytest.mark.parametrize("thing", ["c2.mnist", "c1.other"])
+def test_a_transition_of_another_thing_than_its_subject_names_is_refused(thing: str) -> None:
+    moved = EXAMPLES[Transition]
+    subject = subjects.life(DEV, "client", thing)
+    reason = refused(subject, headers(moved), pack(moved))
+    assert reason == f"forged: what belongs on fedbus.dev.life.client.c1.mnist came on {subject}"
+
+
+def test_a_transition_of_a_client_that_somebody_else_tells_is_refused() -> None:
+    moved = EXAMPLES[Transition]
+    reason = refused(subjects.life(DEV, "client", "c1.mnist"), headers(moved, source=SERVER), pack(moved))
+    assert reason == f"forged: this is c1's to say, but the source is {SERVER}"
+
+
+def test_a_transition_of_the_server_side_that_a_client_tells_is_refused() -> None:
+    moved = Transition.model_validate(
+        {
+            "task": "mnist",
+            "event": "cancelled",
+            "source": "running",
+            "target": "cancelled",
+            "facts": {"kind": "run", "task": "mnist", "run": "mnist-1", "plan": {}, "requested_at": NOON},
+        }
+    )
+    reason = refused(subjects.life(DEV, "run", "mnist-1"), headers(moved, source=C1), pack(moved))
+    assert reason == f"forged: this is server's to say, but the source is {C1}"
+
+
+def test_anybody_may_ask() -> None:
+    wish = StartRun(task="mnist")
+    for source in (C1, SERVER, "fedbus/dev/cli/server"):
+        assert read(subjects.of(DEV, wish), headers(wish, source=source), pack(wish))[1] == wish
+
+
+# --- the rest ----------------------------------------------------------------------------------------
+
+
+def test_an_older_sender_that_knows_fewer_fields_is_understood() -> None:
+    old = {"task": "mnist", "client": "c1", "run": "mnist-1"}
+    assert parse(FinTrain, msgpack.packb(old)) == FIN.model_copy(update={"rounds": 0})
+
+
+def test_a_reply_may_be_an_error_without_content() -> None:
+    reply = EXAMPLES[RoundReply].model_copy(
+        update={"content": None, "error_code": 202, "error_reason": "it raised"}
+    )
+    assert parse(RoundReply, pack(reply)) == reply
+
+
+def test_facts_of_an_unknown_kind_are_refused() -> None:
+    with pytest.raises(Unreadable, match="Transition: facts: Input tag 'ship' found using 'kind'"):
+        parse(Transition, pack(EXAMPLES[Transition]).replace(b"\xa4kind\xa6client", b"\xa4kind\xa4ship"))
+
+
+def test_a_thing_of_a_client_is_called_by_both_its_names() -> None:
+    assert ClientFacts(client="c1", task="mnist").thing == "c1.mnist"
+
+
+def test_unpacked_values_are_plain() -> None:
+    assert unpack(msgpack.packb({"at": NOON, "raw": b"\x00"}, datetime=True)) == {"at": NOON, "raw": b"\x00"}
+
+
+def test_ids_are_of_version_7_and_in_the_order_of_time() -> None:
+    ids = []
+    for _ in range(5):
+        ids.append(uuid7())
+        time.sleep(0.002)
+
+    assert ids == sorted(ids)
+    assert {UUID(one).version for one in ids} == {7}
+    assert {UUID(one).variant for one in ids} == {"specified in RFC 4122"}
+    assert len({uuid7() for _ in range(1000)}) == 1000

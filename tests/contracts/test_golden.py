@@ -1,0 +1,112 @@
+"""Each message as it is on the wire. Files, so that a change of the wire is seen; old ones decode for ever.
+
+A new message or field: run with FEDBUS_GOLDEN=write, and look at what changed. A file that
+is there may only change when it is about something that nobody has sent yet.
+"""
+
+import json
+import os
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fedbus.contracts import subjects
+from fedbus.contracts.envelope import Envelope, pack, parse, read
+from fedbus.contracts.examples import ANSWERS, EXAMPLES, FACTS, NOON
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Body, Facts, Message, Request, type_name
+from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.contracts.transition import Transition
+
+GOLDEN = Path(__file__).parent / "golden"
+DEV = FederationId("dev")
+TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+
+
+def kept(name: str, now: dict[str, Any]) -> dict[str, Any]:
+    """What the golden file *name* holds; with FEDBUS_GOLDEN=write it is what is so *now*."""
+    path = GOLDEN / f"{name}.json"
+    if os.environ.get("FEDBUS_GOLDEN") == "write":
+        path.write_text(json.dumps(now, indent=1) + "\n")
+    found: dict[str, Any] = json.loads(path.read_text())
+    return found
+
+
+def place(message: Message) -> str:
+    if isinstance(message, Transition):
+        return subjects.life(DEV, message.kind, message.thing)
+    return subjects.of(DEV, message)
+
+
+def envelope(message: Message) -> Envelope:
+    owner = getattr(message, "client", SERVER_SIDE) if message.family in ("client", "local") else SERVER_SIDE
+    if isinstance(message, Transition):
+        owner = getattr(message.facts, "client", SERVER_SIDE)
+    return Envelope(
+        id="01957f2c-8d00-7abc-8def-0123456789ab",
+        type=type_name(type(message)),
+        source=f"fedbus/dev/some-agent/{owner}",
+        subject=message.about,
+        time=NOON,
+        trace=TRACE,
+    )
+
+
+TRANSITIONS = [
+    Transition(task="mnist", event="told", source="", target="somewhere", facts=facts) for facts in FACTS
+]
+
+
+@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.word)
+def test_a_message_is_on_the_wire_what_it_was(message: Message) -> None:
+    now = {"subject": place(message), "headers": envelope(message).headers(), "body": pack(message).hex()}
+    golden = kept(f"{message.word}.v{message.version}", now)
+
+    assert golden == now
+    assert read(golden["subject"], golden["headers"], bytes.fromhex(golden["body"])) == (
+        envelope(message),
+        message,
+    )
+
+
+@pytest.mark.parametrize("answer", ANSWERS.values(), ids=lambda one: type(one).__name__)
+def test_an_answer_is_on_the_wire_what_it_was(answer: Body) -> None:
+    golden = kept(f"answer.{type(answer).__name__}.v1", {"body": pack(answer).hex()})
+
+    assert golden == {"body": pack(answer).hex()}
+    assert parse(type(answer), bytes.fromhex(golden["body"])) == answer
+
+
+@pytest.mark.parametrize("facts", FACTS, ids=lambda one: one.kind)
+def test_the_facts_of_a_lifecycle_are_on_the_wire_what_they_were(facts: Facts) -> None:
+    golden = kept(f"facts.{facts.kind}.v1", {"body": pack(facts).hex()})
+
+    assert golden == {"body": pack(facts).hex()}
+    assert parse(type(facts), bytes.fromhex(golden["body"])) == facts
+
+
+def test_there_is_a_file_for_each_message_and_none_that_nobody_reads() -> None:
+    expected = {f"{message.word}.v{message.version}" for message in EXAMPLES.values()}
+    expected |= {f"answer.{kind.__name__}.v1" for kind in ANSWERS} | {f"facts.{one.kind}.v1" for one in FACTS}
+    assert {path.stem for path in GOLDEN.glob("*.json")} == expected
+
+
+@pytest.mark.parametrize("transition", TRANSITIONS, ids=lambda one: one.kind)
+def test_a_transition_finds_the_facts_of_its_kind_again(transition: Transition) -> None:
+    _, again = read(place(transition), envelope(transition).headers(), pack(transition))
+
+    assert isinstance(again, Transition)
+    assert again == transition
+    assert type(again.facts) is type(transition.facts)
+
+
+@pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.word)
+def test_a_field_that_a_newer_sender_has_added_is_passed_over(message: Message) -> None:
+    newer = type(message).model_validate(message.model_dump() | {"added_later": NOON + timedelta(days=1)})
+    assert newer == message
+
+
+def test_a_request_and_its_answer_are_of_one_version() -> None:
+    assert {kind.version for kind in EXAMPLES if issubclass(kind, Request)} == {1}

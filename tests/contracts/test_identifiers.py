@@ -1,0 +1,55 @@
+"""Ids: one token of a subject and part of a file name, and never more than a name."""
+
+import re
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbus.contracts.identifiers import (
+    ID_PATTERN,
+    BadId,
+    client_id,
+    federation_id,
+    run_id,
+    task_id,
+)
+
+ids = st.from_regex(ID_PATTERN, fullmatch=True)
+
+
+@given(ids)
+def test_an_id_is_what_it_was(value: str) -> None:
+    assert client_id(value) == task_id(value) == federation_id(value) == value
+
+
+@given(ids)
+def test_no_id_changes_the_shape_of_a_subject_or_a_path(value: str) -> None:
+    assert not set(value) & set(".*> /\\\0\r\n\t")
+    assert value not in ("", ".", "..")
+
+
+@given(st.text())
+def test_whatever_is_no_id_is_refused(text: str) -> None:
+    if re.fullmatch(r"[a-z0-9][a-z0-9-]{0,62}", text):
+        assert client_id(text) == text
+    else:
+        with pytest.raises(BadId):
+            client_id(text)
+
+
+@pytest.mark.parametrize("bad", ["*", ">", "a.b", "", "-a", "A", "c1\n", "ä", "a" * 64, "../up", "a b"])
+def test_a_bad_id_is_refused_with_what_an_id_looks_like(bad: str) -> None:
+    with pytest.raises(BadId, match="cannot be a client id: use 1 to 63 lower-case letters") as caught:
+        client_id(bad)
+
+    assert caught.value.value == bad
+
+
+def test_runs_are_counted_within_their_task() -> None:
+    assert run_id(task_id("mnist"), 12) == "mnist-12"
+
+
+def test_a_run_whose_name_would_be_too_long_is_refused() -> None:
+    with pytest.raises(BadId):
+        run_id(task_id("a" * 62), 12)
