@@ -10,6 +10,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.errors import BadSubscriptionError, ConnectionClosedError, ConnectionDrainingError
 
+from fedbus.bus.beside import beside
 from fedbus.bus.blobs import wire
 from fedbus.bus.blobs.contents import Content, Data, content_of, digest_of
 from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
@@ -44,13 +45,14 @@ class Blobs:
         blobs = cls(connection, fed, holder)
         asked = await connection.subscribe(wire.asks(fed, holder), cb=blobs._holding.hear)
         arriving = await connection.subscribe(wire.inbox(fed, holder, ">"), cb=blobs._fetching.hear)
-        await asyncio.shield(connection.flush())  # whoever hears of an offer from now on, finds us
-        serving = asyncio.create_task(blobs._holding.serve(), name=f"blobs of {holder}")
+        await _reached_the_broker(connection)  # whoever hears of an offer from now on, finds us
         try:
-            yield blobs
+            async with beside(blobs._holding.serve(), name=f"blobs of {holder}"):
+                try:
+                    yield blobs
+                finally:
+                    blobs._holding.close()
         finally:
-            blobs._holding.close()
-            await _end(serving)
             await _unsubscribe(asked, arriving)
 
     async def offer(self, data: Data, *, receivers: int = 1, sha256: str | None = None) -> Offer:
@@ -93,9 +95,8 @@ class Blobs:
                 try:
                     return await self._fetching.fetch(ref, sink, timeout_s)
                 except BlobCorrupt:
-                    if (
-                        not sink.held_bytes
-                    ):  # or it may be what was left here that was wrong: once more without
+                    await sink.discard()
+                    if not sink.held_bytes:  # or what was left here may be what was wrong: once more without
                         raise
 
 
@@ -116,11 +117,10 @@ async def _digest(content: Content) -> str:
     return digest_of(content) if content.size_bytes <= INLINE_BYTES else await in_thread(digest_of, content)
 
 
-async def _end(serving: asyncio.Task[None]) -> None:
-    serving.cancel()
-    await asyncio.wait({serving})
-    if not serving.cancelled():
-        serving.result()  # whatever broke it
+async def _reached_the_broker(connection: Client) -> None:
+    """nats-py 2.16 writes the PING of a flush ahead of what waits to be sent: only a second one comes behind it."""
+    for _ in range(2):
+        await asyncio.shield(connection.flush())
 
 
 async def _unsubscribe(*subscriptions: Subscription) -> None:

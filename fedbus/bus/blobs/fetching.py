@@ -30,7 +30,7 @@ from fedbus.bus.blobs.wire import Ask
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
 
-FIRST_SILENCE_S: Final = 0.4
+FIRST_SILENCE_S: Final = 0.1
 LAST_SILENCE_S: Final = 4.0
 """How long a fetch waits for a chunk before it probes: the first time, and at most."""
 MAX_REASON_BYTES: Final = 300
@@ -118,7 +118,9 @@ class Fetch:
 
     def _hear_chunk(self, index: int, chunk: bytes) -> None:
         expected = self._ref.size_of_chunk(index)
-        if len(chunk) != expected:
+        if expected < 0:
+            self._lie = f"it is sent a chunk that it has not: {self._ref.chunks} are all"
+        elif len(chunk) != expected:
             self._lie = f"chunk {index} has {len(chunk)} bytes, and should have {expected}"
         elif not self._progress.arrive(index, chunk):
             return

@@ -2,7 +2,8 @@
 
 The holder knows nothing of a receiver but the chunks that it has asked for and not got, and
 may forget even that, for it asks again. One task sends everything, a chunk for each in
-turn, as fast as the connection takes it.
+turn, as fast as the connection takes it: what is not written yet stays small, whatever the
+connection would let wait.
 """
 
 import asyncio
@@ -13,7 +14,12 @@ from typing import Final
 
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from nats.errors import ConnectionClosedError, ConnectionDrainingError, OutboundBufferLimitError
+from nats.errors import (
+    ConnectionClosedError,
+    ConnectionDrainingError,
+    ConnectionReconnectingError,
+    OutboundBufferLimitError,
+)
 
 from fedbus.bus.blobs import wire
 from fedbus.bus.blobs.casting import Cast, Phase
@@ -29,6 +35,8 @@ LAGGARD_S: Final = 0.3
 """How long one listener may hold up the others."""
 MAX_FETCHES_SERVED: Final = 4096
 """Beyond, an Ask is dropped; its sender will repeat it."""
+UNWRITTEN_BYTES: Final = wire.CHUNK_BYTES
+"""What may wait for the socket before the next chunk is read."""
 NO_SUCH_BLOB: Final = "it does not hold this blob (any more); ask for a new reference"
 
 
@@ -208,7 +216,10 @@ class Holding:
             try:
                 while (self._notices or self._turns) and not self._closed:
                     await self._send_next()
-            except OutboundBufferLimitError:  # the broker is away; who still wants something will ask again
+            except (
+                OutboundBufferLimitError,
+                ConnectionReconnectingError,
+            ):  # the broker is away; who still wants something will ask again
                 self._forget_all()
             except (ConnectionClosedError, ConnectionDrainingError):
                 return
@@ -233,6 +244,14 @@ class Holding:
         self._queue(turn)
         place, body = message
         await self._connection.publish(place, body)  # type: ignore[arg-type]  # any buffer will do
+        await self._written()
+
+    async def _written(self) -> None:
+        """Wait for the socket. nats-py 2.16 has no public way: its `flush` sends a PING ahead of all that waits."""
+        if self._connection.pending_data_size >= UNWRITTEN_BYTES:
+            await self._connection._flush_pending(force_flush=True)  # noqa: SLF001
+        if not self._connection.is_connected:
+            raise ConnectionReconnectingError
 
     def _forget(self, turn: ToOne | ToAll) -> None:
         """Nothing is owed here now."""
