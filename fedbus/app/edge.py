@@ -107,6 +107,8 @@ _CODES: Final = {
     "fedbus.stores.errors.StoreUnavailable": Exit.MACHINE,
     "fedbus.stores.errors.StoreError": Exit.FAILED,
     "fedbus.app.embedded.EmbeddedError": Exit.MACHINE,
+    "fedbus.learning.apps.BadTask": Exit.FAILED,
+    "fedbus.agents.client_manager.BootstrapFailed": Exit.FAILED,
     "fedbus.agents.child.ChildNotStarted": Exit.MACHINE,
     "builtins.FileNotFoundError": Exit.NOT_FOUND,
     "builtins.PermissionError": Exit.MACHINE,

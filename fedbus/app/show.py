@@ -5,15 +5,17 @@ width of a terminal and never in a pipe.
 """
 
 import json
+import math
 import sys
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any, Final
+from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
 UNCUT: Final = 400
@@ -39,8 +41,10 @@ STYLES: Final = {
 }
 
 
-def console() -> Console:
+def console() -> "Console":
     """Standard output as it is now."""
+    from rich.console import Console  # noqa: PLC0415  # 30 ms that `fedbus events decode` does not need
+
     return Console(width=None if sys.stdout.isatty() else UNCUT, highlight=False, soft_wrap=True)
 
 
@@ -50,20 +54,33 @@ def as_json(facts: Any) -> None:
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
-    return json.dumps(facts, default=readable, ensure_ascii=False, indent=indent)
+    return json.dumps(readable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
 
 
 def readable(value: Any) -> Any:
-    """What JSON has no word for: times as ISO 8601, bytes as their size and beginning."""
-    if isinstance(value, datetime):
-        return value.isoformat()
-    if isinstance(value, bytes):
-        return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
-    return str(value)
+    """*value* in words that JSON has: times as ISO 8601, bytes as their size and beginning, "nan" as text."""
+    match value:
+        case dict():
+            return {str(readable(name)): readable(item) for name, item in value.items()}
+        case list() | tuple():
+            return [readable(item) for item in value]
+        case None | bool() | int() | str():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case datetime():
+            return value.isoformat()
+        case bytes():
+            return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
+        case _:
+            return str(value)
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """*rows* under *headings*; where there are none, the sentence *empty* on standard error."""
+    from rich.table import Table  # noqa: PLC0415
+    from rich.text import Text  # noqa: PLC0415
+
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         grid.add_column(heading, no_wrap=not sys.stdout.isatty())
@@ -80,7 +97,9 @@ def note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def state(name: str) -> Text:
+def state(name: str) -> "Text":
+    from rich.text import Text  # noqa: PLC0415
+
     return Text(name, style=STYLES.get(name, ""))
 
 

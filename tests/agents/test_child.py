@@ -68,7 +68,7 @@ async def test_a_child_that_ends_and_leaves_something_running_is_cleared_away() 
     async with ChildProcess("forks", *python(STARTS_ANOTHER), output=said.append) as child:
         assert await child.ended() == 0  # although the other one holds its output open
 
-    assert not psutil.pid_exists(int(said[0])) or not _runs(psutil.Process(int(said[0])))
+    await eventually(lambda: not psutil.pid_exists(int(said[0])) or not _runs(psutil.Process(int(said[0]))))
 
 
 async def test_a_child_that_ends_by_itself_is_noticed_with_its_code() -> None:

@@ -1,11 +1,7 @@
 """`fedbus events`: what is said on the bus, live, decoded, and listed."""
 
-import asyncio
 import sys
-from collections.abc import AsyncIterator
-from contextlib import AsyncExitStack, suppress
-from datetime import datetime
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -13,13 +9,9 @@ from fedbus.app import show
 from fedbus.app.edge import Failure
 
 if TYPE_CHECKING:
-    from fedbus.bus.bus import Bus, Seen
+    from fedbus.bus.bus import Seen
 
 app = typer.Typer(no_args_is_help=True, help="What is said on the bus: live, decoded, and listed.")
-
-SETTLE_S: Final = 0.05
-"""Two streams are read as one: what comes within this time is put in the order of its time."""
-HELD_AT_ONCE: Final = 1000
 
 
 @app.command()
@@ -46,13 +38,18 @@ def tail(
             and (word is None or word in (seen.message.word, word_of(seen.message)))
         )
 
+    beginning = moment(since) if since else None
+
     async def tell() -> None:
+        from contextlib import aclosing
+
         from fedbus.app.lines import line, record
         from fedbus.app.session import on_the_bus
+        from fedbus.app.tail import everything
 
         left, console = count, show.console()
-        async with on_the_bus() as bus:
-            async for seen in _all(bus, moment(since) if since else None):
+        async with on_the_bus() as bus, aclosing(everything(bus, beginning)) as said:
+            async for seen in said:
                 if not wanted(seen):
                     continue
                 if json:
@@ -64,56 +61,6 @@ def tail(
                     return
 
     now(tell())
-
-
-async def _all(bus: "Bus", since: datetime | None) -> "AsyncIterator[Seen]":
-    """Both streams as one, in the order of their times; ends with BusClosed only."""
-    from fedbus.bus.streams import events_stream, life_stream
-    from fedbus.contracts import subjects
-    from fedbus.contracts.catalogue import stream_subjects
-
-    streams = {
-        events_stream(bus.fed): stream_subjects(bus.fed),
-        life_stream(bus.fed): [subjects.life(bus.fed, "*", ">")],
-    }
-    queue: asyncio.Queue[Seen] = asyncio.Queue(HELD_AT_ONCE)
-    async with AsyncExitStack() as watching:
-        readers = [
-            asyncio.create_task(_into(queue, await watching.enter_async_context(watch)), name="read a stream")
-            for watch in (bus.watch(stream, wanted, since=since) for stream, wanted in streams.items())
-        ]
-        readers.append(asyncio.ensure_future(bus.lost()))
-        try:
-            while True:
-                for seen in await _settled(queue, readers):
-                    yield seen
-        finally:
-            for reader in readers:
-                reader.cancel()
-            await asyncio.wait(readers)
-
-
-async def _into(queue: "asyncio.Queue[Seen]", stream: "AsyncIterator[Seen]") -> None:
-    async for seen in stream:
-        await queue.put(seen)
-
-
-async def _settled(queue: "asyncio.Queue[Seen]", readers: "list[asyncio.Task[None]]") -> "list[Seen]":
-    """What comes until nothing has come for a moment, sorted by time."""
-    first = asyncio.ensure_future(queue.get())
-    try:
-        await asyncio.wait([first, *readers], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not first.done():
-            first.cancel()
-    for reader in readers:
-        if reader.done():
-            reader.result()
-    held = [await first]
-    with suppress(TimeoutError):
-        while len(held) < HELD_AT_ONCE:
-            held.append(await asyncio.wait_for(queue.get(), SETTLE_S))
-    return sorted(held, key=lambda seen: seen.envelope.time)
 
 
 @app.command()

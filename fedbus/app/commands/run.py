@@ -4,7 +4,6 @@ Facts come from the life stream, where the last transition of a run is its state
 to the workflow scheduler, which may refuse them.
 """
 
-import asyncio
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
@@ -175,46 +174,33 @@ async def _find(bus: "Bus", run: str) -> "Seen":
 
 async def _follow(bus: "Bus", run: str, *, json: bool) -> None:
     """Every move of *run*, from its first to its last; raises Failure where it did not finish."""
+    from contextlib import aclosing
     from datetime import datetime
 
     from fedbus.app.lines import line, record
     from fedbus.app.session import moved
+    from fedbus.app.tail import until_lost
     from fedbus.bus.streams import life_stream
     from fedbus.contracts import subjects
     from fedbus.contracts.run import RUN, RunState
 
     console = show.console()
     wanted = [subjects.life(bus.fed, "run", run)]
-    gone = asyncio.ensure_future(bus.lost())
-    try:
-        async with bus.watch(life_stream(bus.fed), wanted, since=datetime.fromisoformat(BEGINNING)) as moves:
-            while True:
-                seen = await _next(moves, gone)
-                if json:
-                    print(show.to_json(record(seen)), flush=True)
-                else:
-                    console.print(line(seen), *_figures(seen))
-                move = moved(seen)
-                if move.target in RUN.final:
-                    break
-    finally:
-        gone.cancel()
+    everything = datetime.fromisoformat(BEGINNING)
+    async with (
+        bus.watch(life_stream(bus.fed), wanted, since=everything) as stream,
+        aclosing(until_lost(bus, stream)) as moves,
+    ):
+        async for seen in moves:
+            if json:
+                print(show.to_json(record(seen)), flush=True)
+            else:
+                console.print(line(seen), *_figures(seen))
+            move = moved(seen)
+            if move.target in RUN.final:
+                break
     if move.target != RunState.FINISHED:
         raise Failure(f"run {run} {move.target}: {move.reason or move.event}")
-
-
-async def _next(moves: Any, gone: "asyncio.Future[None]") -> "Seen":
-    """The next move, or BusClosed."""
-    coming = asyncio.ensure_future(anext(moves))
-    try:
-        await asyncio.wait([coming, gone], return_when=asyncio.FIRST_COMPLETED)
-    finally:
-        if not coming.done():
-            coming.cancel()
-    if gone.done():
-        gone.result()
-    seen: Seen = await coming
-    return seen
 
 
 def _figures(seen: "Seen") -> list[str]:
