@@ -162,7 +162,7 @@ class CapturedData:
         self._writer.start()
 
     def add(
-        self, input: Array, output: Array, label: Label | None = None, *, model_version: int
+        self, input: Array, output: Array | np.generic, label: Label | None = None, *, model_version: int
     ) -> int | None:
         """The id under which this prediction will be kept; None where it cannot be. Never waits for the disk."""
         row = _Row(0, label, model_version, time.time(), packed(output), packed(input))
@@ -318,7 +318,7 @@ def count_rows(database: Path) -> int:
         return count
 
 
-def packed(array: Array) -> bytes:
+def packed(array: Array | np.generic) -> bytes:
     """*array* in NumPy's own format, with its shape and type, and never a pickle."""
     file = io.BytesIO()
     np.save(file, array, allow_pickle=False)

@@ -133,7 +133,9 @@ class _Check:
         table = _at(self._document, _COMPONENTS)
         if not isinstance(table, dict):
             yield self._problem(
-                _COMPONENTS, "there is no such section", "name the serverapp and clientapp in it"
+                _COMPONENTS,
+                f"there is no section [{_dotted(_COMPONENTS)}]",
+                "name the serverapp and clientapp in it",
             )
             return
         for key in ("serverapp", "clientapp"):
@@ -155,7 +157,9 @@ class _Check:
         table = _at(self._document, _FEDBUS)
         if not isinstance(table, dict):
             yield self._problem(
-                _FEDBUS, "there is no such section", "add one with at least `task` and `model`"
+                _FEDBUS,
+                f"there is no section [{_dotted(_FEDBUS)}]",
+                "add one with at least `task` and `model`",
             )
             return
         try:

@@ -1,0 +1,280 @@
+"""Captured data: bounded, never in the way of a prediction, and there after kill -9."""
+
+import asyncio
+import shutil
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import eventually
+
+from fedbus.stores.captured import (
+    CapturedData,
+    Counts,
+    Label,
+    LabelContradicted,
+    UnknownRow,
+    count_rows,
+    snapshot_labelled,
+)
+from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+
+ADDS_FOR_EVER = """
+import asyncio, sys
+from pathlib import Path
+import numpy as np
+from fedbus.stores.captured import CapturedData
+async def main():
+    captured = CapturedData(Path(sys.argv[1]))
+    while True:
+        ids = [captured.add(np.full(4, n, np.float32), np.int64(n), n, model_version=1) for n in range(50)]
+        await captured.counts()  # committed
+        print(ids[-1], flush=True)
+asyncio.run(main())
+"""
+ANSWER = np.int64(7)
+
+
+def sample(value: float = 0.0) -> np.ndarray:
+    return np.full((2, 3), value, np.float32)
+
+
+def add(captured: CapturedData, value: float, label: Label | None = None) -> int:
+    row = captured.add(sample(value), np.asarray(ANSWER), label, model_version=1)
+    assert row is not None
+    return row
+
+
+@pytest.fixture
+async def captured(tmp_path: Path) -> AsyncIterator[CapturedData]:
+    captured = CapturedData(tmp_path / "captured.db", max_rows=100)
+    yield captured
+    await captured.close()
+
+
+async def test_what_was_added_is_counted(captured: CapturedData) -> None:
+    add(captured, 1.0)
+    add(captured, 2.0, label=3)
+    assert await captured.counts() == Counts(rows=2, labelled=1, dropped=0)
+
+
+async def test_labelled_rows_come_out_as_arrays(captured: CapturedData, tmp_path: Path) -> None:
+    add(captured, 1.0, label=4)
+    add(captured, 2.0)
+    await captured.label(add(captured, 3.0), 5)
+    assert await captured.snapshot_labelled(tmp_path / "data.npz") == 2
+    with np.load(tmp_path / "data.npz", allow_pickle=False) as data:
+        assert data["inputs"].tolist() == [sample(1.0).tolist(), sample(3.0).tolist()]
+        assert data["inputs"].dtype == np.float32
+        assert data["labels"].tolist() == [4, 5]
+
+
+async def test_a_label_may_be_a_list(captured: CapturedData, tmp_path: Path) -> None:
+    add(captured, 1.0, label=[0.5, 1.5])
+    assert await captured.snapshot_labelled(tmp_path / "data.npz") == 1
+    with np.load(tmp_path / "data.npz", allow_pickle=False) as data:
+        assert data["labels"].tolist() == [[0.5, 1.5]]
+
+
+async def test_without_a_label_there_is_no_file(captured: CapturedData, tmp_path: Path) -> None:
+    (tmp_path / "data.npz").write_bytes(b"of an earlier run")
+    add(captured, 1.0)
+    assert await captured.snapshot_labelled(tmp_path / "data.npz") == 0
+    assert sorted(path.suffix for path in files_in(tmp_path)) == [".db", ".db-shm", ".db-wal"]
+
+
+async def test_rows_of_another_shape_than_the_newest_are_left_out(
+    captured: CapturedData, tmp_path: Path
+) -> None:
+    captured.add(np.zeros(5, np.float32), ANSWER, 1, model_version=1)
+    add(captured, 1.0, label=2)
+    assert await captured.snapshot_labelled(tmp_path / "data.npz") == 1
+
+
+def files_in(directory: Path) -> list[Path]:
+    return list(directory.iterdir())
+
+
+async def test_a_label_may_be_said_twice_but_not_changed(captured: CapturedData) -> None:
+    row = add(captured, 1.0)
+    await captured.label(row, 3)
+    await captured.label(row, 3)
+    with pytest.raises(LabelContradicted) as refused:
+        await captured.label(row, 4)
+    assert refused.value.label == 3
+
+
+async def test_a_row_that_was_never_there_cannot_be_labelled(captured: CapturedData) -> None:
+    with pytest.raises(UnknownRow, match="id 12"):
+        await captured.label(12, 1)
+
+
+async def test_the_oldest_unlabelled_rows_make_room(captured: CapturedData, tmp_path: Path) -> None:
+    labelled = [add(captured, n, label=n) for n in range(10)]
+    unlabelled = [add(captured, n) for n in range(150)]
+    assert await captured.counts() == Counts(rows=100, labelled=10, dropped=0)
+    with pytest.raises(UnknownRow):
+        await captured.label(unlabelled[59], 1)
+    await captured.label(unlabelled[60], 1)
+    assert await captured.snapshot_labelled(tmp_path / "data.npz") == len(labelled) + 1
+
+
+async def test_where_all_are_labelled_the_oldest_make_room(captured: CapturedData) -> None:
+    rows = [add(captured, n, label=n) for n in range(130)]
+    assert (await captured.counts()).rows == 100
+    with pytest.raises(UnknownRow):
+        await captured.label(rows[29], 29)
+    await captured.label(rows[30], 30)
+
+
+async def test_ids_are_not_given_out_again_after_a_restart(tmp_path: Path) -> None:
+    before = CapturedData(tmp_path / "captured.db")
+    first = add(before, 1.0)
+    await before.close()
+    after = CapturedData(tmp_path / "captured.db")
+    assert add(after, 2.0) > first
+    assert (await after.counts()).rows == 2
+    await after.close()
+
+
+async def test_a_disk_that_is_full_stops_capture_and_not_the_predictions(tmp_path: Path) -> None:
+    said: list[str] = []
+    captured = CapturedData(
+        tmp_path / "captured.db", max_bytes=200_000, on_failure=said.append, retry_s=3600.0
+    )
+    big = np.zeros(2000, np.float32)
+    captured.add(big, ANSWER, model_version=1)
+    assert (await captured.counts()).rows == 1
+    began = time.monotonic()
+    while not said:
+        captured.add(big, ANSWER, model_version=1)
+    assert time.monotonic() - began < 10
+    assert "full" in said[0]
+    assert "predictions go on" in said[0]
+    assert captured.add(big, ANSWER, model_version=1) is None
+    counts = await captured.counts()
+    assert counts.dropped > 0
+    assert counts.rows >= 1
+    await captured.close()
+
+
+async def test_capture_tries_again_after_a_while(tmp_path: Path) -> None:
+    said = threading.Event()
+    path = tmp_path / "captured.db"
+    captured = CapturedData(path, retry_s=0.05, on_failure=lambda _: said.set())
+    add(captured, 1.0)
+    await captured.counts()
+    other = sqlite3.connect(path)
+    other.execute("ALTER TABLE captured RENAME TO elsewhere")
+    add(captured, 2.0)
+    await eventually(said.is_set)
+    other.execute("ALTER TABLE elsewhere RENAME TO captured")
+    other.close()
+    await eventually(lambda: captured.add(sample(), ANSWER, model_version=1) is not None)
+    counts = await captured.counts()
+    assert (counts.rows, counts.dropped >= 1) == (2, True)
+    await captured.close()
+
+
+async def test_a_writer_that_cannot_keep_up_costs_rows_and_no_memory(tmp_path: Path) -> None:
+    path = tmp_path / "captured.db"
+    captured = CapturedData(path, max_queued_rows=100, max_queued_bytes=10_000)
+    with sqlite3.connect(path) as other:
+        other.execute("BEGIN IMMEDIATE")  # the writer waits now
+        taken = [captured.add(sample(), ANSWER, model_version=1) for _ in range(2000)]
+    other.close()
+    assert taken.count(None) > 1500
+    counts = await captured.counts()
+    assert counts == Counts(rows=2000 - taken.count(None), labelled=0, dropped=taken.count(None))
+    await captured.close()
+
+
+async def test_adding_never_waits_for_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "captured.db"
+    captured = CapturedData(path)
+    with sqlite3.connect(path) as other:
+        other.execute("BEGIN IMMEDIATE")
+        began = time.monotonic()
+        for _ in range(1000):
+            captured.add(sample(), ANSWER, model_version=1)
+        assert time.monotonic() - began < 1.0
+    other.close()
+    await captured.close()
+
+
+async def test_a_closed_store_takes_nothing_and_says_so(tmp_path: Path) -> None:
+    captured = CapturedData(tmp_path / "captured.db")
+    await captured.close()
+    await captured.close()
+    assert captured.add(sample(), ANSWER, model_version=1) is None
+    with pytest.raises(StoreUnavailable, match="closed"):
+        await captured.counts()
+
+
+async def test_closing_writes_out_what_is_queued(tmp_path: Path) -> None:
+    captured = CapturedData(tmp_path / "captured.db")
+    for n in range(1000):
+        add(captured, n, label=n)
+    await captured.close()
+    assert await asyncio.to_thread(count_rows, tmp_path / "captured.db") == 1000
+    assert await asyncio.to_thread(snapshot_labelled, tmp_path / "captured.db", tmp_path / "d.npz") == 1000
+
+
+async def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
+    path = tmp_path / "captured.db"
+    writer = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", ADDS_FOR_EVER, str(path)), stdout=subprocess.PIPE
+    )
+    assert writer.stdout is not None
+    last = [int(await writer.stdout.readline()) for _ in range(20)][-1]
+    writer.send_signal(signal.SIGKILL)
+    await writer.wait()
+    captured = CapturedData(path)
+    counts = await captured.counts()
+    assert counts.rows >= 20 * 50
+    with pytest.raises(LabelContradicted):  # the last of them is there, with its label
+        await captured.label(last, 1)
+    fresh = add(captured, 0.0)
+    assert fresh > last + 1_000_000
+    await captured.close()
+    with sqlite3.connect(path) as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+async def test_another_process_may_take_a_snapshot_while_rows_are_added(
+    captured: CapturedData, tmp_path: Path
+) -> None:
+    add(captured, 1.0, label=1)
+    await captured.counts()
+    read = [sys.executable, "-c", SNAPSHOT, str(tmp_path / "captured.db"), str(tmp_path / "d.npz")]
+    reader = await asyncio.create_subprocess_exec(*read, stdout=subprocess.PIPE)
+    add(captured, 2.0, label=2)
+    said, _ = await reader.communicate()
+    assert int(said) in (1, 2)
+
+
+SNAPSHOT = """
+import sys
+from pathlib import Path
+from fedbus.stores.captured import snapshot_labelled
+print(snapshot_labelled(Path(sys.argv[1]), Path(sys.argv[2])))
+"""
+
+
+async def test_a_database_that_is_none_is_damaged(tmp_path: Path) -> None:
+    shutil.copy(sys.executable, tmp_path / "captured.db")
+    with pytest.raises(StoreDamaged, match="is damaged"):
+        CapturedData(tmp_path / "captured.db")
+
+
+async def test_a_place_that_cannot_be_written_is_unavailable(tmp_path: Path) -> None:
+    with pytest.raises(StoreUnavailable, match="cannot use"):
+        CapturedData(Path("/proc/nowhere/captured.db"))
