@@ -112,6 +112,10 @@ class ClientHost:
             log.warning("the ClientApp raised", run=asked.run, round=asked.round, exc_info=error)
             return _failed(asked, CLIENT_APP_RAISED, f"the ClientApp raised {apps.one_line(error)}", began)
 
+    def load(self) -> None:
+        """Import the app now, before the first message; raises BadTask."""
+        self._loaded()
+
     def _loaded(self) -> ClientApp:
         if self._app is None:
             self._app = apps.load_client_app(self._task_path, self._reference)

@@ -141,7 +141,7 @@ async def test_silence_says_nothing_while_the_bus_is_away(tmp_path: Path) -> Non
 async def test_a_reply_that_cannot_be_fetched_or_read_is_that_clients_failure(tmp_path: Path) -> None:
     async with federation(tmp_path, rounds=1) as fed:
         fed.add("c1", step=1, samples=1)
-        bad = fed.add("c2", step=1, samples=1)
+        bad = fed.add("c2", step=2, samples=1)
         honest = bad.deliver
 
         def damaged(reply: object) -> None:
@@ -178,15 +178,23 @@ async def test_who_waits_for_clients_goes_on_when_one_comes(tmp_path: Path) -> N
     assert set(fed.results[1].participants) == {"c1", "c2"}
 
 
-@pytest.mark.parametrize("blocked", ["in its replies", "waiting for nodes"])
+@pytest.mark.parametrize("blocked", ["in its replies", "in a fetch", "waiting for nodes"])
 async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, blocked: str) -> None:
     async with federation(tmp_path) as fed:
         mute = fed.add("c1", step=1, samples=1)
         mute.silent = True
-        if blocked == "in its replies":
+        blobs = fed.bus.blobs
+        if blocked != "waiting for nodes":
             fed.add("c2", step=1, samples=1)
         run = asyncio.create_task(fed.run(model()))
-        await (eventually(lambda: bool(mute.handled)) if blocked == "in its replies" else asyncio.sleep(1.5))
+        if blocked == "in its replies":
+            await eventually(lambda: bool(mute.handled))
+        elif blocked == "in a fetch":
+            await eventually(lambda: blobs.fetched == 1)  # c2 has the model
+            blobs.stuck = True
+            await eventually(lambda: blobs.fetching == 1)
+        else:
+            await asyncio.sleep(1.5)
 
         began = time.monotonic()
         fed.grid.close("the run was cancelled")

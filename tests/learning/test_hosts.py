@@ -83,8 +83,8 @@ async def test_an_app_that_only_numbers_its_arrays_gets_the_model_by_numbers(tmp
 async def test_counters_keep_their_dtype_although_a_mean_has_none(tmp_path: Path) -> None:
     server = server_app().replace("np.zeros(2, np.float64)", "np.zeros((), np.int64)")
     async with federation(tmp_path, server=server) as fed:
-        fed.add("c1", step=1, samples=1)
-        fed.add("c2", step=1, samples=1)
+        fed.add("c1", step=1, samples=10)
+        fed.add("c2", step=1, samples=39)  # 49 * (1 / 49) is 0.9999999999999999
         final = await fed.run(model() | {"b": np.zeros((), np.int64)})
 
     assert final["b"].dtype == np.int64
