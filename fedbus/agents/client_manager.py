@@ -8,6 +8,7 @@ trains. What it says to them goes over the bus like everything else.
 """
 
 import asyncio
+from collections import Counter
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -15,6 +16,7 @@ from typing import Any, Final
 
 import structlog
 
+from fedbus.agents import traces
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
@@ -90,6 +92,8 @@ class ClientManager:
         self._newest: tuple[ModelRef, BlobRef] | None = None
         self._served: ModelRef | None = None
         self._attempt = 0
+        self._failures: Counter[str] = Counter()
+        """How often this client has failed in the run of the moment."""
         self._life: Life[ClientState, ClientFacts]
         self._timers: Timers
         self.ready = asyncio.Event()
@@ -193,14 +197,20 @@ class ClientManager:
         if can_wait(self._state):
             self._invitation = invitation
             return
-        code, now = self._task.code_version, datetime.now(UTC)
-        reason = reason_to_decline(invitation, state=self._state, code_version=code, now=now)
-        if reason is None:
-            await self._join(invitation)
-        else:
-            await self._bus.publish(
-                Declined(task=self._task.id, client=self._client, run=invitation.run, reason=reason)
-            )
+        reason = reason_to_decline(
+            invitation,
+            state=self._state,
+            code_version=self._task.code_version,
+            failures=self._failures[invitation.run],
+            now=datetime.now(UTC),
+        )
+        with traces.going_on(invitation.traceparent):
+            if reason is None:
+                await self._join(invitation)
+            else:
+                await self._bus.publish(
+                    Declined(task=self._task.id, client=self._client, run=invitation.run, reason=reason)
+                )
 
     async def _join(self, invitation: UpdateReady) -> None:
         plan = invitation.plan
@@ -225,6 +235,10 @@ class ClientManager:
 
     async def _leave_run(self, event: str, reason: str) -> None:
         self._timers.cancel(LEARNING)
+        self._failures = Counter(
+            {run: count for run, count in self._failures.items() if run == self._life.facts.run}
+        )
+        self._failures[str(self._life.facts.run)] += 1
         await self._life.move(event, reason=reason, run=None)
         await self._serving()
 

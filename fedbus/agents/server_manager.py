@@ -19,6 +19,7 @@ from typing import Any, Literal
 import structlog
 
 from fedbus import __version__
+from fedbus.agents import traces
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.bus.blobs import Offer
 from fedbus.bus.bus import Bus
@@ -103,7 +104,8 @@ class ServerManager:
 
     async def _live(self, inbox: AsyncIterator[Any]) -> None:
         async with self._turn:
-            await self._wake()
+            with traces.going_on(self._facts.traceparent):
+                await self._wake()
         self.ready.set()
         await handle_each(inbox, self._hear)
 
@@ -133,13 +135,15 @@ class ServerManager:
 
     async def _init_model(self) -> None:
         """Take up the newest version, or make the first one where the repository is known to be empty."""
-        attempt = 0
+        attempt, reason = 0, ""
         while True:
             try:
                 latest = await self._models.latest() or await self._first_version()
             except (StoreUnavailable, StoreDamaged, VersionTaken, RequestRefused) as error:
                 # Never initialise on an error: the repository may hold a model that we cannot see.
-                await self._life.move("store_unavailable", reason=str(error))
+                if attempt == 0 or str(error) != reason:  # once for each reason: the log is no heartbeat
+                    reason = str(error)
+                    await self._life.move("store_unavailable", reason=reason)
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
             else:
@@ -210,6 +214,7 @@ class ServerManager:
             checkpoint=None,
             recoveries=0,
             missing=0,
+            traceparent=traces.here(),
         )
         assert self._facts.model is not None
         if (refusal := await self._start_server(self._facts.model, first_round=1)) is not None:
@@ -432,6 +437,7 @@ class ServerManager:
             recruit_until=until_when,
             code_version=self._task.code_version,
             model=facts.model,
+            traceparent=facts.traceparent,
         )
 
     async def _offer_model(self) -> None:

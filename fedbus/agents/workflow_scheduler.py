@@ -11,9 +11,11 @@ from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import trace
+from opentelemetry.context import Context
 
 from fedbus import __version__
+from fedbus.agents import traces
 from fedbus.agents.tasks import Timers, ask_until_answered, handle_each, until
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
@@ -30,7 +32,7 @@ from fedbus.contracts.run import (
     StartRun,
     StopRun,
 )
-from fedbus.contracts.server import CancelRun, OpenRun, ServerFacts
+from fedbus.contracts.server import CancelRun, OpenRun, ServerFacts, ServerState
 from fedbus.contracts.task import ScheduleTable, Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.scheduling import next_start
@@ -73,6 +75,7 @@ class WorkflowScheduler:
         self._numbered = 0
         self._scheduled = 0
         self._last_ended: datetime | None = None
+        self._has_model = False
         self._lives: Lives
         self._timers: Timers
         self.ready = asyncio.Event()
@@ -96,6 +99,8 @@ class WorkflowScheduler:
 
     async def _remember(self) -> None:
         """What the log tells of this task's runs: how many, and whether one is under way."""
+        server = await self._bus.states("server", self._task.id)
+        self._has_model = any(one.target != ServerState.MODEL_INIT for one in server)
         told = [one for one in await self._bus.states("run") if one.task == self._task.id]
         runs = sorted((one.facts for one in told if isinstance(one.facts, RunFacts)), key=_number)
         self._numbered = _number(runs[-1]) if runs else 0
@@ -125,7 +130,10 @@ class WorkflowScheduler:
                     reason=f"{self._run.facts.run} is {self._run.state}, and a task has one run at a time: "
                     f"wait for it, or stop it with `fedbus run stop {self._run.facts.run}`"
                 )
-            run = await self._new_run(self._asked_for(request), request.trigger)
+            if not self._has_model:
+                return Refused(reason=f"task {self._task.id} has no model yet: see `fedbus events tail`")
+            with tracer.start_as_current_span(f"run by {request.trigger}"):
+                run = await self._new_run(self._asked_for(request), request.trigger)
             opened = await self._open(run)
             return opened or RunStarted(run=run.facts.run)
 
@@ -149,32 +157,29 @@ class WorkflowScheduler:
     # --- making runs ---------------------------------------------------------------------------
 
     async def _new_run(self, plan: RunPlan, trigger: str) -> Life[RunState, RunFacts]:
-        """The next run of the task, told of. Its first transition is where its trace begins."""
+        """The next run of the task, told of, in the current trace, which is its own."""
         self._numbered += 1
-        with tracer.start_as_current_span(f"run by {trigger}") as span:
-            carrier: dict[str, str] = {}
-            propagate.inject(carrier)
-            facts = RunFacts(
-                task=self._task.id,
-                run=run_id(TaskId(self._task.id), self._numbered),
-                plan=plan,
-                trigger=trigger,
-                requested_at=datetime.now(UTC),
-                trace_id=f"{span.get_span_context().trace_id:032x}",
-                traceparent=carrier.get("traceparent", ""),
-            )
-            span.set_attribute("fedbus.run", facts.run)
-            run = await self._lives.of(RUN, facts)
-            await run.bear("requested", reason=trigger)
+        span = trace.get_current_span()
+        facts = RunFacts(
+            task=self._task.id,
+            run=run_id(TaskId(self._task.id), self._numbered),
+            plan=plan,
+            trigger=trigger,
+            requested_at=datetime.now(UTC),
+            trace_id=f"{span.get_span_context().trace_id:032x}",
+            traceparent=traces.here(),
+        )
+        span.set_attribute("fedbus.run", facts.run)
+        run = await self._lives.of(RUN, facts)
+        await run.bear("requested", reason=trigger)
         self._run = run
         return run
 
     async def _open(self, run: Life[RunState, RunFacts]) -> Refused | None:
         """Have the server manager open it, in the run's own trace; the refusal, where there is one."""
         request = OpenRun(task=self._task.id, run=run.facts.run, plan=run.facts.plan)
-        context = propagate.extract({"traceparent": run.facts.traceparent})
         try:
-            with tracer.start_as_current_span("open the run", context):
+            with traces.going_on(run.facts.traceparent):
                 async with asyncio.timeout(REQUEST_S):
                     await ask_until_answered(self._bus, request, timeout_s=REQUEST_S)
         except (RequestRefused, TimeoutError) as error:
@@ -192,6 +197,9 @@ class WorkflowScheduler:
         async with self._turn:
             server, run = transition.facts, self._run
             assert isinstance(server, ServerFacts)
+            if not self._has_model and transition.target != ServerState.MODEL_INIT:
+                self._has_model = True
+                self._plan_next()
             if run is None or server.run != run.facts.run:
                 return
             event = FOLLOWS.get(transition.event)
@@ -210,7 +218,7 @@ class WorkflowScheduler:
 
     def _plan_next(self) -> None:
         """Set the clock for the next scheduled run, if there is to be one and none is under way."""
-        if self._run is not None:
+        if self._run is not None or not self._has_model:
             return
         now = datetime.now(UTC)
         due = next_start(self._schedule, started=self._scheduled, last_ended=self._last_ended, now=now)
@@ -222,7 +230,9 @@ class WorkflowScheduler:
             if self._run is not None:  # somebody was faster: its end sets the clock again
                 return
             self._scheduled += 1
-            run = await self._new_run(self._plan, SCHEDULED)
+            # A trace of its own: we were set off by the end of the run before.
+            with tracer.start_as_current_span(f"run by {SCHEDULED}", Context()):
+                run = await self._new_run(self._plan, SCHEDULED)
             if (refused := await self._open(run)) is not None:
                 log.warning("the scheduled run was refused", run=run.facts.run, reason=refused.reason)
 

@@ -6,7 +6,9 @@ What it does then is the agent's own: see `fedbus.agents`.
 
 import asyncio
 import importlib
+import os
 import sys
+from typing import NoReturn
 
 from fedbus.agents.child import parent_watch
 import fedbus.app.telemetry as telemetry
@@ -26,12 +28,15 @@ async def _run(name: str) -> int:
         return code
 
 
-def main() -> int:
+def main() -> NoReturn:
     name = sys.argv[1]
     parent_watch()
     with telemetry.configured(f"fedbus-{name}"):
-        return asyncio.run(_run(name))
+        code = asyncio.run(_run(name))
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)  # all is said: taking torch apart object by object takes longer than the goodbye
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

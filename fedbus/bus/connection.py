@@ -32,7 +32,7 @@ log = structlog.get_logger("fedbus.bus")
 class Connection:
     """A connected client, and the word when it is gone for good."""
 
-    def __init__(self, client: Client, gone: "asyncio.Future[None]") -> None:
+    def __init__(self, client: Client, gone: asyncio.Future[None]) -> None:
         self.client = client
         self._gone = gone
 
@@ -57,6 +57,7 @@ async def connection(
     try:
         yield Connection(client, gone)
     finally:
+        gone.cancel()
         await _leave(client)
 
 
@@ -69,7 +70,8 @@ async def _connect(
         log.warning("nats says", error=str(error) or type(error).__name__, name=name)
 
     async def on_disconnect() -> None:
-        log.warning("the bus is away", name=name)
+        if not gone.done():  # a goodbye of our own is no news
+            log.warning("the bus is away", name=name)
 
     async def on_reconnect() -> None:
         nonlocal attempts

@@ -42,6 +42,8 @@ class ServerFacts(Facts):
     checkpoint: Artifact | None = None
     """The global model after *round*: where a lost Flower server is taken up again."""
     recoveries: int = 0
+    traceparent: str = ""
+    """Where the run's trace goes on, so that a restarted manager stays in it."""
     missing: int = 0
     """How many clients the quorum lacked, on ``recruiting_expired``."""
 
@@ -95,6 +97,8 @@ class UpdateReady(Message):
     recruit_until: AwareDatetime
     code_version: str = ""
     model: ModelRef | None = None
+    traceparent: str = ""
+    """The run's trace, for whoever joins later than this was said."""
 
 
 class ModelPublished(Message):

@@ -20,7 +20,10 @@ class _Table(BaseModel):
     """Part of the table: a name it does not know is a mistake, and said to be one."""
 
     model_config = ConfigDict(
-        frozen=True, extra="forbid", alias_generator=lambda name: name.replace("_", "-")
+        frozen=True,
+        extra="forbid",
+        alias_generator=lambda name: name.replace("_", "-"),
+        serialize_by_alias=True,  # a table that is handed to a process is read there as it was here
     )
 
 

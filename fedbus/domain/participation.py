@@ -5,19 +5,24 @@ from datetime import datetime
 from fedbus.contracts.client import ClientState
 from fedbus.contracts.server import UpdateReady
 
+MOST_FAILURES = 2
+
 
 def reason_to_decline(
-    invitation: UpdateReady, *, state: ClientState, code_version: str, now: datetime
+    invitation: UpdateReady, *, state: ClientState, code_version: str, failures: int, now: datetime
 ) -> str | None:
     """Why the client does not join, or None: then it does.
 
     A client that is not serving is busy with its model or its code; who asks may ask again when it
-    serves. Another code version would make the aggregate meaningless.
+    serves. Another code version would make the aggregate meaningless. *failures* counts how often the
+    client has failed in this very run: what broke it twice will break it again.
     """
     if invitation.recruit_until <= now:
         return f"recruiting for {invitation.run} ended at {invitation.recruit_until:%H:%M:%S}"
     if invitation.code_version and invitation.code_version != code_version:
         return f"the run is on code {short(invitation.code_version)}, this client on {short(code_version)}"
+    if failures >= MOST_FAILURES:
+        return f"this client has failed {failures} times in {invitation.run}"
     if state is not ClientState.SERVING:
         return f"this client is {state}"
     return None

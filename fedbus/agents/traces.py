@@ -1,0 +1,26 @@
+"""Traces that pass over a pause: from a fact that was written down to the work that goes on from it."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from opentelemetry import context, propagate
+
+
+def here() -> str:
+    """The current trace as a ``traceparent`` (W3C Trace Context), or nothing where there is none."""
+    carrier: dict[str, str] = {}
+    propagate.inject(carrier)
+    return carrier.get("traceparent", "")
+
+
+@contextmanager
+def going_on(traceparent: str) -> Iterator[None]:
+    """What is done inside belongs to the trace of *traceparent*; where it is empty, to the current one."""
+    if not traceparent:
+        yield
+        return
+    token = context.attach(propagate.extract({"traceparent": traceparent}))
+    try:
+        yield
+    finally:
+        context.detach(token)
