@@ -8,6 +8,7 @@ changes one of them: then this module changes, and nothing else.
     message_of           a message that came over a wire is made from metadata, which is not public
     empty_run            legacy `server_fn` apps ask the Grid for a `Run`, which has no public constructor
     LentArray            an `Array` insists on owning `bytes`; this one lends them from a buffer it does not own
+    RunNotRunningException  by it Flower's background threads know that a Grid is gone, and end
     error codes, log, the default aggregation functions: public in name nowhere
 """
 
@@ -19,7 +20,7 @@ from flwr.app.message.message import make_message
 from flwr.common.constant import SUPERLINK_NODE_ID, ErrorCode, SType
 from flwr.server.workflow.constant import MAIN_PARAMS_RECORD
 from flwr.serverapp.strategy.strategy_utils import aggregate_metricrecords
-from flwr.supercore.run import Run
+from flwr.supercore.run import Run, RunNotRunningException
 from flwr.supercore.task_identity import TaskIdentity
 
 from fedbus.learning import npy
@@ -36,6 +37,7 @@ __all__ = [
     "UNKNOWN_ERROR",
     "LentArray",
     "Run",
+    "RunNotRunningException",
     "aggregate_metricrecords",
     "array_view",
     "empty_run",

@@ -41,6 +41,7 @@ from fedbus.learning.flower_internals import (
     SERVER_NODE_ID,
     UNKNOWN_ERROR,
     Run,
+    RunNotRunningException,
     empty_run,
     message_of,
     stamp,
@@ -71,7 +72,7 @@ log = structlog.get_logger("fedbus.learning")
 T = TypeVar("T")
 
 
-class GridClosed(RuntimeError):
+class GridClosed(RuntimeError, RunNotRunningException):
     """The run is over for this Grid; the text says why."""
 
 

@@ -5,16 +5,24 @@ lies. Nothing here can be made to unpickle: arrays of Python objects are refused
 """
 
 import math
+import re
 import tokenize
 from functools import lru_cache
 from io import BytesIO
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import numpy as np
 from numpy.lib import format as npy
 
 MAX_HEADER_BYTES: Final = 16 * 1024
 MAX_DIMENSIONS: Final = 32
+
+_Header: TypeAlias = tuple[int, np.dtype[Any], tuple[int, ...], bool]
+_PLAIN: Final = re.compile(
+    rb"\x93NUMPY\x01\x00..\{'descr': '([<>|=][biufc]\d{1,2})', 'fortran_order': (True|False), "
+    rb"'shape': \(((?:\d{1,18}, ?)*\d{0,18})\), \} *\n",
+    re.DOTALL,
+)
 
 
 class BadArray(ValueError):
@@ -27,8 +35,11 @@ def view(data: memoryview) -> np.ndarray[Any, Any]:
     count = math.prod(shape)
     if count * dtype.itemsize != len(data) - start:
         raise BadArray(f"{len(data) - start} bytes cannot be an array of {dtype} and shape {shape}")
-    flat = np.frombuffer(data, dtype=dtype, count=count, offset=start)
-    return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    try:
+        flat = np.frombuffer(data, dtype=dtype, count=count, offset=start)
+        return flat.reshape(shape[::-1]).T if fortran else flat.reshape(shape)
+    except ValueError as error:
+        raise BadArray(f"NumPy cannot hold shape {shape}: {error}") from None
 
 
 def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
@@ -59,16 +70,35 @@ def _header_bytes(data: memoryview) -> bytes:
 
 
 @lru_cache(maxsize=4096)  # the same few headers come from every client in every round
-def parsed_header(header: bytes) -> tuple[int, np.dtype[Any], tuple[int, ...], bool]:
+def parsed_header(header: bytes) -> _Header:
     """Where the numbers begin, their dtype, the shape, and whether it is in Fortran order; raises BadArray."""
+    start, dtype, shape, fortran = _plainly_parsed(header) or _parsed_by_numpy(header)
+    if dtype.hasobject:
+        raise BadArray("it holds Python objects, which are never taken off the wire")
+    if len(shape) > MAX_DIMENSIONS or any(dimension < 0 for dimension in shape):
+        raise BadArray(f"its shape is {shape}")
+    return start, dtype, shape, fortran
+
+
+def _plainly_parsed(header: bytes) -> _Header | None:
+    """The header as NumPy writes it for numbers, or None. In CPython 3.11 `ast`, which NumPy reads it with,
+    may raise SystemError when two threads use it at once.
+    """
+    if (match := _PLAIN.fullmatch(header)) is None:
+        return None
+    descr, fortran, sizes = (group.decode() for group in match.groups())
+    shape = tuple(int(size) for size in sizes.split(",") if size.strip())
+    try:
+        return len(header), np.dtype(descr), shape, fortran == "True"
+    except TypeError:
+        return None
+
+
+def _parsed_by_numpy(header: bytes) -> _Header:
     stream = BytesIO(header)
     read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     try:
         shape, fortran, dtype = read(stream, max_header_size=MAX_HEADER_BYTES)
     except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError, tokenize.TokenError) as error:
         raise BadArray(f"its .npy header cannot be read: {' '.join(str(error).split())[:200]}") from None
-    if dtype.hasobject:
-        raise BadArray("it holds Python objects, which are never taken off the wire")
-    if len(shape) > MAX_DIMENSIONS or any(dimension < 0 for dimension in shape):
-        raise BadArray(f"its shape is {shape}")
     return stream.tell(), dtype, shape, fortran

@@ -2,12 +2,14 @@
 `fedbus/learning/flower_internals.py` is what changes with it."""
 
 import inspect
+import threading
 import time
 
-import flwr.server.compat.app_utils
 import numpy as np
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.server.client_manager import SimpleClientManager
+from flwr.server.compat import app_utils
 from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.task_identity import TaskIdentity
@@ -25,6 +27,7 @@ from fedbus.learning.flower_internals import (
     message_of,
     stamp,
 )
+from fedbus.learning.grid import GridClosed
 
 
 def test_a_message_of_the_server_takes_its_identity_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,4 +113,17 @@ def test_the_grid_has_no_method_that_fedbus_does_not_know() -> None:
         "send_and_receive",
     }
     assert set(Grid.__abstractmethods__) == known
-    assert "grid.run.run_id" in inspect.getsource(flwr.server.compat.app_utils)
+
+
+def test_flowers_background_thread_ends_when_the_grid_is_closed() -> None:
+    class Closed(Grid):
+        run = empty_run(1)
+
+        def get_node_ids(self) -> list[int]:
+            raise GridClosed("over")
+
+    Closed.__abstractmethods__ = frozenset()
+    stop, ready = threading.Event(), threading.Event()
+    stop.wait = lambda *_: False  # type: ignore[method-assign]
+    app_utils._update_client_manager(Closed(), SimpleClientManager(), stop, ready)  # type: ignore[abstract]
+    assert stop.is_set()

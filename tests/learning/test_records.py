@@ -136,9 +136,17 @@ def npy(array: Any, **options: Any) -> bytes:
     return serialised
 
 
+def with_shape(data: bytes, shape: str) -> bytes:
+    """*data* with another shape in its header, which stays as long as it was."""
+    before, _, rest = data.partition(b"'shape': ")
+    text, _, numbers = rest.partition(b"\n")
+    return before + b"'shape': " + f"{shape}, }}".encode().ljust(len(text)) + b"\n" + numbers
+
+
 GOOD = npy(np.zeros(3, np.float32))
 OBJECTS = npy(np.array([{"a": 1}], dtype=object), allow_pickle=True)
-HUGE = GOOD.replace(b"(3,), }        ", b"(9999999999,), }")
+VAST = with_shape(npy(np.zeros((0, 4), np.float32)), "(0, 9999999999, 99999999)")
+HUGE = with_shape(GOOD, "(9999999999,)")
 
 
 def row(data: bytes, dtype: str = "float32", shape: Any = (3,), stype: str = "numpy.ndarray") -> list[Any]:
@@ -175,6 +183,8 @@ HOSTILE = {
     "an array of objects": wire([["x", "a", [row(OBJECTS, dtype="object", shape=[1])]]], OBJECTS),
     "an array without a header": wire([["x", "a", [row(b"1234")]]], b"1234"),
     "a header of huge dimensions": wire([["x", "a", [row(HUGE, shape=[9999999999])]]], HUGE),
+    "a header of vast dimensions": wire([["x", "a", [row(VAST, shape=[0, 9999999999, 99999999])]]], VAST),
+    "a header of no dtype": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"<f4", b"<f3")),
     "a header that is code": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"'<f4', ", b"exit(),")),
     "a header that does not end": wire([["x", "a", [row(GOOD[:20])]]], GOOD[:20]),
 }
