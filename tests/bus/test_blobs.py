@@ -7,7 +7,7 @@ import os
 import secrets
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, ExitStack
 from pathlib import Path
 from typing import TypeAlias
 
@@ -398,24 +398,54 @@ async def test_a_fetch_has_no_more_than_a_window_in_flight(
     assert await fetching == data
 
 
+def frozen(nats: NatsServer) -> ExitStack:
+    """The broker neither reads nor writes, until the block ends."""
+    process, stack = nats._process, ExitStack()
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    stack.callback(process.send_signal, signal.SIGCONT)
+    return stack
+
+
+def unwritten_bytes(connection: Client) -> int:
+    waiting: int = connection._pending_data_size
+    in_transport: int = connection._transport._io_writer.transport.get_write_buffer_size()  # type: ignore[union-attr]
+    return waiting + in_transport
+
+
 async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
-    nats: NatsServer, connect: Connect, receiver: Blobs
+    nats: NatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
-    connection = await connect()
+    connection = holder._connection
     connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
-    async with Blobs.open(connection, FED, HOLDER) as holder:
-        offers = [await holder.offer(os.urandom(WINDOW_BYTES)) for _ in range(8)]
-        fetching = asyncio.gather(*(receiver.fetch(offer.ref) for offer in offers))
-        await eventually(lambda: sent_bytes(holder) > WINDOW_BYTES)
-        assert nats._process is not None
-        nats._process.send_signal(signal.SIGSTOP)
-        most = 0
-        for _ in range(30):
-            await asyncio.sleep(0.01)
-            most = max(most, connection.pending_data_size)
-        nats._process.send_signal(signal.SIGCONT)
-        await fetching
-    assert most <= 3 * CHUNK_BYTES
+    data = os.urandom(4 * WINDOW_BYTES)
+    offer = await holder.offer(data)
+    with frozen(nats):
+        holder._holding._owe(offer, wire.inbox(FED, "somebody", "x"), range(offer.ref.chunks))
+        await eventually(lambda: unwritten_bytes(connection) > 0)
+        with contextlib.suppress(TimeoutError):
+            await eventually(lambda: unwritten_bytes(connection) > 3 * CHUNK_BYTES, within_s=0.5)
+        assert unwritten_bytes(connection) <= 3 * CHUNK_BYTES
+    assert await receiver.fetch(offer.ref) == data
+
+
+async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
+    nats: NatsServer, holder: Blobs, receiver: Blobs
+) -> None:
+    connection = receiver._connection
+    offer = await holder.offer(b"weights")
+
+    with frozen(nats):
+        flooding = asyncio.create_task(connection.publish("nowhere", bytes(8_000_000)))
+        await eventually(lambda: unwritten_bytes(connection) > CHUNK_BYTES)
+        connection._max_pending_size = 1  # from here on a publish waits for the socket
+        fetching = asyncio.create_task(receiver.fetch(offer.ref, timeout_s=60))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        fetching.cancel()
+        await asyncio.wait({fetching}, timeout=2)
+        assert fetching.cancelled()
+    await flooding
 
 
 # --- faults -----------------------------------------------------------------------------------
