@@ -145,7 +145,7 @@ def with_shape(data: bytes, shape: str) -> bytes:
 
 GOOD = npy(np.zeros(3, np.float32))
 OBJECTS = npy(np.array([{"a": 1}], dtype=object), allow_pickle=True)
-VAST = with_shape(npy(np.zeros((0, 4), np.float32)), "(0, 9999999999, 99999999)")
+VAST = with_shape(npy(np.zeros((0, 4), np.float32)), "(0, 999999999999999999, 999999999999999999)")
 HUGE = with_shape(GOOD, "(9999999999,)")
 
 
@@ -183,7 +183,9 @@ HOSTILE = {
     "an array of objects": wire([["x", "a", [row(OBJECTS, dtype="object", shape=[1])]]], OBJECTS),
     "an array without a header": wire([["x", "a", [row(b"1234")]]], b"1234"),
     "a header of huge dimensions": wire([["x", "a", [row(HUGE, shape=[9999999999])]]], HUGE),
-    "a header of vast dimensions": wire([["x", "a", [row(VAST, shape=[0, 9999999999, 99999999])]]], VAST),
+    "a header of vast dimensions": wire(
+        [["x", "a", [row(VAST, shape=[0, 999999999999999999, 999999999999999999])]]], VAST
+    ),
     "a header of no dtype": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"<f4", b"<f3")),
     "a header that is code": wire([["x", "a", [row(GOOD)]]], GOOD.replace(b"'<f4', ", b"exit(),")),
     "a header that does not end": wire([["x", "a", [row(GOOD[:20])]]], GOOD[:20]),
