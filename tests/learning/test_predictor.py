@@ -1,0 +1,191 @@
+"""A model is tried before it may serve, and what is refused is said in one line."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fedbus.contracts.task import Task, TaskTable
+from fedbus.learning import weights
+from fedbus.learning.predictor import ModelRefused, TorchPredictor
+
+CODE = """
+import numpy as np
+import torch
+from torch import nn
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(4, 3)
+        self.norm = nn.BatchNorm1d(3)
+
+    def forward(self, x):
+        return self.norm(self.fc(x))
+
+def scores(model, inputs):
+    return model(torch.from_numpy(inputs)).numpy()
+
+def too_few(model, inputs):
+    return scores(model, inputs)[1:]
+
+def not_a_number(model, inputs):
+    return np.full(len(inputs), np.nan)
+
+def broken():
+    raise RuntimeError("no such\\nlayer")
+"""
+SAMPLES = np.random.default_rng(0).normal(size=(8, 4)).astype(np.float32)
+
+
+@pytest.fixture
+def directory(tmp_path: Path, request: pytest.FixtureRequest) -> Path:
+    """A task's code, in a module of its own name: Python imports a module once."""
+    (tmp_path / f"{module_of(request)}.py").write_text(CODE)
+    return tmp_path
+
+
+def module_of(request: pytest.FixtureRequest) -> str:
+    return "code_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
+
+
+@pytest.fixture
+def task(directory: Path, request: pytest.FixtureRequest) -> Task:
+    return task_of(directory, module_of(request))
+
+
+def task_of(directory: Path, module: str, *, model: str = "Net", predict: str | None = None) -> Task:
+    table = TaskTable.model_validate(
+        {"task": "t", "model": f"{module}:{model}", "predict": predict and f"{module}:{predict}"}
+    )
+    reference = f"{module}:app"
+    return Task(
+        table=table, serverapp=reference, clientapp=reference, code_version="sha256:0", path=str(directory)
+    )
+
+
+def trained() -> dict[str, torch.Tensor]:
+    torch.manual_seed(0)
+    layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
+    with torch.no_grad():
+        layers(torch.randn(50, 4))  # the norm has statistics of its own now
+    names = {"0": "fc", "1": "norm"}
+    return {names[name[0]] + name[1:]: tensor for name, tensor in layers.state_dict().items()}
+
+
+def saved(directory: Path, state: dict[str, torch.Tensor]) -> Path:
+    weights.save(weights.from_torch(state), directory / "model.safetensors")
+    return directory / "model.safetensors"
+
+
+def expected_scores(state: dict[str, torch.Tensor]) -> np.ndarray:
+    linear = SAMPLES @ state["fc.weight"].numpy().T + state["fc.bias"].numpy()
+    centred = (linear - state["norm.running_mean"].numpy()) / np.sqrt(
+        state["norm.running_var"].numpy() + 1e-5
+    )
+    return np.asarray(centred * state["norm.weight"].numpy() + state["norm.bias"].numpy())
+
+
+def test_it_answers_with_the_class_of_the_highest_output(task: Task, directory: Path) -> None:
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    assert predictor.predict(SAMPLES).tolist() == expected_scores(trained()).argmax(1).tolist()
+
+
+def test_it_answers_as_the_task_says(directory: Path, request: pytest.FixtureRequest) -> None:
+    task = task_of(directory, module_of(request), predict="scores")
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    np.testing.assert_allclose(predictor.predict(SAMPLES), expected_scores(trained()), rtol=1e-4, atol=1e-5)
+
+
+def test_one_sample_is_answered_as_many_are(task: Task, directory: Path) -> None:
+    """The model is not in training: a norm takes its own statistics and not those of the batch."""
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    one_by_one = [predictor.predict(SAMPLES[n : n + 1])[0] for n in range(len(SAMPLES))]
+    assert one_by_one == predictor.predict(SAMPLES).tolist()
+
+
+def test_a_model_that_answers_samples_knows_their_shape(task: Task, directory: Path) -> None:
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    assert predictor.input_shape is None
+    predictor.probe(SAMPLES)
+    assert predictor.input_shape == (4,)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ({"fc.weight": torch.zeros(3, 5)}, r"'fc.weight' is float32\[3, 5\] instead of float32\[3, 4\]"),
+        ({"fc.bias": torch.zeros(3, dtype=torch.float64)}, r"'fc.bias' is float64\[3\] instead of"),
+        ({"fc.bias": None}, "'fc.bias' .* is missing"),
+        ({"more": torch.zeros(1)}, "'more' .* is one too many"),
+    ],
+)
+def test_weights_of_another_model_are_refused_by_the_first_tensor_that_differs(
+    task: Task, directory: Path, change: dict[str, torch.Tensor | None], reason: str
+) -> None:
+    state = {name: tensor for name, tensor in {**trained(), **change}.items() if tensor is not None}
+    with pytest.raises(ModelRefused, match=reason):
+        TorchPredictor(task, saved(directory, state))
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_no_numbers_are_refused(task: Task, directory: Path, value: float) -> None:
+    state = trained()
+    state["fc.weight"][1, 2] = value
+    with pytest.raises(ModelRefused, match=r"'fc\.weight' holds NaN or infinity"):
+        TorchPredictor(task, saved(directory, state))
+
+
+def test_a_file_that_is_no_model_is_refused(task: Task, directory: Path) -> None:
+    (directory / "model.safetensors").write_bytes(b"\x80\x04 a pickle, perhaps")
+    with pytest.raises(ModelRefused, match="not a safetensors file"):
+        TorchPredictor(task, directory / "model.safetensors")
+    with pytest.raises(ModelRefused, match="no weights at"):
+        TorchPredictor(task, directory / "nowhere.safetensors")
+
+
+def test_a_model_whose_answers_overflow_is_refused(task: Task, directory: Path) -> None:
+    """Its weights are numbers; only trying it shows that what it says is not."""
+    state = trained()
+    state["fc.weight"].fill_(3e38)
+    predictor = TorchPredictor(task, saved(directory, state))
+    with pytest.raises(ModelRefused, match="NaN or infinity"):
+        predictor.probe(SAMPLES)
+
+
+@pytest.mark.parametrize(
+    ("predict", "reason"),
+    [("not_a_number", "answers samples with NaN"), ("too_few", "gives 7 answers to 8 samples")],
+)
+def test_a_model_that_answers_wrongly_is_refused(
+    directory: Path, request: pytest.FixtureRequest, predict: str, reason: str
+) -> None:
+    predictor = TorchPredictor(
+        task_of(directory, module_of(request), predict=predict), saved(directory, trained())
+    )
+    with pytest.raises(ModelRefused, match=reason):
+        predictor.probe(SAMPLES)
+
+
+def test_a_model_that_does_not_take_the_samples_is_refused(task: Task, directory: Path) -> None:
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    with pytest.raises(ModelRefused, match=r"does not answer samples of shape \(8, 3\)"):
+        predictor.probe(SAMPLES[:, :3])
+
+
+def test_a_task_without_the_function_it_names_is_refused(
+    directory: Path, request: pytest.FixtureRequest
+) -> None:
+    module = module_of(request)
+    artifact = saved(directory, trained())
+    for task in (task_of(directory, module, model="Nett"), task_of(directory, module, predict="scorse")):
+        with pytest.raises(ModelRefused, match="has no"):
+            TorchPredictor(task, artifact)
+
+
+def test_a_model_that_cannot_be_built_is_refused_in_one_line(
+    directory: Path, request: pytest.FixtureRequest
+) -> None:
+    with pytest.raises(ModelRefused, match="makes no model: RuntimeError: no such layer"):
+        TorchPredictor(task_of(directory, module_of(request), model="broken"), saved(directory, trained()))
