@@ -27,7 +27,7 @@ from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
 from fedbus.learning import records
 from fedbus.learning.apps import BadTask
-from fedbus.learning.client_host import Answer, ClientHost
+from fedbus.learning.client_host import Answer, ClientHost, undelivered
 from fedbus.learning.content import Parcel, received
 from fedbus.learning.ports import Offer
 from fedbus.learning.records import UnreadableRecords
@@ -114,8 +114,8 @@ class TrainerProcess:
                 data = await received(message.content, self._bus.blobs, timeout_s=self._order.plan.round_s)
                 content = await asyncio.to_thread(records.decode, data)
         except (BlobUnavailable, BlobCorrupt, UnreadableRecords) as error:
-            # No answer is an answer too: the server goes on without this one when its time is up.
             log.warning("the message could not be fetched", run=message.run, reason=str(error))
+            await self._bus.publish(undelivered(message, str(error)).event(None))
             return
         with self._phase(message.message_type, message):
             node_config = await asyncio.to_thread(self._node_config, message)

@@ -203,6 +203,9 @@ def _captured(running: Stack, task: Task) -> int:
 
 def _write(report: Report, wishes: Wishes, console: Console) -> None:
     report.print(console)
+    for file in (wishes.plot_file, wishes.json_file):
+        if file is not None:
+            file.parent.mkdir(parents=True, exist_ok=True)
     if any(run.rounds for run in report.fleet.ended):
         plot(report.fleet.ended, wishes.plot_file)
         console.print(f"plot: {wishes.plot_file}")
