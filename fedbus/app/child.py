@@ -11,7 +11,7 @@ import sys
 from typing import NoReturn
 
 from fedbus.agents.child import parent_watch
-import fedbus.app.telemetry as telemetry
+from fedbus.app import telemetry
 from fedbus.app.processes import stopping
 
 WORK = {

@@ -30,6 +30,8 @@ Store = Annotated[str, typer.Option(help="The model repository: a directory. [de
 Host = Annotated[str, typer.Option(help="Where predictions are served.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 
+LOOK_WITH = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
+
 server = typer.Typer(no_args_is_help=True, help="The server side of a task.")
 client = typer.Typer(no_args_is_help=True, help="One client, on this machine.")
 
@@ -99,12 +101,9 @@ def up(
 
     async def work(stop: asyncio.Event) -> None:
         async with stack(settings, app, clients=clients, port=port, server_options=given) as running:
-            console.print(
-                f"task {app.id} is up on {running.nats.url} with {clients} clients; logs in {running.home}/logs"
-            )
-            console.print(
-                "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
-            )
+            up_now = f"task {app.id} is up on {running.nats.url} with {clients} clients"
+            console.print(f"{up_now}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
+            console.print(LOOK_WITH, soft_wrap=True, highlight=False)
             await stop.wait()
 
     _until_told(work, "up", level="WARNING")
