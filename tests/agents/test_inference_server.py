@@ -209,7 +209,7 @@ async def test_no_request_fails_while_models_change(server: InferenceServer, cap
     async with asking(server) as client, asyncio.TaskGroup() as group:
         for _ in range(4):
             group.create_task(keep_asking(client))
-        for version in range(2, 42):
+        for version in range(1, 42):
             await server.load(ref(version), partial(Adder, version), PROBE)
             await eventually(partial(versions.__contains__, version))
         over.set()
