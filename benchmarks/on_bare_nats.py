@@ -1,0 +1,113 @@
+"""The limit: as many bytes over NATS as they are, published once to all clients, and back from each.
+
+No envelope, no digest, no window, nothing kept and nothing learned. Each client is a process of
+its own: ``python -m benchmarks.on_bare_nats URL SIZE``.
+"""
+
+import asyncio
+import sys
+import time
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Final
+
+import nats
+import numpy as np
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from benchmarks.rounds import Case
+from fedbus.agents.child import ChildProcess, parent_watch, python_module
+from fedbus.app.embedded import embedded_nats
+from fedbus.bus.blobs import CHUNK_BYTES
+
+SKIP: Final = 2
+READY_S: Final = 60.0
+DOWN, UP, READY = "bench.down", "bench.up", "bench.ready"
+
+
+async def rounds(case: Case, count: int, directory: Path) -> list[float]:
+    """The seconds of *count* rounds; everything is started and ended here."""
+    command = python_module("benchmarks.on_bare_nats")
+    async with AsyncExitStack() as open_things:
+        server = await open_things.enter_async_context(embedded_nats(directory / "nats"))
+        connection = await nats.connect(server.url, pending_size=64 * 1024**2)
+        open_things.push_async_callback(connection.close)
+        limit = Limit(connection, case)
+        await limit.listen()
+        for number in range(case.clients):
+            log = directory / f"client-{number}.log"
+            child = ChildProcess("client", *command, server.url, str(case.size_bytes), output=log)
+            await open_things.enter_async_context(child)
+        async with asyncio.timeout(READY_S):
+            await limit.clients_ready()
+        return [await limit.round() for _ in range(SKIP + count)][SKIP:]
+
+
+class Limit:
+    """The server's end."""
+
+    def __init__(self, connection: Client, case: Case) -> None:
+        self._connection = connection
+        self._weights = _weights(case.size_bytes)
+        self._expected = case.clients * case.size_bytes
+        self._clients = case.clients
+        self._came = 0
+        self._all_came = asyncio.Event()
+        self._ready = asyncio.Semaphore(0)
+
+    async def listen(self) -> None:
+        async def up(message: Msg) -> None:
+            self._came += len(message.data)
+            if self._came == self._expected:
+                self._all_came.set()
+
+        async def ready(_: Msg) -> None:
+            self._ready.release()
+
+        await self._connection.subscribe(UP, cb=up)
+        await self._connection.subscribe(READY, cb=ready)
+        await self._connection.flush()
+
+    async def clients_ready(self) -> None:
+        for _ in range(self._clients):
+            await self._ready.acquire()
+
+    async def round(self) -> float:
+        self._came = 0
+        self._all_came.clear()
+        began = time.perf_counter()
+        await _publish(self._connection, DOWN, self._weights)
+        await self._all_came.wait()
+        return time.perf_counter() - began
+
+
+async def _client(url: str, size_bytes: int) -> None:
+    connection = await nats.connect(url, pending_size=64 * 1024**2)
+    weights, came = _weights(size_bytes), 0
+
+    async def down(message: Msg) -> None:
+        nonlocal came
+        came += len(message.data)
+        if came == size_bytes:
+            came = 0
+            await _publish(connection, UP, weights)
+
+    await connection.subscribe(DOWN, cb=down)
+    await connection.flush()
+    await connection.publish(READY)
+    await asyncio.Event().wait()
+
+
+def _weights(size_bytes: int) -> bytes:
+    return np.random.default_rng(1).bytes(size_bytes)
+
+
+async def _publish(connection: Client, subject: str, weights: bytes) -> None:
+    for start in range(0, len(weights), CHUNK_BYTES):
+        await connection.publish(subject, weights[start : start + CHUNK_BYTES])
+
+
+if __name__ == "__main__":
+    parent_watch()
+    asyncio.run(_client(sys.argv[1], int(sys.argv[2])))

@@ -1,0 +1,69 @@
+"""The rounds on fedbus as it is: the embedded nats-server that syncs each event, a process for the server
+side, one for each client with its three agents, the child processes of ServerApp and ClientApps.
+"""
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Final
+
+from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds
+from fedbus.app.settings import Settings
+from fedbus.app.stack import Stack, stack
+from fedbus.bus.bus import Bus, Identity, Seen
+from fedbus.bus.streams import life_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.run import RUN, RunState
+from fedbus.contracts.transition import Transition
+from fedbus.stores.tasks import read_task
+
+SKIP: Final = 2
+LONGEST_S: Final = 180.0
+
+
+async def rounds(case: Case, count: int, directory: Path) -> list[float]:
+    """The seconds of *count* rounds; everything is started and ended here."""
+    stamps = directory / "stamps"
+    os.environ.update(case.environment(stamps))  # handed on to every process
+    settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
+    options = [
+        "--rounds",
+        str(count + SKIP),
+        "--quorum",
+        str(case.clients),
+        "--every",
+        "1s",
+        "--at-most",
+        "1",
+    ]
+    async with (
+        stack(settings, read_task(APP), clients=case.clients, server_options=options) as running,
+        Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
+    ):
+        await bus.make_streams()
+        wanted = [subjects.every(bus.fed, Transition)]
+        async with bus.watch(life_stream(bus.fed), wanted, whole=True) as moves:
+            await _ended(moves, running)
+    return seconds_of_rounds(stamps, skip=SKIP)
+
+
+async def _ended(moves: AsyncIterator[Seen], running: Stack) -> None:
+    """Wait for the end of the run."""
+    logs = running.home / "logs"
+    try:
+        async with asyncio.timeout(LONGEST_S):
+            async for seen in moves:
+                transition = seen.message
+                assert isinstance(transition, Transition)
+                if transition.kind != RUN.kind or transition.target not in RUN.final:
+                    continue
+                if transition.target != RunState.FINISHED:
+                    raise SideFailed(
+                        f"the run of fedbus {transition.target}: {transition.reason}; see {logs}"
+                    )
+                return
+    except TimeoutError:
+        raise SideFailed(
+            f"fedbus did not come to the end of its rounds in {LONGEST_S:g} s; see {logs}"
+        ) from None

@@ -1,0 +1,126 @@
+"""The rounds on Flower's own deployment, as it comes: a SuperLink, a SuperNode for each client, `flwr run`."""
+
+import asyncio
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Final
+
+from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds, stamped
+from fedbus.agents.child import ChildProcess, how_it_ended, last_words
+from fedbus.app import tether
+
+SKIP: Final = 1
+LONGEST_S: Final = 180.0
+LOOK_AGAIN_S: Final = 0.2
+HOST: Final = "127.0.0.1"
+BIN: Final = Path(sys.executable).parent
+CONNECTION: Final = """\
+[superlink]
+default = "bench"
+
+[superlink.bench]
+address = "{address}"
+insecure = true
+"""
+
+
+async def rounds(case: Case, count: int, directory: Path, *, poll_s: float | None = None) -> list[float]:
+    """The seconds of *count* rounds; everything is started and ended here.
+
+    *poll_s*: how often Flower looks for work, in the place of its own second.
+    """
+    stamps, port = directory / "stamps", _free_port()
+    environment = _environment(directory, port) | case.environment(stamps)
+    if poll_s is not None:
+        environment["FLWR_SUPEREXEC_TASK_POLL_INTERVAL"] = str(poll_s)
+    async with AsyncExitStack() as processes:
+        link = await processes.enter_async_context(_superlink(directory, port, environment))
+        for number in range(case.clients):
+            await processes.enter_async_context(_supernode(number, directory, port, environment))
+        await _submit(count + SKIP, directory, environment)
+        await _rounds_done(count + SKIP, stamps, link, directory)
+    return seconds_of_rounds(stamps, skip=SKIP)
+
+
+@asynccontextmanager
+async def _superlink(
+    directory: Path, port: int, environment: Mapping[str, str]
+) -> AsyncIterator[ChildProcess]:
+    options = ("--insecure", "--disable-runtime-dependency-installation", "--host", HOST, "--port", str(port))
+    async with _program(
+        "flower-superlink", *options, log=directory / "superlink.log", env=environment
+    ) as link:
+        await _listening(port, link, directory)
+        yield link
+
+
+def _supernode(number: int, directory: Path, port: int, environment: Mapping[str, str]) -> ChildProcess:
+    options = ("--insecure", "--superlink", f"{HOST}:{port}", "--host", HOST, "--port", str(_free_port()))
+    return _program("flower-supernode", *options, log=directory / f"supernode-{number}.log", env=environment)
+
+
+async def _submit(count: int, directory: Path, environment: Mapping[str, str]) -> None:
+    """Hand the app to the SuperLink."""
+    config, log = f"num-server-rounds={count}", directory / "run.log"
+    command = ("run", str(APP), "bench", "--run-config", config)
+    async with _program("flwr", *command, log=log, env=environment) as run:
+        if (code := await run.ended()) != 0:
+            raise SideFailed(f"`flwr run` {how_it_ended(code)}: {last_words(log)}")
+
+
+async def _rounds_done(count: int, stamps: Path, link: ChildProcess, directory: Path) -> None:
+    try:
+        async with asyncio.timeout(LONGEST_S):
+            while len(stamped(stamps)) < count + 1:
+                await _still_there(link, directory)
+    except TimeoutError:
+        log = directory / "superlink.log"
+        raise SideFailed(
+            f"Flower did not come to the end of its rounds in {LONGEST_S:g} s: {last_words(log)}"
+        ) from None
+
+
+async def _listening(port: int, link: ChildProcess, directory: Path) -> None:
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(HOST, port)
+        except OSError:
+            await _still_there(link, directory)
+        else:
+            writer.close()
+            return
+
+
+async def _still_there(link: ChildProcess, directory: Path) -> None:
+    await asyncio.sleep(LOOK_AGAIN_S)
+    if link.returncode is not None:
+        ended = how_it_ended(link.returncode)
+        raise SideFailed(f"the SuperLink {ended}: {last_words(directory / 'superlink.log')}")
+
+
+def _program(name: str, *options: str, log: Path, env: Mapping[str, str]) -> ChildProcess:
+    """A program of Flower's that ends with the block, and with us."""
+    return ChildProcess(name, *tether.command(), str(BIN / name), *options, environment=env, output=log)
+
+
+def _environment(directory: Path, port: int) -> dict[str, str]:
+    home = directory / "flwr"
+    home.mkdir()
+    (home / "config.toml").write_text(CONNECTION.format(address=f"{HOST}:{port}"))
+    return {
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "PATH": f"{BIN}{os.pathsep}{os.environ.get('PATH', '')}",  # Flower starts its own programs by name
+    }
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind((HOST, 0))
+        port: int = probe.getsockname()[1]
+        return port
