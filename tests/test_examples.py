@@ -1,0 +1,351 @@
+"""The examples are ordinary Flower apps: they run as they are in Flower's own simulation, and learn."""
+
+import asyncio
+import gzip
+import importlib
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+from flwr.serverapp import Grid
+from support import eventually
+from support.nats_server import free_port
+
+from fedbus.contracts.task import Task
+from fedbus.learning import apps
+from fedbus.learning.flower_internals import Run, empty_run, identify_process, stamp
+from fedbus.stores.tasks import new_task, read_task, validate_task
+
+ROOT = Path(__file__).parents[1]
+MNIST = ROOT / "examples" / "mnist"
+Config = dict[str, bool | int | float | str]
+
+
+@pytest.fixture
+def folder(monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where MNIST is, or nothing: then the app takes scikit-learn's digits."""
+    beside = ROOT.parent / "shared" / "data"
+    folder = os.environ.get("FEDBUS_DATA_DIR") or (str(beside) if beside.is_dir() else "")
+    monkeypatch.setenv("FEDBUS_DATA_DIR", folder)
+    return folder
+
+
+@pytest.fixture
+def data(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """The example's own module."""
+    monkeypatch.syspath_prepend(str(MNIST))
+    return importlib.import_module("mnist_app.data")
+
+
+class HereGrid(Grid):
+    """Asks one ClientApp for all nodes, in this process: a Grid without anything between."""
+
+    def __init__(self, app: ClientApp, contexts: dict[int, Context]) -> None:
+        self._app = app
+        self._contexts = contexts
+        self.sent: list[Message] = []
+        self.replies: list[Message] = []
+        self.away: set[int] = set()
+
+    def set_run(self, run: Run) -> None:
+        raise NotImplementedError
+
+    @property
+    def run(self) -> Run:
+        return empty_run(1)
+
+    def get_node_ids(self) -> Iterable[int]:
+        return [node for node in self._contexts if node not in self.away]
+
+    def create_message(self, *_: Any, **__: Any) -> Message:
+        raise NotImplementedError
+
+    def push_messages(self, messages: Iterable[Message]) -> Iterable[str]:
+        raise NotImplementedError
+
+    def pull_messages(self, message_ids: Iterable[str]) -> Iterable[Message]:
+        raise NotImplementedError
+
+    def send_and_receive(
+        self, messages: Iterable[Message], *, timeout: float | None = None
+    ) -> Iterable[Message]:
+        assert timeout is None or timeout > 0
+        replies = []
+        for message in messages:
+            stamp(message, str(len(self.sent)))
+            self.sent.append(message)
+            replies.append(self._app(message, self._contexts[message.metadata.dst_node_id]))
+        self.replies += replies
+        return replies
+
+
+def run_here(task: Task, *, clients: int = 3, away_after: int | None = None, **config: Any) -> HereGrid:
+    """Train *task* with all its parts in this process; the messages that went to and fro."""
+    run_config: Config = {
+        **task.run_config,
+        **{key.replace("_", "-"): value for key, value in config.items()},
+    }
+    identify_process(1)
+
+    def context(node: int, node_config: Config) -> Context:
+        return Context(1, node, node_config=node_config, state=RecordDict(), run_config=run_config)
+
+    contexts = {
+        node: context(node, {"partition-id": node - 1, "num-partitions": clients})
+        for node in range(1, clients + 1)
+    }
+    grid = HereGrid(apps.load_client_app(Path(task.path), task.clientapp), contexts)
+    if away_after is not None:
+        grid.away = {clients}
+    apps.load_server_app(Path(task.path), task.serverapp)(grid, context(0, {}))
+    return grid
+
+
+def metrics_of(grid: HereGrid, name: str) -> list[float]:
+    """One figure of every reply that has it, in order."""
+    found: list[float] = []
+    for reply in grid.replies:
+        record = reply.content["metrics"]
+        assert isinstance(record, MetricRecord)
+        if name in record:
+            value = record[name]
+            assert isinstance(value, int | float)
+            found.append(value)
+    return found
+
+
+# --- the app --------------------------------------------------------------------------------------
+
+
+def test_nothing_is_wrong_with_the_example_and_it_knows_nothing_of_fedbus() -> None:
+    assert validate_task(MNIST) == []
+    for source in (MNIST / "mnist_app").glob("*.py"):
+        assert "fedbus." not in source.read_text()
+
+
+def test_all_learn_together(folder: str) -> None:
+    grid = run_here(read_task(MNIST), num_server_rounds=3, max_samples=4000)
+    accuracies = metrics_of(grid, "eval_accuracy")
+    assert accuracies[-1] > 0.88
+    assert accuracies[-1] > accuracies[0]
+    losses = metrics_of(grid, "train_loss")
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam", "krum"])
+def test_each_strategy_is_chosen_by_configuration_and_learns(folder: str, strategy: str) -> None:
+    grid = run_here(read_task(MNIST), num_server_rounds=3, max_samples=1000, strategy=strategy)
+    assert metrics_of(grid, "eval_accuracy")[-1] > 0.6
+    trained = [message.content["config"] for message in grid.sent if message.metadata.message_type == "train"]
+    for config in trained:
+        assert isinstance(config, ConfigRecord)
+        assert ("proximal-mu" in config) == (strategy == "fedprox")
+
+
+def test_a_strategy_that_does_not_exist_is_said_to_be_none(folder: str) -> None:
+    with pytest.raises(ValueError, match="choose one of fedavg, fedprox, fedadam, krum"):
+        run_here(read_task(MNIST), strategy="fedmagic")
+
+
+def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
+    """The stronger the term, the less a client learns in its one round."""
+
+    def losses(mu: float) -> list[float]:
+        settings: dict[str, Any] = {
+            "strategy": "fedprox",
+            "num_server_rounds": 1,
+            "max_samples": 500,
+            "proximal_mu": mu,
+        }
+        return metrics_of(run_here(read_task(MNIST), **settings), "train_loss")
+
+    loose, tight = losses(0.001), losses(10.0)
+    assert np.mean(tight) > np.mean(loose)
+
+
+def test_two_of_three_go_on(folder: str) -> None:
+    grid = run_here(read_task(MNIST), num_server_rounds=1, max_samples=100, away_after=0)
+    assert len(metrics_of(grid, "train_loss")) == 2
+
+
+def test_a_client_trains_on_what_its_device_has_captured(
+    folder: str, data: ModuleType, tmp_path: Path
+) -> None:
+    inputs, labels = data.samples(0, 3)
+    np.savez(tmp_path / "captured.npz", inputs=inputs[:70], labels=labels[:70])
+    task = read_task(MNIST)
+    app = apps.load_client_app(MNIST, task.clientapp)
+    context = Context(
+        1,
+        1,
+        node_config={"partition-id": 0, "num-partitions": 3, "captured-data": str(tmp_path / "captured.npz")},
+        state=RecordDict(),
+        run_config={**task.run_config, "max-samples": 100},
+    )
+    grid = run_here(task, num_server_rounds=1, max_samples=100)
+    reply = app(grid.sent[0], context)
+    record = reply.content["metrics"]
+    assert isinstance(record, MetricRecord)
+    assert record["num-examples"] == 170
+    (tmp_path / "captured.npz").unlink()
+    record = app(grid.sent[0], context).content["metrics"]
+    assert isinstance(record, MetricRecord)
+    assert record["num-examples"] == 100
+
+
+# --- its data ----------------------------------------------------------------------------------------
+
+
+def test_the_real_data_are_taken_where_they_are(folder: str, data: ModuleType) -> None:
+    if not folder:
+        pytest.skip("MNIST is not on this machine")
+    loaded = data.load(folder)
+    assert loaded.source == "MNIST"
+    assert (len(loaded.train[1]), len(loaded.test[1])) == (60_000, 10_000)
+    assert np.bincount(loaded.test[1]).tolist() == [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
+
+
+def test_without_them_there_are_digits_of_the_same_shape(data: ModuleType, tmp_path: Path) -> None:
+    loaded = data.load(str(tmp_path))
+    assert loaded.source == "scikit-learn digits"
+    inputs, labels = data.partition(0, 3, data=str(tmp_path))
+    assert inputs.shape == (len(labels), 784)
+    assert (inputs.min(), inputs.max(), inputs.dtype) == (0.0, 1.0, np.float32)
+
+
+def test_a_damaged_file_is_named(data: ModuleType, tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    for name in data.FILES:
+        (tmp_path / "mnist" / f"{name}-ubyte.gz").write_bytes(gzip.compress(b"\x00\x00\x0d\x01 not bytes"))
+    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte\.gz is not an idx file"):
+        data.load(str(tmp_path))
+
+
+@pytest.mark.parametrize("alpha", [0.0, 0.1, 1.0])
+def test_every_sample_is_in_one_partition_or_live_and_in_no_other(
+    data: ModuleType, tmp_path: Path, alpha: float
+) -> None:
+    total = len(data.load(str(tmp_path)).train[1])
+    live, _ = data._split(total)
+    everywhere = np.concatenate([*data._parts(str(tmp_path), 5, alpha), live])
+    assert sorted(everywhere.tolist()) == list(range(total))
+
+
+def test_everybody_gets_the_same_partition_each_time(data: ModuleType, tmp_path: Path) -> None:
+    first = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
+    data._parts.cache_clear()
+    again = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
+    assert np.array_equal(first[0], again[0])
+    assert np.array_equal(first[1], again[1])
+
+
+def test_label_skew_is_what_alpha_says(data: ModuleType, tmp_path: Path) -> None:
+    def commonest(alpha: float) -> float:
+        parts = [data.partition(n, 4, data=str(tmp_path), alpha=alpha)[1] for n in range(4)]
+        return float(np.mean([np.bincount(labels).max() / len(labels) for labels in parts]))
+
+    assert commonest(0.1) > commonest(1.0) > commonest(0.0)
+
+
+# --- in Flower's own simulation -------------------------------------------------------------------------
+
+
+def configure(home: Path, port: int) -> None:
+    home.mkdir()
+    (home / "config.toml").write_text(
+        f'[superlink]\ndefault = "local"\n\n[superlink.local]\naddress = "127.0.0.1:{port}"\ninsecure = true\n'
+    )
+
+
+@asynccontextmanager
+async def superlink(home: Path) -> AsyncIterator[dict[str, str]]:
+    """Flower's own SuperLink for simulations; the environment in which ``flwr run`` finds it as ``local``."""
+    port = free_port()
+    configure(home, port)
+    environment = {
+        **os.environ,
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        "FLWR_HOME": str(home),
+        "FLWR_TELEMETRY_ENABLED": "0",
+        "FLWR_DISABLE_UPDATE_CHECK": "1",
+        "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    }
+    arguments = (
+        *(
+            "--insecure",
+            "--simulation",
+            "--isolation",
+            "subprocess",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+        ),
+        *("--control-api-address", f"127.0.0.1:{free_port()}", "--disable-runtime-dependency-installation"),
+    )
+    with (home / "superlink.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            *("flower-superlink", *arguments), env=environment, stdout=log, stderr=log, start_new_session=True
+        )
+        try:
+            await eventually(lambda: answers(port), within_s=60)
+            yield environment
+        finally:
+            os.killpg(process.pid, signal.SIGTERM)
+            await process.wait()
+
+
+async def answers(port: int) -> bool:
+    try:
+        _, writer = await asyncio.open_connection("127.0.0.1", port)
+    except OSError:
+        return False
+    writer.close()
+    return True
+
+
+async def flwr_run(app: Path, environment: dict[str, str], *config: str) -> str:
+    """What ``flwr run`` says, to the end of the run."""
+    process = await asyncio.create_subprocess_exec(
+        *("flwr", "run", str(app), "local", "--stream", "--run-config", " ".join(config)),
+        *("--federation-config", "num-supernodes=3 client-resources-num-cpus=1"),
+        env=environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+    )
+    said, _ = await process.communicate()
+    assert process.returncode == 0, said.decode()
+    return said.decode()
+
+
+def assert_all_went_well(said: str) -> None:
+    assert "aggregate_train: Received 3 results and 0 failures" in said
+    assert "aggregate_evaluate: Received 3 results and 0 failures" in said
+    assert "ServerApp-side Evaluate Metrics" in said
+
+
+async def test_the_example_runs_unchanged_in_flowers_own_simulation(folder: str, tmp_path: Path) -> None:
+    async with superlink(tmp_path / "flwr") as environment:
+        assert_all_went_well(await flwr_run(MNIST, environment, "num-server-rounds=1", "max-samples=200"))
+
+
+@pytest.mark.slow
+async def test_a_new_task_runs_unchanged_in_flowers_own_simulation(tmp_path: Path) -> None:
+    new_task(tmp_path / "moons", "moons")
+    async with superlink(tmp_path / "flwr") as environment:
+        assert_all_went_well(await flwr_run(tmp_path / "moons", environment, "num-server-rounds=1"))
+
+
+def test_a_new_task_learns(tmp_path: Path) -> None:
+    new_task(tmp_path / "fresh", "fresh")
+    grid = run_here(read_task(tmp_path / "fresh"), num_server_rounds=4)
+    assert metrics_of(grid, "eval_accuracy")[-1] > 0.9
