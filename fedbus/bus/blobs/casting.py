@@ -37,11 +37,16 @@ class Cast:
         """Whether a listener has not asked for the next chunk yet."""
         return self.phase is Phase.CASTING and min(self._credit.values()) <= self.position
 
+    def covers(self, place: str) -> bool:
+        """Whether *place* is sent what it asks for by this cast: by now, the chunks below `position`."""
+        return place in self._invited
+
     def invite(self, place: str, asked: range) -> bool:
         """Whether whoever asks at *place*, outside of the cast, is to listen to it instead of being answered."""
         if self.phase is not Phase.GATHERING or len(self._invited.keys() | {place}) > self._expected:
             return False
-        self._invited[place] = asked
+        if asked or place not in self._invited:  # a probe asks for nothing, and takes nothing back
+            self._invited[place] = asked
         return True
 
     def grant(self, place: str, number: int, until: int) -> bool:

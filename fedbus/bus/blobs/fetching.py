@@ -26,7 +26,7 @@ from fedbus.bus.blobs import wire
 from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
 from fedbus.bus.blobs.progress import Progress
 from fedbus.bus.blobs.sinks import Sink
-from fedbus.bus.blobs.wire import Ask
+from fedbus.bus.blobs.wire import Ask, Here
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
 
@@ -89,7 +89,7 @@ class Fetch:
         self._progress = Progress(chunks=ref.chunks)
         self._news = asyncio.Event()
         self._probe = 0
-        self._lost = False
+        self._lost_below = 0
         self._lie = ""
         self._refusal = ""
         self._trouble = SILENCE
@@ -104,7 +104,7 @@ class Fetch:
             case wire.CAST:
                 self._hear_invitation(_number(message.data))
             case wire.HERE:
-                self._hear_answer(_number(message.data))
+                self._hear_answer(Here.unpack(message.data))
             case wire.NOT_HERE:
                 self._hear_refusal(message.data[:MAX_REASON_BYTES].decode(errors="replace"))
             case "":
@@ -126,10 +126,10 @@ class Fetch:
             return
         self._news.set()
 
-    def _hear_answer(self, probe: int) -> None:
-        """What was asked before the probe has come, or never will."""
-        if probe == self._probe:
-            self._lost = True
+    def _hear_answer(self, here: Here | None) -> None:
+        """What was sent before has come, or never will."""
+        if here is not None and here.probe == self._probe:
+            self._lost_below = here.until
             self._news.set()
 
     def _hear_refusal(self, reason: str) -> None:
@@ -185,7 +185,7 @@ class Fetch:
             raise BlobUnavailable(self._ref, self._refusal)
         if self._invitation:
             await self._join_cast()
-        if self._lost:
+        if self._lost_below:
             await self._ask_for_missing()
 
     async def _took_chunks(self, sink: Sink) -> bool:
@@ -209,8 +209,8 @@ class Fetch:
             await self._ask(chunks)
 
     async def _ask_for_missing(self) -> None:
-        self._lost = False
-        for chunks in list(self._progress.missing()):
+        below, self._lost_below = self._lost_below, 0
+        for chunks in list(self._progress.missing(below)):
             await self._ask(chunks)
 
     async def _probe_again(self) -> None:

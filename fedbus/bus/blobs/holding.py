@@ -68,9 +68,14 @@ class ToOne:
             case None:
                 return None
             case Probe(number):
-                return f"{self.place}.{wire.HERE}", str(number).encode()
+                return f"{self.place}.{wire.HERE}", wire.Here(number, self._sent_until()).pack()
             case index:
                 return f"{self.place}.{index}", await self.offer.chunk(index)
+
+    def _sent_until(self) -> int:
+        """A cast is ahead of this turn or behind it; below its position all is sent."""
+        cast = self.offer.cast
+        return cast.position if cast is not None and cast.covers(self.place) else self.offer.ref.chunks
 
 
 class ToAll:

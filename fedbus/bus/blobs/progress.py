@@ -53,11 +53,12 @@ class Progress:
             self._taken += 1
         return ripe
 
-    def missing(self) -> Iterator[range]:
-        """What was asked for and has not come, as unbroken ranges."""
+    def missing(self, below: int) -> Iterator[range]:
+        """What was asked for *below* and has not come, as unbroken ranges."""
         first = None
-        for index in range(self._taken, self._asked + 1):
-            if index in self._awaited:
+        end = min(below, self._asked)
+        for index in range(self._taken, end + 1):
+            if index in self._awaited and index < end:
                 first = index if first is None else first
             elif first is not None:
                 yield range(first, index)

@@ -2,7 +2,7 @@
 
     fedbus.<fed>.blob.<holder>.ask                    Ask; the reply subject says where to put the chunks
     fedbus.<fed>.blob.<receiver>.in.<fetch>.<index>   a chunk, and nothing but its bytes
-    fedbus.<fed>.blob.<receiver>.in.<fetch>.here      all that was asked before this probe has been sent
+    fedbus.<fed>.blob.<receiver>.in.<fetch>.here      Here: what has been sent before this answer to a probe
     fedbus.<fed>.blob.<receiver>.in.<fetch>.no        why there will be nothing
     fedbus.<fed>.blob.<receiver>.in.<fetch>.cast      a cast to listen to instead
     fedbus.<fed>.blob.<holder>.cast.<cast>.<index>    a chunk for a whole cohort
@@ -36,6 +36,7 @@ NOT_HERE: Final = "no"
 CAST: Final = "cast"
 
 _ASK: Final = struct.Struct(">32sIIQI")
+_HERE: Final = struct.Struct(">II")
 
 
 @dataclass(frozen=True)
@@ -64,6 +65,22 @@ class Ask:
             return None
         digest, *numbers = _ASK.unpack(packed)
         return cls(digest.hex(), *numbers)
+
+
+@dataclass(frozen=True)
+class Here:
+    """What was asked for before the *probe* has been sent, as far as it lies below *until*."""
+
+    probe: int
+    until: int
+
+    def pack(self) -> bytes:
+        return _HERE.pack(self.probe, self.until)
+
+    @classmethod
+    def unpack(cls, packed: bytes) -> "Here | None":
+        """The Here in *packed*, or None where there is none."""
+        return cls(*_HERE.unpack(packed)) if len(packed) == _HERE.size else None
 
 
 def asks(fed: FederationId, holder: str) -> str:
