@@ -65,9 +65,16 @@ async def _connect(
     url: str, name: str, inbox: str, gone: "asyncio.Future[None]", options: dict[str, Any]
 ) -> Client:
     attempts = 0
+    client: Client | None = None
+
+    obstacle: Exception | None = None
 
     async def on_error(error: Exception) -> None:
-        log.warning("nats says", error=str(error) or type(error).__name__, name=name)
+        nonlocal obstacle
+        if client is None:
+            obstacle = error  # told once, by the exception, where it keeps us from connecting at all
+        else:
+            log.warning("nats says", error=str(error) or type(error).__name__, name=name)
 
     async def on_disconnect() -> None:
         if not gone.done():  # a goodbye of our own is no news
@@ -90,13 +97,14 @@ async def _connect(
 
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            return await nats.connect(
+            client = await nats.connect(
                 url,
                 name=name,
                 inbox_prefix=inbox,
                 connect_timeout=CONNECT_TIMEOUT_S,
                 allow_reconnect=True,
-                max_reconnect_attempts=-1,
+                max_reconnect_attempts=1,
+                reconnect_time_wait=FIRST_RECONNECT_S,
                 reconnect_to_server_handler=next_server,
                 pending_size=PENDING_BYTES,
                 drain_timeout=DRAIN_TIMEOUT_S,
@@ -107,7 +115,17 @@ async def _connect(
                 **options,
             )
     except (NatsError, NoServersError, OSError, TimeoutError) as error:
-        raise BusUnreachable(url, str(error) or f"nobody answered within {CONNECT_TIMEOUT_S} s") from None
+        raise BusUnreachable(url, _why(error, obstacle)) from None
+    # Twice at first, so that a wrong address is told at once; for ever from now on.
+    client.options["max_reconnect_attempts"] = -1
+    return client
+
+
+def _why(error: Exception, obstacle: Exception | None) -> str:
+    if isinstance(error, TimeoutError) and obstacle is None:
+        return f"nobody answered within {CONNECT_TIMEOUT_S} s"
+    cause = obstacle or error
+    return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
 async def _leave(client: Client) -> None:
