@@ -183,9 +183,12 @@ async def test_capture_tries_again_after_a_while(tmp_path: Path) -> None:
     await captured.close()
 
 
-async def test_a_writer_that_cannot_keep_up_costs_rows_and_no_memory(tmp_path: Path) -> None:
+@pytest.mark.parametrize("limit", [{"max_queued_rows": 100}, {"max_queued_bytes": 20_000}], ids=str)
+async def test_a_writer_that_cannot_keep_up_costs_rows_and_no_memory(
+    tmp_path: Path, limit: dict[str, int]
+) -> None:
     path = tmp_path / "captured.db"
-    captured = CapturedData(path, max_queued_rows=100, max_queued_bytes=10_000)
+    captured = CapturedData(path, **limit)  # type: ignore[arg-type]  # both are numbers of things
     with sqlite3.connect(path) as other:
         other.execute("BEGIN IMMEDIATE")  # the writer waits now
         taken = [captured.add(sample(), ANSWER, model_version=1) for _ in range(2000)]
