@@ -1,6 +1,5 @@
 """The one object of a process that offers and fetches blobs."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -10,6 +9,7 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.errors import BadSubscriptionError, ConnectionClosedError, ConnectionDrainingError
 
+from fedbus.bus.barrier import reached_the_broker
 from fedbus.bus.beside import beside
 from fedbus.bus.blobs import wire
 from fedbus.bus.blobs.contents import Content, Data, content_of, digest_of
@@ -45,7 +45,7 @@ class Blobs:
         blobs = cls(connection, fed, holder)
         asked = await connection.subscribe(wire.asks(fed, holder), cb=blobs._holding.hear)
         arriving = await connection.subscribe(wire.inbox(fed, holder, ">"), cb=blobs._fetching.hear)
-        await _reached_the_broker(connection)  # whoever hears of an offer from now on, finds us
+        await reached_the_broker(connection)  # whoever hears of an offer from now on, finds us
         try:
             async with beside(blobs._holding.serve(), name=f"blobs of {holder}"):
                 try:
@@ -115,12 +115,6 @@ def _check_size(ref: BlobRef) -> None:
 
 async def _digest(content: Content) -> str:
     return digest_of(content) if content.size_bytes <= INLINE_BYTES else await in_thread(digest_of, content)
-
-
-async def _reached_the_broker(connection: Client) -> None:
-    """nats-py 2.16 writes the PING of a flush ahead of what waits to be sent: only a second one comes behind it."""
-    for _ in range(2):
-        await asyncio.shield(connection.flush())
 
 
 async def _unsubscribe(*subscriptions: Subscription) -> None:
