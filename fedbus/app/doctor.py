@@ -19,7 +19,8 @@ from typing import Any, Final
 from rich.text import Text
 
 from fedbus import __version__
-from fedbus.app.embedded import EmbeddedError, is_free, nats_server_program, writable
+from fedbus.app.embedded import nats_server_program
+from fedbus.app.keeper import EmbeddedError, is_free, writable
 from fedbus.app.settings import Settings
 from fedbus.app.show import size
 from fedbus.bus.errors import BusError

@@ -4,6 +4,10 @@ Each message is one line that says what is wrong and what to do.
 """
 
 from pathlib import Path
+from typing import Final
+
+_A_DIRECTORY: Final = "make it a directory that exists, is writable and has space"
+_A_COPY: Final = "restore it from a copy, or move it away to begin anew"
 
 
 class StoreError(Exception):
@@ -13,19 +17,23 @@ class StoreError(Exception):
 class StoreUnavailable(StoreError):
     """The store does not answer, or cannot be written: try again later, and conclude nothing from it."""
 
-    def __init__(self, path: Path, reason: object) -> None:
+    def __init__(self, place: Path | str, reason: object, *, remedy: str = _A_DIRECTORY) -> None:
         why = getattr(reason, "strerror", None) or reason
-        super().__init__(
-            f"cannot use {path}: {why}; make it a directory that exists, is writable and has space"
-        )
-        self.path = path
+        super().__init__(f"cannot use {place}: {why}; {remedy}")
+        self.place = place
+
+
+class StoreDenied(StoreError):
+    """The store answers, and lets us in no further: a person has to give us the right."""
+
+    def __init__(self, place: Path | str, reason: object, *, remedy: str) -> None:
+        super().__init__(f"{place} lets us in no further: {reason}; {remedy}")
+        self.place = place
 
 
 class StoreDamaged(StoreError):
     """The store answers nonsense: a person has to look."""
 
-    def __init__(self, path: Path, reason: object) -> None:
-        super().__init__(
-            f"{path} is damaged: {reason}; restore it from a copy, or move it away to begin anew"
-        )
-        self.path = path
+    def __init__(self, place: Path | str, reason: object) -> None:
+        super().__init__(f"{place} is damaged: {reason}; {_A_COPY}")
+        self.place = place

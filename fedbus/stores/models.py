@@ -1,346 +1,56 @@
 """The model repository: artifacts named by their digest, versions written once, and a pointer to the latest.
 
-    <task>/<sha256>.safetensors    weights, immutable
-    <task>/versions/<n>.json       a manifest, written once and never changed
-    <task>/latest                  {"version": n}, moved by compare-and-set
+    open_store("/srv/models", "mnist")                                  a directory
+    open_store("s3://bucket/models?endpoint=http://host:8333", "mnist") any S3
 
-Four answers are kept apart, because a model must never be initialised anew on an error:
-
-    empty          `latest` returned None: the repository is there and holds no version
-    unavailable    StoreUnavailable: it is not there, or cannot be read or written now
-    damaged        StoreDamaged: it answers nonsense
-    missing        ArtifactMissing: a digest it does not hold
-
-The version file is where two publishers are told apart: exactly one can create it, the other
-gets VersionTaken. A publisher that dies before it has moved ``latest`` leaves a version that
-nobody points to; whoever asks for the latest next finishes that move.
-
-Every backend keeps the promises of `ModelStore`; this one is a directory, on one machine or
-shared between machines whose file system honours links and locks.
+What every backend promises stands in `models_interface`; each backend in a module of its own.
+The one for S3 is imported where it is asked for: it needs the extra ``fedbus[s3]``.
 """
 
-import asyncio
-import fcntl
-import hashlib
-import json
-import os
-import tempfile
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Final, ParamSpec, Protocol, TypeVar
-
-from pydantic import ValidationError
 
 from fedbus.contracts.identifiers import TaskId, task_id
-from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreError, StoreUnavailable
+from fedbus.stores.models_directory import DirectoryModelStore
+from fedbus.stores.models_interface import (
+    ArtifactMissing,
+    DigestMismatch,
+    ModelStore,
+    UnknownStore,
+    VersionSkipped,
+    VersionTaken,
+)
 
-Buffer = bytes | bytearray | memoryview
-
-_PIECE_BYTES: Final = 1024 * 1024
-_ABANDONED_S: Final = 3600.0
-_MARK: Final = "fedbus-models.json"
-
-P = ParamSpec("P")
-T = TypeVar("T")
-
-
-class UnknownStore(StoreError):
-    """A URL of a kind that no backend here understands."""
-
-
-class ArtifactMissing(StoreError):
-    """The repository does not hold this artifact."""
-
-    def __init__(self, sha256: str) -> None:
-        super().__init__(f"the model repository holds no artifact {sha256}: put it there first")
-        self.sha256 = sha256
+__all__ = [
+    "ArtifactMissing",
+    "DigestMismatch",
+    "DirectoryModelStore",
+    "ModelStore",
+    "UnknownStore",
+    "VersionSkipped",
+    "VersionTaken",
+    "open_store",
+]
 
 
-class DigestMismatch(StoreError):
-    """The bytes are not those that were announced."""
+def open_store(url: str, task: str, *, patience_s: float | None = None) -> ModelStore:
+    """The model repository at *url*. It is not touched yet, nor made: see `ModelStore.prepare`.
 
-    def __init__(self, expected: str, actual: str) -> None:
-        super().__init__(f"the bytes have digest {actual}, not {expected}: fetch them again")
-        self.expected = expected
-        self.actual = actual
-
-
-class VersionTaken(StoreError):
-    """Somebody has published this version, or a later one, before. Read `latest` again."""
-
-    def __init__(self, version: int, latest: int) -> None:
-        super().__init__(f"version {version} is taken, the latest is {latest}: read it and decide again")
-        self.version = version
-        self.latest = latest
-
-
-class VersionSkipped(StoreError):
-    """Versions count up one by one."""
-
-    def __init__(self, version: int, latest: int) -> None:
-        super().__init__(f"version {version} cannot follow version {latest}: publish {latest + 1}")
-        self.version = version
-        self.latest = latest
-
-
-class ModelStore(Protocol):
-    """What every backend does, for the models of one task."""
-
-    @property
-    def url(self) -> str:
-        """Where it is, for `open_store` in another process."""
-
-    async def prepare(self) -> None:
-        """Make the repository where there is none. For whoever sets it up, not for whoever uses it."""
-
-    async def put(self, source: Path | Buffer, sha256: str) -> None:
-        """Keep an artifact; when this returns, it is whole and on disk. Twice is fine."""
-
-    async def path_of(self, sha256: str) -> Path:
-        """A local file with this artifact, to be read and never written."""
-
-    async def publish(self, manifest: Manifest) -> Manifest:
-        """Make *manifest* the latest version. Its artifact must be here. The same manifest twice is fine."""
-
-    async def latest(self) -> Manifest | None:
-        """The manifest of the latest version; None where nothing was ever published."""
-
-    async def versions(self) -> list[Manifest]:
-        """All versions, oldest first."""
-
-
-def open_store(url: str, task: str) -> ModelStore:
-    """The model repository at *url*: a directory. It is not touched yet, nor made: see `ModelStore.prepare`."""
+    *patience_s*: how long to wait for one that is afar and does not answer, in the place of what is usual.
+    """
     scheme, found, _ = url.partition("://")
-    if found:
-        raise UnknownStore(f"{scheme!r} is no kind of model repository that is known here: give a directory")
-    return DirectoryModelStore(Path(url), task_id(task))
+    if not found:
+        return DirectoryModelStore(Path(url), task_id(task))
+    if scheme == "s3":
+        return _in_a_bucket(url, task_id(task), patience_s)
+    raise UnknownStore(
+        f"{scheme!r} is no kind of model repository that is known here: give a directory, or s3://bucket/prefix"
+    )
 
 
-class DirectoryModelStore:
-    """The models of *task* in the directory *root*."""
-
-    def __init__(self, root: Path, task: TaskId) -> None:
-        self.url = str(root)
-        self._home = root / task
-        self._versions = self._home / "versions"
-        self._pointer = self._home / "latest"
-
-    async def prepare(self) -> None:
-        await self._in_thread(self._prepare)
-
-    async def put(self, source: Path | Buffer, sha256: str) -> None:
-        await self._in_thread(self._put, source, sha256)
-
-    async def path_of(self, sha256: str) -> Path:
-        return await self._in_thread(self._path_of, sha256)
-
-    async def publish(self, manifest: Manifest) -> Manifest:
-        return await self._in_thread(self._publish, manifest)
-
-    async def latest(self) -> Manifest | None:
-        return await self._in_thread(self._latest)
-
-    async def versions(self) -> list[Manifest]:
-        return await self._in_thread(lambda: [self._manifest(n) for n in self._numbers()])
-
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
-        def translated() -> T:
-            try:
-                return work(*args, **kwargs)
-            except OSError as error:
-                raise StoreUnavailable(Path(error.filename or self._home), error) from error
-
-        return await asyncio.to_thread(translated)
-
-    def _prepare(self) -> None:
-        self._versions.mkdir(parents=True, exist_ok=True)
-        for abandoned in self._home.glob(".*.part"):
-            if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
-                abandoned.unlink(missing_ok=True)
-        mark = self._home / _MARK
-        if not mark.exists():
-            with _written(self._home, b'{"layout": 1}\n') as part:
-                part.replace(mark)
-            _sync_directory(self._home)
-
-    def _assert_there(self) -> None:
-        # a volume that is not mounted looks like an empty directory: only the mark says that it is ours
-        if not (self._home / _MARK).is_file():
-            raise StoreUnavailable(self._home, "there is no model repository, or its volume is not mounted")
-
-    def _put(self, source: Path | Buffer, sha256: str) -> None:
-        self._assert_there()
-        with _copied(source, sha256, into=self._home) as part:
-            part.replace(self._artifact(sha256))
-        _sync_directory(self._home)
-
-    def _path_of(self, sha256: str) -> Path:
-        self._assert_there()
-        path = self._artifact(sha256)
-        if not path.is_file():
-            raise ArtifactMissing(sha256)
-        return path
-
-    def _artifact(self, sha256: str) -> Path:
-        return self._home / f"{sha256}.safetensors"
-
-    def _publish(self, manifest: Manifest) -> Manifest:
-        self._check_artifact(manifest)
-        with self._alone():
-            latest = self._settled()
-            if manifest.version > latest + 1:
-                raise VersionSkipped(manifest.version, latest)
-            if manifest.version <= latest:
-                return self._same(manifest, latest)
-            self._write_once(manifest)
-            self._point_to(manifest.version)
-        return manifest
-
-    def _check_artifact(self, manifest: Manifest) -> None:
-        path = self._path_of(manifest.sha256)
-        if (size := path.stat().st_size) != manifest.size_bytes:
-            raise StoreDamaged(path, f"it has {size} bytes and not {manifest.size_bytes}")
-
-    def _same(self, manifest: Manifest, latest: int) -> Manifest:
-        if self._manifest(manifest.version) != manifest:
-            raise VersionTaken(manifest.version, latest)
-        return manifest
-
-    def _write_once(self, manifest: Manifest) -> None:
-        with _written(self._home, manifest.model_dump_json(indent=2).encode() + b"\n") as part:
-            try:
-                os.link(part, self._version_file(manifest.version))  # like O_EXCL, and whole at once
-            except FileExistsError:  # where the file system does not honour locks
-                raise VersionTaken(manifest.version, manifest.version) from None
-        _sync_directory(self._versions)
-
-    def _point_to(self, version: int) -> None:
-        with _written(self._home, json.dumps({"version": version}).encode() + b"\n") as part:
-            part.replace(self._pointer)
-        _sync_directory(self._home)
-
-    def _latest(self) -> Manifest | None:
-        number = self._latest_number()
-        if self._version_file(number + 1).exists():
-            with self._alone():
-                number = self._settled()
-        return self._manifest(number) if number else None
-
-    def _settled(self) -> int:
-        """The latest version, after finishing what a publisher has left when it died; 0 where there is none."""
-        pointer = number = self._latest_number()
-        while self._version_file(number + 1).exists():
-            number += 1
-        if number != pointer:
-            self._point_to(number)
-        return number
-
-    def _latest_number(self) -> int:
-        """What the pointer says; 0 where nothing was ever published."""
-        number = self._pointer_to()
-        if number is None and self._numbers() not in ([], [1]):
-            raise StoreDamaged(self._pointer, "it is gone, but there are versions")
-        return number or 0
-
-    def _pointer_to(self) -> int | None:
-        self._assert_there()
-        try:
-            number = json.loads(self._pointer.read_text())["version"]
-        except FileNotFoundError:
-            return None
-        except (ValueError, KeyError, TypeError) as error:
-            raise StoreDamaged(self._pointer, f"it does not name a version ({error})") from error
-        if type(number) is not int or number < 1:
-            raise StoreDamaged(self._pointer, f"it names version {number!r}")
-        return number
-
-    def _version_file(self, version: int) -> Path:
-        return self._versions / f"{version}.json"
-
-    def _manifest(self, version: int) -> Manifest:
-        path = self._version_file(version)
-        try:
-            manifest = Manifest.model_validate_json(path.read_bytes())
-        except FileNotFoundError as error:
-            raise StoreDamaged(path, "it is the latest version, and is not there") from error
-        except ValidationError as error:
-            raise StoreDamaged(path, error.errors()[0]["msg"]) from error
-        if manifest.version != version:
-            raise StoreDamaged(path, f"it says that it is version {manifest.version}")
-        return manifest
-
-    def _numbers(self) -> list[int]:
-        self._assert_there()
-        return sorted(int(path.stem) for path in self._versions.glob("*.json") if path.stem.isdecimal())
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process moves the pointer meanwhile."""
-        with (self._home / ".lock").open("a") as lock:
-            fcntl.flock(lock, fcntl.LOCK_EX)
-            yield
-
-
-@contextmanager
-def _written(directory: Path, content: bytes) -> Iterator[Path]:
-    """A file in *directory* with *content*, on disk, that goes away unless it is renamed."""
-    with _part(directory) as (descriptor, path):
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            _sync(file.fileno(), file.flush)
-        yield path
-
-
-@contextmanager
-def _copied(source: Path | Buffer, sha256: str, *, into: Path) -> Iterator[Path]:
-    """A copy of *source* on disk, if it has the digest *sha256*."""
-    digest = hashlib.sha256()
-    with _part(into) as (descriptor, path):
-        with os.fdopen(descriptor, "wb") as file:
-            for piece in _pieces(source):
-                digest.update(piece)
-                file.write(piece)
-            if digest.hexdigest() != sha256:
-                raise DigestMismatch(sha256, digest.hexdigest())
-            _sync(file.fileno(), file.flush)
-        yield path
-
-
-@contextmanager
-def _part(directory: Path) -> Iterator[tuple[int, Path]]:
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=directory)
-    os.fchmod(descriptor, 0o644)
-    path = Path(name)
+def _in_a_bucket(url: str, task: TaskId, patience_s: float | None) -> ModelStore:
     try:
-        yield descriptor, path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def _pieces(source: Path | Buffer) -> Iterator[Buffer]:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
-        return
-    view = memoryview(source).cast("B")
-    for start in range(0, len(view), _PIECE_BYTES):
-        yield view[start : start + _PIECE_BYTES]
-
-
-def _sync(descriptor: int, flush: Callable[[], None]) -> None:
-    flush()
-    os.fsync(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    """A rename is on disk only when its directory is."""
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        from fedbus.stores.models_s3 import S3ModelStore  # noqa: PLC0415 (needs the extra, and a second)
+        from fedbus.stores.s3 import Address  # noqa: PLC0415
+    except ModuleNotFoundError as error:
+        raise UnknownStore(f"a repository in S3 needs {error.name}: pip install 'fedbus[s3]'") from None
+    return S3ModelStore(Address.parse(url), task, patience_s=patience_s)

@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from fedbus.app.edge import _CODES, MEANINGS, Exit, Failure, told
-from fedbus.app.embedded import PortTaken
+from fedbus.app.keeper import PortTaken
 from fedbus.bus.errors import BusUnreachable, NoAnswer, RequestRefused
 from fedbus.contracts.identifiers import BadId
 

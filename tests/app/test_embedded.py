@@ -14,17 +14,9 @@ import pytest
 from support import eventually
 
 from fedbus.agents.child import ChildProcess
-from fedbus.app import embedded, tether
-from fedbus.app.embedded import (
-    AlreadyRunning,
-    EmbeddedNats,
-    NatsKeepsDying,
-    NatsMissing,
-    NatsNotReady,
-    NotWritable,
-    PortTaken,
-    embedded_nats,
-)
+from fedbus.app import keeper, tether
+from fedbus.app.embedded import EmbeddedNats, NatsMissing, embedded_nats
+from fedbus.app.keeper import AlreadyRunning, KeepsDying, NotReady, NotWritable, PortTaken
 
 
 async def test_it_answers_with_jetstream_and_the_limits_that_blobs_need(tmp_path: Path) -> None:
@@ -77,14 +69,14 @@ async def test_a_killed_server_is_started_again_on_its_port(tmp_path: Path) -> N
 async def test_a_server_that_keeps_dying_ends_the_block_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(embedded, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(keeper, "FIRST_PAUSE_S", 0.001)
 
     async def kill_whenever_it_lives(server: EmbeddedNats) -> None:
         for starts in range(1, 10):
             await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]
             os.kill(server.pid, signal.SIGKILL)
 
-    with pytest.raises(NatsKeepsDying, match=r"died 5 times in a row.*Its log .* ends: "):
+    with pytest.raises(KeepsDying, match=r"died 5 times in a row.*Its log .* ends: "):
         async with embedded_nats(tmp_path) as server:
             await kill_whenever_it_lives(server)
 
@@ -162,7 +154,7 @@ async def test_a_missing_program_is_said_with_how_to_get_it(
 async def test_a_store_it_cannot_use_is_told_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "jetstream").write_text("a file where its store should be")
     with pytest.raises(
-        NatsNotReady, match=r"nats-server ended with code 1\. Its log .*storage directory is not a directory"
+        NotReady, match=r"nats-server ended with code 1\. Its log .*storage directory is not a directory"
     ):
         async with embedded_nats(tmp_path):
             pytest.fail("it started")

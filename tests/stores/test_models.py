@@ -44,10 +44,11 @@ def manifest(version: int, content: bytes = WEIGHTS, run: str | None = None) -> 
     )
 
 
-@pytest.fixture(params=["directory"])
+@pytest.fixture(params=["directory", "s3"])
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
     """An empty repository of each kind."""
-    store = {"directory": lambda: open_store(str(tmp_path / "models"), "mnist")}[request.param]()
+    url: str = request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "models")
+    store = open_store(url, "mnist")
     await store.prepare()
     return store
 
@@ -172,6 +173,22 @@ async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(s
     latest = await store.latest()
     assert latest is not None
     assert latest.run == f"run-{said.index(b'published')}"
+
+
+async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(store: ModelStore) -> None:
+    unprepared = open_store(store.url, "unprepared")
+    for attempt in (unprepared.latest, unprepared.versions):
+        with pytest.raises(StoreUnavailable, match="no model repository"):
+            await attempt()
+    with pytest.raises(StoreUnavailable):
+        await unprepared.put(WEIGHTS, digest(WEIGHTS))
+
+
+async def test_what_is_whole_is_verified(store: ModelStore) -> None:
+    await holding(store)
+    await store.verify(digest(WEIGHTS))
+    with pytest.raises(ArtifactMissing):
+        await store.verify(digest(b"never stored"))
 
 
 async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:

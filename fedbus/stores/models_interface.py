@@ -1,0 +1,87 @@
+"""What every backend of the model repository promises, and the errors that tell its answers apart.
+
+Four answers are kept apart, because a model must never be initialised anew on an error:
+
+    empty          `ModelStore.latest` returned None: the repository is there and holds no version
+    unavailable    StoreUnavailable: it is not there, or cannot be read or written now
+    denied         StoreDenied: it is there, and not for us
+    damaged        StoreDamaged: it answers nonsense
+
+and beside them *missing*, ArtifactMissing: a digest that it does not hold.
+"""
+
+from pathlib import Path
+from typing import Protocol
+
+from fedbus.contracts.model import Manifest
+from fedbus.stores.errors import StoreError
+
+Buffer = bytes | bytearray | memoryview
+
+
+class UnknownStore(StoreError):
+    """A URL of a kind that no backend here understands."""
+
+
+class ArtifactMissing(StoreError):
+    """The repository does not hold this artifact."""
+
+    def __init__(self, sha256: str) -> None:
+        super().__init__(f"the model repository holds no artifact {sha256}: put it there first")
+        self.sha256 = sha256
+
+
+class DigestMismatch(StoreError):
+    """The bytes are not those that were announced."""
+
+    def __init__(self, expected: str, actual: str) -> None:
+        super().__init__(f"the bytes have digest {actual}, not {expected}: fetch them again")
+        self.expected = expected
+        self.actual = actual
+
+
+class VersionTaken(StoreError):
+    """Somebody has published this version, or a later one, before. Read `latest` again."""
+
+    def __init__(self, version: int, latest: int) -> None:
+        super().__init__(f"version {version} is taken, the latest is {latest}: read it and decide again")
+        self.version = version
+        self.latest = latest
+
+
+class VersionSkipped(StoreError):
+    """Versions count up one by one."""
+
+    def __init__(self, version: int, latest: int) -> None:
+        super().__init__(f"version {version} cannot follow version {latest}: publish {latest + 1}")
+        self.version = version
+        self.latest = latest
+
+
+class ModelStore(Protocol):
+    """What every backend does, for the models of one task."""
+
+    @property
+    def url(self) -> str:
+        """Where it is, for `open_store` in another process."""
+
+    async def prepare(self) -> None:
+        """Make the repository where there is none. For whoever sets it up, not for whoever uses it."""
+
+    async def put(self, source: Path | Buffer, sha256: str) -> None:
+        """Keep an artifact; when this returns, it is whole and on disk. Twice is fine."""
+
+    async def path_of(self, sha256: str) -> Path:
+        """A local file with this artifact, to be read and never written."""
+
+    async def publish(self, manifest: Manifest) -> Manifest:
+        """Make *manifest* the latest version. Its artifact must be here. The same manifest twice is fine."""
+
+    async def latest(self) -> Manifest | None:
+        """The manifest of the latest version; None where nothing was ever published."""
+
+    async def versions(self) -> list[Manifest]:
+        """All versions, oldest first."""
+
+    async def verify(self, sha256: str) -> None:
+        """Read an artifact where it is kept, not a copy of it; raises StoreDamaged, ArtifactMissing."""

@@ -1,0 +1,35 @@
+"""What the tests of stores share: one SeaweedFS, with a place of its own for each test."""
+
+import uuid
+from collections.abc import Iterator
+
+import pytest
+from support.seaweed import seaweed
+
+from fedbus.app.embedded_s3 import EmbeddedS3
+
+
+@pytest.fixture(scope="session")
+def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
+        yield s3
+
+
+@pytest.fixture
+def s3(
+    s3_server: EmbeddedS3, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> EmbeddedS3:
+    """The S3, with its key in the environment and a cache of the test's own."""
+    for name in ("AWS_ACCESS_KEY_ID", "AWS_SECRET_ACCESS_KEY", "AWS_SESSION_TOKEN", "AWS_PROFILE"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    monkeypatch.setenv("FEDBUS_HOME", str(tmp_path_factory.mktemp("home")))
+    for name, value in s3_server.environment.items():
+        monkeypatch.setenv(name, value)
+    return s3_server
+
+
+@pytest.fixture
+def s3_url(s3: EmbeddedS3) -> str:
+    """A place in it where nothing is."""
+    return s3.store_url.replace("/models?", f"/{uuid.uuid4().hex}?")

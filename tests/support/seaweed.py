@@ -1,0 +1,119 @@
+"""A real S3 in a thread of its own, so that tests of any loop may use it; and a way to it that may be broken."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
+
+from fedbus.app.embedded_s3 import EmbeddedS3, embedded_s3
+
+
+@contextmanager
+def seaweed(directory: Path) -> Iterator[EmbeddedS3]:
+    """A SeaweedFS for as long as the block runs."""
+    up = threading.Event()
+    found: list[EmbeddedS3] = []
+    ends: list[Callable[[], object]] = []
+
+    async def serve() -> None:
+        stop, loop = asyncio.Event(), asyncio.get_running_loop()
+        try:
+            async with embedded_s3(directory) as s3:
+                found.append(s3)
+                ends.append(lambda: loop.call_soon_threadsafe(stop.set))
+                up.set()
+                await stop.wait()
+        finally:
+            up.set()
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), name="seaweed")
+    thread.start()
+    up.wait()
+    try:
+        yield found[0]
+    finally:
+        for end in ends:
+            end()
+        thread.join()
+
+
+class Road:
+    """A TCP proxy to a server. What happens on it is said by its attributes."""
+
+    def __init__(self, to_port: int) -> None:
+        self._to = to_port
+        self._open: set[asyncio.StreamWriter] = set()
+        self.port = 0
+        self.closed = False
+        """Connections are broken, and no new ones are let through."""
+        self.cut_answers_after: list[int] = []
+        """The answers of the next connections end after so many bytes, one number each."""
+        self.change_requests: Callable[[bytes], bytes] = lambda piece: piece
+        self.pause_s = 0.0
+        """Before each piece of an answer."""
+        self.answered_bytes = 0
+        self.requested = bytearray()
+
+    def close(self) -> None:
+        self.closed = True
+        for writer in list(self._open):
+            writer.transport.abort()
+
+    def reopen(self) -> None:
+        self.closed = False
+
+    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.closed:
+            writer.transport.abort()
+            return
+        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        self._open |= {writer, back}
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._forward(reader, back))
+                group.create_task(self._answer(there, writer))
+        except* (ConnectionError, OSError):
+            pass
+        finally:
+            self._open -= {writer, back}
+            for one in (writer, back):
+                one.transport.abort()
+
+    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while piece := await reader.read(65536):
+            changed = self.change_requests(piece)
+            self.requested += changed[:2048]
+            writer.write(changed)
+            await writer.drain()
+        writer.write_eof()
+
+    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        left: int | None = None
+        while piece := await reader.read(65536):
+            if self.pause_s:
+                await asyncio.sleep(self.pause_s)
+            if left is None and self.cut_answers_after and len(piece) > 4096:
+                left = self.cut_answers_after.pop(0)
+            if left is not None:
+                piece, left = piece[:left], left - len(piece)
+            self.answered_bytes += len(piece)
+            writer.write(piece)
+            await writer.drain()
+            if left is not None and left <= 0:
+                raise ConnectionAbortedError
+        writer.write_eof()
+
+
+@asynccontextmanager
+async def road(to_port: int) -> AsyncIterator[Road]:
+    """A way to *to_port* of this machine, on a port of its own."""
+    proxy = Road(to_port)
+    server = await asyncio.start_server(proxy._pass, "127.0.0.1", 0)
+    proxy.port = server.sockets[0].getsockname()[1]
+    try:
+        yield proxy
+    finally:
+        server.close()
+        proxy.close()
+        await server.wait_closed()
