@@ -112,16 +112,20 @@ class TrainerProcess:
         try:
             with self._phase("download", message):
                 data = await received(message.content, self._bus.blobs, timeout_s=self._order.plan.round_s)
-                content = await asyncio.to_thread(records.decode, data)
+            answer, parcel = await asyncio.to_thread(self._trained, message, data)
         except (BlobUnavailable, BlobCorrupt, UnreadableRecords) as error:
             log.warning("the message could not be fetched", run=message.run, reason=str(error))
             await self._bus.publish(undelivered(message, str(error)).event(None))
             return
-        with self._phase(message.message_type, message):
-            node_config = await asyncio.to_thread(self._node_config, message)
-            answer = await asyncio.to_thread(self._host.handle, message, content, node_config=node_config)
         with self._phase("upload", message):
-            await self._bus.publish(await self._packed(answer))
+            await self._bus.publish(await self._posted(answer, parcel))
+
+    def _trained(self, message: RoundMessage, data: bytes | memoryview) -> tuple[Answer, Parcel | None]:
+        """All that blocks, in one go: each change of threads costs a small round more than its work."""
+        content = records.decode(data)
+        with self._phase(message.message_type, message):
+            answer = self._host.handle(message, content, node_config=self._node_config(message))
+        return answer, None if answer.content is None else Parcel.of(records.encode(answer.content))
 
     def _node_config(self, message: RoundMessage) -> dict[str, Scalar]:
         """The device's own configuration, with what it has captured and knows the truth of by now."""
@@ -136,11 +140,9 @@ class TrainerProcess:
                 log.warning("trained without captured data", reason=str(error))
         return config
 
-    async def _packed(self, answer: Answer) -> RoundReply:
-        reply = answer.content
-        if reply is None:
+    async def _posted(self, answer: Answer, parcel: Parcel | None) -> RoundReply:
+        if parcel is None:
             return answer.event(None)
-        parcel = await asyncio.to_thread(lambda: Parcel.of(records.encode(reply)))
         content, offer = await parcel.post(self._bus.blobs, receivers=1)
         if offer is not None:
             self._keep(offer)
