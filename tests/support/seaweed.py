@@ -49,7 +49,8 @@ class Road:
         """Connections are broken, and no new ones are let through."""
         self.cut_answers_after: list[int] = []
         """The answers of the next connections end after so many bytes, one number each."""
-        self.change_requests: Callable[[bytes], bytes] = lambda piece: piece
+        self.closes_at: bytes | None = None
+        """A request with these bytes in it closes the road."""
         self.pause_s = 0.0
         """Before each piece of an answer."""
         self.answered_bytes = 0
@@ -82,9 +83,10 @@ class Road:
 
     async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(65536):
-            changed = self.change_requests(piece)
-            self.requested += changed[:2048]
-            writer.write(changed)
+            if self.closes_at is not None and self.closes_at in piece:
+                self.close()
+            self.requested += piece[:2048]
+            writer.write(piece)
             await writer.drain()
         writer.write_eof()
 
