@@ -11,6 +11,7 @@ from pathlib import Path
 from fedbus.agents.launch import InitOrder, order_of_this_process
 from fedbus.contracts.model import Artifact
 from fedbus.learning import apps, weights
+from fedbus.stores.errors import StoreError
 from fedbus.stores.models import open_store
 
 
@@ -21,10 +22,10 @@ async def main(_: asyncio.Event) -> int:
         path = Path(directory) / "first.safetensors"
         try:
             artifact = await asyncio.to_thread(_build, order, path)
-        except apps.BadTask as error:
+            await store.put(path, artifact.sha256)
+        except (apps.BadTask, StoreError) as error:
             print(error, file=sys.stderr)
             return 1
-        await store.put(path, artifact.sha256)
     print(artifact.model_dump_json(), flush=True)
     return 0
 
