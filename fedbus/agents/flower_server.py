@@ -20,14 +20,19 @@ from fedbus.bus.bus import Bus, Handler
 from fedbus.contracts.message import Body, Refused, Request
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
+    FindServer,
     InitModel,
     ModelInitialised,
+    ServerFacts,
+    ServerFound,
     ServerLost,
     ServerStarting,
+    ServerState,
     ServerStopped,
     StartServer,
     StopServer,
 )
+from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore
 
 GRID = "flower-server-grid"
@@ -60,9 +65,12 @@ class FlowerServer:
             InitModel: self._init_model,
             StartServer: self._start,
             StopServer: self._stop,
+            FindServer: self._find,
         }
+        await self._bus.make_streams()
         async with asyncio.TaskGroup() as self._group:
             async with self._bus.serve(answers, task=self._order.task.id, version=__version__):
+                await self._tell_of_the_one_before()
                 self.ready.set()
                 await stop.wait()
             await self._end_running()
@@ -83,12 +91,16 @@ class FlowerServer:
     async def _start(self, request: StartServer) -> Body:
         await self._end_running()  # who opens a run is done with the one before
         await self._bus.forget(GRID, task=self._order.task.id)  # what was said to an earlier run's server
+        try:
+            initial = await self._models.path_of(request.artifact.sha256)
+        except StoreError as error:
+            return Refused(reason=str(error))
         order = ServerOrder(
             **dict(self._order),
             run=request.run,
             plan=request.plan,
             first_round=request.first_round,
-            initial=str(await self._models.path_of(request.artifact.sha256)),
+            initial=str(initial),
             store=self._models.url,
         )
         stop = asyncio.Event()
@@ -100,6 +112,22 @@ class FlowerServer:
         if self._running is not None and self._running.run == request.run:
             await self._end_running()
         return ServerStopped()
+
+    async def _find(self, request: FindServer) -> Body:
+        running = self._running
+        up = running is not None and running.run == request.run and not running.watch.done()
+        if request.say_so and not up:
+            await self._tell_lost(request.run, "the Flower server is gone")
+        return ServerFound(up=up)
+
+    async def _tell_of_the_one_before(self) -> None:
+        """A Flower server that ran when we ended has ended with us, and nobody has said so."""
+        for server in await self._bus.states("server", self._order.task.id):
+            facts = server.facts
+            if server.target in (ServerState.RECRUITING, ServerState.TRAINING):
+                assert isinstance(facts, ServerFacts)
+                assert facts.run is not None
+                await self._tell_lost(facts.run, "the flower-server agent was restarted")
 
     async def _end_running(self) -> None:
         if self._running is not None:

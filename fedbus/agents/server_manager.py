@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -37,6 +38,7 @@ from fedbus.contracts.server import (
     CodePublished,
     Enroll,
     Enrolled,
+    FindServer,
     GetServerInfo,
     HealthCheck,
     HealthStatus,
@@ -50,6 +52,7 @@ from fedbus.contracts.server import (
     RunOpened,
     ServerClosed,
     ServerFacts,
+    ServerFound,
     ServerInfo,
     ServerLost,
     ServerStarted,
@@ -60,8 +63,8 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.task import Task
 from fedbus.domain.recovery import GiveUp, after_server_lost
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
-from fedbus.stores.models import ModelStore, VersionTaken
+from fedbus.stores.errors import StoreError, StoreUnavailable
+from fedbus.stores.models import ModelStore
 
 PUBLISH_S = 120.0
 """How long a finished run's model may wait for the model repository before it is given up."""
@@ -90,17 +93,18 @@ class ServerManager:
     async def run(self, stop: asyncio.Event) -> None:
         """Be the server until *stop* is set. What is under way then is taken up by the next manager."""
         await self._bus.make_streams()
-        await self._models.prepare()
         async with (
             Lives.open(self._bus) as lives,
             Timers.running() as self._timers,
             self._bus.listen("server-manager", task=self._task.id) as inbox,
         ):
             self._life = await lives.of(SERVER, ServerFacts(task=self._task.id))
-            async with self._bus.serve(self._answers, task=self._task.id, version=__version__):
-                await until(stop, self._live(inbox))
-        if self._offer:
-            self._offer.release()
+            try:
+                async with self._bus.serve(self._answers, task=self._task.id, version=__version__):
+                    await until(stop, self._live(inbox))
+            finally:
+                if self._offer:
+                    self._offer.release()
 
     async def _live(self, inbox: AsyncIterator[Any]) -> None:
         async with self._turn:
@@ -115,31 +119,51 @@ class ServerManager:
         """Go on from where the log says the server stands."""
         if not self._life.born:
             await self._life.bear("started")
+        found_waiting = self._life.state is ServerState.WAITING
         match self._life.state:
             case ServerState.MODEL_INIT:
                 await self._init_model()
-            case ServerState.RECRUITING:
-                await self._end_run(
-                    "run_failed", "failed", "the server was restarted while it was recruiting"
-                )
-            case ServerState.TRAINING:
-                await self._recover("the server was restarted")
+            case ServerState.RECRUITING | ServerState.TRAINING:
+                await self._go_on_with_the_run()
             case ServerState.PUBLISHING:
                 await self._publish()
             case ServerState.WAITING:
                 pass
-        await self._offer_model()
+        if self._offer is None:
+            await self._offer_model()
+        if found_waiting and self._facts.run is not None:
+            await self._tell_the_end()
         if self._facts.code_version != self._task.code_version:
             self._life.facts = self._facts.model_copy(update={"code_version": self._task.code_version})
         await self._bus.publish(CodePublished(task=self._task.id, code_version=self._task.code_version))
+
+    async def _go_on_with_the_run(self) -> None:
+        """Count again who had joined. Whether the Flower server is there, we hear behind all that it said."""
+        assert self._facts.run is not None
+        self._joined = dict.fromkeys(self._facts.cohort)
+        for joined in await self._bus.said_last(Joined, task=self._task.id):
+            if isinstance(joined, Joined) and joined.run == self._facts.run:
+                await self._client_joined(joined)
+        if self._life.state is ServerState.RECRUITING:
+            assert self._facts.recruit_until is not None
+            self._timers.at(RECRUITING, self._facts.recruit_until, self._recruiting_expired)
+        await self._find_server(say_so=True)
+
+    async def _tell_the_end(self) -> None:
+        """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed."""
+        outcomes: dict[str, Outcome] = {"version_published": "finished", "run_cancelled": "cancelled"}
+        if self._life.event == "version_published":
+            await self._tell_the_version()
+        await self._close(outcomes.get(self._life.event, "failed"), self._life.reason)
 
     async def _init_model(self) -> None:
         """Take up the newest version, or make the first one where the repository is known to be empty."""
         attempt, reason = 0, ""
         while True:
             try:
+                await self._models.prepare()
                 latest = await self._models.latest() or await self._first_version()
-            except (StoreUnavailable, StoreDamaged, VersionTaken, RequestRefused) as error:
+            except (StoreError, RequestRefused) as error:
                 # Never initialise on an error: the repository may hold a model that we cannot see.
                 if attempt == 0 or str(error) != reason:  # once for each reason: the log is no heartbeat
                     reason = str(error)
@@ -185,6 +209,9 @@ class ServerManager:
 
     async def _open_run(self, request: OpenRun) -> Body:
         async with self._turn:
+            if request.run == self._facts.run:  # asked for again by who did not hear our answer
+                assert self._facts.recruit_until is not None
+                return RunOpened(recruit_until=self._facts.recruit_until)
             if self._life.state is not ServerState.WAITING:
                 return Refused(
                     reason=f"the server of {self._task.id} is {self._life.state} with {self._facts.run}"
@@ -243,6 +270,17 @@ class ServerManager:
             return f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
         return None
 
+    async def _find_server(self, *, say_so: bool = False) -> bool:
+        """Whether the run's Flower server is there, whatever was said of it."""
+        assert self._facts.run is not None
+        request = FindServer(task=self._task.id, run=self._facts.run, say_so=say_so)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                found: ServerFound = await ask_until_answered(self._bus, request)
+        except (RequestRefused, TimeoutError):
+            return False
+        return found.up
+
     async def _stop_server(self) -> None:
         assert self._facts.run is not None
         try:
@@ -269,16 +307,14 @@ class ServerManager:
                     await self._run_finished(message)
                 case RunFailed() if self._life.allows("run_failed"):
                     await self._end_run("run_failed", "failed", message.reason)
-                case ServerLost() if self._life.state is ServerState.TRAINING:
-                    await self._recover(message.reason)
-                case ServerLost() if self._life.state is ServerState.RECRUITING:
-                    await self._end_run("run_failed", "failed", message.reason)
+                case ServerLost() if self._invitation() is not None:
+                    await self._server_lost(message.reason)
                 case _:
                     log.debug("too late", word=message.word, state=str(self._life.state))
 
     async def _server_started(self) -> None:
         if self._life.state is ServerState.TRAINING:
-            await self._life.move("server_recovered")
+            await self._life.move("server_recovered", cohort=self._everyone())
             await self._begin_training()
         elif (invitation := self._invitation()) is not None:
             await self._bus.publish(invitation)
@@ -314,15 +350,27 @@ class ServerManager:
 
     async def _round_finished(self, message: RoundFinished) -> None:
         if self._life.state is ServerState.TRAINING:
-            cohort = tuple(dict.fromkeys((*self._facts.cohort, *self._joined)))
             checkpoint = message.checkpoint or self._facts.checkpoint
             await self._life.move(
                 "round_finished",
                 round=message.round,
                 last=message.result,
                 checkpoint=checkpoint,
-                cohort=cohort,
+                cohort=self._everyone(),
             )
+
+    def _everyone(self) -> tuple[str, ...]:
+        """Who began the run, and who has joined it since."""
+        return tuple(dict.fromkeys((*self._facts.cohort, *self._joined)))
+
+    async def _server_lost(self, reason: str) -> None:
+        """So it was said. It may be up again by now: when we and its agent come back, both look for it."""
+        if await self._find_server():
+            return
+        if self._life.state is ServerState.TRAINING:
+            await self._recover(reason)
+        else:
+            await self._end_run("run_failed", "failed", f"{reason}, while the server was recruiting")
 
     async def _recover(self, reason: str) -> None:
         """The Flower server is gone: start another from the last round that was kept, or give the run up."""
@@ -350,18 +398,23 @@ class ServerManager:
         try:
             async with asyncio.timeout(PUBLISH_S):
                 manifest = await self._publish_version()
-        except (TimeoutError, StoreDamaged, VersionTaken) as error:
+        except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
             await self._end_run("version_refused", "failed", reason)
             return
-        run = self._facts.run
         await self._life.move("version_published", model=manifest.ref)
         await self._offer_model()
+        await self._tell_the_version()
+        await self._close("finished")
+
+    async def _tell_the_version(self) -> None:
+        assert self._facts.model is not None
         assert self._offer is not None
         await self._bus.publish(
-            ModelPublished(task=self._task.id, model=manifest.ref, blob=self._offer.ref, run=run)
+            ModelPublished(
+                task=self._task.id, model=self._facts.model, blob=self._offer.ref, run=self._facts.run
+            )
         )
-        await self._close("finished")
 
     async def _publish_version(self) -> Manifest:
         """The next version; the one that is there already, where we were restarted after publishing it."""
@@ -445,11 +498,23 @@ class ServerManager:
         model: ModelRef | None = self._facts.model
         if model is None:
             return
-        path = await self._models.path_of(model.sha256)
+        path = await self._weights(model)
         before, receivers = self._offer, max(1, len(self._facts.cohort))
         self._offer = await self._bus.blobs.offer(path, receivers=receivers, sha256=model.sha256)
         if before is not None:
             before.release()
+
+    async def _weights(self, model: ModelRef) -> Path:
+        """The file of a version, however long the model repository is away."""
+        attempt = 0
+        while True:
+            try:
+                return await self._models.path_of(model.sha256)
+            except StoreUnavailable as error:
+                if attempt == 0:
+                    log.warning("the model repository is away", reason=str(error))
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
 
 
 @asynccontextmanager

@@ -78,6 +78,8 @@ class ServerProcess:
             match delivery.message:
                 case BeginTraining() as begin if begin.run == self._order.run and not self._begin.done():
                     self._begin.set_result(begin)
+                case Joined() as joined if joined.code_version != self._task.code_version:
+                    log.warning("a client with other code may not join", client=joined.client)
                 case Joined() | RoundReply() | FailTrain() as event:
                     self._grid.deliver(event)
             await delivery.ack()

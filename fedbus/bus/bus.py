@@ -39,6 +39,7 @@ from opentelemetry import propagate, trace
 from opentelemetry.trace import SpanKind
 
 from fedbus.bus import streams
+from fedbus.bus.barrier import reached_the_broker
 from fedbus.bus.blobs import Blobs
 from fedbus.bus.connection import connection
 from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
@@ -245,7 +246,7 @@ class Bus:
                     subject=subjects.every(self.fed, kind, task=task),
                     handler=_endpoint(handler),
                 )
-            await asyncio.shield(self._client.flush())  # from here on no request is missed
+            await reached_the_broker(self._client)  # from here on no request is missed
             yield
 
     # --- hearing -----------------------------------------------------------------------------
@@ -296,7 +297,7 @@ class Bus:
     async def _subscription(self, subject: str) -> AsyncIterator[Subscription]:
         """Once the block begins nothing is missed."""
         subscription = await self._client.subscribe(subject, pending_bytes_limit=HEARD_BYTES)
-        await asyncio.shield(self._client.flush())
+        await reached_the_broker(self._client)
         try:
             yield subscription
         finally:
@@ -344,11 +345,11 @@ class Bus:
         subscription = await self._in_order(stream, wanted, config)
         found: list[Seen] = []
         try:
-            waiting = (await subscription.consumer_info()).num_pending or 0
-            waiting += subscription.pending_msgs
-            while waiting > 0:
+            info = await subscription.consumer_info()
+            # What has left the broker may not be here yet: the count is what both sides of the wire hold.
+            handed_out = info.delivered.consumer_seq if info.delivered else 0
+            for _ in range((info.num_pending or 0) + handed_out):
                 raw = await subscription.next_msg(timeout=ACK_TIMEOUT_S)
-                waiting = raw.metadata.num_pending
                 with contextlib.suppress(Unreadable):
                     envelope, message = read(raw.subject, raw.headers, raw.data)
                     found.append(Seen(message, envelope, raw.subject, raw.metadata.sequence.stream))
@@ -373,6 +374,11 @@ class Bus:
         """The last transition of every *kind* of thing, or of one: the state of the federation."""
         seen = await self.snapshot(streams.life_stream(self.fed), [subjects.life(self.fed, kind, thing)])
         return [one.message for one in seen if isinstance(one.message, Transition)]
+
+    async def said_last(self, kind: type[Message], *, task: str) -> list[Message]:
+        """The last message of this *kind* that each of its senders has said."""
+        wanted = subjects.every(self.fed, kind, task=task)
+        return [one.message for one in await self.snapshot(streams.events_stream(self.fed), [wanted])]
 
     async def last(self, subject: str) -> Seen | None:
         """The last message that the life stream holds on *subject*."""

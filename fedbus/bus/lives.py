@@ -74,6 +74,9 @@ class Life(Generic[State, FactsT]):
         self._lifecycle = lifecycle
         self._state = state
         self.facts = facts
+        self.event = ""
+        """What has last happened to it."""
+        self.reason = ""
 
     @property
     def state(self) -> State:
@@ -125,6 +128,7 @@ class Life(Generic[State, FactsT]):
         ):
             await self._lives.tell(transition)
         self._state = target
+        self.event, self.reason = event, reason
         log.info(
             span_name(transition.kind, source or "•", str(target)),
             thing=transition.thing,
@@ -162,12 +166,10 @@ class Lives:
         told = await self._told(subject)
         if told is None:
             return Life(self, lifecycle, facts, None)
-        return Life(
-            self,
-            lifecycle,
-            type(facts).model_validate(told.facts.model_dump()),
-            lifecycle.states(told.target),
-        )
+        known = type(facts).model_validate(told.facts.model_dump())
+        life = Life(self, lifecycle, known, lifecycle.states(told.target))
+        life.event, life.reason = told.event, told.reason
+        return life
 
     async def tell(self, transition: Transition) -> None:
         """Append *transition* to the log: at once by the outbox, or when the bus has taken it."""
@@ -210,7 +212,8 @@ class Lives:
     async def _say_the_rest(self, within_s: float = 2.0) -> None:
         """On leaving, a moment for what waits; if the bus is away it is said after the next start."""
         try:
-            await asyncio.wait_for(self._said.wait(), within_s)
+            async with asyncio.timeout(within_s):
+                await self._said.wait()
         except TimeoutError:
             log.warning("transitions wait in the outbox for the next start")
 

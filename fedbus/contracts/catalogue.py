@@ -22,6 +22,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.InitModel,
     server.StartServer,
     server.StopServer,
+    server.FindServer,
     run.StartRun,
     run.StopRun,
     # between the agents of the server side
@@ -71,6 +72,7 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         server.InitModel,
         server.StartServer,
         server.StopServer,
+        server.FindServer,
     ),
     "workflow-scheduler": (server.OpenRun, server.CancelRun),
     "flower-server": (

@@ -263,6 +263,24 @@ class StopServer(Request):
     run: Id
 
 
+class ServerFound(Body):
+    """The answer to find_server."""
+
+    up: bool
+
+
+class FindServer(Request):
+    """Is the Flower server of *run* there? Who was away may have missed the word of its end."""
+
+    word: ClassVar[str] = "find_server"
+    server: ClassVar[str] = "flower-server"
+    answer: ClassVar[type[Body]] = ServerFound
+
+    run: Id
+    say_so: bool = False
+    """Whether, if it is gone, that is to be told as server_lost: behind all that it had said itself."""
+
+
 class ServerStarted(Message):
     """The Flower server of *run* is up and listens for clients."""
 
@@ -316,7 +334,7 @@ class RunFailed(Message):
 
 
 class ServerLost(Message):
-    """The Flower server's process is gone without a word."""
+    """The Flower server's process may be gone without a word. Whoever acts on it asks find_server first."""
 
     word: ClassVar[str] = "server_lost"
     family: ClassVar[Family] = Family.SRV

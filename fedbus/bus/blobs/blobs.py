@@ -1,5 +1,6 @@
 """The one object of a process that offers and fetches blobs."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -61,7 +62,7 @@ class Blobs:
         A list of buffers is one blob, as if they were joined. *receivers* are expected at about the
         same time: more than one get it by cast. *sha256*, where it is known, saves the hashing.
         """
-        content = await in_thread(content_of, data) if isinstance(data, Path) else content_of(data)
+        content = await _opened(data) if isinstance(data, Path) else content_of(data)
         try:
             _check_offered(content)
             digest = sha256 or await _digest(content)
@@ -121,3 +122,15 @@ async def _unsubscribe(*subscriptions: Subscription) -> None:
     for subscription in subscriptions:
         with suppress(ConnectionClosedError, ConnectionDrainingError, BadSubscriptionError):
             await subscription.unsubscribe()
+
+
+async def _opened(path: Path) -> Content:
+    """The file at *path*; closed again where we are cancelled while a thread opens it."""
+    opened: list[Content] = []
+    try:
+        await in_thread(lambda: opened.append(content_of(path)))
+    except asyncio.CancelledError:
+        for content in opened:
+            content.close()
+        raise
+    return opened[0]

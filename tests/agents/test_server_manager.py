@@ -1,0 +1,605 @@
+"""The server manager, heard from outside: requests and events in, transitions and events out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support import eventually
+from support.federation import (
+    TASK,
+    WALKED,
+    AgentAtWork,
+    Federation,
+    arrows_of,
+)
+from support.whole_module import only_after_the_whole_module
+
+from fedbus.agents.server_manager import ServerManager
+from fedbus.app.compose import server_manager
+from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.client import Joined
+from fedbus.contracts.identifiers import TaskId
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import Artifact, Manifest
+from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.server import (
+    BeginTraining,
+    CancelRun,
+    CodePublished,
+    Enroll,
+    FindServer,
+    GetServerInfo,
+    HealthCheck,
+    InitModel,
+    ModelInitialised,
+    ModelPublished,
+    OpenRun,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    ServerClosed,
+    ServerFound,
+    ServerLost,
+    ServerStarted,
+    ServerStarting,
+    ServerStopped,
+    StartServer,
+    StopServer,
+    UpdateReady,
+)
+from fedbus.learning import weights
+from fedbus.stores.errors import StoreUnavailable
+from fedbus.stores.models import DirectoryModelStore, ModelStore, open_store
+
+RUN = f"{TASK}-1"
+PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
+
+
+@dataclass
+class FlowerServerPlayed:
+    """The Flower server as the server manager knows it: starts when asked, and says so; keeps what it was asked."""
+
+    fed: Federation
+    store: ModelStore
+    up: str = ""
+    """The run whose server is up."""
+    refuses: str = ""
+    starts: list[StartServer] = field(default_factory=list)
+    stopped: list[str] = field(default_factory=list)
+    built: int = 0
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["FlowerServerPlayed"]:
+        bus = await self.fed.speaker("flower-server")
+        answers: dict[Any, Any] = {
+            InitModel: self._init,
+            StartServer: self._start,
+            StopServer: self._stop,
+            FindServer: self._find,
+        }
+        async with bus.serve(answers, task=TASK, version="1.0.0"):
+            yield self
+
+    async def made(self, trained: float) -> Artifact:
+        """A model that was trained so often, in the repository."""
+        path = self.fed.site.home / f"made-{trained}.safetensors"
+        artifact = weights.save({"w": np.full(3, trained, np.float32)}, path)
+        await self.store.put(path, artifact.sha256)
+        return artifact
+
+    async def lost(self) -> None:
+        self.up = ""
+        await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it was killed"), by="flower-server")
+
+    async def round(self, number: int, **participants: int) -> None:
+        """A round comes to its end."""
+        result = RoundResult(round=number, metrics={"loss": 1.0 / number}, participants=participants)
+        checkpoint = await self.made(number)
+        said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
+        await self.fed.say(said, by="flower-server")
+
+    async def finish(self, rounds: int = 2) -> None:
+        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.made(rounds))
+        await self.fed.say(said, by="flower-server")
+        self.up = ""
+
+    async def _init(self, _: InitModel) -> Body:
+        self.built += 1
+        if self.refuses:
+            return Refused(reason=self.refuses)
+        return ModelInitialised(artifact=await self.made(0))
+
+    async def _start(self, request: StartServer) -> Body:
+        self.starts.append(request)
+        if self.refuses:
+            return Refused(reason=self.refuses)
+        self.up = request.run
+        await self.fed.say(ServerStarted(task=TASK, run=request.run), by="flower-server")
+        return ServerStarting()
+
+    async def _stop(self, request: StopServer) -> Body:
+        self.stopped.append(request.run)
+        self.up = ""
+        return ServerStopped()
+
+    async def _find(self, request: FindServer) -> Body:
+        up = self.up == request.run
+        if request.say_so and not up:
+            await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it is gone"), by="flower-server")
+        return ServerFound(up=up)
+
+
+@pytest.fixture
+async def flower(fed: Federation) -> AsyncIterator[FlowerServerPlayed]:
+    store = open_store(fed.site.store_url, TASK)
+    await store.prepare()
+    async with FlowerServerPlayed(fed, store).serving() as flower:
+        yield flower
+
+
+@pytest.fixture
+async def manager(fed: Federation, flower: FlowerServerPlayed) -> AsyncIterator[AgentAtWork]:
+    """A server manager that waits for runs."""
+    async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
+        await fed.hears(CodePublished)  # the last that is said before it listens
+        yield agent
+
+
+async def open_run(fed: Federation, **changes: Any) -> None:
+    await fed.bus.request(OpenRun(task=TASK, run=RUN, plan=PLAN.model_copy(update=changes)))
+
+
+async def join(fed: Federation, client: str, *, code: str | None = None) -> None:
+    code = fed.site.task.code_version if code is None else code
+    await fed.say(Joined(task=TASK, client=client, run=RUN, code_version=code), by="trainer")
+
+
+async def train(fed: Federation) -> None:
+    """A run with its quorum there."""
+    await open_run(fed)
+    await fed.hears(UpdateReady)
+    await join(fed, "c1")
+    await join(fed, "c2")
+    await fed.hears(BeginTraining)
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await flower.round(1, c1=10, c2=20)
+    await flower.round(2, c1=10, c2=20)
+    await flower.finish()
+    await fed.hears(ServerClosed)
+
+    assert fed.events("server") == [
+        "started",
+        "model_ready",
+        "run_requested",
+        "quorum_reached",
+        "round_finished",
+        "round_finished",
+        "run_finished",
+        "version_published",
+    ]
+    assert fed.heard(BeginTraining) == [BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2"))]
+    (published,) = fed.heard(ModelPublished)
+    assert (published.model.version, published.run) == (2, RUN)
+    assert fed.heard(ServerClosed) == [ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=2)]
+    latest = await flower.store.latest()
+    assert latest is not None
+    assert (latest.version, latest.parent, latest.rounds) == (2, 1, 2)
+    assert latest.participants == {"c1": 10, "c2": 20}
+    assert latest.metrics == {"loss": 0.5}
+
+
+async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed, tmp_path: Path
+) -> None:
+    info = await fed.bus.request(GetServerInfo(task=TASK))
+    await fed.bus.blobs.fetch_to(info.blob, tmp_path / "fetched")
+    np.testing.assert_array_equal(weights.load(tmp_path / "fetched")["w"], np.zeros(3))
+    assert (info.model.version, info.code_version) == (1, fed.site.task.code_version)
+
+
+async def test_health_says_which_run_takes_in_clients(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    assert (await fed.bus.request(HealthCheck(task=TASK))).open_run is None
+    await train(fed)
+    late = (await fed.bus.request(HealthCheck(task=TASK))).open_run
+    assert late.run == RUN
+    await join(fed, "late")
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    assert fed.server().cohort == ("c1", "c2", "late")
+
+
+# --- beginning -----------------------------------------------------------------------------------
+
+
+class ModelsAway(DirectoryModelStore):
+    """A model repository whose volume comes and goes."""
+
+    away = True
+
+    async def latest(self) -> Manifest | None:
+        self._look()
+        return await super().latest()
+
+    async def path_of(self, sha256: str) -> Path:
+        self._look()
+        return await super().path_of(sha256)
+
+    async def publish(self, manifest: Manifest) -> Manifest:
+        self._look()
+        return await super().publish(manifest)
+
+    def _look(self) -> None:
+        if self.away:
+            raise StoreUnavailable(Path(self.url), "the volume is away")
+
+
+def manager_with(fed: Federation, store: ModelStore) -> Any:
+    async def run(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, fed.site.task, store).run(stop)
+
+    return run
+
+
+async def test_a_repository_that_is_away_is_waited_for_and_never_initialised_anew(
+    fed: Federation, flower: FlowerServerPlayed
+) -> None:
+    kept = await flower.made(7)
+    first = Manifest(**kept.model_dump(), version=1, task=TASK, created=datetime.now(UTC))
+    await flower.store.publish(first)
+    store = ModelsAway(Path(fed.site.store_url), TaskId(TASK))
+    async with fed.agent(manager_with(fed, store)):
+        told = await fed.happens("server", "store_unavailable")
+        assert "the volume is away" in told.reason
+        with pytest.raises(RequestRefused, match="has no model yet"):
+            await fed.bus.request(GetServerInfo(task=TASK))
+        store.away = False
+        await fed.reaches("server", "waiting")
+
+    assert flower.built == 0
+    assert fed.server().model == first.ref
+
+
+async def test_a_directory_that_cannot_be_one_is_said_to_be_unavailable_and_the_manager_stays(
+    fed: Federation, flower: FlowerServerPlayed, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("not a directory")
+    store = open_store(str(tmp_path / "file" / "models"), TASK)
+    async with fed.agent(manager_with(fed, store)) as agent:
+        told = await fed.happens("server", "store_unavailable")
+        assert "make it a directory that exists" in told.reason
+        assert not agent.broken
+    assert flower.built == 0
+
+
+async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
+    fed: Federation, flower: FlowerServerPlayed
+) -> None:
+    flower.refuses = "tiny.model:Net did not make a model: NameError"
+    async with fed.agent(lambda stop: server_manager(fed.site, stop)):
+        await eventually(lambda: flower.built >= 3)
+        assert fed.events("server") == ["started", "store_unavailable"]
+        flower.refuses = ""
+        await fed.reaches("server", "waiting")
+
+
+async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
+    fed: Federation, manager: AgentAtWork
+) -> None:
+    enrolled = await fed.bus.request(Enroll(task=TASK, client="c1"))
+    assert "c1_tiny_inference" in enrolled.consumers
+    with pytest.raises(RequestRefused, match="cannot be called 'server'"):
+        await fed.bus.request(Enroll(task=TASK, client="server"))
+
+
+# --- recruiting ------------------------------------------------------------------------------------
+
+
+async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missing(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed, recruit_s=0.5)
+    await join(fed, "c1")
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == "1 of 2 clients joined in time (c1)"
+    assert fed.server().missing == 1
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, closed.reason) == ("failed", told.reason)
+    assert flower.stopped == [RUN]
+
+
+async def test_a_client_with_other_code_may_not_join(fed: Federation, manager: AgentAtWork) -> None:
+    await open_run(fed, recruit_s=1)
+    await join(fed, "c1")
+    await join(fed, "c2", code="sha256:other")
+    await join(fed, "c1")  # joining twice is joining once
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == "1 of 2 clients joined in time (c1)"
+
+
+async def test_a_second_run_is_refused_while_one_is_under_way(fed: Federation, manager: AgentAtWork) -> None:
+    await open_run(fed)
+    with pytest.raises(RequestRefused, match=f"the server of {TASK} is recruiting with {RUN}"):
+        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
+
+
+async def test_a_run_is_opened_once_however_often_it_is_asked_for(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed)
+    await open_run(fed)  # the scheduler never heard the answer
+    await train(fed)
+    await flower.finish()
+    await fed.hears(ServerClosed)
+    await open_run(fed)  # nor that it is over
+    assert fed.events("server").count("run_requested") == 1
+    assert len(flower.starts) == 1
+
+
+async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    flower.refuses = "no such app"
+    with pytest.raises(RequestRefused, match="no such app"):
+        await open_run(fed)
+    assert (await fed.happens("server", "run_failed")).source == "recruiting"
+    assert (await fed.hears(ServerClosed)).reason == "no such app"
+
+
+async def test_a_flower_server_lost_while_recruiting_fails_the_run(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed)
+    await flower.lost()
+    assert (await fed.happens("server", "run_failed")).reason.startswith("it was killed, while")
+
+
+# --- the ends that a run may come to -----------------------------------------------------------------
+
+
+async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed)
+    await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
+    assert fed.last("server").source == "recruiting"
+    with pytest.raises(RequestRefused, match="is not under way"):
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, closed.reason) == ("cancelled", "enough")
+    assert flower.stopped == [RUN]
+    assert [one.version for one in await flower.store.versions()] == [1]
+
+
+async def test_a_run_may_be_cancelled_in_training_too(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
+    assert fed.last("server").source == "training"
+
+
+async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await fed.say(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), by="flower-server")
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, closed.reason) == ("failed", "the ServerApp raised")
+    assert [one.version for one in await flower.store.versions()] == [1]
+
+
+async def test_a_version_that_another_has_published_is_not_overwritten(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    versions = Path(fed.site.store_url) / TASK / "versions"
+    (versions / "1.json").write_text("not a manifest")
+    await flower.finish()
+    told = await fed.happens("server", "version_refused")
+    assert "is damaged" in told.reason
+    assert (await fed.hears(ServerClosed)).outcome == "failed"
+    assert not fed.heard(ModelPublished)
+
+
+async def test_words_of_another_run_change_nothing(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await fed.say(RunFailed(task=TASK, run=f"{TASK}-9", reason="not yours"), by="flower-server")
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    assert "run_failed" not in fed.events("server")
+
+
+# --- a Flower server that is lost ----------------------------------------------------------------------
+
+
+async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kept(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    await join(fed, "late")
+    await flower.lost()
+    await fed.happens("server", "server_recovered")
+    again = await fed.hears(BeginTraining, times=2)
+
+    assert fed.events("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
+    assert [start.first_round for start in flower.starts] == [1, 2]
+    assert flower.starts[1].artifact == await flower.made(1)
+    assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
+
+
+async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    for number in range(1, PLAN.max_recoveries + 1):
+        await flower.lost()
+        await fed.happens("server", "server_recovered", times=number)
+    await flower.lost()
+    assert (await fed.happens("server", "run_failed")).reason == "it was killed; given up after 2 recoveries"
+
+
+async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    lost = ServerLost(task=TASK, run=RUN, reason="an earlier one was killed")
+    await fed.say(lost, by="flower-server")  # while one is up
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    assert "server_lost" not in fed.events("server")
+    assert len(flower.starts) == 1
+
+
+# --- a manager that is killed goes on from the log ---------------------------------------------------------
+
+
+async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model(
+    fed: Federation, manager: AgentAtWork
+) -> None:
+    await fed.hears(CodePublished)
+    await manager.restart()
+    again = await fed.hears(CodePublished, times=2)
+    assert again.code_version == fed.site.task.code_version
+    await train(fed)
+
+
+async def test_restarted_while_recruiting_it_counts_who_had_joined(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed)
+    await fed.hears(UpdateReady)
+    await join(fed, "c1")
+    await fed.hears(Joined)
+    await manager.restart()
+    await join(fed, "c2")
+    begin = await fed.hears(BeginTraining)
+    assert begin.cohort == ("c1", "c2")
+    assert len(flower.starts) == 1
+
+
+async def test_restarted_while_recruiting_it_still_gives_up_in_time(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed, recruit_s=1.5)
+    await manager.restart()
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == "0 of 2 clients joined in time (nobody)"
+
+
+async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the_run(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed)
+    await manager.kill()
+    flower.up = ""
+    manager.start()
+    told = await fed.happens("server", "run_failed")
+    assert told.reason == "it is gone, while the server was recruiting"
+
+
+async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await manager.kill()
+    await flower.round(1)
+    await flower.round(2)
+    await flower.finish()
+    flower.up = RUN  # its process takes a moment to leave
+    manager.start()
+    await fed.hears(ModelPublished)
+    assert fed.events("server")[3:] == [
+        "quorum_reached",
+        "round_finished",
+        "round_finished",
+        "run_finished",
+        "version_published",
+    ]
+    assert len(flower.starts) == 1
+
+
+async def test_restarted_in_training_without_its_flower_server_it_starts_another(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    await manager.kill()
+    await flower.lost()
+    manager.start()
+    await fed.happens("server", "server_recovered")
+    assert [start.first_round for start in flower.starts] == [1, 2]
+    assert fed.events("server").count("server_lost") == 1  # the word of it waited, and was out of date
+
+
+async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await manager.kill()
+    await flower.round(1)
+    await flower.round(2)
+    await flower.finish()
+    manager.start()
+    await fed.hears(ModelPublished)
+    assert (await fed.hears(ServerClosed)).outcome == "finished"
+    assert flower.up == ""  # nothing was left running that nobody needs
+
+
+async def test_restarted_while_publishing_it_publishes_once(
+    fed: Federation, flower: FlowerServerPlayed
+) -> None:
+    store = ModelsAway(Path(fed.site.store_url), TaskId(TASK))
+    store.away = False
+    async with fed.agent(manager_with(fed, store)) as manager:
+        await fed.hears(CodePublished)
+        await train(fed)
+        store.away = True
+        await flower.finish()
+        await fed.reaches("server", "publishing")
+        await manager.kill()
+        store.away = False
+        manager.start()
+        await fed.hears(ModelPublished)
+        await fed.hears(ServerClosed)
+    assert [one.version for one in await flower.store.versions()] == [1, 2]
+    assert fed.last("server").event == "version_published"
+
+
+async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_it_is_back(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    await flower.finish()
+    await fed.reaches("server", "waiting")
+    await manager.kill()
+    closed = len(fed.heard(ServerClosed))
+    manager.start()
+    again = await fed.hears(ServerClosed, times=closed + 1)
+    assert (again.run, again.outcome) == (RUN, "finished")
+
+
+def test_every_arrow_of_the_server_was_walked(request: pytest.FixtureRequest) -> None:
+    only_after_the_whole_module(request)
+    assert arrows_of("server") - WALKED["server"] == set()

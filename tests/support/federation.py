@@ -1,0 +1,284 @@
+"""A federation of the test's own, on a real nats-server: agents come and go, and all that is told is heard.
+
+    async with federation(nats.url, tmp_path) as fed:
+        async with fed.agent(lambda stop: server_manager(fed.site, stop)):
+            await fed.reaches("server", "waiting")
+
+When it ends, the life of every thing is walked through its table: so each test, whatever it is
+about, also proves that no illegal life was ever told. Who is not an agent at work is played by
+the test, over the bus like everybody: see `fed.bus`.
+"""
+
+import asyncio
+import shutil
+from collections import defaultdict
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import psutil
+
+from fedbus.app.compose import Device, Site
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.streams import events_stream, life_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import stream_subjects
+from fedbus.contracts.identifiers import FederationId, client_id
+from fedbus.contracts.message import Message
+from fedbus.contracts.run import RunFacts, RunPlan
+from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.contracts.task import Task
+from fedbus.contracts.transition import LIFECYCLES, Transition
+from fedbus.stores.tasks import read_task
+from support.waiting import eventually
+
+FED: Final = FederationId("test")
+TASK: Final = "tiny"
+TINY: Final = Path(__file__).with_name("tiny_task")
+
+WALKED: Final[dict[str, set[tuple[str, str, str]]]] = defaultdict(set)
+"""The arrows that were walked so far in this process, by kind."""
+
+AgentRun = Callable[[asyncio.Event], Awaitable[None]]
+MessageT = TypeVar("MessageT", bound=Message)
+
+
+def tiny_task(directory: Path) -> Task:
+    """A copy of the tiny task, whose code version is nobody's else."""
+    shutil.copytree(TINY, directory / "tiny_task", ignore=shutil.ignore_patterns("__pycache__"))
+    return read_task(directory / "tiny_task")
+
+
+class AgentAtWork:
+    """An agent that can be asked to stop, killed, and started again."""
+
+    def __init__(self, run: AgentRun) -> None:
+        self._run = run
+        self._stop = asyncio.Event()
+        self._task: asyncio.Future[None] | None = None
+
+    def start(self) -> None:
+        self._stop = asyncio.Event()
+        self._task = asyncio.ensure_future(self._run(self._stop))
+
+    async def stop(self) -> None:
+        """Ask it, and wait until it has gone. Raises what it broke of."""
+        assert self._task
+        self._stop.set()
+        async with asyncio.timeout(20):
+            await self._task
+
+    async def kill(self) -> None:
+        """End it in the middle of whatever it does."""
+        assert self._task
+        self._task.cancel()
+        _, left = await asyncio.wait([self._task], timeout=20)
+        assert not left, "it does not end when it is cancelled"
+
+    async def restart(self) -> None:
+        await self.kill()
+        self.start()
+
+    async def ended(self) -> None:
+        """Wait until it ends by itself; raises what it broke of."""
+        assert self._task
+        async with asyncio.timeout(20):
+            await self._task
+
+    @property
+    def broken(self) -> bool:
+        return self._task is not None and self._task.done() and self._task.exception() is not None
+
+
+@dataclass
+class Federation:
+    """What the test sees of it."""
+
+    site: Site
+    bus: Bus
+    """The test's own, on the server side."""
+    moves: list[Transition] = field(default_factory=list)
+    said: list[Message] = field(default_factory=list)
+    _buses: dict[tuple[str, str], Bus] = field(default_factory=dict)
+    _open: AsyncExitStack = field(default_factory=AsyncExitStack)
+
+    # --- who acts --------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def agent(self, run: AgentRun) -> AsyncIterator[AgentAtWork]:
+        """An agent at work; when the block ends it is asked to stop, and must."""
+        agent = AgentAtWork(run)
+        agent.start()
+        try:
+            yield agent
+        except BaseException:
+            await agent.kill()
+            raise
+        if not agent.broken:  # then the test has seen it
+            await agent.stop()
+
+    async def speaker(self, agent: str, owner: str = SERVER_SIDE) -> Bus:
+        """A bus on which the test speaks as *agent* of *owner*."""
+        if (agent, owner) not in self._buses:
+            opening = Bus.connect(self.site.nats_url, Identity(FED, agent, owner))
+            self._buses[agent, owner] = await self._open.enter_async_context(opening)
+        return self._buses[agent, owner]
+
+    async def say(self, message: Message, *, by: str = "test") -> None:
+        """Publish *message* as whoever may say it."""
+        owner = getattr(message, "client", SERVER_SIDE) if message.family.value != "cmd" else SERVER_SIDE
+        await (await self.speaker(by, owner)).publish(message)
+
+    def device(self, name: str, number: int = 0, of: int = 1) -> Device:
+        return Device(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
+
+    # --- what was told -----------------------------------------------------------------------
+
+    def of(self, kind: str, thing: str | None = None) -> list[Transition]:
+        return [one for one in self.moves if one.kind == kind and thing in (None, one.thing)]
+
+    def events(self, kind: str, thing: str | None = None) -> list[str]:
+        """What has happened to it, in order: ``["started", "model_ready"]``."""
+        return [one.event for one in self.of(kind, thing)]
+
+    def last(self, kind: str, thing: str | None = None) -> Transition:
+        return self.of(kind, thing)[-1]
+
+    def run(self, number: int = 1) -> RunFacts:
+        facts = self.last("run", f"{TASK}-{number}").facts
+        assert isinstance(facts, RunFacts)
+        return facts
+
+    def server(self) -> ServerFacts:
+        facts = self.last("server").facts
+        assert isinstance(facts, ServerFacts)
+        return facts
+
+    def heard(self, kind: type[MessageT]) -> list[MessageT]:
+        """What was said of one *kind* of event, in order."""
+        return [one for one in self.said if isinstance(one, kind)]
+
+    async def reaches(
+        self, kind: str, state: str, thing: str | None = None, *, within_s: float = 20.0
+    ) -> Transition:
+        """Wait until it stands in *state* now."""
+
+        def there() -> bool:
+            told = self.of(kind, thing)
+            return bool(told) and told[-1].target == state
+
+        await self._until(there, f"{kind} {thing or ''} to be {state}", within_s)
+        return self.last(kind, thing)
+
+    async def happens(
+        self, kind: str, event: str, thing: str | None = None, *, times: int = 1, within_s: float = 20.0
+    ) -> Transition:
+        """Wait until *event* has happened to it so many *times*."""
+        await self._until(
+            lambda: self.events(kind, thing).count(event) >= times,
+            f"{event} of {kind} {thing or ''}",
+            within_s,
+        )
+        return [one for one in self.of(kind, thing) if one.event == event][times - 1]
+
+    async def hears(self, kind: type[MessageT], *, times: int = 1, within_s: float = 20.0) -> MessageT:
+        """Wait for an event of this *kind*."""
+        await self._until(lambda: len(self.heard(kind)) >= times, kind.word, within_s)
+        return self.heard(kind)[times - 1]
+
+    async def _until(self, condition: Callable[[], bool], what: str, within_s: float) -> None:
+        try:
+            await eventually(condition, within_s=within_s)
+        except TimeoutError:
+            told = "\n".join(
+                f"  {one.kind} {one.thing}: {one.source} → {one.target} {one.event} {one.reason}"
+                for one in self.moves
+            )
+            raise AssertionError(f"waited {within_s:g} s for {what}; told was:\n{told}") from None
+
+
+@asynccontextmanager
+async def federation(
+    url: str, directory: Path, *, task: Task | None = None, plan: RunPlan | None = None
+) -> AsyncIterator[Federation]:
+    """A federation with nobody in it but the test; its lives are checked when it ends."""
+    site = Site(url, FED, directory / "home", task or tiny_task(directory), plan=plan)
+    async with AsyncExitStack() as stack:
+        bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
+        await bus.make_streams()
+        fed = Federation(site, bus, _open=stack)
+        lives = bus.watch(life_stream(FED), [subjects.every(FED, Transition)])
+        words = bus.watch(events_stream(FED), stream_subjects(FED))
+        hearing = [  # no TaskGroup: a fixture's two halves run in two tasks
+            asyncio.ensure_future(_hear(await stack.enter_async_context(lives), fed.moves)),
+            asyncio.ensure_future(_hear(await stack.enter_async_context(words), fed.said)),
+        ]
+        try:
+            yield fed
+        finally:
+            for ear in hearing:
+                ear.cancel()
+            await asyncio.wait(hearing)
+        check_lives(await history(bus))
+
+
+async def _hear(seen: AsyncIterator[Any], heard: list[Any]) -> None:
+    async for one in seen:
+        heard.append(one.message)  # noqa: PERF401 (as it comes, not when all has come)
+
+
+# --- laws -------------------------------------------------------------------------------------------
+
+
+async def history(bus: Bus) -> list[Transition]:
+    """All that the life stream holds, in order."""
+    held = (await bus.existing_streams() or {})[life_stream(bus.fed)]
+    told: list[Transition] = []
+    async with bus.watch(life_stream(bus.fed), [subjects.every(bus.fed, Transition)], whole=True) as seen:
+        while len(told) < held:
+            one = (await asyncio.wait_for(anext(seen), 10)).message
+            assert isinstance(one, Transition)
+            told.append(one)
+    return told
+
+
+def check_lives(told: list[Transition]) -> None:
+    """Every thing began in its first state, each of its transitions is an arrow of its table, and none is missing."""
+    things: dict[tuple[str, str], list[Transition]] = defaultdict(list)
+    for one in told:
+        things[one.kind, one.thing].append(one)
+    for (kind, thing), life in things.items():
+        lifecycle = LIFECYCLES[kind]
+        assert (life[0].source, life[0].target) == ("", lifecycle.initial), (
+            f"{kind} {thing} began with {life[0]}"
+        )
+        for before, after in pairwise(life):
+            assert after.source == before.target, (
+                f"{kind} {thing} jumped from {before.target} to {after.source}"
+            )
+            assert after.legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
+            WALKED[kind].add((after.source, after.event, after.target))
+
+
+def arrows_of(kind: str) -> set[tuple[str, str, str]]:
+    return {(str(arrow.source), arrow.event, str(arrow.target)) for arrow in LIFECYCLES[kind]}
+
+
+# --- processes ----------------------------------------------------------------------------------------
+
+
+def processes_of(home: Path) -> list[psutil.Process]:
+    """The processes, other than this one, whose environment names *home*."""
+    found = []
+    for process in psutil.process_iter():
+        try:
+            named = any(str(home) in value for value in process.environ().values())
+            if named and process.pid != psutil.Process().pid and process.status() != psutil.STATUS_ZOMBIE:
+                found.append(process)
+        except psutil.Error:
+            continue
+    return found

@@ -1,0 +1,30 @@
+"""Trains by adding one; torch is not needed for that, so a training process is up in a second."""
+
+import os
+import time
+
+from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
+from flwr.clientapp import ClientApp
+
+app = ClientApp()
+
+
+@app.train()
+def train(message: Message, context: Context) -> Message:
+    config, number = context.run_config, int(context.node_config.get("partition-id", 0))
+    current = message.content.config_records["config"]["server-round"]
+    if number == config["dies"] and current == config["dies-in"]:
+        os._exit(3)
+    if config["raises"]:
+        raise ValueError("this client was told to raise")
+    time.sleep(float(config["slow-s"] if number == config["slow"] else config["pause-s"]))
+    arrays = ArrayRecord(
+        {name: Array(array.numpy() + 1) for name, array in message.content.array_records["arrays"].items()}
+    )
+    metrics = MetricRecord({"num-examples": 10 * (number + 1), "train_loss": 1.0})
+    return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
+
+
+@app.evaluate()
+def evaluate(message: Message, context: Context) -> Message:
+    return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
