@@ -1,101 +1,13 @@
 """A whole federation in processes of its own, to kill parts of."""
 
-import asyncio
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
 
-import psutil
 import pytest
-from support import eventually
-from support.federation import processes_of, tiny_task
-
-from fedbus.app.fleet import Fleet
-from fedbus.app.settings import Settings
-from fedbus.app.stack import Stack, stack
-from fedbus.bus.bus import Bus, Identity, Seen
-from fedbus.bus.streams import life_stream
-from fedbus.contracts import subjects
-from fedbus.contracts.run import RunFacts, StartRun
-from fedbus.contracts.transition import Transition
-
-TASK = "tiny"
-
-
-@dataclass
-class Site:
-    """What a test may look at, and break."""
-
-    running: Stack
-    fleet: Fleet
-    bus: Bus
-
-    async def start_run(self, **wishes: object) -> str:
-        await eventually(self._can_start, within_s=60)
-        started = await self.bus.request(StartRun.model_validate({"task": TASK, **wishes}), timeout_s=60)
-        return str(started.run)
-
-    def _can_start(self) -> bool:
-        return self.fleet.server == "waiting" and all(
-            self.fleet.clients[name].settled if name in self.fleet.clients else False
-            for name in self.running.clients
-        )
-
-    async def until(self, condition: Callable[[], bool], *, within_s: float = 90) -> None:
-        try:
-            await eventually(condition, within_s=within_s)
-        except TimeoutError:
-            told = "\n".join(str(step) for step in self.fleet.steps)
-            raise AssertionError(f"it did not happen; told was:\n{told}") from None
-
-    def run(self, run: str) -> RunFacts:
-        return self.fleet.runs[run]
-
-    def is_in_round(self, run: str, number: int) -> bool:
-        """Whether the round before *number* is over, and this one not."""
-        return run in self.fleet.runs and [one.round for one in self.run(run).rounds][-1:] == [number - 1]
-
-    def ended(self, run: str) -> bool:
-        return any(facts.run == run for facts in self.fleet.ended)
-
-    def process(self, *words: str) -> psutil.Process:
-        """The oldest process of this site whose command line has all these *words*."""
-        found = [one for one in processes_of(self.running.home) if set(words) <= set(one.cmdline())]
-        return min(found, key=lambda one: one.create_time())
+from support.plugs import Site, site_up
 
 
 @pytest.fixture
 async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    """Three clients and a server, each round a second long."""
-    async with _up(tmp_path) as site:
+    async with site_up(tmp_path) as site:
         yield site
-
-
-@asynccontextmanager
-async def _up(directory: Path) -> AsyncIterator[Site]:
-    task = tiny_task(directory)
-    settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
-    options = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
-    async with (
-        stack(settings, task, clients=3, server_options=options) as running,
-        Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,
-    ):
-        await bus.make_streams()
-        site = Site(running, Fleet(), bus)
-        async with bus.watch(
-            life_stream(bus.fed), [subjects.every(bus.fed, Transition)], whole=True
-        ) as moves:
-            watching = asyncio.ensure_future(_see(moves, site.fleet))
-            try:
-                yield site
-            finally:
-                watching.cancel()
-                await asyncio.wait([watching])
-    assert processes_of(settings.home) == [], "somebody was left behind"
-
-
-async def _see(moves: AsyncIterator[Seen], fleet: Fleet) -> None:
-    async for seen in moves:
-        if isinstance(seen.message, Transition):
-            fleet.see(seen.message, seen.envelope.time)

@@ -5,7 +5,7 @@ import signal
 
 import aiohttp
 import pytest
-from conftest import Site
+from support.plugs import Site
 
 
 def states(site: Site, run: str) -> list[str]:
