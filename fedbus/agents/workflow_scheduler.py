@@ -17,7 +17,7 @@ from opentelemetry.context import Context
 from fedbus import __version__
 from fedbus.agents import traces
 from fedbus.agents.tasks import Timers, ask_until_answered, handle_each, until
-from fedbus.bus.bus import Bus
+from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.identifiers import TaskId, run_id
@@ -101,12 +101,13 @@ class WorkflowScheduler:
         """What the log tells of this task's runs: how many, and whether one is under way."""
         server = await self._bus.states("server", self._task.id)
         self._has_model = any(one.target != ServerState.MODEL_INIT for one in server)
-        told = [one for one in await self._bus.states("run") if one.task == self._task.id]
-        runs = sorted((one.facts for one in told if isinstance(one.facts, RunFacts)), key=_number)
-        self._numbered = _number(runs[-1]) if runs else 0
-        self._scheduled = sum(facts.trigger == SCHEDULED for facts in runs)
+        told = [one for one in await self._bus.last_moves("run") if one.message.task == self._task.id]
+        runs = sorted((facts for one in told if (facts := _facts_in(one)) is not None), key=_number)
         if not runs:
             return
+        self._numbered = _number(runs[-1])
+        self._scheduled = sum(facts.trigger == SCHEDULED for facts in runs)
+        self._last_ended = max((one.envelope.time for one in told if _is_final(one)), default=None)
         last = await self._lives.of(RUN, runs[-1])
         if last.state not in RUN.final:
             self._run = last
@@ -235,6 +236,15 @@ class WorkflowScheduler:
                 run = await self._new_run(self._plan, SCHEDULED)
             if (refused := await self._open(run)) is not None:
                 log.warning("the scheduled run was refused", run=run.facts.run, reason=refused.reason)
+
+
+def _facts_in(seen: Seen) -> RunFacts | None:
+    facts = getattr(seen.message, "facts", None)
+    return facts if isinstance(facts, RunFacts) else None
+
+
+def _is_final(seen: Seen) -> bool:
+    return isinstance(seen.message, Transition) and seen.message.target in RUN.final
 
 
 def _number(facts: RunFacts) -> int:

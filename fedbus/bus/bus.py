@@ -372,8 +372,12 @@ class Bus:
 
     async def states(self, kind: str, thing: str = ">") -> list[Transition]:
         """The last transition of every *kind* of thing, or of one: the state of the federation."""
-        seen = await self.snapshot(streams.life_stream(self.fed), [subjects.life(self.fed, kind, thing)])
+        seen = await self.last_moves(kind, thing)
         return [one.message for one in seen if isinstance(one.message, Transition)]
+
+    async def last_moves(self, kind: str, thing: str = ">") -> list[Seen]:
+        """The same, with what is known of each message: when it was said."""
+        return await self.snapshot(streams.life_stream(self.fed), [subjects.life(self.fed, kind, thing)])
 
     async def said_last(self, kind: type[Message], *, task: str) -> list[Message]:
         """The last message of this *kind* that each of its senders has said."""

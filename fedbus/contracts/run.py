@@ -101,7 +101,6 @@ RUN = Lifecycle(
     arrows={
         (_S.REQUESTED, "recruiting_started"): _S.RECRUITING,
         (_S.REQUESTED, "run_refused"): _S.FAILED,
-        (_S.REQUESTED, "cancelled"): _S.CANCELLED,
         (_S.RECRUITING, "quorum_reached"): _S.RUNNING,
         (_S.RECRUITING, "recruiting_expired"): _S.FAILED,
         (_S.RECRUITING, "run_failed"): _S.FAILED,
