@@ -14,6 +14,7 @@ from support import NatsServer, eventually
 
 from fedbus.bus.blobs import WINDOW_BYTES, Blobs, holding, wire
 from fedbus.bus.blobs.casting import Cast, Phase
+from fedbus.bus.blobs.offers import CAST_FROM_BYTES
 from fedbus.bus.blobs.wire import Ask, Here
 from fedbus.contracts.identifiers import federation_id
 
@@ -76,10 +77,19 @@ async def test_a_cohort_gets_a_blob_that_is_sent_once(holder: Blobs, party: Part
 
 @pytest.mark.usefixtures("patience")
 async def test_a_cast_of_one_chunk_is_sent_once_too(holder: Blobs, party: Party) -> None:
-    data, cohort = os.urandom(50_000), [await party(f"c{number}") for number in range(4)]
+    data, cohort = os.urandom(CAST_FROM_BYTES // 3 + 1), [await party(f"c{number}") for number in range(4)]
     offer = await holder.offer(data, receivers=4)
     assert await asyncio.gather(*(one.fetch(offer.ref) for one in cohort)) == [data] * 4
     assert sent_bytes(holder) < 1.1 * len(data)
+
+
+async def test_a_small_blob_is_sent_to_each_at_once_without_an_invitation(
+    holder: Blobs, party: Party
+) -> None:
+    data, cohort = os.urandom(50_000), [await party(f"c{number}") for number in range(4)]
+    offer = await holder.offer(data, receivers=9)
+    assert await asyncio.gather(*(one.fetch(offer.ref) for one in cohort)) == [data] * 4
+    assert sent_bytes(holder) >= 4 * len(data)
 
 
 async def test_a_cohort_that_is_not_complete_does_not_wait_long(holder: Blobs, party: Party) -> None:

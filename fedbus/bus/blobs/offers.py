@@ -1,11 +1,14 @@
 """A blob that is given to whoever asks."""
 
 from collections.abc import Callable
-from typing import Self
+from typing import Final, Self
 
 from fedbus.bus.blobs.casting import Cast
 from fedbus.bus.blobs.contents import Bytes, Content, Gone
 from fedbus.contracts.model import BlobRef
+
+CAST_FROM_BYTES: Final = 2 * 1024**2
+"""What a cast must save to be worth its invitation, which every receiver has to accept before the first chunk."""
 
 
 class Offer:
@@ -15,7 +18,8 @@ class Offer:
         self, ref: BlobRef, content: Content, *, receivers: int, withdraw: Callable[["Offer"], None]
     ) -> None:
         self.ref = ref
-        self.cast = Cast(chunks=ref.chunks, receivers=receivers) if receivers > 1 else None
+        saved_bytes = (receivers - 1) * ref.size_bytes
+        self.cast = Cast(chunks=ref.chunks, receivers=receivers) if saved_bytes >= CAST_FROM_BYTES else None
         self.released = False
         self._content = content
         self._withdraw = withdraw
