@@ -12,6 +12,7 @@ import json
 import os
 import tempfile
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
@@ -83,24 +84,42 @@ def _outline(array: np.ndarray[Any, Any]) -> str:
 # --- files ------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A safetensors file that is not written yet: its bytes, one buffer after the other, tensors where they lie."""
+
+    buffers: list[bytes | memoryview]
+    architecture: str
+
+    def artifact(self, sha256: str) -> Artifact:
+        """What the file is, once somebody has taken its digest."""
+        size_bytes = sum(len(buffer) for buffer in self.buffers)
+        return Artifact(sha256=sha256, size_bytes=size_bytes, architecture=self.architecture)
+
+
+def packed(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Packed:
+    """*arrays* as a file without a copy; raises BadWeights. They must not change until it is written."""
+    plain = {name: _plain(name, array) for name, array in arrays.items()}
+    return Packed(list(_pieces(plain)), architecture(plain))
+
+
 def save(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path) -> Artifact:
     """Write *arrays* to *path* and say what the file is; nothing half written ever stands at *path*."""
-    plain = {name: _plain(name, array) for name, array in arrays.items()}
+    file_to_be = packed(arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            digest, size = hashlib.sha256(), 0
-            for piece in _pieces(plain):
-                file.write(piece)
-                digest.update(piece)
-                size += len(piece)
+            digest = hashlib.sha256()
+            for buffer in file_to_be.buffers:
+                file.write(buffer)
+                digest.update(buffer)
         Path(temporary).replace(path)
     except BaseException:
         with contextlib.suppress(FileNotFoundError):
             Path(temporary).unlink()
         raise
-    return Artifact(sha256=digest.hexdigest(), size_bytes=size, architecture=architecture(plain))
+    return file_to_be.artifact(digest.hexdigest())
 
 
 def load(path: Path) -> Arrays:

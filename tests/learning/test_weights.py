@@ -41,6 +41,18 @@ def test_what_is_saved_is_loaded_in_its_order_and_named_by_its_digest(tmp_path: 
     assert [one.name for one in path.parent.iterdir()] == ["a.safetensors"]
 
 
+def test_a_file_that_is_not_written_yet_has_the_same_bytes_and_shares_the_tensors_memory(
+    tmp_path: Path,
+) -> None:
+    arrays = some_arrays()
+    artifact, to_be = save(arrays, tmp_path / "a"), weights.packed(arrays)
+    assert b"".join(to_be.buffers) == (tmp_path / "a").read_bytes()
+    assert to_be.artifact(artifact.sha256) == artifact
+    assert any(
+        np.shares_memory(np.frombuffer(one, np.uint8), arrays["bias"]) for one in to_be.buffers if len(one)
+    )
+
+
 def test_anyone_can_read_the_files_and_theirs_are_read(tmp_path: Path) -> None:
     save(some_arrays(), tmp_path / "ours")
     assert set(load_file(tmp_path / "ours")) == set(some_arrays())

@@ -1,0 +1,46 @@
+"""What is put into a repository: a file, bytes, or buffers that are one after the other; read in pieces.
+
+Buffers, so that a model is written from where it lies: joined they would be one more model in memory.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TypeAlias
+
+Buffer: TypeAlias = bytes | bytearray | memoryview
+Source: TypeAlias = Path | Buffer | Sequence[Buffer]
+
+
+def size_of(source: Source) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size
+    return sum(memoryview(buffer).nbytes for buffer in _buffers(source))
+
+
+def pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
+    """All of *source* in order, at most *piece_bytes* at a time, copied only out of a file."""
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            while piece := file.read(piece_bytes):
+                yield piece
+        return
+    for buffer in _buffers(source):
+        view = memoryview(buffer).cast("B")
+        for start in range(0, len(view), piece_bytes):
+            yield view[start : start + piece_bytes]
+
+
+def parts(source: Source, part_bytes: int) -> Iterator[bytes]:
+    """All of *source* in parts of exactly *part_bytes*, but for the last."""
+    held = bytearray()
+    for piece in pieces(source, part_bytes):
+        held += piece
+        while len(held) >= part_bytes:
+            yield bytes(held[:part_bytes])
+            del held[:part_bytes]
+    if held:
+        yield bytes(held)
+
+
+def _buffers(source: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
+    return [source] if isinstance(source, bytes | bytearray | memoryview) else source
