@@ -54,6 +54,7 @@ class Wishes:
     keep: bool = False
     json_file: Path | None = None
     plot_file: Path = Path("demo-loss.png")
+    store: str = ""
 
 
 async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console: Console) -> Report:
@@ -63,7 +64,12 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
     os.environ["FEDBUS_DATA_DIR"] = str(data_dir)  # the task's own code reads it, here and in the processes
     task = _task(wishes)
     settings = settings.model_copy(
-        update={"home": settings.home / "demo", "given_nats_url": None, "given_data_dir": data_dir}
+        update={
+            "home": settings.home / "demo",
+            "given_nats_url": None,
+            "given_store": None,
+            "given_data_dir": data_dir,
+        }
     )
     samples = await asyncio.to_thread(_samples, task, wishes.clients)
     dataset = await asyncio.to_thread(_dataset, task)
@@ -73,7 +79,11 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
     async with AsyncExitStack() as open_things:
         running = await open_things.enter_async_context(
             stack(
-                _emptied(settings), task, clients=wishes.clients, server_options=_server_options(wishes, task)
+                _emptied(settings),
+                task,
+                clients=wishes.clients,
+                server_options=_server_options(wishes, task),
+                store=wishes.store,
             )
         )
         bus = await open_things.enter_async_context(
@@ -115,7 +125,7 @@ def _server_options(wishes: Wishes, task: Task) -> list[str]:
 
 def _emptied(settings: Settings) -> Settings:
     """A demonstration begins at version 1: what the last one left is removed."""
-    for name in ("nats", "models", "clients", "logs"):
+    for name in ("nats", "models", "s3", "cache", "clients", "logs"):
         shutil.rmtree(settings.home / name, ignore_errors=True)
     return settings
 

@@ -4,6 +4,8 @@
     FEDBUS_NATS_URL     the bus; default: the one that `fedbus up` or `fedbus demo` started here, which
                         leaves its address in FEDBUS_HOME/nats.url; else nats://127.0.0.1:4222
     FEDBUS_FEDERATION   everything that shares one bus account; default: dev
+    FEDBUS_STORE        the model repository: a directory, or s3://bucket/prefix?endpoint=…; default: the one
+                        that `fedbus up` uses here, else FEDBUS_HOME/models
     FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
 
 A mistake in them is one line that names the variable.
@@ -21,6 +23,7 @@ from fedbus.contracts.identifiers import FederationId, federation_id
 
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
+STORE_FILE: Final = "store.url"
 SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 
 
@@ -38,6 +41,7 @@ class Settings(BaseModel):
     federation: Annotated[str, AfterValidator(federation_id)] = Field(
         default="dev", alias="FEDBUS_FEDERATION"
     )
+    given_store: str | None = Field(default=None, alias="FEDBUS_STORE")
     given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
 
     @field_validator("home")
@@ -77,6 +81,16 @@ class Settings(BaseModel):
         return self.home / "nats"
 
     @property
+    def s3_dir(self) -> Path:
+        """What the embedded S3 keeps."""
+        return self.home / "s3"
+
+    @property
+    def store_url(self) -> str:
+        """The model repository: the one that was named, else the one in use here, else a directory."""
+        return self.given_store or _line_in(self.home / STORE_FILE) or str(self.home / "models")
+
+    @property
     def nats_url(self) -> str:
         """The bus to talk to: the one that was named, else the one that runs here, else the usual address."""
         return self.given_nats_url or self.running_here or DEFAULT_NATS_URL
@@ -91,22 +105,38 @@ class Settings(BaseModel):
     @property
     def running_here(self) -> str | None:
         """The address that a fedbus on this machine has left."""
-        try:
-            return self._url_file.read_text().strip() or None
-        except OSError:
-            return None
+        return _line_in(self._url_file)
 
     @contextmanager
     def announced(self, url: str) -> Iterator[None]:
         """Other commands on this machine find *url* without a flag, for as long as the block runs."""
-        self._url_file.parent.mkdir(parents=True, exist_ok=True)
-        self._url_file.write_text(f"{url}\n")
-        try:
+        with _left_in(self._url_file, url):
             yield
-        finally:
-            if self.running_here == url:  # another may have taken over since
-                self._url_file.unlink(missing_ok=True)
+
+    @contextmanager
+    def announced_store(self, url: str) -> Iterator[None]:
+        """The same of the model repository at *url*."""
+        with _left_in(self.home / STORE_FILE, url):
+            yield
 
     @property
     def _url_file(self) -> Path:
         return self.home / URL_FILE
+
+
+def _line_in(file: Path) -> str | None:
+    try:
+        return file.read_text().strip() or None
+    except OSError:
+        return None
+
+
+@contextmanager
+def _left_in(file: Path, line: str) -> Iterator[None]:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(f"{line}\n")
+    try:
+        yield
+    finally:
+        if _line_in(file) == line:  # another may have taken over since
+            file.unlink(missing_ok=True)

@@ -1,5 +1,7 @@
 """The whole of fedbus on one machine: the bus, the server's process, and a process for each client.
 
+The model repository is a directory, or where that is asked for an S3 of this machine's own.
+
     async with stack(settings, task, clients=3) as running:
         ...
 
@@ -11,7 +13,7 @@ import asyncio
 import json
 import os
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -21,11 +23,14 @@ import structlog
 from fedbus.agents.child import ChildProcess, how_it_ended, last_words, python_module
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.app.embedded import EmbeddedNats, embedded_nats
+from fedbus.app.embedded_s3 import embedded_s3
 from fedbus.app.settings import Settings
 from fedbus.contracts.identifiers import ClientId, client_id
 from fedbus.contracts.task import Task
 
 ENTRY: Final = "fedbus.app.cli"
+EMBEDDED: Final = "s3"
+"""The model repository is to lie in an S3 that is started here."""
 KEPT: Final = "FEDBUS_KEPT"
 """Tells a process that its standard input is the life line of whoever keeps it."""
 
@@ -39,6 +44,7 @@ class Stack:
     nats: EmbeddedNats
     clients: list[ClientId]
     home: Path
+    store_url: str
     restarts: dict[str, str] = field(default_factory=dict)
     """Processes that ended by themselves, and how."""
 
@@ -54,11 +60,24 @@ async def stack(
     clients: int,
     port: int | None = None,
     server_options: Sequence[str] = (),
+    store: str = "",
+    public_models: bool = False,
 ) -> AsyncIterator[Stack]:
-    """Everything up, for as long as the block runs. *server_options* go to `fedbus server up`."""
+    """Everything up, for as long as the block runs. *server_options* go to `fedbus server up`.
+
+    *store*: the model repository, ``s3`` for an S3 that is started here; with *public_models* anybody may
+    read that one.
+    """
     names = [client_id(f"c{number}") for number in range(1, clients + 1)]
-    async with embedded_nats(settings.nats_dir, port) as nats:
-        running = Stack(nats, names, settings.home)
+    async with embedded_nats(settings.nats_dir, port) as nats, AsyncExitStack() as open_things:
+        store_url = store or settings.given_store or str(settings.home / "models")
+        key: dict[str, str] = {}
+        if store == EMBEDDED:
+            s3 = await open_things.enter_async_context(
+                embedded_s3(settings.s3_dir, public_models=public_models)
+            )
+            store_url, key = s3.store_url, s3.environment
+        running = Stack(nats, names, settings.home, store_url)
         environment = {
             KEPT: "1",
             "FEDBUS_HOME": str(settings.home),
@@ -66,17 +85,18 @@ async def stack(
             "FEDBUS_FEDERATION": settings.federation,
             "FEDBUS_DATA_DIR": str(settings.data_dir),
         }
-        with settings.announced(nats.url):
+        with settings.announced(nats.url), settings.announced_store(store_url):
             async with asyncio.TaskGroup() as group:
                 stop = asyncio.Event()
                 commands: dict[str, tuple[str, ...]] = {
-                    "server": ("server", "up", "--task", task.path, *server_options)
+                    "server": ("server", "up", "--task", task.path, "--store", store_url, *server_options)
                 }
                 for number, name in enumerate(names):
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
                     commands[name] = ("client", "up", name, "--task", task.path, "--node-config", config)
                 for process, command in commands.items():
-                    group.create_task(_keep(running, process, command, environment, stop), name=process)
+                    its_own = environment | (key if process == "server" else {})  # no client needs the key
+                    group.create_task(_keep(running, process, command, its_own, stop), name=process)
                 try:
                     yield running
                 finally:

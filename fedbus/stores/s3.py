@@ -50,7 +50,7 @@ LONGEST_PAUSE_S: Final = 3.0
 PIECE_BYTES: Final = 1024**2
 PART_BYTES: Final = 8 * 1024**2
 MAX_PARTS: Final = 10_000
-MAX_SMALL_BYTES: Final = 1024**2
+MAX_SMALL_BYTES: Final = 16 * 1024**2
 """Manifests and pointers: what is read whole."""
 
 FAILURES: Final = (ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError, ConnectionError)
@@ -206,7 +206,7 @@ class Bucket:
                     return None
                 raise
             async with answer["Body"] as body:
-                return Small(await body.read(MAX_SMALL_BYTES), answer["ETag"])
+                return Small(await _whole(body), answer["ETag"])
 
         return await self._insist(read)
 
@@ -258,6 +258,15 @@ class Bucket:
             if not answer.get("IsTruncated"):
                 return found
             more = {"ContinuationToken": answer["NextContinuationToken"]}
+
+    async def folders(self, prefix: str) -> list[str]:
+        """What stands between *prefix* and the next slash, of the first thousand."""
+
+        async def look(client: Any) -> list[str]:
+            answer = await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, Delimiter="/")
+            return [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
+
+        return await self._insist(look)
 
     async def make(self) -> None:
         """Make the bucket where there is none."""
@@ -448,6 +457,14 @@ class Bucket:
             config=config,
             **keys,
         )
+
+
+async def _whole(body: Any) -> bytes:
+    """All of a small body; of one that is too large, enough to see that it is no good."""
+    content = b""
+    while len(content) < MAX_SMALL_BYTES and (piece := await body.read(MAX_SMALL_BYTES - len(content))):
+        content += piece
+    return content
 
 
 class ConditionsUnknown(Exception):

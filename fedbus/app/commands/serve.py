@@ -26,7 +26,19 @@ RunConfig = Annotated[str, typer.Option(help='The app\'s run configuration: "lr=
 NodeConfig = Annotated[
     str, typer.Option(help='The device\'s configuration: "partition-id=0 num-partitions=3", or JSON.')
 ]
-Store = Annotated[str, typer.Option(help="The model repository: a directory. [default: FEDBUS_HOME/models]")]
+Store = Annotated[
+    str,
+    typer.Option(
+        help="The model repository: a directory, or s3://bucket/prefix?endpoint=…. [default: FEDBUS_STORE]"
+    ),
+]
+StoreHere = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="The model repository: a directory, s3://bucket/prefix?endpoint=…, or s3: one that is started here.",
+    ),
+]
 Host = Annotated[str, typer.Option(help="Where predictions are served.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 
@@ -47,6 +59,7 @@ def demo(
     json: Annotated[Path | None, typer.Option(help="Write what it came to into this file, as JSON.")] = None,
     plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
     task: Annotated[Path | None, typer.Option(help="Another task. [default: the MNIST example]")] = None,
+    store: StoreHere = "",
 ) -> None:
     """Show the whole life of a federated model on this machine, on real data."""
     from rich.console import Console
@@ -56,7 +69,7 @@ def demo(
     from fedbus.app.examples import mnist
     from fedbus.app.settings import Settings
 
-    wishes = Wishes(task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot)
+    wishes = Wishes(task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot, store)
     settings, console = Settings.from_environment(), Console()
 
     async def work(stop: asyncio.Event) -> None:
@@ -81,14 +94,23 @@ def up(
     every: Every = None,
     at_most: AtMost = None,
     run_config: RunConfig = "",
+    store: StoreHere = "",
+    public_models: Annotated[
+        bool, typer.Option("--public-models", help="With --store s3: anybody who reaches it may read models.")
+    ] = False,
 ) -> None:
     """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
     from rich.console import Console
 
     from fedbus.app.settings import Settings
-    from fedbus.app.stack import stack
+    from fedbus.app.stack import EMBEDDED, stack
     from fedbus.stores.tasks import read_task
 
+    if public_models and store != EMBEDDED:
+        raise Failure(
+            "--public-models is for --store s3: in an S3 of your own, the policy of the bucket says who may read",
+            Exit.USAGE,
+        )
     options = {
         "rounds": rounds,
         "quorum": quorum,
@@ -100,9 +122,18 @@ def up(
     settings, app, console = Settings.from_environment(), read_task(task), Console()
 
     async def work(stop: asyncio.Event) -> None:
-        async with stack(settings, app, clients=clients, port=port, server_options=given) as running:
+        async with stack(
+            settings,
+            app,
+            clients=clients,
+            port=port,
+            server_options=given,
+            store=store,
+            public_models=public_models,
+        ) as running:
             up_now = f"task {app.id} is up on {running.nats.url} with {clients} clients"
             console.print(f"{up_now}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
+            console.print(f"models are in {running.store_url}", soft_wrap=True, highlight=False)
             console.print(LOOK_WITH, soft_wrap=True, highlight=False)
             await stop.wait()
 
@@ -203,7 +234,8 @@ def _site(
     if every is not None or at_most is not None:
         every_s = seconds(every) if every is not None else schedule.every_s
         schedule = ScheduleTable.model_validate({"every-s": every_s, "at-most": at_most})
-    return Site(settings.nats_url, settings.fed, settings.home, read, store, plan, schedule)
+    where = store or settings.given_store or ""
+    return Site(settings.nats_url, settings.fed, settings.home, read, where, plan, schedule)
 
 
 def _device(id: str, task: Path, node_config: str, host: str, port: int) -> "Device":
