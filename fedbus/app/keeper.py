@@ -20,7 +20,7 @@ import socket
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -116,6 +116,9 @@ class Program(Protocol[RunningT]):
 
     @property
     def home(self) -> "Home": ...
+
+    @property
+    def environment(self) -> Mapping[str, str]: ...
 
     def placed(self, port: int | None) -> RunningT:
         """Where it is to listen: on *port*, or where it did before, or on ports that are free."""
@@ -225,7 +228,13 @@ class _Keeper(Generic[RunningT]):
         """The program, answering as ours; raises NotReady."""
         self._home.output.unlink(missing_ok=True)
         command = (*tether.command(), *self._program.command(running))
-        child = ChildProcess(self._program.name, *command, output=self._home.output, stop_s=STOP_S)
+        child = ChildProcess(
+            self._program.name,
+            *command,
+            environment=self._program.environment,
+            output=self._home.output,
+            stop_s=STOP_S,
+        )
         self._child = await child.__aenter__()
         try:
             await self._ready(child, running)
