@@ -9,6 +9,7 @@ run goes on without this client.
 
 import asyncio
 import contextlib
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,6 +39,7 @@ from fedbus.contracts.task import Task
 
 HEARTBEAT_S: Final = 2.0
 GOODBYE_S: Final = 5.0
+RUNS_REMEMBERED: Final = 100
 
 log = structlog.get_logger("fedbus.flower_client")
 
@@ -70,6 +72,7 @@ class FlowerClient:
         self._logs = logs
         self._turn = asyncio.Lock()
         self._training: _Training | None = None
+        self._closed_runs: deque[str] = deque(maxlen=RUNS_REMEMBERED)
         self._life: Life[FlClientState, FlClientFacts]
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
@@ -94,7 +97,8 @@ class FlowerClient:
             case FlClientState.PENDING | FlClientState.TRAINING:
                 await self._fail("the FL client was restarted")
             case FlClientState.FINISHED:
-                await self._life.move("reported")
+                assert self._run is not None
+                await self._report(self._run, rounds=0)
             case FlClientState.WAITING if not self._life.born:
                 await self._life.bear("started")
 
@@ -107,14 +111,23 @@ class FlowerClient:
                     await self._start(message)
                 case RoundStarted() if self._state is FlClientState.PENDING and message.run == self._run:
                     await self._life.move("round_started")
-                case ServerClosed() if message.run == self._run:
-                    await self._closed(message)
+                case ServerClosed():
+                    self._closed_runs.append(message.run)
+                    if message.run == self._run:
+                        await self._closed(message)
                 case _:
                     log.debug("nothing to do", word=message.word, state=str(self._state))
 
     async def _start(self, start: ClientStart) -> None:
+        if start.run == self._run:
+            return  # told twice, or by a client manager that was restarted: it is under way
         if self._state is not FlClientState.WAITING:
-            log.warning("busy with another run", run=start.run, with_run=self._run)
+            await self._say_failed(start.run, f"this client is busy with {self._run}")
+            return
+        if (
+            start.run in self._closed_runs
+        ):  # the invitation was older than it looked: nobody would ever end it
+            await self._say_failed(start.run, "the run is over")
             return
         await self._life.move("client_start", run=start.run)
         stop = asyncio.Event()
@@ -126,12 +139,13 @@ class FlowerClient:
         if self._state is FlClientState.TRAINING and closed.outcome == "finished":
             await self._life.move("run_finished")
             await self._end_training()
-            await self._bus.publish(
-                FinTrain(task=self._task.id, client=self._client, run=closed.run, rounds=closed.rounds)
-            )
-            await self._life.move("reported", run=None)
+            await self._report(closed.run, closed.rounds)
         else:
             await self._fail(f"the run {closed.outcome}: {closed.reason or 'before it needed this client'}")
+
+    async def _report(self, run: str, rounds: int) -> None:
+        await self._bus.publish(FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds))
+        await self._life.move("reported", run=None)
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
         """Leave the run and say so; nothing to say where there is none."""
@@ -141,6 +155,9 @@ class FlowerClient:
         assert run is not None
         await self._life.move("failed", reason=reason, run=None)
         await self._end_training()
+        await self._say_failed(run, reason, trainer_lost=trainer_lost)
+
+    async def _say_failed(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
         await self._bus.publish(
             FailTrain(
                 task=self._task.id,

@@ -23,11 +23,12 @@ import psutil
 
 from fedbus.app.compose import Device, Site
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.identifiers import FederationId, client_id
-from fedbus.contracts.message import Message
+from fedbus.contracts.message import Message, Request
 from fedbus.contracts.run import RunFacts, RunPlan
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import SERVER_SIDE
@@ -135,6 +136,16 @@ class Federation:
 
     def device(self, name: str, number: int = 0, of: int = 1) -> Device:
         return Device(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
+
+    async def is_served(self, request: Request) -> bool:
+        """Whether whoever answers such a request is there."""
+        try:
+            await self.bus.request(request)
+        except NoAnswer:
+            return False
+        except RequestRefused:
+            return True
+        return True
 
     # --- what was told -----------------------------------------------------------------------
 
@@ -282,3 +293,10 @@ def processes_of(home: Path) -> list[psutil.Process]:
         except psutil.Error:
             continue
     return found
+
+
+def children(work: str) -> list[psutil.Process]:
+    """The child processes of this one that do *work*: ``server``, ``trainer`` or ``init``."""
+    return [
+        child for child in psutil.Process().children() if child.cmdline()[-2:] == ["fedbus.app.child", work]
+    ]
