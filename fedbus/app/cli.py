@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from fedbus.app.commands import clients, events, run, serve, task
+from fedbus.app.commands import clients, events, model, run, serve, task
 from fedbus.app.commands.doctor import doctor, version
 from fedbus.app.edge import MEANINGS, edge
 
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(run.app, name="run")
 app.add_typer(clients.app, name="clients")
+app.add_typer(model.app, name="model")
 app.add_typer(events.app, name="events")
 app.add_typer(task.app, name="task")
 app.command()(serve.demo)

@@ -107,6 +107,7 @@ _CODES: Final = {
     "fedbus.stores.errors.StoreUnavailable": Exit.MACHINE,
     "fedbus.stores.errors.StoreError": Exit.FAILED,
     "fedbus.stores.models_interface.ArtifactMissing": Exit.NOT_FOUND,
+    "fedbus.stores.models_interface.VersionMissing": Exit.NOT_FOUND,
     "fedbus.stores.models_interface.UnknownStore": Exit.USAGE,
     "fedbus.app.keeper.EmbeddedError": Exit.MACHINE,
     "fedbus.learning.apps.BadTask": Exit.FAILED,

@@ -7,15 +7,17 @@ What every backend promises stands in `models_interface`; each backend in a modu
 The one for S3 is imported where it is asked for: it needs the extra ``fedbus[s3]``.
 """
 
+import asyncio
 from pathlib import Path
 
 from fedbus.contracts.identifiers import TaskId, task_id
-from fedbus.stores.models_directory import DirectoryModelStore
+from fedbus.stores.models_directory import DirectoryModelStore, tasks_in_directory
 from fedbus.stores.models_interface import (
     ArtifactMissing,
     DigestMismatch,
     ModelStore,
     UnknownStore,
+    VersionMissing,
     VersionSkipped,
     VersionTaken,
 )
@@ -26,9 +28,11 @@ __all__ = [
     "DirectoryModelStore",
     "ModelStore",
     "UnknownStore",
+    "VersionMissing",
     "VersionSkipped",
     "VersionTaken",
     "open_store",
+    "tasks_in",
 ]
 
 
@@ -45,6 +49,16 @@ def open_store(url: str, task: str, *, patience_s: float | None = None) -> Model
     raise UnknownStore(
         f"{scheme!r} is no kind of model repository that is known here: give a directory, or s3://bucket/prefix"
     )
+
+
+async def tasks_in(url: str, *, patience_s: float | None = None) -> list[str]:
+    """The tasks that have models in the repository at *url*."""
+    if "://" not in url:
+        return await asyncio.to_thread(tasks_in_directory, Path(url))
+    open_store(url, "any")  # refuses what is no address
+    from fedbus.stores.models_s3 import tasks_in_bucket  # noqa: PLC0415 (needs the extra, and a second)
+
+    return await tasks_in_bucket(url, patience_s)
 
 
 def _in_a_bucket(url: str, task: TaskId, patience_s: float | None) -> ModelStore:

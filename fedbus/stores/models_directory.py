@@ -29,11 +29,12 @@ from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreDamaged, StoreUnavailable
 from fedbus.stores.models_interface import (
     ArtifactMissing,
-    Buffer,
     DigestMismatch,
+    VersionMissing,
     VersionSkipped,
     VersionTaken,
 )
+from fedbus.stores.source import Source, pieces
 
 _PIECE_BYTES: Final = 1024 * 1024
 _ABANDONED_S: Final = 3600.0
@@ -55,8 +56,8 @@ class DirectoryModelStore:
     async def prepare(self) -> None:
         await self._in_thread(self._prepare)
 
-    async def put(self, source: Path | Buffer, sha256: str) -> None:
-        await self._in_thread(self._put, source, sha256)
+    async def put(self, source: Source, sha256: str | None = None) -> str:
+        return await self._in_thread(self._put, source, sha256)
 
     async def path_of(self, sha256: str) -> Path:
         return await self._in_thread(self._path_of, sha256)
@@ -69,6 +70,14 @@ class DirectoryModelStore:
 
     async def latest(self) -> Manifest | None:
         return await self._in_thread(self._latest)
+
+    async def numbers(self) -> list[int]:
+        return await self._in_thread(self._numbers)
+
+    async def manifest(self, version: int) -> Manifest:
+        if version not in (known := await self.numbers()):
+            raise VersionMissing(version, known)
+        return await self._in_thread(self._manifest, version)
 
     async def versions(self) -> list[Manifest]:
         return await self._in_thread(lambda: [self._manifest(n) for n in self._numbers()])
@@ -98,11 +107,12 @@ class DirectoryModelStore:
         if not (self._home / _MARK).is_file():
             raise StoreUnavailable(self._home, "there is no model repository, or its volume is not mounted")
 
-    def _put(self, source: Path | Buffer, sha256: str) -> None:
+    def _put(self, source: Source, sha256: str | None) -> str:
         self._assert_there()
-        with _copied(source, sha256, into=self._home) as part:
-            part.replace(self._artifact(sha256))
+        with _copied(source, sha256, into=self._home) as (part, digest):
+            part.replace(self._artifact(digest))
         _sync_directory(self._home)
+        return digest
 
     def _path_of(self, sha256: str) -> Path:
         self._assert_there()
@@ -218,6 +228,10 @@ class DirectoryModelStore:
             yield
 
 
+def tasks_in_directory(root: Path) -> list[str]:
+    return sorted(mark.parent.name for mark in root.glob(f"*/{_MARK}"))
+
+
 @contextmanager
 def _written(directory: Path, content: bytes) -> Iterator[Path]:
     """A file in *directory* with *content*, on disk, that goes away unless it is renamed."""
@@ -229,18 +243,18 @@ def _written(directory: Path, content: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _copied(source: Path | Buffer, sha256: str, *, into: Path) -> Iterator[Path]:
-    """A copy of *source* on disk, if it has the digest *sha256*."""
+def _copied(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple[Path, str]]:
+    """A copy of *source* on disk, and its digest, if that is *sha256* or nobody says what it should be."""
     digest = hashlib.sha256()
     with _part(into) as (descriptor, path):
         with os.fdopen(descriptor, "wb") as file:
-            for piece in _pieces(source):
+            for piece in pieces(source, _PIECE_BYTES):
                 digest.update(piece)
                 file.write(piece)
-            if digest.hexdigest() != sha256:
-                raise DigestMismatch(sha256, digest.hexdigest())
+            if sha256 not in (None, digest.hexdigest()):
+                raise DigestMismatch(str(sha256), digest.hexdigest())
             _sync(file.fileno(), file.flush)
-        yield path
+        yield path, digest.hexdigest()
 
 
 @contextmanager
@@ -252,17 +266,6 @@ def _part(directory: Path) -> Iterator[tuple[int, Path]]:
         yield descriptor, path
     finally:
         path.unlink(missing_ok=True)
-
-
-def _pieces(source: Path | Buffer) -> Iterator[Buffer]:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            while piece := file.read(_PIECE_BYTES):
-                yield piece
-        return
-    view = memoryview(source).cast("B")
-    for start in range(0, len(view), _PIECE_BYTES):
-        yield view[start : start + _PIECE_BYTES]
 
 
 def _sync(descriptor: int, flush: Callable[[], None]) -> None:

@@ -15,8 +15,7 @@ from typing import Protocol
 
 from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreError
-
-Buffer = bytes | bytearray | memoryview
+from fedbus.stores.source import Source
 
 
 class UnknownStore(StoreError):
@@ -58,6 +57,15 @@ class VersionSkipped(StoreError):
         self.latest = latest
 
 
+class VersionMissing(StoreError):
+    """There is no such version."""
+
+    def __init__(self, version: int, known: list[int]) -> None:
+        there = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
+        super().__init__(f"the model repository has no version {version}: {there}")
+        self.version = version
+
+
 class ModelStore(Protocol):
     """What every backend does, for the models of one task."""
 
@@ -68,8 +76,11 @@ class ModelStore(Protocol):
     async def prepare(self) -> None:
         """Make the repository where there is none. For whoever sets it up, not for whoever uses it."""
 
-    async def put(self, source: Path | Buffer, sha256: str) -> None:
-        """Keep an artifact; when this returns, it is whole and on disk. Twice is fine."""
+    async def put(self, source: Source, sha256: str | None = None) -> str:
+        """Keep an artifact; when this returns its digest, it is whole and on disk. Twice is fine.
+
+        *sha256*: what it should be; raises DigestMismatch. Left out, it is taken on the way.
+        """
 
     async def path_of(self, sha256: str) -> Path:
         """A local file with this artifact, to be read and never written."""
@@ -82,6 +93,12 @@ class ModelStore(Protocol):
 
     async def versions(self) -> list[Manifest]:
         """All versions, oldest first."""
+
+    async def numbers(self) -> list[int]:
+        """The versions that are there, oldest first, whether or not their manifests can be read."""
+
+    async def manifest(self, version: int) -> Manifest:
+        """The manifest of *version*; raises VersionMissing, StoreDamaged."""
 
     async def verify(self, sha256: str) -> None:
         """Read an artifact where it is kept, not a copy of it; raises StoreDamaged, ArtifactMissing."""

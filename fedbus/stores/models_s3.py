@@ -33,13 +33,14 @@ from fedbus.stores.artifact_cache import ArtifactCache, Part
 from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreUnavailable
 from fedbus.stores.models_interface import (
     ArtifactMissing,
-    Buffer,
     DigestMismatch,
+    VersionMissing,
     VersionSkipped,
     VersionTaken,
 )
 from fedbus.stores.s3 import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
 from fedbus.stores.s3_lock import locked
+from fedbus.stores.source import Source, parts, pieces, size_of
 
 MARK: Final = "fedbus-models.json"
 READ_AT_ONCE: Final = 8
@@ -85,19 +86,21 @@ class S3ModelStore:
             if await self._bucket.read(self._key(MARK)) is None:
                 await self._bucket.write(self._key(MARK), b'{"layout": 1}\n')
 
-    async def put(self, source: Path | Buffer, sha256: str) -> None:
-        size = await asyncio.to_thread(_size, source)
-        key = self._artifact(sha256)
+    async def put(self, source: Source, sha256: str | None = None) -> str:
+        size = await asyncio.to_thread(size_of, source)
+        digest = await asyncio.to_thread(_digest, source) if sha256 is None else sha256  # it has a name first
+        key = self._artifact(digest)
         async with self._freight.open():
             if await self._freight.size_of(key) == size:
-                await asyncio.to_thread(_exhaust, _parts(source, size, sha256))
-                return
+                await asyncio.to_thread(_exhaust, _parts(source, size, digest))
+                return digest
             await self._assert_there(self._freight)
             if size > PART_BYTES:
-                await self._freight.upload(key, size, _parts(source, size, sha256))
+                await self._freight.upload(key, size, _parts(source, size, digest))
             else:
-                whole = await asyncio.to_thread(b"".join, _parts(source, size, sha256))
+                whole = await asyncio.to_thread(b"".join, _parts(source, size, digest))
                 await self._freight.write(key, whole)
+        return digest
 
     async def path_of(self, sha256: str) -> Path:
         async def fetch(part: Part) -> None:
@@ -145,9 +148,7 @@ class S3ModelStore:
 
     async def versions(self) -> list[Manifest]:
         async with self._bucket.open():
-            numbers = await self._numbers()
-            if not numbers:
-                await self._assert_there()
+            numbers = await self.numbers()
             gate = asyncio.Semaphore(READ_AT_ONCE)
 
             async def read(number: int) -> Manifest:
@@ -155,6 +156,18 @@ class S3ModelStore:
                     return await self._manifest(number)
 
             return list(await asyncio.gather(*(read(number) for number in numbers)))
+
+    async def numbers(self) -> list[int]:
+        async with self._bucket.open():
+            if not (found := await self._numbers()):
+                await self._assert_there()
+            return found
+
+    async def manifest(self, version: int) -> Manifest:
+        async with self._bucket.open():
+            if version not in (known := await self.numbers()):
+                raise VersionMissing(version, known)
+            return await self._manifest(version)
 
     # --- the pointer ---------------------------------------------------------------------------
 
@@ -314,6 +327,17 @@ class S3ModelStore:
         return self._key(f"versions/{version}.json")
 
 
+async def tasks_in_bucket(url: str, patience_s: float | None) -> list[str]:
+    address = Address.parse(url)
+    bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
+    prefix = f"{address.prefix}/" if address.prefix else ""
+    async with bucket.open():
+        folders = await bucket.folders(prefix)
+        marks = await asyncio.gather(*(bucket.size_of(f"{folder}{MARK}") for folder in folders))
+    names = [folder.removeprefix(prefix).strip("/") for folder in folders]
+    return sorted(name for name, mark in zip(names, marks, strict=True) if mark is not None)
+
+
 class _Reader:
     """Hashes what it is given, and keeps nothing."""
 
@@ -326,30 +350,22 @@ class _Reader:
         self.size_bytes += len(piece)
 
 
-def _size(source: Path | Buffer) -> int:
-    return source.stat().st_size if isinstance(source, Path) else memoryview(source).nbytes
-
-
-def _parts(source: Path | Buffer, size_bytes: int, sha256: str) -> Iterator[bytes]:
+def _parts(source: Source, size_bytes: int, sha256: str) -> Iterator[bytes]:
     """*source* in parts; raises DigestMismatch in the place of its end, where it is not what it should be."""
     digest = hashlib.sha256()
     part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
-    for part in _read(source, part_bytes):
+    for part in parts(source, part_bytes):
         digest.update(part)
         yield part
     if digest.hexdigest() != sha256:
         raise DigestMismatch(sha256, digest.hexdigest())
 
 
-def _read(source: Path | Buffer, part_bytes: int) -> Iterator[bytes]:
-    if isinstance(source, Path):
-        with source.open("rb") as file:
-            while part := file.read(part_bytes):
-                yield part
-        return
-    view = memoryview(source).cast("B")
-    for start in range(0, len(view), part_bytes):
-        yield bytes(view[start : start + part_bytes])
+def _digest(source: Source) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces(source, PART_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
 
 
 def _exhaust(parts: Iterator[bytes]) -> None:

@@ -76,6 +76,13 @@ async def test_an_artifact_may_come_from_memory(store: ModelStore, kind: type) -
     assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
+async def test_an_artifact_in_several_buffers_is_named_by_the_digest_that_is_taken_on_the_way(
+    store: ModelStore,
+) -> None:
+    assert await store.put([WEIGHTS[:5], memoryview(WEIGHTS)[5:]]) == digest(WEIGHTS)
+    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+
+
 async def test_bytes_that_are_not_what_was_announced_are_refused(store: ModelStore) -> None:
     with pytest.raises(DigestMismatch, match="fetch them again"):
         await store.put(b"other bytes", digest(WEIGHTS))
@@ -104,6 +111,14 @@ async def test_more_than_nine_versions_stay_in_order(store: ModelStore) -> None:
     for version in range(1, 12):
         await store.publish(manifest(version))
     assert [one.version for one in await store.versions()] == list(range(1, 12))
+
+
+async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
+    await holding(store)
+    many = {f"client-{number}": number for number in range(20_000)}
+    long = manifest(1).model_copy(update={"participants": many})
+    await store.publish(long)
+    assert await store.latest() == long
 
 
 async def test_the_same_manifest_twice_is_fine(store: ModelStore) -> None:
