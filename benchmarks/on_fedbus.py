@@ -12,10 +12,9 @@ from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds
 from fedbus.app.settings import Settings
 from fedbus.app.stack import Stack, stack
 from fedbus.bus.bus import Bus, Identity, Seen
-from fedbus.bus.streams import life_stream
+from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.run import RUN, RunState
-from fedbus.contracts.transition import Transition
+from fedbus.contracts.server import ServerClosed
 from fedbus.stores.tasks import read_task
 
 SKIP: Final = 2
@@ -27,43 +26,30 @@ async def rounds(case: Case, count: int, directory: Path) -> list[float]:
     stamps = directory / "stamps"
     os.environ.update(case.environment(stamps))  # handed on to every process
     settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
-    options = [
-        "--rounds",
-        str(count + SKIP),
-        "--quorum",
-        str(case.clients),
-        "--every",
-        "1s",
-        "--at-most",
-        "1",
-    ]
+    options = ["--rounds", str(count + SKIP), "--quorum", str(case.clients)]
+    options += ["--every", "1s", "--at-most", "1"]
     async with (
         stack(settings, read_task(APP), clients=case.clients, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
     ):
         await bus.make_streams()
-        wanted = [subjects.every(bus.fed, Transition)]
-        async with bus.watch(life_stream(bus.fed), wanted, whole=True) as moves:
-            await _ended(moves, running)
+        # not its transitions: each tells of all rounds so far, which is work for the machine that is measured
+        wanted = [subjects.every(bus.fed, ServerClosed)]
+        async with bus.watch(events_stream(bus.fed), wanted, whole=True) as closings:
+            await _finished(closings, running)
     return seconds_of_rounds(stamps, skip=SKIP)
 
 
-async def _ended(moves: AsyncIterator[Seen], running: Stack) -> None:
+async def _finished(closings: AsyncIterator[Seen], running: Stack) -> None:
     """Wait for the end of the run."""
     logs = running.home / "logs"
     try:
         async with asyncio.timeout(LONGEST_S):
-            async for seen in moves:
-                transition = seen.message
-                assert isinstance(transition, Transition)
-                if transition.kind != RUN.kind or transition.target not in RUN.final:
-                    continue
-                if transition.target != RunState.FINISHED:
-                    raise SideFailed(
-                        f"the run of fedbus {transition.target}: {transition.reason}; see {logs}"
-                    )
-                return
+            closed = (await anext(closings)).message
     except TimeoutError:
         raise SideFailed(
             f"fedbus did not come to the end of its rounds in {LONGEST_S:g} s; see {logs}"
         ) from None
+    assert isinstance(closed, ServerClosed)
+    if closed.outcome != "finished":
+        raise SideFailed(f"the run of fedbus {closed.outcome}: {closed.reason}; see {logs}")
