@@ -5,6 +5,10 @@ VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
+# Data sets that lie beside the checkout are used where there are any; see the README of examples/mnist.
+FEDBUS_DATA_DIR ?= $(wildcard ../shared/data)
+export FEDBUS_DATA_DIR
+
 .PHONY: demo test lint types unit faults bench docs clean
 
 $(READY): pyproject.toml constraints.txt

@@ -17,8 +17,7 @@ MAY_USE = {
     "stores": {"contracts"},
     "learning": {"contracts"},
     "agents": {"contracts", *IN_THE_MIDDLE},
-    "simulation": {"contracts", *IN_THE_MIDDLE, "agents"},
-    "app": {"contracts", *IN_THE_MIDDLE, "agents", "simulation"},
+    "app": {"contracts", *IN_THE_MIDDLE, "agents"},
 }
 
 ONLY_IN = {

@@ -62,7 +62,7 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
     began = time.monotonic()
     data_dir = (wishes.data or settings.data_dir).absolute()
     os.environ["FEDBUS_DATA_DIR"] = str(data_dir)  # the task's own code reads it, here and in the processes
-    task = _task(wishes)
+    task, theirs = _task(wishes), settings
     settings = settings.model_copy(
         update={
             "home": settings.home / "demo",
@@ -76,6 +76,8 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
     console.print(
         f"fedbus demo: {wishes.clients} clients, {wishes.runs} runs of {task.table.rounds} rounds, {dataset}"
     )
+    if task.id not in dataset.lower():
+        console.print(f"no {task.id} data in {data_dir}: say where it is with --data", soft_wrap=True)
     async with AsyncExitStack() as open_things:
         running = await open_things.enter_async_context(
             stack(
@@ -86,6 +88,7 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
                 store=wishes.store,
             )
         )
+        open_things.enter_context(theirs.announced(running.nats.url))
         bus = await open_things.enter_async_context(
             Bus.connect(running.nats.url, Identity(settings.fed, "demo"))
         )

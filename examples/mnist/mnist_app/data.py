@@ -64,6 +64,11 @@ def load(data: str = "") -> Dataset:
     return _load(data or os.environ.get("FEDBUS_DATA_DIR", ""))
 
 
+def dataset_name() -> str:
+    """Which data set was found."""
+    return load().name
+
+
 @cache
 def _load(folder: str) -> Dataset:
     files = _files(Path(folder) / "mnist") if folder else None

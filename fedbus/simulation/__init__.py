@@ -1,1 +1,0 @@
-"""Virtual clients, network profiles, experiments."""
