@@ -66,7 +66,7 @@ def load(data: str = "") -> Dataset:
 
 def dataset_name() -> str:
     """Which data set was found."""
-    return load().name
+    return load().source
 
 
 @cache
