@@ -306,14 +306,18 @@ class ClientManager:
     async def _have_served(self, word: type[InferStart], model: ModelRef, path: Path) -> None:
         await self._bus.publish(word(task=self._task.id, client=self._client, model=model, path=str(path)))
 
+    def _awaits(self, model: ModelRef) -> bool:
+        """Whether it is this model that is to be applied: a word about an earlier one may come twice."""
+        return self._state is ClientState.PENDING_APPLICATION and self._life.facts.model == model
+
     async def _infer_ready(self, message: InferReady) -> None:
-        if self._state is ClientState.PENDING_APPLICATION and not self._timers.waits(AGAIN):
+        if self._awaits(message.model) and not self._timers.waits(AGAIN):
             self._attempt = 0
             self._served = message.model
             await self._back_to_serving("infer_ready", model=message.model)
 
     async def _infer_refused(self, message: InferRefused) -> None:
-        if self._state is not ClientState.PENDING_APPLICATION:
+        if not self._awaits(message.model):
             return
         log.warning("the model was refused", version=message.model.version, reason=message.reason)
         if message.serving is not None:

@@ -156,6 +156,7 @@ class Lives:
         if outbox is None:
             yield lives
             return
+        await lives._drop_what_was_overtaken(outbox)
         async with beside(lives._empty(outbox), name="empty the outbox"):
             yield lives
             await lives._say_the_rest()
@@ -188,7 +189,8 @@ class Lives:
     async def _told(self, subject: str) -> Transition | None:
         """The last transition: what still waits in the outbox is newer than what the stream has."""
         seen = await self._bus.last(subject)
-        self._sequences[subject] = seen.sequence if seen else 0
+        told_until = self._sequences.get(subject, 0)  # the outbox may have been quicker than this answer
+        self._sequences[subject] = max(told_until, seen.sequence if seen else 0)
         entry = self._outbox.last(subject) if self._outbox else None
         if entry is not None:
             _, message = read(entry.subject, entry.headers, entry.body)
@@ -203,11 +205,28 @@ class Lives:
         """Hand the bus what waits, in order, and wait for more."""
         while True:
             while (entry := outbox.first()) is not None:
-                await self._store(entry.subject, entry.headers, entry.body)
+                try:
+                    await self._store(entry.subject, entry.headers, entry.body)
+                except MovedByAnother:
+                    _drop(outbox, entry.subject)
+                    raise
                 outbox.remove(entry.number)
             self._said.set()
             await self._waiting.wait()
             self._waiting.clear()
+
+    async def _drop_what_was_overtaken(self, outbox: Outbox) -> None:
+        """Another owner may have moved the thing while we were away: then what we would say is of the past."""
+        if (entry := outbox.first()) is None:
+            return
+        seen = await self._bus.last(entry.subject)
+        _, waiting = read(entry.subject, entry.headers, entry.body)
+        assert isinstance(waiting, Transition)
+        stands = getattr(seen.message, "target", "") if seen else ""
+        said_already = seen is not None and seen.envelope.id == entry.headers["ce-id"]
+        if waiting.source != stands and not said_already:
+            log.warning("what waited in the outbox was overtaken by another owner", thing=waiting.thing)
+            _drop(outbox, entry.subject)
 
     async def _say_the_rest(self, within_s: float = 2.0) -> None:
         """On leaving, a moment for what waits; if the bus is away it is said after the next start."""
@@ -239,6 +258,12 @@ class Lives:
 
     def _subject(self, kind: str, thing: str) -> str:
         return subjects.life(self._bus.fed, kind, thing)
+
+
+def _drop(outbox: Outbox, subject: str) -> None:
+    """Let go of what waits to be said on *subject*: whoever it is about has another owner now."""
+    while (entry := outbox.first()) is not None and entry.subject == subject:
+        outbox.remove(entry.number)
 
 
 def _attributes(transition: Transition) -> dict[str, str | int]:

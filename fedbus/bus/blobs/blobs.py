@@ -1,6 +1,5 @@
 """The one object of a process that offers and fetches blobs."""
 
-import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
@@ -20,7 +19,7 @@ from fedbus.bus.blobs.holding import Holding
 from fedbus.bus.blobs.malloc import keep_freed_memory
 from fedbus.bus.blobs.offers import Offer
 from fedbus.bus.blobs.sinks import INLINE_BYTES, FileSink, MemorySink
-from fedbus.bus.blobs.threads import in_thread
+from fedbus.bus.blobs.threads import in_thread, opened_in_thread
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
 
@@ -125,12 +124,4 @@ async def _unsubscribe(*subscriptions: Subscription) -> None:
 
 
 async def _opened(path: Path) -> Content:
-    """The file at *path*; closed again where we are cancelled while a thread opens it."""
-    opened: list[Content] = []
-    try:
-        await in_thread(lambda: opened.append(content_of(path)))
-    except asyncio.CancelledError:
-        for content in opened:
-            content.close()
-        raise
-    return opened[0]
+    return await opened_in_thread(lambda: content_of(path), lambda content: content.close())

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy
 
 from fedbus.bus.blobs.errors import BlobCorrupt
-from fedbus.bus.blobs.threads import in_thread
+from fedbus.bus.blobs.threads import in_thread, opened_in_thread
 from fedbus.contracts.model import BlobRef
 
 INLINE_BYTES = 64 * 1024
@@ -80,7 +80,7 @@ class FileSink:
     @classmethod
     @asynccontextmanager
     async def open(cls, ref: BlobRef, path: Path) -> AsyncIterator["FileSink"]:
-        part, file = await in_thread(_open_part, ref, path)
+        part, file = await opened_in_thread(lambda: _open_part(ref, path), lambda opened: opened[1].close())
         sink = cls(ref, path, part, file)
         try:
             await in_thread(sink._resume)

@@ -18,3 +18,15 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
     except asyncio.CancelledError:
         await asyncio.wait({job})
         raise
+
+
+async def opened_in_thread(opening: Callable[[], T], close: Callable[[T], None]) -> T:
+    """What *opening* opens in a thread; closed again where we are cancelled, so that nobody has it."""
+    job = asyncio.ensure_future(asyncio.to_thread(opening))
+    try:
+        return await asyncio.shield(job)
+    except asyncio.CancelledError:
+        await asyncio.wait({job})
+        if job.exception() is None:
+            close(job.result())
+        raise
