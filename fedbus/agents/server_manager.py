@@ -406,6 +406,18 @@ class ServerManager:
         await self._offer_model()
         await self._tell_the_version()
         await self._close("finished")
+        await self._retire_models()
+
+    async def _retire_models(self) -> None:
+        """Make room in the model repository; where it does not work now, after the next run."""
+        assert self._facts.model is not None
+        spare = {one.sha256 for one in (self._facts.model, self._facts.checkpoint) if one is not None}
+        try:
+            gone = await self._models.retire(keep=self._task.table.keep_models, spare=spare)
+        except StoreError as error:
+            log.warning("old models are kept for now", reason=str(error))
+        else:
+            log.info("old models were retired", count=len(gone))
 
     async def _tell_the_version(self) -> None:
         assert self._facts.model is not None

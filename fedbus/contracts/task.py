@@ -58,6 +58,8 @@ class TaskTable(_Table):
     round_s: float = Field(default=600.0, gt=0)
     aggregation: Literal["streaming", "stock"] = "streaming"
     """Whether updates are added up as they arrive, where the strategy is a weighted mean, or by Flower's own code."""
+    keep_models: int = Field(default=20, ge=2)
+    """How many versions keep their weights; of the others only the manifest is left."""
     schedule: ScheduleTable = ScheduleTable()
     capture: CaptureTable = CaptureTable()
 

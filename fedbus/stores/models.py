@@ -14,6 +14,7 @@ from fedbus.contracts.identifiers import TaskId, task_id
 from fedbus.stores.models_directory import DirectoryModelStore, tasks_in_directory
 from fedbus.stores.models_interface import (
     ArtifactMissing,
+    ArtifactRetired,
     DigestMismatch,
     ModelStore,
     UnknownStore,
@@ -24,6 +25,7 @@ from fedbus.stores.models_interface import (
 
 __all__ = [
     "ArtifactMissing",
+    "ArtifactRetired",
     "DigestMismatch",
     "DirectoryModelStore",
     "ModelStore",

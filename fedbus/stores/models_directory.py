@@ -17,7 +17,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
@@ -28,11 +28,14 @@ from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreDamaged, StoreUnavailable
 from fedbus.stores.models_interface import (
+    FRESH_S,
     ArtifactMissing,
+    ArtifactRetired,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
+    weights_to_keep,
 )
 from fedbus.stores.source import Source, pieces
 
@@ -61,6 +64,9 @@ class DirectoryModelStore:
 
     async def path_of(self, sha256: str) -> Path:
         return await self._in_thread(self._path_of, sha256)
+
+    async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
+        return await self._in_thread(self._retire, keep, frozenset(spare))
 
     async def verify(self, sha256: str) -> None:
         await self._in_thread(self._verify, sha256)
@@ -118,7 +124,7 @@ class DirectoryModelStore:
         self._assert_there()
         path = self._artifact(sha256)
         if not path.is_file():
-            raise ArtifactMissing(sha256)
+            raise ArtifactRetired(sha256) if self._tombstone(sha256).exists() else ArtifactMissing(sha256)
         return path
 
     def _verify(self, sha256: str) -> None:
@@ -127,6 +133,23 @@ class DirectoryModelStore:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != sha256:
             raise StoreDamaged(path, f"its bytes have digest {actual}")
+
+    def _retire(self, keep: int, spare: frozenset[str]) -> list[str]:
+        with self._alone():
+            versions = [self._manifest(number) for number in self._numbers()]
+            kept = weights_to_keep(versions, self._settled(), keep) | spare
+            once = {one.sha256 for one in versions}
+            found = [path for path in self._home.glob("*.safetensors") if path.stem not in kept]
+            gone = [path for path in found if path.stem in once or _is_old(path)]
+            self._tombstone("").mkdir(exist_ok=True)
+            for path in gone:
+                if path.stem in once:
+                    self._tombstone(path.stem).touch()  # first: what is gone without one is a loss
+                path.unlink()
+        return sorted(path.stem for path in gone)
+
+    def _tombstone(self, sha256: str) -> Path:
+        return self._home / "retired" / sha256
 
     def _artifact(self, sha256: str) -> Path:
         return self._home / f"{sha256}.safetensors"
@@ -230,6 +253,10 @@ class DirectoryModelStore:
 
 def tasks_in_directory(root: Path) -> list[str]:
     return sorted(mark.parent.name for mark in root.glob(f"*/{_MARK}"))
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > FRESH_S
 
 
 @contextmanager

@@ -10,12 +10,16 @@ Four answers are kept apart, because a model must never be initialised anew on a
 and beside them *missing*, ArtifactMissing: a digest that it does not hold.
 """
 
+from collections.abc import Collection
 from pathlib import Path
-from typing import Protocol
+from typing import Final, Protocol
 
 from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreError
 from fedbus.stores.source import Source
+
+FRESH_S: Final = 24 * 3600.0
+"""An artifact without a version may yet become one for so long."""
 
 
 class UnknownStore(StoreError):
@@ -27,6 +31,17 @@ class ArtifactMissing(StoreError):
 
     def __init__(self, sha256: str) -> None:
         super().__init__(f"the model repository holds no artifact {sha256}: put it there first")
+        self.sha256 = sha256
+
+
+class ArtifactRetired(ArtifactMissing):
+    """It was here, and had to make room: only its manifest is left."""
+
+    def __init__(self, sha256: str) -> None:
+        StoreError.__init__(
+            self,
+            f"the artifact {sha256} was retired: only the newest versions keep their weights (keep-models)",
+        )
         self.sha256 = sha256
 
 
@@ -100,5 +115,20 @@ class ModelStore(Protocol):
     async def manifest(self, version: int) -> Manifest:
         """The manifest of *version*; raises VersionMissing, StoreDamaged."""
 
+    async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
+        """Remove the weights of all but the newest *keep* versions, and those that never came to be one.
+
+        Never removed are the latest version's, those of the version it was made from, what *spare* names, and
+        what was put within a day. Manifests stay. Answers what was removed.
+        """
+
     async def verify(self, sha256: str) -> None:
         """Read an artifact where it is kept, not a copy of it; raises StoreDamaged, ArtifactMissing."""
+
+
+def weights_to_keep(versions: list[Manifest], latest: int, keep: int) -> set[str]:
+    """The digests of the newest *keep* versions, of the latest, and of the one that it was made from."""
+    assert keep >= 1
+    parents = {one.parent for one in versions if one.version == latest}
+    numbers = {one.version for one in versions[-keep:]} | {latest} | parents
+    return {one.sha256 for one in versions if one.version in numbers}

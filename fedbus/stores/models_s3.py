@@ -18,9 +18,10 @@ import asyncio
 import hashlib
 import json
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Collection, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
@@ -32,11 +33,14 @@ from fedbus.contracts.model import Manifest
 from fedbus.stores.artifact_cache import ArtifactCache, Part
 from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreUnavailable
 from fedbus.stores.models_interface import (
+    FRESH_S,
     ArtifactMissing,
+    ArtifactRetired,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
+    weights_to_keep,
 )
 from fedbus.stores.s3 import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
 from fedbus.stores.s3_lock import locked
@@ -105,7 +109,7 @@ class S3ModelStore:
     async def path_of(self, sha256: str) -> Path:
         async def fetch(part: Part) -> None:
             if not await self._freight.download(self._artifact(sha256), part):
-                raise ArtifactMissing(sha256)
+                raise await self._missing(sha256)
             if part.digest != sha256:  # a part from before may be to blame: once more, from the start
                 part.begin_anew()
                 await self._freight.download(self._artifact(sha256), part)
@@ -118,9 +122,28 @@ class S3ModelStore:
     async def verify(self, sha256: str) -> None:
         reader = _Reader()
         if not await self._freight.download(self._artifact(sha256), reader):
-            raise ArtifactMissing(sha256)
+            raise await self._missing(sha256)
         if reader.digest.hexdigest() != sha256:
             raise self._damaged(sha256, reader.digest.hexdigest())
+
+    async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
+        async with self._bucket.open():
+            versions = await self.versions()
+            latest, _ = await self._settled()
+            kept = weights_to_keep(versions, latest, keep) | set(spare)
+            once = {one.sha256 for one in versions}
+            gone = []
+            for one in await self._bucket.listing(f"{self._home}/"):
+                name = Path(one.key)
+                if one.key != self._artifact(name.stem) or name.stem in kept:
+                    continue
+                if name.stem in once:  # first the tombstone: what is gone without one is a loss
+                    await self._bucket.write(self._tombstone(name.stem), b"")
+                elif (datetime.now(UTC) - one.modified).total_seconds() < FRESH_S:
+                    continue
+                await self._bucket.delete(one.key)
+                gone.append(name.stem)
+        return sorted(gone)
 
     async def publish(self, manifest: Manifest) -> Manifest:
         async with self._bucket.open():
@@ -316,6 +339,13 @@ class S3ModelStore:
 
     def _damaged(self, sha256: str, actual: str) -> StoreDamaged:
         return StoreDamaged(f"{self._place}, {self._artifact(sha256)}", f"its bytes have digest {actual}")
+
+    async def _missing(self, sha256: str) -> ArtifactMissing:
+        retired = await self._bucket.read(self._tombstone(sha256)) is not None
+        return ArtifactRetired(sha256) if retired else ArtifactMissing(sha256)
+
+    def _tombstone(self, sha256: str) -> str:
+        return self._key(f"retired/{sha256}")
 
     def _key(self, name: str) -> str:
         return f"{self._home}/{name}"

@@ -14,6 +14,7 @@ from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreDamaged, StoreUnavailable
 from fedbus.stores.models import (
     ArtifactMissing,
+    ArtifactRetired,
     DigestMismatch,
     ModelStore,
     UnknownStore,
@@ -204,6 +205,32 @@ async def test_what_is_whole_is_verified(store: ModelStore) -> None:
     await store.verify(digest(WEIGHTS))
     with pytest.raises(ArtifactMissing):
         await store.verify(digest(b"never stored"))
+
+
+async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> None:
+    contents = [f"weights {version}".encode() for version in range(1, 6)]
+    await holding(store, *contents, b"of a round that goes on")
+    made_from = {1: None, 2: 1, 3: 2, 4: 3, 5: 1}
+    for version, content in enumerate(contents, 1):
+        made = manifest(version, content).model_copy(update={"parent": made_from[version]})
+        await store.publish(made)
+    gone = await store.retire(keep=1, spare=[digest(contents[2])])
+    assert gone == sorted([digest(contents[1]), digest(contents[3])])
+    with pytest.raises(ArtifactRetired, match="keep-models"):
+        await store.path_of(digest(contents[1]))
+    for content in (contents[0], contents[2], contents[4], b"of a round that goes on"):
+        assert (await store.path_of(digest(content))).read_bytes() == content
+    assert len(await store.versions()) == 5
+    assert await store.retire(keep=1, spare=[digest(contents[2])]) == []
+
+
+async def test_retired_weights_may_come_back(store: ModelStore) -> None:
+    await holding(store, b"1", b"2", b"3")
+    for version in (1, 2, 3):
+        await store.publish(manifest(version, b"%d" % version))
+    await store.retire(keep=1)
+    await store.put(b"1", digest(b"1"))
+    await store.verify(digest(b"1"))
 
 
 async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:

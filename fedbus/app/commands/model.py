@@ -185,7 +185,7 @@ def verify(
                     f"v{one['version']}",
                     (one["sha256"] or "")[:SHORT],
                     show.size(one["size_bytes"]) if one["size_bytes"] else "",
-                    show.state("failed") if one["complaint"] else "sound",
+                    "damaged" if one["complaint"] else "retired" if one["retired"] else "sound",
                 )
                 for one in found
             ],
@@ -294,13 +294,16 @@ def _number(version: str, latest: int) -> int:
 async def _verified(models: "ModelStore", number: int, known: list[int]) -> dict[str, Any]:
     """What is wrong with a version; an empty complaint where nothing is."""
     from fedbus.stores.errors import StoreDamaged
-    from fedbus.stores.models import ArtifactMissing
+    from fedbus.stores.models import ArtifactMissing, ArtifactRetired
 
-    facts: dict[str, Any] = {"version": number, "sha256": None, "size_bytes": None, "complaint": ""}
+    facts: dict[str, Any] = {"version": number, "sha256": None, "size_bytes": None}
+    facts |= {"retired": False, "complaint": ""}
     try:
         manifest = await models.manifest(number)
         facts |= {"sha256": manifest.sha256, "size_bytes": manifest.size_bytes}
         await models.verify(manifest.sha256)
+    except ArtifactRetired:
+        facts["retired"] = True
     except (StoreDamaged, ArtifactMissing) as error:
         facts["complaint"] = str(error)
     else:
