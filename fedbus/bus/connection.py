@@ -9,16 +9,16 @@ import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from typing import Any, Final
+from typing import Any
 
 import structlog
-from nats.aio import client as nats_client
 from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
 from fedbus.bus.errors import BusClosed, BusUnreachable
+from fedbus.bus.lean_nats import make_lean
 
 CONNECT_TIMEOUT_S = 5
 FIRST_RECONNECT_S = 0.05
@@ -26,11 +26,6 @@ LONGEST_RECONNECT_S = 5.0
 PENDING_BYTES = 64 * 1024**2
 """What may wait in this process while the server is away, before a publish is an error."""
 DRAIN_TIMEOUT_S = 5
-READ_BYTES: Final = 512 * 1024
-"""How much is read from the socket at a time."""
-nats_client.DEFAULT_BUFFER_SIZE = (
-    READ_BYTES  # no option of nats-py 2.16; its 32 KiB cost a tenth of a round's CPU
-)
 
 log = structlog.get_logger("fedbus.bus")
 
@@ -121,6 +116,7 @@ async def _connect(
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             connecting = HeedfulClient()
+            make_lean(connecting)
             await connecting.connect(
                 url,
                 name=name,
