@@ -14,6 +14,7 @@ from typing import Any, Final
 
 import numpy as np
 import structlog
+from pydantic import ValidationError
 
 from fedbus.agents.inference_server import InferenceServer
 from fedbus.agents.tasks import handle_each, until
@@ -98,10 +99,10 @@ class Inference:
         """Answer with what was served before the restart, until the client manager says better."""
         if not await asyncio.to_thread(self._kept.exists):
             return
-        kept = InferStart.model_validate_json(await asyncio.to_thread(self._kept.read_text))
         try:
+            kept = InferStart.model_validate_json(await asyncio.to_thread(self._kept.read_text))
             await self._load_model(kept.model, Path(kept.path))
-        except ModelRefused as error:
+        except (ValidationError, ModelRefused) as error:
             log.warning("the model of before the restart is not served", reason=str(error))
         else:
             await self._life.move("infer_start", model=kept.model, endpoint=self.endpoint)
@@ -143,7 +144,7 @@ class Inference:
         await self._server.load(model, lambda: self._load(path), self._probe)
 
     async def _keep(self, message: InferStart) -> None:
-        await asyncio.to_thread(self._kept.write_text, message.model_dump_json())
+        await asyncio.to_thread(_replace, self._kept, message.model_dump_json())
 
     async def _say_ready(self, model: ModelRef) -> None:
         await self._bus.publish(
@@ -161,3 +162,10 @@ class Inference:
                 serving=serving.version if serving else None,
             )
         )
+
+
+def _replace(path: Path, text: str) -> None:
+    """Write *text* to *path*, which never holds a part of it."""
+    part = path.with_suffix(".part")
+    part.write_text(text)
+    part.replace(path)

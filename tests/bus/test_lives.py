@@ -109,3 +109,27 @@ async def test_what_waited_in_the_outbox_is_told_after_a_restart(
 
     (transition,) = await told(server_bus, "client")
     assert transition.target == "serving"
+
+
+async def test_what_another_owner_has_overtaken_is_not_said_after_a_restart(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    outbox = Outbox(tmp_path / "outbox.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+        async with Lives.open(bus, outbox) as lives:
+            life = await lives.of(CLIENT, C1)
+            await life.bear("started")
+        cut_off = Lives(bus, outbox)  # never empties its outbox: killed before it could
+        await (await cut_off.of(CLIENT, C1)).move("model_fetched")
+
+        async with Lives.open(bus, Outbox(tmp_path / "other.db")) as lives:
+            other = await lives.of(CLIENT, C1)
+            await other.move("bootstrap_failed")
+
+        async with Lives.open(bus, outbox) as lives:
+            again = await lives.of(CLIENT, C1)
+            assert again.state is ClientState.TERMINATED
+            await again.move("restarted")
+
+    (transition,) = await told(server_bus, "client")
+    assert (transition.source, transition.target) == ("terminated", "s0")
