@@ -184,7 +184,7 @@ class Bucket:
         async with self._opening:
             if self._users == 0:
                 self._open_things = AsyncExitStack()
-                self._client = await self._open_things.enter_async_context(await self._new_client())
+                self._client = await self._opened()
             self._users += 1
         try:
             yield self._client
@@ -432,6 +432,13 @@ class Bucket:
         else:
             reason, remedy = code, "check the credentials, and that they may read, write and list there"
         return StoreDenied(str(self.address), reason, remedy=remedy)
+
+    async def _opened(self) -> Any:
+        try:
+            return await self._open_things.enter_async_context(await self._new_client())
+        except (BotoCoreError, ValueError) as error:  # before the first request: nothing that would pass
+            remedy = "correct what AWS's tools are told (AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, ~/.aws)"
+            raise StoreDenied(str(self.address), _in_words(error), remedy=remedy) from error
 
     async def _new_client(self) -> Any:
         session = await asyncio.to_thread(_session)

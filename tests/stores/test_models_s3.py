@@ -152,6 +152,29 @@ async def test_credentials_are_taken_from_where_aws_tools_take_them(
         _session.cache_clear()
 
 
+@pytest.mark.parametrize(
+    ("settings", "says", "with_a_file"),
+    [
+        ({"AWS_PROFILE": "nobody"}, "nobody", False),
+        ({"AWS_PROFILE": "nobody"}, "nobody", True),
+        ({"AWS_ACCESS_KEY_ID": "AKIA"}, "Partial credentials", False),
+    ],
+)
+async def test_settings_of_aws_tools_that_make_no_sense_are_told(
+    settings: dict[str, str], says: str, with_a_file: bool, s3_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if not with_a_file:
+        monkeypatch.delenv("FEDBUS_S3_CREDENTIALS")
+    for name, value in settings.items():
+        monkeypatch.setenv(name, value)
+    _session.cache_clear()
+    try:
+        with pytest.raises(StoreDenied, match=f"{says}.*; correct what AWS's tools are told"):
+            await stored(s3_url).latest()
+    finally:
+        _session.cache_clear()
+
+
 @pytest.mark.parametrize("content", [None, "", "nonsense", "[default]\naws_access_key_id = AKIA\n"])
 async def test_a_file_of_credentials_that_cannot_be_read_is_named(
     content: str | None, s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
