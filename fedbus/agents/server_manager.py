@@ -417,7 +417,8 @@ class ServerManager:
         except StoreError as error:
             log.warning("old models are kept for now", reason=str(error))
         else:
-            log.info("old models were retired", count=len(gone))
+            if gone:
+                log.info("old models were retired", count=len(gone))
 
     async def _tell_the_version(self) -> None:
         assert self._facts.model is not None
