@@ -63,6 +63,7 @@ OPTIONS: Final = {
     "s3.autoCreateBucket": "false",  # a mistaken name is an error
     "volume.preStopSeconds": "0",
 }
+SOCKETS: Final = Path("/tmp")  # noqa: S108 (its choice, not ours)
 MAX_SOCKET_PATH: Final = 100
 
 
@@ -104,9 +105,14 @@ async def embedded_s3(
 
     Raises an EmbeddedError: at the start, or out of the block when it keeps dying.
     """
-    async with kept(_Weed(weed_program(), Home(directory, "weed")), port) as running:
-        await _bucket_made(running, public_models=public_models)
-        yield running
+    used: list[int] = []
+    try:
+        async with kept(_Weed(weed_program(), Home(directory, "weed")), port) as running:
+            used += [running.port, *running.inner_ports.values()]
+            await _bucket_made(running, public_models=public_models)
+            yield running
+    finally:
+        _swept(used)
 
 
 def weed_program() -> Path:
@@ -135,6 +141,13 @@ def public_read(bucket: str, prefix: str) -> str:
         "Resource": [f"arn:aws:s3:::{bucket}/{prefix}/*"],
     }
     return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+
+
+def _swept(ports: list[int]) -> None:
+    """Remove the sockets that it makes in /tmp, named by our ports, and leaves there (4.48)."""
+    for port in ports:
+        for left in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+            left.unlink(missing_ok=True)
 
 
 # --- SeaweedFS -----------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import psutil
 import pytest
 from support import eventually
 
-from fedbus.app.embedded_s3 import EmbeddedS3, WeedMissing, embedded_s3
+from fedbus.app.embedded_s3 import SOCKETS, EmbeddedS3, WeedMissing, embedded_s3
 from fedbus.app.keeper import AlreadyRunning
 from fedbus.stores.errors import StoreDenied
 from fedbus.stores.s3 import Address, Bucket
@@ -34,6 +34,9 @@ async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_
         first = (s3.port, s3.inner_ports, s3.credentials.read_text())
         await bucket_of(s3).write("models/kept", b"this")
     assert not psutil.pid_exists(s3.pid)
+    assert not [
+        left for port in (s3.port, *s3.inner_ports.values()) for left in SOCKETS.glob(f"*-{port}.sock")
+    ]
 
     async with embedded_s3(tmp_path) as s3:
         assert (s3.port, s3.inner_ports, s3.credentials.read_text()) == first
