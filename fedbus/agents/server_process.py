@@ -8,9 +8,8 @@ other end is for the wrapper to tell.
 """
 
 import asyncio
-import tempfile
 from collections.abc import AsyncIterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,7 +28,7 @@ from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, Run
 from fedbus.learning import apps, weights
 from fedbus.learning.grid import BusGrid, GridClosed, NotEnoughClients
 from fedbus.learning.server_host import ServerAppFailed, ServerJob, run_server_app
-from fedbus.learning.weights import Arrays, BadWeights
+from fedbus.learning.weights import Arrays, BadWeights, Packed
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore, open_store
 
@@ -121,14 +120,10 @@ class ServerProcess:
             ):
                 final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
             await asyncio.to_thread(checkpoints.all_told)
-        artifact = await asyncio.to_thread(_saved, final)
-        try:
-            await self._store.put(artifact[1], artifact[0].sha256)
-        finally:
-            artifact[1].unlink(missing_ok=True)
+        artifact = await _kept(weights.packed(final), self._store)
         await self._bus.publish(
             RunFinished(
-                task=self._task.id, run=self._order.run, artifact=artifact[0], rounds=self._order.plan.rounds
+                task=self._task.id, run=self._order.run, artifact=artifact, rounds=self._order.plan.rounds
             )
         )
 
@@ -136,7 +131,7 @@ class ServerProcess:
 class Checkpoints:
     """Keeps the global model after each round and says so, while the next round is under way.
 
-    One at a time, and at most one more waits: if the disk is slower than the rounds, the app waits for it.
+    One at a time: if the disk is slower than the rounds, the app waits for it.
     """
 
     def __init__(self, bus: Bus, order: ServerOrder, store: ModelStore) -> None:
@@ -144,60 +139,38 @@ class Checkpoints:
         self._order = order
         self._store = store
         self._loop = asyncio.get_running_loop()
-        self._context = otel_context.get_current()
-        self._writer = ThreadPoolExecutor(1, thread_name_prefix="checkpoint")
         self._last: Future[None] | None = None
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._writer.shutdown(cancel_futures=True)
+        if self._last is not None:
+            self._last.cancel()
 
     def round_finished(self, result: RoundResult, arrays: Arrays) -> None:
         """Called by the app's thread after each round."""
         self.all_told()
-        self._last = self._writer.submit(self._keep_and_tell, result, arrays)
+        work = self._keep_and_tell(result, weights.packed(arrays))
+        self._last = asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def all_told(self) -> None:
         """Wait for the round before; raises what kept it from being kept."""
         if self._last is not None:
             self._last.result()
 
-    def _keep_and_tell(self, result: RoundResult, arrays: Arrays) -> None:
-        token = otel_context.attach(self._context)
-        try:
-            artifact, path = _saved(arrays)
-            try:
-                self._on_loop(self._store.put(path, artifact.sha256))
-            finally:
-                path.unlink(missing_ok=True)
-            self._on_loop(self._tell(result, artifact))
-        finally:
-            otel_context.detach(token)
-
-    async def _tell(self, result: RoundResult, artifact: Artifact) -> None:
-        token = otel_context.attach(self._context)
-        try:
-            await self._bus.publish(
-                RoundFinished(
-                    task=self._order.task.id,
-                    run=self._order.run,
-                    round=result.round,
-                    result=result,
-                    checkpoint=artifact,
-                )
+    async def _keep_and_tell(self, result: RoundResult, model: Packed) -> None:
+        await self._bus.publish(
+            RoundFinished(
+                task=self._order.task.id,
+                run=self._order.run,
+                round=result.round,
+                result=result,
+                checkpoint=await _kept(model, self._store),
             )
-        finally:
-            otel_context.detach(token)
-
-    def _on_loop(self, work: Any) -> None:
-        asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        )
 
 
-def _saved(arrays: Arrays) -> tuple[Artifact, Path]:
-    """*arrays* in a file of their own, until the store has it."""
-    descriptor, name = tempfile.mkstemp(suffix=".safetensors")
-    path = Path(name)
-    with open(descriptor, "rb"):  # noqa: PTH123 (the descriptor is ours to close)
-        return weights.save(arrays, path), path
+async def _kept(model: Packed, store: ModelStore) -> Artifact:
+    """*model* in *store*, from where it lies in memory, its digest taken on the way."""
+    return model.artifact(await store.put(model.buffers))
