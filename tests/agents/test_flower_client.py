@@ -148,7 +148,7 @@ async def test_an_app_that_cannot_be_loaded_fails_before_it_joins(
     await start(fed)
     failed = await fed.hears(FailTrain)
     assert "not_there" in failed.reason
-    assert (await fed.reaches("fl_client", "waiting")).source == "pending"
+    assert (await fed.happens("fl_client", "failed")).source == "pending"
     assert not fed.heard(Joined)
 
 
@@ -164,7 +164,7 @@ async def test_a_run_that_ended_without_this_client_is_left_too(
 ) -> None:
     await start(fed)
     await close(fed)
-    assert (await fed.reaches("fl_client", "waiting")).source == "pending"
+    assert (await fed.happens("fl_client", "failed")).source == "pending"
     await fed.hears(FailTrain)
 
 
