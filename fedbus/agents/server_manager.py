@@ -12,9 +12,7 @@ repository and the blobs the second.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any, Literal
 
 import structlog
@@ -22,7 +20,7 @@ import structlog
 from fedbus import __version__
 from fedbus.agents import traces
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
-from fedbus.bus.blobs import Offer
+from fedbus.agents.versions import Versions
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
@@ -30,7 +28,7 @@ from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import Joined
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Message, Refused
-from fedbus.contracts.model import Artifact, Manifest, ModelRef
+from fedbus.contracts.model import Artifact, Manifest
 from fedbus.contracts.server import (
     SERVER,
     BeginTraining,
@@ -63,7 +61,7 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.task import Task
 from fedbus.domain.recovery import GiveUp, after_server_lost
-from fedbus.stores.errors import StoreError, StoreUnavailable
+from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore
 
 PUBLISH_S = 120.0
@@ -82,10 +80,9 @@ class ServerManager:
     def __init__(self, bus: Bus, task: Task, models: ModelStore) -> None:
         self._bus = bus
         self._task = task
-        self._models = models
+        self._versions = Versions(bus, task, models)
         self._turn = asyncio.Lock()
         self._joined: dict[str, None] = {}
-        self._offer: Offer | None = None
         self._life: Life[ServerState, ServerFacts]
         self._timers: Timers
         self.ready = asyncio.Event()
@@ -103,8 +100,7 @@ class ServerManager:
                 async with self._bus.serve(self._answers, task=self._task.id, version=__version__):
                     await until(stop, self._live(inbox))
             finally:
-                if self._offer:
-                    self._offer.release()
+                self._versions.withdraw()
 
     async def _live(self, inbox: AsyncIterator[Any]) -> None:
         async with self._turn:
@@ -129,7 +125,7 @@ class ServerManager:
                 await self._publish()
             case ServerState.WAITING:
                 pass
-        if self._offer is None:
+        if self._versions.on_offer is None:
             await self._offer_model()
         if found_waiting and self._facts.run is not None:
             await self._tell_the_end()
@@ -161,8 +157,7 @@ class ServerManager:
         attempt, reason = 0, ""
         while True:
             try:
-                await self._models.prepare()
-                latest = await self._models.latest() or await self._first_version()
+                latest = await self._versions.newest() or await self._first_version()
             except (StoreError, RequestRefused) as error:
                 # Never initialise on an error: the repository may hold a model that we cannot see.
                 if attempt == 0 or str(error) != reason:  # once for each reason: the log is no heartbeat
@@ -177,7 +172,7 @@ class ServerManager:
     async def _first_version(self) -> Manifest:
         request = InitModel(task=self._task.id)
         made = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
-        return await self._models.publish(self._manifest(made.artifact, version=1))
+        return await self._versions.publish_first(made.artifact, self._facts)
 
     # --- what is asked -----------------------------------------------------------------
 
@@ -195,10 +190,9 @@ class ServerManager:
         return HealthStatus(state=self._life.state, open_run=self._invitation())
 
     async def _info(self, _: GetServerInfo) -> Body:
-        if self._offer is None:
+        if (blob := self._versions.on_offer) is None:
             return Refused(reason=f"task {self._task.id} has no model yet: its server is {self._life.state}")
-        model = self._facts.model
-        return ServerInfo(code_version=self._task.code_version, model=model, blob=self._offer.ref)
+        return ServerInfo(code_version=self._task.code_version, model=self._facts.model, blob=blob)
 
     async def _enroll(self, request: Enroll) -> Body:
         if request.client == "server":
@@ -397,7 +391,7 @@ class ServerManager:
         """Make a version of the run's model, and have it served everywhere."""
         try:
             async with asyncio.timeout(PUBLISH_S):
-                manifest = await self._publish_version()
+                manifest = await self._versions.publish(self._facts)
         except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
             await self._end_run("version_refused", "failed", reason)
@@ -406,58 +400,18 @@ class ServerManager:
         await self._offer_model()
         await self._tell_the_version()
         await self._close("finished")
-        await self._retire_models()
-
-    async def _retire_models(self) -> None:
-        """Make room in the model repository; where it does not work now, after the next run."""
-        assert self._facts.model is not None
-        spare = {one.sha256 for one in (self._facts.model, self._facts.checkpoint) if one is not None}
-        try:
-            gone = await self._models.retire(keep=self._task.table.keep_models, spare=spare)
-        except StoreError as error:
-            log.warning("old models are kept for now", reason=str(error))
-        else:
-            if gone:
-                log.info("old models were retired", count=len(gone))
+        await self._versions.retire(self._facts)
 
     async def _tell_the_version(self) -> None:
         assert self._facts.model is not None
-        assert self._offer is not None
+        assert self._versions.on_offer is not None
         await self._bus.publish(
             ModelPublished(
-                task=self._task.id, model=self._facts.model, blob=self._offer.ref, run=self._facts.run
+                task=self._task.id,
+                model=self._facts.model,
+                blob=self._versions.on_offer,
+                run=self._facts.run,
             )
-        )
-
-    async def _publish_version(self) -> Manifest:
-        """The next version; the one that is there already, where we were restarted after publishing it."""
-        assert self._facts.checkpoint is not None
-        attempt = 0
-        while True:
-            try:
-                latest = await self._models.latest()
-                if latest is not None and latest.run == self._facts.run:
-                    return latest
-                version = latest.version + 1 if latest else 1
-                return await self._models.publish(self._manifest(self._facts.checkpoint, version=version))
-            except StoreUnavailable as error:
-                log.warning("the model repository is away", reason=str(error))
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-
-    def _manifest(self, artifact: Artifact, *, version: int) -> Manifest:
-        last = self._facts.last
-        return Manifest(
-            **artifact.model_dump(include=set(Artifact.model_fields)),
-            version=version,
-            task=self._task.id,
-            created=datetime.now(UTC),
-            parent=version - 1 or None,
-            run=self._facts.run,
-            rounds=self._facts.round,
-            participants=last.participants if last else {},
-            metrics=last.metrics if last else {},
-            code_version=self._task.code_version,
         )
 
     async def _end_run(self, event: str, outcome: Outcome, reason: str, **facts: Any) -> None:
@@ -507,36 +461,6 @@ class ServerManager:
         )
 
     async def _offer_model(self) -> None:
-        """Give the served version out to whoever asks for it, once for all who ask at the same time."""
-        model: ModelRef | None = self._facts.model
-        if model is None:
-            return
-        path = await self._weights(model)
-        before, receivers = self._offer, max(1, len(self._facts.cohort))
-        self._offer = await self._bus.blobs.offer(path, receivers=receivers, sha256=model.sha256)
-        if before is not None:
-            before.release()
-
-    async def _weights(self, model: ModelRef) -> Path:
-        """The file of a version, however long the model repository is away."""
-        attempt = 0
-        while True:
-            try:
-                return await self._models.path_of(model.sha256)
-            except StoreUnavailable as error:
-                if attempt == 0:
-                    log.warning("the model repository is away", reason=str(error))
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-
-
-@asynccontextmanager
-async def managing(bus: Bus, task: Task, models: ModelStore) -> AsyncIterator[ServerManager]:
-    """A server manager at work for as long as the block runs."""
-    stop, manager = asyncio.Event(), ServerManager(bus, task, models)
-    async with asyncio.TaskGroup() as group:
-        group.create_task(manager.run(stop), name=f"server manager of {task.id}")
-        try:
-            yield manager
-        finally:
-            stop.set()
+        """Give the served version out to all clients."""
+        if self._facts.model is not None:
+            await self._versions.offer(self._facts.model, receivers=len(self._facts.cohort))
