@@ -35,7 +35,8 @@ from fedbus.app.processes import stopping
 SMALL_BYTES: Final = 1024**2
 """Below, rounds are so short that there can be many of them."""
 FEW_ROUNDS, MANY_ROUNDS = 12, 30
-FLOWER_ROUNDS: Final = 3
+FLOWER_ROUNDS: Final = 2
+"""In each repetition: one takes six seconds and more."""
 DEFAULT_CASES: Final = ("2x0.25", "4x10")
 ALL_CASES: Final = ("2x0.25", "4x0.25", "2x10", "4x10")
 INTERRUPTED: Final = 130
@@ -91,7 +92,8 @@ async def measure(options: argparse.Namespace, results: list[Result], console: C
                     rounds = await side(result.case, Path(where))
                 result.seconds.setdefault(name, []).append(rounds)
                 console.print(
-                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_spread(rounds)}  load {busy:.1f}"
+                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_spread(rounds)}  load {busy:.1f}",
+                    soft_wrap=True,
                 )
 
 

@@ -5,9 +5,11 @@ import os
 import socket
 import sys
 from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final
+
+import psutil
 
 from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds, stamped
 from fedbus.agents.child import ChildProcess, how_it_ended, last_words
@@ -51,11 +53,22 @@ async def _superlink(
     directory: Path, port: int, environment: Mapping[str, str]
 ) -> AsyncIterator[ChildProcess]:
     options = ("--insecure", "--disable-runtime-dependency-installation", "--host", HOST, "--port", str(port))
-    async with _program(
-        "flower-superlink", *options, log=directory / "superlink.log", env=environment
-    ) as link:
+    log = directory / "superlink.log"
+    async with _program("flower-superlink", *options, log=log, env=environment) as link, _swept(link):
         await _listening(port, link, directory)
         yield link
+
+
+@asynccontextmanager
+async def _swept(link: ChildProcess) -> AsyncIterator[None]:
+    """What the SuperLink has started goes before it does: its processes lead sessions of their own, and linger."""
+    try:
+        yield
+    finally:
+        with suppress(psutil.NoSuchProcess):
+            for started in psutil.Process(link.pid).children(recursive=True):
+                with suppress(psutil.NoSuchProcess):
+                    started.kill()
 
 
 def _supernode(number: int, directory: Path, port: int, environment: Mapping[str, str]) -> ChildProcess:
