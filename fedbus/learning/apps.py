@@ -4,6 +4,7 @@ import difflib
 import importlib
 import sys
 from pathlib import Path
+from threading import RLock
 from types import ModuleType
 from typing import Any
 
@@ -12,6 +13,8 @@ from flwr.serverapp import ServerApp
 
 _roots: set[str] = set()
 """The task directories that modules were imported from so far."""
+_importing = RLock()
+"""Where modules are looked for is the whole process's: several agents in one may load at the same time."""
 
 
 class BadTask(Exception):
@@ -23,7 +26,8 @@ def load(path: Path, reference: str) -> Any:
     module_name, colon, names = reference.partition(":")
     if not (module_name and colon and names):
         raise BadTask(f"{reference!r} is not a reference: write module:name")
-    found: Any = _module(path, module_name)
+    with _importing:
+        found: Any = _module(path, module_name)
     for name in names.split("."):
         if not hasattr(found, name):
             raise BadTask(

@@ -94,7 +94,7 @@ async def serving(fed: Federation, inference: AgentAtWork) -> AgentAtWork:
 
 def model_file(fed: Federation, version: int, **arrays: Array) -> tuple[ModelRef, Path]:
     path = fed.site.home / f"v{version}.safetensors"
-    artifact = weights.save(arrays or {"w": np.float32([version])}, path)
+    artifact = weights.save(arrays or {"w": np.array([version], np.float32)}, path)
     return ModelRef(**artifact.model_dump(), version=version), path
 
 
@@ -137,9 +137,9 @@ async def test_a_newer_model_takes_the_place_of_the_old(fed: Federation, serving
 @pytest.mark.parametrize(
     ("arrays", "reason"),
     [
-        ({"w": np.float32([np.nan])}, "NaN"),
-        ({"v": np.float32([1])}, r"the weights are not those of Sums: \['v'\]"),
-        ({"w": np.float32([1, 2, 3, 4])}, "could not be broadcast"),
+        ({"w": np.array([np.nan], np.float32)}, "NaN"),
+        ({"v": np.array([1], np.float32)}, r"the weights are not those of Sums: \['v'\]"),
+        ({"w": np.array([1, 2, 3, 4], np.float32)}, "could not be broadcast"),
     ],
     ids=["not a number", "another architecture", "no answer to the probe"],
 )
@@ -161,7 +161,7 @@ async def test_a_bad_model_is_refused_and_the_old_one_goes_on(
 async def test_where_nothing_serves_a_bad_model_is_refused_and_a_good_one_begins(
     fed: Federation, inference: AgentAtWork
 ) -> None:
-    await say(fed, InferStart, model_file(fed, 1, w=np.float32([np.inf])))
+    await say(fed, InferStart, model_file(fed, 1, w=np.array([np.inf], np.float32)))
     assert (await fed.hears(InferRefused)).serving is None
     assert fed.events("inference") == ["started"]
     await say(fed, InferStart, model_file(fed, 2))

@@ -2,7 +2,9 @@
 
 import sys
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
 from flwr.serverapp import ServerApp
@@ -81,3 +83,17 @@ def test_the_same_module_of_another_version_is_the_other_one(write: Write, tmp_p
     write("v2/zoo_e.py", "from zoo_f import n")
     write("v2/zoo_f.py", "n = 2")
     assert [apps.load(tmp_path / version, "zoo_e:n") for version in ("v1", "v2", "v1")] == [1, 2, 1]
+
+
+def test_several_threads_may_load_a_new_task_at_the_same_time(write: Write, tmp_path: Path) -> None:
+    for number in range(30):
+        write(f"{number}/zoo_t/__init__.py", "")
+        write(f"{number}/zoo_t/model.py", f"def build(): return {number}\n")
+        together = Barrier(4)
+
+        def build(number: int = number, together: Barrier = together) -> object:
+            together.wait()
+            return apps.load_function(tmp_path / str(number), "zoo_t.model:build")()
+
+        with ThreadPoolExecutor(4) as threads:
+            assert {one.result() for one in [threads.submit(build) for _ in range(4)]} == {number}

@@ -14,7 +14,7 @@ import shutil
 from collections import defaultdict
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -61,6 +61,8 @@ class AgentAtWork:
         self._run = run
         self._stop = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
+        self._awaited = False
+        """Whether the test waits for its end, and sees what it broke of."""
 
     def start(self) -> None:
         self._stop = asyncio.Event()
@@ -87,12 +89,20 @@ class AgentAtWork:
     async def ended(self) -> None:
         """Wait until it ends by itself; raises what it broke of."""
         assert self._task
+        self._awaited = True
         async with asyncio.timeout(20):
             await self._task
 
     @property
-    def broken(self) -> bool:
-        return self._task is not None and self._task.done() and self._task.exception() is not None
+    def has_ended(self) -> bool:
+        return self._awaited
+
+    @property
+    def broken(self) -> BaseException | None:
+        """What it broke of, if it did and nobody expected it to."""
+        if self._task is None or not self._task.done() or self._task.cancelled() or self._awaited:
+            return None
+        return self._task.exception()
 
 
 @dataclass
@@ -104,6 +114,7 @@ class Federation:
     """The test's own, on the server side."""
     moves: list[Transition] = field(default_factory=list)
     said: list[Message] = field(default_factory=list)
+    _agents: list[AgentAtWork] = field(default_factory=list)
     _buses: dict[tuple[str, str], Bus] = field(default_factory=dict)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
@@ -113,13 +124,14 @@ class Federation:
     async def agent(self, run: AgentRun) -> AsyncIterator[AgentAtWork]:
         """An agent at work; when the block ends it is asked to stop, and must."""
         agent = AgentAtWork(run)
+        self._agents.append(agent)
         agent.start()
         try:
             yield agent
         except BaseException:
             await agent.kill()
             raise
-        if not agent.broken:  # then the test has seen it
+        if not agent.has_ended:  # then the test has seen to it
             await agent.stop()
 
     async def speaker(self, agent: str, owner: str = SERVER_SIDE) -> Bus:
@@ -133,6 +145,11 @@ class Federation:
         """Publish *message* as whoever may say it."""
         owner = getattr(message, "client", SERVER_SIDE) if message.family.value != "cmd" else SERVER_SIDE
         await (await self.speaker(by, owner)).publish(message)
+
+    def shorten(self, **plan: float) -> None:
+        """Let runs be otherwise than the task's plan, for whoever is started from now on."""
+        changed = self.site.task.table.plan.model_copy(update=plan)
+        self.site = replace(self.site, plan=changed)
 
     def device(self, name: str, number: int = 0, of: int = 1) -> Device:
         return Device(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
@@ -182,14 +199,14 @@ class Federation:
             told = self.of(kind, thing)
             return bool(told) and told[-1].target == state
 
-        await self._until(there, f"{kind} {thing or ''} to be {state}", within_s)
+        await self.until(there, f"{kind} {thing or ''} to be {state}", within_s)
         return self.last(kind, thing)
 
     async def happens(
         self, kind: str, event: str, thing: str | None = None, *, times: int = 1, within_s: float = 20.0
     ) -> Transition:
         """Wait until *event* has happened to it so many *times*."""
-        await self._until(
+        await self.until(
             lambda: self.events(kind, thing).count(event) >= times,
             f"{event} of {kind} {thing or ''}",
             within_s,
@@ -198,12 +215,21 @@ class Federation:
 
     async def hears(self, kind: type[MessageT], *, times: int = 1, within_s: float = 20.0) -> MessageT:
         """Wait for an event of this *kind*."""
-        await self._until(lambda: len(self.heard(kind)) >= times, kind.word, within_s)
+        await self.until(lambda: len(self.heard(kind)) >= times, kind.word, within_s)
         return self.heard(kind)[times - 1]
 
-    async def _until(self, condition: Callable[[], bool], what: str, within_s: float) -> None:
+    async def until(
+        self, condition: Callable[[], bool], what: str = "what was to be", within_s: float = 30.0
+    ) -> None:
+        """Wait until *condition* holds; where it does not, say what was told instead."""
+
+        def it_does() -> bool:
+            for error in filter(None, (agent.broken for agent in self._agents)):
+                raise AssertionError(f"while the test waited for {what}, an agent broke") from error
+            return condition()
+
         try:
-            await eventually(condition, within_s=within_s)
+            await eventually(it_does, within_s=within_s)
         except TimeoutError:
             told = "\n".join(
                 f"  {one.kind} {one.thing}: {one.source} → {one.target} {one.event} {one.reason}"

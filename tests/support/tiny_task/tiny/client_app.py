@@ -3,6 +3,7 @@
 import os
 import time
 
+import numpy as np
 from flwr.app import Array, ArrayRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 
@@ -15,12 +16,12 @@ def train(message: Message, context: Context) -> Message:
     current = message.content.config_records["config"]["server-round"]
     if number == config["dies"] and current == config["dies-in"]:
         os._exit(3)
-    if config["raises"]:
+    if number == config["raises"]:
         raise ValueError("this client was told to raise")
     time.sleep(float(config["slow-s"] if number == config["slow"] else config["pause-s"]))
-    arrays = ArrayRecord(
-        {name: Array(array.numpy() + 1) for name, array in message.content.array_records["arrays"].items()}
-    )
+    step = float("nan") if config["poison"] else 1.0
+    trained = message.content.array_records["arrays"].items()
+    arrays = ArrayRecord({name: Array(array.numpy() + np.float32(step)) for name, array in trained})
     metrics = MetricRecord({"num-examples": 10 * (number + 1), "train_loss": 1.0})
     return Message(RecordDict({"arrays": arrays, "metrics": metrics}), reply_to=message)
 

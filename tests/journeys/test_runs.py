@@ -1,0 +1,151 @@
+"""Runs that go right, and what may go wrong in them: a whole federation, its training processes real ones."""
+
+import signal
+
+import aiohttp
+import pytest
+from support.federation import TASK, Federation, children
+from support.whole import ended, served, settled, start_run, trained, whole
+
+from fedbus.contracts.client import FailTrain, InferRefused
+from fedbus.contracts.run import RunState, StopRun
+from fedbus.contracts.server import ServerClosed
+
+
+def state_of(fed: Federation, run: str) -> str:
+    return fed.last("run", run).target
+
+
+async def in_round(fed: Federation, run: str, number: int) -> None:
+    """Wait until the round before *number* is over: the model that the run begins with is round 0."""
+    await fed.happens("run", "round_finished", run, times=number)
+
+
+async def predicts(fed: Federation, client: str) -> int:
+    """The version that answers a prediction now."""
+    endpoint = getattr(fed.last("inference", f"{client}.{TASK}").facts, "endpoint", "")
+    async with (
+        aiohttp.ClientSession() as session,
+        session.post(f"{endpoint}/predict", json={"inputs": [[1, 2, 3]]}) as response,
+    ):
+        assert response.status == 200
+        version: int = (await response.json())["model_version"]
+        return version
+
+
+async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_it(fed: Federation) -> None:
+    async with whole(fed):
+        first = await ended(fed, await start_run(fed, quorum=2))
+        assert await trained(fed) == 2
+        second = await ended(fed, await start_run(fed, quorum=2, rounds=3))
+        assert await trained(fed) == 5
+        assert [await predicts(fed, client) for client in ("c1", "c2")] == [3, 3]
+    assert [one.loss for one in first.rounds] == pytest.approx([100, 99, 98])
+    assert [one.loss for one in second.rounds] == pytest.approx([98, 97, 96, 95])
+    assert second.rounds[1].participants == {"c1": 10, "c2": 20}
+    assert not children("trainer")
+    assert not children("server")
+
+
+async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Federation) -> None:
+    async with whole(fed, clients=3):
+        dies = await start_run(fed, quorum=3, config={"dies": 1, "dies-in": 1, "pause-s": 0.3}, rounds=3)
+        run = await ended(fed, dies)
+        assert state_of(fed, dies) == RunState.FINISHED
+        assert (await fed.hears(FailTrain)).client == "c2"
+        assert set(run.rounds[1].participants) == {"c1", "c3"}
+        assert "c2" in run.rounds[1].failures
+        assert "trainer_lost" in fed.events("client", f"c2.{TASK}")
+
+        raises = await start_run(fed, quorum=3, config={"raises": 0})
+        run = await ended(fed, raises)
+        assert state_of(fed, raises) == RunState.FINISHED
+        assert set(run.rounds[-1].participants) == {"c2", "c3"}
+        assert "told to raise" in run.rounds[-1].failures["c1"]
+        assert await trained(fed) == 5
+
+        assert served(fed) == dict.fromkeys(("c1", "c2", "c3"), 3)
+
+
+async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: Federation) -> None:
+    slow = {"slow": 1, "slow-s": 3.0}
+    fed.shorten(round_s=1.0)
+    async with whole(fed):
+        run = await start_run(fed, quorum=2, config=slow, rounds=1)
+        facts = await ended(fed, run)
+        assert state_of(fed, run) == RunState.FINISHED
+        assert set(facts.rounds[1].participants) == {"c1"}
+        assert "no answer within 1 s" in facts.rounds[1].failures["c2"]
+
+
+async def test_a_flower_server_that_is_killed_in_a_round_is_taken_up_from_the_round_before(
+    fed: Federation,
+) -> None:
+    async with whole(fed):
+        run = await start_run(fed, quorum=2, rounds=3, config={"pause-s": 0.5})
+        await in_round(fed, run, 2)
+        (flower,) = children("server")
+        flower.send_signal(signal.SIGKILL)
+        facts = await ended(fed, run)
+        assert state_of(fed, run) == RunState.FINISHED
+        assert [one.round for one in facts.rounds] == [0, 1, 2, 3]
+        assert await trained(fed) == 3
+    events = fed.events("run", run)
+    assert events.count("server_lost") == events.count("server_recovered") == 1
+    assert "was killed (SIGKILL" in (await fed.happens("run", "server_lost", run)).reason
+
+
+async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(fed: Federation) -> None:
+    async with whole(fed) as everyone:
+        run = await start_run(fed, quorum=2, rounds=4, config={"pause-s": 0.5})
+        await in_round(fed, run, 1)
+        await everyone["server"]["server-manager"].restart()
+        await everyone["server"]["workflow-scheduler"].restart()
+        await in_round(fed, run, 3)
+        assert "server_lost" not in fed.events("run", run)  # it went on by itself
+        await everyone["server"]["flower-server"].restart()
+        facts = await ended(fed, run)
+        assert state_of(fed, run) == RunState.FINISHED
+        assert await trained(fed) == 4
+    assert [one.round for one in facts.rounds] == [0, 1, 2, 3, 4]
+    assert fed.events("run", run).count("server_lost") == 1
+
+
+async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(fed: Federation) -> None:
+    async with whole(fed) as everyone:
+        run = await start_run(fed, quorum=2, rounds=8, config={"pause-s": 0.4})
+        await in_round(fed, run, 2)
+        for agent in everyone["c2"].values():
+            await agent.kill()
+        for agent in everyone["c2"].values():
+            agent.start()
+        facts = await ended(fed, run)
+        assert state_of(fed, run) == RunState.FINISHED
+        assert set(facts.rounds[-1].participants) == {"c1", "c2"}
+        assert served(fed) == {"c1": 2, "c2": 2}
+
+
+async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: Federation) -> None:
+    async with whole(fed):
+        run = await start_run(fed, quorum=2, rounds=50, config={"pause-s": 0.2})
+        await in_round(fed, run, 1)
+        await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"), timeout_s=20)
+        await ended(fed, run)
+        assert (await fed.hears(ServerClosed)).outcome == "cancelled"
+        await fed.happens("fl_client", "failed", times=2)
+        await fed.until(lambda: settled(fed) and not children("trainer") and not children("server"))
+        assert served(fed) == {"c1": 1, "c2": 1}
+        await ended(fed, await start_run(fed, quorum=2))
+        assert await trained(fed) == 2
+
+
+async def test_a_model_that_is_not_a_number_is_refused_by_everyone_and_the_old_one_goes_on(
+    fed: Federation,
+) -> None:
+    async with whole(fed):
+        await start_run(fed, quorum=2, rounds=1, config={"poison": True})
+        refused = await fed.hears(InferRefused, times=2, within_s=60)
+        assert (refused.model.version, refused.serving) == (2, 1)
+        await fed.until(lambda: settled(fed))
+        assert [await predicts(fed, client) for client in ("c1", "c2")] == [1, 1]
+        assert fed.last("client", f"c1.{TASK}").event == "infer_refused"

@@ -1,0 +1,66 @@
+"""All spans of a test: its own by the SDK's in-memory exporter, those of the processes it starts by a collector.
+
+async with listening(monkeypatch) as heard:
+    ...
+    trace = heard.of(trace_id)
+"""
+
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+
+import pytest
+from opentelemetry import trace
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.sdk.trace.export import SimpleSpanProcessor
+from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
+
+from support.collector import Collector, Span, collecting
+
+
+@dataclass(frozen=True)
+class Heard:
+    """What came so far."""
+
+    memory: InMemorySpanExporter
+    children: Collector
+
+    def of(self, trace_id: str) -> list[Span]:
+        return [span for span in (*self._own(), *self.children.spans) if span.trace_id == trace_id]
+
+    def _own(self) -> Iterator[Span]:
+        for span in self.memory.get_finished_spans():
+            assert span.context
+            yield Span(
+                service="",
+                name=span.name,
+                trace_id=f"{span.context.trace_id:032x}",
+                span_id=f"{span.context.span_id:016x}",
+                parent_id=f"{span.parent.span_id:016x}" if span.parent else "",
+                attributes={key: str(value) for key, value in (span.attributes or {}).items()},
+            )
+
+
+@contextmanager
+def in_memory() -> Iterator[InMemorySpanExporter]:
+    """The spans of this process. Its provider can be set once; what listens to it comes and goes."""
+    provider = trace.get_tracer_provider()
+    if not isinstance(provider, TracerProvider):
+        provider = TracerProvider()
+        trace.set_tracer_provider(provider)
+    exporter = InMemorySpanExporter()
+    provider.add_span_processor(SimpleSpanProcessor(exporter))
+    try:
+        yield exporter
+    finally:
+        exporter.shutdown()
+
+
+@asynccontextmanager
+async def listening(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
+    """Both, for as long as the block runs."""
+    with in_memory() as memory:
+        async with collecting() as collector:
+            monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
+            monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+            yield Heard(memory, collector)
