@@ -32,7 +32,7 @@ from fedbus.contracts.message import Message, Request
 from fedbus.contracts.run import RunFacts, RunPlan
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import SERVER_SIDE
-from fedbus.contracts.task import Task
+from fedbus.contracts.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.stores.tasks import read_task
 from support.waiting import eventually
@@ -150,6 +150,10 @@ class Federation:
         """Let runs be otherwise than the task's plan, for whoever is started from now on."""
         changed = self.site.task.table.plan.model_copy(update=plan)
         self.site = replace(self.site, plan=changed)
+
+    def schedule_nothing(self) -> None:
+        """Let runs be started by the test alone."""
+        self.site = replace(self.site, schedule=ScheduleTable())
 
     def device(self, name: str, number: int = 0, of: int = 1) -> Device:
         return Device(self.site, client_id(name), {"partition-id": number, "num-partitions": of})

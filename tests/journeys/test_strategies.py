@@ -1,0 +1,60 @@
+"""Flower's strategies by configuration: the MNIST example as it is, three clients, a run of one round."""
+
+import shutil
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import NatsServer
+from support.federation import Federation, federation
+from support.whole import ended, start_run, whole
+
+from fedbus.contracts.run import RunState
+from fedbus.learning import weights
+from fedbus.stores.models import open_store
+from fedbus.stores.tasks import read_task
+
+MNIST = Path(__file__).parents[2] / "examples" / "mnist"
+FEW = {"max-samples": 64, "local-epochs": 1, "data": ""}
+
+
+@pytest.fixture
+async def fed(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Federation]:
+    """A federation of the MNIST example, on scikit-learn's digits: they are small, and always there."""
+    monkeypatch.delenv("FEDBUS_DATA_DIR", raising=False)
+    shutil.copytree(MNIST, tmp_path / "mnist", ignore=shutil.ignore_patterns("__pycache__"))
+    async with federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist")) as fed:
+        fed.shorten(rounds=1, quorum=3, recruit_s=60, round_s=60)
+        yield fed
+
+
+@pytest.mark.parametrize(
+    "strategy",
+    [
+        "krum",  # the one that compares the updates, and so cannot add them up as they come
+        pytest.param("fedprox", marks=pytest.mark.slow),
+        pytest.param("fedadam", marks=pytest.mark.slow),
+    ],
+)
+async def test_a_strategy_is_a_matter_of_configuration(fed: Federation, strategy: str) -> None:
+    fed.schedule_nothing()
+    async with whole(fed, clients=3):
+        before = await latest(fed)
+        run = await start_run(fed, config={**FEW, "strategy": strategy})
+        facts = await ended(fed, run)
+        assert fed.last("run", run).target == RunState.FINISHED, fed.last("run", run).reason
+        assert facts.rounds[-1].participants == {"c1": 64, "c2": 64, "c3": 64}
+        assert not facts.rounds[-1].failures
+        assert distance(before, await latest(fed)) > 0
+
+
+async def latest(fed: Federation) -> weights.Arrays:
+    store = open_store(fed.site.store_url, fed.site.task.id)
+    manifest = await store.latest()
+    assert manifest is not None
+    return weights.load(await store.path_of(manifest.sha256))
+
+
+def distance(one: weights.Arrays, other: weights.Arrays) -> float:
+    return float(np.sqrt(sum(np.square(one[name] - other[name]).sum() for name in one)))
