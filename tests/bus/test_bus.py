@@ -160,7 +160,9 @@ async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener
     assert [letter for letter in await dead_letters(nats) if reason in letter]
 
 
-async def test_a_message_that_is_too_large_is_refused_before_it_leaves(server_bus: Bus, client_bus: Bus) -> None:
+async def test_a_message_that_is_too_large_is_refused_before_it_leaves(
+    server_bus: Bus, client_bus: Bus
+) -> None:
     await server_bus.make_streams()
     big = FinTrain.model_construct(task="mnist", client="c1", run="x" * (MAX_EVENT_BYTES + 1), rounds=0)
     with pytest.raises(ValueError, match="What is large travels as a blob"):
