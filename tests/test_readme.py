@@ -33,7 +33,9 @@ def test_each_command_of_the_readme_exists_with_its_options(command: str) -> Non
 
 @pytest.mark.parametrize("target", MAKE)
 def test_each_make_target_of_the_readme_exists(target: str) -> None:
-    subprocess.run(["make", "--dry-run", target, f"PYTHON={sys.executable}"], cwd=ROOT, check=True, capture_output=True)
+    subprocess.run(
+        ["make", "--dry-run", target, f"PYTHON={sys.executable}"], cwd=ROOT, check=True, capture_output=True
+    )
 
 
 def test_the_table_in_the_readme_is_a_valid_one() -> None:
