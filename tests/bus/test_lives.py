@@ -1,5 +1,6 @@
 """The log is the state: lifecycles moved over a real nats-server."""
 
+import asyncio
 from pathlib import Path
 
 import pytest
@@ -133,3 +134,26 @@ async def test_what_another_owner_has_overtaken_is_not_said_after_a_restart(
 
     (transition,) = await told(server_bus, "client")
     assert (transition.source, transition.target) == ("terminated", "s0")
+
+
+async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    outbox = Outbox(tmp_path / "outbox.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+        with pytest.raises(MovedByAnother):
+            async with (
+                Lives.open(bus, outbox) as lives,
+                Lives.open(bus, Outbox(tmp_path / "other.db")) as others,
+            ):
+                ours, theirs = await lives.of(CLIENT, C1), await others.of(CLIENT, C1)
+                await theirs.bear("started")
+                await eventually(lambda: is_told(server_bus))
+                await ours.bear("started")
+                await ours.move("model_fetched")
+                await asyncio.Event().wait()
+    assert outbox.first() is None
+
+
+async def is_told(bus: Bus) -> bool:
+    return bool(await told(bus, "client"))
