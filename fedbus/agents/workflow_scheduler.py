@@ -35,6 +35,7 @@ from fedbus.contracts.run import (
 from fedbus.contracts.server import CancelRun, OpenRun, ServerFacts, ServerState
 from fedbus.contracts.task import ScheduleTable, Task
 from fedbus.contracts.transition import Transition
+from fedbus.domain.history import with_round
 from fedbus.domain.scheduling import next_start
 
 REQUEST_S: Final = 45.0
@@ -257,8 +258,7 @@ def _what_it_came_to(transition: Transition, server: ServerFacts, run: RunFacts)
         case "quorum_reached":
             return {"cohort": server.cohort}
         case "round_finished" if server.last is not None:
-            before = tuple(one for one in run.rounds if one.round < server.last.round)
-            return {"rounds": (*before, server.last), "cohort": server.cohort}
+            return {"rounds": with_round(run.rounds, server.last), "cohort": server.cohort}
         case "version_published":
             return {"model": server.model}
         case _:

@@ -1,0 +1,32 @@
+"""What a run remembers of its rounds: bounded, because every transition of the run carries it.
+
+The whole history is in the log, one transition a round; the facts keep what people look at.
+"""
+
+from typing import Final
+
+from fedbus.contracts.run import RoundResult
+
+ROUNDS_KEPT: Final = 300
+ENTRIES_KEPT: Final = 1500
+"""Of who took part, over all rounds, the newest first."""
+FAILURE_ENTRIES: Final = 10
+"""What a failure counts for: it has its reason with it."""
+
+
+def with_round(rounds: tuple[RoundResult, ...], new: RoundResult) -> tuple[RoundResult, ...]:
+    """*rounds* and *new* after them: the first one and the newest, the older ones without who took part.
+
+    A round that comes again, after its server was lost, takes the place of the one before.
+    """
+    before = [one for one in rounds if one.round < new.round]
+    kept = [*before[:1], *before[1:][-(ROUNDS_KEPT - 2) :], new]
+    left, remembered = ENTRIES_KEPT, []
+    for one in reversed(kept):
+        left -= len(one.participants) + FAILURE_ENTRIES * len(one.failures)
+        remembered.append(one if left >= 0 or one is new else _figures_of(one))
+    return tuple(reversed(remembered))
+
+
+def _figures_of(one: RoundResult) -> RoundResult:
+    return one.model_copy(update={"participants": {}, "failures": {}})
