@@ -124,9 +124,7 @@ class FlowerClient:
         if self._state is not FlClientState.WAITING:
             await self._say_failed(start.run, f"this client is busy with {self._run}")
             return
-        if (
-            start.run in self._closed_runs
-        ):  # the invitation was older than it looked: nobody would ever end it
+        if start.run in self._closed_runs:  # the invitation was older than it looked
             await self._say_failed(start.run, "the run is over")
             return
         await self._life.move("client_start", run=start.run)

@@ -139,21 +139,18 @@ async def test_what_another_owner_has_overtaken_is_not_said_after_a_restart(
 async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
     nats: NatsServer, server_bus: Bus, tmp_path: Path
 ) -> None:
-    outbox = Outbox(tmp_path / "outbox.db")
+    outbox, other = Outbox(tmp_path / "outbox.db"), Outbox(tmp_path / "other.db")
     async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
-        with pytest.raises(MovedByAnother):
-            async with (
-                Lives.open(bus, outbox) as lives,
-                Lives.open(bus, Outbox(tmp_path / "other.db")) as others,
-            ):
-                ours, theirs = await lives.of(CLIENT, C1), await others.of(CLIENT, C1)
-                await theirs.bear("started")
-                await eventually(lambda: is_told(server_bus))
-                await ours.bear("started")
-                await ours.move("model_fetched")
+
+        async def move_what_another_has_moved() -> None:
+            async with Lives.open(bus, outbox) as ours:
+                life = await ours.of(CLIENT, C1)
+                async with Lives.open(bus, other) as theirs:
+                    await (await theirs.of(CLIENT, C1)).bear("started")
+                await life.bear("started")
+                await life.move("model_fetched")
                 await asyncio.Event().wait()
+
+        with pytest.raises(MovedByAnother):
+            await move_what_another_has_moved()
     assert outbox.first() is None
-
-
-async def is_told(bus: Bus) -> bool:
-    return bool(await told(bus, "client"))
