@@ -385,11 +385,16 @@ class Bus:
         return [one.message for one in await self.snapshot(streams.events_stream(self.fed), [wanted])]
 
     async def last(self, subject: str) -> Seen | None:
-        """The last message that the life stream holds on *subject*."""
-        try:
-            raw = await self._js.get_last_msg(streams.life_stream(self.fed), subject)
-        except NotFoundError:
-            return None
+        """The last message that the life stream holds on *subject*, however long the bus is away."""
+        while True:
+            try:
+                raw = await self._js.get_last_msg(streams.life_stream(self.fed), subject)
+                break
+            except NotFoundError:
+                return None
+            except (*AWAY, ServiceUnavailableError) as error:
+                log.warning("not read yet", subject=subject, reason=str(error) or type(error).__name__)
+                await asyncio.sleep(RETRY_S)
         envelope, message = read(subject, raw.headers, raw.data or b"")
         return Seen(message, envelope, subject, int(raw.seq or 0))
 

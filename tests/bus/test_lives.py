@@ -154,3 +154,15 @@ async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
         with pytest.raises(MovedByAnother):
             await move_what_another_has_moved()
     assert outbox.first() is None
+
+
+async def test_an_owner_that_comes_while_the_bus_is_away_waits_for_it(
+    nats: NatsServer, server_bus: Bus
+) -> None:
+    async with Lives.open(server_bus) as lives:
+        await (await lives.of(SERVER, MNIST)).bear("started")
+        await nats.kill()
+        finding = asyncio.ensure_future(lives.of(SERVER, MNIST))
+        await nats.start()
+        async with asyncio.timeout(20):
+            assert (await finding).born
