@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from support import NatsServer, eventually
 
-from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.bus import ACK_TIMEOUT_S, Bus, Identity
 from fedbus.bus.errors import MovedByAnother
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts, ClientState
@@ -163,6 +163,8 @@ async def test_an_owner_that_comes_while_the_bus_is_away_waits_for_it(
         await (await lives.of(SERVER, MNIST)).bear("started")
         await nats.kill()
         finding = asyncio.ensure_future(lives.of(SERVER, MNIST))
+        given_up, _ = await asyncio.wait({finding}, timeout=ACK_TIMEOUT_S + 0.5)
+        assert not given_up
         await nats.start()
         async with asyncio.timeout(20):
             assert (await finding).born
