@@ -94,7 +94,8 @@ class AgentAtWork:
             await self._task
 
     @property
-    def has_ended(self) -> bool:
+    def was_seen_off(self) -> bool:
+        """Whether the test itself has waited for its end."""
         return self._awaited
 
     @property
@@ -131,7 +132,7 @@ class Federation:
         except BaseException:
             await agent.kill()
             raise
-        if not agent.has_ended:  # then the test has seen to it
+        if not agent.was_seen_off:
             await agent.stop()
 
     async def speaker(self, agent: str, owner: str = SERVER_SIDE) -> Bus:
