@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FEDBUS_DATA_DIR ?= $(wildcard ../shared/data)
 export FEDBUS_DATA_DIR
 
-.PHONY: demo test lint types unit faults bench docs clean
+.PHONY: demo test test-all lint types unit faults bench docs clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fedbus needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -31,6 +31,9 @@ types: $(READY)
 
 unit: $(READY)
 	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+
+test-all: $(READY)  ## the slow ones too
+	$(BIN)/pytest -n 2 --dist loadfile -m "not bench" $(PYTEST)
 
 faults: $(READY)  ## kills and freezes things
 	$(BIN)/pytest -m fault $(PYTEST)

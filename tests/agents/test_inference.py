@@ -212,6 +212,7 @@ async def test_restarted_it_serves_what_it_served_before_it_is_told_anything(
 ) -> None:
     await say(fed, InferUpdate, model_file(fed, 2))
     await fed.hears(InferReady, times=2)
+    await fed.happens("inference", "model_loaded")  # events and transitions come by two roads
     before = len(fed.of("inference"))
     await serving.restart()
     await fed.happens("inference", "infer_start", times=2)
