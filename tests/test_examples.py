@@ -347,7 +347,7 @@ async def test_a_new_task_runs_unchanged_in_flowers_own_simulation(tmp_path: Pat
 
 def test_a_new_task_learns(tmp_path: Path) -> None:
     new_task(tmp_path / "fresh", "fresh")
-    grid = run_here(read_task(tmp_path / "fresh"), num_server_rounds=4)
+    grid = run_here(read_task(tmp_path / "fresh"), num_server_rounds=8)
     assert (
-        metrics_of(grid, "eval_accuracy")[-1] > 0.8
+        metrics_of(grid, "eval_accuracy")[-1] > 0.9
     )  # of two classes; its first weights are drawn anew each time
