@@ -35,11 +35,11 @@ from fedbus.contracts.client import (
     InferStart,
     InferUpdate,
 )
+from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, ModelRef
 from fedbus.contracts.server import (
-    CodePublished,
     Enroll,
     GetServerInfo,
     HealthCheck,

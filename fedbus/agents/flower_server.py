@@ -17,6 +17,7 @@ from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, las
 from fedbus.agents.launch import InitOrder, Order, ServerOrder, child_command
 from fedbus.agents.tasks import first_of
 from fedbus.bus.bus import Bus, Handler
+from fedbus.contracts.code import CheckCode
 from fedbus.contracts.message import Body, Refused, Request
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
@@ -66,6 +67,7 @@ class FlowerServer:
             StartServer: self._start,
             StopServer: self._stop,
             FindServer: self._find,
+            CheckCode: self._check_code,
         }
         await self._bus.make_streams()
         async with asyncio.TaskGroup() as self._group:
@@ -87,6 +89,9 @@ class FlowerServer:
         if code != 0:
             return Refused(reason=f"the first model was not built: {last_words(log_file, 1)}")
         return ModelInitialised(artifact=Artifact.model_validate_json(last_words(log_file, 1)))
+
+    async def _check_code(self, _: CheckCode) -> Body:
+        return Refused(reason="this fedbus cannot do that yet")
 
     async def _start(self, request: StartServer) -> Body:
         await self._end_running()  # who opens a run is done with the one before

@@ -26,14 +26,14 @@ from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import Joined
+from fedbus.contracts.code import CodePublished, LookForCode, RevertCode, RollOutCode
 from fedbus.contracts.identifiers import client_id
-from fedbus.contracts.message import Body, Message, Refused
+from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.model import Artifact, Manifest
 from fedbus.contracts.server import (
     SERVER,
     BeginTraining,
     CancelRun,
-    CodePublished,
     Enroll,
     Enrolled,
     FindServer,
@@ -60,6 +60,7 @@ from fedbus.contracts.server import (
     UpdateReady,
 )
 from fedbus.contracts.task import Task
+from fedbus.contracts.versions import PromoteModel, RollBackModel, StartLineage
 from fedbus.domain.recovery import GiveUp, after_server_lost
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore
@@ -184,7 +185,16 @@ class ServerManager:
             Enroll: self._enroll,
             OpenRun: self._open_run,
             CancelRun: self._cancel_run,
+            PromoteModel: self._not_yet,
+            RollBackModel: self._not_yet,
+            StartLineage: self._not_yet,
+            LookForCode: self._not_yet,
+            RollOutCode: self._not_yet,
+            RevertCode: self._not_yet,
         }
+
+    async def _not_yet(self, _: Request) -> Body:
+        return Refused(reason="this fedbus cannot do that yet")
 
     async def _health(self, _: HealthCheck) -> Body:
         return HealthStatus(state=self._life.state, open_run=self._invitation())

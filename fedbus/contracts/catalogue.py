@@ -7,7 +7,7 @@ makes for each client, the documentation and the permissions.
 from collections.abc import Mapping
 from typing import Final
 
-from fedbus.contracts import client, run, server, subjects
+from fedbus.contracts import client, code, run, server, subjects, versions
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
@@ -25,6 +25,13 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.FindServer,
     run.StartRun,
     run.StopRun,
+    versions.PromoteModel,
+    versions.RollBackModel,
+    versions.StartLineage,
+    code.LookForCode,
+    code.RollOutCode,
+    code.RevertCode,
+    code.CheckCode,
     # between the agents of the server side
     server.ServerStarted,
     server.BeginTraining,
@@ -35,7 +42,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     # to all clients
     server.UpdateReady,
     server.ModelPublished,
-    server.CodePublished,
+    code.CodePublished,
     server.ServerClosed,
     # to one client
     server.RoundMessage,
@@ -46,6 +53,8 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     client.FinTrain,
     client.FailTrain,
     client.Heartbeat,
+    code.CodeReady,
+    code.CodeRefused,
     # between the agents of one client
     client.ClientStart,
     client.RoundStarted,
@@ -66,13 +75,14 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
     "server-manager": (
         server.UpdateReady,
         server.ModelPublished,
-        server.CodePublished,
+        code.CodePublished,
         server.ServerClosed,
         server.BeginTraining,
         server.InitModel,
         server.StartServer,
         server.StopServer,
         server.FindServer,
+        code.CheckCode,
     ),
     "workflow-scheduler": (server.OpenRun, server.CancelRun),
     "flower-server": (
@@ -91,11 +101,22 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         client.ClientStart,
         client.InferStart,
         client.InferUpdate,
+        code.CodeReady,
+        code.CodeRefused,
     ),
     "flower-client": (client.FinTrain, client.FailTrain, client.Heartbeat),
     "trainer": (client.Joined, client.RoundStarted, client.RoundReply),
     "inference": (client.InferReady, client.InferRefused),
-    "user": (run.StartRun, run.StopRun),
+    "user": (
+        run.StartRun,
+        run.StopRun,
+        versions.PromoteModel,
+        versions.RollBackModel,
+        versions.StartLineage,
+        code.LookForCode,
+        code.RollOutCode,
+        code.RevertCode,
+    ),
 }
 """What each agent says, beside the transitions of what it owns."""
 
@@ -107,12 +128,14 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         server.RunFailed,
         server.ServerLost,
         client.Joined,
+        code.CodeReady,
+        code.CodeRefused,
     ),
     "flower-server-grid": (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
     "client-manager": (
         server.UpdateReady,
         server.ModelPublished,
-        server.CodePublished,
+        code.CodePublished,
         client.FinTrain,
         client.FailTrain,
         client.InferReady,

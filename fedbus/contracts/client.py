@@ -37,6 +37,8 @@ class ClientFacts(Facts):
     """The version that is served, or about to be."""
     run: Id | None = None
     code_version: str = ""
+    labels: dict[str, str] = Field(default_factory=dict)
+    """What the device was given to be told apart by: ``{"site": "lab"}``."""
 
     @property
     def thing(self) -> str:
@@ -266,6 +268,8 @@ class InferStart(ClientMessage):
 
     model: ModelRef
     path: str
+    code_version: str = ""
+    """The task's code to build the model with; left out: what the agent has."""
 
 
 class InferUpdate(InferStart):

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from fedbus.contracts import client, run, server
+from fedbus.contracts import client, code, run, server, versions
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
@@ -21,6 +21,7 @@ NOON: Final = datetime(2026, 3, 14, 12, 0, 0, 250_000, tzinfo=UTC)
 SHA: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 ARCHITECTURE: Final = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
 COMMIT: Final = "3a1f6c0d9be2475f8a6e0b1c2d3e4f5061728394"
+NEXT_COMMIT: Final = "b7e23ec29af22b0b4e41da31e868d57226121c84"
 MESSAGE: Final = "5e2c8f0a-7b1d-4c39-9a64-0d2f1e3b5a77"
 
 ARTIFACT: Final = Artifact(sha256=SHA, size_bytes=439_576, architecture=ARCHITECTURE)
@@ -52,6 +53,13 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.FindServer(task=TASK, run=RUN),
     run.StartRun(task=TASK, rounds=4, quorum=3, config={"lr": 0.02}),
     run.StopRun(task=TASK, run=RUN),
+    versions.PromoteModel(task=TASK, model_version=3, reason="better where it counts"),
+    versions.RollBackModel(task=TASK, reason="users complain"),
+    versions.StartLineage(task=TASK),
+    code.LookForCode(task=TASK),
+    code.RollOutCode(task=TASK, code_version=NEXT_COMMIT, stages=("site=lab", "25%", "100%")),
+    code.RevertCode(task=TASK),
+    code.CheckCode(task=TASK, code_version=NEXT_COMMIT, like=SHA),
     server.ServerStarted(task=TASK, run=RUN),
     server.BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2", "c3")),
     server.RoundFinished(task=TASK, run=RUN, round=2, result=RESULT, checkpoint=ARTIFACT),
@@ -60,7 +68,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, perhaps for want of memory)"),
     INVITATION,
     server.ModelPublished(task=TASK, model=MODEL, blob=BLOB, run=RUN),
-    server.CodePublished(task=TASK, code_version=COMMIT),
+    code.CodePublished(task=TASK, code_version=COMMIT, candidate=NEXT_COMMIT, cohort=code.Cohort(up_to=0.25)),
     server.ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=4),
     server.RoundMessage(
         task=TASK,
@@ -91,6 +99,14 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     client.FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=4),
     client.FailTrain(task=TASK, client=CLIENT, run=RUN, reason="the trainer was killed", trainer_lost=True),
     client.Heartbeat(task=TASK, client=CLIENT, run=RUN),
+    code.CodeReady(task=TASK, client=CLIENT, code_version=NEXT_COMMIT),
+    code.CodeRefused(
+        task=TASK,
+        client=CLIENT,
+        code_version=NEXT_COMMIT,
+        reason="its signature is nobody's who may sign here",
+        stays_on=COMMIT,
+    ),
     client.ClientStart(task=TASK, client=CLIENT, run=RUN, plan=PLAN, code_version=COMMIT),
     client.RoundStarted(task=TASK, client=CLIENT, run=RUN, round=1),
     client.InferStart(task=TASK, client=CLIENT, model=MODEL, path="/var/lib/fedbus/models/2.safetensors"),
@@ -124,6 +140,10 @@ ANSWERS: Final[Mapping[type[Body], Body]] = {
         server.ServerStopped(),
         server.ServerFound(up=True),
         run.RunStarted(run=RUN),
+        versions.ModelPromoted(model=MODEL, instead_of=3),
+        code.CodeLookedFor(found=NEXT_COMMIT, news="rolled out to 25% of the clients"),
+        code.RolloutBegun(code_version=NEXT_COMMIT, stages=("25%", "100%")),
+        code.CodeChecked(architecture=ARCHITECTURE),
         run.RunStopped(run=RUN),
         Refused(reason="run mnist-1 is still running"),
     )
@@ -141,6 +161,16 @@ FACTS: Final = (
         round=2,
         last=RESULT,
         checkpoint=ARTIFACT,
+    ),
+    code.CodeFacts(
+        task=TASK,
+        code_version=COMMIT,
+        candidate=NEXT_COMMIT,
+        stages=("25%", "100%"),
+        cohort=code.Cohort(up_to=0.25),
+        clients=("c1",),
+        ready=("c1",),
+        source="https://example.org/tasks.git main",
     ),
     run.RunFacts(
         task=TASK,

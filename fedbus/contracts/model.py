@@ -45,6 +45,18 @@ class ModelRef(Artifact):
     version: int = Field(ge=1)
 
 
+class Seal(Body):
+    """The federation's Ed25519 signature of a model version: constant in size, so that it goes with every word of it.
+
+    Signed are the version's reference and the digest of its manifest, as `fedbus.stores.signing` writes them.
+    """
+
+    key: str = Field(pattern=r"^[0-9a-f]{16}$")
+    """Which key: the beginning of the SHA-256 of its public part."""
+    manifest: Sha256
+    signature: bytes = Field(min_length=64, max_length=64)
+
+
 class Manifest(ModelRef):
     """All that is known of a model version. Written once, never changed."""
 
@@ -57,6 +69,11 @@ class Manifest(ModelRef):
     """Samples by client that went into it."""
     metrics: dict[str, float] = Field(default_factory=dict)
     code_version: str = ""
+    lineage: int = 1
+    """Counts the architectures there have been: versions of one lineage descend from one first model."""
+    config: dict[str, bool | int | float | str] = Field(default_factory=dict)
+    """The run's overrides of the app's configuration."""
+    seal: Seal | None = None
 
     @property
     def ref(self) -> ModelRef:

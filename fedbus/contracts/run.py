@@ -84,6 +84,10 @@ class RunFacts(Facts):
     rounds: tuple[RoundResult, ...] = ()
     cohort: tuple[str, ...] = ()
     model: ModelRef | None = None
+    """The version that the run came to."""
+    promoted: bool = True
+    """Whether that version became the one that is served."""
+    code_version: str = ""
     trace_id: str = ""
     traceparent: str = ""
     """Where the run's trace begins, so that a restarted scheduler stays in it."""

@@ -9,10 +9,11 @@ from typing import ClassVar, Literal
 
 from pydantic import AwareDatetime, Field
 
+from fedbus.contracts.code import CodePlan
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
-from fedbus.contracts.model import Artifact, BlobRef, ModelRef
+from fedbus.contracts.model import Artifact, BlobRef, ModelRef, Seal
 from fedbus.contracts.run import RoundResult, RunPlan
 
 # --- the lifecycle -------------------------------------------------------------
@@ -31,7 +32,17 @@ class ServerFacts(Facts):
 
     kind: Literal["server"] = "server"
     code_version: str = ""
+    """Of the run under way, or of the last one."""
     model: ModelRef | None = None
+    """The champion: what is served."""
+    seal: Seal | None = None
+    """The federation's signature of the champion, where it signs its models."""
+    term: int = 0
+    """Which champion it is, counted from 1: a higher one is the newer word."""
+    base: ModelRef | None = None
+    """What the run began with."""
+    candidate: ModelRef | None = None
+    """What the last run came to, promoted or not."""
     run: Id | None = None
     plan: RunPlan | None = None
     recruit_until: AwareDatetime | None = None
@@ -72,7 +83,15 @@ SERVER = Lifecycle(
         (_S.TRAINING, "run_failed"): _S.WAITING,
         (_S.TRAINING, "run_cancelled"): _S.WAITING,
         (_S.PUBLISHING, "version_published"): _S.WAITING,
+        (_S.PUBLISHING, "candidate_kept"): _S.WAITING,
         (_S.PUBLISHING, "version_refused"): _S.WAITING,
+        (_S.WAITING, "model_promoted"): _S.WAITING,
+        (_S.RECRUITING, "model_promoted"): _S.RECRUITING,
+        (_S.TRAINING, "model_promoted"): _S.TRAINING,
+        (_S.WAITING, "model_rolled_back"): _S.WAITING,
+        (_S.RECRUITING, "model_rolled_back"): _S.RECRUITING,
+        (_S.TRAINING, "model_rolled_back"): _S.TRAINING,
+        (_S.WAITING, "lineage_started"): _S.WAITING,
     },
     waits={
         _S.MODEL_INIT: Wait("the model repository", "back off, without end"),
@@ -110,15 +129,11 @@ class ModelPublished(Message):
     model: ModelRef
     blob: BlobRef
     run: Id | None = None
-
-
-class CodePublished(Message):
-    """The task's code is now at *code_version*: a full commit SHA, or a digest where there is no Git."""
-
-    word: ClassVar[str] = "code_published"
-    family: ClassVar[Family] = Family.CAST
-
-    code_version: str
+    term: int = 0
+    """Which champion it is: of two words about the served version, the one with the higher term holds."""
+    seal: Seal | None = None
+    reason: str = ""
+    """Why it is served now, where that is not the end of a run: a rollback, say."""
 
 
 class ServerClosed(Message):
@@ -157,6 +172,9 @@ class ServerInfo(Body):
     code_version: str
     model: ModelRef | None = None
     blob: BlobRef | None = None
+    term: int = 0
+    seal: Seal | None = None
+    code: CodePlan | None = None
 
 
 class GetServerInfo(Request):
@@ -181,6 +199,7 @@ class Enroll(Request):
     answer: ClassVar[type[Body]] = Enrolled
 
     client: Id
+    labels: dict[str, str] = Field(default_factory=dict)
 
 
 class RunOpened(Body):
@@ -231,6 +250,8 @@ class InitModel(Request):
     server: ClassVar[str] = "flower-server"
     answer: ClassVar[type[Body]] = ModelInitialised
 
+    code_version: str = ""
+
 
 class ServerStarting(Body):
     """The answer to start_server."""
@@ -247,6 +268,8 @@ class StartServer(Request):
     plan: RunPlan
     artifact: Artifact
     first_round: int = Field(default=1, ge=1)
+    code_version: str = ""
+    """What the ServerApp is to be run from; left out: whatever the wrapper has."""
 
 
 class ServerStopped(Body):

@@ -33,6 +33,8 @@ class ScheduleTable(_Table):
     every_s: float | None = Field(default=None, gt=0)
     at_most: int | None = Field(default=None, ge=1)
     """How many runs the schedule starts in all."""
+    on_new_code: bool = True
+    """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
 
 
 class CaptureTable(_Table):
@@ -40,6 +42,45 @@ class CaptureTable(_Table):
 
     enabled: bool = True
     max_rows: int = Field(default=20_000, ge=1)
+
+
+class GateTable(_Table):
+    """When what a run came to takes the place of the model that is served: where it is no worse, by *tolerance*."""
+
+    metric: str = ""
+    """Which figure of the last round; left out: the loss on the server's or the clients' test data, or the accuracy."""
+    tolerance: float = Field(default=0.1, ge=0)
+    """How much worse it may be, as a share of the served model's own figure."""
+    higher_is_better: bool | None = None
+    """Left out: by the metric's name, a loss or an error should be low and anything else high."""
+    enabled: bool = True
+
+
+STAGE_PATTERN = (
+    r"^(100|[1-9][0-9]?)%$|^[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+(,[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+)*$"
+)
+Stage: TypeAlias = Annotated[str, StringConstraints(pattern=STAGE_PATTERN)]
+"""Part of the clients: ``25%`` of them, or those with the labels ``site=lab,board=jetson``."""
+
+
+class RolloutTable(_Table):
+    """How new code comes to the clients: stage by stage, each judged by a run; after the last, to everybody."""
+
+    stages: tuple[Stage, ...] = Field(default=("100%",), min_length=1, max_length=20)
+    wait_s: float = Field(default=300.0, gt=0)
+    """How long the clients of a stage may take to have the code ready; then the run begins with those that have."""
+    max_fail_rate: float = Field(default=0.25, ge=0, le=1)
+    """Which share of the trainings, and of the clients, may fail or refuse before everybody goes back."""
+
+
+class CodeTable(_Table):
+    """What a device does with new code before it is used."""
+
+    check: Reference | None = None
+    """Called without arguments in a process of its own; what it raises refuses the code."""
+    check_s: float = Field(default=120.0, gt=0)
+    install: tuple[str, ...] = ()
+    """Requirements that a device installs beside the code, where it allows them: ``scikit-learn>=1.5``."""
 
 
 class TaskTable(_Table):
@@ -61,6 +102,9 @@ class TaskTable(_Table):
     keep_models: int = Field(default=20, ge=2)
     """How many versions keep their weights; of the others only the manifest is left."""
     schedule: ScheduleTable = ScheduleTable()
+    gate: GateTable = GateTable()
+    rollout: RolloutTable = RolloutTable()
+    code: CodeTable = CodeTable()
     capture: CaptureTable = CaptureTable()
 
     @property
@@ -82,6 +126,8 @@ class Task(BaseModel):
     code_version: str
     """The commit SHA of a clean Git work tree, else ``sha256:`` and the digest of the files."""
     path: str
+    libraries: str = ""
+    """A directory with what the task had installed for itself; empty where it has nothing."""
 
     @property
     def id(self) -> str:

@@ -9,15 +9,19 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AwareDatetime, Field
 
 from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, FlClientFacts, InferenceFacts
+from fedbus.contracts.code import CODE, CodeFacts
 from fedbus.contracts.lifecycle import Lifecycle
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.run import RUN, RunFacts
 from fedbus.contracts.server import SERVER, ServerFacts
 
-LIFECYCLES: dict[str, Lifecycle[Any]] = {one.kind: one for one in (SERVER, RUN, CLIENT, FL_CLIENT, INFERENCE)}
+LIFECYCLES: dict[str, Lifecycle[Any]] = {
+    one.kind: one for one in (SERVER, CODE, RUN, CLIENT, FL_CLIENT, INFERENCE)
+}
 
 AnyFacts = Annotated[
-    ServerFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts, Field(discriminator="kind")
+    ServerFacts | CodeFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts,
+    Field(discriminator="kind"),
 ]
 
 

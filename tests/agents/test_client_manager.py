@@ -32,12 +32,12 @@ from fedbus.contracts.client import (
     InferStart,
     InferUpdate,
 )
+from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import BlobRef, ModelRef
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
     CancelRun,
-    CodePublished,
     Enroll,
     Enrolled,
     GetServerInfo,

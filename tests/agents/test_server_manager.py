@@ -24,6 +24,7 @@ from fedbus.agents.server_manager import ServerManager
 from fedbus.app.compose import server_manager
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import Joined
+from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Artifact, Manifest
@@ -31,7 +32,6 @@ from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import (
     BeginTraining,
     CancelRun,
-    CodePublished,
     Enroll,
     FindServer,
     GetServerInfo,

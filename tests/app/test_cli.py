@@ -21,11 +21,12 @@ from fedbus.app.settings import Settings
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts, FinTrain
+from fedbus.contracts.code import CodePublished
 from fedbus.contracts.examples import MODEL, RESULT
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.run import RUN, RunFacts, RunPlan, RunStarted, RunStopped, StartRun, StopRun
-from fedbus.contracts.server import SERVER, CodePublished, ServerFacts
+from fedbus.contracts.server import SERVER, ServerFacts
 
 DEV = FederationId("dev")
 HEAVY = {"torch", "flwr", "aiohttp", "nats", "numpy", "ray", "sklearn", "opentelemetry.sdk"}

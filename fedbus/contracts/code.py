@@ -1,0 +1,222 @@
+"""Versions of a task's code: which one everybody is to be on, and how a new one comes to them.
+
+    steady –code_found→ rolling –stage_passed→ rolling –rollout_finished→ steady
+                        rolling –rollout_reverted→ steady
+
+A new version comes to part of the clients first, the *cohort*; a run is trained with them alone
+and judged, then the next stage begins, or everybody goes back. The server manager owns the
+lifecycle. What a commit must be to become a version at all (on the ref, signed by an allowed
+signer, passing the task's own check) stands in `fedbus.stores.code`.
+"""
+
+from enum import StrEnum
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fedbus.contracts.identifiers import Id
+from fedbus.contracts.lifecycle import Lifecycle, Wait
+from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
+
+# --- what is to run where --------------------------------------------------------------
+
+
+class Cohort(Body):
+    """The clients that a version is for: those with all *labels* whose rank is at most *up_to*.
+
+    A client's rank is a number in [0, 1) drawn from its id and the version (see `fedbus.domain.rollout`), so
+    that a word of constant size tells a thousand clients apart, and those that come later too.
+    """
+
+    labels: dict[str, str] = Field(default_factory=dict)
+    up_to: float = Field(default=1.0, ge=0, le=1)
+
+
+class CodePlan(Body):
+    """Which code belongs where: *candidate* on the clients of *cohort*, *code_version* on all others."""
+
+    code_version: str
+    """A full commit SHA, or ``sha256:`` and a digest where there is no Git."""
+    candidate: str = ""
+    cohort: Cohort = Cohort()
+
+
+class CodePublished(Message):
+    """The task's code is now at *code_version*; the clients of *cohort* try *candidate*, if there is one."""
+
+    word: ClassVar[str] = "code_published"
+    family: ClassVar[Family] = Family.CAST
+
+    code_version: str
+    candidate: str = ""
+    cohort: Cohort = Cohort()
+
+    @property
+    def plan(self) -> CodePlan:
+        return CodePlan(code_version=self.code_version, candidate=self.candidate, cohort=self.cohort)
+
+
+class CodeReady(ClientMessage):
+    """This client has fetched, verified, prepared and checked *code_version*, and trains with it from now on."""
+
+    word: ClassVar[str] = "code_ready"
+    family: ClassVar[Family] = Family.CLIENT
+
+    code_version: str
+
+
+class CodeRefused(ClientMessage):
+    """This client does not take *code_version*, and stays on *stays_on*."""
+
+    word: ClassVar[str] = "code_refused"
+    family: ClassVar[Family] = Family.CLIENT
+
+    code_version: str
+    reason: str
+    stays_on: str = ""
+
+
+# --- the lifecycle ------------------------------------------------------------------------
+
+
+class CodeState(StrEnum):
+    STEADY = "steady"
+    ROLLING = "rolling"
+
+
+class CodeFacts(Facts):
+    """All there is to know of a task's code versions."""
+
+    kind: Literal["code"] = "code"
+    code_version: str = ""
+    """What everybody is on, outside a rollout's cohort."""
+    previous: tuple[str, ...] = ()
+    """What everybody was on before, newest first."""
+    candidate: str = ""
+    """What is being rolled out; on the transition that ends a rollout, what was."""
+    stages: tuple[str, ...] = ()
+    stage: int = 0
+    """Which of *stages* is under way, counted from 0."""
+    cohort: Cohort = Cohort()
+    clients: tuple[str, ...] = ()
+    """Who was in the cohort when the stage began."""
+    ready: tuple[str, ...] = ()
+    refused: dict[str, str] = Field(default_factory=dict)
+    """Reasons by client."""
+    run: Id | None = None
+    """The run that the stage is judged by."""
+    new_lineage: bool = False
+    """Whether the candidate begins a new lineage of models with its own architecture."""
+    rejected: dict[str, str] = Field(default_factory=dict)
+    """Commits that will not be tried again by themselves, and why."""
+    source: str = ""
+    """The repository and ref that is followed, without credentials."""
+
+    @property
+    def thing(self) -> str:
+        return self.task
+
+    @property
+    def plan(self) -> CodePlan:
+        return CodePlan(code_version=self.code_version, candidate=self.candidate, cohort=self.cohort)
+
+
+_S = CodeState
+CODE = Lifecycle(
+    kind="code",
+    owner="server-manager",
+    initial=_S.STEADY,
+    arrows={
+        (_S.STEADY, "code_found"): _S.ROLLING,
+        (_S.STEADY, "code_rejected"): _S.STEADY,
+        (_S.STEADY, "code_read"): _S.STEADY,
+        (_S.ROLLING, "code_found"): _S.ROLLING,
+        (_S.ROLLING, "code_rejected"): _S.ROLLING,
+        (_S.ROLLING, "stage_ready"): _S.ROLLING,
+        (_S.ROLLING, "stage_passed"): _S.ROLLING,
+        (_S.ROLLING, "rollout_finished"): _S.STEADY,
+        (_S.ROLLING, "rollout_reverted"): _S.STEADY,
+    },
+    waits={
+        _S.ROLLING: Wait(
+            "a run of the candidate to judge it by", "rollout.wait-s, and the run's own deadlines"
+        )
+    },
+)
+
+
+# --- what a user asks of the server manager ---------------------------------------------------
+
+
+class CodeLookedFor(Body):
+    """The answer to look_for_code: what the ref was found at."""
+
+    found: str
+    """The full SHA."""
+    news: str = ""
+    """What comes of it, in words."""
+
+
+class LookForCode(Request):
+    """Look at the code repository now: somebody has pushed."""
+
+    word: ClassVar[str] = "look_for_code"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = CodeLookedFor
+
+
+class RolloutBegun(Body):
+    """The answer to roll_out_code and revert_code."""
+
+    code_version: str
+    stages: tuple[str, ...] = ()
+
+
+class RollOutCode(Request):
+    """Bring *code_version* to the clients, stage by stage, whatever the ref says."""
+
+    word: ClassVar[str] = "roll_out_code"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = RolloutBegun
+
+    code_version: str
+    """A commit of the repository: a SHA or the beginning of one, a tag or a branch."""
+    stages: tuple[str, ...] = ()
+    """Percentages (``10%``) and label selectors (``site=lab``); left out: the task's own."""
+    new_lineage: bool = False
+    """Whether it may bring another architecture: then its own first model is the next version, everywhere at once."""
+
+
+class RevertCode(Request):
+    """End the rollout and bring everybody back; without a rollout, to the version before this one."""
+
+    word: ClassVar[str] = "revert_code"
+    server: ClassVar[str] = "server-manager"
+    answer: ClassVar[type[Body]] = RolloutBegun
+
+    to: str = ""
+    """Another version to go to; left out: the one before."""
+    reason: str = "reverted by hand"
+
+
+# --- between the server manager and the Flower server wrapper -----------------------------------
+
+
+class CodeChecked(Body):
+    """The answer to check_code: the task's code works, and makes models of this *architecture*."""
+
+    architecture: str
+    differs: str = ""
+    """Where its model is not like the one that was to be compared with: the first tensor that differs, in words."""
+
+
+class CheckCode(Request):
+    """Import the task's code at *code_version*, build its model, run its own check."""
+
+    word: ClassVar[str] = "check_code"
+    server: ClassVar[str] = "flower-server"
+    answer: ClassVar[type[Body]] = CodeChecked
+
+    code_version: str
+    like: str = ""
+    """The digest of the weights that its model should have the architecture of."""
