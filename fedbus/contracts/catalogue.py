@@ -7,7 +7,7 @@ makes for each client, the documentation and the permissions.
 from collections.abc import Mapping
 from typing import Final
 
-from fedbus.contracts import client, code, run, server, subjects, versions
+from fedbus.contracts import client, code, run, server, serving, subjects, versions
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
@@ -55,6 +55,17 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     client.Heartbeat,
     code.CodeReady,
     code.CodeRefused,
+    serving.ModelPrepared,
+    serving.ModelShadowed,
+    serving.ModelCanaried,
+    serving.ModelCommitted,
+    serving.ModelTurnedDown,
+    serving.ModelReturned,
+    serving.CapturePaused,
+    serving.CaptureResumed,
+    serving.DataCounted,
+    serving.DataChecked,
+    serving.DriftDetected,
     # between the agents of one client
     client.ClientStart,
     client.RoundStarted,
@@ -106,7 +117,21 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
     ),
     "flower-client": (client.FinTrain, client.FailTrain, client.Heartbeat),
     "trainer": (client.Joined, client.RoundStarted, client.RoundReply),
-    "inference": (client.InferReady, client.InferRefused),
+    "inference": (
+        client.InferReady,
+        client.InferRefused,
+        serving.ModelPrepared,
+        serving.ModelShadowed,
+        serving.ModelCanaried,
+        serving.ModelCommitted,
+        serving.ModelTurnedDown,
+        serving.ModelReturned,
+        serving.CapturePaused,
+        serving.CaptureResumed,
+        serving.DataCounted,
+        serving.DataChecked,
+        serving.DriftDetected,
+    ),
     "user": (
         run.StartRun,
         run.StopRun,

@@ -156,6 +156,7 @@ INFERENCE = Lifecycle(
         (_I.SERVING, "infer_update"): _I.UPDATING,
         (_I.UPDATING, "model_loaded"): _I.SERVING,
         (_I.UPDATING, "load_refused"): _I.SERVING,
+        (_I.SERVING, "model_returned"): _I.SERVING,
         (_I.SERVING, "restarted"): _I.EMPTY,
         (_I.UPDATING, "restarted"): _I.EMPTY,
     },

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from fedbus.contracts import client, code, run, server, versions
+from fedbus.contracts import client, code, run, server, serving, versions
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
@@ -39,6 +39,10 @@ RESULT: Final = run.RoundResult(
 )
 INVITATION: Final = server.UpdateReady(
     task=TASK, run=RUN, plan=PLAN, recruit_until=NOON, code_version=COMMIT, model=MODEL
+)
+
+BESIDE: Final = serving.Beside(
+    samples=500, errors=0, disagreement=0.03125, answer_psi=0.015625, old_ms=1.5, new_ms=1.25
 )
 
 _EXAMPLES: Final[tuple[Message, ...]] = (
@@ -106,6 +110,70 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         code_version=NEXT_COMMIT,
         reason="its signature is nobody's who may sign here",
         stays_on=COMMIT,
+    ),
+    serving.ModelPrepared(
+        task=TASK,
+        client=CLIENT,
+        model=MODEL,
+        serving=1,
+        load_s=0.25,
+        probed=8,
+        replayed=64,
+        holdout=120,
+        old_score=0.875,
+        new_score=0.9375,
+    ),
+    serving.ModelShadowed(task=TASK, client=CLIENT, model=MODEL, serving=1, beside=BESIDE, seconds=12.5),
+    serving.ModelCanaried(
+        task=TASK, client=CLIENT, model=MODEL, serving=1, share=0.25, beside=BESIDE, seconds=20.0
+    ),
+    serving.ModelCommitted(task=TASK, client=CLIENT, model=MODEL, replaced=1, drained=3, drain_s=0.0625),
+    serving.ModelTurnedDown(
+        task=TASK,
+        client=CLIENT,
+        model=MODEL,
+        serving=1,
+        step="holdout",
+        reason="its score on 120 labelled samples is 0.75, and the old model's is 0.875",
+        old_score=0.875,
+        new_score=0.75,
+    ),
+    serving.ModelReturned(
+        task=TASK,
+        client=CLIENT,
+        model=MODEL.model_copy(update={"version": 1}),
+        returned_from=MODEL,
+        reason="it failed 3 requests that the old model answers",
+        beside=BESIDE.model_copy(update={"errors": 3}),
+    ),
+    serving.CapturePaused(task=TASK, client=CLIENT, reason="database or disk is full", dropped=17),
+    serving.CaptureResumed(task=TASK, client=CLIENT, dropped=230),
+    serving.DataCounted(task=TASK, client=CLIENT, labelled=64, unlabelled=512, holdout=16),
+    serving.DataChecked(
+        task=TASK,
+        client=CLIENT,
+        rows=1000,
+        findings=(
+            serving.Finding(
+                check="range", ok=False, value=0.25, limit=0.0, what="a quarter of the rows is out of range"
+            ),
+        ),
+        classes={"0": 30, "1": 34},
+        inputs=(serving.Sketch(feature="mean", counts=(90, 110, 800), psi=0.5, ks=0.25, p=0.001),),
+        predictions=serving.Sketch(feature="class", counts=(480, 520), psi=0.0625),
+        drifting=True,
+        seconds=0.125,
+    ),
+    serving.DriftDetected(
+        task=TASK,
+        client=CLIENT,
+        of="inputs",
+        feature="mean",
+        score=0.5,
+        ks=0.25,
+        p=0.001,
+        features=2,
+        rows=1000,
     ),
     client.ClientStart(task=TASK, client=CLIENT, run=RUN, plan=PLAN, code_version=COMMIT),
     client.RoundStarted(task=TASK, client=CLIENT, run=RUN, round=1),

@@ -10,21 +10,9 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.run import RunPlan
-
-Reference: TypeAlias = Annotated[
-    str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$")
-]
-
-
-class _Table(BaseModel):
-    """Part of the table: a name it does not know is a mistake, and said to be one."""
-
-    model_config = ConfigDict(
-        frozen=True,
-        extra="forbid",
-        alias_generator=lambda name: name.replace("_", "-"),
-        serialize_by_alias=True,  # a table that is handed to a process is read there as it was here
-    )
+from fedbus.contracts.serving_tables import CaptureTable, ChecksTable, ServingTable
+from fedbus.contracts.table import Reference
+from fedbus.contracts.table import Table as _Table
 
 
 class ScheduleTable(_Table):
@@ -35,13 +23,6 @@ class ScheduleTable(_Table):
     """How many runs the schedule starts in all."""
     on_new_code: bool = True
     """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
-
-
-class CaptureTable(_Table):
-    """What a device keeps of the predictions it made."""
-
-    enabled: bool = True
-    max_rows: int = Field(default=20_000, ge=1)
 
 
 class GateTable(_Table):
@@ -105,7 +86,9 @@ class TaskTable(_Table):
     gate: GateTable = GateTable()
     rollout: RolloutTable = RolloutTable()
     code: CodeTable = CodeTable()
+    serving: ServingTable = ServingTable()
     capture: CaptureTable = CaptureTable()
+    checks: ChecksTable = ChecksTable()
 
     @property
     def plan(self) -> RunPlan:
