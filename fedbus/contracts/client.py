@@ -213,6 +213,8 @@ class FinTrain(ClientMessage):
 
     run: Id
     rounds: int = 0
+    new_model: bool = True
+    """Whether a new model is to be served after it."""
 
 
 class FailTrain(ClientMessage):
@@ -287,6 +289,7 @@ class InferReady(ClientMessage):
 
     model: ModelRef
     endpoint: str
+    code_version: str = ""
 
 
 class InferRefused(ClientMessage):
@@ -298,3 +301,4 @@ class InferRefused(ClientMessage):
     model: ModelRef
     reason: str
     serving: int | None = None
+    code_version: str = ""

@@ -14,7 +14,6 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
 
@@ -39,6 +38,8 @@ class CodePlan(Body):
     """A full commit SHA, or ``sha256:`` and a digest where there is no Git."""
     candidate: str = ""
     cohort: Cohort = Cohort()
+    new_lineage: bool = False
+    """Whether the candidate's models have another architecture: the model that is served will not fit it."""
 
 
 class CodePublished(Message):
@@ -50,10 +51,11 @@ class CodePublished(Message):
     code_version: str
     candidate: str = ""
     cohort: Cohort = Cohort()
+    new_lineage: bool = False
 
     @property
     def plan(self) -> CodePlan:
-        return CodePlan(code_version=self.code_version, candidate=self.candidate, cohort=self.cohort)
+        return CodePlan.model_validate(self.model_dump(include=set(CodePlan.model_fields)))
 
 
 class CodeReady(ClientMessage):
@@ -93,7 +95,7 @@ class CodeFacts(Facts):
     previous: tuple[str, ...] = ()
     """What everybody was on before, newest first."""
     candidate: str = ""
-    """What is being rolled out; on the transition that ends a rollout, what was."""
+    """What is being rolled out."""
     stages: tuple[str, ...] = ()
     stage: int = 0
     """Which of *stages* is under way, counted from 0."""
@@ -103,8 +105,6 @@ class CodeFacts(Facts):
     ready: tuple[str, ...] = ()
     refused: dict[str, str] = Field(default_factory=dict)
     """Reasons by client."""
-    run: Id | None = None
-    """The run that the stage is judged by."""
     new_lineage: bool = False
     """Whether the candidate begins a new lineage of models with its own architecture."""
     rejected: dict[str, str] = Field(default_factory=dict)
@@ -118,7 +118,7 @@ class CodeFacts(Facts):
 
     @property
     def plan(self) -> CodePlan:
-        return CodePlan(code_version=self.code_version, candidate=self.candidate, cohort=self.cohort)
+        return CodePlan.model_validate(self.model_dump(include=set(CodePlan.model_fields)))
 
 
 _S = CodeState

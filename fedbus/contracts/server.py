@@ -48,6 +48,9 @@ class ServerFacts(Facts):
     recruit_until: AwareDatetime | None = None
     cohort: tuple[str, ...] = ()
     round: int = 0
+    trainings: int = 0
+    """How many clients' trainings the run's rounds have had, failed ones included."""
+    failures: int = 0
     last: RoundResult | None = None
     """The round that this transition is about, on ``round_finished``."""
     checkpoint: Artifact | None = None
@@ -146,6 +149,8 @@ class ServerClosed(Message):
     outcome: Literal["finished", "failed", "cancelled"]
     rounds: int = 0
     reason: str = ""
+    new_model: bool = True
+    """Whether a new model is to be served after it: what a run came to may be kept back."""
 
 
 # --- what the server manager answers -----------------------------------------------
