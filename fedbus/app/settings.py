@@ -7,6 +7,8 @@
     FEDBUS_STORE        the model repository: a directory, or s3://bucket/prefix?endpoint=…; default: the one
                         that `fedbus up` uses here, else FEDBUS_HOME/models
     FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
+    FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
+    FEDBUS_NATS_MONITOR the monitoring address of the nats-server, whose figures are then measured too
 
 A mistake in them is one line that names the variable.
 """
@@ -43,6 +45,8 @@ class Settings(BaseModel):
     )
     given_store: str | None = Field(default=None, alias="FEDBUS_STORE")
     given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
+    traces_mb: int = Field(default=256, ge=0, alias="FEDBUS_TRACES_MB")
+    nats_monitor: str = Field(default="", alias="FEDBUS_NATS_MONITOR")
 
     @field_validator("home")
     @classmethod
@@ -74,6 +78,11 @@ class Settings(BaseModel):
     @property
     def data_dir(self) -> Path:
         return (self.given_data_dir or self.home / "data").expanduser().absolute()
+
+    @property
+    def traces_dir(self) -> Path:
+        """What was traced on this machine: a file for each process."""
+        return self.home / "traces"
 
     @property
     def nats_dir(self) -> Path:

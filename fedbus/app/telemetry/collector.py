@@ -1,0 +1,152 @@
+"""The OpenTelemetry SDK, set up: spans, figures and lines on their way to a collector, where one is named.
+
+Each signal has a thread and a bounded queue of its own, and a try ends after TRY_S. Without a collector no
+figure is kept and no line is sent; spans still have their ids, so that traces run on through the bus.
+"""
+
+import logging
+import os
+import time
+from collections.abc import Callable
+from typing import Any, Final
+
+from opentelemetry import _logs, metrics, trace
+from opentelemetry._logs import LogRecord
+from opentelemetry.context import get_current
+from opentelemetry.sdk._logs import LoggerProvider
+from opentelemetry.sdk._logs._internal import std_to_otel
+from opentelemetry.sdk.resources import Resource
+from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+
+from fedbus.contracts.signals import SERIES
+
+ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
+TRACES, METRICS, LOGS = (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" for signal in ("TRACES", "METRICS", "LOGS"))
+TRY_S: Final = 5.0
+"""How long one try to send may take, with all its repeats; OTEL_EXPORTER_OTLP_TIMEOUT overrules it."""
+METRICS_EVERY_S: Final = 15.0
+INTERVAL: Final = "OTEL_METRIC_EXPORT_INTERVAL"
+TIMEOUT: Final = "OTEL_EXPORTER_OTLP_TIMEOUT"
+
+
+class Collector:
+    """Where all that this process tells goes, from `begin` until each of *closes* was called."""
+
+    def __init__(self, resource: Resource) -> None:
+        self.resource = resource
+        self._spans = TracerProvider(resource=resource, shutdown_on_exit=False)  # its own exit waits 30 s
+        self.closes: list[Callable[[], Any]] = [self._spans.shutdown]
+        """Each sends what waits of one signal, and ends it."""
+        self._exporters: list[Any] = []
+        if _named(TRACES):
+            self._send_spans()
+        if _named(METRICS):
+            self._send_metrics()
+        if _named(LOGS):
+            self._send_lines()
+
+    def also(self, processor: SpanProcessor) -> None:
+        """Let *processor* have every span as well."""
+        self._spans.add_span_processor(processor)
+        self.closes.append(processor.shutdown)  # by itself: it never has to wait for the network
+
+    def begin(self) -> None:
+        trace.set_tracer_provider(self._spans)
+
+    def give_up(self) -> None:
+        """Try no more."""
+        for exporter in self._exporters:
+            exporter.shutdown()
+
+    def _send_spans(self) -> None:
+        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
+        from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
+
+        exporter = OTLPSpanExporter(timeout=_timeout())
+        self._exporters.append(exporter)
+        self._spans.add_span_processor(BatchSpanProcessor(exporter))
+
+    def _send_metrics(self) -> None:
+        from opentelemetry.exporter.otlp.proto.http.metric_exporter import (  # noqa: PLC0415
+            OTLPMetricExporter,
+        )
+        from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
+        from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
+
+        exporter = OTLPMetricExporter(timeout=_timeout())
+        every_s = float(os.environ[INTERVAL]) / 1000 if os.environ.get(INTERVAL) else METRICS_EVERY_S
+        reader = PeriodicExportingMetricReader(exporter, every_s * 1000, cardinality_limits=limits())
+        provider = MeterProvider([reader], self.resource, shutdown_on_exit=False)
+        metrics.set_meter_provider(provider)
+        self._exporters.append(exporter)
+        self.closes.append(provider.shutdown)
+
+    def _send_lines(self) -> None:
+        from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
+        from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
+
+        exporter = OTLPLogExporter(timeout=_timeout())
+        provider = LoggerProvider(self.resource, shutdown_on_exit=False)
+        provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
+        _logs.set_logger_provider(provider)
+        logging.getLogger().addHandler(LinesToCollector(provider))
+        self._exporters.append(exporter)
+        self.closes.append(provider.shutdown)
+
+
+def limits() -> dict[Any, int]:
+    """SERIES for each kind of instrument: what is more is counted under ``otel.metric.overflow``."""
+    from opentelemetry.sdk import metrics as sdk  # noqa: PLC0415
+
+    kinds = (
+        sdk.Counter,
+        sdk.UpDownCounter,
+        sdk.Histogram,
+        sdk._Gauge,  # noqa: SLF001  # as the SDK itself has to call it
+        sdk.ObservableCounter,
+        sdk.ObservableUpDownCounter,
+        sdk.ObservableGauge,
+    )
+    return dict.fromkeys(kinds, SERIES)
+
+
+class LinesToCollector(logging.Handler):
+    """Hands every line on as it is, its facts as attributes; OpenTelemetry's own stay here, or they would breed."""
+
+    def __init__(self, provider: LoggerProvider) -> None:
+        super().__init__()
+        self._provider = provider
+
+    def emit(self, record: logging.LogRecord) -> None:
+        if record.name.startswith(("opentelemetry", "urllib3")):
+            return
+        said = dict(record.msg) if isinstance(record.msg, dict) else {"event": record.getMessage()}
+        body = str(said.pop("event", ""))
+        error = record.exc_info[1] if record.exc_info else said.pop("exc_info", None)
+        self._provider.get_logger(record.name).emit(
+            LogRecord(
+                timestamp=int(record.created * 1e9),
+                observed_timestamp=time.time_ns(),
+                context=get_current(),
+                severity_text=record.levelname,
+                severity_number=std_to_otel(record.levelno),
+                body=body,
+                attributes={name: _plain(value) for name, value in said.items() if value is not None},
+                exception=error if isinstance(error, BaseException) else None,
+            )
+        )
+
+
+def _plain(value: object) -> str | bool | int | float:
+    return value if isinstance(value, str | bool | int | float) else str(value)
+
+
+def _named(signal: str) -> bool:
+    return bool(os.environ.get(signal) or os.environ.get(ENDPOINT))
+
+
+def _timeout() -> float:
+    try:
+        return float(os.environ.get(TIMEOUT, "")) or TRY_S
+    except ValueError:
+        return TRY_S

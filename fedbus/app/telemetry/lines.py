@@ -1,0 +1,119 @@
+"""Log lines: of fedbus and of all libraries, on standard error, one line each.
+
+FEDBUS_LOG_LEVEL   debug, info, warning, error or critical; at debug, agents tell of each step they take
+FEDBUS_LOG_FORMAT  console or json; default: console on a terminal, else json
+"""
+
+import logging
+import os
+import sys
+import time
+from typing import Final
+
+import structlog
+from opentelemetry import trace
+from structlog.stdlib import ProcessorFormatter
+from structlog.typing import EventDict, Processor, WrappedLogger
+
+from fedbus.contracts.signals import LOG_LINES, add
+
+LEVEL: Final = "FEDBUS_LOG_LEVEL"
+FORMAT: Final = "FEDBUS_LOG_FORMAT"
+FORMATS: Final = ("console", "json")
+SAID_AGAIN_AFTER_S: Final = 60.0
+CHATTY: Final = {
+    "asyncio": logging.WARNING,
+    "aiohttp.access": logging.WARNING,
+    "nats": logging.WARNING,
+    "urllib3": logging.ERROR,  # a collector that is away is told of by OpenTelemetry, and once
+}
+"""Libraries, and from which level on their lines are worth having."""
+
+
+def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
+    """Log lines of fedbus and of all libraries on standard error. FEDBUS_LOG_LEVEL overrules *level*."""
+    number = level_of(os.environ.get(LEVEL) or level, level)
+    readable = _is_readable(os.environ.get(FORMAT, ""))
+    before: list[Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.stdlib.add_log_level,
+        structlog.stdlib.add_logger_name,
+        structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
+        _Constant(about),
+        _in_its_trace,
+    ]
+    structlog.configure(
+        processors=[*before, ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(number),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+    )
+    handler = logging.StreamHandler()
+    handler.addFilter(OneLineOfOpenTelemetry())
+    handler.addFilter(_counted)
+    handler.setFormatter(
+        ProcessorFormatter(
+            foreign_pre_chain=before,
+            processors=[ProcessorFormatter.remove_processors_meta, *_rendered(readable=readable)],
+        )
+    )
+    logging.basicConfig(handlers=[handler], level=number, force=True)
+    for name, least in CHATTY.items():
+        logging.getLogger(name).setLevel(least)
+
+
+def level_of(asked: str, otherwise: str) -> int:
+    """The number of the level *asked* for; a word that is none counts as the other."""
+    names = logging.getLevelNamesMapping()
+    return names.get(asked.strip().upper(), names[otherwise.upper()])
+
+
+def _is_readable(asked: str) -> bool:
+    return asked == "console" if asked in FORMATS else sys.stderr.isatty()
+
+
+def _rendered(*, readable: bool) -> list[Processor]:
+    if readable:
+        return [structlog.dev.ConsoleRenderer(pad_event_to=0)]
+    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+
+
+class _Constant:
+    """Puts the same facts into every line."""
+
+    def __init__(self, facts: dict[str, str]) -> None:
+        self._facts = facts
+
+    def __call__(self, _logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+        return {**self._facts, **line}
+
+
+def _in_its_trace(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    here = trace.get_current_span().get_span_context()
+    if here.is_valid:
+        line["trace_id"] = format(here.trace_id, "032x")
+        line["span_id"] = format(here.span_id, "016x")
+    return line
+
+
+def _counted(record: logging.LogRecord) -> bool:
+    if record.levelno >= logging.WARNING:
+        add(LOG_LINES, {"fedbus.level": record.levelname.lower()})
+    return True
+
+
+class OneLineOfOpenTelemetry(logging.Filter):
+    """Its exporters tell of an absent collector over and over, with stack traces: one line a minute is enough."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said = -SAID_AGAIN_AFTER_S
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        if not record.name.startswith("opentelemetry"):
+            return True
+        record.exc_info = record.exc_text = record.stack_info = None
+        now = time.monotonic()
+        if now - self._said < SAID_AGAIN_AFTER_S:
+            return False
+        self._said = now
+        return True

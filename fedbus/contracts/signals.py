@@ -1,0 +1,333 @@
+"""All that fedbus measures and traces: two tables, from which instruments, dashboards' checks and a page are derived.
+
+A metric has a name, a unit as UCUM writes it, and the attributes it may be split by, each of
+which has few values: a run, a message or a trace is never one of them. A client is one only where the
+client itself measures, so that no process has more than its own.
+
+    add(ROUNDS, {"fedbus.task": task})        a counter
+    record(ROUND_DURATION, 1.2, {...})        a histogram
+    note(TRAIN_LOSS, 0.3, {...})              a gauge, as it is now
+    with observed(QUEUE_DEPTH, read): ...      a figure that is asked for when it is sent
+
+Only OpenTelemetry's API is used here: where nobody has set up its SDK, measuring does nothing.
+"""
+
+import functools
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from enum import StrEnum
+from typing import Any, Final
+
+from opentelemetry import metrics
+from opentelemetry.metrics import CallbackOptions, Observation
+
+SCOPE: Final = "fedbus"
+SERIES: Final = 200
+"""How many combinations of attributes one metric of one process may have; what is more is counted together."""
+
+About = Mapping[str, str]
+Read = Callable[[], Iterable[tuple[float, About]]]
+
+
+class Kind(StrEnum):
+    """What a metric is, and so what may be asked of it."""
+
+    COUNTER = "counter"
+    HISTOGRAM = "histogram"
+    GAUGE = "gauge"
+    OBSERVED = "observed"  # a gauge that is read when it is sent
+    OBSERVED_TOTAL = "observed total"  # a counter that somebody else keeps
+
+
+@dataclass(frozen=True, eq=False)
+class Metric:
+    """One metric, and what it says, in a sentence."""
+
+    name: str
+    kind: Kind
+    unit: str
+    says: str
+    attributes: tuple[str, ...] = ()
+    boundaries: tuple[float, ...] | None = None
+    """Of a histogram's buckets, in *unit*."""
+
+
+SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
+SHORT: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+
+TASK, CLIENT, WORD = "fedbus.task", "fedbus.client", "fedbus.word"
+
+# --- runs and rounds, as the server side sees them ------------------------------------------
+RUNS = Metric("fedbus.runs", Kind.COUNTER, "{run}", "Runs that ended, by outcome", (TASK, "fedbus.outcome"))
+ROUNDS = Metric("fedbus.rounds", Kind.COUNTER, "{round}", "Rounds that ended", (TASK,))
+ROUND_DURATION = Metric(
+    "fedbus.round.duration", Kind.HISTOGRAM, "s", "How long a round took", (TASK,), SECONDS
+)
+ROUND_PARTICIPANTS = Metric(
+    "fedbus.round.participants", Kind.GAUGE, "{client}", "Clients whose update is in the last round", (TASK,)
+)
+ROUND_FAILURES = Metric(
+    "fedbus.round.failures", Kind.COUNTER, "{client}", "Updates that were asked for and failed", (TASK,)
+)
+ROUND_METRIC = Metric(
+    "fedbus.round.metric", Kind.GAUGE, "1", "A figure of the last round", (TASK, "fedbus.metric")
+)
+TRANSITIONS = Metric(
+    "fedbus.transitions",
+    Kind.COUNTER,
+    "{transition}",
+    "Lifecycles that moved",
+    ("fedbus.kind", "fedbus.from", "fedbus.to"),
+)
+
+# --- training and predicting, on a device -----------------------------------------------------
+TRAIN_DURATION = Metric(
+    "fedbus.train.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "How long the ClientApp took",
+    (TASK, CLIENT, "fedbus.phase"),
+    SECONDS,
+)
+TRAIN_LOSS = Metric(
+    "fedbus.train.loss", Kind.GAUGE, "1", "The loss that the client's training came to", (TASK, CLIENT)
+)
+PREDICTION_DURATION = Metric(
+    "fedbus.prediction.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "How long a prediction took, from request to answer",
+    (TASK, CLIENT, "http.response.status_code"),
+    SHORT,
+)
+
+# --- the bus --------------------------------------------------------------------------------------
+MESSAGES = Metric(
+    "fedbus.messages",
+    Kind.COUNTER,
+    "{message}",
+    "Messages that were sent or received",
+    (WORD, "network.io.direction"),
+)
+MESSAGE_IO = Metric(
+    "fedbus.message.io", Kind.COUNTER, "By", "Bytes of messages' bodies", (WORD, "network.io.direction")
+)
+BLOB_IO = Metric("fedbus.blob.io", Kind.COUNTER, "By", "Bytes of weights", ("network.io.direction",))
+EVENT_AGE = Metric(
+    "fedbus.event.age", Kind.HISTOGRAM, "s", "From saying a thing to hearing it", (WORD,), SECONDS
+)
+REDELIVERIES = Metric(
+    "fedbus.event.redeliveries", Kind.COUNTER, "{message}", "Messages that came again", (WORD,)
+)
+DEAD_LETTERS = Metric(
+    "fedbus.event.dead_letters", Kind.COUNTER, "{message}", "Messages that nobody could read"
+)
+QUEUE_DEPTH = Metric(
+    "fedbus.queue.depth",
+    Kind.OBSERVED,
+    "{item}",
+    "What waits in this process, to be heard or sent",
+    ("fedbus.queue",),
+)
+
+# --- a process ---------------------------------------------------------------------------------------
+LOOP_LAG = Metric(
+    "fedbus.loop.lag", Kind.HISTOGRAM, "s", "How much later than asked the loop came round", (), SHORT
+)
+LOG_LINES = Metric("fedbus.log.lines", Kind.COUNTER, "{line}", "Warnings and errors", ("fedbus.level",))
+
+# --- a device ------------------------------------------------------------------------------------------
+CPU = Metric(
+    "system.cpu.utilization", Kind.OBSERVED, "1", "How much of all cores is in use, 0 to 1", (CLIENT,)
+)
+MEMORY = Metric(
+    "system.memory.utilization", Kind.OBSERVED, "1", "How much of the memory is in use, 0 to 1", (CLIENT,)
+)
+DISK = Metric(
+    "system.filesystem.utilization",
+    Kind.OBSERVED,
+    "1",
+    "How full the disk is that fedbus writes to, 0 to 1",
+    (CLIENT,),
+)
+TEMPERATURE = Metric("hw.temperature", Kind.OBSERVED, "Cel", "The hottest sensor", (CLIENT,))
+GPU = Metric("hw.gpu.utilization", Kind.OBSERVED, "1", "How busy a GPU is, 0 to 1", (CLIENT, "hw.id"))
+GPU_MEMORY = Metric(
+    "hw.gpu.memory.usage", Kind.OBSERVED, "By", "Memory of a GPU that is in use", (CLIENT, "hw.id")
+)
+AGENTS_ALIVE = Metric(
+    "fedbus.agents.alive", Kind.OBSERVED, "1", "1 for an agent that runs, else 0", (CLIENT, "fedbus.agent")
+)
+
+# --- nats-server itself, where its monitoring port is known ----------------------------------------------
+NATS_CONNECTIONS = Metric(
+    "fedbus.nats.connections", Kind.OBSERVED, "{connection}", "Who is connected to nats-server"
+)
+NATS_CPU = Metric("fedbus.nats.cpu.utilization", Kind.OBSERVED, "1", "Cores that nats-server uses")
+NATS_MEMORY = Metric("fedbus.nats.memory", Kind.OBSERVED, "By", "Memory that nats-server uses")
+NATS_MESSAGES = Metric(
+    "fedbus.nats.messages",
+    Kind.OBSERVED_TOTAL,
+    "{message}",
+    "Messages through nats-server",
+    ("network.io.direction",),
+)
+NATS_IO = Metric(
+    "fedbus.nats.io", Kind.OBSERVED_TOTAL, "By", "Bytes through nats-server", ("network.io.direction",)
+)
+NATS_SLOW = Metric(
+    "fedbus.nats.slow_consumers",
+    Kind.OBSERVED_TOTAL,
+    "{connection}",
+    "Connections that were cut off because they read too slowly",
+)
+NATS_STREAM_MESSAGES = Metric(
+    "fedbus.nats.stream.messages", Kind.OBSERVED, "{message}", "What a stream holds", ("fedbus.stream",)
+)
+NATS_STREAM_SIZE = Metric(
+    "fedbus.nats.stream.size", Kind.OBSERVED, "By", "What a stream takes on disk", ("fedbus.stream",)
+)
+
+METRICS: Final[Mapping[str, Metric]] = {
+    metric.name: metric for metric in list(globals().values()) if isinstance(metric, Metric)
+}
+
+
+# --- spans -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Trail:
+    """One kind of span: its name, with what varies in braces, and the attributes that it always or sometimes has."""
+
+    name: str
+    says: str
+    attributes: tuple[str, ...] = ()
+
+
+RUN, ROUND = "fedbus.run", "fedbus.round"
+MESSAGING: Final = (
+    "messaging.system",
+    "messaging.operation.name",
+    "messaging.operation.type",
+    "messaging.destination.name",
+    "messaging.message.id",
+    "messaging.client.id",
+    "fedbus.word",
+    "fedbus.about",
+    TASK,
+    RUN,
+    ROUND,
+    CLIENT,
+)
+HEARD: Final = (*MESSAGING, "messaging.consumer.group.name")
+PHASE: Final = (RUN, CLIENT, ROUND)
+
+SPANS: Final = (
+    Trail("publish {word}", "An event or command is said, until the stream has it", MESSAGING),
+    Trail("process {word}", "What an agent does because it heard", HEARD),
+    Trail("request {word}", "A question, until its answer is there", MESSAGING),
+    Trail("answer {word}", "What the asked agent does for the answer", MESSAGING),
+    Trail(
+        "{kind} {from} → {to}",
+        "A lifecycle moves",
+        (
+            "fedbus.kind",
+            "fedbus.thing",
+            TASK,
+            "fedbus.event",
+            "fedbus.from",
+            "fedbus.to",
+            "fedbus.reason",
+            RUN,
+            CLIENT,
+            ROUND,
+            "fedbus.model.version",
+            "fedbus.code.version",
+        ),
+    ),
+    Trail("run by {trigger}", "What begins a run: a schedule, or a person", (RUN,)),
+    Trail("run the ServerApp", "Flower's ServerApp is begun; what it does follows", (RUN,)),
+    Trail("round", "A round, from its first message to its last figure", (RUN, ROUND)),
+    Trail("download", "A client fetches what it is to train on", PHASE),
+    Trail("train", "A client's ClientApp trains", PHASE),
+    Trail("evaluate", "A client's ClientApp evaluates", PHASE),
+    Trail("upload", "A client offers its update and says so", PHASE),
+    Trail("receive", "The server fetches a client's update", PHASE),
+    Trail("aggregate", "Updates become one model; linked to each upload", (RUN, ROUND)),
+    Trail("store", "A model is written into the repository", (RUN, "fedbus.model.version", ROUND)),
+    Trail(
+        "swap model",
+        "A client's inference agent changes models; linked to the publishing",
+        (CLIENT, "fedbus.model.version"),
+    ),
+    Trail("predict", "One prediction in a while, for the exemplars", (TASK, CLIENT, "fedbus.model.version")),
+)
+
+ATTRIBUTES: Final = frozenset(
+    [name for metric in METRICS.values() for name in metric.attributes]
+    + [name for span in SPANS for name in span.attributes]
+)
+"""Every attribute of every metric and span."""
+
+
+# --- saying it -----------------------------------------------------------------------------------------------
+
+
+def add(metric: Metric, about: About | None = None, amount: float = 1) -> None:
+    """Count *amount* more."""
+    _instrument(metric).add(amount, about)
+
+
+def record(metric: Metric, value: float, about: About | None = None) -> None:
+    """Put *value* into a histogram, with the current span as its example."""
+    _instrument(metric).record(value, about)
+
+
+def note(metric: Metric, value: float, about: About | None = None) -> None:
+    """Say what a gauge shows now."""
+    _instrument(metric).set(value, about)
+
+
+@contextmanager
+def observed(metric: Metric, read: Read) -> Iterator[None]:
+    """While the block runs, *read* is asked for the metric's values, in a thread of the exporter's."""
+    _READERS.setdefault(metric.name, []).append(read)
+    _instrument(metric)
+    try:
+        yield
+    finally:
+        _READERS[metric.name].remove(read)
+
+
+_READERS: Final[dict[str, list[Read]]] = {}
+
+
+@functools.cache
+def _instrument(metric: Metric) -> Any:
+    """The one instrument of *metric*; it comes to life when the SDK is set up, whichever came first."""
+    meter = metrics.get_meter(SCOPE)
+    match metric.kind:
+        case Kind.COUNTER:
+            return meter.create_counter(metric.name, metric.unit, metric.says)
+        case Kind.HISTOGRAM:
+            return meter.create_histogram(
+                metric.name,
+                metric.unit,
+                metric.says,
+                explicit_bucket_boundaries_advisory=metric.boundaries,
+            )
+        case Kind.GAUGE:
+            return meter.create_gauge(metric.name, metric.unit, metric.says)
+        case Kind.OBSERVED:
+            asked = [functools.partial(_read, metric.name)]
+            return meter.create_observable_gauge(metric.name, asked, metric.unit, metric.says)
+        case Kind.OBSERVED_TOTAL:
+            asked = [functools.partial(_read, metric.name)]
+            return meter.create_observable_counter(metric.name, asked, metric.unit, metric.says)
+
+
+def _read(name: str, _: CallbackOptions) -> Iterator[Observation]:
+    for read in list(_READERS.get(name, ())):
+        yield from (Observation(value, about) for value, about in read())
