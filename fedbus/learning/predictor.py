@@ -25,7 +25,11 @@ class Predictor(Protocol):
 
     @property
     def input_shape(self) -> tuple[int, ...] | None:
-        """The shape of one sample, where the model was tried; None: whatever the model takes."""
+        """The shape of one sample, -1 where any length will do; None: whatever the model takes."""
+
+    @property
+    def input_dtype(self) -> "np.dtype[Any]":
+        """What the numbers of a sample must be: pixels are ``float32``, token ids ``int64``."""
 
     def predict(self, inputs: Array) -> Array:
         """One answer for each of *inputs* (n, …)."""
@@ -35,7 +39,10 @@ class TorchPredictor:
     """The model of *task* with the weights in the file *artifact*. Building it blocks; raises ModelRefused."""
 
     def __init__(self, task: Task, artifact: Path) -> None:
-        self.input_shape: tuple[int, ...] | None = None
+        declared = task.table.serving
+        self.input_shape: tuple[int, ...] | None = declared.input_shape
+        self.input_dtype: np.dtype[Any] = np.dtype(declared.input_dtype or np.float32)
+        self._undeclared = [declared.input_shape is None, declared.input_dtype is None]
         path = Path(task.path)
         try:
             self._answer = apps.load_function(path, task.table.predict) if task.table.predict else most_likely
@@ -61,7 +68,9 @@ class TorchPredictor:
             raise ModelRefused(f"the model gives {len(outputs)} answers to {len(inputs)} samples")
         if not _all_numbers(outputs):
             raise ModelRefused("the model answers samples with NaN or infinity")
-        self.input_shape = inputs.shape[1:]
+        shape, dtype = self._undeclared
+        self.input_shape = inputs.shape[1:] if shape else self.input_shape
+        self.input_dtype = inputs.dtype if dtype else self.input_dtype
 
 
 class NotANumber(ValueError):

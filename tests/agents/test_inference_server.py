@@ -35,6 +35,7 @@ class Adder:
 
     number: int
     input_shape: tuple[int, ...] | None = (3,)
+    input_dtype: np.dtype[Any] = np.dtype(np.float32)
     batches: list[int] = field(default_factory=list)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -107,9 +108,9 @@ async def waiting_behind(
     """*model* is at work on *first*, and *others* wait in the queue."""
     tasks = [asyncio.create_task(first)]
     await eventually(model.busy.is_set)
-    before = len(server._queue)
+    before = server.engine.queued
     tasks += [asyncio.create_task(other) for other in others]
-    await eventually(lambda: len(server._queue) == before + len(others))
+    await eventually(lambda: server.engine.queued == before + len(others))
     return tasks
 
 
@@ -132,7 +133,7 @@ async def captured(tmp_path: Path) -> AsyncIterator[CapturedData]:
 
 @pytest.fixture
 async def server(captured: CapturedData) -> InferenceServer:
-    return InferenceServer(captured)
+    return InferenceServer(captured, name="adder", batch_s=3600.0)
 
 
 @pytest.fixture
@@ -241,7 +242,7 @@ async def test_a_request_is_answered_by_the_model_it_came_in_under(server: Infer
         asked = await waiting_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
         await server.load(ref(2), lambda: Adder(2))
         later = asyncio.create_task(client.predict([0, 0, 0]))
-        await eventually(lambda: len(server._queue) == 3)
+        await eventually(lambda: server.engine.queued == 3)
         old.go_on.set()
         assert [answer["model_version"] for answer in await asyncio.gather(*asked)] == [1, 1, 1]
         assert (await later)["outputs"] == [2.0]
@@ -431,8 +432,8 @@ async def test_who_finds_the_queue_full_is_told_to_come_again() -> None:
     async with asking(server) as client:
         asked = await waiting_behind(model, server, *(client.predict([0, 0, 0]) for _ in range(6)))
         async with client.session.post(client.url + "/predict", json={"inputs": [[0, 0, 0]]}) as response:
-            assert response.status == 503
-            assert "Retry-After" in response.headers
+            assert response.status == 429
+            assert int(response.headers["Retry-After"]) >= 1
         model.go_on.set()
         assert [answer["outputs"] for answer in await asyncio.gather(*asked)] == [[0.0]] * 6
 

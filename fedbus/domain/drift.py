@@ -1,0 +1,178 @@
+"""Whether data are still as they were when the model was trained: PSI and KS, by SciPy.
+
+The population stability index compares counts in bins that hold equal shares of the reference; it is
+the relative entropy in both directions, added up, which `scipy.stats.entropy` gives. The Kolmogorov-Smirnov
+test (`scipy.stats.ks_2samp`) compares the distributions themselves and says how sure it is.
+
+A *feature* is drifting where its PSI is above the limit and, where it is a number, the KS test is as sure as
+asked for; the second keeps a few noisy rows from being called drift. What has many numbers in a sample
+is looked at by summaries of a sample and a few of its numbers, so that the cost does not grow with it.
+
+SciPy is imported when it is needed (`pip install 'fedbus[drift]'`); `available` says whether it is there.
+"""
+
+import importlib.util
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+MAX_FEATURES: Final = 16
+"""Looked at in one sample, at most."""
+BINS: Final = 10
+KEPT: Final = 2000
+"""Values of each feature that are kept of the reference, for the KS test."""
+_EMPTY: Final = 0.5
+"""Counts as so much where a bin has nothing: the index is not infinite for one empty bin."""
+
+Array: TypeAlias = np.ndarray[Any, Any]
+
+
+def available() -> bool:
+    """Whether SciPy is installed."""
+    return importlib.util.find_spec("scipy") is not None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """From when on it is drift: the PSI, and how sure the KS test is over all features together."""
+
+    psi: float = 0.25
+    p: float = 0.01
+
+
+@dataclass(frozen=True)
+class Shift:
+    """One feature, against the reference."""
+
+    feature: str
+    counts: tuple[int, ...]
+    """In the bins of the reference; where its edges are stays with the reference."""
+    psi: float
+    ks: float | None = None
+    p: float | None = None
+
+    def is_drift(self, limits: Limits, features: int) -> bool:
+        sure = self.p is None or self.p < limits.p / features  # of many tests one is always odd
+        return self.psi > limits.psi and sure
+
+
+@dataclass(frozen=True)
+class Numbers:
+    """One feature that is a number, as the reference has it."""
+
+    name: str
+    values: Array
+
+    @cached_property
+    def edges(self) -> Array:
+        """Inner edges of bins with equal shares of the reference; fewer where many values are the same."""
+        return np.unique(np.quantile(self.values, np.linspace(0, 1, BINS + 1)[1:-1]))
+
+    @cached_property
+    def counts(self) -> Array:
+        return self._binned(self.values)
+
+    def shift(self, now: Array) -> Shift:
+        from scipy.stats import ks_2samp  # noqa: PLC0415 - takes long, and is an extra
+
+        counts = self._binned(now)
+        test = ks_2samp(self.values, now)
+        psi = psi_of_counts(self.counts, counts)
+        return Shift(self.name, _whole(counts), psi, float(test.statistic), float(test.pvalue))
+
+    def _binned(self, values: Array) -> Array:
+        inside = np.searchsorted(self.edges, values, side="left")
+        return np.bincount(inside, minlength=len(self.edges) + 1)
+
+
+@dataclass(frozen=True)
+class Classes:
+    """A feature that is one of a few, as the reference has it; what the reference never had is the last bin."""
+
+    name: str
+    known: Array
+    counts: Array
+
+    def shift(self, now: Array) -> Shift:
+        counts = np.array([np.sum(now == one) for one in self.known] + [0])
+        counts[-1] = len(now) - counts.sum()
+        return Shift(self.name, _whole(counts), psi_of_counts(self.counts, counts))
+
+
+@dataclass(frozen=True)
+class Reference:
+    """What data looked like when the model was trained: of inputs the features, and of answers."""
+
+    inputs: tuple[Numbers, ...]
+    answers: Numbers | Classes | None
+    _picked: Array
+
+    def of_inputs(self, inputs: Array) -> list[Shift]:
+        """How each feature of *inputs* (n, …) stands to the reference."""
+        names = [one.name for one in self.inputs]
+        found = dict(zip(names, _features(inputs, self._picked)[1], strict=True))
+        return [one.shift(found[one.name]) for one in self.inputs]
+
+    def of_answers(self, answers: Array) -> Shift | None:
+        return self.answers.shift(answers) if self.answers is not None and len(answers) else None
+
+
+def reference(inputs: Array, answers: Array | None) -> Reference:
+    """Remember *inputs* (n, …) and *answers* (n,), as far as is needed."""
+    step = max(1, len(inputs) // KEPT)
+    kept = inputs[::step]
+    picked = _telling(kept)
+    names, columns = _features(kept, picked)
+    features = tuple(Numbers(name, column) for name, column in zip(names, columns, strict=True))
+    return Reference(features, None if answers is None else _answers(answers), picked)
+
+
+def psi_of_counts(before: Array, now: Array) -> float:
+    """The population stability index of two counts over the same bins."""
+    from scipy.stats import entropy  # noqa: PLC0415
+
+    p, q = (np.maximum(counts, _EMPTY) / np.maximum(counts, _EMPTY).sum() for counts in (before, now))
+    return float(entropy(p, q) + entropy(q, p))
+
+
+def _answers(answers: Array) -> Numbers | Classes:
+    known, counts = np.unique(answers, return_counts=True)
+    if len(known) > 2 * BINS and answers.dtype.kind == "f":
+        return Numbers("answer", answers[:: max(1, len(answers) // KEPT)])
+    return Classes("class", known, np.append(counts, 0))
+
+
+def _telling(inputs: Array) -> Array:
+    """Which numbers of a sample to look at: all of a few, else those that vary most."""
+    flat = inputs.reshape(len(inputs), -1)
+    if flat.shape[1] <= MAX_FEATURES:
+        return np.arange(flat.shape[1])
+    spread = flat.astype(np.float64).std(axis=0)
+    room = MAX_FEATURES - len(_SUMMARIES)
+    return np.sort(np.argsort(-spread, kind="stable")[:room])
+
+
+_SUMMARIES: Final[dict[str, Callable[[Array], Array]]] = {
+    "mean": lambda flat: flat.mean(axis=1),
+    "spread": lambda flat: flat.std(axis=1),
+    "least": lambda flat: flat.min(axis=1),
+    "greatest": lambda flat: flat.max(axis=1),
+}
+
+
+def _features(inputs: Array, picked: Array) -> tuple[list[str], list[Array]]:
+    """The names and columns of what is looked at in *inputs*."""
+    flat = inputs.reshape(len(inputs), -1).astype(np.float64)
+    names = [f"input[{at}]" for at in picked]
+    columns = [flat[:, at] for at in picked]
+    if flat.shape[1] > MAX_FEATURES:
+        names = [*_SUMMARIES, *names]
+        columns = [*(of(flat) for of in _SUMMARIES.values()), *columns]
+    return names, columns
+
+
+def _whole(counts: Array) -> tuple[int, ...]:
+    return tuple(int(one) for one in counts)
