@@ -14,7 +14,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fedbus.stores.captured import Label
+from fedbus.stores.captured_rows import Label
 
 MAX_LABEL: Final = 2**53
 """Beyond it not every whole number is its own float."""

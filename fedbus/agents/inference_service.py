@@ -24,7 +24,8 @@ from fedbus.agents.inference_requests import (
     label_said,
     samples,
 )
-from fedbus.stores.captured import CapturedData, Label, LabelContradicted, UnknownRow
+from fedbus.stores.captured import CapturedData, LabelContradicted, UnknownRow
+from fedbus.stores.captured_rows import Label
 from fedbus.stores.errors import StoreError
 
 MAX_BODY_BYTES: Final = 4 * 1024**2

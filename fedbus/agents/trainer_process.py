@@ -31,7 +31,7 @@ from fedbus.learning.client_host import Answer, ClientHost, undelivered
 from fedbus.learning.content import Parcel, received
 from fedbus.learning.ports import Offer
 from fedbus.learning.records import UnreadableRecords
-from fedbus.stores.captured import snapshot_labelled
+from fedbus.stores.captured_rows import snapshot_labelled
 from fedbus.stores.errors import StoreError
 
 CAPTURED_DATA: Final = "captured-data"

@@ -32,7 +32,7 @@ from fedbus.contracts.run import RunState
 from fedbus.contracts.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.learning import apps
-from fedbus.stores.captured import count_rows
+from fedbus.stores.captured_rows import count_rows
 
 PAUSE_S: Final = 2.0
 """Between two runs of the schedule."""

@@ -10,39 +10,45 @@ minute later capture tries again.
     output  what the model said
     label   what is true, if somebody said so, with the request or later
 
-At most *max_rows* are kept. The oldest unlabelled ones go first: only rows with a label can be
-trained on. What has been committed outlives ``kill -9``.
+At most *max_rows*, *max_bytes* and *max_age_s* are kept. The oldest unlabelled ones make room first: only
+rows with a label can be trained on. What has been committed outlives ``kill -9``.
+
+How they are read, for training and else, stands in `captured_rows`.
 """
 
 import asyncio
-import io
 import itertools
 import json
-import os
 import queue
 import sqlite3
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
+from fedbus.stores.captured_rows import Label, packed, snapshot_labelled
 from fedbus.stores.errors import StoreDamaged, StoreError, StoreUnavailable
 
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 1024**3
+MAX_AGE_S: Final = 30 * 24 * 3600.0
 MAX_QUEUED_ROWS: Final = 4096
 MAX_QUEUED_BYTES: Final = 64 * 1024**2
 RETRY_S: Final = 60.0
 
 _BATCH_ROWS: Final = 512
 _PAGE_BYTES: Final = 4096
+_FULL: Final = 0.9
+"""Of *max_bytes*, how much is filled before the oldest rows make room; the rest is the database's own."""
+_AT_ONCE: Final = 0.1
+"""The share of the rows that make room at a time: to drop them one by one is slow."""
+_LOOK_S: Final = 30.0
+"""How often rows are looked through for those that are too old, while nothing comes."""
 _IDS_PER_OPENING: Final = 10**10
 
 _SCHEMA = """
@@ -56,17 +62,17 @@ CREATE TABLE IF NOT EXISTS captured (
     input BLOB NOT NULL
 );
 CREATE INDEX IF NOT EXISTS first_to_go ON captured (label IS NOT NULL, id);
+CREATE INDEX IF NOT EXISTS by_age ON captured (captured_at);
 """
 _INSERT = (
     "INSERT INTO captured (id, label, model_version, captured_at, output, input) VALUES (?, ?, ?, ?, ?, ?)"
 )
+_DROP_AGED = "DELETE FROM captured WHERE captured_at < ?"
 _DROP_OLDEST = (
     "DELETE FROM captured WHERE id IN (SELECT id FROM captured ORDER BY label IS NOT NULL, id LIMIT ?)"
 )
-_LABELLED = "SELECT input, label FROM captured WHERE label IS NOT NULL"
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Label: TypeAlias = int | float | list[float]
 T = TypeVar("T")
 
 
@@ -128,7 +134,8 @@ class _Job:
 class CapturedData:
     """The captured predictions in the file at *path*, which is made where there is none.
 
-    *on_failure* hears, from the writer's thread, why capture has stopped for a while.
+    *on_failure* hears, from the writer's thread, why capture has stopped for a while; *on_recovery*, that it
+    goes on.
     """
 
     def __init__(
@@ -137,17 +144,23 @@ class CapturedData:
         *,
         max_rows: int = MAX_ROWS,
         max_bytes: int = MAX_BYTES,
+        max_age_s: float = MAX_AGE_S,
         max_queued_rows: int = MAX_QUEUED_ROWS,
         max_queued_bytes: int = MAX_QUEUED_BYTES,
         retry_s: float = RETRY_S,
         on_failure: Callable[[str], None] = lambda _: None,
+        on_recovery: Callable[[], None] = lambda: None,
     ) -> None:
         self._path = path
         self._max_rows = max_rows
         self._max_bytes = max_bytes
+        self._max_age_s = max_age_s
         self._max_queued_bytes = max_queued_bytes
         self._retry_s = retry_s
         self._on_failure = on_failure
+        self._on_recovery = on_recovery
+        self._failing = False
+        self._looked_at = 0.0
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Row | _Job | None] = queue.Queue(max_queued_rows)
         self._queued_bytes = 0
@@ -191,13 +204,26 @@ class CapturedData:
         )
         return Counts(rows, labelled, self._dropped)
 
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def dropped(self) -> int:
+        """Rows that could not be kept since the store was opened."""
+        return self._dropped
+
+    async def written(self) -> None:
+        """Wait until all that was added before is in."""
+        await self._in_turn(lambda _: None)
+
     async def snapshot_labelled(self, path: Path) -> int:
         """Write all rows with a label to *path*, an .npz with ``inputs`` and ``labels``; how many there are.
 
         Rows whose shape is not that of the newest one are left out. Where there are none, no file is
         written, and one from before is removed.
         """
-        await self._in_turn(lambda _: None)  # what was added before is in
+        await self.written()
         return await asyncio.to_thread(snapshot_labelled, self._path, path)
 
     async def close(self) -> None:
@@ -247,11 +273,15 @@ class CapturedData:
                         self._do(rows_or_job, connection)
                     case rows:
                         self._keep(rows, connection)
+            self._drop_aged(connection)
         connection.close()
 
     def _next_items(self) -> list[_Row | _Job | None]:
-        """At least one, and whatever else is there already."""
-        items = [self._queue.get()]
+        """At least one, and whatever else is there already; nothing where nothing comes for a while."""
+        try:
+            items = [self._queue.get(timeout=min(_LOOK_S, self._max_age_s))]
+        except queue.Empty:
+            return []
         while len(items) < _BATCH_ROWS:
             try:
                 items.append(self._queue.get_nowait())
@@ -268,21 +298,49 @@ class CapturedData:
         try:
             with connection:
                 connection.execute("BEGIN")
+                gone = self._make_room(sum(row.size_bytes for row in rows), connection)
                 connection.executemany(_INSERT, [row.values for row in rows])
-                gone = connection.execute(_DROP_OLDEST, (excess,)).rowcount if excess else 0
+                gone += connection.execute(_DROP_OLDEST, (excess,)).rowcount if excess > gone else 0
         except (sqlite3.Error, OSError) as error:
             self._rest(len(rows), error)
         else:
             self._rows += len(rows) - gone
+            self._goes_on()
+
+    def _make_room(self, needed_bytes: int, connection: sqlite3.Connection) -> int:
+        """Drop the oldest rows until *needed_bytes* more fit; how many went."""
+        gone = 0
+        while self._rows > gone and _used_bytes(connection) + needed_bytes > _FULL * self._max_bytes:
+            some = max(1, int(_AT_ONCE * self._rows))
+            gone += connection.execute(_DROP_OLDEST, (some,)).rowcount
+        return gone
+
+    def _drop_aged(self, connection: sqlite3.Connection) -> None:
+        """Let go of what is too old, now and then."""
+        now = time.monotonic()
+        if now - self._looked_at < min(_LOOK_S, self._max_age_s / 2):
+            return
+        self._looked_at = now
+        try:
+            self._rows -= connection.execute(_DROP_AGED, (time.time() - self._max_age_s,)).rowcount
+        except (sqlite3.Error, OSError) as error:
+            self._rest(0, error)
+
+    def _goes_on(self) -> None:
+        if self._failing:
+            self._failing = False
+            self._on_recovery()
 
     def _rest(self, lost: int, error: Exception) -> None:
         """The disk does not take it: capture nothing for a while, instead of holding predictions up."""
         with self._lock:
             self._dropped += lost
             self._rests_until = time.monotonic() + self._retry_s
-        self._on_failure(
-            f"{self._path} takes no more captured data ({error}): predictions go on without; free some space"
-        )
+        if not self._failing:  # told once, however often it is tried again
+            self._failing = True
+            self._on_failure(
+                f"{self._path} takes no more captured data ({error}): predictions go on without; free some space"
+            )
 
     def _do(self, job: _Job, connection: sqlite3.Connection) -> None:
         if not job.done.set_running_or_notify_cancel():
@@ -295,39 +353,6 @@ class CapturedData:
             job.done.set_exception(StoreUnavailable(self._path, error))
         else:
             job.done.set_result(result)
-
-
-def snapshot_labelled(database: Path, path: Path) -> int:
-    """`CapturedData.snapshot_labelled` for a process that has not opened the store itself; blocks."""
-    count = 0
-    if database.exists():
-        with _reading(database) as connection:
-            inputs, labels = _labelled(connection)
-            count = len(labels)
-    if count:
-        _write_npz(path, inputs=inputs, labels=labels)
-    else:
-        path.unlink(missing_ok=True)
-    return count
-
-
-def count_rows(database: Path) -> int:
-    """How many rows there are, for a process that has not opened the store itself; blocks."""
-    with _reading(database) as connection:
-        count: int = connection.execute("SELECT count(*) FROM captured").fetchone()[0]
-        return count
-
-
-def packed(array: Array | np.generic) -> bytes:
-    """*array* in NumPy's own format, with its shape and type, and never a pickle."""
-    file = io.BytesIO()
-    np.save(file, array, allow_pickle=False)
-    return file.getvalue()
-
-
-def unpacked(content: bytes) -> Array:
-    array: Array = np.load(io.BytesIO(content), allow_pickle=False)
-    return array
 
 
 def _opened(path: Path, max_bytes: int) -> sqlite3.Connection:
@@ -362,6 +387,14 @@ def _begin(connection: sqlite3.Connection) -> tuple[int, int]:
     return (opening - 1) * _IDS_PER_OPENING + 1, rows
 
 
+def _used_bytes(connection: sqlite3.Connection) -> int:
+    """What the rows take of the file; pages that are free again do not count."""
+    (pages,) = connection.execute("PRAGMA page_count").fetchone()
+    (free,) = connection.execute("PRAGMA freelist_count").fetchone()
+    used: int = (pages - free) * _PAGE_BYTES
+    return used
+
+
 def _label(connection: sqlite3.Connection, row: int, label: Label) -> None:
     found = connection.execute("SELECT label FROM captured WHERE id = ?", (row,)).fetchone()
     if found is None:
@@ -380,48 +413,3 @@ def _runs(items: "list[_Row | _Job | None]") -> Iterator[list[_Row] | _Job]:
             yield [item for item in run if isinstance(item, _Row)]
         else:
             yield from (item for item in run if isinstance(item, _Job))
-
-
-@contextmanager
-def _reading(database: Path) -> Iterator[sqlite3.Connection]:
-    """One moment of *database*, beside the writer and without holding it up."""
-    try:
-        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
-            connection.execute("BEGIN")
-            yield connection
-    except sqlite3.OperationalError as error:
-        raise StoreUnavailable(database, error) from error
-    except sqlite3.DatabaseError as error:
-        raise StoreDamaged(database, error) from error
-
-
-def _labelled(connection: sqlite3.Connection) -> tuple[Array, Array]:
-    """The inputs and labels of the rows that are shaped as the newest."""
-    newest = connection.execute(f"{_LABELLED} ORDER BY id DESC LIMIT 1").fetchone()
-    if newest is None:
-        return np.empty(0), np.empty(0)
-    (rows,) = connection.execute("SELECT count(label) FROM captured").fetchone()
-    sample, label_shape = unpacked(newest[0]), np.shape(json.loads(newest[1]))
-    inputs = np.empty((rows, *sample.shape), sample.dtype)
-    labels: list[Label] = []
-    for content, label in connection.execute(f"{_LABELLED} ORDER BY id"):
-        one, truth = unpacked(content), json.loads(label)
-        if one.shape == sample.shape and np.shape(truth) == label_shape:
-            inputs[len(labels)] = one
-            labels.append(truth)
-    return inputs[: len(labels)], np.asarray(labels)
-
-
-def _write_npz(path: Path, *, inputs: Array, labels: Array) -> None:
-    assert not labels.dtype.hasobject, "a label is a number, or a list of numbers"
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            np.savez(file, inputs=inputs, labels=labels)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
-    except OSError as error:
-        raise StoreUnavailable(path, error) from error
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -18,10 +18,16 @@ from support import eventually
 from fedbus.stores.captured import (
     CapturedData,
     Counts,
-    Label,
     LabelContradicted,
     UnknownRow,
+)
+from fedbus.stores.captured_rows import (
+    Label,
     count_rows,
+    held_out,
+    newest_rows,
+    rows_for_training,
+    shares,
     snapshot_labelled,
 )
 from fedbus.stores.errors import StoreDamaged, StoreUnavailable
@@ -144,25 +150,122 @@ async def test_ids_are_not_given_out_again_after_a_restart(tmp_path: Path) -> No
     await after.close()
 
 
-async def test_a_disk_that_is_full_stops_capture_and_not_the_predictions(tmp_path: Path) -> None:
-    said: list[str] = []
+FILLS_THE_DISK = """
+import asyncio, resource, sys, time
+from pathlib import Path
+import numpy as np
+from fedbus.stores.captured import CapturedData
+
+def limit(size):  # the kernel refuses every write beyond it, as it does on a disk that is full
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+
+async def main():
+    said = []
     captured = CapturedData(
-        tmp_path / "captured.db", max_bytes=200_000, on_failure=said.append, retry_s=3600.0
+        Path(sys.argv[1]), retry_s=0.05, on_failure=said.append, on_recovery=lambda: said.append("goes on")
     )
-    big = np.zeros(2000, np.float32)
-    captured.add(big, ANSWER, model_version=1)
-    assert (await captured.counts()).rows == 1
-    began = time.monotonic()
+    add = lambda: captured.add(np.zeros(2000, np.float32), np.int64(7), 3, model_version=1)
+    first = add()
+    await captured.written()
+    limit(400_000)
     while not said:
-        captured.add(big, ANSWER, model_version=1)
-    assert time.monotonic() - began < 10
-    assert "full" in said[0]
-    assert "predictions go on" in said[0]
-    assert captured.add(big, ANSWER, model_version=1) is None
-    counts = await captured.counts()
-    assert counts.dropped > 0
-    assert counts.rows >= 1
+        began = time.monotonic()
+        add()
+        assert time.monotonic() - began < 1, "a prediction waited for the disk"
+        await asyncio.sleep(0.001)
+    paused = await captured.counts()
+    assert paused.dropped > 0 and paused.rows >= 1
+    assert "predictions go on" in said[0], said
+    await captured.label(first, 3)  # it is there and says so already: nothing has to be written
+    limit(resource.RLIM_INFINITY)
+    while said[-1] != "goes on":
+        row = add()
+        await asyncio.sleep(0.01)
+    assert len(said) == 2, said
+    resumed = await captured.counts()
+    assert resumed.rows > paused.rows
+    await captured.label(first, 3)
     await captured.close()
+    print("ok")
+asyncio.run(main())
+"""
+
+
+async def test_a_disk_that_is_full_stops_capture_and_not_the_predictions_until_there_is_space(
+    tmp_path: Path,
+) -> None:
+    program = [sys.executable, "-c", FILLS_THE_DISK, str(tmp_path / "captured.db")]
+    child = await asyncio.create_subprocess_exec(*program, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    out, err = await child.communicate()
+    assert out == b"ok\n", err.decode()
+    with sqlite3.connect(tmp_path / "captured.db") as database:
+        assert database.execute("PRAGMA integrity_check").fetchone() == ("ok",)
+    database.close()
+
+
+async def test_as_many_bytes_are_kept_as_may_be_and_the_oldest_make_room(tmp_path: Path) -> None:
+    path = tmp_path / "captured.db"
+    captured = CapturedData(path, max_bytes=1024**2)
+    big = np.zeros(2000, np.float32)
+    labelled = captured.add(big, ANSWER, 1, model_version=1)
+    for _ in range(1000):
+        await captured.written()
+        newest = captured.add(big, ANSWER, model_version=1)
+    assert labelled is not None
+    assert newest is not None
+    counts = await captured.counts()
+    assert counts.dropped == 0
+    assert 50 < counts.rows < 130
+    await captured.label(labelled, 1)
+    await captured.label(newest, 1)
+    await captured.close()
+    assert path.stat().st_size <= 1024**2
+
+
+async def test_what_is_too_old_is_let_go(tmp_path: Path) -> None:
+    captured = CapturedData(tmp_path / "captured.db", max_age_s=0.5)
+    row = add(captured, 1.0, label=1)
+    assert (await captured.counts()).rows == 1
+
+    async def gone() -> bool:
+        return (await captured.counts()).rows == 0
+
+    await eventually(gone)
+    with pytest.raises(UnknownRow):
+        await captured.label(row, 1)
+    add(captured, 2.0)
+    assert (await captured.counts()).rows == 1
+    await captured.close()
+
+
+async def test_what_is_held_out_is_in_no_training(captured: CapturedData, tmp_path: Path) -> None:
+    for n in range(100):
+        add(captured, float(n), label=n)
+    await captured.written()
+    database = tmp_path / "captured.db"
+    trained = snapshot_labelled(database, tmp_path / "d.npz", holdout_share=0.2)
+    with np.load(tmp_path / "d.npz") as data:
+        training = set(data["labels"].tolist())
+    judged = set(held_out(database, 0.2, 100).labels)
+    assert training | judged == set(range(100))
+    assert not training & judged
+    assert len(judged) == 100 - trained
+    assert 10 <= len(judged) <= 30
+    counted = shares(database, 0.2)
+    assert (counted.labelled, counted.unlabelled, counted.holdout) == (trained, 0, len(judged))
+
+
+async def test_rows_without_a_label_are_there_for_a_task_that_wants_them(
+    captured: CapturedData, tmp_path: Path
+) -> None:
+    add(captured, 1.0)
+    add(captured, 2.0, label=5)
+    await captured.written()
+    rows = rows_for_training(tmp_path / "captured.db")
+    assert rows.labels == [None, 5]
+    assert rows.outputs.tolist() == [7, 7]
+    newest = newest_rows(tmp_path / "captured.db", 1)
+    assert newest.inputs.tolist() == [sample(2.0).tolist()]
 
 
 async def test_capture_tries_again_after_a_while(tmp_path: Path) -> None:
@@ -267,7 +370,7 @@ async def test_another_process_may_take_a_snapshot_while_rows_are_added(
 SNAPSHOT = """
 import sys
 from pathlib import Path
-from fedbus.stores.captured import snapshot_labelled
+from fedbus.stores.captured_rows import snapshot_labelled
 print(snapshot_labelled(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 

@@ -1,0 +1,193 @@
+"""Captured rows, read beside the process that captures: for training, for judging new models, for checks.
+
+A share of the rows is *held out*: which ones follows from their ids, and stays so. No training gets them, and
+by their labels new models are judged. Everything here blocks, sees one moment of the database, and holds
+nobody up.
+"""
+
+import io
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+
+_SPREAD: Final = 2_654_435_761
+"""Knuth's multiplier: ids that follow one another fall far from each other."""
+_LABELLED = (
+    "SELECT input, label FROM captured WHERE label IS NOT NULL AND NOT held_out(id, :share) ORDER BY id"
+)
+_NEWEST = "SELECT input, output, label FROM captured ORDER BY id DESC LIMIT ?"
+_FOR_TRAINING = "SELECT input, output, label FROM captured WHERE NOT held_out(id, ?) ORDER BY id DESC"
+_HELD_OUT = """
+SELECT input, output, label FROM captured WHERE label IS NOT NULL AND held_out(id, ?) ORDER BY id DESC LIMIT ?
+"""
+_SHARES = """
+SELECT label IS NOT NULL, held_out(id, ?), count(*) FROM captured GROUP BY 1, 2
+"""
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Label: TypeAlias = int | float | list[float]
+
+
+@dataclass(frozen=True)
+class Shares:
+    """How many rows there are for training, and how many labelled ones are held out of it."""
+
+    labelled: int
+    unlabelled: int
+    holdout: int
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Captured rows of one shape: *inputs* (n, …), *outputs* (n, …), and of each its label or None."""
+
+    inputs: Array
+    outputs: Array
+    labels: list[Label | None]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+
+def is_held_out(row: int, share: float) -> bool:
+    """Whether the row with this id is kept out of training, where a *share* of all is."""
+    return row * _SPREAD % 2**32 < share * 2**32
+
+
+def snapshot_labelled(database: Path, path: Path, *, holdout_share: float = 0.0) -> int:
+    """`CapturedData.snapshot_labelled` for a process that has not opened the store itself; blocks.
+
+    Of the rows, *holdout_share* is left out.
+    """
+    if not database.exists():
+        return write_training_data(path, np.empty(0), np.empty(0))
+    with reading(database) as connection:
+        inputs, labels = _labelled(connection, holdout_share)
+    return write_training_data(path, inputs, labels)
+
+
+def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
+    """Write *inputs* and *labels* to *path*, an .npz; where there are none, there is no file. How many there are."""
+    if len(labels):
+        _write_npz(path, inputs=inputs, labels=labels)
+    else:
+        path.unlink(missing_ok=True)
+    return len(labels)
+
+
+def shares(database: Path, holdout_share: float) -> Shares:
+    """What there is for training, and what is held out; blocks."""
+    with reading(database) as connection:
+        found = connection.execute(_SHARES, (holdout_share,)).fetchall()
+    count = {(bool(labelled), bool(held)): rows for labelled, held, rows in found}
+    return Shares(count.get((True, False), 0), count.get((False, False), 0), count.get((True, True), 0))
+
+
+def newest_rows(database: Path, most: int) -> Rows:
+    """The newest rows, of the shape of the newest, at most so many; blocks."""
+    with reading(database) as connection:
+        found = connection.execute(_NEWEST, (most,)).fetchall()
+    return _alike(found)
+
+
+def rows_for_training(database: Path, *, holdout_share: float = 0.0) -> Rows:
+    """All rows that are not held out, labelled or not, of the shape of the newest, oldest first; blocks."""
+    with reading(database) as connection:
+        found = connection.execute(_FOR_TRAINING, (holdout_share,)).fetchall()
+    rows = _alike(found)
+    return Rows(rows.inputs[::-1], rows.outputs[::-1], rows.labels[::-1])
+
+
+def held_out(database: Path, share: float, most: int) -> Rows:
+    """The newest labelled rows that are held out, at most so many; blocks."""
+    with reading(database) as connection:
+        found = connection.execute(_HELD_OUT, (share, most)).fetchall()
+    return _alike(found)
+
+
+def count_rows(database: Path) -> int:
+    """How many rows there are, for a process that has not opened the store itself; blocks."""
+    with reading(database) as connection:
+        count: int = connection.execute("SELECT count(*) FROM captured").fetchone()[0]
+        return count
+
+
+def packed(array: Array | np.generic) -> bytes:
+    """*array* in NumPy's own format, with its shape and type, and never a pickle."""
+    file = io.BytesIO()
+    np.save(file, array, allow_pickle=False)
+    return file.getvalue()
+
+
+def unpacked(content: bytes) -> Array:
+    array: Array = np.load(io.BytesIO(content), allow_pickle=False)
+    return array
+
+
+@contextmanager
+def reading(database: Path) -> Iterator[sqlite3.Connection]:
+    """One moment of *database*, beside the writer and without holding it up."""
+    try:
+        with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
+            connection.create_function("held_out", 2, is_held_out, deterministic=True)
+            connection.execute("BEGIN")
+            yield connection
+    except sqlite3.OperationalError as error:
+        raise StoreUnavailable(database, error) from error
+    except sqlite3.DatabaseError as error:
+        raise StoreDamaged(database, error) from error
+
+
+def _alike(found: list[tuple[bytes, bytes, str | None]]) -> Rows:
+    """The *found* rows, newest first, that are shaped as the newest."""
+    unpacked_rows = [(unpacked(one), unpacked(answer), label) for one, answer, label in found]
+    if not unpacked_rows:
+        return Rows(np.empty(0), np.empty(0), [])
+    shape, answer_shape = unpacked_rows[0][0].shape, unpacked_rows[0][1].shape
+    alike = [row for row in unpacked_rows if row[0].shape == shape and row[1].shape == answer_shape]
+    return Rows(
+        np.stack([one for one, _, _ in alike]),
+        np.stack([answer for _, answer, _ in alike]),
+        [None if label is None else json.loads(label) for _, _, label in alike],
+    )
+
+
+def _labelled(connection: sqlite3.Connection, holdout_share: float) -> tuple[Array, Array]:
+    """The inputs and labels of the rows that are shaped as the newest."""
+    found = connection.execute(_LABELLED, (holdout_share,)).fetchall()
+    if not found:
+        return np.empty(0), np.empty(0)
+    sample, label_shape = unpacked(found[-1][0]), np.shape(json.loads(found[-1][1]))
+    inputs = np.empty((len(found), *sample.shape), sample.dtype)
+    labels: list[Label] = []
+    for content, label in found:
+        one, truth = unpacked(content), json.loads(label)
+        if one.shape == sample.shape and np.shape(truth) == label_shape:
+            inputs[len(labels)] = one
+            labels.append(truth)
+    return inputs[: len(labels)], np.asarray(labels)
+
+
+def _write_npz(path: Path, *, inputs: Array, labels: Array) -> None:
+    assert not labels.dtype.hasobject, "a label is a number, or a list of numbers"
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            np.savez(file, inputs=inputs, labels=labels)
+            file.flush()
+            os.fsync(file.fileno())
+        Path(name).replace(path)
+    except OSError as error:
+        raise StoreUnavailable(path, error) from error
+    finally:
+        Path(name).unlink(missing_ok=True)
