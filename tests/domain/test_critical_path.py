@@ -1,0 +1,136 @@
+"""What a round waited for, read off made-up traces of which everybody knows the answer."""
+
+from itertools import pairwise
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbus.domain.critical_path import Stretch, Traced, Tree, critical_path, waits_of_rounds
+
+
+def span(
+    id: str,
+    name: str,
+    start: float,
+    end: float,
+    parent: str = "",
+    *,
+    links: tuple[str, ...] = (),
+    client: str = "",
+) -> Traced:
+    attributes: dict[str, str | int | float | bool] = {"fedbus.round": 3} if name == "round" else {}
+    return Traced(
+        id, name, start, end, parent, links, attributes | ({"fedbus.client": client} if client else {})
+    )
+
+
+def one_client(name: str, *, train: tuple[float, float], upload: tuple[float, float]) -> list[Traced]:
+    """Asked at 0, it trains and uploads; the server fetches in no time at the end of the upload."""
+    return [
+        span(f"{name}-asked", "publish round_message", 0, 0.1, "round"),
+        span(f"{name}-heard", "process round_message", 0.2, upload[1], f"{name}-asked"),
+        span(f"{name}-train", "train", *train, f"{name}-heard", client=name),
+        span(f"{name}-upload", "upload", *upload, f"{name}-heard", client=name),
+        span(f"{name}-reply", "publish round_reply", upload[1] - 0.01, upload[1], f"{name}-upload"),
+    ]
+
+
+def a_round(*clients: list[Traced], end: float) -> Tree:
+    replies = tuple(one.id for each in clients for one in each if one.name == "publish round_reply")
+    return Tree(
+        [
+            span("round", "round", 0, end),
+            span("aggregate", "aggregate", 0.15, end, "round", links=replies),
+            *[one for each in clients for one in each],
+        ]
+    )
+
+
+def test_the_slowest_clients_upload_is_what_the_round_waited_for() -> None:
+    tree = a_round(
+        one_client("c1", train=(0.2, 1), upload=(1, 1.2)),
+        one_client("c2", train=(0.2, 1.7), upload=(1.7, 9.8)),
+        end=10,
+    )
+
+    (told,) = waits_of_rounds(tree)
+    assert str(told) == "round 3: 81 % waiting for c2's upload"
+    assert {(one.what, one.client): round(one.share, 2) for one in told.waits} == {
+        ("upload", "c2"): 0.81,
+        ("training", "c2"): 0.15,
+        ("aggregation", ""): 0.02,
+        ("the bus", ""): 0.02,
+    }
+
+
+def test_who_came_earlier_is_not_on_the_path() -> None:
+    tree = a_round(
+        one_client("c1", train=(0.2, 8), upload=(8, 8.1)),
+        one_client("c2", train=(0.2, 1), upload=(1, 1.2)),
+        end=8.2,
+    )
+
+    (told,) = waits_of_rounds(tree)
+    assert {one.client for one in told.waits} == {"c1", ""}
+
+
+def test_a_round_without_messages_waited_for_its_own_code() -> None:
+    (told,) = waits_of_rounds(Tree([span("round", "round", 0, 2)]))
+
+    assert str(told) == "round 3: 100 % waiting for the ServerApp"
+
+
+def test_an_aggregation_that_takes_long_is_told_of() -> None:
+    tree = a_round(one_client("c1", train=(0.2, 1), upload=(1, 2)), end=10)
+
+    assert str(waits_of_rounds(tree)[0]) == "round 3: 80 % waiting for aggregation"
+
+
+def test_a_round_of_no_time_is_no_reason_to_divide_by_it() -> None:
+    assert str(waits_of_rounds(Tree([span("round", "round", 1, 1)]))[0]) == "round 3: no time at all"
+
+
+def test_a_trace_of_which_a_part_is_missing_still_has_its_rounds() -> None:
+    tree = Tree([span("round", "round", 0, 4, "never sent"), span("x", "train", 1, 2, "gone", client="c1")])
+
+    assert [root.id for root in tree.roots] == ["round", "x"]
+    assert str(waits_of_rounds(tree)[0]) == "round 3: 100 % waiting for the ServerApp"
+
+
+def test_a_ring_of_parents_is_left_out() -> None:
+    tree = Tree([span("a", "one", 0, 1, "b"), span("b", "two", 0, 1, "a"), span("round", "round", 0, 1)])
+
+    assert [root.id for root in tree.roots] == ["round"]
+
+
+def test_a_chain_longer_than_the_stack_is_walked() -> None:
+    chain = [span("0", "round", 0, 5000)]
+    chain += [span(str(n), "process x", n, n + 1, str(n - 1)) for n in range(1, 5000)]
+
+    path = critical_path(Tree(chain), chain[0])
+    assert sum(stretch.seconds for stretch in path) == pytest.approx(5000)
+
+
+@st.composite
+def trees(draw: st.DrawFn) -> Tree:
+    spans = [span("0", "round", 0, draw(st.integers(1, 50)), links=("1",))]
+    for number in range(1, draw(st.integers(1, 12))):
+        start = draw(st.integers(0, 50))
+        parent = str(draw(st.integers(0, number - 1)))
+        linked = tuple(str(one) for one in draw(st.sets(st.integers(0, number - 1), max_size=2)))
+        spans.append(
+            span(str(number), "train", start, start + draw(st.integers(0, 20)), parent, links=linked)
+        )
+    return Tree(spans)
+
+
+@given(trees())
+def test_the_path_covers_the_round_once_and_whole(tree: Tree) -> None:
+    top = tree.by_id["0"]
+    path: list[Stretch] = critical_path(tree, top)
+
+    assert path[0].start == top.start
+    assert path[-1].end == top.end
+    assert all(before.end == after.start for before, after in pairwise(path))
+    assert all(stretch.seconds > 0 for stretch in path)
