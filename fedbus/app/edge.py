@@ -109,6 +109,8 @@ _CODES: Final = {
     "fedbus.stores.models_interface.ArtifactMissing": Exit.NOT_FOUND,
     "fedbus.stores.models_interface.VersionMissing": Exit.NOT_FOUND,
     "fedbus.stores.models_interface.UnknownStore": Exit.USAGE,
+    "fedbus.stores.code_interface.BadCodeSource": Exit.USAGE,
+    "fedbus.stores.code_interface.GitMissing": Exit.MACHINE,
     "fedbus.app.keeper.EmbeddedError": Exit.MACHINE,
     "fedbus.learning.apps.BadTask": Exit.FAILED,
     "fedbus.agents.client_manager.BootstrapFailed": Exit.FAILED,

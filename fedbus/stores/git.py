@@ -7,7 +7,9 @@ objects come from git's plumbing, the files are hashed here, and no transport ma
 
 import hashlib
 import os
+import re
 import subprocess
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -26,7 +28,15 @@ _DISARMED: Final = (
     "-c",
     "protocol.allow=never",
 )
-_ENVIRONMENT: Final = {"GIT_NO_LAZY_FETCH": "1", "GIT_TERMINAL_PROMPT": "0", "LC_ALL": "C"}
+_ENVIRONMENT: Final = {
+    "GIT_NO_LAZY_FETCH": "1",
+    "GIT_TERMINAL_PROMPT": "0",
+    "SSH_ASKPASS_REQUIRE": "never",
+    "LC_ALL": "C",
+}
+_NOBODYS_CONFIGURATION: Final = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
+_OF_THE_OWNER: Final = ("GIT_CONFIG_", "GIT_SSH", "GIT_SSL_", "GIT_ASKPASS", "GIT_PROXY_")
+"""How the owner of this machine tells git of roads and credentials: needed to fetch, and for nothing else."""
 
 
 class GitFailed(Exception):
@@ -50,17 +60,32 @@ def is_clean(directory: Path) -> bool:
     present = {name for name in files(directory) if os.path.lexists(directory / name)}
     if not committed or present != set(committed):
         return False
-    return all(_object_id(directory / name, like=sha) == sha for name, sha in committed.items())
+    return all(object_id(directory / name, like=sha) == sha for name, sha in committed.items())
 
 
-def _committed(directory: Path) -> dict[str, str]:
-    """The object ids of all files that the commit has in *directory*, by name."""
-    listed = _git(directory, "ls-tree", "-r", "-z", "HEAD", "--", ".").decode()
-    entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
-    return {name: what.split()[2] for what, name in entries}
+def command(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> list[str]:
+    """The command that asks git about *directory*, disarmed; *settings* (``key=value``) come on top."""
+    given = [word for setting in settings for word in ("-c", setting)]
+    return ["git", "-C", str(directory), *_DISARMED, *given, *arguments]
 
 
-def _object_id(path: Path, *, like: str) -> str:
+def environment(*, to_fetch: bool = False) -> dict[str, str]:
+    """What git is to find; the configuration of this machine's owner counts where it is *to_fetch*, and not else."""
+    if to_fetch:
+        of_the_owner = {name: value for name, value in os.environ.items() if name.startswith(_OF_THE_OWNER)}
+        return _without_git() | of_the_owner | _ENVIRONMENT
+    return _without_git() | _ENVIRONMENT | _NOBODYS_CONFIGURATION
+
+
+def version() -> tuple[int, int]:
+    """Which git this is: ``(2, 39)``; raises GitFailed where there is none."""
+    found = re.search(rb"(\d+)\.(\d+)", _git(Path(), "--version"))
+    if found is None:
+        raise GitFailed("git does not say which it is")
+    return int(found[1]), int(found[2])
+
+
+def object_id(path: Path, *, like: str) -> str:
     """What git would call this file, by the same kind of hash as *like*; empty where it is no file."""
     if path.is_symlink():
         content = os.fsencode(path.readlink())
@@ -72,13 +97,18 @@ def _object_id(path: Path, *, like: str) -> str:
     return new(b"blob %d\0" % len(content) + content).hexdigest()
 
 
+def _committed(directory: Path) -> dict[str, str]:
+    """The object ids of all files that the commit has in *directory*, by name."""
+    listed = _git(directory, "ls-tree", "-r", "-z", "HEAD", "--", ".").decode()
+    entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
+    return {name: what.split()[2] for what, name in entries}
+
+
 def _git(directory: Path, *arguments: str) -> bytes:
-    command = ["git", "-C", str(directory), *_DISARMED, *arguments]
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
     try:
         done = subprocess.run(
-            command,
-            env=inherited | _ENVIRONMENT,
+            command(directory, *arguments),
+            env=_without_git() | _ENVIRONMENT,
             stdin=subprocess.DEVNULL,
             capture_output=True,
             timeout=TIMEOUT_S,
@@ -89,3 +119,8 @@ def _git(directory: Path, *arguments: str) -> bytes:
     if done.returncode:
         raise GitFailed(done.stderr.decode(errors="replace").strip())
     return done.stdout
+
+
+def _without_git() -> dict[str, str]:
+    """Our environment without what a caller may have said to git: where a repository is, above all."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

@@ -20,8 +20,10 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.identifiers import check_id
-from fedbus.contracts.task import Reference, Task, TaskTable
+from fedbus.contracts.table import Reference
+from fedbus.contracts.task import Task, TaskTable
 from fedbus.stores import git
+from fedbus.stores.code_requirements import problem_with
 from fedbus.stores.errors import StoreError
 
 PYPROJECT: Final = "pyproject.toml"
@@ -31,6 +33,7 @@ MAX_PYPROJECT_BYTES: Final = 1024 * 1024
 _COMPONENTS: Final = ("tool", "flwr", "app", "components")
 _CONFIG: Final = ("tool", "flwr", "app", "config")
 _FEDBUS: Final = ("tool", "fedbus")
+_CODE: Final = (*_FEDBUS, "code")
 _NO_SOURCE: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
 
 _REFERENCE = TypeAdapter(Reference)
@@ -60,8 +63,11 @@ class TaskInvalid(StoreError):
         self.problems = problems
 
 
-def read_task(path: Path) -> Task:
-    """The task in the directory *path*; raises TaskInvalid with all that is wrong."""
+def read_task(path: Path, *, version: str = "") -> Task:
+    """The task in the directory *path*; raises TaskInvalid with all that is wrong.
+
+    *version* is said by whoever knows it: of a directory that was fetched, git itself knows nothing.
+    """
     if problems := validate_task(path):
         raise TaskInvalid(path, problems)
     document = tomllib.loads((path / PYPROJECT).read_text(encoding="utf-8"))
@@ -71,7 +77,7 @@ def read_task(path: Path) -> Task:
         serverapp=components["serverapp"],
         clientapp=components["clientapp"],
         run_config=dict(_flat(_at(document, _CONFIG) or {})),
-        code_version=code_version(path),
+        code_version=version or code_version(path),
         path=str(path.resolve()),
     )
 
@@ -170,6 +176,17 @@ class _Check:
         for key in ("model", "predict", "samples"):
             if _is_reference(table.get(key)):
                 yield from self._reference((*_FEDBUS, key), table[key])
+        yield from self._code(table.get("code"))
+
+    def _code(self, table: object) -> Iterator[Problem]:
+        """Whether the task's own check is there, and each of its requirements is one."""
+        code = table if isinstance(table, dict) else {}
+        if _is_reference(code.get("check")):
+            yield from self._reference((*_CODE, "check"), code["check"])
+        install = code.get("install")
+        for one in install if isinstance(install, list) else ():
+            if isinstance(one, str) and (what := problem_with(one)):
+                yield self._problem((*_CODE, "install"), f"{one!r} is no requirement", what)
 
     def _of_table(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
         """What pydantic has found, in the words of the table."""

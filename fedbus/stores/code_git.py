@@ -1,0 +1,399 @@
+"""A task's code in a Git repository that is followed: what may become a version, and where it lies on this machine.
+
+    <home>/mirror.git        what was fetched: the ref and all that leads to it
+    <home>/tip               what the ref pointed at when it was last followed
+    <home>/<sha>/            the task at a commit, for reading only
+    <home>/<sha>.libs-…/     what it had installed for itself
+    <home>/<sha>.in-use      held by every process that uses it
+    <home>/lock              held by whoever changes any of that
+
+All agents of a device share it. What is made is made beside, under a name that begins with a dot,
+and gets its own by a rename; so whatever is killed leaves nothing half, and the next one sweeps up.
+
+A commit is looked at once more in each process that uses it, its signature and each of its files: what
+lay here may have been changed meanwhile, and a signer may be trusted no longer.
+"""
+
+import asyncio
+import fcntl
+import os
+import shutil
+import sys
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+from fedbus.contracts.task import Task
+from fedbus.stores import code_checkout, code_requirements, git
+from fedbus.stores.code_address import Address, is_sha
+from fedbus.stores.code_checkout import BadTree, Entry
+from fedbus.stores.code_interface import (
+    BadCodeSource,
+    CodeRejected,
+    CodeUnavailable,
+    Commit,
+    GitMissing,
+    HistoryRewritten,
+    short,
+)
+from fedbus.stores.code_mirror import Mirror, remember
+from fedbus.stores.code_objects import ObjectDamaged, Objects
+from fedbus.stores.code_requirements import NotInstallable
+from fedbus.stores.programs import Programs
+from fedbus.stores.tasks import TaskInvalid, read_task
+
+OLDEST_GIT: Final = (2, 29)
+OLDEST_GIT_THAT_VERIFIES: Final = (2, 34)
+LOCK_S: Final = 1800.0
+"""How long others may be at work here: a fetch, a check-out, an installation."""
+CLOCKS_DIFFER: Final = timedelta(hours=1)
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class GitCode:
+    """The task at *address*, whose versions are kept under *home*. Raises BadCodeSource and GitMissing."""
+
+    follows = True
+
+    def __init__(
+        self, address: Address, home: Path, *, signers: Path | None, allow_install: Collection[str] = ()
+    ) -> None:
+        self.source = str(address)
+        self.verifies = signers is not None
+        self._address = address
+        self._home = home.absolute()
+        self._signers = signers
+        self._ssh_keygen = _tools(signers)
+        self._allow_install = frozenset(allow_install)
+        self._ready: dict[str, tuple[Task, object]] = {}
+        self._held: dict[str, int] = {}
+        weakref.finalize(self, _release, self._held)
+
+    async def newest(self) -> str:
+        return await self._in_thread(self._newest)
+
+    async def resolve(self, name: str) -> str:
+        return await self._in_thread(self._resolve, name)
+
+    async def history(self, limit: int = 20) -> list[Commit]:
+        return await self._in_thread(self._history, limit)
+
+    async def task_at(self, version: str) -> Task:
+        if (task := self._at_hand(version)) is not None:
+            return task
+        return await self._in_thread(self._task_at, version)
+
+    async def prune(self, keep: Collection[str]) -> None:
+        await self._in_thread(self._prune, frozenset(keep))
+
+    async def _in_thread(
+        self, work: Callable[Concatenate[Programs, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        programs = Programs()
+        try:
+            return await asyncio.to_thread(work, programs, *args, **kwargs)
+        except asyncio.CancelledError:
+            programs.end()
+            raise
+        except OSError as error:
+            raise CodeUnavailable(
+                str(self._home), error, remedy="make it a directory that is writable and has space"
+            ) from error
+
+    # --- the ref -------------------------------------------------------------------------------
+
+    def _newest(self, programs: Programs) -> str:
+        with self._mirror(programs) as mirror:
+            old, new = self._tip(), mirror.look()
+            if old is not None and not mirror.is_ancestor(old, new):
+                raise HistoryRewritten(self.source, old, new)
+            if old != new:
+                remember(self._home / "tip", new)
+            return new
+
+    def _resolve(self, programs: Programs, name: str) -> str:
+        with self._mirror(programs) as mirror:
+            seen, tip = mirror.look(), self._tip()
+            sha = self._meaning(mirror, name)
+            if not self._is_on_history(mirror, sha):
+                raise CodeRejected(
+                    sha, f"it is not on the history of {self.source}: only what is there may be run"
+                )
+            if tip is None or not (mirror.is_ancestor(tip, seen) or mirror.is_ancestor(sha, tip)):
+                remember(self._home / "tip", seen)  # a person wants what is on the new history
+            return sha
+
+    def _meaning(self, mirror: Mirror, name: str) -> str:
+        """The commit that *name* means: a whole SHA, a branch or tag, or the beginning of a SHA."""
+        if is_sha(name):
+            return name
+        word = name if name.isprintable() and not name.startswith("-") and "*" not in name else ""
+        found = (mirror.named(word) if word else None) or self._abbreviated(mirror, word)
+        if found is None:
+            raise CodeRejected(name, f"{self.source} has no one commit, tag or branch of this name")
+        return found
+
+    def _abbreviated(self, mirror: Mirror, name: str) -> str | None:
+        is_hex = len(name) >= 4 and all(letter in "0123456789abcdef" for letter in name)
+        return mirror.commit(name) if is_hex else None
+
+    def _history(self, programs: Programs, limit: int) -> list[Commit]:
+        with self._mirror(programs) as mirror:
+            try:
+                mirror.look()
+            except CodeUnavailable:
+                if mirror.seen() is None:
+                    raise
+            return mirror.history(limit)
+
+    def _tip(self) -> str | None:
+        """What the ref pointed at when it was last followed."""
+        try:
+            text = (self._home / "tip").read_text()
+        except FileNotFoundError:
+            return None
+        return text if is_sha(text) else None
+
+    def _is_on_history(self, mirror: Mirror, version: str) -> bool:
+        known = (mirror.seen(), self._tip())
+        return any(mirror.is_ancestor(version, one) for one in known if one is not None)
+
+    # --- a version ---------------------------------------------------------------------------------
+
+    def _at_hand(self, version: str) -> Task | None:
+        """The task, where this process has looked at it already and still trusts whom it trusted then."""
+        task, trusted = self._ready.get(version, (None, None))
+        return task if task and trusted == self._trust() and Path(task.path).is_dir() else None
+
+    def _task_at(self, programs: Programs, version: str) -> Task:
+        if not is_sha(version):
+            raise CodeRejected(version, f"{self.source} has full commit SHAs of 40 digits for versions")
+        with self._mirror(programs) as mirror:
+            trusted = self._trust()
+            try:
+                task = self._verified(mirror, programs, version)
+            except ObjectDamaged:  # perhaps only here
+                mirror.forget()
+                mirror.prepare()
+                task = self._afresh(mirror, programs, version)
+            self._hold(version)
+            self._ready[version] = (task, trusted)
+            return task
+
+    def _afresh(self, mirror: Mirror, programs: Programs, version: str) -> Task:
+        try:
+            return self._verified(mirror, programs, version)
+        except ObjectDamaged as error:
+            raise CodeRejected(version, f"the repository is damaged: {error}") from None
+
+    def _verified(self, mirror: Mirror, programs: Programs, version: str) -> Task:
+        """The task at *version*, in its directory; every step that may refuse it comes before it has one."""
+        directory = self._home / version
+        if not (directory.is_dir() and mirror.commit(version)):
+            self._fetch(mirror, version)
+        with mirror.objects() as objects:
+            self._check_signature(mirror, objects, version)
+            try:
+                entries = code_checkout.entries_of(
+                    objects, objects.commit(version).tree, self._address.subdirectory
+                )
+                self._check_out(objects, entries, directory)
+            except BadTree as error:
+                raise CodeRejected(version, str(error)) from None
+        return self._with_libraries(self._read(version, directory), programs)
+
+    def _fetch(self, mirror: Mirror, version: str) -> None:
+        if self._is_on_history(mirror, version):
+            return
+        mirror.look()
+        if not self._is_on_history(mirror, version):
+            raise CodeRejected(version, f"there is no such commit on the history of {self.source}")
+
+    def _check_signature(self, mirror: Mirror, objects: Objects, version: str) -> None:
+        commit = objects.commit(version)
+        if self._signers is None:
+            return
+        if not mirror.is_signed(version, signers=self._signers, ssh_keygen=self._ssh_keygen):
+            raise CodeRejected(version, _why_not_signed(commit.signature))
+        for parent in commit.parents:
+            if objects.commit(parent).when - commit.when > CLOCKS_DIFFER:
+                raise CodeRejected(
+                    version,
+                    f"it says that it was made before {short(parent)}, which it follows: "
+                    "a date that is set back can make an old key look good; commit it again",
+                )
+
+    def _check_out(self, objects: Objects, entries: list[Entry], directory: Path) -> None:
+        if directory.is_dir():
+            if code_checkout.difference(entries, directory) is None:
+                return
+            code_checkout.remove(directory)
+        new = directory.with_name(f".making-{directory.name}")
+        code_checkout.write(objects, entries, new)
+        new.rename(directory)
+
+    def _read(self, version: str, directory: Path) -> Task:
+        try:
+            return read_task(directory, version=version)
+        except TaskInvalid as error:
+            code_checkout.remove(directory)
+            more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+            raise CodeRejected(version, f"its task is not in order: {error.problems[0]}{more}") from None
+
+    def _with_libraries(self, task: Task, programs: Programs) -> Task:
+        libraries = self._libraries(task.code_version)
+        try:
+            if not libraries.is_dir():
+                wanting = code_requirements.unmet(task.table.code.install)
+                if not wanting:
+                    return task
+                code_requirements.install(wanting, libraries, allowed=self._allow_install, programs=programs)
+        except NotInstallable as error:
+            raise CodeRejected(task.code_version, str(error)) from None
+        return task.model_copy(update={"libraries": str(libraries)})
+
+    def _libraries(self, version: str) -> Path:
+        return self._home / f"{version}.libs-{sys.implementation.cache_tag}"
+
+    def _trust(self) -> object:
+        """Changes when the allowed signers do."""
+        if self._signers is None:
+            return None
+        revoked = self._signers.with_name(f"{self._signers.name}.revoked")
+        return [_stamp(file) for file in (self._signers, revoked)]
+
+    # --- what is kept ------------------------------------------------------------------------------
+
+    def _prune(self, programs: Programs, keep: frozenset[str]) -> None:
+        with self._mirror(programs) as mirror:
+            for version in [one for one in self._held if one not in keep]:
+                os.close(self._held.pop(version))
+                self._ready.pop(version, None)
+            for version in {path.name[:40] for path in self._home.iterdir() if is_sha(path.name[:40])} - keep:
+                self._remove_unless_used(version)
+            mirror.tidy()
+
+    def _remove_unless_used(self, version: str) -> None:
+        mark = self._home / f"{version}.in-use"
+        descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        else:
+            for directory in (self._home / version, *self._home.glob(f"{version}.libs-*")):
+                code_checkout.remove(directory)
+            mark.unlink()
+        finally:
+            os.close(descriptor)
+
+    def _hold(self, version: str) -> None:
+        """Nobody removes *version* while this process lives, or until it is pruned here."""
+        if version not in self._held:
+            mark = self._home / f"{version}.in-use"
+            self._held[version] = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._held[version], fcntl.LOCK_SH)
+
+    @contextmanager
+    def _mirror(self, programs: Programs) -> Iterator[Mirror]:
+        """What was fetched so far, for us alone."""
+        self._home.mkdir(parents=True, exist_ok=True)
+        with _locked(self._home / "lock", programs):
+            for left_behind in [*self._home.glob(".making-*"), *self._home.glob(".gone-*")]:
+                left_behind.unlink() if left_behind.is_file() else code_checkout.sweep(left_behind)
+            mirror = Mirror(self._home / "mirror.git", self._address, programs)
+            mirror.prepare()
+            yield mirror
+
+
+@contextmanager
+def _locked(file: Path, programs: Programs) -> Iterator[None]:
+    """Hold *file*, and let the programs hold it too: who is killed may leave one at work."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _wait_for(descriptor, file, programs)
+        programs.inherited = (descriptor,)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, file: Path, programs: Programs) -> None:
+    until = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if programs.over or time.monotonic() > until:
+                raise CodeUnavailable(
+                    str(file.parent), "another process is at work there", remedy="see what holds its lock"
+                ) from None
+            time.sleep(0.02)
+
+
+def _tools(signers: Path | None) -> str:
+    """Where ssh-keygen is; raises GitMissing and BadCodeSource where anything is lacking."""
+    try:
+        found = git.version()
+    except git.GitFailed as error:
+        raise GitMissing(f"a repository cannot be followed without git: install it ({error})") from None
+    oldest = OLDEST_GIT if signers is None else OLDEST_GIT_THAT_VERIFIES
+    if found < oldest:
+        raise GitMissing(
+            f"this machine has git {_dotted(found)}, and {_dotted(oldest)} is the first that can "
+            f"{'verify ssh signatures' if signers else 'be used here'}: install a newer one"
+        )
+    if signers is None:
+        return ""
+    if not _names_somebody(signers):
+        raise BadCodeSource(
+            f'{signers} names no allowed signers: write lines as `NAME namespaces="git" ssh-ed25519 …`'
+        )
+    ssh_keygen = shutil.which("ssh-keygen")
+    if ssh_keygen is None:
+        raise GitMissing(
+            "signatures cannot be verified without ssh-keygen: install OpenSSH's client programs"
+        )
+    return ssh_keygen
+
+
+def _names_somebody(signers: Path) -> bool:
+    try:
+        lines = signers.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise BadCodeSource(f"the allowed signers in {signers} cannot be read: {error}") from None
+    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
+
+
+def _why_not_signed(signature: str) -> str:
+    match signature:
+        case "":
+            return "it is not signed: sign it (git commit -S, with gpg.format ssh)"
+        case "-----BEGIN SSH SIGNATURE-----":
+            return "its signature is not that of an allowed signer whose key was good then"
+        case _:
+            return "it is signed with another kind of key than ssh: sign it with gpg.format ssh"
+
+
+def _stamp(file: Path) -> tuple[int, int, int] | None:
+    try:
+        found = file.stat()
+    except OSError:
+        return None
+    return found.st_mtime_ns, found.st_size, found.st_ino
+
+
+def _dotted(version: tuple[int, int]) -> str:
+    return ".".join(map(str, version))
+
+
+def _release(held: dict[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+    held.clear()

@@ -1,0 +1,129 @@
+"""Other people's programs (git, pip), run from a thread: bounded, and ended with the work that they are for.
+
+A program leads a group of its own, so that its end is also that of the helpers it starts (ssh,
+git-remote-https). It inherits the lock under which it works: should this process be killed, the
+next one waits for what is left of the work instead of working beside it.
+"""
+
+import os
+import signal
+import subprocess
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+_REAP_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Done:
+    """How a program ended, and what it said."""
+
+    code: int
+    out: bytes
+    err: str
+
+    @property
+    def reason(self) -> str:
+        """The line of its error output that is most likely the reason."""
+        lines = [line.strip() for line in self.err.splitlines() if line.strip()]
+        errors = [line for line in lines if line.lower().startswith(("fatal:", "error:"))]
+        return (errors or lines or [f"it ended with code {self.code}"])[-1][:500]
+
+
+class ProgramFailed(Exception):
+    """A program could not be started, took too long, or was ended with the work it was for."""
+
+
+class Programs:
+    """What one piece of work runs, one after the other; `end`, from any thread, ends it."""
+
+    def __init__(self) -> None:
+        self.inherited: tuple[int, ...] = ()
+        """Files that stay open for as long as a program runs."""
+        self._guard = threading.Lock()
+        self._running: subprocess.Popen[bytes] | None = None
+        self._over = False
+
+    @property
+    def over(self) -> bool:
+        return self._over
+
+    def end(self) -> None:
+        with self._guard:
+            self._over = True
+            if self._running is not None:
+                _kill_group(self._running)
+
+    def run(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        timeout_s: float,
+        cwd: Path | None = None,
+    ) -> Done:
+        """Run *command* to its end; raises ProgramFailed."""
+        with self.started(command, environment=environment, cwd=cwd, stderr=subprocess.PIPE) as program:
+            try:
+                out, err = program.communicate(timeout=timeout_s)
+            except subprocess.TimeoutExpired:
+                raise ProgramFailed(f"{command[0]} took longer than {timeout_s:.0f} s") from None
+            self._check()
+            return Done(program.returncode, out, err.decode(errors="replace"))
+
+    @contextmanager
+    def started(
+        self,
+        command: Sequence[str],
+        *,
+        environment: Mapping[str, str],
+        cwd: Path | None = None,
+        stdin: int = subprocess.DEVNULL,
+        stderr: int = subprocess.DEVNULL,
+    ) -> Iterator[subprocess.Popen[bytes]]:
+        """*command*, for as long as a block runs; raises ProgramFailed."""
+        with self._guard:
+            self._check()
+            try:
+                program = subprocess.Popen(
+                    command,
+                    env=environment,
+                    cwd=cwd,
+                    stdin=stdin,
+                    stdout=subprocess.PIPE,
+                    stderr=stderr,
+                    pass_fds=self.inherited,
+                    start_new_session=True,
+                )
+            except OSError as error:
+                raise ProgramFailed(f"{command[0]} cannot be started: {error.strerror}") from None
+            self._running = program
+        try:
+            yield program
+        finally:
+            self._reap(program)
+
+    def _reap(self, program: subprocess.Popen[bytes]) -> None:
+        with self._guard:
+            self._running = None
+            _kill_group(program)
+        for pipe in (program.stdin, program.stdout, program.stderr):
+            with suppress(OSError):
+                if pipe is not None:
+                    pipe.close()
+        program.wait(timeout=_REAP_S)
+
+    def _check(self) -> None:
+        if self._over:
+            raise ProgramFailed("the work was given up")
+
+
+def _kill_group(program: subprocess.Popen[bytes]) -> None:
+    """The group, before the program itself is reaped: then its number is nobody else's."""
+    if program.returncode is None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(program.pid, signal.SIGKILL)

@@ -1,0 +1,115 @@
+"""Real Git repositories and real ssh keys, for tests of what comes out of them."""
+
+import os
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from fedbus.stores.tasks import new_task
+
+AUTHOR = {
+    "GIT_CONFIG_GLOBAL": os.devnull,
+    "GIT_CONFIG_NOSYSTEM": "1",
+    "GIT_AUTHOR_NAME": "Ada",
+    "GIT_AUTHOR_EMAIL": "ada@example.org",
+    "GIT_COMMITTER_NAME": "Ada",
+    "GIT_COMMITTER_EMAIL": "ada@example.org",
+}
+
+
+@dataclass(frozen=True)
+class Signer:
+    """Somebody with an ssh key."""
+
+    name: str
+    key: Path
+
+    @property
+    def public(self) -> str:
+        return self.key.with_suffix(".pub").read_text().strip()
+
+    def line(self, options: str = 'namespaces="git"') -> str:
+        """This signer's line of an allowed_signers file."""
+        kind, key, *_ = self.public.split()
+        return f"{self.name}@example.org {options} {kind} {key}\n"
+
+    def settings(self) -> list[str]:
+        """What makes git sign with this key."""
+        settings = ["gpg.format=ssh", f"user.signingKey={self.key}", "commit.gpgSign=true"]
+        return [word for one in settings for word in ("-c", one)]
+
+
+def signer(name: str, directory: Path) -> Signer:
+    """A new key of *name*."""
+    key = directory / name
+    command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(key)]
+    subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
+    return Signer(name, key)
+
+
+class Repository:
+    """A Git repository with a work tree, as a developer has one."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @property
+    def url(self) -> str:
+        return f"git+file://{self.path}"
+
+    @property
+    def head(self) -> str:
+        return self.git("rev-parse", "HEAD")
+
+    def git(self, *arguments: str, when: str = "", by: Signer | None = None, stdin: str = "") -> str:
+        """Ask git something in it; raises CalledProcessError."""
+        dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} if when else {}
+        done = subprocess.run(
+            ["git", "-C", str(self.path), *(by.settings() if by else []), *arguments],
+            env=os.environ | AUTHOR | dates,
+            check=True,
+            capture_output=True,
+            text=True,
+            input=stdin,
+        )
+        return done.stdout.strip()
+
+    def write(self, files: dict[str, str]) -> None:
+        for name, text in files.items():
+            file = self.path / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            file.write_text(text)
+
+    def commit(
+        self,
+        files: dict[str, str] | None = None,
+        *,
+        subject: str = "a change",
+        by: Signer | None = None,
+        when: str = "",
+    ) -> str:
+        """Commit all that is there, with *files*; the new SHA."""
+        self.write(files or {})
+        self.git("add", "--all")
+        self.git("commit", "--quiet", "--allow-empty", "-m", subject, by=by, when=when)
+        return self.head
+
+
+def new_repository(
+    path: Path, task: str = "moons", *, below: str = "", by: Signer | None = None
+) -> Repository:
+    """A repository at *path* with the task *task* in its directory *below*, and one commit."""
+    path.mkdir(parents=True, exist_ok=True)
+    repository = Repository(path)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    new_task(path / below, task) if below else _task_beside_git(path, task)
+    repository.commit(subject="the task", by=by)
+    return repository
+
+
+def _task_beside_git(path: Path, task: str) -> None:
+    """A new task is written into an empty directory only, and this one has ``.git``."""
+    new_task(path / "new", task)
+    for entry in (path / "new").iterdir():
+        entry.rename(path / entry.name)
+    (path / "new").rmdir()
