@@ -53,6 +53,7 @@ FOLLOWS: Final[Mapping[str, str]] = {
     "run_failed": "run_failed",
     "run_cancelled": "cancelled",
     "version_published": "run_finished",
+    "candidate_kept": "run_finished",
     "version_refused": "run_failed",
 }
 """What an event of the server is to its run."""
@@ -255,11 +256,15 @@ def _number(facts: RunFacts) -> int:
 def _what_it_came_to(transition: Transition, server: ServerFacts, run: RunFacts) -> dict[str, Any]:
     """What the run's facts become by the server's transition."""
     match transition.event:
+        case "run_requested":
+            return {"code_version": server.code_version}
         case "quorum_reached":
             return {"cohort": server.cohort}
         case "round_finished" if server.last is not None:
             return {"rounds": with_round(run.rounds, server.last), "cohort": server.cohort}
         case "version_published":
             return {"model": server.model}
+        case "candidate_kept":
+            return {"model": server.candidate, "promoted": False}
         case _:
             return {}
