@@ -65,6 +65,16 @@ class InitOrder(Order):
     store: str
 
 
+class CheckOrder(Order):
+    """Try the task's code: import it, build its model, run its own check."""
+
+    server_side: bool
+    """Whether the ServerApp is to be tried as well."""
+    like: str = ""
+    """The weights its model should have the architecture of: their digest in *store*, else a file."""
+    store: str = ""
+
+
 class ServerOrder(Order):
     """Run the ServerApp of *run* from *first_round*, with the model in the file *initial*."""
 

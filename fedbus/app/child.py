@@ -1,4 +1,4 @@
-"""Where a child process of ours begins: ``python -m fedbus.app.child server|trainer|init``.
+"""Where a child process of ours begins: ``python -m fedbus.app.child server|trainer|init|check``.
 
 It ends with its parent, logs and traces as the parent does, and is asked to stop by SIGTERM.
 What it does then is the agent's own: see `fedbus.agents`.
@@ -18,6 +18,7 @@ WORK = {
     "server": "fedbus.agents.server_process",
     "trainer": "fedbus.agents.trainer_process",
     "init": "fedbus.agents.init_process",
+    "check": "fedbus.agents.check_process",
 }
 
 

@@ -4,7 +4,7 @@
 A name of a function or class is written ``module:name``, as in Flower's own table.
 """
 
-from typing import Annotated, Literal, TypeAlias
+from typing import Annotated, Final, Literal, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
@@ -94,6 +94,10 @@ class TaskTable(_Table):
     def plan(self) -> RunPlan:
         """What a run is to be when nobody says otherwise."""
         return RunPlan(rounds=self.rounds, quorum=self.quorum, recruit_s=self.recruit_s, round_s=self.round_s)
+
+
+LIBRARIES: Final = ".libs"
+"""Added to the directory of a task, it names the directory of what the task had installed for itself."""
 
 
 class Task(BaseModel):

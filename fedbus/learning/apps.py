@@ -1,4 +1,8 @@
-"""A task's own code: what ``module:name`` refers to, imported from the task's directory."""
+"""A task's own code: what ``module:name`` refers to, imported from the task's directory.
+
+What the task had installed for itself lies beside that directory, and is looked at last: it can stand
+in the place of nothing that this machine has.
+"""
 
 import difflib
 import importlib
@@ -10,6 +14,8 @@ from typing import Any
 
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
+
+from fedbus.contracts.task import LIBRARIES
 
 _roots: set[str] = set()
 """The task directories that modules were imported from so far."""
@@ -73,17 +79,25 @@ def _module(path: Path, name: str) -> ModuleType:
 
 def _go_first(root: str, package: str) -> None:
     """Make *root* where modules are looked for first; forget a module of this name from another task or version."""
-    if sys.path[:1] != [root]:
-        sys.path[:] = [root, *(entry for entry in sys.path if entry != root)]
+    own, others = root + LIBRARIES, {one + LIBRARIES for one in _roots - {root}}
+    rest = [entry for entry in sys.path if entry not in {root, own, *others}]
+    path = [root, *rest, *([own] if Path(own).is_dir() else [])]
+    if sys.path != path:
+        sys.path[:] = path
         importlib.invalidate_caches()
     file = getattr(sys.modules.get(package), "__file__", None)
     other = next((one for one in _roots if file and one != root and Path(file).is_relative_to(one)), None)
     _roots.add(root)
     if other:
         sys.path[:] = [entry for entry in sys.path if entry != other]
-        for name, module in list(sys.modules.items()):
-            if Path(getattr(module, "__file__", None) or "/").is_relative_to(other):
-                del sys.modules[name]
+        _forget_modules_in(other, other + LIBRARIES)
+
+
+def _forget_modules_in(*directories: str) -> None:
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__file__", None) or "/")
+        if any(file.is_relative_to(one) for one in directories):
+            del sys.modules[name]
 
 
 def _of_kind(found: Any, kind: type[Any], reference: str) -> Any:

@@ -3,7 +3,7 @@
     <home>/mirror.git        what was fetched: the ref and all that leads to it
     <home>/tip               what the ref pointed at when it was last followed
     <home>/<sha>/            the task at a commit, for reading only
-    <home>/<sha>.libs-…/     what it had installed for itself
+    <home>/<sha>.libs/       what it had installed for itself
     <home>/<sha>.in-use      held by every process that uses it
     <home>/lock              held by whoever changes any of that
 
@@ -18,7 +18,6 @@ import asyncio
 import fcntl
 import os
 import shutil
-import sys
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
@@ -27,7 +26,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from fedbus.contracts.task import Task
+from fedbus.contracts.task import LIBRARIES, Task
 from fedbus.stores import code_checkout, code_requirements, git
 from fedbus.stores.code_address import Address, is_sha
 from fedbus.stores.code_checkout import BadTree, Entry
@@ -247,9 +246,10 @@ class GitCode:
             raise CodeRejected(version, f"its task is not in order: {error.problems[0]}{more}") from None
 
     def _with_libraries(self, task: Task, programs: Programs) -> Task:
-        libraries = self._libraries(task.code_version)
+        libraries = Path(f"{task.path}{LIBRARIES}")
         try:
-            if not libraries.is_dir():
+            if not code_requirements.are_in(libraries):
+                code_checkout.remove(libraries)
                 wanting = code_requirements.unmet(task.table.code.install)
                 if not wanting:
                     return task
@@ -257,9 +257,6 @@ class GitCode:
         except NotInstallable as error:
             raise CodeRejected(task.code_version, str(error)) from None
         return task.model_copy(update={"libraries": str(libraries)})
-
-    def _libraries(self, version: str) -> Path:
-        return self._home / f"{version}.libs-{sys.implementation.cache_tag}"
 
     def _trust(self) -> object:
         """Changes when the allowed signers do."""
@@ -287,7 +284,7 @@ class GitCode:
         except BlockingIOError:
             return
         else:
-            for directory in (self._home / version, *self._home.glob(f"{version}.libs-*")):
+            for directory in (self._home / version, self._home / f"{version}{LIBRARIES}"):
                 code_checkout.remove(directory)
             mark.unlink()
         finally:

@@ -22,6 +22,7 @@ from fedbus.stores.programs import Done, ProgramFailed, Programs
 ANYTHING: Final = "*"
 INSTALL_S: Final = 600.0
 
+_MADE_FOR: Final = ".made-for"
 _WHEELS_ALONE: Final = ("--only-binary", ":all:", "--no-input", "--disable-pip-version-check", "--quiet")
 
 
@@ -57,7 +58,16 @@ def install(
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".making-") as directory:
         new = Path(directory) / "libraries"
         _pip("install", "--no-deps", "--target", str(new), *exact, programs=programs)
+        (new / _MADE_FOR).write_text(sys.version)
         new.rename(target)
+
+
+def are_in(target: Path) -> bool:
+    """Whether something was installed into *target*, for this very Python."""
+    try:
+        return (target / _MADE_FOR).read_text() == sys.version
+    except OSError:
+        return False
 
 
 def _resolved(names: list[str], programs: Programs) -> Iterator[tuple[str, str]]:

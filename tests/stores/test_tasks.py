@@ -94,7 +94,7 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
     [
         ("quorum = 2", "qorum = 2", "knows no `qorum`", "did you mean `quorum`?"),
         ("every-s", "every", "[tool.fedbus.schedule] knows no `every`", "did you mean `every-s`?"),
-        ("recruit-s = 60", "colour = 60", "knows no `colour`", "it knows task, model"),
+        ("recruit-s = 60", "hue = 60", "knows no `hue`", "it knows task, model"),
         (
             "rounds = 3   ",
             "rounds = 0   ",

@@ -1,0 +1,70 @@
+"""The process that tries a task's code before it is used: ``python -m fedbus.app.child check``.
+
+Imports what the task refers to, builds its model, and runs the task's own check, if it has one. What
+came of it is the last line it prints: `CodeChecked` as JSON, or, with exit code 1, what is wrong.
+"""
+
+import asyncio
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fedbus.agents.launch import CheckOrder, order_of_this_process
+from fedbus.contracts.code import CodeChecked
+from fedbus.contracts.task import Task
+from fedbus.learning import apps, weights
+from fedbus.stores.errors import StoreError
+from fedbus.stores.models import open_store
+
+
+async def main(_: asyncio.Event) -> int:
+    order = order_of_this_process(CheckOrder)
+    try:
+        like = await _file_to_compare(order)
+        checked = await asyncio.to_thread(_checked, order, like)
+    except (apps.BadTask, weights.BadWeights, StoreError) as error:
+        print(error, file=sys.stderr, flush=True)
+        return 1
+    sys.stderr.flush()
+    print(f"\n{checked.model_dump_json()}", flush=True)
+    return 0
+
+
+async def _file_to_compare(order: CheckOrder) -> Path | None:
+    """The weights that the task's model should have the architecture of."""
+    if not order.like:
+        return None
+    if not order.store:
+        return Path(order.like)
+    return await open_store(order.store, order.task.id).path_of(order.like)
+
+
+def _checked(order: CheckOrder, like: Path | None) -> CodeChecked:
+    path, table = Path(order.task.path), order.task.table
+    apps.load_client_app(path, order.task.clientapp)
+    if order.server_side:
+        apps.load_server_app(path, order.task.serverapp)
+    for reference in (table.predict, table.samples):
+        if reference is not None:
+            apps.load_function(path, reference)
+    arrays = _arrays(order.task)
+    if table.code.check is not None:
+        _run(apps.load_function(path, table.code.check), f"its check {table.code.check} says")
+    differs = weights.first_difference(weights.load(like), arrays) if like else None
+    return CodeChecked(architecture=weights.architecture(arrays), differs=differs or "")
+
+
+def _arrays(task: Task) -> weights.Arrays:
+    """The model that the task builds, as arrays; raises BadTask and BadWeights."""
+    builder = apps.load_function(Path(task.path), task.table.model)
+    state: dict[str, Any] = _run(lambda: builder().state_dict(), f"{task.table.model} did not make a model")
+    return weights.from_torch(state)
+
+
+def _run(what: Callable[[], Any], otherwise: str) -> Any:
+    """Call what the task has; raises BadTask, also where it wants to end the process."""
+    try:
+        return what()
+    except (Exception, SystemExit) as error:
+        raise apps.BadTask(f"{otherwise}: {apps.one_line(error)}") from error
