@@ -12,6 +12,7 @@ lifecycles move stands in `lives`, how weights travel in `blobs`.
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -36,15 +37,17 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 from nats.micro.request import Request as MicroRequest
 from opentelemetry import propagate, trace
-from opentelemetry.trace import SpanKind
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanContext, SpanKind
 
-from fedbus.bus import streams
+from fedbus.bus import plain, streams
+from fedbus.bus.access import OPEN, Access
 from fedbus.bus.barrier import reached_the_broker
 from fedbus.bus.blobs import Blobs
 from fedbus.bus.connection import connection
 from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
 from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import requests_of
+from fedbus.contracts.catalogue import WITHOUT_WEIGHTS, requests_of
 from fedbus.contracts.envelope import (
     Envelope,
     Unreadable,
@@ -56,6 +59,18 @@ from fedbus.contracts.envelope import (
 )
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Message, Refused, Request
+from fedbus.contracts.recall import Recalled, RecallLife
+from fedbus.contracts.signals import (
+    DEAD_LETTERS,
+    EVENT_AGE,
+    MESSAGE_IO,
+    MESSAGES,
+    QUEUE_DEPTH,
+    REDELIVERIES,
+    add,
+    observed,
+    record,
+)
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.transition import Transition
 
@@ -78,6 +93,9 @@ AWAY: Final = (
 )
 """What nats-py raises while the server is gone or not up again: try again, for as long as it takes."""
 
+OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
+"""What each is called in OpenTelemetry's semantic conventions for messaging."""
+
 tracer = trace.get_tracer("fedbus.bus")
 log = structlog.get_logger("fedbus.bus")
 
@@ -98,12 +116,22 @@ class Identity:
 
     @property
     def of_client(self) -> bool:
-        return self.owner != SERVER_SIDE
+        return self.owner not in subjects.RESERVED
 
     @property
-    def token(self) -> str:
-        """The identity as one token of a subject, one for each process: two of one name never mix."""
-        return f"{self.owner}_{self.agent}_{uuid7()[-12:]}"
+    def holder(self) -> str:
+        """Under which name blobs are given out, one for each process: two of one name never mix."""
+        return f"{self.owner}.{self.agent}_{uuid7()[-12:]}"
+
+    @property
+    def inbox(self) -> str:
+        """Where answers go: a place of its own, so that nobody is permitted to read another's."""
+        return subjects.inbox(self.owner, self.agent)
+
+    @property
+    def carries_weights(self) -> bool:
+        """Whether it may give or take blobs at all."""
+        return self.owner != subjects.PEOPLE and self.agent not in WITHOUT_WEIGHTS
 
 
 @dataclass
@@ -113,6 +141,14 @@ class Delivery:
     message: Message
     envelope: Envelope
     _raw: Msg = field(repr=False)
+    listener: str = ""
+    """The agent whose consumer it is, in full: ``fedbus/dev/client-manager/c1``."""
+
+    @property
+    def sent_in(self) -> SpanContext | None:
+        """The span in which it was said, where its sender traced anything."""
+        sender = trace.get_current_span(propagate.extract(self.envelope.trace, Context()))
+        return sender.get_span_context() if sender.get_span_context().is_valid else None
 
     async def ack(self) -> None:
         with contextlib.suppress(NatsError):  # the bus is away: it will be delivered again, and dropped then
@@ -121,7 +157,7 @@ class Delivery:
     @contextmanager
     def process(self) -> Iterator[None]:
         """What is done inside continues the trace of the sender."""
-        with _continued(self.envelope.trace, f"process {self.message.word}", self.message):
+        with _continued(self.envelope, "process", self.message, self._raw.subject, self.listener):
             yield
 
 
@@ -139,13 +175,20 @@ class Bus:
     """The bus as one agent sees it. Make one with `connect`."""
 
     def __init__(
-        self, client: Client, identity: Identity, blobs: Blobs, lost: Callable[[], Awaitable[None]]
+        self,
+        client: Client,
+        identity: Identity,
+        blobs: Blobs,
+        lost: Callable[[], Awaitable[None]],
+        *,
+        confined: bool = False,
     ) -> None:
         self.identity = identity
         self.blobs = blobs
         self.lost = lost
         """Wait for the end of the connection, which raises BusClosed."""
         self._client = client
+        self._confined = confined and identity.of_client
         self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
 
     @property
@@ -164,16 +207,16 @@ class Bus:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, identity: Identity, *, options: dict[str, Any] | None = None
+        cls, url: str, identity: Identity, *, access: Access = OPEN, options: dict[str, Any] | None = None
     ) -> AsyncIterator["Bus"]:
-        """The bus for as long as the block runs; raises BusUnreachable."""
+        """The bus for as long as the block runs; raises BusUnreachable and AccessDenied."""
         name = f"{identity.agent} {identity.owner}"
-        inbox = f"_INBOX_{identity.owner}"  # of its own, so that permissions can tell inboxes apart
+        all_options = access.options() | (options or {})
         async with (
-            connection(url, name=name, inbox=inbox, options=options) as connected,
-            Blobs.open(connected.client, identity.fed, identity.token) as blobs,
+            connection(url, name=name, inbox=identity.inbox, options=all_options) as connected,
+            _blobs(connected.client, identity) as blobs,
         ):
-            yield cls(connected.client, identity, blobs, connected.lost)
+            yield cls(connected.client, identity, blobs, connected.lost, confined=access.confined)
 
     # --- saying ------------------------------------------------------------------------
 
@@ -183,15 +226,18 @@ class Bus:
         *id*: a key under which the stream drops a repeat. Raises PublishRefused where the stream says no,
         and ValueError for a message that is too large.
         """
-        subject = subjects.of(self.fed, message)
+        subject, key, body = subjects.of(self.fed, message), id or uuid7(), pack(message)
         with tracer.start_as_current_span(
-            f"publish {message.word}", kind=SpanKind.PRODUCER, attributes=_attributes(message, subject)
+            f"publish {message.word}",
+            kind=SpanKind.PRODUCER,
+            attributes=_attributes(message, subject, "publish", key, self.source),
         ):
-            headers = envelop(message, source=self.source, id=id, trace=_current_trace()).headers()
+            headers = envelop(message, source=self.source, id=key, trace=_current_trace()).headers()
             if message.durable:
-                await self.store(subject, headers, pack(message))
+                await self.store(subject, headers, body)
             else:
-                await self._client.publish(subject, pack(message), headers=headers)
+                await self._client.publish(subject, body, headers=headers)
+        _counted(message, "transmit", len(body))
 
     async def store(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
         """Put *body* in its stream, through every reconnect; the sequence it got.
@@ -213,13 +259,16 @@ class Bus:
 
     async def request(self, request: Request, *, timeout_s: float = 5.0) -> Any:
         """The answer to *request*, of the class that it declares; raises RequestRefused and NoAnswer."""
-        subject = subjects.of(self.fed, request)
+        subject, key, body = subjects.of(self.fed, request), uuid7(), pack(request)
         with tracer.start_as_current_span(
-            f"request {request.word}", kind=SpanKind.CLIENT, attributes=_attributes(request, subject)
+            f"request {request.word}",
+            kind=SpanKind.CLIENT,
+            attributes=_attributes(request, subject, "request", key, self.source),
         ):
-            headers = envelop(request, source=self.source, trace=_current_trace()).headers()
+            headers = envelop(request, source=self.source, id=key, trace=_current_trace()).headers()
+            _counted(request, "transmit", len(body))
             try:
-                reply = await self._client.request(subject, pack(request), timeout=timeout_s, headers=headers)
+                reply = await self._client.request(subject, body, timeout=timeout_s, headers=headers)
             except NoRespondersError:
                 raise NoAnswer(request.word, request.server, "nobody serves it") from None
             except (*AWAY, ConnectionClosedError):
@@ -232,24 +281,48 @@ class Bus:
     ) -> AsyncIterator[None]:
         """Answer requests of *task* for as long as the block runs. All requests of the agent need a handler."""
         assert set(handlers) == set(requests_of(self.identity.agent)), "each request needs its handler"
-        service = await nats.micro.add_service(
-            self._client,
-            name=f"fedbus-{self.identity.agent}",
-            version=version,
-            description=f"{self.identity.agent} of task {task} in federation {self.fed}",
-            metadata={"task": task, "federation": self.fed},
-        )
-        async with service:
+        async with await self._service(task, version) as service:
             for kind, handler in handlers.items():
                 await service.add_endpoint(
                     name=kind.word.replace("_", "-"),
                     subject=subjects.every(self.fed, kind, task=task),
-                    handler=_endpoint(handler),
+                    handler=_endpoint(handler, self.source),
                 )
             await reached_the_broker(self._client)  # from here on no request is missed
             yield
 
+    @asynccontextmanager
+    async def offer(
+        self, name: str, endpoints: Mapping[str, tuple[str, plain.Answer]], *, task: str, version: str
+    ) -> AsyncIterator[None]:
+        """Answer plain questions, bytes for bytes, for as long as the block runs: see `fedbus.bus.plain`."""
+        description = f"{name} of {self.identity.owner}, task {task} in federation {self.fed}"
+        metadata = {"task": task, "federation": self.fed, "owner": self.identity.owner}
+        async with plain.offered(
+            self._client, name, endpoints, version=version, description=description, metadata=metadata
+        ):
+            yield
+
     # --- hearing -----------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def introduced(self, *, task: str, version: str) -> AsyncIterator[None]:
+        """For as long as the block runs `nats micro ls` shows the agent, also where it answers no request."""
+        if requests_of(self.identity.agent):  # then `serve` does
+            yield
+            return
+        async with await self._service(task, version):
+            yield
+
+    async def _service(self, task: str, version: str) -> nats.micro.Service:
+        whose = f" of {self.identity.owner}" if self.identity.of_client else ""
+        return await nats.micro.add_service(
+            self._client,
+            name=f"fedbus-{self.identity.agent}",
+            version=version,
+            description=f"{self.identity.agent}{whose}, task {task} in federation {self.fed}",
+            metadata={"task": task, "federation": self.fed, "owner": self.identity.owner},
+        )
 
     async def make_streams(self) -> None:
         """Make what the federation needs. For the server side, which alone may."""
@@ -276,7 +349,8 @@ class Bus:
             await streams.make_consumer(self._js, self.fed, agent, task=task, owner=owner)
         subject = subjects.deliver(self.fed, owner, f"{task}.{agent}")
         async with self._subscription(subject) as subscription:
-            yield self._deliveries(subscription, agent)
+            with observed(QUEUE_DEPTH, lambda: [(subscription.pending_msgs, {"fedbus.queue": agent})]):
+                yield self._deliveries(subscription, agent)
 
     async def _deliveries(self, subscription: Subscription, agent: str) -> AsyncIterator[Delivery]:
         async for raw in subscription.messages:
@@ -285,7 +359,8 @@ class Bus:
             except Unreadable as error:
                 await self._set_aside(raw, agent, error)
             else:
-                yield Delivery(message, envelope, raw)
+                _heard(message, envelope, raw)
+                yield Delivery(message, envelope, raw, f"{self.source}/{agent}")
 
     @asynccontextmanager
     async def overhear(self, kind: type[Message], *, task: str) -> AsyncIterator[AsyncIterator[Message]]:
@@ -307,8 +382,10 @@ class Bus:
     async def _set_aside(self, raw: Msg, agent: str, reason: Unreadable) -> None:
         """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
         log.warning("set aside", subject=raw.subject, reason=str(reason))
+        add(DEAD_LETTERS)
         headers = {"fedbus-reason": " ".join(str(reason).split())[:500], "fedbus-subject": raw.subject}
-        await self.store(subjects.dead(self.fed, agent), headers, raw.data[:DEAD_LETTER_BYTES])
+        dead = subjects.dead(self.fed, self.identity.owner, agent)
+        await self.store(dead, headers, raw.data[:DEAD_LETTER_BYTES])
         await raw.term()
 
     # --- watching ------------------------------------------------------------------------------
@@ -386,6 +463,8 @@ class Bus:
 
     async def last(self, subject: str) -> Seen | None:
         """The last message that the life stream holds on *subject*, however long the bus is away."""
+        if self._confined:
+            return await self._recalled(subject)
         while True:
             try:
                 raw = await self._js.get_last_msg(streams.life_stream(self.fed), subject)
@@ -398,6 +477,43 @@ class Bus:
         envelope, message = read(subject, raw.headers, raw.data or b"")
         return Seen(message, envelope, subject, int(raw.seq or 0))
 
+    async def _recalled(self, subject: str) -> Seen | None:
+        """The same, as a client with credentials learns it: see `fedbus.contracts.recall`."""
+        *_, kind, client, task = subject.split(".")
+        request = RecallLife.model_validate({"task": task, "client": client, "kind": kind})
+        while True:
+            try:
+                told: Recalled = await self.request(request)
+                break
+            except NoAnswer as error:
+                log.warning("not recalled yet", subject=subject, reason=str(error))
+                await asyncio.sleep(RETRY_S)
+        if not told.sequence:
+            return None
+        envelope, message = read(subject, told.headers, told.body)
+        return Seen(message, envelope, subject, told.sequence)
+
+    async def recall(self, request: RecallLife) -> Recalled:
+        """The answer to a client that asks where it stands. For the server side."""
+        life = streams.life_stream(self.fed)
+        try:
+            raw = await self._js.get_last_msg(
+                life, subjects.life(self.fed, request.kind, f"{request.client}.{request.task}")
+            )
+        except NotFoundError:
+            return Recalled()
+        return Recalled(sequence=int(raw.seq or 0), headers=dict(raw.headers or {}), body=raw.data or b"")
+
+
+@asynccontextmanager
+async def _blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
+    """Who carries no weights is not there for blobs: he may not even listen."""
+    if identity.carries_weights:
+        async with Blobs.open(client, identity.fed, identity.holder) as blobs:
+            yield blobs
+    else:
+        yield Blobs(client, identity.fed, identity.holder)
+
 
 def _answer(request: Request, reply: Msg) -> Any:
     if reply.headers and REFUSED in reply.headers:
@@ -409,16 +525,20 @@ def _answer(request: Request, reply: Msg) -> Any:
     return parse(request.answer, reply.data)
 
 
-def _endpoint(handler: Handler) -> Callable[[MicroRequest], Awaitable[None]]:
-    """*handler* as a micro endpoint. What is wrong with a request is the sender's to hear of."""
+def _endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[None]]:
+    """*handler* of *who* as a micro endpoint. What is wrong with a request is the sender's to hear of."""
 
     async def answer(raw: MicroRequest) -> None:
+        if not raw._msg.reply.startswith(f"{subjects.INBOX}."):  # noqa: SLF001 - no public way in nats-py 2.16
+            log.warning("not answered: the answer was to go to no inbox", subject=raw.subject)
+            return  # whoever may ask could else have us speak for him where he may not
         try:
             envelope, message = read(raw.subject, raw.headers, raw.data)
         except Unreadable as error:
             await raw.respond(pack(Refused(reason=str(error))), headers={REFUSED: "unreadable"})
             return
-        with _continued(envelope.trace, f"answer {message.word}", message):
+        _counted(message, "receive", len(raw.data))
+        with _continued(envelope, "answer", message, raw.subject, who):
             body = await handler(message)
         await raw.respond(pack(body), headers={REFUSED: "refused"} if isinstance(body, Refused) else {})
 
@@ -444,23 +564,55 @@ def _current_trace() -> dict[str, str]:
     return carrier
 
 
-def _attributes(message: Message, subject: str) -> dict[str, str]:
+def _attributes(message: Message, subject: str, operation: str, id: str, who: str) -> dict[str, str | int]:
     """Names from the OpenTelemetry semantic conventions for messaging, and our own."""
-    return {
+    attributes: dict[str, str | int] = {
         "messaging.system": "nats",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": OPERATION_TYPES[operation],
         "messaging.destination.name": subject,
+        "messaging.message.id": id,
+        "messaging.client.id": who,
         "fedbus.word": message.word,
         "fedbus.task": message.task,
         "fedbus.about": message.about,
     }
+    for name in ("run", "round", "client"):
+        if (value := getattr(message, name, None)) is not None:
+            attributes[f"fedbus.{name}"] = value
+    return attributes
 
 
 @contextmanager
-def _continued(carrier: Mapping[str, str], name: str, message: Message) -> Iterator[None]:
-    with tracer.start_as_current_span(
-        name,
-        propagate.extract(dict(carrier)),
-        kind=SpanKind.CONSUMER,
-        attributes={"messaging.system": "nats", "fedbus.word": message.word, "fedbus.about": message.about},
+def _continued(
+    envelope: Envelope, operation: str, message: Message, subject: str, who: str
+) -> Iterator[None]:
+    """The trace of the sender goes on; log lines in it name the event."""
+    attributes = _attributes(message, subject, operation, envelope.id, who)
+    if operation == "process":
+        attributes["messaging.consumer.group.name"] = who
+    with (
+        tracer.start_as_current_span(
+            f"{operation} {message.word}",
+            propagate.extract(envelope.trace),
+            kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
+            attributes=attributes,
+        ),
+        structlog.contextvars.bound_contextvars(event_id=envelope.id),
     ):
         yield
+
+
+def _counted(message: Message, direction: str, size_bytes: int) -> None:
+    about = {"fedbus.word": message.word, "network.io.direction": direction}
+    add(MESSAGES, about)
+    add(MESSAGE_IO, about, size_bytes)
+
+
+def _heard(message: Message, envelope: Envelope, raw: Msg) -> None:
+    """How old it is and whether it came before; two clocks may disagree, but no event is from the future."""
+    about = {"fedbus.word": message.word}
+    record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), about)
+    if raw.metadata.num_delivered > 1:
+        add(REDELIVERIES, about)
+    _counted(message, "receive", len(raw.data))

@@ -1,14 +1,18 @@
 """One connection to NATS that comes back for ever.
 
 A lost server is waited for, with jitter, so that a thousand devices do not return at the
-same moment; only a connection that was closed for good (wrong credentials, say) is an error,
-and then the process should end.
+same moment. Only what waiting does not mend is an error, and then the process should end: a bus
+that will not have us (`AccessDenied`, see `denials`), and a connection that was closed for good.
+
+What the bus does not permit is said in the log by its subject, and a request on it fails at
+once: the broker says so only on the side, and the request itself would time out.
 """
 
 import asyncio
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from pathlib import Path
 from typing import Any
 
 import structlog
@@ -17,7 +21,8 @@ from nats.aio.msg import Msg
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
-from fedbus.bus.errors import BusClosed, BusUnreachable
+from fedbus.bus import denials
+from fedbus.bus.errors import BusClosed, BusUnreachable, Forbidden
 from fedbus.bus.lean_nats import make_lean
 
 CONNECT_TIMEOUT_S = 5
@@ -26,6 +31,9 @@ LONGEST_RECONNECT_S = 5.0
 PENDING_BYTES = 64 * 1024**2
 """What may wait in this process while the server is away, before a publish is an error."""
 DRAIN_TIMEOUT_S = 5
+WAITING_REMEMBERED = 1000
+REFUSALS_BELIEVED = 3
+"""A server that starts again may not know its accounts yet: only so many refusals in a row are meant."""
 
 log = structlog.get_logger("fedbus.bus")
 
@@ -38,6 +46,11 @@ class HeedfulClient(Client):
     its end would wait for ever. No longer needed from Python 3.12 on.
     """
 
+    def __init__(self) -> None:
+        super().__init__()
+        self._waiting: dict[str, str] = {}
+        """Where the answer to the last request on a subject is to go. In lower case: so the broker names subjects."""
+
     async def request(self, *args: Any, **kwargs: Any) -> Msg:
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
@@ -45,6 +58,21 @@ class HeedfulClient(Client):
         if task and task.cancelling() > cancelled_before:
             raise asyncio.CancelledError
         return answer
+
+    async def publish(self, subject: str, payload: bytes = b"", reply: str = "", **more: Any) -> None:
+        if reply:
+            self._waiting[subject.lower()] = reply
+            if len(self._waiting) > WAITING_REMEMBERED:
+                del self._waiting[next(iter(self._waiting))]
+        await super().publish(subject, payload, reply, **more)
+
+    def forbid(self, subject: str) -> None:
+        """The broker will not have what we said on *subject*: whoever waits for the answer hears it now."""
+        if (reply := self._waiting.pop(subject, None)) is None:
+            return
+        answer = self._resp_map.get(reply.rpartition(".")[2])
+        if answer is not None and not answer.done():
+            answer.set_exception(Forbidden(f"publish on {subject}"))
 
 
 class Connection:
@@ -55,7 +83,7 @@ class Connection:
         self._gone = gone
 
     async def lost(self) -> None:
-        """Wait until the connection is closed for good, which raises BusClosed."""
+        """Wait until the connection is closed for good, which raises BusClosed or AccessDenied."""
         await asyncio.shield(self._gone)
         raise BusClosed(
             "the connection to NATS was closed: see the log for the reason, and start the process anew"
@@ -68,29 +96,39 @@ async def connection(
 ) -> AsyncIterator[Connection]:
     """A connection for as long as the block runs; what was sent is flushed before it closes.
 
-    Raises BusUnreachable where nobody answers at first.
+    Raises BusUnreachable where nobody answers at first, and AccessDenied where we are turned away.
     """
     gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     client = await _connect(url, name, inbox, gone, options or {})
     try:
         yield Connection(client, gone)
     finally:
-        gone.cancel()
+        if not gone.cancel():
+            gone.exception()  # whoever waited has heard it
         await _leave(client)
 
 
 async def _connect(
     url: str, name: str, inbox: str, gone: "asyncio.Future[None]", options: dict[str, Any]
 ) -> Client:
-    attempts = 0
-    client: Client | None = None
+    attempts = refusals = 0
+    client: HeedfulClient | None = None
+    creds = Path(options["user_credentials"]) if "user_credentials" in options else None
 
     obstacle: Exception | None = None
 
     async def on_error(error: Exception) -> None:
-        nonlocal obstacle
+        nonlocal obstacle, refusals
         if client is None:
             obstacle = error  # told once, by the exception, where it keeps us from connecting at all
+        elif (forbidden := denials.forbidden_by(error)) is not None:
+            log.error("not permitted", action=forbidden.action, subject=forbidden.subject, name=name)
+            client.forbid(forbidden.subject)
+        elif (denied := denials.denied_by(url, error, creds)) is not None:
+            refusals += 1
+            if refusals >= REFUSALS_BELIEVED and not gone.done():
+                log.error("turned away", reason=denied.reason, advice=denied.advice, name=name)
+                gone.set_exception(denied)
         else:
             log.warning("nats says", error=str(error) or type(error).__name__, name=name)
 
@@ -99,12 +137,18 @@ async def _connect(
             log.warning("the bus is away", name=name)
 
     async def on_reconnect() -> None:
-        nonlocal attempts
-        attempts = 0
+        nonlocal attempts, refusals
+        attempts = refusals = 0
         log.info("the bus is back", name=name)
 
     async def on_close() -> None:
-        if not gone.done():
+        if gone.done():
+            return
+        last = client.last_error if client else None
+        if last is not None and (denied := denials.denied_by(url, last, creds)) is not None:
+            log.error("turned away", reason=denied.reason, advice=denied.advice, name=name)
+            gone.set_exception(denied)
+        else:
             gone.set_result(None)
 
     def next_server(servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
@@ -135,7 +179,11 @@ async def _connect(
                 **options,
             )
             client = connecting
-    except (NatsError, NoServersError, OSError, TimeoutError) as error:
+    except (NatsError, NoServersError, OSError, TimeoutError, ValueError) as error:
+        if (denied := denials.denied_by(url, obstacle or error, creds)) is not None:
+            raise denied from None
+        if isinstance(error, ValueError):
+            raise
         raise BusUnreachable(url, _why(error, obstacle)) from None
     # Twice at first, so that a wrong address is told at once; for ever from now on.
     client.options["max_reconnect_attempts"] = -1

@@ -13,6 +13,31 @@ class BusUnreachable(BusError):
         self.url = url
 
 
+class AccessUnusable(BusError):
+    """The files that say who we are, or whom to believe, are not what they should be."""
+
+
+class AccessDenied(BusError):
+    """The bus is there and will not have us, or we do not believe that it is the bus.
+
+    To come again changes nothing: a person must mend it.
+    """
+
+    def __init__(self, url: str, reason: str, advice: str) -> None:
+        super().__init__(f"{url} will not have us: {reason}. {advice}")
+        self.url = url
+        self.reason = reason
+        self.advice = advice
+
+
+class Forbidden(BusError):
+    """The bus knows us, and does not let us do this."""
+
+    def __init__(self, what: str) -> None:
+        super().__init__(f"the bus does not permit us to {what}: see docs/security.md for what each role may")
+        self.what = what
+
+
 class NoFederation(BusError):
     """The bus is there, and nothing of the federation on it."""
 

@@ -151,7 +151,7 @@ def _streams(fed: FederationId) -> list[StreamConfig]:
         StreamConfig(
             name=dead_stream(fed),
             description=f"What nobody in the federation {fed} could read, with the reason",
-            subjects=[subjects.dead(fed, "*")],
+            subjects=[subjects.dead(fed, "*", "*")],
             max_age=KEPT_S,
             max_bytes=DEAD_BYTES,
             storage=StorageType.FILE,

@@ -7,7 +7,7 @@ makes for each client, the documentation and the permissions.
 from collections.abc import Mapping
 from typing import Final
 
-from fedbus.contracts import client, code, run, server, serving, subjects, versions
+from fedbus.contracts import client, code, recall, run, server, serving, subjects, versions
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
@@ -17,6 +17,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.HealthCheck,
     server.GetServerInfo,
     server.Enroll,
+    recall.RecallLife,
     server.OpenRun,
     server.CancelRun,
     server.InitModel,
@@ -79,7 +80,10 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
 
 BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in MESSAGES}
 
-SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server")
+WITHOUT_WEIGHTS: Final = frozenset({"gateway", "device-monitor", "training-monitor", "registrar"})
+"""Agents that neither give nor take blobs; people do not either."""
+
+SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server", "registrar")
 CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference")
 
 SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
@@ -106,6 +110,7 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
     ),
     "client-manager": (
         server.Enroll,
+        recall.RecallLife,
         server.GetServerInfo,
         server.HealthCheck,
         client.Declined,

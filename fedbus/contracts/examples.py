@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from fedbus.contracts import client, code, run, server, serving, versions
+from fedbus.contracts import client, code, recall, run, server, serving, versions
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
@@ -26,7 +26,7 @@ MESSAGE: Final = "5e2c8f0a-7b1d-4c39-9a64-0d2f1e3b5a77"
 
 ARTIFACT: Final = Artifact(sha256=SHA, size_bytes=439_576, architecture=ARCHITECTURE)
 MODEL: Final = ModelRef(**dict(ARTIFACT), version=2)
-BLOB: Final = BlobRef(sha256=SHA, size_bytes=439_576, chunk_bytes=1_048_576, holder="server_flower-server_1")
+BLOB: Final = BlobRef(sha256=SHA, size_bytes=439_576, chunk_bytes=1_048_576, holder="server.flower-server_1")
 PLAN: Final = run.RunPlan(
     rounds=4, quorum=3, recruit_s=30, round_s=120, config={"lr": 0.02, "strategy": "fedavg"}
 )
@@ -49,6 +49,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.HealthCheck(task=TASK),
     server.GetServerInfo(task=TASK),
     server.Enroll(task=TASK, client=CLIENT),
+    recall.RecallLife(task=TASK, client=CLIENT, kind="client"),
     server.OpenRun(task=TASK, run=RUN, plan=PLAN),
     server.CancelRun(task=TASK, run=RUN, reason="stopped by hand"),
     server.InitModel(task=TASK),
@@ -201,6 +202,7 @@ ANSWERS: Final[Mapping[type[Body], Body]] = {
         server.HealthStatus(state=server.ServerState.RECRUITING, open_run=INVITATION),
         server.ServerInfo(code_version=COMMIT, model=MODEL, blob=BLOB),
         server.Enrolled(consumers=("c1_mnist_client-manager", "c1_mnist_inference")),
+        recall.Recalled(sequence=7, headers={"ce-id": "01890000-0000-7000-8000-000000000001"}, body=b"\x80"),
         server.RunOpened(recruit_until=NOON),
         server.RunCancelled(),
         server.ModelInitialised(artifact=ARTIFACT),

@@ -83,6 +83,12 @@ class Request(Message):
     """What a yes looks like; a no is `Refused`."""
 
 
+class ClientRequest(Request):
+    """A request about the client that asks. Its id stands in the subject, so that nobody asks for another."""
+
+    client: Id
+
+
 class Refused(Body):
     """The answer "no", and why. A refusal is an answer, not an error."""
 

@@ -16,7 +16,8 @@ class BlobRef(Body):
     sha256: Sha256
     size_bytes: int = Field(ge=0, le=MAX_BLOB_BYTES)
     chunk_bytes: int = Field(ge=1024, le=16 * 1024**2)
-    holder: str = Field(pattern=r"^[a-zA-Z0-9_-]{1,128}$")
+    holder: str = Field(pattern=r"^([a-z0-9][a-z0-9-]{0,62}\.)?[a-zA-Z0-9_-]{1,128}$")
+    """Whose process, and which: ``server.flower-server_0123``."""
 
     @property
     def chunks(self) -> int:

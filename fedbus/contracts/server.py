@@ -12,7 +12,7 @@ from pydantic import AwareDatetime, Field
 from fedbus.contracts.code import CodePlan
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
+from fedbus.contracts.message import Body, ClientMessage, ClientRequest, Facts, Family, Message, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef, Seal
 from fedbus.contracts.run import RoundResult, RunPlan
 
@@ -196,14 +196,13 @@ class Enrolled(Body):
     consumers: tuple[str, ...]
 
 
-class Enroll(Request):
+class Enroll(ClientRequest):
     """Make the durable consumers of a client's agents: a client may not make its own."""
 
     word: ClassVar[str] = "enroll"
     server: ClassVar[str] = "server-manager"
     answer: ClassVar[type[Body]] = Enrolled
 
-    client: Id
     labels: dict[str, str] = Field(default_factory=dict)
 
 

@@ -1,27 +1,37 @@
 """The one place that knows how subjects are spelled. *fed* is the federation.
 
     fedbus.<fed>.svc.<task>.<request>             a request to the server side, answered on its reply subject
+    fedbus.<fed>.svc.<task>.<request>.<client>    the same, where it is about the client that asks
     fedbus.<fed>.srv.<task>.<event>               between the agents of the server side
     fedbus.<fed>.cast.<task>.<event>              server side -> all clients
     fedbus.<fed>.cmd.<client>.<task>.<command>    server side -> one client; kept while it is away
     fedbus.<fed>.client.<client>.<task>.<event>   one client -> server side
     fedbus.<fed>.local.<client>.<task>.<word>     between the agents of one client
     fedbus.<fed>.life.<kind>.<task or client.task or run>   a lifecycle has moved
-    fedbus.<fed>.blob.<holder>.<word>             weights in flight, see `fedbus.bus.blobs`
-    fedbus.<fed>.dead.<agent>                     what could not be read, with the reason
-    fedbus.<fed>.deliver.<client or server>.<agent>   where the server puts what a durable consumer holds
+    fedbus.<fed>.blob.<owner>.<holder>.<word>     weights in flight, see `fedbus.bus.blobs`
+    fedbus.<fed>.dead.<owner>.<agent>             what could not be read, with the reason
+    fedbus.<fed>.deliver.<owner>.<task>.<agent>   where the bus puts what a durable consumer holds
+    _INBOX.<owner>.<agent>                        where the answers to requests go
 
-The identity stands in a fixed token, so that permissions can be a template per client. A
+An *owner* is a client, or the server side, or people.
+
+The identity stands in a token of its own, so that permissions can be a template per client: see
+`fedbus.contracts.permissions`. A
 stream never covers ``svc`` or ``blob``: it acknowledges whatever it stores, and would
 answer before the agent could.
 """
 
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, Family, Message
+from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, ClientRequest, Family, Message
 
 ROOT = "fedbus"
 SERVER_SIDE = "server"
 """Stands where a client's id would, for the agents of the server side. No client may be called so."""
+PEOPLE = "people"
+"""The same for whoever sits at a terminal."""
+RESERVED = frozenset({SERVER_SIDE, PEOPLE})
+"""Owners that are no clients."""
+INBOX = "_INBOX"
 
 
 class ForeignSubject(ValueError):
@@ -33,7 +43,8 @@ def of(fed: FederationId, message: Message) -> str:
     if isinstance(message, ClientMessage):
         return f"{ROOT}.{fed}.{message.family}.{message.client}.{message.task}.{message.word}"
     assert message.family not in OF_ONE_CLIENT | {Family.LIFE}, message.word
-    return f"{ROOT}.{fed}.{message.family}.{message.task}.{message.word}"
+    subject = f"{ROOT}.{fed}.{message.family}.{message.task}.{message.word}"
+    return f"{subject}.{message.client}" if isinstance(message, ClientRequest) else subject
 
 
 def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: str = "*") -> str:
@@ -42,7 +53,8 @@ def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: st
         return f"{ROOT}.{fed}.life.>"
     if kind.family in OF_ONE_CLIENT:
         return f"{ROOT}.{fed}.{kind.family}.{client}.{task}.{kind.word}"
-    return f"{ROOT}.{fed}.{kind.family}.{task}.{kind.word}"
+    subject = f"{ROOT}.{fed}.{kind.family}.{task}.{kind.word}"
+    return f"{subject}.{client}" if issubclass(kind, ClientRequest) else subject
 
 
 def life(fed: FederationId, kind: str, thing: str) -> str:
@@ -50,16 +62,27 @@ def life(fed: FederationId, kind: str, thing: str) -> str:
     return f"{ROOT}.{fed}.life.{kind}.{thing}"
 
 
+def predictions(fed: FederationId, client: str, task: str) -> str:
+    """Where anybody on the bus may ask *client* for a prediction: plain JSON both ways, no envelope."""
+    return f"{ROOT}.{fed}.{Family.LOCAL}.{client}.{task}.predict"
+
+
 def blob(fed: FederationId, holder: str, word: str) -> str:
+    """*holder* is an owner and a name of its own: ``c1.trainer_0123``."""
     return f"{ROOT}.{fed}.blob.{holder}.{word}"
 
 
-def dead(fed: FederationId, agent: str) -> str:
-    return f"{ROOT}.{fed}.dead.{agent}"
+def dead(fed: FederationId, owner: str, agent: str) -> str:
+    return f"{ROOT}.{fed}.dead.{owner}.{agent}"
 
 
 def deliver(fed: FederationId, owner: str, agent: str) -> str:
     return f"{ROOT}.{fed}.deliver.{owner}.{agent}"
+
+
+def inbox(owner: str, agent: str) -> str:
+    """The beginning of all places where the answers to one agent's requests go."""
+    return f"{INBOX}.{owner}.{agent}"
 
 
 def client_in(subject: str) -> str | None:

@@ -124,13 +124,15 @@ async def test_a_listener_that_stops_listening_holds_up_nobody_and_nothing_piles
         cast = int(message.data)
         await connection.subscribe(f"{wire.cast(FED, 'holder', cast)}.*", cb=count)
         ask = Ask(offer.ref.sha256, 0, 2, cast)
-        await connection.publish(wire.asks(FED, "holder"), ask.pack(), reply=place)
+        await connection.publish(wire.asks(FED, "holder", "frozen"), ask.pack(), reply=place)
 
     async def count(message: Msg) -> None:
         got.append(int(message.subject.rpartition(".")[2]))
 
     await connection.subscribe(f"{place}.cast", cb=accept_and_freeze)
-    await connection.publish(wire.asks(FED, "holder"), Ask(offer.ref.sha256, 0, 2).pack(), reply=place)
+    await connection.publish(
+        wire.asks(FED, "holder", "frozen"), Ask(offer.ref.sha256, 0, 2).pack(), reply=place
+    )
     await connection.flush()
 
     fetched = await asyncio.wait_for(asyncio.gather(*(one.fetch(offer.ref) for one in receivers)), 15)
@@ -238,7 +240,7 @@ async def test_a_probe_in_a_cast_is_answered_with_how_far_the_cast_is(
 
     async def ask(first: int, until: int, *, cast: int = 0, probe: int = 0) -> None:
         asked = Ask(offer.ref.sha256, first, until, cast, probe)
-        await connection.publish(wire.asks(FED, "holder"), asked.pack(), reply=place)
+        await connection.publish(wire.asks(FED, "holder", "c1"), asked.pack(), reply=place)
 
     await connection.subscribe(f"{place}.*", cb=note)
     await ask(0, 3)

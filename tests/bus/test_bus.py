@@ -13,6 +13,7 @@ from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Delivery, Identity
 from fedbus.bus.errors import BusUnreachable, NoAnswer, RequestRefused
 from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.client import FinTrain, Heartbeat, Joined
 from fedbus.contracts.envelope import MAX_EVENT_BYTES, envelop, pack
 from fedbus.contracts.identifiers import FederationId
@@ -237,8 +238,8 @@ async def test_an_unreadable_request_is_answered_with_what_is_wrong(nats: NatsSe
 
 
 def test_every_request_names_its_answer() -> None:
-    for kind in Request.__subclasses__():
-        assert issubclass(kind.answer, Body)
+    for kind in MESSAGES:
+        assert not issubclass(kind, Request) or issubclass(kind.answer, Body)
 
 
 # --- coming and going ---------------------------------------------------------------------

@@ -172,10 +172,10 @@ def test_no_agent_says_what_is_not_its_to_say() -> None:
     "subject",
     [
         *[subjects.of(DEV, EXAMPLES[kind]) for kind in MESSAGES if not kind.durable],
-        subjects.blob(DEV, "c1_trainer_0123", "get"),
-        subjects.dead(DEV, "inference"),
+        subjects.blob(DEV, "c1.trainer_0123", "get"),
+        subjects.dead(DEV, "c1", "inference"),
         subjects.deliver(DEV, "c1", "mnist.inference"),
-        "_INBOX_c1.abc",
+        "_INBOX.c1.trainer.abc",
     ],
 )
 def test_the_event_stream_covers_no_request_no_blob_and_no_delivery(subject: str) -> None:

@@ -60,8 +60,8 @@ def test_a_message_of_the_life_family_has_no_place_of_its_own() -> None:
 
 def test_the_roots_of_the_families_do_not_meet() -> None:
     others = {
-        subjects.blob(DEV, "holder", "get"),
-        subjects.dead(DEV, "inference"),
+        subjects.blob(DEV, "c1.holder", "get"),
+        subjects.dead(DEV, "c1", "inference"),
         subjects.deliver(DEV, "c1", "mnist.inference"),
         subjects.life(DEV, "run", "mnist-1"),
     }

@@ -46,18 +46,19 @@ class Fetching:
         self._connection = connection
         self._fed = fed
         self._receiver = receiver
+        self._inbox_length = len(wire.inbox(fed, receiver, ""))
         self._fetches: dict[str, Fetch] = {}
 
     async def hear(self, message: Msg) -> None:
         """A chunk, or word, for one of the fetches; what comes too late is for none."""
-        _, _, _, _, _, name, *word = message.subject.split(".")
+        name, *word = message.subject[self._inbox_length :].split(".")
         if (fetch := self._fetches.get(name)) is not None:
             fetch.hear(word[0] if word else "", message)
 
     async def fetch(self, ref: BlobRef, sink: Sink, timeout_s: float) -> None:
         name = secrets.token_hex(8)
         place = wire.inbox(self._fed, self._receiver, name)
-        fetch = Fetch(self._connection, self._fed, ref, place, self._share)
+        fetch = Fetch(self._connection, self._fed, ref, self._receiver, place, self._share)
         self._fetches[name] = fetch
         try:
             await fetch.run(sink, timeout_s)
@@ -78,6 +79,7 @@ class Fetch:
         connection: Client,
         fed: FederationId,
         ref: BlobRef,
+        receiver: str,
         place: str,
         share: Callable[[], int],
     ) -> None:
@@ -85,6 +87,7 @@ class Fetch:
         self._fed = fed
         self._ref = ref
         self._place = place
+        self._asks = wire.asks(fed, ref.holder, wire.owner_of(receiver))
         self._share = share
         self._progress = Progress(chunks=ref.chunks)
         self._news = asyncio.Event()
@@ -221,9 +224,7 @@ class Fetch:
     async def _ask(self, chunks: range, *, probe: int = 0) -> None:
         ask = Ask(self._ref.sha256, chunks.start, chunks.stop, self._cast, probe)
         try:
-            await self._connection.publish(
-                wire.asks(self._fed, self._ref.holder), ask.pack(), reply=self._place
-            )
+            await self._connection.publish(self._asks, ask.pack(), reply=self._place)
         except OutboundBufferLimitError:  # the broker is away; the next probe will tell
             pass
         except (ConnectionClosedError, ConnectionDrainingError):

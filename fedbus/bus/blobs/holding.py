@@ -156,7 +156,8 @@ class Holding:
     async def hear(self, message: Msg) -> None:
         """Someone asks. Whoever is no receiver of this federation gets no answer."""
         ask, place = Ask.unpack(message.data), message.reply
-        if ask is None or not wire.may_send_to(self._fed, place):
+        asker = message.subject.rpartition(".")[2]
+        if ask is None or not wire.may_send_to(self._fed, place, asker):
             return
         if not (offers := self._offers.get(ask.sha256)):
             self._notify(f"{place}.{wire.NOT_HERE}", NO_SUCH_BLOB.encode())

@@ -1,6 +1,6 @@
 """What the two sides of a transfer say to each other.
 
-    fedbus.<fed>.blob.<holder>.ask                    Ask; the reply subject says where to put the chunks
+    fedbus.<fed>.blob.<holder>.ask.<asker>            Ask; the reply subject says where to put the chunks
     fedbus.<fed>.blob.<receiver>.in.<fetch>.<index>   a chunk, and nothing but its bytes
     fedbus.<fed>.blob.<receiver>.in.<fetch>.here      Here: what has been sent before this answer to a probe
     fedbus.<fed>.blob.<receiver>.in.<fetch>.no        why there will be nothing
@@ -13,8 +13,12 @@ sent before, so what has not come by then never will, and is asked for again. Th
 last token of the subject, so a chunk needs no header and no prefix, and its bytes go from the
 wire to their place untouched. Nobody subscribes to a cast before being told of it, so whoever
 falls out of one is left behind with nothing on its way to it.
+
+A holder is an owner and a name, ``c1.trainer_0123``, and an asker is an owner: so the broker can
+see to it that nobody asks in another's name, and the holder that nobody has chunks sent to another.
 """
 
+import re
 import struct
 from dataclasses import dataclass
 from typing import Final
@@ -83,8 +87,14 @@ class Here:
         return cls(*_HERE.unpack(packed)) if len(packed) == _HERE.size else None
 
 
-def asks(fed: FederationId, holder: str) -> str:
-    return subjects.blob(fed, holder, "ask")
+def asks(fed: FederationId, holder: str, asker: str = "*") -> str:
+    """Where *holder* is asked: by anybody, or by one *asker*."""
+    return subjects.blob(fed, holder, f"ask.{asker}")
+
+
+def owner_of(holder: str) -> str:
+    """Whose process *holder* is: a client's, or the server side's."""
+    return holder.partition(".")[0]
 
 
 def inbox(fed: FederationId, receiver: str, fetch: str) -> str:
@@ -97,7 +107,7 @@ def cast(fed: FederationId, holder: str, number: int) -> str:
     return subjects.blob(fed, holder, f"cast.{number}")
 
 
-def may_send_to(fed: FederationId, place: str) -> bool:
-    """Whether *place* is a receiver's: a holder sends nowhere else, whoever asks."""
-    tokens = place.split(".")
-    return len(tokens) == 6 and tokens[4] == "in" and place.startswith(subjects.blob(fed, tokens[3], "in."))
+def may_send_to(fed: FederationId, place: str, asker: str) -> bool:
+    """Whether *place* is one of the *asker*'s own: a holder sends nowhere else, whoever asks."""
+    root = re.escape(subjects.blob(fed, asker, ""))
+    return re.fullmatch(rf"{root}([A-Za-z0-9_-]+\.)?in\.[A-Za-z0-9_-]+", place) is not None

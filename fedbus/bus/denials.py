@@ -1,0 +1,110 @@
+"""What the broker's "no" means, and what to do about it.
+
+It says little on purpose: whoever is turned away learns "Authorization Violation", and nothing of
+why. What we know ourselves, from our own credentials and our own clock, says the rest.
+"""
+
+import re
+import ssl
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+from fedbus.bus.errors import AccessDenied
+from fedbus.contracts.credentials import NotCredentials, user_in
+
+DOCTOR: Final = "`fedbus doctor` says more"
+
+_FORBIDDEN: Final = re.compile(
+    r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
+)
+_REFUSED: Final = (
+    (
+        "user authentication revoked",
+        "these credentials were revoked",
+        "If that was a mistake, get a new kit: fedbus provision client, on the machine that has the keys",
+    ),
+    (
+        "user authentication expired",
+        "these credentials have expired",
+        "Get a new kit: fedbus provision client, on the machine that has the keys",
+    ),
+    (
+        "account authentication expired",
+        "the account of this federation has expired or was replaced",
+        "Get a new kit: fedbus provision client, on the machine that has the keys",
+    ),
+)
+_CERTIFICATE: Final = (
+    (
+        "certificate has expired",
+        "its certificate has expired",
+        "Renew it: fedbus provision rotate tls; or this machine's clock is ahead",
+    ),
+    (
+        "certificate is not yet valid",
+        "its certificate is not valid yet by this machine's clock",
+        "Set the clock",
+    ),
+    (
+        "mismatch",
+        "its certificate is for other names than this address",
+        "Use a name that was given to: fedbus provision init --host",
+    ),
+)
+
+
+@dataclass(frozen=True)
+class ForbiddenSubject:
+    action: str
+    subject: str
+
+
+def forbidden_by(error: Exception) -> ForbiddenSubject | None:
+    """What a permissions violation was about; None where *error* is none. The subject is in lower case."""
+    found = _FORBIDDEN.search(str(error))
+    return ForbiddenSubject(found[1].lower(), found[2].lower()) if found else None
+
+
+def denied_by(url: str, error: Exception, creds: Path | None) -> AccessDenied | None:
+    """What it means that the bus at *url* will not have us, or we not it; None where *error* is something else."""
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return AccessDenied(url, *_of_certificate(error))
+    said = str(error).lower()
+    for word, reason, advice in _REFUSED:
+        if word in said:
+            return AccessDenied(url, reason, advice)
+    if "authorization violation" in said or "authorization" in type(error).__name__.lower():
+        return AccessDenied(url, *_of_credentials(creds))
+    if isinstance(error, ValueError) and creds is not None:
+        return AccessDenied(url, f"{creds} holds no usable credentials", "Copy it from the kit again")
+    return None
+
+
+def _of_certificate(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+    said = (error.verify_message or str(error)).lower()
+    for word, reason, advice in _CERTIFICATE:
+        if word in said:
+            return f"{reason} ({error.verify_message})", advice
+    advice = "Its authority is not the one in FEDBUS_CA: the kit is of another federation, or that is no server of ours"
+    return f"we do not believe its certificate ({error.verify_message})", f"{advice}; {DOCTOR}"
+
+
+def _of_credentials(creds: Path | None) -> tuple[str, str]:
+    if creds is None:
+        return (
+            "it wants credentials and none are set",
+            "Set FEDBUS_KIT or FEDBUS_CREDS to what came with your kit",
+        )
+    try:
+        claims = user_in(creds.read_text())
+    except (OSError, NotCredentials) as error:
+        return f"{creds} is of no use ({error})", "Copy it from the kit again"
+    if complaint := claims.complaint(datetime.now(UTC)):
+        reason, _, advice = complaint.partition(": ")
+        return reason, advice.capitalize()
+    return (
+        f"the credentials of {claims.name} are revoked, forged or of another federation",
+        f"Get a new kit; {DOCTOR}",
+    )

@@ -1,0 +1,96 @@
+"""What stands in a NATS credentials file, for whoever must say what is wrong with one.
+
+    -----BEGIN NATS USER JWT-----      who he is, signed by the account
+    -----BEGIN USER NKEY SEED-----     the key that proves it, which never leaves the file
+
+Only read here: nothing is believed because of it. The broker checks the signature; how one is
+made stands in `fedbus.app.provision`.
+"""
+
+import base64
+import json
+import re
+from datetime import UTC, datetime
+from typing import Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+_JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s*(\S+)\s*------?END NATS USER JWT")
+_SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\s*(SU[A-Z2-7]+)\s*------?END USER NKEY SEED")
+
+
+class NotCredentials(ValueError):
+    """The text is no credentials file."""
+
+
+class _Nats(BaseModel):
+    issuer_account: str = ""
+    tags: tuple[str, ...] = ()
+
+
+class UserClaims(BaseModel):
+    """Who somebody says he is."""
+
+    model_config = ConfigDict(frozen=True)
+
+    name: str
+    sub: str
+    """His public key."""
+    iss: str
+    """The key that signed it: one of the account's signing keys."""
+    iat: int
+    exp: int | None = None
+    nats: _Nats = Field(default_factory=_Nats)
+
+    @property
+    def issued(self) -> datetime:
+        return datetime.fromtimestamp(self.iat, UTC)
+
+    @property
+    def expires(self) -> datetime | None:
+        return datetime.fromtimestamp(self.exp, UTC) if self.exp else None
+
+    def complaint(self, now: datetime) -> str:
+        """What is wrong with it at this time, and what to do; empty where nothing is."""
+        if self.expires and self.expires <= now:
+            return f"the credentials of {self.name} have expired on {self.expires:%Y-%m-%d %H:%M} UTC: get a new kit"
+        if self.issued > now:
+            return (
+                f"the credentials of {self.name} are of {self.issued:%Y-%m-%d %H:%M} UTC, and this clock "
+                f"says {now:%Y-%m-%d %H:%M}: set the clock"
+            )
+        return ""
+
+
+def jwt_in(text: str) -> str:
+    """The JWT in a credentials file; raises NotCredentials."""
+    if (found := _JWT.search(text)) is None:
+        raise NotCredentials("it holds no NATS user JWT")
+    return found[1]
+
+
+def seed_in(text: str) -> str:
+    """The seed in a credentials file, which is secret; raises NotCredentials."""
+    if (found := _SEED.search(text)) is None:
+        raise NotCredentials("it holds no key: `fedbus provision key` makes one on the device itself")
+    return found[1]
+
+
+def user_in(text: str) -> UserClaims:
+    """Whose credentials *text* holds; raises NotCredentials."""
+    try:
+        return UserClaims.model_validate(claims_in(jwt_in(text)))
+    except ValidationError as error:
+        raise NotCredentials(f"its JWT is no user's: {error.errors(include_url=False)[0]['msg']}") from None
+
+
+def claims_in(jwt: str) -> dict[str, Any]:
+    """The claims of a JWT, unchecked; raises NotCredentials."""
+    try:
+        _, claims, _ = jwt.split(".")
+        found = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
+    except ValueError:
+        raise NotCredentials("its JWT is damaged") from None
+    if not isinstance(found, dict):
+        raise NotCredentials("its JWT is damaged")
+    return found

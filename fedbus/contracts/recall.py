@@ -1,0 +1,32 @@
+"""Where a client stands, asked of the server side.
+
+Whoever may read the life stream itself may have the answer sent wherever he likes, the API that
+makes consumers included, and so could read everything: a client with credentials is never
+allowed to. It asks the registrar, beside the server manager, which answers to
+inboxes and to no other place.
+"""
+
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from fedbus.contracts.message import Body, ClientRequest
+
+
+class Recalled(Body):
+    """The answer to recall_life: the last transition as it was said; nothing, where none was."""
+
+    sequence: int = 0
+    """Its place in the life stream."""
+    headers: dict[str, str] = Field(default_factory=dict)
+    body: bytes = b""
+
+
+class RecallLife(ClientRequest):
+    """Tell a client the last transition of one of its own things."""
+
+    word: ClassVar[str] = "recall_life"
+    server: ClassVar[str] = "registrar"
+    answer: ClassVar[type[Body]] = Recalled
+
+    kind: Literal["client", "fl_client", "inference"]
