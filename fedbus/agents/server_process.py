@@ -8,8 +8,9 @@ other end is for the wrapper to tell.
 """
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from concurrent.futures import Future
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Self
 
@@ -44,7 +45,7 @@ async def main(stop: asyncio.Event) -> int:
     """Run the ServerApp that this process was started for, in the trace of who started it."""
     order = order_of_this_process(ServerOrder)
     otel_context.attach(trace_of_parent())
-    async with Bus.connect(order.nats_url, order.identity("flower-server")) as bus:
+    async with Bus.connect(order.nats_url, order.identity("flower-server"), access=order.access) as bus:
         await first_of(ServerProcess(bus, order).run(), stop.wait(), bus.lost())
     return 0
 
@@ -79,7 +80,9 @@ class ServerProcess:
                     self._begin.set_result(begin)
                 case Joined() as joined if joined.code_version != self._task.code_version:
                     log.warning("a client with other code may not join", client=joined.client)
-                case Joined() | RoundReply() | FailTrain() as event:
+                case RoundReply() as reply:
+                    self._grid.deliver(reply, came_from=delivery.sent_in)
+                case Joined() | FailTrain() as event:
                     self._grid.deliver(event)
             await delivery.ack()
 
@@ -115,12 +118,10 @@ class ServerProcess:
 
     async def _run_app(self, job: ServerJob) -> None:
         with Checkpoints(self._bus, self._order, self._store) as checkpoints:
-            with tracer.start_as_current_span(
-                "run the ServerApp", attributes={"fedbus.run": self._order.run}
-            ):
+            with _begun("run the ServerApp", self._order.run):
                 final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
             await asyncio.to_thread(checkpoints.all_told)
-        artifact = await _kept(weights.packed(final), self._store)
+        artifact = await _kept(weights.packed(final), self._store, self._order)
         await self._bus.publish(
             RunFinished(
                 task=self._task.id, run=self._order.run, artifact=artifact, rounds=self._order.plan.rounds
@@ -166,11 +167,22 @@ class Checkpoints:
                 run=self._order.run,
                 round=result.round,
                 result=result,
-                checkpoint=await _kept(model, self._store),
+                checkpoint=await _kept(model, self._store, self._order, result.round),
             )
         )
 
 
-async def _kept(model: Packed, store: ModelStore) -> Artifact:
+async def _kept(model: Packed, store: ModelStore, order: ServerOrder, number: int | None = None) -> Artifact:
     """*model* in *store*, from where it lies in memory, its digest taken on the way."""
-    return model.artifact(await store.put(model.buffers))
+    about: dict[str, str | int] = {"fedbus.run": order.run, "fedbus.round": number or order.plan.rounds}
+    with tracer.start_as_current_span("store", attributes=about):
+        return model.artifact(await store.put(model.buffers))
+
+
+@contextmanager
+def _begun(name: str, run: str) -> Iterator[None]:
+    """What is done inside hangs on a span that is sent at once: one that lasts as long as a run shows too late."""
+    span = tracer.start_span(name, attributes={"fedbus.run": run})
+    span.end()
+    with trace.use_span(span):
+        yield

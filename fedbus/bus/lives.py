@@ -30,6 +30,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.envelope import envelop, pack, read
 from fedbus.contracts.lifecycle import Lifecycle, span_name
 from fedbus.contracts.message import Facts
+from fedbus.contracts.signals import TRANSITIONS, add
 from fedbus.contracts.transition import Transition
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -127,6 +128,8 @@ class Life(Generic[State, FactsT]):
             span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition)
         ):
             await self._lives.tell(transition)
+        moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
+        add(TRANSITIONS, moved)
         self._state = target
         self.event, self.reason = event, reason
         log.info(
@@ -277,8 +280,13 @@ def _attributes(transition: Transition) -> dict[str, str | int]:
         "fedbus.to": transition.target,
         "fedbus.reason": transition.reason,
     }
-    if run := getattr(facts, "run", None):
-        attributes["fedbus.run"] = run
+    for name in ("run", "client"):
+        if value := getattr(facts, name, None):
+            attributes[f"fedbus.{name}"] = value
+    if number := getattr(facts, "round", None):
+        attributes["fedbus.round"] = number
     if model := getattr(facts, "model", None):
         attributes["fedbus.model.version"] = model.version
+    if code := getattr(facts, "code_version", None):
+        attributes["fedbus.code.version"] = code
     return attributes

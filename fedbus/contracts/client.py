@@ -273,6 +273,8 @@ class InferStart(ClientMessage):
     path: str
     code_version: str = ""
     """The task's code to build the model with; left out: what the agent has."""
+    published_in: str = ""
+    """The ``traceparent`` of the word that the version is out, which may be of long before."""
 
 
 class InferUpdate(InferStart):

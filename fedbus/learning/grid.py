@@ -21,7 +21,8 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
-from dataclasses import dataclass, field
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar, overload
 from uuid import uuid4
@@ -29,6 +30,8 @@ from uuid import uuid4
 import structlog
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
 from flwr.serverapp import Grid
+from opentelemetry import trace
+from opentelemetry.trace import NonRecordingSpan, SpanContext
 
 from fedbus.contracts.client import RoundReply
 from fedbus.contracts.run import RunPlan
@@ -69,6 +72,7 @@ LONGEST_BLOCK_S: Final = 2.0
 """How long such a caller is held at a time: it may have reasons of its own to look elsewhere."""
 
 log = structlog.get_logger("fedbus.learning")
+tracer = trace.get_tracer("fedbus.learning")
 T = TypeVar("T")
 
 
@@ -120,6 +124,8 @@ class _Pending:
     round: int
     postage: _Postage
     exchange: "_Exchange | None"
+    came_from: SpanContext | None = None
+    """Where its answer was sent, once it is here."""
 
 
 @dataclass(frozen=True)
@@ -238,6 +244,8 @@ class BusGrid(Grid):
         self._calls: set[Future[Any]] = set()
         self._asker = threading.local()
         self._latest_round = 0
+        self._came_from: SpanContext | None = None
+        """Of the event that is being handled."""
         self._tallies: dict[int, Tally] = defaultdict(Tally)
 
     # --- on the loop ------------------------------------------------------------------------
@@ -246,9 +254,11 @@ class BusGrid(Grid):
         """These have joined, as somebody else heard."""
         self._apply(self._book.admit(clients, self._now()))
 
-    def deliver(self, event: Event) -> None:
-        """An event from a client. Foreign runs, late and repeated answers are dropped."""
+    def deliver(self, event: Event, *, came_from: SpanContext | None = None) -> None:
+        """An event from a client, and the span it was sent in. Foreign runs, late and repeated answers are dropped."""
+        self._came_from = came_from
         self._apply(self._book.handle(event, self._now()))
+        self._came_from = None
 
     def close(self, reason: str) -> None:
         """End every call, now and later, with GridClosed."""
@@ -308,6 +318,7 @@ class BusGrid(Grid):
         if pending is None:
             return
         pending.postage.answered()
+        pending = replace(pending, came_from=self._came_from)
         if pending.exchange is None:
             self._unclaimed[sent.message_id] = pending, answer
         elif isinstance(answer, Error) or not _has_blob(answer):
@@ -327,7 +338,8 @@ class BusGrid(Grid):
 
     async def _fetched(self, pending: _Pending, reply: RoundReply, *, holds_slot: bool) -> _Arrival:
         try:
-            data = await received(reply.content, self._bus.blobs, timeout_s=self._plan.round_s)
+            with _receiving(pending, self._run_name):
+                data = await received(reply.content, self._bus.blobs, timeout_s=self._plan.round_s)
         except Exception as error:  # noqa: BLE001 - whatever kept the blob away, it is this client's failure alone
             log.warning("a reply could not be fetched", client=pending.sent.client, reason=str(error))
             failure = Error(NO_REPLY, f"{pending.sent.client}: its reply could not be fetched: {error}")
@@ -378,6 +390,11 @@ class BusGrid(Grid):
         return list(await asyncio.gather(*(arrival(pending, answer) for pending, answer in ready)))
 
     # --- in the app's threads: Flower's Grid -----------------------------------------------------
+
+    @property
+    def run_name(self) -> str:
+        """What the run is called on the bus."""
+        return self._run_name
 
     @property
     def run(self) -> Run:
@@ -469,6 +486,9 @@ class BusGrid(Grid):
 
     def _received(self, arrival: _Arrival) -> Message:
         message = _message(arrival, self._run.run_id)
+        by_whom = trace.get_current_span()
+        if arrival.pending.came_from is not None and by_whom.is_recording():
+            by_whom.add_link(arrival.pending.came_from)
         self._count(arrival.pending, message)
         return message
 
@@ -538,6 +558,16 @@ class _Asker:
 
     def answered(self, now: float, calls_made: int) -> None:
         self.last, self.calls_made = now, calls_made
+
+
+def _receiving(pending: _Pending, run: str) -> AbstractContextManager[trace.Span]:
+    """The span of fetching a reply, behind the one in which it was sent."""
+    sent_in = pending.came_from
+    return tracer.start_as_current_span(
+        "receive",
+        trace.set_span_in_context(NonRecordingSpan(sent_in)) if sent_in else None,
+        attributes={"fedbus.run": run, "fedbus.client": pending.sent.client, "fedbus.round": pending.round},
+    )
 
 
 # --- what messages say --------------------------------------------------------------------------

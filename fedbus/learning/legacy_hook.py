@@ -85,6 +85,7 @@ class LegacyHook:
             for name in watched:
                 vars(strategy).pop(name)
             vars(clients).pop("wait_for")
+            self._log.trace.ends()
         self._log.ended(self._round)
 
     def _initialising(self, initialise: Callable[..., Any]) -> Callable[..., Any]:
@@ -101,13 +102,15 @@ class LegacyHook:
             self._log.has_model(self._named(parameters))
             self._log.ended(self._round)
             self._round = server_round + self._offset
+            self._log.trace.begins(self._round)
             return configure(server_round=self._round, parameters=parameters, client_manager=client_manager)
 
         return configure_fit
 
     def _aggregating(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_fit(server_round: int, results: Any, failures: Any) -> Any:
-            parameters, metrics = aggregate(server_round + self._offset, results, failures)
+            with self._log.trace.aggregating(server_round + self._offset):
+                parameters, metrics = aggregate(server_round + self._offset, results, failures)
             if parameters is not None:
                 self._log.has_model(self._named(parameters))
             self._log.saw(metrics, prefix="train_")

@@ -9,6 +9,7 @@ import numpy as np
 from fedbus.contracts.run import RoundResult
 from fedbus.learning.grid import Tally
 from fedbus.learning.round_metrics import normalised
+from fedbus.learning.round_trace import RoundTrace
 from fedbus.learning.weights import Arrays
 
 OnRound = Callable[[RoundResult, Arrays], None]
@@ -21,8 +22,15 @@ class RoundLog:
     """
 
     def __init__(
-        self, model: Arrays, *, first_round: int, tally: Callable[[int], Tally], on_round: OnRound
+        self,
+        model: Arrays,
+        *,
+        run: str,
+        first_round: int,
+        tally: Callable[[int], Tally],
+        on_round: OnRound,
     ) -> None:
+        self.trace = RoundTrace(run)
         self._model = model
         self._first_round = first_round
         self._tally = tally
@@ -53,6 +61,7 @@ class RoundLog:
             self._on_round(self._result(round_number), self.latest)
         self._metrics = {}
         self._since = time.monotonic()
+        self.trace.ends()
 
     def _result(self, round_number: int) -> RoundResult:
         tally = self._tally(round_number) if round_number else Tally()

@@ -70,7 +70,9 @@ def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:
     Raises BadTask, ArchitectureMismatch, NotEnoughClients, GridClosed, NoResult and ServerAppFailed.
     """
     app = apps.load_server_app(job.path, job.serverapp)
-    log = RoundLog(job.model, first_round=job.first_round, tally=grid.tally, on_round=on_round)
+    log = RoundLog(
+        job.model, run=grid.run_name, first_round=job.first_round, tally=grid.tally, on_round=on_round
+    )
     record = weights.to_record(job.model)
     where = {"rounds": job.rounds, "first_round": job.first_round}
     strategies = StrategyHook(job.model, record, log=log, **where)

@@ -60,9 +60,10 @@ class StrategyHook:
             try:
                 with self._watched(strategy):
                     result = start(*call.args, **call.kwargs)
+                self._log.ended(self._round)
             finally:
                 self._inside = False
-            self._log.ended(self._round)
+                self._log.trace.ends()
             self._offset = self._round
             return self._renumbered(result)
 
@@ -121,13 +122,15 @@ class StrategyHook:
             self._log.has_model(self._seen(arrays))
             self._log.ended(self._round)
             self._round = server_round + self._offset
+            self._log.trace.begins(self._round)
             return configure(self._round, arrays, *args, **kwargs)
 
         return configure_train
 
     def _aggregating(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_train(server_round: int, replies: Any) -> Any:
-            arrays, metrics = aggregate(server_round + self._offset, replies)
+            with self._log.trace.aggregating(server_round + self._offset):
+                arrays, metrics = aggregate(server_round + self._offset, replies)
             if arrays is not None:
                 self._log.has_model(self._seen(arrays))
             self._log.saw(metrics, prefix="train_")
