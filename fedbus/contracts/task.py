@@ -10,19 +10,12 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.run import RunPlan
+from fedbus.contracts.scheduling import ContributionTable, EligibilityTable, ScheduleTable, SelectionTable
 from fedbus.contracts.serving_tables import CaptureTable, ChecksTable, ServingTable
 from fedbus.contracts.table import Reference
 from fedbus.contracts.table import Table as _Table
 
-
-class ScheduleTable(_Table):
-    """When runs start by themselves: the first as soon as there are clients, the next *every_s* after the last."""
-
-    every_s: float | None = Field(default=None, gt=0)
-    at_most: int | None = Field(default=None, ge=1)
-    """How many runs the schedule starts in all."""
-    on_new_code: bool = True
-    """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
+__all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "Task", "TaskTable"]
 
 
 class GateTable(_Table):
@@ -82,7 +75,10 @@ class TaskTable(_Table):
     """Whether updates are added up as they arrive, where the strategy is a weighted mean, or by Flower's own code."""
     keep_models: int = Field(default=20, ge=2)
     """How many versions keep their weights; of the others only the manifest is left."""
+    eligibility: EligibilityTable = EligibilityTable()
     schedule: ScheduleTable = ScheduleTable()
+    selection: SelectionTable = SelectionTable()
+    contribution: ContributionTable = ContributionTable()
     gate: GateTable = GateTable()
     rollout: RolloutTable = RolloutTable()
     code: CodeTable = CodeTable()

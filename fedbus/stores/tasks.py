@@ -291,6 +291,7 @@ def _advice(key: str, message: str) -> str:
         return "write module:name"
     if key == "task":
         return "use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter or digit"
+    message = message.removeprefix("Value error, ")
     return message[:1].lower() + message[1:]
 
 

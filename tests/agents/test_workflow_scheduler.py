@@ -32,7 +32,7 @@ from fedbus.contracts.server import (
     ServerInfo,
     ServerState,
 )
-from fedbus.contracts.task import ScheduleTable
+from fedbus.contracts.scheduling import ScheduleTable
 
 NO_SCHEDULE = ScheduleTable()
 FIRST = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.contracts.task import ScheduleTable
+from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.domain.scheduling import next_start
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)

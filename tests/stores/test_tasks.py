@@ -297,3 +297,16 @@ def test_git_variables_of_the_caller_do_not_lead_astray(
     expected = git(committed, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
     assert code_version(committed) == expected
+
+
+def test_a_rule_or_trigger_that_is_wrong_is_pointed_at_with_a_caret(task: Path) -> None:
+    pyproject = task / "pyproject.toml"
+    text = pyproject.read_text()
+    pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and bettery > 30"\n')
+    (problem,) = validate_task(task)
+    assert problem.line == len(text.splitlines()) + 3
+    assert str(problem).splitlines()[1:] == ["    labelled >= 64 and bettery > 30", "    " + " " * 19 + "^"]
+    assert "nothing is called 'bettery': did you mean battery?" in str(problem)
+
+    pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and battery > 30"\n')
+    assert read_task(task).table.eligibility.rule == "labelled >= 64 and battery > 30"

@@ -47,8 +47,10 @@ def validate(
     if json:
         show.as_json({"path": str(path), "problems": [str(problem) for problem in problems]})
     else:
+        from rich.markup import escape
+
         for problem in problems:
-            show.console().print(f"[red]✗[/] {problem}")
+            show.console().print(f"[red]✗[/] {escape(str(problem))}")
     if problems:
         raise Failure(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} to mend")
     if not json:

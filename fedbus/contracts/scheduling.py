@@ -1,0 +1,178 @@
+"""Who takes part in a task's runs and when those start: four parts of ``[tool.fedbus]``, and the schedule's lifecycle.
+
+    [tool.fedbus.eligibility]    which devices take part: a rule, tried on each device
+    [tool.fedbus.schedule]       when runs start by themselves
+    [tool.fedbus.selection]      which of those that joined train in a round, and what their updates weigh
+    [tool.fedbus.contribution]   how it is found out what each client brings
+
+    schedule: watching –triggered→ due –fired / skipped→ watching
+
+The languages of the rule and the trigger stand in `rules` and `triggers`; docs/scheduling.md shows them.
+"""
+
+from enum import StrEnum
+from typing import Annotated, Final, Literal, Self
+from zoneinfo import ZoneInfo
+
+from pydantic import AfterValidator, AwareDatetime, Field, model_validator
+
+from fedbus.contracts.identifiers import Id
+from fedbus.contracts.lifecycle import Lifecycle, Wait
+from fedbus.contracts.message import Facts
+from fedbus.contracts.rules import WORDS, rule
+from fedbus.contracts.table import Table
+from fedbus.contracts.triggers import Every, Trigger, trigger
+
+CLOCK_WORDS: Final = {name: WORDS[name] for name in ("hour", "weekday")}
+"""All that quiet hours may speak of."""
+
+
+def _checked_rule(text: str) -> str:
+    rule(text)
+    return text
+
+
+def _checked_clock_rule(text: str) -> str:
+    rule(text, words=CLOCK_WORDS)
+    return text
+
+
+def _checked_trigger(text: str) -> str:
+    trigger(text)
+    return text
+
+
+def _checked_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (OSError, ValueError, KeyError):
+        raise ValueError(f"there is no time zone {name!r}: write one as in Europe/Berlin") from None
+    return name
+
+
+class EligibilityTable(Table):
+    """Which devices take part in runs."""
+
+    rule: Annotated[str, AfterValidator(_checked_rule)] | None = None
+    """Tried on the device when a run invites it; left out: every device takes part."""
+    again_s: float = Field(default=60.0, gt=0)
+    """While a run takes in clients, how long until a device that may not take part looks again."""
+
+
+class ScheduleTable(Table):
+    """When runs start by themselves: *when* says so in full, *every_s* is short for ``every …``."""
+
+    every_s: float | None = Field(default=None, gt=0)
+    """So long after the last run ended; the first as soon as there is a model."""
+    when: Annotated[str, AfterValidator(_checked_trigger)] | None = None
+    timezone: Annotated[str, AfterValidator(_checked_zone)] = "UTC"
+    """Of cron and of the quiet hours."""
+    at_most: int | None = Field(default=None, ge=1)
+    """How many runs the schedule starts in all."""
+    debounce_s: float = Field(default=0.0, ge=0)
+    """How long nothing new must have come of the devices before a run starts; ten times as long at most."""
+    quiet: Annotated[str, AfterValidator(_checked_clock_rule)] | None = None
+    """When no run starts, as a rule of hour and weekday; what comes due in between starts at the end."""
+    overlap: Literal["skip", "queue", "cancel-running"] = "queue"
+    """What becomes of a run that is due while another is under way."""
+    missed: Literal["skip", "once", "all"] = "once"
+    """What becomes of the moments of cron that came while no scheduler was there."""
+    on_new_code: bool = True
+    """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
+
+    @model_validator(mode="after")
+    def _one_of_both(self) -> Self:
+        if self.every_s is not None and self.when is not None:
+            raise ValueError(f'write every-s into when: when = "({self.when}) or every {self.every_s:g}s"')
+        return self
+
+    @property
+    def trigger(self) -> Trigger | None:
+        """What starts runs, or None where nothing does."""
+        if self.when is not None:
+            return trigger(self.when)
+        return Every(self.every_s) if self.every_s is not None else None
+
+
+class SelectionTable(Table):
+    """Which of the clients that joined train in a round, and what their updates weigh."""
+
+    clients: int | None = Field(default=None, ge=1)
+    """How many at most; left out: as the app's strategy chooses."""
+    by: Literal["contribution", "reliability", "data"] = "reliability"
+    """Whose score is higher is chosen."""
+    explore: float = Field(default=0.2, ge=0, le=1)
+    """The share of places that goes to those who have waited longest, whatever their score."""
+    weigh_by: Literal["samples", "contribution", "reliability"] = "samples"
+    """What an update weighs: its samples, or its samples times the client's score."""
+
+
+class ContributionTable(Table):
+    """How it is found out what each client brings to the aggregate: by leaving it out, on the server's test data."""
+
+    every: int = Field(default=0, ge=0)
+    """Every so many rounds; 0: never. It takes a strategy that is given an evaluate_fn."""
+    clients: int = Field(default=10, ge=1)
+    """How many clients are looked at in one such round, those first that were not for longest."""
+    seconds: float = Field(default=30.0, gt=0)
+    """After which no further client is looked at in that round."""
+    permutations: int = Field(default=0, ge=0)
+    """0: each client is left out once. More: Shapley values by so many random orders, which cost as many
+    times the clients."""
+
+
+# --- the lifecycle ------------------------------------------------------------------------------
+
+
+class ScheduleState(StrEnum):
+    WATCHING = "watching"
+    DUE = "due"
+
+
+class ScheduleFacts(Facts):
+    """What a scheduler goes on from: all else that it decides by is in the log."""
+
+    kind: Literal["schedule"] = "schedule"
+    holder: str = ""
+    """Who schedules: the scheduler that has the lease, and alone moves this."""
+    since: AwareDatetime
+    """What has come after this counts for the next run."""
+    clock_since: AwareDatetime
+    """The same for the moments of cron."""
+    due_since: AwareDatetime | None = None
+    cause: str = ""
+    """What the run is due to."""
+    started: int = 0
+    """How many runs the schedule has started."""
+    run: Id | None = None
+    """The last of them."""
+    labelled: dict[str, int] = Field(default_factory=dict)
+    """How many labelled rows each client had at *since*: only newer ones count."""
+    unlabelled: dict[str, int] = Field(default_factory=dict)
+    code_version: str = ""
+    """What everybody's code was at *since*."""
+
+    @property
+    def thing(self) -> str:
+        return self.task
+
+
+_S = ScheduleState
+SCHEDULE = Lifecycle(
+    kind="schedule",
+    owner="workflow-scheduler",
+    initial=_S.WATCHING,
+    arrows={
+        (_S.WATCHING, "triggered"): _S.DUE,
+        (_S.DUE, "postponed"): _S.DUE,
+        (_S.DUE, "fired"): _S.WATCHING,
+        (_S.DUE, "skipped"): _S.WATCHING,
+        (_S.WATCHING, "taken_over"): _S.WATCHING,
+        (_S.DUE, "taken_over"): _S.DUE,
+    },
+    waits={
+        _S.DUE: Wait(
+            "the quiet hours, the debounce or the run before to end", "the deadline, where there is one"
+        )
+    },
+)

@@ -1,0 +1,99 @@
+"""Whether a device may take part: every rule has an answer on every device, and every no a reason."""
+
+from datetime import datetime
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbus.contracts.boolean import And, Not, Or
+from fedbus.contracts.rules import COMPARISONS, WORDS, Check, Flag, Kind, Rule, Within, rule
+from fedbus.domain.eligibility import clock_facts, holds, why_not
+
+NUMBERS = [name for name, word in WORDS.items() if word.kind is not Kind.FLAG]
+FLAGS = [name for name, word in WORDS.items() if word.kind is Kind.FLAG]
+VALUES = st.floats(0, 200)
+LEAVES: st.SearchStrategy[Any] = st.one_of(
+    st.builds(Check, st.sampled_from(NUMBERS), st.sampled_from(COMPARISONS), VALUES),
+    st.builds(Within, st.sampled_from(NUMBERS), VALUES, VALUES),
+    st.builds(Flag, st.sampled_from(FLAGS)),
+)
+RULES = st.recursive(
+    LEAVES,
+    lambda inner: st.one_of(
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: And(tuple(parts))),
+        st.lists(inner, min_size=2, max_size=3).map(lambda parts: Or(tuple(parts))),
+        inner.map(Not),
+    ),
+    max_leaves=8,
+)
+FACTS = st.dictionaries(st.sampled_from(list(WORDS)), st.one_of(st.none(), VALUES))
+
+
+@given(RULES, FACTS)
+def test_there_is_a_reason_exactly_where_a_rule_does_not_hold(
+    some: Rule, facts: dict[str, float | None]
+) -> None:
+    reason = why_not(some, facts)
+    assert (reason is None) == holds(some, facts)
+    assert reason != ""
+
+
+@given(RULES, RULES, FACTS)
+def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[str, float | None]) -> None:
+    assert holds(And((one, other)), facts) == (holds(one, facts) and holds(other, facts))
+    assert holds(Or((one, other)), facts) == (holds(one, facts) or holds(other, facts))
+    assert holds(Not(one), facts) != holds(one, facts)
+    assert holds(Not(And((one, other))), facts) == holds(Or((Not(one), Not(other))), facts)
+
+
+@pytest.mark.parametrize(
+    ("text", "facts", "reason"),
+    [
+        ("labelled >= 64", {"labelled": 12}, "labelled is 12, and should be at least 64"),
+        ("labelled >= 64", {}, "labelled is 0 (there is none), and should be at least 64"),
+        (
+            "cpu < 80 and labelled >= 3",
+            {"cpu": 91.2, "labelled": 5},
+            "cpu is 91.2 %, and should be below 80 %",
+        ),
+        (
+            "labelled >= 64 and (battery > 30 or charging)",
+            {"labelled": 70, "battery": 12, "charging": 0},
+            "battery is 12 %, and should be above 30 %, and it is not charging",
+        ),
+        ("not charging", {"charging": 1}, "it is charging, and should not be"),
+        ("not (cpu > 50)", {"cpu": 60}, "cpu is 60 %, and should be at most 50 %"),
+        ("hour in 22..6", {"hour": 12.5}, "hour is 12:30, and should be from 22:00 before 06:00"),
+        ("weekday in sat..sun", {"weekday": 2}, "weekday is wed, and should be from sat to sun"),
+        ("model_age > 1h", {"model_age": 720}, "model_age is 12 min, and should be above 1 h"),
+    ],
+)
+def test_a_no_names_the_part_that_fails_and_the_figures(
+    text: str, facts: dict[str, float | None], reason: str
+) -> None:
+    assert why_not(rule(text), facts) == reason
+
+
+@pytest.mark.parametrize(
+    ("text", "at", "is_within"),
+    [
+        ("hour in 22..6", "22:00", True),
+        ("hour in 22..6", "05:59", True),
+        ("hour in 22..6", "06:00", False),
+        ("hour in 22..6", "21:59", False),
+        ("hour in 8..18", "17:59", True),
+        ("hour in 8..18", "18:00", False),
+        ("weekday in fri..mon", "12:00", True),  # 2026-03-14 is a Saturday
+        ("weekday in mon..fri", "12:00", False),
+    ],
+)
+def test_the_night_and_the_weekend_wrap(text: str, at: str, is_within: bool) -> None:
+    facts = clock_facts(datetime.fromisoformat(f"2026-03-14T{at}"))
+    assert holds(rule(text), facts) is is_within
+
+
+def test_a_device_on_mains_is_charged_and_charging() -> None:
+    assert holds(rule("battery > 30 and charging and not gpu"), {"battery": None})
+    assert holds(rule("model_age > 30d"), {}), "where there is no model, it is as old as can be"

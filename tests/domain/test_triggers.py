@@ -1,0 +1,238 @@
+"""When the next run is due, by what was seen: the same answer at all times, whatever the machine's clock says."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fedbus.contracts.boolean import And, Or
+from fedbus.contracts.scheduling import ScheduleTable
+from fedbus.contracts.triggers import After, Cron, Drift, Every, NewCode, Rows, Source, trigger
+from fedbus.domain.triggers import (
+    LONGEST_DEBOUNCE,
+    MOST_MISSED,
+    Count,
+    Figure,
+    Seen,
+    after_absence,
+    after_firing,
+    end_of_quiet,
+    first_moment,
+    held,
+    next_look,
+    ready_at,
+)
+
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
+BERLIN = ZoneInfo("Europe/Berlin")
+MOMENTS = st.timedeltas(timedelta(0), timedelta(days=365)).map(lambda later: NEW_YEAR + later)
+SOURCES: st.SearchStrategy[Source] = st.one_of(
+    st.sampled_from(
+        [Cron("0 3 * * *"), Cron("*/7 * * * *"), Cron("30 2 * * SUN"), NewCode(), Drift(1), Drift(2)]
+    ),
+    st.builds(Every, st.floats(1, 1e6)),
+    st.builds(Rows, st.sampled_from(["labelled", "unlabelled"]), st.integers(1, 50), st.integers(1, 3)),
+    st.builds(After, st.sampled_from(["a", "b"])),
+)
+CLIENTS = st.sampled_from(["c1", "c2", "c3"])
+SEEN = st.builds(
+    lambda since, later, **rest: Seen(since=since, clock_since=since, now=since + later, **rest),
+    since=MOMENTS,
+    later=st.timedeltas(timedelta(0), timedelta(days=3)),
+    running=st.booleans(),
+    fresh=st.booleans(),
+    last_ended=st.none() | MOMENTS,
+    labelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
+    unlabelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
+    drifted=st.dictionaries(CLIENTS, MOMENTS),
+    new_code_at=st.none() | MOMENTS,
+    finished=st.dictionaries(st.sampled_from(["a", "b"]), MOMENTS),
+)
+
+
+def seen(**what: Any) -> Seen:
+    return Seen(
+        **{"now": NOON, "since": NOON - timedelta(hours=1), "clock_since": NOON - timedelta(hours=1), **what}
+    )
+
+
+def minutes(count: float) -> timedelta:
+    return timedelta(minutes=count)
+
+
+# --- laws -----------------------------------------------------------------------------------------
+
+
+@given(st.lists(SOURCES, min_size=2, max_size=4), SEEN)
+def test_either_holds_since_the_first_and_both_since_the_last(parts: list[Source], what: Seen) -> None:
+    each = [held(part, what) for part in parts]
+    there = [one.at for one in each if one]
+    either, both = held(Or(tuple(parts)), what), held(And(tuple(parts)), what)
+    assert (either.at if either else None) == min(there, default=None)
+    assert (both.at if both else None) == (max(there) if len(there) == len(parts) else None)
+
+
+@given(st.lists(SOURCES, min_size=1, max_size=4), SEEN)
+def test_what_holds_is_not_of_the_future_and_the_next_look_not_of_the_past(
+    parts: list[Source], what: Seen
+) -> None:
+    either = held(Or(tuple(parts)), what)
+    look = next_look(Or(tuple(parts)), what)
+    assert either is None or either.at <= what.now
+    assert look is None or look > what.now
+
+
+@given(st.sampled_from(["0 3 * * *", "30 2 * * *", "*/15 * * * *", "0 0 29 2 *"]), MOMENTS, MOMENTS)
+def test_the_next_moment_of_cron_is_later_and_never_goes_back(
+    text: str, one: datetime, other: datetime
+) -> None:
+    first, second = sorted((one, other))
+    after_first = first_moment(Cron(text), first, BERLIN)
+    assert after_first > first
+    assert after_first <= first_moment(Cron(text), second, BERLIN)
+
+
+@given(SOURCES, SEEN)
+def test_a_source_that_time_brings_holds_when_its_time_has_come(source: Source, what: Seen) -> None:
+    if (look := next_look(source, what)) is not None:
+        later = Seen(**{**vars(what), "now": look})
+        assert held(source, later) is not None
+
+
+# --- sources ------------------------------------------------------------------------------------------
+
+
+def test_cron_holds_from_its_moment_on_until_a_run_has_started() -> None:
+    nightly = trigger("cron '0 3 * * *'")
+    since = datetime(2026, 3, 14, 1, tzinfo=UTC)
+    asleep = seen(clock_since=since, now=datetime(2026, 3, 14, 2, 59, tzinfo=UTC))
+    assert held(nightly, asleep) is None
+    assert next_look(nightly, asleep) == datetime(2026, 3, 14, 3, tzinfo=UTC)
+    awake = held(nightly, seen(clock_since=since, now=NOON))
+    assert awake is not None
+    assert (awake.at.hour, awake.why) == (3, "cron '0 3 * * *'")
+    assert held(nightly, seen(clock_since=awake.at, now=NOON)) is None
+
+
+def test_cron_follows_the_time_zone_over_the_changes_of_the_clock() -> None:
+    at_three = Cron("0 3 * * *")
+    saturday = datetime(2026, 3, 28, 12, tzinfo=UTC)
+    sunday = first_moment(at_three, saturday, BERLIN)
+    assert sunday == datetime(2026, 3, 29, 1, tzinfo=UTC), "03:00 in summer time"
+    assert first_moment(at_three, sunday, BERLIN) - sunday == timedelta(days=1)
+    skipped = first_moment(Cron("30 2 * * *"), saturday, BERLIN)
+    assert skipped == datetime(2026, 3, 29, 1, tzinfo=UTC), (
+        "02:30 is not there that night: it is made up for at once"
+    )
+    autumn = first_moment(Cron("30 2 * * *"), datetime(2026, 10, 24, 12, tzinfo=UTC), BERLIN)
+    assert first_moment(Cron("30 2 * * *"), autumn, BERLIN).astimezone(BERLIN).day == 26, (
+        "02:30 comes twice, and counts once"
+    )
+
+
+def test_rows_count_on_as_many_clients_as_asked() -> None:
+    enough = trigger("labelled >= 64 on 2 clients")
+    counts = {"c1": Count(70, NOON - minutes(9)), "c2": Count(63, NOON - minutes(5)), "c3": Count(1, NOON)}
+    assert held(enough, seen(labelled=counts)) is None
+    told = held(enough, seen(labelled=counts | {"c2": Count(64, NOON - minutes(3))}))
+    assert told is not None
+    assert told.at == NOON - minutes(3)
+    assert told.why == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
+
+
+def test_drift_counts_only_after_the_last_run() -> None:
+    both = trigger("drift on 2 clients")
+    old, new = NOON - timedelta(hours=2), NOON - minutes(1)
+    assert held(both, seen(drifted={"c1": old, "c2": new})) is None
+    assert held(both, seen(drifted={"c1": new, "c2": new})) is not None
+
+
+@pytest.mark.parametrize(
+    ("text", "before", "latest", "holds"),
+    [
+        ("accuracy drops 0.05", 0.9, 0.84, True),
+        ("accuracy drops 0.05", 0.9, 0.86, False),
+        ("accuracy drops 0.05", 0.84, 0.9, False),
+        ("loss rises 10%", 2.0, 2.3, True),
+        ("loss rises 10%", 2.0, 2.1, False),
+    ],
+)
+def test_a_metric_that_got_worse_starts_a_run(text: str, before: float, latest: float, holds: bool) -> None:
+    figures = {"accuracy": Figure(before, latest, NOON), "loss": Figure(before, latest, NOON)}
+    assert (held(trigger(text), seen(figures=figures)) is not None) is holds
+
+
+def test_a_run_after_another_tasks_run() -> None:
+    after = trigger("after other")
+    assert held(after, seen(finished={"other": NOON - timedelta(hours=2)})) is None
+    assert held(after, seen(finished={"other": NOON})) is not None
+
+
+def test_an_interval_begins_when_a_run_ends_and_the_first_is_at_once() -> None:
+    hourly = trigger("every 1h")
+    assert held(hourly, seen(fresh=True)) is not None
+    assert held(hourly, seen(last_ended=NOON - minutes(59))) is None
+    assert next_look(hourly, seen(last_ended=NOON - minutes(59))) == NOON + minutes(1)
+    assert held(hourly, seen(last_ended=NOON - minutes(60))) is not None
+    assert held(hourly, seen(last_ended=NOON - minutes(60), running=True)) is None
+
+
+# --- how long a run that is due waits ---------------------------------------------------------------------
+
+
+def schedule(**table: Any) -> ScheduleTable:
+    return ScheduleTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
+
+
+def test_a_debounce_waits_for_calm_but_not_for_ever() -> None:
+    calm = schedule(debounce_s=60)
+    assert ready_at(calm, due_since=NOON, last_news=None) == NOON + minutes(1)
+    assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(3)) == NOON + minutes(4)
+    assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(60)) == NOON + minutes(LONGEST_DEBOUNCE)
+
+
+def test_quiet_hours_are_waited_for_in_the_schedules_time_zone() -> None:
+    office = schedule(quiet="hour in 8..18 and weekday in mon..fri", timezone="Europe/Berlin")
+    tuesday = datetime(2026, 3, 17, 9, 7, tzinfo=UTC)  # 10:07 in Berlin
+    assert end_of_quiet(office, tuesday) == datetime(2026, 3, 17, 17, tzinfo=UTC)
+    assert end_of_quiet(office, NOON) == NOON, "a Saturday"
+    assert end_of_quiet(schedule(quiet="hour in 0..24"), NOON) is None
+
+
+@pytest.mark.parametrize(("missed", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
+def test_what_was_missed_is_skipped_or_made_up_for_once_or_in_full(missed: str, runs: int) -> None:
+    hourly, table = trigger("cron '0 * * * *'"), schedule(when="cron '0 * * * *'", missed=missed)
+    away = seen(clock_since=NOON - minutes(150), now=NOON + minutes(30))
+    assert held(hourly, away) is not None
+    clock, started = after_absence(table, hourly, away), 0
+    while held(hourly, now := Seen(**{**vars(away), "clock_since": clock})) is not None:
+        clock, started = after_firing(table, hourly, now), started + 1
+    assert started == runs
+
+
+def test_what_was_missed_for_long_is_made_up_for_within_bounds() -> None:
+    often, table = trigger("cron '* * * * *'"), schedule(when="cron '* * * * *'", missed="all")
+    away = seen(clock_since=NOON - timedelta(days=30))
+    clock, started = after_absence(table, often, away), 0
+    while held(often, now := Seen(**{**vars(away), "clock_since": clock})) is not None:
+        clock, started = after_firing(table, often, now), started + 1
+    assert started == MOST_MISSED
+
+
+@pytest.mark.parametrize(
+    "table",
+    [
+        {"when": "labelled >= 3 on", "every-s": None},
+        {"when": "every 1h", "every-s": 3},
+        {"timezone": "Mars/Base"},
+        {"quiet": "labelled > 3"},
+        {"overlap": "pile-up"},
+    ],
+)
+def test_a_schedule_that_makes_no_sense_is_refused(table: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"."):
+        ScheduleTable.model_validate(table)
