@@ -66,7 +66,7 @@ class GitCode:
         self.source = str(address)
         self.verifies = signers is not None
         self._address = address
-        self._home = home.absolute()
+        self.home = home.absolute()
         self._signers = signers
         self._ssh_keygen = _tools(signers)
         self._allow_install = frozenset(allow_install)
@@ -102,7 +102,7 @@ class GitCode:
             raise
         except OSError as error:
             raise CodeUnavailable(
-                str(self._home), error, remedy="make it a directory that is writable and has space"
+                str(self.home), error, remedy="make it a directory that is writable and has space"
             ) from error
 
     # --- the ref -------------------------------------------------------------------------------
@@ -113,7 +113,7 @@ class GitCode:
             if old is not None and not mirror.is_ancestor(old, new):
                 raise HistoryRewritten(self.source, old, new)
             if old != new:
-                remember(self._home / "tip", new)
+                remember(self.home / "tip", new)
             return new
 
     def _resolve(self, programs: Programs, name: str) -> str:
@@ -125,7 +125,7 @@ class GitCode:
                     sha, f"it is not on the history of {self.source}: only what is there may be run"
                 )
             if tip is None or not (mirror.is_ancestor(tip, seen) or mirror.is_ancestor(sha, tip)):
-                remember(self._home / "tip", seen)  # a person wants what is on the new history
+                remember(self.home / "tip", seen)  # a person wants what is on the new history
             return sha
 
     def _meaning(self, mirror: Mirror, name: str) -> str:
@@ -154,7 +154,7 @@ class GitCode:
     def _tip(self) -> str | None:
         """What the ref pointed at when it was last followed."""
         try:
-            text = (self._home / "tip").read_text()
+            text = (self.home / "tip").read_text()
         except FileNotFoundError:
             return None
         return text if is_sha(text) else None
@@ -193,7 +193,7 @@ class GitCode:
 
     def _verified(self, mirror: Mirror, programs: Programs, version: str) -> Task:
         """The task at *version*, in its directory; every step that may refuse it comes before it has one."""
-        directory = self._home / version
+        directory = self.home / version
         if not (directory.is_dir() and mirror.commit(version)):
             self._fetch(mirror, version)
         with mirror.objects() as objects:
@@ -234,8 +234,11 @@ class GitCode:
                 return
             code_checkout.remove(directory)
         new = directory.with_name(f".making-{directory.name}")
-        code_checkout.write(objects, entries, new)
-        new.rename(directory)
+        try:
+            code_checkout.write(objects, entries, new)
+            new.rename(directory)
+        finally:
+            code_checkout.sweep(new)
 
     def _read(self, version: str, directory: Path) -> Task:
         try:
@@ -272,19 +275,19 @@ class GitCode:
             for version in [one for one in self._held if one not in keep]:
                 os.close(self._held.pop(version))
                 self._ready.pop(version, None)
-            for version in {path.name[:40] for path in self._home.iterdir() if is_sha(path.name[:40])} - keep:
+            for version in {path.name[:40] for path in self.home.iterdir() if is_sha(path.name[:40])} - keep:
                 self._remove_unless_used(version)
             mirror.tidy()
 
     def _remove_unless_used(self, version: str) -> None:
-        mark = self._home / f"{version}.in-use"
+        mark = self.home / f"{version}.in-use"
         descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             return
         else:
-            for directory in (self._home / version, self._home / f"{version}{LIBRARIES}"):
+            for directory in (self.home / version, self.home / f"{version}{LIBRARIES}"):
                 code_checkout.remove(directory)
             mark.unlink()
         finally:
@@ -293,18 +296,18 @@ class GitCode:
     def _hold(self, version: str) -> None:
         """Nobody removes *version* while this process lives, or until it is pruned here."""
         if version not in self._held:
-            mark = self._home / f"{version}.in-use"
+            mark = self.home / f"{version}.in-use"
             self._held[version] = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
             fcntl.flock(self._held[version], fcntl.LOCK_SH)
 
     @contextmanager
     def _mirror(self, programs: Programs) -> Iterator[Mirror]:
         """What was fetched so far, for us alone."""
-        self._home.mkdir(parents=True, exist_ok=True)
-        with _locked(self._home / "lock", programs):
-            for left_behind in [*self._home.glob(".making-*"), *self._home.glob(".gone-*")]:
+        self.home.mkdir(parents=True, exist_ok=True)
+        with _locked(self.home / "lock", programs):
+            for left_behind in [*self.home.glob(".making-*"), *self.home.glob(".gone-*")]:
                 left_behind.unlink() if left_behind.is_file() else code_checkout.sweep(left_behind)
-            mirror = Mirror(self._home / "mirror.git", self._address, programs)
+            mirror = Mirror(self.home / "mirror.git", self._address, programs)
             mirror.prepare()
             yield mirror
 

@@ -1,12 +1,15 @@
-"""What the tests of stores share: one SeaweedFS, with a place of its own for each test."""
+"""What the tests of stores share: one SeaweedFS, with a place of its own for each test; repositories of code."""
 
 import uuid
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+from support.repositories import Repository, Signer, new_repository, signer
 from support.seaweed import seaweed
 
 from fedbus.app.embedded_s3 import EmbeddedS3
+from fedbus.stores.code import CodeRepository, open_code
 
 
 @pytest.fixture(scope="session")
@@ -33,3 +36,38 @@ def s3(
 def s3_url(s3: EmbeddedS3) -> str:
     """A place in it where nothing is."""
     return s3.store_url.replace("/models?", f"/{uuid.uuid4().hex}?")
+
+
+# --- code -------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="session")
+def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    """A developer whose key is allowed."""
+    return signer("ada", tmp_path_factory.mktemp("ada"))
+
+
+@pytest.fixture(scope="session")
+def mallory(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    """Somebody with a key that nobody allows."""
+    return signer("mallory", tmp_path_factory.mktemp("mallory"))
+
+
+@pytest.fixture
+def signers(tmp_path: Path, ada: Signer) -> Path:
+    """The allowed signers: Ada."""
+    file = tmp_path / "allowed_signers"
+    file.write_text(ada.line())
+    return file
+
+
+@pytest.fixture
+def repository(tmp_path: Path, ada: Signer) -> Repository:
+    """A repository with a task, in one commit of Ada's."""
+    return new_repository(tmp_path / "origin", by=ada)
+
+
+@pytest.fixture
+def code(tmp_path: Path, repository: Repository, signers: Path) -> CodeRepository:
+    """Its branch *main*, followed by whoever believes Ada."""
+    return open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)

@@ -1,0 +1,31 @@
+"""Tiny packages for pip, and a pip that knows no others."""
+
+import zipfile
+from pathlib import Path
+
+import pytest
+
+
+def wheel(directory: Path, name: str, version: str, source: str, *, needs: tuple[str, ...] = ()) -> None:
+    """A wheel with one module, *name*, of which *source* is the text."""
+    info = f"{name}-{version}.dist-info"
+    required = "".join(f"Requires-Dist: {one}\n" for one in needs)
+    files = {
+        f"{name}.py": source,
+        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{required}",
+        f"{info}/WHEEL": "Wheel-Version: 1.0\nGenerator: test\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
+    }
+    files[f"{info}/RECORD"] = "".join(f"{file},,\n" for file in [*files, f"{info}/RECORD"])
+    directory.mkdir(parents=True, exist_ok=True)
+    with zipfile.ZipFile(directory / f"{name}-{version}-py3-none-any.whl", "w") as archive:
+        for file, text in files.items():
+            archive.writestr(file, text)
+
+
+def nowhere_but(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let pip find packages in *directory* alone."""
+    directory.mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(directory))
+    monkeypatch.setenv("PIP_NO_CACHE_DIR", "1")
