@@ -1,25 +1,40 @@
-"""The inference agent: serves predictions over HTTP always, and owns the inference lifecycle.
+"""The inference agent: serves predictions always, and owns the inference lifecycle.
 
-    empty –infer_start→ serving –infer_update→ updating –model_loaded / load_refused→ serving
+    empty –infer_start→ serving –infer_update→ updating –model_loaded / load_refused→ serving –model_returned→ serving
 
-A new model is loaded and tried beside the old one, which goes on answering; only then they
-change places. A model that does not load or does not answer is refused and the old one stays.
-What HTTP says stands in `inference_server`; here it meets the bus.
+It answers before it has found the bus, with the model that it served last, and it goes on when the bus
+is away: by HTTP (`inference_server`), and on the bus as a micro service. How a new model takes
+the old one's place stands in `inference_phases`, how the device's data are looked at in `inference_watch`; here both
+meet the bus. Models are taken up one at a time; of those that come meanwhile only the newest waits.
 """
 
 import asyncio
-from collections.abc import Callable
+import contextvars
+import json
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import structlog
+from opentelemetry import trace
 from pydantic import ValidationError
 
+from fedbus import __version__
+from fedbus.agents import traces
+from fedbus.agents.inference_engine import Pair
+from fedbus.agents.inference_phases import Phases
+from fedbus.agents.inference_requests import Refusal
+from fedbus.agents.inference_sayings import Sayings
 from fedbus.agents.inference_server import InferenceServer
-from fedbus.agents.tasks import handle_each, until
+from fedbus.agents.inference_trial import Trials
+from fedbus.agents.inference_watch import DataWatch
+from fedbus.agents.tasks import backoff, first_of, handle_each, until
 from fedbus.bus.bus import Bus
+from fedbus.bus.errors import BusClosed, BusUnreachable
 from fedbus.bus.lives import Life, Lives, Outbox
+from fedbus.bus.plain import Answer, TurnedAway
+from fedbus.contracts import subjects
 from fedbus.contracts.client import (
     INFERENCE,
     InferenceFacts,
@@ -36,64 +51,77 @@ from fedbus.learning.predictor import ModelRefused, Predictor
 
 KEPT: Final = "serving.json"
 """The model that was served last, so that a restarted device answers before it has found its server."""
+RETURNED: Final = "returned.json"
+"""The models that were returned from, so that none of them is taken up again."""
+RETURNED_KEPT: Final = 50
+LEAVE_S: Final = 5.0
+"""When asked to stop: how long the bus may take, where it is away."""
+SERVICE: Final = "fedbus-predict"
 
 log = structlog.get_logger("fedbus.inference")
-Load = Callable[[Path], Predictor]
-"""Builds the model in a file; blocking. Raises ModelRefused with the reason."""
+tracer = trace.get_tracer("fedbus.inference")
+Load = Callable[[InferStart], Predictor]
+"""Builds the model that is asked for; blocking. Raises ModelRefused with the reason."""
+Join = Callable[[], AbstractAsyncContextManager[Bus]]
+"""The way to the bus; raises BusUnreachable."""
 
 
 class Inference:
-    """One client's predictions in one task. *load* makes a predictor of a file that must answer *probe*."""
+    """One client's predictions in one task. *load* makes a predictor of a file, *trials* try and judge it.
+
+    What is to be told goes into *sayings*; *watch* looks at the data.
+    """
 
     def __init__(
         self,
-        bus: Bus,
         task: Task,
         client: ClientId,
         server: InferenceServer,
         *,
         load: Load,
-        probe: np.ndarray[Any, Any] | None,
+        trials: Trials,
         outbox: Outbox,
         directory: Path,
+        sayings: Sayings,
+        watch: DataWatch | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
-        self._bus = bus
         self._task = task
         self._client = client
         self._server = server
         self._load = load
-        self._probe = probe
         self._outbox = outbox
+        self._sayings = sayings
+        self._watch = watch
         self._kept = directory / KEPT
+        self._returned = directory / RETURNED
         self._host = host
         self._port = port
+        self._phases = Phases(
+            server.engine, trials, task.table.serving, sayings.say, task=task.id, client=client
+        )
+        self._served: InferStart | None = None
+        """What serves, as it was asked for."""
+        self._next: tuple[InferStart, contextvars.Context] | None = None
+        self._asked = asyncio.Event()
         self._life: Life[InferenceState, InferenceFacts]
         self.endpoint = ""
         self.ready = asyncio.Event()
 
-    async def run(self, stop: asyncio.Event) -> None:
+    async def run(self, stop: asyncio.Event, join: Join) -> None:
         """Serve until *stop* is set; what was accepted by then is answered."""
         self.endpoint = await self._server.start(self._host, self._port)
         try:
-            async with (
-                Lives.open(self._bus, self._outbox) as lives,
-                self._bus.listen("inference", task=self._task.id) as inbox,
-            ):
-                await self._wake(lives)
-                self.ready.set()
-                await until(stop, handle_each(inbox, self._hear))
+            await self._serve_the_last()
+            await first_of(self._on_the_bus(stop, join), self._look_at_data())
         finally:
             await self._server.stop()
 
-    async def _wake(self, lives: Lives) -> None:
-        self._life = await lives.of(INFERENCE, InferenceFacts(task=self._task.id, client=self._client))
-        if not self._life.born:
-            await self._life.bear("started")
-        elif self._life.state is not InferenceState.EMPTY:
-            await self._life.move("restarted", model=None, endpoint="")
-        await self._serve_the_last()
+    async def _look_at_data(self) -> None:
+        if self._watch is not None:
+            await self._watch.run()
+        await asyncio.Event().wait()
 
     async def _serve_the_last(self) -> None:
         """Answer with what was served before the restart, until the client manager says better."""
@@ -101,59 +129,164 @@ class Inference:
             return
         try:
             kept = InferStart.model_validate_json(await asyncio.to_thread(self._kept.read_text))
-            await self._load_model(kept.model, Path(kept.path))
+            await self._phases.first(kept.model, lambda: self._load(kept))
         except (ValidationError, ModelRefused) as error:
             log.warning("the model of before the restart is not served", reason=str(error))
         else:
-            await self._life.move("infer_start", model=kept.model, endpoint=self.endpoint)
+            self._served = kept
+
+    # --- on the bus ----------------------------------------------------------------------------------
+
+    async def _on_the_bus(self, stop: asyncio.Event, join: Join) -> None:
+        """Be there whenever the bus is; predictions go on without."""
+        attempt = 0
+        while not stop.is_set():
+            try:
+                async with join() as bus:
+                    attempt = 0
+                    await first_of(self._work(bus, stop), bus.lost(), _patience_with(stop))
+            except (BusUnreachable, BusClosed) as error:
+                log.warning("predictions are served without the bus", reason=str(error))
+                await first_of(stop.wait(), asyncio.sleep(backoff(attempt)))
+                attempt += 1
+
+    async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
+        async with AsyncExitStack() as stack:
+            lives = await stack.enter_async_context(Lives.open(bus, self._outbox))
+            inbox = await stack.enter_async_context(bus.listen("inference", task=self._task.id))
+            await stack.enter_async_context(
+                bus.offer(SERVICE, self._endpoints(bus), task=self._task.id, version=__version__)
+            )
+            await self._wake(lives)
+            self.ready.set()
+            await until(stop, self._be_there(bus, inbox))
+
+    async def _be_there(self, bus: Bus, inbox: AsyncIterator[Any]) -> None:
+        await first_of(handle_each(inbox, self._hear), self._take_up(bus), self._sayings.tell(bus))
+
+    def _endpoints(self, bus: Bus) -> Mapping[str, tuple[str, Answer]]:
+        async def predict(question: bytes) -> bytes:
+            try:
+                return await self._server.service.predict(question)
+            except Refusal as refusal:
+                raise TurnedAway(refusal.status, refusal.reason, refusal.body) from refusal
+
+        return {"predict": (subjects.predictions(bus.fed, self._client, self._task.id), predict)}
+
+    async def _wake(self, lives: Lives) -> None:
+        """Tell how it stands: what serves already goes on."""
+        self._life = await lives.of(INFERENCE, InferenceFacts(task=self._task.id, client=self._client))
+        if not self._life.born:
+            await self._life.bear("started")
+        elif self._life.state is not InferenceState.EMPTY:
+            await self._life.move("restarted", model=None, endpoint="")
+        if (model := self._server.current) is not None:
+            await self._life.move("infer_start", model=model, endpoint=self.endpoint)
 
     async def _hear(self, message: Message) -> None:
-        match message:
-            case InferStart() if self._life.state is InferenceState.EMPTY:  # InferUpdate is one too
-                await self._begin(message)
-            case InferStart() if self._server.current == message.model:
-                await self._say_ready(message.model)
-            case InferStart():
-                await self._update(message)
-            case _:
-                log.debug("nothing to do", word=message.word)
-
-    async def _begin(self, message: InferStart) -> None:
-        try:
-            await self._load_model(message.model, Path(message.path))
-        except ModelRefused as error:
-            await self._say_refused(message.model, str(error))
+        """Remember the newest model that is to be served; it is taken up beside, in the trace of whoever asked."""
+        if isinstance(message, InferStart):  # InferUpdate is one too
+            self._next = message, contextvars.copy_context()
+            self._asked.set()
         else:
+            log.debug("nothing to do", word=message.word)
+
+    # --- taking up models, one at a time ------------------------------------------------------------
+
+    async def _take_up(self, bus: Bus) -> None:
+        watching: asyncio.Task[None] | None = None
+        try:
+            while True:
+                await self._asked.wait()
+                self._asked.clear()
+                assert self._next is not None
+                message, context = self._next
+                if self._is_news(message):
+                    await _ended(watching)
+                    watching = None
+                pair = await asyncio.create_task(
+                    self._serve(bus, message), name=f"serve v{message.model.version}", context=context
+                )
+                if pair is not None:
+                    before, self._served = self._served, message
+                    watching = asyncio.create_task(
+                        self._stand_behind(pair, before), name="watch the new model", context=context
+                    )
+        finally:
+            await _ended(watching)
+
+    def _is_news(self, message: InferStart) -> bool:
+        return self._server.current != message.model
+
+    async def _serve(self, bus: Bus, message: InferStart) -> Pair | None:
+        """Have the model of *message* served, and say what came of it; the pair to watch, where there is one."""
+        if not self._is_news(message):
+            await self._say_ready(bus, message.model)
+            return None
+        about: dict[str, str | int] = {
+            "fedbus.client": self._client,
+            "fedbus.model.version": message.model.version,
+        }
+        with tracer.start_as_current_span(
+            "swap model", attributes=about, links=traces.links_to(message.published_in)
+        ):
+            if self._life.state is InferenceState.EMPTY:
+                await self._begin(bus, message)
+                return None
+            return await self._update(bus, message)
+
+    async def _begin(self, bus: Bus, message: InferStart) -> None:
+        try:
+            await self._check_not_returned(message.model)
+            await self._phases.first(message.model, lambda: self._load(message))
+        except ModelRefused as error:
+            await self._say_refused(bus, message.model, str(error))
+        else:
+            self._served = message
             await self._life.move("infer_start", model=message.model, endpoint=self.endpoint)
             await self._keep(message)
-            await self._say_ready(message.model)
+            await self._say_ready(bus, message.model)
 
-    async def _update(self, message: InferStart) -> None:
+    async def _update(self, bus: Bus, message: InferStart) -> Pair | None:
         await self._life.move("infer_update")
         try:
-            await self._load_model(message.model, Path(message.path))
+            await self._check_not_returned(message.model)
+            pair = await self._phases.update(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._life.move("load_refused", reason=str(error))
-            await self._say_refused(message.model, str(error))
-        else:
-            await self._life.move("model_loaded", model=message.model)
-            await self._keep(message)
-            await self._say_ready(message.model)
+            await self._say_refused(bus, message.model, str(error))
+            return None
+        await self._life.move("model_loaded", model=message.model)
+        await self._keep(message)
+        await self._say_ready(bus, message.model)
+        return pair
 
-    async def _load_model(self, model: ModelRef, path: Path) -> None:
-        await self._server.load(model, lambda: self._load(path), self._probe)
+    async def _stand_behind(self, pair: Pair, before: InferStart | None) -> None:
+        """Go back to the old model where the new one does not do."""
+        if await self._phases.watched(pair) or before is None:
+            return
+        self._served = before
+        await self._life.move(
+            "model_returned", reason=f"returned from version {pair.new.ref.version}", model=pair.old.ref
+        )
+        await self._keep(before)
+        await asyncio.to_thread(_remember, self._returned, pair.new.ref.sha256)
+
+    async def _check_not_returned(self, model: ModelRef) -> None:
+        if model.sha256 in await asyncio.to_thread(_remembered, self._returned):
+            raise ModelRefused("this model was returned from on this device: it erred, or drifted")
 
     async def _keep(self, message: InferStart) -> None:
         await asyncio.to_thread(_replace, self._kept, message.model_dump_json())
 
-    async def _say_ready(self, model: ModelRef) -> None:
-        await self._bus.publish(
+    async def _say_ready(self, bus: Bus, model: ModelRef) -> None:
+        await bus.publish(
             InferReady(task=self._task.id, client=self._client, model=model, endpoint=self.endpoint)
         )
 
-    async def _say_refused(self, model: ModelRef, reason: str) -> None:
+    async def _say_refused(self, bus: Bus, model: ModelRef, reason: str) -> None:
         serving = self._server.current
-        await self._bus.publish(
+        await bus.publish(
             InferRefused(
                 task=self._task.id,
                 client=self._client,
@@ -162,6 +295,35 @@ class Inference:
                 serving=serving.version if serving else None,
             )
         )
+
+
+async def _patience_with(stop: asyncio.Event) -> None:
+    """Asked to stop, one leaves the bus properly; unless it is away."""
+    await stop.wait()
+    await asyncio.sleep(LEAVE_S)
+
+
+async def _ended(task: asyncio.Task[None] | None) -> None:
+    """*task* is over, and whatever it broke of is raised here."""
+    if task is None:
+        return
+    task.cancel()
+    await asyncio.wait([task])
+    if not task.cancelled():
+        task.result()
+
+
+def _remember(path: Path, sha256: str) -> None:
+    _replace(path, json.dumps([*_remembered(path), sha256][-RETURNED_KEPT:]))
+
+
+def _remembered(path: Path) -> list[str]:
+    """The digests in *path*; nothing where it cannot be read."""
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return []
+    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
 
 
 def _replace(path: Path, text: str) -> None:

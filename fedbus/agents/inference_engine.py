@@ -34,7 +34,7 @@ import structlog
 from fedbus.agents.inference_requests import BROKEN, COME_AGAIN, TOO_MANY, Refusal, one_line
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.serving import Beside
-from fedbus.domain.answers import differing, one_number_each, shift
+from fedbus.domain.answers import differing, one_number_each
 from fedbus.learning.predictor import ModelRefused, Predictor
 
 MAX_QUEUED: Final = 256
@@ -130,13 +130,12 @@ class Pair:
         self.due -= 1
         return True
 
-    def figures(self, *, answers: int | None = None) -> Beside:
-        """How they compare; how their answers are distributed too, where each gave so many *answers*."""
+    def figures(self) -> Beside:
+        """How they compare, but for the distribution of their answers, which takes longer to say."""
         return Beside(
             samples=self.samples,
             errors=self.errors,
             disagreement=self.differing / self.both if self.both else None,
-            answer_psi=shift(self.old.answers, self.new.answers, at_least=answers) if answers else None,
             old_ms=_median_ms(self.old_s),
             new_ms=_median_ms(self.new_s),
         )
@@ -216,6 +215,10 @@ class Engine:
         """Do *work*, which blocks, in the thread where models are loaded and tried."""
         return await asyncio.get_running_loop().run_in_executor(self._beside_thread, work)
 
+    def in_turn(self, work: Callable[[], Array]) -> Array:
+        """Do *work* where models answer, between two batches. Blocks: not for the loop."""
+        return self._model_thread.submit(work).result()
+
     def serve(self, served: Served) -> None:
         """From the next request on *served* answers; a pair there was is over."""
         self._serving = served
@@ -290,6 +293,7 @@ class Engine:
             for question, answer in zip(batch, done.answers, strict=True):
                 _tell(question.answer, answer)
             served.took(done.seconds, done.samples, self._batch_s)
+            served.answers.extend(done.own)
             if pair is not None:
                 self._compare(pair, served, done)
 
@@ -316,7 +320,6 @@ class Engine:
             pair.old_s.append(done.seconds)
             if pair.role is Role.SHADOW and not pair.busy and done.whole is not None:
                 self._shadow(pair, done.inputs, done.whole)
-        served.answers.extend(done.own)
         pair.moved.set()
 
     def _shadow(self, pair: Pair, inputs: Array, outputs: Array) -> None:

@@ -36,6 +36,13 @@ async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     await first_of(stop.wait(), work)
 
 
+async def every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+    """Do it again and again, so long after the last time; an error in it is raised here."""
+    while True:
+        await asyncio.sleep(seconds)
+        await do()
+
+
 def backoff(attempt: int) -> float:
     """How long to wait before the next try, in seconds: longer each time, with jitter."""
     longest = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempt, 10))

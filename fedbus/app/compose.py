@@ -6,19 +6,21 @@ and moving one to a process, a container or a machine of its own changes nothing
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-import numpy as np
 import structlog
 
 from fedbus.agents.client_manager import ClientManager
 from fedbus.agents.flower_client import FlowerClient
 from fedbus.agents.flower_server import FlowerServer
 from fedbus.agents.inference import Inference
+from fedbus.agents.inference_sayings import Sayings
 from fedbus.agents.inference_server import InferenceServer
+from fedbus.agents.inference_trial import Score, Trials
+from fedbus.agents.inference_watch import DataWatch
 from fedbus.agents.launch import Order, TrainerOrder
 from fedbus.agents.server_manager import ServerManager
 from fedbus.agents.tasks import first_of
@@ -26,10 +28,14 @@ from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientStart
 from fedbus.contracts.identifiers import ClientId, FederationId
+from fedbus.contracts.message import Message
 from fedbus.contracts.run import RunPlan
+from fedbus.contracts.serving import CapturePaused, CaptureResumed
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task import ScheduleTable, Task
+from fedbus.domain.gates_of_a_device import score
 from fedbus.learning import apps
+from fedbus.learning.device_data import DeviceData
 from fedbus.learning.predictor import TorchPredictor
 from fedbus.stores.captured import CapturedData
 from fedbus.stores.models import open_store
@@ -37,8 +43,6 @@ from fedbus.stores.outbox import Outbox
 
 log = structlog.get_logger("fedbus.compose")
 Scalar = bool | int | float | str
-PROBES: Final = 8
-"""How many samples a new model must answer before it may serve."""
 
 
 @dataclass(frozen=True)
@@ -161,47 +165,105 @@ async def flower_client(device: Device, stop: asyncio.Event) -> None:
 
 
 async def inference(device: Device, stop: asyncio.Event) -> None:
-    task, outbox = device.site.task, device.outbox("inference")
-    probe = await asyncio.to_thread(_probe, device)
-    async with device.site.bus("inference", device.client) as bus, _capturing(device) as captured:
+    """Predictions: they begin before the bus is there, on a device that has served before."""
+    task, sayings = device.site.task, Sayings()
+    given = DeviceData(task, device.node_config)
+    probe, holdout = await asyncio.to_thread(lambda: (given.probe(), given.holdout()))
+    async with _capturing(device, sayings) as captured:
+        server = _inference_server(task, captured)
         agent = Inference(
-            bus,
             task,
             device.client,
-            InferenceServer(captured),
-            load=lambda path: TorchPredictor(task, path),
-            probe=probe,
-            outbox=outbox,
+            server,
+            load=lambda start: TorchPredictor(task, Path(start.path)),
+            trials=Trials(
+                task.table.serving,
+                task.table.capture,
+                database=captured.path if captured else None,
+                probe=probe,
+                holdout=holdout,
+                score=_score(task),
+            ),
+            outbox=device.outbox("inference"),
             directory=device.directory,
+            sayings=sayings,
+            watch=_watch(device, captured, server, sayings, given),
             host=device.host,
             port=device.port,
         )
-        await first_of(agent.run(stop), bus.lost())
+        await agent.run(stop, lambda: device.site.bus("inference", device.client))
 
 
-def _probe(device: Device) -> np.ndarray[Any, Any] | None:
-    """Samples of the device's own that a new model must answer, where the task names any."""
-    task = device.site.task
-    if task.table.samples is None:
+def _inference_server(task: Task, captured: CapturedData | None) -> InferenceServer:
+    table = task.table.serving
+    return InferenceServer(
+        captured,
+        name=task.id,
+        max_body_bytes=table.max_body_bytes,
+        max_inputs=table.max_inputs,
+        max_queued=table.max_queued,
+        batch_s=table.batch_ms / 1000,
+    )
+
+
+def _score(task: Task) -> Score:
+    """How a model is judged: as the task says, else by accuracy or R²."""
+    if task.table.serving.score is None:
+        return score
+    own: Score = apps.load_function(Path(task.path), task.table.serving.score)
+    return own
+
+
+def _watch(
+    device: Device,
+    captured: CapturedData | None,
+    server: InferenceServer,
+    sayings: Sayings,
+    given: DeviceData,
+) -> DataWatch | None:
+    if captured is None:
         return None
-    of = apps.load_function(Path(task.path), task.table.samples)
-    number, count = device.node_config.get("partition-id", 0), device.node_config.get("num-partitions", 1)
-    inputs, _ = of(number, count)
-    samples: np.ndarray[Any, Any] = inputs[:PROBES]
-    return samples
+    table = device.site.task.table
+    return DataWatch(
+        captured,
+        server.engine,
+        table.checks,
+        table.capture,
+        sayings.say,
+        task=device.site.task.id,
+        client=device.client,
+        reference=given.reference,
+    )
 
 
 @asynccontextmanager
-async def _capturing(device: Device) -> AsyncIterator[CapturedData | None]:
+async def _capturing(device: Device, sayings: Sayings) -> AsyncIterator[CapturedData | None]:
     """What the device keeps of its predictions, where the task has it keep any."""
-    table = device.site.task.table.capture
+    table, loop = device.site.task.table.capture, asyncio.get_running_loop()
     if not table.enabled:
         yield None
         return
+    about = {"task": device.site.task.id, "client": device.client}
+
+    def say(message: Message) -> None:
+        with suppress(RuntimeError):  # the loop has gone: so has whoever would hear it
+            loop.call_soon_threadsafe(sayings.say, message)
+
+    def paused(reason: str) -> None:
+        log.warning("capture rests", reason=reason)
+        say(CapturePaused.model_validate({**about, "reason": reason, "dropped": captured.dropped}))
+
+    def resumed() -> None:
+        log.info("capture goes on")
+        say(CaptureResumed.model_validate({**about, "dropped": captured.dropped}))
+
     captured = CapturedData(
         device.captured(),
         max_rows=table.max_rows,
-        on_failure=lambda reason: log.warning("capture rests", reason=reason),
+        max_bytes=table.max_bytes,
+        max_age_s=table.max_age_s,
+        on_failure=paused,
+        on_recovery=resumed,
     )
     try:
         yield captured

@@ -104,30 +104,37 @@ class Classes:
 
 @dataclass(frozen=True)
 class Reference:
-    """What data looked like when the model was trained: of inputs the features, and of answers."""
+    """What inputs looked like when the model was trained, feature by feature."""
 
-    inputs: tuple[Numbers, ...]
-    answers: Numbers | Classes | None
+    features: tuple[Numbers, ...]
     _picked: Array
 
-    def of_inputs(self, inputs: Array) -> list[Shift]:
+    def shifts(self, inputs: Array) -> list[Shift]:
         """How each feature of *inputs* (n, …) stands to the reference."""
-        names = [one.name for one in self.inputs]
-        found = dict(zip(names, _features(inputs, self._picked)[1], strict=True))
-        return [one.shift(found[one.name]) for one in self.inputs]
-
-    def of_answers(self, answers: Array) -> Shift | None:
-        return self.answers.shift(answers) if self.answers is not None and len(answers) else None
+        _, columns = _features(inputs, self._picked)
+        return [one.shift(column) for one, column in zip(self.features, columns, strict=True)]
 
 
-def reference(inputs: Array, answers: Array | None) -> Reference:
-    """Remember *inputs* (n, …) and *answers* (n,), as far as is needed."""
-    step = max(1, len(inputs) // KEPT)
-    kept = inputs[::step]
+def reference(inputs: Array) -> Reference:
+    """Remember *inputs* (n, …), as far as is needed."""
+    kept = inputs[:: max(1, len(inputs) // KEPT)]
     picked = _telling(kept)
     names, columns = _features(kept, picked)
-    features = tuple(Numbers(name, column) for name, column in zip(names, columns, strict=True))
-    return Reference(features, None if answers is None else _answers(answers), picked)
+    return Reference(tuple(Numbers(*one) for one in zip(names, columns, strict=True)), picked)
+
+
+def answers_reference(answers: Array) -> Numbers | Classes:
+    """Remember *answers* (n,): classes, or numbers where there are many different ones."""
+    known, counts = np.unique(answers, return_counts=True)
+    if len(known) > 2 * BINS:
+        return Numbers("answer", answers[:: max(1, len(answers) // KEPT)])
+    return Classes("class", known, np.append(counts, 0))
+
+
+def worst(shifts: list[Shift], limits: Limits) -> tuple[Shift, int] | None:
+    """The feature that has drifted most, and how many have; None where none has."""
+    drifted = [one for one in shifts if one.is_drift(limits, len(shifts))]
+    return (max(drifted, key=lambda one: one.psi), len(drifted)) if drifted else None
 
 
 def psi_of_counts(before: Array, now: Array) -> float:
@@ -136,13 +143,6 @@ def psi_of_counts(before: Array, now: Array) -> float:
 
     p, q = (np.maximum(counts, _EMPTY) / np.maximum(counts, _EMPTY).sum() for counts in (before, now))
     return float(entropy(p, q) + entropy(q, p))
-
-
-def _answers(answers: Array) -> Numbers | Classes:
-    known, counts = np.unique(answers, return_counts=True)
-    if len(known) > 2 * BINS and answers.dtype.kind == "f":
-        return Numbers("answer", answers[:: max(1, len(answers) // KEPT)])
-    return Classes("class", known, np.append(counts, 0))
 
 
 def _telling(inputs: Array) -> Array:

@@ -25,10 +25,13 @@ _SPREAD: Final = 2_654_435_761
 _LABELLED = (
     "SELECT input, label FROM captured WHERE label IS NOT NULL AND NOT held_out(id, :share) ORDER BY id"
 )
-_NEWEST = "SELECT input, output, label FROM captured ORDER BY id DESC LIMIT ?"
-_FOR_TRAINING = "SELECT input, output, label FROM captured WHERE NOT held_out(id, ?) ORDER BY id DESC"
+_NEWEST = "SELECT input, output, label, model_version FROM captured ORDER BY id DESC LIMIT ?"
+_FOR_TRAINING = (
+    "SELECT input, output, label, model_version FROM captured WHERE NOT held_out(id, ?) ORDER BY id DESC"
+)
 _HELD_OUT = """
-SELECT input, output, label FROM captured WHERE label IS NOT NULL AND held_out(id, ?) ORDER BY id DESC LIMIT ?
+SELECT input, output, label, model_version FROM captured
+WHERE label IS NOT NULL AND held_out(id, ?) ORDER BY id DESC LIMIT ?
 """
 _SHARES = """
 SELECT label IS NOT NULL, held_out(id, ?), count(*) FROM captured GROUP BY 1, 2
@@ -54,6 +57,8 @@ class Rows:
     inputs: Array
     outputs: Array
     labels: list[Label | None]
+    versions: Array
+    """Which model gave each output."""
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -105,7 +110,7 @@ def rows_for_training(database: Path, *, holdout_share: float = 0.0) -> Rows:
     with reading(database) as connection:
         found = connection.execute(_FOR_TRAINING, (holdout_share,)).fetchall()
     rows = _alike(found)
-    return Rows(rows.inputs[::-1], rows.outputs[::-1], rows.labels[::-1])
+    return Rows(rows.inputs[::-1], rows.outputs[::-1], rows.labels[::-1], rows.versions[::-1])
 
 
 def held_out(database: Path, share: float, most: int) -> Rows:
@@ -148,18 +153,17 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
         raise StoreDamaged(database, error) from error
 
 
-def _alike(found: list[tuple[bytes, bytes, str | None]]) -> Rows:
+def _alike(found: list[tuple[bytes, bytes, str | None, int]]) -> Rows:
     """The *found* rows, newest first, that are shaped as the newest."""
-    unpacked_rows = [(unpacked(one), unpacked(answer), label) for one, answer, label in found]
-    if not unpacked_rows:
-        return Rows(np.empty(0), np.empty(0), [])
-    shape, answer_shape = unpacked_rows[0][0].shape, unpacked_rows[0][1].shape
-    alike = [row for row in unpacked_rows if row[0].shape == shape and row[1].shape == answer_shape]
-    return Rows(
-        np.stack([one for one, _, _ in alike]),
-        np.stack([answer for _, answer, _ in alike]),
-        [None if label is None else json.loads(label) for _, _, label in alike],
+    rows = [(unpacked(one), unpacked(answer), label, version) for one, answer, label, version in found]
+    if not rows:
+        return Rows(np.empty(0), np.empty(0), [], np.empty(0))
+    shapes = rows[0][0].shape, rows[0][1].shape
+    inputs, outputs, labels, versions = zip(
+        *(row for row in rows if (row[0].shape, row[1].shape) == shapes), strict=True
     )
+    truth = [None if label is None else json.loads(label) for label in labels]
+    return Rows(np.stack(inputs), np.stack(outputs), truth, np.asarray(versions))
 
 
 def _labelled(connection: sqlite3.Connection, holdout_share: float) -> tuple[Array, Array]:

@@ -40,6 +40,8 @@ AGENT_OF_MODULE = {
     "server_process": "flower-server",
     "trainer_process": "trainer",
     "init_process": "flower-server",
+    "inference_phases": "inference",
+    "inference_watch": "inference",
 }
 """Where a module of `fedbus.agents` is not called as its agent is."""
 

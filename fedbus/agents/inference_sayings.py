@@ -1,0 +1,45 @@
+"""What the inference agent has to tell, in order, until the bus takes it: neither predictions nor swaps wait for that.
+
+A bounded queue: where the bus is away for very long the oldest figures are let go. Each message goes out in the
+trace in which it was said.
+"""
+
+import asyncio
+import contextvars
+from collections import deque
+from typing import Final
+
+import structlog
+
+from fedbus.bus.bus import Bus
+from fedbus.contracts.message import Message
+
+MAX_WAITING: Final = 1000
+
+log = structlog.get_logger("fedbus.inference_sayings")
+
+
+class Sayings:
+    """What is said, until it is heard."""
+
+    def __init__(self, *, max_waiting: int = MAX_WAITING) -> None:
+        self._waiting: deque[tuple[Message, contextvars.Context]] = deque(maxlen=max_waiting)
+        self._more = asyncio.Event()
+
+    def say(self, message: Message) -> None:
+        """Say it as soon as there is a bus. Never waits."""
+        if len(self._waiting) == self._waiting.maxlen:
+            log.warning("the oldest of what waits for the bus is let go", word=self._waiting[0][0].word)
+        self._waiting.append((message, contextvars.copy_context()))
+        self._more.set()
+
+    async def tell(self, bus: Bus) -> None:
+        """Hand what was said to *bus*, for ever. What it has not taken when this is cancelled stays."""
+        while True:
+            while self._waiting:
+                message, context = self._waiting[0]
+                await asyncio.create_task(bus.publish(message), name=f"say {message.word}", context=context)
+                if self._waiting and self._waiting[0][0] is message:
+                    self._waiting.popleft()
+            self._more.clear()
+            await self._more.wait()

@@ -1,0 +1,252 @@
+"""The data of a device, looked at now and then: counted, checked, compared with what the model was trained on.
+
+    every few seconds, if there is something new    → data_counted
+    every `checks.every-s`, if there are new rows   → data_checked
+    when inputs or predictions begin to drift       → drift_detected, once until they are well again
+
+All of it is done in a thread, on the newest rows, of which there are at most `checks.max-rows`. What is said is
+counts: no value of a sample leaves the device.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+import structlog
+from opentelemetry import metrics
+
+from fedbus.agents.inference_engine import Engine, Served
+from fedbus.agents.inference_requests import one_line
+from fedbus.agents.tasks import every
+from fedbus.contracts.identifiers import ClientId
+from fedbus.contracts.message import Message
+from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, Sketch
+from fedbus.contracts.serving_tables import CaptureTable, ChecksTable
+from fedbus.domain import drift
+from fedbus.domain.answers import one_number_each
+from fedbus.domain.data_checks import Expected, class_counts, expected, findings
+from fedbus.learning.apps import BadTask
+from fedbus.stores.captured import CapturedData
+from fedbus.stores.captured_rows import Rows, Shares, newest_rows, shares
+from fedbus.stores.errors import StoreError
+
+COUNT_S: Final = 5.0
+ASKED_OF_THE_MODEL: Final = 1000
+"""Samples of the reference that the model answers, to see what its answers are to be compared with."""
+_AT_ONCE: Final = 128
+
+log = structlog.get_logger("fedbus.inference_watch")
+meter = metrics.get_meter("fedbus.inference")
+rows_held = meter.create_gauge("fedbus.data.rows", unit="{row}", description="Captured rows, by their use")
+psi_seen = meter.create_gauge(
+    "fedbus.data.psi", unit="1", description="Population stability index of a feature"
+)
+checks_failed = meter.create_gauge("fedbus.data.check.value", unit="1", description="What a check came to")
+check_time = meter.create_histogram("fedbus.data.check.duration", unit="s", description="Time of one check")
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Labelled: TypeAlias = tuple[Array, Array]
+
+
+@dataclass
+class _Known:
+    """What the rows are compared with."""
+
+    expected: Expected
+    inputs: drift.Reference | None = None
+    samples: Array | None = None
+    answers: drift.Numbers | drift.Classes | None = None
+    answers_of: Served | None = None
+    """The model that gave them."""
+
+
+class DataWatch:
+    """One client's data in one task. *reference* gives what the model was trained on; it blocks."""
+
+    def __init__(
+        self,
+        captured: CapturedData,
+        engine: Engine,
+        checks: ChecksTable,
+        capture: CaptureTable,
+        say: Callable[[Message], None],
+        *,
+        task: str,
+        client: ClientId,
+        reference: Callable[[], Labelled | None] = lambda: None,
+        count_s: float = COUNT_S,
+    ) -> None:
+        self._captured = captured
+        self._engine = engine
+        self._table = checks
+        self._share = capture.holdout_share
+        self._say = say
+        self._task = task
+        self._client = client
+        self._reference = reference
+        self._count_s = count_s
+        self._counted: Shares | None = None
+        self._checked: Shares | None = None
+        self._drifting: set[str] = set()
+        self._limits = drift.Limits(checks.max_psi, checks.max_p)
+
+    async def run(self) -> None:
+        """Look, for ever."""
+        known = await asyncio.to_thread(self._learn)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(every(self._count_s, self.count), name="count data")
+            group.create_task(every(self._table.every_s, lambda: self.check(known)), name="check data")
+
+    async def count(self) -> None:
+        """Say how many rows there are, if that has changed."""
+        counted = await self._shares()
+        if counted is None or counted == self._counted:
+            return
+        self._counted = counted
+        for use, number in vars(counted).items():
+            rows_held.set(number, {"fedbus.task": self._task, "fedbus.client": self._client, "use": use})
+        self._say(
+            DataCounted(
+                task=self._task,
+                client=self._client,
+                labelled=counted.labelled,
+                unlabelled=counted.unlabelled,
+                holdout=counted.holdout,
+            )
+        )
+
+    async def check(self, known: _Known) -> None:
+        """Check the newest rows, if there are new ones."""
+        counted = await self._shares()
+        if counted is None or counted == self._checked:
+            return
+        self._checked = counted
+        try:
+            await asyncio.to_thread(self._look, known)
+        except (StoreError, ValueError) as error:  # whatever the data are, predictions go on
+            log.warning("captured data are not checked", reason=one_line(error))
+
+    async def _shares(self) -> Shares | None:
+        """What there is now, with all that was added before; None where the store cannot say."""
+        try:
+            await self._captured.written()
+            return await asyncio.to_thread(shares, self._captured.path, self._share)
+        except StoreError as error:
+            log.warning("captured data are not counted", reason=str(error))
+            return None
+
+    # --- in a thread ------------------------------------------------------------------------------
+
+    def _learn(self) -> _Known:
+        """What the model was trained on, as far as the task says."""
+        try:
+            reference = self._reference()
+        except BadTask as error:
+            log.warning("data are checked without a reference", reason=str(error))
+            reference = None
+        if reference is None:
+            return _Known(expected(self._table))
+        inputs, labels = reference
+        known = _Known(expected(self._table, inputs, labels))
+        if not drift.available():
+            log.warning("drift is not looked for: pip install 'fedbus[drift]'")
+            return known
+        known.inputs = drift.reference(inputs)
+        known.samples = inputs[:: max(1, len(inputs) // ASKED_OF_THE_MODEL)]
+        return known
+
+    def _look(self, known: _Known) -> None:
+        began = time.monotonic()
+        rows = newest_rows(self._captured.path, self._table.max_rows)
+        shifts = self._shifts_of_inputs(rows, known)
+        answers = self._shift_of_answers(rows, known)
+        drifted = {
+            of: found
+            for of, found in (
+                ("inputs", drift.worst(shifts, self._limits)),
+                ("predictions", drift.worst([answers], self._limits) if answers else None),
+            )
+            if found is not None
+        }
+        seconds = time.monotonic() - began
+        checked = DataChecked(
+            task=self._task,
+            client=self._client,
+            rows=len(rows),
+            findings=findings(rows.inputs, rows.labels, known.expected, self._table),
+            classes=class_counts(rows.labels),
+            inputs=tuple(map(_sketch, shifts)),
+            predictions=_sketch(answers) if answers else None,
+            drifting=bool(drifted),
+            seconds=seconds,
+        )
+        self._measure(checked)
+        self._say(checked)
+        for of, (worst, features) in drifted.items():
+            if of not in self._drifting:
+                self._say(self._drift(of, worst, features, len(rows)))
+        self._drifting = set(drifted)
+
+    def _shifts_of_inputs(self, rows: Rows, known: _Known) -> list[drift.Shift]:
+        if known.inputs is None or len(rows) < self._table.min_rows:
+            return []
+        if known.samples is not None and rows.inputs.shape[1:] != known.samples.shape[1:]:
+            return []  # against the schema, and told as such
+        return known.inputs.shifts(rows.inputs)
+
+    def _shift_of_answers(self, rows: Rows, known: _Known) -> drift.Shift | None:
+        """The answers of the model that serves, against its own answers to the reference."""
+        served = self._engine.serving
+        if served is None or known.samples is None:
+            return None
+        own = rows.outputs[rows.versions == served.ref.version]
+        if len(own) < self._table.min_rows or not self._knows_answers_of(served, known):
+            return None
+        assert known.answers is not None
+        return known.answers.shift(np.asarray(one_number_each(own)))
+
+    def _knows_answers_of(self, served: Served, known: _Known) -> bool:
+        """Ask the model about the reference, once, between the requests that it answers."""
+        if known.answers_of is served:
+            return True
+        assert known.samples is not None
+        try:
+            answers = [
+                self._engine.in_turn(lambda some=some: served.predictor.predict(some))  # type: ignore[misc]
+                for some in np.array_split(known.samples, max(1, len(known.samples) // _AT_ONCE))
+            ]
+        except Exception as error:  # noqa: BLE001 - the task's own code; and on leaving, no more thread
+            log.warning("the model does not answer the reference", reason=one_line(error))
+            return False
+        known.answers = drift.answers_reference(np.asarray(one_number_each(np.concatenate(answers))))
+        known.answers_of = served
+        return True
+
+    def _drift(self, of: str, worst: drift.Shift, features: int, rows: int) -> DriftDetected:
+        return DriftDetected(
+            task=self._task,
+            client=self._client,
+            of=of,
+            feature=worst.feature,
+            score=worst.psi,
+            ks=worst.ks,
+            p=worst.p,
+            features=features,
+            rows=rows,
+        )
+
+    def _measure(self, checked: DataChecked) -> None:
+        own = {"fedbus.task": self._task, "fedbus.client": self._client}
+        check_time.record(checked.seconds, own)
+        for finding in checked.findings:
+            checks_failed.set(finding.value, {**own, "check": finding.check, "ok": finding.ok})
+        for sketch in (*checked.inputs, *filter(None, [checked.predictions])):
+            if sketch.psi is not None:
+                psi_seen.set(sketch.psi, {**own, "feature": sketch.feature})
+
+
+def _sketch(shift: drift.Shift) -> Sketch:
+    return Sketch(feature=shift.feature, counts=shift.counts, psi=shift.psi, ks=shift.ks, p=shift.p)

@@ -1,0 +1,132 @@
+"""What is checked of the captured rows on a device: schema, range, class balance, missing labels.
+
+Each check is one finding: what it came to, what it may come to, and whether that is well. What a
+finding says in words holds no value of a sample: findings leave the device.
+"""
+
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import numpy as np
+
+from fedbus.contracts.serving import Finding
+from fedbus.contracts.serving_tables import ChecksTable
+
+Array: TypeAlias = np.ndarray[Any, Any]
+Label: TypeAlias = int | float | list[float]
+MARGIN = 0.1
+"""Of the width of the reference, by how much inputs may be beyond it."""
+
+
+@dataclass(frozen=True)
+class Expected:
+    """What inputs and labels should be; None: nothing is known of it."""
+
+    shape: tuple[int, ...] | None = None
+    dtype: str | None = None
+    minimum: float | None = None
+    maximum: float | None = None
+    classes: frozenset[int] | None = None
+
+
+def expected(table: ChecksTable, inputs: Array | None = None, labels: Array | None = None) -> Expected:
+    """What the *table* says, and else what the reference *inputs* and *labels* have."""
+    known = Expected() if inputs is None else _of_reference(inputs)
+    classes = _classes(labels)
+    return Expected(
+        shape=known.shape,
+        dtype=known.dtype,
+        minimum=table.minimum if table.minimum is not None else known.minimum,
+        maximum=table.maximum if table.maximum is not None else known.maximum,
+        classes=frozenset(range(table.classes)) if table.classes is not None else classes,
+    )
+
+
+def findings(
+    inputs: Array, labels: list[Label | None], wanted: Expected, table: ChecksTable
+) -> tuple[Finding, ...]:
+    """What is found in *inputs* (n, …) and their *labels*, of which None is unknown; nothing in no rows."""
+    if not labels:
+        return ()
+    return (
+        _schema(inputs, labels, wanted),
+        _range(inputs, wanted),
+        *_balance(labels, wanted, table),
+        _labelled(labels, table),
+    )
+
+
+def class_counts(labels: list[Label | None]) -> dict[str, int]:
+    """How many rows have each class, where labels are classes."""
+    counts = Counter(_known_classes(labels))
+    return {str(one): counts[one] for one in sorted(counts)}
+
+
+def _of_reference(inputs: Array) -> Expected:
+    least, most = float(inputs.min()), float(inputs.max())
+    margin = MARGIN * (most - least)
+    return Expected(inputs.shape[1:], str(inputs.dtype), least - margin, most + margin)
+
+
+def _classes(labels: Array | None) -> frozenset[int] | None:
+    if labels is None or labels.dtype.kind not in "iu" or labels.ndim != 1:
+        return None
+    return frozenset(int(one) for one in np.unique(labels))
+
+
+def _schema(inputs: Array, labels: list[Label | None], wanted: Expected) -> Finding:
+    """Rows come alike from the store; a label that is no known class is against the schema too."""
+    strange = 0
+    if wanted.classes is not None:
+        strange = sum(
+            1 for one in labels if one is not None and not (_is_class(one) and one in wanted.classes)
+        )
+    what = f"{strange} labels are none of the known classes" if strange else ""
+    if wanted.shape is not None and inputs.shape[1:] != wanted.shape:
+        strange, what = len(labels), f"inputs are {list(inputs.shape[1:])}, and were {list(wanted.shape)}"
+    elif wanted.dtype is not None and str(inputs.dtype) != wanted.dtype:
+        strange, what = len(labels), f"inputs are {inputs.dtype}, and were {wanted.dtype}"
+    return Finding(check="schema", ok=not strange, value=strange / len(labels), limit=0.0, what=what)
+
+
+def _range(inputs: Array, wanted: Expected) -> Finding:
+    flat = inputs.reshape(len(inputs), -1)
+    outside = np.zeros(len(inputs), bool)
+    if wanted.minimum is not None:
+        outside |= (flat < wanted.minimum).any(axis=1)
+    if wanted.maximum is not None:
+        outside |= (flat > wanted.maximum).any(axis=1)
+    count = int(outside.sum())
+    what = f"{count} of {len(inputs)} rows hold numbers beyond what is expected" if count else ""
+    return Finding(check="range", ok=not count, value=count / len(inputs), limit=0.0, what=what)
+
+
+def _balance(labels: list[Label | None], wanted: Expected, table: ChecksTable) -> Iterator[Finding]:
+    """The share of the rarest class among the labelled rows; where there are no classes, nothing."""
+    known = _known_classes(labels)
+    if wanted.classes is None or not known:
+        return
+    counts = Counter(known)
+    rarest = min(wanted.classes, key=lambda one: counts[one])
+    share = counts[rarest] / len(known)
+    ok = share >= table.min_class_share
+    what = "" if ok else f"class {rarest} is {share:.1%} of {len(known)} labelled rows"
+    yield Finding(check="balance", ok=ok, value=share, limit=table.min_class_share, what=what)
+
+
+def _labelled(labels: list[Label | None], table: ChecksTable) -> Finding:
+    missing = sum(one is None for one in labels)
+    share = missing / len(labels)
+    ok = share <= table.max_unlabelled_share
+    what = "" if ok else f"{missing} of {len(labels)} rows have no label"
+    return Finding(check="labels", ok=ok, value=share, limit=table.max_unlabelled_share, what=what)
+
+
+def _known_classes(labels: list[Label | None]) -> list[int]:
+    return [int(one) for one in labels if isinstance(one, int | float) and _is_class(one)]
+
+
+def _is_class(label: Label | None) -> bool:
+    return isinstance(label, int) or (isinstance(label, float) and label.is_integer())
