@@ -97,3 +97,19 @@ def test_several_threads_may_load_a_new_task_at_the_same_time(write: Write, tmp_
 
         with ThreadPoolExecutor(4) as threads:
             assert {one.result() for one in [threads.submit(build) for _ in range(4)]} == {number}
+
+
+def test_what_a_task_had_installed_is_its_own(write: Write, tmp_path: Path) -> None:
+    for version in ("v1", "v2"):
+        write(f"{version}/zoo_g.py", "from zoo_library import n")
+        write(f"{version}.libs/zoo_library.py", f"n = {version!r}")
+    assert [apps.load(tmp_path / version, "zoo_g:n") for version in ("v1", "v2", "v1")] == ["v1", "v2", "v1"]
+
+
+def test_what_a_task_had_installed_stands_in_the_place_of_nothing(write: Write, tmp_path: Path) -> None:
+    write("v1/zoo_h.py", "from this_machine import n")
+    write("v1.libs/this_machine.py", "n = 'installed'")
+    write("machine/this_machine.py", "n = 'here'")
+    sys.path.append(str(tmp_path / "machine"))
+    assert apps.load(tmp_path / "v1", "zoo_h:n") == "here"
+    del sys.modules["this_machine"]
