@@ -1,6 +1,7 @@
 """The code of a task in a plain directory: one version, which is what lies there when it is first asked for."""
 
 import asyncio
+import threading
 from collections.abc import Collection
 from pathlib import Path
 
@@ -22,7 +23,7 @@ class FixedCode:
         self.source = str(directory)
         self._directory = directory
         self._task: Task | None = None
-        self._reading = asyncio.Lock()
+        self._reading = threading.Lock()  # and not asyncio's: it may be asked from one loop after another
 
     async def newest(self) -> str:
         return (await self._read()).code_version
@@ -47,9 +48,14 @@ class FixedCode:
         """Nothing of it is ours to remove."""
 
     async def _read(self) -> Task:
-        async with self._reading:
+        if self._task is not None:
+            return self._task
+        return await asyncio.to_thread(self._read_once)
+
+    def _read_once(self) -> Task:
+        with self._reading:
             if self._task is None:
-                self._task = await asyncio.to_thread(read_task, self._directory)
+                self._task = read_task(self._directory)
             return self._task
 
     def _only_one(self, wanted: str) -> CodeRejected:

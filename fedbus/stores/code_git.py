@@ -17,39 +17,32 @@ lay here may have been changed meanwhile, and a signer may be trusted no longer.
 import asyncio
 import fcntl
 import os
-import shutil
 import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
-from datetime import timedelta
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
 from fedbus.contracts.task import LIBRARIES, Task
-from fedbus.stores import code_checkout, code_requirements, git
+from fedbus.stores import code_checkout, code_requirements
 from fedbus.stores.code_address import Address, is_sha
 from fedbus.stores.code_checkout import BadTree, Entry
 from fedbus.stores.code_interface import (
-    BadCodeSource,
     CodeRejected,
     CodeUnavailable,
     Commit,
-    GitMissing,
     HistoryRewritten,
-    short,
 )
 from fedbus.stores.code_mirror import Mirror, remember
 from fedbus.stores.code_objects import ObjectDamaged, Objects
 from fedbus.stores.code_requirements import NotInstallable
+from fedbus.stores.code_signers import AllowedSigners, check_git
 from fedbus.stores.programs import Programs
 from fedbus.stores.tasks import TaskInvalid, read_task
 
-OLDEST_GIT: Final = (2, 29)
-OLDEST_GIT_THAT_VERIFIES: Final = (2, 34)
 LOCK_S: Final = 1800.0
 """How long others may be at work here: a fetch, a check-out, an installation."""
-CLOCKS_DIFFER: Final = timedelta(hours=1)
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -67,8 +60,8 @@ class GitCode:
         self.verifies = signers is not None
         self._address = address
         self.home = home.absolute()
-        self._signers = signers
-        self._ssh_keygen = _tools(signers)
+        check_git()
+        self._signers = None if signers is None else AllowedSigners(signers)
         self._allow_install = frozenset(allow_install)
         self._ready: dict[str, tuple[Task, object]] = {}
         self._held: dict[str, int] = {}
@@ -118,14 +111,13 @@ class GitCode:
 
     def _resolve(self, programs: Programs, name: str) -> str:
         with self._mirror(programs) as mirror:
-            seen, tip = mirror.look(), self._tip()
+            mirror.look()
             sha = self._meaning(mirror, name)
             if not self._is_on_history(mirror, sha):
                 raise CodeRejected(
                     sha, f"it is not on the history of {self.source}: only what is there may be run"
                 )
-            if tip is None or not (mirror.is_ancestor(tip, seen) or mirror.is_ancestor(sha, tip)):
-                remember(self.home / "tip", seen)  # a person wants what is on the new history
+            self._accept(mirror, sha)
             return sha
 
     def _meaning(self, mirror: Mirror, name: str) -> str:
@@ -149,7 +141,19 @@ class GitCode:
             except CodeUnavailable:
                 if mirror.seen() is None:
                     raise
-            return mirror.history(limit)
+            tip = self._tip()
+            return mirror.history(limit, of=tip if tip and self._is_rewritten(mirror) else None)
+
+    def _is_rewritten(self, mirror: Mirror) -> bool:
+        """Whether what was followed so far has gone from the history of what the ref points at."""
+        tip, seen = self._tip(), mirror.seen()
+        return tip is not None and seen is not None and not mirror.is_ancestor(tip, seen)
+
+    def _accept(self, mirror: Mirror, version: str) -> None:
+        """Somebody has named *version*: where it is on the new history alone, that is the one from here on."""
+        tip, seen = self._tip(), mirror.seen()
+        if tip and seen and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
+            remember(self.home / "tip", seen)
 
     def _tip(self) -> str | None:
         """What the ref pointed at when it was last followed."""
@@ -168,19 +172,20 @@ class GitCode:
     def _at_hand(self, version: str) -> Task | None:
         """The task, where this process has looked at it already and still trusts whom it trusted then."""
         task, trusted = self._ready.get(version, (None, None))
-        return task if task and trusted == self._trust() and Path(task.path).is_dir() else None
+        return task if task and trusted == self._trust and Path(task.path).is_dir() else None
 
     def _task_at(self, programs: Programs, version: str) -> Task:
         if not is_sha(version):
             raise CodeRejected(version, f"{self.source} has full commit SHAs of 40 digits for versions")
         with self._mirror(programs) as mirror:
-            trusted = self._trust()
+            trusted = self._trust
             try:
                 task = self._verified(mirror, programs, version)
             except ObjectDamaged:  # perhaps only here
                 mirror.forget()
                 mirror.prepare()
                 task = self._afresh(mirror, programs, version)
+            self._accept(mirror, version)
             self._hold(version)
             self._ready[version] = (task, trusted)
             return task
@@ -197,7 +202,8 @@ class GitCode:
         if not (directory.is_dir() and mirror.commit(version)):
             self._fetch(mirror, version)
         with mirror.objects() as objects:
-            self._check_signature(mirror, objects, version)
+            if self._signers is not None:
+                self._signers.check(mirror, objects, version)
             try:
                 entries = code_checkout.entries_of(
                     objects, objects.commit(version).tree, self._address.subdirectory
@@ -213,20 +219,6 @@ class GitCode:
         mirror.look()
         if not self._is_on_history(mirror, version):
             raise CodeRejected(version, f"there is no such commit on the history of {self.source}")
-
-    def _check_signature(self, mirror: Mirror, objects: Objects, version: str) -> None:
-        commit = objects.commit(version)
-        if self._signers is None:
-            return
-        if not mirror.is_signed(version, signers=self._signers, ssh_keygen=self._ssh_keygen):
-            raise CodeRejected(version, _why_not_signed(commit.signature))
-        for parent in commit.parents:
-            if objects.commit(parent).when - commit.when > CLOCKS_DIFFER:
-                raise CodeRejected(
-                    version,
-                    f"it says that it was made before {short(parent)}, which it follows: "
-                    "a date that is set back can make an old key look good; commit it again",
-                )
 
     def _check_out(self, objects: Objects, entries: list[Entry], directory: Path) -> None:
         if directory.is_dir():
@@ -261,12 +253,10 @@ class GitCode:
             raise CodeRejected(task.code_version, str(error)) from None
         return task.model_copy(update={"libraries": str(libraries)})
 
+    @property
     def _trust(self) -> object:
         """Changes when the allowed signers do."""
-        if self._signers is None:
-            return None
-        revoked = self._signers.with_name(f"{self._signers.name}.revoked")
-        return [_stamp(file) for file in (self._signers, revoked)]
+        return None if self._signers is None else self._signers.stamp
 
     # --- what is kept ------------------------------------------------------------------------------
 
@@ -335,62 +325,6 @@ def _wait_for(descriptor: int, file: Path, programs: Programs) -> None:
                     str(file.parent), "another process is at work there", remedy="see what holds its lock"
                 ) from None
             time.sleep(0.02)
-
-
-def _tools(signers: Path | None) -> str:
-    """Where ssh-keygen is; raises GitMissing and BadCodeSource where anything is lacking."""
-    try:
-        found = git.version()
-    except git.GitFailed as error:
-        raise GitMissing(f"a repository cannot be followed without git: install it ({error})") from None
-    oldest = OLDEST_GIT if signers is None else OLDEST_GIT_THAT_VERIFIES
-    if found < oldest:
-        raise GitMissing(
-            f"this machine has git {_dotted(found)}, and {_dotted(oldest)} is the first that can "
-            f"{'verify ssh signatures' if signers else 'be used here'}: install a newer one"
-        )
-    if signers is None:
-        return ""
-    if not _names_somebody(signers):
-        raise BadCodeSource(
-            f'{signers} names no allowed signers: write lines as `NAME namespaces="git" ssh-ed25519 …`'
-        )
-    ssh_keygen = shutil.which("ssh-keygen")
-    if ssh_keygen is None:
-        raise GitMissing(
-            "signatures cannot be verified without ssh-keygen: install OpenSSH's client programs"
-        )
-    return ssh_keygen
-
-
-def _names_somebody(signers: Path) -> bool:
-    try:
-        lines = signers.read_text(encoding="utf-8").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        raise BadCodeSource(f"the allowed signers in {signers} cannot be read: {error}") from None
-    return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
-
-
-def _why_not_signed(signature: str) -> str:
-    match signature:
-        case "":
-            return "it is not signed: sign it (git commit -S, with gpg.format ssh)"
-        case "-----BEGIN SSH SIGNATURE-----":
-            return "its signature is not that of an allowed signer whose key was good then"
-        case _:
-            return "it is signed with another kind of key than ssh: sign it with gpg.format ssh"
-
-
-def _stamp(file: Path) -> tuple[int, int, int] | None:
-    try:
-        found = file.stat()
-    except OSError:
-        return None
-    return found.st_mtime_ns, found.st_size, found.st_ino
-
-
-def _dotted(version: tuple[int, int]) -> str:
-    return ".".join(map(str, version))
 
 
 def _release(held: dict[str, int]) -> None:

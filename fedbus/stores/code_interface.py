@@ -48,7 +48,8 @@ class CodeRepository(Protocol):
     async def newest(self) -> str:
         """Ask the repository; the version that the ref points at now.
 
-        Raises CodeUnavailable, and HistoryRewritten until somebody names a commit of the new history (`resolve`).
+        Raises CodeUnavailable, and HistoryRewritten until somebody names a commit of the new history
+        (`resolve`, `task_at`).
         """
 
     async def resolve(self, name: str) -> str:
@@ -58,7 +59,10 @@ class CodeRepository(Protocol):
         """
 
     async def history(self, limit: int = 20) -> list[Commit]:
-        """The latest commits of the ref, newest first; those known here, where the repository is away."""
+        """The latest commits of the ref, newest first; those known here, where the repository is away.
+
+        Of a rewritten history, those that were followed: the new ones, once somebody has named one of them.
+        """
 
     async def task_at(self, version: str) -> Task:
         """The task at *version*: fetched, verified, in a directory of its own, with what it needs installed.

@@ -131,12 +131,13 @@ class Mirror:
         """Whether *old* stands on the history of *new*, or is it."""
         return self._git("merge-base", "--is-ancestor", old, new).code == 0
 
-    def history(self, limit: int) -> list[Commit]:
-        """What leads to what the ref points at, newest first."""
-        if self.seen() is None:
+    def history(self, limit: int, *, of: str | None = None) -> list[Commit]:
+        """What leads to *of*, or else to what the ref points at; newest first."""
+        start = self.commit(of or _SEEN)
+        if start is None:
             return []
         done = self._git(
-            "log", f"--max-count={limit}", "--no-show-signature", "--format=%H%x00%ct%x00%an%x00%s", _SEEN
+            "log", f"--max-count={limit}", "--no-show-signature", "--format=%H%x00%ct%x00%an%x00%s", start
         )
         lines = (
             line.split("\0") for line in self._done(done).out.decode(errors="replace").split("\n") if line
@@ -146,16 +147,15 @@ class Mirror:
             for sha, when, author, subject in lines
         ]
 
-    def is_signed(self, sha: str, *, signers: Path, ssh_keygen: str) -> bool:
-        """Whether one of *signers* has signed the commit, when that key was good. A file beside revokes keys."""
-        revoked = signers.with_name(f"{signers.name}.revoked")
+    def is_signed(self, sha: str, *, signers: Path, revoked: Path, ssh_keygen: str) -> bool:
+        """Whether one of *signers* has signed the commit, when that key was good; *revoked*, if there, has bad keys."""
         settings = [
             "gpg.format=ssh",
             f"gpg.ssh.program={ssh_keygen}",
-            f"gpg.ssh.allowedSignersFile={signers.absolute()}",
+            f"gpg.ssh.allowedSignersFile={signers}",
             "gpg.minTrustLevel=fully",
             *(f"gpg.{other}program=false" for other in ("", "openpgp.", "x509.")),  # no other kind counts
-            *([f"gpg.ssh.revocationFile={revoked.absolute()}"] if revoked.exists() else []),
+            *([f"gpg.ssh.revocationFile={revoked}"] if revoked.exists() else []),
         ]
         return self._git("verify-commit", sha, settings=settings).code == 0
 

@@ -159,8 +159,9 @@ async def test_a_version_is_a_full_sha_and_nothing_else(code: CodeRepository, ve
 # --- a history that is rewritten ---------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("by", ["a person", "the server"])
 async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: Signer, by: str
 ) -> None:
     repository.commit(by=ada)
     old = await code.newest()
@@ -171,8 +172,13 @@ async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
             await code.newest()
         assert (rewritten.value.old, rewritten.value.new) == (old, new)
     assert (await code.task_at(old)).code_version == old  # who is on it stays on it
-    assert await code.resolve(new[:10]) == new
+    assert [one.sha for one in await code.history(limit=1)] == [old]
+    if by == "a person":
+        assert await code.resolve(new[:10]) == new
+    else:
+        assert (await code.task_at(new)).code_version == new
     assert await code.newest() == new
+    assert [one.sha for one in await code.history(limit=1)] == [new]
 
 
 async def test_a_ref_that_goes_back_is_a_rewritten_history_too(
