@@ -1,0 +1,310 @@
+"""Predictions while models change, beside a bare aiohttp handler that runs the same model.
+
+    python -m benchmarks.serving              100,000 predictions through 60 swaps, and both systems in turns
+    python -m benchmarks.serving --help
+
+The model is the MNIST example's; a request is one sample of 784 numbers, as JSON. The server under test runs in a
+process of its own, with everything a device has: checks, the queue, capture into SQLite; each swap takes the whole
+way: the file is read and verified, the model is built, tried on the probe and on the last captured inputs, and
+then changes places with the old one, which drains. *bare* is an aiohttp handler that reads the JSON, runs the model
+and writes the JSON: no checks, no batches, nothing captured.
+
+The load comes from this process, over as many connections as asked, by raw sockets and ready-made requests, so that
+it costs little. Both take turns; printed are medians over the turns, and ratios.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import json
+import os
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from aiohttp import web
+
+from fedbus.agents.inference_phases import Phases
+from fedbus.agents.inference_sayings import Sayings
+from fedbus.agents.inference_server import InferenceServer
+from fedbus.agents.inference_trial import Trials
+from fedbus.app.examples import mnist
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.task import Task
+from fedbus.learning import apps, weights
+from fedbus.learning.predictor import TorchPredictor
+from fedbus.stores.captured import CapturedData
+from fedbus.stores.tasks import read_task
+
+PIXELS = 784
+MODELS = 4
+"""Files that take turns in being served."""
+
+
+@dataclass
+class Turn:
+    """What one turn came to."""
+
+    answered: int = 0
+    failed: int = 0
+    seconds: float = 0.0
+    swaps: int = 0
+    latencies_s: list[float] = field(default_factory=list)
+
+    @property
+    def rate(self) -> float:
+        return self.answered / self.seconds
+
+    def ms(self, share: float) -> float:
+        return 1000 * float(np.quantile(self.latencies_s, share))
+
+
+# --- the two servers, each in a process of its own ------------------------------------------------
+
+
+def the_task() -> Task:
+    return read_task(mnist())
+
+
+def model_files(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
+    """Models of the task's architecture, all different."""
+    make = apps.load_function(Path(task.path), task.table.model)
+    files = []
+    for number in range(1, MODELS + 1):
+        torch.manual_seed(number)
+        path = directory / f"{number}.safetensors"
+        artifact = weights.save(weights.from_torch(make().state_dict()), path)
+        files.append((ModelRef(**artifact.model_dump(), version=number), path))
+    return files
+
+
+async def serve_fedbus(directory: Path) -> None:
+    """Serve, and swap whenever a line comes in."""
+    task = the_task()
+    captured = CapturedData(directory / "captured.db", max_rows=20_000)
+    server = InferenceServer(captured, name=task.id)
+    probe = np.random.default_rng(0).random((8, PIXELS), dtype=np.float32)
+    table = task.table
+    phases = Phases(
+        server.engine,
+        Trials(table.serving, table.capture, database=captured.path, probe=probe),
+        table.serving,
+        Sayings().say,
+        task=task.id,
+        client=client_id("bench"),
+    )
+    files = model_files(directory, task)
+    await phases.first(files[0][0], lambda: TorchPredictor(task, files[0][1]))
+    say(await server.start())
+    async for number in orders():
+        ref, path = files[number % MODELS]
+        began = time.monotonic()
+        await phases.update(ref, lambda path=path: TorchPredictor(task, path))
+        say(f"{time.monotonic() - began:.6f}")
+    await server.stop()
+    await captured.close()
+
+
+async def serve_bare(directory: Path) -> None:
+    """The least that answers the same request with the same model."""
+    task = the_task()
+    predictor = TorchPredictor(task, model_files(directory, task)[0][1])
+
+    async def predict(request: web.Request) -> web.Response:
+        body = await request.json()
+        outputs = predictor.predict(np.asarray(body["inputs"], np.float32))
+        return web.json_response({"outputs": outputs.tolist()})
+
+    application = web.Application()
+    application.router.add_post("/predict", predict)
+    runner = web.AppRunner(application, access_log=None)
+    await runner.setup()
+    await web.TCPSite(runner, "127.0.0.1", 0).start()
+    say(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    async for _ in orders():
+        pass
+    await runner.cleanup()
+
+
+def say(line: str) -> None:
+    print(line, flush=True)
+
+
+async def orders() -> AsyncIterator[int]:
+    """The lines of standard input, counted, until it ends."""
+    reader = asyncio.StreamReader()
+    await asyncio.get_running_loop().connect_read_pipe(
+        lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
+    )
+    number = 0
+    while await reader.readline():
+        number += 1
+        yield number
+
+
+SERVERS = {"fedbus": serve_fedbus, "bare": serve_bare}
+
+
+# --- the load, in this process -----------------------------------------------------------------------
+
+
+class Server:
+    """One of the servers, up."""
+
+    def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
+        self._process = process
+        self.port = port
+
+    async def swap(self) -> float:
+        """Have the model changed; how long it took, in seconds."""
+        assert self._process.stdin
+        assert self._process.stdout
+        self._process.stdin.write(b"swap\n")
+        return float(await self._process.stdout.readline())
+
+
+@asynccontextmanager
+async def up(system: str) -> AsyncIterator[Server]:
+    with tempfile.TemporaryDirectory(prefix="fedbus-bench-") as directory:
+        program = [sys.executable, "-m", "benchmarks.serving", "--serve", system, "--directory", directory]
+        process = await asyncio.create_subprocess_exec(
+            *program,
+            stdin=asyncio.subprocess.PIPE,
+            stdout=asyncio.subprocess.PIPE,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert process.stdin
+        assert process.stdout
+        try:
+            url = (await process.stdout.readline()).decode().strip()
+            yield Server(process, int(url.rpartition(":")[2]))
+        finally:
+            process.stdin.close()
+            await process.wait()
+
+
+def request() -> bytes:
+    """One sample, as JSON, ready for the wire."""
+    pixels = np.random.default_rng(7).integers(0, 256, PIXELS) / 255
+    body = json.dumps({"inputs": [[round(float(one), 4) for one in pixels]]}).encode()
+    head = (
+        "POST /predict HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
+        f"Content-Length: {len(body)}\r\n\r\n"
+    )
+    return head.encode() + body
+
+
+async def ask(port: int, content: bytes, left: list[int], turn: Turn) -> None:
+    """One connection: ask until nothing is left to ask."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    while left[0] > 0:
+        left[0] -= 1
+        began = time.perf_counter()
+        writer.write(content)
+        head = await reader.readuntil(b"\r\n\r\n")
+        length = int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0])
+        body = await reader.readexactly(length)
+        turn.latencies_s.append(time.perf_counter() - began)
+        if head.startswith(b"HTTP/1.1 200") and b"outputs" in body:
+            turn.answered += 1
+        else:
+            turn.failed += 1
+    writer.close()
+
+
+async def load(server: Server, requests: int, connections: int, *, swaps: int = 0) -> Turn:
+    """So many *requests*, and *swaps* of the model spread over them."""
+    turn, left, content = Turn(), [requests], request()
+    began = time.monotonic()
+    swapping = asyncio.create_task(keep_swapping(server, turn, requests, swaps))
+    await asyncio.gather(*(ask(server.port, content, left, turn) for _ in range(connections)))
+    turn.seconds = time.monotonic() - began
+    if swaps:
+        await swapping
+    swapping.cancel()
+    with contextlib.suppress(asyncio.CancelledError):
+        await swapping
+    return turn
+
+
+async def keep_swapping(server: Server, turn: Turn, requests: int, swaps: int) -> None:
+    for number in range(swaps):
+        while turn.answered + turn.failed < requests * number / swaps:  # noqa: ASYNC110 (a count, not an event)
+            await asyncio.sleep(0.005)
+        await server.swap()
+        turn.swaps += 1
+
+
+async def compare(options: argparse.Namespace) -> dict[str, Any]:
+    """All turns, in turns."""
+    turns: dict[str, list[Turn]] = {"bare": [], "steady": [], "swaps": []}
+    async with up("bare") as bare, up("fedbus") as fedbus:
+        for server in (bare, fedbus):
+            await load(server, 2000, options.connections)
+        share = options.requests // options.turns
+        for _ in range(options.turns):
+            turns["bare"].append(await load(bare, share // 2, options.connections))
+            turns["steady"].append(await load(fedbus, share // 2, options.connections))
+            swaps = -(-options.swaps // options.turns)
+            turns["swaps"].append(await load(fedbus, share, options.connections, swaps=swaps))
+    return {name: figures(each) for name, each in turns.items()}
+
+
+def figures(turns: list[Turn]) -> dict[str, Any]:
+    return {
+        "answered": sum(turn.answered for turn in turns),
+        "failed": sum(turn.failed for turn in turns),
+        "swaps": sum(turn.swaps for turn in turns),
+        "per_s": statistics.median(turn.rate for turn in turns),
+        "p50_ms": statistics.median(turn.ms(0.5) for turn in turns),
+        "p99_ms": statistics.median(turn.ms(0.99) for turn in turns),
+    }
+
+
+def show(found: dict[str, Any]) -> None:
+    print(f"{'':<8}{'answered':>10}{'failed':>8}{'swaps':>7}{'per s':>9}{'p50 ms':>9}{'p99 ms':>9}")
+    for name, one in found.items():
+        print(
+            f"{name:<8}{one['answered']:>10}{one['failed']:>8}{one['swaps']:>7}"
+            f"{one['per_s']:>9.0f}{one['p50_ms']:>9.2f}{one['p99_ms']:>9.2f}"
+        )
+    steady, swaps, bare = found["steady"], found["swaps"], found["bare"]
+    print(f"throughput: {steady['per_s'] / bare['per_s']:.0%} of the bare handler's (goal: at least 70 %)")
+    print(f"p99 while models change: {swaps['p99_ms'] / steady['p99_ms']:.2f} × steady (goal: at most 2)")
+    print(f"failed: {swaps['failed']} of {swaps['answered'] + swaps['failed']} (goal: 0)")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--requests", type=int, default=100_000, help="while models change, in all turns together"
+    )
+    parser.add_argument("--swaps", type=int, default=60)
+    parser.add_argument("--turns", type=int, default=4)
+    parser.add_argument("--connections", type=int, default=16)
+    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
+    parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.serve:
+        asyncio.run(SERVERS[options.serve](options.directory))
+        return
+    found = asyncio.run(compare(options))
+    show(found)
+    if options.json:
+        options.json.write_text(json.dumps(found, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
