@@ -17,6 +17,7 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
+from fedbus.agents.captured_training import write_captured
 from fedbus.agents.child import trace_of_parent
 from fedbus.agents.launch import TrainerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
@@ -25,13 +26,13 @@ from fedbus.bus.bus import Bus, Delivery
 from fedbus.contracts.client import Joined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.signals import CLIENT, TASK, TRAIN_DURATION, TRAIN_LOSS, note, record
 from fedbus.learning import records
 from fedbus.learning.apps import BadTask
-from fedbus.learning.client_host import Answer, ClientHost, undelivered
+from fedbus.learning.client_host import Answer, ClientHost, loss_in, undelivered
 from fedbus.learning.content import Parcel, received
 from fedbus.learning.ports import Offer
 from fedbus.learning.records import UnreadableRecords
-from fedbus.stores.captured_rows import snapshot_labelled
 from fedbus.stores.errors import StoreError
 
 CAPTURED_DATA: Final = "captured-data"
@@ -46,7 +47,7 @@ async def main(stop: asyncio.Event) -> int:
     """Train the run that this process was started for."""
     order = order_of_this_process(TrainerOrder)
     otel_context.attach(trace_of_parent())
-    async with Bus.connect(order.nats_url, order.identity("trainer", order.client)) as bus:
+    async with Bus.connect(order.nats_url, order.identity("trainer", order.client), access=order.access) as bus:
         try:
             await first_of(TrainerProcess(bus, order).run(), stop.wait(), bus.lost())
         except BadTask as error:  # the wrapper tells the last line
@@ -123,8 +124,10 @@ class TrainerProcess:
     def _trained(self, message: RoundMessage, data: bytes | memoryview) -> tuple[Answer, Parcel | None]:
         """All that blocks, in one go: each change of threads costs a small round more than its work."""
         content = records.decode(data)
-        with self._phase(message.message_type, message):
+        phase = message.message_type.partition(".")[0]
+        with self._phase(phase, message):
             answer = self._host.handle(message, content, node_config=self._node_config(message))
+        self._measure(phase, answer)
         return answer, None if answer.content is None else Parcel.of(records.encode(answer.content))
 
     def _node_config(self, message: RoundMessage) -> dict[str, Scalar]:
@@ -134,9 +137,9 @@ class TrainerProcess:
         if message.message_type.startswith("train") and database.exists():
             snapshot = database.with_name("captured.npz")
             try:
-                if snapshot_labelled(database, snapshot):
+                if write_captured(self._task, database, snapshot):
                     config[CAPTURED_DATA] = str(snapshot)
-            except StoreError as error:
+            except (StoreError, BadTask) as error:
                 log.warning("trained without captured data", reason=str(error))
         return config
 
@@ -152,6 +155,12 @@ class TrainerProcess:
         self._offers.append(offer)
         if len(self._offers) > OFFERS_KEPT:
             self._offers.popleft().release()
+
+    def _measure(self, phase: str, answer: Answer) -> None:
+        about = {TASK: self._task.id, CLIENT: self._order.client}
+        record(TRAIN_DURATION, answer.train_s, about | {"fedbus.phase": phase})
+        if phase == "train" and (loss := loss_in(answer)) is not None:
+            note(TRAIN_LOSS, loss, about)
 
     def _phase(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
         attributes: dict[str, str | int] = {

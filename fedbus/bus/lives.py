@@ -21,8 +21,9 @@ from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
-from opentelemetry import propagate, trace
+from opentelemetry import trace
 
+from fedbus.bus import tracing
 from fedbus.bus.beside import beside
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import MovedByAnother, PublishRefused
@@ -178,9 +179,7 @@ class Lives:
     async def tell(self, transition: Transition) -> None:
         """Append *transition* to the log: at once by the outbox, or when the bus has taken it."""
         subject = self._subject(transition.kind, transition.thing)
-        carrier: dict[str, str] = {}
-        propagate.inject(carrier)
-        headers = envelop(transition, source=self._bus.source, trace=carrier).headers()
+        headers = envelop(transition, source=self._bus.source, trace=tracing.here()).headers()
         body = pack(transition)
         if self._outbox is None:
             await self._store(subject, headers, body)

@@ -30,6 +30,8 @@ from fedbus.learning.nodes import node_id, run_number
 
 MAX_REASON_CHARS: Final = 1000
 
+LOSSES: Final = ("train_loss", "loss", "train-loss")
+
 log = structlog.get_logger("fedbus.learning")
 
 
@@ -164,3 +166,12 @@ def _failed(asked: RoundMessage, code: int, reason: str, began: float) -> Answer
         error_code=code,
         error_reason=" ".join(reason.split())[:MAX_REASON_CHARS],
     )
+
+
+def loss_in(answer: Answer) -> float | None:
+    """The loss that the app tells of in *answer*, by whichever of the usual names; None where it does not."""
+    for metrics in answer.content.metric_records.values() if answer.content else ():
+        for name in LOSSES:
+            if isinstance(value := metrics.get(name), int | float):
+                return float(value)
+    return None

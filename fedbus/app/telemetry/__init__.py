@@ -22,12 +22,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from fedbus import __version__
+from fedbus.app.telemetry.endpoints import any_named
 from fedbus.app.telemetry.lines import log_to_stderr
 
 if TYPE_CHECKING:
-    from opentelemetry.sdk.resources import Resource
-
     from fedbus.app.telemetry.collector import Collector
+    from fedbus.app.telemetry.kept import Keeper
 
 FLUSH_S: Final = 2.0
 DISABLED: Final = "OTEL_SDK_DISABLED"
@@ -42,10 +43,37 @@ def configured(service: str, *, level: str = "INFO", **about: str) -> Iterator[N
     if os.environ.get(DISABLED, "").strip().lower() == "true":
         yield
         return
+    resource = _resource(service, about)
+    keeper = _keeper(resource)
+    with _collected(resource, keeper) if any_named() else _kept_here(keeper):
+        yield
+
+
+@contextmanager
+def _kept_here(keeper: "Keeper | None") -> Iterator[None]:
+    """Spans on this machine and nowhere else; they have their ids even where none is kept."""
+    from opentelemetry import trace  # noqa: PLC0415
+
+    from fedbus.app.telemetry.light import LightProvider  # noqa: PLC0415
+
+    trace.set_tracer_provider(LightProvider(keeper.take if keeper else lambda _: None))
+    try:
+        yield
+    finally:
+        if keeper:
+            keeper.close()
+
+
+@contextmanager
+def _collected(resource: dict[str, str | int], keeper: "Keeper | None") -> Iterator[None]:
+    """All three signals to a collector, spans on this machine too."""
+    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
+
     from fedbus.app.telemetry.collector import Collector  # noqa: PLC0415  # the SDK takes 0.2 s to import
 
-    collector = Collector(_resource(service, about))
-    _keep_spans(collector)
+    collector = Collector(Resource.create(dict(resource)))
+    if keeper:
+        collector.keep(keeper)
     collector.begin()
     try:
         yield
@@ -53,37 +81,29 @@ def configured(service: str, *, level: str = "INFO", **about: str) -> Iterator[N
         _leave(collector)
 
 
-def _keep_spans(collector: "Collector") -> None:
-    """In a file, too, for `fedbus trace`."""
+def _keeper(resource: dict[str, str | int]) -> "Keeper | None":
     from fedbus.app.settings import BadSetting, Settings  # noqa: PLC0415
-    from fedbus.app.telemetry.kept import KeptSpans  # noqa: PLC0415
+    from fedbus.app.telemetry.kept import Keeper  # noqa: PLC0415
 
     try:
         settings = Settings.from_environment()
     except BadSetting:  # whoever needs them says so
-        return
-    if settings.traces_mb:
-        collector.also(
-            KeptSpans(settings.traces_dir, collector.resource, max_bytes=settings.traces_mb * 2**20)
-        )
+        return None
+    if not settings.traces_mb:
+        return None
+    return Keeper(settings.traces_dir, resource, max_bytes=settings.traces_mb * 2**20)
 
 
-def _resource(service: str, about: dict[str, str]) -> "Resource":
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-
-    from fedbus import __version__  # noqa: PLC0415
-
-    return Resource.create(
-        {
-            "service.name": service,
-            "service.namespace": "fedbus",
-            "service.version": __version__,
-            "service.instance.id": "-".join([*about.values(), platform.node(), str(os.getpid())]),
-            "host.name": platform.node(),
-            "process.pid": os.getpid(),
-            **{f"fedbus.{name}": value for name, value in about.items()},
-        }
-    )
+def _resource(service: str, about: dict[str, str]) -> dict[str, str | int]:
+    return {
+        "service.name": service,
+        "service.namespace": "fedbus",
+        "service.version": __version__,
+        "service.instance.id": "-".join([*about.values(), platform.node(), str(os.getpid())]),
+        "host.name": platform.node(),
+        "process.pid": os.getpid(),
+        **{f"fedbus.{name}": value for name, value in about.items()},
+    }
 
 
 def _leave(collector: "Collector") -> None:

@@ -16,12 +16,13 @@ from opentelemetry.context import get_current
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
+from fedbus.app.telemetry.endpoints import LOGS, METRICS, TRACES, named
+from fedbus.app.telemetry.kept import Keeper, Record
+from fedbus.app.telemetry.light import ids_of
 from fedbus.contracts.signals import SERIES
 
-ENDPOINT: Final = "OTEL_EXPORTER_OTLP_ENDPOINT"
-TRACES, METRICS, LOGS = (f"OTEL_EXPORTER_OTLP_{signal}_ENDPOINT" for signal in ("TRACES", "METRICS", "LOGS"))
 TRY_S: Final = 5.0
 """How long one try to send may take, with all its repeats; OTEL_EXPORTER_OTLP_TIMEOUT overrules it."""
 METRICS_EVERY_S: Final = 15.0
@@ -38,17 +39,17 @@ class Collector:
         self.closes: list[Callable[[], Any]] = [self._spans.shutdown]
         """Each sends what waits of one signal, and ends it."""
         self._exporters: list[Any] = []
-        if _named(TRACES):
+        if named(TRACES):
             self._send_spans()
-        if _named(METRICS):
+        if named(METRICS):
             self._send_metrics()
-        if _named(LOGS):
+        if named(LOGS):
             self._send_lines()
 
-    def also(self, processor: SpanProcessor) -> None:
-        """Let *processor* have every span as well."""
-        self._spans.add_span_processor(processor)
-        self.closes.append(processor.shutdown)  # by itself: it never has to wait for the network
+    def keep(self, keeper: Keeper) -> None:
+        """Let *keeper* have every span as well."""
+        self._spans.add_span_processor(SpansToKeeper(keeper))
+        self.closes.append(keeper.close)  # by itself: it never has to wait for the network
 
     def begin(self) -> None:
         trace.set_tracer_provider(self._spans)
@@ -92,6 +93,41 @@ class Collector:
         logging.getLogger().addHandler(LinesToCollector(provider))
         self._exporters.append(exporter)
         self.closes.append(provider.shutdown)
+
+
+class SpansToKeeper(SpanProcessor):
+    """The SDK's spans, kept on this machine as well."""
+
+    def __init__(self, keeper: Keeper) -> None:
+        self._keeper = keeper
+
+    def on_end(self, span: ReadableSpan) -> None:
+        if span.context is not None and span.context.trace_flags.sampled:
+            self._keeper.take(record_of(span))
+
+    def shutdown(self) -> None:
+        self._keeper.close()
+
+
+def record_of(span: ReadableSpan) -> Record:
+    """What is kept of *span*."""
+    assert span.context is not None
+    trace_id, span_id = ids_of(span.context)
+    return Record(
+        trace_id,
+        span_id,
+        ids_of(span.parent)[1] if span.parent else b"",
+        span.name,
+        span.kind.value + 1,
+        span.start_time or 0,
+        span.end_time or 0,
+        dict(span.attributes or {}),
+        tuple(ids_of(link.context) for link in span.links),
+        tuple((event.name, event.timestamp, dict(event.attributes or {})) for event in span.events),
+        span.status.status_code.value,
+        span.status.description or "",
+        span.instrumentation_scope.name if span.instrumentation_scope else "",
+    )
 
 
 def limits() -> dict[Any, int]:
@@ -139,10 +175,6 @@ class LinesToCollector(logging.Handler):
 
 def _plain(value: object) -> str | bool | int | float:
     return value if isinstance(value, str | bool | int | float) else str(value)
-
-
-def _named(signal: str) -> bool:
-    return bool(os.environ.get(signal) or os.environ.get(ENDPOINT))
 
 
 def _timeout() -> float:

@@ -1,145 +1,165 @@
 """Spans out of the files in which every process of this machine keeps its own (see `kept`).
 
-What cannot be read, such as the torn last line of a machine that lost its power, is passed over.
+What cannot be read, such as the torn last block of a machine that lost its power, is passed over.
 """
 
-import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
-from fedbus.app.telemetry.kept import SUFFIX
-from fedbus.domain.critical_path import Attribute, Traced
+import msgpack
+
+from fedbus.app.telemetry.kept import LENGTH_BYTES, SUFFIX, Record
+from fedbus.domain.critical_path import Traced
 
 FIRST_MOVE: Final = "run • → requested"
 NANO: Final = 1e-9
+FAILED: Final = 2
+"""The status of a span that ended by an exception."""
 
-Document = dict[str, Any]
+Resource = Mapping[str, Any]
+Block = tuple[Resource, list[Record]]
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One trace, as it was kept: OTLP documents that hold its spans and no others."""
+    """One trace, as it was kept, process by process."""
 
     trace_id: str
-    documents: list[Document]
+    blocks: list[Block]
 
     @property
     def processes(self) -> int:
-        return len({json.dumps(one["resource"], sort_keys=True) for one in self._resources()})
+        return len({resource.get("service.instance.id") for resource, _ in self.blocks})
 
     def spans(self) -> list[Traced]:
-        """Its spans; those that came twice count once. Each knows its process by ``service``."""
-        found: dict[str, Traced] = {}
-        for resource in self._resources():
-            service = _attributes(resource["resource"]).get("service.name", "")
-            for scope in resource["scopeSpans"]:
-                for span in scope["spans"]:
-                    found[span["spanId"]] = _traced(span, str(service))
-        return list(found.values())
+        """Its spans. Each knows its process by ``service``."""
+        return [
+            _traced(record, str(resource.get("service.name", "")))
+            for resource, records in self.blocks
+            for record in records
+        ]
 
-    def as_otlp(self) -> Document:
+    def as_otlp(self) -> dict[str, Any]:
         """One OTLP/JSON document of all of it, as Grafana, Jaeger and a collector take it."""
-        return {"resourceSpans": list(self._resources())}
-
-    def _resources(self) -> Iterator[Document]:
-        for document in self.documents:
-            yield from document["resourceSpans"]
+        return {
+            "resourceSpans": [
+                {"resource": {"attributes": _attributes(resource)}, "scopeSpans": _scopes(records)}
+                for resource, records in self.blocks
+            ]
+        }
 
 
 def trace_of_run(directory: Path, run: str) -> str | None:
     """The trace of *run*: where it was begun, else the one that speaks of it most."""
     votes: Counter[str] = Counter()
-    wanted = json.dumps(run).encode()
-    for document in _documents(directory, wanted):
-        for span in _spans(document):
-            if _attributes(span).get("fedbus.run") == run:
-                if span["name"] == FIRST_MOVE:
-                    return str(span["traceId"])
-                votes[span["traceId"]] += 1
+    for _, records in _blocks(directory, run.encode()):
+        for record in records:
+            if record.attributes.get("fedbus.run") == run:
+                if record.name == FIRST_MOVE:
+                    return record.trace_id.hex()
+                votes[record.trace_id.hex()] += 1
     return votes.most_common(1)[0][0] if votes else None
 
 
 def runs_in(directory: Path) -> list[str]:
     """The runs that were begun on this machine and are still kept, the newest last."""
     found: dict[str, int] = {}
-    for document in _documents(directory, FIRST_MOVE.encode()):
-        for span in _spans(document):
-            if span["name"] == FIRST_MOVE:
-                found[str(_attributes(span).get("fedbus.run", ""))] = int(span["startTimeUnixNano"])
+    for _, records in _blocks(directory, FIRST_MOVE.encode()):
+        for record in records:
+            if record.name == FIRST_MOVE:
+                found[str(record.attributes.get("fedbus.run", ""))] = record.start
     return sorted(found, key=lambda run: found[run])
 
 
 def read_trace(directory: Path, trace_id: str) -> Kept:
     """All that is kept of one trace."""
-    return Kept(trace_id, [_only(one, trace_id) for one in _documents(directory, trace_id.encode())])
+    wanted = bytes.fromhex(trace_id)
+    blocks = [
+        (resource, [record for record in records if record.trace_id == wanted])
+        for resource, records in _blocks(directory, wanted)
+    ]
+    return Kept(trace_id, [(resource, records) for resource, records in blocks if records])
 
 
-def _documents(directory: Path, holding: bytes) -> Iterator[Document]:
-    """The lines that hold these bytes, read: most lines are of other traces, and reading them is the work."""
+def _blocks(directory: Path, holding: bytes) -> Iterator[Block]:
+    """The blocks that hold these bytes, read: most are of other traces, and reading them is the work."""
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             with path.open("rb") as file:
-                for line in file:
-                    if holding in line and (document := _document(line)) is not None:
-                        yield document
+                while len(length := file.read(LENGTH_BYTES)) == LENGTH_BYTES:
+                    block = file.read(int.from_bytes(length, "big"))
+                    if holding in block and (found := _unpacked(block)) is not None:
+                        yield found
         except OSError:  # it was dropped for its age meanwhile
             continue
 
 
-def _document(line: bytes) -> Document | None:
+def _unpacked(block: bytes) -> Block | None:
     try:
-        found = json.loads(line)
-    except ValueError:
+        resource, records = msgpack.unpackb(block)
+        return resource, [Record(*record) for record in records]
+    except (ValueError, TypeError, msgpack.UnpackException):
         return None
-    return found if isinstance(found, dict) and "resourceSpans" in found else None
 
 
-def _only(document: Document, trace_id: str) -> Document:
-    resources = []
-    for resource in document["resourceSpans"]:
-        scopes = [
-            {**scope, "spans": [span for span in scope["spans"] if span["traceId"] == trace_id]}
-            for scope in resource["scopeSpans"]
-        ]
-        resources.append({**resource, "scopeSpans": [scope for scope in scopes if scope["spans"]]})
-    return {"resourceSpans": resources}
-
-
-def _spans(document: Document) -> Iterator[Document]:
-    for resource in document["resourceSpans"]:
-        for scope in resource["scopeSpans"]:
-            yield from scope["spans"]
-
-
-def _traced(span: Document, service: str) -> Traced:
+def _traced(record: Record, service: str) -> Traced:
     return Traced(
-        id=span["spanId"],
-        name=span["name"],
-        start=int(span["startTimeUnixNano"]) * NANO,
-        end=int(span["endTimeUnixNano"]) * NANO,
-        parent=span.get("parentSpanId", ""),
-        links=tuple(link["spanId"] for link in span.get("links", ())),
-        attributes={
-            **_attributes(span),
-            "service": service,
-            "failed": span.get("status", {}).get("code") == 2,
-        },
+        id=record.span_id.hex(),
+        name=record.name,
+        start=record.start * NANO,
+        end=record.end * NANO,
+        parent=record.parent_id.hex(),
+        links=tuple(span_id.hex() for _, span_id in record.links),
+        attributes={**record.attributes, "service": service, "failed": record.status == FAILED},
     )
 
 
-def _attributes(of: Document) -> dict[str, Attribute]:
-    return {one["key"]: _value(one["value"]) for one in of.get("attributes", ())}
+# --- OTLP as JSON --------------------------------------------------------------------------------
 
 
-def _value(value: Document) -> Attribute:
-    kind, said = next(iter(value.items()))
-    match kind:
-        case "intValue":
-            return int(said)
-        case "boolValue" | "doubleValue" | "stringValue":
-            return said  # type: ignore[no-any-return]
+def _scopes(records: list[Record]) -> list[dict[str, Any]]:
+    scopes: dict[str, list[dict[str, Any]]] = {}
+    for record in records:
+        scopes.setdefault(record.scope, []).append(_span(record))
+    return [{"scope": {"name": name}, "spans": spans} for name, spans in scopes.items()]
+
+
+def _span(record: Record) -> dict[str, Any]:
+    told: dict[str, Any] = {
+        "traceId": record.trace_id.hex(),
+        "spanId": record.span_id.hex(),
+        "parentSpanId": record.parent_id.hex(),
+        "name": record.name,
+        "kind": record.kind,
+        "startTimeUnixNano": str(record.start),
+        "endTimeUnixNano": str(record.end),
+        "attributes": _attributes(record.attributes),
+        "links": [{"traceId": trace.hex(), "spanId": span.hex()} for trace, span in record.links],
+        "events": [
+            {"name": name, "timeUnixNano": str(when), "attributes": _attributes(about)}
+            for name, when, about in record.events
+        ],
+        "status": {"code": record.status, "message": record.message} if record.status else {},
+    }
+    return {name: value for name, value in told.items() if value or name == "kind"}
+
+
+def _attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
+
+
+def _value(value: object) -> dict[str, Any]:
+    match value:
+        case bool():
+            return {"boolValue": value}
+        case int():
+            return {"intValue": str(value)}
+        case float():
+            return {"doubleValue": value}
+        case list() | tuple():
+            return {"arrayValue": {"values": [_value(one) for one in value]}}
         case _:
-            return str(said)
+            return {"stringValue": str(value)}

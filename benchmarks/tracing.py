@@ -1,0 +1,129 @@
+"""What traces and log lines cost: a round in which nothing is learned, with them and without, in turns.
+
+    python -m benchmarks.tracing [--case 2x0.25 4x10] [--repeat 4] [--json FILE]
+
+*As it comes*: spans are made and kept in FEDBUS_HOME/traces, lines are written at info. *Without*: OpenTelemetry's
+SDK is disabled and nothing is logged. Everything is started anew each time, the order changes each time, so that
+a machine that is busy is busy for both. Printed are medians over all rounds, and their ratio; the exit code is
+1 where it is above the bound. docs/observability.md says what was seen.
+"""
+
+import argparse
+import asyncio
+import json
+import os
+import statistics
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from benchmarks import on_fedbus
+from benchmarks.rounds import Case, SideFailed, load
+from fedbus.agents.tasks import first_of
+from fedbus.app import telemetry
+from fedbus.app.processes import stopping
+
+BOUND: Final = 1.03
+ROUNDS: Final = 60
+SIDES: Final[Mapping[str, Mapping[str, str]]] = {
+    "as it comes": {},
+    "without": {"OTEL_SDK_DISABLED": "true", "FEDBUS_LOG_LEVEL": "critical"},
+}
+
+
+@dataclass
+class Result:
+    """Seconds of each round of one case, by side, repeat after repeat."""
+
+    case: Case
+    seconds: dict[str, list[list[float]]] = field(default_factory=lambda: {side: [] for side in SIDES})
+
+    def median(self, side: str) -> float:
+        return statistics.median(one for repeat in self.seconds[side] for one in repeat)
+
+    @property
+    def ratio(self) -> float:
+        """How many times as long a round takes with traces and lines."""
+        return self.median("as it comes") / self.median("without")
+
+    @property
+    def ratios(self) -> list[float]:
+        """The same of each repeat by itself: how far they are apart is how far to believe them."""
+        pairs = zip(self.seconds["as it comes"], self.seconds["without"], strict=True)
+        return [statistics.median(ours) / statistics.median(bare) for ours, bare in pairs]
+
+    def as_json(self) -> dict[str, Any]:
+        return {"case": str(self.case), "ratio": self.ratio, "ratios": self.ratios, "rounds_s": self.seconds}
+
+
+@contextmanager
+def environment(of_side: Mapping[str, str]) -> Iterator[None]:
+    """Handed on to every process that is started inside."""
+    os.environ.update(of_side)
+    try:
+        yield
+    finally:
+        for name in of_side:
+            del os.environ[name]
+
+
+async def measure(options: argparse.Namespace, results: list[Result]) -> None:
+    for repeat in range(options.repeat):
+        for result in results:
+            for side in list(SIDES)[:: 1 if repeat % 2 else -1]:
+                with tempfile.TemporaryDirectory(
+                    prefix="fedbus-tracing-", ignore_cleanup_errors=True
+                ) as where:
+                    busy = load()
+                    with environment(SIDES[side]):
+                        rounds = await on_fedbus.rounds(result.case, options.rounds, Path(where))
+                result.seconds[side].append(rounds)
+                median = statistics.median(rounds) * 1000
+                print(
+                    f"{repeat + 1}/{options.repeat}  {result.case}  {side:<11}  {median:7.2f} ms  load {busy:.1f}"
+                )
+
+
+async def _until_told(options: argparse.Namespace, results: list[Result]) -> None:
+    with stopping() as stop:
+        await first_of(measure(options, results), stop.wait())
+
+
+def _case(text: str) -> Case:
+    clients, _, mib = text.partition("x")
+    return Case(int(clients), float(mib))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--case", type=_case, nargs="+", default=[Case(2, 0.25), Case(4, 10)], metavar="NxMIB"
+    )
+    parser.add_argument("--repeat", type=int, default=4)
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", type=Path)
+    options = parser.parse_args()
+    telemetry.log_to_stderr(level="ERROR")
+    results = [Result(case) for case in options.case]
+    try:
+        asyncio.run(_until_told(options, results))
+    except SideFailed as failure:
+        print(failure, file=sys.stderr)
+        return 1
+    for result in results:
+        ratios = ", ".join(f"{one:.3f}" for one in result.ratios)
+        medians = " / ".join(f"{result.median(side) * 1000:.2f} ms" for side in SIDES)
+        print(f"{result.case}: {medians} = {result.ratio:.3f} × (each repeat: {ratios})")
+    if options.json:
+        options.json.write_text(json.dumps([result.as_json() for result in results], indent=2) + "\n")
+    return 0 if all(result.ratio <= BOUND for result in results) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,80 @@
+"""Every step that an agent takes, told at debug: entering a method, leaving it, and how.
+
+    @told_step_by_step
+    class Inference: ...
+
+    → Inference._begin(InferStart)
+    ← Inference._begin after 0.012 s
+
+Only names and the classes of what is passed are told, never contents. While the level is above debug a step
+costs one comparison.
+"""
+
+import functools
+import inspect
+import logging
+import time
+from collections.abc import Callable
+from typing import Any, Final, TypeVar
+
+import structlog
+
+LOGGER: Final = "fedbus.steps"
+
+log = structlog.get_logger(LOGGER)
+_switch: Final = logging.getLogger(LOGGER)
+T = TypeVar("T", bound=type)
+
+
+def told_step_by_step(agent: T) -> T:
+    """Have all methods of the class told of; properties and what it inherits are not."""
+    for name, method in list(vars(agent).items()):
+        if inspect.isfunction(method) and not name.startswith("__") and not inspect.isasyncgenfunction(method):
+            wrapped = _async(method) if inspect.iscoroutinefunction(method) else _plain(method)
+            setattr(agent, name, wrapped)
+    return agent
+
+
+def _async(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    async def told(*args: Any, **kwargs: Any) -> Any:
+        if not _switch.isEnabledFor(logging.DEBUG):
+            return await method(*args, **kwargs)
+        began = _entered(method, args)
+        how = "left"
+        try:
+            return await method(*args, **kwargs)
+        except BaseException as error:
+            how = type(error).__name__
+            raise
+        finally:
+            _left(method, began, how)
+
+    return told
+
+
+def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def told(*args: Any, **kwargs: Any) -> Any:
+        if not _switch.isEnabledFor(logging.DEBUG):
+            return method(*args, **kwargs)
+        began = _entered(method, args)
+        how = "left"
+        try:
+            return method(*args, **kwargs)
+        except BaseException as error:
+            how = type(error).__name__
+            raise
+        finally:
+            _left(method, began, how)
+
+    return told
+
+
+def _entered(method: Callable[..., Any], args: tuple[Any, ...]) -> float:
+    log.debug(f"→ {method.__qualname__}", given=[type(one).__name__ for one in args[1:]])
+    return time.monotonic()
+
+
+def _left(method: Callable[..., Any], began: float, how: str) -> None:
+    log.debug(f"← {method.__qualname__}", how=how, seconds=round(time.monotonic() - began, 6))

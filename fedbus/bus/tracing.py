@@ -1,0 +1,103 @@
+"""What the bus tells of itself: a span for each durable message said and each one heard, and how much goes by.
+
+Names and attributes are those of OpenTelemetry's semantic conventions for messaging, and our own; the trace
+travels as W3C writes it. What is not kept, such as a heartbeat, is counted and carries the trace, and is no span.
+"""
+
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager
+from typing import Final
+
+import structlog
+from nats.aio.msg import Msg
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import Span, SpanContext, SpanKind
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
+
+from fedbus.contracts.envelope import Envelope
+from fedbus.contracts.message import Message, Request
+from fedbus.contracts.signals import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record
+
+OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
+"""What each is called in OpenTelemetry's semantic conventions for messaging."""
+KINDS: Final = {"publish": SpanKind.PRODUCER, "request": SpanKind.CLIENT}
+W3C: Final = TraceContextTextMapPropagator()
+"""By itself: the global one looks for baggage too, which nobody here carries."""
+
+tracer = trace.get_tracer("fedbus.bus")
+
+
+def here() -> dict[str, str]:
+    """The current trace, as headers."""
+    carrier: dict[str, str] = {}
+    W3C.inject(carrier)
+    return carrier
+
+
+def span_of(headers: Mapping[str, str]) -> SpanContext | None:
+    """The span in *headers*, where they name one."""
+    span = trace.get_current_span(W3C.extract(headers, Context())).get_span_context()
+    return span if span.is_valid else None
+
+
+def said(message: Message, subject: str, operation: str, id: str, who: str) -> AbstractContextManager[Span]:
+    """The span of saying or asking something."""
+    return tracer.start_as_current_span(
+        f"{operation} {message.word}",
+        kind=KINDS[operation],
+        attributes=_attributes(message, subject, operation, id, who),
+    )
+
+
+@contextmanager
+def continued(envelope: Envelope, operation: str, message: Message, subject: str, who: str) -> Iterator[None]:
+    """The trace of the sender goes on; log lines in it name the event."""
+    attributes = _attributes(message, subject, operation, envelope.id, who)
+    if operation == "process":
+        attributes["messaging.consumer.group.name"] = who
+    with (
+        tracer.start_as_current_span(
+            f"{operation} {message.word}",
+            W3C.extract(envelope.trace),
+            kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
+            attributes=attributes,
+        ),
+        structlog.contextvars.bound_contextvars(event_id=envelope.id),
+    ):
+        yield
+
+
+def counted(message: Message, direction: str, size_bytes: int) -> None:
+    """So much was sent (``transmit``) or came (``receive``)."""
+    about = {"fedbus.word": message.word, "network.io.direction": direction}
+    add(MESSAGES, about)
+    add(MESSAGE_IO, about, size_bytes)
+
+
+def heard(message: Message, envelope: Envelope, raw: Msg) -> None:
+    """How old it is and whether it came before; two clocks may disagree, but no event is from the future."""
+    about = {"fedbus.word": message.word}
+    record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), about)
+    if raw.metadata.num_delivered > 1:
+        add(REDELIVERIES, about)
+    counted(message, "receive", len(raw.data))
+
+
+def _attributes(message: Message, subject: str, operation: str, id: str, who: str) -> dict[str, str | int]:
+    attributes: dict[str, str | int] = {
+        "messaging.system": "nats",
+        "messaging.operation.name": operation,
+        "messaging.operation.type": OPERATION_TYPES[operation],
+        "messaging.destination.name": subject,
+        "messaging.message.id": id,
+        "messaging.client.id": who,
+        "fedbus.word": message.word,
+        "fedbus.task": message.task,
+        "fedbus.about": message.about,
+    }
+    for name in ("run", "round", "client"):
+        if (value := getattr(message, name, None)) is not None:
+            attributes[f"fedbus.{name}"] = value
+    return attributes
