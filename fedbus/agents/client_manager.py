@@ -4,19 +4,24 @@
 
 Its lifecycle has one possible owner, so it moves even when the bus is away. It holds no weights
 and runs no code of the task: models are files, the inference agent serves them, the FL client
-trains. What it says to them goes over the bus like everything else.
+trains. What it says to them goes over the bus like everything else. It alone decides when the
+device changes to other code: between two runs, when that code is fetched and checked (`device_code`)
+and the inference agent answers with it.
 """
 
 import asyncio
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 import structlog
 
 from fedbus.agents import traces
+from fedbus.agents.device_code import KEPT, Check, DeviceCode, NotReady
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
@@ -35,10 +40,10 @@ from fedbus.contracts.client import (
     InferStart,
     InferUpdate,
 )
-from fedbus.contracts.code import CodePublished
+from fedbus.contracts.code import CodePublished, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
-from fedbus.contracts.model import BlobRef, ModelRef
+from fedbus.contracts.model import BlobRef, ModelRef, Seal
 from fedbus.contracts.server import (
     Enroll,
     GetServerInfo,
@@ -50,9 +55,14 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.task import Task
 from fedbus.domain.participation import can_wait, reason_to_decline, short
+from fedbus.stores.code import CodeRepository, FixedCode
+from fedbus.stores.errors import StoreError
+from fedbus.stores.signing import TrustedKeys
 
 BOOTSTRAP_S: Final = 300.0
 APPLY_S: Final = 120.0
+SYNC_S: Final = 900.0
+"""How long new code may take to be fetched, installed and checked, before the device stays on the old one."""
 FETCH_ATTEMPTS: Final = 5
 SPARE_S: Final = 60.0
 """What a run may take beyond its recruiting and its rounds, before the client gives up on it."""
@@ -60,12 +70,23 @@ APPLYING: Final = "the model is applied"
 LEARNING: Final = "the run ends"
 AGAIN: Final = "try the model again"
 AWAITED: Final = "the run's model comes"
+SYNCING: Final = "the code is got ready"
 
 log = structlog.get_logger("fedbus.client_manager")
 
 
 class BootstrapFailed(Exception):
     """The client could not begin: no server, no model, or it was turned away. The supervisor starts it anew."""
+
+
+@dataclass(frozen=True)
+class _Offered:
+    """A model that the server has named, and how its word ranks among others."""
+
+    model: ModelRef
+    blob: BlobRef
+    term: int
+    seal: Seal | None
 
 
 class ClientManager:
@@ -79,17 +100,33 @@ class ClientManager:
         *,
         directory: Path,
         outbox: Outbox,
+        code: CodeRepository | None = None,
+        check: Check | None = None,
+        labels: Mapping[str, str] | None = None,
+        trusted: TrustedKeys | None = None,
         bootstrap_s: float = BOOTSTRAP_S,
     ) -> None:
         self._bus = bus
-        self._task = task
+        self._id = task.id
         self._client = client
+        self._labels = dict(labels or {})
+        self._trusted = trusted
+        self._code = DeviceCode(
+            code or FixedCode(Path(task.path)),
+            task,
+            client=client,
+            labels=self._labels,
+            check=check,
+            kept=directory / KEPT,
+        )
+        self._prepared: Task | None = None
+        """Code that waits for the inference agent to answer with it."""
         self._directory = directory
         self._outbox = outbox
         self._bootstrap_s = bootstrap_s
         self._turn = asyncio.Lock()
         self._invitation: UpdateReady | None = None
-        self._newest: tuple[ModelRef, BlobRef] | None = None
+        self._newest: _Offered | None = None
         self._served: ModelRef | None = None
         self._attempt = 0
         self._failures: Counter[str] = Counter()
@@ -104,14 +141,15 @@ class ClientManager:
             await until(stop, self._live(lives))
 
     async def _live(self, lives: Lives) -> None:
-        facts = ClientFacts(task=self._task.id, client=self._client, code_version=self._task.code_version)
+        own: dict[str, Any] = {"code_version": self._code.version, "labels": self._labels}
+        facts = ClientFacts(task=self._id, client=self._client, **own)
         self._life = await lives.of(CLIENT, facts)
         if self._life.born and self._life.state is not ClientState.S0:
-            await self._life.move("restarted", run=None, code_version=self._task.code_version)
+            await self._life.move("restarted", run=None, **own)
         elif not self._life.born:
             await self._life.bear("started")
         await self._enroll()
-        async with self._bus.listen("client-manager", task=self._task.id) as inbox:
+        async with self._bus.listen("client-manager", task=self._id) as inbox:
             await self._bootstrap()
             await self._hear_all(inbox)
 
@@ -122,7 +160,7 @@ class ClientManager:
     # --- beginning -----------------------------------------------------------------------------
 
     async def _enroll(self) -> None:
-        request = Enroll(task=self._task.id, client=self._client)
+        request = Enroll(task=self._id, client=self._client, labels=self._labels)
         try:
             async with asyncio.timeout(self._bootstrap_s):
                 await ask_until_answered(self._bus, request)
@@ -137,24 +175,40 @@ class ClientManager:
         except TimeoutError as error:
             await self._give_up(error)
         else:
-            await self._life.move("model_fetched", model=model)
+            await self._life.move("model_fetched", model=model, code_version=self._code.version)
             await self._have_served(InferStart, model, path)
 
     async def _first_model(self) -> tuple[ModelRef, Path]:
+        """The model that is served now, and before it the code that it belongs to."""
         attempt = 0
         while True:
             try:
-                info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._task.id))
-                assert info.model is not None
-                assert info.blob is not None
-                return info.model, await self._fetch(info.model, info.blob)
-            except (RequestRefused, BlobUnavailable, BlobCorrupt) as error:
-                log.info("no model yet", reason=str(error))
+                info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._id))
+                await self._first_code(info)
+                offered = _offered(info)
+                assert offered is not None
+                self._check_seal(offered)
+                self._newest = offered
+                return offered.model, await self._fetch(offered.model, offered.blob)
+            except (RequestRefused, BlobUnavailable, BlobCorrupt, StoreError) as error:
+                log.warning("no model yet", reason=str(error))
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
 
+    async def _first_code(self, info: ServerInfo) -> None:
+        """Who was away while the code changed catches up before anything else; where that fails, with the old."""
+        self._code.plan = info.code
+        if (version := self._code.wanted) is None:
+            return
+        try:
+            await self._code.switch(await self._code.get_ready(version))
+        except NotReady as error:
+            await self._refuse_code(version, str(error))
+        else:
+            await self._say_code_ready()
+
     async def _give_up(self, error: Exception) -> None:
-        reason = str(error) or f"no server of {self._task.id} answered within {self._bootstrap_s:g} s"
+        reason = str(error) or f"no server of {self._id} answered within {self._bootstrap_s:g} s"
         await self._life.move("bootstrap_failed", reason=reason)
         raise BootstrapFailed(f"client {self._client} cannot begin: {reason}")
 
@@ -174,7 +228,7 @@ class ClientManager:
                 case InferRefused():
                     await self._infer_refused(message)
                 case FinTrain() if self._learns(message.run):
-                    await self._fin_train()
+                    await self._fin_train(message)
                 case FailTrain() if self._learns(message.run):
                     event = "trainer_lost" if message.trainer_lost else "fail_train"
                     await self._leave_run(event, message.reason)
@@ -200,7 +254,7 @@ class ClientManager:
         reason = reason_to_decline(
             invitation,
             state=self._state,
-            code_version=self._task.code_version,
+            code_version=self._code.version,
             failures=self._failures[invitation.run],
             now=datetime.now(UTC),
         )
@@ -209,7 +263,7 @@ class ClientManager:
                 await self._join(invitation)
             else:
                 await self._bus.publish(
-                    Declined(task=self._task.id, client=self._client, run=invitation.run, reason=reason)
+                    Declined(task=self._id, client=self._client, run=invitation.run, reason=reason)
                 )
 
     async def _join(self, invitation: UpdateReady) -> None:
@@ -220,7 +274,7 @@ class ClientManager:
         self._timers.at(LEARNING, deadline, self._run_took_too_long)
         await self._bus.publish(
             ClientStart(
-                task=self._task.id,
+                task=self._id,
                 client=self._client,
                 run=invitation.run,
                 plan=plan,
@@ -242,12 +296,14 @@ class ClientManager:
         await self._life.move(event, reason=reason, run=None)
         await self._serving()
 
-    async def _fin_train(self) -> None:
-        """The run is over: what it came to is published, or will be in a moment."""
+    async def _fin_train(self, message: FinTrain) -> None:
+        """The run is over: what it came to is published, or will be in a moment, unless it is kept back."""
         self._timers.cancel(LEARNING)
         await self._life.move("fin_train", run=None)
         if self._has_newer():
             await self._apply_newest()
+        elif not message.new_model:
+            await self._back_to_serving("no_new_model", "what the run came to is kept back")
         else:
             self._timers.after(AWAITED, APPLY_S, self._no_new_model)
 
@@ -255,7 +311,9 @@ class ClientManager:
 
     async def _model_published(self, message: ModelPublished) -> None:
         """Remember it; take it up now, unless something else is under way."""
-        self._newest = (message.model, message.blob)
+        offered = _Offered(message.model, message.blob, message.term, message.seal)
+        if self._newest is None or offered.term >= self._newest.term:
+            self._newest = offered
         if not self._has_newer():
             return
         if self._state is ClientState.SERVING:
@@ -265,22 +323,29 @@ class ClientManager:
             await self._apply_newest()
 
     def _has_newer(self) -> bool:
+        """Whether another model than the one in service has been named since. Its version may well be a lower one."""
         model = self._life.facts.model
-        return self._newest is not None and (model is None or self._newest[0].version != model.version)
+        return self._newest is not None and (model is None or self._newest.model.version != model.version)
 
     async def _apply_newest(self) -> None:
         """Fetch the newest model and hand it to the inference agent; without it the old one goes on."""
         assert self._newest is not None
         self._timers.cancel(AWAITED)
-        model, blob = self._newest
+        model = self._newest.model
         self._aim_at(model)
         try:
-            path = await self._fetch_anyhow(model, blob)
-        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoAnswer) as error:
+            self._check_seal(self._newest)
+            path = await self._fetch_anyhow(model, self._newest.blob)
+        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoAnswer, StoreError) as error:
             await self._keep_the_old(str(error))
         else:
             self._timers.after(APPLYING, APPLY_S, self._not_applied)
             await self._have_served(InferUpdate, model, path)
+
+    def _check_seal(self, offered: _Offered) -> None:
+        """Raises StoreError where keys are trusted here and none of them has signed this model."""
+        if self._trusted is not None:
+            self._trusted.check(self._id, offered.model, offered.seal)
 
     async def _fetch_anyhow(self, model: ModelRef, blob: BlobRef) -> Path:
         """The model's file; where the giver has gone meanwhile, from the one that the server names now."""
@@ -290,33 +355,50 @@ class ClientManager:
             except (BlobUnavailable, BlobCorrupt) as error:
                 log.warning("the model was not fetched", version=model.version, reason=str(error))
                 await asyncio.sleep(backoff(attempt))
-                info: ServerInfo = await self._bus.request(GetServerInfo(task=self._task.id))
+                info: ServerInfo = await self._bus.request(GetServerInfo(task=self._id))
                 if info.model == model and info.blob is not None:
                     blob = info.blob
         return await self._fetch(model, blob)
 
     async def _fetch(self, model: ModelRef, blob: BlobRef) -> Path:
         """The model as a file of this client; fetched once, verified while it comes."""
-        path = self._directory / "models" / f"{model.sha256}.safetensors"
+        path = self._path_of(model)
         if not await asyncio.to_thread(path.exists):
             await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
             await self._bus.blobs.fetch_to(blob, path)
         return path
 
     async def _have_served(self, word: type[InferStart], model: ModelRef, path: Path) -> None:
-        await self._bus.publish(word(task=self._task.id, client=self._client, model=model, path=str(path)))
+        await self._bus.publish(
+            word(
+                task=self._id,
+                client=self._client,
+                model=model,
+                path=str(path),
+                code_version=(self._prepared or self._code.task).code_version,
+            )
+        )
+
+    def _path_of(self, model: ModelRef) -> Path:
+        return self._directory / "models" / f"{model.sha256}.safetensors"
 
     def _awaits(self, model: ModelRef) -> bool:
         """Whether it is this model that is to be applied: a word about an earlier one may come twice."""
         return self._state is ClientState.PENDING_APPLICATION and self._life.facts.model == model
 
     async def _infer_ready(self, message: InferReady) -> None:
-        if self._awaits(message.model) and not self._timers.waits(AGAIN):
+        if self._prepares(message.code_version):
+            assert self._prepared is not None
+            await self._code_is_ready(self._prepared)
+        elif self._awaits(message.model) and not self._timers.waits(AGAIN):
             self._attempt = 0
             self._served = message.model
             await self._back_to_serving("infer_ready", model=message.model)
 
     async def _infer_refused(self, message: InferRefused) -> None:
+        if self._prepares(message.code_version):
+            await self._code_refused(message.code_version, message.reason)
+            return
         if not self._awaits(message.model):
             return
         log.warning("the model was refused", version=message.model.version, reason=message.reason)
@@ -362,10 +444,13 @@ class ClientManager:
     # --- serving ------------------------------------------------------------------------------------------
 
     async def _serving(self) -> None:
-        """Now that nothing is under way: a newer model first, then a run that waits for clients."""
+        """Now that nothing is under way: other code first, then a newer model, then a run that waits for clients."""
+        if (version := self._code.wanted) is not None:
+            await self._sync(version)
+            return
         if self._has_newer():
             assert self._newest is not None
-            await self._life.move("model_published", model=self._newest[0])
+            await self._life.move("model_published", model=self._newest.model)
             await self._apply_newest()
             return
         invitation, self._invitation = self._invitation, None
@@ -377,7 +462,7 @@ class ClientManager:
     async def _open_run(self) -> UpdateReady | None:
         """The run that takes in clients now: who was away when it was told of may still join."""
         try:
-            status: HealthStatus = await self._bus.request(HealthCheck(task=self._task.id))
+            status: HealthStatus = await self._bus.request(HealthCheck(task=self._id))
         except (NoAnswer, RequestRefused):
             return None
         return status.open_run
@@ -385,14 +470,99 @@ class ClientManager:
     # --- code -----------------------------------------------------------------------------------------------
 
     async def _code_published(self, message: CodePublished) -> None:
-        """Whether this client's code is the one that the server trains now."""
-        if self._state is not ClientState.SERVING:
-            return
-        await self._life.move("code_published")
-        ours = self._task.code_version
-        if message.code_version == ours:
-            await self._life.move("code_ready", code_version=ours)
+        """Which code belongs where, from now on: at once where nothing is under way, else when that is over."""
+        self._code.plan = message.plan
+        if message.candidate == self._code.version:
+            await self._say_code_ready()  # the server may have lost count
+        elif (reason := self._code.refused.get(message.candidate)) is not None:
+            await self._refuse_code(message.candidate, reason)
+        if self._state is ClientState.SERVING:
+            await self._serving()
+
+    async def _sync(self, version: str) -> None:
+        deadline = datetime.now(UTC) + timedelta(seconds=SYNC_S)
+        await self._life.move("code_published", reason=f"code {short(version)}", deadline=deadline)
+        self._timers.after(SYNCING, 0, partial(self._get_code_ready, version))
+
+    async def _get_code_ready(self, version: str) -> None:
+        """Outside the turn, since it may take minutes: the device serves and hears all the while."""
+        try:
+            async with asyncio.timeout(SYNC_S):
+                task = await self._code.get_ready(version)
+        except (NotReady, TimeoutError) as error:
+            reason = str(error) or f"it was not ready within {SYNC_S:g} s"
+            async with self._turn:
+                await self._code_refused(version, reason)
         else:
-            reason = f"the server is on code {short(message.code_version)}, this client on {short(ours)}"
-            await self._life.move("code_refused", reason=reason)
-        await self._serving()
+            async with self._turn:
+                await self._code_fetched(task)
+
+    async def _code_fetched(self, task: Task) -> None:
+        """The last test of new code is that the inference agent answers with it, unless it is for other models."""
+        assert self._code.plan is not None
+        if self._served is None or self._code.plan.new_lineage:
+            await self._code_is_ready(task)
+            return
+        self._prepared = task
+        self._timers.after(APPLYING, APPLY_S, self._code_not_applied)
+        await self._have_served(InferUpdate, self._served, self._path_of(self._served))
+
+    def _prepares(self, version: str) -> bool:
+        """Whether it is code of this *version* that the inference agent is asked about."""
+        prepared = self._prepared
+        return (
+            self._state is ClientState.SYNCING and prepared is not None and prepared.code_version == version
+        )
+
+    async def _code_not_applied(self) -> None:
+        async with self._turn:
+            if self._state is ClientState.SYNCING and self._prepared is not None:
+                reason = f"the inference agent did not answer within {APPLY_S:g} s"
+                await self._code_refused(self._prepared.code_version, reason)
+
+    async def _code_is_ready(self, task: Task) -> None:
+        """Between two runs, and nothing under way: the device changes over."""
+        self._prepared = None
+        await self._code.switch(task)
+        await self._say_code_ready()
+        await self._ask_what_is_served()
+        await self._back_to_serving("code_ready", code_version=task.code_version)
+
+    async def _ask_what_is_served(self) -> None:
+        """A model that did not fit the old code may fit this one."""
+        try:
+            info: ServerInfo = await self._bus.request(GetServerInfo(task=self._id))
+        except (NoAnswer, RequestRefused):
+            return
+        self._newest = _offered(info) or self._newest
+
+    async def _code_refused(self, version: str, reason: str) -> None:
+        self._prepared = None
+        await self._refuse_code(version, reason)
+        await self._back_to_serving("code_refused", f"code {short(version)}: {reason}"[:1000])
+
+    async def _refuse_code(self, version: str, reason: str) -> None:
+        """Say it, and do not try again by ourselves."""
+        log.warning("new code is refused", code=version, reason=reason)
+        self._code.refused[version] = reason
+        await self._bus.publish(
+            CodeRefused(
+                task=self._id,
+                client=self._client,
+                code_version=version,
+                reason=reason[:500],
+                stays_on=self._code.version,
+            )
+        )
+
+    async def _say_code_ready(self) -> None:
+        await self._bus.publish(
+            CodeReady(task=self._id, client=self._client, code_version=self._code.version)
+        )
+
+
+def _offered(info: ServerInfo) -> _Offered | None:
+    """The model that is served, as the server's answer has it."""
+    if info.model is None or info.blob is None:
+        return None
+    return _Offered(info.model, info.blob, info.term, info.seal)

@@ -10,7 +10,7 @@ run goes on without this client.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -36,6 +36,7 @@ from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.server import ServerClosed
 from fedbus.contracts.task import Task
+from fedbus.stores.errors import StoreError
 
 HEARTBEAT_S: Final = 2.0
 GOODBYE_S: Final = 5.0
@@ -52,7 +53,10 @@ class _Training:
 
 
 class FlowerClient:
-    """One client's trainer in one task. *order* makes what a training process is told; its log goes to *logs*."""
+    """One client's trainer in one task. Its log goes to *logs*.
+
+    *order* makes what a training process is told, of the run's own code; raises StoreError where that is not here.
+    """
 
     def __init__(
         self,
@@ -60,7 +64,7 @@ class FlowerClient:
         task: Task,
         client: ClientId,
         *,
-        order: Callable[[ClientStart], TrainerOrder],
+        order: Callable[[ClientStart], Awaitable[TrainerOrder]],
         outbox: Outbox,
         logs: Path,
     ) -> None:
@@ -137,12 +141,14 @@ class FlowerClient:
         if self._state is FlClientState.TRAINING and closed.outcome == "finished":
             await self._life.move("run_finished")
             await self._end_training()
-            await self._report(closed.run, closed.rounds)
+            await self._report(closed.run, closed.rounds, new_model=closed.new_model)
         else:
             await self._fail(f"the run {closed.outcome}: {closed.reason or 'before it needed this client'}")
 
-    async def _report(self, run: str, rounds: int) -> None:
-        await self._bus.publish(FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds))
+    async def _report(self, run: str, rounds: int, *, new_model: bool = True) -> None:
+        await self._bus.publish(
+            FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds, new_model=new_model)
+        )
         await self._life.move("reported", run=None)
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
@@ -171,15 +177,15 @@ class FlowerClient:
     async def _watch(self, start: ClientStart, stop: asyncio.Event) -> None:
         """The life of one training process; its end without our asking is a failure of this client alone."""
         log_file = self._logs / f"{start.run}.log"
-        environment = self._order(start).environment()
-        child = ChildProcess(
-            f"trainer of {start.run}", *child_command("trainer"), environment=environment, output=log_file
-        )
         try:
+            environment = (await self._order(start)).environment()
+            child = ChildProcess(
+                f"trainer of {start.run}", *child_command("trainer"), environment=environment, output=log_file
+            )
             async with child:
                 await first_of(child.ended(), stop.wait(), self._beat(start.run))
                 code = child.returncode
-        except ChildNotStarted as error:
+        except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:
             reason = f"the trainer {how_it_ended(code or 0)}: {last_words(log_file, 1)}"

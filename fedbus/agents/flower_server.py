@@ -13,9 +13,10 @@ from pathlib import Path
 import structlog
 
 from fedbus import __version__
-from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, last_words
-from fedbus.agents.launch import InitOrder, Order, ServerOrder, child_command
-from fedbus.agents.tasks import first_of
+from fedbus.agents.child import ChildProcess, last_words
+from fedbus.agents.code_check import CheckFailed, check
+from fedbus.agents.launch import CheckOrder, InitOrder, Order, ServerOrder, child_command
+from fedbus.agents.launcher import ChildLauncher, Launcher
 from fedbus.bus.bus import Bus, Handler
 from fedbus.contracts.code import CheckCode
 from fedbus.contracts.message import Body, Refused, Request
@@ -33,6 +34,7 @@ from fedbus.contracts.server import (
     StartServer,
     StopServer,
 )
+from fedbus.stores.code import CodeRepository, FixedCode
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore
 
@@ -49,13 +51,27 @@ class _Running:
 
 
 class FlowerServer:
-    """Starts and ends the processes that run the task's server-side code. Logs go to *logs*."""
+    """Starts and ends the processes that run the task's server-side code. Logs go to *logs*.
 
-    def __init__(self, bus: Bus, order: Order, models: ModelStore, *, logs: Path) -> None:
+    *launcher*: where the ServerApps of runs are at work; left out: in child processes.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        order: Order,
+        models: ModelStore,
+        *,
+        logs: Path,
+        code: CodeRepository | None = None,
+        launcher: Launcher | None = None,
+    ) -> None:
         self._bus = bus
         self._order = order
         self._models = models
+        self._code = code or FixedCode(Path(order.task.path))
         self._logs = logs
+        self._launcher = launcher or ChildLauncher(logs)
         self._running: _Running | None = None
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
@@ -70,6 +86,7 @@ class FlowerServer:
             CheckCode: self._check_code,
         }
         await self._bus.make_streams()
+        await self._launcher.sweep()
         async with asyncio.TaskGroup() as self._group:
             async with self._bus.serve(answers, task=self._order.task.id, version=__version__):
                 await self._tell_of_the_one_before()
@@ -77,10 +94,29 @@ class FlowerServer:
                 await stop.wait()
             await self._end_running()
 
-    async def _init_model(self, _: InitModel) -> Body:
+    async def _order_at(self, version: str) -> Order:
+        """The order for the task's code at *version*; empty: as it was when we started. Raises StoreError."""
+        if version in ("", self._order.task.code_version):
+            return self._order
+        return self._order.model_copy(update={"task": await self._code.task_at(version)})
+
+    async def _check_code(self, request: CheckCode) -> Body:
+        """Import the code and build its model in a process, beside whatever runs."""
+        try:
+            at = await self._order_at(request.code_version)
+            order = CheckOrder(**dict(at), store=self._models.url, like=request.like, server_side=True)
+            return await check(order, log_file=self._logs / "check.log")
+        except (StoreError, CheckFailed) as error:
+            return Refused(reason=str(error))
+
+    async def _init_model(self, request: InitModel) -> Body:
         """Build the model in a process: torch is loaded there and gone with it."""
         log_file = self._logs / "init.log"
-        order = InitOrder(**dict(self._order), store=self._models.url)
+        try:
+            at = await self._order_at(request.code_version)
+        except StoreError as error:
+            return Refused(reason=str(error))
+        order = InitOrder(**dict(at), store=self._models.url)
         command = child_command("init")
         async with ChildProcess(
             "model builder", *command, environment=order.environment(), output=log_file
@@ -90,28 +126,31 @@ class FlowerServer:
             return Refused(reason=f"the first model was not built: {last_words(log_file, 1)}")
         return ModelInitialised(artifact=Artifact.model_validate_json(last_words(log_file, 1)))
 
-    async def _check_code(self, _: CheckCode) -> Body:
-        return Refused(reason="this fedbus cannot do that yet")
-
     async def _start(self, request: StartServer) -> Body:
         await self._end_running()  # who opens a run is done with the one before
         await self._bus.forget(GRID, task=self._order.task.id)  # what was said to an earlier run's server
         try:
-            initial = await self._models.path_of(request.artifact.sha256)
+            initial = await self._initial(request.artifact)
+            at = await self._order_at(request.code_version)
         except StoreError as error:
             return Refused(reason=str(error))
         order = ServerOrder(
-            **dict(self._order),
+            **dict(at),
             run=request.run,
             plan=request.plan,
             first_round=request.first_round,
-            initial=str(initial),
+            initial=initial,
+            initial_sha256=request.artifact.sha256,
             store=self._models.url,
         )
         stop = asyncio.Event()
         watch = self._group.create_task(self._watch(order, stop), name=f"Flower server of {request.run}")
         self._running = _Running(request.run, watch, stop)
         return ServerStarting()
+
+    async def _initial(self, artifact: Artifact) -> str:
+        """The file with the model that a run begins with; empty where the ServerApp fetches it for itself."""
+        return str(await self._models.path_of(artifact.sha256)) if self._launcher.shares_files else ""
 
     async def _stop(self, request: StopServer) -> Body:
         if self._running is not None and self._running.run == request.run:
@@ -141,22 +180,9 @@ class FlowerServer:
             self._running = None
 
     async def _watch(self, order: ServerOrder, stop: asyncio.Event) -> None:
-        """The life of one process; its end without a word is told."""
-        log_file = self._logs / f"{order.run}.log"
-        command = child_command("server")
-        child = ChildProcess(
-            f"Flower server of {order.run}", *command, environment=order.environment(), output=log_file
-        )
-        try:
-            async with child:
-                await first_of(child.ended(), stop.wait())
-                code = child.returncode
-        except ChildNotStarted as error:
-            await self._tell_lost(order.run, str(error))
-        else:
-            if code not in (None, 0) and not stop.is_set():
-                reason = f"the Flower server {how_it_ended(code)}: {last_words(log_file, 1)}"
-                await self._tell_lost(order.run, reason)
+        """The life of one run's server; its end without a word is told."""
+        if lost := await self._launcher.run(order, stop):
+            await self._tell_lost(order.run, lost)
 
     async def _tell_lost(self, run: str, reason: str) -> None:
         log.warning("the Flower server is lost", run=run, reason=reason)

@@ -7,29 +7,33 @@ time, so a decision is never interrupted half-way.
     scheduler –open_run→ recruiting –quorum_reached→ training –run_finished→ publishing → waiting
 
 It runs no code of the task and holds no weights: the Flower server does the first, the model
-repository and the blobs the second.
+repository and the blobs the second. Which code is whose stands in `rollouts`, which model is served
+and why in `versions` and `promotions`; all three decide in the manager's turn.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import structlog
 
 from fedbus import __version__
 from fedbus.agents import traces
+from fedbus.agents.promotions import Promotions
+from fedbus.agents.rollouts import Rollouts
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
-from fedbus.agents.versions import Versions
+from fedbus.agents.versions import Served, Versions
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import Joined
-from fedbus.contracts.code import CodePublished, LookForCode, RevertCode, RollOutCode
+from fedbus.contracts.code import CheckCode, CodeChecked, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import client_id
-from fedbus.contracts.message import Body, Message, Refused, Request
-from fedbus.contracts.model import Artifact, Manifest
+from fedbus.contracts.message import Body, Message, Refused
+from fedbus.contracts.model import Artifact, ModelRef
 from fedbus.contracts.server import (
     SERVER,
     BeginTraining,
@@ -60,16 +64,19 @@ from fedbus.contracts.server import (
     UpdateReady,
 )
 from fedbus.contracts.task import Task
-from fedbus.contracts.versions import PromoteModel, RollBackModel, StartLineage
 from fedbus.domain.recovery import GiveUp, after_server_lost
+from fedbus.domain.rollout import Trial
+from fedbus.stores.code import CodeRepository, FixedCode
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore
+from fedbus.stores.signing import Signer
 
 PUBLISH_S = 120.0
 """How long a finished run's model may wait for the model repository before it is given up."""
 START_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 300.0
 RECRUITING = "recruiting expires"
+RUN_FAILED = frozenset({"recruiting_expired", "run_failed", "version_refused"})
 Outcome = Literal["finished", "failed", "cancelled"]
 
 log = structlog.get_logger("fedbus.server_manager")
@@ -78,11 +85,21 @@ log = structlog.get_logger("fedbus.server_manager")
 class ServerManager:
     """The server of one task. *models* is where versions are kept."""
 
-    def __init__(self, bus: Bus, task: Task, models: ModelStore) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        task: Task,
+        models: ModelStore,
+        *,
+        code: CodeRepository | None = None,
+        signer: Signer | None = None,
+    ) -> None:
         self._bus = bus
-        self._task = task
-        self._versions = Versions(bus, task, models)
+        self._id = task.id
         self._turn = asyncio.Lock()
+        self._versions = Versions(bus, task.id, models, signer)
+        self._rollouts = Rollouts(bus, code or FixedCode(Path(task.path)), task, self, self._turn)
+        self._promotions = Promotions(self, self._versions)
         self._joined: dict[str, None] = {}
         self._life: Life[ServerState, ServerFacts]
         self._timers: Timers
@@ -94,11 +111,12 @@ class ServerManager:
         async with (
             Lives.open(self._bus) as lives,
             Timers.running() as self._timers,
-            self._bus.listen("server-manager", task=self._task.id) as inbox,
+            self._bus.listen("server-manager", task=self._id) as inbox,
         ):
-            self._life = await lives.of(SERVER, ServerFacts(task=self._task.id))
+            self._life = await lives.of(SERVER, ServerFacts(task=self._id))
+            await self._rollouts.wake(lives, self._timers)
             try:
-                async with self._bus.serve(self._answers, task=self._task.id, version=__version__):
+                async with self._bus.serve(self._answers, task=self._id, version=__version__):
                     await until(stop, self._live(inbox))
             finally:
                 self._versions.withdraw()
@@ -108,7 +126,9 @@ class ServerManager:
             with traces.going_on(self._facts.traceparent):
                 await self._wake()
         self.ready.set()
-        await handle_each(inbox, self._hear)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._rollouts.follow(), name="follow the code repository")
+            await handle_each(inbox, self._hear)
 
     # --- waking up ---------------------------------------------------------------------
 
@@ -125,20 +145,20 @@ class ServerManager:
             case ServerState.PUBLISHING:
                 await self._publish()
             case ServerState.WAITING:
-                pass
+                await self._promotions.catch_up()
         if self._versions.on_offer is None:
             await self._offer_model()
         if found_waiting and self._facts.run is not None:
             await self._tell_the_end()
-        if self._facts.code_version != self._task.code_version:
-            self._life.facts = self._facts.model_copy(update={"code_version": self._task.code_version})
-        await self._bus.publish(CodePublished(task=self._task.id, code_version=self._task.code_version))
+        if self.at_rest:
+            await self._rollouts.at_rest()
+        await self._rollouts.tell()
 
     async def _go_on_with_the_run(self) -> None:
         """Count again who had joined. Whether the Flower server is there, we hear behind all that it said."""
         assert self._facts.run is not None
         self._joined = dict.fromkeys(self._facts.cohort)
-        for joined in await self._bus.said_last(Joined, task=self._task.id):
+        for joined in await self._bus.said_last(Joined, task=self._id):
             if isinstance(joined, Joined) and joined.run == self._facts.run:
                 await self._client_joined(joined)
         if self._life.state is ServerState.RECRUITING:
@@ -148,17 +168,22 @@ class ServerManager:
 
     async def _tell_the_end(self) -> None:
         """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed."""
-        outcomes: dict[str, Outcome] = {"version_published": "finished", "run_cancelled": "cancelled"}
+        outcomes: dict[str, Outcome] = {
+            "version_published": "finished",
+            "candidate_kept": "finished",
+            "run_cancelled": "cancelled",
+        }
         if self._life.event == "version_published":
-            await self._tell_the_version()
-        await self._close(outcomes.get(self._life.event, "failed"), self._life.reason)
+            await self.tell_the_version()
+        if (outcome := outcomes.get(self._life.event)) or self._life.event in RUN_FAILED:
+            await self._close(outcome or "failed", self._life.reason)
 
     async def _init_model(self) -> None:
         """Take up the newest version, or make the first one where the repository is known to be empty."""
         attempt, reason = 0, ""
         while True:
             try:
-                latest = await self._versions.newest() or await self._first_version()
+                served = await self._versions.served() or await self._first_version()
             except (StoreError, RequestRefused) as error:
                 # Never initialise on an error: the repository may hold a model that we cannot see.
                 if attempt == 0 or str(error) != reason:  # once for each reason: the log is no heartbeat
@@ -167,13 +192,48 @@ class ServerManager:
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
             else:
-                await self._life.move("model_ready", model=latest.ref, code_version=self._task.code_version)
+                await self.serve("model_ready", served, code_version=self._rollouts.task.code_version)
                 return
 
-    async def _first_version(self) -> Manifest:
-        request = InitModel(task=self._task.id)
+    async def _first_version(self, task: Task | None = None, *, new_lineage: bool = False) -> Served:
+        """Have a first model built and make it the champion."""
+        code_version = (task or self._rollouts.task).code_version
+        request = InitModel(task=self._id, code_version=code_version)
         made = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
-        return await self._versions.publish_first(made.artifact, self._facts)
+        manifest = await self._versions.publish_first(
+            made.artifact, code_version=code_version, new_lineage=new_lineage
+        )
+        return await self._versions.crown(manifest.version, f"the first model of lineage {manifest.lineage}")
+
+    # --- what is served ------------------------------------------------------------------
+
+    async def serve(self, event: str, served: Served, **facts: Any) -> None:
+        """Move by *event*: from here on *served* is the champion."""
+        manifest = served.manifest
+        await self._life.move(
+            event, model=manifest.ref, seal=manifest.seal, term=served.champion.term, **facts
+        )
+
+    async def serve_instead(self, event: str, served: Served, reason: str, **facts: Any) -> None:
+        """The same, and every client hears of it: the turn is ours."""
+        await self.serve(event, served, reason=reason, **facts)
+        await self._offer_model()
+        await self.tell_the_version(reason)
+
+    async def begin_lineage(self, task: Task, reason: str) -> None:
+        """Build a first model anew and serve it; raises StoreError and RequestRefused."""
+        served = await self._first_version(task, new_lineage=True)
+        await self.serve_instead("lineage_started", served, reason, code_version=task.code_version)
+
+    async def begin_lineage_by_hand(self, reason: str) -> None:
+        """The same, of the code that everybody has."""
+        await self.begin_lineage(self._rollouts.task, reason)
+
+    async def check_fits(self, model: Artifact) -> str:
+        """Where *model* is not what the code makes, in words; empty where it is."""
+        check = CheckCode(task=self._id, code_version=self._rollouts.task.code_version, like=model.sha256)
+        checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
+        return checked.differs
 
     # --- what is asked -----------------------------------------------------------------
 
@@ -185,30 +245,30 @@ class ServerManager:
             Enroll: self._enroll,
             OpenRun: self._open_run,
             CancelRun: self._cancel_run,
-            PromoteModel: self._not_yet,
-            RollBackModel: self._not_yet,
-            StartLineage: self._not_yet,
-            LookForCode: self._not_yet,
-            RollOutCode: self._not_yet,
-            RevertCode: self._not_yet,
+            **self._promotions.answers,
+            **self._rollouts.answers,
         }
-
-    async def _not_yet(self, _: Request) -> Body:
-        return Refused(reason="this fedbus cannot do that yet")
 
     async def _health(self, _: HealthCheck) -> Body:
         return HealthStatus(state=self._life.state, open_run=self._invitation())
 
     async def _info(self, _: GetServerInfo) -> Body:
         if (blob := self._versions.on_offer) is None:
-            return Refused(reason=f"task {self._task.id} has no model yet: its server is {self._life.state}")
-        return ServerInfo(code_version=self._task.code_version, model=self._facts.model, blob=blob)
+            return Refused(reason=f"task {self._id} has no model yet: its server is {self._life.state}")
+        return ServerInfo(
+            code_version=self._rollouts.facts.code_version,
+            model=self._facts.model,
+            blob=blob,
+            term=self._facts.term,
+            seal=self._facts.seal,
+            code=self._rollouts.facts.plan,
+        )
 
     async def _enroll(self, request: Enroll) -> Body:
         if request.client == "server":
             return Refused(reason="a client cannot be called 'server': that name is the server side's own")
         client = client_id(request.client)
-        names = [await self._bus.enroll(agent, task=self._task.id, client=client) for agent in OF_A_CLIENT]
+        names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in OF_A_CLIENT]
         return Enrolled(consumers=tuple(names))
 
     async def _open_run(self, request: OpenRun) -> Body:
@@ -218,7 +278,7 @@ class ServerManager:
                 return RunOpened(recruit_until=self._facts.recruit_until)
             if self._life.state is not ServerState.WAITING:
                 return Refused(
-                    reason=f"the server of {self._task.id} is {self._life.state} with {self._facts.run}"
+                    reason=f"the server of {self._id} is {self._life.state} with {self._facts.run}"
                 )
             return await self._recruit(request)
 
@@ -232,15 +292,21 @@ class ServerManager:
 
     async def _recruit(self, request: OpenRun) -> Body:
         expires = datetime.now(UTC) + timedelta(seconds=request.plan.recruit_s)
+        task, quorum = self._rollouts.for_a_run(request.plan.quorum)
         self._joined.clear()
         await self._life.move(
             "run_requested",
             deadline=expires,
             run=request.run,
-            plan=request.plan,
+            plan=request.plan.model_copy(update={"quorum": quorum}),
+            code_version=task.code_version,
+            base=self._facts.model,
+            candidate=None,
             recruit_until=expires,
             cohort=(),
             round=0,
+            trainings=0,
+            failures=0,
             last=None,
             checkpoint=None,
             recoveries=0,
@@ -259,11 +325,12 @@ class ServerManager:
         assert self._facts.run is not None
         assert self._facts.plan is not None
         start = StartServer(
-            task=self._task.id,
+            task=self._id,
             run=self._facts.run,
             plan=self._facts.plan,
             artifact=Artifact.model_validate(artifact.model_dump()),
             first_round=first_round,
+            code_version=self._facts.code_version,
         )
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
@@ -277,7 +344,7 @@ class ServerManager:
     async def _find_server(self, *, say_so: bool = False) -> bool:
         """Whether the run's Flower server is there, whatever was said of it."""
         assert self._facts.run is not None
-        request = FindServer(task=self._task.id, run=self._facts.run, say_so=say_so)
+        request = FindServer(task=self._id, run=self._facts.run, say_so=say_so)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
                 found: ServerFound = await ask_until_answered(self._bus, request)
@@ -288,7 +355,7 @@ class ServerManager:
     async def _stop_server(self) -> None:
         assert self._facts.run is not None
         try:
-            stop = StopServer(task=self._task.id, run=self._facts.run)
+            stop = StopServer(task=self._id, run=self._facts.run)
             await self._bus.request(stop, timeout_s=START_TIMEOUT_S)
         except (RequestRefused, NoAnswer) as error:
             log.warning("the Flower server did not stop when asked", run=self._facts.run, reason=str(error))
@@ -298,6 +365,9 @@ class ServerManager:
     async def _hear(self, message: Message) -> None:
         """One event. Of a run that is not ours any more there is nothing to be done."""
         async with self._turn:
+            if isinstance(message, CodeReady | CodeRefused):
+                await self._rollouts.hear(message)
+                return
             if getattr(message, "run", None) != self._facts.run:
                 return
             match message:
@@ -324,7 +394,7 @@ class ServerManager:
             await self._bus.publish(invitation)
 
     async def _client_joined(self, message: Joined) -> None:
-        if message.code_version != self._task.code_version:
+        if message.code_version != self._facts.code_version:
             log.warning(
                 "a client with other code may not join", client=message.client, code=message.code_version
             )
@@ -338,9 +408,7 @@ class ServerManager:
 
     async def _begin_training(self) -> None:
         assert self._facts.run is not None
-        await self._bus.publish(
-            BeginTraining(task=self._task.id, run=self._facts.run, cohort=self._facts.cohort)
-        )
+        await self._bus.publish(BeginTraining(task=self._id, run=self._facts.run, cohort=self._facts.cohort))
 
     async def _recruiting_expired(self) -> None:
         async with self._turn:
@@ -355,9 +423,12 @@ class ServerManager:
     async def _round_finished(self, message: RoundFinished) -> None:
         if self._life.state is ServerState.TRAINING:
             checkpoint = message.checkpoint or self._facts.checkpoint
+            failed = len(message.result.failures)
             await self._life.move(
                 "round_finished",
                 round=message.round,
+                trainings=self._facts.trainings + len(message.result.participants) + failed,
+                failures=self._facts.failures + failed,
                 last=message.result,
                 checkpoint=checkpoint,
                 cohort=self._everyone(),
@@ -398,29 +469,49 @@ class ServerManager:
             await self._publish()
 
     async def _publish(self) -> None:
-        """Make a version of the run's model, and have it served everywhere."""
+        """Make a version of the run's model, and have it served everywhere if it is good enough."""
+        task = await self._rollouts.at(self._facts.code_version)
         try:
             async with asyncio.timeout(PUBLISH_S):
                 manifest = await self._versions.publish(self._facts)
+                verdict = await self._versions.verdict(task.table, manifest, self._facts)
+                served = (
+                    await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
+                )
         except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
             await self._end_run("version_refused", "failed", reason)
             return
-        await self._life.move("version_published", model=manifest.ref)
-        await self._offer_model()
-        await self._tell_the_version()
-        await self._close("finished")
-        await self._versions.retire(self._facts)
+        if served is not None:
+            await self.serve("version_published", served, reason=verdict.reason, candidate=manifest.ref)
+            await self._offer_model()
+            await self.tell_the_version()
+            await self._close("finished")
+        else:
+            reason = f"version {manifest.version} is kept back: {verdict.reason}"
+            await self._end_run("candidate_kept", "finished", reason, candidate=manifest.ref)
+        await self._versions.retire(self._facts, task.table.keep_models)
+        await self._after_the_run(kept_back="" if verdict.promote else verdict.reason)
 
-    async def _tell_the_version(self) -> None:
+    async def _after_the_run(self, *, failed: str = "", kept_back: str = "") -> None:
+        """The run is over: its code is judged by it, and what waited for its end begins."""
+        facts = self._facts
+        trial = Trial(failed, facts.trainings, facts.failures, kept_back)
+        await self._rollouts.judge(facts.code_version, trial)
+        await self._rollouts.at_rest()
+
+    async def tell_the_version(self, reason: str = "") -> None:
         assert self._facts.model is not None
         assert self._versions.on_offer is not None
         await self._bus.publish(
             ModelPublished(
-                task=self._task.id,
+                task=self._id,
                 model=self._facts.model,
                 blob=self._versions.on_offer,
                 run=self._facts.run,
+                term=self._facts.term,
+                seal=self._facts.seal,
+                reason=reason,
             )
         )
 
@@ -428,17 +519,22 @@ class ServerManager:
         self._timers.cancel(RECRUITING)
         await self._life.move(event, reason=reason, **facts)
         await self._close(outcome, reason)
+        if outcome == "failed":
+            await self._after_the_run(failed=reason)
+        elif outcome == "cancelled":  # which says nothing of its code
+            await self._rollouts.at_rest()
 
     async def _close(self, outcome: Outcome, reason: str = "") -> None:
         """Say that the run is over: its trainers give their memory back."""
         assert self._facts.run is not None
         await self._bus.publish(
             ServerClosed(
-                task=self._task.id,
+                task=self._id,
                 run=self._facts.run,
                 outcome=outcome,
                 rounds=self._facts.round,
                 reason=reason,
+                new_model=self._life.event != "candidate_kept",
             )
         )
 
@@ -447,6 +543,28 @@ class ServerManager:
     @property
     def _facts(self) -> ServerFacts:
         return self._life.facts
+
+    @property
+    def turn(self) -> asyncio.Lock:
+        """Held while something is decided."""
+        return self._turn
+
+    @property
+    def term(self) -> int:
+        return self._facts.term
+
+    def allows(self, event: str) -> bool:
+        """Whether the server can move by *event* now."""
+        return self._life.allows(event)
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no run is under way, and there is a model."""
+        return self._life.state is ServerState.WAITING
+
+    @property
+    def champion(self) -> ModelRef | None:
+        return self._facts.model
 
     def _invitation(self) -> UpdateReady | None:
         """The run that takes in clients now: who is late may still join a run in training."""
@@ -461,11 +579,11 @@ class ServerManager:
             datetime.now(UTC) + timedelta(seconds=facts.plan.round_s) if in_training else facts.recruit_until
         )
         return UpdateReady(
-            task=self._task.id,
+            task=self._id,
             run=facts.run,
             plan=facts.plan,
             recruit_until=until_when,
-            code_version=self._task.code_version,
+            code_version=facts.code_version,
             model=facts.model,
             traceparent=facts.traceparent,
         )

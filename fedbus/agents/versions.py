@@ -1,14 +1,18 @@
-"""Model versions of one task: made from what a run came to, kept in the repository, given out to clients.
+"""Model versions of one task: made from what a run came to, kept, signed, crowned, given out to clients.
 
 The server manager decides when; here is how. A repository that is away is waited for; every other
 answer of its, a no above all, goes to the caller.
+
+The *champion* is the version that is served. The pointer to it stands in the repository and is moved by
+compare-and-set, so that a manager that was cut off cannot put back what another has moved.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
@@ -17,22 +21,46 @@ from fedbus.bus.blobs import Offer
 from fedbus.bus.bus import Bus
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.server import ServerFacts
-from fedbus.contracts.task import Task
+from fedbus.contracts.task import TaskTable
+from fedbus.contracts.versions import Champion
+from fedbus.domain.promotion import Verdict, judge
 from fedbus.stores.errors import StoreError, StoreUnavailable
 from fedbus.stores.models import ModelStore
+
+if TYPE_CHECKING:
+    from fedbus.stores.signing import Signer
+
+REMEMBERED: Final = 20
+"""Former champions that can be gone back to by a plain rollback."""
 
 T = TypeVar("T")
 
 log = structlog.get_logger("fedbus.versions")
 
 
-class Versions:
-    """The versions of *task* in *models*; the one that is served is on offer on *bus*."""
+class NothingBefore(StoreError):
+    """There is no champion to go back to."""
 
-    def __init__(self, bus: Bus, task: Task, models: ModelStore) -> None:
+
+@dataclass(frozen=True)
+class Served:
+    """The champion, and all that is known of it."""
+
+    champion: Champion
+    manifest: Manifest
+
+
+class Versions:
+    """The versions of *task* in *models*; the one that is served is on offer on *bus*.
+
+    What it makes is signed by *signer*, where there is one.
+    """
+
+    def __init__(self, bus: Bus, task: str, models: ModelStore, signer: "Signer | None" = None) -> None:
         self._bus = bus
         self._task = task
         self._models = models
+        self._signer = signer
         self._offer: Offer | None = None
 
     @property
@@ -40,14 +68,73 @@ class Versions:
         """Where clients get the served version."""
         return self._offer.ref if self._offer else None
 
-    async def newest(self) -> Manifest | None:
-        """The newest version, or None where the repository has answered that it is empty. Raises StoreError."""
-        await self._models.prepare()
-        return await self._models.latest()
+    # --- the champion ------------------------------------------------------------------------
 
-    async def publish_first(self, artifact: Artifact, facts: ServerFacts) -> Manifest:
-        """Make the first version. Raises StoreError."""
-        return await self._models.publish(self._manifest(artifact, facts, version=1))
+    async def served(self) -> Served | None:
+        """The champion, or None where the repository has answered that it is empty. Raises StoreError.
+
+        In a repository of before there were champions, that is the newest version.
+        """
+        await self._models.prepare()
+        champion = await self._models.champion()
+        if champion is not None:
+            return Served(champion, await self._models.manifest(champion.version))
+        latest = await self._models.latest()
+        return await self._crown(latest, "the newest version there was") if latest else None
+
+    async def crown(self, version: int, reason: str) -> Served:
+        """Make *version* the champion; it may be that already. Waits for a repository that is away."""
+
+        async def attempt() -> Served:
+            return await self._crown(await self._models.manifest(version), reason)
+
+        return await _waiting_for(attempt)
+
+    async def _crown(self, manifest: Manifest, reason: str) -> Served:
+        present = await self._models.champion()
+        if present is not None and present.version == manifest.version:
+            return Served(present, manifest)
+        await self._models.path_of(manifest.sha256)  # its weights must be here: they may have been retired
+        before = (present.version, *present.before) if present else ()
+        champion = Champion(
+            version=manifest.version,
+            term=present.term + 1 if present else 1,
+            before=tuple(dict.fromkeys(one for one in before if one != manifest.version))[:REMEMBERED],
+            since=datetime.now(UTC),
+            reason=reason[:500],
+        )
+        return Served(await self._models.crown(champion), manifest)
+
+    async def manifest(self, version: int) -> Manifest:
+        """All that is known of *version*; raises StoreError."""
+        return await self._models.manifest(version)
+
+    async def before(self) -> int:
+        """The champion before this one; raises NothingBefore."""
+        present = await self._models.champion()
+        if present is None or not present.before:
+            raise NothingBefore("there is no champion before this one to go back to: see fedbus model ls")
+        return present.before[0]
+
+    # --- new versions -----------------------------------------------------------------------------
+
+    async def publish_first(
+        self, artifact: Artifact, *, code_version: str, new_lineage: bool = False
+    ) -> Manifest:
+        """Make the first version, of the task or of a new lineage. Raises StoreError."""
+        versions = await self._models.versions()
+        lineage = max((one.lineage for one in versions), default=0)
+        if versions and not new_lineage:
+            return versions[-1]  # made by who was here before us, between two steps
+        manifest = Manifest(
+            **artifact.model_dump(include=set(Artifact.model_fields)),
+            version=versions[-1].version + 1 if versions else 1,
+            task=self._task,
+            created=datetime.now(UTC),
+            code_version=code_version,
+            lineage=lineage + 1,
+        )
+        return await self._models.publish(self._sealed(manifest))
 
     async def publish(self, facts: ServerFacts) -> Manifest:
         """Make the next version of the run's checkpoint, or find the one that was made before a restart.
@@ -61,23 +148,44 @@ class Versions:
         latest = await self._models.latest()
         if latest is not None and latest.run == facts.run:
             return latest
-        version = latest.version + 1 if latest else 1
-        return await self._models.publish(self._manifest(facts.checkpoint, facts, version=version))
-
-    def _manifest(self, artifact: Artifact, facts: ServerFacts, *, version: int) -> Manifest:
+        base = facts.base or facts.model
+        parent = await self._models.manifest(base.version) if base else None
         last = facts.last
-        return Manifest(
-            **artifact.model_dump(include=set(Artifact.model_fields)),
-            version=version,
-            task=self._task.id,
+        manifest = Manifest(
+            **facts.checkpoint.model_dump(include=set(Artifact.model_fields)),
+            version=latest.version + 1 if latest else 1,
+            task=self._task,
             created=datetime.now(UTC),
-            parent=version - 1 or None,
+            parent=parent.version if parent else None,
+            lineage=parent.lineage if parent else 1,
             run=facts.run,
             rounds=facts.round,
             participants=last.participants if last else {},
             metrics=last.metrics if last else {},
-            code_version=self._task.code_version,
+            config=facts.plan.config if facts.plan else {},
+            code_version=facts.code_version,
         )
+        return await self._models.publish(self._sealed(manifest))
+
+    def _sealed(self, manifest: Manifest) -> Manifest:
+        return self._signer.seal(manifest) if self._signer else manifest
+
+    async def verdict(self, table: TaskTable, candidate: Manifest, facts: ServerFacts) -> Verdict:
+        """Whether *candidate* takes the champion's place by itself. Waits for a repository that is away."""
+        assert facts.model is not None
+        if candidate.version == facts.model.version:
+            return Verdict(promote=True, reason="it is served already")
+        if facts.base is not None and facts.base.version != facts.model.version:
+            return Verdict(
+                promote=False,
+                reason=f"it was made from version {facts.base.version}, and version {facts.model.version} has been "
+                f"served since: fedbus model promote {candidate.version} serves it all the same",
+            )
+        version = facts.model.version
+        served = await _waiting_for(lambda: self._models.manifest(version))
+        return judge(table.gate, candidate.metrics, served.metrics)
+
+    # --- giving out ---------------------------------------------------------------------------------
 
     async def offer(self, model: ModelRef, *, receivers: int) -> BlobRef:
         """Give *model* out to whoever asks for it, once for all who ask at the same time."""
@@ -97,11 +205,11 @@ class Versions:
         if self._offer is not None:
             self._offer.release()
 
-    async def retire(self, facts: ServerFacts) -> None:
+    async def retire(self, facts: ServerFacts, keep: int) -> None:
         """Make room in the repository; where it does not work now, after the next run."""
-        spare = {one.sha256 for one in (facts.model, facts.checkpoint) if one is not None}
+        spare = {one.sha256 for one in (facts.model, facts.base, facts.checkpoint) if one is not None}
         try:
-            gone = await self._models.retire(keep=self._task.table.keep_models, spare=spare)
+            gone = await self._models.retire(keep=keep, spare=spare)
         except StoreError as error:
             log.warning("old models are kept for now", reason=str(error))
         else:

@@ -10,8 +10,10 @@ from typing import NoReturn
 
 import typer
 
-from fedbus.app.commands import clients, events, model, run, serve, task
+from fedbus.app.commands import clients, code, events, model, provision, run, serve, task
+from fedbus.app.commands.context import context
 from fedbus.app.commands.doctor import doctor, version
+from fedbus.app.commands.trace import trace
 from fedbus.app.edge import MEANINGS, edge
 
 EXIT_CODES = "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())
@@ -28,6 +30,7 @@ app = typer.Typer(
 app.add_typer(run.app, name="run")
 app.add_typer(clients.app, name="clients")
 app.add_typer(model.app, name="model")
+app.add_typer(code.app, name="code")
 app.add_typer(events.app, name="events")
 app.add_typer(task.app, name="task")
 app.command()(serve.demo)
@@ -35,6 +38,9 @@ app.command()(serve.up)
 app.add_typer(serve.server, name="server")
 app.add_typer(serve.client, name="client")
 app.command()(serve.agent)
+app.command()(trace)
+app.add_typer(provision.app, name="provision")
+app.command()(context)
 app.command()(doctor)
 app.command()(version)
 

@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import structlog
 
+from fedbus import __version__
 from fedbus.agents.client_manager import ClientManager
+from fedbus.agents.code_check import check
 from fedbus.agents.flower_client import FlowerClient
 from fedbus.agents.flower_server import FlowerServer
 from fedbus.agents.inference import Inference
@@ -21,10 +23,12 @@ from fedbus.agents.inference_sayings import Sayings
 from fedbus.agents.inference_server import InferenceServer
 from fedbus.agents.inference_trial import Score, Trials
 from fedbus.agents.inference_watch import DataWatch
-from fedbus.agents.launch import Order, TrainerOrder
+from fedbus.agents.launch import CheckOrder, Order, TrainerOrder
+from fedbus.agents.registrar import registrar
 from fedbus.agents.server_manager import ServerManager
 from fedbus.agents.tasks import first_of
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
+from fedbus.bus.access import OPEN, Access
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientStart
 from fedbus.contracts.identifiers import ClientId, FederationId
@@ -38,8 +42,10 @@ from fedbus.learning import apps
 from fedbus.learning.device_data import DeviceData
 from fedbus.learning.predictor import TorchPredictor
 from fedbus.stores.captured import CapturedData
+from fedbus.stores.code import CodeRepository
 from fedbus.stores.models import open_store
 from fedbus.stores.outbox import Outbox
+from fedbus.stores.signing import Signer, TrustedKeys
 
 log = structlog.get_logger("fedbus.compose")
 Scalar = bool | int | float | str
@@ -58,6 +64,16 @@ class Site:
     plan: RunPlan | None = None
     schedule: ScheduleTable | None = None
     """Both in the place of the task's own, where given."""
+    code: CodeRepository | None = None
+    """Where other versions of the task come from; left out: from nowhere."""
+    signer: Signer | None = None
+    """Signs the model versions that are made here."""
+    trusted: TrustedKeys | None = None
+    """Whose models may be served here; left out: anybody's."""
+    access: Access = OPEN
+    """Who we are to the bus, and whom we believe."""
+    job_template: str = ""
+    """The PodTemplate of the Kubernetes Jobs that ServerApps are run in; left out: they are child processes."""
 
     @property
     def store_url(self) -> str:
@@ -67,12 +83,29 @@ class Site:
     def logs(self) -> Path:
         return self.home / "logs"
 
-    def order(self) -> Order:
-        return Order(nats_url=self.nats_url, federation=self.federation, task=self.task)
+    def order(self, task: Task | None = None) -> Order:
+        return Order(
+            nats_url=self.nats_url,
+            federation=self.federation,
+            task=task or self.task,
+            home=str(self.home),
+            creds=str(self.access.creds or ""),
+            ca=str(self.access.ca or ""),
+        )
+
+    async def task_at(self, version: str) -> Task:
+        """The task's code at *version*; raises CodeRejected and CodeUnavailable."""
+        if version in ("", self.task.code_version) or self.code is None:
+            return self.task
+        return await self.code.task_at(version)
 
     @asynccontextmanager
     async def bus(self, agent: str, owner: str = SERVER_SIDE) -> AsyncIterator[Bus]:
-        async with Bus.connect(self.nats_url, Identity(self.federation, agent, owner)) as bus:
+        identity = Identity(self.federation, agent, owner)
+        async with (
+            Bus.connect(self.nats_url, identity, access=self.access) as bus,
+            bus.introduced(task=self.task.id, version=__version__),
+        ):
             yield bus
 
 
@@ -84,6 +117,8 @@ class Device:
     client: ClientId
     node_config: Mapping[str, Scalar] = field(default_factory=dict)
     """As Flower's SuperNode has it: ``partition-id``, ``num-partitions`` and whatever the app reads."""
+    labels: Mapping[str, str] = field(default_factory=dict)
+    """What it is told apart by when code is rolled out: ``{"site": "lab"}``."""
     host: str = "127.0.0.1"
     port: int = 0
 
@@ -98,15 +133,21 @@ class Device:
     def captured(self) -> Path:
         return self.directory / "captured.db"
 
-    def trainer_order(self, start: ClientStart) -> TrainerOrder:
+    async def trainer_order(self, start: ClientStart) -> TrainerOrder:
+        task = await self.site.task_at(start.code_version)
         return TrainerOrder(
-            **dict(self.site.order()),
+            **dict(self.site.order(task)),
             client=self.client,
             run=start.run,
             plan=start.plan,
             node_config=dict(self.node_config),
             captured=str(self.captured()),
         )
+
+    async def check(self, task: Task) -> None:
+        """Run new code of the task once, in a process of its own; raises CheckFailed."""
+        order = CheckOrder(**dict(self.site.order(task)), server_side=False)
+        await check(order, log_file=self.site.logs / self.client / "check.log")
 
 
 Agent = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
@@ -117,8 +158,13 @@ Agent = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 
 
 async def server_manager(site: Site, stop: asyncio.Event) -> None:
-    async with site.bus("server-manager") as bus:
-        manager = ServerManager(bus, site.task, open_store(site.store_url, site.task.id))
+    async with (
+        site.bus("registrar") as registers,
+        registrar(registers, site.task.id),
+        site.bus("server-manager") as bus,
+    ):
+        models = open_store(site.store_url, site.task.id)
+        manager = ServerManager(bus, site.task, models, code=site.code, signer=site.signer)
         await first_of(manager.run(stop), bus.lost())
 
 
@@ -131,9 +177,8 @@ async def workflow_scheduler(site: Site, stop: asyncio.Event) -> None:
 async def flower_server(site: Site, stop: asyncio.Event) -> None:
     async with site.bus("flower-server") as bus:
         models = open_store(site.store_url, site.task.id)
-        await first_of(
-            FlowerServer(bus, site.order(), models, logs=site.logs / "server").run(stop), bus.lost()
-        )
+        server = FlowerServer(bus, site.order(), models, logs=site.logs / "server", code=site.code)
+        await first_of(server.run(stop), bus.lost())
 
 
 # --- a client ------------------------------------------------------------------------------------
@@ -147,6 +192,10 @@ async def client_manager(device: Device, stop: asyncio.Event) -> None:
             device.client,
             directory=device.directory,
             outbox=device.outbox("client-manager"),
+            code=device.site.code,
+            check=device.check,
+            labels=device.labels,
+            trusted=device.site.trusted,
         )
         await first_of(manager.run(stop), bus.lost())
 

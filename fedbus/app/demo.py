@@ -17,7 +17,8 @@ from typing import Final
 
 from rich.console import Console
 
-from fedbus.agents.tasks import first_of
+from fedbus.agents.tasks import ask_until_answered, first_of
+from fedbus.app.demo_commits import Commits
 from fedbus.app.edge import Exit, Failure
 from fedbus.app.fleet import Fleet
 from fedbus.app.progress import LiveView, PlainView, View
@@ -28,6 +29,7 @@ from fedbus.app.traffic import Counts, Samples, Traffic
 from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.streams import life_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.code import LookForCode
 from fedbus.contracts.run import RunState
 from fedbus.contracts.task import Task
 from fedbus.contracts.transition import Transition
@@ -55,6 +57,8 @@ class Wishes:
     json_file: Path | None = None
     plot_file: Path = Path("demo-loss.png")
     store: str = ""
+    commit: bool = False
+    """Whether the task's code changes between two runs, by a commit to its repository."""
 
 
 async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console: Console) -> Report:
@@ -79,13 +83,18 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
     if task.id not in dataset.lower():
         console.print(f"no {task.id} data in {data_dir}: say where it is with --data", soft_wrap=True)
     async with AsyncExitStack() as open_things:
+        settings = _emptied(settings)
+        commits = await asyncio.to_thread(Commits, settings.home, task) if wishes.commit else None
+        if commits and commits.allowed_signers:
+            os.environ["FEDBUS_ALLOWED_SIGNERS"] = str(commits.allowed_signers)
         running = await open_things.enter_async_context(
             stack(
-                _emptied(settings),
+                settings,
                 task,
                 clients=wishes.clients,
                 server_options=_server_options(wishes, task),
                 store=wishes.store,
+                source=commits.source if commits else "",
             )
         )
         open_things.enter_context(theirs.announced(running.nats.url))
@@ -95,7 +104,11 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
         fleet = Fleet()
         traffic = Traffic(lambda: _endpoints(fleet), samples)
         view = LiveView(console) if console.is_terminal else PlainView(console)
-        async with _watching(bus, fleet, view, traffic.counts, running), traffic.flowing() as counts:
+        async with (
+            _watching(bus, fleet, view, traffic.counts, running),
+            traffic.flowing() as counts,
+            _committing(commits, bus, fleet, wishes, task),
+        ):
             await _until_done(wishes, fleet, stop, running)
         report = Report(dataset, fleet, counts, _captured(running, task), time.monotonic() - began)
         _write(report, wishes, console)
@@ -122,14 +135,17 @@ def _task(wishes: Wishes) -> Task:
 def _server_options(wishes: Wishes, task: Task) -> list[str]:
     """What the demonstration has its server do otherwise than the task says."""
     options = ["--rounds", str(task.table.rounds), "--quorum", str(task.table.quorum)]
-    options += ["--every", f"{PAUSE_S:g}s", "--at-most", str(wishes.runs)]
+    scheduled = 1 if wishes.commit else wishes.runs  # each commit starts the next one
+    options += ["--every", f"{PAUSE_S:g}s", "--at-most", str(scheduled)]
     return options + (["--run-config", f"local-epochs={wishes.epochs}"] if wishes.epochs else [])
 
 
 def _emptied(settings: Settings) -> Settings:
     """A demonstration begins at version 1: what the last one left is removed."""
-    for name in ("nats", "models", "s3", "cache", "clients", "logs"):
+    for name in ("nats", "models", "s3", "cache", "clients", "logs", "code", "task"):
         shutil.rmtree(settings.home / name, ignore_errors=True)
+    for key in settings.home.glob("task-key*"):
+        key.unlink()
     return settings
 
 
@@ -179,6 +195,31 @@ async def _see(moves: AsyncIterator[Seen], fleet: Fleet, view: View) -> None:
     async for seen in moves:
         if isinstance(seen.message, Transition):
             view.moved(fleet.see(seen.message, seen.envelope.time))
+
+
+@asynccontextmanager
+async def _committing(
+    commits: Commits | None, bus: Bus, fleet: Fleet, wishes: Wishes, task: Task
+) -> AsyncIterator[None]:
+    """Between two runs, when every client serves what the first came to, a commit; the rest happens by itself."""
+    if commits is None:
+        yield
+        return
+
+    async def commit_between_runs() -> None:
+        for run in range(1, wishes.runs):
+            while not (len(fleet.ended) >= run and fleet.all_settled(wishes.clients)):
+                await fleet.changed()
+            await asyncio.to_thread(commits.change_something)
+            # as a hook of the repository would: the server would find it by itself a little later
+            await ask_until_answered(bus, LookForCode(task=task.id), timeout_s=LONGEST_S)
+
+    async with asyncio.TaskGroup() as group:
+        committing = group.create_task(commit_between_runs(), name="commit between runs")
+        try:
+            yield
+        finally:
+            committing.cancel()
 
 
 def _endpoints(fleet: Fleet) -> Mapping[str, str]:

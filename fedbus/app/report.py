@@ -12,6 +12,7 @@ from rich.table import Table
 from fedbus.app.fleet import Fleet, rounds_as_json
 from fedbus.app.traffic import Counts
 from fedbus.contracts.run import RunFacts, RunState
+from fedbus.domain.participation import short
 
 
 @dataclass(frozen=True)
@@ -117,6 +118,7 @@ def _run_as_json(run: RunFacts, fleet: Fleet) -> dict[str, Any]:
         "state": str(fleet.run_states[run.run]),
         "reason": fleet.run_reasons[run.run],
         "trigger": run.trigger,
+        "code_version": run.code_version,
         "rounds": rounds_as_json(run),
         "model_version": run.model.version if run.model else None,
         "sha256": run.model.sha256 if run.model else None,
@@ -145,12 +147,13 @@ def _rounds_table(runs: Sequence[RunFacts]) -> Table:
 
 def _models_table(fleet: Fleet) -> Table:
     table = Table(title="model versions", title_justify="left")
-    for name in ("run", "state", "version", "sha256", "trace"):
+    for name in ("run", "state", "code", "version", "sha256", "trace"):
         table.add_column(name)
     for run in fleet.ended:
         version = f"v{run.model.version}" if run.model else "–"
         digest = run.model.sha256[:16] if run.model else "–"
-        table.add_row(run.run, str(fleet.run_states[run.run]), version, digest, run.trace_id)
+        state = str(fleet.run_states[run.run])
+        table.add_row(run.run, state, short(run.code_version), version, digest, run.trace_id)
     return table
 
 

@@ -4,33 +4,89 @@
     FEDBUS_NATS_URL     the bus; default: the one that `fedbus up` or `fedbus demo` started here, which
                         leaves its address in FEDBUS_HOME/nats.url; else nats://127.0.0.1:4222
     FEDBUS_FEDERATION   everything that shares one bus account; default: dev
+    FEDBUS_KIT          the folder that a device was given; its settings.env is read as if it stood in the environment
+    FEDBUS_CREDS        a NATS credentials file: who we are to the bus; default: nobody in particular
+    FEDBUS_CA           whose certificates are believed, a PEM file; default: those the system knows
     FEDBUS_STORE        the model repository: a directory, or s3://bucket/prefix?endpoint=…; default: the one
                         that `fedbus up` uses here, else FEDBUS_HOME/models
+    FEDBUS_TASK         the task: its directory, or git+https://host/repo@branch#subdirectory=dir, which is followed;
+                        default: the working directory
+    FEDBUS_ALLOWED_SIGNERS  who may sign the task's commits, as ssh-keygen knows it; none: they are not verified
+    FEDBUS_ALLOW_INSTALL    what tasks may have installed on this machine: names, or * for anything; default: nothing
+    FEDBUS_LABELS       what a device is told apart by: "site=lab board=jetson"
+    FEDBUS_SIGNING_KEY  the server's private key, which signs every model that is made: see fedbus model keygen
+    FEDBUS_TRUSTED_KEYS the public keys whose models may be served; none: any model is
     FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
     FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
+    FEDBUS_LAUNCHER     where a run's ServerApp is at work: process, beside its agent; or kubernetes, a Job; default: process
+    FEDBUS_JOB_TEMPLATE the PodTemplate that such a Job's pod is made like; default: flower-server
     FEDBUS_NATS_MONITOR the monitoring address of the nats-server, whose figures are then measured too
 
 A mistake in them is one line that names the variable.
 """
 
 import os
-from collections.abc import Iterator, Mapping
+import re
+from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from fedbus.contracts.identifiers import FederationId, federation_id
 
+if TYPE_CHECKING:
+    from fedbus.bus.access import Access
+
+if TYPE_CHECKING:
+    from fedbus.stores.signing import Signer, TrustedKeys
+
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
 STORE_FILE: Final = "store.url"
+LABEL: Final = r"[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+"
 SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 
 
 class BadSetting(Exception):
     """A variable holds what it cannot hold; the text names it and says what it may be."""
+
+
+class BadLabel(BadSetting, ValueError):
+    """A label is not written as one."""
+
+
+KIT: Final = "FEDBUS_KIT"
+KIT_SETTINGS: Final = "settings.env"
+KIT_FILES: Final = ("FEDBUS_CREDS", "FEDBUS_CA", "FEDBUS_ALLOWED_SIGNERS", "FEDBUS_TRUSTED_KEYS")
+"""Settings that name a file beside settings.env."""
+
+
+def adopted_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, str]:
+    """*environment* with what its kit says, where it has one; what stands there already is not changed.
+
+    The processes that we start have it too, and so has the S3 client, which knows the authority by
+    AWS_CA_BUNDLE. Raises BadSetting.
+    """
+    if environment.get(KIT):
+        folder = Path(environment[KIT]).expanduser().absolute()
+        for name, value in _lines_of_kit(folder):
+            environment.setdefault(name, str(folder / value) if name in KIT_FILES else value)
+    if environment.get("FEDBUS_CA"):
+        environment.setdefault("AWS_CA_BUNDLE", environment["FEDBUS_CA"])
+    return environment
+
+
+def _lines_of_kit(folder: Path) -> Iterator[tuple[str, str]]:
+    try:
+        lines = (folder / KIT_SETTINGS).read_text().splitlines()
+    except OSError as error:
+        raise BadSetting(f"{KIT}: {folder} is no kit: {KIT_SETTINGS}: {error.strerror}") from None
+    for line in lines:
+        name, equals, value = line.partition("=")
+        if equals and not line.startswith("#"):
+            yield name.strip(), value.strip()
 
 
 class Settings(BaseModel):
@@ -43,9 +99,20 @@ class Settings(BaseModel):
     federation: Annotated[str, AfterValidator(federation_id)] = Field(
         default="dev", alias="FEDBUS_FEDERATION"
     )
+    creds: Path | None = Field(default=None, alias="FEDBUS_CREDS")
+    ca: Path | None = Field(default=None, alias="FEDBUS_CA")
+    client: str = Field(default="", alias="FEDBUS_CLIENT")
     given_store: str | None = Field(default=None, alias="FEDBUS_STORE")
+    task: str = Field(default=".", alias="FEDBUS_TASK")
+    allowed_signers: Path | None = Field(default=None, alias="FEDBUS_ALLOWED_SIGNERS")
+    allow_install: str = Field(default="", alias="FEDBUS_ALLOW_INSTALL")
+    given_labels: str = Field(default="", alias="FEDBUS_LABELS")
+    signing_key: Path | None = Field(default=None, alias="FEDBUS_SIGNING_KEY")
+    trusted_keys: Path | None = Field(default=None, alias="FEDBUS_TRUSTED_KEYS")
     given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
     traces_mb: int = Field(default=256, ge=0, alias="FEDBUS_TRACES_MB")
+    launcher: Literal["process", "kubernetes"] = Field(default="process", alias="FEDBUS_LAUNCHER")
+    job_template: str = Field(default="flower-server", alias="FEDBUS_JOB_TEMPLATE")
     nats_monitor: str = Field(default="", alias="FEDBUS_NATS_MONITOR")
 
     @field_validator("home")
@@ -60,10 +127,23 @@ class Settings(BaseModel):
             raise ValueError(f"{url!r} is not the address of a nats-server: write nats://host:4222")
         return url
 
+    @field_validator("allowed_signers", "signing_key", "trusted_keys")
+    @classmethod
+    def _is_a_file(cls, path: Path | None) -> Path | None:
+        if path is not None and not path.is_file():
+            raise ValueError(f"there is no file {path}")
+        return path.absolute() if path else None
+
+    @field_validator("given_labels")
+    @classmethod
+    def _are_labels(cls, text: str) -> str:
+        labels_in(text)
+        return text
+
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """The settings of this process; raises BadSetting. An empty variable counts as none."""
-        found = os.environ if environment is None else environment
+        found = adopted_kit(os.environ) if environment is None else environment
         names = [field.alias for field in cls.model_fields.values() if field.alias]
         try:
             return cls.model_validate({name: found[name] for name in names if found.get(name)})
@@ -74,6 +154,33 @@ class Settings(BaseModel):
     @property
     def fed(self) -> FederationId:
         return FederationId(self.federation)
+
+    @property
+    def labels(self) -> dict[str, str]:
+        return labels_in(self.given_labels)
+
+    def signer(self) -> "Signer | None":
+        """Who signs the models that are made here; raises BadKey."""
+        from fedbus.stores.signing import Signer  # noqa: PLC0415  # not for `fedbus --help`
+
+        return Signer.read(self.signing_key) if self.signing_key else None
+
+    def trusted(self) -> "TrustedKeys | None":
+        """Whose models may be served here; raises BadKey."""
+        from fedbus.stores.signing import TrustedKeys  # noqa: PLC0415  # not for `fedbus --help`
+
+        return TrustedKeys.read(self.trusted_keys) if self.trusted_keys else None
+
+    @property
+    def allowed_installs(self) -> tuple[str, ...]:
+        return tuple(self.allow_install.replace(",", " ").split())
+
+    @property
+    def access(self) -> "Access":
+        """Who we are to the bus, and whom we believe."""
+        from fedbus.bus.access import Access  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
+
+        return Access(self.creds, self.ca)
 
     @property
     def data_dir(self) -> Path:
@@ -131,6 +238,14 @@ class Settings(BaseModel):
     @property
     def _url_file(self) -> Path:
         return self.home / URL_FILE
+
+
+def labels_in(text: str) -> dict[str, str]:
+    """``site=lab board=jetson`` as a table; raises BadSetting."""
+    for pair in text.split():
+        if not re.fullmatch(LABEL, pair):
+            raise BadLabel(f"{pair!r} is no label: write site=lab, several with spaces between them")
+    return dict(pair.split("=", 1) for pair in text.split())
 
 
 def _line_in(file: Path) -> str | None:

@@ -62,12 +62,14 @@ async def stack(
     server_options: Sequence[str] = (),
     store: str = "",
     public_models: bool = False,
+    source: str = "",
 ) -> AsyncIterator[Stack]:
     """Everything up, for as long as the block runs. *server_options* go to `fedbus server up`.
 
     *store*: the model repository, ``s3`` for an S3 that is started here; with *public_models* anybody may
-    read that one.
+    read that one. *source*: the Git repository that the task is followed in, where it is one.
     """
+    where = source or task.path
     names = [client_id(f"c{number}") for number in range(1, clients + 1)]
     async with embedded_nats(settings.nats_dir, port) as nats, AsyncExitStack() as open_things:
         store_url = store or settings.given_store or str(settings.home / "models")
@@ -89,11 +91,11 @@ async def stack(
             async with asyncio.TaskGroup() as group:
                 stop = asyncio.Event()
                 commands: dict[str, tuple[str, ...]] = {
-                    "server": ("server", "up", "--task", task.path, "--store", store_url, *server_options)
+                    "server": ("server", "up", "--task", where, "--store", store_url, *server_options)
                 }
                 for number, name in enumerate(names):
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
-                    commands[name] = ("client", "up", name, "--task", task.path, "--node-config", config)
+                    commands[name] = ("client", "up", name, "--task", where, "--node-config", config)
                 for process, command in commands.items():
                     its_own = environment | (key if process == "server" else {})  # no client needs the key
                     group.create_task(_keep(running, process, command, its_own, stop), name=process)

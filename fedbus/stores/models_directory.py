@@ -4,6 +4,7 @@ links and locks.
     <task>/<sha256>.safetensors    weights, immutable
     <task>/versions/<n>.json       a manifest, written once and never changed
     <task>/latest                  {"version": n}, moved by compare-and-set
+    <task>/champion                the version that is served, moved by compare-and-set on its term
 
 The version file is where two publishers are told apart: exactly one can create it, the other
 gets VersionTaken. A publisher that dies before it has moved ``latest`` leaves a version that
@@ -26,6 +27,7 @@ from pydantic import ValidationError
 
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
+from fedbus.contracts.versions import Champion
 from fedbus.stores.errors import StoreDamaged, StoreUnavailable
 from fedbus.stores.models_interface import (
     FRESH_S,
@@ -35,6 +37,9 @@ from fedbus.stores.models_interface import (
     VersionMissing,
     VersionSkipped,
     VersionTaken,
+    assert_next,
+    champion_as_json,
+    champion_in,
     weights_to_keep,
 )
 from fedbus.stores.source import Source, pieces
@@ -55,6 +60,7 @@ class DirectoryModelStore:
         self._home = root / task
         self._versions = self._home / "versions"
         self._pointer = self._home / "latest"
+        self._crown_file = self._home / "champion"
 
     async def prepare(self) -> None:
         await self._in_thread(self._prepare)
@@ -76,6 +82,12 @@ class DirectoryModelStore:
 
     async def latest(self) -> Manifest | None:
         return await self._in_thread(self._latest)
+
+    async def champion(self) -> Champion | None:
+        return await self._in_thread(self._champion)
+
+    async def crown(self, champion: Champion) -> Champion:
+        return await self._in_thread(self._crown, champion)
 
     async def numbers(self) -> list[int]:
         return await self._in_thread(self._numbers)
@@ -137,7 +149,7 @@ class DirectoryModelStore:
     def _retire(self, keep: int, spare: frozenset[str]) -> list[str]:
         with self._alone():
             versions = [self._manifest(number) for number in self._numbers()]
-            kept = weights_to_keep(versions, self._settled(), keep) | spare
+            kept = weights_to_keep(versions, self._settled(), keep, self._champion()) | spare
             once = {one.sha256 for one in versions}
             found = [path for path in self._home.glob("*.safetensors") if path.stem not in kept]
             gone = [path for path in found if path.stem in once or _is_old(path)]
@@ -204,6 +216,26 @@ class DirectoryModelStore:
         if number != pointer:
             self._point_to(number)
         return number
+
+    def _champion(self) -> Champion | None:
+        self._assert_there()
+        try:
+            return champion_in(self._crown_file.read_bytes(), self._crown_file)
+        except FileNotFoundError:
+            return None
+
+    def _crown(self, champion: Champion) -> Champion:
+        with self._alone():
+            present = self._champion()
+            if present == champion:
+                return champion
+            assert_next(champion, present)
+            if champion.version not in (known := self._numbers()):
+                raise VersionMissing(champion.version, known)
+            with _written(self._home, champion_as_json(champion)) as part:
+                part.replace(self._crown_file)
+            _sync_directory(self._home)
+        return champion
 
     def _latest_number(self) -> int:
         """What the pointer says; 0 where nothing was ever published."""

@@ -14,8 +14,11 @@ from collections.abc import Collection
 from pathlib import Path
 from typing import Final, Protocol
 
+from pydantic import ValidationError
+
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreError
+from fedbus.contracts.versions import Champion
+from fedbus.stores.errors import StoreDamaged, StoreError
 from fedbus.stores.source import Source
 
 FRESH_S: Final = 24 * 3600.0
@@ -81,6 +84,18 @@ class VersionMissing(StoreError):
         self.version = version
 
 
+class ChampionMoved(StoreError):
+    """Somebody else has made another version the champion meanwhile. Read it again."""
+
+    def __init__(self, wanted: Champion, present: Champion | None) -> None:
+        there = f"version {present.version} is, in term {present.term}" if present else "there is none"
+        super().__init__(
+            f"version {wanted.version} cannot be champion in term {wanted.term}: {there}; read it and decide again"
+        )
+        self.wanted = wanted
+        self.present = present
+
+
 class ModelStore(Protocol):
     """What every backend does, for the models of one task."""
 
@@ -115,20 +130,53 @@ class ModelStore(Protocol):
     async def manifest(self, version: int) -> Manifest:
         """The manifest of *version*; raises VersionMissing, StoreDamaged."""
 
+    async def champion(self) -> Champion | None:
+        """The version that is served; None where none was ever made champion."""
+
+    async def crown(self, champion: Champion) -> Champion:
+        """Make it the champion, if the term before is the present one (no champion: 0); the same twice is fine.
+
+        Raises ChampionMoved, VersionMissing.
+        """
+
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         """Remove the weights of all but the newest *keep* versions, and those that never came to be one.
 
-        Never removed are the latest version's, those of the version it was made from, what *spare* names, and
-        what was put within a day. Manifests stay. Answers what was removed.
+        Never removed are those of the latest version, of the champion, of the one before it and of the versions
+        that these were made from, what *spare* names, and what was put within a day. Manifests stay. Answers what
+        was removed.
         """
 
     async def verify(self, sha256: str) -> None:
         """Read an artifact where it is kept, not a copy of it; raises StoreDamaged, ArtifactMissing."""
 
 
-def weights_to_keep(versions: list[Manifest], latest: int, keep: int) -> set[str]:
-    """The digests of the newest *keep* versions, of the latest, and of the one that it was made from."""
+def assert_next(champion: Champion, present: Champion | None) -> None:
+    """Raises ChampionMoved unless *champion* follows on the *present* one."""
+    if champion.term != (present.term if present else 0) + 1:
+        raise ChampionMoved(champion, present)
+
+
+def champion_as_json(champion: Champion) -> bytes:
+    return champion.model_dump_json(indent=2).encode() + b"\n"
+
+
+def champion_in(content: bytes, place: Path | str) -> Champion:
+    """What the pointer at *place* says; raises StoreDamaged."""
+    try:
+        return Champion.model_validate_json(content)
+    except ValidationError as error:
+        raise StoreDamaged(place, f"it names no champion ({error.errors()[0]['msg']})") from error
+
+
+def weights_to_keep(
+    versions: list[Manifest], latest: int, keep: int, champion: Champion | None = None
+) -> set[str]:
+    """The digests of the newest *keep* versions, of the latest, of the champion and the one before it, and of
+    those that they were made from.
+    """
     assert keep >= 1
-    parents = {one.parent for one in versions if one.version == latest}
-    numbers = {one.version for one in versions[-keep:]} | {latest} | parents
+    in_use = {latest, champion.version, *champion.before[:1]} if champion else {latest}
+    parents = {one.parent for one in versions if one.version in in_use}
+    numbers = {one.version for one in versions[-keep:]} | in_use | parents
     return {one.sha256 for one in versions if one.version in numbers}

@@ -4,6 +4,7 @@
     <prefix>/<task>/<sha256>.safetensors   weights, immutable
     <prefix>/<task>/versions/<n>.json      a manifest, put only where there is none
     <prefix>/<task>/latest                 {"version": n}, moved by compare-and-set
+    <prefix>/<task>/champion               the version that is served, moved by compare-and-set on its term
 
 As in a directory, the version is where publishers are told apart, and the pointer is finished by
 whoever comes next where its publisher died. Both rest on conditional puts. Before the first
@@ -30,16 +31,21 @@ from pydantic import ValidationError
 
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
+from fedbus.contracts.versions import Champion
 from fedbus.stores.artifact_cache import ArtifactCache, Part
 from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreUnavailable
 from fedbus.stores.models_interface import (
     FRESH_S,
     ArtifactMissing,
     ArtifactRetired,
+    ChampionMoved,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
+    assert_next,
+    champion_as_json,
+    champion_in,
     weights_to_keep,
 )
 from fedbus.stores.s3 import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
@@ -130,7 +136,7 @@ class S3ModelStore:
         async with self._bucket.open():
             versions = await self.versions()
             latest, _ = await self._settled()
-            kept = weights_to_keep(versions, latest, keep) | set(spare)
+            kept = weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
             once = {one.sha256 for one in versions}
             gone = []
             for one in await self._bucket.listing(f"{self._home}/"):
@@ -191,6 +197,36 @@ class S3ModelStore:
             if version not in (known := await self.numbers()):
                 raise VersionMissing(version, known)
             return await self._manifest(version)
+
+    async def champion(self) -> Champion | None:
+        async with self._bucket.open():
+            return (await self._throne())[0]
+
+    async def crown(self, champion: Champion) -> Champion:
+        async with self._bucket.open():
+            if champion.version not in (known := await self.numbers()):
+                raise VersionMissing(champion.version, known)
+            async with self._exclusively():
+                present, tag = await self._throne()
+                if present == champion:
+                    return champion
+                assert_next(champion, present)
+                if not await self._replace(self._key("champion"), champion_as_json(champion), tag):
+                    (
+                        present,
+                        _,
+                    ) = await self._throne()  # somebody was quicker, or we were and the answer was lost
+                    if present != champion:
+                        raise ChampionMoved(champion, present)
+        return champion
+
+    async def _throne(self) -> tuple[Champion | None, str]:
+        """The champion, and the tag that its pointer has; None and no tag where there is none."""
+        found = await self._bucket.read(self._key("champion"))
+        if found is None:
+            await self._assert_there()
+            return None, ""
+        return champion_in(found.content, f"{self._place}, {self._key('champion')}"), found.tag
 
     # --- the pointer ---------------------------------------------------------------------------
 

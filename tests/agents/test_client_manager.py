@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
+from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, with_refusals
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.client_manager import BootstrapFailed, ClientManager
@@ -78,7 +78,9 @@ class ServerPlayed:
             OpenRun: self._open,
             CancelRun: self._cancel,
         }
-        async with (await self.fed.speaker("server-manager")).serve(answers, task=TASK, version="1.0.0"):
+        async with (await self.fed.speaker("server-manager")).serve(
+            with_refusals("server-manager", answers), task=TASK, version="1.0.0"
+        ):
             yield self
         for offer in self.offers:
             offer.release()

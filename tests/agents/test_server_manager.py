@@ -17,6 +17,7 @@ from support.federation import (
     AgentAtWork,
     Federation,
     arrows_of,
+    with_refusals,
 )
 from support.whole_module import only_after_the_whole_module
 
@@ -83,7 +84,7 @@ class FlowerServerPlayed:
             StopServer: self._stop,
             FindServer: self._find,
         }
-        async with bus.serve(answers, task=TASK, version="1.0.0"):
+        async with bus.serve(with_refusals("flower-server", answers), task=TASK, version="1.0.0"):
             yield self
 
     async def made(self, trained: float) -> Artifact:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
+from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, with_refusals
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
@@ -17,6 +17,7 @@ from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult, RunPlan, StartRun, StopRun
+from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.contracts.server import (
     SERVER,
     CancelRun,
@@ -32,7 +33,6 @@ from fedbus.contracts.server import (
     ServerInfo,
     ServerState,
 )
-from fedbus.contracts.scheduling import ScheduleTable
 
 NO_SCHEDULE = ScheduleTable()
 FIRST = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
@@ -64,7 +64,9 @@ class ServerManagerPlayed:
             GetServerInfo: self._info,
             Enroll: self._enroll,
         }
-        async with (await self.fed.speaker("server-manager")).serve(answers, task=TASK, version="1.0.0"):
+        async with (await self.fed.speaker("server-manager")).serve(
+            with_refusals("server-manager", answers), task=TASK, version="1.0.0"
+        ):
             yield
 
     async def has_a_model(self) -> None:

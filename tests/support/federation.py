@@ -26,9 +26,9 @@ from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import stream_subjects
+from fedbus.contracts.catalogue import requests_of, stream_subjects
 from fedbus.contracts.identifiers import FederationId, client_id
-from fedbus.contracts.message import Message, Request
+from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.run import RunFacts, RunPlan
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import SERVER_SIDE
@@ -241,6 +241,15 @@ class Federation:
                 for one in self.moves
             )
             raise AssertionError(f"waited {within_s:g} s for {what}; told was:\n{told}") from None
+
+
+def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
+    """*answers*, and a no to everything else that *agent* may be asked: for who plays a part of it."""
+
+    async def refuse(request: Request) -> Body:
+        return Refused(reason=f"nobody plays {request.word} here")
+
+    return {kind: answers.get(kind, refuse) for kind in requests_of(agent)}
 
 
 @asynccontextmanager

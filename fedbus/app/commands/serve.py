@@ -13,7 +13,17 @@ from fedbus.app.edge import Exit, Failure
 if TYPE_CHECKING:
     from fedbus.app.compose import Device, Site
 
-TaskPath = Annotated[Path, typer.Option("--task", help="The task's directory: a Flower app.")]
+TaskSource = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="The task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
+        "commits are followed. [default: FEDBUS_TASK, or the working directory]",
+    ),
+]
+Label = Annotated[
+    list[str] | None, typer.Option(help="What the device is told apart by: site=lab. May be repeated.")
+]
 Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each run, instead of the task's.")]
 Quorum = Annotated[
     int | None, typer.Option(min=1, help="Clients that a run waits for, instead of the task's.")
@@ -60,6 +70,13 @@ def demo(
     plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
     task: Annotated[Path | None, typer.Option(help="Another task. [default: the MNIST example]")] = None,
     store: StoreHere = "",
+    commit: Annotated[
+        bool,
+        typer.Option(
+            "--commit",
+            help="Change the task's code between two runs, by a signed commit to its Git repository.",
+        ),
+    ] = False,
 ) -> None:
     """Show the whole life of a federated model on this machine, on real data."""
     from rich.console import Console
@@ -69,7 +86,7 @@ def demo(
     from fedbus.app.examples import mnist
     from fedbus.app.settings import Settings
 
-    wishes = Wishes(task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot, store)
+    wishes = Wishes(task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit)
     settings, console = Settings.from_environment(), Console()
 
     async def work(stop: asyncio.Event) -> None:
@@ -84,7 +101,7 @@ def demo(
 
 def up(
     *,
-    task: TaskPath = Path(),
+    task: TaskSource = "",
     clients: Annotated[int, typer.Option(min=0, max=64, help="How many clients, on this machine.")] = 3,
     port: Annotated[
         int | None, typer.Option(help="The port of the nats-server. [default: one that is free]")
@@ -102,9 +119,9 @@ def up(
     """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
     from rich.console import Console
 
+    from fedbus.app.code import code_of, first_task
     from fedbus.app.settings import Settings
     from fedbus.app.stack import EMBEDDED, stack
-    from fedbus.stores.tasks import read_task
 
     if public_models and store != EMBEDDED:
         raise Failure(
@@ -119,7 +136,9 @@ def up(
         "run-config": run_config,
     }
     given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
-    settings, app, console = Settings.from_environment(), read_task(task), Console()
+    settings, console = Settings.from_environment(), Console()
+    code = code_of(settings, task)
+    app = first_task(code, settings)
 
     async def work(stop: asyncio.Event) -> None:
         async with stack(
@@ -130,6 +149,7 @@ def up(
             server_options=given,
             store=store,
             public_models=public_models,
+            source=(task or settings.task) if code.follows else "",
         ) as running:
             up_now = f"task {app.id} is up on {running.nats.url} with {clients} clients"
             console.print(f"{up_now}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
@@ -143,7 +163,7 @@ def up(
 @server.command("up")
 def server_up(
     *,
-    task: TaskPath = Path(),
+    task: TaskSource = "",
     store: Store = "",
     rounds: Rounds = None,
     quorum: Quorum = None,
@@ -162,15 +182,16 @@ def server_up(
 def client_up(
     id: Annotated[str, typer.Argument(help="The client's id.")],
     *,
-    task: TaskPath = Path(),
+    task: TaskSource = "",
     node_config: NodeConfig = "",
+    label: Label = None,
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
     """Run a client's three agents in this process."""
     from fedbus.app.compose import CLIENT_AGENTS
 
-    device = _device(id, task, node_config, host, port)
+    device = _device(id, task, node_config, label, host, port)
     _run_agents(id, {name: partial(run, device) for name, run in CLIENT_AGENTS.items()})
 
 
@@ -179,7 +200,7 @@ def agent(
         str, typer.Argument(help="server-manager, workflow-scheduler, flower-server, client-manager, …")
     ],
     *,
-    task: TaskPath = Path(),
+    task: TaskSource = "",
     client: Annotated[str | None, typer.Option(help="The client's id, for an agent of a client.")] = None,
     store: Store = "",
     rounds: Rounds = None,
@@ -188,6 +209,7 @@ def agent(
     at_most: AtMost = None,
     run_config: RunConfig = "",
     node_config: NodeConfig = "",
+    label: Label = None,
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
@@ -200,7 +222,7 @@ def agent(
     elif (of_client := CLIENT_AGENTS.get(name)) is not None:
         if client is None:
             raise Failure(f"the {name} is an agent of a client: say which with --client ID", Exit.USAGE)
-        device = _device(client, task, node_config, host, port)
+        device = _device(client, task, node_config, label, host, port)
         _run_agents(f"{name} {client}", {name: partial(of_client, device)})
     else:
         known = ", ".join((*SERVER_AGENTS, *CLIENT_AGENTS))
@@ -211,21 +233,24 @@ def agent(
 
 
 def _site(
-    task: Path,
+    task: str,
     store: str = "",
     rounds: int | None = None,
     quorum: int | None = None,
     every: str | None = None,
     at_most: int | None = None,
     run_config: str = "",
+    client: str = "",
 ) -> "Site":
+    from fedbus.app.code import code_of, first_task
     from fedbus.app.compose import Site
     from fedbus.app.options import key_values, seconds
     from fedbus.app.settings import Settings
     from fedbus.contracts.task import ScheduleTable
-    from fedbus.stores.tasks import read_task
 
-    settings, read = Settings.from_environment(), read_task(task)
+    settings = Settings.from_environment()
+    code = code_of(settings, task)
+    read = first_task(code, settings, client)
     asked = {"rounds": rounds, "quorum": quorum, "config": key_values(run_config) or None}
     plan = read.table.plan.model_copy(
         update={name: value for name, value in asked.items() if value is not None}
@@ -235,15 +260,31 @@ def _site(
         every_s = seconds(every) if every is not None else schedule.every_s
         schedule = ScheduleTable.model_validate({"every-s": every_s, "at-most": at_most})
     where = store or settings.given_store or ""
-    return Site(settings.nats_url, settings.fed, settings.home, read, where, plan, schedule)
+    return Site(
+        settings.nats_url,
+        settings.fed,
+        settings.home,
+        read,
+        where,
+        plan,
+        schedule,
+        code=code,
+        signer=None if client else settings.signer(),
+        trusted=settings.trusted() if client else None,
+        access=settings.access,
+        job_template=settings.job_template if settings.launcher == "kubernetes" else "",
+    )
 
 
-def _device(id: str, task: Path, node_config: str, host: str, port: int) -> "Device":
+def _device(id: str, task: str, node_config: str, label: list[str] | None, host: str, port: int) -> "Device":
     from fedbus.app.compose import Device
     from fedbus.app.options import key_values
+    from fedbus.app.settings import Settings, labels_in
     from fedbus.contracts.identifiers import client_id
 
-    return Device(_site(task), client_id(id), key_values(node_config), host, port)
+    site = _site(task, client=client_id(id))
+    labels = labels_in(" ".join(label)) if label else Settings.from_environment().labels
+    return Device(site, client_id(id), key_values(node_config), labels, host, port)
 
 
 # --- running until told to stop -------------------------------------------------------------------
@@ -266,10 +307,12 @@ def _run_agents(name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine
 def _until_told(work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO") -> None:
     from fedbus.app import telemetry
     from fedbus.app.processes import stopping
+    from fedbus.app.pulse import pulse
 
     async def run() -> None:
-        with stopping() as stop:
-            await work(stop)
+        async with pulse():
+            with stopping() as stop:
+                await work(stop)
 
     with telemetry.configured(f"fedbus-{name.split(maxsplit=1)[0]}", level=level):
         asyncio.run(run())

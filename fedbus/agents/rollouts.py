@@ -1,0 +1,510 @@
+"""Code versions of one task: found in the repository, tried by part of the clients, judged, taken or sent back.
+
+    look at the ref → verified, checked → code_found → the cohort is ready → a run → judged
+        → the next stage … → rollout_finished, or → rollout_reverted
+
+It owns the `code` lifecycle and is part of the server manager, which lends it its turn: what is
+decided here is never interrupted half-way, and no run begins meanwhile. What takes long (git, the
+task's own check) is done outside the turn.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Final, Protocol
+
+import structlog
+
+from fedbus.agents.tasks import Timers, ask_until_answered, backoff, first_of
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import RequestRefused
+from fedbus.bus.lives import Life, Lives
+from fedbus.contracts.client import ClientFacts, ClientState
+from fedbus.contracts.code import (
+    CODE,
+    CheckCode,
+    CodeChecked,
+    CodeFacts,
+    CodeLookedFor,
+    CodePublished,
+    CodeReady,
+    CodeRefused,
+    CodeState,
+    LookForCode,
+    RevertCode,
+    RolloutBegun,
+    RollOutCode,
+)
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.run import StartRun
+from fedbus.contracts.task import Task
+from fedbus.domain.participation import short
+from fedbus.domain.rollout import (
+    EVERYBODY,
+    Trial,
+    all_answered,
+    cohort_of,
+    members,
+    refusal_of,
+    told,
+    verdict,
+)
+from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, HistoryRewritten
+from fedbus.stores.errors import StoreError
+
+LOOK_S: Final = 5.0
+LOOK_SELDOM_S: Final = 300.0
+"""The repository is looked at this often at first, and less and less while nothing comes; a nudge is heard at once."""
+MORE_TO_CHECK_S: Final = 60.0
+"""What a check may take beyond the task's own limit: a process starts, torch is loaded."""
+VERSIONS_REMEMBERED: Final = 20
+WORKTREES_KEPT: Final = 3
+NEW_CODE: Final = "new code"
+STAGE: Final = "the stage begins without the others"
+TRY: Final = "try the candidate"
+
+log = structlog.get_logger("fedbus.rollouts")
+
+
+class TheServer(Protocol):
+    """What the server manager does for a rollout."""
+
+    @property
+    def at_rest(self) -> bool:
+        """Whether no run is under way, so that code may change."""
+
+    @property
+    def champion(self) -> ModelRef | None:
+        """The model that is served."""
+
+    async def begin_lineage(self, task: Task, reason: str) -> None:
+        """Have a first model of *task* built, and serve it; raises StoreError and RequestRefused."""
+
+
+@dataclass(frozen=True)
+class _Proposed:
+    """A version that may be rolled out as soon as no run is under way."""
+
+    task: Task
+    stages: tuple[str, ...]
+    new_lineage: bool = False
+
+
+class Rollouts:
+    """The code versions of one task. *first* is what the server was started with."""
+
+    def __init__(
+        self, bus: Bus, code: CodeRepository, first: Task, server: TheServer, turn: asyncio.Lock
+    ) -> None:
+        self._bus = bus
+        self._code = code
+        self._task = first
+        self._server = server
+        self._turn = turn
+        self._candidate: Task | None = None
+        self._proposed: _Proposed | None = None
+        self._ready: dict[str, None] = {}
+        self._refused: dict[str, str] = {}
+        self._attempt = 0
+        self._nudge = asyncio.Event()
+        self._looking = asyncio.Lock()
+        """One look at a time: two would find the same commit, and each begin a rollout of it."""
+        self._life: Life[CodeState, CodeFacts]
+        self._timers: Timers
+
+    @property
+    def task(self) -> Task:
+        """The task as everybody has it, outside a rollout's cohort."""
+        return self._task
+
+    @property
+    def facts(self) -> CodeFacts:
+        return self._life.facts
+
+    @property
+    def _rolling(self) -> bool:
+        return self._life.state is CodeState.ROLLING
+
+    # --- waking up ---------------------------------------------------------------------------
+
+    async def wake(self, lives: Lives, timers: Timers) -> None:
+        """Go on from where the log says the code stands."""
+        self._timers = timers
+        facts = CodeFacts(task=self._task.id, code_version=self._task.code_version, source=self._code.source)
+        self._life = await lives.of(CODE, facts)
+        if not self._life.born:
+            await self._life.bear("started")
+        elif self.facts.code_version != self._task.code_version:
+            await self._take_up_the_version()
+        if self._rolling:
+            await self._take_up_the_rollout()
+
+    async def _take_up_the_version(self) -> None:
+        """What the server was started with is not what the log has: the log is right, if its code can be had."""
+        try:
+            self._task = await self._code.task_at(self.facts.code_version)
+        except CodeRejected as error:
+            reason = f"{short(self.facts.code_version)} is not to be had any more: {error}"
+            if self._rolling:
+                await self._move("rollout_reverted", reason=reason, candidate="", clients=(), ready=())
+            await self._move("code_read", reason=reason, code_version=self._task.code_version)
+
+    async def _take_up_the_rollout(self) -> None:
+        try:
+            self._candidate = await self._code.task_at(self.facts.candidate)
+        except CodeRejected as error:
+            await self._revert(str(error))
+            return
+        for message in [
+            *await self._bus.said_last(CodeReady, task=self._task.id),
+            *await self._bus.said_last(CodeRefused, task=self._task.id),
+        ]:
+            self._note(message)
+        self._wait_for_the_stage()
+        if self.facts.ready:
+            self._go_on()
+
+    # --- following the repository ------------------------------------------------------------------
+
+    async def follow(self) -> None:
+        """Look at the ref, again and again: often after news, seldom when there are none, at once when nudged."""
+        wait_s, away = LOOK_S, ""
+        while self._code.follows:
+            try:
+                found = await self._look()
+            except CodeUnavailable as error:
+                if str(error) != away:
+                    log.warning("the code repository is away", reason=str(error))
+                away = str(error)
+            else:
+                away, wait_s = "", LOOK_S if found.news else min(LOOK_SELDOM_S, wait_s * 1.5)
+            self._nudge.clear()
+            await first_of(self._nudge.wait(), asyncio.sleep(wait_s))
+
+    async def _look(self) -> CodeLookedFor:
+        """What the ref points at, and what comes of it, if that is new. Raises CodeUnavailable."""
+        async with self._looking:
+            try:
+                found = await self._code.newest()
+            except HistoryRewritten as error:
+                return CodeLookedFor(found=error.new, news=await self._rewritten(error))
+            return CodeLookedFor(
+                found=found, news="" if self._is_known(found) else await self._consider(found)
+            )
+
+    async def _rewritten(self, error: HistoryRewritten) -> str:
+        if error.new in self.facts.rejected:
+            return ""
+        async with self._turn:
+            return await self._reject(error.new, str(error))
+
+    def _is_known(self, version: str) -> bool:
+        """Whether something was made of it already: it is in use, on its way, or rejected."""
+        proposed = self._proposed.task.code_version if self._proposed else ""
+        return version in (self.facts.code_version, self.facts.candidate, proposed, *self.facts.rejected)
+
+    async def _consider(self, version: str, stages: Sequence[str] = (), *, new_lineage: bool = False) -> str:
+        """Have *version* verified and checked, and rolled out as soon as no run is under way; what comes of it."""
+        try:
+            task = await self._checked(version, new_lineage=new_lineage)
+        except (CodeRejected, RequestRefused) as error:
+            reason = error.reason if isinstance(error, CodeRejected) else str(error)
+            async with self._turn:
+                return await self._reject(version, reason)
+        async with self._turn:
+            chosen = tuple(stages) or task.table.rollout.stages
+            self._proposed = _Proposed(task, (EVERYBODY,) if new_lineage else chosen, new_lineage)
+            if self._server.at_rest:
+                await self.at_rest()
+                return told(self.facts)
+            return "it is rolled out when the run that is under way has ended"
+
+    async def _checked(self, version: str, *, new_lineage: bool) -> Task:
+        """The task at *version*, if it passes its check; raises CodeRejected, CodeUnavailable, RequestRefused."""
+        task = await self._code.task_at(version)
+        if task.id != self._task.id:
+            raise CodeRejected(
+                version, f"it is task {task.id!r}, and this is the server of {self._task.id!r}"
+            )
+        champion = self._server.champion
+        check = CheckCode(
+            task=self._task.id,
+            code_version=version,
+            like=champion.sha256 if champion and not new_lineage else "",
+        )
+        timeout_s = task.table.code.check_s + MORE_TO_CHECK_S
+        checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
+        if checked.differs:
+            raise CodeRejected(
+                version,
+                f"its model is not the one that is served: {checked.differs}; a model of another architecture is "
+                f"begun by hand: fedbus code rollout {version[:12]} --new-lineage",
+            )
+        return task
+
+    async def _reject(self, version: str, reason: str) -> str:
+        """Remember that *version* is not to be taken, and say why."""
+        log.warning("new code is rejected", code=version, reason=reason)
+        await self._move(
+            "code_rejected", reason=f"{short(version)}: {reason}", rejected=self._with(version, reason)
+        )
+        return f"rejected: {reason}"
+
+    def _with(self, version: str, reason: str) -> dict[str, str]:
+        """What is rejected, and *version* too."""
+        before = {one: why for one, why in self.facts.rejected.items() if one != version}
+        newest = list(before.items())[-(VERSIONS_REMEMBERED - 1) :]
+        return {**dict(newest), version: reason[:500]}
+
+    # --- what is asked by hand -------------------------------------------------------------------------
+
+    @property
+    def answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+        return {LookForCode: self._look_now, RollOutCode: self._roll_out, RevertCode: self._revert_by_hand}
+
+    async def _look_now(self, _: LookForCode) -> Body:
+        if not self._code.follows:
+            return Refused(
+                reason=f"the code is a directory, {self._code.source}, and no repository is followed: "
+                "start the server with --task git+URL"
+            )
+        try:
+            found = await self._look()
+        except CodeUnavailable as error:
+            return Refused(reason=str(error))
+        self._nudge.set()
+        return found if found.news else found.model_copy(update={"news": self._old_news(found.found)})
+
+    def _old_news(self, found: str) -> str:
+        reason = self.facts.rejected.get(found)
+        return f"nothing new: it was rejected: {reason}" if reason else f"nothing new: {told(self.facts)}"
+
+    async def _roll_out(self, request: RollOutCode) -> Body:
+        try:
+            version = await self._code.resolve(request.code_version)
+            if version == self.facts.code_version and not self.facts.candidate:
+                return Refused(reason=f"everybody is on {short(version)} already")
+            async with self._looking:
+                await self._consider(version, request.stages, new_lineage=request.new_lineage)
+        except (CodeRejected, CodeUnavailable) as error:
+            return Refused(reason=str(error))
+        if (why := self.facts.rejected.get(version)) is not None:
+            return Refused(reason=why)
+        stages = self._proposed.stages if self._proposed else self.facts.stages
+        return RolloutBegun(code_version=version, stages=stages)
+
+    async def _revert_by_hand(self, request: RevertCode) -> Body:
+        async with self._turn:
+            if self._rolling and not request.to:
+                await self._revert(request.reason)
+                return RolloutBegun(code_version=self.facts.code_version)
+            if not request.to and not self.facts.previous:
+                return Refused(reason=f"there is no version before {short(self.facts.code_version)}")
+            to, here = request.to or self.facts.previous[0], self.facts.code_version
+            await self._reject(here, request.reason)
+        return await self._roll_out(RollOutCode(task=self._task.id, code_version=to, stages=(EVERYBODY,)))
+
+    # --- a rollout -----------------------------------------------------------------------------------------
+
+    async def at_rest(self) -> None:
+        """No run is under way, and the turn is ours: what was proposed begins, what waits for a run asks for it."""
+        if self._proposed is not None:
+            proposed, self._proposed = self._proposed, None
+            await self._begin(proposed)
+        elif self._rolling and self.facts.ready:
+            self._go_on()
+
+    async def _begin(self, proposed: _Proposed) -> None:
+        version = proposed.task.code_version
+        self._candidate, self._ready, self._refused = proposed.task, {}, {}
+        rejected = {one: why for one, why in self.facts.rejected.items() if one != version}
+        await self._move(
+            "code_found",
+            reason=f"{short(version)}, stage by stage: {', '.join(proposed.stages)}",
+            candidate=version,
+            stages=proposed.stages,
+            new_lineage=proposed.new_lineage,
+            rejected=rejected,
+            **await self._stage(0, proposed.stages, version),
+        )
+        await self._ask_the_cohort()
+
+    async def _stage(self, number: int, stages: Sequence[str], version: str) -> dict[str, Any]:
+        """The facts of a stage: who is in it, and that nobody has answered yet."""
+        fleet = await self._fleet()
+        cohort = cohort_of(stages[number], fleet, version)
+        return {
+            "stage": number,
+            "cohort": cohort,
+            "clients": members(cohort, fleet, version),
+            "ready": (),
+            "refused": {},
+        }
+
+    async def _fleet(self) -> Mapping[str, Mapping[str, str]]:
+        """The labels of every client that has not been given up."""
+        found = await self._bus.states("client", f"*.{self._task.id}")
+        return {
+            one.facts.client: one.facts.labels
+            for one in found
+            if isinstance(one.facts, ClientFacts) and one.target != ClientState.TERMINATED
+        }
+
+    async def _ask_the_cohort(self) -> None:
+        await self.tell()
+        self._wait_for_the_stage()
+        await self._weigh()  # who was ready in the stage before is so still
+
+    def _wait_for_the_stage(self) -> None:
+        assert self._candidate is not None
+        self._timers.after(STAGE, self._candidate.table.rollout.wait_s, self._stage_waited)
+
+    async def tell(self) -> None:
+        """Tell all clients which code belongs where."""
+        plan = self.facts.plan.model_dump(include=set(type(self.facts.plan).model_fields))
+        await self._bus.publish(CodePublished(task=self._task.id, **plan))
+
+    async def hear(self, message: CodeReady | CodeRefused) -> None:
+        """A client has said yes or no; the turn is ours."""
+        self._note(message)
+        if self._rolling:
+            await self._weigh()
+
+    def _note(self, message: object) -> None:
+        match message:
+            case CodeReady() if message.code_version == self.facts.candidate:
+                self._ready[message.client] = None
+                self._refused.pop(message.client, None)
+            case CodeRefused() if message.code_version == self.facts.candidate:
+                self._refused[message.client] = message.reason
+                self._ready.pop(message.client, None)
+
+    async def _weigh(self) -> None:
+        """Whether too many refuse, or all have answered."""
+        assert self._candidate is not None
+        reason = refusal_of(self._candidate.table.rollout, self.facts, self._refused)
+        if reason is not None:
+            await self._revert(reason)
+        elif not self.facts.ready and all_answered(
+            self.facts, frozenset(self._ready), frozenset(self._refused)
+        ):
+            await self._stage_ready("")
+
+    async def _stage_waited(self) -> None:
+        """Not all have answered in time: go on with those that have; where there are none, wait on."""
+        async with self._turn:
+            if not self._rolling or self.facts.ready:
+                return
+            if self._ready:
+                silent = sorted(set(self.facts.clients) - set(self._ready) - set(self._refused))
+                await self._stage_ready(f"without {', '.join(silent[:10]) or 'anybody else'}")
+            else:
+                log.warning(
+                    "nobody has the new code yet", code=self.facts.candidate, clients=self.facts.clients
+                )
+                self._wait_for_the_stage()
+
+    async def _stage_ready(self, reason: str) -> None:
+        self._timers.cancel(STAGE)
+        await self._move(
+            "stage_ready", reason=reason, ready=tuple(sorted(self._ready)), refused=dict(self._refused)
+        )
+        self._go_on()
+
+    def _go_on(self) -> None:
+        """The candidate is where it should be: have it tried, or its first model made."""
+        assert self._candidate is not None
+        if self.facts.new_lineage:
+            self._timers.after(TRY, 0, self._begin_lineage)
+        elif self._candidate.table.schedule.on_new_code:
+            self._timers.after(TRY, 0, self._ask_for_a_run)
+
+    async def _ask_for_a_run(self) -> None:
+        """Outside the turn: who starts the run will ask us to open it. A run under way is waited for: see `at_rest`."""
+        try:
+            await ask_until_answered(self._bus, StartRun(task=self._task.id, trigger=NEW_CODE), timeout_s=60)
+            self._attempt = 0
+        except RequestRefused as error:
+            log.info("the candidate's run waits", reason=str(error))
+            if self._server.at_rest:
+                self._attempt += 1
+                self._timers.after(TRY, backoff(self._attempt), self._ask_for_a_run)
+
+    async def _begin_lineage(self) -> None:
+        async with self._turn:
+            if not self._rolling or self._candidate is None:
+                return
+            try:
+                await self._server.begin_lineage(self._candidate, f"code {short(self.facts.candidate)}")
+            except (StoreError, RequestRefused) as error:
+                await self._revert(str(error))
+            else:
+                await self._finish()
+
+    # --- a run of the candidate ----------------------------------------------------------------------------------
+
+    def for_a_run(self, quorum: int) -> tuple[Task, int]:
+        """The task that a run is to be made of now, and the quorum that it can have: a cohort is only so large."""
+        if self._rolling and self._ready and self._candidate is not None and not self.facts.new_lineage:
+            return self._candidate, min(quorum, len(self._ready))
+        return self._task, quorum
+
+    async def at(self, version: str) -> Task:
+        """The task at a version that a run was opened with."""
+        known = {one.code_version: one for one in (self._task, self._candidate) if one is not None}
+        return known.get(version) or await self._code.task_at(version)
+
+    async def judge(self, version: str, trial: Trial) -> None:
+        """A run has ended and the turn is ours: where it was the candidate's, that goes on or back."""
+        if not self._rolling or version != self.facts.candidate:
+            return
+        assert self._candidate is not None
+        reason = verdict(self._candidate.table.rollout, trial)
+        if reason is not None:
+            await self._revert(reason)
+        elif self.facts.stage + 1 < len(self.facts.stages):
+            await self._next_stage()
+        else:
+            await self._finish()
+
+    async def _next_stage(self) -> None:
+        stage = await self._stage(self.facts.stage + 1, self.facts.stages, self.facts.candidate)
+        passed = self.facts.stages[self.facts.stage]
+        await self._move("stage_passed", reason=f"{passed} passed", **stage)
+        await self._ask_the_cohort()
+
+    async def _finish(self) -> None:
+        assert self._candidate is not None
+        before = tuple(dict.fromkeys((self.facts.code_version, *self.facts.previous)))[:VERSIONS_REMEMBERED]
+        self._task, self._candidate = self._candidate, None
+        await self._end("rollout_finished", "", code_version=self._task.code_version, previous=before)
+
+    async def _revert(self, reason: str) -> None:
+        """Bring everybody back. The candidate is not tried again unless somebody asks for it."""
+        log.warning("the rollout is reverted", code=self.facts.candidate, reason=reason)
+        self._candidate = None
+        await self._end("rollout_reverted", reason, rejected=self._with(self.facts.candidate, reason))
+
+    async def _end(self, event: str, reason: str, **facts: Any) -> None:
+        self._timers.cancel(STAGE)
+        self._timers.cancel(TRY)
+        said = f"{short(self.facts.candidate)}{f': {reason}' if reason else ''}"
+        await self._move(
+            event,
+            reason=said,
+            candidate="",
+            stages=(),
+            stage=0,
+            clients=(),
+            ready=(),
+            refused={},
+            new_lineage=False,
+            **facts,
+        )
+        await self.tell()
+        keep = (self.facts.code_version, *self.facts.previous[:WORKTREES_KEPT])
+        self._timers.after("old code is removed", 0, lambda: self._code.prune(keep))
+
+    async def _move(self, event: str, *, reason: str = "", **facts: Any) -> None:
+        await self._life.move(event, reason=reason[:1000], **facts)

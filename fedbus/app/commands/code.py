@@ -1,0 +1,234 @@
+"""`fedbus code`: which version of a task's code is where, how a rollout stands, and forwards and back by hand."""
+
+from collections import Counter
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedbus.app import show
+from fedbus.app.edge import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.contracts.message import Request
+    from fedbus.contracts.transition import Transition
+    from fedbus.stores.code import Commit
+
+app = typer.Typer(
+    no_args_is_help=True, help="The versions of a task's code: what is where, and what is tried."
+)
+
+TaskId = Annotated[str | None, typer.Option("--task", help="The task's id. [default: the only one there]")]
+Source = Annotated[
+    str, typer.Option("--repo", help="The repository, as `fedbus up --task` has it. [default: FEDBUS_TASK]")
+]
+CHECK_S = 900.0
+"""How long fetching and checking a version may take, before a person gives up on it."""
+SHORT = 12
+
+
+@app.command()
+def ls(
+    *,
+    repo: Source = "",
+    task: TaskId = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many commits.")] = 20,
+    json: show.AsJson = False,
+) -> None:
+    """List the commits of the ref that is followed, newest first, and who is on which."""
+    facts = _status(task)
+    commits = _commits(repo, limit)
+    rows = [
+        {
+            "code_version": one.sha,
+            "where": _where(one.sha, facts),
+            "clients": facts["clients_on"].get(one.sha, 0),
+            "subject": one.subject,
+            "author": one.author,
+            "made": one.when,
+        }
+        for one in commits
+    ]
+    if json:
+        show.as_json(rows)
+        return
+    show.table(
+        ("version", "", "clients", "subject", "author", "made"),
+        [
+            (
+                row["code_version"][:SHORT],
+                row["where"],
+                str(row["clients"] or ""),
+                row["subject"],
+                row["author"],
+                show.ago(row["made"]),
+            )
+            for row in rows
+        ],
+        empty="no repository is followed: the task's code is a directory. "
+        "Name one: fedbus code ls --repo git+https://host/repo@main",
+    )
+
+
+@app.command()
+def status(*, task: TaskId = None, json: show.AsJson = False) -> None:
+    """Say which version everybody is on, what is being rolled out and how far, and what was rejected."""
+    facts = _status(task)
+    if json:
+        show.as_json(facts)
+        return
+    out = show.console()
+    out.print(f"[bold]{facts['task']}[/] follows {facts['source']}", soft_wrap=True)
+    out.print(f"  everybody is on [bold]{facts['code_version'][: SHORT + 7]}[/]")
+    if facts["candidate"]:
+        stage = f"stage {facts['stage'] + 1} of {len(facts['stages'])}, {facts['stages'][facts['stage']]}"
+        out.print(f"  [yellow]{facts['candidate'][:SHORT]}[/] is rolled out: {stage}")
+        asked = len(facts["clients"])
+        out.print(
+            f"  {len(facts['ready'])} of {asked} clients have it ready, {len(facts['refused'])} refused it"
+        )
+    for version, count in sorted(facts["clients_on"].items(), key=lambda one: -one[1]):
+        out.print(f"  {count} on {version[: SHORT + 7] or '(unknown)'}")
+    for version, reason in facts["rejected"].items():
+        out.print(f"  [red]rejected[/] {version[:SHORT]}: {reason}", soft_wrap=True, markup=True)
+    out.print(
+        f"  last: {facts['event']} {show.ago(facts['since'])}  {facts['reason']}",
+        soft_wrap=True,
+        markup=False,
+    )
+
+
+@app.command()
+def look(*, task: TaskId = None) -> None:
+    """Have the server look at the repository now: for a hook, after a push."""
+    from fedbus.contracts.code import CodeLookedFor, LookForCode
+
+    found: CodeLookedFor = _ask(task, lambda name: LookForCode(task=name))
+    typer.echo(f"{found.found[:SHORT]}: {found.news}")
+
+
+@app.command()
+def rollout(
+    version: Annotated[
+        str, typer.Argument(help="A commit: a SHA or the beginning of one, a tag or a branch.")
+    ],
+    *,
+    task: TaskId = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A stage: 10% of the clients, or those labelled site=lab. May be repeated; in order."
+        ),
+    ] = None,
+    new_lineage: Annotated[
+        bool,
+        typer.Option(
+            "--new-lineage", help="It may bring another architecture: its first model is made and served."
+        ),
+    ] = False,
+) -> None:
+    """Bring a version to the clients, stage by stage."""
+    from fedbus.contracts.code import RolloutBegun, RollOutCode
+
+    stages = _stages(stage or [])
+    begun: RolloutBegun = _ask(
+        task,
+        lambda name: RollOutCode(task=name, code_version=version, stages=stages, new_lineage=new_lineage),
+    )
+    typer.echo(
+        f"{begun.code_version[:SHORT]} is rolled out, {', then '.join(begun.stages)}: fedbus code status"
+    )
+
+
+@app.command()
+def revert(
+    *,
+    task: TaskId = None,
+    to: Annotated[str, typer.Option(help="A version to go to. [default: the one before]")] = "",
+    reason: Annotated[str, typer.Option(help="Why; everybody can read it.")] = "reverted by hand",
+) -> None:
+    """End the rollout and bring everybody back; without one, to the version before this one."""
+    from fedbus.contracts.code import RevertCode, RolloutBegun
+
+    begun: RolloutBegun = _ask(task, lambda name: RevertCode(task=name, to=to, reason=reason))
+    typer.echo(f"everybody goes to {begun.code_version[:SHORT]}: fedbus code status")
+
+
+# --- what they ask --------------------------------------------------------------------------
+
+
+def _stages(given: list[str]) -> tuple[str, ...]:
+    import re
+
+    from fedbus.contracts.task import STAGE_PATTERN
+
+    for one in given:
+        if not re.fullmatch(STAGE_PATTERN, one):
+            raise Failure(f"{one!r} is no stage: write 10%, or labels: site=lab,board=jetson", Exit.USAGE)
+    return tuple(given)
+
+
+def _ask(task: str | None, request: Any) -> Any:
+    from fedbus.app.session import now, on_the_bus, the_task
+
+    async def ask() -> Any:
+        async with on_the_bus() as bus:
+            question: Request = request(await the_task(bus, task))
+            return await bus.request(question, timeout_s=CHECK_S)
+
+    return now(ask())
+
+
+def _status(task: str | None) -> dict[str, Any]:
+    from fedbus.app.session import lives, moved, now, on_the_bus, the_task
+
+    async def look() -> tuple["Transition", list["Transition"], Any]:
+        async with on_the_bus() as bus:
+            name = await the_task(bus, task)
+            code = await lives(bus, "code", thing=name)
+            if not code:
+                raise Failure(
+                    f"the server of {name} has not said which code it has: is it up?", Exit.NOT_FOUND
+                )
+            clients = await lives(bus, "client", thing=f"*.{name}")
+            return moved(code[0]), [moved(one) for one in clients], code[0].envelope.time
+
+    last, clients, since = now(look())
+    on: Counter[str] = Counter(getattr(one.facts, "code_version", "") for one in clients)
+    return {
+        **last.facts.model_dump(mode="json"),
+        "state": last.target,
+        "event": last.event,
+        "reason": last.reason,
+        "since": since,
+        "clients_on": dict(on),
+    }
+
+
+def _where(version: str, facts: dict[str, Any]) -> str:
+    if version == facts["candidate"]:
+        return "candidate"
+    if version == facts["code_version"]:
+        return "current"
+    return "rejected" if version in facts["rejected"] else ""
+
+
+def _commits(repo: str, limit: int) -> list["Commit"]:
+    import asyncio
+
+    from fedbus.app.code import code_of
+    from fedbus.app.settings import Settings
+    from fedbus.stores.code import CodeUnavailable, HistoryRewritten
+
+    code = code_of(Settings.from_environment(), repo)
+
+    if not code.follows:
+        return []
+
+    async def read() -> list["Commit"]:
+        try:
+            await code.newest()
+        except (CodeUnavailable, HistoryRewritten) as error:
+            typer.echo(f"fedbus: {error}", err=True)
+        return await code.history(limit)
+
+    return asyncio.run(read())

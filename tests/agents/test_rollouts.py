@@ -1,0 +1,549 @@
+"""New code, from the commit to everybody or back: a real repository, a real bus; the clients are played."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.federation import TASK, TINY, AgentAtWork, Federation
+from support.repositories import Repository, Signer, signer
+
+from fedbus.agents.server_manager import ServerManager
+from fedbus.bus.errors import RequestRefused
+from fedbus.bus.lives import Lives
+from fedbus.contracts.client import CLIENT, ClientFacts, Joined
+from fedbus.contracts.code import (
+    CheckCode,
+    CodeChecked,
+    CodeFacts,
+    CodePublished,
+    CodeReady,
+    CodeRefused,
+    LookForCode,
+    RevertCode,
+    RollOutCode,
+)
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
+from fedbus.contracts.server import (
+    BeginTraining,
+    FindServer,
+    GetServerInfo,
+    InitModel,
+    ModelInitialised,
+    OpenRun,
+    RoundFinished,
+    RunFinished,
+    ServerClosed,
+    ServerFound,
+    ServerStarting,
+    ServerStopped,
+    StartServer,
+    StopServer,
+)
+from fedbus.learning import weights
+from fedbus.stores.code import CodeRepository, open_code
+from fedbus.stores.models import ModelStore, open_store
+
+PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)
+
+
+@dataclass
+class Others:
+    """Everybody whom the server manager talks to, played: the Flower server, the scheduler, the clients."""
+
+    fed: Federation
+    store: ModelStore
+    broken: dict[str, str] = field(default_factory=dict)
+    """Why a version does not pass its check."""
+    differs: dict[str, str] = field(default_factory=dict)
+    checked: list[CheckCode] = field(default_factory=list)
+    built: list[InitModel] = field(default_factory=list)
+    starts: list[StartServer] = field(default_factory=list)
+    asked_to_run: list[StartRun] = field(default_factory=list)
+    made: int = 0
+
+    @asynccontextmanager
+    async def there(self) -> AsyncIterator["Others"]:
+        flower, scheduler = (
+            await self.fed.speaker("flower-server"),
+            await self.fed.speaker("workflow-scheduler"),
+        )
+        of_flower: dict[Any, Any] = {
+            InitModel: self._init,
+            StartServer: self._start,
+            StopServer: self._stop,
+            FindServer: self._find,
+            CheckCode: self._check,
+        }
+        of_scheduler: dict[Any, Any] = {StartRun: self._run, StopRun: self._run}
+        async with (
+            flower.serve(of_flower, task=TASK, version="1.0.0"),
+            scheduler.serve(of_scheduler, task=TASK, version="1.0.0"),
+        ):
+            yield self
+
+    async def clients(self, *names: str, **labels: str) -> None:
+        """Clients that the log knows."""
+        for name in names:
+            async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
+                life = await lives.of(CLIENT, ClientFacts(task=TASK, client=name, labels=labels))
+                await life.bear("started")
+
+    async def ready(self, client: str, version: str) -> None:
+        said = CodeReady(task=TASK, client=client, code_version=version)
+        await self.fed.say(said, by="client-manager")
+
+    async def refuses(self, client: str, version: str, reason: str = "it is not signed") -> None:
+        said = CodeRefused(task=TASK, client=client, code_version=version, reason=reason)
+        await self.fed.say(said, by="client-manager")
+
+    async def run(
+        self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
+    ) -> None:
+        """A run of *version* with these clients, from its opening to its end."""
+        run = f"{TASK}-{number}"
+        await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=PLAN))
+        for client in clients:
+            said = Joined(task=TASK, client=client, run=run, code_version=version)
+            await self.fed.say(said, by="trainer")
+        await self.fed.hears(BeginTraining, times=number)
+        result = RoundResult(
+            round=1,
+            metrics={"loss": loss},
+            participants={one: 10 for one in clients if one not in failures},
+            failures=dict.fromkeys(failures, "it raised ValueError"),
+        )
+        artifact = await self._artifact()
+        for word in (
+            RoundFinished(task=TASK, run=run, round=1, result=result, checkpoint=artifact),
+            RunFinished(task=TASK, run=run, rounds=1, artifact=artifact),
+        ):
+            await self.fed.say(word, by="flower-server")
+        await self.fed.hears(ServerClosed, times=number)
+
+    async def _artifact(self) -> Artifact:
+        self.made += 1
+        path = self.fed.site.home / f"made-{self.made}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifact = weights.save({"w": np.full(3, self.made, np.float32)}, path)
+        await self.store.put(path, artifact.sha256)
+        return artifact
+
+    async def _check(self, request: CheckCode) -> Body:
+        self.checked.append(request)
+        if (why := self.broken.get(request.code_version)) is not None:
+            return Refused(reason=why)
+        return CodeChecked(architecture="0" * 64, differs=self.differs.get(request.code_version, ""))
+
+    async def _init(self, request: InitModel) -> Body:
+        self.built.append(request)
+        return ModelInitialised(artifact=await self._artifact())
+
+    async def _start(self, request: StartServer) -> Body:
+        self.starts.append(request)
+        return ServerStarting()
+
+    async def _stop(self, _: StopServer) -> Body:
+        return ServerStopped()
+
+    async def _find(self, _: FindServer) -> Body:
+        return ServerFound(up=True)
+
+    async def _run(self, request: StartRun) -> Body:
+        self.asked_to_run.append(request)
+        return RunStarted(run=f"{TASK}-1")
+
+
+@pytest.fixture
+async def others(fed: Federation) -> AsyncIterator[Others]:
+    store = open_store(fed.site.store_url, TASK)
+    await store.prepare()
+    async with Others(fed, store).there() as others:
+        yield others
+
+
+@pytest.fixture(scope="module")
+def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    return signer("ada", tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+def repository(tmp_path: Path, ada: Signer) -> Repository:
+    """The tiny task's, with one signed commit."""
+    path = tmp_path / "repository"
+    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
+    repository = Repository(path)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    repository.commit(subject="the task", by=ada)
+    return repository
+
+
+@pytest.fixture
+def code(repository: Repository, ada: Signer, tmp_path: Path) -> CodeRepository:
+    signers = tmp_path / "allowed_signers"
+    signers.write_text(ada.line())
+    return open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
+
+
+def stages(*stages: str, **table: object) -> str:
+    """The task's table, with a rollout in these stages."""
+    shares = ", ".join(f'"{one}"' for one in stages)
+    more = "\n".join(f"{name.replace('_', '-')} = {value}" for name, value in table.items())
+    return f"{(TINY / 'pyproject.toml').read_text()}\n[tool.fedbus.rollout]\nstages = [{shares}]\n{more}\n"
+
+
+class Server:
+    """The server manager at work."""
+
+    def __init__(self, fed: Federation, code: CodeRepository, agent: AgentAtWork) -> None:
+        self.fed, self.code, self.agent = fed, code, agent
+
+    async def look(self) -> str:
+        return str((await self.fed.bus.request(LookForCode(task=TASK), timeout_s=30)).news)
+
+    @property
+    def facts(self) -> CodeFacts:
+        facts = self.fed.last("code").facts
+        assert isinstance(facts, CodeFacts)
+        return facts
+
+
+@pytest.fixture
+async def server(fed: Federation, others: Others, code: CodeRepository) -> AsyncIterator[Server]:
+    first = await code.task_at(await code.newest())
+
+    async def manage(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, first, others.store, code=code).run(stop)
+
+    async with fed.agent(manage) as agent:
+        await fed.hears(CodePublished)
+        yield Server(fed, code, agent)
+
+
+# --- everybody at once ---------------------------------------------------------------------------
+
+
+async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    told = await fed.hears(CodePublished, times=2)
+    assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
+
+    await others.ready("c1", new)
+    await others.ready("c2", new)
+    await fed.until(lambda: bool(others.asked_to_run), "a run of the candidate to be asked for")
+    assert others.asked_to_run[0].trigger == "new code"
+    await others.run(1, new, "c1", "c2")
+
+    await fed.happens("code", "rollout_finished")
+    assert fed.events("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
+    assert (server.facts.code_version, server.facts.previous, server.facts.candidate) == (new, (old,), "")
+    assert fed.heard(CodePublished)[-1].plan.code_version == new
+    assert (others.starts[0].code_version, fed.server().code_version) == (new, new)
+
+
+async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
+    fed: Federation, server: Server, others: Others, repository: Repository
+) -> None:
+    await others.run(1, repository.head, "c1", "c2")
+    assert others.built[0].code_version == repository.head
+    latest = await others.store.latest()
+    assert latest is not None
+    assert latest.code_version == repository.head
+
+
+async def test_a_commit_during_a_run_waits_for_its_end(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    assert await server.look() == "it is rolled out when the run that is under way has ended"
+    for client in ("c1", "c2"):
+        joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
+        await fed.say(joined, by="trainer")
+    await fed.hears(BeginTraining)
+    assert fed.events("code") == ["started"]
+    artifact = await others._artifact()
+    await fed.say(RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), by="flower-server")
+    await fed.happens("code", "code_found")
+    assert server.facts.candidate == new
+
+
+# --- what is no version --------------------------------------------------------------------------
+
+
+async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
+    fed: Federation, server: Server, repository: Repository
+) -> None:
+    unsigned = repository.commit({"tiny/__init__.py": "REVISION = 2\n"})
+    assert "it is not signed" in await server.look()
+    await fed.happens("code", "code_rejected")
+    assert unsigned in server.facts.rejected
+    assert all(told.candidate != unsigned for told in fed.heard(CodePublished))
+
+
+async def test_a_stranger_s_commit_is_rejected(
+    fed: Federation, server: Server, repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "stranger").mkdir()
+    forged = repository.commit({"tiny/__init__.py": "X = 1\n"}, by=signer("eve", tmp_path / "stranger"))
+    await server.look()
+    await fed.happens("code", "code_rejected")
+    assert forged in server.facts.rejected
+
+
+async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    broken = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    others.broken[broken] = "module 'tiny.client_app' cannot be imported"
+    await server.look()
+    assert "cannot be imported" in (await fed.happens("code", "code_rejected")).reason
+    assert (await server.look()).startswith("nothing new: it was rejected:")
+    assert len(others.checked) == 1
+
+
+async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    other = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    others.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
+    await server.look()
+    reason = (await fed.happens("code", "code_rejected")).reason
+    assert "weight is float32 (4, 3)" in reason
+    assert "--new-lineage" in reason
+
+
+async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_somebody_says_so(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1")
+    old = repository.head
+    repository.git("commit", "--quiet", "--amend", "-m", "another past", by=ada)
+    assert "rewritten" in await server.look()
+    assert server.facts.code_version == old
+    await fed.bus.request(RollOutCode(task=TASK, code_version=repository.head), timeout_s=30)
+    assert (await fed.happens("code", "code_found")).facts.candidate == repository.head  # type: ignore[union-attr]
+
+
+# --- stages --------------------------------------------------------------------------------------
+
+
+async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_run(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    fleet = [f"c{number}" for number in range(1, 6)]
+    await others.clients(*fleet)
+    new = repository.commit({"pyproject.toml": stages("40%", "100%")}, by=ada)
+    await server.look()
+    first = (await fed.happens("code", "code_found")).facts
+    assert isinstance(first, CodeFacts)
+    assert len(first.clients) == 2
+
+    for client in first.clients:
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, *first.clients)
+    second = (await fed.happens("code", "stage_passed")).facts
+    assert isinstance(second, CodeFacts)
+    assert sorted(second.clients) == fleet
+
+    for client in set(fleet) - set(first.clients):
+        await others.ready(client, new)
+    await fed.until(lambda: len(others.asked_to_run) == 2)
+    await others.run(2, new, *fleet)
+    await fed.happens("code", "rollout_finished")
+
+
+async def test_a_run_of_a_small_cohort_asks_for_no_larger_quorum_than_it_has(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2", "c3")
+    new = repository.commit({"pyproject.toml": stages("10%", "100%")}, by=ada)
+    await server.look()
+    (only,) = (await fed.happens("code", "code_found")).facts.clients  # type: ignore[union-attr]
+    await others.ready(only, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, only)  # the plan's quorum is 2
+    await fed.happens("code", "stage_passed")
+
+
+async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
+    for client, version in (("c1", old), ("c1", new), ("c2", new)):
+        joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=version)
+        await fed.say(joined, by="trainer")
+    assert (await fed.hears(BeginTraining)).cohort == ("c1", "c2")
+
+
+async def test_labels_choose_a_stage_s_clients(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2", site="ward")
+    await others.clients("c3", site="lab")
+    repository.commit({"pyproject.toml": stages("site=lab", "100%")}, by=ada)
+    await server.look()
+    facts = (await fed.happens("code", "code_found")).facts
+    assert isinstance(facts, CodeFacts)
+    assert facts.clients == ("c3",)
+
+
+async def test_who_is_silent_is_waited_for_only_so_long(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2")
+    new = repository.commit({"pyproject.toml": stages("100%", wait_s=1.0)}, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    await others.ready("c1", new)
+    ready = await fed.happens("code", "stage_ready")
+    assert ready.reason == "without c2"
+
+
+# --- back ----------------------------------------------------------------------------------------
+
+
+async def test_failing_trainings_send_everybody_back_by_themselves(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, "c1", "c2", failures=("c2",))
+    back = await fed.happens("code", "rollout_reverted")
+    assert "1 of 2 trainings failed" in back.reason
+    assert (server.facts.code_version, server.facts.candidate) == (old, "")
+    assert fed.heard(CodePublished)[-1].plan.code_version == old
+    assert (await server.look()).startswith("nothing new: it was rejected")
+
+
+async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.run(1, repository.head, "c1", "c2", loss=0.2)
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(2, new, "c1", "c2", loss=2.0)
+    assert "kept back" in (await fed.happens("code", "rollout_reverted")).reason
+    assert fed.events("server")[-1] == "candidate_kept"
+    info = await fed.bus.request(GetServerInfo(task=TASK))
+    assert info.model.version == 2
+
+
+async def test_devices_that_refuse_send_it_back_before_any_run(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    await others.refuses("c1", new, "it needs scikit-learn, which may not be installed here")
+    assert "scikit-learn" in (await fed.happens("code", "rollout_reverted")).reason
+    assert others.asked_to_run == []
+
+
+async def test_a_person_goes_back_to_the_version_before(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, "c1", "c2")
+    await fed.happens("code", "rollout_finished")
+
+    begun = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
+    assert (begun.code_version, begun.stages) == (old, ("100%",))
+    assert server.facts.candidate == old
+    assert server.facts.rejected == {new: "users complain"}
+
+
+async def test_a_person_ends_a_rollout(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1")
+    repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    begun = await fed.bus.request(RevertCode(task=TASK))
+    assert begun.code_version == old
+    await fed.happens("code", "rollout_reverted")
+
+
+async def test_what_is_not_there_is_refused_in_words(fed: Federation, server: Server) -> None:
+    with pytest.raises(RequestRefused, match="there is no version before"):
+        await fed.bus.request(RevertCode(task=TASK))
+    with pytest.raises(RequestRefused):
+        await fed.bus.request(RollOutCode(task=TASK, code_version="feedface"), timeout_s=30)
+
+
+# --- a manager that comes back ---------------------------------------------------------------------
+
+
+async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    await others.ready("c1", new)
+    await server.agent.restart()
+    await others.ready("c2", new)
+    await fed.happens("code", "stage_ready")
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, "c1", "c2")
+    await fed.happens("code", "rollout_finished")
+
+
+async def test_a_new_lineage_is_begun_with_the_code_that_makes_it(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    others.differs[new] = "weight is another"
+    await server.look()
+    await fed.happens("code", "code_rejected")
+    others.differs.clear()
+    await fed.bus.request(RollOutCode(task=TASK, code_version=new, new_lineage=True), timeout_s=30)
+    await others.ready("c1", new)
+    await fed.happens("server", "lineage_started")
+    await fed.happens("code", "rollout_finished")
+    latest = await others.store.latest()
+    assert latest is not None
+    assert (latest.version, latest.parent, latest.lineage, latest.code_version) == (2, None, 2, new)
+    assert (await fed.bus.request(GetServerInfo(task=TASK))).model.version == 2
