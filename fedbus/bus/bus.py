@@ -33,7 +33,7 @@ from nats.errors import (
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 from nats.js import JetStreamContext
-from nats.js.api import ConsumerConfig, DeliverPolicy
+from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 from nats.micro.request import Request as MicroRequest
 from opentelemetry import propagate, trace
@@ -348,7 +348,7 @@ class Bus:
         if not self.identity.of_client:
             await streams.make_consumer(self._js, self.fed, agent, task=task, owner=owner)
         subject = subjects.deliver(self.fed, owner, f"{task}.{agent}")
-        async with self._subscription(subject) as subscription:
+        async with self.subscription(subject) as subscription:
             with observed(QUEUE_DEPTH, lambda: [(subscription.pending_msgs, {"fedbus.queue": agent})]):
                 yield self._deliveries(subscription, agent)
 
@@ -365,12 +365,12 @@ class Bus:
     @asynccontextmanager
     async def overhear(self, kind: type[Message], *, task: str) -> AsyncIterator[AsyncIterator[Message]]:
         """Messages of one *kind* as they come, kept or not: for what is only worth hearing at once."""
-        async with self._subscription(subjects.every(self.fed, kind, task=task)) as subscription:
+        async with self.subscription(subjects.every(self.fed, kind, task=task)) as subscription:
             yield _readable(subscription)
 
     @asynccontextmanager
-    async def _subscription(self, subject: str) -> AsyncIterator[Subscription]:
-        """Once the block begins nothing is missed."""
+    async def subscription(self, subject: str) -> AsyncIterator[Subscription]:
+        """What is said on *subject*, unread; once the block begins nothing is missed. For the package's own."""
         subscription = await self._client.subscribe(subject, pending_bytes_limit=HEARD_BYTES)
         await reached_the_broker(self._client)
         try:
@@ -421,6 +421,14 @@ class Bus:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
         subscription = await self._in_order(stream, wanted, config)
         found: list[Seen] = []
+    async def extent(self, stream: str) -> tuple[int, int]:
+        """The sequences of the first and the last message that *stream* holds; raises NoFederation."""
+        try:
+            state = (await self._js.stream_info(stream)).state
+        except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
+            raise NoFederation(self.fed) from None
+        return state.first_seq, state.last_seq
+
         try:
             info = await subscription.consumer_info()
             # What has left the broker may not be here yet: the count is what both sides of the wire hold.
@@ -443,6 +451,14 @@ class Bus:
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
             raise NoFederation(self.fed) from None
 
+        raw = await self.last_raw(streams.life_stream(self.fed), subject)
+        if raw is None:
+            return None
+        envelope, message = read(subject, raw.headers, raw.data or b"")
+        return Seen(message, envelope, subject, int(raw.seq or 0))
+
+    async def last_raw(self, stream: str, subject: str) -> RawStreamMsg | None:
+        """The last message of any stream, unread: for the package's own."""
     async def existing_streams(self) -> dict[str, int] | None:
         """The federation's streams that are there, with their messages; None where JetStream is off."""
         return await streams.existing(self._js, self.fed)
@@ -467,8 +483,7 @@ class Bus:
             return await self._recalled(subject)
         while True:
             try:
-                raw = await self._js.get_last_msg(streams.life_stream(self.fed), subject)
-                break
+                return await self._js.get_last_msg(stream, subject)
             except NotFoundError:
                 return None
             except (*AWAY, ServiceUnavailableError) as error:

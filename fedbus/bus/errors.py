@@ -88,3 +88,11 @@ class MovedByAnother(BusError):
         )
         self.kind = kind
         self.thing = thing
+
+
+class LeaseLost(BusError):
+    """Another agent of the same kind has taken over: this one may act no more."""
+
+    def __init__(self, subject: str) -> None:
+        super().__init__(f"the lease {subject} was lost: another holds it, or nobody does")
+        self.subject = subject

@@ -1,8 +1,9 @@
-"""What the bus keeps: three streams, and a durable consumer for each agent that must miss nothing.
+"""What the bus keeps: four streams, and a durable consumer for each agent that must miss nothing.
 
     FEDBUS_<fed>_EVENTS   the durable words of the catalogue, for a week
     FEDBUS_<fed>_LIFE     the transitions: the last one on a subject is that thing's state
     FEDBUS_<fed>_DEAD     what could not be read, with the reason
+    FEDBUS_<fed>_LEASES   who does what only one may do, for seconds: see `lease`
 
 The server side makes them all, the clients' consumers too: a client that could make a
 consumer could read everything.
@@ -31,6 +32,9 @@ KEPT_S = 7 * DAY_S
 EVENTS_BYTES = 1024**3
 LIFE_BYTES = 1024**3
 DEAD_BYTES = 64 * 1024**2
+LEASE_S = 5.0
+"""After this long without a word of its holder a lease is free."""
+LEASE_BYTES = 1024**2
 TRANSITIONS_KEPT = 1000
 """Of one thing: its history, as `fedbus run show` and the trace tell it."""
 REPEATS_DROPPED_S = 120.0
@@ -52,6 +56,10 @@ def dead_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_DEAD"
 
 
+def lease_stream(fed: FederationId) -> str:
+    return f"FEDBUS_{fed}_LEASES"
+
+
 def stream_for(fed: FederationId, agent: str) -> str:
     """The stream that *agent* listens to."""
     return life_stream(fed) if agent in catalogue.FOLLOWS else events_stream(fed)
@@ -59,7 +67,7 @@ def stream_for(fed: FederationId, agent: str) -> str:
 
 def names(fed: FederationId) -> list[str]:
     """All streams of *fed*."""
-    return [events_stream(fed), life_stream(fed), dead_stream(fed)]
+    return [events_stream(fed), life_stream(fed), dead_stream(fed), lease_stream(fed)]
 
 
 def consumer_name(owner: str, task: str, agent: str) -> str:
@@ -155,6 +163,18 @@ def _streams(fed: FederationId) -> list[StreamConfig]:
             max_age=KEPT_S,
             max_bytes=DEAD_BYTES,
             storage=StorageType.FILE,
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+        ),
+        StreamConfig(
+            name=lease_stream(fed),
+            description=f"Who in the federation {fed} does what only one may do: gone after {LEASE_S:g} s of silence",
+            subjects=[subjects.lease(fed, "*", "*")],
+            max_age=LEASE_S,
+            max_bytes=LEASE_BYTES,
+            max_msgs_per_subject=1,
+            duplicate_window=LEASE_S,
+            storage=StorageType.FILE,  # one in memory is gone, and not only empty, after a restart
             retention=RetentionPolicy.LIMITS,
             discard=DiscardPolicy.OLD,
         ),

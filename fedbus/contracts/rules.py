@@ -58,7 +58,7 @@ WORDS: Final[dict[str, Word]] = {
 }
 
 DAYS: Final = ("mon", "tue", "wed", "thu", "fri", "sat", "sun")
-SECONDS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+SECONDS: Final[dict[str, float]] = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 UNITS: Final[dict[Kind, dict[str, float]]] = {
     Kind.COUNT: {"": 1},
     Kind.PERCENT: {"": 1, "%": 1},

@@ -10,6 +10,7 @@
     fedbus.<fed>.life.<kind>.<task or client.task or run>   a lifecycle has moved
     fedbus.<fed>.blob.<owner>.<holder>.<word>     weights in flight, see `fedbus.bus.blobs`
     fedbus.<fed>.dead.<owner>.<agent>             what could not be read, with the reason
+    fedbus.<fed>.lease.<task>.<agent>             which of several agents acts, see `fedbus.bus.lease`
     fedbus.<fed>.deliver.<owner>.<task>.<agent>   where the bus puts what a durable consumer holds
     _INBOX.<owner>.<agent>                        where the answers to requests go
 
@@ -74,6 +75,10 @@ def blob(fed: FederationId, holder: str, word: str) -> str:
 
 def dead(fed: FederationId, owner: str, agent: str) -> str:
     return f"{ROOT}.{fed}.dead.{owner}.{agent}"
+
+
+def lease(fed: FederationId, task: str, agent: str) -> str:
+    return f"{ROOT}.{fed}.lease.{task}.{agent}"
 
 
 def deliver(fed: FederationId, owner: str, agent: str) -> str:

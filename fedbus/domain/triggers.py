@@ -100,7 +100,8 @@ def held(trigger: Trigger, seen: Seen) -> Held | None:
 
 def next_look(trigger: Trigger, seen: Seen) -> datetime | None:
     """When *trigger* may come to hold only because time passes; None where it takes an event."""
-    coming = (_next_moment(source, seen) for source in leaves(trigger))
+    sources: list[Source] = leaves(trigger)
+    coming = (_next_moment(source, seen) for source in sources)
     return min((one for one in coming if one is not None), default=None)
 
 

@@ -1,0 +1,99 @@
+"""Of several that could act, one does; another takes over when it lets go or falls silent."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+
+import pytest
+from support import NatsServer, eventually
+
+from fedbus.bus import lease as leases
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import LeaseLost
+from fedbus.bus.lease import Lease
+from fedbus.bus.streams import LEASE_S
+from fedbus.contracts.identifiers import FederationId
+
+FED = FederationId("test")
+
+
+@pytest.fixture
+async def buses(nats: NatsServer) -> AsyncIterator[list[Bus]]:
+    async with AsyncExitStack() as stack:
+        identity = Identity(FED, "workflow-scheduler")
+        both = [await stack.enter_async_context(Bus.connect(nats.url, identity)) for _ in range(2)]
+        await both[0].make_streams()
+        yield both
+
+
+class Holder:
+    """Takes the lease in a task of its own, until told to let go."""
+
+    def __init__(self, bus: Bus) -> None:
+        self.holds = False
+        self.lost = False
+        self._let_go = asyncio.Event()
+        self.task = asyncio.ensure_future(self._hold(bus))
+
+    async def _hold(self, bus: Bus) -> None:
+        try:
+            async with Lease.held(bus, task="tiny", agent="workflow-scheduler"):
+                self.holds = True
+                await self._let_go.wait()
+        except LeaseLost:
+            self.lost = True
+        finally:
+            self.holds = False
+
+    async def let_go(self) -> None:
+        self._let_go.set()
+        await self.task
+
+
+async def test_only_one_holds_it_and_the_next_has_it_when_it_lets_go(buses: list[Bus]) -> None:
+    first = Holder(buses[0])
+    await eventually(lambda: first.holds)
+    second = Holder(buses[1])
+    await asyncio.sleep(3 * leases.RENEW_S)
+    assert first.holds
+    assert not second.holds
+    await first.let_go()
+    await eventually(lambda: second.holds)
+    await second.let_go()
+
+
+async def test_whoever_is_cancelled_lets_go(buses: list[Bus]) -> None:
+    first = Holder(buses[0])
+    await eventually(lambda: first.holds)
+    first.task.cancel()
+    second = Holder(buses[1])
+    await eventually(lambda: second.holds)
+    await second.let_go()
+
+
+async def test_who_falls_silent_loses_it_and_is_told_so(
+    buses: list[Bus], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patience:
+        patience.setattr(leases, "RENEW_S", 2 * LEASE_S)
+        silent = Holder(buses[0])
+        await eventually(lambda: silent.holds)
+        second = Holder(buses[1])
+        await eventually(lambda: second.holds)
+    await eventually(lambda: silent.lost)
+    assert second.holds
+    await second.let_go()
+
+
+async def test_a_lease_outlives_a_broker_that_is_killed(buses: list[Bus], nats: NatsServer) -> None:
+    first = Holder(buses[0])
+    await eventually(lambda: first.holds)
+    await nats.kill()
+    await nats.start()
+    second = Holder(buses[1])
+    await eventually(lambda: first.holds or second.holds)
+    await (first if first.holds else second).let_go()
+    await eventually(lambda: second.holds or second.task.done())
+    second.task.cancel()
+    await asyncio.wait([second.task])
+    assert first.holds + second.holds == 0
