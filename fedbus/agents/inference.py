@@ -216,12 +216,15 @@ class Inference:
             await _ended(watching)
 
     def _is_news(self, message: InferStart) -> bool:
-        return self._server.current != message.model
+        """Whether it is another model than serves now, or the same one by other code."""
+        if self._server.current != message.model or self._served is None:
+            return True
+        return message.code_version not in ("", self._served.code_version)
 
     async def _serve(self, bus: Bus, message: InferStart) -> Pair | None:
         """Have the model of *message* served, and say what came of it; the pair to watch, where there is one."""
         if not self._is_news(message):
-            await self._say_ready(bus, message.model)
+            await self._say_ready(bus, message)
             return None
         about: dict[str, str | int] = {
             "fedbus.client": self._client,
@@ -240,12 +243,12 @@ class Inference:
             await self._check_not_returned(message.model)
             await self._phases.first(message.model, lambda: self._load(message))
         except ModelRefused as error:
-            await self._say_refused(bus, message.model, str(error))
+            await self._say_refused(bus, message, str(error))
         else:
             self._served = message
             await self._life.move("infer_start", model=message.model, endpoint=self.endpoint)
             await self._keep(message)
-            await self._say_ready(bus, message.model)
+            await self._say_ready(bus, message)
 
     async def _update(self, bus: Bus, message: InferStart) -> Pair | None:
         await self._life.move("infer_update")
@@ -254,11 +257,11 @@ class Inference:
             pair = await self._phases.update(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._life.move("load_refused", reason=str(error))
-            await self._say_refused(bus, message.model, str(error))
+            await self._say_refused(bus, message, str(error))
             return None
         await self._life.move("model_loaded", model=message.model)
         await self._keep(message)
-        await self._say_ready(bus, message.model)
+        await self._say_ready(bus, message)
         return pair
 
     async def _stand_behind(self, pair: Pair, before: InferStart | None) -> None:
@@ -279,20 +282,27 @@ class Inference:
     async def _keep(self, message: InferStart) -> None:
         await asyncio.to_thread(_replace, self._kept, message.model_dump_json())
 
-    async def _say_ready(self, bus: Bus, model: ModelRef) -> None:
+    async def _say_ready(self, bus: Bus, message: InferStart) -> None:
         await bus.publish(
-            InferReady(task=self._task.id, client=self._client, model=model, endpoint=self.endpoint)
+            InferReady(
+                task=self._task.id,
+                client=self._client,
+                model=message.model,
+                endpoint=self.endpoint,
+                code_version=message.code_version,
+            )
         )
 
-    async def _say_refused(self, bus: Bus, model: ModelRef, reason: str) -> None:
+    async def _say_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
         serving = self._server.current
         await bus.publish(
             InferRefused(
                 task=self._task.id,
                 client=self._client,
-                model=model,
+                model=message.model,
                 reason=reason[:500],
                 serving=serving.version if serving else None,
+                code_version=message.code_version,
             )
         )
 

@@ -23,14 +23,17 @@ from fedbus.agents.inference_sayings import Sayings
 from fedbus.agents.inference_server import InferenceServer
 from fedbus.agents.inference_trial import Score, Trials
 from fedbus.agents.inference_watch import DataWatch
+from fedbus.agents.kubernetes_api import Cluster
+from fedbus.agents.kubernetes_jobs import KubernetesJobs
 from fedbus.agents.launch import CheckOrder, Order, TrainerOrder
+from fedbus.agents.launcher import ChildLauncher, Launcher
 from fedbus.agents.registrar import registrar
 from fedbus.agents.server_manager import ServerManager
 from fedbus.agents.tasks import first_of
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.bus.access import OPEN, Access
 from fedbus.bus.bus import Bus, Identity
-from fedbus.contracts.client import ClientStart
+from fedbus.contracts.client import ClientStart, InferStart
 from fedbus.contracts.identifiers import ClientId, FederationId
 from fedbus.contracts.message import Message
 from fedbus.contracts.run import RunPlan
@@ -40,9 +43,10 @@ from fedbus.contracts.task import ScheduleTable, Task
 from fedbus.domain.gates_of_a_device import score
 from fedbus.learning import apps
 from fedbus.learning.device_data import DeviceData
-from fedbus.learning.predictor import TorchPredictor
+from fedbus.learning.predictor import ModelRefused, TorchPredictor
 from fedbus.stores.captured import CapturedData
 from fedbus.stores.code import CodeRepository
+from fedbus.stores.errors import StoreError
 from fedbus.stores.models import open_store
 from fedbus.stores.outbox import Outbox
 from fedbus.stores.signing import Signer, TrustedKeys
@@ -177,8 +181,23 @@ async def workflow_scheduler(site: Site, stop: asyncio.Event) -> None:
 async def flower_server(site: Site, stop: asyncio.Event) -> None:
     async with site.bus("flower-server") as bus:
         models = open_store(site.store_url, site.task.id)
-        server = FlowerServer(bus, site.order(), models, logs=site.logs / "server", code=site.code)
+        server = FlowerServer(
+            bus,
+            site.order(),
+            models,
+            logs=site.logs / "server",
+            code=site.code,
+            launcher=_launcher(site),
+        )
         await first_of(server.run(stop), bus.lost())
+
+
+def _launcher(site: Site) -> Launcher:
+    if not site.job_template:
+        return ChildLauncher(site.logs / "server")
+    return KubernetesJobs(
+        Cluster.of_this_pod(), template=site.job_template, federation=site.federation, task=site.task.id
+    )
 
 
 # --- a client ------------------------------------------------------------------------------------
@@ -219,12 +238,12 @@ async def inference(device: Device, stop: asyncio.Event) -> None:
     given = DeviceData(task, device.node_config)
     probe, holdout = await asyncio.to_thread(lambda: (given.probe(), given.holdout()))
     async with _capturing(device, sayings) as captured:
-        server = _inference_server(task, captured)
+        server = _inference_server(device, captured)
         agent = Inference(
             task,
             device.client,
             server,
-            load=lambda start: TorchPredictor(task, Path(start.path)),
+            load=_loader(device, asyncio.get_running_loop()),
             trials=Trials(
                 task.table.serving,
                 task.table.capture,
@@ -243,11 +262,26 @@ async def inference(device: Device, stop: asyncio.Event) -> None:
         await agent.run(stop, lambda: device.site.bus("inference", device.client))
 
 
-def _inference_server(task: Task, captured: CapturedData | None) -> InferenceServer:
+def _loader(device: Device, loop: asyncio.AbstractEventLoop) -> Callable[[InferStart], TorchPredictor]:
+    """Makes a model by the code that it is to be served with; for a thread beside *loop*."""
+
+    def load(start: InferStart) -> TorchPredictor:
+        getting = asyncio.run_coroutine_threadsafe(device.site.task_at(start.code_version), loop)
+        try:
+            return TorchPredictor(getting.result(), Path(start.path))
+        except StoreError as error:
+            raise ModelRefused(str(error)) from error
+
+    return load
+
+
+def _inference_server(device: Device, captured: CapturedData | None) -> InferenceServer:
+    task = device.site.task
     table = task.table.serving
     return InferenceServer(
         captured,
         name=task.id,
+        client=device.client,
         max_body_bytes=table.max_body_bytes,
         max_inputs=table.max_inputs,
         max_queued=table.max_queued,
