@@ -12,7 +12,6 @@ lifecycles move stands in `lives`, how weights travel in `blobs`.
 
 import asyncio
 import contextlib
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -36,11 +35,10 @@ from nats.js import JetStreamContext
 from nats.js.api import ConsumerConfig, DeliverPolicy, RawStreamMsg
 from nats.js.errors import APIError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 from nats.micro.request import Request as MicroRequest
-from opentelemetry import propagate, trace
-from opentelemetry.context import Context
-from opentelemetry.trace import SpanContext, SpanKind
+from nats.micro.service import Service
+from opentelemetry.trace import SpanContext
 
-from fedbus.bus import plain, streams
+from fedbus.bus import plain, streams, tracing
 from fedbus.bus.access import OPEN, Access
 from fedbus.bus.barrier import reached_the_broker
 from fedbus.bus.blobs import Blobs
@@ -60,17 +58,7 @@ from fedbus.contracts.envelope import (
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.recall import Recalled, RecallLife
-from fedbus.contracts.signals import (
-    DEAD_LETTERS,
-    EVENT_AGE,
-    MESSAGE_IO,
-    MESSAGES,
-    QUEUE_DEPTH,
-    REDELIVERIES,
-    add,
-    observed,
-    record,
-)
+from fedbus.contracts.signals import DEAD_LETTERS, QUEUE_DEPTH, add, observed
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.transition import Transition
 
@@ -93,10 +81,6 @@ AWAY: Final = (
 )
 """What nats-py raises while the server is gone or not up again: try again, for as long as it takes."""
 
-OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
-"""What each is called in OpenTelemetry's semantic conventions for messaging."""
-
-tracer = trace.get_tracer("fedbus.bus")
 log = structlog.get_logger("fedbus.bus")
 
 Handler = Callable[[Any], Awaitable[Body]]
@@ -147,8 +131,7 @@ class Delivery:
     @property
     def sent_in(self) -> SpanContext | None:
         """The span in which it was said, where its sender traced anything."""
-        sender = trace.get_current_span(propagate.extract(self.envelope.trace, Context()))
-        return sender.get_span_context() if sender.get_span_context().is_valid else None
+        return tracing.span_of(self.envelope.trace)
 
     async def ack(self) -> None:
         with contextlib.suppress(NatsError):  # the bus is away: it will be delivered again, and dropped then
@@ -157,7 +140,7 @@ class Delivery:
     @contextmanager
     def process(self) -> Iterator[None]:
         """What is done inside continues the trace of the sender."""
-        with _continued(self.envelope, "process", self.message, self._raw.subject, self.listener):
+        with tracing.continued(self.envelope, "process", self.message, self._raw.subject, self.listener):
             yield
 
 
@@ -227,17 +210,15 @@ class Bus:
         and ValueError for a message that is too large.
         """
         subject, key, body = subjects.of(self.fed, message), id or uuid7(), pack(message)
-        with tracer.start_as_current_span(
-            f"publish {message.word}",
-            kind=SpanKind.PRODUCER,
-            attributes=_attributes(message, subject, "publish", key, self.source),
-        ):
-            headers = envelop(message, source=self.source, id=key, trace=_current_trace()).headers()
-            if message.durable:
-                await self.store(subject, headers, body)
-            else:
-                await self._client.publish(subject, body, headers=headers)
-        _counted(message, "transmit", len(body))
+        if message.durable:
+            with tracing.said(message, subject, "publish", key, self.source):
+                await self.store(subject, self._headers(message, key), body)
+        else:  # a heartbeat is no step of anything: it carries the trace and makes no span
+            await self._client.publish(subject, body, headers=self._headers(message, key))
+        tracing.counted(message, "transmit", len(body))
+
+    def _headers(self, message: Message, key: str) -> dict[str, str]:
+        return envelop(message, source=self.source, id=key, trace=tracing.here()).headers()
 
     async def store(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
         """Put *body* in its stream, through every reconnect; the sequence it got.
@@ -260,13 +241,9 @@ class Bus:
     async def request(self, request: Request, *, timeout_s: float = 5.0) -> Any:
         """The answer to *request*, of the class that it declares; raises RequestRefused and NoAnswer."""
         subject, key, body = subjects.of(self.fed, request), uuid7(), pack(request)
-        with tracer.start_as_current_span(
-            f"request {request.word}",
-            kind=SpanKind.CLIENT,
-            attributes=_attributes(request, subject, "request", key, self.source),
-        ):
-            headers = envelop(request, source=self.source, id=key, trace=_current_trace()).headers()
-            _counted(request, "transmit", len(body))
+        with tracing.said(request, subject, "request", key, self.source):
+            headers = self._headers(request, key)
+            tracing.counted(request, "transmit", len(body))
             try:
                 reply = await self._client.request(subject, body, timeout=timeout_s, headers=headers)
             except NoRespondersError:
@@ -314,7 +291,7 @@ class Bus:
         async with await self._service(task, version):
             yield
 
-    async def _service(self, task: str, version: str) -> nats.micro.Service:
+    async def _service(self, task: str, version: str) -> Service:
         whose = f" of {self.identity.owner}" if self.identity.of_client else ""
         return await nats.micro.add_service(
             self._client,
@@ -359,7 +336,7 @@ class Bus:
             except Unreadable as error:
                 await self._set_aside(raw, agent, error)
             else:
-                _heard(message, envelope, raw)
+                tracing.heard(message, envelope, raw)
                 yield Delivery(message, envelope, raw, f"{self.source}/{agent}")
 
     @asynccontextmanager
@@ -397,16 +374,17 @@ class Bus:
         wanted: list[str],
         *,
         since: datetime | None = None,
+        after: int | None = None,
         whole: bool = False,
     ) -> AsyncIterator[AsyncIterator[Seen]]:
-        """What *stream* holds of the *wanted* subjects *since* then, or as a *whole*, and what comes.
+        """What *stream* holds of the *wanted* subjects, and what comes; nothing is acknowledged.
 
-        Without either, only what comes. Nothing is acknowledged.
+        What it holds *since* then, *after* that sequence, or as a *whole*; without any, only what comes.
         """
-        past = DeliverPolicy.ALL if whole else DeliverPolicy.NEW
         config = ConsumerConfig(
-            deliver_policy=DeliverPolicy.BY_START_TIME if since else past,
+            deliver_policy=_beginning(since, after, whole=whole),
             opt_start_time=since,
+            opt_start_seq=None if after is None else after + 1,
             filter_subjects=wanted,
         )
         subscription = await self._in_order(stream, wanted, config)
@@ -421,14 +399,6 @@ class Bus:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
         subscription = await self._in_order(stream, wanted, config)
         found: list[Seen] = []
-    async def extent(self, stream: str) -> tuple[int, int]:
-        """The sequences of the first and the last message that *stream* holds; raises NoFederation."""
-        try:
-            state = (await self._js.stream_info(stream)).state
-        except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
-            raise NoFederation(self.fed) from None
-        return state.first_seq, state.last_seq
-
         try:
             info = await subscription.consumer_info()
             # What has left the broker may not be here yet: the count is what both sides of the wire hold.
@@ -451,14 +421,14 @@ class Bus:
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
             raise NoFederation(self.fed) from None
 
-        raw = await self.last_raw(streams.life_stream(self.fed), subject)
-        if raw is None:
-            return None
-        envelope, message = read(subject, raw.headers, raw.data or b"")
-        return Seen(message, envelope, subject, int(raw.seq or 0))
+    async def extent(self, stream: str) -> tuple[int, int]:
+        """The sequences of the first and the last message that *stream* holds; raises NoFederation."""
+        try:
+            state = (await self._js.stream_info(stream)).state
+        except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
+            raise NoFederation(self.fed) from None
+        return state.first_seq, state.last_seq
 
-    async def last_raw(self, stream: str, subject: str) -> RawStreamMsg | None:
-        """The last message of any stream, unread: for the package's own."""
     async def existing_streams(self) -> dict[str, int] | None:
         """The federation's streams that are there, with their messages; None where JetStream is off."""
         return await streams.existing(self._js, self.fed)
@@ -481,6 +451,14 @@ class Bus:
         """The last message that the life stream holds on *subject*, however long the bus is away."""
         if self._confined:
             return await self._recalled(subject)
+        raw = await self.last_raw(streams.life_stream(self.fed), subject)
+        if raw is None:
+            return None
+        envelope, message = read(subject, raw.headers, raw.data or b"")
+        return Seen(message, envelope, subject, int(raw.seq or 0))
+
+    async def last_raw(self, stream: str, subject: str) -> RawStreamMsg | None:
+        """The last message of any stream, unread: for the package's own."""
         while True:
             try:
                 return await self._js.get_last_msg(stream, subject)
@@ -489,8 +467,6 @@ class Bus:
             except (*AWAY, ServiceUnavailableError) as error:
                 log.warning("not read yet", subject=subject, reason=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
-        envelope, message = read(subject, raw.headers, raw.data or b"")
-        return Seen(message, envelope, subject, int(raw.seq or 0))
 
     async def _recalled(self, subject: str) -> Seen | None:
         """The same, as a client with credentials learns it: see `fedbus.contracts.recall`."""
@@ -500,7 +476,7 @@ class Bus:
             try:
                 told: Recalled = await self.request(request)
                 break
-            except NoAnswer as error:
+            except (NoAnswer, RequestRefused) as error:
                 log.warning("not recalled yet", subject=subject, reason=str(error))
                 await asyncio.sleep(RETRY_S)
         if not told.sequence:
@@ -530,6 +506,14 @@ async def _blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
         yield Blobs(client, identity.fed, identity.holder)
 
 
+def _beginning(since: datetime | None, after: int | None, *, whole: bool) -> DeliverPolicy:
+    if since is not None:
+        return DeliverPolicy.BY_START_TIME
+    if after is not None:
+        return DeliverPolicy.BY_START_SEQUENCE
+    return DeliverPolicy.ALL if whole else DeliverPolicy.NEW
+
+
 def _answer(request: Request, reply: Msg) -> Any:
     if reply.headers and REFUSED in reply.headers:
         raise RequestRefused(request.word, parse(Refused, reply.data).reason)
@@ -552,8 +536,8 @@ def _endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[
         except Unreadable as error:
             await raw.respond(pack(Refused(reason=str(error))), headers={REFUSED: "unreadable"})
             return
-        _counted(message, "receive", len(raw.data))
-        with _continued(envelope, "answer", message, raw.subject, who):
+        tracing.counted(message, "receive", len(raw.data))
+        with tracing.continued(envelope, "answer", message, raw.subject, who):
             body = await handler(message)
         await raw.respond(pack(body), headers={REFUSED: "refused"} if isinstance(body, Refused) else {})
 
@@ -571,63 +555,3 @@ async def _seen(subscription: Subscription) -> AsyncIterator[Seen]:
         with contextlib.suppress(Unreadable):
             envelope, message = read(raw.subject, raw.headers, raw.data)
             yield Seen(message, envelope, raw.subject, raw.metadata.sequence.stream)
-
-
-def _current_trace() -> dict[str, str]:
-    carrier: dict[str, str] = {}
-    propagate.inject(carrier)
-    return carrier
-
-
-def _attributes(message: Message, subject: str, operation: str, id: str, who: str) -> dict[str, str | int]:
-    """Names from the OpenTelemetry semantic conventions for messaging, and our own."""
-    attributes: dict[str, str | int] = {
-        "messaging.system": "nats",
-        "messaging.operation.name": operation,
-        "messaging.operation.type": OPERATION_TYPES[operation],
-        "messaging.destination.name": subject,
-        "messaging.message.id": id,
-        "messaging.client.id": who,
-        "fedbus.word": message.word,
-        "fedbus.task": message.task,
-        "fedbus.about": message.about,
-    }
-    for name in ("run", "round", "client"):
-        if (value := getattr(message, name, None)) is not None:
-            attributes[f"fedbus.{name}"] = value
-    return attributes
-
-
-@contextmanager
-def _continued(
-    envelope: Envelope, operation: str, message: Message, subject: str, who: str
-) -> Iterator[None]:
-    """The trace of the sender goes on; log lines in it name the event."""
-    attributes = _attributes(message, subject, operation, envelope.id, who)
-    if operation == "process":
-        attributes["messaging.consumer.group.name"] = who
-    with (
-        tracer.start_as_current_span(
-            f"{operation} {message.word}",
-            propagate.extract(envelope.trace),
-            kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
-            attributes=attributes,
-        ),
-        structlog.contextvars.bound_contextvars(event_id=envelope.id),
-    ):
-        yield
-
-
-def _counted(message: Message, direction: str, size_bytes: int) -> None:
-    about = {"fedbus.word": message.word, "network.io.direction": direction}
-    add(MESSAGES, about)
-    add(MESSAGE_IO, about, size_bytes)
-
-
-def _heard(message: Message, envelope: Envelope, raw: Msg) -> None:
-    """How old it is and whether it came before; two clocks may disagree, but no event is from the future."""
-    about = {"fedbus.word": message.word}
-    record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), about)
-    if raw.metadata.num_delivered > 1:
-        add(REDELIVERIES, about)
-    _counted(message, "receive", len(raw.data))

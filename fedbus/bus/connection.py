@@ -9,6 +9,7 @@ once: the broker says so only on the side, and the request itself would time out
 """
 
 import asyncio
+import logging
 import random
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,7 +23,7 @@ from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
 from fedbus.bus import denials
-from fedbus.bus.errors import BusClosed, BusUnreachable, Forbidden
+from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable, Forbidden
 from fedbus.bus.lean_nats import make_lean
 
 CONNECT_TIMEOUT_S = 5
@@ -59,12 +60,14 @@ class HeedfulClient(Client):
             raise asyncio.CancelledError
         return answer
 
-    async def publish(self, subject: str, payload: bytes = b"", reply: str = "", **more: Any) -> None:
+    async def publish(
+        self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None
+    ) -> None:
         if reply:
             self._waiting[subject.lower()] = reply
             if len(self._waiting) > WAITING_REMEMBERED:
                 del self._waiting[next(iter(self._waiting))]
-        await super().publish(subject, payload, reply, **more)
+        await super().publish(subject, payload, reply, headers)
 
     def forbid(self, subject: str) -> None:
         """The broker will not have what we said on *subject*: whoever waits for the answer hears it now."""
@@ -98,70 +101,81 @@ async def connection(
 
     Raises BusUnreachable where nobody answers at first, and AccessDenied where we are turned away.
     """
-    gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-    client = await _connect(url, name, inbox, gone, options or {})
+    watch = _Watch(url, name, options or {})
+    client = await _connect(url, name, inbox, watch, options or {})
     try:
-        yield Connection(client, gone)
+        yield Connection(client, watch.gone)
     finally:
-        if not gone.cancel():
-            gone.exception()  # whoever waited has heard it
+        if not watch.gone.cancel() and not watch.gone.cancelled():
+            watch.gone.exception()  # whoever waited has heard it
         await _leave(client)
 
 
-async def _connect(
-    url: str, name: str, inbox: str, gone: "asyncio.Future[None]", options: dict[str, Any]
-) -> Client:
-    attempts = refusals = 0
-    client: HeedfulClient | None = None
-    creds = Path(options["user_credentials"]) if "user_credentials" in options else None
+class _Watch:
+    """What nats-py says of a connection, and what we make of it."""
 
-    obstacle: Exception | None = None
+    def __init__(self, url: str, name: str, options: dict[str, Any]) -> None:
+        self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.client: HeedfulClient | None = None
+        """From the moment on that it is connected."""
+        self.obstacle: Exception | None = None
+        """What kept us from connecting at all."""
+        self._url = url
+        self._name = name
+        self._creds = Path(options["user_credentials"]) if "user_credentials" in options else None
+        self._attempts = self._refusals = 0
 
-    async def on_error(error: Exception) -> None:
-        nonlocal obstacle, refusals
-        if client is None:
-            obstacle = error  # told once, by the exception, where it keeps us from connecting at all
+    def denial(self, error: Exception) -> AccessDenied | None:
+        return denials.denied_by(self._url, error, self._creds)
+
+    async def on_error(self, error: Exception) -> None:
+        if self.client is None:
+            self.obstacle = error  # told once, by the exception that ends the attempt
         elif (forbidden := denials.forbidden_by(error)) is not None:
-            log.error("not permitted", action=forbidden.action, subject=forbidden.subject, name=name)
-            client.forbid(forbidden.subject)
-        elif (denied := denials.denied_by(url, error, creds)) is not None:
-            refusals += 1
-            if refusals >= REFUSALS_BELIEVED and not gone.done():
-                log.error("turned away", reason=denied.reason, advice=denied.advice, name=name)
-                gone.set_exception(denied)
+            log.error("not permitted", action=forbidden.action, subject=forbidden.subject, name=self._name)
+            self.client.forbid(forbidden.subject)
+        elif (denied := self.denial(error)) is not None:
+            self._refusals += 1
+            if self._refusals >= REFUSALS_BELIEVED:
+                self._end(denied)
         else:
-            log.warning("nats says", error=str(error) or type(error).__name__, name=name)
+            log.warning("nats says", error=str(error) or type(error).__name__, name=self._name)
 
-    async def on_disconnect() -> None:
-        if not gone.done():  # a goodbye of our own is no news
-            log.warning("the bus is away", name=name)
+    async def on_disconnect(self) -> None:
+        if not self.gone.done():  # a goodbye of our own is no news
+            log.warning("the bus is away", name=self._name)
 
-    async def on_reconnect() -> None:
-        nonlocal attempts, refusals
-        attempts = refusals = 0
-        log.info("the bus is back", name=name)
+    async def on_reconnect(self) -> None:
+        self._attempts = self._refusals = 0
+        log.info("the bus is back", name=self._name)
 
-    async def on_close() -> None:
-        if gone.done():
-            return
-        last = client.last_error if client else None
-        if last is not None and (denied := denials.denied_by(url, last, creds)) is not None:
-            log.error("turned away", reason=denied.reason, advice=denied.advice, name=name)
-            gone.set_exception(denied)
-        else:
-            gone.set_result(None)
+    async def on_close(self) -> None:
+        last = self.client.last_error if self.client else None
+        denied = self.denial(last) if last is not None else None
+        if denied is not None:
+            self._end(denied)
+        elif not self.gone.done():
+            self.gone.set_result(None)
 
-    def next_server(servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
-        nonlocal attempts
-        attempts += 1
-        ceiling = min(LONGEST_RECONNECT_S, FIRST_RECONNECT_S * 2**attempts)
+    def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
+        self._attempts += 1
+        ceiling = min(LONGEST_RECONNECT_S, FIRST_RECONNECT_S * 2**self._attempts)
         return random.choice(servers), random.uniform(0, ceiling)  # noqa: S311 (jitter, not a secret)
 
+    def _end(self, denied: AccessDenied) -> None:
+        if not self.gone.done():
+            log.error("turned away", reason=denied.reason, advice=denied.advice, name=self._name)
+            self.gone.set_exception(denied)
+
+
+async def _connect(url: str, name: str, inbox: str, watch: _Watch, options: dict[str, Any]) -> Client:
+    client = HeedfulClient()
+    make_lean(client)
+    if "tls" in options:
+        logging.getLogger("asyncio").addFilter(_is_news)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
-            connecting = HeedfulClient()
-            make_lean(connecting)
-            await connecting.connect(
+            await client.connect(
                 url,
                 name=name,
                 inbox_prefix=inbox,
@@ -169,25 +183,30 @@ async def _connect(
                 allow_reconnect=True,
                 max_reconnect_attempts=1,
                 reconnect_time_wait=FIRST_RECONNECT_S,  # type: ignore[arg-type]  # declared int, and slept
-                reconnect_to_server_handler=next_server,
+                reconnect_to_server_handler=watch.next_server,
                 pending_size=PENDING_BYTES,
                 drain_timeout=DRAIN_TIMEOUT_S,
-                error_cb=on_error,
-                disconnected_cb=on_disconnect,
-                reconnected_cb=on_reconnect,
-                closed_cb=on_close,
+                error_cb=watch.on_error,
+                disconnected_cb=watch.on_disconnect,
+                reconnected_cb=watch.on_reconnect,
+                closed_cb=watch.on_close,
                 **options,
             )
-            client = connecting
     except (NatsError, NoServersError, OSError, TimeoutError, ValueError) as error:
-        if (denied := denials.denied_by(url, obstacle or error, creds)) is not None:
+        if (denied := watch.denial(watch.obstacle or error)) is not None:
             raise denied from None
         if isinstance(error, ValueError):
             raise
-        raise BusUnreachable(url, _why(error, obstacle)) from None
+        raise BusUnreachable(url, _why(error, watch.obstacle)) from None
+    watch.client = client
     # Twice at first, so that a wrong address is told at once; for ever from now on.
     client.options["max_reconnect_attempts"] = -1
     return client
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    """Asyncio 3.11 warns of each end of a connection that became TLS after it was opened, as NATS's do."""
+    return "eof_received() has no effect when using ssl" not in record.getMessage()
 
 
 def _why(error: Exception, obstacle: Exception | None) -> str:

@@ -1,0 +1,46 @@
+"""A context of the `nats` program, as natscli keeps them: one JSON file each, and a file that names the one in use.
+
+The inbox is people's own: with credentials, answers go nowhere else.
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Final
+
+from fedbus.app.settings import Settings
+from fedbus.contracts import subjects
+
+INBOX: Final = subjects.inbox(subjects.PEOPLE, "nats")
+
+
+def context_of(settings: Settings) -> str:
+    """The context's JSON."""
+    return json.dumps(
+        {
+            "description": f"federation {settings.fed}, by fedbus",
+            "url": settings.nats_url,
+            "creds": str(settings.creds.absolute()) if settings.creds else "",
+            "ca": str(settings.ca.absolute()) if settings.ca else "",
+            "inbox_prefix": INBOX,
+        },
+        indent=2,
+    )
+
+
+def folder() -> Path:
+    """Where the `nats` program keeps its contexts."""
+    home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    return Path(home) / "nats"
+
+
+def write_context(name: str, text: str) -> Path:
+    path = folder() / "context" / f"{name}.json"
+    path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path.write_text(f"{text}\n")
+    path.chmod(0o600)
+    return path
+
+
+def select_context(name: str) -> None:
+    (folder() / "context.txt").write_text(name)

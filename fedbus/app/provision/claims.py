@@ -1,0 +1,111 @@
+"""What is signed: NATS decentralised JWTs, version 2.
+
+    operator   trusts accounts, and names the system account
+    account    the federation: its limits, its signing keys, each with what its users may do, and who was put out
+    user       a name and a public key; what he may do stands with the key that signed him
+
+A user's claims hold no permissions, so none can be forged into them; what a role may do is
+changed in one place, for everybody who has it, while the server runs.
+"""
+
+import base64
+import hashlib
+import json
+import time
+from collections.abc import Mapping
+from typing import Any, Final
+
+from fedbus.app.provision.keys import Key
+from fedbus.contracts.permissions import ANSWER_WITHIN_S, ANSWERS_EACH, Permissions, Role
+
+UNLIMITED: Final = {
+    **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1),
+    "wildcards": True,
+}
+STORED: Final = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+UNLIMITED_USER: Final = dict.fromkeys(("subs", "data", "payload"), -1)
+EVERYBODY: Final = "*"
+"""In the revocations of an account: all users that were signed before."""
+
+
+def signed(
+    signer: Key, subject: str, name: str, nats: Mapping[str, Any], *, expires: int | None = None
+) -> str:
+    """A JWT as nats-server reads it."""
+    claims: dict[str, Any] = {
+        "iat": int(time.time()),
+        "iss": signer.public,
+        "sub": subject,
+        "name": name,
+        "nats": {"version": 2, **nats},
+    }
+    if expires is not None:
+        claims["exp"] = expires
+    digest = hashlib.new("sha512_256", _json(claims)).digest()
+    claims["jti"] = base64.b32encode(digest).decode().rstrip("=")
+    said = f"{_base64({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_base64(claims)}"
+    return f"{said}.{_unpadded(signer.sign(said))}"
+
+
+def operator(key: Key, *, system_account: str) -> str:
+    return signed(key, key.public, "fedbus", {"type": "operator", "system_account": system_account})
+
+
+def system_account(operator_key: Key, public: str) -> str:
+    return signed(operator_key, public, "SYS", {"type": "account", "limits": UNLIMITED})
+
+
+def account(
+    operator_key: Key,
+    public: str,
+    name: str,
+    roles: Mapping[Role, tuple[str, Permissions]],
+    revocations: Mapping[str, int],
+) -> str:
+    """The federation's account: for each role the public key that signs for it, and what it may do."""
+    scopes = [_scope(role, key, may) for role, (key, may) in roles.items()]
+    nats: dict[str, Any] = {"type": "account", "limits": UNLIMITED | STORED, "signing_keys": scopes}
+    if revocations:
+        nats["revocations"] = dict(revocations)
+    return signed(operator_key, public, name, nats)
+
+
+def user(
+    signing_key: Key,
+    account_public: str,
+    public: str,
+    name: str,
+    *,
+    tags: tuple[str, ...] = (),
+    expires: int | None = None,
+    scoped: bool = True,
+) -> str:
+    nats: dict[str, Any] = {"type": "user", "issuer_account": account_public}
+    if tags:
+        nats["tags"] = list(tags)
+    if not scoped:
+        nats |= UNLIMITED_USER
+    return signed(signing_key, public, name, nats, expires=expires)
+
+
+def _scope(role: Role, key: str, may: Permissions) -> dict[str, Any]:
+    template: dict[str, Any] = {
+        "pub": {"allow": list(may.publish)},
+        "sub": {"allow": list(may.subscribe)},
+        **UNLIMITED_USER,
+    }
+    if may.answers:
+        template["resp"] = {"max": ANSWERS_EACH, "ttl": int(ANSWER_WITHIN_S * 1e9)}
+    return {"kind": "user_scope", "key": key, "role": str(role), "template": template}
+
+
+def _base64(claims: Mapping[str, Any]) -> str:
+    return _unpadded(_json(claims))
+
+
+def _json(claims: Mapping[str, Any]) -> bytes:
+    return json.dumps(claims, separators=(",", ":")).encode()
+
+
+def _unpadded(raw: bytes) -> str:
+    return base64.urlsafe_b64encode(raw).rstrip(b"=").decode()

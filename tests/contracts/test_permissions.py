@@ -1,0 +1,126 @@
+"""What each role may, as the table says it: laws that hold before any broker is asked."""
+
+import itertools
+
+import pytest
+from support.subjects import matches
+
+from fedbus.contracts import catalogue, subjects
+from fedbus.contracts.examples import EXAMPLES
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import ClientMessage, ClientRequest, Family
+from fedbus.contracts.permissions import ABOUT, AGENTS, NAME, OF_THE_SERVER, Role, permissions
+from fedbus.contracts.transition import LIFECYCLES, Transition
+
+DEV = FederationId("dev")
+DEVICE = permissions(DEV, Role.DEVICE)
+each_role = pytest.mark.parametrize("role", Role)
+
+
+def meet(one: str, other: str) -> bool:
+    """Whether there is a subject that both patterns cover."""
+    for left, right in itertools.zip_longest(one.split("."), other.split(".")):
+        if ">" in (left, right):
+            return True
+        if left is None or right is None or (left != right and "*" not in (left, right)):
+            return False
+    return True
+
+
+def covered(patterns: tuple[str, ...], subject: str) -> bool:
+    return any(matches(pattern, subject) for pattern in patterns)
+
+
+def of_c1(patterns: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(pattern.replace(NAME, "c1") for pattern in patterns)
+
+
+def test_a_device_can_send_itself_nothing() -> None:
+    """Else it could name any subject as that message's reply, and be let through there as if it answered."""
+    for said, heard in itertools.product(of_c1(DEVICE.publish), of_c1(DEVICE.subscribe)):
+        assert not meet(said, heard), (said, heard)
+
+
+def test_no_device_uses_the_api_of_the_streams() -> None:
+    assert not [subject for subject in DEVICE.publish if subject.startswith("$JS")]
+    assert not [subject for subject in DEVICE.subscribe if subject.startswith("$JS")]
+
+
+def test_a_device_stands_by_its_name_in_all_it_says_but_questions_that_anybody_may_ask() -> None:
+    for subject in DEVICE.publish:
+        parts = subject.split(".")
+        to_the_server = parts[2] == "blob" and parts[3] == subjects.SERVER_SIDE and parts[5] == "in"
+        assert NAME in parts or to_the_server or parts[2] == "svc", subject
+
+
+def test_a_device_may_say_all_that_its_agents_say() -> None:
+    for agent in catalogue.OF_A_CLIENT:
+        for kind in catalogue.SAYS.get(agent, ()):
+            example = EXAMPLES[kind]
+            own = example.model_copy(update={"client": "c1"})
+            assert covered(of_c1(DEVICE.publish), subjects.of(DEV, own)), kind.word
+
+
+def test_a_device_may_say_nothing_in_the_name_of_another() -> None:
+    for kind in catalogue.MESSAGES:
+        example = EXAMPLES[kind]
+        if isinstance(example, ClientMessage | ClientRequest):
+            other = example.model_copy(update={"client": "c2"})
+            assert not covered(of_c1(DEVICE.publish), subjects.of(DEV, other)), kind.word
+        elif kind.family not in (Family.LIFE, Family.SVC):
+            assert not covered(of_c1(DEVICE.publish), subjects.of(DEV, example)), kind.word
+
+
+@pytest.mark.parametrize("kind", LIFECYCLES)
+def test_each_lifecycle_is_moved_by_its_owner_alone(kind: str) -> None:
+    owner = LIFECYCLES[kind].owner
+    for role in (Role.DEVICE, *OF_THE_SERVER, Role.USER, Role.OBSERVER, Role.GATEWAY):
+        may = of_c1(permissions(DEV, role).publish)
+        assert covered(may, subjects.life(DEV, kind, "c1.mnist")) == (owner in AGENTS[role]), role
+
+
+@pytest.mark.parametrize("role", OF_THE_SERVER)
+def test_an_agent_of_the_server_may_say_and_hear_what_is_its_own(role: Role) -> None:
+    may = permissions(DEV, role)
+    for agent in AGENTS[role]:
+        for kind in catalogue.SAYS.get(agent, ()):
+            if kind is not Transition:
+                assert covered(may.publish, subjects.of(DEV, EXAMPLES[kind])), kind.word
+        for request in catalogue.requests_of(agent):
+            assert covered(may.subscribe, subjects.of(DEV, EXAMPLES[request])), request.word
+        assert covered(may.subscribe, f"{subjects.inbox(subjects.SERVER_SIDE, agent)}.x.y")
+
+
+@pytest.mark.parametrize("role", [Role.USER, Role.OBSERVER, Role.GATEWAY])
+def test_nobody_who_looks_sees_weights(role: Role) -> None:
+    assert not [subject for subject in permissions(DEV, role).subscribe if ".blob." in subject]
+    assert not covered(permissions(DEV, role).subscribe, "fedbus.dev.blob.c1.trainer_1.in.x.0")
+
+
+def test_who_only_looks_changes_nothing() -> None:
+    for subject in permissions(DEV, Role.OBSERVER).publish:
+        kind = subject.rpartition(".")[2]
+        assert subject.startswith("$") or kind in ("health_check", "get_server_info"), subject
+
+
+@each_role
+def test_no_role_reaches_another_federation(role: Role) -> None:
+    may = permissions(DEV, role)
+    for subject in (*may.publish, *may.subscribe):
+        assert subject.startswith(("fedbus.dev.", "_INBOX.", "$SRV.", "$JS.")), subject
+        if subject.startswith(("$JS.API.STREAM.", "$JS.API.CONSUMER.")) and subject.count(".") > 3:
+            assert "FEDBUS_dev_" in subject, subject
+
+
+@each_role
+def test_nobody_may_say_or_hear_everything(role: Role) -> None:
+    may = permissions(DEV, role)
+    assert not {">", "*", "fedbus.>", "fedbus.dev.>", "$JS.>", "$JS.API.>", "$SYS.>"} & {
+        *may.publish,
+        *may.subscribe,
+    }
+
+
+@each_role
+def test_each_role_says_what_it_is_for(role: Role) -> None:
+    assert ABOUT[role]

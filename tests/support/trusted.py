@@ -1,0 +1,132 @@
+"""A federation that knows its people, on a real nats-server with the very configuration that `fedbus provision` writes.
+
+async with trusted_bus(tmp_path) as bus:
+    async with bus.connected(bus.creds("c1")) as who:
+        await who.publish(...)
+"""
+
+import asyncio
+import shutil
+import ssl
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import nats as nats_py
+from nats.aio.client import Client
+
+from fedbus.app.provision.federation import Federation
+from fedbus.app.provision.server import Place
+from fedbus.bus.access import Access
+from fedbus.bus.accounts import push_account
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.permissions import Role
+from support.nats_server import free_port
+from support.waiting import eventually
+
+FED = FederationId("test")
+
+
+class Nats:
+    """One nats-server, run from a configuration."""
+
+    def __init__(self, config: Path, port: int) -> None:
+        self.config = config
+        self.port = port
+        self._process: asyncio.subprocess.Process | None = None
+
+    @property
+    def log(self) -> Path:
+        return self.config.with_suffix(".log")
+
+    async def start(self) -> None:
+        program = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
+        arguments = ("-c", str(self.config), "-l", str(self.log))
+        self._process = await asyncio.create_subprocess_exec(program, *arguments)
+        await eventually(self._answers)
+
+    async def stop(self) -> None:
+        if self._process and self._process.returncode is None:
+            self._process.terminate()
+            await self._process.wait()
+
+    async def _answers(self) -> bool:
+        assert self._process
+        assert self._process.returncode is None, f"it ended: {self.log.read_text()[-2000:]}"
+        try:
+            reader, writer = await asyncio.open_connection("127.0.0.1", self.port)
+        except OSError:
+            return False
+        greeting = await reader.readline()
+        writer.close()
+        return greeting.startswith(b"INFO")
+
+
+class TrustedBus:
+    """A federation's keys, and its nats-server at work."""
+
+    def __init__(self, directory: Path, fed: FederationId = FED) -> None:
+        self.directory = directory
+        self.port = free_port()
+        self.federation = Federation.begin(
+            directory / "trust",
+            fed,
+            hosts=["localhost", "127.0.0.1"],
+            port=self.port,
+            url=f"tls://localhost:{self.port}",
+        )
+        self.url = self.federation.record.url
+        self.place = Place(self.federation.nats, self.port, listen="127.0.0.1", monitor_port=free_port())
+        self.server = Nats(self.federation.write_server_files(self.place), self.port)
+
+    def access(self, who: Role | str) -> Access:
+        """Of a role, or of a client that is let in now if it was not."""
+        if isinstance(who, Role):
+            return Access(self.federation.creds(who), self.federation.ca)
+        kit = self.directory / "kits" / who
+        if not kit.exists():
+            self.federation.admit(who).write(kit)
+        return Access(kit / "client.creds", kit / "ca.pem")
+
+    async def push(self) -> None:
+        """Tell the server who belongs to the federation now."""
+        system = Access(self.federation.creds("system"), self.federation.ca)
+        await push_account(self.url, system, self.federation.account_jwt())
+
+    @asynccontextmanager
+    async def connected(
+        self, access: Access, *, inbox: str = "_INBOX", **options: Any
+    ) -> AsyncIterator["tuple[Client, list[str]]"]:
+        """A plain NATS client with these credentials, and what the broker complained of."""
+        complaints: list[str] = []
+
+        async def complain(error: Exception) -> None:
+            complaints.append(str(error))
+
+        client = await nats_py.connect(
+            self.url,
+            error_cb=complain,
+            inbox_prefix=inbox,
+            allow_reconnect=False,
+            **(access.options() | options),
+        )
+        try:
+            yield client, complaints
+        finally:
+            await client.close()
+
+
+@asynccontextmanager
+async def trusted_bus(directory: Path, fed: FederationId = FED) -> AsyncIterator[TrustedBus]:
+    bus = TrustedBus(directory, fed)
+    await bus.server.start()
+    try:
+        yield bus
+    finally:
+        await bus.server.stop()
+
+
+def tls_of(ca: Path) -> ssl.SSLContext:
+    return Access(ca=ca).tls()
