@@ -22,6 +22,7 @@ predicted here becomes training data.
 """
 
 import json
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any, Final
 
@@ -32,6 +33,7 @@ from fedbus.agents.inference_protocol import HEADER_LENGTH
 from fedbus.agents.inference_requests import NOT_FOUND, WRONG_TYPE, Refusal, bad
 from fedbus.agents.inference_service import MAX_BODY_BYTES, MAX_INPUTS, PredictionService
 from fedbus.contracts.model import ModelRef
+from fedbus.contracts.signals import CLIENT, PREDICTION_DURATION, TASK, record
 from fedbus.stores.captured import CapturedData
 
 STOP_S: Final = 5.0
@@ -54,6 +56,7 @@ class InferenceServer:
         capture: CapturedData | None = None,
         *,
         name: str = "model",
+        client: str = "",
         max_body_bytes: int = MAX_BODY_BYTES,
         max_inputs: int = MAX_INPUTS,
         max_queued: int = MAX_QUEUED,
@@ -62,6 +65,7 @@ class InferenceServer:
         self.engine = Engine(max_queued=max_queued, batch_s=batch_s)
         self.service = PredictionService(self.engine, capture, name=name, max_inputs=max_inputs)
         self._max_body_bytes = max_body_bytes
+        self._about = {TASK: name, CLIENT: client}
         self._runner: web.AppRunner | None = None
 
     @property
@@ -103,7 +107,7 @@ class InferenceServer:
         application = web.Application(client_max_size=self._max_body_bytes, middlewares=[_in_one_line])
         application.add_routes(
             [
-                web.post("/predict", self._predict),
+                web.post("/predict", self._timed(self._predict)),
                 web.post(r"/feedback/{id:\d{1,16}}", self._feedback),
                 web.get("/live", self._live),
                 web.get("/ready", self._ready),
@@ -118,10 +122,22 @@ class InferenceServer:
                 [
                     web.get(model, self._model_metadata),
                     web.get(f"{model}/ready", self._model_ready),
-                    web.post(f"{model}/infer", self._infer),
+                    web.post(f"{model}/infer", self._timed(self._infer)),
                 ]
             )
         return application
+
+    def _timed(self, handler: Handler) -> Handler:
+        """*handler*, with the time it takes from request to answer measured."""
+
+        async def timed(request: web.Request) -> web.StreamResponse:
+            began = time.perf_counter()
+            response = await _in_one_line(request, handler)
+            about = self._about | {"http.response.status_code": str(response.status)}
+            record(PREDICTION_DURATION, time.perf_counter() - began, about)
+            return response
+
+        return timed
 
     async def _live(self, _: web.Request) -> web.Response:
         return _said({"live": True})

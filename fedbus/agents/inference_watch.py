@@ -16,7 +16,6 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 import structlog
-from opentelemetry import metrics
 
 from fedbus.agents.inference_engine import Engine, Served
 from fedbus.agents.inference_requests import one_line
@@ -25,6 +24,16 @@ from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, Sketch
 from fedbus.contracts.serving_tables import CaptureTable, ChecksTable
+from fedbus.contracts.signals import (
+    CLIENT,
+    DATA_CHECK,
+    DATA_CHECK_DURATION,
+    DATA_PSI,
+    DATA_ROWS,
+    TASK,
+    note,
+    record,
+)
 from fedbus.domain import drift
 from fedbus.domain.answers import one_number_each
 from fedbus.domain.data_checks import Expected, class_counts, expected, findings
@@ -34,19 +43,12 @@ from fedbus.stores.captured_rows import Rows, Shares, newest_rows, shares
 from fedbus.stores.errors import StoreError
 
 COUNT_S: Final = 5.0
+NOTHING: Final = Shares(0, 0, 0)
 ASKED_OF_THE_MODEL: Final = 1000
 """Samples of the reference that the model answers, to see what its answers are to be compared with."""
 _AT_ONCE: Final = 128
 
 log = structlog.get_logger("fedbus.inference_watch")
-meter = metrics.get_meter("fedbus.inference")
-rows_held = meter.create_gauge("fedbus.data.rows", unit="{row}", description="Captured rows, by their use")
-psi_seen = meter.create_gauge(
-    "fedbus.data.psi", unit="1", description="Population stability index of a feature"
-)
-checks_failed = meter.create_gauge("fedbus.data.check.value", unit="1", description="What a check came to")
-check_time = meter.create_histogram("fedbus.data.check.duration", unit="s", description="Time of one check")
-
 Array: TypeAlias = np.ndarray[Any, Any]
 Labelled: TypeAlias = tuple[Array, Array]
 
@@ -88,6 +90,7 @@ class DataWatch:
         self._client = client
         self._reference = reference
         self._count_s = count_s
+        self._about = {TASK: task, CLIENT: client}
         self._counted: Shares | None = None
         self._checked: Shares | None = None
         self._drifting: set[str] = set()
@@ -107,7 +110,7 @@ class DataWatch:
             return
         self._counted = counted
         for use, number in vars(counted).items():
-            rows_held.set(number, {"fedbus.task": self._task, "fedbus.client": self._client, "use": use})
+            note(DATA_ROWS, number, self._about | {"fedbus.use": use})
         self._say(
             DataCounted(
                 task=self._task,
@@ -121,7 +124,7 @@ class DataWatch:
     async def check(self, known: _Known) -> None:
         """Check the newest rows, if there are new ones."""
         counted = await self._shares()
-        if counted is None or counted == self._checked:
+        if counted in (None, NOTHING, self._checked):
             return
         self._checked = counted
         try:
@@ -239,13 +242,12 @@ class DataWatch:
         )
 
     def _measure(self, checked: DataChecked) -> None:
-        own = {"fedbus.task": self._task, "fedbus.client": self._client}
-        check_time.record(checked.seconds, own)
+        record(DATA_CHECK_DURATION, checked.seconds, self._about)
         for finding in checked.findings:
-            checks_failed.set(finding.value, {**own, "check": finding.check, "ok": finding.ok})
+            note(DATA_CHECK, finding.value, self._about | {"fedbus.check": finding.check})
         for sketch in (*checked.inputs, *filter(None, [checked.predictions])):
             if sketch.psi is not None:
-                psi_seen.set(sketch.psi, {**own, "feature": sketch.feature})
+                note(DATA_PSI, sketch.psi, self._about | {"fedbus.feature": sketch.feature})
 
 
 def _sketch(shift: drift.Shift) -> Sketch:

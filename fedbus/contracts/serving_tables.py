@@ -91,6 +91,8 @@ class CaptureTable(Table):
     max_rows: int = Field(default=20_000, ge=1)
     max_bytes: int = Field(default=1024**3, ge=1024**2)
     max_age_s: float = Field(default=30 * 24 * 3600.0, gt=0)
+    retry_s: float = Field(default=60.0, gt=0)
+    """How long capture rests where the disk takes nothing, before it tries again."""
     holdout_share: float = Field(default=0.2, ge=0, lt=1)
     """The share of rows that no training gets: by their labels new models are judged."""
     training_data: Reference | None = None

@@ -101,6 +101,31 @@ PREDICTION_DURATION = Metric(
     (TASK, CLIENT, "http.response.status_code"),
     SHORT,
 )
+DATA_ROWS = Metric(
+    "fedbus.data.rows", Kind.GAUGE, "{row}", "Captured rows, by what they are for", (TASK, CLIENT, "fedbus.use")
+)
+DATA_CHECK = Metric(
+    "fedbus.data.check",
+    Kind.GAUGE,
+    "1",
+    "What a check of the captured rows came to, 0 to 1",
+    (TASK, CLIENT, "fedbus.check"),
+)
+DATA_PSI = Metric(
+    "fedbus.data.psi",
+    Kind.GAUGE,
+    "1",
+    "How far a feature is distributed otherwise than in the reference",
+    (TASK, CLIENT, "fedbus.feature"),
+)
+DATA_CHECK_DURATION = Metric(
+    "fedbus.data.check.duration",
+    Kind.HISTOGRAM,
+    "s",
+    "How long a check of the captured rows took",
+    (TASK, CLIENT),
+    SECONDS,
+)
 
 # --- the bus --------------------------------------------------------------------------------------
 MESSAGES = Metric(

@@ -38,6 +38,16 @@ _NO_SOURCE: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
 
 _REFERENCE = TypeAdapter(Reference)
 Keys = tuple[str, ...]
+_REFERENCES: Final[tuple[Keys, ...]] = (
+    ("model",),
+    ("predict",),
+    ("samples",),
+    ("serving", "holdout"),
+    ("serving", "score"),
+    ("capture", "training-data"),
+    ("checks", "reference"),
+)
+"""Where the table names a function or class of the task."""
 
 
 @dataclass(frozen=True, order=True)
@@ -173,9 +183,9 @@ class _Check:
         except ValidationError as error:
             for one in error.errors():
                 yield self._of_table(tuple(map(str, one["loc"])), one["type"], one["msg"], table)
-        for key in ("model", "predict", "samples"):
-            if _is_reference(table.get(key)):
-                yield from self._reference((*_FEDBUS, key), table[key])
+        for keys in _REFERENCES:
+            if _is_reference(value := _at(table, keys)):
+                yield from self._reference((*_FEDBUS, *keys), value)
         yield from self._code(table.get("code"))
 
     def _code(self, table: object) -> Iterator[Problem]:
@@ -287,7 +297,7 @@ def _names_in(section: Keys) -> list[str]:
 
 
 def _advice(key: str, message: str) -> str:
-    if key in {"model", "predict", "samples"}:
+    if key in {keys[-1] for keys in _REFERENCES}:
         return "write module:name"
     if key == "task":
         return "use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter or digit"
