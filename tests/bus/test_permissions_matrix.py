@@ -1,0 +1,408 @@
+"""Every role against everything that it is not to do, on a real nats-server as `fedbus provision` configures it.
+
+A probe is an actual attempt by somebody with valid credentials. It was denied when the broker
+says so to whoever tried, and nobody heard of it.
+"""
+
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import pytest
+from nats.aio.client import Client
+from support import eventually
+from support.trusted import FED, TrustedBus, trusted_bus
+
+from fedbus.agents.registrar import registrar
+from fedbus.bus.access import Access
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import AccessDenied
+from fedbus.contracts import subjects
+from fedbus.contracts.envelope import envelop, pack
+from fedbus.contracts.permissions import Role
+from fedbus.contracts.recall import RecallLife
+
+ROOT = "fedbus.test"
+DEVICE = "c1"
+EVENTS, LIFE, DEAD = (f"FEDBUS_test_{name}" for name in ("EVENTS", "LIFE", "DEAD"))
+CONSUMER = json.dumps(
+    {
+        "stream_name": EVENTS,
+        "config": {
+            "durable_name": "evil",
+            "name": "evil",
+            "deliver_subject": f"{ROOT}.deliver.c1.mnist.evil",
+            "deliver_policy": "all",
+            "ack_policy": "none",
+        },
+    }
+).encode()
+
+NOT_SAID_BY_A_DEVICE = [
+    # in the name of another client
+    f"{ROOT}.client.c2.mnist.fin_train",
+    f"{ROOT}.client.c2.mnist.joined",
+    f"{ROOT}.client.c2.mnist.round_reply",
+    f"{ROOT}.client.c2.mnist.heartbeat",
+    f"{ROOT}.local.c2.mnist.client_start",
+    f"{ROOT}.local.c2.mnist.infer_update",
+    f"{ROOT}.local.c2.mnist.predict",
+    f"{ROOT}.local.c1.mnist.predict",
+    f"{ROOT}.svc.mnist.enroll.c2",
+    f"{ROOT}.svc.mnist.recall_life.c2",
+    f"{ROOT}.life.client.c2.mnist",
+    f"{ROOT}.life.fl_client.c2.mnist",
+    f"{ROOT}.life.inference.c2.mnist",
+    f"{ROOT}.dead.c2.inference",
+    # as the server side
+    f"{ROOT}.cast.mnist.update_ready",
+    f"{ROOT}.cast.mnist.model_published",
+    f"{ROOT}.cast.mnist.code_published",
+    f"{ROOT}.cast.mnist.server_closed",
+    f"{ROOT}.cmd.c1.mnist.round_message",
+    f"{ROOT}.cmd.c2.mnist.round_message",
+    f"{ROOT}.srv.mnist.round_finished",
+    f"{ROOT}.srv.mnist.run_finished",
+    f"{ROOT}.life.server.mnist",
+    f"{ROOT}.life.run.mnist-1",
+    f"{ROOT}.dead.server.server-manager",
+    # what people ask
+    f"{ROOT}.svc.mnist.start_run",
+    f"{ROOT}.svc.mnist.stop_run",
+    f"{ROOT}.svc.mnist.open_run",
+    f"{ROOT}.svc.mnist.promote_model",
+    f"{ROOT}.svc.mnist.roll_back_model",
+    # weights
+    f"{ROOT}.blob.c2.trainer_1.ask.c1",
+    f"{ROOT}.blob.server.flower-server_1.ask.c2",
+    f"{ROOT}.blob.c2.trainer_1.in.0123456789abcdef.0",
+    f"{ROOT}.blob.server.flower-server_1.cast.1.0",
+    f"{ROOT}.blob.c2.trainer_1.cast.1.0",
+    # another's inbox, acknowledgements and deliveries
+    "_INBOX.c2.trainer.x",
+    "_INBOX.server.server-manager.x",
+    "_INBOX.people.cli.x",
+    f"$JS.ACK.{EVENTS}.c2_mnist_trainer.1.1.1.1.0",
+    f"$JS.ACK.{EVENTS}.c1_mnist_trainer.1.1.1.1.0",
+    f"{ROOT}.deliver.c2.mnist.trainer",
+    f"{ROOT}.deliver.c1.mnist.trainer",
+    # the streams and the broker itself
+    f"$JS.API.CONSUMER.CREATE.{EVENTS}",
+    f"$JS.API.CONSUMER.CREATE.{EVENTS}.evil",
+    f"$JS.API.CONSUMER.CREATE.{EVENTS}.evil.{ROOT}.cast.>",
+    f"$JS.API.CONSUMER.DURABLE.CREATE.{EVENTS}.evil",
+    f"$JS.API.CONSUMER.DELETE.{EVENTS}.c2_mnist_trainer",
+    f"$JS.API.CONSUMER.INFO.{EVENTS}.c1_mnist_trainer",
+    f"$JS.API.CONSUMER.MSG.NEXT.{EVENTS}.c2_mnist_trainer",
+    f"$JS.API.CONSUMER.NAMES.{EVENTS}",
+    f"$JS.API.STREAM.CREATE.{EVENTS}",
+    "$JS.API.STREAM.CREATE.EVIL",
+    f"$JS.API.STREAM.UPDATE.{EVENTS}",
+    f"$JS.API.STREAM.DELETE.{EVENTS}",
+    f"$JS.API.STREAM.PURGE.{EVENTS}",
+    f"$JS.API.STREAM.MSG.GET.{LIFE}",
+    f"$JS.API.STREAM.MSG.DELETE.{LIFE}",
+    f"$JS.API.STREAM.INFO.{EVENTS}",
+    f"$JS.API.DIRECT.GET.{LIFE}",
+    f"$JS.API.DIRECT.GET.{LIFE}.{ROOT}.life.client.c1.mnist",
+    "$JS.API.INFO",
+    "$JS.API.STREAM.NAMES",
+    "$SRV.PING",
+    "$SYS.REQ.CLAIMS.UPDATE",
+    "$SYS.REQ.SERVER.PING",
+    # another federation, and nothing of ours
+    "fedbus.other.client.c1.mnist.fin_train",
+    "elsewhere",
+]
+
+NOT_HEARD_BY_A_DEVICE = [
+    ">",
+    "fedbus.>",
+    f"{ROOT}.>",
+    f"{ROOT}.client.>",
+    f"{ROOT}.client.c1.>",
+    f"{ROOT}.cmd.>",
+    f"{ROOT}.cmd.*.mnist.round_message",
+    f"{ROOT}.cmd.c2.>",
+    f"{ROOT}.local.c2.>",
+    f"{ROOT}.local.*.mnist.predict",
+    f"{ROOT}.svc.>",
+    f"{ROOT}.svc.mnist.enroll.*",
+    f"{ROOT}.srv.>",
+    f"{ROOT}.life.>",
+    f"{ROOT}.dead.>",
+    f"{ROOT}.deliver.>",
+    f"{ROOT}.deliver.c2.>",
+    f"{ROOT}.deliver.c2.mnist.trainer",
+    f"{ROOT}.deliver.server.mnist.server-manager",
+    f"{ROOT}.blob.>",
+    f"{ROOT}.blob.c2.>",
+    f"{ROOT}.blob.c2.*.in.>",
+    f"{ROOT}.blob.*.*.in.>",
+    f"{ROOT}.blob.server.*.in.>",
+    f"{ROOT}.blob.server.*.ask.*",
+    f"{ROOT}.blob.c2.trainer_1.ask.*",
+    "_INBOX.>",
+    "_INBOX.*.>",
+    "_INBOX.c2.>",
+    "_INBOX.c2.trainer.>",
+    "_INBOX.server.>",
+    "_INBOX.people.>",
+    "$JS.API.>",
+    "$JS.ACK.>",
+    "$JS.EVENT.>",
+    "$SYS.>",
+    "$SRV.>",
+    "$SRV.PING.fedbus-server-manager",
+    "fedbus.other.>",
+]
+
+NOT_SAID: dict[Role, list[str]] = {
+    Role.OBSERVER: [
+        f"{ROOT}.svc.mnist.start_run",
+        f"{ROOT}.svc.mnist.stop_run",
+        f"{ROOT}.svc.mnist.promote_model",
+        f"{ROOT}.svc.mnist.enroll.c1",
+        f"{ROOT}.local.c1.mnist.predict",
+        f"{ROOT}.cast.mnist.update_ready",
+        f"{ROOT}.life.run.mnist-1",
+        f"$JS.API.STREAM.DELETE.{EVENTS}",
+        f"$JS.API.STREAM.PURGE.{EVENTS}",
+        f"$JS.API.CONSUMER.DELETE.{EVENTS}.c1_mnist_trainer",
+        f"{ROOT}.blob.c1.trainer_1.ask.people",
+        "_INBOX.c1.trainer.x",
+    ],
+    Role.USER: [
+        f"{ROOT}.svc.mnist.open_run",
+        f"{ROOT}.svc.mnist.start_server",
+        f"{ROOT}.svc.mnist.enroll.c1",
+        f"{ROOT}.cast.mnist.model_published",
+        f"{ROOT}.cmd.c1.mnist.round_message",
+        f"{ROOT}.client.c1.mnist.fin_train",
+        f"{ROOT}.life.server.mnist",
+        f"{ROOT}.blob.c1.trainer_1.ask.people",
+        f"$JS.API.STREAM.DELETE.{LIFE}",
+        f"$JS.API.STREAM.UPDATE.{LIFE}",
+    ],
+    Role.GATEWAY: [
+        f"{ROOT}.cast.mnist.model_published",
+        f"{ROOT}.svc.mnist.enroll.c1",
+        f"{ROOT}.life.run.mnist-1",
+        f"{ROOT}.blob.c1.trainer_1.ask.server",
+        f"$JS.API.STREAM.DELETE.{LIFE}",
+        "_INBOX.server.server-manager.x",
+    ],
+    Role.WORKFLOW_SCHEDULER: [
+        f"{ROOT}.cast.mnist.model_published",
+        f"{ROOT}.svc.mnist.start_run",
+        f"{ROOT}.life.server.mnist",
+        f"{ROOT}.client.c1.mnist.fin_train",
+        f"$JS.API.STREAM.DELETE.{LIFE}",
+    ],
+    Role.FLOWER_SERVER: [
+        f"{ROOT}.cast.mnist.model_published",
+        f"{ROOT}.svc.mnist.open_run",
+        f"{ROOT}.life.run.mnist-1",
+        f"{ROOT}.client.c1.mnist.fin_train",
+        f"$JS.API.STREAM.PURGE.{EVENTS}",
+    ],
+    Role.SERVER_MANAGER: [
+        f"{ROOT}.life.run.mnist-1",
+        f"{ROOT}.life.client.c1.mnist",
+        f"{ROOT}.client.c1.mnist.fin_train",
+        f"{ROOT}.cmd.c1.mnist.round_message",
+        f"$JS.API.STREAM.DELETE.{LIFE}",
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "fedbus.other.cast.mnist.model_published",
+    ],
+    Role.SERVER: [
+        f"{ROOT}.client.c1.mnist.fin_train",
+        f"{ROOT}.life.client.c1.mnist",
+        f"$JS.API.STREAM.DELETE.{LIFE}",
+        "$JS.API.STREAM.CREATE.EVIL",
+        "$SYS.REQ.CLAIMS.UPDATE",
+        "fedbus.other.cast.mnist.model_published",
+    ],
+}
+
+NOT_HEARD: dict[Role, list[str]] = {
+    Role.OBSERVER: [
+        f"{ROOT}.blob.>",
+        f"{ROOT}.>",
+        "_INBOX.c1.>",
+        "_INBOX.server.>",
+        "$SYS.>",
+        "fedbus.other.>",
+    ],
+    Role.USER: [f"{ROOT}.blob.c1.*.in.>", f"{ROOT}.blob.server.*.in.>", ">", "_INBOX.server.>", "$SYS.>"],
+    Role.GATEWAY: [f"{ROOT}.blob.>", "_INBOX.server.server-manager.>", "_INBOX.people.>", ">", "$SYS.>"],
+    Role.WORKFLOW_SCHEDULER: [
+        "_INBOX.server.server-manager.>",
+        "_INBOX.c1.>",
+        f"{ROOT}.local.>",
+        ">",
+        "$SYS.>",
+    ],
+    Role.FLOWER_SERVER: ["_INBOX.server.server-manager.>", f"{ROOT}.local.>", "fedbus.other.>", "$SYS.>"],
+    Role.SERVER_MANAGER: ["_INBOX.people.>", "_INBOX.c1.>", f"{ROOT}.local.>", "fedbus.other.>", "$SYS.>"],
+    Role.SERVER: ["_INBOX.people.>", "_INBOX.c1.>", f"{ROOT}.local.>", "fedbus.other.>", "$SYS.>"],
+}
+
+
+@pytest.fixture
+async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
+    async with trusted_bus(tmp_path) as bus:
+        manager = Identity(FED, "server-manager")
+        async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
+            await server.make_streams()
+            for client in ("c1", "c2"):
+                await server.enroll("trainer", task="mnist", client=client)
+        yield bus
+
+
+@dataclass
+class Prober:
+    """Somebody with credentials, who tries things."""
+
+    client: Client
+    complaints: list[str]
+
+    async def may_say(self, subject: str, body: bytes = b"{}", reply: str = "") -> bool:
+        return await self._undisturbed(
+            lambda: self.client.publish(subject, body, reply=reply), f'publish to "{subject}"'
+        )
+
+    async def may_hear(self, subject: str) -> bool:
+        return await self._undisturbed(
+            partial(self.client.subscribe, subject), f'subscription to "{subject}"'
+        )
+
+    async def _undisturbed(self, attempt: Callable[[], Awaitable[object]], what: str) -> bool:
+        self.complaints.clear()
+        await attempt()
+        await self.client.flush()
+        try:
+            await eventually(lambda: any(what.lower() in one.lower() for one in self.complaints), within_s=2)
+        except TimeoutError:
+            return True
+        return False
+
+
+async def denied(
+    bus: TrustedBus, who: Role | str, said: list[str], heard: list[str]
+) -> tuple[list[str], int]:
+    """What was *not* denied of all this, and how many probes there were."""
+    async with bus.connected(bus.access(who), inbox="_INBOX.c1.probe") as (client, complaints):
+        prober = Prober(client, complaints)
+        through = [f"say {subject}" for subject in said if await prober.may_say(subject, CONSUMER)]
+        through += [f"hear {subject}" for subject in heard if await prober.may_hear(subject)]
+    return through, len(said) + len(heard)
+
+
+async def test_a_device_is_denied_all_that_is_not_its_own(bus: TrustedBus) -> None:
+    through, probes = await denied(bus, DEVICE, NOT_SAID_BY_A_DEVICE, NOT_HEARD_BY_A_DEVICE)
+
+    assert not through
+    assert probes >= 60
+
+
+@pytest.mark.parametrize("role", NOT_SAID)
+async def test_each_role_is_denied_what_is_not_its_own(bus: TrustedBus, role: Role) -> None:
+    through, _ = await denied(bus, role, NOT_SAID[role], NOT_HEARD[role])
+    assert not through
+
+
+async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
+    async with bus.connected(bus.access(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (
+        server,
+        _,
+    ):
+        js = server.jetstream()
+        before = {name: (await js.stream_info(name)).state.messages for name in (EVENTS, LIFE, DEAD)}
+        await denied(bus, DEVICE, NOT_SAID_BY_A_DEVICE, NOT_HEARD_BY_A_DEVICE)
+        after = {name: (await js.stream_info(name)).state.messages for name in (EVENTS, LIFE, DEAD)}
+        consumers = {info.name for info in await js.consumers_info(EVENTS)}
+    assert after == before
+    assert consumers == {"c1_mnist_trainer", "c2_mnist_trainer"}
+
+
+async def test_nobody_without_credentials_comes_in(bus: TrustedBus) -> None:
+    with pytest.raises(AccessDenied, match="wants credentials"):
+        async with Bus.connect(bus.url, Identity(FED, "trainer", "c1"), access=Access(ca=bus.federation.ca)):
+            pass
+
+
+# --- by the back door: having somebody else speak ------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "place",
+    [
+        f"$JS.API.CONSUMER.CREATE.{EVENTS}.evil",
+        f"$JS.API.STREAM.PURGE.{EVENTS}",
+        f"$JS.API.STREAM.MSG.DELETE.{EVENTS}",
+        f"{ROOT}.client.c2.mnist.fin_train",
+        f"{ROOT}.cast.mnist.update_ready",
+    ],
+)
+async def test_the_acknowledgement_of_the_stream_harms_nothing_wherever_it_is_sent(
+    bus: TrustedBus, place: str
+) -> None:
+    async with (
+        bus.connected(bus.access(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (server, _),
+        bus.connected(bus.access("c1"), inbox="_INBOX.c1.trainer") as (device, _),
+    ):
+        js = server.jetstream()
+        await device.publish(f"{ROOT}.client.c1.mnist.joined", CONSUMER, reply=place)
+        await device.flush()
+        await device.publish(f"{ROOT}.client.c1.mnist.joined", CONSUMER, reply=place)
+        await device.flush()
+        own = await js.get_last_msg(EVENTS, f"{ROOT}.client.c1.mnist.joined")
+        assert own.data == CONSUMER
+        assert {info.name for info in await js.consumers_info(EVENTS)} == {
+            "c1_mnist_trainer",
+            "c2_mnist_trainer",
+        }
+
+
+async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: TrustedBus) -> None:
+    """The answer to a request that names a cast as its inbox is sent nowhere."""
+    request = RecallLife(task="mnist", client="c1", kind="client")
+    headers = envelop(request, source="fedbus/test/client-manager/c1", trace={}).headers()
+    async with (
+        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER_MANAGER)) as own,
+        registrar(own, "mnist"),
+        bus.connected(bus.access(Role.OBSERVER), inbox="_INBOX.people.x") as (watcher, _),
+        bus.connected(bus.access("c1"), inbox="_INBOX.c1.client-manager") as (device, _),
+    ):
+        heard = await watcher.subscribe(f"{ROOT}.cast.>")
+        await watcher.flush()
+        where = subjects.of(FED, request)
+        await device.publish(where, pack(request), reply=f"{ROOT}.cast.mnist.update_ready", headers=headers)
+        answer = await device.request(where, pack(request), headers=headers, timeout=5)
+        assert answer.data
+        assert heard.pending_msgs == 0
+
+
+async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: TrustedBus) -> None:
+    async with (
+        bus.connected(bus.access(Role.FLOWER_SERVER), inbox="_INBOX.server.flower-server") as (server, _),
+        bus.connected(bus.access("c1"), inbox="_INBOX.c1.trainer") as (device, complaints),
+    ):
+        inbox = await device.subscribe(f"{ROOT}.deliver.c1.mnist.trainer")
+        await device.flush()
+        for client in ("c1", "c2"):
+            await server.jetstream().publish(f"{ROOT}.cmd.{client}.mnist.round_message", b"work")
+        command = await inbox.next_msg(5)
+        await command.ack()
+        await device.flush()
+        anothers = command.reply.replace("c1_mnist_trainer", "c2_mnist_trainer")
+        await device.publish(anothers, b"+ACK")
+        await device.flush()
+        waiting = await server.jetstream().consumer_info(EVENTS, "c2_mnist_trainer")
+        own = await server.jetstream().consumer_info(EVENTS, "c1_mnist_trainer")
+    assert (own.num_ack_pending, own.num_pending) == (0, 0)
+    assert (waiting.num_ack_pending or 0) + (waiting.num_pending or 0) == 1
+    assert any("c2_mnist_trainer" in complaint for complaint in complaints)
