@@ -2,24 +2,20 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, with_refusals
+from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused
+from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.client_manager import BootstrapFailed, ClientManager
 from fedbus.app.compose import Device, client_manager
-from fedbus.bus.blobs import Offer
 from fedbus.bus.errors import MovedByAnother
 from fedbus.bus.lives import Lives
-from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import (
     CLIENT,
     ClientFacts,
@@ -27,112 +23,15 @@ from fedbus.contracts.client import (
     Declined,
     FailTrain,
     FinTrain,
-    InferReady,
-    InferRefused,
     InferStart,
     InferUpdate,
 )
-from fedbus.contracts.code import CodePublished
-from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import BlobRef, ModelRef
+from fedbus.contracts.code import CodePublished, CodeRefused
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
-    CancelRun,
-    Enroll,
-    Enrolled,
-    GetServerInfo,
-    HealthCheck,
-    HealthStatus,
     ModelPublished,
-    OpenRun,
-    RunCancelled,
-    RunOpened,
-    ServerInfo,
-    ServerState,
-    UpdateReady,
 )
 from fedbus.learning import weights
-
-NAME = "c1"
-RUN = f"{TASK}-1"
-
-
-@dataclass
-class ServerPlayed:
-    """The server as a client knows it: enrolls, gives out its newest model, and says which run is open."""
-
-    fed: Federation
-    model: ModelRef | None = None
-    offer: Offer | None = None
-    open_run: UpdateReady | None = None
-    refuses: str = ""
-    infos: int = 0
-    offers: list[Offer] = field(default_factory=list)
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator["ServerPlayed"]:
-        answers: dict[Any, Any] = {
-            Enroll: self._enroll,
-            GetServerInfo: self._info,
-            HealthCheck: self._health,
-            OpenRun: self._open,
-            CancelRun: self._cancel,
-        }
-        async with (await self.fed.speaker("server-manager")).serve(
-            with_refusals("server-manager", answers), task=TASK, version="1.0.0"
-        ):
-            yield self
-        for offer in self.offers:
-            offer.release()
-
-    async def has(self, version: int) -> tuple[ModelRef, BlobRef]:
-        """The server's newest model is this version from now on."""
-        path = self.fed.site.home / f"v{version}.safetensors"
-        artifact = weights.save({"w": np.full(8, version, np.float32)}, path)
-        self.model = ModelRef(**artifact.model_dump(), version=version)
-        self.offer = await (await self.fed.speaker("server-manager")).blobs.offer(path)
-        self.offers.append(self.offer)
-        return self.model, self.offer.ref
-
-    async def publishes(self, version: int) -> ModelRef:
-        model, blob = await self.has(version)
-        await self.fed.say(ModelPublished(task=TASK, model=model, blob=blob, run=RUN), by="server-manager")
-        return model
-
-    def invitation(self, run: str = RUN, **changes: Any) -> UpdateReady:
-        known = {
-            "task": TASK,
-            "run": run,
-            "plan": RunPlan(rounds=1, recruit_s=30, round_s=30),
-            "recruit_until": datetime.now(UTC) + timedelta(seconds=30),
-            "code_version": self.fed.site.task.code_version,
-        }
-        return UpdateReady.model_validate(known | changes)
-
-    async def invites(self, run: str = RUN, **changes: Any) -> None:
-        await self.fed.say(self.invitation(run, **changes), by="server-manager")
-
-    async def _enroll(self, request: Enroll) -> Body:
-        if self.refuses:
-            return Refused(reason=self.refuses)
-        for agent in OF_A_CLIENT:
-            await self.fed.bus.enroll(agent, task=TASK, client=request.client)
-        return Enrolled(consumers=())
-
-    async def _info(self, _: GetServerInfo) -> Body:
-        self.infos += 1
-        if self.model is None or self.offer is None:
-            return Refused(reason="no model yet")
-        return ServerInfo(code_version="", model=self.model, blob=self.offer.ref)
-
-    async def _health(self, _: HealthCheck) -> Body:
-        return HealthStatus(state=ServerState.WAITING, open_run=self.open_run)
-
-    async def _open(self, _: OpenRun) -> Body:
-        return RunOpened(recruit_until=datetime.now(UTC))
-
-    async def _cancel(self, _: CancelRun) -> Body:
-        return RunCancelled()
 
 
 @pytest.fixture
@@ -171,20 +70,6 @@ async def client(fed: Federation, starting: AgentAtWork) -> AgentAtWork:
     await ready(fed, await asked_to_serve(fed))
     await fed.reaches("client", "serving")
     return starting
-
-
-async def asked_to_serve(fed: Federation, times: int = 1) -> ModelRef:
-    return (await fed.hears(InferStart, times=times)).model
-
-
-async def ready(fed: Federation, model: ModelRef) -> None:
-    said = InferReady(task=TASK, client=NAME, model=model, endpoint="http://127.0.0.1:1")
-    await fed.say(said, by="inference")
-
-
-async def refused(fed: Federation, model: ModelRef, *, serving: int | None) -> None:
-    said = InferRefused(task=TASK, client=NAME, model=model, reason="NaN", serving=serving)
-    await fed.say(said, by="inference")
 
 
 async def finished(fed: Federation, run: str = RUN) -> None:
@@ -474,22 +359,26 @@ async def test_a_model_that_is_not_given_out_for_a_moment_is_fetched_all_the_sam
 # --- code -------------------------------------------------------------------------------------------------------
 
 
-async def test_code_that_is_ours_is_ready_at_once(
+async def test_code_that_is_ours_is_no_news(
     fed: Federation, server: ServerPlayed, client: AgentAtWork
 ) -> None:
     ours = fed.site.task.code_version
     await fed.say(CodePublished(task=TASK, code_version=ours), by="server-manager")
-    await fed.happens("client", "code_ready")
-    assert fed.events("client")[3:] == ["code_published", "code_ready"]
+    await server.publishes(2)  # heard after it
+    await fed.hears(InferUpdate)
+    assert fed.events("client")[3:] == ["model_published"]
 
 
-async def test_other_code_is_refused_and_both_are_named(
+async def test_a_device_whose_code_is_a_directory_says_how_to_follow_a_repository(
     fed: Federation, server: ServerPlayed, client: AgentAtWork
 ) -> None:
     await fed.say(CodePublished(task=TASK, code_version="sha256:abcdef0123456"), by="server-manager")
     told = await fed.happens("client", "code_refused")
-    assert told.reason.startswith("the server is on code abcdef012345, this client on ")
+    assert told.reason.startswith("code abcdef012345: ")
+    assert "is a directory with one version; follow a Git repository for that" in told.reason
     assert told.target == "serving"
+    said = await fed.hears(CodeRefused)
+    assert (said.code_version, said.stays_on) == ("sha256:abcdef0123456", fed.site.task.code_version)
 
 
 # --- a client manager that is killed, or is not alone -------------------------------------------------------------
@@ -567,4 +456,5 @@ async def test_of_two_owners_of_one_client_the_first_is_refused_and_ends(
 
 def test_every_arrow_of_a_client_was_walked(request: pytest.FixtureRequest) -> None:
     only_after_the_whole_module(request)
-    assert arrows_of("client") - WALKED["client"] == set()
+    elsewhere = {("syncing", "code_ready", "serving")}  # test_client_code, with a repository
+    assert arrows_of("client") - WALKED["client"] - elsewhere == set()

@@ -1,0 +1,152 @@
+"""The server side and the other agents of a client, as a client manager knows them: played over a real bus."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any, Final
+
+import numpy as np
+
+from fedbus.bus.blobs import Offer
+from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.client import InferReady, InferRefused, InferStart
+from fedbus.contracts.code import CodePlan
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import BlobRef, Manifest, ModelRef, Seal
+from fedbus.contracts.run import RunPlan
+from fedbus.contracts.server import (
+    CancelRun,
+    Enroll,
+    Enrolled,
+    GetServerInfo,
+    HealthCheck,
+    HealthStatus,
+    ModelPublished,
+    OpenRun,
+    RunCancelled,
+    RunOpened,
+    ServerInfo,
+    ServerState,
+    UpdateReady,
+)
+from fedbus.learning import weights
+from fedbus.stores.signing import Signer
+from support.federation import TASK, Federation, with_refusals
+
+NAME: Final = "c1"
+RUN: Final = f"{TASK}-1"
+
+
+@dataclass
+class ServerPlayed:
+    """The server as a client knows it: enrolls, gives out its newest model, and says which run is open."""
+
+    fed: Federation
+    model: ModelRef | None = None
+    offer: Offer | None = None
+    open_run: UpdateReady | None = None
+    refuses: str = ""
+    code: CodePlan | None = None
+    signer: Signer | None = None
+    term: int = 0
+    infos: int = 0
+    offers: list[Offer] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["ServerPlayed"]:
+        answers: dict[Any, Any] = {
+            Enroll: self._enroll,
+            GetServerInfo: self._info,
+            HealthCheck: self._health,
+            OpenRun: self._open,
+            CancelRun: self._cancel,
+        }
+        async with (await self.fed.speaker("server-manager")).serve(
+            with_refusals("server-manager", answers), task=TASK, version="1.0.0"
+        ):
+            yield self
+        for offer in self.offers:
+            offer.release()
+
+    async def has(self, version: int) -> tuple[ModelRef, BlobRef]:
+        """The server's newest model is this version from now on."""
+        path = self.fed.site.home / f"v{version}.safetensors"
+        artifact = weights.save({"w": np.full(8, version, np.float32)}, path)
+        self.model = ModelRef(**artifact.model_dump(), version=version)
+        self.offer = await (await self.fed.speaker("server-manager")).blobs.offer(path)
+        self.offers.append(self.offer)
+        return self.model, self.offer.ref
+
+    async def publishes(self, version: int) -> ModelRef:
+        model, blob = await self.has(version)
+        said = ModelPublished(task=TASK, model=model, blob=blob, run=RUN, term=self.term, seal=self.seal)
+        await self.fed.say(said, by="server-manager")
+        return model
+
+    @property
+    def seal(self) -> Seal | None:
+        """The signature under the model that is served."""
+        if self.signer is None or self.model is None:
+            return None
+        manifest = Manifest(**self.model.model_dump(), task=TASK, created=datetime.now(UTC))
+        return self.signer.seal(manifest).seal
+
+    def invitation(self, run: str = RUN, **changes: Any) -> UpdateReady:
+        known = {
+            "task": TASK,
+            "run": run,
+            "plan": RunPlan(rounds=1, recruit_s=30, round_s=30),
+            "recruit_until": datetime.now(UTC) + timedelta(seconds=30),
+            "code_version": self.fed.site.task.code_version,
+        }
+        return UpdateReady.model_validate(known | changes)
+
+    async def invites(self, run: str = RUN, **changes: Any) -> None:
+        await self.fed.say(self.invitation(run, **changes), by="server-manager")
+
+    async def _enroll(self, request: Enroll) -> Body:
+        if self.refuses:
+            return Refused(reason=self.refuses)
+        for agent in OF_A_CLIENT:
+            await self.fed.bus.enroll(agent, task=TASK, client=request.client)
+        return Enrolled(consumers=())
+
+    async def _info(self, _: GetServerInfo) -> Body:
+        self.infos += 1
+        if self.model is None or self.offer is None:
+            return Refused(reason="no model yet")
+        return ServerInfo(
+            code_version=self.code.code_version if self.code else "",
+            model=self.model,
+            blob=self.offer.ref,
+            term=self.term,
+            seal=self.seal,
+            code=self.code,
+        )
+
+    async def _health(self, _: HealthCheck) -> Body:
+        return HealthStatus(state=ServerState.WAITING, open_run=self.open_run)
+
+    async def _open(self, _: OpenRun) -> Body:
+        return RunOpened(recruit_until=datetime.now(UTC))
+
+    async def _cancel(self, _: CancelRun) -> Body:
+        return RunCancelled()
+
+
+async def asked_to_serve(fed: Federation, times: int = 1) -> ModelRef:
+    return (await fed.hears(InferStart, times=times)).model
+
+
+async def ready(fed: Federation, model: ModelRef, code_version: str = "") -> None:
+    endpoint = "http://127.0.0.1:1"
+    said = InferReady(task=TASK, client=NAME, model=model, endpoint=endpoint, code_version=code_version)
+    await fed.say(said, by="inference")
+
+
+async def refused(fed: Federation, model: ModelRef, *, serving: int | None, code_version: str = "") -> None:
+    said = InferRefused(
+        task=TASK, client=NAME, model=model, reason="NaN", serving=serving, code_version=code_version
+    )
+    await fed.say(said, by="inference")
