@@ -13,6 +13,7 @@ import typer
 from fedbus.app.commands import clients, code, events, model, provision, run, serve, task
 from fedbus.app.commands.context import context
 from fedbus.app.commands.doctor import doctor, version
+from fedbus.app.commands.gateway import gateway
 from fedbus.app.commands.trace import trace
 from fedbus.app.edge import MEANINGS, edge
 
@@ -38,6 +39,7 @@ app.command()(serve.up)
 app.add_typer(serve.server, name="server")
 app.add_typer(serve.client, name="client")
 app.command()(serve.agent)
+app.command()(gateway)
 app.command()(trace)
 app.add_typer(provision.app, name="provision")
 app.command()(context)

@@ -16,6 +16,7 @@ import structlog
 from fedbus import __version__
 from fedbus.agents.client_manager import ClientManager
 from fedbus.agents.code_check import check
+from fedbus.agents.device_monitor import DeviceMonitor
 from fedbus.agents.flower_client import FlowerClient
 from fedbus.agents.flower_server import FlowerServer
 from fedbus.agents.inference import Inference
@@ -27,10 +28,12 @@ from fedbus.agents.kubernetes_api import Cluster
 from fedbus.agents.kubernetes_jobs import KubernetesJobs
 from fedbus.agents.launch import CheckOrder, Order, TrainerOrder
 from fedbus.agents.launcher import ChildLauncher, Launcher
+from fedbus.agents.presence import present
 from fedbus.agents.registrar import registrar
 from fedbus.agents.server_manager import ServerManager
 from fedbus.agents.tasks import first_of
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
+from fedbus.app.telemetry.lines import errors_so_far
 from fedbus.bus.access import OPEN, Access
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientStart, InferStart
@@ -262,6 +265,14 @@ async def inference(device: Device, stop: asyncio.Event) -> None:
         await agent.run(stop, lambda: device.site.bus("inference", device.client))
 
 
+async def device_monitor(device: Device, stop: asyncio.Event) -> None:
+    async with device.site.bus("device-monitor", device.client) as bus:
+        monitor = DeviceMonitor(
+            bus, device.site.task, device.client, directory=device.directory, errors=errors_so_far
+        )
+        await first_of(monitor.run(stop), bus.lost())
+
+
 def _loader(device: Device, loop: asyncio.AbstractEventLoop) -> Callable[[InferStart], TorchPredictor]:
     """Makes a model by the code that it is to be served with; for a thread beside *loop*."""
 
@@ -366,7 +377,18 @@ CLIENT_AGENTS: Final = {
     "client-manager": client_manager,
     "flower-client": flower_client,
     "inference": inference,
+    "device-monitor": device_monitor,
 }
+
+
+def on_device(agent: str, device: Device) -> Agent:
+    """An agent of a client, seen to be there by its device monitor for as long as it runs."""
+
+    async def run(stop: asyncio.Event) -> None:
+        with present(device.directory, agent):
+            await CLIENT_AGENTS[agent](device, stop)
+
+    return run
 
 
 async def run_together(agents: Mapping[str, Agent], stop: asyncio.Event) -> None:

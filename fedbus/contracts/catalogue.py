@@ -7,7 +7,7 @@ makes for each client, the documentation and the permissions.
 from collections.abc import Mapping
 from typing import Final
 
-from fedbus.contracts import client, code, recall, run, server, serving, subjects, versions
+from fedbus.contracts import client, code, device, recall, run, server, serving, subjects, versions
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
@@ -54,6 +54,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     client.FinTrain,
     client.FailTrain,
     client.Heartbeat,
+    device.DeviceReport,
     code.CodeReady,
     code.CodeRefused,
     serving.ModelPrepared,
@@ -84,7 +85,7 @@ WITHOUT_WEIGHTS: Final = frozenset({"gateway", "device-monitor", "training-monit
 """Agents that neither give nor take blobs; people do not either."""
 
 SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server", "registrar")
-CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference")
+CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference", "device-monitor")
 
 SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
     "server-manager": (
@@ -137,6 +138,7 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         serving.DataChecked,
         serving.DriftDetected,
     ),
+    "device-monitor": (device.DeviceReport,),
     "user": (
         run.StartRun,
         run.StopRun,
@@ -162,6 +164,7 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         code.CodeRefused,
     ),
     "flower-server-grid": (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
+    "workflow-scheduler-news": (serving.DataCounted, serving.DriftDetected, code.CodePublished),
     "client-manager": (
         server.UpdateReady,
         server.ModelPublished,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from fedbus.contracts import client, code, recall, run, server, serving, versions
+from fedbus.contracts import client, code, device, recall, run, scheduling, server, serving, versions
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
@@ -104,6 +104,22 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     client.FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=4),
     client.FailTrain(task=TASK, client=CLIENT, run=RUN, reason="the trainer was killed", trainer_lost=True),
     client.Heartbeat(task=TASK, client=CLIENT, run=RUN),
+    device.DeviceReport(
+        task=TASK,
+        client=CLIENT,
+        cpu=0.42,
+        memory=0.61,
+        disk=0.37,
+        temperature_c=58.5,
+        gpus=(
+            device.GpuUse(
+                name="Orin", utilization=0.8, memory_bytes=2 * 1024**3, memory_total_bytes=8 * 1024**3
+            ),
+        ),
+        agents={"client-manager": True, "flower-client": True, "inference": False},
+        errors=1,
+        last_error="the model cannot be loaded: no such file",
+    ),
     code.CodeReady(task=TASK, client=CLIENT, code_version=NEXT_COMMIT),
     code.CodeRefused(
         task=TASK,
@@ -241,6 +257,18 @@ FACTS: Final = (
         clients=("c1",),
         ready=("c1",),
         source="https://example.org/tasks.git main",
+    ),
+    scheduling.ScheduleFacts(
+        task=TASK,
+        holder="server/workflow-scheduler_1",
+        since=NOON,
+        clock_since=NOON,
+        due_since=NOON,
+        cause="labelled >= 64 on 3 clients (c1: 70, c2: 64, c3: 90)",
+        started=1,
+        run=RUN,
+        labelled={"c1": 12},
+        code_version=COMMIT,
     ),
     run.RunFacts(
         task=TASK,

@@ -188,11 +188,11 @@ def client_up(
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
-    """Run a client's three agents in this process."""
-    from fedbus.app.compose import CLIENT_AGENTS
+    """Run a client's four agents in this process."""
+    from fedbus.app.compose import CLIENT_AGENTS, on_device
 
     device = _device(id, task, node_config, label, host, port)
-    _run_agents(id, {name: partial(run, device) for name, run in CLIENT_AGENTS.items()})
+    _run_agents(id, {name: on_device(name, device) for name in CLIENT_AGENTS})
 
 
 def agent(
@@ -214,16 +214,16 @@ def agent(
     port: Port = 0,
 ) -> None:
     """Run one agent in the foreground."""
-    from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS
+    from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, on_device
 
     if (of_server := SERVER_AGENTS.get(name)) is not None:
         site = _site(task, store, rounds, quorum, every, at_most, run_config)
         _run_agents(name, {name: partial(of_server, site)})
-    elif (of_client := CLIENT_AGENTS.get(name)) is not None:
+    elif name in CLIENT_AGENTS:
         if client is None:
             raise Failure(f"the {name} is an agent of a client: say which with --client ID", Exit.USAGE)
         device = _device(client, task, node_config, label, host, port)
-        _run_agents(f"{name} {client}", {name: partial(of_client, device)})
+        _run_agents(f"{name} {client}", {name: on_device(name, device)})
     else:
         known = ", ".join((*SERVER_AGENTS, *CLIENT_AGENTS))
         raise Failure(f"there is no agent {name!r}: choose one of {known}", Exit.USAGE)

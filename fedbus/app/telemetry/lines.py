@@ -8,6 +8,7 @@ import logging
 import os
 import sys
 import time
+from dataclasses import dataclass
 from typing import Final
 
 import structlog
@@ -95,7 +96,26 @@ def _in_its_trace(_logger: WrappedLogger, _name: str, line: EventDict) -> EventD
     return line
 
 
+def errors_so_far() -> tuple[int, str]:
+    """How many error lines this process has written, and the last of them."""
+    return _errors.count, _errors.last
+
+
+@dataclass
+class _Errors:
+    count: int = 0
+    last: str = ""
+
+
+_errors: Final = _Errors()
+
+
 def _counted(record: logging.LogRecord) -> bool:
+    if record.levelno >= logging.ERROR:
+        _errors.count += 1
+        _errors.last = (
+            str(record.msg.get("event", "")) if isinstance(record.msg, dict) else record.getMessage()
+        )
     if record.levelno >= logging.WARNING:
         add(LOG_LINES, {"fedbus.level": record.levelname.lower()})
     return True
