@@ -5,11 +5,13 @@ the machine, and standard input is the life line (see `child`).
 """
 
 import os
+from pathlib import Path
 from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
 from fedbus.agents.child import python_module
+from fedbus.bus.access import Access
 from fedbus.bus.bus import Identity
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.run import RunPlan
@@ -37,13 +39,23 @@ class Order(BaseModel):
     nats_url: str
     federation: str
     task: Task
+    creds: str = ""
+    ca: str = ""
+    """Files: see `fedbus.bus.access`. What is secret is in them alone."""
+    home: str = ""
+    """FEDBUS_HOME, where it is not what the environment says."""
+
+    @property
+    def access(self) -> Access:
+        return Access(Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None)
 
     def identity(self, agent: str, owner: str = SERVER_SIDE) -> Identity:
         return Identity(FederationId(self.federation), agent, owner)
 
     def environment(self) -> dict[str, str]:
         """What the process finds it in."""
-        return {VARIABLE: self.model_dump_json(), **MEMORY_ENVIRONMENT}
+        home = {"FEDBUS_HOME": self.home} if self.home else {}
+        return {VARIABLE: self.model_dump_json(), **home, **MEMORY_ENVIRONMENT}
 
 
 def child_command(work: str) -> tuple[str, ...]:
@@ -76,12 +88,13 @@ class CheckOrder(Order):
 
 
 class ServerOrder(Order):
-    """Run the ServerApp of *run* from *first_round*, with the model in the file *initial*."""
+    """Run the ServerApp of *run* from *first_round*, with the model in the file *initial*, or out of *store*."""
 
     run: str
     plan: RunPlan
     first_round: int
     initial: str
+    initial_sha256: str = ""
     store: str
 
 

@@ -92,7 +92,7 @@ class ServerProcess:
 
     async def _train(self) -> None:
         try:
-            job = await asyncio.to_thread(self._job)
+            job = await asyncio.to_thread(self._job, await self._initial())
             await self._bus.publish(ServerStarted(task=self._task.id, run=self._order.run))
             self._grid.admit((await self._begin).cohort)
             await self._run_app(job)
@@ -102,7 +102,11 @@ class ServerProcess:
                 RunFailed(task=self._task.id, run=self._order.run, reason=" ".join(str(error).split())[:500])
             )
 
-    def _job(self) -> ServerJob:
+    async def _initial(self) -> Path:
+        """The file that the run begins with; who does not share the wrapper's disk fetches it."""
+        return Path(self._order.initial or await self._store.path_of(self._order.initial_sha256))
+
+    def _job(self, initial: Path) -> ServerJob:
         """What is to be run; the app is loaded once here, so that a broken one fails before clients come."""
         path = Path(self._task.path)
         apps.load_server_app(path, self._task.serverapp)
@@ -110,7 +114,7 @@ class ServerProcess:
             path=path,
             serverapp=self._task.serverapp,
             plan=self._order.plan,
-            model=weights.load(Path(self._order.initial)),
+            model=weights.load(initial),
             run_config=dict(self._task.run_config),
             first_round=self._order.first_round,
             streaming=self._task.table.aggregation == "streaming",

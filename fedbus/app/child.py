@@ -30,8 +30,12 @@ async def _run(name: str) -> int:
 
 
 def main() -> NoReturn:
-    name = sys.argv[1]
     parent_watch()
+    work(sys.argv[1])
+
+
+def work(name: str) -> NoReturn:
+    """Do the work *name*, and end with its exit code."""
     with telemetry.configured(f"fedbus-{name}"):
         code = asyncio.run(_run(name))
     sys.stdout.flush()

@@ -18,7 +18,7 @@
     FEDBUS_TRUSTED_KEYS the public keys whose models may be served; none: any model is
     FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
     FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
-    FEDBUS_LAUNCHER     where a run's ServerApp is at work: process, beside its agent; or kubernetes, a Job; default: process
+    FEDBUS_LAUNCHER     where the ServerApp of a run is at work: process (the default), or kubernetes, in a Job
     FEDBUS_JOB_TEMPLATE the PodTemplate that such a Job's pod is made like; default: flower-server
     FEDBUS_NATS_MONITOR the monitoring address of the nats-server, whose figures are then measured too
 
@@ -30,7 +30,7 @@ import re
 from collections.abc import Iterator, Mapping, MutableMapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final, Self
+from typing import TYPE_CHECKING, Annotated, Final, Literal, Self
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 

@@ -1,0 +1,249 @@
+"""A small Kubernetes that really does the work: a Job that is created in it is run as a process of this machine.
+
+It knows the paths that a launcher uses, checks the token and the manifest (against the schema of a
+real version), hands out resource versions and watches, and reports how the process ended as a
+kubelet does. It schedules nothing, pulls no image, and knows one namespace.
+"""
+
+import asyncio
+import itertools
+import json
+import os
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import kubernetes_validate
+from aiohttp import web
+
+from fedbus.agents.kubernetes_api import Cluster
+
+NAMESPACE: Final = "fedbus"
+VERSION: Final = "1.34"
+TOKEN: Final = "a token"
+GRACE_S: Final = 10.0
+Object = dict[str, Any]
+
+
+@dataclass
+class Job:
+    manifest: Object
+    process: asyncio.subprocess.Process
+    log: Path
+    watch: "asyncio.Task[None] | None" = None
+
+    @property
+    def has_ended(self) -> bool:
+        return bool(self.manifest["status"].get("conditions"))
+
+
+@dataclass
+class FakeKubernetes:
+    """What the test sees of it."""
+
+    directory: Path
+    environment: dict[str, str]
+    """What a pod finds beside what its manifest says: in a cluster, what its image and volumes hold."""
+    template: Object
+    url: str = ""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    created: list[Object] = field(default_factory=list)
+    refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    """By method: what is answered to each such request."""
+    _version: "itertools.count[int]" = field(default_factory=lambda: itertools.count(100))
+    _happened: list[tuple[int, str, Object]] = field(default_factory=list)
+    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    def cluster(self) -> Cluster:
+        token = self.directory / "token"
+        token.write_text(f"{TOKEN}\n")
+        return Cluster(self.url, NAMESPACE, token)
+
+    async def remove(self, name: str) -> None:
+        """As ``kubectl delete job`` does."""
+        await self._begin_to_remove(name)
+        await self._removed_when_it_ended(name)
+
+    # --- what it answers -----------------------------------------------------------------
+
+    def application(self) -> web.Application:
+        application = web.Application(middlewares=[self._admitted])
+        jobs, core = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", f"/api/v1/namespaces/{NAMESPACE}"
+        application.add_routes(
+            [
+                web.get(jobs, self._list_or_watch),
+                web.post(jobs, self._create),
+                web.get(f"{jobs}/{{name}}", self._get),
+                web.delete(f"{jobs}/{{name}}", self._delete),
+                web.get(f"{core}/podtemplates/{{name}}", self._template),
+                web.get(f"{core}/pods", self._pods),
+                web.get(f"{core}/pods/{{name}}/log", self._log),
+            ]
+        )
+        return application
+
+    @web.middleware
+    async def _admitted(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        if request.headers.get("Authorization") != f"Bearer {TOKEN}":
+            return _status(401, "Unauthorized")
+        if (refusal := self.refuses.get(request.method)) is not None:
+            return _status(*refusal)
+        answer: web.StreamResponse = await handler(request)
+        return answer
+
+    async def _template(self, request: web.Request) -> web.Response:
+        if request.match_info["name"] != self.template["metadata"]["name"]:
+            return _status(404, f'podtemplates "{request.match_info["name"]}" not found')
+        return web.json_response(self.template)
+
+    async def _create(self, request: web.Request) -> web.Response:
+        manifest = await request.json()
+        kubernetes_validate.validate(manifest, VERSION, strict=True)
+        name = manifest["metadata"]["name"]
+        manifest["metadata"] |= {"namespace": NAMESPACE, "resourceVersion": str(next(self._version))}
+        manifest["status"] = {"active": 1}
+        self.created.append(manifest)
+        container = manifest["spec"]["template"]["spec"]["containers"][0]
+        variables = {one["name"]: one["value"] for one in container["env"]}
+        program, *arguments = container["command"]
+        assert program == "python3"
+        log = self.directory / f"{name}.log"
+        with log.open("wb") as output:
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                *arguments,
+                env=os.environ | variables | self.environment,
+                stdin=asyncio.subprocess.DEVNULL,
+                stdout=output,
+                stderr=output,
+            )
+        job = Job(manifest, process, log)
+        self.jobs[name] = job
+        job.watch = asyncio.create_task(self._see_to_its_end(job))
+        return web.json_response(manifest, status=201)
+
+    async def _see_to_its_end(self, job: Job) -> None:
+        code = await job.process.wait()
+        condition = {"type": "Complete" if code == 0 else "Failed", "status": "True"}
+        if code:
+            condition |= {"reason": "BackoffLimitExceeded", "message": "Job has reached the backoff limit"}
+        job.manifest["status"] = {"conditions": [condition]}
+        await self._tell("MODIFIED", job.manifest)
+
+    async def _get(self, request: web.Request) -> web.Response:
+        job = self.jobs.get(request.match_info["name"])
+        return _gone(request) if job is None else web.json_response(job.manifest)
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        name = request.match_info["name"]
+        if name not in self.jobs:
+            return _gone(request)
+        assert request.query["propagationPolicy"] == "Foreground"
+        job = self.jobs[name]
+        await self._begin_to_remove(name)
+        self._later = asyncio.create_task(self._removed_when_it_ended(name))
+        return web.json_response(job.manifest)
+
+    async def _begin_to_remove(self, name: str) -> None:
+        job = self.jobs[name]
+        job.manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
+        await self._tell("MODIFIED", job.manifest)
+        if job.process.returncode is None:
+            job.process.terminate()
+
+    async def _removed_when_it_ended(self, name: str) -> None:
+        job = self.jobs[name]
+        assert job.watch is not None
+        await asyncio.wait([job.watch], timeout=GRACE_S)
+        if not job.watch.done():
+            job.process.kill()
+            await job.watch
+        self.jobs.pop(name, None)
+        await self._tell("DELETED", job.manifest)
+
+    async def _pods(self, request: web.Request) -> web.Response:
+        label, _, name = request.query["labelSelector"].partition("=")
+        assert label == "batch.kubernetes.io/job-name"
+        job = self.jobs.get(name)
+        if job is None or job.process.returncode is None:
+            return web.json_response({"items": []})
+        code = job.process.returncode
+        ended = {"exitCode": code if code >= 0 else 128 - code, "reason": "Error"}
+        if code == -9:  # what the kernel does when a limit is reached
+            ended["reason"] = "OOMKilled"
+        status = {"containerStatuses": [{"name": "flower-server", "state": {"terminated": ended}}]}
+        return web.json_response({"items": [{"metadata": {"name": f"{name}-abcde"}, "status": status}]})
+
+    async def _log(self, request: web.Request) -> web.Response:
+        job = self.jobs[request.match_info["name"].removesuffix("-abcde")]
+        lines = job.log.read_text().splitlines()[-int(request.query["tailLines"]) :]
+        return web.Response(text="\n".join(lines))
+
+    async def _list_or_watch(self, request: web.Request) -> web.StreamResponse:
+        if request.query.get("watch") != "true":
+            wanted = dict(one.split("=", 1) for one in request.query["labelSelector"].split(","))
+            found = [job.manifest for job in self.jobs.values() if wanted.items() <= _labels(job).items()]
+            return web.json_response({"items": found})
+        name = request.query["fieldSelector"].removeprefix("metadata.name=")
+        answer = web.StreamResponse()
+        await answer.prepare(request)
+        since = int(request.query["resourceVersion"])
+        with suppress(ConnectionResetError):  # whoever watched has seen enough
+            await self._tell_all(answer, name, since)
+        return answer
+
+    async def _tell_all(self, answer: web.StreamResponse, name: str, since: int) -> None:
+        seen = 0
+        while True:
+            for version, what, manifest in self._happened[seen:]:
+                seen += 1
+                if version > since and manifest["metadata"]["name"] == name:
+                    await answer.write(json.dumps({"type": what, "object": manifest}).encode() + b"\n")
+            async with self._news:
+                while seen == len(self._happened):
+                    await self._news.wait()
+
+    async def _tell(self, what: str, manifest: Object) -> None:
+        version = next(self._version)
+        manifest["metadata"]["resourceVersion"] = str(version)
+        self._happened.append((version, what, json.loads(json.dumps(manifest))))
+        async with self._news:
+            self._news.notify_all()
+
+
+def _labels(job: Job) -> dict[str, str]:
+    labels: dict[str, str] = job.manifest["metadata"]["labels"]
+    return labels
+
+
+def _status(code: int, message: str) -> web.Response:
+    return web.json_response({"kind": "Status", "code": code, "message": message}, status=code)
+
+
+def _gone(request: web.Request) -> web.Response:
+    return _status(404, f'jobs.batch "{request.match_info["name"]}" not found')
+
+
+@asynccontextmanager
+async def fake_kubernetes(
+    directory: Path, environment: dict[str, str], template: Object
+) -> AsyncIterator[FakeKubernetes]:
+    """A cluster with one PodTemplate, for as long as the block runs; what still runs in it then is killed."""
+    fake = FakeKubernetes(directory, environment, template)
+    runner = web.AppRunner(fake.application(), shutdown_timeout=0.1)
+    await runner.setup()
+    site = web.TCPSite(runner, "127.0.0.1", 0)
+    await site.start()
+    fake.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    try:
+        yield fake
+    finally:
+        for job in fake.jobs.values():
+            if job.process.returncode is None:
+                job.process.kill()
+            assert job.watch is not None
+            await job.watch
+        await runner.cleanup()
