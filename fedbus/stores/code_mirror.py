@@ -10,6 +10,7 @@ import shutil
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
@@ -189,11 +190,17 @@ class Mirror:
 
     def _done(self, done: Done) -> Done:
         if done.code != 0:
-            raise self._unavailable(done.reason)
+            raise self._unavailable(_telling(done).reason)
         return done
 
     def _unavailable(self, reason: str) -> CodeUnavailable:
         return CodeUnavailable(str(self._address), re.sub(r"//[^/@\s]*@", "//", reason))
+
+
+def _telling(done: Done) -> Done:
+    """What was said before git sums it up: that is ssh's word, or the other side's."""
+    said, _, _ = done.err.partition("fatal: Could not read from remote repository")
+    return replace(done, err=said) if said.strip() else done
 
 
 def remember(file: Path, text: str) -> None:

@@ -1,6 +1,7 @@
 """A repository that asks who comes: the credentials that this machine's owner gave to git are used, to fetch alone."""
 
 import base64
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
@@ -111,3 +112,11 @@ async def test_a_secret_that_git_tells_is_told_by_nobody_else(
     with pytest.raises(CodeUnavailable) as away:
         await code.newest()
     assert SECRET not in str(away.value)
+
+
+async def test_what_keeps_us_out_is_told_and_not_that_something_does(tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and nobody listens
+        where = f"git+ssh://git@127.0.0.1:{unheard.getsockname()[1]}/x.git"
+        with pytest.raises(CodeUnavailable, match="Connection refused"):
+            await open_code(where, tmp_path).newest()
