@@ -22,6 +22,7 @@ import structlog
 
 from fedbus.agents import traces
 from fedbus.agents.device_code import KEPT, Check, DeviceCode, NotReady
+from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
@@ -87,8 +88,11 @@ class _Offered:
     blob: BlobRef
     term: int
     seal: Seal | None
+    named_in: str = ""
+    """The trace in which it was, as a ``traceparent``."""
 
 
+@told_step_by_step
 class ClientManager:
     """One client in one task. Models are kept under *directory*; *outbox* keeps what the bus has not taken."""
 
@@ -311,7 +315,7 @@ class ClientManager:
 
     async def _model_published(self, message: ModelPublished) -> None:
         """Remember it; take it up now, unless something else is under way."""
-        offered = _Offered(message.model, message.blob, message.term, message.seal)
+        offered = _Offered(message.model, message.blob, message.term, message.seal, traces.here())
         if self._newest is None or offered.term >= self._newest.term:
             self._newest = offered
         if not self._has_newer():
@@ -376,6 +380,7 @@ class ClientManager:
                 model=model,
                 path=str(path),
                 code_version=(self._prepared or self._code.task).code_version,
+                published_in=self._newest.named_in if self._newest and self._newest.model == model else "",
             )
         )
 

@@ -19,6 +19,7 @@ import structlog
 
 from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, last_words
 from fedbus.agents.launch import TrainerOrder, child_command
+from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import first_of, handle_each, until
 from fedbus.bus.bus import Bus
 from fedbus.bus.lives import Life, Lives, Outbox
@@ -52,6 +53,7 @@ class _Training:
     stop: asyncio.Event
 
 
+@told_step_by_step
 class FlowerClient:
     """One client's trainer in one task. Its log goes to *logs*.
 

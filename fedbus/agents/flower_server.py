@@ -17,6 +17,7 @@ from fedbus.agents.child import ChildProcess, last_words
 from fedbus.agents.code_check import CheckFailed, check
 from fedbus.agents.launch import CheckOrder, InitOrder, Order, ServerOrder, child_command
 from fedbus.agents.launcher import ChildLauncher, Launcher
+from fedbus.agents.steps import told_step_by_step
 from fedbus.bus.bus import Bus, Handler
 from fedbus.contracts.code import CheckCode
 from fedbus.contracts.message import Body, Refused, Request
@@ -50,6 +51,7 @@ class _Running:
     stop: asyncio.Event
 
 
+@told_step_by_step
 class FlowerServer:
     """Starts and ends the processes that run the task's server-side code. Logs go to *logs*.
 

@@ -29,6 +29,7 @@ from fedbus.agents.inference_sayings import Sayings
 from fedbus.agents.inference_server import InferenceServer
 from fedbus.agents.inference_trial import Trials
 from fedbus.agents.inference_watch import DataWatch
+from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import backoff, first_of, handle_each, until
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import BusClosed, BusUnreachable
@@ -66,6 +67,7 @@ Join = Callable[[], AbstractAsyncContextManager[Bus]]
 """The way to the bus; raises BusUnreachable."""
 
 
+@told_step_by_step
 class Inference:
     """One client's predictions in one task. *load* makes a predictor of a file, *trials* try and judge it.
 

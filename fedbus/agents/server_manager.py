@@ -23,6 +23,8 @@ from fedbus import __version__
 from fedbus.agents import traces
 from fedbus.agents.promotions import Promotions
 from fedbus.agents.rollouts import Rollouts
+from fedbus.agents.run_figures import round_measured, run_measured
+from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.agents.versions import Served, Versions
 from fedbus.bus.bus import Bus
@@ -82,6 +84,7 @@ Outcome = Literal["finished", "failed", "cancelled"]
 log = structlog.get_logger("fedbus.server_manager")
 
 
+@told_step_by_step
 class ServerManager:
     """The server of one task. *models* is where versions are kept."""
 
@@ -433,6 +436,7 @@ class ServerManager:
                 checkpoint=checkpoint,
                 cohort=self._everyone(),
             )
+            round_measured(self._id, message.result)
 
     def _everyone(self) -> tuple[str, ...]:
         """Who began the run, and who has joined it since."""
@@ -537,6 +541,7 @@ class ServerManager:
                 new_model=self._life.event != "candidate_kept",
             )
         )
+        run_measured(self._id, outcome)
 
     # --- what is so ------------------------------------------------------------------------
 

@@ -29,7 +29,11 @@ T = TypeVar("T", bound=type)
 def told_step_by_step(agent: T) -> T:
     """Have all methods of the class told of; properties and what it inherits are not."""
     for name, method in list(vars(agent).items()):
-        if inspect.isfunction(method) and not name.startswith("__") and not inspect.isasyncgenfunction(method):
+        if (
+            inspect.isfunction(method)
+            and not name.startswith("__")
+            and not inspect.isasyncgenfunction(method)
+        ):
             wrapped = _async(method) if inspect.iscoroutinefunction(method) else _plain(method)
             setattr(agent, name, wrapped)
     return agent
@@ -72,9 +76,11 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _entered(method: Callable[..., Any], args: tuple[Any, ...]) -> float:
-    log.debug(f"→ {method.__qualname__}", given=[type(one).__name__ for one in args[1:]])
+    step = f"→ {method.__qualname__}"
+    log.debug(step, given=[type(one).__name__ for one in args[1:]])
     return time.monotonic()
 
 
 def _left(method: Callable[..., Any], began: float, how: str) -> None:
-    log.debug(f"← {method.__qualname__}", how=how, seconds=round(time.monotonic() - began, 6))
+    step = f"← {method.__qualname__}"
+    log.debug(step, how=how, seconds=round(time.monotonic() - began, 6))

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
+from opentelemetry import trace
 
 from fedbus.agents.tasks import backoff
 from fedbus.bus.blobs import Offer
@@ -36,6 +37,7 @@ REMEMBERED: Final = 20
 T = TypeVar("T")
 
 log = structlog.get_logger("fedbus.versions")
+tracer = trace.get_tracer("fedbus.versions")
 
 
 class NothingBefore(StoreError):
@@ -165,7 +167,9 @@ class Versions:
             config=facts.plan.config if facts.plan else {},
             code_version=facts.code_version,
         )
-        return await self._models.publish(self._sealed(manifest))
+        about: dict[str, str | int] = {"fedbus.model.version": manifest.version}
+        with tracer.start_as_current_span("store", attributes=about | {"fedbus.run": facts.run or ""}):
+            return await self._models.publish(self._sealed(manifest))
 
     def _sealed(self, manifest: Manifest) -> Manifest:
         return self._signer.seal(manifest) if self._signer else manifest
