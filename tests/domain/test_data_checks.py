@@ -1,0 +1,71 @@
+"""What is found in captured rows, and that it holds no value of a sample."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fedbus.contracts.serving import Finding
+from fedbus.contracts.serving_tables import ChecksTable
+from fedbus.domain.data_checks import class_counts, expected, findings
+
+INPUTS = np.random.default_rng(0).random((100, 3), dtype=np.float32)
+LABELS = np.arange(100) % 4
+
+
+def found(
+    inputs: np.ndarray[Any, Any] = INPUTS, labels: list[Any] | None = None, **table: Any
+) -> dict[str, Finding]:
+    checks = ChecksTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
+    truth = LABELS.tolist() if labels is None else labels
+    return {one.check: one for one in findings(inputs, truth, expected(checks, INPUTS, LABELS), checks)}
+
+
+def test_data_like_the_reference_are_well() -> None:
+    assert {name: one.ok for name, one in found().items()} == dict.fromkeys(
+        ("schema", "range", "balance", "labels"), True
+    )
+
+
+@pytest.mark.parametrize(
+    ("inputs", "what"),
+    [(np.zeros((100, 4), np.float32), r"[4]"), (np.zeros((100, 3), np.float64), "float64")],
+    ids=["shape", "dtype"],
+)
+def test_another_shape_or_type_is_against_the_schema(inputs: np.ndarray[Any, Any], what: str) -> None:
+    schema = found(inputs)["schema"]
+    assert not schema.ok
+    assert what in schema.what
+
+
+def test_a_label_that_is_no_class_is_against_the_schema() -> None:
+    schema = found(labels=[9, 1.5, *LABELS.tolist()[2:]])["schema"]
+    assert (schema.ok, schema.value) == (False, 0.02)
+
+
+def test_rows_out_of_range_are_counted_and_not_quoted() -> None:
+    inputs = INPUTS.copy()
+    inputs[:7, 1] = 123.456
+    outside = found(inputs)["range"]
+    assert (outside.ok, outside.value) == (False, 0.07)
+    assert "123" not in outside.what
+    assert not found(maximum=0.5)["range"].ok
+
+
+def test_the_rarest_class_is_told_where_it_is_too_rare() -> None:
+    balance = found(labels=[0] * 97 + [1, 2, 3], min_class_share=0.05)["balance"]
+    assert (balance.ok, balance.value) == (False, 0.01)
+    assert not found(classes=5, min_class_share=0.05)["balance"].ok
+
+
+def test_rows_without_a_label_are_counted() -> None:
+    labels = found(labels=[None] * 60 + [1] * 40, max_unlabelled_share=0.5)["labels"]
+    assert (labels.ok, labels.value) == (False, 0.6)
+
+
+def test_of_no_rows_nothing_is_found() -> None:
+    assert found(INPUTS[:0], []) == {}
+
+
+def test_classes_are_counted_where_labels_are_classes() -> None:
+    assert class_counts([1, 1, 3.0, None, [0.5, 0.5], 0.25]) == {"1": 2, "3": 1}
