@@ -23,6 +23,7 @@ class Exit(IntEnum):
     NO_ANSWER = 4
     NOT_FOUND = 5
     MACHINE = 6
+    DENIED = 7
     INTERRUPTED = 130
 
 
@@ -34,6 +35,7 @@ MEANINGS: Final = {
     Exit.NO_ANSWER: "the bus is there, but not the agent that would answer",
     Exit.NOT_FOUND: "no such run, client, task, file or federation",
     Exit.MACHINE: "this machine lacks something: a program, a free port, a directory that can be written",
+    Exit.DENIED: "the bus will not have us, or we not it: credentials or certificate; to start again mends nothing",
     Exit.INTERRUPTED: "ended by Ctrl-C",
 }
 
@@ -100,6 +102,9 @@ _CODES: Final = {
     "fedbus.contracts.envelope.Unreadable": Exit.FAILED,
     "fedbus.bus.errors.BusUnreachable": Exit.UNREACHABLE,
     "fedbus.bus.errors.BusClosed": Exit.UNREACHABLE,
+    "fedbus.bus.errors.AccessDenied": Exit.DENIED,
+    "fedbus.bus.errors.AccessUnusable": Exit.DENIED,
+    "fedbus.contracts.credentials.NotCredentials": Exit.DENIED,
     "fedbus.bus.errors.NoAnswer": Exit.NO_ANSWER,
     "fedbus.bus.errors.NoFederation": Exit.NOT_FOUND,
     "fedbus.bus.errors.BusError": Exit.FAILED,
@@ -115,6 +120,8 @@ _CODES: Final = {
     "fedbus.learning.apps.BadTask": Exit.FAILED,
     "fedbus.agents.client_manager.BootstrapFailed": Exit.FAILED,
     "fedbus.agents.child.ChildNotStarted": Exit.MACHINE,
+    "fedbus.agents.kubernetes_api.NotInACluster": Exit.MACHINE,
+    "fedbus.agents.gateway.CannotListen": Exit.MACHINE,
     "builtins.FileNotFoundError": Exit.NOT_FOUND,
     "builtins.PermissionError": Exit.MACHINE,
 }

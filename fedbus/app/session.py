@@ -16,6 +16,7 @@ from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.errors import BusUnreachable
 from fedbus.bus.streams import life_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.subjects import PEOPLE
 from fedbus.contracts.transition import Transition
 
 AGENT: Final = "cli"
@@ -36,7 +37,7 @@ async def on_the_bus(settings: Settings | None = None) -> AsyncIterator[Bus]:
     """The bus that the settings name, as a person at a terminal sees it; raises BusUnreachable."""
     settings = settings or Settings.from_environment()
     await _knock(settings.nats_url)
-    async with Bus.connect(settings.nats_url, Identity(settings.fed, AGENT)) as bus:
+    async with Bus.connect(settings.nats_url, Identity(settings.fed, AGENT, PEOPLE), access=settings.access) as bus:
         yield bus
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbus.bus.errors import AccessUnusable
+from fedbus.contracts.credentials import NotCredentials, seed_in, user_in
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Access:
         """As nats-py has them; raises AccessUnusable."""
         options: dict[str, Any] = {}
         if self.creds is not None:
-            _check_readable(self.creds, "FEDBUS_CREDS")
+            _check_credentials(self.creds)
             options["user_credentials"] = str(self.creds)
         if self.ca is not None:
             options["tls"] = self.tls()
@@ -53,6 +54,15 @@ class Access:
 
 
 OPEN = Access()
+
+
+def _check_credentials(path: Path) -> None:
+    _check_readable(path, "FEDBUS_CREDS")
+    try:
+        text = path.read_text(errors="replace")
+        user_in(text), seed_in(text)
+    except NotCredentials as error:
+        raise AccessUnusable(f"FEDBUS_CREDS: {path} is of no use: {error}") from None
 
 
 def _check_readable(path: Path, variable: str) -> None:

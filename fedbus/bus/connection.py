@@ -69,6 +69,24 @@ class HeedfulClient(Client):
                 del self._waiting[next(iter(self._waiting))]
         await super().publish(subject, payload, reply, headers)
 
+    def _connect_command(self) -> bytes:
+        """Who we are, held back to be sent in one piece with the PING behind it.
+
+        nats-py 2.16 sends them one by one; a server that turns us away after the first says why and closes, the
+        second fails, and what was said is never read.
+        """
+        command: bytes = super()._connect_command()
+        transport: Any = self._transport
+        write = transport.write
+
+        def write_both(payload: bytes) -> None:
+            if payload:
+                transport.write = write
+                write(command + payload)
+
+        transport.write = write_both
+        return b""
+
     def forbid(self, subject: str) -> None:
         """The broker will not have what we said on *subject*: whoever waits for the answer hears it now."""
         if (reply := self._waiting.pop(subject, None)) is None:

@@ -73,7 +73,7 @@ class TrustedBus:
         self.federation = Federation.begin(
             directory / "trust",
             fed,
-            hosts=["localhost", "127.0.0.1"],
+            hosts=["localhost"],
             port=self.port,
             url=f"tls://localhost:{self.port}",
         )

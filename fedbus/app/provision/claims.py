@@ -29,11 +29,17 @@ EVERYBODY: Final = "*"
 
 
 def signed(
-    signer: Key, subject: str, name: str, nats: Mapping[str, Any], *, expires: int | None = None
+    signer: Key,
+    subject: str,
+    name: str,
+    nats: Mapping[str, Any],
+    *,
+    issued: int | None = None,
+    expires: int | None = None,
 ) -> str:
     """A JWT as nats-server reads it."""
     claims: dict[str, Any] = {
-        "iat": int(time.time()),
+        "iat": issued or int(time.time()),
         "iss": signer.public,
         "sub": subject,
         "name": name,
@@ -77,6 +83,7 @@ def user(
     name: str,
     *,
     tags: tuple[str, ...] = (),
+    issued: int | None = None,
     expires: int | None = None,
     scoped: bool = True,
 ) -> str:
@@ -85,7 +92,7 @@ def user(
         nats["tags"] = list(tags)
     if not scoped:
         nats |= UNLIMITED_USER
-    return signed(signing_key, public, name, nats, expires=expires)
+    return signed(signing_key, public, name, nats, issued=issued, expires=expires)
 
 
 def _scope(role: Role, key: str, may: Permissions) -> dict[str, Any]:

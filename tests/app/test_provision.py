@@ -1,0 +1,361 @@
+"""Letting in and putting out: keys, kits and claims, and a real nats-server that goes by them."""
+
+import asyncio
+import os
+import re
+import stat
+import tarfile
+import time
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck as Health
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from support import eventually
+from support.trusted import FED, TrustedBus, trusted_bus
+
+from fedbus.app.edge import Exit, Failure, told
+from fedbus.app.provision import claims
+from fedbus.app.provision.federation import Federation
+from fedbus.app.provision.keys import Key, Of, check_public
+from fedbus.app.provision.kit import complete
+from fedbus.app.settings import BadSetting, Settings, adopted_kit
+from fedbus.bus.access import Access
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import AccessDenied, AccessUnusable, Forbidden
+from fedbus.contracts.client import Heartbeat, Joined
+from fedbus.contracts.credentials import claims_in, jwt_in, user_in
+from fedbus.contracts.identifiers import ID_PATTERN, BadId, FederationId, check_id
+from fedbus.contracts.permissions import Role
+
+TRAINER = Identity(FED, "trainer", "c1")
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    folder = tmp_path_factory.mktemp("federation") / "trust"
+    return Federation.begin(folder, FED, hosts=["localhost"], port=4222)
+
+
+@pytest.fixture
+async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
+    async with trusted_bus(tmp_path) as bus:
+        yield bus
+
+
+async def turned_away(bus: TrustedBus, access: Access) -> AccessDenied:
+    with pytest.raises(AccessDenied) as caught:
+        async with Bus.connect(bus.url, TRAINER, access=access):
+            pass
+    assert told(caught.value)[1] is Exit.DENIED
+    return caught.value
+
+
+# --- names ---------------------------------------------------------------------------------------------
+
+hostile = st.one_of(
+    st.text(max_size=80),
+    st.sampled_from(
+        [
+            "*",
+            ">",
+            ".",
+            "..",
+            "c1.*",
+            "c1.>",
+            "c1 ",
+            " c1",
+            "c1\n",
+            "C1",
+            "c_1",
+            "é",
+            "{{name()}}",
+            "server",
+            "",
+        ]
+    ),
+    st.from_regex(r"[a-z0-9-]{0,10}[*>. \t\r\n/\\{}$A-Z_][a-z0-9*>. -]{0,10}", fullmatch=True),
+    st.from_regex(r"[a-z0-9-]{64,80}", fullmatch=True),
+    st.from_regex(r"-[a-z0-9-]{0,10}", fullmatch=True),
+).filter(lambda name: not _is_fine(name))
+
+
+def _is_fine(name: str) -> bool:
+    return re.fullmatch(ID_PATTERN[1:-1], name) is not None and name not in ("server", "people")
+
+
+@settings(max_examples=1000, deadline=None, suppress_health_check=list(Health))
+@given(name=hostile)
+def test_no_hostile_name_is_let_in(begun: Federation, name: str) -> None:
+    with pytest.raises((BadId, Failure)):
+        begun.admit(name)
+    assert name not in begun.record.clients
+
+
+def test_a_line_s_end_is_no_part_of_a_name() -> None:
+    with pytest.raises(BadId):
+        check_id("client", "c1\n")
+
+
+# --- what lies in files ------------------------------------------------------------------------------------
+
+
+def test_what_is_secret_is_its_owners_alone(begun: Federation, tmp_path: Path) -> None:
+    begun.admit("secretive").write(tmp_path / "kit")
+    secret = [
+        *begun.folder.rglob("*.nk"),
+        *begun.folder.rglob("*.key"),
+        *begun.folder.rglob("*.creds"),
+        *(tmp_path / "kit").rglob("*.creds"),
+    ]
+    assert len(secret) > 20
+    assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
+
+
+def test_no_secret_is_shown(begun: Federation) -> None:
+    key = Key.new(Of.USER)
+    assert "SU" not in repr(key)
+    for path in (begun.nats / "nats.conf", begun.folder / "federation.json"):
+        text = path.read_text()
+        for seed in begun.folder.rglob("*.nk"):
+            assert seed.read_text().strip() not in text
+
+
+def test_a_kit_is_all_that_a_device_needs(begun: Federation, tmp_path: Path) -> None:
+    (begun.folder / "allowed_signers").write_text("who ssh-ed25519 AAAA\n")
+    begun.admit("kitted").write(tmp_path / "kit")
+    environment = adopted_kit({"FEDBUS_KIT": str(tmp_path / "kit")})
+    read = Settings.from_environment(environment)
+
+    assert (read.nats_url, read.federation, read.client) == ("tls://localhost:4222", "test", "kitted")
+    assert read.access == Access(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
+    assert environment["AWS_CA_BUNDLE"] == environment["FEDBUS_CA"]
+    assert Path(environment["FEDBUS_ALLOWED_SIGNERS"]).read_text() == "who ssh-ed25519 AAAA\n"
+    assert user_in(read.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
+
+
+def test_what_stands_in_the_environment_is_not_changed_by_a_kit(begun: Federation, tmp_path: Path) -> None:
+    begun.admit("overruled").write(tmp_path / "kit")
+    environment = {"FEDBUS_KIT": str(tmp_path / "kit"), "FEDBUS_NATS_URL": "tls://leaf:4222"}
+    assert adopted_kit(environment)["FEDBUS_NATS_URL"] == "tls://leaf:4222"
+
+
+def test_what_is_no_kit_is_said_to_be_none(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="is no kit"):
+        adopted_kit({"FEDBUS_KIT": str(tmp_path)})
+
+
+def test_a_kit_may_be_one_file(begun: Federation, tmp_path: Path) -> None:
+    begun.admit("packed").write(tmp_path / "packed.tar")
+    with tarfile.open(tmp_path / "packed.tar") as tar:
+        modes = {entry.name: entry.mode for entry in tar.getmembers()}
+    assert modes["packed/client.creds"] == 0o600
+    assert {"packed/ca.pem", "packed/settings.env"} <= modes.keys()
+    assert stat.S_IMODE((tmp_path / "packed.tar").stat().st_mode) & 0o077 == 0
+
+
+def test_a_device_s_own_key_never_leaves_it(begun: Federation, tmp_path: Path) -> None:
+    own = Key.new(Of.USER)
+    begun.admit("own-key", public_key=own.public).write(tmp_path / "kit")
+    kit = tmp_path / "kit" / "client.creds"
+    assert "SEED" not in kit.read_text()
+
+    assert complete(tmp_path / "kit", own) == "own-key"
+    assert "SEED" in kit.read_text()
+    with pytest.raises(Failure, match="the kit is for the key"):
+        complete(tmp_path / "kit", Key.new(Of.USER))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "U", "UAAA", "A" * 56, Key.new(Of.ACCOUNT).public, Key.new(Of.USER).public[:-1] + "1"]
+)
+def test_what_is_no_public_key_of_a_user_is_refused(text: str) -> None:
+    with pytest.raises(Failure, match="no public key"):
+        check_public(text)
+
+
+def test_who_sends_the_secret_key_is_told(tmp_path: Path) -> None:
+    Key.new(Of.USER).save(tmp_path / "device.nk")
+    with pytest.raises(Failure, match="never send it"):
+        check_public((tmp_path / "device.nk").read_text().strip())
+
+
+def test_a_federation_is_not_made_twice_in_one_place(begun: Federation) -> None:
+    with pytest.raises(Failure, match="holds a federation already"):
+        Federation.begin(begun.folder, FED, hosts=["localhost"], port=4222)
+
+
+def test_who_is_in_is_not_let_in_again(begun: Federation) -> None:
+    begun.admit("once")
+    with pytest.raises(Failure, match="rotate once"):
+        begun.admit("once")
+
+
+def test_nothing_that_a_user_s_claims_could_say_gives_permissions(begun: Federation) -> None:
+    """They stand with the key that signed: so none can be forged into a kit."""
+    said = claims_in(jwt_in(begun.admit("plain").creds))
+    assert set(said["nats"]) == {"type", "version", "issuer_account"}
+
+
+# --- the running server -----------------------------------------------------------------------------------
+
+
+async def test_a_new_client_is_in_at_once_and_the_server_is_told_nothing(bus: TrustedBus) -> None:
+    async with Bus.connect(bus.url, TRAINER, access=bus.access("c1")) as trainer:
+        await trainer.publish(Heartbeat(task="mnist", client="c1", run="mnist-1"))
+
+
+async def test_who_is_put_out_is_dropped_and_does_not_come_back(
+    bus: TrustedBus, capfd: pytest.CaptureFixture[str]
+) -> None:
+    access = bus.access("c1")
+    async with Bus.connect(bus.url, TRAINER, access=access) as trainer:
+        bus.federation.put_out("c1")
+        await bus.push()
+        with pytest.raises(AccessDenied, match=r"revoked"):
+            async with asyncio.timeout(20):
+                await trainer.lost()
+    assert "turned away" in capfd.readouterr().out
+    refused = await turned_away(bus, access)
+    assert "revoked, forged or of another federation" in str(refused)
+
+
+async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_path: Path) -> None:
+    old = bus.access("c1")
+    bus.federation.admit_anew("c1").write(tmp_path / "new")
+    await bus.push()
+    new = Access(tmp_path / "new" / "client.creds", bus.federation.ca)
+    await turned_away(bus, old)
+    async with Bus.connect(bus.url, TRAINER, access=new):
+        pass
+
+
+async def test_all_devices_are_put_out_by_another_signing_key(bus: TrustedBus) -> None:
+    old, server = bus.access("c1"), bus.access(Role.SERVER)
+    bus.federation.put_out_all_devices()
+    await bus.push()
+    await turned_away(bus, old)
+    async with Bus.connect(bus.url, Identity(FED, "server-manager"), access=server):
+        pass
+
+
+async def test_a_server_that_starts_again_remembers_who_was_put_out(bus: TrustedBus) -> None:
+    access = bus.access("c1")
+    bus.federation.put_out("c1")
+    await bus.server.stop()
+    bus.federation.write_server_files(bus.place)
+    await bus.server.start()
+    await turned_away(bus, access)
+
+
+async def test_a_request_that_is_not_permitted_fails_at_once_with_the_reason(bus: TrustedBus) -> None:
+    async with Bus.connect(bus.url, TRAINER, access=bus.access("c1")) as trainer:
+        began = time.monotonic()
+        with pytest.raises(Forbidden, match=r"publish on fedbus\.test\.client\.c2"):
+            await trainer.publish(Joined(task="mnist", client="c2", run="mnist-1"))
+        assert time.monotonic() - began < 60, "it does not wait for its time-out"
+
+
+# --- what is wrong with a kit -----------------------------------------------------------------------------
+
+
+async def test_an_expired_kit_is_said_to_be_expired(bus: TrustedBus, tmp_path: Path) -> None:
+    bus.federation.admit("c1", days=-1).write(tmp_path / "kit")
+    refused = await turned_away(bus, Access(tmp_path / "kit" / "client.creds", bus.federation.ca))
+    assert "the credentials of c1 have expired on" in str(refused)
+
+
+async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp_path: Path) -> None:
+    bus.federation.admit("c1", days=3 / 86400).write(tmp_path / "kit")
+    access = Access(tmp_path / "kit" / "client.creds", bus.federation.ca)
+    async with Bus.connect(bus.url, TRAINER, access=access) as trainer:
+        with pytest.raises(AccessDenied, match="expired"):
+            async with asyncio.timeout(30):
+                await trainer.lost()
+
+
+async def test_a_forged_kit_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
+    """Signed by a key of the forger's own, as if by the account."""
+    own = Key.new(Of.USER)
+    said = claims_in(jwt_in(bus.federation.admit("c1").creds))
+    forged = claims.user(Key.new(Of.ACCOUNT), said["nats"]["issuer_account"], own.public, "c1")
+    (tmp_path / "forged.creds").write_text(own.credentials(forged))
+    refused = await turned_away(bus, Access(tmp_path / "forged.creds", bus.federation.ca))
+    assert "forged" in str(refused)
+
+
+async def test_a_stolen_jwt_without_its_key_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
+    jwt = jwt_in(bus.federation.admit("c1").creds)
+    (tmp_path / "stolen.creds").write_text(Key.new(Of.USER).credentials(jwt))
+    await turned_away(bus, Access(tmp_path / "stolen.creds", bus.federation.ca))
+
+
+async def test_the_kit_of_another_federation_is_refused_by_its_authority(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
+    other.admit("c1").write(tmp_path / "kit")
+    refused = await turned_away(bus, Access(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem"))
+    assert "we do not believe its certificate" in str(refused)
+    assert "another federation" in str(refused)
+    believed = replace(Access(tmp_path / "kit" / "client.creds"), ca=bus.federation.ca)
+    assert "of another federation" in str(await turned_away(bus, believed))
+
+
+async def test_credentials_from_the_future_mean_that_the_clock_is_off(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    own = Key.new(Of.USER)
+    said = claims_in(jwt_in(bus.federation.admit("c1").creds))
+    signer = Key.new(Of.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
+    jwt = claims.user(
+        signer, said["nats"]["issuer_account"], own.public, "c1", issued=int(time.time()) + 86400
+    )
+    (tmp_path / "future.creds").write_text(own.credentials(jwt))
+    refused = await turned_away(bus, Access(tmp_path / "future.creds", bus.federation.ca))
+    assert "Set the clock" in str(refused)
+
+
+async def test_a_name_that_the_certificate_does_not_have_is_said(bus: TrustedBus) -> None:
+    url = f"tls://127.0.0.1:{bus.port}"
+    with pytest.raises(AccessDenied, match="is for other names than this address"):
+        async with Bus.connect(url, TRAINER, access=bus.access("c1")):
+            pass
+
+
+@pytest.mark.parametrize(
+    "content",
+    ["", "nothing of the kind", "-----BEGIN NATS USER JWT-----\na.b.c\n------END NATS USER JWT------\n"],
+)
+async def test_a_damaged_kit_is_said_to_be_damaged(bus: TrustedBus, tmp_path: Path, content: str) -> None:
+    (tmp_path / "damaged.creds").write_text(content)
+    with pytest.raises(AccessUnusable, match=r"damaged\.creds is of no use") as caught:
+        async with Bus.connect(
+            bus.url, TRAINER, access=Access(tmp_path / "damaged.creds", bus.federation.ca)
+        ):
+            pass
+    assert told(caught.value)[1] is Exit.DENIED
+
+
+async def test_a_kit_that_is_not_there_is_said_to_be_missing(bus: TrustedBus, tmp_path: Path) -> None:
+    with pytest.raises(AccessUnusable, match="FEDBUS_CREDS"):
+        async with Bus.connect(bus.url, TRAINER, access=Access(tmp_path / "none", bus.federation.ca)):
+            pass
+
+
+# --- a server that comes back ----------------------------------------------------------------------------
+
+
+async def test_a_server_that_comes_back_is_waited_for_with_credentials_as_without(bus: TrustedBus) -> None:
+    async with Bus.connect(bus.url, TRAINER, access=bus.access("c1")) as trainer:
+        await bus.server.stop()
+        await eventually(lambda: not trainer.connected)
+        await bus.server.start()
+        await eventually(lambda: trainer.connected)
+
+
+def test_no_setting_of_the_test_leaks() -> None:
+    assert "FEDBUS_KIT" not in os.environ
