@@ -10,7 +10,7 @@ from typing import NoReturn
 
 import typer
 
-from fedbus.app.commands import clients, code, events, model, provision, run, serve, task
+from fedbus.app.commands import clients, code, data, events, model, provision, run, serve, task
 from fedbus.app.commands.context import context
 from fedbus.app.commands.doctor import doctor, version
 from fedbus.app.commands.gateway import gateway
@@ -32,6 +32,7 @@ app.add_typer(run.app, name="run")
 app.add_typer(clients.app, name="clients")
 app.add_typer(model.app, name="model")
 app.add_typer(code.app, name="code")
+app.add_typer(data.app, name="data")
 app.add_typer(events.app, name="events")
 app.add_typer(task.app, name="task")
 app.command()(serve.demo)

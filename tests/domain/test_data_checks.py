@@ -17,7 +17,7 @@ def found(
     inputs: np.ndarray[Any, Any] = INPUTS, labels: list[Any] | None = None, **table: Any
 ) -> dict[str, Finding]:
     checks = ChecksTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
-    truth = LABELS.tolist() if labels is None else labels
+    truth: list[Any] = LABELS.tolist() if labels is None else labels
     return {one.check: one for one in findings(inputs, truth, expected(checks, INPUTS, LABELS), checks)}
 
 
