@@ -315,6 +315,7 @@ def _lifecycle(lifecycle: Lifecycle[Any]) -> list[str]:
 THINGS: Final = {
     "server": "<task>",
     "code": "<task>",
+    "schedule": "<task>",
     "run": "<run>",
     "client": "<client>.<task>",
     "fl_client": "<client>.<task>",

@@ -55,9 +55,14 @@ class Lease:
         finally:
             await lease._let_go()
 
+    @property
+    def holder(self) -> str:
+        """Who we are, to whoever looks."""
+        return self._bus.identity.holder
+
     async def check(self) -> None:
         """Raises LeaseLost where another has it by now."""
-        await self._say(self._bus.identity.holder.encode())
+        await self._say(self.holder.encode())
 
     async def _take(self) -> None:
         waits = False

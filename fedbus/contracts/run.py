@@ -105,6 +105,7 @@ RUN = Lifecycle(
     arrows={
         (_S.REQUESTED, "recruiting_started"): _S.RECRUITING,
         (_S.REQUESTED, "run_refused"): _S.FAILED,
+        (_S.REQUESTED, "cancelled"): _S.CANCELLED,
         (_S.RECRUITING, "quorum_reached"): _S.RUNNING,
         (_S.RECRUITING, "recruiting_expired"): _S.FAILED,
         (_S.RECRUITING, "run_failed"): _S.FAILED,
@@ -119,7 +120,7 @@ RUN = Lifecycle(
         (_S.RECOVERING, "cancelled"): _S.CANCELLED,
     },
     waits={
-        _S.REQUESTED: Wait("the server manager to open the run", "request_s"),
+        _S.REQUESTED: Wait("the server manager to open the run", "for as long as it is busy, or away"),
         _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
         _S.RUNNING: Wait("the last round", "plan.round_s, for each message"),
         _S.RECOVERING: Wait("a new Flower server", "plan.recruit_s"),

@@ -13,14 +13,15 @@ from fedbus.contracts.code import CODE, CodeFacts
 from fedbus.contracts.lifecycle import Lifecycle
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.run import RUN, RunFacts
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts
 from fedbus.contracts.server import SERVER, ServerFacts
 
 LIFECYCLES: dict[str, Lifecycle[Any]] = {
-    one.kind: one for one in (SERVER, CODE, RUN, CLIENT, FL_CLIENT, INFERENCE)
+    one.kind: one for one in (SERVER, CODE, SCHEDULE, RUN, CLIENT, FL_CLIENT, INFERENCE)
 }
 
 AnyFacts = Annotated[
-    ServerFacts | CodeFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts,
+    ServerFacts | CodeFacts | ScheduleFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts,
     Field(discriminator="kind"),
 ]
 

@@ -1,130 +1,22 @@
 """The workflow scheduler, heard from outside: it makes runs, and moves them as the server moves."""
 
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, with_refusals
+from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
+from support.played_server import FAST, SECOND, ServerManagerPlayed, answers, every, scheduler_with, start
 from support.whole_module import only_after_the_whole_module
 
-from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lives import Life, Lives
-from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import ModelRef
-from fedbus.contracts.run import RoundResult, RunPlan, StartRun, StopRun
-from fedbus.contracts.scheduling import ScheduleTable
-from fedbus.contracts.server import (
-    SERVER,
-    CancelRun,
-    Enroll,
-    Enrolled,
-    GetServerInfo,
-    HealthCheck,
-    HealthStatus,
-    OpenRun,
-    RunCancelled,
-    RunOpened,
-    ServerFacts,
-    ServerInfo,
-    ServerState,
-)
-
-NO_SCHEDULE = ScheduleTable()
-FIRST = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
-SECOND = FIRST.model_copy(update={"version": 2})
-FAST = RunPlan(rounds=2, quorum=2, recruit_s=30, config={"lr": 0.1})
-
-
-@dataclass
-class ServerManagerPlayed:
-    """The server manager as the scheduler knows it: opens runs when asked, and its life is there to be read."""
-
-    fed: Federation
-    life: Life[ServerState, ServerFacts]
-    refuses: str = ""
-    opened: list[OpenRun] = field(default_factory=list)
-
-    @classmethod
-    @asynccontextmanager
-    async def living(cls, fed: Federation) -> AsyncIterator["ServerManagerPlayed"]:
-        async with Lives.open(await fed.speaker("server-manager")) as lives:
-            yield cls(fed, await lives.of(SERVER, ServerFacts(task=TASK)))
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
-        answers: dict[Any, Any] = {
-            OpenRun: self._open,
-            CancelRun: self._cancel,
-            HealthCheck: self._health,
-            GetServerInfo: self._info,
-            Enroll: self._enroll,
-        }
-        async with (await self.fed.speaker("server-manager")).serve(
-            with_refusals("server-manager", answers), task=TASK, version="1.0.0"
-        ):
-            yield
-
-    async def has_a_model(self) -> None:
-        await self.life.bear("started")
-        await self.life.move("model_ready", model=FIRST)
-
-    async def train(self, *rounds: int) -> None:
-        await self.life.move("quorum_reached", cohort=("c1", "c2"))
-        for number in rounds:
-            await self.round(number)
-
-    async def round(self, number: int, **metrics: float) -> None:
-        last = RoundResult(round=number, metrics=metrics)
-        await self.life.move("round_finished", round=number, last=last)
-
-    async def publish(self) -> None:
-        await self.life.move("run_finished")
-        await self.life.move("version_published", model=SECOND)
-
-    async def _open(self, request: OpenRun) -> Body:
-        self.opened.append(request)
-        if self.refuses:
-            return Refused(reason=self.refuses)
-        await self.life.move("run_requested", run=request.run, plan=request.plan)
-        return RunOpened(recruit_until=datetime.now(UTC))
-
-    async def _cancel(self, request: CancelRun) -> Body:
-        if not self.life.allows("run_cancelled"):
-            return Refused(reason=f"the server is {self.life.state}")
-        await self.life.move("run_cancelled", reason=request.reason)
-        return RunCancelled()
-
-    async def _health(self, _: HealthCheck) -> Body:
-        return HealthStatus(state=self.life.state)
-
-    async def _info(self, _: GetServerInfo) -> Body:
-        return ServerInfo(code_version="")
-
-    async def _enroll(self, _: Enroll) -> Body:
-        return Enrolled(consumers=())
+from fedbus.contracts.run import StartRun, StopRun
 
 
 @pytest.fixture
 async def server(fed: Federation) -> AsyncIterator[ServerManagerPlayed]:
     async with ServerManagerPlayed.living(fed) as server, server.serving():
         yield server
-
-
-def scheduler_with(fed: Federation, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
-    async def run(stop: Any) -> None:
-        async with fed.site.bus("workflow-scheduler") as bus:
-            await WorkflowScheduler(bus, fed.site.task, plan=FAST, schedule=schedule).run(stop)
-
-    return run
-
-
-def every(seconds: float, at_most: int | None = None) -> ScheduleTable:
-    return ScheduleTable.model_validate({"every-s": seconds, "at-most": at_most})
 
 
 @pytest.fixture
@@ -134,25 +26,6 @@ async def scheduler(fed: Federation, server: ServerManagerPlayed) -> AsyncIterat
     async with fed.agent(scheduler_with(fed)) as agent:
         await answers(fed)
         yield agent
-
-
-async def answers(fed: Federation) -> None:
-    async def it_does() -> bool:
-        try:
-            await fed.bus.request(StopRun(task=TASK, run="nothing"))
-        except NoAnswer:
-            return False
-        except RequestRefused:
-            return True
-        return False
-
-    await eventually(it_does)
-
-
-async def start(fed: Federation, **wishes: Any) -> str:
-    started = await fed.bus.request(StartRun(task=TASK, **wishes))
-    run: str = started.run
-    return run
 
 
 # --- by hand -------------------------------------------------------------------------------------
@@ -366,6 +239,31 @@ async def test_restarted_before_its_run_was_opened_it_opens_it(
             await scheduler.stop()
             scheduler.start()
     assert [one.run for one in server.opened] == [f"{TASK}-1"]
+
+
+async def test_a_run_waits_for_a_server_manager_that_is_busy_and_may_be_stopped_until_then(
+    fed: Federation,
+) -> None:
+    async with ServerManagerPlayed.living(fed) as server, fed.agent(scheduler_with(fed)):
+        await server.has_a_model()
+        await answers(fed)
+        with pytest.raises(NoAnswer):  # nobody opens it
+            await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
+        await fed.reaches("run", "requested")
+        await fed.bus.request(StopRun(task=TASK, run=f"{TASK}-1", reason="never mind"))
+        told = await fed.reaches("run", "cancelled")
+        assert (told.source, told.reason) == ("requested", "never mind")
+        async with server.serving():
+            assert await start(fed) == f"{TASK}-2"
+    assert [one.run for one in server.opened] == [f"{TASK}-2"]
+
+
+async def test_a_run_that_was_opened_although_it_was_stopped_is_cancelled_there(
+    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+) -> None:
+    await server.life.move("run_requested", run=f"{TASK}-7", plan=FAST)
+    await fed.happens("server", "run_cancelled")
+    assert fed.last("server").reason == "it was stopped before it was opened"
 
 
 def test_every_arrow_of_a_run_was_walked(request: pytest.FixtureRequest) -> None:

@@ -37,6 +37,7 @@ each_request = pytest.mark.parametrize(
 each_listener = pytest.mark.parametrize("agent", [*HEARS, *FOLLOWS])
 
 AGENT_OF_MODULE = {
+    "scheduler_runs": "workflow-scheduler",
     "server_process": "flower-server",
     "trainer_process": "trainer",
     "init_process": "flower-server",
@@ -55,9 +56,7 @@ FOR_PEOPLE = {
     "model_returned",
     "capture_paused",
     "capture_resumed",
-    "data_counted",
     "data_checked",
-    "drift_detected",
 }
 """Words that are kept and that no agent needs: people and dashboards watch the stream for them."""
 
@@ -153,7 +152,7 @@ def test_what_an_agent_follows_is_a_lifecycle() -> None:
 
 
 def test_all_that_speak_or_hear_are_agents_or_people() -> None:
-    parts = {"trainer", "flower-server-grid", "user"}
+    parts = {"trainer", "flower-server-grid", "workflow-scheduler-news", "user"}
     assert {*SAYS, *HEARS, *FOLLOWS} - parts <= {*SERVER_AGENTS, *CLIENT_AGENTS}
 
 

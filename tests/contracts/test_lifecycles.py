@@ -18,6 +18,7 @@ each_lifecycle = pytest.mark.parametrize("lifecycle", LIFECYCLES.values(), ids=l
 AT_REST = {
     "server": {"waiting"},
     "code": {"steady"},
+    "schedule": {"watching"},
     "run": {"finished", "failed", "cancelled"},
     "client": {"serving", "terminated"},
     "fl_client": {"waiting", "finished"},

@@ -1,0 +1,92 @@
+"""What devices, the code and other tasks have said, as far as triggers read it: the log, kept up to date.
+
+Nothing of it is state of the scheduler's own: a new one reads the same from the bus.
+"""
+
+from collections.abc import AsyncIterator, Mapping
+from datetime import datetime
+from typing import Any
+
+from fedbus.bus.bus import Bus, Seen
+from fedbus.bus.streams import events_stream, life_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.code import CodePublished
+from fedbus.contracts.message import Message
+from fedbus.contracts.run import RunFacts, RunState
+from fedbus.contracts.serving import DataCounted, DriftDetected
+from fedbus.contracts.transition import Transition
+from fedbus.domain.triggers import Count
+
+HEARD = (DataCounted, DriftDetected, CodePublished)
+
+
+class News:
+    """What was said last, of each sender."""
+
+    def __init__(self, bus: Bus, task: str) -> None:
+        self._bus = bus
+        self._task = task
+        self._counted: dict[str, tuple[DataCounted, datetime]] = {}
+        self.drifted: dict[str, datetime] = {}
+        self.finished: dict[str, datetime] = {}
+        """When the last run of each other task finished."""
+        self.code: tuple[str, datetime] | None = None
+        """What everybody's code is, and since when."""
+        self.last_at: datetime | None = None
+        """When a device last said something."""
+
+    async def read(self, *, other_tasks: bool) -> None:
+        """What the bus holds of it."""
+        wanted = [subjects.every(self._bus.fed, kind, task=self._task) for kind in HEARD]
+        for seen in await self._bus.snapshot(events_stream(self._bus.fed), wanted):
+            self.hear(seen.message, seen.envelope.time)
+        if other_tasks:
+            for seen in await self._bus.last_moves("run"):
+                self.see(seen)
+
+    def hear(self, message: Message, at: datetime) -> None:
+        match message:
+            case DataCounted(client=client):
+                self._counted[client] = (message, at)
+            case DriftDetected(client=client):
+                self.drifted[client] = at
+            case CodePublished(code_version=version):
+                if self.code is None or self.code[0] != version:
+                    self.code = (version, at)
+                return
+            case _:
+                return
+        self.last_at = max(at, self.last_at or at)
+
+    def see(self, seen: Seen) -> bool:
+        """A run of another task has moved; whether it has finished."""
+        move = seen.message
+        if not (isinstance(move, Transition) and isinstance(move.facts, RunFacts)):
+            return False
+        if move.target != RunState.FINISHED or move.task == self._task:
+            return False
+        before = self.finished.get(move.task)
+        self.finished[move.task] = max(seen.envelope.time, before or seen.envelope.time)
+        return True
+
+    async def others(self) -> AsyncIterator[Seen]:
+        """Moves of all tasks' runs, as they come."""
+        wanted = [subjects.life(self._bus.fed, "run", "*")]
+        async with self._bus.watch(life_stream(self._bus.fed), wanted) as moves:
+            async for seen in moves:
+                yield seen
+
+    def rows(self, word: str) -> dict[str, int]:
+        """How many *word* rows each client has: ``labelled`` or ``unlabelled``."""
+        return {client: _rows(counted, word) for client, (counted, _) in self._counted.items()}
+
+    def gained(self, word: str, since: Mapping[str, int]) -> dict[str, Count]:
+        """How many more they are than *since* says. Rows that a device let go of are not counted back."""
+        return {
+            client: Count(max(0, _rows(counted, word) - since.get(client, 0)), at)
+            for client, (counted, at) in self._counted.items()
+        }
+
+
+def _rows(counted: Any, word: str) -> int:
+    return int(getattr(counted, word))

@@ -1,0 +1,237 @@
+"""When runs start by themselves, heard from outside: what devices say, what time brings, what holds it back."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from support import eventually
+from support.federation import TASK, WALKED, Federation, arrows_of
+from support.played_server import ServerManagerPlayed, answers, scheduler_with, start
+from support.whole_module import only_after_the_whole_module
+
+from fedbus.bus.lives import Lives
+from fedbus.contracts.code import CodePublished
+from fedbus.contracts.run import RUN, RunFacts, RunPlan
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleTable
+from fedbus.contracts.serving import DataCounted, DriftDetected
+
+
+@pytest.fixture
+async def server(fed: Federation) -> AsyncIterator[ServerManagerPlayed]:
+    async with ServerManagerPlayed.living(fed) as server, server.serving():
+        await server.has_a_model()
+        yield server
+
+
+def schedule(**table: Any) -> ScheduleTable:
+    return ScheduleTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
+
+
+def counted(client: str, labelled: int) -> DataCounted:
+    return DataCounted(task=TASK, client=client, labelled=labelled, unlabelled=0)
+
+
+def drift(client: str) -> DriftDetected:
+    return DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
+
+
+async def fails(fed: Federation, server: ServerManagerPlayed, number: int) -> None:
+    """The run comes and goes."""
+    await fed.reaches("run", "recruiting", f"{TASK}-{number}")
+    await server.life.move("recruiting_expired")
+    await fed.reaches("run", "failed", f"{TASK}-{number}")
+
+
+async def finishes(fed: Federation, server: ServerManagerPlayed, number: int, **metrics: float) -> None:
+    await fed.reaches("run", "recruiting", f"{TASK}-{number}")
+    await server.train()
+    await server.round(1, **metrics)
+    await server.publish()
+    await fed.reaches("run", "finished", f"{TASK}-{number}")
+
+
+def facts(fed: Federation) -> ScheduleFacts:
+    found = fed.last("schedule").facts
+    assert isinstance(found, ScheduleFacts)
+    return found
+
+
+async def test_labelled_rows_on_enough_clients_start_a_run_and_count_once(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    enough = schedule(when="labelled >= 64 on 2 clients")
+    async with fed.agent(scheduler_with(fed, enough)):
+        await answers(fed)
+        await fed.say(counted("c1", 70), by="inference")
+        await fed.say(counted("c2", 63), by="inference")
+        await fed.say(counted("c2", 64), by="inference")
+        await fails(fed, server, 1)
+        assert fed.of("run")[0].reason == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
+
+        await fed.say(counted("c1", 100), by="inference")
+        await fed.say(counted("c2", 128), by="inference")
+        await fed.say(counted("c1", 134), by="inference")
+        await fails(fed, server, 2)
+    assert facts(fed).labelled == {"c1": 134, "c2": 128}
+    assert facts(fed).started == 2
+
+
+async def test_both_of_two_are_waited_for_over_a_restart(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    both = schedule(when="drift and labelled >= 5")
+    async with fed.agent(scheduler_with(fed, both)) as scheduler:
+        await answers(fed)
+        await fed.say(drift("c1"), by="inference")
+        await scheduler.restart()
+        await answers(fed)
+        assert fed.of("run") == []
+        await fed.say(counted("c2", 5), by="inference")
+        await fails(fed, server, 1)
+    assert fed.of("run")[0].reason == "drift on 1 client (c1), and labelled >= 5 on 1 client (c2: 5)"
+
+
+async def test_new_code_a_worse_figure_and_another_tasks_run_start_runs(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    table = schedule(when="new_code or accuracy drops 0.1 or after other")
+    async with fed.agent(scheduler_with(fed, table)):
+        await answers(fed)
+        await fed.say(CodePublished(task=TASK, code_version="b" * 40), by="server-manager")
+        await finishes(fed, server, 1, accuracy=0.9)
+        await start(fed)
+        await finishes(fed, server, 2, accuracy=0.75)
+        await fails(fed, server, 3)
+        await another_tasks_run(fed)
+        await fails(fed, server, 4)
+    causes = [one.reason for one in fed.of("run") if one.event == "requested" and one.task == TASK]
+    assert causes == ["new_code", "manual", "accuracy drops 0.1 (0.9 → 0.75)", "after other"]
+
+
+async def another_tasks_run(fed: Federation) -> None:
+    async with Lives.open(await fed.speaker("workflow-scheduler")) as lives:
+        now = datetime.now(UTC)
+        run = await lives.of(RUN, RunFacts(task="other", run="other-1", plan=RunPlan(), requested_at=now))
+        await run.bear("requested")
+        for event in ("recruiting_started", "quorum_reached", "run_finished"):
+            await run.move(event)
+
+
+async def test_a_run_that_is_due_while_another_is_under_way_waits_for_its_end(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(when="drift"))):
+        await answers(fed)
+        await start(fed)
+        await fed.say(drift("c1"), by="inference")
+        told = await fed.happens("schedule", "postponed")
+        assert told.reason == f"{TASK}-1 is under way"
+        await fails(fed, server, 1)
+        await fails(fed, server, 2)
+    assert fed.run(2).trigger == "schedule"
+
+
+async def test_or_is_skipped_or_the_other_is_cancelled(fed: Federation, server: ServerManagerPlayed) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(when="drift", overlap="skip"))):
+        await answers(fed)
+        await start(fed)
+        await fed.say(drift("c1"), by="inference")
+        await fed.happens("schedule", "skipped")
+        await fails(fed, server, 1)
+    async with fed.agent(scheduler_with(fed, schedule(when="drift", overlap="cancel-running"))):
+        await answers(fed)
+        assert await start(fed) == f"{TASK}-2", "what was skipped is not made up for"
+        await fed.reaches("run", "recruiting", f"{TASK}-2")
+        await fed.say(drift("c1"), by="inference")
+        told = await fed.reaches("run", "cancelled", f"{TASK}-2")
+        assert told.reason == "the next run is due: drift on 1 client (c1)"
+        await fails(fed, server, 3)
+
+
+async def test_quiet_hours_hold_a_run_back_and_it_is_told_until_when(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    hour = datetime.now(UTC).hour
+    quiet = schedule(when="drift", quiet=f"hour in {hour}..{(hour + 2) % 24 or 24}")
+    async with fed.agent(scheduler_with(fed, quiet)):
+        await answers(fed)
+        await fed.say(drift("c1"), by="inference")
+        told = await fed.happens("schedule", "postponed")
+        assert told.deadline is not None
+        assert told.deadline > datetime.now(UTC)
+        assert fed.of("run") == []
+    async with fed.agent(scheduler_with(fed, schedule(when="drift"))):
+        await fails(fed, server, 1)
+
+
+async def test_a_debounce_waits_until_the_devices_are_calm(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(when="labelled >= 5", debounce_s=0.5))):
+        await answers(fed)
+        for rows in (5, 6, 7):
+            await fed.say(counted("c1", rows), by="inference")
+        last_said = datetime.now(UTC)
+        await fails(fed, server, 1)
+    assert fed.run(1).requested_at > last_said + timedelta(seconds=0.3)
+    assert facts(fed).labelled == {"c1": 7}
+
+
+async def test_cron_starts_runs_and_makes_up_for_what_was_missed(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    nearly_always = schedule(when="cron '* * * * *'", missed="once")
+    async with fed.agent(scheduler_with(fed, nearly_always)):
+        await fed.happens("schedule", "started")
+    before = facts(fed)
+    missed = before.model_copy(update={"clock_since": before.clock_since - timedelta(minutes=10)})
+    await taken_over_with(fed, missed)
+    async with fed.agent(scheduler_with(fed, nearly_always)):
+        await fails(fed, server, 1)
+        assert fed.of("run")[0].reason == "cron '* * * * *'"
+        assert facts(fed).clock_since > before.clock_since
+
+
+async def taken_over_with(fed: Federation, facts: ScheduleFacts) -> None:
+    async with Lives.open(await fed.speaker("workflow-scheduler")) as lives:
+        life = await lives.of(SCHEDULE, facts)
+        await life.move("taken_over", clock_since=facts.clock_since)
+
+
+async def test_of_two_schedulers_one_leads_and_the_other_takes_over(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    table = schedule(when="drift")
+    async with fed.agent(scheduler_with(fed, table)) as first:
+        await answers(fed)
+        async with fed.agent(scheduler_with(fed, table)):
+            await fed.say(drift("c1"), by="inference")
+            await fails(fed, server, 1)
+            await first.kill()
+            await eventually(lambda: fed.events("schedule").count("taken_over") == 1)
+            await answers(fed)
+            await fed.say(drift("c1"), by="inference")
+            await fails(fed, server, 2)
+        first.start()
+    assert [one.thing for one in fed.of("run") if one.event == "requested"] == [f"{TASK}-1", f"{TASK}-2"]
+
+
+async def test_a_run_that_was_fired_and_not_made_is_made_by_the_next_scheduler(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    table = schedule(when="drift", at_most=1)
+    async with fed.agent(scheduler_with(fed, table)):
+        await fed.happens("schedule", "started")
+    async with Lives.open(await fed.speaker("workflow-scheduler")) as lives:
+        life = await lives.of(SCHEDULE, facts(fed))
+        await life.move("triggered", due_since=datetime.now(UTC))
+        await life.move("fired", run=f"{TASK}-1", started=1, due_since=None)
+    async with fed.agent(scheduler_with(fed, table)):
+        await fails(fed, server, 1)
+    assert len([one for one in fed.of("run") if one.event == "requested"]) == 1
+
+
+def test_every_arrow_of_a_schedule_was_walked(request: pytest.FixtureRequest) -> None:
+    only_after_the_whole_module(request)
+    assert arrows_of("schedule") - WALKED["schedule"] == {("due", "taken_over", "due")} - WALKED["schedule"]
