@@ -603,4 +603,11 @@ async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_i
 
 def test_every_arrow_of_the_server_was_walked(request: pytest.FixtureRequest) -> None:
     only_after_the_whole_module(request)
-    assert arrows_of("server") - WALKED["server"] == set()
+    elsewhere = {
+        "candidate_kept",
+        "model_promoted",
+        "model_rolled_back",
+        "lineage_started",
+    }  # test_promotions
+    missing = {arrow for arrow in arrows_of("server") - WALKED["server"] if arrow[1] not in elsewhere}
+    assert missing == set()

@@ -1,0 +1,368 @@
+"""Which version is served, and why: the gate after a run, and what people ask for. The Flower server is played."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from support.federation import TASK, AgentAtWork, Federation, with_refusals
+
+from fedbus.agents.server_manager import ServerManager
+from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.client import Joined
+from fedbus.contracts.code import CheckCode, CodeChecked, CodePublished
+from fedbus.contracts.message import Body
+from fedbus.contracts.model import Artifact, Manifest
+from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.server import (
+    BeginTraining,
+    FindServer,
+    GetServerInfo,
+    InitModel,
+    ModelInitialised,
+    ModelPublished,
+    OpenRun,
+    RoundFinished,
+    RunFinished,
+    ServerClosed,
+    ServerFound,
+    ServerStarting,
+    ServerStopped,
+    StartServer,
+    StopServer,
+)
+from fedbus.contracts.versions import Champion, ModelPromoted, PromoteModel, RollBackModel, StartLineage
+from fedbus.learning import weights
+from fedbus.stores.models import ModelStore, open_store
+from fedbus.stores.signing import Signer, TrustedKeys, generate
+
+PLAN = RunPlan(rounds=1, quorum=1, recruit_s=30, round_s=30)
+
+
+@dataclass
+class Flower:
+    """The Flower server, played: what it makes has as many numbers as *width* says."""
+
+    fed: Federation
+    store: ModelStore
+    width: int = 3
+    made: int = 0
+    differs: str = ""
+    checked: list[CheckCode] = field(default_factory=list)
+    starts: list[StartServer] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def serving(self) -> AsyncIterator["Flower"]:
+        bus = await self.fed.speaker("flower-server")
+        answers: dict[Any, Any] = {
+            InitModel: self._init,
+            StartServer: self._start,
+            StopServer: self._stop,
+            FindServer: self._find,
+            CheckCode: self._check,
+        }
+        async with bus.serve(with_refusals("flower-server", answers), task=TASK, version="1.0.0"):
+            yield self
+
+    async def artifact(self) -> Artifact:
+        self.made += 1
+        path = self.fed.site.home / f"made-{self.made}.safetensors"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        artifact = weights.save({"w": np.full(self.width, self.made, np.float32)}, path)
+        await self.store.put(path, artifact.sha256)
+        return artifact
+
+    async def begin(self, number: int) -> None:
+        """A run that is in training."""
+        run = f"{TASK}-{number}"
+        await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=PLAN))
+        said = Joined(task=TASK, client="c1", run=run, code_version=self.fed.site.task.code_version)
+        await self.fed.say(said, by="trainer")
+        await self.fed.hears(BeginTraining, times=number)
+
+    async def end(self, number: int, **metrics: float) -> None:
+        """The run comes to a model with these metrics."""
+        run = f"{TASK}-{number}"
+        result = RoundResult(round=1, metrics=metrics, participants={"c1": 10})
+        artifact = await self.artifact()
+        for word in (
+            RoundFinished(task=TASK, run=run, round=1, result=result, checkpoint=artifact),
+            RunFinished(task=TASK, run=run, rounds=1, artifact=artifact),
+        ):
+            await self.fed.say(word, by="flower-server")
+        await self.fed.hears(ServerClosed, times=number)
+
+    async def run(self, number: int, **metrics: float) -> None:
+        await self.begin(number)
+        await self.end(number, **metrics)
+
+    async def _init(self, _: InitModel) -> Body:
+        return ModelInitialised(artifact=await self.artifact())
+
+    async def _start(self, request: StartServer) -> Body:
+        self.starts.append(request)
+        return ServerStarting()
+
+    async def _stop(self, _: StopServer) -> Body:
+        return ServerStopped()
+
+    async def _find(self, _: FindServer) -> Body:
+        return ServerFound(up=True)
+
+    async def _check(self, request: CheckCode) -> Body:
+        self.checked.append(request)
+        return CodeChecked(architecture="0" * 64, differs=self.differs)
+
+
+@pytest.fixture
+async def flower(fed: Federation) -> AsyncIterator[Flower]:
+    store = open_store(fed.site.store_url, TASK)
+    await store.prepare()
+    async with Flower(fed, store).serving() as flower:
+        yield flower
+
+
+@pytest.fixture
+def signer(tmp_path: Path) -> Signer:
+    generate(tmp_path / "fedbus.key")
+    return Signer.read(tmp_path / "fedbus.key")
+
+
+@pytest.fixture
+async def manager(fed: Federation, flower: Flower, signer: Signer) -> AsyncIterator[AgentAtWork]:
+    async def manage(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, fed.site.task, flower.store, signer=signer).run(stop)
+
+    async with fed.agent(manage) as agent:
+        await fed.hears(CodePublished)
+        yield agent
+
+
+async def served(fed: Federation) -> tuple[int, int]:
+    """The version that clients are given, and the term."""
+    info = await fed.bus.request(GetServerInfo(task=TASK))
+    return info.model.version, info.term
+
+
+async def champion(flower: Flower) -> Champion:
+    found = await flower.store.champion()
+    assert found is not None
+    return found
+
+
+# --- the gate --------------------------------------------------------------------------------------
+
+
+async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.run(2, loss=0.4)
+    assert await served(fed) == (3, 3)
+    assert [one.model.version for one in fed.heard(ModelPublished)] == [2, 3]
+    assert [one.term for one in fed.heard(ModelPublished)] == [2, 3]
+    assert (await champion(flower)).before == (2, 1)
+
+
+async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_served_on(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.run(2, loss=0.8)
+    kept = await fed.happens("server", "candidate_kept")
+    assert "loss 0.8 against 0.5 of the served model: 60.0% worse, 10% is allowed" in kept.reason
+    assert await served(fed) == (2, 2)
+    assert len(fed.heard(ModelPublished)) == 1
+    assert not fed.heard(ServerClosed)[-1].new_model
+    assert [one.version for one in await flower.store.versions()] == [1, 2, 3]
+    facts = fed.server()
+    assert facts.candidate is not None
+    assert (facts.candidate.version, facts.model and facts.model.version) == (3, 2)
+
+
+async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_the_one_that_was_kept_back(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.run(2, loss=0.8)
+    await flower.run(3, loss=0.45)
+    second = await flower.store.manifest(2)
+    assert flower.starts[2].artifact.sha256 == second.sha256
+    assert [one.parent for one in await flower.store.versions()] == [None, 1, 2, 2]
+    assert await served(fed) == (4, 3)
+
+
+async def test_a_model_whose_loss_is_no_number_is_never_served(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=float("nan"))
+    assert "nan" in (await fed.happens("server", "candidate_kept")).reason
+    assert await served(fed) == (1, 1)
+
+
+async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_person(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.begin(2)
+    await fed.bus.request(RollBackModel(task=TASK, reason="version 2 was poisoned"))
+    await flower.end(2, loss=0.1)
+    kept = await fed.happens("server", "candidate_kept")
+    assert "it was made from version 2, and version 1 has been served since" in kept.reason
+    assert (await served(fed))[0] == 1
+
+
+# --- by hand ---------------------------------------------------------------------------------------
+
+
+async def test_a_version_that_was_kept_back_is_promoted_by_hand(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.run(2, loss=0.8)
+    answer: ModelPromoted = await fed.bus.request(
+        PromoteModel(task=TASK, model_version=3, reason="it is right where it counts")
+    )
+    assert (answer.model.version, answer.instead_of) == (3, 2)
+    told = await fed.hears(ModelPublished, times=2)
+    assert (told.model.version, told.term, told.reason) == (3, 3, "it is right where it counts")
+    assert (await champion(flower)).reason == "it is right where it counts"
+    assert fed.events("server")[-1] == "model_promoted"
+
+
+async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.run(2, loss=0.4)
+    answer: ModelPromoted = await fed.bus.request(RollBackModel(task=TASK))
+    assert (answer.model.version, answer.instead_of) == (2, 3)
+    told = await fed.hears(ModelPublished, times=3)
+    assert (told.model.version, told.term) == (2, 4)
+    assert await served(fed) == (2, 4)
+
+
+async def test_a_rollback_may_name_the_version(fed: Federation, manager: AgentAtWork, flower: Flower) -> None:
+    await flower.run(1, loss=0.5)
+    await flower.run(2, loss=0.4)
+    await fed.bus.request(RollBackModel(task=TASK, to=1))
+    assert (await served(fed))[0] == 1
+
+
+@pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
+async def test_what_is_served_may_change_while_a_run_is_under_way(
+    fed: Federation, manager: AgentAtWork, flower: Flower, training: bool
+) -> None:
+    await flower.run(1, loss=0.5)
+    if training:
+        await flower.begin(2)
+    else:
+        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
+    state = "training" if training else "recruiting"
+    await fed.bus.request(RollBackModel(task=TASK))
+    assert (await fed.happens("server", "model_rolled_back")).target == state
+    await fed.bus.request(PromoteModel(task=TASK, model_version=2))
+    assert (await fed.happens("server", "model_promoted")).target == state
+
+
+async def test_what_cannot_be_served_is_refused_in_words(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    for request, reason in (
+        (RollBackModel(task=TASK), "no champion before this one"),
+        (PromoteModel(task=TASK, model_version=9), "has no version 9: there are 1 to 1"),
+        (PromoteModel(task=TASK, model_version=1), "version 1 is served already"),
+    ):
+        with pytest.raises(RequestRefused, match=reason):
+            await fed.bus.request(request)
+    assert await served(fed) == (1, 1)
+
+
+async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is_named(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    flower.width = 5
+    await fed.bus.request(StartLineage(task=TASK))
+    flower.differs = "w is float32 (3,) there and float32 (5,) here"
+    with pytest.raises(RequestRefused, match=r"does not fit the code that is in use: w is float32 \(3,\)"):
+        await fed.bus.request(RollBackModel(task=TASK))
+    assert await served(fed) == (2, 2)
+
+
+async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    flower.width = 5
+    answer: ModelPromoted = await fed.bus.request(StartLineage(task=TASK, reason="a wider layer"))
+    assert (answer.model.version, answer.instead_of) == (3, 2)
+    manifest = await flower.store.manifest(3)
+    assert (manifest.parent, manifest.lineage) == (None, 2)
+    assert (await fed.hears(ModelPublished, times=2)).reason == "a wider layer"
+    await flower.run(2, loss=9.0)  # there is nothing to compare it with
+    assert [one.lineage for one in await flower.store.versions()] == [1, 1, 2, 2]
+    assert (await served(fed))[0] == 4
+
+
+async def test_a_lineage_begins_between_two_runs(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.begin(1)
+    with pytest.raises(RequestRefused, match="between two runs"):
+        await fed.bus.request(StartLineage(task=TASK))
+
+
+# --- signatures, and a manager that comes back -----------------------------------------------------
+
+
+async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
+    fed: Federation, manager: AgentAtWork, flower: Flower, tmp_path: Path
+) -> None:
+    trusted = TrustedKeys.read(tmp_path / "fedbus.key.pub")
+    await flower.run(1, loss=0.5)
+    for manifest in await flower.store.versions():
+        trusted.check_manifest(manifest)
+    info = await fed.bus.request(GetServerInfo(task=TASK))
+    trusted.check(TASK, info.model, info.seal)
+    told = fed.heard(ModelPublished)[0]
+    trusted.check(TASK, told.model, told.seal)
+
+
+async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_it_is_back(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await flower.run(1, loss=0.5)
+    await manager.kill()
+    before = await champion(flower)
+    moved = before.model_copy(update={"version": 1, "term": before.term + 1, "before": (2,)})
+    await flower.store.crown(moved)
+    manager.start()
+    await fed.happens("server", "model_promoted")
+    assert await served(fed) == (1, 3)
+
+
+async def test_a_repository_of_before_there_were_champions_serves_its_newest_version(
+    fed: Federation, flower: Flower
+) -> None:
+    manifest = Manifest(
+        **(await flower.artifact()).model_dump(),
+        version=1,
+        task=TASK,
+        created=datetime.now(UTC),
+        code_version="x",
+    )
+    await flower.store.publish(manifest)
+
+    async def manage(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, fed.site.task, flower.store).run(stop)
+
+    async with fed.agent(manage):
+        await fed.happens("server", "model_ready")
+        assert (await champion(flower)).version == 1
