@@ -29,7 +29,12 @@ _SEEN: Final = "refs/fedbus/seen"
 _NO_SUCH_REF: Final = 2
 """The exit code of ``git ls-remote --exit-code`` for a repository that answers, and has no such ref."""
 _PATIENCE: Final = ("http.lowSpeedLimit=1000", "http.lowSpeedTime=30")
-_STRICT: Final = ("transfer.fsckObjects=true", "fetch.recurseSubmodules=false", "gc.auto=0")
+_STRICT: Final = (
+    "transfer.fsckObjects=true",
+    "fetch.recurseSubmodules=false",
+    "gc.auto=0",
+    "maintenance.auto=false",
+)
 
 
 class Mirror:

@@ -8,13 +8,15 @@ next one waits for what is left of the work instead of working beside it.
 import os
 import signal
 import subprocess
+import tempfile
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import IO, Final
 
+MAX_OUTPUT_BYTES: Final = 16 * 1024**2
 _REAP_S: Final = 5.0
 
 
@@ -66,14 +68,18 @@ class Programs:
         timeout_s: float,
         cwd: Path | None = None,
     ) -> Done:
-        """Run *command* to its end; raises ProgramFailed."""
-        with self.started(command, environment=environment, cwd=cwd, stderr=subprocess.PIPE) as program:
-            try:
-                out, err = program.communicate(timeout=timeout_s)
-            except subprocess.TimeoutExpired:
-                raise ProgramFailed(f"{command[0]} took longer than {timeout_s:.0f} s") from None
+        """Run *command* to its end; raises ProgramFailed.
+
+        It speaks into files: whatever it leaves behind (a cache of credentials, say) keeps nobody waiting.
+        """
+        with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
+            with self.started(command, environment=environment, cwd=cwd, stdout=out, stderr=err) as program:
+                try:
+                    code = program.wait(timeout_s)
+                except subprocess.TimeoutExpired:
+                    raise ProgramFailed(f"{command[0]} took longer than {timeout_s:.0f} s") from None
             self._check()
-            return Done(program.returncode, out, err.decode(errors="replace"))
+            return Done(code, _said_in(out), _said_in(err).decode(errors="replace"))
 
     @contextmanager
     def started(
@@ -83,7 +89,8 @@ class Programs:
         environment: Mapping[str, str],
         cwd: Path | None = None,
         stdin: int = subprocess.DEVNULL,
-        stderr: int = subprocess.DEVNULL,
+        stdout: int | IO[bytes] = subprocess.PIPE,
+        stderr: int | IO[bytes] = subprocess.DEVNULL,
     ) -> Iterator[subprocess.Popen[bytes]]:
         """*command*, for as long as a block runs; raises ProgramFailed."""
         with self._guard:
@@ -94,7 +101,7 @@ class Programs:
                     env=environment,
                     cwd=cwd,
                     stdin=stdin,
-                    stdout=subprocess.PIPE,
+                    stdout=stdout,
                     stderr=stderr,
                     pass_fds=self.inherited,
                     start_new_session=True,
@@ -111,7 +118,7 @@ class Programs:
         with self._guard:
             self._running = None
             _kill_group(program)
-        for pipe in (program.stdin, program.stdout, program.stderr):
+        for pipe in (program.stdin, program.stdout):
             with suppress(OSError):
                 if pipe is not None:
                     pipe.close()
@@ -123,7 +130,11 @@ class Programs:
 
 
 def _kill_group(program: subprocess.Popen[bytes]) -> None:
-    """The group, before the program itself is reaped: then its number is nobody else's."""
-    if program.returncode is None:
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(program.pid, signal.SIGKILL)
+    """The program and what it has left behind: that would go on holding our lock."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(program.pid, signal.SIGKILL)
+
+
+def _said_in(file: IO[bytes]) -> bytes:
+    file.seek(0)
+    return file.read(MAX_OUTPUT_BYTES)

@@ -8,8 +8,10 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 from support.repositories import Repository
+from support.waiting import eventually
 
 from fedbus.stores.code import CodeRepository, CodeUnavailable, open_code
 
@@ -101,6 +103,18 @@ async def test_a_helper_may_be_named_in_the_environment(
     monkeypatch.setenv("GIT_CONFIG_KEY_0", "credential.helper")
     monkeypatch.setenv("GIT_CONFIG_VALUE_0", helper)
     assert await code.newest() == repository.head
+
+
+async def test_what_a_helper_leaves_behind_keeps_nobody_waiting(
+    code: CodeRepository, repository: Repository, configure: Configure, tmp_path: Path
+) -> None:
+    """As git's own cache of credentials does: it would hold the lock of the fetch that started it."""
+    pid = tmp_path / "pid"
+    answer = f"echo username=fedbus; echo password={SECRET}"
+    configure(f'[credential]\n helper = "!f() {{ sleep 600 >/dev/null & echo $! > {pid}; {answer}; }}; f"\n')
+    assert await code.newest() == repository.head
+    assert await code.newest() == repository.head
+    await eventually(lambda: not psutil.pid_exists(int(pid.read_text())))
 
 
 async def test_a_secret_that_git_tells_is_told_by_nobody_else(
