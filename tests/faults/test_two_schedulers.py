@@ -1,0 +1,109 @@
+"""Two schedulers of one task, each a process of its own; one is frozen in the middle of its work, and wakes up."""
+
+import asyncio
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from support import NatsServer, eventually
+from support.federation import FED, TASK, Federation, federation, tiny_task
+from support.played_server import ServerManagerPlayed
+
+from fedbus.contracts.scheduling import ScheduleFacts
+from fedbus.contracts.serving import DriftDetected
+
+pytestmark = pytest.mark.fault
+
+SCHEDULE = """
+[tool.fedbus.schedule]
+when = "drift"
+"""
+
+
+@pytest.fixture
+async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Federation]:
+    task = tiny_task(tmp_path)
+    table = Path(task.path) / "pyproject.toml"
+    table.write_text(table.read_text() + SCHEDULE)
+    async with federation(nats.url, tmp_path, task=task) as fed:
+        yield fed
+
+
+@asynccontextmanager
+async def scheduler(fed: Federation, said: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+    environment = {
+        **os.environ,
+        "FEDBUS_NATS_URL": fed.site.nats_url,
+        "FEDBUS_FEDERATION": FED,
+        "FEDBUS_HOME": str(fed.site.home),
+    }
+    with said.open("wb") as output:
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "fedbus.app.cli", "agent", "workflow-scheduler", "--task", fed.site.task.path,
+            env=environment, stdout=output, stderr=output,
+        )  # fmt: skip
+    try:
+        yield process
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
+            await process.wait()
+
+
+def holder(fed: Federation) -> str:
+    facts = fed.last("schedule").facts
+    assert isinstance(facts, ScheduleFacts)
+    return facts.holder
+
+
+def requested(fed: Federation) -> list[str]:
+    return [one.thing for one in fed.of("run") if one.event == "requested"]
+
+
+async def drift(fed: Federation) -> None:
+    event = DriftDetected(task=TASK, client="c1", of="inputs", feature="mean", score=0.5)
+    await fed.say(event, by="inference")
+
+
+async def fails(fed: Federation, server: ServerManagerPlayed, number: int) -> None:
+    await fed.reaches("run", "recruiting", f"{TASK}-{number}")
+    await server.life.move("recruiting_expired")
+    await fed.reaches("run", "failed", f"{TASK}-{number}")
+
+
+async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_time(
+    fed: Federation, tmp_path: Path
+) -> None:
+    async with (
+        ServerManagerPlayed.living(fed) as server,
+        server.serving(),
+        scheduler(fed, tmp_path / "first.txt") as first,
+    ):
+        await server.has_a_model()
+        await fed.happens("schedule", "started", within_s=60)
+        frozen = holder(fed)
+        async with scheduler(fed, tmp_path / "second.txt"):
+            await eventually(lambda: "standing by" in (tmp_path / "second.txt").read_text(), within_s=60)
+            await drift(fed)
+            await fails(fed, server, 1)
+
+            first.send_signal(signal.SIGSTOP)
+            await drift(fed)  # both will have heard of it
+            await fed.happens("schedule", "taken_over", within_s=60)
+            assert holder(fed) != frozen
+            await fails(fed, server, 2)
+
+            first.send_signal(signal.SIGCONT)
+            await eventually(lambda: "standing by" in (tmp_path / "first.txt").read_text(), within_s=60)
+            await drift(fed)
+            await fails(fed, server, 3)
+            assert holder(fed) != frozen
+            assert first.returncode is None, "it stands by, for when the other falls silent"
+    assert requested(fed) == [f"{TASK}-1", f"{TASK}-2", f"{TASK}-3"]
+    causes = [one.reason for one in fed.of("schedule") if one.event == "fired"]
+    assert len(causes) == 3, "each drift fired once"
