@@ -70,7 +70,7 @@ ABOUT: Final = {
 AGENTS: Final = {
     Role.DEVICE: (*catalogue.OF_A_CLIENT, "device-monitor"),
     Role.SERVER_MANAGER: ("server-manager", "registrar", "device-monitor"),
-    Role.WORKFLOW_SCHEDULER: ("workflow-scheduler",),
+    Role.WORKFLOW_SCHEDULER: ("workflow-scheduler", "workflow-scheduler-news"),
     Role.FLOWER_SERVER: ("flower-server", "flower-server-grid"),
     Role.TRAINING_MONITOR: ("training-monitor",),
     Role.GATEWAY: ("gateway", "user"),
@@ -88,10 +88,11 @@ SERVICES: Final[Mapping[str, tuple[str, ...]]] = {
     "inference": ("inference", "predict"),
     "trainer": (),
     "flower-server-grid": (),
+    "workflow-scheduler-news": (),
     "user": (),
 }
 """Under which names an agent is a NATS micro service, where it is not its own alone."""
-READABLE: Final = ("svc", "srv", "cast", "cmd", "client", "local", "life", "dead", "deliver")
+READABLE: Final = ("svc", "srv", "cast", "cmd", "client", "local", "life", "dead", "lease", "deliver")
 """All but blobs: nobody's weights are for people's eyes."""
 
 
