@@ -24,9 +24,13 @@ predicted here becomes training data.
 import json
 import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from aiohttp import web
+from opentelemetry import trace
+from opentelemetry.context import Context
+from opentelemetry.trace import SpanKind
 
 from fedbus.agents.inference_engine import BATCH_S, MAX_QUEUED, Array, Engine, Make
 from fedbus.agents.inference_protocol import HEADER_LENGTH
@@ -37,10 +41,12 @@ from fedbus.contracts.signals import CLIENT, PREDICTION_DURATION, TASK, record
 from fedbus.stores.captured import CapturedData
 
 STOP_S: Final = 5.0
+EXAMPLE_S: Final = 1.0
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
 _V2_MODEL: Final = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
+tracer = trace.get_tracer("fedbus.inference_server")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
@@ -66,6 +72,7 @@ class InferenceServer:
         self.service = PredictionService(self.engine, capture, name=name, max_inputs=max_inputs)
         self._max_body_bytes = max_body_bytes
         self._about = {TASK: name, CLIENT: client}
+        self._next_example = 0.0
         self._runner: web.AppRunner | None = None
 
     @property
@@ -132,12 +139,24 @@ class InferenceServer:
 
         async def timed(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
-            response = await _in_one_line(request, handler)
-            about = self._about | {"http.response.status_code": str(response.status)}
-            record(PREDICTION_DURATION, time.perf_counter() - began, about)
+            with self._traced():
+                response = await _in_one_line(request, handler)
+                about = self._about | {"http.response.status_code": str(response.status)}
+                record(PREDICTION_DURATION, time.perf_counter() - began, about)
             return response
 
         return timed
+
+    def _traced(self) -> AbstractContextManager[object]:
+        """One prediction in EXAMPLE_S is a span, so that a figure has an example to show; the others cost nothing."""
+        now = time.monotonic()
+        if now < self._next_example:
+            return nullcontext()
+        self._next_example = now + EXAMPLE_S
+        about: dict[str, str | int] = dict(self._about)
+        if self.current is not None:
+            about["fedbus.model.version"] = self.current.version
+        return tracer.start_as_current_span("predict", Context(), SpanKind.SERVER, about)
 
     async def _live(self, _: web.Request) -> web.Response:
         return _said({"live": True})

@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
 STORE_FILE: Final = "store.url"
+NATS_MONITOR: Final = "FEDBUS_NATS_MONITOR"
 LABEL: Final = r"[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+"
 SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 
@@ -113,7 +114,7 @@ class Settings(BaseModel):
     traces_mb: int = Field(default=256, ge=0, alias="FEDBUS_TRACES_MB")
     launcher: Literal["process", "kubernetes"] = Field(default="process", alias="FEDBUS_LAUNCHER")
     job_template: str = Field(default="flower-server", alias="FEDBUS_JOB_TEMPLATE")
-    nats_monitor: str = Field(default="", alias="FEDBUS_NATS_MONITOR")
+    nats_monitor: str = Field(default="", alias=NATS_MONITOR)
 
     @field_validator("home")
     @classmethod

@@ -24,7 +24,7 @@ from fedbus.agents.child import ChildProcess, how_it_ended, last_words, python_m
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.app.embedded import EmbeddedNats, embedded_nats
 from fedbus.app.embedded_s3 import embedded_s3
-from fedbus.app.settings import Settings
+from fedbus.app.settings import NATS_MONITOR, Settings
 from fedbus.contracts.identifiers import ClientId, client_id
 from fedbus.contracts.task import Task
 
@@ -97,7 +97,8 @@ async def stack(
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
                     commands[name] = ("client", "up", name, "--task", where, "--node-config", config)
                 for process, command in commands.items():
-                    its_own = environment | (key if process == "server" else {})  # no client needs the key
+                    of_server = key | {NATS_MONITOR: nats.monitor_url}  # no client needs them
+                    its_own = environment | (of_server if process == "server" else {})
                     group.create_task(_keep(running, process, command, its_own, stop), name=process)
                 try:
                     yield running

@@ -1,30 +1,66 @@
-"""A run is one trace: from the trigger over the server and each client's training to each client's new model."""
+"""A run is one trace: from the trigger over the server and each client's training to each client's new model.
 
+One federation lives through two runs, and everything it tells is looked at: each test says one thing of it.
+"""
+
+import re
 from collections import Counter
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from opentelemetry import trace
-from support import eventually
+from support import NatsServer, eventually
 from support.collector import Span
-from support.federation import TASK, Federation
-from support.traces import Heard, listening
+from support.federation import TASK, Federation, federation, history
+from support.traces import listening
 from support.whole import ended, start_run, whole
 
+from fedbus.contracts.catalogue import MESSAGES
+from fedbus.contracts.lifecycle import span_name
+from fedbus.contracts.signals import MESSAGING, METRICS, SPANS, Metric
+from fedbus.contracts.transition import Transition
+
 CLIENTS = ("c1", "c2")
+OF_HARDWARE = {"hw.temperature", "hw.gpu.utilization", "hw.gpu.memory.usage"}
+"""What only some machines have; tests of the device monitor show that it is told where it is there."""
+ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbus.data."))} | {
+    "fedbus.event.redeliveries",
+    "fedbus.event.dead_letters",
+    "fedbus.round.failures",
+    "fedbus.prediction.duration",
+    "fedbus.loop.lag",
+    "fedbus.log.lines",
+}
+"""What an undisturbed run has none of, or whole processes have: see tests/app/test_telemetry_figures.py."""
 
 
-async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(
-    fed: Federation, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    async with listening(monkeypatch) as heard:
+@dataclass
+class Told:
+    """What a federation told of two runs."""
+
+    roots: list[str]
+    spans: list[Span]
+    moves: list[Transition]
+    figures: set[str]
+
+    def of_run(self, number: int) -> list[Span]:
+        return [span for span in self.spans if span.trace_id == self.roots[number - 1]]
+
+
+@pytest.fixture
+async def told(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Told]:
+    async with (
+        listening(monkeypatch) as heard,
+        federation(nats.url, tmp_path) as fed,
+    ):
         async with whole(fed, clients=len(CLIENTS)):
             roots = [await traced_run(fed) for _ in range(2)]
+            assert roots == [fed.run(number).trace_id for number in (1, 2)]
+            while_they_ran = heard.figures
         await eventually(lambda: all(not orphans(heard.of(root)) for root in roots))
-
-    assert roots == [fed.run(number).trace_id for number in (1, 2)]
-    assert len(set(roots)) == 2
-    for number, root in enumerate(roots, start=1):
-        tells_all(heard, root, f"{TASK}-{number}")
+        yield Told(roots, heard.spans, await history(fed.bus), heard.figures | while_they_ran)
 
 
 async def traced_run(fed: Federation) -> str:
@@ -41,8 +77,18 @@ def orphans(spans: list[Span]) -> list[str]:
     return [span.name for span in spans if span.parent_id and span.parent_id not in known]
 
 
-def tells_all(heard: Heard, trace_id: str, run: str) -> None:
-    spans = heard.of(trace_id)
+async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(told: Told) -> None:
+    assert len(set(told.roots)) == 2
+    for number in (1, 2):
+        spans = told.of_run(number)
+        tells_all(spans, f"{TASK}-{number}")
+        hangs_together(spans)
+        joins_are_linked(spans)
+    nothing_is_missing(told)
+    what_is_said_is_in_the_catalogue(told)
+
+
+def tells_all(spans: list[Span], run: str) -> None:
     assert [span.name for span in spans if not span.parent_id] == ["a person starts a run"]
 
     moves = Counter(span.name for span in spans if "→" in span.name)
@@ -70,11 +116,15 @@ def tells_all(heard: Heard, trace_id: str, run: str) -> None:
     }
     assert {span.attributes["fedbus.run"] for span in spans if span.name.startswith("run ")} >= {run}
 
-    names = Counter(span.name for span in heard.children.spans if span.trace_id == trace_id)
+    names = Counter(span.name for span in spans)
     assert names["run the ServerApp"] == 1
+    assert (names["round"], names["aggregate"]) == (2, 2)
+    assert names["store"] == 5, (
+        "a checkpoint for each round and the first model, the last one, and the version"
+    )
+    assert names["swap model"] == each
     for phase in ("download", "train", "upload"):
         assert names[phase] >= 2 * each, f"each client's {phase} in each round"
-    hangs_together(spans)
 
 
 def hangs_together(spans: list[Span]) -> None:
@@ -82,8 +132,29 @@ def hangs_together(spans: list[Span]) -> None:
     by_id = {span.span_id: span for span in spans}
     for training in (span for span in spans if span.name == "train"):
         above = ancestry(training, by_id)
-        assert above[:3] == ["process round_message", "publish round_message", "run the ServerApp"]
+        assert above[:4] == [
+            "process round_message",
+            "publish round_message",
+            "round",
+            "run the ServerApp",
+        ]
         assert above[-1] == "a person starts a run"
+    for swap in (span for span in spans if span.name == "swap model"):
+        assert ancestry(swap, by_id)[:2] == ["process infer_update", "publish infer_update"]
+
+
+def joins_are_linked(spans: list[Span]) -> None:
+    """An aggregation to each client's upload, a swap to the publishing."""
+    by_id = {span.span_id: span for span in spans}
+    for aggregation in (span for span in spans if span.name == "aggregate"):
+        uploads = [by_id[by_id[link].parent_id] for link in aggregation.links]
+        assert [span.name for span in uploads] == ["upload"] * len(CLIENTS)
+        assert {span.attributes["fedbus.client"] for span in uploads} == set(CLIENTS)
+        assert {int(span.attributes["fedbus.round"]) for span in uploads} == {
+            int(aggregation.attributes["fedbus.round"])
+        }
+    for swap in (span for span in spans if span.name == "swap model"):
+        assert [by_id[link].name for link in swap.links] == ["process model_published"]
 
 
 def ancestry(span: Span, spans: dict[str, Span]) -> list[str]:
@@ -92,3 +163,65 @@ def ancestry(span: Span, spans: dict[str, Span]) -> list[str]:
         span = spans[span.parent_id]
         above.append(span.name)
     return above
+
+
+def nothing_is_missing(told: Told) -> None:
+    """Whatever the log holds has its span, with the same ids, and no span is an orphan, of a run or not."""
+    assert orphans(told.spans) == []
+    logged = Counter(
+        (span_name(one.kind, one.source or "•", one.target), one.thing, one.event) for one in told.moves
+    )
+    traced = Counter(
+        (span.name, span.attributes["fedbus.thing"], span.attributes["fedbus.event"])
+        for span in told.spans
+        if "→" in span.name
+    )
+    assert traced == logged
+
+
+def what_is_said_is_in_the_catalogue(told: Told) -> None:
+    """Every span has a name of the catalogue and no attribute that it does not know; each kind was seen."""
+    seen = set()
+    for span in told.spans:
+        if span.name == "a person starts a run":
+            continue
+        (trail,) = [one for one in SPANS if re.fullmatch(pattern(one.name), span.name)]
+        assert set(span.attributes) <= set(trail.attributes), span.name
+        seen.add(trail.name)
+        if trail.attributes[: len(MESSAGING)] == MESSAGING:
+            follows_the_conventions(span)
+    assert {one.name for one in SPANS} - seen == {"predict"}
+
+    assert told.figures <= set(METRICS)
+    assert set(METRICS) - told.figures - OF_HARDWARE - ELSEWHERE == set()
+
+
+WORDS = "|".join(kind.word for kind in MESSAGES)
+
+
+def pattern(name: str) -> str:
+    """What a span of the catalogue may be called."""
+    exact = {"word": f"({WORDS})", "kind": "[a-z_]+", "from": "[a-z0-9_]+|•", "to": "[a-z0-9_]+"}
+    return re.sub(r"\\{(\w+)\\}", lambda found: f"({exact.get(found[1], '.+')})", re.escape(name))
+
+
+def follows_the_conventions(span: Span) -> None:
+    """OpenTelemetry's for messaging: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans."""
+    about = span.attributes
+    operation, _, word = span.name.partition(" ")
+    assert about["messaging.system"] == "nats"
+    assert about["messaging.operation.name"] == operation
+    assert about["messaging.operation.type"] == ("send" if operation in ("publish", "request") else "process")
+    assert str(about["messaging.destination.name"]).startswith("fedbus.")
+    assert about["fedbus.word"] == word
+    assert len(str(about["messaging.message.id"])) >= 32
+    assert about["messaging.client.id"]
+    assert ("messaging.consumer.group.name" in about) == (operation == "process")
+
+
+def test_every_metric_has_a_unit_that_ucum_knows() -> None:
+    units = re.compile(r"1|s|By|Cel|\{[a-z_]+\}")
+    wrong = [metric.name for metric in METRICS.values() if not units.fullmatch(metric.unit)]
+
+    assert wrong == []
+    assert all(isinstance(metric, Metric) and metric.says for metric in METRICS.values())

@@ -1,14 +1,15 @@
-"""A real OTLP collector: what every process of a test exports, in one list."""
+"""A real OTLP collector: what every process of a test exports, in one place."""
 
-from collections.abc import AsyncIterator
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 from aiohttp import web
-from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import (
-    ExportTraceServiceRequest,
-    ExportTraceServiceResponse,
-)
+from opentelemetry.proto.collector.logs.v1.logs_service_pb2 import ExportLogsServiceRequest
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 
 @dataclass(frozen=True)
@@ -21,6 +22,27 @@ class Span:
     span_id: str
     parent_id: str
     attributes: dict[str, str | int]
+    links: tuple[str, ...] = ()
+
+
+@dataclass
+class Figure:
+    """One metric as it came over the wire: its unit, and the attributes of each of its series."""
+
+    unit: str
+    series: list[dict[str, str]] = field(default_factory=list)
+    exemplars: list[str] = field(default_factory=list)
+    """Traces that were given as examples."""
+
+
+@dataclass(frozen=True)
+class Line:
+    """One log line as it came over the wire."""
+
+    service: str
+    body: str
+    trace_id: str
+    attributes: dict[str, str | int]
 
 
 @dataclass
@@ -29,37 +51,76 @@ class Collector:
 
     url: str = ""
     spans: list[Span] = field(default_factory=list)
+    figures: dict[str, Figure] = field(default_factory=dict)
+    lines: list[Line] = field(default_factory=list)
+    requests: int = 0
 
     def of_trace(self, trace_id: str) -> list[Span]:
         return [span for span in self.spans if span.trace_id == trace_id]
 
-    async def take(self, request: web.Request) -> web.Response:
-        sent = ExportTraceServiceRequest.FromString(await request.read())
-        for resource in sent.resource_spans:
-            about = {one.key: one.value.string_value for one in resource.resource.attributes}
+    async def take_spans(self, body: bytes) -> None:
+        for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
+            service = _values(resource.resource.attributes).get("service.name", "")
             for scope in resource.scope_spans:
                 self.spans += [
                     Span(
-                        about.get("service.name", ""),
+                        str(service),
                         span.name,
                         span.trace_id.hex(),
                         span.span_id.hex(),
                         span.parent_span_id.hex(),
-                        {one.key: one.value.string_value or one.value.int_value for one in span.attributes},
+                        _values(span.attributes),
+                        tuple(link.span_id.hex() for link in span.links),
                     )
                     for span in scope.spans
                 ]
-        body = ExportTraceServiceResponse().SerializeToString()
-        return web.Response(body=body, content_type="application/x-protobuf")
+
+    async def take_metrics(self, body: bytes) -> None:
+        for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
+            for scope in resource.scope_metrics:
+                for metric in scope.metrics:
+                    figure = self.figures.setdefault(metric.name, Figure(metric.unit))
+                    points = getattr(metric, str(metric.WhichOneof("data"))).data_points
+                    for point in points:
+                        about = {name: str(value) for name, value in _values(point.attributes).items()}
+                        if about not in figure.series:
+                            figure.series.append(about)
+                        figure.exemplars += [one.trace_id.hex() for one in point.exemplars]
+
+    async def take_lines(self, body: bytes) -> None:
+        for resource in ExportLogsServiceRequest.FromString(body).resource_logs:
+            service = str(_values(resource.resource.attributes).get("service.name", ""))
+            for scope in resource.scope_logs:
+                self.lines += [
+                    Line(service, line.body.string_value, line.trace_id.hex(), _values(line.attributes))
+                    for line in scope.log_records
+                ]
+
+
+def _values(attributes: Any) -> dict[str, str | int]:
+    return {one.key: one.value.string_value or one.value.int_value for one in attributes}
 
 
 @asynccontextmanager
-async def collecting() -> AsyncIterator[Collector]:
-    """A collector for as long as the block runs."""
+async def collecting(slow_s: float = 0.0, status: int = 200) -> AsyncIterator[Collector]:
+    """A collector for as long as the block runs; a slow one, or one that answers with *status*, where asked."""
     collector = Collector()
+
+    def handler(take: Callable[[bytes], Awaitable[None]]) -> Callable[[web.Request], Awaitable[web.Response]]:
+        async def handle(request: web.Request) -> web.Response:
+            collector.requests += 1
+            await asyncio.sleep(slow_s)
+            if status == 200:
+                await take(await request.read())
+            return web.Response(status=status, body=b"", content_type="application/x-protobuf")
+
+        return handle
+
     application = web.Application(client_max_size=64 * 1024**2)
-    application.router.add_post("/v1/traces", collector.take)
-    runner = web.AppRunner(application, access_log=None)
+    application.router.add_post("/v1/traces", handler(collector.take_spans))
+    application.router.add_post("/v1/metrics", handler(collector.take_metrics))
+    application.router.add_post("/v1/logs", handler(collector.take_lines))
+    runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", 0)
     await site.start()

@@ -10,7 +10,9 @@ from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 
 import pytest
-from opentelemetry import trace
+from opentelemetry import metrics, trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader, Metric
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
@@ -26,7 +28,17 @@ class Heard:
     children: Collector
 
     def of(self, trace_id: str) -> list[Span]:
-        return [span for span in (*self._own(), *self.children.spans) if span.trace_id == trace_id]
+        return [span for span in self.spans if span.trace_id == trace_id]
+
+    @property
+    def spans(self) -> list[Span]:
+        """All of them."""
+        return [*self._own(), *self.children.spans]
+
+    @property
+    def figures(self) -> set[str]:
+        """The names of all metrics that were measured, here or by a child."""
+        return {*own_figures(), *self.children.figures}
 
     def _own(self) -> Iterator[Span]:
         for span in self.memory.get_finished_spans():
@@ -38,7 +50,26 @@ class Heard:
                 span_id=f"{span.context.span_id:016x}",
                 parent_id=f"{span.parent.span_id:016x}" if span.parent else "",
                 attributes={key: str(value) for key, value in (span.attributes or {}).items()},
+                links=tuple(f"{link.context.span_id:016x}" for link in span.links),
             )
+
+
+_READER = InMemoryMetricReader()
+
+
+def own_figures() -> dict[str, Metric]:
+    """What was measured in this process so far, by name."""
+    data = _READER.get_metrics_data()
+    resources = data.resource_metrics if data else []
+    return {
+        metric.name: metric for one in resources for scope in one.scope_metrics for metric in scope.metrics
+    }
+
+
+def measure_here() -> None:
+    """Let this process measure from now on, which can be begun once."""
+    if not isinstance(metrics.get_meter_provider(), MeterProvider):
+        metrics.set_meter_provider(MeterProvider([_READER], shutdown_on_exit=False))
 
 
 @contextmanager
@@ -59,8 +90,10 @@ def in_memory() -> Iterator[InMemorySpanExporter]:
 @asynccontextmanager
 async def listening(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
     """Both, for as long as the block runs."""
+    measure_here()
     with in_memory() as memory:
         async with collecting() as collector:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
             monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
+            monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
             yield Heard(memory, collector)

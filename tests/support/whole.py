@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS
+from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, on_device
 from fedbus.contracts.client import InferenceFacts
 from fedbus.contracts.run import RUN, RunFacts, StartRun
 from fedbus.learning import weights
@@ -36,8 +36,8 @@ async def client_side(
     device = fed.device(name, number, of)
     async with AsyncExitStack() as stack:
         yield {
-            agent: await stack.enter_async_context(fed.agent(partial(run, device)))
-            for agent, run in CLIENT_AGENTS.items()
+            agent: await stack.enter_async_context(fed.agent(on_device(agent, device)))
+            for agent in CLIENT_AGENTS
         }
 
 

@@ -1,6 +1,7 @@
 """What stays up: `fedbus demo`, `fedbus up`, `fedbus server up`, `fedbus client up` and `fedbus agent`."""
 
 import asyncio
+import os
 from collections.abc import Callable, Coroutine
 from functools import partial
 from pathlib import Path
@@ -308,10 +309,12 @@ def _until_told(work: Callable[[asyncio.Event], Any], name: str, *, level: str =
     from fedbus.app import telemetry
     from fedbus.app.processes import stopping
     from fedbus.app.pulse import pulse
+    from fedbus.app.settings import NATS_MONITOR
+    from fedbus.app.telemetry.process import watched
 
     async def run() -> None:
         async with pulse():
-            with stopping() as stop:
+            with stopping() as stop, watched(os.environ.get(NATS_MONITOR, "")):
                 await work(stop)
 
     with telemetry.configured(f"fedbus-{name.split(maxsplit=1)[0]}", level=level):

@@ -29,11 +29,13 @@ from fedbus.bus.blobs.sinks import Sink
 from fedbus.bus.blobs.wire import Ask, Here
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
+from fedbus.contracts.signals import BLOB_IO, add
 
 FIRST_SILENCE_S: Final = 0.1
 LAST_SILENCE_S: Final = 4.0
 """How long a fetch waits for a chunk before it probes: the first time, and at most."""
 MAX_REASON_BYTES: Final = 300
+RECEIVED: Final = {"network.io.direction": "receive"}
 NO_RESPONDERS: Final = "503"
 NOBODY_THERE: Final = "nobody of that name is on the bus; see whether its process runs"
 SILENCE: Final = "it does not answer; see whether its process and the broker run"
@@ -127,6 +129,7 @@ class Fetch:
             self._lie = f"chunk {index} has {len(chunk)} bytes, and should have {expected}"
         elif not self._progress.arrive(index, chunk):
             return
+        add(BLOB_IO, RECEIVED, len(chunk))
         self._news.set()
 
     def _hear_answer(self, here: Here | None) -> None:

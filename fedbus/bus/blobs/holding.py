@@ -28,6 +28,7 @@ from fedbus.bus.blobs.offers import Offer
 from fedbus.bus.blobs.wire import Ask
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
+from fedbus.contracts.signals import BLOB_IO, add
 
 GATHER_S: Final = 0.05
 """How long a cast waits for the rest of its cohort, after the first has asked."""
@@ -37,6 +38,7 @@ MAX_FETCHES_SERVED: Final = 4096
 """Beyond, an Ask is dropped; its sender will repeat it."""
 UNWRITTEN_BYTES: Final = wire.CHUNK_BYTES
 """What may wait for the socket before the next chunk is read."""
+SENT: Final = {"network.io.direction": "transmit"}
 NO_SUCH_BLOB: Final = "it does not hold this blob (any more); ask for a new reference"
 
 
@@ -250,6 +252,7 @@ class Holding:
         self._queue(turn)
         place, body = message
         await self._connection.publish(place, body)  # type: ignore[arg-type]  # any buffer will do
+        add(BLOB_IO, SENT, len(body))
         await self._written()
 
     async def _written(self) -> None:
