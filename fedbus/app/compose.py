@@ -19,7 +19,7 @@ from fedbus.agents.code_check import check
 from fedbus.agents.device_monitor import DeviceMonitor
 from fedbus.agents.flower_client import FlowerClient
 from fedbus.agents.flower_server import FlowerServer
-from fedbus.agents.inference import Inference
+from fedbus.agents.inference import KEPT, Inference
 from fedbus.agents.inference_sayings import Sayings
 from fedbus.agents.inference_server import InferenceServer
 from fedbus.agents.inference_trial import Score, Trials
@@ -31,11 +31,12 @@ from fedbus.agents.launcher import ChildLauncher, Launcher
 from fedbus.agents.presence import present
 from fedbus.agents.registrar import registrar
 from fedbus.agents.server_manager import ServerManager
-from fedbus.agents.tasks import first_of
+from fedbus.agents.tasks import backoff, first_of
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.app.telemetry.lines import errors_so_far
 from fedbus.bus.access import OPEN, Access
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import BusUnreachable
 from fedbus.contracts.client import ClientStart, InferStart
 from fedbus.contracts.identifiers import ClientId, FederationId
 from fedbus.contracts.message import Message
@@ -159,6 +160,7 @@ class Device:
 
 Agent = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 """Runs until the event is set."""
+DeviceAgent = Callable[[Device, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 # --- the server side ---------------------------------------------------------------------------
@@ -386,9 +388,28 @@ def on_device(agent: str, device: Device) -> Agent:
 
     async def run(stop: asyncio.Event) -> None:
         with present(device.directory, agent):
-            await CLIENT_AGENTS[agent](device, stop)
+            await _patiently(CLIENT_AGENTS[agent], device, stop)
 
     return run
+
+
+async def _patiently(agent: DeviceAgent, device: Device, stop: asyncio.Event) -> None:
+    """Be *agent*. A device that has served before waits for the bus: its predictions go on meanwhile.
+
+    To a new one a bus that is not there is an error, and told at once: BusUnreachable.
+    """
+    attempt = 0
+    while not stop.is_set():
+        try:
+            await agent(device, stop)
+        except BusUnreachable as error:
+            if not (device.directory / KEPT).exists():
+                raise
+            log.warning("the bus is not there yet", reason=str(error))
+            await first_of(stop.wait(), asyncio.sleep(backoff(attempt)))
+            attempt += 1
+        else:
+            return
 
 
 async def run_together(agents: Mapping[str, Agent], stop: asyncio.Event) -> None:
