@@ -1,47 +1,38 @@
-"""Code versions of one task: found in the repository, tried by part of the clients, judged, taken or sent back.
+"""A rollout of new code: tried by part of the clients, judged by a run, taken by everybody or sent back.
 
-    look at the ref → verified, checked → code_found → the cohort is ready → a run → judged
-        → the next stage … → rollout_finished, or → rollout_reverted
+    proposed → code_found → the cohort is ready → a run → judged → the next stage …
+        → rollout_finished, or → rollout_reverted
 
 It owns the `code` lifecycle and is part of the server manager, which lends it its turn: what is
-decided here is never interrupted half-way, and no run begins meanwhile. What takes long (git, the
-task's own check) is done outside the turn.
+decided here is never interrupted half-way, and no run begins meanwhile. How versions are found and
+checked before they are proposed stands in `code_following`.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, Protocol
 
 import structlog
 
-from fedbus.agents.tasks import Timers, ask_until_answered, backoff, first_of
+from fedbus.agents.tasks import Timers, ask_until_answered, backoff
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.client import ClientFacts, ClientState
 from fedbus.contracts.code import (
     CODE,
-    CheckCode,
-    CodeChecked,
     CodeFacts,
-    CodeLookedFor,
     CodePublished,
     CodeReady,
     CodeRefused,
     CodeState,
-    LookForCode,
-    RevertCode,
-    RolloutBegun,
-    RollOutCode,
 )
-from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import StartRun
 from fedbus.contracts.task import Task
 from fedbus.domain.participation import short
 from fedbus.domain.rollout import (
-    EVERYBODY,
     Trial,
     all_answered,
     cohort_of,
@@ -50,14 +41,9 @@ from fedbus.domain.rollout import (
     told,
     verdict,
 )
-from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, HistoryRewritten
+from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable
 from fedbus.stores.errors import StoreError
 
-LOOK_S: Final = 5.0
-LOOK_SELDOM_S: Final = 300.0
-"""The repository is looked at this often at first, and less and less while nothing comes; a nudge is heard at once."""
-MORE_TO_CHECK_S: Final = 60.0
-"""What a check may take beyond the task's own limit: a process starts, torch is loaded."""
 VERSIONS_REMEMBERED: Final = 20
 WORKTREES_KEPT: Final = 3
 NEW_CODE: Final = "new code"
@@ -83,7 +69,7 @@ class TheServer(Protocol):
 
 
 @dataclass(frozen=True)
-class _Proposed:
+class Proposed:
     """A version that may be rolled out as soon as no run is under way."""
 
     task: Task
@@ -103,13 +89,10 @@ class Rollouts:
         self._server = server
         self._turn = turn
         self._candidate: Task | None = None
-        self._proposed: _Proposed | None = None
+        self._proposed: Proposed | None = None
         self._ready: dict[str, None] = {}
         self._refused: dict[str, str] = {}
         self._attempt = 0
-        self._nudge = asyncio.Event()
-        self._looking = asyncio.Lock()
-        """One look at a time: two would find the same commit, and each begin a rollout of it."""
         self._life: Life[CodeState, CodeFacts]
         self._timers: Timers
 
@@ -121,6 +104,11 @@ class Rollouts:
     @property
     def facts(self) -> CodeFacts:
         return self._life.facts
+
+    @property
+    def stages(self) -> tuple[str, ...]:
+        """Of the rollout that is under way, or will be in a moment."""
+        return self._proposed.stages if self._proposed else self.facts.stages
 
     @property
     def _rolling(self) -> bool:
@@ -143,7 +131,7 @@ class Rollouts:
     async def _take_up_the_version(self) -> None:
         """What the server was started with is not what the log has: the log is right, if its code can be had."""
         try:
-            self._task = await self._code.task_at(self.facts.code_version)
+            self._task = await self._had(self.facts.code_version)
         except CodeRejected as error:
             reason = f"{short(self.facts.code_version)} is not to be had any more: {error}"
             if self._rolling:
@@ -152,7 +140,7 @@ class Rollouts:
 
     async def _take_up_the_rollout(self) -> None:
         try:
-            self._candidate = await self._code.task_at(self.facts.candidate)
+            self._candidate = await self._had(self.facts.candidate)
         except CodeRejected as error:
             await self._revert(str(error))
             return
@@ -165,86 +153,40 @@ class Rollouts:
         if self.facts.ready:
             self._go_on()
 
-    # --- following the repository ------------------------------------------------------------------
-
-    async def follow(self) -> None:
-        """Look at the ref, again and again: often after news, seldom when there are none, at once when nudged."""
-        wait_s, away = LOOK_S, ""
-        while self._code.follows:
+    async def _had(self, version: str) -> Task:
+        """The task at *version*, however long the repository is away; raises CodeRejected."""
+        attempt = 0
+        while True:
             try:
-                found = await self._look()
+                return await self._code.task_at(version)
             except CodeUnavailable as error:
-                if str(error) != away:
+                if attempt == 0:
                     log.warning("the code repository is away", reason=str(error))
-                away = str(error)
-            else:
-                away, wait_s = "", LOOK_S if found.news else min(LOOK_SELDOM_S, wait_s * 1.5)
-            self._nudge.clear()
-            await first_of(self._nudge.wait(), asyncio.sleep(wait_s))
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
 
-    async def _look(self) -> CodeLookedFor:
-        """What the ref points at, and what comes of it, if that is new. Raises CodeUnavailable."""
-        async with self._looking:
-            try:
-                found = await self._code.newest()
-            except HistoryRewritten as error:
-                return CodeLookedFor(found=error.new, news=await self._rewritten(error))
-            return CodeLookedFor(
-                found=found, news="" if self._is_known(found) else await self._consider(found)
-            )
+    # --- what comes to it ------------------------------------------------------------------------
 
-    async def _rewritten(self, error: HistoryRewritten) -> str:
-        if error.new in self.facts.rejected:
-            return ""
-        async with self._turn:
-            return await self._reject(error.new, str(error))
-
-    def _is_known(self, version: str) -> bool:
+    def is_known(self, version: str) -> bool:
         """Whether something was made of it already: it is in use, on its way, or rejected."""
         proposed = self._proposed.task.code_version if self._proposed else ""
         return version in (self.facts.code_version, self.facts.candidate, proposed, *self.facts.rejected)
 
-    async def _consider(self, version: str, stages: Sequence[str] = (), *, new_lineage: bool = False) -> str:
-        """Have *version* verified and checked, and rolled out as soon as no run is under way; what comes of it."""
-        try:
-            task = await self._checked(version, new_lineage=new_lineage)
-        except (CodeRejected, RequestRefused) as error:
-            reason = error.reason if isinstance(error, CodeRejected) else str(error)
-            async with self._turn:
-                return await self._reject(version, reason)
+    async def propose(self, proposed: Proposed) -> str:
+        """Roll it out as soon as no run is under way; what comes of it, in words."""
         async with self._turn:
-            chosen = tuple(stages) or task.table.rollout.stages
-            self._proposed = _Proposed(task, (EVERYBODY,) if new_lineage else chosen, new_lineage)
-            if self._server.at_rest:
-                await self.at_rest()
-                return told(self.facts)
-            return "it is rolled out when the run that is under way has ended"
+            self._proposed = proposed
+            if not self._server.at_rest:
+                return "it is rolled out when the run that is under way has ended"
+            await self.at_rest()
+            return told(self.facts)
 
-    async def _checked(self, version: str, *, new_lineage: bool) -> Task:
-        """The task at *version*, if it passes its check; raises CodeRejected, CodeUnavailable, RequestRefused."""
-        task = await self._code.task_at(version)
-        if task.id != self._task.id:
-            raise CodeRejected(
-                version, f"it is task {task.id!r}, and this is the server of {self._task.id!r}"
-            )
-        champion = self._server.champion
-        check = CheckCode(
-            task=self._task.id,
-            code_version=version,
-            like=champion.sha256 if champion and not new_lineage else "",
-        )
-        timeout_s = task.table.code.check_s + MORE_TO_CHECK_S
-        checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
-        if checked.differs:
-            raise CodeRejected(
-                version,
-                f"its model is not the one that is served: {checked.differs}; a model of another architecture is "
-                f"begun by hand: fedbus code rollout {version[:12]} --new-lineage",
-            )
-        return task
+    async def reject(self, version: str, reason: str) -> str:
+        """Remember that *version* is not to be taken, and say why."""
+        async with self._turn:
+            return await self._reject(version, reason)
 
     async def _reject(self, version: str, reason: str) -> str:
-        """Remember that *version* is not to be taken, and say why."""
         log.warning("new code is rejected", code=version, reason=reason)
         await self._move(
             "code_rejected", reason=f"{short(version)}: {reason}", rejected=self._with(version, reason)
@@ -257,53 +199,20 @@ class Rollouts:
         newest = list(before.items())[-(VERSIONS_REMEMBERED - 1) :]
         return {**dict(newest), version: reason[:500]}
 
-    # --- what is asked by hand -------------------------------------------------------------------------
+    async def back_from_here(self, to: str, reason: str) -> str | None:
+        """Leave what is in use: end the rollout, or where there is none say which version to go to.
 
-    @property
-    def answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
-        return {LookForCode: self._look_now, RollOutCode: self._roll_out, RevertCode: self._revert_by_hand}
-
-    async def _look_now(self, _: LookForCode) -> Body:
-        if not self._code.follows:
-            return Refused(
-                reason=f"the code is a directory, {self._code.source}, and no repository is followed: "
-                "start the server with --task git+URL"
-            )
-        try:
-            found = await self._look()
-        except CodeUnavailable as error:
-            return Refused(reason=str(error))
-        self._nudge.set()
-        return found if found.news else found.model_copy(update={"news": self._old_news(found.found)})
-
-    def _old_news(self, found: str) -> str:
-        reason = self.facts.rejected.get(found)
-        return f"nothing new: it was rejected: {reason}" if reason else f"nothing new: {told(self.facts)}"
-
-    async def _roll_out(self, request: RollOutCode) -> Body:
-        try:
-            version = await self._code.resolve(request.code_version)
-            if version == self.facts.code_version and not self.facts.candidate:
-                return Refused(reason=f"everybody is on {short(version)} already")
-            async with self._looking:
-                await self._consider(version, request.stages, new_lineage=request.new_lineage)
-        except (CodeRejected, CodeUnavailable) as error:
-            return Refused(reason=str(error))
-        if (why := self.facts.rejected.get(version)) is not None:
-            return Refused(reason=why)
-        stages = self._proposed.stages if self._proposed else self.facts.stages
-        return RolloutBegun(code_version=version, stages=stages)
-
-    async def _revert_by_hand(self, request: RevertCode) -> Body:
+        None: there is nothing to go back to.
+        """
         async with self._turn:
-            if self._rolling and not request.to:
-                await self._revert(request.reason)
-                return RolloutBegun(code_version=self.facts.code_version)
-            if not request.to and not self.facts.previous:
-                return Refused(reason=f"there is no version before {short(self.facts.code_version)}")
-            to, here = request.to or self.facts.previous[0], self.facts.code_version
-            await self._reject(here, request.reason)
-        return await self._roll_out(RollOutCode(task=self._task.id, code_version=to, stages=(EVERYBODY,)))
+            if self._rolling and not to:
+                await self._revert(reason)
+                return ""
+            if not to and not self.facts.previous:
+                return None
+            to = to or self.facts.previous[0]
+            await self._reject(self.facts.code_version, reason)
+            return to
 
     # --- a rollout -----------------------------------------------------------------------------------------
 
@@ -315,7 +224,7 @@ class Rollouts:
         elif self._rolling and self.facts.ready:
             self._go_on()
 
-    async def _begin(self, proposed: _Proposed) -> None:
+    async def _begin(self, proposed: Proposed) -> None:
         version = proposed.task.code_version
         self._candidate, self._ready, self._refused = proposed.task, {}, {}
         rejected = {one: why for one, why in self.facts.rejected.items() if one != version}
@@ -453,7 +362,7 @@ class Rollouts:
     async def at(self, version: str) -> Task:
         """The task at a version that a run was opened with."""
         known = {one.code_version: one for one in (self._task, self._candidate) if one is not None}
-        return known.get(version) or await self._code.task_at(version)
+        return known.get(version) or await self._had(version)
 
     async def judge(self, version: str, trial: Trial) -> None:
         """A run has ended and the turn is ours: where it was the candidate's, that goes on or back."""

@@ -21,6 +21,7 @@ import structlog
 
 from fedbus import __version__
 from fedbus.agents import traces
+from fedbus.agents.code_following import CodeFollowing
 from fedbus.agents.promotions import Promotions
 from fedbus.agents.rollouts import Rollouts
 from fedbus.agents.run_figures import round_measured, run_measured
@@ -101,7 +102,9 @@ class ServerManager:
         self._id = task.id
         self._turn = asyncio.Lock()
         self._versions = Versions(bus, task.id, models, signer)
-        self._rollouts = Rollouts(bus, code or FixedCode(Path(task.path)), task, self, self._turn)
+        code = code or FixedCode(Path(task.path))
+        self._rollouts = Rollouts(bus, code, task, self, self._turn)
+        self._following = CodeFollowing(bus, code, self._rollouts, self)
         self._promotions = Promotions(self, self._versions)
         self._joined: dict[str, None] = {}
         self._life: Life[ServerState, ServerFacts]
@@ -130,7 +133,7 @@ class ServerManager:
                 await self._wake()
         self.ready.set()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._rollouts.follow(), name="follow the code repository")
+            group.create_task(self._following.follow(), name="follow the code repository")
             await handle_each(inbox, self._hear)
 
     # --- waking up ---------------------------------------------------------------------
@@ -249,7 +252,7 @@ class ServerManager:
             OpenRun: self._open_run,
             CancelRun: self._cancel_run,
             **self._promotions.answers,
-            **self._rollouts.answers,
+            **self._following.answers,
         }
 
     async def _health(self, _: HealthCheck) -> Body:

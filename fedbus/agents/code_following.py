@@ -1,0 +1,167 @@
+"""Following a task's code repository: which commit is new, whether it may become a version, and what people ask.
+
+    look at the ref → fetched, verified → checked by the Flower server → proposed for a rollout, or rejected
+
+What takes long (git, the task's own check) is done here, outside the server manager's turn; what becomes of
+a version that passes stands in `rollouts`.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Final
+
+import structlog
+
+from fedbus.agents.rollouts import Proposed, Rollouts, TheServer
+from fedbus.agents.tasks import ask_until_answered, first_of
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.code import (
+    CheckCode,
+    CodeChecked,
+    CodeLookedFor,
+    LookForCode,
+    RevertCode,
+    RolloutBegun,
+    RollOutCode,
+)
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.task import Task
+from fedbus.domain.participation import short
+from fedbus.domain.rollout import EVERYBODY, told
+from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, HistoryRewritten
+
+LOOK_S: Final = 5.0
+LOOK_SELDOM_S: Final = 300.0
+"""The repository is looked at this often at first, and less and less while nothing comes; a nudge is heard at once."""
+MORE_TO_CHECK_S: Final = 60.0
+"""What a check may take beyond the task's own limit: a process starts, torch is loaded."""
+
+log = structlog.get_logger("fedbus.code_following")
+
+
+class CodeFollowing:
+    """Follows *code* for the *rollouts* of one task."""
+
+    def __init__(self, bus: Bus, code: CodeRepository, rollouts: Rollouts, server: TheServer) -> None:
+        self._bus = bus
+        self._code = code
+        self._rollouts = rollouts
+        self._server = server
+        self._nudge = asyncio.Event()
+        self._looking = asyncio.Lock()
+        """One look at a time: two would find the same commit, and each begin a rollout of it."""
+
+    async def follow(self) -> None:
+        """Look at the ref, again and again: often after news, seldom when there are none, at once when nudged."""
+        wait_s, away = LOOK_S, ""
+        while self._code.follows:
+            try:
+                found = await self._look()
+            except CodeUnavailable as error:
+                if str(error) != away:
+                    log.warning("the code repository is away", reason=str(error))
+                away = str(error)
+            else:
+                away, wait_s = "", LOOK_S if found.news else min(LOOK_SELDOM_S, wait_s * 1.5)
+            self._nudge.clear()
+            await first_of(self._nudge.wait(), asyncio.sleep(wait_s))
+
+    async def _look(self) -> CodeLookedFor:
+        """What the ref points at, and what comes of it, if that is new. Raises CodeUnavailable."""
+        async with self._looking:
+            try:
+                found = await self._code.newest()
+            except HistoryRewritten as error:
+                return CodeLookedFor(found=error.new, news=await self._rewritten(error))
+            news = "" if self._rollouts.is_known(found) else await self._consider(found)
+            return CodeLookedFor(found=found, news=news)
+
+    async def _rewritten(self, error: HistoryRewritten) -> str:
+        if error.new in self._rollouts.facts.rejected:
+            return ""
+        return await self._rollouts.reject(error.new, str(error))
+
+    async def _consider(self, version: str, stages: Sequence[str] = (), *, new_lineage: bool = False) -> str:
+        """Have *version* verified and checked, and rolled out as soon as no run is under way; what comes of it."""
+        try:
+            task = await self._checked(version, new_lineage=new_lineage)
+        except (CodeRejected, RequestRefused) as error:
+            reason = error.reason if isinstance(error, CodeRejected) else str(error)
+            return await self._rollouts.reject(version, reason)
+        chosen = (EVERYBODY,) if new_lineage else tuple(stages) or task.table.rollout.stages
+        return await self._rollouts.propose(Proposed(task, chosen, new_lineage))
+
+    async def _checked(self, version: str, *, new_lineage: bool) -> Task:
+        """The task at *version*, if it passes its check; raises CodeRejected, CodeUnavailable, RequestRefused."""
+        task = await self._code.task_at(version)
+        if task.id != self._rollouts.task.id:
+            raise CodeRejected(
+                version, f"it is task {task.id!r}, and this is the server of {self._rollouts.task.id!r}"
+            )
+        champion = self._server.champion
+        check = CheckCode(
+            task=self._rollouts.task.id,
+            code_version=version,
+            like=champion.sha256 if champion and not new_lineage else "",
+        )
+        timeout_s = task.table.code.check_s + MORE_TO_CHECK_S
+        checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
+        if checked.differs:
+            raise CodeRejected(
+                version,
+                f"its model is not the one that is served: {checked.differs}; a model of another architecture is "
+                f"begun by hand: fedbus code rollout {version[:12]} --new-lineage",
+            )
+        return task
+
+    # --- what is asked by hand -------------------------------------------------------------------------
+
+    @property
+    def answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+        return {LookForCode: self._look_now, RollOutCode: self._roll_out, RevertCode: self._revert_by_hand}
+
+    async def _look_now(self, _: LookForCode) -> Body:
+        if not self._code.follows:
+            return Refused(
+                reason=f"the code is a directory, {self._code.source}, and no repository is followed: "
+                "start the server with --task git+URL"
+            )
+        try:
+            found = await self._look()
+        except CodeUnavailable as error:
+            return Refused(reason=str(error))
+        self._nudge.set()
+        return found if found.news else found.model_copy(update={"news": self._old_news(found.found)})
+
+    def _old_news(self, found: str) -> str:
+        reason = self._rollouts.facts.rejected.get(found)
+        return (
+            f"nothing new: it was rejected: {reason}"
+            if reason
+            else f"nothing new: {told(self._rollouts.facts)}"
+        )
+
+    async def _roll_out(self, request: RollOutCode) -> Body:
+        try:
+            version = await self._code.resolve(request.code_version)
+            if version == self._rollouts.facts.code_version and not self._rollouts.facts.candidate:
+                return Refused(reason=f"everybody is on {short(version)} already")
+            async with self._looking:
+                await self._consider(version, request.stages, new_lineage=request.new_lineage)
+        except (CodeRejected, CodeUnavailable) as error:
+            return Refused(reason=str(error))
+        if (why := self._rollouts.facts.rejected.get(version)) is not None:
+            return Refused(reason=why)
+        return RolloutBegun(code_version=version, stages=self._rollouts.stages)
+
+    async def _revert_by_hand(self, request: RevertCode) -> Body:
+        to = await self._rollouts.back_from_here(request.to, request.reason)
+        here = self._rollouts.facts.code_version
+        if to is None:
+            return Refused(reason=f"there is no version before {short(here)}")
+        if not to:
+            return RolloutBegun(code_version=here)
+        return await self._roll_out(
+            RollOutCode(task=self._rollouts.task.id, code_version=to, stages=(EVERYBODY,))
+        )
