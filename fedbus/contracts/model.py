@@ -1,6 +1,6 @@
 """Models and the bytes they travel as. An event says how much, which digest and where to get it; never the weights."""
 
-from pydantic import AwareDatetime, Field
+from pydantic import AwareDatetime, ConfigDict, Field
 
 from fedbus.contracts.identifiers import Id, Sha256
 from fedbus.contracts.message import Body
@@ -60,6 +60,8 @@ class Seal(Body):
 
 class Manifest(ModelRef):
     """All that is known of a model version. Written once, never changed."""
+
+    model_config = ConfigDict(ser_json_inf_nan="strings")  # a diverged run has a loss, too: null could not be read
 
     task: Id
     created: AwareDatetime

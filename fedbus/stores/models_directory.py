@@ -71,6 +71,9 @@ class DirectoryModelStore:
     async def path_of(self, sha256: str) -> Path:
         return await self._in_thread(self._path_of, sha256)
 
+    async def holds(self, sha256: str) -> bool:
+        return await self._in_thread(lambda: self._artifact(sha256).is_file())
+
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         return await self._in_thread(self._retire, keep, frozenset(spare))
 

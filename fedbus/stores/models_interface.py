@@ -115,6 +115,9 @@ class ModelStore(Protocol):
     async def path_of(self, sha256: str) -> Path:
         """A local file with this artifact, to be read and never written."""
 
+    async def holds(self, sha256: str) -> bool:
+        """Whether the artifact is here, by its name alone: `verify` reads it."""
+
     async def publish(self, manifest: Manifest) -> Manifest:
         """Make *manifest* the latest version. Its artifact must be here. The same manifest twice is fine."""
 

@@ -125,6 +125,10 @@ class S3ModelStore:
         except DigestMismatch as mismatch:
             raise self._damaged(sha256, mismatch.actual) from None
 
+    async def holds(self, sha256: str) -> bool:
+        async with self._bucket.open():
+            return await self._bucket.size_of(self._artifact(sha256)) is not None
+
     async def verify(self, sha256: str) -> None:
         reader = _Reader()
         if not await self._freight.download(self._artifact(sha256), reader):
