@@ -1,0 +1,45 @@
+"""Makes what a federation begins with: its streams, the bucket of its models, and a task in a Git repository.
+
+Runs once, when the bus and the S3 answer; what is there already stays as it is. The repository is the
+MNIST example: commit to it (in the volume `author`), push, and the federation follows.
+"""
+
+import asyncio
+import os
+import shutil
+import subprocess
+from pathlib import Path
+
+from fedbus.app.settings import Settings
+from fedbus.bus.bus import Bus, Identity
+from fedbus.stores.authoring import Authored
+from fedbus.stores.s3 import Address, Bucket
+
+EXAMPLE = Path("/opt/fedbus-examples/mnist")
+AUTHOR, CODE, TRUST = Path("/author"), Path("/code"), Path("/trust")
+
+
+async def streams_and_bucket(settings: Settings) -> None:
+    async with Bus.connect(settings.nats_url, Identity(settings.fed, "init")) as bus:
+        await bus.make_streams()
+    bucket = Bucket(Address.parse(settings.store_url))
+    async with bucket.open():
+        await bucket.make()
+
+
+def task_repository() -> None:
+    """A bare repository that everybody reads, made of one that only its author has, with the key that signs."""
+    if (CODE / "mnist.git").exists():
+        return
+    shutil.rmtree(AUTHOR / "mnist", ignore_errors=True)  # of a start that was cut off
+    authored = Authored.create(AUTHOR / "mnist", EXAMPLE)
+    assert authored.allowed_signers is not None
+    shutil.copyfile(authored.allowed_signers, TRUST / "allowed_signers")
+    part = CODE / f".mnist-{os.getpid()}.git"
+    subprocess.run(["git", "clone", "--quiet", "--bare", authored.directory, part], check=True)
+    part.rename(CODE / "mnist.git")
+    subprocess.run(["git", "-C", authored.directory, "remote", "add", "origin", CODE / "mnist.git"], check=True)
+
+
+asyncio.run(streams_and_bucket(Settings.from_environment()))
+task_repository()

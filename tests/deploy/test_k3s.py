@@ -1,0 +1,230 @@
+"""The manifests for k3s and Kubernetes, rendered by kustomize and held against the schema of a real version."""
+
+import shutil
+from pathlib import Path
+
+import kubernetes_validate
+import pytest
+import yaml
+from deploy.manifests import DEPLOY, OVERLAYS, Object, containers, has_a_fixed_tag, of_kind, pods, rendered
+
+from fedbus.agents.kubernetes_jobs import CONTAINER
+from fedbus.agents.kubernetes_jobs import rendered as rendered_job
+from fedbus.agents.launch import ServerOrder
+from fedbus.app.settings import Settings
+from fedbus.contracts.run import RunPlan
+from fedbus.stores.tasks import read_task
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl is not installed, and renders these"
+)
+VERSIONS = ("1.31", "1.34")
+ALL_IN_ONE = DEPLOY / "k3s" / "overlays" / "all-in-one"
+each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+@each_overlay
+def test_every_object_is_what_kubernetes_knows(overlay: Path, version: str) -> None:
+    for one in rendered(overlay):
+        kubernetes_validate.validate(one, version, strict=True)
+
+
+@each_overlay
+def test_every_object_is_in_our_namespace_and_belongs_to_us(overlay: Path) -> None:
+    for one in rendered(overlay):
+        assert one["metadata"]["labels"]["app.kubernetes.io/part-of"] == "fedbus", one["metadata"]
+        assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "fedbus"
+
+
+@each_overlay
+def test_no_image_floats(overlay: Path) -> None:
+    for name, container in containers(rendered(overlay)):
+        assert has_a_fixed_tag(container["image"]), f"{name}: {container['image']}"
+
+
+@each_overlay
+def test_pods_are_what_the_restricted_profile_allows(overlay: Path) -> None:
+    objects = rendered(overlay)
+    for name, pod in pods(objects):
+        whole = pod["spec"]["securityContext"]
+        assert whole["runAsNonRoot"] is True, name
+        assert whole["runAsUser"] > 0, name
+        assert whole["seccompProfile"] == {"type": "RuntimeDefault"}, name
+        assert not {"hostNetwork", "hostPID", "hostIPC"} & pod["spec"].keys(), name
+        for volume in pod["spec"].get("volumes", []):
+            assert volume.keys() & {
+                "emptyDir",
+                "secret",
+                "configMap",
+                "persistentVolumeClaim",
+                "projected",
+                "downwardAPI",
+            }, f"{name}: {volume}"
+    for name, container in containers(objects):
+        own = container["securityContext"]
+        assert own["allowPrivilegeEscalation"] is False, name
+        assert own["capabilities"] == {"drop": ["ALL"]}, name
+        assert own["readOnlyRootFilesystem"] is True, name
+    for namespace in of_kind(objects, "Namespace"):
+        assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
+
+
+@each_overlay
+def test_every_container_has_bounds_and_whoever_stays_is_looked_after(overlay: Path) -> None:
+    for name, container in containers(rendered(overlay)):
+        assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
+        assert "memory" in container["resources"]["limits"], name
+        if not name.startswith("PodTemplate/"):
+            assert container.keys() >= {"startupProbe", "livenessProbe"}, name
+
+
+def test_a_client_leaves_room_on_a_board_of_4_gb() -> None:
+    (client,) = of_kind(rendered(ALL_IN_ONE), "StatefulSet")[:1]
+    assert client["metadata"]["name"] == "client"
+    asked = [
+        one["resources"]["requests"]["memory"] for one in client["spec"]["template"]["spec"]["containers"]
+    ]
+    assert sum(int(one.removesuffix("Mi")) for one in asked) <= 1024
+
+
+@each_overlay
+def test_a_network_policy_selects_pods_that_are_there_and_leaves_none_out(overlay: Path) -> None:
+    objects = rendered(overlay)
+    policies = of_kind(objects, "NetworkPolicy")
+    labels = {name: pod["metadata"]["labels"] for name, pod in pods(objects)}
+    for policy in policies:
+        assert _selected(policy, labels), policy["metadata"]["name"]
+    for direction in ("Ingress", "Egress"):
+        under = set().union(
+            *(_selected(one, labels) for one in policies if direction in one["spec"]["policyTypes"])
+        )
+        assert under == labels.keys(), direction
+
+
+def _selected(policy: Object, labels: dict[str, dict[str, str]]) -> set[str]:
+    wanted = policy["spec"]["podSelector"]["matchLabels"].items()
+    return {name for name, found in labels.items() if wanted <= found.items()}
+
+
+def test_a_client_is_let_out_to_the_bus_the_collector_git_and_names_alone() -> None:
+    policy = next(
+        one
+        for one in of_kind(rendered(ALL_IN_ONE), "NetworkPolicy")
+        if one["metadata"]["name"] == "fedbus-client"
+    )
+    ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
+    assert ports == {53, 4222, 8333, 4318, 443, 22}
+
+
+@each_overlay
+def test_a_service_finds_its_pods(overlay: Path) -> None:
+    objects = rendered(overlay)
+    labels = [pod["metadata"]["labels"] for _, pod in pods(objects)]
+    for service in of_kind(objects, "Service"):
+        wanted = service["spec"]["selector"].items()
+        assert any(wanted <= found.items() for found in labels), service["metadata"]["name"]
+
+
+@each_overlay
+def test_what_a_pod_refers_to_is_there(overlay: Path) -> None:
+    """All but the keys, which nobody writes into a file."""
+    objects = rendered(overlay)
+    there = {(one["kind"], one["metadata"]["name"]) for one in objects}
+    for name, pod in pods(objects):
+        for volume in pod["spec"].get("volumes", []):
+            if "configMap" in volume:
+                assert ("ConfigMap", volume["configMap"]["name"]) in there, name
+    for name, container in containers(objects):
+        for source in container.get("envFrom", []):
+            assert ("ConfigMap", source["configMapRef"]["name"]) in there, name
+
+
+@each_overlay
+def test_a_variable_that_is_set_is_one_that_somebody_reads(overlay: Path) -> None:
+    objects = rendered(overlay)
+    given = {name for one in of_kind(objects, "ConfigMap") for name in one["data"]}
+    given |= {one["name"] for _, container in containers(objects) for one in container.get("env", [])}
+    assert {name for name in given if name.startswith("FEDBUS_")} <= known_variables()
+
+
+def known_variables() -> set[str]:
+    """Those of the settings, and those that stand beside them, each with who reads it."""
+    settings = {field.alias for field in Settings.model_fields.values() if field.alias}
+    return settings | {
+        "FEDBUS_S3_CREDENTIALS",  # stores/s3.py
+        "FEDBUS_LOG_LEVEL",  # app/telemetry
+        "FEDBUS_GATEWAY_HOST",  # app/commands/gateway.py
+        "FEDBUS_GATEWAY_PORT",
+        "FEDBUS_GATEWAY_HOSTS",
+        "FEDBUS_PARTITIONS",  # the argument beside it
+    }
+
+
+def test_a_client_is_three_containers_that_share_a_directory_and_are_named_for_their_pod() -> None:
+    (client,) = [
+        one for one in of_kind(rendered(ALL_IN_ONE), "StatefulSet") if one["metadata"]["name"] == "client"
+    ]
+    found = client["spec"]["template"]["spec"]["containers"]
+    assert [one["name"] for one in found] == ["client-manager", "flower-client", "inference"]
+    for container in found:
+        assert {"name": "device", "mountPath": "/var/lib/fedbus"} in container["volumeMounts"]
+        assert "--client=$(POD_NAME)" in container["args"]
+
+
+def test_only_the_starter_of_jobs_may_speak_to_the_api_server_and_only_of_jobs() -> None:
+    objects = rendered(ALL_IN_ONE)
+    for name, pod in pods(objects):
+        told = pod["spec"].get("automountServiceAccountToken", True)
+        assert told is (name == "Deployment/flower-server-starter"), name
+    assert not of_kind(objects, "ClusterRole") + of_kind(objects, "ClusterRoleBinding")
+    (role,) = of_kind(objects, "Role")
+    allowed = {(one, verb) for rule in role["rules"] for one in rule["resources"] for verb in rule["verbs"]}
+    assert allowed == {
+        *(("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")),
+        ("pods", "list"),
+        ("pods/log", "get"),
+        ("podtemplates", "get"),
+    }
+
+
+def test_the_job_of_a_run_is_one_that_the_cluster_takes_in() -> None:
+    """Rendered by the launcher, from the PodTemplate that is deployed: valid, restricted, under a policy."""
+    objects = rendered(ALL_IN_ONE)
+    (template,) = of_kind(objects, "PodTemplate")
+    task = read_task(Path(__file__).parents[2] / "examples" / "mnist")
+    order = ServerOrder(
+        nats_url="nats://nats:4222",
+        federation="demo",
+        task=task,
+        run="mnist-1",
+        plan=RunPlan(),
+        first_round=1,
+        initial="",
+        initial_sha256="0" * 64,
+        store="s3://fedbus/models",
+    )
+    job = rendered_job("mnist-1-server-0a1b2c", template, order, {"app.kubernetes.io/part-of": "fedbus"})
+    for version in VERSIONS:
+        kubernetes_validate.validate(job, version, strict=True)
+    pod = job["spec"]["template"]
+    assert (
+        pod["metadata"]["labels"].items()
+        >= {
+            "app.kubernetes.io/part-of": "fedbus",
+            "app.kubernetes.io/component": CONTAINER,
+            "fedbus.dev/side": "server",
+        }.items()
+    )
+    assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
+    assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize("name", ["application", "applicationset"])
+def test_argo_cd_is_pointed_at_overlays_that_are_there(name: str) -> None:
+    (one,) = yaml.safe_load_all((DEPLOY / "k3s" / "argocd" / f"{name}.yaml").read_text())
+    spec = one["spec"] if one["kind"] == "Application" else one["spec"]["template"]["spec"]
+    path = spec["source"]["path"]
+    assert path.startswith("deploy/k3s/overlays/")
+    assert "{{" in path or (DEPLOY.parent / path / "kustomization.yaml").is_file()
+    assert spec["source"]["targetRevision"] not in ("HEAD", "main")
