@@ -1,0 +1,169 @@
+"""A whole federation with credentials and TLS, where each agent may do no more than its role."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pytest
+from support import eventually
+from support.federation import FED, TASK, AgentAtWork, tiny_task
+from support.nats_server import free_port
+from support.trusted import Nats, TrustedBus, trusted_bus
+
+from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
+from fedbus.app.provision.server import Place
+from fedbus.bus.access import Access
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import NoFederation
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.permissions import Role
+from fedbus.contracts.run import RunFacts, StartRun
+from fedbus.contracts.scheduling import ScheduleTable
+from fedbus.contracts.subjects import PEOPLE
+from fedbus.contracts.transition import Transition
+
+ROLES = {
+    "server-manager": Role.SERVER_MANAGER,
+    "workflow-scheduler": Role.WORKFLOW_SCHEDULER,
+    "flower-server": Role.FLOWER_SERVER,
+}
+
+
+class Everybody:
+    """All agents of a federation on a bus that knows its people, each with its own credentials."""
+
+    def __init__(self, bus: TrustedBus, directory: Path) -> None:
+        self.bus = bus
+        self.site = Site(bus.url, FED, directory / "home", tiny_task(directory), schedule=ScheduleTable())
+        self.agents: list[AgentAtWork] = []
+
+    def start_server(self) -> None:
+        for name, run in SERVER_AGENTS.items():
+            self._start(partial(run, replace(self.site, access=self.bus.access(ROLES[name]))))
+
+    def start_client(self, name: str, number: int, *, url: str = "", access: Access | None = None) -> None:
+        site = replace(
+            self.site,
+            access=access or self.bus.access(name),
+            home=self.site.home / name,
+            nats_url=url or self.bus.url,
+        )
+        device = Device(site, client_id(name), {"partition-id": number, "num-partitions": 2})
+        for run in CLIENT_AGENTS.values():
+            self._start(partial(run, device))
+
+    def _start(self, run: partial[object]) -> None:
+        agent = AgentAtWork(run)  # type: ignore[arg-type]
+        agent.start()
+        self.agents.append(agent)
+
+    async def stop(self) -> None:
+        await asyncio.gather(*(agent.stop() for agent in self.agents if not agent.was_seen_off))
+
+    def look_for_the_broken(self) -> None:
+        for error in filter(None, (agent.broken for agent in self.agents)):
+            raise AssertionError("an agent broke") from error
+
+
+@pytest.fixture
+async def everybody(tmp_path: Path) -> AsyncIterator[Everybody]:
+    async with trusted_bus(tmp_path) as bus:
+        everybody = Everybody(bus, tmp_path)
+        try:
+            yield everybody
+        finally:
+            await everybody.stop()
+
+
+async def clients(person: Bus) -> list[Transition]:
+    try:
+        return await person.states("client")
+    except NoFederation:  # the server side is about to make the streams
+        return []
+
+
+async def whole_run(everybody: Everybody, person: Bus) -> None:
+    """Both clients come to serve; a run is started, finishes, and both serve what it came to."""
+
+    async def serving() -> bool:
+        everybody.look_for_the_broken()
+        return [one.target for one in await clients(person)] == ["serving", "serving"]
+
+    await eventually(serving, within_s=60)
+    started = await person.request(StartRun(task=TASK))
+
+    async def finished() -> bool:
+        everybody.look_for_the_broken()
+        last = (await person.states("run", started.run))[-1]
+        assert isinstance(last.facts, RunFacts)
+        return last.target == "finished"
+
+    await eventually(finished, within_s=90)
+
+    async def served() -> bool:
+        everybody.look_for_the_broken()
+        versions = {getattr(one.facts, "model").version for one in await person.states("inference")}  # noqa: B009
+        return versions == {2}
+
+    await eventually(served, within_s=60)
+
+
+async def test_everything_that_is_allowed_works(
+    everybody: Everybody, capfd: pytest.CaptureFixture[str]
+) -> None:
+    everybody.start_server()
+    everybody.start_client("c1", 0)
+    everybody.start_client("c2", 1)
+    user = everybody.bus.access(Role.USER)
+    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
+        await whole_run(everybody, person)
+        assert {
+            name: held for name, held in (await person.existing_streams() or {}).items() if "DEAD" in name
+        } == {"FEDBUS_test_DEAD": 0}
+    assert "not permitted" not in capfd.readouterr().out
+    assert "Violation" not in everybody.bus.server.log.read_text()
+
+
+async def test_a_client_that_starts_again_is_told_where_it_stands(everybody: Everybody) -> None:
+    everybody.start_server()
+    everybody.start_client("c1", 0)
+    user = everybody.bus.access(Role.USER)
+    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
+
+        async def stands() -> list[tuple[str, str]]:
+            everybody.look_for_the_broken()
+            return [(one.target, one.event) for one in await clients(person)]
+
+        async def serves() -> bool:
+            return [state for state, _ in await stands()] == ["serving"]
+
+        await eventually(serves, within_s=60)
+        for agent in everybody.agents[len(SERVER_AGENTS) :]:
+            await agent.restart()
+        await eventually(serves, within_s=60)
+
+
+async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
+    everybody: Everybody, tmp_path: Path
+) -> None:
+    """Their only way to the federation is the one connection that the leaf makes outward."""
+    bus, folder, port = everybody.bus, tmp_path / "lab", free_port()
+    place = Place(folder, port, listen="127.0.0.1")
+    kits = {name: bus.access(name) for name in ("c1", "c2")}
+    bus.federation.write_site("lab", list(kits), folder, place, hosts=["localhost"], days=30)
+    leaf = Nats(folder / "leaf.conf", port)
+    await leaf.start()
+    try:
+        everybody.start_server()
+        for number, (name, access) in enumerate(kits.items()):
+            everybody.start_client(name, number, url=f"tls://localhost:{port}", access=access)
+        user = bus.access(Role.USER)
+        async with Bus.connect(bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
+            await whole_run(everybody, person)
+        assert "Violation" not in leaf.log.read_text()
+        await everybody.stop()
+        everybody.agents.clear()
+    finally:
+        await leaf.stop()
