@@ -15,6 +15,7 @@ import pytest
 from support.seaweed import seaweed
 
 from fedbus.contracts.model import Manifest
+from fedbus.contracts.versions import Champion
 from fedbus.learning import weights
 from fedbus.stores.models import ModelStore, open_store
 
@@ -125,6 +126,41 @@ async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: Fedbus, made
     assert second["moved"] == second["relative"] == 0
     assert facts["metrics"] == [{"metric": "loss", "old": 1.0, "new": pytest.approx(1 / 3)}]
     assert "200.00%" in fedbus("diff", "1", "3").out
+
+
+async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
+    fedbus: Fedbus, made: list[Manifest]
+) -> None:
+    store = open_store(str(fedbus.home / "models"), "mnist")
+    await store.crown(Champion(version=1, term=1, since=datetime.now(UTC)))
+    await store.crown(Champion(version=2, term=2, before=(1,), since=datetime.now(UTC)))
+    standings = [one["standing"] for one in fedbus("ls", "--json").facts]
+    assert standings == ["not served", "champion", "served before"]
+    assert "v2  champion" in fedbus("show", "--lineage").out
+    assert fedbus("show", "champion", "--json").facts["version"] == 2
+
+
+async def test_verify_wants_signatures_where_keys_are_trusted(
+    fedbus: Fedbus, made: list[Manifest], tmp_path: Path
+) -> None:
+    assert fedbus("keygen", str(tmp_path / "key")).code == 0
+    fedbus.environment["FEDBUS_TRUSTED_KEYS"] = str(tmp_path / "key.pub")
+    said = fedbus("verify", "v1")
+    assert said.code == 1
+    assert "version 1 of mnist is not signed" in said.err
+
+
+async def test_verify_looks_at_the_pointer_to_the_champion_too(fedbus: Fedbus, made: list[Manifest]) -> None:
+    (fedbus.home / "models" / "mnist" / "champion").write_text("{")
+    said = fedbus("verify")
+    assert said.code == 1
+    assert "it names no champion" in said.err
+
+
+def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: Fedbus) -> None:
+    said = fedbus("init")
+    assert said.code == 2
+    assert "say --new-lineage" in said.err
 
 
 async def test_verify_finds_what_is_not_what_it_says(fedbus: Fedbus, made: list[Manifest]) -> None:
