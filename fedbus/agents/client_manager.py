@@ -22,6 +22,7 @@ import structlog
 
 from fedbus.agents import traces
 from fedbus.agents.device_code import KEPT, Check, DeviceCode, NotReady
+from fedbus.agents.eligibility import Ineligible, ineligible
 from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
@@ -72,6 +73,7 @@ LEARNING: Final = "the run ends"
 AGAIN: Final = "try the model again"
 AWAITED: Final = "the run's model comes"
 SYNCING: Final = "the code is got ready"
+ELIGIBLE: Final = "look again whether the rule holds"
 
 log = structlog.get_logger("fedbus.client_manager")
 
@@ -133,6 +135,8 @@ class ClientManager:
         self._newest: _Offered | None = None
         self._served: ModelRef | None = None
         self._attempt = 0
+        self._declined = ("", "")
+        """The run that was last declined by the task's rule, and what failed."""
         self._failures: Counter[str] = Counter()
         """How often this client has failed in the run of the moment."""
         self._life: Life[ClientState, ClientFacts]
@@ -263,12 +267,39 @@ class ClientManager:
             now=datetime.now(UTC),
         )
         with traces.going_on(invitation.traceparent):
-            if reason is None:
-                await self._join(invitation)
+            if reason is not None:
+                await self._decline(invitation, reason)
+            elif (why_not := await self._ineligible()) is not None:
+                await self._wait_until_eligible(invitation, why_not)
             else:
-                await self._bus.publish(
-                    Declined(task=self._id, client=self._client, run=invitation.run, reason=reason)
-                )
+                await self._join(invitation)
+
+    async def _ineligible(self) -> Ineligible | None:
+        """Why the task's rule does not hold on this device now, or None."""
+        model = self._life.facts.model
+        return await ineligible(
+            self._code.task.table, self._directory, self._path_of(model) if model is not None else None
+        )
+
+    async def _wait_until_eligible(self, invitation: UpdateReady, why_not: Ineligible) -> None:
+        """Say no, once for each reason, and look again for as long as the run takes in clients."""
+        table = self._code.task.table.eligibility
+        self._timers.after(ELIGIBLE, table.again_s, self._look_again)
+        if self._declined != (invitation.run, why_not.shape):
+            self._declined = (invitation.run, why_not.shape)
+            await self._decline(invitation, why_not.reason, rule=table.rule or "", facts=why_not.facts)
+
+    async def _look_again(self) -> None:
+        async with self._turn:
+            if self._state is ClientState.SERVING and (invitation := await self._open_run()) is not None:
+                await self._invited(invitation)
+
+    async def _decline(self, invitation: UpdateReady, reason: str, **more: Any) -> None:
+        await self._bus.publish(
+            Declined.model_validate(
+                {"task": self._id, "client": self._client, "run": invitation.run, "reason": reason, **more}
+            )
+        )
 
     async def _join(self, invitation: UpdateReady) -> None:
         plan = invitation.plan

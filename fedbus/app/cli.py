@@ -15,6 +15,7 @@ from fedbus.app.commands.context import context
 from fedbus.app.commands.doctor import doctor, version
 from fedbus.app.commands.gateway import gateway
 from fedbus.app.commands.trace import trace
+from fedbus.app.commands.why import why
 from fedbus.app.edge import MEANINGS, edge
 
 EXIT_CODES = "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())
@@ -42,6 +43,7 @@ app.add_typer(serve.client, name="client")
 app.command()(serve.agent)
 app.command()(gateway)
 app.command()(trace)
+app.command()(why)
 app.add_typer(provision.app, name="provision")
 app.command()(context)
 app.command()(doctor)

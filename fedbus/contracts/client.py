@@ -185,6 +185,10 @@ class Declined(ClientMessage):
 
     run: Id
     reason: str
+    rule: str = ""
+    """The task's rule that does not hold on it; empty where there is another reason."""
+    facts: dict[str, float] = Field(default_factory=dict)
+    """The figures that the rule was tried with, by its words."""
 
 
 class RoundReply(ClientMessage):

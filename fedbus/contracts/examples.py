@@ -88,7 +88,14 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         content=server.Content(blob=BLOB),
     ),
     client.Joined(task=TASK, client=CLIENT, run=RUN, code_version=COMMIT),
-    client.Declined(task=TASK, client=CLIENT, run=RUN, reason="the battery is at 10 %"),
+    client.Declined(
+        task=TASK,
+        client=CLIENT,
+        run=RUN,
+        reason="battery is 10 %, and should be above 30 %, and it is not charging",
+        rule="battery > 30 or charging",
+        facts={"battery": 10.0, "charging": 0.0},
+    ),
     client.RoundReply(
         task=TASK,
         client=CLIENT,

@@ -2,18 +2,16 @@
 
 import asyncio
 import json
-import os
 import sys
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import msgpack
 import pytest
 from support import NatsServer, eventually
+from support.command_line import Fedbus
 
 from fedbus import __version__
 from fedbus.agents.child import ChildProcess
@@ -30,40 +28,6 @@ from fedbus.contracts.server import SERVER, ServerFacts
 
 DEV = FederationId("dev")
 HEAVY = {"torch", "flwr", "aiohttp", "nats", "numpy", "ray", "sklearn", "opentelemetry.sdk"}
-
-
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def facts(self) -> Any:
-        return json.loads(self.out)
-
-
-class Fedbus:
-    """`fedbus …` in a process of its own."""
-
-    def __init__(self, home: Path, **environment: str) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBUS", "OTEL"))}
-        self.environment = clean | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
-
-    async def __call__(self, *words: str, stdin: bytes = b"", **environment: str) -> Said:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "fedbus.app.cli",
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self.environment | environment,
-        )
-        out, err = await process.communicate(stdin)
-        assert process.returncode is not None
-        return Said(process.returncode, out.decode(), err.decode())
 
 
 @pytest.fixture

@@ -1,0 +1,149 @@
+"""`fedbus why CLIENT`: in plain words, what a client does now, why it does not take part, and what it said before."""
+
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from fedbus.app import show
+from fedbus.app.edge import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.bus.bus import Bus, Seen
+    from fedbus.contracts.transition import Transition
+
+LAST_NOES: Final = 5
+
+NOW: Final = {
+    ("client", "s0"): "begins: it fetches the newest model",
+    ("client", "pending_application"): "hands its inference agent a model",
+    ("client", "serving"): "serves, and may be asked to train",
+    ("client", "syncing"): "gets other code ready",
+    ("client", "learning"): "takes part in {run}",
+    ("client", "terminated"): "could not begin, and is started anew",
+    ("fl_client", "waiting"): "trains nothing",
+    ("fl_client", "pending"): "is ready to train in {run}",
+    ("fl_client", "training"): "trains in {run}",
+    ("fl_client", "finished"): "is done with {run}",
+    ("inference", "empty"): "answers nothing: it has no model yet",
+    ("inference", "serving"): "answers with v{model} at {endpoint}",
+    ("inference", "updating"): "answers with its model, and tries v{model} beside it",
+}
+"""What each state is in words; in braces what the facts say."""
+OF: Final = {"client": "the client", "fl_client": "its trainer", "inference": "its predictor"}
+
+
+def why(
+    client: Annotated[str, typer.Argument(help="The client, as `fedbus clients ls` calls it.")],
+    *,
+    task: Annotated[str | None, typer.Option(help="Only in this task.")] = None,
+    json: show.AsJson = False,
+) -> None:
+    """Say why a client does what it does, and why it does not take part in a run."""
+    from fedbus.app.session import now
+    from fedbus.contracts.identifiers import client_id
+
+    found = now(_look(client_id(client), task))
+    if json:
+        show.as_json(found)
+        return
+    for one in found:
+        _tell(one)
+
+
+def _tell(one: dict[str, Any]) -> None:
+    from rich.markup import escape
+
+    console = show.console()
+    console.print(f"[bold]{one['client']}[/] in task [bold]{one['task']}[/]")
+    for life in one["lives"]:
+        reason = f": {life['reason']}" if life["reason"] else ""
+        line = (
+            f"{life['says']}, since {show.ago(life['since']).removesuffix(' ago')} ({life['event']}{reason})"
+        )
+        console.print(f"  {OF[life['kind']]:<14}{escape(line)}")
+    if one["data"]:
+        data = one["data"]
+        rows = f"{data['labelled']} labelled, {data['unlabelled']} unlabelled"
+        console.print(f"  {'its data':<14}{rows}, counted {show.ago(data['at'])}")
+    if not one["declined"]:
+        console.print("  It has declined no run, as far as the log goes back.")
+        return
+    console.print("  It last declined:")
+    for no in one["declined"]:
+        console.print(f"    {no['run']}, {show.ago(no['at'])}: {escape(no['reason'])}")
+    if rule := one["declined"][0]["rule"]:
+        figures = ", ".join(f"{name} {value:.4g}" for name, value in one["declined"][0]["facts"].items())
+        console.print(f"  The rule: {escape(rule)}   (it had: {escape(figures)})")
+
+
+async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
+    from fedbus.app.session import lives, moved, on_the_bus
+
+    async with on_the_bus() as bus:
+        told = await lives(bus, *OF, thing=f"{client}.{task or '*'}")
+        if not told:
+            raise Failure(f"no client {client} here. See: fedbus clients ls", Exit.NOT_FOUND)
+        tasks = sorted({moved(seen).task for seen in told})
+        return [
+            await _of_task(bus, client, one, [seen for seen in told if moved(seen).task == one])
+            for one in tasks
+        ]
+
+
+async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> dict[str, Any]:
+    from fedbus.contracts.client import Declined
+    from fedbus.contracts.serving import DataCounted
+
+    declined = await _said(bus, Declined, client, task)
+    counted = await _said(bus, DataCounted, client, task)
+    return {
+        "client": client,
+        "task": task,
+        "lives": [_life(seen) for seen in told],
+        "data": _facts(counted[-1]) if counted else None,
+        "declined": [_facts(seen) for seen in reversed(declined[-LAST_NOES:])],
+    }
+
+
+async def _said(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[Seen]":
+    """All that the client has said of this *kind*, as far as the event stream goes back."""
+    from fedbus.bus.streams import events_stream
+    from fedbus.contracts import subjects
+
+    stream, subject = events_stream(bus.fed), subjects.every(bus.fed, kind, client=client, task=task)
+    last = await bus.snapshot(stream, [subject])
+    found: list[Seen] = []
+    if last:
+        async with bus.watch(stream, [subject], whole=True) as said:
+            async for seen in said:
+                found.append(seen)
+                if seen.sequence >= last[-1].sequence:
+                    break
+    return found
+
+
+def _facts(seen: "Seen") -> dict[str, Any]:
+    return seen.message.model_dump() | {"at": seen.envelope.time}
+
+
+def _life(seen: "Seen") -> dict[str, Any]:
+    from fedbus.app.session import moved
+
+    move = moved(seen)
+    return {
+        "kind": move.kind,
+        "state": move.target,
+        "says": _in_words(move),
+        "event": move.event,
+        "reason": move.reason,
+        "since": seen.envelope.time,
+    }
+
+
+def _in_words(move: "Transition") -> str:
+    model = getattr(move.facts, "model", None)
+    return NOW.get((move.kind, move.target), move.target).format(
+        run=getattr(move.facts, "run", None) or "a run",
+        model=model.version if model else "?",
+        endpoint=getattr(move.facts, "endpoint", "") or "no address",
+    )

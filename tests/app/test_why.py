@@ -1,0 +1,62 @@
+"""`fedbus why`: what a client does and why it does not take part, read from the log alone."""
+
+from pathlib import Path
+
+from support import NatsServer
+from support.command_line import Fedbus
+
+from fedbus.app.commands.why import NOW
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.lives import Lives
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, Declined
+from fedbus.contracts.examples import MODEL
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.serving import DataCounted
+
+DEV = FederationId("dev")
+
+
+def test_every_state_of_a_client_has_words() -> None:
+    for lifecycle in (CLIENT, FL_CLIENT, INFERENCE):
+        assert {(lifecycle.kind, str(state)) for state in lifecycle.states} <= NOW.keys()
+
+
+async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
+        await server.make_streams()
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
+        Lives.open(bus) as lives,
+    ):
+        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
+        await client.bear("started")
+        await client.move("model_fetched", model=MODEL)
+        await client.move("infer_ready")
+        for number, labelled in ((1, 3), (2, 12)):
+            await bus.publish(
+                Declined(
+                    task="mnist",
+                    client="c1",
+                    run=f"mnist-{number}",
+                    reason=f"labelled is {labelled}, and should be at least 64",
+                    rule="labelled >= 64",
+                    facts={"labelled": labelled},
+                )
+            )
+        await bus.publish(DataCounted(task="mnist", client="c1", labelled=12, unlabelled=500))
+    said = await fedbus("why", "c1")
+    facts = await fedbus("why", "c1", "--task", "mnist", "--json")
+    unknown = await fedbus("why", "c9")
+
+    lines = said.out.splitlines()
+    assert lines[0] == "c1 in task mnist"
+    assert lines[1].startswith("  the client    serves, and may be asked to train, since ")
+    assert lines[2].startswith("  its data      12 labelled, 500 unlabelled, counted ")
+    assert [line.split(",")[0].strip() for line in lines[4:6]] == ["mnist-2", "mnist-1"]
+    assert lines[4].endswith("labelled is 12, and should be at least 64")
+    assert lines[6] == "  The rule: labelled >= 64   (it had: labelled 12)"
+    assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
+    assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
