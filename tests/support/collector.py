@@ -102,7 +102,7 @@ def _values(attributes: Any) -> dict[str, str | int]:
 
 
 @asynccontextmanager
-async def collecting(slow_s: float = 0.0, status: int = 200) -> AsyncIterator[Collector]:
+async def collecting(slow_s: float = 0.0, status: int = 200, port: int = 0) -> AsyncIterator[Collector]:
     """A collector for as long as the block runs; a slow one, or one that answers with *status*, where asked."""
     collector = Collector()
 
@@ -122,7 +122,7 @@ async def collecting(slow_s: float = 0.0, status: int = 200) -> AsyncIterator[Co
     application.router.add_post("/v1/logs", handler(collector.take_lines))
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
+    site = web.TCPSite(runner, "127.0.0.1", port)
     await site.start()
     collector.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
     try:
