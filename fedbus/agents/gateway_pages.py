@@ -1,0 +1,299 @@
+"""The dashboard over HTTP: its files, the state, the feed, and the few things that can be asked for.
+
+GET  /                         the pages; their files lie in `fedbus/web`
+GET  /api/about                which federation, which version, whether anything can be changed
+GET  /api/state                the last word on every subject, and the cursor that it goes up to
+GET  /api/feed?after=CURSOR    what comes, as server-sent events; `Last-Event-ID` goes before *after*
+GET  /api/recent?limit=N       what was said last
+GET  /api/runs/RUN             what happened between the beginning and the end of a run
+GET  /api/traces/ID            what is remembered of a trace
+GET  /api/messages/e/SEQ       one message with all that it says
+GET  /api/models/TASK          the versions in the model repository
+POST /api/actions/WORD         start_run, stop_run, promote_model, roll_back_model: with the token
+"""
+
+import asyncio
+import hashlib
+import json
+from collections.abc import Awaitable, Callable, Iterator, Mapping
+from datetime import datetime, timedelta
+from importlib import resources
+from typing import Any, Final
+
+import structlog
+from aiohttp import web
+from pydantic import ValidationError
+
+from fedbus import __version__
+from fedbus.agents.gateway_feed import BadCursor, Cursor, Feed, Lost
+from fedbus.agents.gateway_guard import HEADERS, Guard
+from fedbus.agents.gateway_history import History
+from fedbus.agents.gateway_records import EVENTS, LIFE, Record
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.contracts.message import Request
+from fedbus.contracts.run import StartRun, StopRun
+from fedbus.contracts.transition import LIFECYCLES
+from fedbus.contracts.versions import PromoteModel, RollBackModel
+
+PAUSE_S: Final = 0.25
+"""A browser is told at most every so often."""
+ALIVE_S: Final = 10.0
+"""After so long without a word it is told that the line is still there, and who was heard of."""
+READ_S: Final = 15.0
+"""A browser that has not taken what it was sent within this is let go; it comes back with its cursor."""
+READY_S: Final = 10.0
+ANSWER_S: Final = 15.0
+BROWSERS: Final = 64
+RECENT: Final = 5_000
+BODY_BYTES: Final = 64 * 1024
+
+ACTIONS: Final[Mapping[str, type[Request]]] = {
+    kind.word: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel)
+}
+"""What can be asked for from the dashboard."""
+TYPES: Final = {
+    ".html": "text/html",
+    ".js": "text/javascript",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
+
+ModelsOf = Callable[[str], Awaitable[dict[str, Any]]]
+
+log = structlog.get_logger("fedbus.gateway")
+
+
+class Pages:
+    """What the dashboard answers. *models* tells of a task's model repository; *trace_url* leads to a trace."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        feed: Feed,
+        guard: Guard,
+        stop: asyncio.Event,
+        *,
+        models: ModelsOf,
+        trace_url: str = "",
+    ) -> None:
+        self._bus = bus
+        self._feed = feed
+        self._guard = guard
+        self._stop = stop
+        self._models = models
+        self._trace_url = trace_url
+        self._history = History(bus)
+        self._files = dict(_files())
+        self._browsers = 0
+
+    def application(self) -> web.Application:
+        application = web.Application(client_max_size=BODY_BYTES, middlewares=[self._guard.middleware])
+        application.add_routes(
+            [
+                web.get("/", self._file),
+                web.get("/api/about", self._about),
+                web.get("/api/state", self._state),
+                web.get("/api/feed", self._tell),
+                web.get("/api/recent", self._recent),
+                web.get("/api/runs/{run}", self._run),
+                web.get("/api/traces/{trace:[0-9a-f]{32}}", self._trace),
+                web.get(r"/api/messages/{stream:[el]}/{sequence:\d{1,15}}", self._message),
+                web.get("/api/models/{task}", self._versions),
+                web.post("/api/actions/{word}", self._act),
+                web.get(r"/{name:[a-z_]+\.(?:js|css|svg)}", self._file),
+            ]
+        )
+        return application
+
+    # --- files ------------------------------------------------------------------------------------
+
+    async def _file(self, request: web.Request) -> web.StreamResponse:
+        found = self._files.get(request.match_info.get("name", "index.html"))
+        if found is None:
+            raise web.HTTPNotFound(text="there is no such file here")
+        kind, body, tag = found
+        headers = {"ETag": tag, "Cache-Control": "no-cache"}
+        if request.headers.get("If-None-Match") == tag:
+            return web.Response(status=304, headers=headers)
+        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+
+    # --- what is so -------------------------------------------------------------------------------
+
+    async def _about(self, _: web.Request) -> web.Response:
+        lives = {
+            kind: {"waits": {str(state): wait.awaited for state, wait in one.waits.items()}}
+            for kind, one in LIFECYCLES.items()
+        }
+        return web.json_response(
+            {
+                "federation": self._bus.fed,
+                "version": __version__,
+                "acts": self._guard.acts,
+                "trace_url": self._trace_url,
+                "lifecycles": lives,
+            }
+        )
+
+    async def _state(self, _: web.Request) -> web.Response:
+        await self._ready()
+        cursor = self._feed.position
+        records = ",".join(one.json for one in self._feed.standing())
+        body = f'{{"cursor":"{cursor}","heard":{json.dumps(self._heard())},"records":[{records}]}}'
+        response = web.Response(text=body, content_type="application/json")
+        response.enable_compression()
+        return response
+
+    async def _recent(self, request: web.Request) -> web.Response:
+        await self._ready()
+        limit = request.query.get("limit", "500")
+        return _told(self._feed.newest(min(int(limit), RECENT) if limit.isdecimal() else 500))
+
+    async def _run(self, request: web.Request) -> web.Response:
+        found = await self._history.of_run(request.match_info["run"])
+        if found is None:
+            raise web.HTTPNotFound(text="there is no such run in the log")
+        return _told(found)
+
+    async def _trace(self, request: web.Request) -> web.Response:
+        await self._ready()
+        trace = request.match_info["trace"]
+        return _told(await self._history.of_trace(trace, _since(request)) or self._feed.in_trace(trace))
+
+    async def _message(self, request: web.Request) -> web.Response:
+        sequence = int(request.match_info["sequence"])
+        found = await self._history.message(request.match_info["stream"], sequence)
+        if found is None:
+            raise web.HTTPNotFound(text="the stream no longer holds this message")
+        return web.Response(text=found.json, content_type="application/json")
+
+    async def _versions(self, request: web.Request) -> web.Response:
+        return web.json_response(await self._models(request.match_info["task"]))
+
+    async def _ready(self) -> None:
+        try:
+            await asyncio.wait_for(self._feed.ready.wait(), READY_S)
+        except TimeoutError:
+            raise web.HTTPServiceUnavailable(
+                text=f"federation {self._bus.fed} has no streams yet: start its server with fedbus up"
+            ) from None
+
+    def _heard(self) -> dict[str, str]:
+        return {client: at.isoformat(timespec="seconds") for client, at in self._feed.heard.items()}
+
+    # --- what comes -------------------------------------------------------------------------------
+
+    async def _tell(self, request: web.Request) -> web.StreamResponse:
+        cursor = _cursor(request) or self._feed.position
+        await self._ready()
+        if self._browsers >= BROWSERS:
+            raise web.HTTPServiceUnavailable(text=f"{BROWSERS} browsers look already: close one")
+        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        await response.prepare(request)
+        self._browsers += 1
+        try:
+            await self._tell_all(response, cursor)
+        except (TimeoutError, ConnectionError):  # it reads no more: when it does again, it has its cursor
+            if request.transport is not None:
+                request.transport.abort()
+        finally:
+            self._browsers -= 1
+        return response
+
+    async def _tell_all(self, response: web.StreamResponse, cursor: Cursor) -> None:
+        await _write(response, b"retry: 1000\n\n")
+        news = aiter(self._feed.following(cursor))
+        coming = asyncio.ensure_future(anext(news))
+        stopped = asyncio.ensure_future(self._stop.wait())
+        try:
+            while not stopped.done():
+                await asyncio.wait([coming, stopped], timeout=ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                if coming.done():
+                    records, cursor = coming.result()
+                    await _write(response, _batch(records, cursor))
+                    await asyncio.wait([stopped], timeout=PAUSE_S)
+                    coming = asyncio.ensure_future(anext(news))
+                else:
+                    await _write(response, f"event: heard\ndata: {json.dumps(self._heard())}\n\n".encode())
+        except Lost:
+            await _write(response, b"event: lost\ndata: {}\n\n")
+        finally:
+            for task in (coming, stopped):
+                task.cancel()
+            await asyncio.gather(coming, stopped, return_exceptions=True)
+
+    # --- what is asked for ----------------------------------------------------------------------------
+
+    async def _act(self, request: web.Request) -> web.Response:
+        if (refusal := await self._guard.refusal(request)) is not None:
+            return refusal
+        kind = ACTIONS.get(request.match_info["word"])
+        if kind is None:
+            raise web.HTTPNotFound(text=f"choose one of {', '.join(ACTIONS)}")
+        wish = await _wish(kind, request)
+        log.info("asked for", word=wish.word, task=wish.task, by=request.remote)
+        try:
+            answer = await self._bus.request(wish, timeout_s=ANSWER_S)
+        except RequestRefused as refused:
+            return web.json_response({"error": refused.reason}, status=409)
+        except NoAnswer as silence:
+            return web.json_response({"error": str(silence)}, status=503)
+        return web.json_response(answer.model_dump(mode="json"))
+
+
+async def _wish(kind: type[Request], request: web.Request) -> Request:
+    if request.content_type != "application/json":
+        raise web.HTTPUnsupportedMediaType(text="send application/json")
+    try:
+        return kind.model_validate_json(await request.read())
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise web.HTTPBadRequest(text=f"{where}: {first['msg']}".removeprefix(": ")) from None
+
+
+def _batch(records: list[Record], cursor: Cursor) -> bytes:
+    return f"id: {cursor}\ndata: [{','.join(one.json for one in records)}]\n\n".encode()
+
+
+async def _write(response: web.StreamResponse, data: bytes) -> None:
+    """Send *data*; raises TimeoutError where nobody takes it."""
+    async with asyncio.timeout(READ_S):
+        await response.write(data)
+
+
+def _told(records: list[Record]) -> web.Response:
+    response = web.Response(
+        text=f"[{','.join(one.json for one in records)}]", content_type="application/json"
+    )
+    response.enable_compression()
+    return response
+
+
+def _cursor(request: web.Request) -> Cursor | None:
+    text = request.headers.get("Last-Event-ID") or request.query.get("after")
+    try:
+        return Cursor.parse(text) if text else None
+    except BadCursor as error:
+        raise web.HTTPBadRequest(text=str(error)) from None
+
+
+def _since(request: web.Request) -> datetime | None:
+    """A little before the moment that is asked about."""
+    try:
+        at = datetime.fromisoformat(request.query["around"])
+    except (KeyError, ValueError):
+        return None
+    return at - timedelta(minutes=10) if at.tzinfo else None
+
+
+def _files() -> Iterator[tuple[str, tuple[str, bytes, str]]]:
+    """The pages' files, with their type and a tag that changes with them."""
+    for file in (resources.files("fedbus") / "web").iterdir():
+        suffix = file.name[file.name.rfind(".") :]
+        if suffix in TYPES:
+            body = file.read_bytes()
+            yield file.name, (TYPES[suffix], body, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+
+
+assert {EVENTS, LIFE} == {"e", "l"}, "the route of a message spells them"

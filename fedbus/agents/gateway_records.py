@@ -1,0 +1,117 @@
+"""A message as a browser is told of it: JSON that is written once, however many look.
+
+    {"s": "l", "n": 812, "at": "…", "word": "transition", "subject": "fedbus.dev.life.client.c1.mnist",
+     "source": "…", "about": "…", "trace": "4bf9…", "body": {…}}
+
+``s`` and ``n`` say where it stands: in the events stream (``e``) or the life stream (``l``), and at which
+sequence. What is long is cut, with a mark that says so; the whole is had by `whole`.
+"""
+
+import json
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Any, Final
+
+from fedbus.bus.bus import Seen
+from fedbus.contracts.message import Family
+
+EVENTS: Final = "e"
+LIFE: Final = "l"
+TEXT: Final = 2_000
+"""Characters of one string."""
+ITEMS: Final = 2_000
+"""Entries of one list or table."""
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One message of a stream, told."""
+
+    stream: str
+    sequence: int
+    subject: str
+    at: datetime
+    trace: str
+    """The trace id, where there is one."""
+    speaker: str
+    """Whose agent said it: a client's id, ``server`` or ``people``."""
+    json: str
+
+
+def record(seen: Seen) -> Record:
+    """*seen* as the feed tells it, cut to what a page can show."""
+    return _record(seen, cut)
+
+
+def whole(seen: Seen) -> Record:
+    """*seen* with all that its body says."""
+    return _record(seen, lambda told: told)
+
+
+def _record(seen: Seen, shorten: Callable[[Any], Any]) -> Record:
+    stream = LIFE if seen.message.family is Family.LIFE else EVENTS
+    trace = trace_id(seen.envelope.trace.get("traceparent", ""))
+    told = {
+        "s": stream,
+        "n": seen.sequence,
+        "id": seen.envelope.id,
+        "at": seen.envelope.time.isoformat(timespec="milliseconds"),
+        "word": seen.message.word,
+        "subject": seen.subject,
+        "source": seen.envelope.source,
+        "about": seen.envelope.subject,
+        "trace": trace,
+        "body": readable(seen.message.model_dump(mode="python")),
+    }
+    return Record(
+        stream=stream,
+        sequence=seen.sequence,
+        subject=seen.subject,
+        at=seen.envelope.time,
+        trace=trace,
+        speaker=seen.envelope.source.rpartition("/")[2],
+        json=json.dumps(shorten(told), ensure_ascii=False, allow_nan=False),
+    )
+
+
+def trace_id(traceparent: str) -> str:
+    """The second part of a W3C ``traceparent``; nothing where it is none."""
+    parts = traceparent.split("-")
+    return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
+
+
+def readable(value: Any) -> Any:
+    """*value* in what JSON has: times as ISO 8601, bytes by their size and beginning, "nan" as text."""
+    match value:
+        case dict():
+            return {str(name): readable(item) for name, item in value.items()}
+        case list() | tuple():
+            return [readable(item) for item in value]
+        case None | bool() | int():
+            return value
+        case float():
+            return value if math.isfinite(value) else str(value)
+        case datetime():
+            return value.isoformat(timespec="milliseconds")
+        case bytes():
+            return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
+        case _:
+            return str(value).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+
+
+def cut(value: Any) -> Any:
+    """*value* with long texts, lists and tables cut, and a mark where."""
+    match value:
+        case str() if len(value) > TEXT:
+            return f"{value[:TEXT]}… ({len(value)} characters)"
+        case dict():
+            kept = list(value.items())[:ITEMS]
+            more = {"…": f"{len(value) - ITEMS} more"} if len(value) > ITEMS else {}
+            return {cut(name): cut(item) for name, item in kept} | more
+        case list():
+            more_items = [f"… {len(value) - ITEMS} more"] if len(value) > ITEMS else []
+            return [cut(item) for item in value[:ITEMS]] + more_items
+        case _:
+            return value

@@ -1,0 +1,84 @@
+"""The dashboard put together: the gateway, its bus, and where it reads of models."""
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from fedbus import __version__
+from fedbus.agents.gateway import Gateway
+from fedbus.agents.gateway_guard import Guard
+from fedbus.agents.tasks import first_of
+from fedbus.app.settings import BadSetting, Settings
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.identifiers import BadId
+from fedbus.stores.errors import StoreError
+from fedbus.stores.models import open_store
+
+TOKEN: Final = "FEDBUS_GATEWAY_TOKEN"  # noqa: S105 (the name of a variable)
+TOKEN_FILE: Final = f"{TOKEN}_FILE"
+SHORTEST_TOKEN: Final = 16
+STORE_PATIENCE_S: Final = 5.0
+
+
+@dataclass(frozen=True)
+class Dashboard:
+    """How the dashboard is to be served."""
+
+    settings: Settings
+    host: str = "127.0.0.1"
+    port: int = 0
+    hosts: Sequence[str] = ()
+    """Other names that it is known by."""
+    trace_url: str = ""
+    """Leads to a trace: ``http://grafana/…{trace_id}…``."""
+    token: str = ""
+
+    async def serve(self, stop: asyncio.Event) -> None:
+        """Until *stop*; raises CannotListen, and BusClosed where the bus is gone for good."""
+        settings = self.settings
+        identity = Identity(settings.fed, "gateway")
+        async with (
+            Bus.connect(settings.nats_url, identity, access=settings.access) as bus,
+            bus.introduced(task="every", version=__version__),
+        ):
+            guard = Guard([self.host, *self.hosts], self.token)
+            gateway = Gateway(
+                bus, guard, models=self.models, trace_url=self.trace_url, host=self.host, port=self.port
+            )
+            await first_of(gateway.run(stop), bus.lost(), self._announce(gateway))
+
+    async def _announce(self, gateway: Gateway) -> None:
+        print(f"the dashboard is on {await asyncio.shield(gateway.url)}", flush=True)
+        await asyncio.Event().wait()
+
+    async def models(self, task: str) -> dict[str, Any]:
+        """The versions of *task* in the model repository, or why they cannot be read."""
+        try:
+            store = open_store(self.settings.store_url, task, patience_s=STORE_PATIENCE_S)
+            versions, champion = await asyncio.gather(store.versions(), store.champion())
+        except (StoreError, BadId) as error:
+            return {"store": "", "versions": [], "champion": None, "error": str(error)}
+        return {
+            "store": store.url.partition("?")[0],
+            "versions": [one.model_dump(mode="json") for one in versions],
+            "champion": champion.model_dump(mode="json") if champion else None,
+            "error": "",
+        }
+
+
+def token_in(environment: dict[str, str], file: Path | None) -> str:
+    """The token that lets people act, or nothing; raises BadSetting."""
+    token = environment.get(TOKEN, "").strip()
+    if not token and file is not None:
+        try:
+            token = file.read_text().strip()
+        except OSError as error:
+            raise BadSetting(f"{TOKEN_FILE}: {file}: {error.strerror}") from None
+    if token and len(token) < SHORTEST_TOKEN:
+        raise BadSetting(
+            f"{TOKEN}: a token of {len(token)} characters is guessed: take {SHORTEST_TOKEN} or more, "
+            "as `openssl rand -hex 16` gives them"
+        )
+    return token

@@ -1,0 +1,209 @@
+// The pages put together: which is shown, the line to the gateway, the details of a message, and dialogs.
+
+import { h, put, inFrame } from "./dom.js";
+import { Store } from "./store.js";
+import { FleetPage } from "./fleet.js";
+import { RunsPage } from "./runs.js";
+import { TrainingPage } from "./training.js";
+import { EventsPage, key } from "./events.js";
+import { ModelsPage } from "./models.js";
+import { SchedulesPage } from "./schedules.js";
+import { clip, clock, gist, stateName, who } from "./words.js";
+
+const PAGES = { fleet: ["Fleet", FleetPage], runs: ["Runs", RunsPage], training: ["Training", TrainingPage], events: ["Events", EventsPage], models: ["Models", ModelsPage], schedules: ["Schedules", SchedulesPage] };
+const THEMES = { auto: "As the system", light: "Light", dark: "Dark" };
+const LINKS = { live: "live", lost: "not connected", connecting: "connecting" };
+const SPOKEN_EVERY_MS = 10000;
+const at = (id) => document.getElementById(id);
+
+class App {
+  constructor(store) {
+    this.store = store;
+    this.shown = "";
+    this.changes = [];
+    this.drawer = h("aside", { class: "drawer", "aria-label": "The chosen message", hidden: true, tabindex: -1 });
+    document.body.append(this.drawer);
+    this.redraw = inFrame(() => this.drawChanges());
+    store.addEventListener("change", ({ detail }) => {
+      this.changes.push(detail);
+      this.redraw();
+    });
+    store.addEventListener("link", () => this.drawLink());
+    addEventListener("hashchange", () => this.go());
+    addEventListener("keydown", (event) => event.key === "Escape" && !at("ask").open && this.hide());
+    at("unlock").addEventListener("click", () => (store.token ? store.unlock("") : this.askToken()));
+    at("theme").addEventListener("click", () => this.nextTheme());
+    this.theme(localStorage.getItem("fedbus-theme") ?? "auto");
+    this.drawLink();
+    this.go();
+  }
+
+  // --- pages ---------------------------------------------------------------------------------
+
+  go() {
+    const [path, query = ""] = location.hash.replace(/^#\/?/, "").split("?");
+    const [name = "", ...rest] = path.split("/").map(plain);
+    const [, Page] = PAGES[name] ?? PAGES.fleet;
+    this.name = PAGES[name] ? name : "fleet";
+    this.page?.leave();
+    this.page = new Page(this.store, this, rest, new URLSearchParams(query));
+    put(at("main"), this.page.root);
+    put(at("pages"), Object.entries(PAGES).map(([one, [title]]) => h("li", {}, h("a", { href: `#/${one}`, "aria-current": one === this.name ? "page" : null }, title))));
+    document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
+    this.page.update({ type: "reset" });
+    if (this.gone) at("main").focus({ preventScroll: true });
+    this.gone = true;
+    scrollTo(0, 0);
+  }
+
+  drawChanges() {
+    const changes = this.changes.splice(0);
+    const kinds = new Set(changes.map((one) => one.type));
+    if (kinds.has("reset")) {
+      document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
+      this.drawLink();
+      this.page.update({ type: "reset" });
+      return;
+    }
+    const records = changes.flatMap((one) => one.records ?? []);
+    this.page.update(records.length ? { type: "news", records } : { type: "heard" });
+  }
+
+  /** Said to screen readers, seldom. */
+  speak(text) {
+    if (text === this.spoken || Date.now() - (this.spokenAt ?? 0) < SPOKEN_EVERY_MS) return;
+    this.spoken = text;
+    this.spokenAt = Date.now();
+    at("spoken").textContent = text;
+  }
+
+  // --- the line, the theme, the token --------------------------------------------------------------
+
+  drawLink() {
+    const { link, reason, about, token } = this.store;
+    const line = at("link");
+    line.dataset.state = link;
+    line.textContent = LINKS[link] + (about.federation ? ` · ${about.federation}` : "");
+    const banner = at("banner");
+    banner.hidden = link !== "lost";
+    if (link === "lost") banner.textContent = `Not connected: ${reason}. What you see is of ${clock(new Date().toISOString())} or before; it is tried again, and nothing will be missed.`;
+    const unlock = at("unlock");
+    unlock.hidden = !about.acts;
+    unlock.textContent = token ? "Lock actions" : "Unlock actions";
+  }
+
+  theme(name) {
+    this.themeName = name in THEMES ? name : "auto";
+    if (this.themeName === "auto") delete document.documentElement.dataset.theme;
+    else document.documentElement.dataset.theme = this.themeName;
+    localStorage.setItem("fedbus-theme", this.themeName);
+    at("theme").textContent = { auto: "◐", light: "☀", dark: "☾" }[this.themeName];
+    at("theme").setAttribute("aria-label", `Colours: ${THEMES[this.themeName]}. Change`);
+    at("theme").title = `Colours: ${THEMES[this.themeName]}`;
+  }
+
+  nextTheme() {
+    const names = Object.keys(THEMES);
+    this.theme(names[(names.indexOf(this.themeName) + 1) % names.length]);
+  }
+
+  async askToken() {
+    const field = h("input", { type: "password", autocomplete: "off", "aria-label": "Token", size: 40 });
+    if (await this.ask("Unlock actions", [h("p", {}, "The token is what FEDBUS_GATEWAY_TOKEN holds where the gateway runs. It stays in this tab."), field], "Unlock") && field.value) this.store.unlock(field.value.trim());
+  }
+
+  confirm(title, text, yes) {
+    return this.ask(title, [h("p", {}, text)], yes);
+  }
+
+  ask(title, content, yes) {
+    const dialog = at("ask");
+    return new Promise((resolve) => {
+      const done = (answer) => {
+        dialog.close();
+        resolve(answer);
+      };
+      put(dialog, h("form", { method: "dialog", onsubmit: (event) => { event.preventDefault(); done(true); } }, h("h2", { id: "ask-title" }, title), content,
+        h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => done(false) }, "Leave it"), h("button", { type: "submit", class: "primary" }, yes))));
+      dialog.oncancel = () => resolve(false);
+      dialog.showModal();
+    });
+  }
+
+  async act(word, wish) {
+    try {
+      await this.store.act(word, wish);
+      this.toast(`${stateName(word)}: done`);
+    } catch (error) {
+      this.toast(error.message, "bad");
+    }
+  }
+
+  toast(text, kind = "good") {
+    const note = h("div", { class: `toast ${kind}`, role: "status" }, text);
+    document.body.append(note);
+    setTimeout(() => note.remove(), 8000);
+  }
+
+  // --- a message, whole ----------------------------------------------------------------------------
+
+  /** A link to where traces are looked at, if that is an address of the web. */
+  traceLink(trace, text = "Open the trace") {
+    const template = this.store.about.trace_url;
+    if (!trace || !/^https?:\/\//.test(template)) return null;
+    return h("a", { class: "button", href: template.replaceAll("{trace_id}", encodeURIComponent(trace)), target: "_blank", rel: "noopener noreferrer" }, text);
+  }
+
+  async show(record) {
+    this.shown = key(record);
+    this.before = document.activeElement;
+    const body = h("pre", { tabindex: 0, "aria-label": "The body, as JSON" }, JSON.stringify(record.body, null, 2));
+    const chain = h("div");
+    put(this.drawer,
+      h("div", { class: "head" }, h("h2", {}, record.word.replaceAll("_", " ")), h("button", { type: "button", class: "quiet", onclick: () => this.hide() }, "Close")),
+      h("dl", {}, [["Time", clock(record.at, true)], ["Said by", who(record.source)], ["Subject", record.subject], ["About", record.about], ["Sequence", `${record.n} of ${record.s === "l" ? "life" : "events"}`], ["Id", record.id], ["Trace", record.trace || "none"]].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 200))])),
+      h("div", { class: "filters" }, record.trace ? h("button", { type: "button", onclick: () => this.chain(record, chain) }, "What led to it") : null, this.traceLink(record.trace)),
+      chain, h("h3", {}, "Body"), body);
+    this.drawer.hidden = false;
+    this.drawer.focus({ preventScroll: true });
+    try {
+      const whole = await this.store.get(`api/messages/${record.s}/${record.n}`);
+      if (this.shown === key(record)) body.textContent = JSON.stringify(whole.body, null, 2);
+    } catch {
+      // the stream has let it go: what the feed told of it is shown already
+    }
+  }
+
+  /** All messages of the same trace, in order. */
+  async chain(record, place) {
+    put(place, h("p", { class: "muted" }, "Reads the streams…"));
+    try {
+      const found = await this.store.get(`api/traces/${record.trace}?around=${encodeURIComponent(record.at)}`);
+      put(place, h("h3", {}, `${found.length} messages of this trace`), h("ol", { class: "chain" }, found.slice(0, 300).map((one) => h("li", { "aria-current": key(one) === key(record) ? "true" : null },
+        h("button", { type: "button", class: "link", onclick: () => this.show(one) }, stateName(one.word === "transition" ? one.body.facts.kind : one.word)), h("span", { class: "muted" }, ` ${clock(one.at, true)} ${clip(who(one.source), 40)} `), clip(gist(one), 120)))));
+    } catch (error) {
+      put(place, h("p", { class: "note bad" }, error.message));
+    }
+  }
+
+  hide() {
+    if (this.drawer.hidden) return;
+    this.drawer.hidden = true;
+    this.shown = "";
+    this.before?.focus?.({ preventScroll: true });
+  }
+}
+
+function plain(part) {
+  try {
+    return decodeURIComponent(part);
+  } catch {
+    return part;
+  }
+}
+
+const store = new Store();
+const app = new App(store);
+store.begin();
+// For whoever drives the page from outside: how far it has come.
+Object.defineProperty(window, "fedbus", { value: { store, app } });

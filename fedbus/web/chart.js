@@ -1,0 +1,77 @@
+// Curves, drawn as SVG; the same figures stand in a table below, for whoever cannot see them.
+
+import { h, s } from "./dom.js";
+import { figure } from "./words.js";
+
+const WIDE = innerWidth < 700 ? 380 : 640;
+const HIGH = innerWidth < 700 ? 240 : 280;
+const LEFT = 54;
+const RIGHT = 14;
+const TOP = 14;
+const BOTTOM = 36;
+
+/** series: [{name, tone, points: [{x, y, label}]}]; gaps: [{x, label}] are drawn as dotted lines. */
+export function chart({ title, series, xTitle, gaps = [] }) {
+  const points = series.flatMap((one) => one.points);
+  const readout = h("output", { class: "readout" }, " ");
+  if (points.length === 0) return h("figure", { class: "chart" }, h("figcaption", {}, title), h("p", { class: "muted" }, "No round has told this figure yet."));
+  const [x0, x1] = spread(points.map((one) => one.x), true);
+  const [y0, y1] = spread(points.map((one) => one.y), false);
+  const x = (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDE - LEFT - RIGHT);
+  const y = (value) => HIGH - BOTTOM - ((value - y0) / (y1 - y0)) * (HIGH - TOP - BOTTOM);
+  const drawing = s("svg", { viewBox: `0 0 ${WIDE} ${HIGH}`, role: "img", "aria-label": `${title}: ${series.length} curve${series.length === 1 ? "" : "s"}, ${points.length} points` });
+  for (const tick of ticks(y0, y1, 5)) {
+    drawing.append(s("line", { class: "grid", x1: LEFT, x2: WIDE - RIGHT, y1: y(tick), y2: y(tick) }), s("text", { class: "tick", x: LEFT - 8, y: y(tick) + 4, "text-anchor": "end" }, figure(tick)));
+  }
+  for (const tick of ticks(x0, x1, 8).filter(Number.isInteger)) {
+    drawing.append(s("text", { class: "tick", x: x(tick), y: HIGH - BOTTOM + 18, "text-anchor": "middle" }, String(tick)));
+  }
+  for (const gap of gaps) {
+    drawing.append(s("line", { class: "joint", x1: x(gap.x), x2: x(gap.x), y1: TOP, y2: HIGH - BOTTOM }), s("text", { class: "tick", x: x(gap.x) + 4, y: TOP + 8 }, gap.label));
+  }
+  drawing.append(s("line", { class: "axis", x1: LEFT, x2: WIDE - RIGHT, y1: HIGH - BOTTOM, y2: HIGH - BOTTOM }), s("text", { class: "tick", x: (LEFT + WIDE - RIGHT) / 2, y: HIGH - 4, "text-anchor": "middle" }, xTitle));
+  series.forEach((one) => {
+    const path = one.points.map((point, at) => `${at ? "L" : "M"}${x(point.x).toFixed(1)} ${y(point.y).toFixed(1)}`).join("");
+    drawing.append(s("path", { class: `curve t${one.tone}`, d: path }));
+    if (one.points.length <= 80) for (const point of one.points) drawing.append(s("circle", { class: `dot t${one.tone}`, cx: x(point.x), cy: y(point.y), r: 3 }));
+  });
+  const mark = s("circle", { class: "mark", r: 6, visibility: "hidden" });
+  drawing.append(mark);
+  drawing.addEventListener("pointermove", (event) => {
+    const box = drawing.getBoundingClientRect();
+    const at = { x: ((event.clientX - box.left) / box.width) * WIDE, y: ((event.clientY - box.top) / box.height) * HIGH };
+    let best = null;
+    for (const one of series) for (const point of one.points) {
+      const far = (x(point.x) - at.x) ** 2 + (y(point.y) - at.y) ** 2;
+      if (!best || far < best.far) best = { far, one, point };
+    }
+    mark.setAttribute("visibility", "visible");
+    mark.setAttribute("cx", x(best.point.x));
+    mark.setAttribute("cy", y(best.point.y));
+    readout.textContent = `${best.one.name}, ${best.point.label}: ${figure(best.point.y)}`;
+  });
+  const keys = h("ul", { class: "keys" }, series.map((one) => h("li", {}, h("span", { class: `swatch t${one.tone}`, "aria-hidden": "true" }), one.name)));
+  const figures = h("details", {}, h("summary", {}, "The figures"), h("div", { class: "scroll short" }, h("table", {}, h("thead", {}, h("tr", {}, ["Run", "Round", title].map((name) => h("th", { scope: "col" }, name)))),
+    h("tbody", {}, series.flatMap((one) => one.points.map((point) => h("tr", {}, h("td", {}, one.name), h("td", {}, point.label), h("td", { class: "number" }, figure(point.y)))))))));
+  return h("figure", { class: "chart" }, h("figcaption", {}, title, readout), drawing, keys, figures);
+}
+
+function spread(values, exact) {
+  let low = Infinity;
+  let high = -Infinity;
+  for (const value of values) {
+    low = Math.min(low, value);
+    high = Math.max(high, value);
+  }
+  const room = (high - low || Math.abs(high) || 1) * (exact ? 0 : 0.08);
+  return high === low && exact ? [low - 0.5, high + 0.5] : [low - room, high + room];
+}
+
+function ticks(low, high, count) {
+  const raw = (high - low) / count;
+  const size = 10 ** Math.floor(Math.log10(raw));
+  const step = [1, 2, 5, 10].map((one) => one * size).find((one) => one >= raw);
+  const found = [];
+  for (let at = Math.ceil(low / step) * step; at <= high + 1e-12; at += step) found.push(+at.toPrecision(12));
+  return found;
+}

@@ -1,0 +1,168 @@
+// The fleet: where each client stands in its three lifecycles, and why it does not train.
+
+import { h, put } from "./dom.js";
+import { VirtualTable } from "./table.js";
+import { ago, badge, bytes, clip, clock, figure, short, shown, stateName } from "./words.js";
+import { OVER } from "./store.js";
+
+const LATE_S = 60;
+
+export class FleetPage {
+  title = "Fleet";
+
+  constructor(store, app) {
+    this.store = store;
+    this.app = app;
+    this.chosen = "";
+    this.text = "";
+    this.state = "";
+    this.summary = h("div", { class: "tiles" });
+    this.search = h("input", { type: "search", placeholder: "Client, task or reason", "aria-label": "Filter the clients", oninput: (event) => this.filter({ text: event.target.value.toLowerCase() }) });
+    this.states = h("select", { "aria-label": "Only clients in this state", onchange: (event) => this.filter({ state: event.target.value }) });
+    this.details = h("aside", { class: "details", "aria-label": "The chosen client", hidden: true });
+    this.table = new VirtualTable(COLUMNS(this), {
+      caption: "Clients, their states and versions",
+      by: "name",
+      key: (row) => row.key,
+      picked: () => this.chosen,
+      onpick: (row) => this.choose(row.key),
+      empty: () => this.empty(),
+    });
+    this.root = h("div", { class: "page" },
+      h("div", { class: "head" }, h("h1", {}, "Fleet"), h("div", { class: "filters" }, this.search, this.states)),
+      this.summary,
+      h("div", { class: "split" }, this.table.root, this.details));
+    this.every = setInterval(() => this.table.draw(), 5000);
+  }
+
+  leave() {
+    clearInterval(this.every);
+  }
+
+  filter(change) {
+    Object.assign(this, change);
+    this.update();
+  }
+
+  choose(key) {
+    this.chosen = this.chosen === key ? "" : key;
+    this.update();
+  }
+
+  update() {
+    const clients = [...this.store.clients.values()];
+    const states = new Map();
+    for (const one of clients) states.set(standing(one), (states.get(standing(one)) ?? 0) + 1);
+    const training = clients.filter((one) => ["pending", "training"].includes(one.fl_client?.body.target)).length;
+    const serving = clients.filter((one) => ["serving", "updating"].includes(one.inference?.body.target)).length;
+    const silent = clients.filter((one) => late(this.store, one)).length;
+    put(this.summary,
+      tile("Clients", clients.length), tile("Serve predictions", serving, serving === clients.length ? "good" : "wait"),
+      tile("Train now", training, "busy"), tile(`Silent in a run for ${LATE_S} s`, silent, silent ? "wait" : "good"),
+      this.store.tasks().map((task) => this.server(task)));
+    put(this.states, h("option", { value: "" }, "Every state"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
+    const rows = clients.filter((one) => (!this.state || standing(one) === this.state) && this.matches(one));
+    this.filtered = rows.length < clients.length;
+    this.table.update(rows);
+    this.detail();
+    this.app.speak(`${clients.length} clients, ${training} train, ${silent} silent`);
+  }
+
+  matches(one) {
+    return !this.text || `${one.name} ${one.task} ${why(this.store, one).text}`.toLowerCase().includes(this.text);
+  }
+
+  server(task) {
+    const server = this.store.servers.get(task);
+    const facts = server?.body.facts;
+    return h("div", { class: "tile" }, h("span", { class: "label" }, `Server of ${task}`), h("span", { class: "value" }, badge(server?.body.target ?? "")),
+      h("span", { class: "label" }, facts?.model ? `serves v${facts.model.version}` : "no model yet", ` · code ${short(facts?.code_version)}`));
+  }
+
+  empty() {
+    return this.filtered
+      ? h("p", {}, "No client matches the filter.")
+      : h("div", {}, h("h2", {}, "No client yet"), h("p", {}, "Start one on a device with ", h("code", {}, "fedbus client up c1"), ", or three on this machine with ", h("code", {}, "fedbus up --clients 3"), "."));
+  }
+
+  detail() {
+    const one = this.store.clients.get(this.chosen);
+    this.details.hidden = !one;
+    if (!one) return;
+    const lives = ["client", "fl_client", "inference"].map((kind) => [kind, one[kind]]).filter(([, record]) => record);
+    const reason = why(this.store, one);
+    put(this.details,
+      h("div", { class: "head" }, h("h2", {}, one.name), h("button", { type: "button", class: "quiet", onclick: () => this.choose(one.key) }, "Close")),
+      h("p", { class: "muted" }, `task ${one.task}, last heard of ${ago(this.store.heard.get(one.name))}`),
+      h("p", { class: `note ${reason.tone}` }, reason.text || "It takes part in the run that is under way."),
+      h("dl", {}, lives.flatMap(([kind, record]) => [
+        h("dt", {}, NAMES[kind]),
+        h("dd", {}, badge(record.body.target), ` since ${clock(record.at)}`, record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
+      ])),
+      h("h3", {}, "What it said last"),
+      h("ul", { class: "said" }, Object.values(one.said).sort((a, b) => b.at.localeCompare(a.at)).slice(0, 12).map((record) => h("li", {},
+        h("button", { type: "button", class: "link", onclick: () => this.app.show(record) }, record.word.replaceAll("_", " ")), h("span", { class: "muted" }, ` ${ago(record.at)} `), clip(record.body.reason ?? "", 160)))),
+      h("p", {}, h("a", { href: `#/events?client=${encodeURIComponent(one.name)}` }, "All its events")));
+  }
+}
+
+const NAMES = { client: "Client manager", fl_client: "Training", inference: "Predictions" };
+
+const COLUMNS = (page) => [
+  { key: "name", title: "Client", sort: (row) => row.name, cell: (row) => h("strong", {}, row.name), class: "name" },
+  { key: "task", title: "Task", sort: (row) => row.task, cell: (row) => row.task },
+  { key: "state", title: "State", sort: standing, cell: (row) => badge(standing(row)) },
+  { key: "training", title: "Training", sort: (row) => row.fl_client?.body.target ?? "", cell: (row) => (row.fl_client ? badge(row.fl_client.body.target) : "–") },
+  { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–") },
+  { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number" },
+  { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))) },
+  { key: "seen", title: "Last seen", sort: (row) => page.store.heard.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.heard.get(row.name))) },
+  { key: "resources", title: "Resources", sort: (row) => load(row)[0], cell: (row) => load(row)[1] },
+  { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
+];
+
+const standing = (one) => one.client?.body.target ?? "s0";
+const version = (one) => one.inference?.body.facts.model?.version ?? one.client?.body.facts.model?.version;
+const code = (one) => one.client?.body.facts.code_version ?? "";
+const late = (store, one) => !(Date.now() - new Date(store.heard.get(one.name) ?? 0) < LATE_S * 1000) && standing(one) === "learning";
+
+/** What the device says of itself: cpu and memory, where its monitor tells them. */
+function load(one) {
+  for (const record of Object.values(one.said)) {
+    const parts = [];
+    const body = record.body.device ?? record.body.resources ?? record.body;
+    const cpu = body.cpu ?? body.cpu_share ?? body.cpu_percent;
+    const used = body.memory_bytes ?? body.memory_used_bytes;
+    const celsius = body.temperature_c ?? body.celsius;
+    if (typeof cpu === "number") parts.push(`${Math.round(body.cpu_percent !== undefined ? cpu : cpu * 100)} % CPU`);
+    if (typeof used === "number") parts.push(bytes(used));
+    if (typeof celsius === "number") parts.push(`${figure(celsius)} °C`);
+    if (parts.length) return [cpu ?? 0, parts.join(" · ")];
+  }
+  return [-1, "–"];
+}
+
+/** Why *one* does not train: the newest of its own reasons, else what it waits for. */
+export function why(store, one) {
+  const state = standing(one);
+  if (["pending", "training"].includes(one.fl_client?.body.target)) return { text: "", tone: "none" };
+  if (state === "terminated") return { text: `It gave up: ${shown(one.client.body.reason)}`, tone: "bad" };
+  if (state === "s0") return { text: "It starts, and waits for the server and the model repository", tone: "wait" };
+  const open = store.openRun(one.task);
+  const reasons = [["declined", "Declined", "wait"], ["fail_train", "Failed", "bad"], ["code_refused", "Refused the code", "bad"], ["capture_paused", "Captures nothing", "wait"]]
+    .map(([word, name, tone]) => ({ record: one.said[word], name, tone }))
+    .filter(({ record }) => record && !(one.said.joined?.at > record.at) && !(record.word === "code_refused" && one.said.code_ready?.at > record.at) && !(record.word === "capture_paused"))
+    .sort((a, b) => b.record.at.localeCompare(a.record.at));
+  if (reasons.length) {
+    const { record, name, tone } = reasons[0];
+    return { text: `${name}${record.body.run ? ` ${record.body.run}` : ""}: ${shown(record.body.reason)}`, tone: open?.body.facts.run === record.body.run || !record.body.run ? tone : "none" };
+  }
+  if (state === "syncing") return { text: "It fetches the task's code", tone: "wait" };
+  if (state === "pending_application") return { text: "It takes a new model", tone: "wait" };
+  if (!open || OVER.has(open.body.target)) return { text: "No run is under way", tone: "none" };
+  return { text: `It was not taken into ${open.body.facts.run} yet`, tone: "wait" };
+}
+
+function tile(name, value, tone = "none") {
+  return h("div", { class: `tile ${tone}` }, h("span", { class: "label" }, name), h("span", { class: "value" }, String(value)));
+}

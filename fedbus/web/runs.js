@@ -1,0 +1,193 @@
+// One run: how it stands, who did what when, and what its rounds came to.
+
+import { h, put, s } from "./dom.js";
+import { OVER } from "./store.js";
+import { ago, badge, clip, clock, figure, metric, short, shown, span, stateName, tone } from "./words.js";
+
+const ROW = 26;
+const LEFT = 132;
+const LANES = new Set(["client", "fl_client", "inference", "server"]);
+
+export class RunsPage {
+  title = "Runs";
+
+  constructor(store, app, [run = ""]) {
+    this.store = store;
+    this.app = app;
+    this.run = run;
+    this.history = [];
+    this.spans = new Map();
+    this.list = h("ul", { class: "runlist", "aria-label": "Runs" });
+    this.body = h("section", { class: "run", "aria-label": "The run" });
+    this.facts = h("div");
+    this.rounds = h("div");
+    this.drawing = s("svg", { class: "gantt", role: "img" });
+    this.scroll = h("div", { class: "scroll ganttbox", tabindex: 0, role: "region", "aria-label": "Who did what when", onscroll: () => this.draw() }, this.drawing);
+    this.ruler = s("svg", { class: "gantt ruler", "aria-hidden": "true", height: 24 });
+    this.readout = h("p", { class: "readout", role: "status" }, "Point at a bar to read it.");
+    put(this.body, this.facts, h("h2", {}, "Who did what when"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, h("h2", {}, "Rounds"), this.rounds);
+    this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Runs")), h("div", { class: "withlist" }, this.list, this.body));
+    new ResizeObserver(() => this.draw()).observe(this.scroll);
+    this.every = setInterval(() => !this.over && this.draw(), 1000);
+  }
+
+  leave() {
+    clearInterval(this.every);
+  }
+
+  update(change) {
+    const runs = this.store.runList();
+    const wanted = this.run || runs[0]?.body.facts.run || "";
+    put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === wanted ? "true" : null },
+      h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)}/${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
+    const record = this.store.runs.get(wanted);
+    this.body.hidden = !record;
+    if (!record) {
+      put(this.list, h("li", { class: "blank" }, h("h2", {}, wanted ? `No run ${clip(wanted, 80)}` : "No run yet"), h("p", {}, "Start one with ", h("code", {}, "fedbus run start"), ", or give the task a schedule.")));
+      return;
+    }
+    this.record = record;
+    this.over = OVER.has(record.body.target);
+    if (this.shownRun !== wanted || change?.type === "reset") this.load(wanted);
+    else if (change?.type === "news") this.add(change.records);
+    this.tell(record);
+    this.draw();
+  }
+
+  async load(run) {
+    this.shownRun = run;
+    this.spans.clear();
+    try {
+      const history = await this.store.get(`api/runs/${encodeURIComponent(run)}`);
+      if (run !== this.shownRun) return;
+      this.spans.clear();
+      this.add(history);
+      this.draw();
+    } catch (error) {
+      this.readout.textContent = `What happened in it cannot be read: ${error.message}`;
+    }
+  }
+
+  /** Spans of each lane: a state lasts until the next one of the same thing. */
+  add(records) {
+    const facts = this.record.body.facts;
+    for (const record of records) {
+      const { body } = record;
+      if (body.task !== facts.task || (this.over && record.at > after(this.record.at, 60))) continue;
+      if (record.word === "transition" && LANES.has(body.facts.kind)) this.moved(record);
+      else if (record.word === "round_reply" && body.run === facts.run) {
+        const begin = after(record.at, -(body.train_s || 0));
+        const failed = body.error_code !== null && body.error_code !== undefined;
+        this.lane(body.client).push({ n: `e${record.n}`, from: begin, to: record.at, layer: "work", tone: failed ? "bad" : "work", says: `${body.client}: round ${shown(body.round)}, ${failed ? `failed: ${body.error_reason}` : `trained for ${span(body.train_s)}`}` });
+      }
+    }
+  }
+
+  moved(record) {
+    const { facts, target, reason } = record.body;
+    const lane = this.lane(facts.client ?? "server");
+    const layer = facts.kind;
+    const last = lane.findLast((one) => one.layer === layer && one.to === null);
+    if (last && last.at >= record.n) return;
+    if (last) last.to = record.at;
+    const quiet = (layer === "client" && target === "serving") || (layer === "fl_client" && target === "waiting") || (layer === "inference" && target === "serving") || (layer === "server" && target === "waiting");
+    lane.push({ n: `l${record.n}`, at: record.n, from: record.at, to: null, layer, tone: quiet ? "quiet" : tone(target), says: `${facts.client ?? "server"}: ${layer.replace("_", " ")} ${stateName(target)}${reason ? ` (${clip(reason)})` : ""}` });
+  }
+
+  lane(name) {
+    if (!this.spans.has(name)) this.spans.set(name, []);
+    return this.spans.get(name);
+  }
+
+  // --- drawing ------------------------------------------------------------------------------------
+
+  draw() {
+    if (!this.record || this.body.hidden) return;
+    const facts = this.record.body.facts;
+    const begin = +new Date(facts.requested_at);
+    const end = Math.max(this.over ? +new Date(after(this.record.at, 2)) : Date.now(), begin + 1000);
+    const wide = Math.max(320, this.scroll.clientWidth - 2);
+    const x = (iso) => LEFT + ((Math.min(Math.max(+new Date(iso), begin), end) - begin) / (end - begin)) * (wide - LEFT - 8);
+    const names = ["server", ...[...this.spans.keys()].filter((one) => one !== "server").sort((a, b) => COLLATE.compare(a, b))].filter((name) => this.spans.get(name)?.some((one) => this.counts(one, begin)));
+    const high = names.length * ROW + 6;
+    this.scroll.style.height = `${Math.min(520, Math.max(60, high + 4))}px`;
+    this.drawing.setAttribute("width", wide);
+    this.drawing.setAttribute("height", high);
+    this.drawing.setAttribute("aria-label", `${names.length} lanes over ${span((end - begin) / 1000)}`);
+    this.ruler.setAttribute("width", wide);
+    put(this.ruler, this.times(begin, end, wide));
+    const first = Math.max(0, Math.floor(this.scroll.scrollTop / ROW) - 4);
+    const last = Math.min(names.length, first + Math.ceil((this.scroll.clientHeight || 520) / ROW) + 8);
+    put(this.drawing, names.slice(first, last).map((name, at) => this.row(name, (first + at) * ROW, x, end)));
+  }
+
+  /** Whether a span is worth a bar: something is under way in it, and it is not over before the run begins. */
+  counts(one, begin) {
+    return one.tone !== "quiet" && !(one.layer !== "work" && one.tone === "good") && (one.to === null || +new Date(one.to) > begin + 1);
+  }
+
+  row(name, top, x, end) {
+    const bars = this.spans.get(name).filter((one) => this.counts(one, +new Date(this.record.body.facts.requested_at)));
+    return s("g", {},
+      s("text", { class: "lane", x: 10, y: top + 17 }, clip(name, 16)),
+      s("line", { class: "grid", x1: LEFT, x2: "100%", y1: top + ROW - 0.5, y2: top + ROW - 0.5 }),
+      bars.map((one) => {
+        const from = x(one.from);
+        const [y, high] = { work: [7, 11], fl_client: [4, 17], inference: [20, 4], server: [4, 17] }[one.layer] ?? [1, 3];
+        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2) }, s("title", {}, one.says));
+        bar.addEventListener("pointerenter", () => (this.readout.textContent = `${one.says}, ${clock(one.from, true)}${one.to ? `, for ${span((new Date(one.to) - new Date(one.from)) / 1000)}` : ", still"}`));
+        return bar;
+      }));
+  }
+
+  times(begin, end, wide) {
+    const steps = wide < 600 ? 3 : 6;
+    return Array.from({ length: steps + 1 }, (_, at) => {
+      const seconds = ((end - begin) / 1000 / steps) * at;
+      return s("text", { class: "tick", x: LEFT + ((wide - LEFT - 8) / steps) * at, y: 16, "text-anchor": at === steps ? "end" : at ? "middle" : "start" }, at ? `+${span(seconds)}` : clock(new Date(begin).toISOString()));
+    });
+  }
+
+  tell(record) {
+    const { facts, target, reason } = record.body;
+    const trace = this.app.traceLink(facts.trace_id);
+    const took = (new Date(this.over ? record.at : Date.now()) - new Date(facts.requested_at)) / 1000;
+    put(this.facts,
+      h("div", { class: "head" }, h("h2", {}, facts.run, " ", badge(target)), h("div", { class: "filters" }, trace,
+        !this.over && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
+      reason ? h("p", { class: `note ${tone(target)}` }, reason) : null,
+      h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
+      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair("Took", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
+        pair("Begun by", facts.trigger), pair("Code", short(facts.code_version)), pair("Came to", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
+    const rounds = facts.rounds;
+    put(this.rounds, rounds.length
+      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, h("thead", {}, h("tr", {}, ["Round", "Loss", "Accuracy", "Took", "Clients", "Failed"].map((name) => h("th", { scope: "col" }, name)))),
+        h("tbody", {}, rounds.map((one) => h("tr", {}, h("td", {}, one.round === 0 ? "at the start" : one.round), h("td", { class: "number" }, figure(metric(one, "loss"))), h("td", { class: "number" }, figure(metric(one, "accuracy"))), h("td", { class: "number" }, one.round ? span(one.seconds) : "–"),
+          h("td", { class: "number" }, Object.keys(one.participants).length || "–"), h("td", {}, clip(Object.entries(one.failures).map(([client, reason]) => `${client}: ${reason}`).join("; "), 200) || "–"))))))
+      : h("p", { class: "muted" }, "No round is over yet."));
+    if (change(this, target)) this.app.speak(`run ${facts.run} is ${stateName(target)}`);
+  }
+
+  async stop(facts) {
+    if (await this.app.confirm(`Stop ${facts.run}?`, "What its last round came to is not published.", "Stop it")) this.app.act("stop_run", { task: facts.task, run: facts.run });
+  }
+}
+
+const COLLATE = new Intl.Collator(undefined, { numeric: true });
+const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
+const after = (iso, seconds) => new Date(+new Date(iso) + seconds * 1000).toISOString();
+const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)));
+
+function change(page, state) {
+  const changed = page.told !== undefined && page.told !== state;
+  page.told = state;
+  return changed;
+}
+
+function bar(share) {
+  const filled = h("span");
+  filled.style.width = `${Math.min(100, Math.round(share * 100))}%`;
+  return filled;
+}
+
+const LEGEND = () => h("ul", { class: "keys" }, [["wait", "pending"], ["busy", "in the run"], ["work", "trains"], ["bad", "failed"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says)));

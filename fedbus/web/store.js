@@ -1,0 +1,198 @@
+// What the page knows, folded from the feed: the last word on every subject, and the newest messages.
+//
+// The feed's ids are cursors into both streams. The browser sends the last one when it comes back, so a
+// reload or a lost line misses nothing; folding is by sequence, so nothing counts twice.
+
+const KEPT = 5000;
+const RETRY_MS = [500, 1000, 2000, 4000, 8000];
+
+export class Store extends EventTarget {
+  constructor() {
+    super();
+    this.about = { federation: "", version: "", acts: false, trace_url: "", lifecycles: {} };
+    this.link = "connecting";
+    this.recent = [];
+    this.count = 0;
+    this.token = sessionStorage.getItem("fedbus-token") ?? "";
+    this.tries = 0;
+    this.forget();
+  }
+
+  forget() {
+    this.subjects = new Map();
+    this.clients = new Map();
+    this.runs = new Map();
+    this.servers = new Map();
+    this.codes = new Map();
+    this.schedules = new Map();
+    this.heard = new Map();
+    this.cursor = "";
+  }
+
+  // --- coming and staying in touch ----------------------------------------------------------
+
+  async begin() {
+    try {
+      this.about = await this.get("api/about");
+      const state = await this.get("api/state");
+      const recent = await this.get("api/recent?limit=2000");
+      this.forget();
+      for (const record of state.records) this.stand(record);
+      for (const [client, at] of Object.entries(state.heard)) this.heard.set(client, at);
+      this.recent = recent;
+      this.count = recent.length;
+      this.cursor = state.cursor;
+      this.say("reset");
+      this.listen();
+    } catch (error) {
+      this.lost(error.message);
+    }
+  }
+
+  listen() {
+    this.source?.close();
+    const source = (this.source = new EventSource(`api/feed?after=${encodeURIComponent(this.cursor)}`));
+    source.onopen = () => {
+      this.tries = 0;
+      this.linked("live");
+    };
+    source.onmessage = (event) => {
+      this.cursor = event.lastEventId;
+      this.take(JSON.parse(event.data));
+    };
+    source.addEventListener("heard", (event) => {
+      for (const [client, at] of Object.entries(JSON.parse(event.data))) this.heard.set(client, at);
+      this.say("heard");
+    });
+    source.addEventListener("lost", () => {
+      source.close();
+      this.begin();
+    });
+    source.onerror = () => {
+      if (source !== this.source) return;
+      source.close();
+      this.lost("the line to the gateway is broken");
+    };
+  }
+
+  lost(reason) {
+    this.linked("lost", reason);
+    const pause = RETRY_MS[Math.min(this.tries++, RETRY_MS.length - 1)];
+    clearTimeout(this.again);
+    this.again = setTimeout(() => (this.cursor ? this.listen() : this.begin()), pause);
+  }
+
+  linked(state, reason = "") {
+    this.link = state;
+    this.reason = reason;
+    this.dispatchEvent(new Event("link"));
+  }
+
+  async get(path) {
+    const response = await fetch(path, { headers: { Accept: "application/json" } });
+    const answer = await response.json().catch(() => ({}));
+    if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
+    return answer;
+  }
+
+  /** Ask for something; throws an Error that says why not. */
+  async act(word, wish) {
+    const response = await fetch(`api/actions/${word}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json", Authorization: `Bearer ${this.token}` },
+      body: JSON.stringify(wish),
+    });
+    const answer = await response.json().catch(() => ({}));
+    if (response.status === 401) this.unlock("");
+    if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
+    return answer;
+  }
+
+  unlock(token) {
+    this.token = token;
+    if (token) sessionStorage.setItem("fedbus-token", token);
+    else sessionStorage.removeItem("fedbus-token");
+    this.dispatchEvent(new Event("link"));
+    this.say("reset");
+  }
+
+  get mayAct() {
+    return this.about.acts && this.token !== "";
+  }
+
+  // --- folding ----------------------------------------------------------------------------------
+
+  take(records) {
+    for (const record of records) {
+      this.stand(record);
+      this.recent.push(record);
+    }
+    this.count += records.length;
+    if (this.recent.length > KEPT * 1.2) this.recent.splice(0, this.recent.length - KEPT);
+    this.say("news", records);
+  }
+
+  stand(record) {
+    const speaker = record.source.slice(record.source.lastIndexOf("/") + 1);
+    if (record.body.client === speaker && !(this.heard.get(speaker) > record.at)) this.heard.set(speaker, record.at);
+    const before = this.subjects.get(record.subject);
+    if (before && before.n >= record.n) return;
+    if (record.word === "transition") {
+      this.subjects.set(record.subject, record);
+      this.move(record);
+    } else if (record.body.client && record.subject.split(".")[2] === "client" && record.word !== "round_reply") {
+      this.subjects.set(record.subject, record);
+      this.client(record.body).said[record.word] = record;
+    }
+  }
+
+  move(record) {
+    const facts = record.body.facts;
+    switch (facts.kind) {
+      case "client":
+      case "fl_client":
+      case "inference":
+        this.client(facts)[facts.kind] = record;
+        break;
+      case "run":
+        this.runs.set(facts.run, record);
+        break;
+      case "server":
+        this.servers.set(facts.task, record);
+        break;
+      case "code":
+        this.codes.set(facts.task, record);
+        break;
+      case "schedule":
+        this.schedules.set(facts.task, record);
+        break;
+    }
+  }
+
+  client({ client, task }) {
+    const key = `${client} ${task}`;
+    let view = this.clients.get(key);
+    if (!view) this.clients.set(key, (view = { key, name: client, task, said: {} }));
+    return view;
+  }
+
+  /** Runs, the newest first. */
+  runList() {
+    return [...this.runs.values()].sort((a, b) => b.body.facts.requested_at.localeCompare(a.body.facts.requested_at));
+  }
+
+  tasks() {
+    return [...new Set([...this.servers.keys(), ...this.codes.keys(), ...[...this.runs.values()].map((run) => run.body.task)])].sort();
+  }
+
+  /** The run of *task* that is under way. */
+  openRun(task) {
+    return this.runList().find((run) => run.body.task === task && !OVER.has(run.body.target));
+  }
+
+  say(type, detail = null) {
+    this.dispatchEvent(new CustomEvent("change", { detail: { type, records: detail } }));
+  }
+}
+
+export const OVER = new Set(["finished", "failed", "cancelled"]);

@@ -1,0 +1,113 @@
+// A table that draws only the rows that are in sight, so that a thousand cost what thirty do.
+
+import { h, put, inFrame } from "./dom.js";
+
+const ABOVE = 8;
+
+/**
+ * columns: {key, title, cell(row) → node or text, sort(row) → comparable, class}
+ * options: caption, rowHeight, key(row), onpick(row), picked() → key, empty → node
+ */
+export class VirtualTable {
+  constructor(columns, options) {
+    this.columns = columns;
+    this.options = { rowHeight: 40, ...options };
+    this.rows = [];
+    this.by = options.by ?? null;
+    this.down = options.down ?? false;
+    this.draw = inFrame(() => this.drawNow());
+    this.head = h("tr", { "aria-rowindex": 1 });
+    this.body = h("tbody");
+    this.table = h("table", { class: "rows" }, h("caption", { class: "unseen" }, options.caption), h("thead", {}, this.head), this.body);
+    this.node = h("div", { class: `scroll ${options.class ?? ""}`, tabindex: 0, role: "region", "aria-label": options.caption, onscroll: this.draw }, this.table);
+    this.blank = h("div", { class: "blank", hidden: true });
+    this.root = h("div", { class: "tablebox" }, this.node, this.blank);
+    new ResizeObserver(this.draw).observe(this.node);
+    this.drawHead();
+  }
+
+  drawHead() {
+    put(this.head, this.columns.map((column) => {
+      const sorted = this.by === column.key ? (this.down ? "descending" : "ascending") : null;
+      const label = column.sort
+        ? h("button", { type: "button", onclick: () => this.sortBy(column.key) }, column.title, h("span", { class: "arrow", "aria-hidden": "true" }, sorted ? (this.down ? "▾" : "▴") : ""))
+        : column.title;
+      return h("th", { scope: "col", class: column.class, "aria-sort": sorted }, label);
+    }));
+  }
+
+  sortBy(key) {
+    this.down = this.by === key ? !this.down : false;
+    this.by = key;
+    this.drawHead();
+    this.head.querySelector("[aria-sort] button")?.focus();
+    this.update(this.rows);
+  }
+
+  update(rows) {
+    const column = this.columns.find((one) => one.key === this.by);
+    this.rows = column?.sort ? sorted(rows, column.sort, this.down) : rows;
+    this.draw();
+  }
+
+  drawNow() {
+    const { rowHeight, key, onpick, picked, empty } = this.options;
+    const count = this.rows.length;
+    this.blank.hidden = count > 0;
+    this.node.hidden = count === 0;
+    if (count === 0) {
+      put(this.blank, empty());
+      return;
+    }
+    const first = Math.max(0, Math.floor(this.node.scrollTop / rowHeight) - ABOVE);
+    const last = Math.min(count, first + Math.ceil((this.node.clientHeight || 600) / rowHeight) + 2 * ABOVE);
+    const focused = document.activeElement?.closest?.("tr")?.dataset?.key;
+    const chosen = picked?.();
+    this.table.setAttribute("aria-rowcount", count + 1);
+    put(
+      this.body,
+      this.gap(first * rowHeight),
+      this.rows.slice(first, last).map((row, at) => {
+        const name = key(row);
+        const line = h("tr", { "aria-rowindex": first + at + 2, "data-key": name, class: onpick ? "pick" : null, "aria-selected": onpick ? String(name === chosen) : null },
+          this.columns.map((column) => h("td", { class: column.class, "data-title": column.title }, column.cell(row))));
+        if (onpick) {
+          line.tabIndex = 0;
+          line.onclick = () => onpick(row);
+          line.onkeydown = (event) => this.pressed(event, row);
+        }
+        return line;
+      }),
+      this.gap((count - last) * rowHeight),
+    );
+    if (focused) [...this.body.rows].find((line) => line.dataset.key === focused)?.focus({ preventScroll: true });
+  }
+
+  pressed(event, row) {
+    const to = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    if (to) {
+      event.currentTarget[to]?.focus();
+      event.preventDefault();
+    } else if (event.key === "Enter" || event.key === " ") {
+      this.options.onpick(row);
+      event.preventDefault();
+    }
+  }
+
+  gap(height) {
+    const cell = h("td", { colspan: this.columns.length });
+    cell.style.height = `${height}px`;
+    const row = h("tr", { class: "gap", "aria-hidden": "true" }, cell);
+    row.hidden = height === 0;
+    return row;
+  }
+}
+
+const NUMBERS = new Intl.Collator(undefined, { numeric: true });
+
+function sorted(rows, value, down) {
+  const keyed = rows.map((row) => [value(row), row]);
+  keyed.sort(([a], [b]) => (typeof a === "number" && typeof b === "number" ? a - b : NUMBERS.compare(a ?? "", b ?? "")));
+  if (down) keyed.reverse();
+  return keyed.map(([, row]) => row);
+}

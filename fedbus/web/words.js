@@ -1,0 +1,101 @@
+// How facts are said: times, sizes, states. A state has a colour and always its name beside it.
+
+import { h } from "./dom.js";
+
+const TONES = {
+  serving: "good", finished: "good", waiting: "good", steady: "good", watching: "good",
+  learning: "busy", training: "busy", running: "busy", publishing: "busy",
+  recruiting: "wait", recovering: "wait", pending: "wait", pending_application: "wait", updating: "wait",
+  syncing: "wait", rolling: "wait", due: "wait", requested: "wait", model_init: "wait",
+  failed: "bad", cancelled: "bad", terminated: "bad",
+};
+
+const NAMES = { s0: "starting", pending_application: "taking a model", model_init: "making a model" };
+
+export const tone = (state) => TONES[state] ?? "none";
+export const stateName = (state) => NAMES[state] ?? (state || "unknown").replaceAll("_", " ");
+
+/** A state as a badge. */
+export function badge(state, title = "") {
+  return h("span", { class: `badge ${tone(state)}`, title: title || null }, stateName(state));
+}
+
+const two = (number) => String(number).padStart(2, "0");
+
+/** The time of day, with milliseconds where *fine*. */
+export function clock(iso, fine = false) {
+  const at = new Date(iso);
+  if (isNaN(at)) return "";
+  const day = at.toDateString() === new Date().toDateString() ? "" : `${at.getFullYear()}-${two(at.getMonth() + 1)}-${two(at.getDate())} `;
+  const text = `${day}${two(at.getHours())}:${two(at.getMinutes())}:${two(at.getSeconds())}`;
+  return fine ? `${text}.${String(at.getMilliseconds()).padStart(3, "0")}` : text;
+}
+
+/** How long ago that was, in words. */
+export function ago(iso) {
+  const seconds = (Date.now() - new Date(iso)) / 1000;
+  return isNaN(seconds) ? "never" : seconds < 2 ? "now" : `${span(seconds)} ago`;
+}
+
+/** A length of time in words. */
+export function span(seconds) {
+  if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
+  if (seconds < 10) return `${seconds.toFixed(1)} s`;
+  if (seconds < 90) return `${Math.round(seconds)} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  if (seconds < 129600) return `${Math.round(seconds / 3600)} h`;
+  return `${Math.round(seconds / 86400)} d`;
+}
+
+export function bytes(count) {
+  for (const unit of ["B", "kB", "MB", "GB"]) {
+    if (count < 1000 || unit === "GB") return `${+count.toPrecision(3)} ${unit}`;
+    count /= 1000;
+  }
+}
+
+export const figure = (value) => (typeof value === "number" ? String(+value.toPrecision(4)) : value ?? "–");
+export const short = (version) => (!version ? "–" : version.startsWith("sha256:") ? version.slice(7, 15) : version.slice(0, 8));
+export const shown = (value) => (value === null || value === undefined || value === "" ? "–" : value);
+/** *text* no longer than *length*; the rest is in the title and in the details. */
+export const clip = (text, length = 200) => (String(text).length > length ? `${String(text).slice(0, length)}…` : String(text));
+
+/** The loss or accuracy of a round, wherever it was taken: as RoundResult does. */
+export function metric(round, name) {
+  for (const key of [name, `eval_${name}`, `train_${name}`]) {
+    const value = round.metrics?.[key];
+    if (typeof value === "number") return value;
+  }
+  return null;
+}
+
+/** What an agent is called, and whose it is. */
+export function who(source) {
+  const [, , agent = "", owner = ""] = String(source).split("/");
+  return owner === "server" ? agent : `${agent} ${owner}`;
+}
+
+const ELSEWHERE = new Set(["task", "run", "client", "round", "message_id", "reply_to", "created_at"]);
+
+/** What a message says beyond its word, in a line. */
+export function gist(record) {
+  const body = record.body;
+  if (record.word === "transition") {
+    const why = body.reason ? `: ${body.reason}` : "";
+    return `${body.source || "•"} → ${body.target} on ${body.event}${why}`;
+  }
+  const parts = [];
+  for (const [name, value] of Object.entries(body)) {
+    if (ELSEWHERE.has(name) || value === null || value === "" || value === false) continue;
+    parts.push(`${name}=${typeof value === "object" ? brief(value) : figure(value)}`);
+    if (parts.length > 8) break;
+  }
+  return clip(parts.join(" "), 300);
+}
+
+function brief(value) {
+  if (Array.isArray(value)) return value.length > 4 ? `[${value.length}]` : value.map((one) => (typeof one === "object" ? "{…}" : one)).join(",");
+  if (value.version && value.sha256) return `v${value.version}`;
+  if (value.sha256) return value.sha256.slice(0, 8);
+  return `{${Object.keys(value).slice(0, 4).join(",")}}`;
+}

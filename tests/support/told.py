@@ -1,0 +1,115 @@
+"""A federation that is told of and not run: the real streams hold what its agents would have said.
+
+So a thousand clients cost a moment, and a message may say whatever a test wants it to.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from fedbus.bus.bus import Bus
+from fedbus.contracts import subjects
+from fedbus.contracts.client import ClientFacts, FlClientFacts, InferenceFacts
+from fedbus.contracts.envelope import Envelope, envelop, pack
+from fedbus.contracts.message import ClientMessage, Facts, Message
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.run import RoundResult, RunFacts, RunPlan
+from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.transition import Transition
+
+TASK = "mnist"
+COMMIT = "3a1f6c0d9be2475f8a6e0b1c2d3e4f5061728394"
+TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
+AT_ONCE = 200
+
+
+def model(version: int) -> ModelRef:
+    return ModelRef(version=version, sha256=f"{version:064x}", size_bytes=439_576, architecture="a" * 64)
+
+
+@dataclass
+class Told:
+    """Says things as whoever may say them, at whatever time."""
+
+    bus: Bus
+    clock: datetime = field(default_factory=lambda: datetime.now(UTC) - timedelta(minutes=10))
+    trace: str = ""
+
+    def passes(self, seconds: float) -> None:
+        self.clock += timedelta(seconds=seconds)
+
+    async def say(self, message: Message, *, agent: str = "test") -> None:
+        owner = message.client if isinstance(message, ClientMessage) and message.family != "cmd" else "server"
+        await self._store(subjects.of(self.bus.fed, message), message, agent, owner)
+
+    async def move(
+        self, facts: Facts, event: str, source: str, target: str, reason: str = "", waits_for: str = ""
+    ) -> None:
+        moved = Transition.model_validate(
+            {
+                "task": facts.task,
+                "event": event,
+                "source": source,
+                "target": target,
+                "reason": reason,
+                "waits_for": waits_for,
+                "facts": facts.model_dump(),
+            }
+        )
+        subject = subjects.life(self.bus.fed, moved.kind, moved.thing)
+        await self._store(subject, moved, "test", getattr(facts, "client", "server"))
+
+    async def _store(self, subject: str, message: Message, agent: str, owner: str) -> None:
+        trace = {"traceparent": f"00-{self.trace}-00f067aa0ba902b7-01"} if self.trace else {}
+        plain = envelop(message, source=f"fedbus/{self.bus.fed}/{agent}/{owner}", trace=trace)
+        envelope = Envelope(**{**vars(plain), "time": self.clock})
+        await self.bus.store(subject, envelope.headers(), pack(message))
+
+    # --- whole lives ------------------------------------------------------------------------------
+
+    async def clients(self, names: Iterable[str], *, version: int = 2) -> None:
+        """Each serves, and waits for a run."""
+        names = list(names)
+        for at in range(0, len(names), AT_ONCE):
+            await asyncio.gather(*(self._client(name, version) for name in names[at : at + AT_ONCE]))
+
+    async def _client(self, name: str, version: int) -> None:
+        about: dict[str, Any] = {"task": TASK, "client": name}
+        facts = ClientFacts(**about, model=model(version), code_version=COMMIT, labels={"site": "lab"})
+        await self.move(facts, "started", "", "s0", waits_for="the server and the model repository")
+        await self.move(facts, "model_fetched", "s0", "pending_application")
+        await self.move(facts, "infer_ready", "pending_application", "serving")
+        await self.move(FlClientFacts(**about), "started", "", "waiting")
+        served = InferenceFacts(**about, model=model(version), endpoint="http://127.0.0.1:8080")
+        await self.move(served, "infer_start", "empty", "serving")
+
+    async def server(self, version: int = 2, **facts: Any) -> None:
+        told = ServerFacts(task=TASK, model=model(version), term=version, code_version=COMMIT, **facts)
+        await self.move(told, "model_ready", "model_init", "waiting")
+
+    def run(self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any) -> RunFacts:
+        results = [
+            RoundResult(
+                round=at,
+                metrics={"loss": loss * 0.8**at, "accuracy": 1 - 0.5 * loss * 0.8**at},
+                seconds=6.5 if at else 0,
+                participants={"c1": 18000, "c2": 18000, "c3": 18000} if at else {},
+            )
+            for at in range(rounds + 1)
+        ]
+        return RunFacts.model_validate(
+            {
+                "task": TASK,
+                "run": f"{TASK}-{number}",
+                "plan": RunPlan(rounds=of, quorum=2, config={"lr": 0.02}).model_dump(),
+                "requested_at": self.clock,
+                "trigger": "schedule" if number % 2 else "manual",
+                "rounds": [one.model_dump() for one in results],
+                "cohort": ("c1", "c2", "c3"),
+                "code_version": COMMIT,
+                "trace_id": TRACE,
+            }
+            | facts
+        )
