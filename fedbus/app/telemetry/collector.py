@@ -6,6 +6,7 @@ figure is kept and no line is sent; spans still have their ids, so that traces r
 
 import logging
 import os
+import sys
 import time
 from collections.abc import Callable
 from typing import Any, Final
@@ -158,7 +159,8 @@ class LinesToCollector(logging.Handler):
             return
         said = dict(record.msg) if isinstance(record.msg, dict) else {"event": record.getMessage()}
         body = str(said.pop("event", ""))
-        error = record.exc_info[1] if record.exc_info else said.pop("exc_info", None)
+        given = said.pop("exc_info", None) or record.exc_info
+        error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
         self._provider.get_logger(record.name).emit(
             LogRecord(
                 timestamp=int(record.created * 1e9),
