@@ -9,17 +9,15 @@ import platform
 import shutil
 import subprocess
 import sys
-from dataclasses import asdict, dataclass
-from enum import StrEnum
+from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Any, Final
-
-from rich.text import Text
+from typing import Final
 
 from fedbus import __version__
 from fedbus.app.embedded import nats_server_program
+from fedbus.app.finding import Finding, Health
 from fedbus.app.keeper import EmbeddedError, is_free, writable
 from fedbus.app.settings import Settings
 from fedbus.app.show import size
@@ -35,35 +33,6 @@ INSTEAD: Final = "until then the example learns scikit-learn's digits"
 SHOWN: Final = ("torch", "flwr", "nats-py", "pydantic")
 
 
-class Health(StrEnum):
-    WELL = "well"
-    REMARK = "remark"
-    ILL = "ill"
-
-
-MARKS: Final = {Health.WELL: ("✓", "green"), Health.REMARK: ("!", "yellow"), Health.ILL: ("✗", "bold red")}
-
-
-@dataclass(frozen=True)
-class Finding:
-    what: str
-    health: Health
-    found: str
-    advice: str = ""
-
-    @property
-    def is_ill(self) -> bool:
-        return self.health is Health.ILL
-
-    def line(self) -> Text:
-        mark, style = MARKS[self.health]
-        advice = f": {self.advice}" if self.advice else ""
-        return Text.assemble((mark, style), f" {self.what:<16} ", self.found, (advice, "bold"))
-
-    def as_facts(self) -> dict[str, Any]:
-        return {**asdict(self), "health": str(self.health)}
-
-
 def examine(settings: Settings, *, offline: bool = False) -> list[Finding]:
     """All findings, in the order in which one would mend them."""
     return [
@@ -74,6 +43,7 @@ def examine(settings: Settings, *, offline: bool = False) -> list[Finding]:
         _space(settings.home),
         _data_sets(settings),
         _port(settings),
+        *_trust(settings),
         *([] if offline else _on_the_bus(settings)),
     ]
 
@@ -170,27 +140,53 @@ def _data_sets(settings: Settings) -> Finding:
     return Finding("data sets", Health.WELL, f"{', '.join(found)} in {settings.data_dir}")
 
 
+# --- who we are to the bus -----------------------------------------------------------------------
+
+
+def _trust(settings: Settings) -> list[Finding]:
+    """What the files of a kit are worth; nothing is found where none are set, as on a laptop."""
+    from fedbus.app.provision import checkup  # noqa: PLC0415  # cryptography takes long to import
+
+    now = datetime.now(UTC)
+    found = [checkup.examine_credentials(settings.creds, now)] if settings.creds else []
+    return found + ([checkup.examine_authority(settings.ca, now)] if settings.ca else [])
+
+
 # --- the bus -------------------------------------------------------------------------------------
 
 
 def _on_the_bus(settings: Settings) -> list[Finding]:
     from fedbus.app.session import now  # noqa: PLC0415  # nothing else here needs nats
 
-    return now(_bus(settings))
+    return now(_bus_and_its_certificate(settings))
+
+
+async def _bus_and_its_certificate(settings: Settings) -> list[Finding]:
+    from fedbus.app.provision import checkup  # noqa: PLC0415
+
+    if not settings.nats_url.startswith("tls://") and settings.ca is None:
+        return await _bus(settings)
+    shown = await checkup.examine_server(settings.nats_url, settings.ca, datetime.now(UTC))
+    return [*filter(None, [shown]), *await _bus(settings)]
 
 
 async def _bus(settings: Settings) -> list[Finding]:
     """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
     from fedbus.app.session import on_the_bus  # noqa: PLC0415
+    from fedbus.bus.errors import AccessDenied, Forbidden  # noqa: PLC0415
     from fedbus.bus.streams import names  # noqa: PLC0415
 
     where = f"{settings.nats_url} ({settings.nats_url_from})"
+    well = Finding("bus", Health.WELL, where)
     try:
         async with asyncio.timeout(ANSWER_S), on_the_bus(settings) as bus:
-            return [
-                Finding("bus", Health.WELL, where),
-                _streams(settings, await bus.existing_streams(), names(settings.fed)),
-            ]
+            if settings.client:  # a device may not look into the streams, and needs not
+                return [well]
+            return [well, _streams(settings, await bus.existing_streams(), names(settings.fed))]
+    except Forbidden as error:
+        return [well, Finding("JetStream", Health.REMARK, "not for these credentials to look at", str(error))]
+    except AccessDenied as error:
+        return [Finding("bus", Health.ILL, f"{where}: {error.reason}", error.advice)]
     except BusError as error:
         known = settings.given_nats_url or settings.running_here
         # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.

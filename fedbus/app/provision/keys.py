@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Final, Self
 
 import nkeys
+from cryptography.exceptions import InvalidSignature
+from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fedbus.app.edge import Exit, Failure
 
@@ -89,6 +91,20 @@ def _is_public(text: str) -> bool:
         return False
     sum_at_end = int.from_bytes(raw[-2:], "little")
     return len(raw) == 35 and raw[0] == Of.USER and nkeys.crc16(bytearray(raw[:-2])) == sum_at_end
+
+
+def public_bytes(public: str) -> bytes:
+    """The 32 bytes of a public key; raises ValueError."""
+    return base64.b32decode(public + "=" * (-len(public) % 8))[1:-2]
+
+
+def verify(public: str, said: bytes, signature: bytes) -> bool:
+    """Whether the key *public* has signed *said*."""
+    try:
+        ed25519.Ed25519PublicKey.from_public_bytes(public_bytes(public)).verify(signature, said)
+    except (ValueError, InvalidSignature):
+        return False
+    return True
 
 
 def write_secret(path: Path, text: str) -> None:

@@ -1,0 +1,266 @@
+"""`fedbus provision`, `fedbus context` and `fedbus doctor`, as a person uses them, with a real nats-server behind."""
+
+import asyncio
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import pytest
+from support import NatsServer
+from support.nats_server import free_port
+from support.trusted import Nats, TrustedBus, trusted_bus
+
+from fedbus.app.doctor import examine
+from fedbus.app.edge import Exit
+from fedbus.app.finding import Finding, Health
+from fedbus.app.provision.certificates import make_authority, make_server_certificate, read_certificate
+from fedbus.app.provision.checkup import examine_authority, examine_credentials, judge_server
+from fedbus.app.provision.federation import Federation
+from fedbus.app.provision.server import Place
+from fedbus.app.settings import Settings, adopted_kit
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.permissions import Role
+
+NOW = datetime.now(UTC)
+
+
+class Fedbus:
+    """`fedbus …` in a process of its own, in a directory of its own."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBUS", "OTEL"))}
+        self.environment = clean | {"COLUMNS": "200", "XDG_CONFIG_HOME": str(directory / "config")}
+
+    def __call__(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+        return subprocess.run(
+            [sys.executable, "-m", "fedbus.app.cli", *words],
+            cwd=self.directory,
+            env=self.environment | environment,
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=120,
+        )
+
+
+@pytest.fixture
+def fedbus(tmp_path: Path) -> Fedbus:
+    return Fedbus(tmp_path)
+
+
+@pytest.fixture
+async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
+    async with trusted_bus(tmp_path) as bus:
+        yield bus
+
+
+async def test_from_nothing_to_a_client_that_is_in_and_out_again(fedbus: Fedbus, tmp_path: Path) -> None:
+    port = free_port()
+    made = fedbus(
+        "provision", "init", "--host", "localhost", "--port", str(port), FEDBUS_FEDERATION="hospitals"
+    )
+    assert made.returncode == 0, made.stderr
+    assert "nats-server -c" in made.stdout
+    trust = tmp_path / ".fedbus" / "trust"
+    server = Nats(_locally(trust, port), port)
+    await server.start()
+    try:
+        let_in = fedbus("provision", "client", "ward-7")
+        assert let_in.returncode == 0, let_in.stderr
+        assert "SU" not in let_in.stdout
+        kit = {"FEDBUS_KIT": str(tmp_path / "kits" / "ward-7")}
+        well = fedbus("doctor", "--json", **kit)
+        found = {one["what"]: one for one in json.loads(well.stdout)}
+        assert [found[what]["health"] for what in ("credentials", "authority", "certificate", "bus")] == [
+            "well"
+        ] * 4
+        assert "good until" in found["credentials"]["found"]
+
+        assert "ward-7" in fedbus("provision", "list").stdout
+        out = fedbus("provision", "revoke", "ward-7")
+        assert (out.returncode, out.stdout) == (0, "ward-7 is out\n"), out.stderr
+        ill = fedbus("doctor", "--json", **kit)
+        assert ill.returncode == Exit.FAILED
+        found = {one["what"]: one for one in json.loads(ill.stdout)}
+        assert "revoked" in found["bus"]["found"]
+        refused = fedbus("clients", "ls", **kit)
+        assert refused.returncode == Exit.DENIED
+        assert "will not have us" in refused.stderr
+    finally:
+        await server.stop()
+
+
+def _locally(trust: Path, port: int) -> Path:
+    federation = Federation.open(trust)
+    place = Place(federation.nats, port, listen="127.0.0.1", monitor_port=free_port())
+    return federation.write_server_files(place)
+
+
+def test_a_device_makes_its_own_key_and_sends_only_the_public_part(fedbus: Fedbus, tmp_path: Path) -> None:
+    fedbus("provision", "init")
+    public = fedbus("provision", "key").stdout.strip()
+    assert public.startswith("U")
+    let_in = fedbus("provision", "client", "c1", "--public-key", public)
+    assert "complete" in let_in.stdout
+    done = fedbus("provision", "complete", "kits/c1", "--key", "device.nk")
+    assert done.returncode == 0, done.stderr
+    assert (
+        examine_credentials(tmp_path / "kits/c1/client.creds", NOW + timedelta(minutes=1)).health
+        is Health.WELL
+    )
+
+
+@pytest.mark.parametrize("name", ["*", ">", "a.b", "C1", "server", "people", "c1 c2", "-c", ""])
+def test_a_hostile_name_is_one_line_and_no_kit(fedbus: Fedbus, tmp_path: Path, name: str) -> None:
+    Federation.begin(tmp_path / ".fedbus" / "trust", FederationId("dev"), hosts=["localhost"], port=4222)
+    refused = fedbus("provision", "client", "--", name)
+    assert refused.returncode == Exit.USAGE
+    assert refused.stderr.count("\n") == 1
+    assert not (tmp_path / "kits").exists()
+
+
+def test_without_a_federation_every_command_says_so(fedbus: Fedbus) -> None:
+    for words in (("client", "c1"), ("list",), ("revoke", "c1"), ("rotate", "--tls"), ("push",)):
+        refused = fedbus("provision", *words)
+        assert refused.returncode == Exit.NOT_FOUND
+        assert "fedbus provision init makes one" in refused.stderr
+
+
+def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: Fedbus) -> None:
+    fedbus("provision", "init", "--port", str(free_port()))
+    fedbus("provision", "client", "c1")
+    out = fedbus("provision", "revoke", "c1")
+    assert out.returncode == Exit.UNREACHABLE
+    assert "it is written, but the server does not know yet" in out.stderr
+    assert "revoked" in fedbus("provision", "list").stdout
+
+
+def test_the_server_s_certificate_is_renewed(fedbus: Fedbus, tmp_path: Path) -> None:
+    fedbus("provision", "init")
+    certificate = tmp_path / ".fedbus" / "trust" / "nats" / "tls" / "server.pem"
+    before = read_certificate(certificate).serial_number
+    assert fedbus("provision", "rotate", "--tls").returncode == 0
+    assert read_certificate(certificate).serial_number != before
+
+
+# --- what the doctor says --------------------------------------------------------------------------------
+
+
+async def test_the_doctor_tells_the_kit_of_another_federation(bus: TrustedBus, tmp_path: Path) -> None:
+    other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=bus.port)
+    other.admit("c1").write(tmp_path / "kit")
+    settings = Settings.from_environment(adopted_kit({"FEDBUS_KIT": str(tmp_path / "kit")}))
+    found = {one.what: one for one in await _examined(settings)}
+    assert found["credentials"].health is Health.WELL
+    assert (
+        found["certificate"].found == "that of the bus is from 'fedbus test', and we believe 'fedbus other'"
+    )
+    assert "the kit of that federation" in found["certificate"].advice
+
+
+async def _examined(settings: Settings) -> list[Finding]:
+    return list(await asyncio.to_thread(examine, settings))
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+    folder = tmp_path_factory.mktemp("doctor") / "trust"
+    return Federation.begin(folder, FederationId("dev"), hosts=["bus.lab"], port=4222)
+
+
+@pytest.mark.parametrize(
+    ("after", "health", "words"),
+    [
+        (timedelta(minutes=1), Health.WELL, "good until"),
+        (timedelta(days=350), Health.REMARK, "soon"),
+        (timedelta(days=366), Health.ILL, "expired on"),
+        (timedelta(days=-1), Health.ILL, "in the future of this clock"),
+    ],
+)
+def test_the_dates_of_credentials_are_looked_at(
+    begun: Federation, after: timedelta, health: Health, words: str
+) -> None:
+    finding = examine_credentials(begun.creds(Role.USER), NOW + after)
+    assert (finding.health, words in finding.found) == (health, True), finding
+    assert bool(finding.advice) == (health is not Health.WELL)
+
+
+def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_told(
+    begun: Federation, tmp_path: Path
+) -> None:
+    make_authority("dev", tmp_path / "ca.pem", tmp_path / "ca.key")
+    make_server_certificate(
+        tmp_path / "ca.pem",
+        tmp_path / "ca.key",
+        ["bus.lab"],
+        tmp_path / "server.pem",
+        tmp_path / "server.key",
+    )
+    ca, shown = read_certificate(begun.ca), read_certificate(begun.folder / "tls" / "server.pem")
+    anew = read_certificate(tmp_path / "server.pem")
+
+    assert judge_server(shown, ca, "bus.lab", NOW).health is Health.WELL
+    assert "not for other.lab" in judge_server(shown, ca, "other.lab", NOW).found
+    assert "made anew" in judge_server(anew, ca, "bus.lab", NOW).advice
+    assert "in the future" in judge_server(shown, ca, "bus.lab", NOW - timedelta(days=2)).found
+    assert "expired" in judge_server(shown, ca, "bus.lab", NOW + timedelta(days=400)).found
+    assert "in the future" in examine_authority(begun.ca, NOW - timedelta(days=2)).found
+    assert examine_authority(tmp_path / "none.pem", NOW).health is Health.ILL
+
+
+def test_credentials_that_others_can_read_are_a_remark(begun: Federation, tmp_path: Path) -> None:
+    shutil.copy(begun.creds(Role.USER), tmp_path / "open.creds")
+    (tmp_path / "open.creds").chmod(0o644)
+    finding = examine_credentials(tmp_path / "open.creds", NOW + timedelta(minutes=1))
+    assert (finding.health, finding.advice) == (Health.REMARK, f"chmod 600 {tmp_path / 'open.creds'}")
+
+
+def test_a_signature_that_was_tampered_with_is_told(begun: Federation, tmp_path: Path) -> None:
+    text = begun.creds(Role.OBSERVER).read_text()
+    end = text.index("\n------END NATS USER JWT") - 4
+    changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
+    (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])
+    forged = examine_credentials(tmp_path / "forged.creds", NOW + timedelta(minutes=1))
+    assert (forged.health, "damaged, or forged" in forged.found) == (Health.ILL, True)
+
+
+# --- the nats program ---------------------------------------------------------------------------------------
+
+
+def test_a_context_is_what_the_nats_program_reads(fedbus: Fedbus, tmp_path: Path) -> None:
+    environment = {
+        "FEDBUS_NATS_URL": "tls://bus.lab:4222",
+        "FEDBUS_CREDS": str(tmp_path / "user.creds"),
+        "FEDBUS_CA": str(tmp_path / "ca.pem"),
+    }
+    said = fedbus("context", "lab", "--select", **environment)
+    assert said.returncode == 0, said.stderr
+    path = tmp_path / "config" / "nats" / "context" / "lab.json"
+    assert json.loads(path.read_text()) == {
+        "description": "federation dev, by fedbus",
+        "url": "tls://bus.lab:4222",
+        "creds": str(tmp_path / "user.creds"),
+        "ca": str(tmp_path / "ca.pem"),
+        "inbox_prefix": "_INBOX.people.nats",
+    }
+    assert path.stat().st_mode & 0o777 == 0o600
+    assert (tmp_path / "config" / "nats" / "context.txt").read_text() == "lab"
+
+
+def test_a_context_on_a_laptop_names_the_bus_and_nothing_secret(fedbus: Fedbus, nats: NatsServer) -> None:
+    said = fedbus("context", "--stdout", FEDBUS_NATS_URL=nats.url)
+    context = json.loads(said.stdout)
+    assert (context["url"], context["creds"], context["ca"]) == (nats.url, "", "")
+
+
+@pytest.mark.parametrize("name", ["../etc", "a/b", "", " "])
+def test_a_context_s_name_is_no_path(fedbus: Fedbus, tmp_path: Path, name: str) -> None:
+    said = fedbus("context", name or "..")
+    assert said.returncode == Exit.USAGE
+    assert not (tmp_path / "config").exists()
