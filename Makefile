@@ -9,7 +9,7 @@ READY := $(VENV)/.ready
 FEDBUS_DATA_DIR ?= $(wildcard ../shared/data)
 export FEDBUS_DATA_DIR
 
-.PHONY: demo test test-all lint types unit faults bench docs clean
+.PHONY: demo test test-all lint types unit faults bench docs try-compose clean
 
 $(READY): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit("fedbus needs Python 3.11 or newer") if sys.version_info < (3, 11) else None'
@@ -43,6 +43,9 @@ bench: $(READY)  ## fedbus beside Flower's own deployment, in one run
 
 docs: $(READY)  ## writes the generated pages anew
 	$(BIN)/python -m fedbus.app.pages docs
+
+try-compose: $(READY)  ## brings the compose stack up and sends a run through it; needs root and Debian
+	PIP=$(BIN)/pip deploy/try-compose $(TRY)
 
 clean:
 	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache

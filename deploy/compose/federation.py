@@ -38,7 +38,9 @@ def task_repository() -> None:
     part = CODE / f".mnist-{os.getpid()}.git"
     subprocess.run(["git", "clone", "--quiet", "--bare", authored.directory, part], check=True)
     part.rename(CODE / "mnist.git")
-    subprocess.run(["git", "-C", authored.directory, "remote", "add", "origin", CODE / "mnist.git"], check=True)
+    subprocess.run(
+        ["git", "-C", authored.directory, "remote", "add", "origin", CODE / "mnist.git"], check=True
+    )
 
 
 asyncio.run(streams_and_bucket(Settings.from_environment()))

@@ -29,7 +29,9 @@ def make_s3_key() -> None:
         "credentials": [{"accessKey": key, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    write(SERVER / "s3-credentials", f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n")
+    write(
+        SERVER / "s3-credentials", f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+    )
     write(S3 / "identity.json", json.dumps({"identities": [identity]}))
 
 

@@ -1,0 +1,379 @@
+"""Writes the four Grafana dashboards, from the catalogue of what fedbus measures and traces.
+
+    python deploy/observability/make_dashboards.py
+
+Names come from `fedbus.contracts.signals`, so a metric that is renamed is renamed here; a test says when
+the files are older than this.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from fedbus.contracts import signals
+from fedbus.contracts.prometheus import label_of, series_of
+from fedbus.contracts.signals import CLIENT, TASK, WORD, Kind, Metric
+
+HERE: Final = Path(__file__).parent / "dashboards"
+WIDTH: Final = 24
+OURS: Final = 'resource.service.namespace="fedbus"'
+DATASOURCES: Final = {"prometheus": "prometheus", "tempo": "tempo", "loki": "loki"}
+GRAFANA_UNITS: Final = {"s": "s", "By": "bytes", "Cel": "celsius"}
+
+
+@dataclass
+class Panel:
+    """One picture."""
+
+    title: str
+    says: str
+    targets: list[dict[str, Any]]
+    kind: str = "timeseries"
+    unit: str = "short"
+    width: int = 8
+    height: int = 8
+    datasource: str = "prometheus"
+    links: list[dict[str, Any]] = field(default_factory=list)
+
+    def as_json(self, number: int, x: int, y: int) -> dict[str, Any]:
+        source = {"type": self.datasource, "uid": DATASOURCES[self.datasource]}
+        options: dict[str, Any] = {}
+        if self.kind == "timeseries":
+            options = {"legend": {"displayMode": "list", "placement": "bottom"}, "tooltip": {"mode": "multi"}}
+        elif self.kind == "stat":
+            options = {"reduceOptions": {"calcs": ["lastNotNull"]}, "colorMode": "value", "graphMode": "area"}
+        elif self.kind == "logs":
+            options = {"showTime": True, "wrapLogMessage": True, "enableLogDetails": True}
+        return {
+            "id": number,
+            "title": self.title,
+            "description": self.says,
+            "type": self.kind,
+            "datasource": source,
+            "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
+            "targets": [
+                {"refId": chr(65 + index), "datasource": source, **target}
+                for index, target in enumerate(self.targets)
+            ],
+            "fieldConfig": {"defaults": {"unit": self.unit, "links": self.links}, "overrides": []},
+            "options": options,
+        }
+
+
+# --- queries ------------------------------------------------------------------------------------------
+
+
+def query(expression: str, legend: str, *, exemplars: bool = False) -> dict[str, Any]:
+    return {"expr": expression, "legendFormat": legend, "exemplar": exemplars, "range": True}
+
+
+def picked(metric: Metric) -> str:
+    """The dashboard's own choice, by what the metric can be chosen by."""
+    chosen = {TASK: '=~"$task"', CLIENT: '=~"$client"'}
+    parts = [f"{label_of(name)}{how}" for name, how in chosen.items() if name in metric.attributes]
+    return "{" + ", ".join(parts) + "}" if parts else ""
+
+
+def by(*attributes: str) -> str:
+    return ", ".join(label_of(one) for one in attributes)
+
+
+def now(metric: Metric, *attributes: str, how: str = "avg") -> dict[str, Any]:
+    """A gauge as it is."""
+    (name,) = series_of(metric)
+    legend = " ".join(f"{{{{{label_of(one)}}}}}" for one in attributes) or metric.says
+    grouping = f" by ({by(*attributes)})" if attributes else ""
+    return query(f"{how}{grouping} ({name}{picked(metric)})", legend)
+
+
+def per_second(metric: Metric, *attributes: str) -> dict[str, Any]:
+    (name,) = series_of(metric)
+    legend = " ".join(f"{{{{{label_of(one)}}}}}" for one in attributes) or metric.says
+    grouping = f" by ({by(*attributes)})" if attributes else ""
+    return query(f"sum{grouping} (rate({name}{picked(metric)}[$__rate_interval]))", legend)
+
+
+def lately(metric: Metric, *attributes: str) -> dict[str, Any]:
+    """How many in the time that is shown."""
+    (name,) = series_of(metric)
+    legend = " ".join(f"{{{{{label_of(one)}}}}}" for one in attributes) or metric.says
+    grouping = f" by ({by(*attributes)})" if attributes else ""
+    return query(f"sum{grouping} (increase({name}{picked(metric)}[$__range]))", legend)
+
+
+def quantile(metric: Metric, share: float, *attributes: str) -> dict[str, Any]:
+    bucket = series_of(metric)[0]
+    legend = " ".join([f"{share * 100:g} %", *(f"{{{{{label_of(one)}}}}}" for one in attributes)])
+    grouping = ", ".join(["le", *map(label_of, attributes)])
+    inner = f"sum by ({grouping}) (rate({bucket}{picked(metric)}[$__rate_interval]))"
+    return query(f"histogram_quantile({share}, {inner})", legend, exemplars=True)
+
+
+def traces(expression: str) -> dict[str, Any]:
+    return {"queryType": "traceql", "query": expression, "limit": 50, "tableType": "spans"}
+
+
+def lines(expression: str) -> dict[str, Any]:
+    return {"expr": expression, "queryType": "range"}
+
+
+def gauges(title: str, metric: Metric, *attributes: str, how: str = "avg", **more: Any) -> Panel:
+    unit = (
+        "percentunit"
+        if metric.unit == "1" and metric.name.endswith("utilization")
+        else GRAFANA_UNITS.get(metric.unit, "short")
+    )
+    return Panel(title, metric.says, [now(metric, *attributes, how=how)], unit=unit, **more)
+
+
+def rates(title: str, metric: Metric, *attributes: str, **more: Any) -> Panel:
+    unit = "Bps" if metric.unit == "By" else "cps"
+    return Panel(title, metric.says, [per_second(metric, *attributes)], unit=unit, **more)
+
+
+def spread(
+    title: str, metric: Metric, *attributes: str, shares: Iterable[float] = (0.5, 0.95), **more: Any
+) -> Panel:
+    assert metric.kind is Kind.HISTOGRAM
+    targets = [quantile(metric, share, *attributes) for share in shares]
+    return Panel(title, metric.says, targets, unit=GRAFANA_UNITS[metric.unit], **more)
+
+
+# --- the dashboards ---------------------------------------------------------------------------------------
+
+LINES_OF_TROUBLE: Final = '{service_namespace="fedbus"} | detected_level=~"warn|error|critical|fatal"'
+
+FLEET: Final = [
+    Panel(
+        "Agents that run",
+        "On all devices, by kind",
+        [now(signals.AGENTS_ALIVE, "fedbus.agent", how="sum")],
+        width=12,
+    ),
+    Panel(
+        "Agents that are gone",
+        "Their device tells so",
+        [
+            query(
+                f"count by ({by(CLIENT, 'fedbus.agent')}) ({series_of(signals.AGENTS_ALIVE)[0]}{picked(signals.AGENTS_ALIVE)} == 0)",
+                "{{fedbus_client}} {{fedbus_agent}}",
+            )
+        ],
+        width=12,
+    ),
+    gauges("Processors", signals.CPU, CLIENT),
+    gauges("Memory", signals.MEMORY, CLIENT),
+    gauges("Disk", signals.DISK, CLIENT),
+    gauges("Temperature", signals.TEMPERATURE, CLIENT, how="max"),
+    gauges("GPU", signals.GPU, CLIENT, "hw.id"),
+    gauges("GPU memory", signals.GPU_MEMORY, CLIENT, "hw.id"),
+    spread("Predictions", signals.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
+    rates("Warnings and errors", signals.LOG_LINES, "fedbus.level"),
+    Panel(
+        "Where a device stands changes",
+        signals.TRANSITIONS.says,
+        [
+            query(
+                f'sum by ({by("fedbus.kind", "fedbus.to")}) (increase({series_of(signals.TRANSITIONS)[0]}{{fedbus_kind=~"client|fl_client|inference"}}[$__rate_interval]))',
+                "{{fedbus_kind}} → {{fedbus_to}}",
+            )
+        ],
+    ),
+    Panel(
+        "What went wrong",
+        "Warnings and errors of all agents; a line leads to its trace",
+        [lines(LINES_OF_TROUBLE)],
+        kind="logs",
+        datasource="loki",
+        width=24,
+        height=10,
+    ),
+]
+
+RUN: Final = [
+    Panel("Runs", signals.RUNS.says, [lately(signals.RUNS, "fedbus.outcome")], kind="stat"),
+    Panel("Rounds", signals.ROUNDS.says, [lately(signals.ROUNDS, TASK)], kind="stat"),
+    gauges("Clients in the last round", signals.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
+    spread("A round takes", signals.ROUND_DURATION, TASK, width=12),
+    Panel(
+        "Updates that failed",
+        signals.ROUND_FAILURES.says,
+        [per_second(signals.ROUND_FAILURES, TASK)],
+        width=12,
+        unit="cps",
+    ),
+    Panel(
+        "Runs that began",
+        "Each is one trace, from its trigger to every client's new model",
+        [traces(f'{{{OURS} && name="run • → requested"}}')],
+        kind="table",
+        datasource="tempo",
+        width=12,
+        height=10,
+    ),
+    Panel(
+        "The slowest uploads",
+        "What rounds wait for",
+        [
+            traces(
+                f'{{{OURS} && (name="upload" || name="receive") && duration > 1s}} | select(span.fedbus.run, span.fedbus.round, span.fedbus.client)'
+            )
+        ],
+        kind="table",
+        datasource="tempo",
+        width=12,
+        height=10,
+    ),
+    Panel(
+        "The slowest trainings",
+        "What rounds wait for otherwise",
+        [
+            traces(
+                f'{{{OURS} && name="train" && duration > 1s}} | select(span.fedbus.run, span.fedbus.round, span.fedbus.client)'
+            )
+        ],
+        kind="table",
+        datasource="tempo",
+        width=12,
+        height=10,
+    ),
+    Panel(
+        "What failed",
+        "Spans that ended by an exception",
+        [traces(f"{{{OURS} && status=error}} | select(span.fedbus.run, span.fedbus.client)")],
+        kind="table",
+        datasource="tempo",
+        width=12,
+        height=10,
+    ),
+]
+
+TRAINING: Final = [
+    Panel(
+        "What a round came to",
+        signals.ROUND_METRIC.says,
+        [now(signals.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
+        width=12,
+        height=10,
+    ),
+    gauges("Loss on each client", signals.TRAIN_LOSS, CLIENT, width=12, height=10),
+    spread("A training takes", signals.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12),
+    rates("Weights on the way", signals.BLOB_IO, "network.io.direction", width=12),
+    Panel(
+        "Aggregations",
+        "Linked to each upload that is in them",
+        [traces(f'{{{OURS} && name="aggregate"}} | select(span.fedbus.run, span.fedbus.round)')],
+        kind="table",
+        datasource="tempo",
+        width=24,
+        height=10,
+    ),
+]
+
+BUS: Final = [
+    rates("Messages", signals.MESSAGES, WORD, width=12),
+    rates("Bytes of messages", signals.MESSAGE_IO, "network.io.direction", width=12),
+    spread("From saying to hearing", signals.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
+    spread("The oldest words", signals.EVENT_AGE, WORD, shares=(0.95,)),
+    Panel(
+        "Came again, or was unreadable",
+        "Deliveries that were not acknowledged in time, and dead letters",
+        [per_second(signals.REDELIVERIES, WORD), per_second(signals.DEAD_LETTERS)],
+        unit="cps",
+    ),
+    gauges("What waits", signals.QUEUE_DEPTH, "fedbus.queue", how="max"),
+    spread("Loops are late", signals.LOOP_LAG, shares=(0.5, 0.99)),
+    gauges("Who is connected", signals.NATS_CONNECTIONS, how="sum"),
+    rates("Messages through nats-server", signals.NATS_MESSAGES, "network.io.direction"),
+    rates("Bytes through nats-server", signals.NATS_IO, "network.io.direction"),
+    gauges("nats-server: cores", signals.NATS_CPU, how="sum"),
+    gauges("nats-server: memory", signals.NATS_MEMORY, how="sum"),
+    Panel("Cut off for reading slowly", signals.NATS_SLOW.says, [per_second(signals.NATS_SLOW)], unit="cps"),
+    gauges("Streams: messages", signals.NATS_STREAM_MESSAGES, "fedbus.stream", how="max"),
+    gauges("Streams: on disk", signals.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
+    Panel(
+        "Set aside, not stored yet, not read yet",
+        "What the bus complains of",
+        [lines('{service_namespace="fedbus"} |~ "set aside|not stored yet|not read yet"')],
+        kind="logs",
+        datasource="loki",
+        width=24,
+    ),
+]
+
+DASHBOARDS: Final = {
+    "fleet": ("Fleet", FLEET),
+    "run": ("Run", RUN),
+    "training": ("Training", TRAINING),
+    "bus": ("Bus", BUS),
+}
+
+
+def chosen(name: str, label: str, metric: Metric) -> dict[str, Any]:
+    """A choice at the top: all values that *label* has."""
+    return {
+        "name": name,
+        "type": "query",
+        "datasource": {"type": "prometheus", "uid": "prometheus"},
+        "query": f"label_values({series_of(metric)[0]}, {label_of(label)})",
+        "includeAll": True,
+        "multi": True,
+        "allValue": ".*",
+        "current": {"text": ["All"], "value": ["$__all"]},
+        "refresh": 2,
+    }
+
+
+def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
+    others = [
+        {"title": of, "type": "link", "url": f"/d/fedbus-{other}", "keepTime": True, "includeVars": True}
+        for other, (of, _) in DASHBOARDS.items()
+        if other != uid
+    ]
+    return {
+        "uid": f"fedbus-{uid}",
+        "title": f"fedbus: {title}",
+        "tags": ["fedbus"],
+        "schemaVersion": 39,
+        "editable": True,
+        "refresh": "15s",
+        "time": {"from": "now-1h", "to": "now"},
+        "links": others,
+        "templating": {
+            "list": [
+                chosen("task", TASK, signals.ROUNDS),
+                chosen("client", CLIENT, signals.CPU),
+            ]
+        },
+        "panels": list(laid_out(panels)),
+    }
+
+
+def laid_out(panels: list[Panel]) -> Iterable[dict[str, Any]]:
+    """From left to right, and on to the next row where one is full."""
+    x = y = tallest = 0
+    for number, panel in enumerate(panels, start=1):
+        if x + panel.width > WIDTH:
+            x, y, tallest = 0, y + tallest, 0
+        yield panel.as_json(number, x, y)
+        x, tallest = x + panel.width, max(tallest, panel.height)
+
+
+def written() -> dict[Path, str]:
+    """What each file is to hold."""
+    return {
+        HERE / f"{uid}.json": json.dumps(dashboard(uid, title, panels), indent=1, ensure_ascii=False) + "\n"
+        for uid, (title, panels) in DASHBOARDS.items()
+    }
+
+
+def main() -> None:
+    HERE.mkdir(exist_ok=True)
+    for path, text in written().items():
+        path.write_text(text)
+
+
+if __name__ == "__main__":
+    main()

