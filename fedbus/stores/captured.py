@@ -42,6 +42,10 @@ MAX_QUEUED_BYTES: Final = 64 * 1024**2
 RETRY_S: Final = 60.0
 
 _BATCH_ROWS: Final = 512
+_INSERTED_AT_ONCE: Final = 64
+"""Rows in one statement: while SQLite is at it, Python is free to predict."""
+_GATHER_S: Final = 0.05
+"""For so long the writer waits for more rows: a transaction for each of them would cost as much as the prediction."""
 _PAGE_BYTES: Final = 4096
 _FULL: Final = 0.9
 """Of *max_bytes*, how much is filled before the oldest rows make room; the rest is the database's own."""
@@ -64,9 +68,8 @@ CREATE TABLE IF NOT EXISTS captured (
 CREATE INDEX IF NOT EXISTS first_to_go ON captured (label IS NOT NULL, id);
 CREATE INDEX IF NOT EXISTS by_age ON captured (captured_at);
 """
-_INSERT = (
-    "INSERT INTO captured (id, label, model_version, captured_at, output, input) VALUES (?, ?, ?, ?, ?, ?)"
-)
+_INSERT = "INSERT INTO captured (id, label, model_version, captured_at, output, input) VALUES "
+_ONE_ROW = "(?, ?, ?, ?, ?, ?)"
 _DROP_AGED = "DELETE FROM captured WHERE captured_at < ?"
 _DROP_OLDEST = (
     "DELETE FROM captured WHERE id IN (SELECT id FROM captured ORDER BY label IS NOT NULL, id LIMIT ?)"
@@ -163,6 +166,8 @@ class CapturedData:
         self._looked_at = 0.0
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Row | _Job | None] = queue.Queue(max_queued_rows)
+        self._hurry = threading.Event()
+        """Somebody waits for what is written."""
         self._queued_bytes = 0
         self._dropped = 0
         self._rests_until = 0.0
@@ -232,6 +237,7 @@ class CapturedData:
             already, self._closed = self._closed, True
         if not already:
             await asyncio.to_thread(self._queue.put, None)
+            self._hurry.set()
         await asyncio.to_thread(self._writer.join)
 
     def _has_room_for(self, row: _Row) -> bool:
@@ -257,6 +263,7 @@ class CapturedData:
                 self._queue.put_nowait(job)
             except queue.Full:
                 return False
+            self._hurry.set()
             return True
 
     # --- the writer's thread ------------------------------------------------------------
@@ -277,11 +284,14 @@ class CapturedData:
         connection.close()
 
     def _next_items(self) -> list[_Row | _Job | None]:
-        """At least one, and whatever else is there already; nothing where nothing comes for a while."""
+        """At least one, and whatever comes soon after it; nothing where nothing comes for a while."""
         try:
             items = [self._queue.get(timeout=min(_LOOK_S, self._max_age_s))]
         except queue.Empty:
             return []
+        if self._queue.qsize() < _BATCH_ROWS:
+            self._hurry.wait(_GATHER_S)
+        self._hurry.clear()
         while len(items) < _BATCH_ROWS:
             try:
                 items.append(self._queue.get_nowait())
@@ -299,7 +309,8 @@ class CapturedData:
             with connection:
                 connection.execute("BEGIN")
                 gone = self._make_room(sum(row.size_bytes for row in rows), connection)
-                connection.executemany(_INSERT, [row.values for row in rows])
+                for some in _parts(rows):
+                    connection.execute(*_insertion(some))
                 gone += connection.execute(_DROP_OLDEST, (excess,)).rowcount if excess > gone else 0
         except (sqlite3.Error, OSError) as error:
             self._rest(len(rows), error)
@@ -404,6 +415,17 @@ def _label(connection: sqlite3.Connection, row: int, label: Label) -> None:
             raise LabelContradicted(row, before)
         return
     connection.execute("UPDATE captured SET label = ? WHERE id = ?", (json.dumps(label), row))
+
+
+def _parts(rows: list[_Row]) -> Iterator[list[_Row]]:
+    for at in range(0, len(rows), _INSERTED_AT_ONCE):
+        yield rows[at : at + _INSERTED_AT_ONCE]
+
+
+def _insertion(rows: list[_Row]) -> tuple[str, list[object]]:
+    """One statement that inserts all *rows*, and its values."""
+    statement = _INSERT + ", ".join([_ONE_ROW] * len(rows))
+    return statement, [value for row in rows for value in row.values]
 
 
 def _runs(items: "list[_Row | _Job | None]") -> Iterator[list[_Row] | _Job]:
