@@ -2,7 +2,9 @@
 
     docs/events.md        every kind of message: between whom, where, with which fields, an example
     docs/lifecycles.md    every lifecycle as a diagram, with its owner and what its states wait for
+    docs/permissions.md   what each role may publish and subscribe to
     docs/asyncapi.yaml    the same messages for programs, as AsyncAPI 3
+    docs/schemas/*.json   the JSON Schema of each message's body, and of each answer's
 
 A test says that the pages in the repository are what the tables say.
 """
@@ -12,13 +14,15 @@ import inspect
 import json
 import sys
 import textwrap
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
 
+from fedbus.app.permissions_page import permissions_page
 from fedbus.contracts import catalogue as tables
 from fedbus.contracts import subjects
 from fedbus.contracts.envelope import MAX_EVENT_BYTES
@@ -366,23 +370,66 @@ def _operation(entry: Entry) -> dict[str, Any]:
 
 def _message(name: str, kind: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
     """A message; what its schema leans on goes to *schemas*, once."""
-    schema = kind.model_json_schema(ref_template="#/components/schemas/{model}")
+    schema = _told_apart(kind.model_json_schema(ref_template="#/components/schemas/{model}"))
     schemas.update(schema.pop("$defs", {}))
     title = type_name(kind) if issubclass(kind, Message) else name
     return {"name": title, "summary": meaning(kind), "payload": schema}
 
 
+def _told_apart(schema: Any) -> Any:
+    """*schema* without OpenAPI's discriminators: the constants that each choice has say as much, to everybody."""
+    match schema:
+        case dict():
+            return {
+                name: _told_apart(item) for name, item in schema.items() if not _discriminates(name, item)
+            }
+        case list():
+            return [_told_apart(item) for item in schema]
+        case _:
+            return schema
+
+
+def _discriminates(name: str, item: object) -> bool:
+    return name == "discriminator" and isinstance(item, dict) and "propertyName" in item
+
+
+# --- docs/schemas ------------------------------------------------------------------------------------
+
+DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
+
+
+def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
+    """The JSON Schema of a body, as `fedbus events decode` shows it."""
+    title = type_name(kind) if issubclass(kind, Message) else kind.__name__
+    described = _told_apart(kind.model_json_schema(mode="serialization"))
+    return {"$schema": DIALECT} | described | {"title": title, "description": meaning(kind)}
+
+
+def schema_page(kind: type[BaseModel]) -> str:
+    return json.dumps(body_schema(kind), indent=1) + "\n"
+
+
+def _schema_pages() -> dict[str, Callable[[], str]]:
+    entries = catalogue()
+    named: dict[str, type[BaseModel]] = {one.word: one.kind for one in entries}
+    named |= {one.answer.__name__: one.answer for one in entries if one.answer}
+    return {f"schemas/{name}.json": partial(schema_page, kind) for name, kind in named.items()}
+
+
 # --- writing -----------------------------------------------------------------------------------------
 
-PAGES: Final = {
+PAGES: Final[dict[str, Callable[[], str]]] = {
     "events.md": events_page,
     "lifecycles.md": lifecycles_page,
+    "permissions.md": permissions_page,
     "asyncapi.yaml": asyncapi_page,
+    **_schema_pages(),
 }
 
 
 def main() -> None:
     (directory,) = map(Path, sys.argv[1:])
+    (directory / "schemas").mkdir(exist_ok=True)
     for name, page in PAGES.items():
         (directory / name).write_text(page())
         print(directory / name)

@@ -3,13 +3,18 @@
 import json
 from pathlib import Path
 
+import jsonschema
 import pytest
 
-from fedbus.app.pages import PAGES, catalogue, events_page, lifecycles_page
+from fedbus.app.pages import PAGES, body_schema, catalogue, events_page, lifecycles_page
 from fedbus.contracts.catalogue import MESSAGES
+from fedbus.contracts.examples import ANSWERS, EXAMPLES
+from fedbus.contracts.message import Body
 from fedbus.contracts.transition import LIFECYCLES
 
 DOCS = Path(__file__).parents[2] / "docs"
+ASYNCAPI = Path(__file__).with_name("asyncapi") / "3.0.0.json"
+EVERY_BODY = [*EXAMPLES.values(), *ANSWERS.values()]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -50,3 +55,20 @@ def test_every_reference_of_the_asyncapi_page_leads_somewhere() -> None:
 
     check(document)
     assert set(document["channels"]) == {entry.word for entry in catalogue()}
+
+
+def test_the_asyncapi_page_is_asyncapi() -> None:
+    document = json.loads(PAGES["asyncapi.yaml"]().partition("\n")[2])
+    official = json.loads(ASYNCAPI.read_text())
+    jsonschema.Draft7Validator(official).validate(document)
+
+
+@pytest.mark.parametrize("body", EVERY_BODY, ids=lambda body: type(body).__name__)
+def test_an_example_is_as_its_schema_says(body: Body) -> None:
+    schema = body_schema(type(body))
+    jsonschema.Draft202012Validator.check_schema(schema)
+    jsonschema.Draft202012Validator(schema).validate(json.loads(body.model_dump_json()))
+
+
+def test_no_schema_is_left_of_a_word_that_nobody_says() -> None:
+    assert {f"schemas/{file.name}" for file in (DOCS / "schemas").iterdir()} <= set(PAGES)

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from fedbus.app import show
-from fedbus.app.edge import Failure
+from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
     from fedbus.bus.bus import Seen
@@ -29,15 +29,6 @@ def tail(
     """Show events and transitions as they happen, one a line."""
     from fedbus.app.session import moment, now
 
-    def wanted(seen: "Seen") -> bool:
-        from fedbus.app.lines import word_of
-
-        return (
-            (task is None or seen.message.task == task)
-            and (client is None or client in seen.subject.split("."))
-            and (word is None or word in (seen.message.word, word_of(seen.message)))
-        )
-
     beginning = moment(since) if since else None
 
     async def tell() -> None:
@@ -50,7 +41,7 @@ def tail(
         left, console = count, show.console()
         async with on_the_bus() as bus, aclosing(everything(bus, beginning)) as said:
             async for seen in said:
-                if not wanted(seen):
+                if not _wanted(seen, task, client, word):
                     continue
                 if json:
                     print(show.to_json(record(seen)), flush=True)
@@ -61,6 +52,77 @@ def tail(
                     return
 
     now(tell())
+
+
+@app.command()
+def replay(
+    *,
+    since: Annotated[
+        str | None, typer.Option(help="From then on: 90s, 10m, 2h or 1d ago, or a time as ISO 8601.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Until then. [default: now]")] = None,
+    run: Annotated[str | None, typer.Option(help="Only this run, from its request to its end.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
+    word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="So many times as fast as it was; 0: all at once.")] = 0,
+    json: show.AsJson = False,
+) -> None:
+    """Show once more what was said in a window of the past, in order. Nothing is said again on the bus."""
+    from fedbus.app.session import moment, now
+
+    if since is None and run is None:
+        raise Failure("say which part of the past: --since 10m, or --run RUN", Exit.USAGE)
+    begin, end = (moment(text) if text else None for text in (since, until))
+    if begin and end and end < begin:
+        raise Failure("--until is before --since", Exit.USAGE)
+
+    async def tell() -> None:
+        from contextlib import aclosing
+
+        from fedbus.app.lines import line, record
+        from fedbus.app.replay import paced, replayed, window
+        from fedbus.app.session import on_the_bus
+
+        console = show.console()
+        async with on_the_bus() as bus:
+            asked = await window(bus, begin, end, run)
+            async with aclosing(paced(replayed(bus, asked), speed)) as said:
+                async for seen in said:
+                    if not _wanted(seen, task, client, word):
+                        continue
+                    if json:
+                        print(show.to_json(record(seen)), flush=True)
+                    else:
+                        console.print(line(seen))
+
+    now(tell())
+
+
+def _wanted(seen: "Seen", task: str | None, client: str | None, word: str | None) -> bool:
+    from fedbus.app.lines import word_of
+
+    return (
+        (task is None or seen.message.task == task)
+        and (client is None or client in seen.subject.split("."))
+        and (word is None or word in (seen.message.word, word_of(seen.message)))
+    )
+
+
+@app.command()
+def schema(
+    word: Annotated[str | None, typer.Argument(help="Of this word; left out: all of them.")] = None,
+) -> None:
+    """Print the JSON Schema of a message's body, or of all by their words."""
+    from fedbus.app.pages import body_schema, catalogue
+
+    kinds = {entry.word: entry.kind for entry in catalogue()}
+    if word is None:
+        show.as_json({name: body_schema(kind) for name, kind in kinds.items()})
+    elif word in kinds:
+        show.as_json(body_schema(kinds[word]))
+    else:
+        raise Failure(f"nobody says {word!r}: see fedbus events catalog", Exit.NOT_FOUND)
 
 
 @app.command()
