@@ -145,6 +145,10 @@ def spread(
 
 LINES_OF_TROUBLE: Final = '{service_namespace="fedbus"} | detected_level=~"warn|error|critical|fatal"'
 
+ALIVE: Final = series_of(signals.AGENTS_ALIVE)[0] + picked(signals.AGENTS_ALIVE)
+MOVED: Final = series_of(signals.TRANSITIONS)[0] + '{fedbus_kind=~"client|fl_client|inference"}'
+WHOSE: Final = "select(span.fedbus.run, span.fedbus.round, span.fedbus.client)"
+
 FLEET: Final = [
     Panel(
         "Agents that run",
@@ -157,7 +161,7 @@ FLEET: Final = [
         "Their device tells so",
         [
             query(
-                f"count by ({by(CLIENT, 'fedbus.agent')}) ({series_of(signals.AGENTS_ALIVE)[0]}{picked(signals.AGENTS_ALIVE)} == 0)",
+                f"count by ({by(CLIENT, 'fedbus.agent')}) ({ALIVE} == 0)",
                 "{{fedbus_client}} {{fedbus_agent}}",
             )
         ],
@@ -176,7 +180,7 @@ FLEET: Final = [
         signals.TRANSITIONS.says,
         [
             query(
-                f'sum by ({by("fedbus.kind", "fedbus.to")}) (increase({series_of(signals.TRANSITIONS)[0]}{{fedbus_kind=~"client|fl_client|inference"}}[$__rate_interval]))',
+                f"sum by ({by('fedbus.kind', 'fedbus.to')}) (increase({MOVED}[$__rate_interval]))",
                 "{{fedbus_kind}} → {{fedbus_to}}",
             )
         ],
@@ -216,11 +220,7 @@ RUN: Final = [
     Panel(
         "The slowest uploads",
         "What rounds wait for",
-        [
-            traces(
-                f'{{{OURS} && (name="upload" || name="receive") && duration > 1s}} | select(span.fedbus.run, span.fedbus.round, span.fedbus.client)'
-            )
-        ],
+        [traces(f'{{{OURS} && (name="upload" || name="receive") && duration > 1s}} | {WHOSE}')],
         kind="table",
         datasource="tempo",
         width=12,
@@ -229,11 +229,7 @@ RUN: Final = [
     Panel(
         "The slowest trainings",
         "What rounds wait for otherwise",
-        [
-            traces(
-                f'{{{OURS} && name="train" && duration > 1s}} | select(span.fedbus.run, span.fedbus.round, span.fedbus.client)'
-            )
-        ],
+        [traces(f'{{{OURS} && name="train" && duration > 1s}} | {WHOSE}')],
         kind="table",
         datasource="tempo",
         width=12,
@@ -270,6 +266,10 @@ TRAINING: Final = [
         width=24,
         height=10,
     ),
+    gauges("Captured rows", signals.DATA_ROWS, CLIENT, "fedbus.use", how="max", width=6),
+    gauges("Checks of captured rows", signals.DATA_CHECK, CLIENT, "fedbus.check", how="max", width=6),
+    gauges("Drift of features", signals.DATA_PSI, CLIENT, "fedbus.feature", how="max", width=6),
+    spread("A check takes", signals.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
 ]
 
 BUS: Final = [

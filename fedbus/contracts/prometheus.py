@@ -1,0 +1,35 @@
+"""What the metrics of `signals` are called where Prometheus keeps them, as its OTLP receiver translates names.
+
+    fedbus.round.duration, s, histogram  →  fedbus_round_duration_seconds_bucket, …_sum, …_count
+
+The rules (``UnderscoreEscapingWithSuffixes``, the default) are in
+https://prometheus.io/docs/guides/opentelemetry/ and the OpenTelemetry specification's page on compatibility.
+"""
+
+from typing import Final
+
+from fedbus.contracts.signals import Kind, Metric
+
+UNITS: Final = {"s": "seconds", "By": "bytes", "Cel": "celsius"}
+TOTALS: Final = {Kind.COUNTER, Kind.OBSERVED_TOTAL}
+GAUGES: Final = {Kind.GAUGE, Kind.OBSERVED}
+
+
+def series_of(metric: Metric) -> list[str]:
+    """The names under which queries find *metric*."""
+    name = label_of(metric.name)
+    unit = UNITS.get(metric.unit)
+    if unit and not name.endswith(f"_{unit}"):
+        name = f"{name}_{unit}"
+    if metric.unit == "1" and metric.kind in GAUGES:
+        name = f"{name}_ratio"
+    if metric.kind in TOTALS:
+        return [f"{name}_total"]
+    if metric.kind is Kind.HISTOGRAM:
+        return [f"{name}_{part}" for part in ("bucket", "sum", "count")]
+    return [name]
+
+
+def label_of(attribute: str) -> str:
+    """The label of an *attribute*: ``fedbus.client`` → ``fedbus_client``."""
+    return attribute.replace(".", "_")
