@@ -10,6 +10,7 @@ consumer could read everything.
 """
 
 from contextlib import suppress
+from dataclasses import replace
 
 from nats.js import JetStreamContext
 from nats.js.api import (
@@ -77,7 +78,8 @@ def consumer_name(owner: str, task: str, agent: str) -> str:
 
 async def make_streams(js: JetStreamContext, fed: FederationId) -> None:
     """The streams of *fed*, made or brought up to date. Repeating it changes nothing."""
-    for config in _streams(fed):
+    for plain in _streams(fed):
+        config = replace(plain, metadata={"fedbus-federation": fed})
         try:
             await js.add_stream(config)
         except BadRequestError:  # it is there, with another version's settings

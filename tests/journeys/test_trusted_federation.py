@@ -1,10 +1,11 @@
 """A whole federation with credentials and TLS, where each agent may do no more than its role."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 from support import eventually
@@ -54,8 +55,8 @@ class Everybody:
         for run in CLIENT_AGENTS.values():
             self._start(partial(run, device))
 
-    def _start(self, run: partial[object]) -> None:
-        agent = AgentAtWork(run)  # type: ignore[arg-type]
+    def _start(self, run: "partial[Coroutine[Any, Any, None]]") -> None:
+        agent = AgentAtWork(run)
         agent.start()
         self.agents.append(agent)
 
