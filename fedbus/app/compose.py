@@ -32,6 +32,7 @@ from fedbus.agents.presence import present
 from fedbus.agents.registrar import registrar
 from fedbus.agents.server_manager import ServerManager
 from fedbus.agents.tasks import backoff, first_of
+from fedbus.agents.training_monitor import TrainingMonitor
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.app.telemetry.lines import errors_so_far
 from fedbus.bus.access import OPEN, Access
@@ -54,6 +55,8 @@ from fedbus.stores.errors import StoreError
 from fedbus.stores.models import open_store
 from fedbus.stores.outbox import Outbox
 from fedbus.stores.signing import Signer, TrustedKeys
+from fedbus.stores.trackers.interface import Place, open_trackers
+from fedbus.stores.trackers.local import LocalTracker
 
 log = structlog.get_logger("fedbus.compose")
 Scalar = bool | int | float | str
@@ -78,6 +81,8 @@ class Site:
     """Signs the model versions that are made here."""
     trusted: TrustedKeys | None = None
     """Whose models may be served here; left out: anybody's."""
+    trackers: tuple[str, ...] = ()
+    """Where the curves of training go, beside a file of our own."""
     access: Access = OPEN
     """Who we are to the bus, and whom we believe."""
     job_template: str = ""
@@ -368,10 +373,19 @@ async def _capturing(device: Device, sayings: Sayings) -> AsyncIterator[Captured
         await captured.close()
 
 
+async def training_monitor(site: Site, stop: asyncio.Event) -> None:
+    place = Place(site.task.id, site.home / "training")
+    trackers = await asyncio.to_thread(open_trackers, site.trackers, place)
+    async with site.bus("training-monitor") as bus:
+        monitor = TrainingMonitor(bus, site.task.id, LocalTracker(place), trackers)
+        await first_of(monitor.run(stop), bus.lost())
+
+
 SERVER_AGENTS: Final = {
     "server-manager": server_manager,
     "workflow-scheduler": workflow_scheduler,
     "flower-server": flower_server,
+    "training-monitor": training_monitor,
 }
 
 

@@ -16,6 +16,7 @@
     FEDBUS_LABELS       what a device is told apart by: "site=lab board=jetson"
     FEDBUS_SIGNING_KEY  the server's private key, which signs every model that is made: see fedbus model keygen
     FEDBUS_TRUSTED_KEYS the public keys whose models may be served; none: any model is
+    FEDBUS_TRACKERS     where the curves of training go beside FEDBUS_HOME/training: tensorboard, mlflow, wandb, …
     FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
     FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
     FEDBUS_LAUNCHER     where the ServerApp of a run is at work: process (the default), or kubernetes, in a Job
@@ -108,6 +109,7 @@ class Settings(BaseModel):
     allowed_signers: Path | None = Field(default=None, alias="FEDBUS_ALLOWED_SIGNERS")
     allow_install: str = Field(default="", alias="FEDBUS_ALLOW_INSTALL")
     given_labels: str = Field(default="", alias="FEDBUS_LABELS")
+    trackers: str = Field(default="", alias="FEDBUS_TRACKERS")
     signing_key: Path | None = Field(default=None, alias="FEDBUS_SIGNING_KEY")
     trusted_keys: Path | None = Field(default=None, alias="FEDBUS_TRUSTED_KEYS")
     given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
@@ -155,6 +157,10 @@ class Settings(BaseModel):
     @property
     def fed(self) -> FederationId:
         return FederationId(self.federation)
+
+    @property
+    def tracker_names(self) -> tuple[str, ...]:
+        return tuple(self.trackers.replace(",", " ").split())
 
     @property
     def labels(self) -> dict[str, str]:

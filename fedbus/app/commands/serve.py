@@ -272,6 +272,7 @@ def _site(
         code=code,
         signer=None if client else settings.signer(),
         trusted=settings.trusted() if client else None,
+        trackers=() if client else settings.tracker_names,
         access=settings.access,
         job_template=settings.job_template if settings.launcher == "kubernetes" else "",
     )

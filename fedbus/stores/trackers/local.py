@@ -1,0 +1,112 @@
+"""The tracker that needs nothing: a SQLite file with a line for each round, for `fedbus run curve` and any script.
+
+It also remembers what the others were told, so that a monitor that is started again tells them nothing twice.
+"""
+
+import json
+import sqlite3
+from contextlib import closing
+from pathlib import Path
+from typing import Any, Final
+
+from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+
+FILE: Final = "training.db"
+SCHEMA: Final = """
+CREATE TABLE IF NOT EXISTS runs (
+    task TEXT, run TEXT, began TEXT, trigger TEXT, code_version TEXT, config TEXT, trace_id TEXT,
+    ended TEXT, state TEXT, reason TEXT, model_version INTEGER, promoted INTEGER, PRIMARY KEY (task, run));
+CREATE TABLE IF NOT EXISTS rounds (
+    task TEXT, run TEXT, round INTEGER, step INTEGER, at TEXT, figures TEXT, PRIMARY KEY (task, run, round));
+CREATE TABLE IF NOT EXISTS told (
+    tracker TEXT, task TEXT, run TEXT, what TEXT, PRIMARY KEY (tracker, task, run, what));
+"""
+
+
+class LocalTracker:
+    """Keeps the curves in *place*, whichever other tracker does."""
+
+    def __init__(self, place: Place) -> None:
+        place.directory.mkdir(parents=True, exist_ok=True)
+        self._task = place.task
+        self._path = place.directory / FILE
+        with closing(self._open()) as database:
+            database.executescript(SCHEMA)
+
+    def begin(self, run: RunBegun) -> None:
+        self._do(
+            "INSERT INTO runs (task, run, began, trigger, code_version, config, trace_id) VALUES (?, ?, ?, ?, ?, ?, ?)"
+            " ON CONFLICT DO UPDATE SET code_version = excluded.code_version",
+            (
+                run.task,
+                run.run,
+                run.at.isoformat(),
+                run.trigger,
+                run.code_version,
+                json.dumps(dict(run.config)),
+                run.trace_id,
+            ),
+        )
+
+    def round(self, seen: RoundSeen) -> None:
+        self._do(
+            "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)",
+            (seen.task, seen.run, seen.round, seen.step, seen.at.isoformat(), json.dumps(flat(seen))),
+        )
+
+    def end(self, run: RunEnded) -> None:
+        self._do(
+            "UPDATE runs SET ended = ?, state = ?, reason = ?, model_version = ?, promoted = ?"
+            " WHERE task = ? AND run = ?",
+            (
+                run.at.isoformat(),
+                run.state,
+                run.reason,
+                run.model_version,
+                run.promoted,
+                run.task,
+                run.run,
+            ),
+        )
+
+    def close(self) -> None:
+        """Each word is on disk when it was taken."""
+
+    # --- what others were told -------------------------------------------------------------------
+
+    def was_told(self, tracker: str, run: str, what: str) -> bool:
+        """Whether *tracker* has been told of it, by this process or one before."""
+        with closing(self._open()) as database:
+            found = database.execute(
+                "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
+                (tracker, self._task, run, what),
+            )
+            return found.fetchone() is not None
+
+    def tell(self, tracker: str, run: str, what: str) -> None:
+        """Remember that it was told."""
+        self._do("INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, what))
+
+    def _do(self, statement: str, values: tuple[Any, ...]) -> None:
+        with closing(self._open()) as database, database:
+            database.execute(statement, values)
+
+    def _open(self) -> sqlite3.Connection:
+        database = sqlite3.connect(self._path, timeout=10)
+        database.execute("PRAGMA journal_mode = WAL")
+        return database
+
+
+def rounds_in(directory: Path, task: str) -> list[dict[str, Any]]:
+    """All rounds of *task* that were kept in *directory*, by step: ``{"run", "round", "step", "at", "loss", …}``."""
+    path = directory / FILE
+    if not path.exists():
+        return []
+    with closing(sqlite3.connect(path, timeout=10)) as database:
+        found = database.execute(
+            "SELECT run, round, step, at, figures FROM rounds WHERE task = ? ORDER BY step", (task,)
+        ).fetchall()
+    return [
+        {"run": run, "round": number, "step": step, "at": at, **json.loads(figures)}
+        for run, number, step, at, figures in found
+    ]

@@ -1,0 +1,72 @@
+"""MLflow: an experiment a task, a run each. Where to is MLflow's own MLFLOW_TRACKING_URI; else a directory here."""
+
+import os
+from typing import Any, Final
+
+import mlflow
+from mlflow.entities import Metric, Param, RunStatus, RunTag
+from mlflow.tracking import MlflowClient
+
+from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+
+URI: Final = "MLFLOW_TRACKING_URI"
+TAG: Final = "fedbus.run"
+MAX_PARAM_CHARS: Final = 500
+_STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
+
+
+class MlflowTracker:
+    """Finds a run again by its tag, so that a monitor that was started anew goes on with it."""
+
+    def __init__(self, place: Place) -> None:
+        uri = os.environ.get(URI) or f"file://{(place.directory / 'mlruns').absolute()}"
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a directory is what needs no server
+        mlflow.set_tracking_uri(uri)
+        self._client = MlflowClient(tracking_uri=uri)
+        name = f"fedbus/{place.task}"
+        there = self._client.get_experiment_by_name(name)
+        self._experiment: str = there.experiment_id if there else self._client.create_experiment(name)
+        self._ids: dict[str, str] = {}
+
+    def begin(self, run: RunBegun) -> None:
+        mine = self._id(run.run)
+        params = {"trigger": run.trigger, "code_version": run.code_version, **run.config}
+        self._client.log_batch(
+            mine,
+            params=[Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()],
+            tags=[RunTag("fedbus.trace_id", run.trace_id)],
+        )
+
+    def round(self, seen: RoundSeen) -> None:
+        at_ms = int(seen.at.timestamp() * 1000)
+        metrics = [Metric(name, value, at_ms, seen.step) for name, value in flat(seen).items()]
+        self._client.log_batch(self._id(seen.run), metrics=metrics)
+
+    def end(self, run: RunEnded) -> None:
+        tags = {
+            "fedbus.model_version": run.model_version,
+            "fedbus.promoted": run.promoted,
+            "reason": run.reason,
+        }
+        self._client.log_batch(
+            self._id(run.run),
+            tags=[RunTag(name, str(value)) for name, value in tags.items() if value not in (None, "")],
+        )
+        status = RunStatus.from_string(_STATUS.get(run.state, "FAILED"))
+        self._client.set_terminated(self._id(run.run), RunStatus.to_string(status))
+
+    def close(self) -> None:
+        """Each call has been made by the time it returned."""
+
+    def _id(self, run: str) -> str:
+        if run not in self._ids:
+            self._ids[run] = self._found(run) or self._made(run)
+        return self._ids[run]
+
+    def _found(self, run: str) -> str | None:
+        there: list[Any] = self._client.search_runs([self._experiment], f"tags.`{TAG}` = '{run}'")
+        return str(there[0].info.run_id) if there else None
+
+    def _made(self, run: str) -> str:
+        made = self._client.create_run(self._experiment, tags={TAG: run}, run_name=run)
+        return str(made.info.run_id)

@@ -1,0 +1,33 @@
+"""TensorBoard: a directory a task, a line over all its runs: ``tensorboard --logdir .fedbus/training/tensorboard``."""
+
+import time
+
+from tensorboard.compat.proto.event_pb2 import Event
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+
+
+class TensorBoardTracker:
+    """Writes event files; the step is that of the round over all runs."""
+
+    def __init__(self, place: Place) -> None:
+        self._writer = EventFileWriter(str(place.directory / "tensorboard" / place.task))
+
+    def begin(self, run: RunBegun) -> None:
+        """TensorBoard knows curves, not runs: the step joins them."""
+
+    def round(self, seen: RoundSeen) -> None:
+        values = [Summary.Value(tag=name, simple_value=value) for name, value in flat(seen).items()]
+        event = Event(wall_time=seen.at.timestamp(), step=seen.step, summary=Summary(value=values))
+        self._writer.add_event(event)
+        self._writer.flush()
+
+    def end(self, run: RunEnded) -> None:
+        version = Summary.Value(tag="model_version", simple_value=float(run.model_version or 0))
+        self._writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[version])))
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()

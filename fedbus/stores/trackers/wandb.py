@@ -1,0 +1,52 @@
+"""Weights & Biases: a project a task, a run each. Who we are and where to is its own: WANDB_API_KEY, WANDB_MODE."""
+
+from pathlib import Path
+from typing import Any
+
+import wandb
+
+from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+
+
+class WandbTracker:
+    """One run of W&B at a time, as fedbus has one a task; it is taken up again by its id."""
+
+    def __init__(self, place: Place) -> None:
+        self._task = place.task
+        self._directory: Path = place.directory
+        self._run: Any = None
+
+    def begin(self, run: RunBegun) -> None:
+        config = {
+            **run.config,
+            "trigger": run.trigger,
+            "code_version": run.code_version,
+            "trace_id": run.trace_id,
+        }
+        self._open(run.run).config.update(config, allow_val_change=True)
+
+    def round(self, seen: RoundSeen) -> None:
+        self._open(seen.run).log(flat(seen), step=seen.step)
+
+    def end(self, run: RunEnded) -> None:
+        opened = self._open(run.run)
+        opened.summary.update({"state": run.state, "reason": run.reason, "model_version": run.model_version})
+        opened.finish(exit_code=0 if run.state == "finished" else 1)
+        self._run = None
+
+    def close(self) -> None:
+        if self._run is not None:
+            self._run.finish()
+
+    def _open(self, run: str) -> Any:
+        if self._run is None or self._run.id != run:
+            self.close()
+            self._run = wandb.init(
+                project=f"fedbus-{self._task}",
+                id=run,
+                name=run,
+                dir=str(self._directory),
+                resume="allow",
+                settings=wandb.Settings(silent=True, console="off"),
+            )
+        return self._run

@@ -1,0 +1,174 @@
+"""The trackers, each asked afterwards by its own library what it was told."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fedbus.stores.trackers.interface import (
+    Place,
+    RoundSeen,
+    RunBegun,
+    RunEnded,
+    Tracker,
+    TrackerMissing,
+    UnknownTracker,
+    flat,
+    open_tracker,
+    open_trackers,
+)
+from fedbus.stores.trackers.local import LocalTracker, rounds_in
+
+NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
+TASK = "mnist"
+
+
+def begun(run: str) -> RunBegun:
+    return RunBegun(run, TASK, NOON, "schedule", "a" * 40, {"lr": 0.1, "strategy": "fedavg"}, "4bf92f35")
+
+
+def seen(run: str, number: int, step: int, loss: float) -> RoundSeen:
+    clients = {"c1": {"samples": 10.0, "train_s": 1.5}}
+    return RoundSeen(run, TASK, number, step, NOON, {"loss": loss, "seconds": 2.0}, clients)
+
+
+def ended(run: str) -> RunEnded:
+    return RunEnded(run, TASK, NOON, "finished", model_version=2)
+
+
+def tell_two_runs(tracker: Tracker) -> None:
+    """Two rounds each; the second run goes on where the first one ended."""
+    for number, run in enumerate(("mnist-1", "mnist-2")):
+        tracker.begin(begun(run))
+        for one in (1, 2):
+            step = 2 * number + one
+            tracker.round(seen(run, one, step, 1.0 / step))
+        tracker.end(ended(run))
+    tracker.close()
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Place:
+    return Place(TASK, tmp_path / "training")
+
+
+def test_a_rounds_figures_have_one_name_each() -> None:
+    assert flat(seen("mnist-1", 1, 1, 0.5)) == {
+        "loss": 0.5,
+        "seconds": 2.0,
+        "clients/c1/samples": 10.0,
+        "clients/c1/train_s": 1.5,
+    }
+
+
+def test_the_local_one_keeps_the_curve_over_all_runs(place: Place) -> None:
+    tell_two_runs(open_tracker("local", place))
+    rounds = rounds_in(place.directory, TASK)
+    assert [one["step"] for one in rounds] == [1, 2, 3, 4]
+    assert [one["loss"] for one in rounds] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
+    assert [one["run"] for one in rounds] == ["mnist-1", "mnist-1", "mnist-2", "mnist-2"]
+
+
+def test_what_is_told_twice_is_kept_once(place: Place) -> None:
+    tell_two_runs(open_tracker("local", place))
+    tell_two_runs(open_tracker("local", place))
+    assert len(rounds_in(place.directory, TASK)) == 4
+
+
+def test_the_local_one_remembers_what_others_were_told_after_a_restart_too(place: Place) -> None:
+    LocalTracker(place).tell("wandb", "mnist-1", "round 1")
+    memory = LocalTracker(place)
+    assert memory.was_told("wandb", "mnist-1", "round 1")
+    assert not memory.was_told("wandb", "mnist-1", "round 2")
+    assert not memory.was_told("mlflow", "mnist-1", "round 1")
+
+
+def test_nothing_was_kept_where_nothing_was_ever_told(tmp_path: Path) -> None:
+    assert rounds_in(tmp_path, TASK) == []
+
+
+def test_tensorboard_shows_one_line_over_all_runs(place: Place) -> None:
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    tell_two_runs(open_tracker("tensorboard", place))
+    shown = accumulator.EventAccumulator(str(place.directory / "tensorboard" / TASK))
+    shown.Reload()
+    assert [(one.step, one.value) for one in shown.Scalars("loss")] == [
+        (1, 1.0),
+        (2, 0.5),
+        (3, pytest.approx(1 / 3)),
+        (4, 0.25),
+    ]
+    assert [one.step for one in shown.Scalars("clients/c1/train_s")] == [1, 2, 3, 4]
+
+
+@pytest.fixture
+def mlflow_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("mlflow")
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+
+
+@pytest.mark.filterwarnings("ignore")  # of MLflow's own making
+def test_mlflow_has_a_run_for_each_with_its_figures_and_its_end(place: Place, mlflow_there: None) -> None:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    tell_two_runs(open_tracker("mlflow", place))
+    client = MlflowClient(tracking_uri=f"file://{place.directory / 'mlruns'}")
+    experiment = client.get_experiment_by_name(f"fedbus/{TASK}")
+    assert experiment is not None
+    runs = sorted(client.search_runs([experiment.experiment_id]), key=lambda one: one.info.run_name)
+    assert [one.info.run_name for one in runs] == ["mnist-1", "mnist-2"]
+    assert [one.info.status for one in runs] == ["FINISHED", "FINISHED"]
+    assert runs[0].data.params["strategy"] == "fedavg"
+    history = client.get_metric_history(runs[1].info.run_id, "loss")
+    assert [(one.step, one.value) for one in history] == [(3, pytest.approx(1 / 3)), (4, 0.25)]
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_takes_a_run_up_again_after_a_restart(place: Place, mlflow_there: None) -> None:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    first = open_tracker("mlflow", place)
+    first.begin(begun("mnist-1"))
+    first.round(seen("mnist-1", 1, 1, 0.5))
+    open_tracker("mlflow", place).round(seen("mnist-1", 2, 2, 0.25))
+    client = MlflowClient(tracking_uri=f"file://{place.directory / 'mlruns'}")
+    experiment = client.get_experiment_by_name(f"fedbus/{TASK}")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert len(client.get_metric_history(run.info.run_id, "loss")) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_weights_and_biases_has_its_files_without_a_network(
+    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
+        monkeypatch.setenv(name, str(tmp_path / "wandb"))
+    place.directory.mkdir()
+    tell_two_runs(open_tracker("wandb", place))
+    kept = [path.stem for path in (place.directory / "wandb").rglob("*.wandb")]
+    assert sorted(kept) == ["run-mnist-1", "run-mnist-2"]
+    assert all(path.stat().st_size > 500 for path in (place.directory / "wandb").rglob("*.wandb"))
+
+
+def test_a_tracker_that_nobody_installed_is_named_with_those_that_are(place: Place) -> None:
+    with pytest.raises(UnknownTracker, match=r"no tracker 'neptune': installed are .*local"):
+        open_tracker("neptune", place)
+
+
+def test_a_tracker_whose_library_is_missing_says_what_to_install(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(__import__("sys").modules, "wandb", None)
+    monkeypatch.delitem(__import__("sys").modules, "fedbus.stores.trackers.wandb", raising=False)
+    with pytest.raises(TrackerMissing, match=r"pip install 'fedbus\[wandb\]'"):
+        open_tracker("wandb", place)
+
+
+def test_a_tracker_that_does_not_begin_is_left_out(place: Place) -> None:
+    place.directory.parent.mkdir(exist_ok=True)
+    place.directory.write_text("a file where a directory should be")
+    assert open_trackers(["local"], place) == {}
