@@ -19,8 +19,11 @@ from support import NatsServer, eventually
 from support.federation import AgentAtWork, tiny_task
 
 from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import NoFederation
 from fedbus.contracts.identifiers import FederationId, client_id
 from fedbus.contracts.scheduling import ScheduleTable
+from fedbus.contracts.subjects import PEOPLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "nats-cli.md"
 DEV = FederationId("dev")
@@ -45,6 +48,15 @@ async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Site]:
             agent = AgentAtWork(run)
             agent.start()
             stack.push_async_callback(agent.stop)
+        bus = await stack.enter_async_context(Bus.connect(nats.url, Identity(DEV, "cli", PEOPLE)))
+
+        async def serves() -> bool:
+            try:
+                return [one.target for one in await bus.states("client")] == ["serving"]
+            except NoFederation:
+                return False
+
+        await eventually(serves, within_s=60)
         yield site
 
 
@@ -58,7 +70,9 @@ async def asked(url: str, verb: str) -> list[dict[str, Any]]:
     try:
         while True:
             answer = await answers.next_msg(timeout=0.5)
-            found += [json.loads(answer.data)] if answer.data else []  # nobody is there: an answer without content
+            found += (
+                [json.loads(answer.data)] if answer.data else []
+            )  # nobody is there: an answer without content
     except nats_py.errors.TimeoutError:
         await connection.close()
     return found
@@ -108,7 +122,9 @@ async def test_a_command_of_the_page_works(site: Site, tmp_path: Path, command: 
         "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
     }
     line = f"fedbus context dev --select && timeout 20 {command}"
-    process = await asyncio.create_subprocess_exec("bash", "-c", line, env=environment, stderr=subprocess.PIPE)
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, env=environment, stderr=subprocess.PIPE
+    )
     _, said = await process.communicate()
     assert process.returncode == 0, said.decode()
 
