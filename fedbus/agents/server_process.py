@@ -26,8 +26,11 @@ from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
+from fedbus.domain.reliability import rounds_of, scores, standings
 from fedbus.learning import apps, weights
+from fedbus.learning.contribution import Bounds
 from fedbus.learning.grid import BusGrid, GridClosed, NotEnoughClients
+from fedbus.learning.selection import Selection
 from fedbus.learning.server_host import ServerAppFailed, ServerJob, run_server_app
 from fedbus.learning.weights import Arrays, BadWeights, Packed
 from fedbus.stores.errors import StoreError
@@ -92,7 +95,7 @@ class ServerProcess:
 
     async def _train(self) -> None:
         try:
-            job = await asyncio.to_thread(self._job, await self._initial())
+            job = await asyncio.to_thread(self._job, await self._initial(), await self._selection())
             await self._bus.publish(ServerStarted(task=self._task.id, run=self._order.run))
             self._grid.admit((await self._begin).cohort)
             await self._run_app(job)
@@ -106,7 +109,20 @@ class ServerProcess:
         """The file that the run begins with; who does not share the wrapper's disk fetches it."""
         return Path(self._order.initial or await self._store.path_of(self._order.initial_sha256))
 
-    def _job(self, initial: Path) -> ServerJob:
+    async def _selection(self) -> Selection:
+        """Who is to train and what updates weigh, by what the log tells of each client; this run's rounds included."""
+        table = self._task.table.selection
+        if table.clients is None and table.weigh_by == "samples":
+            return Selection()
+        known = standings(rounds_of(self._task.id, await self._bus.states("run")))
+        return Selection(
+            most=table.clients,
+            explore=table.explore,
+            scores=scores(known, table.by),
+            weights=None if table.weigh_by == "samples" else scores(known, table.weigh_by),
+        )
+
+    def _job(self, initial: Path, selection: Selection) -> ServerJob:
         """What is to be run; the app is loaded once here, so that a broken one fails before clients come."""
         path = Path(self._task.path)
         apps.load_server_app(path, self._task.serverapp)
@@ -118,6 +134,8 @@ class ServerProcess:
             run_config=dict(self._task.run_config),
             first_round=self._order.first_round,
             streaming=self._task.table.aggregation == "streaming",
+            selection=selection,
+            contribution=Bounds(**self._task.table.contribution.model_dump(by_alias=False)),
         )
 
     async def _run_app(self, job: ServerJob) -> None:

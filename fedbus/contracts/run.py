@@ -46,6 +46,10 @@ class RoundResult(Body):
     """Samples by client."""
     failures: dict[str, str] = Field(default_factory=dict)
     """Reasons by client."""
+    train_s: dict[str, float] = Field(default_factory=dict)
+    """How long the training took each client."""
+    contributions: dict[str, float] = Field(default_factory=dict)
+    """What each update was worth to the aggregate, of those that were looked at: see ``[tool.fedbus.contribution]``."""
 
     @property
     def loss(self) -> float | None:

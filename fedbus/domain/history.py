@@ -29,4 +29,4 @@ def with_round(rounds: tuple[RoundResult, ...], new: RoundResult) -> tuple[Round
 
 
 def _figures_of(one: RoundResult) -> RoundResult:
-    return one.model_copy(update={"participants": {}, "failures": {}})
+    return one.model_copy(update={"participants": {}, "failures": {}, "train_s": {}, "contributions": {}})

@@ -100,6 +100,8 @@ class Tally:
     """Samples by client."""
     failures: dict[str, str] = field(default_factory=dict)
     """Reasons by client."""
+    train_s: dict[str, float] = field(default_factory=dict)
+    """How long the training took each client."""
 
 
 @dataclass
@@ -442,7 +444,12 @@ class BusGrid(Grid):
         """Who took part in the round so far."""
         with self._changed:
             tally = self._tallies[round_number]
-            return Tally(dict(tally.participants), dict(tally.failures))
+            return Tally(dict(tally.participants), dict(tally.failures), dict(tally.train_s))
+
+    def client_of(self, node: int) -> str:
+        """The client that Flower knows as *node*."""
+        with self._changed:
+            return self._nodes.get(node) or self._known(node)
 
     def _push(
         self, messages: list[Message], *, timeout: float | None, exchange: _Exchange | None
@@ -489,10 +496,11 @@ class BusGrid(Grid):
         by_whom = trace.get_current_span()
         if arrival.pending.came_from is not None and by_whom.is_recording():
             by_whom.add_link(arrival.pending.came_from)
-        self._count(arrival.pending, message)
+        self._count(arrival, message)
         return message
 
-    def _count(self, pending: _Pending, reply: Message) -> None:
+    def _count(self, arrival: _Arrival, reply: Message) -> None:
+        pending = arrival.pending
         with self._changed:
             tally = self._tallies[pending.round]
             if reply.has_error():
@@ -500,6 +508,8 @@ class BusGrid(Grid):
                 tally.failures[client] = str(reply.error.reason).removeprefix(f"{client}: ")
             elif pending.message.metadata.message_type.partition(".")[0] == "train":
                 tally.participants[pending.sent.client] = samples_in(reply.content)
+                if arrival.reply is not None:
+                    tally.train_s[pending.sent.client] = arrival.reply.train_s
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run *coroutine* on the loop and wait for it, or for the end of the Grid."""

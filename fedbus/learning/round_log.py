@@ -36,6 +36,7 @@ class RoundLog:
         self._tally = tally
         self._on_round = on_round
         self._metrics: dict[str, float] = {}
+        self._contributions: dict[str, float] = {}
         self._told = first_round - 1 if first_round > 1 else -1
         """The last round that was told of, by this process or the one before it."""
         self._since = time.monotonic()
@@ -50,6 +51,10 @@ class RoundLog:
         """Figures of the round that runs: the server's own, or the clients' with their *prefix*."""
         self._metrics |= normalised(metrics or {}, prefix=prefix)
 
+    def valued(self, contributions: Mapping[str, float]) -> None:
+        """What the updates of the round that runs were worth, by client."""
+        self._contributions = dict(contributions)
+
     def has_model(self, arrays: Arrays) -> None:
         """The global model is now this."""
         self._latest = arrays
@@ -60,6 +65,7 @@ class RoundLog:
             self._told = round_number
             self._on_round(self._result(round_number), self.latest)
         self._metrics = {}
+        self._contributions = {}
         self._since = time.monotonic()
         self.trace.ends()
 
@@ -71,6 +77,8 @@ class RoundLog:
             seconds=time.monotonic() - self._since,
             participants=tally.participants,
             failures=tally.failures,
+            train_s=tally.train_s,
+            contributions=self._contributions,
         )
 
     def _in_first_dtypes(self, arrays: Arrays) -> Arrays:

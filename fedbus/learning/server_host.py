@@ -15,10 +15,13 @@ from flwr.serverapp import ServerApp
 
 from fedbus.contracts.run import RunPlan, Scalar
 from fedbus.learning import apps, weights
+from fedbus.learning.cohort import Cohort
+from fedbus.learning.contribution import Bounds, Contributions
 from fedbus.learning.flower_internals import SERVER_NODE_ID, identify_process
 from fedbus.learning.grid import BusGrid, GridClosed, NotEnoughClients
 from fedbus.learning.legacy_hook import LegacyHook
 from fedbus.learning.round_log import OnRound, RoundLog
+from fedbus.learning.selection import Selection
 from fedbus.learning.strategy_hook import StrategyHook
 from fedbus.learning.streaming import streaming_aggregation
 from fedbus.learning.weights import Arrays, BadWeights
@@ -56,6 +59,8 @@ class ServerJob:
     first_round: int = 1
     """Beyond 1 where a lost server is taken up again: *model* is what the round before it came to."""
     streaming: bool = True
+    selection: Selection = field(default_factory=Selection)
+    contribution: Bounds = field(default_factory=Bounds)
 
     @property
     def rounds(self) -> int:
@@ -75,7 +80,8 @@ def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:
     )
     record = weights.to_record(job.model)
     where = {"rounds": job.rounds, "first_round": job.first_round}
-    strategies = StrategyHook(job.model, record, log=log, **where)
+    cohort = Cohort(grid.client_of, job.selection, Contributions(job.contribution))
+    strategies = StrategyHook(job.model, record, log=log, cohort=cohort, **where)
     legacy = LegacyHook(job.model, recruit_s=job.plan.recruit_s, log=log, **where)
     context = _context(grid, job, record)
     with ExitStack() as hooks:

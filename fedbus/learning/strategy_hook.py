@@ -18,6 +18,7 @@ from typing import Any
 from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
+from fedbus.learning.cohort import Cohort
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference, from_record
 
@@ -26,13 +27,22 @@ class StrategyHook:
     """For one call of the ServerApp. *used* says whether it went through `Strategy.start` at all."""
 
     def __init__(
-        self, model: Arrays, record: ArrayRecord, *, rounds: int, first_round: int, log: RoundLog
+        self,
+        model: Arrays,
+        record: ArrayRecord,
+        *,
+        rounds: int,
+        first_round: int,
+        log: RoundLog,
+        cohort: Cohort,
     ) -> None:
         self._model = model
         self._record = record
         self._rounds = rounds
         self._offset = first_round - 1
         self._log = log
+        self._cohort = cohort
+        self._evaluate: Callable[..., Any] | None = None
         self._round = self._offset
         self._inside = False
         self._model_names: dict[str, str] = {}
@@ -77,6 +87,7 @@ class StrategyHook:
             arguments.update({name: value for name, value in ours.items() if name in arguments})
         self.used = True
         evaluate = arguments.get("evaluate_fn")
+        self._evaluate = evaluate
         if evaluate is not None:
             arguments["evaluate_fn"] = self._evaluating(evaluate)
 
@@ -123,14 +134,20 @@ class StrategyHook:
             self._log.ended(self._round)
             self._round = server_round + self._offset
             self._log.trace.begins(self._round)
-            return configure(self._round, arrays, *args, **kwargs)
+            return self._cohort.chosen(configure(self._round, arrays, *args, **kwargs), arrays)
 
         return configure_train
 
     def _aggregating(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_train(server_round: int, replies: Any) -> Any:
             with self._log.trace.aggregating(server_round + self._offset):
-                arrays, metrics = aggregate(server_round + self._offset, replies)
+                arrays, metrics = self._cohort.aggregated(
+                    lambda watched: aggregate(server_round + self._offset, watched),
+                    replies,
+                    round_number=server_round + self._offset,
+                    evaluate=self._evaluate,
+                    log=self._log,
+                )
             if arrays is not None:
                 self._log.has_model(self._seen(arrays))
             self._log.saw(metrics, prefix="train_")

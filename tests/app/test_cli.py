@@ -259,6 +259,13 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
         client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
         await client.bear("started")
         await client.move("model_fetched", model=MODEL)
+    worth = RESULT.model_copy(update={"train_s": {"c1": 4.5}, "contributions": {"c1": 0.125}})
+    async with Lives.open(bus) as lives:
+        plan, now = RunPlan(), datetime.now(UTC)
+        run = await lives.of(
+            RUN, RunFacts(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
+        )
+        await run.bear("requested")
     listed, shown, unknown = await asyncio.gather(
         fedbus("clients", "ls", "--json"), fedbus("clients", "show", "c1"), fedbus("clients", "show", "c9")
     )
@@ -266,7 +273,9 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
     (facts,) = listed.facts
     assert (facts["client"], facts["task"], facts["state"]) == ("c1", "mnist", "pending_application")
     assert (facts["model_version"], facts["sha256"]) == (2, MODEL.sha256)
+    assert (facts["standing"]["rounds"], facts["standing"]["contribution"]) == (1, 0.125)
     assert "the inference agent to take the model" in shown.out
+    assert "so far: 1 round, 0 failed, reliability 0.67, 18000 samples, 4.50 s a training" in shown.out
     assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. Known are: c1\n")
 
 

@@ -10,6 +10,7 @@ from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
     from fedbus.bus.bus import Seen
+    from fedbus.contracts.transition import Transition
 
 app = typer.Typer(no_args_is_help=True, help="Who takes part, what each does now, which model it serves.")
 
@@ -28,7 +29,10 @@ def ls(
         show.as_json(clients)
         return
     show.table(
-        ("client", "task", "state", "training", "inference", "model", "run", "endpoint", "since"),
+        (
+            *("client", "task", "state", "training", "inference", "model", "run"),
+            *("rounds", "failed", "contribution", "endpoint", "since"),
+        ),
         [
             (
                 one["client"],
@@ -38,6 +42,9 @@ def ls(
                 show.state(one["inference"]),
                 f"v{one['model_version']}" if one["model_version"] else "",
                 one["run"] or "",
+                one["standing"]["rounds"],
+                one["standing"]["failed"],
+                _figure(one["standing"]["contribution"]),
                 one["endpoint"],
                 show.ago(one["since"]),
             )
@@ -82,21 +89,57 @@ def show_(
             ],
             empty="",
         )
+        show.console().print(_standing_in_words(one["standing"]), markup=False)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.4g}"
+
+
+def _standing_in_words(standing: dict[str, Any]) -> str:
+    """What it has done so far, as the rounds in the log tell."""
+    parts = [
+        f"{standing['rounds']} round{'s' if standing['rounds'] != 1 else ''}",
+        f"{standing['failed']} failed",
+    ]
+    if standing["last_failure"]:
+        parts[-1] += f" (last: {standing['last_failure']})"
+    parts.append(f"reliability {standing['reliability']:.2f}")
+    if standing["samples"]:
+        parts.append(f"{standing['samples']} samples")
+    if standing["train_s"] is not None:
+        parts.append(f"{standing['train_s']:.2f} s a training")
+    if standing["contribution"] is not None:
+        parts.append(f"contribution {standing['contribution']:.4g}")
+    return "so far: " + ", ".join(parts)
 
 
 def _clients() -> list[dict[str, Any]]:
     """What the log says of every client in every task: its three lifecycles put together."""
-    from fedbus.app.session import lives, now, on_the_bus
+    from fedbus.app.session import lives, moved, now, on_the_bus
 
     async def look() -> "list[Seen]":
         async with on_the_bus() as bus:
-            return await lives(bus, *KINDS)
+            return await lives(bus, *KINDS, "run")
 
     told: dict[str, dict[str, Seen]] = defaultdict(dict)
-    for seen in now(look()):
+    found = now(look())
+    runs = [move for seen in found if (move := moved(seen)).kind == "run"]
+    for seen in found:
+        if moved(seen).kind == "run":
+            continue
         *_, kind, client, task = seen.subject.split(".")
         told[f"{client}.{task}"][kind] = seen
-    return [_client(thing, found) for thing, found in told.items()]
+    return [_client(thing, lives) | {"standing": _standing(thing, runs)} for thing, lives in told.items()]
+
+
+def _standing(thing: str, runs: "list[Transition]") -> dict[str, Any]:
+    """What the client has done so far in the task, as the rounds in the log tell."""
+    from fedbus.domain.reliability import Standing, rounds_of, standings
+
+    client, task = thing.split(".")
+    standing = standings(rounds_of(task, runs)).get(client, Standing())
+    return vars(standing) | {"reliability": standing.reliability}
 
 
 def _client(thing: str, told: "dict[str, Seen]") -> dict[str, Any]:

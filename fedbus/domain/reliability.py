@@ -1,0 +1,88 @@
+"""What each client has done so far, folded from the rounds in the log, and what it scores by that.
+
+rounds, failed    how often its update was in an aggregate, and how often it was asked for and failed
+reliability       (rounds + 1) / (rounds + failed + 2): a new client is at one half, and nobody ever at 0 or 1
+contribution      the mean of what its updates were worth, where that was looked at
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from statistics import fmean
+from typing import Literal
+
+from fedbus.contracts.run import RoundResult, RunFacts
+from fedbus.contracts.transition import Transition
+
+By = Literal["contribution", "reliability", "data"]
+UNKNOWN = 0.5
+"""The score of a client of which that is not known yet."""
+
+
+@dataclass(frozen=True)
+class Standing:
+    """One client, over all rounds that are remembered."""
+
+    rounds: int = 0
+    failed: int = 0
+    samples: int = 0
+    """Of its last update."""
+    train_s: float | None = None
+    """How long a training took it, on average."""
+    contribution: float | None = None
+    last_failure: str = ""
+
+    @property
+    def reliability(self) -> float:
+        return (self.rounds + 1) / (self.rounds + self.failed + 2)
+
+
+def rounds_of(task: str, moves: Iterable[Transition]) -> list[RoundResult]:
+    """All rounds that the log remembers of the *task*'s runs, oldest first; *moves*: the last of each run."""
+    runs = [one.facts for one in moves if isinstance(one.facts, RunFacts) and one.facts.task == task]
+    runs.sort(key=lambda facts: int(facts.run.rpartition("-")[2]))
+    return [one for facts in runs for one in facts.rounds]
+
+
+def standings(rounds: Iterable[RoundResult]) -> dict[str, Standing]:
+    """Every client that was ever asked to train, in the order of their names. *rounds*: oldest first."""
+    told = list(rounds)
+    clients = {client for one in told for client in (*one.participants, *one.failures)}
+    return {client: _standing(client, told) for client in sorted(clients)}
+
+
+def _standing(client: str, told: list[RoundResult]) -> Standing:
+    took_part = [one for one in told if client in one.participants]
+    failures = [one.failures[client] for one in told if client in one.failures]
+    worth = [one.contributions[client] for one in told if client in one.contributions]
+    seconds = [one.train_s[client] for one in told if client in one.train_s]
+    return Standing(
+        rounds=len(took_part),
+        failed=len(failures),
+        samples=took_part[-1].participants[client] if took_part else 0,
+        train_s=fmean(seconds) if seconds else None,
+        contribution=fmean(worth) if worth else None,
+        last_failure=failures[-1] if failures else "",
+    )
+
+
+def scores(known: Mapping[str, Standing], by: By) -> dict[str, float]:
+    """Each client's score from 0 to 1, by what *by* names."""
+    match by:
+        case "reliability":
+            return {client: one.reliability for client, one in known.items()}
+        case "data":
+            most = max((one.samples for one in known.values()), default=0)
+            return {client: one.samples / most if most else UNKNOWN for client, one in known.items()}
+        case "contribution":
+            return _spread({client: one.contribution for client, one in known.items()})
+
+
+def _spread(values: Mapping[str, float | None]) -> dict[str, float]:
+    """From the least, which is 0, to the most, which is 1."""
+    found = [value for value in values.values() if value is not None]
+    low, high = min(found, default=0.0), max(found, default=0.0)
+    if low == high:
+        return dict.fromkeys(values, UNKNOWN)
+    return {
+        client: UNKNOWN if value is None else (value - low) / (high - low) for client, value in values.items()
+    }

@@ -1,0 +1,47 @@
+"""What each client brings, found out while a whole federation trains, and used to choose who trains."""
+
+from pathlib import Path
+from typing import Any
+
+from support import NatsServer
+from support.federation import Federation, federation, tiny_task
+from support.whole import ended, start_run, trained, whole
+
+from fedbus.contracts.task import Task, TaskTable
+from fedbus.domain.reliability import standings
+
+
+def task_with(directory: Path, **tables: Any) -> Task:
+    task = tiny_task(directory)
+    table = TaskTable.model_validate(task.table.model_dump(by_alias=True) | tables)
+    return task.model_copy(update={"table": table})
+
+
+async def one_run(fed: Federation) -> list[Any]:
+    async with whole(fed, clients=3):
+        facts = await ended(fed, await start_run(fed, rounds=2, quorum=3))
+        assert await trained(fed) == 2, "that they are looked at changes nothing of the model"
+    return list(facts.rounds)
+
+
+async def test_every_round_tells_how_long_each_client_took_and_what_it_was_worth(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    task = task_with(tmp_path, contribution={"every": 1})
+    async with federation(nats.url, tmp_path, task=task) as fed:
+        rounds = await one_run(fed)
+    first, second = rounds[1], rounds[2]
+    assert first.train_s.keys() == {"c1", "c2", "c3"}
+    assert first.contributions == {"c1": 0.0, "c2": 0.0, "c3": 0.0}, "each learns the same: nobody is missed"
+    assert second.contributions.keys() == first.contributions.keys()
+    assert standings(rounds)["c1"].contribution == 0.0
+
+
+async def test_so_many_train_in_a_round_and_each_gets_its_turn(nats: NatsServer, tmp_path: Path) -> None:
+    selection = {"clients": 2, "by": "data", "explore": 0.5, "weigh-by": "reliability"}
+    task = task_with(tmp_path, selection=selection)
+    async with federation(nats.url, tmp_path, task=task) as fed:
+        rounds = await one_run(fed)
+    trained_in = [set(one.participants) for one in rounds[1:]]
+    assert [len(clients) for clients in trained_in] == [2, 2]
+    assert set.union(*trained_in) == {"c1", "c2", "c3"}
