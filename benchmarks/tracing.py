@@ -84,7 +84,8 @@ async def measure(options: argparse.Namespace, results: list[Result]) -> None:
                 result.seconds[side].append(rounds)
                 median = statistics.median(rounds) * 1000
                 print(
-                    f"{repeat + 1}/{options.repeat}  {result.case}  {side:<11}  {median:7.2f} ms  load {busy:.1f}"
+                    f"{repeat + 1}/{options.repeat}  {result.case}  {side:<11}  {median:7.2f} ms  load {busy:.1f}",
+                    flush=True,
                 )
 
 
@@ -111,10 +112,13 @@ def main() -> int:
     options = parser.parse_args()
     telemetry.log_to_stderr(level="ERROR")
     results = [Result(case) for case in options.case]
+    broken = False
     try:
         asyncio.run(_until_told(options, results))
-    except SideFailed as failure:
-        print(failure, file=sys.stderr)
+    except* SideFailed as failed:
+        broken = True
+        print(*failed.exceptions, sep="\n", file=sys.stderr)
+    if broken:
         return 1
     for result in results:
         ratios = ", ".join(f"{one:.3f}" for one in result.ratios)
