@@ -44,8 +44,8 @@ RETRY_S: Final = 60.0
 _BATCH_ROWS: Final = 512
 _INSERTED_AT_ONCE: Final = 64
 """Rows in one statement: while SQLite is at it, Python is free to predict."""
-_GATHER_S: Final = 0.05
-"""For so long the writer waits for more rows: a transaction for each of them would cost as much as the prediction."""
+_GATHER_S: Final = 0.01
+"""Where rows come fast, the writer waits so long for more: one transaction each would cost as much as a prediction."""
 _PAGE_BYTES: Final = 4096
 _FULL: Final = 0.9
 """Of *max_bytes*, how much is filled before the oldest rows make room; the rest is the database's own."""
@@ -164,6 +164,7 @@ class CapturedData:
         self._on_recovery = on_recovery
         self._failing = False
         self._looked_at = 0.0
+        self._wrote = 0.0
         self._lock = threading.Lock()
         self._queue: queue.Queue[_Row | _Job | None] = queue.Queue(max_queued_rows)
         self._hurry = threading.Event()
@@ -289,9 +290,10 @@ class CapturedData:
             items = [self._queue.get(timeout=min(_LOOK_S, self._max_age_s))]
         except queue.Empty:
             return []
-        if self._queue.qsize() < _BATCH_ROWS:
+        if time.monotonic() - self._wrote < 2 * _GATHER_S and self._queue.qsize() < _BATCH_ROWS:
             self._hurry.wait(_GATHER_S)
         self._hurry.clear()
+        self._wrote = time.monotonic()
         while len(items) < _BATCH_ROWS:
             try:
                 items.append(self._queue.get_nowait())
