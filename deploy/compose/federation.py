@@ -20,7 +20,8 @@ AUTHOR, CODE, TRUST = Path("/author"), Path("/code"), Path("/trust")
 
 
 async def streams_and_bucket(settings: Settings) -> None:
-    async with Bus.connect(settings.nats_url, Identity(settings.fed, "init")) as bus:
+    who = Identity(settings.fed, "server-manager")
+    async with Bus.connect(settings.nats_url, who, access=settings.access) as bus:
         await bus.make_streams()
     bucket = Bucket(Address.parse(settings.store_url))
     async with bucket.open():

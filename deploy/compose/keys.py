@@ -1,4 +1,8 @@
-"""The first thing that runs in the compose stack: volumes that their users may write, and the key of the S3.
+"""The first thing that runs in the compose stack: who belongs to it, and volumes that each may write.
+
+Makes the federation's keys, certificates and the bus's settings (`fedbus provision`), a kit for each client, and the
+key of the S3, each into the volume of who needs it and nobody else. The keys that make other keys stay in the
+volume `authority`, which nothing else mounts.
 
 Started as root with nothing but the right to change owners; everything after it runs as user 10001.
 What is there already stays as it is.
@@ -7,18 +11,34 @@ What is there already stays as it is.
 import json
 import os
 import secrets
+import shutil
+import subprocess
 from pathlib import Path
 
 USER = 10001
+CLIENTS = ("c1", "c2", "c3")
 VOLUMES = Path("/volumes")
-SERVER, S3 = VOLUMES / "server-keys", VOLUMES / "s3-keys"
+AUTHORITY, NATS, S3 = VOLUMES / "authority", VOLUMES / "nats", VOLUMES / "s3-keys"
+SERVER, DASHBOARD, PEOPLE = VOLUMES / "server-keys", VOLUMES / "dashboard-keys", VOLUMES / "people-keys"
+TRUST = AUTHORITY / "trust"
 
 
-def write(path: Path, content: str) -> None:
-    """A file for its owner alone, from its first moment."""
-    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(content)
-    os.chown(path, USER, USER)
+def provision(*arguments: str) -> None:
+    subprocess.run(["fedbus", "provision", *arguments, "--trust", TRUST], check=True)
+
+
+def make_federation() -> None:
+    """All of it, or nothing: a start that was cut off begins anew."""
+    shutil.rmtree(TRUST, ignore_errors=True)
+    provision("init", "--host", "nats", "--host", "localhost", "--url", "tls://nats:4222", "--at", "/nats")
+    shutil.copytree(TRUST / "nats", NATS, dirs_exist_ok=True)
+    for volume, role in ((SERVER, "server"), (DASHBOARD, "gateway"), (PEOPLE, "user")):
+        shutil.copy(TRUST / "creds" / f"{role}.creds", volume / "bus.creds")
+        shutil.copy(TRUST / "tls" / "ca.pem", volume)
+    for client in CLIENTS:
+        kit = VOLUMES / f"{client}-kit"
+        provision("client", client, "--days", "0", "--out", str(AUTHORITY / client))
+        shutil.copytree(AUTHORITY / client, kit, dirs_exist_ok=True)
 
 
 def make_s3_key() -> None:
@@ -29,14 +49,18 @@ def make_s3_key() -> None:
         "credentials": [{"accessKey": key, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    write(
-        SERVER / "s3-credentials", f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
-    )
-    write(S3 / "identity.json", json.dumps({"identities": [identity]}))
+    written = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+    for volume in (SERVER, DASHBOARD):
+        (volume / "s3-credentials").write_text(written)
+    (S3 / "identity.json").write_text(json.dumps({"identities": [identity]}))
 
 
-if not (S3 / "identity.json").exists():
-    (SERVER / "s3-credentials").unlink(missing_ok=True)  # of a start that was cut off
+os.umask(0o077)
+if not (done := AUTHORITY / "done").exists():
+    make_federation()
     make_s3_key()
+    done.touch()
 for volume in VOLUMES.iterdir():
-    os.chown(volume, USER, USER)
+    if volume != AUTHORITY:
+        for path in (volume, *volume.rglob("*")):
+            os.chown(path, USER, USER, follow_symlinks=False)

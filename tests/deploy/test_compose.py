@@ -16,7 +16,6 @@ from deploy.manifests import CONSTRAINTS, DEPLOY, ROOT, has_a_fixed_tag
 from deploy.test_k3s import known_variables
 
 from fedbus.app.cli import app
-from fedbus.app.embedded import CONFIG
 
 FILE = DEPLOY / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())
@@ -85,9 +84,22 @@ def test_a_client_reaches_neither_the_repository_of_models_nor_its_key() -> None
     for name, service in SERVICES.items():
         if re.match(r"c\d-", name):
             assert service["networks"] == ["bus"]
-            assert not any("keys" in volume for volume in service["volumes"])
+            assert not any("keys" in volume or "authority" in volume for volume in service["volumes"])
     assert SERVICES["s3"]["networks"] == ["store"]
     assert COMPOSE["networks"]["store"]["internal"] is True
+
+
+def test_a_client_has_its_own_kit_and_nobody_elses() -> None:
+    for name, service in SERVICES.items():
+        if re.match(r"c\d-", name):
+            assert [one for one in service["volumes"] if "-kit" in one] == [f"{name[:2]}-kit:/kit:ro"]
+
+
+def test_what_makes_keys_is_in_nobody_elses_hands() -> None:
+    holders = {
+        name for name, one in SERVICES.items() if any("authority" in v for v in one.get("volumes", []))
+    }
+    assert holders == {"keys"}
 
 
 def test_no_secret_stands_in_the_file() -> None:
@@ -100,19 +112,12 @@ def test_a_variable_that_is_set_is_one_that_somebody_reads(name: str) -> None:
     assert {one for one in given if one.startswith("FEDBUS_")} <= known_variables()
 
 
-@pytest.mark.parametrize("name", sorted(OURS.keys() - ONCE))
+@pytest.mark.parametrize("name", sorted(OURS.keys() - ONCE - {"fedbus"}))
 def test_a_command_is_one_that_fedbus_has(name: str) -> None:
     known = {
         command.name or command.callback.__name__ for command in app.registered_commands if command.callback
     }
     assert OURS[name]["command"][0] in known
-
-
-def test_the_bus_has_the_limits_of_the_one_that_is_embedded() -> None:
-    limits = re.compile(r"(max_payload|max_pending|sync_interval): (\S+)")
-    embedded = dict(limits.findall(CONFIG))
-    for file in (DEPLOY / "compose" / "nats.conf", DEPLOY / "k3s" / "base" / "bus" / "nats.conf"):
-        assert dict(limits.findall(file.read_text())) == embedded
 
 
 @pytest.mark.parametrize(

@@ -152,6 +152,7 @@ def known_variables() -> set[str]:
     """Those of the settings, and those that stand beside them, each with who reads it."""
     settings = {field.alias for field in Settings.model_fields.values() if field.alias}
     return settings | {
+        "FEDBUS_KIT",  # app/settings.py, before all others
         "FEDBUS_S3_CREDENTIALS",  # stores/s3.py
         "FEDBUS_LOG_LEVEL",  # app/telemetry
         "FEDBUS_GATEWAY_HOST",  # app/commands/gateway.py
