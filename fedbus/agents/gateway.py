@@ -7,6 +7,7 @@ that may start and stop runs and choose which model version is served.
 """
 
 import asyncio
+import ssl
 from typing import Final
 
 import structlog
@@ -39,6 +40,7 @@ class Gateway:
         trace_url: str = "",
         host: str = "127.0.0.1",
         port: int = 0,
+        tls: ssl.SSLContext | None = None,
     ) -> None:
         self._bus = bus
         self._guard = guard
@@ -46,6 +48,7 @@ class Gateway:
         self._trace_url = trace_url
         self._host = host
         self._port = port
+        self._tls = tls
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Where it listens, once it does."""
 
@@ -56,7 +59,7 @@ class Gateway:
         runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=STOP_S)
         await runner.setup()
         try:
-            self.url.set_result(await self._listen(runner))
+            self._listens(await self._listen(runner))
             log.info("dashboard", url=self.url.result(), acts=self._guard.acts)
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(feed.run(), name="read the streams")
@@ -65,13 +68,18 @@ class Gateway:
         finally:
             await runner.cleanup()
 
+    def _listens(self, url: str) -> None:
+        if not self.url.done():
+            self.url.set_result(url)
+
     async def _listen(self, runner: web.AppRunner) -> str:
         try:
-            await web.TCPSite(runner, self._host, self._port).start()
+            await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
         except OSError as error:
             raise CannotListen(
                 f"cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}; "
                 "choose another port, or 0 for any"
             ) from error
         port = runner.addresses[0][1]
-        return f"http://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"
+        scheme = "https" if self._tls else "http"
+        return f"{scheme}://{f'[{self._host}]' if ':' in self._host else self._host}:{port}"

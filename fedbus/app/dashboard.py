@@ -1,6 +1,7 @@
 """The dashboard put together: the gateway, its bus, and where it reads of models."""
 
 import asyncio
+import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,9 @@ class Dashboard:
     trace_url: str = ""
     """Leads to a trace: ``http://grafana/…{trace_id}…``."""
     token: str = ""
+    certificate: Path | None = None
+    key: Path | None = None
+    """With both it is served by HTTPS."""
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until *stop*; raises CannotListen, and BusClosed where the bus is gone for good."""
@@ -45,9 +49,34 @@ class Dashboard:
         ):
             guard = Guard([self.host, *self.hosts], self.token)
             gateway = Gateway(
-                bus, guard, models=self.models, trace_url=self.trace_url, host=self.host, port=self.port
+                bus,
+                guard,
+                models=self.models,
+                trace_url=self.trace_url,
+                host=self.host,
+                port=self.port,
+                tls=self.tls,
             )
             await first_of(gateway.run(stop), bus.lost(), self._announce(gateway))
+
+    @property
+    def tls(self) -> ssl.SSLContext | None:
+        """What makes it HTTPS; raises BadSetting."""
+        if self.certificate is None and self.key is None:
+            return None
+        if self.certificate is None or self.key is None:
+            raise BadSetting("FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: set both, or neither")
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        try:
+            context.load_cert_chain(self.certificate, self.key)
+        except ssl.SSLError:
+            raise BadSetting(
+                f"FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: {self.certificate} and {self.key} do not belong "
+                "together, or are none"
+            ) from None
+        except OSError as error:
+            raise BadSetting(f"FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: {error.strerror}") from None
+        return context
 
     async def _announce(self, gateway: Gateway) -> None:
         print(f"the dashboard is on {await asyncio.shield(gateway.url)}", flush=True)

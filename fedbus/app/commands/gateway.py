@@ -38,6 +38,15 @@ def gateway(
             "[default: none, the dashboard only shows]",
         ),
     ] = None,
+    certificate: Annotated[
+        Path | None,
+        typer.Option(
+            envvar="FEDBUS_GATEWAY_CERT", help="With --key: serve by HTTPS; see: fedbus provision init."
+        ),
+    ] = None,
+    key: Annotated[
+        Path | None, typer.Option(envvar="FEDBUS_GATEWAY_KEY", help="The certificate's key.")
+    ] = None,
 ) -> None:
     """Serve the dashboard: the fleet, runs, training, events, models and schedules, live in a browser."""
     from fedbus.agents.child import parent_watch
@@ -55,5 +64,7 @@ def gateway(
         allow_host or (),
         trace_url,
         token_in(dict(os.environ), token_file),
+        certificate,
+        key,
     )
     _until_told(dashboard.serve, "gateway")

@@ -241,10 +241,12 @@ def _push(federation: "Federation", *, no_push: bool) -> None:
 
 def _tell_of_kit(name: str, where: Path, *, waits: bool) -> None:
     print(f"the kit of {name} is {where}: bring it to the device by a way that nobody else reads")
+    folder = where.stem if where.suffix == ".tar" else where.name
+    unpacked = f"tar xf {where.name} && " if where.suffix == ".tar" else ""
     if waits:
-        print(f"there: fedbus provision complete {where.name} --key device.nk")
+        print(f"there: {unpacked}fedbus provision complete {folder} --key device.nk")
     else:
-        print(f"there: FEDBUS_KIT={where.name} fedbus client up {name}")
+        print(f"there: {unpacked}FEDBUS_KIT={folder} fedbus client up {name}")
 
 
 def _row(name: str, one: "Member") -> tuple[str, str, str, str]:
