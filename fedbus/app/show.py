@@ -36,6 +36,10 @@ STYLES: Final = {
     "failed": "red",
     "cancelled": "red",
     "terminated": "red",
+    "current": "green",
+    "candidate": "yellow",
+    "rejected": "red",
+    "previous": "dim",
     "s0": "dim",
     "empty": "dim",
 }

@@ -1,6 +1,7 @@
 """`fedbus code`: which version of a task's code is where, how a rollout stands, and forwards and back by hand."""
 
 from collections import Counter
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -19,7 +20,11 @@ app = typer.Typer(
 
 TaskId = Annotated[str | None, typer.Option("--task", help="The task's id. [default: the only one there]")]
 Source = Annotated[
-    str, typer.Option("--repo", help="The repository, as `fedbus up --task` has it. [default: FEDBUS_TASK]")
+    str,
+    typer.Option(
+        "--repo",
+        help="The repository, as `fedbus up --task` has it. [default: FEDBUS_TASK, or what the server follows]",
+    ),
 ]
 CHECK_S = 900.0
 """How long fetching and checking a version may take, before a person gives up on it."""
@@ -36,7 +41,7 @@ def ls(
 ) -> None:
     """List the commits of the ref that is followed, newest first, and who is on which."""
     facts = _status(task)
-    commits = _commits(repo, limit)
+    commits = _commits(repo or _followed(facts["source"]), limit)
     rows = [
         {
             "code_version": one.sha,
@@ -52,19 +57,19 @@ def ls(
         show.as_json(rows)
         return
     show.table(
-        ("version", "", "clients", "subject", "author", "made"),
+        ("version", "is", "clients", "made", "subject", "author"),
         [
             (
                 row["code_version"][:SHORT],
-                row["where"],
+                show.state(row["where"]),
                 str(row["clients"] or ""),
+                show.ago(row["made"]),
                 row["subject"],
                 row["author"],
-                show.ago(row["made"]),
             )
             for row in rows
         ],
-        empty="no repository is followed: the task's code is a directory. "
+        empty=f"the code is a directory, {facts['source']}, and stays as it is: no repository is followed. "
         "Name one: fedbus code ls --repo git+https://host/repo@main",
     )
 
@@ -76,25 +81,14 @@ def status(*, task: TaskId = None, json: show.AsJson = False) -> None:
     if json:
         show.as_json(facts)
         return
-    out = show.console()
-    out.print(f"[bold]{facts['task']}[/] follows {facts['source']}", soft_wrap=True)
-    out.print(f"  everybody is on [bold]{facts['code_version'][: SHORT + 7]}[/]")
-    if facts["candidate"]:
-        stage = f"stage {facts['stage'] + 1} of {len(facts['stages'])}, {facts['stages'][facts['stage']]}"
-        out.print(f"  [yellow]{facts['candidate'][:SHORT]}[/] is rolled out: {stage}")
-        asked = len(facts["clients"])
-        out.print(
-            f"  {len(facts['ready'])} of {asked} clients have it ready, {len(facts['refused'])} refused it"
-        )
-    for version, count in sorted(facts["clients_on"].items(), key=lambda one: -one[1]):
-        out.print(f"  {count} on {version[: SHORT + 7] or '(unknown)'}")
-    for version, reason in facts["rejected"].items():
-        out.print(f"  [red]rejected[/] {version[:SHORT]}: {reason}", soft_wrap=True, markup=True)
-    out.print(
-        f"  last: {facts['event']} {show.ago(facts['since'])}  {facts['reason']}",
-        soft_wrap=True,
-        markup=False,
-    )
+    from rich.table import Table
+    from rich.text import Text
+
+    show.console().print(Text.assemble((facts["task"], "bold"), f" {_whence(facts['source'])}"))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, said, style in _standing(facts):
+        grid.add_row(f"  {name}", Text(said, style=style, overflow="fold"))
+    show.console().print(grid, soft_wrap=False)
 
 
 @app.command()
@@ -209,7 +203,67 @@ def _where(version: str, facts: dict[str, Any]) -> str:
         return "candidate"
     if version == facts["code_version"]:
         return "current"
-    return "rejected" if version in facts["rejected"] else ""
+    if version in facts["rejected"]:
+        return "rejected"
+    return "previous" if version in facts["previous"][:1] else ""
+
+
+def _followed(source: str) -> str:
+    """What the server says that it follows, as an address again: ``https://host/x.git main examples/mnist/``."""
+    from fedbus.app.settings import Settings
+    from fedbus.stores.code_address import is_address
+
+    given = Settings.from_environment().task
+    if is_address(given) or not is_address(source):
+        return given
+    url, ref, *below = source.split(" ", 2)
+    at = "" if ref == "HEAD" else f"@{ref}"
+    return f"git+{url}{at}" + "".join(f"#subdirectory={one.rstrip('/')}" for one in below)
+
+
+def _whence(source: str) -> str:
+    from fedbus.stores.code_address import is_address
+
+    return f"follows {source}" if is_address(source) else f"is a directory, and stays as it is: {source}"
+
+
+def _standing(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """How the code stands: a name, what is so, and the style of it."""
+    on = facts["clients_on"]
+    yield "everybody is on", f"{_short(facts['code_version'])}{_count(on.get(facts['code_version'], 0))}", ""
+    if facts["candidate"]:
+        yield "is tried", f"{_short(facts['candidate'])}, {_stage(facts)}", "yellow"
+    for version, count in sorted(on.items(), key=lambda one: -one[1]):
+        if version not in (facts["code_version"], facts["candidate"]):
+            yield "still elsewhere", f"{_short(version)}{_count(count)}", "yellow"
+    for client, reason in facts["refused"].items():
+        yield "refused", f"by {client}: {reason}", "red"
+    for version, reason in reversed(facts["rejected"].items()):
+        yield "rejected", f"{_short(version)}: {reason}", "red"
+    yield "last", f"{facts['event']} {show.ago(facts['since'])}{_because(facts['reason'])}", "dim"
+
+
+def _stage(facts: dict[str, Any]) -> str:
+    asked = len(facts["clients"])
+    have_it = facts["clients_on"].get(facts["candidate"], 0)
+    return (
+        f"stage {facts['stage'] + 1} of {len(facts['stages'])} ({facts['stages'][facts['stage']]}): "
+        f"{min(have_it, asked)} of {asked} {'client' if asked == 1 else 'clients'} have it"
+    )
+
+
+def _short(version: str) -> str:
+    from fedbus.domain.participation import short
+
+    return short(version)
+
+
+def _count(clients: int) -> str:
+    return f" · {clients} {'client' if clients == 1 else 'clients'}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
 
 
 def _commits(repo: str, limit: int) -> list["Commit"]:
@@ -220,7 +274,6 @@ def _commits(repo: str, limit: int) -> list["Commit"]:
     from fedbus.stores.code import CodeUnavailable, HistoryRewritten
 
     code = code_of(Settings.from_environment(), repo)
-
     if not code.follows:
         return []
 
