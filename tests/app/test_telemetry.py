@@ -114,3 +114,15 @@ def test_spans_reach_the_collector_before_the_process_ends(collector: Collector)
     assert resource["service.name"] == "fedbus-trainer"
     assert resource["fedbus.client"] == "c1"
     assert [span.name for span in sent.scope_spans[0].spans] == ["train"]
+
+
+def test_the_format_is_a_setting() -> None:
+    said = run(SPEAKS, FEDBUS_LOG_FORMAT="console").stderr
+
+    assert "round finished" in said
+    assert not said.startswith("{")
+    assert run(SPEAKS, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
+
+
+def test_a_level_that_is_none_is_no_reason_to_stop() -> None:
+    assert "round finished" in run(SPEAKS, FEDBUS_LOG_LEVEL="loud").stderr

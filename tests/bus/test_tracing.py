@@ -1,0 +1,68 @@
+"""What the bus tells of itself: spans of what is kept, figures of all, and events named in log lines."""
+
+import asyncio
+
+import structlog
+from support import NatsServer, eventually
+from support.traces import in_memory, measure_here, own_figures
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts import subjects
+from fedbus.contracts.client import Heartbeat, Joined
+from fedbus.contracts.envelope import envelop
+from fedbus.contracts.identifiers import FederationId
+
+FED = FederationId("test")
+JOINED = Joined(task="mnist", client="c1", run="mnist-1", code_version="0" * 40)
+
+
+async def test_what_is_said_and_heard_is_one_trace_and_lines_in_it_name_the_event(
+    server_bus: Bus, client_bus: Bus
+) -> None:
+    with in_memory() as spans:
+        async with server_bus.listen("server-manager", task="mnist") as inbox:
+            await client_bus.publish(JOINED)
+            delivery = await asyncio.wait_for(anext(inbox), 20)
+            with delivery.process():
+                assert structlog.contextvars.get_contextvars()["event_id"] == delivery.envelope.id
+            assert "event_id" not in structlog.contextvars.get_contextvars()
+            await delivery.ack()
+    said, heard = spans.get_finished_spans()
+
+    assert (said.name, heard.name) == ("publish joined", "process joined")
+    assert said.context
+    assert heard.parent
+    assert heard.parent.span_id == said.context.span_id
+    assert delivery.sent_in
+    assert delivery.sent_in.span_id == said.context.span_id
+    assert said.attributes
+    assert said.attributes["messaging.message.id"] == delivery.envelope.id
+
+
+async def test_a_heartbeat_is_no_span_and_carries_the_trace(nats: NatsServer, server_bus: Bus) -> None:
+    with in_memory() as spans:
+        async with (
+            server_bus.overhear(Heartbeat, task="mnist") as beats,
+            Bus.connect(nats.url, Identity(FED, "flower-client", "c1")) as bus,
+        ):
+            await bus.publish(Heartbeat(task="mnist", client="c1", run="mnist-1"))
+            await asyncio.wait_for(anext(beats), 20)
+
+    assert spans.get_finished_spans() == ()
+
+
+async def test_what_comes_again_and_what_nobody_can_read_is_counted(server_bus: Bus, client_bus: Bus) -> None:
+    measure_here()
+    async with server_bus.listen("server-manager", task="mnist") as inbox:
+        headers = envelop(JOINED, source=client_bus.source).headers()
+        await client_bus.store(subjects.of(FED, JOINED), headers, b"no message at all")
+        await client_bus.publish(JOINED)
+        first = await asyncio.wait_for(anext(inbox), 20)
+        await first._raw.nak()
+        again = await asyncio.wait_for(anext(inbox), 20)
+        await again.ack()
+
+    assert again.envelope.id == first.envelope.id
+    await eventually(
+        lambda: {"fedbus.event.redeliveries", "fedbus.event.dead_letters"} <= own_figures().keys()
+    )
