@@ -234,3 +234,11 @@ def test_a_tree_of_what_was_kept_is_whole(home: Path) -> None:
 
     (root,) = tree.roots
     assert [child.name for child in tree.children(root)] == ["round"]
+
+
+def test_what_the_demo_did_is_found_without_being_told_where(home: Path, tmp_path: Path) -> None:
+    (home / "traces").rename(tmp_path / "aside")
+    (home / "demo").mkdir()
+    (tmp_path / "aside").rename(home / "demo" / "traces")
+
+    assert RUN in asked(home)

@@ -70,6 +70,8 @@ def _heading(kept: "Kept", tree: "Tree") -> str:
 def _kept(directory: Path, run: str) -> "Kept":
     from fedbus.app.telemetry import reading
 
+    if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
+        directory = of_demo  # `fedbus demo` has a home of its own
     known = reading.runs_in(directory)
     wanted = run or (known[-1] if known else "")
     found = reading.trace_of_run(directory, wanted) if wanted else None
