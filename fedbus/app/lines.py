@@ -13,6 +13,7 @@ from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import Content
+from fedbus.contracts.serving import Finding, Sketch
 from fedbus.contracts.transition import Transition
 
 SAID_ELSEWHERE: Final = {"task", "run", "round", "client", "message_id", "reply_to", "created_at"}
@@ -103,7 +104,7 @@ def _(value: datetime) -> str:
 
 @short.register
 def _(value: tuple) -> str:  # type: ignore[type-arg]
-    return ",".join(str(item) for item in value)
+    return ",".join(short(item) or str(item) for item in value)
 
 
 @short.register
@@ -145,6 +146,16 @@ def _(value: RoundResult) -> str:
 @short.register
 def _(value: Content) -> str:
     return short(value.blob) if value.blob else f"({size(len(value.inline or b''))})"
+
+
+@short.register
+def _(value: Finding) -> str:
+    return f"{value.check}:ok" if value.ok else f"{value.check}:{value.value:.2g}"
+
+
+@short.register
+def _(value: Sketch) -> str:
+    return f"{value.feature}:{short(value.psi)}"
 
 
 @short.register

@@ -5,7 +5,7 @@ import io
 import json
 import math
 import threading
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,12 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from support import eventually
 
-from fedbus.agents.inference_protocol import DATATYPES
+from fedbus.agents.inference_protocol import DATATYPES, read
+from fedbus.agents.inference_requests import Refusal, Takes, samples
 from fedbus.agents.inference_server import InferenceServer
 from fedbus.contracts.model import ModelRef
 from fedbus.stores.captured import CapturedData, Counts
@@ -349,6 +352,65 @@ async def test_too_many_samples_are_refused(client: Client) -> None:
 
 async def test_what_a_page_in_a_browser_could_send_is_refused(client: Client) -> None:
     assert (await client.post("/v2/models/sum/infer", b"{}")).status == 415
+
+
+json_values = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=12,
+)
+tensors = st.fixed_dictionaries(
+    {"name": st.just("input")},
+    optional={
+        "shape": json_values | st.lists(st.integers(-1, 5), max_size=3),
+        "datatype": st.sampled_from([*DATATYPES, "BYTES"]) | json_values,
+        "data": json_values | st.lists(st.integers(-300, 300) | st.floats(), max_size=12),
+        "parameters": json_values | st.dictionaries(st.just("binary_data_size"), json_values),
+    },
+)
+requests = st.fixed_dictionaries(
+    {"inputs": st.lists(tensors, max_size=2) | json_values},
+    optional={"id": json_values, "outputs": json_values, "parameters": json_values},
+)
+takes = st.builds(
+    Takes,
+    st.sampled_from(sorted(DATATYPES.values())).map(np.dtype),
+    st.none() | st.just((3,)) | st.just((-1,)) | st.just((2, 2)),
+    st.just(8),
+)
+
+
+def understood(ask: Callable[[], Any]) -> Any:
+    """What *ask* makes of it, or the refusal."""
+    try:
+        return ask()
+    except Refusal as refusal:
+        return refusal
+
+
+@given(requests, takes, st.binary(max_size=64), st.booleans())
+def test_whatever_is_said_is_understood_or_refused(
+    body: Any, takes: Takes, rest: bytes, with_bytes: bool
+) -> None:
+    header = json.dumps(body).encode()
+    content, length = (header + rest, len(header)) if with_bytes else (header, None)
+    asked = understood(lambda: read(content, length, takes))
+    if isinstance(asked, Refusal):
+        assert asked.status in (400, 413)
+        assert "\n" not in asked.reason
+    else:
+        assert asked.inputs.dtype == takes.dtype
+        assert 1 <= len(asked.inputs) <= takes.most
+
+
+@given(requests | json_values, takes)
+def test_whatever_is_said_plainly_is_understood_or_refused(body: Any, takes: Takes) -> None:
+    asked = understood(lambda: samples(json.dumps(body).encode(), takes))
+    if isinstance(asked, Refusal):
+        assert asked.status in (400, 413)
+    else:
+        assert asked.inputs.dtype == takes.dtype
+        assert len(asked.labels) == len(asked.inputs)
 
 
 # --- batches end in time --------------------------------------------------------------------------------
