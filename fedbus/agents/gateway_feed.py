@@ -18,11 +18,11 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
-from typing import Final, Self
+from typing import Any, Final, Self
 
 import structlog
 
-from fedbus.agents.gateway_records import EVENTS, LIFE, Record, record
+from fedbus.agents.gateway_records import EVENTS, LIFE, Record, cut, readable, record
 from fedbus.agents.tasks import backoff
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.errors import NoFederation
@@ -30,6 +30,7 @@ from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import MESSAGES, stream_subjects
 from fedbus.contracts.client import Heartbeat, RoundReply
+from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.transition import Transition
 
@@ -106,6 +107,8 @@ class Feed:
         self.ready = asyncio.Event()
         self.heard: dict[str, datetime] = {}
         """When each client was last heard of."""
+        self.devices: dict[str, tuple[datetime, dict[str, Any]]] = {}
+        """How each device is, as it said last, and when."""
 
     # --- reading the bus ----------------------------------------------------------------------
 
@@ -134,8 +137,9 @@ class Feed:
                 after = max(0, ends[mark] - WARM)
                 seen = await watching.enter_async_context(self._bus.watch(stream, wanted, after=after))
                 group.create_task(self._follow(_records(seen)), name=f"read {stream}")
-            heartbeats = await watching.enter_async_context(self._bus.overhear(Heartbeat, task="*"))
-            group.create_task(self._hear(heartbeats), name="hear heartbeats")
+            for kind in (Heartbeat, DeviceReport):
+                overheard = await watching.enter_async_context(self._bus.overhear(kind, task="*"))
+                group.create_task(self._hear(overheard), name=f"hear {kind.word}")
             with suppress(TimeoutError):  # what is at the end may be unreadable: then it never comes
                 await asyncio.wait_for(self._reached(Cursor(ends[EVENTS], ends[LIFE])), SILENCE_S)
             self.position = Cursor(
@@ -157,10 +161,15 @@ class Feed:
             self._stand(one)
             self._moved.set()
 
-    async def _hear(self, heartbeats: AsyncIterator[Message]) -> None:
-        async for one in heartbeats:
-            if isinstance(one, Heartbeat):
-                self.heard[one.client] = datetime.now(UTC)
+    async def _hear(self, overheard: AsyncIterator[Message]) -> None:
+        async for one in overheard:
+            now = datetime.now(UTC)
+            match one:
+                case Heartbeat():
+                    self.heard[one.client] = now
+                case DeviceReport():
+                    self.heard[one.client] = now
+                    self.devices[one.client] = (now, cut(readable(one.model_dump())))
 
     async def _reached(self, end: Cursor) -> None:
         while self.position.events < end.events or self.position.life < end.life:
@@ -182,6 +191,12 @@ class Feed:
             oldest = self._recent.popleft()
             self._recent_bytes -= len(oldest.json)
             self._dropped = self._dropped.past(oldest)
+
+    def presence(self, since: datetime) -> dict[str, Any]:
+        """Which clients were heard of after *since*, and how their devices are; kept in no stream."""
+        heard = {client: at.isoformat() for client, at in self.heard.items() if at > since}
+        devices = {client: report for client, (at, report) in self.devices.items() if at > since}
+        return {"heard": heard, "devices": devices}
 
     # --- telling browsers -------------------------------------------------------------------------
 

@@ -23,6 +23,10 @@ LOOKED_AT: Final = 50_000
 SILENCE_S: Final = 1.0
 AFTERWARDS: Final = timedelta(seconds=60)
 """So long after a run its clients are still putting its model to use."""
+TICK: Final = timedelta(milliseconds=1)
+"""Envelopes have times of whole milliseconds, bodies finer ones."""
+LATE: Final = timedelta(minutes=10)
+"""What was said while its device was cut off may come so much later."""
 LANES: Final = frozenset({"client", "fl_client", "inference", "server", "run"})
 
 
@@ -52,7 +56,7 @@ class History:
                 or (not moves and getattr(one.message, "run", None) == run)
             )
 
-        begin = facts.requested_at
+        begin = facts.requested_at - TICK
         life = await self._read(self._life, begin, until, belongs)
         kinds = (RoundReply, Joined, Declined, FinTrain, FailTrain)
         words = [subjects.every(self._bus.fed, kind, task=task) for kind in kinds]
@@ -100,10 +104,11 @@ class History:
             with suppress(TimeoutError):
                 for _ in range(LOOKED_AT):
                     one = await asyncio.wait_for(anext(seen), SILENCE_S)
-                    if until is not None and one.envelope.time > until:
-                        break
-                    if belongs(one):
+                    at = one.envelope.time
+                    if since <= at and (until is None or at <= until) and belongs(one):
                         found.append(record(one))
+                    if until is not None and at > until + LATE:
+                        break
                     if one.sequence >= last:
                         break
         return found

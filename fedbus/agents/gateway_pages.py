@@ -16,7 +16,7 @@ import asyncio
 import hashlib
 import json
 from collections.abc import Awaitable, Callable, Iterator, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from importlib import resources
 from typing import Any, Final
 
@@ -38,8 +38,9 @@ from fedbus.contracts.versions import PromoteModel, RollBackModel
 
 PAUSE_S: Final = 0.25
 """A browser is told at most every so often."""
-ALIVE_S: Final = 10.0
-"""After so long without a word it is told that the line is still there, and who was heard of."""
+ALIVE_S: Final = 5.0
+"""So often it is told who was heard of, and by that, that the line is still there."""
+EVER: Final = datetime.min.replace(tzinfo=UTC)
 READ_S: Final = 15.0
 """A browser that has not taken what it was sent within this is let go; it comes back with its cursor."""
 READY_S: Final = 10.0
@@ -139,7 +140,8 @@ class Pages:
         await self._ready()
         cursor = self._feed.position
         records = ",".join(one.json for one in self._feed.standing())
-        body = f'{{"cursor":"{cursor}","heard":{json.dumps(self._heard())},"records":[{records}]}}'
+        presence = json.dumps(self._feed.presence(EVER))
+        body = f'{{"cursor":"{cursor}","presence":{presence},"records":[{records}]}}'
         response = web.Response(text=body, content_type="application/json")
         response.enable_compression()
         return response
@@ -178,9 +180,6 @@ class Pages:
                 text=f"federation {self._bus.fed} has no streams yet: start its server with fedbus up"
             ) from None
 
-    def _heard(self) -> dict[str, str]:
-        return {client: at.isoformat(timespec="seconds") for client, at in self._feed.heard.items()}
-
     # --- what comes -------------------------------------------------------------------------------
 
     async def _tell(self, request: web.Request) -> web.StreamResponse:
@@ -205,16 +204,18 @@ class Pages:
         news = aiter(self._feed.following(cursor))
         coming = asyncio.ensure_future(anext(news))
         stopped = asyncio.ensure_future(self._stop.wait())
+        told_of = datetime.now(UTC)
         try:
             while not stopped.done():
                 await asyncio.wait([coming, stopped], timeout=ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
+                if (now := datetime.now(UTC)) - told_of >= timedelta(seconds=ALIVE_S):
+                    await _write(response, _presence(self._feed.presence(told_of)))
+                    told_of = now
                 if coming.done():
                     records, cursor = coming.result()
                     await _write(response, _batch(records, cursor))
                     await asyncio.wait([stopped], timeout=PAUSE_S)
                     coming = asyncio.ensure_future(anext(news))
-                else:
-                    await _write(response, f"event: heard\ndata: {json.dumps(self._heard())}\n\n".encode())
         except Lost:
             await _write(response, b"event: lost\ndata: {}\n\n")
         finally:
@@ -254,6 +255,10 @@ async def _wish(kind: type[Request], request: web.Request) -> Request:
 
 def _batch(records: list[Record], cursor: Cursor) -> bytes:
     return f"id: {cursor}\ndata: [{','.join(one.json for one in records)}]\n\n".encode()
+
+
+def _presence(presence: dict[str, Any]) -> bytes:
+    return f"event: heard\ndata: {json.dumps(presence)}\n\n".encode()
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:

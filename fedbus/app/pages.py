@@ -401,7 +401,7 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """The JSON Schema of a body, as `fedbus events decode` shows it."""
     title = type_name(kind) if issubclass(kind, Message) else kind.__name__
-    described = _told_apart(kind.model_json_schema(mode="serialization"))
+    described: dict[str, Any] = _told_apart(kind.model_json_schema(mode="serialization"))
     return {"$schema": DIALECT} | described | {"title": title, "description": meaning(kind)}
 
 

@@ -19,6 +19,8 @@ from fedbus.contracts.run import RUN, RunFacts
 from fedbus.contracts.transition import Transition
 
 SILENCE_S: Final = 2.0
+TICK: Final = timedelta(milliseconds=1)
+"""Envelopes have times of whole milliseconds, bodies finer ones."""
 AFTERWARDS: Final = timedelta(seconds=60)
 """So long after a run its clients are still putting its model to use."""
 
@@ -57,7 +59,7 @@ async def window(bus: Bus, since: datetime | None, until: datetime | None, run: 
     assert isinstance(facts, RunFacts)
     over = seen.message.target in RUN.final
     end = seen.envelope.time + AFTERWARDS if over else datetime.now(UTC)
-    return Window(since or facts.requested_at, until or end, run)
+    return Window(since or facts.requested_at - TICK, until or end, run)
 
 
 async def replayed(bus: Bus, window: Window) -> AsyncGenerator[Seen, None]:

@@ -99,6 +99,7 @@ export class FleetPage {
         h("dt", {}, NAMES[kind]),
         h("dd", {}, badge(record.body.target), ` since ${clock(record.at)}`, record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
       ])),
+      device(this.store.devices.get(one.name)),
       h("h3", {}, "What it said last"),
       h("ul", { class: "said" }, Object.values(one.said).sort((a, b) => b.at.localeCompare(a.at)).slice(0, 12).map((record) => h("li", {},
         h("button", { type: "button", class: "link", onclick: () => this.app.show(record) }, record.word.replaceAll("_", " ")), h("span", { class: "muted" }, ` ${ago(record.at)} `), clip(record.body.reason ?? "", 160)))),
@@ -117,7 +118,7 @@ const COLUMNS = (page) => [
   { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number" },
   { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))) },
   { key: "seen", title: "Last seen", sort: (row) => page.store.heard.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.heard.get(row.name))) },
-  { key: "resources", title: "Resources", sort: (row) => load(row)[0], cell: (row) => load(row)[1] },
+  { key: "resources", title: "Resources", sort: (row) => load(page.store, row)[0], cell: (row) => load(page.store, row)[1] },
   { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
 ];
 
@@ -126,20 +127,23 @@ const version = (one) => one.inference?.body.facts.model?.version ?? one.client?
 const code = (one) => one.client?.body.facts.code_version ?? "";
 const late = (store, one) => !(Date.now() - new Date(store.heard.get(one.name) ?? 0) < LATE_S * 1000) && standing(one) === "learning";
 
-/** What the device says of itself: cpu and memory, where its monitor tells them. */
-function load(one) {
-  for (const record of Object.values(one.said)) {
-    const parts = [];
-    const body = record.body.device ?? record.body.resources ?? record.body;
-    const cpu = body.cpu ?? body.cpu_share ?? body.cpu_percent;
-    const used = body.memory_bytes ?? body.memory_used_bytes;
-    const celsius = body.temperature_c ?? body.celsius;
-    if (typeof cpu === "number") parts.push(`${Math.round(body.cpu_percent !== undefined ? cpu : cpu * 100)} % CPU`);
-    if (typeof used === "number") parts.push(bytes(used));
-    if (typeof celsius === "number") parts.push(`${figure(celsius)} °C`);
-    if (parts.length) return [cpu ?? 0, parts.join(" · ")];
-  }
-  return [-1, "–"];
+/** How busy the device is, to sort by, and in words. */
+function load(store, one) {
+  const report = store.devices.get(one.name);
+  if (!report) return [-1, "–"];
+  const heat = report.temperature_c === null ? "" : ` · ${figure(report.temperature_c)} °C`;
+  return [report.cpu, `${percent(report.cpu)} CPU · ${percent(report.memory)} memory${heat}`];
+}
+
+const percent = (share) => `${Math.round(share * 100)} %`;
+
+/** All that the device said of itself, for its details. */
+function device(report) {
+  if (!report) return null;
+  const gpus = report.gpus.map((one) => `${clip(one.name, 40)} ${percent(one.utilization)}, ${bytes(one.memory_bytes)}`).join("; ");
+  const down = Object.entries(report.agents).filter(([, runs]) => !runs).map(([name]) => name).join(", ");
+  return [h("h3", {}, "Device"), h("dl", {}, [["CPU", percent(report.cpu)], ["Memory", percent(report.memory)], ["Disk", percent(report.disk)], ["Heat", report.temperature_c === null ? "" : `${figure(report.temperature_c)} °C`], ["GPU", gpus], ["Not running", down], ["Last error", report.last_error]]
+    .filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 300))]))];
 }
 
 /** Why *one* does not train: the newest of its own reasons, else what it waits for. */

@@ -26,6 +26,7 @@ export class Store extends EventTarget {
     this.codes = new Map();
     this.schedules = new Map();
     this.heard = new Map();
+    this.devices = new Map();
     this.cursor = "";
   }
 
@@ -38,7 +39,7 @@ export class Store extends EventTarget {
       const recent = await this.get("api/recent?limit=2000");
       this.forget();
       for (const record of state.records) this.stand(record);
-      for (const [client, at] of Object.entries(state.heard)) this.heard.set(client, at);
+      this.hear(state.presence);
       this.recent = recent;
       this.count = recent.length;
       this.cursor = state.cursor;
@@ -61,7 +62,7 @@ export class Store extends EventTarget {
       this.take(JSON.parse(event.data));
     };
     source.addEventListener("heard", (event) => {
-      for (const [client, at] of Object.entries(JSON.parse(event.data))) this.heard.set(client, at);
+      this.hear(JSON.parse(event.data));
       this.say("heard");
     });
     source.addEventListener("lost", () => {
@@ -118,6 +119,12 @@ export class Store extends EventTarget {
 
   get mayAct() {
     return this.about.acts && this.token !== "";
+  }
+
+  /** Who was heard of, and how the devices are: no stream keeps this. */
+  hear({ heard, devices }) {
+    for (const [client, at] of Object.entries(heard)) this.heard.set(client, at);
+    for (const [client, report] of Object.entries(devices)) this.devices.set(client, report);
   }
 
   // --- folding ----------------------------------------------------------------------------------

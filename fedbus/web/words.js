@@ -13,7 +13,7 @@ const TONES = {
 const NAMES = { s0: "starting", pending_application: "taking a model", model_init: "making a model" };
 
 export const tone = (state) => TONES[state] ?? "none";
-export const stateName = (state) => NAMES[state] ?? (state || "unknown").replaceAll("_", " ");
+export const stateName = (state) => NAMES[state] ?? clip((state || "unknown").replaceAll("_", " "), 40);
 
 /** A state as a badge. */
 export function badge(state, title = "") {

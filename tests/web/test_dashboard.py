@@ -1,0 +1,371 @@
+"""What people see, in a real Chromium: each page, live, whoever wrote what it shows.
+
+Screenshots of all pages are left in ``build/screenshots``.
+"""
+
+import json
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import pytest
+from pydantic import BaseModel
+from support import NatsServer, eventually
+from support.chromium import Page
+from support.dashboards import FED, TOKEN, gateway
+from support.told import COMMIT, TASK, Told, model
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.client import (
+    ClientFacts,
+    Declined,
+    FailTrain,
+    FlClientFacts,
+    InferenceFacts,
+    Joined,
+    RoundReply,
+)
+from fedbus.contracts.code import CodeFacts
+from fedbus.contracts.examples import EXAMPLES
+from fedbus.contracts.message import Family, Message
+from fedbus.contracts.run import RunFacts, RunStarted, RunStopped, StartRun, StopRun
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
+NAMELESS = """
+    [...document.querySelectorAll("button, a, input, select, [role=region]")]
+        .filter((one) => !one.closest("[hidden]"))
+        .filter((one) => !(one.textContent.trim() || one.getAttribute("aria-label") || one.labels?.length))
+        .map((one) => one.outerHTML)
+"""
+"""Controls that a screen reader could not name."""
+LIVE = "window.fedbus?.store.link === 'live'"
+ROWS = "[...document.querySelectorAll('tr[data-key]')]"
+MARKUP = (
+    "<img src=x onerror=\"window.hurt=1\"><script>window.hurt=1</script><svg/onload='window.hurt=1'>"
+    "\u202eright to left\u202c 🤖👩‍👩‍👧 ${window.hurt=1} javascript:window.hurt=1 " + "long" * 1500
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+async def a_run(told: Told) -> RunFacts:
+    """Three clients of six in a run's second round; one of them has failed."""
+    await told.server()
+    await told.clients([f"c{number}" for number in range(1, 7)])
+    await told.move(told.run(1, 4, model=model(2).model_dump()), "run_finished", "running", "finished")
+    told.passes(60)
+    code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
+    await told.move(code, "code_read", "", "steady")
+    run = told.run(2, 0, loss=0.37)
+    for client in ("c1", "c2", "c3"):
+        told.passes(0.5)
+        doing = ClientFacts(task=TASK, client=client, run=run.run, model=model(2), code_version=COMMIT)
+        await told.move(doing, "client_start", "serving", "learning", "run mnist-2", "the run to end")
+        training = FlClientFacts(task=TASK, client=client, run=run.run)
+        await told.move(training, "client_start", "waiting", "pending")
+        await told.say(Joined(task=TASK, client=client, run=run.run))
+        told.passes(0.5)
+        await told.move(training, "round_started", "pending", "training")
+    await told.say(Declined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
+    for number in (1, 2):
+        for client, took in (("c1", 3.0), ("c2", 4.0), ("c3", 5.5)):
+            told.passes(2)
+            await told.say(replied(client, run.run, number, took))
+        so_far = told.run(2, number, loss=0.37, requested_at=run.requested_at)
+        await told.move(so_far, "round_finished", "running", "running")
+    await told.say(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
+    lost = FlClientFacts(task=TASK, client="c3")
+    await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
+    return run
+
+
+def replied(client: str, run: str, number: int, took: float) -> RoundReply:
+    return RoundReply(
+        task=TASK,
+        client=client,
+        run=run,
+        round=number,
+        message_id=f"{client}-{number}",
+        reply_to=str(number),
+        created_at=0,
+        ttl_s=60,
+        train_s=took,
+    )
+
+
+async def models_of(task: str) -> dict[str, Any]:
+    """Six versions in two lineages; the second one forks."""
+    made = {"created": "2026-03-14T12:00:00Z", "code_version": COMMIT, "rounds": 4, "participants": {"c1": 9}}
+    parents = {1: None, 2: 1, 3: 2, 4: 2, 5: None, 6: 5}
+    versions = [
+        model(version).model_dump()
+        | made
+        | {
+            "task": task,
+            "parent": parent,
+            "run": f"{task}-{version}" if parent else None,
+            "lineage": 2 if version > 4 else 1,
+            "metrics": {"accuracy": 0.9},
+            "seal": None,
+        }
+        for version, parent in parents.items()
+    ]
+    champion = {"version": 3, "term": 2, "before": [2], "since": "2026-03-14T12:00:00Z", "reason": "better"}
+    return {"store": "", "versions": versions, "champion": champion, "error": ""}
+
+
+@pytest.mark.parametrize(
+    ("name", "wide", "high", "dark"),
+    [("light", 1360, 860, False), ("dark", 1360, 860, True), ("phone", 390, 844, False)],
+)
+async def test_every_page_shows_what_is_so(
+    told: Told, nats: NatsServer, page: Page, name: str, wide: int, high: int, dark: bool
+) -> None:
+    await a_run(told)
+    await page.look(wide=wide, high=high, dark=dark)
+    says = {
+        "fleet": "the battery is at 10 %",
+        "runs": "2 of 4",
+        "training": "mnist-1",
+        "events": "the trainer was killed",
+        "models": "v6",
+        "schedules": "mnist-2",
+    }
+    async with gateway(nats.url, models=models_of) as url:
+        await page.open(url)
+        await page.until(LIVE)
+        for one in PAGES:
+            await page.run(f"location.hash = '#/{one}'")
+            await page.until(f"document.querySelector('main').textContent.includes({json.dumps(says[one])})")
+            assert await page.run("document.documentElement.scrollWidth <= innerWidth"), f"{one} is too wide"
+            await page.screenshot(SCREENSHOTS / f"{one}-{name}.png")
+
+
+async def test_a_page_is_told_what_happens_while_somebody_looks(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(f"{ROWS}.length === 6")
+        await told.clients(["c7"])
+        await page.until(f"{ROWS}.some((row) => row.textContent.startsWith('c7'))")
+        await page.run("location.hash = '#/runs'")
+        await page.until("document.querySelector('.gantt g')")
+        await told.say(replied("c2", "mnist-2", 3, 4.5))
+        await page.until(
+            "[...document.querySelectorAll('title')].some((one) => one.textContent.includes('c2: round 3'))"
+        )
+
+
+async def test_a_reload_and_a_lost_line_miss_nothing(told: Told, nats: NatsServer, page: Page) -> None:
+    await told.clients(["c1"])
+    heard = (
+        "window.fedbus.store.recent.filter((one) => one.word === 'declined').map((one) => one.body.reason)"
+    )
+    async with gateway(nats.url) as url:
+        port = urlsplit(url).port or 0
+        await page.open(f"{url}/#/events")
+        await page.until(LIVE)
+        await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="one"))
+        await page.until(f"{heard}.length === 1")
+    await page.until("!document.getElementById('banner').hidden")
+    await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="two"))
+    async with gateway(nats.url, port=port):
+        await page.until("document.getElementById('banner').hidden")
+        await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="three"))
+        await page.until(f"{heard}.length === 3")
+        assert await page.run(heard) == ["one", "two", "three"]
+        await page.send("Page.reload")
+        await page.until(f"{LIVE} && {heard}.length === 3")
+        assert await page.run(heard) == ["one", "two", "three"]
+    page.complaints.clear()  # Chromium's own words for a line that broke, as it was to
+
+
+async def test_a_thousand_clients_are_a_table_of_a_few_rows(told: Told, nats: NatsServer, page: Page) -> None:
+    await told.clients([f"c{number}" for number in range(1, 1001)])
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
+        assert await page.run(f"{ROWS}.length") < 60
+        assert (await page.text("tr[data-key] td")).startswith("c1")
+        await page.run("document.querySelector('.tablebox .scroll').scrollTop = 1e9")
+        await page.until(f"{ROWS}.at(-1).textContent.startsWith('c1000')")
+        await page.run("[...document.querySelectorAll('th button')][0].click()")
+        await page.until("document.querySelector('th')?.getAttribute('aria-sort') === 'descending'")
+        await page.screenshot(SCREENSHOTS / "fleet-1000.png")
+
+
+def hostile(kind: type[Message]) -> Message:
+    """The example of a *kind*, with markup in every text that may be any text."""
+    example = EXAMPLES[kind]
+    return _hostile_body(example)  # type: ignore[return-value]
+
+
+def _hostile_body(body: BaseModel) -> BaseModel:
+    changed = body
+    for name in type(body).model_fields:
+        value = getattr(body, name)
+        for instead in _hostile_values(value):
+            try:
+                changed = type(body).model_validate(changed.model_dump() | {name: instead})
+            except ValueError:
+                continue  # an id, a digest, a choice: nothing may be written there
+            break
+    return changed
+
+
+def _hostile_values(value: object) -> list[object]:
+    match value:
+        case str():
+            return [MARKUP, MARKUP[:200]]
+        case dict():
+            return [
+                {MARKUP: MARKUP},
+                {MARKUP: next(iter(value.values()), 1.0)},
+                dict.fromkeys(value, MARKUP),
+            ]
+        case tuple():
+            return [[MARKUP]]
+        case BaseModel():
+            return [_hostile_body(value).model_dump()]
+        case _:
+            return []
+
+
+async def test_whatever_a_message_says_is_shown_and_never_done(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await told.clients(["c1"])
+    for kind in EXAMPLES:
+        message = hostile(kind)
+        if message.family not in (Family.SVC, Family.LIFE) and message.durable:
+            await told.say(message)
+    about: dict[str, Any] = {"task": TASK, "client": "c1"}
+    named = ClientFacts(**about, code_version=MARKUP, labels={MARKUP: MARKUP})
+    await told.move(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
+    await told.move(FlClientFacts(**about), MARKUP, "waiting", MARKUP, MARKUP)
+    await told.move(InferenceFacts(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
+    run = told.run(1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP)
+    rounds = [one.model_dump() | {"failures": {MARKUP: MARKUP}} for one in run.rounds]
+    hurtful = RunFacts.model_validate(run.model_dump() | {"rounds": rounds})
+    await told.move(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
+    await told.server(cohort=(MARKUP,))
+    await told.move(
+        CodeFacts(task=TASK, source=MARKUP, candidate=MARKUP, stages=(MARKUP,), rejected={MARKUP: MARKUP}),
+        MARKUP,
+        "",
+        MARKUP,
+    )
+    async with gateway(nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
+        await page.open(url)
+        await page.until(LIVE)
+        for one in PAGES:
+            await page.run(f"location.hash = '#/{one}'")
+            await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
+            await page.until("document.querySelector('main').textContent.includes('<img src=x')")
+            if one in ("fleet", "events"):
+                await page.until(f"{ROWS}.length > 0")
+                await page.click("tr[data-key]")
+                await page.until("document.querySelector('aside:not([hidden])').textContent.includes('<img')")
+            assert await page.run("document.documentElement.scrollWidth <= innerWidth"), f"{one} is too wide"
+            await page.screenshot(SCREENSHOTS / f"{one}-hostile.png")
+        foreign = "main img, main script, aside img, aside script, a[href^=javascript]"
+        assert await page.run(f"document.querySelectorAll({json.dumps(foreign)}).length") == 0
+        assert await page.run("window.hurt === undefined")
+
+
+async def test_events_are_filtered_and_followed_along_their_trace(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
+        await page.open(f"{url}/#/events?client=c4&word=declined")
+        await page.until(f"{ROWS}.length === 1")
+        await page.run(f"{ROWS}[0].focus()")
+        await page.run(
+            f"{ROWS}[0].dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true}}))"
+        )
+        await page.until("document.querySelector('.drawer pre').textContent.includes('battery')")
+        assert (
+            await page.run("document.querySelector('.drawer a').href")
+            == f"https://traces.example/{told.trace}"
+        )
+        await page.run(
+            "[...document.querySelectorAll('.drawer button')]"
+            ".find((one) => one.textContent === 'What led to it').click()"
+        )
+        await page.until("document.querySelectorAll('.chain li').length > 20")
+        await page.screenshot(SCREENSHOTS / "events-chain.png")
+        await page.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+        await page.until("document.querySelector('.drawer').hidden")
+
+
+async def test_with_the_token_runs_are_started_and_models_chosen(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await told.server()
+    wishes: list[object] = []
+
+    async def start(wish: StartRun) -> RunStarted:
+        wishes.append(wish)
+        return RunStarted(run="mnist-1")
+
+    async with (
+        Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as scheduler,
+        _answering(scheduler, start),
+        gateway(nats.url, token=TOKEN, models=models_of) as url,
+    ):
+        await page.open(f"{url}/#/schedules")
+        await page.until(LIVE)
+        assert "Start a run" not in await page.text()
+        await page.click("#unlock")
+        await page.run(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
+        await page.click("dialog button.primary")
+        await page.until("document.querySelector('main form')")
+        await page.run("document.querySelector('main form input').value = '3'")
+        await page.click("main form button")
+        await eventually(lambda: wishes == [StartRun(task=TASK, rounds=3, trigger="dashboard")])
+        await page.until("document.querySelector('.toast')?.textContent.includes('done')")
+        await page.run("location.hash = '#/models'")
+        await page.until(
+            "[...document.querySelectorAll('main button')].some((one) => one.textContent === 'Go back to v2')"
+        )
+        await page.screenshot(SCREENSHOTS / "models-unlocked.png")
+
+
+def _answering(scheduler: Bus, start: Any) -> Any:
+    async def stop(wish: StopRun) -> RunStopped:
+        return RunStopped(run=wish.run)
+
+    return scheduler.serve({StartRun: start, StopRun: stop}, task=TASK, version="1.0.0")
+
+
+async def test_a_page_is_usable_by_keyboard_and_by_ear(told: Told, nats: NatsServer, page: Page) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(url)
+        await page.until(LIVE)
+        for one in PAGES:
+            await page.run(f"location.hash = '#/{one}'")
+            await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
+            assert await page.run(NAMELESS) == [], one
+            assert await page.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
+            assert await page.run("document.querySelectorAll('h1').length") == 1
+        assert await page.run("document.querySelector('.skip').getAttribute('href')") == "#main"
+
+
+async def test_a_federation_with_nobody_in_it_says_what_to_do(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    async with gateway(nats.url) as url:
+        await page.open(url)
+        await page.until(LIVE)
+        for one in PAGES:
+            await page.run(f"location.hash = '#/{one}'")
+            await page.until(
+                f"window.fedbus.app.name === '{one}' && document.querySelector('.blank h2, .runlist h2')"
+            )
+            await page.until("document.querySelector('main .blank code')")
+        await page.screenshot(SCREENSHOTS / "empty.png")
