@@ -181,6 +181,12 @@ def test_an_interval_begins_when_a_run_ends_and_the_first_is_at_once() -> None:
     assert held(hourly, seen(last_ended=NOON - minutes(60), running=True)) is None
 
 
+def test_an_interval_that_was_skipped_begins_anew() -> None:
+    skipped = seen(since=NOON - minutes(10), last_ended=NOON - timedelta(hours=2))
+    assert held(trigger("every 1h"), skipped) is None
+    assert next_look(trigger("every 1h"), skipped) == NOON + minutes(50)
+
+
 # --- how long a run that is due waits ---------------------------------------------------------------------
 
 
