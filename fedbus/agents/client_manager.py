@@ -25,6 +25,7 @@ from fedbus.agents.device_code import KEPT, Check, DeviceCode, NotReady
 from fedbus.agents.eligibility import Ineligible, ineligible
 from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
+from fedbus.agents.training_slots import Slot, TrainingSlots
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
@@ -72,6 +73,8 @@ APPLYING: Final = "the model is applied"
 LEARNING: Final = "the run ends"
 AGAIN: Final = "try the model again"
 AWAITED: Final = "the run's model comes"
+SLOT_AGAIN_S: Final = 2.0
+"""How soon to see again whether another task of the device has done with its training."""
 SYNCING: Final = "the code is got ready"
 ELIGIBLE: Final = "look again whether the rule holds"
 
@@ -110,6 +113,7 @@ class ClientManager:
         check: Check | None = None,
         labels: Mapping[str, str] | None = None,
         trusted: TrustedKeys | None = None,
+        slots: TrainingSlots | None = None,
         bootstrap_s: float = BOOTSTRAP_S,
     ) -> None:
         self._bus = bus
@@ -117,6 +121,9 @@ class ClientManager:
         self._client = client
         self._labels = dict(labels or {})
         self._trusted = trusted
+        self._slots = slots
+        self._slot: Slot | None = None
+        """Where this task trains, among the others of the device."""
         self._code = DeviceCode(
             code or FixedCode(Path(task.path)),
             task,
@@ -146,7 +153,10 @@ class ClientManager:
     async def run(self, stop: asyncio.Event) -> None:
         """Be the client until *stop* is set. Raises BootstrapFailed where it cannot begin."""
         async with Lives.open(self._bus, self._outbox) as lives, Timers.running() as self._timers:
-            await until(stop, self._live(lives))
+            try:
+                await until(stop, self._live(lives))
+            finally:
+                self._give_back_the_slot()
 
     async def _live(self, lives: Lives) -> None:
         own: dict[str, Any] = {"code_version": self._code.version, "labels": self._labels}
@@ -271,8 +281,27 @@ class ClientManager:
                 await self._decline(invitation, reason)
             elif (why_not := await self._ineligible()) is not None:
                 await self._wait_until_eligible(invitation, why_not)
+            elif not await self._has_a_slot(invitation.run):
+                await self._wait_until_eligible(invitation, self._crowded(), SLOT_AGAIN_S)
             else:
                 await self._join(invitation)
+
+    async def _has_a_slot(self, run: str) -> bool:
+        """Whether this task may train beside the others of the device: it holds its slot until the run is over."""
+        if self._slots is None or self._slot is not None:
+            return True
+        self._slot = await asyncio.to_thread(self._slots.take, run)
+        return self._slot is not None
+
+    def _crowded(self) -> Ineligible:
+        assert self._slots is not None
+        others = ", ".join(self._slots.holders()) or "others"
+        return Ineligible(f"this device trains {others}, and {self._slots.count} at a time", {})
+
+    def _give_back_the_slot(self) -> None:
+        if self._slot is not None:
+            self._slot.give_back()
+            self._slot = None
 
     async def _ineligible(self) -> Ineligible | None:
         """Why the task's rule does not hold on this device now, or None."""
@@ -281,10 +310,12 @@ class ClientManager:
             self._code.task.table, self._directory, self._path_of(model) if model is not None else None
         )
 
-    async def _wait_until_eligible(self, invitation: UpdateReady, why_not: Ineligible) -> None:
+    async def _wait_until_eligible(
+        self, invitation: UpdateReady, why_not: Ineligible, again_s: float | None = None
+    ) -> None:
         """Say no, once for each reason, and look again for as long as the run takes in clients."""
         table = self._code.task.table.eligibility
-        self._timers.after(ELIGIBLE, table.again_s, self._look_again)
+        self._timers.after(ELIGIBLE, again_s or table.again_s, self._look_again)
         if self._declined != (invitation.run, why_not.shape):
             self._declined = (invitation.run, why_not.shape)
             await self._decline(invitation, why_not.reason, rule=table.rule or "", facts=why_not.facts)
@@ -324,6 +355,7 @@ class ClientManager:
 
     async def _leave_run(self, event: str, reason: str) -> None:
         self._timers.cancel(LEARNING)
+        self._give_back_the_slot()
         self._failures = Counter(
             {run: count for run, count in self._failures.items() if run == self._life.facts.run}
         )
@@ -334,6 +366,7 @@ class ClientManager:
     async def _fin_train(self, message: FinTrain) -> None:
         """The run is over: what it came to is published, or will be in a moment, unless it is kept back."""
         self._timers.cancel(LEARNING)
+        self._give_back_the_slot()
         await self._life.move("fin_train", run=None)
         if self._has_newer():
             await self._apply_newest()

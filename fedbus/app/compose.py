@@ -33,6 +33,7 @@ from fedbus.agents.registrar import registrar
 from fedbus.agents.server_manager import ServerManager
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.agents.training_monitor import TrainingMonitor
+from fedbus.agents.training_slots import TrainingSlots
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.app.telemetry.lines import errors_so_far
 from fedbus.bus.access import OPEN, Access
@@ -134,6 +135,12 @@ class Device:
     """What it is told apart by when code is rolled out: ``{"site": "lab"}``."""
     host: str = "127.0.0.1"
     port: int = 0
+    train_at_once: int = 1
+    """How many tasks may train at the same time on it."""
+
+    @property
+    def slots(self) -> TrainingSlots:
+        return TrainingSlots(self.site.home / "clients" / self.client / "training-slots", self.train_at_once)
 
     @property
     def directory(self) -> Path:
@@ -225,6 +232,7 @@ async def client_manager(device: Device, stop: asyncio.Event) -> None:
             check=device.check,
             labels=device.labels,
             trusted=device.site.trusted,
+            slots=device.slots,
         )
         await first_of(manager.run(stop), bus.lost())
 

@@ -90,11 +90,10 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
         running = await open_things.enter_async_context(
             stack(
                 settings,
-                task,
+                [commits.source if commits else task.path],
                 clients=wishes.clients,
                 server_options=_server_options(wishes, task),
                 store=wishes.store,
-                source=commits.source if commits else "",
             )
         )
         open_things.enter_context(theirs.announced(running.nats.url))

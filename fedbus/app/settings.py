@@ -17,6 +17,7 @@
     FEDBUS_SIGNING_KEY  the server's private key, which signs every model that is made: see fedbus model keygen
     FEDBUS_TRUSTED_KEYS the public keys whose models may be served; none: any model is
     FEDBUS_TRACKERS     where the curves of training go beside FEDBUS_HOME/training: tensorboard, mlflow, wandb, …
+    FEDBUS_TRAIN_AT_ONCE    how many tasks may train at the same time on one device; default: 1
     FEDBUS_DATA_DIR     where data sets are looked for; default: FEDBUS_HOME/data
     FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
     FEDBUS_LAUNCHER     where the ServerApp of a run is at work: process (the default), or kubernetes, in a Job
@@ -109,6 +110,7 @@ class Settings(BaseModel):
     allowed_signers: Path | None = Field(default=None, alias="FEDBUS_ALLOWED_SIGNERS")
     allow_install: str = Field(default="", alias="FEDBUS_ALLOW_INSTALL")
     given_labels: str = Field(default="", alias="FEDBUS_LABELS")
+    train_at_once: int = Field(default=1, ge=1, alias="FEDBUS_TRAIN_AT_ONCE")
     trackers: str = Field(default="", alias="FEDBUS_TRACKERS")
     signing_key: Path | None = Field(default=None, alias="FEDBUS_SIGNING_KEY")
     trusted_keys: Path | None = Field(default=None, alias="FEDBUS_TRUSTED_KEYS")

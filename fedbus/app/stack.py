@@ -24,11 +24,13 @@ from fedbus.agents.child import ChildProcess, how_it_ended, last_words, python_m
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.app.embedded import EmbeddedNats, embedded_nats
 from fedbus.app.embedded_s3 import embedded_s3
+from fedbus.app.keeper import HOST, chosen_port
 from fedbus.app.settings import NATS_MONITOR, Settings
 from fedbus.contracts.identifiers import ClientId, client_id
-from fedbus.contracts.task import Task
 
 ENTRY: Final = "fedbus.app.cli"
+USUAL_PORT: Final = 8765
+"""Of the dashboard, where nobody else has it."""
 EMBEDDED: Final = "s3"
 """The model repository is to lie in an S3 that is started here."""
 KEPT: Final = "FEDBUS_KEPT"
@@ -45,6 +47,8 @@ class Stack:
     clients: list[ClientId]
     home: Path
     store_url: str
+    dashboard: str = ""
+    """Where it is, if there is one."""
     restarts: dict[str, str] = field(default_factory=dict)
     """Processes that ended by themselves, and how."""
 
@@ -55,21 +59,21 @@ class Stack:
 @asynccontextmanager
 async def stack(
     settings: Settings,
-    task: Task,
+    tasks: Sequence[str],
     *,
     clients: int,
     port: int | None = None,
     server_options: Sequence[str] = (),
     store: str = "",
     public_models: bool = False,
-    source: str = "",
+    dashboard: bool = False,
 ) -> AsyncIterator[Stack]:
     """Everything up, for as long as the block runs. *server_options* go to `fedbus server up`.
 
-    *store*: the model repository, ``s3`` for an S3 that is started here; with *public_models* anybody may
-    read that one. *source*: the Git repository that the task is followed in, where it is one.
+    *tasks*: directories, or addresses of Git repositories that are followed. *store*: the model repository, ``s3``
+    for an S3 that is started here; with *public_models* anybody may read that one.
     """
-    where = source or task.path
+    these = [part for task in tasks for part in ("--task", task)]
     names = [client_id(f"c{number}") for number in range(1, clients + 1)]
     async with embedded_nats(settings.nats_dir, port) as nats, AsyncExitStack() as open_things:
         store_url = store or settings.given_store or str(settings.home / "models")
@@ -91,14 +95,18 @@ async def stack(
             async with asyncio.TaskGroup() as group:
                 stop = asyncio.Event()
                 commands: dict[str, tuple[str, ...]] = {
-                    "server": ("server", "up", "--task", where, "--store", store_url, *server_options)
+                    "server": ("server", "up", *these, "--store", store_url, *server_options)
                 }
+                if dashboard:
+                    at = chosen_port(None, USUAL_PORT)
+                    commands["gateway"] = ("gateway", "--host", HOST, "--port", str(at))
+                    running.dashboard = f"http://{HOST}:{at}"
                 for number, name in enumerate(names):
                     config = json.dumps({"partition-id": number, "num-partitions": clients})
-                    commands[name] = ("client", "up", name, "--task", where, "--node-config", config)
+                    commands[name] = ("client", "up", name, *these, "--node-config", config)
                 for process, command in commands.items():
                     of_server = key | {NATS_MONITOR: nats.monitor_url}  # no client needs them
-                    its_own = environment | (of_server if process == "server" else {})
+                    its_own = environment | (of_server if process in ("server", "gateway") else {})
                     group.create_task(_keep(running, process, command, its_own, stop), name=process)
                 try:
                     yield running

@@ -71,7 +71,7 @@ async def site_up(directory: Path) -> AsyncIterator[Site]:
     settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
     options = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
     async with (
-        stack(settings, task, clients=3, server_options=options) as running,
+        stack(settings, [task.path], clients=3, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,
     ):
         await bus.make_streams()

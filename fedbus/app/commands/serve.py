@@ -22,6 +22,14 @@ TaskSource = Annotated[
         "commits are followed. [default: FEDBUS_TASK, or the working directory]",
     ),
 ]
+TaskSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="A task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
+        "commits are followed. May be repeated. [default: FEDBUS_TASK, or the working directory]",
+    ),
+]
 Label = Annotated[
     list[str] | None, typer.Option(help="What the device is told apart by: site=lab. May be repeated.")
 ]
@@ -102,7 +110,7 @@ def demo(
 
 def up(
     *,
-    task: TaskSource = "",
+    task: TaskSources = None,
     clients: Annotated[int, typer.Option(min=0, max=64, help="How many clients, on this machine.")] = 3,
     port: Annotated[
         int | None, typer.Option(help="The port of the nats-server. [default: one that is free]")
@@ -116,6 +124,7 @@ def up(
     public_models: Annotated[
         bool, typer.Option("--public-models", help="With --store s3: anybody who reaches it may read models.")
     ] = False,
+    dashboard: Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")] = True,
 ) -> None:
     """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
     from rich.console import Console
@@ -138,23 +147,27 @@ def up(
     }
     given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
     settings, console = Settings.from_environment(), Console()
-    code = code_of(settings, task)
-    app = first_task(code, settings)
+    sources = [one if "://" in one else str(Path(one).absolute()) for one in task or [settings.task]]
+    names = [first_task(code_of(settings, one), settings).id for one in sources]
+    _assert_different(names)
 
     async def work(stop: asyncio.Event) -> None:
         async with stack(
             settings,
-            app,
+            sources,
             clients=clients,
             port=port,
             server_options=given,
             store=store,
             public_models=public_models,
-            source=(task or settings.task) if code.follows else "",
+            dashboard=dashboard,
         ) as running:
-            up_now = f"task {app.id} is up on {running.nats.url} with {clients} clients"
+            what = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
+            up_now = f"{what} up on {running.nats.url} with {clients} clients"
             console.print(f"{up_now}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
             console.print(f"models are in {running.store_url}", soft_wrap=True, highlight=False)
+            if running.dashboard:
+                console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
             console.print(LOOK_WITH, soft_wrap=True, highlight=False)
             await stop.wait()
 
@@ -164,7 +177,7 @@ def up(
 @server.command("up")
 def server_up(
     *,
-    task: TaskSource = "",
+    task: TaskSources = None,
     store: Store = "",
     rounds: Rounds = None,
     quorum: Quorum = None,
@@ -175,25 +188,44 @@ def server_up(
     """Run the server manager, the workflow scheduler and the Flower server wrapper in this process."""
     from fedbus.app.compose import SERVER_AGENTS
 
-    site = _site(task, store, rounds, quorum, every, at_most, run_config)
-    _run_agents("server", {name: partial(run, site) for name, run in SERVER_AGENTS.items()})
+    sites = [_site(one, store, rounds, quorum, every, at_most, run_config) for one in task or [""]]
+    _assert_different([site.task.id for site in sites])
+    _run_agents(
+        "server",
+        {
+            f"{name} {site.task.id}": partial(run, site)
+            for site in sites
+            for name, run in SERVER_AGENTS.items()
+        },
+    )
 
 
 @client.command("up")
 def client_up(
     id: Annotated[str, typer.Argument(help="The client's id.")],
     *,
-    task: TaskSource = "",
+    task: TaskSources = None,
     node_config: NodeConfig = "",
     label: Label = None,
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
-    """Run a client's four agents in this process."""
+    """Run a client's four agents in this process, for each of its tasks; ports count up with the tasks."""
     from fedbus.app.compose import CLIENT_AGENTS, on_device
 
-    device = _device(id, task, node_config, label, host, port)
-    _run_agents(id, {name: on_device(name, device) for name in CLIENT_AGENTS})
+    devices = [
+        _device(id, one, node_config, label, host, port + number if port else 0)
+        for number, one in enumerate(task or [""])
+    ]
+    _assert_different([device.site.task.id for device in devices])
+    _run_agents(
+        id,
+        {
+            f"{name} {device.site.task.id}": on_device(name, device)
+            for device in devices
+            for name in CLIENT_AGENTS
+        },
+    )
 
 
 def agent(
@@ -228,6 +260,11 @@ def agent(
     else:
         known = ", ".join((*SERVER_AGENTS, *CLIENT_AGENTS))
         raise Failure(f"there is no agent {name!r}: choose one of {known}", Exit.USAGE)
+
+
+def _assert_different(tasks: list[str]) -> None:
+    if len(set(tasks)) < len(tasks):
+        raise Failure(f"each task can be given once: {', '.join(tasks)}", Exit.USAGE)
 
 
 # --- what the options mean ---------------------------------------------------------------------
@@ -285,8 +322,9 @@ def _device(id: str, task: str, node_config: str, label: list[str] | None, host:
     from fedbus.contracts.identifiers import client_id
 
     site = _site(task, client=client_id(id))
-    labels = labels_in(" ".join(label)) if label else Settings.from_environment().labels
-    return Device(site, client_id(id), key_values(node_config), labels, host, port)
+    settings = Settings.from_environment()
+    labels = labels_in(" ".join(label)) if label else settings.labels
+    return Device(site, client_id(id), key_values(node_config), labels, host, port, settings.train_at_once)
 
 
 # --- running until told to stop -------------------------------------------------------------------

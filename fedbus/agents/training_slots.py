@@ -1,0 +1,58 @@
+"""How many tasks train at the same time on one device: so many files, each locked by who trains.
+
+A device may run several tasks, in one process or in many; what they share is its directory. A lock goes with
+the process that holds it, however that ends, so that a slot can never be lost.
+"""
+
+import fcntl
+import os
+from contextlib import suppress
+from pathlib import Path
+
+
+class Slot:
+    """One place to train in, until it is given back."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+
+    def give_back(self) -> None:
+        """Twice is fine."""
+        if self._descriptor is not None:
+            os.close(self._descriptor)
+            self._descriptor = None
+
+
+class TrainingSlots:
+    """The *count* slots of a device, as files in *directory*."""
+
+    def __init__(self, directory: Path, count: int) -> None:
+        assert count >= 1
+        self._directory = directory
+        self.count = count
+
+    def take(self, run: str) -> Slot | None:
+        """A slot for *run*, or None where others have them all. Never waits, but for the disk."""
+        self._directory.mkdir(parents=True, exist_ok=True)
+        for number in range(self.count):
+            descriptor = os.open(self._file(number), os.O_RDWR | os.O_CREAT, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(descriptor)
+            else:
+                os.ftruncate(descriptor, 0)
+                os.write(descriptor, run.encode())
+                return Slot(descriptor)
+        return None
+
+    def holders(self) -> list[str]:
+        """The runs that have taken the slots, as far as they say so."""
+        found = []
+        for number in range(self.count):
+            with suppress(OSError):
+                found.append(self._file(number).read_text())
+        return [run for run in found if run]
+
+    def _file(self, number: int) -> Path:
+        return self._directory / f"slot-{number}"
