@@ -132,6 +132,13 @@ def test_the_programs_are_of_the_versions_that_the_tests_run(image: str, package
     assert tags == {CONSTRAINTS[package]}
 
 
+@each_service
+def test_what_is_mounted_from_beside_the_file_is_there(name: str) -> None:
+    for volume in SERVICES[name].get("volumes", []):
+        source = volume.partition(":")[0]
+        assert not source.startswith(".") or (DEPLOY / source).exists(), source
+
+
 def test_the_script_that_tries_it_is_a_script() -> None:
     subprocess.run(["bash", "-n", DEPLOY / "try-compose"], check=True)
 
