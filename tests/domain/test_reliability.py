@@ -28,9 +28,7 @@ SOME = st.lists(
 
 def test_a_standing_is_what_the_rounds_tell() -> None:
     known = standings(ROUNDS)
-    assert known["c1"] == Standing(
-        rounds=3, failed=0, samples=40, train_s=2.0, contribution=0.375
-    )
+    assert known["c1"] == Standing(rounds=3, failed=0, samples=40, train_s=2.0, contribution=0.375)
     assert known["c2"] == Standing(rounds=1, failed=2, samples=20, contribution=-0.3, last_failure="late")
     assert known["c1"].reliability == pytest.approx(4 / 5)
     assert known["c2"].reliability == pytest.approx(2 / 5)
