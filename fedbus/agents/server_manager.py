@@ -66,6 +66,7 @@ from fedbus.contracts.server import (
     StopServer,
     UpdateReady,
 )
+from fedbus.contracts.subjects import RESERVED
 from fedbus.contracts.task import Task
 from fedbus.domain.recovery import GiveUp, after_server_lost
 from fedbus.domain.rollout import Trial
@@ -271,8 +272,10 @@ class ServerManager:
         )
 
     async def _enroll(self, request: Enroll) -> Body:
-        if request.client == "server":
-            return Refused(reason="a client cannot be called 'server': that name is the server side's own")
+        if request.client in RESERVED:
+            return Refused(
+                reason=f"a client cannot be called {request.client!r}: on the bus that name stands for others"
+            )
         client = client_id(request.client)
         names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in OF_A_CLIENT]
         return Enrolled(consumers=tuple(names))

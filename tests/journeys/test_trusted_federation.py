@@ -25,12 +25,6 @@ from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.contracts.subjects import PEOPLE
 from fedbus.contracts.transition import Transition
 
-ROLES = {
-    "server-manager": Role.SERVER_MANAGER,
-    "workflow-scheduler": Role.WORKFLOW_SCHEDULER,
-    "flower-server": Role.FLOWER_SERVER,
-}
-
 
 class Everybody:
     """All agents of a federation on a bus that knows its people, each with its own credentials."""
@@ -42,7 +36,7 @@ class Everybody:
 
     def start_server(self) -> None:
         for name, run in SERVER_AGENTS.items():
-            self._start(partial(run, replace(self.site, access=self.bus.access(ROLES[name]))))
+            self._start(partial(run, replace(self.site, access=self.bus.access(Role(name)))))
 
     def start_client(self, name: str, number: int, *, url: str = "", access: Access | None = None) -> None:
         site = replace(
