@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from fedbus.stores.code_interface import GitMissing
 from fedbus.stores.errors import StoreError
 
 AUTHOR: Final = "fedbus-demo@localhost"
@@ -35,7 +36,12 @@ class Authored:
 
     @classmethod
     def create(cls, directory: Path, like: Path) -> "Authored":
-        """A new repository in *directory* with the files of *like* as its first commit; raises CannotCommit."""
+        """A new repository in *directory* with the files of *like* as its first commit.
+
+        Raises GitMissing and CannotCommit.
+        """
+        if shutil.which("git") is None:
+            raise GitMissing("nothing can be committed without git: install it, or leave --commit out")
         shutil.copytree(like, directory, ignore=_LEFT_OUT)
         repository = cls(directory, _new_key(directory.with_name(f"{directory.name}-key")))
         repository._git("init", "--quiet", "--initial-branch=main")
