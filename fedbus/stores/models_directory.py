@@ -40,6 +40,7 @@ from fedbus.stores.models_interface import (
     assert_next,
     champion_as_json,
     champion_in,
+    says_the_same,
     weights_to_keep,
 )
 from fedbus.stores.source import Source, pieces
@@ -71,8 +72,8 @@ class DirectoryModelStore:
     async def path_of(self, sha256: str) -> Path:
         return await self._in_thread(self._path_of, sha256)
 
-    async def holds(self, sha256: str) -> bool:
-        return await self._in_thread(lambda: self._artifact(sha256).is_file())
+    async def held(self) -> set[str]:
+        return await self._in_thread(self._held)
 
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         return await self._in_thread(self._retire, keep, frozenset(spare))
@@ -142,6 +143,10 @@ class DirectoryModelStore:
             raise ArtifactRetired(sha256) if self._tombstone(sha256).exists() else ArtifactMissing(sha256)
         return path
 
+    def _held(self) -> set[str]:
+        self._assert_there()
+        return {path.stem for path in self._home.glob("*.safetensors")}
+
     def _verify(self, sha256: str) -> None:
         path = self._path_of(sha256)
         with path.open("rb") as file:
@@ -187,7 +192,7 @@ class DirectoryModelStore:
             raise StoreDamaged(path, f"it has {size} bytes and not {manifest.size_bytes}")
 
     def _same(self, manifest: Manifest, latest: int) -> Manifest:
-        if self._manifest(manifest.version) != manifest:
+        if not says_the_same(self._manifest(manifest.version), manifest):
             raise VersionTaken(manifest.version, latest)
         return manifest
 

@@ -10,6 +10,7 @@ Four answers are kept apart, because a model must never be initialised anew on a
 and beside them *missing*, ArtifactMissing: a digest that it does not hold.
 """
 
+import json
 from collections.abc import Collection
 from pathlib import Path
 from typing import Final, Protocol
@@ -115,8 +116,8 @@ class ModelStore(Protocol):
     async def path_of(self, sha256: str) -> Path:
         """A local file with this artifact, to be read and never written."""
 
-    async def holds(self, sha256: str) -> bool:
-        """Whether the artifact is here, by its name alone: `verify` reads it."""
+    async def held(self) -> set[str]:
+        """The digests of all artifacts that are here, by their names alone: `verify` reads one."""
 
     async def publish(self, manifest: Manifest) -> Manifest:
         """Make *manifest* the latest version. Its artifact must be here. The same manifest twice is fine."""
@@ -158,6 +159,11 @@ def assert_next(champion: Champion, present: Champion | None) -> None:
     """Raises ChampionMoved unless *champion* follows on the *present* one."""
     if champion.term != (present.term if present else 0) + 1:
         raise ChampionMoved(champion, present)
+
+
+def says_the_same(ours: Manifest, theirs: Manifest) -> bool:
+    """Whether they are one manifest, as it is written: a loss that is no number is not equal to itself."""
+    return bool(json.loads(ours.model_dump_json()) == json.loads(theirs.model_dump_json()))
 
 
 def champion_as_json(champion: Champion) -> bytes:

@@ -46,6 +46,7 @@ from fedbus.stores.models_interface import (
     assert_next,
     champion_as_json,
     champion_in,
+    says_the_same,
     weights_to_keep,
 )
 from fedbus.stores.s3 import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
@@ -125,9 +126,13 @@ class S3ModelStore:
         except DigestMismatch as mismatch:
             raise self._damaged(sha256, mismatch.actual) from None
 
-    async def holds(self, sha256: str) -> bool:
+    async def held(self) -> set[str]:
         async with self._bucket.open():
-            return await self._bucket.size_of(self._artifact(sha256)) is not None
+            listed = {one.key for one in await self._bucket.listing(f"{self._home}/")}
+            if not listed:
+                await self._assert_there()
+        names = {Path(key).stem for key in listed}
+        return {name for name in names if self._artifact(name) in listed}
 
     async def verify(self, sha256: str) -> None:
         reader = _Reader()
@@ -347,7 +352,7 @@ class S3ModelStore:
             )
 
     async def _same(self, manifest: Manifest, latest: int) -> None:
-        if await self._manifest(manifest.version) != manifest:
+        if not says_the_same(await self._manifest(manifest.version), manifest):
             raise VersionTaken(manifest.version, latest)
 
     async def _manifest(self, version: int) -> Manifest:

@@ -10,6 +10,7 @@ from fedbus.app.edge import _CODES, MEANINGS, Exit, Failure, told
 from fedbus.app.keeper import PortTaken
 from fedbus.bus.errors import BusUnreachable, NoAnswer, RequestRefused
 from fedbus.contracts.identifiers import BadId
+from fedbus.stores.signing import BadKey, Unsigned, WronglySigned
 
 
 def test_every_exit_code_has_a_meaning() -> None:
@@ -32,6 +33,9 @@ def test_every_error_with_a_code_is_there(name: str) -> None:
         (NoAnswer("start_run", "workflow-scheduler", "nobody serves it"), Exit.NO_ANSWER),
         (RequestRefused("start_run", "one is running"), Exit.FAILED),
         (PortTaken(4222), Exit.MACHINE),
+        (BadKey("fedbus.key holds no private key"), Exit.USAGE),
+        (Unsigned("version 2 of mnist is not signed"), Exit.FAILED),
+        (WronglySigned("version 2 of mnist is signed with another key"), Exit.FAILED),
         (FileNotFoundError(2, "No such file", "x"), Exit.NOT_FOUND),
     ],
 )

@@ -55,13 +55,13 @@ def ls(*, task: TaskId = None, store: Store = "", json: show.AsJson = False) -> 
 async def _listed(models: "ModelStore") -> list[dict[str, Any]]:
     from fedbus.domain.lineage import standing
 
-    latest, champion = await models.latest(), await models.champion()
+    latest, champion, held = await models.latest(), await models.champion(), await models.held()
     return [
         facts_of(one)
         | {
             "latest": latest is not None and one.version == latest.version,
             "standing": standing(one.version, champion),
-            "weights_kept": await models.holds(one.sha256),
+            "weights_kept": one.sha256 in held,
         }
         for one in reversed(await models.versions())
     ]
