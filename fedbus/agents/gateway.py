@@ -19,7 +19,6 @@ from fedbus.agents.gateway_pages import ModelsOf, Pages
 from fedbus.bus.bus import Bus
 
 STOP_S: Final = 2.0
-USUAL_PORT: Final = 8765
 
 log = structlog.get_logger("fedbus.gateway")
 

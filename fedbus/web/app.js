@@ -46,9 +46,11 @@ class App {
     const [, Page] = PAGES[name] ?? PAGES.fleet;
     this.name = PAGES[name] ? name : "fleet";
     this.page?.leave();
+    this.hide();
     this.page = new Page(this.store, this, rest, new URLSearchParams(query));
     put(at("main"), this.page.root);
     put(at("pages"), Object.entries(PAGES).map(([one, [title]]) => h("li", {}, h("a", { href: `#/${one}`, "aria-current": one === this.name ? "page" : null }, title))));
+    at("pages").querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
     document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
     this.page.update({ type: "reset" });
     if (this.gone) at("main").focus({ preventScroll: true });

@@ -158,7 +158,7 @@ export class RunsPage {
       reason ? h("p", { class: `note ${tone(target)}` }, reason) : null,
       h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
       h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair("Took", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
-        pair("Begun by", facts.trigger), pair("Code", short(facts.code_version)), pair("Came to", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
+        pair("Begun by", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Came to", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
     const rounds = facts.rounds;
     put(this.rounds, rounds.length
       ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, h("thead", {}, h("tr", {}, ["Round", "Loss", "Accuracy", "Took", "Clients", "Failed"].map((name) => h("th", { scope: "col" }, name)))),

@@ -1,0 +1,151 @@
+"""How many events a second the dashboard keeps up with, and whether its page still answers.
+
+    python -m benchmarks.dashboard_feed [--rate 1000] [--seconds 20]
+
+A real nats-server, the gateway in a process of its own, and a real Chromium on the Events page, all on this machine.
+Events are published at the rate asked for. What counts are ratios of one run: how much of what was said the page has
+at the end, how far it is behind, and how long a frame takes under load against the same page at rest.
+"""
+
+import argparse
+import asyncio
+import json
+import sys
+import tempfile
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
+
+from support.chromium import Page, chromium
+from support.dashboards import FED
+from support.nats_server import free_port, nats_server
+from support.told import TASK, Told
+from support.waiting import eventually
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.streams import events_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.client import Declined
+from fedbus.contracts.envelope import envelop, pack
+
+TICK_S = 0.02
+FRAMES = """
+(async (ms) => {
+    const found = [];
+    const end = performance.now() + ms;
+    let last = performance.now();
+    while (performance.now() < end) {
+        await new Promise(requestAnimationFrame);
+        const now = performance.now();
+        found.push(now - last);
+        last = now;
+    }
+    found.sort((a, b) => a - b);
+    const at = (share) => found[Math.min(found.length - 1, Math.floor(found.length * share))];
+    return {frames: found.length, median: at(0.5), p95: at(0.95), longest: at(1)};
+})
+"""
+
+
+@asynccontextmanager
+async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
+    port = free_port()
+    environment = {
+        "FEDBUS_NATS_URL": url,
+        "FEDBUS_FEDERATION": FED,
+        "FEDBUS_HOME": home,
+        "PATH": "/usr/bin:/bin",
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "fedbus.app.cli",
+        "gateway",
+        "--port",
+        str(port),
+        env=environment,
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+
+    async def listens() -> bool:
+        try:
+            _, writer = await asyncio.open_connection("127.0.0.1", port)
+        except OSError:
+            return False
+        writer.close()
+        return True
+
+    try:
+        await eventually(listens, within_s=60)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def say(bus: Bus, rate: float, seconds: float) -> int:
+    """Publish so many events a second, unacknowledged: the stream takes them as they come."""
+    said, began = 0, time.monotonic()
+    source = f"fedbus/{bus.fed}/client-manager"
+    while (spent := time.monotonic() - began) < seconds:
+        for _ in range(int(spent * rate) - said):
+            message = Declined(
+                task=TASK, client=f"c{said % 1000}", run="mnist-1", reason="the battery is at 10 %"
+            )
+            headers = envelop(message, source=f"{source}/{message.client}").headers()
+            await bus._client.publish(subjects.of(bus.fed, message), pack(message), headers=headers)  # noqa: SLF001
+            said += 1
+        await asyncio.sleep(TICK_S)
+    return said
+
+
+async def measured(page: Page, bus: Bus, rate: float, seconds: float) -> dict[str, object]:
+    rest = await page.run(f"{FRAMES}(3000)")
+    frames = asyncio.ensure_future(page.run(f"{FRAMES}({int(seconds * 1000)})"))
+    said = await say(bus, rate, seconds)
+    ended = time.monotonic()
+    at_the_end = int(await page.run("window.fedbus.store.count"))
+    _, last = await bus.extent(events_stream(bus.fed))
+    await page.until(f"window.fedbus.store.cursor.startsWith('e{last}-')")
+    behind = time.monotonic() - ended
+    busy = await frames
+    return {
+        "said": said,
+        "events_per_s": round(said / seconds),
+        "told_at_the_end": round(at_the_end / said, 4),
+        "told_in_all": round(int(await page.run("window.fedbus.store.count")) / said, 4),
+        "behind_s": round(behind, 2),
+        "frame_ms_at_rest": rest,
+        "frame_ms_under_load": busy,
+        "frames_under_load_to_rest": round((busy["frames"] / seconds) / (rest["frames"] / 3), 3),
+    }
+
+
+async def main(rate: float, seconds: float) -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        place = Path(scratch)
+        (place / "nats").mkdir()
+        async with (
+            nats_server(place / "nats") as nats,
+            Bus.connect(nats.url, Identity(FED, "test")) as bus,
+        ):
+            await bus.make_streams()
+            await Told(bus).clients([f"c{number}" for number in range(1000)])
+            async with gateway_process(nats.url, scratch) as url, chromium(place / "profile") as page:
+                await page.look()
+                await page.open(f"{url}/#/events")
+                await page.until("window.fedbus?.store.link === 'live'")
+                await page.run("window.fedbus.store.count = 0")
+                print(json.dumps(await measured(page, bus, rate, seconds), indent=2))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n", maxsplit=1)[0])
+    parser.add_argument("--rate", type=float, default=1000)
+    parser.add_argument("--seconds", type=float, default=20)
+    given = parser.parse_args()
+    asyncio.run(main(given.rate, given.seconds))

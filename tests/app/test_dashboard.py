@@ -1,0 +1,80 @@
+"""The dashboard put together: its token, its models, and the command that serves it."""
+
+import asyncio
+import os
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import aiohttp
+import pytest
+from support import NatsServer, eventually
+from support.told import COMMIT, model
+
+from fedbus.app.dashboard import Dashboard, token_in
+from fedbus.app.settings import BadSetting, Settings
+from fedbus.contracts.model import Manifest
+from fedbus.contracts.versions import Champion
+from fedbus.stores.models import open_store
+
+
+def test_a_token_comes_from_the_environment_or_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "token"
+    file.write_text("a token of the file\n")
+    assert token_in({}, None) == ""
+    assert token_in({}, file) == "a token of the file"
+    assert (
+        token_in({"FEDBUS_GATEWAY_TOKEN": "a token of the environment"}, file) == "a token of the environment"
+    )
+
+
+def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="a token of 6 characters is guessed"):
+        token_in({"FEDBUS_GATEWAY_TOKEN": "secret"}, None)
+    with pytest.raises(BadSetting, match=r"FEDBUS_GATEWAY_TOKEN_FILE.*No such file"):
+        token_in({}, tmp_path / "none")
+
+
+async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> None:
+    store = open_store(str(tmp_path / "models"), "mnist")
+    await store.prepare()
+    weights = tmp_path / "weights"
+    weights.write_bytes(b"weights")
+    made = model(1).model_copy(update={"sha256": await store.put(weights), "size_bytes": 7})
+    now = datetime.now(UTC)
+    await store.publish(Manifest(**dict(made), task="mnist", created=now, code_version=COMMIT))
+    await store.crown(Champion(version=1, term=1, since=now))
+    told = await Dashboard(Settings(home=tmp_path)).models("mnist")
+    assert [one["version"] for one in told["versions"]] == [1]
+    assert told["champion"]["version"] == 1
+    assert told["error"] == ""
+
+
+async def test_a_repository_that_cannot_be_read_is_said_and_breaks_nothing(tmp_path: Path) -> None:
+    (tmp_path / "models").write_text("not a directory")
+    told = await Dashboard(Settings(home=tmp_path)).models("mnist")
+    assert told["versions"] == []
+    assert told["error"]
+
+
+async def test_the_command_serves_it_and_says_where(nats: NatsServer, tmp_path: Path) -> None:
+    environment = {**os.environ, "FEDBUS_NATS_URL": nats.url, "FEDBUS_HOME": str(tmp_path)}
+    command = (sys.executable, "-m", "fedbus.app.cli", "gateway", "--port", "0")
+    process = await asyncio.create_subprocess_exec(
+        *command, env=environment, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.DEVNULL
+    )
+    assert process.stdout
+    try:
+        async with asyncio.timeout(60):
+            while not (line := await process.stdout.readline()).startswith(b"the dashboard is on "):
+                assert line, "it ended"
+        url = line.decode().split()[-1]
+
+        async def it_answers() -> bool:
+            async with aiohttp.ClientSession() as session, session.get(f"{url}/app.js") as response:
+                return response.status == 200
+
+        await eventually(it_answers)
+    finally:
+        process.terminate()
+        assert await process.wait() == 0
