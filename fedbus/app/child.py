@@ -13,6 +13,7 @@ from typing import NoReturn
 from fedbus.agents.child import parent_watch
 from fedbus.app import telemetry
 from fedbus.app.processes import stopping
+from fedbus.app.telemetry.lines import told_once
 from fedbus.app.telemetry.process import watched
 
 WORK = {
@@ -26,6 +27,7 @@ WORK = {
 async def _run(name: str) -> int:
     with stopping() as stop, watched():
         work = importlib.import_module(WORK[name])
+        told_once("flwr")
         code: int = await work.main(stop)
         return code
 

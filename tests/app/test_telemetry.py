@@ -126,3 +126,18 @@ def test_the_format_is_a_setting() -> None:
 
 def test_a_level_that_is_none_is_no_reason_to_stop() -> None:
     assert "round finished" in run(SPEAKS, FEDBUS_LOG_LEVEL="loud").stderr
+
+
+def test_a_library_with_a_console_of_its_own_is_told_once() -> None:
+    said = run(
+        """
+import logging
+from fedbus.app import telemetry
+from fedbus.app.telemetry.lines import told_once
+telemetry.log_to_stderr()
+logging.getLogger("flwr").addHandler(logging.StreamHandler())
+told_once("flwr")
+logging.getLogger("flwr").warning("a round")
+"""
+    ).stderr
+    assert said.count("a round") == 1

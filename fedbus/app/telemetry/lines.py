@@ -62,6 +62,11 @@ def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
         logging.getLogger(name).setLevel(least)
 
 
+def told_once(library: str) -> None:
+    """A library that writes its lines by itself, too, leaves that to us: ours have their trace."""
+    logging.getLogger(library).handlers.clear()
+
+
 def level_of(asked: str, otherwise: str) -> int:
     """The number of the level *asked* for; a word that is none counts as the other."""
     names = logging.getLevelNamesMapping()
