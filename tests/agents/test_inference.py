@@ -48,6 +48,7 @@ from fedbus.contracts.serving_tables import ServingTable
 from fedbus.learning import weights
 from fedbus.learning.predictor import ModelRefused
 from fedbus.stores.captured import CapturedData
+from fedbus.stores.captured_rows import count_rows
 
 NAME = "c1"
 Array = np.ndarray[Any, Any]
@@ -121,6 +122,7 @@ async def serving(fed: Federation, inference: AgentAtWork) -> AgentAtWork:
     """One that serves version 1, whose weight is 1."""
     await say(fed, InferStart, model_file(fed, 1))
     await fed.hears(InferReady)
+    await fed.happens("inference", "infer_start")  # events and transitions come by two roads
     return inference
 
 
@@ -392,8 +394,7 @@ async def serving_with(fed: Federation, **table: Any) -> AsyncIterator[str]:
     """One that serves version 1 and takes up models so; where it is asked."""
     async with fed.agent(agent_of(fed.device(NAME), **table)):
         await say(fed, InferStart, model_file(fed, 1))
-        await fed.hears(InferReady)
-        yield endpoint(fed)
+        yield (await fed.hears(InferReady)).endpoint  # its transition comes by another road
 
 
 @asynccontextmanager
@@ -414,8 +415,10 @@ async def users_of(url: str, *inputs: float) -> AsyncIterator[list[tuple[float, 
 
 
 async def test_each_step_is_told_with_its_figures(fed: Federation, serving: AgentAtWork) -> None:
+    url = fed.heard(InferReady)[0].endpoint
     for _ in range(3):
-        await predict(endpoint(fed))
+        await predict(url)
+    await eventually(lambda: count_rows(fed.device(NAME).captured()) == 3)
     await say(fed, InferUpdate, model_file(fed, 2))
     prepared = await fed.hears(ModelPrepared, times=2)
     assert (prepared.model.version, prepared.serving, prepared.probed, prepared.replayed) == (2, 1, 2, 3)
@@ -426,7 +429,8 @@ async def test_each_step_is_told_with_its_figures(fed: Federation, serving: Agen
 async def test_a_model_that_does_not_answer_the_last_captured_inputs_is_refused(
     fed: Federation, serving: AgentAtWork
 ) -> None:
-    await predict(endpoint(fed), 13, 0, 0)
+    await predict(fed.heard(InferReady)[0].endpoint, 13, 0, 0)
+    await eventually(lambda: count_rows(fed.device(NAME).captured()) == 1)
     await say(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
     assert "last 1 captured inputs: it stumbles over a 13" in (await fed.hears(InferRefused)).reason
     assert (await fed.hears(ModelTurnedDown)).step == "load"
@@ -438,6 +442,7 @@ async def test_a_model_that_is_worse_on_the_devices_own_labels_is_refused(
     async with serving_with(fed, **{"min-holdout": 10}) as url:
         for n in range(100):
             await predict(url, n, 0, 0, labels=[n])  # version 1 is right
+        await eventually(lambda: count_rows(fed.device(NAME).captured()) == 100)
         await say(fed, InferUpdate, model_file(fed, 2))
         assert "labelled samples of this device" in (await fed.hears(InferRefused)).reason
         down = await fed.hears(ModelTurnedDown)

@@ -16,13 +16,20 @@ import numpy as np
 import pytest
 from support import eventually
 
+from fedbus.agents.inference_phases import Phases
 from fedbus.agents.inference_server import CannotListen, InferenceServer
+from fedbus.agents.inference_trial import Trials
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
+from fedbus.contracts.serving import ModelCommitted
+from fedbus.contracts.serving_tables import CaptureTable, ServingTable
 from fedbus.learning.predictor import ModelRefused
 from fedbus.stores.captured import CapturedData, Counts
 
 T = TypeVar("T")
 PROBE = np.zeros((2, 3), np.float32)
+FLOAT: np.dtype[Any] = np.dtype(np.float32)
 
 
 def ref(version: int) -> ModelRef:
@@ -35,7 +42,7 @@ class Adder:
 
     number: int
     input_shape: tuple[int, ...] | None = (3,)
-    input_dtype: np.dtype[Any] = np.dtype(np.float32)
+    input_dtype: np.dtype[Any] = FLOAT
     batches: list[int] = field(default_factory=list)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -246,6 +253,24 @@ async def test_a_request_is_answered_by_the_model_it_came_in_under(server: Infer
         old.go_on.set()
         assert [answer["model_version"] for answer in await asyncio.gather(*asked)] == [1, 1, 1]
         assert (await later)["outputs"] == [2.0]
+
+
+async def test_after_the_swap_the_old_model_answers_what_came_in_under_it(server: InferenceServer) -> None:
+    old, said = Slow(1), list[Message]()
+    await server.load(ref(1), lambda: old)
+    trials = Trials(ServingTable(), CaptureTable())
+    phases = Phases(server.engine, trials, ServingTable(), said.append, task="t", client=client_id("c1"))
+    async with asking(server) as client:
+        asked = await waiting_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
+        updating = asyncio.create_task(phases.update(ref(2), lambda: Adder(2)))
+        await eventually(lambda: server.current == ref(2))
+        assert not [one for one in said if isinstance(one, ModelCommitted)]  # it drains
+        old.go_on.set()
+        assert [answer["outputs"] for answer in await asyncio.gather(*asked)] == [[1.0]] * 3
+        await updating
+    (committed,) = [one for one in said if isinstance(one, ModelCommitted)]
+    assert (committed.replaced, committed.drained) == (1, 3)
+    assert committed.drain_s > 0
 
 
 def refuses() -> Adder:
