@@ -31,6 +31,9 @@ NAME: Final = "{{name()}}"
 CLIENT_TAG: Final = "{{tag(client)}}"
 """The same of every client that a site's credentials are tagged with."""
 
+TASK_TAG: Final = "{{tag(task)}}"
+"""And of every task that they take part in."""
+
 STREAMS: Final = ("EVENTS", "LIFE", "DEAD", "LEASES")
 VERBS: Final = ("PING", "INFO", "STATS")
 """What a NATS micro service is asked about itself."""
@@ -111,7 +114,7 @@ def permissions(fed: FederationId, role: Role) -> Permissions:
         case Role.DEVICE:
             return _device(fed, NAME)
         case Role.SITE:
-            return _device(fed, CLIENT_TAG)
+            return _site(fed)
         case Role.SERVER:
             return _union([_server_agent(fed, one) for one in OF_THE_SERVER])
         case Role.GATEWAY:
@@ -147,6 +150,15 @@ def _device(fed: FederationId, client: str) -> Permissions:
         ),
         answers=True,
     )
+
+
+def _site(fed: FederationId) -> Permissions:
+    """What its clients may, and their answers by name: the broker knows of no message that a leaf has handed on."""
+    its_clients = _device(fed, CLIENT_TAG)
+    consumers = [f"{CLIENT_TAG}_{TASK_TAG}_{agent}" for agent in catalogue.OF_A_CLIENT]
+    answers = [f"$JS.ACK.{_names(fed)[0]}.{consumer}.>" for consumer in consumers]
+    publish = _sorted(*its_clients.publish, *answers, f"{subjects.INBOX}.{PEOPLE}.>")
+    return Permissions(publish=publish, subscribe=its_clients.subscribe)
 
 
 # --- the server side -----------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import itertools
 import pytest
 from support.subjects import matches
 
+from fedbus.bus.streams import consumer_name, events_stream
 from fedbus.contracts import catalogue, subjects
 from fedbus.contracts.examples import EXAMPLES
 from fedbus.contracts.identifiers import FederationId
@@ -124,3 +125,14 @@ def test_nobody_may_say_or_hear_everything(role: Role) -> None:
 @each_role
 def test_each_role_says_what_it_is_for(role: Role) -> None:
     assert ABOUT[role]
+
+
+def test_a_site_may_acknowledge_for_its_own_clients_in_their_tasks_alone() -> None:
+    may = tuple(
+        subject.replace("{{tag(client)}}", "c1").replace("{{tag(task)}}", "mnist")
+        for subject in permissions(DEV, Role.SITE).publish
+    )
+    for agent in catalogue.OF_A_CLIENT:
+        own, others = consumer_name("c1", "mnist", agent), consumer_name("c2", "mnist", agent)
+        assert covered(may, f"$JS.ACK.{events_stream(DEV)}.{own}.1.2.3.4.0")
+        assert not covered(may, f"$JS.ACK.{events_stream(DEV)}.{others}.1.2.3.4.0")

@@ -147,7 +147,7 @@ async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
     bus, folder, port = everybody.bus, tmp_path / "lab", free_port()
     place = Place(folder, port, listen="127.0.0.1")
     kits = {name: bus.access(name) for name in ("c1", "c2")}
-    bus.federation.write_site("lab", list(kits), folder, place, hosts=["localhost"], days=30)
+    bus.federation.write_site("lab", list(kits), [TASK], folder, place, hosts=["localhost"], days=30)
     leaf = Nats(folder / "leaf.conf", port)
     await leaf.start()
     try:
@@ -158,6 +158,11 @@ async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
         async with Bus.connect(bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
             await whole_run(everybody, person)
         assert "Violation" not in leaf.log.read_text()
+        assert "Violation" not in bus.server.log.read_text()
+        access = bus.access(Role.SERVER_MANAGER)
+        async with bus.connected(access, inbox="_INBOX.server.server-manager") as (server, _):
+            consumers = await server.jetstream().consumers_info("FEDBUS_test_EVENTS")
+        assert {one.name: one.num_redelivered for one in consumers if one.num_redelivered} == {}
         await everybody.stop()
         everybody.agents.clear()
     finally:

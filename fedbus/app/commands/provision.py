@@ -112,6 +112,7 @@ def site(
     name: Annotated[str, typer.Argument(help="The site's name.")],
     *,
     client: Annotated[list[str], typer.Option(help="A client that it carries; repeat for each.")],
+    task: Annotated[list[str], typer.Option(help="A task that they take part in; repeat for each.")],
     host: Host = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the leaf node listens.")] = 4222,
     at: Annotated[Path | None, typer.Option(help="Where the folder will be on the leaf's machine.")] = None,
@@ -124,7 +125,9 @@ def site(
 
     federation, where = _federation(trust), _free(out or Path("sites") / name)
     place = Place(at or where.absolute(), port)
-    federation.write_site(name, client, where, place, hosts=host or ["localhost", "127.0.0.1"], days=days)
+    federation.write_site(
+        name, client, task, where, place, hosts=host or ["localhost", "127.0.0.1"], days=days
+    )
     print(f"start it at the site: nats-server -c {place.directory / 'leaf.conf'}")
 
 

@@ -22,7 +22,7 @@ from fedbus.app.edge import Exit, Failure
 from fedbus.app.provision import certificates, claims, server
 from fedbus.app.provision.keys import Key, Of, check_public
 from fedbus.app.provision.kit import Kit, waiting, write_file
-from fedbus.contracts.identifiers import FederationId, check_id, client_id
+from fedbus.contracts.identifiers import FederationId, check_id, client_id, task_id
 from fedbus.contracts.permissions import Role, permissions
 from fedbus.contracts.subjects import RESERVED
 
@@ -158,19 +158,21 @@ class Federation:
             member.revoked = member.revoked or now
         self._save()
 
-    def admit_site(self, name: str, clients: Sequence[str], *, days: float = DEVICE_DAYS) -> dict[str, str]:
-        """What the leaf node of the site *name* needs, by file name: for these clients and no others."""
+    def admit_site(
+        self, name: str, clients: Sequence[str], tasks: Sequence[str], *, days: float = DEVICE_DAYS
+    ) -> dict[str, str]:
+        """What the leaf node of the site *name* needs, by file name: for these clients in these tasks, no others."""
         site = check_id("site", name)
         carried = tuple(check_client(client) for client in clients)
-        if not carried:
-            raise Failure("a site without clients carries nothing: name them with --client", Exit.USAGE)
+        if not carried or not tasks:
+            raise Failure("a site carries clients in tasks: name both, with --client and --task", Exit.USAGE)
         key, expires = Key.new(Of.USER), _expiry(days)
         jwt = claims.user(
             self._signing_key(Role.SITE),
             self._account.public,
             key.public,
             site,
-            tags=tuple(f"client:{client}" for client in carried),
+            tags=(*(f"client:{client}" for client in carried), *(f"task:{task_id(task)}" for task in tasks)),
             expires=_stamp(expires),
         )
         self.record.sites[site] = Member(
@@ -238,6 +240,7 @@ class Federation:
         self,
         name: str,
         clients: Sequence[str],
+        tasks: Sequence[str],
         where: Path,
         place: server.Place,
         *,
@@ -245,7 +248,7 @@ class Federation:
         days: float,
     ) -> None:
         """Everything that the leaf node of the site *name* needs, into the folder *where*."""
-        for file, text in self.admit_site(name, clients, days=days).items():
+        for file, text in self.admit_site(name, clients, tasks, days=days).items():
             write_file(where / file, text)
         self.certify(hosts, where / "server.pem", where / "server.key")
         hub = f"tls://{self.record.hosts[0]}:{server.leaf_port(self.record.port)}"
