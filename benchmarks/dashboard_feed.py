@@ -26,7 +26,6 @@ from support.told import TASK, Told
 from support.waiting import eventually
 
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import Declined
 from fedbus.contracts.envelope import envelop, pack
@@ -109,8 +108,7 @@ async def measured(page: Page, bus: Bus, rate: float, seconds: float) -> dict[st
     said = await say(bus, rate, seconds)
     ended = time.monotonic()
     at_the_end = int(await page.run("window.fedbus.store.count"))
-    _, last = await bus.extent(events_stream(bus.fed))
-    await page.until(f"window.fedbus.store.cursor.startsWith('e{last}-')")
+    await page.until(f"window.fedbus.store.count >= {said}", within_s=120)
     behind = time.monotonic() - ended
     busy = await frames
     return {
