@@ -102,7 +102,11 @@ PREDICTION_DURATION = Metric(
     SHORT,
 )
 DATA_ROWS = Metric(
-    "fedbus.data.rows", Kind.GAUGE, "{row}", "Captured rows, by what they are for", (TASK, CLIENT, "fedbus.use")
+    "fedbus.data.rows",
+    Kind.GAUGE,
+    "{row}",
+    "Captured rows, by what they are for",
+    (TASK, CLIENT, "fedbus.use"),
 )
 DATA_CHECK = Metric(
     "fedbus.data.check",
