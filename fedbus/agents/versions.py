@@ -148,8 +148,8 @@ class Versions:
     async def _publish(self, facts: ServerFacts) -> Manifest:
         assert facts.checkpoint is not None
         latest = await self._models.latest()
-        if latest is not None and latest.run == facts.run:
-            return latest
+        if latest is not None and (latest.run, latest.sha256) == (facts.run, facts.checkpoint.sha256):
+            return latest  # another server's run may have the same name, and not the same weights
         base = facts.base or facts.model
         parent = await self._models.manifest(base.version) if base else None
         last = facts.last

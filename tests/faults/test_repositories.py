@@ -1,0 +1,308 @@
+"""What goes wrong with the repositories of models and of code: predictions go on, and nothing wrong is ever active.
+
+A real SeaweedFS at the end of a road that breaks, a real git; all agents at work, requests all the while. Each test
+ends with the whole life stream: every model that a device served is a version that was published, with
+the bytes it was published with, and every code that anybody was on is a commit that may be run.
+"""
+
+import asyncio
+import shutil
+import time
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from support import NatsServer, nats_server
+from support.federation import TASK, TINY, Federation, federation, history
+from support.followed import code_of, followed
+from support.repositories import Repository, Signer, signer
+from support.seaweed import Road, road, seaweed
+from support.users import Asked, requests_flowing
+from support.whole import ended, served, settled, start_run, trained, whole
+
+from fedbus.app.embedded_s3 import EmbeddedS3
+from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.client import ClientFacts, InferenceFacts
+from fedbus.contracts.code import CodeFacts, LookForCode
+from fedbus.contracts.run import RUN, RunFacts, RunState
+from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.versions import RollBackModel
+from fedbus.stores.models import open_store
+from fedbus.stores.s3 import Address, Bucket
+
+pytestmark = [pytest.mark.fault, pytest.mark.timeout(420)]
+
+A_MINUTE_S = 60.0
+WIDER = (
+    ("model.py", "__init__(3, 4)", "__init__(3, 40_000)"),
+    ("server_app.py", "np.zeros((4, 3), np.float32)", "np.zeros((40_000, 3), np.float32)"),
+    ("server_app.py", "np.zeros(4, np.float32)", "np.zeros(40_000, np.float32)"),
+)
+"""What makes the tiny model too large to come in one piece."""
+
+
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
+        yield s3
+
+
+@pytest.fixture(scope="module")
+def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    return signer("ada", tmp_path_factory.mktemp("keys"))
+
+
+@pytest.fixture
+async def way(s3: EmbeddedS3) -> AsyncIterator[Road]:
+    async with road(s3.port) as way:
+        yield way
+
+
+@pytest.fixture
+async def fed(
+    nats: NatsServer, tmp_path: Path, s3: EmbeddedS3, way: Road, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[Federation]:
+    """A federation whose models lie in the S3 at the end of the road."""
+    monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
+    async with federation(nats.url, tmp_path) as fed:
+        fed.site = replace(fed.site, store=far(way, tmp_path))
+        yield fed
+
+
+def far(way: Road, directory: Path) -> str:
+    """A place of this test's own at the end of *way*, with a cache of its own."""
+    return f"s3://fedbus/{directory.name}?endpoint=http://127.0.0.1:{way.port}&cache={directory / 'cache'}"
+
+
+@asynccontextmanager
+async def at_work(fed: Federation, *, clients: int = 2) -> AsyncIterator[Asked]:
+    """Everybody, and users who ask; when it ends no request has failed and nothing wrong was ever active."""
+    allowed = {fed.site.task.code_version}
+    async with whole(fed, clients=clients), requests_flowing(fed) as asked:
+        yield asked
+        before = asked.answered
+        await fed.until(lambda: asked.answered > before, "predictions that go on")
+    assert asked.failed == []
+    assert asked.answered > 0
+    await assert_nothing_wrong_was_active(fed, allowed)
+
+
+async def assert_nothing_wrong_was_active(fed: Federation, allowed: set[str]) -> None:
+    """Over the whole life stream: *allowed* are the commits that may be run."""
+    store = open_store(fed.site.store_url, TASK)
+    published = {one.version: one.sha256 for one in await store.versions()}
+    for told in await history(fed.bus):
+        match told.facts:
+            case ServerFacts(model=model) | InferenceFacts(model=model) if model is not None:
+                assert published[model.version] == model.sha256, told
+        match told.facts:
+            case ServerFacts() | ClientFacts() | RunFacts() as facts if facts.code_version:
+                assert facts.code_version in allowed, told
+            case CodeFacts() as facts:
+                assert {facts.code_version, facts.candidate} - {""} <= allowed, told
+
+
+def in_round(fed: Federation, number: int) -> bool:
+    """Whether the first run has finished the round before *number*."""
+    return bool(fed.of("run")) and len(fed.run(1).rounds) >= number
+
+
+async def made(fed: Federation, run: str, *, within_s: float = 60) -> RunFacts:
+    """Wait until *run* has come to a model that every client serves."""
+    facts = await ended(fed, run, within_s=within_s)
+    assert fed.last("run", run).target == RunState.FINISHED, fed.last("run", run).reason
+    assert facts.model is not None
+    assert facts.promoted
+    return facts
+
+
+async def failed(fed: Federation, run: str) -> str:
+    """Wait until *run* is over without a model; why."""
+    await fed.until(lambda: fed.last("run", run).target in RUN.final, f"the end of {run}", 120)
+    assert fed.last("run", run).target == RunState.FAILED
+    await fed.until(lambda: settled(fed), within_s=60)
+    return fed.last("run", run).reason
+
+
+# --- the road to the models -------------------------------------------------------------------
+
+
+async def test_an_s3_that_is_away_for_a_minute_in_the_middle_of_a_run_costs_no_prediction_and_no_run(
+    fed: Federation, way: Road
+) -> None:
+    async with at_work(fed) as asked:
+        run = await start_run(fed, config={"pause-s": 1.0}, rounds=3)
+        await fed.until(lambda: in_round(fed, 2), "the second round", 60)
+        way.close()
+        since, before = time.monotonic(), asked.answered
+        await fed.until(lambda: time.monotonic() - since > A_MINUTE_S, "a minute to pass", 2 * A_MINUTE_S)
+        assert asked.answered > before, "predictions went on meanwhile"
+        assert set(asked.versions[-2:]) == {1}
+        way.reopen()
+        facts = await made(fed, run, within_s=120)
+        assert len(facts.rounds) == 4
+        assert await trained(fed) == 3.0
+        await fed.until(lambda: asked.versions[-2:] == [2, 2])
+
+
+async def test_an_s3_that_goes_as_the_version_is_written_gets_it_when_it_is_back(
+    fed: Federation, way: Road
+) -> None:
+    async with at_work(fed) as asked:
+        way.closes_at = b"/versions/2.json"
+        run = await start_run(fed)
+        await fed.until(lambda: way.closed, "the version to be on its way", 60)
+        way.closes_at, before = None, asked.answered
+        await fed.until(lambda: asked.answered > before + 100, "predictions that go on", 60)
+        assert fed.last("server").target == "publishing"
+        assert set(asked.versions) == {1}
+        way.reopen()
+        await made(fed, run, within_s=120)
+        assert set(served(fed).values()) == {2}
+
+
+async def test_a_slow_s3_is_waited_for(fed: Federation, way: Road) -> None:
+    async with at_work(fed):
+        way.pause_s = 0.5
+        await made(fed, await start_run(fed), within_s=150)
+        way.pause_s = 0.0
+
+
+async def test_weights_that_are_cut_on_the_way_are_fetched_on_and_served_whole(
+    fed: Federation, way: Road, tmp_path: Path
+) -> None:
+    for name, narrow, wide in WIDER:
+        file = Path(fed.site.task.path) / "tiny" / name
+        file.write_text(file.read_text().replace(narrow, wide))
+    way.cut_answers_after = [5_000, 50_000, 200]
+    async with at_work(fed):
+        await made(fed, await start_run(fed), within_s=120)
+        assert way.cut_answers_after == [], "all three were cut"
+        assert await trained(fed) == 2.0
+
+
+async def test_weights_that_are_not_what_their_digest_says_are_never_served(
+    fed: Federation, s3: EmbeddedS3, tmp_path: Path
+) -> None:
+    store = open_store(fed.site.store_url, TASK)
+    async with at_work(fed) as asked:
+        await made(fed, await start_run(fed))
+        first = await store.manifest(1)
+        await spoil(s3, f"{tmp_path.name}/{TASK}/{first.sha256}.safetensors", first.size_bytes)
+        await asyncio.to_thread(shutil.rmtree, tmp_path / "cache")
+        with pytest.raises(RequestRefused, match="damaged"):
+            await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
+        await fed.until(lambda: settled(fed))
+        assert set(served(fed).values()) == {2}
+        assert set(asked.versions[-2:]) == {2}
+
+
+async def spoil(s3: EmbeddedS3, key: str, size: int) -> None:
+    """Put other bytes where *key* is."""
+    bucket = Bucket(Address.parse(s3.store_url))
+    async with bucket.open():
+        assert await bucket.size_of(key) == size
+        await bucket.write(key, b"\xff" * size)
+
+
+async def test_an_s3_that_takes_no_version_any_more_is_named_and_the_old_model_goes_on(
+    fed: Federation, s3: EmbeddedS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wrong = tmp_path / "credentials"
+    wrong.write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
+    async with at_work(fed) as asked:
+        run = await start_run(fed, config={"pause-s": 1.0}, rounds=2)
+        await fed.until(lambda: in_round(fed, 2), "the second round", 60)
+        monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(wrong))  # the run's own process has the right ones
+        reason = await failed(fed, run)
+        assert "lets us in no further" in reason
+        assert "hush" not in reason
+        assert set(asked.versions) == {1}
+        monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
+        await made(fed, await start_run(fed))
+
+
+async def test_two_servers_that_publish_at_once_each_get_a_version_of_their_own(
+    fed: Federation, tmp_path: Path
+) -> None:
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "nats").mkdir(parents=True)
+    async with nats_server(elsewhere / "nats") as nats, federation(nats.url, elsewhere) as other:
+        other.site = replace(other.site, store=fed.site.store, task=fed.site.task)
+        async with at_work(fed, clients=1), at_work(other, clients=1):
+            runs = await start_run(fed, rounds=1), await start_run(other, rounds=3)
+            assert runs[0] == runs[1], "not even their runs' names tell them apart"
+            await asyncio.gather(over(fed, runs[0]), over(other, runs[1]))
+            store = open_store(fed.site.store_url, TASK)
+            made = {one.version: one.rounds for one in await store.versions()}
+            assert sorted(made) == list(range(1, len(made) + 1))
+            for one in (fed, other):
+                facts = one.run(1)
+                if facts.model is not None and facts.promoted:
+                    assert made[facts.model.version] == facts.plan.rounds, (
+                        "nobody takes another's for their own"
+                    )
+
+
+async def over(fed: Federation, run: str) -> None:
+    """Its run may have come to a version, or have heard that another was quicker."""
+    await fed.until(lambda: fed.last("run", run).target in RUN.final, f"the end of {run}", 120)
+    await fed.until(lambda: settled(fed), within_s=60)
+
+
+# --- commits ---------------------------------------------------------------------------------------
+
+CHECKED = f'{(TINY / "pyproject.toml").read_text()}\n[tool.fedbus.code]\ncheck = "tiny.checks:check"\n'
+NO = 'def check() -> None:\n    raise ValueError("the labels are gone")\n'
+
+
+def forged(repository: Repository, directory: Path) -> str:
+    directory.joinpath("eve").mkdir()
+    repository.commit({"tiny/__init__.py": "X = 1\n"}, by=signer("eve", directory / "eve"))
+    return "not that of an allowed signer"
+
+
+def unsigned(repository: Repository, _: Path) -> str:
+    repository.commit({"tiny/__init__.py": "X = 1\n"})
+    return "it is not signed"
+
+
+@pytest.mark.parametrize("comes", [forged, unsigned])
+async def test_a_commit_of_nobody_who_may_is_rejected_and_never_run(
+    fed: Federation, ada: Signer, tmp_path: Path, comes: object
+) -> None:
+    assert callable(comes)
+    repository = await followed(fed, ada, tmp_path)
+    async with at_work(fed):
+        says = comes(repository, tmp_path)
+        await assert_it_is_rejected(fed, repository.head, says)
+
+
+async def test_a_commit_whose_own_check_fails_is_rejected_and_never_run(
+    fed: Federation, ada: Signer, tmp_path: Path
+) -> None:
+    repository = await followed(fed, ada, tmp_path)
+    async with at_work(fed):
+        bad = repository.commit({"pyproject.toml": CHECKED, "tiny/checks.py": NO}, by=ada)
+        await assert_it_is_rejected(fed, bad, "the labels are gone")
+
+
+async def test_a_history_that_is_rewritten_behind_us_is_not_followed(
+    fed: Federation, ada: Signer, tmp_path: Path
+) -> None:
+    repository = await followed(fed, ada, tmp_path)
+    async with at_work(fed):
+        repository.write({"tiny/__init__.py": "X = 1\n"})
+        repository.git("commit", "--quiet", "--all", "--amend", "-m", "another past", by=ada)
+        await assert_it_is_rejected(fed, repository.head, "rewritten")
+
+
+async def assert_it_is_rejected(fed: Federation, version: str, says: str) -> None:
+    """The event says why, and the next run is one of the code that was there before."""
+    old = code_of(fed).code_version
+    await fed.bus.request(LookForCode(task=TASK), timeout_s=90)
+    assert says in (await fed.happens("code", "code_rejected", within_s=60)).reason
+    assert version in code_of(fed).rejected
+    assert (await made(fed, await start_run(fed))).code_version == old

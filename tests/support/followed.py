@@ -1,0 +1,30 @@
+"""The tiny task in a repository that server and clients follow."""
+
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+from fedbus.contracts.code import CodeFacts
+from fedbus.stores.code import open_code
+from support.federation import TINY, Federation
+from support.repositories import Repository, Signer
+
+
+async def followed(fed: Federation, by: Signer, directory: Path) -> Repository:
+    """A repository below *directory* with one commit, whose task all agents of *fed* will begin with."""
+    path = directory / "repository"
+    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
+    repository = Repository(path)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    repository.commit(subject="the task", by=by)
+    signers = directory / "allowed_signers"
+    signers.write_text(by.line())
+    code = open_code(f"{repository.url}@main", fed.site.home, signers=signers)
+    fed.site = replace(fed.site, code=code, task=await code.task_at(await code.newest()))
+    return repository
+
+
+def code_of(fed: Federation) -> CodeFacts:
+    facts = fed.last("code").facts
+    assert isinstance(facts, CodeFacts)
+    return facts

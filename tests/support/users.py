@@ -1,0 +1,56 @@
+"""The users of all clients: they ask for predictions all the while, and remember what became of it."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from fedbus.contracts.client import InferenceFacts
+from support.federation import Federation
+
+
+@dataclass
+class Asked:
+    """What the users of all clients were answered."""
+
+    answered: int = 0
+    failed: list[str] = field(default_factory=list)
+    versions: list[int] = field(default_factory=list)
+
+
+@asynccontextmanager
+async def requests_flowing(fed: Federation) -> AsyncIterator[Asked]:
+    """Predictions are asked for, of every client in turn, for as long as the block runs."""
+    asked = Asked()
+
+    async def ask(session: aiohttp.ClientSession) -> None:
+        while True:
+            for endpoint in endpoints(fed):
+                try:
+                    async with session.post(f"{endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as answer:
+                        said = await answer.json()
+                        assert answer.status == 200, said
+                except (aiohttp.ClientError, AssertionError) as error:
+                    asked.failed.append(repr(error))
+                else:
+                    asked.answered += 1
+                    asked.versions.append(said["model_version"])
+            await asyncio.sleep(0.02)
+
+    async with aiohttp.ClientSession() as session:
+        asking = asyncio.ensure_future(ask(session))
+        try:
+            yield asked
+        finally:
+            asking.cancel()
+            await asyncio.wait([asking])
+
+
+def endpoints(fed: Federation) -> list[str]:
+    """Where predictions are answered now, as the inference agents say themselves."""
+    facts = [
+        fed.last("inference", thing).facts for thing in sorted({one.thing for one in fed.of("inference")})
+    ]
+    return [one.endpoint for one in facts if isinstance(one, InferenceFacts) and one.endpoint]
