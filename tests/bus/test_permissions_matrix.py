@@ -359,6 +359,11 @@ async def test_the_acknowledgement_of_the_stream_harms_nothing_wherever_it_is_se
         await device.flush()
         await device.publish(f"{ROOT}.client.c1.mnist.joined", CONSUMER, reply=place)
         await device.flush()
+
+        async def both_are_stored() -> bool:
+            return (await js.stream_info(EVENTS)).state.last_seq >= 2
+
+        await eventually(both_are_stored)
         own = await js.get_last_msg(EVENTS, f"{ROOT}.client.c1.mnist.joined")
         assert own.data == CONSUMER
         assert {info.name for info in await js.consumers_info(EVENTS)} == {
@@ -401,8 +406,16 @@ async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: Trusted
         anothers = command.reply.replace("c1_mnist_trainer", "c2_mnist_trainer")
         await device.publish(anothers, b"+ACK")
         await device.flush()
-        waiting = await server.jetstream().consumer_info(EVENTS, "c2_mnist_trainer")
-        own = await server.jetstream().consumer_info(EVENTS, "c1_mnist_trainer")
-    assert (own.num_ack_pending, own.num_pending) == (0, 0)
+        js = server.jetstream()
+
+        async def acknowledged() -> bool:
+            own = await js.consumer_info(EVENTS, "c1_mnist_trainer")
+            return (own.num_ack_pending, own.num_pending) == (0, 0)
+
+        async def refused() -> bool:
+            return any("c2_mnist_trainer" in complaint for complaint in complaints)
+
+        await eventually(acknowledged)
+        await eventually(refused)
+        waiting = await js.consumer_info(EVENTS, "c2_mnist_trainer")
     assert (waiting.num_ack_pending or 0) + (waiting.num_pending or 0) == 1
-    assert any("c2_mnist_trainer" in complaint for complaint in complaints)
