@@ -39,7 +39,11 @@ with configured("fedbus-trainer"):
 def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     return subprocess.run(
-        [sys.executable, "-c", code], env=clean | environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", code],
+        env=clean | {"FEDBUS_TRACES_MB": "0"} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
     )
 
 
