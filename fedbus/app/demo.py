@@ -42,6 +42,9 @@ LONGEST_S: Final = 1800.0
 SAMPLES_ASKED: Final = 500
 """Of each client's live samples: what its users ask about."""
 
+ANSWERS_BY_THE_NEWEST: Final = 10
+"""Of each client, before the demonstration ends: a version is shown when it is used, not when it is there."""
+
 
 @dataclass(frozen=True)
 class Wishes:
@@ -108,7 +111,7 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
             traffic.flowing() as counts,
             _committing(commits, bus, fleet, wishes, task),
         ):
-            await _until_done(wishes, fleet, stop, running)
+            await _until_done(wishes, fleet, counts, stop, running)
         report = Report(dataset, fleet, counts, _captured(running, task), time.monotonic() - began)
         _write(report, wishes, console)
         if wishes.keep and not stop.is_set():
@@ -226,20 +229,32 @@ def _endpoints(fleet: Fleet) -> Mapping[str, str]:
     return {name: view.endpoint for name, view in fleet.clients.items() if view.inference != "empty"}
 
 
-async def _until_done(wishes: Wishes, fleet: Fleet, stop: asyncio.Event, running: Stack) -> None:
-    """Until all runs are over and every client serves what came of them."""
+async def _until_done(
+    wishes: Wishes, fleet: Fleet, counts: Counts, stop: asyncio.Event, running: Stack
+) -> None:
+    """Until all runs are over, and every client has answered its users with what came of them."""
 
     async def done() -> None:
         while not (
             len(fleet.ended) >= wishes.runs and (_a_run_failed(fleet) or fleet.all_settled(wishes.clients))
         ):
             await fleet.changed()
+        while not (_a_run_failed(fleet) or _all_have_answered(fleet, counts)):
+            await counts.another()
 
     try:
         async with asyncio.timeout(LONGEST_S):
             await first_of(done(), stop.wait())
     except TimeoutError:
         raise Failure(f"the demo did not end within {LONGEST_S:g} s: see {running.home / 'logs'}") from None
+
+
+def _all_have_answered(fleet: Fleet, counts: Counts) -> bool:
+    """Whether each client has answered a few requests with the version that it serves now."""
+    return all(
+        view.served is not None and counts.by_client[name, view.served.version] >= ANSWERS_BY_THE_NEWEST
+        for name, view in fleet.clients.items()
+    )
 
 
 def _a_run_failed(fleet: Fleet) -> bool:

@@ -29,6 +29,22 @@ class Counts:
     right: int = 0
     by_model_version: Counter[int] = field(default_factory=Counter)
     failures: Counter[str] = field(default_factory=Counter)
+    by_client: Counter[tuple[str, int]] = field(default_factory=Counter)
+    """Answers of a client with a model version."""
+    _answered: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def another(self) -> None:
+        """Wait for the next answer."""
+        self._answered.clear()
+        await self._answered.wait()
+
+    def answer(self, client: str, version: int, *, right: bool) -> None:
+        """Count one."""
+        self.answered += 1
+        self.by_model_version[version] += 1
+        self.by_client[client, version] += 1
+        self.right += right
+        self._answered.set()
 
     def as_json(self) -> dict[str, Any]:
         versions = {str(version): count for version, count in sorted(self.by_model_version.items())}
@@ -68,7 +84,8 @@ class Traffic:
             if endpoint := self._endpoints().get(client):
                 at = chosen.randrange(len(inputs))
                 label = int(labels[at]) if chosen.random() < LABELLED else None
-                await self._ask(session, endpoint, inputs[at], int(labels[at]), told=label is not None)
+                asking = (session, client, endpoint, inputs[at], int(labels[at]))
+                await self._ask(*asking, told=label is not None)
             with_pause = chosen.uniform(0.5, 1.5) / REQUESTS_PER_S
             try:
                 await asyncio.wait_for(stop.wait(), with_pause)
@@ -78,6 +95,7 @@ class Traffic:
     async def _ask(
         self,
         session: aiohttp.ClientSession,
+        client: str,
         endpoint: str,
         sample: np.ndarray[Any, Any],
         truth: int,
@@ -96,9 +114,7 @@ class Traffic:
         except (aiohttp.ClientError, TimeoutError, ValueError) as error:
             self._failed(type(error).__name__)
             return
-        self.counts.answered += 1
-        self.counts.by_model_version[int(answer["model_version"])] += 1
-        self.counts.right += answer["outputs"] == [truth]
+        self.counts.answer(client, int(answer["model_version"]), right=answer["outputs"] == [truth])
 
     def _failed(self, reason: str) -> None:
         self.counts.failed += 1

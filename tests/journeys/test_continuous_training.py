@@ -1,23 +1,23 @@
 """From a commit to new predictions, with nobody's hand: real git, real agents and processes, requests all the while."""
 
 import asyncio
-import shutil
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field, replace
+import io
+import json
 from pathlib import Path
 
-import aiohttp
 import pytest
+from rich.console import Console
 from support.federation import TINY, Federation
+from support.followed import code_of, followed
 from support.repositories import Repository, Signer, signer
+from support.users import requests_flowing
 from support.whole import ended, served, settled, start_run, trained, whole
 
-from fedbus.contracts.client import InferenceFacts
-from fedbus.contracts.code import CodeFacts, LookForCode
+from fedbus.app.demo import ANSWERS_BY_THE_NEWEST, Wishes, demo
+from fedbus.app.settings import Settings
+from fedbus.contracts.code import LookForCode
 from fedbus.contracts.run import RunFacts
 from fedbus.contracts.versions import RollBackModel
-from fedbus.stores.code import open_code
 
 CLIENT_APP = (TINY / "tiny" / "client_app.py").read_text()
 TWICE_AS_FAST = CLIENT_APP.replace('float("nan") if config["poison"] else 1.0', "2.0")
@@ -35,66 +35,7 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
 @pytest.fixture
 async def repository(fed: Federation, ada: Signer, tmp_path: Path) -> Repository:
     """The tiny task's, which server and clients follow."""
-    path = tmp_path / "repository"
-    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
-    repository = Repository(path)
-    repository.git("init", "--quiet", "--initial-branch=main")
-    repository.commit(subject="the task", by=ada)
-    signers = tmp_path / "allowed_signers"
-    signers.write_text(ada.line())
-    code = open_code(f"{repository.url}@main", fed.site.home, signers=signers)
-    fed.site = replace(fed.site, code=code, task=await code.task_at(await code.newest()))
-    return repository
-
-
-@dataclass
-class Asked:
-    """What the users of all clients were answered."""
-
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
-    versions: list[int] = field(default_factory=list)
-
-
-@asynccontextmanager
-async def requests_flowing(fed: Federation) -> AsyncIterator[Asked]:
-    """Predictions are asked for, of every client in turn, for as long as the block runs."""
-    asked = Asked()
-
-    async def ask(session: aiohttp.ClientSession) -> None:
-        while True:
-            for endpoint in endpoints(fed):
-                try:
-                    async with session.post(f"{endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as answer:
-                        said = await answer.json()
-                        assert answer.status == 200, said
-                except (aiohttp.ClientError, AssertionError) as error:
-                    asked.failed.append(repr(error))
-                else:
-                    asked.answered += 1
-                    asked.versions.append(said["model_version"])
-            await asyncio.sleep(0.02)
-
-    async with aiohttp.ClientSession() as session:
-        asking = asyncio.ensure_future(ask(session))
-        try:
-            yield asked
-        finally:
-            asking.cancel()
-            await asyncio.wait([asking])
-
-
-def endpoints(fed: Federation) -> list[str]:
-    facts = [
-        fed.last("inference", thing).facts for thing in sorted({one.thing for one in fed.of("inference")})
-    ]
-    return [one.endpoint for one in facts if isinstance(one, InferenceFacts) and one.endpoint]
-
-
-def code_of(fed: Federation) -> CodeFacts:
-    facts = fed.last("code").facts
-    assert isinstance(facts, CodeFacts)
-    return facts
+    return await followed(fed, ada, tmp_path)
 
 
 def run_facts(fed: Federation, number: int) -> RunFacts:
@@ -172,3 +113,24 @@ async def test_a_rollback_reaches_every_client_within_seconds_and_one_that_was_a
             agent.start()
         await fed.until(lambda: served(fed) == {"c1": 1, "c2": 1}, within_s=30)
         await fed.until(lambda: settled(fed), within_s=30)
+
+
+@pytest.mark.slow
+async def test_in_the_demonstration_each_further_run_is_set_off_by_a_commit_of_its_own_and_is_answered_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("FEDBUS_ALLOWED_SIGNERS", "")  # the demonstration names its own, for its processes
+    told = tmp_path / "facts.json"
+    wishes = Wishes(
+        TINY, clients=2, rounds=1, runs=3, commit=True, json_file=told, plot_file=tmp_path / "x.png"
+    )
+    settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path / "home")})
+    report = await demo(wishes, settings, asyncio.Event(), Console(file=io.StringIO()))
+    assert report.ok
+    facts = json.loads(told.read_text())
+    assert [run["trigger"] for run in facts["runs"]] == ["schedule", "new code", "new code"]
+    assert [run["model_version"] for run in facts["runs"]] == [2, 3, 4]
+    assert len({run["code_version"] for run in facts["runs"]}) == 3
+    answers = report.predictions.by_client
+    assert all(answers[client, 4] >= ANSWERS_BY_THE_NEWEST for client in ("c1", "c2"))
+    assert facts["predictions"]["failed"] == 0

@@ -62,6 +62,7 @@ Host = Annotated[str, typer.Option(help="Where predictions are served.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 
 LOOK_WITH = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
+FOLLOWED = "a new commit comes by itself, or at once: fedbus code look · how it goes: fedbus code status"
 
 server = typer.Typer(no_args_is_help=True, help="The server side of a task.")
 client = typer.Typer(no_args_is_help=True, help="One client, on this machine.")
@@ -169,6 +170,8 @@ def up(
             if running.dashboard:
                 console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
             console.print(LOOK_WITH, soft_wrap=True, highlight=False)
+            if any("://" in one for one in sources):
+                console.print(FOLLOWED, soft_wrap=True, highlight=False)
             await stop.wait()
 
     _until_told(work, "up", level="WARNING")
