@@ -143,12 +143,16 @@ class CodeFollowing:
         )
 
     async def _roll_out(self, request: RollOutCode) -> Body:
+        return await self._bring(request.code_version, request.stages, new_lineage=request.new_lineage)
+
+    async def _bring(self, name: str, stages: Sequence[str], *, new_lineage: bool = False) -> Body:
+        """Roll out what *name* means in the repository, because somebody said so."""
         try:
-            version = await self._code.resolve(request.code_version)
+            version = await self._code.resolve(name)
             if version == self._rollouts.facts.code_version and not self._rollouts.facts.candidate:
                 return Refused(reason=f"everybody is on {short(version)} already")
             async with self._looking:
-                await self._consider(version, request.stages, new_lineage=request.new_lineage)
+                await self._consider(version, stages, new_lineage=new_lineage)
         except (CodeRejected, CodeUnavailable) as error:
             return Refused(reason=str(error))
         if (why := self._rollouts.facts.rejected.get(version)) is not None:
@@ -162,6 +166,4 @@ class CodeFollowing:
             return Refused(reason=f"there is no version before {short(here)}")
         if not to:
             return RolloutBegun(code_version=here)
-        return await self._roll_out(
-            RollOutCode(task=self._rollouts.task.id, code_version=to, stages=(EVERYBODY,))
-        )
+        return await self._bring(to, (EVERYBODY,))

@@ -109,7 +109,7 @@ def _(value: tuple) -> str:  # type: ignore[type-arg]
 
 @short.register
 def _(value: dict) -> str:  # type: ignore[type-arg]
-    return ",".join(f"{name}:{short(item)}" for name, item in value.items())
+    return ",".join(name if item is True else f"{name}:{short(item)}" for name, item in value.items())
 
 
 @short.register

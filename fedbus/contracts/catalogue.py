@@ -99,6 +99,7 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         server.StopServer,
         server.FindServer,
         code.CheckCode,
+        run.StartRun,
     ),
     "workflow-scheduler": (server.OpenRun, server.CancelRun),
     "flower-server": (

@@ -299,11 +299,18 @@ async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
     )
 
     assert [line.split()[1] for line in lines.out.splitlines()] == ["code_published", "server", "fin_train"]
-    assert lines.out.splitlines()[2].split()[2:] == ["flower-client", "c1", "mnist-1", "rounds=4"]
+    assert lines.out.splitlines()[2].split()[2:] == [
+        "flower-client",
+        "c1",
+        "mnist-1",
+        "rounds=4",
+        "new_model=True",
+    ]
     told = [json.loads(line) for line in records.out.splitlines()]
     assert [one["word"] for one in told] == ["code_published", "transition", "fin_train"]
     assert told[2]["subject"] == "fedbus.dev.client.c1.mnist.fin_train"
-    assert told[2]["body"] == {"task": "mnist", "client": "c1", "run": "mnist-1", "rounds": 4}
+    body = {"task": "mnist", "client": "c1", "run": "mnist-1", "rounds": 4, "new_model": True}
+    assert told[2]["body"] == body
     assert of_c1_alone.out.split()[1] == "fin_train"
 
 

@@ -23,7 +23,7 @@ def test_every_message_is_one_line_for_a_person_and_one_for_a_program(message: M
 
     assert "\n" not in told
     assert "flower-client c1" in told
-    assert len(told) < 300
+    assert len(told) < 350
     assert "\n" not in to_json(record(seen(message)))
 
 
