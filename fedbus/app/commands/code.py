@@ -230,7 +230,8 @@ def _whence(source: str) -> str:
 def _standing(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """How the code stands: a name, what is so, and the style of it."""
     on = facts["clients_on"]
-    yield "everybody is on", f"{_short(facts['code_version'])}{_count(on.get(facts['code_version'], 0))}", ""
+    everybody = "the others are on" if facts["candidate"] else "everybody is on"
+    yield everybody, f"{_short(facts['code_version'])}{_count(on.get(facts['code_version'], 0))}", ""
     if facts["candidate"]:
         yield "is tried", f"{_short(facts['candidate'])}, {_stage(facts)}", "yellow"
     for version, count in sorted(on.items(), key=lambda one: -one[1]):
