@@ -171,6 +171,7 @@ async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
     await server.fedbus("code", "look")
     said = await server.fedbus("code", "status")
     assert f"{new[:12]}, stage 1 of 1 (100%): 0 of 1 client have it" in said.out
+    assert said.out.splitlines()[1].split() == ["the", "others", "are", "on", old[:12], "·", "1", "client"]
     facts = (await server.fedbus("code", "status", "--json")).facts
     assert (facts["state"], facts["candidate"], facts["clients_on"]) == ("rolling", new, {old: 1})
 
