@@ -15,6 +15,7 @@ from fedbus.app.commands.context import context
 from fedbus.app.commands.doctor import doctor, version
 from fedbus.app.commands.gateway import gateway
 from fedbus.app.commands.trace import trace
+from fedbus.app.commands.verify import verify
 from fedbus.app.commands.why import why
 from fedbus.app.edge import MEANINGS, edge
 
@@ -43,6 +44,7 @@ app.add_typer(serve.client, name="client")
 app.command()(serve.agent)
 app.command()(gateway)
 app.command()(trace)
+app.command()(verify)
 app.command()(why)
 app.add_typer(provision.app, name="provision")
 app.command()(context)

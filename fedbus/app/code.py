@@ -14,6 +14,7 @@ from fedbus.agents.device_code import KEPT, last_version
 from fedbus.app.settings import Settings
 from fedbus.contracts.task import Task
 from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, HistoryRewritten, open_code
+from fedbus.stores.code_address import is_address
 
 log = structlog.get_logger("fedbus.code")
 
@@ -29,6 +30,18 @@ def code_of(settings: Settings, where: str) -> CodeRepository:
             "commits are not verified: name who may sign them in FEDBUS_ALLOWED_SIGNERS", source=code.source
         )
     return code
+
+
+def followed(settings: Settings, source: str) -> str:
+    """The address in FEDBUS_TASK; else *source*, what the server says that it follows, as an address again.
+
+    ``https://host/x.git main examples/mnist/`` is ``git+https://host/x.git@main#subdirectory=examples/mnist``.
+    """
+    if is_address(settings.task) or not is_address(source):
+        return settings.task
+    url, ref, *below = source.split(" ", 2)
+    at = "" if ref == "HEAD" else f"@{ref}"
+    return f"git+{url}{at}" + "".join(f"#subdirectory={one.rstrip('/')}" for one in below)
 
 
 def first_task(code: CodeRepository, settings: Settings, client: str = "") -> Task:

@@ -44,6 +44,9 @@ class FixedCode:
             raise self._only_one(version)
         return task
 
+    async def verify(self, version: str) -> None:
+        await self.task_at(version)
+
     async def prune(self, keep: Collection[str]) -> None:
         """Nothing of it is ours to remove."""
 

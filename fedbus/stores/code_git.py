@@ -81,6 +81,9 @@ class GitCode:
             return task
         return await self._in_thread(self._task_at, version)
 
+    async def verify(self, version: str) -> None:
+        await self._in_thread(self._verify, version)
+
     async def prune(self, keep: Collection[str]) -> None:
         await self._in_thread(self._prune, frozenset(keep))
 
@@ -174,9 +177,23 @@ class GitCode:
         task, trusted = self._ready.get(version, (None, None))
         return task if task and trusted == self._trust and Path(task.path).is_dir() else None
 
-    def _task_at(self, programs: Programs, version: str) -> Task:
+    def _verify(self, programs: Programs, version: str) -> None:
+        self._assert_sha(version)
+        with self._mirror(programs) as mirror:
+            try:
+                self._fetch(mirror, version)
+                with mirror.objects() as objects:
+                    if self._signers is not None:
+                        self._signers.check(mirror, objects, version)
+            except ObjectDamaged as error:
+                raise CodeRejected(version, f"the repository is damaged: {error}") from None
+
+    def _assert_sha(self, version: str) -> None:
         if not is_sha(version):
             raise CodeRejected(version, f"{self.source} has full commit SHAs of 40 digits for versions")
+
+    def _task_at(self, programs: Programs, version: str) -> Task:
+        self._assert_sha(version)
         with self._mirror(programs) as mirror:
             trusted = self._trust
             try:

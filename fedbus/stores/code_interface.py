@@ -70,6 +70,12 @@ class CodeRepository(Protocol):
         Quick where it was here before. Raises CodeRejected and CodeUnavailable.
         """
 
+    async def verify(self, version: str) -> None:
+        """Raises CodeRejected unless *version* is on the ref's history, and an allowed signer's where there are any.
+
+        Nothing of it is laid out here, nothing is installed. Raises CodeUnavailable.
+        """
+
     async def prune(self, keep: Collection[str]) -> None:
         """Remove all versions but those in *keep*, and those that another process of this machine uses."""
 

@@ -41,7 +41,7 @@ def ls(
 ) -> None:
     """List the commits of the ref that is followed, newest first, and who is on which."""
     facts = _status(task)
-    commits = _commits(repo or _followed(facts["source"]), limit)
+    commits = _commits(repo, facts["source"], limit)
     rows = [
         {
             "code_version": one.sha,
@@ -208,19 +208,6 @@ def _where(version: str, facts: dict[str, Any]) -> str:
     return "previous" if version in facts["previous"][:1] else ""
 
 
-def _followed(source: str) -> str:
-    """What the server says that it follows, as an address again: ``https://host/x.git main examples/mnist/``."""
-    from fedbus.app.settings import Settings
-    from fedbus.stores.code_address import is_address
-
-    given = Settings.from_environment().task
-    if is_address(given) or not is_address(source):
-        return given
-    url, ref, *below = source.split(" ", 2)
-    at = "" if ref == "HEAD" else f"@{ref}"
-    return f"git+{url}{at}" + "".join(f"#subdirectory={one.rstrip('/')}" for one in below)
-
-
 def _whence(source: str) -> str:
     from fedbus.stores.code_address import is_address
 
@@ -267,14 +254,15 @@ def _because(reason: str) -> str:
     return f": {reason}" if reason else ""
 
 
-def _commits(repo: str, limit: int) -> list["Commit"]:
+def _commits(repo: str, source: str, limit: int) -> list["Commit"]:
     import asyncio
 
-    from fedbus.app.code import code_of
+    from fedbus.app.code import code_of, followed
     from fedbus.app.settings import Settings
     from fedbus.stores.code import CodeUnavailable, HistoryRewritten
 
-    code = code_of(Settings.from_environment(), repo)
+    settings = Settings.from_environment()
+    code = code_of(settings, repo or followed(settings, source))
     if not code.follows:
         return []
 

@@ -29,17 +29,29 @@ T = TypeVar("T")
 def with_store(work: "Callable[[ModelStore], Awaitable[T]]", task: str | None, store: str) -> T:
     """What *work* finds in the repository of *task*."""
     from fedbus.app.session import now
+
+    url = address_of(store)
+
+    async def run() -> T:
+        return await work(opened(url, await the_task_in(url, task)))
+
+    return now(run())
+
+
+def address_of(store: str) -> str:
+    """Where the models are: the *store* that was given, else what the settings say; with its key at hand."""
     from fedbus.app.settings import Settings
-    from fedbus.stores.models import open_store
 
     settings = Settings.from_environment()
     _take_key(settings.s3_dir / "credentials", given=bool(store or settings.given_store))
-    url = store or settings.store_url
+    return store or settings.store_url
 
-    async def run() -> T:
-        return await work(open_store(url, await the_task_in(url, task), patience_s=PATIENCE_S))
 
-    return now(run())
+def opened(url: str, task: str) -> "ModelStore":
+    """The models of *task* there, as somebody who does not wait for long reads them."""
+    from fedbus.stores.models import open_store
+
+    return open_store(url, task, patience_s=PATIENCE_S)
 
 
 def _take_key(credentials: Path, *, given: bool) -> None:

@@ -1,0 +1,217 @@
+"""Whether what the log tells of a run and what the repository keeps of its model are one story.
+
+Who asks has read both; here they are laid side by side. Each check answers with what does not fit, in words,
+and with nothing where all fits. What can no longer be told, because the log has dropped it or nobody named the
+keys, is *open*: that is said, and is no accusation.
+"""
+
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from itertools import pairwise
+from typing import Final
+
+from fedbus.contracts.client import Joined, RoundReply
+from fedbus.contracts.message import Message
+from fedbus.contracts.model import BlobRef, Manifest
+from fedbus.contracts.run import RoundResult, RunFacts
+from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.transition import Transition
+
+TRAINS: Final = "train"
+"""How the type of a Flower message begins whose answer is an update."""
+
+
+class Fit(StrEnum):
+    """What came of a check."""
+
+    YES = "fits"
+    OPEN = "not checked"
+    NO = "does not fit"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """*about* what was looked at, what came of it, and in words what there is."""
+
+    about: str
+    fit: Fit
+    says: str
+
+
+@dataclass(frozen=True)
+class Update:
+    """What a client answered when it was told to train: its bytes by their digest, or why there are none."""
+
+    round: int | None
+    client: str
+    sha256: str
+    size_bytes: int
+    train_s: float
+    error: str = ""
+
+
+def finding(about: str, says: str, wrong: Iterable[str]) -> Finding:
+    """*says* where nothing is *wrong*, else all that is."""
+    complaints = list(wrong)
+    return Finding(about, Fit.NO if complaints else Fit.YES, "; ".join(complaints) or says)
+
+
+# --- the manifest ----------------------------------------------------------------------------------
+
+
+def differences(manifest: Manifest, run: RunFacts, last: RoundResult | None) -> Iterator[str]:
+    """Where the manifest tells another story than the log; *last* is the run's last round."""
+    if manifest.run != run.run:
+        yield f"version {manifest.version} says that it came of {manifest.run or 'no run'}"
+    if manifest.task != run.task:
+        yield f"version {manifest.version} says that it is of the task {manifest.task}"
+    if run.model is not None and manifest.ref != run.model:
+        yield (
+            f"the log says that the run came to {_weights(run.model.sha256, run.model.size_bytes)}, "
+            f"the manifest {_weights(manifest.sha256, manifest.size_bytes)}"
+        )
+    if last is not None:
+        yield from _other_rounds(manifest, last)
+
+
+def _other_rounds(manifest: Manifest, last: RoundResult) -> Iterator[str]:
+    if manifest.rounds != last.round:
+        yield f"the manifest counts {manifest.rounds} rounds, the log {last.round}"
+    if dict(manifest.participants) != dict(last.participants):
+        yield (
+            f"the manifest says that {_clients(manifest.participants)} were in the last round, "
+            f"the log {_clients(last.participants)}"
+        )
+    if _figures(manifest.metrics) != _figures(last.metrics):
+        names = sorted(manifest.metrics.keys() | last.metrics.keys())
+        other = [name for name in names if _figure(manifest, name) != _figure(last, name)]
+        yield f"the manifest and the log differ in {', '.join(other)}"
+
+
+def configured_otherwise(manifest: Manifest, run: RunFacts) -> Iterator[str]:
+    """Where the run was planned with another configuration than the manifest has."""
+    for name in sorted(manifest.config.keys() | run.plan.config.keys()):
+        theirs, ours = manifest.config.get(name), run.plan.config.get(name)
+        if theirs != ours:
+            yield f"{name} was planned as {ours!r} and the manifest has {theirs!r}"
+
+
+def ancestry(manifest: Manifest, known: Mapping[int, Manifest]) -> tuple[list[Manifest], str]:
+    """The versions that *manifest* was made from, the nearest first, and what is wrong with that line.
+
+    It should end at the first model of its lineage, which was made from nothing.
+    """
+    line: list[Manifest] = []
+    child = manifest
+    while child.parent is not None:
+        parent = known.get(child.parent)
+        if parent is None:
+            return line, f"version {child.version} was made from version {child.parent}, which is not there"
+        if parent.version >= child.version:
+            return line, f"version {child.version} cannot have been made from version {parent.version}"
+        line.append(parent)
+        if parent.lineage != child.lineage:
+            return (
+                line,
+                f"version {child.version} is of lineage {child.lineage}, its parent of {parent.lineage}",
+            )
+        child = parent
+    return line, ""
+
+
+# --- the log ---------------------------------------------------------------------------------------
+
+
+def broken_life(moves: Sequence[Transition]) -> Iterator[str]:
+    """Where the run's life in the log is not one that its table allows."""
+    for before, after in pairwise(moves):
+        if after.source != before.target:
+            yield f"the log jumps from {before.target} to {after.source}"
+    for move in moves:
+        if move.source and not move.legal:
+            yield f"no run goes from {move.source} to {move.target} by {move.event}"
+
+
+def rounds_of(run: RunFacts, moves: Iterable[Transition]) -> list[RoundResult]:
+    """All rounds, with who took part as the log has it: the facts alone forget that of old rounds.
+
+    Of a round that came again, after its server was lost, the last.
+    """
+    found = {one.round: one for one in run.rounds}
+    for move in moves:
+        if move.event == "round_finished" and isinstance(move.facts, RunFacts) and move.facts.rounds:
+            found[move.facts.rounds[-1].round] = move.facts.rounds[-1]
+    return [found[number] for number in sorted(found)]
+
+
+def other_code(run: RunFacts, said: Iterable[Message]) -> Iterator[str]:
+    """Clients that joined with another version of the code than the run has."""
+    for client, version in sorted(
+        {(one.client, one.code_version) for one in said if isinstance(one, Joined)}
+    ):
+        if version not in ("", run.code_version):
+            yield f"{client} joined with the code {version}"
+
+
+def updates_of(said: Iterable[Message]) -> list[Update]:
+    """The answers to what told clients to train, in the order in which they came."""
+    asked: dict[str, RoundMessage] = {}
+    found: list[Update] = []
+    for one in said:
+        match one:
+            case RoundMessage():
+                asked[one.message_id] = one
+            case RoundReply() if _is_update(asked.get(one.reply_to)):
+                found.append(_update(one))
+            case _:
+                pass
+    return found
+
+
+def without_update(rounds: Iterable[RoundResult], updates: Collection[Update]) -> Iterator[str]:
+    """Clients that are said to have taken part in a round, and whose update the log does not have."""
+    sent = {(one.round, one.client) for one in updates if not one.error}
+    for result in rounds:
+        absent = [
+            client for client in result.participants if not {(result.round, client), (None, client)} & sent
+        ]
+        if absent:
+            yield f"the log has no update of {_clients(absent)} in round {result.round}"
+
+
+def _is_update(asked: RoundMessage | None) -> bool:
+    return asked is not None and asked.message_type.partition(".")[0] == TRAINS
+
+
+def _update(reply: RoundReply) -> Update:
+    blob: BlobRef | None = reply.content.blob if reply.content else None
+    inline = reply.content.inline if reply.content else None
+    return Update(
+        round=reply.round,
+        client=reply.client,
+        sha256=blob.sha256 if blob else "",
+        size_bytes=blob.size_bytes if blob else len(inline or b""),
+        train_s=reply.train_s,
+        error=reply.error_reason if reply.error_code is not None else "",
+    )
+
+
+# --- words -----------------------------------------------------------------------------------------
+
+
+def _weights(sha256: str, size_bytes: int) -> str:
+    return f"{size_bytes} bytes with the digest {sha256}"
+
+
+def _clients(clients: Iterable[str]) -> str:
+    return ", ".join(sorted(clients)) or "nobody"
+
+
+def _figures(metrics: Mapping[str, float]) -> dict[str, str]:
+    """As text: a figure that is no number is not equal to itself."""
+    return {name: repr(value) for name, value in metrics.items()}
+
+
+def _figure(told: Manifest | RoundResult, name: str) -> str:
+    return repr(told.metrics.get(name))
