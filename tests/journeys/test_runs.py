@@ -10,6 +10,7 @@ from support.whole import ended, served, settled, start_run, trained, whole
 from fedbus.contracts.client import FailTrain, InferRefused
 from fedbus.contracts.run import RunState, StopRun
 from fedbus.contracts.server import ServerClosed
+from fedbus.contracts.versions import PromoteModel
 
 
 def state_of(fed: Federation, run: str) -> str:
@@ -139,11 +140,16 @@ async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: Federation
         assert await trained(fed) == 2
 
 
-async def test_a_model_that_is_not_a_number_is_refused_by_everyone_and_the_old_one_goes_on(
+async def test_a_model_that_is_not_a_number_is_kept_back_and_by_hand_too_refused_by_everyone(
     fed: Federation,
 ) -> None:
     async with whole(fed):
         await start_run(fed, quorum=2, rounds=1, config={"poison": True})
+        assert "its loss is nan" in (await fed.happens("server", "candidate_kept", within_s=60)).reason
+        await fed.until(lambda: settled(fed))
+        assert fed.heard(InferRefused) == []
+
+        await fed.bus.request(PromoteModel(task=TASK, model_version=2, reason="somebody is wrong"))
         refused = await fed.hears(InferRefused, times=2, within_s=60)
         assert (refused.model.version, refused.serving) == (2, 1)
         await fed.until(lambda: settled(fed))
