@@ -153,7 +153,6 @@ async def test_people_are_told_the_same_in_lines(left: Left) -> None:
     assert [line.split("  ")[1].strip()[0] for line in lines[1 : 1 + len(ABOUT)]] == ["✓"] * len(ABOUT)
     assert "v2, v1, the first of lineage 1" in said.out
     assert "c1 (10), c2 (20)" in said.out
-    assert f"fedbus trace {RUN}" in lines[-1]
 
 
 # --- where something does not fit --------------------------------------------------------------

@@ -134,7 +134,7 @@ def _tell(facts: dict[str, Any], *, limit: int | None) -> None:
     console.print()
     _tell_rounds(facts["rounds"])
     _tell_updates(facts["updates"], limit)
-    if facts["trace_id"]:
+    if facts["trace_id"].strip("0"):  # all zeros: nobody traced
         console.print(f"\ntrace {facts['trace_id']}: fedbus trace {facts['run']}")
 
 

@@ -109,6 +109,8 @@ def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> Non
         typer.echo(f"serving it already: {', '.join(facts['serving'])}")
     if facts["not_yet"]:
         typer.echo(f"not yet, or away: {', '.join(facts['not_yet'])}; they take it over when they return")
+    if not facts["serving"] and not facts["not_yet"]:
+        typer.echo("no device serves a model yet")
 
 
 def _sentence(model: "ModelRef", instead_of: int | None) -> str:
