@@ -4,9 +4,11 @@ import asyncio
 import os
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from stores.test_models import WEIGHTS, digest, manifest
+from stores.test_models_champion import champion
 from structlog.testing import capture_logs
 from support import eventually
 from support.seaweed import Road, road
@@ -14,10 +16,12 @@ from support.seaweed import Road, road
 from fedbus.app.embedded_s3 import EmbeddedS3
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
+from fedbus.contracts.versions import Champion
 from fedbus.stores import models_s3, s3_lock
 from fedbus.stores.artifact_cache import ArtifactCache
 from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreError, StoreUnavailable
 from fedbus.stores.models import ArtifactMissing, DigestMismatch, UnknownStore, VersionTaken, open_store
+from fedbus.stores.models_interface import ChampionMoved
 from fedbus.stores.models_s3 import S3ModelStore
 from fedbus.stores.s3 import PART_BYTES, Address, Bucket, ConditionsUnknown, _session
 
@@ -203,6 +207,24 @@ async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(s3_url: str, b
         await store.latest()
 
 
+@pytest.mark.parametrize("content", [b"", b"{", b'{"version": 0, "term": 1}', b"\xff"])
+async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_crowned_over_it(
+    content: bytes, s3_url: str, bucket: Bucket
+) -> None:
+    store = await two_versions(s3_url)
+    await store.crown(champion(1, 1))
+    await bucket.write(key(s3_url, "champion"), content)
+    attempts: list[Callable[[], Any]] = [
+        store.champion,
+        lambda: store.crown(champion(2, 2, 1)),
+        lambda: store.retire(keep=1),  # it does not know whose weights are in use
+    ]
+    for attempt in attempts:
+        with pytest.raises(StoreDamaged, match="mnist/champion is damaged: it names no champion"):
+            await attempt()
+    assert await store.held() == {digest(WEIGHTS)}
+
+
 async def test_a_manifest_that_cannot_be_read_is_damage(s3_url: str, bucket: Bucket) -> None:
     store = await two_versions(s3_url)
     await bucket.write(key(s3_url, "versions/2.json"), b'{"version": 2')
@@ -308,6 +330,51 @@ async def test_a_download_that_was_given_up_is_gone_on_with_later(
     way.reopen()
     assert (await stored(far_url, cache=tmp_path).path_of(digest(LARGE))).read_bytes() == LARGE
     assert way.answered_bytes < len(LARGE) - 4 * 1024**2
+
+
+async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
+    far_url: str, way: Road
+) -> None:
+    store = stored(far_url)
+    await store.prepare()
+    await store.put(WEIGHTS, digest(WEIGHTS))
+    long = manifest(1).model_copy(update={"participants": {f"c{number}": number for number in range(20_000)}})
+    await store.publish(long)
+    way.cut_answers_after = [5000, 70_000]
+    assert await store.manifest(1) == long
+    assert not way.cut_answers_after
+
+
+async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
+    far_url: str, way: Road, tmp_path: Path
+) -> None:
+    store = stored(far_url)
+    await store.prepare()
+    await store.put(LARGE, digest(LARGE))
+    way.cut_answers_after = [1] * 1000
+    with pytest.raises(StoreUnavailable, match="see that it runs"):
+        await stored(far_url, cache=tmp_path, patience_s=0.5).path_of(digest(LARGE))
+    assert not cached(tmp_path)
+
+
+async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, way: Road) -> None:
+    store = stored(far_url, patience_s=0.1)
+    await store.prepare()
+    way.pause_up_s = 0.002
+    await store.put(LARGE, digest(LARGE))
+    way.pause_up_s = 0.0
+    await store.verify(digest(LARGE))
+
+
+async def test_which_weights_are_kept_is_one_question_however_many_there_are(far_url: str, way: Road) -> None:
+    store = stored(far_url)
+    await store.prepare()
+    contents = [b"weights %d" % number for number in range(12)]
+    for content in contents:
+        await store.put(content, digest(content))
+    way.requested.clear()
+    assert await store.held() == {digest(content) for content in contents}
+    assert way.requested.count(b"HTTP/1.1\r\n") == 1
 
 
 async def test_a_slow_road_is_no_broken_one(far_url: str, way: Road) -> None:
@@ -430,6 +497,18 @@ async def test_of_publishers_under_the_lock_exactly_one_gets_the_version(plain_u
     )
     assert sorted(type(one).__name__ for one in results) == ["Manifest", "VersionTaken", "VersionTaken"]
     assert await stores[0].latest() in [one for one in results if isinstance(one, Manifest)]
+
+
+async def test_of_those_who_crown_under_the_lock_exactly_one_does(plain_url: str) -> None:
+    await two_versions(plain_url)
+    first = await stored(plain_url).crown(champion(1, 1))
+    crowns = [champion(1, 2, 1), champion(2, 2, 1), champion(2, 2)]
+    answers = await asyncio.gather(*(stored(plain_url).crown(one) for one in crowns), return_exceptions=True)
+    crowned = [one for one in answers if isinstance(one, Champion)]
+    assert sorted(type(one).__name__ for one in answers) == ["Champion", "ChampionMoved", "ChampionMoved"]
+    assert await stored(plain_url).champion() == crowned[0]
+    with pytest.raises(ChampionMoved):
+        await stored(plain_url).crown(first)
 
 
 async def test_a_claim_that_a_dead_publisher_left_counts_for_a_while_only(

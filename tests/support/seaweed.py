@@ -53,6 +53,8 @@ class Road:
         """A request with these bytes in it closes the road."""
         self.pause_s = 0.0
         """Before each piece of an answer."""
+        self.pause_up_s = 0.0
+        """Before each piece of a request."""
         self.answered_bytes = 0
         self.requested = bytearray()
 
@@ -86,6 +88,8 @@ class Road:
             if self.closes_at is not None and self.closes_at in piece:
                 self.close()
             self.requested += piece[:2048]
+            if self.pause_up_s:
+                await asyncio.sleep(self.pause_up_s)
             writer.write(piece)
             await writer.drain()
         writer.write_eof()
