@@ -56,6 +56,7 @@ from fedbus.contracts.server import (
     ServerInfo,
     UpdateReady,
 )
+from fedbus.contracts.serving import ModelReturned
 from fedbus.contracts.task import Task
 from fedbus.domain.participation import can_wait, reason_to_decline, short
 from fedbus.stores.code import CodeRepository, FixedCode
@@ -245,6 +246,8 @@ class ClientManager:
                     await self._infer_ready(message)
                 case InferRefused():
                     await self._infer_refused(message)
+                case ModelReturned():
+                    await self._model_returned(message)
                 case FinTrain() if self._learns(message.run):
                     await self._fin_train(message)
                 case FailTrain() if self._learns(message.run):
@@ -472,11 +475,24 @@ class ClientManager:
             return
         log.warning("the model was refused", version=message.model.version, reason=message.reason)
         if message.serving is not None:
+            self._served = message.still or self._served
             await self._keep_the_old(message.reason)
         else:
             await self._life.move("infer_retried", reason=message.reason)
             self._timers.after(AGAIN, backoff(self._attempt), self._try_again)
             self._attempt += 1
+
+    async def _model_returned(self, message: ModelReturned) -> None:
+        """The inference agent went back by itself, to another model than was believed; the new one is past."""
+        if self._served != message.returned_from:
+            return  # of a model before the one that serves now
+        self._served = message.model
+        if self._newest is not None and self._newest.model == message.returned_from:
+            self._newest = None
+        if self._state is ClientState.SERVING:
+            await self._life.move("model_returned", reason=message.reason, model=message.model)
+        elif self._state is not ClientState.PENDING_APPLICATION:  # which says what is *about* to be served
+            self._aim_at(message.model)
 
     async def _try_again(self) -> None:
         """There is nothing to serve yet: ask for the newest model anew, until one is taken."""

@@ -304,6 +304,7 @@ class Inference:
                 model=message.model,
                 reason=reason[:500],
                 serving=serving.version if serving else None,
+                still=serving,
                 code_version=message.code_version,
             )
         )

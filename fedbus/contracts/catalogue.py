@@ -174,6 +174,7 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         client.FailTrain,
         client.InferReady,
         client.InferRefused,
+        serving.ModelReturned,
     ),
     "flower-client": (client.ClientStart, client.RoundStarted, server.ServerClosed),
     "trainer": (server.RoundMessage,),

@@ -59,6 +59,7 @@ CLIENT = Lifecycle(
         (_C.PENDING_APPLICATION, "no_new_model"): _C.SERVING,
         (_C.SERVING, "client_start"): _C.LEARNING,
         (_C.SERVING, "model_published"): _C.PENDING_APPLICATION,
+        (_C.SERVING, "model_returned"): _C.SERVING,
         (_C.SERVING, "code_published"): _C.SYNCING,
         (_C.SYNCING, "code_ready"): _C.SERVING,
         (_C.SYNCING, "code_refused"): _C.SERVING,
@@ -307,4 +308,6 @@ class InferRefused(ClientMessage):
     model: ModelRef
     reason: str
     serving: int | None = None
+    still: ModelRef | None = None
+    """The model of that version."""
     code_version: str = ""

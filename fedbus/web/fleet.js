@@ -123,7 +123,7 @@ const COLUMNS = (page) => [
 ];
 
 const standing = (one) => one.client?.body.target ?? "s0";
-const version = (one) => one.inference?.body.facts.model?.version ?? one.client?.body.facts.model?.version;
+const version = (one) => one.inference?.body.facts.model?.version; // what answers, not what is tried or was turned down
 const code = (one) => one.client?.body.facts.code_version ?? "";
 const late = (store, one) => !(Date.now() - new Date(store.heard.get(one.name) ?? 0) < LATE_S * 1000) && standing(one) === "learning";
 

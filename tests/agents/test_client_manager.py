@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support import eventually
-from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused
+from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused, returned
 from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
 from support.whole_module import only_after_the_whole_module
 
@@ -306,6 +306,55 @@ async def test_a_refused_model_leaves_the_old_one_serving_and_the_next_is_taken(
     await ready(fed, third)
     await fed.happens("client", "infer_ready", times=2)
     assert served(fed) == 3
+
+
+async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_nor_tried_again(
+    fed: Federation, server: ServerPlayed, client: AgentAtWork
+) -> None:
+    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
+    await fed.hears(InferUpdate)
+    await ready(fed, second)
+    await fed.happens("client", "infer_ready", times=2)
+    await returned(fed, first, second)
+    assert (await fed.happens("client", "model_returned")).reason == "it errs"
+    assert served(fed) == 1
+    await learn(fed, server)
+    await failed(fed)  # it looks about for what is new, and there is nothing
+    await fed.happens("client", "fail_train")
+    assert served(fed) == 1
+    await returned(fed, first, second)  # told twice
+    third = await server.publishes(3)
+    await fed.hears(InferUpdate, times=2)
+    await ready(fed, third)
+    await fed.happens("client", "infer_ready", times=3)
+    assert fed.events("client").count("model_returned") == 1
+    assert served(fed) == 3
+
+
+async def test_who_goes_back_while_its_device_learns_says_so_with_the_next_step(
+    fed: Federation, server: ServerPlayed, client: AgentAtWork
+) -> None:
+    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
+    await fed.hears(InferUpdate)
+    await ready(fed, second)
+    await fed.happens("client", "infer_ready", times=2)
+    await learn(fed, server)
+    await returned(fed, first, second)
+    await failed(fed)
+    assert (await fed.happens("client", "fail_train")).target == "serving"
+    assert served(fed) == 1
+
+
+async def test_a_client_that_starts_and_is_refused_the_newest_model_says_which_one_serves_still(
+    fed: Federation, server: ServerPlayed, client: AgentAtWork
+) -> None:
+    first = fed.heard(InferStart)[0].model
+    await server.has(2)
+    await client.restart()
+    second = await asked_to_serve(fed, times=2)
+    await refused(fed, second, serving=1, still=first)
+    await fed.happens("client", "infer_refused")
+    assert served(fed) == 1
 
 
 async def test_where_nothing_serves_yet_a_refused_model_is_tried_again_until_one_is_taken(

@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 from support import NatsServer, eventually
 from support.command_line import Fedbus, Said
@@ -12,6 +13,7 @@ from support.users import requests_flowing
 from support.whole import client_side, ended, served, server_side, start_run, whole
 
 from fedbus.contracts.server import GetServerInfo
+from fedbus.learning import weights
 from fedbus.stores.models import ModelStore, open_store
 
 
@@ -89,6 +91,20 @@ async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it
     await live.fed.until(lambda: served(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")
 
 
+async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: Live) -> None:
+    await start_run(live.fed, quorum=2, rounds=1, config={"poison": True})
+    await live.fed.happens("server", "candidate_kept", within_s=60)
+    said = await live.model("promote", "v3")
+    assert said.code == 0, said.err
+    assert [line.partition(":")[0] for line in said.out.splitlines()] == [
+        "version 3 is served from now on, instead of version 2",
+        "c1 does not take it",
+        "c2 does not take it",
+    ]
+    rows = (await live.fedbus("clients", "ls", "--json")).facts
+    assert {one["client"]: one["model_version"] for one in rows} == {"c1": 2, "c2": 2}
+
+
 async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(live: Live) -> None:
     said = await live.model("init", "--new-lineage", "--reason", "begin again")
     assert said.code == 0, said.err
@@ -116,6 +132,22 @@ async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: Liv
         assert said.err.count("\n") == 1
     info = await live.fed.bus.request(GetServerInfo(task=TASK))
     assert (info.model.version, info.term) == (2, 2)
+
+
+async def test_a_version_that_does_not_fit_the_code_is_refused_with_the_first_tensor_that_differs(
+    live: Live, tmp_path: Path
+) -> None:
+    arrays = {"weight": np.zeros((4, 7), np.float32), "bias": np.zeros(4, np.float32)}
+    artifact = weights.save(arrays, tmp_path / "wide.safetensors")
+    await live.store.put(tmp_path / "wide.safetensors", artifact.sha256)
+    second = await live.store.manifest(2)
+    await live.store.publish(second.model_copy(update=artifact.model_dump() | {"version": 3, "parent": 2}))
+    said = await live.model("promote", "3")
+    assert (said.code, said.out) == (1, "")
+    assert said.err.endswith(
+        "version 3 does not fit the code that is in use: 'weight' is float32[4, 3] instead of float32[4, 7]\n"
+    )
+    assert served(live.fed) == {"c1": 2, "c2": 2}
 
 
 async def test_without_devices_the_version_changes_all_the_same(

@@ -58,7 +58,6 @@ FOR_PEOPLE = {
     "model_shadowed",
     "model_canaried",
     "model_committed",
-    "model_returned",
     "capture_paused",
     "capture_resumed",
     "data_checked",

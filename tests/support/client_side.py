@@ -30,6 +30,7 @@ from fedbus.contracts.server import (
     ServerState,
     UpdateReady,
 )
+from fedbus.contracts.serving import Beside, ModelReturned
 from fedbus.learning import weights
 from fedbus.stores.signing import Signer
 from support.federation import TASK, Federation, with_refusals
@@ -145,8 +146,29 @@ async def ready(fed: Federation, model: ModelRef, code_version: str = "") -> Non
     await fed.say(said, by="inference")
 
 
-async def refused(fed: Federation, model: ModelRef, *, serving: int | None, code_version: str = "") -> None:
+async def refused(
+    fed: Federation,
+    model: ModelRef,
+    *,
+    serving: int | None,
+    still: ModelRef | None = None,
+    code_version: str = "",
+) -> None:
     said = InferRefused(
-        task=TASK, client=NAME, model=model, reason="NaN", serving=serving, code_version=code_version
+        task=TASK,
+        client=NAME,
+        model=model,
+        reason="NaN",
+        serving=serving,
+        still=still,
+        code_version=code_version,
+    )
+    await fed.say(said, by="inference")
+
+
+async def returned(fed: Federation, to: ModelRef, of: ModelRef) -> None:
+    """The inference agent goes back from the model *of* to the one before it."""
+    said = ModelReturned(
+        task=TASK, client=NAME, model=to, returned_from=of, reason="it errs", beside=Beside()
     )
     await fed.say(said, by="inference")

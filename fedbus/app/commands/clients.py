@@ -147,15 +147,15 @@ def _client(thing: str, told: "dict[str, Seen]") -> dict[str, Any]:
     lives = [_life(seen) for seen in told.values()]
     state = {life["kind"]: life["state"] for life in lives}
     facts = [seen.message.facts for seen in told.values()]  # type: ignore[attr-defined]
-    models = [one.model for one in reversed(facts) if getattr(one, "model", None)]
+    served = next((one.model for one in facts if one.kind == "inference"), None)
     return {
         "client": client,
         "task": task,
         "state": state.get("client", ""),
         "training": state.get("fl_client", ""),
         "inference": state.get("inference", ""),
-        "model_version": models[0].version if models else None,
-        "sha256": models[0].sha256 if models else None,
+        "model_version": served.version if served else None,
+        "sha256": served.sha256 if served else None,
         "run": next((one.run for one in facts if getattr(one, "run", None)), None),
         "endpoint": next((one.endpoint for one in facts if getattr(one, "endpoint", "")), ""),
         "since": max(life["since"] for life in lives),

@@ -26,7 +26,7 @@ NOW: Final = {
     ("fl_client", "finished"): "is done with {run}",
     ("inference", "empty"): "answers nothing: it has no model yet",
     ("inference", "serving"): "answers with v{model} at {endpoint}",
-    ("inference", "updating"): "answers with its model, and tries v{model} beside it",
+    ("inference", "updating"): "answers with v{model} at {endpoint}, and tries another beside it",
 }
 """What each state is in words; in braces what the facts say."""
 OF: Final = {"client": "the client", "fl_client": "its trainer", "inference": "its predictor"}

@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 ANSWER_S: Final = 120.0
 """A first model may have to be built, and an S3 waited for."""
 WATCHED_S: Final = 10.0
+WATCHED: Final = ("client", "inference")
+NOES: Final = ("infer_refused", "load_refused", "model_returned")
+"""On these the device stays with, or goes back to, the model before."""
 
 Reason = Annotated[str, typer.Option(help="Why; everybody can read it.")]
 Wait = Annotated[
@@ -88,17 +91,19 @@ def init(
 
 def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> None:
     from fedbus.app.session import now, on_the_bus, the_task
+    from fedbus.bus.streams import life_stream
 
     async def change() -> dict[str, Any]:
         async with on_the_bus() as bus:
             question: Request = request(await the_task(bus, task))
+            _, asked_at = await bus.extent(life_stream(bus.fed))
             answer = await bus.request(question, timeout_s=ANSWER_S)
             if not json:
                 typer.echo(_sentence(answer.model, answer.instead_of))
             return {
                 "model": answer.model.model_dump(),
                 "instead_of": answer.instead_of,
-                **await _who_serves(bus, question.task, answer.model, wait_s),
+                **await _who_serves(bus, question.task, answer.model, asked_at, wait_s),
             }
 
     facts = now(change())
@@ -107,9 +112,11 @@ def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> Non
         return
     if facts["serving"]:
         typer.echo(f"serving it already: {', '.join(facts['serving'])}")
+    for client, reason in facts["refused"].items():
+        typer.echo(f"{client} does not take it: {reason}")
     if facts["not_yet"]:
         typer.echo(f"not yet, or away: {', '.join(facts['not_yet'])}; they take it over when they return")
-    if not facts["serving"] and not facts["not_yet"]:
+    if not any(facts[word] for word in ("serving", "refused", "not_yet")):
         typer.echo("no device serves a model yet")
 
 
@@ -119,39 +126,48 @@ def _sentence(model: "ModelRef", instead_of: int | None) -> str:
     )
 
 
-async def _who_serves(bus: "Bus", task: str, model: "ModelRef", wait_s: float) -> dict[str, list[str]]:
-    """The devices that say within *wait_s* that they serve *model*, and those that do not."""
-    from fedbus.app.session import lives, moved
+async def _who_serves(
+    bus: "Bus", task: str, model: "ModelRef", asked_at: int, wait_s: float
+) -> dict[str, Any]:
+    """The devices that say within *wait_s* that they serve *model*, those that do not take it, and the others.
+
+    *asked_at* is how long the log was when the model was asked for: what was refused before then was another one.
+    """
+    from fedbus.app.session import lives
     from fedbus.bus.streams import life_stream
     from fedbus.contracts import subjects
 
-    mine = f"*.{task}"
-    known = await lives(bus, "inference", thing=mine)
-    serves: dict[str, bool] = {}
-
-    def heard(seen: "Seen") -> bool:
-        move = moved(seen)
-        serves[move.thing.split(".")[0]] = _is_served(move, model)
-        return all(serves.values())
-
+    devices: dict[str, str | None] = {}
+    known = sorted(await lives(bus, *WATCHED, thing=f"*.{task}"), key=lambda seen: seen.sequence)
     for seen in known:
-        heard(seen)
-    if not all(serves.values()):
-        wanted, newest = [subjects.life(bus.fed, "inference", mine)], max(seen.sequence for seen in known)
+        _note(devices, seen, model, asked_at)
+    if None in devices.values():
+        wanted = [subjects.life(bus.fed, kind, f"*.{task}") for kind in WATCHED]
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(wait_s),
-                bus.watch(life_stream(bus.fed), wanted, after=newest) as stream,
+                bus.watch(life_stream(bus.fed), wanted, after=known[-1].sequence) as stream,
             ):
                 async for seen in stream:
-                    if heard(seen):
+                    _note(devices, seen, model, asked_at)
+                    if None not in devices.values():
                         break
     return {
-        "serving": sorted(client for client, done in serves.items() if done),
-        "not_yet": sorted(client for client, done in serves.items() if not done),
+        "serving": sorted(client for client, why_not in devices.items() if why_not == ""),
+        "refused": {client: why_not for client, why_not in sorted(devices.items()) if why_not},
+        "not_yet": sorted(client for client, why_not in devices.items() if why_not is None),
     }
 
 
-def _is_served(move: Any, model: "ModelRef") -> bool:
-    served = move.facts.model
-    return move.target == "serving" and served is not None and served.version == model.version
+def _note(devices: dict[str, str | None], seen: "Seen", model: "ModelRef", asked_at: int) -> None:
+    """What *seen* says of its device: that it serves *model* (no reason), why it does not, or nothing yet (None)."""
+    from fedbus.app.session import moved
+
+    move = moved(seen)
+    client = move.thing.split(".")[0]
+    if seen.sequence > asked_at and move.event in NOES:
+        devices[client] = move.reason or "it gave no reason"
+    elif move.kind == "inference":
+        served = move.facts.model  # type: ignore[union-attr]
+        serves = move.target == "serving" and served is not None and served.version == model.version
+        devices[client] = "" if serves else devices.get(client) or None
