@@ -14,6 +14,7 @@ from fedbus.app.commands import clients, code, data, events, model, provision, r
 from fedbus.app.commands.context import context
 from fedbus.app.commands.doctor import doctor, version
 from fedbus.app.commands.gateway import gateway
+from fedbus.app.commands.top import top
 from fedbus.app.commands.trace import trace
 from fedbus.app.commands.verify import verify
 from fedbus.app.commands.why import why
@@ -43,6 +44,7 @@ app.add_typer(serve.server, name="server")
 app.add_typer(serve.client, name="client")
 app.command()(serve.agent)
 app.command()(gateway)
+app.command()(top)
 app.command()(trace)
 app.command()(verify)
 app.command()(why)
