@@ -170,7 +170,9 @@ def test_a_device_s_own_key_never_leaves_it(begun: Federation, tmp_path: Path) -
 
 
 @pytest.mark.parametrize(
-    "text", ["", "U", "UAAA", "A" * 56, Key.new(Of.ACCOUNT).public, Key.new(Of.USER).public[:-1] + "1"]
+    "text",
+    ["", "U", "UAAA", "A" * 56, Key.new(Of.ACCOUNT).public, Key.new(Of.USER).public[:-1] + "1"],
+    ids=["nothing", "one letter", "short", "no checksum", "an account's", "a typing error"],
 )
 def test_what_is_no_public_key_of_a_user_is_refused(text: str) -> None:
     with pytest.raises(Failure, match="no public key"):
