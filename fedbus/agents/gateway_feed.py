@@ -154,6 +154,8 @@ class Feed:
         notes = [subjects.every(self._bus.fed, kind) for kind in NOTES]
         for seen in await self._bus.snapshot(streams[EVENTS][0], notes):
             self._stand(record(seen))
+        for seen in await self._bus.latest(DeviceReport):
+            self._hear_one(seen.message, seen.envelope.time)
 
     async def _follow(self, records: AsyncIterator[Record]) -> None:
         async for one in records:
@@ -163,13 +165,15 @@ class Feed:
 
     async def _hear(self, overheard: AsyncIterator[Message]) -> None:
         async for one in overheard:
-            now = datetime.now(UTC)
-            match one:
-                case Heartbeat():
-                    self.heard[one.client] = now
-                case DeviceReport():
-                    self.heard[one.client] = now
-                    self.devices[one.client] = (now, cut(readable(one.model_dump())))
+            self._hear_one(one, datetime.now(UTC))
+
+    def _hear_one(self, one: Message, at: datetime) -> None:
+        match one:
+            case Heartbeat():
+                self.heard[one.client] = at
+            case DeviceReport():
+                self.heard[one.client] = at
+                self.devices[one.client] = (at, cut(readable(one.model_dump())))
 
     async def _reached(self, end: Cursor) -> None:
         while self.position.events < end.events or self.position.life < end.life:
@@ -193,7 +197,7 @@ class Feed:
             self._dropped = self._dropped.past(oldest)
 
     def presence(self, since: datetime) -> dict[str, Any]:
-        """Which clients were heard of after *since*, and how their devices are; kept in no stream."""
+        """Which clients were heard of after *since*, and how their devices are."""
         heard = {client: at.isoformat() for client, at in self.heard.items() if at > since}
         devices = {client: report for client, (at, report) in self.devices.items() if at > since}
         return {"heard": heard, "devices": devices}

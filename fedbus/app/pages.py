@@ -219,8 +219,12 @@ def _heard(entry: Entry) -> str:
     return ", ".join(entry.heard_by) or "whoever listens"
 
 
+def _kept_last(kind: type[Message]) -> str:
+    return "the last of each device is kept" if kind.stands else "not kept"
+
+
 def _section(entry: Entry) -> list[str]:
-    kept = "kept in the stream" if entry.kind.durable else "not kept"
+    kept = "kept in the stream" if entry.kind.durable else _kept_last(entry.kind)
     lines = [
         "",
         f"### {entry.word}",

@@ -413,6 +413,13 @@ class Bus:
                 await subscription.unsubscribe()
         return found
 
+    async def latest(self, kind: type[Message]) -> list[Seen]:
+        """The last message of this *kind* of each device; none where the federation is older than what keeps them."""
+        assert kind.stands, kind.word
+        with contextlib.suppress(NoFederation):
+            return await self.snapshot(streams.devices_stream(self.fed), [subjects.every(self.fed, kind)])
+        return []
+
     async def _in_order(
         self, stream: str, wanted: list[str], config: ConsumerConfig
     ) -> JetStreamContext.PushSubscription:

@@ -1,7 +1,8 @@
-"""What the bus keeps: four streams, and a durable consumer for each agent that must miss nothing.
+"""What the bus keeps: five streams, and a durable consumer for each agent that must miss nothing.
 
     FEDBUS_<fed>_EVENTS   the durable words of the catalogue, for a week
     FEDBUS_<fed>_LIFE     the transitions: the last one on a subject is that thing's state
+    FEDBUS_<fed>_DEVICES  of each device the last word on how it is: nobody waits for it to be written
     FEDBUS_<fed>_DEAD     what could not be read, with the reason
     FEDBUS_<fed>_LEASES   who does what only one may do, for seconds: see `lease`
 
@@ -32,6 +33,7 @@ DAY_S = 24 * 3600.0
 KEPT_S = 7 * DAY_S
 EVENTS_BYTES = 1024**3
 LIFE_BYTES = 1024**3
+DEVICES_BYTES = 64 * 1024**2
 DEAD_BYTES = 64 * 1024**2
 LEASE_S = 5.0
 """After this long without a word of its holder a lease is free."""
@@ -53,6 +55,10 @@ def life_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_LIFE"
 
 
+def devices_stream(fed: FederationId) -> str:
+    return f"FEDBUS_{fed}_DEVICES"
+
+
 def dead_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_DEAD"
 
@@ -68,7 +74,7 @@ def stream_for(fed: FederationId, agent: str) -> str:
 
 def names(fed: FederationId) -> list[str]:
     """All streams of *fed*."""
-    return [events_stream(fed), life_stream(fed), dead_stream(fed), lease_stream(fed)]
+    return [events_stream(fed), life_stream(fed), devices_stream(fed), dead_stream(fed), lease_stream(fed)]
 
 
 def consumer_name(owner: str, task: str, agent: str) -> str:
@@ -157,6 +163,20 @@ def _streams(fed: FederationId) -> list[StreamConfig]:
             discard=DiscardPolicy.OLD,
             allow_direct=True,
             deny_delete=True,
+        ),
+        StreamConfig(
+            name=devices_stream(fed),
+            description=f"How the devices of the federation {fed} are: of each its last report",
+            subjects=catalogue.standing_subjects(fed),
+            max_age=KEPT_S,
+            max_bytes=DEVICES_BYTES,
+            max_msg_size=2 * MAX_EVENT_BYTES,
+            max_msgs_per_subject=1,
+            duplicate_window=LEASE_S,  # no report is sent twice, and each id that is remembered costs memory
+            storage=StorageType.FILE,  # one in memory is gone, and not only empty, after a restart
+            retention=RetentionPolicy.LIMITS,
+            discard=DiscardPolicy.OLD,
+            allow_direct=True,
         ),
         StreamConfig(
             name=dead_stream(fed),

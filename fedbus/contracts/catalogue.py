@@ -196,6 +196,11 @@ def stream_subjects(fed: FederationId) -> list[str]:
     )
 
 
+def standing_subjects(fed: FederationId) -> list[str]:
+    """What the stream of the devices keeps: of each device the last of these words."""
+    return sorted(subjects.every(fed, kind) for kind in MESSAGES if kind.stands)
+
+
 def hears(fed: FederationId, agent: str, *, task: str, client: str = "*") -> list[str]:
     """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
     if agent in FOLLOWS:

@@ -21,11 +21,12 @@ class GpuUse(Body):
 
 
 class DeviceReport(ClientMessage):
-    """How the device is now. Shares are from 0 to 1. Not kept: the next one says it better."""
+    """How the device is now. Shares are from 0 to 1. Of each device the last one is kept: it says it best."""
 
     word: ClassVar[str] = "device_report"
     family: ClassVar[Family] = Family.CLIENT
     durable: ClassVar[bool] = False
+    stands: ClassVar[bool] = True
 
     cpu: float = Field(ge=0, le=1)
     memory: float = Field(ge=0, le=1)

@@ -56,6 +56,8 @@ class Message(Body):
     version: ClassVar[int] = 1
     durable: ClassVar[bool] = True
     """Whether the event stream keeps it. What is not kept is lost on whoever does not listen."""
+    stands: ClassVar[bool] = False
+    """Of what is not durable: whether the last one of each device is kept, for whoever comes to look."""
 
     task: Id
 

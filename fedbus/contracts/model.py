@@ -61,7 +61,8 @@ class Seal(Body):
 class Manifest(ModelRef):
     """All that is known of a model version. Written once, never changed."""
 
-    model_config = ConfigDict(ser_json_inf_nan="strings")  # a diverged run has a loss, too: null could not be read
+    # A diverged run has a loss, too: null could not be read.
+    model_config = ConfigDict(ser_json_inf_nan="strings")
 
     task: Id
     created: AwareDatetime

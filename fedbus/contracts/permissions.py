@@ -34,7 +34,7 @@ CLIENT_TAG: Final = "{{tag(client)}}"
 TASK_TAG: Final = "{{tag(task)}}"
 """And of every task that they take part in."""
 
-STREAMS: Final = ("EVENTS", "LIFE", "DEAD", "LEASES")
+STREAMS: Final = ("EVENTS", "LIFE", "DEVICES", "DEAD", "LEASES")
 VERBS: Final = ("PING", "INFO", "STATS")
 """What a NATS micro service is asked about itself."""
 ANSWERS_EACH: Final = 4

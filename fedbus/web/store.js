@@ -121,7 +121,7 @@ export class Store extends EventTarget {
     return this.about.acts && this.token !== "";
   }
 
-  /** Who was heard of, and how the devices are: no stream keeps this. */
+  /** Who was heard of, and how the devices are: of no record that has a number. */
   hear({ heard, devices }) {
     for (const [client, at] of Object.entries(heard)) this.heard.set(client, at);
     for (const [client, report] of Object.entries(devices)) this.devices.set(client, report);

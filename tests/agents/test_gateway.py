@@ -211,7 +211,24 @@ async def test_a_browser_that_never_reads_is_let_go_and_costs_nobody_anything(
         writer.transport.abort()
 
 
-async def test_presence_is_told_though_no_stream_keeps_it(
+async def test_a_gateway_that_starts_knows_at_once_how_the_devices_said_last_that_they_are(
+    told: Told, nats: NatsServer
+) -> None:
+    async with Bus.connect(nats.url, Identity(FED, "device-monitor", "c7")) as device:
+        for cpu in (0.9, 0.5):
+            await device.publish(DeviceReport(task=TASK, client="c7", cpu=cpu, memory=0.25, disk=0.1))
+        await eventually(lambda: reports_kept(told.bus), within_s=30)
+    async with gateway(nats.url) as url:
+        presence = (await asked(url, "/api/state"))["presence"]
+    assert presence["devices"]["c7"]["cpu"] == 0.5
+    assert "c7" in presence["heard"]
+
+
+async def reports_kept(bus: Bus) -> bool:
+    return [one.message.cpu for one in await bus.latest(DeviceReport)] == [0.5]  # type: ignore[attr-defined]
+
+
+async def test_presence_is_told_as_it_comes_though_no_record_holds_it(
     told: Told, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gateway_pages, "ALIVE_S", 0.1)

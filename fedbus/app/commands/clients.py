@@ -15,12 +15,14 @@ if TYPE_CHECKING:
 app = typer.Typer(no_args_is_help=True, help="Who takes part, what each does now, which model it serves.")
 
 KINDS: Final = ("client", "fl_client", "inference")
+DEVICE: Final = ("cpu", "memory", "disk", "heat", "gpu", "errors", "reported")
 
 
 @app.command()
 def ls(
     *,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    wide: Annotated[bool, typer.Option("--wide", help="Tell how the devices are, too.")] = False,
     json: show.AsJson = False,
 ) -> None:
     """List all clients and how they stand."""
@@ -32,6 +34,7 @@ def ls(
         (
             *("client", "task", "state", "training", "inference", "model", "run"),
             *("rounds", "failed", "contribution", "endpoint", "since"),
+            *(DEVICE if wide else ()),
         ),
         [
             (
@@ -47,6 +50,7 @@ def ls(
                 _figure(one["standing"]["contribution"]),
                 one["endpoint"],
                 show.ago(one["since"]),
+                *(_device_in_cells(one["device"]) if wide else ()),
             )
             for one in clients
         ],
@@ -72,7 +76,7 @@ def show_(
         show.as_json(found)
         return
     for one in found:
-        show.console().print(f"[bold]{client}[/] in task [bold]{one['task']}[/]  {one['endpoint']}")
+        show.console().print(f"[bold]{client}[/] in task [bold]{one['task']}[/]  {_serves(one)}")
         show.table(
             ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),
             [
@@ -90,6 +94,38 @@ def show_(
             empty="",
         )
         show.console().print(_standing_in_words(one["standing"]), markup=False)
+        show.console().print(_device_in_words(one["device"]), markup=False)
+
+
+def _serves(one: dict[str, Any]) -> str:
+    return (
+        f"serves v{one['model_version']} at {one['endpoint']}" if one["model_version"] else "serves nothing"
+    )
+
+
+def _device_in_cells(device: dict[str, Any] | None) -> tuple[str, ...]:
+    """How a device is, for the columns of `DEVICE`."""
+    if device is None:
+        return ("",) * len(DEVICE)
+    heat = device["temperature_c"]
+    return (
+        *(f"{device[name]:.0%}" for name in ("cpu", "memory", "disk")),
+        "" if heat is None else f"{heat:.0f} °C",
+        ", ".join(f"{gpu['utilization']:.0%}" for gpu in device["gpus"]),
+        str(device["errors"] or ""),
+        show.ago(device["at"]),
+    )
+
+
+def _device_in_words(device: dict[str, Any] | None) -> str:
+    if device is None:
+        return "its device: nothing heard of it yet"
+    cells = dict(zip(DEVICE, _device_in_cells(device), strict=True))
+    said = [f"{name} {cell}" for name, cell in cells.items() if cell and name not in ("errors", "reported")]
+    said += [f"{name} does not run" for name, runs in device["agents"].items() if not runs]
+    if device["errors"]:
+        said.append(f"{device['errors']} error lines (last: {device['last_error']})")
+    return f"its device {cells['reported']}: {', '.join(said)}"
 
 
 def _figure(value: float | None) -> str:
@@ -117,20 +153,31 @@ def _standing_in_words(standing: dict[str, Any]) -> str:
 def _clients() -> list[dict[str, Any]]:
     """What the log says of every client in every task: its three lifecycles put together."""
     from fedbus.app.session import lives, moved, now, on_the_bus
+    from fedbus.contracts.device import DeviceReport
 
-    async def look() -> "list[Seen]":
+    async def look() -> "tuple[list[Seen], list[Seen]]":
         async with on_the_bus() as bus:
-            return await lives(bus, *KINDS, "run")
+            return await lives(bus, *KINDS, "run"), await bus.latest(DeviceReport)
 
     told: dict[str, dict[str, Seen]] = defaultdict(dict)
-    found = now(look())
+    found, reports = now(look())
+    devices = {thing: facts for seen in reports for thing, facts in [_device(seen)]}
     runs = [move for seen in found if (move := moved(seen)).kind == "run"]
     for seen in found:
         if moved(seen).kind == "run":
             continue
         *_, kind, client, task = seen.subject.split(".")
         told[f"{client}.{task}"][kind] = seen
-    return [_client(thing, lives) | {"standing": _standing(thing, runs)} for thing, lives in told.items()]
+    return [
+        _client(thing, lives) | {"standing": _standing(thing, runs), "device": devices.get(thing)}
+        for thing, lives in told.items()
+    ]
+
+
+def _device(seen: "Seen") -> "tuple[str, dict[str, Any]]":
+    """Which client in which task has reported, and what."""
+    facts = seen.message.model_dump()
+    return f"{facts.pop('client')}.{facts.pop('task')}", facts | {"at": seen.envelope.time}
 
 
 def _standing(thing: str, runs: "list[Transition]") -> dict[str, Any]:

@@ -1,0 +1,81 @@
+"""`fedbus clients`: what the log and the devices' last reports say of each client."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support import NatsServer
+from support.command_line import Fedbus
+from support.told import COMMIT, TASK, Told, model
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.client import ClientFacts, InferenceFacts
+from fedbus.contracts.device import DeviceReport, GpuUse
+from fedbus.contracts.identifiers import FederationId
+
+FED = FederationId("dev")
+
+
+@pytest.fixture
+def fedbus(tmp_path: Path, nats: NatsServer) -> Fedbus:
+    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+
+
+@pytest.fixture
+async def told(nats: NatsServer) -> AsyncIterator[Told]:
+    async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
+        await bus.make_streams()
+        yield Told(bus)
+
+
+def report(client: str, cpu: float = 0.25, **more: object) -> DeviceReport:
+    known = {"task": TASK, "client": client, "cpu": cpu, "memory": 0.5, "disk": 0.75}
+    return DeviceReport.model_validate(known | more)
+
+
+# --- which model -----------------------------------------------------------------------------------
+
+
+async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_that_is_tried(
+    fedbus: Fedbus, told: Told
+) -> None:
+    await told.clients(["c1"], version=1)
+    tried = ClientFacts(task=TASK, client="c1", model=model(2), code_version=COMMIT)
+    await told.move(tried, "model_published", "serving", "pending_application")
+    (one,) = (await fedbus("clients", "ls", "--json")).facts
+    assert (one["state"], one["model_version"], one["sha256"]) == ("pending_application", 1, model(1).sha256)
+    assert "serves v1 at http://" in (await fedbus("clients", "show", "c1")).out
+    back = InferenceFacts(task=TASK, client="c1", endpoint="http://127.0.0.1:8080")
+    await told.move(back, "restarted", "serving", "empty")
+    (one,) = (await fedbus("clients", "ls", "--json")).facts
+    assert one["model_version"] is None
+    assert "serves nothing" in (await fedbus("clients", "show", "c1")).out
+
+
+# --- how the devices are ---------------------------------------------------------------------------
+
+
+async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(fedbus: Fedbus, told: Told) -> None:
+    await told.clients(["c1", "c2"])
+    gpu = GpuUse(name="orin", utilization=0.4)
+    for cpu in (0.99, 0.25):
+        await told.say(report("c1", cpu, temperature_c=61.4, gpus=(gpu,), agents={"inference": False}))
+    wide = (await fedbus("clients", "ls", "--wide")).out.splitlines()
+    assert wide[0].split()[-7:] == ["cpu", "memory", "disk", "heat", "gpu", "errors", "reported"]
+    assert "25%  50%     75%   61 °C  40%" in wide[1]
+    assert "%" not in wide[2]
+    assert "cpu" not in (await fedbus("clients", "ls")).out
+    shown = (await fedbus("clients", "show", "c1")).out
+    assert "cpu 25%, memory 50%, disk 75%, heat 61 °C, gpu 40%, inference does not run" in shown
+    assert "its device: nothing heard of it yet" in (await fedbus("clients", "show", "c2")).out
+    first, second = (await fedbus("clients", "ls", "--json")).facts
+    assert (first["device"]["cpu"], second["device"]) == (0.25, None)
+
+
+async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(told: Told) -> None:
+    for number in range(1, 4):
+        for _ in range(3):
+            await told.say(report(f"c{number}"))
+    kept = await told.bus.latest(DeviceReport)
+    assert sorted(seen.subject.split(".")[3] for seen in kept) == ["c1", "c2", "c3"]
+    assert (await told.bus.existing_streams() or {})["FEDBUS_dev_DEVICES"] == 3
