@@ -72,7 +72,7 @@ class History:
         def belongs(one: Seen) -> bool:
             return trace_id(one.envelope.trace.get("traceparent", "")) == trace
 
-        events = (events_stream(self._bus.fed), stream_subjects(self._bus.fed))
+        events = (events_stream(self._bus.fed), [subjects.everything(self._bus.fed)])
         found = [await self._read(stream, since, until, belongs) for stream in (events, self._life)]
         return sorted([one for part in found for one in part], key=lambda one: one.at)
 

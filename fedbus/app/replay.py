@@ -14,7 +14,6 @@ from fedbus.app.edge import Exit, Failure
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.run import RUN, RunFacts
 from fedbus.contracts.transition import Transition
 
@@ -68,7 +67,7 @@ async def replayed(bus: Bus, window: Window) -> AsyncGenerator[Seen, None]:
         streams = [
             await open_things.enter_async_context(aclosing(_stream(bus, name, wanted, window)))
             for name, wanted in (
-                (events_stream(bus.fed), stream_subjects(bus.fed)),
+                (events_stream(bus.fed), [subjects.everything(bus.fed)]),
                 (life_stream(bus.fed), [subjects.every(bus.fed, Transition)]),
             )
         ]

@@ -9,7 +9,6 @@ from typing import Any, Final
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import stream_subjects
 
 SETTLE_S: Final = 0.05
 """Two streams are read as one: what comes within this time is put in the order of its time."""
@@ -19,7 +18,7 @@ HELD_AT_ONCE: Final = 1000
 async def everything(bus: Bus, since: datetime | None) -> AsyncGenerator[Seen, None]:
     """Events and transitions from *since* on, or from now; raises BusClosed at the end."""
     streams = {
-        events_stream(bus.fed): stream_subjects(bus.fed),
+        events_stream(bus.fed): [subjects.everything(bus.fed)],
         life_stream(bus.fed): [subjects.life(bus.fed, "*", ">")],
     }
     queue: asyncio.Queue[Seen] = asyncio.Queue(HELD_AT_ONCE)

@@ -58,6 +58,14 @@ def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: st
     return f"{subject}.{client}" if issubclass(kind, ClientRequest) else subject
 
 
+def everything(fed: FederationId) -> str:
+    """All that is said in *fed*. The one filter for a whole stream from some time on.
+
+    nats-server 2.15.1 leaves out the first messages where a start time meets several filters.
+    """
+    return f"{ROOT}.{fed}.>"
+
+
 def life(fed: FederationId, kind: str, thing: str) -> str:
     """Where the transitions of one *thing* go: its last message is its state."""
     return f"{ROOT}.{fed}.life.{kind}.{thing}"

@@ -4,7 +4,7 @@ from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from support import NatsServer
+from support import NatsServer, eventually
 from support.told import TASK, Told
 
 from fedbus.app.edge import Failure
@@ -45,6 +45,33 @@ async def test_a_run_is_told_again_in_order_and_nothing_else_with_it(nats: NatsS
         await told_of_a_run(bus)
         asked = await window(bus, None, None, "mnist-1")
         assert await words(bus, asked) == ["run", "joined", "client", "run"]
+
+
+async def test_nothing_is_left_out_at_the_beginning_of_a_window_whatever_words_were_said_before_it(
+    nats: NatsServer,
+) -> None:
+    async with (
+        Bus.connect(nats.url, Identity(FED, "test")) as bus,
+        Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as device,
+    ):
+        await bus.make_streams()
+        for _ in range(20):
+            await device.publish(Joined(task=TASK, client="c1", run="mnist-1"))
+        begin = await eventually_later()
+        for _ in range(10):
+            await device.publish(Joined(task=TASK, client="c1", run="mnist-2"))
+            await device.publish(Declined(task=TASK, client="c1", run="mnist-2", reason="it rests"))
+        for _ in range(20):
+            await device.publish(Declined(task=TASK, client="c1", run="mnist-3", reason="it rests"))
+        told = await words(bus, Window(begin, datetime.now(UTC)))
+        assert told == ["joined", "declined"] * 10 + ["declined"] * 20
+
+
+async def eventually_later() -> datetime:
+    """A moment after all that was said so far: envelopes have times of whole milliseconds."""
+    before = datetime.now(UTC)
+    await eventually(lambda: datetime.now(UTC) - before > timedelta(milliseconds=5))
+    return datetime.now(UTC) - timedelta(milliseconds=2)
 
 
 async def test_a_window_ends_where_it_is_to_end(nats: NatsServer) -> None:
