@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fedbus.app import show
+from fedbus.app.commands.curve import curve
 from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
@@ -157,6 +158,9 @@ def stop(
         show.as_json({"run": run, "stopping": True})
     else:
         show.console().print(f"run {run} is being cancelled")
+
+
+app.command()(curve)
 
 
 # --- reading the log -----------------------------------------------------------------------

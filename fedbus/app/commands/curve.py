@@ -1,0 +1,165 @@
+"""`fedbus run curve`: how a task has learnt over all of its runs, and where the time of its clients went."""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final
+
+import typer
+
+from fedbus.app import show
+from fedbus.app.edge import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.app.curve import Curve, Point
+
+WIDTH: Final = 80
+"""Of the charts where there is no terminal that has one."""
+WIDEST: Final = 120
+HEIGHT: Final = 7
+CLIENTS_SHOWN: Final = 20
+BAR: Final = 12
+
+
+def curve(
+    *,
+    task: Annotated[str | None, typer.Option(help="The task; needed where there are several.")] = None,
+    last: Annotated[int | None, typer.Option(min=1, help="Only its last runs, so many.")] = None,
+    csv: Annotated[Path | None, typer.Option(help="Write the rounds into this file, a line each.")] = None,
+    json: show.AsJson = False,
+) -> None:
+    """Draw loss and accuracy over all runs, and where each client's time went: train, transfer, wait."""
+    from fedbus.app.curve import curve_of
+    from fedbus.app.session import now, on_the_bus, the_task
+
+    async def look() -> "Curve":
+        async with on_the_bus() as bus:
+            return await curve_of(bus, await the_task(bus, task), last=last)
+
+    found = now(look())
+    if csv is not None:
+        _write(csv, found)
+    if json:
+        show.as_json(_facts(found))
+    elif found.points:
+        _draw(found)
+    else:
+        show.note(f"no round of {found.task} is over yet. Start a run: fedbus run start")
+
+
+def _draw(found: "Curve") -> None:
+    from fedbus.app.chart import chart, is_steep
+
+    console = show.console()
+    width = min(console.width, WIDEST) if sys.stdout.isatty() else WIDTH
+    rounds = found.rounds
+    begins = {point.run: float(point.step) for point in reversed(rounds)}
+    marks = {step: run.rpartition("-")[2] for run, step in begins.items()}
+    for name in ("loss", "accuracy"):
+        values = [(float(one.step), getattr(one.result, name)) for one in rounds]
+        known = [(x, y) for x, y in values if y is not None]
+        heights = [y for _, y in known]
+        steep = name == "loss" and bool(heights) and is_steep(heights)
+        if lines := chart(known, width=width, height=HEIGHT, marks=marks, logarithmic=steep):
+            scale = ", on a logarithmic scale" if steep else ""
+            console.print(f"[bold]{name}[/] of {found.task}: {heights[0]:.4f} → {heights[-1]:.4f}{scale}")
+            console.print("\n".join(lines[:-1]), markup=False)
+            console.print(f"{'run':>10}{lines[-1][10:]}\n", style="dim", markup=False)
+    _draw_clients(found)
+
+
+def _draw_clients(found: "Curve") -> None:
+    """The slowest first: they are whom the others wait for."""
+    clients = _clients(found)
+    slowest = sorted(clients, key=lambda one: -(_seconds(one, "train_s") + _seconds(one, "transfer_s")))
+    columns = {"client": "client", "rounds": "rounds", "failed": "failed", "train_s": "train"}
+    columns |= {"transfer_s": "transfer", "wait_s": "wait", "bar": "", "reliability": "reliability"}
+    if any(one["contribution"] is not None for one in clients):
+        columns["contribution"] = "contribution"
+    show.table(
+        list(columns.values()),
+        [[_cell(one | {"bar": _bar(one)}, name) for name in columns] for one in slowest[:CLIENTS_SHOWN]],
+        empty="no client has trained yet",
+    )
+    if len(slowest) > CLIENTS_SHOWN:
+        show.note(f"the slowest {CLIENTS_SHOWN} of {len(slowest)} clients; all of them: --json")
+    if clients:
+        show.console().print("█ train  ▒ transfer  · wait; seconds a round, on average", style="dim")
+
+
+def _bar(one: dict[str, Any], width: int = BAR) -> str:
+    """``███████▒▒···``."""
+    parts = [_seconds(one, part) for part in ("train_s", "transfer_s", "wait_s")]
+    whole = sum(parts)
+    if not whole or one["transfer_s"] is None:
+        return ""
+    train, away = (round(width * part / whole) for part in (parts[0], parts[0] + parts[1]))
+    return "█" * train + "▒" * (away - train) + "·" * (width - away)
+
+
+def _seconds(one: dict[str, Any], part: str) -> float:
+    return one[part] or 0.0
+
+
+def _cell(one: dict[str, Any], name: str) -> str:
+    value = one[name]
+    if value is None:
+        return "–"
+    return f"{value:.3g}" if isinstance(value, float) else str(value)
+
+
+# --- for programs --------------------------------------------------------------------------------
+
+
+def _facts(found: "Curve") -> dict[str, Any]:
+    rounds = [_round(point) | {"clients": point.times} for point in found.points]
+    return {"task": found.task, "rounds": rounds, "clients": _clients(found)}
+
+
+def _round(point: "Point") -> dict[str, Any]:
+    result = point.result
+    return {
+        "run": point.run,
+        "round": result.round,
+        "step": point.step,
+        "loss": result.loss,
+        "accuracy": result.accuracy,
+        "seconds": result.seconds,
+        "participants": len(result.participants),
+        "failures": len(result.failures),
+        "samples": sum(result.participants.values()),
+    } | {part: point.mean_s(part) for part in ("train_s", "transfer_s", "wait_s")}
+
+
+def _clients(found: "Curve") -> list[dict[str, Any]]:
+    return [
+        {
+            "client": client,
+            "rounds": standing.rounds,
+            "failed": standing.failed,
+            "samples": standing.samples,
+            "reliability": standing.reliability,
+            "contribution": standing.contribution,
+            "train_s": standing.train_s,
+            "transfer_s": None,
+            "wait_s": None,
+        }
+        | (found.times_of(client) or {})
+        for client, standing in found.standings.items()
+    ]
+
+
+def _write(path: Path, found: "Curve") -> None:
+    """Raises Failure where it cannot."""
+    from csv import DictWriter
+
+    rounds = [_round(point) for point in found.points]
+    if not rounds:
+        raise Failure(f"no round of {found.task} is over yet: there is nothing to write", Exit.NOT_FOUND)
+    try:
+        with path.open("w", newline="") as file:
+            writer = DictWriter(file, fieldnames=list(rounds[0]))
+            writer.writeheader()
+            writer.writerows(rounds)
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror or error}", Exit.MACHINE) from None
+    show.note(f"{len(rounds)} rounds are in {path}")
