@@ -54,7 +54,7 @@ def start(
             else:
                 show.console().print(f"run {run} is requested. See: fedbus run watch {run}")
             if watch:
-                await _follow(bus, run, json=json)
+                await _follow(bus, await _find(bus, run), json=json)
 
     now(ask())
 
@@ -131,8 +131,7 @@ def watch(run: Run, *, json: show.AsJson = False) -> None:
 
     async def look() -> None:
         async with on_the_bus() as bus:
-            await _find(bus, run)
-            await _follow(bus, run, json=json)
+            await _follow(bus, await _find(bus, run), json=json)
 
     now(look())
 
@@ -176,12 +175,16 @@ async def _find(bus: "Bus", run: str) -> "Seen":
     return found[0]
 
 
-async def _follow(bus: "Bus", run: str, *, json: bool) -> None:
-    """Every move of *run*, from its first to its last; raises Failure where it did not finish."""
+async def _follow(bus: "Bus", found: "Seen", *, json: bool) -> None:
+    """Every move of the run that was *found*, from its first to its last; raises Failure where it did not finish.
+
+    Below them, on a terminal, how far it is.
+    """
     from contextlib import aclosing
     from datetime import datetime
 
     from fedbus.app.lines import line, record
+    from fedbus.app.run_progress import progress_shown, told
     from fedbus.app.session import moved
     from fedbus.app.tail import until_lost
     from fedbus.bus.streams import life_stream
@@ -189,15 +192,23 @@ async def _follow(bus: "Bus", run: str, *, json: bool) -> None:
     from fedbus.contracts.run import RUN, RunState
 
     console = show.console()
+    facts: RunFacts = moved(found).facts  # type: ignore[assignment]
+    run = facts.run
     wanted = [subjects.life(bus.fed, "run", run)]
     everything = datetime.fromisoformat(BEGINNING)
     async with (
         bus.watch(life_stream(bus.fed), wanted, since=everything) as stream,
         aclosing(until_lost(bus, stream)) as moves,
+        progress_shown(
+            bus, run, task=facts.task, since=facts.requested_at, console=console, wanted=not json
+        ) as progress,
     ):
         async for seen in moves:
+            progress.see(seen)
             if json:
                 print(show.to_json(record(seen)), flush=True)
+            elif console.is_terminal:
+                console.print(told(seen), soft_wrap=False)
             else:
                 console.print(line(seen), *_figures(seen))
             move = moved(seen)
