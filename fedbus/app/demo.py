@@ -62,6 +62,8 @@ class Wishes:
     store: str = ""
     commit: bool = False
     """Whether the task's code changes between two runs, by a commit to its repository."""
+    dashboard: bool = False
+    """Whether it can be watched in a browser, too."""
 
 
 async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console: Console) -> Report:
@@ -97,8 +99,11 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
                 clients=wishes.clients,
                 server_options=_server_options(wishes, task),
                 store=wishes.store,
+                dashboard=wishes.dashboard,
             )
         )
+        if running.dashboard:
+            console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
         open_things.enter_context(theirs.announced(running.nats.url))
         bus = await open_things.enter_async_context(
             Bus.connect(running.nats.url, Identity(settings.fed, "demo"))

@@ -34,5 +34,11 @@ def test_a_command_and_all_that_it_takes_has_words(words: tuple[str, ...]) -> No
         assert getattr(parameter, "help", None), parameter.name
 
 
+async def test_what_stands_in_brackets_is_shown_too(tmp_path: Path) -> None:
+    said = (await Fedbus(tmp_path)("trace", "--help")).out
+    assert "[default: the newest that is kept]" in said
+    assert "[default: the terminal's]" in said
+
+
 async def test_an_argument_is_explained_in_the_terminal(tmp_path: Path) -> None:
     assert "The run, as `fedbus run ls` calls it." in (await Fedbus(tmp_path)("run", "show", "--help")).out

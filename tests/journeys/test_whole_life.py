@@ -51,6 +51,7 @@ async def _lived(directory: Path) -> Story:
         runs=RUNS,
         json_file=directory / "facts.json",
         plot_file=directory / "loss.png",
+        dashboard=True,
     )
     told = io.StringIO()
     async with collecting() as collector:

@@ -10,7 +10,7 @@ from fedbus.app.edge import Exit, Failure
 
 def context(
     name: Annotated[
-        str, typer.Argument(help="What the context is called. [default: fedbus-FEDERATION]")
+        str, typer.Argument(help="What the context is called.", show_default="fedbus-FEDERATION")
     ] = "",
     *,
     select: Annotated[bool, typer.Option("--select", help="Have `nats` use it when none is named.")] = False,

@@ -60,7 +60,7 @@ def replay(
     since: Annotated[
         str | None, typer.Option(help="From then on: 90s, 10m, 2h or 1d ago, or a time as ISO 8601.")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Until then. [default: now]")] = None,
+    until: Annotated[str | None, typer.Option(help="Until then.", show_default="now")] = None,
     run: Annotated[str | None, typer.Option(help="Only this run, from its request to its end.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,

@@ -34,8 +34,8 @@ def gateway(
         Path | None,
         typer.Option(
             envvar="FEDBUS_GATEWAY_TOKEN_FILE",
-            help="Holds the token that lets people act; FEDBUS_GATEWAY_TOKEN may hold it itself. "
-            "[default: none, the dashboard only shows]",
+            help="Holds the token that lets people act; FEDBUS_GATEWAY_TOKEN may hold it itself.",
+            show_default="none, the dashboard only shows",
         ),
     ] = None,
     certificate: Annotated[

@@ -17,13 +17,14 @@ app = typer.Typer(
 
 Folder = Annotated[
     Path | None,
-    typer.Option("--trust", help="The folder with the federation's keys. [default: FEDBUS_HOME/trust]"),
+    typer.Option("--trust", help="The folder with the federation's keys.", show_default="FEDBUS_HOME/trust"),
 ]
 Days = Annotated[
     float, typer.Option(min=0, help="How long the credentials are good; 0: until they are revoked.")
 ]
 Out = Annotated[
-    Path | None, typer.Option(help="Where the kit goes: a folder, or a file NAME.tar. [default: kits/ID]")
+    Path | None,
+    typer.Option(help="Where the kit goes: a folder, or a file NAME.tar.", show_default="kits/ID"),
 ]
 PublicKey = Annotated[
     str, typer.Option(help="The device's own public key (U…): then the secret one never leaves the device.")
@@ -39,10 +40,12 @@ def init(
     *,
     host: Host = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the bus listens.")] = 4222,
-    url: Annotated[str, typer.Option(help="How devices reach it. [default: tls://HOST:PORT]")] = "",
+    url: Annotated[str, typer.Option(help="How devices reach it.", show_default="tls://HOST:PORT")] = "",
     at: Annotated[
         Path | None,
-        typer.Option(help="Where trust/nats will be on the server's machine. [default: where it is here]"),
+        typer.Option(
+            help="Where trust/nats will be on the server's machine.", show_default="where it is here"
+        ),
     ] = None,
     trust: Folder = None,
 ) -> None:
@@ -116,7 +119,9 @@ def site(
     host: Host = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the leaf node listens.")] = 4222,
     at: Annotated[Path | None, typer.Option(help="Where the folder will be on the leaf's machine.")] = None,
-    out: Annotated[Path | None, typer.Option(help="[default: sites/NAME]")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Where its folder goes.", show_default="sites/NAME")
+    ] = None,
     days: Days = 365.0,
     trust: Folder = None,
 ) -> None:

@@ -3,6 +3,7 @@
 import asyncio
 import os
 from collections.abc import Callable, Coroutine
+from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -19,7 +20,8 @@ TaskSource = Annotated[
     typer.Option(
         "--task",
         help="The task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
-        "commits are followed. [default: FEDBUS_TASK, or the working directory]",
+        "commits are followed.",
+        show_default="FEDBUS_TASK, or the working directory",
     ),
 ]
 TaskSources = Annotated[
@@ -27,7 +29,8 @@ TaskSources = Annotated[
     typer.Option(
         "--task",
         help="A task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
-        "commits are followed. May be repeated. [default: FEDBUS_TASK, or the working directory]",
+        "commits are followed. May be repeated.",
+        show_default="FEDBUS_TASK, or the working directory",
     ),
 ]
 Label = Annotated[
@@ -48,7 +51,8 @@ NodeConfig = Annotated[
 Store = Annotated[
     str,
     typer.Option(
-        help="The model repository: a directory, or s3://bucket/prefix?endpoint=…. [default: FEDBUS_STORE]"
+        help="The model repository: a directory, or s3://bucket/prefix?endpoint=….",
+        show_default="FEDBUS_STORE",
     ),
 ]
 StoreHere = Annotated[
@@ -60,6 +64,7 @@ StoreHere = Annotated[
 ]
 Host = Annotated[str, typer.Option(help="Where predictions are served.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
+Dashboard = Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")]
 
 LOOK_WITH = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
 FOLLOWED = "a new commit comes by itself, or at once: fedbus code look · how it goes: fedbus code status"
@@ -74,11 +79,13 @@ def demo(
     rounds: Annotated[int | None, typer.Option(min=1, help="Rounds of each run.")] = None,
     runs: Annotated[int, typer.Option(min=1, help="How many runs the scheduler starts.")] = 2,
     epochs: Annotated[int | None, typer.Option(min=1, help="Epochs of each round.")] = None,
-    data: Annotated[Path | None, typer.Option(help="Where data sets are. [default: FEDBUS_DATA_DIR]")] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Where data sets are.", show_default="FEDBUS_DATA_DIR")
+    ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end.")] = False,
     json: Annotated[Path | None, typer.Option(help="Write what it came to into this file, as JSON.")] = None,
     plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
-    task: Annotated[Path | None, typer.Option(help="Another task. [default: the MNIST example]")] = None,
+    task: Annotated[Path | None, typer.Option(help="Another task.", show_default="the MNIST example")] = None,
     store: StoreHere = "",
     commit: Annotated[
         bool,
@@ -87,6 +94,7 @@ def demo(
             help="Change the task's code between two runs, by a signed commit to its Git repository.",
         ),
     ] = False,
+    dashboard: Dashboard = True,
 ) -> None:
     """Show the whole life of a federated model on this machine, on real data."""
     from rich.console import Console
@@ -96,7 +104,9 @@ def demo(
     from fedbus.app.examples import mnist
     from fedbus.app.settings import Settings
 
-    wishes = Wishes(task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit)
+    wishes = Wishes(
+        task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit, dashboard
+    )
     settings, console = Settings.from_environment(), Console()
 
     async def work(stop: asyncio.Event) -> None:
@@ -114,7 +124,7 @@ def up(
     task: TaskSources = None,
     clients: Annotated[int, typer.Option(min=0, max=64, help="How many clients, on this machine.")] = 3,
     port: Annotated[
-        int | None, typer.Option(help="The port of the nats-server. [default: one that is free]")
+        int | None, typer.Option(help="The port of the nats-server.", show_default="one that is free")
     ] = None,
     rounds: Rounds = None,
     quorum: Quorum = None,
@@ -125,11 +135,13 @@ def up(
     public_models: Annotated[
         bool, typer.Option("--public-models", help="With --store s3: anybody who reaches it may read models.")
     ] = False,
-    dashboard: Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")] = True,
+    dashboard: Dashboard = True,
 ) -> None:
     """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
     from rich.console import Console
 
+    from fedbus.agents.tasks import first_of
+    from fedbus.app.arrivals import Arrivals, until_all_serve
     from fedbus.app.code import code_of, first_task
     from fedbus.app.settings import Settings
     from fedbus.app.stack import EMBEDDED, stack
@@ -153,6 +165,7 @@ def up(
     _assert_different(names)
 
     async def work(stop: asyncio.Event) -> None:
+        began = datetime.now(UTC)
         async with stack(
             settings,
             sources,
@@ -172,6 +185,9 @@ def up(
             console.print(LOOK_WITH, soft_wrap=True, highlight=False)
             if any("://" in one for one in sources):
                 console.print(FOLLOWED, soft_wrap=True, highlight=False)
+            arrivals = Arrivals(names, running.clients)
+            here = until_all_serve(running.nats.url, settings.fed, arrivals, console, began=began)
+            await first_of(here, stop.wait())
             await stop.wait()
 
     _until_told(work, "up", level="WARNING")

@@ -22,7 +22,8 @@ PIPED_WIDTH: Final = 120
 
 def trace(
     run: Annotated[
-        str, typer.Argument(help="The run, as `fedbus run ls` calls it. [default: the newest that is kept]")
+        str,
+        typer.Argument(help="The run, as `fedbus run ls` calls it.", show_default="the newest that is kept"),
     ] = "",
     *,
     otlp_json: Annotated[
@@ -31,7 +32,7 @@ def trace(
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="Only what the rounds waited for.")] = False,
     width: Annotated[
-        int | None, typer.Option(min=60, max=400, help="Columns. [default: the terminal's]")
+        int | None, typer.Option(min=60, max=400, help="Columns.", show_default="the terminal's")
     ] = None,
 ) -> None:
     """Draw what happened in a run, and what it waited for."""

@@ -51,7 +51,9 @@ def promote(
 
 def rollback(
     *,
-    to: Annotated[str, typer.Option(help="The version to go back to. [default: the champion before]")] = "",
+    to: Annotated[
+        str, typer.Option(help="The version to go back to.", show_default="the champion before")
+    ] = "",
     task: TaskId = None,
     reason: Reason = "rolled back by hand",
     wait_s: Wait = WATCHED_S,

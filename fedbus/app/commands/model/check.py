@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def verify(
-    versions: Annotated[list[str] | None, typer.Argument(help="Only these. [default: all]")] = None,
+    versions: Annotated[list[str] | None, typer.Argument(help="Only these.", show_default="all")] = None,
     *,
     task: TaskId = None,
     store: Store = "",
@@ -25,12 +25,18 @@ def verify(
     With FEDBUS_TRUSTED_KEYS, also whether one of those keys has signed it.
     """
     from fedbus.app.settings import Settings
+    from fedbus.app.working import working
 
     async def read(models: "ModelStore") -> tuple[list[dict[str, Any]], str]:
         numbers = await models.numbers()
         latest = await models.latest()
         asked = [number_of(one, latest.version if latest else 0) for one in versions or ()] or numbers
-        found = [await _verified(models, number, numbers, trusted) for number in asked]
+        found = []
+        with working("verifying", total=len(asked)) as step:
+            for number in asked:
+                step(0, f"v{number}")
+                found.append(await _verified(models, number, numbers, trusted))
+                step(1, f"v{number}")
         return found, await _wrong_with_champion(models, numbers)
 
     trusted = Settings.from_environment().trusted()

@@ -24,6 +24,8 @@ def export(
     json: show.AsJson = False,
 ) -> None:
     """Copy the weights of a version into a file."""
+    from fedbus.app.working import working
+
     if path.is_dir():
         raise Failure(f"{path} is a directory: name the file to write in it", Exit.USAGE)
     if path.exists() and not force:
@@ -31,7 +33,8 @@ def export(
 
     async def read(models: "ModelStore") -> "Manifest":
         found = await find(models, version)
-        _copy(await models.path_of(found.sha256), path, found.sha256)
+        with working(f"exporting v{found.version}, {show.size(found.size_bytes)}"):
+            _copy(await models.path_of(found.sha256), path, found.sha256)
         return found
 
     found = with_store(read, task, store)

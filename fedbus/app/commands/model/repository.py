@@ -16,10 +16,14 @@ PATIENCE_S: Final = 3.0
 """How long a person waits for an S3 that does not answer."""
 SHORT: Final = 12
 
-TaskId = Annotated[str | None, typer.Option("--task", help="The task's id. [default: the only one there]")]
+TaskId = Annotated[
+    str | None, typer.Option("--task", help="The task's id.", show_default="the only one there")
+]
 Store = Annotated[
     str,
-    typer.Option(help="The model repository: a directory, or s3://bucket/prefix. [default: FEDBUS_STORE]"),
+    typer.Option(
+        help="The model repository: a directory, or s3://bucket/prefix.", show_default="FEDBUS_STORE"
+    ),
 ]
 Version = Annotated[str, typer.Argument(help="A version's number, v3 or 3, or: latest, or champion.")]
 
