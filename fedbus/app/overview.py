@@ -2,7 +2,7 @@
 
     overview = Overview()
     overview.see(seen)            a transition, or a word of a client
-    overview.hear(report, at)     what no stream keeps: heartbeats and how devices are
+    overview.hear(report, at)     what is overheard: heartbeats, and how devices are
     overview.sorted("cpu")        the clients, each in each of its tasks
 
 Nothing here waits, draws or looks at a clock.
@@ -120,7 +120,7 @@ class Overview:
                 self._member(message.client, message.task).note(message, at)
 
     def hear(self, message: Message, at: datetime) -> None:
-        """Take in what no stream keeps."""
+        """Take in what is overheard."""
         match message:
             case DeviceReport():
                 self.devices[message.client] = message

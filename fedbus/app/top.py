@@ -71,8 +71,7 @@ async def _follow(bus: Bus, overview: Overview, moved: Callable[[], None], ready
             await watching.enter_async_context(bus.overhear(kind, task="*"))
             for kind in (DeviceReport, Heartbeat)
         ]
-        for seen in await _standing(bus):
-            overview.see(seen)
+        await take_in(bus, overview)
         ready.set()
         async with asyncio.TaskGroup() as group:
             group.create_task(_until_lost(bus), name="the connection")
@@ -86,11 +85,14 @@ async def _until_lost(bus: Bus) -> None:
     await bus.lost()
 
 
-async def _standing(bus: Bus) -> list[Seen]:
-    """The last word on everything, in the order in which it was said."""
+async def take_in(bus: Bus, overview: Overview) -> None:
+    """Have *overview* be what is so now: the last word on everything, in the order in which it was said."""
     lives = await bus.snapshot(life_stream(bus.fed), [subjects.every(bus.fed, Transition)])
     notes = await bus.snapshot(events_stream(bus.fed), [subjects.every(bus.fed, kind) for kind in NOTES])
-    return sorted([*lives, *notes], key=lambda seen: seen.envelope.time)
+    for seen in sorted([*lives, *notes], key=lambda seen: seen.envelope.time):
+        overview.see(seen)
+    for seen in await bus.latest(DeviceReport):
+        overview.hear(seen.message, seen.envelope.time)
 
 
 async def _see(stream: AsyncIterator[Seen], overview: Overview, moved: Callable[[], None]) -> None:

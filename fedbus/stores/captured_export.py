@@ -36,9 +36,17 @@ class CannotExport(StoreError):
     """Nothing was written; the text says why, and what to do."""
 
 
-def export(database: Path, path: Path, *, holdout_share: float = 0.0, labelled: bool = False) -> int:
+def export(
+    database: Path,
+    path: Path,
+    *,
+    holdout_share: float = 0.0,
+    labelled: bool = False,
+    told: Callable[[int], None] = lambda _: None,
+) -> int:
     """Write all rows, or the *labelled* ones, to *path*, which never holds a part of them; how many.
 
+    *told* of each batch: how many rows it had.
     Blocks. Raises CannotExport for a format that is not known or without pyarrow, and StoreUnavailable.
     """
     check_format(path)
@@ -46,7 +54,7 @@ def export(database: Path, path: Path, *, holdout_share: float = 0.0, labelled: 
         schema = _schema(connection)
         batches = _batches(connection, schema, holdout_share, labelled=labelled)
         with _new_file(path) as part, _writer(part, path.suffix, schema) as write:
-            return _written(batches, write)
+            return _written(batches, write, told)
 
 
 def check_format(path: Path) -> None:
@@ -58,11 +66,12 @@ def check_format(path: Path) -> None:
         raise CannotExport("exporting needs pyarrow: pip install 'fedbus[data]'")
 
 
-def _written(batches: Iterator[Any], write: Write) -> int:
+def _written(batches: Iterator[Any], write: Write, told: Callable[[int], None]) -> int:
     count = 0
     for batch in batches:
         write(batch)
         count += batch.num_rows
+        told(batch.num_rows)
     return count
 
 

@@ -17,7 +17,7 @@ from support.told import TASK, Told
 from fedbus.app.commands.top import Sort
 from fedbus.app.keyboard import keys_in
 from fedbus.app.overview import SORTS, Overview, Rate
-from fedbus.app.top import followed
+from fedbus.app.top import followed, take_in
 from fedbus.app.top_picture import KEYS, Look, bar, picture
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientFacts, Declined, FailTrain, FlClientFacts, Joined
@@ -48,8 +48,8 @@ def drawn(overview: Overview, *, width: int = 80, height: int = 24, look: Look |
 
 async def overview_of(bus: Bus) -> Overview:
     overview = Overview()
-    async with followed(bus, overview, lambda: None):
-        return overview
+    await take_in(bus, overview)
+    return overview
 
 
 def row(lines: list[str], client: str) -> str:
@@ -120,6 +120,7 @@ async def test_what_devices_tell_is_heard_and_sorted_by(told: Told, nats: NatsSe
             report = DeviceReport(task=TASK, client=client, cpu=cpu, memory=0.5, disk=0, temperature_c=heat)
             await device.publish(report)
         await eventually(lambda: len(overview.devices) == 2)
+    assert (await overview_of(told.bus)).devices.keys() == {"c1", "c2"}, "and of who comes later"
     lines = drawn(overview, width=140, look=Look(sort="cpu"))
 
     assert [one.client for one in overview.sorted("cpu")] == ["c2", "c1", "c3"]

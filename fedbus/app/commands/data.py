@@ -55,12 +55,17 @@ def export(
     ] = 0.2,
 ) -> None:
     """Write a client's captured rows as a table, for pandas, DuckDB or Spark."""
+    from fedbus.app.working import working
     from fedbus.stores.captured_export import check_format
     from fedbus.stores.captured_export import export as write
 
     check_format(path)
     database = _the_database(client, task)
-    rows = write(database, path, holdout_share=holdout, labelled=labelled)
+    expected = _counted(database)["labelled" if labelled else "rows"]
+    with working("exporting rows", total=expected) as step:
+        rows = write(
+            database, path, holdout_share=holdout, labelled=labelled, told=lambda more: step(more, "")
+        )
     size = show.size(path.stat().st_size)
     show.console().print(f"{rows} rows of {_whose(database)} are in {path} ({size})", highlight=False)
 

@@ -31,13 +31,6 @@ def top(
     *,
     sort: Annotated[Sort, typer.Option(help="What clients are sorted by, to begin with.")] = Sort.NAME,
     once: Annotated[bool, typer.Option("--once", help="Show it once, all of it, and leave.")] = False,
-    wait: Annotated[
-        float,
-        typer.Option(
-            min=0,
-            help="With --once: seconds to hear devices first. Each tells of itself four times a minute.",
-        ),
-    ] = 0.0,
     json: show.AsJson = False,
 ) -> None:
     """Watch servers, runs and clients, live: states, models, load, when last seen, why one does not train.
@@ -52,7 +45,7 @@ def top(
     async def look() -> None:
         async with on_the_bus() as bus:
             if once or json or not can_draw:
-                await _told_once(bus, sort, wait, json=json)
+                await _told_once(bus, sort, json=json)
             else:
                 await _live(bus, sort)
 
@@ -70,15 +63,12 @@ async def _live(bus: "Bus", sort: str) -> None:
         await screen.run()
 
 
-async def _told_once(bus: "Bus", sort: str, wait: float, *, json: bool) -> None:
-    import asyncio
-
+async def _told_once(bus: "Bus", sort: str, *, json: bool) -> None:
     from fedbus.app.overview import Overview
-    from fedbus.app.top import followed, record
+    from fedbus.app.top import record, take_in
 
     overview = Overview()
-    async with followed(bus, overview, lambda: None):
-        await asyncio.sleep(wait)
+    await take_in(bus, overview)
     if json:
         show.as_json([record(overview, one) for one in overview.sorted(sort)])
     else:
