@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from fedbus import __version__
 from fedbus.agents.gateway import Gateway
-from fedbus.agents.gateway_guard import Guard
+from fedbus.agents.gateway_guard import LOOPBACK, Guard
 from fedbus.agents.tasks import first_of
 from fedbus.app.settings import BadSetting, Settings
 from fedbus.bus.bus import Bus, Identity
@@ -38,9 +38,12 @@ class Dashboard:
     certificate: Path | None = None
     key: Path | None = None
     """With both it is served by HTTPS."""
+    insecure: bool = False
+    """Whether others may reach it without HTTPS or a token, because something else keeps them out."""
 
     async def serve(self, stop: asyncio.Event) -> None:
-        """Until *stop*; raises CannotListen, and BusClosed where the bus is gone for good."""
+        """Until *stop*; raises CannotListen, BadSetting, and BusClosed where the bus is gone for good."""
+        self.refuse_to_be_open()
         settings = self.settings
         identity = Identity(settings.fed, "gateway")
         async with (
@@ -58,6 +61,16 @@ class Dashboard:
                 tls=self.tls,
             )
             await first_of(gateway.run(stop), bus.lost(), self._announce(gateway))
+
+    def refuse_to_be_open(self) -> None:
+        """Raises BadSetting where others could reach a dashboard that asks nobody who they are."""
+        safe = self.token and self.certificate is not None
+        if self.host in LOOPBACK or safe or self.insecure:
+            return
+        raise BadSetting(
+            f"FEDBUS_GATEWAY_HOST: others can reach {self.host}: set FEDBUS_GATEWAY_TOKEN and give --certificate and "
+            "--key, or listen on 127.0.0.1; --insecure if something else keeps others out"
+        )
 
     @property
     def tls(self) -> ssl.SSLContext | None:

@@ -17,7 +17,7 @@ from typing import Final
 
 from fedbus import __version__
 from fedbus.app.embedded import nats_server_program
-from fedbus.app.finding import Finding, Health
+from fedbus.app.finding import SET_CLOCK, Finding, Health
 from fedbus.app.keeper import EmbeddedError, is_free, writable
 from fedbus.app.settings import Settings
 from fedbus.app.show import size
@@ -27,6 +27,7 @@ OLDEST_PYTHON: Final = (3, 11)
 OLDEST_NATS: Final = (2, 12)
 SPARE_BYTES: Final = 1024**3
 ANSWER_S: Final = 10.0
+CLOCK_OFF_S: Final = 3.0
 USUAL_PORT: Final = 4222
 DATA_SETS: Final = ("mnist", "fashion-mnist", "cifar10")
 INSTEAD: Final = "until then the example learns scikit-learn's digits"
@@ -182,7 +183,9 @@ async def _bus(settings: Settings) -> list[Finding]:
         async with asyncio.timeout(ANSWER_S), on_the_bus(settings) as bus:
             if settings.client:  # a device may not look into the streams, and needs not
                 return [well]
-            return [well, _streams(settings, await bus.existing_streams(), names(settings.fed))]
+            kept = _streams(settings, await bus.existing_streams(), names(settings.fed))
+            ahead_s = await bus.clock_ahead_s()
+            return [well, kept, *([] if ahead_s is None else [judge_clock(ahead_s)])]
     except Forbidden as error:
         return [well, Finding("JetStream", Health.REMARK, "not for these credentials to look at", str(error))]
     except AccessDenied as error:
@@ -203,6 +206,14 @@ def _streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]
         advice = f"the server manager makes them when it starts: fedbus up (federation {settings.fed})"
         return Finding("JetStream", Health.REMARK, f"enabled, without {', '.join(missing)}", advice)
     return Finding("JetStream", Health.WELL, ", ".join(f"{name}: {there[name]} messages" for name in wanted))
+
+
+def judge_clock(ahead_s: float) -> Finding:
+    """Deadlines, credentials and traces are told by several clocks: they have to agree about the time."""
+    if abs(ahead_s) <= CLOCK_OFF_S:
+        return Finding("clock", Health.WELL, f"as the bus's, give or take {CLOCK_OFF_S:g} s")
+    off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the bus"
+    return Finding("clock", Health.ILL, off, f"{SET_CLOCK}, or that of the bus, whichever is wrong")
 
 
 def _port(settings: Settings) -> Finding:

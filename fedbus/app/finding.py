@@ -14,6 +14,7 @@ class Health(StrEnum):
 
 
 MARKS: Final = {Health.WELL: ("✓", "green"), Health.REMARK: ("!", "yellow"), Health.ILL: ("✗", "bold red")}
+SET_CLOCK: Final = "set the clock of this machine (timedatectl set-ntp true)"
 
 
 @dataclass(frozen=True)

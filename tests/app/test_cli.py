@@ -15,6 +15,8 @@ from support.command_line import Fedbus
 
 from fedbus import __version__
 from fedbus.agents.child import ChildProcess
+from fedbus.app.doctor import judge_clock
+from fedbus.app.finding import Health
 from fedbus.app.settings import Settings
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.lives import Lives
@@ -402,6 +404,13 @@ async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: Fedbus, bus: B
     assert said.code == 0, said.out
     assert findings["nats-server"]["health"] == "well"
     assert "FEDBUS_dev_EVENTS: 0 messages" in findings["JetStream"]["found"]
+    assert findings["clock"]["health"] == "well"
+
+
+def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
+    assert judge_clock(2.5).health is Health.WELL
+    assert "42 s ahead of that of the bus: set the clock of this machine" in str(judge_clock(42.4).line())
+    assert "3600 s behind that of the bus" in str(judge_clock(-3600).line())
 
 
 async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: Fedbus, tmp_path: Path) -> None:

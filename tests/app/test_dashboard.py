@@ -5,6 +5,7 @@ import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 import pytest
@@ -33,6 +34,27 @@ def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path
         token_in({"FEDBUS_GATEWAY_TOKEN": "secret"}, None)
     with pytest.raises(BadSetting, match=r"FEDBUS_GATEWAY_TOKEN_FILE.*No such file"):
         token_in({}, tmp_path / "none")
+
+
+@pytest.mark.parametrize(
+    "served",
+    [
+        {},
+        {"host": "::1"},
+        {"host": "0.0.0.0", "insecure": True},
+        {"host": "0.0.0.0", "token": "0123456789abcdef", "certificate": Path("c"), "key": Path("k")},
+    ],
+)
+def test_a_dashboard_that_others_cannot_reach_or_that_asks_who_they_are_is_served(served: Any) -> None:
+    Dashboard(Settings(), **served).refuse_to_be_open()
+
+
+@pytest.mark.parametrize("served", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
+def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(served: Any) -> None:
+    with pytest.raises(
+        BadSetting, match=r"others can reach 0\.0\.0\.0: set FEDBUS_GATEWAY_TOKEN and .*--insecure"
+    ):
+        Dashboard(Settings(), host="0.0.0.0", **served).refuse_to_be_open()
 
 
 async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> None:

@@ -47,6 +47,14 @@ def gateway(
     key: Annotated[
         Path | None, typer.Option(envvar="FEDBUS_GATEWAY_KEY", help="The certificate's key.")
     ] = None,
+    insecure: Annotated[
+        bool,
+        typer.Option(
+            "--insecure",
+            envvar="FEDBUS_GATEWAY_INSECURE",
+            help="Let others reach it without a token or HTTPS, because a proxy or a network keeps them out.",
+        ),
+    ] = False,
 ) -> None:
     """Serve the dashboard: the fleet, runs, training, events, models and schedules, live in a browser."""
     from fedbus.agents.child import parent_watch
@@ -66,5 +74,6 @@ def gateway(
         token_in(dict(os.environ), token_file),
         certificate,
         key,
+        insecure,
     )
     _until_told(dashboard.serve, "gateway")

@@ -19,7 +19,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedbus.app.edge import Failure
-from fedbus.app.finding import Finding, Health
+from fedbus.app.finding import SET_CLOCK, Finding, Health
 from fedbus.app.provision.certificates import name_of, read_certificate
 from fedbus.app.provision.keys import Key, verify
 from fedbus.contracts.credentials import NotCredentials, jwt_in, seed_in, user_in
@@ -30,7 +30,6 @@ CREDENTIALS: Final = "credentials"
 AUTHORITY: Final = "authority"
 CERTIFICATE: Final = "certificate"
 NEW_KIT: Final = "get a new kit: fedbus provision rotate ID, on the machine that has the keys"
-SET_CLOCK: Final = "set the clock of this machine (timedatectl set-ntp true)"
 
 
 def examine_credentials(path: Path, now: datetime) -> Finding:
