@@ -157,6 +157,7 @@ def known_variables() -> set[str]:
         "FEDBUS_LOG_LEVEL",  # app/telemetry
         "FEDBUS_GATEWAY_HOST",  # app/commands/gateway.py
         "FEDBUS_GATEWAY_PORT",
+        "FEDBUS_GATEWAY_INSECURE",
         "FEDBUS_GATEWAY_HOSTS",
         "FEDBUS_PARTITIONS",  # the argument beside it
     }
