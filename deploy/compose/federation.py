@@ -6,6 +6,7 @@ MNIST example: commit to it (in the volume `author`), push, and the federation f
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 from pathlib import Path
@@ -17,6 +18,7 @@ from fedbus.stores.s3 import Address, Bucket
 
 EXAMPLE = Path("/opt/fedbus-examples/mnist")
 AUTHOR, CODE, TRUST = Path("/author"), Path("/code"), Path("/trust")
+RECRUIT_S = 180
 
 
 async def streams_and_bucket(settings: Settings) -> None:
@@ -28,6 +30,14 @@ async def streams_and_bucket(settings: Settings) -> None:
         await bucket.make()
 
 
+def _patient(task: Path) -> dict[str, str]:
+    """Its pyproject.toml with the time that containers need which all load torch at once, on one machine."""
+    text = (task / "pyproject.toml").read_text(encoding="utf-8")
+    patient, found = re.subn(r"^recruit-s *=.*$", f"recruit-s = {RECRUIT_S}", text, flags=re.MULTILINE)
+    assert found == 1, "the example says how long a run waits for its clients"
+    return {"pyproject.toml": patient}
+
+
 def task_repository() -> None:
     """A bare repository that everybody reads, made of one that only its author has, with the key that signs."""
     if (CODE / "mnist.git").exists():
@@ -35,6 +45,7 @@ def task_repository() -> None:
     shutil.rmtree(AUTHOR / "mnist", ignore_errors=True)  # of a start that was cut off
     authored = Authored.create(AUTHOR / "mnist", EXAMPLE)
     assert authored.allowed_signers is not None
+    authored.commit("More time for three clients on one machine to join", _patient(authored.directory))
     shutil.copyfile(authored.allowed_signers, TRUST / "allowed_signers")
     part = CODE / f".mnist-{os.getpid()}.git"
     subprocess.run(["git", "clone", "--quiet", "--bare", authored.directory, part], check=True)

@@ -71,7 +71,7 @@ def test_each_waits_for_what_it_stands_on() -> None:
 def test_a_client_is_three_containers_with_one_volume(client: str) -> None:
     mine = {name: service for name, service in SERVICES.items() if name.startswith(f"{client}-")}
     assert {service["command"][1] for service in mine.values()} == {
-        "client-manager",
+        "client-manager,device-monitor",
         "flower-client",
         "inference",
     }

@@ -249,7 +249,11 @@ def client_up(
 
 def agent(
     name: Annotated[
-        str, typer.Argument(help="server-manager, workflow-scheduler, flower-server, client-manager, …")
+        str,
+        typer.Argument(
+            help="server-manager, workflow-scheduler, flower-server, client-manager, …; or several of one side, "
+            "with commas."
+        ),
     ],
     *,
     task: TaskSource = "",
@@ -265,20 +269,32 @@ def agent(
     host: Host = "127.0.0.1",
     port: Port = 0,
 ) -> None:
-    """Run one agent in the foreground."""
-    from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, on_device
+    """Run one agent in the foreground, or a few in one process."""
+    from fedbus.app.compose import SERVER_AGENTS, on_device
 
-    if (of_server := SERVER_AGENTS.get(name)) is not None:
+    names = _agents_in(name)
+    if SERVER_AGENTS.keys() >= set(names):
         site = _site(task, store, rounds, quorum, every, at_most, run_config)
-        _run_agents(name, {name: partial(of_server, site)})
-    elif name in CLIENT_AGENTS:
-        if client is None:
-            raise Failure(f"the {name} is an agent of a client: say which with --client ID", Exit.USAGE)
-        device = _device(client, task, node_config, label, host, port)
-        _run_agents(f"{name} {client}", {name: on_device(name, device)})
+        _run_agents(name, {one: partial(SERVER_AGENTS[one], site) for one in names})
     else:
-        known = ", ".join((*SERVER_AGENTS, *CLIENT_AGENTS))
-        raise Failure(f"there is no agent {name!r}: choose one of {known}", Exit.USAGE)
+        if client is None:
+            raise Failure(f"{name}: an agent of a client. Say which with --client ID", Exit.USAGE)
+        device = _device(client, task, node_config, label, host, port)
+        _run_agents(f"{name} {client}", {one: on_device(one, device) for one in names})
+
+
+def _agents_in(text: str) -> list[str]:
+    """The agents that *text* names, all of one side; raises Failure."""
+    from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS
+
+    names = list(dict.fromkeys(text.split(",")))
+    known = [*SERVER_AGENTS, *CLIENT_AGENTS]
+    for one in names:
+        if one not in known:
+            raise Failure(f"there is no agent {one!r}: choose one of {', '.join(known)}", Exit.USAGE)
+    if not (SERVER_AGENTS.keys() >= set(names) or CLIENT_AGENTS.keys() >= set(names)):
+        raise Failure(f"{text}: agents of the server and of a client do not go together", Exit.USAGE)
+    return names
 
 
 def _assert_different(tasks: list[str]) -> None:
