@@ -7,7 +7,7 @@ from typing import Any, Final
 from pydantic import BaseModel
 from rich.text import Text
 
-from fedbus.app.show import size
+from fedbus.app.show import printable, size
 from fedbus.bus.bus import Seen
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
@@ -33,13 +33,15 @@ def line(seen: Seen) -> Text:
     """*seen* for a person."""
     message, envelope = seen.message, seen.envelope
     bad = any(word in message.word for word in ("fail", "refused", "lost", "declined"))
-    return Text.assemble(
+    told = Text.assemble(
         (f"{clock(envelope.time)}  ", "dim"),
         (f"{word_of(message):<20} ", "red" if bad else COLOURS.get(str(message.family), "")),
         (f"{who(envelope.source):<28} ", "bold"),
         f"{about(message):<14} ",
         *facts(message),
     )
+    told.plain = printable(told.plain)
+    return told
 
 
 def record(seen: Seen) -> dict[str, Any]:

@@ -12,8 +12,8 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fedbus.app.show import STYLES
-from fedbus.app.top_picture import bar, counted, printable, rounds_done
+from fedbus.app.show import STYLES, printable
+from fedbus.app.top_picture import bar, counted, rounds_done
 from fedbus.bus.beside import beside
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream

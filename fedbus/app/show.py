@@ -107,6 +107,11 @@ def state(name: str) -> "Text":
     return Text(name, style=STYLES.get(name, ""))
 
 
+def printable(text: str) -> str:
+    """*text*, which anybody may have said, without what would move a cursor, ring a bell or break a line."""
+    return "".join(one if one.isprintable() else " " for one in text)
+
+
 def ago(moment: datetime) -> str:
     """How long ago that was: ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())

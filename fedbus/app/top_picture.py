@@ -21,7 +21,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbus.app.overview import Member, Overview
-from fedbus.app.show import STYLES
+from fedbus.app.show import STYLES, printable
 from fedbus.contracts.run import RunFacts
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.transition import Transition
@@ -215,11 +215,6 @@ def _sorts(look: Look, width: int) -> list[Text]:
 
 def state(name: str) -> Text:
     return Text(name, style=STYLES.get(name, ""))
-
-
-def printable(text: str) -> str:
-    """*text* without what would move a cursor, ring a bell or break a line."""
-    return "".join(one if one.isprintable() else " " for one in text)
 
 
 def counted(count: int, what: str) -> str:

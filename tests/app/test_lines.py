@@ -27,6 +27,15 @@ def test_every_message_is_one_line_for_a_person_and_one_for_a_program(message: M
     assert "\n" not in to_json(record(seen(message)))
 
 
+def test_what_somebody_says_does_nothing_to_the_terminal() -> None:
+    (transition,) = [one for one in EXAMPLES.values() if one.word == "transition"]
+    hostile = transition.model_copy(update={"reason": "\x1b]0;owned\x07\x1b[2J\nserver gone"})
+    told = line(seen(hostile)).plain
+
+    assert told.isprintable()
+    assert told.endswith("[2J server gone")
+
+
 def test_a_transition_says_from_where_to_where_and_why() -> None:
     (transition,) = [one for one in EXAMPLES.values() if one.word == "transition"]
     assert facts(transition) == [("serving → learning", "bold"), " on client_start: run mnist-2"]

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
-from support import NatsServer
+from support import NatsServer, eventually
 from support.command_line import Fedbus
 
 from fedbus.app.commands.why import NOW
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, Declined
+from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.serving import DataCounted
@@ -60,3 +61,31 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     assert lines[6] == "  The rule: labelled >= 64   (it had: labelled 12)"
     assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
     assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
+
+
+async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
+        await server.make_streams()
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "device-monitor", "c1")) as bus,
+        Lives.open(bus) as lives,
+    ):
+        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
+        await client.bear("started")
+        agents = {"inference": True, "flower-client": False}
+        report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
+        await bus.publish(report.model_copy(update={"last_error": "\x1b[2J[bold]no room"}))
+        await eventually(lambda: _is_kept(bus))
+        said = await fedbus("why", "c1")
+
+    assert said.out.splitlines()[2].startswith(
+        "  its device    cpu 50%, memory 25%, disk 10%; not running: flower-client; "
+        "last error:  [2J[bold]no room, told "
+    )
+
+
+async def _is_kept(bus: Bus) -> bool:
+    return bool(await bus.latest(DeviceReport))

@@ -60,7 +60,9 @@ def _tell(one: dict[str, Any]) -> None:
         line = (
             f"{life['says']}, since {show.ago(life['since']).removesuffix(' ago')} ({life['event']}{reason})"
         )
-        console.print(f"  {OF[life['kind']]:<14}{escape(line)}")
+        console.print(f"  {OF[life['kind']]:<14}{escape(show.printable(line))}")
+    if one["device"]:
+        console.print(f"  {'its device':<14}{escape(show.printable(_device_in_words(one['device'])))}")
     if one["data"]:
         data = one["data"]
         rows = f"{data['labelled']} labelled, {data['unlabelled']} unlabelled"
@@ -70,10 +72,20 @@ def _tell(one: dict[str, Any]) -> None:
         return
     console.print("  It last declined:")
     for no in one["declined"]:
-        console.print(f"    {no['run']}, {show.ago(no['at'])}: {escape(no['reason'])}")
+        console.print(f"    {no['run']}, {show.ago(no['at'])}: {escape(show.printable(no['reason']))}")
     if rule := one["declined"][0]["rule"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in one["declined"][0]["facts"].items())
         console.print(f"  The rule: {escape(rule)}   (it had: {escape(figures)})")
+
+
+def _device_in_words(device: dict[str, Any]) -> str:
+    """How busy it is, what of it does not run, and what went wrong last."""
+    heat = f", {device['temperature_c']:.0f} °C" if device["temperature_c"] is not None else ""
+    parts = [f"cpu {device['cpu']:.0%}, memory {device['memory']:.0%}, disk {device['disk']:.0%}{heat}"]
+    down = ", ".join(sorted(agent for agent, runs in device["agents"].items() if not runs))
+    parts += [f"not running: {down}"] if down else []
+    parts += [f"last error: {device['last_error']}"] if device["last_error"] else []
+    return f"{'; '.join(parts)}, told {show.ago(device['at'])}"
 
 
 async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
@@ -92,17 +104,24 @@ async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
 
 async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> dict[str, Any]:
     from fedbus.contracts.client import Declined
+    from fedbus.contracts.device import DeviceReport
     from fedbus.contracts.serving import DataCounted
 
     declined = await _said(bus, Declined, client, task)
     counted = await _said(bus, DataCounted, client, task)
+    reports = [seen for seen in await bus.latest(DeviceReport) if _is_of(seen, client, task)]
     return {
         "client": client,
         "task": task,
+        "device": _facts(reports[-1]) if reports else None,
         "lives": [_life(seen) for seen in told],
         "data": _facts(counted[-1]) if counted else None,
         "declined": [_facts(seen) for seen in reversed(declined[-LAST_NOES:])],
     }
+
+
+def _is_of(seen: "Seen", client: str, task: str) -> bool:
+    return (getattr(seen.message, "client", None), seen.message.task) == (client, task)
 
 
 async def _said(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[Seen]":
