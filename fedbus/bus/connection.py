@@ -51,8 +51,12 @@ class HeedfulClient(Client):
         super().__init__()
         self._waiting: dict[str, str] = {}
         """Where the answer to the last request on a subject is to go. In lower case: so the broker names subjects."""
+        self._not_heard: str | None = None
+        """Where our answers come, once the broker has said that we may not listen there."""
 
     async def request(self, *args: Any, **kwargs: Any) -> Msg:
+        if self._not_heard is not None:
+            raise _no_answers(self._not_heard)
         task = asyncio.current_task()
         cancelled_before = task.cancelling() if task else 0
         answer = await super().request(*args, **kwargs)
@@ -94,6 +98,20 @@ class HeedfulClient(Client):
         answer = self._resp_map.get(reply.rpartition(".")[2])
         if answer is not None and not answer.done():
             answer.set_exception(Forbidden(f"publish on {subject}"))
+
+    def forbid_answers(self, subject: str) -> None:
+        """The broker will not let us hear on *subject*; where answers come there, nobody needs to wait for one."""
+        answers_at = bytes(self._resp_sub_prefix or b"").decode().lower()
+        if not answers_at or subject != f"{answers_at}*":
+            return
+        self._not_heard = subject
+        for answer in self._resp_map.values():
+            if not answer.done():
+                answer.set_exception(_no_answers(subject))
+
+
+def _no_answers(subject: str) -> Forbidden:
+    return Forbidden(f"hear answers on {subject} with these credentials")
 
 
 class Connection:
@@ -152,6 +170,8 @@ class _Watch:
         elif (forbidden := denials.forbidden_by(error)) is not None:
             log.error("not permitted", action=forbidden.action, subject=forbidden.subject, name=self._name)
             self.client.forbid(forbidden.subject)
+            if forbidden.action == "subscription":
+                self.client.forbid_answers(forbidden.subject)
         elif (denied := self.denial(error)) is not None:
             self._refusals += 1
             if self._refusals >= REFUSALS_BELIEVED:

@@ -18,7 +18,7 @@ from support.trusted import FED, TrustedBus, trusted_bus
 from fedbus.agents.registrar import registrar
 from fedbus.bus.access import Access
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.errors import AccessDenied
+from fedbus.bus.errors import AccessDenied, Forbidden
 from fedbus.contracts import subjects
 from fedbus.contracts.envelope import envelop, pack
 from fedbus.contracts.permissions import Role
@@ -419,3 +419,14 @@ async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: Trusted
         await eventually(refused)
         waiting = await js.consumer_info(EVENTS, "c2_mnist_trainer")
     assert (waiting.num_ack_pending or 0) + (waiting.num_pending or 0) == 1
+
+
+async def test_who_may_not_hear_answers_with_its_credentials_is_told_so_and_does_not_wait(
+    bus: TrustedBus,
+) -> None:
+    """What `fedbus run ls` meets with the credentials of a server agent, whose inbox is not that of people."""
+    person = Identity(FED, "cli", subjects.PEOPLE)
+    async with Bus.connect(bus.url, person, access=bus.access(Role.SERVER_MANAGER)) as looking:
+        for _ in range(2):
+            with pytest.raises(Forbidden, match=r"hear answers on _inbox\.people\..*with these credentials"):
+                await looking.snapshot(LIFE, [f"{ROOT}.life.run.>"])
