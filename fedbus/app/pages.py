@@ -3,26 +3,26 @@
     docs/events.md        every kind of message: between whom, where, with which fields, an example
     docs/lifecycles.md    every lifecycle as a diagram, with its owner and what its states wait for
     docs/permissions.md   what each role may publish and subscribe to
+    docs/task-keys.md     every key of a task's table, with its default
     docs/asyncapi.yaml    the same messages for programs, as AsyncAPI 3
     docs/schemas/*.json   the JSON Schema of each message's body, and of each answer's
 
 A test says that the pages in the repository are what the tables say.
 """
 
-import ast
-import inspect
 import json
 import sys
-import textwrap
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache, partial
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from pydantic import BaseModel
 
+from fedbus.app.described import fields, meaning
 from fedbus.app.permissions_page import permissions_page
+from fedbus.app.task_keys import task_keys_page
 from fedbus.contracts import catalogue as tables
 from fedbus.contracts import subjects
 from fedbus.contracts.envelope import MAX_EVENT_BYTES
@@ -56,14 +56,6 @@ LOG_IS_STATE: Final = (
     "taken only if nobody has moved the thing since, so there is never a second owner."
 )
 WRITTEN: Final = "Written from the tables in `fedbus/contracts` by `make docs`; do not edit."
-
-
-@dataclass(frozen=True)
-class FieldEntry:
-    name: str
-    type: str
-    default: str
-    meaning: str
 
 
 @dataclass(frozen=True)
@@ -125,56 +117,6 @@ def catalogue() -> list[Entry]:
     """Every kind of message, by family."""
     order = list(BETWEEN)
     return sorted((Entry(kind) for kind in tables.MESSAGES), key=lambda entry: order.index(entry.kind.family))
-
-
-# --- what the classes say of themselves --------------------------------------------------------
-
-
-def meaning(kind: type[BaseModel]) -> str:
-    """The docstring of *kind*, as one paragraph."""
-    return " ".join((kind.__doc__ or "").split())
-
-
-def fields(kind: type[BaseModel]) -> list[FieldEntry]:
-    return [
-        FieldEntry(
-            name,
-            _type(field.annotation),
-            "" if field.is_required() else _value(field.get_default(call_default_factory=True)),
-            _meanings(kind).get(name, ""),
-        )
-        for name, field in kind.model_fields.items()
-    ]
-
-
-@cache
-def _meanings(kind: type[BaseModel]) -> dict[str, str]:
-    """What stands under each field of *kind* and of the classes above it: pydantic would read it at each start."""
-    found: dict[str, str] = {}
-    for one in reversed([one for one in kind.__mro__ if issubclass(one, Body) and one is not Body]):
-        tree = ast.parse(textwrap.dedent(inspect.getsource(one))).body[0]
-        assert isinstance(tree, ast.ClassDef)
-        for field, below in zip(tree.body, tree.body[1:], strict=False):
-            match field, below:
-                case ast.AnnAssign(target=ast.Name(id=name)), ast.Expr(value=ast.Constant(value=str(text))):
-                    found[name] = " ".join(text.split())
-    return found
-
-
-def _type(annotation: Any) -> str:
-    text = inspect.formatannotation(annotation).replace("NoneType", "None")
-    for prefix in ("fedbus.contracts.", "typing.", "datetime."):
-        text = text.replace(prefix, "")
-    words = [
-        word.rpartition(".")[2] if "." in word and "..." not in word else word for word in text.split(" ")
-    ]
-    return " ".join(words)
-
-
-def _value(default: Any) -> str:
-    if isinstance(default, BaseModel):
-        return type(default).__name__ + "()"
-    return json.dumps(default, default=str)
 
 
 def example(kind: type[Message]) -> Any:
@@ -426,6 +368,7 @@ PAGES: Final[dict[str, Callable[[], str]]] = {
     "events.md": events_page,
     "lifecycles.md": lifecycles_page,
     "permissions.md": permissions_page,
+    "task-keys.md": task_keys_page,
     "asyncapi.yaml": asyncapi_page,
     **_schema_pages(),
 }

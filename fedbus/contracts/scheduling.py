@@ -65,6 +65,7 @@ class ScheduleTable(Table):
     every_s: float | None = Field(default=None, gt=0)
     """So long after the last run ended; the first as soon as there is a model."""
     when: Annotated[str, AfterValidator(_checked_trigger)] | None = None
+    """What starts runs: ``cron '0 3 * * *'``, ``every 6h``, ``labelled >= 64 on 3 clients``, joined by and, or."""
     timezone: Annotated[str, AfterValidator(_checked_zone)] = "UTC"
     """Of cron and of the quiet hours."""
     at_most: int | None = Field(default=None, ge=1)

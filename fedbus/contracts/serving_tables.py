@@ -40,6 +40,7 @@ class ServingTable(Table):
     max_inputs: int = Field(default=1024, ge=1)
     """Samples in one request."""
     max_body_bytes: int = Field(default=4 * 1024**2, ge=1024)
+    """Of one request."""
     max_queued: int = Field(default=256, ge=1)
     """Requests that may wait for the model."""
     batch_ms: float = Field(default=50.0, gt=0)
@@ -64,7 +65,9 @@ class ServingTable(Table):
     canary_share: float = Field(default=0.0, ge=0, lt=1)
     """The share of requests that the new model answers before it answers all. 0: none."""
     canary_samples: int = Field(default=200, ge=1)
+    """Samples that it answers so."""
     canary_s: float = Field(default=30.0, gt=0)
+    """After which the canary ends, whatever it has been asked by then."""
 
     watch_s: float = Field(default=300.0, ge=0)
     """For how long the old model is kept at hand after the swap, to be returned to."""
@@ -88,9 +91,13 @@ class CaptureTable(Table):
     """What a device keeps of the predictions it made, and what training gets of it."""
 
     enabled: bool = True
+    """false: nothing is kept."""
     max_rows: int = Field(default=20_000, ge=1)
+    """Beyond this the oldest go."""
     max_bytes: int = Field(default=1024**3, ge=1024**2)
+    """On disk; beyond this the oldest go."""
     max_age_s: float = Field(default=30 * 24 * 3600.0, gt=0)
+    """How old a row may become."""
     retry_s: float = Field(default=60.0, gt=0)
     """How long capture rests where the disk takes nothing, before it tries again."""
     holdout_share: float = Field(default=0.2, ge=0, lt=1)
@@ -103,6 +110,7 @@ class ChecksTable(Table):
     """What is checked of a device's data, against what the model was trained on."""
 
     every_s: float = Field(default=60.0, gt=0)
+    """From one look to the next."""
     reference: Reference | None = None
     """``(partition_id, num_partitions) -> (inputs, labels)``: as the model's training data; left out: `samples`."""
     min_rows: int = Field(default=200, ge=20)
@@ -110,13 +118,15 @@ class ChecksTable(Table):
     max_rows: int = Field(default=1000, ge=20)
     """The newest rows are looked at, so many at most."""
     minimum: float | None = None
+    """What an input may be at the least; left out: as for the maximum."""
     maximum: float | None = None
-    """What an input may be; left out: what the reference has, and a tenth of its width to either side."""
+    """What an input may be at the most; left out: what the reference has, and a tenth of its width to either side."""
     classes: int | None = Field(default=None, ge=2)
     """How many classes there are; left out: as many as the reference has."""
     min_class_share: float = Field(default=0.0, ge=0, lt=1)
     """Of the labelled rows, how many each class should have at least."""
     max_unlabelled_share: float = Field(default=1.0, ge=0, le=1)
+    """How many of the rows may be without a label."""
     max_psi: float = Field(default=0.25, gt=0)
     """From this population stability index on it is drift."""
     max_p: float = Field(default=0.01, gt=0, lt=1)

@@ -28,6 +28,7 @@ class GateTable(_Table):
     higher_is_better: bool | None = None
     """Left out: by the metric's name, a loss or an error should be low and anything else high."""
     enabled: bool = True
+    """false: every model whose figures are numbers is served."""
 
 
 STAGE_PATTERN = (
@@ -41,6 +42,7 @@ class RolloutTable(_Table):
     """How new code comes to the clients: stage by stage, each judged by a run; after the last, to everybody."""
 
     stages: tuple[Stage, ...] = Field(default=("100%",), min_length=1, max_length=20)
+    """Who gets it, in order: a share of the clients, ``25%``, or those with labels, ``site=lab,board=jetson``."""
     wait_s: float = Field(default=300.0, gt=0)
     """How long the clients of a stage may take to have the code ready; then the run begins with those that have."""
     max_fail_rate: float = Field(default=0.25, ge=0, le=1)
@@ -53,6 +55,7 @@ class CodeTable(_Table):
     check: Reference | None = None
     """Called without arguments in a process of its own; what it raises refuses the code."""
     check_s: float = Field(default=120.0, gt=0)
+    """How long that may take."""
     install: tuple[str, ...] = ()
     """Requirements that a device installs beside the code, where it allows them: ``scikit-learn>=1.5``."""
 
@@ -61,6 +64,7 @@ class TaskTable(_Table):
     """``[tool.fedbus]``."""
 
     task: Id
+    """Its name on the bus: lower-case letters, digits and hyphens."""
     model: Reference
     """Makes the model: ``() -> torch.nn.Module``."""
     predict: Reference | None = None
@@ -68,9 +72,13 @@ class TaskTable(_Table):
     samples: Reference | None = None
     """``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``: probes for new models, and live traffic."""
     rounds: int = Field(default=3, ge=1)
+    """Of each run."""
     quorum: int = Field(default=2, ge=1)
+    """Clients that a run waits for before it trains."""
     recruit_s: float = Field(default=60.0, gt=0)
+    """How long they may take to come; then the run is off, and says who was missing."""
     round_s: float = Field(default=600.0, gt=0)
+    """How long a client may take over one message; then the round goes on without it."""
     aggregation: Literal["streaming", "stock"] = "streaming"
     """Whether updates are added up as they arrive, where the strategy is a weighted mean, or by Flower's own code."""
     keep_models: int = Field(default=20, ge=2)

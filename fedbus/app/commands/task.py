@@ -1,7 +1,7 @@
 """`fedbus task`: write a new task, and say what is wrong with one."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -34,6 +34,7 @@ def new(
 def validate(
     path: Annotated[Path, typer.Argument(help="The task's directory.")] = Path(),
     *,
+    keys: Annotated[bool, typer.Option("--keys", help="Tell every key, with its value and default.")] = False,
     json: show.AsJson = False,
 ) -> None:
     """Say what is wrong with a task, line by line; nothing wrong is exit code 0."""
@@ -45,7 +46,8 @@ def validate(
         )
     problems = validate_task(path)
     if json:
-        show.as_json({"path": str(path), "problems": [str(problem) for problem in problems]})
+        facts = {"path": str(path), "problems": [str(problem) for problem in problems]}
+        show.as_json(facts | ({"keys": _keys(path)} if keys and not problems else {}))
     else:
         from rich.markup import escape
 
@@ -55,3 +57,29 @@ def validate(
         raise Failure(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} to mend")
     if not json:
         show.console().print(f"[green]✓[/] {path} is a task that fedbus can run")
+        if keys:
+            _tell_keys(_keys(path))
+
+
+def _keys(path: Path) -> list[dict[str, Any]]:
+    from fedbus.app.task_keys import values
+    from fedbus.stores.tasks import read_task
+
+    return values(read_task(path).table)
+
+
+def _tell_keys(keys: list[dict[str, Any]]) -> None:
+    """A table of its own for each table of the task; what the task says itself is marked."""
+    for name in dict.fromkeys(one["table"] for one in keys):
+        show.console().print(f"\n[{name}]", markup=False, style="bold")
+        rows = [
+            (
+                "*" if one["given"] else "",
+                one["name"],
+                *("none" if said == "null" else said or "–" for said in (one["value"], one["default"])),
+                one["meaning"].replace("``", "`"),
+            )
+            for one in keys
+            if one["table"] == name
+        ]
+        show.table(("", "key", "value", "default", "meaning"), rows, empty="")
