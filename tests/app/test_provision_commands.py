@@ -26,7 +26,9 @@ from fedbus.app.settings import Settings, adopted_kit
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import Role
 
-NOW = datetime.now(UTC)
+
+def now() -> datetime:
+    return datetime.now(UTC)
 
 
 class Fedbus:
@@ -111,7 +113,7 @@ def test_a_device_makes_its_own_key_and_sends_only_the_public_part(fedbus: Fedbu
     done = fedbus("provision", "complete", "kits/c1", "--key", "device.nk")
     assert done.returncode == 0, done.stderr
     assert (
-        examine_credentials(tmp_path / "kits/c1/client.creds", NOW + timedelta(minutes=1)).health
+        examine_credentials(tmp_path / "kits/c1/client.creds", now() + timedelta(minutes=1)).health
         is Health.WELL
     )
 
@@ -186,7 +188,7 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 def test_the_dates_of_credentials_are_looked_at(
     begun: Federation, after: timedelta, health: Health, words: str
 ) -> None:
-    finding = examine_credentials(begun.creds(Role.USER), NOW + after)
+    finding = examine_credentials(begun.creds(Role.USER), now() + after)
     assert (finding.health, words in finding.found) == (health, True), finding
     assert bool(finding.advice) == (health is not Health.WELL)
 
@@ -205,19 +207,19 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
     ca, shown = read_certificate(begun.ca), read_certificate(begun.folder / "tls" / "server.pem")
     anew = read_certificate(tmp_path / "server.pem")
 
-    assert judge_server(shown, ca, "bus.lab", NOW).health is Health.WELL
-    assert "not for other.lab" in judge_server(shown, ca, "other.lab", NOW).found
-    assert "made anew" in judge_server(anew, ca, "bus.lab", NOW).advice
-    assert "in the future" in judge_server(shown, ca, "bus.lab", NOW - timedelta(days=2)).found
-    assert "expired" in judge_server(shown, ca, "bus.lab", NOW + timedelta(days=400)).found
-    assert "in the future" in examine_authority(begun.ca, NOW - timedelta(days=2)).found
-    assert examine_authority(tmp_path / "none.pem", NOW).health is Health.ILL
+    assert judge_server(shown, ca, "bus.lab", now()).health is Health.WELL
+    assert "not for other.lab" in judge_server(shown, ca, "other.lab", now()).found
+    assert "made anew" in judge_server(anew, ca, "bus.lab", now()).advice
+    assert "in the future" in judge_server(shown, ca, "bus.lab", now() - timedelta(days=2)).found
+    assert "expired" in judge_server(shown, ca, "bus.lab", now() + timedelta(days=400)).found
+    assert "in the future" in examine_authority(begun.ca, now() - timedelta(days=2)).found
+    assert examine_authority(tmp_path / "none.pem", now()).health is Health.ILL
 
 
 def test_credentials_that_others_can_read_are_a_remark(begun: Federation, tmp_path: Path) -> None:
     shutil.copy(begun.creds(Role.USER), tmp_path / "open.creds")
     (tmp_path / "open.creds").chmod(0o644)
-    finding = examine_credentials(tmp_path / "open.creds", NOW + timedelta(minutes=1))
+    finding = examine_credentials(tmp_path / "open.creds", now() + timedelta(minutes=1))
     assert (finding.health, finding.advice) == (Health.REMARK, f"chmod 600 {tmp_path / 'open.creds'}")
 
 
@@ -226,7 +228,7 @@ def test_a_signature_that_was_tampered_with_is_told(begun: Federation, tmp_path:
     end = text.index("\n------END NATS USER JWT") - 4
     changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
     (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])
-    forged = examine_credentials(tmp_path / "forged.creds", NOW + timedelta(minutes=1))
+    forged = examine_credentials(tmp_path / "forged.creds", now() + timedelta(minutes=1))
     assert (forged.health, "damaged, or forged" in forged.found) == (Health.ILL, True)
 
 
