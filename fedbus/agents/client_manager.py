@@ -12,7 +12,6 @@ and the inference agent answers with it.
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ import structlog
 
 from fedbus.agents import traces
 from fedbus.agents.device_code import KEPT, Check, DeviceCode, NotReady
+from fedbus.agents.device_models import DeviceModels, Offered, offered_by
 from fedbus.agents.eligibility import Ineligible, ineligible
 from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
@@ -46,7 +46,7 @@ from fedbus.contracts.client import (
 from fedbus.contracts.code import CodePublished, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
-from fedbus.contracts.model import BlobRef, ModelRef, Seal
+from fedbus.contracts.model import ModelRef
 from fedbus.contracts.server import (
     Enroll,
     GetServerInfo,
@@ -67,7 +67,6 @@ BOOTSTRAP_S: Final = 300.0
 APPLY_S: Final = 120.0
 SYNC_S: Final = 900.0
 """How long new code may take to be fetched, installed and checked, before the device stays on the old one."""
-FETCH_ATTEMPTS: Final = 5
 SPARE_S: Final = 60.0
 """What a run may take beyond its recruiting and its rounds, before the client gives up on it."""
 APPLYING: Final = "the model is applied"
@@ -84,18 +83,6 @@ log = structlog.get_logger("fedbus.client_manager")
 
 class BootstrapFailed(Exception):
     """The client could not begin: no server, no model, or it was turned away. The supervisor starts it anew."""
-
-
-@dataclass(frozen=True)
-class _Offered:
-    """A model that the server has named, and how its word ranks among others."""
-
-    model: ModelRef
-    blob: BlobRef
-    term: int
-    seal: Seal | None
-    named_in: str = ""
-    """The trace in which it was, as a ``traceparent``."""
 
 
 @told_step_by_step
@@ -121,7 +108,7 @@ class ClientManager:
         self._id = task.id
         self._client = client
         self._labels = dict(labels or {})
-        self._trusted = trusted
+        self._models = DeviceModels(bus, task.id, directory, trusted)
         self._slots = slots
         self._slot: Slot | None = None
         """Where this task trains, among the others of the device."""
@@ -140,8 +127,6 @@ class ClientManager:
         self._bootstrap_s = bootstrap_s
         self._turn = asyncio.Lock()
         self._invitation: UpdateReady | None = None
-        self._newest: _Offered | None = None
-        self._served: ModelRef | None = None
         self._attempt = 0
         self._declined = ("", "")
         """The run that was last declined by the task's rule, and what failed."""
@@ -204,11 +189,11 @@ class ClientManager:
             try:
                 info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._id))
                 await self._first_code(info)
-                offered = _offered(info)
+                offered = offered_by(info)
                 assert offered is not None
-                self._check_seal(offered)
-                self._newest = offered
-                return offered.model, await self._fetch(offered.model, offered.blob)
+                self._models.check_seal(offered)
+                self._models.newest = offered
+                return offered.model, await self._models.fetch(offered.model, offered.blob)
             except (RequestRefused, BlobUnavailable, BlobCorrupt, StoreError) as error:
                 log.warning("no model yet", reason=str(error))
                 await asyncio.sleep(backoff(attempt))
@@ -310,7 +295,7 @@ class ClientManager:
         """Why the task's rule does not hold on this device now, or None."""
         model = self._life.facts.model
         return await ineligible(
-            self._code.task.table, self._directory, self._path_of(model) if model is not None else None
+            self._code.task.table, self._directory, self._models.path_of(model) if model is not None else None
         )
 
     async def _wait_until_eligible(
@@ -382,9 +367,8 @@ class ClientManager:
 
     async def _model_published(self, message: ModelPublished) -> None:
         """Remember it; take it up now, unless something else is under way."""
-        offered = _Offered(message.model, message.blob, message.term, message.seal, traces.here())
-        if self._newest is None or offered.term >= self._newest.term:
-            self._newest = offered
+        offered = Offered(message.model, message.blob, message.term, message.seal, traces.here())
+        self._models.note(offered)
         if not self._has_newer():
             return
         if self._state is ClientState.SERVING:
@@ -394,50 +378,23 @@ class ClientManager:
             await self._apply_newest()
 
     def _has_newer(self) -> bool:
-        """Whether another model than the one in service has been named since. Its version may well be a lower one."""
-        model = self._life.facts.model
-        return self._newest is not None and (model is None or self._newest.model.version != model.version)
+        """Whether another model than the one in service has been named since."""
+        return self._models.other_than(self._life.facts.model)
 
     async def _apply_newest(self) -> None:
         """Fetch the newest model and hand it to the inference agent; without it the old one goes on."""
-        assert self._newest is not None
+        assert self._models.newest is not None
         self._timers.cancel(AWAITED)
-        model = self._newest.model
+        model = self._models.newest.model
         self._aim_at(model)
         try:
-            self._check_seal(self._newest)
-            path = await self._fetch_anyhow(model, self._newest.blob)
+            self._models.check_seal(self._models.newest)
+            path = await self._models.fetch_anyhow(model, self._models.newest.blob)
         except (BlobUnavailable, BlobCorrupt, RequestRefused, NoAnswer, StoreError) as error:
             await self._keep_the_old(str(error))
         else:
             self._timers.after(APPLYING, APPLY_S, self._not_applied)
             await self._have_served(InferUpdate, model, path)
-
-    def _check_seal(self, offered: _Offered) -> None:
-        """Raises StoreError where keys are trusted here and none of them has signed this model."""
-        if self._trusted is not None:
-            self._trusted.check(self._id, offered.model, offered.seal)
-
-    async def _fetch_anyhow(self, model: ModelRef, blob: BlobRef) -> Path:
-        """The model's file; where the giver has gone meanwhile, from the one that the server names now."""
-        for attempt in range(FETCH_ATTEMPTS - 1):
-            try:
-                return await self._fetch(model, blob)
-            except (BlobUnavailable, BlobCorrupt) as error:
-                log.warning("the model was not fetched", version=model.version, reason=str(error))
-                await asyncio.sleep(backoff(attempt))
-                info: ServerInfo = await self._bus.request(GetServerInfo(task=self._id))
-                if info.model == model and info.blob is not None:
-                    blob = info.blob
-        return await self._fetch(model, blob)
-
-    async def _fetch(self, model: ModelRef, blob: BlobRef) -> Path:
-        """The model as a file of this client; fetched once, verified while it comes."""
-        path = self._path_of(model)
-        if not await asyncio.to_thread(path.exists):
-            await asyncio.to_thread(path.parent.mkdir, parents=True, exist_ok=True)
-            await self._bus.blobs.fetch_to(blob, path)
-        return path
 
     async def _have_served(self, word: type[InferStart], model: ModelRef, path: Path) -> None:
         await self._bus.publish(
@@ -447,12 +404,9 @@ class ClientManager:
                 model=model,
                 path=str(path),
                 code_version=(self._prepared or self._code.task).code_version,
-                published_in=self._newest.named_in if self._newest and self._newest.model == model else "",
+                published_in=self._models.named_in(model),
             )
         )
-
-    def _path_of(self, model: ModelRef) -> Path:
-        return self._directory / "models" / f"{model.sha256}.safetensors"
 
     def _awaits(self, model: ModelRef) -> bool:
         """Whether it is this model that is to be applied: a word about an earlier one may come twice."""
@@ -464,7 +418,7 @@ class ClientManager:
             await self._code_is_ready(self._prepared)
         elif self._awaits(message.model) and not self._timers.waits(AGAIN):
             self._attempt = 0
-            self._served = message.model
+            self._models.served = message.model
             await self._back_to_serving("infer_ready", model=message.model)
 
     async def _infer_refused(self, message: InferRefused) -> None:
@@ -475,7 +429,7 @@ class ClientManager:
             return
         log.warning("the model was refused", version=message.model.version, reason=message.reason)
         if message.serving is not None:
-            self._served = message.still or self._served
+            self._models.served = message.still or self._models.served
             await self._keep_the_old(message.reason)
         else:
             await self._life.move("infer_retried", reason=message.reason)
@@ -484,11 +438,11 @@ class ClientManager:
 
     async def _model_returned(self, message: ModelReturned) -> None:
         """The inference agent went back by itself, to another model than was believed; the new one is past."""
-        if self._served != message.returned_from:
+        if self._models.served != message.returned_from:
             return  # of a model before the one that serves now
-        self._served = message.model
-        if self._newest is not None and self._newest.model == message.returned_from:
-            self._newest = None
+        self._models.served = message.model
+        if self._models.newest is not None and self._models.newest.model == message.returned_from:
+            self._models.newest = None
         if self._state is ClientState.SERVING:
             await self._life.move("model_returned", reason=message.reason, model=message.model)
         elif self._state is not ClientState.PENDING_APPLICATION:  # which says what is *about* to be served
@@ -518,8 +472,8 @@ class ClientManager:
 
     async def _keep_the_old(self, reason: str) -> None:
         """The new model is not taken, and not tried again: the next version is."""
-        self._newest = None
-        await self._back_to_serving("infer_refused", reason, model=self._served)
+        self._models.newest = None
+        await self._back_to_serving("infer_refused", reason, model=self._models.served)
 
     async def _back_to_serving(self, event: str, reason: str = "", **facts: Any) -> None:
         self._timers.cancel(APPLYING)
@@ -534,8 +488,8 @@ class ClientManager:
             await self._sync(version)
             return
         if self._has_newer():
-            assert self._newest is not None
-            await self._life.move("model_published", model=self._newest.model)
+            assert self._models.newest is not None
+            await self._life.move("model_published", model=self._models.newest.model)
             await self._apply_newest()
             return
         invitation, self._invitation = self._invitation, None
@@ -585,12 +539,12 @@ class ClientManager:
     async def _code_fetched(self, task: Task) -> None:
         """The last test of new code is that the inference agent answers with it, unless it is for other models."""
         assert self._code.plan is not None
-        if self._served is None or self._code.plan.new_lineage:
+        if self._models.served is None or self._code.plan.new_lineage:
             await self._code_is_ready(task)
             return
         self._prepared = task
         self._timers.after(APPLYING, APPLY_S, self._code_not_applied)
-        await self._have_served(InferUpdate, self._served, self._path_of(self._served))
+        await self._have_served(InferUpdate, self._models.served, self._models.path_of(self._models.served))
 
     def _prepares(self, version: str) -> bool:
         """Whether it is code of this *version* that the inference agent is asked about."""
@@ -619,7 +573,7 @@ class ClientManager:
             info: ServerInfo = await self._bus.request(GetServerInfo(task=self._id))
         except (NoAnswer, RequestRefused):
             return
-        self._newest = _offered(info) or self._newest
+        self._models.newest = offered_by(info) or self._models.newest
 
     async def _code_refused(self, version: str, reason: str) -> None:
         self._prepared = None
@@ -644,10 +598,3 @@ class ClientManager:
         await self._bus.publish(
             CodeReady(task=self._id, client=self._client, code_version=self._code.version)
         )
-
-
-def _offered(info: ServerInfo) -> _Offered | None:
-    """The model that is served, as the server's answer has it."""
-    if info.model is None or info.blob is None:
-        return None
-    return _Offered(info.model, info.blob, info.term, info.seal)

@@ -42,6 +42,7 @@ AGENT_OF_MODULE = {
     "rollouts": "server-manager",
     "promotions": "server-manager",
     "device_code": "client-manager",
+    "device_models": "client-manager",
     "scheduler_runs": "workflow-scheduler",
     "server_process": "flower-server",
     "trainer_process": "trainer",
