@@ -23,6 +23,7 @@ WATCH_S: Final = 240
 MAX_LINE_BYTES: Final = 4 * 1024**2
 JOBS: Final = "/apis/batch/v1/namespaces/{namespace}/jobs"
 PODS: Final = "/api/v1/namespaces/{namespace}/pods"
+EVENTS: Final = "/api/v1/namespaces/{namespace}/events"
 TEMPLATES: Final = "/api/v1/namespaces/{namespace}/podtemplates"
 
 Object = dict[str, Any]
@@ -133,6 +134,11 @@ class Kubernetes:
 
     async def pods_of(self, job: str) -> list[Object]:
         found = await self._json("GET", PODS, {"labelSelector": f"batch.kubernetes.io/job-name={job}"})
+        return list(found["items"])
+
+    async def events_of(self, thing: str) -> list[Object]:
+        """What the cluster remarked on the object named *thing* in the last hour or so."""
+        found = await self._json("GET", EVENTS, {"fieldSelector": f"involvedObject.name={thing}"})
         return list(found["items"])
 
     async def last_words(self, pod: str, lines: int = 1) -> str:

@@ -6,7 +6,8 @@ What its pod is like stands in a PodTemplate of the same namespace, so that an i
 GPU are set where everything else of the cluster is set. Here only three things are added: the
 command, the order, and labels by which whoever comes after us finds what we left.
 
-A Job is tried once: whether a run is taken up again is the server manager's to decide.
+A pod that does not start, for want of an image, of room or of a permission, is lost after a while, with what
+the cluster says of it. A Job is tried once: whether a run is taken up again is the server manager's to decide.
 """
 
 import asyncio
@@ -20,6 +21,7 @@ import structlog
 
 from fedbus.agents.child import trace_environment
 from fedbus.agents.kubernetes_api import Away, Cluster, Kubernetes, KubernetesError, Refused
+from fedbus.agents.kubernetes_obstacles import has_started, obstacle, warned_of
 from fedbus.agents.launch import Order, ServerOrder
 from fedbus.agents.tasks import backoff, first_of
 
@@ -30,6 +32,8 @@ GONE_S: Final = 90.0
 """How long the pod of a Job that was deleted may take to go."""
 KEPT_S: Final = 3600
 """How long Kubernetes keeps a Job that ended and that nobody removed."""
+STARTS_WITHIN_S: Final = 30.0
+"""How long something may keep a pod from starting: the cluster may mend it, and clients wait meanwhile."""
 LABEL: Final = "fedbus.dev/"
 
 log = structlog.get_logger("fedbus.kubernetes_jobs")
@@ -41,8 +45,17 @@ class KubernetesJobs:
 
     shares_files = False
 
-    def __init__(self, cluster: Cluster, *, template: str, federation: str, task: str) -> None:
+    def __init__(
+        self,
+        cluster: Cluster,
+        *,
+        template: str,
+        federation: str,
+        task: str,
+        starts_within_s: float = STARTS_WITHIN_S,
+    ) -> None:
         self._cluster = cluster
+        self._starts_within_s = starts_within_s
         self._template = template
         self._labels = {
             "app.kubernetes.io/part-of": "fedbus",
@@ -77,7 +90,14 @@ class KubernetesJobs:
             job = rendered(name, template, order, self._labels)
             await _insisting(lambda: _create(api, job))
             log.info("the Flower server is a Job", job=name, run=order.run)
+            await first_of(end(), no_start())
+
+        async def end() -> None:
             lost.append(await _how_it_ended(api, await _ended(api, name)))
+
+        async def no_start() -> None:
+            reason = await _why_it_does_not_start(api, name, self._starts_within_s)
+            lost.append(f"the pod of the Flower server does not start: {reason}")
 
         await first_of(work(), stop.wait())
         return lost[0] if lost else ""
@@ -166,6 +186,29 @@ async def _ended(api: Kubernetes, name: str) -> dict[str, Any] | None:
                 return None
             if not refused.is_gone:  # 410: what happened since is forgotten, so look anew
                 raise
+
+
+async def _why_it_does_not_start(api: Kubernetes, name: str, within_s: float) -> str:
+    """What keeps the Job's pod from starting, *within_s* or more after it was created; waits for ever where it starts.
+
+    Looked up now and then until it has started, since what matters is what does not change.
+    """
+    while True:
+        await asyncio.sleep(within_s)
+        pods = await _insisting(lambda: api.pods_of(name))
+        if any(has_started(pod) for pod in pods):
+            await asyncio.Event().wait()  # there is nothing more to look for
+        if reason := next(filter(None, map(obstacle, pods)), "") if pods else await _warnings(api, name):
+            return reason
+
+
+async def _warnings(api: Kubernetes, name: str) -> str:
+    """What is remarked on a Job that has no pod; nothing where we may not read it."""
+    try:
+        return warned_of(await _insisting(lambda: api.events_of(name)))
+    except Refused as refused:
+        log.warning("the events of a Job cannot be read", job=name, reason=str(refused))
+        return ""
 
 
 async def _gone(api: Kubernetes, name: str) -> None:

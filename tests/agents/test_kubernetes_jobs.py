@@ -14,6 +14,7 @@ from support.kubernetes import FakeKubernetes, fake_kubernetes
 from fedbus.agents.flower_server import FlowerServer
 from fedbus.agents.kubernetes_api import Cluster, NotInACluster
 from fedbus.agents.kubernetes_jobs import KubernetesJobs, job_name
+from fedbus.agents.kubernetes_obstacles import has_started, obstacle
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import FindServer, RunFailed, ServerLost, ServerStarted, StartServer, StopServer
@@ -62,7 +63,9 @@ async def cluster(fed: Federation, tmp_path: Path) -> AsyncIterator[FakeKubernet
 
 
 def jobs(fed: Federation, cluster: FakeKubernetes, template: str = "flower-server") -> KubernetesJobs:
-    return KubernetesJobs(cluster.cluster(), template=template, federation=fed.site.federation, task=TASK)
+    return KubernetesJobs(
+        cluster.cluster(), template=template, federation=fed.site.federation, task=TASK, starts_within_s=0.2
+    )
 
 
 @pytest.fixture
@@ -138,6 +141,56 @@ async def test_a_cluster_that_says_no_is_told_of_in_its_own_words(
     await start(fed, model)
     lost = await fed.hears(ServerLost)
     assert lost.reason == "the Flower server was not run as a Job: jobs.batch is forbidden: exceeded quota"
+
+
+NO_ROOM = {
+    "conditions": [
+        {
+            "type": "PodScheduled",
+            "status": "False",
+            "reason": "Unschedulable",
+            "message": "0/3 nodes: too little memory",
+        }
+    ]
+}
+NO_IMAGE = {
+    "containerStatuses": [
+        {
+            "name": "flower-server",
+            "state": {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}},
+        }
+    ]
+}
+
+
+@pytest.mark.parametrize(
+    ("status", "reason"),
+    [(NO_ROOM, "Unschedulable: 0/3 nodes: too little memory"), (NO_IMAGE, "ImagePullBackOff: no such image")],
+)
+async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
+    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact, status: Any, reason: str
+) -> None:
+    cluster.pods_wait = status
+    await start(fed, model)
+    lost = await fed.hears(ServerLost)
+    assert lost.reason == f"the pod of the Flower server does not start: {reason}"
+    await eventually(lambda: not cluster.jobs)
+
+
+async def test_a_job_whose_pod_is_not_let_in_is_told_of_with_what_its_event_says(
+    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+) -> None:
+    cluster.pods_refused = 'pods "x" is forbidden: violates PodSecurity "restricted"'
+    await start(fed, model)
+    assert (await fed.hears(ServerLost)).reason.endswith(
+        f"does not start: FailedCreate: {cluster.pods_refused}"
+    )
+
+
+def test_a_pod_whose_image_is_being_pulled_is_on_its_way() -> None:
+    pulling = {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}}
+    assert not obstacle(pulling)
+    assert not has_started(pulling)
 
 
 async def test_a_cluster_that_is_away_is_waited_for(

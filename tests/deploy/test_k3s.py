@@ -169,6 +169,7 @@ def test_a_client_is_three_containers_that_share_a_directory_and_are_named_for_t
     ]
     found = client["spec"]["template"]["spec"]["containers"]
     assert [one["name"] for one in found] == ["client-manager", "flower-client", "inference"]
+    assert "client-manager,device-monitor" in found[0]["args"]
     for container in found:
         assert {"name": "device", "mountPath": "/var/lib/fedbus"} in container["volumeMounts"]
         assert "--client=$(POD_NAME)" in container["args"]
@@ -185,6 +186,7 @@ def test_only_the_starter_of_jobs_may_speak_to_the_api_server_and_only_of_jobs()
     assert allowed == {
         *(("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")),
         ("pods", "list"),
+        ("events", "list"),
         ("pods/log", "get"),
         ("podtemplates", "get"),
     }

@@ -31,9 +31,14 @@ Object = dict[str, Any]
 @dataclass
 class Job:
     manifest: Object
-    process: asyncio.subprocess.Process
+    started: asyncio.subprocess.Process | None
     log: Path
     watch: "asyncio.Task[None] | None" = None
+
+    @property
+    def process(self) -> asyncio.subprocess.Process:
+        assert self.started is not None, "its pod has not started"
+        return self.started
 
     @property
     def has_ended(self) -> bool:
@@ -53,6 +58,10 @@ class FakeKubernetes:
     created: list[Object] = field(default_factory=list)
     refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By method: what is answered to each such request."""
+    pods_wait: Object | None = None
+    """With it, no pod starts: this stays the status of each."""
+    pods_refused: str = ""
+    """With it, no pod is even made: what the event of each Job says."""
     _version: "itertools.count[int]" = field(default_factory=lambda: itertools.count(100))
     _happened: list[tuple[int, str, Object]] = field(default_factory=list)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
@@ -80,6 +89,7 @@ class FakeKubernetes:
                 web.delete(f"{jobs}/{{name}}", self._delete),
                 web.get(f"{core}/podtemplates/{{name}}", self._template),
                 web.get(f"{core}/pods", self._pods),
+                web.get(f"{core}/events", self._events),
                 web.get(f"{core}/pods/{{name}}/log", self._log),
             ]
         )
@@ -111,6 +121,9 @@ class FakeKubernetes:
         program, *arguments = container["command"]
         assert program == "python3"
         log = self.directory / f"{name}.log"
+        if self.pods_wait is not None or self.pods_refused:
+            self.jobs[name] = Job(manifest, None, log)
+            return web.json_response(manifest, status=201)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
@@ -151,16 +164,16 @@ class FakeKubernetes:
         job = self.jobs[name]
         job.manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         await self._tell("MODIFIED", job.manifest)
-        if job.process.returncode is None:
-            job.process.terminate()
+        if job.started is not None and job.started.returncode is None:
+            job.started.terminate()
 
     async def _removed_when_it_ended(self, name: str) -> None:
         job = self.jobs[name]
-        assert job.watch is not None
-        await asyncio.wait([job.watch], timeout=GRACE_S)
-        if not job.watch.done():
-            job.process.kill()
-            await job.watch
+        if job.watch is not None:
+            await asyncio.wait([job.watch], timeout=GRACE_S)
+            if not job.watch.done():
+                job.process.kill()
+                await job.watch
         self.jobs.pop(name, None)
         await self._tell("DELETED", job.manifest)
 
@@ -168,14 +181,16 @@ class FakeKubernetes:
         label, _, name = request.query["labelSelector"].partition("=")
         assert label == "batch.kubernetes.io/job-name"
         job = self.jobs.get(name)
-        if job is None or job.process.returncode is None:
+        if job is None or self.pods_refused:
             return web.json_response({"items": []})
-        code = job.process.returncode
-        ended = {"exitCode": code if code >= 0 else 128 - code, "reason": "Error"}
-        if code == -9:  # what the kernel does when a limit is reached
-            ended["reason"] = "OOMKilled"
-        status = {"containerStatuses": [{"name": "flower-server", "state": {"terminated": ended}}]}
+        status = self.pods_wait if job.started is None else _status_of(job.started)
         return web.json_response({"items": [{"metadata": {"name": f"{name}-abcde"}, "status": status}]})
+
+    async def _events(self, request: web.Request) -> web.Response:
+        name = request.query["fieldSelector"].removeprefix("involvedObject.name=")
+        told = {"type": "Warning", "reason": "FailedCreate", "message": self.pods_refused}
+        found = name in self.jobs and self.pods_refused
+        return web.json_response({"items": [told] if found else []})
 
     async def _log(self, request: web.Request) -> web.Response:
         job = self.jobs[request.match_info["name"].removesuffix("-abcde")]
@@ -219,6 +234,17 @@ def _labels(job: Job) -> dict[str, str]:
     return labels
 
 
+def _status_of(process: asyncio.subprocess.Process) -> Object:
+    """Of the pod that *process* is."""
+    code = process.returncode
+    state: Object = {"running": {}}
+    if code is not None:
+        state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": "Error"}}
+    if code == -9:  # what the kernel does when a limit is reached
+        state["terminated"]["reason"] = "OOMKilled"
+    return {"containerStatuses": [{"name": "flower-server", "state": state}]}
+
+
 def _status(code: int, message: str) -> web.Response:
     return web.json_response({"kind": "Status", "code": code, "message": message}, status=code)
 
@@ -242,8 +268,8 @@ async def fake_kubernetes(
         yield fake
     finally:
         for job in fake.jobs.values():
-            if job.process.returncode is None:
-                job.process.kill()
-            assert job.watch is not None
-            await job.watch
+            if job.started is not None and job.started.returncode is None:
+                job.started.kill()
+            if job.watch is not None:
+                await job.watch
         await runner.cleanup()

@@ -278,7 +278,7 @@ def agent(
         _run_agents(name, {one: partial(SERVER_AGENTS[one], site) for one in names})
     else:
         if client is None:
-            raise Failure(f"{name}: an agent of a client. Say which with --client ID", Exit.USAGE)
+            raise Failure(f"{name} belongs to a client: say which with --client ID", Exit.USAGE)
         device = _device(client, task, node_config, label, host, port)
         _run_agents(f"{name} {client}", {one: on_device(one, device) for one in names})
 
