@@ -12,6 +12,7 @@ consumer could read everything.
 
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
 
 from nats.js import JetStreamContext
 from nats.js.api import (
@@ -137,67 +138,65 @@ async def drop_consumer(
 
 def _streams(fed: FederationId) -> list[StreamConfig]:
     return [
-        StreamConfig(
-            name=events_stream(fed),
-            description=f"Events and commands of the federation {fed}",
-            subjects=catalogue.stream_subjects(fed),
+        _stream(
+            events_stream(fed),
+            f"Events and commands of the federation {fed}",
+            catalogue.stream_subjects(fed),
             max_age=KEPT_S,
             max_bytes=EVENTS_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
             duplicate_window=REPEATS_DROPPED_S,
-            storage=StorageType.FILE,
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
             allow_direct=True,
         ),
-        StreamConfig(
-            name=life_stream(fed),
-            description=f"Transitions of the federation {fed}: the last message on a subject is its state",
-            subjects=[f"{subjects.ROOT}.{fed}.life.>"],
+        _stream(
+            life_stream(fed),
+            f"Transitions of the federation {fed}: the last message on a subject is its state",
+            [f"{subjects.ROOT}.{fed}.life.>"],
             max_msgs_per_subject=TRANSITIONS_KEPT,
             max_bytes=LIFE_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
             duplicate_window=REPEATS_DROPPED_S,
-            storage=StorageType.FILE,
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
             allow_direct=True,
             deny_delete=True,
         ),
-        StreamConfig(
-            name=devices_stream(fed),
-            description=f"How the devices of the federation {fed} are: of each its last report",
-            subjects=catalogue.standing_subjects(fed),
+        _stream(
+            devices_stream(fed),
+            f"How the devices of the federation {fed} are: of each its last report",
+            catalogue.standing_subjects(fed),
             max_age=KEPT_S,
             max_bytes=DEVICES_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
             max_msgs_per_subject=1,
             duplicate_window=LEASE_S,  # no report is sent twice, and each id that is remembered costs memory
-            storage=StorageType.FILE,  # one in memory is gone, and not only empty, after a restart
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
             allow_direct=True,
         ),
-        StreamConfig(
-            name=dead_stream(fed),
-            description=f"What nobody in the federation {fed} could read, with the reason",
-            subjects=[subjects.dead(fed, "*", "*")],
+        _stream(
+            dead_stream(fed),
+            f"What nobody in the federation {fed} could read, with the reason",
+            [subjects.dead(fed, "*", "*")],
             max_age=KEPT_S,
             max_bytes=DEAD_BYTES,
-            storage=StorageType.FILE,
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
         ),
-        StreamConfig(
-            name=lease_stream(fed),
-            description=f"Who in the federation {fed} does what only one may do: gone after {LEASE_S:g} s of silence",
-            subjects=[subjects.lease(fed, "*", "*")],
+        _stream(
+            lease_stream(fed),
+            f"Who in the federation {fed} does what only one may do: gone after {LEASE_S:g} s of silence",
+            [subjects.lease(fed, "*", "*")],
             max_age=LEASE_S,
             max_bytes=LEASE_BYTES,
             max_msgs_per_subject=1,
             duplicate_window=LEASE_S,
-            storage=StorageType.FILE,  # one in memory is gone, and not only empty, after a restart
-            retention=RetentionPolicy.LIMITS,
-            discard=DiscardPolicy.OLD,
         ),
     ]
+
+
+def _stream(name: str, description: str, kept: list[str], **limits: Any) -> StreamConfig:
+    """On disk, where it outlives a restart (one in memory is gone then, and not only empty); the oldest go first."""
+    return StreamConfig(
+        name=name,
+        description=description,
+        subjects=kept,
+        storage=StorageType.FILE,
+        retention=RetentionPolicy.LIMITS,
+        discard=DiscardPolicy.OLD,
+        **limits,
+    )
