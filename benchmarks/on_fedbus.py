@@ -15,7 +15,6 @@ from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.server import ServerClosed
-from fedbus.stores.tasks import read_task
 
 SKIP: Final = 2
 LONGEST_S: Final = 180.0
@@ -29,7 +28,7 @@ async def rounds(case: Case, count: int, directory: Path) -> list[float]:
     options = ["--rounds", str(count + SKIP), "--quorum", str(case.clients)]
     options += ["--every", "1s", "--at-most", "1"]
     async with (
-        stack(settings, read_task(APP), clients=case.clients, server_options=options) as running,
+        stack(settings, [str(APP)], clients=case.clients, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
     ):
         await bus.make_streams()

@@ -133,7 +133,10 @@ class Life(Generic[State, FactsT]):
         add(TRANSITIONS, moved)
         self._state = target
         self.event, self.reason = event, reason
-        log.info(
+        say = (
+            log.debug if source == str(target) else log.info
+        )  # a round further is in the trace and the event
+        say(
             span_name(transition.kind, source or "•", str(target)),
             thing=transition.thing,
             event_word=event,

@@ -31,9 +31,11 @@ tracer = trace.get_tracer("fedbus.bus")
 
 def here() -> dict[str, str]:
     """The current trace, as headers."""
-    carrier: dict[str, str] = {}
-    W3C.inject(carrier)
-    return carrier
+    here = trace.get_current_span().get_span_context()
+    if not here.is_valid:
+        return {}
+    parent = {"traceparent": f"00-{here.trace_id:032x}-{here.span_id:016x}-{here.trace_flags:02x}"}
+    return parent | {"tracestate": here.trace_state.to_header()} if here.trace_state else parent
 
 
 def span_of(headers: Mapping[str, str]) -> SpanContext | None:

@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from typing import Final
 
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
@@ -146,3 +147,42 @@ logging.getLogger("flwr").warning("a round")
 """
     ).stderr
     assert said.count("a round") == 1
+
+
+ORDERED: Final = """
+import logging, sys
+from fedbus.app import telemetry
+
+telemetry.log_to_stderr()
+log, said = logging.getLogger("some.library"), []
+log.info("first %s", said)
+said.append("changed since")
+{then}
+"""
+
+
+def test_lines_keep_their_order_and_are_as_they_were_when_they_were_said() -> None:
+    lines = [json.loads(line) for line in run(ORDERED.format(then='log.error("then")')).stderr.splitlines()]
+
+    assert [line["event"] for line in lines] == ["first []", "then"]
+    assert lines[0]["timestamp"] < lines[1]["timestamp"]
+
+
+def test_an_error_and_all_before_it_are_written_when_a_process_falls_at_once() -> None:
+    said = run(ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')).stderr
+
+    assert [json.loads(line)["event"] for line in said.splitlines()] == ["first []", "the disk is full"]
+
+
+def test_a_child_that_leaves_without_a_goodbye_has_said_all() -> None:
+    leaves = SPEAKS + "\nimport os; os._exit(0)"
+
+    assert len(run(leaves).stderr.splitlines()) == 2
+
+
+def test_a_line_is_written_soon_while_nothing_else_happens() -> None:
+    waits = "import os, time\nr, w = os.pipe(); os.dup2(w, 2)\n" + ORDERED.format(
+        then="print(os.read(r, 1000).decode())"
+    )
+
+    assert "first []" in run(waits).stdout

@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from fedbus.app.commands.trace import trace as draw
 from fedbus.app.edge import Failure
 from fedbus.app.telemetry import reading
-from fedbus.app.telemetry.kept import SUFFIX, Keeper, Record, block, prune
+from fedbus.app.telemetry.kept import SUFFIX, Keeper, Made, Record, block, prune
 from fedbus.app.telemetry.light import LightProvider
 from fedbus.domain.critical_path import Tree
 
@@ -95,7 +95,7 @@ def test_a_span_is_kept_whole(tmp_path: Path) -> None:
 
 
 def test_light_spans_answer_as_the_api_asks(tmp_path: Path) -> None:
-    taken: list[Record] = []
+    taken: list[Made] = []
     span = LightProvider(taken.append).get_tracer("m").start_span("first")
     assert span.is_recording()
     span.update_name("then")
@@ -107,20 +107,21 @@ def test_light_spans_answer_as_the_api_asks(tmp_path: Path) -> None:
     span.end()
     span.end()
 
-    (record,) = taken
+    (record,) = (made() for made in taken)
     assert not span.is_recording()
     assert (record.name, record.attributes, record.status) == ("then", {"a": 1, "b": "x"}, 1)
     assert (record.events[0][0], len(record.links)) == ("said", 1)
 
 
 def test_a_span_goes_on_from_a_remote_one() -> None:
-    taken: list[Record] = []
+    taken: list[Made] = []
     tracer = LightProvider(taken.append).get_tracer("m")
     remote = trace.SpanContext(7, 9, is_remote=True, trace_flags=trace.TraceFlags(1))
     with tracer.start_as_current_span("x", trace.set_span_in_context(trace.NonRecordingSpan(remote))):
         assert trace.get_current_span().get_span_context().trace_id == 7
 
-    assert (int.from_bytes(taken[0].trace_id, "big"), int.from_bytes(taken[0].parent_id, "big")) == (7, 9)
+    record = taken[0]()
+    assert (int.from_bytes(record.trace_id, "big"), int.from_bytes(record.parent_id, "big")) == (7, 9)
 
 
 def test_what_is_kept_is_bounded_and_the_oldest_goes(tmp_path: Path) -> None:

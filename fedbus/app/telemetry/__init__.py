@@ -19,12 +19,12 @@ import platform
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from fedbus import __version__
 from fedbus.app.telemetry.endpoints import any_named
-from fedbus.app.telemetry.lines import log_to_stderr
+from fedbus.app.telemetry.lines import log_to_stderr, written
 
 if TYPE_CHECKING:
     from fedbus.app.telemetry.collector import Collector
@@ -40,10 +40,20 @@ __all__ = ["configured", "log_to_stderr"]
 def configured(service: str, *, level: str = "INFO", **about: str) -> Iterator[None]:
     """Lines, traces and figures of this process as *service*, until the block ends; *about* goes with all of them."""
     log_to_stderr(level=level, agent=service.removeprefix("fedbus-"), **about)
-    if os.environ.get(DISABLED, "").strip().lower() == "true":
-        yield
-        return
-    resource = _resource(service, about)
+    try:
+        with nullcontext() if _is_disabled() else _told(_resource(service, about)):
+            yield
+    finally:
+        written()  # a child process of ours ends without the goodbye of the interpreter
+
+
+def _is_disabled() -> bool:
+    return os.environ.get(DISABLED, "").strip().lower() == "true"
+
+
+@contextmanager
+def _told(resource: dict[str, str | int]) -> Iterator[None]:
+    """Spans, and where a collector is named figures and lines."""
     keeper = _keeper(resource)
     with _collected(resource, keeper) if any_named() else _kept_here(keeper):
         yield

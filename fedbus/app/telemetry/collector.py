@@ -9,8 +9,10 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
+import structlog
 from opentelemetry import _logs, metrics, trace
 from opentelemetry._logs import LogRecord
 from opentelemetry.context import get_current
@@ -104,7 +106,7 @@ class SpansToKeeper(SpanProcessor):
 
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
-            self._keeper.take(record_of(span))
+            self._keeper.take(partial(record_of, span))
 
     def shutdown(self) -> None:
         self._keeper.close()
@@ -158,6 +160,7 @@ class LinesToCollector(logging.Handler):
         if record.name.startswith(("opentelemetry", "urllib3")):
             return
         said = dict(record.msg) if isinstance(record.msg, dict) else {"event": record.getMessage()}
+        said = structlog.contextvars.get_contextvars() | said
         body = str(said.pop("event", ""))
         given = said.pop("exc_info", None) or record.exc_info
         error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given

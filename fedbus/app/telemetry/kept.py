@@ -12,7 +12,7 @@ import os
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -49,6 +49,10 @@ class Record(NamedTuple):
     scope: str = ""
 
 
+Made = Callable[[], Record]
+"""Makes the record of a span that has ended: in the thread that writes it, for the one that ended it has other work."""
+
+
 class Keeper:
     """Writes the spans of this process into *directory*, which holds *max_bytes* at the most."""
 
@@ -68,13 +72,13 @@ class Keeper:
         self._every_s = every_s
         self._name = f"{resource['service.name']}-{os.getpid()}-{time.time_ns():x}"
         self._part = 0
-        self._waiting: deque[Record] = deque(maxlen=WAITING)
+        self._waiting: deque[Made] = deque(maxlen=WAITING)
         self._work, self._closing = threading.Event(), threading.Event()
         self._rests = False
         self._writer = threading.Thread(target=self._write_all, name="keep spans", daemon=True)
         self._writer.start()
 
-    def take(self, record: Record) -> None:
+    def take(self, record: Made) -> None:
         """Write it in a moment. Never waits."""
         self._waiting.append(record)
         if not self._work.is_set():
@@ -97,7 +101,7 @@ class Keeper:
         records = []
         with suppress(IndexError):
             while True:
-                records.append(self._waiting.popleft())
+                records.append(self._waiting.popleft()())
         return records
 
     def _write(self, records: list[Record]) -> None:

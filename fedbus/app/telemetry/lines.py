@@ -9,6 +9,7 @@ import os
 import sys
 import time
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Final
 
 import structlog
@@ -16,6 +17,7 @@ from opentelemetry import trace
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from fedbus.app.telemetry.later import WrittenLater
 from fedbus.contracts.signals import LOG_LINES, add
 
 LEVEL: Final = "FEDBUS_LOG_LEVEL"
@@ -35,31 +37,47 @@ def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
     """Log lines of fedbus and of all libraries on standard error. FEDBUS_LOG_LEVEL overrules *level*."""
     number = level_of(os.environ.get(LEVEL) or level, level)
     readable = _is_readable(os.environ.get(FORMAT, ""))
-    before: list[Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.stdlib.add_log_level,
-        structlog.stdlib.add_logger_name,
-        structlog.processors.TimeStamper(fmt="%H:%M:%S" if readable else "iso", utc=not readable),
-        _Constant(about),
-        _in_its_trace,
-    ]
     structlog.configure(
-        processors=[*before, ProcessorFormatter.wrap_for_formatter],
+        processors=[ProcessorFormatter.wrap_for_formatter],  # all the rest is done when the line is written
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    handler = logging.StreamHandler()
-    handler.addFilter(OneLineOfOpenTelemetry())
-    handler.addFilter(_counted)
-    handler.setFormatter(
-        ProcessorFormatter(
-            foreign_pre_chain=before,
-            processors=[ProcessorFormatter.remove_processors_meta, *_rendered(readable=readable)],
-        )
-    )
-    logging.basicConfig(handlers=[handler], level=number, force=True)
+    writer = logging.StreamHandler()
+    writer.addFilter(OneLineOfOpenTelemetry())
+    writer.addFilter(_counted)
+    writer.setFormatter(_formatter(about, readable=readable))
+    # a person at a terminal waits for the line
+    logging.basicConfig(handlers=[writer if readable else WrittenLater(writer)], level=number, force=True)
+    _leave_out_what_no_line_has()
     for name, least in CHATTY.items():
         logging.getLogger(name).setLevel(least)
+
+
+def written() -> None:
+    """Write all lines that wait."""
+    for handler in logging.getLogger().handlers:
+        handler.flush()
+
+
+def _formatter(about: dict[str, str], *, readable: bool) -> ProcessorFormatter:
+    return ProcessorFormatter(
+        processors=[
+            structlog.contextvars.merge_contextvars,
+            structlog.stdlib.add_log_level,
+            structlog.stdlib.add_logger_name,
+            _at_short if readable else _at,
+            _Constant(about),
+            _in_its_trace,
+            ProcessorFormatter.remove_processors_meta,
+            *_rendered(readable=readable),
+        ]
+    )
+
+
+def _leave_out_what_no_line_has() -> None:
+    """As the standard library's logging cookbook has it: it looks for the caller, thread, process and task of each."""
+    logging._srcfile = None  # noqa: SLF001
+    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def told_once(library: str) -> None:
@@ -98,6 +116,18 @@ def _in_its_trace(_logger: WrappedLogger, _name: str, line: EventDict) -> EventD
     if here.is_valid:
         line["trace_id"] = format(here.trace_id, "032x")
         line["span_id"] = format(here.span_id, "016x")
+    return line
+
+
+def _at(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    """When it was said, which is not when it is written."""
+    said = datetime.fromtimestamp(line["_record"].created, UTC)
+    line["timestamp"] = said.isoformat(timespec="microseconds").replace("+00:00", "Z")
+    return line
+
+
+def _at_short(_logger: WrappedLogger, _name: str, line: EventDict) -> EventDict:
+    line["timestamp"] = time.strftime("%H:%M:%S", time.localtime(line["_record"].created))
     return line
 
 
