@@ -111,7 +111,8 @@ class HeedfulClient(Client):
 
 
 def _no_answers(subject: str) -> Forbidden:
-    return Forbidden(f"hear answers on {subject} with these credentials")
+    whose = subject.rsplit(".", 2)[0]  # without what is new with each connection
+    return Forbidden(f"hear answers on {whose} with these credentials")
 
 
 class Connection:
