@@ -47,7 +47,9 @@ async def main(stop: asyncio.Event) -> int:
     """Train the run that this process was started for."""
     order = order_of_this_process(TrainerOrder)
     otel_context.attach(trace_of_parent())
-    async with Bus.connect(order.nats_url, order.identity("trainer", order.client), access=order.access) as bus:
+    async with Bus.connect(
+        order.nats_url, order.identity("trainer", order.client), access=order.access
+    ) as bus:
         try:
             await first_of(TrainerProcess(bus, order).run(), stop.wait(), bus.lost())
         except BadTask as error:  # the wrapper tells the last line

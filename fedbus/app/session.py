@@ -37,7 +37,9 @@ async def on_the_bus(settings: Settings | None = None) -> AsyncIterator[Bus]:
     """The bus that the settings name, as a person at a terminal sees it; raises BusUnreachable."""
     settings = settings or Settings.from_environment()
     await _knock(settings.nats_url)
-    who = Identity(settings.fed, AGENT, settings.client or PEOPLE)  # a device's kit is good for its own inbox alone
+    who = Identity(
+        settings.fed, AGENT, settings.client or PEOPLE
+    )  # a device's kit is good for its own inbox alone
     async with Bus.connect(settings.nats_url, who, access=settings.access) as bus:
         yield bus
 
