@@ -4,6 +4,7 @@ Names and attributes are those of OpenTelemetry's semantic conventions for messa
 travels as W3C writes it. What is not kept, such as a heartbeat, is counted and carries the trace, and is no span.
 """
 
+import re
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
@@ -13,7 +14,7 @@ import structlog
 from nats.aio.msg import Msg
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Span, SpanContext, SpanKind
+from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from fedbus.contracts.envelope import Envelope
@@ -25,6 +26,8 @@ OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "proc
 KINDS: Final = {"publish": SpanKind.PRODUCER, "request": SpanKind.CLIENT}
 W3C: Final = TraceContextTextMapPropagator()
 """By itself: the global one looks for baggage too, which nobody here carries."""
+USUAL: Final = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+"""A traceparent as everybody writes it."""
 
 tracer = trace.get_tracer("fedbus.bus")
 
@@ -40,8 +43,18 @@ def here() -> dict[str, str]:
 
 def span_of(headers: Mapping[str, str]) -> SpanContext | None:
     """The span in *headers*, where they name one."""
-    span = trace.get_current_span(W3C.extract(headers, Context())).get_span_context()
+    span = trace.get_current_span(_going_on(headers, Context())).get_span_context()
     return span if span.is_valid else None
+
+
+def _going_on(headers: Mapping[str, str], context: Context | None = None) -> Context | None:
+    """*context*, or the current one, with the span in *headers*. What is usual at once, the rest by OpenTelemetry."""
+    usual = USUAL.fullmatch(headers.get("traceparent", ""))
+    if not usual or "tracestate" in headers:
+        return W3C.extract(headers, context)
+    trace_id, span_id, flags = (int(part, 16) for part in usual.groups())
+    span = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
+    return trace.set_span_in_context(NonRecordingSpan(span), context) if span.is_valid else context
 
 
 def said(message: Message, subject: str, operation: str, id: str, who: str) -> AbstractContextManager[Span]:
@@ -62,7 +75,7 @@ def continued(envelope: Envelope, operation: str, message: Message, subject: str
     with (
         tracer.start_as_current_span(
             f"{operation} {message.word}",
-            W3C.extract(envelope.trace),
+            _going_on(envelope.trace),
             kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
             attributes=attributes,
         ),

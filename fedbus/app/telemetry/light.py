@@ -129,14 +129,14 @@ class LightSpan(trace.Span):
         start: int | None,
     ) -> None:
         above = trace.get_current_span(context).get_span_context()
-        trace_id = above.trace_id if above.is_valid else getrandbits(128) or 1
-        self._parent = above.span_id if above.is_valid else 0
+        trace_id, above_id, _, _, state, is_child = above
+        self._parent = above_id if is_child else 0
         self._context = SpanContext(
-            trace_id,
+            trace_id if is_child else getrandbits(128) or 1,
             getrandbits(64) or 1,
             is_remote=False,
             trace_flags=SAMPLED,
-            trace_state=above.trace_state,
+            trace_state=state,
         )
         self._take, self._scope, self._name, self._kind = take, scope, name, kind
         self._attributes: dict[str, Any] = dict(attributes) if attributes else {}
