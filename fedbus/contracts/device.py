@@ -37,5 +37,7 @@ class DeviceReport(ClientMessage):
     agents: dict[str, bool] = Field(default_factory=dict, max_length=MAX_AGENTS)
     """Which of its agents run, by name; one that has never run here is not named."""
     errors: int = Field(default=0, ge=0)
-    """Error lines since the monitor started."""
+    """Error lines since the monitor started, of the process it runs in: with `fedbus client up`, of all agents there.
+
+    Not those of child processes, nor of agents that run alone."""
     last_error: str = Field(default="", max_length=500)
