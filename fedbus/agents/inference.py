@@ -113,8 +113,8 @@ class Inference:
 
     async def run(self, stop: asyncio.Event, join: Join) -> None:
         """Serve until *stop* is set; what was accepted by then is answered."""
-        self.endpoint = await self._server.start(self._host, self._port)
         try:
+            self.endpoint = await self._server.start(self._host, self._port)
             await self._serve_the_last()
             await first_of(self._on_the_bus(stop, join), self._look_at_data())
         finally:

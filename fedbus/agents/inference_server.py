@@ -21,9 +21,10 @@ somebody's browser can send are taken (``application/json``, or the header of th
 predicted here becomes training data.
 """
 
+import asyncio
 import json
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
@@ -86,7 +87,7 @@ class InferenceServer:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         try:
-            await site.start()
+            await _to_its_end(site.start())
         except OSError as error:
             await self._runner.cleanup()
             raise CannotListen(
@@ -236,3 +237,13 @@ def _asked_for(request: web.Request) -> tuple[str, str | None]:
     if version is not None and not version.isdigit():
         raise Refusal(NOT_FOUND, f"{version!r} is no version: versions are numbers")
     return request.match_info["model"], version
+
+
+async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+    """Do *work* whole, also when cancelled meanwhile: asyncio loses a socket that it was about to listen on."""
+    doing = asyncio.ensure_future(work)
+    try:
+        await asyncio.shield(doing)
+    except asyncio.CancelledError:
+        await asyncio.wait([doing])
+        raise

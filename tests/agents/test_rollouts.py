@@ -250,7 +250,7 @@ async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
     await fed.happens("code", "rollout_finished")
     assert fed.events("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
     assert (server.facts.code_version, server.facts.previous, server.facts.candidate) == (new, (old,), "")
-    assert fed.heard(CodePublished)[-1].plan.code_version == new
+    await fed.until(lambda: fed.heard(CodePublished)[-1].code_version == new, "everybody to be told")
     assert (others.starts[0].code_version, fed.server().code_version) == (new, new)
 
 

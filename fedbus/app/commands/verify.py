@@ -154,7 +154,7 @@ def _tell_rounds(rounds: list[dict[str, Any]]) -> None:
                 one["round"],
                 _figure(one["loss"]),
                 _figure(one["accuracy"]),
-                ", ".join(f"{client} ({samples})" for client, samples in one["participants"].items()),
+                ", ".join(f"{client} ({samples})" for client, samples in sorted(one["participants"].items())),
                 ", ".join(f"{client}: {why}" for client, why in one["failures"].items()),
             )
             for one in rounds
