@@ -342,6 +342,8 @@ class CapturedData:
     def _goes_on(self) -> None:
         if self._failing:
             self._failing = False
+            with self._lock:  # rows that were queued before the rest may be the ones that tell
+                self._rests_until = 0.0
             self._on_recovery()
 
     def _rest(self, lost: int, error: Exception) -> None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import time
 from collections.abc import AsyncIterator
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -281,6 +282,29 @@ async def test_capture_tries_again_after_a_while(tmp_path: Path) -> None:
     await eventually(lambda: captured.add(sample(), ANSWER, model_version=1) is not None)
     counts = await captured.counts()
     assert (counts.rows, counts.dropped >= 1) == (2, True)
+    await captured.close()
+
+
+async def test_capture_goes_on_as_soon_as_rows_that_waited_are_written(tmp_path: Path) -> None:
+    said: list[str] = []
+    path = tmp_path / "captured.db"
+
+    def put_the_table_back(reason: str) -> None:
+        said.append(reason)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("ALTER TABLE elsewhere RENAME TO captured")
+
+    captured = CapturedData(
+        path, retry_s=3600, on_failure=put_the_table_back, on_recovery=lambda: said.append("goes on")
+    )
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")  # the writer waits now
+        other.execute("ALTER TABLE captured RENAME TO elsewhere")
+        for value in range(1000):  # more than one batch: the first is lost, the next ones are written
+            add(captured, float(value))
+        other.execute("COMMIT")
+    await eventually(lambda: said[1:] == ["goes on"])
+    assert captured.add(sample(), ANSWER, model_version=1) is not None
     await captured.close()
 
 
