@@ -4,13 +4,14 @@ side, one for each client with its three agents, the child processes of ServerAp
 
 import asyncio
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Final
 
 from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds
 from fedbus.app.settings import Settings
-from fedbus.app.stack import Stack, stack
+from fedbus.app.stack import stack
 from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
@@ -18,15 +19,22 @@ from fedbus.contracts.server import ServerClosed
 
 SKIP: Final = 2
 LONGEST_S: Final = 180.0
+STAMPS: Final = "stamps"
 
 
 async def rounds(case: Case, count: int, directory: Path) -> list[float]:
     """The seconds of *count* rounds; everything is started and ended here."""
-    stamps = directory / "stamps"
-    os.environ.update(case.environment(stamps))  # handed on to every process
+    async with a_run(case, count + SKIP, directory) as finished:
+        await finished()
+    return seconds_of_rounds(directory / STAMPS, skip=SKIP)
+
+
+@asynccontextmanager
+async def a_run(case: Case, count: int, directory: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+    """A federation in *directory* that begins a run of *count* rounds; what is yielded waits for its end."""
+    os.environ.update(case.environment(directory / STAMPS))  # handed on to every process
     settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
-    options = ["--rounds", str(count + SKIP), "--quorum", str(case.clients)]
-    options += ["--every", "1s", "--at-most", "1"]
+    options = ["--rounds", str(count), "--quorum", str(case.clients), "--every", "1s", "--at-most", "1"]
     async with (
         stack(settings, [str(APP)], clients=case.clients, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
@@ -35,13 +43,11 @@ async def rounds(case: Case, count: int, directory: Path) -> list[float]:
         # not its transitions: each tells of all rounds so far, which is work for the machine that is measured
         wanted = [subjects.every(bus.fed, ServerClosed)]
         async with bus.watch(events_stream(bus.fed), wanted, whole=True) as closings:
-            await _finished(closings, running)
-    return seconds_of_rounds(stamps, skip=SKIP)
+            yield lambda: _finished(closings, running.home / "logs")
 
 
-async def _finished(closings: AsyncIterator[Seen], running: Stack) -> None:
+async def _finished(closings: AsyncIterator[Seen], logs: Path) -> None:
     """Wait for the end of the run."""
-    logs = running.home / "logs"
     try:
         async with asyncio.timeout(LONGEST_S):
             closed = (await anext(closings)).message

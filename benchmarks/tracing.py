@@ -1,27 +1,31 @@
-"""What traces and log lines cost: a round in which nothing is learned, with them and without, in turns.
+"""What traces and log lines cost: rounds in which nothing is learned, with them and without, in turns.
 
-    python -m benchmarks.tracing [--case 2x0.25 4x10] [--repeat 4] [--json FILE]
+    python -m benchmarks.tracing [--case 2x0.25] [--turns 20] [--turn 150] [--same] [--json FILE]
 
 *As it comes*: spans are made and kept in FEDBUS_HOME/traces, lines are written at info. *Without*: OpenTelemetry's
-SDK is disabled and nothing is logged. Everything is started anew each time, the order changes each time, so that
-a machine that is busy is busy for both. Printed are medians over all rounds, and their ratio; the exit code is
-1 where it is above the bound. Where other work makes the time of rounds useless, the processors' time of all processes
-of fedbus, a round, which is printed too, is still worth something. docs/observability.md says what was seen.
+SDK is disabled and nothing is logged. Two whole federations stand beside each other, one of each kind; they take
+turns of some seconds, and while one has its turn the other waits in its ServerApp and does nothing. So a machine that
+is slower for a minute is slower for both, and no two starts are compared. Printed are the median over the
+pairs of turns of how many times as long the rounds take, with the span that holds the median 95 times in a
+hundred (by bootstrap), and the same of the processors' time of all processes of a federation. With ``--same`` both
+federations are as they come: what is printed then is what the measuring itself is worth.
 """
 
 import argparse
 import asyncio
 import contextlib
+import itertools
 import json
 import os
+import random
 import statistics
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import psutil
 
@@ -32,52 +36,86 @@ from fedbus.app import telemetry
 from fedbus.app.processes import stopping
 
 BOUND: Final = 1.03
-ROUNDS: Final = 60
-LOOK_S: Final = 0.02
+COLD: Final = 5
+"""Rounds at the beginning of a turn that do not count: the caches are still the other federation's."""
+LOOK_S: Final = 0.05
+START_S: Final = 120.0
+PIPE: Final = "turns"
+AS_IT_COMES: Final = "as it comes"
 SIDES: Final[Mapping[str, Mapping[str, str]]] = {
-    "as it comes": {},
+    AS_IT_COMES: {},
     "without": {"OTEL_SDK_DISABLED": "true", "FEDBUS_LOG_LEVEL": "critical"},
 }
 
 
 @dataclass
-class Result:
-    """Seconds of each round of one case, by side, repeat after repeat."""
+class Side:
+    """One federation, and what its turns came to: seconds of a round, by the clock and of processors."""
 
-    case: Case
-    seconds: dict[str, list[list[float]]] = field(default_factory=lambda: {side: [] for side in SIDES})
+    name: str
+    home: Path
+    seconds: list[float] = field(default_factory=list)
+    cpu: list[float] = field(default_factory=list)
 
-    cpu: dict[str, list[float]] = field(default_factory=lambda: {side: [] for side in SIDES})
-    """Seconds of processors a round, by side."""
+    async def take_turn(self, rounds: range) -> None:
+        """Let it go through *rounds*, and note how long they took."""
+        before = self._cpu_s()
+        await self._let_go()
+        while len(stamped(self._stamps)) <= rounds.stop:  # noqa: ASYNC110  # the app tells nobody
+            await asyncio.sleep(LOOK_S)
+        self.cpu.append((self._cpu_s() - before) / len(rounds))
+        times = stamped(self._stamps)[rounds.start : rounds.stop + 1]
+        steady = [after - first for first, after in itertools.pairwise(times)][COLD:]
+        self.seconds.append(statistics.median(steady))
 
-    def median(self, side: str) -> float:
-        return statistics.median(one for repeat in self.seconds[side] for one in repeat)
+    async def waits(self) -> None:
+        """Until its run has begun, and waits for its first turn."""
+        async with asyncio.timeout(START_S):
+            while not stamped(self._stamps):  # noqa: ASYNC110
+                await asyncio.sleep(LOOK_S)
+
+    async def _let_go(self) -> None:
+        """Open its pipe and close it: that is what its ServerApp waits for."""
+        while True:
+            with contextlib.suppress(OSError):  # ENXIO: it has told the time, and does not read yet
+                os.close(os.open(self.home / PIPE, os.O_WRONLY | os.O_NONBLOCK))
+                return
+            await asyncio.sleep(LOOK_S)
 
     @property
-    def ratio(self) -> float:
-        """How many times as long a round takes with traces and lines."""
-        return self.median("as it comes") / self.median("without")
+    def _stamps(self) -> Path:
+        return self.home / on_fedbus.STAMPS
+
+    def _cpu_s(self) -> float:
+        """Of all its processes, so far."""
+        total = 0.0
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):
+                if str(self.home) in " ".join([*process.cmdline(), process.environ().get("FEDBUS_HOME", "")]):
+                    times = process.cpu_times()
+                    total += times.user + times.system
+        return total
+
+
+@dataclass(frozen=True)
+class Ratio:
+    """How many times as much, pair by pair of turns."""
+
+    pairs: Sequence[float]
 
     @property
-    def ratios(self) -> list[float]:
-        """The same of each repeat by itself: how far they are apart is how far to believe them."""
-        pairs = zip(self.seconds["as it comes"], self.seconds["without"], strict=True)
-        return [statistics.median(ours) / statistics.median(bare) for ours, bare in pairs]
+    def median(self) -> float:
+        return statistics.median(self.pairs)
 
-    @property
-    def cpu_ratio(self) -> float:
-        ours, bare = (statistics.median(self.cpu[side]) for side in SIDES)
-        return ours / bare
+    def span(self, draws: int = 4000) -> tuple[float, float]:
+        """Where 95 of a hundred medians of pairs drawn anew lie (percentile bootstrap; Efron 1979)."""
+        dice = random.Random(1)
+        drawn = sorted(statistics.median(dice.choices(self.pairs, k=len(self.pairs))) for _ in range(draws))
+        return drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
 
-    def as_json(self) -> dict[str, Any]:
-        return {
-            "case": str(self.case),
-            "ratio": self.ratio,
-            "ratios": self.ratios,
-            "rounds_s": self.seconds,
-            "cpu_s": self.cpu,
-            "cpu_ratio": self.cpu_ratio,
-        }
+    def __str__(self) -> str:
+        low, high = self.span()
+        return f"{self.median:.3f} × ({low:.3f} to {high:.3f})"
 
 
 @contextmanager
@@ -91,50 +129,57 @@ def environment(of_side: Mapping[str, str]) -> Iterator[None]:
             del os.environ[name]
 
 
-async def measure(options: argparse.Namespace, results: list[Result]) -> None:
-    for repeat in range(options.repeat):
-        for result in results:
-            for side in list(SIDES)[:: 1 if repeat % 2 else -1]:
-                with tempfile.TemporaryDirectory(
-                    prefix="fedbus-tracing-", ignore_cleanup_errors=True
-                ) as where:
-                    busy = load()
-                    with environment(SIDES[side]):
-                        rounds, cpu = await asyncio.gather(
-                            on_fedbus.rounds(result.case, options.rounds, Path(where)),
-                            cpu_of_a_round(Path(where) / "stamps", options.rounds),
-                        )
-                result.seconds[side].append(rounds)
-                result.cpu[side].append(cpu)
-                median = statistics.median(rounds) * 1000
-                print(
-                    f"{repeat + 1}/{options.repeat}  {result.case}  {side:<11}  {median:7.2f} ms  "
-                    f"{cpu * 1000:7.2f} ms of processors  load {busy:.1f}",
-                    flush=True,
+@asynccontextmanager
+async def standing(side: Side, case: Case, options: argparse.Namespace) -> AsyncIterator[None]:
+    """Its federation, ready for the first turn."""
+    os.mkfifo(side.home / PIPE)
+    turns = {"NOOP_TURNS": str(side.home / PIPE), "NOOP_TURN": str(options.turn)}
+    async with AsyncExitStack() as open_things:
+        with environment(turns | dict({} if options.same else SIDES[side.name])):
+            await open_things.enter_async_context(
+                on_fedbus.a_run(case, options.turns * options.turn, side.home)
+            )
+            await side.waits()
+        yield
+
+
+async def measure(case: Case, options: argparse.Namespace) -> list[Side]:
+    """All turns of both."""
+    with tempfile.TemporaryDirectory(prefix="fedbus-tracing-", ignore_cleanup_errors=True) as where:
+        sides = [Side(name, Path(where) / name.replace(" ", "-")) for name in SIDES]
+        for side in sides:
+            side.home.mkdir()
+        async with standing(sides[0], case, options), standing(sides[1], case, options):
+            for turn in range(options.turns):
+                for side in sides[:: 1 if turn % 2 else -1]:
+                    await side.take_turn(range(turn * options.turn, (turn + 1) * options.turn))
+                told = "   ".join(
+                    f"{side.name} {side.seconds[-1] * 1000:6.2f} ms, {side.cpu[-1] * 1000:6.2f} ms of processors"
+                    for side in sides
                 )
+                print(f"{turn + 1:3}/{options.turns}  {case}  {told}  load {load():.1f}", flush=True)
+    return sides
 
 
-async def cpu_of_a_round(stamps: Path, rounds: int) -> float:
-    """What all processes below this one spend in a round, in seconds, on average from the third to nearly the last."""
-    first, last = 3, rounds - 2
-    begun = await _cpu_when(stamps, first)
-    return (await _cpu_when(stamps, last) - begun) / (last - first)
+def summary(sides: Sequence[Side]) -> dict[str, Ratio]:
+    """By the clock, and of processors."""
+    ours, bare = sides
+    return {
+        "a round": Ratio([one / other for one, other in zip(ours.seconds, bare.seconds, strict=True)]),
+        "its processors' time": Ratio([one / other for one, other in zip(ours.cpu, bare.cpu, strict=True)]),
+    }
 
 
-async def _cpu_when(stamps: Path, told: int) -> float:
-    while len(stamped(stamps)) < told:  # noqa: ASYNC110  # the app writes into a file, and tells nobody
-        await asyncio.sleep(LOOK_S)
-    total = 0.0
-    for process in psutil.Process().children(recursive=True):
-        with contextlib.suppress(psutil.Error):
-            times = process.cpu_times()
-            total += times.user + times.system
-    return total
+async def _until_told(options: argparse.Namespace) -> dict[str, list[Side]]:
+    found: dict[str, list[Side]] = {}
 
+    async def all_cases() -> None:
+        for case in options.case:
+            found[str(case)] = await measure(case, options)
 
-async def _until_told(options: argparse.Namespace, results: list[Result]) -> None:
     with stopping() as stop:
-        await first_of(measure(options, results), stop.wait())
+        await first_of(all_cases(), stop.wait())
+    return found
 
 
 def _case(text: str) -> Case:
@@ -146,31 +191,33 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument(
-        "--case", type=_case, nargs="+", default=[Case(2, 0.25), Case(4, 10)], metavar="NxMIB"
-    )
-    parser.add_argument("--repeat", type=int, default=4)
-    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--case", type=_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
+    parser.add_argument("--turns", type=int, default=20)
+    parser.add_argument("--turn", type=int, default=150, help="rounds of a turn")
+    parser.add_argument("--same", action="store_true", help="both as they come: what the measuring is worth")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     telemetry.log_to_stderr(level="ERROR")
-    results = [Result(case) for case in options.case]
+    found: dict[str, list[Side]] = {}
     broken = False
     try:
-        asyncio.run(_until_told(options, results))
+        found = asyncio.run(_until_told(options))
     except* SideFailed as failed:
         broken = True
         print(*failed.exceptions, sep="\n", file=sys.stderr)
     if broken:
         return 1
-    for result in results:
-        ratios = ", ".join(f"{one:.3f}" for one in result.ratios)
-        medians = " / ".join(f"{result.median(side) * 1000:.2f} ms" for side in SIDES)
-        print(f"{result.case}: {medians} = {result.ratio:.3f} × (each repeat: {ratios})")
-        print(f"{result.case}: processors' time = {result.cpu_ratio:.3f} ×")
+    ratios = {case: summary(sides) for case, sides in found.items()}
+    for case, by_name in ratios.items():
+        for name, ratio in by_name.items():
+            print(f"{case}: {name} {ratio}")
     if options.json:
-        options.json.write_text(json.dumps([result.as_json() for result in results], indent=2) + "\n")
-    return 0 if all(result.ratio <= BOUND for result in results) else 1
+        facts = {
+            case: {side.name: {"round_s": side.seconds, "cpu_s": side.cpu} for side in sides}
+            for case, sides in found.items()
+        }
+        options.json.write_text(json.dumps(facts, indent=2) + "\n")
+    return 0 if all(by_name["a round"].median <= BOUND for by_name in ratios.values()) else 1
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How large the model is, how many clients take part, and where the time is written: from the environment.
+"""How large the model is, how many clients take part, where the time is written, whose turn it is: by the environment.
 
 So that the model builder of fedbus, which sees no run configuration, agrees with the app.
 """
@@ -12,6 +12,9 @@ import numpy as np
 BYTES = int(os.environ.get("NOOP_BYTES", str(256 * 1024)))
 CLIENTS = int(os.environ.get("NOOP_CLIENTS", "2"))
 STAMPS = Path(os.environ.get("NOOP_STAMPS", os.devnull))
+TURNS = os.environ.get("NOOP_TURNS", "")
+"""A named pipe: where there is one, a byte from it is waited for before every *TURN* rounds."""
+TURN = int(os.environ.get("NOOP_TURN", "1"))
 
 
 def weights() -> np.ndarray:
