@@ -68,6 +68,7 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.subjects import RESERVED
 from fedbus.contracts.task import Task
+from fedbus.domain.outcome import nothing_taken
 from fedbus.domain.recovery import GiveUp, after_server_lost
 from fedbus.domain.rollout import Trial
 from fedbus.stores.code import CodeRepository, FixedCode
@@ -472,6 +473,9 @@ class ServerManager:
 
     async def _run_finished(self, message: RunFinished) -> None:
         if self._life.state is ServerState.TRAINING:
+            if why := nothing_taken(self._facts):
+                await self._end_run("run_failed", "failed", why)
+                return
             deadline = datetime.now(UTC) + timedelta(seconds=PUBLISH_S)
             await self._life.move(
                 "run_finished", deadline=deadline, checkpoint=message.artifact, round=message.rounds

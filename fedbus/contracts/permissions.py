@@ -153,11 +153,16 @@ def _device(fed: FederationId, client: str) -> Permissions:
 
 
 def _site(fed: FederationId) -> Permissions:
-    """What its clients may, and their answers by name: the broker knows of no message that a leaf has handed on."""
+    """What its clients may, and their answers by name: the broker knows of no message that a leaf has handed on.
+
+    A leaf is told of a subscription only where it may publish on all that it covers, so where the server side listens
+    for chunks by ``in.>``, ``in.*.*`` would not do: no update would ever leave the site.
+    """
     its_clients = _device(fed, CLIENT_TAG)
     consumers = [f"{CLIENT_TAG}_{TASK_TAG}_{agent}" for agent in catalogue.OF_A_CLIENT]
     answers = [f"$JS.ACK.{_names(fed)[0]}.{consumer}.>" for consumer in consumers]
-    publish = _sorted(*its_clients.publish, *answers, f"{subjects.INBOX}.{PEOPLE}.>")
+    chunks = subjects.blob(fed, f"{SERVER_SIDE}.*", "in.>")
+    publish = _sorted(*its_clients.publish, *answers, chunks, f"{subjects.INBOX}.{PEOPLE}.>")
     return Permissions(publish=publish, subscribe=its_clients.subscribe)
 
 

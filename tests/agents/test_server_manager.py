@@ -105,6 +105,13 @@ class FlowerServerPlayed:
         said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
         await self.fed.say(said, by="flower-server")
 
+    async def round_of_failures(self, number: int, **failures: str) -> None:
+        """A round that nobody's update is in."""
+        said = RoundFinished(
+            task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
+        )
+        await self.fed.say(said, by="flower-server")
+
     async def finish(self, rounds: int = 2) -> None:
         said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.made(rounds))
         await self.fed.say(said, by="flower-server")
@@ -201,6 +208,23 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
     assert (latest.version, latest.parent, latest.rounds) == (2, 1, 2)
     assert latest.participants == {"c1": 10, "c2": 20}
     assert latest.metrics == {"loss": 0.5}
+
+
+async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await train(fed)
+    for number in (1, 2):
+        await flower.round_of_failures(number, c1="its update cannot be had", c2="out of memory")
+    await flower.finish()
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, fed.events("server")[-1]) == ("failed", "run_failed")
+    assert "no client's update is in any of the 2 rounds" in closed.reason
+    assert "c1: its update cannot be had; c2: out of memory" in closed.reason
+    assert fed.heard(ModelPublished) == []
+    latest = await flower.store.latest()
+    assert latest is not None
+    assert latest.version == 1
 
 
 async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(

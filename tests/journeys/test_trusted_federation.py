@@ -22,6 +22,7 @@ from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.permissions import Role
 from fedbus.contracts.run import RunFacts, StartRun
 from fedbus.contracts.scheduling import ScheduleTable
+from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import PEOPLE
 from fedbus.contracts.transition import Transition
 
@@ -103,6 +104,10 @@ async def whole_run(everybody: Everybody, person: Bus) -> None:
         return versions == {2}
 
     await eventually(served, within_s=60)
+    last = await person.states("server")
+    assert isinstance(last[0].facts, ServerFacts)
+    assert last[0].facts.trainings > 0
+    assert last[0].facts.failures == 0
 
 
 async def test_everything_that_is_allowed_works(
