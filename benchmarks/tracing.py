@@ -1,6 +1,6 @@
-"""What traces and log lines cost: rounds in which nothing is learned, with them and without, in turns.
+"""What traces and log lines cost: rounds with them and without, in turns.
 
-    python -m benchmarks.tracing [--case 2x0.25] [--turns 20] [--turn 150] [--same] [--json FILE]
+    python -m benchmarks.tracing [--case 2x0.25] [--turns 20] [--turn 150] [--products 0] [--same] [--json FILE]
 
 *As it comes*: spans are made and kept in FEDBUS_HOME/traces, lines are written at info. *Without*: OpenTelemetry's
 SDK is disabled and nothing is logged. Two whole federations stand beside each other, one of each kind; they take
@@ -8,7 +8,8 @@ turns of some seconds, and while one has its turn the other waits in its ServerA
 is slower for a minute is slower for both, and no two starts are compared. Printed are the median over the
 pairs of turns of how many times as long the rounds take, with the span that holds the median 95 times in a
 hundred (by bootstrap), and the same of the processors' time of all processes of a federation. With ``--same`` both
-federations are as they come: what is printed then is what the measuring itself is worth.
+federations are as they come: what is printed then is what the measuring itself is worth. With ``--products`` each
+client multiplies so many matrices in a round, where a real one trains.
 """
 
 import argparse
@@ -121,19 +122,26 @@ class Ratio:
 @contextmanager
 def environment(of_side: Mapping[str, str]) -> Iterator[None]:
     """Handed on to every process that is started inside."""
+    before = dict(os.environ)
     os.environ.update(of_side)
     try:
         yield
     finally:
-        for name in of_side:
-            del os.environ[name]
+        os.environ.clear()
+        os.environ.update(before)
 
 
 @asynccontextmanager
 async def standing(side: Side, case: Case, options: argparse.Namespace) -> AsyncIterator[None]:
     """Its federation, ready for the first turn."""
     os.mkfifo(side.home / PIPE)
-    turns = {"NOOP_TURNS": str(side.home / PIPE), "NOOP_TURN": str(options.turn)}
+    turns = {
+        "NOOP_TURNS": str(side.home / PIPE),
+        "NOOP_TURN": str(options.turn),
+        "NOOP_PRODUCTS": str(options.products),
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     async with AsyncExitStack() as open_things:
         with environment(turns | dict({} if options.same else SIDES[side.name])):
             await open_things.enter_async_context(
@@ -194,6 +202,9 @@ def main() -> int:
     parser.add_argument("--case", type=_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--turn", type=int, default=150, help="rounds of a turn")
+    parser.add_argument(
+        "--products", type=int, default=0, help="of matrices of 256 × 256, by each client in a round"
+    )
     parser.add_argument("--same", action="store_true", help="both as they come: what the measuring is worth")
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()

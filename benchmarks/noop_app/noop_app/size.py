@@ -1,4 +1,4 @@
-"""How large the model is, how many clients take part, where the time is written, whose turn it is: by the environment.
+"""What a round is made of, where the time is written, and whose turn it is: by the environment.
 
 So that the model builder of fedbus, which sees no run configuration, agrees with the app.
 """
@@ -16,6 +16,9 @@ TURNS = os.environ.get("NOOP_TURNS", "")
 """A named pipe: where there is one, a byte from it is waited for before every *TURN* rounds."""
 TURN = int(os.environ.get("NOOP_TURN", "1"))
 
+PRODUCTS = int(os.environ.get("NOOP_PRODUCTS", "0"))
+"""How many products of two matrices of 256 × 256 each client makes in a round, in the place of a training."""
+
 
 def weights() -> np.ndarray:
     """Numbers that no compression makes smaller."""
@@ -27,3 +30,10 @@ def Model() -> Any:  # noqa: N802  # it stands where a task has its torch module
     import torch  # noqa: PLC0415
 
     return torch.nn.ParameterDict({"weights": torch.nn.Parameter(torch.from_numpy(weights()))})
+
+
+def work() -> None:
+    """A fixed amount, so that whoever is held up takes longer."""
+    matrix = np.full((256, 256), 1 / 256, np.float32)
+    for _ in range(PRODUCTS):
+        matrix = matrix @ matrix
