@@ -371,6 +371,7 @@ async def _capturing(device: Device, sayings: Sayings) -> AsyncIterator[Captured
         max_rows=table.max_rows,
         max_bytes=table.max_bytes,
         max_age_s=table.max_age_s,
+        holdout_share=table.holdout_share,
         retry_s=table.retry_s,
         on_failure=paused,
         on_recovery=resumed,

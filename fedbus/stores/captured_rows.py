@@ -52,6 +52,19 @@ class Shares:
 
 
 @dataclass(frozen=True)
+class Ever:
+    """How many rows have come since the database began, with a label and without; they only grow.
+
+    What is held out is not among them. A row that came without a label and got one later is among both.
+    """
+
+    database: str
+    """Which one: after it was deleted, another begins at nought."""
+    labelled: int
+    unlabelled: int
+
+
+@dataclass(frozen=True)
 class Rows:
     """Captured rows of one shape: *inputs* (n, …), *outputs* (n, …), and of each its label or None."""
 
@@ -97,6 +110,12 @@ def shares(database: Path, holdout_share: float) -> Shares:
         found = connection.execute(_SHARES, (holdout_share,)).fetchall()
     count = {(bool(labelled), bool(held)): rows for labelled, held, rows in found}
     return Shares(count.get((True, False), 0), count.get((False, False), 0), count.get((True, True), 0))
+
+
+def ever(database: Path) -> Ever:
+    """What has come since the database began; blocks. Whoever writes it must have opened it in this version."""
+    with reading(database) as connection:
+        return Ever(*connection.execute("SELECT database, labelled, unlabelled FROM ever").fetchone())
 
 
 def newest_rows(database: Path, most: int) -> Rows:

@@ -1,6 +1,7 @@
 """Captured data: bounded, never in the way of a prediction, and there after kill -9."""
 
 import asyncio
+import math
 import shutil
 import signal
 import sqlite3
@@ -14,6 +15,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from support import eventually
 
 from fedbus.stores.captured import (
@@ -22,11 +25,15 @@ from fedbus.stores.captured import (
     LabelContradicted,
     UnknownRow,
 )
+from fedbus.stores.captured_database import WAITING_SHARE, Database, Row
 from fedbus.stores.captured_rows import (
     Label,
     count_rows,
+    ever,
     held_out,
+    is_held_out,
     newest_rows,
+    packed,
     rows_for_training,
     shares,
     snapshot_labelled,
@@ -131,6 +138,56 @@ async def test_the_oldest_unlabelled_rows_make_room(captured: CapturedData, tmp_
         await captured.label(unlabelled[59], 1)
     await captured.label(unlabelled[60], 1)
     assert await captured.snapshot_labelled(tmp_path / "data.npz") == len(labelled) + 1
+
+
+@given(
+    max_rows=st.integers(2, 40),
+    batches=st.lists(st.lists(st.booleans(), min_size=1, max_size=50), min_size=1, max_size=12),
+    feedback=st.integers(0, 10),
+)
+@settings(max_examples=50, deadline=None)
+def test_what_just_came_is_there_and_labelled_rows_go_only_where_few_wait_for_a_label(
+    tmp_path_factory: pytest.TempPathFactory, max_rows: int, batches: list[list[bool]], feedback: int
+) -> None:
+    path = tmp_path_factory.mktemp("law") / "captured.db"
+    database = Database(path, max_rows=max_rows, max_bytes=1024**3, holdout_share=0)
+    waiting, came, there = math.ceil(WAITING_SHARE * max_rows), 0, dict[int, bool]()
+    for batch in batches:
+        rows = {came + n: labelled for n, labelled in enumerate(batch)}
+        database.insert([bare_row(row, labelled=labelled) for row, labelled in rows.items()])
+        came, before, there = came + len(rows), there | rows, labelled_in(path)
+        assert len(there) == min(len(before), max_rows), "no more go than have to"
+        newest = min(waiting, max_rows - waiting, came)
+        assert there.keys() >= set(range(came - newest, came)), "what just came is there"
+        unlabelled = [row for row, labelled in there.items() if not labelled]
+        if any(labelled and row not in there for row, labelled in before.items()):
+            assert len(unlabelled) <= waiting, "labelled ones go only then"
+        for row in unlabelled[:feedback]:
+            database.label(row, 1)
+            there[row] = True
+    database.close()
+
+
+def bare_row(id: int, *, labelled: bool) -> Row:
+    return Row(id, 1 if labelled else None, 1, time.time(), packed(ANSWER), packed(sample()))
+
+
+def labelled_in(path: Path) -> dict[int, bool]:
+    """Of each row that is there, whether it has a label."""
+    with closing(sqlite3.connect(path)) as database:
+        return dict(database.execute("SELECT id, label IS NOT NULL FROM captured ORDER BY id"))
+
+
+async def test_a_store_full_of_labelled_rows_takes_feedback_to_what_comes_next(
+    captured: CapturedData,
+) -> None:
+    for n in range(100):
+        add(captured, n, label=n)
+    for n in range(100):
+        row = add(captured, n)
+        await captured.written()
+        await captured.label(row, n)
+    assert await captured.counts() == Counts(rows=100, labelled=100, dropped=0)
 
 
 async def test_where_all_are_labelled_the_oldest_make_room(captured: CapturedData) -> None:
@@ -252,6 +309,63 @@ async def test_what_is_held_out_is_in_no_training(captured: CapturedData, tmp_pa
     assert 10 <= len(judged) <= 30
     counted = shares(database, 0.2)
     assert (counted.labelled, counted.unlabelled, counted.holdout) == (trained, 0, len(judged))
+
+
+async def test_what_came_is_counted_for_ever_whatever_makes_room_or_restarts(tmp_path: Path) -> None:
+    path, share = tmp_path / "captured.db", 0.2
+    captured = CapturedData(path, max_rows=20, holdout_share=share)
+    with_label = [add(captured, n, label=n) for n in range(50)]
+    without = [add(captured, n) for n in range(50)]
+    await captured.label(without[-1], 1)
+    await captured.label(without[-1], 1)  # the same once more is nothing new
+    await captured.close()
+    captured = CapturedData(path, max_rows=20, holdout_share=share)
+    counted = ever(path)
+    trained = [row for row in (*with_label, without[-1]) if not is_held_out(row, share)]
+    assert counted.labelled == len(trained)
+    assert counted.unlabelled == len([row for row in without if not is_held_out(row, share)])
+    await captured.close()
+    path.unlink()
+    captured = CapturedData(path)
+    anew = ever(path)
+    assert (anew.labelled, anew.unlabelled) == (0, 0)
+    assert anew.database != counted.database
+    await captured.close()
+
+
+async def test_a_database_of_before_there_was_a_count_begins_with_what_it_holds(tmp_path: Path) -> None:
+    path = tmp_path / "captured.db"
+    captured = CapturedData(path)
+    add(captured, 1.0, label=1)
+    add(captured, 2.0)
+    await captured.close()
+    with closing(sqlite3.connect(path)) as database:
+        database.execute("DROP TABLE ever")
+    captured = CapturedData(path)
+    assert (ever(path).labelled, ever(path).unlabelled) == (1, 1)
+    await captured.close()
+
+
+async def test_feedback_waits_for_the_disk_and_predictions_do_not(captured: CapturedData) -> None:
+    """What a power cut would show: how SQLite is told to wait, at the moment of each."""
+    how: list[int] = []
+    insert, label = Database.insert, Database.label
+
+    def inserted(database: Database, rows: list[Row]) -> None:
+        how.append(database.synchronous())
+        insert(database, rows)
+
+    def labelled(database: Database, row: int, truth: Label) -> None:
+        how.append(database.synchronous())
+        label(database, row, truth)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Database, "insert", inserted)
+        patched.setattr(Database, "label", labelled)
+        for n in range(3):
+            row = add(captured, n)
+            await captured.label(row, n)
+    assert how == [1, 2] * 3
 
 
 async def test_rows_without_a_label_are_there_for_a_task_that_wants_them(
