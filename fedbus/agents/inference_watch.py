@@ -39,11 +39,10 @@ from fedbus.domain.answers import one_number_each
 from fedbus.domain.data_checks import Expected, class_counts, expected, findings
 from fedbus.learning.apps import BadTask
 from fedbus.stores.captured import CapturedData
-from fedbus.stores.captured_rows import Rows, Shares, newest_rows, shares
+from fedbus.stores.captured_rows import Ever, Rows, Shares, ever, newest_rows, shares
 from fedbus.stores.errors import StoreError
 
 COUNT_S: Final = 5.0
-NOTHING: Final = Shares(0, 0, 0)
 ASKED_OF_THE_MODEL: Final = 1000
 """Samples of the reference that the model answers, to see what its answers are to be compared with."""
 _AT_ONCE: Final = 128
@@ -51,6 +50,14 @@ _AT_ONCE: Final = 128
 log = structlog.get_logger("fedbus.inference_watch")
 Array: TypeAlias = np.ndarray[Any, Any]
 Labelled: TypeAlias = tuple[Array, Array]
+
+
+@dataclass(frozen=True)
+class _Counted:
+    """What there is, and what has ever come: a full store has others without having more."""
+
+    there: Shares
+    ever: Ever
 
 
 @dataclass
@@ -91,8 +98,8 @@ class DataWatch:
         self._reference = reference
         self._count_s = count_s
         self._about = {TASK: task, CLIENT: client}
-        self._counted: Shares | None = None
-        self._checked: Shares | None = None
+        self._counted: _Counted | None = None
+        self._checked: _Counted | None = None
         self._drifting: set[str] = set()
         self._limits = drift.Limits(checks.max_psi, checks.max_p)
 
@@ -104,27 +111,28 @@ class DataWatch:
             group.create_task(every(self._table.every_s, lambda: self.check(known)), name="check data")
 
     async def count(self) -> None:
-        """Say how many rows there are, if that has changed."""
-        counted = await self._shares()
+        """Say how many rows there are and have come, if that has changed."""
+        counted = await self._count()
         if counted is None or counted == self._counted:
             return
         self._counted = counted
-        for use, number in vars(counted).items():
+        for use, number in vars(counted.there).items():
             note(DATA_ROWS, number, self._about | {"fedbus.use": use})
         self._say(
             DataCounted(
                 task=self._task,
                 client=self._client,
-                labelled=counted.labelled,
-                unlabelled=counted.unlabelled,
-                holdout=counted.holdout,
+                **vars(counted.there),
+                labelled_ever=counted.ever.labelled,
+                unlabelled_ever=counted.ever.unlabelled,
+                database=counted.ever.database,
             )
         )
 
     async def check(self, known: _Known) -> None:
         """Check the newest rows, if there are new ones."""
-        counted = await self._shares()
-        if counted in (None, NOTHING, self._checked):
+        counted = await self._count()
+        if counted is None or counted == self._checked or not any(vars(counted.there).values()):
             return
         self._checked = counted
         try:
@@ -132,11 +140,13 @@ class DataWatch:
         except (StoreError, ValueError) as error:  # whatever the data are, predictions go on
             log.warning("captured data are not checked", reason=one_line(error))
 
-    async def _shares(self) -> Shares | None:
+    async def _count(self) -> _Counted | None:
         """What there is now, with all that was added before; None where the store cannot say."""
         try:
             await self._captured.written()
-            return await asyncio.to_thread(shares, self._captured.path, self._share)
+            path = self._captured.path
+            there = await asyncio.to_thread(shares, path, self._share)
+            return _Counted(there, await asyncio.to_thread(ever, path))
         except StoreError as error:
             log.warning("captured data are not counted", reason=str(error))
             return None

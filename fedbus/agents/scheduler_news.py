@@ -5,7 +5,6 @@ Nothing of it is state of the scheduler's own: a new one reads the same from the
 
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
-from typing import Any
 
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream, life_stream
@@ -76,17 +75,35 @@ class News:
             async for seen in moves:
                 yield seen
 
-    def rows(self, word: str) -> dict[str, int]:
-        """How many *word* rows each client has: ``labelled`` or ``unlabelled``."""
-        return {client: _rows(counted, word) for client, (counted, _) in self._counted.items()}
+    def came(self, word: str) -> dict[str, int]:
+        """How many *word* rows have come of each client: ``labelled`` or ``unlabelled``."""
+        return {client: _came(counted, word) for client, (counted, _) in self._counted.items()}
 
-    def gained(self, word: str, since: Mapping[str, int]) -> dict[str, Count]:
-        """How many more they are than *since* says. Rows that a device let go of are not counted back."""
+    @property
+    def databases(self) -> dict[str, str]:
+        """What each client counts them in."""
+        return {client: counted.database for client, (counted, _) in self._counted.items()}
+
+    def gained(self, word: str, since: Mapping[str, int], databases: Mapping[str, str]) -> dict[str, Count]:
+        """How many more have come than *since* says, which was counted in *databases*."""
         return {
-            client: Count(max(0, _rows(counted, word) - since.get(client, 0)), at)
+            client: Count(_gained(counted, word, since.get(client, 0), databases.get(client, "")), at)
             for client, (counted, at) in self._counted.items()
         }
 
 
-def _rows(counted: Any, word: str) -> int:
-    return int(getattr(counted, word))
+def _gained(counted: DataCounted, word: str, since: int, database: str) -> int:
+    came = _came(counted, word)
+    if not database:  # what was counted then may be what an older device held: less of that is not more
+        return max(0, came - since)
+    is_another = database != counted.database or came < since
+    return came if is_another else came - since
+
+
+def _came(counted: DataCounted, word: str) -> int:
+    """What has ever come; of an older device, which does not say so, what it holds."""
+    ever, held = {
+        "labelled": (counted.labelled_ever, counted.labelled),
+        "unlabelled": (counted.unlabelled_ever, counted.unlabelled),
+    }[word]
+    return held if ever is None else ever

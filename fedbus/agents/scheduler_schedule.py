@@ -159,8 +159,9 @@ class Schedule:
             "clock_since": after_firing(self._table, self._trigger, seen),
             "due_since": None,
             "cause": "",
-            "labelled": self._news.rows("labelled"),
-            "unlabelled": self._news.rows("unlabelled"),
+            "labelled": self._news.came("labelled"),
+            "unlabelled": self._news.came("unlabelled"),
+            "databases": self._news.databases,
             "code_version": self._news.code[0] if self._news.code else self._life.facts.code_version,
         }
 
@@ -181,8 +182,8 @@ class Schedule:
             fresh=facts.started == 0 and runs.last_ended is None,
             running=runs.current is not None,
             last_ended=runs.last_ended,
-            labelled=news.gained("labelled", facts.labelled),
-            unlabelled=news.gained("unlabelled", facts.unlabelled),
+            labelled=news.gained("labelled", facts.labelled, facts.databases),
+            unlabelled=news.gained("unlabelled", facts.unlabelled, facts.databases),
             drifted=news.drifted,
             figures=runs.figures,
             new_code_at=code[1] if code else None,

@@ -172,7 +172,16 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     ),
     serving.CapturePaused(task=TASK, client=CLIENT, reason="database or disk is full", dropped=17),
     serving.CaptureResumed(task=TASK, client=CLIENT, dropped=230),
-    serving.DataCounted(task=TASK, client=CLIENT, labelled=64, unlabelled=512, holdout=16),
+    serving.DataCounted(
+        task=TASK,
+        client=CLIENT,
+        labelled=64,
+        unlabelled=512,
+        holdout=16,
+        labelled_ever=96,
+        unlabelled_ever=4096,
+        database="5eed",
+    ),
     serving.DataChecked(
         task=TASK,
         client=CLIENT,
@@ -275,6 +284,7 @@ FACTS: Final = (
         started=1,
         run=RUN,
         labelled={"c1": 12},
+        databases={"c1": "5eed"},
         code_version=COMMIT,
     ),
     run.RunFacts(

@@ -148,8 +148,10 @@ class ScheduleFacts(Facts):
     run: Id | None = None
     """The last of them."""
     labelled: dict[str, int] = Field(default_factory=dict)
-    """How many labelled rows each client had at *since*: only newer ones count."""
+    """How many labelled rows had ever come of each client at *since*: only newer ones count."""
     unlabelled: dict[str, int] = Field(default_factory=dict)
+    databases: dict[str, str] = Field(default_factory=dict)
+    """What each client had counted them in: in another database it counts from nought."""
     code_version: str = ""
     """What everybody's code was at *since*."""
 

@@ -150,6 +150,12 @@ class DataCounted(ClientMessage):
     unlabelled: int = Field(ge=0)
     holdout: int = Field(default=0, ge=0)
     """Labelled rows that are kept out of training; not among *labelled*."""
+    labelled_ever: int | None = Field(default=None, ge=0)
+    """Rows that got a label since the database began, also those that made room since; it only grows."""
+    unlabelled_ever: int | None = Field(default=None, ge=0)
+    """The same of rows that came without a label, whether they have got one since or not."""
+    database: str = ""
+    """What these two are counted in: a device whose captured data were deleted begins another, at nought."""
 
 
 class Finding(Body):

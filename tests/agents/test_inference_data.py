@@ -144,6 +144,23 @@ async def test_inputs_and_predictions_that_drift_are_told_once_until_they_are_we
     assert len(told.of(DriftDetected)) == 4
 
 
+async def test_a_full_store_is_counted_checked_and_found_to_drift(tmp_path: Path, engine: Engine) -> None:
+    captured = CapturedData(tmp_path / "captured.db", max_rows=300)
+    told, table = Told(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    looks = watch(captured, engine, told, checks=table)
+    known = await asyncio.to_thread(looks._learn)
+    for seed, around in ((2, 0.0), (3, 3.0)):
+        keep(captured, samples(600, around=around, seed=seed), labelled=True)
+        await looks.count()
+        await looks.check(known)
+    first, second = told.of(DataCounted)
+    assert first.labelled + first.holdout == second.labelled + second.holdout == 300
+    assert (first.labelled_ever, second.labelled_ever) == (600, 1200)
+    assert first.database == second.database
+    assert [one.drifting for one in told.of(DataChecked)] == [False, True]
+    await captured.close()
+
+
 async def test_few_rows_are_checked_and_nothing_is_said_of_drift(
     captured: CapturedData, engine: Engine
 ) -> None:
@@ -167,6 +184,7 @@ async def test_rows_are_counted_when_there_are_others(captured: CapturedData, en
     assert (first.labelled + first.holdout, first.unlabelled) == (10, 0)
     assert (second.labelled, second.holdout) == (first.labelled, first.holdout)
     assert 0 < second.unlabelled <= 5
+    assert (second.labelled_ever, second.unlabelled_ever) == (10, 5)
 
 
 async def test_a_device_without_a_reference_checks_what_the_table_says(

@@ -32,6 +32,10 @@ def counted(client: str, labelled: int) -> DataCounted:
     return DataCounted(task=TASK, client=client, labelled=labelled, unlabelled=0)
 
 
+def came(client: str, labelled_ever: int, *, database: str, held: int = 60) -> DataCounted:
+    return counted(client, held).model_copy(update={"labelled_ever": labelled_ever, "database": database})
+
+
 def drift(client: str) -> DriftDetected:
     return DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
 
@@ -75,6 +79,32 @@ async def test_labelled_rows_on_enough_clients_start_a_run_and_count_once(
         await fails(fed, server, 2)
     assert facts(fed).labelled == {"c1": 134, "c2": 128}
     assert facts(fed).started == 2
+
+
+async def test_rows_are_counted_as_they_come_where_a_store_is_full_and_where_it_was_deleted(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(when="labelled >= 20"))) as scheduler:
+        await answers(fed)
+        await fed.say(counted("c1", 60), by="inference")  # an older device tells what it holds only
+        await fails(fed, server, 1)
+        await fed.say(came("c1", 59, database="a", held=59), by="inference")  # one became too old
+        await fed.say(came("c1", 80, database="a"), by="inference")
+        await fails(fed, server, 2)
+        await fed.say(came("c1", 99, database="a"), by="inference")
+        await scheduler.restart()
+        await answers(fed)
+        await fed.say(came("c1", 101, database="a"), by="inference")
+        await fails(fed, server, 3)
+        await fed.say(came("c1", 120, database="b"), by="inference")
+        await fails(fed, server, 4)
+        await fed.say(came("c1", 19, database="c"), by="inference")
+        await fed.say(came("c1", 22, database="c"), by="inference")
+        await fails(fed, server, 5)
+    causes = [one.reason for one in fed.of("run") if one.event == "requested"]
+    found = [cause.removeprefix("labelled >= 20 on 1 client ") for cause in causes]
+    assert found == ["(c1: 60)", "(c1: 20)", "(c1: 21)", "(c1: 120)", "(c1: 22)"]
+    assert facts(fed).databases == {"c1": "c"}
 
 
 async def test_both_of_two_are_waited_for_over_a_restart(
