@@ -5,7 +5,7 @@
     when inputs or predictions begin to drift       → drift_detected, once until they are well again
 
 All of it is done in a thread, on the newest rows, of which there are at most `checks.max-rows`. What is said is
-counts: no value of a sample leaves the device.
+counts: no value of a sample, and no label but a class, leaves the device.
 """
 
 import asyncio
@@ -36,7 +36,7 @@ from fedbus.contracts.signals import (
 )
 from fedbus.domain import drift
 from fedbus.domain.answers import one_number_each
-from fedbus.domain.data_checks import Expected, class_counts, expected, findings
+from fedbus.domain.data_checks import Expected, answered_by, class_counts, expected, findings
 from fedbus.learning.apps import BadTask
 from fedbus.stores.captured import CapturedData
 from fedbus.stores.captured_rows import Ever, Rows, Shares, ever, newest_rows, shares
@@ -184,13 +184,14 @@ class DataWatch:
             )
             if found is not None
         }
+        wanted = answered_by(known.expected, rows.outputs, self._table)
         seconds = time.monotonic() - began
         checked = DataChecked(
             task=self._task,
             client=self._client,
             rows=len(rows),
-            findings=findings(rows.inputs, rows.labels, known.expected, self._table),
-            classes=class_counts(rows.labels),
+            findings=findings(rows.inputs, rows.labels, wanted, self._table),
+            classes=class_counts(rows.labels, wanted.classes),
             inputs=tuple(map(_sketch, shifts)),
             predictions=_sketch(answers) if answers else None,
             drifting=bool(drifted),

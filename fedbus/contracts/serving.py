@@ -6,7 +6,7 @@ Every step of a model's way into service is an event with its figures:
                   ↘ model_turned_down, at any of them
 
 Of the data only counts leave a device: how many rows, how many of each class, how many in each
-bin. The bins' edges stay, since an edge is a value that somebody had.
+bin. The bins' edges stay, since an edge is a value that somebody had; so do labels that are no classes.
 """
 
 from typing import ClassVar
@@ -189,7 +189,7 @@ class DataChecked(ClientMessage):
     rows: int
     findings: tuple[Finding, ...] = ()
     classes: dict[str, int] = Field(default_factory=dict)
-    """Labelled rows of each class."""
+    """Labelled rows of each known class, and of all others together (``other``); none where labels are no classes."""
     inputs: tuple[Sketch, ...] = ()
     predictions: Sketch | None = None
     drifting: bool = False

@@ -1,12 +1,16 @@
 """What is checked of the captured rows on a device: schema, range, class balance, missing labels.
 
 Each check is one finding: what it came to, what it may come to, and whether that is well. What a
-finding says in words holds no value of a sample: findings leave the device.
+finding says in words holds no value of a sample, and no label but a class: findings leave the device.
+
+A label is a class where the task says how many there are (`checks.classes`), or where it is a small whole number and
+the model answers with classes: by whole numbers, or by one number for each of them. The labels of a regression are
+values of the data as inputs are, and are neither named nor counted one by one.
 """
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -18,6 +22,10 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Label: TypeAlias = int | float | list[float]
 MARGIN = 0.1
 """Of the width of the reference, by how much inputs may be beyond it."""
+MOST_CLASSES = 1000
+"""Beyond so many, on either side of nought, whole numbers are values and no classes, unless the task says so."""
+OTHER = "other"
+"""What all labels that are no known class are counted under."""
 
 
 @dataclass(frozen=True)
@@ -58,10 +66,21 @@ def findings(
     )
 
 
-def class_counts(labels: list[Label | None]) -> dict[str, int]:
-    """How many rows have each class, where labels are classes."""
-    counts = Counter(_known_classes(labels))
-    return {str(one): counts[one] for one in sorted(counts)}
+def answered_by(wanted: Expected, outputs: Array, table: ChecksTable) -> Expected:
+    """*wanted*, with no classes where the model's *outputs* (n, …) are none and the task declares none."""
+    if table.classes is not None or not len(outputs):
+        return wanted
+    return replace(wanted, classes=_classes_of_outputs(outputs, wanted.classes))
+
+
+def class_counts(labels: list[Label | None], classes: frozenset[int] | None) -> dict[str, int]:
+    """How many rows have each of the known *classes*, and how many labels are none; nothing without classes."""
+    if classes is None:
+        return {}
+    known = _in_classes(labels, classes)
+    counts = Counter(known)
+    others = sum(one is not None for one in labels) - len(known)
+    return {str(one): counts[one] for one in sorted(counts)} | ({OTHER: others} if others else {})
 
 
 def _of_reference(inputs: Array) -> Expected:
@@ -73,16 +92,26 @@ def _of_reference(inputs: Array) -> Expected:
 def _classes(labels: Array | None) -> frozenset[int] | None:
     if labels is None or labels.dtype.kind not in "iu" or labels.ndim != 1:
         return None
-    return frozenset(int(one) for one in np.unique(labels))
+    found = frozenset(int(one) for one in np.unique(labels))
+    return found if all(abs(one) <= MOST_CLASSES for one in found) else None
+
+
+def _classes_of_outputs(outputs: Array, classes: frozenset[int] | None) -> frozenset[int] | None:
+    """Which of *classes* may be meant where the model answers so; a number that is no whole one may mean yes or no."""
+    of_each = outputs[0].size
+    if of_each > MOST_CLASSES:
+        return None
+    if of_each > 1:
+        return classes or frozenset(range(of_each))
+    yes_or_no = classes is not None and classes <= {0, 1}
+    return classes if outputs.dtype.kind in "iub" or yes_or_no else None
 
 
 def _schema(inputs: Array, labels: list[Label | None], wanted: Expected) -> Finding:
     """Rows come alike from the store; a label that is no known class is against the schema too."""
     strange = 0
     if wanted.classes is not None:
-        strange = sum(
-            1 for one in labels if one is not None and not (_is_class(one) and one in wanted.classes)
-        )
+        strange = sum(one is not None for one in labels) - len(_in_classes(labels, wanted.classes))
     what = f"{strange} labels are none of the known classes" if strange else ""
     if wanted.shape is not None and inputs.shape[1:] != wanted.shape:
         strange, what = len(labels), f"inputs are {list(inputs.shape[1:])}, and were {list(wanted.shape)}"
@@ -105,8 +134,7 @@ def _range(inputs: Array, wanted: Expected) -> Finding:
 
 def _balance(labels: list[Label | None], wanted: Expected, table: ChecksTable) -> Iterator[Finding]:
     """The share of the rarest class among the labelled rows; where there are no classes, nothing."""
-    known = _known_classes(labels)
-    if wanted.classes is None or not known:
+    if wanted.classes is None or not (known := _in_classes(labels, wanted.classes)):
         return
     counts = Counter(known)
     rarest = min(wanted.classes, key=lambda one: counts[one])
@@ -124,9 +152,5 @@ def _labelled(labels: list[Label | None], table: ChecksTable) -> Finding:
     return Finding(check="labels", ok=ok, value=share, limit=table.max_unlabelled_share, what=what)
 
 
-def _known_classes(labels: list[Label | None]) -> list[int]:
-    return [int(one) for one in labels if isinstance(one, int | float) and _is_class(one)]
-
-
-def _is_class(label: Label | None) -> bool:
-    return isinstance(label, int) or (isinstance(label, float) and label.is_integer())
+def _in_classes(labels: list[Label | None], classes: frozenset[int]) -> list[int]:
+    return [int(one) for one in labels if isinstance(one, int | float) and one in classes]

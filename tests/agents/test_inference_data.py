@@ -21,6 +21,7 @@ from fedbus.agents.inference_watch import DataWatch
 from fedbus.app.compose import inference
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import InferReady, InferStart
+from fedbus.contracts.envelope import pack
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
@@ -33,6 +34,8 @@ from fedbus.stores.captured import CapturedData
 from fedbus.stores.captured_rows import is_held_out
 
 C1 = client_id("c1")
+UNHEARD_OF = 48_999
+"""A label that is no class."""
 CHECKS = ChecksTable.model_validate({"min-rows": 100, "max-rows": 400})
 CAPTURE = CaptureTable()
 REF = ModelRef(version=1, sha256="0" * 64, size_bytes=1, architecture="0" * 64)
@@ -214,7 +217,9 @@ def wants(task: Task, **tables: dict[str, Any]) -> Task:
 
 async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) -> None:
     """All that goes over the bus is looked through for what was predicted, in every way to write it."""
-    fed.site = replace(fed.site, task=wants(fed.site.task, checks={"every-s": 0.2, "min-rows": 20}))
+    fed.site = replace(
+        fed.site, task=wants(fed.site.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
+    )
     for agent in OF_A_CLIENT:
         await fed.bus.enroll(agent, task=TASK, client="c1")
     heard: list[bytes] = []
@@ -236,19 +241,65 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) ->
         ready = await fed.hears(InferReady)
         heard.clear()  # until now it was the test that spoke
         for n in range(60):
-            body = {"inputs": [secret], "labels": [n % 4]}
+            body = {"inputs": [secret], "labels": [n % 4 if n % 2 else UNHEARD_OF]}
             async with session.post(f"{ready.endpoint}/predict", json=body) as response:
                 assert response.status == 200
         await fed.hears(DataCounted)
         checked = await fed.hears(DataChecked)
-        await fed.until(lambda: any(one.inputs for one in fed.heard(DataChecked)), "a sketch of the inputs")
+        await fed.until(
+            lambda: any(one.inputs and one.rows == 60 for one in fed.heard(DataChecked)), "a sketch"
+        )
     await listener.close()
     assert checked.rows
     said = b"".join(heard)
     assert b"data_checked" in said
-    for value in secret:
+    assert fed.heard(DataChecked)[-1].classes == {"1": 15, "3": 15, "other": 30}
+    for value in (*secret, UNHEARD_OF):
         for written in written_as(value):
             assert written not in said
+
+
+class Price:
+    """Says what a sample is worth: a regression."""
+
+    input_shape = (3,)
+    input_dtype = np.dtype(np.float32)
+
+    def predict(self, inputs: Array) -> Array:
+        return np.asarray(inputs.sum(axis=1) * 1000 + 50_000, np.float32)
+
+
+@pytest.mark.parametrize("prices", [[48_999, 52_000.0, 61_234], [18, 43, 99]], ids=["large", "small"])
+async def test_no_label_of_a_regression_leaves_the_device(
+    captured: CapturedData, engine: Engine, prices: list[float]
+) -> None:
+    told = Told()
+    engine.serve(await engine.made(REF.model_copy(update={"version": 2}), Price))
+    given = samples(300)
+    for n, (sample, answer) in enumerate(zip(given, Price().predict(given), strict=True)):
+        captured.add(sample, answer, prices[n % 3], model_version=2)
+    reference = given, np.array([int(price) for price in prices] * 100)
+    table = ChecksTable.model_validate({"min-class-share": 0.9})
+    looks = DataWatch(
+        captured,
+        engine,
+        table,
+        CAPTURE,
+        told.append,
+        task=TASK,
+        client=C1,
+        reference=lambda: reference,
+    )
+    await looks.count()
+    await looked_at(looks)
+    (checked,) = told.of(DataChecked)
+    assert checked.classes == {}
+    assert checked.predictions is not None
+    words = [one.what for one in checked.findings] + [sketch.feature for sketch in checked.inputs]
+    assert not any(str(int(price)) in one for one in words for price in prices)
+    if min(prices) > 1000:  # whatever is no count
+        said = b"".join(map(pack, told))
+        assert not any(written in said for price in prices for written in written_as(price))
 
 
 def written_as(value: float) -> list[bytes]:
@@ -257,6 +308,7 @@ def written_as(value: float) -> list[bytes]:
         *(struct.pack(f"{order}{size}", value) for order in "<>" for size in "fd"),
         *(struct.pack(f"{order}d", single) for order in "<>"),
         str(value)[:8].encode(),
+        *([str(int(value)).encode(), struct.pack(">I", int(value))] if value == int(value) else []),
     ]
 
 

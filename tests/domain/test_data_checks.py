@@ -7,7 +7,7 @@ import pytest
 
 from fedbus.contracts.serving import Finding
 from fedbus.contracts.serving_tables import ChecksTable
-from fedbus.domain.data_checks import class_counts, expected, findings
+from fedbus.domain.data_checks import answered_by, class_counts, expected, findings
 
 INPUTS = np.random.default_rng(0).random((100, 3), dtype=np.float32)
 LABELS = np.arange(100) % 4
@@ -67,5 +67,34 @@ def test_of_no_rows_nothing_is_found() -> None:
     assert found(INPUTS[:0], []) == {}
 
 
-def test_classes_are_counted_where_labels_are_classes() -> None:
-    assert class_counts([1, 1, 3.0, None, [0.5, 0.5], 0.25]) == {"1": 2, "3": 1}
+def test_known_classes_are_counted_and_all_else_together() -> None:
+    labels: list[Any] = [1, 1, 3.0, None, [0.5, 0.5], 0.25, 52000]
+    assert class_counts(labels, frozenset(range(4))) == {"1": 2, "3": 1, "other": 3}
+    assert class_counts(labels, None) == {}
+
+
+CLASS_NUMBERS, LOGITS = np.arange(9), np.zeros((9, 4), np.float32)
+AMOUNTS = np.linspace(0, 1, 9, dtype=np.float32)
+
+
+@pytest.mark.parametrize(
+    ("outputs", "reference", "declared", "classes"),
+    [
+        (CLASS_NUMBERS, [1, 2, 7], None, {1, 2, 7}),
+        (LOGITS, [1, 2, 3], None, {1, 2, 3}),
+        (LOGITS, None, None, {0, 1, 2, 3}),
+        (AMOUNTS, [0, 1], None, {0, 1}),
+        (AMOUNTS, [18, 43], None, None),
+        (AMOUNTS[:, None], [18, 43], None, None),
+        (AMOUNTS, [18, 43], 3, {0, 1, 2}),
+        (CLASS_NUMBERS, [48999, 61234], None, None),
+        (CLASS_NUMBERS, None, None, None),
+    ],
+)
+def test_labels_are_classes_where_the_task_says_so_or_the_model_answers_with_them(
+    outputs: Any, reference: list[int] | None, declared: int | None, classes: set[int] | None
+) -> None:
+    table = ChecksTable(classes=declared)
+    labels = None if reference is None else np.array(reference)
+    wanted = answered_by(expected(table, INPUTS, labels), outputs, table)
+    assert wanted.classes == classes
