@@ -43,6 +43,11 @@ from fedbus.stores.captured_rows import Ever, Rows, Shares, ever, newest_rows, s
 from fedbus.stores.errors import StoreError
 
 COUNT_S: Final = 5.0
+NO_SCIPY: Final = "SciPy is not installed on the device: pip install 'fedbus[drift]'"
+NO_REFERENCE: Final = (
+    "there is nothing to compare with: name `samples`, or `reference` in [tool.fedbus.checks]"
+)
+UNREADABLE: Final = "the task's reference cannot be had: the device's log says why"
 ASKED_OF_THE_MODEL: Final = 1000
 """Samples of the reference that the model answers, to see what its answers are to be compared with."""
 _AT_ONCE: Final = 128
@@ -70,6 +75,8 @@ class _Known:
     answers: drift.Numbers | drift.Classes | None = None
     answers_of: Served | None = None
     """The model that gave them."""
+    drift_unknown: str = ""
+    """Why nothing is compared, where nothing is."""
 
 
 class DataWatch:
@@ -159,13 +166,14 @@ class DataWatch:
             reference = self._reference()
         except BadTask as error:
             log.warning("data are checked without a reference", reason=str(error))
-            reference = None
+            return _Known(expected(self._table), drift_unknown=UNREADABLE)
         if reference is None:
-            return _Known(expected(self._table))
+            return _Known(expected(self._table), drift_unknown=NO_REFERENCE)
         inputs, labels = reference
         known = _Known(expected(self._table, inputs, labels))
         if not drift.available():
-            log.warning("drift is not looked for: pip install 'fedbus[drift]'")
+            log.warning("drift is not looked for", reason=NO_SCIPY)
+            known.drift_unknown = NO_SCIPY
             return known
         known.inputs = drift.reference(inputs)
         known.samples = inputs[:: max(1, len(inputs) // ASKED_OF_THE_MODEL)]
@@ -195,6 +203,7 @@ class DataWatch:
             inputs=tuple(map(_sketch, shifts)),
             predictions=_sketch(answers) if answers else None,
             drifting=bool(drifted),
+            drift_unknown=known.drift_unknown,
             seconds=seconds,
         )
         self._measure(checked)

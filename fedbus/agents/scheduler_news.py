@@ -12,11 +12,11 @@ from fedbus.contracts import subjects
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Message
 from fedbus.contracts.run import RunFacts, RunState
-from fedbus.contracts.serving import DataCounted, DriftDetected
+from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected
 from fedbus.contracts.transition import Transition
 from fedbus.domain.triggers import Count
 
-HEARD = (DataCounted, DriftDetected, CodePublished)
+HEARD = (DataCounted, DataChecked, DriftDetected, CodePublished)
 
 
 class News:
@@ -27,6 +27,9 @@ class News:
         self._task = task
         self._counted: dict[str, tuple[DataCounted, datetime]] = {}
         self.drifted: dict[str, datetime] = {}
+        """Which clients are drifted, and since when: from what they said of it until a check finds them well."""
+        self._drift_told: dict[str, datetime] = {}
+        """When each client last said whether it is."""
         self.finished: dict[str, datetime] = {}
         """When the last run of each other task finished."""
         self.code: tuple[str, datetime] | None = None
@@ -48,7 +51,11 @@ class News:
             case DataCounted(client=client):
                 self._counted[client] = (message, at)
             case DriftDetected(client=client):
-                self.drifted[client] = at
+                if not self._hear_drift(client, at, drifting=True):
+                    return
+            case DataChecked(client=client, drifting=drifting):
+                if not self._hear_drift(client, at, drifting=drifting):
+                    return
             case CodePublished(code_version=version):
                 if self.code is None or self.code[0] != version:
                     self.code = (version, at)
@@ -56,6 +63,19 @@ class News:
             case _:
                 return
         self.last_at = max(at, self.last_at or at)
+
+    def _hear_drift(self, client: str, at: datetime, *, drifting: bool) -> bool:
+        """Whether that is news. What was read from the log may come once more, and is older than what is known."""
+        if at < self._drift_told.get(client, at):
+            return False
+        self._drift_told[client] = at
+        if drifting == (client in self.drifted):
+            return False
+        if drifting:
+            self.drifted[client] = at
+        else:
+            del self.drifted[client]
+        return True
 
     def see(self, seen: Seen) -> bool:
         """A run of another task has moved; whether it has finished."""

@@ -162,6 +162,7 @@ class Schedule:
             "labelled": self._news.came("labelled"),
             "unlabelled": self._news.came("unlabelled"),
             "databases": self._news.databases,
+            "drifted": tuple(sorted(self._news.drifted)),
             "code_version": self._news.code[0] if self._news.code else self._life.facts.code_version,
         }
 
@@ -185,6 +186,8 @@ class Schedule:
             labelled=news.gained("labelled", facts.labelled, facts.databases),
             unlabelled=news.gained("unlabelled", facts.unlabelled, facts.databases),
             drifted=news.drifted,
+            drifted_before=facts.drifted,
+            drift_again=timedelta(seconds=self._table.drift_again_s),
             figures=runs.figures,
             new_code_at=code[1] if code else None,
             finished=news.finished,

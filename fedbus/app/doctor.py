@@ -40,6 +40,7 @@ def examine(settings: Settings, *, offline: bool = False) -> list[Finding]:
         _python(),
         _nats_program(),
         _torch(),
+        _scipy(),
         _directory(settings.home),
         _space(settings.home),
         _data_sets(settings),
@@ -106,6 +107,14 @@ def _torch() -> Finding:
         advice = "pip install 'fedbus[torch]' where models are trained or served"
         return Finding("torch", Health.REMARK, "not installed", advice)
     return Finding("torch", Health.WELL, version)
+
+
+def _scipy() -> Finding:
+    version = _installed("scipy")
+    if version is None:
+        advice = "pip install 'fedbus[drift]' where devices are to look for drift"
+        return Finding("SciPy", Health.REMARK, "not installed: drift is not looked for", advice)
+    return Finding("SciPy", Health.WELL, version)
 
 
 def _installed(name: str) -> str | None:

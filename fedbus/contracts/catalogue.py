@@ -165,7 +165,12 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         code.CodeRefused,
     ),
     "flower-server-grid": (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
-    "workflow-scheduler-news": (serving.DataCounted, serving.DriftDetected, code.CodePublished),
+    "workflow-scheduler-news": (
+        serving.DataCounted,
+        serving.DataChecked,
+        serving.DriftDetected,
+        code.CodePublished,
+    ),
     "client-manager": (
         server.UpdateReady,
         server.ModelPublished,

@@ -195,6 +195,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         inputs=(serving.Sketch(feature="mean", counts=(90, 110, 800), psi=0.5, ks=0.25, p=0.001),),
         predictions=serving.Sketch(feature="class", counts=(480, 520), psi=0.0625),
         drifting=True,
+        drift_unknown="SciPy is not installed: pip install 'fedbus[drift]'",
         seconds=0.125,
     ),
     serving.DriftDetected(
@@ -285,6 +286,7 @@ FACTS: Final = (
         run=RUN,
         labelled={"c1": 12},
         databases={"c1": "5eed"},
+        drifted=("c3",),
         code_version=COMMIT,
     ),
     run.RunFacts(

@@ -72,6 +72,8 @@ class ScheduleTable(Table):
     """How many runs the schedule starts in all."""
     debounce_s: float = Field(default=0.0, ge=0)
     """How long nothing new must have come of the devices before a run starts; ten times as long at most."""
+    drift_again_s: float = Field(default=24 * 3600.0, gt=0)
+    """How long after a run drift that it did not end starts another."""
     quiet: Annotated[str, AfterValidator(_checked_clock_rule)] | None = None
     """When no run starts, as a rule of hour and weekday; what comes due in between starts at the end."""
     overlap: Literal["skip", "queue", "cancel-running"] = "queue"
@@ -152,6 +154,8 @@ class ScheduleFacts(Facts):
     unlabelled: dict[str, int] = Field(default_factory=dict)
     databases: dict[str, str] = Field(default_factory=dict)
     """What each client had counted them in: in another database it counts from nought."""
+    drifted: tuple[str, ...] = ()
+    """Which clients were drifted at *since*."""
     code_version: str = ""
     """What everybody's code was at *since*."""
 

@@ -193,6 +193,8 @@ class DataChecked(ClientMessage):
     inputs: tuple[Sketch, ...] = ()
     predictions: Sketch | None = None
     drifting: bool = False
+    drift_unknown: str = ""
+    """Why drift is not looked for, where it is not."""
     seconds: float = 0.0
     """What the check took, beside the loop."""
 

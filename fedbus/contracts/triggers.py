@@ -3,7 +3,7 @@
     cron '0 3 * * *' or (labelled >= 64 on 3 clients and every 6h) or drift on 2 clients
 
 Each part is either a moment that comes (`cron`, `every`, `new_code`, `after`, …) or something
-that has gathered since the last run (`labelled`, `drift`). A moment that has come is remembered
+that has gathered since the last run (`labelled`), or how devices are (`drift`). A moment that has come is remembered
 until a run has started: so ``A and B`` is "both, since the last run, in whichever order", and
 ``A or B`` is "the first of them". `fedbus.domain.triggers` decides by it.
 """
@@ -73,7 +73,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Drift:
-    """``drift on 2 clients``."""
+    """``drift on 2 clients``: so many are drifted now, and not only those of the last scheduled run."""
 
     clients: int
 

@@ -6,10 +6,11 @@
     after_firing(schedule, …)    from when on moments of cron count for the run after
 
 Laws: ``A or B`` holds since the first of its parts, ``A and B`` since the last of them; what holds
-goes on holding until a run has started (`Seen.since` moves); `next_look` is never in the past.
+goes on holding until a run has started (`Seen.since` moves), but for drift, which ends when the devices are
+well; `next_look` is never in the past.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from itertools import islice
@@ -65,6 +66,10 @@ class Seen:
     """New rows since *since*, by client."""
     unlabelled: Mapping[str, Count] = field(default_factory=dict)
     drifted: Mapping[str, datetime] = field(default_factory=dict)
+    """Which clients are drifted now, and since when."""
+    drifted_before: Collection[str] = ()
+    """Which were at *since*: by themselves they start no further run before *drift_again* has passed."""
+    drift_again: timedelta = timedelta(days=1)
     figures: Mapping[str, Figure] = field(default_factory=dict)
     new_code_at: datetime | None = None
     finished: Mapping[str, datetime] = field(default_factory=dict)
@@ -169,7 +174,7 @@ def _since_when(source: Source, seen: Seen) -> datetime | None:
             counts = seen.labelled if word == "labelled" else seen.unlabelled
             return _nth([one.at for one in counts.values() if one.rows >= least], clients)
         case Drift(clients=clients):
-            return _nth([at for at in seen.drifted.values() if at > seen.since], clients)
+            return _enough_drifted(clients, seen)
         case Moved():
             return _moved(source, seen)
         case NewCode():
@@ -195,6 +200,15 @@ def _nth(moments: list[datetime], count: int) -> datetime | None:
     return sorted(moments)[count - 1] if len(moments) >= count else None
 
 
+def _enough_drifted(clients: int, seen: Seen) -> datetime | None:
+    """When so many were drifted and one of them was not at the last run, or that run is long enough ago."""
+    reached = _nth(list(seen.drifted.values()), clients)
+    if reached is None:
+        return None
+    others = [at for client, at in seen.drifted.items() if client not in seen.drifted_before]
+    return max(reached, min(others) if others else seen.since + seen.drift_again)
+
+
 def _moved(source: Moved, seen: Seen) -> datetime | None:
     figure = seen.figures.get(source.metric)
     if figure is None or figure.at <= seen.since:
@@ -205,7 +219,7 @@ def _moved(source: Moved, seen: Seen) -> datetime | None:
 
 
 def _next_moment(source: Source, seen: Seen) -> datetime | None:
-    if not isinstance(source, Cron | Every):
+    if not isinstance(source, Cron | Every | Drift):
         return None
     at = _since_when(source, seen)
     return at if at is not None and at > seen.now else None
@@ -218,7 +232,7 @@ def _in_words(source: Source, seen: Seen) -> str:
             there = [f"{client}: {one.rows}" for client, one in sorted(counts.items()) if one.rows >= least]
             return f"{source} ({_some(there)})"
         case Drift():
-            return f"{source} ({_some(sorted(c for c, at in seen.drifted.items() if at > seen.since))})"
+            return f"{source} ({_some(sorted(seen.drifted))})"
         case Moved(metric=metric):
             figure = seen.figures[metric]
             return f"{source} ({figure.before:.4g} → {figure.latest:.4g})"

@@ -17,7 +17,7 @@ from support.federation import TASK, Federation
 
 from fedbus.agents.captured_training import write_captured
 from fedbus.agents.inference_engine import Engine
-from fedbus.agents.inference_watch import DataWatch
+from fedbus.agents.inference_watch import NO_REFERENCE, NO_SCIPY, DataWatch
 from fedbus.app.compose import inference
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import InferReady, InferStart
@@ -28,6 +28,7 @@ from fedbus.contracts.model import ModelRef
 from fedbus.contracts.serving import CapturePaused, CaptureResumed, DataChecked, DataCounted, DriftDetected
 from fedbus.contracts.serving_tables import CaptureTable, ChecksTable
 from fedbus.contracts.task import Task
+from fedbus.domain import drift
 from fedbus.learning import weights
 from fedbus.learning.apps import BadTask
 from fedbus.stores.captured import CapturedData
@@ -190,6 +191,18 @@ async def test_rows_are_counted_when_there_are_others(captured: CapturedData, en
     assert (second.labelled_ever, second.unlabelled_ever) == (10, 5)
 
 
+async def test_a_device_without_scipy_says_that_it_does_not_look_for_drift(
+    captured: CapturedData, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "available", lambda: False)
+    told = Told()
+    keep(captured, samples(200, around=9.0))
+    await looked_at(watch(captured, engine, told))
+    (checked,) = told.of(DataChecked)
+    assert checked.drift_unknown == NO_SCIPY
+    assert not checked.drifting
+
+
 async def test_a_device_without_a_reference_checks_what_the_table_says(
     captured: CapturedData, engine: Engine
 ) -> None:
@@ -205,6 +218,7 @@ async def test_a_device_without_a_reference_checks_what_the_table_says(
         "range": False,
         "labels": False,
     }
+    assert checked.drift_unknown == NO_REFERENCE
 
 
 # --- the whole agent ------------------------------------------------------------------------------------

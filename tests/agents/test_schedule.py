@@ -14,7 +14,7 @@ from fedbus.bus.lives import Lives
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.run import RUN, RunFacts, RunPlan
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleTable
-from fedbus.contracts.serving import DataCounted, DriftDetected
+from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected
 
 
 @pytest.fixture
@@ -38,6 +38,10 @@ def came(client: str, labelled_ever: int, *, database: str, held: int = 60) -> D
 
 def drift(client: str) -> DriftDetected:
     return DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
+
+
+def checked(client: str, *, drifting: bool) -> DataChecked:
+    return DataChecked(task=TASK, client=client, rows=200, drifting=drifting)
 
 
 async def fails(fed: Federation, server: ServerManagerPlayed, number: int) -> None:
@@ -122,6 +126,32 @@ async def test_both_of_two_are_waited_for_over_a_restart(
     assert fed.of("run")[0].reason == "drift on 1 client (c1), and labelled >= 5 on 1 client (c2: 5)"
 
 
+async def test_drift_is_of_now_and_the_same_clients_start_no_further_run_at_once(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    both = schedule(when="drift on 2 clients", drift_again_s=3)
+    async with fed.agent(scheduler_with(fed, both)) as scheduler:
+        await answers(fed)
+        await fed.say(drift("c1"), by="inference")
+        await fed.say(checked("c1", drifting=False), by="inference")
+        await fed.say(drift("c2"), by="inference")
+        await fed.say(drift("c3"), by="inference")
+        await fails(fed, server, 1)
+        fired = datetime.now(UTC)
+        await fed.say(checked("c2", drifting=True), by="inference")
+        await fed.say(drift("c3"), by="inference")
+        await scheduler.restart()
+        await answers(fed)
+        await fails(fed, server, 2)
+        assert fed.run(2).requested_at > fired + timedelta(seconds=2)
+        await fed.say(checked("c3", drifting=False), by="inference")
+        await fed.say(drift("c1"), by="inference")
+        await fails(fed, server, 3)
+        assert facts(fed).drifted == ("c1", "c2")
+    causes = [one.reason for one in fed.of("run") if one.event == "requested"]
+    assert causes == [f"drift on 2 clients ({names})" for names in ("c2, c3", "c2, c3", "c1, c2")]
+
+
 async def test_new_code_a_worse_figure_and_another_tasks_run_start_runs(
     fed: Federation, server: ServerManagerPlayed
 ) -> None:
@@ -173,9 +203,9 @@ async def test_or_is_skipped_or_the_other_is_cancelled(fed: Federation, server: 
         await answers(fed)
         assert await start(fed) == f"{TASK}-2", "what was skipped is not made up for"
         await fed.reaches("run", "recruiting", f"{TASK}-2")
-        await fed.say(drift("c1"), by="inference")
+        await fed.say(drift("c2"), by="inference")
         told = await fed.reaches("run", "cancelled", f"{TASK}-2")
-        assert told.reason == "the next run is due: drift on 1 client (c1)"
+        assert told.reason == "the next run is due: drift on 1 client (c1, c2)"
         await fails(fed, server, 3)
 
 
@@ -241,7 +271,7 @@ async def test_of_two_schedulers_one_leads_and_the_other_takes_over(
             await first.kill()
             await eventually(lambda: fed.events("schedule").count("taken_over") == 1)
             await answers(fed)
-            await fed.say(drift("c1"), by="inference")
+            await fed.say(drift("c2"), by="inference")
             await fails(fed, server, 2)
         first.start()
     assert [one.thing for one in fed.of("run") if one.event == "requested"] == [f"{TASK}-1", f"{TASK}-2"]

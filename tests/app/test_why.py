@@ -12,7 +12,7 @@ from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, D
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.serving import DataCounted
+from fedbus.contracts.serving import DataChecked, DataCounted, Finding
 
 DEV = FederationId("dev")
 
@@ -48,6 +48,10 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
                 )
             )
         await bus.publish(DataCounted(task="mnist", client="c1", labelled=12, unlabelled=500))
+        much = Finding(check="labels", ok=False, value=0.9, limit=0.5, what="9 of 10 rows have no label")
+        await bus.publish(
+            DataChecked(task="mnist", client="c1", rows=10, findings=(much,), drift_unknown="no SciPy")
+        )
     said = await fedbus("why", "c1")
     facts = await fedbus("why", "c1", "--task", "mnist", "--json")
     unknown = await fedbus("why", "c9")
@@ -56,9 +60,12 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     assert lines[0] == "c1 in task mnist"
     assert lines[1].startswith("  the client    serves, and may be asked to train, since ")
     assert lines[2].startswith("  its data      12 labelled, 500 unlabelled, counted ")
-    assert [line.split(",")[0].strip() for line in lines[4:6]] == ["mnist-2", "mnist-1"]
-    assert lines[4].endswith("labelled is 12, and should be at least 64")
-    assert lines[6] == "  The rule: labelled >= 64   (it had: labelled 12)"
+    assert lines[3].startswith(
+        "  its checks    labels: 9 of 10 rows have no label; drift is not looked for: no SciPy (10 rows, "
+    )
+    assert [line.split(",")[0].strip() for line in lines[5:7]] == ["mnist-2", "mnist-1"]
+    assert lines[5].endswith("labelled is 12, and should be at least 64")
+    assert lines[7] == "  The rule: labelled >= 64   (it had: labelled 12)"
     assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
     assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
 

@@ -61,7 +61,6 @@ FOR_PEOPLE = {
     "model_committed",
     "capture_paused",
     "capture_resumed",
-    "data_checked",
 }
 """Words that are kept and that no agent needs: people and dashboards watch the stream for them."""
 

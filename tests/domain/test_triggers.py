@@ -1,5 +1,6 @@
 """When the next run is due, by what was seen: the same answer at all times, whatever the machine's clock says."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -16,6 +17,7 @@ from fedbus.domain.triggers import (
     MOST_MISSED,
     Count,
     Figure,
+    Held,
     Seen,
     after_absence,
     after_firing,
@@ -49,6 +51,8 @@ SEEN = st.builds(
     labelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
     unlabelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
     drifted=st.dictionaries(CLIENTS, MOMENTS),
+    drifted_before=st.frozensets(CLIENTS),
+    drift_again=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
     new_code_at=st.none() | MOMENTS,
     finished=st.dictionaries(st.sampled_from(["a", "b"]), MOMENTS),
 )
@@ -144,11 +148,18 @@ def test_rows_count_on_as_many_clients_as_asked() -> None:
     assert told.why == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
 
 
-def test_drift_counts_only_after_the_last_run() -> None:
+def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_later() -> None:
     both = trigger("drift on 2 clients")
-    old, new = NOON - timedelta(hours=2), NOON - minutes(1)
-    assert held(both, seen(drifted={"c1": old, "c2": new})) is None
-    assert held(both, seen(drifted={"c1": new, "c2": new})) is not None
+    old, new, day = NOON - timedelta(hours=2), NOON - timedelta(minutes=5), timedelta(days=1)
+    assert held(both, seen(drifted={"c1": old})) is None
+    assert held(both, seen(drifted={"c1": old, "c2": new}, drifted_before=["c1"])) == Held(
+        new, "drift on 2 clients (c1, c2)"
+    )
+    uncured = seen(drifted={"c1": old, "c2": old}, drifted_before=["c1", "c2", "c3"])
+    assert held(both, uncured) is None
+    assert next_look(both, uncured) == uncured.since + day
+    later = replace(uncured, now=uncured.since + day)
+    assert held(both, later) == Held(later.now, "drift on 2 clients (c1, c2)")
 
 
 @pytest.mark.parametrize(

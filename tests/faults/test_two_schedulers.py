@@ -65,8 +65,8 @@ def requested(fed: Federation) -> list[str]:
     return [one.thing for one in fed.of("run") if one.event == "requested"]
 
 
-async def drift(fed: Federation) -> None:
-    event = DriftDetected(task=TASK, client="c1", of="inputs", feature="mean", score=0.5)
+async def drift(fed: Federation, client: str) -> None:
+    event = DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
     await fed.say(event, by="inference")
 
 
@@ -89,18 +89,18 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
         frozen = holder(fed)
         async with scheduler(fed, tmp_path / "second.txt"):
             await eventually(lambda: "standing by" in (tmp_path / "second.txt").read_text(), within_s=60)
-            await drift(fed)
+            await drift(fed, "c1")
             await fails(fed, server, 1)
 
             first.send_signal(signal.SIGSTOP)
-            await drift(fed)  # both will have heard of it
+            await drift(fed, "c2")  # both will have heard of it
             await fed.happens("schedule", "taken_over", within_s=60)
             assert holder(fed) != frozen
             await fails(fed, server, 2)
 
             first.send_signal(signal.SIGCONT)
             await eventually(lambda: "standing by" in (tmp_path / "first.txt").read_text(), within_s=60)
-            await drift(fed)
+            await drift(fed, "c3")
             await fails(fed, server, 3)
             assert holder(fed) != frozen
             assert first.returncode is None, "it stands by, for when the other falls silent"

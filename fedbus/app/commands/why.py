@@ -67,6 +67,8 @@ def _tell(one: dict[str, Any]) -> None:
         data = one["data"]
         rows = f"{data['labelled']} labelled, {data['unlabelled']} unlabelled"
         console.print(f"  {'its data':<14}{rows}, counted {show.ago(data['at'])}")
+    if one["checked"]:
+        console.print(f"  {'its checks':<14}{escape(show.printable(_checks_in_words(one['checked'])))}")
     if not one["declined"]:
         console.print("  It has declined no run, as far as the log goes back.")
         return
@@ -76,6 +78,14 @@ def _tell(one: dict[str, Any]) -> None:
     if rule := one["declined"][0]["rule"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in one["declined"][0]["facts"].items())
         console.print(f"  The rule: {escape(rule)}   (it had: {escape(figures)})")
+
+
+def _checks_in_words(checked: dict[str, Any]) -> str:
+    """What is wrong with its newest rows, and whether they are as the training data were."""
+    drift = "has drifted" if checked["drifting"] else "no drift"
+    parts = [f"{one['check']}: {one['what']}" for one in checked["findings"] if not one["ok"]]
+    parts += [f"drift is not looked for: {checked['drift_unknown']}" if checked["drift_unknown"] else drift]
+    return f"{'; '.join(parts)} ({checked['rows']} rows, {show.ago(checked['at'])})"
 
 
 def _device_in_words(device: dict[str, Any]) -> str:
@@ -105,23 +115,34 @@ async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
 async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> dict[str, Any]:
     from fedbus.contracts.client import Declined
     from fedbus.contracts.device import DeviceReport
-    from fedbus.contracts.serving import DataCounted
+    from fedbus.contracts.serving import DataChecked, DataCounted
 
     declined = await _said(bus, Declined, client, task)
-    counted = await _said(bus, DataCounted, client, task)
+    counted = await _last(bus, DataCounted, client, task)
+    checked = await _last(bus, DataChecked, client, task)
     reports = [seen for seen in await bus.latest(DeviceReport) if _is_of(seen, client, task)]
     return {
         "client": client,
         "task": task,
         "device": _facts(reports[-1]) if reports else None,
         "lives": [_life(seen) for seen in told],
-        "data": _facts(counted[-1]) if counted else None,
+        "data": _facts(counted) if counted else None,
+        "checked": _facts(checked) if checked else None,
         "declined": [_facts(seen) for seen in reversed(declined[-LAST_NOES:])],
     }
 
 
 def _is_of(seen: "Seen", client: str, task: str) -> bool:
     return (getattr(seen.message, "client", None), seen.message.task) == (client, task)
+
+
+async def _last(bus: "Bus", kind: type[Any], client: str, task: str) -> "Seen | None":
+    """What the client has said last of this *kind*."""
+    from fedbus.bus.streams import events_stream
+    from fedbus.contracts import subjects
+
+    subject = subjects.every(bus.fed, kind, client=client, task=task)
+    return next(iter(await bus.snapshot(events_stream(bus.fed), [subject])), None)
 
 
 async def _said(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[Seen]":
