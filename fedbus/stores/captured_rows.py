@@ -118,6 +118,21 @@ def ever(database: Path) -> Ever:
         return Ever(*connection.execute("SELECT database, labelled, unlabelled FROM ever").fetchone())
 
 
+def kept_holdout_share(database: Path) -> float | None:
+    """Which share its task holds out, as it was last opened with; None where an older version wrote it. Blocks."""
+    with reading(database) as connection:
+        if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'ever'").fetchone():
+            return None
+        share: float = connection.execute("SELECT holdout_share FROM ever").fetchone()[0]
+        return share
+
+
+def size_bytes(database: Path) -> int:
+    """What it takes of the disk, with what SQLite keeps beside it while it is open."""
+    files = (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm")))
+    return sum(file.stat().st_size for file in files if file.exists())
+
+
 def newest_rows(database: Path, most: int) -> Rows:
     """The newest rows, of the shape of the newest, at most so many; blocks."""
     with reading(database) as connection:

@@ -1,8 +1,10 @@
 """`fedbus data`: a person at a device looks at what it has captured, and takes it out as a table."""
 
 import json
+import sqlite3
 import subprocess
 import sys
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +15,11 @@ import pytest
 from fedbus.stores.captured import CapturedData
 from fedbus.stores.captured_rows import is_held_out
 
+SHARE = 0.5
+
 
 async def captured(home: Path, client: str, labels: list[int | float | list[float] | None]) -> None:
-    store = CapturedData(home / "clients" / client / "mnist" / "captured.db")
+    store = CapturedData(home / "clients" / client / "mnist" / "captured.db", holdout_share=SHARE)
     for n, label in enumerate(labels):
         store.add(np.full((2, 2), n, np.float32), np.int64(n), label, model_version=3)
     await store.close()
@@ -60,9 +64,35 @@ async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
     assert table["input"].to_pylist()[2] == [2.0] * 4
     assert table["input_shape"].to_pylist()[0] == [2, 2]
     assert table["model_version"].to_pylist() == [3] * 3
-    assert table["held_out"].to_pylist() == [is_held_out(row, 0.2) for row in table["id"].to_pylist()]
+    assert table["held_out"].to_pylist() == [is_held_out(row, SHARE) for row in table["id"].to_pylist()]
     assert table["captured_at"].to_pylist()[0].tzinfo is not None
     assert table.schema.field("input").type.value_type == pa.float32()
+
+
+async def test_which_share_is_held_out_may_be_said_and_must_be_where_an_older_fedbus_did_not(
+    tmp_path: Path,
+) -> None:
+    await captured(tmp_path, "c1", [1, 2, 3])
+    path = tmp_path / "rows.parquet"
+    assert fedbus(tmp_path, "data", "export", path, "--holdout", "1").returncode == 0
+    assert pq.read_table(path)["held_out"].to_pylist() == [True] * 3
+    with closing(sqlite3.connect(tmp_path / "clients" / "c1" / "mnist" / "captured.db")) as database:
+        database.execute("DROP TABLE ever")
+    unknown = fedbus(tmp_path, "data", "export", path)
+    assert (unknown.returncode, "as in --holdout 0.2" in unknown.stderr) == (2, True)
+    assert fedbus(tmp_path, "data", "export", path, "--holdout", "0").returncode == 0
+    assert pq.read_table(path)["held_out"].to_pylist() == [False] * 3
+
+
+async def test_what_is_not_yet_in_the_file_itself_is_counted_as_well(tmp_path: Path) -> None:
+    path = tmp_path / "clients" / "c1" / "mnist" / "captured.db"
+    store = CapturedData(path)
+    for n in range(60):
+        store.add(np.zeros(1000, np.float32), np.int64(n), model_version=1)
+    await store.written()
+    (listed,) = json.loads(fedbus(tmp_path, "data", "ls", "--json").stdout)
+    assert listed["size_bytes"] > 60 * 4000 > path.stat().st_size
+    await store.close()
 
 
 async def test_only_labelled_rows_where_that_is_asked_for(tmp_path: Path) -> None:

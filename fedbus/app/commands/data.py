@@ -1,7 +1,7 @@
 """`fedbus data`: what this machine's clients have captured. Reads their files; nothing goes over the bus."""
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -10,6 +10,11 @@ from fedbus.app.edge import Exit, Failure
 
 app = typer.Typer(
     no_args_is_help=True, help="What the clients on this machine have captured. It never leaves it by itself."
+)
+
+NO_SHARE: Final = (
+    "an older fedbus wrote these rows, and not which share is held out: "
+    "give the task's capture.holdout-share, as in --holdout 0.2"
 )
 
 Client = Annotated[str | None, typer.Option(help="Only this client.")]
@@ -48,24 +53,28 @@ def export(
     task: OfTask = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Only rows whose truth is known.")] = False,
     holdout: Annotated[
-        float,
+        float | None,
         typer.Option(
-            min=0, max=1, help="The task's `capture.holdout-share`: marks the rows no training gets."
+            min=0,
+            max=1,
+            help="Mark so many as the rows that no training gets, instead of the task's `capture.holdout-share`.",
         ),
-    ] = 0.2,
+    ] = None,
 ) -> None:
     """Write a client's captured rows as a table, for pandas, DuckDB or Spark."""
     from fedbus.app.working import working
     from fedbus.stores.captured_export import check_format
     from fedbus.stores.captured_export import export as write
+    from fedbus.stores.captured_rows import kept_holdout_share
 
     check_format(path)
     database = _the_database(client, task)
     expected = _counted(database)["labelled" if labelled else "rows"]
+    share = kept_holdout_share(database) if holdout is None else holdout
+    if share is None:
+        raise Failure(NO_SHARE, Exit.USAGE)
     with working("exporting rows", total=expected) as step:
-        rows = write(
-            database, path, holdout_share=holdout, labelled=labelled, told=lambda more: step(more, "")
-        )
+        rows = write(database, path, holdout_share=share, labelled=labelled, told=lambda more: step(more, ""))
     size = show.size(path.stat().st_size)
     show.console().print(f"{rows} rows of {_whose(database)} are in {path} ({size})", highlight=False)
 
@@ -100,7 +109,7 @@ def _whose(database: Path) -> str:
 
 
 def _counted(database: Path) -> dict[str, Any]:
-    from fedbus.stores.captured_rows import shares
+    from fedbus.stores.captured_rows import shares, size_bytes
 
     counted = shares(database, 0.0)
     return {
@@ -108,6 +117,6 @@ def _counted(database: Path) -> dict[str, Any]:
         "task": database.parent.name,
         "rows": counted.labelled + counted.unlabelled,
         "labelled": counted.labelled,
-        "size_bytes": database.stat().st_size,
+        "size_bytes": size_bytes(database),
         "file": str(database),
     }
