@@ -1,11 +1,14 @@
-"""How options are written: lengths of time, and configurations as Flower writes them."""
+"""How options are written: lengths of time, configurations as Flower writes them, and what stands in a task's place."""
 
 import json
 import re
 import tomllib
 from typing import Final
 
+from pydantic import ValidationError
+
 from fedbus.app.edge import Exit, Failure
+from fedbus.contracts.scheduling import ScheduleTable
 
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 Scalar = bool | int | float | str
@@ -31,6 +34,17 @@ def key_values(text: str) -> dict[str, Scalar]:
             f"{text!r} is not a configuration: write key=value, separated by spaces; text in quotes ({error})",
             Exit.USAGE,
         ) from None
+
+
+def schedule(own: ScheduleTable, every: str | None, at_most: int | None) -> ScheduleTable:
+    """A task's *own* schedule with what the options say in the place of just these keys. Raises Failure."""
+    asked = {"every-s": None if every is None else seconds(every), "at-most": at_most}
+    given = {name: value for name, value in asked.items() if value is not None}
+    try:
+        return type(own).model_validate(own.model_dump(exclude_unset=True) | given)
+    except ValidationError as error:
+        why = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
+        raise Failure(f"these options do not go with the task's schedule: {why}", Exit.USAGE) from None
 
 
 def _assignments(text: str) -> dict[str, object]:

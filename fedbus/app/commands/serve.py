@@ -41,9 +41,14 @@ Quorum = Annotated[
     int | None, typer.Option(min=1, help="Clients that a run waits for, instead of the task's.")
 ]
 Every = Annotated[
-    str | None, typer.Option(help="Start runs by themselves, so long after the last: 90s, 10m, 2h.")
+    str | None,
+    typer.Option(
+        help="Start runs by themselves, so long after the last: 90s, 10m, 2h. Instead of the task's `every-s`."
+    ),
 ]
-AtMost = Annotated[int | None, typer.Option(min=1, help="How many runs the schedule starts in all.")]
+AtMost = Annotated[
+    int | None, typer.Option(min=1, help="How many runs the schedule starts in all, instead of the task's.")
+]
 RunConfig = Annotated[str, typer.Option(help='The app\'s run configuration: "lr=0.1 local-epochs=1".')]
 NodeConfig = Annotated[
     str, typer.Option(help='The device\'s configuration: "partition-id=0 num-partitions=3", or JSON.')
@@ -143,6 +148,7 @@ def up(
     from fedbus.agents.tasks import first_of
     from fedbus.app.arrivals import Arrivals, until_all_serve
     from fedbus.app.code import code_of, first_task
+    from fedbus.app.options import schedule
     from fedbus.app.settings import Settings
     from fedbus.app.stack import EMBEDDED, stack
 
@@ -161,8 +167,11 @@ def up(
     given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
     settings, console = Settings.from_environment(), Console()
     sources = [one if "://" in one else str(Path(one).absolute()) for one in task or [settings.task]]
-    names = [first_task(code_of(settings, one), settings).id for one in sources]
+    tasks = [first_task(code_of(settings, one), settings) for one in sources]
+    names = [one.id for one in tasks]
     _assert_different(names)
+    for one in tasks:  # told here: the server's process would say it into its log, again and again
+        schedule(one.table.schedule, every, at_most)
 
     async def work(stop: asyncio.Event) -> None:
         began = datetime.now(UTC)
@@ -317,9 +326,8 @@ def _site(
 ) -> "Site":
     from fedbus.app.code import code_of, first_task
     from fedbus.app.compose import Site
-    from fedbus.app.options import key_values, seconds
+    from fedbus.app.options import key_values, schedule
     from fedbus.app.settings import Settings
-    from fedbus.contracts.task import ScheduleTable
 
     settings = Settings.from_environment()
     code = code_of(settings, task)
@@ -328,10 +336,6 @@ def _site(
     plan = read.table.plan.model_copy(
         update={name: value for name, value in asked.items() if value is not None}
     )
-    schedule = read.table.schedule
-    if every is not None or at_most is not None:
-        every_s = seconds(every) if every is not None else schedule.every_s
-        schedule = ScheduleTable.model_validate({"every-s": every_s, "at-most": at_most})
     where = store or settings.given_store or ""
     return Site(
         settings.nats_url,
@@ -340,7 +344,7 @@ def _site(
         read,
         where,
         plan,
-        schedule,
+        schedule(read.table.schedule, every, at_most),
         code=code,
         signer=None if client else settings.signer(),
         trusted=settings.trusted() if client else None,
