@@ -9,11 +9,13 @@ an HTTP status wherever it goes.
 
 import json
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from fedbus.domain.fitting_rows import is_class, shape_fits
 from fedbus.stores.captured_rows import Label
 
 MAX_LABEL: Final = 2**53
@@ -107,13 +109,23 @@ def check_count(count: int, takes: Takes) -> None:
 
 def check_shape(shape: Shape, takes: Takes) -> None:
     """Whether one sample is shaped as the model takes it."""
-    if takes.shape is None:
-        return
-    fits = len(shape) == len(takes.shape) and all(
-        wanted in (-1, given) for wanted, given in zip(takes.shape, shape, strict=True)
-    )
-    if not fits:
+    if takes.shape is not None and not shape_fits(shape, takes.shape):
         raise bad(f"a sample must have the shape {list(takes.shape)}, and not {list(shape)}")
+
+
+def check_labels(labels: Iterable[Label | None], classes: int | None) -> None:
+    """Whether each is one of so many *classes*, where it is known how many there are.
+
+    One that is not would fail every training that gets it.
+    """
+    if classes is None:
+        return
+    for label in labels:
+        if label is not None and not is_class(label, classes):
+            raise bad(
+                f"a label must be a class of the model, a whole number from 0 to {classes - 1}, "
+                f"and not {one_line(label)[:40]}"
+            )
 
 
 def numbers(rows: list[Any], dtype: "np.dtype[Any]") -> Array:
@@ -130,8 +142,8 @@ def check_finite(inputs: Array) -> None:
         raise bad(f"inputs must be finite numbers that fit into {inputs.dtype.itemsize * 8} bits")
 
 
-def one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300] or type(error).__name__
+def one_line(said: object) -> str:
+    return " ".join(str(said).split())[:300] or type(said).__name__
 
 
 def _as_booleans(given: Array) -> Array:

@@ -3,6 +3,7 @@
     POST /predict         {"inputs": [[…], …], "labels": [… or null, …]?}
                           → {"ids": [… or null], "outputs": […], "model_version": 3}
     POST /feedback/{id}   {"label": …} → 204; unknown: 404; another answer than before: 409
+    DELETE /feedback/{id} → 204: what was said is forgotten, and may be said otherwise; unknown: 404
     GET  /live            200 as long as the process answers
     GET  /ready           200, or 503 with Retry-After before the first model
     GET  /model           {"model": {"version": 3, "sha256": …} or null}
@@ -43,6 +44,7 @@ from fedbus.stores.captured import CapturedData
 
 STOP_S: Final = 5.0
 EXAMPLE_S: Final = 1.0
+MAX_ID_DIGITS: Final = 16
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
 _V2_MODEL: Final = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
@@ -68,9 +70,12 @@ class InferenceServer:
         max_inputs: int = MAX_INPUTS,
         max_queued: int = MAX_QUEUED,
         batch_s: float = BATCH_S,
+        classes: int | None = None,
     ) -> None:
         self.engine = Engine(max_queued=max_queued, batch_s=batch_s)
-        self.service = PredictionService(self.engine, capture, name=name, max_inputs=max_inputs)
+        self.service = PredictionService(
+            self.engine, capture, name=name, max_inputs=max_inputs, classes=classes
+        )
         self._max_body_bytes = max_body_bytes
         self._about = {TASK: name, CLIENT: client}
         self._next_example = 0.0
@@ -116,7 +121,8 @@ class InferenceServer:
         application.add_routes(
             [
                 web.post("/predict", self._timed(self._predict)),
-                web.post(r"/feedback/{id:\d{1,16}}", self._feedback),
+                web.post("/feedback/{id}", self._feedback),
+                web.delete("/feedback/{id}", self._withdraw),
                 web.get("/live", self._live),
                 web.get("/ready", self._ready),
                 web.get("/model", self._model),
@@ -173,7 +179,12 @@ class InferenceServer:
         return web.Response(body=answer, content_type=_JSON)
 
     async def _feedback(self, request: web.Request) -> web.Response:
-        await self.service.feedback(int(request.match_info["id"]), await _json_content(request))
+        row = _row(request)
+        await self.service.feedback(row, await _json_content(request))
+        return web.Response(status=204)
+
+    async def _withdraw(self, request: web.Request) -> web.Response:
+        await self.service.withdraw(_row(request))
         return web.Response(status=204)
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
@@ -228,6 +239,17 @@ def _json_bytes(request: web.Request) -> int | None:
         return None
     if not given.isascii() or not given.isdigit() or len(given) > 9:
         raise bad(f"{HEADER_LENGTH} must be how many bytes of the body are JSON, and not {given!r}")
+    return int(given)
+
+
+def _row(request: web.Request) -> int:
+    """The prediction that feedback is about."""
+    given = request.match_info["id"]
+    if not (given.isascii() and given.isdigit() and len(given) <= MAX_ID_DIGITS):
+        raise Refusal(
+            NOT_FOUND,
+            f"{given[:40]!r} is no id of a prediction: give one of the `ids` that came with the answer",
+        )
     return int(given)
 
 

@@ -7,7 +7,8 @@ thread, so that the loop stays free for the small ones.
 
 import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, Final, ParamSpec, TypeAlias, TypeVar
 
 import numpy as np
@@ -21,6 +22,7 @@ from fedbus.agents.inference_requests import (
     NOT_FOUND,
     Refusal,
     Takes,
+    check_labels,
     label_said,
     samples,
 )
@@ -40,7 +42,10 @@ T = TypeVar("T")
 
 
 class PredictionService:
-    """Answers for one task, whose model is called *name*. What it was asked goes into *capture*, where there is one."""
+    """Answers for one task, whose model is called *name*. What it was asked goes into *capture*, where there is one.
+
+    *classes*: how many there are, where the task says so; else as many as the model tells apart, if it does.
+    """
 
     def __init__(
         self,
@@ -49,17 +54,20 @@ class PredictionService:
         *,
         name: str = "model",
         max_inputs: int = MAX_INPUTS,
+        classes: int | None = None,
     ) -> None:
         self._engine = engine
         self._capture = capture
         self._name = name
         self._max_inputs = max_inputs
+        self._classes = classes
 
     async def predict(self, content: bytes) -> bytes:
         """The plain answer to a plain request. Raises Refusal."""
         served = self._engine.chosen()
         asked = await _beside(len(content), samples, content, self._takes(served))
         given = await self._engine.ask(asked.inputs, served)
+        check_labels(asked.labels, self._classes_of(served))  # how many there are it may know only now
         ids = await _beside(asked.inputs.nbytes, self._captured, asked.inputs, given, asked.labels)
         body = {"ids": ids, "outputs": given.outputs.tolist(), "model_version": given.ref.version}
         return json.dumps(body).encode()
@@ -79,14 +87,14 @@ class PredictionService:
     async def feedback(self, row: int, content: bytes) -> None:
         """Keep what was true of the prediction *row*. Raises Refusal."""
         label = label_said(content)
-        try:
-            await self._say(row, label)
-        except UnknownRow as error:
-            raise Refusal(NOT_FOUND, str(error)) from error
-        except LabelContradicted as error:
-            raise Refusal(CONFLICT, str(error)) from error
-        except StoreError as error:
-            raise Refusal(COME_AGAIN, str(error), retry_after_s=1) from error
+        check_labels([label], self._classes_of(self._engine.serving))
+        with _refusals():
+            await self._store_of(row).label(row, label)
+
+    async def withdraw(self, row: int) -> None:
+        """Forget what was said to be true of the prediction *row*. Raises Refusal."""
+        with _refusals():
+            await self._store_of(row).withdraw(row)
 
     def ready(self, model: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Whether predictions are answered. Raises Refusal where not, or where it is not this model that answers."""
@@ -134,10 +142,28 @@ class PredictionService:
             for sample, output, label in zip(inputs, given.outputs, labels, strict=True)
         ]
 
-    async def _say(self, row: int, label: Label) -> None:
+    def _store_of(self, row: int) -> CapturedData:
         if self._capture is None:
             raise UnknownRow(row)
-        await self._capture.label(row, label)
+        return self._capture
+
+    def _classes_of(self, served: Served | None) -> int | None:
+        if self._classes is not None or served is None:
+            return self._classes
+        return served.predictor.classes
+
+
+@contextmanager
+def _refusals() -> Iterator[None]:
+    """What the store says no to, as an answer."""
+    try:
+        yield
+    except UnknownRow as error:
+        raise Refusal(NOT_FOUND, str(error)) from error
+    except LabelContradicted as error:
+        raise Refusal(CONFLICT, f"{error}; DELETE it to give another") from error
+    except StoreError as error:
+        raise Refusal(COME_AGAIN, str(error), retry_after_s=1) from error
 
 
 async def _beside(size_bytes: int, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:

@@ -18,6 +18,7 @@ import structlog
 from fedbus.agents.inference_engine import Served, checked
 from fedbus.agents.inference_requests import one_line
 from fedbus.contracts.serving_tables import CaptureTable, ServingTable
+from fedbus.domain.fitting_rows import shape_fits
 from fedbus.domain.gates_of_a_device import PASSED, Verdict, on_holdout, score
 from fedbus.learning.predictor import ModelRefused, Predictor
 from fedbus.stores.captured_rows import held_out, newest_rows
@@ -137,8 +138,5 @@ class Trials:
 def _alike(inputs: Array, predictor: Predictor) -> Array:
     """*inputs*, where the model takes such; else none: an older model may have taken others."""
     shape = predictor.input_shape
-    fits = shape is None or (
-        len(shape) == inputs.ndim - 1
-        and all(wanted in (-1, given) for wanted, given in zip(shape, inputs.shape[1:], strict=True))
-    )
+    fits = shape is None or shape_fits(inputs.shape[1:], shape)
     return inputs if fits and inputs.dtype == predictor.input_dtype else inputs[:0]

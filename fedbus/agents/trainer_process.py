@@ -10,6 +10,7 @@ import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -17,7 +18,7 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from fedbus.agents.captured_training import write_captured
+from fedbus.agents.captured_training import NOTHING_WRITTEN, Written, write_captured
 from fedbus.agents.child import trace_of_parent
 from fedbus.agents.launch import TrainerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
@@ -128,22 +129,35 @@ class TrainerProcess:
         content = records.decode(data)
         phase = message.message_type.partition(".")[0]
         with self._phase(phase, message):
-            answer = self._host.handle(message, content, node_config=self._node_config(message))
+            captured = self._captured(message)
+            answer = self._host.handle(message, content, node_config=self._node_config(captured))
+        answer = replace(answer, left_out=captured.left_out)
         self._measure(phase, answer)
         return answer, None if answer.content is None else Parcel.of(records.encode(answer.content))
 
-    def _node_config(self, message: RoundMessage) -> dict[str, Scalar]:
-        """The device's own configuration, with what it has captured and knows the truth of by now."""
-        config = dict(self._order.node_config)
+    def _captured(self, message: RoundMessage) -> Written:
+        """What the device has captured and knows the truth of by now, written for a training."""
         database = Path(self._order.captured)
-        if message.message_type.startswith("train") and database.exists():
-            snapshot = database.with_name("captured.npz")
-            try:
-                if write_captured(self._task, database, snapshot):
-                    config[CAPTURED_DATA] = str(snapshot)
-            except (StoreError, BadTask) as error:
-                log.warning("trained without captured data", reason=str(error))
-        return config
+        if not message.message_type.startswith("train") or not database.exists():
+            return NOTHING_WRITTEN
+        try:
+            return write_captured(self._task, database, self._snapshot)
+        except (StoreError, BadTask) as error:
+            log.warning("trained without captured data", reason=str(error))
+            return NOTHING_WRITTEN
+
+    def _node_config(self, captured: Written) -> dict[str, Scalar]:
+        """The device's own configuration, with where the captured rows are."""
+        if captured.left_out:
+            log.warning(
+                "captured rows are not as the task wants them, and are left out", rows=captured.left_out
+            )
+        more: dict[str, Scalar] = {CAPTURED_DATA: str(self._snapshot)} if captured.rows else {}
+        return {**self._order.node_config, **more}
+
+    @property
+    def _snapshot(self) -> Path:
+        return Path(self._order.captured).with_name("captured.npz")
 
     async def _posted(self, answer: Answer, parcel: Parcel | None) -> RoundReply:
         if parcel is None:

@@ -312,6 +312,7 @@ def _inference_server(device: Device, captured: CapturedData | None) -> Inferenc
         max_inputs=table.max_inputs,
         max_queued=table.max_queued,
         batch_s=table.batch_ms / 1000,
+        classes=task.table.checks.classes,
     )
 
 

@@ -208,6 +208,8 @@ class RoundReply(ClientMessage):
     error_code: int | None = None
     error_reason: str = ""
     train_s: float = Field(default=0.0, ge=0)
+    left_out: int = Field(default=0, ge=0)
+    """Captured rows that this training did not get, since they are not as the task's checks want them."""
 
 
 class FinTrain(ClientMessage):

@@ -107,6 +107,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         ttl_s=115.5,
         content=server.Content(inline=b"\x00\x01\x02\xff"),
         train_s=4.25,
+        left_out=3,
     ),
     client.FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=4),
     client.FailTrain(task=TASK, client=CLIENT, run=RUN, reason="the trainer was killed", trainer_lost=True),

@@ -17,6 +17,7 @@ import numpy as np
 
 from fedbus.contracts.serving import Finding
 from fedbus.contracts.serving_tables import ChecksTable
+from fedbus.domain.fitting_rows import outside
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Label: TypeAlias = int | float | list[float]
@@ -121,13 +122,7 @@ def _schema(inputs: Array, labels: list[Label | None], wanted: Expected) -> Find
 
 
 def _range(inputs: Array, wanted: Expected) -> Finding:
-    flat = inputs.reshape(len(inputs), -1)
-    outside = np.zeros(len(inputs), bool)
-    if wanted.minimum is not None:
-        outside |= (flat < wanted.minimum).any(axis=1)
-    if wanted.maximum is not None:
-        outside |= (flat > wanted.maximum).any(axis=1)
-    count = int(outside.sum())
+    count = int(outside(inputs, wanted.minimum, wanted.maximum).sum())
     what = f"{count} of {len(inputs)} rows hold numbers beyond what is expected" if count else ""
     return Finding(check="range", ok=not count, value=count / len(inputs), limit=0.0, what=what)
 

@@ -46,6 +46,8 @@ class Answer:
     content: RecordDict | None = None
     error_code: int | None = None
     error_reason: str = ""
+    left_out: int = 0
+    """Captured rows that the app was not given."""
 
     def event(self, content: Content | None) -> RoundReply:
         """The reply on the bus; *content* is this answer's, packed, or None for an error."""
@@ -62,6 +64,7 @@ class Answer:
             error_code=self.error_code,
             error_reason=self.error_reason,
             train_s=self.train_s,
+            left_out=self.left_out,
         )
 
 

@@ -31,6 +31,10 @@ class Predictor(Protocol):
     def input_dtype(self) -> "np.dtype[Any]":
         """What the numbers of a sample must be: pixels are ``float32``, token ids ``int64``."""
 
+    @property
+    def classes(self) -> int | None:
+        """How many classes it tells apart; None where its answers are none, or it has not answered yet."""
+
     def predict(self, inputs: Array) -> Array:
         """One answer for each of *inputs* (n, …)."""
 
@@ -42,10 +46,11 @@ class TorchPredictor:
         declared = task.table.serving
         self.input_shape: tuple[int, ...] | None = declared.input_shape
         self.input_dtype: np.dtype[Any] = np.dtype(declared.input_dtype or np.float32)
+        self.classes: int | None = None
         self._undeclared = [declared.input_shape is None, declared.input_dtype is None]
         path = Path(task.path)
         try:
-            self._answer = apps.load_function(path, task.table.predict) if task.table.predict else most_likely
+            self._own = apps.load_function(path, task.table.predict) if task.table.predict else None
             self._model = _built(path, task.table.model, weights.load(artifact))
         except (apps.BadTask, weights.BadWeights) as error:
             raise ModelRefused(str(error)) from error
@@ -54,7 +59,11 @@ class TorchPredictor:
         import torch  # noqa: PLC0415 - a device without torch may still import the agents
 
         with torch.inference_mode():
-            return np.asarray(self._answer(self._model, inputs))
+            if self._own is not None:
+                return np.asarray(self._own(self._model, inputs))
+            outputs = self._model(torch.from_numpy(inputs))
+            self.classes = outputs.shape[1] if outputs.ndim == 2 and outputs.shape[1] > 1 else None
+            return most_likely(outputs)
 
     def probe(self, inputs: Array) -> None:
         """Let the model answer *inputs*; raises ModelRefused where it cannot, or says NaN or infinity."""
@@ -77,11 +86,10 @@ class NotANumber(ValueError):
     """The model's output holds NaN or infinity, so it has no highest class."""
 
 
-def most_likely(model: Any, inputs: Array) -> Array:
-    """The class with the highest output, for each of *inputs*."""
+def most_likely(outputs: Any) -> Array:
+    """The class with the highest of *outputs* (n, …, classes), for each sample."""
     import torch  # noqa: PLC0415
 
-    outputs = model(torch.from_numpy(inputs))
     if not bool(torch.isfinite(outputs).all()):  # argmax would call NaN a class
         raise NotANumber("its output holds NaN or infinity")
     classes: Array = outputs.argmax(dim=-1).numpy()

@@ -145,6 +145,10 @@ class CapturedData:
         """
         await self._in_turn(lambda database: database.label(row, label))
 
+    async def withdraw(self, row: int) -> None:
+        """Forget what was said to be true of *row*, if anything was. Raises UnknownRow."""
+        await self._in_turn(lambda database: database.withdraw(row))
+
     async def counts(self) -> Counts:
         """What is there now, with all that was added before."""
         rows, labelled = await self._in_turn(Database.counts)

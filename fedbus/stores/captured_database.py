@@ -182,6 +182,11 @@ class Database:
         elif (before := json.loads(found[0])) != label:
             raise LabelContradicted(row, before)
 
+    def withdraw(self, row: int) -> None:
+        """Forget what was said to be true of *row*; raises UnknownRow."""
+        if not self._connection.execute("UPDATE captured SET label = NULL WHERE id = ?", (row,)).rowcount:
+            raise UnknownRow(row)
+
     def insert(self, rows: list[Row]) -> None:
         """Take *rows* in, and let the oldest go where there are too many then."""
         with self._connection:

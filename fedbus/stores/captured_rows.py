@@ -88,11 +88,15 @@ def snapshot_labelled(database: Path, path: Path, *, holdout_share: float = 0.0)
 
     Of the rows, *holdout_share* is left out.
     """
+    return write_training_data(path, *labelled_rows(database, holdout_share=holdout_share))
+
+
+def labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[Array, Array]:
+    """The inputs (n, …) and labels of the rows that are shaped as the newest, but for a *holdout_share*; blocks."""
     if not database.exists():
-        return write_training_data(path, np.empty(0), np.empty(0))
+        return np.empty(0), np.empty(0)
     with reading(database) as connection:
-        inputs, labels = _labelled(connection, holdout_share)
-    return write_training_data(path, inputs, labels)
+        return _labelled(connection, holdout_share)
 
 
 def write_training_data(path: Path, inputs: Array, labels: Array) -> int:

@@ -17,6 +17,7 @@ class Doubler:
 
     input_shape: tuple[int, ...] | None = (1,)
     input_dtype = np.dtype(np.float32)
+    classes: int | None = None
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         return inputs * 2

@@ -3,11 +3,13 @@
 import signal
 import time
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
-from flwr.app import ConfigRecord, RecordDict
+from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from support import eventually
 from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, children
 from support.whole_module import only_after_the_whole_module
@@ -28,6 +30,7 @@ from fedbus.contracts.client import (
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import Content, RoundMessage, ServerClosed
 from fedbus.learning import records
+from fedbus.stores.captured import CapturedData
 
 RUN, CLIENT = f"{TASK}-1", "c1"
 THING = f"{CLIENT}.{TASK}"
@@ -53,15 +56,17 @@ async def start(fed: Federation, run: str = RUN, **config: object) -> None:
     await fed.say(ClientStart(task=TASK, client=CLIENT, run=run, plan=plan), by="client-manager")
 
 
-async def ask(fed: Federation, message_id: str = "m1", run: str = RUN) -> None:
-    """A Flower message of the run: evaluate, which needs no weights."""
-    content = records.encode(RecordDict({"config": ConfigRecord({"server-round": 1})})).joined()
+async def ask(
+    fed: Federation, message_id: str = "m1", run: str = RUN, *, to: str = "evaluate", **more: ArrayRecord
+) -> None:
+    """A Flower message of the run: evaluate, which needs no weights, or another that is given *more*."""
+    content = records.encode(RecordDict({"config": ConfigRecord({"server-round": 1}), **more})).joined()
     message = RoundMessage(
         task=TASK,
         client=CLIENT,
         run=run,
         message_id=message_id,
-        message_type="evaluate",
+        message_type=to,
         round=1,
         created_at=time.time(),
         ttl_s=60,
@@ -125,6 +130,29 @@ async def test_an_app_that_raises_is_an_answer_and_the_process_goes_on(
     reply = await fed.hears(RoundReply)
     assert "ZeroDivisionError" in reply.error_reason
     assert children("trainer")
+
+
+async def test_a_training_says_how_many_captured_rows_it_did_not_get(fed: Federation, enrolled: None) -> None:
+    """Of four, one has a label that is none of the two classes: by it every training of the device would fail."""
+    tables = {"capture": {"holdout-share": 0.0}, "checks": {"classes": 2}}
+    table = fed.site.task.table.model_validate({**fed.site.task.table.model_dump(), **tables})
+    fed.site = replace(fed.site, task=fed.site.task.model_copy(update={"table": table}))
+    device = fed.device(CLIENT)
+    captured = CapturedData(device.captured())
+    for label in (0, 99, 1, None):
+        captured.add(np.zeros(3, np.float32), np.int64(0), label, model_version=1)
+    await captured.close()
+    weights = ArrayRecord({"bias": Array(np.zeros(4, np.float32))})
+    async with fed.agent(lambda stop: flower_client(device, stop)):
+        await start(fed)
+        await fed.hears(Joined)
+        await ask(fed, "m1", to="train", arrays=weights)
+        await ask(fed, "m2")
+        await fed.hears(RoundReply, times=2)
+        trained, evaluated = fed.heard(RoundReply)
+        assert (trained.error_reason, trained.left_out, evaluated.left_out) == ("", 1, 0)
+        with np.load(device.captured().with_name("captured.npz")) as data:
+            assert data["labels"].tolist() == [0, 1]
 
 
 # --- failures are this client's alone -----------------------------------------------------------------

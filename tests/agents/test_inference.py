@@ -60,6 +60,7 @@ class Sums:
 
     input_shape = None
     input_dtype = np.dtype(np.float32)
+    classes: int | None = None
 
     def __init__(self, start: InferStart) -> None:
         arrays = weights.load(Path(start.path))

@@ -15,7 +15,7 @@ from nats import connect as nats_connect
 from support import NatsServer
 from support.federation import TASK, Federation
 
-from fedbus.agents.captured_training import write_captured
+from fedbus.agents.captured_training import Written, write_captured
 from fedbus.agents.inference_engine import Engine
 from fedbus.agents.inference_watch import NO_REFERENCE, NO_SCIPY, DataWatch
 from fedbus.app.compose import inference
@@ -35,8 +35,6 @@ from fedbus.stores.captured import CapturedData
 from fedbus.stores.captured_rows import is_held_out
 
 C1 = client_id("c1")
-UNHEARD_OF = 48_999
-"""A label that is no class."""
 CHECKS = ChecksTable.model_validate({"min-rows": 100, "max-rows": 400})
 CAPTURE = CaptureTable()
 REF = ModelRef(version=1, sha256="0" * 64, size_bytes=1, architecture="0" * 64)
@@ -48,6 +46,7 @@ class Sign:
 
     input_shape = (3,)
     input_dtype = np.dtype(np.float32)
+    classes: int | None = None
 
     def predict(self, inputs: Array) -> Array:
         return np.asarray((inputs.sum(axis=1) > 0).astype(np.int64))
@@ -255,7 +254,7 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) ->
         ready = await fed.hears(InferReady)
         heard.clear()  # until now it was the test that spoke
         for n in range(60):
-            body = {"inputs": [secret], "labels": [n % 4 if n % 2 else UNHEARD_OF]}
+            body = {"inputs": [secret], "labels": [n % 4]}
             async with session.post(f"{ready.endpoint}/predict", json=body) as response:
                 assert response.status == 200
         await fed.hears(DataCounted)
@@ -267,8 +266,8 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) ->
     assert checked.rows
     said = b"".join(heard)
     assert b"data_checked" in said
-    assert fed.heard(DataChecked)[-1].classes == {"1": 15, "3": 15, "other": 30}
-    for value in (*secret, UNHEARD_OF):
+    assert fed.heard(DataChecked)[-1].classes == {"0": 15, "1": 15, "2": 15, "3": 15}
+    for value in secret:
         for written in written_as(value):
             assert written not in said
 
@@ -413,7 +412,7 @@ async def test_training_gets_the_labelled_rows_that_are_not_held_out(
     database: Path, task: Task, tmp_path: Path
 ) -> None:
     kept = [row for row in range(31, 61) if not is_held_out(row, CAPTURE.holdout_share)]
-    assert write_captured(task, database, tmp_path / "d.npz") == len(kept)
+    assert write_captured(task, database, tmp_path / "d.npz") == Written(len(kept))
     with np.load(tmp_path / "d.npz") as data:
         assert data["inputs"].tolist() == [samples(30, seed=1)[row - 31].tolist() for row in kept]
 
@@ -423,7 +422,42 @@ async def test_a_task_says_what_becomes_of_its_captured_rows(
 ) -> None:
     wanted = task_with(task, "all_of_it", module_of(request))
     kept = [row for row in range(1, 61) if not is_held_out(row, CAPTURE.holdout_share)]
-    assert write_captured(wanted, database, tmp_path / "d.npz") == len(kept)
+    assert write_captured(wanted, database, tmp_path / "d.npz") == Written(len(kept))
+
+
+@pytest.mark.parametrize("function", [None, "all_of_it"])
+async def test_rows_that_are_not_as_the_task_wants_them_are_left_out_of_training_and_counted(
+    captured: CapturedData,
+    task: Task,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    function: str | None,
+) -> None:
+    good, wild = np.zeros(3, np.float32), np.full(3, 7, np.float32)
+    for sample, label in ((good, 0), (good, 99), (wild, 1), (good, 1), (good, 0.5)):
+        assert captured.add(sample, np.int64(0), label, model_version=1)
+    await captured.written()
+    wanted = wants(
+        task,
+        capture={"holdout-share": 0.0}
+        | ({"training-data": f"{module_of(request)}:{function}"} if function else {}),
+        checks={"classes": 2, "maximum": 5.0},
+    )
+    assert write_captured(wanted, captured.path, tmp_path / "d.npz") == Written(2, left_out=3)
+    with np.load(tmp_path / "d.npz") as data:
+        assert data["inputs"].tolist() == [[0, 0, 0]] * 2
+        assert data["labels"].tolist() == [0, 1]
+
+
+async def test_where_no_row_fits_training_has_no_captured_data(
+    captured: CapturedData, task: Task, tmp_path: Path
+) -> None:
+    captured.add(np.zeros(3, np.float32), np.int64(0), 99, model_version=1)
+    await captured.written()
+    (tmp_path / "d.npz").write_bytes(b"of a round before")
+    wanted = wants(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
+    assert write_captured(wanted, captured.path, tmp_path / "d.npz") == Written(0, left_out=1)
+    assert not (tmp_path / "d.npz").exists()
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,7 @@ class Sum:
 
     input_dtype: np.dtype[Any]
     input_shape: tuple[int, ...] | None = (3,)
+    classes: int | None = None
     batches: list[int] = field(default_factory=list)
 
     def predict(self, inputs: Array) -> Array:

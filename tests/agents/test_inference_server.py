@@ -43,6 +43,7 @@ class Adder:
     number: int
     input_shape: tuple[int, ...] | None = (3,)
     input_dtype: np.dtype[Any] = FLOAT
+    classes: int | None = None
     batches: list[int] = field(default_factory=list)
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -335,10 +336,66 @@ async def test_feedback_labels_what_was_predicted(client: Client, captured: Capt
     status, answer = await client.post(f"/feedback/{first}", {"label": 4})
     assert (status, answer["error"]) == (
         409,
-        f"captured prediction {first} is labelled 3 already: the first answer stays",
+        f"captured prediction {first} is labelled 3 already: the first answer stays; DELETE it to give another",
     )
     assert (await client.post(f"/feedback/{second}", {"label": [0.5, 0.5]}))[0] == 204
     assert (await captured.counts()).labelled == 2
+
+
+async def test_feedback_that_was_withdrawn_may_be_given_otherwise(
+    client: Client, captured: CapturedData, tmp_path: Path
+) -> None:
+    (row,) = (await client.predict([1, 2, 3]))["ids"]
+    await client.post(f"/feedback/{row}", {"label": 3})
+    for _ in range(2):  # the same twice is fine, as with feedback itself
+        async with client.session.delete(f"{client.url}/feedback/{row}") as response:
+            assert response.status == 204
+        assert await captured.counts() == Counts(rows=1, labelled=0, dropped=0)
+    assert (await client.post(f"/feedback/{row}", {"label": 4}))[0] == 204
+    await captured.snapshot_labelled(tmp_path / "data.npz")
+    with np.load(tmp_path / "data.npz") as data:
+        assert data["labels"].tolist() == [4]
+
+
+@pytest.mark.parametrize("row", ["99", "abc"])
+async def test_feedback_that_is_unknown_cannot_be_withdrawn(client: Client, row: str) -> None:
+    async with client.session.delete(f"{client.url}/feedback/{row}") as response:
+        assert response.status == 404
+        assert list(await response.json()) == ["error"]
+
+
+async def test_an_id_that_is_none_is_told_what_an_id_is(client: Client) -> None:
+    status, answer = await client.post("/feedback/abc", {"label": 1})
+    assert status == 404
+    assert answer["error"] == (
+        "'abc' is no id of a prediction: give one of the `ids` that came with the answer"
+    )
+
+
+# --- labels that cannot be ----------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["the task says so", "the model has as many outputs"])
+async def of_two_classes(request: pytest.FixtureRequest, captured: CapturedData) -> AsyncIterator[Client]:
+    """Somebody who asks where there are two classes."""
+    said = request.param == "the task says so"
+    server = InferenceServer(captured, classes=2 if said else None)
+    await server.load(ref(1), lambda: Adder(0, classes=3 if said else 2))
+    async with asking(server) as client:
+        yield client
+
+
+@pytest.mark.parametrize("label", [99, 2, -1, 0.5, [0.0, 1.0]])
+async def test_a_label_that_is_no_class_is_refused_with_a_prediction_and_later(
+    of_two_classes: Client, captured: CapturedData, label: Any
+) -> None:
+    reason = f"a label must be a class of the model, a whole number from 0 to 1, and not {label}"
+    assert await of_two_classes.refusal({"inputs": [[0, 0, 0]], "labels": [label]}) == (400, reason)
+    assert (await captured.counts()).rows == 0
+    (row,) = (await of_two_classes.predict([0, 0, 0]))["ids"]
+    assert await of_two_classes.post(f"/feedback/{row}", {"label": label}) == (400, {"error": reason})
+    assert (await of_two_classes.post(f"/feedback/{row}", {"label": 1.0}))[0] == 204
+    assert await captured.counts() == Counts(rows=1, labelled=1, dropped=0)
 
 
 @pytest.mark.parametrize(

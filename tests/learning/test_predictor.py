@@ -112,6 +112,23 @@ def test_a_model_that_answers_samples_knows_their_shape(task: Task, directory: P
     assert predictor.input_shape == (4,)
 
 
+def test_a_model_that_answers_with_the_highest_output_has_as_many_classes_as_outputs(
+    task: Task, directory: Path
+) -> None:
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor.predict(SAMPLES)
+    assert predictor.classes == 3
+
+
+def test_a_model_that_answers_as_the_task_says_has_no_known_classes(
+    directory: Path, request: pytest.FixtureRequest
+) -> None:
+    task = task_of(directory, module_of(request), predict="scores")
+    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor.predict(SAMPLES)
+    assert predictor.classes is None
+
+
 @pytest.mark.parametrize(
     ("change", "reason"),
     [
