@@ -22,6 +22,7 @@ MAX_LABEL: Final = 2**53
 """Beyond it not every whole number is its own float."""
 BAD_REQUEST: Final = 400
 NOT_FOUND: Final = 404
+TOO_SLOW: Final = 408
 CONFLICT: Final = 409
 TOO_LARGE: Final = 413
 WRONG_TYPE: Final = 415
@@ -154,13 +155,26 @@ def _as_booleans(given: Array) -> Array:
 
 def _as_numbers(given: Array, dtype: "np.dtype[Any]") -> Array:
     if given.dtype.kind not in "iuf":
-        raise bad("inputs must be numbers, and numbers that fit into 64 bits")
+        raise bad(f"inputs must be numbers, and {_instead(given)}")
     if dtype.kind in "iu":
         return _as_whole_numbers(given, dtype)
     with np.errstate(over="ignore"):
         inputs: Array = given.astype(dtype)
     check_finite(inputs)
     return inputs
+
+
+def _instead(given: Array) -> str:
+    """What is there where numbers should be."""
+    match given.dtype.kind:
+        case "b":
+            return "not true or false"
+        case "U":
+            return "not text"
+        case _ if all(isinstance(one, int | float) for one in given.flat):
+            return "numbers that fit into 64 bits"
+        case _:
+            return "neither null nor objects"
 
 
 def _as_whole_numbers(given: Array, dtype: "np.dtype[Any]") -> Array:

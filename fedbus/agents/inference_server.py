@@ -14,12 +14,12 @@ And the Open Inference Protocol, version 2, with JSON and binary tensors (see `i
     GET  /v2/models/{model}[/versions/{v}], …/ready
     POST /v2/models/{model}[/versions/{v}]/infer
 
-Whatever is wrong with a request is said in one line: ``{"error": …}``. Where too many wait, 429 with
-Retry-After; where there is no model yet, 503 with Retry-After.
+Whatever is wrong with a request is said in one line: ``{"error": …}``. Where too many wait, or too much is in hand,
+429 with Retry-After; where there is no model yet, 503 with Retry-After.
 
 ``ids`` are for feedback; null where a prediction was not captured. Only requests that no page in
-somebody's browser can send are taken (``application/json``, or the header of the binary extension): what is
-predicted here becomes training data.
+somebody's browser can send are taken (``application/json``, or the header of the binary extension; ``infer`` also takes
+JSON that is not said to be any, from who is no browser): what is predicted here becomes training data.
 """
 
 import asyncio
@@ -35,8 +35,9 @@ from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
 from fedbus.agents.inference_engine import BATCH_S, MAX_QUEUED, Array, Engine, Make
+from fedbus.agents.inference_in_hand import InHand
 from fedbus.agents.inference_protocol import HEADER_LENGTH
-from fedbus.agents.inference_requests import NOT_FOUND, WRONG_TYPE, Refusal, bad
+from fedbus.agents.inference_requests import NOT_FOUND, TOO_SLOW, WRONG_TYPE, Refusal, bad
 from fedbus.agents.inference_service import MAX_BODY_BYTES, MAX_INPUTS, PredictionService
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.signals import CLIENT, PREDICTION_DURATION, TASK, record
@@ -44,9 +45,14 @@ from fedbus.stores.captured import CapturedData
 
 STOP_S: Final = 5.0
 EXAMPLE_S: Final = 1.0
+BODIES_AT_ONCE: Final = 8
+"""How many bodies of the greatest size may be read and taken apart at the same time; smaller ones count as such."""
+READ_S: Final = 30.0
+"""How long a body may take to come: meanwhile its room is nobody else's."""
 MAX_ID_DIGITS: Final = 16
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
+_SAY_WHAT_OR_WHENCE: Final = ("Content-Type", "Origin", "Sec-Fetch-Site")
 _V2_MODEL: Final = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
 tracer = trace.get_tracer("fedbus.inference_server")
@@ -76,6 +82,7 @@ class InferenceServer:
         self.service = PredictionService(
             self.engine, capture, name=name, max_inputs=max_inputs, classes=classes
         )
+        self.in_hand = InHand(BODIES_AT_ONCE * max_body_bytes)
         self._max_body_bytes = max_body_bytes
         self._about = {TASK: name, CLIENT: client}
         self._next_example = 0.0
@@ -120,8 +127,8 @@ class InferenceServer:
         application = web.Application(client_max_size=self._max_body_bytes, middlewares=[_in_one_line])
         application.add_routes(
             [
-                web.post("/predict", self._timed(self._predict)),
-                web.post("/feedback/{id}", self._feedback),
+                web.post("/predict", self._timed(self._bounded(self._predict))),
+                web.post("/feedback/{id}", self._bounded(self._feedback)),
                 web.delete("/feedback/{id}", self._withdraw),
                 web.get("/live", self._live),
                 web.get("/ready", self._ready),
@@ -136,7 +143,7 @@ class InferenceServer:
                 [
                     web.get(model, self._model_metadata),
                     web.get(f"{model}/ready", self._model_ready),
-                    web.post(f"{model}/infer", self._timed(self._infer)),
+                    web.post(f"{model}/infer", self._timed(self._bounded(self._infer))),
                 ]
             )
         return application
@@ -153,6 +160,20 @@ class InferenceServer:
             return response
 
         return timed
+
+    def _bounded(self, handler: Handler) -> Handler:
+        """*handler*, where there is room for the body."""
+
+        async def bounded(request: web.Request) -> web.StreamResponse:
+            with self.in_hand.room_for(self._size_of(request)):
+                return await handler(request)
+
+        return bounded
+
+    def _size_of(self, request: web.Request) -> int:
+        """What the body may come to: it is not read yet, and what is compressed or comes in chunks does not say."""
+        said = None if "Content-Encoding" in request.headers else request.content_length
+        return self._max_body_bytes if said is None else min(said, self._max_body_bytes)
 
     def _traced(self) -> AbstractContextManager[object]:
         """One prediction in EXAMPLE_S is a span, so that a figure has an example to show; the others cost nothing."""
@@ -198,7 +219,9 @@ class InferenceServer:
 
     async def _infer(self, request: web.Request) -> web.Response:
         json_bytes = _json_bytes(request)
-        content = await (request.read() if json_bytes is not None else _json_content(request))
+        if json_bytes is None:
+            _check_json(request, unnamed=True)
+        content = await _content(request)
         if json_bytes is not None and json_bytes > len(content):
             raise bad(f"{HEADER_LENGTH} is {json_bytes}, and {len(content)} bytes came")
         answer = await self.service.infer(content, json_bytes, *_asked_for(request))
@@ -227,9 +250,28 @@ def _said(body: dict[str, Any]) -> web.Response:
 
 
 async def _json_content(request: web.Request) -> bytes:
+    _check_json(request)
+    return await _content(request)
+
+
+def _check_json(request: web.Request, *, unnamed: bool = False) -> None:
+    """Whether the body is said to be JSON; where it may be *unnamed*, nothing need be said of it.
+
+    Triton's own client says nothing where all tensors are JSON. A page in a browser can send such a request too, but
+    not without its browser saying where it comes from.
+    """
+    if unnamed and not any(name in request.headers for name in _SAY_WHAT_OR_WHENCE):
+        return
     if request.content_type != _JSON:
         raise Refusal(WRONG_TYPE, "send JSON, with Content-Type: application/json")
-    return await request.read()
+
+
+async def _content(request: web.Request) -> bytes:
+    try:
+        async with asyncio.timeout(READ_S):
+            return await request.read()
+    except TimeoutError:
+        raise Refusal(TOO_SLOW, f"the body did not come within {READ_S:g} s") from None
 
 
 def _json_bytes(request: web.Request) -> int | None:

@@ -60,6 +60,9 @@ class Asked:
         return self.body["outputs"][0]["data"]
 
 
+TENSOR = {"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3]}
+
+
 @dataclass
 class Client:
     """Somebody who asks."""
@@ -72,7 +75,10 @@ class Client:
             return Asked(response.status, dict(response.headers), await response.read())
 
     async def post(self, path: str, content: bytes, **headers: str) -> Asked:
-        async with self.session.post(self.url + path, data=io.BytesIO(content), headers=headers) as response:
+        own = ("Content-Type",)  # aiohttp would name one
+        async with self.session.post(
+            self.url + path, data=io.BytesIO(content), headers=headers, skip_auto_headers=own
+        ) as response:
             return Asked(response.status, dict(response.headers), await response.read())
 
     async def infer(self, *data: Any, shape: Any = (1, 3), datatype: str = "FP32", **more: Any) -> Asked:
@@ -351,8 +357,34 @@ async def test_too_many_samples_are_refused(client: Client) -> None:
     )
 
 
-async def test_what_a_page_in_a_browser_could_send_is_refused(client: Client) -> None:
-    assert (await client.post("/v2/models/sum/infer", b"{}")).status == 415
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"Content-Type": "text/plain"},
+        {"Content-Type": "application/octet-stream"},
+        {"Origin": "https://elsewhere.example"},
+        {"Origin": "null"},
+        {"Sec-Fetch-Site": "cross-site"},
+    ],
+    ids=str,
+)
+async def test_what_a_page_in_a_browser_could_send_is_refused(
+    client: Client, headers: dict[str, str]
+) -> None:
+    content = json.dumps({"inputs": [TENSOR]}).encode()
+    assert (await client.post("/v2/models/sum/infer", content, **headers)).status == 415
+
+
+async def test_json_that_is_not_said_to_be_any_is_taken_as_tritons_own_client_sends_it(
+    client: Client,
+) -> None:
+    """What tritonclient 2.73 sends for one JSON input and no named output: no Content-Type, an answer in bytes."""
+    content = json.dumps({"inputs": [TENSOR], "parameters": {"binary_data_output": True}}).encode()
+    answer = await client.post("/v2/models/sum/infer", content)
+    assert answer.status == 200
+    said = json.loads(answer.content[: int(answer.headers[LENGTH])])
+    assert [one["name"] for one in said["outputs"]] == ["output", "prediction_id"]
+    assert np.frombuffer(answer.content[int(answer.headers[LENGTH]) :][:4], "<f4").tolist() == [6.0]
 
 
 json_values = st.recursive(

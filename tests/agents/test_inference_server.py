@@ -1,6 +1,7 @@
 """Predictions over HTTP, asked as a user asks: a real server, real sockets, and models that change meanwhile."""
 
 import asyncio
+import gzip
 import io
 import json
 import threading
@@ -16,8 +17,9 @@ import numpy as np
 import pytest
 from support import eventually
 
+from fedbus.agents import inference_server
 from fedbus.agents.inference_phases import Phases
-from fedbus.agents.inference_server import CannotListen, InferenceServer
+from fedbus.agents.inference_server import BODIES_AT_ONCE, CannotListen, InferenceServer
 from fedbus.agents.inference_trial import Trials
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Message
@@ -29,6 +31,7 @@ from fedbus.stores.captured import CapturedData, Counts
 
 T = TypeVar("T")
 PROBE = np.zeros((2, 3), np.float32)
+MAX_BODY = 10_000
 FLOAT: np.dtype[Any] = np.dtype(np.float32)
 
 
@@ -447,12 +450,12 @@ async def test_predictions_go_on_when_the_store_is_gone(client: Client, captured
         ({"inputs": [1, 2, 3]}, "a sample must have the shape [3], and not []"),
         ({"inputs": [[[1, 2, 3]]]}, "a sample must have the shape [3], and not [1, 3]"),
         ({"inputs": [[1, 2, 3], [1, 2]]}, "all samples of one shape"),
-        ({"inputs": [["1", "2", "3"]]}, "inputs must be numbers"),
-        ({"inputs": [[1, 2, None]]}, "inputs must be numbers"),
-        ({"inputs": [[True, False, True]]}, "inputs must be numbers"),
-        ({"inputs": [[1, 2, {}]]}, "inputs must be numbers"),
+        ({"inputs": [["1", "2", "3"]]}, "inputs must be numbers, and not text"),
+        ({"inputs": [[1, 2, None]]}, "inputs must be numbers, and neither null nor objects"),
+        ({"inputs": [[True, False, True]]}, "inputs must be numbers, and not true or false"),
+        ({"inputs": [[1, 2, {}]]}, "inputs must be numbers, and neither null nor objects"),
         ({"inputs": [[1, 2, 1e39]]}, "finite numbers that fit into 32 bits"),
-        ({"inputs": [[1, 2, 10**400]]}, "inputs must be numbers"),
+        ({"inputs": [[1, 2, 10**400]]}, "inputs must be numbers, and numbers that fit into 64 bits"),
         ({"inputs": [[1, 2, 3]], "labels": 5}, "labels must be a list with one for each of the 1 samples"),
         ({"inputs": [[1, 2, 3]], "labels": [1, 2]}, "labels must be a list"),
         ({"inputs": [[1, 2, 3]], "labels": ["x"]}, "a label must be a finite number"),
@@ -505,7 +508,7 @@ async def test_a_large_body_is_checked_beside_the_loop(client: Client, server: I
     await server.load(ref(2), lambda: Adder(0, input_shape=(700,)))
     assert len((await client.predict(*[[0.25] * 700] * 900))["outputs"]) == 900
     status, error = await client.refusal({"inputs": [["x"] * 700] * 900})
-    assert (status, error) == (400, "inputs must be numbers, and numbers that fit into 64 bits")
+    assert (status, error) == (400, "inputs must be numbers, and not text")
 
 
 async def test_who_finds_the_queue_full_is_told_to_come_again() -> None:
@@ -518,6 +521,72 @@ async def test_who_finds_the_queue_full_is_told_to_come_again() -> None:
             assert int(response.headers["Retry-After"]) >= 1
         model.go_on.set()
         assert [answer["outputs"] for answer in await asyncio.gather(*asked)] == [[0.0]] * 6
+
+
+@pytest.fixture
+async def roomy() -> InferenceServer:
+    """One that has room for eight bodies of the greatest size, and a model of large samples."""
+    return InferenceServer(max_body_bytes=MAX_BODY)
+
+
+def large_body(size_bytes: int = MAX_BODY) -> bytes:
+    body = json.dumps({"inputs": [[0.0, 0.0, 0.0]]}).encode()
+    return body + b" " * (size_bytes - len(body))
+
+
+async def chunks(content: bytes) -> AsyncIterator[bytes]:
+    yield content
+
+
+async def refused_for_want_of_room(client: Client, **request: Any) -> bool:
+    headers = {"Content-Type": "application/json"} | request.pop("headers", {})
+    async with client.session.post(client.url + "/predict", headers=headers, **request) as response:
+        if response.status == 200:
+            return False
+        assert (response.status, int(response.headers["Retry-After"])) == (429, 1)
+        assert await response.json() == {"error": "too many large requests are in hand already"}
+        return True
+
+
+async def test_bodies_that_would_take_too_much_memory_at_once_are_not_read(roomy: InferenceServer) -> None:
+    """Eight wait for a slow model, with room for half a body left; what does not say its size counts as a whole one."""
+    model = Slow(0)
+    await roomy.load(ref(1), lambda: model)
+    async with asking(roomy) as client:
+        sizes = [MAX_BODY] * (BODIES_AT_ONCE - 1) + [MAX_BODY // 2]
+        asked = await waiting_behind(
+            model, roomy, *(refused_for_want_of_room(client, data=large_body(size)) for size in sizes)
+        )
+        assert roomy.in_hand.bytes == sum(sizes)
+        small = gzip.compress(large_body(200))
+        assert await refused_for_want_of_room(client, data=large_body())
+        assert await refused_for_want_of_room(client, data=chunks(large_body(200)))
+        assert await refused_for_want_of_room(client, data=small, headers={"Content-Encoding": "gzip"})
+        fits = asyncio.create_task(refused_for_want_of_room(client, data=large_body(200)))
+        await eventually(lambda: roomy.engine.queued == len(sizes))
+        model.go_on.set()
+        assert not any(await asyncio.gather(fits, *asked))
+        assert not await refused_for_want_of_room(client, data=large_body())
+        assert not await refused_for_want_of_room(client, data=small, headers={"Content-Encoding": "gzip"})
+    assert roomy.in_hand.bytes == 0
+
+
+async def test_a_body_that_does_not_come_gives_its_room_back(
+    roomy: InferenceServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(inference_server, "READ_S", 0.05)
+    await roomy.load(ref(1), lambda: Adder(0))
+
+    async def forever() -> AsyncIterator[bytes]:
+        yield b"{"
+        await asyncio.Event().wait()
+
+    async with asking(roomy) as client:
+        headers = {"Content-Type": "application/json"}
+        async with client.session.post(client.url + "/predict", headers=headers, data=forever()) as response:
+            assert response.status == 408
+            assert await response.json() == {"error": "the body did not come within 0.05 s"}
+        assert roomy.in_hand.bytes == 0
 
 
 async def test_a_path_that_is_not_there_is_refused_in_one_line(client: Client) -> None:
