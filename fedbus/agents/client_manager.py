@@ -405,6 +405,7 @@ class ClientManager:
                 path=str(path),
                 code_version=(self._prepared or self._code.task).code_version,
                 published_in=self._models.named_in(model),
+                term=self._models.term_of(model),
             )
         )
 

@@ -68,6 +68,10 @@ class DeviceModels:
         """The trace in which *model* was named, where it is the newest."""
         return self.newest.named_in if self.newest and self.newest.model == model else ""
 
+    def term_of(self, model: ModelRef) -> int:
+        """Which champion *model* is, where it is the newest; else 0."""
+        return self.newest.term if self.newest and self.newest.model == model else 0
+
     def check_seal(self, offered: Offered) -> None:
         """Raises StoreError where keys are trusted here and none of them has signed this model."""
         if self._trusted is not None:

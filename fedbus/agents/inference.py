@@ -18,7 +18,7 @@ from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
-from pydantic import ValidationError
+from pydantic import TypeAdapter, ValidationError
 
 from fedbus import __version__
 from fedbus.agents import traces
@@ -46,18 +46,18 @@ from fedbus.contracts.client import (
 )
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
-from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task import Task
 from fedbus.learning.predictor import ModelRefused, Predictor
 
 KEPT: Final = "serving.json"
 """The model that was served last, so that a restarted device answers before it has found its server."""
 RETURNED: Final = "returned.json"
-"""The models that were returned from, so that none of them is taken up again."""
+"""The models that were returned from, each with its term: none is taken up again until it is named anew."""
 RETURNED_KEPT: Final = 50
 LEAVE_S: Final = 5.0
 """When asked to stop: how long the bus may take, where it is away."""
 SERVICE: Final = "fedbus-predict"
+_TERMS: Final = TypeAdapter(dict[str, int])
 
 log = structlog.get_logger("fedbus.inference")
 tracer = trace.get_tracer("fedbus.inference")
@@ -212,7 +212,7 @@ class Inference:
                 if pair is not None:
                     before, self._served = self._served, message
                     watching = asyncio.create_task(
-                        self._stand_behind(pair, before), name="watch the new model", context=context
+                        self._stand_behind(pair, message, before), name="watch the new model", context=context
                     )
         finally:
             await _ended(watching)
@@ -242,7 +242,7 @@ class Inference:
 
     async def _begin(self, bus: Bus, message: InferStart) -> None:
         try:
-            await self._check_not_returned(message.model)
+            await self._check_not_returned(message)
             await self._phases.first(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._say_refused(bus, message, str(error))
@@ -255,7 +255,7 @@ class Inference:
     async def _update(self, bus: Bus, message: InferStart) -> Pair | None:
         await self._life.move("infer_update")
         try:
-            await self._check_not_returned(message.model)
+            await self._check_not_returned(message)
             pair = await self._phases.update(message.model, lambda: self._load(message))
         except ModelRefused as error:
             await self._life.move("load_refused", reason=str(error))
@@ -266,20 +266,25 @@ class Inference:
         await self._say_ready(bus, message)
         return pair
 
-    async def _stand_behind(self, pair: Pair, before: InferStart | None) -> None:
-        """Go back to the old model where the new one does not do."""
+    async def _stand_behind(self, pair: Pair, taken: InferStart, before: InferStart | None) -> None:
+        """Go back to the old model where the new one, which was *taken* up, does not do."""
         if await self._phases.watched(pair) or before is None:
             return
         self._served = before
+        await asyncio.to_thread(_remember, self._returned, taken)
         await self._life.move(
             "model_returned", reason=f"returned from version {pair.new.ref.version}", model=pair.old.ref
         )
         await self._keep(before)
-        await asyncio.to_thread(_remember, self._returned, pair.new.ref.sha256)
 
-    async def _check_not_returned(self, model: ModelRef) -> None:
-        if model.sha256 in await asyncio.to_thread(_remembered, self._returned):
-            raise ModelRefused("this model was returned from on this device: it erred, or drifted")
+    async def _check_not_returned(self, message: InferStart) -> None:
+        """A person who promotes it once more, which is a new term, wants it to be tried again."""
+        returned = await asyncio.to_thread(_remembered, self._returned)
+        if message.term <= returned.get(message.model.sha256, -1):
+            raise ModelRefused(
+                "this model was returned from on this device: it erred, or drifted. "
+                f"To have it tried again: fedbus model promote {message.model.version}"
+            )
 
     async def _keep(self, message: InferStart) -> None:
         await asyncio.to_thread(_replace, self._kept, message.model_dump_json())
@@ -326,17 +331,19 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
         task.result()
 
 
-def _remember(path: Path, sha256: str) -> None:
-    _replace(path, json.dumps([*_remembered(path), sha256][-RETURNED_KEPT:]))
+def _remember(path: Path, left: InferStart) -> None:
+    """Note that the model of *left* was returned from, as the newest of those in *path*."""
+    known = [(sha256, term) for sha256, term in _remembered(path).items() if sha256 != left.model.sha256]
+    newest = [*known, (left.model.sha256, left.term)][-RETURNED_KEPT:]
+    _replace(path, json.dumps(dict(newest)))
 
 
-def _remembered(path: Path) -> list[str]:
-    """The digests in *path*; nothing where it cannot be read."""
+def _remembered(path: Path) -> dict[str, int]:
+    """The digests in *path*, and the terms of their models; nothing where it cannot be read."""
     try:
-        found = json.loads(path.read_text())
-    except (OSError, ValueError):
-        return []
-    return [one for one in found if isinstance(one, str)] if isinstance(found, list) else []
+        return _TERMS.validate_json(path.read_bytes())
+    except (OSError, ValidationError):
+        return {}
 
 
 def _replace(path: Path, text: str) -> None:

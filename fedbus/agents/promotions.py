@@ -83,7 +83,7 @@ class Promotions:
             await self._server.serve("model_promoted", served)
 
     async def _promote(self, request: PromoteModel) -> Body:
-        return await self._serve("model_promoted", request.model_version, request.reason)
+        return await self._serve("model_promoted", request.model_version, request.reason, anew=True)
 
     async def _roll_back(self, request: RollBackModel) -> Body:
         try:
@@ -92,12 +92,13 @@ class Promotions:
             return Refused(reason=str(error))
         return await self._serve("model_rolled_back", version, request.reason)
 
-    async def _serve(self, event: str, version: int, reason: str) -> Body:
+    async def _serve(self, event: str, version: int, reason: str, *, anew: bool = False) -> Body:
+        """Serve *version*; *anew*: also where it is served, so that devices which went back from it try it again."""
         async with self._server.turn:
             before = self._server.champion
             if before is None or not self._server.allows(event):
                 return Refused(reason=BUSY if before else "there is no model yet: wait for the first one")
-            if before.version == version:
+            if before.version == version and not anew:
                 return Refused(reason=f"version {version} is served already")
             try:
                 served = await self._fitting(version, before, reason)
@@ -113,7 +114,7 @@ class Promotions:
             differs = await self._server.check_fits(manifest)
             if differs:
                 raise DoesNotFit(f"version {version} does not fit the code that is in use: {differs}")
-        return await self._versions.crown(version, reason)
+        return await self._versions.crown(version, reason, anew=True)
 
     async def _start_lineage(self, request: StartLineage) -> Body:
         async with self._server.turn:

@@ -84,17 +84,20 @@ class Versions:
         latest = await self._models.latest()
         return await self._crown(latest, "the newest version there was") if latest else None
 
-    async def crown(self, version: int, reason: str) -> Served:
-        """Make *version* the champion; it may be that already. Waits for a repository that is away."""
+    async def crown(self, version: int, reason: str, *, anew: bool = False) -> Served:
+        """Make *version* the champion; it may be that already, and *anew* it gets another term all the same.
+
+        Waits for a repository that is away.
+        """
 
         async def attempt() -> Served:
-            return await self._crown(await self._models.manifest(version), reason)
+            return await self._crown(await self._models.manifest(version), reason, anew=anew)
 
         return await _waiting_for(attempt)
 
-    async def _crown(self, manifest: Manifest, reason: str) -> Served:
+    async def _crown(self, manifest: Manifest, reason: str, *, anew: bool = False) -> Served:
         present = await self._models.champion()
-        if present is not None and present.version == manifest.version:
+        if present is not None and present.version == manifest.version and not anew:
             return Served(present, manifest)
         await self._models.path_of(manifest.sha256)  # its weights must be here: they may have been retired
         before = (present.version, *present.before) if present else ()

@@ -282,6 +282,8 @@ class InferStart(ClientMessage):
     """The task's code to build the model with; left out: what the agent has."""
     published_in: str = ""
     """The ``traceparent`` of the word that the version is out, which may be of long before."""
+    term: int = 0
+    """Which champion it is: a model that was returned from is tried again when it was named anew since."""
 
 
 class InferUpdate(InferStart):

@@ -213,7 +213,9 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     client.ClientStart(task=TASK, client=CLIENT, run=RUN, plan=PLAN, code_version=COMMIT),
     client.RoundStarted(task=TASK, client=CLIENT, run=RUN, round=1),
     client.InferStart(task=TASK, client=CLIENT, model=MODEL, path="/var/lib/fedbus/models/2.safetensors"),
-    client.InferUpdate(task=TASK, client=CLIENT, model=MODEL, path="/var/lib/fedbus/models/2.safetensors"),
+    client.InferUpdate(
+        task=TASK, client=CLIENT, model=MODEL, path="/var/lib/fedbus/models/2.safetensors", term=4
+    ),
     client.InferReady(task=TASK, client=CLIENT, model=MODEL, endpoint="http://127.0.0.1:8080"),
     client.InferRefused(task=TASK, client=CLIENT, model=MODEL, reason="3 of 8 probes gave NaN", serving=1),
     Transition(

@@ -33,7 +33,7 @@ class ModelPromoted(Body):
 
 
 class PromoteModel(Request):
-    """Serve *model_version* from now on, whatever the gate said of it."""
+    """Serve *model_version* from now on, whatever the gate said of it, or a device that went back from it."""
 
     word: ClassVar[str] = "promote_model"
     server: ClassVar[str] = "server-manager"

@@ -133,8 +133,10 @@ def model_file(fed: Federation, version: int, **arrays: Array) -> tuple[ModelRef
     return ModelRef(**artifact.model_dump(), version=version), path
 
 
-async def say(fed: Federation, word: type[InferStart], model: tuple[ModelRef, Path]) -> None:
-    said = word(task=TASK, client=NAME, model=model[0], path=str(model[1]))
+async def say(
+    fed: Federation, word: type[InferStart], model: tuple[ModelRef, Path], *, term: int = 0
+) -> None:
+    said = word(task=TASK, client=NAME, model=model[0], path=str(model[1]), term=term)
     await fed.say(said, by="client-manager")
 
 
@@ -533,6 +535,23 @@ async def test_the_old_model_is_back_when_the_new_one_errs_and_nobody_was_told_n
         await say(fed, InferUpdate, model_file(fed, 3))
         await fed.hears(InferReady, times=3)
         assert await predict(url) == (18.0, 3)
+
+
+async def test_a_model_that_was_returned_from_is_tried_again_when_it_was_named_anew(
+    fed: Federation, enrolled: None
+) -> None:
+    async with serving_with(fed) as url:
+        model = model_file(fed, 2, w=np.array([100], np.float32))
+        await say(fed, InferUpdate, model, term=7)
+        await fed.hears(InferReady, times=2)
+        async with users_of(url, 13, 0, 0):
+            await fed.hears(ModelReturned)
+            await fed.happens("inference", "model_returned")
+        await say(fed, InferUpdate, model, term=7)
+        assert "tried again: fedbus model promote 2" in (await fed.hears(InferRefused)).reason
+        await say(fed, InferUpdate, model, term=8)
+        tried = (await fed.hears(InferRefused, times=2)).reason
+        assert tried.endswith("captured inputs: it stumbles over a 13")
 
 
 async def test_the_old_model_is_back_when_the_new_ones_answers_drift(fed: Federation, enrolled: None) -> None:

@@ -277,11 +277,23 @@ async def test_what_cannot_be_served_is_refused_in_words(
     for request, reason in (
         (RollBackModel(task=TASK), "no champion before this one"),
         (PromoteModel(task=TASK, model_version=9), "has no version 9: there are 1 to 1"),
-        (PromoteModel(task=TASK, model_version=1), "version 1 is served already"),
+        (RollBackModel(task=TASK, to=1), "version 1 is served already"),
     ):
         with pytest.raises(RequestRefused, match=reason):
             await fed.bus.request(request)
     assert await served(fed) == (1, 1)
+
+
+async def test_to_promote_the_version_that_is_served_names_it_anew_to_the_devices_that_went_back_from_it(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    answer: ModelPromoted = await fed.bus.request(PromoteModel(task=TASK, model_version=1, reason="again"))
+    assert (answer.model.version, answer.instead_of) == (1, 1)
+    told = await fed.hears(ModelPublished)
+    assert (told.model.version, told.term, told.reason) == (1, 2, "again")
+    assert await served(fed) == (1, 2)
+    with pytest.raises(RequestRefused, match="no champion before this one"):
+        await fed.bus.request(RollBackModel(task=TASK))
 
 
 async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is_named(

@@ -40,7 +40,7 @@ def promote(
     wait_s: Wait = WATCHED_S,
     json: show.AsJson = False,
 ) -> None:
-    """Serve a version from now on, whatever the gate said of it."""
+    """Serve a version from now on, whatever the gate said of it, or a device that went back from it."""
     from fedbus.contracts.versions import PromoteModel
 
     number = number_of(version, 0)
@@ -123,6 +123,8 @@ def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> Non
 
 
 def _sentence(model: "ModelRef", instead_of: int | None) -> str:
+    if instead_of == model.version:
+        return f"version {model.version} is served already; a device that went back from it tries it again"
     return f"version {model.version} is served from now on" + (
         f", instead of version {instead_of}" if instead_of else ""
     )
