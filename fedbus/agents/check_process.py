@@ -1,15 +1,15 @@
 """The process that tries a task's code before it is used: ``python -m fedbus.app.child check``.
 
-Imports what the task refers to, builds its model, and runs the task's own check, if it has one. What
-came of it is the last line it prints: `CodeChecked` as JSON, or, with exit code 1, what is wrong.
+Imports what the task refers to, builds its model, and runs the task's own check, if it has one. Its answer
+is `CodeChecked` as JSON, or, with exit code 1, what is wrong.
 """
 
 import asyncio
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from fedbus.agents.child import answer, given_up
 from fedbus.agents.launch import CheckOrder, order_of_this_process
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task import Task
@@ -24,10 +24,8 @@ async def main(_: asyncio.Event) -> int:
         like = await _file_to_compare(order)
         checked = await asyncio.to_thread(_checked, order, like)
     except (apps.BadTask, weights.BadWeights, StoreError) as error:
-        print(error, file=sys.stderr, flush=True)
-        return 1
-    sys.stderr.flush()
-    print(f"\n{checked.model_dump_json()}", flush=True)
+        return given_up(str(error))
+    answer(checked.model_dump_json())
     return 0
 
 

@@ -10,6 +10,9 @@ for it, and `parent_watch`, called first thing in the child, waits for that.
 
 A child leads a session of its own, so that Ctrl-C in a terminal reaches the parent alone,
 which then ends its children in its own order.
+
+What a child has to tell its parent it hands over by `answer`, in a file of the two alone. Its log is no
+place for that: libraries write there too, even after the child's own last line.
 """
 
 import asyncio
@@ -17,6 +20,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -34,6 +38,9 @@ GRACE_S: Final = 5.0
 MAX_LINE_BYTES: Final = 64 * 1024
 HEAR_OUT_S: Final = 1.0
 LAST_WORDS_BYTES: Final = 8 * 1024
+ANSWER: Final = "FEDBUS_ANSWER"
+"""Names, to a child, the file that takes its answer."""
+MAX_ANSWER_BYTES: Final = 64 * 1024
 ORPHANED: Final = 70
 """Exit code of a child that had to be ended because its parent was gone."""
 
@@ -69,6 +76,9 @@ class ChildProcess:
         self._ear = _Ear(output if callable(output) else None)
         self._transport: asyncio.SubprocessTransport | None = None
         self._swept = False
+        self._answers: IO[bytes]
+        self.answer = ""
+        """What it has handed over, known when it has ended."""
 
     @property
     def pid(self) -> int:
@@ -89,6 +99,7 @@ class ChildProcess:
             async with asyncio.timeout(HEAR_OUT_S):
                 await self._ear.silent.wait()
         self._started.close()
+        self._take_answer()
         assert self.returncode is not None
         return self.returncode
 
@@ -108,7 +119,13 @@ class ChildProcess:
         """The end of its log, on one line: what a person would look at first when it died."""
         return last_words(self._output, lines) if isinstance(self._output, Path) else ""
 
+    def how_it_ended(self) -> str:
+        """Its end in words, and why: what it answered, or where it died without a word the last line of its log."""
+        ended, said = how_it_ended(self.returncode or 0), self.answer or self.last_words(1)
+        return f"{ended}: {said}" if said else ended
+
     async def __aenter__(self) -> Self:
+        self._answers = tempfile.TemporaryFile()  # noqa: SIM115  # open until the child has ended
         with _opened(self._output) as (stdout, stderr):
             try:
                 self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
@@ -117,10 +134,12 @@ class ChildProcess:
                     stdin=subprocess.PIPE,
                     stdout=stdout,
                     stderr=stderr,
-                    env=os.environ | trace_environment() | self._environment,
+                    env=os.environ | trace_environment() | self._environment | self._where_to_answer(),
+                    pass_fds=[self._answers.fileno()],
                     start_new_session=True,
                 )
             except OSError as error:
+                self._answers.close()
                 raise ChildNotStarted(f"cannot start {self.name}: {error}") from None
         return self
 
@@ -133,6 +152,15 @@ class ChildProcess:
     def _started(self) -> asyncio.SubprocessTransport:
         assert self._transport is not None, f"{self.name} was not started"
         return self._transport
+
+    def _where_to_answer(self) -> dict[str, str]:
+        return {ANSWER: f"/dev/fd/{self._answers.fileno()}"}
+
+    def _take_answer(self) -> None:
+        if not self._answers.closed:
+            self._answers.seek(0)
+            self.answer = self._answers.read(MAX_ANSWER_BYTES).decode(errors="replace")
+            self._answers.close()
 
     def _ask(self) -> None:
         with suppress(ProcessLookupError):
@@ -249,6 +277,21 @@ def _end_with(lifeline: int, grace_s: float) -> None:
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(grace_s)
     os._exit(ORPHANED)
+
+
+def answer(text: str) -> None:
+    """Hand *text* to whoever started this process; where that is a person, print it."""
+    if ANSWER in os.environ:
+        Path(os.environ[ANSWER]).write_bytes(text.encode())
+    else:
+        print(text, flush=True)
+
+
+def given_up(reason: str) -> int:
+    """Answer *reason*, and leave it in the log for whoever looks there; the exit code to end with."""
+    print(reason, file=sys.stderr, flush=True)
+    answer(reason)
+    return 1
 
 
 # --- the trace, which does not pass into a process by itself --------------------------------

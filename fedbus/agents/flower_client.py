@@ -17,7 +17,7 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, last_words
+from fedbus.agents.child import ChildNotStarted, ChildProcess
 from fedbus.agents.launch import TrainerOrder, child_command
 from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import first_of, handle_each, until
@@ -178,19 +178,19 @@ class FlowerClient:
 
     async def _watch(self, start: ClientStart, stop: asyncio.Event) -> None:
         """The life of one training process; its end without our asking is a failure of this client alone."""
-        log_file = self._logs / f"{start.run}.log"
         try:
-            environment = (await self._order(start)).environment()
             child = ChildProcess(
-                f"trainer of {start.run}", *child_command("trainer"), environment=environment, output=log_file
+                f"trainer of {start.run}",
+                *child_command("trainer"),
+                environment=(await self._order(start)).environment(),
+                output=self._logs / f"{start.run}.log",
             )
             async with child:
                 await first_of(child.ended(), stop.wait(), self._beat(start.run))
-                code = child.returncode
         except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:
-            reason = f"the trainer {how_it_ended(code or 0)}: {last_words(log_file, 1)}"
+            reason = f"the trainer {child.how_it_ended()}"
         if not stop.is_set():
             async with self._turn:
                 await self._fail(reason, trainer_lost=True)

@@ -13,7 +13,7 @@ from pathlib import Path
 import structlog
 
 from fedbus import __version__
-from fedbus.agents.child import ChildProcess, last_words
+from fedbus.agents.child import ChildNotStarted, ChildProcess
 from fedbus.agents.code_check import CheckFailed, check
 from fedbus.agents.launch import CheckOrder, InitOrder, Order, ServerOrder, child_command
 from fedbus.agents.launcher import ChildLauncher, Launcher
@@ -113,20 +113,22 @@ class FlowerServer:
 
     async def _init_model(self, request: InitModel) -> Body:
         """Build the model in a process: torch is loaded there and gone with it."""
-        log_file = self._logs / "init.log"
         try:
             at = await self._order_at(request.code_version)
-        except StoreError as error:
+            builder = ChildProcess(
+                "model builder",
+                *child_command("init"),
+                environment=InitOrder(**dict(at), store=self._models.url).environment(),
+                output=self._logs / "init.log",
+            )
+            async with builder:
+                code = await builder.ended()
+        except (StoreError, ChildNotStarted) as error:
             return Refused(reason=str(error))
-        order = InitOrder(**dict(at), store=self._models.url)
-        command = child_command("init")
-        async with ChildProcess(
-            "model builder", *command, environment=order.environment(), output=log_file
-        ) as child:
-            code = await child.ended()
-        if code != 0:
-            return Refused(reason=f"the first model was not built: {last_words(log_file, 1)}")
-        return ModelInitialised(artifact=Artifact.model_validate_json(last_words(log_file, 1)))
+        if code != 0 or not builder.answer:
+            why = builder.answer or f"the process that builds it {builder.how_it_ended()}"
+            return Refused(reason=f"the first model was not built: {why}")
+        return ModelInitialised(artifact=Artifact.model_validate_json(builder.answer))
 
     async def _start(self, request: StartServer) -> Body:
         await self._end_running()  # who opens a run is done with the one before

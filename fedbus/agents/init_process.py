@@ -1,13 +1,14 @@
 """The process that builds a task's first model: ``python -m fedbus.app.child init``.
 
-Torch is loaded here and gone with the process. The artifact, stored, is the last line it prints.
+Torch is loaded here and gone with the process. Its answer is the artifact, stored, as JSON; or, with exit
+code 1, why there is none.
 """
 
 import asyncio
-import sys
 import tempfile
 from pathlib import Path
 
+from fedbus.agents.child import answer, given_up
 from fedbus.agents.launch import InitOrder, order_of_this_process
 from fedbus.contracts.model import Artifact
 from fedbus.learning import apps, weights
@@ -24,9 +25,8 @@ async def main(_: asyncio.Event) -> int:
             artifact = await asyncio.to_thread(_build, order, path)
             await store.put(path, artifact.sha256)
         except (apps.BadTask, StoreError) as error:
-            print(error, file=sys.stderr)
-            return 1
-    print(artifact.model_dump_json(), flush=True)
+            return given_up(str(error))
+    answer(artifact.model_dump_json())
     return 0
 
 

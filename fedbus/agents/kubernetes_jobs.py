@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from fedbus.agents.child import trace_environment
+from fedbus.agents.child import ANSWER, trace_environment
 from fedbus.agents.kubernetes_api import Away, Cluster, Kubernetes, KubernetesError, Refused
 from fedbus.agents.kubernetes_obstacles import has_started, obstacle, warned_of
 from fedbus.agents.launch import Order, ServerOrder
@@ -28,6 +28,8 @@ from fedbus.agents.tasks import backoff, first_of
 ENTRY: Final = "fedbus.app.job"
 """The module that a Job's process begins in. A name and not an import: the edge stands above the agents."""
 CONTAINER: Final = "flower-server"
+TERMINATION_LOG: Final = "/dev/termination-log"
+"""What a container writes there is its last word to the cluster, unless its template names another file."""
 GONE_S: Final = 90.0
 """How long the pod of a Job that was deleted may take to go."""
 KEPT_S: Final = 3600
@@ -127,7 +129,8 @@ def rendered(
         raise Refused(422, f"the PodTemplate has no container {CONTAINER!r}")
     labels = {**labels, f"{LABEL}run": order.run[:63].rstrip("-")}
     containers[0]["command"] = ["python3", "-m", ENTRY, "server"]
-    containers[0]["env"] = [*containers[0].get("env", []), *_variables(order)]
+    answer = containers[0].get("terminationMessagePath", TERMINATION_LOG)
+    containers[0]["env"] = [*containers[0].get("env", []), *_variables(order, answer)]
     metadata = pod.setdefault("metadata", {})
     metadata["labels"] = {**metadata.get("labels", {}), **labels}
     pod["spec"]["restartPolicy"] = "Never"
@@ -139,9 +142,9 @@ def rendered(
     }
 
 
-def _variables(order: Order) -> list[dict[str, str]]:
-    """The order itself, in the trace of now. The home is the pod's own."""
-    given = order.model_copy(update={"home": ""}).environment() | trace_environment()
+def _variables(order: Order, answer: str) -> list[dict[str, str]]:
+    """The order itself, in the trace of now, and where its answer goes. The home is the pod's own."""
+    given = order.model_copy(update={"home": ""}).environment() | trace_environment() | {ANSWER: answer}
     return [{"name": name, "value": value} for name, value in given.items()]
 
 
@@ -252,7 +255,7 @@ async def _from_its_pod(api: Kubernetes, job: str) -> str:
     for pod in await api.pods_of(job):
         for container in pod.get("status", {}).get("containerStatuses") or []:
             if (end := container.get("state", {}).get("terminated")) is not None:
-                last = await api.last_words(pod["metadata"]["name"])
+                last = end.get("message") or await api.last_words(pod["metadata"]["name"])
                 return f"the Flower server {_in_words(end)}: {last}"
     return ""
 

@@ -9,7 +9,7 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
-from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, last_words
+from fedbus.agents.child import ChildNotStarted, ChildProcess
 from fedbus.agents.launch import ServerOrder, child_command
 from fedbus.agents.tasks import first_of
 
@@ -37,12 +37,11 @@ class ChildLauncher:
         self._logs = logs
 
     async def run(self, order: ServerOrder, stop: asyncio.Event) -> str:
-        log_file = self._logs / f"{order.run}.log"
         child = ChildProcess(
             f"Flower server of {order.run}",
             *child_command("server"),
             environment=order.environment(),
-            output=log_file,
+            output=self._logs / f"{order.run}.log",
         )
         try:
             async with child:
@@ -52,7 +51,7 @@ class ChildLauncher:
             return str(error)
         if code in (None, 0) or stop.is_set():
             return ""
-        return f"the Flower server {how_it_ended(code)}: {last_words(log_file, 1)}"
+        return f"the Flower server {child.how_it_ended()}"
 
     async def sweep(self) -> None:
         """There is nothing: a child ends with its parent."""

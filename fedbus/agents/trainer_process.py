@@ -6,7 +6,6 @@ was captured on the device is handed to the app as ``node_config["captured-data"
 """
 
 import asyncio
-import sys
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
@@ -19,7 +18,7 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from fedbus.agents.captured_training import NOTHING_WRITTEN, Written, write_captured
-from fedbus.agents.child import trace_of_parent
+from fedbus.agents.child import given_up, trace_of_parent
 from fedbus.agents.launch import TrainerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
@@ -53,9 +52,8 @@ async def main(stop: asyncio.Event) -> int:
     ) as bus:
         try:
             await first_of(TrainerProcess(bus, order).run(), stop.wait(), bus.lost())
-        except BadTask as error:  # the wrapper tells the last line
-            print(error, file=sys.stderr)
-            return 1
+        except BadTask as error:
+            return given_up(str(error))
     return 0
 
 

@@ -10,12 +10,14 @@ import os
 import sys
 from typing import NoReturn
 
-from fedbus.agents.child import parent_watch
+from fedbus.agents.child import answer, parent_watch
 from fedbus.app import telemetry
 from fedbus.app.processes import stopping
 from fedbus.app.telemetry.lines import told_once
 from fedbus.app.telemetry.process import watched
 
+MOST_SAID = 500
+"""Letters of an error that are answered."""
 WORK = {
     "server": "fedbus.agents.server_process",
     "trainer": "fedbus.agents.trainer_process",
@@ -40,10 +42,20 @@ def main() -> NoReturn:
 def work(name: str) -> NoReturn:
     """Do the work *name*, and end with its exit code."""
     with telemetry.configured(f"fedbus-{name}"):
-        code = asyncio.run(_run(name))
+        try:
+            code = asyncio.run(_run(name))
+        except Exception as error:  # where it came from is for the log
+            answer(_in_a_line(error))
+            raise
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all is said: taking torch apart object by object takes longer than the goodbye
+
+
+def _in_a_line(error: BaseException) -> str:
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_SAID]}"
 
 
 if __name__ == "__main__":

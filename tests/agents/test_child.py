@@ -11,7 +11,14 @@ import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from support import eventually
 
-from fedbus.agents.child import ChildNotStarted, ChildProcess, how_it_ended, last_words, python_module
+from fedbus.agents.child import (
+    MAX_ANSWER_BYTES,
+    ChildNotStarted,
+    ChildProcess,
+    how_it_ended,
+    last_words,
+    python_module,
+)
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(1000)"
 DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
@@ -134,6 +141,42 @@ async def test_output_goes_to_a_file_whose_end_tells_why(tmp_path: Path) -> None
         assert await child.ended() == 1
 
     assert child.last_words() == "one | two"
+
+
+async def test_an_answer_is_its_own_whatever_the_child_prints_after_it(tmp_path: Path) -> None:
+    code = (
+        "from fedbus.agents.child import given_up; n = given_up('no model'); print('{}'); raise SystemExit(n)"
+    )
+    async with ChildProcess("builder", *python(code), output=tmp_path / "child.log") as child:
+        await child.ended()
+
+    assert child.answer == "no model"
+    assert child.how_it_ended() == "ended with code 1: no model"
+    assert "no model" in (tmp_path / "child.log").read_text(), "for whoever looks there"
+
+
+async def test_an_answer_is_heard_of_a_child_that_was_stopped_or_killed() -> None:
+    said: list[str] = []
+    code = f"from fedbus.agents.child import answer; answer('so far'); {DEAF}"
+    async with ChildProcess("deaf", *python(code), output=said.append, stop_s=0.05) as child:
+        await eventually(lambda: said == ["up"])
+
+    assert (child.answer, child.returncode) == ("so far", -signal.SIGKILL)
+
+
+async def test_an_answer_is_taken_up_to_its_bound() -> None:
+    code = "from fedbus.agents.child import answer; answer('x' * 1_000_000)"
+    async with ChildProcess("talker", *python(code)) as child:
+        await child.ended()
+
+    assert child.answer == "x" * MAX_ANSWER_BYTES
+
+
+async def test_who_died_without_a_word_is_told_of_by_its_end_and_its_log(tmp_path: Path) -> None:
+    async with ChildProcess("falls", *python("raise SystemExit('two')"), output=tmp_path / "log") as child:
+        await child.ended()
+
+    assert (child.answer, child.how_it_ended()) == ("", "ended with code 1: two")
 
 
 async def test_a_line_without_end_comes_in_pieces() -> None:

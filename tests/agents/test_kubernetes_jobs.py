@@ -15,6 +15,7 @@ from fedbus.agents.flower_server import FlowerServer
 from fedbus.agents.kubernetes_api import Cluster, NotInACluster
 from fedbus.agents.kubernetes_jobs import KubernetesJobs, job_name
 from fedbus.agents.kubernetes_obstacles import has_started, obstacle
+from fedbus.agents.launch import Order
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import FindServer, RunFailed, ServerLost, ServerStarted, StartServer, StopServer
@@ -75,10 +76,11 @@ async def wrapper(fed: Federation, cluster: FakeKubernetes) -> AsyncIterator[Age
         yield agent
 
 
-async def wrapped(fed: Federation, launcher: KubernetesJobs, stop: Any) -> None:
+async def wrapped(fed: Federation, launcher: KubernetesJobs, stop: Any, order: Order | None = None) -> None:
     async with fed.site.bus("flower-server") as bus:
         models = open_store(fed.site.store_url, TASK)
-        await FlowerServer(bus, fed.site.order(), models, logs=fed.site.logs, launcher=launcher).run(stop)
+        order = order or fed.site.order()
+        await FlowerServer(bus, order, models, logs=fed.site.logs, launcher=launcher).run(stop)
 
 
 async def start(fed: Federation, model: Artifact) -> None:
@@ -123,6 +125,18 @@ async def test_a_pod_that_is_killed_is_told_of_with_its_reason(
     lost = await fed.hears(ServerLost)
     assert lost.reason.startswith("the Flower server was killed for want of memory")
     await eventually(lambda: not cluster.jobs)
+
+
+async def test_a_job_that_falls_is_told_of_in_its_own_word_whatever_is_logged_after_it(
+    fed: Federation, cluster: FakeKubernetes, model: Artifact
+) -> None:
+    cluster.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
+    nowhere = fed.site.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
+    async with fed.agent(lambda stop: wrapped(fed, jobs(fed, cluster), stop, nowhere)):
+        await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
+        await start(fed, model)
+        lost = await fed.hears(ServerLost)
+    assert lost.reason.startswith("the Flower server ended with code 3: BusUnreachable: ")
 
 
 async def test_a_job_that_somebody_removes_is_told_of(

@@ -5,13 +5,11 @@ import json
 import os
 import socket
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 from support import eventually
-from support.collector import collecting
+from support.collector import black_hole, collecting
 
 from fedbus.app.embedded import embedded_nats
 from fedbus.app.telemetry import reading
@@ -165,13 +163,6 @@ async def test_a_nats_server_that_is_away_has_no_figures(tmp_path: Path) -> None
 
 
 # --- collectors as they should not be -----------------------------------------------------------------
-
-
-@contextmanager
-def black_hole() -> Iterator[str]:
-    """Takes connections, and never says a word."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 def undisturbed(out: str, errors: str, home: Path) -> None:

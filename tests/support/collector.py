@@ -1,8 +1,9 @@
 """A real OTLP collector: what every process of a test exports, in one place."""
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -99,6 +100,21 @@ class Collector:
 
 def _values(attributes: Any) -> dict[str, str | int]:
     return {one.key: one.value.string_value or one.value.int_value for one in attributes}
+
+
+@contextmanager
+def black_hole() -> Iterator[str]:
+    """The address of a collector that takes connections, and never says a word."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        yield f"http://127.0.0.1:{server.getsockname()[1]}"
+
+
+@contextmanager
+def nobody() -> Iterator[str]:
+    """An address where nothing listens."""
+    with socket.create_server(("127.0.0.1", 0)) as gone:
+        url = f"http://127.0.0.1:{gone.getsockname()[1]}"
+    yield url
 
 
 @asynccontextmanager

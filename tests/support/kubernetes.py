@@ -19,6 +19,7 @@ from typing import Any, Final
 import kubernetes_validate
 from aiohttp import web
 
+from fedbus.agents.child import ANSWER
 from fedbus.agents.kubernetes_api import Cluster
 
 NAMESPACE: Final = "fedbus"
@@ -33,6 +34,8 @@ class Job:
     manifest: Object
     started: asyncio.subprocess.Process | None
     log: Path
+    last_word: Path
+    """What its container writes to its terminationMessagePath."""
     watch: "asyncio.Task[None] | None" = None
 
     @property
@@ -120,20 +123,21 @@ class FakeKubernetes:
         variables = {one["name"]: one["value"] for one in container["env"]}
         program, *arguments = container["command"]
         assert program == "python3"
-        log = self.directory / f"{name}.log"
+        log, last_word = self.directory / f"{name}.log", self.directory / f"{name}.last-word"
+        assert variables[ANSWER] == container.get("terminationMessagePath", "/dev/termination-log")
         if self.pods_wait is not None or self.pods_refused:
-            self.jobs[name] = Job(manifest, None, log)
+            self.jobs[name] = Job(manifest, None, log, last_word)
             return web.json_response(manifest, status=201)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
-                env=os.environ | variables | self.environment,
+                env=os.environ | variables | {ANSWER: str(last_word)} | self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
-        job = Job(manifest, process, log)
+        job = Job(manifest, process, log, last_word)
         self.jobs[name] = job
         job.watch = asyncio.create_task(self._see_to_its_end(job))
         return web.json_response(manifest, status=201)
@@ -183,7 +187,7 @@ class FakeKubernetes:
         job = self.jobs.get(name)
         if job is None or self.pods_refused:
             return web.json_response({"items": []})
-        status = self.pods_wait if job.started is None else _status_of(job.started)
+        status = self.pods_wait if job.started is None else _status_of(job)
         return web.json_response({"items": [{"metadata": {"name": f"{name}-abcde"}, "status": status}]})
 
     async def _events(self, request: web.Request) -> web.Response:
@@ -234,12 +238,14 @@ def _labels(job: Job) -> dict[str, str]:
     return labels
 
 
-def _status_of(process: asyncio.subprocess.Process) -> Object:
-    """Of the pod that *process* is."""
-    code = process.returncode
+def _status_of(job: Job) -> Object:
+    """Of the pod of *job*."""
+    code = job.process.returncode
     state: Object = {"running": {}}
     if code is not None:
         state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": "Error"}}
+        if job.last_word.exists():
+            state["terminated"]["message"] = job.last_word.read_text()
     if code == -9:  # what the kernel does when a limit is reached
         state["terminated"]["reason"] = "OOMKilled"
     return {"containerStatuses": [{"name": "flower-server", "state": state}]}

@@ -1,0 +1,23 @@
+"""A whole federation, each part a process of its own, whose collector is not there: it works all the same."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from pathlib import Path
+
+import pytest
+from support.collector import black_hole, nobody
+from support.plugs import site_up
+
+
+@pytest.mark.parametrize("collector", [nobody, black_hole])
+async def test_a_new_federation_gets_a_model_and_finishes_a_run_whatever_becomes_of_its_collector(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Callable[[], AbstractContextManager[str]]
+) -> None:
+    with collector() as url:
+        monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
+        async with site_up(tmp_path) as site:
+            run = await site.start_run(rounds=1)
+            await site.until(lambda: site.ended(run))
+
+    assert site.run(run).model is not None
+    assert site.running.restarts == {}
