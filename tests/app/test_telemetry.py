@@ -13,6 +13,8 @@ from typing import Final
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
+from fedbus.app.telemetry.exceptions import FRAMES, SAYS, WITHIN
+
 SPEAKS = """
 import logging
 import structlog
@@ -33,6 +35,27 @@ with configured("fedbus-trainer"):
     try:
         1 / 0
     except ZeroDivisionError:
+        structlog.get_logger("fedbus.test").exception("it broke")
+"""
+
+
+SECRET: Final = "patient 4711"
+HOLDS_DATA: Final = """
+import structlog
+from fedbus.app.telemetry import configured
+
+def train(rows, depth):
+    if depth:
+        return train(rows, depth - 1)
+    raise ValueError("x" * 10_000)
+
+with configured("fedbus-trainer"):
+    try:
+        try:
+            train(["patient" + " 4711"] * 3, 200)
+        except ValueError as error:
+            raise ExceptionGroup("all of them", [error] * 50) from error
+    except ExceptionGroup:
         structlog.get_logger("fedbus.test").exception("it broke")
 """
 
@@ -69,6 +92,27 @@ def test_an_exception_stays_one_line() -> None:
     (line,) = run(FAILS).stderr.splitlines()
 
     assert json.loads(line)["exception"][0]["exc_type"] == "ZeroDivisionError"
+
+
+@pytest.mark.parametrize("form", ["json", "console"])
+def test_an_exception_is_told_without_the_data_that_its_frames_held(form: str) -> None:
+    said = run(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
+
+    assert "ValueError" in said
+    assert "train" in said
+    assert SECRET not in said
+
+
+def test_an_exception_is_told_within_bounds() -> None:
+    (line,) = run(HOLDS_DATA).stderr.splitlines()
+
+    assert len(line) < 200_000
+    (group,) = json.loads(line)["exception"]
+    assert (group["exc_type"], len(group["exceptions"])) == ("ExceptionGroup", WITHIN)
+    ((error,), *_) = group["exceptions"]
+    assert error["exc_value"].startswith("xxx")
+    assert len(error["exc_value"]) < 2 * SAYS
+    assert len(error["frames"]) == FRAMES
 
 
 def test_nobody_listening_costs_no_time_and_no_stack_trace() -> None:

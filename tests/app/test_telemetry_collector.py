@@ -34,6 +34,7 @@ with configured("fedbus-trainer", client="c1"):
         log.warning("the battery is low", percent=7, where={"a": 1}, event_id="e1")
         logging.getLogger("some.library").error("lost %s", "it")
         try:
+            rows = ["patient" + " 4711"]
             1 / 0
         except ZeroDivisionError:
             log.exception("it broke")
@@ -106,6 +107,9 @@ async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp
     assert ours.attributes["event_id"] == "e1"
     assert ours.attributes["where"] == "{'a': 1}"
     assert broken.attributes["exception.type"] == "ZeroDivisionError"
+    assert broken.attributes["exception.message"] == "division by zero"
+    assert "ZeroDivisionError: division by zero" in str(broken.attributes["exception.stacktrace"])
+    assert "patient 4711" not in str(broken.attributes)
 
 
 async def test_figures_arrive_with_their_unit_and_a_trace_as_example(tmp_path: Path) -> None:

@@ -21,6 +21,7 @@ from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
+from fedbus.app.telemetry import exceptions
 from fedbus.app.telemetry.endpoints import LOGS, METRICS, TRACES, named
 from fedbus.app.telemetry.kept import Keeper, Record
 from fedbus.app.telemetry.light import ids_of
@@ -164,6 +165,9 @@ class LinesToCollector(logging.Handler):
         body = str(said.pop("event", ""))
         given = said.pop("exc_info", None) or record.exc_info
         error = sys.exc_info()[1] if given is True else given[1] if isinstance(given, tuple) else given
+        facts = {name: _plain(value) for name, value in said.items() if value is not None}
+        if isinstance(error, BaseException):
+            facts |= exceptions.as_attributes(error)
         self._provider.get_logger(record.name).emit(
             LogRecord(
                 timestamp=int(record.created * 1e9),
@@ -172,8 +176,7 @@ class LinesToCollector(logging.Handler):
                 severity_text=record.levelname,
                 severity_number=std_to_otel(record.levelno),
                 body=body,
-                attributes={name: _plain(value) for name, value in said.items() if value is not None},
-                exception=error if isinstance(error, BaseException) else None,
+                attributes=facts,
             )
         )
 

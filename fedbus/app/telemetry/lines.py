@@ -17,6 +17,7 @@ from opentelemetry import trace
 from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
+from fedbus.app.telemetry import exceptions
 from fedbus.app.telemetry.later import WrittenLater
 from fedbus.contracts.signals import LOG_LINES, add
 
@@ -97,8 +98,11 @@ def _is_readable(asked: str) -> bool:
 
 def _rendered(*, readable: bool) -> list[Processor]:
     if readable:
-        return [structlog.dev.ConsoleRenderer(pad_event_to=0)]
-    return [structlog.processors.dict_tracebacks, structlog.processors.JSONRenderer()]
+        return [structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=exceptions.as_text)]
+    return [
+        structlog.processors.ExceptionRenderer(exceptions.as_facts),
+        structlog.processors.JSONRenderer(),
+    ]
 
 
 class _Constant:
