@@ -255,6 +255,8 @@ TRAINING: Final = [
         height=10,
     ),
     gauges("Loss on each client", signals.TRAIN_LOSS, CLIENT, width=12, height=10),
+    gauges("What each client brings", signals.CLIENT_CONTRIBUTION, CLIENT, width=12),
+    gauges("How reliable each client is", signals.CLIENT_RELIABILITY, CLIENT, width=12),
     spread("A training takes", signals.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12),
     rates("Weights on the way", signals.BLOB_IO, "network.io.direction", width=12),
     Panel(

@@ -6,6 +6,7 @@ was captured on the device is handed to the app as ``node_config["captured-data"
 """
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import AsyncIterator
 from contextlib import AbstractContextManager
@@ -29,7 +30,7 @@ from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.signals import CLIENT, TASK, TRAIN_DURATION, TRAIN_LOSS, note, record
 from fedbus.learning import records
 from fedbus.learning.apps import BadTask
-from fedbus.learning.client_host import Answer, ClientHost, loss_in, undelivered
+from fedbus.learning.client_host import Answer, ClientHost, undelivered
 from fedbus.learning.content import Parcel, received
 from fedbus.learning.ports import Offer
 from fedbus.learning.records import UnreadableRecords
@@ -173,7 +174,7 @@ class TrainerProcess:
     def _measure(self, phase: str, answer: Answer) -> None:
         about = {TASK: self._task.id, CLIENT: self._order.client}
         record(TRAIN_DURATION, answer.train_s, about | {"fedbus.phase": phase})
-        if phase == "train" and (loss := loss_in(answer)) is not None:
+        if (loss := answer.figures.get("train_loss")) is not None and math.isfinite(loss):
             note(TRAIN_LOSS, loss, about)
 
     def _phase(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:

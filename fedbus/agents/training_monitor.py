@@ -8,29 +8,24 @@ again and again is left out until the monitor is started anew.
 import asyncio
 import queue
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
-from typing import Final, TypeAlias, TypeVar
+from typing import Final, TypeAlias
 
 import structlog
 
 from fedbus.agents.tasks import backoff, first_of
-from fedbus.bus.bus import Bus, Seen
+from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoFederation
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.bus.streams import life_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.client import RoundReply
 from fedbus.contracts.run import RUN, RoundResult, RunFacts
-from fedbus.contracts.server import RoundMessage
+from fedbus.contracts.signals import CLIENT, CLIENT_CONTRIBUTION, CLIENT_RELIABILITY, TASK, note
 from fedbus.contracts.transition import Transition
-from fedbus.domain.time_split import Answered, split
+from fedbus.domain.reliability import Standings
 from fedbus.stores.trackers.interface import RoundSeen, RunBegun, RunEnded, Tracker
 from fedbus.stores.trackers.local import LocalTracker
 
-MESSAGES_REMEMBERED: Final = 20_000
-"""Of rounds under way: what was asked and not answered yet, and what was answered."""
 CLIENTS_TRACKED: Final = 100
 """Of a round's clients, those whose own figures are kept: curves of more are read by nobody."""
 WORDS_WAITING: Final = 1000
@@ -39,7 +34,6 @@ FAILURES_BORNE: Final = 3
 CLOSE_S: Final = 30.0
 
 Word: TypeAlias = RunBegun | RoundSeen | RunEnded
-T = TypeVar("T")
 
 log = structlog.get_logger("fedbus.training_monitor")
 
@@ -107,41 +101,6 @@ class Told:
         return True
 
 
-@dataclass(frozen=True)
-class _Asked:
-    """A message of a round on its way."""
-
-    run: str
-    round: int
-    client: str
-    at: datetime
-
-
-class RoundTimes:
-    """When each client was asked and answered, in the rounds that are under way; bounded."""
-
-    def __init__(self) -> None:
-        self._asked: OrderedDict[str, _Asked] = OrderedDict()
-        self._answered: OrderedDict[str, tuple[_Asked, Answered]] = OrderedDict()
-
-    def see(self, seen: Seen) -> None:
-        match seen.message:
-            case RoundMessage() as message:
-                asked = _Asked(message.run, message.round or 0, message.client, seen.envelope.time)
-                _remember(self._asked, message.message_id, asked)
-            case RoundReply() as reply if (found := self._asked.pop(reply.reply_to, None)) is not None:
-                answered = Answered(reply.client, found.at, seen.envelope.time, reply.train_s)
-                _remember(self._answered, reply.message_id, (found, answered))
-
-    def of(self, run: str, number: int, ended: datetime) -> Mapping[str, Mapping[str, float]]:
-        """Where the time of a round went, by client; forgets it and the rounds before."""
-        mine = [one for asked, one in self._answered.values() if (asked.run, asked.round) == (run, number)]
-        for key, (asked, _) in list(self._answered.items()):
-            if asked.run != run or asked.round <= number:
-                del self._answered[key]
-        return split(mine, ended)
-
-
 class TrainingMonitor:
     """Follows the runs of *task*. *trackers* are told, by their names; *memory* is the one that is always there."""
 
@@ -153,7 +112,7 @@ class TrainingMonitor:
         self._memory = memory
         self._trackers = {"local": memory, **(trackers or {})}
         self._told: Sequence[Told] = ()
-        self._times = RoundTimes()
+        self._standings = Standings()
         self._steps: dict[str, int] = {}
         """Rounds of all runs before each run."""
         self._next_step = 0
@@ -172,7 +131,7 @@ class TrainingMonitor:
         attempt = 0
         while True:
             try:
-                await first_of(self._follow_runs(), self._follow_messages())
+                await self._follow_runs()
             except NoFederation:  # the server side has not made its streams yet
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
@@ -190,13 +149,6 @@ class TrainingMonitor:
                 ):
                     self._run_moved(move, move.facts, seen.envelope.time)
 
-    async def _follow_messages(self) -> None:
-        """What is asked of clients and what they answer: not their content, which this agent could not read."""
-        wanted = [subjects.every(self._bus.fed, kind, task=self._task) for kind in (RoundMessage, RoundReply)]
-        async with self._bus.watch(events_stream(self._bus.fed), wanted) as messages:
-            async for seen in messages:
-                self._times.see(seen)
-
     def _run_moved(self, move: Transition, facts: RunFacts, at: datetime) -> None:
         if facts.run not in self._steps:
             self._steps[facts.run] = self._next_step
@@ -211,7 +163,8 @@ class TrainingMonitor:
     def _round_finished(self, facts: RunFacts, result: RoundResult, at: datetime) -> None:
         step = self._steps[facts.run] + result.round
         self._next_step = max(self._next_step, step)
-        times = self._times.of(facts.run, result.round, at)
+        self._standings.see(result)
+        clients = self._clients(result)
         self._tell(
             RoundSeen(
                 run=facts.run,
@@ -220,12 +173,24 @@ class TrainingMonitor:
                 step=step,
                 at=at,
                 metrics=_figures(result),
-                clients={
-                    client: {"samples": float(samples), **times.get(client, {})}
-                    for client, samples in list(result.participants.items())[:CLIENTS_TRACKED]
-                },
+                clients=clients,
             )
         )
+        for client, figures in clients.items():
+            about = {TASK: self._task, CLIENT: client}
+            note(CLIENT_RELIABILITY, figures["reliability"], about)
+            if (contribution := figures.get("contribution")) is not None:
+                note(CLIENT_CONTRIBUTION, contribution, about)
+
+    def _clients(self, result: RoundResult) -> dict[str, dict[str, float]]:
+        """What a round was to each client: its own figures, where its time went, and what it is worth by now."""
+        asked = sorted(result.participants.keys() | result.failures.keys())[:CLIENTS_TRACKED]
+        return {client: result.of_client(client) | self._worth(client) for client in asked}
+
+    def _worth(self, client: str) -> dict[str, float]:
+        standing = self._standings.of(client)
+        worth = {"reliability": standing.reliability, "contribution": standing.contribution}
+        return {name: value for name, value in worth.items() if value is not None}
 
     def _tell(self, word: Word) -> None:
         for told in self._told:
@@ -267,9 +232,3 @@ def _ended(move: Transition, facts: RunFacts, at: datetime) -> RunEnded:
         model_version=facts.model.version if facts.model else None,
         promoted=facts.promoted,
     )
-
-
-def _remember(known: OrderedDict[str, T], key: str, value: T) -> None:
-    known[key] = value
-    if len(known) > MESSAGES_REMEMBERED:
-        known.popitem(last=False)

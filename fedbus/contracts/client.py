@@ -9,6 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from fedbus.contracts.figures import Figures
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import ClientMessage, Facts, Family
@@ -210,6 +211,8 @@ class RoundReply(ClientMessage):
     train_s: float = Field(default=0.0, ge=0)
     left_out: int = Field(default=0, ge=0)
     """Captured rows that this training did not get, since they are not as the task's checks want them."""
+    figures: Figures = Field(default_factory=dict)
+    """What the ClientApp said of its training or evaluation: ``train_loss``, ``eval_accuracy``, …"""
 
 
 class FinTrain(ClientMessage):

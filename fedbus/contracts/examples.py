@@ -36,6 +36,9 @@ RESULT: Final = run.RoundResult(
     seconds=6.5,
     participants={"c1": 18000, "c2": 18000},
     failures={"c3": "no reply within 120 s"},
+    figures={"c1": {"train_loss": 0.5, "eval_accuracy": 0.875}},
+    transfer_s={"c1": 0.25, "c2": 0.5},
+    wait_s={"c1": 2.0, "c2": 0.125},
 )
 INVITATION: Final = server.UpdateReady(
     task=TASK, run=RUN, plan=PLAN, recruit_until=NOON, code_version=COMMIT, model=MODEL
@@ -108,6 +111,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         content=server.Content(inline=b"\x00\x01\x02\xff"),
         train_s=4.25,
         left_out=3,
+        figures={"train_loss": 0.5, "train_accuracy": 0.875, "train_num-examples": 18000.0},
     ),
     client.FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=4),
     client.FailTrain(task=TASK, client=CLIENT, run=RUN, reason="the trainer was killed", trainer_lost=True),

@@ -8,7 +8,7 @@ moves them by what the task's server says of itself.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Final, Literal
 
 from pydantic import AwareDatetime, Field
 
@@ -36,6 +36,10 @@ class RunPlan(Body):
     """Overrides of the Flower app's run configuration."""
 
 
+CLIENTS_TOLD: Final = 200
+"""Of how many clients of one round the figures and the times are told: a transition carries them."""
+
+
 class RoundResult(Body):
     """What one round came to. Round 0 is the model that the run began with."""
 
@@ -50,6 +54,12 @@ class RoundResult(Body):
     """How long the training took each client."""
     contributions: dict[str, float] = Field(default_factory=dict)
     """What each update was worth to the aggregate, of those that were looked at: see ``[tool.fedbus.contribution]``."""
+    figures: dict[str, dict[str, float]] = Field(default_factory=dict)
+    """What each ClientApp said of itself: ``train_loss``, ``eval_accuracy``, …; of the `CLIENTS_TOLD` slowest."""
+    transfer_s: dict[str, float] = Field(default_factory=dict)
+    """How long what each client was asked and answered took on the way; of the same clients."""
+    wait_s: dict[str, float] = Field(default_factory=dict)
+    """How long each client's last answer waited for the others; of the same clients."""
 
     @property
     def loss(self) -> float | None:
@@ -58,6 +68,17 @@ class RoundResult(Body):
     @property
     def accuracy(self) -> float | None:
         return self._metric("accuracy")
+
+    def of_client(self, client: str) -> dict[str, float]:
+        """All figures of one client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, and what its app said."""
+        by_name: dict[str, dict[str, int] | dict[str, float]] = {
+            "samples": self.participants,
+            "train_s": self.train_s,
+            "transfer_s": self.transfer_s,
+            "wait_s": self.wait_s,
+        }
+        known = {name: float(of[client]) for name, of in by_name.items() if client in of}
+        return known | self.figures.get(client, {})
 
     def _metric(self, name: str) -> float | None:
         """The server's own figure if it has one, else the clients' evaluation, else their training."""

@@ -1,8 +1,9 @@
 """All that fedbus measures and traces: two tables, from which instruments, dashboards' checks and a page are derived.
 
 A metric has a name, a unit as UCUM writes it, and the attributes it may be split by, each of
-which has few values: a run, a message or a trace is never one of them. A client is one only where the
-client itself measures, so that no process has more than its own.
+which has few values: a run, a message or a trace is never one of them. A client is one where the
+client itself measures, so that no process has more than its own, and where the training monitor tells of clients:
+of `CLIENTS_TRACKED` in a round, and of `SERIES` in all.
 
     add(ROUNDS, {"fedbus.task": task})        a counter
     record(ROUND_DURATION, 1.2, {...})        a histogram
@@ -72,6 +73,20 @@ ROUND_FAILURES = Metric(
 )
 ROUND_METRIC = Metric(
     "fedbus.round.metric", Kind.GAUGE, "1", "A figure of the last round", (TASK, "fedbus.metric")
+)
+CLIENT_CONTRIBUTION = Metric(
+    "fedbus.client.contribution",
+    Kind.GAUGE,
+    "1",
+    "What a client's updates were worth to the aggregate, on average, where that was looked at",
+    (TASK, CLIENT),
+)
+CLIENT_RELIABILITY = Metric(
+    "fedbus.client.reliability",
+    Kind.GAUGE,
+    "1",
+    "How often a client answered of the times that it was asked, 0 to 1",
+    (TASK, CLIENT),
 )
 TRANSITIONS = Metric(
     "fedbus.transitions",

@@ -3,6 +3,7 @@
 The whole history is in the log, one transition a round; the facts keep what people look at.
 """
 
+from collections.abc import Mapping
 from typing import Final
 
 from fedbus.contracts.run import RoundResult
@@ -23,10 +24,15 @@ def with_round(rounds: tuple[RoundResult, ...], new: RoundResult) -> tuple[Round
     kept = [*before[:1], *before[1:][-(ROUNDS_KEPT - 2) :], new]
     left, remembered = ENTRIES_KEPT, []
     for one in reversed(kept):
-        left -= len(one.participants) + FAILURE_ENTRIES * len(one.failures)
+        left -= len(one.participants) + FAILURE_ENTRIES * len(one.failures) + _entries_of(one.figures)
         remembered.append(one if left >= 0 or one is new else _figures_of(one))
     return tuple(reversed(remembered))
 
 
+def _entries_of(figures: Mapping[str, Mapping[str, float]]) -> int:
+    return sum(map(len, figures.values()))
+
+
 def _figures_of(one: RoundResult) -> RoundResult:
-    return one.model_copy(update={"participants": {}, "failures": {}, "train_s": {}, "contributions": {}})
+    by_client = ("participants", "failures", "train_s", "contributions", "figures", "transfer_s", "wait_s")
+    return one.model_copy(update={name: {} for name in by_client})

@@ -6,8 +6,7 @@ contribution      the mean of what its updates were worth, where that was looked
 """
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from statistics import fmean
+from dataclasses import dataclass, field
 from typing import Literal
 
 from fedbus.contracts.run import RoundResult, RunFacts
@@ -45,24 +44,73 @@ def rounds_of(task: str, moves: Iterable[Transition]) -> list[RoundResult]:
 
 def standings(rounds: Iterable[RoundResult]) -> dict[str, Standing]:
     """Every client that was ever asked to train, in the order of their names. *rounds*: oldest first."""
-    told = list(rounds)
-    clients = {client for one in told for client in (*one.participants, *one.failures)}
-    return {client: _standing(client, told) for client in sorted(clients)}
+    told = Standings()
+    for one in rounds:
+        told.see(one)
+    return {client: told.of(client) for client in sorted(told.clients)}
 
 
-def _standing(client: str, told: list[RoundResult]) -> Standing:
-    took_part = [one for one in told if client in one.participants]
-    failures = [one.failures[client] for one in told if client in one.failures]
-    worth = [one.contributions[client] for one in told if client in one.contributions]
-    seconds = [one.train_s[client] for one in told if client in one.train_s]
-    return Standing(
-        rounds=len(took_part),
-        failed=len(failures),
-        samples=took_part[-1].participants[client] if took_part else 0,
-        train_s=fmean(seconds) if seconds else None,
-        contribution=fmean(worth) if worth else None,
-        last_failure=failures[-1] if failures else "",
-    )
+@dataclass
+class _Mean:
+    total: float = 0.0
+    count: int = 0
+
+    def add(self, value: float) -> None:
+        self.total += value
+        self.count += 1
+
+    @property
+    def value(self) -> float | None:
+        return self.total / self.count if self.count else None
+
+
+@dataclass
+class _Record:
+    """What is remembered of one client, whatever the number of rounds."""
+
+    rounds: int = 0
+    failed: int = 0
+    samples: int = 0
+    train_s: _Mean = field(default_factory=_Mean)
+    contribution: _Mean = field(default_factory=_Mean)
+    last_failure: str = ""
+
+
+class Standings:
+    """Standings that go on from round to round."""
+
+    def __init__(self) -> None:
+        self.clients: dict[str, _Record] = {}
+
+    def see(self, result: RoundResult) -> None:
+        """A round further."""
+        for client, samples in result.participants.items():
+            mine = self._record(client)
+            mine.rounds += 1
+            mine.samples = samples
+        for client, reason in result.failures.items():
+            mine = self._record(client)
+            mine.failed += 1
+            mine.last_failure = reason
+        for client in self.clients.keys() & result.train_s.keys():
+            self.clients[client].train_s.add(result.train_s[client])
+        for client in self.clients.keys() & result.contributions.keys():
+            self.clients[client].contribution.add(result.contributions[client])
+
+    def of(self, client: str) -> Standing:
+        """Where *client* stands now."""
+        mine = self.clients.get(client, _Record())
+        return Standing(
+            rounds=mine.rounds,
+            failed=mine.failed,
+            samples=mine.samples,
+            train_s=mine.train_s.value,
+            contribution=mine.contribution.value,
+            last_failure=mine.last_failure,
+        )
+
+    def _record(self, client: str) -> _Record:
+        return self.clients.setdefault(client, _Record())
 
 
 def scores(known: Mapping[str, Standing], by: By) -> dict[str, float]:

@@ -27,10 +27,12 @@ from fedbus.learning.flower_internals import (
     message_of,
 )
 from fedbus.learning.nodes import node_id, run_number
+from fedbus.learning.round_metrics import normalised
 
 MAX_REASON_CHARS: Final = 1000
 
-LOSSES: Final = ("train_loss", "loss", "train-loss")
+PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}
+"""Of the figures, by what the client was asked to do."""
 
 log = structlog.get_logger("fedbus.learning")
 
@@ -65,7 +67,15 @@ class Answer:
             error_reason=self.error_reason,
             train_s=self.train_s,
             left_out=self.left_out,
+            figures=self.figures,
         )
+
+    @property
+    def figures(self) -> dict[str, float]:
+        """What the app says of its training or evaluation, by its common names: ``train_loss``, ``eval_accuracy``."""
+        prefix = PREFIXES.get(self.asked.message_type.partition(".")[0])
+        told = self.content.metric_records.values() if self.content is not None and prefix else ()
+        return {name: value for one in told for name, value in normalised(one, prefix=prefix or "").items()}
 
 
 class ClientHost:
@@ -169,12 +179,3 @@ def _failed(asked: RoundMessage, code: int, reason: str, began: float) -> Answer
         error_code=code,
         error_reason=" ".join(reason.split())[:MAX_REASON_CHARS],
     )
-
-
-def loss_in(answer: Answer) -> float | None:
-    """The loss that the app tells of in *answer*, by whichever of the usual names; None where it does not."""
-    for metrics in answer.content.metric_records.values() if answer.content else ():
-        for name in LOSSES:
-            if isinstance(value := metrics.get(name), int | float):
-                return float(value)
-    return None

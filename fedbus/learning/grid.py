@@ -22,6 +22,7 @@ from collections import defaultdict
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from concurrent.futures import CancelledError, Future
 from contextlib import AbstractContextManager
+from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar, overload
@@ -61,6 +62,7 @@ from fedbus.learning.round_book import (
     Sent,
     Unanswered,
 )
+from fedbus.learning.time_split import Answered as Exchanged
 
 FETCHES: Final = 3
 """How many replies with arrays are fetched ahead of the app that takes them."""
@@ -102,6 +104,10 @@ class Tally:
     """Reasons by client."""
     train_s: dict[str, float] = field(default_factory=dict)
     """How long the training took each client."""
+    figures: dict[str, dict[str, float]] = field(default_factory=dict)
+    """What each ClientApp said of itself, by client."""
+    answers: list[Exchanged] = field(default_factory=list)
+    """When each client was asked and answered; not those that failed."""
 
 
 @dataclass
@@ -128,6 +134,8 @@ class _Pending:
     exchange: "_Exchange | None"
     came_from: SpanContext | None = None
     """Where its answer was sent, once it is here."""
+    answered_at: float = 0.0
+    """When that was, by the loop's clock."""
 
 
 @dataclass(frozen=True)
@@ -320,7 +328,7 @@ class BusGrid(Grid):
         if pending is None:
             return
         pending.postage.answered()
-        pending = replace(pending, came_from=self._came_from)
+        pending = replace(pending, came_from=self._came_from, answered_at=self._now())
         if pending.exchange is None:
             self._unclaimed[sent.message_id] = pending, answer
         elif isinstance(answer, Error) or not _has_blob(answer):
@@ -444,7 +452,7 @@ class BusGrid(Grid):
         """Who took part in the round so far."""
         with self._changed:
             tally = self._tallies[round_number]
-            return Tally(dict(tally.participants), dict(tally.failures), dict(tally.train_s))
+            return deepcopy(tally)
 
     def client_of(self, node: int) -> str:
         """The client that Flower knows as *node*."""
@@ -500,16 +508,18 @@ class BusGrid(Grid):
         return message
 
     def _count(self, arrival: _Arrival, reply: Message) -> None:
-        pending = arrival.pending
+        pending, client = arrival.pending, arrival.pending.sent.client
         with self._changed:
             tally = self._tallies[pending.round]
             if reply.has_error():
-                client = pending.sent.client
                 tally.failures[client] = str(reply.error.reason).removeprefix(f"{client}: ")
-            elif pending.message.metadata.message_type.partition(".")[0] == "train":
-                tally.participants[pending.sent.client] = samples_in(reply.content)
-                if arrival.reply is not None:
-                    tally.train_s[pending.sent.client] = arrival.reply.train_s
+                return
+            train_s = arrival.reply.train_s if arrival.reply else 0.0
+            tally.answers.append(Exchanged(client, pending.sent.at, pending.answered_at, train_s))
+            tally.figures.setdefault(client, {}).update(arrival.reply.figures if arrival.reply else {})
+            if pending.message.metadata.message_type.partition(".")[0] == "train":
+                tally.participants[client] = samples_in(reply.content)
+                tally.train_s[client] = train_s
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
         """Run *coroutine* on the loop and wait for it, or for the end of the Grid."""

@@ -34,6 +34,11 @@ class Sent:
     timeout_s: float
     deadline: float
 
+    @property
+    def at(self) -> float:
+        """When it was sent."""
+        return self.deadline - self.timeout_s
+
 
 @dataclass(frozen=True)
 class Answered:

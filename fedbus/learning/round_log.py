@@ -6,10 +6,11 @@ from typing import Any
 
 import numpy as np
 
-from fedbus.contracts.run import RoundResult
+from fedbus.contracts.run import CLIENTS_TOLD, RoundResult
 from fedbus.learning.grid import Tally
 from fedbus.learning.round_metrics import normalised
 from fedbus.learning.round_trace import RoundTrace
+from fedbus.learning.time_split import split
 from fedbus.learning.weights import Arrays
 
 OnRound = Callable[[RoundResult, Arrays], None]
@@ -71,6 +72,8 @@ class RoundLog:
 
     def _result(self, round_number: int) -> RoundResult:
         tally = self._tally(round_number) if round_number else Tally()
+        times = split(tally.answers, time.monotonic())
+        told = list(times)[:CLIENTS_TOLD]
         return RoundResult(
             round=round_number,
             metrics=self._metrics,
@@ -79,6 +82,9 @@ class RoundLog:
             failures=tally.failures,
             train_s=tally.train_s,
             contributions=self._contributions,
+            figures={client: tally.figures[client] for client in told if tally.figures.get(client)},
+            transfer_s={client: times[client]["transfer_s"] for client in told},
+            wait_s={client: times[client]["wait_s"] for client in told},
         )
 
     def _in_first_dtypes(self, arrays: Arrays) -> Arrays:

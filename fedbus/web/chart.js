@@ -11,10 +11,10 @@ const TOP = 14;
 const BOTTOM = 36;
 
 /** series: [{name, tone, points: [{x, y, label}]}]; gaps: [{x, label}] are drawn as dotted lines. */
-export function chart({ title, series, xTitle, gaps = [] }) {
+export function chart({ title, series, xTitle, gaps = [], whose = "Run", none = "No round has told this figure yet." }) {
   const points = series.flatMap((one) => one.points);
   const readout = h("output", { class: "readout" }, " ");
-  if (points.length === 0) return h("figure", { class: "chart" }, h("figcaption", {}, title), h("p", { class: "muted" }, "No round has told this figure yet."));
+  if (points.length === 0) return h("figure", { class: "chart" }, h("figcaption", {}, title), h("p", { class: "muted" }, none));
   const [x0, x1] = spread(points.map((one) => one.x), true);
   const [y0, y1] = spread(points.map((one) => one.y), false);
   const x = (value) => LEFT + ((value - x0) / (x1 - x0)) * (WIDE - LEFT - RIGHT);
@@ -51,7 +51,7 @@ export function chart({ title, series, xTitle, gaps = [] }) {
     readout.textContent = `${best.one.name}, ${best.point.label}: ${figure(best.point.y)}`;
   });
   const keys = h("ul", { class: "keys" }, series.map((one) => h("li", {}, h("span", { class: `swatch t${one.tone}`, "aria-hidden": "true" }), one.name)));
-  const figures = h("details", {}, h("summary", {}, "The figures"), h("div", { class: "scroll short" }, h("table", {}, h("thead", {}, h("tr", {}, ["Run", "Round", title].map((name) => h("th", { scope: "col" }, name)))),
+  const figures = h("details", {}, h("summary", {}, "The figures"), h("div", { class: "scroll short" }, h("table", {}, h("thead", {}, h("tr", {}, [whose, "Round", title].map((name) => h("th", { scope: "col" }, name)))),
     h("tbody", {}, series.flatMap((one) => one.points.map((point) => h("tr", {}, h("td", {}, one.name), h("td", {}, point.label), h("td", { class: "number" }, figure(point.y)))))))));
   return h("figure", { class: "chart" }, h("figcaption", {}, title, readout), drawing, keys, figures);
 }

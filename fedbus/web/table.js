@@ -61,7 +61,7 @@ export class VirtualTable {
     }
     const first = Math.max(0, Math.floor(this.node.scrollTop / rowHeight) - ABOVE);
     const last = Math.min(count, first + Math.ceil((this.node.clientHeight || 600) / rowHeight) + 2 * ABOVE);
-    const focused = document.activeElement?.closest?.("tr")?.dataset?.key;
+    const focused = this.focused();
     const chosen = picked?.();
     this.table.setAttribute("aria-rowcount", count + 1);
     put(
@@ -80,7 +80,18 @@ export class VirtualTable {
       }),
       this.gap((count - last) * rowHeight),
     );
-    if (focused) [...this.body.rows].find((line) => line.dataset.key === focused)?.focus({ preventScroll: true });
+    if (focused) this.focus(focused);
+  }
+
+  /** Where the keyboard is: in which row, and at which of the things in it that take it. */
+  focused() {
+    const line = this.body.contains(document.activeElement) && document.activeElement.closest("tr");
+    return line ? { key: line.dataset.key, at: takers(line).indexOf(document.activeElement) } : null;
+  }
+
+  focus({ key, at }) {
+    const line = [...this.body.rows].find((one) => one.dataset.key === key);
+    if (line) takers(line)[at]?.focus({ preventScroll: true });
   }
 
   pressed(event, row) {
@@ -102,6 +113,8 @@ export class VirtualTable {
     return row;
   }
 }
+
+const takers = (line) => [line, ...line.querySelectorAll("a, button, input")];
 
 const NUMBERS = new Intl.Collator(undefined, { numeric: true });
 

@@ -2,10 +2,15 @@
 
 import { h, put } from "./dom.js";
 import { chart } from "./chart.js";
-import { badge, clip, figure, metric } from "./words.js";
+import { own, standings } from "./standing.js";
+import { VirtualTable } from "./table.js";
+import { badge, clip, figure, metric, span } from "./words.js";
 
 const FIGURES = [["loss", "Loss"], ["accuracy", "Accuracy"]];
 const TONES = 6;
+const DRAWN = 6;
+/** How curves are drawn: of the model over all runs, of its runs laid over each other, or of each client. */
+const WAYS = [["Joined", { laid: false, whose: "all" }], ["Compared", { laid: true, whose: "all" }], ["By client", { laid: false, whose: "each" }]];
 
 export class TrainingPage {
   title = "Training";
@@ -15,12 +20,25 @@ export class TrainingPage {
     this.app = app;
     this.task = query.get("task") ?? "";
     this.laid = false;
+    this.whose = "all";
     this.chosen = new Set();
+    this.picked = new Set();
     this.tasks = h("select", { "aria-label": "The task", onchange: (event) => { this.task = event.target.value; this.chosen.clear(); this.update(); } });
     this.ways = h("div", { class: "choice", role: "group", "aria-label": "How runs are drawn" });
     this.charts = h("div", { class: "charts" });
-    this.runs = h("div");
-    this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Training"), h("div", { class: "filters" }, this.tasks, this.ways)), this.charts, this.runs);
+    this.clients = new VirtualTable(CLIENTS(this), {
+      caption: "Clients and what each was to the rounds",
+      class: "fitted",
+      by: "client",
+      key: (row) => row.client,
+      empty: () => h("p", {}, "No client has trained yet."),
+    });
+    this.people = h("section", { class: "stack", "aria-label": "Clients" }, h("h2", {}, "Clients"),
+      h("p", { class: "muted" }, `Loss and accuracy as each client tells of itself; times are of a round, on average. Tick up to ${DRAWN} to draw those.`),
+      h("ul", { class: "keys" }, [["train", "trains"], ["transfer", "on the way"], ["waits", "waits for the others"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says))),
+      this.clients.root);
+    this.runs = h("section", { class: "stack", "aria-label": "Runs" });
+    this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Training"), h("div", { class: "filters" }, this.tasks, this.ways)), this.charts, this.people, this.runs);
   }
 
   leave() {}
@@ -30,19 +48,57 @@ export class TrainingPage {
     const task = tasks.includes(this.task) ? this.task : tasks[0] ?? "";
     put(this.tasks, tasks.map((one) => h("option", { value: one, selected: one === task }, one)));
     this.tasks.hidden = tasks.length < 2;
-    put(this.ways, [["Joined", false], ["Compared", true]].map(([name, laid]) => h("button", { type: "button", "aria-pressed": String(this.laid === laid), onclick: () => { this.laid = laid; this.last = ""; this.update(); } }, name)));
+    const choose = (change) => { Object.assign(this, change); this.last = ""; this.update(); };
+    put(this.ways, WAYS.map(([name, way]) => h("button", { type: "button", "aria-pressed": String(this.laid === way.laid && this.whose === way.whose), onclick: () => choose(way) }, name)));
     const all = this.store.runList().filter((one) => one.body.task === task && one.body.facts.rounds.length).reverse();
     const runs = this.chosen.size ? all.filter((one) => this.chosen.has(one.body.facts.run)) : all.slice(-50);
-    const now = JSON.stringify([task, this.laid, runs.map((one) => [one.body.facts.run, one.n])]);
+    const now = JSON.stringify([task, this.laid, this.whose, [...this.picked], runs.map((one) => [one.body.facts.run, one.n])]);
     if (now === this.last) return;
     this.last = now;
+    this.people.hidden = !all.length;
     if (!all.length) {
       put(this.charts, h("div", { class: "blank" }, h("h2", {}, "Nothing was trained yet"), h("p", {}, "When the first round of a run is over, its loss and accuracy stand here. Start a run with ", h("code", {}, "fedbus run start"), ".")));
       put(this.runs);
       return;
     }
-    put(this.charts, FIGURES.map(([name, title]) => chart({ title, xTitle: this.laid ? "round of the run" : "rounds, all runs joined", ...this.curves(runs, name) })));
+    const rows = standings(runs.flatMap((one) => one.body.facts.rounds));
+    const drawn = this.drawn(rows);
+    put(this.charts, FIGURES.map(([name, title]) => chart({ title: this.whose === "each" ? `${title} on each client` : title, xTitle: this.laid ? "round of the run" : "rounds, all runs joined", whose: this.whose === "each" ? "Client" : "Run",
+      none: this.whose === "each" ? "The clients' apps report no such figure." : undefined, ...(this.whose === "each" ? this.ofClients(runs, name, drawn) : this.curves(runs, name)) })));
+    this.clients.update(rows);
     put(this.runs, h("h2", {}, "Runs"), h("p", { class: "muted" }, "Tick some to look at those alone."), this.list(all));
+  }
+
+  /** Whose curves are drawn: who was ticked, else the first by name. */
+  drawn(rows) {
+    const names = rows.map((one) => one.client).sort(COLLATE.compare);
+    const ticked = names.filter((name) => this.picked.has(name));
+    return (ticked.length ? ticked : names).slice(0, DRAWN);
+  }
+
+  pick(client, on) {
+    if (on) this.picked.add(client);
+    else this.picked.delete(client);
+    this.whose = "each";
+    this.laid = false;
+    this.update();
+  }
+
+  /** A curve for each client, over the rounds of all *runs*. */
+  ofClients(runs, name, clients) {
+    const points = new Map(clients.map((client) => [client, []]));
+    const gaps = [];
+    let x = 0;
+    runs.forEach((one, at) => {
+      const { run, rounds } = one.body.facts;
+      if (at) gaps.push({ x, label: "" });
+      for (const round of rounds) for (const client of clients) {
+        const value = own(round, client, name);
+        if (value !== null) points.get(client).push({ x: x + round.round, y: value, label: `${run}, round ${round.round}` });
+      }
+      x += Math.max(0, ...rounds.map((round) => round.round));
+    });
+    return { series: clients.map((client, at) => ({ name: client, tone: at % TONES, points: points.get(client) })).filter((one) => one.points.length), gaps };
   }
 
   curves(runs, name) {
@@ -73,4 +129,31 @@ export class TrainingPage {
           FIGURES.map(([name]) => h("td", { class: "number" }, `${figure(metric(rounds[0], name))} → ${figure(metric(rounds.at(-1), name))}`)), h("td", {}, clip(Object.entries(plan.config).map(([key, value]) => `${key}=${value}`).join(" "), 120) || "–"));
       }))));
   }
+}
+
+const COLLATE = new Intl.Collator(undefined, { numeric: true });
+const known = (value) => (value === null ? -Infinity : value);
+const way = (values) => (values.length ? `${figure(values[0])} → ${figure(values.at(-1))}` : "–");
+
+const CLIENTS = (page) => [
+  { key: "client", title: "Client", class: "name", sort: (row) => row.client, cell: (row) => h("label", { class: "tick" }, h("input", { type: "checkbox", checked: page.picked.has(row.client), onchange: (event) => page.pick(row.client, event.target.checked) }), h("strong", {}, row.client)) },
+  { key: "rounds", title: "Rounds", class: "number", sort: (row) => row.rounds, cell: (row) => row.rounds },
+  { key: "failed", title: "Failed", class: "number", sort: (row) => row.failed, cell: (row) => row.failed },
+  { key: "loss", title: "Loss", class: "number", sort: (row) => known(row.loss.at(-1) ?? null), cell: (row) => way(row.loss) },
+  { key: "accuracy", title: "Accuracy", class: "number", sort: (row) => known(row.accuracy.at(-1) ?? null), cell: (row) => way(row.accuracy) },
+  { key: "time", title: "Where its time went", class: "times", sort: (row) => known(row.train_s) + known(row.transfer_s), cell: parts },
+  { key: "reliability", title: "Reliability", class: "number", sort: (row) => row.reliability, cell: (row) => `${Math.round(row.reliability * 100)} %` },
+  { key: "contribution", title: "Contribution", class: "number", sort: (row) => known(row.contribution), cell: (row) => figure(row.contribution) },
+];
+
+/** A bar of three parts, and the same in words. */
+function parts(row) {
+  if (row.train_s === null || row.transfer_s === null) return "–";
+  const whole = row.train_s + row.transfer_s + row.wait_s || 1;
+  const bar = h("span", { class: "parts", "aria-hidden": "true" }, [["train", row.train_s], ["transfer", row.transfer_s], ["waits", row.wait_s]].map(([name, seconds]) => {
+    const part = h("span", { class: name });
+    part.style.width = `${(100 * seconds) / whole}%`;
+    return part;
+  }));
+  return h("span", { class: "timesplit", title: "trains · on the way · waits" }, bar, `${span(row.train_s)} · ${span(row.transfer_s)} · ${span(row.wait_s)}`);
 }

@@ -14,9 +14,7 @@ from support.federation import TASK, Federation
 
 from fedbus.agents.training_monitor import FAILURES_BORNE, TrainingMonitor
 from fedbus.bus.lives import Lives
-from fedbus.contracts.client import RoundReply
 from fedbus.contracts.run import RUN, RoundResult, RunFacts, RunPlan
-from fedbus.contracts.server import Content, RoundMessage
 from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, Tracker
 from fedbus.stores.trackers.local import LocalTracker, rounds_in
 
@@ -79,20 +77,23 @@ async def watching(fed: Federation, place: Place, **trackers: Tracker) -> AsyncI
         yield
 
 
-async def play(fed: Federation, number: int, *losses: float, clients: tuple[str, ...] = ("c1",)) -> None:
-    """A run of so many rounds, in the log as the scheduler would have it."""
+def came_to(number: int, loss: float) -> RoundResult:
+    return RoundResult(round=number, metrics={"loss": loss}, participants={"c1": 10}, seconds=1.0)
+
+
+async def play(fed: Federation, number: int, *rounds: float | RoundResult) -> None:
+    """A run of so many rounds, each a loss or all of a result, in the log as the scheduler would have it."""
     scheduler = await fed.speaker("workflow-scheduler")
-    plan = RunPlan(rounds=len(losses), config={"lr": 0.1})
+    plan = RunPlan(rounds=len(rounds), config={"lr": 0.1})
     facts = RunFacts(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
     async with Lives.open(scheduler) as lives:
         run = await lives.of(RUN, facts)
         await run.bear("requested")
         await run.move("recruiting_started")
-        await run.move("quorum_reached", cohort=clients)
+        await run.move("quorum_reached", cohort=("c1",))
         results: tuple[RoundResult, ...] = ()
-        for at, loss in enumerate(losses, 1):
-            people = dict.fromkeys(clients, 10)
-            results += (RoundResult(round=at, metrics={"loss": loss}, participants=people, seconds=1.0),)
+        for at, one in enumerate(rounds, 1):
+            results += (one if isinstance(one, RoundResult) else came_to(at, one),)
             await run.move("round_finished", rounds=results)
         await run.move("run_finished")
 
@@ -157,41 +158,37 @@ async def test_a_tracker_that_takes_for_ever_keeps_nobody_waiting(fed: Federatio
     assert len(slow.words) == 4
 
 
-async def test_a_rounds_time_is_split_by_client(fed: Federation, place: Place) -> None:
+async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went_and_what_it_is_worth(
+    fed: Federation, place: Place
+) -> None:
     kept = Kept()
-    run = f"{TASK}-1"
+    first = RoundResult(
+        round=1,
+        participants={"c1": 10},
+        failures={"c2": "killed"},
+        train_s={"c1": 3.0},
+        transfer_s={"c1": 0.5},
+        wait_s={"c1": 1.5},
+        contributions={"c1": 0.5},
+        figures={"c1": {"train_loss": 0.75, "eval_accuracy": 0.5}},
+    )
+    second = RoundResult(round=2, participants={"c1": 12, "c2": 20}, contributions={"c1": 0.25})
     async with watching(fed, place, kept=kept):
-        ask = RoundMessage(
-            task=TASK,
-            client="c1",
-            run=run,
-            message_id="m1",
-            message_type="train",
-            round=1,
-            created_at=0.0,
-            ttl_s=10.0,
-            content=Content(inline=b""),
-        )
-        await fed.say(ask, by="flower-server")
-        await asyncio.sleep(0.3)
-        reply = RoundReply(
-            task=TASK,
-            client="c1",
-            run=run,
-            round=1,
-            message_id="r1",
-            reply_to="m1",
-            created_at=0.0,
-            ttl_s=10.0,
-            train_s=0.1,
-        )
-        await fed.say(reply, by="trainer")
-        await fed.hears(RoundReply)
-        await asyncio.sleep(0.2)
-        await play(fed, 1, 1.0, clients=("c1", "c2"))
-        await eventually(lambda: len(kept.rounds) == 1)
-    times = kept.rounds[0].clients["c1"]
-    assert times["train_s"] == pytest.approx(0.1)
-    assert times["transfer_s"] >= 0.15
-    assert times["wait_s"] >= 0.15
-    assert kept.rounds[0].clients["c2"] == {"samples": 10.0}
+        await play(fed, 1, first, second)
+        await eventually(lambda: len(kept.rounds) == 2)
+    assert kept.rounds[0].clients == {
+        "c1": {
+            "samples": 10.0,
+            "train_s": 3.0,
+            "transfer_s": 0.5,
+            "wait_s": 1.5,
+            "train_loss": 0.75,
+            "eval_accuracy": 0.5,
+            "reliability": pytest.approx(2 / 3),
+            "contribution": 0.5,
+        },
+        "c2": {"reliability": pytest.approx(1 / 3)},
+    }
+    assert kept.rounds[1].clients["c1"]["contribution"] == pytest.approx(0.375)
+    assert kept.rounds[1].clients["c2"] == {"samples": 20.0, "reliability": 0.5}
+    assert rounds_in(place.directory, TASK)[0]["clients/c1/train_loss"] == 0.75

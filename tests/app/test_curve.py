@@ -10,10 +10,9 @@ from support.command_line import Fedbus
 from support.told import TASK, Told
 
 from fedbus.app.chart import chart
+from fedbus.app.curve import PARTS
 from fedbus.bus.bus import Bus, Identity
-from fedbus.contracts.client import RoundReply
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import Content, RoundMessage
 
 DEV = FederationId("dev")
 
@@ -35,20 +34,17 @@ async def two_runs(told: Told) -> None:
     await told.server()
     await told.move(told.run(1, 4), "run_finished", "running", "finished")
     second = told.run(2, 4, loss=0.4, requested_at=told.clock)
-    for client in ("c1", "c2"):
-        message = {"task": TASK, "client": client, "run": second.run, "round": 4, "message_id": client}
-        asks = RoundMessage.model_validate(
-            message | {"message_type": "train", "created_at": 0, "ttl_s": 60, "content": Content(inline=b"")}
-        )
-        await told.say(asks)
-    for client, train_s, takes_s in (("c1", 3.0, 5), ("c2", 7.0, 2)):
-        told.passes(takes_s)
-        reply = {"task": TASK, "client": client, "run": second.run, "round": 4, "reply_to": client}
-        await told.say(
-            RoundReply.model_validate(
-                reply | {"message_id": f"re-{client}", "created_at": 0, "ttl_s": 60, "train_s": train_s}
-            )
-        )
+    last = second.rounds[-1].model_copy(
+        update={
+            "train_s": {"c1": 3.0, "c2": 7.0},
+            "transfer_s": {"c1": 2.0, "c2": 0.0},
+            "wait_s": {"c1": 2.0, "c2": 0.0},
+            "contributions": {"c1": 0.25},
+            "figures": {"c1": {"train_loss": 0.5, "eval_loss": 0.625}, "c2": {"train_loss": 0.75}},
+        }
+    )
+    third = second.rounds[-2].model_copy(update={"figures": {"c2": {"train_loss": 1.0}}})
+    second = second.model_copy(update={"rounds": (*second.rounds[:-2], third, last)})
     await told.move(second, "round_finished", "running", "running")
     await told.move(second, "run_finished", "running", "finished")
 
@@ -68,12 +64,35 @@ async def test_the_time_of_a_round_is_split_by_client(told: Told, fedbus: Fedbus
     await two_runs(told)
     facts = (await fedbus("run", "curve", "--json", "--last", "1")).facts
 
-    assert facts["rounds"][-1]["clients"] == {
-        "c1": {"train_s": 3.0, "transfer_s": 2.0, "wait_s": 2.0},
-        "c2": {"train_s": 7.0, "transfer_s": 0.0, "wait_s": 0.0},
+    last = facts["rounds"][-1]["clients"]
+    assert {client: [one.get(part) for part in PARTS] for client, one in last.items()} == {
+        "c1": [3.0, 2.0, 2.0],
+        "c2": [7.0, 0.0, 0.0],
+        "c3": [None] * 3,
     }
-    assert facts["rounds"][-2]["clients"] == {}
     assert {one["client"]: one["wait_s"] for one in facts["clients"]} == {"c1": 2.0, "c2": 0.0, "c3": None}
+
+
+async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_came_to(
+    told: Told, fedbus: Fedbus
+) -> None:
+    await two_runs(told)
+    facts = (await fedbus("run", "curve", "--json")).facts
+    said = (await fedbus("run", "curve")).out.splitlines()
+
+    assert facts["rounds"][-1]["clients"]["c1"]["eval_loss"] == 0.625
+    assert {one["client"]: one["loss"] for one in facts["clients"]} == {
+        "c1": [0.625],
+        "c2": [1.0, 0.75],
+        "c3": [],
+    }
+    heading = next(at for at, line in enumerate(said) if line.startswith("client") and "loss" in line)
+    assert said[heading].split() == ["client", "loss", "accuracy", "reliability", "contribution"]
+    assert [line.split() for line in said[heading + 1 : heading + 4]] == [
+        ["c2", "1", "→", "0.75", "–", "0.9", "–"],
+        ["c1", "0.625", "→", "0.625", "–", "0.9", "0.25"],
+        ["c3", "–", "–", "0.9", "–"],
+    ]
 
 
 async def test_it_is_drawn_in_a_width_that_any_terminal_has(told: Told, fedbus: Fedbus) -> None:

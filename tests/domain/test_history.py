@@ -5,16 +5,25 @@ from datetime import UTC, datetime
 import pytest
 
 from fedbus.contracts.envelope import MAX_EVENT_BYTES, pack
-from fedbus.contracts.run import RoundResult, RunFacts, RunPlan
+from fedbus.contracts.figures import MOST_FIGURES
+from fedbus.contracts.run import CLIENTS_TOLD, RoundResult, RunFacts, RunPlan
 from fedbus.domain.history import ROUNDS_KEPT, with_round
 
 
 def result(number: int, clients: int = 3, failed: int = 0) -> RoundResult:
+    names = [f"client-{one:05}" for one in range(clients)]
     return RoundResult(
         round=number,
         metrics={"loss": 1.0 / (number + 1), "accuracy": 0.5, "train_loss": 0.25, "eval_loss": 0.125},
         seconds=1.5,
-        participants={f"client-{one:05}": 1000 + one for one in range(clients)},
+        participants=dict.fromkeys(names, 1000),
+        train_s=dict.fromkeys(names, 4.25),
+        figures={
+            name: {f"train_{'x' * 30}{at}": 0.25 for at in range(MOST_FIGURES)}
+            for name in names[:CLIENTS_TOLD]
+        },
+        transfer_s=dict.fromkeys(names[:CLIENTS_TOLD], 0.25),
+        wait_s=dict.fromkeys(names[:CLIENTS_TOLD], 0.25),
         failures={f"broken-{one:05}": "the trainer ended with code 1: " + "x" * 200 for one in range(failed)},
     )
 

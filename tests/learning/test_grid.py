@@ -9,7 +9,7 @@ from textwrap import dedent
 import numpy as np
 import pytest
 from flwr.app import ConfigRecord, Error, Message, RecordDict
-from learning.memory_bus import QUERY_APP, RUN, TASK, Federation, federation, model, server_app
+from learning.memory_bus import CLIENT_APP, QUERY_APP, RUN, TASK, Federation, federation, model, server_app
 from support import eventually
 
 from fedbus.contracts.client import FailTrain, Heartbeat
@@ -35,6 +35,33 @@ async def test_fedavg_trains_and_every_round_is_told(tmp_path: Path) -> None:
     assert fed.results[1].participants == {"c1": 30, "c2": 10}
     assert fed.results[1].metrics["eval_loss"] == 10 - 1.25
     assert fed.results[2].metrics["train_seen"] == 2  # context.state lives as long as the run
+
+
+async def test_a_round_tells_what_each_client_said_of_itself_and_where_its_time_went(tmp_path: Path) -> None:
+    client = CLIENT_APP.replace('"seen":', '"broken": float("nan"), "seen":').replace(
+        'step = context.node_config["step"]',
+        'step = context.node_config["step"]; import time; time.sleep(context.node_config["slow"])',
+    )
+    async with federation(tmp_path, client=client, rounds=1) as fed:
+        fed.add("c1", step=1, samples=30, slow=0.0)
+        fed.add("c2", step=2, samples=10, slow=0.3)
+        await fed.run(model())
+
+    told = fed.results[1]
+    assert list(told.figures) == ["c2", "c1"]  # the slowest first
+    assert told.figures["c2"] == {
+        "eval_accuracy": 0.0125,
+        "eval_loss": 8.75,
+        "eval_num-examples": 5,
+        "train_loss": 0.5,
+        "train_num-examples": 10,
+        "train_seen": 1,
+    }
+    assert told.figures["c1"]["train_loss"] == 1.0
+    assert told.train_s["c2"] >= 0.3
+    assert all(0 <= told.transfer_s[client] < 0.3 for client in ("c1", "c2"))
+    assert all(0 <= told.wait_s[client] < 0.3 for client in ("c1", "c2"))  # both have evaluated since
+    assert fed.results[0].figures == {}
 
 
 async def test_the_model_of_a_round_is_offered_once_to_all_and_released(tmp_path: Path) -> None:

@@ -29,6 +29,18 @@ OPTIONS: Final = (
 )
 
 
+CODES: Final = {" ": "Space"}
+VIRTUAL: Final = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32} | {
+    "End": 35,
+    "Home": 36,
+    "ArrowLeft": 37,
+    "ArrowUp": 38,
+    "ArrowRight": 39,
+    "ArrowDown": 40,
+}
+"""What Windows calls each key, which is how the browser knows what a key does."""
+
+
 def found_chromium() -> str | None:
     """Where the browser is; None where there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
@@ -103,6 +115,14 @@ class Page:
 
     async def click(self, selector: str) -> None:
         await self.run(f"document.querySelector({json.dumps(selector)}).click()")
+
+    async def press(self, key: str) -> None:
+        """A key of the keyboard, down and up again, to whatever has the focus."""
+        told: dict[str, Any] = {"key": key, "code": CODES.get(key, key)}
+        told |= {"windowsVirtualKeyCode": VIRTUAL[key]} if key in VIRTUAL else {}
+        text = {"Enter": "\r", " ": " "}.get(key)
+        await self.send("Input.dispatchKeyEvent", type="keyDown", **told, **({"text": text} if text else {}))
+        await self.send("Input.dispatchKeyEvent", type="keyUp", **told)
 
     async def look(self, *, wide: int = 1360, high: int = 860, dark: bool = False) -> None:
         """Be so large, and light or dark."""

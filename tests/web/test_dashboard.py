@@ -28,7 +28,7 @@ from fedbus.contracts.client import (
 from fedbus.contracts.code import CodeFacts
 from fedbus.contracts.examples import EXAMPLES
 from fedbus.contracts.message import Family, Message
-from fedbus.contracts.run import RunFacts, RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.run import RoundResult, RunFacts, RunStarted, RunStopped, StartRun, StopRun
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
@@ -53,7 +53,9 @@ async def a_run(told: Told) -> RunFacts:
     """Three clients of six in a run's second round; one of them has failed."""
     await told.server()
     await told.clients([f"c{number}" for number in range(1, 7)])
-    await told.move(told.run(1, 4, model=model(2).model_dump()), "run_finished", "running", "finished")
+    await told.move(
+        learnt(told.run(1, 4, model=model(2).model_dump())), "run_finished", "running", "finished"
+    )
     told.passes(60)
     code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
     await told.move(code, "code_read", "", "steady")
@@ -72,12 +74,34 @@ async def a_run(told: Told) -> RunFacts:
         for client, took in (("c1", 3.0), ("c2", 4.0), ("c3", 5.5)):
             told.passes(2)
             await told.say(replied(client, run.run, number, took))
-        so_far = told.run(2, number, loss=0.37, requested_at=run.requested_at)
+        so_far = learnt(told.run(2, number, loss=0.37, requested_at=run.requested_at))
         await told.move(so_far, "round_finished", "running", "running")
     await told.say(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
     lost = FlClientFacts(task=TASK, client="c3")
     await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
     return run
+
+
+def learnt(run: RunFacts) -> RunFacts:
+    """*run*, whose clients tell of themselves; c2 is not as good as the others, and c3 the slowest."""
+
+    def told_by(one: RoundResult, number: int) -> dict[str, float]:
+        loss = (one.loss or 0) * (1 + 0.15 * number)
+        return {"train_loss": loss, "train_accuracy": 1 - loss / 2, "train_num-examples": 18000.0}
+
+    def with_clients(one: RoundResult) -> RoundResult:
+        clients = {client: number for number, client in enumerate(one.participants)}
+        return one.model_copy(
+            update={
+                "figures": {client: told_by(one, number) for client, number in clients.items()},
+                "train_s": {client: 3.0 + number for client, number in clients.items()},
+                "transfer_s": {client: 0.4 + 0.2 * number for client, number in clients.items()},
+                "wait_s": {client: 2.5 - 1.2 * number for client, number in clients.items()},
+                "contributions": {client: 0.02 - 0.011 * number for client, number in clients.items()},
+            }
+        )
+
+    return run.model_copy(update={"rounds": tuple(map(with_clients, run.rounds))})
 
 
 def replied(client: str, run: str, number: int, took: float) -> RoundReply:
@@ -117,7 +141,12 @@ async def models_of(task: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize(
     ("name", "wide", "high", "dark"),
-    [("light", 1360, 860, False), ("dark", 1360, 860, True), ("phone", 390, 844, False)],
+    [
+        ("light", 1280, 860, False),
+        ("dark", 1280, 860, True),
+        ("phone", 400, 844, False),
+        ("phone-dark", 400, 844, True),
+    ],
 )
 async def test_every_page_shows_what_is_so(
     told: Told, nats: NatsServer, page: Page, name: str, wide: int, high: int, dark: bool
@@ -342,6 +371,32 @@ def _answering(scheduler: Bus, start: Any) -> Any:
         return RunStopped(run=wish.run)
 
     return scheduler.serve({StartRun: start, StopRun: stop}, task=TASK, version="1.0.0")
+
+
+async def test_training_is_shown_by_client_with_its_time_its_reliability_and_what_it_brings(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/training")
+        await page.until(f"{ROWS}.length === 3")
+        cells = f"{ROWS}.map((row) => [...row.cells].map((cell) => cell.innerText.trim()))"
+        assert (await page.run(cells))[1] == [
+            "c2",
+            "6",
+            "0",
+            "0.828 → 0.2723",
+            "0.586 → 0.8638",
+            "4.0 s · 600 ms · 1.3 s",
+            "88 %",
+            "0.009",
+        ]
+        await page.run(f"{ROWS}[2].querySelector('input').focus()")
+        await page.press(" ")
+        await page.until("document.querySelector('.chart .keys').innerText === 'c3'")
+        assert await page.run("document.activeElement.closest('tr').dataset.key") == "c3"
+        assert "Loss on each client" in await page.text(".charts")
+        await page.screenshot(SCREENSHOTS / "training-client.png")
 
 
 async def test_a_page_is_usable_by_keyboard_and_by_ear(told: Told, nats: NatsServer, page: Page) -> None:

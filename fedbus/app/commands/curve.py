@@ -1,4 +1,4 @@
-"""`fedbus run curve`: how a task has learnt over all of its runs, and where the time of its clients went."""
+"""`fedbus run curve`: how a task has learnt over all of its runs, and each of its clients in it."""
 
 import sys
 from pathlib import Path
@@ -18,6 +18,13 @@ WIDEST: Final = 120
 HEIGHT: Final = 7
 CLIENTS_SHOWN: Final = 20
 BAR: Final = 12
+TIMES: Final = {"client": "client", "rounds": "rounds", "failed": "failed", "train_s": "train"} | {
+    "transfer_s": "transfer",
+    "wait_s": "wait",
+    "bar": "",
+}
+WORTH: Final = {name: name for name in ("client", "loss", "accuracy", "reliability", "contribution")}
+"""Columns of the two tables, with their titles."""
 
 
 def curve(
@@ -27,7 +34,7 @@ def curve(
     csv: Annotated[Path | None, typer.Option(help="Write the rounds into this file, a line each.")] = None,
     json: show.AsJson = False,
 ) -> None:
-    """Draw loss and accuracy over all runs, and where each client's time went: train, transfer, wait."""
+    """Draw loss and accuracy over all runs, and what each client's are, where its time went and what it brings."""
     from fedbus.app.curve import curve_of
     from fedbus.app.session import now, on_the_bus, the_task
 
@@ -71,19 +78,28 @@ def _draw_clients(found: "Curve") -> None:
     """The slowest first: they are whom the others wait for."""
     clients = _clients(found)
     slowest = sorted(clients, key=lambda one: -(_seconds(one, "train_s") + _seconds(one, "transfer_s")))
-    columns = {"client": "client", "rounds": "rounds", "failed": "failed", "train_s": "train"}
-    columns |= {"transfer_s": "transfer", "wait_s": "wait", "bar": "", "reliability": "reliability"}
-    if any(one["contribution"] is not None for one in clients):
-        columns["contribution"] = "contribution"
-    show.table(
-        list(columns.values()),
-        [[_cell(one | {"bar": _bar(one)}, name) for name in columns] for one in slowest[:CLIENTS_SHOWN]],
-        empty="no client has trained yet",
+    shown = [one | {"bar": _bar(one)} for one in slowest[:CLIENTS_SHOWN]]
+    _table(TIMES, shown, empty="no client has trained yet")
+    if not clients:
+        return
+    show.console().print("█ train  ▒ transfer  · wait; seconds a round, on average\n", style="dim")
+    learnt = [one | {name: _way(one[name]) for name in ("loss", "accuracy")} for one in shown]
+    _table(WORTH, learnt, empty="")
+    show.console().print(
+        "loss and accuracy as each client tells of itself, first → last",
+        style="dim",
     )
     if len(slowest) > CLIENTS_SHOWN:
         show.note(f"the slowest {CLIENTS_SHOWN} of {len(slowest)} clients; all of them: --json")
-    if clients:
-        show.console().print("█ train  ▒ transfer  · wait; seconds a round, on average", style="dim")
+
+
+def _table(columns: dict[str, str], clients: list[dict[str, Any]], *, empty: str) -> None:
+    rows = [[_cell(one, name) for name in columns] for one in clients]
+    show.table(list(columns.values()), rows, empty=empty)
+
+
+def _way(values: list[float]) -> str | None:
+    return f"{values[0]:.4g} → {values[-1]:.4g}" if values else None
 
 
 def _bar(one: dict[str, Any], width: int = BAR) -> str:
@@ -111,7 +127,7 @@ def _cell(one: dict[str, Any], name: str) -> str:
 
 
 def _facts(found: "Curve") -> dict[str, Any]:
-    rounds = [_round(point) | {"clients": point.times} for point in found.points]
+    rounds = [_round(point) | {"clients": point.clients} for point in found.points]
     return {"task": found.task, "rounds": rounds, "clients": _clients(found)}
 
 
@@ -139,6 +155,8 @@ def _clients(found: "Curve") -> list[dict[str, Any]]:
             "samples": standing.samples,
             "reliability": standing.reliability,
             "contribution": standing.contribution,
+            "loss": found.series_of(client, "loss"),
+            "accuracy": found.series_of(client, "accuracy"),
             "train_s": standing.train_s,
             "transfer_s": None,
             "wait_s": None,

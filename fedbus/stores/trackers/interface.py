@@ -65,7 +65,8 @@ class RoundSeen:
     metrics: Mapping[str, float]
     """``loss``, ``accuracy`` and what else the app reports; ``seconds``, ``clients``, ``failures``, ``samples``."""
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By client: ``samples``, and ``train_s``, ``wait_s``, ``transfer_s`` where they are known."""
+    """By client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, what its ClientApp said (``train_loss``,
+    ``eval_accuracy``, …), and over all rounds so far ``reliability`` and ``contribution``; each where it is known."""
 
 
 @dataclass(frozen=True)

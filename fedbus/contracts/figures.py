@@ -1,0 +1,38 @@
+"""What a ClientApp says of its training and evaluation: numbers by name, as a message carries them.
+
+    {"train_loss": 0.42, "train_accuracy": 0.87, "train_num-examples": 1200.0, "eval_loss": 0.51}
+
+An app reports what it likes, and so may a client that means ill. So a message takes in only what is finite, under
+names that are no longer than `LONGEST_NAME`, and no more than `MOST_FIGURES`, loss and accuracy before the rest:
+what is left out costs nobody the message.
+"""
+
+import math
+from typing import Annotated, Final, TypeAlias
+
+from pydantic import AfterValidator
+
+MOST_FIGURES: Final = 8
+"""Of one client in one round."""
+LONGEST_NAME: Final = 40
+"""In characters."""
+FIRST: Final = ("loss", "accuracy", "num-examples", "num_examples")
+"""What people look at: these are kept where there are too many."""
+
+
+def bounded(figures: dict[str, float]) -> dict[str, float]:
+    """Those of *figures* that a message carries."""
+    told = {name: value for name, value in figures.items() if math.isfinite(value) and _fits(name)}
+    return {name: told[name] for name in sorted(told, key=_rank)[:MOST_FIGURES]}
+
+
+def _fits(name: str) -> bool:
+    return 0 < len(name) <= LONGEST_NAME and name.isprintable()
+
+
+def _rank(name: str) -> tuple[bool, str]:
+    return not name.endswith(FIRST), name
+
+
+Figures: TypeAlias = Annotated[dict[str, float], AfterValidator(bounded)]
+"""Numbers by name, bounded."""
