@@ -22,7 +22,7 @@ from fedbus.contracts.run import RunPlan
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleState, ScheduleTable
 from fedbus.contracts.task import Task
 from fedbus.contracts.triggers import After, Source
-from fedbus.domain.triggers import Seen, after_absence, after_firing, held, next_look, ready_at
+from fedbus.domain.triggers import Seen, after_absence, after_firing, awaited, held, next_look, ready_at
 
 LOOK: Final = "look at the schedule"
 LONGEST_LOOK: Final = timedelta(hours=1)
@@ -64,6 +64,7 @@ class Schedule:
             clock_since=now,
             started=self._runs.scheduled,
             code_version=self._news.code[0] if self._news.code else self._task.code_version,
+            rule=self._table.rule,
         )
         self._life = await lives.of(SCHEDULE, first)
         self._awake = True
@@ -72,7 +73,11 @@ class Schedule:
             return
         clock_since = after_absence(self._table, self._trigger, self._seen())
         await self._life.move(
-            "taken_over", reason=f"{holder} schedules", holder=holder, clock_since=clock_since
+            "taken_over",
+            reason=f"{holder} schedules",
+            holder=holder,
+            clock_since=clock_since,
+            rule=self._table.rule,
         )
         await self._make_what_was_fired()
 
@@ -104,10 +109,18 @@ class Schedule:
         assert self._trigger is not None
         seen = self._seen()
         if (now_held := held(self._trigger, seen)) is None:
-            self._look_again(next_look(self._trigger, seen))
+            at = next_look(self._trigger, seen)
+            await self._plan_for(next_at=at, awaits=awaited(self._trigger, seen))
+            self._look_again(at)
             return False
         await self._life.move("triggered", reason=now_held.why, due_since=now_held.at, cause=now_held.why)
         return True
+
+    async def _plan_for(self, **plan: Any) -> None:
+        """Tell when the next run may start and what it waits for, where that has changed."""
+        facts = self._life.facts
+        if any(getattr(facts, name) != value for name, value in plan.items()):
+            await self._life.move("planned", **plan)
 
     async def _hold_or_fire(self) -> bool:
         facts, now = self._life.facts, datetime.now(UTC)
@@ -145,8 +158,9 @@ class Schedule:
     async def _fire(self) -> None:
         cause = self._life.facts.cause
         run = self._runs.next_id
+        fired: dict[str, Any] = {"started": self._life.facts.started + 1, "run": run, "fired_for": cause}
         await self._life.move(
-            "fired", reason=cause, started=self._life.facts.started + 1, run=run, **self._from_now_on()
+            "fired", reason=cause, fired_at=datetime.now(UTC), **fired, **self._from_now_on()
         )
         await self._runs.make(self._plan, cause=cause)
 
@@ -163,6 +177,8 @@ class Schedule:
             "unlabelled": self._news.came("unlabelled"),
             "databases": self._news.databases,
             "drifted": tuple(sorted(self._news.drifted)),
+            "next_at": None,
+            "awaits": (),
             "code_version": self._news.code[0] if self._news.code else self._life.facts.code_version,
         }
 

@@ -295,6 +295,16 @@ FACTS: Final = (
         databases={"c1": "5eed"},
         drifted=("c3",),
         code_version=COMMIT,
+        rule=scheduling.ScheduleRule(
+            when="cron '0 3 * * *' or labelled >= 64 on 3 clients",
+            timezone="Europe/Berlin",
+            quiet="hour in 8..18",
+            debounce_s=60.0,
+        ),
+        next_at=NOON,
+        awaits=("cron '0 3 * * *'", "labelled >= 64 on 3 clients (1 so far)"),
+        fired_at=NOON,
+        fired_for="cron '0 3 * * *'",
     ),
     run.RunFacts(
         task=TASK,

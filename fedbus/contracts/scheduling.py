@@ -5,7 +5,7 @@
     [tool.fedbus.selection]      which of those that joined train in a round, and what their updates weigh
     [tool.fedbus.contribution]   how it is found out what each client brings
 
-    schedule: watching –triggered→ due –fired / skipped→ watching
+    schedule: watching –triggered→ due –fired / skipped→ watching –planned→ watching
 
 The languages of the rule and the trigger stand in `rules` and `triggers`; docs/scheduling.md shows them.
 """
@@ -18,7 +18,7 @@ from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Facts
+from fedbus.contracts.message import Body, Facts
 from fedbus.contracts.rules import WORDS, rule
 from fedbus.contracts.table import Table
 from fedbus.contracts.triggers import Every, Trigger, trigger
@@ -96,6 +96,21 @@ class ScheduleTable(Table):
             return trigger(self.when)
         return Every(self.every_s) if self.every_s is not None else None
 
+    @property
+    def rule(self) -> "ScheduleRule | None":
+        """The same as others are told of it; None where nothing starts runs."""
+        if self.trigger is None:
+            return None
+        return ScheduleRule(
+            when=self.when or str(self.trigger),
+            timezone=self.timezone,
+            quiet=self.quiet or "",
+            debounce_s=self.debounce_s,
+            overlap=self.overlap,
+            missed=self.missed,
+            at_most=self.at_most,
+        )
+
 
 class SelectionTable(Table):
     """Which of the clients that joined train in a round, and what their updates weigh."""
@@ -132,6 +147,18 @@ class ScheduleState(StrEnum):
     DUE = "due"
 
 
+class ScheduleRule(Body):
+    """What a task's schedule says, see `ScheduleTable`: for whoever wants to know when the next run starts."""
+
+    when: str
+    timezone: str = "UTC"
+    quiet: str = ""
+    debounce_s: float = 0.0
+    overlap: str = "queue"
+    missed: str = "once"
+    at_most: int | None = None
+
+
 class ScheduleFacts(Facts):
     """What a scheduler goes on from: all else that it decides by is in the log."""
 
@@ -158,6 +185,15 @@ class ScheduleFacts(Facts):
     """Which clients were drifted at *since*."""
     code_version: str = ""
     """What everybody's code was at *since*."""
+    rule: ScheduleRule | None = None
+    next_at: AwareDatetime | None = None
+    """While it watches: when a run may start only because time passes; None where it takes something that happens."""
+    awaits: tuple[str, ...] = ()
+    """While it watches: the parts of the rule that do not hold yet, and how far they are."""
+    fired_at: AwareDatetime | None = None
+    """When it last started a run."""
+    fired_for: str = ""
+    """What that run was due to."""
 
     @property
     def thing(self) -> str:
@@ -170,6 +206,7 @@ SCHEDULE = Lifecycle(
     owner="workflow-scheduler",
     initial=_S.WATCHING,
     arrows={
+        (_S.WATCHING, "planned"): _S.WATCHING,
         (_S.WATCHING, "triggered"): _S.DUE,
         (_S.DUE, "postponed"): _S.DUE,
         (_S.DUE, "fired"): _S.WATCHING,

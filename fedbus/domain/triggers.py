@@ -2,6 +2,7 @@
 
     held(trigger, seen)          since when it holds, and why; None where it does not
     next_look(trigger, seen)     when it may hold by itself, if nothing comes before
+    awaited(trigger, seen)       what it still waits for
     ready_at(schedule, …)        when a run that is due may start: after the debounce, not in quiet hours
     after_firing(schedule, …)    from when on moments of cron count for the run after
 
@@ -108,6 +109,12 @@ def next_look(trigger: Trigger, seen: Seen) -> datetime | None:
     sources: list[Source] = leaves(trigger)
     coming = (_next_moment(source, seen) for source in sources)
     return min((one for one in coming if one is not None), default=None)
+
+
+def awaited(trigger: Trigger, seen: Seen) -> tuple[str, ...]:
+    """The parts of *trigger* that do not hold yet, and how far they are."""
+    sources: list[Source] = leaves(trigger)
+    return tuple(_how_far(source, seen) for source in sources if _source_held(source, seen) is None)
 
 
 def ready_at(schedule: ScheduleTable, *, due_since: datetime, last_news: datetime | None) -> datetime | None:
@@ -236,6 +243,19 @@ def _in_words(source: Source, seen: Seen) -> str:
         case Moved(metric=metric):
             figure = seen.figures[metric]
             return f"{source} ({figure.before:.4g} → {figure.latest:.4g})"
+        case _:
+            return str(source)
+
+
+def _how_far(source: Source, seen: Seen) -> str:
+    match source:
+        case Rows(word=word, least=least, clients=clients) if clients > 1:
+            counts = seen.labelled if word == "labelled" else seen.unlabelled
+            return f"{source} ({sum(one.rows >= least for one in counts.values())} so far)"
+        case Drift(clients=clients) if clients > 1:
+            return f"{source} ({sum(at > seen.since for at in seen.drifted.values())} so far)"
+        case Every() if seen.running:
+            return f"{source}, once the run under way is over"
         case _:
             return str(source)
 

@@ -1,7 +1,10 @@
-// When runs begin by themselves, and a way to begin one now.
+// When runs begin by themselves: the rule, the next time, what is waited for; and a way to begin one now.
 
 import { h, put } from "./dom.js";
-import { ago, badge, clip, clock, shown, stateName } from "./words.js";
+import { ago, badge, clip, clock, shown, span, stateName } from "./words.js";
+
+const OVERLAP = { skip: "is left out", queue: "waits for the end of that one", "cancel-running": "has that one stopped" };
+const MISSED = { skip: "are let go", once: "are made up for by one run", all: "are each made up for" };
 
 export class SchedulesPage {
   title = "Schedules";
@@ -24,20 +27,17 @@ export class SchedulesPage {
 
   card(task) {
     const record = this.store.schedules.get(task);
-    const facts = record?.body.facts;
     const runs = this.store.runList().filter((one) => one.body.task === task);
     const begun = new Map();
     for (const one of runs) begun.set(one.body.facts.trigger, (begun.get(one.body.facts.trigger) ?? 0) + 1);
-    const open = this.store.openRun(task);
     return h("article", { class: "card" },
       h("div", { class: "head" }, h("h2", {}, task), record ? badge(record.body.target) : null),
-      facts ? h("dl", { class: "across" }, pair("Due to", clip(facts.cause || "–", 200)), pair("Due since", facts.due_since ? clock(facts.due_since) : "–"), pair("Started so far", facts.started), pair("Last run", facts.run ?? "–"), pair("Counts since", clock(facts.since)), pair("Scheduler", facts.holder || "–")) : h("p", { class: "muted" }, "The scheduler has told of no schedule: runs begin when somebody asks, or as the server was started with."),
-      record?.body.waits_for ? h("p", { class: "note wait" }, `Waits for ${record.body.waits_for}`) : null,
+      record ? schedule(record) : h("p", { class: "muted" }, "No schedule: a run begins when somebody asks for one."),
       h("h3", {}, "What began its runs"),
       begun.size ? h("ul", { class: "said" }, [...begun].sort((a, b) => b[1] - a[1]).map(([trigger, count]) => h("li", {}, h("strong", {}, clip(trigger, 80)), ` ${count} ${count === 1 ? "run" : "runs"}`))) : h("p", { class: "muted" }, "None was begun yet."),
       h("h3", {}, "Newest runs"),
-      h("ul", { class: "said" }, runs.slice(0, 5).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}` }, one.body.facts.run), " ", badge(one.body.target), h("span", { class: "muted" }, ` ${ago(one.body.facts.requested_at)}, by ${clip(one.body.facts.trigger, 60)}`)))),
-      this.start(task, open));
+      runs.length ? h("ul", { class: "said" }, runs.slice(0, 5).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}` }, one.body.facts.run), " ", badge(one.body.target), h("span", { class: "muted" }, ` ${ago(one.body.facts.requested_at)}, by ${clip(one.body.facts.trigger, 60)}`)))) : h("p", { class: "muted" }, "None yet."),
+      this.start(task, this.store.openRun(task)));
   }
 
   /** The form outlives redraws, so that nobody is typed away. */
@@ -57,4 +57,23 @@ export class SchedulesPage {
   }
 }
 
-const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, String(shown(value))));
+/** What comes next, what the rule is, and what became of it so far. */
+function schedule({ body }) {
+  const { facts } = body;
+  const { rule } = facts;
+  return [
+    next(body),
+    rule ? [h("h3", {}, "The rule"), h("dl", {}, [["A run begins", h("code", {}, clip(rule.when, 400))], ["Times are of", rule.timezone], ["Not while", rule.quiet && h("code", {}, clip(rule.quiet, 200))], ["Waits for calm", rule.debounce_s ? `until devices have said nothing new for ${span(rule.debounce_s)}` : ""],
+      ["While one runs", `the next one ${OVERLAP[rule.overlap] ?? rule.overlap}`], ["Missed moments", MISSED[rule.missed] ?? rule.missed], ["At most", rule.at_most ? `${rule.at_most} runs` : ""]].filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)]))] : null,
+    h("h3", {}, "So far"),
+    h("dl", {}, [["Last begun", facts.fired_at ? `${facts.run}, ${clock(facts.fired_at)} (${ago(facts.fired_at)})` : facts.run ?? "none yet"], ["Because of", clip(facts.fired_for || "–", 300)], ["Begun in all", String(shown(facts.started))], ["Scheduler", facts.holder || "–"]].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, value)])),
+  ];
+}
+
+function next(body) {
+  const { facts, target, reason, deadline } = body;
+  if (target === "due") return h("div", { class: "note wait" }, h("strong", {}, deadline ? `A run begins ${clock(deadline)}` : "A run is due"), `, because of ${clip(facts.cause || "the schedule", 300)}. `, reason && reason !== facts.cause ? `It is held back: ${clip(reason, 300)}.` : "");
+  const done = facts.rule?.at_most && facts.started >= facts.rule.at_most;
+  if (done) return h("div", { class: "note none" }, h("strong", {}, "No run begins any more"), `: all ${facts.rule.at_most} were begun.`);
+  return h("div", { class: "note good" }, h("strong", {}, facts.next_at ? `Next ${clock(facts.next_at)}` : "Next as soon as it happens"), facts.awaits.length ? ["; it waits for", h("ul", { class: "plain" }, facts.awaits.map((one) => h("li", {}, clip(one, 200))))] : "");
+}

@@ -277,6 +277,7 @@ class Price:
 
     input_shape = (3,)
     input_dtype = np.dtype(np.float32)
+    classes = None
 
     def predict(self, inputs: Array) -> Array:
         return np.asarray(inputs.sum(axis=1) * 1000 + 50_000, np.float32)

@@ -111,6 +111,45 @@ async def test_rows_are_counted_as_they_come_where_a_store_is_full_and_where_it_
     assert facts(fed).databases == {"c1": "c"}
 
 
+async def test_a_schedule_tells_its_rule_what_it_waits_for_when_it_is_next_and_why_it_last_was(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    table = schedule(
+        when="cron '0 3 1 1 *' or labelled >= 64 on 2 clients", overlap="skip", timezone="Asia/Tokyo"
+    )
+    async with fed.agent(scheduler_with(fed, table)):
+        await answers(fed)
+        await fed.happens("schedule", "planned")
+        rule = facts(fed).rule
+        assert rule is not None
+        assert (rule.when, rule.timezone, rule.overlap) == (table.when, "Asia/Tokyo", "skip")
+        at = facts(fed).next_at
+        assert at is not None
+        assert (at.hour, at.minute) == (18, 0)  # three o'clock in Tokyo
+        await fed.say(counted("c1", 70), by="inference")
+        await eventually(
+            lambda: facts(fed).awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (1 so far)")
+        )
+        await fed.say(counted("c2", 64), by="inference")
+        await fails(fed, server, 1)
+        await eventually(lambda: facts(fed).awaits != ())
+    assert facts(fed).fired_for == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
+    assert facts(fed).fired_at is not None
+    assert facts(fed).awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (0 so far)")
+
+
+async def test_what_is_planned_is_told_again_only_where_it_has_changed(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(when="labelled >= 64 on 2 clients"))):
+        await answers(fed)
+        for rows in range(10):
+            await fed.say(counted("c1", rows), by="inference")
+        await fed.say(counted("c1", 64), by="inference")
+        await eventually(lambda: facts(fed).awaits == ("labelled >= 64 on 2 clients (1 so far)",))
+    assert fed.events("schedule") == ["started", "planned", "planned"]
+
+
 async def test_both_of_two_are_waited_for_over_a_restart(
     fed: Federation, server: ServerManagerPlayed
 ) -> None:

@@ -21,6 +21,7 @@ from fedbus.domain.triggers import (
     Seen,
     after_absence,
     after_firing,
+    awaited,
     end_of_quiet,
     first_moment,
     held,
@@ -135,6 +136,26 @@ def test_cron_follows_the_time_zone_over_the_changes_of_the_clock() -> None:
     autumn = first_moment(Cron("30 2 * * *"), datetime(2026, 10, 24, 12, tzinfo=UTC), BERLIN)
     assert first_moment(Cron("30 2 * * *"), autumn, BERLIN).astimezone(BERLIN).day == 26, (
         "02:30 comes twice, and counts once"
+    )
+
+
+@given(st.lists(SOURCES, min_size=1, max_size=4), SEEN)
+def test_nothing_is_awaited_exactly_where_every_part_holds(parts: list[Source], what: Seen) -> None:
+    everything: And[Source] = And(tuple(parts))
+    either: Or[Source] = Or(tuple(parts))
+    assert (awaited(everything, what) == ()) == (held(everything, what) is not None)
+    assert awaited(either, what) == awaited(everything, what)
+
+
+def test_what_is_awaited_says_how_far_it_is() -> None:
+    rows = {"c1": Count(64, NOON), "c2": Count(63, NOON)}
+    text = "labelled >= 64 on 2 clients or drift on 3 clients or every 6h or after other"
+    so_far = seen(labelled=rows, drifted={"c1": NOON}, running=True)
+    assert awaited(trigger(text), so_far) == (
+        "labelled >= 64 on 2 clients (1 so far)",
+        "drift on 3 clients (1 so far)",
+        "every 21600 s, once the run under way is over",
+        "after other",
     )
 
 

@@ -10,6 +10,7 @@ import typer
 
 from fedbus.app import show
 from fedbus.app.commands.curve import curve
+from fedbus.app.commands.schedule import schedule
 from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
@@ -160,6 +161,7 @@ def stop(
 
 
 app.command()(curve)
+app.command()(schedule)
 
 
 # --- reading the log -----------------------------------------------------------------------

@@ -24,9 +24,9 @@ as_text: Final = RichTracebackFormatter(show_locals=False, max_frames=FRAMES)
 """For a person at a terminal."""
 
 
-def as_facts(error: ExcInfo) -> list[dict[str, Any]]:
+def as_facts(exc_info: ExcInfo) -> list[dict[str, Any]]:
     """For JSON: a table for the exception, and for each that it came of."""
-    return _bounded(_transform(error))
+    return _bounded(_transform(exc_info))
 
 
 def as_attributes(error: BaseException) -> dict[str, str]:

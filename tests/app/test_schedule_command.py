@@ -1,0 +1,82 @@
+"""`fedbus run schedule`: what a schedule is, what it waits for and what it did, in words and for programs."""
+
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from support import NatsServer
+from support.command_line import Fedbus
+from support.told import TASK, Told
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
+
+NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
+RULE = ScheduleRule(
+    when="cron '0 3 * * *' and drift on 2 clients", timezone="Europe/Berlin", quiet="hour in 8..18", at_most=3
+)
+
+
+@pytest.fixture
+async def told(nats: NatsServer) -> AsyncIterator[Told]:
+    async with Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus:
+        await bus.make_streams()
+        yield Told(bus)
+
+
+@pytest.fixture
+def fedbus(nats: NatsServer, tmp_path: Path) -> Fedbus:
+    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url, TZ="UTC")
+
+
+def facts(started: int = 1, **more: object) -> ScheduleFacts:
+    told = {"task": TASK, "since": NOON, "clock_since": NOON, "rule": RULE.model_dump(), "started": started}
+    return ScheduleFacts.model_validate(told | more)
+
+
+async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last(
+    told: Told, fedbus: Fedbus
+) -> None:
+    waits = facts(
+        next_at=NOON,
+        awaits=("cron '0 3 * * *'", "drift on 2 clients (1 so far)"),
+        run="mnist-4",
+        fired_at=NOON,
+        fired_for="drift on 2 clients (c1, c2)",
+    )
+    await told.move(waits, "planned", "watching", "watching")
+    said = await fedbus("run", "schedule")
+    lines = {line[:17].strip(): line[17:].strip() for line in said.out.splitlines()}
+
+    assert said.code == 0
+    assert lines["starts"] == RULE.when
+    assert (lines["time zone"], lines["not while"]) == ("Europe/Berlin", "hour in 8..18")
+    assert lines["next"] == "2026-03-14 12:00:00 UTC"
+    assert [line[17:].strip() for line in said.out.splitlines() if line.startswith("  waits for ")] == list(
+        waits.awaits
+    )
+    assert lines["last"].startswith("mnist-4, ")
+    assert lines["because of"] == "drift on 2 clients (c1, c2)"
+    (one,) = (await fedbus("run", "schedule", "--json")).facts
+    assert (one["rule"]["when"], one["next_at"]) == (RULE.when, "2026-03-14T12:00:00+00:00")
+
+
+async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
+    told: Told, fedbus: Fedbus
+) -> None:
+    due = facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
+    await told.move(due, "postponed", "due", "due", "mnist-4 is under way")
+    said = (await fedbus("run", "schedule")).out
+    assert "due to          drift on 2 clients (c1, c2)" in said
+    assert "held back       mnist-4 is under way" in said
+
+    await told.move(facts(started=3, next_at=NOON), "fired", "due", "watching")
+    assert "next            none: all 3 were started" in (await fedbus("run", "schedule")).out
+
+
+async def test_where_there_is_none_it_says_so(told: Told, fedbus: Fedbus) -> None:
+    said = await fedbus("run", "schedule")
+    assert (said.code, said.out) == (0, "")
+    assert said.err.startswith("no schedule: runs start when somebody asks.")
