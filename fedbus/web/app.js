@@ -30,6 +30,10 @@ class App {
     });
     store.addEventListener("link", () => this.drawLink());
     addEventListener("hashchange", () => this.go());
+    document.querySelector(".skip").addEventListener("click", (event) => { // the address says which page it is
+      event.preventDefault();
+      at("main").focus();
+    });
     addEventListener("keydown", (event) => event.key === "Escape" && !at("ask").open && this.hide());
     at("unlock").addEventListener("click", () => (store.token ? store.unlock("") : this.askToken()));
     at("theme").addEventListener("click", () => this.nextTheme());
@@ -50,12 +54,25 @@ class App {
     this.page = new Page(this.store, this, rest, new URLSearchParams(query));
     put(at("main"), this.page.root);
     put(at("pages"), Object.entries(PAGES).map(([one, [title]]) => h("li", {}, h("a", { href: `#/${one}`, "aria-current": one === this.name ? "page" : null }, title))));
-    at("pages").querySelector("[aria-current]").scrollIntoView({ block: "nearest", inline: "nearest" });
+    this.bringIntoSight(at("pages").querySelector("[aria-current]"));
     document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
     this.page.update({ type: "reset" });
     if (this.gone) at("main").focus({ preventScroll: true });
     this.gone = true;
     scrollTo(0, 0);
+  }
+
+  /** On a narrow screen the names of the pages scroll. Not scrollIntoView: that would have Tab begin there. */
+  bringIntoSight(link) {
+    const row = link.closest("nav");
+    const [here, all] = [link.getBoundingClientRect(), row.getBoundingClientRect()];
+    row.scrollLeft += Math.min(0, here.left - all.left) + Math.max(0, here.right - all.right);
+  }
+
+  /** Put what the page is asked for into its address, so that a reload or a link finds it again. */
+  remember(wish) {
+    const query = new URLSearchParams(Object.entries(wish).filter(([, value]) => value)).toString();
+    history.replaceState(null, "", `#/${this.name}${query ? `?${query}` : ""}`);
   }
 
   drawChanges() {
@@ -156,9 +173,13 @@ class App {
     return h("a", { class: "button", href: template.replaceAll("{trace_id}", encodeURIComponent(trace)), target: "_blank", rel: "noopener noreferrer" }, text);
   }
 
-  async show(record) {
+  /** *back* takes the focus when the message is closed; left out: what has it now does. */
+  async show(record, back = null) {
     this.shown = key(record);
-    this.before = document.activeElement;
+    if (this.drawer.hidden) {
+      const before = document.activeElement;
+      this.back = back ?? (() => before?.focus?.({ preventScroll: true }));
+    }
     const body = h("pre", { tabindex: 0, "aria-label": "The body, as JSON" }, JSON.stringify(record.body, null, 2));
     const chain = h("div");
     put(this.drawer,
@@ -192,7 +213,7 @@ class App {
     if (this.drawer.hidden) return;
     this.drawer.hidden = true;
     this.shown = "";
-    this.before?.focus?.({ preventScroll: true });
+    this.back();
   }
 }
 

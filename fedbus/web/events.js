@@ -24,7 +24,7 @@ export class EventsPage {
       rowHeight: 34,
       key,
       picked: () => this.app.shown,
-      onpick: (row) => { this.app.show(row); this.table.draw(); },
+      onpick: (row) => { this.app.show(row, () => this.table.focus({ key: key(row), at: 0 })); this.table.draw(); },
       empty: () => this.empty(),
     });
     this.root = h("div", { class: "page" },
@@ -36,6 +36,7 @@ export class EventsPage {
 
   want(change) {
     Object.assign(this.wish, change);
+    this.app.remember(this.wish);
     this.looked = 0;
     this.update();
   }

@@ -99,6 +99,7 @@ export class FleetPage {
         h("dt", {}, NAMES[kind]),
         h("dd", {}, badge(record.body.target), ` since ${clock(record.at)}`, record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
       ])),
+      capture(one.said),
       device(this.store.devices.get(one.name)),
       h("h3", {}, "What it said last"),
       h("ul", { class: "said" }, Object.values(one.said).sort((a, b) => b.at.localeCompare(a.at)).slice(0, 12).map((record) => h("li", {},
@@ -137,6 +138,12 @@ function load(store, one) {
 
 const percent = (share) => `${Math.round(share * 100)} %`;
 
+/** A device that has stopped capturing trains all the same; that it learns of nothing new is for whoever looks. */
+function capture({ capture_paused: paused, capture_resumed: resumed }) {
+  if (!paused || resumed?.at > paused.at) return null;
+  return h("p", { class: "note wait" }, `It captures nothing since ${clock(paused.at)}: ${clip(shown(paused.body.reason), 300)}`);
+}
+
 /** All that the device said of itself, for its details. */
 function device(report) {
   if (!report) return null;
@@ -146,6 +153,9 @@ function device(report) {
     .filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 300))]))];
 }
 
+/** What a client may have said, what that is called, how bad it is, and the word by which it is over. */
+const REASONS = [["declined", "Declined", "wait"], ["fail_train", "Failed", "bad"], ["code_refused", "Refused the code", "bad", "code_ready"]];
+
 /** Why *one* does not train: the newest of its own reasons, else what it waits for. */
 export function why(store, one) {
   const state = standing(one);
@@ -153,9 +163,8 @@ export function why(store, one) {
   if (state === "terminated") return { text: `It gave up: ${shown(one.client.body.reason)}`, tone: "bad" };
   if (state === "s0") return { text: "It starts, and waits for the server and the model repository", tone: "wait" };
   const open = store.openRun(one.task);
-  const reasons = [["declined", "Declined", "wait"], ["fail_train", "Failed", "bad"], ["code_refused", "Refused the code", "bad"], ["capture_paused", "Captures nothing", "wait"]]
-    .map(([word, name, tone]) => ({ record: one.said[word], name, tone }))
-    .filter(({ record }) => record && !(one.said.joined?.at > record.at) && !(record.word === "code_refused" && one.said.code_ready?.at > record.at) && !(record.word === "capture_paused"))
+  const reasons = REASONS.map(([word, name, tone, over]) => ({ record: one.said[word], name, tone, over: one.said[over] }))
+    .filter(({ record, over }) => record && !(one.said.joined?.at > record.at) && !(over?.at > record.at))
     .sort((a, b) => b.record.at.localeCompare(a.record.at));
   if (reasons.length) {
     const { record, name, tone } = reasons[0];

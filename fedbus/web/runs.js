@@ -5,6 +5,7 @@ import { OVER } from "./store.js";
 import { ago, badge, clip, clock, figure, metric, short, shown, span, stateName, tone } from "./words.js";
 
 const ROW = 26;
+const LISTED = 500;
 const LEFT = 132;
 const LANES = new Set(["client", "fl_client", "inference", "server"]);
 
@@ -21,11 +22,14 @@ export class RunsPage {
     this.body = h("section", { class: "run", "aria-label": "The run" });
     this.facts = h("div");
     this.rounds = h("div");
-    this.drawing = s("svg", { class: "gantt", role: "img" });
-    this.scroll = h("div", { class: "scroll ganttbox", tabindex: 0, role: "region", "aria-label": "Who did what when", onscroll: () => this.draw() }, this.drawing);
+    this.drawing = s("svg", { class: "gantt", role: "group" });
+    this.drawing.addEventListener("keydown", (event) => this.pressed(event));
+    this.scroll = h("div", { class: "scroll ganttbox", role: "region", "aria-label": "Who did what when", onscroll: () => this.draw() }, this.drawing);
     this.ruler = s("svg", { class: "gantt ruler", "aria-hidden": "true", height: 24 });
-    this.readout = h("p", { class: "readout", role: "status" }, "Point at a bar to read it.");
-    put(this.body, this.facts, h("h2", {}, "Who did what when"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, h("h2", {}, "Rounds"), this.rounds);
+    this.readout = h("p", { class: "readout" }, "Point at a bar to read it, or go from bar to bar with the arrow keys.");
+    this.bars = h("div");
+    this.table = h("details", { ontoggle: () => this.listBars() }, h("summary", {}, "The same as a table"), this.bars);
+    put(this.body, this.facts, h("h2", {}, "Who did what when"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, this.table, h("h2", {}, "Rounds"), this.rounds);
     this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Runs")), h("div", { class: "withlist" }, this.list, this.body));
     new ResizeObserver(() => this.draw()).observe(this.scroll);
     this.every = setInterval(() => !this.over && this.draw(), 1000);
@@ -52,6 +56,7 @@ export class RunsPage {
     else if (change?.type === "news") this.add(change.records);
     this.tell(record);
     this.draw();
+    this.listBars();
   }
 
   async load(run) {
@@ -63,6 +68,7 @@ export class RunsPage {
       this.spans.clear();
       this.add(history);
       this.draw();
+      this.listBars();
     } catch (error) {
       this.readout.textContent = `What happened in it cannot be read: ${error.message}`;
     }
@@ -103,22 +109,84 @@ export class RunsPage {
 
   draw() {
     if (!this.record || this.body.hidden) return;
-    const facts = this.record.body.facts;
-    const begin = +new Date(facts.requested_at);
+    const begin = this.begin;
     const end = Math.max(this.over ? +new Date(after(this.record.at, 2)) : Date.now(), begin + 1000);
     const wide = Math.max(320, this.scroll.clientWidth - 2);
     const x = (iso) => LEFT + ((Math.min(Math.max(+new Date(iso), begin), end) - begin) / (end - begin)) * (wide - LEFT - 8);
-    const names = ["server", ...[...this.spans.keys()].filter((one) => one !== "server").sort((a, b) => COLLATE.compare(a, b))].filter((name) => this.spans.get(name)?.some((one) => this.counts(one, begin)));
+    const names = this.lanes();
     const high = names.length * ROW + 6;
     this.scroll.style.height = `${Math.min(520, Math.max(60, high + 4))}px`;
     this.drawing.setAttribute("width", wide);
     this.drawing.setAttribute("height", high);
-    this.drawing.setAttribute("aria-label", `${names.length} lanes over ${span((end - begin) / 1000)}`);
+    this.drawing.setAttribute("aria-label", `${names.length} lanes over ${span((end - begin) / 1000)}: left and right go along a lane, up and down from one to the next`);
+    const focused = this.drawing.contains(document.activeElement);
+    const chosen = this.chosen(names);
     this.ruler.setAttribute("width", wide);
     put(this.ruler, this.times(begin, end, wide));
     const first = Math.max(0, Math.floor(this.scroll.scrollTop / ROW) - 4);
     const last = Math.min(names.length, first + Math.ceil((this.scroll.clientHeight || 520) / ROW) + 8);
-    put(this.drawing, names.slice(first, last).map((name, at) => this.row(name, (first + at) * ROW, x, end)));
+    put(this.drawing, names.slice(first, last).map((name, at) => this.row(name, (first + at) * ROW, x, end, chosen)));
+    if (focused) this.drawing.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
+  }
+
+  get begin() {
+    return +new Date(this.record.body.facts.requested_at);
+  }
+
+  /** Who has anything to show, the server first. */
+  lanes() {
+    const clients = [...this.spans.keys()].filter((one) => one !== "server").sort((a, b) => COLLATE.compare(a, b));
+    return ["server", ...clients].filter((name) => this.barsOf(name).length);
+  }
+
+  /** The bars of a lane, in the order in which they begin. */
+  barsOf(name) {
+    return (this.spans.get(name) ?? []).filter((one) => this.counts(one, this.begin)).sort((a, b) => a.from.localeCompare(b.from));
+  }
+
+  // --- by keyboard and by ear --------------------------------------------------------------------
+
+  /** The one bar that Tab comes to: the one that was read last, else the first. */
+  chosen(names) {
+    const lane = names.includes(this.at?.lane) ? this.at.lane : names[0];
+    const bars = lane ? this.barsOf(lane) : [];
+    const n = bars.some((one) => one.n === this.at?.n) ? this.at.n : bars[0]?.n;
+    return (this.at = { lane, n });
+  }
+
+  pressed(event) {
+    const names = this.lanes();
+    const { lane, n } = this.chosen(names);
+    const bars = this.barsOf(lane);
+    const at = bars.findIndex((one) => one.n === n);
+    const along = { ArrowLeft: at - 1, ArrowRight: at + 1, Home: 0, End: bars.length - 1 }[event.key];
+    const down = { ArrowUp: -1, ArrowDown: 1 }[event.key];
+    if (along === undefined && down === undefined) return;
+    event.preventDefault();
+    if (down) this.goTo(names, names[names.indexOf(lane) + down], bars[at]);
+    else if (bars[along]) this.goTo(names, lane, bars[along]);
+  }
+
+  /** To the bar of *lane* that begins nearest to *like*, wherever it is scrolled to. */
+  goTo(names, lane, like) {
+    if (!lane) return;
+    const near = (one) => Math.abs(new Date(one.from) - new Date(like.from));
+    const bar = this.barsOf(lane).reduce((best, one) => (near(one) < near(best) ? one : best));
+    this.at = { lane, n: this.barsOf(lane).includes(like) ? like.n : bar.n };
+    const top = names.indexOf(lane) * ROW;
+    if (top < this.scroll.scrollTop) this.scroll.scrollTop = top;
+    else if (top + ROW > this.scroll.scrollTop + this.scroll.clientHeight) this.scroll.scrollTop = top + ROW - this.scroll.clientHeight;
+    this.draw();
+    this.drawing.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
+  }
+
+  /** All bars as rows, for whoever reads rather than sees; drawn only where it is open. */
+  listBars() {
+    if (!this.table.open || !this.record) return;
+    const rows = this.lanes().flatMap((name) => this.barsOf(name).map((one) => [name, one]));
+    put(this.bars, h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Who did what when, as a table" }, h("table", {}, h("thead", {}, h("tr", {}, ["Who", "What", "From", "For"].map((title) => h("th", { scope: "col" }, title)))),
+      h("tbody", {}, rows.slice(0, LISTED).map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, clip(name, 64)), h("td", {}, clip(one.says.slice(name.length + 2), 300)), h("td", { class: "time" }, clock(one.from, true)), h("td", { class: "number" }, lasted(one))))))),
+      rows.length > LISTED ? h("p", { class: "muted" }, `The first ${LISTED} of ${rows.length}.`) : null);
   }
 
   /** Whether a span is worth a bar: something is under way in it, and it is not over before the run begins. */
@@ -126,16 +194,19 @@ export class RunsPage {
     return one.tone !== "quiet" && !(one.layer !== "work" && one.tone === "good") && (one.to === null || +new Date(one.to) > begin + 1);
   }
 
-  row(name, top, x, end) {
-    const bars = this.spans.get(name).filter((one) => this.counts(one, +new Date(this.record.body.facts.requested_at)));
+  row(name, top, x, end, chosen) {
     return s("g", {},
       s("text", { class: "lane", x: 10, y: top + 17 }, clip(name, 16)),
       s("line", { class: "grid", x1: LEFT, x2: "100%", y1: top + ROW - 0.5, y2: top + ROW - 0.5 }),
-      bars.map((one) => {
+      this.barsOf(name).map((one) => {
         const from = x(one.from);
         const [y, high] = { work: [7, 11], fl_client: [4, 17], inference: [20, 4], server: [4, 17] }[one.layer] ?? [1, 3];
-        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2) }, s("title", {}, one.says));
-        bar.addEventListener("pointerenter", () => (this.readout.textContent = `${one.says}, ${clock(one.from, true)}${one.to ? `, for ${span((new Date(one.to) - new Date(one.from)) / 1000)}` : ", still"}`));
+        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2), role: "img", "aria-label": read(one), tabindex: chosen.lane === name && chosen.n === one.n ? 0 : -1 }, s("title", {}, one.says));
+        bar.addEventListener("pointerenter", () => (this.readout.textContent = read(one)));
+        bar.addEventListener("focus", () => {
+          this.at = { lane: name, n: one.n };
+          this.readout.textContent = read(one);
+        });
         return bar;
       }));
   }
@@ -155,7 +226,7 @@ export class RunsPage {
     put(this.facts,
       h("div", { class: "head" }, h("h2", {}, facts.run, " ", badge(target)), h("div", { class: "filters" }, trace,
         !this.over && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
-      reason ? h("p", { class: `note ${tone(target)}` }, reason) : null,
+      reason ? h("p", { class: `note ${facts.promoted === false ? "wait" : tone(target)}` }, reason) : null,
       h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
       h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair("Took", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
         pair("Begun by", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Came to", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
@@ -176,6 +247,8 @@ export class RunsPage {
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
 const after = (iso, seconds) => new Date(+new Date(iso) + seconds * 1000).toISOString();
+const lasted = (one) => (one.to ? span((new Date(one.to) - new Date(one.from)) / 1000) : "still");
+const read = (one) => `${one.says}, ${clock(one.from, true)}, ${one.to ? `for ${lasted(one)}` : "still"}`;
 const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)));
 
 function change(page, state) {

@@ -4,6 +4,7 @@ Screenshots of all pages are left in ``build/screenshots``.
 """
 
 import json
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -29,6 +30,8 @@ from fedbus.contracts.code import CodeFacts
 from fedbus.contracts.examples import EXAMPLES
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.run import RoundResult, RunFacts, RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
+from fedbus.contracts.serving import CapturePaused, CaptureResumed
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
@@ -59,6 +62,7 @@ async def a_run(told: Told) -> RunFacts:
     told.passes(60)
     code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
     await told.move(code, "code_read", "", "steady")
+    await a_schedule(told)
     run = told.run(2, 0, loss=0.37)
     for client in ("c1", "c2", "c3"):
         told.passes(0.5)
@@ -80,6 +84,30 @@ async def a_run(told: Told) -> RunFacts:
     lost = FlClientFacts(task=TASK, client="c3")
     await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
     return run
+
+
+async def a_schedule(told: Told) -> None:
+    """One of two parts, of which one is half there; it began the first run."""
+    rule = ScheduleRule(
+        when="cron '0 3 * * *' or (labelled >= 64 on 2 clients and every 6h)",
+        timezone="Europe/Berlin",
+        quiet="weekday in SAT..SUN",
+        debounce_s=60,
+    )
+    facts = ScheduleFacts(
+        task=TASK,
+        holder="server/workflow-scheduler_1",
+        since=told.clock,
+        clock_since=told.clock,
+        started=1,
+        run="mnist-1",
+        rule=rule,
+        next_at=told.clock + timedelta(hours=5),
+        awaits=("cron '0 3 * * *'", "labelled >= 64 on 2 clients (1 so far)"),
+        fired_at=told.clock - timedelta(seconds=90),
+        fired_for="labelled >= 64 on 2 clients (c1: 70, c2: 64)",
+    )
+    await told.move(facts, "planned", "watching", "watching")
 
 
 def learnt(run: RunFacts) -> RunFacts:
@@ -159,7 +187,7 @@ async def test_every_page_shows_what_is_so(
         "training": "mnist-1",
         "events": "the trainer was killed",
         "models": "v6",
-        "schedules": "mnist-2",
+        "schedules": "labelled >= 64 on 2 clients (1 so far)",
     }
     async with gateway(nats.url, models=models_of) as url:
         await page.open(url)
@@ -410,7 +438,124 @@ async def test_a_page_is_usable_by_keyboard_and_by_ear(told: Told, nats: NatsSer
             assert await page.run(NAMELESS) == [], one
             assert await page.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
             assert await page.run("document.querySelectorAll('h1').length") == 1
-        assert await page.run("document.querySelector('.skip').getAttribute('href')") == "#main"
+
+
+HERE = """(() => {
+    const here = document.activeElement;
+    return [here.tagName.toLowerCase(), here.getAttribute("aria-label") ?? here.innerText?.trim() ?? ""];
+})()"""
+"""What has the focus, and what a screen reader calls it."""
+
+
+async def presses(page: Page, *keys: str) -> tuple[str, str]:
+    """Press *keys*; what has the focus then."""
+    for key in keys:
+        await page.press(key)
+    kind, name = await page.run(HERE)
+    return kind, name
+
+
+async def tab_to(page: Page, wanted: str, *, within: int = 40) -> str:
+    """Press Tab until what has the focus is a *wanted* thing, by its selector; its name."""
+    for _ in range(within):
+        _, name = await presses(page, "Tab")
+        if await page.run(f"document.activeElement.matches({json.dumps(wanted)})"):
+            return name
+    raise AssertionError(f"Tab never comes to {wanted}")
+
+
+async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/training")
+        await page.until("document.querySelector('.chart svg')")
+        assert await presses(page, "Tab") == ("a", "Skip to the content")
+        assert (await presses(page, "Enter"))[0] == "main"
+        assert await page.run("window.fedbus.app.name") == "training"
+        assert await presses(page, "Tab") == ("button", "Joined")
+
+
+async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(f"{ROWS}.length === 6")
+        assert (await tab_to(page, "tr[data-key]")).startswith("c1")
+        assert (await presses(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
+        assert (await presses(page, "ArrowUp"))[1].startswith("c2")
+        await presses(page, "Enter")
+        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
+        assert (await presses(page, "Tab"))[1].startswith("c3")
+        await page.run("location.hash = '#/events?word=declined'")
+        await page.until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
+        await tab_to(page, "tr[data-key]")
+        await presses(page, "Enter")
+        await page.until("!document.querySelector('.drawer').hidden")
+        assert await presses(page, "Tab") == ("button", "Close")
+        kind, name = await presses(page, "Escape")
+        assert (kind, "declined" in name) == ("tr", True), "the focus is where it was"
+
+
+async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/runs")
+        await page.until("document.querySelectorAll('.gantt g').length > 2")
+        assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
+        along = [(await presses(page, "ArrowRight"))[1] for _ in range(4)]
+        assert along[-1].startswith("c1: round 2, trained for 3.0 s, ")
+        assert along[-1].endswith(", for 3.0 s")
+        assert (await presses(page, "ArrowDown"))[1].startswith("c2: round 2, trained for 4.0 s")
+        assert (await presses(page, "Home"))[1].startswith("c2: client learning")
+        assert (await page.text(".run .readout")).startswith("c2: client learning")
+        await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
+        await told.say(replied("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
+        await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
+        assert (await presses(page, "End"))[1].startswith("c2: round 3")
+        assert (await tab_to(page, "summary")) == "The same as a table"
+        await presses(page, "Enter")
+        await page.until("document.querySelector('.run details table')")
+        rows = "[...document.querySelectorAll('.run details tbody tr')].map((row) => row.innerText)"
+        assert any(
+            row.startswith("c3") and "round 2, trained for 5.5 s" in row for row in await page.run(rows)
+        )
+        await page.screenshot(SCREENSHOTS / "runs-table.png")
+
+
+async def test_a_filter_outlives_a_reload(told: Told, nats: NatsServer, page: Page) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/events")
+        await page.until(f"{ROWS}.length > 3")
+        await tab_to(page, "input[name=text]")
+        for letter in "battery":
+            await page.send("Input.insertText", text=letter)
+        await page.until(f"{ROWS}.length === 1")
+        assert await page.run("location.hash") == "#/events?text=battery"
+        await page.send("Page.reload")
+        await page.until(f"{LIVE} && {ROWS}.length === 1")
+        assert await page.run("document.querySelector('input[name=text]').value") == "battery"
+
+
+async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await told.clients(["c1"])
+    await told.say(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(f"{ROWS}.length === 1")
+        await page.click("tr[data-key]")
+        await page.until("document.querySelector('.details').innerText.includes('It captures nothing since')")
+        told.passes(1)
+        await told.say(CaptureResumed(task=TASK, client="c1"))
+        await page.until("!document.querySelector('.details').innerText.includes('It captures nothing')")
 
 
 async def test_a_federation_with_nobody_in_it_says_what_to_do(
