@@ -36,7 +36,7 @@ from fedbus.contracts.signals import (
 )
 from fedbus.domain import drift
 from fedbus.domain.answers import one_number_each
-from fedbus.domain.data_checks import Expected, answered_by, class_counts, expected, findings
+from fedbus.domain.data_checks import Expected, answered_by, class_counts, expected, findings, live_accuracy
 from fedbus.learning.apps import BadTask
 from fedbus.stores.captured import CapturedData
 from fedbus.stores.captured_rows import Ever, Rows, Shares, ever, newest_rows, shares
@@ -204,6 +204,8 @@ class DataWatch:
             predictions=_sketch(answers) if answers else None,
             drifting=bool(drifted),
             drift_unknown=known.drift_unknown,
+            serving=self._engine.current.version if self._engine.current else None,
+            live=live_accuracy(rows.outputs, rows.labels, rows.versions, wanted.classes),
             seconds=seconds,
         )
         self._measure(checked)

@@ -13,8 +13,9 @@ from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Message
 from fedbus.contracts.run import RunFacts, RunState
 from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected
+from fedbus.contracts.task import Task
 from fedbus.contracts.transition import Transition
-from fedbus.domain.triggers import Count
+from fedbus.domain.triggers import Count, Judged
 
 HEARD = (DataCounted, DataChecked, DriftDetected, CodePublished)
 
@@ -22,14 +23,17 @@ HEARD = (DataCounted, DataChecked, DriftDetected, CodePublished)
 class News:
     """What was said last, of each sender."""
 
-    def __init__(self, bus: Bus, task: str) -> None:
+    def __init__(self, bus: Bus, task: Task) -> None:
         self._bus = bus
-        self._task = task
+        self._task = task.id
+        self._min_labelled = task.table.checks.min_labelled
         self._counted: dict[str, tuple[DataCounted, datetime]] = {}
         self.drifted: dict[str, datetime] = {}
         """Which clients are drifted, and since when: from what they said of it until a check finds them well."""
-        self._drift_told: dict[str, datetime] = {}
-        """When each client last said whether it is."""
+        self.judged: dict[str, Judged] = {}
+        """How often the model was right that each client serves, where it says so of enough answers."""
+        self._looked_at: dict[str, datetime] = {}
+        """When each client last said of both."""
         self.finished: dict[str, datetime] = {}
         """When the last run of each other task finished."""
         self.code: tuple[str, datetime] | None = None
@@ -50,11 +54,8 @@ class News:
         match message:
             case DataCounted(client=client):
                 self._counted[client] = (message, at)
-            case DriftDetected(client=client):
-                if not self._hear_drift(client, at, drifting=True):
-                    return
-            case DataChecked(client=client, drifting=drifting):
-                if not self._hear_drift(client, at, drifting=drifting):
+            case DriftDetected() | DataChecked():
+                if not self._hear_look(message, at):
                     return
             case CodePublished(code_version=version):
                 if self.code is None or self.code[0] != version:
@@ -64,11 +65,20 @@ class News:
                 return
         self.last_at = max(at, self.last_at or at)
 
-    def _hear_drift(self, client: str, at: datetime, *, drifting: bool) -> bool:
-        """Whether that is news. What was read from the log may come once more, and is older than what is known."""
-        if at < self._drift_told.get(client, at):
+    def _hear_look(self, message: DriftDetected | DataChecked, at: datetime) -> bool:
+        """A client has looked at its data; whether that is news.
+
+        What was read from the log may come once more, and is older than what is known then.
+        """
+        if at < self._looked_at.get(message.client, at):
             return False
-        self._drift_told[client] = at
+        self._looked_at[message.client] = at
+        if isinstance(message, DriftDetected):
+            return self._hear_drift(message.client, at, drifting=True)
+        is_news = self._hear_accuracy(message, at)
+        return self._hear_drift(message.client, at, drifting=message.drifting) or is_news
+
+    def _hear_drift(self, client: str, at: datetime, *, drifting: bool) -> bool:
         if drifting == (client in self.drifted):
             return False
         if drifting:
@@ -76,6 +86,15 @@ class News:
         else:
             del self.drifted[client]
         return True
+
+    def _hear_accuracy(self, checked: DataChecked, at: datetime) -> bool:
+        """Only the model that serves counts, and only where enough is known of it."""
+        before = self.judged.pop(checked.client, None)
+        for one in checked.live:
+            if one.version == checked.serving and one.labelled >= self._min_labelled:
+                self.judged[checked.client] = Judged(one.right / one.labelled, at)
+        now = self.judged.get(checked.client)
+        return (before and before.accuracy) != (now and now.accuracy)
 
     def see(self, seen: Seen) -> bool:
         """A run of another task has moved; whether it has finished."""

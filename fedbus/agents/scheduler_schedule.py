@@ -179,6 +179,7 @@ class Schedule:
             "drifted": tuple(sorted(self._news.drifted)),
             "next_at": None,
             "awaits": (),
+            "accuracy": {client: one.accuracy for client, one in self._news.judged.items()},
             "code_version": self._news.code[0] if self._news.code else self._life.facts.code_version,
         }
 
@@ -203,7 +204,9 @@ class Schedule:
             unlabelled=news.gained("unlabelled", facts.unlabelled, facts.databases),
             drifted=news.drifted,
             drifted_before=facts.drifted,
-            drift_again=timedelta(seconds=self._table.drift_again_s),
+            judged=news.judged,
+            accuracy_before=facts.accuracy,
+            again=timedelta(seconds=self._table.again_s),
             figures=runs.figures,
             new_code_at=code[1] if code else None,
             finished=news.finished,

@@ -84,7 +84,7 @@ class _Leading:
         self._bus = bus
         self._task = task
         self._lives = lives
-        self._news = News(bus, task.id)
+        self._news = News(bus, task)
         self._runs = Runs(bus, task, plan, lives=lives, timers=timers, on_change=self._consider)
         self._schedule = Schedule(task, table, plan, runs=self._runs, news=self._news, timers=timers)
 

@@ -14,8 +14,9 @@ from fedbus.app.settings import Settings
 from fedbus.app.telemetry import log_to_stderr
 from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.errors import BusUnreachable
-from fedbus.bus.streams import life_stream
+from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.message import Message
 from fedbus.contracts.subjects import PEOPLE
 from fedbus.contracts.transition import Transition
 
@@ -61,6 +62,12 @@ async def lives(bus: Bus, *kinds: str, thing: str = ">") -> list[Seen]:
     """The last transition of every thing of these *kinds*, in the order of their things."""
     wanted = [subjects.life(bus.fed, kind, thing) for kind in kinds]
     return sorted(await bus.snapshot(life_stream(bus.fed), wanted), key=lambda seen: _by_number(seen.subject))
+
+
+async def last_said(bus: Bus, kind: type[Message], *, client: str = "*", task: str = "*") -> list[Seen]:
+    """What each client has said last of this *kind* in each task, as far as the event stream goes back."""
+    subject = subjects.every(bus.fed, kind, client=client, task=task)
+    return await bus.snapshot(events_stream(bus.fed), [subject])
 
 
 def moved(seen: Seen) -> Transition:

@@ -201,6 +201,8 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         predictions=serving.Sketch(feature="class", counts=(480, 520), psi=0.0625),
         drifting=True,
         drift_unknown="SciPy is not installed: pip install 'fedbus[drift]'",
+        serving=2,
+        live=(serving.LiveAccuracy(version=2, labelled=64, right=60),),
         seconds=0.125,
     ),
     serving.DriftDetected(
@@ -294,6 +296,7 @@ FACTS: Final = (
         labelled={"c1": 12},
         databases={"c1": "5eed"},
         drifted=("c3",),
+        accuracy={"c1": 0.9375},
         code_version=COMMIT,
         rule=scheduling.ScheduleRule(
             when="cron '0 3 * * *' or labelled >= 64 on 3 clients",

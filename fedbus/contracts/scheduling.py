@@ -72,8 +72,8 @@ class ScheduleTable(Table):
     """How many runs the schedule starts in all."""
     debounce_s: float = Field(default=0.0, ge=0)
     """How long nothing new must have come of the devices before a run starts; ten times as long at most."""
-    drift_again_s: float = Field(default=24 * 3600.0, gt=0)
-    """How long after a run drift that it did not end starts another."""
+    again_s: float = Field(default=24 * 3600.0, gt=0)
+    """How long after a run what it did not cure, drift or a poor live accuracy, starts another."""
     quiet: Annotated[str, AfterValidator(_checked_clock_rule)] | None = None
     """When no run starts, as a rule of hour and weekday; what comes due in between starts at the end."""
     overlap: Literal["skip", "queue", "cancel-running"] = "queue"
@@ -183,6 +183,8 @@ class ScheduleFacts(Facts):
     """What each client had counted them in: in another database it counts from nought."""
     drifted: tuple[str, ...] = ()
     """Which clients were drifted at *since*."""
+    accuracy: dict[str, float] = Field(default_factory=dict)
+    """How often the model was right that each client served at *since*, of what its users had told."""
     code_version: str = ""
     """What everybody's code was at *since*."""
     rule: ScheduleRule | None = None

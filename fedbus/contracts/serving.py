@@ -180,6 +180,15 @@ class Sketch(Body):
     p: float | None = None
 
 
+class LiveAccuracy(Body):
+    """How often one version was right, of what users have said was true."""
+
+    version: int
+    labelled: int
+    """Answers of it among the newest rows whose truth is known."""
+    right: int
+
+
 class DataChecked(ClientMessage):
     """What was checked of the newest captured rows, and how they are distributed."""
 
@@ -195,6 +204,10 @@ class DataChecked(ClientMessage):
     drifting: bool = False
     drift_unknown: str = ""
     """Why drift is not looked for, where it is not."""
+    serving: int | None = None
+    """The version that answered at the time of the check."""
+    live: tuple[LiveAccuracy, ...] = ()
+    """Of the newest rows, how often each version was right; nothing where labels are no classes."""
     seconds: float = 0.0
     """What the check took, beside the loop."""
 

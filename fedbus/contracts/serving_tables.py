@@ -117,6 +117,8 @@ class ChecksTable(Table):
     """Rows that it takes to speak of drift."""
     max_rows: int = Field(default=1000, ge=20)
     """The newest rows are looked at, so many at most."""
+    min_labelled: int = Field(default=50, ge=1)
+    """Labelled rows of the model that serves, among these, that it takes to speak of its live accuracy."""
     minimum: float | None = None
     """What an input may be at the least; left out: as for the maximum."""
     maximum: float | None = None

@@ -3,7 +3,8 @@
     cron '0 3 * * *' or (labelled >= 64 on 3 clients and every 6h) or drift on 2 clients
 
 Each part is either a moment that comes (`cron`, `every`, `new_code`, `after`, …) or something
-that has gathered since the last run (`labelled`), or how devices are (`drift`). A moment that has come is remembered
+that has gathered since the last run (`labelled`), or how devices are (`drift`,
+`live_accuracy`). A moment that has come is remembered
 until a run has started: so ``A and B`` is "both, since the last run, in whichever order", and
 ``A or B`` is "the first of them". `fedbus.domain.triggers` decides by it.
 """
@@ -25,6 +26,7 @@ __all__ = [
     "Cron",
     "Drift",
     "Every",
+    "LiveAccuracy",
     "Moved",
     "NewCode",
     "Rows",
@@ -35,7 +37,8 @@ __all__ = [
 
 SHAPES: Final = (
     "write cron '0 3 * * *', every 6h, labelled >= 64 on 3 clients, unlabelled >= 1000 on 1 client, "
-    "drift on 2 clients, accuracy drops 0.05, loss rises 10%, new_code or after other-task"
+    "drift on 2 clients, live_accuracy < 0.8 on 2 clients, accuracy drops 0.05, loss rises 10%, "
+    "new_code or after other-task"
 )
 
 
@@ -82,6 +85,17 @@ class Drift:
 
 
 @dataclass(frozen=True)
+class LiveAccuracy:
+    """``live_accuracy < 0.8 on 2 clients``: what their models answer to users is right so seldom now."""
+
+    below: float
+    clients: int
+
+    def __str__(self) -> str:
+        return f"live_accuracy < {self.below:g} on {_clients(self.clients)}"
+
+
+@dataclass(frozen=True)
 class Moved:
     """``accuracy drops 0.05``, ``loss rises 10%``: from what one run ended with to what the next one did."""
 
@@ -113,7 +127,7 @@ class After:
         return f"after {self.task}"
 
 
-Source: TypeAlias = Cron | Every | Rows | Drift | Moved | NewCode | After
+Source: TypeAlias = Cron | Every | Rows | Drift | LiveAccuracy | Moved | NewCode | After
 Trigger: TypeAlias = Expression[Source]
 
 
@@ -138,12 +152,23 @@ def _source(tokens: Tokens) -> Source:
             return Rows(here.text, _count(tokens, here.text), _on_clients(tokens))
         case "drift":
             return Drift(_on_clients(tokens))
+        case "live_accuracy":
+            return _live_accuracy(tokens)
         case "new_code":
             return NewCode()
         case "after":
             return _after(tokens)
         case _:
             return _moved(tokens, here)
+
+
+def _live_accuracy(tokens: Tokens) -> LiveAccuracy:
+    if not tokens.takes("<"):
+        tokens.wrong("write live_accuracy < 0.8 on 2 clients")
+    at, below = tokens.here.at, _amount(tokens, "live_accuracy", {"": 1.0, "%": 0.01})
+    if below > 1:
+        tokens.wrong("an accuracy is at most 1: write live_accuracy < 0.8, or < 80%", at)
+    return LiveAccuracy(below, _on_clients(tokens))
 
 
 def _moved(tokens: Tokens, metric: Token) -> Moved:

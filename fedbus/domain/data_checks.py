@@ -15,8 +15,9 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fedbus.contracts.serving import Finding
+from fedbus.contracts.serving import Finding, LiveAccuracy
 from fedbus.contracts.serving_tables import ChecksTable
+from fedbus.domain.answers import one_number_each
 from fedbus.domain.fitting_rows import outside
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -82,6 +83,23 @@ def class_counts(labels: list[Label | None], classes: frozenset[int] | None) -> 
     counts = Counter(known)
     others = sum(one is not None for one in labels) - len(known)
     return {str(one): counts[one] for one in sorted(counts)} | ({OTHER: others} if others else {})
+
+
+def live_accuracy(
+    outputs: Array, labels: list[Label | None], versions: Array, classes: frozenset[int] | None
+) -> tuple[LiveAccuracy, ...]:
+    """How often each of the *versions* was right where the truth is known, oldest first; nothing without *classes*."""
+    known = [at for at, label in enumerate(labels) if label is not None]
+    if classes is None or not known:
+        return ()
+    answers, of_version = one_number_each(outputs[known]), versions[known].tolist()
+    right = Counter(
+        version
+        for version, answer, at in zip(of_version, answers, known, strict=True)
+        if answer == labels[at]
+    )
+    counts = sorted(Counter(of_version).items())
+    return tuple(LiveAccuracy(version=one, labelled=count, right=right[one]) for one, count in counts)
 
 
 def _of_reference(inputs: Array) -> Expected:

@@ -7,8 +7,8 @@
     after_firing(schedule, …)    from when on moments of cron count for the run after
 
 Laws: ``A or B`` holds since the first of its parts, ``A and B`` since the last of them; what holds
-goes on holding until a run has started (`Seen.since` moves), but for drift, which ends when the devices are
-well; `next_look` is never in the past.
+goes on holding until a run has started (`Seen.since` moves), but for drift and a poor live accuracy, which end when
+the devices are well; `next_look` is never in the past.
 """
 
 from collections.abc import Collection, Iterator, Mapping
@@ -23,7 +23,18 @@ from cronsim import CronSim
 from fedbus.contracts.boolean import And, Not, Or, leaves
 from fedbus.contracts.rules import rule
 from fedbus.contracts.scheduling import CLOCK_WORDS, ScheduleTable
-from fedbus.contracts.triggers import After, Cron, Drift, Every, Moved, NewCode, Rows, Source, Trigger
+from fedbus.contracts.triggers import (
+    After,
+    Cron,
+    Drift,
+    Every,
+    LiveAccuracy,
+    Moved,
+    NewCode,
+    Rows,
+    Source,
+    Trigger,
+)
 from fedbus.domain.eligibility import clock_facts, holds
 
 MOST_MISSED: Final = 24
@@ -50,6 +61,14 @@ class Figure:
     at: datetime
 
 
+@dataclass(frozen=True)
+class Judged:
+    """How often a client's model was right, of what its users have told, and when that was found."""
+
+    accuracy: float
+    at: datetime
+
+
 @dataclass(frozen=True, kw_only=True)
 class Seen:
     """All that a trigger is decided by."""
@@ -69,8 +88,13 @@ class Seen:
     drifted: Mapping[str, datetime] = field(default_factory=dict)
     """Which clients are drifted now, and since when."""
     drifted_before: Collection[str] = ()
-    """Which were at *since*: by themselves they start no further run before *drift_again* has passed."""
-    drift_again: timedelta = timedelta(days=1)
+    """Which were at *since*."""
+    judged: Mapping[str, Judged] = field(default_factory=dict)
+    """How the model is that each client serves now, where enough is known of it."""
+    accuracy_before: Mapping[str, float] = field(default_factory=dict)
+    """How the model was that it served at *since*."""
+    again: timedelta = timedelta(days=1)
+    """What a run did not cure starts no further one by itself before so long has passed."""
     figures: Mapping[str, Figure] = field(default_factory=dict)
     new_code_at: datetime | None = None
     finished: Mapping[str, datetime] = field(default_factory=dict)
@@ -181,7 +205,10 @@ def _since_when(source: Source, seen: Seen) -> datetime | None:
             counts = seen.labelled if word == "labelled" else seen.unlabelled
             return _nth([one.at for one in counts.values() if one.rows >= least], clients)
         case Drift(clients=clients):
-            return _enough_drifted(clients, seen)
+            return _enough_ill(seen.drifted, seen.drifted_before, clients, seen)
+        case LiveAccuracy(below=below, clients=clients):
+            before = [client for client, accuracy in seen.accuracy_before.items() if accuracy < below]
+            return _enough_ill(_poor(below, seen), before, clients, seen)
         case Moved():
             return _moved(source, seen)
         case NewCode():
@@ -207,13 +234,19 @@ def _nth(moments: list[datetime], count: int) -> datetime | None:
     return sorted(moments)[count - 1] if len(moments) >= count else None
 
 
-def _enough_drifted(clients: int, seen: Seen) -> datetime | None:
-    """When so many were drifted and one of them was not at the last run, or that run is long enough ago."""
-    reached = _nth(list(seen.drifted.values()), clients)
+def _poor(below: float, seen: Seen) -> dict[str, datetime]:
+    return {client: one.at for client, one in seen.judged.items() if one.accuracy < below}
+
+
+def _enough_ill(
+    now: Mapping[str, datetime], before: Collection[str], clients: int, seen: Seen
+) -> datetime | None:
+    """When so many clients were ill and one of them was not at the last run, or that run is long enough ago."""
+    reached = _nth(list(now.values()), clients)
     if reached is None:
         return None
-    others = [at for client, at in seen.drifted.items() if client not in seen.drifted_before]
-    return max(reached, min(others) if others else seen.since + seen.drift_again)
+    others = [at for client, at in now.items() if client not in before]
+    return max(reached, min(others) if others else seen.since + seen.again)
 
 
 def _moved(source: Moved, seen: Seen) -> datetime | None:
@@ -226,7 +259,7 @@ def _moved(source: Moved, seen: Seen) -> datetime | None:
 
 
 def _next_moment(source: Source, seen: Seen) -> datetime | None:
-    if not isinstance(source, Cron | Every | Drift):
+    if not isinstance(source, Cron | Every | Drift | LiveAccuracy):
         return None
     at = _since_when(source, seen)
     return at if at is not None and at > seen.now else None
@@ -240,6 +273,9 @@ def _in_words(source: Source, seen: Seen) -> str:
             return f"{source} ({_some(there)})"
         case Drift():
             return f"{source} ({_some(sorted(seen.drifted))})"
+        case LiveAccuracy(below=below):
+            poor = [f"{client}: {seen.judged[client].accuracy:.3g}" for client in sorted(_poor(below, seen))]
+            return f"{source} ({_some(poor)})"
         case Moved(metric=metric):
             figure = seen.figures[metric]
             return f"{source} ({figure.before:.4g} → {figure.latest:.4g})"

@@ -25,7 +25,14 @@ from fedbus.contracts.envelope import pack
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.serving import CapturePaused, CaptureResumed, DataChecked, DataCounted, DriftDetected
+from fedbus.contracts.serving import (
+    CapturePaused,
+    CaptureResumed,
+    DataChecked,
+    DataCounted,
+    DriftDetected,
+    LiveAccuracy,
+)
 from fedbus.contracts.serving_tables import CaptureTable, ChecksTable
 from fedbus.contracts.task import Task
 from fedbus.domain import drift
@@ -118,6 +125,8 @@ async def test_data_like_the_reference_are_well(captured: CapturedData, engine: 
     assert sum(checked.classes.values()) == 300
     assert all(sum(one.counts) == 300 and one.psi < 0.25 for one in checked.inputs)
     assert sum(checked.predictions.counts) == 300
+    assert checked.serving == 1
+    assert checked.live == (LiveAccuracy(version=1, labelled=300, right=300),)
 
 
 async def test_inputs_and_predictions_that_drift_are_told_once_until_they_are_well_again(
@@ -307,7 +316,7 @@ async def test_no_label_of_a_regression_leaves_the_device(
     await looks.count()
     await looked_at(looks)
     (checked,) = told.of(DataChecked)
-    assert checked.classes == {}
+    assert (checked.classes, checked.live) == ({}, ())
     assert checked.predictions is not None
     words = [one.what for one in checked.findings] + [sketch.feature for sketch in checked.inputs]
     assert not any(str(int(price)) in one for one in words for price in prices)

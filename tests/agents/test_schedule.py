@@ -14,7 +14,7 @@ from fedbus.bus.lives import Lives
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.run import RUN, RunFacts, RunPlan
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleTable
-from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected
+from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, LiveAccuracy
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ async def test_both_of_two_are_waited_for_over_a_restart(
 async def test_drift_is_of_now_and_the_same_clients_start_no_further_run_at_once(
     fed: Federation, server: ServerManagerPlayed
 ) -> None:
-    both = schedule(when="drift on 2 clients", drift_again_s=3)
+    both = schedule(when="drift on 2 clients", again_s=3)
     async with fed.agent(scheduler_with(fed, both)) as scheduler:
         await answers(fed)
         await fed.say(drift("c1"), by="inference")
@@ -189,6 +189,35 @@ async def test_drift_is_of_now_and_the_same_clients_start_no_further_run_at_once
         assert facts(fed).drifted == ("c1", "c2")
     causes = [one.reason for one in fed.of("run") if one.event == "requested"]
     assert causes == [f"drift on 2 clients ({names})" for names in ("c2, c3", "c2, c3", "c1, c2")]
+
+
+def live(client: str, version: int, right: int, *, labelled: int = 100, serving: int = 2) -> DataChecked:
+    told = (LiveAccuracy(version=version, labelled=labelled, right=right),)
+    return DataChecked(task=TASK, client=client, rows=200, serving=serving, live=told)
+
+
+async def test_a_poor_live_accuracy_of_what_serves_starts_a_run_and_not_at_once_another(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    table = schedule(when="live_accuracy < 0.8 or new_code")
+    async with fed.agent(scheduler_with(fed, table)):
+        await answers(fed)
+        await fed.say(live("c1", 1, 10), by="inference")  # that version is away
+        await fed.say(live("c2", 2, 10, labelled=49), by="inference")  # it takes 50 to say so
+        await fed.say(live("c3", 2, 80), by="inference")
+        await fed.say(live("c3", 2, 79), by="inference")
+        await fails(fed, server, 1)
+        await fed.say(live("c3", 2, 70), by="inference")
+        await fed.say(CodePublished(task=TASK, code_version="b" * 40), by="server-manager")
+        await fails(fed, server, 2)
+        await fed.say(live("c1", 2, 60), by="inference")
+        await fails(fed, server, 3)
+    causes = [one.reason for one in fed.of("run") if one.event == "requested"]
+    assert causes == [
+        "live_accuracy < 0.8 on 1 client (c3: 0.79)",
+        "new_code",
+        "live_accuracy < 0.8 on 1 client (c1: 0.6, c3: 0.7)",
+    ]
 
 
 async def test_new_code_a_worse_figure_and_another_tasks_run_start_runs(

@@ -12,6 +12,7 @@ from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientFacts, InferenceFacts
 from fedbus.contracts.device import DeviceReport, GpuUse
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.serving import DataChecked, LiveAccuracy
 
 FED = FederationId("dev")
 
@@ -50,6 +51,17 @@ async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_th
     (one,) = (await fedbus("clients", "ls", "--json")).facts
     assert one["model_version"] is None
     assert "serves nothing" in (await fedbus("clients", "show", "c1")).out
+
+
+async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
+    fedbus: Fedbus, told: Told
+) -> None:
+    await told.clients(["c1", "c2"])
+    live = tuple(LiveAccuracy(version=one, labelled=80, right=20 * one) for one in (1, 2))
+    await told.say(DataChecked(task=TASK, client="c1", rows=200, serving=2, live=live))
+    shown = await fedbus("clients", "show", "c1")
+    assert "truth is known: v2 50.0% of 80, v1 25.0% of 80\n" in shown.out
+    assert "nothing is known of any" in (await fedbus("clients", "show", "c2")).out
 
 
 # --- how the devices are ---------------------------------------------------------------------------

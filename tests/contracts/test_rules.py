@@ -101,6 +101,8 @@ def test_a_trigger_names_each_of_its_sources() -> None:
         ("labelled > 4", "write labelled >= 64 on 3 clients"),
         ("drift on 2", "write `clients` after their number"),
         ("drift on 1.5 clients", "a whole number is meant"),
+        ("live_accuracy drops 0.1", "write live_accuracy < 0.8 on 2 clients"),
+        ("live_accuracy < 80", "at most 1"),
         ("not drift", "there is no `not`"),
         ("after 'A B'", "the id of a task"),
         ("something", "'something' starts no run"),
@@ -112,5 +114,11 @@ def test_a_trigger_that_is_wrong_is_told_what(text: str, what: str) -> None:
 
 
 def test_a_source_is_told_as_it_was_written() -> None:
-    for text in ("cron '0 3 * * *'", "labelled >= 64 on 3 clients", "drift on 1 client", "loss rises 10%"):
+    for text in (
+        "cron '0 3 * * *'",
+        "labelled >= 64 on 3 clients",
+        "drift on 1 client",
+        "live_accuracy < 0.8 on 2 clients",
+        "loss rises 10%",
+    ):
         assert str(trigger(text)) == text

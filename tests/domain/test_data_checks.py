@@ -5,9 +5,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbus.contracts.serving import Finding
+from fedbus.contracts.serving import Finding, LiveAccuracy
 from fedbus.contracts.serving_tables import ChecksTable
-from fedbus.domain.data_checks import answered_by, class_counts, expected, findings
+from fedbus.domain.data_checks import answered_by, class_counts, expected, findings, live_accuracy
 
 INPUTS = np.random.default_rng(0).random((100, 3), dtype=np.float32)
 LABELS = np.arange(100) % 4
@@ -98,3 +98,16 @@ def test_labels_are_classes_where_the_task_says_so_or_the_model_answers_with_the
     labels = None if reference is None else np.array(reference)
     wanted = answered_by(expected(table, INPUTS, labels), outputs, table)
     assert wanted.classes == classes
+
+
+@pytest.mark.parametrize(
+    "outputs", [np.array([0, 1, 1, 1, 0]), np.eye(2)[[0, 1, 1, 1, 0]]], ids=["class", "logits"]
+)
+def test_answers_are_right_where_they_are_the_label_and_each_version_has_its_own_count(outputs: Any) -> None:
+    labels: list[Any] = [0, 0, None, 1.0, 5]
+    versions = np.array([3, 3, 3, 2, 2])
+    assert live_accuracy(outputs, labels, versions, frozenset({0, 1})) == (
+        LiveAccuracy(version=2, labelled=2, right=1),
+        LiveAccuracy(version=3, labelled=2, right=1),
+    )
+    assert live_accuracy(outputs, labels, versions, None) == ()

@@ -11,13 +11,14 @@ from hypothesis import strategies as st
 
 from fedbus.contracts.boolean import And, Or
 from fedbus.contracts.scheduling import ScheduleTable
-from fedbus.contracts.triggers import After, Cron, Drift, Every, NewCode, Rows, Source, trigger
+from fedbus.contracts.triggers import After, Cron, Drift, Every, LiveAccuracy, NewCode, Rows, Source, trigger
 from fedbus.domain.triggers import (
     LONGEST_DEBOUNCE,
     MOST_MISSED,
     Count,
     Figure,
     Held,
+    Judged,
     Seen,
     after_absence,
     after_firing,
@@ -37,6 +38,7 @@ SOURCES: st.SearchStrategy[Source] = st.one_of(
     st.sampled_from(
         [Cron("0 3 * * *"), Cron("*/7 * * * *"), Cron("30 2 * * SUN"), NewCode(), Drift(1), Drift(2)]
     ),
+    st.builds(LiveAccuracy, st.sampled_from([0.5, 1.0]), st.integers(1, 3)),
     st.builds(Every, st.floats(1, 1e6)),
     st.builds(Rows, st.sampled_from(["labelled", "unlabelled"]), st.integers(1, 50), st.integers(1, 3)),
     st.builds(After, st.sampled_from(["a", "b"])),
@@ -53,7 +55,9 @@ SEEN = st.builds(
     unlabelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
     drifted=st.dictionaries(CLIENTS, MOMENTS),
     drifted_before=st.frozensets(CLIENTS),
-    drift_again=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
+    judged=st.dictionaries(CLIENTS, st.builds(Judged, st.floats(0, 1), MOMENTS)),
+    accuracy_before=st.dictionaries(CLIENTS, st.floats(0, 1)),
+    again=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
     new_code_at=st.none() | MOMENTS,
     finished=st.dictionaries(st.sampled_from(["a", "b"]), MOMENTS),
 )
@@ -167,6 +171,18 @@ def test_rows_count_on_as_many_clients_as_asked() -> None:
     assert told is not None
     assert told.at == NOON - minutes(3)
     assert told.why == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
+
+
+def test_a_poor_live_accuracy_counts_like_drift_by_what_was_poor_at_the_last_run() -> None:
+    poor = trigger("live_accuracy < 80% on 2 clients")
+    judged = {"c1": Judged(0.5, NOON), "c2": Judged(0.75, NOON), "c3": Judged(0.8, NOON)}
+    why = "live_accuracy < 0.8 on 2 clients (c1: 0.5, c2: 0.75)"
+    assert held(poor, seen(judged=judged)) == Held(NOON, why)
+    assert held(poor, seen(judged=judged, accuracy_before={"c1": 0.5, "c2": 0.9})) == Held(NOON, why)
+    uncured = seen(judged=judged, accuracy_before={"c1": 0.1, "c2": 0.79}, again=timedelta(hours=3))
+    assert held(poor, uncured) is None
+    assert next_look(poor, uncured) == uncured.since + timedelta(hours=3)
+    assert held(poor, seen(judged={"c1": Judged(0.5, NOON)})) is None
 
 
 def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_later() -> None:

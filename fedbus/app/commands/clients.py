@@ -10,6 +10,7 @@ from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
     from fedbus.bus.bus import Seen
+    from fedbus.contracts.identifiers import ClientId
     from fedbus.contracts.transition import Transition
 
 app = typer.Typer(no_args_is_help=True, help="Who takes part, what each does now, which model it serves.")
@@ -67,7 +68,7 @@ def show_(
     """Show one client: its three lifecycles, and what each waits for."""
     from fedbus.contracts.identifiers import client_id
 
-    known = _clients()
+    known = _clients(with_checks_of=client_id(client))
     found = [one for one in known if one["client"] == client_id(client)]
     if not found:
         names = ", ".join(sorted({one["client"] for one in known})) or "none yet"
@@ -95,6 +96,7 @@ def show_(
         )
         show.console().print(_standing_in_words(one["standing"]), markup=False)
         show.console().print(_device_in_words(one["device"]), markup=False)
+        show.console().print(_live_in_words(one["live"]), markup=False)
 
 
 def _serves(one: dict[str, Any]) -> str:
@@ -128,6 +130,15 @@ def _device_in_words(device: dict[str, Any] | None) -> str:
     return f"its device {cells['reported']}: {', '.join(said)}"
 
 
+def _live_in_words(live: list[dict[str, Any]]) -> str:
+    """How often its models were right, by what its users have told: the newest first."""
+    told = [
+        f"v{one['version']} {one['right'] / one['labelled']:.1%} of {one['labelled']}"
+        for one in sorted(live, key=lambda one: -one["version"])
+    ]
+    return f"right of the newest answers whose truth is known: {', '.join(told) or 'nothing is known of any'}"
+
+
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
@@ -150,17 +161,26 @@ def _standing_in_words(standing: dict[str, Any]) -> str:
     return "so far: " + ", ".join(parts)
 
 
-def _clients() -> list[dict[str, Any]]:
-    """What the log says of every client in every task: its three lifecycles put together."""
-    from fedbus.app.session import lives, moved, now, on_the_bus
-    from fedbus.contracts.device import DeviceReport
+def _clients(with_checks_of: "ClientId | None" = None) -> list[dict[str, Any]]:
+    """What the log says of every client in every task: its three lifecycles put together.
 
-    async def look() -> "tuple[list[Seen], list[Seen]]":
+    What the checks of its data found is told of one only: of all, that may be much.
+    """
+    from fedbus.app.session import last_said, lives, moved, now, on_the_bus
+    from fedbus.contracts.device import DeviceReport
+    from fedbus.contracts.serving import DataChecked
+
+    async def look() -> "tuple[list[Seen], list[Seen], list[Seen]]":
         async with on_the_bus() as bus:
-            return await lives(bus, *KINDS, "run"), await bus.latest(DeviceReport)
+            return (
+                await lives(bus, *KINDS, "run"),
+                await bus.latest(DeviceReport),
+                await last_said(bus, DataChecked, client=with_checks_of) if with_checks_of else [],
+            )
 
     told: dict[str, dict[str, Seen]] = defaultdict(dict)
-    found, reports = now(look())
+    found, reports, checks = now(look())
+    live = {thing: facts["live"] for seen in checks for thing, facts in [_device(seen)]}
     devices = {thing: facts for seen in reports for thing, facts in [_device(seen)]}
     runs = [move for seen in found if (move := moved(seen)).kind == "run"]
     for seen in found:
@@ -169,7 +189,8 @@ def _clients() -> list[dict[str, Any]]:
         *_, kind, client, task = seen.subject.split(".")
         told[f"{client}.{task}"][kind] = seen
     return [
-        _client(thing, lives) | {"standing": _standing(thing, runs), "device": devices.get(thing)}
+        _client(thing, lives)
+        | {"standing": _standing(thing, runs), "device": devices.get(thing), "live": live.get(thing, [])}
         for thing, lives in told.items()
     ]
 

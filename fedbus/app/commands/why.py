@@ -113,36 +113,28 @@ async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
 
 
 async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> dict[str, Any]:
+    from fedbus.app.session import last_said
     from fedbus.contracts.client import Declined
     from fedbus.contracts.device import DeviceReport
     from fedbus.contracts.serving import DataChecked, DataCounted
 
     declined = await _said(bus, Declined, client, task)
-    counted = await _last(bus, DataCounted, client, task)
-    checked = await _last(bus, DataChecked, client, task)
+    counted = await last_said(bus, DataCounted, client=client, task=task)
+    checked = await last_said(bus, DataChecked, client=client, task=task)
     reports = [seen for seen in await bus.latest(DeviceReport) if _is_of(seen, client, task)]
     return {
         "client": client,
         "task": task,
         "device": _facts(reports[-1]) if reports else None,
         "lives": [_life(seen) for seen in told],
-        "data": _facts(counted) if counted else None,
-        "checked": _facts(checked) if checked else None,
+        "data": _facts(counted[-1]) if counted else None,
+        "checked": _facts(checked[-1]) if checked else None,
         "declined": [_facts(seen) for seen in reversed(declined[-LAST_NOES:])],
     }
 
 
 def _is_of(seen: "Seen", client: str, task: str) -> bool:
     return (getattr(seen.message, "client", None), seen.message.task) == (client, task)
-
-
-async def _last(bus: "Bus", kind: type[Any], client: str, task: str) -> "Seen | None":
-    """What the client has said last of this *kind*."""
-    from fedbus.bus.streams import events_stream
-    from fedbus.contracts import subjects
-
-    subject = subjects.every(bus.fed, kind, client=client, task=task)
-    return next(iter(await bus.snapshot(events_stream(bus.fed), [subject])), None)
 
 
 async def _said(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[Seen]":
