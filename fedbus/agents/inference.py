@@ -32,7 +32,7 @@ from fedbus.agents.inference_watch import DataWatch
 from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import backoff, first_of, handle_each, until
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import BusClosed, BusUnreachable
+from fedbus.bus.errors import BusClosed, BusUnreachable, PublishRefused
 from fedbus.bus.lives import Life, Lives, Outbox
 from fedbus.bus.plain import Answer, TurnedAway
 from fedbus.contracts import subjects
@@ -147,7 +147,7 @@ class Inference:
                 async with join() as bus:
                     attempt = 0
                     await first_of(self._work(bus, stop), bus.lost(), _patience_with(stop))
-            except (BusUnreachable, BusClosed) as error:
+            except (BusUnreachable, BusClosed, PublishRefused) as error:
                 log.warning("predictions are served without the bus", reason=str(error))
                 await first_of(stop.wait(), asyncio.sleep(backoff(attempt)))
                 attempt += 1

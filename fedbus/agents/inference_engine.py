@@ -383,6 +383,8 @@ def _tried(ref: ModelRef, make: Make, probe: Array | None) -> Served:
         served = Served(ref, predictor)
         if probe is not None:
             _probe(served, probe)
+        elif predictor.input_shape is not None:
+            _warm_up(served, predictor.input_shape)
     except ModelRefused:
         raise
     except Exception as error:  # the task's own code: whatever it raises, the old model stays
@@ -396,6 +398,19 @@ def _probe(served: Served, samples: Array) -> None:
         probe(samples)
     served.predictor.predict(samples)
     served.gives = checked(served.predictor.predict(samples), len(samples))[:1]
+
+
+def _warm_up(served: Served, shape: tuple[int, ...]) -> None:
+    """Let a model that has no samples to be tried on answer nought, so that no request waits for what it sets up.
+
+    It is refused for nothing: to some models nought is no sample.
+    """
+    nought = np.zeros((1, *(1 if one == -1 else one for one in shape)), served.predictor.input_dtype)
+    try:
+        served.predictor.predict(nought)
+        served.gives = checked(served.predictor.predict(nought), 1)
+    except Exception as error:  # noqa: BLE001 - the task's own code
+        log.info("the model is not warm", version=served.ref.version, reason=one_line(error))
 
 
 def _answered(batch: list[_Question], served: Served, stand_in: Served | None) -> _Done:

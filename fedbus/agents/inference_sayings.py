@@ -1,7 +1,7 @@
 """What the inference agent has to tell, in order, until the bus takes it: neither predictions nor swaps wait for that.
 
-A bounded queue: where the bus is away for very long the oldest figures are let go. Each message goes out in the
-trace in which it was said.
+A bounded queue: where the bus is away for very long the oldest figures are let go, and so is what the bus will not
+have: no figure is worth a prediction. Each message goes out in the trace in which it was said.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ from typing import Final
 import structlog
 
 from fedbus.bus.bus import Bus
+from fedbus.bus.errors import PublishRefused
 from fedbus.contracts.message import Message
 
 MAX_WAITING: Final = 1000
@@ -38,7 +39,14 @@ class Sayings:
         while True:
             while self._waiting:
                 message, context = self._waiting[0]
-                await asyncio.create_task(bus.publish(message), name=f"say {message.word}", context=context)
+                try:
+                    await asyncio.create_task(
+                        bus.publish(message), name=f"say {message.word}", context=context
+                    )
+                except (PublishRefused, ValueError) as error:
+                    log.warning(
+                        "the bus does not take what was to be said", word=message.word, reason=str(error)
+                    )
                 if self._waiting and self._waiting[0][0] is message:
                     self._waiting.popleft()
             self._more.clear()

@@ -331,6 +331,21 @@ async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_no
     assert served(fed) == 3
 
 
+async def test_a_model_that_was_gone_back_from_is_handed_over_again_when_the_server_names_it_anew(
+    fed: Federation, server: ServerPlayed, client: AgentAtWork
+) -> None:
+    server.term = 4
+    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
+    assert (await fed.hears(InferUpdate)).term == 4
+    await ready(fed, second)
+    await fed.happens("client", "infer_ready", times=2)
+    await returned(fed, first, second)
+    await fed.happens("client", "model_returned")
+    server.term = 5
+    await server.publishes(2)
+    assert (await fed.hears(InferUpdate, times=2)).term == 5
+
+
 async def test_who_goes_back_while_its_device_learns_says_so_with_the_next_step(
     fed: Federation, server: ServerPlayed, client: AgentAtWork
 ) -> None:

@@ -26,6 +26,7 @@ from fedbus.agents.inference_server import CannotListen, InferenceServer
 from fedbus.agents.inference_trial import Trials
 from fedbus.app.compose import Device
 from fedbus.bus.lives import Lives
+from fedbus.bus.streams import events_stream
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import (
     INFERENCE,
@@ -35,8 +36,11 @@ from fedbus.contracts.client import (
     InferStart,
     InferUpdate,
 )
+from fedbus.contracts.envelope import MAX_EVENT_BYTES
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.serving import (
+    CapturePaused,
+    CaptureResumed,
     ModelCanaried,
     ModelCommitted,
     ModelPrepared,
@@ -415,6 +419,26 @@ async def users_of(url: str, *inputs: float) -> AsyncIterator[list[tuple[float, 
             yield given
         finally:
             over.set()
+
+
+async def test_what_the_bus_will_not_have_is_let_go_and_the_rest_is_told(fed: Federation) -> None:
+    """A body that is too large for any stream, and one that the stream refuses: neither ends who says it."""
+    sayings, stream = Sayings(), events_stream(fed.site.federation)
+    speaker = await fed.speaker("inference", NAME)
+    for reason in ("x" * (MAX_EVENT_BYTES + 1), "y" * 2000):
+        sayings.say(CapturePaused(task=TASK, client=NAME, reason=reason))
+    sayings.say(CaptureResumed(task=TASK, client=NAME))
+    client = await nats_connect(fed.site.nats_url)
+    try:
+        config = (await client.jetstream().stream_info(stream)).config
+        await client.jetstream().update_stream(replace(config, max_msg_size=1500))
+    finally:
+        await client.close()
+    telling = asyncio.create_task(sayings.tell(speaker))
+    await fed.hears(CaptureResumed)
+    assert not telling.done()
+    assert not fed.heard(CapturePaused)
+    telling.cancel()
 
 
 async def test_each_step_is_told_with_its_figures(fed: Federation, serving: AgentAtWork) -> None:

@@ -463,7 +463,7 @@ class Slow(Sum):
 
 
 async def test_a_slow_model_gets_smaller_batches() -> None:
-    server, model = InferenceServer(name="sum", batch_s=0.001), Slow(np.dtype(np.float32))
+    server, model = InferenceServer(name="sum", batch_s=0.001), Slow(np.dtype(np.float32), input_shape=None)
     await server.load(REF, lambda: model)
     url = await server.start()
     async with aiohttp.ClientSession() as session:

@@ -56,8 +56,9 @@ class Adder:
 
 @dataclass
 class Slow(Adder):
-    """Takes its time: until it is told to go on."""
+    """Takes its time: until it is told to go on. Nobody knows what it takes, so it is not warmed up."""
 
+    input_shape: tuple[int, ...] | None = None
     busy: threading.Event = field(default_factory=threading.Event)
     go_on: threading.Event = field(default_factory=threading.Event)
 
@@ -275,6 +276,21 @@ async def test_after_the_swap_the_old_model_answers_what_came_in_under_it(server
     (committed,) = [one for one in said if isinstance(one, ModelCommitted)]
     assert (committed.replaced, committed.drained) == (1, 3)
     assert committed.drain_s > 0
+
+
+async def test_a_model_without_samples_to_be_tried_on_is_warm_before_it_serves(
+    server: InferenceServer,
+) -> None:
+    model = Adder(1, input_shape=(-1, 3))
+    await server.load(ref(1), lambda: model)
+    assert model.batches == [1, 1]  # the first time it may still have things to set up
+    assert server.engine.serving is not None
+    assert server.engine.serving.gives is not None
+
+
+async def test_a_model_to_which_nought_is_no_sample_serves_all_the_same(server: InferenceServer) -> None:
+    await server.load(ref(1), lambda: Silly(1))
+    assert server.current == ref(1)
 
 
 def refuses() -> Adder:
