@@ -134,7 +134,7 @@ class FlowerServer:
         await self._end_running()  # who opens a run is done with the one before
         await self._bus.forget(GRID, task=self._order.task.id)  # what was said to an earlier run's server
         try:
-            initial = await self._initial(request.artifact)
+            await self._have_at_hand(request.artifact)
             at = await self._order_at(request.code_version)
         except StoreError as error:
             return Refused(reason=str(error))
@@ -143,7 +143,6 @@ class FlowerServer:
             run=request.run,
             plan=request.plan,
             first_round=request.first_round,
-            initial=initial,
             initial_sha256=request.artifact.sha256,
             store=self._models.url,
         )
@@ -152,9 +151,13 @@ class FlowerServer:
         self._running = _Running(request.run, watch, stop)
         return ServerStarting()
 
-    async def _initial(self, artifact: Artifact) -> str:
-        """The file with the model that a run begins with; empty where the ServerApp fetches it for itself."""
-        return str(await self._models.path_of(artifact.sha256)) if self._launcher.shares_files else ""
+    async def _have_at_hand(self, artifact: Artifact) -> None:
+        """Whether a run can begin with this model is seen before its process is; raises StoreError.
+
+        A ServerApp elsewhere fetches it for itself.
+        """
+        if self._launcher.shares_files:
+            await self._models.path_of(artifact.sha256)
 
     async def _stop(self, request: StopServer) -> Body:
         if self._running is not None and self._running.run == request.run:

@@ -88,13 +88,12 @@ class CheckOrder(Order):
 
 
 class ServerOrder(Order):
-    """Run the ServerApp of *run* from *first_round*, with the model in the file *initial*, or out of *store*."""
+    """Run the ServerApp of *run* from *first_round*, with the model *initial_sha256* of *store*."""
 
     run: str
     plan: RunPlan
     first_round: int
-    initial: str
-    initial_sha256: str = ""
+    initial_sha256: str
     store: str
 
 

@@ -106,8 +106,8 @@ class ServerProcess:
             )
 
     async def _initial(self) -> Path:
-        """The file that the run begins with; who does not share the wrapper's disk fetches it."""
-        return Path(self._order.initial or await self._store.path_of(self._order.initial_sha256))
+        """The file that the run begins with, verified by this process, whatever others saw of it."""
+        return await self._store.path_of(self._order.initial_sha256)
 
     async def _selection(self) -> Selection:
         """Who is to train and what updates weigh, by what the log tells of each client; this run's rounds included."""

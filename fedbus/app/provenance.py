@@ -24,7 +24,7 @@ from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.client import Joined, RoundReply
 from fedbus.contracts.code import CODE, CodeFacts
 from fedbus.contracts.message import Message
-from fedbus.contracts.model import Manifest, ModelRef
+from fedbus.contracts.model import Artifact, Manifest, ModelRef
 from fedbus.contracts.run import RUN, RoundResult, RunFacts, RunState
 from fedbus.contracts.server import SERVER, RoundMessage, ServerFacts
 from fedbus.contracts.transition import Transition
@@ -241,6 +241,7 @@ async def of_version(
     for one in await _of_bytes(models, manifest):
         yield one
     yield _of_signature(manifest, trusted)
+    yield await _of_beginning(models, told.base)
     yield _of_ancestry(told, kept, trusted)
     config = ", ".join(f"{name}={value}" for name, value in manifest.config.items())
     plan = told.facts.plan
@@ -251,9 +252,26 @@ async def of_version(
     )
 
 
+async def _of_beginning(models: ModelStore, base: ModelRef | None) -> Finding:
+    """The digest of what the run began with, taken anew: of spoilt weights nothing good can have come."""
+    about = "began with"
+    if base is None:
+        return Finding(about, Fit.OPEN, "the log no longer keeps what the server said of it")
+    try:
+        await models.verify(base.sha256)
+    except ArtifactRetired as error:
+        return Finding(about, Fit.OPEN, f"v{base.version}; {error}")
+    except (ArtifactMissing, StoreDamaged) as error:
+        return Finding(about, Fit.NO, f"v{base.version}; {error}")
+    return Finding(about, Fit.YES, f"v{base.version}, {_named_bytes(base)}, the digest taken anew")
+
+
+def _named_bytes(artifact: Artifact) -> str:
+    return f"{artifact.sha256[:12]}, {artifact.size_bytes} bytes"
+
+
 async def _of_bytes(models: ModelStore, manifest: Manifest) -> list[Finding]:
     """The digest of what is at rest, taken anew, and the architecture of what it holds."""
-    named = f"{manifest.sha256[:12]}, {manifest.size_bytes} bytes"
     try:
         await models.verify(manifest.sha256)
         path = await models.path_of(manifest.sha256)
@@ -264,7 +282,9 @@ async def _of_bytes(models: ModelStore, manifest: Manifest) -> list[Finding]:
     size = path.stat().st_size
     wrong = [f"there are {size} bytes, the manifest says {manifest.size_bytes}"]
     weights = finding(
-        "weights", f"{named}, the digest taken anew", wrong if size != manifest.size_bytes else ()
+        "weights",
+        f"{_named_bytes(manifest)}, the digest taken anew",
+        wrong if size != manifest.size_bytes else (),
     )
     return [weights, await asyncio.to_thread(_of_architecture, path, manifest)]
 

@@ -1,5 +1,5 @@
 """The model repository in a directory, on one machine or shared between machines whose file system honours
-links and locks.
+links and locks. Bytes are hashed before they are used: once by each process, for as long as the file is the same.
 
     <task>/<sha256>.safetensors    weights, immutable
     <task>/versions/<n>.json       a manifest, written once and never changed
@@ -20,6 +20,7 @@ import tempfile
 import time
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from typing import Final, ParamSpec, TypeVar
 
@@ -137,6 +138,12 @@ class DirectoryModelStore:
         return digest
 
     def _path_of(self, sha256: str) -> Path:
+        path = self._file_of(sha256)
+        if (actual := _digest_of(path, _identity(path))) != sha256:
+            raise _damaged(path, actual)
+        return path
+
+    def _file_of(self, sha256: str) -> Path:
         self._assert_there()
         path = self._artifact(sha256)
         if not path.is_file():
@@ -148,11 +155,9 @@ class DirectoryModelStore:
         return {path.stem for path in self._home.glob("*.safetensors")}
 
     def _verify(self, sha256: str) -> None:
-        path = self._path_of(sha256)
-        with path.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if actual != sha256:
-            raise StoreDamaged(path, f"its bytes have digest {actual}")
+        path = self._file_of(sha256)
+        if (actual := _digest(path)) != sha256:
+            raise _damaged(path, actual)
 
     def _retire(self, keep: int, spare: frozenset[str]) -> list[str]:
         with self._alone():
@@ -293,6 +298,27 @@ class DirectoryModelStore:
 
 def tasks_in_directory(root: Path) -> list[str]:
     return sorted(mark.parent.name for mark in root.glob(f"*/{_MARK}"))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to the file, or puts another in its place."""
+    of = path.stat()
+    return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
+
+
+@lru_cache(4096)
+def _digest_of(path: Path, _: tuple[int, ...]) -> str:
+    """The digest of the file that has this identity, taken once."""
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, actual: str) -> StoreDamaged:
+    return StoreDamaged(path, f"its bytes have digest {actual}")
 
 
 def _is_old(path: Path) -> bool:

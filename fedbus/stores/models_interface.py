@@ -114,7 +114,10 @@ class ModelStore(Protocol):
         """
 
     async def path_of(self, sha256: str) -> Path:
-        """A local file with this artifact, to be read and never written."""
+        """A local file with this artifact, verified, to be read and never written.
+
+        Raises ArtifactMissing, ArtifactRetired; StoreDamaged where its bytes are not those of the digest.
+        """
 
     async def held(self) -> set[str]:
         """The digests of all artifacts that are here, by their names alone: `verify` reads one."""

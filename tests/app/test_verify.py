@@ -33,7 +33,7 @@ from fedbus.stores.signing import Signer, TrustedKeys, generate
 RUN = f"{TASK}-2"
 STOPPED = f"{TASK}-3"
 ABOUT = [
-    *("run", "manifest", "weights", "architecture", "signature", "made from", "configuration"),
+    *("run", "manifest", "weights", "architecture", "signature", "began with", "made from", "configuration"),
     *("code", "clients", "updates"),
 ]
 
@@ -166,6 +166,10 @@ def no_bytes(left: Left) -> None:
     (left.models / f"{left.manifest(3)['sha256']}.safetensors").unlink()
 
 
+def other_beginning(left: Left) -> None:
+    (left.models / f"{left.manifest(2)['sha256']}.safetensors").write_bytes(b"other bytes")
+
+
 def better_metrics(left: Left) -> None:
     left.rewrite(3, metrics={"loss": 0.001})
 
@@ -229,6 +233,8 @@ def signer_gone(left: Left) -> None:
     [
         (other_bytes, "weights", "is damaged: its bytes have digest"),
         (no_bytes, "weights", "holds no artifact"),
+        (other_beginning, "began with", "v2; "),
+        (other_beginning, "began with", "is damaged: its bytes have digest"),
         (better_metrics, "manifest", "the manifest and the log differ in accuracy, loss"),
         (better_metrics, "signature", "was changed after it was signed"),
         (other_participants, "manifest", "says that c1, c9 were in the last round, the log c1, c2"),

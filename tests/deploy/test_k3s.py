@@ -204,7 +204,6 @@ def test_the_job_of_a_run_is_one_that_the_cluster_takes_in() -> None:
         run="mnist-1",
         plan=RunPlan(),
         first_round=1,
-        initial="",
         initial_sha256="0" * 64,
         store="s3://fedbus/models",
     )

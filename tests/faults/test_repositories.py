@@ -199,6 +199,31 @@ async def test_weights_that_are_not_what_their_digest_says_are_never_served(
         assert set(asked.versions[-2:]) == {2}
 
 
+async def test_damaged_weights_in_a_directory_are_never_trained_from_nor_served(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    async with federation(nats.url, tmp_path) as fed, at_work(fed) as asked:
+        await made(fed, await start_run(fed))
+        await made(fed, await start_run(fed))
+        for version in (2, 3):
+            await overwritten(fed, version)
+        with pytest.raises(RequestRefused, match="is damaged: its bytes have digest"):
+            await start_run(fed)
+        with pytest.raises(RequestRefused, match="is damaged: its bytes have digest"):
+            await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
+        assert set(served(fed).values()) == {3}
+        assert set(asked.versions[-2:]) == {3}
+
+
+async def overwritten(fed: Federation, version: int) -> None:
+    """Other bytes, as many, in the middle of what *version* keeps."""
+    store = open_store(fed.site.store_url, TASK)
+    file = await store.path_of((await store.manifest(version)).sha256)
+    content = bytearray(file.read_bytes())
+    content[-20:] = b"\xff" * 20
+    file.write_bytes(content)
+
+
 async def spoil(s3: EmbeddedS3, key: str, size: int) -> None:
     """Put other bytes where *key* is."""
     bucket = Bucket(Address.parse(s3.store_url))

@@ -2,6 +2,7 @@
 
 import asyncio
 import hashlib
+import os
 import shutil
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from fedbus.stores.models import (
     VersionTaken,
     open_store,
 )
+from fedbus.stores.s3 import Address, Bucket
 
 WEIGHTS = b"weights of the first model"
 
@@ -207,6 +209,28 @@ async def test_what_is_whole_is_verified(store: ModelStore) -> None:
         await store.verify(digest(b"never stored"))
 
 
+async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
+    """Put *content* where *name* is kept, behind the repository's back."""
+    if "://" not in store.url:
+        (Path(store.url) / "mnist" / name).write_bytes(content)
+        return
+    address = Address.parse(store.url)
+    await Bucket(address).write(f"{address.prefix}/mnist/{name}", content)
+
+
+@pytest.mark.parametrize("content", [WEIGHTS[:-1], WEIGHTS[:-1] + b"!", WEIGHTS + b"!", b""])
+async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
+    store: ModelStore, content: bytes
+) -> None:
+    await holding(store)
+    await store.publish(manifest(1))
+    await overwrite(store, f"{digest(WEIGHTS)}.safetensors", content)
+    for attempt in (store.path_of, store.verify):
+        with pytest.raises(StoreDamaged, match="its bytes have digest"):
+            await attempt(digest(WEIGHTS))
+    assert await store.held() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
+
+
 async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> None:
     contents = [f"weights {version}".encode() for version in range(1, 6)]
     await holding(store, *contents, b"of a round that goes on")
@@ -253,6 +277,25 @@ async def home(tmp_path: Path) -> Path:
     await store.publish(manifest(1))
     await store.publish(manifest(2))
     return tmp_path / "mnist"
+
+
+async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_whatever_its_date_says(
+    home: Path,
+) -> None:
+    store, file = open_store(str(home.parent), "mnist"), home / f"{digest(WEIGHTS)}.safetensors"
+    path, before = await store.path_of(digest(WEIGHTS)), file.stat()
+    file.write_bytes(WEIGHTS[::-1])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(StoreDamaged, match="its bytes have digest"):
+        await store.path_of(digest(WEIGHTS))
+    file.write_bytes(WEIGHTS)
+    assert await store.path_of(digest(WEIGHTS)) == path
+
+
+async def test_a_version_whose_weights_were_damaged_meanwhile_is_not_published(home: Path) -> None:
+    (home / f"{digest(WEIGHTS)}.safetensors").write_bytes(WEIGHTS[::-1])
+    with pytest.raises(StoreDamaged):
+        await open_store(str(home.parent), "mnist").publish(manifest(3))
 
 
 async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp_path: Path) -> None:
