@@ -86,14 +86,13 @@ class CodeFollowing:
         """Have *version* verified and checked, and rolled out as soon as no run is under way; what comes of it."""
         try:
             task = await self._checked(version, new_lineage=new_lineage)
-        except (CodeRejected, RequestRefused) as error:
-            reason = error.reason if isinstance(error, CodeRejected) else str(error)
-            return await self._rollouts.reject(version, reason)
+        except CodeRejected as error:
+            return await self._rollouts.reject(version, error.reason)
         chosen = (EVERYBODY,) if new_lineage else tuple(stages) or task.table.rollout.stages
         return await self._rollouts.propose(Proposed(task, chosen, new_lineage))
 
     async def _checked(self, version: str, *, new_lineage: bool) -> Task:
-        """The task at *version*, if it passes its check; raises CodeRejected, CodeUnavailable, RequestRefused."""
+        """The task at *version*, if it passes its check; raises CodeRejected and CodeUnavailable."""
         task = await self._code.task_at(version)
         if task.id != self._rollouts.task.id:
             raise CodeRejected(
@@ -106,7 +105,10 @@ class CodeFollowing:
             like=champion.sha256 if champion and not new_lineage else "",
         )
         timeout_s = task.table.code.check_s + MORE_TO_CHECK_S
-        checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
+        try:
+            checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
+        except RequestRefused as error:
+            raise CodeRejected(version, str(error)) from error
         if checked.differs:
             raise CodeRejected(
                 version,
@@ -150,7 +152,7 @@ class CodeFollowing:
         try:
             version = await self._code.resolve(name)
             if version == self._rollouts.facts.code_version and not self._rollouts.facts.candidate:
-                return Refused(reason=f"everybody is on {short(version)} already")
+                return _is_there(version)
             async with self._looking:
                 await self._consider(version, stages, new_lineage=new_lineage)
         except (CodeRejected, CodeUnavailable) as error:
@@ -160,10 +162,27 @@ class CodeFollowing:
         return RolloutBegun(code_version=version, stages=self._rollouts.stages)
 
     async def _revert_by_hand(self, request: RevertCode) -> Body:
-        to = await self._rollouts.back_from_here(request.to, request.reason)
-        here = self._rollouts.facts.code_version
-        if to is None:
-            return Refused(reason=f"there is no version before {short(here)}")
+        here = self._rollouts.facts
+        if not request.to and await self._rollouts.end_by_hand(request.reason):
+            return RolloutBegun(code_version=here.code_version)
+        to = request.to or next(iter(here.previous), "")
         if not to:
-            return RolloutBegun(code_version=here)
-        return await self._bring(to, (EVERYBODY,))
+            return Refused(reason=f"there is no version before {short(here.code_version)}")
+        try:
+            async with self._looking:
+                return await self._go_back(await self._code.resolve(to), request.reason)
+        except (CodeRejected, CodeUnavailable) as error:
+            return Refused(reason=f"nothing was changed: {error}")
+
+    async def _go_back(self, version: str, reason: str) -> Body:
+        """Leave what is in use for *version*, once that has passed its check. Raises CodeRejected, CodeUnavailable."""
+        if version == self._rollouts.facts.code_version:
+            ended = await self._rollouts.end_by_hand(reason)
+            return RolloutBegun(code_version=version) if ended else _is_there(version)
+        task = await self._checked(version, new_lineage=False)
+        await self._rollouts.propose(Proposed(task, (EVERYBODY,), leaving=reason))
+        return RolloutBegun(code_version=version, stages=(EVERYBODY,))
+
+
+def _is_there(version: str) -> Refused:
+    return Refused(reason=f"everybody is on {short(version)} already")

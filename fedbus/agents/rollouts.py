@@ -75,6 +75,8 @@ class Proposed:
     task: Task
     stages: tuple[str, ...]
     new_lineage: bool = False
+    leaving: str = ""
+    """Why what is in use is left for it, and not to be taken again; empty where it is not left."""
 
 
 class Rollouts:
@@ -195,24 +197,15 @@ class Rollouts:
 
     def _with(self, version: str, reason: str) -> dict[str, str]:
         """What is rejected, and *version* too."""
-        before = {one: why for one, why in self.facts.rejected.items() if one != version}
-        newest = list(before.items())[-(VERSIONS_REMEMBERED - 1) :]
-        return {**dict(newest), version: reason[:500]}
+        return _newest({**_without(version, self.facts.rejected), version: reason[:500]})
 
-    async def back_from_here(self, to: str, reason: str) -> str | None:
-        """Leave what is in use: end the rollout, or where there is none say which version to go to.
-
-        None: there is nothing to go back to.
-        """
+    async def end_by_hand(self, reason: str) -> bool:
+        """Bring everybody back from the rollout that is under way; False where there is none."""
         async with self._turn:
-            if self._rolling and not to:
-                await self._revert(reason)
-                return ""
-            if not to and not self.facts.previous:
-                return None
-            to = to or self.facts.previous[0]
-            await self._reject(self.facts.code_version, reason)
-            return to
+            if not self._rolling:
+                return False
+            await self._revert(reason)
+            return True
 
     # --- a rollout -----------------------------------------------------------------------------------------
 
@@ -227,17 +220,22 @@ class Rollouts:
     async def _begin(self, proposed: Proposed) -> None:
         version = proposed.task.code_version
         self._candidate, self._ready, self._refused = proposed.task, {}, {}
-        rejected = {one: why for one, why in self.facts.rejected.items() if one != version}
         await self._move(
             "code_found",
             reason=f"{short(version)}, stage by stage: {', '.join(proposed.stages)}",
             candidate=version,
             stages=proposed.stages,
             new_lineage=proposed.new_lineage,
-            rejected=rejected,
+            rejected=self._rejected_now(proposed),
             **await self._stage(0, proposed.stages, version),
         )
         await self._ask_the_cohort()
+
+    def _rejected_now(self, proposed: Proposed) -> dict[str, str]:
+        """What is rejected when *proposed* begins: not that one, but whatever is left for it."""
+        left = (self.facts.code_version, self.facts.candidate) if proposed.leaving else ()
+        why = dict.fromkeys(filter(None, left), proposed.leaving[:500])
+        return _newest(_without(proposed.task.code_version, {**self.facts.rejected, **why}))
 
     async def _stage(self, number: int, stages: Sequence[str], version: str) -> dict[str, Any]:
         """The facts of a stage: who is in it, and that nobody has answered yet."""
@@ -417,3 +415,11 @@ class Rollouts:
 
     async def _move(self, event: str, *, reason: str = "", **facts: Any) -> None:
         await self._life.move(event, reason=reason[:1000], **facts)
+
+
+def _without(version: str, rejected: Mapping[str, str]) -> dict[str, str]:
+    return {one: why for one, why in rejected.items() if one != version}
+
+
+def _newest(rejected: Mapping[str, str]) -> dict[str, str]:
+    return dict(list(rejected.items())[-VERSIONS_REMEMBERED:])

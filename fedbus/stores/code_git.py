@@ -114,14 +114,20 @@ class GitCode:
 
     def _resolve(self, programs: Programs, name: str) -> str:
         with self._mirror(programs) as mirror:
-            mirror.look()
-            sha = self._meaning(mirror, name)
-            if not self._is_on_history(mirror, sha):
-                raise CodeRejected(
-                    sha, f"it is not on the history of {self.source}: only what is there may be run"
-                )
+            is_here = is_sha(name) and self._is_on_history(mirror, name)  # then nobody needs to be asked
+            sha = name if is_here else self._asked_for(mirror, name)
             self._accept(mirror, sha)
             return sha
+
+    def _asked_for(self, mirror: Mirror, name: str) -> str:
+        """The commit that *name* means in the repository now."""
+        mirror.look()
+        sha = self._meaning(mirror, name)
+        if not self._is_on_history(mirror, sha):
+            raise CodeRejected(
+                sha, f"it is not on the history of {self.source}: only what is there may be run"
+            )
+        return sha
 
     def _meaning(self, mirror: Mirror, name: str) -> str:
         """The commit that *name* means: a whole SHA, a branch or tag, or the beginning of a SHA."""

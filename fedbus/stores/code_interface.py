@@ -55,7 +55,8 @@ class CodeRepository(Protocol):
     async def resolve(self, name: str) -> str:
         """The version that a SHA, the beginning of one, a tag or a branch means now.
 
-        Raises CodeUnavailable, and CodeRejected where there is no such thing on the ref's history.
+        For a full SHA that is known here the repository is not asked. Raises CodeUnavailable, and CodeRejected
+        where there is no such thing on the ref's history.
         """
 
     async def history(self, limit: int = 20) -> list[Commit]:

@@ -51,6 +51,7 @@ from fedbus.learning import weights
 from fedbus.stores.code import CodeRepository, open_code
 from fedbus.stores.models import ModelStore, open_store
 
+REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
 PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)
 
 
@@ -108,12 +109,21 @@ class Others:
         self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
     ) -> None:
         """A run of *version* with these clients, from its opening to its end."""
+        async with self.in_a_run(number, version, *clients, loss=loss, failures=failures):
+            pass
+
+    @asynccontextmanager
+    async def in_a_run(
+        self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
+    ) -> AsyncIterator[None]:
+        """The same, which trains while the block runs."""
         run = f"{TASK}-{number}"
         await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=PLAN))
         for client in clients:
             said = Joined(task=TASK, client=client, run=run, code_version=version)
             await self.fed.say(said, by="trainer")
         await self.fed.hears(BeginTraining, times=number)
+        yield
         result = RoundResult(
             round=1,
             metrics={"loss": loss},
@@ -127,6 +137,20 @@ class Others:
         ):
             await self.fed.say(word, by="flower-server")
         await self.fed.hears(ServerClosed, times=number)
+
+    async def takes_up(
+        self, server: "Server", files: dict[str, str], repository: Repository, by: Signer
+    ) -> str:
+        """A commit that two clients have taken up and a run has tried, so that everybody is on it."""
+        await self.clients("c1", "c2")
+        new = repository.commit(files, by=by)
+        await server.look()
+        for client in ("c1", "c2"):
+            await self.ready(client, new)
+        await self.fed.until(lambda: bool(self.asked_to_run), "a run of the candidate to be asked for")
+        await self.run(1, new, "c1", "c2")
+        await self.fed.happens("code", "rollout_finished")
+        return new
 
     async def _artifact(self) -> Artifact:
         self.made += 1
@@ -476,19 +500,59 @@ async def test_a_person_goes_back_to_the_version_before(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await server.look()
-    for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
-    await others.run(1, new, "c1", "c2")
-    await fed.happens("code", "rollout_finished")
-
+    new = await others.takes_up(server, REVISED, repository, ada)
     begun = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
     assert (begun.code_version, begun.stages) == (old, ("100%",))
     assert server.facts.candidate == old
     assert server.facts.rejected == {new: "users complain"}
+
+
+async def test_going_back_to_another_architecture_changes_nothing_and_names_the_way(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.takes_up(server, REVISED, repository, ada)
+    others.differs[old] = "weight is float32 (4, 3) there and float32 (5, 3) here"
+    before, told = server.facts, fed.events("code")
+    with pytest.raises(RequestRefused, match=r"nothing was changed: .* --new-lineage"):
+        await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
+    assert (server.facts, fed.events("code")) == (before, told)
+
+
+async def test_a_person_goes_back_while_the_repository_is_away(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.takes_up(server, REVISED, repository, ada)
+    repository.path.rename(repository.path.with_name("elsewhere"))
+    begun = await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
+    assert begun.code_version == server.facts.candidate == old
+
+
+async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_over(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    new = await others.takes_up(server, REVISED, repository, ada)
+    async with others.in_a_run(2, new, "c1", "c2"):
+        await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
+        assert (server.facts.rejected, server.facts.candidate) == ({}, "")
+    await fed.happens("code", "code_found", times=2)
+    assert (server.facts.rejected, server.facts.candidate) == ({new: "users complain"}, old)
+
+
+async def test_who_goes_back_further_during_a_rollout_leaves_the_candidate_and_what_was_before_it(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    first = repository.head
+    second = await others.takes_up(server, REVISED, repository, ada)
+    third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found", times=2)
+    await fed.bus.request(RevertCode(task=TASK, to=first[:12], reason="both are bad"), timeout_s=30)
+    await fed.happens("code", "code_found", times=3)
+    assert server.facts.candidate == first
+    assert server.facts.rejected == dict.fromkeys((second, third), "both are bad")
 
 
 async def test_a_person_ends_a_rollout(

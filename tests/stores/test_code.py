@@ -205,6 +205,18 @@ async def test_a_rewritten_history_is_noticed_after_a_restart(
         await again.newest()
 
 
+async def test_a_full_sha_that_is_known_here_is_not_asked_for(
+    code: CodeRepository, repository: Repository, ada: Signer
+) -> None:
+    first = repository.head
+    repository.commit(by=ada)
+    await code.newest()
+    repository.path.rename(repository.path.with_name("away"))
+    assert await code.resolve(first) == first
+    with pytest.raises(CodeUnavailable):
+        await code.resolve("f" * 40)
+
+
 # --- a repository that is away -------------------------------------------------------------------------
 
 
