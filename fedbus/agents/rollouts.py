@@ -29,7 +29,8 @@ from fedbus.contracts.code import (
     CodeState,
 )
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.run import StartRun
+from fedbus.contracts.run import RunPlan, StartRun
+from fedbus.contracts.server import OpenRun
 from fedbus.contracts.task import Task
 from fedbus.domain.participation import short
 from fedbus.domain.rollout import (
@@ -351,11 +352,13 @@ class Rollouts:
 
     # --- a run of the candidate ----------------------------------------------------------------------------------
 
-    def for_a_run(self, quorum: int) -> tuple[Task, int]:
-        """The task that a run is to be made of now, and the quorum that it can have: a cohort is only so large."""
+    def for_a_run(self, asked: OpenRun) -> tuple[Task, RunPlan]:
+        """The task that a run is to be made of now, and its plan: a cohort can bring no larger quorum than it is."""
         if self._rolling and self._ready and self._candidate is not None and not self.facts.new_lineage:
-            return self._candidate, min(quorum, len(self._ready))
-        return self._task, quorum
+            plan = _plan(asked, self._candidate)
+            quorum = min(plan.quorum, len(self._ready))
+            return self._candidate, plan.model_copy(update={"quorum": quorum})
+        return self._task, _plan(asked, self._task)
 
     async def at(self, version: str) -> Task:
         """The task at a version that a run was opened with."""
@@ -415,6 +418,10 @@ class Rollouts:
 
     async def _move(self, event: str, *, reason: str = "", **facts: Any) -> None:
         await self._life.move(event, reason=reason[:1000], **facts)
+
+
+def _plan(asked: OpenRun, task: Task) -> RunPlan:
+    return asked.plan if asked.overrides is None else asked.overrides.over(task.table.plan)
 
 
 def _without(version: str, rejected: Mapping[str, str]) -> dict[str, str]:

@@ -25,8 +25,7 @@ class News:
 
     def __init__(self, bus: Bus, task: Task) -> None:
         self._bus = bus
-        self._task = task.id
-        self._min_labelled = task.table.checks.min_labelled
+        self.task = task
         self._counted: dict[str, tuple[DataCounted, datetime]] = {}
         self.drifted: dict[str, datetime] = {}
         """Which clients are drifted, and since when: from what they said of it until a check finds them well."""
@@ -41,14 +40,11 @@ class News:
         self.last_at: datetime | None = None
         """When a device last said something."""
 
-    async def read(self, *, other_tasks: bool) -> None:
+    async def read(self) -> None:
         """What the bus holds of it."""
-        wanted = [subjects.every(self._bus.fed, kind, task=self._task) for kind in HEARD]
+        wanted = [subjects.every(self._bus.fed, kind, task=self.task.id) for kind in HEARD]
         for seen in await self._bus.snapshot(events_stream(self._bus.fed), wanted):
             self.hear(seen.message, seen.envelope.time)
-        if other_tasks:
-            for seen in await self._bus.last_moves("run"):
-                self.see(seen)
 
     def hear(self, message: Message, at: datetime) -> None:
         match message:
@@ -91,7 +87,7 @@ class News:
         """Only the model that serves counts, and only where enough is known of it."""
         before = self.judged.pop(checked.client, None)
         for one in checked.live:
-            if one.version == checked.serving and one.labelled >= self._min_labelled:
+            if one.version == checked.serving and one.labelled >= self.task.table.checks.min_labelled:
                 self.judged[checked.client] = Judged(one.right / one.labelled, at)
         now = self.judged.get(checked.client)
         return (before and before.accuracy) != (now and now.accuracy)
@@ -101,16 +97,18 @@ class News:
         move = seen.message
         if not (isinstance(move, Transition) and isinstance(move.facts, RunFacts)):
             return False
-        if move.target != RunState.FINISHED or move.task == self._task:
+        if move.target != RunState.FINISHED or move.task == self.task.id:
             return False
         before = self.finished.get(move.task)
         self.finished[move.task] = max(seen.envelope.time, before or seen.envelope.time)
         return True
 
     async def others(self) -> AsyncIterator[Seen]:
-        """Moves of all tasks' runs, as they come."""
+        """Moves of all tasks' runs: the last of each, and then as they come."""
         wanted = [subjects.life(self._bus.fed, "run", "*")]
         async with self._bus.watch(life_stream(self._bus.fed), wanted) as moves:
+            for seen in await self._bus.last_moves("run"):
+                yield seen
             async for seen in moves:
                 yield seen
 

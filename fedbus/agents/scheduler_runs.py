@@ -25,7 +25,7 @@ from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.run import (
     RUN,
     RunFacts,
-    RunPlan,
+    RunOverrides,
     RunStarted,
     RunState,
     RunStopped,
@@ -72,15 +72,16 @@ class Runs:
         self,
         bus: Bus,
         task: Task,
-        plan: RunPlan,
+        overrides: RunOverrides,
         *,
         lives: Lives,
         timers: Timers,
         on_change: Callable[[], Awaitable[None]],
     ) -> None:
         self._bus = bus
-        self._task = task
-        self._plan = plan
+        self.task = task
+        """As everybody has it."""
+        self._overrides = overrides
         self._lives = lives
         self._timers = timers
         self._on_change = on_change
@@ -97,9 +98,9 @@ class Runs:
 
     async def remember(self) -> None:
         """What the log tells of this task's runs: how many, and whether one is under way."""
-        server = await self._bus.states("server", self._task.id)
+        server = await self._bus.states("server", self.task.id)
         self.has_model = any(one.target != ServerState.MODEL_INIT for one in server)
-        told = [one for one in await self._bus.last_moves("run") if one.message.task == self._task.id]
+        told = [one for one in await self._bus.last_moves("run") if one.message.task == self.task.id]
         told = sorted((one for one in told if _facts_in(one) is not None), key=_number_of)
         runs = [facts for one in told if (facts := _facts_in(one)) is not None]
         if not runs:
@@ -126,7 +127,7 @@ class Runs:
 
     @property
     def next_id(self) -> str:
-        return run_id(TaskId(self._task.id), self._numbered + 1)
+        return run_id(TaskId(self.task.id), self._numbered + 1)
 
     def has_made(self, run: str) -> bool:
         return int(run.rpartition("-")[2]) <= self._numbered
@@ -163,17 +164,13 @@ class Runs:
                     f"wait for it, or stop it with `fedbus run stop {self._run.facts.run}`"
                 )
             if not self.has_model:
-                return Refused(reason=f"task {self._task.id} has no model yet: see `fedbus events tail`")
+                return Refused(reason=f"task {self.task.id} has no model yet: see `fedbus events tail`")
             with tracer.start_as_current_span(f"run by {request.trigger}"):
-                run, opened = await self._make(self._asked_for(request), request.trigger, request.trigger)
+                asked = self._overrides.then(request.overrides)
+                run, opened = await self._make(asked, request.trigger, request.trigger)
         done, _ = await asyncio.wait([opened], timeout=ANSWER_S)
         refusal = opened.result() if done else None
         return refusal or RunStarted(run=run.facts.run)
-
-    def _asked_for(self, request: StartRun) -> RunPlan:
-        asked = {"rounds": request.rounds, "quorum": request.quorum}
-        changes = {name: value for name, value in asked.items() if value is not None}
-        return self._plan.model_copy(update={**changes, "config": {**self._plan.config, **request.config}})
 
     async def _stop_run(self, request: StopRun) -> Body:
         async with self._turn:
@@ -197,7 +194,7 @@ class Runs:
         await self._ended(run)
 
     async def _cancel(self, run: str, reason: str) -> None:
-        await self._bus.request(CancelRun(task=self._task.id, run=run, reason=reason), timeout_s=REQUEST_S)
+        await self._bus.request(CancelRun(task=self.task.id, run=run, reason=reason), timeout_s=REQUEST_S)
 
     def cancel(self, reason: str) -> None:
         """Have the run that is under way cancelled, beside whatever else is done."""
@@ -212,20 +209,21 @@ class Runs:
 
     # --- making runs -----------------------------------------------------------------------------
 
-    async def make(self, plan: RunPlan, *, cause: str) -> None:
+    async def make(self, *, cause: str) -> None:
         """The next run, started by the schedule; in a trace of its own, as the run before has set it off."""
         with tracer.start_as_current_span(f"run by {SCHEDULED}", Context()):
-            await self._make(plan, SCHEDULED, cause)
+            await self._make(self._overrides, SCHEDULED, cause)
 
     async def _make(
-        self, plan: RunPlan, trigger: str, cause: str
+        self, overrides: RunOverrides, trigger: str, cause: str
     ) -> tuple[Life[RunState, RunFacts], "asyncio.Future[Refused | None]"]:
         """The next run of the task, told of, in the current trace, which is its own; and whether it was opened."""
         span = trace.get_current_span()
         facts = RunFacts(
-            task=self._task.id,
+            task=self.task.id,
             run=self.next_id,
-            plan=plan,
+            plan=overrides.over(self.task.table.plan),
+            overrides=overrides,
             trigger=trigger,
             requested_at=datetime.now(UTC),
             trace_id=f"{span.get_span_context().trace_id:032x}",
@@ -245,7 +243,8 @@ class Runs:
 
     async def _open(self, run: Life[RunState, RunFacts], opened: "asyncio.Future[Refused | None]") -> None:
         """Have the server manager open it, in the run's own trace, however long that is busy or away."""
-        request = OpenRun(task=self._task.id, run=run.facts.run, plan=run.facts.plan)
+        facts = run.facts
+        request = OpenRun(task=self.task.id, run=facts.run, plan=facts.plan, overrides=facts.overrides)
         try:
             with traces.going_on(run.facts.traceparent):
                 await ask_until_answered(self._bus, request, timeout_s=REQUEST_S)
@@ -334,7 +333,7 @@ def _what_it_came_to(transition: Transition, server: ServerFacts, run: RunFacts)
         case "round_finished" if server.last is not None:
             return {"rounds": with_round(run.rounds, server.last), "cohort": server.cohort}
         case "run_requested":
-            return {"code_version": server.code_version}
+            return {"code_version": server.code_version, "plan": server.plan or run.plan}
         case "version_published":
             return {"model": server.model}
         case "candidate_kept":

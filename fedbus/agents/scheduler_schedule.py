@@ -1,6 +1,7 @@
 """The schedule of one task: watches for its trigger, holds back what is due, and starts the run.
 
     watching –triggered→ due –fired→ watching       due –skipped→ watching
+                                                    due –rescheduled→ watching, by new code
 
 That a run is due is told before it is started, and that it is fired before it is made: whoever
 takes over goes on from there, and whoever was taken over from is refused at the first of these
@@ -18,10 +19,8 @@ from fedbus.agents.scheduler_runs import Runs
 from fedbus.agents.tasks import Timers
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.boolean import leaves
-from fedbus.contracts.run import RunPlan
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleState, ScheduleTable
-from fedbus.contracts.task import Task
-from fedbus.contracts.triggers import After, Source
+from fedbus.contracts.triggers import After, Source, Trigger
 from fedbus.domain.triggers import Seen, after_absence, after_firing, awaited, held, next_look, ready_at
 
 LOOK: Final = "look at the schedule"
@@ -34,16 +33,15 @@ log = structlog.get_logger("fedbus.workflow_scheduler")
 class Schedule:
     """For as long as the scheduler leads. Its methods are called in the scheduler's turn."""
 
-    def __init__(
-        self, task: Task, table: ScheduleTable, plan: RunPlan, *, runs: Runs, news: News, timers: Timers
-    ) -> None:
+    def __init__(self, task: str, table: ScheduleTable, *, runs: Runs, news: News, timers: Timers) -> None:
         self._task = task
         self._table = table
-        self._plan = plan
         self._runs = runs
         self._news = news
         self._timers = timers
         self._trigger = table.trigger
+        self._lives: Lives
+        self._holder: str
         self._life: Life[ScheduleState, ScheduleFacts]
         self._awake = False
 
@@ -54,38 +52,61 @@ class Schedule:
 
     async def wake(self, lives: Lives, holder: str) -> None:
         """Take the schedule over from whoever had it; from here on that one is refused."""
-        if self._trigger is None:
-            return
+        self._lives, self._holder = lives, holder
+        if self._trigger is not None:
+            await self._awaken(self._trigger)
+
+    async def _awaken(self, trigger: Trigger) -> None:
         now = datetime.now(UTC)
         first = ScheduleFacts(
-            task=self._task.id,
-            holder=holder,
+            task=self._task,
+            holder=self._holder,
             since=now,
             clock_since=now,
             started=self._runs.scheduled,
-            code_version=self._news.code[0] if self._news.code else self._task.code_version,
+            code_version=self._news.code[0] if self._news.code else self._runs.task.code_version,
             rule=self._table.rule,
         )
-        self._life = await lives.of(SCHEDULE, first)
+        self._life = await self._lives.of(SCHEDULE, first)
         self._awake = True
         if not self._life.born:
             await self._life.bear("started")
             return
-        clock_since = after_absence(self._table, self._trigger, self._seen())
+        clock_since = after_absence(self._table, trigger, self._seen())
         await self._life.move(
             "taken_over",
-            reason=f"{holder} schedules",
-            holder=holder,
+            reason=f"{self._holder} schedules",
+            holder=self._holder,
             clock_since=clock_since,
             rule=self._table.rule,
         )
         await self._make_what_was_fired()
 
+    async def change_to(self, table: ScheduleTable, reason: str) -> None:
+        """Go by *table* from now on. What was due by the old one is not; moments of cron before now do not count."""
+        if table == self._table:
+            return
+        self._table, self._trigger = table, table.trigger
+        self._timers.cancel(LOOK)
+        if not self._awake and self._trigger is not None:
+            await self._awaken(self._trigger)
+        if self._awake:
+            await self._life.move(
+                "rescheduled",
+                reason=reason,
+                clock_since=datetime.now(UTC),
+                due_since=None,
+                cause="",
+                rule=table.rule,
+                next_at=None,
+                awaits=(),
+            )
+
     async def _make_what_was_fired(self) -> None:
         """A run that was fired and not made, because its scheduler ended in between."""
         facts = self._life.facts
         if facts.run is not None and not self._runs.has_made(facts.run):
-            await self._runs.make(self._plan, cause="fired before the scheduler was restarted")
+            await self._runs.make(cause="fired before the scheduler was restarted")
 
     async def consider(self) -> None:
         """Do what is to be done now, and set the clock for the next look."""
@@ -162,7 +183,7 @@ class Schedule:
         await self._life.move(
             "fired", reason=cause, fired_at=datetime.now(UTC), **fired, **self._from_now_on()
         )
-        await self._runs.make(self._plan, cause=cause)
+        await self._runs.make(cause=cause)
 
     def _from_now_on(self) -> dict[str, Any]:
         """Only what comes after this counts for the next run."""

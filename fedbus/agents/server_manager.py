@@ -301,14 +301,14 @@ class ServerManager:
             return RunCancelled()
 
     async def _recruit(self, request: OpenRun) -> Body:
-        expires = datetime.now(UTC) + timedelta(seconds=request.plan.recruit_s)
-        task, quorum = self._rollouts.for_a_run(request.plan.quorum)
+        task, plan = self._rollouts.for_a_run(request)
+        expires = datetime.now(UTC) + timedelta(seconds=plan.recruit_s)
         self._joined.clear()
         await self._life.move(
             "run_requested",
             deadline=expires,
             run=request.run,
-            plan=request.plan.model_copy(update={"quorum": quorum}),
+            plan=plan,
             code_version=task.code_version,
             base=self._facts.model,
             candidate=None,

@@ -42,10 +42,11 @@ from fedbus.bus.errors import BusUnreachable
 from fedbus.contracts.client import ClientStart, InferStart
 from fedbus.contracts.identifiers import ClientId, FederationId
 from fedbus.contracts.message import Message
-from fedbus.contracts.run import RunPlan
+from fedbus.contracts.run import RunOverrides
+from fedbus.contracts.scheduling import ScheduleOverrides
 from fedbus.contracts.serving import CapturePaused, CaptureResumed
 from fedbus.contracts.subjects import SERVER_SIDE
-from fedbus.contracts.task import ScheduleTable, Task
+from fedbus.contracts.task import Task
 from fedbus.domain.gates_of_a_device import score
 from fedbus.learning import apps
 from fedbus.learning.device_data import DeviceData
@@ -73,9 +74,10 @@ class Site:
     task: Task
     store: str = ""
     """The model repository; left out: a directory under *home*."""
-    plan: RunPlan | None = None
-    schedule: ScheduleTable | None = None
-    """Both in the place of the task's own, where given."""
+    overrides: RunOverrides = field(default_factory=RunOverrides)
+    """What runs are to be in the place of what the task says."""
+    schedule: ScheduleOverrides = field(default_factory=ScheduleOverrides)
+    """When they start, likewise."""
     code: CodeRepository | None = None
     """Where other versions of the task come from; left out: from nowhere."""
     signer: Signer | None = None
@@ -191,7 +193,9 @@ async def server_manager(site: Site, stop: asyncio.Event) -> None:
 
 async def workflow_scheduler(site: Site, stop: asyncio.Event) -> None:
     async with site.bus("workflow-scheduler") as bus:
-        scheduler = WorkflowScheduler(bus, site.task, plan=site.plan, schedule=site.schedule)
+        scheduler = WorkflowScheduler(
+            bus, site.task, overrides=site.overrides, schedule=site.schedule, code=site.code
+        )
         await first_of(scheduler.run(stop), bus.lost())
 
 

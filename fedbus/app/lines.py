@@ -11,7 +11,7 @@ from fedbus.app.show import printable, size
 from fedbus.bus.bus import Seen
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
-from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
 from fedbus.contracts.server import Content
 from fedbus.contracts.serving import Finding, Sketch
 from fedbus.contracts.transition import Transition
@@ -132,6 +132,12 @@ def _(value: ModelRef) -> str:
 @short.register
 def _(value: RunPlan) -> str:
     return f"{value.rounds}-rounds,quorum-{value.quorum}"
+
+
+@short.register
+def _(value: RunOverrides) -> str:
+    given = value.model_dump(include=set(RunOverrides.model_fields), exclude_defaults=True)
+    return ",".join(f"{name}-{one}" for name, one in given.items() if name != "config") or "none"
 
 
 @short.register

@@ -8,7 +8,7 @@ from typing import Final
 from pydantic import ValidationError
 
 from fedbus.app.edge import Exit, Failure
-from fedbus.contracts.scheduling import ScheduleTable
+from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 Scalar = bool | int | float | str
@@ -38,13 +38,16 @@ def key_values(text: str) -> dict[str, Scalar]:
 
 def schedule(own: ScheduleTable, every: str | None, at_most: int | None) -> ScheduleTable:
     """A task's *own* schedule with what the options say in the place of just these keys. Raises Failure."""
-    asked = {"every-s": None if every is None else seconds(every), "at-most": at_most}
-    given = {name: value for name, value in asked.items() if value is not None}
     try:
-        return type(own).model_validate(own.model_dump(exclude_unset=True) | given)
+        return schedule_overrides(every, at_most).over(own)
     except ValidationError as error:
         why = "; ".join(one["msg"].removeprefix("Value error, ") for one in error.errors())
         raise Failure(f"these options do not go with the task's schedule: {why}", Exit.USAGE) from None
+
+
+def schedule_overrides(every: str | None, at_most: int | None) -> ScheduleOverrides:
+    """What the options put in the place of a task's schedule. Raises Failure."""
+    return ScheduleOverrides(None if every is None else seconds(every), at_most)
 
 
 def _assignments(text: str) -> dict[str, object]:

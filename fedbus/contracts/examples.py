@@ -53,7 +53,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.GetServerInfo(task=TASK),
     server.Enroll(task=TASK, client=CLIENT),
     recall.RecallLife(task=TASK, client=CLIENT, kind="client"),
-    server.OpenRun(task=TASK, run=RUN, plan=PLAN),
+    server.OpenRun(task=TASK, run=RUN, plan=PLAN, overrides=run.RunOverrides(rounds=4)),
     server.CancelRun(task=TASK, run=RUN, reason="stopped by hand"),
     server.InitModel(task=TASK),
     server.StartServer(task=TASK, run=RUN, plan=PLAN, artifact=ARTIFACT, first_round=3),

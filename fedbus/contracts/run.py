@@ -40,6 +40,27 @@ CLIENTS_TOLD: Final = 200
 """Of how many clients of one round the figures and the times are told: a transition carries them."""
 
 
+class RunOverrides(Body):
+    """What a run is to be in the place of what its task says: of what is left out, the task's is so."""
+
+    rounds: int | None = Field(default=None, ge=1, le=100_000)
+    quorum: int | None = Field(default=None, ge=1)
+    recruit_s: float | None = Field(default=None, gt=0)
+    round_s: float | None = Field(default=None, gt=0)
+    max_recoveries: int | None = Field(default=None, ge=0)
+    config: dict[str, Scalar] = Field(default_factory=dict)
+
+    def over(self, plan: RunPlan) -> RunPlan:
+        """*plan* with these in it; the values of *config* are put in one by one."""
+        given = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
+        return plan.model_copy(update={**given, "config": {**plan.config, **self.config}})
+
+    def then(self, later: "RunOverrides") -> "RunOverrides":
+        """Both, and *later* where they say of the same."""
+        given = later.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
+        return self.model_copy(update={**given, "config": {**self.config, **later.config}})
+
+
 class RoundResult(Body):
     """What one round came to. Round 0 is the model that the run began with."""
 
@@ -104,6 +125,9 @@ class RunFacts(Facts):
     kind: Literal["run"] = "run"
     run: Id
     plan: RunPlan
+    """As the run was asked for, by the code that everybody was on; as it is, from its opening on."""
+    overrides: RunOverrides | None = None
+    """What was asked for in the place of what the task says; None: the plan is the whole of it."""
     trigger: str = "manual"
     requested_at: AwareDatetime
     rounds: tuple[RoundResult, ...] = ()
@@ -173,6 +197,10 @@ class StartRun(Request):
     quorum: int | None = Field(default=None, ge=1)
     config: dict[str, Scalar] = Field(default_factory=dict)
     trigger: str = "manual"
+
+    @property
+    def overrides(self) -> RunOverrides:
+        return RunOverrides(rounds=self.rounds, quorum=self.quorum, config=self.config)
 
 
 class RunStopped(Body):

@@ -5,11 +5,12 @@
     [tool.fedbus.selection]      which of those that joined train in a round, and what their updates weigh
     [tool.fedbus.contribution]   how it is found out what each client brings
 
-    schedule: watching –triggered→ due –fired / skipped→ watching –planned→ watching
+    schedule: watching –triggered→ due –fired / skipped / rescheduled→ watching –planned→ watching
 
 The languages of the rule and the trigger stand in `rules` and `triggers`; docs/scheduling.md shows them.
 """
 
+from dataclasses import dataclass
 from enum import StrEnum
 from typing import Annotated, Final, Literal, Self
 from zoneinfo import ZoneInfo
@@ -110,6 +111,20 @@ class ScheduleTable(Table):
             missed=self.missed,
             at_most=self.at_most,
         )
+
+
+@dataclass(frozen=True)
+class ScheduleOverrides:
+    """What stands in the place of just these keys of a task's schedule."""
+
+    every_s: float | None = None
+    at_most: int | None = None
+
+    def over(self, own: ScheduleTable) -> ScheduleTable:
+        """*own* with these in it; raises ValidationError where they do not go together."""
+        asked = {"every-s": self.every_s, "at-most": self.at_most}
+        given = {name: value for name, value in asked.items() if value is not None}
+        return type(own).model_validate(own.model_dump(exclude_unset=True) | given)
 
 
 class SelectionTable(Table):
@@ -213,6 +228,8 @@ SCHEDULE = Lifecycle(
         (_S.DUE, "postponed"): _S.DUE,
         (_S.DUE, "fired"): _S.WATCHING,
         (_S.DUE, "skipped"): _S.WATCHING,
+        (_S.WATCHING, "rescheduled"): _S.WATCHING,
+        (_S.DUE, "rescheduled"): _S.WATCHING,
         (_S.WATCHING, "taken_over"): _S.WATCHING,
         (_S.DUE, "taken_over"): _S.DUE,
     },

@@ -14,7 +14,7 @@ from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import Body, ClientMessage, ClientRequest, Facts, Family, Message, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef, Seal
-from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
 
 # --- the lifecycle -------------------------------------------------------------
 
@@ -221,6 +221,9 @@ class OpenRun(Request):
 
     run: Id
     plan: RunPlan
+    overrides: RunOverrides | None = None
+    """What was asked for in the place of what the task says: the plan is then the task's own, at the code that the
+    run is made of, with these over it. None: *plan*, as it is."""
 
 
 class RunCancelled(Body):

@@ -30,7 +30,7 @@ from fedbus.contracts.code import (
 )
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Artifact
-from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
+from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, RunStarted, StartRun, StopRun
 from fedbus.contracts.server import (
     BeginTraining,
     FindServer,
@@ -403,6 +403,24 @@ async def test_a_run_of_a_small_cohort_asks_for_no_larger_quorum_than_it_has(
     await fed.until(lambda: bool(others.asked_to_run))
     await others.run(1, new, only)  # the plan's quorum is 2
     await fed.happens("code", "stage_passed")
+
+
+async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked_for_stands_over_that(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2")
+    own = (TINY / "pyproject.toml").read_text().replace("\nrounds = 2", "\nrounds = 5")
+    new = repository.commit({"pyproject.toml": own}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    asked = RunOverrides(quorum=2, config={"lr": 0.1})
+    await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN, overrides=asked))
+    (started,) = others.starts
+    assert (started.code_version, started.plan.rounds) == (new, 5)
+    assert (started.plan.quorum, started.plan.config) == (2, {"lr": 0.1})
+    assert fed.server().plan == started.plan
 
 
 async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(

@@ -1,20 +1,25 @@
 """When runs start by themselves, heard from outside: what devices say, what time brings, what holds it back."""
 
+import shutil
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, Federation, arrows_of
+from support.federation import TASK, TINY, WALKED, Federation, arrows_of
 from support.played_server import ServerManagerPlayed, answers, scheduler_with, start
+from support.repositories import Repository
 from support.whole_module import only_after_the_whole_module
 
+from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.bus.lives import Lives
 from fedbus.contracts.code import CodePublished
-from fedbus.contracts.run import RUN, RunFacts, RunPlan
+from fedbus.contracts.run import RUN, RunFacts, RunOverrides, RunPlan
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleTable
 from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, LiveAccuracy
+from fedbus.stores.code import open_code
 
 
 @pytest.fixture
@@ -358,6 +363,114 @@ async def test_a_run_that_was_fired_and_not_made_is_made_by_the_next_scheduler(
     async with fed.agent(scheduler_with(fed, table)):
         await fails(fed, server, 1)
     assert len([one for one in fed.of("run") if one.event == "requested"]) == 1
+
+
+# --- the code that everybody is on ---------------------------------------------------------------
+
+
+@pytest.fixture
+def repository(tmp_path: Path) -> Repository:
+    path = tmp_path / "repository"
+    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
+    repository = Repository(path)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    return repository
+
+
+def task_with(repository: Repository, rounds: int, when: str = "") -> str:
+    """A commit of the task with runs of so many rounds, which start by this schedule."""
+    own = (TINY / "pyproject.toml").read_text().replace("\nrounds = 2", f"\nrounds = {rounds}")
+    starts = f"\n[tool.fedbus.schedule]\nwhen = {when!r}\n" if when else ""
+    return repository.commit({"pyproject.toml": own + starts})
+
+
+def of_the_repository(fed: Federation, repository: Repository, overrides: RunOverrides | None = None) -> Any:
+    """A scheduler that begins with the newest commit."""
+    code = open_code(f"{repository.url}@main", fed.site.home)
+
+    async def run(stop: Any) -> None:
+        first = await code.task_at(await code.newest())
+        async with fed.site.bus("workflow-scheduler") as bus:
+            await WorkflowScheduler(bus, first, overrides=overrides, code=code).run(stop)
+
+    return run
+
+
+async def everybody_is_on(fed: Federation, version: str) -> None:
+    await fed.say(CodePublished(task=TASK, code_version=version), by="server-manager")
+
+
+async def test_the_plan_and_the_schedule_are_those_of_the_code_that_everybody_comes_to_be_on(
+    fed: Federation, server: ServerManagerPlayed, repository: Repository
+) -> None:
+    without = task_with(repository, 2)
+    async with fed.agent(of_the_repository(fed, repository)):
+        await answers(fed)
+        await everybody_is_on(fed, without)
+        await everybody_is_on(fed, task_with(repository, 5, "drift"))
+        await fed.happens("schedule", "rescheduled")
+        await fed.say(drift("c1"), by="inference")
+        await fed.reaches("run", "recruiting", f"{TASK}-1")
+        assert server.opened[-1].plan.rounds == 5
+
+        await fed.say(drift("c2"), by="inference")  # due, and waits for the run that is under way
+        await fed.happens("schedule", "postponed")
+        await everybody_is_on(fed, without)
+        told = await fed.happens("schedule", "rescheduled", times=2)
+        assert (told.source, told.target, told.reason) == ("due", "watching", f"code {without[:12]}")
+        await fails(fed, server, 1)
+        await start(fed)
+        assert server.opened[-1].plan.rounds == 2
+    assert [one.reason for one in fed.of("run") if one.event == "requested"] == [
+        "drift on 1 client (c1)",
+        "manual",
+    ]
+
+
+async def test_a_commit_that_is_newer_than_what_everybody_is_on_changes_no_schedule(
+    fed: Federation, server: ServerManagerPlayed, repository: Repository
+) -> None:
+    await everybody_is_on(fed, task_with(repository, 3, "drift"))
+    task_with(repository, 9, "labelled >= 1")
+    async with fed.agent(of_the_repository(fed, repository)):
+        await answers(fed)
+        await fed.say(counted("c1", 70), by="inference")
+        await fed.say(drift("c1"), by="inference")
+        await fails(fed, server, 1)
+    assert fed.of("run")[0].reason == "drift on 1 client (c1)"
+    assert server.opened[-1].plan.rounds == 3
+
+
+async def test_what_the_command_line_says_of_runs_stands_over_any_code(
+    fed: Federation, server: ServerManagerPlayed, repository: Repository
+) -> None:
+    task_with(repository, 2)
+    async with fed.agent(of_the_repository(fed, repository, RunOverrides(rounds=7, config={"lr": 0.1}))):
+        await answers(fed)
+        await everybody_is_on(fed, task_with(repository, 5, "drift"))
+        await fed.happens("schedule", "started")
+        await start(fed, config={"strategy": "krum"})
+    (opened,) = server.opened
+    assert opened.overrides == RunOverrides(rounds=7, config={"lr": 0.1, "strategy": "krum"})
+    assert opened.plan.rounds == 7
+
+
+async def test_code_that_is_away_is_taken_up_when_it_can_be_had(
+    fed: Federation, server: ServerManagerPlayed, repository: Repository
+) -> None:
+    await everybody_is_on(fed, task_with(repository, 2))
+    async with fed.agent(of_the_repository(fed, repository)):
+        await answers(fed)
+        new = task_with(repository, 5, "drift")
+        away = repository.path.rename(repository.path.with_name("away"))
+        await everybody_is_on(fed, new)
+        await start(fed)
+        assert server.opened[-1].plan.rounds == 2
+        away.rename(repository.path)
+        await fed.happens("schedule", "started")
+        await fails(fed, server, 1)
+        await start(fed)
+        assert server.opened[-1].plan.rounds == 5
 
 
 def test_every_arrow_of_a_schedule_was_walked(request: pytest.FixtureRequest) -> None:

@@ -62,6 +62,15 @@ async def test_what_is_asked_for_goes_over_the_tasks_own_plan(
     assert opened.plan == FAST.model_copy(update={"rounds": 7, "config": {"lr": 0.1, "strategy": "krum"}})
 
 
+async def test_a_run_tells_the_plan_that_the_server_has_made_of_it(
+    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+) -> None:
+    server.plan = FAST.model_copy(update={"rounds": 9})
+    await start(fed)
+    await fed.reaches("run", "recruiting")
+    assert fed.run().plan == server.plan
+
+
 async def test_a_task_has_one_run_at_a_time_and_the_refusal_says_what_to_do(
     fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
 ) -> None:

@@ -22,7 +22,6 @@ from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoFederation
 from fedbus.contracts.identifiers import FederationId, client_id
-from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.contracts.subjects import PEOPLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "nats-cli.md"
@@ -39,7 +38,7 @@ WITHOUT_WORDS = ("nats sub 'fedbus.dev.client", "nats req ")
 @pytest.fixture
 async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Site]:
     """A server and one client at work."""
-    site = Site(nats.url, DEV, tmp_path / "home", tiny_task(tmp_path), schedule=ScheduleTable())
+    site = Site(nats.url, DEV, tmp_path / "home", tiny_task(tmp_path))
     device = Device(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1})
     agents = [partial(run, site) for run in SERVER_AGENTS.values()]
     agents += [partial(run, device) for run in CLIENT_AGENTS.values()]

@@ -21,7 +21,6 @@ from fedbus.bus.errors import NoFederation
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.permissions import Role
 from fedbus.contracts.run import RunFacts, StartRun
-from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import PEOPLE
 from fedbus.contracts.transition import Transition
@@ -32,7 +31,7 @@ class Everybody:
 
     def __init__(self, bus: TrustedBus, directory: Path) -> None:
         self.bus = bus
-        self.site = Site(bus.url, FED, directory / "home", tiny_task(directory), schedule=ScheduleTable())
+        self.site = Site(bus.url, FED, directory / "home", tiny_task(directory))
         self.agents: list[AgentAtWork] = []
 
     def start_server(self) -> None:

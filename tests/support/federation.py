@@ -29,7 +29,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import requests_of, stream_subjects
 from fedbus.contracts.identifiers import FederationId, client_id
 from fedbus.contracts.message import Body, Message, Refused, Request
-from fedbus.contracts.run import RunFacts, RunPlan
+from fedbus.contracts.run import RunFacts, RunOverrides
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task import ScheduleTable, Task
@@ -52,6 +52,11 @@ def tiny_task(directory: Path) -> Task:
     """A copy of the tiny task, whose code version is nobody's else."""
     shutil.copytree(TINY, directory / "tiny_task", ignore=shutil.ignore_patterns("__pycache__"))
     return read_task(directory / "tiny_task")
+
+
+def scheduled(task: Task, schedule: ScheduleTable) -> Task:
+    """*task*, whose runs start by *schedule*."""
+    return task.model_copy(update={"table": task.table.model_copy(update={"schedule": schedule})})
 
 
 class AgentAtWork:
@@ -149,12 +154,12 @@ class Federation:
 
     def shorten(self, **plan: float) -> None:
         """Let runs be otherwise than the task's plan, for whoever is started from now on."""
-        changed = self.site.task.table.plan.model_copy(update=plan)
-        self.site = replace(self.site, plan=changed)
+        asked = self.site.overrides.then(RunOverrides.model_validate(plan))
+        self.site = replace(self.site, overrides=asked)
 
     def schedule_nothing(self) -> None:
         """Let runs be started by the test alone."""
-        self.site = replace(self.site, schedule=ScheduleTable())
+        self.site = replace(self.site, task=scheduled(self.site.task, ScheduleTable()))
 
     def device(self, name: str, number: int = 0, of: int = 1) -> Device:
         return Device(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
@@ -253,11 +258,9 @@ def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
 
 
 @asynccontextmanager
-async def federation(
-    url: str, directory: Path, *, task: Task | None = None, plan: RunPlan | None = None
-) -> AsyncIterator[Federation]:
+async def federation(url: str, directory: Path, *, task: Task | None = None) -> AsyncIterator[Federation]:
     """A federation with nobody in it but the test; its lives are checked when it ends."""
-    site = Site(url, FED, directory / "home", task or tiny_task(directory), plan=plan)
+    site = Site(url, FED, directory / "home", task or tiny_task(directory))
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
         await bus.make_streams()

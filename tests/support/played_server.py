@@ -11,7 +11,7 @@ from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.run import RoundResult, RunPlan, StartRun, StopRun
+from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, StartRun, StopRun
 from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.contracts.server import (
     SERVER,
@@ -29,7 +29,7 @@ from fedbus.contracts.server import (
     ServerState,
 )
 from support import eventually
-from support.federation import TASK, Federation, with_refusals
+from support.federation import TASK, Federation, scheduled, with_refusals
 
 NO_SCHEDULE = ScheduleTable()
 FIRST = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
@@ -44,6 +44,8 @@ class ServerManagerPlayed:
     fed: Federation
     life: Life[ServerState, ServerFacts]
     refuses: str = ""
+    plan: RunPlan | None = None
+    """What it makes of each run that it opens; left out: what it was asked for."""
     opened: list[OpenRun] = field(default_factory=list)
 
     @classmethod
@@ -87,7 +89,7 @@ class ServerManagerPlayed:
         self.opened.append(request)
         if self.refuses:
             return Refused(reason=self.refuses)
-        await self.life.move("run_requested", run=request.run, plan=request.plan)
+        await self.life.move("run_requested", run=request.run, plan=self.plan or request.plan)
         return RunOpened(recruit_until=datetime.now(UTC))
 
     async def _cancel(self, request: CancelRun) -> Body:
@@ -109,7 +111,8 @@ class ServerManagerPlayed:
 def scheduler_with(fed: Federation, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
     async def run(stop: Any) -> None:
         async with fed.site.bus("workflow-scheduler") as bus:
-            await WorkflowScheduler(bus, fed.site.task, plan=FAST, schedule=schedule).run(stop)
+            task = scheduled(fed.site.task, schedule)
+            await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST.model_dump())).run(stop)
 
     return run
 

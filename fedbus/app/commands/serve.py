@@ -326,16 +326,14 @@ def _site(
 ) -> "Site":
     from fedbus.app.code import code_of, first_task
     from fedbus.app.compose import Site
-    from fedbus.app.options import key_values, schedule
+    from fedbus.app.options import key_values, schedule, schedule_overrides
     from fedbus.app.settings import Settings
+    from fedbus.contracts.run import RunOverrides
 
     settings = Settings.from_environment()
     code = code_of(settings, task)
     read = first_task(code, settings, client)
-    asked = {"rounds": rounds, "quorum": quorum, "config": key_values(run_config) or None}
-    plan = read.table.plan.model_copy(
-        update={name: value for name, value in asked.items() if value is not None}
-    )
+    schedule(read.table.schedule, every, at_most)  # where the two do not go together it is told here
     where = store or settings.given_store or ""
     return Site(
         settings.nats_url,
@@ -343,8 +341,8 @@ def _site(
         settings.home,
         read,
         where,
-        plan,
-        schedule(read.table.schedule, every, at_most),
+        RunOverrides(rounds=rounds, quorum=quorum, config=key_values(run_config)),
+        schedule_overrides(every, at_most),
         code=code,
         signer=None if client else settings.signer(),
         trusted=settings.trusted() if client else None,
