@@ -1,6 +1,8 @@
 """Runs that go right, and what may go wrong in them: a whole federation, its training processes real ones."""
 
 import signal
+from dataclasses import replace
+from pathlib import Path
 
 import aiohttp
 import pytest
@@ -66,6 +68,28 @@ async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Feder
         assert await trained(fed) == 5
 
         assert served(fed) == dict.fromkeys(("c1", "c2", "c3"), 3)
+
+
+@pytest.mark.parametrize(
+    ("weigh_by", "mean"), [("samples", 5.0), ("reliability", pytest.approx(10 / 3, abs=1e-3))]
+)
+async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_task_says_so(
+    fed: Federation, weigh_by: str, mean: object
+) -> None:
+    """c1 adds nothing and c2 adds ten, by as many samples. c2 fails in the first run: it scores 1/3 then, c1 2/3."""
+    app = Path(fed.site.task.path) / "tiny" / "client_app.py"
+    code = app.read_text().replace("else 1.0", "else 10.0 * number")
+    app.write_text(code.replace('"num-examples": 10 * (number + 1)', '"num-examples": 10'))
+    table = fed.site.task.table.model_dump() | {"selection": {"weigh-by": weigh_by}}
+    weighing = fed.site.task.model_copy(update={"table": fed.site.task.table.model_validate(table)})
+    fed.site = replace(fed.site, task=weighing)
+    async with whole(fed):
+        first = await ended(fed, await start_run(fed, quorum=2, rounds=1, config={"raises": 1}))
+        assert set(first.rounds[-1].failures) == {"c2"}
+        assert await trained(fed) == 0
+        second = await ended(fed, await start_run(fed, quorum=2, rounds=1))
+        assert second.rounds[-1].participants == {"c1": 10, "c2": 10}
+        assert await trained(fed) == mean
 
 
 async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: Federation) -> None:
