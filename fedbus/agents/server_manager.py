@@ -32,7 +32,7 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.catalogue import OF_A_CLIENT
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CheckCode, CodeChecked, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Message, Refused
@@ -69,6 +69,7 @@ from fedbus.contracts.server import (
 from fedbus.contracts.subjects import RESERVED
 from fedbus.contracts.task import Task
 from fedbus.domain.outcome import nothing_taken
+from fedbus.domain.participation import who_came
 from fedbus.domain.recovery import GiveUp, after_server_lost
 from fedbus.domain.rollout import Trial
 from fedbus.stores.code import CodeRepository, FixedCode
@@ -426,9 +427,18 @@ class ServerManager:
                 return
             assert self._facts.plan is not None
             there, wanted = list(self._joined), self._facts.plan.quorum
-            reason = f"{len(there)} of {wanted} clients joined in time ({', '.join(there) or 'nobody'})"
+            reason = who_came(there, wanted, await self._declined())
             await self._stop_server()
             await self._end_run("recruiting_expired", "failed", reason, missing=wanted - len(there))
+
+    async def _declined(self) -> dict[str, str]:
+        """Who said that it does not take part in this run, and why."""
+        said = await self._bus.said_last(Declined, task=self._id)
+        return {
+            one.client: one.reason
+            for one in said
+            if isinstance(one, Declined) and one.run == self._facts.run and one.client not in self._joined
+        }
 
     async def _round_finished(self, message: RoundFinished) -> None:
         if self._life.state is ServerState.TRAINING:

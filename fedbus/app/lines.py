@@ -18,6 +18,9 @@ from fedbus.contracts.transition import Transition
 
 SAID_ELSEWHERE: Final = {"task", "run", "round", "client", "message_id", "reply_to", "created_at"}
 """Fields that the line shows in another place, or that only programs need."""
+SMALLEST: Final = 0.001
+WHOLE: Final = 1000
+"""From here on a number is told without its fraction."""
 COLOURS: Final = {
     "cast": "magenta",
     "cmd": "blue",
@@ -96,7 +99,10 @@ def short(value: object) -> str:
 
 @short.register
 def _(value: float) -> str:
-    return f"{value:.4g}"
+    """Without an exponent: a line is read by people; programs have `record`."""
+    if 0 < abs(value) < SMALLEST:
+        return f"<{SMALLEST}" if value > 0 else f">-{SMALLEST}"
+    return f"{value:.0f}" if abs(value) >= WHOLE else f"{value:.4g}"
 
 
 @short.register
@@ -168,4 +174,7 @@ def _(value: Sketch) -> str:
 
 @short.register
 def _(value: BaseModel) -> str:
-    return ",".join(f"{name}:{short(getattr(value, name))}" for name in type(value).model_fields)
+    said = {name: getattr(value, name) for name in type(value).model_fields}
+    return ",".join(
+        f"{name}:{short(one) or one}" for name, one in said.items() if one is not None and one not in ("", ())
+    )

@@ -50,7 +50,10 @@ def holds(rule: Rule, facts: Facts) -> bool:
 
 
 def why_not(rule: Rule, facts: Facts) -> str | None:
-    """Which part of *rule* fails, with the figures: ``labelled is 12, and should be at least 64``."""
+    """Which part of *rule* fails, with the figures: ``labelled is 12, and should be at least 64``.
+
+    Of parts joined by ``or`` it says "either … or …": one of them would do.
+    """
     return _failing(rule, facts, wanted=True)
 
 
@@ -99,8 +102,11 @@ def _failing(rule: Rule, facts: Facts, *, wanted: bool) -> str | None:
         case Not(part=part):
             return _failing(part, facts, wanted=not wanted)
         case And(parts=parts) | Or(parts=parts):
-            reasons = (_failing(part, facts, wanted=wanted) for part in parts)
-            return ", and ".join(dict.fromkeys(filter(None, reasons)))
+            found = (_failing(part, facts, wanted=wanted) for part in parts)
+            reasons = list(dict.fromkeys(filter(None, found)))
+            if len(reasons) > 1 and isinstance(rule, Or) is wanted:  # to mend one of them will do
+                return f"either {', or '.join(reasons)}"
+            return ", and ".join(reasons)
         case leaf:
             return _in_words(leaf, facts, wanted=wanted)
 

@@ -1,11 +1,14 @@
 """Whether a client takes part in a run that invites it. Every no has its reason, in words."""
 
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 
 from fedbus.contracts.client import ClientState
 from fedbus.contracts.server import UpdateReady
 
 MOST_FAILURES = 2
+MOST_NAMED = 5
+"""Clients whose reasons are told at once."""
 
 
 def reason_to_decline(
@@ -26,6 +29,14 @@ def reason_to_decline(
     if state is not ClientState.SERVING:
         return f"this client is {state}"
     return None
+
+
+def who_came(joined: Sequence[str], wanted: int, declined: Mapping[str, str]) -> str:
+    """Why a run found too few clients: who *joined*, of so many that were *wanted*, and who *declined*, and why."""
+    came = f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'nobody'})"
+    noes = [f"{client} declined: {reason}" for client, reason in sorted(declined.items())]
+    more = [f"{len(noes) - MOST_NAMED} more declined"] if len(noes) > MOST_NAMED else []
+    return "; ".join([came, *noes[:MOST_NAMED], *more])
 
 
 def can_wait(state: ClientState) -> bool:

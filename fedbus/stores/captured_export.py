@@ -164,4 +164,4 @@ def _new_file(path: Path) -> Iterator[Path]:
         finally:
             part.unlink(missing_ok=True)
     except OSError as error:
-        raise StoreUnavailable(path, error) from error
+        raise StoreUnavailable(path.parent, error) from error

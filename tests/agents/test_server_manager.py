@@ -24,7 +24,7 @@ from support.whole_module import only_after_the_whole_module
 from fedbus.agents.server_manager import ServerManager
 from fedbus.app.compose import server_manager
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.message import Body, Refused
@@ -347,6 +347,18 @@ async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missi
     closed = await fed.hears(ServerClosed)
     assert (closed.outcome, closed.reason) == ("failed", told.reason)
     assert flower.stopped == [RUN]
+
+
+async def test_recruiting_that_expires_says_who_declined_and_why(
+    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+) -> None:
+    await open_run(fed, recruit_s=1)
+    for client, run in (("c1", RUN), ("c2", RUN), ("c3", f"{TASK}-9")):
+        reason = f"{client} trains for another task"
+        await fed.say(Declined(task=TASK, client=client, run=run, reason=reason), by="client-manager")
+    await join(fed, "c2")  # which has looked again
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
 
 
 async def test_a_client_with_other_code_may_not_join(fed: Federation, manager: AgentAtWork) -> None:

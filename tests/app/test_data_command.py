@@ -124,4 +124,7 @@ async def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> No
     assert (strange.returncode, ".parquet or .arrow" in strange.stderr) == (1, True)
     nowhere = fedbus(tmp_path, "data", "export", "/nowhere/rows.parquet", "--client", "c1")
     assert nowhere.returncode == 6
+    assert nowhere.stderr.startswith(
+        "fedbus: cannot use /nowhere: No such file or directory; make it a directory"
+    )
     assert files_in(tmp_path) == ["clients"]

@@ -11,6 +11,7 @@ from fedbus.bus.bus import Seen
 from fedbus.contracts.envelope import envelop
 from fedbus.contracts.examples import BLOB, EXAMPLES, MODEL, PLAN, RESULT
 from fedbus.contracts.message import Message
+from fedbus.contracts.serving import Beside
 
 
 def seen(message: Message) -> Seen:
@@ -46,6 +47,11 @@ def test_values_are_short() -> None:
     assert short(BLOB) == "9f86d081(440 kB)"
     assert short(PLAN) == "4-rounds,quorum-3"
     assert short(RESULT) == "loss:0.25,accuracy:0.9375,s:6.5,clients:2"
+    assert short(Beside()) == "samples:0,errors:0"
+    assert short(Beside(samples=7, disagreement=0.0)) == "samples:7,errors:0,disagreement:0"
+    assert short(2.073e-06) == "<0.001"
+    assert short(-2.073e-06) == ">-0.001"
+    assert [short(one) for one in (0.0, 0.0625, 43200.0, 9999.6)] == ["0", "0.0625", "43200", "10000"]
     assert short(True) == "True"
     assert short(None) == short("") == short(()) == ""
 

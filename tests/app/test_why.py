@@ -55,6 +55,7 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     said = await fedbus("why", "c1")
     facts = await fedbus("why", "c1", "--task", "mnist", "--json")
     unknown = await fedbus("why", "c9")
+    elsewhere = await fedbus("why", "c1", "--task", "nope")
 
     lines = said.out.splitlines()
     assert lines[0] == "c1 in task mnist"
@@ -67,6 +68,7 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     assert lines[5].endswith("labelled is 12, and should be at least 64")
     assert lines[7] == "  The rule: labelled >= 64   (it had: labelled 12)"
     assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
+    assert (elsewhere.code, elsewhere.err) == (5, "fedbus: c1 has no task nope: it is in mnist\n")
     assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
 
 

@@ -61,7 +61,17 @@ def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[st
         (
             "labelled >= 64 and (battery > 30 or charging)",
             {"labelled": 70, "battery": 12, "charging": 0},
-            "battery is 12 %, and should be above 30 %, and it is not charging",
+            "either battery is 12 %, and should be above 30 %, or it is not charging",
+        ),
+        (
+            "not (cpu > 50 and gpu)",
+            {"cpu": 60, "gpu": 1},
+            "either cpu is 60 %, and should be at most 50 %, or it has a GPU, and should not",
+        ),
+        (
+            "not (cpu > 50 or gpu)",
+            {"cpu": 60, "gpu": 1},
+            "cpu is 60 %, and should be at most 50 %, and it has a GPU, and should not",
         ),
         ("not charging", {"charging": 1}, "it is charging, and should not be"),
         ("not (cpu > 50)", {"cpu": 60}, "cpu is 60 %, and should be at most 50 %"),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from fedbus.contracts.client import CLIENT, ClientState
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import UpdateReady
-from fedbus.domain.participation import MOST_FAILURES, can_wait, reason_to_decline, short
+from fedbus.domain.participation import MOST_FAILURES, can_wait, reason_to_decline, short, who_came
 
 NOW = datetime(2026, 3, 14, 12, tzinfo=UTC)
 CODE = "3a1f6c0d9be2475f8a6e0b1c2d3e4f5061728394"
@@ -86,3 +86,10 @@ def test_an_invitation_is_kept_only_where_serving_is_the_next_thing_to_come(stat
 )
 def test_a_version_as_a_person_reads_it(version: str, read: str) -> None:
     assert short(version) == read
+
+
+def test_of_many_that_declined_the_first_few_are_told_and_the_rest_are_counted() -> None:
+    assert who_came([], 2, {f"c{n}": "busy" for n in range(7)}) == (
+        "0 of 2 clients joined in time (nobody); c0 declined: busy; c1 declined: busy; c2 declined: busy; "
+        "c3 declined: busy; c4 declined: busy; 2 more declined"
+    )

@@ -104,12 +104,22 @@ async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
     async with on_the_bus() as bus:
         told = await lives(bus, *OF, thing=f"{client}.{task or '*'}")
         if not told:
-            raise Failure(f"no client {client} here. See: fedbus clients ls", Exit.NOT_FOUND)
+            raise Failure(await _not_here(bus, client, task), Exit.NOT_FOUND)
         tasks = sorted({moved(seen).task for seen in told})
         return [
             await _of_task(bus, client, one, [seen for seen in told if moved(seen).task == one])
             for one in tasks
         ]
+
+
+async def _not_here(bus: "Bus", client: str, task: str | None) -> str:
+    """That *client* is not here, or where it is: then it was asked for in another task."""
+    from fedbus.app.session import lives, moved
+
+    tasks = sorted({moved(seen).task for seen in await lives(bus, *OF, thing=f"{client}.*")})
+    if not tasks:
+        return f"no client {client} here. See: fedbus clients ls"
+    return f"{client} has no task {task}: it is in {', '.join(tasks)}"
 
 
 async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> dict[str, Any]:
