@@ -1,11 +1,13 @@
 """The dashboard put together: the gateway, its bus, and where it reads of models."""
 
 import asyncio
+import json
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
+from urllib.parse import quote
 
 from fedbus import __version__
 from fedbus.agents.gateway import Gateway
@@ -20,6 +22,9 @@ from fedbus.stores.models import open_store
 TOKEN: Final = "FEDBUS_GATEWAY_TOKEN"  # noqa: S105 (the name of a variable)
 TOKEN_FILE: Final = f"{TOKEN}_FILE"
 SHORTEST_TOKEN: Final = 16
+TRACE_ID: Final = "{trace_id}"
+TEMPO: Final = "tempo"
+"""The uid of the data source, in deploy/observability/provisioning."""
 STORE_PATIENCE_S: Final = 5.0
 
 
@@ -33,7 +38,7 @@ class Dashboard:
     hosts: Sequence[str] = ()
     """Other names that it is known by."""
     trace_url: str = ""
-    """Leads to a trace: ``http://grafana/…{trace_id}…``."""
+    """Leads to a trace: ``http://jaeger/trace/{trace_id}``, or where Grafana is."""
     token: str = ""
     certificate: Path | None = None
     key: Path | None = None
@@ -55,7 +60,7 @@ class Dashboard:
                 bus,
                 guard,
                 models=self.models,
-                trace_url=self.trace_url,
+                trace_url=trace_template(self.trace_url),
                 host=self.host,
                 port=self.port,
                 tls=self.tls,
@@ -108,6 +113,21 @@ class Dashboard:
             "champion": champion.model_dump(mode="json") if champion else None,
             "error": "",
         }
+
+
+def trace_template(url: str) -> str:
+    """Where a trace is looked at, with ``{trace_id}`` in it; without, *url* is Grafana's address."""
+    if not url or TRACE_ID in url:
+        return url
+    query = {
+        "refId": "A",
+        "datasource": {"type": "tempo", "uid": TEMPO},
+        "queryType": "traceql",
+        "query": TRACE_ID,
+    }
+    pane = {"datasource": TEMPO, "queries": [query], "range": {"from": "now-7d", "to": "now"}}
+    panes = quote(json.dumps({"t": pane}, separators=(",", ":"))).replace(quote(TRACE_ID), TRACE_ID)
+    return f"{url.rstrip('/')}/explore?schemaVersion=1&orgId=1&panes={panes}"
 
 
 def token_in(environment: dict[str, str], file: Path | None) -> str:

@@ -1,22 +1,26 @@
 """The dashboard put together: its token, its models, and the command that serves it."""
 
 import asyncio
+import json
 import os
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
 import pytest
 from support import NatsServer, eventually
 from support.told import COMMIT, model
 
-from fedbus.app.dashboard import Dashboard, token_in
+from fedbus.app.dashboard import Dashboard, token_in, trace_template
 from fedbus.app.settings import BadSetting, Settings
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.versions import Champion
 from fedbus.stores.models import open_store
+
+OBSERVABILITY = Path(__file__).parents[2] / "deploy" / "observability"
 
 
 def test_a_token_comes_from_the_environment_or_from_a_file(tmp_path: Path) -> None:
@@ -55,6 +59,19 @@ def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(serve
         BadSetting, match=r"others can reach 0\.0\.0\.0: set FEDBUS_GATEWAY_TOKEN and .*--insecure"
     ):
         Dashboard(Settings(), host="0.0.0.0", **served).refuse_to_be_open()
+
+
+def test_an_address_without_a_place_for_the_trace_is_grafanas() -> None:
+    assert trace_template("") == ""
+    assert (
+        trace_template("https://jaeger.example/trace/{trace_id}") == "https://jaeger.example/trace/{trace_id}"
+    )
+    url = urlsplit(trace_template("http://127.0.0.1:3000/").replace("{trace_id}", "4bf9"))
+    assert (url.netloc, url.path) == ("127.0.0.1:3000", "/explore")
+    (pane,) = json.loads(parse_qs(url.query)["panes"][0]).values()
+    assert [one["query"] for one in pane["queries"]] == ["4bf9"]
+    sources = (OBSERVABILITY / "provisioning" / "datasources" / "grafana-datasources.yaml").read_text()
+    assert f"uid: {pane['datasource']}\n" in sources
 
 
 async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> None:

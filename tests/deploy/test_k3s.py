@@ -159,6 +159,7 @@ def known_variables() -> set[str]:
         "FEDBUS_GATEWAY_PORT",
         "FEDBUS_GATEWAY_INSECURE",
         "FEDBUS_GATEWAY_HOSTS",
+        "FEDBUS_TRACE_URL",
         "FEDBUS_PARTITIONS",  # the argument beside it
     }
 

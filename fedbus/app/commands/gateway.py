@@ -27,7 +27,7 @@ def gateway(
         str,
         typer.Option(
             envvar="FEDBUS_TRACE_URL",
-            help="Where a trace is looked at, with {trace_id} in the place of its id.",
+            help="Where a trace is looked at, with {trace_id} in the place of its id; or just where Grafana is.",
         ),
     ] = "",
     token_file: Annotated[
