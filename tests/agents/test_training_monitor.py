@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 from support import eventually
 from support.federation import TASK, Federation
+from support.traces import measure_here, own_figures
 
 from fedbus.agents.training_monitor import FAILURES_BORNE, TrainingMonitor
 from fedbus.bus.lives import Lives
@@ -158,6 +159,15 @@ async def test_a_tracker_that_takes_for_ever_keeps_nobody_waiting(fed: Federatio
     assert len(slow.words) == 4
 
 
+def gauge(name: str) -> dict[object, float]:
+    """What the metric shows now, by client."""
+    return {
+        point.attributes["fedbus.client"]: getattr(point, "value", 0.0)
+        for point in own_figures()[name].data.data_points
+        if point.attributes and point.attributes["fedbus.task"] == TASK
+    }
+
+
 async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went_and_what_it_is_worth(
     fed: Federation, place: Place
 ) -> None:
@@ -173,6 +183,7 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
         figures={"c1": {"train_loss": 0.75, "eval_accuracy": 0.5}},
     )
     second = RoundResult(round=2, participants={"c1": 12, "c2": 20}, contributions={"c1": 0.25})
+    measure_here()
     async with watching(fed, place, kept=kept):
         await play(fed, 1, first, second)
         await eventually(lambda: len(kept.rounds) == 2)
@@ -192,3 +203,5 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
     assert kept.rounds[1].clients["c1"]["contribution"] == pytest.approx(0.375)
     assert kept.rounds[1].clients["c2"] == {"samples": 20.0, "reliability": 0.5}
     assert rounds_in(place.directory, TASK)[0]["clients/c1/train_loss"] == 0.75
+    assert gauge("fedbus.client.contribution") == {"c1": pytest.approx(0.375)}
+    assert gauge("fedbus.client.reliability") == {"c1": pytest.approx(0.75), "c2": 0.5}

@@ -29,6 +29,7 @@ ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbu
     "fedbus.event.redeliveries",
     "fedbus.event.dead_letters",
     "fedbus.round.failures",
+    "fedbus.client.contribution",
     "fedbus.prediction.duration",
     "fedbus.loop.lag",
     "fedbus.log.lines",
