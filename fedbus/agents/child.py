@@ -32,6 +32,8 @@ from typing import IO, Final, Self
 from opentelemetry import propagate
 from opentelemetry.context import Context
 
+from fedbus.contracts.causation import handled
+
 STOP_S: Final = 10.0
 GRACE_S: Final = 5.0
 """How long a child whose parent has gone may take to say goodbye; then it ends at once."""
@@ -43,6 +45,8 @@ ANSWER: Final = "FEDBUS_ANSWER"
 MAX_ANSWER_BYTES: Final = 64 * 1024
 ORPHANED: Final = 70
 """Exit code of a child that had to be ended because its parent was gone."""
+
+CAUSE: Final = "FEDBUS_CAUSE"
 
 Output = Path | Callable[[str], None] | None
 """Where a child's output goes: appended to a file, handed on line by line, or wherever ours goes."""
@@ -298,10 +302,18 @@ def given_up(reason: str) -> int:
 
 
 def trace_environment() -> dict[str, str]:
-    """The current trace as environment variables: ``TRACEPARENT`` and, where there is one, ``TRACESTATE``."""
+    """The current trace as environment variables, and on account of what there is something to do.
+
+    ``TRACEPARENT`` and, where there is one, ``TRACESTATE``; ``FEDBUS_CAUSE``.
+    """
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
-    return {name.upper(): value for name, value in carrier.items()}
+    return {name.upper(): value for name, value in carrier.items()} | {CAUSE: handled()}
+
+
+def cause_of_parent() -> str:
+    """The id of the message that the parent was handling when it started this process."""
+    return os.environ.get(CAUSE, "")
 
 
 def trace_of_parent() -> Context:

@@ -14,6 +14,7 @@ from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.client import Declined, FailTrain, FinTrain, Joined, RoundReply
+from fedbus.contracts.envelope import said_at
 from fedbus.contracts.identifiers import ID_PATTERN
 from fedbus.contracts.run import RUN, RunFacts
 from fedbus.contracts.transition import Transition
@@ -27,6 +28,11 @@ TICK: Final = timedelta(milliseconds=1)
 """Envelopes have times of whole milliseconds, bodies finer ones."""
 LATE: Final = timedelta(minutes=10)
 """What was said while its device was cut off may come so much later."""
+LOOKED_AROUND: Final = 10_000
+"""How many messages are read for one step back, at most."""
+LONGEST_CHAIN: Final = 500
+SKEW: Final = timedelta(seconds=3)
+"""By so much two machines' clocks may differ."""
 LANES: Final = frozenset({"client", "fl_client", "inference", "server", "run"})
 
 
@@ -85,6 +91,45 @@ class History:
                 one = await asyncio.wait_for(anext(seen), SILENCE_S)
                 return whole(one) if one.sequence == sequence else None
         return None
+
+    async def causes(self, stream: str, sequence: int) -> tuple[list[Record], bool] | None:
+        """What led to a message, from what began it all to the message itself; whether that is all of it.
+
+        Not all where the streams no longer hold the one before, or where that is more than `LONGEST_CHAIN` or
+        `LOOKED_AT` allow. None where the stream does not hold the message.
+        """
+        effect = await self.message(stream, sequence)
+        if effect is None:
+            return None
+        chain, known, left = [effect], {effect.id: effect}, LOOKED_AT
+        while (cause := chain[-1].cause) and len(chain) < LONGEST_CHAIN and left > 0:
+            if cause not in known:
+                found = await self._around(cause, min(left, LOOKED_AROUND))
+                known |= {one.id: one for one in found}
+                left -= len(found)
+            if cause not in known or known[cause] in chain:
+                break
+            chain.append(known[cause])
+        return chain[::-1], not chain[-1].cause
+
+    async def _around(self, id: str, most: int) -> list[Record]:
+        """What was said a little before message *id* up to it: its id tells when. At most *most* messages."""
+        said = said_at(id)
+        found: list[Record] = []
+        if said is None:
+            return found
+        for name, wanted in (self._life, (events_stream(self._bus.fed), stream_subjects(self._bus.fed))):
+            _, last = await self._bus.extent(name)
+            async with self._bus.watch(name, wanted, since=said - SKEW) as seen:
+                with suppress(TimeoutError):
+                    for _ in range(most // 2 if last else 0):
+                        one = record(await asyncio.wait_for(anext(seen), SILENCE_S))
+                        found.append(one)
+                        if one.id == id:
+                            return found
+                        if one.sequence >= last or one.at > said + LATE:
+                            break
+        return found
 
     @property
     def _life(self) -> tuple[str, list[str]]:

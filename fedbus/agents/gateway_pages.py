@@ -8,8 +8,11 @@ GET  /api/recent?limit=N       what was said last
 GET  /api/runs/RUN             what happened between the beginning and the end of a run
 GET  /api/traces/ID            what is remembered of a trace
 GET  /api/messages/e/SEQ       one message with all that it says
+GET  /api/causes/e/SEQ         what led to it, back to what began it all
 GET  /api/models/TASK          the versions in the model repository
-POST /api/actions/WORD         start_run, stop_run, promote_model, roll_back_model: with the token
+POST /api/actions/WORD         one of `ACTIONS`: with the token
+
+A question that makes no sense is answered by 400 and a line that says what is wrong with it.
 """
 
 import asyncio
@@ -31,6 +34,8 @@ from fedbus.agents.gateway_history import History
 from fedbus.agents.gateway_records import EVENTS, LIFE, Record
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.contracts.code import RevertCode, RollOutCode
+from fedbus.contracts.envelope import pack
 from fedbus.contracts.message import Request
 from fedbus.contracts.run import StartRun, StopRun
 from fedbus.contracts.transition import LIFECYCLES
@@ -47,10 +52,15 @@ READY_S: Final = 10.0
 ANSWER_S: Final = 15.0
 BROWSERS: Final = 64
 RECENT: Final = 5_000
+DIGITS: Final = 15
+FIRST_YEAR: Final = 1970
+LAST_YEAR: Final = 9000
+"""What a stream can be asked about."""
+GONE: Final = "the stream no longer holds this message"
 BODY_BYTES: Final = 64 * 1024
 
 ACTIONS: Final[Mapping[str, type[Request]]] = {
-    kind.word: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel)
+    kind.word: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel, RollOutCode, RevertCode)
 }
 """What can be asked for from the dashboard."""
 TYPES: Final = {
@@ -99,7 +109,8 @@ class Pages:
                 web.get("/api/recent", self._recent),
                 web.get("/api/runs/{run}", self._run),
                 web.get("/api/traces/{trace:[0-9a-f]{32}}", self._trace),
-                web.get(r"/api/messages/{stream:[el]}/{sequence:\d{1,15}}", self._message),
+                web.get("/api/messages/{stream:[el]}/{sequence}", self._message),
+                web.get("/api/causes/{stream:[el]}/{sequence}", self._causes),
                 web.get("/api/models/{task}", self._versions),
                 web.post("/api/actions/{word}", self._act),
                 web.get(r"/{name:[a-z_]+\.(?:js|css|svg)}", self._file),
@@ -148,8 +159,8 @@ class Pages:
 
     async def _recent(self, request: web.Request) -> web.Response:
         await self._ready()
-        limit = request.query.get("limit", "500")
-        return _told(self._feed.newest(min(int(limit), RECENT) if limit.isdecimal() else 500))
+        limit = _number(request.query.get("limit", "500"), "limit")
+        return _told(self._feed.newest(min(limit, RECENT)))
 
     async def _run(self, request: web.Request) -> web.Response:
         found = await self._history.of_run(request.match_info["run"])
@@ -163,11 +174,18 @@ class Pages:
         return _told(await self._history.of_trace(trace, _since(request)) or self._feed.in_trace(trace))
 
     async def _message(self, request: web.Request) -> web.Response:
-        sequence = int(request.match_info["sequence"])
-        found = await self._history.message(request.match_info["stream"], sequence)
+        found = await self._history.message(*_place(request))
         if found is None:
-            raise web.HTTPNotFound(text="the stream no longer holds this message")
+            raise web.HTTPNotFound(text=GONE)
         return web.Response(text=found.json, content_type="application/json")
+
+    async def _causes(self, request: web.Request) -> web.Response:
+        found = await self._history.causes(*_place(request))
+        if found is None:
+            raise web.HTTPNotFound(text=GONE)
+        chain, whole = found
+        text = f'{{"chain":[{",".join(one.json for one in chain)}],"whole":{json.dumps(whole)}}}'
+        return web.Response(text=text, content_type="application/json")
 
     async def _versions(self, request: web.Request) -> web.Response:
         return web.json_response(await self._models(request.match_info["task"]))
@@ -246,11 +264,15 @@ async def _wish(kind: type[Request], request: web.Request) -> Request:
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="send application/json")
     try:
-        return kind.model_validate_json(await request.read())
+        wish = kind.model_validate_json(await request.read())
+        pack(wish)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"])
         raise web.HTTPBadRequest(text=f"{where}: {first['msg']}".removeprefix(": ")) from None
+    except ValueError as error:  # it could not be sent
+        raise web.HTTPBadRequest(text=str(error)) from None
+    return wish
 
 
 def _batch(records: list[Record], cursor: Cursor) -> bytes:
@@ -284,12 +306,32 @@ def _cursor(request: web.Request) -> Cursor | None:
 
 
 def _since(request: web.Request) -> datetime | None:
-    """A little before the moment that is asked about."""
-    try:
-        at = datetime.fromisoformat(request.query["around"])
-    except (KeyError, ValueError):
+    """A little before the moment that is asked about, if any is."""
+    text = request.query.get("around")
+    if text is None:
         return None
-    return at - timedelta(minutes=10) if at.tzinfo else None
+    try:
+        at = datetime.fromisoformat(text)
+    except ValueError:
+        at = None
+    if at is None or at.tzinfo is None or not FIRST_YEAR <= at.year <= LAST_YEAR:
+        raise web.HTTPBadRequest(
+            text=f"around: {text[:40]!r} is no time from {FIRST_YEAR} to {LAST_YEAR}: write 2026-03-14T12:00:00Z"
+        )
+    return at - timedelta(minutes=10)
+
+
+def _place(request: web.Request) -> tuple[str, int]:
+    """The stream and the sequence in it that are asked about."""
+    return request.match_info["stream"], _number(request.match_info["sequence"], "a sequence")
+
+
+def _number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= DIGITS and int(text) > 0):
+        raise web.HTTPBadRequest(
+            text=f"{what} is a number from 1 on, of at most {DIGITS} digits: not {text[:40]!r}"
+        )
+    return int(text)
 
 
 def _files() -> Iterator[tuple[str, tuple[str, bytes, str]]]:

@@ -1,7 +1,7 @@
 """A message as a browser is told of it: JSON that is written once, however many look.
 
     {"s": "l", "n": 812, "at": "…", "word": "transition", "subject": "fedbus.dev.life.client.c1.mnist",
-     "source": "…", "about": "…", "trace": "4bf9…", "body": {…}}
+     "source": "…", "about": "…", "trace": "4bf9…", "id": "0195…", "cause": "0195…", "body": {…}}
 
 ``s`` and ``n`` say where it stands: in the events stream (``e``) or the life stream (``l``), and at which
 sequence. What is long is cut, with a mark that says so; the whole is had by `whole`.
@@ -31,6 +31,9 @@ class Record:
 
     stream: str
     sequence: int
+    id: str
+    cause: str
+    """The id of the message that led to it, where there was one."""
     subject: str
     at: datetime
     trace: str
@@ -57,6 +60,7 @@ def _record(seen: Seen, shorten: Callable[[Any], Any]) -> Record:
         "s": stream,
         "n": seen.sequence,
         "id": seen.envelope.id,
+        "cause": seen.envelope.cause,
         "at": seen.envelope.time.isoformat(timespec="milliseconds"),
         "word": seen.message.word,
         "subject": seen.subject,
@@ -68,6 +72,8 @@ def _record(seen: Seen, shorten: Callable[[Any], Any]) -> Record:
     return Record(
         stream=stream,
         sequence=seen.sequence,
+        id=seen.envelope.id,
+        cause=seen.envelope.cause,
         subject=seen.subject,
         at=seen.envelope.time,
         trace=trace,

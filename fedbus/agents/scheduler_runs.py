@@ -20,6 +20,7 @@ from fedbus.agents.tasks import Timers, ask_until_answered
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
+from fedbus.contracts.causation import handling
 from fedbus.contracts.identifiers import TaskId, run_id
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.run import (
@@ -234,7 +235,8 @@ class Runs:
         run = await self._lives.of(RUN, facts)
         await run.bear("requested", reason=cause)
         self._run = run
-        return run, self._begin_to_open(run)
+        with handling(run.told):
+            return run, self._begin_to_open(run)
 
     def _begin_to_open(self, run: Life[RunState, RunFacts]) -> "asyncio.Future[Refused | None]":
         self._opened = opened = asyncio.get_running_loop().create_future()

@@ -19,6 +19,7 @@ from fedbus.agents.scheduler_runs import Runs
 from fedbus.agents.tasks import Timers
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.boolean import leaves
+from fedbus.contracts.causation import handling
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleState, ScheduleTable
 from fedbus.contracts.triggers import After, Source, Trigger
 from fedbus.domain.triggers import Seen, after_absence, after_firing, awaited, held, next_look, ready_at
@@ -173,17 +174,20 @@ class Schedule:
         """Say once why the run that is due does not start yet; whether it was said now."""
         if self._life.event == "postponed" and self._life.reason == reason:
             return False
-        await self._life.move("postponed", reason=reason, deadline=until)
+        with handling(self._life.told):  # whatever has come meanwhile, it is due to what triggered it
+            await self._life.move("postponed", reason=reason, deadline=until)
         return True
 
     async def _fire(self) -> None:
         cause = self._life.facts.cause
         run = self._runs.next_id
         fired: dict[str, Any] = {"started": self._life.facts.started + 1, "run": run, "fired_for": cause}
-        await self._life.move(
-            "fired", reason=cause, fired_at=datetime.now(UTC), **fired, **self._from_now_on()
-        )
-        await self._runs.make(cause=cause)
+        with handling(self._life.told):
+            await self._life.move(
+                "fired", reason=cause, fired_at=datetime.now(UTC), **fired, **self._from_now_on()
+            )
+        with handling(self._life.told):
+            await self._runs.make(cause=cause)
 
     def _from_now_on(self) -> dict[str, Any]:
         """Only what comes after this counts for the next run."""
@@ -208,7 +212,8 @@ class Schedule:
         self._timers.cancel(LOOK)
         if at is not None:
             soonest = min(at, datetime.now(UTC) + LONGEST_LOOK)
-            self._timers.at(LOOK, soonest, self._runs.in_turn(self.consider))
+            with handling(""):  # it is the clock's, and no longer of what is handled now
+                self._timers.at(LOOK, soonest, self._runs.in_turn(self.consider))
 
     def _seen(self) -> Seen:
         facts, news, runs = self._life.facts, self._news, self._runs

@@ -18,11 +18,13 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from fedbus.agents.child import trace_of_parent
+from fedbus.agents.child import cause_of_parent, trace_of_parent
 from fedbus.agents.launch import ServerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
 from fedbus.bus.bus import Bus, Delivery
+from fedbus.contracts.causation import handled, handles
 from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
+from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
@@ -48,6 +50,7 @@ async def main(stop: asyncio.Event) -> int:
     """Run the ServerApp that this process was started for, in the trace of who started it."""
     order = order_of_this_process(ServerOrder)
     otel_context.attach(trace_of_parent())
+    handles(cause_of_parent())
     async with Bus.connect(order.nats_url, order.identity("flower-server"), access=order.access) as bus:
         await first_of(ServerProcess(bus, order).run(), stop.wait(), bus.lost())
     return 0
@@ -62,7 +65,8 @@ class ServerProcess:
         self._task = order.task
         self._store = open_store(order.store, order.task.id)
         self._grid = BusGrid(bus, task=order.task.id, run=order.run, plan=order.plan)
-        self._begin: asyncio.Future[BeginTraining] = asyncio.get_running_loop().create_future()
+        self._begin: asyncio.Future[tuple[BeginTraining, str]] = asyncio.get_running_loop().create_future()
+        """Whom to begin with, and the id of the message that says so."""
 
     async def run(self) -> None:
         """From the first word to the last."""
@@ -80,11 +84,11 @@ class ServerProcess:
         async for delivery in inbox:
             match delivery.message:
                 case BeginTraining() as begin if begin.run == self._order.run and not self._begin.done():
-                    self._begin.set_result(begin)
+                    self._begin.set_result((begin, delivery.envelope.id))
                 case Joined() as joined if joined.code_version != self._task.code_version:
                     log.warning("a client with other code may not join", client=joined.client)
                 case RoundReply() as reply:
-                    self._grid.deliver(reply, came_from=delivery.sent_in)
+                    self._grid.deliver(reply, came_from=delivery.sent_in, said_in=delivery.envelope.id)
                 case Joined() | FailTrain() as event:
                     self._grid.deliver(event)
             await delivery.ack()
@@ -97,7 +101,9 @@ class ServerProcess:
         try:
             job = await asyncio.to_thread(self._job, await self._initial(), await self._selection())
             await self._bus.publish(ServerStarted(task=self._task.id, run=self._order.run))
-            self._grid.admit((await self._begin).cohort)
+            begin, said_in = await self._begin
+            handles(said_in)
+            self._grid.admit(begin.cohort)
             await self._run_app(job)
         except FAILURES as error:
             log.warning("the run failed", run=self._order.run, reason=str(error))
@@ -143,6 +149,7 @@ class ServerProcess:
             with _begun("run the ServerApp", self._order.run):
                 final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
             await asyncio.to_thread(checkpoints.all_told)
+            handles(checkpoints.told or handled())
         artifact = await _kept(weights.packed(final), self._store, self._order)
         await self._bus.publish(
             RunFinished(
@@ -163,6 +170,8 @@ class Checkpoints:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._last: Future[None] | None = None
+        self.told = ""
+        """The id of the last word on a round."""
 
     def __enter__(self) -> Self:
         return self
@@ -183,15 +192,16 @@ class Checkpoints:
             self._last.result()
 
     async def _keep_and_tell(self, result: RoundResult, model: Packed) -> None:
-        await self._bus.publish(
-            RoundFinished(
-                task=self._order.task.id,
-                run=self._order.run,
-                round=result.round,
-                result=result,
-                checkpoint=await _kept(model, self._store, self._order, result.round),
-            )
+        finished = RoundFinished(
+            task=self._order.task.id,
+            run=self._order.run,
+            round=result.round,
+            result=result,
+            checkpoint=await _kept(model, self._store, self._order, result.round),
         )
+        told = uuid7()
+        await self._bus.publish(finished, id=told)
+        self.told = told
 
 
 async def _kept(model: Packed, store: ModelStore, order: ServerOrder, number: int | None = None) -> Artifact:

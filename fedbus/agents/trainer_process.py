@@ -19,11 +19,12 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 
 from fedbus.agents.captured_training import NOTHING_WRITTEN, Written, write_captured
-from fedbus.agents.child import given_up, trace_of_parent
+from fedbus.agents.child import cause_of_parent, given_up, trace_of_parent
 from fedbus.agents.launch import TrainerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
+from fedbus.contracts.causation import handles
 from fedbus.contracts.client import Joined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
@@ -48,6 +49,7 @@ async def main(stop: asyncio.Event) -> int:
     """Train the run that this process was started for."""
     order = order_of_this_process(TrainerOrder)
     otel_context.attach(trace_of_parent())
+    handles(cause_of_parent())
     async with Bus.connect(
         order.nats_url, order.identity("trainer", order.client), access=order.access
     ) as bus:

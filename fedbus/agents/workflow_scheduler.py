@@ -31,6 +31,7 @@ from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import LeaseLost, MovedByAnother
 from fedbus.bus.lease import Lease
 from fedbus.bus.lives import Lives
+from fedbus.contracts.causation import handling
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 from fedbus.contracts.task import Task
@@ -172,7 +173,8 @@ class _Leading:
         async for delivery in news:
             self._news.hear(delivery.message, delivery.envelope.time)
             self._heard.set()
-            await self._runs.in_turn(self._consider)()
+            with handling(delivery.envelope.id):
+                await self._runs.in_turn(self._consider)()
             await delivery.ack()
 
     # --- the code that everybody is on -------------------------------------------------------
@@ -222,4 +224,5 @@ class _Leading:
     async def _see_others(self) -> None:
         async for seen in self._news.others():
             if self._news.see(seen):
-                await self._runs.in_turn(self._consider)()
+                with handling(seen.envelope.id):
+                    await self._runs.in_turn(self._consider)()

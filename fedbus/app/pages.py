@@ -43,7 +43,8 @@ BETWEEN: Final = {
     Family.LIFE: "What has become of everything",
 }
 ENVELOPE: Final = (
-    "Every message travels in an envelope: CloudEvents 1.0 attributes as `ce-…` NATS headers, the trace in "
+    "Every message travels in an envelope: CloudEvents 1.0 attributes as `ce-…` NATS headers, among them the id of "
+    "the message that led to it (`ce-causationid`, where there was one), the trace in "
     f"`traceparent`, the body as msgpack (at most {MAX_EVENT_BYTES // 1024} KiB; what is larger travels as a "
     "blob). See it on a running bus with `fedbus events tail`, or with the NATS command line:"
 )

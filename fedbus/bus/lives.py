@@ -70,7 +70,7 @@ class Life(Generic[State, FactsT]):
     """One thing's lifecycle, as its owner moves it. Make one with `Lives.of`."""
 
     def __init__(
-        self, lives: "Lives", lifecycle: Lifecycle[State], facts: FactsT, state: State | None
+        self, lives: "Lives", lifecycle: Lifecycle[State], facts: FactsT, state: State | None, told: str = ""
     ) -> None:
         self._lives = lives
         self._lifecycle = lifecycle
@@ -79,6 +79,8 @@ class Life(Generic[State, FactsT]):
         self.event = ""
         """What has last happened to it."""
         self.reason = ""
+        self.told = told
+        """The id of the message that said so."""
 
     @property
     def state(self) -> State:
@@ -128,7 +130,8 @@ class Life(Generic[State, FactsT]):
         with tracer.start_as_current_span(
             span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition)
         ):
-            await self._lives.tell(transition)
+            waited = source in self._lifecycle.waits  # then its own clock may have moved it
+            self.told = await self._lives.tell(transition, cause=self.told if waited else "")
         moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
         add(TRANSITIONS, moved)
         self._state = target
@@ -174,37 +177,42 @@ class Lives:
         told = await self._told(subject)
         if told is None:
             return Life(self, lifecycle, facts, None)
-        known = type(facts).model_validate(told.facts.model_dump())
-        life = Life(self, lifecycle, known, lifecycle.states(told.target))
-        life.event, life.reason = told.event, told.reason
+        last, said_in = told
+        known = type(facts).model_validate(last.facts.model_dump())
+        life = Life(self, lifecycle, known, lifecycle.states(last.target), said_in)
+        life.event, life.reason = last.event, last.reason
         return life
 
-    async def tell(self, transition: Transition) -> None:
-        """Append *transition* to the log: at once by the outbox, or when the bus has taken it."""
+    async def tell(self, transition: Transition, *, cause: str = "") -> str:
+        """Append *transition* to the log: at once by the outbox, or when the bus has taken it. The message's id.
+
+        *cause*: what led to it, where nothing is being handled.
+        """
         subject = self._subject(transition.kind, transition.thing)
-        headers = envelop(transition, source=self._bus.source, trace=tracing.here()).headers()
-        body = pack(transition)
+        envelope = envelop(transition, source=self._bus.source, trace=tracing.here(), cause=cause)
+        headers, body = envelope.headers(), pack(transition)
         if self._outbox is None:
             await self._store(subject, headers, body)
         else:
             self._outbox.append(subject, headers, body)
             self._said.clear()
             self._waiting.set()
+        return envelope.id
 
-    async def _told(self, subject: str) -> Transition | None:
-        """The last transition: what still waits in the outbox is newer than what the stream has."""
+    async def _told(self, subject: str) -> tuple[Transition, str] | None:
+        """The last transition and its id: what still waits in the outbox is newer than what the stream has."""
         seen = await self._bus.last(subject)
         told_until = self._sequences.get(subject, 0)  # the outbox may have been quicker than this answer
         self._sequences[subject] = max(told_until, seen.sequence if seen else 0)
         entry = self._outbox.last(subject) if self._outbox else None
         if entry is not None:
-            _, message = read(entry.subject, entry.headers, entry.body)
+            envelope, message = read(entry.subject, entry.headers, entry.body)
             assert isinstance(message, Transition)
-            return message
+            return message, envelope.id
         if seen is None:
             return None
         assert isinstance(seen.message, Transition)
-        return seen.message
+        return seen.message, seen.envelope.id
 
     async def _empty(self, outbox: Outbox) -> None:
         """Hand the bus what waits, in order, and wait for more."""

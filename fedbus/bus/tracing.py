@@ -17,6 +17,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
+from fedbus.contracts.causation import handling
 from fedbus.contracts.envelope import Envelope
 from fedbus.contracts.message import Message, Request
 from fedbus.contracts.signals import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record
@@ -80,8 +81,14 @@ def continued(envelope: Envelope, operation: str, message: Message, subject: str
             attributes=attributes,
         ),
         structlog.contextvars.bound_contextvars(event_id=envelope.id),
+        handling(leads_on(message, envelope)),
     ):
         yield
+
+
+def leads_on(message: Message, envelope: Envelope) -> str:
+    """Which message whatever is done about this one is due to: what nobody keeps, nobody could find again."""
+    return envelope.id if message.durable else envelope.cause
 
 
 def counted(message: Message, direction: str, size_bytes: int) -> None:

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import BY_TYPE
+from fedbus.contracts.causation import handled
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, ClientMessage, Family, Message, Request, type_name
 from fedbus.contracts.subjects import SERVER_SIDE
@@ -28,6 +29,10 @@ SPEC_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/vnd.msgpack"
 MAX_EVENT_BYTES: Final = 256 * 1024
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
+LONGEST_ID: Final = 256
+"""What is due to a message carries its id."""
+CAUSE: Final = "ce-causationid"
+"""An extension attribute, as CloudEvents has them; the name is the one that event stores use."""
 
 
 class Unreadable(ValueError):
@@ -44,6 +49,8 @@ class Envelope:
     subject: str
     time: datetime
     trace: Mapping[str, str] = field(default_factory=dict)
+    cause: str = ""
+    """The id of the message that led to it, where there was one: see `causation`."""
 
     def headers(self) -> dict[str, str]:
         return {
@@ -55,6 +62,7 @@ class Envelope:
             "ce-time": self.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "ce-datacontenttype": CONTENT_TYPE,
             "Nats-Msg-Id": self.id,
+            **({CAUSE: self.cause} if self.cause else {}),
             **self.trace,
         }
 
@@ -65,8 +73,12 @@ def envelop(
     source: str,
     id: str | None = None,
     trace: Mapping[str, str] | None = None,
+    cause: str = "",
 ) -> Envelope:
-    """The envelope for *message*. A deterministic *id* makes the stream drop a repeat."""
+    """The envelope for *message*, said on account of what is being handled, else of *cause*.
+
+    A deterministic *id* makes the stream drop a repeat.
+    """
     return Envelope(
         id=id or uuid7(),
         type=type_name(type(message)),
@@ -74,12 +86,16 @@ def envelop(
         subject=message.about,
         time=datetime.now(UTC),
         trace=dict(trace or {}),
+        cause=handled() or cause,
     )
 
 
 def pack(body: Body) -> bytes:
-    """*body* as msgpack; raises ValueError where it is larger than an event may be."""
-    packed: bytes = msgpack.packb(body.model_dump(mode="python"), datetime=True)
+    """*body* as msgpack; raises ValueError where it, or a number in it, is larger than an event may have it."""
+    try:
+        packed: bytes = msgpack.packb(body.model_dump(mode="python"), datetime=True)
+    except OverflowError:
+        raise ValueError(f"{type(body).__name__} has a number of more than 64 bits") from None
     if len(packed) > MAX_EVENT_BYTES:
         raise ValueError(
             f"{type(body).__name__} is {len(packed)} bytes; an event may have {MAX_EVENT_BYTES}. "
@@ -125,6 +141,8 @@ def _envelope(headers: Mapping[str, str]) -> Envelope:
             raise Unreadable(f"CloudEvents {headers['ce-specversion']} is not {SPEC_VERSION}")
         if headers["ce-datacontenttype"] != CONTENT_TYPE:
             raise Unreadable(f"content type {headers['ce-datacontenttype']!r} is not {CONTENT_TYPE}")
+        if len(headers["ce-id"]) > LONGEST_ID:
+            raise Unreadable(f"its id has {len(headers['ce-id'])} characters, more than {LONGEST_ID}")
         return Envelope(
             id=headers["ce-id"],
             type=headers["ce-type"],
@@ -132,6 +150,7 @@ def _envelope(headers: Mapping[str, str]) -> Envelope:
             subject=headers.get("ce-subject", ""),
             time=_time(headers["ce-time"]),
             trace={name: headers[name] for name in TRACE_HEADERS if name in headers},
+            cause=headers.get(CAUSE, ""),
         )
     except KeyError as missing:
         raise Unreadable(f"no header {missing.args[0]}: not a message of fedbus") from None
@@ -186,3 +205,14 @@ def uuid7() -> str:
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
     return str(UUID(int=value))
+
+
+def said_at(id: str) -> datetime | None:
+    """When a message of this *id* was said: a UUID of version 7 begins with that. None for any other id."""
+    try:
+        value = UUID(id)
+        if value.version == 7:
+            return datetime.fromtimestamp((value.int >> 80) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        pass
+    return None

@@ -26,7 +26,6 @@ from copy import deepcopy
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import Any, Final, TypeVar, overload
-from uuid import uuid4
 
 import structlog
 from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
@@ -34,7 +33,9 @@ from flwr.serverapp import Grid
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
+from fedbus.contracts.causation import handled, handles
 from fedbus.contracts.client import RoundReply
+from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import Content, RoundMessage
 from fedbus.learning import records
@@ -136,6 +137,8 @@ class _Pending:
     """Where its answer was sent, once it is here."""
     answered_at: float = 0.0
     """When that was, by the loop's clock."""
+    said_in: str = ""
+    """The id of the message that it came in."""
 
 
 @dataclass(frozen=True)
@@ -256,6 +259,8 @@ class BusGrid(Grid):
         self._latest_round = 0
         self._came_from: SpanContext | None = None
         """Of the event that is being handled."""
+        self._said_in = ""
+        """Its id."""
         self._tallies: dict[int, Tally] = defaultdict(Tally)
 
     # --- on the loop ------------------------------------------------------------------------
@@ -264,11 +269,14 @@ class BusGrid(Grid):
         """These have joined, as somebody else heard."""
         self._apply(self._book.admit(clients, self._now()))
 
-    def deliver(self, event: Event, *, came_from: SpanContext | None = None) -> None:
-        """An event from a client, and the span it was sent in. Foreign runs, late and repeated answers are dropped."""
-        self._came_from = came_from
+    def deliver(self, event: Event, *, came_from: SpanContext | None = None, said_in: str = "") -> None:
+        """An event from a client, the span it was sent in, and the message's id.
+
+        Foreign runs, late and repeated answers are dropped.
+        """
+        self._came_from, self._said_in = came_from, said_in
         self._apply(self._book.handle(event, self._now()))
-        self._came_from = None
+        self._came_from, self._said_in = None, ""
 
     def close(self, reason: str) -> None:
         """End every call, now and later, with GridClosed."""
@@ -328,7 +336,7 @@ class BusGrid(Grid):
         if pending is None:
             return
         pending.postage.answered()
-        pending = replace(pending, came_from=self._came_from, answered_at=self._now())
+        pending = replace(pending, came_from=self._came_from, said_in=self._said_in, answered_at=self._now())
         if pending.exchange is None:
             self._unclaimed[sent.message_id] = pending, answer
         elif isinstance(answer, Error) or not _has_blob(answer):
@@ -482,7 +490,7 @@ class BusGrid(Grid):
     def _pending_of(
         self, message: Message, timeout: float | None, postage: _Postage, exchange: _Exchange | None
     ) -> _Pending:
-        stamp(message, uuid4().hex)
+        stamp(message, uuid7())
         limits = (timeout, self._plan.round_s, message.metadata.ttl)
         timeout_s = min(limit for limit in limits if limit is not None)
         with self._changed:
@@ -505,6 +513,7 @@ class BusGrid(Grid):
         if arrival.pending.came_from is not None and by_whom.is_recording():
             by_whom.add_link(arrival.pending.came_from)
         self._count(arrival, message)
+        handles(arrival.pending.said_in or handled())
         return message
 
     def _count(self, arrival: _Arrival, reply: Message) -> None:

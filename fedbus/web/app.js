@@ -14,6 +14,7 @@ const PAGES = { fleet: ["Fleet", FleetPage], runs: ["Runs", RunsPage], training:
 const THEMES = { auto: "As the system", light: "Light", dark: "Dark" };
 const LINKS = { live: "live", lost: "not connected", connecting: "connecting" };
 const SPOKEN_EVERY_MS = 10000;
+const LISTED = 500;
 const at = (id) => document.getElementById(id);
 
 class App {
@@ -185,7 +186,8 @@ class App {
     put(this.drawer,
       h("div", { class: "head" }, h("h2", {}, record.word.replaceAll("_", " ")), h("button", { type: "button", class: "quiet", onclick: () => this.hide() }, "Close")),
       h("dl", {}, [["Time", clock(record.at, true)], ["Said by", who(record.source)], ["Subject", record.subject], ["About", record.about], ["Sequence", `${record.n} of ${record.s === "l" ? "life" : "events"}`], ["Id", record.id], ["Trace", record.trace || "none"]].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 200))])),
-      h("div", { class: "filters" }, record.trace ? h("button", { type: "button", onclick: () => this.chain(record, chain) }, "What led to it") : null, this.traceLink(record.trace)),
+      h("div", { class: "filters" }, h("button", { type: "button", class: "primary", onclick: () => this.causes(record, chain) }, "What led to it"),
+        record.trace ? h("button", { type: "button", onclick: () => this.whole(record, chain) }, "All of its trace") : null, this.traceLink(record.trace)),
       chain, h("h3", {}, "Body"), body);
     this.drawer.hidden = false;
     this.drawer.focus({ preventScroll: true });
@@ -197,16 +199,34 @@ class App {
     }
   }
 
+  /** What led to *record*, from what began it all: each message was said because of the one before. */
+  causes(record, place) {
+    return this.told(place, `api/causes/${record.s}/${record.n}`, ({ chain, whole }) => [
+      h("h3", {}, chain.length > 1 ? `${chain.length - 1} ${chain.length === 2 ? "message" : "messages"} led to it` : "Nothing on the bus led to it"),
+      chain.length === 1 && whole ? h("p", { class: "muted" }, "A person, a clock or its own beginning did.") : null,
+      whole ? null : h("p", { class: "note wait" }, "What came before the first of these is not known: the streams let go of it, or it is too far back."),
+      chain.length > 1 ? this.list(chain, record) : null,
+    ]);
+  }
+
   /** All messages of the same trace, in order. */
-  async chain(record, place) {
+  whole(record, place) {
+    return this.told(place, `api/traces/${record.trace}?around=${encodeURIComponent(record.at)}`, (found) => [
+      h("h3", {}, `${found.length} messages of its trace`), this.list(found, record)]);
+  }
+
+  async told(place, path, say) {
     put(place, h("p", { class: "muted" }, "Reads the streams…"));
     try {
-      const found = await this.store.get(`api/traces/${record.trace}?around=${encodeURIComponent(record.at)}`);
-      put(place, h("h3", {}, `${found.length} messages of this trace`), h("ol", { class: "chain" }, found.slice(0, 300).map((one) => h("li", { "aria-current": key(one) === key(record) ? "true" : null },
-        h("button", { type: "button", class: "link", onclick: () => this.show(one) }, stateName(one.word === "transition" ? one.body.facts.kind : one.word)), h("span", { class: "muted" }, ` ${clock(one.at, true)} ${clip(who(one.source), 40)} `), clip(gist(one), 120)))));
+      put(place, say(await this.store.get(path)));
     } catch (error) {
       put(place, h("p", { class: "note bad" }, error.message));
     }
+  }
+
+  list(records, record) {
+    return h("ol", { class: "chain" }, records.slice(-LISTED).map((one) => h("li", { "aria-current": key(one) === key(record) ? "true" : null },
+      h("button", { type: "button", class: "link", onclick: () => this.show(one) }, one.word === "transition" ? `${stateName(one.body.facts.kind)} moves` : stateName(one.word)), h("span", { class: "muted" }, ` ${clock(one.at, true)} · ${clip(who(one.source), 40)}`), h("div", {}, clip(gist(one), 120)))));
   }
 
   hide() {

@@ -23,9 +23,11 @@ function fill(node, props, children) {
   return node;
 }
 
-/** Put *children* in the place of what *node* holds. */
+/** Put *children* in the place of what *node* holds; what is kept, keeps the focus. */
 export function put(node, ...children) {
+  const here = document.activeElement;
   node.replaceChildren(...children.flat(Infinity).filter((one) => one !== null && one !== undefined && one !== false));
+  if (here !== document.activeElement && node.contains(here)) here.focus({ preventScroll: true });
   return node;
 }
 

@@ -18,7 +18,9 @@ export class ModelsPage {
     this.tasks = h("select", { "aria-label": "The task", onchange: (event) => { this.task = event.target.value; this.chosen = null; this.read(); } });
     this.graph = h("div", { class: "card scroll lineage", tabindex: 0, role: "region", "aria-label": "Which version came from which" });
     this.detail = h("section", { "aria-label": "The chosen version" });
-    this.code = h("section", { "aria-label": "Code" });
+    this.codeFacts = h("div", { class: "card" });
+    this.codeWish = h("div", { class: "filters" });
+    this.code = h("section", { class: "stack", "aria-label": "Code", hidden: true }, h("div", { class: "head" }, h("h2", {}, "Code"), this.codeWish), this.codeFacts);
     this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Models & code"), h("div", { class: "filters" }, this.tasks)), h("h2", {}, "Lineage"), this.graph, this.detail, this.code);
   }
 
@@ -112,6 +114,27 @@ export class ModelsPage {
     if (await this.app.confirm(`Go back to version ${version}?`, "It was served before this one, and will be again on every client.", `Go back to v${version}`)) this.app.act("roll_back_model", { task: this.task, reason: "rolled back from the dashboard" });
   }
 
+  /** What can be asked for where a repository is followed. The field outlives redraws, so that nobody is typed away. */
+  codeActions(task, facts) {
+    if (!facts?.source || !this.store.about.acts) return null;
+    if (!this.store.mayAct) return h("button", { type: "button", onclick: () => this.app.askToken() }, "Unlock actions");
+    if (this.wish?.task !== task) {
+      const version = h("input", { type: "text", placeholder: "commit, tag or branch", "aria-label": "The code version to roll out", required: true, maxlength: 200 });
+      const form = h("form", { class: "filters", onsubmit: (event) => { event.preventDefault(); this.rollOut(task, version.value.trim()); } }, version, h("button", { type: "submit", class: "primary" }, "Roll out"), h("button", { type: "button", class: "danger", onclick: () => this.revert(task) }, "Revert"));
+      this.wish = { task, form };
+    }
+    return this.wish.form;
+  }
+
+  async rollOut(task, version) {
+    if (version && await this.app.confirm(`Roll out ${clip(version, 60)}?`, "The clients get it stage by stage, as the task says; if trainings fail more often with it, everybody goes back by itself.", "Roll out")) this.app.act("roll_out_code", { task, code_version: version });
+  }
+
+  async revert(task) {
+    const rolling = this.store.codes.get(task)?.body.facts.candidate;
+    if (await this.app.confirm(rolling ? `End the rollout of ${short(rolling)}?` : "Go back to the code before?", rolling ? "Everybody goes back to the version from before it, which will not be rolled out by itself again." : "Every client fetches the version before this one, and changes over between runs.", "Revert")) this.app.act("revert_code", { task, reason: "reverted from the dashboard" });
+  }
+
   tellCode(task) {
     const record = this.store.codes.get(task);
     const facts = record?.body.facts;
@@ -122,11 +145,13 @@ export class ModelsPage {
       versions.set(version, (versions.get(version) ?? 0) + 1);
     }
     const rejected = Object.entries(facts?.rejected ?? {});
-    put(this.code, h("h2", {}, "Code"), h("div", { class: "card" },
+    this.code.hidden = false;
+    put(this.codeWish, this.codeActions(task, facts));
+    put(this.codeFacts,
       facts ? [h("p", {}, badge(record.body.target), " ", facts.source ? ["follows ", h("code", {}, clip(facts.source, 120))] : "no repository is followed"),
         facts.candidate ? h("p", {}, "rolls out ", h("code", { title: facts.candidate }, short(facts.candidate)), ` stage ${facts.stage + 1} of ${facts.stages.length}: ${facts.ready.length} of ${facts.clients.length} clients are ready`) : null,
         rejected.length ? h("details", {}, h("summary", {}, `${rejected.length} rejected commits`), h("ul", {}, rejected.map(([commit, reason]) => h("li", {}, h("code", {}, short(commit)), ` ${reason}`)))) : null] : h("p", { class: "muted" }, "The server follows no repository; the code is what it was started with."),
-      h("table", {}, h("thead", {}, h("tr", {}, ["Code version", "Clients", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "unseen" }, "What it is"))))), h("tbody", {}, [...versions].map(([version, count]) => h("tr", {}, h("td", {}, h("code", { title: version }, shown(clip(version, 72)))), h("td", { class: "number" }, count), h("td", {}, version && version === facts?.candidate ? "candidate" : version === (facts?.code_version || this.store.servers.get(task)?.body.facts.code_version) ? "current" : "")))))));
+      h("table", {}, h("thead", {}, h("tr", {}, ["Code version", "Clients", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "unseen" }, "What it is"))))), h("tbody", {}, [...versions].map(([version, count]) => h("tr", {}, h("td", {}, h("code", { title: version }, shown(clip(version, 72)))), h("td", { class: "number" }, count), h("td", {}, version && version === facts?.candidate ? "candidate" : version === (facts?.code_version || this.store.servers.get(task)?.body.facts.code_version) ? "current" : ""))))));
   }
 }
 

@@ -12,14 +12,17 @@ import pytest
 from support import NatsServer, eventually
 from support.dashboards import FED, TOKEN, gateway
 from support.told import TASK, TRACE, Told
+from yarl import URL
 
 from fedbus.agents import gateway_feed, gateway_pages
 from fedbus.agents.gateway import CannotListen
 from fedbus.agents.gateway_feed import BadCursor, Cursor
 from fedbus.agents.gateway_records import ITEMS, TEXT, cut, readable
 from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.causation import handling
 from fedbus.contracts.client import Declined, Heartbeat
 from fedbus.contracts.device import DeviceReport
+from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
 
 
@@ -281,6 +284,74 @@ async def test_a_trace_and_a_whole_message_are_read_again(told: Told, nats: Nats
         assert [one["n"] for one in chain] == [1]
 
 
+async def test_what_led_to_a_message_is_a_chain_back_to_what_began_it(told: Told, nats: NatsServer) -> None:
+    run = told.run(1, 0)
+    began = await told.move(run, "requested", "", "requested")
+    with handling(began):
+        begun = await told.say(declined(1, "the first step"))
+        await told.say(declined(2, "what else came of it"))
+    for number in range(300):
+        await told.say(declined(number, "of no account"))
+    with handling(begun):
+        step = await told.move(run, "recruiting_started", "requested", "recruiting")
+    with handling(step):
+        await told.say(declined(3, "the end"))
+    async with gateway(nats.url) as url:
+        found = await asked(url, "/api/causes/e/303")
+        assert (await asked(url, "/api/causes/l/1"))["chain"][0]["id"] == began
+    assert found["whole"]
+    assert [one["body"].get("reason") or one["body"]["event"] for one in found["chain"]] == [
+        "requested",
+        "the first step",
+        "recruiting_started",
+        "the end",
+    ]
+
+
+async def test_a_chain_whose_beginning_nobody_holds_says_so_and_one_in_a_circle_ends(
+    told: Told, nats: NatsServer
+) -> None:
+    for cause in (uuid7(), "no id of ours"):
+        with handling(cause):
+            await told.say(declined(1))
+    async with gateway(nats.url) as url:
+        for number in (1, 2):
+            found = await asked(url, f"/api/causes/e/{number}")
+            assert (len(found["chain"]), found["whole"]) == (1, False)
+
+
+@pytest.mark.parametrize(
+    ("path", "why"),
+    [
+        ("/api/messages/e/0", "a sequence is a number from 1 on, of at most 15 digits: not '0'"),
+        ("/api/messages/e/" + "9" * 5000, "a sequence is a number from 1 on"),
+        ("/api/messages/l/%C2%B2", "a sequence is a number from 1 on"),
+        ("/api/causes/l/-1", "a sequence is a number from 1 on"),
+        ("/api/recent?limit=" + "9" * 5000, "limit is a number from 1 on"),
+        ("/api/recent?limit=%D9%A3", "limit is a number from 1 on"),
+        (
+            f"/api/traces/{TRACE}?around=0001-01-01T00:00:00Z",
+            "around: '0001-01-01T00:00:00Z' is no time from",
+        ),
+        (f"/api/traces/{TRACE}?around=9999-12-31T23:59:59Z", "is no time from 1970 to 9000: write"),
+        (f"/api/traces/{TRACE}?around=yesterday", "around: 'yesterday' is no time"),
+        ("/api/feed?after=" + "9" * 5000, "is no cursor: it looks like e812-l344"),
+    ],
+)
+async def test_a_question_that_makes_no_sense_is_answered_by_what_is_wrong_with_it(
+    told: Told, nats: NatsServer, path: str, why: str
+) -> None:
+    async with (
+        gateway(nats.url) as url,
+        aiohttp.ClientSession() as session,
+        session.get(URL(f"{url}{path}", encoded=True)) as response,
+    ):
+        status, answer = response.status, await response.json()
+    assert status == 400
+    assert why in answer["error"]
+    assert len(answer["error"]) < 200
+
+
 # --- who may -----------------------------------------------------------------------------------------
 
 
@@ -343,6 +414,8 @@ async def test_the_token_lets_runs_be_started_and_stopped(
         assert (await posted(url, "open_run", wish, **right))[0] == 404
         status, answer = await posted(url, "start_run", {"task": TASK, "rounds": 0}, **right)
         assert (status, answer["error"]) == (400, "rounds: Input should be greater than or equal to 1")
+        status, answer = await posted(url, "start_run", {"task": TASK, "rounds": 10**30}, **right)
+        assert (status, answer["error"]) == (400, "StartRun has a number of more than 64 bits")
     assert wishes == [StartRun(task=TASK, rounds=2), StopRun(task=TASK, run="mnist-1")]
 
 

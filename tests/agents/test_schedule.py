@@ -15,10 +15,14 @@ from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.workflow_scheduler import WorkflowScheduler
 from fedbus.bus.lives import Lives
+from fedbus.bus.streams import events_stream, life_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.run import RUN, RunFacts, RunOverrides, RunPlan
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleTable
 from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, LiveAccuracy
+from fedbus.contracts.transition import Transition
 from fedbus.stores.code import open_code
 
 
@@ -141,6 +145,57 @@ async def test_a_schedule_tells_its_rule_what_it_waits_for_when_it_is_next_and_w
     assert facts(fed).fired_for == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
     assert facts(fed).fired_at is not None
     assert facts(fed).awaits == ("cron '0 3 1 1 *'", "labelled >= 64 on 2 clients (0 so far)")
+
+
+async def led_to(fed: Federation) -> dict[str, str]:
+    """What led to each step, the last of its kind: ``run requested`` to ``schedule fired``."""
+    steps: dict[str, str] = {}
+    causes: dict[str, str] = {}
+    for stream, wanted in (
+        (events_stream(fed.bus.fed), stream_subjects(fed.bus.fed)),
+        (life_stream(fed.bus.fed), [subjects.every(fed.bus.fed, Transition)]),
+    ):
+        _, last = await fed.bus.extent(stream)
+        if not last:
+            continue
+        async with fed.bus.watch(stream, wanted, whole=True) as said:
+            async for one in said:
+                move = one.message
+                step = f"{move.kind} {move.event}" if isinstance(move, Transition) else move.word
+                steps[one.envelope.id] = step
+                causes[step] = one.envelope.cause
+                if one.sequence >= last:
+                    break
+    return {step: steps.get(cause, "") for step, cause in causes.items()}
+
+
+async def test_a_run_leads_back_to_what_made_it_due_and_not_to_what_held_it_back(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(when="labelled >= 5"))):
+        await answers(fed)
+        await start(fed)
+        await fed.say(counted("c1", 5), by="inference")
+        await fed.happens("schedule", "postponed")
+        await fails(fed, server, 1)
+        await fails(fed, server, 2)
+        found = await led_to(fed)
+    assert found["run requested"] == "schedule fired"
+    assert found["schedule fired"] == "schedule postponed"
+    assert found["schedule postponed"] == "schedule triggered"
+    assert found["schedule triggered"] == "data_counted"
+
+
+async def test_a_run_that_time_brings_leads_back_to_no_message(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    async with fed.agent(scheduler_with(fed, schedule(every_s=0.3))):
+        await answers(fed)
+        await fails(fed, server, 1)
+        await fed.reaches("run", "recruiting", f"{TASK}-2")
+        found = await led_to(fed)
+    assert (found["run requested"], found["schedule fired"]) == ("schedule fired", "schedule triggered")
+    assert found["schedule triggered"] == ""
 
 
 async def test_what_is_planned_is_told_again_only_where_it_has_changed(

@@ -2,15 +2,21 @@
 
 import asyncio
 
+import pytest
 import structlog
 from support import NatsServer, eventually
 from support.traces import in_memory, measure_here, own_figures
 
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import RequestRefused
 from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import requests_of
+from fedbus.contracts.causation import handled, handling
 from fedbus.contracts.client import Heartbeat, Joined
 from fedbus.contracts.envelope import envelop
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Body, Refused, Request
+from fedbus.contracts.recall import RecallLife
 
 FED = FederationId("test")
 JOINED = Joined(task="mnist", client="c1", run="mnist-1", code_version="0" * 40)
@@ -66,3 +72,37 @@ async def test_what_comes_again_and_what_nobody_can_read_is_counted(server_bus: 
     await eventually(
         lambda: {"fedbus.event.redeliveries", "fedbus.event.dead_letters"} <= own_figures().keys()
     )
+
+
+async def test_what_is_said_while_a_message_is_handled_names_it_and_what_is_begun_meanwhile_too(
+    server_bus: Bus, client_bus: Bus
+) -> None:
+    async with server_bus.listen("server-manager", task="mnist") as inbox:
+        await client_bus.publish(JOINED)
+        first = await asyncio.wait_for(anext(inbox), 20)
+        with first.process():
+            later = asyncio.create_task(client_bus.publish(JOINED))
+        await later
+        second = await asyncio.wait_for(anext(inbox), 20)
+        await client_bus.publish(JOINED)
+        third = await asyncio.wait_for(anext(inbox), 20)
+    assert [one.envelope.cause for one in (first, second, third)] == ["", first.envelope.id, ""]
+
+
+async def test_a_request_which_nobody_keeps_hands_on_what_led_to_it(
+    nats: NatsServer, server_bus: Bus
+) -> None:
+    heard: list[str] = []
+
+    async def answer(_: Request) -> Body:
+        heard.append(handled())
+        return Refused(reason="no")
+
+    handlers = dict.fromkeys(requests_of("registrar"), answer)
+    async with (
+        Bus.connect(nats.url, Identity(FED, "registrar")) as registrar,
+        registrar.serve(handlers, task="mnist", version="1.0.0"),
+    ):
+        with handling("what-led-to-it"), pytest.raises(RequestRefused):
+            await server_bus.request(RecallLife(task="mnist", client="c1", kind="client"))
+    assert heard == ["what-led-to-it"]

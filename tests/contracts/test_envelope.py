@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from uuid import UUID
+from uuid import UUID, uuid4
 
 import msgpack
 import pytest
@@ -21,6 +21,7 @@ from fedbus.contracts.envelope import (
     pack,
     parse,
     read,
+    said_at,
     unpack,
     uuid7,
 )
@@ -329,3 +330,21 @@ def test_ids_are_of_version_7_and_in_the_order_of_time() -> None:
     assert {UUID(one).version for one in ids} == {7}
     assert {UUID(one).variant for one in ids} == {"specified in RFC 4122"}
     assert len({uuid7() for _ in range(1000)}) == 1000
+
+
+def test_an_id_tells_when_the_message_was_said_and_any_other_text_tells_nothing() -> None:
+    before = datetime.now(UTC)
+    at = said_at(uuid7())
+    assert at is not None
+    assert abs(at - before) < timedelta(seconds=5)
+    assert [said_at(text) for text in ("", "run-1", str(uuid4()), "f" * 5000)] == [None] * 4
+
+
+def test_an_id_that_is_no_id_is_refused_because_what_follows_would_carry_it() -> None:
+    with pytest.raises(Unreadable, match="its id has 300 characters, more than 256"):
+        read(SUBJECT, headers(id="x" * 300), pack(FIN))
+
+
+def test_a_number_of_more_than_64_bits_cannot_be_said() -> None:
+    with pytest.raises(ValueError, match="StartRun has a number of more than 64 bits"):
+        pack(StartRun(task="mnist", config={"lr": 10**30}))

@@ -6,6 +6,7 @@ is there may only change when it is about something that nobody has sent yet.
 
 import json
 import os
+from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from typing import Any
 import pytest
 
 from fedbus.contracts import subjects
+from fedbus.contracts.client import FinTrain
 from fedbus.contracts.envelope import Envelope, pack, parse, read
 from fedbus.contracts.examples import ANSWERS, EXAMPLES, FACTS, NOON
 from fedbus.contracts.identifiers import FederationId
@@ -71,6 +73,15 @@ def test_a_message_is_on_the_wire_what_it_was(message: Message) -> None:
     )
 
 
+def test_what_led_to_a_message_is_in_its_envelope() -> None:
+    message = EXAMPLES[FinTrain]
+    caused = replace(envelope(message), cause="01957f2c-8c00-7abc-8def-0123456789ab")
+    golden = kept("envelope.caused", caused.headers())
+
+    assert golden == caused.headers()
+    assert read(place(message), golden, pack(message)) == (caused, message)
+
+
 @pytest.mark.parametrize("answer", ANSWERS.values(), ids=lambda one: type(one).__name__)
 def test_an_answer_is_on_the_wire_what_it_was(answer: Body) -> None:
     golden = kept(f"answer.{type(answer).__name__}.v1", {"body": pack(answer).hex()})
@@ -89,6 +100,7 @@ def test_the_facts_of_a_lifecycle_are_on_the_wire_what_they_were(facts: Facts) -
 
 def test_there_is_a_file_for_each_message_and_none_that_nobody_reads() -> None:
     expected = {f"{message.word}.v{message.version}" for message in EXAMPLES.values()}
+    expected |= {"envelope.caused"}
     expected |= {f"answer.{kind.__name__}.v1" for kind in ANSWERS} | {f"facts.{one.kind}.v1" for one in FACTS}
     assert {path.stem for path in GOLDEN.glob("*.json")} == expected
 

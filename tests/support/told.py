@@ -40,13 +40,14 @@ class Told:
     def passes(self, seconds: float) -> None:
         self.clock += timedelta(seconds=seconds)
 
-    async def say(self, message: Message, *, agent: str = "test") -> None:
+    async def say(self, message: Message, *, agent: str = "test") -> str:
+        """The id that it has got."""
         owner = message.client if isinstance(message, ClientMessage) and message.family != "cmd" else "server"
-        await self._store(subjects.of(self.bus.fed, message), message, agent, owner)
+        return await self._store(subjects.of(self.bus.fed, message), message, agent, owner)
 
     async def move(
         self, facts: Facts, event: str, source: str, target: str, reason: str = "", waits_for: str = ""
-    ) -> None:
+    ) -> str:
         moved = Transition.model_validate(
             {
                 "task": facts.task,
@@ -59,13 +60,14 @@ class Told:
             }
         )
         subject = subjects.life(self.bus.fed, moved.kind, moved.thing)
-        await self._store(subject, moved, "test", getattr(facts, "client", "server"))
+        return await self._store(subject, moved, "test", getattr(facts, "client", "server"))
 
-    async def _store(self, subject: str, message: Message, agent: str, owner: str) -> None:
+    async def _store(self, subject: str, message: Message, agent: str, owner: str) -> str:
         trace = {"traceparent": f"00-{self.trace}-00f067aa0ba902b7-01"} if self.trace else {}
         plain = envelop(message, source=f"fedbus/{self.bus.fed}/{agent}/{owner}", trace=trace)
         envelope = Envelope(**{**vars(plain), "time": self.clock})
         await self.bus.store(subject, envelope.headers(), pack(message))
+        return envelope.id
 
     # --- whole lives ------------------------------------------------------------------------------
 
@@ -85,9 +87,9 @@ class Told:
         served = InferenceFacts(**about, model=model(version), endpoint="http://127.0.0.1:8080")
         await self.move(served, "infer_start", "empty", "serving")
 
-    async def server(self, version: int = 2, **facts: Any) -> None:
+    async def server(self, version: int = 2, **facts: Any) -> str:
         told = ServerFacts(task=TASK, model=model(version), term=version, code_version=COMMIT, **facts)
-        await self.move(told, "model_ready", "model_init", "waiting")
+        return await self.move(told, "model_ready", "model_init", "waiting")
 
     def run(self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any) -> RunFacts:
         results = [

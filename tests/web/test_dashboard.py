@@ -17,6 +17,8 @@ from support.dashboards import FED, TOKEN, gateway
 from support.told import COMMIT, TASK, Told, model
 
 from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.catalogue import requests_of
+from fedbus.contracts.causation import handling
 from fedbus.contracts.client import (
     ClientFacts,
     Declined,
@@ -26,11 +28,12 @@ from fedbus.contracts.client import (
     Joined,
     RoundReply,
 )
-from fedbus.contracts.code import CodeFacts
+from fedbus.contracts.code import CodeFacts, RevertCode, RolloutBegun, RollOutCode
 from fedbus.contracts.examples import EXAMPLES
-from fedbus.contracts.message import Family, Message
+from fedbus.contracts.message import Body, Family, Message, Request
 from fedbus.contracts.run import RoundResult, RunFacts, RunStarted, RunStopped, StartRun, StopRun
 from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
+from fedbus.contracts.server import UpdateReady
 from fedbus.contracts.serving import CapturePaused, CaptureResumed
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -44,6 +47,13 @@ NAMELESS = """
 """Controls that a screen reader could not name."""
 LIVE = "window.fedbus?.store.link === 'live'"
 ROWS = "[...document.querySelectorAll('tr[data-key]')]"
+
+
+def button(name: str) -> str:
+    """The button of this *name*, in the page."""
+    return f"[...document.querySelectorAll('button')].find((one) => one.textContent === {json.dumps(name)})"
+
+
 MARKUP = (
     "<img src=x onerror=\"window.hurt=1\"><script>window.hurt=1</script><svg/onload='window.hurt=1'>"
     "\u202eright to left\u202c 🤖👩‍👩‍👧 ${window.hurt=1} javascript:window.hurt=1 " + "long" * 1500
@@ -335,29 +345,52 @@ async def test_whatever_a_message_says_is_shown_and_never_done(
         assert await page.run("window.hurt === undefined")
 
 
-async def test_events_are_filtered_and_followed_along_their_trace(
+async def something_with_causes(told: Told) -> None:
+    """c5 declines because it was invited, because the server opened the run, because that was asked for."""
+    run = told.run(3, 0)
+    began = await told.move(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
+    with handling(began):
+        opened = await told.server(3)
+    with handling(opened):
+        invited = await told.say(
+            EXAMPLES[UpdateReady].model_copy(update={"task": TASK, "run": run.run}), agent="server-manager"
+        )
+    with handling(invited):
+        await told.say(Declined(task=TASK, client="c5", run=run.run, reason="battery is 12 %"))
+
+
+async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
     told: Told, nats: NatsServer, page: Page
 ) -> None:
     await a_run(told)
+    await something_with_causes(told)
     async with gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
-        await page.open(f"{url}/#/events?client=c4&word=declined")
+        await page.open(f"{url}/#/events?client=c5&word=declined")
         await page.until(f"{ROWS}.length === 1")
         await page.run(f"{ROWS}[0].focus()")
-        await page.run(
-            f"{ROWS}[0].dispatchEvent(new KeyboardEvent('keydown', {{key: 'Enter', bubbles: true}}))"
-        )
+        await page.press("Enter")
         await page.until("document.querySelector('.drawer pre').textContent.includes('battery')")
         assert (
             await page.run("document.querySelector('.drawer a').href")
             == f"https://traces.example/{told.trace}"
         )
-        await page.run(
-            "[...document.querySelectorAll('.drawer button')]"
-            ".find((one) => one.textContent === 'What led to it').click()"
-        )
-        await page.until("document.querySelectorAll('.chain li').length > 20")
+        await page.run(f"{button('What led to it')}.click()")
+        await page.until("document.querySelectorAll('.chain li').length === 4")
+        steps = "[...document.querySelectorAll('.chain li button')].map((one) => one.textContent)"
+        assert await page.run(steps) == ["run moves", "server moves", "update ready", "declined"]
+        assert "3 messages led to it" in await page.text(".drawer")
         await page.screenshot(SCREENSHOTS / "events-chain.png")
-        await page.run("dispatchEvent(new KeyboardEvent('keydown', {key: 'Escape'}))")
+        await page.look(wide=400, high=844, dark=True)
+        await page.screenshot(SCREENSHOTS / "events-chain-phone-dark.png")
+        await page.run("document.querySelector('.chain li button').click()")
+        await page.until("document.querySelector('.drawer').innerText.includes('drift on 2 clients')")
+        await page.run(f"{button('What led to it')}.click()")
+        await page.until(
+            "document.querySelector('.drawer').innerText.includes('Nothing on the bus led to it')"
+        )
+        await page.run(f"{button('All of its trace')}.click()")
+        await page.until("document.querySelectorAll('.chain li').length > 20")
+        await page.press("Escape")
         await page.until("document.querySelector('.drawer').hidden")
 
 
@@ -392,6 +425,47 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
             "[...document.querySelectorAll('main button')].some((one) => one.textContent === 'Go back to v2')"
         )
         await page.screenshot(SCREENSHOTS / "models-unlocked.png")
+
+
+async def test_with_the_token_code_is_rolled_out_and_reverted(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await told.server()
+    await told.clients(["c1"])
+    code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
+    await told.move(code, "code_read", "", "steady")
+    wishes: list[Request] = []
+
+    async def answer(wish: Request) -> Body:
+        wishes.append(wish)
+        return RolloutBegun(code_version=COMMIT)
+
+    handlers = dict.fromkeys(requests_of("server-manager"), answer)
+    async with (
+        Bus.connect(nats.url, Identity(FED, "server-manager")) as manager,
+        manager.serve(handlers, task=TASK, version="1.0.0"),
+        gateway(nats.url, token=TOKEN, models=models_of) as url,
+    ):
+        await page.open(f"{url}/#/models")
+        await page.until(LIVE)
+        await page.run(f"window.fedbus.store.unlock({json.dumps(TOKEN)})")
+        await page.until(f"{button('Roll out')}")
+        await page.run("document.querySelector('main form input').focus()")
+        await page.send("Input.insertText", text="v2.")
+        await told.server(3)  # what comes meanwhile interrupts nobody who types
+        await page.until("window.fedbus.store.servers.get('mnist').body.facts.term === 3")
+        await page.send("Input.insertText", text="1")
+        await page.press("Enter")
+        await page.until("document.querySelector('dialog').open")
+        assert "Roll out v2.1?" in await page.text("dialog")
+        await page.click("dialog button.primary")
+        await eventually(lambda: wishes == [RollOutCode(task=TASK, code_version="v2.1")])
+        await page.until("document.querySelector('.toast')?.textContent.includes('done')")
+        await page.screenshot(SCREENSHOTS / "code-unlocked.png")
+        await page.run(f"{button('Revert')}.click()")
+        await page.until("document.querySelector('dialog').open")
+        await page.click("dialog button.primary")
+        await eventually(lambda: wishes[1:] == [RevertCode(task=TASK, reason="reverted from the dashboard")])
 
 
 def _answering(scheduler: Bus, start: Any) -> Any:
