@@ -23,7 +23,7 @@ from typing import Any, Final, Self
 import structlog
 
 from fedbus.agents.gateway_records import EVENTS, LIFE, Record, cut, readable, record
-from fedbus.agents.tasks import backoff
+from fedbus.agents.tasks import backoff, within
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.errors import NoFederation
 from fedbus.bus.streams import events_stream, life_stream
@@ -141,7 +141,7 @@ class Feed:
                 overheard = await watching.enter_async_context(self._bus.overhear(kind, task="*"))
                 group.create_task(self._hear(overheard), name=f"hear {kind.word}")
             with suppress(TimeoutError):  # what is at the end may be unreadable: then it never comes
-                await asyncio.wait_for(self._reached(Cursor(ends[EVENTS], ends[LIFE])), SILENCE_S)
+                await within(SILENCE_S, self._reached(Cursor(ends[EVENTS], ends[LIFE])))
             self.position = Cursor(
                 max(self.position.events, ends[EVENTS]), max(self.position.life, ends[LIFE])
             )
@@ -262,7 +262,7 @@ class Feed:
         async with self._bus.watch(stream, wanted, after=after) as seen:
             with suppress(TimeoutError):
                 while not found or found[-1].sequence < until:
-                    found.append(record(await asyncio.wait_for(anext(seen), SILENCE_S)))
+                    found.append(record(await within(SILENCE_S, anext(seen))))
         return [one for one in found if one.sequence <= until]
 
 

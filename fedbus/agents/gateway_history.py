@@ -1,6 +1,5 @@
 """The past, read from the streams for whoever asks: a run, a trace, a single message."""
 
-import asyncio
 import re
 from collections.abc import Callable
 from contextlib import suppress
@@ -8,6 +7,7 @@ from datetime import datetime, timedelta
 from typing import Final
 
 from fedbus.agents.gateway_records import LIFE, Record, record, trace_id, whole
+from fedbus.agents.tasks import within
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.errors import NoFederation
 from fedbus.bus.streams import events_stream, life_stream
@@ -88,7 +88,7 @@ class History:
         name, wanted = self._life if stream == LIFE else (events_stream(fed), stream_subjects(fed))
         with suppress(TimeoutError, NoFederation):
             async with self._bus.watch(name, wanted, after=sequence - 1) as seen:
-                one = await asyncio.wait_for(anext(seen), SILENCE_S)
+                one = await within(SILENCE_S, anext(seen))
                 return whole(one) if one.sequence == sequence else None
         return None
 
@@ -123,7 +123,7 @@ class History:
             async with self._bus.watch(name, wanted, since=said - SKEW) as seen:
                 with suppress(TimeoutError):
                     for _ in range(most // 2 if last else 0):
-                        one = record(await asyncio.wait_for(anext(seen), SILENCE_S))
+                        one = record(await within(SILENCE_S, anext(seen)))
                         found.append(one)
                         if one.id == id:
                             return found
@@ -148,7 +148,7 @@ class History:
         async with self._bus.watch(name, wanted, since=since) as seen:
             with suppress(TimeoutError):
                 for _ in range(LOOKED_AT):
-                    one = await asyncio.wait_for(anext(seen), SILENCE_S)
+                    one = await within(SILENCE_S, anext(seen))
                     at = one.envelope.time
                     if since <= at and (until is None or at <= until) and belongs(one):
                         found.append(record(one))

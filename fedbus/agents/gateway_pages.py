@@ -32,6 +32,7 @@ from fedbus.agents.gateway_feed import BadCursor, Cursor, Feed, Lost
 from fedbus.agents.gateway_guard import HEADERS, Guard
 from fedbus.agents.gateway_history import History
 from fedbus.agents.gateway_records import EVENTS, LIFE, Record
+from fedbus.agents.tasks import within
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.contracts.code import RevertCode, RollOutCode
@@ -192,7 +193,7 @@ class Pages:
 
     async def _ready(self) -> None:
         try:
-            await asyncio.wait_for(self._feed.ready.wait(), READY_S)
+            await within(READY_S, self._feed.ready.wait())
         except TimeoutError:
             raise web.HTTPServiceUnavailable(
                 text=f"federation {self._bus.fed} has no streams yet: start its server with fedbus up"

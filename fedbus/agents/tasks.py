@@ -5,7 +5,7 @@ import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
-from typing import Any
+from typing import Any, TypeVar
 
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoAnswer
@@ -13,6 +13,8 @@ from fedbus.contracts.message import Request
 
 FIRST_RETRY_S = 0.1
 LONGEST_RETRY_S = 5.0
+
+T = TypeVar("T")
 
 
 async def first_of(*choices: Awaitable[Any]) -> None:
@@ -34,6 +36,16 @@ async def first_of(*choices: Awaitable[Any]) -> None:
 async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Do *work* until *stop* is set; an error in it is raised here."""
     await first_of(stop.wait(), work)
+
+
+async def within(seconds: float, waited_for: Awaitable[T]) -> T:
+    """What is *waited_for*; raises TimeoutError where it takes longer.
+
+    Not `asyncio.wait_for`: before Python 3.12 that loses a cancellation that comes together with the result, and
+    whoever was to end goes on (python/cpython#86296).
+    """
+    async with asyncio.timeout(seconds):
+        return await waited_for
 
 
 async def every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:

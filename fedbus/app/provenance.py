@@ -12,6 +12,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
+from fedbus.agents.tasks import within
 from fedbus.app.code import code_of, followed
 from fedbus.app.edge import Exit, Failure
 from fedbus.app.replay import TICK, is_of
@@ -148,7 +149,7 @@ async def _forgotten_before(bus: Bus, requested: datetime) -> datetime | None:
 
 async def _first_time(seen: AsyncIterator[object]) -> datetime | None:
     try:
-        one = await asyncio.wait_for(anext(seen), FIRST_S)
+        one = await within(FIRST_S, anext(seen))
     except TimeoutError:
         return None
     time: datetime = one.envelope.time  # type: ignore[attr-defined]

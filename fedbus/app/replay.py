@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
+from fedbus.agents.tasks import within
 from fedbus.app.edge import Exit, Failure
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream, life_stream
@@ -93,7 +94,7 @@ async def _stream(bus: Bus, name: str, wanted: list[str], window: Window) -> Asy
     async with bus.watch(name, wanted, since=window.since) as seen:
         with suppress(TimeoutError):  # where the last one is unreadable it never comes
             while last:
-                one = await asyncio.wait_for(anext(seen), SILENCE_S)
+                one = await within(SILENCE_S, anext(seen))
                 if window.holds(one):
                     yield one
                 if one.sequence >= last:

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any, Final
 
+from fedbus.agents.tasks import within
 from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
@@ -69,7 +70,7 @@ async def _settled(queue: asyncio.Queue[Seen], readers: list[asyncio.Future[Any]
     held = [await first]
     with suppress(TimeoutError):
         while len(held) < HELD_AT_ONCE:
-            held.append(await asyncio.wait_for(queue.get(), SETTLE_S))
+            held.append(await within(SETTLE_S, queue.get()))
     return sorted(held, key=lambda seen: seen.envelope.time)
 
 

@@ -15,6 +15,7 @@ from typing import Any, Final
 from rich.console import Console
 from rich.live import Live
 
+from fedbus.agents.tasks import within
 from fedbus.app.keyboard import HUNG_UP, keyboard
 from fedbus.app.overview import NOTES, Member, Overview, Rate
 from fedbus.app.processes import stopping
@@ -146,7 +147,7 @@ class Screen:
     async def _next(self) -> None:
         """Wait for something to draw."""
         try:
-            await asyncio.wait_for(self._wake.wait(), TICK_S)
+            await within(TICK_S, self._wake.wait())
         except TimeoutError:
             return
 

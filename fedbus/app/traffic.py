@@ -11,6 +11,8 @@ from typing import Any, Final
 import aiohttp
 import numpy as np
 
+from fedbus.agents.tasks import within
+
 REQUESTS_PER_S: Final = 20.0
 """To each client."""
 LABELLED: Final = 0.5
@@ -88,7 +90,7 @@ class Traffic:
                 await self._ask(*asking, told=label is not None)
             with_pause = chosen.uniform(0.5, 1.5) / REQUESTS_PER_S
             try:
-                await asyncio.wait_for(stop.wait(), with_pause)
+                await within(with_pause, stop.wait())
             except TimeoutError:
                 continue
 

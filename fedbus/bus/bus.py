@@ -45,6 +45,7 @@ from fedbus.bus.barrier import reached_the_broker
 from fedbus.bus.blobs import Blobs
 from fedbus.bus.connection import connection
 from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
+from fedbus.bus.heed import next_message
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import WITHOUT_WEIGHTS, requests_of
 from fedbus.contracts.envelope import (
@@ -405,7 +406,7 @@ class Bus:
             # What has left the broker may not be here yet: the count is what both sides of the wire hold.
             handed_out = info.delivered.consumer_seq if info.delivered else 0
             for _ in range((info.num_pending or 0) + handed_out):
-                raw = await subscription.next_msg(timeout=ACK_TIMEOUT_S)
+                raw = await next_message(subscription, ACK_TIMEOUT_S)
                 with contextlib.suppress(Unreadable):
                     envelope, message = read(raw.subject, raw.headers, raw.data)
                     found.append(Seen(message, envelope, raw.subject, raw.metadata.sequence.stream))

@@ -24,6 +24,7 @@ from nats.errors import NoServersError
 
 from fedbus.bus import denials
 from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable, Forbidden
+from fedbus.bus.heed import heeded
 from fedbus.bus.lean_nats import make_lean
 
 CONNECT_TIMEOUT_S = 5
@@ -40,12 +41,7 @@ log = structlog.get_logger("fedbus.bus")
 
 
 class HeedfulClient(Client):
-    """A client whose requests, and so its publishes to a stream, never lose a cancellation.
-
-    nats-py waits for answers by ``asyncio.wait_for``, which up to Python 3.11 forgets that it was cancelled
-    when the answer comes in the same moment: a task that was asked to end would go on, and whoever waits for
-    its end would wait for ever. No longer needed from Python 3.12 on.
-    """
+    """A client that never loses a cancellation: neither while it waits for an answer nor for the socket."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +53,12 @@ class HeedfulClient(Client):
     async def request(self, *args: Any, **kwargs: Any) -> Msg:
         if self._not_heard is not None:
             raise _no_answers(self._not_heard)
-        task = asyncio.current_task()
-        cancelled_before = task.cancelling() if task else 0
-        answer = await super().request(*args, **kwargs)
-        if task and task.cancelling() > cancelled_before:
-            raise asyncio.CancelledError
-        return answer
+        with heeded():
+            return await super().request(*args, **kwargs)
+
+    async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  # nats-py's
+        with heeded():
+            return await super()._flush_pending(force_flush)
 
     async def publish(
         self, subject: str, payload: bytes = b"", reply: str = "", headers: dict[str, str] | None = None

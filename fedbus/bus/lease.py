@@ -23,6 +23,7 @@ from nats.errors import TimeoutError as NatsTimeout
 from fedbus.bus.beside import beside
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import LeaseLost, PublishRefused
+from fedbus.bus.heed import next_message
 from fedbus.bus.lives import EXPECTED, WRONG_SEQUENCE
 from fedbus.bus.streams import LEASE_S, lease_stream
 from fedbus.contracts import subjects
@@ -72,7 +73,7 @@ class Lease:
                     log.info("another holds the lease: standing by", lease=self._subject)
                 waits = True
                 with contextlib.suppress(NatsTimeout):
-                    while (await said.next_msg(timeout=LEASE_S)).data:  # its holder is there
+                    while (await next_message(said, LEASE_S)).data:  # its holder is there
                         pass
         log.info("the lease is ours", lease=self._subject)
 

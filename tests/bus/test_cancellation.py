@@ -2,9 +2,11 @@
 
 import asyncio
 
+from nats.aio.msg import Msg
 from support import NatsServer
 
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.heed import next_message
 from fedbus.contracts.client import Joined
 from fedbus.contracts.identifiers import FederationId
 
@@ -27,3 +29,20 @@ async def test_a_cancellation_that_meets_the_answer_is_not_lost(nats: NatsServer
                 saying.cancel()
                 ended, _ = await asyncio.wait([saying], timeout=5)
                 assert ended, "it was cancelled, and goes on"
+
+
+async def test_a_cancellation_that_meets_the_next_message_is_not_lost(nats: NatsServer) -> None:
+    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscription("told") as told:
+
+        async def hear_and_go_on() -> None:
+            await next_message(told, within_s=10)
+            await asyncio.Event().wait()
+
+        for _ in range(50):
+            hearing = asyncio.create_task(hear_and_go_on())
+            await asyncio.sleep(0)  # it waits
+            told._pending_queue.put_nowait(Msg(_client=told._conn, subject="told"))
+            await asyncio.sleep(0)  # the message is there, and is handed on in the next turn of the loop
+            hearing.cancel()
+            ended, _ = await asyncio.wait([hearing], timeout=5)
+            assert ended, "it was cancelled, and goes on"

@@ -232,7 +232,6 @@ class Fetch:
             pass
         except (ConnectionClosedError, ConnectionDrainingError):
             raise BlobUnavailable(self._ref, "the connection to the bus is closed; open it again") from None
-        _raise_if_cancelled()
 
 
 class Patience:
@@ -261,10 +260,3 @@ class Patience:
 def _number(text: bytes) -> int:
     """The number in *text*, or one that nobody has given."""
     return int(text) if text.isdigit() and len(text) <= 20 else -1
-
-
-def _raise_if_cancelled() -> None:
-    """nats-py 2.16 swallows a cancellation while it waits for its flusher (`Client._flush_pending`)."""
-    task = asyncio.current_task()
-    if task is not None and task.cancelling():
-        raise asyncio.CancelledError
