@@ -8,18 +8,15 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Final, Protocol
 
-import structlog
-
 from fedbus.agents.versions import NothingBefore, Served, Versions
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Artifact, ModelRef
+from fedbus.contracts.server import StoreTrouble
 from fedbus.contracts.versions import ModelPromoted, PromoteModel, RollBackModel, StartLineage
 from fedbus.stores.errors import StoreError
 
 BUSY: Final = "a run is being published just now: try again in a moment"
-
-log = structlog.get_logger("fedbus.promotions")
 
 
 class TheServer(Protocol):
@@ -36,6 +33,10 @@ class TheServer(Protocol):
     @property
     def term(self) -> int:
         """Which champion that is."""
+
+    @property
+    def trouble(self) -> StoreTrouble | None:
+        """What is wrong with the model repository, as the log has it."""
 
     def allows(self, event: str) -> bool:
         """Whether the server can move by *event* now."""
@@ -71,16 +72,6 @@ class Promotions:
             RollBackModel: self._roll_back,
             StartLineage: self._start_lineage,
         }
-
-    async def catch_up(self) -> None:
-        """The pointer in the repository may have moved in the moment in which a manager ended: it is right."""
-        try:
-            served = await self._versions.served()
-        except StoreError as error:
-            log.warning("the model repository was not asked for its champion", reason=str(error))
-            return
-        if served is not None and served.champion.term > self._server.term:
-            await self._server.serve("model_promoted", served)
 
     async def _promote(self, request: PromoteModel) -> Body:
         return await self._serve("model_promoted", request.model_version, request.reason, anew=True)

@@ -61,6 +61,9 @@ FOLLOWS: Final[Mapping[str, str]] = {
     "version_refused": "run_failed",
 }
 """What an event of the server is to its run."""
+HINDERS: Final = frozenset({"store_unavailable", "model_not_built"})
+NO_MODEL: Final = "it has no model yet, see `fedbus events tail`"
+TROUBLE: Final = "its model repository is {}, see `fedbus events tail`"
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
 tracer = trace.get_tracer("fedbus.workflow_scheduler")
@@ -95,12 +98,14 @@ class Runs:
         self.scheduled = 0
         """How many runs the log knows that a schedule has started."""
         self.last_ended: datetime | None = None
-        self.has_model = False
+        self.hindrance = NO_MODEL
+        """Why no run can be started, in words; empty where one can."""
 
     async def remember(self) -> None:
         """What the log tells of this task's runs: how many, and whether one is under way."""
         server = await self._bus.states("server", self.task.id)
-        self.has_model = any(one.target != ServerState.MODEL_INIT for one in server)
+        for transition in server:
+            self.hindrance = _hindrance(transition, self.hindrance)
         told = [one for one in await self._bus.last_moves("run") if one.message.task == self.task.id]
         told = sorted((one for one in told if _facts_in(one) is not None), key=_number_of)
         runs = [facts for one in told if (facts := _facts_in(one)) is not None]
@@ -164,8 +169,8 @@ class Runs:
                     reason=f"{self._run.facts.run} is {self._run.state}, and a task has one run at a time: "
                     f"wait for it, or stop it with `fedbus run stop {self._run.facts.run}`"
                 )
-            if not self.has_model:
-                return Refused(reason=f"task {self.task.id} has no model yet: see `fedbus events tail`")
+            if self.hindrance:
+                return Refused(reason=f"task {self.task.id} can have no run now: {self.hindrance}")
             with tracer.start_as_current_span(f"run by {request.trigger}"):
                 asked = self._overrides.then(request.overrides)
                 run, opened = await self._make(asked, request.trigger, request.trigger)
@@ -269,8 +274,8 @@ class Runs:
         async with self._turn:
             server, run = transition.facts, self._run
             assert isinstance(server, ServerFacts)
-            if not self.has_model and transition.target != ServerState.MODEL_INIT:
-                self.has_model = True
+            hindered, self.hindrance = self.hindrance, _hindrance(transition, self.hindrance)
+            if hindered and not self.hindrance:
                 await self._on_change()
             if run is None or server.run != run.facts.run:
                 self._disown(transition, server)
@@ -294,6 +299,18 @@ class Runs:
         if run.state is RunState.FINISHED:
             self._ends = [*self._ends[-1:], (run.facts, self.last_ended)]
         await self._on_change()
+
+
+def _hindrance(transition: Transition, before: str) -> str:
+    """Why no run can be started after the server's *transition*, where *before* is why there was none before it."""
+    assert isinstance(transition.facts, ServerFacts)
+    if transition.event in HINDERS:
+        return transition.reason
+    if transition.target == ServerState.MODEL_INIT:
+        return NO_MODEL
+    if transition.facts.trouble is None:
+        return ""
+    return before if before not in ("", NO_MODEL) else TROUBLE.format(transition.facts.trouble)
 
 
 def _facts_in(seen: Seen) -> RunFacts | None:

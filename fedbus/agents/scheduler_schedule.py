@@ -111,7 +111,7 @@ class Schedule:
 
     async def consider(self) -> None:
         """Do what is to be done now, and set the clock for the next look."""
-        if self._trigger is None or not self._awake or not self._runs.has_model:
+        if self._trigger is None or not self._awake or self._runs.hindrance:
             return
         while not self._is_used_up and await self._step():
             pass

@@ -8,7 +8,8 @@ time, so a decision is never interrupted half-way.
 
 It runs no code of the task and holds no weights: the Flower server does the first, the model
 repository and the blobs the second. Which code is whose stands in `rollouts`, which model is served
-and why in `versions` and `promotions`; all three decide in the manager's turn.
+and why in `versions` and `promotions`, what becomes of it where the repository fails in `keeping`; all decide in the
+manager's turn.
 """
 
 import asyncio
@@ -22,12 +23,13 @@ import structlog
 from fedbus import __version__
 from fedbus.agents import traces
 from fedbus.agents.code_following import CodeFollowing
+from fedbus.agents.keeping import Keeping
 from fedbus.agents.promotions import Promotions
 from fedbus.agents.rollouts import Rollouts
 from fedbus.agents.run_figures import round_measured, run_measured
 from fedbus.agents.steps import told_step_by_step
-from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
-from fedbus.agents.versions import Served, Versions
+from fedbus.agents.tasks import Timers, ask_until_answered, handle_each, until
+from fedbus.agents.versions import Served, Versions, waiting_for
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives
@@ -36,7 +38,7 @@ from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CheckCode, CodeChecked, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Message, Refused
-from fedbus.contracts.model import Artifact, ModelRef
+from fedbus.contracts.model import Artifact, Manifest, ModelRef
 from fedbus.contracts.server import (
     SERVER,
     BeginTraining,
@@ -64,12 +66,14 @@ from fedbus.contracts.server import (
     ServerState,
     StartServer,
     StopServer,
+    StoreTrouble,
     UpdateReady,
 )
 from fedbus.contracts.subjects import RESERVED
 from fedbus.contracts.task import Task
 from fedbus.domain.outcome import nothing_taken
 from fedbus.domain.participation import who_came
+from fedbus.domain.promotion import Verdict
 from fedbus.domain.recovery import GiveUp, after_server_lost
 from fedbus.domain.rollout import Trial
 from fedbus.stores.code import CodeRepository, FixedCode
@@ -112,6 +116,7 @@ class ServerManager:
         self._joined: dict[str, None] = {}
         self._life: Life[ServerState, ServerFacts]
         self._timers: Timers
+        self._keeping: Keeping
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -123,6 +128,7 @@ class ServerManager:
             self._bus.listen("server-manager", task=self._id) as inbox,
         ):
             self._life = await lives.of(SERVER, ServerFacts(task=self._id))
+            self._keeping = Keeping(self, self._versions, self._timers)
             await self._rollouts.wake(lives, self._timers)
             try:
                 async with self._bus.serve(self._answers, task=self._id, version=__version__):
@@ -146,19 +152,20 @@ class ServerManager:
         if not self._life.born:
             await self._life.bear("started")
         found_waiting = self._life.state is ServerState.WAITING
+        event, reason = self._life.event, self._life.reason
         match self._life.state:
             case ServerState.MODEL_INIT:
-                await self._init_model()
+                await self._keeping.begin()
             case ServerState.RECRUITING | ServerState.TRAINING:
                 await self._go_on_with_the_run()
             case ServerState.PUBLISHING:
                 await self._publish()
             case ServerState.WAITING:
-                await self._promotions.catch_up()
-        if self._versions.on_offer is None:
-            await self._offer_model()
+                pass
+        if self._facts.model is not None and self._keeping.on_offer is None:
+            await self._keeping.take_up()
         if found_waiting and self._facts.run is not None:
-            await self._tell_the_end()
+            await self._tell_the_end(event, reason)
         if self.at_rest:
             await self._rollouts.at_rest()
         await self._rollouts.tell()
@@ -175,42 +182,41 @@ class ServerManager:
             self._timers.at(RECRUITING, self._facts.recruit_until, self._recruiting_expired)
         await self._find_server(say_so=True)
 
-    async def _tell_the_end(self) -> None:
-        """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed."""
+    async def _tell_the_end(self, event: str, reason: str) -> None:
+        """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed.
+
+        *event*, *reason*: what had last happened when we woke.
+        """
         outcomes: dict[str, Outcome] = {
             "version_published": "finished",
             "candidate_kept": "finished",
             "run_cancelled": "cancelled",
         }
-        if self._life.event == "version_published":
+        if event == "version_published" and self._keeping.on_offer is not None:
             await self.tell_the_version()
-        if (outcome := outcomes.get(self._life.event)) or self._life.event in RUN_FAILED:
-            await self._close(outcome or "failed", self._life.reason)
+        if (outcome := outcomes.get(event)) or event in RUN_FAILED:
+            await self._close(outcome or "failed", reason, new_model=event != "candidate_kept")
 
-    async def _init_model(self) -> None:
-        """Take up the newest version, or make the first one where the repository is known to be empty."""
-        attempt, reason = 0, ""
-        while True:
-            try:
-                served = await self._versions.served() or await self._first_version()
-            except (StoreError, RequestRefused) as error:
-                # Never initialise on an error: the repository may hold a model that we cannot see.
-                if attempt == 0 or str(error) != reason:  # once for each reason: the log is no heartbeat
-                    reason = str(error)
-                    await self._life.move("store_unavailable", reason=reason)
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-            else:
-                await self.serve("model_ready", served, code_version=self._rollouts.task.code_version)
-                return
+    async def first_version(self) -> Served:
+        """Have the first model of all built and crowned; raises StoreError, RequestRefused."""
+        return await self._first_version(self._rollouts.task)
 
-    async def _first_version(self, task: Task | None = None, *, new_lineage: bool = False) -> Served:
+    async def begin_with(self, served: Served) -> None:
+        """There is a model now: from here on runs may come."""
+        version = self._rollouts.task.code_version
+        await self.serve("model_ready", served, code_version=version, trouble=None)
+
+    async def settle(self) -> None:
+        """All is well again: what has waited for that begins."""
+        if self.at_rest:
+            await self._rollouts.at_rest()
+
+    async def _first_version(self, task: Task, *, new_lineage: bool = False) -> Served:
         """Have a first model built and make it the champion."""
-        code_version = (task or self._rollouts.task).code_version
-        request = InitModel(task=self._id, code_version=code_version)
+        request = InitModel(task=self._id, code_version=task.code_version)
         made = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
         manifest = await self._versions.publish_first(
-            made.artifact, code_version=code_version, new_lineage=new_lineage
+            made.artifact, code_version=task.code_version, new_lineage=new_lineage
         )
         return await self._versions.crown(manifest.version, f"the first model of lineage {manifest.lineage}")
 
@@ -226,8 +232,7 @@ class ServerManager:
     async def serve_instead(self, event: str, served: Served, reason: str, **facts: Any) -> None:
         """The same, and every client hears of it: the turn is ours."""
         await self.serve(event, served, reason=reason, **facts)
-        await self._offer_model()
-        await self.tell_the_version(reason)
+        await self._keeping.give_out(reason)
 
     async def begin_lineage(self, task: Task, reason: str) -> None:
         """Build a first model anew and serve it; raises StoreError and RequestRefused."""
@@ -262,8 +267,9 @@ class ServerManager:
         return HealthStatus(state=self._life.state, open_run=self._invitation())
 
     async def _info(self, _: GetServerInfo) -> Body:
-        if (blob := self._versions.on_offer) is None:
-            return Refused(reason=f"task {self._id} has no model yet: its server is {self._life.state}")
+        if (blob := self._keeping.on_offer) is None:
+            why = self._keeping.trouble or f"its server is {self._life.state}"
+            return Refused(reason=f"task {self._id} has no model yet: {why}")
         return ServerInfo(
             code_version=self._rollouts.facts.code_version,
             model=self._facts.model,
@@ -283,6 +289,8 @@ class ServerManager:
         return Enrolled(consumers=tuple(names))
 
     async def _open_run(self, request: OpenRun) -> Body:
+        if self._keeping.trouble and request.run != self._facts.run:
+            return Refused(reason=self._keeping.trouble)  # at once: the turn may be long in coming
         async with self._turn:
             if request.run == self._facts.run:  # asked for again by who did not hear our answer
                 assert self._facts.recruit_until is not None
@@ -497,25 +505,27 @@ class ServerManager:
         task = await self._rollouts.at(self._facts.code_version)
         try:
             async with asyncio.timeout(PUBLISH_S):
-                manifest = await self._versions.publish(self._facts)
-                verdict = await self._versions.verdict(task.table, manifest, self._facts)
-                served = (
-                    await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
-                )
+                manifest, verdict, served = await waiting_for(lambda: self._versioned(task))
         except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
             await self._end_run("version_refused", "failed", reason)
             return
         if served is not None:
             await self.serve("version_published", served, reason=verdict.reason, candidate=manifest.ref)
-            await self._offer_model()
-            await self.tell_the_version()
+            await self._keeping.give_out()
             await self._close("finished")
         else:
             reason = f"version {manifest.version} is kept back: {verdict.reason}"
             await self._end_run("candidate_kept", "finished", reason, candidate=manifest.ref)
         await self._versions.retire(self._facts, task.table.keep_models)
         await self._after_the_run(kept_back="" if verdict.promote else verdict.reason)
+
+    async def _versioned(self, task: Task) -> tuple[Manifest, Verdict, Served | None]:
+        """The run's version, what the gate says of it, and, where that is a yes, the new champion. Twice is fine."""
+        manifest = await self._versions.publish(self._facts)
+        verdict = await self._versions.verdict(task.table, manifest, self._facts)
+        served = await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
+        return manifest, verdict, served
 
     async def _after_the_run(self, *, failed: str = "", kept_back: str = "") -> None:
         """The run is over: its code is judged by it, and what waited for its end begins."""
@@ -526,12 +536,13 @@ class ServerManager:
 
     async def tell_the_version(self, reason: str = "") -> None:
         assert self._facts.model is not None
-        assert self._versions.on_offer is not None
+        blob = self._keeping.on_offer
+        assert blob is not None
         await self._bus.publish(
             ModelPublished(
                 task=self._id,
                 model=self._facts.model,
-                blob=self._versions.on_offer,
+                blob=blob,
                 run=self._facts.run,
                 term=self._facts.term,
                 seal=self._facts.seal,
@@ -542,13 +553,13 @@ class ServerManager:
     async def _end_run(self, event: str, outcome: Outcome, reason: str, **facts: Any) -> None:
         self._timers.cancel(RECRUITING)
         await self._life.move(event, reason=reason, **facts)
-        await self._close(outcome, reason)
+        await self._close(outcome, reason, new_model=event != "candidate_kept")
         if outcome == "failed":
             await self._after_the_run(failed=reason)
         elif outcome == "cancelled":  # which says nothing of its code
             await self._rollouts.at_rest()
 
-    async def _close(self, outcome: Outcome, reason: str = "") -> None:
+    async def _close(self, outcome: Outcome, reason: str = "", *, new_model: bool = True) -> None:
         """Say that the run is over: its trainers give their memory back."""
         assert self._facts.run is not None
         await self._bus.publish(
@@ -558,7 +569,7 @@ class ServerManager:
                 outcome=outcome,
                 rounds=self._facts.round,
                 reason=reason,
-                new_model=self._life.event != "candidate_kept",
+                new_model=new_model,
             )
         )
         run_measured(self._id, outcome)
@@ -577,6 +588,20 @@ class ServerManager:
     @property
     def term(self) -> int:
         return self._facts.term
+
+    @property
+    def trouble(self) -> StoreTrouble | None:
+        """What is wrong with the model repository, as the log has it."""
+        return self._facts.trouble
+
+    @property
+    def receivers(self) -> int:
+        """How many clients may ask for the model at once."""
+        return len(self._facts.cohort)
+
+    async def move(self, event: str, reason: str = "", **facts: Any) -> None:
+        """Tell that *event* has happened to the server."""
+        await self._life.move(event, reason=reason, **facts)
 
     def allows(self, event: str) -> bool:
         """Whether the server can move by *event* now."""
@@ -612,8 +637,3 @@ class ServerManager:
             model=facts.model,
             traceparent=facts.traceparent,
         )
-
-    async def _offer_model(self) -> None:
-        """Give the served version out to all clients."""
-        if self._facts.model is not None:
-            await self._versions.offer(self._facts.model, receivers=len(self._facts.cohort))

@@ -1,7 +1,7 @@
 """Model versions of one task: made from what a run came to, kept, signed, crowned, given out to clients.
 
-The server manager decides when; here is how. A repository that is away is waited for; every other
-answer of its, a no above all, goes to the caller.
+The server manager decides when; here is how. Whatever the repository answers goes to the caller, a no above all;
+who can wait for one that is away does so with `waiting_for`.
 
 The *champion* is the version that is served. The pointer to it stands in the repository and is moved by
 compare-and-set, so that a manager that was cut off cannot put back what another has moved.
@@ -25,8 +25,8 @@ from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.task import TaskTable
 from fedbus.contracts.versions import Champion
 from fedbus.domain.promotion import Verdict, judge
-from fedbus.stores.errors import StoreError, StoreUnavailable
-from fedbus.stores.models import ModelStore
+from fedbus.stores.errors import StoreDamaged, StoreError, StoreUnavailable
+from fedbus.stores.models import ModelStore, VersionMissing
 
 if TYPE_CHECKING:
     from fedbus.stores.signing import Signer
@@ -42,6 +42,23 @@ tracer = trace.get_tracer("fedbus.versions")
 
 class NothingBefore(StoreError):
     """There is no champion to go back to."""
+
+
+class StrangeStore(StoreError):
+    """The repository is there, and not the one that the log knows."""
+
+    def __init__(self, url: str, why: str, model: ModelRef) -> None:
+        super().__init__(
+            f"{url} is not the model repository that the log knows, with version {model.version}: {why}; "
+            "name that one with --store, or put back what it held: no model is begun anew in its place"
+        )
+
+
+class StoreEmpty(StrangeStore):
+    """It is there and holds nothing."""
+
+    def __init__(self, url: str, model: ModelRef) -> None:
+        super().__init__(url, "it is empty", model)
 
 
 @dataclass(frozen=True)
@@ -65,35 +82,57 @@ class Versions:
         self._signer = signer
         self._offer: Offer | None = None
 
-    @property
-    def on_offer(self) -> BlobRef | None:
-        """Where clients get the served version."""
-        return self._offer.ref if self._offer else None
+    def on_offer(self, model: Artifact) -> BlobRef | None:
+        """Where clients get *model*; None where that is not given out."""
+        return self._offer.ref if self._offer and self._offer.ref.sha256 == model.sha256 else None
 
     # --- the champion ------------------------------------------------------------------------
 
-    async def served(self) -> Served | None:
-        """The champion, or None where the repository has answered that it is empty. Raises StoreError.
+    async def first(self) -> Served | None:
+        """The champion, or None where the repository has answered that it is empty; it is made where there is none.
 
-        In a repository of before there were champions, that is the newest version.
+        Only for a federation that never had a model: see `known`. Raises StoreError.
         """
         await self._models.prepare()
+        latest = await self._models.latest()
+        return await self._served(latest) if latest else None
+
+    async def known(self, model: ModelRef, term: int) -> Served:
+        """The champion, in the repository that holds *model*, which the log says is champion in *term*.
+
+        Raises StoreError; StoreEmpty where the repository answers that it holds nothing.
+        """
+        latest = await self._models.latest()
+        if latest is None:
+            raise StoreEmpty(self._models.url, model)
+        await self._assert_it_has(model)
+        if term and await self._models.champion() is None:
+            raise StoreDamaged(
+                f"{self._models.url}, champion", f"it is gone, and version {model.version} was served"
+            )
+        return await self._served(latest)
+
+    async def _assert_it_has(self, model: ModelRef) -> None:
+        try:
+            manifest = await self._models.manifest(model.version)
+        except VersionMissing as error:
+            raise StrangeStore(self._models.url, str(error), model) from error
+        if manifest.sha256 != model.sha256:
+            raise StrangeStore(self._models.url, f"its version {model.version} is another model", model)
+
+    async def _served(self, latest: Manifest) -> Served:
+        """In a repository of before there were champions, that is the newest version."""
         champion = await self._models.champion()
         if champion is not None:
             return Served(champion, await self._models.manifest(champion.version))
-        latest = await self._models.latest()
-        return await self._crown(latest, "the newest version there was") if latest else None
+        return await self._crown(latest, "the newest version there was")
 
     async def crown(self, version: int, reason: str, *, anew: bool = False) -> Served:
         """Make *version* the champion; it may be that already, and *anew* it gets another term all the same.
 
-        Waits for a repository that is away.
+        Raises StoreError.
         """
-
-        async def attempt() -> Served:
-            return await self._crown(await self._models.manifest(version), reason, anew=anew)
-
-        return await _waiting_for(attempt)
+        return await self._crown(await self._models.manifest(version), reason, anew=anew)
 
     async def _crown(self, manifest: Manifest, reason: str, *, anew: bool = False) -> Served:
         present = await self._models.champion()
@@ -144,11 +183,8 @@ class Versions:
     async def publish(self, facts: ServerFacts) -> Manifest:
         """Make the next version of the run's checkpoint, or find the one that was made before a restart.
 
-        Waits for a repository that is away; raises every other StoreError.
+        Raises StoreError.
         """
-        return await _waiting_for(lambda: self._publish(facts))
-
-    async def _publish(self, facts: ServerFacts) -> Manifest:
         assert facts.checkpoint is not None
         latest = await self._models.latest()
         if latest is not None and (latest.run, latest.sha256) == (facts.run, facts.checkpoint.sha256):
@@ -178,7 +214,7 @@ class Versions:
         return self._signer.seal(manifest) if self._signer else manifest
 
     async def verdict(self, table: TaskTable, candidate: Manifest, facts: ServerFacts) -> Verdict:
-        """Whether *candidate* takes the champion's place by itself. Waits for a repository that is away."""
+        """Whether *candidate* takes the champion's place by itself; raises StoreError."""
         assert facts.model is not None
         if candidate.version == facts.model.version:
             return Verdict(promote=True, reason="it is served already")
@@ -188,14 +224,13 @@ class Versions:
                 reason=f"it was made from version {facts.base.version}, and version {facts.model.version} has been "
                 f"served since: fedbus model promote {candidate.version} serves it all the same",
             )
-        version = facts.model.version
-        served = await _waiting_for(lambda: self._models.manifest(version))
+        served = await self._models.manifest(facts.model.version)
         return judge(table.gate, candidate.metrics, served.metrics)
 
     # --- giving out ---------------------------------------------------------------------------------
 
     async def offer(self, model: ModelRef, *, receivers: int) -> BlobRef:
-        """Give *model* out to whoever asks for it, once for all who ask at the same time."""
+        """Give *model* out to whoever asks for it, once for all who ask at the same time. Raises StoreError."""
         path = await self.file_of(model)
         before = self._offer
         self._offer = await self._bus.blobs.offer(path, receivers=max(1, receivers), sha256=model.sha256)
@@ -204,8 +239,8 @@ class Versions:
         return self._offer.ref
 
     async def file_of(self, artifact: Artifact) -> Path:
-        """A local file with these weights, however long the repository is away."""
-        return await _waiting_for(lambda: self._models.path_of(artifact.sha256))
+        """A local file with these weights; raises StoreError."""
+        return await self._models.path_of(artifact.sha256)
 
     def withdraw(self) -> None:
         """Give nothing out any more."""
@@ -224,8 +259,8 @@ class Versions:
                 log.info("old models were retired", count=len(gone))
 
 
-async def _waiting_for(ask: Callable[[], Awaitable[T]]) -> T:
-    """The repository's answer, however long it is away."""
+async def waiting_for(ask: Callable[[], Awaitable[T]]) -> T:
+    """The repository's answer, however long it is away; raises every other StoreError."""
     attempt = 0
     while True:
         try:

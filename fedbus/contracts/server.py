@@ -27,6 +27,19 @@ class ServerState(StrEnum):
     PUBLISHING = "publishing"
 
 
+class StoreTrouble(StrEnum):
+    """Why the model repository cannot be used: four things that call for four different acts."""
+
+    UNAVAILABLE = "unavailable"
+    """It does not answer, or is not there: see that it runs, or mount it."""
+    DENIED = "denied"
+    """It answers, and does not let us in: give us the right."""
+    DAMAGED = "damaged"
+    """It answers nonsense, or lacks what it should hold: restore it."""
+    EMPTY = "empty"
+    """It holds nothing, and the log knows of a model: it is another repository than the one before."""
+
+
 class ServerFacts(Facts):
     """All there is to know of a task's server: with its state, what a restarted manager goes on from."""
 
@@ -60,6 +73,8 @@ class ServerFacts(Facts):
     """Where the run's trace goes on, so that a restarted manager stays in it."""
     missing: int = 0
     """How many clients the quorum lacked, on ``recruiting_expired``."""
+    trouble: StoreTrouble | None = None
+    """What is wrong with the model repository, from ``store_unavailable`` to ``store_recovered``."""
 
     @property
     def thing(self) -> str:
@@ -74,6 +89,13 @@ SERVER = Lifecycle(
     arrows={
         (_S.MODEL_INIT, "model_ready"): _S.WAITING,
         (_S.MODEL_INIT, "store_unavailable"): _S.MODEL_INIT,
+        (_S.MODEL_INIT, "model_not_built"): _S.MODEL_INIT,
+        (_S.WAITING, "store_unavailable"): _S.WAITING,
+        (_S.WAITING, "store_recovered"): _S.WAITING,
+        (_S.RECRUITING, "store_unavailable"): _S.RECRUITING,
+        (_S.RECRUITING, "store_recovered"): _S.RECRUITING,
+        (_S.TRAINING, "store_unavailable"): _S.TRAINING,
+        (_S.TRAINING, "store_recovered"): _S.TRAINING,
         (_S.WAITING, "run_requested"): _S.RECRUITING,
         (_S.RECRUITING, "quorum_reached"): _S.TRAINING,
         (_S.RECRUITING, "recruiting_expired"): _S.WAITING,

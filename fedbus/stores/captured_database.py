@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbus.stores.captured_rows import Label, is_held_out
-from fedbus.stores.errors import StoreDamaged, StoreError, StoreUnavailable
+from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreError, StoreUnavailable
 
 WAITING_SHARE: Final = 0.25
 """Of the room, how much the newest rows without a label have for themselves."""
@@ -249,7 +249,7 @@ def _opened(path: Path, max_bytes: int) -> sqlite3.Connection:
         raise StoreUnavailable(path, error) from error
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise StoreDamaged(path, error) from error
+        raise StoreDamaged(path, error, remedy=OR_BEGIN_ANEW) from error
     return connection
 
 

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreUnavailable
 
 _SPREAD: Final = 2_654_435_761
 """Knuth's multiplier: ids that follow one another fall far from each other."""
@@ -199,7 +199,7 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.OperationalError as error:
         raise StoreUnavailable(database, error) from error
     except sqlite3.DatabaseError as error:
-        raise StoreDamaged(database, error) from error
+        raise StoreDamaged(database, error, remedy=OR_BEGIN_ANEW) from error
 
 
 def _alike(found: list[tuple[bytes, bytes, str | None, int]]) -> Rows:

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Final
 
 _A_DIRECTORY: Final = "make it a directory that exists, is writable and has space"
-_A_COPY: Final = "restore it from a copy, or move it away to begin anew"
+_A_COPY: Final = "restore it from a copy"
+OR_BEGIN_ANEW: Final = f"{_A_COPY}, or move it away to begin anew"
+"""Of what may be lost without harm."""
 
 
 class StoreError(Exception):
@@ -34,6 +36,6 @@ class StoreDenied(StoreError):
 class StoreDamaged(StoreError):
     """The store answers nonsense: a person has to look."""
 
-    def __init__(self, place: Path | str, reason: object) -> None:
-        super().__init__(f"{place} is damaged: {reason}; {_A_COPY}")
+    def __init__(self, place: Path | str, reason: object, *, remedy: str = _A_COPY) -> None:
+        super().__init__(f"{place} is damaged: {reason}; {remedy}")
         self.place = place

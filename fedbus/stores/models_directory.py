@@ -41,6 +41,7 @@ from fedbus.stores.models_interface import (
     assert_next,
     champion_as_json,
     champion_in,
+    pointer_damaged,
     says_the_same,
     weights_to_keep,
 )
@@ -128,7 +129,11 @@ class DirectoryModelStore:
     def _assert_there(self) -> None:
         # a volume that is not mounted looks like an empty directory: only the mark says that it is ours
         if not (self._home / _MARK).is_file():
-            raise StoreUnavailable(self._home, "there is no model repository, or its volume is not mounted")
+            raise StoreUnavailable(
+                self._home,
+                "there is no model repository, or its volume is not mounted",
+                remedy="mount it, or correct its address (--store)",
+            )
 
     def _put(self, source: Source, sha256: str | None) -> str:
         self._assert_there()
@@ -254,7 +259,7 @@ class DirectoryModelStore:
         """What the pointer says; 0 where nothing was ever published."""
         number = self._pointer_to()
         if number is None and self._numbers() not in ([], [1]):
-            raise StoreDamaged(self._pointer, "it is gone, but there are versions")
+            raise pointer_damaged(self._pointer, "it is gone, but there are versions")
         return number or 0
 
     def _pointer_to(self) -> int | None:
@@ -264,9 +269,9 @@ class DirectoryModelStore:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreDamaged(self._pointer, f"it does not name a version ({error})") from error
+            raise pointer_damaged(self._pointer, f"it does not name a version ({error})") from error
         if type(number) is not int or number < 1:
-            raise StoreDamaged(self._pointer, f"it names version {number!r}")
+            raise pointer_damaged(self._pointer, f"it names version {number!r}")
         return number
 
     def _version_file(self, version: int) -> Path:

@@ -34,7 +34,7 @@ class ArtifactMissing(StoreError):
     """The repository does not hold this artifact."""
 
     def __init__(self, sha256: str) -> None:
-        super().__init__(f"the model repository holds no artifact {sha256}: put it there first")
+        super().__init__(f"the model repository holds no artifact {sha256}: restore it from a copy")
         self.sha256 = sha256
 
 
@@ -179,6 +179,12 @@ def champion_in(content: bytes, place: Path | str) -> Champion:
         return Champion.model_validate_json(content)
     except ValidationError as error:
         raise StoreDamaged(place, f"it names no champion ({error.errors()[0]['msg']})") from error
+
+
+def pointer_damaged(place: Path | str, reason: object) -> StoreDamaged:
+    """What is said where ``latest`` cannot be followed: all that it points to may be there."""
+    remedy = 'write {"version": n} into it, with the last n that `fedbus model verify` finds sound'
+    return StoreDamaged(place, reason, remedy=remedy)
 
 
 def weights_to_keep(

@@ -46,6 +46,7 @@ from fedbus.stores.models_interface import (
     assert_next,
     champion_as_json,
     champion_in,
+    pointer_damaged,
     says_the_same,
     weights_to_keep,
 )
@@ -262,7 +263,7 @@ class S3ModelStore:
         if found is None:
             numbers = await self._numbers()
             if numbers not in ([], [1]):
-                raise StoreDamaged(
+                raise pointer_damaged(
                     f"{self._place}, {self._key('latest')}", "it is gone, but there are versions"
                 )
             if not numbers:
@@ -275,9 +276,9 @@ class S3ModelStore:
         try:
             number = json.loads(content)["version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise StoreDamaged(place, f"it does not name a version ({error})") from error
+            raise pointer_damaged(place, f"it does not name a version ({error})") from error
         if type(number) is not int or number < 1:
-            raise StoreDamaged(place, f"it names version {number!r}")
+            raise pointer_damaged(place, f"it names version {number!r}")
         return number
 
     async def _point_to(self, number: int, pointer: _Pointer) -> None:
@@ -379,7 +380,7 @@ class S3ModelStore:
             raise StoreUnavailable(
                 self._place,
                 f"there is no model repository under {self._home}/",
-                remedy="correct its address, or start a server there, which makes it",
+                remedy="correct its address; where there never was one, a server makes it when it starts",
             )
 
     def _damaged(self, sha256: str, actual: str) -> StoreDamaged:

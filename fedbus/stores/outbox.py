@@ -17,7 +17,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from fedbus.stores.errors import StoreDamaged, StoreError, StoreUnavailable
+from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreError, StoreUnavailable
 
 MAX_ENTRIES: Final = 100_000
 
@@ -129,5 +129,5 @@ def _opened(path: Path) -> sqlite3.Connection:
         raise StoreUnavailable(path, error) from error
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise StoreDamaged(path, error) from error
+        raise StoreDamaged(path, error, remedy=OR_BEGIN_ANEW) from error
     return connection

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -282,44 +281,13 @@ def manager_with(fed: Federation, store: ModelStore) -> Any:
     return run
 
 
-async def test_a_repository_that_is_away_is_waited_for_and_never_initialised_anew(
-    fed: Federation, flower: FlowerServerPlayed
-) -> None:
-    kept = await flower.made(7)
-    first = Manifest(**kept.model_dump(), version=1, task=TASK, created=datetime.now(UTC))
-    await flower.store.publish(first)
-    store = ModelsAway(Path(fed.site.store_url), TaskId(TASK))
-    async with fed.agent(manager_with(fed, store)):
-        told = await fed.happens("server", "store_unavailable")
-        assert "the volume is away" in told.reason
-        with pytest.raises(RequestRefused, match="has no model yet"):
-            await fed.bus.request(GetServerInfo(task=TASK))
-        store.away = False
-        await fed.reaches("server", "waiting")
-
-    assert flower.built == 0
-    assert fed.server().model == first.ref
-
-
-async def test_a_directory_that_cannot_be_one_is_said_to_be_unavailable_and_the_manager_stays(
-    fed: Federation, flower: FlowerServerPlayed, tmp_path: Path
-) -> None:
-    (tmp_path / "file").write_text("not a directory")
-    store = open_store(str(tmp_path / "file" / "models"), TASK)
-    async with fed.agent(manager_with(fed, store)) as agent:
-        told = await fed.happens("server", "store_unavailable")
-        assert "make it a directory that exists" in told.reason
-        assert not agent.broken
-    assert flower.built == 0
-
-
 async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
     fed: Federation, flower: FlowerServerPlayed
 ) -> None:
     flower.refuses = "tiny.model:Net did not make a model: NameError"
     async with fed.agent(lambda stop: server_manager(fed.site, stop)):
         await eventually(lambda: flower.built >= 3)
-        assert fed.events("server") == ["started", "store_unavailable"]
+        assert fed.events("server") == ["started", "model_not_built"]
         flower.refuses = ""
         await fed.reaches("server", "waiting")
 
@@ -643,7 +611,9 @@ def test_every_arrow_of_the_server_was_walked(request: pytest.FixtureRequest) ->
         "candidate_kept",
         "model_promoted",
         "model_rolled_back",
-        "lineage_started",
-    }  # test_promotions
+        "lineage_started",  # test_promotions
+        "store_unavailable",
+        "store_recovered",  # test_keeping
+    }
     missing = {arrow for arrow in arrows_of("server") - WALKED["server"] if arrow[1] not in elsewhere}
     assert missing == set()

@@ -11,6 +11,7 @@ from support.whole_module import only_after_the_whole_module
 
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.contracts.run import StartRun, StopRun
+from fedbus.contracts.server import StoreTrouble
 
 
 @pytest.fixture
@@ -99,6 +100,23 @@ async def test_there_is_no_run_before_there_is_a_model(fed: Federation, server: 
                 return False
 
         await eventually(starts)
+
+
+async def test_while_the_model_repository_is_in_trouble_no_run_is_made_and_whoever_asks_hears_why(
+    fed: Federation, server: ServerManagerPlayed
+) -> None:
+    await server.has_a_model()
+    await server.life.move("store_unavailable", reason="the volume is away", trouble=StoreTrouble.UNAVAILABLE)
+    async with server.serving(), fed.agent(scheduler_with(fed, every(0.05, at_most=1))) as scheduler:
+        await answers(fed)
+        for _ in range(2):
+            with pytest.raises(RequestRefused, match=r"can have no run now: the volume is away"):
+                await start(fed)
+            await scheduler.restart()
+            await answers(fed)
+        assert fed.of("run") == []
+        await server.life.move("store_recovered", trouble=None)
+        await fed.happens("run", "recruiting_started")  # what was due begins by itself
 
 
 async def test_a_run_that_the_server_will_not_open_has_failed_and_the_next_may_be_asked_for(

@@ -27,6 +27,7 @@ from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
 from fedbus.bus.blobs.progress import Progress
 from fedbus.bus.blobs.sinks import Sink
 from fedbus.bus.blobs.wire import Ask, Here
+from fedbus.bus.heed import heeded
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
 from fedbus.contracts.signals import BLOB_IO, add
@@ -227,7 +228,8 @@ class Fetch:
     async def _ask(self, chunks: range, *, probe: int = 0) -> None:
         ask = Ask(self._ref.sha256, chunks.start, chunks.stop, self._cast, probe)
         try:
-            await self._connection.publish(self._asks, ask.pack(), reply=self._place)
+            with heeded():
+                await self._connection.publish(self._asks, ask.pack(), reply=self._place)
         except OutboundBufferLimitError:  # the broker is away; the next probe will tell
             pass
         except (ConnectionClosedError, ConnectionDrainingError):
