@@ -74,14 +74,13 @@ class Keeping:
         """Take up the champion, or have a first model made where there never was one."""
         try:
             served = await self._versions.first() or await self._server.first_version()
+            self._all_is_well()  # before it is told: whoever hears of it may ask for a run at once
             await self._server.begin_with(served)
             await self._offer()
         except StoreError as error:
             await self._tell_trouble(error)
         except RequestRefused as error:
             await self._tell_once("model_not_built", str(error), trouble=None)
-        else:
-            self._all_is_well()
 
     async def take_up(self) -> None:
         """Go on with the champion that the log knows, or that was crowned in the moment in which a manager ended."""
@@ -114,9 +113,9 @@ class Keeping:
             await self._server.serve("model_promoted", served)
 
     async def _recover(self) -> None:
+        self._all_is_well()
         if self._server.trouble is not None:
             await self._server.move("store_recovered", trouble=None)
-        self._all_is_well()
 
     def _all_is_well(self) -> None:
         self._timers.cancel(ASK_AGAIN)

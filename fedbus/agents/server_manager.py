@@ -14,6 +14,7 @@ manager's turn.
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Literal
@@ -86,6 +87,7 @@ PUBLISH_S = 120.0
 START_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 300.0
 RECRUITING = "recruiting expires"
+FITTING = "see whether the code fits the served model"
 RUN_FAILED = frozenset({"recruiting_expired", "run_failed", "version_refused"})
 Outcome = Literal["finished", "failed", "cancelled"]
 
@@ -114,6 +116,9 @@ class ServerManager:
         self._following = CodeFollowing(bus, code, self._rollouts, self)
         self._promotions = Promotions(self, self._versions)
         self._joined: dict[str, None] = {}
+        self._checking = asyncio.Lock()
+        self._differs: dict[tuple[str, str], str] = {}
+        """Of a code version and an architecture: where the first makes another model than the second."""
         self._life: Life[ServerState, ServerFacts]
         self._timers: Timers
         self._keeping: Keeping
@@ -167,6 +172,7 @@ class ServerManager:
         if found_waiting and self._facts.run is not None:
             await self._tell_the_end(event, reason)
         if self.at_rest:
+            self._timers.after(FITTING, 0.0, self._tell_a_misfit)
             await self._rollouts.at_rest()
         await self._rollouts.tell()
 
@@ -243,11 +249,37 @@ class ServerManager:
         """The same, of the code that everybody has."""
         await self.begin_lineage(self._rollouts.task, reason)
 
-    async def check_fits(self, model: Artifact) -> str:
-        """Where *model* is not what the code makes, in words; empty where it is."""
-        check = CheckCode(task=self._id, code_version=self._rollouts.task.code_version, like=model.sha256)
-        checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
-        return checked.differs
+    async def check_fits(self, model: Artifact, task: Task | None = None) -> str:
+        """Where *model* is not what the code makes, in words; empty where it is. Raises RequestRefused."""
+        code_version = (task or self._rollouts.task).code_version
+        async with self._checking:
+            if (code_version, model.architecture) not in self._differs:
+                check = CheckCode(task=self._id, code_version=code_version, like=model.sha256)
+                checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
+                self._differs[code_version, model.architecture] = checked.differs
+            return self._differs[code_version, model.architecture]
+
+    async def _misfit(self, task: Task) -> str:
+        """Why the code of *task* cannot train from the champion; empty where it can. Raises StoreError."""
+        model = self._facts.model
+        assert model is not None
+        if await self._versions.code_of(model) == task.code_version:
+            return ""
+        try:
+            differs = await self.check_fits(model, task)
+        except RequestRefused as error:  # the run itself will meet what is wrong, and say it
+            log.warning("whether the code fits the served model was not found out", reason=str(error))
+            return ""
+        return differs and (
+            f"version {model.version}, which is served, does not fit the task's code: {differs}; go back to code that "
+            "fits, or begin anew with this one: fedbus model init --new-lineage"
+        )
+
+    async def _tell_a_misfit(self) -> None:
+        """The code may have changed while we were away: whoever reads the log need not wait for the next run."""
+        with suppress(StoreError):
+            if misfit := await self._misfit(self._rollouts.task):
+                log.warning("runs will be refused", reason=misfit)
 
     # --- what is asked -----------------------------------------------------------------
 
@@ -311,6 +343,12 @@ class ServerManager:
 
     async def _recruit(self, request: OpenRun) -> Body:
         task, plan = self._rollouts.for_a_run(request)
+        try:
+            hindrance = await self._misfit(task)
+        except StoreError as error:
+            hindrance = str(error)
+        if hindrance:
+            return Refused(reason=hindrance)
         expires = datetime.now(UTC) + timedelta(seconds=plan.recruit_s)
         self._joined.clear()
         await self._life.move(

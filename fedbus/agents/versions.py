@@ -81,6 +81,8 @@ class Versions:
         self._models = models
         self._signer = signer
         self._offer: Offer | None = None
+        self._made_with: dict[str, str] = {}
+        """By the digest of a model that was served here: the code version that made it."""
 
     def on_offer(self, model: Artifact) -> BlobRef | None:
         """Where clients get *model*; None where that is not given out."""
@@ -124,7 +126,7 @@ class Versions:
         """In a repository of before there were champions, that is the newest version."""
         champion = await self._models.champion()
         if champion is not None:
-            return Served(champion, await self._models.manifest(champion.version))
+            return self._noted(champion, await self._models.manifest(champion.version))
         return await self._crown(latest, "the newest version there was")
 
     async def crown(self, version: int, reason: str, *, anew: bool = False) -> Served:
@@ -137,7 +139,7 @@ class Versions:
     async def _crown(self, manifest: Manifest, reason: str, *, anew: bool = False) -> Served:
         present = await self._models.champion()
         if present is not None and present.version == manifest.version and not anew:
-            return Served(present, manifest)
+            return self._noted(present, manifest)
         await self._models.path_of(manifest.sha256)  # its weights must be here: they may have been retired
         before = (present.version, *present.before) if present else ()
         champion = Champion(
@@ -147,7 +149,17 @@ class Versions:
             since=datetime.now(UTC),
             reason=reason[:500],
         )
-        return Served(await self._models.crown(champion), manifest)
+        return self._noted(await self._models.crown(champion), manifest)
+
+    def _noted(self, champion: Champion, manifest: Manifest) -> Served:
+        self._made_with[manifest.sha256] = manifest.code_version
+        return Served(champion, manifest)
+
+    async def code_of(self, model: ModelRef) -> str:
+        """The code version that made *model*; raises StoreError."""
+        if model.sha256 not in self._made_with:
+            self._made_with[model.sha256] = (await self._models.manifest(model.version)).code_version
+        return self._made_with[model.sha256]
 
     async def manifest(self, version: int) -> Manifest:
         """All that is known of *version*; raises StoreError."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.federation import TASK, AgentAtWork, Federation, with_refusals
+from support.federation import TASK, AgentAtWork, AgentRun, Federation, with_refusals
 
 from fedbus.agents.server_manager import ServerManager
 from fedbus.bus.errors import RequestRefused
@@ -142,6 +142,25 @@ async def manager(fed: Federation, flower: Flower, signer: Signer) -> AsyncItera
     async with fed.agent(manage) as agent:
         await fed.hears(CodePublished)
         yield agent
+
+
+def server_of(fed: Federation, flower: Flower) -> AgentRun:
+    """A server manager that signs nothing."""
+
+    async def manage(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, fed.site.task, flower.store).run(stop)
+
+    return manage
+
+
+async def published(flower: Flower, *, code_version: str) -> None:
+    """A first version that was made before anybody here was."""
+    facts = (await flower.artifact()).model_dump()
+    created = datetime.now(UTC)
+    await flower.store.publish(
+        Manifest(**facts, version=1, task=TASK, created=created, code_version=code_version)
+    )
 
 
 async def served(fed: Federation) -> tuple[int, int]:
@@ -307,6 +326,34 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is
     assert await served(fed) == (2, 2)
 
 
+async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_and_the_way_out(
+    fed: Federation, flower: Flower
+) -> None:
+    await published(flower, code_version="of yesterday")
+    flower.width, flower.differs = 5, "w is float32 (3,) there and float32 (5,) here"
+    async with fed.agent(server_of(fed, flower)):
+        await fed.hears(CodePublished)
+        open_run = OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN)
+        for _ in range(2):
+            with pytest.raises(
+                RequestRefused, match=r"w is float32 \(3,\) there.*fedbus model init --new-lineage"
+            ):
+                await fed.bus.request(open_run)
+        assert (flower.starts, len(flower.checked)) == ([], 1)
+        assert fed.server().run is None
+        await fed.bus.request(StartLineage(task=TASK))
+        await fed.bus.request(open_run)  # it was made by the code that there is
+        assert len(flower.checked) == 1
+
+
+async def test_a_run_of_new_code_that_makes_the_same_model_begins(fed: Federation, flower: Flower) -> None:
+    await published(flower, code_version="of yesterday")
+    async with fed.agent(server_of(fed, flower)):
+        await fed.hears(CodePublished)
+        await flower.begin(1)
+    assert [one.code_version for one in flower.checked] == [fed.site.task.code_version]
+
+
 async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
@@ -362,19 +409,7 @@ async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_i
 async def test_a_repository_of_before_there_were_champions_serves_its_newest_version(
     fed: Federation, flower: Flower
 ) -> None:
-    manifest = Manifest(
-        **(await flower.artifact()).model_dump(),
-        version=1,
-        task=TASK,
-        created=datetime.now(UTC),
-        code_version="x",
-    )
-    await flower.store.publish(manifest)
-
-    async def manage(stop: asyncio.Event) -> None:
-        async with fed.site.bus("server-manager") as bus:
-            await ServerManager(bus, fed.site.task, flower.store).run(stop)
-
-    async with fed.agent(manage):
+    await published(flower, code_version="x")
+    async with fed.agent(server_of(fed, flower)):
         await fed.happens("server", "model_ready")
         assert (await champion(flower)).version == 1
