@@ -125,22 +125,12 @@ def weed_program() -> Path:
 
 async def _bucket_made(running: EmbeddedS3, *, public_models: bool) -> None:
     from fedbus.stores.s3 import Address, Bucket  # noqa: PLC0415 (needs the extra, and a second)
+    from fedbus.stores.s3_access import set_public  # noqa: PLC0415
 
     bucket = Bucket(Address.parse(running.store_url), credentials=running.credentials)
     async with bucket.open():
         await bucket.make()
-        await bucket.set_policy(public_read(BUCKET, PREFIX) if public_models else None)
-
-
-def public_read(bucket: str, prefix: str) -> str:
-    """The policy by which anybody may read what is under *prefix*, and do nothing else."""
-    statement = {
-        "Effect": "Allow",
-        "Principal": "*",
-        "Action": ["s3:GetObject"],
-        "Resource": [f"arn:aws:s3:::{bucket}/{prefix}/*"],
-    }
-    return json.dumps({"Version": "2012-10-17", "Statement": [statement]})
+        await set_public(bucket, public=public_models)
 
 
 def _swept(ports: list[int]) -> None:

@@ -31,6 +31,7 @@ class StoreDenied(StoreError):
     def __init__(self, place: Path | str, reason: object, *, remedy: str) -> None:
         super().__init__(f"{place} lets us in no further: {reason}; {remedy}")
         self.place = place
+        self.reason = str(reason)
 
 
 class StoreDamaged(StoreError):

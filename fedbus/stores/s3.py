@@ -280,6 +280,20 @@ class Bucket:
 
         await self._insist(make)
 
+    async def policy(self) -> str | None:
+        """Who else may do what with the bucket, as AWS writes it; None where nothing is said."""
+
+        async def read(client: Any) -> str | None:
+            try:
+                policy: str = (await client.get_bucket_policy(Bucket=self.address.bucket))["Policy"]
+            except ClientError as error:
+                if _code(error) != "NoSuchBucketPolicy":
+                    raise
+                return None
+            return policy
+
+        return await self._insist(read)
+
     async def set_policy(self, policy: str | None) -> None:
         """Who else may do what with the bucket, as AWS writes it; None: nobody."""
 

@@ -154,7 +154,7 @@ def up(
 
     if public_models and store != EMBEDDED:
         raise Failure(
-            "--public-models is for --store s3: in an S3 of your own, the policy of the bucket says who may read",
+            "--public-models is for --store s3; in an S3 of your own: fedbus model access public --store s3://…",
             Exit.USAGE,
         )
     options = {

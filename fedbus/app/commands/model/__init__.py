@@ -6,7 +6,7 @@ What only looks reads the repository itself, with no bus and no server: a direct
 
 import typer
 
-from fedbus.app.commands.model import champion, check, compare, export, keys, listing
+from fedbus.app.commands.model import access, champion, check, compare, export, keys, listing
 
 app = typer.Typer(
     no_args_is_help=True, help="The versions of a task's model: what is there, is it sound, which is served."
@@ -19,4 +19,5 @@ app.command()(export.export)
 app.command()(champion.promote)
 app.command()(champion.rollback)
 app.command()(champion.init)
+app.command()(access.access)
 app.command()(keys.keygen)
