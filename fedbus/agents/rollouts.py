@@ -373,6 +373,8 @@ class Rollouts:
         reason = verdict(self._candidate.table.rollout, trial)
         if reason is not None:
             await self._revert(reason)
+        elif trial.unjudged:
+            log.info("the candidate's run says nothing of its model: it is tried again", code=version)
         elif self.facts.stage + 1 < len(self.facts.stages):
             await self._next_stage()
         else:

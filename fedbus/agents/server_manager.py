@@ -556,7 +556,8 @@ class ServerManager:
             reason = f"version {manifest.version} is kept back: {verdict.reason}"
             await self._end_run("candidate_kept", "finished", reason, candidate=manifest.ref)
         await self._versions.retire(self._facts, task.table.keep_models)
-        await self._after_the_run(kept_back="" if verdict.promote else verdict.reason)
+        kept_back = "" if verdict.promote or not verdict.judged else verdict.reason
+        await self._after_the_run(kept_back=kept_back, unjudged=not verdict.judged)
 
     async def _versioned(self, task: Task) -> tuple[Manifest, Verdict, Served | None]:
         """The run's version, what the gate says of it, and, where that is a yes, the new champion. Twice is fine."""
@@ -565,10 +566,10 @@ class ServerManager:
         served = await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
         return manifest, verdict, served
 
-    async def _after_the_run(self, *, failed: str = "", kept_back: str = "") -> None:
+    async def _after_the_run(self, *, failed: str = "", kept_back: str = "", unjudged: bool = False) -> None:
         """The run is over: its code is judged by it, and what waited for its end begins."""
         facts = self._facts
-        trial = Trial(failed, facts.trainings, facts.failures, kept_back)
+        trial = Trial(failed, facts.trainings, facts.failures, kept_back, unjudged)
         await self._rollouts.judge(facts.code_version, trial)
         await self._rollouts.at_rest()
 

@@ -233,6 +233,7 @@ class Versions:
         if facts.base is not None and facts.base.version != facts.model.version:
             return Verdict(
                 promote=False,
+                judged=False,
                 reason=f"it was made from version {facts.base.version}, and version {facts.model.version} has been "
                 f"served since: fedbus model promote {candidate.version} serves it all the same",
             )

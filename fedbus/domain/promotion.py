@@ -23,6 +23,8 @@ class Verdict:
 
     promote: bool
     reason: str
+    judged: bool = True
+    """Whether the candidate was held against the champion; else this says nothing of the code that made it."""
 
 
 def judge(gate: GateTable, candidate: Mapping[str, float], champion: Mapping[str, float]) -> Verdict:

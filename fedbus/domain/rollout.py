@@ -70,6 +70,8 @@ class Trial:
     """Of the trainings, over all rounds."""
     kept_back: str = ""
     """Why its model was not promoted; empty where it was."""
+    unjudged: bool = False
+    """Whether its model was not looked at, since another one has been served meanwhile: another run is needed."""
 
 
 def all_answered(facts: CodeFacts, ready: frozenset[str], refused: frozenset[str]) -> bool:

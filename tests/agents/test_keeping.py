@@ -26,6 +26,7 @@ from fedbus.app.embedded_s3 import EmbeddedS3
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodePublished
+from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.message import Body
 from fedbus.contracts.model import Artifact, Manifest
 from fedbus.contracts.run import RunPlan
@@ -43,9 +44,10 @@ from fedbus.contracts.server import (
     StartServer,
     StoreTrouble,
 )
-from fedbus.contracts.versions import PromoteModel
+from fedbus.contracts.versions import Champion, PromoteModel
 from fedbus.learning import weights
-from fedbus.stores.models import open_store
+from fedbus.stores.errors import StoreDenied
+from fedbus.stores.models import DirectoryModelStore, open_store
 from fedbus.stores.s3 import Address, Bucket
 
 RUN = f"{TASK}-1"
@@ -399,6 +401,47 @@ async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
         assert "its version 1 is another model" in told.reason
         assert fed.server().trouble is StoreTrouble.DAMAGED
         assert not await is_given_out(fed)
+
+
+class ClosesOnceItIsCrowned(DirectoryModelStore):
+    """A directory whose weights may not be read any more from the moment in which a version is crowned."""
+
+    closes = False
+    closed = False
+
+    async def crown(self, champion: Champion) -> Champion:
+        crowned = await super().crown(champion)
+        self.closed = self.closes
+        return crowned
+
+    async def path_of(self, sha256: str) -> Path:
+        if self.closed:
+            raise StoreDenied(self.url, "AccessDenied", remedy="give us the right")
+        return await super().path_of(sha256)
+
+
+@pytest.mark.parametrize("place", ["directory"], indirect=True)
+async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they_can_and_the_manager_stays(
+    fed: Federation, place: Place, builder: Builder
+) -> None:
+    store = ClosesOnceItIsCrowned(Path(place.url), TaskId(TASK))
+
+    async def run(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, fed.site.task, store).run(stop)
+
+    async with fed.agent(run):
+        await fed.hears(CodePublished)
+        other = await a_version(fed, builder, 2)
+        store.closes = True
+        await fed.bus.request(PromoteModel(task=TASK, model_version=2))
+        told = await fed.happens("server", "store_unavailable")
+        assert fed.server().trouble is StoreTrouble.DENIED
+        assert told.reason in await refused(lambda: fed.bus.request(GetServerInfo(task=TASK)))
+        assert fed.heard(ModelPublished) == []
+        store.closed = False
+        assert (await fed.hears(ModelPublished)).model == other.ref
+        await fed.happens("server", "store_recovered")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])

@@ -47,6 +47,7 @@ from fedbus.contracts.server import (
     StartServer,
     StopServer,
 )
+from fedbus.contracts.versions import RollBackModel
 from fedbus.learning import weights
 from fedbus.stores.code import CodeRepository, open_code
 from fedbus.stores.models import ModelStore, open_store
@@ -117,13 +118,22 @@ class Others:
         self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
     ) -> AsyncIterator[None]:
         """The same, which trains while the block runs."""
+        await self.begin(number, version, *clients)
+        yield
+        await self.end(number, *clients, loss=loss, failures=failures)
+
+    async def begin(self, number: int, version: str, *clients: str) -> None:
         run = f"{TASK}-{number}"
         await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=PLAN))
         for client in clients:
             said = Joined(task=TASK, client=client, run=run, code_version=version)
             await self.fed.say(said, by="trainer")
         await self.fed.hears(BeginTraining, times=number)
-        yield
+
+    async def end(
+        self, number: int, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
+    ) -> None:
+        run = f"{TASK}-{number}"
         result = RoundResult(
             round=1,
             metrics={"loss": loss},
@@ -500,6 +510,26 @@ async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
     assert fed.events("server")[-1] == "candidate_kept"
     info = await fed.bus.request(GetServerInfo(task=TASK))
     assert info.model.version == 2
+
+
+async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_code_s_door_and_it_is_tried_again(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.run(1, repository.head, "c1", "c2", loss=0.2)
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.begin(2, new, "c1", "c2")
+    await fed.bus.request(RollBackModel(task=TASK))
+    await others.end(2, "c1", "c2", loss=0.1)
+    assert "version 1 has been served since" in (await fed.happens("server", "candidate_kept")).reason
+    await fed.until(lambda: len(others.asked_to_run) == 2, "another run of the candidate to be asked for")
+    await others.run(3, new, "c1", "c2", loss=0.1)
+    await fed.happens("code", "rollout_finished")
+    assert (server.facts.code_version, server.facts.rejected) == (new, {})
 
 
 async def test_devices_that_refuse_send_it_back_before_any_run(
