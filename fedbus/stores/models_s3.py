@@ -92,6 +92,8 @@ class S3ModelStore:
         self._home = f"{address.prefix}/{task}" if address.prefix else str(task)
         self._cache = cache or ArtifactCache((address.cache or _default_cache()) / task)
         self._honours_conditions: bool | None = None
+        self._put_here: set[str] = set()
+        """What we have sent whole. What lies there of others may be damaged, whatever its size: it is sent again."""
 
     async def prepare(self) -> None:
         async with self._bucket.open():
@@ -103,7 +105,7 @@ class S3ModelStore:
         digest = await asyncio.to_thread(_digest, source) if sha256 is None else sha256  # it has a name first
         key = self._artifact(digest)
         async with self._freight.open():
-            if await self._freight.size_of(key) == size:
+            if digest in self._put_here and await self._freight.size_of(key) == size:
                 await asyncio.to_thread(_exhaust, _parts(source, size, digest))
                 return digest
             await self._assert_there(self._freight)
@@ -112,6 +114,7 @@ class S3ModelStore:
             else:
                 whole = await asyncio.to_thread(b"".join, _parts(source, size, digest))
                 await self._freight.write(key, whole)
+        self._put_here.add(digest)
         return digest
 
     async def path_of(self, sha256: str) -> Path:

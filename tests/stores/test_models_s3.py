@@ -273,13 +273,23 @@ async def test_parts_that_are_not_what_was_announced_leave_nothing(s3_url: str, 
         assert not (await client.list_multipart_uploads(Bucket="fedbus")).get("Uploads")
 
 
-async def test_what_is_there_is_not_sent_again(far_url: str, way: Road) -> None:
+async def test_what_was_sent_is_not_sent_again(far_url: str, way: Road) -> None:
     store = stored(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     sent = len(way.requested)
     await store.put(LARGE, digest(LARGE))
     assert len(way.requested) - sent < 4096
+
+
+async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
+    s3_url: str, bucket: Bucket
+) -> None:
+    await two_versions(s3_url)
+    await bucket.write(key(s3_url, f"{digest(WEIGHTS)}.safetensors"), WEIGHTS[::-1])
+    store = stored(s3_url)
+    await store.put(WEIGHTS, digest(WEIGHTS))
+    await store.verify(digest(WEIGHTS))
 
 
 async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, way: Road) -> None:
