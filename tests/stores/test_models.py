@@ -231,6 +231,40 @@ async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
     assert await store.held() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
 
 
+MOVES_SOMETHING_LARGE = """
+import asyncio, resource, sys
+from pathlib import Path
+from fedbus.stores.models import open_store
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+async def main(url, path):
+    store = open_store(url, "mnist")
+    await store.path_of(await store.put(b"something small"))  # what is loaded is loaded now
+    before = peak_bytes()
+    fetched = await open_store(url, "mnist").path_of(await store.put(path))
+    print(peak_bytes() - before, fetched.stat().st_size)
+
+asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+async def test_a_large_model_is_put_and_fetched_in_little_memory(store: ModelStore, tmp_path: Path) -> None:
+    size, piece = 200 * 1024**2, os.urandom(1024**2)
+    with (tmp_path / "large").open("wb") as file:
+        for _ in range(size // len(piece)):
+            file.write(piece)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MOVES_SOMETHING_LARGE, store.url, str(tmp_path / "large")),
+        stdout=subprocess.PIPE,
+    )
+    grown, fetched = map(int, (await process.communicate())[0].split())
+    assert fetched == size
+    assert grown < size / 2, "a few parts of 8 MiB, and not the model"
+
+
 async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> None:
     contents = [f"weights {version}".encode() for version in range(1, 6)]
     await holding(store, *contents, b"of a round that goes on")

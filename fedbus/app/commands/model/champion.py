@@ -79,7 +79,7 @@ def init(
     wait_s: Wait = WATCHED_S,
     json: show.AsJson = False,
 ) -> None:
-    """Begin anew with a first model; the versions that there are stay."""
+    """With --new-lineage: begin anew with a first model, of the code that everybody has; all versions stay."""
     from fedbus.contracts.versions import StartLineage
 
     if not new_lineage:
