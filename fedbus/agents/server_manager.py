@@ -300,8 +300,9 @@ class ServerManager:
 
     async def _info(self, _: GetServerInfo) -> Body:
         if (blob := self._keeping.on_offer) is None:
+            what = "has no model yet" if self._facts.model is None else "has no model to give out now"
             why = self._keeping.trouble or f"its server is {self._life.state}"
-            return Refused(reason=f"task {self._id} has no model yet: {why}")
+            return Refused(reason=f"task {self._id} {what}: {why}")
         return ServerInfo(
             code_version=self._rollouts.facts.code_version,
             model=self._facts.model,

@@ -238,11 +238,12 @@ async def builder(fed: Federation, place: Place) -> AsyncIterator[Builder]:
 
 
 @asynccontextmanager
-async def managing(fed: Federation) -> AsyncIterator[AgentAtWork]:
-    """A server manager that is not patient with an S3, and whose cache is empty whenever it starts."""
+async def managing(fed: Federation, *, keeps_copies: bool = False) -> AsyncIterator[AgentAtWork]:
+    """A server manager that is not patient with an S3; its cache is empty whenever it starts, or keeps its copies."""
 
     async def run(stop: asyncio.Event) -> None:
-        shutil.rmtree(fed.site.home.parent / "cache", ignore_errors=True)
+        if not keeps_copies:
+            shutil.rmtree(fed.site.home.parent / "cache", ignore_errors=True)
         async with fed.site.bus("server-manager") as bus:
             store = open_store(fed.site.store_url, fed.site.task.id, patience_s=0.2)
             await ServerManager(bus, fed.site.task, store).run(stop)
@@ -366,6 +367,20 @@ async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_sa
         await eventually(lambda: is_given_out(fed))
         assert fed.server().trouble is StoreTrouble.DAMAGED
         assert (await fed.hears(ModelPublished)).model == fed.server().model
+
+
+@of_each([], [StoreTrouble.UNAVAILABLE, StoreTrouble.DENIED])
+async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out(
+    fed: Federation, place: Place, builder: Builder, trouble: StoreTrouble
+) -> None:
+    async with managing(fed, keeps_copies=True) as manager:
+        await fed.hears(CodePublished)
+        await manager.kill()
+        await place.spoil(trouble)
+        manager.start()
+        told = await fed.happens("server", "store_unavailable")
+        await eventually(lambda: is_given_out(fed))
+        assert await refused(ask_for_a_run(fed)) == told.reason
 
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
