@@ -14,31 +14,19 @@ from fedbus.agents.launch import CheckOrder, order_of_this_process
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task import Task
 from fedbus.learning import apps, weights
-from fedbus.stores.errors import StoreError
-from fedbus.stores.models import open_store
 
 
 async def main(_: asyncio.Event) -> int:
     order = order_of_this_process(CheckOrder)
     try:
-        like = await _file_to_compare(order)
-        checked = await asyncio.to_thread(_checked, order, like)
-    except (apps.BadTask, weights.BadWeights, StoreError) as error:
+        checked = await asyncio.to_thread(_checked, order)
+    except (apps.BadTask, weights.BadWeights) as error:
         return given_up(str(error))
     answer(checked.model_dump_json())
     return 0
 
 
-async def _file_to_compare(order: CheckOrder) -> Path | None:
-    """The weights that the task's model should have the architecture of."""
-    if not order.like:
-        return None
-    if not order.store:
-        return Path(order.like)
-    return await open_store(order.store, order.task.id).path_of(order.like)
-
-
-def _checked(order: CheckOrder, like: Path | None) -> CodeChecked:
+def _checked(order: CheckOrder) -> CodeChecked:
     path, table = Path(order.task.path), order.task.table
     apps.load_client_app(path, order.task.clientapp)
     if order.server_side:
@@ -49,7 +37,7 @@ def _checked(order: CheckOrder, like: Path | None) -> CodeChecked:
     arrays = _arrays(order.task)
     if table.code.check is not None:
         _run(apps.load_function(path, table.code.check), f"its check {table.code.check} says")
-    differs = weights.first_difference(weights.load(like), arrays) if like else None
+    differs = weights.first_difference(weights.load(Path(order.like)), arrays) if order.like else None
     return CodeChecked(architecture=weights.architecture(arrays), differs=differs or "")
 
 

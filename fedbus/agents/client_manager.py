@@ -201,7 +201,7 @@ class ClientManager:
 
     async def _first_code(self, info: ServerInfo) -> None:
         """Who was away while the code changed catches up before anything else; where that fails, with the old."""
-        self._code.plan = info.code
+        self._code.follow(info.code)
         if (version := self._code.wanted) is None:
             return
         try:
@@ -511,7 +511,7 @@ class ClientManager:
 
     async def _code_published(self, message: CodePublished) -> None:
         """Which code belongs where, from now on: at once where nothing is under way, else when that is over."""
-        self._code.plan = message.plan
+        self._code.follow(message.plan)
         if message.candidate == self._code.version:
             await self._say_code_ready()  # the server may have lost count
         elif (reason := self._code.refused.get(message.candidate)) is not None:
@@ -592,10 +592,15 @@ class ClientManager:
                 code_version=version,
                 reason=reason[:500],
                 stays_on=self._code.version,
+                attempt=self._code.attempt,
             )
         )
 
     async def _say_code_ready(self) -> None:
-        await self._bus.publish(
-            CodeReady(task=self._id, client=self._client, code_version=self._code.version)
+        ready = CodeReady(
+            task=self._id,
+            client=self._client,
+            code_version=self._code.version,
+            attempt=self._code.attempt,
         )
+        await self._bus.publish(ready)

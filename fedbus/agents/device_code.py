@@ -54,12 +54,22 @@ class DeviceCode:
         self.plan: CodePlan | None = None
         """What the server last said of code."""
         self.refused: dict[str, str] = {}
-        """Versions that are not tried again until the device is started anew, and why."""
+        """Versions that are not tried again in this rollout, and why."""
 
     @property
     def version(self) -> str:
         """What the device is on."""
         return self.task.code_version
+
+    def follow(self, plan: CodePlan | None) -> None:
+        """Go by *plan* from now on. In another rollout what was refused is tried again: its cause may be gone."""
+        before, self.plan = self.attempt, plan
+        if before is not None and before != self.attempt:
+            self.refused.clear()
+
+    @property
+    def attempt(self) -> int | None:
+        return None if self.plan is None else self.plan.attempt
 
     @property
     def wanted(self) -> str | None:

@@ -35,7 +35,7 @@ from fedbus.contracts.server import (
     StartServer,
     StopServer,
 )
-from fedbus.stores.code import CodeRepository, FixedCode
+from fedbus.stores.code import CodeRejected, CodeRepository, FixedCode
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore
 
@@ -106,10 +106,13 @@ class FlowerServer:
         """Import the code and build its model in a process, beside whatever runs."""
         try:
             at = await self._order_at(request.code_version)
-            order = CheckOrder(**dict(at), store=self._models.url, like=request.like, server_side=True)
+            like = str(await self._models.path_of(request.like)) if request.like else ""
+            order = CheckOrder(**dict(at), like=like, server_side=True)
             return await check(order, log_file=self._logs / "check.log")
-        except (StoreError, CheckFailed) as error:
+        except (CodeRejected, CheckFailed) as error:
             return Refused(reason=str(error))
+        except StoreError as error:  # which says nothing of the code
+            return Refused(reason=str(error), passing=True)
 
     async def _init_model(self, request: InitModel) -> Body:
         """Build the model in a process: torch is loaded there and gone with it."""

@@ -83,8 +83,7 @@ class CheckOrder(Order):
     server_side: bool
     """Whether the ServerApp is to be tried as well."""
     like: str = ""
-    """The weights its model should have the architecture of: their digest in *store*, else a file."""
-    store: str = ""
+    """The file of the weights that its model should have the architecture of."""
 
 
 class ServerOrder(Order):

@@ -40,7 +40,9 @@ from fedbus.domain.rollout import (
     members,
     refusal_of,
     told,
+    unanswered,
     verdict,
+    without_clients,
 )
 from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable
 from fedbus.stores.errors import StoreError
@@ -175,6 +177,10 @@ class Rollouts:
         proposed = self._proposed.task.code_version if self._proposed else ""
         return version in (self.facts.code_version, self.facts.candidate, proposed, *self.facts.rejected)
 
+    async def nobody_in(self, stages: Sequence[str]) -> str | None:
+        """Which of the *stages* is for labels that no client has, in words; None where each has somebody."""
+        return without_clients(stages, await self._fleet())
+
     async def propose(self, proposed: Proposed) -> str:
         """Roll it out as soon as no run is under way; what comes of it, in words."""
         async with self._turn:
@@ -184,17 +190,33 @@ class Rollouts:
             await self.at_rest()
             return told(self.facts)
 
-    async def reject(self, version: str, reason: str) -> str:
-        """Remember that *version* is not to be taken, and say why."""
+    async def reject(self, version: str, reason: str, *, not_signed: bool = False) -> str:
+        """Remember that *version* is not to be taken, and say why. *not_signed*: the signers may come to be others."""
         async with self._turn:
-            return await self._reject(version, reason)
-
-    async def _reject(self, version: str, reason: str) -> str:
-        log.warning("new code is rejected", code=version, reason=reason)
-        await self._move(
-            "code_rejected", reason=f"{short(version)}: {reason}", rejected=self._with(version, reason)
-        )
+            rejected = self._with(version, reason)
+            if rejected[version] != self.facts.rejected.get(version):
+                log.warning("new code is rejected", code=version, reason=reason)
+                others = (one for one in self.facts.not_signed if one in rejected and one != version)
+                await self._move(
+                    "code_rejected",
+                    reason=f"{short(version)}: {reason}",
+                    rejected=rejected,
+                    not_signed=(*others, version) if not_signed else tuple(others),
+                )
         return f"rejected: {reason}"
+
+    async def held_up(self, reason: str) -> None:
+        """New code cannot be looked for or checked now; said once for each reason."""
+        async with self._turn:
+            if reason != self.facts.held_up:
+                log.warning("new code cannot be looked for or checked", reason=reason)
+                await self._move("following_held_up", reason=reason, held_up=reason[:1000])
+
+    async def resumed(self) -> None:
+        """It can be again."""
+        async with self._turn:
+            if self.facts.held_up:
+                await self._move("following_resumed", held_up="")
 
     def _with(self, version: str, reason: str) -> dict[str, str]:
         """What is rejected, and *version* too."""
@@ -221,13 +243,16 @@ class Rollouts:
     async def _begin(self, proposed: Proposed) -> None:
         version = proposed.task.code_version
         self._candidate, self._ready, self._refused = proposed.task, {}, {}
+        rejected = self._rejected_now(proposed)
         await self._move(
             "code_found",
             reason=f"{short(version)}, stage by stage: {', '.join(proposed.stages)}",
             candidate=version,
+            attempt=self.facts.attempt + 1,
             stages=proposed.stages,
             new_lineage=proposed.new_lineage,
-            rejected=self._rejected_now(proposed),
+            rejected=rejected,
+            not_signed=tuple(one for one in self.facts.not_signed if one in rejected),
             **await self._stage(0, proposed.stages, version),
         )
         await self._ask_the_cohort()
@@ -281,12 +306,17 @@ class Rollouts:
 
     def _note(self, message: object) -> None:
         match message:
-            case CodeReady() if message.code_version == self.facts.candidate:
+            case CodeReady() if self._is_of_this_rollout(message):
                 self._ready[message.client] = None
                 self._refused.pop(message.client, None)
-            case CodeRefused() if message.code_version == self.facts.candidate:
+            case CodeRefused() if self._is_of_this_rollout(message):
                 self._refused[message.client] = message.reason
                 self._ready.pop(message.client, None)
+
+    def _is_of_this_rollout(self, message: CodeReady | CodeRefused) -> bool:
+        """An older device does not say of which it speaks."""
+        facts = self.facts
+        return message.code_version == facts.candidate and message.attempt in (None, facts.attempt)
 
     async def _weigh(self) -> None:
         """Whether too many refuse, or all have answered."""
@@ -307,11 +337,10 @@ class Rollouts:
             if self._ready:
                 silent = sorted(set(self.facts.clients) - set(self._ready) - set(self._refused))
                 await self._stage_ready(f"without {', '.join(silent[:10]) or 'anybody else'}")
-            else:
-                log.warning(
-                    "nobody has the new code yet", code=self.facts.candidate, clients=self.facts.clients
-                )
-                self._wait_for_the_stage()
+                return
+            if self._life.event != "stage_unanswered":  # once: who comes later is heard all the same
+                await self._move("stage_unanswered", reason=unanswered(self.facts))
+            self._wait_for_the_stage()
 
     async def _stage_ready(self, reason: str) -> None:
         self._timers.cancel(STAGE)

@@ -63,12 +63,13 @@ class NoAnswer(BusError):
 
 
 class RequestRefused(BusError):
-    """The answer was no."""
+    """The answer was no. *passing*: what stands in the way may be gone when it is asked again."""
 
-    def __init__(self, word: str, reason: str) -> None:
+    def __init__(self, word: str, reason: str, *, passing: bool = False) -> None:
         super().__init__(reason)
         self.word = word
         self.reason = reason
+        self.passing = passing
 
 
 class PublishRefused(BusError):

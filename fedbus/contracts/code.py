@@ -40,6 +40,8 @@ class CodePlan(Body):
     cohort: Cohort = Cohort()
     new_lineage: bool = False
     """Whether the candidate's models have another architecture: the model that is served will not fit it."""
+    attempt: int = 0
+    """Which rollout of the task's this is: what a device refused in an earlier one it tries again."""
 
 
 class CodePublished(Message):
@@ -52,6 +54,7 @@ class CodePublished(Message):
     candidate: str = ""
     cohort: Cohort = Cohort()
     new_lineage: bool = False
+    attempt: int = 0
 
     @property
     def plan(self) -> CodePlan:
@@ -65,6 +68,8 @@ class CodeReady(ClientMessage):
     family: ClassVar[Family] = Family.CLIENT
 
     code_version: str
+    attempt: int | None = None
+    """The rollout in which it was asked for, where that is known."""
 
 
 class CodeRefused(ClientMessage):
@@ -76,6 +81,8 @@ class CodeRefused(ClientMessage):
     code_version: str
     reason: str
     stays_on: str = ""
+    attempt: int | None = None
+    """The rollout in which it was asked for, where that is known."""
 
 
 # --- the lifecycle ------------------------------------------------------------------------
@@ -96,6 +103,8 @@ class CodeFacts(Facts):
     """What everybody was on before, newest first."""
     candidate: str = ""
     """What is being rolled out."""
+    attempt: int = 0
+    """How many rollouts there have been."""
     stages: tuple[str, ...] = ()
     stage: int = 0
     """Which of *stages* is under way, counted from 0."""
@@ -109,6 +118,10 @@ class CodeFacts(Facts):
     """Whether the candidate begins a new lineage of models with its own architecture."""
     rejected: dict[str, str] = Field(default_factory=dict)
     """Commits that will not be tried again by themselves, and why."""
+    not_signed: tuple[str, ...] = ()
+    """Those of them that no allowed signer had signed: they are looked at again when the allowed signers change."""
+    held_up: str = ""
+    """Why new code cannot be looked for or checked now; empty where it can."""
     source: str = ""
     """The repository and ref that is followed, without credentials."""
 
@@ -132,6 +145,11 @@ CODE = Lifecycle(
         (_S.STEADY, "code_read"): _S.STEADY,
         (_S.ROLLING, "code_found"): _S.ROLLING,
         (_S.ROLLING, "code_rejected"): _S.ROLLING,
+        (_S.STEADY, "following_held_up"): _S.STEADY,
+        (_S.STEADY, "following_resumed"): _S.STEADY,
+        (_S.ROLLING, "following_held_up"): _S.ROLLING,
+        (_S.ROLLING, "following_resumed"): _S.ROLLING,
+        (_S.ROLLING, "stage_unanswered"): _S.ROLLING,
         (_S.ROLLING, "stage_ready"): _S.ROLLING,
         (_S.ROLLING, "stage_passed"): _S.ROLLING,
         (_S.ROLLING, "rollout_finished"): _S.STEADY,

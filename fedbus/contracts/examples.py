@@ -76,7 +76,9 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.ServerLost(task=TASK, run=RUN, reason="was killed (SIGKILL, perhaps for want of memory)"),
     INVITATION,
     server.ModelPublished(task=TASK, model=MODEL, blob=BLOB, run=RUN),
-    code.CodePublished(task=TASK, code_version=COMMIT, candidate=NEXT_COMMIT, cohort=code.Cohort(up_to=0.25)),
+    code.CodePublished(
+        task=TASK, code_version=COMMIT, candidate=NEXT_COMMIT, cohort=code.Cohort(up_to=0.25), attempt=2
+    ),
     server.ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=4),
     server.RoundMessage(
         task=TASK,
@@ -132,13 +134,14 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         errors=1,
         last_error="the model cannot be loaded: no such file",
     ),
-    code.CodeReady(task=TASK, client=CLIENT, code_version=NEXT_COMMIT),
+    code.CodeReady(task=TASK, client=CLIENT, code_version=NEXT_COMMIT, attempt=2),
     code.CodeRefused(
         task=TASK,
         client=CLIENT,
         code_version=NEXT_COMMIT,
         reason="its signature is nobody's who may sign here",
         stays_on=COMMIT,
+        attempt=2,
     ),
     serving.ModelPrepared(
         task=TASK,

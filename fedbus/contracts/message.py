@@ -95,6 +95,8 @@ class Refused(Body):
     """The answer "no", and why. A refusal is an answer, not an error."""
 
     reason: str
+    passing: bool = False
+    """Whether what stands in the way is no fault of what was asked, and may be gone when it is asked again."""
 
 
 def type_name(kind: type[Message]) -> str:

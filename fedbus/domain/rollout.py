@@ -6,7 +6,7 @@ time, and a share of the ranks is that share of the clients.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
@@ -56,6 +56,18 @@ def code_for(plan: CodePlan, client: str, labels: Mapping[str, str]) -> str:
     return plan.code_version
 
 
+def without_clients(stages: Sequence[str], clients: Mapping[str, Mapping[str, str]]) -> str | None:
+    """The first of *stages* that is for labels which none of the *clients* has, in words; None where there is none."""
+    for stage in stages:
+        if not stage.endswith("%") and not members(cohort_of(stage, clients, ""), clients, ""):
+            known = sorted(
+                {f"{name}={value}" for labels in clients.values() for name, value in labels.items()}
+            )
+            there = f"there are {', '.join(known[:10])}" if known else "no client has a label"
+            return f"no client has {stage}: {there} (fedbus clients show ID; fedbus client up --label)"
+    return None
+
+
 # --- judging -----------------------------------------------------------------------------
 
 
@@ -100,6 +112,20 @@ def verdict(table: RolloutTable, trial: Trial) -> str | None:
     if trial.kept_back:
         return f"its model was kept back: {trial.kept_back}"
     return None
+
+
+def unanswered(facts: CodeFacts) -> str:
+    """Why a stage does not go on, for people: nobody in it has taken the candidate, and too few have refused it."""
+    stage = facts.stages[facts.stage]
+    who = (
+        f"none of {len(facts.clients)} clients has said that it is ready"
+        if facts.clients
+        else "no client is in it"
+    )
+    return (
+        f"stage {stage}: {who}; it waits on: choose other stages with "
+        f"`fedbus code rollout {short(facts.candidate)} --stage …`, or end it with `fedbus code revert`"
+    )
 
 
 def told(facts: CodeFacts) -> str:

@@ -20,6 +20,7 @@ from fedbus.stores.code_interface import (
     Commit,
     GitMissing,
     HistoryRewritten,
+    SignerNotAllowed,
     short,
 )
 
@@ -33,6 +34,7 @@ __all__ = [
     "GitCode",
     "GitMissing",
     "HistoryRewritten",
+    "SignerNotAllowed",
     "open_code",
     "short",
 ]

@@ -18,6 +18,7 @@ class FixedCode:
 
     follows = False
     verifies = False
+    trust: object = None
 
     def __init__(self, directory: Path) -> None:
         self.source = str(directory)

@@ -67,6 +67,10 @@ class GitCode:
         self._held: dict[str, int] = {}
         weakref.finalize(self, _release, self._held)
 
+    @property
+    def trust(self) -> object:
+        return None if self._signers is None else self._signers.stamp
+
     async def newest(self) -> str:
         return await self._in_thread(self._newest)
 
@@ -181,7 +185,7 @@ class GitCode:
     def _at_hand(self, version: str) -> Task | None:
         """The task, where this process has looked at it already and still trusts whom it trusted then."""
         task, trusted = self._ready.get(version, (None, None))
-        return task if task and trusted == self._trust and Path(task.path).is_dir() else None
+        return task if task and trusted == self.trust and Path(task.path).is_dir() else None
 
     def _verify(self, programs: Programs, version: str) -> None:
         self._assert_sha(version)
@@ -201,7 +205,7 @@ class GitCode:
     def _task_at(self, programs: Programs, version: str) -> Task:
         self._assert_sha(version)
         with self._mirror(programs) as mirror:
-            trusted = self._trust
+            trusted = self.trust
             try:
                 task = self._verified(mirror, programs, version)
             except ObjectDamaged:  # perhaps only here
@@ -275,11 +279,6 @@ class GitCode:
         except NotInstallable as error:
             raise CodeRejected(task.code_version, str(error)) from None
         return task.model_copy(update={"libraries": str(libraries)})
-
-    @property
-    def _trust(self) -> object:
-        """Changes when the allowed signers do."""
-        return None if self._signers is None else self._signers.stamp
 
     # --- what is kept ------------------------------------------------------------------------------
 

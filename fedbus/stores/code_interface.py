@@ -45,6 +45,10 @@ class CodeRepository(Protocol):
     def verifies(self) -> bool:
         """Whether commits must be signed by an allowed signer."""
 
+    @property
+    def trust(self) -> object:
+        """Is another, after a change of the allowed signers, than it was before."""
+
     async def newest(self) -> str:
         """Ask the repository; the version that the ref points at now.
 
@@ -104,6 +108,10 @@ class CodeRejected(StoreError):
         super().__init__(f"the code at {short(version)} is refused: {reason}")
         self.version = version
         self.reason = reason
+
+
+class SignerNotAllowed(CodeRejected):
+    """No allowed signer has signed the commit: it is to be looked at again when the allowed signers are others."""
 
 
 class HistoryRewritten(StoreError):

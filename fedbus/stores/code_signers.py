@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Final
 
 from fedbus.stores import git
-from fedbus.stores.code_interface import BadCodeSource, CodeRejected, GitMissing, short
+from fedbus.stores.code_interface import BadCodeSource, CodeRejected, GitMissing, SignerNotAllowed, short
 from fedbus.stores.code_mirror import Mirror
 from fedbus.stores.code_objects import CommitObject, Objects
 
@@ -48,7 +48,7 @@ class AllowedSigners:
         if not mirror.is_signed(
             version, signers=self._file, revoked=self._revoked, ssh_keygen=self._ssh_keygen
         ):
-            raise CodeRejected(version, _why_not(commit))
+            raise SignerNotAllowed(version, _why_not(commit))
         for parent in commit.parents:
             if objects.commit(parent).when - commit.when > CLOCKS_DIFFER:
                 raise CodeRejected(

@@ -148,6 +148,26 @@ async def test_refused_code_is_not_tried_again_but_said_again(
     assert fed.events("client").count("code_published") == 1
 
 
+async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
+    fed: Federation,
+    server: ServerPlayed,
+    client: AgentAtWork,
+    repository: Repository,
+    tmp_path: Path,
+) -> None:
+    old = repository.head
+    bob = signer("bob", tmp_path)
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=bob)
+    await publish(fed, old, new, attempt=1)
+    assert (await fed.hears(CodeRefused)).attempt == 1
+    await fed.happens("client", "code_refused")
+    with (tmp_path / "allowed_signers").open("a") as allowed:
+        allowed.write(bob.line())
+    await publish(fed, old, new, attempt=2)
+    await ready(fed, (await fed.hears(InferUpdate)).model, new)
+    assert (await fed.hears(CodeReady)).attempt == 2
+
+
 async def test_who_is_not_of_the_cohort_stays_where_it_is(
     fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
 ) -> None:

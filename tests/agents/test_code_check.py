@@ -15,7 +15,6 @@ from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task import Task
 from fedbus.learning import weights
 from fedbus.stores.code import open_code
-from fedbus.stores.models import open_store
 from fedbus.stores.tasks import read_task
 
 TINY = Path(__file__).parents[1] / "support" / "tiny_task"
@@ -36,10 +35,8 @@ def declare(task: Path, check: str, *, check_s: float = 60) -> Task:
     return read_task(task)
 
 
-async def checked(task: Task, *, server_side: bool = False, like: str = "", store: str = "") -> CodeChecked:
-    order = CheckOrder(
-        nats_url="", federation="local", task=task, server_side=server_side, like=like, store=store
-    )
+async def checked(task: Task, *, server_side: bool = False, like: str = "") -> CodeChecked:
+    order = CheckOrder(nats_url="", federation="local", task=task, server_side=server_side, like=like)
     return await check(order, log_file=Path(task.path).parent / "check.log")
 
 
@@ -57,14 +54,10 @@ async def test_code_that_works_says_which_architecture_its_models_have(tiny: Pat
 
 
 async def test_the_first_tensor_that_differs_is_named(tiny: Path) -> None:
-    store = open_store(str(tiny.parent / "models"), "tiny")
-    await store.prepare()
     narrow = tiny.parent / "narrow.safetensors"
-    artifact = weights.save({**LIKE_IT, "weight": np.zeros((4, 2), np.float32)}, narrow)
-    await store.put(narrow, artifact.sha256)
-    in_store = await checked(read_task(tiny), like=artifact.sha256, store=store.url)
-    assert in_store.differs == "'weight' is float32[4, 3] instead of float32[4, 2]"
-    assert await checked(read_task(tiny), like=str(narrow)) == in_store
+    weights.save({**LIKE_IT, "weight": np.zeros((4, 2), np.float32)}, narrow)
+    found = await checked(read_task(tiny), like=str(narrow))
+    assert found.differs == "'weight' is float32[4, 3] instead of float32[4, 2]"
 
 
 async def test_code_that_cannot_be_imported_says_why(tiny: Path) -> None:

@@ -16,6 +16,7 @@ from fedbus.app.compose import flower_server
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import Joined
+from fedbus.contracts.code import CheckCode
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
@@ -104,6 +105,23 @@ async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: Federatio
         with pytest.raises(RequestRefused, match=r"the first model was not built: .*Nothing") as refused:
             await fed.bus.request(InitModel(task=TASK), timeout_s=60)
     assert "\n" not in refused.value.reason
+
+
+async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_code(
+    fed: Federation, wrapper: AgentAtWork, model: Artifact
+) -> None:
+    version = fed.site.task.code_version
+    check = CheckCode(task=TASK, code_version=version, like=model.sha256)
+    models = fed.site.home / "models"
+    away = models.rename(models.with_name("away"))
+    with pytest.raises(RequestRefused, match="is not mounted") as hindered:
+        await fed.bus.request(check, timeout_s=60)
+    assert hindered.value.passing
+    away.rename(models)
+    assert (await fed.bus.request(check, timeout_s=60)).differs == ""
+    with pytest.raises(RequestRefused, match="one version") as refused:
+        await fed.bus.request(check.model_copy(update={"code_version": "b" * 40}), timeout_s=60)
+    assert not refused.value.passing
 
 
 # --- the server of a run -------------------------------------------------------------------------

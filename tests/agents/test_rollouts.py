@@ -65,6 +65,8 @@ class Others:
     broken: dict[str, str] = field(default_factory=dict)
     """Why a version does not pass its check."""
     differs: dict[str, str] = field(default_factory=dict)
+    hindered: str = ""
+    """Why nothing can be checked now."""
     checked: list[CheckCode] = field(default_factory=list)
     built: list[InitModel] = field(default_factory=list)
     starts: list[StartServer] = field(default_factory=list)
@@ -102,8 +104,8 @@ class Others:
         said = CodeReady(task=TASK, client=client, code_version=version)
         await self.fed.say(said, by="client-manager")
 
-    async def refuses(self, client: str, version: str, reason: str = "it is not signed") -> None:
-        said = CodeRefused(task=TASK, client=client, code_version=version, reason=reason)
+    async def refuses(self, client: str, version: str, reason: str, attempt: int | None = None) -> None:
+        said = CodeRefused(task=TASK, client=client, code_version=version, reason=reason, attempt=attempt)
         await self.fed.say(said, by="client-manager")
 
     async def run(
@@ -172,6 +174,8 @@ class Others:
 
     async def _check(self, request: CheckCode) -> Body:
         self.checked.append(request)
+        if self.hindered:
+            return Refused(reason=self.hindered, passing=True)
         if (why := self.broken.get(request.code_version)) is not None:
             return Refused(reason=why)
         return CodeChecked(architecture="0" * 64, differs=self.differs.get(request.code_version, ""))
@@ -373,6 +377,64 @@ async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_some
     assert (await fed.happens("code", "code_found")).facts.candidate == repository.head  # type: ignore[union-attr]
 
 
+# --- what passes ---------------------------------------------------------------------------------
+
+
+async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_when_it_can(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    new = repository.commit(REVISED, by=ada)
+    others.hindered = "cannot use s3://models: it does not answer"
+    with pytest.raises(RequestRefused, match="cannot be checked: cannot use s3://models"):
+        await server.look()
+    told = await fed.happens("code", "following_held_up")
+    assert "does not answer" in told.reason
+    assert server.facts.held_up == told.reason
+    others.hindered = ""
+    await server.look()
+    await fed.happens("code", "following_resumed")
+    assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
+
+
+async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
+    fed: Federation, server: Server, others: Others, repository: Repository
+) -> None:
+    away = repository.path.rename(repository.path.with_name("away"))
+    for _ in range(3):
+        with pytest.raises(RequestRefused, match="see that it is there"):
+            await server.look()
+    await fed.happens("code", "following_held_up")
+    away.rename(repository.path)
+    await server.look()
+    await fed.happens("code", "following_resumed")
+    assert fed.events("code") == ["started", "following_held_up", "following_resumed"]
+
+
+async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
+    fed: Federation, server: Server, others: Others, repository: Repository, tmp_path: Path
+) -> None:
+    bob = signer("bob", tmp_path)
+    new = repository.commit(REVISED, by=bob)
+    assert "not that of an allowed signer" in await server.look()
+    assert (await server.look()).startswith("nothing new: it was rejected")
+    with (tmp_path / "allowed_signers").open("a") as allowed:
+        allowed.write(bob.line())
+    assert "is tried by" in await server.look()
+    assert (server.facts.candidate, server.facts.rejected, server.facts.not_signed) == (new, {}, ())
+
+
+async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed_and_rejects_it_without_a_word(
+    fed: Federation, server: Server, others: Others, repository: Repository, tmp_path: Path
+) -> None:
+    repository.commit(REVISED, by=signer("bob", tmp_path))
+    await server.look()
+    await fed.happens("code", "code_rejected")
+    await server.agent.restart()
+    await fed.hears(CodePublished, times=2)
+    await server.look()
+    assert fed.events("code") == ["started", "code_rejected"]
+
+
 # --- stages --------------------------------------------------------------------------------------
 
 
@@ -460,6 +522,48 @@ async def test_labels_choose_a_stage_s_clients(
     facts = (await fed.happens("code", "code_found")).facts
     assert isinstance(facts, CodeFacts)
     assert facts.clients == ("c3",)
+
+
+async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that_there_are(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", site="ward")
+    new = repository.commit(REVISED, by=ada)
+    request = RollOutCode(task=TASK, code_version=new, stages=("site=nowhere", "100%"))
+    with pytest.raises(RequestRefused, match="no client has site=nowhere: there are site=ward"):
+        await fed.bus.request(request, timeout_s=30)
+
+
+async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_comes(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", site="ward")
+    new = repository.commit({"pyproject.toml": stages("site=lab", "100%", wait_s=0.3)}, by=ada)
+    await server.look()
+    told = await fed.happens("code", "stage_unanswered")
+    assert told.reason.startswith("stage site=lab: no client is in it; it waits on")
+    await others.clients("c2", site="lab")
+    await others.ready("c2", new)
+    await fed.happens("code", "stage_ready")
+    assert fed.events("code").count("stage_unanswered") == 1
+
+
+async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a_restart(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1")
+    new = repository.commit(REVISED, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    await others.refuses("c1", new, "it is not installed", attempt=1)
+    await fed.happens("code", "rollout_reverted")
+    await fed.bus.request(RollOutCode(task=TASK, code_version=new), timeout_s=30)
+    told = await fed.hears(CodePublished, times=4)
+    assert (told.candidate, told.attempt) == (new, 2)
+    await server.agent.restart()
+    await others.ready("c1", new)
+    await fed.happens("code", "stage_ready")
+    assert fed.events("code").count("rollout_reverted") == 1
 
 
 async def test_who_is_silent_is_waited_for_only_so_long(

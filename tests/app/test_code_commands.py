@@ -213,6 +213,8 @@ async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
     assert "see that it is there" in said.err
     assert "the task" in said.out
     assert (await server.fedbus("code", "look")).code == 1
+    await server.fed.happens("code", "following_held_up")
+    assert "no new code for now: cannot use" in (await server.fedbus("code", "status")).out.replace("\n", " ")
 
 
 # --- forwards and back -----------------------------------------------------------------------

@@ -221,6 +221,8 @@ def _standing(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield everybody, f"{_short(facts['code_version'])}{_count(on.get(facts['code_version'], 0))}", ""
     if facts["candidate"]:
         yield "is tried", f"{_short(facts['candidate'])}, {_stage(facts)}", "yellow"
+    if facts["held_up"]:
+        yield "held up", f"no new code for now: {facts['held_up']}", "red"
     for version, count in sorted(on.items(), key=lambda one: -one[1]):
         if version not in (facts["code_version"], facts["candidate"]):
             yield "still elsewhere", f"{_short(version)}{_count(count)}", "yellow"
