@@ -29,7 +29,7 @@ from fedbus.contracts.code import (
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.task import Task
 from fedbus.domain.participation import short
-from fedbus.domain.rollout import EVERYBODY, told
+from fedbus.domain.rollout import EVERYBODY, before, told
 from fedbus.stores.code import (
     CodeRejected,
     CodeRepository,
@@ -200,9 +200,12 @@ class CodeFollowing:
         here = self._rollouts.facts
         if not request.to and await self._rollouts.end_by_hand(request.reason):
             return RolloutBegun(code_version=here.code_version)
-        to = request.to or next(iter(here.previous), "")
+        to = request.to or before(here)
         if not to:
-            return Refused(reason=f"there is no version before {short(here.code_version)}")
+            return Refused(
+                reason=f"there is no version before {short(here.code_version)} that was not left or rejected: "
+                "name one with --to"
+            )
         try:
             async with self._looking:
                 return await self._go_back(await self._code.resolve(to), request.reason)

@@ -68,6 +68,12 @@ def without_clients(stages: Sequence[str], clients: Mapping[str, Mapping[str, st
     return None
 
 
+def before(facts: CodeFacts) -> str:
+    """What everybody was on before, and nobody has left or sent back since; empty where there is none."""
+    passed = (facts.code_version, *facts.rejected)
+    return next((one for one in facts.previous if one not in passed), "")
+
+
 # --- judging -----------------------------------------------------------------------------
 
 

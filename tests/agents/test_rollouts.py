@@ -659,6 +659,21 @@ async def test_a_person_goes_back_to_the_version_before(
     assert server.facts.rejected == {new: "users complain"}
 
 
+async def test_going_back_twice_does_not_lead_to_what_was_left(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.takes_up(server, REVISED, repository, ada)
+    await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
+    for client in ("c1", "c2"):
+        await others.ready(client, old)
+    await fed.until(lambda: len(others.asked_to_run) == 2)
+    await others.run(2, old, "c1", "c2")
+    await fed.happens("code", "rollout_finished", times=2)
+    with pytest.raises(RequestRefused, match=f"no version before {old[:12]} that was not left or rejected"):
+        await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
+
+
 async def test_going_back_to_another_architecture_changes_nothing_and_names_the_way(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
