@@ -61,8 +61,6 @@ class CodeFollowing:
         self._rollouts = rollouts
         self._server = server
         self._nudge = asyncio.Event()
-        self._looking = asyncio.Lock()
-        """One look at a time: two would find the same commit, and each begin a rollout of it."""
         self._trust: object = None
         """Whom we believed at the last look; a look after the start finds it changed, for it may have."""
 
@@ -83,7 +81,7 @@ class CodeFollowing:
 
     async def _look(self) -> CodeLookedFor:
         """What the ref points at, and what comes of it, if that is new. Raises HeldUp."""
-        async with self._looking:
+        async with self._rollouts.considering:
             trust = self._code.trust
             try:
                 found = await self._code.newest()
@@ -187,7 +185,7 @@ class CodeFollowing:
             version = await self._code.resolve(request.code_version)
             if version == self._rollouts.facts.code_version and not self._rollouts.facts.candidate:
                 return _is_there(version)
-            async with self._looking:
+            async with self._rollouts.considering:
                 proposed = await self._passing(version, request.stages, new_lineage=request.new_lineage)
                 if (why := await self._rollouts.nobody_in(proposed.stages)) is not None:
                     return Refused(reason=why)
@@ -207,7 +205,7 @@ class CodeFollowing:
                 "name one with --to"
             )
         try:
-            async with self._looking:
+            async with self._rollouts.considering:
                 return await self._go_back(await self._code.resolve(to), request.reason)
         except (CodeRejected, CodeUnavailable, HeldUp) as error:
             return Refused(reason=f"nothing was changed: {error}")

@@ -98,6 +98,8 @@ class Rollouts:
         self._ready: dict[str, None] = {}
         self._refused: dict[str, str] = {}
         self._attempt = 0
+        self.considering = asyncio.Lock()
+        """Held while one version is considered, and while old ones are removed, which it must not be."""
         self._life: Life[CodeState, CodeFacts]
         self._timers: Timers
 
@@ -444,8 +446,13 @@ class Rollouts:
             **facts,
         )
         await self.tell()
-        keep = (self.facts.code_version, *self.facts.previous[:WORKTREES_KEPT])
-        self._timers.after("old code is removed", 0, lambda: self._code.prune(keep))
+        self._timers.after("old code is removed", 0, self._prune)
+
+    async def _prune(self) -> None:
+        async with self.considering:
+            waits = (self._proposed.task.code_version,) if self._proposed else ()
+            in_use = (self.facts.code_version, self.facts.candidate, *waits)
+            await self._code.prune((*in_use, *self.facts.previous[:WORKTREES_KEPT]))
 
     async def _move(self, event: str, *, reason: str = "", **facts: Any) -> None:
         await self._life.move(event, reason=reason[:1000], **facts)

@@ -65,6 +65,8 @@ class Others:
     broken: dict[str, str] = field(default_factory=dict)
     """Why a version does not pass its check."""
     differs: dict[str, str] = field(default_factory=dict)
+    checks_until: asyncio.Event | None = None
+    """How long a check takes."""
     hindered: str = ""
     """Why nothing can be checked now."""
     checked: list[CheckCode] = field(default_factory=list)
@@ -174,6 +176,8 @@ class Others:
 
     async def _check(self, request: CheckCode) -> Body:
         self.checked.append(request)
+        if self.checks_until is not None:
+            await self.checks_until.wait()
         if self.hindered:
             return Refused(reason=self.hindered, passing=True)
         if (why := self.broken.get(request.code_version)) is not None:
@@ -235,6 +239,11 @@ def stages(*stages: str, **table: object) -> str:
     shares = ", ".join(f'"{one}"' for one in stages)
     more = "\n".join(f"{name.replace('_', '-')} = {value}" for name, value in table.items())
     return f"{(TINY / 'pyproject.toml').read_text()}\n[tool.fedbus.rollout]\nstages = [{shares}]\n{more}\n"
+
+
+def laid_out(directory: Path, version: str) -> bool:
+    """Whether the server has the files of *version*."""
+    return any(directory.glob(f"home/code/*/{version}/pyproject.toml"))
 
 
 class Server:
@@ -300,6 +309,28 @@ async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
     latest = await others.store.latest()
     assert latest is not None
     assert latest.code_version == repository.head
+
+
+async def test_old_code_is_removed_without_what_is_being_checked(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer, tmp_path: Path
+) -> None:
+    await others.clients("c1", "c2")
+    second = repository.commit(REVISED, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, second)
+    await fed.until(lambda: bool(others.asked_to_run))
+    others.checks_until = asyncio.Event()
+    async with others.in_a_run(1, second, "c1", "c2"):
+        third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
+        looking = asyncio.ensure_future(server.look())
+        await fed.until(lambda: others.checked[-1].code_version == third, "it to be checked")
+    await fed.happens("code", "rollout_finished")
+    for _ in range(3):
+        await server.code.history()  # behind whatever is at work there
+    others.checks_until.set()
+    assert "is tried by" in await looking
+    assert laid_out(tmp_path, third)
 
 
 async def test_a_commit_during_a_run_waits_for_its_end(
