@@ -3,6 +3,8 @@
 import asyncio
 import io
 import json
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,11 +12,14 @@ from rich.console import Console
 from support.federation import TINY, Federation
 from support.followed import code_of, followed
 from support.repositories import Repository, Signer, signer
+from support.seaweed import seaweed
 from support.users import requests_flowing
 from support.whole import ended, served, settled, start_run, trained, whole
 
 from fedbus.app.demo import ANSWERS_BY_THE_NEWEST, Wishes, demo
+from fedbus.app.embedded_s3 import EmbeddedS3
 from fedbus.app.settings import Settings
+from fedbus.app.stack import EMBEDDED
 from fedbus.contracts.code import LookForCode
 from fedbus.contracts.run import RunFacts
 from fedbus.contracts.versions import RollBackModel
@@ -32,6 +37,20 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
     return signer("ada", tmp_path_factory.mktemp("keys"))
 
 
+@pytest.fixture(scope="module")
+def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
+    with seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
+        yield s3
+
+
+@pytest.fixture
+def models_in_s3(fed: Federation, s3: EmbeddedS3, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The federation's models lie in a real S3."""
+    monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
+    where = f"s3://fedbus/{tmp_path.name}?endpoint=http://127.0.0.1:{s3.port}&cache={tmp_path / 'cache'}"
+    fed.site = replace(fed.site, store=where)
+
+
 @pytest.fixture
 async def repository(fed: Federation, ada: Signer, tmp_path: Path) -> Repository:
     """The tiny task's, which server and clients follow."""
@@ -44,6 +63,7 @@ def run_facts(fed: Federation, number: int) -> RunFacts:
     return facts
 
 
+@pytest.mark.usefixtures("models_in_s3")
 async def test_a_commit_leads_to_new_code_a_new_run_a_new_version_and_new_predictions(
     fed: Federation, repository: Repository, ada: Signer
 ) -> None:
@@ -115,14 +135,20 @@ async def test_a_rollback_reaches_every_client_within_seconds_and_one_that_was_a
         await fed.until(lambda: settled(fed), within_s=30)
 
 
-@pytest.mark.slow
 async def test_in_the_demonstration_each_further_run_is_set_off_by_a_commit_of_its_own_and_is_answered_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("FEDBUS_ALLOWED_SIGNERS", "")  # the demonstration names its own, for its processes
     told = tmp_path / "facts.json"
     wishes = Wishes(
-        TINY, clients=2, rounds=1, runs=3, commit=True, json_file=told, plot_file=tmp_path / "x.png"
+        TINY,
+        clients=2,
+        rounds=1,
+        runs=3,
+        store=EMBEDDED,
+        commit=True,
+        json_file=told,
+        plot_file=tmp_path / "x.png",
     )
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path / "home")})
     report = await demo(wishes, settings, asyncio.Event(), Console(file=io.StringIO()))
