@@ -139,8 +139,10 @@ class FlowerServer:
         try:
             await self._have_at_hand(request.artifact)
             at = await self._order_at(request.code_version)
-        except StoreError as error:
+        except CodeRejected as error:
             return Refused(reason=str(error))
+        except StoreError as error:
+            return Refused(reason=str(error), passing=True)
         order = ServerOrder(
             **dict(at),
             run=request.run,

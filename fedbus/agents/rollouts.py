@@ -234,13 +234,16 @@ class Rollouts:
 
     # --- a rollout -----------------------------------------------------------------------------------------
 
-    async def at_rest(self) -> None:
-        """No run is under way, and the turn is ours: what was proposed begins, what waits for a run asks for it."""
+    async def at_rest(self, *, pause_s: float = 0.0) -> None:
+        """No run is under way, and the turn is ours: what was proposed begins, what waits for a run asks for it.
+
+        *pause_s*: how long the latter waits before.
+        """
         if self._proposed is not None:
             proposed, self._proposed = self._proposed, None
             await self._begin(proposed)
         elif self._rolling and self.facts.ready:
-            self._go_on()
+            self._go_on(pause_s)
 
     async def _begin(self, proposed: Proposed) -> None:
         version = proposed.task.code_version
@@ -351,13 +354,13 @@ class Rollouts:
         )
         self._go_on()
 
-    def _go_on(self) -> None:
+    def _go_on(self, pause_s: float = 0.0) -> None:
         """The candidate is where it should be: have it tried, or its first model made."""
         assert self._candidate is not None
         if self.facts.new_lineage:
-            self._timers.after(TRY, 0, self._begin_lineage)
+            self._timers.after(TRY, pause_s, self._begin_lineage)
         elif self._candidate.table.schedule.on_new_code:
-            self._timers.after(TRY, 0, self._ask_for_a_run)
+            self._timers.after(TRY, pause_s, self._ask_for_a_run)
 
     async def _ask_for_a_run(self) -> None:
         """Outside the turn: who starts the run will ask us to open it. A run under way is waited for: see `at_rest`."""

@@ -16,6 +16,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
+from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -85,6 +86,8 @@ from fedbus.stores.signing import Signer
 PUBLISH_S = 120.0
 """How long a finished run's model may wait for the model repository before it is given up."""
 START_TIMEOUT_S = 30.0
+HINDERED_S = 60.0
+"""How long after a run that a store or a missing agent hindered a candidate is tried once more."""
 INIT_TIMEOUT_S = 300.0
 RECRUITING = "recruiting expires"
 FITTING = "see whether the code fits the served model"
@@ -373,13 +376,13 @@ class ServerManager:
         )
         assert self._facts.model is not None
         if (refusal := await self._start_server(self._facts.model, first_round=1)) is not None:
-            await self._end_run("run_failed", "failed", refusal)
-            return Refused(reason=refusal)
+            await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.passing)
+            return refusal
         self._timers.at(RECRUITING, expires, self._recruiting_expired)
         return RunOpened(recruit_until=expires)
 
-    async def _start_server(self, artifact: Artifact, *, first_round: int) -> str | None:
-        """Have the Flower server started; why not, where it was not."""
+    async def _start_server(self, artifact: Artifact, *, first_round: int) -> Refused | None:
+        """Have the Flower server started, and ask again where what hinders it may pass; why not, where it was not."""
         assert self._facts.run is not None
         assert self._facts.plan is not None
         start = StartServer(
@@ -390,14 +393,22 @@ class ServerManager:
             first_round=first_round,
             code_version=self._facts.code_version,
         )
-        try:
+        refusal = Refused(
+            reason=f"no flower-server agent answered within {START_TIMEOUT_S:g} s", passing=True
+        )
+        with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT_S):
-                await ask_until_answered(self._bus, start)
-        except RequestRefused as error:
-            return str(error)
-        except TimeoutError:
-            return f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
-        return None
+                for attempt in count():
+                    try:
+                        await ask_until_answered(self._bus, start)
+                    except RequestRefused as error:
+                        refusal = Refused(reason=str(error), passing=error.passing)
+                    else:
+                        return None
+                    if not refusal.passing:
+                        break
+                    await asyncio.sleep(backoff(attempt))
+        return refusal
 
     async def _find_server(self, *, say_so: bool = False) -> bool:
         """Whether the run's Flower server is there, whatever was said of it."""
@@ -524,7 +535,7 @@ class ServerManager:
                 await self._life.move("server_lost", reason=reason, recoveries=self._facts.recoveries + 1)
                 refusal = await self._start_server(resume.artifact, first_round=resume.first_round)
                 if refusal is not None:
-                    await self._end_run("run_failed", "failed", refusal)
+                    await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.passing)
 
     # --- the end of a run ----------------------------------------------------------------
 
@@ -547,7 +558,7 @@ class ServerManager:
                 manifest, verdict, served = await waiting_for(lambda: self._versioned(task))
         except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
-            await self._end_run("version_refused", "failed", reason)
+            await self._end_run("version_refused", "failed", reason, hindered=True)
             return
         if served is not None:
             await self.serve("version_published", served, reason=verdict.reason, candidate=manifest.ref)
@@ -590,11 +601,16 @@ class ServerManager:
             )
         )
 
-    async def _end_run(self, event: str, outcome: Outcome, reason: str, **facts: Any) -> None:
+    async def _end_run(
+        self, event: str, outcome: Outcome, reason: str, *, hindered: bool = False, **facts: Any
+    ) -> None:
+        """The run came to nothing. *hindered*: by what says nothing of its code, and passes."""
         self._timers.cancel(RECRUITING)
         await self._life.move(event, reason=reason, **facts)
         await self._close(outcome, reason, new_model=event != "candidate_kept")
-        if outcome == "failed":
+        if hindered:
+            await self._rollouts.at_rest(pause_s=HINDERED_S)
+        elif outcome == "failed":
             await self._after_the_run(failed=reason)
         elif outcome == "cancelled":  # which says nothing of its code
             await self._rollouts.at_rest()

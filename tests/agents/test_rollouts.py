@@ -13,6 +13,7 @@ import pytest
 from support.federation import TASK, TINY, AgentAtWork, Federation
 from support.repositories import Repository, Signer, signer
 
+from fedbus.agents import server_manager
 from fedbus.agents.server_manager import ServerManager
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Lives
@@ -68,7 +69,7 @@ class Others:
     checks_until: asyncio.Event | None = None
     """How long a check takes."""
     hindered: str = ""
-    """Why nothing can be checked now."""
+    """Why nothing can be checked or started now."""
     checked: list[CheckCode] = field(default_factory=list)
     built: list[InitModel] = field(default_factory=list)
     starts: list[StartServer] = field(default_factory=list)
@@ -189,6 +190,8 @@ class Others:
         return ModelInitialised(artifact=await self._artifact())
 
     async def _start(self, request: StartServer) -> Body:
+        if self.hindered:
+            return Refused(reason=self.hindered, passing=True)
         self.starts.append(request)
         return ServerStarting()
 
@@ -425,6 +428,30 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
     await server.look()
     await fed.happens("code", "following_resumed")
     assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
+
+
+async def test_a_run_that_a_store_which_is_away_hinders_is_no_fault_of_its_code_and_another_one_tries_it(
+    fed: Federation,
+    server: Server,
+    others: Others,
+    repository: Repository,
+    ada: Signer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(server_manager, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(server_manager, "HINDERED_S", 0.1)
+    await others.clients("c1", "c2")
+    new = repository.commit(REVISED, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    others.hindered = "cannot use s3://models: it does not answer"
+    with pytest.raises(RequestRefused, match="does not answer"):
+        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
+    others.hindered = ""
+    await fed.until(lambda: len(others.asked_to_run) == 2, "another run to be asked for")
+    assert (server.facts.candidate, server.facts.rejected) == (new, {})
 
 
 async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
