@@ -30,7 +30,7 @@ from fedbus.agents.promotions import Promotions
 from fedbus.agents.rollouts import Rollouts
 from fedbus.agents.run_figures import round_measured, run_measured
 from fedbus.agents.steps import told_step_by_step
-from fedbus.agents.tasks import Timers, ask_until_answered, handle_each, until
+from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.agents.versions import Served, Versions, waiting_for
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused

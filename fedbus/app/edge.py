@@ -69,7 +69,7 @@ def edge(command: Callable[[], object]) -> NoReturn:
 def told(error: BaseException) -> tuple[str, Exit]:
     """*error* in one line, and the exit code for it."""
     if isinstance(error, BaseExceptionGroup):
-        return told(error.exceptions[0])
+        return _told_of_several([told(one) for one in error.exceptions])
     code = _code_of(error)
     if code is None:
         return (
@@ -77,6 +77,11 @@ def told(error: BaseException) -> tuple[str, Exit]:
             Exit.FAILED,
         )
     return _one_line(error), code
+
+
+def _told_of_several(all_told: list[tuple[str, Exit]]) -> tuple[str, Exit]:
+    """The first; but who is turned away meets with other errors on his way out, and those are not what matters."""
+    return next((one for one in all_told if one[1] is Exit.DENIED), all_told[0])
 
 
 _HOW_TO_REPORT: Final = f"Run it again with {DEBUG}=1 to see where, and please report it"

@@ -14,12 +14,11 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any, Final
 
-import nats.micro
 import structlog
 from nats.aio.client import Client
 from nats.aio.msg import Msg
@@ -46,6 +45,7 @@ from fedbus.bus.blobs import Blobs
 from fedbus.bus.connection import connection
 from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
 from fedbus.bus.heed import next_message
+from fedbus.bus.service import micro_service
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import WITHOUT_WEIGHTS, requests_of
 from fedbus.contracts.envelope import (
@@ -156,6 +156,16 @@ class Seen:
     sequence: int
 
 
+@dataclass(frozen=True)
+class Answering:
+    """A NATS micro service that says that it is there."""
+
+    name: str
+    """``fedbus-trainer``"""
+    owner: str
+    task: str
+
+
 class Bus:
     """The bus as one agent sees it. Make one with `connect`."""
 
@@ -260,7 +270,7 @@ class Bus:
     ) -> AsyncIterator[None]:
         """Answer requests of *task* for as long as the block runs. All requests of the agent need a handler."""
         assert set(handlers) == set(requests_of(self.identity.agent)), "each request needs its handler"
-        async with await self._service(task, version) as service:
+        async with self._service(task, version) as service:
             for kind, handler in handlers.items():
                 await service.add_endpoint(
                     name=kind.word.replace("_", "-"),
@@ -290,18 +300,34 @@ class Bus:
         if requests_of(self.identity.agent):  # then `serve` does
             yield
             return
-        async with await self._service(task, version):
+        async with self._service(task, version):
             yield
 
-    async def _service(self, task: str, version: str) -> Service:
+    def _service(self, task: str, version: str) -> AbstractAsyncContextManager[Service]:
         whose = f" of {self.identity.owner}" if self.identity.of_client else ""
-        return await nats.micro.add_service(
+        return micro_service(
             self._client,
             name=f"fedbus-{self.identity.agent}",
             version=version,
             description=f"{self.identity.agent}{whose}, task {task} in federation {self.fed}",
             metadata={"task": task, "federation": self.fed, "owner": self.identity.owner},
         )
+
+    async def answering(self, *, within_s: float = 1.0) -> list[Answering]:
+        """Which agents of the federation say within that time that they are there. Not for a device to ask."""
+        inbox, found = self._client.new_inbox(), []
+        async with self.subscription(inbox) as answers:
+            await self._client.publish("$SRV.PING", reply=inbox)
+            with contextlib.suppress(NatsError, TimeoutError):
+                async with asyncio.timeout(within_s):
+                    while said := (await answers.next_msg(timeout=within_s)).data:  # nothing: there is nobody
+                        found.append(json.loads(said))
+        of_each = [(one["name"], one.get("metadata") or {}) for one in found]
+        return [
+            Answering(name, its["owner"], its["task"])
+            for name, its in of_each
+            if its.get("federation") == self.fed
+        ]
 
     async def make_streams(self) -> None:
         """Make what the federation needs. For the server side, which alone may."""

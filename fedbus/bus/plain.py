@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 from typing import TypeAlias
 
-import nats.micro
 import structlog
 from nats.aio.client import Client
 from nats.micro.request import Request
 
 from fedbus.bus.barrier import reached_the_broker
+from fedbus.bus.service import micro_service
 
 Answer: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 """Answers one question; raises TurnedAway."""
@@ -42,10 +42,9 @@ async def offered(
     metadata: dict[str, str],
 ) -> AsyncIterator[None]:
     """The service *name* for as long as the block runs; of each endpoint the subject, and who answers."""
-    service = await nats.micro.add_service(
+    async with micro_service(
         client, name=name, version=version, description=description, metadata=metadata
-    )
-    async with service:
+    ) as service:
         for endpoint, (subject, answer) in endpoints.items():
             await service.add_endpoint(name=endpoint, subject=subject, handler=_endpoint(answer))
         await reached_the_broker(client)

@@ -38,6 +38,11 @@ class Fedbus:
             stderr=asyncio.subprocess.PIPE,
             env=self.environment | environment,
         )
-        out, err = await process.communicate(stdin)
+        try:
+            out, err = await process.communicate(stdin)
+        except asyncio.CancelledError:
+            process.kill()
+            await process.wait()
+            raise
         assert process.returncode is not None
         return Said(process.returncode, out.decode(), err.decode())
