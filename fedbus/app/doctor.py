@@ -158,7 +158,11 @@ def _trust(settings: Settings) -> list[Finding]:
     from fedbus.app.provision import checkup  # noqa: PLC0415  # cryptography takes long to import
 
     now = datetime.now(UTC)
-    found = [checkup.examine_credentials(settings.creds, now)] if settings.creds else []
+    found = []
+    if settings.creds:
+        found.append(
+            checkup.examine_credentials(settings.creds, now, fed=settings.fed, client=settings.client)
+        )
     return found + ([checkup.examine_authority(settings.ca, now)] if settings.ca else [])
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fedbus.bus.errors import AccessUnusable
-from fedbus.contracts.credentials import NotCredentials, seed_in, user_in
+from fedbus.contracts.credentials import NotCredentials, UserClaims, seed_in, user_in
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,22 @@ class Access:
         """Whether the bus lets us do less than everything."""
         return self.creds is not None
 
+    def check_use(self, fed: str, client: str) -> None:
+        """That the credentials are those of that *client* (empty: of no client) of *fed*; raises AccessUnusable.
+
+        The broker would let them in, and then forbid one thing after the other.
+        """
+        if self.creds is None:
+            return
+        claims = _credentials(self.creds)
+        if mistake := claims.mistaken_for(fed, client):
+            raise AccessUnusable(f"FEDBUS_CREDS: {self.creds}: {mistake}")
+
     def options(self) -> dict[str, Any]:
         """As nats-py has them; raises AccessUnusable."""
         options: dict[str, Any] = {}
         if self.creds is not None:
-            _check_credentials(self.creds)
+            _credentials(self.creds)
             options["user_credentials"] = str(self.creds)
         if self.ca is not None:
             options["tls"] = self.tls()
@@ -56,11 +67,12 @@ class Access:
 OPEN = Access()
 
 
-def _check_credentials(path: Path) -> None:
+def _credentials(path: Path) -> UserClaims:
     _check_readable(path, "FEDBUS_CREDS")
     try:
         text = path.read_text(errors="replace")
-        user_in(text), seed_in(text)
+        seed_in(text)
+        return user_in(text)
     except NotCredentials as error:
         raise AccessUnusable(f"FEDBUS_CREDS: {path} is of no use: {error}") from None
 

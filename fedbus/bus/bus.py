@@ -204,7 +204,8 @@ class Bus:
     async def connect(
         cls, url: str, identity: Identity, *, access: Access = OPEN, options: dict[str, Any] | None = None
     ) -> AsyncIterator["Bus"]:
-        """The bus for as long as the block runs; raises BusUnreachable and AccessDenied."""
+        """The bus for as long as the block runs; raises BusUnreachable, AccessDenied and AccessUnusable."""
+        access.check_use(identity.fed, identity.owner if identity.of_client else "")
         name = f"{identity.agent} {identity.owner}"
         all_options = access.options() | (options or {})
         async with (

@@ -15,6 +15,7 @@ from fedbus.bus.errors import AccessDenied
 from fedbus.contracts.credentials import NotCredentials, user_in
 
 DOCTOR: Final = "`fedbus doctor` says more"
+NEW_KIT: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
 
 _FORBIDDEN: Final = re.compile(
     r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
@@ -23,24 +24,24 @@ _REFUSED: Final = (
     (
         "user authentication revoked",
         "these credentials were revoked",
-        "If that was a mistake, get a new kit: fedbus provision client, on the machine that has the keys",
+        f"If that was a mistake, {NEW_KIT}",
     ),
     (
         "user authentication expired",
         "these credentials have expired",
-        "Get a new kit: fedbus provision client, on the machine that has the keys",
+        f"G{NEW_KIT[1:]}",
     ),
     (
         "account authentication expired",
         "the account of this federation has expired or was replaced",
-        "Get a new kit: fedbus provision client, on the machine that has the keys",
+        f"G{NEW_KIT[1:]}",
     ),
 )
 _CERTIFICATE: Final = (
     (
         "certificate has expired",
         "its certificate has expired",
-        "Renew it: fedbus provision rotate tls; or this machine's clock is ahead",
+        "Renew it: fedbus provision rotate --tls; or this machine's clock is ahead",
     ),
     (
         "certificate is not yet valid",

@@ -15,8 +15,23 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from fedbus.contracts.permissions import Role
+
 _JWT = re.compile(r"-----BEGIN NATS USER JWT-----\s*(\S+)\s*------?END NATS USER JWT")
 _SEED = re.compile(r"-----BEGIN USER NKEY SEED-----\s*(SU[A-Z2-7]+)\s*------?END USER NKEY SEED")
+
+
+_FEDERATION = "federation:"
+_ROLE = "role:"
+
+
+def federation_tag(fed: str) -> str:
+    """What says in a user's claims of which federation they are."""
+    return f"{_FEDERATION}{fed}"
+
+
+def role_tag(role: str) -> str:
+    return f"{_ROLE}{role}"
 
 
 class NotCredentials(ValueError):
@@ -49,6 +64,37 @@ class UserClaims(BaseModel):
     @property
     def expires(self) -> datetime | None:
         return datetime.fromtimestamp(self.exp, UTC) if self.exp else None
+
+    @property
+    def federation(self) -> str:
+        """Of which they are; empty where they were made before that was written into them."""
+        return self._tagged(_FEDERATION)
+
+    @property
+    def role(self) -> str:
+        """What they are for; empty where they were made before that was written into them."""
+        return self._tagged(_ROLE)
+
+    def _tagged(self, prefix: str) -> str:
+        return next((tag.removeprefix(prefix) for tag in self.nats.tags if tag.startswith(prefix)), "")
+
+    def mistaken_for(self, fed: str, client: str) -> str:
+        """What is wrong with using them in *fed*, as *client* or (empty) as no client; empty where nothing is."""
+        of_device = self.role == Role.DEVICE
+        other_federation = bool(self.federation) and self.federation != fed
+        other_client = bool(self.role) and (self.name if of_device else "") != client
+        if not (other_federation or other_client):
+            return ""
+        theirs = [f"FEDBUS_FEDERATION={self.federation}"] if other_federation else []
+        if other_client and of_device:
+            theirs.append(f"the client {self.name}" if client else f"FEDBUS_CLIENT={self.name}")
+        whose = f"client {self.name}" if of_device else self.name
+        who = f"client {client}" if client else "no client"
+        return (
+            f"these are the credentials of {whose} of federation {self.federation or fed}, and this is {who} of "
+            f"federation {fed}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if theirs else ''}"
+            f"{' and '.join(theirs)}"
+        )
 
     def complaint(self, now: datetime) -> str:
         """What is wrong with it at this time, and what to do; empty where nothing is."""

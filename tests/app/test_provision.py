@@ -3,6 +3,7 @@
 import asyncio
 import os
 import re
+import shutil
 import stat
 import tarfile
 import time
@@ -15,13 +16,15 @@ from hypothesis import HealthCheck as Health
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import eventually
-from support.trusted import FED, TrustedBus, trusted_bus
+from support.nats_server import free_port
+from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
 from fedbus.app.edge import Exit, Failure, told
 from fedbus.app.provision import claims
-from fedbus.app.provision.federation import Federation
+from fedbus.app.provision.federation import GIVEN_OUT, Federation
 from fedbus.app.provision.keys import Key, Of, check_public
 from fedbus.app.provision.kit import complete
+from fedbus.app.provision.server import Place
 from fedbus.app.settings import BadSetting, Settings, adopted_kit
 from fedbus.bus.access import Access
 from fedbus.bus.bus import Bus, Identity
@@ -30,6 +33,7 @@ from fedbus.contracts.client import Heartbeat, Joined
 from fedbus.contracts.credentials import claims_in, jwt_in, user_in
 from fedbus.contracts.identifiers import ID_PATTERN, BadId, FederationId, check_id
 from fedbus.contracts.permissions import Role
+from fedbus.contracts.subjects import PEOPLE
 
 TRAINER = Identity(FED, "trainer", "c1")
 
@@ -46,9 +50,9 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         yield bus
 
 
-async def turned_away(bus: TrustedBus, access: Access) -> AccessDenied:
+async def turned_away(bus: TrustedBus, access: Access, identity: Identity = TRAINER) -> AccessDenied:
     with pytest.raises(AccessDenied) as caught:
-        async with Bus.connect(bus.url, TRAINER, access=access):
+        async with Bus.connect(bus.url, identity, access=access):
             pass
     assert told(caught.value)[1] is Exit.DENIED
     return caught.value
@@ -199,7 +203,8 @@ def test_who_is_in_is_not_let_in_again(begun: Federation) -> None:
 def test_nothing_that_a_user_s_claims_could_say_gives_permissions(begun: Federation) -> None:
     """They stand with the key that signed: so none can be forged into a kit."""
     said = claims_in(jwt_in(begun.admit("plain").creds))
-    assert set(said["nats"]) == {"type", "version", "issuer_account"}
+    assert set(said["nats"]) == {"type", "version", "issuer_account", "tags"}
+    assert said["nats"]["tags"] == ["federation:test", "role:device"], "which no template of a device reads"
 
 
 # --- the running server -----------------------------------------------------------------------------------
@@ -300,11 +305,203 @@ async def test_the_kit_of_another_federation_is_refused_by_its_authority(
 ) -> None:
     other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
     other.admit("c1").write(tmp_path / "kit")
-    refused = await turned_away(bus, Access(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem"))
+    access = Access(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
+    refused = await turned_away(bus, access, replace(TRAINER, fed=FederationId("other")))
     assert "we do not believe its certificate" in str(refused)
     assert "another federation" in str(refused)
-    believed = replace(Access(tmp_path / "kit" / "client.creds"), ca=bus.federation.ca)
-    assert "of another federation" in str(await turned_away(bus, believed))
+    believed = replace(access, ca=bus.federation.ca)
+    refused = await turned_away(bus, believed, replace(TRAINER, fed=FederationId("other")))
+    assert "of another federation" in str(refused)
+
+
+@pytest.mark.parametrize(
+    ("who", "identity", "told_as"),
+    [
+        ("c1", Identity(FED, "trainer", "c2"), "client c1 of federation test, and this is client c2 of"),
+        (
+            "c1",
+            Identity(FederationId("other"), "trainer", "c1"),
+            "of federation other: set FEDBUS_KIT or FEDBUS_CREDS to its own, or use FEDBUS_FEDERATION=test",
+        ),
+        ("c1", Identity(FED, "cli", PEOPLE), "or use FEDBUS_CLIENT=c1"),
+        (Role.SERVER, TRAINER, "of server of federation test, and this is client c1"),
+        (Role.SERVER, Identity(FederationId("dev"), "registrar"), "or use FEDBUS_FEDERATION=test"),
+    ],
+)
+async def test_the_credentials_of_another_are_told_apart_before_anything_is_said(
+    bus: TrustedBus, who: Role | str, identity: Identity, told_as: str
+) -> None:
+    with pytest.raises(AccessUnusable, match="these are the credentials of") as caught:
+        async with Bus.connect("tls://localhost:1", identity, access=bus.access(who)):
+            pass
+    line, code = told(caught.value)
+    assert (told_as in line, code) == (True, Exit.DENIED), line
+
+
+# --- everybody can be put out, and renewed ----------------------------------------------------------------
+
+
+async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    person = Identity(FED, "cli", PEOPLE)
+    for name in ("ana", "ben"):
+        bus.federation.admit_person(name).write(tmp_path / name)
+    bus.federation.admit_person("eve", Role.OBSERVER).write(tmp_path / "eve")
+    ana, ben = (Access(tmp_path / name / "client.creds", bus.federation.ca) for name in ("ana", "ben"))
+    async with Bus.connect(bus.url, person, access=ana) as dropped:
+        bus.federation.put_out("ana")
+        await bus.push()
+        with pytest.raises(AccessDenied, match="revoked"):
+            async with asyncio.timeout(20):
+                await dropped.lost()
+    async with Bus.connect(bus.url, person, access=ben):
+        pass
+    assert {name: one.role for name, one in bus.federation.record.people.items()} == {
+        "ana": "user",
+        "ben": "user",
+        "eve": "observer",
+    }
+
+
+@pytest.mark.parametrize("role", GIVEN_OUT)
+async def test_the_credentials_of_each_role_are_renewed_and_the_old_are_worth_nothing(
+    bus: TrustedBus, tmp_path: Path, role: Role
+) -> None:
+    shutil.copy(bus.federation.creds(role), tmp_path / "old.creds")
+    old = Access(tmp_path / "old.creds", bus.federation.ca)
+    bus.federation.renew_role(role)
+    await bus.push()
+    identity = Identity(FED, "cli", PEOPLE)
+    await turned_away(bus, old, identity)
+    async with Bus.connect(bus.url, identity, access=bus.access(role)):
+        pass
+
+
+async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    shutil.copy(bus.federation.creds(Role.SERVER), tmp_path / "old.creds")
+    old, identity = Access(tmp_path / "old.creds", bus.federation.ca), Identity(FED, "registrar")
+    bus.federation.renew_role(Role.SERVER, keep_old=True)
+    await bus.push()
+    for good in (old, bus.access(Role.SERVER)):
+        async with Bus.connect(bus.url, identity, access=good):
+            pass
+    bus.federation.put_out("server")
+    await bus.push()
+    for bad in (old, bus.access(Role.SERVER)):
+        await turned_away(bus, bad, identity)
+
+
+def test_roles_of_a_folder_that_was_made_before_they_were_written_down_can_be_put_out(tmp_path: Path) -> None:
+    made = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
+    made.record.roles.clear()
+    made.put_out_all_devices()  # writes the record
+    Federation.open(made.folder).put_out("gateway")
+    key = user_in(made.creds(Role.GATEWAY).read_text()).sub
+    assert key in Federation.open(made.folder).record.revocations
+
+
+async def test_a_new_authority_is_believed_before_and_after_the_server_shows_it(bus: TrustedBus) -> None:
+    access = bus.access("c1")
+    bus.federation.renew_server_certificate(new_authority=True)
+    renewed = Access(access.creds, bus.federation.ca)
+    async with Bus.connect(bus.url, TRAINER, access=renewed):  # the server still has the old one
+        pass
+    await bus.server.stop()
+    bus.federation.write_server_files(bus.place)
+    await bus.server.start()
+    async with Bus.connect(bus.url, TRAINER, access=renewed):
+        pass
+    assert "do not believe its certificate" in str(await turned_away(bus, access))
+
+
+# --- sites -------------------------------------------------------------------------------------------------
+
+
+def write_lab(
+    federation: Federation, folder: Path, port: int = 4222, clients: tuple[str, ...] = ("c1",)
+) -> None:
+    place = Place(folder, port, listen="127.0.0.1")
+    federation.write_site("lab", clients, ["mnist"], folder, place, hosts=["localhost"], days=30)
+
+
+def test_a_site_is_let_in_once_for_clients_that_are_known_and_renewed_as_a_site(tmp_path: Path) -> None:
+    federation = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
+    with pytest.raises(Failure, match="no client c1 was let in"):
+        write_lab(federation, tmp_path / "lab")
+    federation.admit("c1")
+    write_lab(federation, tmp_path / "lab")
+    first = federation.record.sites["lab"].public_key
+    with pytest.raises(Failure, match="site lab is in already: fedbus provision rotate lab"):
+        write_lab(federation, tmp_path / "lab")
+    with pytest.raises(Failure, match="lab is the name of a site already"):
+        federation.admit("lab")
+
+    federation.renew_site("lab", tmp_path / "lab")
+    assert set(federation.record.clients) == {"c1"}
+    assert federation.record.sites["lab"].standing == "in"
+    assert federation.record.sites["lab"].public_key != first
+    assert first in federation.record.revocations
+
+
+async def test_a_leaf_node_puts_out_at_once_who_is_revoked_and_hears_later_of_who_was_while_it_was_away(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    port = free_port()
+    first, second = bus.access("c1"), bus.access("c2")
+    write_lab(bus.federation, tmp_path / "lab", port, ("c1", "c2"))
+    leaf, url = Nats(tmp_path / "lab" / "leaf.conf", port), f"tls://localhost:{port}"
+    await leaf.start()
+    try:
+        await eventually(lambda: "System account connected" in leaf.log.read_text())
+        async with Bus.connect(url, TRAINER, access=first) as trainer:
+            bus.federation.put_out("c1")
+            await bus.push()
+            with pytest.raises(AccessDenied, match="revoked"):
+                async with asyncio.timeout(20):
+                    await trainer.lost()
+        await leaf.stop()
+        bus.federation.put_out("c2")
+        await bus.push()
+        await leaf.start()
+
+        async def is_out() -> bool:
+            try:
+                async with Bus.connect(url, replace(TRAINER, owner="c2"), access=second):
+                    return False
+            except AccessDenied:
+                return True
+
+        await eventually(is_out, within_s=60)
+    finally:
+        await leaf.stop()
+
+
+async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    bus.access("c1")
+    write_lab(bus.federation, tmp_path / "lab")
+    access = Access(tmp_path / "lab" / "system.creds", bus.federation.ca)
+    async with bus.connected(access) as (client, complaints):
+        for subject in (
+            "$SYS.REQ.CLAIMS.UPDATE",
+            "$SYS.REQ.CLAIMS.DELETE",
+            "$SYS.REQ.SERVER.PING",
+            "elsewhere",
+        ):
+            await client.publish(subject, b"{}")
+        for subject in (">", "$SYS.>", "$SYS.ACCOUNT.>", "_INBOX.>"):
+            await client.subscribe(subject)
+        await client.flush()
+        await eventually(lambda: len(complaints) >= 8)
+    bus.federation.put_out("lab")
+    await bus.push()
+    with pytest.raises(Exception, match=r"(?i)authorization"):
+        async with bus.connected(access):
+            pass
 
 
 async def test_credentials_from_the_future_mean_that_the_clock_is_off(

@@ -151,6 +151,82 @@ def test_the_server_s_certificate_is_renewed(fedbus: Fedbus, tmp_path: Path) -> 
     assert read_certificate(certificate).serial_number != before
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("--host", "*"),
+        ("--host", "bad host"),
+        ("--host", "\u00fcnicode"),
+        ("--host", "bus.lab:4222"),
+        ("--host", ""),
+        ("--url", "foo"),
+        ("--url", "tls://"),
+        ("--url", "tls://bus lab:4222"),
+        ("--url", "tls://bus.lab:0"),
+    ],
+)
+def test_an_address_that_is_none_is_one_line_and_no_federation(
+    fedbus: Fedbus, tmp_path: Path, words: tuple[str, str]
+) -> None:
+    refused = fedbus("provision", "init", *words)
+    assert (refused.returncode, refused.stderr.count("\n")) == (Exit.USAGE, 1), refused.stderr
+    assert words[0] in refused.stderr
+    assert not (tmp_path / ".fedbus").exists()
+
+
+async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
+    fedbus: Fedbus, bus: TrustedBus
+) -> None:
+    trust = ("--trust", str(bus.federation.folder))
+    let_in = fedbus("provision", "user", "ana", *trust)
+    assert "in the folder where you put it: FEDBUS_KIT=ana fedbus clients ls" in let_in.stdout, let_in.stderr
+    assert fedbus("doctor", FEDBUS_KIT="kits/ana").returncode == 0
+    assert "ana is the name of a person" in fedbus("provision", "client", "ana", *trust).stderr
+    for name, word in (
+        ("ana", "the kit of ana is kits/ana"),
+        ("server", "the new credentials of server are"),
+    ):
+        renewed = fedbus("provision", "rotate", name, *trust)
+        assert (renewed.returncode, word in renewed.stdout) == (0, True), renewed
+    assert fedbus("doctor", FEDBUS_KIT="kits/ana").returncode == 0
+    assert fedbus("provision", "revoke", "ana", *trust).stdout == "ana is out\n"
+    assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").returncode == Exit.DENIED
+    listed = {one["name"]: one for one in json.loads(fedbus("provision", "list", "--json", *trust).stdout)}
+    assert (listed["ana"]["kind"], listed["ana"]["standing"]) == ("person", "revoked")
+    assert (listed["server"]["kind"], listed["server"]["standing"]) == ("role", "in")
+    assert listed["server"]["expires"]
+
+
+async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
+    fedbus: Fedbus, bus: TrustedBus
+) -> None:
+    trust = ("--trust", str(bus.federation.folder))
+    fedbus("provision", "client", "c1", *trust)
+    made = fedbus(
+        "provision", "site", "lab", "--client", "c1", "--task", "mnist", "--host", "nats.lab", *trust
+    )
+    assert "FEDBUS_NATS_URL=tls://nats.lab:4222 fedbus client up c1" in made.stdout, made.stderr
+    assert "secret" in made.stdout
+    out = fedbus("provision", "revoke", "c1", *trust)
+    assert "site lab carries c1: its leaf node hears of it by itself" in out.stdout
+    renewed = fedbus("provision", "rotate", "lab", *trust)
+    assert "the folder of site lab is sites/lab" in renewed.stdout, renewed.stderr
+    unknown = fedbus("provision", "site", "other", "--client", "nosuch", "--task", "mnist", *trust)
+    assert (unknown.returncode, "no client nosuch" in unknown.stderr) == (Exit.NOT_FOUND, True)
+
+
+async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
+    fedbus: Fedbus, bus: TrustedBus
+) -> None:
+    """As through `kubectl port-forward`: what the certificate is for stays what it was."""
+    bus.federation.record.url = "tls://nats:1"
+    bus.federation.stand_at(bus.federation.nats)
+    trust = ("--trust", str(bus.federation.folder))
+    assert "--url" in fedbus("provision", "push", *trust).stderr
+    told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
+    assert (told.returncode, told.stdout) == (0, "the server knows\n"), told.stderr
+
+
 # --- what the doctor says --------------------------------------------------------------------------------
 
 
@@ -191,6 +267,16 @@ def test_the_dates_of_credentials_are_looked_at(
     finding = examine_credentials(begun.creds(Role.USER), now() + after)
     assert (finding.health, words in finding.found) == (health, True), finding
     assert bool(finding.advice) == (health is not Health.WELL)
+
+
+@pytest.mark.parametrize(("fed", "client"), [("other", ""), ("dev", "c1")])
+def test_credentials_for_another_federation_or_client_are_told(
+    begun: Federation, fed: str, client: str
+) -> None:
+    finding = examine_credentials(
+        begun.creds(Role.USER), now() + timedelta(minutes=1), fed=fed, client=client
+    )
+    assert (finding.health, "these are the credentials of user" in finding.found) == (Health.ILL, True)
 
 
 def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_told(

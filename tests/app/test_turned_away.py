@@ -71,7 +71,9 @@ async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_
         for ended in agents:
             one_line_that_says(await ended, "these credentials were revoked")
         assert not server.done()
-        server.cancel()
+        bus.federation.put_out("server")
+        await bus.push()
+        one_line_that_says(await server, "these credentials were revoked")
 
 
 async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_line_and_its_own_code(
@@ -81,6 +83,16 @@ async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_lin
     bus.federation.admit("c1", days=15 / 86400).write(tmp_path / "kit")
     ended = await at(bus, tmp_path)("client", "up", "c1", FEDBUS_KIT=str(tmp_path / "kit"))
     one_line_that_says(ended, "expired")
+
+
+async def test_the_credentials_of_another_federation_are_told_in_one_line(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    tiny_task(tmp_path)
+    kit = str(bus.access("c1").creds)
+    said = await at(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
+    assert (said.code, said.err.count("\n")) == (Exit.DENIED, 1), said.err
+    assert "of client c1 of federation test, and this is client c2 of federation other" in said.err
 
 
 def test_of_several_errors_at_once_it_is_told_that_one_was_turned_away() -> None:

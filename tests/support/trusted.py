@@ -20,7 +20,7 @@ from nats.aio.client import Client
 from fedbus.app.provision.federation import Federation
 from fedbus.app.provision.server import Place
 from fedbus.bus.access import Access
-from fedbus.bus.accounts import push_account
+from fedbus.bus.accounts import push_accounts
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import Role
 from support.nats_server import free_port
@@ -93,7 +93,7 @@ class TrustedBus:
     async def push(self) -> None:
         """Tell the server who belongs to the federation now."""
         system = Access(self.federation.creds("system"), self.federation.ca)
-        await push_account(self.url, system, self.federation.account_jwt())
+        await push_accounts(self.url, system, self.federation.jwts())
 
     @asynccontextmanager
     async def connected(

@@ -1,5 +1,7 @@
 """`fedbus provision`: who belongs to a federation, and how they prove it."""
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -9,7 +11,8 @@ from fedbus.app import show
 from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
-    from fedbus.app.provision.federation import Federation, Member
+    from fedbus.app.provision.federation import Federation
+    from fedbus.app.provision.record import Kind, Member
 
 app = typer.Typer(
     no_args_is_help=True, help="Keys, credentials and certificates: who belongs to a federation."
@@ -30,6 +33,16 @@ PublicKey = Annotated[
     str, typer.Option(help="The device's own public key (U…): then the secret one never leaves the device.")
 ]
 NoPush = Annotated[bool, typer.Option("--no-push", help="Do not tell the running server; see: push.")]
+KeepOld = Annotated[
+    bool,
+    typer.Option(
+        "--keep-old",
+        help="Leave the old key good until it expires or is revoked, so that nothing stands still.",
+    ),
+]
+Url = Annotated[
+    str, typer.Option(help="Where the server is reached from here.", show_default="what init was given")
+]
 Host = Annotated[
     list[str] | None, typer.Option(help="A name or address by which the server is reached; may be repeated.")
 ]
@@ -41,6 +54,9 @@ def init(
     host: Host = None,
     port: Annotated[int, typer.Option(min=1, max=65535, help="Where the bus listens.")] = 4222,
     url: Annotated[str, typer.Option(help="How devices reach it.", show_default="tls://HOST:PORT")] = "",
+    monitor_port: Annotated[
+        int, typer.Option(min=1, max=65535, help="Where the bus tells of itself, on its own machine only.")
+    ] = 8222,
     at: Annotated[
         Path | None,
         typer.Option(
@@ -55,13 +71,17 @@ def init(
 
     settings = Settings.from_environment()
     hosts = host or ["localhost", "127.0.0.1"]
-    made = Federation.begin(_folder(trust), settings.fed, hosts=hosts, port=port, url=url)
+    made = Federation.begin(
+        _folder(trust), settings.fed, hosts=hosts, port=port, url=url, monitor_port=monitor_port
+    )
     if at is not None:
         made.stand_at(at)
     print(f"federation {made.fed} is in {made.folder}: keep it safe, and a copy elsewhere")
     print(f"start the bus:      nats-server -c {made.nats / 'nats.conf'}")
-    print(f"the server's side:  FEDBUS_CREDS={made.creds('server')} FEDBUS_CA={made.ca}")
+    where = f"FEDBUS_NATS_URL={made.record.url} FEDBUS_FEDERATION={made.fed} FEDBUS_CA={made.ca}"
+    print(f"the server's side:  {where} FEDBUS_CREDS={made.creds('server')} fedbus server up")
     print(f"a device:           fedbus provision client ID --trust {made.folder}")
+    print(f"a person:           fedbus provision user NAME --trust {made.folder}")
 
 
 @app.command()
@@ -75,11 +95,38 @@ def client(
 ) -> None:
     """Let a client in: its kit, for FEDBUS_KIT. The running server needs to know nothing of it."""
     from fedbus.app.provision.federation import check_client
+    from fedbus.app.provision.record import Kind
 
     name, federation = check_client(id), _federation(trust)
+    federation.record.check_free(Kind.CLIENT, name)
     where = _free(out or Path("kits") / name)
     federation.admit(name, public_key=public_key, days=days).write(where)
-    _tell_of_kit(name, where, waits=bool(public_key))
+    _tell_of_kit(name, where, f"fedbus client up {name}", waits=bool(public_key))
+
+
+@app.command()
+def user(
+    name: Annotated[str, typer.Argument(help="The person's name.")],
+    *,
+    observer: Annotated[
+        bool, typer.Option("--observer", help="Who may look, and start and stop nothing.")
+    ] = False,
+    public_key: PublicKey = "",
+    out: Out = None,
+    days: Days = 365.0,
+    trust: Folder = None,
+) -> None:
+    """Let a person in who works at a terminal: credentials of his own, which can be revoked alone."""
+    from fedbus.app.provision.federation import check_client
+    from fedbus.app.provision.record import Kind
+    from fedbus.contracts.permissions import Role
+
+    person, federation = check_client(name), _federation(trust)
+    federation.record.check_free(Kind.PERSON, person)
+    where = _free(out or Path("kits") / person)
+    role = Role.OBSERVER if observer else Role.USER
+    federation.admit_person(name, role, public_key=public_key, days=days).write(where)
+    _tell_of_kit(name, where, "fedbus clients ls", waits=bool(public_key))
 
 
 @app.command()
@@ -126,84 +173,122 @@ def site(
     trust: Folder = None,
 ) -> None:
     """A leaf node for a site: its clients connect to it, and one connection goes out to the federation."""
+    from fedbus.app.provision.record import Kind
     from fedbus.app.provision.server import Place
+    from fedbus.contracts.identifiers import check_id
 
-    federation, where = _federation(trust), _free(out or Path("sites") / name)
+    site, federation = check_id("site", name), _federation(trust)
+    federation.record.check_free(Kind.SITE, site)
+    where = _free(out or Path("sites") / site)
     place = Place(at or where.absolute(), port)
     federation.write_site(
         name, client, task, where, place, hosts=host or ["localhost", "127.0.0.1"], days=days
     )
-    print(f"start it at the site: nats-server -c {place.directory / 'leaf.conf'}")
+    _tell_of_site(name, where, federation)
 
 
 @app.command("list")
 def list_(*, json: show.AsJson = False, trust: Folder = None) -> None:
-    """Who was let in, until when, and who was put out."""
-    record = _federation(trust).record
-    members = {**record.clients, **{f"site {name}": one for name, one in record.sites.items()}}
+    """Who was let in as what, until when, and who was put out."""
+    members = _federation(trust).record.members
     if json:
-        facts = [(name, one.standing, one.model_dump(mode="json")) for name, one in members.items()]
-        show.as_json([{"name": name, "standing": standing, **rest} for name, standing, rest in facts])
+        facts = [(name, kind, one.standing, one.model_dump(mode="json")) for kind, name, one in members]
+        show.as_json(
+            [
+                {"name": name, "kind": kind, "standing": standing, **rest}
+                for name, kind, standing, rest in facts
+            ]
+        )
     else:
-        rows = [_row(name, one) for name, one in members.items()]
-        empty = "nobody yet. Let a client in: fedbus provision client c1"
-        show.table(("client", "standing", "until", "key"), rows, empty=empty)
+        rows = [_row(*one) for one in members]
+        show.table(("name", "is a", "standing", "until", "key"), rows, empty="nobody yet")
 
 
 @app.command()
 def revoke(
-    id: Annotated[str, typer.Argument(help="The client's id, or the site's name.")],
+    name: Annotated[str, typer.Argument(help="A client, site, person or role, as list shows it.")],
     *,
     no_push: NoPush = False,
+    url: Url = "",
     trust: Folder = None,
 ) -> None:
-    """Put a client out: its credentials are worth nothing from now on, and the server drops it."""
+    """Put somebody out: the credentials are worth nothing from now on, and the server drops who uses them."""
     federation = _federation(trust)
-    federation.put_out(id)
-    _push(federation, no_push=no_push)
-    print(f"{id} is out")
+    federation.put_out(name)
+    _tell_what_sites_need(federation, name)
+    _push(federation, url, no_push=no_push)
+    print(f"{name} is out")
 
 
 @app.command()
 def rotate(
-    client: Annotated[str, typer.Argument(help="The client whose key is made anew.")] = "",
+    name: Annotated[
+        str, typer.Argument(help="Whose key is made anew: a client, site, person or role, as list shows it.")
+    ] = "",
     *,
     tls: Annotated[bool, typer.Option("--tls", help="The server's certificate.")] = False,
+    ca: Annotated[
+        bool,
+        typer.Option("--ca", help="The authority, and the server's certificate: everybody needs its ca.pem."),
+    ] = False,
     devices: Annotated[
         bool, typer.Option("--devices", help="What signs for devices: every kit that was given out is void.")
     ] = False,
     public_key: PublicKey = "",
+    keep_old: KeepOld = False,
     out: Out = None,
     days: Days = 365.0,
     no_push: NoPush = False,
+    url: Url = "",
     trust: Folder = None,
 ) -> None:
-    """Make something anew: the server's certificate, what signs for devices, or one client's key."""
+    """Make something anew: one key, the server's certificate, the authority, or what signs for devices."""
     federation = _federation(trust)
-    if [bool(client), tls, devices].count(True) != 1:
-        raise Failure("say what is made anew: a client's id, --tls or --devices", Exit.USAGE)
-    if tls:
-        federation.renew_server_certificate()
+    if [bool(name), tls, ca, devices].count(True) != 1:
+        raise Failure("say what is made anew: a name as list shows it, --tls, --ca or --devices", Exit.USAGE)
+    if tls or ca:
+        federation.renew_server_certificate(new_authority=ca)
         federation.write_server_files()
-        print(
-            f"new certificate in {federation.nats / 'tls'}: bring it to the server, then nats-server --signal reload"
-        )
+        _tell_of_certificate(federation, new_authority=ca)
         return
     if devices:
         federation.put_out_all_devices()
-        _push(federation, no_push=no_push)
+        _push(federation, url, no_push=no_push)
         print("every device is out until it has a new kit: fedbus provision client ID")
         return
-    where = _free(out or Path("kits") / client)
-    federation.admit_anew(client, public_key=public_key, days=days).write(where)
-    _push(federation, no_push=no_push)
-    _tell_of_kit(client, where, waits=bool(public_key))
+    told = _rotated(federation, name, out, public_key=public_key, days=days, keep_old=keep_old)
+    _push(federation, url, no_push=no_push)
+    told()
+
+
+def _rotated(
+    federation: "Federation", name: str, out: Path | None, *, public_key: str, days: float, keep_old: bool
+) -> Callable[[], None]:
+    """Make the key of *name* anew; what tells of it when the server knows."""
+    from fedbus.app.provision.record import Kind
+    from fedbus.contracts.permissions import Role
+
+    kind, _ = federation.record.find(name)
+    match kind:
+        case Kind.ROLE:
+            where = federation.renew_role(Role(name), days=days, keep_old=keep_old)
+            return partial(print, f"the new credentials of {name} are {where}: bring them to where it runs")
+        case Kind.SITE:
+            where = out or Path("sites") / name
+            federation.renew_site(name, where, days=days, keep_old=keep_old)
+            return partial(_tell_of_site, name, where, federation)
+        case Kind.CLIENT | Kind.PERSON:
+            where = _free_or_kit(out or Path("kits") / name)
+            kit = federation.admit_anew(name, public_key=public_key, days=days, keep_old=keep_old)
+            kit.write(where, anew=True)
+            use = f"fedbus client up {name}" if kind is Kind.CLIENT else "fedbus clients ls"
+            return partial(_tell_of_kit, name, where, use, waits=bool(public_key))
 
 
 @app.command()
-def push(*, trust: Folder = None) -> None:
+def push(*, url: Url = "", trust: Folder = None) -> None:
     """Tell the running server who belongs to the federation."""
-    _push(_federation(trust), no_push=False)
+    _push(_federation(trust), url, no_push=False)
     print("the server knows")
 
 
@@ -228,35 +313,79 @@ def _free(path: Path) -> Path:
     return path
 
 
-def _push(federation: "Federation", *, no_push: bool) -> None:
+def _free_or_kit(path: Path) -> Path:
+    """Where a kit is made anew: the old one there is worth nothing."""
+    from fedbus.app.provision.kit import is_kit
+
+    return path if is_kit(path) else _free(path)
+
+
+def _push(federation: "Federation", url: str, *, no_push: bool) -> None:
     """What cannot be told now is not lost: it is written, and said to be."""
+    from fedbus.app.provision.hosts import check_url
     from fedbus.app.session import now
     from fedbus.bus.access import Access
-    from fedbus.bus.accounts import push_account
+    from fedbus.bus.accounts import push_accounts
     from fedbus.bus.errors import BusError
 
     if no_push:
         return
     system = Access(federation.creds("system"), federation.ca)
+    at = check_url(url) if url else federation.record.url
     try:
-        now(push_account(federation.record.url, system, federation.account_jwt()))
+        now(push_accounts(at, system, federation.jwts(), host=federation.name_at(at)))
     except BusError as error:
+        again = "fedbus provision push, with --url where it is reached by another address from here"
         raise Failure(
-            f"it is written, but the server does not know yet: {error} Then: fedbus provision push",
-            Exit.UNREACHABLE,
+            f"it is written, but the server does not know yet: {error} Then: {again}", Exit.UNREACHABLE
         ) from None
 
 
-def _tell_of_kit(name: str, where: Path, *, waits: bool) -> None:
-    print(f"the kit of {name} is {where}: bring it to the device by a way that nobody else reads")
+def _tell_of_kit(name: str, where: Path, use: str, *, waits: bool) -> None:
+    print(f"the kit of {name} is {where}: bring it there by a way that nobody else reads, for it is secret")
     folder = where.stem if where.suffix == ".tar" else where.name
     unpacked = f"tar xf {where.name} && " if where.suffix == ".tar" else ""
+    there = "there, in the folder where you put it:"
     if waits:
-        print(f"there: {unpacked}fedbus provision complete {folder} --key device.nk")
+        print(f"{there} {unpacked}fedbus provision complete {folder} --key device.nk")
     else:
-        print(f"there: {unpacked}FEDBUS_KIT={folder} fedbus client up {name}")
+        print(f"{there} {unpacked}FEDBUS_KIT={folder} {use}")
 
 
-def _row(name: str, one: "Member") -> tuple[str, str, str, str]:
+def _tell_of_site(name: str, where: Path, federation: "Federation") -> None:
+    site = federation.record.sites[name]
+    print(
+        f"the folder of site {name} is {where}: bring it there by a way that nobody else reads, for it is secret"
+    )
+    print(f"start it there:  nats-server -c {Path(site.directory) / 'leaf.conf'}")
+    client = site.clients[0]
+    print(
+        f"its devices:     FEDBUS_KIT={client} FEDBUS_NATS_URL=tls://{site.hosts[0]}:{site.port} "
+        f"fedbus client up {client}"
+    )
+
+
+def _tell_what_sites_need(federation: "Federation", client: str) -> None:
+    for name, site in federation.record.carriers(client).items():
+        if site.system_keys:
+            print(f"site {name} carries {client}: its leaf node hears of it by itself, when it is connected")
+        else:
+            print(
+                f"site {name} carries {client}, and lets it in until it has a new folder: "
+                f"fedbus provision rotate {name}, then bring it there and start the leaf node again"
+            )
+
+
+def _tell_of_certificate(federation: "Federation", *, new_authority: bool) -> None:
+    if new_authority:
+        print(f"new authority: first bring {federation.ca} into every kit, beside all credentials")
+        for name in federation.record.sites:
+            print(f"then the site:   fedbus provision rotate {name} --keep-old, and bring its folder there")
+    print(
+        f"new certificate in {federation.nats / 'tls'}: bring it to the server, then nats-server --signal reload"
+    )
+
+
+def _row(kind: "Kind", name: str, one: "Member") -> tuple[str, str, str, str, str]:
     until = f"{one.expires:%Y-%m-%d}" if one.expires else "revoked"
-    return name, one.standing, until, one.public_key
+    return name, one.role or kind, one.standing, until, one.public_key

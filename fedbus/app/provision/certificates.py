@@ -72,6 +72,17 @@ def read_certificate(path: Path) -> x509.Certificate:
         raise Failure(f"{path} holds no certificate", Exit.NOT_FOUND) from None
 
 
+def first_in(path: Path) -> str:
+    """The first certificate in *path*, as PEM: of an authority that was renewed, the newest. Raises Failure."""
+    return read_certificate(path).public_bytes(serialization.Encoding.PEM).decode()
+
+
+def all_in(path: Path) -> list[x509.Certificate]:
+    """All authorities that *path* has us believe, the newest first; raises Failure."""
+    read_certificate(path)
+    return x509.load_pem_x509_certificates(path.read_bytes())
+
+
 def name_of(name: x509.Name) -> str:
     """The common name: ``fedbus dev`` for the authority of federation dev."""
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME)

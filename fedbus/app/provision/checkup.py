@@ -20,7 +20,7 @@ from cryptography.hazmat.primitives.asymmetric import ec
 
 from fedbus.app.edge import Failure
 from fedbus.app.finding import SET_CLOCK, Finding, Health
-from fedbus.app.provision.certificates import name_of, read_certificate
+from fedbus.app.provision.certificates import all_in, name_of, read_certificate
 from fedbus.app.provision.keys import Key, verify
 from fedbus.contracts.credentials import NotCredentials, jwt_in, seed_in, user_in
 
@@ -29,11 +29,11 @@ KNOCK_S: Final = 5.0
 CREDENTIALS: Final = "credentials"
 AUTHORITY: Final = "authority"
 CERTIFICATE: Final = "certificate"
-NEW_KIT: Final = "get a new kit: fedbus provision rotate ID, on the machine that has the keys"
+NEW_KIT: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
 
 
-def examine_credentials(path: Path, now: datetime) -> Finding:
-    """Whether the credentials file can be what the broker wants."""
+def examine_credentials(path: Path, now: datetime, *, fed: str = "", client: str = "") -> Finding:
+    """Whether the credentials file can be what the broker wants, of that *client* of *fed* where it is said."""
     try:
         text = path.read_text()
         claims, seed = user_in(text), seed_in(text)
@@ -47,6 +47,8 @@ def examine_credentials(path: Path, now: datetime) -> Finding:
         return _ill(f"{claims.name}: the signature is wrong: damaged, or forged", NEW_KIT)
     if Key(seed).public != claims.sub:
         return _ill(f"{claims.name}: the key is not the one they are for", NEW_KIT)
+    if fed and (mistake := claims.mistaken_for(fed, client)):
+        return _ill(*mistake.split(": ", 1))
     if path.stat().st_mode & 0o077:
         found = f"{claims.name}: others on this machine can read them"
         return Finding(CREDENTIALS, Health.REMARK, found, f"chmod 600 {path}")
@@ -74,10 +76,11 @@ async def examine_server(url: str, ca_path: Path | None, now: datetime) -> Findi
     if shown is None:
         return None
     try:
-        ca = await asyncio.to_thread(read_certificate, ca_path) if ca_path else None
+        believed = await asyncio.to_thread(all_in, ca_path) if ca_path else []
     except Failure:  # which is a finding of its own
-        ca = None
-    return judge_server(shown, ca, urlsplit(url).hostname or "", now)
+        believed = []
+    signer = next((ca for ca in believed if _is_from(shown, ca)), believed[0] if believed else None)
+    return judge_server(shown, signer, urlsplit(url).hostname or "", now)
 
 
 def judge_server(shown: x509.Certificate, ca: x509.Certificate | None, host: str, now: datetime) -> Finding:

@@ -57,8 +57,10 @@ def operator(key: Key, *, system_account: str) -> str:
     return signed(key, key.public, "fedbus", {"type": "operator", "system_account": system_account})
 
 
-def system_account(operator_key: Key, public: str) -> str:
-    return signed(operator_key, public, "SYS", {"type": "account", "limits": UNLIMITED})
+def system_account(operator_key: Key, public: str, revocations: Mapping[str, int]) -> str:
+    return signed(
+        operator_key, public, "SYS", {"type": "account", "limits": UNLIMITED} | _revoked(revocations)
+    )
 
 
 def account(
@@ -70,10 +72,8 @@ def account(
 ) -> str:
     """The federation's account: for each role the public key that signs for it, and what it may do."""
     scopes = [_scope(role, key, may) for role, (key, may) in roles.items()]
-    nats: dict[str, Any] = {"type": "account", "limits": UNLIMITED | STORED, "signing_keys": scopes}
-    if revocations:
-        nats["revocations"] = dict(revocations)
-    return signed(operator_key, public, name, nats)
+    nats = {"type": "account", "limits": UNLIMITED | STORED, "signing_keys": scopes}
+    return signed(operator_key, public, name, nats | _revoked(revocations))
 
 
 def user(
@@ -85,14 +85,25 @@ def user(
     tags: tuple[str, ...] = (),
     issued: int | None = None,
     expires: int | None = None,
-    scoped: bool = True,
 ) -> str:
     nats: dict[str, Any] = {"type": "user", "issuer_account": account_public}
     if tags:
         nats["tags"] = list(tags)
-    if not scoped:
-        nats |= UNLIMITED_USER
     return signed(signing_key, public, name, nats, issued=issued, expires=expires)
+
+
+def system_user(
+    system: Key, public: str, name: str, may: Permissions | None = None, *, expires: int | None = None
+) -> str:
+    """Of the broker's own account, which has no signing keys: what he *may* stands with him, or he may all."""
+    nats: dict[str, Any] = {"type": "user", "issuer_account": system.public, **UNLIMITED_USER}
+    if may is not None:
+        nats |= {"pub": {"allow": list(may.publish)}, "sub": {"allow": list(may.subscribe)}}
+    return signed(system, public, name, nats, expires=expires)
+
+
+def _revoked(revocations: Mapping[str, int]) -> dict[str, Any]:
+    return {"revocations": dict(revocations)} if revocations else {}
 
 
 def _scope(role: Role, key: str, may: Permissions) -> dict[str, Any]:

@@ -15,57 +15,26 @@ from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Final
-
-from pydantic import BaseModel, Field
+from urllib.parse import urlsplit
 
 from fedbus.app.edge import Exit, Failure
 from fedbus.app.provision import certificates, claims, server
+from fedbus.app.provision.hosts import check_host, check_url
 from fedbus.app.provision.keys import Key, Of, check_public
 from fedbus.app.provision.kit import Kit, waiting, write_file
+from fedbus.app.provision.record import MONITOR_PORT, Kind, Member, Record, Site
+from fedbus.contracts.credentials import federation_tag, role_tag, user_in
 from fedbus.contracts.identifiers import FederationId, check_id, client_id, task_id
 from fedbus.contracts.permissions import Role, permissions
 from fedbus.contracts.subjects import RESERVED
 
 RECORD: Final = "federation.json"
 SYSTEM: Final = "system"
-DEVICE_DAYS: Final = 365
-AGENTS_DAYS: Final = 365
+DEVICE_DAYS: Final = 365.0
+AGENTS_DAYS: Final = 365.0
+OF_PEOPLE: Final = (Role.USER, Role.OBSERVER)
 GIVEN_OUT: Final = tuple(role for role in Role if role not in (Role.DEVICE, Role.SITE))
 """Roles whose credentials lie in the folder from the beginning."""
-
-
-class Member(BaseModel):
-    """A client, or a site, that was let in."""
-
-    public_key: str
-    issued: datetime
-    expires: datetime | None = None
-    revoked: datetime | None = None
-    clients: tuple[str, ...] = ()
-    """Of a site: whom it carries."""
-
-    @property
-    def standing(self) -> str:
-        if self.revoked:
-            return "revoked"
-        if self.expires and self.expires <= datetime.now(UTC):
-            return "expired"
-        return "in"
-
-
-class Record(BaseModel):
-    """What is not secret about a federation."""
-
-    federation: str
-    hosts: list[str]
-    port: int
-    url: str
-    at: str = ""
-    """Where the folder nats/ is on the server's machine, if not where it is here."""
-    clients: dict[str, Member] = Field(default_factory=dict)
-    sites: dict[str, Member] = Field(default_factory=dict)
-    revocations: dict[str, int] = Field(default_factory=dict)
-    """Public keys, and when they were put out: who was signed before that time."""
 
 
 class Federation:
@@ -77,20 +46,32 @@ class Federation:
 
     @classmethod
     def begin(
-        cls, folder: Path, federation: FederationId, *, hosts: Sequence[str], port: int, url: str = ""
+        cls,
+        folder: Path,
+        federation: FederationId,
+        *,
+        hosts: Sequence[str],
+        port: int,
+        url: str = "",
+        monitor_port: int = MONITOR_PORT,
     ) -> "Federation":
-        """A new federation; raises Failure where the folder holds one."""
+        """A new federation; raises Failure where the folder holds one, or an address is none."""
+        url = check_url(url or f"tls://{_in_a_url(check_host(hosts[0]))}:{port}")
+        for host in hosts:
+            check_host(host)
         if (folder / RECORD).exists():
             raise Failure(f"{folder} holds a federation already: its keys are not made anew", Exit.USAGE)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
         record = Record(
-            federation=federation, hosts=list(hosts), port=port, url=url or f"tls://{hosts[0]}:{port}"
+            federation=federation, hosts=list(hosts), port=port, url=url, monitor_port=monitor_port
         )
         begun = cls(folder, record)
         begun._make_keys()
         begun.renew_server_certificate(new_authority=True)
+        for role in GIVEN_OUT:
+            begun._issue_to_role(role, AGENTS_DAYS)
+        begun._issue_to_the_broker_s_own()
         begun._save()
-        begun._issue_to_roles()
         return begun
 
     @classmethod
@@ -104,7 +85,9 @@ class Federation:
             ) from None
         except ValueError as error:
             raise Failure(f"{folder / RECORD} is damaged: {error}") from None
-        return cls(folder, record)
+        found = cls(folder, record)
+        found._note_roles()
+        return found
 
     @property
     def fed(self) -> FederationId:
@@ -127,27 +110,46 @@ class Federation:
     def admit(self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS) -> Kit:
         """The kit of the client *name*; raises BadId and Failure."""
         client = check_client(name)
-        known = self.record.clients.get(client)
-        if known is not None and known.standing == "in":
-            raise Failure(
-                f"client {client} is in already: fedbus provision rotate {client} gives it another key",
-                Exit.USAGE,
-            )
+        self.record.check_free(Kind.CLIENT, client)
         return self._let_in(client, public_key, days)
 
-    def admit_anew(self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS) -> Kit:
-        """Another key for the client *name*; the old one is worth nothing from now on."""
-        self.put_out(name)
-        return self._let_in(name, public_key, days)
+    def admit_anew(
+        self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS, keep_old: bool = False
+    ) -> Kit:
+        """Another key for the client or person *name*; the old one is worth nothing from now on, or *keep_old*."""
+        kind, member = self.record.find(name)
+        if not keep_old:
+            self.put_out(name)
+        earlier = member.keys if keep_old else ()
+        if kind is Kind.PERSON:
+            return self._let_person_in(name, Role(member.role), public_key, days, earlier)
+        return self._let_in(name, public_key, days, earlier)
+
+    def admit_person(
+        self, name: str, role: Role = Role.USER, *, public_key: str = "", days: float = DEVICE_DAYS
+    ) -> Kit:
+        """The kit of a person, of role user or observer; raises BadId and Failure."""
+        person = check_client(check_id("person", name))
+        self.record.check_free(Kind.PERSON, person)
+        return self._let_person_in(person, role, public_key, days)
+
+    def renew_role(self, role: Role, *, days: float = AGENTS_DAYS, keep_old: bool = False) -> Path:
+        """Other credentials for a *role* of the server side, in the place of the old, which are worth nothing."""
+        earlier = self.record.roles[role].keys if keep_old and role in self.record.roles else ()
+        if not keep_old and role in self.record.roles:
+            self.put_out(role)
+        self._issue_to_role(role, days, earlier)
+        self._save()
+        return self.creds(role)
 
     def put_out(self, name: str) -> None:
-        """The key of the client or site *name* is worth nothing from now on; raises Failure."""
-        member = self.record.clients.get(name) or self.record.sites.get(name)
-        if member is None:
-            raise Failure(f"no client {name} was ever let in: see fedbus provision list", Exit.NOT_FOUND)
-        now = datetime.now(UTC)
-        self.record.revocations[member.public_key] = int(time.time()) + 1
-        member.revoked = member.revoked or now
+        """All keys of whoever is called *name* are worth nothing from now on; raises Failure."""
+        _, member = self.record.find(name)
+        before = int(time.time()) + 1
+        self.record.revocations.update(dict.fromkeys(member.keys, before))
+        if isinstance(member, Site):
+            self.record.system_revocations.update(dict.fromkeys(member.system_keys, before))
+        member.revoked = member.revoked or datetime.now(UTC)
         self._save()
 
     def put_out_all_devices(self) -> None:
@@ -156,84 +158,6 @@ class Federation:
         now = datetime.now(UTC)
         for member in self.record.clients.values():
             member.revoked = member.revoked or now
-        self._save()
-
-    def admit_site(
-        self, name: str, clients: Sequence[str], tasks: Sequence[str], *, days: float = DEVICE_DAYS
-    ) -> dict[str, str]:
-        """What the leaf node of the site *name* needs, by file name: for these clients in these tasks, no others."""
-        site = check_id("site", name)
-        carried = tuple(check_client(client) for client in clients)
-        if not carried or not tasks:
-            raise Failure("a site carries clients in tasks: name both, with --client and --task", Exit.USAGE)
-        key, expires = Key.new(Of.USER), _expiry(days)
-        jwt = claims.user(
-            self._signing_key(Role.SITE),
-            self._account.public,
-            key.public,
-            site,
-            tags=(*(f"client:{client}" for client in carried), *(f"task:{task_id(task)}" for task in tasks)),
-            expires=_stamp(expires),
-        )
-        self.record.sites[site] = Member(
-            public_key=key.public, issued=datetime.now(UTC), expires=expires, clients=carried
-        )
-        self._save()
-        return {"site.creds": key.credentials(jwt), "ca.pem": self.ca.read_text()}
-
-    def _let_in(self, client: str, public_key: str, days: float) -> Kit:
-        key = None if public_key else Key.new(Of.USER)
-        public = key.public if key else check_public(public_key)
-        expires = _expiry(days)
-        jwt = claims.user(
-            self._signing_key(Role.DEVICE), self._account.public, public, client, expires=_stamp(expires)
-        )
-        self.record.revocations.pop(public, None)
-        self.record.clients[client] = Member(public_key=public, issued=datetime.now(UTC), expires=expires)
-        self._save()
-        return Kit(
-            creds=key.credentials(jwt) if key else waiting(jwt),
-            ca=self.ca.read_text(),
-            settings={
-                "FEDBUS_NATS_URL": self.record.url,
-                "FEDBUS_FEDERATION": self.record.federation,
-                "FEDBUS_CLIENT": client,
-            },
-            signers=self._text("allowed_signers"),
-            trusted=self._text("trusted_keys"),
-        )
-
-    # --- what servers read ----------------------------------------------------------------------------
-
-    def account_jwt(self) -> str:
-        """The federation's account as it stands."""
-        roles = {role: (self._signing_key(role).public, permissions(self.fed, role)) for role in Role}
-        return claims.account(
-            self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.record.revocations
-        )
-
-    def claims(self) -> server.Claims:
-        operator, system = self._operator, self._system
-        return server.Claims(
-            operator=claims.operator(operator, system_account=system.public),
-            system=system.public,
-            system_jwt=claims.system_account(operator, system.public),
-            account=self._account.public,
-            account_jwt=self.account_jwt(),
-        )
-
-    def write_server_files(self, place: server.Place | None = None) -> Path:
-        """Everything that the nats-server's machine needs, for a server that will find it at *place*."""
-        place = place or server.Place(Path(self.record.at or self.nats), self.record.port)
-        for name in ("server.pem", "server.key"):
-            write_file(self.nats / "tls" / name, (self.folder / "tls" / name).read_text())
-        config = self.nats / "nats.conf"
-        config.write_text(server.hub(f"fedbus-{self.fed}", place, self.claims()))
-        return config
-
-    def stand_at(self, place: Path) -> None:
-        """The nats-server's machine has the folder nats/ at *place*."""
-        self.record.at = str(place)
         self._save()
 
     def write_site(
@@ -247,18 +171,186 @@ class Federation:
         hosts: Sequence[str],
         days: float,
     ) -> None:
-        """Everything that the leaf node of the site *name* needs, into the folder *where*."""
-        for file, text in self.admit_site(name, clients, tasks, days=days).items():
+        """Everything that the leaf node of the site *name* needs, into the folder *where*.
+
+        It is for these clients in these tasks, and no others. Raises BadId and Failure.
+        """
+        site = check_id("site", name)
+        self.record.check_free(Kind.SITE, site)
+        if not clients or not tasks:
+            raise Failure("a site carries clients in tasks: name both, with --client and --task", Exit.USAGE)
+        made = Site(
+            public_key="",
+            issued=datetime.now(UTC),
+            clients=tuple(self._known_client(client) for client in clients),
+            tasks=tuple(task_id(task) for task in tasks),
+            hosts=tuple(check_host(host) for host in hosts),
+            directory=str(place.directory),
+            port=place.port,
+            listen=place.listen,
+        )
+        self._write_site(site, made, where, days)
+
+    def renew_site(
+        self, name: str, where: Path, *, days: float = DEVICE_DAYS, keep_old: bool = False
+    ) -> Site:
+        """The folder of the site *name* with other keys; the old are worth nothing. Raises Failure."""
+        site = self.record.sites[name]
+        if not site.tasks:
+            raise Failure(
+                f"how site {name} was made is not written down: fedbus provision revoke {name}, then site {name}",
+                Exit.USAGE,
+            )
+        if not keep_old:
+            self.put_out(name)
+        kept = {"earlier_keys": site.keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
+        renewed = site.model_copy(update=kept | {"revoked": None, "issued": datetime.now(UTC)})
+        self._write_site(name, renewed, where, days)
+        return renewed
+
+    def _write_site(self, name: str, site: Site, where: Path, days: float) -> None:
+        key, system_key, expires = Key.new(Of.USER), Key.new(Of.USER), _expiry(days)
+        carried = (*(f"client:{client}" for client in site.clients), *(f"task:{task}" for task in site.tasks))
+        jwt = self._signed(Role.SITE, key.public, name, expires, carried)
+        system_jwt = claims.system_user(
+            self._system, system_key.public, f"site-{name}", server.OF_A_LEAF, expires=_stamp(expires)
+        )
+        site.public_key, site.expires = key.public, expires
+        site.system_keys = (system_key.public, *site.system_keys)
+        self.record.sites[name] = site
+        self._save()
+        place = server.Place(Path(site.directory), site.port, listen=site.listen)
+        hub = f"tls://{_in_a_url(self.record.hosts[0])}:{server.leaf_port(self.record.port)}"
+        files = {
+            "site.creds": key.credentials(jwt),
+            "system.creds": system_key.credentials(system_jwt),
+            "ca.pem": self.ca.read_text(),
+            "leaf.conf": server.leaf(name, place, self.claims(), url=hub),
+        }
+        for file, text in files.items():
             write_file(where / file, text)
-        self.certify(hosts, where / "server.pem", where / "server.key")
-        hub = f"tls://{self.record.hosts[0]}:{server.leaf_port(self.record.port)}"
-        (where / "leaf.conf").write_text(server.leaf(name, place, self.claims(), url=hub))
+        self.certify(site.hosts, where / "server.pem", where / "server.key")
+
+    def _known_client(self, name: str) -> str:
+        client = check_client(name)
+        if client not in self.record.clients:
+            raise Failure(
+                f"no client {client} was let in: fedbus provision client {client}, first", Exit.NOT_FOUND
+            )
+        return client
+
+    def _let_in(self, client: str, public_key: str, days: float, earlier: tuple[str, ...] = ()) -> Kit:
+        member, creds = self._issue(Role.DEVICE, client, public_key, days, earlier)
+        self.record.clients[client] = member
+        self._save()
+        return self._kit(creds, {"FEDBUS_CLIENT": client})
+
+    def _let_person_in(
+        self, name: str, role: Role, public_key: str, days: float, earlier: tuple[str, ...] = ()
+    ) -> Kit:
+        member, creds = self._issue(role, name, public_key, days, earlier)
+        member.role = role
+        self.record.people[name] = member
+        self._save()
+        return self._kit(creds, {})
+
+    def _kit(self, creds: str, settings: dict[str, str]) -> Kit:
+        return Kit(
+            creds=creds,
+            ca=self.ca.read_text(),
+            settings={
+                "FEDBUS_NATS_URL": self.record.url,
+                "FEDBUS_FEDERATION": self.record.federation,
+                **settings,
+            },
+            signers=self._text("allowed_signers"),
+            trusted=self._text("trusted_keys"),
+        )
+
+    def _issue(
+        self, role: Role, name: str, public_key: str, days: float, earlier: tuple[str, ...]
+    ) -> tuple[Member, str]:
+        """A member, and the text of its credentials; with a *public_key* they wait for the key."""
+        key = None if public_key else Key.new(Of.USER)
+        public = key.public if key else check_public(public_key)
+        expires = _expiry(days)
+        jwt = self._signed(role, public, name, expires)
+        self.record.revocations.pop(public, None)
+        member = Member(public_key=public, issued=datetime.now(UTC), expires=expires, earlier_keys=earlier)
+        return member, key.credentials(jwt) if key else waiting(jwt)
+
+    def _signed(
+        self, role: Role, public: str, name: str, expires: datetime | None, tags: tuple[str, ...] = ()
+    ) -> str:
+        """A user's JWT, which says of which federation and for what it is, so that whoever mistakes it is told."""
+        return claims.user(
+            self._signing_key(role),
+            self._account.public,
+            public,
+            name,
+            tags=(federation_tag(self.fed), role_tag(role), *tags),
+            expires=_stamp(expires),
+        )
+
+    # --- what servers read ----------------------------------------------------------------------------
+
+    def account_jwt(self) -> str:
+        """The federation's account as it stands."""
+        roles = {role: (self._signing_key(role).public, permissions(self.fed, role)) for role in Role}
+        return claims.account(
+            self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.record.revocations
+        )
+
+    def system_jwt(self) -> str:
+        """The broker's own account as it stands."""
+        return claims.system_account(self._operator, self._system.public, self.record.system_revocations)
+
+    def name_at(self, url: str) -> str:
+        """The name that the server's certificate is for, where it is reached by *url*."""
+        asked = urlsplit(url).hostname or ""
+        return asked if asked in self.record.hosts else self.record.hosts[0]
+
+    def jwts(self) -> tuple[str, str]:
+        """What a running server is told."""
+        return self.account_jwt(), self.system_jwt()
+
+    def claims(self) -> server.Claims:
+        operator, system = self._operator, self._system
+        return server.Claims(
+            operator=claims.operator(operator, system_account=system.public),
+            system=system.public,
+            system_jwt=self.system_jwt(),
+            account=self._account.public,
+            account_jwt=self.account_jwt(),
+        )
+
+    def write_server_files(self, place: server.Place | None = None) -> Path:
+        """Everything that the nats-server's machine needs, for a server that will find it at *place*."""
+        record = self.record
+        place = place or server.Place(
+            Path(record.at or self.nats), record.port, monitor_port=record.monitor_port
+        )
+        for name in ("server.pem", "server.key"):
+            write_file(self.nats / "tls" / name, (self.folder / "tls" / name).read_text())
+        config = self.nats / "nats.conf"
+        config.write_text(server.hub(f"fedbus-{self.fed}", place, self.claims()))
+        return config
+
+    def stand_at(self, place: Path) -> None:
+        """The nats-server's machine has the folder nats/ at *place*."""
+        self.record.at = str(place)
+        self._save()
 
     def renew_server_certificate(self, *, new_authority: bool = False) -> None:
-        """Another certificate for the servers; with a *new authority* every kit needs its ca.pem anew."""
+        """Another certificate for the servers; with a *new authority* every kit needs its ca.pem anew.
+
+        That believes the authority before it as well, so that kits and servers may change one after the other.
+        """
         tls = self.folder / "tls"
         if new_authority:
+            before = certificates.first_in(self.ca) if self.ca.exists() else ""
             certificates.make_authority(self.fed, self.ca, tls / "ca.key")
+            self.ca.write_text(self.ca.read_text() + before)
         self.certify(self.record.hosts, tls / "server.pem", tls / "server.key")
 
     def certify(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
@@ -294,17 +386,23 @@ class Federation:
         for role in Role:
             Key.new(Of.ACCOUNT).save(self._signing_path(role))
 
-    def _issue_to_roles(self) -> None:
-        expires = _stamp(_expiry(AGENTS_DAYS))
+    def _issue_to_role(self, role: Role, days: float, earlier: tuple[str, ...] = ()) -> None:
+        member, creds = self._issue(role, role, "", days, earlier)
+        self.record.roles[role] = member
+        write_file(self.creds(role), creds)
+
+    def _issue_to_the_broker_s_own(self) -> None:
+        key = Key.new(Of.USER)
+        write_file(self.creds(SYSTEM), key.credentials(claims.system_user(self._system, key.public, SYSTEM)))
+
+    def _note_roles(self) -> None:
+        """A folder that was made before roles were written down holds their credentials all the same."""
         for role in GIVEN_OUT:
-            key = Key.new(Of.USER)
-            jwt = claims.user(
-                self._signing_key(role), self._account.public, key.public, str(role), expires=expires
-            )
-            write_file(self.creds(role), key.credentials(jwt))
-        key, system = Key.new(Of.USER), self._system
-        jwt = claims.user(system, system.public, key.public, SYSTEM, scoped=False)
-        write_file(self.creds(SYSTEM), key.credentials(jwt))
+            if role not in self.record.roles and self.creds(role).exists():
+                found = user_in(self.creds(role).read_text())
+                self.record.roles[role] = Member(
+                    public_key=found.sub, issued=found.issued, expires=found.expires
+                )
 
     # --- the record ---------------------------------------------------------------------------------------
 
@@ -326,6 +424,10 @@ def check_client(name: str) -> str:
     if client in RESERVED:
         raise Failure(f"no client can be called {client}: on the bus that name stands for others", Exit.USAGE)
     return client
+
+
+def _in_a_url(host: str) -> str:
+    return f"[{host}]" if ":" in host else host
 
 
 def _expiry(days: float) -> datetime | None:

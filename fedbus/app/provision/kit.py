@@ -47,15 +47,23 @@ class Kit:
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
         return {CREDS: self.creds, CA: self.ca, SETTINGS: settings, **given}
 
-    def write(self, where: Path) -> None:
-        """Into the folder *where*, or the tar file of that name; raises Failure where there is one."""
-        if where.exists():
+    def write(self, where: Path, *, anew: bool = False) -> None:
+        """Into the folder *where*, or the tar file of that name.
+
+        Raises Failure where there is one, unless it is a kit that is written *anew*.
+        """
+        if where.exists() and not (anew and is_kit(where)):
             raise Failure(f"{where} is there already: name another place with --out", Exit.USAGE)
         if where.suffix == ".tar":
             write_tar(where, self.files)
             return
         for name, text in self.files.items():
             write_file(where / name, text)
+
+
+def is_kit(where: Path) -> bool:
+    """Whether a kit was written to *where*."""
+    return (where / SETTINGS).exists() or (where.suffix == ".tar" and where.is_file())
 
 
 def complete(folder: Path, key: Key) -> str:

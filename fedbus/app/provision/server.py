@@ -3,12 +3,18 @@
 Both are made from the same claims, so a device's kit is good at either. A leaf carries what its
 clients say to the federation's server and keeps nothing itself: streams and consumers stay
 where they are, and so no JetStream domain is needed.
+
+A leaf is told who was put out by the server: at once where it is connected, else when it comes back. That
+goes over a second connection, of the broker's own account, where its key is good for nothing else.
 """
 
 import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
+
+from fedbus.app.provision.record import MONITOR_PORT
+from fedbus.contracts.permissions import Permissions
 
 LEAF_PORT_OFFSET: Final = 3200
 """4222 for clients and 7422 for leaf nodes, as everywhere with NATS."""
@@ -64,16 +70,27 @@ leafnodes {{
             credentials: {creds}
             tls {{ ca_file: {ca} }}
         }}
+        {{
+            url: {url}
+            account: {system}    # by this one it hears who was put out, and puts them out itself
+            credentials: {system_creds}
+            tls {{ ca_file: {ca} }}
+        }}
     ]
 }}
 operator: {operator}
 system_account: {system}
-resolver: MEMORY
+resolver {{ type: full, dir: {accounts}, allow_delete: false, interval: "15s" }}
 resolver_preload {{
     {system}: {system_jwt}
     {account}: {account_jwt}
 }}
 """
+
+OF_A_LEAF: Final = Permissions(
+    publish=("$SYS.REQ.CLAIMS.PACK",), subscribe=("$SYS.REQ.CLAIMS.UPDATE", "$SYS._INBOX.>")
+)
+"""What a leaf may in the broker's own account: ask which claims are new, and hear of new ones."""
 
 
 @dataclass(frozen=True)
@@ -94,7 +111,7 @@ class Place:
     directory: Path
     port: int
     listen: str = "0.0.0.0"  # noqa: S104 (with credentials and TLS: the federation is not on one machine)
-    monitor_port: int = 8222
+    monitor_port: int = MONITOR_PORT
 
 
 def hub(name: str, place: Place, claims: Claims) -> str:
@@ -121,6 +138,8 @@ def leaf(site: str, place: Place, claims: Claims, *, url: str) -> str:
         cert=_path(place, "server.pem"),
         key=_path(place, "server.key"),
         creds=_path(place, "site.creds"),
+        system_creds=_path(place, "system.creds"),
+        accounts=_path(place, "accounts"),
         ca=_path(place, "ca.pem"),
         url=json.dumps(url),
         **vars(claims),
