@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError
 from importlib.metadata import version as installed
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from fedbus import __version__
 from fedbus.app.embedded import nats_server_program
@@ -23,11 +23,13 @@ from fedbus.app.settings import Settings
 from fedbus.app.show import size
 from fedbus.bus.errors import BusError
 
+if TYPE_CHECKING:
+    from fedbus.bus.bus import Bus
+
 OLDEST_PYTHON: Final = (3, 11)
 OLDEST_NATS: Final = (2, 12)
 SPARE_BYTES: Final = 1024**3
 ANSWER_S: Final = 10.0
-CLOCK_OFF_S: Final = 3.0
 USUAL_PORT: Final = 4222
 DATA_SETS: Final = ("mnist", "fashion-mnist", "cifar10")
 INSTEAD: Final = "until then the example learns scikit-learn's digits"
@@ -176,18 +178,21 @@ def _on_the_bus(settings: Settings) -> list[Finding]:
 
 
 async def _bus_and_its_certificate(settings: Settings) -> list[Finding]:
+    from fedbus.app import surroundings  # noqa: PLC0415
     from fedbus.app.provision import checkup  # noqa: PLC0415
 
-    if not settings.nats_url.startswith("tls://") and settings.ca is None:
-        return await _bus(settings)
-    shown = await checkup.examine_server(settings.nats_url, settings.ca, datetime.now(UTC))
-    return [*filter(None, [shown]), *await _bus(settings)]
+    shown = None
+    if settings.nats_url.startswith("tls://") or settings.ca is not None:
+        shown = await checkup.examine_server(settings.nats_url, settings.ca, datetime.now(UTC))
+    return [*filter(None, [shown]), *await _bus(settings), *await surroundings.repositories(settings)]
 
 
 async def _bus(settings: Settings) -> list[Finding]:
     """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
-    from fedbus.app.session import on_the_bus  # noqa: PLC0415
-    from fedbus.bus.errors import AccessDenied, Forbidden  # noqa: PLC0415
+    from fedbus.app import surroundings  # noqa: PLC0415
+    from fedbus.app.session import may_ask_agents, on_the_bus  # noqa: PLC0415
+    from fedbus.bus.denials import DOCTOR  # noqa: PLC0415
+    from fedbus.bus.errors import AccessDenied, AccessUnusable, Forbidden  # noqa: PLC0415
     from fedbus.bus.streams import names  # noqa: PLC0415
 
     where = f"{settings.nats_url} ({settings.nats_url_from})"
@@ -195,20 +200,45 @@ async def _bus(settings: Settings) -> list[Finding]:
     try:
         async with asyncio.timeout(ANSWER_S), on_the_bus(settings) as bus:
             if settings.client:  # a device may not look into the streams, and needs not
-                return [well]
+                return [well, await _clock_of_a_device(settings, bus)]
             kept = _streams(settings, await bus.existing_streams(), names(settings.fed))
             ahead_s = await bus.clock_ahead_s()
-            return [well, kept, *([] if ahead_s is None else [judge_clock(ahead_s)])]
+            clock = [] if ahead_s is None else [judge_clock(ahead_s)]
+            if not may_ask_agents(settings) or kept.is_ill:
+                return [well, kept, *clock]
+            return [well, kept, *clock, *surroundings.judge_agents(await bus.answering())]
     except Forbidden as error:
         return [well, Finding("JetStream", Health.REMARK, "not for these credentials to look at", str(error))]
     except AccessDenied as error:
-        return [Finding("bus", Health.ILL, f"{where}: {error.reason}", error.advice)]
+        return [
+            Finding("bus", Health.ILL, f"{where}: {error.reason}", error.advice.replace(f"; {DOCTOR}", ""))
+        ]
+    except AccessUnusable:  # which is a finding of its own
+        return []
     except BusError as error:
         known = settings.given_nats_url or settings.running_here
         # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.
         return [Finding("bus", Health.ILL if known else Health.REMARK, where, str(error))]
     except TimeoutError:
         return [Finding("bus", Health.ILL, where, f"it does not answer within {ANSWER_S:g} s: see its log")]
+
+
+async def _clock_of_a_device(settings: Settings, bus: "Bus") -> Finding:
+    """Told by the server's side of the task that the device takes part in, which is all that it may ask."""
+    from fedbus.stores.tasks import TaskInvalid, read_task  # noqa: PLC0415
+
+    try:
+        task = read_task(Path(settings.task)).id
+    except TaskInvalid:
+        advice = "set FEDBUS_TASK to the directory of its task"
+        return Finding(
+            "clock", Health.REMARK, "not compared: no task here whose server could be asked", advice
+        )
+    ahead_s = await bus.clock_ahead_s(task)
+    if ahead_s is None:
+        advice = "start its server's side, or see its log"
+        return Finding("clock", Health.REMARK, f"not compared: nobody answers for task {task}", advice)
+    return judge_clock(ahead_s)
 
 
 def _streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]) -> Finding:
@@ -223,6 +253,8 @@ def _streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]
 
 def judge_clock(ahead_s: float) -> Finding:
     """Deadlines, credentials and traces are told by several clocks: they have to agree about the time."""
+    from fedbus.bus.bus import CLOCK_OFF_S  # noqa: PLC0415
+
     if abs(ahead_s) <= CLOCK_OFF_S:
         return Finding("clock", Health.WELL, f"as the bus's, give or take {CLOCK_OFF_S:g} s")
     off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the bus"

@@ -16,11 +16,18 @@ from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.errors import BusUnreachable
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.credentials import user_in
 from fedbus.contracts.message import Message
+from fedbus.contracts.permissions import OF_THE_SERVER, Role
 from fedbus.contracts.subjects import PEOPLE
 from fedbus.contracts.transition import Transition
 
 AGENT: Final = "cli"
+OF_AGENTS: Final[dict[str, str]] = {
+    **{role: role for role in (*OF_THE_SERVER, Role.GATEWAY)},
+    Role.SERVER: Role.SERVER_MANAGER,
+}
+"""Of credentials for the server side: as which agent to look with them."""
 KNOCK_S: Final = 5.0
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
 
@@ -38,11 +45,28 @@ async def on_the_bus(settings: Settings | None = None) -> AsyncIterator[Bus]:
     """The bus that the settings name, as a person at a terminal sees it; raises BusUnreachable."""
     settings = settings or Settings.from_environment()
     await _knock(settings.nats_url)
-    who = Identity(
-        settings.fed, AGENT, settings.client or PEOPLE
-    )  # a device's kit is good for its own inbox alone
-    async with Bus.connect(settings.nats_url, who, access=settings.access) as bus:
+    async with Bus.connect(settings.nats_url, _who(settings), access=settings.access) as bus:
         yield bus
+
+
+def _who(settings: Settings) -> Identity:
+    """As whom we look: credentials that are not a person's are good for the inbox of their own agent alone."""
+    if (role := _role(settings)) in OF_AGENTS:
+        return Identity(settings.fed, OF_AGENTS[role])
+    return Identity(settings.fed, AGENT, settings.client or PEOPLE)
+
+
+def _role(settings: Settings) -> str:
+    """What the credentials are for, as far as they say so; what is wrong with them is told by the bus."""
+    try:
+        return user_in(settings.creds.read_text()).role if settings.creds else ""
+    except (OSError, ValueError):
+        return ""
+
+
+def may_ask_agents(settings: Settings) -> bool:
+    """Whether our credentials let us ask all agents whether they are there, as those of people do."""
+    return _role(settings) in ("", Role.USER, Role.OBSERVER, Role.GATEWAY)
 
 
 async def _knock(url: str) -> None:

@@ -13,6 +13,7 @@ lifecycles move stands in `lives`, how weights travel in `blobs`.
 import asyncio
 import contextlib
 import json
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
@@ -70,6 +71,8 @@ HEARD_BYTES: Final = 64 * 1024**2
 """What may wait in this process for a listener that is busy."""
 DEAD_LETTER_BYTES: Final = 16 * 1024
 """How much of an unreadable message is kept with the reason."""
+CLOCK_OFF_S: Final = 3.0
+"""By so much two clocks may differ before anybody is told."""
 REFUSED: Final = "fedbus-refused"
 """The header of an answer that is a no."""
 
@@ -183,6 +186,7 @@ class Bus:
         self.lost = lost
         """Wait for the end of the connection, which raises BusClosed."""
         self._client = client
+        self._clock_was_told = False
         self._confined = confined and identity.of_client
         self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
 
@@ -298,6 +302,8 @@ class Bus:
     @asynccontextmanager
     async def introduced(self, *, task: str, version: str) -> AsyncIterator[None]:
         """For as long as the block runs `nats micro ls` shows the agent, also where it answers no request."""
+        if not self._confined:
+            self._look_at_clocks(await self.clock_ahead_s())
         if requests_of(self.identity.agent):  # then `serve` does
             yield
             return
@@ -465,20 +471,35 @@ class Bus:
             raise NoFederation(self.fed) from None
         return state.first_seq, state.last_seq
 
-    async def clock_ahead_s(self) -> float | None:
-        """By how many seconds this machine's clock is ahead of the broker's; None where JetStream does not tell.
+    async def clock_ahead_s(self, task: str = "") -> float | None:
+        """By how many seconds this machine's clock is ahead of the broker's; None where nobody tells.
 
-        Right to half of what the question took.
+        A client with credentials may not ask the broker, and asks the server side of *task*. Right to half of
+        what the question took.
         """
         asked = datetime.now(UTC)
+        if self._confined:
+            request = RecallLife.model_validate(
+                {"task": task, "client": self.identity.owner, "kind": "client"}
+            )
+            try:
+                return _ahead_s(asked, (await self.request(request)).answered_at)
+            except (NoAnswer, RequestRefused):
+                return None
         try:
             raw = await self._client.request(f"$JS.API.STREAM.INFO.{streams.events_stream(self.fed)}")
         except NatsError:
             return None
-        now = datetime.now(UTC)
         if not (said := json.loads(raw.data).get("ts")):
             return None
-        return (asked + (now - asked) / 2 - datetime.fromisoformat(said)).total_seconds()
+        return _ahead_s(asked, datetime.fromisoformat(said).timestamp())
+
+    def _look_at_clocks(self, ahead_s: float | None) -> None:
+        """One line, once: deadlines, credentials and traces are told by several clocks."""
+        if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S and not self._clock_was_told:
+            self._clock_was_told = True
+            advice = "set the clock of this machine, or that of the server, whichever is wrong"
+            log.warning("the clocks differ", ahead_s=round(ahead_s, 1), advice=advice)
 
     async def existing_streams(self) -> dict[str, int] | None:
         """The federation's streams that are there, with their messages; None where JetStream is off."""
@@ -524,8 +545,10 @@ class Bus:
         *_, kind, client, task = subject.split(".")
         request = RecallLife.model_validate({"task": task, "client": client, "kind": kind})
         while True:
+            asked = datetime.now(UTC)
             try:
                 told: Recalled = await self.request(request)
+                self._look_at_clocks(_ahead_s(asked, told.answered_at))
                 break
             except (NoAnswer, RequestRefused) as error:
                 log.warning("not recalled yet", subject=subject, reason=str(error))
@@ -543,8 +566,13 @@ class Bus:
                 life, subjects.life(self.fed, request.kind, f"{request.client}.{request.task}")
             )
         except NotFoundError:
-            return Recalled()
-        return Recalled(sequence=int(raw.seq or 0), headers=dict(raw.headers or {}), body=raw.data or b"")
+            return Recalled(answered_at=time.time())
+        return Recalled(
+            sequence=int(raw.seq or 0),
+            headers=dict(raw.headers or {}),
+            body=raw.data or b"",
+            answered_at=time.time(),
+        )
 
 
 @asynccontextmanager
@@ -555,6 +583,12 @@ async def _blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
             yield blobs
     else:
         yield Blobs(client, identity.fed, identity.holder)
+
+
+def _ahead_s(asked: datetime, said_s: float) -> float | None:
+    """How far our clock is ahead of one that said *said_s* in answer to what we *asked*; None where it said nothing."""
+    now_s = datetime.now(UTC).timestamp()
+    return (asked.timestamp() + now_s) / 2 - said_s if said_s else None
 
 
 def _beginning(since: datetime | None, after: int | None, *, whole: bool) -> DeliverPolicy:

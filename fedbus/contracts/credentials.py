@@ -89,10 +89,12 @@ class UserClaims(BaseModel):
         if other_client and of_device:
             theirs.append(f"the client {self.name}" if client else f"FEDBUS_CLIENT={self.name}")
         whose = f"client {self.name}" if of_device else self.name
-        who = f"client {client}" if client else "no client"
+        here = f"client {client} of federation {fed}" if client else f"federation {fed}"
+        if of_device and not client:
+            here += " without a client"
         return (
-            f"these are the credentials of {whose} of federation {self.federation or fed}, and this is {who} of "
-            f"federation {fed}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if theirs else ''}"
+            f"these are the credentials of {whose} of federation {self.federation or fed}, and this is "
+            f"{here}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if theirs else ''}"
             f"{' and '.join(theirs)}"
         )
 

@@ -247,7 +247,12 @@ ANSWERS: Final[Mapping[type[Body], Body]] = {
         server.HealthStatus(state=server.ServerState.RECRUITING, open_run=INVITATION),
         server.ServerInfo(code_version=COMMIT, model=MODEL, blob=BLOB),
         server.Enrolled(consumers=("c1_mnist_client-manager", "c1_mnist_inference")),
-        recall.Recalled(sequence=7, headers={"ce-id": "01890000-0000-7000-8000-000000000001"}, body=b"\x80"),
+        recall.Recalled(
+            sequence=7,
+            headers={"ce-id": "01890000-0000-7000-8000-000000000001"},
+            body=b"\x80",
+            answered_at=1767225600.5,
+        ),
         server.RunOpened(recruit_until=NOON),
         server.RunCancelled(),
         server.ModelInitialised(artifact=ARTIFACT),

@@ -20,6 +20,8 @@ class Recalled(Body):
     """Its place in the life stream."""
     headers: dict[str, str] = Field(default_factory=dict)
     body: bytes = b""
+    answered_at: float = 0.0
+    """By the clock of the server side, in seconds since 1970; 0 where it does not say: a device may ask no other."""
 
 
 class RecallLife(ClientRequest):

@@ -9,7 +9,9 @@ import tarfile
 import time
 from collections.abc import AsyncIterator
 from dataclasses import replace
+from datetime import datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck as Health
@@ -19,6 +21,7 @@ from support import eventually
 from support.nats_server import free_port
 from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
+from fedbus.agents.registrar import registrar
 from fedbus.app.edge import Exit, Failure, told
 from fedbus.app.provision import claims
 from fedbus.app.provision.federation import GIVEN_OUT, Federation
@@ -29,6 +32,7 @@ from fedbus.app.settings import BadSetting, Settings, adopted_kit
 from fedbus.bus.access import Access
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import AccessDenied, AccessUnusable, Forbidden
+from fedbus.contracts import subjects
 from fedbus.contracts.client import Heartbeat, Joined
 from fedbus.contracts.credentials import claims_in, jwt_in, user_in
 from fedbus.contracts.identifiers import ID_PATTERN, BadId, FederationId, check_id
@@ -543,6 +547,35 @@ async def test_a_kit_that_is_not_there_is_said_to_be_missing(bus: TrustedBus, tm
     with pytest.raises(AccessUnusable, match="FEDBUS_CREDS"):
         async with Bus.connect(bus.url, TRAINER, access=Access(tmp_path / "none", bus.federation.ca)):
             pass
+
+
+@pytest.mark.parametrize("of_client", [True, False])
+async def test_an_agent_whose_clock_is_not_the_server_s_says_so_in_one_line(
+    bus: TrustedBus, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], of_client: bool
+) -> None:
+    identity = TRAINER if of_client else Identity(FED, "workflow-scheduler")
+    access = bus.access("c1" if of_client else Role.WORKFLOW_SCHEDULER)
+    async with (
+        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
+        registrar(server, "mnist"),
+        Bus.connect(bus.url, identity, access=access) as agent,
+    ):
+        await server.make_streams()
+        monkeypatch.setattr("fedbus.bus.bus.datetime", TenMinutesBehind)
+        for _ in range(2):
+            async with agent.introduced(task="mnist", version="1.0.0"):
+                await agent.last(subjects.life(FED, "client", "c1.mnist"))
+    said = capfd.readouterr().out
+    assert said.count("the clocks differ") == 1
+    assert "-600" in said
+
+
+class TenMinutesBehind(datetime):
+    """The clock of the agent; the server's is right."""
+
+    @classmethod
+    def now(cls, tz: Any = None) -> Any:
+        return datetime.now(tz) - timedelta(minutes=10)
 
 
 # --- a server that comes back ----------------------------------------------------------------------------

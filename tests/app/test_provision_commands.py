@@ -6,15 +6,20 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import AsyncIterator
+import time
+from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import structlog
 from support import NatsServer
+from support.federation import tiny_task
 from support.nats_server import free_port
-from support.trusted import Nats, TrustedBus, trusted_bus
+from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
+from fedbus.agents.registrar import registrar
 from fedbus.app.doctor import examine
 from fedbus.app.edge import Exit
 from fedbus.app.finding import Finding, Health
@@ -23,8 +28,10 @@ from fedbus.app.provision.checkup import examine_authority, examine_credentials,
 from fedbus.app.provision.federation import Federation
 from fedbus.app.provision.server import Place
 from fedbus.app.settings import Settings, adopted_kit
+from fedbus.app.surroundings import judge_agents
+from fedbus.bus.bus import Answering, Bus, Identity
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.permissions import Role
+from fedbus.contracts.permissions import OF_THE_SERVER, Role
 
 
 def now() -> datetime:
@@ -49,6 +56,13 @@ class Fedbus:
             check=False,
             timeout=120,
         )
+
+
+@pytest.fixture(autouse=True)
+def logs_as_before() -> Iterator[None]:
+    """What the doctor asks for in this process is for a command's end."""
+    yield
+    structlog.reset_defaults()
 
 
 @pytest.fixture
@@ -316,6 +330,78 @@ def test_a_signature_that_was_tampered_with_is_told(begun: Federation, tmp_path:
     (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])
     forged = examine_credentials(tmp_path / "forged.creds", now() + timedelta(minutes=1))
     assert (forged.health, "damaged, or forged" in forged.found) == (Health.ILL, True)
+
+
+async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
+    fedbus: Fedbus, bus: TrustedBus
+) -> None:
+    dead = f"127.0.0.1:{free_port()}"
+    said = fedbus(
+        "doctor",
+        "--json",
+        FEDBUS_NATS_URL=bus.url,
+        FEDBUS_CREDS=str(bus.federation.creds(Role.USER)),
+        FEDBUS_CA=str(bus.federation.ca),
+        FEDBUS_FEDERATION="test",
+        FEDBUS_STORE=f"s3://models/x?endpoint=http://{dead}",
+        FEDBUS_TASK=f"git+https://{dead}/x.git@main",
+    )
+    found = {one["what"]: one for one in json.loads(said.stdout)}
+    assert said.returncode == Exit.FAILED
+    for what in ("models", "code"):
+        assert (found[what]["health"], dead in found[what]["found"]) == ("ill", True)
+        assert found[what]["advice"]
+    assert found["server's agents"]["found"] == "none answers"
+
+
+@pytest.mark.parametrize("role", [*OF_THE_SERVER, Role.SERVER, Role.GATEWAY, Role.USER, Role.OBSERVER])
+async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_and_is_not_forbidden_it(
+    fedbus: Fedbus, bus: TrustedBus, role: Role
+) -> None:
+    manager = Identity(FED, "server-manager")
+    async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
+        await server.make_streams()
+    said = fedbus(
+        "doctor",
+        "--json",
+        FEDBUS_NATS_URL=bus.url,
+        FEDBUS_CREDS=str(bus.federation.creds(role)),
+        FEDBUS_CA=str(bus.federation.ca),
+        FEDBUS_FEDERATION="test",
+    )
+    found = {one["what"]: one["health"] for one in json.loads(said.stdout)}
+    assert (found["JetStream"], found["clock"], said.stderr) == ("well", "well", "")
+
+
+def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None:
+    some = [
+        Answering(f"fedbus-{name}", "server", "mnist") for name in ("registrar", "server-manager", "gateway")
+    ]
+    server, devices, dashboard = judge_agents([*some, Answering("fedbus-client-manager", "c1", "mnist")])
+    assert server.is_ill
+    assert server.found == "no answer from workflow-scheduler, flower-server, training-monitor"
+    assert (devices.found, dashboard.found) == ("1 answer", "it answers")
+
+
+async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
+    bus: TrustedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The clock of the server side is ten minutes ahead here, which to the device is the same."""
+    ahead = SimpleNamespace(time=lambda: time.time() + 600)
+    task = tiny_task(tmp_path)
+    bus.access("c1")
+    async with (
+        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
+        registrar(server, task.id),
+    ):
+        await server.make_streams()
+        environment = {"FEDBUS_KIT": str(tmp_path / "kits" / "c1"), "FEDBUS_TASK": str(task.path)}
+        settings = Settings.from_environment(adopted_kit(environment))
+        well = {one.what: one for one in await _examined(settings)}
+        monkeypatch.setattr("fedbus.bus.bus.time", ahead)
+        ill = {one.what: one for one in await _examined(settings)}
+    assert well["clock"].health is Health.WELL
+    assert ill["clock"].found == "600 s behind that of the bus"
 
 
 # --- the nats program ---------------------------------------------------------------------------------------
