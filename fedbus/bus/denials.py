@@ -104,8 +104,8 @@ def _of_credentials(creds: Path | None) -> tuple[str, str]:
         return f"{creds} is of no use ({error})", "Copy it from the kit again"
     if complaint := claims.complaint(datetime.now(UTC)):
         reason, _, advice = complaint.partition(": ")
-        return reason, advice.capitalize()
+        return reason, f"{advice[0].upper()}{advice[1:]}"
     return (
         f"the credentials of {claims.name} are revoked, forged or of another federation",
-        f"Get a new kit; {DOCTOR}",
+        f"G{NEW_KIT[1:]}; {DOCTOR}",
     )

@@ -101,7 +101,10 @@ class UserClaims(BaseModel):
     def complaint(self, now: datetime) -> str:
         """What is wrong with it at this time, and what to do; empty where nothing is."""
         if self.expires and self.expires <= now:
-            return f"the credentials of {self.name} have expired on {self.expires:%Y-%m-%d %H:%M} UTC: get a new kit"
+            return (
+                f"the credentials of {self.name} have expired on {self.expires:%Y-%m-%d %H:%M} UTC: "
+                "get a new kit (fedbus provision rotate NAME, on the machine that has the keys)"
+            )
         if self.issued > now:
             return (
                 f"the credentials of {self.name} are of {self.issued:%Y-%m-%d %H:%M} UTC, and this clock "

@@ -21,7 +21,9 @@ from support.federation import AgentAtWork, tiny_task
 from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoFederation
+from fedbus.bus.streams import names
 from fedbus.contracts.identifiers import FederationId, client_id
+from fedbus.contracts.permissions import Role, permissions
 from fedbus.contracts.subjects import PEOPLE
 
 PAGE = Path(__file__).parents[2] / "docs" / "nats-cli.md"
@@ -130,3 +132,31 @@ async def test_a_command_of_the_page_works(site: Site, tmp_path: Path, command: 
 
 def test_the_page_has_commands() -> None:
     assert len(COMMANDS) > 10
+
+
+def test_every_stream_subject_and_service_on_the_page_is_one_that_there_is() -> None:
+    text = "\n".join(one for one in COMMANDS if one.startswith("nats "))
+    streams = set(re.findall(r"FEDBUS_\w+", text))
+    asked = set(re.findall(r"fedbus\.dev\.[^\s']+", text))
+    services = set(re.findall(r"fedbus-[a-z-]+", text))
+    assert len(streams) > 3
+    assert len(asked) > 2
+    assert len(services) > 0
+    assert streams <= set(names(DEV))
+    readable = permissions(DEV, Role.USER)
+    for subject in asked:
+        assert any(_covers(one, subject) for one in (*readable.subscribe, *readable.publish)), subject
+    assert services <= {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS)}
+    lasting = [one for one in COMMANDS if one.startswith("nats sub")]
+    assert all(re.search(r" --(count|wait) ", one) for one in lasting), "each ends by itself"
+
+
+def _covers(allowed: str, subject: str) -> bool:
+    """Whether all that *subject* stands for is among what is *allowed*."""
+    ours, theirs = allowed.split("."), subject.split(".")
+    for place, token in enumerate(ours):
+        if token == ">":
+            return len(theirs) > place
+        if place >= len(theirs) or theirs[place] == ">" or token not in ("*", theirs[place]):
+            return False
+    return len(ours) == len(theirs)

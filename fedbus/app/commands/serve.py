@@ -213,7 +213,7 @@ def server_up(
     at_most: AtMost = None,
     run_config: RunConfig = "",
 ) -> None:
-    """Run the server manager, the workflow scheduler and the Flower server wrapper in this process."""
+    """Run the server's four agents in this process: manager, scheduler, Flower server wrapper, training monitor."""
     from fedbus.app.compose import SERVER_AGENTS
 
     sites = [_site(one, store, rounds, quorum, every, at_most, run_config) for one in task or [""]]
