@@ -210,9 +210,8 @@ async def _bus(settings: Settings) -> list[Finding]:
     except Forbidden as error:
         return [well, Finding("JetStream", Health.REMARK, "not for these credentials to look at", str(error))]
     except AccessDenied as error:
-        return [
-            Finding("bus", Health.ILL, f"{where}: {error.reason}", error.advice.replace(f"; {DOCTOR}", ""))
-        ]
+        advice = error.advice.removesuffix(f"; {DOCTOR}")  # which this is
+        return [Finding("bus", Health.ILL, f"{where}: {error.reason}", f"{advice[0].lower()}{advice[1:]}")]
     except AccessUnusable:  # which is a finding of its own
         return []
     except BusError as error:

@@ -4,7 +4,9 @@ A probe is an actual attempt by somebody with valid credentials. It was denied w
 says so to whoever tried, and nobody heard of it.
 """
 
+import contextlib
 import json
+import re
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
@@ -12,16 +14,22 @@ from pathlib import Path
 
 import pytest
 from nats.aio.client import Client
+from nats.errors import Error as NatsError
 from support import eventually
 from support.trusted import FED, TrustedBus, trusted_bus
 
 from fedbus.agents.registrar import registrar
+from fedbus.app.edge import Failure
+from fedbus.app.provision import claims
+from fedbus.app.provision.keys import Key, Of
+from fedbus.app.provision.server import Place
 from fedbus.bus.access import Access
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import AccessDenied, Forbidden
 from fedbus.contracts import subjects
 from fedbus.contracts.envelope import envelop, pack
-from fedbus.contracts.permissions import Role
+from fedbus.contracts.identifiers import BadId
+from fedbus.contracts.permissions import CLIENT_TAG, NAME, TASK_TAG, Permissions, Role, permissions
 from fedbus.contracts.recall import RecallLife
 
 ROOT = "fedbus.test"
@@ -312,6 +320,119 @@ async def test_a_device_is_denied_all_that_is_not_its_own(bus: TrustedBus) -> No
 async def test_each_role_is_denied_what_is_not_its_own(bus: TrustedBus, role: Role) -> None:
     through, _ = await denied(bus, role, NOT_SAID[role], NOT_HEARD[role])
     assert not through
+
+
+# --- all that the others may, which is the complement of each one's table -------------------------------------
+
+HOSTILE_NAMES = ("c2.>", "a.b", "c1 c2", "{{name()}}", "{{tag(client)}}", " ", "")
+OTHERS = "c2"
+
+
+def spelled(subject: str, client: str) -> str:
+    """One subject that a template or pattern stands for, of this *client*."""
+    concrete = subject
+    for template in (NAME, CLIENT_TAG):
+        concrete = concrete.replace(template, client)
+    return concrete.replace(TASK_TAG, "mnist").replace("*", "x").replace(">", "x.y")
+
+
+def covers(allowed: str, subject: str) -> bool:
+    """Whether the pattern *allowed* matches the *subject*, which has no wildcards."""
+    pattern = re.escape(allowed).replace(r"\*", "[^.]+").replace(">", ".+")
+    return re.fullmatch(pattern, subject) is not None
+
+
+def complement(role: Role, what: Callable[[Permissions], tuple[str, ...]]) -> list[str]:
+    """What other roles, and another device, may say or hear and *role*, as c1 where it is a device, may not."""
+    own = [
+        one.replace(NAME, DEVICE).replace(CLIENT_TAG, DEVICE).replace(TASK_TAG, "mnist")
+        for one in what(permissions(FED, role))
+    ]
+    anybody_s = {spelled(one, OTHERS) for other in Role for one in what(permissions(FED, other))}
+    return sorted(one for one in anybody_s if not any(covers(allowed, one) for allowed in own))
+
+
+async def let_through(
+    client: Client, complaints: list[str], said: list[str], heard: list[str], *, within_s: float = 10
+) -> list[str]:
+    """What of it the broker did not complain of, all tried at once."""
+    complaints.clear()
+    for subject in said:
+        await client.publish(subject, b"{}")
+    for subject in heard:
+        await client.subscribe(subject)
+    await client.flush()
+    wanted = {f'publish to "{one}"'.lower() for one in said} | {
+        f'subscription to "{one}"'.lower() for one in heard
+    }
+
+    def missing() -> list[str]:
+        told = "\n".join(complaints).lower()
+        return sorted(one for one in wanted if one not in told)
+
+    with contextlib.suppress(TimeoutError):
+        await eventually(lambda: not missing(), within_s=within_s)
+    return missing()
+
+
+def access_of(bus: TrustedBus, role: Role, directory: Path) -> Access:
+    if role is Role.DEVICE:
+        return bus.access(DEVICE)
+    if role is not Role.SITE:
+        return bus.access(role)
+    bus.access(DEVICE)
+    place = Place(directory / "lab", 4222)
+    bus.federation.write_site("lab", [DEVICE], ["mnist"], place.directory, place, hosts=["lab"], days=1)
+    return Access(directory / "lab" / "site.creds", bus.federation.ca)
+
+
+@pytest.mark.parametrize("role", Role)
+async def test_each_role_is_denied_all_that_only_others_may(
+    bus: TrustedBus, tmp_path: Path, role: Role
+) -> None:
+    said = complement(role, lambda one: one.publish)
+    heard = complement(role, lambda one: one.subscribe)
+    assert len(said) + len(heard) >= 60, "or the table says too little to be tried"
+    async with bus.connected(access_of(bus, role, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
+        assert not await let_through(client, complaints, said, heard)
+
+
+def signed_as(bus: TrustedBus, name: str, directory: Path) -> Access:
+    """Credentials of a device of any *name*, made by whoever has the signing key and not our program."""
+    key = Key.new(Of.USER)
+    signing = Key.read(bus.federation.folder / "keys" / "signing" / "device.nk")
+    account = bus.federation.claims().account
+    (directory / "hostile.creds").write_text(key.credentials(claims.user(signing, account, key.public, name)))
+    return Access(directory / "hostile.creds", bus.federation.ca)
+
+
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+async def test_a_hostile_name_that_was_signed_all_the_same_is_let_through_nowhere(
+    bus: TrustedBus, tmp_path: Path, name: str
+) -> None:
+    said = complement(Role.DEVICE, lambda one: one.publish)
+    heard = complement(Role.DEVICE, lambda one: one.subscribe)
+    try:
+        access = signed_as(bus, name, tmp_path)
+        async with bus.connected(access, inbox="_INBOX.c1.probe") as (client, complaints):
+            through = await let_through(client, complaints, said, heard)
+    except NatsError as refused:
+        assert "authorization" in str(refused).lower()  # noqa: PT017 (either is a denial)
+    else:
+        assert not through
+
+
+@pytest.mark.parametrize("name", ["*", ">", "*.*", "c2.*"])
+async def test_a_name_of_wildcards_is_kept_out_by_us_and_by_nobody_else(
+    bus: TrustedBus, tmp_path: Path, name: str
+) -> None:
+    """nats-server 2.15 puts it into the template as it is: where this fails, there is a second wall at last."""
+    async with bus.connected(signed_as(bus, name, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
+        assert await let_through(
+            client, complaints, [f"{ROOT}.svc.x.enroll.c2"], ["_INBOX.c2.x.y"], within_s=1
+        )
+    with pytest.raises((BadId, Failure)):
+        bus.federation.admit(name)
 
 
 async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
