@@ -8,11 +8,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
+from cryptography import x509
 from support.trusted import TrustedBus, trusted_bus
+from typer.testing import CliRunner
 
+from fedbus.app.cli import app
 from fedbus.app.dashboard import Dashboard
 from fedbus.app.embedded_s3 import embedded_s3
-from fedbus.app.provision.certificates import make_authority
+from fedbus.app.provision.certificates import make_authority, read_certificate
 from fedbus.app.settings import BadSetting, Settings
 from fedbus.contracts.permissions import Role
 from fedbus.stores.errors import StoreUnavailable
@@ -119,3 +122,19 @@ def test_a_certificate_without_its_key_is_a_bad_setting(bus: TrustedBus, tmp_pat
         _ = Dashboard(settings, certificate=certificate).tls
     with pytest.raises(BadSetting, match="do not belong together"):
         _ = Dashboard(settings, certificate=certificate, key=bus.federation.folder / "tls" / "ca.key").tls
+
+
+def test_another_server_has_a_certificate_of_its_own_for_its_own_names(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    trust, out = str(bus.federation.folder), tmp_path / "s3"
+    words = ["provision", "certificate", "--host", "s3", "--host", "127.0.0.1", "--out", str(out)]
+
+    said = CliRunner().invoke(app, [*words, "--trust", trust])
+
+    assert said.exit_code == 0, said.output
+    shown = read_certificate(out / "server.pem")
+    shown.verify_directly_issued_by(read_certificate(bus.federation.ca))
+    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["s3"]
+    assert (out / "server.key").stat().st_mode & 0o777 == 0o600

@@ -187,6 +187,21 @@ def site(
     _tell_of_site(name, where, federation)
 
 
+@app.command()
+def certificate(
+    *,
+    host: Annotated[
+        list[str], typer.Option(help="A name or address that it is reached by; may be repeated.")
+    ],
+    out: Annotated[Path, typer.Option(help="The folder that server.pem and server.key go to.")],
+    trust: Folder = None,
+) -> None:
+    """A certificate for another server of the federation: its S3, its dashboard."""
+    federation, where = _federation(trust), _free(out)
+    federation.certify(host, where / "server.pem", where / "server.key")
+    print(f"server.pem and server.key for {', '.join(host)} are in {where}")
+
+
 @app.command("list")
 def list_(*, json: show.AsJson = False, trust: Folder = None) -> None:
     """Who was let in as what, until when, and who was put out."""
