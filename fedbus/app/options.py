@@ -11,6 +11,9 @@ from fedbus.app.edge import Exit, Failure
 from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 
 UNITS: Final = {"s": 1, "m": 60, "min": 60, "h": 3600, "d": 86400}
+PARTITION: Final = "partition-id"
+PARTITIONS: Final = "num-partitions"
+"""How Flower's apps are told which part of the data is theirs, and of how many."""
 Scalar = bool | int | float | str
 
 
@@ -48,6 +51,19 @@ def schedule(own: ScheduleTable, every: str | None, at_most: int | None) -> Sche
 def schedule_overrides(every: str | None, at_most: int | None) -> ScheduleOverrides:
     """What the options put in the place of a task's schedule. Raises Failure."""
     return ScheduleOverrides(None if every is None else seconds(every), at_most)
+
+
+def node_config(text: str) -> dict[str, Scalar]:
+    """A device's configuration; raises Failure, also where its part of the data is none of those there are."""
+    found = key_values(text)
+    part, parts = found.get(PARTITION), found.get(PARTITIONS)
+    if isinstance(part, int) and isinstance(parts, int) and not 0 <= part < parts:
+        raise Failure(
+            f"{PARTITION}={part} is none of {PARTITIONS}={parts}: they count from 0, so set {PARTITIONS} to how many "
+            "clients there are; on Kubernetes by the overlay's `replicas`, and not by `kubectl scale`",
+            Exit.USAGE,
+        )
+    return found
 
 
 def _assignments(text: str) -> dict[str, object]:

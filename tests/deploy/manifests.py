@@ -8,6 +8,8 @@ from typing import Any, Final
 
 import yaml
 
+from fedbus.contracts.permissions import AGENTS, OF_THE_SERVER, Role
+
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
 OVERLAYS: Final = sorted(path.parent for path in (DEPLOY / "k3s" / "overlays").glob("*/kustomization.yaml"))
@@ -44,6 +46,13 @@ def containers(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
     for name, pod in pods(objects):
         for container in [*pod["spec"].get("initContainers", []), *pod["spec"]["containers"]]:
             yield f"{name}/{container['name']}", container
+
+
+def role_of(words: list[str]) -> Role:
+    """As whom the bus must know a process of the server's side that runs ``fedbus`` with *words*."""
+    agents = ["gateway"] if words[0] == "gateway" else words[1].split(",")
+    (role,) = (one for one in (*OF_THE_SERVER, Role.GATEWAY) if set(agents) <= set(AGENTS[one]))
+    return role
 
 
 def has_a_fixed_tag(image: str) -> bool:

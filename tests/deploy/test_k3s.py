@@ -7,10 +7,13 @@ import kubernetes_validate
 import pytest
 import yaml
 from deploy.manifests import DEPLOY, OVERLAYS, Object, containers, has_a_fixed_tag, of_kind, pods, rendered
+from pydantic import BaseModel, ValidationError
 
+from deploy import argocd
 from fedbus.agents.kubernetes_jobs import CONTAINER
 from fedbus.agents.kubernetes_jobs import rendered as rendered_job
 from fedbus.agents.launch import ServerOrder
+from fedbus.app.compose import SERVER_AGENTS
 from fedbus.app.settings import Settings
 from fedbus.contracts.run import RunPlan
 from fedbus.stores.tasks import read_task
@@ -20,6 +23,7 @@ pytestmark = pytest.mark.skipif(
 )
 VERSIONS = ("1.31", "1.34")
 ALL_IN_ONE = DEPLOY / "k3s" / "overlays" / "all-in-one"
+WITH_CLIENTS = [path for path in OVERLAYS if path.name != "server"]
 each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: path.name)
 
 
@@ -75,7 +79,7 @@ def test_every_container_has_bounds_and_whoever_stays_is_looked_after(overlay: P
     for name, container in containers(rendered(overlay)):
         assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
         assert "memory" in container["resources"]["limits"], name
-        if not name.startswith("PodTemplate/"):
+        if not name.startswith(("PodTemplate/", "Job/")):
             assert container.keys() >= {"startupProbe", "livenessProbe"}, name
 
 
@@ -157,7 +161,9 @@ def known_variables() -> set[str]:
         "FEDBUS_LOG_LEVEL",  # app/telemetry
         "FEDBUS_GATEWAY_HOST",  # app/commands/gateway.py
         "FEDBUS_GATEWAY_PORT",
-        "FEDBUS_GATEWAY_INSECURE",
+        "FEDBUS_GATEWAY_CERT",
+        "FEDBUS_GATEWAY_KEY",
+        "FEDBUS_GATEWAY_TOKEN_FILE",
         "FEDBUS_GATEWAY_HOSTS",
         "FEDBUS_TRACE_URL",
         "FEDBUS_PARTITIONS",  # the argument beside it
@@ -174,6 +180,60 @@ def test_a_client_is_three_containers_that_share_a_directory_and_are_named_for_t
     for container in found:
         assert {"name": "device", "mountPath": "/var/lib/fedbus"} in container["volumeMounts"]
         assert "--client=$(POD_NAME)" in container["args"]
+
+
+def test_all_agents_of_a_server_are_there_and_the_dashboard_beside_them() -> None:
+    args = [one["args"] for _, one in containers(of_kind_in(ALL_IN_ONE, "Deployment"))]
+    assert {agent for words in args for agent in words[1:]} == set(SERVER_AGENTS)
+    assert ["gateway"] in args
+
+
+def of_kind_in(overlay: Path, kind: str) -> tuple[Object, ...]:
+    return tuple(of_kind(rendered(overlay), kind))
+
+
+@pytest.mark.parametrize("overlay", WITH_CLIENTS, ids=lambda path: path.name)
+def test_there_are_as_many_parts_of_the_data_as_clients(overlay: Path) -> None:
+    (client,) = [one for one in of_kind_in(overlay, "StatefulSet") if one["metadata"]["name"] == "client"]
+    told = [
+        one["value"]
+        for _, container in containers((client,))
+        for one in container["env"]
+        if one["name"] == "FEDBUS_PARTITIONS"
+    ]
+    assert told == [str(client["spec"]["replicas"])] * 2
+
+
+def test_models_and_the_dashboard_travel_by_tls_alone() -> None:
+    objects = rendered(ALL_IN_ONE)
+    (s3,) = [one for one in of_kind(objects, "StatefulSet") if one["metadata"]["name"] == "s3"]
+    (container,) = s3["spec"]["template"]["spec"]["containers"]
+    assert {"-s3.cert.file=/keys/server.pem", "-s3.key.file=/keys/server.key"} <= set(container["command"])
+    for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
+        assert container[probe]["httpGet"]["scheme"] == "HTTPS"
+    (settings,) = [one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"] == "fedbus-server"]
+    assert "endpoint=https://s3:8333" in settings["data"]["FEDBUS_STORE"]
+    (dashboard,) = [one for name, one in containers(objects) if name == "Deployment/dashboard/dashboard"]
+    given = {one["name"] for one in dashboard["env"]}
+    assert given >= {"FEDBUS_GATEWAY_CERT", "FEDBUS_GATEWAY_KEY", "FEDBUS_GATEWAY_TOKEN_FILE"}
+    assert "FEDBUS_GATEWAY_INSECURE" not in given
+
+
+def test_the_dashboard_is_reached_by_an_ingress_and_by_nobody_else() -> None:
+    policies = of_kind(rendered(ALL_IN_ONE), "NetworkPolicy")
+    (policy,) = [one for one in policies if one["metadata"]["name"] == "fedbus-dashboard"]
+    (rule,) = policy["spec"]["ingress"]
+    (source,) = rule["from"]
+    assert source.keys() == {"namespaceSelector", "podSelector"}
+
+
+def test_clients_elsewhere_have_a_way_in_to_a_server_that_has_none_of_its_own() -> None:
+    (service,) = [
+        one for one in of_kind_in(DEPLOY / "k3s" / "overlays" / "server", "Service") if "type" in one["spec"]
+    ]
+    assert service["spec"]["type"] == "LoadBalancer"
+    assert {port["port"] for port in service["spec"]["ports"]} == {4222, 7422}
+    assert service["spec"]["selector"]["app.kubernetes.io/component"] == "nats"
 
 
 def test_only_the_starter_of_jobs_may_speak_to_the_api_server_and_only_of_jobs() -> None:
@@ -222,6 +282,20 @@ def test_the_job_of_a_run_is_one_that_the_cluster_takes_in() -> None:
     )
     assert pod["spec"]["securityContext"]["runAsNonRoot"] is True
     assert pod["spec"]["automountServiceAccountToken"] is False
+
+
+@pytest.mark.parametrize(
+    ("name", "definition"),
+    [("application", argocd.Application), ("applicationset", argocd.ApplicationSet)],
+)
+def test_argo_cd_knows_all_that_it_is_told(name: str, definition: type[BaseModel]) -> None:
+    (one,) = yaml.safe_load_all((DEPLOY / "k3s" / "argocd" / f"{name}.yaml").read_text())
+    definition.model_validate(one)
+
+    spec = one["spec"] if name == "application" else one["spec"]["template"]["spec"]
+    del spec["destination"]
+    with pytest.raises(ValidationError, match="destination"):
+        definition.model_validate(one)
 
 
 @pytest.mark.parametrize("name", ["application", "applicationset"])

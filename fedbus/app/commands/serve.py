@@ -354,14 +354,14 @@ def _site(
 
 def _device(id: str, task: str, node_config: str, label: list[str] | None, host: str, port: int) -> "Device":
     from fedbus.app.compose import Device
-    from fedbus.app.options import key_values
+    from fedbus.app.options import node_config as device_config
     from fedbus.app.settings import Settings, labels_in
     from fedbus.contracts.identifiers import client_id
 
     site = _site(task, client=client_id(id))
     settings = Settings.from_environment()
     labels = labels_in(" ".join(label)) if label else settings.labels
-    return Device(site, client_id(id), key_values(node_config), labels, host, port, settings.train_at_once)
+    return Device(site, client_id(id), device_config(node_config), labels, host, port, settings.train_at_once)
 
 
 # --- running until told to stop -------------------------------------------------------------------

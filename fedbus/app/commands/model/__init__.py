@@ -6,7 +6,7 @@ What only looks reads the repository itself, with no bus and no server: a direct
 
 import typer
 
-from fedbus.app.commands.model import access, champion, check, compare, export, keys, listing
+from fedbus.app.commands.model import access, bucket, champion, check, compare, export, keys, listing
 
 app = typer.Typer(
     no_args_is_help=True, help="The versions of a task's model: what is there, is it sound, which is served."
@@ -16,6 +16,7 @@ app.command("show")(listing.show_)
 app.command()(compare.diff)
 app.command()(check.verify)
 app.command()(export.export)
+app.command()(bucket.bucket)
 app.command()(champion.promote)
 app.command()(champion.rollback)
 app.command()(champion.init)

@@ -1,0 +1,255 @@
+"""What `make-keys` writes is what the pods need: each has the credentials of its role, on a real bus and a real S3."""
+
+import asyncio
+import base64
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import yaml
+from deploy.manifests import DEPLOY, Object, containers, of_kind, pods, rendered, role_of
+from support.command_line import Fedbus
+from support.nats_server import free_port
+from support.trusted import Nats
+from support.waiting import eventually
+
+from fedbus.app.embedded_s3 import INNER_PORTS, _swept, weed_program
+from fedbus.app.provision.federation import Federation
+from fedbus.bus.access import Access
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import BusError
+from fedbus.contracts.credentials import user_in
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.permissions import AGENTS, Role
+
+pytestmark = pytest.mark.skipif(
+    shutil.which("kubectl") is None, reason="kubectl is not installed, and writes Secrets"
+)
+OBJECTS = rendered(DEPLOY / "k3s" / "overlays" / "all-in-one") if shutil.which("kubectl") else ()
+FED = FederationId("hospital")
+Secrets = dict[str, dict[str, bytes]]
+
+
+def make_keys(directory: Path, *clients: str) -> Secrets:
+    """The Secrets that it prints, by name, decoded."""
+    programs = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("FEDBUS")}
+    said = subprocess.run(
+        [DEPLOY / "k3s" / "make-keys", directory, "tls://nats:4222", *clients],
+        env=clean | {"PATH": programs, "FEDBUS_FEDERATION": FED},
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
+    )
+    assert said.returncode == 0, said.stderr
+    return {one["metadata"]["name"]: decoded(one) for one in yaml.safe_load_all(said.stdout)}
+
+
+def decoded(secret: Object) -> dict[str, bytes]:
+    return {name: base64.b64decode(text) for name, text in secret["data"].items()}
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("federation") / "of a hospital"
+
+
+@pytest.fixture(scope="module")
+def secrets(directory: Path) -> Secrets:
+    directory.mkdir()
+    return make_keys(directory, "client-0", "client-1")
+
+
+@pytest.fixture
+def mounted(secrets: Secrets, tmp_path: Path) -> Path:
+    """All Secrets as a kubelet writes them: a folder each."""
+    for name, files in secrets.items():
+        for file, content in files.items():
+            path = tmp_path / name / file
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(content)
+            path.chmod(0o600)
+    return tmp_path
+
+
+def keys_of(pod: Object) -> str:
+    """The Secret that *pod* finds its keys in."""
+    (found,) = (one["secret"]["secretName"] for one in pod["spec"]["volumes"] if one["name"] == "keys")
+    return str(found)
+
+
+def of_the_server() -> dict[str, tuple[Role, str]]:
+    """Pods of the server's side that are on the bus: as whom, and the Secret that they find their keys in."""
+    found = {
+        name: (role_of(pod["spec"]["containers"][0]["args"]), keys_of(pod))
+        for name, pod in pods(OBJECTS)
+        if name.startswith("Deployment/")
+    }
+    (job,) = (keys_of(pod) for name, pod in pods(OBJECTS) if name.startswith("PodTemplate/"))
+    return found | {"PodTemplate/flower-server": (Role.FLOWER_SERVER, job)}
+
+
+def test_every_secret_that_a_pod_mounts_is_made_with_every_file_that_it_names(secrets: Secrets) -> None:
+    for name, pod in pods(OBJECTS):
+        for volume in pod["spec"].get("volumes", []):
+            if "secret" in volume:
+                assert volume["secret"]["secretName"] in secrets, name
+    for name, pod in pods(OBJECTS):
+        if any(volume["name"] == "keys" for volume in pod["spec"]["volumes"]):
+            container = pod["spec"]["containers"][0]
+            said = [one.get("value", "") for one in container.get("env", [])] + container.get("command", [])
+            named = {path for text in said for path in re.findall(r"/keys/([\w.-]+)", text)}
+            assert named <= secrets[keys_of(pod)].keys(), name
+
+
+def test_each_pod_of_the_server_is_to_the_bus_what_it_does(secrets: Secrets, directory: Path) -> None:
+    signed_by = {role: Federation.open(directory / "trust")._signing_key(role).public for role in Role}
+    for name, (role, keys) in of_the_server().items():
+        claims = user_in(secrets[keys]["bus.creds"].decode())
+        assert (claims.name, claims.iss) == (role, signed_by[role]), name
+
+
+def test_the_s3_s_key_is_with_those_that_open_it_and_nobody_else(secrets: Secrets) -> None:
+    assert {name for name, files in secrets.items() if "s3-credentials" in files} == {
+        "fedbus-server-manager-keys",
+        "fedbus-flower-server-keys",
+        "fedbus-dashboard-keys",
+    }
+
+
+def test_a_client_s_containers_see_its_own_credentials_and_nobody_elses(secrets: Secrets) -> None:
+    seen = 0
+    for name, container in containers(OBJECTS):
+        for mount in container["volumeMounts"]:
+            if mount["name"] == "kits":
+                seen += 1
+                path = mount.get("subPath") or mount["subPathExpr"].replace("$(POD_NAME)", "client-1")
+                assert path in ("ca.pem", "client-1.creds"), name
+                assert path in secrets["fedbus-kits"], name
+    assert seen == 6
+
+
+def test_run_again_it_keeps_what_is_there_and_lets_the_new_client_in(
+    secrets: Secrets, directory: Path
+) -> None:
+    again = make_keys(directory, "client-2")
+    kits, before = again.pop("fedbus-kits"), secrets["fedbus-kits"]
+    assert {name: kits[name] for name in before} == before
+    assert user_in(kits["client-2.creds"].decode()).name == "client-2"
+    assert {name: files for name, files in again.items() if name != "fedbus-nats"} == {
+        name: files for name, files in secrets.items() if name not in ("fedbus-kits", "fedbus-nats")
+    }
+
+
+@asynccontextmanager
+async def the_bus(mounted: Path) -> AsyncIterator[str]:
+    """A nats-server on the configuration in its Secret, with its folders and ports on this machine."""
+    port = free_port()
+    (mounted / "fedbus-nats-tls").rename(mounted / "tls")
+    text = (mounted / "fedbus-nats" / "nats.conf").read_text()
+    for there, here in {
+        '"/data/': f'"{mounted}/',
+        "0.0.0.0:4222": f"127.0.0.1:{port}",
+        "0.0.0.0:7422": f"127.0.0.1:{free_port()}",
+        "127.0.0.1:8222": f"127.0.0.1:{free_port()}",
+    }.items():
+        assert there in text
+        text = text.replace(there, here)
+    config = mounted / "nats.conf"
+    config.write_text(text)
+    server = Nats(config, port)
+    await server.start()
+    try:
+        yield f"tls://localhost:{port}"
+    finally:
+        await server.stop()
+
+
+async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_by_its_kit(
+    mounted: Path,
+) -> None:
+    def access(secret: str, creds: str = "bus.creds") -> Access:
+        return Access(mounted / secret / creds, mounted / secret / "ca.pem")
+
+    async with the_bus(mounted) as url:
+        manager = Identity(FED, "server-manager")
+        async with Bus.connect(url, manager, access=access("fedbus-server-manager-keys")) as bus:
+            await bus.make_streams()
+
+        for role, keys in sorted(set(of_the_server().values())):
+            async with Bus.connect(url, Identity(FED, AGENTS[role][0]), access=access(keys)) as bus:
+                assert await bus.existing_streams(), role
+
+        client = Identity(FED, "client-manager", "client-0")
+        async with Bus.connect(url, client, access=access("fedbus-kits", "client-0.creds")):
+            pass
+
+        anothers = access("fedbus-workflow-scheduler-keys")
+        async with Bus.connect(url, Identity(FED, "gateway"), access=anothers) as bus:
+            with pytest.raises(BusError, match="permit"):
+                await bus.existing_streams()
+
+
+@asynccontextmanager
+async def the_s3(mounted: Path) -> AsyncIterator[str]:
+    """A SeaweedFS by the command of its pod, with its folders and ports on this machine; its endpoint."""
+    (pod,) = (one for one in of_kind(OBJECTS, "StatefulSet") if one["metadata"]["name"] == "s3")
+    (container,) = pod["spec"]["template"]["spec"]["containers"]
+    port, data = free_port(), mounted / "data"
+    data.mkdir()
+    command = [
+        word.replace("/keys/", f"{mounted}/fedbus-s3-keys/")
+        .replace("=/data", f"={data}")
+        .replace("=8333", f"={port}")
+        .replace("0.0.0.0", "127.0.0.1")
+        for word in container["command"][1:]
+    ]
+    ports = {name: free_port() for name in INNER_PORTS}
+    inner = [f"-{name}={number}" for name, number in ports.items()]
+    with (mounted / "weed.log").open("wb") as log:
+        process = await asyncio.create_subprocess_exec(
+            weed_program(), *command, *inner, stdout=log, stderr=log, cwd=data
+        )
+    try:
+        yield f"https://localhost:{port}"
+    finally:
+        process.terminate()
+        await process.wait()
+        _swept([port, *ports.values()])
+
+
+async def test_the_bucket_s_job_makes_it_in_an_s3_that_speaks_tls_alone(mounted: Path) -> None:
+    (job,) = of_kind(OBJECTS, "Job")
+    pod = job["spec"]["template"]
+    keys = mounted / keys_of(pod)
+    async with the_s3(mounted) as endpoint:
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS")}
+        fedbus = Fedbus(mounted / "home")
+        fedbus.environment = clean | {
+            "FEDBUS_HOME": str(mounted / "home"),
+            "FEDBUS_CA": str(keys / "ca.pem"),
+            "FEDBUS_S3_CREDENTIALS": str(keys / "s3-credentials"),
+            "FEDBUS_STORE": f"s3://fedbus/models?endpoint={endpoint}",
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        words = pod["spec"]["containers"][0]["args"]
+
+        async def says(text: str) -> bool:
+            return text in (await fedbus("model", "ls", "--task", "mnist")).err
+
+        await eventually(lambda: says("there is no bucket fedbus"), within_s=60)
+        for _ in range(2):
+            made = await fedbus(*words)
+            assert (made.code, made.out.strip()) == (0, "there is a bucket fedbus"), made.err
+        assert not await says("there is no bucket")
+
+        by_http = endpoint.replace("https", "http")
+        fedbus.environment["FEDBUS_STORE"] = f"s3://fedbus/models?endpoint={by_http}"
+        assert await says("cannot use")
