@@ -1,11 +1,12 @@
 """The first thing that runs in the compose stack: who belongs to it, and volumes that each may write.
 
-Makes the federation's keys, certificates and the bus's settings (`fedbus provision`), a kit for each client, and the
-key of the S3, each into the volume of who needs it and nobody else. The keys that make other keys stay in the
-volume `authority`, which nothing else mounts.
+Makes the federation's keys, certificates and the bus's settings (`fedbus provision`), a kit for each client, the
+key of the S3 and the token of the dashboard, and hands each into the volume of who needs it and nobody else. What
+makes other keys stays in the volume `authority`, which nothing else mounts but the tool `provision`.
 
 Started as root with nothing but the right to change owners; everything after it runs as user 10001.
-What is there already stays as it is.
+What is made already is not made anew, but handed out again: what `provision` renewed comes to its place by
+another `docker compose up`.
 """
 
 import json
@@ -17,31 +18,54 @@ from pathlib import Path
 
 USER = 10001
 CLIENTS = ("c1", "c2", "c3")
+ROLES = {
+    "server-manager": "server-manager",
+    "workflow-scheduler": "workflow-scheduler",
+    "flower-server": "flower-server",
+    "training-monitor": "training-monitor",
+    "dashboard": "gateway",
+    "people": "user",
+}
+"""Whose credentials are in the volume NAME-keys."""
+OPEN_THE_S3 = ("server-manager", "flower-server", "dashboard")
 VOLUMES = Path("/volumes")
-AUTHORITY, NATS, S3 = VOLUMES / "authority", VOLUMES / "nats", VOLUMES / "s3-keys"
-SERVER, DASHBOARD, PEOPLE = VOLUMES / "server-keys", VOLUMES / "dashboard-keys", VOLUMES / "people-keys"
-TRUST = AUTHORITY / "trust"
+FEDERATION = VOLUMES / "authority" / "federation"
+"""As `provision` finds it: trust/, and kits/ of clients; beside them certificates/, and what only we make."""
 
 
-def provision(*arguments: str) -> None:
-    subprocess.run(["fedbus", "provision", *arguments, "--trust", TRUST], check=True)
-
-
-def make_federation() -> None:
+def make_federation(folder: Path) -> None:
     """All of it, or nothing: a start that was cut off begins anew."""
-    shutil.rmtree(TRUST, ignore_errors=True)
-    provision("init", "--host", "nats", "--host", "localhost", "--url", "tls://nats:4222", "--at", "/nats")
-    shutil.copytree(TRUST / "nats", NATS, dirs_exist_ok=True)
-    for volume, role in ((SERVER, "server"), (DASHBOARD, "gateway"), (PEOPLE, "user")):
-        shutil.copy(TRUST / "creds" / f"{role}.creds", volume / "bus.creds")
-        shutil.copy(TRUST / "tls" / "ca.pem", volume)
+    part = folder.with_name("part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir()
+    provision(part, "init", "--host", "nats", *local_names(), "--url", "tls://nats:4222", "--at", "/nats")
     for client in CLIENTS:
-        kit = VOLUMES / f"{client}-kit"
-        provision("client", client, "--days", "0", "--out", str(AUTHORITY / client))
-        shutil.copytree(AUTHORITY / client, kit, dirs_exist_ok=True)
+        provision(part, "client", client, "--days", "0", "--out", part / "kits" / client)
+    make_s3_key(part)
+    (part / "token").write_text(f"{secrets.token_hex(16)}\n")
+    part.rename(folder)
 
 
-def make_s3_key() -> None:
+def make_certificates(folder: Path) -> None:
+    """Those of the S3 and the dashboard, where there are none: taken away, they are made anew."""
+    if not (made := folder / "certificates").exists():
+        part = folder / "certificates.part"
+        shutil.rmtree(part, ignore_errors=True)
+        for server in ("s3", "dashboard"):
+            provision(folder, "certificate", "--host", server, *local_names(), "--out", part / server)
+        part.rename(made)
+
+
+def provision(folder: Path, *arguments: str | Path) -> None:
+    subprocess.run(["fedbus", "provision", *arguments, "--trust", folder / "trust"], check=True)
+
+
+def local_names() -> tuple[str, ...]:
+    """How this machine's people reach what listens on its loopback."""
+    return ("--host", "localhost", "--host", "127.0.0.1")
+
+
+def make_s3_key(folder: Path) -> None:
     """One key, for SeaweedFS as it writes keys and for the server's agents as AWS does."""
     key, secret = f"fedbus{secrets.token_hex(8)}", secrets.token_urlsafe(32)
     identity = {
@@ -49,18 +73,34 @@ def make_s3_key() -> None:
         "credentials": [{"accessKey": key, "secretKey": secret}],
         "actions": ["Admin", "Read", "Write", "List", "Tagging"],
     }
-    written = f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
-    for volume in (SERVER, DASHBOARD):
-        (volume / "s3-credentials").write_text(written)
-    (S3 / "identity.json").write_text(json.dumps({"identities": [identity]}))
+    (folder / "s3-credentials").write_text(
+        f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
+    )
+    (folder / "identity.json").write_text(json.dumps({"identities": [identity]}))
+
+
+def hand_out(made: Path) -> None:
+    """To each what is its own."""
+    trust = made / "trust"
+    shutil.copytree(trust / "nats", VOLUMES / "nats", dirs_exist_ok=True)
+    for client in CLIENTS:
+        shutil.copytree(made / "kits" / client, VOLUMES / f"{client}-kit", dirs_exist_ok=True)
+    for name, role in ROLES.items():
+        volume = VOLUMES / f"{name}-keys"
+        shutil.copy(trust / "creds" / f"{role}.creds", volume / "bus.creds")
+        shutil.copy(trust / "tls" / "ca.pem", volume)
+        if name in OPEN_THE_S3:
+            shutil.copy(made / "s3-credentials", volume)
+    for server, own in (("s3", "identity.json"), ("dashboard", "token")):
+        shutil.copy(made / own, VOLUMES / f"{server}-keys")
+        shutil.copytree(made / "certificates" / server, VOLUMES / f"{server}-keys", dirs_exist_ok=True)
 
 
 os.umask(0o077)
-if not (done := AUTHORITY / "done").exists():
-    make_federation()
-    make_s3_key()
-    done.touch()
+if not FEDERATION.exists():
+    make_federation(FEDERATION)
+make_certificates(FEDERATION)
+hand_out(FEDERATION)
 for volume in VOLUMES.iterdir():
-    if volume != AUTHORITY:
-        for path in (volume, *volume.rglob("*")):
-            os.chown(path, USER, USER, follow_symlinks=False)
+    for path in (volume, *volume.rglob("*")):
+        os.chown(path, USER, USER, follow_symlinks=False)
