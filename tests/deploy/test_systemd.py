@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from deploy.manifests import DEPLOY
+from deploy.test_k3s import known_variables
 
 from fedbus.app.edge import Exit
 
@@ -56,6 +57,26 @@ def test_what_no_restart_mends_is_not_started_again(unit: Path) -> None:
     hopeless = {int(code) for name, code in Exit.__members__.items() if name in ("USAGE", "DENIED")}
     assert {int(code) for code in codes.split()} >= hopeless
     assert int(Exit.FAILED) not in {int(code) for code in codes.split()}
+
+
+@pytest.mark.parametrize("name", ["client-example.env", "agent-example.env"])
+def test_a_device_s_settings_lead_to_its_kit_and_hold_nothing_that_nobody_reads(name: str) -> None:
+    given = settings_in(name)
+    assert given.keys() - {"AGENT_OPTIONS"} <= known_variables()
+    assert given["FEDBUS_KIT"] == "/etc/fedbus/kits/c1"
+    assert "FEDBUS_NATS_URL" not in given, "which is in the kit, and would win over it"
+
+
+def test_the_agents_of_a_device_may_write_into_the_directory_that_they_share() -> None:
+    unit = (DEPLOY / "systemd" / "fedbus-agent@.service").read_text()
+    (writable,) = re.findall(r"^StateDirectory=(.*)$", unit, re.MULTILINE)
+    home = Path(settings_in("agent-example.env")["FEDBUS_HOME"])
+    assert home.is_relative_to(Path("/var/lib") / writable)
+
+
+def settings_in(name: str) -> dict[str, str]:
+    lines = (DEPLOY / "systemd" / name).read_text().splitlines()
+    return dict(line.split("=", 1) for line in lines if not line.startswith("#"))
 
 
 @each_unit
