@@ -13,7 +13,6 @@ from typing import Any, Final
 
 import structlog
 from opentelemetry import trace
-from opentelemetry.context import Context
 
 from fedbus.agents import traces
 from fedbus.agents.tasks import Timers, ask_until_answered
@@ -205,7 +204,8 @@ class Runs:
     def cancel(self, reason: str) -> None:
         """Have the run that is under way cancelled, beside whatever else is done."""
         if self._run is not None:
-            self._timers.after(CANCELLING, 0.0, partial(self._cancel_anyhow, self._run.facts.run, reason))
+            with traces.going_on(self._run.facts.traceparent):  # its end is the end of its own trace
+                self._timers.after(CANCELLING, 0.0, partial(self._cancel_anyhow, self._run.facts.run, reason))
 
     async def _cancel_anyhow(self, run: str, reason: str) -> None:
         try:
@@ -216,9 +216,8 @@ class Runs:
     # --- making runs -----------------------------------------------------------------------------
 
     async def make(self, *, cause: str) -> None:
-        """The next run, started by the schedule; in a trace of its own, as the run before has set it off."""
-        with tracer.start_as_current_span(f"run by {SCHEDULED}", Context()):
-            await self._make(self._overrides, SCHEDULED, cause)
+        """The next run, started by the schedule, in the current trace."""
+        await self._make(self._overrides, SCHEDULED, cause)
 
     async def _make(
         self, overrides: RunOverrides, trigger: str, cause: str

@@ -8,14 +8,19 @@ takes over goes on from there, and whoever was taken over from is refused at the
 words. What it decides by is in the log (`scheduler_news`, the runs); how, in `fedbus.domain.triggers`.
 """
 
+from contextlib import AbstractContextManager
+from contextvars import Context as Variables
 from datetime import UTC, datetime, timedelta
 from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import structlog
+from opentelemetry import trace
+from opentelemetry.context import Context
 
+from fedbus.agents import traces
 from fedbus.agents.scheduler_news import News
-from fedbus.agents.scheduler_runs import Runs
+from fedbus.agents.scheduler_runs import SCHEDULED, Runs
 from fedbus.agents.tasks import Timers
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.boolean import leaves
@@ -29,6 +34,7 @@ LONGEST_LOOK: Final = timedelta(hours=1)
 """A machine's clock may be set, or stand still while it sleeps: so long at most is trusted to a timer."""
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
+tracer = trace.get_tracer("fedbus.workflow_scheduler")
 
 
 class Schedule:
@@ -107,7 +113,8 @@ class Schedule:
         """A run that was fired and not made, because its scheduler ended in between."""
         facts = self._life.facts
         if facts.run is not None and not self._runs.has_made(facts.run):
-            await self._runs.make(cause="fired before the scheduler was restarted")
+            with self._its_trace():
+                await self._runs.make(cause="fired before the scheduler was restarted")
 
     async def consider(self) -> None:
         """Do what is to be done now, and set the clock for the next look."""
@@ -125,7 +132,8 @@ class Schedule:
         """One move of the schedule; False where there is nothing more to be done now."""
         if self._life.state is ScheduleState.WATCHING:
             return await self._watch()
-        return await self._hold_or_fire()
+        with self._its_trace():
+            return await self._hold_or_fire()
 
     async def _watch(self) -> bool:
         assert self._trigger is not None
@@ -135,14 +143,27 @@ class Schedule:
             await self._plan_for(next_at=at, awaits=awaited(self._trigger, seen))
             self._look_again(at)
             return False
-        await self._life.move("triggered", reason=now_held.why, due_since=now_held.at, cause=now_held.why)
+        with _begun():
+            await self._life.move(
+                "triggered",
+                reason=now_held.why,
+                due_since=now_held.at,
+                cause=now_held.why,
+                traceparent=traces.here(),
+            )
         return True
 
     async def _plan_for(self, **plan: Any) -> None:
-        """Tell when the next run may start and what it waits for, where that has changed."""
+        """Tell when the next run may start and what it waits for, where that has changed: it is part of no run."""
         facts = self._life.facts
         if any(getattr(facts, name) != value for name, value in plan.items()):
-            await self._life.move("planned", **plan)
+            with traces.apart():
+                await self._life.move("planned", **plan)
+
+    def _its_trace(self) -> AbstractContextManager[object]:
+        """The trace of the run that is due; a new one where it became due before fedbus noted any."""
+        began = self._life.facts.traceparent
+        return traces.going_on(began) if began else _begun()
 
     async def _hold_or_fire(self) -> bool:
         facts, now = self._life.facts, datetime.now(UTC)
@@ -212,8 +233,10 @@ class Schedule:
         self._timers.cancel(LOOK)
         if at is not None:
             soonest = min(at, datetime.now(UTC) + LONGEST_LOOK)
-            with handling(""):  # it is the clock's, and no longer of what is handled now
-                self._timers.at(LOOK, soonest, self._runs.in_turn(self.consider))
+            look = self._runs.in_turn(self.consider)
+            Variables().run(
+                self._timers.at, LOOK, soonest, look
+            )  # it is the clock's, and no longer of what is handled now
 
     def _seen(self) -> Seen:
         facts, news, runs = self._life.facts, self._news, self._runs
@@ -237,3 +260,10 @@ class Schedule:
             new_code_at=code[1] if code else None,
             finished=news.finished,
         )
+
+
+def _begun() -> AbstractContextManager[object]:
+    """The beginning of a run's trace: its own, whatever is being handled, to which it is linked."""
+    return tracer.start_as_current_span(
+        f"run by {SCHEDULED}", Context(), links=traces.links_to(traces.here())
+    )

@@ -28,6 +28,16 @@ def going_on(traceparent: str) -> Iterator[None]:
         context.detach(token)
 
 
+@contextmanager
+def apart() -> Iterator[None]:
+    """What is done inside belongs to no trace that there is."""
+    token = context.attach(Context())
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
 def links_to(traceparent: str) -> list[Link]:
     """A link to the span of *traceparent*, where it names one: for what joins a trace without descending from it."""
     span = trace.get_current_span(propagate.extract({"traceparent": traceparent}, Context()))

@@ -211,6 +211,8 @@ class ScheduleFacts(Facts):
     """When it last started a run."""
     fired_for: str = ""
     """What that run was due to."""
+    traceparent: str = ""
+    """Where the trace began that the run is to go on in: when it became due."""
 
     @property
     def thing(self) -> str:

@@ -14,7 +14,7 @@ from opentelemetry import trace
 from support import NatsServer, eventually
 from support.collector import Span
 from support.federation import TASK, Federation, federation, history
-from support.traces import listening
+from support.traces import listening, moves_of_a_run
 from support.whole import ended, start_run, whole
 
 from fedbus.contracts.catalogue import MESSAGES
@@ -34,7 +34,7 @@ ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbu
     "fedbus.loop.lag",
     "fedbus.log.lines",
 }
-"""What an undisturbed run has none of, or whole processes have: see tests/app/test_telemetry_figures.py."""
+"""What an undisturbed run has none of, or whole processes have: see tests/app/test_telemetry_collector.py."""
 
 
 @dataclass
@@ -94,27 +94,7 @@ def tells_all(spans: list[Span], run: str) -> None:
 
     moves = Counter(span.name for span in spans if "→" in span.name)
     each = len(CLIENTS)
-    assert moves == {
-        "run • → requested": 1,
-        "run requested → recruiting": 1,
-        "run recruiting → running": 1,
-        "run running → running": 3,  # the model it began with, and two rounds
-        "run running → finished": 1,
-        "server waiting → recruiting": 1,
-        "server recruiting → training": 1,
-        "server training → training": 3,
-        "server training → publishing": 1,
-        "server publishing → waiting": 1,
-        "client serving → learning": each,
-        "client learning → pending_application": each,
-        "client pending_application → serving": each,
-        "fl_client waiting → pending": each,
-        "fl_client pending → training": each,
-        "fl_client training → finished": each,
-        "fl_client finished → waiting": each,
-        "inference serving → updating": each,
-        "inference updating → serving": each,
-    }
+    assert moves == moves_of_a_run(rounds=2, clients=each)
     assert {span.attributes["fedbus.run"] for span in spans if span.name.startswith("run ")} >= {run}
 
     names = Counter(span.name for span in spans)

@@ -1,7 +1,7 @@
 """A whole federation in processes of its own, to kill parts of."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -64,12 +64,15 @@ class Site:
         return min(found, key=lambda one: one.create_time())
 
 
+BY_HAND = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
+"""Runs of four rounds, each a second long, when somebody asks."""
+
+
 @asynccontextmanager
-async def site_up(directory: Path) -> AsyncIterator[Site]:
-    """Three clients and a server, each round a second long; nobody may be left behind."""
+async def site_up(directory: Path, options: Sequence[str] = BY_HAND) -> AsyncIterator[Site]:
+    """Three clients, and a server with these *options*; nobody may be left behind."""
     task = tiny_task(directory)
     settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
-    options = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
     async with (
         stack(settings, [task.path], clients=3, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,

@@ -20,6 +20,32 @@ from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanE
 from support.collector import Collector, Span, collecting
 
 
+def moves_of_a_run(*, rounds: int, clients: int) -> dict[str, int]:
+    """How often each transition happens in a run that goes well, by the name of its span."""
+    with_the_first = rounds + 1  # the model that it begins with is evaluated too
+    return {
+        "run • → requested": 1,
+        "run requested → recruiting": 1,
+        "run recruiting → running": 1,
+        "run running → running": with_the_first,
+        "run running → finished": 1,
+        "server waiting → recruiting": 1,
+        "server recruiting → training": 1,
+        "server training → training": with_the_first,
+        "server training → publishing": 1,
+        "server publishing → waiting": 1,
+        "client serving → learning": clients,
+        "client learning → pending_application": clients,
+        "client pending_application → serving": clients,
+        "fl_client waiting → pending": clients,
+        "fl_client pending → training": clients,
+        "fl_client training → finished": clients,
+        "fl_client finished → waiting": clients,
+        "inference serving → updating": clients,
+        "inference updating → serving": clients,
+    }
+
+
 @dataclass(frozen=True)
 class Heard:
     """What came so far."""
