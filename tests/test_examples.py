@@ -333,6 +333,7 @@ def assert_all_went_well(said: str) -> None:
     assert "ServerApp-side Evaluate Metrics" in said
 
 
+@pytest.mark.slow
 async def test_the_example_runs_unchanged_in_flowers_own_simulation(folder: str, tmp_path: Path) -> None:
     async with superlink(tmp_path / "flwr") as environment:
         assert_all_went_well(await flwr_run(MNIST, environment, "num-server-rounds=1", "max-samples=200"))

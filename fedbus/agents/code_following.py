@@ -150,6 +150,8 @@ class CodeFollowing:
                 f"its model is not the one that is served: {checked.differs}; a model of another architecture is "
                 f"begun by hand: fedbus code rollout {version[:12]} --new-lineage",
             )
+        if champion and not new_lineage:
+            self._server.note_fit(version, champion)
         return task
 
     # --- what is asked by hand -------------------------------------------------------------------------

@@ -70,6 +70,9 @@ class TheServer(Protocol):
     async def begin_lineage(self, task: Task, reason: str) -> None:
         """Have a first model of *task* built, and serve it; raises StoreError and RequestRefused."""
 
+    def note_fit(self, code_version: str, model: ModelRef) -> None:
+        """This code has passed its check beside *model*: its runs need not be asked for that again."""
+
 
 @dataclass(frozen=True)
 class Proposed:

@@ -262,6 +262,10 @@ class ServerManager:
                 self._differs[code_version, model.architecture] = checked.differs
             return self._differs[code_version, model.architecture]
 
+    def note_fit(self, code_version: str, model: ModelRef) -> None:
+        """It was found out by the check that came before the code was rolled out."""
+        self._differs[code_version, model.architecture] = ""
+
     async def _misfit(self, task: Task) -> str:
         """Why the code of *task* cannot train from the champion; empty where it can. Raises StoreError."""
         model = self._facts.model

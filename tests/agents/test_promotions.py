@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from support import eventually
 from support.federation import TASK, AgentAtWork, AgentRun, Federation, with_refusals
 
 from fedbus.agents.server_manager import ServerManager
@@ -165,8 +166,16 @@ async def published(flower: Flower, *, code_version: str) -> None:
 
 async def served(fed: Federation) -> tuple[int, int]:
     """The version that clients are given, and the term."""
-    info = await fed.bus.request(GetServerInfo(task=TASK))
-    return info.model.version, info.term
+    told: list[tuple[int, int]] = []
+
+    async def is_given_out() -> bool:
+        with suppress(RequestRefused):  # a manager that has come back asks its repository first
+            info = await fed.bus.request(GetServerInfo(task=TASK))
+            told.append((info.model.version, info.term))
+        return bool(told)
+
+    await eventually(is_given_out)
+    return told[0]
 
 
 async def champion(flower: Flower) -> Champion:

@@ -102,6 +102,7 @@ async def test_code_that_fails_in_training_goes_back_by_itself_and_costs_no_pred
     assert asked.failed == []
 
 
+@pytest.mark.slow
 async def test_code_that_makes_the_model_worse_goes_back_and_its_model_is_not_served(
     fed: Federation, repository: Repository, ada: Signer
 ) -> None:
@@ -135,6 +136,7 @@ async def test_a_rollback_reaches_every_client_within_seconds_and_one_that_was_a
         await fed.until(lambda: settled(fed), within_s=30)
 
 
+@pytest.mark.slow
 async def test_in_the_demonstration_each_further_run_is_set_off_by_a_commit_of_its_own_and_is_answered_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,7 +9,7 @@ from support.collector import black_hole, nobody
 from support.plugs import site_up
 
 
-@pytest.mark.parametrize("collector", [nobody, black_hole])
+@pytest.mark.parametrize("collector", [pytest.param(nobody, marks=pytest.mark.slow), black_hole])
 async def test_a_new_federation_gets_a_model_and_finishes_a_run_whatever_becomes_of_its_collector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Callable[[], AbstractContextManager[str]]
 ) -> None:

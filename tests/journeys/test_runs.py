@@ -138,7 +138,7 @@ async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(
 
 async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(fed: Federation) -> None:
     async with whole(fed) as everyone:
-        run = await start_run(fed, quorum=2, rounds=8, config={"pause-s": 0.4})
+        run = await start_run(fed, quorum=2, rounds=14, config={"pause-s": 0.4})
         await in_round(fed, run, 2)
         for agent in everyone["c2"].values():
             await agent.kill()
