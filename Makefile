@@ -30,7 +30,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest -n 2 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -n 3 --dist loadfile $(PYTEST)
 
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/pytest -n 2 --dist loadfile -m "not bench" $(PYTEST)
