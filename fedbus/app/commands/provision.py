@@ -402,5 +402,5 @@ def _tell_of_certificate(federation: "Federation", *, new_authority: bool) -> No
 
 
 def _row(kind: "Kind", name: str, one: "Member") -> tuple[str, str, str, str, str]:
-    until = f"{one.expires:%Y-%m-%d}" if one.expires else "revoked"
+    until = f"{one.expires:%Y-%m-%d}" if one.expires else "no end"
     return name, one.role or kind, one.standing, until, one.public_key
