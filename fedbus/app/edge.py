@@ -6,8 +6,10 @@ where it came from instead.
 
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from enum import IntEnum
+from pathlib import Path
 from typing import Final, NoReturn
 
 DEBUG: Final = "FEDBUS_DEBUG"
@@ -46,6 +48,15 @@ class Failure(Exception):
     def __init__(self, message: str, code: Exit = Exit.FAILED) -> None:
         super().__init__(message)
         self.code = code
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """The file at *path* is written in here; raises Failure where it cannot be."""
+    try:
+        yield
+    except OSError as error:
+        raise Failure(f"cannot write {path}: {error.strerror or error}", Exit.MACHINE) from None
 
 
 def edge(command: Callable[[], object]) -> NoReturn:

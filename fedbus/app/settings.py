@@ -39,6 +39,8 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationErr
 from fedbus.contracts.identifiers import FederationId, federation_id
 
 if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
     from fedbus.bus.access import Access
 
 if TYPE_CHECKING:
@@ -148,13 +150,17 @@ class Settings(BaseModel):
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """The settings of this process; raises BadSetting. An empty variable counts as none."""
+        from fedbus.app.telemetry.asked import senseless  # noqa: PLC0415  # not for `fedbus --help`
+
         found = adopted_kit(os.environ) if environment is None else environment
+        if (complaint := senseless(found)) is not None:
+            raise BadSetting(complaint)
         names = [field.alias for field in cls.model_fields.values() if field.alias]
         try:
             return cls.model_validate({name: found[name] for name in names if found.get(name)})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise BadSetting(f"{first['loc'][0]}: {first['msg'].removeprefix('Value error, ')}") from None
+            raise BadSetting(f"{first['loc'][0]}: {_in_words(first)}") from None
 
     @property
     def fed(self) -> FederationId:
@@ -247,6 +253,20 @@ class Settings(BaseModel):
     @property
     def _url_file(self) -> Path:
         return self.home / URL_FILE
+
+
+def _in_words(error: "ErrorDetails") -> str:
+    """What pydantic found, as the rest of fedbus would say it."""
+    given, bounds = error["input"], error.get("ctx", {})
+    match error["type"]:
+        case "int_parsing":
+            return f"{given!r} is no whole number"
+        case "greater_than_equal":
+            return f"{given!r} is too little: it is at least {bounds['ge']}"
+        case "literal_error":
+            return f"{given!r} is none of what it may be: {bounds['expected']}"
+        case _:
+            return error["msg"].removeprefix("Value error, ")
 
 
 def labels_in(text: str) -> dict[str, str]:

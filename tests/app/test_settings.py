@@ -67,6 +67,38 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
     assert settings.running_here == "nats://127.0.0.1:2"
 
 
+@pytest.mark.parametrize(
+    ("asked", "complaint"),
+    [
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "abc"}, "'abc' is no number of milliseconds, such as 15000"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, "'-1' is no number of seconds"),
+        ({"FEDBUS_LOG_LEVEL": "loud"}, "'loud' is none of what it may be: debug, info, warning"),
+        ({"FEDBUS_LOG_FORMAT": "xml"}, "'xml' is none of what it may be: console, json"),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "write http://collector:4318"),
+        (
+            {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"},
+            "'grpc' is none of what it may be: http/protobuf",
+        ),
+        ({"FEDBUS_TRACES_MB": "abc"}, "'abc' is no whole number"),
+        ({"FEDBUS_TRAIN_AT_ONCE": "0"}, "'0' is too little: it is at least 1"),
+        ({"FEDBUS_LAUNCHER": "podman"}, "'podman' is none of what it may be: 'process' or 'kubernetes'"),
+    ],
+    ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
+)
+def test_a_setting_that_makes_no_sense_is_named_with_what_would(
+    asked: dict[str, str], complaint: str
+) -> None:
+    with pytest.raises(BadSetting) as refused:
+        Settings.from_environment(asked)
+    assert str(refused.value).startswith(f"{next(iter(asked))}: ")
+    assert complaint in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_protocol_is_nobodys_business_where_no_collector_is_named() -> None:
+    Settings.from_environment({"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "FEDBUS_LOG_LEVEL": "DEBUG"})
+
+
 def test_a_named_bus_goes_before_the_one_that_runs_here(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_NATS_URL": "nats://far:4222"})
     with settings.announced("nats://127.0.0.1:4711"):

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 import typer
 
 from fedbus.app import show
-from fedbus.app.edge import Exit, Failure
+from fedbus.app.edge import Exit, Failure, writing
 
 if TYPE_CHECKING:
     from fedbus.app.curve import Curve, Point
@@ -173,11 +173,8 @@ def _write(path: Path, found: "Curve") -> None:
     rounds = [_round(point) for point in found.points]
     if not rounds:
         raise Failure(f"no round of {found.task} is over yet: there is nothing to write", Exit.NOT_FOUND)
-    try:
-        with path.open("w", newline="") as file:
-            writer = DictWriter(file, fieldnames=list(rounds[0]))
-            writer.writeheader()
-            writer.writerows(rounds)
-    except OSError as error:
-        raise Failure(f"cannot write {path}: {error.strerror or error}", Exit.MACHINE) from None
+    with writing(path), path.open("w", newline="") as file:
+        writer = DictWriter(file, fieldnames=list(rounds[0]))
+        writer.writeheader()
+        writer.writerows(rounds)
     show.note(f"{len(rounds)} rounds are in {path}")

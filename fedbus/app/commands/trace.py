@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from fedbus.app.edge import Exit, Failure
+from fedbus.app.edge import Exit, Failure, writing
 
 if TYPE_CHECKING:
     from fedbus.app.telemetry.reading import Kept
@@ -44,7 +44,8 @@ def trace(
 
     kept = _kept(Settings.from_environment().traces_dir, run)
     if otlp_json is not None:
-        otlp_json.write_text(json.dumps(kept.as_otlp(), ensure_ascii=False) + "\n")
+        with writing(otlp_json):
+            otlp_json.write_text(json.dumps(kept.as_otlp(), ensure_ascii=False) + "\n")
         print(f"{len(kept.spans())} spans are in {otlp_json}")
         return
     tree = Tree(kept.spans())

@@ -22,6 +22,7 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
 
 from fedbus.app.telemetry import exceptions
+from fedbus.app.telemetry.asked import INTERVAL, TIMEOUT
 from fedbus.app.telemetry.endpoints import LOGS, METRICS, TRACES, named
 from fedbus.app.telemetry.kept import Keeper, Record
 from fedbus.app.telemetry.light import ids_of
@@ -30,8 +31,6 @@ from fedbus.contracts.signals import SERIES
 TRY_S: Final = 5.0
 """How long one try to send may take, with all its repeats; OTEL_EXPORTER_OTLP_TIMEOUT overrules it."""
 METRICS_EVERY_S: Final = 15.0
-INTERVAL: Final = "OTEL_METRIC_EXPORT_INTERVAL"
-TIMEOUT: Final = "OTEL_EXPORTER_OTLP_TIMEOUT"
 
 
 class Collector:

@@ -18,12 +18,10 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import EventDict, Processor, WrappedLogger
 
 from fedbus.app.telemetry import exceptions
+from fedbus.app.telemetry.asked import FORMAT, FORMATS, LEVEL
 from fedbus.app.telemetry.later import WrittenLater
 from fedbus.contracts.signals import LOG_LINES, add
 
-LEVEL: Final = "FEDBUS_LOG_LEVEL"
-FORMAT: Final = "FEDBUS_LOG_FORMAT"
-FORMATS: Final = ("console", "json")
 SAID_AGAIN_AFTER_S: Final = 60.0
 CHATTY: Final = {
     "asyncio": logging.WARNING,
