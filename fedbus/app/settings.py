@@ -22,6 +22,7 @@
     FEDBUS_TRACES_MB    how much of FEDBUS_HOME/traces is kept for `fedbus trace`; default: 256, and 0 for none
     FEDBUS_LAUNCHER     where the ServerApp of a run is at work: process (the default), or kubernetes, in a Job
     FEDBUS_JOB_TEMPLATE the PodTemplate that such a Job's pod is made like; default: flower-server
+    FEDBUS_GATEWAY_PORT where the dashboard listens; default: 8765, or another that is free
     FEDBUS_NATS_MONITOR the monitoring address of the nats-server, whose figures are then measured too
 
 A mistake in them is one line that names the variable.
@@ -121,6 +122,7 @@ class Settings(BaseModel):
     launcher: Literal["process", "kubernetes"] = Field(default="process", alias="FEDBUS_LAUNCHER")
     job_template: str = Field(default="flower-server", alias="FEDBUS_JOB_TEMPLATE")
     nats_monitor: str = Field(default="", alias=NATS_MONITOR)
+    gateway_port: int | None = Field(default=None, ge=0, le=65535, alias="FEDBUS_GATEWAY_PORT")
 
     @field_validator("home")
     @classmethod
@@ -263,6 +265,8 @@ def _in_words(error: "ErrorDetails") -> str:
             return f"{given!r} is no whole number"
         case "greater_than_equal":
             return f"{given!r} is too little: it is at least {bounds['ge']}"
+        case "less_than_equal":
+            return f"{given!r} is too much: it is at most {bounds['le']}"
         case "literal_error":
             return f"{given!r} is none of what it may be: {bounds['expected']}"
         case _:

@@ -75,6 +75,8 @@ async def stack(
     """
     these = [part for task in tasks for part in ("--task", task)]
     names = [client_id(f"c{number}") for number in range(1, clients + 1)]
+    usual = USUAL_PORT if settings.gateway_port is None else None
+    at = chosen_port(settings.gateway_port or None, usual) if dashboard else 0
     async with embedded_nats(settings.nats_dir, port) as nats, AsyncExitStack() as open_things:
         store_url = store or settings.given_store or str(settings.home / "models")
         key: dict[str, str] = {}
@@ -98,7 +100,6 @@ async def stack(
                     "server": ("server", "up", *these, "--store", store_url, *server_options)
                 }
                 if dashboard:
-                    at = chosen_port(None, USUAL_PORT)
                     commands["gateway"] = ("gateway", "--host", HOST, "--port", str(at))
                     running.dashboard = f"http://{HOST}:{at}"
                 for number, name in enumerate(names):
