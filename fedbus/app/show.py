@@ -89,11 +89,16 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: s
     for heading in headings:
         grid.add_column(heading, no_wrap=not sys.stdout.isatty())
     for row in rows:
-        grid.add_row(*[cell if isinstance(cell, Text) else str(cell) for cell in row])
+        grid.add_row(*[cell if isinstance(cell, Text) else in_words(cell) for cell in row])
     if grid.row_count:
         console().print(grid, soft_wrap=False)
     else:
         note(empty)
+
+
+def in_words(fact: object) -> str:
+    """*fact* for a person: times are those of this machine."""
+    return f"{fact.astimezone():%Y-%m-%d %H:%M:%S}" if isinstance(fact, datetime) else str(fact)
 
 
 def note(line: str) -> None:

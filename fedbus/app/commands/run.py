@@ -120,7 +120,7 @@ def show_(run: Run, *, json: show.AsJson = False) -> None:
         "trace_id",
     ):
         if facts[name]:
-            console.print(f"[bold]{name.replace('_', ' '):<14}[/] {facts[name]}")
+            console.print(f"[bold]{name.replace('_', ' '):<14}[/] {show.in_words(facts[name])}")
     console.print()
     _rounds_table(facts["rounds"])
 
