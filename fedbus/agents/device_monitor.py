@@ -13,6 +13,7 @@ from typing import Final
 
 from fedbus.agents.device_reading import Reading, read_device
 from fedbus.agents.presence import agents_in
+from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import first_of
 from fedbus.bus.bus import Bus
 from fedbus.contracts.device import DeviceReport, GpuUse
@@ -41,6 +42,7 @@ Errors = Callable[[], tuple[int, str]]
 Figures = Iterable[tuple[float, About]]
 
 
+@told_step_by_step
 class DeviceMonitor:
     """One client's device. *directory* is where its agents show that they are there, and whose disk counts."""
 

@@ -16,6 +16,7 @@ from aiohttp import web
 from fedbus.agents.gateway_feed import Feed
 from fedbus.agents.gateway_guard import Guard
 from fedbus.agents.gateway_pages import ModelsOf, Pages
+from fedbus.agents.steps import told_step_by_step
 from fedbus.bus.bus import Bus
 
 STOP_S: Final = 2.0
@@ -27,6 +28,7 @@ class CannotListen(Exception):
     """The port is taken, or the address is not this machine's."""
 
 
+@told_step_by_step
 class Gateway:
     """The dashboard of one federation. See `Pages` for *models* and *trace_url*, `Guard` for the rest."""
 

@@ -14,6 +14,7 @@ from typing import Final, TypeAlias
 
 import structlog
 
+from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoFederation
@@ -101,6 +102,7 @@ class Told:
         return True
 
 
+@told_step_by_step
 class TrainingMonitor:
     """Follows the runs of *task*. *trackers* are told, by their names; *memory* is the one that is always there."""
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import socket
 import sys
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,7 +16,9 @@ from support import NatsServer, eventually
 from support.told import COMMIT, model
 
 from fedbus.app.dashboard import Dashboard, token_in, trace_template
+from fedbus.app.keeper import PortTaken
 from fedbus.app.settings import BadSetting, Settings
+from fedbus.app.stack import stack
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.versions import Champion
 from fedbus.stores.models import open_store
@@ -117,3 +120,13 @@ async def test_the_command_serves_it_and_says_where(nats: NatsServer, tmp_path: 
     finally:
         process.terminate()
         assert await process.wait() == 0
+
+
+async def test_a_port_that_is_asked_for_and_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": port})
+        with pytest.raises(PortTaken, match=f"port {port} is taken"):
+            async with stack(settings, ["nowhere"], clients=1, dashboard=True):
+                pass
+    assert not settings.nats_dir.exists()

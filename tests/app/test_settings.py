@@ -81,6 +81,7 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
         ),
         ({"FEDBUS_TRACES_MB": "abc"}, "'abc' is no whole number"),
         ({"FEDBUS_TRAIN_AT_ONCE": "0"}, "'0' is too little: it is at least 1"),
+        ({"FEDBUS_GATEWAY_PORT": "70000"}, "'70000' is too much: it is at most 65535"),
         ({"FEDBUS_LAUNCHER": "podman"}, "'podman' is none of what it may be: 'process' or 'kubernetes'"),
     ],
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",

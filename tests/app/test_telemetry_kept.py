@@ -218,6 +218,12 @@ def test_the_export_is_otlp_that_a_collector_reads(home: Path, tmp_path: Path) -
     )
 
 
+def test_a_file_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "trace.json"
+    with pytest.raises(Failure, match=rf"cannot write {file}: No such file or directory"):
+        asked(home, RUN, "--otlp-json", str(file))
+
+
 def test_an_unknown_run_is_one_line_that_says_what_there_is(home: Path) -> None:
     with pytest.raises(Failure, match=rf"no trace of digits-9 in .*: kept are: {RUN}"):
         asked(home, "digits-9")

@@ -247,12 +247,13 @@ def client_up(
     ]
     _assert_different([device.site.task.id for device in devices])
     _run_agents(
-        id,
+        "client",
         {
             f"{name} {device.site.task.id}": on_device(name, device)
             for device in devices
             for name in CLIENT_AGENTS
         },
+        client=id,
     )
 
 
@@ -289,7 +290,7 @@ def agent(
         if client is None:
             raise Failure(f"{name} belongs to a client: say which with --client ID", Exit.USAGE)
         device = _device(client, task, node_config, label, host, port)
-        _run_agents(f"{name} {client}", {one: on_device(one, device) for one in names})
+        _run_agents(name, {one: on_device(one, device) for one in names}, client=client)
 
 
 def _agents_in(text: str) -> list[str]:
@@ -367,7 +368,9 @@ def _device(id: str, task: str, node_config: str, label: list[str] | None, host:
 # --- running until told to stop -------------------------------------------------------------------
 
 
-def _run_agents(name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]]) -> None:
+def _run_agents(
+    name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]], **about: str
+) -> None:
     from fedbus.agents.child import parent_watch
     from fedbus.app.compose import run_together
     from fedbus.app.stack import is_kept
@@ -378,10 +381,13 @@ def _run_agents(name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine
     async def work(stop: asyncio.Event) -> None:
         await run_together(agents, stop)
 
-    _until_told(work, name)
+    _until_told(work, name, **about)
 
 
-def _until_told(work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO") -> None:
+def _until_told(
+    work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO", **about: str
+) -> None:
+    """Do *work* as the process *name*; *about* stands in all that it tells."""
     from fedbus.app import telemetry
     from fedbus.app.processes import stopping
     from fedbus.app.pulse import pulse
@@ -393,5 +399,5 @@ def _until_told(work: Callable[[asyncio.Event], Any], name: str, *, level: str =
             with stopping() as stop, watched(os.environ.get(NATS_MONITOR, "")):
                 await work(stop)
 
-    with telemetry.configured(f"fedbus-{name.split(maxsplit=1)[0]}", level=level):
+    with telemetry.configured(f"fedbus-{name}", level=level, **about):
         asyncio.run(run())

@@ -35,9 +35,9 @@ class Kept:
         return len({resource.get("service.instance.id") for resource, _ in self.blocks})
 
     def spans(self) -> list[Traced]:
-        """Its spans. Each knows its process by ``service``."""
+        """Its spans. Each knows by ``service`` whose process it is of: which client's, else which agent's."""
         return [
-            _traced(record, str(resource.get("service.name", "")))
+            _traced(record, str(resource.get("fedbus.client") or resource.get("service.name", "")))
             for resource, records in self.blocks
             for record in records
         ]
