@@ -36,7 +36,7 @@ from fedbus.contracts.server import (
     StopServer,
 )
 from fedbus.stores.code import CodeRejected, CodeRepository, FixedCode
-from fedbus.stores.errors import StoreError
+from fedbus.stores.errors import StoreDamaged, StoreError
 from fedbus.stores.models import ModelStore
 
 GRID = "flower-server-grid"
@@ -142,7 +142,7 @@ class FlowerServer:
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
-            return Refused(reason=str(error), passing=True)
+            return Refused(reason=str(error), passing=not isinstance(error, StoreDamaged))
         order = ServerOrder(
             **dict(at),
             run=request.run,
