@@ -142,7 +142,7 @@ class FlowerServer:
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
-            return Refused(reason=str(error), passing=not isinstance(error, StoreDamaged))
+            return Refused(reason=str(error), passing=not isinstance(error, StoreDamaged), blameless=True)
         order = ServerOrder(
             **dict(at),
             run=request.run,

@@ -380,7 +380,7 @@ class ServerManager:
         )
         assert self._facts.model is not None
         if (refusal := await self._start_server(self._facts.model, first_round=1)) is not None:
-            await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.passing)
+            await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.blameless)
             return refusal
         self._timers.at(RECRUITING, expires, self._recruiting_expired)
         return RunOpened(recruit_until=expires)
@@ -397,16 +397,15 @@ class ServerManager:
             first_round=first_round,
             code_version=self._facts.code_version,
         )
-        refusal = Refused(
-            reason=f"no flower-server agent answered within {START_TIMEOUT_S:g} s", passing=True
-        )
+        nobody = f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
+        refusal = Refused(reason=nobody, passing=True, blameless=True)
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT_S):
                 for attempt in count():
                     try:
                         await ask_until_answered(self._bus, start)
                     except RequestRefused as error:
-                        refusal = Refused(reason=str(error), passing=error.passing)
+                        refusal = Refused(reason=str(error), passing=error.passing, blameless=error.blameless)
                     else:
                         return None
                     if not refusal.passing:
@@ -539,7 +538,7 @@ class ServerManager:
                 await self._life.move("server_lost", reason=reason, recoveries=self._facts.recoveries + 1)
                 refusal = await self._start_server(resume.artifact, first_round=resume.first_round)
                 if refusal is not None:
-                    await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.passing)
+                    await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.blameless)
 
     # --- the end of a run ----------------------------------------------------------------
 

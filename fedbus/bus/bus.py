@@ -602,7 +602,9 @@ def _beginning(since: datetime | None, after: int | None, *, whole: bool) -> Del
 def _answer(request: Request, reply: Msg) -> Any:
     if reply.headers and REFUSED in reply.headers:
         refused = parse(Refused, reply.data)
-        raise RequestRefused(request.word, refused.reason, passing=refused.passing)
+        raise RequestRefused(
+            request.word, refused.reason, passing=refused.passing, blameless=refused.blameless
+        )
     if reply.headers and "Nats-Service-Error" in reply.headers:
         raise RequestRefused(
             request.word, f"the {request.server} broke: {reply.headers['Nats-Service-Error']}"

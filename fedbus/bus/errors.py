@@ -63,13 +63,18 @@ class NoAnswer(BusError):
 
 
 class RequestRefused(BusError):
-    """The answer was no. *passing*: what stands in the way may be gone when it is asked again."""
+    """The answer was no.
 
-    def __init__(self, word: str, reason: str, *, passing: bool = False) -> None:
+    *passing*: what stands in the way may be gone when it is asked again. *blameless*: it is no fault of what was
+    asked, as nothing that passes is.
+    """
+
+    def __init__(self, word: str, reason: str, *, passing: bool = False, blameless: bool = False) -> None:
         super().__init__(reason)
         self.word = word
         self.reason = reason
         self.passing = passing
+        self.blameless = blameless or passing
 
 
 class PublishRefused(BusError):

@@ -97,6 +97,8 @@ class Refused(Body):
     reason: str
     passing: bool = False
     """Whether what stands in the way is no fault of what was asked, and may be gone when it is asked again."""
+    blameless: bool = False
+    """Whether it is no fault of what was asked, though it stays until a person has mended it."""
 
 
 def type_name(kind: type[Message]) -> str:

@@ -124,6 +124,18 @@ async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_cod
     assert not refused.value.passing
 
 
+async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_and_is_no_fault_of_its_code(
+    fed: Federation, wrapper: AgentAtWork, model: Artifact
+) -> None:
+    store = open_store(fed.site.store_url, TASK)
+    await store.prepare()
+    (await store.path_of(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
+    with pytest.raises(RequestRefused, match="damaged") as refused:
+        await start(fed, model)
+    assert refused.value.blameless
+    assert not refused.value.passing
+
+
 # --- the server of a run -------------------------------------------------------------------------
 
 

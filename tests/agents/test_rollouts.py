@@ -1,6 +1,7 @@
 """New code, from the commit to everybody or back: a real repository, a real bus; the clients are played."""
 
 import asyncio
+import re
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -70,6 +71,8 @@ class Others:
     """How long a check takes."""
     hindered: str = ""
     """Why nothing can be checked or started now."""
+    passes: bool = True
+    """Whether that may pass by itself."""
     checked: list[CheckCode] = field(default_factory=list)
     built: list[InitModel] = field(default_factory=list)
     starts: list[StartServer] = field(default_factory=list)
@@ -191,7 +194,7 @@ class Others:
 
     async def _start(self, request: StartServer) -> Body:
         if self.hindered:
-            return Refused(reason=self.hindered, passing=True)
+            return Refused(reason=self.hindered, passing=self.passes, blameless=True)
         self.starts.append(request)
         return ServerStarting()
 
@@ -430,7 +433,17 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
     assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
 
 
-async def test_a_run_that_a_store_which_is_away_hinders_is_no_fault_of_its_code_and_another_one_tries_it(
+@pytest.mark.parametrize(
+    ("hindrance", "passes"),
+    [
+        ("cannot use s3://models: it does not answer", True),
+        ("models/1.safetensors is damaged: restore it from a copy", False),
+    ],
+    ids=["away", "damaged"],
+)
+async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_one_tries_it(
+    hindrance: str,
+    passes: bool,
     fed: Federation,
     server: Server,
     others: Others,
@@ -446,8 +459,8 @@ async def test_a_run_that_a_store_which_is_away_hinders_is_no_fault_of_its_code_
     for client in ("c1", "c2"):
         await others.ready(client, new)
     await fed.until(lambda: bool(others.asked_to_run))
-    others.hindered = "cannot use s3://models: it does not answer"
-    with pytest.raises(RequestRefused, match="does not answer"):
+    others.hindered, others.passes = hindrance, passes
+    with pytest.raises(RequestRefused, match=re.escape(hindrance)):
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
     others.hindered = ""
     await fed.until(lambda: len(others.asked_to_run) == 2, "another run to be asked for")
