@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import Final
 
 from fedbus.stores.captured_rows import Label, is_held_out
-from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreError, StoreUnavailable
+from fedbus.stores.errors import StoreError
+from fedbus.stores.sqlite import opened
 
 WAITING_SHARE: Final = 0.25
 """Of the room, how much the newest rows without a label have for themselves."""
@@ -131,7 +132,7 @@ class Database:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._holdout_share = holdout_share
-        self._connection = _opened(path, max_bytes)
+        self._connection = opened(path, lambda connection: _made(connection, max_bytes))
         self.first_id, self._rows = self._begin()
 
     def _begin(self) -> tuple[int, int]:
@@ -232,25 +233,10 @@ class Database:
         return used
 
 
-def _opened(path: Path, max_bytes: int) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise StoreUnavailable(path, error) from error
-    try:
-        connection.create_function("held_out", 2, is_held_out, deterministic=True)
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(f"PRAGMA max_page_count = {max_bytes // _PAGE_BYTES}")
-        connection.executescript(_SCHEMA)
-    except sqlite3.OperationalError as error:
-        connection.close()
-        raise StoreUnavailable(path, error) from error
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise StoreDamaged(path, error, remedy=OR_BEGIN_ANEW) from error
-    return connection
+def _made(connection: sqlite3.Connection, max_bytes: int) -> None:
+    connection.create_function("held_out", 2, is_held_out, deterministic=True)
+    connection.execute(f"PRAGMA max_page_count = {max_bytes // _PAGE_BYTES}")
+    connection.executescript(_SCHEMA)
 
 
 def _parts(rows: list[Row]) -> Iterator[list[Row]]:

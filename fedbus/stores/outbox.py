@@ -17,7 +17,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Self
 
-from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreError, StoreUnavailable
+from fedbus.stores.errors import StoreError, StoreUnavailable
+from fedbus.stores.sqlite import opened
 
 MAX_ENTRIES: Final = 100_000
 
@@ -58,7 +59,7 @@ class Outbox:
         self._path = path
         self._max_entries = max_entries
         self._lock = threading.Lock()
-        self._connection = _opened(path)
+        self._connection = opened(path, lambda connection: connection.execute(_SCHEMA))
         self._length: int = self._connection.execute("SELECT count(*) FROM outbox").fetchone()[0]
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int:
@@ -112,22 +113,3 @@ class Outbox:
             return self._connection.execute(statement, values)
         except sqlite3.OperationalError as error:
             raise StoreUnavailable(self._path, error) from error
-
-
-def _opened(path: Path) -> sqlite3.Connection:
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=5.0)
-    except (OSError, sqlite3.OperationalError) as error:
-        raise StoreUnavailable(path, error) from error
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = NORMAL")
-        connection.execute(_SCHEMA)
-    except sqlite3.OperationalError as error:
-        connection.close()
-        raise StoreUnavailable(path, error) from error
-    except sqlite3.DatabaseError as error:
-        connection.close()
-        raise StoreDamaged(path, error, remedy=OR_BEGIN_ANEW) from error
-    return connection
