@@ -14,10 +14,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, with_refusals
+from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
+from support.played_flower import FlowerServerPlayed
 from support.seaweed import Road, road, seaweed
 from support.whole_module import only_after_the_whole_module
 
@@ -27,25 +27,17 @@ from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
-from fedbus.contracts.message import Body
-from fedbus.contracts.model import Artifact, Manifest
+from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
     BeginTraining,
-    FindServer,
     GetServerInfo,
-    InitModel,
-    ModelInitialised,
     ModelPublished,
     OpenRun,
-    ServerFound,
-    ServerStarting,
     ServerState,
-    StartServer,
     StoreTrouble,
 )
 from fedbus.contracts.versions import Champion, PromoteModel
-from fedbus.learning import weights
 from fedbus.stores.errors import StoreDenied
 from fedbus.stores.models import DirectoryModelStore, open_store
 from fedbus.stores.s3 import Address, Bucket
@@ -199,41 +191,9 @@ def of_each(in_directory: list[StoreTrouble], in_s3: list[StoreTrouble]) -> pyte
 # --- who is there --------------------------------------------------------------------------------------------------
 
 
-@dataclass
-class Builder:
-    """The Flower server, played: it builds a first model and starts whatever it is told to."""
-
-    fed: Federation
-    built: int = 0
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Builder"]:
-        bus = await self.fed.speaker("flower-server")
-        answers: dict[Any, Any] = {InitModel: self._init, StartServer: self._start, FindServer: self._find}
-        async with bus.serve(with_refusals("flower-server", answers), task=TASK, version="1.0.0"):
-            yield self
-
-    async def artifact(self) -> Artifact:
-        self.built += 1
-        path = self.fed.site.home / "made.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        artifact = weights.save({"w": np.full(3, self.built, np.float32)}, path)
-        await open_store(self.fed.site.store_url, TASK).put(path, artifact.sha256)
-        return artifact
-
-    async def _init(self, _: InitModel) -> Body:
-        return ModelInitialised(artifact=await self.artifact())
-
-    async def _start(self, _: StartServer) -> Body:
-        return ServerStarting()
-
-    async def _find(self, _: FindServer) -> Body:
-        return ServerFound(up=True)
-
-
 @pytest.fixture
-async def builder(fed: Federation, place: Place) -> AsyncIterator[Builder]:
-    async with Builder(fed).serving() as builder:
+async def builder(fed: Federation, place: Place) -> AsyncIterator[FlowerServerPlayed]:
+    async with FlowerServerPlayed(fed).serving() as builder:
         yield builder
 
 
@@ -252,7 +212,7 @@ async def managing(fed: Federation, *, keeps_copies: bool = False) -> AsyncItera
         yield manager
 
 
-async def a_version(fed: Federation, builder: Builder, number: int) -> Manifest:
+async def a_version(fed: Federation, builder: FlowerServerPlayed, number: int) -> Manifest:
     """A version that somebody has published; nothing of it is in the log."""
     facts = (await builder.artifact()).model_dump()
     manifest = Manifest(**facts, version=number, task=TASK, created=datetime.now(UTC))
@@ -282,17 +242,17 @@ def ask_for_a_run(fed: Federation) -> Callable[[], Awaitable[Any]]:
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
 async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_begun(
-    fed: Federation, builder: Builder
+    fed: Federation, builder: FlowerServerPlayed
 ) -> None:
     async with managing(fed):
         await fed.reaches("server", "waiting")
-    assert builder.built == 1
+    assert builder.made == 1
     assert fed.events("server") == ["started", "model_ready"]
 
 
 @of_each([StoreTrouble.DAMAGED], [StoreTrouble.UNAVAILABLE, StoreTrouble.DENIED, StoreTrouble.DAMAGED])
 async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes_up_what_there_is(
-    fed: Federation, place: Place, builder: Builder, trouble: StoreTrouble
+    fed: Federation, place: Place, builder: FlowerServerPlayed, trouble: StoreTrouble
 ) -> None:
     await open_store(fed.site.store_url, TASK).prepare()
     there = await a_version(fed, builder, 1)
@@ -308,12 +268,12 @@ async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes
         await fed.reaches("server", "waiting")
         assert (fed.server().model, fed.server().trouble) == (there.ref, None)
         await ask_for_a_run(fed)()
-    assert builder.built == 1, "only what was there before"
+    assert builder.made == 1, "only what was there before"
 
 
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_stays(
-    fed: Federation, builder: Builder, tmp_path: Path
+    fed: Federation, builder: FlowerServerPlayed, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
     fed.site = replace(fed.site, store=str(tmp_path / "file" / "models"))
@@ -322,7 +282,7 @@ async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_sta
         assert "make it a directory that exists" in told.reason
         assert fed.server().trouble is StoreTrouble.UNAVAILABLE
         assert not manager.broken
-    assert builder.built == 0
+    assert builder.made == 0
 
 
 # --- a restart -------------------------------------------------------------------------------------------------------
@@ -330,7 +290,7 @@ async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_sta
 
 @of_each(IN_A_DIRECTORY, list(StoreTrouble))
 async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothing_and_goes_on_when_it_is_over(
-    fed: Federation, place: Place, builder: Builder, trouble: StoreTrouble
+    fed: Federation, place: Place, builder: FlowerServerPlayed, trouble: StoreTrouble
 ) -> None:
     async with managing(fed) as manager:
         await fed.hears(CodePublished)
@@ -352,12 +312,12 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
         info = await fed.bus.request(GetServerInfo(task=TASK))
         assert (info.model, fed.server().trouble) == (model, None)
         await ask_for_a_run(fed)()
-    assert builder.built == 1
+    assert builder.made == 1
 
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
 async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_same(
-    fed: Federation, place: Place, builder: Builder
+    fed: Federation, place: Place, builder: FlowerServerPlayed
 ) -> None:
     async with managing(fed) as manager:
         await fed.hears(CodePublished)
@@ -371,7 +331,7 @@ async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_sa
 
 @of_each([], [StoreTrouble.UNAVAILABLE, StoreTrouble.DENIED])
 async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out(
-    fed: Federation, place: Place, builder: Builder, trouble: StoreTrouble
+    fed: Federation, place: Place, builder: FlowerServerPlayed, trouble: StoreTrouble
 ) -> None:
     async with managing(fed, keeps_copies=True) as manager:
         await fed.hears(CodePublished)
@@ -385,7 +345,7 @@ async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
 async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_be_served_instead(
-    fed: Federation, place: Place, builder: Builder
+    fed: Federation, place: Place, builder: FlowerServerPlayed
 ) -> None:
     async with managing(fed) as manager:
         await fed.hears(CodePublished)
@@ -404,7 +364,7 @@ async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_
 
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
-    fed: Federation, place: Place, builder: Builder
+    fed: Federation, place: Place, builder: FlowerServerPlayed
 ) -> None:
     async with managing(fed) as manager:
         await fed.hears(CodePublished)
@@ -437,7 +397,7 @@ class ClosesOnceItIsCrowned(DirectoryModelStore):
 
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they_can_and_the_manager_stays(
-    fed: Federation, place: Place, builder: Builder
+    fed: Federation, place: Place, builder: FlowerServerPlayed
 ) -> None:
     store = ClosesOnceItIsCrowned(Path(place.url), TaskId(TASK))
 
@@ -462,7 +422,7 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
-    fed: Federation, place: Place, builder: Builder, training: bool
+    fed: Federation, place: Place, builder: FlowerServerPlayed, training: bool
 ) -> None:
     async with managing(fed) as manager:
         await fed.hears(CodePublished)

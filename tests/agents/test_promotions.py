@@ -2,129 +2,56 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, AgentRun, Federation, with_refusals
+from support.federation import TASK, AgentAtWork, AgentRun, Federation
+from support.played_flower import FlowerServerPlayed
 
 from fedbus.agents.server_manager import ServerManager
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import Joined
-from fedbus.contracts.code import CheckCode, CodeChecked, CodePublished
-from fedbus.contracts.message import Body
-from fedbus.contracts.model import Artifact, Manifest
+from fedbus.contracts.code import CodePublished
+from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import (
-    BeginTraining,
-    FindServer,
     GetServerInfo,
-    InitModel,
-    ModelInitialised,
     ModelPublished,
     OpenRun,
-    RoundFinished,
-    RunFinished,
     ServerClosed,
-    ServerFound,
-    ServerStarting,
-    ServerStopped,
-    StartServer,
-    StopServer,
 )
 from fedbus.contracts.versions import Champion, ModelPromoted, PromoteModel, RollBackModel, StartLineage
-from fedbus.learning import weights
-from fedbus.stores.models import ModelStore, open_store
 from fedbus.stores.signing import Signer, TrustedKeys, generate
 
 PLAN = RunPlan(rounds=1, quorum=1, recruit_s=30, round_s=30)
 
 
-@dataclass
-class Flower:
-    """The Flower server, played: what it makes has as many numbers as *width* says."""
+class Flower(FlowerServerPlayed):
+    """It trains with one client."""
 
-    fed: Federation
-    store: ModelStore
-    width: int = 3
-    made: int = 0
-    differs: str = ""
-    checked: list[CheckCode] = field(default_factory=list)
-    starts: list[StartServer] = field(default_factory=list)
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator["Flower"]:
-        bus = await self.fed.speaker("flower-server")
-        answers: dict[Any, Any] = {
-            InitModel: self._init,
-            StartServer: self._start,
-            StopServer: self._stop,
-            FindServer: self._find,
-            CheckCode: self._check,
-        }
-        async with bus.serve(with_refusals("flower-server", answers), task=TASK, version="1.0.0"):
-            yield self
-
-    async def artifact(self) -> Artifact:
-        self.made += 1
-        path = self.fed.site.home / f"made-{self.made}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        artifact = weights.save({"w": np.full(self.width, self.made, np.float32)}, path)
-        await self.store.put(path, artifact.sha256)
-        return artifact
-
-    async def begin(self, number: int) -> None:
+    async def begins(self, number: int) -> None:
         """A run that is in training."""
-        run = f"{TASK}-{number}"
-        await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=PLAN))
-        said = Joined(task=TASK, client="c1", run=run, code_version=self.fed.site.task.code_version)
-        await self.fed.say(said, by="trainer")
-        await self.fed.hears(BeginTraining, times=number)
+        await self.begin(number, PLAN, "c1")
 
-    async def end(self, number: int, **metrics: float) -> None:
+    async def ends(self, number: int, **metrics: float) -> None:
         """The run comes to a model with these metrics."""
-        run = f"{TASK}-{number}"
-        result = RoundResult(round=1, metrics=metrics, participants={"c1": 10})
-        artifact = await self.artifact()
-        for word in (
-            RoundFinished(task=TASK, run=run, round=1, result=result, checkpoint=artifact),
-            RunFinished(task=TASK, run=run, rounds=1, artifact=artifact),
-        ):
-            await self.fed.say(word, by="flower-server")
-        await self.fed.hears(ServerClosed, times=number)
+        await self.end(number, RoundResult(round=1, metrics=metrics, participants={"c1": 10}))
 
     async def run(self, number: int, **metrics: float) -> None:
-        await self.begin(number)
-        await self.end(number, **metrics)
+        await self.begins(number)
+        await self.ends(number, **metrics)
 
-    async def _init(self, _: InitModel) -> Body:
-        return ModelInitialised(artifact=await self.artifact())
-
-    async def _start(self, request: StartServer) -> Body:
-        self.starts.append(request)
-        return ServerStarting()
-
-    async def _stop(self, _: StopServer) -> Body:
-        return ServerStopped()
-
-    async def _find(self, _: FindServer) -> Body:
-        return ServerFound(up=True)
-
-    async def _check(self, request: CheckCode) -> Body:
-        self.checked.append(request)
-        return CodeChecked(architecture="0" * 64, differs=self.differs)
+    def says_that_it_differs(self, how: str) -> None:
+        self.differs[self.fed.site.task.code_version] = how
 
 
 @pytest.fixture
 async def flower(fed: Federation) -> AsyncIterator[Flower]:
-    store = open_store(fed.site.store_url, TASK)
-    await store.prepare()
-    async with Flower(fed, store).serving() as flower:
+    flower = Flower(fed)
+    await flower.store.prepare()
+    async with flower.serving():
         yield flower
 
 
@@ -238,9 +165,9 @@ async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await flower.run(1, loss=0.5)
-    await flower.begin(2)
+    await flower.begins(2)
     await fed.bus.request(RollBackModel(task=TASK, reason="version 2 was poisoned"))
-    await flower.end(2, loss=0.1)
+    await flower.ends(2, loss=0.1)
     kept = await fed.happens("server", "candidate_kept")
     assert "it was made from version 2, and version 1 has been served since" in kept.reason
     assert (await served(fed))[0] == 1
@@ -289,7 +216,7 @@ async def test_what_is_served_may_change_while_a_run_is_under_way(
 ) -> None:
     await flower.run(1, loss=0.5)
     if training:
-        await flower.begin(2)
+        await flower.begins(2)
     else:
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
     state = "training" if training else "recruiting"
@@ -329,7 +256,7 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is
 ) -> None:
     flower.width = 5
     await fed.bus.request(StartLineage(task=TASK))
-    flower.differs = "w is float32 (3,) there and float32 (5,) here"
+    flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
     with pytest.raises(RequestRefused, match=r"does not fit the code that is in use: w is float32 \(3,\)"):
         await fed.bus.request(RollBackModel(task=TASK))
     assert await served(fed) == (2, 2)
@@ -339,7 +266,8 @@ async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_a
     fed: Federation, flower: Flower
 ) -> None:
     await published(flower, code_version="of yesterday")
-    flower.width, flower.differs = 5, "w is float32 (3,) there and float32 (5,) here"
+    flower.width = 5
+    flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
     async with fed.agent(server_of(fed, flower)):
         await fed.hears(CodePublished)
         open_run = OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN)
@@ -359,7 +287,7 @@ async def test_a_run_of_new_code_that_makes_the_same_model_begins(fed: Federatio
     await published(flower, code_version="of yesterday")
     async with fed.agent(server_of(fed, flower)):
         await fed.hears(CodePublished)
-        await flower.begin(1)
+        await flower.begins(1)
     assert [one.code_version for one in flower.checked] == [fed.site.task.code_version]
 
 
@@ -381,7 +309,7 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
 async def test_a_lineage_begins_between_two_runs(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
-    await flower.begin(1)
+    await flower.begins(1)
     with pytest.raises(RequestRefused, match="between two runs"):
         await fed.bus.request(StartLineage(task=TASK))
 

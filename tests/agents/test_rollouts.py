@@ -2,16 +2,16 @@
 
 import asyncio
 import re
-import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 from support.federation import TASK, TINY, AgentAtWork, Federation
+from support.followed import tiny_repository
+from support.played_flower import FlowerServerPlayed
 from support.repositories import Repository, Signer, signer
 
 from fedbus.agents import server_manager
@@ -21,7 +21,6 @@ from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts, Joined
 from fedbus.contracts.code import (
     CheckCode,
-    CodeChecked,
     CodeFacts,
     CodePublished,
     CodeReady,
@@ -31,73 +30,39 @@ from fedbus.contracts.code import (
     RollOutCode,
 )
 from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, RunStarted, StartRun, StopRun
 from fedbus.contracts.server import (
     BeginTraining,
-    FindServer,
     GetServerInfo,
-    InitModel,
-    ModelInitialised,
     OpenRun,
-    RoundFinished,
     RunFinished,
-    ServerClosed,
-    ServerFound,
-    ServerStarting,
-    ServerStopped,
     StartServer,
-    StopServer,
 )
 from fedbus.contracts.versions import RollBackModel
-from fedbus.learning import weights
 from fedbus.stores.code import CodeRepository, open_code
-from fedbus.stores.models import ModelStore, open_store
 
 REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
 PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)
 
 
 @dataclass
-class Others:
+class Others(FlowerServerPlayed):
     """Everybody whom the server manager talks to, played: the Flower server, the scheduler, the clients."""
 
-    fed: Federation
-    store: ModelStore
-    broken: dict[str, str] = field(default_factory=dict)
-    """Why a version does not pass its check."""
-    differs: dict[str, str] = field(default_factory=dict)
     checks_until: asyncio.Event | None = None
     """How long a check takes."""
     hindered: str = ""
     """Why nothing can be checked or started now."""
     passes: bool = True
     """Whether that may pass by itself."""
-    checked: list[CheckCode] = field(default_factory=list)
-    built: list[InitModel] = field(default_factory=list)
-    starts: list[StartServer] = field(default_factory=list)
     asked_to_run: list[StartRun] = field(default_factory=list)
-    made: int = 0
 
     @asynccontextmanager
-    async def there(self) -> AsyncIterator["Others"]:
-        flower, scheduler = (
-            await self.fed.speaker("flower-server"),
-            await self.fed.speaker("workflow-scheduler"),
-        )
-        of_flower: dict[Any, Any] = {
-            InitModel: self._init,
-            StartServer: self._start,
-            StopServer: self._stop,
-            FindServer: self._find,
-            CheckCode: self._check,
-        }
-        of_scheduler: dict[Any, Any] = {StartRun: self._run, StopRun: self._run}
-        async with (
-            flower.serve(of_flower, task=TASK, version="1.0.0"),
-            scheduler.serve(of_scheduler, task=TASK, version="1.0.0"),
-        ):
-            yield self
+    async def there(self) -> AsyncIterator[None]:
+        scheduler = await self.fed.speaker("workflow-scheduler")
+        asked: dict[Any, Any] = {StartRun: self._run, StopRun: self._run}
+        async with self.serving(), scheduler.serve(asked, task=TASK, version="1.0.0"):
+            yield
 
     async def clients(self, *names: str, **labels: str) -> None:
         """Clients that the log knows."""
@@ -126,35 +91,12 @@ class Others:
         self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
     ) -> AsyncIterator[None]:
         """The same, which trains while the block runs."""
-        await self.begin(number, version, *clients)
+        await self.begin(number, PLAN, *clients, version=version)
         yield
-        await self.end(number, *clients, loss=loss, failures=failures)
-
-    async def begin(self, number: int, version: str, *clients: str) -> None:
-        run = f"{TASK}-{number}"
-        await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=PLAN))
-        for client in clients:
-            said = Joined(task=TASK, client=client, run=run, code_version=version)
-            await self.fed.say(said, by="trainer")
-        await self.fed.hears(BeginTraining, times=number)
-
-    async def end(
-        self, number: int, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
-    ) -> None:
-        run = f"{TASK}-{number}"
-        result = RoundResult(
-            round=1,
-            metrics={"loss": loss},
-            participants={one: 10 for one in clients if one not in failures},
-            failures=dict.fromkeys(failures, "it raised ValueError"),
-        )
-        artifact = await self._artifact()
-        for word in (
-            RoundFinished(task=TASK, run=run, round=1, result=result, checkpoint=artifact),
-            RunFinished(task=TASK, run=run, rounds=1, artifact=artifact),
-        ):
-            await self.fed.say(word, by="flower-server")
-        await self.fed.hears(ServerClosed, times=number)
+        participants = {one: 10 for one in clients if one not in failures}
+        failed = dict.fromkeys(failures, "it raised ValueError")
+        result = RoundResult(round=1, metrics={"loss": loss}, participants=participants, failures=failed)
+        await self.end(number, result)
 
     async def takes_up(
         self, server: "Server", files: dict[str, str], repository: Repository, by: Signer
@@ -170,39 +112,16 @@ class Others:
         await self.fed.happens("code", "rollout_finished")
         return new
 
-    async def _artifact(self) -> Artifact:
-        self.made += 1
-        path = self.fed.site.home / f"made-{self.made}.safetensors"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        artifact = weights.save({"w": np.full(3, self.made, np.float32)}, path)
-        await self.store.put(path, artifact.sha256)
-        return artifact
-
-    async def _check(self, request: CheckCode) -> Body:
-        self.checked.append(request)
+    async def check(self, request: CheckCode) -> Body:
+        answer = await super().check(request)
         if self.checks_until is not None:
             await self.checks_until.wait()
-        if self.hindered:
-            return Refused(reason=self.hindered, passing=True)
-        if (why := self.broken.get(request.code_version)) is not None:
-            return Refused(reason=why)
-        return CodeChecked(architecture="0" * 64, differs=self.differs.get(request.code_version, ""))
+        return Refused(reason=self.hindered, passing=True) if self.hindered else answer
 
-    async def _init(self, request: InitModel) -> Body:
-        self.built.append(request)
-        return ModelInitialised(artifact=await self._artifact())
-
-    async def _start(self, request: StartServer) -> Body:
+    async def start(self, request: StartServer) -> Body:
         if self.hindered:
             return Refused(reason=self.hindered, passing=self.passes, blameless=True)
-        self.starts.append(request)
-        return ServerStarting()
-
-    async def _stop(self, _: StopServer) -> Body:
-        return ServerStopped()
-
-    async def _find(self, _: FindServer) -> Body:
-        return ServerFound(up=True)
+        return await super().start(request)
 
     async def _run(self, request: StartRun) -> Body:
         self.asked_to_run.append(request)
@@ -211,9 +130,9 @@ class Others:
 
 @pytest.fixture
 async def others(fed: Federation) -> AsyncIterator[Others]:
-    store = open_store(fed.site.store_url, TASK)
-    await store.prepare()
-    async with Others(fed, store).there() as others:
+    others = Others(fed)
+    await others.store.prepare()
+    async with others.there():
         yield others
 
 
@@ -224,13 +143,7 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
 
 @pytest.fixture
 def repository(tmp_path: Path, ada: Signer) -> Repository:
-    """The tiny task's, with one signed commit."""
-    path = tmp_path / "repository"
-    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
-    repository = Repository(path)
-    repository.git("init", "--quiet", "--initial-branch=main")
-    repository.commit(subject="the task", by=ada)
-    return repository
+    return tiny_repository(tmp_path / "repository", by=ada)
 
 
 @pytest.fixture
@@ -351,7 +264,7 @@ async def test_a_commit_during_a_run_waits_for_its_end(
         await fed.say(joined, by="trainer")
     await fed.hears(BeginTraining)
     assert fed.events("code") == ["started"]
-    artifact = await others._artifact()
+    artifact = await others.artifact()
     await fed.say(RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), by="flower-server")
     await fed.happens("code", "code_found")
     assert server.facts.candidate == new
@@ -697,9 +610,8 @@ async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_cod
     for client in ("c1", "c2"):
         await others.ready(client, new)
     await fed.until(lambda: bool(others.asked_to_run))
-    await others.begin(2, new, "c1", "c2")
-    await fed.bus.request(RollBackModel(task=TASK))
-    await others.end(2, "c1", "c2", loss=0.1)
+    async with others.in_a_run(2, new, "c1", "c2", loss=0.1):
+        await fed.bus.request(RollBackModel(task=TASK))
     assert "version 1 has been served since" in (await fed.happens("server", "candidate_kept")).reason
     await fed.until(lambda: len(others.asked_to_run) == 2, "another run of the candidate to be asked for")
     await others.run(3, new, "c1", "c2", loss=0.1)

@@ -2,8 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +15,8 @@ from support.federation import (
     AgentAtWork,
     Federation,
     arrows_of,
-    with_refusals,
 )
+from support.played_flower import FlowerServerPlayed
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.server_manager import ServerManager
@@ -27,7 +26,7 @@ from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import Artifact, Manifest
+from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import (
     BeginTraining,
@@ -48,50 +47,25 @@ from fedbus.contracts.server import (
     ServerLost,
     ServerStarted,
     ServerStarting,
-    ServerStopped,
     StartServer,
     StopServer,
     UpdateReady,
 )
 from fedbus.learning import weights
 from fedbus.stores.errors import StoreUnavailable
-from fedbus.stores.models import DirectoryModelStore, ModelStore, open_store
+from fedbus.stores.models import DirectoryModelStore, ModelStore
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
 
 
 @dataclass
-class FlowerServerPlayed:
-    """The Flower server as the server manager knows it: starts when asked, and says so; keeps what it was asked."""
+class Flower(FlowerServerPlayed):
+    """It says when it is up, and knows whether it is."""
 
-    fed: Federation
-    store: ModelStore
     up: str = ""
     """The run whose server is up."""
     refuses: str = ""
-    starts: list[StartServer] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
-    built: int = 0
-
-    @asynccontextmanager
-    async def serving(self) -> AsyncIterator["FlowerServerPlayed"]:
-        bus = await self.fed.speaker("flower-server")
-        answers: dict[Any, Any] = {
-            InitModel: self._init,
-            StartServer: self._start,
-            StopServer: self._stop,
-            FindServer: self._find,
-        }
-        async with bus.serve(with_refusals("flower-server", answers), task=TASK, version="1.0.0"):
-            yield self
-
-    async def made(self, trained: float) -> Artifact:
-        """A model that was trained so often, in the repository."""
-        path = self.fed.site.home / f"made-{trained}.safetensors"
-        artifact = weights.save({"w": np.full(3, trained, np.float32)}, path)
-        await self.store.put(path, artifact.sha256)
-        return artifact
 
     async def lost(self) -> None:
         self.up = ""
@@ -100,7 +74,7 @@ class FlowerServerPlayed:
     async def round(self, number: int, **participants: int) -> None:
         """A round comes to its end."""
         result = RoundResult(round=number, metrics={"loss": 1.0 / number}, participants=participants)
-        checkpoint = await self.made(number)
+        checkpoint = await self.of_value(number)
         said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
         await self.fed.say(said, by="flower-server")
 
@@ -112,17 +86,19 @@ class FlowerServerPlayed:
         await self.fed.say(said, by="flower-server")
 
     async def finish(self, rounds: int = 2) -> None:
-        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.made(rounds))
+        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.of_value(rounds))
         await self.fed.say(said, by="flower-server")
         self.up = ""
 
-    async def _init(self, _: InitModel) -> Body:
-        self.built += 1
-        if self.refuses:
-            return Refused(reason=self.refuses)
-        return ModelInitialised(artifact=await self.made(0))
+    async def init(self, request: InitModel) -> Body:
+        self.built.append(request)
+        return (
+            Refused(reason=self.refuses)
+            if self.refuses
+            else ModelInitialised(artifact=await self.of_value(0))
+        )
 
-    async def _start(self, request: StartServer) -> Body:
+    async def start(self, request: StartServer) -> Body:
         self.starts.append(request)
         if self.refuses:
             return Refused(reason=self.refuses)
@@ -130,12 +106,11 @@ class FlowerServerPlayed:
         await self.fed.say(ServerStarted(task=TASK, run=request.run), by="flower-server")
         return ServerStarting()
 
-    async def _stop(self, request: StopServer) -> Body:
-        self.stopped.append(request.run)
+    async def stop(self, request: StopServer) -> Body:
         self.up = ""
-        return ServerStopped()
+        return await super().stop(request)
 
-    async def _find(self, request: FindServer) -> Body:
+    async def find(self, request: FindServer) -> Body:
         up = self.up == request.run
         if request.say_so and not up:
             await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it is gone"), by="flower-server")
@@ -143,15 +118,15 @@ class FlowerServerPlayed:
 
 
 @pytest.fixture
-async def flower(fed: Federation) -> AsyncIterator[FlowerServerPlayed]:
-    store = open_store(fed.site.store_url, TASK)
-    await store.prepare()
-    async with FlowerServerPlayed(fed, store).serving() as flower:
+async def flower(fed: Federation) -> AsyncIterator[Flower]:
+    flower = Flower(fed)
+    await flower.store.prepare()
+    async with flower.serving():
         yield flower
 
 
 @pytest.fixture
-async def manager(fed: Federation, flower: FlowerServerPlayed) -> AsyncIterator[AgentAtWork]:
+async def manager(fed: Federation, flower: Flower) -> AsyncIterator[AgentAtWork]:
     """A server manager that waits for runs."""
     async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
         await fed.hears(CodePublished)  # the last that is said before it listens
@@ -180,7 +155,7 @@ async def train(fed: Federation) -> None:
 
 
 async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await flower.round(1, c1=10, c2=20)
@@ -210,7 +185,7 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
 
 
 async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     for number in (1, 2):
@@ -227,7 +202,7 @@ async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
 
 
 async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed, tmp_path: Path
+    fed: Federation, manager: AgentAtWork, flower: Flower, tmp_path: Path
 ) -> None:
     info = await fed.bus.request(GetServerInfo(task=TASK))
     await fed.bus.blobs.fetch_to(info.blob, tmp_path / "fetched")
@@ -236,7 +211,7 @@ async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
 
 
 async def test_health_says_which_run_takes_in_clients(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     assert (await fed.bus.request(HealthCheck(task=TASK))).open_run is None
     await train(fed)
@@ -282,11 +257,11 @@ def manager_with(fed: Federation, store: ModelStore) -> Any:
 
 
 async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
-    fed: Federation, flower: FlowerServerPlayed
+    fed: Federation, flower: Flower
 ) -> None:
     flower.refuses = "tiny.model:Net did not make a model: NameError"
     async with fed.agent(lambda stop: server_manager(fed.site, stop)):
-        await eventually(lambda: flower.built >= 3)
+        await eventually(lambda: len(flower.built) >= 3)
         assert fed.events("server") == ["started", "model_not_built"]
         flower.refuses = ""
         await fed.reaches("server", "waiting")
@@ -305,7 +280,7 @@ async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
 
 
 async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missing(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed, recruit_s=0.5)
     await join(fed, "c1")
@@ -318,7 +293,7 @@ async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missi
 
 
 async def test_recruiting_that_expires_says_who_declined_and_why(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed, recruit_s=1)
     for client, run in (("c1", RUN), ("c2", RUN), ("c3", f"{TASK}-9")):
@@ -345,7 +320,7 @@ async def test_a_second_run_is_refused_while_one_is_under_way(fed: Federation, m
 
 
 async def test_a_run_is_opened_once_however_often_it_is_asked_for(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
     await open_run(fed)  # the scheduler never heard the answer
@@ -358,7 +333,7 @@ async def test_a_run_is_opened_once_however_often_it_is_asked_for(
 
 
 async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     flower.refuses = "no such app"
     with pytest.raises(RequestRefused, match="no such app"):
@@ -368,7 +343,7 @@ async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
 
 
 async def test_a_flower_server_lost_while_recruiting_fails_the_run(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
     await flower.lost()
@@ -379,7 +354,7 @@ async def test_a_flower_server_lost_while_recruiting_fails_the_run(
 
 
 async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
@@ -393,7 +368,7 @@ async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
 
 
 async def test_a_run_may_be_cancelled_in_training_too(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
@@ -401,7 +376,7 @@ async def test_a_run_may_be_cancelled_in_training_too(
 
 
 async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await fed.say(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), by="flower-server")
@@ -411,7 +386,7 @@ async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
 
 
 async def test_a_version_that_another_has_published_is_not_overwritten(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     versions = Path(fed.site.store_url) / TASK / "versions"
@@ -424,7 +399,7 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
 
 
 async def test_words_of_another_run_change_nothing(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await fed.say(RunFailed(task=TASK, run=f"{TASK}-9", reason="not yours"), by="flower-server")
@@ -437,7 +412,7 @@ async def test_words_of_another_run_change_nothing(
 
 
 async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kept(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await flower.round(1)
@@ -449,12 +424,12 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
 
     assert fed.events("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
     assert [start.first_round for start in flower.starts] == [1, 2]
-    assert flower.starts[1].artifact == await flower.made(1)
+    assert flower.starts[1].artifact == await flower.of_value(1)
     assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
 
 
 async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     for number in range(1, PLAN.max_recoveries + 1):
@@ -465,7 +440,7 @@ async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
 
 
 async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     lost = ServerLost(task=TASK, run=RUN, reason="an earlier one was killed")
@@ -490,7 +465,7 @@ async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model
 
 
 async def test_restarted_while_recruiting_it_counts_who_had_joined(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
     await fed.hears(UpdateReady)
@@ -504,7 +479,7 @@ async def test_restarted_while_recruiting_it_counts_who_had_joined(
 
 
 async def test_restarted_while_recruiting_it_still_gives_up_in_time(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed, recruit_s=1.5)
     await manager.restart()
@@ -513,7 +488,7 @@ async def test_restarted_while_recruiting_it_still_gives_up_in_time(
 
 
 async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the_run(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
     await manager.kill()
@@ -524,7 +499,7 @@ async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the
 
 
 async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await manager.kill()
@@ -545,7 +520,7 @@ async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
 
 
 async def test_restarted_in_training_without_its_flower_server_it_starts_another(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await flower.round(1)
@@ -559,7 +534,7 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
 
 
 async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await manager.kill()
@@ -572,9 +547,7 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
     assert flower.up == ""  # nothing was left running that nobody needs
 
 
-async def test_restarted_while_publishing_it_publishes_once(
-    fed: Federation, flower: FlowerServerPlayed
-) -> None:
+async def test_restarted_while_publishing_it_publishes_once(fed: Federation, flower: Flower) -> None:
     store = ModelsAway(Path(fed.site.store_url), TaskId(TASK))
     store.away = False
     async with fed.agent(manager_with(fed, store)) as manager:
@@ -593,7 +566,7 @@ async def test_restarted_while_publishing_it_publishes_once(
 
 
 async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_it_is_back(
-    fed: Federation, manager: AgentAtWork, flower: FlowerServerPlayed
+    fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
     await flower.finish()

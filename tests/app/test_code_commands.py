@@ -4,55 +4,24 @@ import asyncio
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import numpy as np
 import pytest
 from support import NatsServer
 from support.command_line import Fedbus
-from support.federation import FED, TASK, TINY, AgentAtWork, Federation, federation, with_refusals
+from support.federation import FED, TASK, TINY, AgentAtWork, Federation, federation
+from support.followed import tiny_repository
+from support.played_flower import FlowerServerPlayed
 from support.repositories import Repository, Signer, signer
 
 from fedbus.agents.server_manager import ServerManager
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts
-from fedbus.contracts.code import CheckCode, CodeChecked, CodeFacts, CodePublished, CodeReady
-from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import Artifact
-from fedbus.contracts.server import FindServer, InitModel, ModelInitialised, ServerFound
-from fedbus.learning import weights
+from fedbus.contracts.code import CodeFacts, CodePublished, CodeReady
 from fedbus.stores.code import CodeRepository, open_code
-from fedbus.stores.models import ModelStore, open_store
 
 REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
-
-
-@dataclass
-class FlowerServerPlayed:
-    """Builds a model, and says of each version whether it passes its check."""
-
-    directory: Path
-    store: ModelStore
-    broken: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def answers(self) -> dict[Any, Any]:
-        return {InitModel: self._init, CheckCode: self._check, FindServer: self._find}
-
-    async def _init(self, _: InitModel) -> Body:
-        path = self.directory / "first.safetensors"
-        artifact: Artifact = weights.save({"w": np.zeros(3, np.float32)}, path)
-        await self.store.put(path, artifact.sha256)
-        return ModelInitialised(artifact=artifact)
-
-    async def _check(self, request: CheckCode) -> Body:
-        why = self.broken.get(request.code_version)
-        return Refused(reason=why) if why else CodeChecked(architecture="0" * 64)
-
-    async def _find(self, _: FindServer) -> Body:
-        return ServerFound(up=True)
 
 
 @dataclass
@@ -88,13 +57,7 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
 
 @pytest.fixture
 def repository(tmp_path: Path, ada: Signer) -> Repository:
-    """The tiny task's, with one signed commit."""
-    path = tmp_path / "repository"
-    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
-    repository = Repository(path)
-    repository.git("init", "--quiet", "--initial-branch=main")
-    repository.commit(subject="the task", by=ada)
-    return repository
+    return tiny_repository(tmp_path / "repository", by=ada)
 
 
 @pytest.fixture
@@ -108,19 +71,16 @@ def code(repository: Repository, ada: Signer, tmp_path: Path) -> CodeRepository:
 async def serving(nats: NatsServer, directory: Path, code: CodeRepository) -> AsyncIterator[Server]:
     """The server manager of *code*, which is on its bus and has a model."""
     async with federation(nats.url, directory) as fed:
-        store = open_store(fed.site.store_url, TASK)
-        await store.prepare()
-        flower = FlowerServerPlayed(directory, store)
+        flower = FlowerServerPlayed(fed)
+        await flower.store.prepare()
         first = await code.task_at(await code.newest())
 
         async def manage(stop: asyncio.Event) -> None:
             async with fed.site.bus("server-manager") as bus:
-                await ServerManager(bus, first, store, code=code).run(stop)
+                await ServerManager(bus, first, flower.store, code=code).run(stop)
 
-        speaker = await fed.speaker("flower-server")
-        answers = with_refusals("flower-server", flower.answers)
         fedbus = Fedbus(directory / "person", FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
-        async with speaker.serve(answers, task=TASK, version="1.0.0"), fed.agent(manage) as agent:
+        async with flower.serving(), fed.agent(manage) as agent:
             await fed.hears(CodePublished)
             yield Server(fed, flower, agent, fedbus)
 

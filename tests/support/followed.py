@@ -12,15 +12,20 @@ from support.repositories import Repository, Signer
 
 async def followed(fed: Federation, by: Signer, directory: Path) -> Repository:
     """A repository below *directory* with one commit, whose task all agents of *fed* will begin with."""
-    path = directory / "repository"
-    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
-    repository = Repository(path)
-    repository.git("init", "--quiet", "--initial-branch=main")
-    repository.commit(subject="the task", by=by)
+    repository = tiny_repository(directory / "repository", by=by)
     signers = directory / "allowed_signers"
     signers.write_text(by.line())
     code = open_code(f"{repository.url}@main", fed.site.home, signers=signers)
     fed.site = replace(fed.site, code=code, task=await code.task_at(await code.newest()))
+    return repository
+
+
+def tiny_repository(path: Path, by: Signer) -> Repository:
+    """The tiny task's, with one signed commit."""
+    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
+    repository = Repository(path)
+    repository.git("init", "--quiet", "--initial-branch=main")
+    repository.commit(subject="the task", by=by)
     return repository
 
 
