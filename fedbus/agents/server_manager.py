@@ -16,7 +16,6 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
-from itertools import count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -25,19 +24,20 @@ import structlog
 from fedbus import __version__
 from fedbus.agents import traces
 from fedbus.agents.code_following import CodeFollowing
+from fedbus.agents.flower_asked import FlowerAsked
 from fedbus.agents.keeping import Keeping
 from fedbus.agents.promotions import Promotions
 from fedbus.agents.rollouts import Rollouts
 from fedbus.agents.run_figures import round_measured, run_measured
 from fedbus.agents.steps import told_step_by_step
-from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
+from fedbus.agents.tasks import Timers, handle_each, until
 from fedbus.agents.versions import Served, Versions, waiting_for
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import Declined, Joined
-from fedbus.contracts.code import CheckCode, CodeChecked, CodeReady, CodeRefused
+from fedbus.contracts.code import CodeReady, CodeRefused
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Message, Refused
 from fedbus.contracts.model import Artifact, Manifest, ModelRef
@@ -47,11 +47,9 @@ from fedbus.contracts.server import (
     CancelRun,
     Enroll,
     Enrolled,
-    FindServer,
     GetServerInfo,
     HealthCheck,
     HealthStatus,
-    InitModel,
     ModelPublished,
     OpenRun,
     RoundFinished,
@@ -61,13 +59,11 @@ from fedbus.contracts.server import (
     RunOpened,
     ServerClosed,
     ServerFacts,
-    ServerFound,
     ServerInfo,
     ServerLost,
     ServerStarted,
     ServerState,
     StartServer,
-    StopServer,
     StoreTrouble,
     UpdateReady,
 )
@@ -85,10 +81,8 @@ from fedbus.stores.signing import Signer
 
 PUBLISH_S = 120.0
 """How long a finished run's model may wait for the model repository before it is given up."""
-START_TIMEOUT_S = 30.0
 HINDERED_S = 60.0
 """How long after a run that a store or a missing agent hindered a candidate is tried once more."""
-INIT_TIMEOUT_S = 300.0
 RECRUITING = "recruiting expires"
 FITTING = "see whether the code fits the served model"
 RUN_FAILED = frozenset({"recruiting_expired", "run_failed", "version_refused"})
@@ -113,15 +107,13 @@ class ServerManager:
         self._bus = bus
         self._id = task.id
         self._turn = asyncio.Lock()
+        self._flower = FlowerAsked(bus, task.id)
         self._versions = Versions(bus, task.id, models, signer)
         code = code or FixedCode(Path(task.path))
         self._rollouts = Rollouts(bus, code, task, self, self._turn)
         self._following = CodeFollowing(bus, code, self._rollouts, self)
         self._promotions = Promotions(self, self._versions)
         self._joined: dict[str, None] = {}
-        self._checking = asyncio.Lock()
-        self._differs: dict[tuple[str, str], str] = {}
-        """Of a code version and an architecture: where the first makes another model than the second."""
         self._life: Life[ServerState, ServerFacts]
         self._timers: Timers
         self._keeping: Keeping
@@ -189,7 +181,7 @@ class ServerManager:
         if self._life.state is ServerState.RECRUITING:
             assert self._facts.recruit_until is not None
             self._timers.at(RECRUITING, self._facts.recruit_until, self._recruiting_expired)
-        await self._find_server(say_so=True)
+        await self._flower.is_up(self._facts.run, say_so=True)
 
     async def _tell_the_end(self, event: str, reason: str) -> None:
         """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed.
@@ -222,10 +214,9 @@ class ServerManager:
 
     async def _first_version(self, task: Task, *, new_lineage: bool = False) -> Served:
         """Have a first model built and make it the champion."""
-        request = InitModel(task=self._id, code_version=task.code_version)
-        made = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
+        artifact = await self._flower.first_model(task.code_version)
         manifest = await self._versions.publish_first(
-            made.artifact, code_version=task.code_version, new_lineage=new_lineage
+            artifact, code_version=task.code_version, new_lineage=new_lineage
         )
         return await self._versions.crown(manifest.version, f"the first model of lineage {manifest.lineage}")
 
@@ -252,19 +243,13 @@ class ServerManager:
         """The same, of the code that everybody has."""
         await self.begin_lineage(self._rollouts.task, reason)
 
-    async def check_fits(self, model: Artifact, task: Task | None = None) -> str:
-        """Where *model* is not what the code makes, in words; empty where it is. Raises RequestRefused."""
-        code_version = (task or self._rollouts.task).code_version
-        async with self._checking:
-            if (code_version, model.architecture) not in self._differs:
-                check = CheckCode(task=self._id, code_version=code_version, like=model.sha256)
-                checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
-                self._differs[code_version, model.architecture] = checked.differs
-            return self._differs[code_version, model.architecture]
+    async def check_fits(self, model: Artifact) -> str:
+        """Where *model* is not what everybody's code makes, in words; empty where it is. Raises RequestRefused."""
+        return await self._flower.differs(model, self._rollouts.task.code_version)
 
     def note_fit(self, code_version: str, model: ModelRef) -> None:
         """It was found out by the check that came before the code was rolled out."""
-        self._differs[code_version, model.architecture] = ""
+        self._flower.note_fit(code_version, model)
 
     async def _misfit(self, task: Task) -> str:
         """Why the code of *task* cannot train from the champion; empty where it can. Raises StoreError."""
@@ -273,7 +258,7 @@ class ServerManager:
         if await self._versions.code_of(model) == task.code_version:
             return ""
         try:
-            differs = await self.check_fits(model, task)
+            differs = await self._flower.differs(model, task.code_version)
         except RequestRefused as error:  # the run itself will meet what is wrong, and say it
             log.warning("whether the code fits the served model was not found out", reason=str(error))
             return ""
@@ -345,7 +330,7 @@ class ServerManager:
         async with self._turn:
             if request.run != self._facts.run or not self._life.allows("run_cancelled"):
                 return Refused(reason=f"{request.run} is not under way: the server is {self._life.state}")
-            await self._stop_server()
+            await self._flower.stop(request.run)
             await self._end_run("run_cancelled", "cancelled", request.reason)
             return RunCancelled()
 
@@ -386,7 +371,7 @@ class ServerManager:
         return RunOpened(recruit_until=expires)
 
     async def _start_server(self, artifact: Artifact, *, first_round: int) -> Refused | None:
-        """Have the Flower server started, and ask again where what hinders it may pass; why not, where it was not."""
+        """Have the run's Flower server started; why not, where it was not."""
         assert self._facts.run is not None
         assert self._facts.plan is not None
         start = StartServer(
@@ -397,40 +382,7 @@ class ServerManager:
             first_round=first_round,
             code_version=self._facts.code_version,
         )
-        nobody = f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
-        refusal = Refused(reason=nobody, passing=True, blameless=True)
-        with suppress(TimeoutError):
-            async with asyncio.timeout(START_TIMEOUT_S):
-                for attempt in count():
-                    try:
-                        await ask_until_answered(self._bus, start)
-                    except RequestRefused as error:
-                        refusal = Refused(reason=str(error), passing=error.passing, blameless=error.blameless)
-                    else:
-                        return None
-                    if not refusal.passing:
-                        break
-                    await asyncio.sleep(backoff(attempt))
-        return refusal
-
-    async def _find_server(self, *, say_so: bool = False) -> bool:
-        """Whether the run's Flower server is there, whatever was said of it."""
-        assert self._facts.run is not None
-        request = FindServer(task=self._id, run=self._facts.run, say_so=say_so)
-        try:
-            async with asyncio.timeout(START_TIMEOUT_S):
-                found: ServerFound = await ask_until_answered(self._bus, request)
-        except (RequestRefused, TimeoutError):
-            return False
-        return found.up
-
-    async def _stop_server(self) -> None:
-        assert self._facts.run is not None
-        try:
-            stop = StopServer(task=self._id, run=self._facts.run)
-            await self._bus.request(stop, timeout_s=START_TIMEOUT_S)
-        except (RequestRefused, NoAnswer) as error:
-            log.warning("the Flower server did not stop when asked", run=self._facts.run, reason=str(error))
+        return await self._flower.start(start)
 
     # --- what is heard -----------------------------------------------------------------
 
@@ -486,10 +438,11 @@ class ServerManager:
         async with self._turn:
             if self._life.state is not ServerState.RECRUITING:
                 return
+            assert self._facts.run is not None
             assert self._facts.plan is not None
             there, wanted = list(self._joined), self._facts.plan.quorum
             reason = who_came(there, wanted, await self._declined())
-            await self._stop_server()
+            await self._flower.stop(self._facts.run)
             await self._end_run("recruiting_expired", "failed", reason, missing=wanted - len(there))
 
     async def _declined(self) -> dict[str, str]:
@@ -522,7 +475,8 @@ class ServerManager:
 
     async def _server_lost(self, reason: str) -> None:
         """So it was said. It may be up again by now: when we and its agent come back, both look for it."""
-        if await self._find_server():
+        assert self._facts.run is not None
+        if await self._flower.is_up(self._facts.run):
             return
         if self._life.state is ServerState.TRAINING:
             await self._recover(reason)

@@ -14,7 +14,7 @@ from support.followed import tiny_repository
 from support.played_flower import FlowerServerPlayed
 from support.repositories import Repository, Signer, signer
 
-from fedbus.agents import server_manager
+from fedbus.agents import flower_asked, server_manager
 from fedbus.agents.server_manager import ServerManager
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Lives
@@ -364,7 +364,7 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
     ada: Signer,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(server_manager, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(flower_asked, "START_TIMEOUT_S", 1.0)
     monkeypatch.setattr(server_manager, "HINDERED_S", 0.1)
     await others.clients("c1", "c2")
     new = repository.commit(REVISED, by=ada)
