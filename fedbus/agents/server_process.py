@@ -31,7 +31,9 @@ from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, Run
 from fedbus.domain.reliability import rounds_of, scores, standings
 from fedbus.learning import apps, weights
 from fedbus.learning.contribution import Bounds
-from fedbus.learning.grid import BusGrid, GridClosed, NotEnoughClients
+from fedbus.learning.exchange import GridClosed
+from fedbus.learning.grid import BusGrid
+from fedbus.learning.patience import NotEnoughClients
 from fedbus.learning.selection import Selection
 from fedbus.learning.server_host import ServerAppFailed, ServerJob, run_server_app
 from fedbus.learning.weights import Arrays, BadWeights, Packed

@@ -13,7 +13,7 @@ import structlog
 from flwr.app import ArrayRecord, Message
 
 from fedbus.learning.contribution import Bounds, Contributions, Updates, Watch, a_place
-from fedbus.learning.grid import Replies
+from fedbus.learning.exchange import Replies
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.selection import Selection
 

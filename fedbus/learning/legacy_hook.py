@@ -13,7 +13,7 @@ from flwr.common import Parameters, ndarrays_to_parameters, parameters_to_ndarra
 from flwr.server.server import Server
 from flwr.server.workflow import DefaultWorkflow
 
-from fedbus.learning.grid import NotEnoughClients
+from fedbus.learning.patience import NotEnoughClients
 from fedbus.learning.round_log import RoundLog
 from fedbus.learning.strategy_hook import family
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference

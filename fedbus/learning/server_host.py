@@ -17,9 +17,11 @@ from fedbus.contracts.run import RunPlan, Scalar
 from fedbus.learning import apps, weights
 from fedbus.learning.cohort import Cohort
 from fedbus.learning.contribution import Bounds, Contributions
+from fedbus.learning.exchange import GridClosed
 from fedbus.learning.flower_internals import SERVER_NODE_ID, identify_process
-from fedbus.learning.grid import BusGrid, GridClosed, NotEnoughClients
+from fedbus.learning.grid import BusGrid
 from fedbus.learning.legacy_hook import LegacyHook
+from fedbus.learning.patience import NotEnoughClients
 from fedbus.learning.round_log import OnRound, RoundLog
 from fedbus.learning.selection import Selection
 from fedbus.learning.strategy_hook import StrategyHook

@@ -21,8 +21,8 @@ from flwr.app import Array, ArrayRecord, Message, MetricRecord, RecordDict
 from flwr.serverapp.strategy import FedAvg
 
 from fedbus.learning import npy
+from fedbus.learning.exchange import Replies
 from fedbus.learning.flower_internals import NUMPY, LentArray, aggregate_metricrecords, array_view, message_of
-from fedbus.learning.grid import Replies
 
 BLOCK_BYTES: Final = 512 * 1024
 """How much is multiplied at a time: it should stay in the cache until it is added."""

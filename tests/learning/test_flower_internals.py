@@ -14,6 +14,7 @@ from flwr.serverapp import Grid
 from flwr.serverapp.strategy import FedAvg, Strategy
 from flwr.supercore.task_identity import TaskIdentity
 
+from fedbus.learning.exchange import GridClosed
 from fedbus.learning.flower_internals import (
     CLIENT_APP_RAISED,
     MAIN_PARAMS_RECORD,
@@ -27,7 +28,6 @@ from fedbus.learning.flower_internals import (
     message_of,
     stamp,
 )
-from fedbus.learning.grid import GridClosed
 
 
 def test_a_message_of_the_server_takes_its_identity_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,9 +14,10 @@ from support import eventually
 
 from fedbus.contracts.client import FailTrain, Heartbeat
 from fedbus.contracts.server import RoundMessage
+from fedbus.learning.exchange import FETCHES, GridClosed
 from fedbus.learning.flower_internals import identify_process
-from fedbus.learning.grid import FETCHES, GridClosed, NotEnoughClients
 from fedbus.learning.nodes import node_id
+from fedbus.learning.patience import NotEnoughClients
 from fedbus.learning.server_host import ServerAppFailed
 from fedbus.learning.weights import to_record
 
