@@ -180,7 +180,13 @@ class _Weed:
             **running.inner_ports,
             **self._sockets(),
         }
-        return (str(self._program), "mini", *(f"-{name}={value}" for name, value in options.items()))
+        told = (f"-{name}={value}" for name, value in options.items())
+        return (
+            str(self._program),
+            "-logtostderr",
+            "mini",
+            *told,
+        )  # else it leaves files in the system's /tmp, too
 
     async def answers(self, running: EmbeddedS3) -> bool:
         greeting = await said_on(

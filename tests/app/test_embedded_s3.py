@@ -5,6 +5,7 @@ import os
 import signal
 import stat
 import sys
+import tempfile
 import urllib.request
 from pathlib import Path
 
@@ -29,6 +30,11 @@ def bucket_of(s3: EmbeddedS3, *, signed: bool = True) -> Bucket:
     return Bucket(Address.parse(s3.store_url), credentials=s3.credentials if signed else None)
 
 
+def logs_elsewhere(s3: EmbeddedS3) -> list[Path]:
+    """Where SeaweedFS leaves them if it is not told."""
+    return list(Path(tempfile.gettempdir()).glob(f"weed.*.{s3.pid}"))
+
+
 async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
         first = (s3.port, s3.inner_ports, s3.credentials.read_text())
@@ -43,6 +49,13 @@ async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_
         kept = await bucket_of(s3).read("models/kept")
         assert kept is not None
         assert kept.content == b"this"
+
+
+async def test_its_log_is_in_its_directory_and_nowhere_else(tmp_path: Path) -> None:
+    async with embedded_s3(tmp_path) as s3:
+        pass
+    assert "master.go" in (tmp_path / "weed.out").read_text()
+    assert not logs_elsewhere(s3)
 
 
 async def test_what_it_kept_survives_other_ports_inside(tmp_path: Path) -> None:
