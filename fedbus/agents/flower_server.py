@@ -13,6 +13,7 @@ from pathlib import Path
 import structlog
 
 from fedbus import __version__
+from fedbus.agents import traces
 from fedbus.agents.child import ChildNotStarted, ChildProcess
 from fedbus.agents.code_check import CheckFailed, check
 from fedbus.agents.launch import CheckOrder, InitOrder, Order, ServerOrder, child_command
@@ -183,7 +184,8 @@ class FlowerServer:
             if server.target in (ServerState.RECRUITING, ServerState.TRAINING):
                 assert isinstance(facts, ServerFacts)
                 assert facts.run is not None
-                await self._tell_lost(facts.run, "the flower-server agent was restarted")
+                with traces.going_on(facts.traceparent):
+                    await self._tell_lost(facts.run, "the flower-server agent was restarted")
 
     async def _end_running(self) -> None:
         if self._running is not None:

@@ -138,7 +138,7 @@ class ServerManager:
 
     async def _live(self, inbox: AsyncIterator[Any]) -> None:
         async with self._turn:
-            with traces.going_on(self._facts.traceparent):
+            with traces.going_on(await self._trace_to_go_on()):
                 await self._wake()
         self.ready.set()
         async with asyncio.TaskGroup() as group:
@@ -146,6 +146,14 @@ class ServerManager:
             await handle_each(inbox, self._hear)
 
     # --- waking up ---------------------------------------------------------------------
+
+    async def _trace_to_go_on(self) -> str:
+        """That of the run whose end is still to come, or to be told; what is only told again is of no run."""
+        told = await self._bus.said_last(ServerClosed, task=self._id)
+        is_over = self._life.state is ServerState.WAITING
+        if is_over and any(isinstance(one, ServerClosed) and one.run == self._facts.run for one in told):
+            return ""
+        return self._facts.traceparent
 
     async def _wake(self) -> None:
         """Go on from where the log says the server stands."""

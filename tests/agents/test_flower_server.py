@@ -10,6 +10,7 @@ import psutil
 import pytest
 from support import eventually
 from support.federation import TASK, AgentAtWork, Federation, children
+from support.traces import in_memory
 
 from fedbus.agents.flower_server import FlowerServer
 from fedbus.app.compose import flower_server
@@ -190,6 +191,21 @@ async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_i
             await server.move(event)
     async with fed.agent(lambda stop: flower_server(fed.site, stop)):
         assert (await fed.hears(ServerLost)).run == RUN
+
+
+async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_run(fed: Federation) -> None:
+    trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
+    async with Lives.open(await fed.speaker("server-manager")) as lives:
+        facts = ServerFacts(task=TASK, run=RUN, plan=PLAN, traceparent=f"00-{trace_id}-00f067aa0ba902b7-01")
+        server = await lives.of(SERVER, facts)
+        await server.bear("started")
+        for event in ("model_ready", "run_requested", "quorum_reached"):
+            await server.move(event)
+    with in_memory() as spans:
+        async with fed.agent(lambda stop: flower_server(fed.site, stop)):
+            await fed.hears(ServerLost)
+    said = [one for one in spans.get_finished_spans() if one.name == "publish server_lost"]
+    assert [f"{one.context.trace_id:032x}" for one in said if one.context] == [trace_id]
 
 
 async def test_the_absence_of_a_server_is_told_where_it_is_asked_for(

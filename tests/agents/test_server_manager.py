@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from opentelemetry import trace
 from support import eventually
 from support.federation import (
     TASK,
@@ -17,6 +18,7 @@ from support.federation import (
     arrows_of,
 )
 from support.played_flower import FlowerServerPlayed
+from support.traces import in_memory
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.server_manager import ServerManager
@@ -576,6 +578,28 @@ async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_i
     manager.start()
     again = await fed.hears(ServerClosed, times=closed + 1)
     assert (again.run, again.outcome) == (RUN, "finished")
+
+
+async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    with in_memory() as spans:
+        with trace.get_tracer("test").start_as_current_span("a run") as begun:
+            await train(fed)
+            await flower.finish()
+        await fed.hears(ServerClosed)
+        await manager.restart()
+        await fed.hears(ServerClosed, times=2)
+    of_the_run = begun.get_span_context().trace_id
+    told = {
+        word: [
+            one.context.trace_id == of_the_run
+            for one in spans.get_finished_spans()
+            if one.name == word and one.context
+        ]
+        for word in ("publish model_published", "publish server_closed")
+    }
+    assert told == {"publish model_published": [True, False], "publish server_closed": [True, False]}
 
 
 def test_every_arrow_of_the_server_was_walked(request: pytest.FixtureRequest) -> None:
