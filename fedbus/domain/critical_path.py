@@ -3,7 +3,8 @@
 A span's *reach* is the end of the last thing that hangs on it, which may be long after its own: a message
 is published in a millisecond, and what is done for it lasts minutes. Walked backwards from the end of a
 round, the path is always in that child whose reach came last; what no child covers is the span's own. Where
-spans join (links), the path goes on before the last of them that came.
+spans join (links), the path goes on before the last of them that came. Of what is under way the end is now,
+and what is said of it holds so far.
 
     spans → critical_path(…) → [Stretch(client c2, upload, 1.2 s), …] → waits_of_rounds → "81 % waiting for c2's upload"
 """
@@ -11,6 +12,7 @@ spans join (links), the path goes on before the last of them that came.
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from enum import StrEnum
 from typing import Final
 
 Attribute = str | int | float | bool
@@ -31,9 +33,20 @@ BUS: Final = "the bus"
 SERVER: Final = "the ServerApp"
 
 
+class Ending(StrEnum):
+    """How a span stands."""
+
+    ENDED = "ended"
+    UNDER_WAY = "under way"
+    CUT_OFF = "cut off"  # its process ended before it did
+
+
 @dataclass(frozen=True)
 class Traced:
-    """One span, as far as this module wants to know it; times in seconds since whenever."""
+    """One span, as far as this module wants to know it; times in seconds since whenever.
+
+    The *end* of one that has none is now, or the last that was heard of its process.
+    """
 
     id: str
     name: str
@@ -42,6 +55,11 @@ class Traced:
     parent: str = ""
     links: tuple[str, ...] = ()
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
+    ending: Ending = Ending.ENDED
+
+    @property
+    def seconds(self) -> float:
+        return self.end - self.start
 
     @property
     def client(self) -> str:
@@ -86,6 +104,7 @@ class RoundWaits:
     round: int
     seconds: float
     waits: tuple[Waited, ...]
+    ending: Ending = Ending.ENDED
 
     def __str__(self) -> str:
         return f"round {self.round}: {self.waits[0] if self.waits else 'no time at all'}"
@@ -108,6 +127,18 @@ class Tree:
     def roots(self) -> list[Traced]:
         """Those without a parent here, the first first."""
         return sorted(self._children[""], key=_start)
+
+    @property
+    def under_way(self) -> list[Traced]:
+        """What is being done now: each span under way on which none hangs, at whatever depth, that is, too."""
+        going = {span.id: span for span in self.by_id.values() if span.ending is Ending.UNDER_WAY}
+        above = set[str]()
+        for span in going.values():
+            parent = span.parent
+            while parent in self.by_id and parent not in above:
+                above.add(parent)
+                parent = self.by_id[parent].parent
+        return sorted((span for span in going.values() if span.id not in above), key=_start)
 
     def children(self, span: Traced) -> list[Traced]:
         """What hangs on *span*, in the order of beginning."""
@@ -170,13 +201,13 @@ def waits_of_rounds(tree: Tree) -> list[RoundWaits]:
 
 
 def _waits(tree: Tree, span: Traced) -> RoundWaits:
-    whole = span.end - span.start
+    whole = span.seconds
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for stretch in critical_path(tree, span):
         spent[_part_of(tree, stretch.span)] += stretch.seconds
     shares = [Waited(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0]
     waits = sorted(shares, key=lambda one: (-one.share, one.what, one.client))
-    return RoundWaits(span.round or 0, whole, tuple(waits))
+    return RoundWaits(span.round or 0, whole, tuple(waits), span.ending)
 
 
 def _part_of(tree: Tree, span: Traced) -> tuple[str, str]:

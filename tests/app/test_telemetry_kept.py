@@ -2,16 +2,21 @@
 
 import json
 import os
+import platform
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 import typer
+from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
 from opentelemetry import trace
 from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
 from opentelemetry.trace import Link, SpanKind, StatusCode
+from support import eventually
 from typer.testing import CliRunner
 
 from fedbus.app.commands.trace import trace as draw
@@ -19,7 +24,7 @@ from fedbus.app.edge import Failure
 from fedbus.app.telemetry import reading
 from fedbus.app.telemetry.kept import SUFFIX, Keeper, Made, Record, block, prune
 from fedbus.app.telemetry.light import LightProvider
-from fedbus.domain.critical_path import Tree
+from fedbus.domain.critical_path import Ending, Tree
 
 RUN = "digits-1"
 SPEAKS = """
@@ -161,15 +166,132 @@ def test_a_disk_that_takes_nothing_stops_nobody_and_is_told_once(tmp_path: Path)
 
 
 def test_a_torn_end_and_foreign_bytes_are_passed_over(tmp_path: Path) -> None:
-    record = Record(b"t" * 16, b"s" * 8, b"", "whole", 1, 1, 2, {})
-    whole = block({"service.name": "x"}, [record])
-    (tmp_path / f"a{SUFFIX}").write_bytes(whole + whole[:-5])
-    (tmp_path / f"b{SUFFIX}").write_bytes((20).to_bytes(4, "big") + b"t" * 20 + whole)
+    first, second = (
+        block({"service.name": "x"}, [Record(b"t" * 16, span_id, b"", "whole", 1, 1, 2, {})])
+        for span_id in (b"s" * 8, b"r" * 8)
+    )
+    (tmp_path / f"a{SUFFIX}").write_bytes(first + first[:-5])
+    (tmp_path / f"b{SUFFIX}").write_bytes((20).to_bytes(4, "big") + b"t" * 20 + second)
 
     assert [span.name for span in reading.read_trace(tmp_path, (b"t" * 16).hex()).spans()] == [
         "whole",
         "whole",
     ]
+
+
+# --- what has no end -----------------------------------------------------------------------------------
+
+
+STAYS = """
+import sys
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+tracer = trace.get_tracer("test")
+with configured("fedbus-server"):
+    with tracer.start_as_current_span("run by manual"):
+        with tracer.start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
+            pass
+        with tracer.start_as_current_span("round", attributes={"fedbus.round": 1}):
+            print("it stays", flush=True)
+            sys.stdin.read()
+"""
+
+
+@contextmanager
+def staying(home: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process in the midst of a round, until it is told to go on."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
+    with subprocess.Popen(
+        [sys.executable, "-c", STAYS],
+        env=clean | {"FEDBUS_HOME": str(home)} | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def endings(home: Path) -> dict[str, Ending]:
+    found = reading.trace_of_run(home / "traces", RUN)
+    return (
+        {one.name: one.ending for one in reading.read_trace(home / "traces", found).spans()} if found else {}
+    )
+
+
+@pytest.mark.parametrize("collector", ["", "http://127.0.0.1:9"], ids=["alone", "with a collector named"])
+async def test_a_run_under_way_is_one_tree_with_what_has_begun_and_then_with_its_end(
+    tmp_path: Path, collector: str
+) -> None:
+    with staying(tmp_path, **({"OTEL_EXPORTER_OTLP_ENDPOINT": collector} if collector else {})) as process:
+        await eventually(lambda: len(endings(tmp_path)) == 3)
+        assert endings(tmp_path) == {
+            "run by manual": Ending.UNDER_WAY,
+            "run • → requested": Ending.ENDED,
+            "round": Ending.UNDER_WAY,
+        }
+        said = asked(tmp_path, RUN)
+        assert said.startswith(f"{RUN} is requested: ")
+        assert "\n3 spans (2 under way), of 1 processes" in said
+        assert "\nround 1 has taken " in said
+        assert "\nunder way: round 1 for " in said
+        assert said.endswith(f"live: fedbus run watch {RUN} · again: fedbus trace {RUN}\n")
+
+        process.communicate("")
+        assert set(endings(tmp_path).values()) == {Ending.ENDED}
+
+
+async def test_what_a_killed_process_had_in_hand_was_cut_off(tmp_path: Path) -> None:
+    with staying(tmp_path) as process:
+        await eventually(lambda: len(endings(tmp_path)) == 3)
+        process.kill()
+        process.wait()
+
+    assert endings(tmp_path)["round"] is Ending.CUT_OFF
+    said = asked(tmp_path, RUN)
+    assert said.startswith(f"{RUN} was left requested: whoever ran it is gone, last heard of at ")
+    assert "✗ was cut off: its process ended before it did" in said
+    assert "fedbus run watch" not in said
+
+
+async def test_an_export_of_a_run_under_way_has_an_end_for_each_span_and_marks_those_that_have_none(
+    tmp_path: Path,
+) -> None:
+    with staying(tmp_path):
+        await eventually(lambda: len(endings(tmp_path)) == 3)
+        said = asked(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
+
+    assert said == f"3 spans (2 under way) are in {tmp_path / 'trace.json'}\n"
+    exported = TracesData()
+    Parse((tmp_path / "trace.json").read_text().replace("\n", ""), exported)
+    spans = [span for one in exported.resource_spans for scope in one.scope_spans for span in scope.spans]
+    assert all(span.end_time_unix_nano >= span.start_time_unix_nano > 0 for span in spans)
+    marked = {
+        span.name: [one.value.string_value for one in span.attributes if one.key == "fedbus.ending"]
+        for span in spans
+    }
+    assert marked == {"run by manual": ["under way"], "run • → requested": [], "round": ["under way"]}
+
+
+def test_a_process_of_the_same_number_that_began_later_is_another() -> None:
+    here = {"host.name": platform.node(), "process.pid": os.getpid()}
+    of_old = Record(b"t" * 16, b"s" * 8, b"", "round", 1, 1, 0, {})
+
+    (told,) = reading.Kept("74" * 16, [(here, [of_old])]).spans()
+    assert told.ending is Ending.CUT_OFF
+
+
+def test_what_another_machine_has_in_hand_is_under_way_until_it_says_otherwise() -> None:
+    there = {"host.name": "another", "process.pid": os.getpid()}
+
+    (told,) = reading.Kept(
+        "74" * 16, [(there, [Record(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], at=9
+    ).spans()
+    assert told.ending is Ending.UNDER_WAY
+    assert told.end == pytest.approx(9e-9)
 
 
 # --- fedbus trace ------------------------------------------------------------------------------------

@@ -1,12 +1,13 @@
 """What a round waited for, read off made-up traces of which everybody knows the answer."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.domain.critical_path import Stretch, Traced, Tree, critical_path, waits_of_rounds
+from fedbus.domain.critical_path import Ending, Stretch, Traced, Tree, critical_path, waits_of_rounds
 
 
 def span(
@@ -96,6 +97,24 @@ def test_a_trace_of_which_a_part_is_missing_still_has_its_rounds() -> None:
 
     assert [root.id for root in tree.roots] == ["round", "x"]
     assert str(waits_of_rounds(tree)[0]) == "round 3: 100 % waiting for the ServerApp"
+
+
+def test_what_is_under_way_is_told_by_what_is_done_now_and_not_by_what_it_is_done_for() -> None:
+    open_ones = {"round", "heard", "train", "idle"}
+    spans = [
+        span("round", "round", 0, 9),
+        span("asked", "publish round_message", 0, 1, "round"),
+        span("heard", "process round_message", 1, 9, "asked"),
+        span("got", "download", 1, 2, "heard"),
+        span("train", "train", 2, 9, "heard"),
+        span("idle", "aggregate", 0, 9, "round"),
+    ]
+    tree = Tree([replace(one, ending=Ending.UNDER_WAY) if one.id in open_ones else one for one in spans])
+
+    assert [one.id for one in tree.under_way] == ["idle", "train"]
+    (told,) = waits_of_rounds(tree)
+    assert told.ending is Ending.UNDER_WAY
+    assert str(told).startswith("round 3: 78 % waiting for training")
 
 
 def test_a_ring_of_parents_is_left_out() -> None:

@@ -1,4 +1,4 @@
-"""`fedbus trace`: one run from its trigger to every client's new model, and what it waited for.
+"""`fedbus trace`: one run from its trigger to every client's new model, and what it waited for, or waits for now.
 
 Read off the files in FEDBUS_HOME/traces: no bus, no collector, no Grafana. What devices on other
 machines did is in their own files, and in a collector where there is one.
@@ -6,6 +6,7 @@ machines did is in their own files, and in a collector where there is one.
 
 import json
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Final
 
@@ -39,37 +40,45 @@ def trace(
     from rich.console import Console
 
     from fedbus.app.settings import Settings
-    from fedbus.app.waterfall import in_words, waterfall
+    from fedbus.app.telemetry import reading
+    from fedbus.app.waterfall import Standing, headline, in_words, legend, standing, waterfall
     from fedbus.domain.critical_path import Tree
 
-    kept = _kept(Settings.from_environment().traces_dir, run)
+    directory = Settings.from_environment().traces_dir
+    run, kept = _kept(directory, run)
+    tree = Tree(kept.spans())
     if otlp_json is not None:
         with writing(otlp_json):
             otlp_json.write_text(json.dumps(kept.as_otlp(), ensure_ascii=False) + "\n")
-        print(f"{len(kept.spans())} spans are in {otlp_json}")
+        print(f"{_counted(tree)} are in {otlp_json}")
         return
-    tree = Tree(kept.spans())
     console = Console(width=width or (None if sys.stdout.isatty() else PIPED_WIDTH), highlight=False)
+    stands = standing(tree, run, looked_after=reading.is_looked_after(directory, kept, run))
     if not words:
-        console.print(_heading(kept, tree), soft_wrap=True)
+        console.print(headline(tree, run, stands), style="bold", soft_wrap=True)
+        about = f"{_counted(tree)}, of {kept.processes} processes · trace {kept.trace_id}\n"
+        console.print(about, style="dim", soft_wrap=True)
         for line in waterfall(tree, console.width):
             console.print(line, no_wrap=True, crop=True)
-        console.print()
+        console.print(*legend(tree), "", sep="\n", style="dim", soft_wrap=True)
     for said in in_words(tree):
         console.print(said, soft_wrap=True)
+    if stands is Standing.UNDER_WAY and not words:
+        console.print(
+            f"live: fedbus run watch {run} · again: fedbus trace {run}", style="dim", soft_wrap=True
+        )
 
 
-def _heading(kept: "Kept", tree: "Tree") -> str:
-    from fedbus.app.waterfall import duration
+def _counted(tree: "Tree") -> str:
+    from fedbus.domain.critical_path import Ending
 
-    spans = tree.by_id.values()
-    took = duration(max(one.end for one in spans) - min(one.start for one in spans))
-    runs = {str(one.attributes["fedbus.run"]) for one in spans if one.name == "run • → requested"}
-    whose = f"{len(spans)} spans of {kept.processes} processes"
-    return f"{', '.join(sorted(runs))}  trace {kept.trace_id}  {whose}  {took}\n"
+    endings = Counter(span.ending for span in tree.by_id.values())
+    without = [f"{endings[one]} {one}" for one in (Ending.UNDER_WAY, Ending.CUT_OFF) if endings[one]]
+    return f"{endings.total()} spans" + (f" ({', '.join(without)})" if without else "")
 
 
-def _kept(directory: Path, run: str) -> "Kept":
+def _kept(directory: Path, run: str) -> "tuple[str, Kept]":
+    """The run that is meant, and its trace."""
     from fedbus.app.telemetry import reading
 
     if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
@@ -84,4 +93,4 @@ def _kept(directory: Path, run: str) -> "Kept":
             "keeps its trace; FEDBUS_HOME says where",
             Exit.NOT_FOUND,
         )
-    return reading.read_trace(directory, found)
+    return wanted, reading.read_trace(directory, found)

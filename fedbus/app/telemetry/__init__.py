@@ -66,7 +66,8 @@ def _kept_here(keeper: "Keeper | None") -> Iterator[None]:
 
     from fedbus.app.telemetry.light import LightProvider  # noqa: PLC0415
 
-    trace.set_tracer_provider(LightProvider(keeper.take if keeper else lambda _: None))
+    provider = LightProvider(keeper.take, keeper.began) if keeper else LightProvider(lambda _: None)
+    trace.set_tracer_provider(provider)
     try:
         yield
     finally:

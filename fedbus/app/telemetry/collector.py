@@ -9,17 +9,18 @@ import os
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any, Final
 
 import structlog
 from opentelemetry import _logs, metrics, trace
 from opentelemetry._logs import LogRecord
-from opentelemetry.context import get_current
+from opentelemetry.context import Context, get_current
 from opentelemetry.sdk._logs import LoggerProvider
 from opentelemetry.sdk._logs._internal import std_to_otel
 from opentelemetry.sdk.resources import Resource
-from opentelemetry.sdk.trace import ReadableSpan, SpanProcessor, TracerProvider
+from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
 from fedbus.app.telemetry import exceptions
 from fedbus.app.telemetry.asked import INTERVAL, TIMEOUT
@@ -104,12 +105,30 @@ class SpansToKeeper(SpanProcessor):
     def __init__(self, keeper: Keeper) -> None:
         self._keeper = keeper
 
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  # the API's
+        if span.context.trace_flags.sampled:
+            self._keeper.began(BegunBySdk(span, record_of(span)))
+
     def on_end(self, span: ReadableSpan) -> None:
         if span.context is not None and span.context.trace_flags.sampled:
             self._keeper.take(partial(record_of, span))
 
     def shutdown(self) -> None:
         self._keeper.close()
+
+
+@dataclass(frozen=True, slots=True)
+class BegunBySdk:
+    """A span of the SDK's, as it began: its attributes may not be read while another thread adds to them."""
+
+    span: Span
+    at_first: Record
+
+    def is_recording(self) -> bool:
+        return self.span.is_recording()
+
+    def record(self) -> Record:
+        return self.at_first
 
 
 def record_of(span: ReadableSpan) -> Record:

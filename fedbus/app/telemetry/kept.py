@@ -5,6 +5,9 @@ is a row of blocks: four bytes of length, then msgpack of what the process is an
 block that was torn by a power cut is the last of its file, and is passed over (see `reading`). Not OTLP/JSON,
 which costs ten times as much to write as the span did to make: `fedbus trace --otlp-json` makes that of it.
 
+A span that lasts is told of twice: without an end by the block of the second in which it began, and whole when
+it ends. So a run shows while it is under way, and what a process that was killed had in hand is known.
+
 Bounded: a file is set aside at FILE_BYTES, and of all files the oldest go when they are more than was given.
 """
 
@@ -15,7 +18,7 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, Protocol
 
 import msgpack
 import structlog
@@ -32,7 +35,10 @@ log = structlog.get_logger("fedbus.telemetry")
 
 
 class Record(NamedTuple):
-    """One span as it is kept: ids raw, times in nanoseconds, kinds and codes as OTLP numbers them."""
+    """One span as it is kept: ids raw, times in nanoseconds, kinds and codes as OTLP numbers them.
+
+    Its *end* is 0 as long as it is under way.
+    """
 
     trace_id: bytes
     span_id: bytes
@@ -51,6 +57,15 @@ class Record(NamedTuple):
 
 Made = Callable[[], Record]
 """Makes the record of a span that has ended: in the thread that writes it, for the one that ended it has other work."""
+
+
+class Begun(Protocol):
+    """A span from its beginning on."""
+
+    def is_recording(self) -> bool:
+        """Whether it has not ended."""
+
+    def record(self) -> Record: ...
 
 
 class Keeper:
@@ -72,11 +87,18 @@ class Keeper:
         self._every_s = every_s
         self._name = f"{resource['service.name']}-{os.getpid()}-{time.time_ns():x}"
         self._part = 0
+        self._begun: deque[Begun] = deque(maxlen=WAITING)
         self._waiting: deque[Made] = deque(maxlen=WAITING)
         self._work, self._closing = threading.Event(), threading.Event()
         self._rests = False
         self._writer = threading.Thread(target=self._write_all, name="keep spans", daemon=True)
         self._writer.start()
+
+    def began(self, span: Begun) -> None:
+        """Write that it is under way, if it still is in a moment. Never waits."""
+        self._begun.append(span)
+        if not self._work.is_set():
+            self._work.set()
 
     def take(self, record: Made) -> None:
         """Write it in a moment. Never waits."""
@@ -95,7 +117,17 @@ class Keeper:
             self._work.wait()
             self._closing.wait(self._every_s)  # a second's spans are one block
             self._work.clear()
-            self._write(self._taken())
+            self._write([*self._under_way(), *self._taken()])
+
+    def _under_way(self) -> list[Record]:
+        """What has begun since the last block and not ended: most spans have, and are told of once."""
+        records = []
+        with suppress(IndexError):
+            while True:
+                span = self._begun.popleft()
+                if span.is_recording():
+                    records.append(span.record())
+        return records
 
     def _taken(self) -> list[Record]:
         records = []

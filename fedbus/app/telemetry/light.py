@@ -18,17 +18,18 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
 from opentelemetry.util import types
 
-from fedbus.app.telemetry.kept import Made, Record
+from fedbus.app.telemetry.kept import Begun, Made, Record
 
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 Take = Callable[[Made], None]
+Began = Callable[[Begun], None]
 
 
 class LightProvider(trace.TracerProvider):
-    """Gives out tracers whose spans go to *take* when they end."""
+    """Gives out tracers whose spans go to *began* when they begin, and to *take* when they end."""
 
-    def __init__(self, take: Take) -> None:
-        self._take = take
+    def __init__(self, take: Take, began: Began = lambda _: None) -> None:
+        self._take, self._began = take, began
 
     def get_tracer(
         self,
@@ -37,14 +38,14 @@ class LightProvider(trace.TracerProvider):
         schema_url: str | None = None,  # noqa: ARG002
         attributes: types.Attributes | None = None,  # noqa: ARG002
     ) -> "LightTracer":
-        return LightTracer(self._take, instrumenting_module_name)
+        return LightTracer(self._take, self._began, instrumenting_module_name)
 
 
 class LightTracer(trace.Tracer):
     """Makes spans of one module."""
 
-    def __init__(self, take: Take, scope: str) -> None:
-        self._take = take
+    def __init__(self, take: Take, began: Began, scope: str) -> None:
+        self._take, self._began = take, began
         self._scope = scope
 
     def start_span(
@@ -58,7 +59,9 @@ class LightTracer(trace.Tracer):
         record_exception: bool = True,  # noqa: ARG002, FBT001, FBT002  # the API's
         set_status_on_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
     ) -> "LightSpan":
-        return LightSpan(self._take, self._scope, name, context, kind, attributes, links, start_time)
+        span = LightSpan(self._take, self._scope, name, context, kind, attributes, links, start_time)
+        self._began(span)
+        return span
 
     def start_as_current_span(  # type: ignore[override]  # the API's may decorate too, which nobody here does
         self,
@@ -153,7 +156,7 @@ class LightSpan(trace.Span):
         self._take(self.record)
 
     def record(self) -> Record:
-        """What is kept of it: made by whoever writes it."""
+        """What is kept of it: made by whoever writes it, maybe before it ends; so what may grow yet is copied."""
         return Record(
             self._context.trace_id.to_bytes(16, "big"),
             self._context.span_id.to_bytes(8, "big"),
@@ -162,7 +165,7 @@ class LightSpan(trace.Span):
             self._kind.value + 1,
             self._start,
             self._end,
-            self._attributes,
+            dict(self._attributes),
             tuple(ids_of(link.context) for link in self._links),
             tuple(self._events),
             self._status,

@@ -3,21 +3,27 @@
 What cannot be read, such as the torn last block of a machine that lost its power, is passed over.
 """
 
+import platform
+import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
 import msgpack
+import psutil
 
 from fedbus.app.telemetry.kept import LENGTH_BYTES, SUFFIX, Record
-from fedbus.domain.critical_path import Traced
+from fedbus.domain.critical_path import Ending, Traced
 
 FIRST_MOVE: Final = "run • → requested"
 NANO: Final = 1e-9
 FAILED: Final = 2
 """The status of a span that ended by an exception."""
+ENDING: Final = "fedbus.ending"
+"""Marks what has no end, in an export, whose format has no word for it."""
 
 Resource = Mapping[str, Any]
 Block = tuple[Resource, list[Record]]
@@ -25,10 +31,11 @@ Block = tuple[Resource, list[Record]]
 
 @dataclass(frozen=True)
 class Kept:
-    """One trace, as it was kept, process by process."""
+    """One trace, as it was kept, process by process, and how it stood *at* that time, in nanoseconds."""
 
     trace_id: str
     blocks: list[Block]
+    at: int = field(default_factory=time.time_ns)
 
     @property
     def processes(self) -> int:
@@ -37,16 +44,19 @@ class Kept:
     def spans(self) -> list[Traced]:
         """Its spans. Each knows by ``service`` whose process it is of: which client's, else which agent's."""
         return [
-            _traced(record, str(resource.get("fedbus.client") or resource.get("service.name", "")))
+            _traced(record, ending, str(resource.get("fedbus.client") or resource.get("service.name", "")))
             for resource, records in self.blocks
-            for record in records
+            for record, ending in _endings(resource, records, self.at)
         ]
 
     def as_otlp(self) -> dict[str, Any]:
         """One OTLP/JSON document of all of it, as Grafana, Jaeger and a collector take it."""
         return {
             "resourceSpans": [
-                {"resource": {"attributes": _attributes(resource)}, "scopeSpans": _scopes(records)}
+                {
+                    "resource": {"attributes": _attributes(resource)},
+                    "scopeSpans": _scopes(_endings(resource, records, self.at)),
+                }
                 for resource, records in self.blocks
             ]
         }
@@ -77,11 +87,40 @@ def runs_in(directory: Path) -> list[str]:
 def read_trace(directory: Path, trace_id: str) -> Kept:
     """All that is kept of one trace."""
     wanted = bytes.fromhex(trace_id)
-    blocks = [
-        (resource, [record for record in records if record.trace_id == wanted])
-        for resource, records in _blocks(directory, wanted)
+    of_process: dict[str, tuple[Resource, dict[bytes, Record]]] = {}
+    for resource, records in _blocks(directory, wanted):
+        _, spans = of_process.setdefault(repr(resource), (resource, {}))
+        for record in records:
+            if record.trace_id == wanted and (record.end or record.span_id not in spans):
+                spans[record.span_id] = record
+    blocks = [(resource, list(spans.values())) for resource, spans in of_process.values() if spans]
+    return Kept(trace_id, blocks)
+
+
+def is_looked_after(directory: Path, kept: Kept, run: str) -> bool:
+    """Whether the process that moved *run* last still runs, or one of the same service that came after it."""
+    moves = [
+        (record.start, resource)
+        for resource, records in kept.blocks
+        for record in records
+        if "→" in record.name
+        and record.name.startswith("run ")
+        and record.attributes.get("fedbus.run") == run
     ]
-    return Kept(trace_id, [(resource, records) for resource, records in blocks if records])
+    if not moves:
+        return False
+    at, mover = max(moves, key=lambda move: move[0])
+    return _is_there(mover, before=at) or any(
+        _runs(pid, before=began) for pid, began in _keepers(directory, str(mover.get("service.name", "")))
+    )
+
+
+def _keepers(directory: Path, service: str) -> Iterator[tuple[int, int]]:
+    """The processes of *service* that keep spans here, each with when it began to, by the names of their files."""
+    for path in directory.glob(f"{service}-*{SUFFIX}"):
+        with suppress(ValueError):  # another service, whose name only begins so
+            pid, began, _ = path.stem.removeprefix(f"{service}-").split("-")
+            yield int(pid), int(began, 16)
 
 
 def _blocks(directory: Path, holding: bytes) -> Iterator[Block]:
@@ -105,7 +144,36 @@ def _unpacked(block: bytes) -> Block | None:
         return None
 
 
-def _traced(record: Record, service: str) -> Traced:
+def _endings(resource: Resource, records: list[Record], now: int) -> list[tuple[Record, Ending]]:
+    """Each with an end, and what that is worth: what has none lasts until now, or until its process was last heard."""
+    if all(record.end for record in records):
+        return [(record, Ending.ENDED) for record in records]
+    if _is_there(resource, before=min(record.start for record in records)):
+        until, ending = now, Ending.UNDER_WAY
+    else:
+        until, ending = max(max(record.start, record.end) for record in records), Ending.CUT_OFF
+    return [
+        (record, Ending.ENDED) if record.end else (record._replace(end=until), ending) for record in records
+    ]
+
+
+def _is_there(resource: Resource, *, before: int) -> bool:
+    """Whether the process still runs; of other machines' nothing is known, so they are taken to."""
+    return resource.get("host.name") != platform.node() or _runs(resource["process.pid"], before=before)
+
+
+def _runs(pid: int, *, before: int) -> bool:
+    """Whether the process of this number is one that was there *before*."""
+    try:
+        process = psutil.Process(pid)
+        return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= before * NANO
+    except psutil.NoSuchProcess:
+        return False
+    except psutil.Error:  # it is there, and not ours
+        return True
+
+
+def _traced(record: Record, ending: Ending, service: str) -> Traced:
     return Traced(
         id=record.span_id.hex(),
         name=record.name,
@@ -114,16 +182,18 @@ def _traced(record: Record, service: str) -> Traced:
         parent=record.parent_id.hex(),
         links=tuple(span_id.hex() for _, span_id in record.links),
         attributes={**record.attributes, "service": service, "failed": record.status == FAILED},
+        ending=ending,
     )
 
 
 # --- OTLP as JSON --------------------------------------------------------------------------------
 
 
-def _scopes(records: list[Record]) -> list[dict[str, Any]]:
+def _scopes(records: list[tuple[Record, Ending]]) -> list[dict[str, Any]]:
     scopes: dict[str, list[dict[str, Any]]] = {}
-    for record in records:
-        scopes.setdefault(record.scope, []).append(_span(record))
+    for record, ending in records:
+        marked = record.attributes if ending is Ending.ENDED else {**record.attributes, ENDING: str(ending)}
+        scopes.setdefault(record.scope, []).append(_span(record._replace(attributes=marked)))
     return [{"scope": {"name": name}, "spans": spans} for name, spans in scopes.items()]
 
 
