@@ -80,8 +80,10 @@ def _leave_out_what_no_line_has() -> None:
 
 
 def told_once(library: str) -> None:
-    """A library that writes its lines by itself, too, leaves that to us: ours have their trace."""
-    logging.getLogger(library).handlers.clear()
+    """A library that writes its lines by itself, from a level of its own, leaves both to us: ours have their trace."""
+    its = logging.getLogger(library)
+    its.handlers.clear()
+    its.setLevel(logging.NOTSET)
 
 
 def level_of(asked: str, otherwise: str) -> int:
