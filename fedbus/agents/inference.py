@@ -46,6 +46,7 @@ from fedbus.contracts.client import (
 )
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
+from fedbus.contracts.signals import failed
 from fedbus.contracts.task import Task
 from fedbus.learning.predictor import ModelRefused, Predictor
 
@@ -301,6 +302,7 @@ class Inference:
         )
 
     async def _say_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
+        failed(trace.get_current_span(), ModelRefused.__name__, reason)
         serving = self._server.current
         await bus.publish(
             InferRefused(

@@ -28,7 +28,7 @@ from fedbus.contracts.causation import handles
 from fedbus.contracts.client import Joined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
-from fedbus.contracts.signals import CLIENT, TASK, TRAIN_DURATION, TRAIN_LOSS, note, record
+from fedbus.contracts.signals import CLIENT, TASK, TRAIN_DURATION, TRAIN_LOSS, failed, note, record
 from fedbus.learning import records
 from fedbus.learning.apps import BadTask
 from fedbus.learning.client_host import Answer, ClientHost, undelivered
@@ -129,9 +129,11 @@ class TrainerProcess:
         """All that blocks, in one go: each change of threads costs a small round more than its work."""
         content = records.decode(data)
         phase = message.message_type.partition(".")[0]
-        with self._phase(phase, message):
+        with self._phase(phase, message) as span:
             captured = self._captured(message)
             answer = self._host.handle(message, content, node_config=self._node_config(captured))
+            if answer.error_code is not None:
+                failed(span, answer.error_kind, answer.error_reason)
         answer = replace(answer, left_out=captured.left_out)
         self._measure(phase, answer)
         return answer, None if answer.content is None else Parcel.of(records.encode(answer.content))

@@ -31,7 +31,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.envelope import envelop, pack, read
 from fedbus.contracts.lifecycle import Lifecycle, span_name
 from fedbus.contracts.message import Facts
-from fedbus.contracts.signals import TRANSITIONS, add
+from fedbus.contracts.signals import TRANSITIONS, add, failed
 from fedbus.contracts.transition import Transition
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -97,7 +97,7 @@ class Life(Generic[State, FactsT]):
     async def bear(self, event: str, *, reason: str = "") -> None:
         """Tell of a thing that is new: it stands in its first state."""
         assert not self.born
-        await self._tell(event, "", self._lifecycle.initial, reason, None)
+        await self._tell(event, "", self._lifecycle.initial, reason)
 
     async def move(
         self, event: str, *, reason: str = "", deadline: datetime | None = None, **facts: Any
@@ -109,10 +109,17 @@ class Life(Generic[State, FactsT]):
         """
         target = self._lifecycle.advance(self.state, event)
         self.facts = self.facts.model_copy(update=facts)
-        await self._tell(event, str(self.state), target, reason, deadline)
+        trouble = str(facts.get("trouble") or event) if event in self._lifecycle.failures else ""
+        await self._tell(event, str(self.state), target, reason, deadline, trouble)
 
     async def _tell(
-        self, event: str, source: str, target: State, reason: str, deadline: datetime | None
+        self,
+        event: str,
+        source: str,
+        target: State,
+        reason: str,
+        deadline: datetime | None = None,
+        trouble: str = "",
     ) -> None:
         wait = self._lifecycle.waits.get(target)
         transition = Transition.model_validate(
@@ -129,7 +136,9 @@ class Life(Generic[State, FactsT]):
         )
         with tracer.start_as_current_span(
             span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition)
-        ):
+        ) as span:
+            if trouble:
+                failed(span, trouble, reason)
             waited = source in self._lifecycle.waits  # then its own clock may have moved it
             self.told = await self._lives.tell(transition, cause=self.told if waited else "")
         moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}

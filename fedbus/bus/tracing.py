@@ -21,6 +21,7 @@ from fedbus.contracts.causation import handling
 from fedbus.contracts.envelope import Envelope
 from fedbus.contracts.message import Message, Request
 from fedbus.contracts.signals import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record
+from fedbus.contracts.subjects import template
 
 OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
 """What each is called in OpenTelemetry's semantic conventions for messaging."""
@@ -113,6 +114,7 @@ def _attributes(message: Message, subject: str, operation: str, id: str, who: st
         "messaging.operation.name": operation,
         "messaging.operation.type": OPERATION_TYPES[operation],
         "messaging.destination.name": subject,
+        "messaging.destination.template": template(type(message)),
         "messaging.message.id": id,
         "messaging.client.id": who,
         "fedbus.word": message.word,

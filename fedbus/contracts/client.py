@@ -80,6 +80,17 @@ CLIENT = Lifecycle(
         _C.SYNCING: Wait("the task's code", "sync_s"),
         _C.LEARNING: Wait("the run to end", "learn_s"),
     },
+    failures=frozenset(
+        {
+            "bootstrap_failed",
+            "code_refused",
+            "infer_refused",
+            "model_returned",
+            "fail_train",
+            "trainer_lost",
+            "deadline",
+        }
+    ),
 )
 
 
@@ -122,6 +133,7 @@ FL_CLIENT = Lifecycle(
         _F.PENDING: Wait("the first message of the run", "plan.recruit_s and plan.round_s"),
         _F.TRAINING: Wait("the run to end", "learn_s"),
     },
+    failures=frozenset({"failed"}),
 )
 
 
@@ -163,6 +175,7 @@ INFERENCE = Lifecycle(
         (_I.UPDATING, "restarted"): _I.EMPTY,
     },
     waits={_I.UPDATING: Wait("the new model to load and to answer the probe", "apply_s")},
+    failures=frozenset({"load_refused", "model_returned"}),
 )
 
 

@@ -160,6 +160,7 @@ CODE = Lifecycle(
             "a run of the candidate to judge it by", "rollout.wait-s, and the run's own deadlines"
         )
     },
+    failures=frozenset({"code_rejected", "following_held_up", "rollout_reverted", "stage_unanswered"}),
 )
 
 

@@ -44,6 +44,8 @@ class Lifecycle(Generic[State]):
     initial: State
     arrows: Mapping[tuple[State, str], State]
     waits: Mapping[State, Wait] = field(default_factory=dict)
+    failures: frozenset[str] = frozenset()
+    """The events that say that something went wrong."""
 
     def advance(self, state: State, event: str) -> State:
         """The state that *event* leads to from *state*; raises IllegalTransition where there is no arrow."""

@@ -174,6 +174,7 @@ RUN = Lifecycle(
         _S.RUNNING: Wait("the last round", "plan.round_s, for each message"),
         _S.RECOVERING: Wait("a new Flower server", "plan.recruit_s"),
     },
+    failures=frozenset({"run_refused", "recruiting_expired", "run_failed", "server_lost"}),
 )
 
 

@@ -124,6 +124,16 @@ SERVER = Lifecycle(
         _S.TRAINING: Wait("the last round", "plan.round_s, for each message"),
         _S.PUBLISHING: Wait("the model repository", "publish_s"),
     },
+    failures=frozenset(
+        {
+            "store_unavailable",
+            "model_not_built",
+            "recruiting_expired",
+            "run_failed",
+            "server_lost",
+            "version_refused",
+        }
+    ),
 )
 
 

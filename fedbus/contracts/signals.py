@@ -22,6 +22,7 @@ from typing import Any, Final
 
 from opentelemetry import metrics
 from opentelemetry.metrics import CallbackOptions, Observation
+from opentelemetry.trace import Span, StatusCode
 
 SCOPE: Final = "fedbus"
 SERIES: Final = 200
@@ -256,6 +257,7 @@ MESSAGING: Final = (
     "messaging.operation.name",
     "messaging.operation.type",
     "messaging.destination.name",
+    "messaging.destination.template",
     "messaging.message.id",
     "messaging.client.id",
     "fedbus.word",
@@ -309,8 +311,12 @@ SPANS: Final = (
     Trail("predict", "One prediction in a while, for the exemplars", (TASK, CLIENT, "fedbus.model.version")),
 )
 
+ERROR: Final = "error.type"
+"""What every span has that came to nothing: of what kind that was, one of few."""
+
 ATTRIBUTES: Final = frozenset(
-    [name for metric in METRICS.values() for name in metric.attributes]
+    [ERROR]
+    + [name for metric in METRICS.values() for name in metric.attributes]
     + [name for span in SPANS for name in span.attributes]
 )
 """Every attribute of every metric and span."""
@@ -327,6 +333,12 @@ def add(metric: Metric, about: About | None = None, amount: float = 1) -> None:
 def record(metric: Metric, value: float, about: About | None = None) -> None:
     """Put *value* into a histogram, with the current span as its example."""
     _instrument(metric).record(value, about)
+
+
+def failed(span: Span, kind: str, why: str) -> None:
+    """*span* came to nothing, as OpenTelemetry's conventions have it: of what *kind*, one of few, and why in words."""
+    span.set_attribute(ERROR, kind)
+    span.set_status(StatusCode.ERROR, why)
 
 
 def note(metric: Metric, value: float, about: About | None = None) -> None:

@@ -22,6 +22,8 @@ stream never covers ``svc`` or ``blob``: it acknowledges whatever it stores, and
 answer before the agent could.
 """
 
+import functools
+
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, ClientRequest, Family, Message
 
@@ -56,6 +58,15 @@ def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: st
         return f"{ROOT}.{fed}.{kind.family}.{client}.{task}.{kind.word}"
     subject = f"{ROOT}.{fed}.{kind.family}.{task}.{kind.word}"
     return f"{subject}.{client}" if issubclass(kind, ClientRequest) else subject
+
+
+@functools.cache
+def template(kind: type[Message]) -> str:
+    """Where messages of one *kind* go, with what differs among them in braces."""
+    fed = FederationId("{federation}")
+    if kind.family is Family.LIFE:
+        return life(fed, "{kind}", "{thing}")
+    return every(fed, kind, client="{client}", task="{task}")
 
 
 def everything(fed: FederationId) -> str:

@@ -48,6 +48,8 @@ class Answer:
     content: RecordDict | None = None
     error_code: int | None = None
     error_reason: str = ""
+    error_kind: str = ""
+    """One of few: the type of what was raised, else Flower's code."""
     left_out: int = 0
     """Captured rows that the app was not given."""
 
@@ -119,13 +121,14 @@ class ClientHost:
         try:
             app = self._loaded()
         except apps.BadTask as error:
-            return _failed(asked, LOAD_CLIENT_APP_FAILED, str(error), began)
+            return _failed(asked, LOAD_CLIENT_APP_FAILED, str(error), began, type(error).__name__)
         try:
             reply = app(self._message(asked, content), self._context)
             return _answer(asked, reply, began)
         except (Exception, SystemExit) as error:
             log.warning("the ClientApp raised", run=asked.run, round=asked.round, exc_info=error)
-            return _failed(asked, CLIENT_APP_RAISED, f"the ClientApp raised {apps.one_line(error)}", began)
+            why = f"the ClientApp raised {apps.one_line(error)}"
+            return _failed(asked, CLIENT_APP_RAISED, why, began, type(error).__name__)
 
     def load(self) -> None:
         """Import the app now, before the first message; raises BadTask."""
@@ -170,7 +173,7 @@ def _answer(asked: RoundMessage, reply: object, began: float) -> Answer:
     )
 
 
-def _failed(asked: RoundMessage, code: int, reason: str, began: float) -> Answer:
+def _failed(asked: RoundMessage, code: int, reason: str, began: float, kind: str = "") -> Answer:
     return Answer(
         asked,
         created_at=time.time(),
@@ -178,4 +181,5 @@ def _failed(asked: RoundMessage, code: int, reason: str, began: float) -> Answer
         train_s=time.monotonic() - began,
         error_code=code,
         error_reason=" ".join(reason.split())[:MAX_REASON_CHARS],
+        error_kind=kind or str(code),
     )

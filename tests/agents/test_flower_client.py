@@ -12,6 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from support import eventually
 from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, children
+from support.traces import listening
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.app.compose import flower_client
@@ -121,15 +122,19 @@ async def test_a_client_that_trains_says_so_all_the_time(fed: Federation, traine
         assert await anext(beats) == Heartbeat(task=TASK, client=CLIENT, run=RUN)
 
 
-async def test_an_app_that_raises_is_an_answer_and_the_process_goes_on(
-    fed: Federation, trainer: AgentAtWork
+async def test_an_app_that_raises_is_an_answer_and_a_failed_training_and_the_process_goes_on(
+    fed: Federation, trainer: AgentAtWork, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = Path(fed.site.task.path) / "tiny" / "client_app.py"
     app.write_text(app.read_text().replace('MetricRecord({"num-examples": 1})', "1 / 0"))
-    await train(fed)
-    reply = await fed.hears(RoundReply)
-    assert "ZeroDivisionError" in reply.error_reason
-    assert children("trainer")
+    async with listening(monkeypatch) as heard:
+        await train(fed)
+        reply = await fed.hears(RoundReply)
+        assert "ZeroDivisionError" in reply.error_reason
+        assert children("trainer")
+        await fed.until(lambda: any(span.name == "upload" for span in heard.spans))
+    (training,) = [span for span in heard.spans if span.name in ("train", "evaluate")]
+    assert training.attributes["error.type"] == "ZeroDivisionError"
 
 
 async def test_a_training_says_how_many_captured_rows_it_did_not_get(fed: Federation, enrolled: None) -> None:

@@ -40,6 +40,17 @@ with configured("fedbus-trainer", client="c1"):
             log.exception("it broke")
     note(TRAIN_LOSS, 0.25, {"fedbus.client": "c1"})
 """
+BREAKS = """
+from contextlib import suppress
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+with configured("fedbus-trainer"):
+    tracer = trace.get_tracer("test")
+    with tracer.start_as_current_span("above"):
+        with suppress(ZeroDivisionError), tracer.start_as_current_span("below"):
+            1 / 0
+"""
 MANY = """
 from fedbus.app.telemetry import configured
 from fedbus.contracts.signals import ROUNDS, add
@@ -110,6 +121,14 @@ async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp
     assert broken.attributes["exception.message"] == "division by zero"
     assert "ZeroDivisionError: division by zero" in str(broken.attributes["exception.stacktrace"])
     assert "patient 4711" not in str(broken.attributes)
+
+
+async def test_a_span_that_an_exception_ended_says_of_what_type_it_was(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, BREAKS, **{ENDPOINT: collector.url})
+
+    about = {span.name: span.attributes.get("error.type", "") for span in collector.spans}
+    assert about == {"below": "ZeroDivisionError", "above": ""}
 
 
 async def test_figures_arrive_with_their_unit_and_a_trace_as_example(tmp_path: Path) -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 import pytest
+from opentelemetry.trace import StatusCode
 from support import NatsServer, eventually
+from support.traces import in_memory
 
 from fedbus.bus.bus import ACK_TIMEOUT_S, Bus, Identity
 from fedbus.bus.errors import MovedByAnother
@@ -12,7 +15,7 @@ from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts, ClientState
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.lifecycle import IllegalTransition
-from fedbus.contracts.server import SERVER, ServerFacts, ServerState
+from fedbus.contracts.server import SERVER, ServerFacts, ServerState, StoreTrouble
 from fedbus.contracts.transition import Transition
 from fedbus.stores.outbox import Outbox
 
@@ -50,6 +53,30 @@ async def test_an_arrow_that_the_table_has_not_is_refused_and_nothing_is_told(se
         with pytest.raises(IllegalTransition, match="run_finished is not possible in state model_init"):
             await life.move("run_finished")
     assert await told(server_bus, "server") == []
+
+
+@pytest.mark.parametrize(
+    ("event", "facts", "kind"),
+    [
+        ("store_unavailable", {"trouble": StoreTrouble.DAMAGED}, "damaged"),
+        ("model_not_built", {}, "model_not_built"),
+        ("model_ready", {}, ""),
+    ],
+)
+async def test_the_span_of_a_failure_says_of_what_kind_it_is(
+    server_bus: Bus, event: str, facts: dict[str, Any], kind: str
+) -> None:
+    with in_memory() as spans:
+        async with Lives.open(server_bus) as lives:
+            life = await lives.of(SERVER, MNIST)
+            await life.bear("started")
+            await life.move(event, reason="as it is", **facts)
+    moved = spans.get_finished_spans()[-1]
+    assert moved.attributes
+    assert moved.attributes.get("error.type", "") == kind
+    assert (moved.status.status_code, moved.status.description) == (
+        (StatusCode.ERROR, "as it is") if kind else (StatusCode.UNSET, None)
+    )
 
 
 async def test_a_second_owner_is_refused(server_bus: Bus) -> None:

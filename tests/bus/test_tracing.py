@@ -43,6 +43,11 @@ async def test_what_is_said_and_heard_is_one_trace_and_lines_in_it_name_the_even
     assert delivery.sent_in.span_id == said.context.span_id
     assert said.attributes
     assert said.attributes["messaging.message.id"] == delivery.envelope.id
+    assert said.attributes["messaging.destination.name"] == "fedbus.test.client.c1.mnist.joined"
+    assert (
+        said.attributes["messaging.destination.template"]
+        == "fedbus.{federation}.client.{client}.{task}.joined"
+    )
 
 
 async def test_a_heartbeat_is_no_span_and_carries_the_trace(nats: NatsServer, server_bus: Bus) -> None:

@@ -70,6 +70,18 @@ def test_every_state_that_waits_can_give_up_or_try_again(lifecycle: Lifecycle[An
 
 
 @each_lifecycle
+def test_what_goes_wrong_in_it_are_events_of_its_table(lifecycle: Lifecycle[Any]) -> None:
+    assert lifecycle.failures <= {arrow.event for arrow in lifecycle}
+
+
+@each_lifecycle
+def test_an_event_that_is_called_a_failure_is_one(lifecycle: Lifecycle[Any]) -> None:
+    sounds = ("failed", "fail_train", "refused", "rejected", "lost", "unavailable", "expired", "reverted")
+    heard = {arrow.event for arrow in lifecycle if arrow.event.endswith(sounds)}
+    assert heard <= lifecycle.failures
+
+
+@each_lifecycle
 def test_its_owner_is_an_agent(lifecycle: Lifecycle[Any]) -> None:
     assert lifecycle.owner in SERVER_AGENTS + CLIENT_AGENTS
 

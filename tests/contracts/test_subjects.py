@@ -32,6 +32,17 @@ def test_a_message_goes_where_its_listeners_listen(kind: type[Message]) -> None:
 
 
 @each_message
+def test_the_template_of_a_subject_is_the_subject_with_names_for_what_differs(kind: type[Message]) -> None:
+    example = EXAMPLES[kind]
+    named = {"federation": DEV, "task": example.task, "client": getattr(example, "client", "")}
+    assert subjects.template(kind).format(**named) == subjects.of(DEV, example)
+
+
+def test_all_transitions_have_one_template() -> None:
+    assert subjects.template(Transition) == "fedbus.{federation}.life.{kind}.{thing}"
+
+
+@each_message
 def test_no_two_words_share_a_subject(kind: type[Message]) -> None:
     subject = subjects.of(DEV, EXAMPLES[kind])
     assert [other for other in SAID if matches(subjects.every(DEV, other), subject)] == [kind]

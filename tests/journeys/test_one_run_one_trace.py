@@ -194,6 +194,9 @@ def follows_the_conventions(span: Span) -> None:
     assert about["messaging.operation.name"] == operation
     assert about["messaging.operation.type"] == ("send" if operation in ("publish", "request") else "process")
     assert str(about["messaging.destination.name"]).startswith("fedbus.")
+    template = str(about["messaging.destination.template"])
+    assert template.startswith("fedbus.{federation}.")
+    assert re.fullmatch(re.sub(r"\{\w+\}", "[^.]+", template), str(about["messaging.destination.name"]))
     assert about["fedbus.word"] == word
     assert len(str(about["messaging.message.id"])) >= 32
     assert about["messaging.client.id"]

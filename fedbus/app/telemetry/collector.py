@@ -26,7 +26,7 @@ from fedbus.app.telemetry import exceptions
 from fedbus.app.telemetry.asked import INTERVAL, TIMEOUT
 from fedbus.app.telemetry.endpoints import LOGS, METRICS, TRACES, named
 from fedbus.app.telemetry.kept import Keeper, Record
-from fedbus.app.telemetry.light import ids_of
+from fedbus.app.telemetry.light import BlockTracer, ids_of
 from fedbus.contracts.signals import SERIES
 
 TRY_S: Final = 5.0
@@ -56,7 +56,7 @@ class Collector:
         self.closes.append(keeper.close)  # by itself: it never has to wait for the network
 
     def begin(self) -> None:
-        trace.set_tracer_provider(self._spans)
+        trace.set_tracer_provider(ProviderOfSdk(self._spans))
 
     def give_up(self) -> None:
         """Try no more."""
@@ -97,6 +97,26 @@ class Collector:
         logging.getLogger().addHandler(LinesToCollector(provider))
         self._exporters.append(exporter)
         self.closes.append(provider.shutdown)
+
+
+class ProviderOfSdk(trace.TracerProvider):
+    """The SDK's tracers, which leave it to others to name the type of an error."""
+
+    def __init__(self, provider: TracerProvider) -> None:
+        self._provider = provider
+
+    def get_tracer(self, *about: Any, **more: Any) -> "TracerOfSdk":
+        return TracerOfSdk(self._provider.get_tracer(*about, **more))
+
+
+class TracerOfSdk(BlockTracer):
+    """One of them."""
+
+    def __init__(self, tracer: trace.Tracer) -> None:
+        self._tracer = tracer
+
+    def start_span(self, *about: Any, **more: Any) -> trace.Span:
+        return self._tracer.start_span(*about, **more)
 
 
 class SpansToKeeper(SpanProcessor):

@@ -19,6 +19,7 @@ from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode,
 from opentelemetry.util import types
 
 from fedbus.app.telemetry.kept import Begun, Made, Record
+from fedbus.contracts.signals import failed
 
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 Take = Callable[[Made], None]
@@ -41,7 +42,25 @@ class LightProvider(trace.TracerProvider):
         return LightTracer(self._take, self._began, instrumenting_module_name)
 
 
-class LightTracer(trace.Tracer):
+class BlockTracer(trace.Tracer):
+    """A tracer whose spans of a block say of what type the exception was that ended it."""
+
+    def start_as_current_span(  # type: ignore[override]  # the API's may decorate too, which nobody here does
+        self,
+        name: str,
+        context: Context | None = None,
+        kind: SpanKind = SpanKind.INTERNAL,
+        attributes: types.Attributes = None,
+        links: "Sequence[Link] | None" = None,
+        start_time: int | None = None,
+        record_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
+        set_status_on_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
+        end_on_exit: bool = True,  # noqa: ARG002, FBT001, FBT002
+    ) -> "CurrentSpan":
+        return CurrentSpan(self, name, context, kind, attributes, links, start_time)
+
+
+class LightTracer(BlockTracer):
     """Makes spans of one module."""
 
     def __init__(self, take: Take, began: Began, scope: str) -> None:
@@ -63,30 +82,16 @@ class LightTracer(trace.Tracer):
         self._began(span)
         return span
 
-    def start_as_current_span(  # type: ignore[override]  # the API's may decorate too, which nobody here does
-        self,
-        name: str,
-        context: Context | None = None,
-        kind: SpanKind = SpanKind.INTERNAL,
-        attributes: types.Attributes = None,
-        links: "Sequence[Link] | None" = None,
-        start_time: int | None = None,
-        record_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
-        set_status_on_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
-        end_on_exit: bool = True,  # noqa: ARG002, FBT001, FBT002
-    ) -> "CurrentSpan":
-        return CurrentSpan(self, name, context, kind, attributes, links, start_time)
 
-
-class CurrentSpan(AbstractContextManager["LightSpan"]):
+class CurrentSpan(AbstractContextManager[trace.Span]):
     """A span that begins and ends with a block. No generator: they cost as much again as the span."""
 
     __slots__ = ("_about", "_span", "_token", "_tracer")
 
-    def __init__(self, tracer: LightTracer, *about: Any) -> None:
+    def __init__(self, tracer: BlockTracer, *about: Any) -> None:
         self._tracer, self._about = tracer, about
 
-    def __enter__(self) -> "LightSpan":
+    def __enter__(self) -> trace.Span:
         self._span = self._tracer.start_span(*self._about)
         self._token = otel_context.attach(trace.set_span_in_context(self._span))
         return self._span
@@ -96,7 +101,7 @@ class CurrentSpan(AbstractContextManager["LightSpan"]):
     ) -> None:
         if isinstance(error, Exception):
             self._span.record_exception(error)
-            self._span.set_status(StatusCode.ERROR, f"{type(error).__name__}: {error}")
+            failed(self._span, type(error).__name__, f"{type(error).__name__}: {error}")
         otel_context.detach(self._token)
         self._span.end()
 
