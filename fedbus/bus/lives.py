@@ -97,7 +97,7 @@ class Life(Generic[State, FactsT]):
     async def bear(self, event: str, *, reason: str = "") -> None:
         """Tell of a thing that is new: it stands in its first state."""
         assert not self.born
-        await self._tell(event, "", self._lifecycle.initial, reason)
+        await self._tell(event, "", self._lifecycle.initial, reason, run=getattr(self.facts, "run", None))
 
     async def move(
         self, event: str, *, reason: str = "", deadline: datetime | None = None, **facts: Any
@@ -108,9 +108,16 @@ class Life(Generic[State, FactsT]):
         else has moved this thing since.
         """
         target = self._lifecycle.advance(self.state, event)
+        run = facts.get("run") or self._run_in_hand
         self.facts = self.facts.model_copy(update=facts)
         trouble = str(facts.get("trouble") or event) if event in self._lifecycle.failures else ""
-        await self._tell(event, str(self.state), target, reason, deadline, trouble)
+        await self._tell(event, str(self.state), target, reason, deadline, run=run, trouble=trouble)
+
+    @property
+    def _run_in_hand(self) -> str | None:
+        """The run that it is in, where it is in one and does not merely remember it."""
+        is_in_one = self.state not in self._lifecycle.between_runs
+        return getattr(self.facts, "run", None) if is_in_one else None
 
     async def _tell(
         self,
@@ -119,6 +126,8 @@ class Life(Generic[State, FactsT]):
         target: State,
         reason: str,
         deadline: datetime | None = None,
+        *,
+        run: str | None = None,
         trouble: str = "",
     ) -> None:
         wait = self._lifecycle.waits.get(target)
@@ -135,7 +144,7 @@ class Life(Generic[State, FactsT]):
             }
         )
         with tracer.start_as_current_span(
-            span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition)
+            span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition, run)
         ) as span:
             if trouble:
                 failed(span, trouble, reason)
@@ -288,7 +297,7 @@ def _drop(outbox: Outbox, subject: str) -> None:
         outbox.remove(entry.number)
 
 
-def _attributes(transition: Transition) -> dict[str, str | int]:
+def _attributes(transition: Transition, run: str | None) -> dict[str, str | int]:
     facts = transition.facts
     attributes: dict[str, str | int] = {
         "fedbus.kind": transition.kind,
@@ -299,9 +308,10 @@ def _attributes(transition: Transition) -> dict[str, str | int]:
         "fedbus.to": transition.target,
         "fedbus.reason": transition.reason,
     }
-    for name in ("run", "client"):
-        if value := getattr(facts, name, None):
-            attributes[f"fedbus.{name}"] = value
+    if run:
+        attributes["fedbus.run"] = run
+    if client := getattr(facts, "client", None):
+        attributes["fedbus.client"] = client
     if number := getattr(facts, "round", None):
         attributes["fedbus.round"] = number
     if model := getattr(facts, "model", None):

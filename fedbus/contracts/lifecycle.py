@@ -46,6 +46,8 @@ class Lifecycle(Generic[State]):
     waits: Mapping[State, Wait] = field(default_factory=dict)
     failures: frozenset[str] = frozenset()
     """The events that say that something went wrong."""
+    between_runs: frozenset[State] = frozenset()
+    """The states in which a run that the facts name is the last one, and no longer the one that it is in."""
 
     def advance(self, state: State, event: str) -> State:
         """The state that *event* leads to from *state*; raises IllegalTransition where there is no arrow."""

@@ -240,4 +240,5 @@ SCHEDULE = Lifecycle(
             "the quiet hours, the debounce or the run before to end", "the deadline, where there is one"
         )
     },
+    between_runs=frozenset(_S),
 )

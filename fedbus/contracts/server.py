@@ -134,6 +134,7 @@ SERVER = Lifecycle(
             "version_refused",
         }
     ),
+    between_runs=frozenset({_S.MODEL_INIT, _S.WAITING}),
 )
 
 

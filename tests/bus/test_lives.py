@@ -79,6 +79,24 @@ async def test_the_span_of_a_failure_says_of_what_kind_it_is(
     )
 
 
+async def test_what_happens_between_two_runs_does_not_name_the_one_before(server_bus: Bus) -> None:
+    with in_memory() as spans:
+        async with Lives.open(server_bus) as lives:
+            life = await lives.of(SERVER, MNIST)
+            await life.bear("started")
+            await life.move("model_ready")
+            await life.move("run_requested", run="mnist-1")
+            await life.move("run_cancelled")
+            await life.move("store_unavailable", trouble=StoreTrouble.EMPTY)
+            await life.move("run_requested", run="mnist-2")
+    moves = {
+        one.attributes["fedbus.event"]: one.attributes for one in spans.get_finished_spans() if one.attributes
+    }
+    assert moves["run_cancelled"]["fedbus.run"] == "mnist-1"
+    assert moves["run_requested"]["fedbus.run"] == "mnist-2"
+    assert "fedbus.run" not in moves["store_unavailable"]
+
+
 async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
     async with Lives.open(server_bus) as ours, Lives.open(server_bus) as theirs:
         mine, other = await ours.of(SERVER, MNIST), await theirs.of(SERVER, MNIST)

@@ -46,12 +46,15 @@ def tells_all(spans: list[Traced], run: str) -> None:
     moves = [span for span in spans if "→" in span.name]
     scheduled = {"schedule watching → due": 1, "schedule due → watching": 1}
     assert Counter(span.name for span in moves) == moves_of_a_run(rounds=ROUNDS, clients=CLIENTS) | scheduled
-    of_runs = [
-        span for span in spans if not span.name.startswith("schedule watching")
-    ]  # due: it has none yet
-    assert {str(span.attributes["fedbus.run"]) for span in of_runs if "fedbus.run" in span.attributes} == {
-        run
-    }
+    assert {str(span.attributes["fedbus.run"]) for span in spans if "fedbus.run" in span.attributes} == {run}
+    begun_and_ended = {
+        "schedule watching → due",
+        "client pending_application → serving",
+    }  # before and after it
+    of_the_run = [
+        span for span in moves if span.name not in begun_and_ended and not span.name.startswith("inference ")
+    ]
+    assert [span.name for span in of_the_run if "fedbus.run" not in span.attributes] == []
     first = min(moves, key=lambda span: span.start)
     assert first.name == "schedule watching → due"
 
