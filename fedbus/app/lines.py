@@ -85,8 +85,10 @@ def about(message: Message) -> str:
 def facts(message: Message) -> list[str | tuple[str, str]]:
     """What a message says beyond its word: the move of a lifecycle, or its fields in short."""
     if isinstance(message, Transition):
+        trouble = getattr(message.facts, "trouble", None) if message.event == "store_unavailable" else None
+        kind = f" ({trouble})" if trouble else ""
         reason = f": {message.reason}" if message.reason else ""
-        return [(f"{message.source or '•'} → {message.target}", "bold"), f" on {message.event}{reason}"]
+        return [(f"{message.source or '•'} → {message.target}", "bold"), f" on {message.event}{kind}{reason}"]
     said = [(name, short(getattr(message, name))) for name in type(message).model_fields]
     return [" ".join(f"{name}={text}" for name, text in said if text and name not in SAID_ELSEWHERE)]
 

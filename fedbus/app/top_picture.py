@@ -149,6 +149,8 @@ def server_cells(move: Transition) -> tuple[str, Text, str, str, str]:
     assert isinstance(facts, ServerFacts)
     model = f"v{facts.model.version} {facts.model.sha256[:8]}" if facts.model else "no model yet"
     why = move.reason or (f"waits for {move.waits_for}" if move.waits_for else "")
+    if facts.trouble:  # stands until it is over, whatever else moves the server meanwhile
+        why = f"model repository {facts.trouble}: {why}" if why else f"model repository {facts.trouble}"
     code = short(facts.code_version) if facts.code_version else ""
     return move.task, state(move.target), model, code, printable(why)
 

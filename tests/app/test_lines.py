@@ -11,7 +11,9 @@ from fedbus.bus.bus import Seen
 from fedbus.contracts.envelope import envelop
 from fedbus.contracts.examples import BLOB, EXAMPLES, MODEL, PLAN, RESULT
 from fedbus.contracts.message import Message
+from fedbus.contracts.server import ServerFacts, StoreTrouble
 from fedbus.contracts.serving import Beside
+from fedbus.contracts.transition import Transition
 
 
 def seen(message: Message) -> Seen:
@@ -40,6 +42,20 @@ def test_what_somebody_says_does_nothing_to_the_terminal() -> None:
 def test_a_transition_says_from_where_to_where_and_why() -> None:
     (transition,) = [one for one in EXAMPLES.values() if one.word == "transition"]
     assert facts(transition) == [("serving → learning", "bold"), " on client_start: run mnist-2"]
+
+
+def test_a_repository_that_cannot_be_used_is_told_of_with_what_is_wrong_with_it() -> None:
+    damaged = Transition(
+        task="mnist",
+        event="store_unavailable",
+        source="waiting",
+        target="waiting",
+        reason="v2 is not what it was",
+        facts=ServerFacts(task="mnist", trouble=StoreTrouble.DAMAGED),
+    )
+    assert facts(damaged)[1] == " on store_unavailable (damaged): v2 is not what it was"
+    later = damaged.model_copy(update={"event": "run_cancelled", "reason": "by hand"})
+    assert facts(later)[1] == " on run_cancelled: by hand"
 
 
 def test_values_are_short() -> None:

@@ -20,9 +20,11 @@ from fedbus.app.overview import SORTS, Overview, Rate
 from fedbus.app.top import followed, take_in
 from fedbus.app.top_picture import KEYS, Look, bar, picture
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.lives import Lives
 from fedbus.contracts.client import ClientFacts, Declined, FailTrain, FlClientFacts, Joined
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.server import SERVER, ServerFacts, StoreTrouble
 
 DEV = FederationId("dev")
 
@@ -74,6 +76,22 @@ async def test_a_screen_shows_servers_runs_and_clients(told: Told) -> None:
     assert row(lines, "c1").split()[1:4] == ["serving", "waiting", "v2"]
     assert lines[-1].startswith("q quit")
     assert lines[-1].endswith("1–3 of 3")
+
+
+async def test_a_server_says_what_is_wrong_with_its_model_repository_until_it_is_over(told: Told) -> None:
+    async def shown() -> str:
+        return drawn(await overview_of(told.bus), width=120)[1]
+
+    async with Lives.open(told.bus) as lives:
+        server = await lives.of(SERVER, ServerFacts(task=TASK))
+        await server.bear("started")
+        await server.move("model_ready")
+        await server.move("store_unavailable", reason="no answer", trouble=StoreTrouble.UNAVAILABLE)
+        assert (await shown()).endswith("model repository unavailable: no answer")
+        await server.move("model_rolled_back", reason="by hand")
+        assert (await shown()).endswith("model repository unavailable: by hand")
+        await server.move("store_recovered", trouble=None)
+        assert "model repository" not in await shown()
 
 
 async def test_each_client_says_why_it_does_not_train(told: Told) -> None:

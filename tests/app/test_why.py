@@ -12,6 +12,7 @@ from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, D
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.server import SERVER, ServerFacts, StoreTrouble
 from fedbus.contracts.serving import DataChecked, DataCounted, Finding
 
 DEV = FederationId("dev")
@@ -70,6 +71,24 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
     assert (elsewhere.code, elsewhere.err) == (5, "fedbus: c1 has no task nope: it is in mnist\n")
     assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
+
+
+async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServer, tmp_path: Path) -> None:
+    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus, Lives.open(bus) as lives:
+        await bus.make_streams()
+        server = await lives.of(SERVER, ServerFacts(task="mnist"))
+        await server.bear("started")
+        await server.move("store_unavailable", reason="it lacks v2", trouble=StoreTrouble.EMPTY)
+    async with Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus, Lives.open(bus) as lives:
+        await (await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))).bear("started")
+
+    said = (await fedbus("why", "c1")).out.splitlines()
+    assert said[2] == "  its server    its model repository is empty, and no run can begin: it lacks v2"
+    assert (await fedbus("why", "c1", "--json")).facts[0]["trouble"] == {
+        "kind": "empty",
+        "reason": "it lacks v2",
+    }
 
 
 async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(

@@ -61,6 +61,9 @@ def _tell(one: dict[str, Any]) -> None:
             f"{life['says']}, since {show.ago(life['since']).removesuffix(' ago')} ({life['event']}{reason})"
         )
         console.print(f"  {OF[life['kind']]:<14}{escape(show.printable(line))}")
+    if trouble := one["trouble"]:
+        line = f"its model repository is {trouble['kind']}, and no run can begin: {trouble['reason']}"
+        console.print(f"  {'its server':<14}{escape(show.printable(line))}")
     if one["device"]:
         console.print(f"  {'its device':<14}{escape(show.printable(_device_in_words(one['device'])))}")
     if one["data"]:
@@ -137,10 +140,22 @@ async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> di
         "task": task,
         "device": _facts(reports[-1]) if reports else None,
         "lives": [_life(seen) for seen in told],
+        "trouble": await _trouble(bus, task),
         "data": _facts(counted[-1]) if counted else None,
         "checked": _facts(checked[-1]) if checked else None,
         "declined": [_facts(seen) for seen in reversed(declined[-LAST_NOES:])],
     }
+
+
+async def _trouble(bus: "Bus", task: str) -> dict[str, Any] | None:
+    """What is wrong with the server's model repository, where something is."""
+    from fedbus.contracts.server import ServerFacts
+
+    for server in await bus.states("server", task):
+        if isinstance(server.facts, ServerFacts) and server.facts.trouble:
+            reason = server.reason if server.event == "store_unavailable" else server.event.replace("_", " ")
+            return {"kind": str(server.facts.trouble), "reason": reason}
+    return None
 
 
 def _is_of(seen: "Seen", client: str, task: str) -> bool:
