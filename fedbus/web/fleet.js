@@ -76,7 +76,8 @@ export class FleetPage {
     const server = this.store.servers.get(task);
     const facts = server?.body.facts;
     return h("div", { class: "tile" }, h("span", { class: "label" }, `Server of ${task}`), h("span", { class: "value" }, badge(server?.body.target ?? "")),
-      h("span", { class: "label" }, facts?.model ? `serves v${facts.model.version}` : "no model yet", ` · code ${short(facts?.code_version)}`));
+      h("span", { class: "label" }, facts?.model ? `serves v${facts.model.version}` : "no model yet", ` · code ${short(facts?.code_version)}`),
+      facts?.trouble ? h("span", { class: "label" }, `model repository ${facts.trouble}`) : null);
   }
 
   empty() {

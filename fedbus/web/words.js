@@ -82,7 +82,8 @@ export function gist(record) {
   const body = record.body;
   if (record.word === "transition") {
     const why = body.reason ? `: ${body.reason}` : "";
-    return `${body.source || "•"} → ${body.target} on ${body.event}${why}`;
+    const kind = body.event === "store_unavailable" && body.facts.trouble ? ` (${body.facts.trouble})` : "";
+    return `${body.source || "•"} → ${body.target} on ${body.event}${kind}${why}`;
   }
   const parts = [];
   for (const [name, value] of Object.entries(body)) {

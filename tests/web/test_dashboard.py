@@ -33,7 +33,7 @@ from fedbus.contracts.examples import EXAMPLES
 from fedbus.contracts.message import Body, Family, Message, Request
 from fedbus.contracts.run import RoundResult, RunFacts, RunStarted, RunStopped, StartRun, StopRun
 from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
-from fedbus.contracts.server import UpdateReady
+from fedbus.contracts.server import ServerFacts, StoreTrouble, UpdateReady
 from fedbus.contracts.serving import CapturePaused, CaptureResumed
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
@@ -630,6 +630,25 @@ async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
         told.passes(1)
         await told.say(CaptureResumed(task=TASK, client="c1"))
         await page.until("!document.querySelector('.details').innerText.includes('It captures nothing')")
+
+
+async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wrong_with_it(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await told.server()
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(LIVE)
+        facts = ServerFacts(task=TASK, trouble=StoreTrouble.DAMAGED)
+        await told.move(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
+        await page.until(
+            "document.querySelector('main').innerText.toLowerCase().includes('model repository damaged')"
+        )
+        await page.run("location.hash = '#/events'")
+        await page.until(
+            "document.querySelector('main').innerText.includes('store_unavailable (damaged): v2')"
+        )
+        await page.screenshot(SCREENSHOTS / "store-damaged.png")
 
 
 async def test_a_federation_with_nobody_in_it_says_what_to_do(
