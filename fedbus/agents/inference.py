@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
-from opentelemetry import trace
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus import __version__
@@ -46,7 +45,7 @@ from fedbus.contracts.client import (
 )
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
-from fedbus.contracts.signals import failed
+from fedbus.contracts.signals import failed, tracer_of
 from fedbus.contracts.task import Task
 from fedbus.learning.predictor import ModelRefused, Predictor
 
@@ -61,7 +60,7 @@ SERVICE: Final = "fedbus-predict"
 _TERMS: Final = TypeAdapter(dict[str, int])
 
 log = structlog.get_logger("fedbus.inference")
-tracer = trace.get_tracer("fedbus.inference")
+tracer = tracer_of("fedbus.inference")
 Load = Callable[[InferStart], Predictor]
 """Builds the model that is asked for; blocking. Raises ModelRefused with the reason."""
 Join = Callable[[], AbstractAsyncContextManager[Bus]]

@@ -30,7 +30,6 @@ from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Final
 
 from aiohttp import web
-from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
@@ -40,7 +39,7 @@ from fedbus.agents.inference_protocol import HEADER_LENGTH
 from fedbus.agents.inference_requests import NOT_FOUND, TOO_SLOW, WRONG_TYPE, Refusal, bad
 from fedbus.agents.inference_service import MAX_BODY_BYTES, MAX_INPUTS, PredictionService
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.signals import CLIENT, PREDICTION_DURATION, TASK, record
+from fedbus.contracts.signals import CLIENT, PREDICTION_DURATION, TASK, record, tracer_of
 from fedbus.stores.captured import CapturedData
 
 STOP_S: Final = 5.0
@@ -55,7 +54,7 @@ _BYTES: Final = "application/octet-stream"
 _SAY_WHAT_OR_WHENCE: Final = ("Content-Type", "Origin", "Sec-Fetch-Site")
 _V2_MODEL: Final = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
-tracer = trace.get_tracer("fedbus.inference_server")
+tracer = tracer_of("fedbus.inference_server")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 

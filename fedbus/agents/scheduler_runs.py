@@ -33,6 +33,7 @@ from fedbus.contracts.run import (
     StopRun,
 )
 from fedbus.contracts.server import CancelRun, OpenRun, ServerFacts, ServerState
+from fedbus.contracts.signals import tracer_of
 from fedbus.contracts.task import Task
 from fedbus.contracts.transition import Transition
 from fedbus.domain.history import with_round
@@ -65,7 +66,7 @@ NO_MODEL: Final = "it has no model yet, see `fedbus events tail`"
 TROUBLE: Final = "its model repository is {}, see `fedbus events tail`"
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
-tracer = trace.get_tracer("fedbus.workflow_scheduler")
+tracer = tracer_of("fedbus.workflow_scheduler")
 
 
 class Runs:

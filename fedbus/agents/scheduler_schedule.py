@@ -15,7 +15,6 @@ from typing import Any, Final
 from zoneinfo import ZoneInfo
 
 import structlog
-from opentelemetry import trace
 from opentelemetry.context import Context
 
 from fedbus.agents import traces
@@ -26,6 +25,7 @@ from fedbus.bus.lives import Life, Lives
 from fedbus.contracts.boolean import leaves
 from fedbus.contracts.causation import handling
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleState, ScheduleTable
+from fedbus.contracts.signals import tracer_of
 from fedbus.contracts.triggers import After, Source, Trigger
 from fedbus.domain.triggers import Seen, after_absence, after_firing, awaited, held, next_look, ready_at
 
@@ -34,7 +34,7 @@ LONGEST_LOOK: Final = timedelta(hours=1)
 """A machine's clock may be set, or stand still while it sleeps: so long at most is trusted to a timer."""
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
-tracer = trace.get_tracer("fedbus.workflow_scheduler")
+tracer = tracer_of("fedbus.workflow_scheduler")
 
 
 class Schedule:

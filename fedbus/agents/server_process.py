@@ -28,6 +28,7 @@ from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
+from fedbus.contracts.signals import tracer_of
 from fedbus.domain.reliability import rounds_of, scores, standings
 from fedbus.learning import apps, weights
 from fedbus.learning.contribution import Bounds
@@ -45,7 +46,7 @@ FAILURES = (apps.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFai
 """What ends a run with a word; anything else is a bug, and the process falls."""
 
 log = structlog.get_logger("fedbus.server_process")
-tracer = trace.get_tracer("fedbus.server_process")
+tracer = tracer_of("fedbus.server_process")
 
 
 async def main(stop: asyncio.Event) -> int:

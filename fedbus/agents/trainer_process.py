@@ -28,7 +28,7 @@ from fedbus.contracts.causation import handles
 from fedbus.contracts.client import Joined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
-from fedbus.contracts.signals import CLIENT, TASK, TRAIN_DURATION, TRAIN_LOSS, failed, note, record
+from fedbus.contracts.signals import CLIENT, TASK, TRAIN_DURATION, TRAIN_LOSS, failed, note, record, tracer_of
 from fedbus.learning import records
 from fedbus.learning.apps import BadTask
 from fedbus.learning.client_host import Answer, ClientHost, undelivered
@@ -42,7 +42,7 @@ OFFERS_KEPT: Final = 2
 """Replies that may still be fetched: this round's and the one before."""
 
 log = structlog.get_logger("fedbus.trainer_process")
-tracer = trace.get_tracer("fedbus.trainer_process")
+tracer = tracer_of("fedbus.trainer_process")
 
 
 async def main(stop: asyncio.Event) -> int:

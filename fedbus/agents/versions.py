@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
-from opentelemetry import trace
 
 from fedbus.agents.tasks import backoff
 from fedbus.bus.blobs import Offer
 from fedbus.bus.bus import Bus
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.signals import tracer_of
 from fedbus.contracts.task import TaskTable
 from fedbus.contracts.versions import Champion
 from fedbus.domain.promotion import Verdict, judge
@@ -37,7 +37,7 @@ REMEMBERED: Final = 20
 T = TypeVar("T")
 
 log = structlog.get_logger("fedbus.versions")
-tracer = trace.get_tracer("fedbus.versions")
+tracer = tracer_of("fedbus.versions")
 
 
 class NothingBefore(StoreError):

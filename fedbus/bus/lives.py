@@ -21,7 +21,6 @@ from enum import StrEnum
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
-from opentelemetry import trace
 
 from fedbus.bus import tracing
 from fedbus.bus.beside import beside
@@ -31,7 +30,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.envelope import envelop, pack, read
 from fedbus.contracts.lifecycle import Lifecycle, span_name
 from fedbus.contracts.message import Facts
-from fedbus.contracts.signals import TRANSITIONS, add, failed
+from fedbus.contracts.signals import TRANSITIONS, add, failed, tracer_of
 from fedbus.contracts.transition import Transition
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
@@ -40,7 +39,7 @@ WRONG_SEQUENCE = "(10071)"
 State = TypeVar("State", bound=StrEnum)
 FactsT = TypeVar("FactsT", bound=Facts)
 
-tracer = trace.get_tracer("fedbus.lives")
+tracer = tracer_of("fedbus.lives")
 log = structlog.get_logger("fedbus.lives")
 
 

@@ -20,7 +20,7 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from fedbus.contracts.causation import handling
 from fedbus.contracts.envelope import Envelope
 from fedbus.contracts.message import Message, Request
-from fedbus.contracts.signals import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record
+from fedbus.contracts.signals import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record, tracer_of
 from fedbus.contracts.subjects import template
 
 OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
@@ -31,7 +31,7 @@ W3C: Final = TraceContextTextMapPropagator()
 USUAL: Final = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 """A traceparent as everybody writes it."""
 
-tracer = trace.get_tracer("fedbus.bus")
+tracer = tracer_of("fedbus.bus")
 
 
 def here() -> dict[str, str]:

@@ -9,6 +9,7 @@ of `CLIENTS_TRACKED` in a round, and of `SERIES` in all.
     record(ROUND_DURATION, 1.2, {...})        a histogram
     note(TRAIN_LOSS, 0.3, {...})              a gauge, as it is now
     with observed(QUEUE_DEPTH, read): ...      a figure that is asked for when it is sent
+    tracer = tracer_of("fedbus.bus")          what makes the spans of a module
 
 Only OpenTelemetry's API is used here: where nobody has set up its SDK, measuring does nothing.
 """
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Final
 
-from opentelemetry import metrics
+from opentelemetry import metrics, trace
 from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, StatusCode
 
@@ -323,6 +324,18 @@ ATTRIBUTES: Final = frozenset(
 
 
 # --- saying it -----------------------------------------------------------------------------------------------
+
+
+class _Tracer(trace.ProxyTracer):
+    """The API's, which finds out at the first span who is behind it, but for the generator that it puts around each."""
+
+    def start_as_current_span(self, *args: Any, **kwargs: Any) -> Any:
+        return self._tracer.start_as_current_span(*args, **kwargs)
+
+
+def tracer_of(module: str) -> trace.Tracer:
+    """Makes the spans of *module*; may be had before anybody has set up where they go."""
+    return _Tracer(module)
 
 
 def add(metric: Metric, about: About | None = None, amount: float = 1) -> None:

@@ -33,6 +33,7 @@ from fedbus.contracts.client import RoundReply
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import Content, RoundMessage
+from fedbus.contracts.signals import tracer_of
 from fedbus.learning import records
 from fedbus.learning.content import Parcel, received
 from fedbus.learning.exchange import (
@@ -75,7 +76,7 @@ PUBLISHES: Final = 64
 """How many messages are on their way into the stream at a time."""
 
 log = structlog.get_logger("fedbus.learning")
-tracer = trace.get_tracer("fedbus.learning")
+tracer = tracer_of("fedbus.learning")
 T = TypeVar("T")
 
 

@@ -11,7 +11,9 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-tracer = trace.get_tracer("fedbus.learning")
+from fedbus.contracts.signals import tracer_of
+
+tracer = tracer_of("fedbus.learning")
 
 
 class RoundTrace:
