@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import structlog
+from opentelemetry import trace
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus import __version__

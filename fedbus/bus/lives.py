@@ -297,7 +297,7 @@ def _drop(outbox: Outbox, subject: str) -> None:
 
 
 def _attributes(transition: Transition, run: str | None) -> dict[str, str | int]:
-    facts = transition.facts
+    facts = vars(transition.facts)
     attributes: dict[str, str | int] = {
         "fedbus.kind": transition.kind,
         "fedbus.thing": transition.thing,
@@ -309,12 +309,12 @@ def _attributes(transition: Transition, run: str | None) -> dict[str, str | int]
     }
     if run:
         attributes["fedbus.run"] = run
-    if client := getattr(facts, "client", None):
+    if client := facts.get("client"):
         attributes["fedbus.client"] = client
-    if number := getattr(facts, "round", None):
+    if number := facts.get("round"):
         attributes["fedbus.round"] = number
-    if model := getattr(facts, "model", None):
+    if model := facts.get("model"):
         attributes["fedbus.model.version"] = model.version
-    if code := getattr(facts, "code_version", None):
+    if code := facts.get("code_version"):
         attributes["fedbus.code.version"] = code
     return attributes

@@ -81,10 +81,20 @@ def continued(envelope: Envelope, operation: str, message: Message, subject: str
             kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
             attributes=attributes,
         ),
-        structlog.contextvars.bound_contextvars(event_id=envelope.id),
+        _lines_naming(envelope.id),
         handling(leads_on(message, envelope)),
     ):
         yield
+
+
+@contextmanager
+def _lines_naming(event_id: str) -> Iterator[None]:
+    """As structlog's `bound_contextvars`, which first looks through all variables that there are."""
+    before = structlog.contextvars.bind_contextvars(event_id=event_id)
+    try:
+        yield
+    finally:
+        structlog.contextvars.reset_contextvars(**before)
 
 
 def leads_on(message: Message, envelope: Envelope) -> str:
@@ -121,7 +131,8 @@ def _attributes(message: Message, subject: str, operation: str, id: str, who: st
         "fedbus.task": message.task,
         "fedbus.about": message.about,
     }
+    told = vars(message)  # pydantic takes longer to say that a field is not there than all the rest does
     for name in ("run", "round", "client"):
-        if (value := getattr(message, name, None)) is not None:
+        if (value := told.get(name)) is not None:
             attributes[f"fedbus.{name}"] = value
     return attributes

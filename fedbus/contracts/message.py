@@ -64,7 +64,8 @@ class Message(Body):
     @property
     def about(self) -> str:
         """What it is about, for ``ce-subject``: the run and round where there are any."""
-        run, number = getattr(self, "run", None), getattr(self, "round", None)
+        told = vars(self)  # pydantic takes long to say that a field is not there
+        run, number = told.get("run"), told.get("round")
         return "/".join(str(part) for part in (run or self.task, number) if part is not None)
 
 
