@@ -36,11 +36,11 @@ tracer = tracer_of("fedbus.bus")
 
 def here() -> dict[str, str]:
     """The current trace, as headers."""
-    here = trace.get_current_span().get_span_context()
-    if not here.is_valid:
+    trace_id, span_id, _, flags, state, is_valid = trace.get_current_span().get_span_context()
+    if not is_valid:
         return {}
-    parent = {"traceparent": f"00-{here.trace_id:032x}-{here.span_id:016x}-{here.trace_flags:02x}"}
-    return parent | {"tracestate": here.trace_state.to_header()} if here.trace_state else parent
+    parent = {"traceparent": f"00-{trace_id:032x}-{span_id:016x}-{flags:02x}"}
+    return parent | {"tracestate": state.to_header()} if state else parent
 
 
 def span_of(headers: Mapping[str, str]) -> SpanContext | None:
@@ -54,8 +54,10 @@ def _going_on(headers: Mapping[str, str], context: Context | None = None) -> Con
     usual = USUAL.fullmatch(headers.get("traceparent", ""))
     if not usual or "tracestate" in headers:
         return W3C.extract(headers, context)
-    trace_id, span_id, flags = (int(part, 16) for part in usual.groups())
-    span = SpanContext(trace_id, span_id, is_remote=True, trace_flags=TraceFlags(flags))
+    trace_id, span_id, flags = usual.groups()
+    span = SpanContext(
+        int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
+    )
     return trace.set_span_in_context(NonRecordingSpan(span), context) if span.is_valid else context
 
 
@@ -74,27 +76,20 @@ def continued(envelope: Envelope, operation: str, message: Message, subject: str
     attributes = _attributes(message, subject, operation, envelope.id, who)
     if operation == "process":
         attributes["messaging.consumer.group.name"] = who
-    with (
-        tracer.start_as_current_span(
-            f"{operation} {message.word}",
-            _going_on(envelope.trace),
-            kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
-            attributes=attributes,
-        ),
-        _lines_naming(envelope.id),
-        handling(leads_on(message, envelope)),
-    ):
-        yield
-
-
-@contextmanager
-def _lines_naming(event_id: str) -> Iterator[None]:
-    """As structlog's `bound_contextvars`, which first looks through all variables that there are."""
-    before = structlog.contextvars.bind_contextvars(event_id=event_id)
+    named = structlog.contextvars.bind_contextvars(event_id=envelope.id)
     try:
-        yield
+        with (
+            tracer.start_as_current_span(
+                f"{operation} {message.word}",
+                _going_on(envelope.trace),
+                kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
+                attributes=attributes,
+            ),
+            handling(leads_on(message, envelope)),
+        ):
+            yield
     finally:
-        structlog.contextvars.reset_contextvars(**before)
+        structlog.contextvars.reset_contextvars(**named)
 
 
 def leads_on(message: Message, envelope: Envelope) -> str:
