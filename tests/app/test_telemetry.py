@@ -199,6 +199,25 @@ def test_a_library_with_a_level_of_its_own_has_the_one_that_is_set() -> None:
     assert run(FLOWER, FEDBUS_LOG_LEVEL="warning").stderr == ""
 
 
+def test_a_library_with_a_file_of_its_own_writes_it_in_its_own_way() -> None:
+    """Weights & Biases does; a line of its that cannot be formatted is twenty of an error on standard error."""
+    said = run(
+        """
+import logging, sys
+from fedbus.app import telemetry
+telemetry.log_to_stderr()
+own = logging.StreamHandler(sys.stdout)
+own.setFormatter(logging.Formatter("%(threadName)s:%(process)d:%(thread)d %(processName)s %(message)s"))
+logging.getLogger("wandb").addHandler(own)
+logging.getLogger("wandb").warning("a round")
+"""
+    )
+    (line,) = said.stderr.splitlines()
+    assert json.loads(line)["event"] == "a round"
+    assert said.stdout.startswith("MainThread:")
+    assert said.stdout.endswith(" MainProcess a round\n")
+
+
 ORDERED: Final = """
 import logging, sys
 from fedbus.app import telemetry

@@ -49,7 +49,7 @@ def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
     writer.setFormatter(OneLine(about, readable=readable))
     # a person at a terminal waits for the line
     logging.basicConfig(handlers=[writer if readable else WrittenLater(writer)], level=number, force=True)
-    _leave_out_what_no_line_has()
+    logging._srcfile = None  # noqa: SLF001  # who called is in no line, and looking for it costs most of one
     for name, least in CHATTY.items():
         logging.getLogger(name).setLevel(least)
 
@@ -58,12 +58,6 @@ def written() -> None:
     """Write all lines that wait."""
     for handler in logging.getLogger().handlers:
         handler.flush()
-
-
-def _leave_out_what_no_line_has() -> None:
-    """As the standard library's logging cookbook has it: it looks for the caller, thread, process and task of each."""
-    logging._srcfile = None  # noqa: SLF001
-    logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
 
 
 def told_once(library: str) -> None:
