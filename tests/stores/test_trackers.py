@@ -30,7 +30,8 @@ def begun(run: str) -> RunBegun:
 
 def seen(run: str, number: int, step: int, loss: float) -> RoundSeen:
     clients = {"c1": {"samples": 10.0, "train_s": 1.5}}
-    return RoundSeen(run, TASK, number, step, NOON, {"loss": loss, "seconds": 2.0}, clients)
+    metrics = {"loss": loss, "top-5 %/val": 0.75, "seconds": 2.0, "clients": 1.0}
+    return RoundSeen(run, TASK, number, step, NOON, metrics, clients)
 
 
 def ended(run: str) -> RunEnded:
@@ -56,7 +57,9 @@ def place(tmp_path: Path) -> Place:
 def test_a_rounds_figures_have_one_name_each() -> None:
     assert flat(seen("mnist-1", 1, 1, 0.5)) == {
         "loss": 0.5,
+        "top-5 %/val": 0.75,
         "seconds": 2.0,
+        "clients": 1.0,
         "clients/c1/samples": 10.0,
         "clients/c1/train_s": 1.5,
     }
@@ -123,6 +126,29 @@ def test_mlflow_has_a_run_for_each_with_its_figures_and_its_end(place: Place, ml
     assert runs[0].data.params["strategy"] == "fedavg"
     history = client.get_metric_history(runs[1].info.run_id, "loss")
     assert [(one.step, one.value) for one in history] == [(3, pytest.approx(1 / 3)), (4, 0.25)]
+    assert runs[1].data.metrics == {
+        "loss": 0.25,
+        "top-5 _.val": 0.75,
+        "seconds": 2.0,
+        "participants": 1.0,
+        "clients/c1/samples": 10.0,
+        "clients/c1/train_s": 1.5,
+    }
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_mlflow_takes_a_round_of_more_figures_than_it_takes_at_once(place: Place, mlflow_there: None) -> None:
+    from mlflow.tracking import MlflowClient  # noqa: PLC0415
+
+    clients = {f"c{number}": {f"figure_{one}": 1.0 for one in range(12)} for number in range(100)}
+    tracker = open_tracker("mlflow", place)
+    tracker.begin(begun("mnist-1"))
+    tracker.round(RoundSeen("mnist-1", TASK, 1, 1, NOON, {"loss": 0.5}, clients))
+    client = MlflowClient(tracking_uri=f"file://{place.directory / 'mlruns'}")
+    experiment = client.get_experiment_by_name(f"fedbus/{TASK}")
+    assert experiment is not None
+    (run,) = client.search_runs([experiment.experiment_id])
+    assert len(run.data.metrics) == 1 + 100 * 12
 
 
 @pytest.mark.filterwarnings("ignore")

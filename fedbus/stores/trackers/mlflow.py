@@ -1,17 +1,26 @@
-"""MLflow: an experiment a task, a run each. Where to is MLflow's own MLFLOW_TRACKING_URI; else a directory here."""
+"""MLflow: an experiment a task, a run each. Where to is MLflow's own MLFLOW_TRACKING_URI; else a directory here.
+
+In a directory each metric is a file, and a slash in its name a folder: no name may be another's folder. So a
+slash stands in the names of clients' figures alone, ``clients/c1/train_s``, and how many there were is ``participants``.
+"""
 
 import os
+import re
 from typing import Any, Final
 
 import mlflow
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.tracking import MlflowClient
 
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded
 
 URI: Final = "MLFLOW_TRACKING_URI"
 TAG: Final = "fedbus.run"
 MAX_PARAM_CHARS: Final = 500
+METRICS_AT_ONCE: Final = 1000
+"""More in one call MLflow refuses."""
+REFUSED: Final = re.compile(r"[^\w\-. :]", re.ASCII)
+"""What a name may not have, and the slash."""
 _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
 
@@ -33,14 +42,15 @@ class MlflowTracker:
         params = {"trigger": run.trigger, "code_version": run.code_version, **run.config}
         self._client.log_batch(
             mine,
-            params=[Param(name, str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()],
+            params=[Param(_name(name), str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()],
             tags=[RunTag("fedbus.trace_id", run.trace_id)],
         )
 
     def round(self, seen: RoundSeen) -> None:
         at_ms = int(seen.at.timestamp() * 1000)
-        metrics = [Metric(name, value, at_ms, seen.step) for name, value in flat(seen).items()]
-        self._client.log_batch(self._id(seen.run), metrics=metrics)
+        metrics = [Metric(name, value, at_ms, seen.step) for name, value in _figures(seen).items()]
+        for begin in range(0, len(metrics), METRICS_AT_ONCE):
+            self._client.log_batch(self._id(seen.run), metrics=metrics[begin : begin + METRICS_AT_ONCE])
 
     def end(self, run: RunEnded) -> None:
         tags = {
@@ -70,3 +80,19 @@ class MlflowTracker:
     def _made(self, run: str) -> str:
         made = self._client.create_run(self._experiment, tags={TAG: run}, run_name=run)
         return str(made.info.run_id)
+
+
+def _figures(seen: RoundSeen) -> dict[str, float]:
+    of_all = {_name(name): value for name, value in seen.metrics.items()}
+    if (clients := of_all.pop("clients", None)) is not None:
+        of_all["participants"] = clients
+    by_client = {
+        f"clients/{client}/{_name(name)}": value
+        for client, figures in seen.clients.items()
+        for name, value in figures.items()
+    }
+    return of_all | by_client
+
+
+def _name(name: str) -> str:
+    return REFUSED.sub("_", name.replace("/", "."))
