@@ -160,7 +160,7 @@ class TrainingMonitor:
             case "round_finished" if facts.rounds:
                 self._round_finished(facts, facts.rounds[-1], at)
         if move.target in RUN.final:
-            self._tell(_ended(move, facts, at))
+            self._tell(_ended(move, facts, at, self._next_step))
 
     def _round_finished(self, facts: RunFacts, result: RoundResult, at: datetime) -> None:
         step = self._steps[facts.run] + result.round
@@ -202,9 +202,11 @@ class TrainingMonitor:
 def _figures(result: RoundResult) -> dict[str, float]:
     """What the app reports, loss and accuracy under these very names, and what the round itself was like."""
     joined = {"loss": result.loss, "accuracy": result.accuracy}
+    reported = result.metrics | {name: value for name, value in joined.items() if value is not None}
+    if result.round == 0:  # the model that the run began with: its step is that of the round before it
+        return reported
     return {
-        **result.metrics,
-        **{name: value for name, value in joined.items() if value is not None},
+        **reported,
         "seconds": result.seconds,
         "clients": float(len(result.participants)),
         "failures": float(len(result.failures)),
@@ -224,7 +226,7 @@ def _begun(facts: RunFacts, at: datetime) -> RunBegun:
     )
 
 
-def _ended(move: Transition, facts: RunFacts, at: datetime) -> RunEnded:
+def _ended(move: Transition, facts: RunFacts, at: datetime, step: int) -> RunEnded:
     return RunEnded(
         run=facts.run,
         task=facts.task,
@@ -233,4 +235,5 @@ def _ended(move: Transition, facts: RunFacts, at: datetime) -> RunEnded:
         reason=move.reason,
         model_version=facts.model.version if facts.model else None,
         promoted=facts.promoted,
+        step=step,
     )

@@ -137,6 +137,22 @@ async def test_a_run_is_told_with_its_configuration_and_its_end(fed: Federation,
     assert ended.state == "finished"
 
 
+async def test_the_model_that_a_run_begins_with_is_told_as_no_round_and_its_end_at_its_last(
+    fed: Federation, place: Place
+) -> None:
+    kept = Kept()
+    first = RoundResult(round=0, metrics={"loss": 0.5}, seconds=2.0)
+    async with watching(fed, place, kept=kept):
+        await play(fed, 1, 1.0, 0.5)
+        await play(fed, 2, first, came_to(1, 0.25))
+        await eventually(lambda: len(kept.words) == 8)
+    assert [one.step for one in kept.words if not isinstance(one, RunBegun)] == [1, 2, 2, 2, 3, 3]
+    assert [sorted(one.metrics) for one in kept.rounds[2:]] == [
+        ["loss"],
+        ["clients", "failures", "loss", "samples", "seconds"],
+    ]
+
+
 async def test_a_tracker_that_fails_again_and_again_is_left_out_and_the_others_are_told(
     fed: Federation, place: Place
 ) -> None:

@@ -34,8 +34,8 @@ def seen(run: str, number: int, step: int, loss: float) -> RoundSeen:
     return RoundSeen(run, TASK, number, step, NOON, metrics, clients)
 
 
-def ended(run: str) -> RunEnded:
-    return RunEnded(run, TASK, NOON, "finished", model_version=2)
+def ended(run: str, step: int) -> RunEnded:
+    return RunEnded(run, TASK, NOON, "finished", model_version=2, step=step)
 
 
 def tell_two_runs(tracker: Tracker) -> None:
@@ -45,7 +45,7 @@ def tell_two_runs(tracker: Tracker) -> None:
         for one in (1, 2):
             step = 2 * number + one
             tracker.round(seen(run, one, step, 1.0 / step))
-        tracker.end(ended(run))
+        tracker.end(ended(run, step))
     tracker.close()
 
 
@@ -103,6 +103,7 @@ def test_tensorboard_shows_one_line_over_all_runs(place: Place) -> None:
         (4, 0.25),
     ]
     assert [one.step for one in shown.Scalars("clients/c1/train_s")] == [1, 2, 3, 4]
+    assert [(one.step, one.value) for one in shown.Scalars("model_version")] == [(2, 2.0), (4, 2.0)]
 
 
 @pytest.fixture

@@ -63,7 +63,8 @@ class RoundSeen:
     step: int
     at: datetime
     metrics: Mapping[str, float]
-    """``loss``, ``accuracy`` and what else the app reports; ``seconds``, ``clients``, ``failures``, ``samples``."""
+    """``loss``, ``accuracy`` and what else the app reports; ``seconds``, ``clients``, ``failures``, ``samples``.
+    Of round 0, which is the model that the run began with, only what the app reports."""
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     """By client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, what its ClientApp said (``train_loss``,
     ``eval_accuracy``, …), and over all rounds so far ``reliability`` and ``contribution``; each where it is known."""
@@ -80,6 +81,8 @@ class RunEnded:
     reason: str = ""
     model_version: int | None = None
     promoted: bool = True
+    step: int = 0
+    """That of its last round."""
 
 
 class Tracker(Protocol):

@@ -1,7 +1,7 @@
 """MLflow: an experiment a task, a run each. Where to is MLflow's own MLFLOW_TRACKING_URI; else a directory here.
 
-In a directory each metric is a file, and a slash in its name a folder: no name may be another's folder. So a
-slash stands in the names of clients' figures alone, ``clients/c1/train_s``, and how many there were is ``participants``.
+In a directory each metric is a file, and a slash in its name a folder: no name may be another's folder. So a slash
+stands in the names of clients' figures alone, ``clients/c1/train_s``, and how many there were is ``participants``.
 """
 
 import os

@@ -1,7 +1,5 @@
 """TensorBoard: a directory a task, a line over all its runs: ``tensorboard --logdir .fedbus/training/tensorboard``."""
 
-import time
-
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
@@ -26,7 +24,8 @@ class TensorBoardTracker:
 
     def end(self, run: RunEnded) -> None:
         version = Summary.Value(tag="model_version", simple_value=float(run.model_version or 0))
-        self._writer.add_event(Event(wall_time=time.time(), summary=Summary(value=[version])))
+        event = Event(wall_time=run.at.timestamp(), step=run.step, summary=Summary(value=[version]))
+        self._writer.add_event(event)
         self._writer.flush()
 
     def close(self) -> None:
