@@ -99,11 +99,13 @@ class ChildProcess:
         """Wait for its end, whatever the cause; what it left running is killed."""
         await self._ear.ended.wait()
         self._kill_group()
-        with suppress(TimeoutError):  # who left its group may still hold its output
-            async with asyncio.timeout(HEAR_OUT_S):
-                await self._ear.silent.wait()
-        self._started.close()
-        self._take_answer()
+        try:
+            with suppress(TimeoutError):  # who left its group may still hold its output
+                async with asyncio.timeout(HEAR_OUT_S):
+                    await self._ear.silent.wait()
+        finally:
+            self._started.close()
+            self._take_answer()
         assert self.returncode is not None
         return self.returncode
 
@@ -117,7 +119,11 @@ class ChildProcess:
             pass
         finally:  # also when we are cancelled while we wait: then at once
             self._kill_group()
-        return await asyncio.shield(self.ended())
+            try:
+                await _however_often_cancelled(self._ear.ended)
+            finally:
+                code = await self.ended()
+        return code
 
     def last_words(self, lines: int = 3) -> str:
         """The end of its log, on one line: what a person would look at first when it died."""
@@ -142,9 +148,11 @@ class ChildProcess:
                     pass_fds=[self._answers.fileno()],
                     start_new_session=True,
                 )
-            except OSError as error:
+            except BaseException as error:
                 self._answers.close()
-                raise ChildNotStarted(f"cannot start {self.name}: {error}") from None
+                if isinstance(error, OSError):
+                    raise ChildNotStarted(f"cannot start {self.name}: {error}") from None
+                raise
         return self
 
     async def __aexit__(
@@ -218,6 +226,21 @@ class _Ear(asyncio.SubprocessProtocol):
     def _hand_on(self, line: bytes) -> None:
         if self._sink is not None:
             self._sink(line.decode(errors="replace"))
+
+
+async def _however_often_cancelled(event: asyncio.Event) -> None:
+    """Wait for *event*, and only then heed a cancellation: what is killed ends soon, and must not outlive the loop.
+
+    No task of its own, shielded: a loop that closes cancels that as well.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not event.is_set():
+        try:
+            await event.wait()
+        except asyncio.CancelledError as again:
+            cancelled = again
+    if cancelled is not None:
+        raise cancelled
 
 
 @contextmanager

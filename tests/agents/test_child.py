@@ -27,6 +27,26 @@ STARTS_ANOTHER = (
 )
 WATCHES = f"from fedbus.agents.child import parent_watch; parent_watch(grace_s=0.1); {SLEEPS}"
 WATCHES_DEAF = f"from fedbus.agents.child import parent_watch; parent_watch(grace_s=0.1); {DEAF}"
+LEAVES_TO_THE_LOOP = """
+import asyncio, sys
+from fedbus.agents.child import ChildProcess
+
+async def hold(child):
+    async with child:
+        await child.ended()
+
+async def main():
+    up = asyncio.Event()
+    say = lambda line: (print(line, flush=True), up.set())
+    child = ChildProcess("deaf", sys.executable, "-c", sys.argv[1], output=say, stop_s=1000)
+    left = asyncio.create_task(hold(child))
+    await up.wait()
+    left.cancel()
+    await asyncio.sleep(0)
+    return child
+
+print(asyncio.run(main()).returncode)
+"""
 PARENT = """
 import asyncio, sys
 from fedbus.agents.child import ChildProcess
@@ -110,6 +130,32 @@ async def test_cancelled_while_it_waits_for_a_deaf_child_it_kills_at_once() -> N
         with pytest.raises(asyncio.CancelledError):
             await stop
         assert await child.ended() == -signal.SIGKILL
+
+
+async def test_however_often_it_is_cancelled_the_child_is_over_when_its_block_is() -> None:
+    said: list[str] = []
+    deaf = ChildProcess("deaf", *python(DEAF), output=said.append, stop_s=1000)
+
+    async def hold() -> None:
+        async with deaf as child:
+            await child.ended()
+
+    task = asyncio.create_task(hold())
+    await eventually(lambda: said == ["up"])
+    while not task.done():
+        task.cancel()
+        await asyncio.sleep(0)
+    assert task.cancelled()
+    assert deaf.returncode == -signal.SIGKILL
+
+
+async def test_a_child_that_is_left_to_a_loop_that_closes_leaves_no_complaint() -> None:
+    """As a handler of nats-py is, whose connection goes while it builds a model."""
+    said: list[str] = []
+    async with ChildProcess("leaves", *python(LEAVES_TO_THE_LOOP, DEAF), output=said.append) as leaves:
+        assert await leaves.ended() == 0
+
+    assert said == ["up", str(-signal.SIGKILL.value)]
 
 
 @pytest.mark.parametrize("child", [WATCHES, WATCHES_DEAF], ids=["hearing", "deaf"])
