@@ -10,6 +10,7 @@ GET  /api/traces/ID            what is remembered of a trace
 GET  /api/messages/e/SEQ       one message with all that it says
 GET  /api/causes/e/SEQ         what led to it, back to what began it all
 GET  /api/models/TASK          the versions in the model repository
+POST /api/token                whether the token is the right one
 POST /api/actions/WORD         one of `ACTIONS`: with the token
 
 A question that makes no sense is answered by 400 and a line that says what is wrong with it.
@@ -113,6 +114,7 @@ class Pages:
                 web.get("/api/messages/{stream:[el]}/{sequence}", self._message),
                 web.get("/api/causes/{stream:[el]}/{sequence}", self._causes),
                 web.get("/api/models/{task}", self._versions),
+                web.post("/api/token", self._unlock),
                 web.post("/api/actions/{word}", self._act),
                 web.get(r"/{name:[a-z_]+\.(?:js|css|svg)}", self._file),
             ]
@@ -243,6 +245,9 @@ class Pages:
             await asyncio.gather(coming, stopped, return_exceptions=True)
 
     # --- what is asked for ----------------------------------------------------------------------------
+
+    async def _unlock(self, request: web.Request) -> web.Response:
+        return await self._guard.refusal(request) or web.json_response({})
 
     async def _act(self, request: web.Request) -> web.Response:
         if (refusal := await self._guard.refusal(request)) is not None:

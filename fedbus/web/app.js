@@ -14,6 +14,7 @@ const PAGES = { fleet: ["Fleet", FleetPage], runs: ["Runs", RunsPage], training:
 const THEMES = { auto: "As the system", light: "Light", dark: "Dark" };
 const LINKS = { live: "live", lost: "not connected", connecting: "connecting" };
 const SPOKEN_EVERY_MS = 10000;
+const TYPED_MS = 700;
 const LISTED = 500;
 const at = (id) => document.getElementById(id);
 
@@ -24,6 +25,7 @@ class App {
     this.changes = [];
     this.drawer = h("aside", { class: "drawer", "aria-label": "The chosen message", hidden: true, tabindex: -1 });
     document.body.append(this.drawer);
+    this.reads = h("p", { class: "blank" }, "Reads how the federation stands…");
     this.redraw = inFrame(() => this.drawChanges());
     store.addEventListener("change", ({ detail }) => {
       this.changes.push(detail);
@@ -53,7 +55,7 @@ class App {
     this.page?.leave();
     this.hide();
     this.page = new Page(this.store, this, rest, new URLSearchParams(query));
-    put(at("main"), this.page.root);
+    this.enter();
     put(at("pages"), Object.entries(PAGES).map(([one, [title]]) => h("li", {}, h("a", { href: `#/${one}`, "aria-current": one === this.name ? "page" : null }, title))));
     this.bringIntoSight(at("pages").querySelector("[aria-current]"));
     document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
@@ -63,11 +65,18 @@ class App {
     scrollTo(0, 0);
   }
 
-  /** On a narrow screen the names of the pages scroll. Not scrollIntoView: that would have Tab begin there. */
-  bringIntoSight(link) {
-    const row = link.closest("nav");
+  /** Show the page; before anything is known there is none, as it would tell of an empty federation. */
+  enter() {
+    const shown = this.store.cursor ? this.page.root : this.reads;
+    if (at("main").firstChild !== shown) put(at("main"), shown);
+  }
+
+  /** On a narrow screen the names of the pages scroll, and a long list of runs does. Not scrollIntoView: that would have Tab begin there. */
+  bringIntoSight(link, row = link?.closest("nav")) {
+    if (!link) return;
     const [here, all] = [link.getBoundingClientRect(), row.getBoundingClientRect()];
     row.scrollLeft += Math.min(0, here.left - all.left) + Math.max(0, here.right - all.right);
+    row.scrollTop += Math.min(0, here.top - all.top) + Math.max(0, here.bottom - all.bottom);
   }
 
   /** Put what the page is asked for into its address, so that a reload or a link finds it again. */
@@ -82,6 +91,7 @@ class App {
     if (kinds.has("reset")) {
       document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
       this.drawLink();
+      this.enter();
       this.page.update({ type: "reset" });
       return;
     }
@@ -89,12 +99,13 @@ class App {
     this.page.update(records.length ? { type: "news", records } : { type: "heard" });
   }
 
-  /** Said to screen readers, seldom. */
-  speak(text) {
-    if (text === this.spoken || Date.now() - (this.spokenAt ?? 0) < SPOKEN_EVERY_MS) return;
+  /** Said to screen readers: seldom, but what was *asked* for always, when whoever types has come to the end. */
+  speak(text, asked = false) {
+    if (!asked && (text === this.spoken || Date.now() - (this.spokenAt ?? 0) < SPOKEN_EVERY_MS)) return;
     this.spoken = text;
     this.spokenAt = Date.now();
-    at("spoken").textContent = text;
+    clearTimeout(this.speaking);
+    this.speaking = setTimeout(() => (at("spoken").textContent = text), asked ? TYPED_MS : 0);
   }
 
   // --- the line, the theme, the token --------------------------------------------------------------
@@ -103,10 +114,10 @@ class App {
     const { link, reason, about, token } = this.store;
     const line = at("link");
     line.dataset.state = link;
-    line.textContent = LINKS[link] + (about.federation ? ` · ${about.federation}` : "");
+    tell(line, LINKS[link] + (about.federation ? ` · ${about.federation}` : ""));
     const banner = at("banner");
     banner.hidden = link !== "lost";
-    if (link === "lost") banner.textContent = `Not connected: ${reason}. What you see is of ${clock(new Date().toISOString())} or before; it is tried again, and nothing will be missed.`;
+    if (link === "lost") tell(banner, `Not connected: ${reason}. What you see is of ${clock(this.store.lostAt)}; it is tried again, and nothing will be missed.`);
     const unlock = at("unlock");
     unlock.hidden = !about.acts;
     unlock.textContent = token ? "Lock actions" : "Unlock actions";
@@ -128,22 +139,36 @@ class App {
   }
 
   async askToken() {
-    const field = h("input", { type: "password", autocomplete: "off", "aria-label": "Token", size: 40 });
-    if (await this.ask("Unlock actions", [h("p", {}, "The token is what FEDBUS_GATEWAY_TOKEN holds where the gateway runs. It stays in this tab."), field], "Unlock") && field.value) this.store.unlock(field.value.trim());
+    const field = h("input", { type: "password", autocomplete: "off", required: true, "aria-describedby": "ask-wrong" });
+    const wrong = h("p", { id: "ask-wrong", class: "wrong", role: "alert" });
+    const right = async () => {
+      put(wrong);
+      const refusal = await this.store.refuses(field.value.trim()).catch((error) => error.message);
+      put(wrong, refusal);
+      if (refusal) field.select();
+      return !refusal;
+    };
+    const says = h("p", {}, "The token is what ", h("code", {}, "FEDBUS_GATEWAY_TOKEN"), " holds where the gateway runs. It stays in this tab.");
+    if (await this.ask("Unlock actions", [says, h("label", { class: "field" }, "Token", field), wrong], "Unlock", right)) this.store.unlock(field.value.trim());
   }
 
   confirm(title, text, yes) {
     return this.ask(title, [h("p", {}, text)], yes);
   }
 
-  ask(title, content, yes) {
+  /** Whether *yes* was chosen; it is only taken where *holds* comes to true. */
+  ask(title, content, yes, holds = async () => true) {
     const dialog = at("ask");
     return new Promise((resolve) => {
       const done = (answer) => {
         dialog.close();
         resolve(answer);
       };
-      put(dialog, h("form", { method: "dialog", onsubmit: (event) => { event.preventDefault(); done(true); } }, h("h2", { id: "ask-title" }, title), content,
+      const submit = async (event) => {
+        event.preventDefault();
+        if (await holds()) done(true);
+      };
+      put(dialog, h("form", { method: "dialog", onsubmit: submit }, h("h2", { id: "ask-title" }, title), content,
         h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => done(false) }, "Leave it"), h("button", { type: "submit", class: "primary" }, yes))));
       dialog.oncancel = () => resolve(false);
       dialog.showModal();
@@ -235,6 +260,11 @@ class App {
     this.shown = "";
     this.back();
   }
+}
+
+/** Said once: what a screen reader is to read aloud is touched only where it changes. */
+function tell(node, text) {
+  if (node.textContent !== text) node.textContent = text;
 }
 
 function plain(part) {

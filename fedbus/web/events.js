@@ -17,7 +17,7 @@ export class EventsPage {
     const field = (name, says) => h("input", { type: "search", name, value: this.wish[name], placeholder: says, "aria-label": says, oninput: (event) => this.want({ [name]: event.target.value }) });
     this.words = h("select", { "aria-label": "Only this word", onchange: (event) => this.want({ word: event.target.value }) });
     this.hold = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Hold");
-    this.count = h("span", { class: "muted", role: "status" });
+    this.count = h("span", { class: "muted" });
     this.table = new VirtualTable(COLUMNS, {
       caption: "Events and transitions, the newest first",
       class: "tall",
@@ -57,6 +57,7 @@ export class EventsPage {
     this.table.update(rows);
     const coming = this.held && this.matching.length ? ", held" : "";
     this.count.textContent = `${rows.length} shown of the last ${this.store.recent.length}${coming}`;
+    if (!change) this.app.speak(this.count.textContent, true);
   }
 
   /** Only what is new is looked at, unless the filter has changed. */
@@ -98,7 +99,7 @@ const grave = (record) => /fail|refused|lost|declined|turned_down/.test(record.w
 const COLUMNS = [
   { key: "at", title: "Time", cell: (row) => h("time", { datetime: row.at }, clock(row.at, true)), class: "time" },
   { key: "word", title: "Word", cell: (row) => h("span", { class: `word ${row.word === "transition" ? "life" : ""} ${grave(row) ? "bad" : ""}` }, (row.word === "transition" ? `${stateName(name(row))} moves` : stateName(row.word))) },
-  { key: "who", title: "Said by", cell: (row) => clip(who(row.source), 48) },
+  { key: "who", title: "Said by", cell: (row) => clip(who(row.source), 48), class: "spare" },
   { key: "about", title: "About", cell: (row) => clip(row.word === "transition" ? row.subject.split(".").slice(4).join(".") : row.about, 60) },
   { key: "gist", title: "What it says", cell: (row) => h("span", { title: clip(gist(row), 600) }, gist(row)), class: "wide" },
 ];

@@ -46,26 +46,32 @@ export class FleetPage {
 
   choose(key) {
     this.chosen = this.chosen === key ? "" : key;
-    this.update();
+    this.detail();
+    this.table.draw();
   }
 
-  update() {
+  update(change) {
     const clients = [...this.store.clients.values()];
     const states = new Map();
     for (const one of clients) states.set(standing(one), (states.get(standing(one)) ?? 0) + 1);
     const training = clients.filter((one) => ["pending", "training"].includes(one.fl_client?.body.target)).length;
     const serving = clients.filter((one) => ["serving", "updating"].includes(one.inference?.body.target)).length;
     const silent = clients.filter((one) => late(this.store, one)).length;
+    const tasks = this.store.tasks();
+    const open = tasks.map((task) => this.store.openRun(task)?.body.facts.run).filter(Boolean);
     put(this.summary,
-      tile("Clients", clients.length), tile("Serve predictions", serving, serving === clients.length ? "good" : "wait"),
-      tile("Train now", training, "busy"), tile(`Silent in a run for ${LATE_S} s`, silent, silent ? "wait" : "good"),
-      this.store.tasks().map((task) => this.server(task)));
+      tile("Clients", clients.length, tasks.length === 1 ? `of task ${tasks[0]}` : `of ${tasks.length} tasks`),
+      tile("Serve predictions", serving, serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
+      tile("Train now", training, open.length ? `in ${open.join(", ")}` : "no run is under way", training ? "busy" : "none"),
+      tile("Silent", silent, `in a run, for ${LATE_S} s or more`, silent ? "wait" : "none"),
+      tasks.map((task) => this.server(task)));
     put(this.states, h("option", { value: "" }, "Every state"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
     const rows = clients.filter((one) => (!this.state || standing(one) === this.state) && this.matches(one));
     this.filtered = rows.length < clients.length;
     this.table.update(rows);
     this.detail();
-    this.app.speak(`${clients.length} clients, ${training} train, ${silent} silent`);
+    if (change) this.app.speak(`${clients.length} clients, ${training} train, ${silent} silent`);
+    else this.app.speak(`${rows.length} of ${clients.length} clients shown`, true);
   }
 
   matches(one) {
@@ -75,9 +81,9 @@ export class FleetPage {
   server(task) {
     const server = this.store.servers.get(task);
     const facts = server?.body.facts;
-    return h("div", { class: "tile" }, h("span", { class: "label" }, `Server of ${task}`), h("span", { class: "value" }, badge(server?.body.target ?? "")),
-      h("span", { class: "label" }, facts?.model ? `serves v${facts.model.version}` : "no model yet", ` · code ${short(facts?.code_version)}`),
-      facts?.trouble ? h("span", { class: "label" }, `model repository ${facts.trouble}`) : null);
+    const model = facts?.model ? `serves v${facts.model.version}` : "no model yet";
+    const trouble = facts?.trouble ? ` · model repository ${facts.trouble}` : "";
+    return tile(`Server of ${clip(task, 40)}`, badge(server?.body.target ?? ""), `${model} · code ${short(facts?.code_version)}${trouble}`);
   }
 
   empty() {
@@ -98,8 +104,8 @@ export class FleetPage {
       h("p", { class: `note ${reason.tone}` }, reason.text || "It takes part in the run that is under way."),
       h("dl", {}, lives.flatMap(([kind, record]) => [
         h("dt", {}, NAMES[kind]),
-        h("dd", {}, badge(record.body.target), ` since ${clock(record.at)}`, record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
-      ])),
+        h("dd", {}, badge(record.body.target), h("span", { class: "muted" }, ` since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
+      ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–"), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
       capture(one.said),
       device(this.store.devices.get(one.name)),
       h("h3", {}, "What it said last"),
@@ -113,15 +119,15 @@ const NAMES = { client: "Client manager", fl_client: "Training", inference: "Pre
 
 const COLUMNS = (page) => [
   { key: "name", title: "Client", sort: (row) => row.name, cell: (row) => h("strong", {}, row.name), class: "name" },
-  { key: "task", title: "Task", sort: (row) => row.task, cell: (row) => row.task },
+  { key: "task", title: "Task", sort: (row) => row.task, cell: (row) => row.task, class: "spare" },
   { key: "state", title: "State", sort: standing, cell: (row) => badge(standing(row)) },
   { key: "training", title: "Training", sort: (row) => row.fl_client?.body.target ?? "", cell: (row) => (row.fl_client ? badge(row.fl_client.body.target) : "–") },
+  { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
   { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–") },
   { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number" },
-  { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))) },
-  { key: "seen", title: "Last seen", sort: (row) => page.store.heard.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.heard.get(row.name))) },
-  { key: "resources", title: "Resources", sort: (row) => load(page.store, row)[0], cell: (row) => load(page.store, row)[1] },
-  { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
+  { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))), class: "spare" },
+  { key: "seen", title: "Last seen", sort: (row) => page.store.heard.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.heard.get(row.name))), class: "seen" },
+  { key: "resources", title: "Resources", sort: (row) => load(page.store, row)[0], cell: (row) => load(page.store, row)[1], class: "spare" },
 ];
 
 const standing = (one) => one.client?.body.target ?? "s0";
@@ -177,6 +183,6 @@ export function why(store, one) {
   return { text: `It was not taken into ${open.body.facts.run} yet`, tone: "wait" };
 }
 
-function tile(name, value, tone = "none") {
-  return h("div", { class: `tile ${tone}` }, h("span", { class: "label" }, name), h("span", { class: "value" }, String(value)));
+function tile(name, value, below, tone = "none") {
+  return h("div", { class: `tile ${tone}` }, h("span", { class: "label" }, name), h("span", { class: "value" }, value), h("span", { class: "label" }, below));
 }

@@ -1,10 +1,12 @@
 // Model versions and code versions: which came from which, which is served, and a way back.
 
-import { h, put, s } from "./dom.js";
-import { ago, bytes, badge, clip, clock, figure, short, shown } from "./words.js";
+import { h, heads, put, s } from "./dom.js";
+import { ago, bytes, badge, clip, clock, score, short } from "./words.js";
 
 const STEP = 104;
 const LANE = 74;
+const TOP = 28;
+const FIGURES = 24;
 
 export class ModelsPage {
   title = "Models & code";
@@ -47,12 +49,16 @@ export class ModelsPage {
 
   async read() {
     const task = this.task;
+    if (this.found?.task !== task) {
+      put(this.graph, h("p", { class: "blank" }, "Reads the model repository…"));
+      put(this.detail);
+    }
     try {
       const found = await this.store.get(`api/models/${encodeURIComponent(task)}`);
       if (task !== this.task) return;
-      this.found = found;
+      this.found = { ...found, task };
     } catch (error) {
-      this.found = { versions: [], champion: null, error: error.message };
+      this.found = { versions: [], champion: null, error: error.message, task };
     }
     this.draw();
   }
@@ -68,7 +74,7 @@ export class ModelsPage {
     const places = place(versions);
     const lanes = Math.max(...[...places.values()].map((one) => one.lane)) + 1;
     const wide = versions.length * STEP + 40;
-    const drawing = s("svg", { width: wide, height: lanes * LANE + 20, role: "group", "aria-label": `${versions.length} model versions, version ${served} is served` });
+    const drawing = s("svg", { width: wide, height: (lanes - 1) * LANE + 2 * TOP, role: "group", "aria-label": `${versions.length} model versions, version ${served} is served` });
     for (const one of versions) {
       const from = places.get(one.parent);
       const to = places.get(one.version);
@@ -77,9 +83,10 @@ export class ModelsPage {
     const picked = this.chosen ?? served;
     for (const one of versions) {
       const { x, y } = places.get(one.version);
-      const says = `version ${one.version}${one.version === served ? ", served" : ""}${one.run ? `, of ${one.run}` : ""}`;
+      const below = one.version === served ? "served" : under(one);
+      const says = `v${one.version} ${below}${one.run ? `, of ${one.run}` : ""}`;
       const node = s("g", { class: `version ${one.version === served ? "served" : ""} ${one.version === picked ? "picked" : ""}`, transform: `translate(${x} ${y})`, tabindex: 0, role: "button", "aria-label": says, "aria-pressed": String(one.version === picked) },
-        s("rect", { x: -34, y: -20, width: 68, height: 40, rx: 10 }), s("text", { "text-anchor": "middle", y: -1 }, `v${one.version}`), s("text", { class: "small", "text-anchor": "middle", y: 13 }, one.version === served ? "served" : under(one)));
+        s("rect", { x: -34, y: -20, width: 68, height: 40, rx: 10 }), s("text", { "text-anchor": "middle", y: -1 }, `v${one.version} `), s("text", { class: "small", "text-anchor": "middle", y: 13 }, below));
       const choose = () => { this.chosen = one.version; this.draw(); };
       node.addEventListener("click", choose);
       node.addEventListener("keydown", (event) => { if (event.key === "Enter" || event.key === " ") { choose(); event.preventDefault(); } });
@@ -95,15 +102,20 @@ export class ModelsPage {
   tell(one, served, champion) {
     const may = this.store.mayAct;
     put(this.detail, h("div", { class: "card" },
-      h("div", { class: "head" }, h("h2", {}, `Version ${one.version} `, one.version === served ? h("span", { class: "badge good" }, "served") : null, one.seal ? h("span", { class: "badge none" }, "signed") : h("span", { class: "badge none" }, "not signed")),
+      h("div", { class: "head" }, h("h2", { class: "named" }, `Version ${one.version}`, one.version === served ? h("span", { class: "badge good" }, "served") : null, one.seal ? h("span", { class: "badge none" }, "signed") : h("span", { class: "badge none" }, "not signed")),
         h("div", { class: "filters" },
           may && one.version !== served ? h("button", { type: "button", class: "primary", onclick: () => this.promote(one.version) }, `Serve v${one.version}`) : null,
           may && champion?.before?.length ? h("button", { type: "button", class: "danger", onclick: () => this.back(champion.before[0]) }, `Go back to v${champion.before[0]}`) : null,
-          !may && this.store.about.acts ? h("button", { type: "button", onclick: () => this.app.askToken() }, "Unlock actions") : null)),
-      h("dl", { class: "across" }, pair("Made", `${clock(one.created)} (${ago(one.created)})`), pair("From", one.parent ? `v${one.parent}` : "the code's first model"), pair("Run", one.run ? h("a", { href: `#/runs/${encodeURIComponent(one.run)}` }, one.run) : "–"), pair("Rounds", one.rounds || "–"),
+          !may && this.store.about.acts ? this.locked("To serve a version or go back to one") : null)),
+      h("dl", { class: "across" }, pair("Made", h("time", { datetime: one.created, title: ago(one.created) }, clock(one.created))), pair("From", one.parent ? `v${one.parent}` : "the code's first model"), pair("Run", one.run ? h("a", { href: `#/runs/${encodeURIComponent(one.run)}` }, one.run) : "–"), pair("Rounds", one.rounds || "–"),
         pair("Lineage", one.lineage), pair("Size", bytes(one.size_bytes)), pair("Code", h("code", { title: one.code_version }, short(one.code_version))), pair("Clients", Object.keys(one.participants).length || "–"), pair("Digest", h("code", { title: one.sha256 }, short(one.sha256))), pair("Key", one.seal ? h("code", {}, one.seal.key) : "–")),
-      Object.keys(one.metrics).length ? h("p", {}, "Figures: ", clip(Object.entries(one.metrics).map(([name, value]) => `${name} ${figure(value)}`).join(" · "), 400)) : null,
+      Object.keys(one.metrics).length ? [h("h3", {}, "Figures"), h("dl", { class: "across figures" }, Object.entries(one.metrics).slice(0, FIGURES).map(([name, value]) => pair(clip(name, 60), clip(score(value), 40))))] : null,
       one.version === served && champion?.reason ? h("p", { class: "muted" }, `Served since ${clock(champion.since)}: ${champion.reason}`) : null));
+  }
+
+  /** The way to the token, where it would be of use. */
+  locked(wish) {
+    return h("span", { class: "muted" }, `${wish}, `, h("button", { type: "button", class: "link", onclick: () => this.app.askToken() }, "unlock actions"));
   }
 
   async promote(version) {
@@ -117,7 +129,7 @@ export class ModelsPage {
   /** What can be asked for where a repository is followed. The field outlives redraws, so that nobody is typed away. */
   codeActions(task, facts) {
     if (!facts?.source || !this.store.about.acts) return null;
-    if (!this.store.mayAct) return h("button", { type: "button", onclick: () => this.app.askToken() }, "Unlock actions");
+    if (!this.store.mayAct) return this.locked("To roll out code or revert it");
     if (this.wish?.task !== task) {
       const version = h("input", { type: "text", placeholder: "commit, tag or branch", "aria-label": "The code version to roll out", required: true, maxlength: 200 });
       const form = h("form", { class: "filters", onsubmit: (event) => { event.preventDefault(); this.rollOut(task, version.value.trim()); } }, version, h("button", { type: "submit", class: "primary" }, "Roll out"), h("button", { type: "button", class: "danger", onclick: () => this.revert(task) }, "Revert"));
@@ -151,14 +163,14 @@ export class ModelsPage {
       facts ? [h("p", {}, badge(record.body.target), " ", facts.source ? ["follows ", h("code", {}, clip(facts.source, 120))] : "no repository is followed"),
         facts.candidate ? h("p", {}, "rolls out ", h("code", { title: facts.candidate }, short(facts.candidate)), ` stage ${facts.stage + 1} of ${facts.stages.length}: ${facts.ready.length} of ${facts.clients.length} clients are ready`) : null,
         rejected.length ? h("details", {}, h("summary", {}, `${rejected.length} rejected commits`), h("ul", {}, rejected.map(([commit, reason]) => h("li", {}, h("code", {}, short(commit)), ` ${reason}`)))) : null] : h("p", { class: "muted" }, "The server follows no repository; the code is what it was started with."),
-      h("table", {}, h("thead", {}, h("tr", {}, ["Code version", "Clients", ""].map((name) => h("th", { scope: "col" }, name || h("span", { class: "unseen" }, "What it is"))))), h("tbody", {}, [...versions].map(([version, count]) => h("tr", {}, h("td", {}, h("code", { title: version }, shown(clip(version, 72)))), h("td", { class: "number" }, count), h("td", {}, version && version === facts?.candidate ? "candidate" : version === (facts?.code_version || this.store.servers.get(task)?.body.facts.code_version) ? "current" : ""))))));
+      h("table", {}, heads("Code version", ["Clients", "number"], h("span", { class: "unseen" }, "What it is")), h("tbody", {}, [...versions].map(([version, count]) => h("tr", {}, h("td", {}, version ? h("code", { title: version }, clip(version, 72)) : "not told yet"), h("td", { class: "number" }, count), h("td", {}, version && version === facts?.candidate ? "candidate" : version === (facts?.code_version || this.store.servers.get(task)?.body.facts.code_version) ? "current" : ""))))));
   }
 }
 
 /** A word below a version: how well it does, or which line of models it begins. */
 function under({ metrics, lineage }) {
   const value = metrics.accuracy ?? metrics.eval_accuracy ?? metrics.loss;
-  return value === undefined ? `lineage ${lineage}` : figure(value);
+  return value === undefined ? `lineage ${lineage}` : score(value);
 }
 
 const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, value instanceof Node ? value : String(value)));
@@ -173,7 +185,7 @@ function place(versions) {
     let lane = parent ? parent.lane : places.size ? ++lowest : 0;
     if (parent && taken.has(one.parent)) lane = ++lowest;
     taken.add(one.parent);
-    places.set(one.version, { lane, x: 54 + at * STEP, y: 34 + lane * LANE });
+    places.set(one.version, { lane, x: 54 + at * STEP, y: TOP + lane * LANE });
   });
   return places;
 }

@@ -1,9 +1,10 @@
 // One run: how it stands, who did what when, and what its rounds came to.
 
-import { h, put, s } from "./dom.js";
+import { h, heads, put, s } from "./dom.js";
 import { OVER } from "./store.js";
-import { ago, badge, clip, clock, figure, metric, short, shown, span, stateName, tone } from "./words.js";
+import { ago, badge, clip, clock, metric, score, short, shown, span, stateName, tone } from "./words.js";
 
+const HINT = "Point at a bar to read it, or go from bar to bar with the arrow keys.";
 const ROW = 26;
 const LISTED = 500;
 const LEFT = 132;
@@ -16,8 +17,8 @@ export class RunsPage {
     this.store = store;
     this.app = app;
     this.run = run;
-    this.history = [];
     this.spans = new Map();
+    this.folded = new Set();
     this.list = h("ul", { class: "runlist", "aria-label": "Runs" });
     this.body = h("section", { class: "run", "aria-label": "The run" });
     this.facts = h("div");
@@ -26,7 +27,7 @@ export class RunsPage {
     this.drawing.addEventListener("keydown", (event) => this.pressed(event));
     this.scroll = h("div", { class: "scroll ganttbox", role: "region", "aria-label": "Who did what when", onscroll: () => this.draw() }, this.drawing);
     this.ruler = s("svg", { class: "gantt ruler", "aria-hidden": "true", height: 24 });
-    this.readout = h("p", { class: "readout" }, "Point at a bar to read it, or go from bar to bar with the arrow keys.");
+    this.readout = h("p", { class: "readout" }, HINT);
     this.bars = h("div");
     this.table = h("details", { ontoggle: () => this.listBars() }, h("summary", {}, "The same as a table"), this.bars);
     put(this.body, this.facts, h("h2", {}, "Who did what when"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, this.table, h("h2", {}, "Rounds"), this.rounds);
@@ -43,7 +44,9 @@ export class RunsPage {
     const runs = this.store.runList();
     const wanted = this.run || runs[0]?.body.facts.run || "";
     put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === wanted ? "true" : null },
-      h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)}/${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
+      h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)} of ${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
+    if (this.brought !== wanted && runs.length) this.app.bringIntoSight(this.list.querySelector("[aria-current]"), this.list);
+    this.brought = wanted;
     const record = this.store.runs.get(wanted);
     this.body.hidden = !record;
     if (!record) {
@@ -59,26 +62,37 @@ export class RunsPage {
     this.listBars();
   }
 
+  /** What is said while the past is read comes after it: the feed does not say it twice. */
   async load(run) {
+    const loading = (this.loading = { run, news: [] });
     this.shownRun = run;
     this.spans.clear();
+    this.folded.clear();
+    this.readout.textContent = "Reads what happened in it…";
+    let past = [];
+    let says = HINT;
     try {
-      const history = await this.store.get(`api/runs/${encodeURIComponent(run)}`);
-      if (run !== this.shownRun) return;
-      this.spans.clear();
-      this.add(history);
-      this.draw();
-      this.listBars();
+      past = await this.store.get(`api/runs/${encodeURIComponent(run)}`);
     } catch (error) {
-      this.readout.textContent = `What happened in it cannot be read: ${error.message}`;
+      says = `What happened in it cannot be read: ${error.message}`;
     }
+    if (loading !== this.loading) return;
+    this.loading = null;
+    this.readout.textContent = says;
+    this.add([...past, ...loading.news]);
+    this.draw();
+    this.listBars();
   }
 
   /** Spans of each lane: a state lasts until the next one of the same thing. */
   add(records) {
+    if (this.loading) return this.loading.news.push(...records);
     const facts = this.record.body.facts;
     for (const record of records) {
       const { body } = record;
+      const key = `${record.s}${record.n}`;
+      if (this.folded.has(key)) continue;
+      this.folded.add(key);
       if (body.task !== facts.task || (this.over && record.at > after(this.record.at, 60))) continue;
       if (record.word === "transition" && LANES.has(body.facts.kind)) this.moved(record);
       else if (record.word === "round_reply" && body.run === facts.run) {
@@ -97,7 +111,7 @@ export class RunsPage {
     if (last && last.at >= record.n) return;
     if (last) last.to = record.at;
     const quiet = (layer === "client" && target === "serving") || (layer === "fl_client" && target === "waiting") || (layer === "inference" && target === "serving") || (layer === "server" && target === "waiting");
-    lane.push({ n: `l${record.n}`, at: record.n, from: record.at, to: null, layer, tone: quiet ? "quiet" : tone(target), says: `${facts.client ?? "server"}: ${layer.replace("_", " ")} ${stateName(target)}${reason ? ` (${clip(reason)})` : ""}` });
+    lane.push({ n: `l${record.n}`, at: record.n, from: record.at, to: null, layer, tone: quiet ? "quiet" : tone(target), says: `${facts.client ?? "server"}: ${layer === "server" ? "" : `${layer.replace("_", " ")} `}${stateName(target)}${reason ? ` (${clip(reason)})` : ""}` });
   }
 
   lane(name) {
@@ -112,7 +126,8 @@ export class RunsPage {
     const begin = this.begin;
     const end = Math.max(this.over ? +new Date(after(this.record.at, 2)) : Date.now(), begin + 1000);
     const wide = Math.max(320, this.scroll.clientWidth - 2);
-    const x = (iso) => LEFT + ((Math.min(Math.max(+new Date(iso), begin), end) - begin) / (end - begin)) * (wide - LEFT - 8);
+    const x = (when) => LEFT + ((Math.min(Math.max(+new Date(when), begin), end) - begin) / (end - begin)) * (wide - LEFT - 8);
+    const moments = this.moments(begin, end, wide);
     const names = this.lanes();
     const high = names.length * ROW + 6;
     this.scroll.style.height = `${Math.min(520, Math.max(60, high + 4))}px`;
@@ -122,10 +137,10 @@ export class RunsPage {
     const focused = this.drawing.contains(document.activeElement);
     const chosen = this.chosen(names);
     this.ruler.setAttribute("width", wide);
-    put(this.ruler, this.times(begin, end, wide));
+    put(this.ruler, this.times(begin, moments, x, wide));
     const first = Math.max(0, Math.floor(this.scroll.scrollTop / ROW) - 4);
     const last = Math.min(names.length, first + Math.ceil((this.scroll.clientHeight || 520) / ROW) + 8);
-    put(this.drawing, names.slice(first, last).map((name, at) => this.row(name, (first + at) * ROW, x, end, chosen)));
+    put(this.drawing, moments.map((seconds) => s("line", { class: "grid", x1: x(begin + seconds * 1000), x2: x(begin + seconds * 1000), y1: 0, y2: high })), names.slice(first, last).map((name, at) => this.row(name, (first + at) * ROW, x, end, chosen)));
     if (focused) this.drawing.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
   }
 
@@ -184,7 +199,7 @@ export class RunsPage {
   listBars() {
     if (!this.table.open || !this.record) return;
     const rows = this.lanes().flatMap((name) => this.barsOf(name).map((one) => [name, one]));
-    put(this.bars, h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Who did what when, as a table" }, h("table", {}, h("thead", {}, h("tr", {}, ["Who", "What", "From", "For"].map((title) => h("th", { scope: "col" }, title)))),
+    put(this.bars, h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Who did what when, as a table" }, h("table", {}, heads("Who", "What", "From", ["For", "number"]),
       h("tbody", {}, rows.slice(0, LISTED).map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, clip(name, 64)), h("td", {}, clip(one.says.slice(name.length + 2), 300)), h("td", { class: "time" }, clock(one.from, true)), h("td", { class: "number" }, lasted(one))))))),
       rows.length > LISTED ? h("p", { class: "muted" }, `The first ${LISTED} of ${rows.length}.`) : null);
   }
@@ -211,11 +226,17 @@ export class RunsPage {
       }));
   }
 
-  times(begin, end, wide) {
-    const steps = wide < 600 ? 3 : 6;
-    return Array.from({ length: steps + 1 }, (_, at) => {
-      const seconds = ((end - begin) / 1000 / steps) * at;
-      return s("text", { class: "tick", x: LEFT + ((wide - LEFT - 8) / steps) * at, y: 16, "text-anchor": at === steps ? "end" : at ? "middle" : "start" }, at ? `+${span(seconds)}` : clock(new Date(begin).toISOString()));
+  /** The moments that the ruler names, in seconds since the beginning: round ones, and not too many. */
+  moments(begin, end, wide) {
+    const all = (end - begin) / 1000;
+    const step = STEPS_S.find((one) => all / one <= (wide - LEFT) / 90) ?? STEPS_S.at(-1) * Math.ceil((90 * all) / (wide - LEFT) / STEPS_S.at(-1));
+    return Array.from({ length: Math.floor(all / step) + 1 }, (_, at) => at * step);
+  }
+
+  times(begin, moments, x, wide) {
+    return moments.map((seconds) => {
+      const place = x(begin + seconds * 1000);
+      return s("text", { class: "tick", x: seconds ? place : 10, y: 16, "text-anchor": !seconds ? "start" : place > wide - 22 ? "end" : "middle" }, seconds ? `+${elapsed(seconds)}` : `from ${clock(new Date(begin).toISOString())}`);
     });
   }
 
@@ -224,16 +245,16 @@ export class RunsPage {
     const trace = this.app.traceLink(facts.trace_id);
     const took = (new Date(this.over ? record.at : Date.now()) - new Date(facts.requested_at)) / 1000;
     put(this.facts,
-      h("div", { class: "head" }, h("h2", {}, facts.run, " ", badge(target)), h("div", { class: "filters" }, trace,
+      h("div", { class: "head" }, h("h2", { class: "named" }, facts.run, badge(target)), h("div", { class: "filters" }, trace,
         !this.over && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
       reason ? h("p", { class: `note ${facts.promoted === false ? "wait" : tone(target)}` }, reason) : null,
       h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
-      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair("Took", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
+      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair(this.over ? "Took" : "So far", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
         pair("Begun by", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Came to", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
     const rounds = facts.rounds;
     put(this.rounds, rounds.length
-      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, h("thead", {}, h("tr", {}, ["Round", "Loss", "Accuracy", "Took", "Clients", "Failed"].map((name) => h("th", { scope: "col" }, name)))),
-        h("tbody", {}, rounds.map((one) => h("tr", {}, h("td", {}, one.round === 0 ? "at the start" : one.round), h("td", { class: "number" }, figure(metric(one, "loss"))), h("td", { class: "number" }, figure(metric(one, "accuracy"))), h("td", { class: "number" }, one.round ? span(one.seconds) : "–"),
+      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, heads("Round", ...["Loss", "Accuracy", "Took", "Clients"].map((name) => [name, "number"]), "Failed"),
+        h("tbody", {}, rounds.map((one) => h("tr", {}, h("td", {}, one.round === 0 ? "at the start" : one.round), h("td", { class: "number" }, score(metric(one, "loss"))), h("td", { class: "number" }, score(metric(one, "accuracy"))), h("td", { class: "number" }, one.round ? span(one.seconds) : "–"),
           h("td", { class: "number" }, Object.keys(one.participants).length || "–"), h("td", {}, clip(Object.entries(one.failures).map(([client, reason]) => `${client}: ${reason}`).join("; "), 200) || "–"))))))
       : h("p", { class: "muted" }, "No round is over yet."));
     if (change(this, target)) this.app.speak(`run ${facts.run} is ${stateName(target)}`);
@@ -244,6 +265,9 @@ export class RunsPage {
   }
 }
 
+const STEPS_S = [1, 2, 5, 10, 15, 30, 60, 120, 300, 600, 900, 1800, 3600, 7200, 14400, 43200, 86400];
+const elapsed = (seconds) => (seconds < 60 ? `${seconds} s` : seconds < 3600 ? `${Math.floor(seconds / 60)}:${pad(seconds % 60)}` : `${Math.floor(seconds / 3600)}:${pad(Math.floor(seconds / 60) % 60)}:${pad(seconds % 60)}`);
+const pad = (number) => String(number).padStart(2, "0");
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
 const after = (iso, seconds) => new Date(+new Date(iso) + seconds * 1000).toISOString();
@@ -263,4 +287,4 @@ function bar(share) {
   return filled;
 }
 
-const LEGEND = () => h("ul", { class: "keys" }, [["wait", "pending"], ["busy", "in the run"], ["work", "trains"], ["bad", "failed"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says)));
+const LEGEND = () => h("ul", { class: "keys" }, [["wait", "gets ready"], ["busy", "in the run"], ["work", "trains"], ["bad", "failed"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says)));

@@ -77,6 +77,7 @@ export class Store extends EventTarget {
   }
 
   lost(reason) {
+    if (this.link !== "lost") this.lostAt = new Date().toISOString();
     this.linked("lost", reason);
     const pause = RETRY_MS[Math.min(this.tries++, RETRY_MS.length - 1)];
     clearTimeout(this.again);
@@ -98,15 +99,22 @@ export class Store extends EventTarget {
 
   /** Ask for something; throws an Error that says why not. */
   async act(word, wish) {
-    const response = await fetch(`api/actions/${word}`, {
-      method: "POST",
-      headers: { "Content-Type": "application/json", Authorization: `Bearer ${this.token}` },
-      body: JSON.stringify(wish),
-    });
+    const response = await this.post(`api/actions/${word}`, this.token, wish);
     const answer = await response.json().catch(() => ({}));
     if (response.status === 401) this.unlock("");
     if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
     return answer;
+  }
+
+  post(path, token, body) {
+    return fetch(path, { method: "POST", headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` }, body: JSON.stringify(body) });
+  }
+
+  /** Why *token* lets nobody act; "" where it does. */
+  async refuses(token) {
+    if (!/^[\x21-\x7e]+$/.test(token)) return "that is no token: it has other characters than a header may";
+    const response = await this.post("api/token", token, {});
+    return response.ok ? "" : (await response.json().catch(() => ({}))).error ?? response.statusText;
   }
 
   unlock(token) {

@@ -63,6 +63,8 @@ export class VirtualTable {
     const last = Math.min(count, first + Math.ceil((this.node.clientHeight || 600) / rowHeight) + 2 * ABOVE);
     const focused = this.focused();
     const chosen = picked?.();
+    if (focused) this.at = focused.key;
+    const entry = this.entry(first, last);
     this.table.setAttribute("aria-rowcount", count + 1);
     put(
       this.body,
@@ -72,7 +74,7 @@ export class VirtualTable {
         const line = h("tr", { "aria-rowindex": first + at + 2, "data-key": name, class: onpick ? "pick" : null, "aria-selected": onpick ? String(name === chosen) : null },
           this.columns.map((column) => h("td", { class: column.class, "data-title": column.title }, column.cell(row))));
         if (onpick) {
-          line.tabIndex = 0;
+          line.tabIndex = row === entry ? 0 : -1;
           line.onclick = () => onpick(row);
           line.onkeydown = (event) => this.pressed(event, row);
         }
@@ -83,21 +85,34 @@ export class VirtualTable {
     if (focused) this.focus(focused);
   }
 
+  /** The one row that Tab comes to: where the keyboard was last, else the first in sight; the arrow keys go on from it. */
+  entry(first, last) {
+    const drawn = this.rows.slice(first, last);
+    return drawn.find((row) => this.options.key(row) === this.at) ?? this.rows[Math.min(this.rows.length - 1, Math.ceil(this.node.scrollTop / this.options.rowHeight))];
+  }
+
   /** Where the keyboard is: in which row, and at which of the things in it that take it. */
   focused() {
     const line = this.body.contains(document.activeElement) && document.activeElement.closest("tr");
     return line ? { key: line.dataset.key, at: takers(line).indexOf(document.activeElement) } : null;
   }
 
+  /** To where the keyboard was; to the table itself where that row is out of sight now. */
   focus({ key, at }) {
     const line = [...this.body.rows].find((one) => one.dataset.key === key);
-    if (line) takers(line)[at]?.focus({ preventScroll: true });
+    (line ? takers(line)[at] : this.node)?.focus({ preventScroll: true });
   }
 
   pressed(event, row) {
     const to = { ArrowDown: "nextElementSibling", ArrowUp: "previousElementSibling" }[event.key];
+    const end = { Home: 0, End: this.rows.length - 1 }[event.key];
     if (to) {
       event.currentTarget[to]?.focus();
+      event.preventDefault();
+    } else if (end !== undefined) {
+      this.node.scrollTop = end * this.options.rowHeight;
+      this.drawNow();
+      this.focus({ key: this.options.key(this.rows[end]), at: 0 });
       event.preventDefault();
     } else if (event.key === "Enter" || event.key === " ") {
       this.options.onpick(row);

@@ -1,10 +1,10 @@
 // What training comes to: loss and accuracy of all rounds joined across runs, or runs laid over each other.
 
-import { h, put } from "./dom.js";
+import { h, heads, put } from "./dom.js";
 import { chart } from "./chart.js";
 import { own, standings } from "./standing.js";
 import { VirtualTable } from "./table.js";
-import { badge, clip, figure, metric, span } from "./words.js";
+import { badge, clip, figure, metric, score, span } from "./words.js";
 
 const FIGURES = [["loss", "Loss"], ["accuracy", "Accuracy"]];
 const TONES = 6;
@@ -25,6 +25,8 @@ export class TrainingPage {
     this.picked = new Set();
     this.tasks = h("select", { "aria-label": "The task", onchange: (event) => { this.task = event.target.value; this.chosen.clear(); this.update(); } });
     this.ways = h("div", { class: "choice", role: "group", "aria-label": "How runs are drawn" });
+    this.log = false;
+    this.scale = h("button", { type: "button", "aria-pressed": "false", title: "The loss on a logarithmic scale, for runs that differ by little", onclick: () => this.rescale() }, "Log loss");
     this.charts = h("div", { class: "charts" });
     this.clients = new VirtualTable(CLIENTS(this), {
       caption: "Clients and what each was to the rounds",
@@ -38,10 +40,16 @@ export class TrainingPage {
       h("ul", { class: "keys" }, [["train", "trains"], ["transfer", "on the way"], ["waits", "waits for the others"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says))),
       this.clients.root);
     this.runs = h("section", { class: "stack", "aria-label": "Runs" });
-    this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Training"), h("div", { class: "filters" }, this.tasks, this.ways)), this.charts, this.people, this.runs);
+    this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Training"), h("div", { class: "filters" }, this.tasks, this.scale, this.ways)), this.charts, this.people, this.runs);
   }
 
   leave() {}
+
+  rescale() {
+    this.log = !this.log;
+    this.scale.setAttribute("aria-pressed", String(this.log));
+    this.update();
+  }
 
   update() {
     const tasks = this.store.tasks();
@@ -52,7 +60,7 @@ export class TrainingPage {
     put(this.ways, WAYS.map(([name, way]) => h("button", { type: "button", "aria-pressed": String(this.laid === way.laid && this.whose === way.whose), onclick: () => choose(way) }, name)));
     const all = this.store.runList().filter((one) => one.body.task === task && one.body.facts.rounds.length).reverse();
     const runs = this.chosen.size ? all.filter((one) => this.chosen.has(one.body.facts.run)) : all.slice(-50);
-    const now = JSON.stringify([task, this.laid, this.whose, [...this.picked], runs.map((one) => [one.body.facts.run, one.n])]);
+    const now = JSON.stringify([task, this.laid, this.whose, this.log, [...this.picked], runs.map((one) => [one.body.facts.run, one.n])]);
     if (now === this.last) return;
     this.last = now;
     this.people.hidden = !all.length;
@@ -63,7 +71,7 @@ export class TrainingPage {
     }
     const rows = standings(runs.flatMap((one) => one.body.facts.rounds));
     const drawn = this.drawn(rows);
-    put(this.charts, FIGURES.map(([name, title]) => chart({ title: this.whose === "each" ? `${title} on each client` : title, xTitle: this.laid ? "round of the run" : "rounds, all runs joined", whose: this.whose === "each" ? "Client" : "Run",
+    put(this.charts, FIGURES.map(([name, title]) => chart({ title: this.whose === "each" ? `${title} on each client` : title, log: this.log && name === "loss", xTitle: this.laid ? "round of the run" : "rounds, all runs joined", whose: this.whose === "each" ? "Client" : "Run",
       none: this.whose === "each" ? "The clients' apps report no such figure." : undefined, ...(this.whose === "each" ? this.ofClients(runs, name, drawn) : this.curves(runs, name)) })));
     this.clients.update(rows);
     put(this.runs, h("h2", {}, "Runs"), h("p", { class: "muted" }, "Tick some to look at those alone."), this.list(all));
@@ -121,19 +129,19 @@ export class TrainingPage {
   }
 
   list(all) {
-    return h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Runs and what they came to" }, h("table", {}, h("thead", {}, h("tr", {}, ["", "Run", "State", "Rounds", "Loss, first → last", "Accuracy, first → last", "Settings"].map((name) => h("th", { scope: "col" }, name || h("span", { class: "unseen" }, "Chosen"))))),
+    return h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Runs and what they came to" }, h("table", {}, heads(h("span", { class: "unseen" }, "Chosen"), "Run", "State", ["Rounds", "number"], ["Loss, first → last", "number"], ["Accuracy, first → last", "number"], "Settings"),
       h("tbody", {}, [...all].reverse().map((one) => {
         const { run, rounds, plan } = one.body.facts;
         const box = h("input", { type: "checkbox", "aria-label": `Look at ${run}`, checked: this.chosen.has(run), onchange: (event) => { event.target.checked ? this.chosen.add(run) : this.chosen.delete(run); this.update(); } });
         return h("tr", {}, h("td", {}, box), h("td", {}, h("a", { href: `#/runs/${encodeURIComponent(run)}` }, run)), h("td", {}, badge(one.body.target)), h("td", { class: "number" }, rounds.at(-1).round),
-          FIGURES.map(([name]) => h("td", { class: "number" }, `${figure(metric(rounds[0], name))} → ${figure(metric(rounds.at(-1), name))}`)), h("td", {}, clip(Object.entries(plan.config).map(([key, value]) => `${key}=${value}`).join(" "), 120) || "–"));
+          FIGURES.map(([name]) => h("td", { class: "number" }, `${score(metric(rounds[0], name))} → ${score(metric(rounds.at(-1), name))}`)), h("td", {}, clip(Object.entries(plan.config).map(([key, value]) => `${key}=${value}`).join(" "), 120) || "–"));
       }))));
   }
 }
 
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const known = (value) => (value === null ? -Infinity : value);
-const way = (values) => (values.length ? `${figure(values[0])} → ${figure(values.at(-1))}` : "–");
+const way = (values) => (values.length ? `${score(values[0])} → ${score(values.at(-1))}` : "–");
 
 const CLIENTS = (page) => [
   { key: "client", title: "Client", class: "name", sort: (row) => row.client, cell: (row) => h("label", { class: "tick" }, h("input", { type: "checkbox", checked: page.picked.has(row.client), onchange: (event) => page.pick(row.client, event.target.checked) }), h("strong", {}, row.client)) },

@@ -7,7 +7,7 @@ const TONES = {
   learning: "busy", training: "busy", running: "busy", publishing: "busy",
   recruiting: "wait", recovering: "wait", pending: "wait", pending_application: "wait", updating: "wait",
   syncing: "wait", rolling: "wait", due: "wait", requested: "wait", model_init: "wait",
-  failed: "bad", cancelled: "bad", terminated: "bad",
+  failed: "bad", terminated: "bad",
 };
 
 const NAMES = { s0: "starting", pending_application: "taking a model", model_init: "making a model" };
@@ -34,7 +34,13 @@ export function clock(iso, fine = false) {
 /** How long ago that was, in words. */
 export function ago(iso) {
   const seconds = (Date.now() - new Date(iso)) / 1000;
-  return isNaN(seconds) ? "never" : seconds < 2 ? "now" : `${span(seconds)} ago`;
+  return isNaN(seconds) ? "never" : seconds < 2 ? "now" : `${span(seconds < 10 ? Math.floor(seconds) : seconds).replace(".0", "")} ago`;
+}
+
+/** When that will be: the time, and how long there is to it. */
+export function until(iso) {
+  const seconds = (new Date(iso) - Date.now()) / 1000;
+  return seconds > 1 ? `at ${clock(iso)}, in ${span(Math.round(seconds)).replace(".0", "")}` : `at ${clock(iso)}`;
 }
 
 /** A length of time in words. */
@@ -54,6 +60,8 @@ export function bytes(count) {
   }
 }
 
+/** A loss or an accuracy, with as many places as its neighbours in a column. */
+export const score = (value) => (typeof value !== "number" ? value ?? "–" : value !== 0 && Math.abs(value) < 0.001 || Math.abs(value) >= 1000 ? figure(value) : value.toFixed(4));
 export const figure = (value) => (typeof value === "number" ? String(+value.toPrecision(4)) : value ?? "–");
 export const short = (version) => (!version ? "–" : version.startsWith("sha256:") ? version.slice(7, 15) : version.slice(0, 8));
 export const shown = (value) => (value === null || value === undefined || value === "" ? "–" : value);
@@ -75,7 +83,8 @@ export function who(source) {
   return owner === "server" ? agent : `${agent} ${owner}`;
 }
 
-const ELSEWHERE = new Set(["task", "run", "client", "round", "message_id", "reply_to", "created_at"]);
+/** What stands in other columns already, or is for the agents alone; the details have it. */
+const ELSEWHERE = new Set(["task", "run", "client", "round", "message_id", "reply_to", "created_at", "content", "ttl_s"]);
 
 /** What a message says beyond its word, in a line. */
 export function gist(record) {
@@ -88,7 +97,7 @@ export function gist(record) {
   const parts = [];
   for (const [name, value] of Object.entries(body)) {
     if (ELSEWHERE.has(name) || value === null || value === "" || value === false) continue;
-    parts.push(`${name}=${typeof value === "object" ? brief(value) : figure(value)}`);
+    parts.push(`${name}=${typeof value === "object" ? brief(value) : plainly(value)}`);
     if (parts.length > 8) break;
   }
   return clip(parts.join(" "), 300);
@@ -98,5 +107,13 @@ function brief(value) {
   if (Array.isArray(value)) return value.length > 4 ? `[${value.length}]` : value.map((one) => (typeof one === "object" ? "{…}" : one)).join(",");
   if (value.version && value.sha256) return `v${value.version}`;
   if (value.sha256) return value.sha256.slice(0, 8);
-  return `{${Object.keys(value).slice(0, 4).join(",")}}`;
+  const figures = Object.entries(value).filter(([, one]) => typeof one === "number").slice(0, 4);
+  return `{${(figures.length ? figures.map(([name, one]) => `${name} ${figure(one)}`) : Object.keys(value).slice(0, 4)).join(", ")}}`;
+}
+
+/** A single value: digests and commits short, times as times of the day. */
+function plainly(value) {
+  if (typeof value !== "string") return figure(value);
+  if (/^(sha256:)?[0-9a-f]{40,64}$/.test(value)) return short(value);
+  return /^\d{4}-\d\d-\d\dT/.test(value) ? clock(value) || value : value;
 }

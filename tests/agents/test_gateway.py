@@ -408,6 +408,8 @@ async def test_the_token_lets_runs_be_started_and_stopped(
         wish = {"task": TASK, "rounds": 2}
         assert await posted(url, "start_run", wish, **right) == (200, {"run": "mnist-1"})
         assert (await posted(url, "stop_run", {"task": TASK, "run": "mnist-1"}, **right))[0] == 200
+        assert await posted(url, "../token", {}, **right) == (200, {})
+        assert (await posted(url, "../token", {}, Authorization="Bearer guessed"))[0] == 401
         assert (await posted(url, "start_run", wish))[0] == 401
         assert (await posted(url, "start_run", wish, Authorization=f"Bearer {TOKEN}x"))[0] == 401
         assert (await posted(url, "start_run", wish, Origin="http://evil.example", **right))[0] == 403

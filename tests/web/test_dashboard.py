@@ -41,7 +41,7 @@ PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
 NAMELESS = """
     [...document.querySelectorAll("button, a, input, select, [role=region]")]
         .filter((one) => !one.closest("[hidden]"))
-        .filter((one) => !(one.textContent.trim() || one.getAttribute("aria-label") || one.labels?.length))
+        .filter((one) => !(one.innerText.trim() || one.getAttribute("aria-label") || one.labels?.length))
         .map((one) => one.outerHTML)
 """
 """Controls that a screen reader could not name."""
@@ -207,6 +207,7 @@ async def test_every_page_shows_what_is_so(
             await page.until(f"document.querySelector('main').textContent.includes({json.dumps(says[one])})")
             if one == "runs":
                 await page.until("document.querySelector('.gantt g')")
+            assert await page.run(NAMELESS) == [], one
             assert await page.run("document.documentElement.scrollWidth <= innerWidth"), f"{one} is too wide"
             await page.screenshot(SCREENSHOTS / f"{one}-{name}.png")
 
@@ -240,6 +241,11 @@ async def test_a_reload_and_a_lost_line_miss_nothing(told: Told, nats: NatsServe
         await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="one"))
         await page.until(f"{heard}.length === 1")
     await page.until("!document.getElementById('banner').hidden")
+    says = await page.text("#banner")
+    assert "nothing will be missed" in says
+    await page.until("window.fedbus.store.tries > 2")
+    assert await page.text("#banner") == says, "it is said once, and of when the line broke"
+    await page.screenshot(SCREENSHOTS / "lost.png")
     await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="two"))
     async with gateway(nats.url, port=port):
         await page.until("document.getElementById('banner').hidden")
@@ -264,6 +270,10 @@ async def test_a_thousand_clients_are_a_table_of_a_few_rows(told: Told, nats: Na
         await page.run("[...document.querySelectorAll('th button')][0].click()")
         await page.until("document.querySelector('th')?.getAttribute('aria-sort') === 'descending'")
         await page.screenshot(SCREENSHOTS / "fleet-1000.png")
+        await tab_to(page, "main input[type=search]")
+        await page.send("Input.insertText", text="c77")
+        await page.until(f"{ROWS}.length === 11")  # c77, and c770 to c779
+        await page.until("document.getElementById('spoken').textContent === '11 of 1000 clients shown'")
 
 
 def hostile(kind: type[Message]) -> Message:
@@ -413,6 +423,12 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
         await page.until(LIVE)
         assert "Start a run" not in await page.text()
         await page.click("#unlock")
+        await page.run("document.querySelector('dialog input').value = 'correct-horse'")
+        await page.click("dialog button.primary")
+        await page.until("document.querySelector('dialog').innerText.includes('the token is not the one')")
+        assert await page.run("document.querySelector('dialog').open && !window.fedbus.store.mayAct")
+        await page.screenshot(SCREENSHOTS / "token-wrong.png")
+        page.complaints.clear()  # Chromium's own words for an answer of 401
         await page.run(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
         await page.click("dialog button.primary")
         await page.until("document.querySelector('main form')")
@@ -487,8 +503,8 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
             "c2",
             "6",
             "0",
-            "0.828 → 0.2723",
-            "0.586 → 0.8638",
+            "0.8280 → 0.2723",
+            "0.5860 → 0.8638",
             "4.0 s · 600 ms · 1.3 s",
             "88 %",
             "0.009",
@@ -548,7 +564,7 @@ async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
         assert await presses(page, "Tab") == ("a", "Skip to the content")
         assert (await presses(page, "Enter"))[0] == "main"
         assert await page.run("window.fedbus.app.name") == "training"
-        assert await presses(page, "Tab") == ("button", "Joined")
+        assert await presses(page, "Tab") == ("button", "Log loss")
 
 
 async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
@@ -561,9 +577,11 @@ async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
         assert (await tab_to(page, "tr[data-key]")).startswith("c1")
         assert (await presses(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
         assert (await presses(page, "ArrowUp"))[1].startswith("c2")
+        assert (await presses(page, "End"))[1].startswith("c6")
+        assert (await presses(page, "Home", "ArrowDown"))[1].startswith("c2")
         await presses(page, "Enter")
         await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
-        assert (await presses(page, "Tab"))[1].startswith("c3")
+        assert await presses(page, "Tab") == ("button", "Close"), "Tab leaves the table, however long it is"
         await page.run("location.hash = '#/events?word=declined'")
         await page.until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
         await tab_to(page, "tr[data-key]")
@@ -663,4 +681,126 @@ async def test_a_federation_with_nobody_in_it_says_what_to_do(
                 f"window.fedbus.app.name === '{one}' && document.querySelector('.blank h2, .runlist h2')"
             )
             await page.until("document.querySelector('main .blank code')")
-        await page.screenshot(SCREENSHOTS / "empty.png")
+            await page.screenshot(SCREENSHOTS / f"{one}-empty.png")
+
+
+HELD = """
+    const real = window.fetch;
+    window.fetch = async (path, ...rest) => {
+        const answer = await real(path, ...rest);
+        if (String(path).startsWith("WHAT")) await new Promise((go) => (window.go = go));
+        return answer;
+    };
+"""
+"""Answers to WHAT reach the page when the test calls ``go``."""
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    await page.send("Page.addScriptToEvaluateOnNewDocument", source=HELD.replace("WHAT", "api/state"))
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until("window.go")
+        assert await page.text("main") == "Reads how the federation stands…"
+        await page.run("window.go()")
+        await page.until(f"{ROWS}.length === 6")
+
+
+async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    bars = "[...document.querySelectorAll('.gantt title')]"
+    third = f"{bars}.filter((one) => one.textContent.includes('c2: round 3')).length"
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(LIVE)
+        await page.run(f"{{{HELD.replace('WHAT', 'api/runs/')}}}")
+        await page.run("location.hash = '#/runs'")
+        await page.until("window.go")
+        assert await page.text(".run .readout") == "Reads what happened in it…"
+        await told.say(replied("c2", "mnist-2", 3, 4.5))
+        await page.until("window.fedbus.store.recent.some((one) => one.body.round === 3)")
+        await page.run(DRAWN)
+        await page.run("window.go()")
+        await page.until(f"{third} === 1")
+        await page.run("window.fedbus.app.page.update({type: 'news', records: window.fedbus.store.recent})")
+        assert await page.run(third) == 1
+
+
+async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_meanwhile(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(f"{ROWS}.length === 6")
+        x, y = await page.run(
+            f"(() => {{ const box = {ROWS}[1].getBoundingClientRect(); return [box.x + 9, box.y + 9]; }})()"
+        )
+        mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        await page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
+        await told.clients(["c7"])
+        await page.until("window.fedbus.store.clients.size === 7")
+        await page.run(DRAWN)
+        await page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
+        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
+        await page.until(f"{ROWS}.length === 7")
+        await page.screenshot(SCREENSHOTS / "fleet-client.png")
+
+
+async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    long = told.run(3, 25, of=40)
+    await told.move(long, "round_finished", "running", "running")
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/runs/mnist-3")
+        await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
+        await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
+        await page.run("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
+        further = told.run(3, 26, of=40, requested_at=long.requested_at)
+        await told.move(further, "round_finished", "running", "running")
+        await page.until("document.querySelector('.run').innerText.includes('26 of 40')")
+        assert await page.run("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
+        assert await page.run("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
+
+
+async def test_a_screen_reader_is_not_told_of_each_message(told: Told, nats: NatsServer, page: Page) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/events")
+        await page.until(f"{LIVE} && {ROWS}.length > 3")
+        await page.run(
+            "window.read = 0;"
+            "for (const one of document.querySelectorAll('[aria-live], [role=status], [role=alert], output'))"
+            " new MutationObserver(() => window.read++)"
+            ".observe(one, {childList: true, subtree: true, characterData: true})"
+        )
+        for number in range(3):
+            reason = f"reason {number}"
+            await told.say(Declined(task=TASK, client="c4", run="mnist-2", reason=reason))
+            await page.until(f"{ROWS}[0].textContent.includes('{reason}')")
+        assert await page.run("window.read") == 0
+
+
+async def test_a_loss_is_looked_at_on_a_logarithmic_scale(told: Told, nats: NatsServer, page: Page) -> None:
+    await a_run(told)
+    ticks = (
+        "[...document.querySelectorAll('.chart')].map((one) =>"
+        " [...one.querySelectorAll('text[text-anchor=end]')].map((tick) => tick.textContent))"
+    )
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/training")
+        await page.until("document.querySelector('.chart svg')")
+        before = await page.run(ticks)
+        await page.run(f"{button('Compared')}.click()")
+        await page.run(f"{button('Log loss')}.click()")
+        after = await page.run(ticks)
+        assert before[0] == ["0.2", "0.4", "0.6", "0.8"]
+        assert after == [["0.3", "0.4", "0.6", "0.8", "1"], before[1]]
+        await page.screenshot(SCREENSHOTS / "training-compared.png")
