@@ -25,14 +25,15 @@ from fedbus.app.permissions_page import permissions_page
 from fedbus.app.task_keys import task_keys_page
 from fedbus.contracts import catalogue as tables
 from fedbus.contracts import subjects
-from fedbus.contracts.envelope import MAX_EVENT_BYTES
+from fedbus.contracts.envelope import CAUSE, CONTENT_TYPE, MAX_EVENT_BYTES, SPEC_VERSION
 from fedbus.contracts.examples import ANSWERS, EXAMPLES
 from fedbus.contracts.identifiers import ID_PATTERN, FederationId
 from fedbus.contracts.lifecycle import Lifecycle
-from fedbus.contracts.message import Body, Family, Message, Request, type_name
+from fedbus.contracts.message import REFUSED, Body, Family, Message, Refused, Request, type_name
 from fedbus.contracts.transition import LIFECYCLES, Transition
 
 ANY: Final = FederationId("<fed>")
+ANSWERS_GO: Final = "answers"
 BETWEEN: Final = {
     Family.SVC: "Requests to the server side",
     Family.SRV: "Between the agents of the server side",
@@ -280,17 +281,18 @@ THINGS: Final = {
 def asyncapi_page() -> str:
     """The catalogue as AsyncAPI 3. JSON is YAML, and needs no library."""
     entries = catalogue()
-    payloads: dict[str, type[BaseModel]] = {one.word: one.kind for one in entries}
-    payloads |= {one.answer.__name__: one.answer for one in entries if one.answer}
+    answers: list[type[Body]] = [*(one.answer for one in entries if one.answer), Refused]
     schemas: dict[str, Any] = {}
     document = {
         "asyncapi": "3.0.0",
         "info": {"title": "fedbus", "version": "1", "description": f"Events over NATS. {WRITTEN}"},
-        "defaultContentType": "application/vnd.msgpack",
-        "channels": {one.word: _channel(one) for one in entries},
+        "defaultContentType": CONTENT_TYPE,
+        "channels": {one.word: _channel(one) for one in entries} | {ANSWERS_GO: _answers_channel(answers)},
         "operations": {one.word: _operation(one) for one in entries},
         "components": {
-            "messages": {name: _message(name, kind, schemas) for name, kind in payloads.items()},
+            "messages": {one.word: _message(one, schemas) for one in entries}
+            | {kind.__name__: _answer(kind, schemas) for kind in answers},
+            "messageTraits": {"envelope": {"headers": _headers()}},
             "schemas": schemas,
         },
     }
@@ -307,20 +309,77 @@ def _channel(entry: Entry) -> dict[str, Any]:
     }
 
 
+def _answers_channel(answers: list[type[Body]]) -> dict[str, Any]:
+    return {
+        "address": None,
+        "description": "The reply subject that a request came with.",
+        "messages": {kind.__name__: {"$ref": f"#/components/messages/{kind.__name__}"} for kind in answers},
+    }
+
+
 def _operation(entry: Entry) -> dict[str, Any]:
     channel = {"$ref": f"#/channels/{entry.word}"}
     operation: dict[str, Any] = {"action": "send", "channel": channel, "summary": entry.gist}
     if entry.answer:
-        operation["x-answer"] = {"$ref": f"#/components/messages/{entry.answer.__name__}"}
+        answers = f"#/channels/{ANSWERS_GO}"
+        operation["reply"] = {
+            "channel": {"$ref": answers},
+            "messages": [{"$ref": f"{answers}/messages/{kind.__name__}"} for kind in (entry.answer, Refused)],
+        }
     return operation
 
 
-def _message(name: str, kind: type[BaseModel], schemas: dict[str, Any]) -> dict[str, Any]:
-    """A message; what its schema leans on goes to *schemas*, once."""
+def _message(entry: Entry, schemas: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "name": type_name(entry.kind),
+        "summary": meaning(entry.kind),
+        "traits": [{"$ref": "#/components/messageTraits/envelope"}],
+        "payload": _payload(entry.kind, schemas),
+        "examples": [{"payload": example(entry.kind)}],
+    }
+
+
+def _answer(kind: type[Body], schemas: dict[str, Any]) -> dict[str, Any]:
+    """An answer has no envelope: it goes to who asked; a no has a header that says so."""
+    answer = {"name": kind.__name__, "summary": meaning(kind), "payload": _payload(kind, schemas)}
+    if kind is Refused:
+        return answer | {"headers": _header_schema({REFUSED: "refused, or unreadable"})}
+    return answer | {"examples": [{"payload": json.loads(ANSWERS[kind].model_dump_json())}]}
+
+
+def _headers() -> dict[str, Any]:
+    optional = {
+        CAUSE: "The id of the message that led to it",
+        "traceparent": "W3C Trace Context",
+        "tracestate": "W3C Trace Context",
+    }
+    always = {
+        "ce-specversion": f"CloudEvents {SPEC_VERSION}",
+        "ce-id": "Of this message alone",
+        "ce-type": "Which message it is, and of which version: the name of the message here",
+        "ce-source": "fedbus/<fed>/<agent>/<owner>: who says it",
+        "ce-subject": "What it is about: the run and the round where there are any",
+        "ce-time": "When it was said",
+        "ce-datacontenttype": CONTENT_TYPE,
+        "Nats-Msg-Id": "By which the stream drops a repeat: the same as ce-id",
+    }
+    return _header_schema(always, optional)
+
+
+def _header_schema(always: dict[str, str], optional: dict[str, str] | None = None) -> dict[str, Any]:
+    described = always | (optional or {})
+    return {
+        "type": "object",
+        "required": list(always),
+        "properties": {name: {"type": "string", "description": says} for name, says in described.items()},
+    }
+
+
+def _payload(kind: type[BaseModel], schemas: dict[str, Any]) -> Any:
+    """The schema of a body; what it leans on goes to *schemas*, once."""
     schema = _told_apart(kind.model_json_schema(ref_template="#/components/schemas/{model}"))
     schemas.update(schema.pop("$defs", {}))
-    title = type_name(kind) if issubclass(kind, Message) else name
-    return {"name": title, "summary": meaning(kind), "payload": schema}
+    return schema
 
 
 def _told_apart(schema: Any) -> Any:
@@ -360,6 +419,7 @@ def _schema_pages() -> dict[str, Callable[[], str]]:
     entries = catalogue()
     named: dict[str, type[BaseModel]] = {one.word: one.kind for one in entries}
     named |= {one.answer.__name__: one.answer for one in entries if one.answer}
+    named[Refused.__name__] = Refused
     return {f"schemas/{name}.json": partial(schema_page, kind) for name, kind in named.items()}
 
 

@@ -59,7 +59,7 @@ from fedbus.contracts.envelope import (
     uuid7,
 )
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import Body, Message, Refused, Request
+from fedbus.contracts.message import REFUSED, Body, Message, Refused, Request
 from fedbus.contracts.recall import Recalled, RecallLife
 from fedbus.contracts.signals import DEAD_LETTERS, QUEUE_DEPTH, add, observed
 from fedbus.contracts.subjects import SERVER_SIDE
@@ -73,8 +73,6 @@ DEAD_LETTER_BYTES: Final = 16 * 1024
 """How much of an unreadable message is kept with the reason."""
 CLOCK_OFF_S: Final = 3.0
 """By so much two clocks may differ before anybody is told."""
-REFUSED: Final = "fedbus-refused"
-"""The header of an answer that is a no."""
 
 AWAY: Final = (
     NatsTimeout,

@@ -8,7 +8,7 @@ renamed or retyped: that is a new class with the next ``version``.
 """
 
 from enum import StrEnum
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from pydantic import BaseModel, ConfigDict
 
@@ -90,6 +90,10 @@ class ClientRequest(Request):
     """A request about the client that asks. Its id stands in the subject, so that nobody asks for another."""
 
     client: Id
+
+
+REFUSED: Final = "fedbus-refused"
+"""The header of an answer that is a no."""
 
 
 class Refused(Body):

@@ -8,6 +8,7 @@ import pytest
 
 from fedbus.app.pages import PAGES, body_schema, catalogue, events_page, lifecycles_page
 from fedbus.contracts.catalogue import MESSAGES
+from fedbus.contracts.envelope import envelop
 from fedbus.contracts.examples import ANSWERS, EXAMPLES
 from fedbus.contracts.message import Body
 from fedbus.contracts.transition import LIFECYCLES
@@ -54,7 +55,27 @@ def test_every_reference_of_the_asyncapi_page_leads_somewhere() -> None:
                 check(value)
 
     check(document)
-    assert set(document["channels"]) == {entry.word for entry in catalogue()}
+    assert set(document["channels"]) == {entry.word for entry in catalogue()} | {"answers"}
+
+
+def test_the_asyncapi_page_tells_the_headers_of_each_message_and_what_each_request_is_answered_with() -> None:
+    document = json.loads(PAGES["asyncapi.yaml"]().partition("\n")[2])
+    messages, said = document["components"]["messages"], envelope_headers()
+    headers = document["components"]["messageTraits"]["envelope"]["headers"]
+    assert said.keys() == headers["properties"].keys() - {"tracestate"}
+    jsonschema.Draft202012Validator(headers).validate(said)
+    for entry in catalogue():
+        assert messages[entry.word]["traits"] == [{"$ref": "#/components/messageTraits/envelope"}]
+        replies = document["operations"][entry.word].get("reply", {}).get("messages", [])
+        told = [one["$ref"].rpartition("/")[2] for one in replies]
+        assert told == ([entry.answer.__name__, "Refused"] if entry.answer else []), entry.word
+    assert messages["Refused"]["headers"]["required"] == ["fedbus-refused"]
+
+
+def envelope_headers() -> dict[str, str]:
+    message = next(iter(EXAMPLES.values()))
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
+    return envelop(message, source="fedbus/dev/some-agent/server", trace=trace, cause="01957f2c").headers()
 
 
 def test_the_asyncapi_page_is_asyncapi() -> None:
