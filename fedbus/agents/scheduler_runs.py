@@ -182,14 +182,19 @@ class Runs:
         async with self._turn:
             if self._run is None or self._run.facts.run != request.run:
                 return Refused(reason=f"{request.run} is not under way: see `fedbus run ls`")
-            if self._run.state is RunState.REQUESTED:
-                await self._stop_before_it_is_opened(self._run, request.reason)
-                return RunStopped(run=request.run)
-            try:
-                await self._cancel(request.run, request.reason)
-            except (RequestRefused, NoAnswer) as error:
-                return Refused(reason=str(error))
-        return RunStopped(run=request.run)
+            with traces.joining(self._run.facts.traceparent):  # its end is the end of its own trace
+                return await self._stop(self._run, request.reason)
+
+    async def _stop(self, run: Life[RunState, RunFacts], reason: str) -> Body:
+        name = run.facts.run
+        if run.state is RunState.REQUESTED:
+            await self._stop_before_it_is_opened(run, reason)
+            return RunStopped(run=name)
+        try:
+            await self._cancel(name, reason)
+        except (RequestRefused, NoAnswer) as error:
+            return Refused(reason=str(error))
+        return RunStopped(run=name)
 
     async def _stop_before_it_is_opened(self, run: Life[RunState, RunFacts], reason: str) -> None:
         """Nobody has opened it yet; should the server manager do so all the same, `follow` cancels it there."""
@@ -252,20 +257,22 @@ class Runs:
         """Have the server manager open it, in the run's own trace, however long that is busy or away."""
         facts = run.facts
         request = OpenRun(task=self.task.id, run=facts.run, plan=facts.plan, overrides=facts.overrides)
-        try:
-            with traces.going_on(run.facts.traceparent):
+        answer: Refused | None = None
+        with traces.going_on(facts.traceparent):
+            try:
                 await ask_until_answered(self._bus, request, timeout_s=REQUEST_S)
-        except RequestRefused as error:
-            async with self._turn:
-                log.warning("the run was refused", run=run.facts.run, reason=str(error))
-                if run.allows("run_refused"):
-                    await run.move("run_refused", reason=str(error))
-                    await self._ended(run)
-            answer: Refused | None = Refused(reason=str(error))
-        else:
-            answer = None
+            except RequestRefused as error:
+                await self._refused(run, str(error))
+                answer = Refused(reason=str(error))
         if not opened.done():
             opened.set_result(answer)
+
+    async def _refused(self, run: Life[RunState, RunFacts], reason: str) -> None:
+        async with self._turn:
+            log.warning("the run was refused", run=run.facts.run, reason=reason)
+            if run.allows("run_refused"):
+                await run.move("run_refused", reason=reason)
+                await self._ended(run)
 
     # --- following the server ------------------------------------------------------------------------
 

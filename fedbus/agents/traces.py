@@ -29,6 +29,15 @@ def going_on(traceparent: str) -> Iterator[None]:
 
 
 @contextmanager
+def joining(traceparent: str) -> Iterator[None]:
+    """The same, and the span that has led to it is linked to that trace, of which it is no part."""
+    for link in links_to(traceparent):
+        trace.get_current_span().add_link(link.context)
+    with going_on(traceparent):
+        yield
+
+
+@contextmanager
 def apart() -> Iterator[None]:
     """What is done inside belongs to no trace that there is."""
     token = context.attach(Context())

@@ -7,6 +7,7 @@ import pytest
 from support import eventually
 from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
 from support.played_server import FAST, SECOND, ServerManagerPlayed, answers, every, scheduler_with, start
+from support.traces import in_memory
 from support.whole_module import only_after_the_whole_module
 
 from fedbus.bus.errors import NoAnswer, RequestRefused
@@ -142,6 +143,21 @@ async def test_a_run_is_stopped_by_hand(
     assert (told.source, told.reason) == ("recruiting", "enough")
     with pytest.raises(RequestRefused, match="is not under way: see `fedbus run ls`"):
         await fed.bus.request(StopRun(task=TASK, run=run))
+
+
+async def test_the_end_of_a_run_that_is_stopped_is_in_its_trace_to_which_the_stopping_is_linked(
+    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+) -> None:
+    with in_memory() as spans:
+        run = await start(fed)
+        await fed.bus.request(StopRun(task=TASK, run=run))
+        await fed.reaches("run", "cancelled")
+    of_the_run = int(fed.run().trace_id, 16)
+    told = {one.name: one for one in spans.get_finished_spans()}
+    ended, asked = told["run recruiting → cancelled"], told["answer stop_run"]
+    assert ended.context
+    assert ended.context.trace_id == of_the_run
+    assert [link.context.trace_id for link in asked.links] == [of_the_run]
 
 
 async def test_a_run_may_be_stopped_while_it_trains_and_while_it_recovers(
