@@ -19,7 +19,16 @@ from typing import Final
 from rich.text import Text
 
 from fedbus.contracts.run import RUN
-from fedbus.domain.critical_path import PHASES, Ending, Traced, Tree, critical_path, waits_of_rounds
+from fedbus.domain.critical_path import (
+    ANSWERS,
+    JOIN,
+    PHASES,
+    Ending,
+    Traced,
+    Tree,
+    critical_path,
+    waits_of_rounds,
+)
 
 DEEPEST: Final = 10
 """Steps to the right that are shown; a chain of events is longer."""
@@ -153,7 +162,7 @@ def in_words(tree: Tree) -> Iterator[str]:
 
 
 def _whose(span: Traced) -> str:
-    what = PHASES.get(span.name, label(span))
+    what = f"waiting for {ANSWERS}" if span.name == JOIN else PHASES.get(span.name, label(span))
     return f"{span.client}'s {what}" if span.client else what
 
 

@@ -29,6 +29,10 @@ PHASES: Final[Mapping[str, str]] = {
     "swap model": "model swap",
 }
 """What a span is a part of, in words. All that is not named here is the bus, or the ServerApp itself."""
+JOIN: Final = "aggregate"
+ANSWER: Final = "answer"
+ANSWERS: Final = "the clients' answers"
+"""Where what the clients did is told on their own machines."""
 BUS: Final = "the bus"
 SERVER: Final = "the ServerApp"
 
@@ -116,8 +120,12 @@ class Tree:
     def __init__(self, spans: Iterable[Traced]) -> None:
         self.by_id = {span.id: span for span in spans}
         self._children: dict[str, list[Traced]] = defaultdict(list)
+        self._apart: dict[str, list[Traced]] = defaultdict(list)
+        """What hangs on a span that is not here, by that one's id."""
         for span in self.by_id.values():
             self._children[span.parent if span.parent in self.by_id else ""].append(span)
+            if span.parent not in self.by_id:
+                self._apart[span.parent].append(span)
         self._reach: dict[str, float] = {}
         for span in self._leaves_first():
             ends = [self._reach[child.id] for child in self._children[span.id]]
@@ -147,6 +155,11 @@ class Tree:
     def reach(self, span: Traced) -> float:
         """When the last of all that hangs on *span* ended."""
         return self._reach[span.id]
+
+    def arrivals(self, span: Traced) -> list[tuple[float, str]]:
+        """When what *span* joins came, and from whom, where the senders' own spans are not here."""
+        absent = [link for link in span.links if link not in self.by_id]
+        return [(one.start, one.client) for link in absent for one in self._apart[link]]
 
     def began(self, span: Traced) -> float:
         """When *span* had what it was waiting for: the last of what it joins that came while it lasted."""
@@ -204,10 +217,24 @@ def _waits(tree: Tree, span: Traced) -> RoundWaits:
     whole = span.seconds
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for stretch in critical_path(tree, span):
-        spent[_part_of(tree, stretch.span)] += stretch.seconds
+        for part, seconds in _parts(tree, stretch):
+            spent[part] += seconds
     shares = [Waited(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0]
     waits = sorted(shares, key=lambda one: (-one.share, one.what, one.client))
     return RoundWaits(span.round or 0, whole, tuple(waits), span.ending)
+
+
+def _parts(tree: Tree, stretch: Stretch) -> Iterator[tuple[tuple[str, str], float]]:
+    """To whom it is put down. Until the last reply was there, what joins replies waited for whom it came from."""
+    span = stretch.span
+    arrived, client = max(tree.arrivals(span), default=(stretch.start, ""))
+    if span.ending is Ending.UNDER_WAY and span.name == JOIN:
+        arrived, client = stretch.end, ""  # which have come is told when it ends
+    waited_until = min(max(arrived, stretch.start), stretch.end)
+    if waited_until > stretch.start:
+        yield (ANSWER if client else ANSWERS, client), waited_until - stretch.start
+    if stretch.end > waited_until:
+        yield _part_of(tree, span), stretch.end - waited_until
 
 
 def _part_of(tree: Tree, span: Traced) -> tuple[str, str]:

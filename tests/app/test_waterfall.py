@@ -88,6 +88,16 @@ def test_of_much_that_is_under_way_some_is_named() -> None:
     assert said.endswith(", c6's training for 6.0 s, 3 more")
 
 
+def test_a_server_whose_clients_tell_elsewhere_waits_for_their_answers() -> None:
+    rounds = [span("r", "round", 0, 9, "", Ending.UNDER_WAY, round=1)]
+    tree = Tree([*rounds, span("a", "aggregate", 0, 9, "r", Ending.UNDER_WAY)])
+
+    assert list(in_words(tree)) == [
+        "round 1 has taken 9.0 s so far: 100 % waiting for the clients' answers",
+        "under way: waiting for the clients' answers for 9.0 s",
+    ]
+
+
 def test_what_was_cut_off_is_told_of_as_such() -> None:
     tree = a_run("requested", "recruiting", "running", ending=Ending.CUT_OFF)
 

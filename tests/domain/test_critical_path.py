@@ -82,6 +82,22 @@ def test_a_round_without_messages_waited_for_its_own_code() -> None:
     assert str(told) == "round 3: 100 % waiting for the ServerApp"
 
 
+def test_where_the_clients_tell_elsewhere_it_waited_for_whose_answer_came_last() -> None:
+    spans = [
+        span("round", "round", 0, 10),
+        span("aggregate", "aggregate", 0, 10, "round", links=("r1", "r2")),
+        span("got1", "receive", 2, 3, "r1", client="c1"),
+        span("got2", "receive", 8, 9, "r2", client="c2"),
+    ]
+    (told,) = waits_of_rounds(Tree(spans))
+    assert str(told) == "round 3: 80 % waiting for c2's answer"
+    assert [str(one) for one in told.waits[1:]] == ["20 % waiting for aggregation"]
+
+    going = [replace(one, links=(), ending=Ending.UNDER_WAY) for one in spans[:2]]
+    (told,) = waits_of_rounds(Tree(going))
+    assert str(told) == "round 3: 100 % waiting for the clients' answers"
+
+
 def test_an_aggregation_that_takes_long_is_told_of() -> None:
     tree = a_round(one_client("c1", train=(0.2, 1), upload=(1, 2)), end=10)
 
