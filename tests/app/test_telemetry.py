@@ -88,6 +88,17 @@ def test_the_level_is_a_setting() -> None:
     assert run(SPEAKS, FEDBUS_LOG_LEVEL="error").stderr == ""
 
 
+def test_a_table_that_a_library_says_is_its_words() -> None:
+    (line,) = run("""
+import logging
+from fedbus.app import telemetry
+telemetry.log_to_stderr()
+logging.getLogger("some.library").info({3: ("a", 4)})
+""").stderr.splitlines()
+
+    assert json.loads(line)["event"] == "{3: ('a', 4)}"
+
+
 def test_an_exception_stays_one_line() -> None:
     (line,) = run(FAILS).stderr.splitlines()
 

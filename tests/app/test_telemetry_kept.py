@@ -119,6 +119,25 @@ def test_light_spans_answer_as_the_api_asks(tmp_path: Path) -> None:
     assert (record.events[0][0], len(record.links)) == ("said", 1)
 
 
+def test_a_tracer_that_is_there_first_makes_spans_of_whoever_comes_to_keep_them(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+from fedbus.contracts.signals import tracer_of
+from fedbus.app.telemetry import configured
+
+tracer = tracer_of("a module")
+with tracer.start_as_current_span("too soon") as span:
+    assert not span.is_recording()
+with configured("fedbus-server"), tracer.start_as_current_span("kept") as span:
+    print(f"{span.get_span_context().trace_id:032x}")
+""",
+    )
+
+    ((_, (kept,)),) = reading.read_trace(tmp_path / "traces", said.stdout.strip()).blocks
+    assert (kept.name, kept.scope) == ("kept", "a module")
+
+
 def test_a_span_goes_on_from_a_remote_one() -> None:
     taken: list[Made] = []
     tracer = LightProvider(taken.append).get_tracer("m")
