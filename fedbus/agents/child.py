@@ -23,7 +23,7 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import TracebackType
@@ -71,12 +71,15 @@ class ChildProcess:
         environment: Mapping[str, str] | None = None,
         output: Output = None,
         stop_s: float = STOP_S,
+        handed_down: Sequence[int] = (),
     ) -> None:
+        """*handed_down*: open files of ours that are the child's too, by the same numbers."""
         self.name = name
         self._command = command
         self._environment = dict(environment or {})
         self._output = output
         self._stop_s = stop_s
+        self._handed_down = handed_down
         self._ear = _Ear(output if callable(output) else None)
         self._transport: asyncio.SubprocessTransport | None = None
         self._swept = False
@@ -145,7 +148,7 @@ class ChildProcess:
                     stdout=stdout,
                     stderr=stderr,
                     env=os.environ | trace_environment() | self._environment | self._where_to_answer(),
-                    pass_fds=[self._answers.fileno()],
+                    pass_fds=[self._answers.fileno(), *self._handed_down],
                     start_new_session=True,
                 )
             except BaseException as error:

@@ -7,6 +7,7 @@ that may start and stop runs and choose which model version is served.
 """
 
 import asyncio
+import socket
 import ssl
 from typing import Final
 
@@ -42,7 +43,9 @@ class Gateway:
         host: str = "127.0.0.1",
         port: int = 0,
         tls: ssl.SSLContext | None = None,
+        listening: socket.socket | None = None,
     ) -> None:
+        """*listening*: a socket that somebody has bound for us, in the place of *host* and *port*."""
         self._bus = bus
         self._guard = guard
         self._models = models
@@ -50,6 +53,7 @@ class Gateway:
         self._host = host
         self._port = port
         self._tls = tls
+        self._listening = listening
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Where it listens, once it does."""
 
@@ -73,9 +77,14 @@ class Gateway:
         if not self.url.done():
             self.url.set_result(url)
 
+    def _site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._listening is not None:
+            return web.SockSite(runner, self._listening, ssl_context=self._tls)
+        return web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
+
     async def _listen(self, runner: web.AppRunner) -> str:
         try:
-            await web.TCPSite(runner, self._host, self._port, ssl_context=self._tls).start()
+            await self._site(runner).start()
         except OSError as error:
             raise CannotListen(
                 f"cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}; "

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import socket
 import ssl
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -45,6 +46,8 @@ class Dashboard:
     """With both it is served by HTTPS."""
     insecure: bool = False
     """Whether others may reach it without HTTPS or a token, because something else keeps them out."""
+    listening: socket.socket | None = None
+    """Bound and held by whoever keeps us, so that nobody else is where it is said to be."""
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until *stop*; raises CannotListen, BadSetting, and BusClosed where the bus is gone for good."""
@@ -64,6 +67,7 @@ class Dashboard:
                 host=self.host,
                 port=self.port,
                 tls=self.tls,
+                listening=self.listening,
             )
             await first_of(gateway.run(stop), bus.lost(), self._announce(gateway))
 

@@ -55,9 +55,9 @@ class ProgramMissing(EmbeddedError):
 
 
 class PortTaken(EmbeddedError):
-    def __init__(self, port: int) -> None:
+    def __init__(self, port: int, instead: str = "choose another port") -> None:
         super().__init__(
-            f"port {port} is taken: stop what listens there (see: lsof -i :{port}), or choose another port"
+            f"port {port} is taken: stop what listens there (see: lsof -i :{port}), or {instead}"
         )
         self.port = port
 
@@ -319,6 +319,14 @@ def chosen_port(asked: int | None, kept: int | None) -> int:
             raise PortTaken(asked)
         return asked
     return kept if kept is not None and is_free(kept) else free_port()
+
+
+def listening_on(port: int) -> socket.socket:
+    """A socket that holds *port* from here on, 0: one that is free; raises PortTaken."""
+    try:
+        return socket.create_server((HOST, port))
+    except OSError:
+        raise PortTaken(port) from None
 
 
 def is_free(port: int) -> bool:

@@ -12,8 +12,9 @@ supervisor would. All end with the block, and with us, however we end.
 import asyncio
 import json
 import os
+import socket
 from collections.abc import AsyncIterator, Mapping, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -24,7 +25,7 @@ from fedbus.agents.child import ChildProcess, how_it_ended, last_words, python_m
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.app.embedded import EmbeddedNats, embedded_nats
 from fedbus.app.embedded_s3 import embedded_s3
-from fedbus.app.keeper import HOST, chosen_port
+from fedbus.app.keeper import HOST, PortTaken, listening_on
 from fedbus.app.settings import NATS_MONITOR, Settings
 from fedbus.contracts.identifiers import ClientId, client_id
 
@@ -35,6 +36,8 @@ EMBEDDED: Final = "s3"
 """The model repository is to lie in an S3 that is started here."""
 KEPT: Final = "FEDBUS_KEPT"
 """Tells a process that its standard input is the life line of whoever keeps it."""
+GATEWAY_SOCKET: Final = "FEDBUS_GATEWAY_SOCKET"
+"""Tells the gateway the number of the socket that its keeper has bound for it."""
 
 log = structlog.get_logger("fedbus.stack")
 
@@ -75,9 +78,9 @@ async def stack(
     """
     these = [part for task in tasks for part in ("--task", task)]
     names = [client_id(f"c{number}") for number in range(1, clients + 1)]
-    usual = USUAL_PORT if settings.gateway_port is None else None
-    at = chosen_port(settings.gateway_port or None, usual) if dashboard else 0
-    async with embedded_nats(settings.nats_dir, port) as nats, AsyncExitStack() as open_things:
+    async with AsyncExitStack() as open_things:
+        door = open_things.enter_context(_door(settings.gateway_port)) if dashboard else None
+        nats = await open_things.enter_async_context(embedded_nats(settings.nats_dir, port))
         store_url = store or settings.given_store or str(settings.home / "models")
         key: dict[str, str] = {}
         if store == EMBEDDED:
@@ -99,7 +102,8 @@ async def stack(
                 commands: dict[str, tuple[str, ...]] = {
                     "server": ("server", "up", *these, "--store", store_url, *server_options)
                 }
-                if dashboard:
+                if door is not None:
+                    at = door.getsockname()[1]
                     commands["gateway"] = ("gateway", "--host", HOST, "--port", str(at))
                     running.dashboard = f"http://{HOST}:{at}"
                 for number, name in enumerate(names):
@@ -108,7 +112,10 @@ async def stack(
                 for process, command in commands.items():
                     of_server = key | {NATS_MONITOR: nats.monitor_url}  # no client needs them
                     its_own = environment | (of_server if process in ("server", "gateway") else {})
-                    group.create_task(_keep(running, process, command, its_own, stop), name=process)
+                    of_gateway = door if process == "gateway" else None
+                    group.create_task(
+                        _keep(running, process, command, its_own, stop, door=of_gateway), name=process
+                    )
                 try:
                     yield running
                 finally:
@@ -120,17 +127,47 @@ def is_kept() -> bool:
     return bool(os.environ.pop(KEPT, ""))
 
 
+def held_socket() -> socket.socket | None:
+    """The socket that a stack has bound for this process, if it has."""
+    number = os.environ.pop(GATEWAY_SOCKET, "")
+    return socket.socket(fileno=int(number)) if number else None
+
+
+def _door(asked: int | None) -> socket.socket:
+    """Where the dashboard is: bound before it is announced and held to the end, so that nobody else is there.
+
+    On the port that was *asked* for, 0 for any, else on the usual one where nobody has it. Raises PortTaken.
+    """
+    if asked is not None:
+        try:
+            return listening_on(asked)
+        except PortTaken:
+            raise PortTaken(asked, "set FEDBUS_GATEWAY_PORT to another, 0 for any") from None
+    with suppress(PortTaken):
+        return listening_on(USUAL_PORT)
+    return listening_on(0)
+
+
 async def _keep(
-    running: Stack, name: str, command: tuple[str, ...], environment: Mapping[str, str], stop: asyncio.Event
+    running: Stack,
+    name: str,
+    command: tuple[str, ...],
+    environment: Mapping[str, str],
+    stop: asyncio.Event,
+    *,
+    door: socket.socket | None = None,
 ) -> None:
-    """Run the process *name* until *stop*; start it again when it ends by itself."""
+    """Run the process *name* until *stop*; start it again when it ends by itself. *door*: the socket it listens on."""
     attempt = 0
+    doors = [] if door is None else [door.fileno()]
+    its_own = environment if door is None else {**environment, GATEWAY_SOCKET: str(door.fileno())}
     while not stop.is_set():
         child = ChildProcess(
             name,
             *python_module(ENTRY, *command),
-            environment=environment,
+            environment=its_own,
             output=running.log_of(name),
+            handed_down=doors,
         )
         async with child:
             await first_of(child.ended(), stop.wait())

@@ -11,6 +11,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 import aiohttp
+import psutil
 import pytest
 from support import NatsServer, eventually
 from support.told import COMMIT, model
@@ -122,11 +123,56 @@ async def test_the_command_serves_it_and_says_where(nats: NatsServer, tmp_path: 
         assert await process.wait() == 0
 
 
+async def test_the_port_of_a_stack_is_nobody_elses_from_before_it_is_told_to_its_end(tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": "0"})
+    async with stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
+        port = int(running.dashboard.rpartition(":")[2])
+
+        def taken() -> bool:
+            try:
+                socket.create_server(("127.0.0.1", port)).close()
+            except OSError:
+                return True
+            return False
+
+        assert taken(), "while its gateway is not up yet"
+
+        async def it_answers() -> bool:
+            async with (
+                aiohttp.ClientSession() as session,
+                session.get(f"{running.dashboard}/app.js") as response,
+            ):
+                return response.status == 200
+
+        await eventually(it_answers, within_s=60)
+        (gateway,) = gateways()
+        gateway.kill()
+        await eventually(lambda: "gateway" in running.restarts)
+        assert taken(), "while it is started again"
+        await eventually(it_answers, within_s=60)
+
+
+def gateways() -> list[psutil.Process]:
+    """The gateways that this process keeps."""
+    return [one for one in psutil.Process().children() if "gateway" in one.cmdline()]
+
+
+async def test_where_the_usual_port_is_taken_another_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        monkeypatch.setattr("fedbus.app.stack.USUAL_PORT", taken.getsockname()[1])
+        settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
+        async with stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
+            assert running.dashboard
+            assert not running.dashboard.endswith(f":{taken.getsockname()[1]}")
+
+
 async def test_a_port_that_is_asked_for_and_taken_is_said_before_anything_starts(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": port})
-        with pytest.raises(PortTaken, match=f"port {port} is taken"):
+        with pytest.raises(PortTaken, match=f"port {port} is taken.*or set FEDBUS_GATEWAY_PORT"):
             async with stack(settings, ["nowhere"], clients=1, dashboard=True):
                 pass
     assert not settings.nats_dir.exists()

@@ -61,7 +61,7 @@ def gateway(
     from fedbus.app.commands.serve import _until_told
     from fedbus.app.dashboard import Dashboard, token_in
     from fedbus.app.settings import Settings
-    from fedbus.app.stack import is_kept
+    from fedbus.app.stack import held_socket, is_kept
 
     if is_kept():  # by `fedbus up`: then our standard input is its life line
         parent_watch()
@@ -75,5 +75,6 @@ def gateway(
         certificate,
         key,
         insecure,
+        held_socket(),
     )
     _until_told(dashboard.serve, "gateway")
