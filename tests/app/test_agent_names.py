@@ -4,6 +4,7 @@ import pytest
 from typer.testing import CliRunner
 
 from fedbus.app.cli import app
+from fedbus.app.commands.serve import service_of
 from fedbus.app.edge import Exit, Failure
 
 
@@ -21,3 +22,15 @@ def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint:
     assert isinstance(error, Failure)
     assert complaint in str(error)
     assert error.code is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("agents", "service"),
+    [
+        (["device-monitor"], "device-monitor"),
+        (["client-manager", "device-monitor"], "client"),
+        (["workflow-scheduler", "server-manager"], "server"),
+    ],
+)
+def test_a_few_agents_in_one_process_are_the_service_of_their_side(agents: list[str], service: str) -> None:
+    assert service_of(agents) == service

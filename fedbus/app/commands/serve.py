@@ -285,12 +285,12 @@ def agent(
     names = _agents_in(name)
     if SERVER_AGENTS.keys() >= set(names):
         site = _site(task, store, rounds, quorum, every, at_most, run_config)
-        _run_agents(name, {one: partial(SERVER_AGENTS[one], site) for one in names})
+        _run_agents(service_of(names), {name: partial(SERVER_AGENTS[name], site) for name in names})
     else:
         if client is None:
             raise Failure(f"{name} belongs to a client: say which with --client ID", Exit.USAGE)
         device = _device(client, task, node_config, label, host, port)
-        _run_agents(name, {one: on_device(one, device) for one in names}, client=client)
+        _run_agents(service_of(names), {name: on_device(name, device) for name in names}, client=client)
 
 
 def _agents_in(text: str) -> list[str]:
@@ -305,6 +305,15 @@ def _agents_in(text: str) -> list[str]:
     if not (SERVER_AGENTS.keys() >= set(names) or CLIENT_AGENTS.keys() >= set(names)):
         raise Failure(f"{text}: agents of the server and of a client do not go together", Exit.USAGE)
     return names
+
+
+def service_of(names: list[str]) -> str:
+    """The service that a process of these agents is, to whoever watches: of several it is that of their side."""
+    from fedbus.app.compose import SERVER_AGENTS
+
+    if len(names) == 1:
+        return names[0]
+    return "server" if names[0] in SERVER_AGENTS else "client"
 
 
 def _assert_different(tasks: list[str]) -> None:
