@@ -162,7 +162,14 @@ class Settings(BaseModel):
             return cls.model_validate({name: found[name] for name in names if found.get(name)})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise BadSetting(f"{first['loc'][0]}: {_in_words(first)}") from None
+            raise BadSetting(f"{first['loc'][0]}: {_in_words(first, cls._bounds(first['loc'][0]))}") from None
+
+    @classmethod
+    def _bounds(cls, variable: int | str) -> str:
+        """What the number in *variable* may be: `` from 0 to 65535``."""
+        of = [field.metadata for field in cls.model_fields.values() if field.alias == variable]
+        bounds = [str(getattr(one, name)) for one in of[0] for name in ("ge", "le") if hasattr(one, name)]
+        return f" from {' to '.join(bounds)}{' on' if len(bounds) == 1 else ''}" if bounds else ""
 
     @property
     def fed(self) -> FederationId:
@@ -257,12 +264,12 @@ class Settings(BaseModel):
         return self.home / URL_FILE
 
 
-def _in_words(error: "ErrorDetails") -> str:
+def _in_words(error: "ErrorDetails", bounds_in_words: str) -> str:
     """What pydantic found, as the rest of fedbus would say it."""
     given, bounds = error["input"], error.get("ctx", {})
     match error["type"]:
         case "int_parsing":
-            return f"{given!r} is no whole number"
+            return f"{given!r} is no whole number{bounds_in_words}"
         case "greater_than_equal":
             return f"{given!r} is too little: it is at least {bounds['ge']}"
         case "less_than_equal":
