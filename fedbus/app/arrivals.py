@@ -63,12 +63,17 @@ class Arrivals:
             thing, reason = next(iter(sorted(self._gave_up.items())))
             return f"{serve}; {self._name(thing)} could not begin, and is started again: {reason}"
         missing = [self._name(thing) for thing in sorted(self._clients)]
-        more = f" and {len(missing) - NAMED} more" if len(missing) > NAMED else ""
-        return f"{serve}; waiting for {', '.join(missing[:NAMED])}{more}"
+        return f"{serve}; waiting for {named(missing)}"
 
     def _name(self, thing: str) -> str:
         client, _, task = thing.partition(".")
         return client if self._one_task else f"{client} in {task}"
+
+
+def named(who: Sequence[str]) -> str:
+    """The first few of them, and how many more there are."""
+    more = f" and {len(who) - NAMED} more" if len(who) > NAMED else ""
+    return f"{', '.join(who[:NAMED])}{more}"
 
 
 async def until_all_serve(

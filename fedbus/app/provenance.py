@@ -5,7 +5,7 @@ reads what is at rest anew, and what it finds is a `Finding`: see `fedbus.domain
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from functools import cached_property
@@ -77,8 +77,8 @@ class Told:
         return provenance.updates_of(self.said)
 
 
-async def told_of(bus: Bus, run: str) -> Told:
-    """All that the bus keeps of *run*; raises Failure where it knows of none."""
+async def told_of(bus: Bus, run: str, *, read: Callable[[str], None] = lambda _: None) -> Told:
+    """All that the bus keeps of *run*; raises Failure where it knows of none. *read* hears whose update was read."""
     last = await bus.last(subjects.life(bus.fed, RUN.kind, run))
     if last is None:
         raise Failure(f"no run {run} in federation {bus.fed}: see fedbus run ls", Exit.NOT_FOUND)
@@ -91,7 +91,7 @@ async def told_of(bus: Bus, run: str) -> Told:
     said = [
         one
         for kind in (RoundMessage, RoundReply, Joined)  # one at a time, see _since
-        for one in await _since(bus, events, subjects.every(bus.fed, kind, task=move.task), since)
+        for one in await _since(bus, events, subjects.every(bus.fed, kind, task=move.task), since, read)
         if is_of(run, one)
     ]
     code = await bus.last(subjects.life(bus.fed, CODE.kind, move.task))
@@ -106,7 +106,13 @@ async def told_of(bus: Bus, run: str) -> Told:
     )
 
 
-async def _since(bus: Bus, stream: str, subject: str, since: datetime) -> list[Seen]:
+async def _since(
+    bus: Bus,
+    stream: str,
+    subject: str,
+    since: datetime,
+    read: Callable[[str], None] = lambda _: None,
+) -> list[Seen]:
     """What *stream* holds of one subject since then.
 
     One at a time: nats-server 2.15.1 leaves messages out where a start time meets many filters.
@@ -118,6 +124,8 @@ async def _since(bus: Bus, stream: str, subject: str, since: datetime) -> list[S
         async with bus.watch(stream, [subject], since=since) as held:
             async for seen in held:
                 found.append(seen)
+                if isinstance(seen.message, RoundReply):
+                    read(f"what {seen.message.client} answered in round {seen.message.round}")
                 if seen.sequence >= last:
                     break
     return found

@@ -7,6 +7,7 @@
 Elsewhere nothing is said: what came out of it is told at the end anyway.
 """
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeAlias
@@ -28,16 +29,22 @@ Tell: TypeAlias = Callable[[str], None]
 
 
 @contextmanager
-def working(what: str, *, total: int | None = None, console: Console | None = None) -> Iterator[Step]:
-    """A bar for as long as the block runs. A step: how much is done more, and what is next. *total*: of what."""
+def working(
+    what: str, *, total: int | None = None, console: Console | None = None, wanted: bool = True
+) -> Iterator[Step]:
+    """A bar for as long as the block runs. A step: how much is done more, and what is next. *total*: of what.
+
+    *console*: where it is, below what that prints; not *wanted*, there is none.
+    """
     console = console or Console(stderr=True)
-    if not console.is_terminal or console.is_dumb_terminal:
+    if not wanted or not console.is_terminal or console.is_dumb_terminal:
         yield lambda _, __: None
         return
     columns = [SpinnerColumn(), TextColumn("{task.description}", markup=False), TimeElapsedColumn()]
     if total is not None:
         columns[2:2] = [BarColumn(), MofNCompleteColumn()]
-    with Progress(*columns, console=console, transient=True) as progress:
+    of_people = sys.stdout.isatty()  # elsewhere standard output is somebody's file, and no line above the bar
+    with Progress(*columns, console=console, transient=True, redirect_stdout=of_people) as progress:
         bar = progress.add_task(what, total=total)
 
         def step(more: int, next_one: str) -> None:

@@ -86,6 +86,7 @@ async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it
         "serving it already: c1",
         "not yet, or away: c2; they take it over when they return",
     ]
+    assert said.err.splitlines()[-1] == "1 of 2 devices serve version 1; waiting for c2"
     for agent in live.agents["c2"].values():
         agent.start()
     await live.fed.until(lambda: served(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")

@@ -1,10 +1,14 @@
 """A window of the past, from both streams, in the order in which it was said."""
 
+import asyncio
 from contextlib import aclosing
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
+from support.command_line import Fedbus
+from support.terminal import terminal
 from support.told import TASK, Told
 
 from fedbus.app.edge import Failure
@@ -101,6 +105,22 @@ async def test_a_replay_keeps_the_pace_that_it_is_asked_for(nats: NatsServer) ->
         asked = Window(BEGIN, told.clock, "mnist-1")
         async with aclosing(paced(replayed(bus, asked), speed=10)) as said:
             assert len([one async for one in said]) == 4
+
+
+async def test_on_a_terminal_it_tells_how_far_it_is_and_in_a_pipe_only_what_was_said(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
+        await told_of_a_run(bus)
+    words = ("events", "replay", "--run", "mnist-1")
+    fedbus = Fedbus(tmp_path, FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
+    piped = await fedbus(*words)
+    assert (piped.code, piped.err, len(piped.out.splitlines())) == (0, "", 4)
+    async with terminal(*words, environment=fedbus.environment) as shown:
+        async with asyncio.timeout(60):
+            assert await shown.process.wait() == 0
+        await eventually(lambda: shown.raw.count("→") == 3)
+    assert "replaying what was said at" in shown.raw
 
 
 async def test_a_run_that_never_was_is_named(nats: NatsServer) -> None:

@@ -6,6 +6,7 @@ nats-server of its own on the copied log.
 
 import asyncio
 import json
+import re
 import shutil
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, replace
@@ -20,6 +21,7 @@ from support.command_line import Fedbus, Said
 from support.federation import FED, TASK, children, federation
 from support.followed import followed
 from support.repositories import signer
+from support.terminal import terminal
 from support.whole import ended, start_run, whole
 
 from fedbus.bus.bus import Bus, Identity
@@ -141,6 +143,15 @@ async def test_each_update_is_told_by_its_digest(left: Left) -> None:
     assert all(len(one["sha256"]) == 64 and one["size_bytes"] > 0 for one in updates)
     said = await left.verify()
     assert all(one["sha256"][:12] in said.out for one in updates)
+
+
+async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(left: Left) -> None:
+    async with terminal("verify", RUN, environment=left.fedbus.environment, columns=120) as shown:
+        async with asyncio.timeout(60):
+            await shown.process.wait()
+        await eventually(lambda: "verifying tiny-2: its code" in shown.raw)
+    assert re.search(r"reading the log of tiny-2 what c\d answered in round \d", shown.raw)
+    assert (await left.verify()).err == ""
 
 
 async def test_people_are_told_the_same_in_lines(left: Left) -> None:

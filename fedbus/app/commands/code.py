@@ -163,11 +163,13 @@ def _stages(given: list[str]) -> tuple[str, ...]:
 
 def _ask(task: str | None, request: Any) -> Any:
     from fedbus.app.session import now, on_the_bus, the_task
+    from fedbus.app.working import working
 
     async def ask() -> Any:
         async with on_the_bus() as bus:
             question: Request = request(await the_task(bus, task))
-            return await bus.request(question, timeout_s=CHECK_S)
+            with working(f"waiting for the server of {question.task}, which may try the code first"):
+                return await bus.request(question, timeout_s=CHECK_S)
 
     return now(ask())
 
@@ -261,6 +263,7 @@ def _commits(repo: str, source: str, limit: int) -> list["Commit"]:
 
     from fedbus.app.code import code_of, followed
     from fedbus.app.settings import Settings
+    from fedbus.app.working import working
     from fedbus.stores.code import CodeUnavailable, HistoryRewritten
 
     settings = Settings.from_environment()
@@ -275,4 +278,5 @@ def _commits(repo: str, source: str, limit: int) -> list["Commit"]:
             typer.echo(f"fedbus: {error}", err=True)
         return await code.history(limit)
 
-    return asyncio.run(read())
+    with working(f"reading the history of {code.source}"):
+        return asyncio.run(read())

@@ -16,8 +16,11 @@ def doctor(
     """Check what this machine has and lacks, and say what to do about it."""
     from fedbus.app.doctor import examine
     from fedbus.app.settings import Settings
+    from fedbus.app.working import working
 
-    findings = examine(Settings.from_environment(), offline=offline)
+    settings = Settings.from_environment()
+    with working("looking at this machine" if offline else "looking at this machine and the bus"):
+        findings = examine(settings, offline=offline)
     if json:
         show.as_json([finding.as_facts() for finding in findings])
     else:

@@ -80,21 +80,25 @@ def replay(
     async def tell() -> None:
         from contextlib import aclosing
 
-        from fedbus.app.lines import line, record
+        from fedbus.app.lines import clock, line, record
         from fedbus.app.replay import paced, replayed, window
         from fedbus.app.session import on_the_bus
+        from fedbus.app.working import working
 
         console = show.console()
+        lines_at = console if console.is_terminal else None
         async with on_the_bus() as bus:
             asked = await window(bus, begin, end, run)
-            async with aclosing(paced(replayed(bus, asked), speed)) as said:
-                async for seen in said:
-                    if not _wanted(seen, task, client, word):
-                        continue
-                    if json:
-                        print(show.to_json(record(seen)), flush=True)
-                    else:
-                        console.print(line(seen))
+            with working("replaying", console=lines_at, wanted=not (json and lines_at)) as step:
+                async with aclosing(paced(replayed(bus, asked), speed)) as said:
+                    async for seen in said:
+                        step(1, f"what was said at {clock(seen.envelope.time)}, until {clock(asked.until)}")
+                        if not _wanted(seen, task, client, word):
+                            continue
+                        if json:
+                            print(show.to_json(record(seen)), flush=True)
+                        else:
+                            console.print(line(seen))
 
     now(tell())
 

@@ -339,6 +339,7 @@ def _push(federation: "Federation", url: str, *, no_push: bool) -> None:
     """What cannot be told now is not lost: it is written, and said to be."""
     from fedbus.app.provision.hosts import check_url
     from fedbus.app.session import now
+    from fedbus.app.working import working
     from fedbus.bus.access import Access
     from fedbus.bus.accounts import push_accounts
     from fedbus.bus.errors import BusError
@@ -348,7 +349,8 @@ def _push(federation: "Federation", url: str, *, no_push: bool) -> None:
     system = Access(federation.creds("system"), federation.ca)
     at = check_url(url) if url else federation.record.url
     try:
-        now(push_accounts(at, system, federation.jwts(), host=federation.name_at(at)))
+        with working(f"telling the server at {at}"):
+            now(push_accounts(at, system, federation.jwts(), host=federation.name_at(at)))
     except BusError as error:
         again = "fedbus provision push, with --url where it is reached by another address from here"
         raise Failure(

@@ -14,11 +14,14 @@ from fedbus.app.edge import Failure
 
 if TYPE_CHECKING:
     from fedbus.app.provenance import Kept, Told
+    from fedbus.app.working import Step
     from fedbus.contracts.versions import Champion
     from fedbus.domain.provenance import Finding
 
 MARKS: Final = {"fits": ("✓", "green"), "not checked": ("?", "yellow"), "does not fit": ("✗", "red")}
 UPDATES_SHOWN: Final = 40
+STAGES: Final = 3
+"""The manifests, the weights of the version, and the code."""
 
 
 def verify(
@@ -56,13 +59,16 @@ def verify(
 async def _looked(run: str, repo: str, url: str) -> dict[str, Any]:
     from fedbus.app.provenance import told_of
     from fedbus.app.session import on_the_bus
+    from fedbus.app.working import working
 
-    async with on_the_bus() as bus:
-        told = await told_of(bus, run)
-    return await _checked(told, repo, url)
+    with working(f"reading the log of {run}") as step:
+        async with on_the_bus() as bus:
+            told = await told_of(bus, run, read=lambda what: step(1, what))
+    with working(f"verifying {run}:", total=STAGES) as step:
+        return await _checked(told, repo, url, step)
 
 
-async def _checked(told: "Told", repo: str, url: str) -> dict[str, Any]:
+async def _checked(told: "Told", repo: str, url: str, step: "Step") -> dict[str, Any]:
     from fedbus.app import provenance
     from fedbus.app.settings import Settings
     from fedbus.domain.provenance import Finding, Fit
@@ -73,14 +79,17 @@ async def _checked(told: "Told", repo: str, url: str) -> dict[str, Any]:
     if (made := told.facts.model) is None:
         findings.insert(1, provenance.of_nothing(told))
     else:
+        step(0, "its manifest")
         models = opened(url, told.facts.task)
         found = await provenance.kept_of(models, made.version)
         if isinstance(found, str):
             findings.insert(1, Finding("manifest", Fit.NO, found))
         else:
             kept, champion = found, await provenance.served(models)
+            step(1, f"the weights of v{made.version}, {show.size(found.manifest.size_bytes)}")
             about = [one async for one in provenance.of_version(models, told, kept, trusted)]
             findings[1:1] = about
+    step(1, "its code")
     code = await provenance.of_code(told, kept.manifest if kept else None, repo, settings)
     findings.insert(-2, code)
     return _facts(told, kept, champion, findings)

@@ -15,6 +15,7 @@ from fedbus.app.commands.model.repository import TaskId, number_of
 from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
+    from fedbus.app.working import Tell
     from fedbus.bus.bus import Bus, Seen
     from fedbus.contracts.message import Request
     from fedbus.contracts.model import ModelRef
@@ -92,21 +93,23 @@ def init(
 
 
 def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> None:
+    from rich.console import Console
+
     from fedbus.app.session import now, on_the_bus, the_task
+    from fedbus.app.working import awaiting, working
     from fedbus.bus.streams import life_stream
 
     async def change() -> dict[str, Any]:
         async with on_the_bus() as bus:
             question: Request = request(await the_task(bus, task))
             _, asked_at = await bus.extent(life_stream(bus.fed))
-            answer = await bus.request(question, timeout_s=ANSWER_S)
+            with working(f"asking the server of {question.task}"):
+                answer = await bus.request(question, timeout_s=ANSWER_S)
             if not json:
                 typer.echo(_sentence(answer.model, answer.instead_of))
-            return {
-                "model": answer.model.model_dump(),
-                "instead_of": answer.instead_of,
-                **await _who_serves(bus, question.task, answer.model, asked_at, wait_s),
-            }
+            with awaiting(Console(stderr=True)) as tell:
+                devices = await _who_serves(bus, question.task, answer.model, asked_at, wait_s, tell)
+            return {"model": answer.model.model_dump(), "instead_of": answer.instead_of, **devices}
 
     facts = now(change())
     if json:
@@ -131,11 +134,12 @@ def _sentence(model: "ModelRef", instead_of: int | None) -> str:
 
 
 async def _who_serves(
-    bus: "Bus", task: str, model: "ModelRef", asked_at: int, wait_s: float
+    bus: "Bus", task: str, model: "ModelRef", asked_at: int, wait_s: float, tell: "Tell"
 ) -> dict[str, Any]:
     """The devices that say within *wait_s* that they serve *model*, those that do not take it, and the others.
 
     *asked_at* is how long the log was when the model was asked for: what was refused before then was another one.
+    *tell* hears how many do, each time that it is another number.
     """
     from fedbus.app.session import lives
     from fedbus.bus.streams import life_stream
@@ -152,15 +156,26 @@ async def _who_serves(
                 asyncio.timeout(wait_s),
                 bus.watch(life_stream(bus.fed), wanted, after=known[-1].sequence) as stream,
             ):
+                tell(_how_many(devices, model))
                 async for seen in stream:
                     _note(devices, seen, model, asked_at)
                     if None not in devices.values():
                         break
+                    tell(_how_many(devices, model))
     return {
         "serving": sorted(client for client, why_not in devices.items() if why_not == ""),
         "refused": {client: why_not for client, why_not in sorted(devices.items()) if why_not},
         "not_yet": sorted(client for client, why_not in devices.items() if why_not is None),
     }
+
+
+def _how_many(devices: dict[str, str | None], model: "ModelRef") -> str:
+    """``2 of 3 devices serve version 4; waiting for c3``."""
+    from fedbus.app.arrivals import named
+
+    serve = sum(why_not == "" for why_not in devices.values())
+    missing = sorted(client for client, why_not in devices.items() if why_not is None)
+    return f"{serve} of {len(devices)} devices serve version {model.version}; waiting for {named(missing)}"
 
 
 def _note(devices: dict[str, str | None], seen: "Seen", model: "ModelRef", asked_at: int) -> None:

@@ -22,6 +22,7 @@ def diff(
     """Compare two versions: how far each tensor has moved, and each metric."""
     import asyncio
 
+    from fedbus.app.working import working
     from fedbus.learning import weights
 
     async def read(models: "ModelStore") -> list[tuple["Manifest", "Arrays"]]:
@@ -31,9 +32,10 @@ def diff(
             (one, await asyncio.to_thread(weights.load, path)) for one, path in zip(found, paths, strict=True)
         ]
 
-    (before, ours), (after, theirs) = with_store(read, task, store)
-    difference = weights.first_difference(ours, theirs)
-    tensors = [_moved(name, ours[name], theirs[name]) for name in ours if _comparable(name, ours, theirs)]
+    with working(f"comparing {old} and {new}"):
+        (before, ours), (after, theirs) = with_store(read, task, store)
+        difference = weights.first_difference(ours, theirs)
+        tensors = [_moved(name, ours[name], theirs[name]) for name in ours if _comparable(name, ours, theirs)]
     metrics: list[dict[str, Any]] = [
         {"metric": name, "old": before.metrics.get(name), "new": after.metrics.get(name)}
         for name in sorted(before.metrics.keys() | after.metrics.keys())
