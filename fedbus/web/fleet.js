@@ -63,7 +63,7 @@ export class FleetPage {
       tile("Clients", clients.length, tasks.length === 1 ? `of task ${tasks[0]}` : `of ${tasks.length} tasks`),
       tile("Serve predictions", serving, serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
       tile("Train now", training, open.length ? `in ${open.join(", ")}` : "no run is under way", training ? "busy" : "none"),
-      tile("Silent", silent, `in a run, for ${LATE_S} s or more`, silent ? "wait" : "none"),
+      tile("Silent", silent, `in a run, for ${LATE_S} s`, silent ? "wait" : "none"),
       tasks.map((task) => this.server(task)));
     put(this.states, h("option", { value: "" }, "Every state"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
     const rows = clients.filter((one) => (!this.state || standing(one) === this.state) && this.matches(one));
@@ -104,7 +104,7 @@ export class FleetPage {
       h("p", { class: `note ${reason.tone}` }, reason.text || "It takes part in the run that is under way."),
       h("dl", {}, lives.flatMap(([kind, record]) => [
         h("dt", {}, NAMES[kind]),
-        h("dd", {}, badge(record.body.target), h("span", { class: "muted" }, ` since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
+        h("dd", {}, badge(record.body.target), h("div", { class: "muted" }, `since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
       ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–"), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
       capture(one.said),
       device(this.store.devices.get(one.name)),
@@ -123,8 +123,8 @@ const COLUMNS = (page) => [
   { key: "state", title: "State", sort: standing, cell: (row) => badge(standing(row)) },
   { key: "training", title: "Training", sort: (row) => row.fl_client?.body.target ?? "", cell: (row) => (row.fl_client ? badge(row.fl_client.body.target) : "–") },
   { key: "why", title: "Why it does not train", sort: (row) => why(page.store, row).text, cell: (row) => { const reason = why(page.store, row); return h("span", { class: `why ${reason.tone}`, title: clip(reason.text, 1000) }, clip(reason.text, 160) || "–"); }, class: "wide" },
-  { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–") },
-  { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number" },
+  { key: "inference", title: "Predictions", sort: (row) => row.inference?.body.target ?? "", cell: (row) => (row.inference ? badge(row.inference.body.target, row.inference.body.facts.endpoint) : "–"), class: "aside" },
+  { key: "model", title: "Model", sort: (row) => version(row) ?? -1, cell: (row) => (version(row) ? `v${version(row)}` : "–"), class: "number aside" },
   { key: "code", title: "Code", sort: (row) => code(row), cell: (row) => h("code", { title: code(row) }, short(code(row))), class: "spare" },
   { key: "seen", title: "Last seen", sort: (row) => page.store.heard.get(row.name) ?? "", cell: (row) => h("span", { class: late(page.store, row) ? "late" : null }, ago(page.store.heard.get(row.name))), class: "seen" },
   { key: "resources", title: "Resources", sort: (row) => load(page.store, row)[0], cell: (row) => load(page.store, row)[1], class: "spare" },

@@ -45,8 +45,10 @@ export class RunsPage {
     const wanted = this.run || runs[0]?.body.facts.run || "";
     put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === wanted ? "true" : null },
       h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)} of ${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
-    if (this.brought !== wanted && runs.length) this.app.bringIntoSight(this.list.querySelector("[aria-current]"), this.list);
-    this.brought = wanted;
+    if (runs.length && this.brought !== wanted) {
+      this.app.bringIntoSight(this.list.querySelector("[aria-current]"), this.list);
+      this.brought = wanted;
+    }
     const record = this.store.runs.get(wanted);
     this.body.hidden = !record;
     if (!record) {

@@ -804,3 +804,26 @@ async def test_a_loss_is_looked_at_on_a_logarithmic_scale(told: Told, nats: Nats
         assert before[0] == ["0.2", "0.4", "0.6", "0.8"]
         assert after == [["0.3", "0.4", "0.6", "0.8", "1"], before[1]]
         await page.screenshot(SCREENSHOTS / "training-compared.png")
+
+
+async def test_the_run_that_is_looked_at_is_in_sight_among_many(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    for number in range(1, 31):
+        told.passes(1)
+        await told.move(told.run(number, 4), "run_finished", "running", "finished")
+    shown = """(() => {
+        const [one, all] = [".runlist [aria-current]", ".runlist"]
+            .map((name) => document.querySelector(name).getBoundingClientRect());
+        return [one.top - all.top, all.bottom - one.bottom, one.left - all.left, all.right - one.right]
+            .every((room) => room > -1);
+    })()"""
+    async with gateway(nats.url) as url:
+        for wide, high in ((1280, 860), (390, 844)):
+            await page.look(wide=wide, high=high)
+            await page.open("about:blank")
+            await page.open(f"{url}/#/runs/mnist-2")
+            await page.until(
+                "document.querySelector('.runlist [aria-current]')?.innerText.includes('mnist-2')"
+            )
+            assert await page.run(shown), f"at {wide}"
