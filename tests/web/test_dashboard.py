@@ -826,4 +826,5 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
             await page.until(
                 "document.querySelector('.runlist [aria-current]')?.innerText.includes('mnist-2')"
             )
+            await page.until(f"{LIVE} && document.querySelector('.gantt.ruler text')")
             assert await page.run(shown), f"at {wide}"
