@@ -99,7 +99,10 @@ _HOW_TO_REPORT: Final = f"Run it again with {DEBUG}=1 to see where, and please r
 
 
 def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())
+    """What it says, and nothing that a terminal would obey: it may be somebody else's reason."""
+    from fedbus.app.show import printable  # noqa: PLC0415  # only who fails waits for it
+
+    return printable(" ".join(str(error).split()))
 
 
 def _code_of(error: BaseException) -> Exit | None:

@@ -58,7 +58,13 @@ def as_json(facts: Any) -> None:
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
-    return json.dumps(readable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
+    """*facts* as JSON, with the numbers of letters that a terminal would obey."""
+    document = json.dumps(readable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
+    return "\n".join(line if line.isprintable() else _by_number(line) for line in document.split("\n"))
+
+
+def _by_number(line: str) -> str:
+    return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
 
 
 def readable(value: Any) -> Any:
@@ -83,22 +89,33 @@ def readable(value: Any) -> Any:
 def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
     """*rows* under *headings*; where there are none, the sentence *empty* on standard error."""
     from rich.table import Table  # noqa: PLC0415
-    from rich.text import Text  # noqa: PLC0415
 
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         grid.add_column(heading, no_wrap=not sys.stdout.isatty())
     for row in rows:
-        grid.add_row(*[cell if isinstance(cell, Text) else in_words(cell) for cell in row])
+        grid.add_row(*[_cell(cell) for cell in row])
     if grid.row_count:
         console().print(grid, soft_wrap=False)
     else:
         note(empty)
 
 
+def _cell(fact: object) -> "Text":
+    """Text, and never markup: anybody may have said it."""
+    from rich.text import Text  # noqa: PLC0415
+
+    if not isinstance(fact, Text):
+        return Text(in_words(fact))
+    fact.plain = printable(fact.plain)
+    return fact
+
+
 def in_words(fact: object) -> str:
     """*fact* for a person: times are those of this machine."""
-    return f"{fact.astimezone():%Y-%m-%d %H:%M:%S}" if isinstance(fact, datetime) else str(fact)
+    if isinstance(fact, datetime):
+        return f"{fact.astimezone():%Y-%m-%d %H:%M:%S}"
+    return printable(str(fact))
 
 
 def note(line: str) -> None:

@@ -96,6 +96,8 @@ def ls(*, task: Task = None, json: show.AsJson = False) -> None:
 @app.command("show")
 def show_(run: Run, *, json: show.AsJson = False) -> None:
     """Show one run: how it stands, each round, who took part, who failed and why."""
+    from rich.text import Text
+
     from fedbus.app.session import now, on_the_bus
 
     async def look() -> "Seen":
@@ -120,7 +122,8 @@ def show_(run: Run, *, json: show.AsJson = False) -> None:
         "trace_id",
     ):
         if facts[name]:
-            console.print(f"[bold]{name.replace('_', ' '):<14}[/] {show.in_words(facts[name])}")
+            heading = Text(f"{name.replace('_', ' '):<14} ", "bold")
+            console.print(heading, Text(show.in_words(facts[name])), sep="")
     console.print()
     _rounds_table(facts["rounds"])
 
