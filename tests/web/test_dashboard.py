@@ -706,7 +706,7 @@ async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
         await page.until("window.go")
         assert await page.text("main") == "Reads how the federation stands…"
         await page.run("window.go()")
-        await page.until(f"{ROWS}.length === 6")
+        await page.until(f"{LIVE} && {ROWS}.length === 6")
 
 
 async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
@@ -761,6 +761,7 @@ async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolle
     async with gateway(nats.url) as url:
         await page.open(f"{url}/#/runs/mnist-3")
         await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
+        await page.until("document.querySelector('.run .readout').innerText.startsWith('Point at a bar')")
         await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
         await page.run("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
         further = told.run(3, 26, of=40, requested_at=long.requested_at)
@@ -819,12 +820,13 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
             .every((room) => room > -1);
     })()"""
     async with gateway(nats.url) as url:
+        await page.open(url)
+        await page.until(LIVE)
         for wide, high in ((1280, 860), (390, 844)):
+            await page.run("location.hash = '#/fleet'")
             await page.look(wide=wide, high=high)
-            await page.open("about:blank")
-            await page.open(f"{url}/#/runs/mnist-2")
+            await page.run("location.hash = '#/runs/mnist-2'")
             await page.until(
-                "document.querySelector('.runlist [aria-current]')?.innerText.includes('mnist-2')"
+                "document.querySelector('.run .readout')?.innerText.startsWith('Point at a bar')"
             )
-            await page.until(f"{LIVE} && document.querySelector('.gantt.ruler text')")
             assert await page.run(shown), f"at {wide}"
