@@ -58,10 +58,11 @@ export class FleetPage {
     const serving = clients.filter((one) => ["serving", "updating"].includes(one.inference?.body.target)).length;
     const silent = clients.filter((one) => late(this.store, one)).length;
     const tasks = this.store.tasks();
+    const of = new Set(clients.map((one) => one.task));
     const open = tasks.map((task) => this.store.openRun(task)?.body.facts.run).filter(Boolean);
     put(this.summary,
-      tile("Clients", clients.length, tasks.length === 1 ? `of task ${tasks[0]}` : `of ${tasks.length} tasks`),
-      tile("Serve predictions", serving, serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
+      tile("Clients", clients.length, !clients.length ? "none has come yet" : of.size === 1 ? `of task ${clip([...of][0], 40)}` : `of ${of.size} tasks`),
+      tile("Serve predictions", serving, !clients.length ? "nobody to do so" : serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
       tile("Train now", training, open.length ? `in ${open.join(", ")}` : "no run is under way", training ? "busy" : "none"),
       tile("Silent", silent, `in a run, for ${LATE_S} s`, silent ? "wait" : "none"),
       tasks.map((task) => this.server(task)));

@@ -96,7 +96,7 @@ export function gist(record) {
   }
   const parts = [];
   for (const [name, value] of Object.entries(body)) {
-    if (ELSEWHERE.has(name) || value === null || value === "" || value === false) continue;
+    if (ELSEWHERE.has(name) || value === null || value === "" || value === false || (typeof value === "object" && !Object.keys(value).length)) continue;
     parts.push(`${name}=${typeof value === "object" ? brief(value) : plainly(value)}`);
     if (parts.length > 8) break;
   }

@@ -263,6 +263,7 @@ async def test_a_thousand_clients_are_a_table_of_a_few_rows(told: Told, nats: Na
     async with gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
+        assert "1000\nof task mnist" in await page.text(".tiles")
         assert await page.run(f"{ROWS}.length") < 60
         assert (await page.text("tr[data-key] td")).startswith("c1")
         await page.run("document.querySelector('.tablebox .scroll').scrollTop = 1e9")
