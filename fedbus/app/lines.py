@@ -21,6 +21,10 @@ SAID_ELSEWHERE: Final = {"task", "run", "round", "client", "message_id", "reply_
 SMALLEST: Final = 0.001
 WHOLE: Final = 1000
 """From here on a number is told without its fraction."""
+COLUMNS: Final = (20, 28, 14)
+"""For the word, who said it, and about what."""
+WIDE: Final = 110
+"""So wide a terminal has room for them, and for the facts."""
 COLOURS: Final = {
     "cast": "magenta",
     "cmd": "blue",
@@ -32,19 +36,25 @@ COLOURS: Final = {
 }
 
 
-def line(seen: Seen) -> Text:
-    """*seen* for a person."""
+def line(seen: Seen, *, width: int = WIDE) -> Text:
+    """*seen* for a person; in columns where *width* has room for them."""
     message, envelope = seen.message, seen.envelope
     bad = any(word in message.word for word in ("fail", "refused", "lost", "declined"))
+    columns = COLUMNS if width >= WIDE else (0, 0, 0)
+    said, by, of = (f"{text:<{column}} " for text, column in zip(_begin(seen), columns, strict=True))
     told = Text.assemble(
         (f"{clock(envelope.time)}  ", "dim"),
-        (f"{word_of(message):<20} ", "red" if bad else COLOURS.get(str(message.family), "")),
-        (f"{who(envelope.source):<28} ", "bold"),
-        f"{about(message):<14} ",
+        (said, "red" if bad else COLOURS.get(str(message.family), "")),
+        (by, "bold"),
+        of,
         *facts(message),
     )
     told.plain = printable(told.plain)
     return told
+
+
+def _begin(seen: Seen) -> tuple[str, str, str]:
+    return word_of(seen.message), who(seen.envelope.source), about(seen.message)
 
 
 def record(seen: Seen) -> dict[str, Any]:

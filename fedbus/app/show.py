@@ -1,7 +1,7 @@
 """How facts are shown: tables and colours for people, JSON for programs.
 
 What is asked for goes to standard output, all else to standard error; a table is cut to the
-width of a terminal and never in a pipe.
+width of a terminal and never in a pipe, and a line breaks there between two words.
 """
 
 import json
@@ -15,6 +15,7 @@ import typer
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
@@ -49,7 +50,8 @@ def console() -> "Console":
     """Standard output as it is now."""
     from rich.console import Console  # noqa: PLC0415  # 30 ms that `fedbus events decode` does not need
 
-    return Console(width=None if sys.stdout.isatty() else UNCUT, highlight=False, soft_wrap=True)
+    seen = sys.stdout.isatty()
+    return Console(width=None if seen else UNCUT, highlight=False, soft_wrap=not seen)
 
 
 def as_json(facts: Any) -> None:
@@ -86,19 +88,47 @@ def readable(value: Any) -> Any:
             return str(value)
 
 
-def table(headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str) -> None:
-    """*rows* under *headings*; where there are none, the sentence *empty* on standard error."""
+def table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, least: Sequence[str] = ()
+) -> None:
+    """*rows* under *headings*; where there are none, the sentence *empty* on standard error.
+
+    On a terminal that is too narrow for all, the headings in *least* are left out, the first of them first.
+    """
+    rows, left_out = list(rows), list[str]()
+    if not rows:
+        note(empty)
+        return
+    grid = _grid(headings, rows, left_out)
+    for heading in least:
+        if _fits(grid):
+            break
+        left_out.append(heading)
+        grid = _grid(headings, rows, left_out)
+    console().print(grid, soft_wrap=False)
+    if left_out:
+        note(f"too narrow here for {', '.join(left_out)}: see --json, or a wider terminal")
+
+
+def _grid(headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: Sequence[str]) -> "Table":
     from rich.table import Table  # noqa: PLC0415
 
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
-        grid.add_column(heading, no_wrap=not sys.stdout.isatty())
+        if heading not in left_out:
+            grid.add_column(heading, no_wrap=not sys.stdout.isatty())
     for row in rows:
-        grid.add_row(*[_cell(cell) for cell in row])
-    if grid.row_count:
-        console().print(grid, soft_wrap=False)
-    else:
-        note(empty)
+        shown = [cell for heading, cell in zip(headings, row, strict=True) if heading not in left_out]
+        grid.add_row(*[_cell(cell) for cell in shown])
+    return grid
+
+
+def _fits(grid: "Table") -> bool:
+    """Whether nothing of it is cut; in a pipe nothing ever is."""
+    from rich.measure import Measurement  # noqa: PLC0415
+
+    here = console()
+    return Measurement.get(here, here.options.update(max_width=UNCUT), grid).maximum <= here.width
 
 
 def _cell(fact: object) -> "Text":

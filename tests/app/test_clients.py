@@ -1,11 +1,13 @@
 """`fedbus clients`: what the log and the devices' last reports say of each client."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support import NatsServer
+from support import NatsServer, eventually
 from support.command_line import Fedbus
+from support.terminal import terminal
 from support.told import COMMIT, TASK, Told, model
 
 from fedbus.bus.bus import Bus, Identity
@@ -51,6 +53,21 @@ async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_th
     (one,) = (await fedbus("clients", "ls", "--json")).facts
     assert one["model_version"] is None
     assert "serves nothing" in (await fedbus("clients", "show", "c1")).out
+
+
+async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(fedbus: Fedbus, told: Told) -> None:
+    await told.clients(["c1"], version=1)
+    always = {"client", "state", "training", "inference", "model", "since"}
+    for columns, spare in ((60, set[str]()), (200, {"contribution", "endpoint", "failed"})):
+        async with terminal("clients", "ls", environment=fedbus.environment, columns=columns) as shown:
+            async with asyncio.timeout(60):
+                assert await shown.process.wait() == 0
+            await eventually(lambda shown=shown: len(shown.lines) > 2)  # type: ignore[misc]
+        headings = set(shown.lines[0].split())
+        assert headings >= always | spare
+        assert ("endpoint" in headings) is (columns == 200)
+        assert ("too narrow here for endpoint" in shown.text) is (columns == 60)
+        assert "…" not in shown.text
 
 
 async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(

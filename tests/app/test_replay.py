@@ -121,6 +121,7 @@ async def test_on_a_terminal_it_tells_how_far_it_is_and_in_a_pipe_only_what_was_
             assert await shown.process.wait() == 0
         await eventually(lambda: shown.raw.count("→") == 3)
     assert "replaying what was said at" in shown.raw
+    assert "run test mnist-1 requested → recruiting" in shown.text, "no columns in 80 letters"
 
 
 async def test_a_run_that_never_was_is_named(nats: NatsServer) -> None:

@@ -56,6 +56,7 @@ def ls(
             for one in clients
         ],
         empty="no clients yet. Start one: fedbus client up c1",
+        least=("endpoint", "contribution", "run", "failed", "rounds", "task"),
     )
 
 

@@ -46,7 +46,7 @@ def tail(
                 if json:
                     print(show.to_json(record(seen)), flush=True)
                 else:
-                    console.print(line(seen))
+                    console.print(line(seen, width=console.width))
                 left = left - 1 if left is not None else None
                 if left == 0:
                     return
@@ -98,7 +98,7 @@ def replay(
                         if json:
                             print(show.to_json(record(seen)), flush=True)
                         else:
-                            console.print(line(seen))
+                            console.print(line(seen, width=console.width))
 
     now(tell())
 
