@@ -81,6 +81,18 @@ async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
     assert "nothing is known of any" in (await fedbus("clients", "show", "c2")).out
 
 
+async def test_what_a_client_says_of_itself_is_text(fedbus: Fedbus, told: Told) -> None:
+    hostile = "[/] \x1b]0;owned\x07\x1b[2J\x9b31m"
+    await told.clients(["c1"])
+    stands = InferenceFacts(task=TASK, client="c1", model=model(1), endpoint=f"http://{hostile}")
+    await told.move(stands, "model_loaded", "updating", "serving", hostile)
+    await told.say(report("c1", errors=1, last_error=hostile, agents={hostile: False}))
+    for command in ("show c1", "ls", "ls --wide", "ls --json"):
+        shown = (await fedbus("clients", *command.split())).out
+        assert all(line.isprintable() for line in shown.splitlines()), command
+        assert "[/]" in shown, command
+
+
 # --- how the devices are ---------------------------------------------------------------------------
 
 

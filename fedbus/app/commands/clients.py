@@ -67,6 +67,8 @@ def show_(
     json: show.AsJson = False,
 ) -> None:
     """Show one client: its three lifecycles, and what each waits for."""
+    from rich.markup import escape
+
     from fedbus.contracts.identifiers import client_id
 
     known = _clients(with_checks_of=client_id(client))
@@ -78,7 +80,8 @@ def show_(
         show.as_json(found)
         return
     for one in found:
-        show.console().print(f"[bold]{client}[/] in task [bold]{one['task']}[/]  {_serves(one)}")
+        heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {escape(show.printable(_serves(one)))}"
+        show.console().print(heading)
         show.table(
             ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),
             [
@@ -95,9 +98,13 @@ def show_(
             ],
             empty="",
         )
-        show.console().print(_standing_in_words(one["standing"]), markup=False)
-        show.console().print(_device_in_words(one["device"]), markup=False)
-        show.console().print(_live_in_words(one["live"]), markup=False)
+        told = (
+            _standing_in_words(one["standing"]),
+            _device_in_words(one["device"]),
+            _live_in_words(one["live"]),
+        )
+        for line in told:
+            show.console().print(show.printable(line), markup=False)
 
 
 def _serves(one: dict[str, Any]) -> str:
