@@ -32,6 +32,7 @@ LATE_S: Final = 60.0
 BAR: Final = 12
 MOST_TASKS: Final = 4
 """So many servers and so many runs are shown, that clients have the rest of the screen."""
+NARROW: Final = 76
 MIDDLE: Final = 100
 WIDE: Final = 130
 
@@ -83,7 +84,7 @@ def picture(
     rate: float = 0.0,
 ) -> RenderableType:
     """One screen; moves ``look.first`` to where there are rows."""
-    top: list[RenderableType] = [_headline(overview, look, now, fed=fed, rate=rate)]
+    top: list[RenderableType] = [_headline(overview, look, now, fed=fed, rate=rate, width=width)]
     top += [_server(move) for _, move in sorted(overview.servers.items())[:MOST_TASKS]]
     top += [_run(move, width) for move in runs_shown(overview)]
     top.append(Text(""))
@@ -125,15 +126,19 @@ def clients(overview: Overview, members: list[Member], look: Look, now: datetime
 # --- the lines above ------------------------------------------------------------------------------
 
 
-def _headline(overview: Overview, look: Look, now: datetime, *, fed: str, rate: float) -> RenderableType:
+def _headline(
+    overview: Overview, look: Look, now: datetime, *, fed: str, rate: float, width: int
+) -> RenderableType:
     line = Table.grid(expand=True)
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(justify="right", no_wrap=True, overflow="ellipsis")
     away = "" if look.bus_is_there else "  the bus is away"
     name = Text.assemble(("fedbus top", "bold"), f"  {fed}", (away, "bold red"))
     devices = len({one.client for one in overview.members.values()})
-    figures = f"{counted(devices, 'client')} · {overview.training} train · {rate:.1f} messages/s"
-    line.add_row(name, f"{figures} · {now.astimezone():%H:%M:%S}")
+    figures = [counted(devices, "client"), f"{overview.training} train", f"{now.astimezone():%H:%M:%S}"]
+    full = [*figures[:2], f"{rate:.1f} messages/s", figures[2]]
+    several = (" · ".join(one) for one in (full, figures, figures[:2]))
+    line.add_row(name, next((one for one in several if len(name) + 2 + len(one) <= width), ""))
     return line
 
 
@@ -201,7 +206,8 @@ def _foot(look: Look, shown: int, there_are: int, width: int) -> RenderableType:
     line.add_column(no_wrap=True, overflow="ellipsis")
     line.add_column(justify="right", no_wrap=True)
     where = f"{look.first + 1}–{look.first + shown} of {there_are}" if shown else "no clients yet"
-    line.add_row(Text.assemble("q quit · sort ", *_sorts(look, width), " · r reverse · ↑ ↓ scroll"), where)
+    more = " · r reverse · ↑ ↓ scroll" if width >= NARROW else " · r · ↑ ↓"
+    line.add_row(Text.assemble("q quit · sort ", *_sorts(look, width), more), where)
     return line
 
 

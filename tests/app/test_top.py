@@ -181,6 +181,17 @@ def test_a_screen_without_anybody_says_so() -> None:
     assert lines[-1].endswith("no clients yet")
 
 
+@pytest.mark.parametrize("width", [60, 80, 100, 140])
+async def test_neither_the_headline_nor_the_keys_are_cut(told: Told, width: int) -> None:
+    await told.clients(["c1", "c2"])
+    overview = await overview_of(told.bus)
+    lines = drawn(overview, width=width, look=Look(bus_is_there=False))
+    assert "the bus is away" in lines[0]
+    assert "…" not in lines[0] + lines[-1]
+    assert lines[-1].startswith("q quit")
+    assert lines[-1].endswith("1–2 of 2")
+
+
 def test_every_key_sorts_by_something_and_so_does_the_option() -> None:
     assert set(KEYS.values()) == set(SORTS) == {str(one) for one in Sort}
 
