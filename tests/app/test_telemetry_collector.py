@@ -13,6 +13,7 @@ from support.collector import black_hole, collecting
 
 from fedbus.app.embedded import embedded_nats
 from fedbus.app.telemetry import reading
+from fedbus.app.telemetry.collector import FLUSH_S, SILENT_FLUSH_S
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.signals import METRICS, SERIES
@@ -50,6 +51,17 @@ with configured("fedbus-trainer"):
     with tracer.start_as_current_span("above"):
         with suppress(ZeroDivisionError), tracer.start_as_current_span("below"):
             1 / 0
+"""
+LEAVES = """
+from opentelemetry._logs import LogRecord, get_logger_provider
+from opentelemetry.sdk.resources import Resource
+from fedbus.app.telemetry.collector import Collector
+
+collector = Collector(Resource({}))
+print(collector.flush_s)
+get_logger_provider().get_logger("test").emit(LogRecord(body="a line"))
+get_logger_provider().force_flush()
+print(collector.flush_s)
 """
 MANY = """
 from fedbus.app.telemetry import configured
@@ -217,6 +229,15 @@ async def test_a_slow_or_broken_collector_disturbs_nothing(
     async with collecting(slow_s, status) as collector:
         undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: collector.url}), tmp_path)
         assert collector.requests >= 1
+
+
+@pytest.mark.parametrize(("status", "waits"), [(200, [FLUSH_S, FLUSH_S]), (400, [FLUSH_S, SILENT_FLUSH_S])])
+async def test_who_leaves_does_not_wait_long_for_a_collector_that_took_nothing(
+    tmp_path: Path, status: int, waits: list[float]
+) -> None:
+    async with collecting(status=status) as collector:
+        told = await run(tmp_path, LEAVES, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs")
+    assert [float(line) for line in told[0].split()] == waits
 
 
 async def test_a_name_that_is_nowhere_disturbs_nothing(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@
   (OTEL_EXPORTER_OTLP_ENDPOINT, or one for a single signal) name one (`collector`).
 
 Nobody listening there, or somebody slow, slows nothing down: what is told waits in bounded queues for
-threads, complaints are one line a minute, and leaving takes FLUSH_S at the most.
+threads, complaints are one line a minute, and leaving takes FLUSH_S at the most, less where nothing went through.
 OTEL_SDK_DISABLED=true turns spans and figures off altogether.
 """
 
@@ -30,7 +30,6 @@ if TYPE_CHECKING:
     from fedbus.app.telemetry.collector import Collector
     from fedbus.app.telemetry.kept import Keeper
 
-FLUSH_S: Final = 2.0
 DISABLED: Final = "OTEL_SDK_DISABLED"
 
 __all__ = ["configured", "log_to_stderr"]
@@ -118,8 +117,8 @@ def _resource(service: str, about: dict[str, str]) -> dict[str, str | int]:
 
 
 def _leave(collector: "Collector") -> None:
-    """Send what waits, for FLUSH_S; then stop trying, which ends the exporters' retries."""
-    until = time.monotonic() + FLUSH_S
+    """Send what waits, as long as the collector has us wait; then stop trying, which ends the exporters' retries."""
+    until = time.monotonic() + collector.flush_s
     leaving = [
         threading.Thread(target=close, name="send the last", daemon=True) for close in collector.closes
     ]

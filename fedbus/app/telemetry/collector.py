@@ -32,6 +32,8 @@ from fedbus.contracts.signals import SERIES
 TRY_S: Final = 5.0
 """How long one try to send may take, with all its repeats; OTEL_EXPORTER_OTLP_TIMEOUT overrules it."""
 METRICS_EVERY_S: Final = 15.0
+FLUSH_S: Final = 2.0
+SILENT_FLUSH_S: Final = 0.3
 
 
 class Collector:
@@ -43,6 +45,8 @@ class Collector:
         self.closes: list[Callable[[], Any]] = [self._spans.shutdown]
         """Each sends what waits of one signal, and ends it."""
         self._exporters: list[Any] = []
+        self._failing: set[str] = set()
+        """The signals whose last try came to nothing."""
         if named(TRACES):
             self._send_spans()
         if named(METRICS):
@@ -58,6 +62,24 @@ class Collector:
     def begin(self) -> None:
         trace.set_tracer_provider(ProviderOfSdk(self._spans))
 
+    @property
+    def flush_s(self) -> float:
+        """How long to wait for the last to be sent: several processes end after each other, so not long for nothing."""
+        return SILENT_FLUSH_S if self._failing else FLUSH_S
+
+    def _noting(self, signal: str, exporter: Any) -> Any:
+        """*exporter*, each of whose tries is noted: whether it came to anything."""
+        send = exporter.export
+
+        def export(*args: Any, **more: Any) -> Any:
+            result = send(*args, **more)
+            (self._failing.discard if result.name == "SUCCESS" else self._failing.add)(signal)
+            return result
+
+        exporter.export = export
+        self._exporters.append(exporter)
+        return exporter
+
     def give_up(self) -> None:
         """Try no more."""
         for exporter in self._exporters:
@@ -67,8 +89,7 @@ class Collector:
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter  # noqa: PLC0415
         from opentelemetry.sdk.trace.export import BatchSpanProcessor  # noqa: PLC0415
 
-        exporter = OTLPSpanExporter(timeout=_timeout())
-        self._exporters.append(exporter)
+        exporter = self._noting(TRACES, OTLPSpanExporter(timeout=_timeout()))
         self._spans.add_span_processor(BatchSpanProcessor(exporter))
 
     def _send_metrics(self) -> None:
@@ -78,24 +99,22 @@ class Collector:
         from opentelemetry.sdk.metrics import MeterProvider  # noqa: PLC0415
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
 
-        exporter = OTLPMetricExporter(timeout=_timeout())
+        exporter = self._noting(METRICS, OTLPMetricExporter(timeout=_timeout()))
         every_s = float(os.environ[INTERVAL]) / 1000 if os.environ.get(INTERVAL) else METRICS_EVERY_S
         reader = PeriodicExportingMetricReader(exporter, every_s * 1000, cardinality_limits=limits())
         provider = MeterProvider([reader], self.resource, shutdown_on_exit=False)
         metrics.set_meter_provider(provider)
-        self._exporters.append(exporter)
         self.closes.append(provider.shutdown)
 
     def _send_lines(self) -> None:
         from opentelemetry.exporter.otlp.proto.http._log_exporter import OTLPLogExporter  # noqa: PLC0415
         from opentelemetry.sdk._logs.export import BatchLogRecordProcessor  # noqa: PLC0415
 
-        exporter = OTLPLogExporter(timeout=_timeout())
+        exporter = self._noting(LOGS, OTLPLogExporter(timeout=_timeout()))
         provider = LoggerProvider(self.resource, shutdown_on_exit=False)
         provider.add_log_record_processor(BatchLogRecordProcessor(exporter))
         _logs.set_logger_provider(provider)
         logging.getLogger().addHandler(LinesToCollector(provider))
-        self._exporters.append(exporter)
         self.closes.append(provider.shutdown)
 
 
