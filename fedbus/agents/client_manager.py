@@ -184,7 +184,7 @@ class ClientManager:
 
     async def _first_model(self) -> tuple[ModelRef, Path]:
         """The model that is served now, and before it the code that it belongs to."""
-        attempt = 0
+        attempt, said = 0, ""
         while True:
             try:
                 info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._id))
@@ -195,7 +195,10 @@ class ClientManager:
                 self._models.newest = offered
                 return offered.model, await self._models.fetch(offered.model, offered.blob)
             except (RequestRefused, BlobUnavailable, BlobCorrupt, StoreError) as error:
-                log.warning("no model yet", reason=str(error))
+                if (reason := str(error)) != said:
+                    say = log.info if isinstance(error, RequestRefused) else log.warning  # it may only begin
+                    say("no model yet", reason=reason)
+                    said = reason
                 await asyncio.sleep(backoff(attempt))
                 attempt += 1
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from structlog.testing import capture_logs
 from support import eventually
 from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused, returned
 from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
@@ -143,6 +144,15 @@ async def test_a_client_that_finds_no_model_in_time_has_failed_and_tries_again_w
         async with fed.agent(manager_of(fed.device(NAME))):
             await asked_to_serve(fed)
     assert fed.events("client") == ["started", "bootstrap_failed", "restarted", "model_fetched"]
+
+
+async def test_a_server_that_has_no_model_yet_is_told_of_once_and_is_no_warning(fed: Federation) -> None:
+    with capture_logs() as said:
+        async with ServerPlayed(fed).serving() as server, fed.agent(manager_of(fed.device(NAME))):
+            await eventually(lambda: server.infos >= 3)
+            await server.has(1)
+            await asked_to_serve(fed)
+    assert [one["log_level"] for one in said if one["event"] == "no model yet"] == ["info"]
 
 
 async def test_a_client_that_is_turned_away_ends_with_the_reason(
