@@ -18,7 +18,7 @@ from flwr.app import ConfigRecord, Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp
 from flwr.serverapp import Grid
 from support import eventually
-from support.nats_server import free_port
+from support.ports import free_port
 
 from fedbus.contracts.task import Task
 from fedbus.learning import apps

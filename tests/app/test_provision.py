@@ -18,7 +18,7 @@ from hypothesis import HealthCheck as Health
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import eventually
-from support.nats_server import free_port
+from support.ports import free_port
 from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
 from fedbus.agents.registrar import registrar

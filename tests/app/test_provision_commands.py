@@ -16,7 +16,7 @@ import pytest
 import structlog
 from support import NatsServer
 from support.federation import tiny_task
-from support.nats_server import free_port
+from support.ports import free_port
 from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
 from fedbus.agents.registrar import registrar

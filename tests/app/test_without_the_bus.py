@@ -1,7 +1,6 @@
 """A device whose bus is away when it starts: it predicts all the same, if it has served before."""
 
 import asyncio
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +9,7 @@ import numpy as np
 import pytest
 from support import eventually
 from support.federation import FED, TASK, tiny_task
+from support.ports import free_port
 
 from fedbus.agents.inference import KEPT
 from fedbus.app.compose import CLIENT_AGENTS, Device, Site, on_device, run_together
@@ -39,13 +39,6 @@ def has_served(device: Device) -> None:
     model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
     kept = InferStart(task=TASK, client="c1", model=model, path=str(path))
     (device.directory / KEPT).write_text(kept.model_dump_json())
-
-
-def free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        port: int = one.getsockname()[1]
-        return port
 
 
 async def test_a_device_that_has_served_before_predicts_without_the_bus(tmp_path: Path) -> None:

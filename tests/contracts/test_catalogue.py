@@ -39,6 +39,7 @@ each_listener = pytest.mark.parametrize("agent", [*HEARS, *FOLLOWS])
 
 AGENT_OF_MODULE = {
     "code_following": "server-manager",
+    "flower_asked": "server-manager",
     "rollouts": "server-manager",
     "promotions": "server-manager",
     "device_code": "client-manager",

@@ -15,7 +15,7 @@ import pytest
 import yaml
 from deploy.manifests import DEPLOY, Object, containers, of_kind, pods, rendered, role_of
 from support.command_line import Fedbus
-from support.nats_server import free_port
+from support.ports import free_port
 from support.trusted import Nats
 from support.waiting import eventually
 

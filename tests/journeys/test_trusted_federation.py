@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from support import eventually
 from support.federation import FED, TASK, AgentAtWork, tiny_task
-from support.nats_server import free_port
+from support.ports import free_port
 from support.trusted import Nats, TrustedBus, trusted_bus
 
 from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device, Site

@@ -3,12 +3,12 @@
 import asyncio
 import shutil
 import signal
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
+from support.ports import free_port
 from support.waiting import eventually
 
 CONFIG = """
@@ -17,13 +17,6 @@ max_payload: 8MB
 max_pending: 256MB
 jetstream {{ store_dir: "{store}", sync_interval: always }}
 """
-
-
-def free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
 
 
 class NatsServer:

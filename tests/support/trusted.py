@@ -23,7 +23,7 @@ from fedbus.bus.access import Access
 from fedbus.bus.accounts import push_accounts
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import Role
-from support.nats_server import free_port
+from support.ports import free_port
 from support.waiting import eventually
 
 FED = FederationId("test")

@@ -1,0 +1,31 @@
+"""Free ports for servers of tests."""
+
+import itertools
+import os
+import socket
+from typing import Final
+
+LOWEST: Final = 20_000
+EACH: Final = 1_500
+"""Ports of a worker; with eight workers they end below those that systems give away by themselves."""
+
+_worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
+_next = itertools.cycle(range(LOWEST + _worker * EACH, LOWEST + (_worker + 1) * EACH))
+for _ in range(os.getpid() % EACH):
+    next(_next)
+
+
+def free_port() -> int:
+    """A port that nobody has.
+
+    The system would give one that was just given back, or give it to a connection before a server has come up on it:
+    so two servers of a test got the same.
+    """
+    for port in itertools.islice(_next, EACH):
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise RuntimeError("this worker has no port left")
