@@ -30,10 +30,10 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile $(PYTEST)
+	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-all: $(READY)  ## the slow ones too
-	$(BIN)/pytest -n 2 --dist loadfile -m "not bench" $(PYTEST)
+	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench" $(PYTEST)
 
 faults: $(READY)  ## kills and freezes things
 	$(BIN)/pytest -m fault $(PYTEST)

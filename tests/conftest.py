@@ -6,6 +6,14 @@ from pathlib import Path
 import pytest
 from support import NatsServer, nats_server
 
+LONG = ("journeys", "faults")
+"""Whole stories: few of them to a file, and each as long as a hundred others."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The long ones first, so that at the end no worker is alone with them."""
+    items.sort(key=lambda item: item.path.parent.name not in LONG)
+
 
 @pytest.fixture
 async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:

@@ -11,6 +11,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import psutil
+import pytest
 import support
 from support import eventually
 from support.command_line import Fedbus
@@ -72,6 +73,7 @@ async def test_stopped_while_the_first_model_is_built_it_ends_without_a_complain
     assert complaints(home, said) == []
 
 
+@pytest.mark.slow
 async def test_stopped_in_the_middle_of_a_training_it_ends_without_a_complaint(tmp_path: Path) -> None:
     home, said = tmp_path / "home", list[str]()
     fedbus = Fedbus(home)

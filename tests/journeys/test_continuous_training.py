@@ -84,6 +84,7 @@ async def test_a_commit_leads_to_new_code_a_new_run_a_new_version_and_new_predic
     assert sorted(set(asked.versions)) == [1, 2, 3]
 
 
+@pytest.mark.slow
 async def test_code_that_fails_in_training_goes_back_by_itself_and_costs_no_prediction(
     fed: Federation, repository: Repository, ada: Signer
 ) -> None:

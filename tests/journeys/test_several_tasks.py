@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 
 import aiohttp
+import pytest
 from support.federation import TINY, Federation
 
 from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device
@@ -36,6 +37,7 @@ def tasks(directory: Path) -> list[Task]:
     return made
 
 
+@pytest.mark.slow
 async def test_three_tasks_share_two_devices_and_take_turns_at_training(
     fed: Federation, tmp_path: Path
 ) -> None:

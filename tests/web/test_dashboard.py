@@ -4,8 +4,6 @@ Screenshots of all pages are left in ``build/screenshots``.
 """
 
 import json
-from datetime import timedelta
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -14,6 +12,18 @@ from pydantic import BaseModel
 from support import NatsServer, eventually
 from support.chromium import Page
 from support.dashboards import FED, TOKEN, gateway
+from support.on_the_page import (
+    DRAWN,
+    LIVE,
+    NAMELESS,
+    PAGES,
+    ROWS,
+    SCREENSHOTS,
+    a_run,
+    button,
+    replied,
+    tab_to,
+)
 from support.told import COMMIT, TASK, Told, model
 
 from fedbus.bus.bus import Bus, Identity
@@ -22,37 +32,15 @@ from fedbus.contracts.causation import handling
 from fedbus.contracts.client import (
     ClientFacts,
     Declined,
-    FailTrain,
     FlClientFacts,
     InferenceFacts,
-    Joined,
-    RoundReply,
 )
 from fedbus.contracts.code import CodeFacts, RevertCode, RolloutBegun, RollOutCode
 from fedbus.contracts.examples import EXAMPLES
 from fedbus.contracts.message import Body, Family, Message, Request
-from fedbus.contracts.run import RoundResult, RunFacts, RunStarted, RunStopped, StartRun, StopRun
-from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
+from fedbus.contracts.run import RunFacts, RunStarted, RunStopped, StartRun, StopRun
 from fedbus.contracts.server import ServerFacts, StoreTrouble, UpdateReady
 from fedbus.contracts.serving import CapturePaused, CaptureResumed
-
-SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
-PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
-NAMELESS = """
-    [...document.querySelectorAll("button, a, input, select, [role=region]")]
-        .filter((one) => !one.closest("[hidden]"))
-        .filter((one) => !(one.innerText.trim() || one.getAttribute("aria-label") || one.labels?.length))
-        .map((one) => one.outerHTML)
-"""
-"""Controls that a screen reader could not name."""
-LIVE = "window.fedbus?.store.link === 'live'"
-ROWS = "[...document.querySelectorAll('tr[data-key]')]"
-
-
-def button(name: str) -> str:
-    """The button of this *name*, in the page."""
-    return f"[...document.querySelectorAll('button')].find((one) => one.textContent === {json.dumps(name)})"
-
 
 MARKUP = (
     "<img src=x onerror=\"window.hurt=1\"><script>window.hurt=1</script><svg/onload='window.hurt=1'>"
@@ -60,100 +48,6 @@ MARKUP = (
 )
 
 pytestmark = pytest.mark.timeout(240)
-
-
-async def a_run(told: Told) -> RunFacts:
-    """Three clients of six in a run's second round; one of them has failed."""
-    await told.server()
-    await told.clients([f"c{number}" for number in range(1, 7)])
-    await told.move(
-        learnt(told.run(1, 4, model=model(2).model_dump())), "run_finished", "running", "finished"
-    )
-    told.passes(60)
-    code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
-    await told.move(code, "code_read", "", "steady")
-    await a_schedule(told)
-    run = told.run(2, 0, loss=0.37)
-    for client in ("c1", "c2", "c3"):
-        told.passes(0.5)
-        doing = ClientFacts(task=TASK, client=client, run=run.run, model=model(2), code_version=COMMIT)
-        await told.move(doing, "client_start", "serving", "learning", "run mnist-2", "the run to end")
-        training = FlClientFacts(task=TASK, client=client, run=run.run)
-        await told.move(training, "client_start", "waiting", "pending")
-        await told.say(Joined(task=TASK, client=client, run=run.run))
-        told.passes(0.5)
-        await told.move(training, "round_started", "pending", "training")
-    await told.say(Declined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
-    for number in (1, 2):
-        for client, took in (("c1", 3.0), ("c2", 4.0), ("c3", 5.5)):
-            told.passes(2)
-            await told.say(replied(client, run.run, number, took))
-        so_far = learnt(told.run(2, number, loss=0.37, requested_at=run.requested_at))
-        await told.move(so_far, "round_finished", "running", "running")
-    await told.say(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
-    lost = FlClientFacts(task=TASK, client="c3")
-    await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
-    return run
-
-
-async def a_schedule(told: Told) -> None:
-    """One of two parts, of which one is half there; it began the first run."""
-    rule = ScheduleRule(
-        when="cron '0 3 * * *' or (labelled >= 64 on 2 clients and every 6h)",
-        timezone="Europe/Berlin",
-        quiet="weekday in SAT..SUN",
-        debounce_s=60,
-    )
-    facts = ScheduleFacts(
-        task=TASK,
-        holder="server/workflow-scheduler_1",
-        since=told.clock,
-        clock_since=told.clock,
-        started=1,
-        run="mnist-1",
-        rule=rule,
-        next_at=told.clock + timedelta(hours=5),
-        awaits=("cron '0 3 * * *'", "labelled >= 64 on 2 clients (1 so far)"),
-        fired_at=told.clock - timedelta(seconds=90),
-        fired_for="labelled >= 64 on 2 clients (c1: 70, c2: 64)",
-    )
-    await told.move(facts, "planned", "watching", "watching")
-
-
-def learnt(run: RunFacts) -> RunFacts:
-    """*run*, whose clients tell of themselves; c2 is not as good as the others, and c3 the slowest."""
-
-    def told_by(one: RoundResult, number: int) -> dict[str, float]:
-        loss = (one.loss or 0) * (1 + 0.15 * number)
-        return {"train_loss": loss, "train_accuracy": 1 - loss / 2, "train_num-examples": 18000.0}
-
-    def with_clients(one: RoundResult) -> RoundResult:
-        clients = {client: number for number, client in enumerate(one.participants)}
-        return one.model_copy(
-            update={
-                "figures": {client: told_by(one, number) for client, number in clients.items()},
-                "train_s": {client: 3.0 + number for client, number in clients.items()},
-                "transfer_s": {client: 0.4 + 0.2 * number for client, number in clients.items()},
-                "wait_s": {client: 2.5 - 1.2 * number for client, number in clients.items()},
-                "contributions": {client: 0.02 - 0.011 * number for client, number in clients.items()},
-            }
-        )
-
-    return run.model_copy(update={"rounds": tuple(map(with_clients, run.rounds))})
-
-
-def replied(client: str, run: str, number: int, took: float) -> RoundReply:
-    return RoundReply(
-        task=TASK,
-        client=client,
-        run=run,
-        round=number,
-        message_id=f"{client}-{number}",
-        reply_to=str(number),
-        created_at=0,
-        ttl_s=60,
-        train_s=took,
-    )
 
 
 async def models_of(task: str) -> dict[str, Any]:
@@ -518,109 +412,6 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
         await page.screenshot(SCREENSHOTS / "training-client.png")
 
 
-async def test_a_page_is_usable_by_keyboard_and_by_ear(told: Told, nats: NatsServer, page: Page) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
-        await page.open(url)
-        await page.until(LIVE)
-        for one in PAGES:
-            await page.run(f"location.hash = '#/{one}'")
-            await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
-            assert await page.run(NAMELESS) == [], one
-            assert await page.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
-            assert await page.run("document.querySelectorAll('h1').length") == 1
-
-
-HERE = """(() => {
-    const here = document.activeElement;
-    return [here.tagName.toLowerCase(), here.getAttribute("aria-label") ?? here.innerText?.trim() ?? ""];
-})()"""
-"""What has the focus, and what a screen reader calls it."""
-
-
-async def presses(page: Page, *keys: str) -> tuple[str, str]:
-    """Press *keys*; what has the focus then."""
-    for key in keys:
-        await page.press(key)
-    kind, name = await page.run(HERE)
-    return kind, name
-
-
-async def tab_to(page: Page, wanted: str, *, within: int = 40) -> str:
-    """Press Tab until what has the focus is a *wanted* thing, by its selector; its name."""
-    for _ in range(within):
-        _, name = await presses(page, "Tab")
-        if await page.run(f"document.activeElement.matches({json.dumps(wanted)})"):
-            return name
-    raise AssertionError(f"Tab never comes to {wanted}")
-
-
-async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
-    told: Told, nats: NatsServer, page: Page
-) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
-        await page.open(f"{url}/#/training")
-        await page.until("document.querySelector('.chart svg')")
-        assert await presses(page, "Tab") == ("a", "Skip to the content")
-        assert (await presses(page, "Enter"))[0] == "main"
-        assert await page.run("window.fedbus.app.name") == "training"
-        assert await presses(page, "Tab") == ("button", "Log loss")
-
-
-async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
-    told: Told, nats: NatsServer, page: Page
-) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
-        await page.open(f"{url}/#/fleet")
-        await page.until(f"{ROWS}.length === 6")
-        assert (await tab_to(page, "tr[data-key]")).startswith("c1")
-        assert (await presses(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
-        assert (await presses(page, "ArrowUp"))[1].startswith("c2")
-        assert (await presses(page, "End"))[1].startswith("c6")
-        assert (await presses(page, "Home", "ArrowDown"))[1].startswith("c2")
-        await presses(page, "Enter")
-        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
-        assert await presses(page, "Tab") == ("button", "Close"), "Tab leaves the table, however long it is"
-        await page.run("location.hash = '#/events?word=declined'")
-        await page.until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
-        await tab_to(page, "tr[data-key]")
-        await presses(page, "Enter")
-        await page.until("!document.querySelector('.drawer').hidden")
-        assert await presses(page, "Tab") == ("button", "Close")
-        kind, name = await presses(page, "Escape")
-        assert (kind, "declined" in name) == ("tr", True), "the focus is where it was"
-
-
-async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
-    told: Told, nats: NatsServer, page: Page
-) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
-        await page.open(f"{url}/#/runs")
-        await page.until("document.querySelectorAll('.gantt g').length > 2")
-        assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
-        along = [(await presses(page, "ArrowRight"))[1] for _ in range(4)]
-        assert along[-1].startswith("c1: round 2, trained for 3.0 s, ")
-        assert along[-1].endswith(", for 3.0 s")
-        assert (await presses(page, "ArrowDown"))[1].startswith("c2: round 2, trained for 4.0 s")
-        assert (await presses(page, "Home"))[1].startswith("c2: client learning")
-        assert (await page.text(".run .readout")).startswith("c2: client learning")
-        await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
-        await told.say(replied("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
-        await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
-        assert (await presses(page, "End"))[1].startswith("c2: round 3")
-        assert (await tab_to(page, "summary")) == "The same as a table"
-        await presses(page, "Enter")
-        await page.until("document.querySelector('.run details table')")
-        rows = "[...document.querySelectorAll('.run details tbody tr')].map((row) => row.innerText)"
-        assert any(
-            row.startswith("c3") and "round 2, trained for 5.5 s" in row for row in await page.run(rows)
-        )
-        await page.screenshot(SCREENSHOTS / "runs-table.png")
-
-
 async def test_a_filter_outlives_a_reload(told: Told, nats: NatsServer, page: Page) -> None:
     await a_run(told)
     async with gateway(nats.url) as url:
@@ -694,7 +485,6 @@ HELD = """
     };
 """
 """Answers to WHAT reach the page when the test calls ``go``."""
-DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
 async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
@@ -730,64 +520,6 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
         await page.until(f"{third} === 1")
         await page.run("window.fedbus.app.page.update({type: 'news', records: window.fedbus.store.recent})")
         assert await page.run(third) == 1
-
-
-async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_meanwhile(
-    told: Told, nats: NatsServer, page: Page
-) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
-        await page.open(f"{url}/#/fleet")
-        await page.until(f"{ROWS}.length === 6")
-        x, y = await page.run(
-            f"(() => {{ const box = {ROWS}[1].getBoundingClientRect(); return [box.x + 9, box.y + 9]; }})()"
-        )
-        mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
-        await page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
-        await told.clients(["c7"])
-        await page.until("window.fedbus.store.clients.size === 7")
-        await page.run(DRAWN)
-        await page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
-        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
-        await page.until(f"{ROWS}.length === 7")
-        await page.screenshot(SCREENSHOTS / "fleet-client.png")
-
-
-async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
-    told: Told, nats: NatsServer, page: Page
-) -> None:
-    await a_run(told)
-    long = told.run(3, 25, of=40)
-    await told.move(long, "round_finished", "running", "running")
-    async with gateway(nats.url) as url:
-        await page.open(f"{url}/#/runs/mnist-3")
-        await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
-        await page.until("document.querySelector('.run .readout').innerText.startsWith('Point at a bar')")
-        await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
-        await page.run("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
-        further = told.run(3, 26, of=40, requested_at=long.requested_at)
-        await told.move(further, "round_finished", "running", "running")
-        await page.until("document.querySelector('.run').innerText.includes('26 of 40')")
-        assert await page.run("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
-        assert await page.run("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
-
-
-async def test_a_screen_reader_is_not_told_of_each_message(told: Told, nats: NatsServer, page: Page) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
-        await page.open(f"{url}/#/events")
-        await page.until(f"{LIVE} && {ROWS}.length > 3")
-        await page.run(
-            "window.read = 0;"
-            "for (const one of document.querySelectorAll('[aria-live], [role=status], [role=alert], output'))"
-            " new MutationObserver(() => window.read++)"
-            ".observe(one, {childList: true, subtree: true, characterData: true})"
-        )
-        for number in range(3):
-            reason = f"reason {number}"
-            await told.say(Declined(task=TASK, client="c4", run="mnist-2", reason=reason))
-            await page.until(f"{ROWS}[0].textContent.includes('{reason}')")
-        assert await page.run("window.read") == 0
 
 
 async def test_a_loss_is_looked_at_on_a_logarithmic_scale(told: Told, nats: NatsServer, page: Page) -> None:

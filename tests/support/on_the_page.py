@@ -1,0 +1,153 @@
+"""The dashboard's pages for tests: what they show, what of them is looked at, and who walks through them."""
+
+import json
+from datetime import timedelta
+from pathlib import Path
+
+from fedbus.contracts.client import (
+    ClientFacts,
+    Declined,
+    FailTrain,
+    FlClientFacts,
+    Joined,
+    RoundReply,
+)
+from fedbus.contracts.code import CodeFacts
+from fedbus.contracts.run import RoundResult, RunFacts
+from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
+from support.chromium import Page
+from support.told import COMMIT, TASK, Told, model
+
+SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
+PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
+NAMELESS = """
+    [...document.querySelectorAll("button, a, input, select, [role=region]")]
+        .filter((one) => !one.closest("[hidden]"))
+        .filter((one) => !(one.innerText.trim() || one.getAttribute("aria-label") || one.labels?.length))
+        .map((one) => one.outerHTML)
+"""
+"""Controls that a screen reader could not name."""
+LIVE = "window.fedbus?.store.link === 'live'"
+ROWS = "[...document.querySelectorAll('tr[data-key]')]"
+HERE = """(() => {
+    const here = document.activeElement;
+    return [here.tagName.toLowerCase(), here.getAttribute("aria-label") ?? here.innerText?.trim() ?? ""];
+})()"""
+"""What has the focus, and what a screen reader calls it."""
+DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+
+
+def button(name: str) -> str:
+    """The button of this *name*, in the page."""
+    return f"[...document.querySelectorAll('button')].find((one) => one.textContent === {json.dumps(name)})"
+
+
+async def a_run(told: Told) -> RunFacts:
+    """Three clients of six in a run's second round; one of them has failed."""
+    await told.server()
+    await told.clients([f"c{number}" for number in range(1, 7)])
+    await told.move(
+        learnt(told.run(1, 4, model=model(2).model_dump())), "run_finished", "running", "finished"
+    )
+    told.passes(60)
+    code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
+    await told.move(code, "code_read", "", "steady")
+    await a_schedule(told)
+    run = told.run(2, 0, loss=0.37)
+    for client in ("c1", "c2", "c3"):
+        told.passes(0.5)
+        doing = ClientFacts(task=TASK, client=client, run=run.run, model=model(2), code_version=COMMIT)
+        await told.move(doing, "client_start", "serving", "learning", "run mnist-2", "the run to end")
+        training = FlClientFacts(task=TASK, client=client, run=run.run)
+        await told.move(training, "client_start", "waiting", "pending")
+        await told.say(Joined(task=TASK, client=client, run=run.run))
+        told.passes(0.5)
+        await told.move(training, "round_started", "pending", "training")
+    await told.say(Declined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
+    for number in (1, 2):
+        for client, took in (("c1", 3.0), ("c2", 4.0), ("c3", 5.5)):
+            told.passes(2)
+            await told.say(replied(client, run.run, number, took))
+        so_far = learnt(told.run(2, number, loss=0.37, requested_at=run.requested_at))
+        await told.move(so_far, "round_finished", "running", "running")
+    await told.say(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
+    lost = FlClientFacts(task=TASK, client="c3")
+    await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
+    return run
+
+
+async def a_schedule(told: Told) -> None:
+    """One of two parts, of which one is half there; it began the first run."""
+    rule = ScheduleRule(
+        when="cron '0 3 * * *' or (labelled >= 64 on 2 clients and every 6h)",
+        timezone="Europe/Berlin",
+        quiet="weekday in SAT..SUN",
+        debounce_s=60,
+    )
+    facts = ScheduleFacts(
+        task=TASK,
+        holder="server/workflow-scheduler_1",
+        since=told.clock,
+        clock_since=told.clock,
+        started=1,
+        run="mnist-1",
+        rule=rule,
+        next_at=told.clock + timedelta(hours=5),
+        awaits=("cron '0 3 * * *'", "labelled >= 64 on 2 clients (1 so far)"),
+        fired_at=told.clock - timedelta(seconds=90),
+        fired_for="labelled >= 64 on 2 clients (c1: 70, c2: 64)",
+    )
+    await told.move(facts, "planned", "watching", "watching")
+
+
+def learnt(run: RunFacts) -> RunFacts:
+    """*run*, whose clients tell of themselves; c2 is not as good as the others, and c3 the slowest."""
+
+    def told_by(one: RoundResult, number: int) -> dict[str, float]:
+        loss = (one.loss or 0) * (1 + 0.15 * number)
+        return {"train_loss": loss, "train_accuracy": 1 - loss / 2, "train_num-examples": 18000.0}
+
+    def with_clients(one: RoundResult) -> RoundResult:
+        clients = {client: number for number, client in enumerate(one.participants)}
+        return one.model_copy(
+            update={
+                "figures": {client: told_by(one, number) for client, number in clients.items()},
+                "train_s": {client: 3.0 + number for client, number in clients.items()},
+                "transfer_s": {client: 0.4 + 0.2 * number for client, number in clients.items()},
+                "wait_s": {client: 2.5 - 1.2 * number for client, number in clients.items()},
+                "contributions": {client: 0.02 - 0.011 * number for client, number in clients.items()},
+            }
+        )
+
+    return run.model_copy(update={"rounds": tuple(map(with_clients, run.rounds))})
+
+
+def replied(client: str, run: str, number: int, took: float) -> RoundReply:
+    return RoundReply(
+        task=TASK,
+        client=client,
+        run=run,
+        round=number,
+        message_id=f"{client}-{number}",
+        reply_to=str(number),
+        created_at=0,
+        ttl_s=60,
+        train_s=took,
+    )
+
+
+async def presses(page: Page, *keys: str) -> tuple[str, str]:
+    """Press *keys*; what has the focus then."""
+    for key in keys:
+        await page.press(key)
+    kind, name = await page.run(HERE)
+    return kind, name
+
+
+async def tab_to(page: Page, wanted: str, *, within: int = 40) -> str:
+    """Press Tab until what has the focus is a *wanted* thing, by its selector; its name."""
+    for _ in range(within):
+        _, name = await presses(page, "Tab")
+        if await page.run(f"document.activeElement.matches({json.dumps(wanted)})"):
+            return name
+    raise AssertionError(f"Tab never comes to {wanted}")

@@ -1,0 +1,162 @@
+"""The dashboard by keyboard, by ear and by mouse, in a real Chromium, while its federation goes on."""
+
+import pytest
+from support import NatsServer
+from support.chromium import Page
+from support.dashboards import gateway
+from support.on_the_page import (
+    DRAWN,
+    LIVE,
+    NAMELESS,
+    PAGES,
+    ROWS,
+    SCREENSHOTS,
+    a_run,
+    presses,
+    replied,
+    tab_to,
+)
+from support.told import TASK, Told
+
+from fedbus.contracts.client import (
+    Declined,
+)
+
+pytestmark = pytest.mark.timeout(240)
+
+
+async def test_a_page_is_usable_by_keyboard_and_by_ear(told: Told, nats: NatsServer, page: Page) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(url)
+        await page.until(LIVE)
+        for one in PAGES:
+            await page.run(f"location.hash = '#/{one}'")
+            await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
+            assert await page.run(NAMELESS) == [], one
+            assert await page.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
+            assert await page.run("document.querySelectorAll('h1').length") == 1
+
+
+async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/training")
+        await page.until("document.querySelector('.chart svg')")
+        assert await presses(page, "Tab") == ("a", "Skip to the content")
+        assert (await presses(page, "Enter"))[0] == "main"
+        assert await page.run("window.fedbus.app.name") == "training"
+        assert await presses(page, "Tab") == ("button", "Log loss")
+
+
+async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(f"{ROWS}.length === 6")
+        assert (await tab_to(page, "tr[data-key]")).startswith("c1")
+        assert (await presses(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
+        assert (await presses(page, "ArrowUp"))[1].startswith("c2")
+        assert (await presses(page, "End"))[1].startswith("c6")
+        assert (await presses(page, "Home", "ArrowDown"))[1].startswith("c2")
+        await presses(page, "Enter")
+        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
+        assert await presses(page, "Tab") == ("button", "Close"), "Tab leaves the table, however long it is"
+        await page.run("location.hash = '#/events?word=declined'")
+        await page.until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
+        await tab_to(page, "tr[data-key]")
+        await presses(page, "Enter")
+        await page.until("!document.querySelector('.drawer').hidden")
+        assert await presses(page, "Tab") == ("button", "Close")
+        kind, name = await presses(page, "Escape")
+        assert (kind, "declined" in name) == ("tr", True), "the focus is where it was"
+
+
+async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/runs")
+        await page.until("document.querySelectorAll('.gantt g').length > 2")
+        assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
+        along = [(await presses(page, "ArrowRight"))[1] for _ in range(4)]
+        assert along[-1].startswith("c1: round 2, trained for 3.0 s, ")
+        assert along[-1].endswith(", for 3.0 s")
+        assert (await presses(page, "ArrowDown"))[1].startswith("c2: round 2, trained for 4.0 s")
+        assert (await presses(page, "Home"))[1].startswith("c2: client learning")
+        assert (await page.text(".run .readout")).startswith("c2: client learning")
+        await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
+        await told.say(replied("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
+        await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
+        assert (await presses(page, "End"))[1].startswith("c2: round 3")
+        assert (await tab_to(page, "summary")) == "The same as a table"
+        await presses(page, "Enter")
+        await page.until("document.querySelector('.run details table')")
+        rows = "[...document.querySelectorAll('.run details tbody tr')].map((row) => row.innerText)"
+        assert any(
+            row.startswith("c3") and "round 2, trained for 5.5 s" in row for row in await page.run(rows)
+        )
+        await page.screenshot(SCREENSHOTS / "runs-table.png")
+
+
+async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_meanwhile(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/fleet")
+        await page.until(f"{ROWS}.length === 6")
+        x, y = await page.run(
+            f"(() => {{ const box = {ROWS}[1].getBoundingClientRect(); return [box.x + 9, box.y + 9]; }})()"
+        )
+        mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
+        await page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
+        await told.clients(["c7"])
+        await page.until("window.fedbus.store.clients.size === 7")
+        await page.run(DRAWN)
+        await page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
+        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
+        await page.until(f"{ROWS}.length === 7")
+        await page.screenshot(SCREENSHOTS / "fleet-client.png")
+
+
+async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    await a_run(told)
+    long = told.run(3, 25, of=40)
+    await told.move(long, "round_finished", "running", "running")
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/runs/mnist-3")
+        await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
+        await page.until("document.querySelector('.run .readout').innerText.startsWith('Point at a bar')")
+        await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
+        await page.run("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
+        further = told.run(3, 26, of=40, requested_at=long.requested_at)
+        await told.move(further, "round_finished", "running", "running")
+        await page.until("document.querySelector('.run').innerText.includes('26 of 40')")
+        assert await page.run("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
+        assert await page.run("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
+
+
+async def test_a_screen_reader_is_not_told_of_each_message(told: Told, nats: NatsServer, page: Page) -> None:
+    await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/events")
+        await page.until(f"{LIVE} && {ROWS}.length > 3")
+        await page.run(
+            "window.read = 0;"
+            "for (const one of document.querySelectorAll('[aria-live], [role=status], [role=alert], output'))"
+            " new MutationObserver(() => window.read++)"
+            ".observe(one, {childList: true, subtree: true, characterData: true})"
+        )
+        for number in range(3):
+            reason = f"reason {number}"
+            await told.say(Declined(task=TASK, client="c4", run="mnist-2", reason=reason))
+            await page.until(f"{ROWS}[0].textContent.includes('{reason}')")
+        assert await page.run("window.read") == 0
