@@ -49,7 +49,7 @@ export function heads(...titles) {
   return h("thead", {}, h("tr", {}, titles.map((one) => [one].flat()).map(([title, kind]) => h("th", { scope: "col", class: kind }, title))));
 }
 
-/** While a button of the mouse is down nothing is drawn anew: what it went down on must still be there when it comes up. */
+/** While a button of the mouse or the space bar is down nothing is drawn anew: what it went down on must still be there when it comes up. */
 let pressed = false;
 const waiting = new Set();
 const press = (now) => {
@@ -58,6 +58,7 @@ const press = (now) => {
 };
 addEventListener("pointerdown", () => press(true), true);
 for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => press(false), true);
+for (const [event, now] of [["keydown", true], ["keyup", false]]) addEventListener(event, ({ key }) => key === " " && press(now), true);
 addEventListener("blur", () => press(false));
 
 /** Run *work* once in the next frame, however often it is asked for; hidden pages wait. */

@@ -118,11 +118,16 @@ class Page:
 
     async def press(self, key: str) -> None:
         """A key of the keyboard, down and up again, to whatever has the focus."""
+        await self.key("keyDown", key)
+        await self.key("keyUp", key)
+
+    async def key(self, what: str, key: str) -> None:
+        """One half of it: ``keyDown`` or ``keyUp``."""
         told: dict[str, Any] = {"key": key, "code": CODES.get(key, key)}
         told |= {"windowsVirtualKeyCode": VIRTUAL[key]} if key in VIRTUAL else {}
-        text = {"Enter": "\r", " ": " "}.get(key)
-        await self.send("Input.dispatchKeyEvent", type="keyDown", **told, **({"text": text} if text else {}))
-        await self.send("Input.dispatchKeyEvent", type="keyUp", **told)
+        if what == "keyDown" and (text := {"Enter": "\r", " ": " "}.get(key)):
+            told["text"] = text
+        await self.send("Input.dispatchKeyEvent", type=what, **told)
 
     async def look(self, *, wide: int = 1360, high: int = 860, dark: bool = False) -> None:
         """Be so large, and light or dark."""

@@ -125,6 +125,25 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
         await page.screenshot(SCREENSHOTS / "fleet-client.png")
 
 
+async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_meanwhile(
+    told: Told, nats: NatsServer, page: Page
+) -> None:
+    run = await a_run(told)
+    async with gateway(nats.url) as url:
+        await page.open(f"{url}/#/training")
+        await page.until(f"{ROWS}.length === 3")
+        await page.run(f"{ROWS}[2].querySelector('input').focus()")
+        await page.key("keyDown", " ")
+        further = told.run(2, 3, requested_at=run.requested_at)
+        await told.move(further, "round_finished", "running", "running")
+        await page.until(
+            "window.fedbus.store.recent.some((one) => one.body.facts?.rounds?.at(-1)?.round === 3)"
+        )
+        await page.run(DRAWN)
+        await page.key("keyUp", " ")
+        await page.until("document.querySelector('.chart .keys').innerText === 'c3'")
+
+
 async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
     told: Told, nats: NatsServer, page: Page
 ) -> None:
