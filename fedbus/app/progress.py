@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from fedbus.app.fleet import Fleet, Step
-from fedbus.app.show import STYLES
+from fedbus.app.show import STYLES, printable
 from fedbus.app.stack import Stack
 from fedbus.app.traffic import Counts
 
@@ -51,7 +51,7 @@ class PlainView:
             self._print(str(step))
 
     def _print(self, line: str) -> None:
-        self._console.print(line, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(printable(line), highlight=False, soft_wrap=True, markup=False)
 
 
 class LiveView:

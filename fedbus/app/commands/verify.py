@@ -138,7 +138,8 @@ def _tell(facts: dict[str, Any], *, limit: int | None) -> None:
     grid.add_column(no_wrap=True)
     for one in facts["findings"]:
         mark, style = MARKS[one["fit"]]
-        grid.add_row(Text(f"  {mark}", style=style), one["about"], Text(one["says"], overflow="fold"))
+        says = Text(show.printable(one["says"]), overflow="fold")
+        grid.add_row(Text(f"  {mark}", style=style), one["about"], says)
     console.print(grid, soft_wrap=False)
     console.print()
     _tell_rounds(facts["rounds"])
