@@ -61,7 +61,9 @@ async def stopped(process: ChildProcess) -> int:
 
 
 def complaints(home: Path, said: list[str]) -> list[str]:
-    lines = [line for log in (home / "logs").glob("*.log") for line in log.read_text().splitlines()]
+    logs = list((home / "logs").glob("*.log"))
+    assert logs, "nothing was written that could complain"
+    lines = [line for log in logs for line in log.read_text().splitlines()]
     return [line for line in [*lines, *said] if COMPLAINTS.search(line)]
 
 
