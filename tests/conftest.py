@@ -1,11 +1,13 @@
 """What every test may ask for."""
 
-from collections.abc import AsyncIterator
+import os
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from support import NatsServer, nats_server
 
+SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
 LONG = ("journeys", "faults")
 """Whole stories: few of them to a file, and each as long as a hundred others."""
 
@@ -13,6 +15,19 @@ LONG = ("journeys", "faults")
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """The long ones first, so that at the end no worker is alone with them."""
     items.sort(key=lambda item: item.path.parent.name not in LONG)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _settings_as_they_were() -> Iterator[None]:
+    """What a file leaves in the environment, the next one of the same worker would read."""
+    before = _settings()
+    yield
+    assert _settings() == before
+
+
+def _settings() -> dict[str, str]:
+    """All but what libraries note for themselves."""
+    return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
 
 
 @pytest.fixture

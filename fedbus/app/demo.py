@@ -9,8 +9,8 @@ import json
 import os
 import shutil
 import time
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Iterator, Mapping
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -70,7 +70,6 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
     """The demonstration; raises Failure where it cannot come to its end."""
     began = time.monotonic()
     data_dir = (wishes.data or settings.data_dir).absolute()
-    os.environ["FEDBUS_DATA_DIR"] = str(data_dir)  # the task's own code reads it, here and in the processes
     task, theirs = _task(wishes), settings
     settings = settings.model_copy(
         update={
@@ -80,18 +79,20 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
             "given_data_dir": data_dir,
         }
     )
-    samples = await asyncio.to_thread(_samples, task, wishes.clients)
-    dataset = await asyncio.to_thread(_dataset, task)
-    console.print(
-        f"fedbus demo: {wishes.clients} clients, {wishes.runs} runs of {task.table.rounds} rounds, {dataset}"
-    )
-    if task.id not in dataset.lower():
-        console.print(f"no {task.id} data in {data_dir}: say where it is with --data", soft_wrap=True)
     async with AsyncExitStack() as open_things:
+        open_things.enter_context(_in_environment("FEDBUS_DATA_DIR", data_dir))  # read by the task's own code
+        samples = await asyncio.to_thread(_samples, task, wishes.clients)
+        dataset = await asyncio.to_thread(_dataset, task)
+        console.print(
+            f"fedbus demo: {wishes.clients} clients, {wishes.runs} runs of {task.table.rounds} rounds, {dataset}"
+        )
+        if task.id not in dataset.lower():
+            console.print(f"no {task.id} data in {data_dir}: say where it is with --data", soft_wrap=True)
         settings = _emptied(settings)
         commits = await asyncio.to_thread(Commits, settings.home, task) if wishes.commit else None
         if commits and commits.allowed_signers:
-            os.environ["FEDBUS_ALLOWED_SIGNERS"] = str(commits.allowed_signers)
+            signers = commits.allowed_signers
+            open_things.enter_context(_in_environment("FEDBUS_ALLOWED_SIGNERS", signers))
         running = await open_things.enter_async_context(
             stack(
                 settings,
@@ -126,6 +127,20 @@ async def demo(wishes: Wishes, settings: Settings, stop: asyncio.Event, console:
 
 
 # --- before ---------------------------------------------------------------------------------
+
+
+@contextmanager
+def _in_environment(name: str, value: Path) -> Iterator[None]:
+    """*name* is *value* to this process and those it starts, and afterwards what it was before."""
+    before = os.environ.get(name)
+    os.environ[name] = str(value)
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ[name]
+        else:
+            os.environ[name] = before
 
 
 def _task(wishes: Wishes) -> Task:
