@@ -74,20 +74,22 @@ class Told:
 
     def _hand_over(self, word: Word) -> None:
         what = f"round {word.round}" if isinstance(word, RoundSeen) else type(word).__name__
+        self._guarded(lambda: self._once(word, what), what)
+
+    def _once(self, word: Word, what: str) -> None:
         if self._memory.was_told(self._name, word.run, what):
             return
         match word:
             case RunBegun():
-                done = self._guarded(lambda: self._tracker.begin(word), what)
+                self._tracker.begin(word)
             case RoundSeen():
-                done = self._guarded(lambda: self._tracker.round(word), what)
+                self._tracker.round(word)
             case RunEnded():
-                done = self._guarded(lambda: self._tracker.end(word), what)
-        if done:
-            self._memory.tell(self._name, word.run, what)
+                self._tracker.end(word)
+        self._memory.tell(self._name, word.run, what)
 
-    def _guarded(self, work: Callable[[], None], what: str) -> bool:
-        """Whether it did; somebody else's code may raise anything, and costs nobody a run."""
+    def _guarded(self, work: Callable[[], None], what: str) -> None:
+        """Somebody else's code may raise anything, and costs nobody a run."""
         try:
             work()
         except Exception as error:  # noqa: BLE001
@@ -97,9 +99,8 @@ class Told:
             )
             if self._failures == FAILURES_BORNE:
                 log.warning("the tracker is left out until the monitor is started anew", tracker=self._name)
-            return False
-        self._failures = 0
-        return True
+        else:
+            self._failures = 0
 
 
 @told_step_by_step
@@ -126,7 +127,7 @@ class TrainingMonitor:
         try:
             await first_of(stop.wait(), self._follow())
         finally:
-            for told in self._told:
+            for told in reversed(self._told):  # the first of them is the memory of all
                 await asyncio.to_thread(told.close)
 
     async def _follow(self) -> None:

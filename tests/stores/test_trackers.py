@@ -4,6 +4,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 from support import eventually
 
 from fedbus.stores.trackers.interface import (
@@ -85,6 +86,17 @@ def test_the_local_one_remembers_what_others_were_told_after_a_restart_too(place
     assert memory.was_told("wandb", "mnist-1", "round 1")
     assert not memory.was_told("wandb", "mnist-1", "round 2")
     assert not memory.was_told("mlflow", "mnist-1", "round 1")
+
+
+def test_a_damaged_file_is_set_aside_and_begun_anew(place: Place) -> None:
+    tell_two_runs(open_tracker("local", place))
+    file = place.directory / "training.db"
+    file.write_bytes(b"no database at all, and long enough to be taken for one" * 100)
+    with capture_logs() as said:
+        tell_two_runs(open_tracker("local", place))
+    assert [line["reason"] for line in said] == ["file is not a database"]
+    assert len(rounds_in(place.directory, TASK)) == 4
+    assert file.with_name("training.db.damaged").read_bytes().startswith(b"no database at all")
 
 
 def test_nothing_was_kept_where_nothing_was_ever_told(tmp_path: Path) -> None:

@@ -9,8 +9,13 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Final
 
+import structlog
+
+from fedbus.stores.errors import StoreDamaged
+from fedbus.stores.sqlite import opened
 from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
 
+log = structlog.get_logger("fedbus.trackers")
 FILE: Final = "training.db"
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
@@ -24,17 +29,14 @@ CREATE TABLE IF NOT EXISTS told (
 
 
 class LocalTracker:
-    """Keeps the curves in *place*, whichever other tracker does."""
+    """Keeps the curves in *place*, whichever other tracker does. For any thread; raises StoreError where it cannot."""
 
     def __init__(self, place: Place) -> None:
-        place.directory.mkdir(parents=True, exist_ok=True)
         self._task = place.task
-        self._path = place.directory / FILE
-        with closing(self._open()) as database:
-            database.executescript(SCHEMA)
+        self._database = _opened(place.directory / FILE)
 
     def begin(self, run: RunBegun) -> None:
-        self._do(
+        self._database.execute(
             "INSERT INTO runs (task, run, began, trigger, code_version, config, trace_id) VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET code_version = excluded.code_version",
             (
@@ -49,13 +51,13 @@ class LocalTracker:
         )
 
     def round(self, seen: RoundSeen) -> None:
-        self._do(
+        self._database.execute(
             "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)",
             (seen.task, seen.run, seen.round, seen.step, seen.at.isoformat(), json.dumps(flat(seen))),
         )
 
     def end(self, run: RunEnded) -> None:
-        self._do(
+        self._database.execute(
             "UPDATE runs SET ended = ?, state = ?, reason = ?, model_version = ?, promoted = ?"
             " WHERE task = ? AND run = ?",
             (
@@ -70,31 +72,43 @@ class LocalTracker:
         )
 
     def close(self) -> None:
-        """Each word is on disk when it was taken."""
+        """Each word was kept when it was taken; others' words are not remembered from here on."""
+        self._database.close()
 
     # --- what others were told -------------------------------------------------------------------
 
     def was_told(self, tracker: str, run: str, what: str) -> bool:
         """Whether *tracker* has been told of it, by this process or one before."""
-        with closing(self._open()) as database:
-            found = database.execute(
-                "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
-                (tracker, self._task, run, what),
-            )
-            return found.fetchone() is not None
+        found = self._database.execute(
+            "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
+            (tracker, self._task, run, what),
+        )
+        return found.fetchone() is not None
 
     def tell(self, tracker: str, run: str, what: str) -> None:
         """Remember that it was told."""
-        self._do("INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, what))
+        self._database.execute(
+            "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, what)
+        )
 
-    def _do(self, statement: str, values: tuple[Any, ...]) -> None:
-        with closing(self._open()) as database, database:
-            database.execute(statement, values)
 
-    def _open(self) -> sqlite3.Connection:
-        database = sqlite3.connect(self._path, timeout=10)
-        database.execute("PRAGMA journal_mode = WAL")
-        return database
+def _opened(path: Path) -> sqlite3.Connection:
+    """A file that is damaged is set aside: the log of the runs, which is told from its beginning, fills a new one."""
+    try:
+        return opened(path, _prepare)
+    except StoreDamaged as error:
+        for suffix in ("", "-wal", "-shm"):
+            file = path.with_name(path.name + suffix)
+            if file.exists():
+                file.replace(path.with_name(f"{path.name}.damaged{suffix}"))
+        log.warning(
+            "the curves are damaged, set aside and begun anew", file=str(path), reason=str(error.__cause__)
+        )
+        return opened(path, _prepare)
+
+
+def _prepare(connection: sqlite3.Connection) -> None:
+    connection.executescript(SCHEMA)
 
 
 def rounds_in(directory: Path, task: str) -> list[dict[str, Any]]:
