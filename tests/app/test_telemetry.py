@@ -210,6 +210,20 @@ def test_a_library_with_a_level_of_its_own_has_the_one_that_is_set() -> None:
     assert run(FLOWER, FEDBUS_LOG_LEVEL="warning").stderr == ""
 
 
+def test_blank_lines_of_a_library_are_no_lines() -> None:
+    """Flower sets its own apart with them; where each line is a fact there is nothing to tell."""
+    said = run(
+        """
+import logging
+from fedbus.app import telemetry
+telemetry.log_to_stderr()
+for words in ("", "\\t", "Final results:"):
+    logging.getLogger("flwr").info(words)
+"""
+    )
+    assert [json.loads(line)["event"] for line in said.stderr.splitlines()] == ["Final results:"]
+
+
 def test_a_library_with_a_file_of_its_own_writes_it_in_its_own_way() -> None:
     """Weights & Biases does; a line of its that cannot be formatted is twenty of an error on standard error."""
     said = run(

@@ -15,12 +15,16 @@ from typing import Any, Final
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
-from opentelemetry.trace import Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
+from opentelemetry.trace.propagation import (
+    _SPAN_KEY as SPAN_KEY,
+)  # whose functions look the context up each time
 from opentelemetry.util import types
 
 from fedbus.app.telemetry.kept import Begun, Made, Record
 from fedbus.contracts.signals import failed
 
+# SPAN_KEY: where the API has the current span in a context. Its functions look the context up once more each.
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 Take = Callable[[Made], None]
 Began = Callable[[Begun], None]
@@ -78,7 +82,8 @@ class LightTracer(BlockTracer):
         record_exception: bool = True,  # noqa: ARG002, FBT001, FBT002  # the API's
         set_status_on_exception: bool = True,  # noqa: ARG002, FBT001, FBT002
     ) -> "LightSpan":
-        span = LightSpan(self._take, self._scope, name, context, kind, attributes, links, start_time)
+        within = otel_context.get_current() if context is None else context
+        span = LightSpan(self._take, self._scope, name, within, kind, attributes, links, start_time)
         self._began(span)
         return span
 
@@ -86,15 +91,17 @@ class LightTracer(BlockTracer):
 class CurrentSpan(AbstractContextManager[trace.Span]):
     """A span that begins and ends with a block. No generator: they cost as much again as the span."""
 
-    __slots__ = ("_about", "_span", "_token", "_tracer")
+    __slots__ = ("_about", "_context", "_name", "_span", "_token", "_tracer")
 
-    def __init__(self, tracer: BlockTracer, *about: Any) -> None:
-        self._tracer, self._about = tracer, about
+    def __init__(self, tracer: BlockTracer, name: str, context: Context | None, *about: Any) -> None:
+        self._tracer, self._name, self._context, self._about = tracer, name, context, about
 
     def __enter__(self) -> trace.Span:
-        self._span = self._tracer.start_span(*self._about)
-        self._token = otel_context.attach(trace.set_span_in_context(self._span))
-        return self._span
+        around = otel_context.get_current()
+        within = around if self._context is None else self._context
+        self._span = span = self._tracer.start_span(self._name, within, *self._about)
+        self._token = otel_context.attach(Context({**around, SPAN_KEY: span}))
+        return span
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
@@ -130,14 +137,14 @@ class LightSpan(trace.Span):
         take: Take,
         scope: str,
         name: str,
-        context: Context | None,
+        within: Context,
         kind: SpanKind,
         attributes: types.Attributes,
         links: "Sequence[Link] | None",
         start: int | None,
     ) -> None:
-        above = trace.get_current_span(context).get_span_context()
-        trace_id, above_id, _, _, state, is_child = above
+        above: trace.Span = within.get(SPAN_KEY, INVALID_SPAN)  # type: ignore[assignment]  # nobody puts else there
+        trace_id, above_id, _, _, state, is_child = above.get_span_context()
         self._parent = above_id if is_child else 0
         self._context = SpanContext(
             trace_id if is_child else getrandbits(128) or 1,

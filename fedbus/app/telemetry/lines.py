@@ -20,7 +20,7 @@ from structlog.typing import Processor
 
 from fedbus.app.telemetry import exceptions
 from fedbus.app.telemetry.asked import FORMAT, FORMATS, LEVEL
-from fedbus.app.telemetry.later import WrittenLater
+from fedbus.app.telemetry.later import AtOnce, WrittenLater
 from fedbus.contracts.signals import LOG_LINES, add
 
 SAID_AGAIN_AFTER_S: Final = 60.0
@@ -43,12 +43,14 @@ def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    writer = logging.StreamHandler()
+    writer = logging.StreamHandler() if readable else AtOnce()
+    writer.addFilter(_says_something)
     writer.addFilter(OneLineOfOpenTelemetry())
     writer.addFilter(_counted)
     writer.setFormatter(OneLine(about, readable=readable))
     # a person at a terminal waits for the line
-    logging.basicConfig(handlers=[writer if readable else WrittenLater(writer)], level=number, force=True)
+    handler = WrittenLater(writer) if isinstance(writer, AtOnce) else writer
+    logging.basicConfig(handlers=[handler], level=number, force=True)
     logging._srcfile = None  # noqa: SLF001  # who called is in no line, and looking for it costs most of one
     for name, least in CHATTY.items():
         logging.getLogger(name).setLevel(least)
@@ -136,6 +138,11 @@ def _at_short(said: float) -> str:
 def errors_so_far() -> tuple[int, str]:
     """How many error lines this process has written, and the last of them."""
     return _errors.count, _errors.last
+
+
+def _says_something(record: logging.LogRecord) -> bool:
+    """Flower sets its lines apart by blank ones, which tell nothing where each line is a fact."""
+    return not isinstance(record.msg, str) or bool(record.msg.strip())
 
 
 @dataclass
