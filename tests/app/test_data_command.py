@@ -1,9 +1,6 @@
 """`fedbus data`: a person at a device looks at what it has captured, and takes it out as a table."""
 
-import json
 import sqlite3
-import subprocess
-import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -11,6 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from support.command_line import Said, fedbus_said
 
 from fedbus.stores.captured import CapturedData
 from fedbus.stores.captured_rows import is_held_out
@@ -25,16 +23,9 @@ async def captured(home: Path, client: str, labels: list[int | float | list[floa
     await store.close()
 
 
-def fedbus(home: Path, *arguments: str | Path) -> subprocess.CompletedProcess[str]:
-    program = [sys.executable, "-m", "fedbus.app.cli", *map(str, arguments)]
-    return subprocess.run(
-        program,
-        check=False,
-        capture_output=True,
-        text=True,
-        timeout=60,
-        env={"FEDBUS_HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"},
-    )
+def fedbus(home: Path, *arguments: str | Path) -> Said:
+    environment = {"FEDBUS_HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
+    return fedbus_said(*map(str, arguments), environment=environment)
 
 
 def files_in(directory: Path) -> list[str]:
@@ -42,10 +33,10 @@ def files_in(directory: Path) -> list[str]:
 
 
 async def test_what_is_there_is_listed(tmp_path: Path) -> None:
-    assert "nothing is captured" in fedbus(tmp_path, "data", "ls").stderr
+    assert "nothing is captured" in fedbus(tmp_path, "data", "ls").err
     await captured(tmp_path, "c1", [1, None, 2])
     await captured(tmp_path, "c2", [None])
-    listed = json.loads(fedbus(tmp_path, "data", "ls", "--json").stdout)
+    listed = fedbus(tmp_path, "data", "ls", "--json").facts
     assert [(one["client"], one["task"], one["rows"], one["labelled"]) for one in listed] == [
         ("c1", "mnist", 3, 2),
         ("c2", "mnist", 1, 0),
@@ -57,7 +48,7 @@ async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
     await captured(tmp_path, "c1", [1, None, 0.5])
     path = tmp_path / f"rows.{suffix}"
     done = fedbus(tmp_path, "data", "export", path)
-    assert done.stdout.startswith(f"3 rows of c1/mnist are in {path}"), done
+    assert done.out.startswith(f"3 rows of c1/mnist are in {path}"), done
     table = pq.read_table(path) if suffix == "parquet" else pa.ipc.open_file(str(path)).read_all()
     assert table["label"].to_pylist() == [1.0, None, 0.5]
     assert table["output"].to_pylist() == [[0], [1], [2]]
@@ -74,13 +65,13 @@ async def test_which_share_is_held_out_may_be_said_and_must_be_where_an_older_fe
 ) -> None:
     await captured(tmp_path, "c1", [1, 2, 3])
     path = tmp_path / "rows.parquet"
-    assert fedbus(tmp_path, "data", "export", path, "--holdout", "1").returncode == 0
+    assert fedbus(tmp_path, "data", "export", path, "--holdout", "1").code == 0
     assert pq.read_table(path)["held_out"].to_pylist() == [True] * 3
     with closing(sqlite3.connect(tmp_path / "clients" / "c1" / "mnist" / "captured.db")) as database:
         database.execute("DROP TABLE ever")
     unknown = fedbus(tmp_path, "data", "export", path)
-    assert (unknown.returncode, "as in --holdout 0.2" in unknown.stderr) == (2, True)
-    assert fedbus(tmp_path, "data", "export", path, "--holdout", "0").returncode == 0
+    assert (unknown.code, "as in --holdout 0.2" in unknown.err) == (2, True)
+    assert fedbus(tmp_path, "data", "export", path, "--holdout", "0").code == 0
     assert pq.read_table(path)["held_out"].to_pylist() == [False] * 3
 
 
@@ -90,14 +81,14 @@ async def test_what_is_not_yet_in_the_file_itself_is_counted_as_well(tmp_path: P
     for n in range(60):
         store.add(np.zeros(1000, np.float32), np.int64(n), model_version=1)
     await store.written()
-    (listed,) = json.loads(fedbus(tmp_path, "data", "ls", "--json").stdout)
+    (listed,) = fedbus(tmp_path, "data", "ls", "--json").facts
     assert listed["size_bytes"] > 60 * 4000 > path.stat().st_size
     await store.close()
 
 
 async def test_only_labelled_rows_where_that_is_asked_for(tmp_path: Path) -> None:
     await captured(tmp_path, "c1", [[0.5, 0.5], None, 2])
-    assert fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet", "--labelled").returncode == 0
+    assert fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet", "--labelled").code == 0
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table["label"].to_pylist() == [[0.5, 0.5], [2.0]]
 
@@ -108,23 +99,23 @@ async def test_rows_are_exported_while_more_are_captured(tmp_path: Path) -> None
         store.add(np.zeros(4, np.float32), np.int64(n), model_version=1)
     await store.written()
     store.add(np.zeros(4, np.float32), np.int64(0), model_version=1)
-    assert fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet").returncode == 0
+    assert fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet").code == 0
     assert pq.read_table(tmp_path / "rows.parquet").num_rows in (3000, 3001)
     await store.close()
 
 
 async def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
     missing = fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet")
-    assert (missing.returncode, "no such client" in missing.stderr) == (5, True)
+    assert (missing.code, "no such client" in missing.err) == (5, True)
     await captured(tmp_path, "c1", [1])
     await captured(tmp_path, "c2", [1])
     several = fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet")
-    assert (several.returncode, "c1/mnist, c2/mnist" in several.stderr) == (2, True)
+    assert (several.code, "c1/mnist, c2/mnist" in several.err) == (2, True)
     strange = fedbus(tmp_path, "data", "export", tmp_path / "rows.csv", "--client", "c1")
-    assert (strange.returncode, ".parquet or .arrow" in strange.stderr) == (1, True)
+    assert (strange.code, ".parquet or .arrow" in strange.err) == (1, True)
     nowhere = fedbus(tmp_path, "data", "export", "/nowhere/rows.parquet", "--client", "c1")
-    assert nowhere.returncode == 6
-    assert nowhere.stderr.startswith(
+    assert nowhere.code == 6
+    assert nowhere.err.startswith(
         "fedbus: cannot use /nowhere: No such file or directory; make it a directory"
     )
     assert files_in(tmp_path) == ["clients"]

@@ -1,17 +1,12 @@
 """`fedbus model`, as a person or a script uses it: a real repository, exit codes and one-line errors."""
 
 import asyncio
-import json
-import os
-import subprocess
-import sys
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
+from support.command_line import Said, fedbus_said, settings_left_out
 from support.seaweed import seaweed
 
 from fedbus.contracts.model import Manifest
@@ -20,30 +15,16 @@ from fedbus.learning import weights
 from fedbus.stores.models import ModelStore, open_store
 
 
-@dataclass
-class Said:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def facts(self) -> Any:
-        return json.loads(self.out)
-
-
 class Fedbus:
     """`fedbus model …` in a process of its own."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBUS", "AWS"))}
-        self.environment = clean | {"FEDBUS_HOME": str(home), "COLUMNS": "200"}
+        self.environment = settings_left_out("AWS") | {"FEDBUS_HOME": str(home), "COLUMNS": "200"}
         self.environment["AWS_EC2_METADATA_DISABLED"] = "true"
 
     def __call__(self, *words: str) -> Said:
-        command = (sys.executable, "-m", "fedbus.app.cli", "model", *words)
-        done = subprocess.run(command, env=self.environment, capture_output=True, text=True, check=False)
-        return Said(done.returncode, done.stdout, done.stderr)
+        return fedbus_said("model", *words, environment=self.environment)
 
 
 @pytest.fixture

@@ -2,10 +2,7 @@
 
 import asyncio
 import json
-import os
 import shutil
-import subprocess
-import sys
 import time
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime, timedelta
@@ -15,6 +12,7 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from support import NatsServer
+from support.command_line import Said, fedbus_said, settings_left_out
 from support.federation import tiny_task
 from support.ports import free_port
 from support.trusted import FED, Nats, TrustedBus, trusted_bus
@@ -43,19 +41,13 @@ class Fedbus:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBUS", "OTEL"))}
-        self.environment = clean | {"COLUMNS": "200", "XDG_CONFIG_HOME": str(directory / "config")}
+        self.environment = settings_left_out() | {
+            "COLUMNS": "200",
+            "XDG_CONFIG_HOME": str(directory / "config"),
+        }
 
-    def __call__(self, *words: str, **environment: str) -> "subprocess.CompletedProcess[str]":
-        return subprocess.run(
-            [sys.executable, "-m", "fedbus.app.cli", *words],
-            cwd=self.directory,
-            env=self.environment | environment,
-            capture_output=True,
-            text=True,
-            check=False,
-            timeout=120,
-        )
+    def __call__(self, *words: str, **environment: str) -> Said:
+        return fedbus_said(*words, environment=self.environment | environment, directory=self.directory)
 
 
 @pytest.fixture(autouse=True)
@@ -81,33 +73,33 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(fedbus: Fedbus,
     made = fedbus(
         "provision", "init", "--host", "localhost", "--port", str(port), FEDBUS_FEDERATION="hospitals"
     )
-    assert made.returncode == 0, made.stderr
-    assert "nats-server -c" in made.stdout
+    assert made.code == 0, made.err
+    assert "nats-server -c" in made.out
     trust = tmp_path / ".fedbus" / "trust"
     server = Nats(_locally(trust, port), port)
     await server.start()
     try:
         let_in = fedbus("provision", "client", "ward-7")
-        assert let_in.returncode == 0, let_in.stderr
-        assert "SU" not in let_in.stdout
+        assert let_in.code == 0, let_in.err
+        assert "SU" not in let_in.out
         kit = {"FEDBUS_KIT": str(tmp_path / "kits" / "ward-7")}
         well = fedbus("doctor", "--json", **kit)
-        found = {one["what"]: one for one in json.loads(well.stdout)}
+        found = {one["what"]: one for one in well.facts}
         assert [found[what]["health"] for what in ("credentials", "authority", "certificate", "bus")] == [
             "well"
         ] * 4
         assert "good until" in found["credentials"]["found"]
 
-        assert "ward-7" in fedbus("provision", "list").stdout
+        assert "ward-7" in fedbus("provision", "list").out
         out = fedbus("provision", "revoke", "ward-7")
-        assert (out.returncode, out.stdout) == (0, "ward-7 is out\n"), out.stderr
+        assert (out.code, out.out) == (0, "ward-7 is out\n"), out.err
         ill = fedbus("doctor", "--json", **kit)
-        assert ill.returncode == Exit.FAILED
-        found = {one["what"]: one for one in json.loads(ill.stdout)}
+        assert ill.code == Exit.FAILED
+        found = {one["what"]: one for one in ill.facts}
         assert "revoked" in found["bus"]["found"]
         refused = fedbus("clients", "ls", **kit)
-        assert refused.returncode == Exit.DENIED
-        assert "will not have us" in refused.stderr
+        assert refused.code == Exit.DENIED
+        assert "will not have us" in refused.err
     finally:
         await server.stop()
 
@@ -120,12 +112,12 @@ def _locally(trust: Path, port: int) -> Path:
 
 def test_a_device_makes_its_own_key_and_sends_only_the_public_part(fedbus: Fedbus, tmp_path: Path) -> None:
     fedbus("provision", "init")
-    public = fedbus("provision", "key").stdout.strip()
+    public = fedbus("provision", "key").out.strip()
     assert public.startswith("U")
     let_in = fedbus("provision", "client", "c1", "--public-key", public)
-    assert "complete" in let_in.stdout
+    assert "complete" in let_in.out
     done = fedbus("provision", "complete", "kits/c1", "--key", "device.nk")
-    assert done.returncode == 0, done.stderr
+    assert done.code == 0, done.err
     assert (
         examine_credentials(tmp_path / "kits/c1/client.creds", now() + timedelta(minutes=1)).health
         is Health.WELL
@@ -136,32 +128,32 @@ def test_a_device_makes_its_own_key_and_sends_only_the_public_part(fedbus: Fedbu
 def test_a_hostile_name_is_one_line_and_no_kit(fedbus: Fedbus, tmp_path: Path, name: str) -> None:
     Federation.begin(tmp_path / ".fedbus" / "trust", FederationId("dev"), hosts=["localhost"], port=4222)
     refused = fedbus("provision", "client", "--", name)
-    assert refused.returncode == Exit.USAGE
-    assert refused.stderr.count("\n") == 1
+    assert refused.code == Exit.USAGE
+    assert refused.err.count("\n") == 1
     assert not (tmp_path / "kits").exists()
 
 
 def test_without_a_federation_every_command_says_so(fedbus: Fedbus) -> None:
     for words in (("client", "c1"), ("list",), ("revoke", "c1"), ("rotate", "--tls"), ("push",)):
         refused = fedbus("provision", *words)
-        assert refused.returncode == Exit.NOT_FOUND
-        assert "fedbus provision init makes one" in refused.stderr
+        assert refused.code == Exit.NOT_FOUND
+        assert "fedbus provision init makes one" in refused.err
 
 
 def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: Fedbus) -> None:
     fedbus("provision", "init", "--port", str(free_port()))
     fedbus("provision", "client", "c1")
     out = fedbus("provision", "revoke", "c1")
-    assert out.returncode == Exit.UNREACHABLE
-    assert "it is written, but the server does not know yet" in out.stderr
-    assert "revoked" in fedbus("provision", "list").stdout
+    assert out.code == Exit.UNREACHABLE
+    assert "it is written, but the server does not know yet" in out.err
+    assert "revoked" in fedbus("provision", "list").out
 
 
 def test_the_server_s_certificate_is_renewed(fedbus: Fedbus, tmp_path: Path) -> None:
     fedbus("provision", "init")
     certificate = tmp_path / ".fedbus" / "trust" / "nats" / "tls" / "server.pem"
     before = read_certificate(certificate).serial_number
-    assert fedbus("provision", "rotate", "--tls").returncode == 0
+    assert fedbus("provision", "rotate", "--tls").code == 0
     assert read_certificate(certificate).serial_number != before
 
 
@@ -183,8 +175,8 @@ def test_an_address_that_is_none_is_one_line_and_no_federation(
     fedbus: Fedbus, tmp_path: Path, words: tuple[str, str]
 ) -> None:
     refused = fedbus("provision", "init", *words)
-    assert (refused.returncode, refused.stderr.count("\n")) == (Exit.USAGE, 1), refused.stderr
-    assert words[0] in refused.stderr
+    assert (refused.code, refused.err.count("\n")) == (Exit.USAGE, 1), refused.err
+    assert words[0] in refused.err
     assert not (tmp_path / ".fedbus").exists()
 
 
@@ -193,19 +185,19 @@ async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
 ) -> None:
     trust = ("--trust", str(bus.federation.folder))
     let_in = fedbus("provision", "user", "ana", *trust)
-    assert "in the folder where you put it: FEDBUS_KIT=ana fedbus clients ls" in let_in.stdout, let_in.stderr
-    assert fedbus("doctor", FEDBUS_KIT="kits/ana").returncode == 0
-    assert "ana is the name of a person" in fedbus("provision", "client", "ana", *trust).stderr
+    assert "in the folder where you put it: FEDBUS_KIT=ana fedbus clients ls" in let_in.out, let_in.err
+    assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
+    assert "ana is the name of a person" in fedbus("provision", "client", "ana", *trust).err
     for name, word in (
         ("ana", "the kit of ana is kits/ana"),
         ("server", "the new credentials of server are"),
     ):
         renewed = fedbus("provision", "rotate", name, *trust)
-        assert (renewed.returncode, word in renewed.stdout) == (0, True), renewed
-    assert fedbus("doctor", FEDBUS_KIT="kits/ana").returncode == 0
-    assert fedbus("provision", "revoke", "ana", *trust).stdout == "ana is out\n"
-    assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").returncode == Exit.DENIED
-    listed = {one["name"]: one for one in json.loads(fedbus("provision", "list", "--json", *trust).stdout)}
+        assert (renewed.code, word in renewed.out) == (0, True), renewed
+    assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
+    assert fedbus("provision", "revoke", "ana", *trust).out == "ana is out\n"
+    assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").code == Exit.DENIED
+    listed = {one["name"]: one for one in fedbus("provision", "list", "--json", *trust).facts}
     assert (listed["ana"]["kind"], listed["ana"]["standing"]) == ("person", "revoked")
     assert (listed["server"]["kind"], listed["server"]["standing"]) == ("role", "in")
     assert listed["server"]["expires"]
@@ -219,14 +211,14 @@ async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
     made = fedbus(
         "provision", "site", "lab", "--client", "c1", "--task", "mnist", "--host", "nats.lab", *trust
     )
-    assert "FEDBUS_NATS_URL=tls://nats.lab:4222 fedbus client up c1" in made.stdout, made.stderr
-    assert "secret" in made.stdout
+    assert "FEDBUS_NATS_URL=tls://nats.lab:4222 fedbus client up c1" in made.out, made.err
+    assert "secret" in made.out
     out = fedbus("provision", "revoke", "c1", *trust)
-    assert "site lab carries c1: its leaf node hears of it by itself" in out.stdout
+    assert "site lab carries c1: its leaf node hears of it by itself" in out.out
     renewed = fedbus("provision", "rotate", "lab", *trust)
-    assert "the folder of site lab is sites/lab" in renewed.stdout, renewed.stderr
+    assert "the folder of site lab is sites/lab" in renewed.out, renewed.err
     unknown = fedbus("provision", "site", "other", "--client", "nosuch", "--task", "mnist", *trust)
-    assert (unknown.returncode, "no client nosuch" in unknown.stderr) == (Exit.NOT_FOUND, True)
+    assert (unknown.code, "no client nosuch" in unknown.err) == (Exit.NOT_FOUND, True)
 
 
 async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
@@ -236,9 +228,9 @@ async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
     bus.federation.record.url = "tls://nats:1"
     bus.federation.stand_at(bus.federation.nats)
     trust = ("--trust", str(bus.federation.folder))
-    assert "--url" in fedbus("provision", "push", *trust).stderr
+    assert "--url" in fedbus("provision", "push", *trust).err
     told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
-    assert (told.returncode, told.stdout) == (0, "the server knows\n"), told.stderr
+    assert (told.code, told.out) == (0, "the server knows\n"), told.err
 
 
 # --- what the doctor says --------------------------------------------------------------------------------
@@ -346,8 +338,8 @@ async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
         FEDBUS_STORE=f"s3://models/x?endpoint=http://{dead}",
         FEDBUS_TASK=f"git+https://{dead}/x.git@main",
     )
-    found = {one["what"]: one for one in json.loads(said.stdout)}
-    assert said.returncode == Exit.FAILED
+    found = {one["what"]: one for one in said.facts}
+    assert said.code == Exit.FAILED
     for what in ("models", "code"):
         assert (found[what]["health"], dead in found[what]["found"]) == ("ill", True)
         assert found[what]["advice"]
@@ -369,8 +361,8 @@ async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_
         FEDBUS_CA=str(bus.federation.ca),
         FEDBUS_FEDERATION="test",
     )
-    found = {one["what"]: one["health"] for one in json.loads(said.stdout)}
-    assert (found["JetStream"], found["clock"], said.stderr) == ("well", "well", "")
+    found = {one["what"]: one["health"] for one in said.facts}
+    assert (found["JetStream"], found["clock"], said.err) == ("well", "well", "")
 
 
 def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None:
@@ -414,7 +406,7 @@ def test_a_context_is_what_the_nats_program_reads(fedbus: Fedbus, tmp_path: Path
         "FEDBUS_CA": str(tmp_path / "ca.pem"),
     }
     said = fedbus("context", "lab", "--select", **environment)
-    assert said.returncode == 0, said.stderr
+    assert said.code == 0, said.err
     path = tmp_path / "config" / "nats" / "context" / "lab.json"
     assert json.loads(path.read_text()) == {
         "description": "federation dev, by fedbus",
@@ -429,12 +421,12 @@ def test_a_context_is_what_the_nats_program_reads(fedbus: Fedbus, tmp_path: Path
 
 def test_a_context_on_a_laptop_names_the_bus_and_nothing_secret(fedbus: Fedbus, nats: NatsServer) -> None:
     said = fedbus("context", "--stdout", FEDBUS_NATS_URL=nats.url)
-    context = json.loads(said.stdout)
+    context = said.facts
     assert (context["url"], context["creds"], context["ca"]) == (nats.url, "", "")
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "", " "])
 def test_a_context_s_name_is_no_path(fedbus: Fedbus, tmp_path: Path, name: str) -> None:
     said = fedbus("context", name or "..")
-    assert said.returncode == Exit.USAGE
+    assert said.code == Exit.USAGE
     assert not (tmp_path / "config").exists()

@@ -1,12 +1,41 @@
-"""The command line as a person or a script uses it: a process of its own, its words and its exit code."""
+"""The command line as a person or a script uses it: a process of its own, its words and its exit code.
+
+What a command imports takes it a second of a processor, and the tests run hundreds. So each of their processes is
+forked from one that has imported it all, by multiprocessing's fork server. What a start from nothing is like, its
+imports and its signals, is seen where that is the question: tests/app/test_cli.py, test_stopping.py, tests/faults.
+"""
 
 import asyncio
 import json
+import multiprocessing
 import os
-import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing import forkserver
+from multiprocessing.context import ForkServerProcess
 from pathlib import Path
-from typing import Any
+from tempfile import TemporaryDirectory
+from typing import Any, Final
+from unittest import mock
+
+from support import forked
+
+IMPORTED: Final = [
+    "fedbus.app.cli",
+    "fedbus.app.session",
+    "fedbus.app.tail",
+    "fedbus.stores.models_directory",
+    "fedbus.stores.models_s3",
+    "fedbus.domain.provenance",
+    "aiobotocore.session",
+    "numpy.random",
+    "support.forked",
+]
+_server: Final = multiprocessing.get_context("forkserver")
+_server.set_forkserver_preload(["__main__", *IMPORTED])
+
+TESTS: Final = str(Path(__file__).parents[1])
 
 
 @dataclass
@@ -24,25 +53,58 @@ class Fedbus:
     """`fedbus …` in a process of its own."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        clean = {name: value for name, value in os.environ.items() if not name.startswith(("FEDBUS", "OTEL"))}
-        self.environment = clean | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
+        self.environment = settings_left_out() | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
 
     async def __call__(self, *words: str, stdin: bytes = b"", **environment: str) -> Said:
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            "-m",
-            "fedbus.app.cli",
-            *words,
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-            env=self.environment | environment,
-        )
+        with _started(words, self.environment | environment, Path(), stdin) as (process, files):
+            await asyncio.to_thread(process.join)
+            return _said(process, files)
+
+
+def fedbus_said(
+    *words: str, environment: Mapping[str, str], directory: Path = Path(), stdin: bytes = b""
+) -> Said:
+    """The same for who waits: `fedbus` *words* in *directory*."""
+    with _started(words, environment, directory, stdin) as (process, files):
+        process.join()
+        return _said(process, files)
+
+
+def settings_left_out(*others: str) -> dict[str, str]:
+    """Our environment without what is set for fedbus and OpenTelemetry in it, and whatever begins like *others*."""
+    without = ("FEDBUS", "OTEL", *others)
+    return {name: value for name, value in os.environ.items() if not name.startswith(without)}
+
+
+SERVER_ENVIRONMENT: Final = settings_left_out("PYTHONPATH") | {
+    "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
+}
+"""Of the fork server: nothing of a test's, whose process it would be taken for."""
+
+
+@contextmanager
+def _started(
+    words: tuple[str, ...], environment: Mapping[str, str], directory: Path, stdin: bytes
+) -> Iterator[tuple[ForkServerProcess, Path]]:
+    """The process, and where its words go; killed where nobody waits for its end."""
+    with TemporaryDirectory(prefix="said-") as where:
+        files = Path(where)
+        (files / "in").write_bytes(stdin)
+        (files / "out").touch()
+        (files / "err").touch()
+        with mock.patch.dict(os.environ, SERVER_ENVIRONMENT, clear=True):
+            forkserver.ensure_running()
+        arguments = (list(words), dict(environment), directory.absolute(), files)
+        process = _server.Process(target=forked.fedbus, args=arguments)
+        process.start()
         try:
-            out, err = await process.communicate(stdin)
-        except asyncio.CancelledError:
+            yield process, files
+        finally:
             process.kill()
-            await process.wait()
-            raise
-        assert process.returncode is not None
-        return Said(process.returncode, out.decode(), err.decode())
+            process.join()
+            process.close()
+
+
+def _said(process: ForkServerProcess, files: Path) -> Said:
+    assert process.exitcode is not None
+    return Said(process.exitcode, (files / "out").read_text(), (files / "err").read_text())
