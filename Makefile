@@ -30,7 +30,7 @@ types: $(READY)
 	$(BIN)/mypy
 
 unit: $(READY)
-	$(BIN)/pytest -n 3 --dist loadfile --no-loadscope-reorder $(PYTEST)
+	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
 test-all: $(READY)  ## the slow ones too
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench" $(PYTEST)

@@ -81,9 +81,9 @@ async def test_a_model_that_cannot_be_built_says_why(tiny: Path) -> None:
     ("body", "said"),
     [
         ("assert False, 'accuracy fell'", "its check tiny.checks:check says: AssertionError: accuracy fell"),
-        ("import sys; sys.exit(0)", "says: SystemExit: 0"),
+        pytest.param("import sys; sys.exit(0)", "says: SystemExit: 0", marks=pytest.mark.slow),
         ("import os; os._exit(0)", "its check ended the process: without a word"),
-        ("import os; os._exit(7)", "ended with code 7"),
+        pytest.param("import os; os._exit(7)", "ended with code 7", marks=pytest.mark.slow),
         ("import os; os.kill(os.getpid(), 9)", "was killed (SIGKILL"),
     ],
 )

@@ -71,7 +71,11 @@ async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Feder
 
 
 @pytest.mark.parametrize(
-    ("weigh_by", "mean"), [("samples", 5.0), ("reliability", pytest.approx(10 / 3, abs=1e-3))]
+    ("weigh_by", "mean"),
+    [
+        pytest.param("samples", 5.0, marks=pytest.mark.slow),
+        ("reliability", pytest.approx(10 / 3, abs=1e-3)),
+    ],
 )
 async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_task_says_so(
     fed: Federation, weigh_by: str, mean: object
