@@ -1,12 +1,14 @@
 """How facts are shown: tables and colours for people, JSON for programs.
 
-What is asked for goes to standard output, all else to standard error; a table is cut to the
-width of a terminal and never in a pipe, and a line breaks there between two words.
+What is asked for goes to standard output, all else to standard error. A table is as wide as the terminal, in a
+pipe as wide as it has to be; a line breaks between two words, a long word where it has to, and nothing is cut.
 """
 
 import json
 import math
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
@@ -116,7 +118,7 @@ def _grid(headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: S
     grid = Table(box=None, header_style="bold", pad_edge=False)
     for heading in headings:
         if heading not in left_out:
-            grid.add_column(heading, no_wrap=not sys.stdout.isatty())
+            grid.add_column(heading, no_wrap=not sys.stdout.isatty(), overflow="fold")
     for row in rows:
         shown = [cell for heading, cell in zip(headings, row, strict=True) if heading not in left_out]
         grid.add_row(*[_cell(cell) for cell in shown])
@@ -150,6 +152,9 @@ def in_words(fact: object) -> str:
 
 def note(line: str) -> None:
     """Something to know that is not what was asked for."""
+    if sys.stderr.isatty():
+        columns = shutil.get_terminal_size().columns
+        line = textwrap.fill(line, columns, break_long_words=False, break_on_hyphens=False)
     print(line, file=sys.stderr)
 
 

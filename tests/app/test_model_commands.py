@@ -6,9 +6,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support import eventually
 from support.command_line import Said, fedbus_said, settings_left_out
 from support.seaweed import seaweed
+from support.terminal import terminal
 
+from fedbus.app.commands.model.repository import headline
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.versions import Champion
 from fedbus.learning import weights
@@ -80,6 +83,27 @@ async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: Fedbus, ma
     assert table[1].split()[:2] == ["v3", "latest"]
     assert "2 (50)" in table[1]
     assert "the first model" in table[3]
+
+
+async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
+    fedbus: Fedbus, made: list[Manifest]
+) -> None:
+    async with terminal("model", "ls", environment=fedbus.environment, columns=60) as shown:
+        async with asyncio.timeout(60):
+            assert await shown.process.wait() == 0
+        await eventually(lambda: "a wider terminal" in " ".join(shown.text.split()))
+    assert shown.lines[0].split() == ["version", "run", "metrics", "made"]
+    assert "…" not in shown.text
+    said = (
+        "too narrow here for signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code:"
+    )
+    assert set(said.split()) <= set(shown.text.split())
+
+
+def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
+    metrics = {"train_loss": 0.5, "eval_loss": 0.25, "loss": 0.25, "accuracy": 0.875}
+    assert headline(metrics) == "loss 0.25, accuracy 0.875"
+    assert headline({"rmse": 0.5}) == "rmse 0.5"
 
 
 @pytest.mark.parametrize("version", ["2", "v2"])

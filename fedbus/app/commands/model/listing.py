@@ -12,7 +12,7 @@ from fedbus.app.commands.model.repository import (
     Version,
     facts_of,
     find,
-    metrics_of,
+    headline,
     with_store,
 )
 
@@ -32,23 +32,22 @@ def ls(*, task: TaskId = None, store: Store = "", json: show.AsJson = False) -> 
         return
     show.table(
         (
-            "version",
-            "",
-            "lineage",
-            "parent",
-            "sha256",
-            "size",
-            "run",
-            "rounds",
-            "clients (samples)",
-            "metrics",
-            "code",
-            "signed",
-            "weights",
-            "made",
+            *("version", "", "lineage", "parent", "sha256", "size", "run", "rounds"),
+            *("clients (samples)", "metrics", "code", "signed", "weights", "made"),
         ),
         [_row(one) for one in rows],
         empty="no version yet: the server makes the first one when it starts. See: fedbus up",
+        least=(
+            "signed",
+            "weights",
+            "size",
+            "lineage",
+            "rounds",
+            "sha256",
+            "parent",
+            "clients (samples)",
+            "code",
+        ),
     )
 
 
@@ -79,7 +78,7 @@ def _row(one: dict[str, Any]) -> tuple[object, ...]:
         one["run"] or "the first model",
         one["rounds"],
         f"{len(clients)} ({sum(clients.values())})" if clients else "",
-        ", ".join(f"{name} {value:.4g}" for name, value in one["metrics"].items()),
+        headline(one["metrics"]),
         one["code_version"][:SHORT],
         one["seal"]["key"][:SHORT] if one["seal"] else "no",
         "kept" if one["weights_kept"] else "retired",
@@ -155,4 +154,6 @@ def _leaf(one: "Manifest", champion: "Champion | None", *, asked: bool) -> str:
     how = standing(one.version, champion)
     mark = {"champion": "  [green]champion[/]", "": ""}.get(how, f"  [dim]{how}[/]")
     run = one.run or f"the first model of lineage {one.lineage}"
-    return f"{name}{mark}  {one.sha256[:SHORT]}  {run}  {metrics_of(one)}  code {one.code_version[:SHORT]}"
+    return (
+        f"{name}{mark}  {one.sha256[:SHORT]}  {run}  {headline(one.metrics)}  code {one.code_version[:SHORT]}"
+    )

@@ -1,6 +1,6 @@
 """The model repository as the commands find it: which one, of which task, and a version in it."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
@@ -122,5 +122,7 @@ def facts_of(manifest: "Manifest") -> dict[str, Any]:
     return manifest.model_dump()
 
 
-def metrics_of(manifest: "Manifest") -> str:
-    return ", ".join(f"{name} {value:.4g}" for name, value in manifest.metrics.items())
+def headline(metrics: Mapping[str, float]) -> str:
+    """Loss and accuracy, where a version has them: `fedbus model show` tells the rest."""
+    named = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics} or metrics
+    return ", ".join(f"{name} {value:.4g}" for name, value in named.items())
