@@ -1,6 +1,7 @@
 """What traces and log lines cost: rounds with them and without, in turns.
 
-    python -m benchmarks.tracing [--case 2x0.25] [--turns 20] [--turn 150] [--products 0] [--same] [--json FILE]
+    python -m benchmarks.tracing [--case 2x0.25] [--turns 20] [--turn 150] [--cold 5] [--products 0] [--same]
+                                 [--json FILE]
 
 *As it comes*: spans are made and kept in FEDBUS_HOME/traces, lines are written at info. *Without*: OpenTelemetry's
 SDK is disabled and nothing is logged. Two whole federations stand beside each other, one of each kind; they take
@@ -37,8 +38,6 @@ from fedbus.app import telemetry
 from fedbus.app.processes import stopping
 
 BOUND: Final = 1.03
-COLD: Final = 5
-"""Rounds at the beginning of a turn that do not count: the caches are still the other federation's."""
 LOOK_S: Final = 0.05
 START_S: Final = 120.0
 PIPE: Final = "turns"
@@ -55,6 +54,8 @@ class Side:
 
     name: str
     home: Path
+    cold: int
+    """Rounds at the beginning of a turn that do not count: the caches are still the other federation's."""
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
@@ -66,7 +67,7 @@ class Side:
             await asyncio.sleep(LOOK_S)
         self.cpu.append((self._cpu_s() - before) / len(rounds))
         times = stamped(self._stamps)[rounds.start : rounds.stop + 1]
-        steady = [after - first for first, after in itertools.pairwise(times)][COLD:]
+        steady = [after - first for first, after in itertools.pairwise(times)][self.cold :]
         self.seconds.append(statistics.median(steady))
 
     async def waits(self) -> None:
@@ -154,7 +155,7 @@ async def standing(side: Side, case: Case, options: argparse.Namespace) -> Async
 async def measure(case: Case, options: argparse.Namespace) -> list[Side]:
     """All turns of both."""
     with tempfile.TemporaryDirectory(prefix="fedbus-tracing-", ignore_cleanup_errors=True) as where:
-        sides = [Side(name, Path(where) / name.replace(" ", "-")) for name in SIDES]
+        sides = [Side(name, Path(where) / name.replace(" ", "-"), options.cold) for name in SIDES]
         for side in sides:
             side.home.mkdir()
         async with standing(sides[0], case, options), standing(sides[1], case, options):
@@ -202,6 +203,7 @@ def main() -> int:
     parser.add_argument("--case", type=_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--turn", type=int, default=150, help="rounds of a turn")
+    parser.add_argument("--cold", type=int, default=5, help="of them, at its beginning, that do not count")
     parser.add_argument(
         "--products", type=int, default=0, help="of matrices of 256 × 256, by each client in a round"
     )
