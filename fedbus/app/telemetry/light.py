@@ -16,15 +16,13 @@ from opentelemetry import context as otel_context
 from opentelemetry import trace
 from opentelemetry.context import Context
 from opentelemetry.trace import INVALID_SPAN, Link, SpanContext, SpanKind, Status, StatusCode, TraceFlags
-from opentelemetry.trace.propagation import (
-    _SPAN_KEY as SPAN_KEY,
-)  # whose functions look the context up each time
+from opentelemetry.trace.propagation import _SPAN_KEY as SPAN_KEY
 from opentelemetry.util import types
 
 from fedbus.app.telemetry.kept import Begun, Made, Record
 from fedbus.contracts.signals import failed
 
-# SPAN_KEY: where the API has the current span in a context. Its functions look the context up once more each.
+# SPAN_KEY is where a context has its span: the API's own functions for it look the current context up once more each.
 SAMPLED: Final = TraceFlags(TraceFlags.SAMPLED)
 Take = Callable[[Made], None]
 Began = Callable[[Begun], None]
