@@ -1,0 +1,152 @@
+"""New code that comes to some first: a real repository, a real bus; the clients are played."""
+
+import pytest
+from support.federation import TASK, TINY, Federation
+from support.repositories import Repository, Signer
+from support.rollout import PLAN, REVISED, Others, Server, stages
+
+from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.client import Joined
+from fedbus.contracts.code import CodeFacts, CodePublished, RollOutCode
+from fedbus.contracts.run import RunOverrides
+from fedbus.contracts.server import BeginTraining, OpenRun
+
+
+async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_run(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    fleet = [f"c{number}" for number in range(1, 6)]
+    await others.clients(*fleet)
+    new = repository.commit({"pyproject.toml": stages("40%", "100%")}, by=ada)
+    await server.look()
+    first = (await fed.happens("code", "code_found")).facts
+    assert isinstance(first, CodeFacts)
+    assert len(first.clients) == 2
+
+    for client in first.clients:
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, *first.clients)
+    second = (await fed.happens("code", "stage_passed")).facts
+    assert isinstance(second, CodeFacts)
+    assert sorted(second.clients) == fleet
+
+    for client in set(fleet) - set(first.clients):
+        await others.ready(client, new)
+    await fed.until(lambda: len(others.asked_to_run) == 2)
+    await others.run(2, new, *fleet)
+    await fed.happens("code", "rollout_finished")
+
+
+async def test_a_run_of_a_small_cohort_asks_for_no_larger_quorum_than_it_has(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2", "c3")
+    new = repository.commit({"pyproject.toml": stages("10%", "100%")}, by=ada)
+    await server.look()
+    (only,) = (await fed.happens("code", "code_found")).facts.clients  # type: ignore[union-attr]
+    await others.ready(only, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await others.run(1, new, only)  # the plan's quorum is 2
+    await fed.happens("code", "stage_passed")
+
+
+async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked_for_stands_over_that(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2")
+    own = (TINY / "pyproject.toml").read_text().replace("\nrounds = 2", "\nrounds = 5")
+    new = repository.commit({"pyproject.toml": own}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    asked = RunOverrides(quorum=2, config={"lr": 0.1})
+    await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN, overrides=asked))
+    (started,) = others.starts
+    assert (started.code_version, started.plan.rounds) == (new, 5)
+    assert (started.plan.quorum, started.plan.config) == (2, {"lr": 0.1})
+    assert fed.server().plan == started.plan
+
+
+async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1", "c2")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, new)
+    await fed.until(lambda: bool(others.asked_to_run))
+    await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
+    for client, version in (("c1", old), ("c1", new), ("c2", new)):
+        joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=version)
+        await fed.say(joined, by="trainer")
+    assert (await fed.hears(BeginTraining)).cohort == ("c1", "c2")
+
+
+async def test_labels_choose_a_stage_s_clients(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2", site="ward")
+    await others.clients("c3", site="lab")
+    repository.commit({"pyproject.toml": stages("site=lab", "100%")}, by=ada)
+    await server.look()
+    facts = (await fed.happens("code", "code_found")).facts
+    assert isinstance(facts, CodeFacts)
+    assert facts.clients == ("c3",)
+
+
+async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that_there_are(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", site="ward")
+    new = repository.commit(REVISED, by=ada)
+    request = RollOutCode(task=TASK, code_version=new, stages=("site=nowhere", "100%"))
+    with pytest.raises(RequestRefused, match="no client has site=nowhere: there are site=ward"):
+        await fed.bus.request(request, timeout_s=30)
+
+
+async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_comes(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", site="ward")
+    new = repository.commit({"pyproject.toml": stages("site=lab", "100%", wait_s=0.3)}, by=ada)
+    await server.look()
+    told = await fed.happens("code", "stage_unanswered")
+    assert told.reason.startswith("stage site=lab: no client is in it; it waits on")
+    await others.clients("c2", site="lab")
+    await others.ready("c2", new)
+    await fed.happens("code", "stage_ready")
+    assert fed.events("code").count("stage_unanswered") == 1
+
+
+async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a_restart(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1")
+    new = repository.commit(REVISED, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    await others.refuses("c1", new, "it is not installed", attempt=1)
+    await fed.happens("code", "rollout_reverted")
+    await fed.bus.request(RollOutCode(task=TASK, code_version=new), timeout_s=30)
+    told = await fed.hears(CodePublished, times=4)
+    assert (told.candidate, told.attempt) == (new, 2)
+    await server.agent.restart()
+    await others.ready("c1", new)
+    await fed.happens("code", "stage_ready")
+    assert fed.events("code").count("rollout_reverted") == 1
+
+
+async def test_who_is_silent_is_waited_for_only_so_long(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1", "c2")
+    new = repository.commit({"pyproject.toml": stages("100%", wait_s=1.0)}, by=ada)
+    await server.look()
+    await fed.happens("code", "code_found")
+    await others.ready("c1", new)
+    ready = await fed.happens("code", "stage_ready")
+    assert ready.reason == "without c2"

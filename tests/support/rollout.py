@@ -1,0 +1,133 @@
+"""New code on its way, played: everybody whom the server manager talks to, and the manager at work."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from fedbus.bus.lives import Lives
+from fedbus.contracts.client import CLIENT, ClientFacts
+from fedbus.contracts.code import CheckCode, CodeFacts, CodeReady, CodeRefused, LookForCode
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
+from fedbus.contracts.server import StartServer
+from fedbus.stores.code import CodeRepository
+from support.federation import TASK, TINY, AgentAtWork, Federation
+from support.played_flower import FlowerServerPlayed
+from support.repositories import Repository, Signer
+
+REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
+PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)
+
+
+@dataclass
+class Others(FlowerServerPlayed):
+    """Everybody whom the server manager talks to, played: the Flower server, the scheduler, the clients."""
+
+    checks_until: asyncio.Event | None = None
+    """How long a check takes."""
+    hindered: str = ""
+    """Why nothing can be checked or started now."""
+    passes: bool = True
+    """Whether that may pass by itself."""
+    asked_to_run: list[StartRun] = field(default_factory=list)
+
+    @asynccontextmanager
+    async def there(self) -> AsyncIterator[None]:
+        scheduler = await self.fed.speaker("workflow-scheduler")
+        asked: dict[Any, Any] = {StartRun: self._run, StopRun: self._run}
+        async with self.serving(), scheduler.serve(asked, task=TASK, version="1.0.0"):
+            yield
+
+    async def clients(self, *names: str, **labels: str) -> None:
+        """Clients that the log knows."""
+        for name in names:
+            async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
+                life = await lives.of(CLIENT, ClientFacts(task=TASK, client=name, labels=labels))
+                await life.bear("started")
+
+    async def ready(self, client: str, version: str) -> None:
+        said = CodeReady(task=TASK, client=client, code_version=version)
+        await self.fed.say(said, by="client-manager")
+
+    async def refuses(self, client: str, version: str, reason: str, attempt: int | None = None) -> None:
+        said = CodeRefused(task=TASK, client=client, code_version=version, reason=reason, attempt=attempt)
+        await self.fed.say(said, by="client-manager")
+
+    async def run(
+        self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
+    ) -> None:
+        """A run of *version* with these clients, from its opening to its end."""
+        async with self.in_a_run(number, version, *clients, loss=loss, failures=failures):
+            pass
+
+    @asynccontextmanager
+    async def in_a_run(
+        self, number: int, version: str, *clients: str, loss: float = 0.5, failures: tuple[str, ...] = ()
+    ) -> AsyncIterator[None]:
+        """The same, which trains while the block runs."""
+        await self.begin(number, PLAN, *clients, version=version)
+        yield
+        participants = {one: 10 for one in clients if one not in failures}
+        failed = dict.fromkeys(failures, "it raised ValueError")
+        result = RoundResult(round=1, metrics={"loss": loss}, participants=participants, failures=failed)
+        await self.end(number, result)
+
+    async def takes_up(
+        self, server: "Server", files: dict[str, str], repository: Repository, by: Signer
+    ) -> str:
+        """A commit that two clients have taken up and a run has tried, so that everybody is on it."""
+        await self.clients("c1", "c2")
+        new = repository.commit(files, by=by)
+        await server.look()
+        for client in ("c1", "c2"):
+            await self.ready(client, new)
+        await self.fed.until(lambda: bool(self.asked_to_run), "a run of the candidate to be asked for")
+        await self.run(1, new, "c1", "c2")
+        await self.fed.happens("code", "rollout_finished")
+        return new
+
+    async def check(self, request: CheckCode) -> Body:
+        answer = await super().check(request)
+        if self.checks_until is not None:
+            await self.checks_until.wait()
+        return Refused(reason=self.hindered, passing=True) if self.hindered else answer
+
+    async def start(self, request: StartServer) -> Body:
+        if self.hindered:
+            return Refused(reason=self.hindered, passing=self.passes, blameless=True)
+        return await super().start(request)
+
+    async def _run(self, request: StartRun) -> Body:
+        self.asked_to_run.append(request)
+        return RunStarted(run=f"{TASK}-1")
+
+
+def stages(*stages: str, **table: object) -> str:
+    """The task's table, with a rollout in these stages."""
+    shares = ", ".join(f'"{one}"' for one in stages)
+    more = "\n".join(f"{name.replace('_', '-')} = {value}" for name, value in table.items())
+    return f"{(TINY / 'pyproject.toml').read_text()}\n[tool.fedbus.rollout]\nstages = [{shares}]\n{more}\n"
+
+
+def laid_out(directory: Path, version: str) -> bool:
+    """Whether the server has the files of *version*."""
+    return any(directory.glob(f"home/code/*/{version}/pyproject.toml"))
+
+
+class Server:
+    """The server manager at work."""
+
+    def __init__(self, fed: Federation, code: CodeRepository, agent: AgentAtWork) -> None:
+        self.fed, self.code, self.agent = fed, code, agent
+
+    async def look(self) -> str:
+        return str((await self.fed.bus.request(LookForCode(task=TASK), timeout_s=30)).news)
+
+    @property
+    def facts(self) -> CodeFacts:
+        facts = self.fed.last("code").facts
+        assert isinstance(facts, CodeFacts)
+        return facts
