@@ -61,7 +61,6 @@ def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: st
 
 
 @functools.cache
-@functools.cache
 def template(kind: type[Message]) -> str:
     """Where messages of one *kind* go, with what differs among them in braces."""
     fed = FederationId("{federation}")

@@ -595,10 +595,10 @@ async def test_the_old_model_is_back_when_the_new_ones_answers_drift(fed: Federa
 
 async def test_of_models_that_come_too_fast_the_newest_is_taken_up(fed: Federation, enrolled: None) -> None:
     async with serving_with(fed, **{"shadow-samples": 1000, "shadow-s": 1.0}) as url:
-        made = [model_file(fed, version) for version in (2, 3, 4, 5)]  # which takes longer than to say it
-        for file in made:
-            await say(fed, InferUpdate, file)
+        for version in (2, 3, 4, 5):
+            await say(fed, InferUpdate, model_file(fed, version))
         await eventually(lambda: serves(url, 5))
+        await fed.until(lambda: fed.heard(ModelCommitted)[-1].model.version == 5)  # told after it answers
     assert [one.model.version for one in fed.heard(ModelCommitted)] in ([1, 2, 5], [1, 5])
 
 
