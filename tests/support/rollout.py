@@ -75,16 +75,21 @@ class Others(FlowerServerPlayed):
         result = RoundResult(round=1, metrics={"loss": loss}, participants=participants, failures=failed)
         await self.end(number, result)
 
-    async def takes_up(
-        self, server: "Server", files: dict[str, str], repository: Repository, by: Signer
-    ) -> str:
-        """A commit that two clients have taken up and a run has tried, so that everybody is on it."""
+    async def take(self, server: "Server", files: dict[str, str], repository: Repository, by: Signer) -> str:
+        """A commit that two clients have taken up, and that is to be tried by a run."""
         await self.clients("c1", "c2")
         new = repository.commit(files, by=by)
         await server.look()
         for client in ("c1", "c2"):
             await self.ready(client, new)
         await self.fed.until(lambda: bool(self.asked_to_run), "a run of the candidate to be asked for")
+        return new
+
+    async def take_and_try(
+        self, server: "Server", files: dict[str, str], repository: Repository, by: Signer
+    ) -> str:
+        """The same, which a run has tried, so that everybody is on it."""
+        new = await self.take(server, files, repository, by)
         await self.run(1, new, "c1", "c2")
         await self.fed.happens("code", "rollout_finished")
         return new

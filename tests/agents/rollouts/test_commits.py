@@ -23,7 +23,7 @@ async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
 ) -> None:
     old = repository.head
     await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    new = repository.commit(REVISED, by=ada)
     await server.look()
     told = await fed.hears(CodePublished, times=2)
     assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
@@ -78,7 +78,7 @@ async def test_a_commit_during_a_run_waits_for_its_end(
 ) -> None:
     old = repository.head
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    new = repository.commit(REVISED, by=ada)
     assert await server.look() == "it is rolled out when the run that is under way has ended"
     for client in ("c1", "c2"):
         joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
@@ -97,7 +97,7 @@ async def test_a_commit_during_a_run_waits_for_its_end(
 async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
     fed: Federation, server: Server, repository: Repository
 ) -> None:
-    unsigned = repository.commit({"tiny/__init__.py": "REVISION = 2\n"})
+    unsigned = repository.commit(REVISED)
     assert "it is not signed" in await server.look()
     await fed.happens("code", "code_rejected")
     assert unsigned in server.facts.rejected
@@ -117,7 +117,7 @@ async def test_a_stranger_s_commit_is_rejected(
 async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
-    broken = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    broken = repository.commit(REVISED, by=ada)
     others.broken[broken] = "module 'tiny.client_app' cannot be imported"
     await server.look()
     assert "cannot be imported" in (await fed.happens("code", "code_rejected")).reason
@@ -128,7 +128,7 @@ async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
 async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
-    other = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    other = repository.commit(REVISED, by=ada)
     others.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
     await server.look()
     reason = (await fed.happens("code", "code_rejected")).reason
@@ -187,12 +187,7 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
 ) -> None:
     monkeypatch.setattr(flower_asked, "START_TIMEOUT_S", 1.0)
     monkeypatch.setattr(server_manager, "HINDERED_S", 0.1)
-    await others.clients("c1", "c2")
-    new = repository.commit(REVISED, by=ada)
-    await server.look()
-    for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
+    new = await others.take(server, REVISED, repository, ada)
     others.hindered, others.passes = hindrance, passes
     with pytest.raises(RequestRefused, match=re.escape(hindrance)):
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)

@@ -17,12 +17,7 @@ async def test_failing_trainings_send_everybody_back_by_themselves(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await server.look()
-    for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
+    new = await others.take(server, REVISED, repository, ada)
     await others.run(1, new, "c1", "c2", failures=("c2",))
     back = await fed.happens("code", "rollout_reverted")
     assert "1 of 2 trainings failed" in back.reason
@@ -35,12 +30,7 @@ async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     await others.run(1, repository.head, "c1", "c2", loss=0.2)
-    await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await server.look()
-    for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
+    new = await others.take(server, REVISED, repository, ada)
     await others.run(2, new, "c1", "c2", loss=2.0)
     assert "kept back" in (await fed.happens("code", "rollout_reverted")).reason
     assert fed.events("server")[-1] == "candidate_kept"
@@ -52,12 +42,7 @@ async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_cod
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     await others.run(1, repository.head, "c1", "c2", loss=0.2)
-    await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await server.look()
-    for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
+    new = await others.take(server, REVISED, repository, ada)
     async with others.in_a_run(2, new, "c1", "c2", loss=0.1):
         await fed.bus.request(RollBackModel(task=TASK))
     assert "version 1 has been served since" in (await fed.happens("server", "candidate_kept")).reason
@@ -71,7 +56,7 @@ async def test_devices_that_refuse_send_it_back_before_any_run(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    new = repository.commit(REVISED, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
     await others.refuses("c1", new, "it needs scikit-learn, which may not be installed here")
@@ -83,7 +68,7 @@ async def test_a_person_goes_back_to_the_version_before(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    new = await others.takes_up(server, REVISED, repository, ada)
+    new = await others.take_and_try(server, REVISED, repository, ada)
     begun = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
     assert (begun.code_version, begun.stages) == (old, ("100%",))
     assert server.facts.candidate == old
@@ -94,7 +79,7 @@ async def test_going_back_twice_does_not_lead_to_what_was_left(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    await others.takes_up(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED, repository, ada)
     await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
     for client in ("c1", "c2"):
         await others.ready(client, old)
@@ -109,7 +94,7 @@ async def test_going_back_to_another_architecture_changes_nothing_and_names_the_
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    await others.takes_up(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED, repository, ada)
     others.differs[old] = "weight is float32 (4, 3) there and float32 (5, 3) here"
     before, told = server.facts, fed.events("code")
     with pytest.raises(RequestRefused, match=r"nothing was changed: .* --new-lineage"):
@@ -121,7 +106,7 @@ async def test_a_person_goes_back_while_the_repository_is_away(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    await others.takes_up(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED, repository, ada)
     repository.path.rename(repository.path.with_name("elsewhere"))
     begun = await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
     assert begun.code_version == server.facts.candidate == old
@@ -131,7 +116,7 @@ async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_ove
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    new = await others.takes_up(server, REVISED, repository, ada)
+    new = await others.take_and_try(server, REVISED, repository, ada)
     async with others.in_a_run(2, new, "c1", "c2"):
         await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
         assert (server.facts.rejected, server.facts.candidate) == ({}, "")
@@ -143,7 +128,7 @@ async def test_who_goes_back_further_during_a_rollout_leaves_the_candidate_and_w
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     first = repository.head
-    second = await others.takes_up(server, REVISED, repository, ada)
+    second = await others.take_and_try(server, REVISED, repository, ada)
     third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
     await server.look()
     await fed.happens("code", "code_found", times=2)
@@ -158,7 +143,7 @@ async def test_a_person_ends_a_rollout(
 ) -> None:
     old = repository.head
     await others.clients("c1")
-    repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    repository.commit(REVISED, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
     begun = await fed.bus.request(RevertCode(task=TASK))
@@ -180,7 +165,7 @@ async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    new = repository.commit(REVISED, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
     await others.ready("c1", new)
@@ -196,7 +181,7 @@ async def test_a_new_lineage_is_begun_with_the_code_that_makes_it(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     await others.clients("c1")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
+    new = repository.commit(REVISED, by=ada)
     others.differs[new] = "weight is another"
     await server.look()
     await fed.happens("code", "code_rejected")

@@ -73,12 +73,7 @@ async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
     old = repository.head
-    await others.clients("c1", "c2")
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await server.look()
-    for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
+    new = await others.take(server, REVISED, repository, ada)
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
     for client, version in (("c1", old), ("c1", new), ("c2", new)):
         joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=version)
