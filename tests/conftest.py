@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, nats_server
+from support.repositories import Signer, signer
 
 SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
 LONG = ("journeys", "faults")
@@ -37,3 +38,17 @@ async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
     directory.mkdir()
     async with nats_server(directory) as server:
         yield server
+
+
+@pytest.fixture(scope="session")
+def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+    """A developer whose key is allowed."""
+    return signer("ada", tmp_path_factory.mktemp("ada"))
+
+
+@pytest.fixture
+def signers(tmp_path: Path, ada: Signer) -> Path:
+    """The allowed signers: Ada."""
+    file = tmp_path / "allowed_signers"
+    file.write_text(ada.line())
+    return file

@@ -19,11 +19,6 @@ from fedbus.stores.signing import Signer as ModelSigner
 from fedbus.stores.signing import TrustedKeys, generate
 
 
-@pytest.fixture(scope="module")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return signer("ada", tmp_path_factory.mktemp("keys"))
-
-
 @pytest.fixture
 async def repository(fed: Federation, ada: Signer, tmp_path: Path) -> Repository:
     """The tiny task's; the federation's devices follow it."""

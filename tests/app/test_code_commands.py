@@ -13,7 +13,7 @@ from support.command_line import Fedbus
 from support.federation import FED, TASK, TINY, AgentAtWork, Federation, federation
 from support.followed import tiny_repository
 from support.played_flower import FlowerServerPlayed
-from support.repositories import Repository, Signer, signer
+from support.repositories import Repository, Signer
 
 from fedbus.agents.server_manager import ServerManager
 from fedbus.bus.lives import Lives
@@ -50,20 +50,13 @@ class Server:
         await self.fed.say(said, by="client-manager")
 
 
-@pytest.fixture(scope="module")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return signer("ada", tmp_path_factory.mktemp("keys"))
-
-
 @pytest.fixture
 def repository(tmp_path: Path, ada: Signer) -> Repository:
     return tiny_repository(tmp_path / "repository", by=ada)
 
 
 @pytest.fixture
-def code(repository: Repository, ada: Signer, tmp_path: Path) -> CodeRepository:
-    signers = tmp_path / "allowed_signers"
-    signers.write_text(ada.line())
+def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepository:
     return open_code(f"{repository.url}@main", tmp_path / "server", signers=signers)
 
 

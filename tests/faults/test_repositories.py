@@ -49,11 +49,6 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
         yield s3
 
 
-@pytest.fixture(scope="module")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return signer("ada", tmp_path_factory.mktemp("keys"))
-
-
 @pytest.fixture
 async def way(s3: EmbeddedS3) -> AsyncIterator[Road]:
     async with road(s3.port) as way:

@@ -11,7 +11,7 @@ import pytest
 from rich.console import Console
 from support.federation import TINY, Federation
 from support.followed import code_of, followed
-from support.repositories import Repository, Signer, signer
+from support.repositories import Repository, Signer
 from support.seaweed import seaweed
 from support.users import requests_flowing
 from support.whole import ended, served, settled, start_run, trained, whole
@@ -30,11 +30,6 @@ BACKWARDS = CLIENT_APP.replace('float("nan") if config["poison"] else 1.0', "-9.
 BROKEN = CLIENT_APP.replace(
     "    time.sleep(", '    raise RuntimeError("a mistake in the new code")\n    time.sleep('
 )
-
-
-@pytest.fixture(scope="module")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return signer("ada", tmp_path_factory.mktemp("keys"))
 
 
 @pytest.fixture(scope="module")

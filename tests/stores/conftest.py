@@ -42,23 +42,9 @@ def s3_url(s3: EmbeddedS3) -> str:
 
 
 @pytest.fixture(scope="session")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    """A developer whose key is allowed."""
-    return signer("ada", tmp_path_factory.mktemp("ada"))
-
-
-@pytest.fixture(scope="session")
 def mallory(tmp_path_factory: pytest.TempPathFactory) -> Signer:
     """Somebody with a key that nobody allows."""
     return signer("mallory", tmp_path_factory.mktemp("mallory"))
-
-
-@pytest.fixture
-def signers(tmp_path: Path, ada: Signer) -> Path:
-    """The allowed signers: Ada."""
-    file = tmp_path / "allowed_signers"
-    file.write_text(ada.line())
-    return file
 
 
 @pytest.fixture

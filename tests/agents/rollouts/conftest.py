@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from support.federation import Federation
 from support.followed import tiny_repository
-from support.repositories import Repository, Signer, signer
+from support.repositories import Repository, Signer
 from support.rollout import Others, Server
 
 from fedbus.agents.server_manager import ServerManager
@@ -23,20 +23,13 @@ async def others(fed: Federation) -> AsyncIterator[Others]:
         yield others
 
 
-@pytest.fixture(scope="module")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
-    return signer("ada", tmp_path_factory.mktemp("keys"))
-
-
 @pytest.fixture
 def repository(tmp_path: Path, ada: Signer) -> Repository:
     return tiny_repository(tmp_path / "repository", by=ada)
 
 
 @pytest.fixture
-def code(repository: Repository, ada: Signer, tmp_path: Path) -> CodeRepository:
-    signers = tmp_path / "allowed_signers"
-    signers.write_text(ada.line())
+def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepository:
     return open_code(f"{repository.url}@main", tmp_path / "home", signers=signers)
 
 
