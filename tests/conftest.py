@@ -6,11 +6,16 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, nats_server
+from support.lifecycle_coverage import LifecycleCoverage
 from support.repositories import Signer, signer
 
 SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
 LONG = ("journeys", "faults")
 """Whole stories: few of them to a file, and each as long as a hundred others."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(LifecycleCoverage(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
