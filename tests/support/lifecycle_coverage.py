@@ -26,7 +26,7 @@ ONLY_ELSEWHERE: Final[frozenset[Arrow]] = frozenset()
 
 def all_arrows() -> set[Arrow]:
     return {
-        (kind, str(arrow.source), arrow.event, str(arrow.target))
+        (kind, str(arrow.source), str(arrow.event), str(arrow.target))
         for kind, lifecycle in LIFECYCLES.items()
         for arrow in lifecycle
     }
