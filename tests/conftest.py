@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, OwnNatsServer, nats_server
+from support.fork_server import ForkServer, forked_children
 from support.lifecycle_coverage import LifecycleCoverage
 from support.nats_server import SharedNatsServer
 from support.repositories import Signer, signer
@@ -35,6 +36,20 @@ def _settings_as_they_were() -> Iterator[None]:
 def _settings() -> dict[str, str]:
     """All but what libraries note for themselves."""
     return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
+
+
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> Iterator[ForkServer]:
+    """Children of agents are forked from a process that has imported what they need."""
+    with forked_children() as server:
+        yield server
+
+
+@pytest.fixture
+def real_children(forking: ForkServer) -> Iterator[None]:
+    """Children of agents start from nothing in this test, as they do in a federation."""
+    with forking.left_out():
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import psutil
 
+from support.fork_server import FORKED
+
 
 def children(work: str) -> list[psutil.Process]:
     """The child processes of this one that do *work*: ``server``, ``trainer`` or ``init``."""
@@ -18,7 +20,7 @@ def does(process: psutil.Process, work: str) -> bool:
 def command_of(process: psutil.Process) -> list[str]:
     """The command line of *process*; empty when it has ended."""
     try:
-        return process.cmdline()
+        return FORKED.get(process.pid) or process.cmdline()
     except psutil.Error:
         return []
 
