@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
-from fedbus.contracts.figures import Figures
+from fedbus.contracts.client_metrics import Figures
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import ClientMessage, Facts, Family

@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from fedbus.app.compose import Device, Site
+from fedbus.app.composition.agents import Device, Site
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.streams import events_stream, life_stream
@@ -30,9 +30,9 @@ from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.run import RunFacts, RunOverrides
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import SERVER_SIDE
-from fedbus.contracts.task import ScheduleTable, Task
+from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
-from fedbus.stores.tasks import read_task
+from fedbus.stores.tasks.task_directory import read_task
 from support.lifecycle_coverage import TAKEN
 from support.waiting import ConditionNotMet, eventually
 

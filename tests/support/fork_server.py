@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from fedbus.agents.launch import child_command
+from fedbus.agents.common.process_orders import child_command
 
 COMMAND: Final = child_command("")[:-1]
 PROGRAM: Final = Path(__file__).with_name("fork_server_process.py")

@@ -1,0 +1,215 @@
+"""The log is the state: lifecycles moved over a real nats-server."""
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+from opentelemetry.trace import StatusCode
+from support import NatsServer, OwnNatsServer, eventually
+from support.traces import in_memory
+
+from fedbus.bus.bus import ACK_TIMEOUT_S, Bus, Identity
+from fedbus.bus.errors import MovedByAnother
+from fedbus.bus.lifecycles import Lives
+from fedbus.contracts.client import CLIENT, ClientFacts, ClientState
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.lifecycle import IllegalTransition
+from fedbus.contracts.server import SERVER, ServerFacts, ServerState, StoreTrouble
+from fedbus.contracts.transition import Transition
+from fedbus.stores.outbox import Outbox
+
+FED = FederationId("test")
+MNIST = ServerFacts(task="mnist")
+C1 = ClientFacts(task="mnist", client="c1")
+
+
+async def told(bus: Bus, kind: str) -> list[Transition]:
+    return await bus.states(kind)
+
+
+async def test_a_thing_that_was_never_told_of_stands_in_its_first_state(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+    assert life.state is ServerState.MODEL_INIT
+    assert not life.born
+
+
+async def test_a_restarted_owner_goes_on_from_the_last_transition(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        await life.bear("started")
+        await life.move("model_ready", code_version="abc")
+
+    async with Lives.open(server_bus) as lives:
+        again = await lives.of(SERVER, MNIST)
+    assert again.state is ServerState.WAITING
+    assert again.facts.code_version == "abc"
+
+
+async def test_an_arrow_that_the_table_has_not_is_refused_and_nothing_is_told(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        with pytest.raises(IllegalTransition, match="run_finished is not possible in state model_init"):
+            await life.move("run_finished")
+    assert await told(server_bus, "server") == []
+
+
+@pytest.mark.parametrize(
+    ("event", "facts", "kind"),
+    [
+        ("store_unavailable", {"trouble": StoreTrouble.DAMAGED}, "damaged"),
+        ("model_not_built", {}, "model_not_built"),
+        ("model_ready", {}, ""),
+    ],
+)
+async def test_the_span_of_a_failure_says_of_what_kind_it_is(
+    server_bus: Bus, event: str, facts: dict[str, Any], kind: str
+) -> None:
+    with in_memory() as spans:
+        async with Lives.open(server_bus) as lives:
+            life = await lives.of(SERVER, MNIST)
+            await life.bear("started")
+            await life.move(event, reason="as it is", **facts)
+    moved = spans.get_finished_spans()[-1]
+    assert moved.attributes
+    assert moved.attributes.get("error.type", "") == kind
+    assert (moved.status.status_code, moved.status.description) == (
+        (StatusCode.ERROR, "as it is") if kind else (StatusCode.UNSET, None)
+    )
+
+
+async def test_what_happens_between_two_runs_does_not_name_the_one_before(server_bus: Bus) -> None:
+    with in_memory() as spans:
+        async with Lives.open(server_bus) as lives:
+            life = await lives.of(SERVER, MNIST)
+            await life.bear("started")
+            await life.move("model_ready")
+            await life.move("run_requested", run="mnist-1")
+            await life.move("run_cancelled")
+            await life.move("store_unavailable", trouble=StoreTrouble.EMPTY)
+            await life.move("run_requested", run="mnist-2")
+    moves = {
+        one.attributes["fedbus.event"]: one.attributes for one in spans.get_finished_spans() if one.attributes
+    }
+    assert moves["run_cancelled"]["fedbus.run"] == "mnist-1"
+    assert moves["run_requested"]["fedbus.run"] == "mnist-2"
+    assert "fedbus.run" not in moves["store_unavailable"]
+
+
+async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as ours, Lives.open(server_bus) as theirs:
+        mine, other = await ours.of(SERVER, MNIST), await theirs.of(SERVER, MNIST)
+        await mine.bear("started")
+        with pytest.raises(MovedByAnother, match="two agents with one identity"):
+            await other.bear("started")
+
+
+async def test_a_transition_says_what_the_new_state_waits_for(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        await life.bear("started")
+    (transition,) = await told(server_bus, "server")
+    assert transition.waits_for == "the model repository"
+
+
+async def test_a_client_that_is_cut_off_moves_on_and_the_bus_hears_of_it_in_order(
+    own_nats: OwnNatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    async with (
+        Bus.connect(own_nats.url, Identity(FED, "client-manager", "c1")) as bus,
+        Lives.open(bus, Outbox(tmp_path / "outbox.db")) as lives,
+    ):
+        life = await lives.of(CLIENT, C1)
+        await life.bear("started")
+        await own_nats.kill()
+        await life.move("model_fetched")
+        await life.move("infer_ready")
+        assert life.state is ClientState.SERVING
+        await own_nats.start()
+
+        async def all_told() -> bool:
+            return [one.target for one in await told(server_bus, "client")] == ["serving"]
+
+        await eventually(all_told)
+
+
+async def test_what_waited_in_the_outbox_is_told_after_a_restart(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    outbox = Outbox(tmp_path / "outbox.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+        cut_off = Lives(bus, outbox)  # never empties its outbox: killed before it could
+        life = await cut_off.of(CLIENT, C1)
+        await life.bear("started")
+        await life.move("model_fetched")
+    assert await told(server_bus, "client") == []
+
+    async with (
+        Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus,
+        Lives.open(bus, outbox) as lives,
+    ):
+        again = await lives.of(CLIENT, C1)
+        assert again.state is ClientState.PENDING_APPLICATION
+        await again.move("infer_ready")
+
+    (transition,) = await told(server_bus, "client")
+    assert transition.target == "serving"
+
+
+async def test_what_another_owner_has_overtaken_is_not_said_after_a_restart(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    outbox = Outbox(tmp_path / "outbox.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+        async with Lives.open(bus, outbox) as lives:
+            life = await lives.of(CLIENT, C1)
+            await life.bear("started")
+        cut_off = Lives(bus, outbox)  # never empties its outbox: killed before it could
+        await (await cut_off.of(CLIENT, C1)).move("model_fetched")
+
+        async with Lives.open(bus, Outbox(tmp_path / "other.db")) as lives:
+            other = await lives.of(CLIENT, C1)
+            await other.move("bootstrap_failed")
+
+        async with Lives.open(bus, outbox) as lives:
+            again = await lives.of(CLIENT, C1)
+            assert again.state is ClientState.TERMINATED
+            await again.move("restarted")
+
+    (transition,) = await told(server_bus, "client")
+    assert (transition.source, transition.target) == ("terminated", "s0")
+
+
+async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
+    nats: NatsServer, server_bus: Bus, tmp_path: Path
+) -> None:
+    outbox, other = Outbox(tmp_path / "outbox.db"), Outbox(tmp_path / "other.db")
+    async with Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus:
+
+        async def move_what_another_has_moved() -> None:
+            async with Lives.open(bus, outbox) as ours:
+                life = await ours.of(CLIENT, C1)
+                async with Lives.open(bus, other) as theirs:
+                    await (await theirs.of(CLIENT, C1)).bear("started")
+                await life.bear("started")
+                await life.move("model_fetched")
+                await asyncio.Event().wait()
+
+        with pytest.raises(MovedByAnother):
+            await move_what_another_has_moved()
+    assert outbox.first() is None
+
+
+async def test_an_owner_that_comes_while_the_bus_is_away_waits_for_it(
+    own_nats: OwnNatsServer, server_bus: Bus
+) -> None:
+    async with Lives.open(server_bus) as lives:
+        await (await lives.of(SERVER, MNIST)).bear("started")
+        await own_nats.kill()
+        finding = asyncio.ensure_future(lives.of(SERVER, MNIST))
+        given_up, _ = await asyncio.wait({finding}, timeout=ACK_TIMEOUT_S + 0.5)
+        assert not given_up
+        await own_nats.start()
+        async with asyncio.timeout(20):
+            assert (await finding).born
