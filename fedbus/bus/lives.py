@@ -69,7 +69,12 @@ class Life(Generic[State, FactsT]):
     """One thing's lifecycle, as its owner moves it. Make one with `Lives.of`."""
 
     def __init__(
-        self, lives: "Lives", lifecycle: Lifecycle[State], facts: FactsT, state: State | None, told: str = ""
+        self,
+        lives: "Lives",
+        lifecycle: Lifecycle[State, Any, FactsT, Any],
+        facts: FactsT,
+        state: State | None,
+        told: str = "",
     ) -> None:
         self._lives = lives
         self._lifecycle = lifecycle
@@ -188,7 +193,7 @@ class Lives:
             yield lives
             await lives._say_the_rest()
 
-    async def of(self, lifecycle: Lifecycle[State], facts: FactsT) -> Life[State, FactsT]:
+    async def of(self, lifecycle: Lifecycle[State, Any, FactsT, Any], facts: FactsT) -> Life[State, FactsT]:
         """The life of the thing that *facts* names, as the log tells it; with *facts* where it tells nothing."""
         subject = self._subject(lifecycle.kind, facts.thing)
         told = await self._told(subject)
