@@ -71,6 +71,7 @@ from fedbus.contracts.server import (
     StoreTrouble,
     UpdateReady,
 )
+from fedbus.contracts.situations import server_publishing, server_training
 from fedbus.contracts.subjects import RESERVED
 from fedbus.contracts.task import Task
 from fedbus.domain.outcome import nothing_taken
@@ -516,7 +517,7 @@ class ServerManager:
 
     async def _recover(self, reason: str) -> None:
         """The Flower server is gone: start another from the last round that was kept, or give the run up."""
-        match after_server_lost(self._facts, reason):
+        match after_server_lost(server_training(self._facts), reason):
             case GiveUp(reason=why):
                 await self._end_run(ServerEvent.RUN_FAILED, "failed", why)
             case resume:
@@ -536,7 +537,7 @@ class ServerManager:
 
     async def _run_finished(self, message: RunFinished) -> None:
         if self._life.state is ServerState.TRAINING:
-            if why := nothing_taken(self._facts):
+            if why := nothing_taken(server_training(self._facts)):
                 await self._end_run(ServerEvent.RUN_FAILED, "failed", why)
                 return
             deadline = datetime.now(UTC) + timedelta(seconds=PUBLISH_S)
@@ -572,8 +573,9 @@ class ServerManager:
 
     async def _versioned(self, task: Task) -> tuple[Manifest, Verdict, Served | None]:
         """The run's version, what the gate says of it, and, where that is a yes, the new champion. Twice is fine."""
-        manifest = await self._versions.publish(self._facts)
-        verdict = await self._versions.verdict(task.table, manifest, self._facts)
+        run = server_publishing(self._facts)
+        manifest = await self._versions.publish(run)
+        verdict = await self._versions.verdict(task.table, manifest, run)
         served = await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
         return manifest, verdict, served
 
