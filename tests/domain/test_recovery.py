@@ -20,7 +20,7 @@ SERVER_DATA = next(one for one in FACTS if isinstance(one, ServerFacts))
 
 
 def training(**more: Any) -> ServerTraining:
-    fresh = {
+    fresh: dict[str, Any] = {
         "plan": RunPlan(),
         "model": BEGUN,
         "base": BEGUN,
