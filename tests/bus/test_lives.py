@@ -13,7 +13,8 @@ from fedbus.bus.errors import MovedByAnother
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientEvent, ClientFacts, ClientState
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.lifecycle import IllegalTransition
+from fedbus.contracts.lifecycle import IllegalChange, IllegalTransition
+from fedbus.contracts.run import RunEvent
 from fedbus.contracts.server import SERVER, ServerChanges, ServerEvent, ServerFacts, ServerState, StoreTrouble
 from fedbus.contracts.transition import Transition
 from fedbus.stores.outbox import Outbox
@@ -94,6 +95,40 @@ async def test_what_happens_between_two_runs_does_not_name_the_one_before(server
     assert moves["run_cancelled"]["fedbus.run"] == "mnist-1"
     assert moves["run_requested"]["fedbus.run"] == "mnist-2"
     assert "fedbus.run" not in moves["store_unavailable"]
+
+
+async def test_a_change_that_the_table_has_not_publishes_nothing(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        await life.create()
+        with pytest.raises(IllegalChange, match="changes code_versoin, which is no field"):
+            await life.transition(ServerEvent.MODEL_READY, {"code_versoin": "x"})  # type: ignore[typeddict-unknown-key]
+        with pytest.raises(IllegalChange, match="sets term to a wrong value"):
+            await life.transition(ServerEvent.MODEL_READY, {"term": "first"})  # type: ignore[typeddict-item]
+        with pytest.raises(IllegalChange, match="model_ready may not change round"):
+            await life.transition(ServerEvent.MODEL_READY, {"round": 1})
+        with pytest.raises(IllegalTransition):
+            await life.transition(RunEvent.CANCELLED)  # type: ignore[arg-type]
+    assert [one.event for one in await told(server_bus, "server")] == [ServerEvent.STARTED]
+    assert (life.state, life.facts) == (ServerState.MODEL_INIT, MNIST)
+
+
+async def test_a_transition_that_is_not_taken_changes_neither_state_nor_data(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as ours, Lives.open(server_bus) as theirs:
+        mine = await ours.of(SERVER, MNIST)
+        await mine.create()
+        other = await theirs.of(SERVER, MNIST)
+        await mine.transition(ServerEvent.MODEL_READY)
+        with pytest.raises(MovedByAnother):
+            await other.transition(ServerEvent.MODEL_READY, {"code_version": "abc"})
+    assert (other.state, other.facts, other.event) == (ServerState.MODEL_INIT, MNIST, ServerEvent.STARTED)
+
+
+async def test_data_are_changed_by_a_transition_and_by_nothing_else(server_bus: Bus) -> None:
+    async with Lives.open(server_bus) as lives:
+        life = await lives.of(SERVER, MNIST)
+        with pytest.raises(AttributeError):
+            life.facts = MNIST  # type: ignore[misc]
 
 
 async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
