@@ -1,0 +1,1 @@
+"""The server manager: owns the lifecycle of one task's server, its code and its champion model."""

@@ -1,0 +1,235 @@
+"""From a commit to everybody, and what is no version: a real repository, a real bus; the clients are played."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import pytest
+from support.federation import TASK, Federation
+from support.repositories import Repository, Signer, signer
+from support.rollout import PLAN, REVISED, Others, Server, laid_out
+
+from fedbus.agents.server_manager import agent, flower_server_client
+from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.client import Joined
+from fedbus.contracts.code import CodePublished, RollOutCode
+from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
+
+# --- everybody at once ---------------------------------------------------------------------------
+
+
+async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await others.clients("c1", "c2")
+    new = repository.commit(REVISED, by=ada)
+    await server.look()
+    told = await fed.hears(CodePublished, times=2)
+    assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
+
+    await others.ready("c1", new)
+    await others.ready("c2", new)
+    await fed.until(lambda: bool(others.asked_to_run), "a run of the candidate to be asked for")
+    assert others.asked_to_run[0].trigger == "new code"
+    await others.run(1, new, "c1", "c2")
+
+    await fed.happens("code", "rollout_finished")
+    assert fed.events("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
+    assert (server.facts.code_version, server.facts.previous, server.facts.candidate) == (new, (old,), "")
+    await fed.until(lambda: fed.heard(CodePublished)[-1].code_version == new, "everybody to be told")
+    assert (others.starts[0].code_version, fed.server().code_version) == (new, new)
+
+
+async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
+    fed: Federation, server: Server, others: Others, repository: Repository
+) -> None:
+    await others.run(1, repository.head, "c1", "c2")
+    assert others.built[0].code_version == repository.head
+    latest = await others.store.latest()
+    assert latest is not None
+    assert latest.code_version == repository.head
+
+
+async def test_old_code_is_removed_without_what_is_being_checked(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer, tmp_path: Path
+) -> None:
+    await others.clients("c1", "c2")
+    second = repository.commit(REVISED, by=ada)
+    await server.look()
+    for client in ("c1", "c2"):
+        await others.ready(client, second)
+    await fed.until(lambda: bool(others.asked_to_run))
+    others.checks_until = asyncio.Event()
+    async with others.in_a_run(1, second, "c1", "c2"):
+        third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
+        looking = asyncio.ensure_future(server.look())
+        await fed.until(lambda: others.checked[-1].code_version == third, "it to be checked")
+    await fed.happens("code", "rollout_finished")
+    for _ in range(3):
+        await server.code.history()  # behind whatever is at work there
+    others.checks_until.set()
+    assert "is tried by" in await looking
+    assert laid_out(tmp_path, third)
+
+
+async def test_a_commit_during_a_run_waits_for_its_end(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
+    new = repository.commit(REVISED, by=ada)
+    assert await server.look() == "it is rolled out when the run that is under way has ended"
+    for client in ("c1", "c2"):
+        joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
+        await fed.say(joined, by="trainer")
+    await fed.hears(BeginTraining)
+    assert fed.events("code") == ["started"]
+    artifact = await others.artifact()
+    await fed.say(RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), by="flower-server")
+    await fed.happens("code", "code_found")
+    assert server.facts.candidate == new
+
+
+# --- what is no version --------------------------------------------------------------------------
+
+
+async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
+    fed: Federation, server: Server, repository: Repository
+) -> None:
+    unsigned = repository.commit(REVISED)
+    assert "it is not signed" in await server.look()
+    await fed.happens("code", "code_rejected")
+    assert unsigned in server.facts.rejected
+    assert all(told.candidate != unsigned for told in fed.heard(CodePublished))
+
+
+async def test_a_stranger_s_commit_is_rejected(
+    fed: Federation, server: Server, repository: Repository, tmp_path: Path
+) -> None:
+    (tmp_path / "stranger").mkdir()
+    forged = repository.commit({"tiny/__init__.py": "X = 1\n"}, by=signer("eve", tmp_path / "stranger"))
+    await server.look()
+    await fed.happens("code", "code_rejected")
+    assert forged in server.facts.rejected
+
+
+async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    broken = repository.commit(REVISED, by=ada)
+    others.broken[broken] = "module 'tiny.client_app' cannot be imported"
+    await server.look()
+    assert "cannot be imported" in (await fed.happens("code", "code_rejected")).reason
+    assert (await server.look()).startswith("nothing new: it was rejected:")
+    assert len(others.checked) == 1
+
+
+async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    other = repository.commit(REVISED, by=ada)
+    others.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
+    await server.look()
+    reason = (await fed.happens("code", "code_rejected")).reason
+    assert "weight is float32 (4, 3)" in reason
+    assert "--new-lineage" in reason
+
+
+async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_somebody_says_so(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    await others.clients("c1")
+    old = repository.head
+    repository.git("commit", "--quiet", "--amend", "-m", "another past", by=ada)
+    assert "rewritten" in await server.look()
+    assert server.facts.code_version == old
+    await fed.bus.request(RollOutCode(task=TASK, code_version=repository.head), timeout_s=30)
+    assert (await fed.happens("code", "code_found")).facts.candidate == repository.head  # type: ignore[union-attr]
+
+
+# --- what passes ---------------------------------------------------------------------------------
+
+
+async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_when_it_can(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    new = repository.commit(REVISED, by=ada)
+    others.hindered = "cannot use s3://models: it does not answer"
+    with pytest.raises(RequestRefused, match="cannot be checked: cannot use s3://models"):
+        await server.look()
+    told = await fed.happens("code", "following_held_up")
+    assert "does not answer" in told.reason
+    assert server.facts.held_up == told.reason
+    others.hindered = ""
+    await server.look()
+    await fed.happens("code", "following_resumed")
+    assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
+
+
+@pytest.mark.parametrize(
+    ("hindrance", "passes"),
+    [
+        ("cannot use s3://models: it does not answer", True),
+        ("models/1.safetensors is damaged: restore it from a copy", False),
+    ],
+    ids=["away", "damaged"],
+)
+async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_one_tries_it(
+    hindrance: str,
+    passes: bool,
+    fed: Federation,
+    server: Server,
+    others: Others,
+    repository: Repository,
+    ada: Signer,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
+    monkeypatch.setattr(agent, "HINDERED_S", 0.1)
+    new = await others.take(server, REVISED, repository, ada)
+    others.hindered, others.passes = hindrance, passes
+    with pytest.raises(RequestRefused, match=re.escape(hindrance)):
+        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
+    others.hindered = ""
+    await fed.until(lambda: len(others.asked_to_run) == 2, "another run to be asked for")
+    assert (server.facts.candidate, server.facts.rejected) == (new, {})
+
+
+async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
+    fed: Federation, server: Server, others: Others, repository: Repository
+) -> None:
+    away = repository.path.rename(repository.path.with_name("away"))
+    for _ in range(3):
+        with pytest.raises(RequestRefused, match="see that it is there"):
+            await server.look()
+    await fed.happens("code", "following_held_up")
+    away.rename(repository.path)
+    await server.look()
+    await fed.happens("code", "following_resumed")
+    assert fed.events("code") == ["started", "following_held_up", "following_resumed"]
+
+
+async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
+    fed: Federation, server: Server, others: Others, repository: Repository, tmp_path: Path
+) -> None:
+    bob = signer("bob", tmp_path)
+    new = repository.commit(REVISED, by=bob)
+    assert "not that of an allowed signer" in await server.look()
+    assert (await server.look()).startswith("nothing new: it was rejected")
+    with (tmp_path / "allowed_signers").open("a") as allowed:
+        allowed.write(bob.line())
+    assert "is tried by" in await server.look()
+    assert (server.facts.candidate, server.facts.rejected, server.facts.not_signed) == (new, {}, ())
+
+
+async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed_and_rejects_it_without_a_word(
+    fed: Federation, server: Server, others: Others, repository: Repository, tmp_path: Path
+) -> None:
+    repository.commit(REVISED, by=signer("bob", tmp_path))
+    await server.look()
+    await fed.happens("code", "code_rejected")
+    await server.agent.restart()
+    await fed.hears(CodePublished, times=2)
+    await server.look()
+    assert fed.events("code") == ["started", "code_rejected"]
