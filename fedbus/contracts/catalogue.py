@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from fedbus.contracts import champion, client, code, device, run, server, serving, state_recall, subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
@@ -81,14 +82,26 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
 
 BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in MESSAGES}
 
-WITHOUT_WEIGHTS: Final = frozenset({"gateway", "device-monitor", "training-monitor", "registrar"})
+WITHOUT_WEIGHTS: Final = frozenset(
+    {AgentName.GATEWAY, AgentName.DEVICE_MONITOR, AgentName.TRAINING_MONITOR, AgentName.REGISTRAR}
+)
 """Agents that neither give nor take blobs; people do not either."""
 
-SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server", "registrar")
-CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference", "device-monitor")
+SERVER_AGENTS: Final = (
+    AgentName.SERVER_MANAGER,
+    AgentName.WORKFLOW_SCHEDULER,
+    AgentName.FLOWER_SERVER,
+    AgentName.REGISTRAR,
+)
+CLIENT_AGENTS: Final = (
+    AgentName.CLIENT_MANAGER,
+    AgentName.FLOWER_CLIENT,
+    AgentName.INFERENCE,
+    AgentName.DEVICE_MONITOR,
+)
 
-SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
-    "server-manager": (
+SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
+    AgentName.SERVER_MANAGER: (
         server.UpdateReady,
         server.ModelPublished,
         code.CodePublished,
@@ -101,8 +114,8 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         code.CheckCode,
         run.StartRun,
     ),
-    "workflow-scheduler": (server.OpenRun, server.CancelRun),
-    "flower-server": (
+    AgentName.WORKFLOW_SCHEDULER: (server.OpenRun, server.CancelRun),
+    AgentName.FLOWER_SERVER: (
         server.ServerStarted,
         server.RoundFinished,
         server.RunFinished,
@@ -110,7 +123,7 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         server.ServerLost,
         server.RoundMessage,
     ),
-    "client-manager": (
+    AgentName.CLIENT_MANAGER: (
         server.Enroll,
         state_recall.RecallLife,
         server.GetServerInfo,
@@ -122,9 +135,9 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         code.CodeReady,
         code.CodeRefused,
     ),
-    "flower-client": (client.FinTrain, client.FailTrain, client.Heartbeat),
-    "trainer": (client.Joined, client.RoundStarted, client.RoundReply),
-    "inference": (
+    AgentName.FLOWER_CLIENT: (client.FinTrain, client.FailTrain, client.Heartbeat),
+    AgentName.TRAINER: (client.Joined, client.RoundStarted, client.RoundReply),
+    AgentName.INFERENCE: (
         client.InferReady,
         client.InferRefused,
         serving.ModelPrepared,
@@ -139,8 +152,8 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         serving.DataChecked,
         serving.DriftDetected,
     ),
-    "device-monitor": (device.DeviceReport,),
-    "user": (
+    AgentName.DEVICE_MONITOR: (device.DeviceReport,),
+    AgentName.USER: (
         run.StartRun,
         run.StopRun,
         champion.PromoteModel,
@@ -153,8 +166,8 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
 }
 """What each agent says, beside the transitions of what it owns."""
 
-HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
-    "server-manager": (
+HEARS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
+    AgentName.SERVER_MANAGER: (
         server.ServerStarted,
         server.RoundFinished,
         server.RunFinished,
@@ -164,14 +177,14 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         code.CodeReady,
         code.CodeRefused,
     ),
-    "flower-server-grid": (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
-    "workflow-scheduler-news": (
+    AgentName.FLOWER_SERVER_GRID: (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
+    AgentName.WORKFLOW_SCHEDULER_NEWS: (
         serving.DataCounted,
         serving.DataChecked,
         serving.DriftDetected,
         code.CodePublished,
     ),
-    "client-manager": (
+    AgentName.CLIENT_MANAGER: (
         server.UpdateReady,
         server.ModelPublished,
         code.CodePublished,
@@ -181,16 +194,21 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         client.InferRefused,
         serving.ModelReturned,
     ),
-    "flower-client": (client.ClientStart, client.RoundStarted, server.ServerClosed),
-    "trainer": (server.RoundMessage,),
-    "inference": (client.InferStart, client.InferUpdate),
+    AgentName.FLOWER_CLIENT: (client.ClientStart, client.RoundStarted, server.ServerClosed),
+    AgentName.TRAINER: (server.RoundMessage,),
+    AgentName.INFERENCE: (client.InferStart, client.InferUpdate),
 }
 """What each agent is sent from the event stream, whether it was there at the time or not."""
 
-FOLLOWS: Final[Mapping[str, str]] = {"workflow-scheduler": "server"}
+FOLLOWS: Final[Mapping[AgentName, str]] = {AgentName.WORKFLOW_SCHEDULER: "server"}
 """Which kind of lifecycle an agent is sent every transition of."""
 
-OF_A_CLIENT: Final = ("client-manager", "flower-client", "trainer", "inference")
+OF_A_CLIENT: Final = (
+    AgentName.CLIENT_MANAGER,
+    AgentName.FLOWER_CLIENT,
+    AgentName.TRAINER,
+    AgentName.INFERENCE,
+)
 """The listeners on a device: their consumers are made for them when the client enrolls."""
 
 
@@ -206,7 +224,7 @@ def standing_subjects(fed: FederationId) -> list[str]:
     return sorted(subjects.every(fed, kind) for kind in MESSAGES if kind.stands)
 
 
-def hears(fed: FederationId, agent: str, *, task: str, client: str = "*") -> list[str]:
+def hears(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:
     """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
     if agent in FOLLOWS:
         return [subjects.life(fed, FOLLOWS[agent], task)]

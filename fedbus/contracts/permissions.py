@@ -21,6 +21,7 @@ from enum import StrEnum
 from typing import Final
 
 from fedbus.contracts import catalogue, subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.server import GetServerInfo, HealthCheck
 from fedbus.contracts.subjects import PEOPLE, ROOT, SERVER_SIDE
@@ -71,13 +72,13 @@ ABOUT: Final = {
 }
 
 AGENTS: Final = {
-    Role.DEVICE: (*catalogue.OF_A_CLIENT, "device-monitor"),
-    Role.SERVER_MANAGER: ("server-manager", "registrar", "device-monitor"),
-    Role.WORKFLOW_SCHEDULER: ("workflow-scheduler", "workflow-scheduler-news"),
-    Role.FLOWER_SERVER: ("flower-server", "flower-server-grid"),
-    Role.TRAINING_MONITOR: ("training-monitor",),
-    Role.GATEWAY: ("gateway", "user"),
-    Role.USER: ("user",),
+    Role.DEVICE: (*catalogue.OF_A_CLIENT, AgentName.DEVICE_MONITOR),
+    Role.SERVER_MANAGER: (AgentName.SERVER_MANAGER, AgentName.REGISTRAR, AgentName.DEVICE_MONITOR),
+    Role.WORKFLOW_SCHEDULER: (AgentName.WORKFLOW_SCHEDULER, AgentName.WORKFLOW_SCHEDULER_NEWS),
+    Role.FLOWER_SERVER: (AgentName.FLOWER_SERVER, AgentName.FLOWER_SERVER_GRID),
+    Role.TRAINING_MONITOR: (AgentName.TRAINING_MONITOR,),
+    Role.GATEWAY: (AgentName.GATEWAY, AgentName.USER),
+    Role.USER: (AgentName.USER,),
     Role.OBSERVER: (),
 }
 """Whose words each role says."""
@@ -87,12 +88,12 @@ OF_THE_SERVER: Final = (
     Role.FLOWER_SERVER,
     Role.TRAINING_MONITOR,
 )
-SERVICES: Final[Mapping[str, tuple[str, ...]]] = {
-    "inference": ("inference", "predict"),
-    "trainer": (),
-    "flower-server-grid": (),
-    "workflow-scheduler-news": (),
-    "user": (),
+SERVICES: Final[Mapping[AgentName, tuple[str, ...]]] = {
+    AgentName.INFERENCE: (AgentName.INFERENCE, "predict"),
+    AgentName.TRAINER: (),
+    AgentName.FLOWER_SERVER_GRID: (),
+    AgentName.WORKFLOW_SCHEDULER_NEWS: (),
+    AgentName.USER: (),
 }
 """Under which names an agent is a NATS micro service, where it is not its own alone."""
 READABLE: Final = ("svc", "srv", "cast", "cmd", "client", "local", "life", "dead", "lease", "deliver")
@@ -118,7 +119,7 @@ def permissions(fed: FederationId, role: Role) -> Permissions:
         case Role.SERVER:
             return _union([_server_agent(fed, one) for one in OF_THE_SERVER])
         case Role.GATEWAY:
-            return _reader(fed, role, subjects.inbox(SERVER_SIDE, "gateway"))
+            return _reader(fed, role, subjects.inbox(SERVER_SIDE, AgentName.GATEWAY))
         case Role.USER | Role.OBSERVER:
             return _reader(fed, role, f"{subjects.INBOX}.{PEOPLE}")
         case _:
@@ -199,7 +200,7 @@ def _server_agent(fed: FederationId, role: Role) -> Permissions:
     )
 
 
-def _overheard(fed: FederationId, agent: str) -> list[str]:
+def _overheard(fed: FederationId, agent: AgentName) -> list[str]:
     """The requests it answers, and what it hears as it is said."""
     asked = [subjects.every(fed, kind) for kind in catalogue.requests_of(agent)]
     said = [subjects.every(fed, kind) for kind in catalogue.MESSAGES if kind.family == "client"]
@@ -233,18 +234,18 @@ def _reader(fed: FederationId, role: Role, inbox: str) -> Permissions:
 # --- what the roles are made of --------------------------------------------------------------------
 
 
-def _words(fed: FederationId, agents: tuple[str, ...], client: str) -> list[str]:
+def _words(fed: FederationId, agents: tuple[AgentName, ...], client: str) -> list[str]:
     return [
         subjects.every(fed, kind, client=client) for agent in agents for kind in catalogue.SAYS.get(agent, ())
     ]
 
 
-def _moves(fed: FederationId, agents: tuple[str, ...], thing: str) -> list[str]:
+def _moves(fed: FederationId, agents: tuple[AgentName, ...], thing: str) -> list[str]:
     """The transitions of what they own."""
     return [subjects.life(fed, kind, thing) for kind, one in LIFECYCLES.items() if one.owner in agents]
 
 
-def _asked_of_a_service(agents: tuple[str, ...]) -> list[str]:
+def _asked_of_a_service(agents: tuple[AgentName, ...]) -> list[str]:
     names = [f"fedbus-{name}" for agent in agents for name in SERVICES.get(agent, (agent,))]
     of_each = [f"$SRV.{verb}.{name}{one}" for verb in VERBS for name in names for one in ("", ".*")]
     return [*(f"$SRV.{verb}" for verb in VERBS), *of_each] if names else []

@@ -12,11 +12,12 @@ The languages of the rule and the trigger stand in `rules` and `triggers`; docs/
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypedDict
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.expressions.eligibility_rule import WORDS, rule
 from fedbus.contracts.expressions.trigger import Every, Trigger, trigger
 from fedbus.contracts.identifiers import Id
@@ -174,6 +175,17 @@ class ScheduleRule(Body):
     at_most: int | None = None
 
 
+class ScheduleEvent(StrEnum):
+    STARTED = "started"
+    PLANNED = "planned"
+    TRIGGERED = "triggered"
+    POSTPONED = "postponed"
+    FIRED = "fired"
+    SKIPPED = "skipped"
+    RESCHEDULED = "rescheduled"
+    TAKEN_OVER = "taken_over"
+
+
 class ScheduleFacts(Facts):
     """What a scheduler goes on from: all else that it decides by is in the log."""
 
@@ -219,21 +231,73 @@ class ScheduleFacts(Facts):
         return self.task
 
 
+class ScheduleChanges(TypedDict, total=False):
+    """The data of a task's schedule that a transition may change."""
+
+    holder: str
+    since: AwareDatetime
+    clock_since: AwareDatetime
+    due_since: AwareDatetime | None
+    cause: str
+    started: int
+    run: Id | None
+    labelled: dict[str, int]
+    unlabelled: dict[str, int]
+    databases: dict[str, str]
+    drifted: tuple[str, ...]
+    accuracy: dict[str, float]
+    code_version: str
+    rule: ScheduleRule | None
+    next_at: AwareDatetime | None
+    awaits: tuple[str, ...]
+    fired_at: AwareDatetime | None
+    fired_for: str
+    traceparent: str
+
+
 _S = ScheduleState
-SCHEDULE = Lifecycle(
+_E = ScheduleEvent
+_BASELINE = frozenset(
+    {
+        "since",
+        "clock_since",
+        "due_since",
+        "cause",
+        "labelled",
+        "unlabelled",
+        "databases",
+        "drifted",
+        "accuracy",
+        "code_version",
+        "next_at",
+        "awaits",
+    }
+)
+"""What counts as new is counted from these, which each run that the schedule starts or skips sets."""
+SCHEDULE = Lifecycle[ScheduleState, ScheduleEvent, ScheduleFacts, ScheduleChanges](
     kind="schedule",
-    owner="workflow-scheduler",
+    owner=AgentName.WORKFLOW_SCHEDULER,
     initial=_S.WATCHING,
+    creation=_E.STARTED,
+    data=ScheduleFacts,
     arrows={
-        (_S.WATCHING, "planned"): _S.WATCHING,
-        (_S.WATCHING, "triggered"): _S.DUE,
-        (_S.DUE, "postponed"): _S.DUE,
-        (_S.DUE, "fired"): _S.WATCHING,
-        (_S.DUE, "skipped"): _S.WATCHING,
-        (_S.WATCHING, "rescheduled"): _S.WATCHING,
-        (_S.DUE, "rescheduled"): _S.WATCHING,
-        (_S.WATCHING, "taken_over"): _S.WATCHING,
-        (_S.DUE, "taken_over"): _S.DUE,
+        (_S.WATCHING, _E.PLANNED): _S.WATCHING,
+        (_S.WATCHING, _E.TRIGGERED): _S.DUE,
+        (_S.DUE, _E.POSTPONED): _S.DUE,
+        (_S.DUE, _E.FIRED): _S.WATCHING,
+        (_S.DUE, _E.SKIPPED): _S.WATCHING,
+        (_S.WATCHING, _E.RESCHEDULED): _S.WATCHING,
+        (_S.DUE, _E.RESCHEDULED): _S.WATCHING,
+        (_S.WATCHING, _E.TAKEN_OVER): _S.WATCHING,
+        (_S.DUE, _E.TAKEN_OVER): _S.DUE,
+    },
+    changes={
+        _E.PLANNED: {"next_at", "awaits"},
+        _E.TRIGGERED: {"due_since", "cause", "traceparent"},
+        _E.FIRED: _BASELINE | {"started", "run", "fired_at", "fired_for"},
+        _E.SKIPPED: _BASELINE,
+        _E.RESCHEDULED: {"clock_since", "due_since", "cause", "rule", "next_at", "awaits"},
+        _E.TAKEN_OVER: {"holder", "clock_since", "rule"},
     },
     waits={
         _S.DUE: Wait(

@@ -10,6 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.message import Body, ClientRequest
 
 
@@ -28,7 +29,7 @@ class RecallLife(ClientRequest):
     """Tell a client the last transition of one of its own things."""
 
     word: ClassVar[str] = "recall_life"
-    server: ClassVar[str] = "registrar"
+    server: ClassVar[AgentName] = AgentName.REGISTRAR
     answer: ClassVar[type[Body]] = Recalled
 
     kind: Literal["client", "fl_client", "inference"]

@@ -4,19 +4,19 @@ The last transition of a thing is its state: it carries the state it led to and 
 the owner needs to go on from there.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AwareDatetime, Field
 
 from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, FlClientFacts, InferenceFacts
 from fedbus.contracts.code import CODE, CodeFacts
-from fedbus.contracts.lifecycle import Lifecycle
+from fedbus.contracts.lifecycle import AnyLifecycle
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.run import RUN, RunFacts
 from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts
 from fedbus.contracts.server import SERVER, ServerFacts
 
-LIFECYCLES: dict[str, Lifecycle[Any]] = {
+LIFECYCLES: dict[str, AnyLifecycle] = {
     one.kind: one for one in (SERVER, CODE, SCHEDULE, RUN, CLIENT, FL_CLIENT, INFERENCE)
 }
 

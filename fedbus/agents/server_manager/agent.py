@@ -35,11 +35,13 @@ from fedbus.agents.server_manager.run_metrics import round_measured, run_measure
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lifecycles import Life, Lives
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CodeReady, CodeRefused
 from fedbus.contracts.identifiers import client_id
-from fedbus.contracts.message import Body, Message, Refused
+from fedbus.contracts.lifecycle import NO_CHANGES
+from fedbus.contracts.message import Body, Message, RefusalKind, Refused
 from fedbus.contracts.model import Artifact, Manifest, ModelRef
 from fedbus.contracts.server import (
     SERVER,
@@ -57,7 +59,9 @@ from fedbus.contracts.server import (
     RunFailed,
     RunFinished,
     RunOpened,
+    ServerChanges,
     ServerClosed,
+    ServerEvent,
     ServerFacts,
     ServerInfo,
     ServerLost,
@@ -67,6 +71,7 @@ from fedbus.contracts.server import (
     StoreTrouble,
     UpdateReady,
 )
+from fedbus.contracts.situations import server_publishing, server_training
 from fedbus.contracts.subjects import RESERVED
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import Trial
@@ -85,7 +90,7 @@ HINDERED_S = 60.0
 """How long after a run that a store or a missing agent hindered a candidate is tried once more."""
 RECRUITING = "recruiting expires"
 FITTING = "see whether the code fits the served model"
-RUN_FAILED = frozenset({"recruiting_expired", "run_failed", "version_refused"})
+RUN_FAILED = frozenset({ServerEvent.RECRUITING_EXPIRED, ServerEvent.RUN_FAILED, ServerEvent.VERSION_REFUSED})
 Outcome = Literal["finished", "failed", "cancelled"]
 
 log = structlog.get_logger("fedbus.server_manager")
@@ -114,7 +119,7 @@ class ServerManager:
         self._following = CodeFollowing(bus, code, self._rollouts, self)
         self._promotions = Promotions(self, self._versions)
         self._joined: dict[str, None] = {}
-        self._life: Life[ServerState, ServerFacts]
+        self._life: Life[ServerState, ServerEvent, ServerFacts, ServerChanges]
         self._timers: Timers
         self._keeping: Keeping
         self.ready = asyncio.Event()
@@ -125,7 +130,7 @@ class ServerManager:
         async with (
             Lives.open(self._bus) as lives,
             Timers.running() as self._timers,
-            self._bus.listen("server-manager", task=self._id) as inbox,
+            self._bus.listen(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
             self._life = await lives.of(SERVER, ServerFacts(task=self._id))
             self._keeping = Keeping(self, self._versions, self._timers)
@@ -158,7 +163,7 @@ class ServerManager:
     async def _wake(self) -> None:
         """Go on from where the log says the server stands."""
         if not self._life.born:
-            await self._life.bear("started")
+            await self._life.create()
         found_waiting = self._life.state is ServerState.WAITING
         event, reason = self._life.event, self._life.reason
         match self._life.state:
@@ -191,20 +196,20 @@ class ServerManager:
             self._timers.at(RECRUITING, self._facts.recruit_until, self._recruiting_expired)
         await self._flower.is_up(self._facts.run, say_so=True)
 
-    async def _tell_the_end(self, event: str, reason: str) -> None:
+    async def _tell_the_end(self, event: ServerEvent | None, reason: str) -> None:
         """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed.
 
         *event*, *reason*: what had last happened when we woke.
         """
-        outcomes: dict[str, Outcome] = {
-            "version_published": "finished",
-            "candidate_kept": "finished",
-            "run_cancelled": "cancelled",
+        outcomes: dict[ServerEvent | None, Outcome] = {
+            ServerEvent.VERSION_PUBLISHED: "finished",
+            ServerEvent.CANDIDATE_KEPT: "finished",
+            ServerEvent.RUN_CANCELLED: "cancelled",
         }
-        if event == "version_published" and self._keeping.on_offer is not None:
+        if event is ServerEvent.VERSION_PUBLISHED and self._keeping.on_offer is not None:
             await self.tell_the_version()
         if (outcome := outcomes.get(event)) or event in RUN_FAILED:
-            await self._close(outcome or "failed", reason, new_model=event != "candidate_kept")
+            await self._close(outcome or "failed", reason, new_model=event is not ServerEvent.CANDIDATE_KEPT)
 
     async def first_version(self) -> Served:
         """Have the first model of all built and crowned; raises StoreError, RequestRefused."""
@@ -213,7 +218,7 @@ class ServerManager:
     async def begin_with(self, served: Served) -> None:
         """There is a model now: from here on runs may come."""
         version = self._rollouts.task.code_version
-        await self.serve("model_ready", served, code_version=version, trouble=None)
+        await self.serve(ServerEvent.MODEL_READY, served, {"code_version": version, "trouble": None})
 
     async def settle(self) -> None:
         """All is well again: what has waited for that begins."""
@@ -230,22 +235,28 @@ class ServerManager:
 
     # --- what is served ------------------------------------------------------------------
 
-    async def serve(self, event: str, served: Served, **facts: Any) -> None:
+    async def serve(
+        self, event: ServerEvent, served: Served, changes: ServerChanges = NO_CHANGES, *, reason: str = ""
+    ) -> None:
         """Move by *event*: from here on *served* is the champion."""
-        manifest = served.manifest
-        await self._life.move(
-            event, model=manifest.ref, seal=manifest.seal, term=served.champion.term, **facts
+        model, seal, term = served.manifest.ref, served.manifest.seal, served.champion.term
+        await self._life.transition(
+            event, {"model": model, "seal": seal, "term": term, **changes}, reason=reason
         )
 
-    async def serve_instead(self, event: str, served: Served, reason: str, **facts: Any) -> None:
+    async def serve_instead(
+        self, event: ServerEvent, served: Served, reason: str, changes: ServerChanges = NO_CHANGES
+    ) -> None:
         """The same, and every client hears of it: the turn is ours."""
-        await self.serve(event, served, reason=reason, **facts)
+        await self.serve(event, served, changes, reason=reason)
         await self._keeping.give_out(reason)
 
     async def begin_lineage(self, task: Task, reason: str) -> None:
         """Build a first model anew and serve it; raises StoreError and RequestRefused."""
         served = await self._first_version(task, new_lineage=True)
-        await self.serve_instead("lineage_started", served, reason, code_version=task.code_version)
+        await self.serve_instead(
+            ServerEvent.LINEAGE_STARTED, served, reason, {"code_version": task.code_version}
+        )
 
     async def begin_lineage_by_hand(self, reason: str) -> None:
         """The same, of the code that everybody has."""
@@ -336,10 +347,10 @@ class ServerManager:
 
     async def _cancel_run(self, request: CancelRun) -> Body:
         async with self._turn:
-            if request.run != self._facts.run or not self._life.allows("run_cancelled"):
+            if request.run != self._facts.run or not self._life.allows(ServerEvent.RUN_CANCELLED):
                 return Refused(reason=f"{request.run} is not under way: the server is {self._life.state}")
             await self._flower.stop(request.run)
-            await self._end_run("run_cancelled", "cancelled", request.reason)
+            await self._end_run(ServerEvent.RUN_CANCELLED, "cancelled", request.reason)
             return RunCancelled()
 
     async def _recruit(self, request: OpenRun) -> Body:
@@ -352,28 +363,35 @@ class ServerManager:
             return Refused(reason=hindrance)
         expires = datetime.now(UTC) + timedelta(seconds=plan.recruit_s)
         self._joined.clear()
-        await self._life.move(
-            "run_requested",
+        await self._life.transition(
+            ServerEvent.RUN_REQUESTED,
+            {
+                "run": request.run,
+                "plan": plan,
+                "code_version": task.code_version,
+                "base": self._facts.model,
+                "candidate": None,
+                "recruit_until": expires,
+                "cohort": (),
+                "round": 0,
+                "trainings": 0,
+                "failures": 0,
+                "last": None,
+                "checkpoint": None,
+                "recoveries": 0,
+                "missing": 0,
+                "traceparent": tracing.here(),
+            },
             deadline=expires,
-            run=request.run,
-            plan=plan,
-            code_version=task.code_version,
-            base=self._facts.model,
-            candidate=None,
-            recruit_until=expires,
-            cohort=(),
-            round=0,
-            trainings=0,
-            failures=0,
-            last=None,
-            checkpoint=None,
-            recoveries=0,
-            missing=0,
-            traceparent=tracing.here(),
         )
         assert self._facts.model is not None
         if (refusal := await self._start_server(self._facts.model, first_round=1)) is not None:
-            await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.blameless)
+            await self._end_run(
+                ServerEvent.RUN_FAILED,
+                "failed",
+                refusal.reason,
+                hindered=refusal.kind is not RefusalKind.CALLER,
+            )
             return refusal
         self._timers.at(RECRUITING, expires, self._recruiting_expired)
         return RunOpened(recruit_until=expires)
@@ -411,8 +429,8 @@ class ServerManager:
                     await self._round_finished(message)
                 case RunFinished():
                     await self._run_finished(message)
-                case RunFailed() if self._life.allows("run_failed"):
-                    await self._end_run("run_failed", "failed", message.reason)
+                case RunFailed() if self._life.allows(ServerEvent.RUN_FAILED):
+                    await self._end_run(ServerEvent.RUN_FAILED, "failed", message.reason)
                 case ServerLost() if self._invitation() is not None:
                     await self._server_lost(message.reason)
                 case _:
@@ -420,7 +438,7 @@ class ServerManager:
 
     async def _server_started(self) -> None:
         if self._life.state is ServerState.TRAINING:
-            await self._life.move("server_recovered", cohort=self._everyone())
+            await self._life.transition(ServerEvent.SERVER_RECOVERED, {"cohort": self._everyone()})
             await self._begin_training()
         elif (invitation := self._invitation()) is not None:
             await self._bus.publish(invitation)
@@ -435,7 +453,7 @@ class ServerManager:
         plan = self._facts.plan
         if plan and self._life.state is ServerState.RECRUITING and len(self._joined) >= plan.quorum:
             self._timers.cancel(RECRUITING)
-            await self._life.move("quorum_reached", cohort=tuple(self._joined))
+            await self._life.transition(ServerEvent.QUORUM_REACHED, {"cohort": tuple(self._joined)})
             await self._begin_training()
 
     async def _begin_training(self) -> None:
@@ -451,7 +469,9 @@ class ServerManager:
             there, wanted = list(self._joined), self._facts.plan.quorum
             reason = who_came(there, wanted, await self._declined())
             await self._flower.stop(self._facts.run)
-            await self._end_run("recruiting_expired", "failed", reason, missing=wanted - len(there))
+            await self._end_run(
+                ServerEvent.RECRUITING_EXPIRED, "failed", reason, {"missing": wanted - len(there)}
+            )
 
     async def _declined(self) -> dict[str, str]:
         """Who said that it does not take part in this run, and why."""
@@ -466,14 +486,16 @@ class ServerManager:
         if self._life.state is ServerState.TRAINING:
             checkpoint = message.checkpoint or self._facts.checkpoint
             failed = len(message.result.failures)
-            await self._life.move(
-                "round_finished",
-                round=message.round,
-                trainings=self._facts.trainings + len(message.result.participants) + failed,
-                failures=self._facts.failures + failed,
-                last=message.result,
-                checkpoint=checkpoint,
-                cohort=self._everyone(),
+            await self._life.transition(
+                ServerEvent.ROUND_FINISHED,
+                {
+                    "round": message.round,
+                    "trainings": self._facts.trainings + len(message.result.participants) + failed,
+                    "failures": self._facts.failures + failed,
+                    "last": message.result,
+                    "checkpoint": checkpoint,
+                    "cohort": self._everyone(),
+                },
             )
             round_measured(self._id, message.result)
 
@@ -489,29 +511,40 @@ class ServerManager:
         if self._life.state is ServerState.TRAINING:
             await self._recover(reason)
         else:
-            await self._end_run("run_failed", "failed", f"{reason}, while the server was recruiting")
+            await self._end_run(
+                ServerEvent.RUN_FAILED, "failed", f"{reason}, while the server was recruiting"
+            )
 
     async def _recover(self, reason: str) -> None:
         """The Flower server is gone: start another from the last round that was kept, or give the run up."""
-        match after_server_lost(self._facts, reason):
+        match after_server_lost(server_training(self._facts), reason):
             case GiveUp(reason=why):
-                await self._end_run("run_failed", "failed", why)
+                await self._end_run(ServerEvent.RUN_FAILED, "failed", why)
             case resume:
-                await self._life.move("server_lost", reason=reason, recoveries=self._facts.recoveries + 1)
+                await self._life.transition(
+                    ServerEvent.SERVER_LOST, {"recoveries": self._facts.recoveries + 1}, reason=reason
+                )
                 refusal = await self._start_server(resume.artifact, first_round=resume.first_round)
                 if refusal is not None:
-                    await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.blameless)
+                    await self._end_run(
+                        ServerEvent.RUN_FAILED,
+                        "failed",
+                        refusal.reason,
+                        hindered=refusal.kind is not RefusalKind.CALLER,
+                    )
 
     # --- the end of a run ----------------------------------------------------------------
 
     async def _run_finished(self, message: RunFinished) -> None:
         if self._life.state is ServerState.TRAINING:
-            if why := nothing_taken(self._facts):
-                await self._end_run("run_failed", "failed", why)
+            if why := nothing_taken(server_training(self._facts)):
+                await self._end_run(ServerEvent.RUN_FAILED, "failed", why)
                 return
             deadline = datetime.now(UTC) + timedelta(seconds=PUBLISH_S)
-            await self._life.move(
-                "run_finished", deadline=deadline, checkpoint=message.artifact, round=message.rounds
+            await self._life.transition(
+                ServerEvent.RUN_FINISHED,
+                {"checkpoint": message.artifact, "round": message.rounds},
+                deadline=deadline,
             )
             await self._publish()
 
@@ -523,23 +556,26 @@ class ServerManager:
                 manifest, verdict, served = await waiting_for(lambda: self._versioned(task))
         except (TimeoutError, StoreError) as error:
             reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
-            await self._end_run("version_refused", "failed", reason, hindered=True)
+            await self._end_run(ServerEvent.VERSION_REFUSED, "failed", reason, hindered=True)
             return
         if served is not None:
-            await self.serve("version_published", served, reason=verdict.reason, candidate=manifest.ref)
+            await self.serve(
+                ServerEvent.VERSION_PUBLISHED, served, {"candidate": manifest.ref}, reason=verdict.reason
+            )
             await self._keeping.give_out()
             await self._close("finished")
         else:
             reason = f"version {manifest.version} is kept back: {verdict.reason}"
-            await self._end_run("candidate_kept", "finished", reason, candidate=manifest.ref)
+            await self._end_run(ServerEvent.CANDIDATE_KEPT, "finished", reason, {"candidate": manifest.ref})
         await self._versions.retire(self._facts, task.table.keep_models)
         kept_back = "" if verdict.promote or not verdict.judged else verdict.reason
         await self._after_the_run(kept_back=kept_back, unjudged=not verdict.judged)
 
     async def _versioned(self, task: Task) -> tuple[Manifest, Verdict, Served | None]:
         """The run's version, what the gate says of it, and, where that is a yes, the new champion. Twice is fine."""
-        manifest = await self._versions.publish(self._facts)
-        verdict = await self._versions.verdict(task.table, manifest, self._facts)
+        run = server_publishing(self._facts)
+        manifest = await self._versions.publish(run)
+        verdict = await self._versions.verdict(task.table, manifest, run)
         served = await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
         return manifest, verdict, served
 
@@ -567,12 +603,18 @@ class ServerManager:
         )
 
     async def _end_run(
-        self, event: str, outcome: Outcome, reason: str, *, hindered: bool = False, **facts: Any
+        self,
+        event: ServerEvent,
+        outcome: Outcome,
+        reason: str,
+        changes: ServerChanges = NO_CHANGES,
+        *,
+        hindered: bool = False,
     ) -> None:
         """The run came to nothing. *hindered*: by what says nothing of its code, and passes."""
         self._timers.cancel(RECRUITING)
-        await self._life.move(event, reason=reason, **facts)
-        await self._close(outcome, reason, new_model=event != "candidate_kept")
+        await self._life.transition(event, changes, reason=reason)
+        await self._close(outcome, reason, new_model=event is not ServerEvent.CANDIDATE_KEPT)
         if hindered:
             await self._rollouts.at_rest(pause_s=HINDERED_S)
         elif outcome == "failed":
@@ -620,11 +662,13 @@ class ServerManager:
         """How many clients may ask for the model at once."""
         return len(self._facts.cohort)
 
-    async def move(self, event: str, reason: str = "", **facts: Any) -> None:
-        """Tell that *event* has happened to the server."""
-        await self._life.move(event, reason=reason, **facts)
+    async def record_trouble(
+        self, event: ServerEvent, reason: str = "", *, trouble: StoreTrouble | None
+    ) -> None:
+        """Publish *event* about the model repository, with what is wrong with it from here on."""
+        await self._life.transition(event, {"trouble": trouble}, reason=reason)
 
-    def allows(self, event: str) -> bool:
+    def allows(self, event: ServerEvent) -> bool:
         """Whether the server can move by *event* now."""
         return self._life.allows(event)
 

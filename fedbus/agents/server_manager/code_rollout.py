@@ -11,7 +11,7 @@ checked before they are proposed stands in `code_following`.
 import asyncio
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -22,12 +22,15 @@ from fedbus.bus.lifecycles import Life, Lives
 from fedbus.contracts.client import ClientFacts, ClientState
 from fedbus.contracts.code import (
     CODE,
+    CodeChanges,
+    CodeEvent,
     CodeFacts,
     CodePublished,
     CodeReady,
     CodeRefused,
     CodeState,
 )
+from fedbus.contracts.lifecycle import NO_CHANGES
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RunPlan, StartRun
 from fedbus.contracts.server import OpenRun
@@ -104,7 +107,7 @@ class Rollouts:
         self._attempt = 0
         self.considering = asyncio.Lock()
         """Held while one version is considered, and while old ones are removed, which it must not be."""
-        self._life: Life[CodeState, CodeFacts]
+        self._life: Life[CodeState, CodeEvent, CodeFacts, CodeChanges]
         self._timers: Timers
 
     @property
@@ -133,7 +136,7 @@ class Rollouts:
         facts = CodeFacts(task=self._task.id, code_version=self._task.code_version, source=self._code.source)
         self._life = await lives.of(CODE, facts)
         if not self._life.born:
-            await self._life.bear("started")
+            await self._life.create()
         elif self.facts.code_version != self._task.code_version:
             await self._take_up_the_version()
         if self._rolling:
@@ -146,8 +149,10 @@ class Rollouts:
         except CodeRejected as error:
             reason = f"{short(self.facts.code_version)} is not to be had any more: {error}"
             if self._rolling:
-                await self._move("rollout_reverted", reason=reason, candidate="", clients=(), ready=())
-            await self._move("code_read", reason=reason, code_version=self._task.code_version)
+                await self._move(
+                    CodeEvent.ROLLOUT_REVERTED, {"candidate": "", "clients": (), "ready": ()}, reason=reason
+                )
+            await self._move(CodeEvent.CODE_READ, {"code_version": self._task.code_version}, reason=reason)
 
     async def _take_up_the_rollout(self) -> None:
         try:
@@ -208,10 +213,9 @@ class Rollouts:
                 log.warning("new code is rejected", code=version, reason=reason)
                 others = (one for one in self.facts.not_signed if one in rejected and one != version)
                 await self._move(
-                    "code_rejected",
+                    CodeEvent.CODE_REJECTED,
+                    {"rejected": rejected, "not_signed": (*others, version) if not_signed else tuple(others)},
                     reason=f"{short(version)}: {reason}",
-                    rejected=rejected,
-                    not_signed=(*others, version) if not_signed else tuple(others),
                 )
         return f"rejected: {reason}"
 
@@ -220,13 +224,13 @@ class Rollouts:
         async with self._turn:
             if reason != self.facts.held_up:
                 log.warning("new code cannot be looked for or checked", reason=reason)
-                await self._move("following_held_up", reason=reason, held_up=reason[:1000])
+                await self._move(CodeEvent.FOLLOWING_HELD_UP, {"held_up": reason[:1000]}, reason=reason)
 
     async def resumed(self) -> None:
         """It can be again."""
         async with self._turn:
             if self.facts.held_up:
-                await self._move("following_resumed", held_up="")
+                await self._move(CodeEvent.FOLLOWING_RESUMED, {"held_up": ""})
 
     def _with(self, version: str, reason: str) -> dict[str, str]:
         """What is rejected, and *version* too."""
@@ -258,15 +262,17 @@ class Rollouts:
         self._candidate, self._ready, self._refused = proposed.task, {}, {}
         rejected = self._rejected_now(proposed)
         await self._move(
-            "code_found",
+            CodeEvent.CODE_FOUND,
+            {
+                "candidate": version,
+                "attempt": self.facts.attempt + 1,
+                "stages": proposed.stages,
+                "new_lineage": proposed.new_lineage,
+                "rejected": rejected,
+                "not_signed": tuple(one for one in self.facts.not_signed if one in rejected),
+                **await self._stage(0, proposed.stages, version),
+            },
             reason=f"{short(version)}, stage by stage: {', '.join(proposed.stages)}",
-            candidate=version,
-            attempt=self.facts.attempt + 1,
-            stages=proposed.stages,
-            new_lineage=proposed.new_lineage,
-            rejected=rejected,
-            not_signed=tuple(one for one in self.facts.not_signed if one in rejected),
-            **await self._stage(0, proposed.stages, version),
         )
         await self._ask_the_cohort()
 
@@ -276,7 +282,7 @@ class Rollouts:
         why = dict.fromkeys(filter(None, left), proposed.leaving[:500])
         return _newest(_without(proposed.task.code_version, {**self.facts.rejected, **why}))
 
-    async def _stage(self, number: int, stages: Sequence[str], version: str) -> dict[str, Any]:
+    async def _stage(self, number: int, stages: Sequence[str], version: str) -> CodeChanges:
         """The facts of a stage: who is in it, and that nobody has answered yet."""
         fleet = await self._fleet()
         cohort = cohort_of(stages[number], fleet, version)
@@ -351,14 +357,18 @@ class Rollouts:
                 silent = sorted(set(self.facts.clients) - set(self._ready) - set(self._refused))
                 await self._stage_ready(f"without {', '.join(silent[:10]) or 'anybody else'}")
                 return
-            if self._life.event != "stage_unanswered":  # once: who comes later is heard all the same
-                await self._move("stage_unanswered", reason=unanswered(self.facts))
+            if (
+                self._life.event is not CodeEvent.STAGE_UNANSWERED
+            ):  # once: who comes later is heard all the same
+                await self._move(CodeEvent.STAGE_UNANSWERED, reason=unanswered(self.facts))
             self._wait_for_the_stage()
 
     async def _stage_ready(self, reason: str) -> None:
         self._timers.cancel(STAGE)
         await self._move(
-            "stage_ready", reason=reason, ready=tuple(sorted(self._ready)), refused=dict(self._refused)
+            CodeEvent.STAGE_READY,
+            {"ready": tuple(sorted(self._ready)), "refused": dict(self._refused)},
+            reason=reason,
         )
         self._go_on()
 
@@ -425,36 +435,42 @@ class Rollouts:
     async def _next_stage(self) -> None:
         stage = await self._stage(self.facts.stage + 1, self.facts.stages, self.facts.candidate)
         passed = self.facts.stages[self.facts.stage]
-        await self._move("stage_passed", reason=f"{passed} passed", **stage)
+        await self._move(CodeEvent.STAGE_PASSED, stage, reason=f"{passed} passed")
         await self._ask_the_cohort()
 
     async def _finish(self) -> None:
         assert self._candidate is not None
         before = tuple(dict.fromkeys((self.facts.code_version, *self.facts.previous)))[:VERSIONS_REMEMBERED]
         self._task, self._candidate = self._candidate, None
-        await self._end("rollout_finished", "", code_version=self._task.code_version, previous=before)
+        await self._end(
+            CodeEvent.ROLLOUT_FINISHED, "", {"code_version": self._task.code_version, "previous": before}
+        )
 
     async def _revert(self, reason: str) -> None:
         """Bring everybody back. The candidate is not tried again unless somebody asks for it."""
         log.warning("the rollout is reverted", code=self.facts.candidate, reason=reason)
         self._candidate = None
-        await self._end("rollout_reverted", reason, rejected=self._with(self.facts.candidate, reason))
+        await self._end(
+            CodeEvent.ROLLOUT_REVERTED, reason, {"rejected": self._with(self.facts.candidate, reason)}
+        )
 
-    async def _end(self, event: str, reason: str, **facts: Any) -> None:
+    async def _end(self, event: CodeEvent, reason: str, changes: CodeChanges) -> None:
         self._timers.cancel(STAGE)
         self._timers.cancel(TRY)
         said = f"{short(self.facts.candidate)}{f': {reason}' if reason else ''}"
         await self._move(
             event,
+            {
+                "candidate": "",
+                "stages": (),
+                "stage": 0,
+                "clients": (),
+                "ready": (),
+                "refused": {},
+                "new_lineage": False,
+                **changes,
+            },
             reason=said,
-            candidate="",
-            stages=(),
-            stage=0,
-            clients=(),
-            ready=(),
-            refused={},
-            new_lineage=False,
-            **facts,
         )
         await self.tell()
         self._timers.after("old code is removed", 0, self._prune)
@@ -465,8 +481,8 @@ class Rollouts:
             in_use = (self.facts.code_version, self.facts.candidate, *waits)
             await self._code.prune((*in_use, *self.facts.previous[:WORKTREES_KEPT]))
 
-    async def _move(self, event: str, *, reason: str = "", **facts: Any) -> None:
-        await self._life.move(event, reason=reason[:1000], **facts)
+    async def _move(self, event: CodeEvent, changes: CodeChanges = NO_CHANGES, *, reason: str = "") -> None:
+        await self._life.transition(event, changes, reason=reason[:1000])
 
 
 def _plan(asked: OpenRun, task: Task) -> RunPlan:

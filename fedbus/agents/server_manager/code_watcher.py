@@ -26,7 +26,7 @@ from fedbus.contracts.code import (
     RolloutBegun,
     RollOutCode,
 )
-from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import EVERYBODY, before, told
 from fedbus.domain.run_participation import short
@@ -141,7 +141,7 @@ class CodeFollowing:
         try:
             checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
         except RequestRefused as error:
-            if error.passing:
+            if error.kind is RefusalKind.RETRYABLE:
                 raise HeldUp(f"{short(version)} cannot be checked: {error}") from error
             raise CodeRejected(version, str(error)) from error
         if checked.differs:
@@ -170,7 +170,7 @@ class CodeFollowing:
         try:
             found = await self._look()
         except HeldUp as error:
-            return Refused(reason=str(error), passing=True)
+            return Refused(reason=str(error), kind=RefusalKind.RETRYABLE)
         return found if found.news else found.model_copy(update={"news": self._old_news(found.found)})
 
     def _old_news(self, found: str) -> str:

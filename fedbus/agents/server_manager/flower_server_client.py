@@ -13,7 +13,7 @@ from fedbus.agents.common.asyncio_tools import ask_until_answered, backoff
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.contracts.code import CheckCode, CodeChecked
-from fedbus.contracts.message import Refused
+from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
     FindServer,
@@ -62,17 +62,17 @@ class FlowerAsked:
     async def start(self, request: StartServer) -> Refused | None:
         """Have a run's server started, and ask again where what hinders it may pass; why not, where it was not."""
         nobody = f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
-        refusal = Refused(reason=nobody, passing=True, blameless=True)
+        refusal = Refused(reason=nobody, kind=RefusalKind.RETRYABLE)
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT_S):
                 for attempt in count():
                     try:
                         await ask_until_answered(self._bus, request)
                     except RequestRefused as error:
-                        refusal = Refused(reason=str(error), passing=error.passing, blameless=error.blameless)
+                        refusal = Refused(reason=str(error), kind=error.kind)
                     else:
                         return None
-                    if not refusal.passing:
+                    if refusal.kind is not RefusalKind.RETRYABLE:
                         break
                     await asyncio.sleep(backoff(attempt))
         return refusal

@@ -11,7 +11,7 @@ is decided on it is decided in the turn.
 """
 
 from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from typing import Final, Protocol
 
 import structlog
 
@@ -20,7 +20,7 @@ from fedbus.agents.server_manager.model_promotion import TheServer
 from fedbus.agents.server_manager.model_versions import Served, StoreEmpty, Versions
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.model import BlobRef
-from fedbus.contracts.server import StoreTrouble
+from fedbus.contracts.server import ServerEvent, StoreTrouble
 from fedbus.stores.errors import StoreDenied, StoreError, StoreUnavailable
 
 ASK_AGAIN: Final = "ask the model repository again"
@@ -35,8 +35,10 @@ class TheKeeper(TheServer, Protocol):
     def receivers(self) -> int:
         """How many clients may ask for the model at once."""
 
-    async def move(self, event: str, reason: str = "", **facts: Any) -> None:
-        """Tell of the server that *event* has happened to it."""
+    async def record_trouble(
+        self, event: ServerEvent, reason: str = "", *, trouble: StoreTrouble | None
+    ) -> None:
+        """Publish *event* about the model repository, with what is wrong with it from here on."""
 
     async def tell_the_version(self, reason: str = "") -> None:
         """Have every client hear which model is served."""
@@ -80,7 +82,7 @@ class Keeping:
         except StoreError as error:
             await self._tell_trouble(error)
         except RequestRefused as error:
-            await self._tell_once("model_not_built", str(error), trouble=None)
+            await self._tell_once(ServerEvent.MODEL_NOT_BUILT, str(error), trouble=None)
 
     async def take_up(self) -> None:
         """Go on with the champion that the log knows, or that was crowned in the moment in which a manager ended."""
@@ -110,26 +112,26 @@ class Keeping:
     async def _follow(self, served: Served) -> None:
         """The pointer in the repository may be ahead of the log, where a manager ended in between: it is right."""
         if served.champion.term > self._server.term:
-            await self._server.serve("model_promoted", served)
+            await self._server.serve(ServerEvent.MODEL_PROMOTED, served)
 
     async def _recover(self) -> None:
         self._all_is_well()
         if self._server.trouble is not None:
-            await self._server.move("store_recovered", trouble=None)
+            await self._server.record_trouble(ServerEvent.STORE_RECOVERED, trouble=None)
 
     def _all_is_well(self) -> None:
         self._timers.cancel(ASK_AGAIN)
         self.trouble, self._attempt = "", 0
 
     async def _tell_trouble(self, error: StoreError) -> None:
-        await self._tell_once("store_unavailable", str(error), trouble=trouble_of(error))
+        await self._tell_once(ServerEvent.STORE_UNAVAILABLE, str(error), trouble=trouble_of(error))
 
-    async def _tell_once(self, event: str, reason: str, trouble: StoreTrouble | None) -> None:
+    async def _tell_once(self, event: ServerEvent, reason: str, trouble: StoreTrouble | None) -> None:
         """Once for each reason: the log is no heartbeat. Then it is asked again."""
         if reason != self.trouble:
             self.trouble = reason
-            log.warning("the model is not to be had", because=event, reason=reason)
-            await self._server.move(event, reason, trouble=trouble)
+            log.warning("the model is not to be had", because=str(event), reason=reason)
+            await self._server.record_trouble(event, reason, trouble=trouble)
         self._timers.after(ASK_AGAIN, backoff(self._attempt), self._ask_again)
         self._attempt += 1
 

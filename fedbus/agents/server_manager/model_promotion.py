@@ -13,7 +13,7 @@ from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Artifact, ModelRef
-from fedbus.contracts.server import StoreTrouble
+from fedbus.contracts.server import ServerEvent, StoreTrouble
 from fedbus.stores.errors import StoreError
 
 BUSY: Final = "a run is being published just now: try again in a moment"
@@ -38,13 +38,13 @@ class TheServer(Protocol):
     def trouble(self) -> StoreTrouble | None:
         """What is wrong with the model repository, as the log has it."""
 
-    def allows(self, event: str) -> bool:
+    def allows(self, event: ServerEvent) -> bool:
         """Whether the server can move by *event* now."""
 
-    async def serve(self, event: str, served: Served) -> None:
+    async def serve(self, event: ServerEvent, served: Served) -> None:
         """Move by *event*: *served* is the champion from here on."""
 
-    async def serve_instead(self, event: str, served: Served, reason: str) -> None:
+    async def serve_instead(self, event: ServerEvent, served: Served, reason: str) -> None:
         """The same, and every client hears of it."""
 
     async def check_fits(self, model: Artifact) -> str:
@@ -74,16 +74,16 @@ class Promotions:
         }
 
     async def _promote(self, request: PromoteModel) -> Body:
-        return await self._serve("model_promoted", request.model_version, request.reason, anew=True)
+        return await self._serve(ServerEvent.MODEL_PROMOTED, request.model_version, request.reason, anew=True)
 
     async def _roll_back(self, request: RollBackModel) -> Body:
         try:
             version = request.to or await self._versions.before()
         except NothingBefore as error:
             return Refused(reason=str(error))
-        return await self._serve("model_rolled_back", version, request.reason)
+        return await self._serve(ServerEvent.MODEL_ROLLED_BACK, version, request.reason)
 
-    async def _serve(self, event: str, version: int, reason: str, *, anew: bool = False) -> Body:
+    async def _serve(self, event: ServerEvent, version: int, reason: str, *, anew: bool = False) -> Body:
         """Serve *version*; *anew*: also where it is served, so that devices which went back from it try it again."""
         async with self._server.turn:
             before = self._server.champion
@@ -110,7 +110,7 @@ class Promotions:
     async def _start_lineage(self, request: StartLineage) -> Body:
         async with self._server.turn:
             before = self._server.champion
-            if before is None or not self._server.allows("lineage_started"):
+            if before is None or not self._server.allows(ServerEvent.LINEAGE_STARTED):
                 return Refused(
                     reason="a new lineage begins between two runs: wait for this one, or stop it"
                     if before

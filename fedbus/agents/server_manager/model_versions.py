@@ -22,6 +22,7 @@ from fedbus.bus.bus import Bus
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.task.task import TaskTable
 from fedbus.contracts.telemetry import tracer_of
 from fedbus.domain.model_promotion import Verdict, judge
@@ -192,52 +193,49 @@ class Versions:
         )
         return await self._models.publish(self._sealed(manifest))
 
-    async def publish(self, facts: ServerFacts) -> Manifest:
+    async def publish(self, run: ServerPublishing) -> Manifest:
         """Make the next version of the run's checkpoint, or find the one that was made before a restart.
 
         Raises StoreError.
         """
-        assert facts.checkpoint is not None
         latest = await self._models.latest()
-        if latest is not None and (latest.run, latest.sha256) == (facts.run, facts.checkpoint.sha256):
+        if latest is not None and (latest.run, latest.sha256) == (run.run, run.result.sha256):
             return latest  # another server's run may have the same name, and not the same weights
-        base = facts.base or facts.model
-        parent = await self._models.manifest(base.version) if base else None
-        last = facts.last
+        parent = await self._models.manifest(run.base.version)
+        last = run.last
         manifest = Manifest(
-            **facts.checkpoint.model_dump(include=set(Artifact.model_fields)),
+            **run.result.model_dump(include=set(Artifact.model_fields)),
             version=latest.version + 1 if latest else 1,
             task=self._task,
             created=datetime.now(UTC),
-            parent=parent.version if parent else None,
-            lineage=parent.lineage if parent else 1,
-            run=facts.run,
-            rounds=facts.round,
+            parent=parent.version,
+            lineage=parent.lineage,
+            run=run.run,
+            rounds=run.round,
             participants=last.participants if last else {},
             metrics=last.metrics if last else {},
-            config=facts.plan.config if facts.plan else {},
-            code_version=facts.code_version,
+            config=run.plan.config,
+            code_version=run.code_version,
         )
         about: dict[str, str | int] = {"fedbus.model.version": manifest.version}
-        with tracer.start_as_current_span("store", attributes=about | {"fedbus.run": facts.run or ""}):
+        with tracer.start_as_current_span("store", attributes=about | {"fedbus.run": run.run}):
             return await self._models.publish(self._sealed(manifest))
 
     def _sealed(self, manifest: Manifest) -> Manifest:
         return self._signer.seal(manifest) if self._signer else manifest
 
-    async def verdict(self, table: TaskTable, candidate: Manifest, facts: ServerFacts) -> Verdict:
+    async def verdict(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> Verdict:
         """Whether *candidate* takes the champion's place by itself; raises StoreError."""
-        assert facts.model is not None
-        if candidate.version == facts.model.version:
+        if candidate.version == run.model.version:
             return Verdict(promote=True, reason="it is served already")
-        if facts.base is not None and facts.base.version != facts.model.version:
+        if run.base.version != run.model.version:
             return Verdict(
                 promote=False,
                 judged=False,
-                reason=f"it was made from version {facts.base.version}, and version {facts.model.version} has been "
+                reason=f"it was made from version {run.base.version}, and version {run.model.version} has been "
                 f"served since: fedbus model promote {candidate.version} serves it all the same",
             )
-        served = await self._models.manifest(facts.model.version)
+        served = await self._models.manifest(run.model.version)
         return judge(table.gate, candidate.metrics, served.metrics)
 
     # --- giving out ---------------------------------------------------------------------------------

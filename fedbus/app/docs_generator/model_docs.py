@@ -33,6 +33,7 @@ def fields(kind: type[BaseModel]) -> list[FieldEntry]:
             _meanings(kind).get(name, ""),
         )
         for name, field in kind.model_fields.items()
+        if not field.exclude
     ]
 
 

@@ -28,7 +28,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.envelope import CAUSE, CONTENT_TYPE, MAX_EVENT_BYTES, SPEC_VERSION
 from fedbus.contracts.examples import ANSWERS, EXAMPLES
 from fedbus.contracts.identifiers import ID_PATTERN, FederationId
-from fedbus.contracts.lifecycle import Lifecycle
+from fedbus.contracts.lifecycle import AnyLifecycle
 from fedbus.contracts.message import REFUSED, Body, Family, Message, Refused, Request, type_name
 from fedbus.contracts.transition import LIFECYCLES, Transition
 
@@ -245,7 +245,7 @@ def lifecycles_page() -> str:
     return "\n".join(lines) + "\n"
 
 
-def _lifecycle(lifecycle: Lifecycle[Any]) -> list[str]:
+def _lifecycle(lifecycle: AnyLifecycle) -> list[str]:
     lines = [
         "",
         f"## {lifecycle.kind}",
