@@ -29,8 +29,8 @@ from fedbus.agents.kubernetes_jobs import KubernetesJobs
 from fedbus.agents.launch import CheckOrder, Order, TrainerOrder
 from fedbus.agents.launcher import ChildLauncher, Launcher
 from fedbus.agents.presence import present
-from fedbus.agents.registrar import registrar
-from fedbus.agents.server_manager import ServerManager
+from fedbus.agents.server_manager.agent import ServerManager
+from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.agents.tasks import backoff, first_of
 from fedbus.agents.training_monitor import TrainingMonitor
 from fedbus.agents.training_slots import TrainingSlots
@@ -183,7 +183,7 @@ DeviceAgent = Callable[[Device, asyncio.Event], Coroutine[Any, Any, None]]
 async def server_manager(site: Site, stop: asyncio.Event) -> None:
     async with (
         site.bus("registrar") as registers,
-        registrar(registers, site.task.id),
+        serve_registrar(registers, site.task.id),
         site.bus("server-manager") as bus,
     ):
         models = open_store(site.store_url, site.task.id)

@@ -21,7 +21,7 @@ from support.played_flower import FlowerServerPlayed
 from support.seaweed import Road, road, seaweed
 from support.whole_module import only_after_the_whole_module
 
-from fedbus.agents.server_manager import ServerManager
+from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.embedded_s3 import EmbeddedS3
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import Joined

@@ -11,7 +11,7 @@ from support import eventually
 from support.federation import TASK, AgentAtWork, AgentRun, Federation
 from support.played_flower import FlowerServerPlayed
 
-from fedbus.agents.server_manager import ServerManager
+from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.model import Manifest

@@ -21,7 +21,7 @@ from support.played_flower import FlowerServerPlayed
 from support.traces import in_memory
 from support.whole_module import only_after_the_whole_module
 
-from fedbus.agents.server_manager import ServerManager
+from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.compose import server_manager
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import Declined, Joined

@@ -10,7 +10,7 @@ from support.followed import tiny_repository
 from support.repositories import Repository, Signer
 from support.rollout import Others, Server
 
-from fedbus.agents.server_manager import ServerManager
+from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.contracts.code import CodePublished
 from fedbus.stores.code import CodeRepository, open_code
 

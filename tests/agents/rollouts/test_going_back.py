@@ -86,7 +86,9 @@ async def test_going_back_twice_does_not_lead_to_what_was_left(
     await fed.until(lambda: len(others.asked_to_run) == 2)
     await others.run(2, old, "c1", "c2")
     await fed.happens("code", "rollout_finished", times=2)
-    with pytest.raises(RequestRefused, match=f"no version before {old[:12]} that was not left or rejected"):
+    with pytest.raises(
+        RequestRefused, match=f"no version before {old[:12]} that was not reverted or rejected"
+    ):
         await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
 
 

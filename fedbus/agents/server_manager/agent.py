@@ -1,0 +1,545 @@
+"""The server manager agent: performs what `ServerMachine` decides for one task.
+
+Every message, request, timer and result is an event. One event at a time is handled: its effects are performed
+before the next one is decided on. An event that the machine does not accept yet waits in its own task, and so in
+its own trace; a message is acknowledged after it was handled. Jobs run in tasks of their own, and their results are
+events.
+
+The agent runs no code of the task and holds no weights: the flower-server agent does the first, the model store and
+the blobs the second.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
+from pathlib import Path
+from typing import Any, Final, assert_never
+
+import structlog
+
+from fedbus import __version__
+from fedbus.agents import traces
+from fedbus.agents.server_manager import training_run
+from fedbus.agents.server_manager.code_watcher import CodeWatcher, read_fleet
+from fedbus.agents.server_manager.effects import (
+    BuildFirstModel,
+    BuildLineage,
+    CancelCandidateRunRequest,
+    CancelTimer,
+    CheckFit,
+    CheckFitAtStartup,
+    CheckPromotion,
+    CheckStore,
+    Effect,
+    FindFlowerServer,
+    FinishStartup,
+    Job,
+    Log,
+    MoveCode,
+    MoveServer,
+    OfferModel,
+    PromoteVersion,
+    PruneCode,
+    Publish,
+    PublishVersion,
+    Query,
+    ReadDeclined,
+    ReadFleet,
+    ReadJoined,
+    RecordRound,
+    RecordRun,
+    Reply,
+    ReportFlowerServer,
+    RequestCandidateRun,
+    RetireVersions,
+    RetryLater,
+    StartFlowerServer,
+    StartTimer,
+    StopFlowerServer,
+)
+from fedbus.agents.server_manager.events import (
+    CancelRequested,
+    CandidateRunAnswered,
+    ChampionDetails,
+    CodeUnusable,
+    DeclinedRead,
+    Event,
+    FirstModelFailed,
+    FirstModelReady,
+    FitChecked,
+    FleetRead,
+    FlowerServerFound,
+    FlowerServerNotStarted,
+    FlowerServerStarted,
+    JoinedRead,
+    LineageBuilt,
+    LineageFailed,
+    LineageRequested,
+    ManagerStarted,
+    ModelOffered,
+    OfferFailed,
+    PromotionChecked,
+    PromotionRefused,
+    PromotionRequested,
+    PublishFailed,
+    RequestId,
+    RunRequested,
+    StartupFitChecked,
+    StoreChecked,
+    TimerFired,
+    TimerName,
+    VersionPromoted,
+    VersionPublished,
+)
+from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
+from fedbus.agents.server_manager.machine import ServerMachine
+from fedbus.agents.server_manager.model_versions import ModelVersions, trouble_of, wait_for_store
+from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
+from fedbus.agents.server_manager.run_metrics import record_round, record_run
+from fedbus.agents.steps import told_step_by_step
+from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import RequestRefused
+from fedbus.bus.lives import Life, Lives
+from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.client import Declined, Joined
+from fedbus.contracts.code import CODE, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.run import StartRun
+from fedbus.contracts.server import (
+    SERVER,
+    CancelRun,
+    Enroll,
+    Enrolled,
+    GetServerInfo,
+    HealthCheck,
+    OpenRun,
+    ServerClosed,
+    ServerEvent,
+    ServerFacts,
+    ServerState,
+)
+from fedbus.contracts.situations import ServerPublishing
+from fedbus.contracts.subjects import RESERVED
+from fedbus.contracts.task import Task
+from fedbus.contracts.versions import PromoteModel, RollBackModel, StartLineage
+from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, FixedCode
+from fedbus.stores.errors import StoreError
+from fedbus.stores.models import ModelStore
+from fedbus.stores.signing import Signer
+
+NEW_CODE: Final = "new code"
+"""The trigger of a run that tries a candidate."""
+CANDIDATE_RUN_TIMEOUT_S: Final = 60.0
+
+log = structlog.get_logger("fedbus.server_manager")
+
+
+@told_step_by_step
+class ServerManager:
+    """The server of one task.
+
+    Args:
+        bus: The bus, as the server manager.
+        task: The task, at the version that the server is started with.
+        models: The store of its model versions.
+        code: The repository of its code; left out: the directory of *task*, which does not change.
+        signer: Signs new model versions.
+
+    """
+
+    _server: Life[ServerState, ServerFacts]
+    _code: Life[CodeState, CodeFacts]
+    _timers: Timers
+    _machine: ServerMachine
+    _watcher: CodeWatcher
+
+    def __init__(
+        self,
+        bus: Bus,
+        task: Task,
+        models: ModelStore,
+        *,
+        code: CodeRepository | None = None,
+        signer: Signer | None = None,
+    ) -> None:
+        self._bus = bus
+        self._task = task
+        self._id = task.id
+        self._repository = code or FixedCode(Path(task.path))
+        self._flower = FlowerServerClient(bus, task.id)
+        self._versions = ModelVersions(bus, task.id, models, signer)
+        self._decisions = asyncio.Condition()
+        """Held while one event is handled; notified when others may be accepted."""
+        self._request_ids = count(1)
+        self._replies: dict[RequestId, asyncio.Future[Body]] = {}
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Manage the server until *stop* is set; the next manager continues from the log."""
+        await self._bus.make_streams()
+        async with (
+            Lives.open(self._bus) as lives,
+            Timers.running() as self._timers,
+            self._bus.listen("server-manager", task=self._id) as inbox,
+        ):
+            started = await self._load(lives)
+            try:
+                async with self._bus.serve(self._handlers, task=self._id, version=__version__):
+                    await until(stop, self._live(started, inbox))
+            finally:
+                self._versions.withdraw()
+
+    async def _live(self, started: ManagerStarted, inbox: AsyncIterator[Any]) -> None:
+        with traces.going_on(await self._trace_of_the_log()):
+            await self._decide(started)
+        await self.ready.wait()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._watcher.run(), name="follow the code repository")
+            await handle_each(inbox, self._decide)
+
+    # --- the start ----------------------------------------------------------------------------------
+
+    async def _load(self, lives: Lives) -> ManagerStarted:
+        """Read both lifecycles, and the code that they name."""
+        own = self._task.code_version
+        self._server = await lives.of(SERVER, ServerFacts(task=self._id))
+        facts = CodeFacts(task=self._id, code_version=own, source=self._repository.source)
+        self._code = await lives.of(CODE, facts)
+        for entity in (self._server, self._code):
+            if not entity.born:
+                await entity.bear("started")
+        server, code = self._server, self._code
+        self._machine = ServerMachine(
+            self._task,
+            ServerRecord(server.state, server.facts, ServerEvent(server.event), server.reason),
+            CodeRecord(code.state, code.facts, CodeEvent(code.event), code.reason),
+        )
+        self._watcher = CodeWatcher(
+            self._bus, self._repository, self._flower, self._machine, decide=self._decide, ask=self._ask
+        )
+        version = code.facts.code_version
+        deployed = self._task if version == own else await self._load_task(version)
+        if code.state is CodeState.STEADY or not isinstance(deployed, Task):
+            return ManagerStarted(deployed)
+        candidate = await self._load_task(code.facts.candidate)
+        answers = [
+            *await self._bus.said_last(CodeReady, task=self._id),
+            *await self._bus.said_last(CodeRefused, task=self._id),
+        ]
+        return ManagerStarted(
+            deployed, candidate, tuple(one for one in answers if isinstance(one, CodeReady | CodeRefused))
+        )
+
+    async def _load_task(self, version: str) -> Task | CodeUnusable:
+        """The task at *version*, however long the repository is unavailable."""
+        attempt = 0
+        while True:
+            try:
+                return await self._repository.task_at(version)
+            except CodeRejected as error:
+                return CodeUnusable(str(error))
+            except CodeUnavailable as error:
+                if attempt == 0:
+                    log.warning("Code repository unavailable; retrying", reason=str(error))
+                await asyncio.sleep(backoff(attempt))
+                attempt += 1
+
+    async def _trace_of_the_log(self) -> str:
+        """The trace of the run that is under way, or whose end is not published yet; empty for none."""
+        facts = self._server.facts
+        closed = await self._bus.said_last(ServerClosed, task=self._id)
+        is_over = self._server.state is ServerState.WAITING
+        if is_over and any(isinstance(one, ServerClosed) and one.run == facts.run for one in closed):
+            return ""
+        return facts.traceparent
+
+    # --- events -------------------------------------------------------------------------------------
+
+    async def _decide(self, event: Event) -> None:
+        """Have the machine handle *event*, as soon as it accepts it, and perform the effects."""
+        async with self._decisions:
+            await self._decisions.wait_for(lambda: self._machine.accepts(event))
+            events = [event]
+            while events:
+                for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
+                    result = await self._perform(effect)
+                    events += [result] if result is not None else []
+            self._decisions.notify_all()
+
+    async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
+        """Have the machine handle a request, and wait for its reply."""
+        request_id = RequestId(next(self._request_ids))
+        reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._replies[request_id] = reply
+        try:
+            await self._decide(request(request_id))
+            return await reply
+        except Exception as error:  # nats-py would only log it: a half-performed decision ends the agent
+            self._timers.after("failed decision", 0.0, partial(_raise, error))
+            raise
+        finally:
+            del self._replies[request_id]
+
+    @property
+    def _handlers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+        return {
+            HealthCheck: self._health,
+            GetServerInfo: self._info,
+            Enroll: self._enroll,
+            OpenRun: self._open_run,
+            CancelRun: lambda request: self._ask(lambda request_id: CancelRequested(request_id, request)),
+            PromoteModel: lambda request: self._ask(
+                lambda request_id: PromotionRequested(request_id, request)
+            ),
+            RollBackModel: lambda request: self._ask(
+                lambda request_id: PromotionRequested(request_id, request)
+            ),
+            StartLineage: lambda request: self._ask(lambda request_id: LineageRequested(request_id, request)),
+            **self._watcher.handlers,
+        }
+
+    async def _health(self, _: HealthCheck) -> Body:
+        return self._machine.health(datetime.now(UTC))
+
+    async def _info(self, _: GetServerInfo) -> Body:
+        return self._machine.info()
+
+    async def _open_run(self, request: OpenRun) -> Body:
+        traceparent = traces.here()
+        return await self._ask(lambda request_id: RunRequested(request_id, request, traceparent))
+
+    async def _enroll(self, request: Enroll) -> Body:
+        if request.client in RESERVED:
+            return Refused(
+                reason=f"a client cannot be called {request.client!r}: that name is reserved in NATS subjects"
+            )
+        client = client_id(request.client)
+        names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in OF_A_CLIENT]
+        return Enrolled(consumers=tuple(names))
+
+    # --- effects ------------------------------------------------------------------------------------
+
+    async def _perform(self, effect: Effect) -> Event | None:  # noqa: PLR0912 - one line an effect
+        """Perform *effect*; the result of a query."""
+        match effect:
+            case MoveServer(event=event, changes=changes, reason=reason, deadline=deadline):
+                await self._server.move(event, reason=reason, deadline=deadline, **changes)
+            case MoveCode(event=event, changes=changes, reason=reason):
+                await self._code.move(event, reason=reason, **changes)
+            case Publish(message=message):
+                await self._bus.publish(message)
+            case Reply(id=id, body=body):
+                if (reply := self._replies.get(id)) is not None and not reply.done():
+                    reply.set_result(body)
+            case StartTimer(timer=timer, delay_s=delay_s):
+                self._start_timer(timer, delay_s)
+            case RetryLater(timer=timer, attempt=attempt):
+                self._start_timer(timer, backoff(attempt))
+            case CancelTimer(timer=timer):
+                self._timers.cancel(timer)
+            case CancelCandidateRunRequest():
+                self._timers.cancel(RequestCandidateRun.__name__)
+            case StopFlowerServer(run=run):
+                await self._flower.stop(run)
+            case RecordRound(result=result):
+                record_round(self._id, result)
+            case RecordRun(outcome=outcome):
+                record_run(self._id, outcome)
+            case Log(level=level, event=text, data=data):
+                getattr(log, level)(text, **data)
+            case FinishStartup():
+                self.ready.set()
+            case ReadJoined() | ReadDeclined() | ReadFleet() | OfferModel() | PromoteVersion():
+                return await self._query(effect)
+            case _:
+                self._start_job(effect)
+        return None
+
+    def _start_timer(self, timer: TimerName, delay_s: float) -> None:
+        self._timers.after(timer, delay_s, partial(self._decide, TimerFired(timer)))
+
+    async def _query(self, query: Query) -> Event:
+        match query:
+            case ReadJoined():
+                found = await self._bus.said_last(Joined, task=self._id)
+                return JoinedRead(tuple(one for one in found if isinstance(one, Joined)))
+            case ReadDeclined(run=run):
+                found = await self._bus.said_last(Declined, task=self._id)
+                declined = [one for one in found if isinstance(one, Declined) and one.run == run]
+                return DeclinedRead({one.client: one.reason for one in declined})
+            case ReadFleet():
+                return FleetRead(await read_fleet(self._bus, self._id))
+            case OfferModel(model=model, receivers=receivers):
+                return await self._offer(model, receivers)
+            case PromoteVersion(version=version, reason=reason):
+                try:
+                    return VersionPromoted(await self._versions.promote(version, reason, new_term=True))
+                except StoreError as error:
+                    return PromotionRefused(str(error))
+            case _:
+                assert_never(query)
+
+    async def _offer(self, model: ModelRef, receivers: int) -> Event:
+        try:
+            return ModelOffered(model, await self._versions.offer(model, receivers=receivers))
+        except StoreError as error:
+            return OfferFailed(str(error), trouble_of(error))
+
+    # --- jobs ---------------------------------------------------------------------------------------
+
+    def _start_job(self, job: Job) -> None:
+        """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
+        self._timers.after(type(job).__name__, 0.0, partial(self._do, job))
+
+    async def _do(self, job: Job) -> None:
+        if (result := await self._result_of(job)) is not None:
+            await self._decide(result)
+
+    async def _result_of(self, job: Job) -> Event | None:  # noqa: PLR0911, PLR0912 - one line a job
+        match job:
+            case BuildFirstModel(code_version=code_version):
+                return await self._build_first_model(code_version)
+            case CheckStore(model=model, term=term):
+                return await self._check_store(model, term)
+            case CheckFit(code_version=code_version, model=model):
+                return await self._check_fit(code_version, model)
+            case CheckFitAtStartup(code_version=code_version, model=model):
+                fit = await self._check_fit(code_version, model)
+                return StartupFitChecked(fit.difference, model) if fit.difference else None
+            case StartFlowerServer(request=request):
+                refusal = await self._flower.start(request)
+                if refusal is not None:
+                    return FlowerServerNotStarted(request.run, refusal)
+                return FlowerServerStarted(request.run)
+            case FindFlowerServer(run=run, reason=reason):
+                return FlowerServerFound(run, await self._flower.is_running(run), reason)
+            case ReportFlowerServer(run=run):
+                await self._flower.is_running(run, report_loss=True)
+                return None
+            case PublishVersion(run=run, task=task):
+                return await self._publish_version(run, task)
+            case CheckPromotion():
+                return await self._check_promotion(job)
+            case BuildLineage(code_version=code_version):
+                return await self._build_lineage(code_version)
+            case RetireVersions(keep=keep, spare=spare):
+                await self._versions.retire(spare, keep)
+                return None
+            case RequestCandidateRun():
+                return await self._request_candidate_run()
+            case PruneCode():
+                await self._watcher.prune()
+                return None
+            case _:
+                assert_never(job)
+
+    async def _build_first_model(self, code_version: str) -> Event:
+        try:
+            served = await self._versions.load_first() or await self._first_version(code_version)
+        except StoreError as error:
+            return FirstModelFailed(str(error), trouble_of(error))
+        except RequestRefused as error:
+            return FirstModelFailed(str(error), None)
+        return FirstModelReady(served, code_version)
+
+    async def _build_lineage(self, code_version: str) -> Event:
+        try:
+            served = await self._first_version(code_version, new_lineage=True)
+        except (StoreError, RequestRefused) as error:
+            return LineageFailed(str(error))
+        return LineageBuilt(served, code_version)
+
+    async def _first_version(self, code_version: str, *, new_lineage: bool = False) -> ChampionDetails:
+        """Build a first model and promote it; raises StoreError and RequestRefused."""
+        artifact = await self._flower.build_first_model(code_version)
+        manifest = await self._versions.publish_first(
+            artifact, code_version=code_version, new_lineage=new_lineage
+        )
+        return await self._versions.promote(
+            manifest.version, f"the first model of lineage {manifest.lineage}"
+        )
+
+    async def _check_store(self, model: ModelRef, term: int) -> Event:
+        """Look for the champion's weights whatever else is wrong: a copy may be on this machine."""
+        served: ChampionDetails | None = None
+        has_file = False
+        errors: list[StoreError] = []
+        try:
+            served = await self._versions.load_known(model, term)
+        except StoreError as error:
+            errors.append(error)
+        champion = served.manifest if served is not None and served.champion.term > term else model
+        try:
+            await self._versions.local_path(champion)
+            has_file = True
+        except StoreError as error:
+            errors.append(error)
+        if not errors:
+            return StoreChecked(model, served, has_file)
+        return StoreChecked(model, served, has_file, str(errors[0]), trouble_of(errors[0]))
+
+    async def _check_fit(self, code_version: str, model: ModelRef) -> FitChecked:
+        """A refused check is only logged: the run itself would meet the same fault, and report it."""
+        try:
+            if await self._versions.read_code_version(model) == code_version:
+                return FitChecked()
+            return FitChecked(await self._flower.architecture_difference(model, code_version))
+        except StoreError as error:
+            return FitChecked(store_error=str(error))
+        except RequestRefused as error:
+            log.warning("Cannot check whether the code fits the champion", reason=str(error))
+            return FitChecked()
+
+    async def _publish_version(self, run: ServerPublishing, task: Task | None) -> Event:
+        loaded = task or await self._load_task(run.code_version)
+        if isinstance(loaded, CodeUnusable):
+            return PublishFailed(loaded.reason)
+        publish = partial(self._publish, loaded, run)
+        try:
+            async with asyncio.timeout(training_run.PUBLISH_S):
+                return await wait_for_store(publish)
+        except (TimeoutError, StoreError) as error:
+            limit = (
+                f"the model repository did not take the version in time (limit {training_run.PUBLISH_S:g} s)"
+            )
+            return PublishFailed(str(error) or limit)
+
+    async def _publish(self, task: Task, run: ServerPublishing) -> VersionPublished:
+        """Publish, judge and promote the result of *run*; a repetition changes nothing."""
+        manifest = await self._versions.publish(run)
+        verdict = await self._versions.judge(task.table, manifest, run)
+        served = await self._versions.promote(manifest.version, verdict.reason) if verdict.promote else None
+        return VersionPublished(manifest, verdict, served, task.table.keep_models)
+
+    async def _check_promotion(self, job: CheckPromotion) -> Event:
+        try:
+            version = job.version or await self._versions.previous_champion()
+            manifest = await self._versions.read_manifest(version)
+            if manifest.architecture != job.champion.architecture:
+                difference = await self._flower.architecture_difference(manifest, job.code_version)
+                if difference:
+                    return PromotionRefused(
+                        f"version {version} does not fit the code that is in use: {difference}"
+                    )
+            await self._versions.local_path(manifest)
+        except (StoreError, RequestRefused) as error:
+            return PromotionRefused(str(error))
+        return PromotionChecked(version)
+
+    async def _request_candidate_run(self) -> Event:
+        """Ask the scheduler for a run; it asks for that run to be opened before it answers."""
+        request = StartRun(task=self._id, trigger=NEW_CODE)
+        try:
+            await ask_until_answered(self._bus, request, timeout_s=CANDIDATE_RUN_TIMEOUT_S)
+        except RequestRefused as error:
+            return CandidateRunAnswered(str(error))
+        return CandidateRunAnswered()
+
+
+async def _raise(error: Exception) -> None:
+    raise error

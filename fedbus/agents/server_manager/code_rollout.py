@@ -1,0 +1,477 @@
+"""Decides how a code version is rolled out: some clients try it, a run judges it, then it spreads or is reverted.
+
+    proposed → code_found → the cohort is ready → a run → judged → the next stage …
+        → rollout_finished, or → rollout_reverted
+
+Pure: every method returns the effects that the agent performs. `code_watcher` finds and checks versions before
+they are proposed.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
+
+from fedbus.agents.server_manager.effects import (
+    BuildLineage,
+    CancelCandidateRunRequest,
+    CancelTimer,
+    Effect,
+    Log,
+    PruneCode,
+    Publish,
+    ReadFleet,
+    RequestCandidateRun,
+    RetryLater,
+    StartTimer,
+)
+from fedbus.agents.server_manager.events import (
+    CodeMessage,
+    CodeUnusable,
+    ManagerStarted,
+    ProposedVersion,
+    TimerName,
+)
+from fedbus.agents.server_manager.records import CodeRecord
+from fedbus.contracts.code import (
+    CodeChanges,
+    CodeEvent,
+    CodeFacts,
+    CodePublished,
+    CodeReady,
+    CodeRefused,
+    CodeState,
+)
+from fedbus.contracts.run import RunPlan
+from fedbus.contracts.server import OpenRun
+from fedbus.contracts.task import Task
+from fedbus.domain.participation import short
+from fedbus.domain.rollout import (
+    Trial,
+    all_answered,
+    cohort_of,
+    members,
+    refusal_of,
+    told,
+    unanswered,
+    verdict,
+)
+
+VERSIONS_REMEMBERED: Final = 20
+CHECKOUTS_KEPT: Final = 3
+REASON_CHARS: Final = 500
+"""The longest reason for which a version is rejected."""
+
+
+@dataclass(frozen=True)
+class _Begin:
+    """The first stage of *proposal* waits for the labels of the clients."""
+
+    proposal: ProposedVersion
+
+
+@dataclass(frozen=True)
+class _Continue:
+    """The next stage of *rollout* waits for the labels of the clients."""
+
+    rollout: "_Rollout"
+
+
+_StageStart: TypeAlias = _Begin | _Continue
+
+
+@dataclass
+class _Rollout:
+    """A rollout that is under way."""
+
+    task: Task
+    """The candidate."""
+    ready: dict[str, None] = field(default_factory=dict)
+    """The clients that have it, in order of their answers."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Reasons by client."""
+
+
+class CodeRollout:
+    """The code versions of one task.
+
+    Args:
+        first: The version that the server was started with.
+        record: The code lifecycle.
+
+    """
+
+    def __init__(self, first: Task, record: CodeRecord) -> None:
+        self._record = record
+        self._deployed = first
+        self._rollout: _Rollout | None = None
+        self._proposal: ProposedVersion | None = None
+        self._attempt = 0
+        """How often the scheduler refused a run of the candidate."""
+        self._stage_start: _StageStart | None = None
+
+    # --- state --------------------------------------------------------------------------------------
+
+    @property
+    def data(self) -> CodeFacts:
+        return self._record.data
+
+    @property
+    def deployed(self) -> Task:
+        """The task as every client outside a rollout's cohort has it."""
+        return self._deployed
+
+    @property
+    def is_rolling(self) -> bool:
+        return self._rollout is not None
+
+    @property
+    def is_reading_fleet(self) -> bool:
+        """True while a stage waits for the labels of the clients."""
+        return self._stage_start is not None
+
+    @property
+    def builds_lineage(self) -> bool:
+        """True where the candidate is tried by a first model of its own, and not by a run."""
+        return self.is_rolling and self.data.new_lineage
+
+    @property
+    def versions_in_use(self) -> tuple[str, ...]:
+        """The versions whose files must be kept."""
+        proposed = (self._proposal.task.code_version,) if self._proposal else ()
+        return (
+            self.data.code_version,
+            self.data.candidate,
+            *proposed,
+            *self.data.previous[:CHECKOUTS_KEPT],
+        )
+
+    def is_known(self, version: str) -> bool:
+        """True where *version* is deployed, rolled out, proposed or rejected."""
+        proposed = self._proposal.task.code_version if self._proposal else ""
+        return version in (self.data.code_version, self.data.candidate, proposed, *self.data.rejected)
+
+    def outcome_of(self, proposal: ProposedVersion) -> str:
+        """Describe what became of *proposal*, for people."""
+        if proposal is self._proposal:
+            return "the rollout starts when the current run has ended"
+        return told(self.data)
+
+    def task_for_run(self, request: OpenRun) -> tuple[Task, RunPlan]:
+        """The task that a run trains now, and its plan; the quorum is at most the size of the cohort."""
+        rollout = self._rollout
+        if rollout is None or not rollout.ready or self.data.new_lineage:
+            return self._deployed, _plan(request, self._deployed)
+        plan = _plan(request, rollout.task)
+        return rollout.task, plan.model_copy(update={"quorum": min(plan.quorum, len(rollout.ready))})
+
+    def task_at(self, version: str) -> Task | None:
+        """The task at *version*; None where that is neither deployed nor rolled out."""
+        if self._rollout is not None and self._rollout.task.code_version == version:
+            return self._rollout.task
+        return self._deployed if self._deployed.code_version == version else None
+
+    # --- the start ----------------------------------------------------------------------------------
+
+    def restore(self, started: ManagerStarted) -> list[Effect]:
+        """Continue from the log. Where the code that it names cannot be loaded, the task's own is deployed."""
+        effects: list[Effect] = []
+        match started.deployed:
+            case Task() as task:
+                self._deployed = task
+            case CodeUnusable(reason=reason):
+                effects += self._deploy_own(reason)
+        if self._record.state is CodeState.STEADY:
+            return effects
+        match started.candidate:
+            case Task() as task:
+                self._rollout = rollout = _Rollout(task)
+                return effects + self._restore_rollout(rollout, started.answers)
+            case CodeUnusable(reason=reason):
+                return effects + self._revert(reason)
+            case None:
+                return effects + self._revert("the candidate was not loaded")
+
+    def _deploy_own(self, error: str) -> list[Effect]:
+        reason = f"{short(self.data.code_version)} is no longer available: {error}"
+        effects: list[Effect] = []
+        if self._record.state is CodeState.ROLLING:
+            changes = CodeChanges(candidate="", clients=(), ready=())
+            effects.append(self._record.move(CodeEvent.ROLLOUT_REVERTED, changes, reason=reason))
+        changes = CodeChanges(code_version=self._deployed.code_version)
+        return [*effects, self._record.move(CodeEvent.CODE_READ, changes, reason=reason)]
+
+    def _restore_rollout(self, rollout: _Rollout, answers: Sequence[CodeMessage]) -> list[Effect]:
+        for answer in answers:
+            self._note(rollout, answer)
+        timer = _stage_timer(rollout)
+        return [timer, *self._try_candidate(rollout)] if self.data.ready else [timer]
+
+    # --- versions -----------------------------------------------------------------------------------
+
+    def propose(self, proposal: ProposedVersion, *, is_idle: bool) -> list[Effect]:
+        """Roll *proposal* out as soon as no run is under way."""
+        self._proposal = proposal
+        return self.resume() if is_idle else []
+
+    def reject(self, version: str, reason: str, *, is_unsigned: bool) -> list[Effect]:
+        """Remember that *version* is not to be used. The same reason is published once."""
+        rejected = self._with_rejected(version, reason)
+        if rejected[version] == self.data.rejected.get(version):
+            return []
+        others = tuple(one for one in self.data.not_signed if one in rejected and one != version)
+        changes = CodeChanges(rejected=rejected, not_signed=(*others, version) if is_unsigned else others)
+        move = self._record.move(CodeEvent.CODE_REJECTED, changes, reason=f"{short(version)}: {reason}")
+        return [Log("warning", "Code version rejected", {"code": version, "reason": reason}), move]
+
+    def pause_following(self, reason: str) -> list[Effect]:
+        """The code cannot be followed now. The same reason is published once."""
+        if reason == self.data.held_up:
+            return []
+        changes = CodeChanges(held_up=reason[:1000])
+        move = self._record.move(CodeEvent.FOLLOWING_HELD_UP, changes, reason=reason)
+        return [Log("warning", "Cannot look for new code, or check it", {"reason": reason}), move]
+
+    def resume_following(self) -> list[Effect]:
+        """The code can be followed again."""
+        if not self.data.held_up:
+            return []
+        return [self._record.move(CodeEvent.FOLLOWING_RESUMED, CodeChanges(held_up=""))]
+
+    def revert(self, reason: str) -> list[Effect]:
+        """Bring every client back; no effects where there is no rollout."""
+        return self._revert(reason) if self.is_rolling else []
+
+    def _with_rejected(self, version: str, reason: str) -> dict[str, str]:
+        return _newest({**_without(version, self.data.rejected), version: reason[:REASON_CHARS]})
+
+    # --- stages -------------------------------------------------------------------------------------
+
+    def resume(self, *, pause_s: float = 0.0) -> list[Effect]:
+        """No run is under way: begin what was proposed, or try the candidate.
+
+        Args:
+            pause_s: How long to wait before the candidate is tried.
+
+        """
+        if self._stage_start is not None:
+            return []
+        if self._proposal is not None:
+            self._stage_start, self._proposal = _Begin(self._proposal), None
+            return [ReadFleet()]
+        if self._rollout is None or not self.data.ready:
+            return []
+        return self._try_candidate(self._rollout, pause_s)
+
+    def start_stage(self, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
+        """The labels of the clients are there: begin the stage that waits for them."""
+        start, self._stage_start = self._stage_start, None
+        match start:
+            case _Begin(proposal):
+                return self._begin(proposal, fleet)
+            case _Continue(rollout):
+                return self._begin_next_stage(rollout, fleet) + self.resume()
+            case None:
+                return []
+
+    def _begin(self, proposal: ProposedVersion, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
+        version = proposal.task.code_version
+        self._rollout = rollout = _Rollout(proposal.task)
+        rejected = self._rejected_when_begun(proposal)
+        changes = CodeChanges(
+            candidate=version,
+            attempt=self.data.attempt + 1,
+            stages=proposal.stages,
+            new_lineage=proposal.new_lineage,
+            rejected=rejected,
+            not_signed=tuple(one for one in self.data.not_signed if one in rejected),
+            **_stage(0, proposal.stages, version, fleet),
+        )
+        reason = f"{short(version)}, stage by stage: {', '.join(proposal.stages)}"
+        return [self._record.move(CodeEvent.CODE_FOUND, changes, reason=reason), *self._ask_cohort(rollout)]
+
+    def _rejected_when_begun(self, proposal: ProposedVersion) -> dict[str, str]:
+        """The rejected versions: without *proposal*, and with the versions that are abandoned for it."""
+        abandoned = (self.data.code_version, self.data.candidate) if proposal.revert_reason else ()
+        reasons = dict.fromkeys(filter(None, abandoned), proposal.revert_reason[:REASON_CHARS])
+        return _newest(_without(proposal.task.code_version, {**self.data.rejected, **reasons}))
+
+    def _begin_next_stage(self, rollout: _Rollout, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
+        passed = self.data.stages[self.data.stage]
+        changes = _stage(self.data.stage + 1, self.data.stages, self.data.candidate, fleet)
+        move = self._record.move(CodeEvent.STAGE_PASSED, changes, reason=f"{passed} passed")
+        return [move, *self._ask_cohort(rollout)]
+
+    def _ask_cohort(self, rollout: _Rollout) -> list[Effect]:
+        """Clients that were ready in the stage before are ready."""
+        return [*self.announce(), _stage_timer(rollout), *self._evaluate_answers(rollout)]
+
+    def announce(self) -> list[Effect]:
+        """Publish to every client which code it should have."""
+        plan = self.data.plan.model_dump(include=set(type(self.data.plan).model_fields))
+        return [Publish(CodePublished(task=self._deployed.id, **plan))]
+
+    # --- answers of clients -------------------------------------------------------------------------
+
+    def answer(self, message: CodeMessage) -> list[Effect]:
+        """A client has the candidate ready, or refuses it."""
+        if self._rollout is None:
+            return []
+        self._note(self._rollout, message)
+        return self._evaluate_answers(self._rollout)
+
+    def _note(self, rollout: _Rollout, message: CodeMessage) -> None:
+        if not self._is_of_this_rollout(message):
+            return
+        match message:
+            case CodeReady():
+                rollout.ready[message.client] = None
+                rollout.refused.pop(message.client, None)
+            case CodeRefused():
+                rollout.refused[message.client] = message.reason
+                rollout.ready.pop(message.client, None)
+
+    def _is_of_this_rollout(self, message: CodeMessage) -> bool:
+        """An older device does not name the attempt."""
+        return message.code_version == self.data.candidate and message.attempt in (None, self.data.attempt)
+
+    def _evaluate_answers(self, rollout: _Rollout) -> list[Effect]:
+        """Revert where too many refuse; go on where every client of the stage has answered."""
+        reason = refusal_of(rollout.task.table.rollout, self.data, rollout.refused)
+        if reason is not None:
+            return self._revert(reason)
+        if self.data.ready or not all_answered(
+            self.data, frozenset(rollout.ready), frozenset(rollout.refused)
+        ):
+            return []
+        return self._finish_stage_wait(rollout, "")
+
+    def stage_deadline(self) -> list[Effect]:
+        """Not every client has answered in time: go on with those that have; without any, wait on."""
+        rollout = self._rollout
+        if rollout is None or self.data.ready:
+            return []
+        if rollout.ready:
+            silent = sorted(set(self.data.clients) - set(rollout.ready) - set(rollout.refused))
+            return self._finish_stage_wait(rollout, f"without {', '.join(silent[:10]) or 'other clients'}")
+        effects: list[Effect] = []
+        if (
+            self._record.event is not CodeEvent.STAGE_UNANSWERED
+        ):  # published once; a later answer still counts
+            effects.append(self._record.move(CodeEvent.STAGE_UNANSWERED, reason=unanswered(self.data)))
+        return [*effects, _stage_timer(rollout)]
+
+    def _finish_stage_wait(self, rollout: _Rollout, reason: str) -> list[Effect]:
+        changes = CodeChanges(ready=tuple(sorted(rollout.ready)), refused=dict(rollout.refused))
+        move = self._record.move(CodeEvent.STAGE_READY, changes, reason=reason)
+        return [CancelTimer(TimerName.STAGE), move, *self._try_candidate(rollout)]
+
+    # --- the trial ----------------------------------------------------------------------------------
+
+    def _try_candidate(self, rollout: _Rollout, pause_s: float = 0.0) -> list[Effect]:
+        """The clients have the candidate: have a run try it, or build its first model."""
+        if self.data.new_lineage or rollout.task.table.schedule.on_new_code:
+            return [CancelCandidateRunRequest(), StartTimer(TimerName.CANDIDATE, pause_s)]
+        return []
+
+    def candidate_due(self, *, is_idle: bool) -> list[Effect]:
+        """Try the candidate now. A first model waits for the end of a run; see `resume`."""
+        if self._rollout is None:
+            return []
+        if not self.data.new_lineage:
+            return [RequestCandidateRun()]
+        return [BuildLineage(self.data.candidate)] if is_idle else []
+
+    def candidate_run_answered(self, refusal: str, *, is_idle: bool) -> list[Effect]:
+        """The scheduler starts a run, or refuses it. While another run is under way, its end is waited for."""
+        if not refusal:
+            self._attempt = 0
+            return []
+        log = Log("info", "The run of the candidate waits", {"reason": refusal})
+        if not is_idle:
+            return [log]
+        self._attempt += 1
+        return [log, RetryLater(TimerName.CANDIDATE, self._attempt)]
+
+    def run_ended(self, version: str, trial: Trial) -> list[Effect]:
+        """Judge the candidate by a run of *version*, then begin what waits for the end of the run."""
+        rollout = self._rollout
+        if rollout is None or version != self.data.candidate:
+            return self.resume()
+        return self._judge(rollout, trial) + self.resume()
+
+    def _judge(self, rollout: _Rollout, trial: Trial) -> list[Effect]:
+        reason = verdict(rollout.task.table.rollout, trial)
+        if reason is not None:
+            return self._revert(reason)
+        if trial.unjudged:
+            data = {"code": self.data.candidate}
+            return [Log("info", "Candidate run was not evaluated; starting another trial run", data)]
+        if self.data.stage + 1 < len(self.data.stages):
+            self._stage_start = _Continue(rollout)
+            return [ReadFleet()]
+        return self.finish()
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def finish(self) -> list[Effect]:
+        """Every client is on the candidate from now on."""
+        if self._rollout is None:
+            return []
+        previous = tuple(dict.fromkeys((self.data.code_version, *self.data.previous)))[:VERSIONS_REMEMBERED]
+        self._deployed, self._rollout = self._rollout.task, None
+        changes = CodeChanges(code_version=self._deployed.code_version, previous=previous)
+        return self._end(CodeEvent.ROLLOUT_FINISHED, "", changes)
+
+    def _revert(self, reason: str) -> list[Effect]:
+        """The candidate is not tried again by itself."""
+        version, self._rollout = self.data.candidate, None
+        log = Log("warning", "Rollout reverted", {"code": version, "reason": reason})
+        rejected = CodeChanges(rejected=self._with_rejected(version, reason))
+        return [log, *self._end(CodeEvent.ROLLOUT_REVERTED, reason, rejected)]
+
+    def _end(self, event: CodeEvent, reason: str, changes: CodeChanges) -> list[Effect]:
+        version = short(self.data.candidate)
+        changes = {
+            **changes,
+            "candidate": "",
+            "stages": (),
+            "stage": 0,
+            "clients": (),
+            "ready": (),
+            "refused": {},
+            "new_lineage": False,
+        }
+        return [
+            CancelTimer(TimerName.STAGE),
+            CancelTimer(TimerName.CANDIDATE),
+            CancelCandidateRunRequest(),
+            self._record.move(event, changes, reason=f"{version}: {reason}" if reason else version),
+            *self.announce(),
+            PruneCode(),
+        ]
+
+
+def _stage_timer(rollout: _Rollout) -> StartTimer:
+    return StartTimer(TimerName.STAGE, rollout.task.table.rollout.wait_s)
+
+
+def _stage(
+    number: int, stages: Sequence[str], version: str, fleet: Mapping[str, Mapping[str, str]]
+) -> CodeChanges:
+    """The data of a stage that begins: its cohort, and no answers."""
+    cohort = cohort_of(stages[number], fleet, version)
+    return CodeChanges(
+        stage=number, cohort=cohort, clients=members(cohort, fleet, version), ready=(), refused={}
+    )
+
+
+def _plan(request: OpenRun, task: Task) -> RunPlan:
+    return request.plan if request.overrides is None else request.overrides.over(task.table.plan)
+
+
+def _without(version: str, rejected: Mapping[str, str]) -> dict[str, str]:
+    return {one: why for one, why in rejected.items() if one != version}
+
+
+def _newest(rejected: Mapping[str, str]) -> dict[str, str]:
+    return dict(list(rejected.items())[-VERSIONS_REMEMBERED:])

@@ -1,0 +1,109 @@
+"""Requests to the flower-server agent: a first model, a check of code, the Flower server of a run.
+
+The agent may be restarted, or blocked by a store that does not answer: retryable refusals are retried.
+"""
+
+import asyncio
+from contextlib import suppress
+from itertools import count
+
+import structlog
+
+from fedbus.agents.tasks import ask_until_answered, backoff
+from fedbus.bus.bus import Bus
+from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.contracts.code import CheckCode, CodeChecked
+from fedbus.contracts.message import RefusalKind, Refused
+from fedbus.contracts.model import Artifact
+from fedbus.contracts.server import (
+    FindServer,
+    InitModel,
+    ModelInitialised,
+    ServerFound,
+    StartServer,
+    StopServer,
+)
+
+START_TIMEOUT_S = 30.0
+INIT_TIMEOUT_S = 300.0
+
+log = structlog.get_logger("fedbus.flower_server_client")
+
+
+class FlowerServerClient:
+    """The flower-server agent of *task*."""
+
+    def __init__(self, bus: Bus, task: str) -> None:
+        self._bus = bus
+        self._task = task
+        self._check_lock = asyncio.Lock()
+        self._differences: dict[tuple[str, str], str] = {}
+        """By code version and architecture: the first tensor of the code's model that differs."""
+
+    async def build_first_model(self, code_version: str) -> Artifact:
+        """Have the first model of *code_version* built and stored; raises RequestRefused."""
+        request = InitModel(task=self._task, code_version=code_version)
+        made: ModelInitialised = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
+        return made.artifact
+
+    async def architecture_difference(self, model: Artifact, code_version: str) -> str:
+        """Describe how *model* differs from what the code makes; empty where it does not. Raises RequestRefused."""
+        async with self._check_lock:
+            key = (code_version, model.architecture)
+            if key not in self._differences:
+                check = CheckCode(task=self._task, code_version=code_version, like=model.sha256)
+                checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
+                self._differences[key] = checked.differs
+            return self._differences[key]
+
+    def record_compatible(self, code_version: str, model: Artifact) -> None:
+        """Remember that the code makes models of this architecture."""
+        self._differences[code_version, model.architecture] = ""
+
+    async def start(self, request: StartServer) -> Refused | None:
+        """Have the Flower server of a run started; the refusal, where it was not started in time."""
+        refusal = Refused(
+            reason=f"no flower-server agent answered within {START_TIMEOUT_S:g} s", kind=RefusalKind.RETRYABLE
+        )
+        with suppress(TimeoutError):
+            async with asyncio.timeout(START_TIMEOUT_S):
+                for attempt in count():
+                    try:
+                        await ask_until_answered(self._bus, request)
+                    except RequestRefused as error:
+                        refusal = Refused(reason=str(error), kind=refusal_kind(error))
+                    else:
+                        return None
+                    if refusal.kind is not RefusalKind.RETRYABLE:
+                        break
+                    await asyncio.sleep(backoff(attempt))
+        return refusal
+
+    async def is_running(self, run: str, *, report_loss: bool = False) -> bool:
+        """True where the Flower server of *run* is up.
+
+        Args:
+            run: The run.
+            report_loss: Have its loss published as `ServerLost`, behind everything that it published itself.
+
+        """
+        request = FindServer(task=self._task, run=run, say_so=report_loss)
+        try:
+            async with asyncio.timeout(START_TIMEOUT_S):
+                found: ServerFound = await ask_until_answered(self._bus, request)
+        except (RequestRefused, TimeoutError):
+            return False
+        return found.up
+
+    async def stop(self, run: str) -> None:
+        """Have the Flower server of *run* stopped, if it still answers."""
+        try:
+            await self._bus.request(StopServer(task=self._task, run=run), timeout_s=START_TIMEOUT_S)
+        except (RequestRefused, NoAnswer) as error:
+            log.warning("Cannot stop the Flower server", run=run, reason=str(error))
+
+
+def refusal_kind(error: RequestRefused) -> RefusalKind:
+    if error.passing:
+        return RefusalKind.RETRYABLE
+    return RefusalKind.NEEDS_OPERATOR if error.blameless else RefusalKind.CALLER

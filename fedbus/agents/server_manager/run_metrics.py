@@ -1,0 +1,41 @@
+"""Metrics of a run: the results of its rounds, and how it ended."""
+
+import math
+from typing import Final
+
+from fedbus.contracts.run import RoundResult
+from fedbus.contracts.signals import (
+    ROUND_DURATION,
+    ROUND_FAILURES,
+    ROUND_METRIC,
+    ROUND_PARTICIPANTS,
+    ROUNDS,
+    RUNS,
+    TASK,
+    add,
+    note,
+    record,
+)
+
+MAX_METRICS: Final = 20
+"""Of one round: an app may report any number of metrics, and each is a time series."""
+
+
+def record_round(task: str, result: RoundResult) -> None:
+    """Record the metrics of a round. Round 0 is the model that a run begins with, and does not count as a round."""
+    attributes = {TASK: task}
+    for name in sorted(result.metrics)[:MAX_METRICS]:
+        if math.isfinite(result.metrics[name]):
+            note(ROUND_METRIC, result.metrics[name], attributes | {"fedbus.metric": name})
+    if result.round == 0:
+        return
+    add(ROUNDS, attributes)
+    record(ROUND_DURATION, result.seconds, attributes)
+    note(ROUND_PARTICIPANTS, len(result.participants), attributes)
+    if result.failures:
+        add(ROUND_FAILURES, attributes, len(result.failures))
+
+
+def record_run(task: str, outcome: str) -> None:
+    """Count a run that has ended."""
+    add(RUNS, {TASK: task, "fedbus.outcome": outcome})
