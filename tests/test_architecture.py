@@ -115,7 +115,41 @@ def test_no_agent_knows_another(module: Path) -> None:
     if package_of(module) != "agents":
         return
     used = {name.split(".")[2] for name in imported_by(module) if name.startswith("fedbus.agents.")}
-    assert not (used - {module.stem}) & AGENTS
+    own = module.relative_to(ROOT / "agents").parts[0].removesuffix(".py")
+    assert not (used - {own}) & AGENTS
+
+
+DECIDES_ONLY = {
+    "agents/server_manager": {
+        "code_rollout",
+        "effects",
+        "events",
+        "machine",
+        "model_availability",
+        "model_promotion",
+        "records",
+        "training_run",
+    },
+}
+"""Modules of an agent that decide, and leave it to the others to act."""
+
+
+@pytest.mark.parametrize(
+    "module",
+    [ROOT / package / f"{name}.py" for package, names in DECIDES_ONLY.items() for name in sorted(names)],
+    ids=lambda path: str(path.relative_to(ROOT)),
+)
+def test_the_decisions_of_an_agent_are_pure(module: Path) -> None:
+    own = {
+        f"fedbus.agents.{module.parent.name}.{name}" for name in DECIDES_ONLY[f"agents/{module.parent.name}"]
+    }
+    imported = {name.rpartition(".")[0] or name for name in imported_by(module)}
+    ours = {name for name in imported if name.startswith("fedbus.")}
+    assert {name for name in ours if name.split(".")[1] not in PURE} <= own
+    assert not {name.split(".")[0] for name in imported_by(module)} & {*MAKES_IMPURE, "structlog", "time"}
+    assert not [
+        node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.AsyncFunctionDef)
+    ]
 
 
 AGENTS = {

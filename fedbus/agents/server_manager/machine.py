@@ -204,9 +204,11 @@ class ServerMachine:
         )
 
     def _accepts_run(self, run: str) -> bool:
+        """A start that is under way is awaited by its own run, and by another one where its run has ended."""
         if self._is_deciding or self._server.state is ServerState.PUBLISHING:
             return False
-        return not (self.run.is_starting and run == self._server.data.run)
+        is_refused = not self._is_idle and run != self._server.data.run
+        return is_refused or not self.run.is_starting
 
     def _accepts_timer(self, timer: TimerName) -> bool:
         builds = timer is TimerName.CANDIDATE and self.rollout.builds_lineage
