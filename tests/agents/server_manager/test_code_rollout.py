@@ -117,7 +117,11 @@ def in_training_of_the_candidate() -> Driver:
 
 
 TRY: list[Effect] = [CancelCandidateRunRequest(), StartTimer(TimerName.CANDIDATE, 0.0)]
-ENDS: list[Effect] = [CancelTimer(TimerName.STAGE), CancelTimer(TimerName.CANDIDATE), CancelCandidateRunRequest()]
+ENDS: list[Effect] = [
+    CancelTimer(TimerName.STAGE),
+    CancelTimer(TimerName.CANDIDATE),
+    CancelCandidateRunRequest(),
+]
 NO_ROLLOUT = {
     "candidate": "",
     "stages": (),

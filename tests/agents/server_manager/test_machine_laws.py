@@ -13,7 +13,6 @@ from support.server_machine import (
     artifact,
     blob,
     champion,
-    make_machine,
     manifest,
     task_at,
 )
@@ -47,6 +46,8 @@ from fedbus.agents.server_manager.events import (
     CandidateRunAnswered,
     ChampionDetails,
     CodeProposed,
+    CodeRejectedByCheck,
+    CodeUnusable,
     DeclinedRead,
     Event,
     FirstModelFailed,
@@ -56,6 +57,8 @@ from fedbus.agents.server_manager.events import (
     FlowerServerFound,
     FlowerServerNotStarted,
     FlowerServerStarted,
+    FollowingPaused,
+    FollowingResumed,
     JoinedRead,
     LineageBuilt,
     LineageFailed,
@@ -77,17 +80,22 @@ from fedbus.agents.server_manager.events import (
     VersionPromoted,
     VersionPublished,
 )
+from fedbus.agents.server_manager.machine import ServerMachine
+from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.contracts.client import Joined
-from fedbus.contracts.code import CodeReady, CodeRefused
+from fedbus.contracts.code import CODE, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.message import Refused
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import (
+    SERVER,
     CancelRun,
     OpenRun,
     RoundFinished,
     RunFailed,
     RunFinished,
     ServerClosed,
+    ServerEvent,
+    ServerFacts,
     ServerLost,
     ServerStarted,
     ServerState,
@@ -116,16 +124,20 @@ class ServerWalk:
 
     def __init__(self, seed: int) -> None:
         self.random = Random(seed)
-        self.events: list[str] = []
-        """The transitions, in order."""
-        self.machine = make_machine(ServerState.MODEL_INIT)
+        self.arrows: set[tuple[str, str]] = set()
+        """The states that were left, each with the event."""
+        self.server = ServerRecord(ServerState.MODEL_INIT, ServerFacts(task=NAME), ServerEvent.STARTED)
+        self.code = CodeRecord(CodeState.STEADY, CodeFacts(task=NAME, code_version=OLD), CodeEvent.STARTED)
+        self.server_log, self.code_log = self.server.state, self.code.state
+        """The states that the published transitions lead to."""
+        self.machine = ServerMachine(task_at(OLD), self.server, self.code)
         self.jobs: dict[str, Jobs] = {}
         self.timers: set[TimerName] = set()
         self.waiting: list[Event] = []
         """Events that the machine does not accept yet, in order."""
         self.is_ready = False
         self.requests = 0
-        self.answered: list[RequestId] = []
+        self.unanswered: set[RequestId] = set()
         self.runs = 0
         self.opened: list[str] = []
         self.closed: list[str] = []
@@ -150,14 +162,17 @@ class ServerWalk:
         if isinstance(effect, Jobs):
             self.jobs[type(effect).__name__] = effect  # as the agent does: one of each kind
             return []
-        if isinstance(effect, MoveServer | MoveCode):
-            self.events.append(effect.event)
-            return []
         match effect:
+            case MoveServer(event=event):
+                self.arrows.add((self.server_log, event))
+                self.server_log = SERVER.advance(self.server_log, event)
+            case MoveCode(event=moves):
+                self.arrows.add((self.code_log, moves))
+                self.code_log = CODE.advance(self.code_log, moves)
             case StartTimer(timer=timer) | RetryLater(timer=timer):
                 self.timers.add(timer)
             case Reply(id=id):
-                self.answered.append(id)
+                self.unanswered.remove(id)  # raises where a request is answered twice
             case Publish(message=ServerClosed(run=run)):
                 self.closed.append(run)
             case FinishStartup():
@@ -183,6 +198,7 @@ class ServerWalk:
 
     def next_id(self) -> RequestId:
         self.requests += 1
+        self.unanswered.add(RequestId(self.requests))
         return RequestId(self.requests)
 
     @property
@@ -193,7 +209,10 @@ class ServerWalk:
 
     def step(self) -> None:
         """One event: the results of jobs, and messages of the current run, are the most frequent ones."""
-        choices: list[tuple[int, Callable[[], None]]] = [(1, self.break_or_mend_the_store)]
+        choices: list[tuple[float, Callable[[], None]]] = [
+            (1, self.break_or_mend_the_store),
+            (0.3, self.restart),
+        ]
         if self.jobs:
             choices.append((8, self.end_a_job))
         if self.timers:
@@ -206,6 +225,7 @@ class ServerWalk:
                 (2, self.ask_for_something),
                 (0 if self.machine.rollout.is_rolling else 2, self.propose_code),
                 (4, self.answer_for_a_client),
+                (1, self.watch_the_code),
             ]
         weights = [weight for weight, _ in choices]
         self.random.choices([do for _, do in choices], weights)[0]()
@@ -215,6 +235,34 @@ class ServerWalk:
 
     def break_or_mend_the_store(self) -> None:
         self.fails_queries = self.fails()
+
+    def start(self) -> None:
+        deployed, candidate = self.code.data.code_version, self.code.data.candidate
+        lost = CodeUnusable("no such commit")
+        self.decide(
+            ManagerStarted(
+                lost if self.fails(0.05) else task_at(deployed),
+                (lost if self.fails() else task_at(candidate)) if candidate else None,
+            )
+        )
+
+    def restart(self) -> None:
+        """A manager that is killed, and one that continues from the log; only the log is left."""
+        server, code = self.server, self.code
+        self.server = ServerRecord(server.state, server.data, server.event, server.reason)
+        self.code = CodeRecord(code.state, code.data, code.event, code.reason)
+        self.machine = ServerMachine(task_at(OLD), self.server, self.code)
+        self.jobs, self.timers, self.waiting, self.closed = {}, set(), [], []
+        self.unanswered, self.is_ready = set(), False
+        self.start()
+
+    def watch_the_code(self) -> None:
+        found: list[Event] = [
+            CodeRejectedByCheck("d" * 40, f"reason {self.random.random()}"),
+            FollowingPaused("it does not answer"),
+            FollowingResumed(),
+        ]
+        self.decide(self.random.choice(found))
 
     def end_a_job(self) -> None:
         name = self.random.choice(sorted(self.jobs))
@@ -275,7 +323,7 @@ class ServerWalk:
         match job:
             case BuildFirstModel():
                 if is_failing:
-                    return FirstModelFailed(reason, trouble)
+                    return FirstModelFailed(reason, trouble if self.fails(0.5) else None)
                 self.term += 1
                 return FirstModelReady(champion(1, self.term), OLD)
             case BuildLineage(code_version=code):
@@ -296,6 +344,9 @@ class ServerWalk:
                 if is_failing:
                     return PublishFailed(reason)
                 served = self.next_champion()
+                if self.fails(0.3):
+                    verdict = Verdict(promote=False, reason="worse", judged=not self.fails(0.5))
+                    return VersionPublished(manifest(self.version), verdict, None, keep=20)
                 verdict = Verdict(promote=True, reason="better")
                 return VersionPublished(manifest(self.version), verdict, served, keep=20)
             case RequestCandidateRun():
@@ -314,17 +365,27 @@ class ServerWalk:
 
     def check(self) -> None:
         assert self.jobs or not self.waiting, "an event waits, and no job is under way"
-        assert len(self.answered) == len(set(self.answered)), "a request is answered twice"
-        assert self.jobs or len(self.answered) == self.requests, "a request is forgotten"
+        assert self.jobs or not self.unanswered, "a request is forgotten"
         assert len(self.closed) == len(set(self.closed)), "a run ends twice"
         assert set(self.closed) <= set(self.opened)
-        _ = self.machine._server.situation
+        assert (self.server_log, self.code_log) == (self.server.state, self.code.state)
+        _ = self.server.situation  # raises where the data of the state is missing
 
 
-@pytest.mark.parametrize("seed", range(40))
-def test_no_order_of_events_breaks_the_server(seed: int) -> None:
+def walked(seed: int) -> ServerWalk:
     walk = ServerWalk(seed)
-    walk.decide(ManagerStarted(task_at(OLD)))
+    walk.start()
     for _ in range(300):
         walk.step()
         walk.check()
+    return walk
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_order_of_events_breaks_the_server(seed: int) -> None:
+    walked(seed)
+
+
+def test_the_walks_take_every_arrow_of_the_server_and_of_the_code() -> None:
+    taken = {arrow for seed in range(100) for arrow in walked(seed).arrows}
+    assert {(str(state), str(event)) for state, event in (*SERVER.arrows, *CODE.arrows)} - taken == set()
