@@ -30,8 +30,11 @@ from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.lives import Life, Lives, Outbox
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     CLIENT,
+    ClientChanges,
+    ClientEvent,
     ClientFacts,
     ClientStart,
     ClientState,
@@ -45,6 +48,7 @@ from fedbus.contracts.client import (
 )
 from fedbus.contracts.code import CodePublished, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import ClientId
+from fedbus.contracts.lifecycle import NO_CHANGES
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.server import (
@@ -130,9 +134,11 @@ class ClientManager:
         self._attempt = 0
         self._declined = ("", "")
         """The run that was last declined by the task's rule, and what failed."""
+        self._target: ModelRef | None = None
+        """The model that is served, or about to be; the next transition records it."""
         self._failures: Counter[str] = Counter()
         """How often this client has failed in the run of the moment."""
-        self._life: Life[ClientState, ClientFacts]
+        self._life: Life[ClientState, ClientEvent, ClientFacts, ClientChanges]
         self._timers: Timers
         self.ready = asyncio.Event()
 
@@ -145,15 +151,18 @@ class ClientManager:
                 self._give_back_the_slot()
 
     async def _live(self, lives: Lives) -> None:
-        own: dict[str, Any] = {"code_version": self._code.version, "labels": self._labels}
-        facts = ClientFacts(task=self._id, client=self._client, **own)
+        version, labels = self._code.version, self._labels
+        facts = ClientFacts(task=self._id, client=self._client, code_version=version, labels=labels)
         self._life = await lives.of(CLIENT, facts)
+        self._target = self._life.facts.model
         if self._life.born and self._life.state is not ClientState.S0:
-            await self._life.move("restarted", run=None, **own)
+            await self._life.transition(
+                ClientEvent.RESTARTED, {"run": None, "code_version": version, "labels": labels}
+            )
         elif not self._life.born:
-            await self._life.bear("started")
+            await self._life.create()
         await self._enroll()
-        async with self._bus.listen("client-manager", task=self._id) as inbox:
+        async with self._bus.listen(AgentName.CLIENT_MANAGER, task=self._id) as inbox:
             await self._bootstrap()
             await self._hear_all(inbox)
 
@@ -179,7 +188,10 @@ class ClientManager:
         except TimeoutError as error:
             await self._give_up(error)
         else:
-            await self._life.move("model_fetched", model=model, code_version=self._code.version)
+            self._target = model
+            await self._life.transition(
+                ClientEvent.MODEL_FETCHED, {"model": model, "code_version": self._code.version}
+            )
             await self._have_served(InferStart, model, path)
 
     async def _first_model(self) -> tuple[ModelRef, Path]:
@@ -216,7 +228,7 @@ class ClientManager:
 
     async def _give_up(self, error: Exception) -> None:
         reason = str(error) or f"no server of {self._id} answered within {self._bootstrap_s:g} s"
-        await self._life.move("bootstrap_failed", reason=reason)
+        await self._life.transition(ClientEvent.BOOTSTRAP_FAILED, reason=reason)
         raise BootstrapFailed(f"client {self._client} cannot begin: {reason}")
 
     # --- what is heard ---------------------------------------------------------------------------
@@ -239,7 +251,7 @@ class ClientManager:
                 case FinTrain() if self._learns(message.run):
                     await self._fin_train(message)
                 case FailTrain() if self._learns(message.run):
-                    event = "trainer_lost" if message.trainer_lost else "fail_train"
+                    event = ClientEvent.TRAINER_LOST if message.trainer_lost else ClientEvent.FAIL_TRAIN
                     await self._leave_run(event, message.reason)
                 case _:
                     log.debug("nothing to do", word=message.word, state=str(self._state))
@@ -296,7 +308,7 @@ class ClientManager:
 
     async def _ineligible(self) -> Ineligible | None:
         """Why the task's rule does not hold on this device now, or None."""
-        model = self._life.facts.model
+        model = self._target
         return await ineligible(
             self._code.task.table, self._directory, self._models.path_of(model) if model is not None else None
         )
@@ -327,7 +339,7 @@ class ClientManager:
         plan = invitation.plan
         longest_s = plan.recruit_s + plan.rounds * 2 * plan.round_s + SPARE_S
         deadline = datetime.now(UTC) + timedelta(seconds=longest_s)
-        await self._life.move("client_start", deadline=deadline, run=invitation.run)
+        await self._life.transition(ClientEvent.CLIENT_START, {"run": invitation.run}, deadline=deadline)
         self._timers.at(LEARNING, deadline, self._run_took_too_long)
         await self._bus.publish(
             ClientStart(
@@ -342,27 +354,27 @@ class ClientManager:
     async def _run_took_too_long(self) -> None:
         async with self._turn:
             if self._state is ClientState.LEARNING:
-                await self._leave_run("deadline", "the run did not end in time")
+                await self._leave_run(ClientEvent.DEADLINE, "the run did not end in time")
 
-    async def _leave_run(self, event: str, reason: str) -> None:
+    async def _leave_run(self, event: ClientEvent, reason: str) -> None:
         self._timers.cancel(LEARNING)
         self._give_back_the_slot()
         self._failures = Counter(
             {run: count for run, count in self._failures.items() if run == self._life.facts.run}
         )
         self._failures[str(self._life.facts.run)] += 1
-        await self._life.move(event, reason=reason, run=None)
+        await self._life.transition(event, {"run": None, "model": self._target}, reason=reason)
         await self._serving()
 
     async def _fin_train(self, message: FinTrain) -> None:
         """The run is over: what it came to is published, or will be in a moment, unless it is kept back."""
         self._timers.cancel(LEARNING)
         self._give_back_the_slot()
-        await self._life.move("fin_train", run=None)
+        await self._life.transition(ClientEvent.FIN_TRAIN, {"run": None, "model": self._target})
         if self._has_newer():
             await self._apply_newest()
         elif not message.new_model:
-            await self._back_to_serving("no_new_model", "what the run came to is kept back")
+            await self._back_to_serving(ClientEvent.NO_NEW_MODEL, "what the run came to is kept back")
         else:
             self._timers.after(AWAITED, APPLY_S, self._no_new_model)
 
@@ -375,21 +387,22 @@ class ClientManager:
         if not self._has_newer():
             return
         if self._state is ClientState.SERVING:
-            await self._life.move("model_published", model=message.model)
+            self._target = message.model
+            await self._life.transition(ClientEvent.MODEL_PUBLISHED, {"model": message.model})
             await self._apply_newest()
         elif self._timers.waits(AWAITED):
             await self._apply_newest()
 
     def _has_newer(self) -> bool:
         """Whether another model than the one in service has been named since."""
-        return self._models.other_than(self._life.facts.model)
+        return self._models.other_than(self._target)
 
     async def _apply_newest(self) -> None:
         """Fetch the newest model and hand it to the inference agent; without it the old one goes on."""
         assert self._models.newest is not None
         self._timers.cancel(AWAITED)
         model = self._models.newest.model
-        self._aim_at(model)
+        self._target = model
         try:
             self._models.check_seal(self._models.newest)
             path = await self._models.fetch_anyhow(model, self._models.newest.blob)
@@ -414,7 +427,7 @@ class ClientManager:
 
     def _awaits(self, model: ModelRef) -> bool:
         """Whether it is this model that is to be applied: a word about an earlier one may come twice."""
-        return self._state is ClientState.PENDING_APPLICATION and self._life.facts.model == model
+        return self._state is ClientState.PENDING_APPLICATION and self._target == model
 
     async def _infer_ready(self, message: InferReady) -> None:
         if self._prepares(message.code_version):
@@ -423,7 +436,7 @@ class ClientManager:
         elif self._awaits(message.model) and not self._timers.waits(AGAIN):
             self._attempt = 0
             self._models.served = message.model
-            await self._back_to_serving("infer_ready", model=message.model)
+            await self._back_to_serving(ClientEvent.INFER_READY)
 
     async def _infer_refused(self, message: InferRefused) -> None:
         if self._prepares(message.code_version):
@@ -436,7 +449,9 @@ class ClientManager:
             self._models.served = message.still or self._models.served
             await self._keep_the_old(message.reason)
         else:
-            await self._life.move("infer_retried", reason=message.reason)
+            await self._life.transition(
+                ClientEvent.INFER_RETRIED, {"model": message.model}, reason=message.reason
+            )
             self._timers.after(AGAIN, backoff(self._attempt), self._try_again)
             self._attempt += 1
 
@@ -448,40 +463,42 @@ class ClientManager:
         if self._models.newest is not None and self._models.newest.model == message.returned_from:
             self._models.newest = None
         if self._state is ClientState.SERVING:
-            await self._life.move("model_returned", reason=message.reason, model=message.model)
+            self._target = message.model
+            await self._life.transition(
+                ClientEvent.MODEL_RETURNED, {"model": message.model}, reason=message.reason
+            )
         elif self._state is not ClientState.PENDING_APPLICATION:  # which says what is *about* to be served
-            self._aim_at(message.model)
+            self._target = message.model
 
     async def _try_again(self) -> None:
         """There is nothing to serve yet: ask for the newest model anew, until one is taken."""
         async with self._turn:
             self._timers.cancel(AGAIN)
             model, path = await self._first_model()
-            self._aim_at(model)
+            self._target = model
             await self._have_served(InferStart, model, path)
 
     async def _no_new_model(self) -> None:
         async with self._turn:
             if self._state is ClientState.PENDING_APPLICATION:
-                await self._back_to_serving("no_new_model", "the run brought no new version")
+                await self._back_to_serving(ClientEvent.NO_NEW_MODEL, "the run brought no new version")
 
     async def _not_applied(self) -> None:
         async with self._turn:
             if self._state is ClientState.PENDING_APPLICATION:
                 await self._keep_the_old(f"the inference agent did not answer within {APPLY_S:g} s")
 
-    def _aim_at(self, model: ModelRef) -> None:
-        """The next transition says that this version is about to be served."""
-        self._life.facts = self._life.facts.model_copy(update={"model": model})
-
     async def _keep_the_old(self, reason: str) -> None:
         """The new model is not taken, and not tried again: the next version is."""
         self._models.newest = None
-        await self._back_to_serving("infer_refused", reason, model=self._models.served)
+        self._target = self._models.served
+        await self._back_to_serving(ClientEvent.INFER_REFUSED, reason)
 
-    async def _back_to_serving(self, event: str, reason: str = "", **facts: Any) -> None:
+    async def _back_to_serving(
+        self, event: ClientEvent, reason: str = "", changes: ClientChanges = NO_CHANGES
+    ) -> None:
         self._timers.cancel(APPLYING)
-        await self._life.move(event, reason=reason, **facts)
+        await self._life.transition(event, {"model": self._target, **changes}, reason=reason)
         await self._serving()
 
     # --- serving ------------------------------------------------------------------------------------------
@@ -493,7 +510,8 @@ class ClientManager:
             return
         if self._has_newer():
             assert self._models.newest is not None
-            await self._life.move("model_published", model=self._models.newest.model)
+            self._target = self._models.newest.model
+            await self._life.transition(ClientEvent.MODEL_PUBLISHED, {"model": self._target})
             await self._apply_newest()
             return
         invitation, self._invitation = self._invitation, None
@@ -524,7 +542,9 @@ class ClientManager:
 
     async def _sync(self, version: str) -> None:
         deadline = datetime.now(UTC) + timedelta(seconds=SYNC_S)
-        await self._life.move("code_published", reason=f"code {short(version)}", deadline=deadline)
+        await self._life.transition(
+            ClientEvent.CODE_PUBLISHED, reason=f"code {short(version)}", deadline=deadline
+        )
         self._timers.after(SYNCING, 0, partial(self._get_code_ready, version))
 
     async def _get_code_ready(self, version: str) -> None:
@@ -569,7 +589,7 @@ class ClientManager:
         await self._code.switch(task)
         await self._say_code_ready()
         await self._ask_what_is_served()
-        await self._back_to_serving("code_ready", code_version=task.code_version)
+        await self._back_to_serving(ClientEvent.CODE_READY, changes={"code_version": task.code_version})
 
     async def _ask_what_is_served(self) -> None:
         """A model that did not fit the old code may fit this one."""
@@ -582,7 +602,7 @@ class ClientManager:
     async def _code_refused(self, version: str, reason: str) -> None:
         self._prepared = None
         await self._refuse_code(version, reason)
-        await self._back_to_serving("code_refused", f"code {short(version)}: {reason}"[:1000])
+        await self._back_to_serving(ClientEvent.CODE_REFUSED, f"code {short(version)}: {reason}"[:1000])
 
     async def _refuse_code(self, version: str, reason: str) -> None:
         """Say it, and do not try again by ourselves."""

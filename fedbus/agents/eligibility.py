@@ -20,7 +20,7 @@ from fedbus.agents.device_reading import read_device
 from fedbus.contracts.boolean import leaves
 from fedbus.contracts.rules import Leaf, rule
 from fedbus.contracts.task import TaskTable
-from fedbus.domain.eligibility import IDLE_BELOW, clock_facts, holds, why_not
+from fedbus.domain.eligibility import IDLE_BELOW, clock_facts, why_not
 from fedbus.stores.captured_rows import Shares, shares
 from fedbus.stores.errors import StoreError
 
@@ -54,10 +54,8 @@ async def ineligible(table: TaskTable, directory: Path, model_file: Path | None)
     facts = await asyncio.to_thread(
         device_facts, words, directory, model_file, holdout_share=table.capture.holdout_share
     )
-    if holds(read, facts):
+    if (reason := why_not(read, facts)) is None:
         return None
-    reason = why_not(read, facts)
-    assert reason is not None
     return Ineligible(reason, {name: value for name, value in facts.items() if value is not None})
 
 

@@ -23,11 +23,14 @@ from fedbus.agents.steps import told_step_by_step
 from fedbus.agents.tasks import first_of, handle_each, until
 from fedbus.bus.bus import Bus
 from fedbus.bus.lives import Life, Lives, Outbox
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     FL_CLIENT,
     ClientStart,
     FailTrain,
     FinTrain,
+    FlClientChanges,
+    FlClientEvent,
     FlClientFacts,
     FlClientState,
     Heartbeat,
@@ -36,6 +39,14 @@ from fedbus.contracts.client import (
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.server import ServerClosed
+from fedbus.contracts.situations import (
+    FlClientFinished,
+    FlClientPending,
+    FlClientSituation,
+    FlClientTraining,
+    FlClientWaiting,
+    fl_client_situation,
+)
 from fedbus.contracts.task import Task
 from fedbus.stores.errors import StoreError
 
@@ -79,7 +90,7 @@ class FlowerClient:
         self._turn = asyncio.Lock()
         self._training: _Training | None = None
         self._closed_runs: deque[str] = deque(maxlen=RUNS_REMEMBERED)
-        self._life: Life[FlClientState, FlClientFacts]
+        self._life: Life[FlClientState, FlClientEvent, FlClientFacts, FlClientChanges]
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
@@ -87,7 +98,7 @@ class FlowerClient:
         """Train when told to, until *stop* is set; a run under way then is left, and said to be."""
         async with (
             Lives.open(self._bus, self._outbox) as lives,
-            self._bus.listen("flower-client", task=self._task.id) as inbox,
+            self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
             asyncio.TaskGroup() as self._group,
         ):
             await self._wake(lives)
@@ -99,14 +110,14 @@ class FlowerClient:
 
     async def _wake(self, lives: Lives) -> None:
         self._life = await lives.of(FL_CLIENT, FlClientFacts(task=self._task.id, client=self._client))
-        match self._life.state:
-            case FlClientState.PENDING | FlClientState.TRAINING:
+        match self._situation:
+            case FlClientPending() | FlClientTraining():
                 await self._fail("the FL client was restarted")
-            case FlClientState.FINISHED:
-                assert self._run is not None
-                await self._report(self._run, rounds=0)
-            case FlClientState.WAITING if not self._life.born:
-                await self._life.bear("started")
+            case FlClientFinished(run=run):
+                await self._report(run, rounds=0)
+            case FlClientWaiting():
+                if not self._life.born:
+                    await self._life.create()
 
     # --- what is heard -------------------------------------------------------------------
 
@@ -116,7 +127,7 @@ class FlowerClient:
                 case ClientStart():
                     await self._start(message)
                 case RoundStarted() if self._state is FlClientState.PENDING and message.run == self._run:
-                    await self._life.move("round_started")
+                    await self._life.transition(FlClientEvent.ROUND_STARTED)
                 case ServerClosed():
                     self._closed_runs.append(message.run)
                     if message.run == self._run:
@@ -133,7 +144,7 @@ class FlowerClient:
         if start.run in self._closed_runs:  # the invitation was older than it looked
             await self._say_failed(start.run, "the run is over")
             return
-        await self._life.move("client_start", run=start.run)
+        await self._life.transition(FlClientEvent.CLIENT_START, {"run": start.run})
         stop = asyncio.Event()
         watch = self._group.create_task(self._watch(start, stop), name=f"trainer of {start.run}")
         self._training = _Training(start.run, watch, stop)
@@ -141,7 +152,7 @@ class FlowerClient:
     async def _closed(self, closed: ServerClosed) -> None:
         """The run is over: memory back first, then the word."""
         if self._state is FlClientState.TRAINING and closed.outcome == "finished":
-            await self._life.move("run_finished")
+            await self._life.transition(FlClientEvent.RUN_FINISHED)
             await self._end_training()
             await self._report(closed.run, closed.rounds, new_model=closed.new_model)
         else:
@@ -151,17 +162,17 @@ class FlowerClient:
         await self._bus.publish(
             FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds, new_model=new_model)
         )
-        await self._life.move("reported", run=None)
+        await self._life.transition(FlClientEvent.REPORTED, {"run": None})
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
         """Leave the run and say so; nothing to say where there is none."""
-        if not self._life.allows("failed"):
-            return
-        run = self._run
-        assert run is not None
-        await self._life.move("failed", reason=reason, run=None)
-        await self._end_training()
-        await self._say_failed(run, reason, trainer_lost=trainer_lost)
+        match self._situation:
+            case FlClientPending(run=run) | FlClientTraining(run=run):
+                await self._life.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
+                await self._end_training()
+                await self._say_failed(run, reason, trainer_lost=trainer_lost)
+            case FlClientWaiting() | FlClientFinished():
+                return
 
     async def _say_failed(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
         await self._bus.publish(
@@ -210,6 +221,10 @@ class FlowerClient:
     @property
     def _state(self) -> FlClientState:
         return self._life.state
+
+    @property
+    def _situation(self) -> FlClientSituation:
+        return fl_client_situation(self._life.state, self._life.facts)
 
     @property
     def _run(self) -> str | None:

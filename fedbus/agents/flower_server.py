@@ -20,8 +20,9 @@ from fedbus.agents.launch import CheckOrder, InitOrder, Order, ServerOrder, chil
 from fedbus.agents.launcher import ChildLauncher, Launcher
 from fedbus.agents.steps import told_step_by_step
 from fedbus.bus.bus import Bus, Handler
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.code import CheckCode
-from fedbus.contracts.message import Body, Refused, Request
+from fedbus.contracts.message import Body, RefusalKind, Refused, Request
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
     FindServer,
@@ -36,11 +37,12 @@ from fedbus.contracts.server import (
     StartServer,
     StopServer,
 )
+from fedbus.contracts.situations import ServerRecruiting, ServerTraining, server_situation
 from fedbus.stores.code import CodeRejected, CodeRepository, FixedCode
 from fedbus.stores.errors import StoreDamaged, StoreError
 from fedbus.stores.models import ModelStore
 
-GRID = "flower-server-grid"
+GRID = AgentName.FLOWER_SERVER_GRID
 
 log = structlog.get_logger("fedbus.flower_server")
 
@@ -113,7 +115,7 @@ class FlowerServer:
         except (CodeRejected, CheckFailed) as error:
             return Refused(reason=str(error))
         except StoreError as error:  # which says nothing of the code
-            return Refused(reason=str(error), passing=True)
+            return Refused(reason=str(error), kind=RefusalKind.RETRYABLE)
 
     async def _init_model(self, request: InitModel) -> Body:
         """Build the model in a process: torch is loaded there and gone with it."""
@@ -143,7 +145,9 @@ class FlowerServer:
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
-            return Refused(reason=str(error), passing=not isinstance(error, StoreDamaged), blameless=True)
+            is_damaged = isinstance(error, StoreDamaged)
+            kind = RefusalKind.NEEDS_OPERATOR if is_damaged else RefusalKind.RETRYABLE
+            return Refused(reason=str(error), kind=kind)
         order = ServerOrder(
             **dict(at),
             run=request.run,
@@ -180,12 +184,13 @@ class FlowerServer:
     async def _tell_of_the_one_before(self) -> None:
         """A Flower server that ran when we ended has ended with us, and nobody has said so."""
         for server in await self._bus.states("server", self._order.task.id):
-            facts = server.facts
-            if server.target in (ServerState.RECRUITING, ServerState.TRAINING):
-                assert isinstance(facts, ServerFacts)
-                assert facts.run is not None
-                with traces.going_on(facts.traceparent):
-                    await self._tell_lost(facts.run, "the flower-server agent was restarted")
+            assert isinstance(server.facts, ServerFacts)
+            match server_situation(ServerState(server.target), server.facts):
+                case ServerRecruiting() | ServerTraining() as under_way:
+                    with traces.going_on(under_way.traceparent):
+                        await self._tell_lost(under_way.run, "the flower-server agent was restarted")
+                case _:
+                    pass
 
     async def _end_running(self) -> None:
         if self._running is not None:

@@ -36,8 +36,11 @@ from fedbus.bus.errors import BusClosed, BusUnreachable, PublishRefused
 from fedbus.bus.lives import Life, Lives, Outbox
 from fedbus.bus.plain import Answer, TurnedAway
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     INFERENCE,
+    InferenceChanges,
+    InferenceEvent,
     InferenceFacts,
     InferenceState,
     InferReady,
@@ -106,9 +109,8 @@ class Inference:
         )
         self._served: InferStart | None = None
         """What serves, as it was asked for."""
-        self._next: tuple[InferStart, contextvars.Context] | None = None
-        self._asked = asyncio.Event()
-        self._life: Life[InferenceState, InferenceFacts]
+        self._next: asyncio.Queue[tuple[InferStart, contextvars.Context]] = asyncio.Queue()
+        self._life: Life[InferenceState, InferenceEvent, InferenceFacts, InferenceChanges]
         self.endpoint = ""
         self.ready = asyncio.Event()
 
@@ -156,7 +158,7 @@ class Inference:
     async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
             lives = await stack.enter_async_context(Lives.open(bus, self._outbox))
-            inbox = await stack.enter_async_context(bus.listen("inference", task=self._task.id))
+            inbox = await stack.enter_async_context(bus.listen(AgentName.INFERENCE, task=self._task.id))
             await stack.enter_async_context(
                 bus.offer(SERVICE, self._endpoints(bus), task=self._task.id, version=__version__)
             )
@@ -180,17 +182,20 @@ class Inference:
         """Tell how it stands: what serves already goes on."""
         self._life = await lives.of(INFERENCE, InferenceFacts(task=self._task.id, client=self._client))
         if not self._life.born:
-            await self._life.bear("started")
+            await self._life.create()
         elif self._life.state is not InferenceState.EMPTY:
-            await self._life.move("restarted", model=None, endpoint="")
+            await self._life.transition(InferenceEvent.RESTARTED, {"model": None, "endpoint": ""})
         if (model := self._server.current) is not None:
-            await self._life.move("infer_start", model=model, endpoint=self.endpoint)
+            await self._life.transition(
+                InferenceEvent.INFER_START, {"model": model, "endpoint": self.endpoint}
+            )
 
     async def _hear(self, message: Message) -> None:
         """Remember the newest model that is to be served; it is taken up beside, in the trace of whoever asked."""
         if isinstance(message, InferStart):  # InferUpdate is one too
-            self._next = message, contextvars.copy_context()
-            self._asked.set()
+            while not self._next.empty():
+                self._next.get_nowait()  # an earlier request is superseded
+            self._next.put_nowait((message, contextvars.copy_context()))
         else:
             log.debug("nothing to do", word=message.word)
 
@@ -200,10 +205,7 @@ class Inference:
         watching: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._asked.wait()
-                self._asked.clear()
-                assert self._next is not None
-                message, context = self._next
+                message, context = await self._next.get()
                 if self._is_news(message):
                     await _ended(watching)
                     watching = None
@@ -249,20 +251,22 @@ class Inference:
             await self._say_refused(bus, message, str(error))
         else:
             self._served = message
-            await self._life.move("infer_start", model=message.model, endpoint=self.endpoint)
+            await self._life.transition(
+                InferenceEvent.INFER_START, {"model": message.model, "endpoint": self.endpoint}
+            )
             await self._keep(message)
             await self._say_ready(bus, message)
 
     async def _update(self, bus: Bus, message: InferStart) -> Pair | None:
-        await self._life.move("infer_update")
+        await self._life.transition(InferenceEvent.INFER_UPDATE)
         try:
             await self._check_not_returned(message)
             pair = await self._phases.update(message.model, lambda: self._load(message))
         except ModelRefused as error:
-            await self._life.move("load_refused", reason=str(error))
+            await self._life.transition(InferenceEvent.LOAD_REFUSED, reason=str(error))
             await self._say_refused(bus, message, str(error))
             return None
-        await self._life.move("model_loaded", model=message.model)
+        await self._life.transition(InferenceEvent.MODEL_LOADED, {"model": message.model})
         await self._keep(message)
         await self._say_ready(bus, message)
         return pair
@@ -273,8 +277,10 @@ class Inference:
             return
         self._served = before
         await asyncio.to_thread(_remember, self._returned, taken)
-        await self._life.move(
-            "model_returned", reason=f"returned from version {pair.new.ref.version}", model=pair.old.ref
+        await self._life.transition(
+            InferenceEvent.MODEL_RETURNED,
+            {"model": pair.old.ref},
+            reason=f"returned from version {pair.new.ref.version}",
         )
         await self._keep(before)
 

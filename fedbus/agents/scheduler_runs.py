@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import structlog
 from opentelemetry import trace
@@ -24,6 +24,8 @@ from fedbus.contracts.identifiers import TaskId, run_id
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.run import (
     RUN,
+    RunChanges,
+    RunEvent,
     RunFacts,
     RunOverrides,
     RunStarted,
@@ -32,7 +34,7 @@ from fedbus.contracts.run import (
     StartRun,
     StopRun,
 )
-from fedbus.contracts.server import CancelRun, OpenRun, ServerFacts, ServerState
+from fedbus.contracts.server import CancelRun, OpenRun, ServerEvent, ServerFacts, ServerState
 from fedbus.contracts.signals import tracer_of
 from fedbus.contracts.task import Task
 from fedbus.contracts.transition import Transition
@@ -47,23 +49,25 @@ SCHEDULED: Final = "schedule"
 OPENING: Final = "the run is opened"
 CANCELLING: Final = "the run is cancelled"
 
-FOLLOWS: Final[Mapping[str, str]] = {
-    "run_requested": "recruiting_started",
-    "quorum_reached": "quorum_reached",
-    "recruiting_expired": "recruiting_expired",
-    "round_finished": "round_finished",
-    "server_lost": "server_lost",
-    "server_recovered": "server_recovered",
-    "run_failed": "run_failed",
-    "run_cancelled": "cancelled",
-    "version_published": "run_finished",
-    "candidate_kept": "run_finished",
-    "version_refused": "run_failed",
+FOLLOWS: Final[Mapping[str, RunEvent]] = {
+    ServerEvent.RUN_REQUESTED: RunEvent.RECRUITING_STARTED,
+    ServerEvent.QUORUM_REACHED: RunEvent.QUORUM_REACHED,
+    ServerEvent.RECRUITING_EXPIRED: RunEvent.RECRUITING_EXPIRED,
+    ServerEvent.ROUND_FINISHED: RunEvent.ROUND_FINISHED,
+    ServerEvent.SERVER_LOST: RunEvent.SERVER_LOST,
+    ServerEvent.SERVER_RECOVERED: RunEvent.SERVER_RECOVERED,
+    ServerEvent.RUN_FAILED: RunEvent.RUN_FAILED,
+    ServerEvent.RUN_CANCELLED: RunEvent.CANCELLED,
+    ServerEvent.VERSION_PUBLISHED: RunEvent.RUN_FINISHED,
+    ServerEvent.CANDIDATE_KEPT: RunEvent.RUN_FINISHED,
+    ServerEvent.VERSION_REFUSED: RunEvent.RUN_FAILED,
 }
 """What an event of the server is to its run."""
-HINDERS: Final = frozenset({"store_unavailable", "model_not_built"})
+HINDERS: Final = frozenset({ServerEvent.STORE_UNAVAILABLE, ServerEvent.MODEL_NOT_BUILT})
 NO_MODEL: Final = "it has no model yet, see `fedbus events tail`"
 TROUBLE: Final = "its model repository is {}, see `fedbus events tail`"
+
+RunHandle: TypeAlias = Life[RunState, RunEvent, RunFacts, RunChanges]
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
 tracer = tracer_of("fedbus.workflow_scheduler")
@@ -90,7 +94,7 @@ class Runs:
         self._timers = timers
         self._on_change = on_change
         self._turn = asyncio.Lock()
-        self._run: Life[RunState, RunFacts] | None = None
+        self._run: RunHandle | None = None
         self._opened: asyncio.Future[Refused | None] | None = None
         self._numbered = 0
         self._ends: list[tuple[RunFacts, datetime]] = []
@@ -185,7 +189,7 @@ class Runs:
             with traces.joining(self._run.facts.traceparent):  # its end is the end of its own trace
                 return await self._stop(self._run, request.reason)
 
-    async def _stop(self, run: Life[RunState, RunFacts], reason: str) -> Body:
+    async def _stop(self, run: RunHandle, reason: str) -> Body:
         name = run.facts.run
         if run.state is RunState.REQUESTED:
             await self._stop_before_it_is_opened(run, reason)
@@ -196,12 +200,12 @@ class Runs:
             return Refused(reason=str(error))
         return RunStopped(run=name)
 
-    async def _stop_before_it_is_opened(self, run: Life[RunState, RunFacts], reason: str) -> None:
+    async def _stop_before_it_is_opened(self, run: RunHandle, reason: str) -> None:
         """Nobody has opened it yet; should the server manager do so all the same, `follow` cancels it there."""
         self._timers.cancel(OPENING)
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(Refused(reason=f"{run.facts.run} was stopped: {reason}"))
-        await run.move("cancelled", reason=reason)
+        await run.transition(RunEvent.CANCELLED, reason=reason)
         await self._ended(run)
 
     async def _cancel(self, run: str, reason: str) -> None:
@@ -227,7 +231,7 @@ class Runs:
 
     async def _make(
         self, overrides: RunOverrides, trigger: str, cause: str
-    ) -> tuple[Life[RunState, RunFacts], "asyncio.Future[Refused | None]"]:
+    ) -> tuple[RunHandle, "asyncio.Future[Refused | None]"]:
         """The next run of the task, told of, in the current trace, which is its own; and whether it was opened."""
         span = trace.get_current_span()
         facts = RunFacts(
@@ -243,17 +247,17 @@ class Runs:
         self._numbered += 1
         span.set_attribute("fedbus.run", facts.run)
         run = await self._lives.of(RUN, facts)
-        await run.bear("requested", reason=cause)
+        await run.create(reason=cause)
         self._run = run
         with handling(run.told):
             return run, self._begin_to_open(run)
 
-    def _begin_to_open(self, run: Life[RunState, RunFacts]) -> "asyncio.Future[Refused | None]":
+    def _begin_to_open(self, run: RunHandle) -> "asyncio.Future[Refused | None]":
         self._opened = opened = asyncio.get_running_loop().create_future()
         self._timers.after(OPENING, 0.0, partial(self._open, run, opened))
         return opened
 
-    async def _open(self, run: Life[RunState, RunFacts], opened: "asyncio.Future[Refused | None]") -> None:
+    async def _open(self, run: RunHandle, opened: "asyncio.Future[Refused | None]") -> None:
         """Have the server manager open it, in the run's own trace, however long that is busy or away."""
         facts = run.facts
         request = OpenRun(task=self.task.id, run=facts.run, plan=facts.plan, overrides=facts.overrides)
@@ -267,11 +271,11 @@ class Runs:
         if not opened.done():
             opened.set_result(answer)
 
-    async def _refused(self, run: Life[RunState, RunFacts], reason: str) -> None:
+    async def _refused(self, run: RunHandle, reason: str) -> None:
         async with self._turn:
             log.warning("the run was refused", run=run.facts.run, reason=reason)
-            if run.allows("run_refused"):
-                await run.move("run_refused", reason=reason)
+            if run.allows(RunEvent.RUN_REFUSED):
+                await run.transition(RunEvent.RUN_REFUSED, reason=reason)
                 await self._ended(run)
 
     # --- following the server ------------------------------------------------------------------------
@@ -290,17 +294,19 @@ class Runs:
             event = FOLLOWS.get(transition.event)
             if event is None or not run.allows(event):
                 return
-            await run.move(event, reason=transition.reason, **_what_it_came_to(transition, server, run.facts))
+            await run.transition(
+                event, _what_it_came_to(transition, server, run.facts), reason=transition.reason
+            )
             if run.state in RUN.final:
                 await self._ended(run)
 
     def _disown(self, transition: Transition, server: ServerFacts) -> None:
         """The server has opened a run that was stopped meanwhile."""
-        if transition.event == "run_requested" and server.run is not None:
+        if transition.event == ServerEvent.RUN_REQUESTED and server.run is not None:
             stop = partial(self._cancel_anyhow, server.run, "it was stopped before it was opened")
             self._timers.after(CANCELLING, 0.0, stop)
 
-    async def _ended(self, run: Life[RunState, RunFacts]) -> None:
+    async def _ended(self, run: RunHandle) -> None:
         self._run = None
         self.last_ended = datetime.now(UTC)
         if run.state is RunState.FINISHED:
@@ -351,18 +357,18 @@ def _metrics(facts: RunFacts) -> dict[str, float]:
     return last.metrics | {name: value for name, value in common.items() if value is not None}
 
 
-def _what_it_came_to(transition: Transition, server: ServerFacts, run: RunFacts) -> dict[str, Any]:
+def _what_it_came_to(transition: Transition, server: ServerFacts, run: RunFacts) -> RunChanges:
     """What the run's facts become by the server's transition."""
     match transition.event:
-        case "quorum_reached":
+        case ServerEvent.QUORUM_REACHED:
             return {"cohort": server.cohort}
-        case "round_finished" if server.last is not None:
+        case ServerEvent.ROUND_FINISHED if server.last is not None:
             return {"rounds": with_round(run.rounds, server.last), "cohort": server.cohort}
-        case "run_requested":
+        case ServerEvent.RUN_REQUESTED:
             return {"code_version": server.code_version, "plan": server.plan or run.plan}
-        case "version_published":
+        case ServerEvent.VERSION_PUBLISHED:
             return {"model": server.model}
-        case "candidate_kept":
+        case ServerEvent.CANDIDATE_KEPT:
             return {"model": server.candidate, "promoted": False}
         case _:
             return {}

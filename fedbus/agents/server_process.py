@@ -22,6 +22,7 @@ from fedbus.agents.child import cause_of_parent, trace_of_parent
 from fedbus.agents.launch import ServerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
 from fedbus.bus.bus import Bus, Delivery
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import handled, handles
 from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
 from fedbus.contracts.envelope import uuid7
@@ -41,7 +42,7 @@ from fedbus.learning.weights import Arrays, BadWeights, Packed
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import ModelStore, open_store
 
-GRID = "flower-server-grid"
+GRID = AgentName.FLOWER_SERVER_GRID
 FAILURES = (apps.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
 """What ends a run with a word; anything else is a bug, and the process falls."""
 
@@ -54,7 +55,9 @@ async def main(stop: asyncio.Event) -> int:
     order = order_of_this_process(ServerOrder)
     otel_context.attach(trace_of_parent())
     handles(cause_of_parent())
-    async with Bus.connect(order.nats_url, order.identity("flower-server"), access=order.access) as bus:
+    async with Bus.connect(
+        order.nats_url, order.identity(AgentName.FLOWER_SERVER), access=order.access
+    ) as bus:
         await first_of(ServerProcess(bus, order).run(), stop.wait(), bus.lost())
     return 0
 

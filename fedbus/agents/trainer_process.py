@@ -24,6 +24,7 @@ from fedbus.agents.launch import TrainerOrder, order_of_this_process
 from fedbus.agents.tasks import first_of
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import handles
 from fedbus.contracts.client import Joined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
@@ -51,7 +52,7 @@ async def main(stop: asyncio.Event) -> int:
     otel_context.attach(trace_of_parent())
     handles(cause_of_parent())
     async with Bus.connect(
-        order.nats_url, order.identity("trainer", order.client), access=order.access
+        order.nats_url, order.identity(AgentName.TRAINER, order.client), access=order.access
     ) as bus:
         try:
             await first_of(TrainerProcess(bus, order).run(), stop.wait(), bus.lost())
@@ -79,7 +80,7 @@ class TrainerProcess:
         self._offers: deque[Offer] = deque()
 
     async def run(self) -> None:
-        async with self._bus.listen("trainer", task=self._task.id) as inbox:
+        async with self._bus.listen(AgentName.TRAINER, task=self._task.id) as inbox:
             await asyncio.to_thread(self._host.load)
             await self._bus.publish(
                 Joined(

@@ -20,7 +20,7 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoFederation
 from fedbus.bus.streams import life_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.run import RUN, RoundResult, RunFacts
+from fedbus.contracts.run import RUN, RoundResult, RunEvent, RunFacts
 from fedbus.contracts.signals import CLIENT, CLIENT_CONTRIBUTION, CLIENT_RELIABILITY, TASK, note
 from fedbus.contracts.transition import Transition
 from fedbus.domain.reliability import Standings
@@ -156,9 +156,9 @@ class TrainingMonitor:
         if facts.run not in self._steps:
             self._steps[facts.run] = self._next_step
         match move.event:
-            case "quorum_reached":
+            case RunEvent.QUORUM_REACHED:
                 self._tell(_begun(facts, at))
-            case "round_finished" if facts.rounds:
+            case RunEvent.ROUND_FINISHED if facts.rounds:
                 self._round_finished(facts, facts.rounds[-1], at)
         if move.target in RUN.final:
             self._tell(_ended(move, facts, at, self._next_step))

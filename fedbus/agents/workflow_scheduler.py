@@ -31,14 +31,15 @@ from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import LeaseLost, MovedByAnother
 from fedbus.bus.lease import Lease
 from fedbus.bus.lives import Lives
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import handling
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 from fedbus.contracts.task import Task
 from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, FixedCode, short
 
-AGENT = "workflow-scheduler"
-NEWS = "workflow-scheduler-news"
+AGENT = AgentName.WORKFLOW_SCHEDULER
+NEWS = AgentName.WORKFLOW_SCHEDULER_NEWS
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
 

@@ -39,6 +39,7 @@ from fedbus.app.telemetry.lines import errors_so_far
 from fedbus.bus.access import OPEN, Access
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import BusUnreachable
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientStart, InferStart
 from fedbus.contracts.identifiers import ClientId, FederationId
 from fedbus.contracts.message import Message
@@ -182,9 +183,9 @@ DeviceAgent = Callable[[Device, asyncio.Event], Coroutine[Any, Any, None]]
 
 async def server_manager(site: Site, stop: asyncio.Event) -> None:
     async with (
-        site.bus("registrar") as registers,
+        site.bus(AgentName.REGISTRAR) as registers,
         serve_registrar(registers, site.task.id),
-        site.bus("server-manager") as bus,
+        site.bus(AgentName.SERVER_MANAGER) as bus,
     ):
         models = open_store(site.store_url, site.task.id)
         manager = ServerManager(bus, site.task, models, code=site.code, signer=site.signer)
@@ -192,7 +193,7 @@ async def server_manager(site: Site, stop: asyncio.Event) -> None:
 
 
 async def workflow_scheduler(site: Site, stop: asyncio.Event) -> None:
-    async with site.bus("workflow-scheduler") as bus:
+    async with site.bus(AgentName.WORKFLOW_SCHEDULER) as bus:
         scheduler = WorkflowScheduler(
             bus, site.task, overrides=site.overrides, schedule=site.schedule, code=site.code
         )
@@ -200,7 +201,7 @@ async def workflow_scheduler(site: Site, stop: asyncio.Event) -> None:
 
 
 async def flower_server(site: Site, stop: asyncio.Event) -> None:
-    async with site.bus("flower-server") as bus:
+    async with site.bus(AgentName.FLOWER_SERVER) as bus:
         models = open_store(site.store_url, site.task.id)
         server = FlowerServer(
             bus,
@@ -225,13 +226,13 @@ def _launcher(site: Site) -> Launcher:
 
 
 async def client_manager(device: Device, stop: asyncio.Event) -> None:
-    async with device.site.bus("client-manager", device.client) as bus:
+    async with device.site.bus(AgentName.CLIENT_MANAGER, device.client) as bus:
         manager = ClientManager(
             bus,
             device.site.task,
             device.client,
             directory=device.directory,
-            outbox=device.outbox("client-manager"),
+            outbox=device.outbox(AgentName.CLIENT_MANAGER),
             code=device.site.code,
             check=device.check,
             labels=device.labels,
@@ -242,13 +243,13 @@ async def client_manager(device: Device, stop: asyncio.Event) -> None:
 
 
 async def flower_client(device: Device, stop: asyncio.Event) -> None:
-    async with device.site.bus("flower-client", device.client) as bus:
+    async with device.site.bus(AgentName.FLOWER_CLIENT, device.client) as bus:
         trainer = FlowerClient(
             bus,
             device.site.task,
             device.client,
             order=device.trainer_order,
-            outbox=device.outbox("flower-client"),
+            outbox=device.outbox(AgentName.FLOWER_CLIENT),
             logs=device.site.logs / device.client,
         )
         await first_of(trainer.run(stop), bus.lost())
@@ -274,18 +275,18 @@ async def inference(device: Device, stop: asyncio.Event) -> None:
                 holdout=holdout,
                 score=_score(task),
             ),
-            outbox=device.outbox("inference"),
+            outbox=device.outbox(AgentName.INFERENCE),
             directory=device.directory,
             sayings=sayings,
             watch=_watch(device, captured, server, sayings, given),
             host=device.host,
             port=device.port,
         )
-        await agent.run(stop, lambda: device.site.bus("inference", device.client))
+        await agent.run(stop, lambda: device.site.bus(AgentName.INFERENCE, device.client))
 
 
 async def device_monitor(device: Device, stop: asyncio.Event) -> None:
-    async with device.site.bus("device-monitor", device.client) as bus:
+    async with device.site.bus(AgentName.DEVICE_MONITOR, device.client) as bus:
         monitor = DeviceMonitor(
             bus, device.site.task, device.client, directory=device.directory, errors=errors_so_far
         )
@@ -390,28 +391,28 @@ async def _capturing(device: Device, sayings: Sayings) -> AsyncIterator[Captured
 async def training_monitor(site: Site, stop: asyncio.Event) -> None:
     place = Place(site.task.id, site.home / "training")
     trackers = await asyncio.to_thread(open_trackers, site.trackers, place)
-    async with site.bus("training-monitor") as bus:
+    async with site.bus(AgentName.TRAINING_MONITOR) as bus:
         monitor = TrainingMonitor(bus, site.task.id, LocalTracker(place), trackers)
         await first_of(monitor.run(stop), bus.lost())
 
 
 SERVER_AGENTS: Final = {
-    "server-manager": server_manager,
-    "workflow-scheduler": workflow_scheduler,
-    "flower-server": flower_server,
-    "training-monitor": training_monitor,
+    AgentName.SERVER_MANAGER: server_manager,
+    AgentName.WORKFLOW_SCHEDULER: workflow_scheduler,
+    AgentName.FLOWER_SERVER: flower_server,
+    AgentName.TRAINING_MONITOR: training_monitor,
 }
 
 
 CLIENT_AGENTS: Final = {
-    "client-manager": client_manager,
-    "flower-client": flower_client,
-    "inference": inference,
-    "device-monitor": device_monitor,
+    AgentName.CLIENT_MANAGER: client_manager,
+    AgentName.FLOWER_CLIENT: flower_client,
+    AgentName.INFERENCE: inference,
+    AgentName.DEVICE_MONITOR: device_monitor,
 }
 
 
-def on_device(agent: str, device: Device) -> Agent:
+def on_device(agent: AgentName, device: Device) -> Agent:
     """An agent of a client, seen to be there by its device monitor for as long as it runs."""
 
     async def run(stop: asyncio.Event) -> None:

@@ -16,6 +16,7 @@ from fedbus.agents.gateway_guard import LOOPBACK, Guard
 from fedbus.agents.tasks import first_of
 from fedbus.app.settings import BadSetting, Settings
 from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import BadId
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models import open_store
@@ -53,7 +54,7 @@ class Dashboard:
         """Until *stop*; raises CannotListen, BadSetting, and BusClosed where the bus is gone for good."""
         self.refuse_to_be_open()
         settings = self.settings
-        identity = Identity(settings.fed, "gateway")
+        identity = Identity(settings.fed, AgentName.GATEWAY)
         async with (
             Bus.connect(settings.nats_url, identity, access=settings.access) as bus,
             bus.introduced(task="every", version=__version__),

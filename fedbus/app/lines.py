@@ -12,7 +12,7 @@ from fedbus.bus.bus import Seen
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
-from fedbus.contracts.server import Content
+from fedbus.contracts.server import Content, ServerEvent
 from fedbus.contracts.serving import Finding, Sketch
 from fedbus.contracts.transition import Transition
 
@@ -95,7 +95,8 @@ def about(message: Message) -> str:
 def facts(message: Message) -> list[str | tuple[str, str]]:
     """What a message says beyond its word: the move of a lifecycle, or its fields in short."""
     if isinstance(message, Transition):
-        trouble = getattr(message.facts, "trouble", None) if message.event == "store_unavailable" else None
+        is_about_the_store = message.event == ServerEvent.STORE_UNAVAILABLE
+        trouble = getattr(message.facts, "trouble", None) if is_about_the_store else None
         kind = f" ({trouble})" if trouble else ""
         reason = f": {message.reason}" if message.reason else ""
         return [(f"{message.source or '•'} → {message.target}", "bold"), f" on {message.event}{kind}{reason}"]

@@ -15,6 +15,7 @@ from fedbus.app.fleet import Fleet, Step
 from fedbus.app.show import STYLES, printable
 from fedbus.app.stack import Stack
 from fedbus.app.traffic import Counts
+from fedbus.contracts.run import RunEvent
 
 LAST_STEPS = 8
 REFRESH_PER_S = 4
@@ -42,7 +43,7 @@ class PlainView:
         yield
 
     def moved(self, step: Step) -> None:
-        if step.kind == "run" and step.event == "round_finished":
+        if step.kind == "run" and step.event == RunEvent.ROUND_FINISHED:
             last = self._fleet.runs[step.thing].rounds[-1]
             loss = f"loss {last.loss:.4f}" if last.loss is not None else "no loss"
             accuracy = f", accuracy {last.accuracy:.2%}" if last.accuracy is not None else ""

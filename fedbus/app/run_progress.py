@@ -19,7 +19,7 @@ from fedbus.bus.bus import Bus, Seen
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply
-from fedbus.contracts.run import RUN, RunFacts, RunState
+from fedbus.contracts.run import RUN, RunEvent, RunFacts, RunState
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 
@@ -94,7 +94,7 @@ def told(seen: Seen) -> Text:
     move = seen.message
     assert isinstance(move, Transition)
     match move:
-        case Transition(event="round_finished", facts=RunFacts(rounds=(*_, last))):
+        case Transition(event=RunEvent.ROUND_FINISHED, facts=RunFacts(rounds=(*_, last))):
             failures = [f"{client} failed: {printable(why)}" for client, why in last.failures.items()]
             figures = [
                 f"loss {last.loss:.4f}" if last.loss is not None else "",

@@ -10,6 +10,7 @@ from typing import Final
 from fedbus.app.finding import Finding, Health
 from fedbus.app.settings import Settings
 from fedbus.bus.bus import Answering
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.stores.code import open_code
 from fedbus.stores.code_address import is_address
@@ -21,14 +22,14 @@ PATIENCE_S: Final = 3.0
 """How long a repository that is afar is asked."""
 CODE_S: Final = 15.0
 OF_THE_SERVER: Final = (
-    "registrar",
-    "server-manager",
-    "workflow-scheduler",
-    "flower-server",
-    "training-monitor",
+    AgentName.REGISTRAR,
+    AgentName.SERVER_MANAGER,
+    AgentName.WORKFLOW_SCHEDULER,
+    AgentName.FLOWER_SERVER,
+    AgentName.TRAINING_MONITOR,
 )
-GATEWAY: Final = "gateway"
-OF_A_DEVICE: Final = "client-manager"
+GATEWAY: Final = AgentName.GATEWAY
+OF_A_DEVICE: Final = AgentName.CLIENT_MANAGER
 
 
 async def repositories(settings: Settings) -> list[Finding]:

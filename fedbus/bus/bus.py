@@ -48,6 +48,7 @@ from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRef
 from fedbus.bus.heed import next_message
 from fedbus.bus.service import micro_service
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import WITHOUT_WEIGHTS, requests_of
 from fedbus.contracts.envelope import (
     Envelope,
@@ -338,16 +339,16 @@ class Bus:
         """Make what the federation needs. For the server side, which alone may."""
         await streams.make_streams(self._js, self.fed)
 
-    async def enroll(self, agent: str, *, task: str, client: str) -> str:
+    async def enroll(self, agent: AgentName, *, task: str, client: str) -> str:
         """Make the durable consumer of a client's *agent*. For the server side, which alone may."""
         return await streams.make_consumer(self._js, self.fed, agent, task=task, owner=client, client=client)
 
-    async def forget(self, agent: str, *, task: str) -> None:
+    async def forget(self, agent: AgentName, *, task: str) -> None:
         """Drop the server side's consumer of *agent*, with all that waits in it."""
         await streams.drop_consumer(self._js, self.fed, agent, task=task, owner=SERVER_SIDE)
 
     @asynccontextmanager
-    async def listen(self, agent: str, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def listen(self, agent: AgentName, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
         """What the durable consumer of *agent* holds and will hold, in order.
 
         What is not acknowledged comes again.
@@ -362,7 +363,7 @@ class Bus:
             with observed(QUEUE_DEPTH, lambda: [(subscription.pending_msgs, {"fedbus.queue": agent})]):
                 yield self._deliveries(subscription, agent)
 
-    async def _deliveries(self, subscription: Subscription, agent: str) -> AsyncIterator[Delivery]:
+    async def _deliveries(self, subscription: Subscription, agent: AgentName) -> AsyncIterator[Delivery]:
         async for raw in subscription.messages:
             try:
                 envelope, message = read(raw.subject, raw.headers, raw.data)
@@ -389,7 +390,7 @@ class Bus:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 
-    async def _set_aside(self, raw: Msg, agent: str, reason: Unreadable) -> None:
+    async def _set_aside(self, raw: Msg, agent: AgentName, reason: Unreadable) -> None:
         """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
         log.warning("set aside", subject=raw.subject, reason=str(reason))
         add(DEAD_LETTERS)
@@ -600,9 +601,7 @@ def _beginning(since: datetime | None, after: int | None, *, whole: bool) -> Del
 def _answer(request: Request, reply: Msg) -> Any:
     if reply.headers and REFUSED in reply.headers:
         refused = parse(Refused, reply.data)
-        raise RequestRefused(
-            request.word, refused.reason, passing=refused.passing, blameless=refused.blameless
-        )
+        raise RequestRefused(request.word, refused.reason, kind=refused.kind)
     if reply.headers and "Nats-Service-Error" in reply.headers:
         raise RequestRefused(
             request.word, f"the {request.server} broke: {reply.headers['Nats-Service-Error']}"

@@ -1,5 +1,7 @@
 """What a caller of the bus can do something about."""
 
+from fedbus.contracts.message import RefusalKind
+
 
 class BusError(Exception):
     """Something the bus could not do; the text says what to do about it."""
@@ -63,18 +65,13 @@ class NoAnswer(BusError):
 
 
 class RequestRefused(BusError):
-    """The answer was no.
+    """The answer is a refusal; *kind* tells who can do something about it."""
 
-    *passing*: what stands in the way may be gone when it is asked again. *blameless*: it is no fault of what was
-    asked, as nothing that passes is.
-    """
-
-    def __init__(self, word: str, reason: str, *, passing: bool = False, blameless: bool = False) -> None:
+    def __init__(self, word: str, reason: str, *, kind: RefusalKind = RefusalKind.CALLER) -> None:
         super().__init__(reason)
         self.word = word
         self.reason = reason
-        self.passing = passing
-        self.blameless = blameless or passing
+        self.kind = kind
 
 
 class PublishRefused(BusError):

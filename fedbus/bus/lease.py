@@ -27,6 +27,7 @@ from fedbus.bus.heed import next_message
 from fedbus.bus.lives import EXPECTED, WRONG_SEQUENCE
 from fedbus.bus.streams import LEASE_S, lease_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 
 RENEW_S: Final = LEASE_S / 4
 LET_GO_S: Final = 1.0
@@ -38,7 +39,7 @@ log = structlog.get_logger("fedbus.lease")
 class Lease:
     """The right to be the one *agent* of a task. Make one with `held`."""
 
-    def __init__(self, bus: Bus, *, task: str, agent: str) -> None:
+    def __init__(self, bus: Bus, *, task: str, agent: AgentName) -> None:
         self._bus = bus
         self._stream = lease_stream(bus.fed)
         self._subject = subjects.lease(bus.fed, task, agent)
@@ -46,7 +47,7 @@ class Lease:
 
     @classmethod
     @asynccontextmanager
-    async def held(cls, bus: Bus, *, task: str, agent: str) -> AsyncIterator["Lease"]:
+    async def held(cls, bus: Bus, *, task: str, agent: AgentName) -> AsyncIterator["Lease"]:
         """Wait for the lease, and keep it for as long as the block runs; raises LeaseLost inside where it cannot."""
         lease = cls(bus, task=task, agent=agent)
         await lease._take()

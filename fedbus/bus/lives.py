@@ -17,8 +17,7 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
 import structlog
 
@@ -28,16 +27,12 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.errors import MovedByAnother, PublishRefused
 from fedbus.contracts import subjects
 from fedbus.contracts.envelope import envelop, pack, read
-from fedbus.contracts.lifecycle import Lifecycle, span_name
-from fedbus.contracts.message import Facts
+from fedbus.contracts.lifecycle import NO_CHANGES, Changes, Data, Event, Lifecycle, State, span_name
 from fedbus.contracts.signals import TRANSITIONS, add, failed, tracer_of
 from fedbus.contracts.transition import Transition
 
 EXPECTED = "Nats-Expected-Last-Subject-Sequence"
 WRONG_SEQUENCE = "(10071)"
-
-State = TypeVar("State", bound=StrEnum)
-FactsT = TypeVar("FactsT", bound=Facts)
 
 tracer = tracer_of("fedbus.lives")
 log = structlog.get_logger("fedbus.lives")
@@ -65,24 +60,24 @@ class Outbox(Protocol):
     def remove(self, number: int) -> None: ...
 
 
-class Life(Generic[State, FactsT]):
+class Life(Generic[State, Event, Data, Changes]):
     """One thing's lifecycle, as its owner moves it. Make one with `Lives.of`."""
 
     def __init__(
         self,
         lives: "Lives",
-        lifecycle: Lifecycle[State, Any, FactsT, Any],
-        facts: FactsT,
-        state: State | None,
+        lifecycle: Lifecycle[State, Event, Data, Changes],
+        facts: Data,
+        last: Transition | None = None,
         told: str = "",
     ) -> None:
         self._lives = lives
         self._lifecycle = lifecycle
-        self._state = state
-        self.facts = facts
-        self.event = ""
-        """What has last happened to it."""
-        self.reason = ""
+        self._facts = facts
+        self._state = lifecycle.states(last.target) if last else None
+        self.event: Event | None = lifecycle.events(last.event) if last else None
+        """The event of the last transition."""
+        self.reason = last.reason if last else ""
         self.told = told
         """The id of the message that said so."""
 
@@ -92,71 +87,95 @@ class Life(Generic[State, FactsT]):
         return self._state or self._lifecycle.initial
 
     @property
+    def facts(self) -> Data:
+        """The data of the last transition. Only a transition changes them."""
+        return self._facts
+
+    @property
     def born(self) -> bool:
         return self._state is not None
 
-    def allows(self, event: str) -> bool:
+    def allows(self, event: Event) -> bool:
         return self._lifecycle.allows(self.state, event)
 
-    async def bear(self, event: str, *, reason: str = "") -> None:
-        """Tell of a thing that is new: it stands in its first state."""
+    async def create(self, *, reason: str = "") -> None:
+        """Publish the creation of a new entity, in its initial state."""
         assert not self.born
-        await self._tell(event, "", self._lifecycle.initial, reason, run=getattr(self.facts, "run", None))
+        run = getattr(self._facts, "run", None)
+        await self._tell(
+            self._lifecycle.creation, "", self._lifecycle.initial, self._facts, reason=reason, run=run
+        )
 
-    async def move(
-        self, event: str, *, reason: str = "", deadline: datetime | None = None, **facts: Any
+    async def transition(
+        self,
+        event: Event,
+        changes: Changes = NO_CHANGES,
+        *,
+        reason: str = "",
+        deadline: datetime | None = None,
     ) -> None:
-        """Follow the arrow of *event*, with *facts* changed.
+        """Follow the arrow of *event*, with *changes* of the data.
 
-        Raises IllegalTransition where the table has no such arrow, and MovedByAnother where somebody
-        else has moved this thing since.
+        State and data change together, when the transition is published; nothing changes where an exception is
+        raised.
+
+        Raises:
+            IllegalTransition: The table has no such arrow.
+            IllegalChange: The table does not allow these changes.
+            MovedByAnother: Another owner has moved this entity.
+
         """
         target = self._lifecycle.advance(self.state, event)
-        run = facts.get("run") or self._run_in_hand
-        self.facts = self.facts.model_copy(update=facts)
-        trouble = str(facts.get("trouble") or event) if event in self._lifecycle.failures else ""
-        await self._tell(event, str(self.state), target, reason, deadline, run=run, trouble=trouble)
+        data = self._lifecycle.change(event, self._facts, changes)
+        run = getattr(data, "run", None) if changes.get("run") else self._run_in_hand
+        failure = ""
+        if event in self._lifecycle.failures:
+            failure = str(changes.get("trouble") or event)
+        await self._tell(
+            event, str(self.state), target, data, reason=reason, deadline=deadline, run=run, failure=failure
+        )
 
     @property
     def _run_in_hand(self) -> str | None:
         """The run that it is in, where it is in one and does not merely remember it."""
         is_in_one = self.state not in self._lifecycle.between_runs
-        return getattr(self.facts, "run", None) if is_in_one else None
+        return getattr(self._facts, "run", None) if is_in_one else None
 
     async def _tell(
         self,
-        event: str,
+        event: Event,
         source: str,
         target: State,
+        data: Data,
+        *,
         reason: str,
         deadline: datetime | None = None,
-        *,
         run: str | None = None,
-        trouble: str = "",
+        failure: str = "",
     ) -> None:
         wait = self._lifecycle.waits.get(target)
         transition = Transition.model_validate(
             {
-                "task": self.facts.task,
-                "event": event,
+                "task": data.task,
+                "event": str(event),
                 "source": source,
                 "target": str(target),
                 "reason": reason,
                 "waits_for": wait.awaited if wait else "",
                 "deadline": deadline,
-                "facts": self.facts.model_dump(),
+                "facts": data.model_dump(),
             }
         )
         with tracer.start_as_current_span(
             span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition, run)
         ) as span:
-            if trouble:
-                failed(span, trouble, reason)
+            if failure:
+                failed(span, failure, reason)
             waited = source in self._lifecycle.waits  # then its own clock may have moved it
             self.told = await self._lives.tell(transition, cause=self.told if waited else "")
         moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
         add(TRANSITIONS, moved)
-        self._state = target
+        self._state, self._facts = target, data
         self.event, self.reason = event, reason
         say = (
             log.debug if source == str(target) else log.info
@@ -164,7 +183,7 @@ class Life(Generic[State, FactsT]):
         say(
             span_name(transition.kind, source or "•", str(target)),
             thing=transition.thing,
-            event_word=event,
+            event_word=str(event),
             reason=reason or None,
         )
 
@@ -193,17 +212,17 @@ class Lives:
             yield lives
             await lives._say_the_rest()
 
-    async def of(self, lifecycle: Lifecycle[State, Any, FactsT, Any], facts: FactsT) -> Life[State, FactsT]:
+    async def of(
+        self, lifecycle: Lifecycle[State, Event, Data, Changes], facts: Data
+    ) -> Life[State, Event, Data, Changes]:
         """The life of the thing that *facts* names, as the log tells it; with *facts* where it tells nothing."""
         subject = self._subject(lifecycle.kind, facts.thing)
         told = await self._told(subject)
         if told is None:
-            return Life(self, lifecycle, facts, None)
+            return Life(self, lifecycle, facts)
         last, said_in = told
         known = type(facts).model_validate(last.facts.model_dump())
-        life = Life(self, lifecycle, known, lifecycle.states(last.target), said_in)
-        life.event, life.reason = last.event, last.reason
-        return life
+        return Life(self, lifecycle, known, last, said_in)
 
     async def tell(self, transition: Transition, *, cause: str = "") -> str:
         """Append *transition* to the log: at once by the outbox, or when the bus has taken it. The message's id.

@@ -27,6 +27,7 @@ from nats.js.api import (
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from fedbus.contracts import catalogue, subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.envelope import MAX_EVENT_BYTES
 from fedbus.contracts.identifiers import FederationId
 
@@ -68,7 +69,7 @@ def lease_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_LEASES"
 
 
-def stream_for(fed: FederationId, agent: str) -> str:
+def stream_for(fed: FederationId, agent: AgentName) -> str:
     """The stream that *agent* listens to."""
     return life_stream(fed) if agent in catalogue.FOLLOWS else events_stream(fed)
 
@@ -78,7 +79,7 @@ def names(fed: FederationId) -> list[str]:
     return [events_stream(fed), life_stream(fed), devices_stream(fed), dead_stream(fed), lease_stream(fed)]
 
 
-def consumer_name(owner: str, task: str, agent: str) -> str:
+def consumer_name(owner: str, task: str, agent: AgentName) -> str:
     """The durable consumer of one agent in one task: ``c1_mnist_inference``."""
     return f"{owner}_{task}_{agent}"
 
@@ -106,7 +107,7 @@ async def existing(js: JetStreamContext, fed: FederationId) -> dict[str, int] | 
 
 
 async def make_consumer(
-    js: JetStreamContext, fed: FederationId, agent: str, *, task: str, owner: str, client: str = "*"
+    js: JetStreamContext, fed: FederationId, agent: AgentName, *, task: str, owner: str, client: str = "*"
 ) -> str:
     """The durable consumer of *agent*: what comes from now on waits in it. Repeating it changes nothing."""
     name = consumer_name(owner, task, agent)
@@ -127,7 +128,7 @@ async def make_consumer(
 
 
 async def drop_consumer(
-    js: JetStreamContext, fed: FederationId, agent: str, *, task: str, owner: str
+    js: JetStreamContext, fed: FederationId, agent: AgentName, *, task: str, owner: str
 ) -> None:
     """Forget the consumer of *agent*, and what waits in it."""
     try:

@@ -224,12 +224,11 @@ def standing_subjects(fed: FederationId) -> list[str]:
     return sorted(subjects.every(fed, kind) for kind in MESSAGES if kind.stands)
 
 
-def hears(fed: FederationId, agent: str, *, task: str, client: str = "*") -> list[str]:
+def hears(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:
     """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
-    name = AgentName(agent)
-    if name in FOLLOWS:
-        return [subjects.life(fed, FOLLOWS[name], task)]
-    return [subjects.every(fed, kind, task=task, client=client) for kind in HEARS[name]]
+    if agent in FOLLOWS:
+        return [subjects.life(fed, FOLLOWS[agent], task)]
+    return [subjects.every(fed, kind, task=task, client=client) for kind in HEARS[agent]]
 
 
 def requests_of(agent: str) -> list[type[Request]]:

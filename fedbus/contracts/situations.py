@@ -280,13 +280,17 @@ def schedule_situation(state: ScheduleState, data: ScheduleFacts) -> ScheduleSit
         case ScheduleState.WATCHING:
             return ScheduleWatching(next_at=data.next_at, awaits=data.awaits)
         case ScheduleState.DUE:
-            return ScheduleDue(
-                due_since=_Parser(state, data).need(data.due_since, "due_since"),
-                cause=data.cause,
-                traceparent=data.traceparent,
-            )
+            return schedule_due(data)
         case _:
             assert_never(state)
+
+
+def schedule_due(data: ScheduleFacts) -> ScheduleDue:
+    return ScheduleDue(
+        due_since=_Parser(ScheduleState.DUE, data).need(data.due_since, "due_since"),
+        cause=data.cause,
+        traceparent=data.traceparent,
+    )
 
 
 # --- a run ------------------------------------------------------------------------------------------

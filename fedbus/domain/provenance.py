@@ -14,7 +14,7 @@ from typing import Final
 from fedbus.contracts.client import Joined, RoundReply
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, Manifest
-from fedbus.contracts.run import RoundResult, RunFacts
+from fedbus.contracts.run import RoundResult, RunEvent, RunFacts
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 
@@ -140,7 +140,7 @@ def rounds_of(run: RunFacts, moves: Iterable[Transition]) -> list[RoundResult]:
     """
     found = {one.round: one for one in run.rounds}
     for move in moves:
-        if move.event == "round_finished" and isinstance(move.facts, RunFacts) and move.facts.rounds:
+        if move.event == RunEvent.ROUND_FINISHED and isinstance(move.facts, RunFacts) and move.facts.rounds:
             found[move.facts.rounds[-1].round] = move.facts.rounds[-1]
     return [found[number] for number in sorted(found)]
 

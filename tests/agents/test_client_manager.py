@@ -19,6 +19,7 @@ from fedbus.bus.errors import MovedByAnother
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import (
     CLIENT,
+    ClientEvent,
     ClientFacts,
     ClientStart,
     Declined,
@@ -28,6 +29,7 @@ from fedbus.contracts.client import (
     InferUpdate,
 )
 from fedbus.contracts.code import CodePublished, CodeRefused
+from fedbus.contracts.examples import MODEL
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
     ModelPublished,
@@ -498,9 +500,10 @@ async def test_killed_while_it_syncs_it_begins_again(fed: Federation, server: Se
     bus = await fed.speaker("client-manager", NAME)
     async with Lives.open(bus, device.outbox("client-manager")) as lives:
         life = await lives.of(CLIENT, ClientFacts(task=TASK, client=NAME))
-        await life.bear("started")
-        for event in ("model_fetched", "infer_ready", "code_published"):
-            await life.move(event)
+        await life.create()
+        await life.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
+        await life.transition(ClientEvent.INFER_READY)
+        await life.transition(ClientEvent.CODE_PUBLISHED)
     async with fed.agent(lambda stop: client_manager(device, stop)):
         await asked_to_serve(fed)
     assert (await fed.happens("client", "restarted")).source == "syncing"

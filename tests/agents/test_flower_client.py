@@ -23,6 +23,7 @@ from fedbus.contracts.client import (
     ClientStart,
     FailTrain,
     FinTrain,
+    FlClientEvent,
     FlClientFacts,
     Heartbeat,
     Joined,
@@ -253,9 +254,9 @@ async def test_killed_between_the_end_and_the_report_it_reports(fed: Federation,
     bus = await fed.speaker("flower-client", CLIENT)
     async with Lives.open(bus, device.outbox("flower-client")) as lives:
         life = await lives.of(FL_CLIENT, FlClientFacts(task=TASK, client=CLIENT, run=RUN))
-        await life.bear("started")
-        for event in ("client_start", "round_started", "run_finished"):
-            await life.move(event)
+        await life.create()
+        for event in (FlClientEvent.CLIENT_START, FlClientEvent.ROUND_STARTED, FlClientEvent.RUN_FINISHED):
+            await life.transition(event)
     async with fed.agent(lambda stop: flower_client(device, stop)):
         await fed.hears(FinTrain)
         await fed.reaches("fl_client", "waiting")

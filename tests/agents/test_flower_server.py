@@ -18,6 +18,8 @@ from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CheckCode
+from fedbus.contracts.examples import MODEL, NOON
+from fedbus.contracts.message import RefusalKind
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
@@ -27,6 +29,7 @@ from fedbus.contracts.server import (
     InitModel,
     RoundMessage,
     RunFailed,
+    ServerEvent,
     ServerFacts,
     ServerLost,
     ServerStarted,
@@ -38,6 +41,7 @@ from fedbus.stores.models import open_store
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
+OF_THE_RUN = ServerFacts(task=TASK, run=RUN, plan=PLAN, model=MODEL, recruit_until=NOON)
 
 
 @pytest.fixture
@@ -117,12 +121,12 @@ async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_cod
     away = models.rename(models.with_name("away"))
     with pytest.raises(RequestRefused, match="is not mounted") as hindered:
         await fed.bus.request(check, timeout_s=60)
-    assert hindered.value.passing
+    assert hindered.value.kind is RefusalKind.RETRYABLE
     away.rename(models)
     assert (await fed.bus.request(check, timeout_s=60)).differs == ""
     with pytest.raises(RequestRefused, match="one version") as refused:
         await fed.bus.request(check.model_copy(update={"code_version": "b" * 40}), timeout_s=60)
-    assert not refused.value.passing
+    assert refused.value.kind is RefusalKind.CALLER
 
 
 async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_and_is_no_fault_of_its_code(
@@ -133,8 +137,7 @@ async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_a
     (await store.path_of(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
     with pytest.raises(RequestRefused, match="damaged") as refused:
         await start(fed, model)
-    assert refused.value.blameless
-    assert not refused.value.passing
+    assert refused.value.kind is RefusalKind.NEEDS_OPERATOR
 
 
 # --- the server of a run -------------------------------------------------------------------------
@@ -185,10 +188,10 @@ async def test_a_wrapper_that_ends_takes_its_server_with_it(
 
 async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_it(fed: Federation) -> None:
     async with Lives.open(await fed.speaker("server-manager")) as lives:
-        server = await lives.of(SERVER, ServerFacts(task=TASK, run=RUN, plan=PLAN))
-        await server.bear("started")
-        for event in ("model_ready", "run_requested", "quorum_reached"):
-            await server.move(event)
+        server = await lives.of(SERVER, OF_THE_RUN)
+        await server.create()
+        for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
+            await server.transition(event)
     async with fed.agent(lambda stop: flower_server(fed.site, stop)):
         assert (await fed.hears(ServerLost)).run == RUN
 
@@ -196,11 +199,11 @@ async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_i
 async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_run(fed: Federation) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
     async with Lives.open(await fed.speaker("server-manager")) as lives:
-        facts = ServerFacts(task=TASK, run=RUN, plan=PLAN, traceparent=f"00-{trace_id}-00f067aa0ba902b7-01")
+        facts = OF_THE_RUN.model_copy(update={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
         server = await lives.of(SERVER, facts)
-        await server.bear("started")
-        for event in ("model_ready", "run_requested", "quorum_reached"):
-            await server.move(event)
+        await server.create()
+        for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
+            await server.transition(event)
     with in_memory() as spans:
         async with fed.agent(lambda stop: flower_server(fed.site, stop)):
             await fed.hears(ServerLost)

@@ -30,6 +30,7 @@ from fedbus.bus.streams import events_stream
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import (
     INFERENCE,
+    InferenceEvent,
     InferenceFacts,
     InferReady,
     InferRefused,
@@ -290,9 +291,9 @@ async def test_killed_while_it_changes_models_it_begins_again(fed: Federation, e
     bus = await fed.speaker("inference", NAME)
     async with Lives.open(bus, device.outbox("inference")) as lives:
         life = await lives.of(INFERENCE, InferenceFacts(task=TASK, client=NAME))
-        await life.bear("started")
-        await life.move("infer_start")
-        await life.move("infer_update")
+        await life.create()
+        await life.transition(InferenceEvent.INFER_START)
+        await life.transition(InferenceEvent.INFER_UPDATE)
     async with fed.agent(agent_of(device)):
         assert (await fed.happens("inference", "restarted")).source == "updating"
         await say(fed, InferStart, model_file(fed, 2))

@@ -19,8 +19,9 @@ from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.code import CodePublished
-from fedbus.contracts.run import RUN, RunFacts, RunOverrides, RunPlan
-from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts, ScheduleTable
+from fedbus.contracts.run import RUN, RunEvent, RunFacts, RunOverrides, RunPlan
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleEvent, ScheduleFacts, ScheduleTable
+from fedbus.contracts.server import ServerEvent
 from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, LiveAccuracy
 from fedbus.contracts.transition import Transition
 from fedbus.stores.code import open_code
@@ -56,7 +57,7 @@ def checked(client: str, *, drifting: bool) -> DataChecked:
 async def fails(fed: Federation, server: ServerManagerPlayed, number: int) -> None:
     """The run comes and goes."""
     await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-    await server.life.move("recruiting_expired")
+    await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
     await fed.reaches("run", "failed", f"{TASK}-{number}")
 
 
@@ -301,9 +302,9 @@ async def another_tasks_run(fed: Federation) -> None:
     async with Lives.open(await fed.speaker("workflow-scheduler")) as lives:
         now = datetime.now(UTC)
         run = await lives.of(RUN, RunFacts(task="other", run="other-1", plan=RunPlan(), requested_at=now))
-        await run.bear("requested")
-        for event in ("recruiting_started", "quorum_reached", "run_finished"):
-            await run.move(event)
+        await run.create()
+        for event in (RunEvent.RECRUITING_STARTED, RunEvent.QUORUM_REACHED, RunEvent.RUN_FINISHED):
+            await run.transition(event)
 
 
 async def test_a_run_that_is_due_while_another_is_under_way_waits_for_its_end(
@@ -384,7 +385,7 @@ async def test_cron_starts_runs_and_makes_up_for_what_was_missed(
 async def taken_over_with(fed: Federation, facts: ScheduleFacts) -> None:
     async with Lives.open(await fed.speaker("workflow-scheduler")) as lives:
         life = await lives.of(SCHEDULE, facts)
-        await life.move("taken_over", clock_since=facts.clock_since)
+        await life.transition(ScheduleEvent.TAKEN_OVER, {"clock_since": facts.clock_since})
 
 
 async def test_of_two_schedulers_one_leads_and_the_other_takes_over(
@@ -413,8 +414,8 @@ async def test_a_run_that_was_fired_and_not_made_is_made_by_the_next_scheduler(
         await fed.happens("schedule", "started")
     async with Lives.open(await fed.speaker("workflow-scheduler")) as lives:
         life = await lives.of(SCHEDULE, facts(fed))
-        await life.move("triggered", due_since=datetime.now(UTC))
-        await life.move("fired", run=f"{TASK}-1", started=1, due_since=None)
+        await life.transition(ScheduleEvent.TRIGGERED, {"due_since": datetime.now(UTC)})
+        await life.transition(ScheduleEvent.FIRED, {"run": f"{TASK}-1", "started": 1, "due_since": None})
     async with fed.agent(scheduler_with(fed, table)):
         await fails(fed, server, 1)
     assert len([one for one in fed.of("run") if one.event == "requested"]) == 1

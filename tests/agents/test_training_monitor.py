@@ -15,7 +15,7 @@ from support.traces import measure_here, own_figures
 
 from fedbus.agents.training_monitor import FAILURES_BORNE, TrainingMonitor
 from fedbus.bus.lives import Lives
-from fedbus.contracts.run import RUN, RoundResult, RunFacts, RunPlan
+from fedbus.contracts.run import RUN, RoundResult, RunEvent, RunFacts, RunPlan
 from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, Tracker
 from fedbus.stores.trackers.local import LocalTracker, rounds_in
 
@@ -89,14 +89,14 @@ async def play(fed: Federation, number: int, *rounds: float | RoundResult) -> No
     facts = RunFacts(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
     async with Lives.open(scheduler) as lives:
         run = await lives.of(RUN, facts)
-        await run.bear("requested")
-        await run.move("recruiting_started")
-        await run.move("quorum_reached", cohort=("c1",))
+        await run.create()
+        await run.transition(RunEvent.RECRUITING_STARTED)
+        await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1",)})
         results: tuple[RoundResult, ...] = ()
         for at, one in enumerate(rounds, 1):
             results += (one if isinstance(one, RoundResult) else came_to(at, one),)
-            await run.move("round_finished", rounds=results)
-        await run.move("run_finished")
+            await run.transition(RunEvent.ROUND_FINISHED, {"rounds": results})
+        await run.transition(RunEvent.RUN_FINISHED)
 
 
 async def test_the_curve_goes_on_over_all_runs(fed: Federation, place: Place) -> None:

@@ -20,12 +20,12 @@ from fedbus.app.finding import Health
 from fedbus.app.settings import Settings
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.lives import Lives
-from fedbus.contracts.client import CLIENT, ClientFacts, FinTrain
+from fedbus.contracts.client import CLIENT, ClientEvent, ClientFacts, FinTrain
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.examples import MODEL, RESULT
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.run import RUN, RunFacts, RunPlan, RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.run import RUN, RunEvent, RunFacts, RunPlan, RunStarted, RunStopped, StartRun, StopRun
 from fedbus.contracts.server import SERVER, ServerFacts
 
 DEV = FederationId("dev")
@@ -53,24 +53,20 @@ async def tell_of_runs(bus: Bus) -> None:
     """Run 1 has finished, run 10 recruits, run 2 has failed."""
     async with Lives.open(bus) as lives:
         server = await lives.of(SERVER, ServerFacts(task="mnist"))
-        await server.bear("started")
-        for number, moves in (
-            (1, "recruiting_started quorum_reached"),
-            (2, "recruiting_started"),
-            (10, "recruiting_started"),
-        ):
+        await server.create()
+        for number in (1, 2, 10):
             facts = RunFacts(
                 task="mnist", run=f"mnist-{number}", plan=RunPlan(rounds=4), requested_at=datetime.now(UTC)
             )
             run = await lives.of(RUN, facts)
-            await run.bear("requested")
-            for move in moves.split():
-                await run.move(move, cohort=("c1", "c2"))
+            await run.create()
+            await run.transition(RunEvent.RECRUITING_STARTED)
             if number == 1:
-                await run.move("round_finished", rounds=(RESULT,))
-                await run.move("run_finished", model=MODEL)
+                await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
+                await run.transition(RunEvent.ROUND_FINISHED, {"rounds": (RESULT,)})
+                await run.transition(RunEvent.RUN_FINISHED, {"model": MODEL})
             if number == 2:
-                await run.move("recruiting_expired", reason="c2 and c3 did not come")
+                await run.transition(RunEvent.RECRUITING_EXPIRED, reason="c2 and c3 did not come")
 
 
 # --- the frame -----------------------------------------------------------------------------------
@@ -259,15 +255,15 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
         Lives.open(of_c1) as lives,
     ):
         client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
-        await client.bear("started")
-        await client.move("model_fetched", model=MODEL)
+        await client.create()
+        await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
     worth = RESULT.model_copy(update={"train_s": {"c1": 4.5}, "contributions": {"c1": 0.125}})
     async with Lives.open(bus) as lives:
         plan, now = RunPlan(), datetime.now(UTC)
         run = await lives.of(
             RUN, RunFacts(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
         )
-        await run.bear("requested")
+        await run.create()
     listed, shown, unknown = await asyncio.gather(
         fedbus("clients", "ls", "--json"), fedbus("clients", "show", "c1"), fedbus("clients", "show", "c9")
     )
@@ -290,7 +286,7 @@ async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
     await bus.publish(CodePublished(task="mnist", code_version="a" * 40))
     async with Lives.open(bus) as lives:
         server = await lives.of(SERVER, ServerFacts(task="mnist"))
-        await server.bear("started")
+        await server.create()
     async with Bus.connect(nats.url, Identity(DEV, "flower-client", "c1")) as of_c1:
         await of_c1.publish(FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4))
 

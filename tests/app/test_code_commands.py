@@ -43,7 +43,7 @@ class Server:
         """A client that the log knows, on *version*."""
         async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
             facts = ClientFacts(task=TASK, client=name, code_version=version)
-            await (await lives.of(CLIENT, facts)).bear("started")
+            await (await lives.of(CLIENT, facts)).create()
 
     async def ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)

@@ -12,6 +12,7 @@ from support.federation import FED, TASK, AgentAtWork, Federation, federation
 from support.users import requests_flowing
 from support.whole import client_side, ended, served, server_side, start_run, whole
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.server import GetServerInfo
 from fedbus.learning import weights
 from fedbus.stores.models import ModelStore, open_store
@@ -22,7 +23,7 @@ class Live:
     """A server and two clients that have done one run: version 2 is served, and was made from 1."""
 
     fed: Federation
-    agents: dict[str, dict[str, AgentAtWork]]
+    agents: dict[str, dict[AgentName, AgentAtWork]]
     fedbus: Fedbus
 
     @property

@@ -24,7 +24,7 @@ from fedbus.bus.lives import Lives
 from fedbus.contracts.client import ClientFacts, Declined, FailTrain, FlClientFacts, Joined
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import SERVER, ServerFacts, StoreTrouble
+from fedbus.contracts.server import SERVER, ServerEvent, ServerFacts, StoreTrouble
 
 DEV = FederationId("dev")
 
@@ -84,13 +84,15 @@ async def test_a_server_says_what_is_wrong_with_its_model_repository_until_it_is
 
     async with Lives.open(told.bus) as lives:
         server = await lives.of(SERVER, ServerFacts(task=TASK))
-        await server.bear("started")
-        await server.move("model_ready")
-        await server.move("store_unavailable", reason="no answer", trouble=StoreTrouble.UNAVAILABLE)
+        await server.create()
+        await server.transition(ServerEvent.MODEL_READY)
+        await server.transition(
+            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreTrouble.UNAVAILABLE}, reason="no answer"
+        )
         assert (await shown()).endswith("model repository unavailable: no answer")
-        await server.move("model_rolled_back", reason="by hand")
+        await server.transition(ServerEvent.MODEL_ROLLED_BACK, reason="by hand")
         assert (await shown()).endswith("model repository unavailable: by hand")
-        await server.move("store_recovered", trouble=None)
+        await server.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
         assert "model repository" not in await shown()
 
 

@@ -8,11 +8,11 @@ from support.command_line import Fedbus
 from fedbus.app.commands.why import NOW
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.lives import Lives
-from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, Declined
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientEvent, ClientFacts, Declined
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import SERVER, ServerFacts, StoreTrouble
+from fedbus.contracts.server import SERVER, ServerEvent, ServerFacts, StoreTrouble
 from fedbus.contracts.serving import DataChecked, DataCounted, Finding
 
 DEV = FederationId("dev")
@@ -34,9 +34,9 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
         Lives.open(bus) as lives,
     ):
         client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
-        await client.bear("started")
-        await client.move("model_fetched", model=MODEL)
-        await client.move("infer_ready")
+        await client.create()
+        await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
+        await client.transition(ClientEvent.INFER_READY)
         for number, labelled in ((1, 3), (2, 12)):
             await bus.publish(
                 Declined(
@@ -78,10 +78,12 @@ async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServe
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus, Lives.open(bus) as lives:
         await bus.make_streams()
         server = await lives.of(SERVER, ServerFacts(task="mnist"))
-        await server.bear("started")
-        await server.move("store_unavailable", reason="it lacks v2", trouble=StoreTrouble.EMPTY)
+        await server.create()
+        await server.transition(
+            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreTrouble.EMPTY}, reason="it lacks v2"
+        )
     async with Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus, Lives.open(bus) as lives:
-        await (await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))).bear("started")
+        await (await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))).create()
 
     said = (await fedbus("why", "c1")).out.splitlines()
     assert said[2] == "  its server    its model repository is empty, and no run can begin: it lacks v2"
@@ -102,7 +104,7 @@ async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
         Lives.open(bus) as lives,
     ):
         client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
-        await client.bear("started")
+        await client.create()
         agents = {"inference": True, "flower-client": False}
         report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
         await bus.publish(report.model_copy(update={"last_error": "\x1b[2J[bold]no room"}))

@@ -13,6 +13,7 @@ from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Delivery, Identity
 from fedbus.bus.errors import BusUnreachable, NoAnswer, RequestRefused
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.client import FinTrain, Heartbeat, Joined
 from fedbus.contracts.envelope import MAX_EVENT_BYTES, envelop, pack
@@ -32,7 +33,7 @@ async def take(inbox: "asyncio.Queue[Message]") -> Message:
 class Ear:
     """Everything that an agent is sent, acknowledged."""
 
-    def __init__(self, bus: Bus, agent: str) -> None:
+    def __init__(self, bus: Bus, agent: AgentName) -> None:
         self._bus, self._agent = bus, agent
         self.heard: asyncio.Queue[Message] = asyncio.Queue()
         self.deliveries: list[Delivery] = []
@@ -59,22 +60,22 @@ class Ear:
 
 
 async def test_what_is_published_arrives_as_it_was_said(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         await client_bus.publish(JOINED)
         assert await take(ear.heard) == JOINED
     assert ear.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
 
 
 async def test_a_durable_message_waits_for_a_listener_that_is_away(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager"):
+    async with Ear(server_bus, AgentName.SERVER_MANAGER):
         pass
     await client_bus.publish(JOINED)
-    async with Ear(server_bus, "server-manager") as ear:
+    async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         assert await take(ear.heard) == JOINED
 
 
 async def test_a_repeat_under_the_same_key_is_dropped(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         for _ in range(3):
             await client_bus.publish(JOINED, id="once")
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
@@ -98,7 +99,7 @@ async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
 async def test_a_killed_server_loses_nothing_that_was_published_before_or_during(
     nats: NatsServer, server_bus: Bus, client_bus: Bus
 ) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         await client_bus.publish(JOINED)
         await nats.kill()
         during = asyncio.create_task(client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"})))
@@ -113,7 +114,7 @@ async def test_a_killed_server_loses_nothing_that_was_published_before_or_during
 
 
 async def test_the_trace_of_the_sender_goes_on_at_the_listener(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         with trace.get_tracer("test").start_as_current_span("a user does something") as root:
             await client_bus.publish(JOINED)
         await take(ear.heard)
@@ -154,7 +155,7 @@ async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener
     assert isinstance(body, bytes)
     headers |= {name: str(value) for name, value in change.items()}
 
-    async with Ear(server_bus, "server-manager") as ear:
+    async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         await client_bus.store(subjects.of(FED, JOINED), headers, body)
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
         assert await take(ear.heard) == JOINED.model_copy(update={"run": "mnist-2"})

@@ -12,6 +12,7 @@ from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import LeaseLost
 from fedbus.bus.lease import Lease
 from fedbus.bus.streams import LEASE_S
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 
 FED = FederationId("test")
@@ -37,7 +38,7 @@ class Holder:
 
     async def _hold(self, bus: Bus) -> None:
         try:
-            async with Lease.held(bus, task="tiny", agent="workflow-scheduler"):
+            async with Lease.held(bus, task="tiny", agent=AgentName.WORKFLOW_SCHEDULER):
                 self.holds = True
                 await self._let_go.wait()
         except LeaseLost:

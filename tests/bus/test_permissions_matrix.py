@@ -27,6 +27,7 @@ from fedbus.bus.access import Access
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import AccessDenied, Forbidden
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.envelope import envelop, pack
 from fedbus.contracts.identifiers import BadId
 from fedbus.contracts.permissions import CLIENT_TAG, NAME, TASK_TAG, Permissions, Role, permissions
@@ -266,7 +267,7 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
             await server.make_streams()
             for client in ("c1", "c2"):
-                await server.enroll("trainer", task="mnist", client=client)
+                await server.enroll(AgentName.TRAINER, task="mnist", client=client)
         yield bus
 
 

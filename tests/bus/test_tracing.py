@@ -10,6 +10,7 @@ from support.traces import in_memory, measure_here, own_figures
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import requests_of
 from fedbus.contracts.causation import handled, handling
 from fedbus.contracts.client import Heartbeat, Joined
@@ -26,7 +27,7 @@ async def test_what_is_said_and_heard_is_one_trace_and_lines_in_it_name_the_even
     server_bus: Bus, client_bus: Bus
 ) -> None:
     with in_memory() as spans:
-        async with server_bus.listen("server-manager", task="mnist") as inbox:
+        async with server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox:
             await client_bus.publish(JOINED)
             delivery = await asyncio.wait_for(anext(inbox), 20)
             with delivery.process():
@@ -64,7 +65,7 @@ async def test_a_heartbeat_is_no_span_and_carries_the_trace(nats: NatsServer, se
 
 async def test_what_comes_again_and_what_nobody_can_read_is_counted(server_bus: Bus, client_bus: Bus) -> None:
     measure_here()
-    async with server_bus.listen("server-manager", task="mnist") as inbox:
+    async with server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox:
         headers = envelop(JOINED, source=client_bus.source).headers()
         await client_bus.store(subjects.of(FED, JOINED), headers, b"no message at all")
         await client_bus.publish(JOINED)
@@ -82,7 +83,7 @@ async def test_what_comes_again_and_what_nobody_can_read_is_counted(server_bus: 
 async def test_what_is_said_while_a_message_is_handled_names_it_and_what_is_begun_meanwhile_too(
     server_bus: Bus, client_bus: Bus
 ) -> None:
-    async with server_bus.listen("server-manager", task="mnist") as inbox:
+    async with server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox:
         await client_bus.publish(JOINED)
         first = await asyncio.wait_for(anext(inbox), 20)
         with first.process():

@@ -11,6 +11,7 @@ from support.subjects import matches
 
 from fedbus import agents, contracts
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import (
     BY_TYPE,
     CLIENT_AGENTS,
@@ -124,7 +125,7 @@ def test_what_is_kept_is_heard_by_somebody(kind: type[Message]) -> None:
 
 
 @each_listener
-def test_an_agent_hears_what_is_kept_in_one_stream(agent: str) -> None:
+def test_an_agent_hears_what_is_kept_in_one_stream(agent: AgentName) -> None:
     """A durable consumer reads one stream, so what is lost on others must not be in its list."""
     kept = {subject.rpartition(".")[2] for subject in stream_subjects(DEV)}
     words = {subject.rpartition(".")[2] for subject in hears(DEV, agent, task="mnist", client="c1")}
@@ -132,7 +133,7 @@ def test_an_agent_hears_what_is_kept_in_one_stream(agent: str) -> None:
 
 
 @each_listener
-def test_a_listener_on_a_device_hears_of_its_own_client_and_task_alone(agent: str) -> None:
+def test_a_listener_on_a_device_hears_of_its_own_client_and_task_alone(agent: AgentName) -> None:
     for subject in hears(DEV, agent, task="mnist", client="c1"):
         assert "mnist" in subject.split(".")
         if agent in OF_A_CLIENT:
@@ -155,7 +156,7 @@ def test_a_request_is_answered_by_an_agent_that_serves_it(kind: type[Request]) -
 
 
 def test_what_an_agent_follows_is_a_lifecycle() -> None:
-    assert hears(DEV, "workflow-scheduler", task="mnist") == ["fedbus.dev.life.server.mnist"]
+    assert hears(DEV, AgentName.WORKFLOW_SCHEDULER, task="mnist") == ["fedbus.dev.life.server.mnist"]
     assert set(FOLLOWS.values()) <= set(LIFECYCLES)
 
 

@@ -14,6 +14,7 @@ from support.federation import FED, TASK, Federation, federation, tiny_task
 from support.played_server import ServerManagerPlayed
 
 from fedbus.contracts.scheduling import ScheduleFacts
+from fedbus.contracts.server import ServerEvent
 from fedbus.contracts.serving import DriftDetected
 
 pytestmark = pytest.mark.fault
@@ -72,7 +73,7 @@ async def drift(fed: Federation, client: str) -> None:
 
 async def fails(fed: Federation, server: ServerManagerPlayed, number: int) -> None:
     await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-    await server.life.move("recruiting_expired")
+    await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
     await fed.reaches("run", "failed", f"{TASK}-{number}")
 
 

@@ -9,6 +9,7 @@ import pytest
 from support.federation import TASK, Federation, children
 from support.whole import ended, served, settled, start_run, trained, whole
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import FailTrain, InferRefused
 from fedbus.contracts.run import RunState, StopRun
 from fedbus.contracts.server import ServerClosed
@@ -128,11 +129,11 @@ async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(
     async with whole(fed) as everyone:
         run = await start_run(fed, quorum=2, rounds=4, config={"pause-s": 0.5})
         await in_round(fed, run, 1)
-        await everyone["server"]["server-manager"].restart()
-        await everyone["server"]["workflow-scheduler"].restart()
+        await everyone["server"][AgentName.SERVER_MANAGER].restart()
+        await everyone["server"][AgentName.WORKFLOW_SCHEDULER].restart()
         await in_round(fed, run, 3)
         assert "server_lost" not in fed.events("run", run)  # it went on by itself
-        await everyone["server"]["flower-server"].restart()
+        await everyone["server"][AgentName.FLOWER_SERVER].restart()
         facts = await ended(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert await trained(fed) == 4

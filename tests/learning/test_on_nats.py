@@ -12,6 +12,7 @@ from learning.memory_bus import QUERY_APP, RUN, TASK, Device, Federation, federa
 from support import NatsServer, eventually
 
 from fedbus.bus.bus import Bus, Delivery, Identity
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.server import RoundMessage
@@ -40,7 +41,7 @@ async def on_nats(url: str, fed: Federation, clients: dict[str, dict[str, int]])
         group = await stack.enter_async_context(asyncio.TaskGroup())
         hearing = [group.create_task(_grid_hears(server, grid))]
         for client, node_config in clients.items():
-            await server.enroll("trainer", task=TASK, client=client)
+            await server.enroll(AgentName.TRAINER, task=TASK, client=client)
             bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "trainer", client)))
             hearing.append(group.create_task(_client_hears(bus, fed, client, node_config)))
         await eventually(lambda: len(grid.get_node_ids()) == len(clients))
@@ -50,7 +51,7 @@ async def on_nats(url: str, fed: Federation, clients: dict[str, dict[str, int]])
 
 
 async def _grid_hears(bus: Bus, grid: BusGrid) -> None:
-    async with bus.listen("flower-server-grid", task=TASK) as inbox:
+    async with bus.listen(AgentName.FLOWER_SERVER_GRID, task=TASK) as inbox:
         async for delivery in inbox:
             match delivery.message:
                 case Joined() | RoundReply() | FailTrain() | Heartbeat() as event:
@@ -61,7 +62,7 @@ async def _grid_hears(bus: Bus, grid: BusGrid) -> None:
 async def _client_hears(bus: Bus, fed: Federation, client: str, node_config: dict[str, int]) -> None:
     reference = f"{fed.package}.client_app:app"
     host = ClientHost(fed.path, reference, client=client, run=RUN, run_config={}, node_config={**node_config})
-    async with asyncio.TaskGroup() as group, bus.listen("trainer", task=TASK) as inbox:
+    async with asyncio.TaskGroup() as group, bus.listen(AgentName.TRAINER, task=TASK) as inbox:
         await bus.publish(Joined(task=TASK, client=client, run=RUN))
         device = Device(host, client, bus, lambda reply: group.create_task(bus.publish(reply)))
         async for delivery in inbox:

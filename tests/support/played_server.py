@@ -24,6 +24,8 @@ from fedbus.contracts.server import (
     OpenRun,
     RunCancelled,
     RunOpened,
+    ServerChanges,
+    ServerEvent,
     ServerFacts,
     ServerInfo,
     ServerState,
@@ -42,7 +44,7 @@ class ServerManagerPlayed:
     """The server manager as the scheduler knows it: opens runs when asked, and its life is there to be read."""
 
     fed: Federation
-    life: Life[ServerState, ServerFacts]
+    life: Life[ServerState, ServerEvent, ServerFacts, ServerChanges]
     refuses: str = ""
     plan: RunPlan | None = None
     """What it makes of each run that it opens; left out: what it was asked for."""
@@ -69,33 +71,37 @@ class ServerManagerPlayed:
             yield
 
     async def has_a_model(self) -> None:
-        await self.life.bear("started")
-        await self.life.move("model_ready", model=FIRST)
+        await self.life.create()
+        await self.life.transition(ServerEvent.MODEL_READY, {"model": FIRST})
 
     async def train(self, *rounds: int) -> None:
-        await self.life.move("quorum_reached", cohort=("c1", "c2"))
+        await self.life.transition(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
         for number in rounds:
             await self.round(number)
 
     async def round(self, number: int, **metrics: float) -> None:
         last = RoundResult(round=number, metrics=metrics)
-        await self.life.move("round_finished", round=number, last=last)
+        await self.life.transition(ServerEvent.ROUND_FINISHED, {"round": number, "last": last})
 
     async def publish(self) -> None:
-        await self.life.move("run_finished")
-        await self.life.move("version_published", model=SECOND)
+        await self.life.transition(ServerEvent.RUN_FINISHED)
+        await self.life.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND})
 
     async def _open(self, request: OpenRun) -> Body:
         self.opened.append(request)
         if self.refuses:
             return Refused(reason=self.refuses)
-        await self.life.move("run_requested", run=request.run, plan=self.plan or request.plan)
-        return RunOpened(recruit_until=datetime.now(UTC))
+        expires = datetime.now(UTC)
+        await self.life.transition(
+            ServerEvent.RUN_REQUESTED,
+            {"run": request.run, "plan": self.plan or request.plan, "recruit_until": expires},
+        )
+        return RunOpened(recruit_until=expires)
 
     async def _cancel(self, request: CancelRun) -> Body:
-        if not self.life.allows("run_cancelled"):
+        if not self.life.allows(ServerEvent.RUN_CANCELLED):
             return Refused(reason=f"the server is {self.life.state}")
-        await self.life.move("run_cancelled", reason=request.reason)
+        await self.life.transition(ServerEvent.RUN_CANCELLED, reason=request.reason)
         return RunCancelled()
 
     async def _health(self, _: HealthCheck) -> Body:

@@ -10,7 +10,7 @@ from typing import Any
 from fedbus.bus.lives import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts
 from fedbus.contracts.code import CheckCode, CodeFacts, CodeReady, CodeRefused, LookForCode
-from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
 from fedbus.contracts.server import StartServer
 from fedbus.stores.code import CodeRepository
@@ -46,7 +46,7 @@ class Others(FlowerServerPlayed):
         for name in names:
             async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
                 life = await lives.of(CLIENT, ClientFacts(task=TASK, client=name, labels=labels))
-                await life.bear("started")
+                await life.create()
 
     async def ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)
@@ -98,11 +98,12 @@ class Others(FlowerServerPlayed):
         answer = await super().check(request)
         if self.checks_until is not None:
             await self.checks_until.wait()
-        return Refused(reason=self.hindered, passing=True) if self.hindered else answer
+        return Refused(reason=self.hindered, kind=RefusalKind.RETRYABLE) if self.hindered else answer
 
     async def start(self, request: StartServer) -> Body:
         if self.hindered:
-            return Refused(reason=self.hindered, passing=self.passes, blameless=True)
+            kind = RefusalKind.RETRYABLE if self.passes else RefusalKind.NEEDS_OPERATOR
+            return Refused(reason=self.hindered, kind=kind)
         return await super().start(request)
 
     async def _run(self, request: StartRun) -> Body:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, on_device
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import InferenceFacts
 from fedbus.contracts.run import RUN, RunFacts, StartRun
 from fedbus.learning import weights
@@ -17,7 +18,7 @@ from support.federation import TASK, AgentAtWork, Federation
 
 
 @asynccontextmanager
-async def server_side(fed: Federation) -> AsyncIterator[dict[str, AgentAtWork]]:
+async def server_side(fed: Federation) -> AsyncIterator[dict[AgentName, AgentAtWork]]:
     """The server's three agents, by name; there is a model when the block begins."""
     async with AsyncExitStack() as stack:
         agents = {
@@ -31,7 +32,7 @@ async def server_side(fed: Federation) -> AsyncIterator[dict[str, AgentAtWork]]:
 @asynccontextmanager
 async def client_side(
     fed: Federation, name: str, number: int, of: int
-) -> AsyncIterator[dict[str, AgentAtWork]]:
+) -> AsyncIterator[dict[AgentName, AgentAtWork]]:
     """The three agents of one client, by name."""
     device = fed.device(name, number, of)
     async with AsyncExitStack() as stack:
@@ -42,7 +43,7 @@ async def client_side(
 
 
 @asynccontextmanager
-async def whole(fed: Federation, clients: int = 2) -> AsyncIterator[dict[str, dict[str, AgentAtWork]]]:
+async def whole(fed: Federation, clients: int = 2) -> AsyncIterator[dict[str, dict[AgentName, AgentAtWork]]]:
     """A server and clients ``c1``, ``c2``, …, each of which serves when the block begins."""
     async with AsyncExitStack() as stack:
         everyone = {"server": await stack.enter_async_context(server_side(fed))}

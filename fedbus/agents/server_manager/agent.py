@@ -103,9 +103,10 @@ from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lives import Life, Lives
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import OF_A_CLIENT
 from fedbus.contracts.client import Declined, Joined
-from fedbus.contracts.code import CODE, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
+from fedbus.contracts.code import CODE, CodeChanges, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
@@ -118,6 +119,7 @@ from fedbus.contracts.server import (
     GetServerInfo,
     HealthCheck,
     OpenRun,
+    ServerChanges,
     ServerClosed,
     ServerEvent,
     ServerFacts,
@@ -152,8 +154,8 @@ class ServerManager:
 
     """
 
-    _server: Life[ServerState, ServerFacts]
-    _code: Life[CodeState, CodeFacts]
+    _server: Life[ServerState, ServerEvent, ServerFacts, ServerChanges]
+    _code: Life[CodeState, CodeEvent, CodeFacts, CodeChanges]
     _timers: Timers
     _machine: ServerMachine
     _watcher: CodeWatcher
@@ -185,7 +187,7 @@ class ServerManager:
         async with (
             Lives.open(self._bus) as lives,
             Timers.running() as self._timers,
-            self._bus.listen("server-manager", task=self._id) as inbox,
+            self._bus.listen(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
             started = await self._load(lives)
             try:
@@ -210,14 +212,15 @@ class ServerManager:
         self._server = await lives.of(SERVER, ServerFacts(task=self._id))
         facts = CodeFacts(task=self._id, code_version=own, source=self._repository.source)
         self._code = await lives.of(CODE, facts)
-        for entity in (self._server, self._code):
-            if not entity.born:
-                await entity.bear("started")
         server, code = self._server, self._code
+        if not server.born:
+            await server.create()
+        if not code.born:
+            await code.create()
         self._machine = ServerMachine(
             self._task,
-            ServerRecord(server.state, server.facts, ServerEvent(server.event), server.reason),
-            CodeRecord(code.state, code.facts, CodeEvent(code.event), code.reason),
+            ServerRecord(server.state, server.facts, server.event or SERVER.creation, server.reason),
+            CodeRecord(code.state, code.facts, code.event or CODE.creation, code.reason),
         )
         self._watcher = CodeWatcher(
             self._bus, self._repository, self._flower, self._machine, decide=self._decide, ask=self._ask
@@ -328,9 +331,9 @@ class ServerManager:
         """Perform *effect*; the result of a query."""
         match effect:
             case MoveServer(event=event, changes=changes, reason=reason, deadline=deadline):
-                await self._server.move(event, reason=reason, deadline=deadline, **changes)
+                await self._server.transition(event, changes, reason=reason, deadline=deadline)
             case MoveCode(event=event, changes=changes, reason=reason):
-                await self._code.move(event, reason=reason, **changes)
+                await self._code.transition(event, changes, reason=reason)
             case Publish(message=message):
                 await self._bus.publish(message)
             case Reply(id=id, body=body):

@@ -187,7 +187,7 @@ class CodeWatcher:
         try:
             checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
         except RequestRefused as error:
-            if error.passing:
+            if error.kind is RefusalKind.RETRYABLE:
                 raise FollowingBlocked(f"{short(version)} cannot be checked: {error}") from error
             raise CodeRejected(version, str(error)) from error
         if checked.differs:

@@ -71,7 +71,7 @@ class FlowerServerClient:
                     try:
                         await ask_until_answered(self._bus, request)
                     except RequestRefused as error:
-                        refusal = Refused(reason=str(error), kind=refusal_kind(error))
+                        refusal = Refused(reason=str(error), kind=error.kind)
                     else:
                         return None
                     if refusal.kind is not RefusalKind.RETRYABLE:
@@ -101,9 +101,3 @@ class FlowerServerClient:
             await self._bus.request(StopServer(task=self._task, run=run), timeout_s=START_TIMEOUT_S)
         except (RequestRefused, NoAnswer) as error:
             log.warning("Cannot stop the Flower server", run=run, reason=str(error))
-
-
-def refusal_kind(error: RequestRefused) -> RefusalKind:
-    if error.passing:
-        return RefusalKind.RETRYABLE
-    return RefusalKind.NEEDS_OPERATOR if error.blameless else RefusalKind.CALLER

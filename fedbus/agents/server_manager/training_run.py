@@ -378,7 +378,7 @@ class TrainingRun:
 
     def _recover(self, training: ServerTraining, reason: str) -> list[Effect]:
         """Start another Flower server at the last round that was stored, or give the run up."""
-        match after_server_lost(training, reason):  # type: ignore[arg-type]
+        match after_server_lost(training, reason):
             case GiveUp(reason=why):
                 return self._fail(ServerEvent.RUN_FAILED, why)
             case Resume(artifact=artifact, first_round=first_round):
@@ -418,7 +418,7 @@ class TrainingRun:
         ]
 
     def _run_finished(self, message: RunFinished, training: ServerTraining, now: datetime) -> list[Effect]:
-        if reason := nothing_taken(training):  # type: ignore[arg-type]
+        if reason := nothing_taken(training):
             return self._fail(ServerEvent.RUN_FAILED, reason)
         changes = ServerChanges(checkpoint=message.artifact, round=message.rounds)
         deadline = now + timedelta(seconds=PUBLISH_S)

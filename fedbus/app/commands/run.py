@@ -227,12 +227,13 @@ def _figures(seen: "Seen") -> list[str]:
     """What the round came to, on a move that tells of one."""
     from fedbus.app.lines import short
     from fedbus.app.session import moved
+    from fedbus.contracts.run import RunEvent
 
     move = moved(seen)
     rounds = getattr(move.facts, "rounds", ())
-    return (
-        [f"round {rounds[-1].round}", short(rounds[-1])] if rounds and move.event == "round_finished" else []
-    )
+    if not rounds or move.event != RunEvent.ROUND_FINISHED:
+        return []
+    return [f"round {rounds[-1].round}", short(rounds[-1])]
 
 
 def _summary(seen: "Seen") -> dict[str, Any]:

@@ -45,7 +45,7 @@ def schedule(
 
 def _facts(seen: "Seen") -> dict[str, Any]:
     from fedbus.app.session import moved
-    from fedbus.contracts.scheduling import ScheduleFacts
+    from fedbus.contracts.scheduling import ScheduleEvent, ScheduleFacts
 
     move = moved(seen)
     facts = move.facts
@@ -62,7 +62,7 @@ def _facts(seen: "Seen") -> dict[str, Any]:
         "awaits": [] if used_up else list(facts.awaits),
         "used_up": used_up,
         "due_to": facts.cause,
-        "held_back_by": move.reason if move.event == "postponed" else "",
+        "held_back_by": move.reason if move.event == ScheduleEvent.POSTPONED else "",
         "started": facts.started,
         "run": facts.run,
         "fired_at": facts.fired_at,

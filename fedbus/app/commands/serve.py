@@ -13,7 +13,10 @@ import typer
 from fedbus.app.edge import Exit, Failure
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from fedbus.app.compose import Device, Site
+    from fedbus.contracts.agent_names import AgentName
 
 TaskSource = Annotated[
     str,
@@ -293,9 +296,10 @@ def agent(
         _run_agents(service_of(names), {name: on_device(name, device) for name in names}, client=client)
 
 
-def _agents_in(text: str) -> list[str]:
+def _agents_in(text: str) -> "list[AgentName]":
     """The agents that *text* names, all of one side; raises Failure."""
     from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS
+    from fedbus.contracts.agent_names import AgentName
 
     names = list(dict.fromkeys(text.split(",")))
     known = [*SERVER_AGENTS, *CLIENT_AGENTS]
@@ -304,10 +308,10 @@ def _agents_in(text: str) -> list[str]:
             raise Failure(f"there is no agent {one!r}: choose one of {', '.join(known)}", Exit.USAGE)
     if not (SERVER_AGENTS.keys() >= set(names) or CLIENT_AGENTS.keys() >= set(names)):
         raise Failure(f"{text}: agents of the server and of a client do not go together", Exit.USAGE)
-    return names
+    return [AgentName(one) for one in names]
 
 
-def service_of(names: list[str]) -> str:
+def service_of(names: "Sequence[str]") -> str:
     """The service that a process of these agents is, to whoever watches: of several it is that of their side."""
     from fedbus.app.compose import SERVER_AGENTS
 

@@ -149,11 +149,12 @@ async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> di
 
 async def _trouble(bus: "Bus", task: str) -> dict[str, Any] | None:
     """What is wrong with the server's model repository, where something is."""
-    from fedbus.contracts.server import ServerFacts
+    from fedbus.contracts.server import ServerEvent, ServerFacts
 
     for server in await bus.states("server", task):
         if isinstance(server.facts, ServerFacts) and server.facts.trouble:
-            reason = server.reason if server.event == "store_unavailable" else server.event.replace("_", " ")
+            is_about_it = server.event == ServerEvent.STORE_UNAVAILABLE
+            reason = server.reason if is_about_it else server.event.replace("_", " ")
             return {"kind": str(server.facts.trouble), "reason": reason}
     return None
 

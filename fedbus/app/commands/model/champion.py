@@ -24,8 +24,6 @@ ANSWER_S: Final = 120.0
 """A first model may have to be built, and an S3 waited for."""
 WATCHED_S: Final = 10.0
 WATCHED: Final = ("client", "inference")
-NOES: Final = ("infer_refused", "load_refused", "model_returned")
-"""On these the device stays with, or goes back to, the model before."""
 
 Reason = Annotated[str, typer.Option(help="Why; everybody can read it.")]
 Wait = Annotated[
@@ -181,10 +179,12 @@ def _how_many(devices: dict[str, str | None], model: "ModelRef") -> str:
 def _note(devices: dict[str, str | None], seen: "Seen", model: "ModelRef", asked_at: int) -> None:
     """What *seen* says of its device: that it serves *model* (no reason), why it does not, or nothing yet (None)."""
     from fedbus.app.session import moved
+    from fedbus.contracts.client import ClientEvent, InferenceEvent
 
+    keeps_the_old = (ClientEvent.INFER_REFUSED, InferenceEvent.LOAD_REFUSED, InferenceEvent.MODEL_RETURNED)
     move = moved(seen)
     client = move.thing.split(".")[0]
-    if seen.sequence > asked_at and move.event in NOES:
+    if seen.sequence > asked_at and move.event in keeps_the_old:
         devices[client] = move.reason or "it gave no reason"
     elif move.kind == "inference":
         served = move.facts.model  # type: ignore[union-attr]
