@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,8 @@ from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.compose import server_manager
-from fedbus.bus.errors import RequestRefused
+from fedbus.bus.errors import MovedByAnother, NoAnswer, RequestRefused
+from fedbus.bus.lives import Lives
 from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
@@ -31,6 +33,7 @@ from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import (
+    SERVER,
     BeginTraining,
     CancelRun,
     Enroll,
@@ -44,13 +47,17 @@ from fedbus.contracts.server import (
     RoundFinished,
     RunFailed,
     RunFinished,
+    ServerChanges,
     ServerClosed,
+    ServerEvent,
+    ServerFacts,
     ServerFound,
     ServerLost,
     ServerStarted,
     ServerStarting,
     StartServer,
     StopServer,
+    StoreTrouble,
     UpdateReady,
 )
 from fedbus.learning import weights
@@ -451,6 +458,19 @@ async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
     await fed.happens("server", "round_finished")
     assert "server_lost" not in fed.events("server")
     assert len(flower.starts) == 1
+
+
+async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    async with Lives.open(await fed.speaker("server-manager")) as lives:
+        other = await lives.of(SERVER, ServerFacts(task=TASK))
+        changes = ServerChanges(trouble=StoreTrouble.UNAVAILABLE)
+        await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
+    with suppress(NoAnswer):  # it ends before it answers
+        await fed.bus.request(OpenRun(task=TASK, run=RUN, plan=PLAN), timeout_s=1)
+    with pytest.RaisesGroup(MovedByAnother, flatten_subgroups=True):
+        await manager.ended()
 
 
 # --- a manager that is killed goes on from the log ---------------------------------------------------------
