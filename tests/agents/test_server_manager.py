@@ -463,12 +463,13 @@ async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
 async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
+    await train(fed)
     async with Lives.open(await fed.speaker("server-manager")) as lives:
         other = await lives.of(SERVER, ServerFacts(task=TASK))
         changes = ServerChanges(trouble=StoreTrouble.UNAVAILABLE)
         await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
     with suppress(NoAnswer):  # it ends before it answers
-        await fed.bus.request(OpenRun(task=TASK, run=RUN, plan=PLAN), timeout_s=1)
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
     with pytest.RaisesGroup(MovedByAnother, flatten_subgroups=True):
         await manager.ended()
 
