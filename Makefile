@@ -42,7 +42,7 @@ bench: $(READY)  ## fedbus beside Flower's own deployment, in one run
 	$(BIN)/python -m benchmarks.noop_round $(BENCH)
 
 docs: $(READY)  ## writes the generated pages anew
-	$(BIN)/python -m fedbus.app.pages docs
+	$(BIN)/python -m fedbus.app.docs_generator.pages docs
 
 try-compose: $(READY)  ## brings the compose stack up and sends a run through it; needs root and Debian
 	PIP=$(BIN)/pip deploy/try-compose $(TRY)

@@ -61,7 +61,7 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "fedbus.app.cli",
+        "fedbus.app.cli.main",
         "gateway",
         "--port",
         str(port),

@@ -28,9 +28,9 @@ from rich.table import Table
 
 from benchmarks import on_bare_nats, on_fedbus, on_flower
 from benchmarks.rounds import Case, SideFailed, load
-from fedbus.agents.tasks import first_of
+from fedbus.agents.common.asyncio_tools import first_of
 from fedbus.app import telemetry
-from fedbus.app.processes import stopping
+from fedbus.app.entrypoints.signals import stopping
 
 SMALL_BYTES: Final = 1024**2
 """Below, rounds are so short that there can be many of them."""

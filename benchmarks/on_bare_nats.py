@@ -17,8 +17,8 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.rounds import Case
-from fedbus.agents.child import ChildProcess, parent_watch, python_module
-from fedbus.app.embedded import embedded_nats
+from fedbus.agents.common.child_process import ChildProcess, parent_watch, python_module
+from fedbus.app.local.nats_server import embedded_nats
 from fedbus.bus.blobs import CHUNK_BYTES
 
 SKIP: Final = 2

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds
+from fedbus.app.local.stack import stack
 from fedbus.app.settings import Settings
-from fedbus.app.stack import stack
 from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects

@@ -12,8 +12,8 @@ from typing import Final
 import psutil
 
 from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds, stamped
-from fedbus.agents.child import ChildProcess, how_it_ended, last_words
-from fedbus.app import tether
+from fedbus.agents.common.child_process import ChildProcess, how_it_ended, last_words
+from fedbus.app.local import orphan_guard
 
 SKIP: Final = 1
 LONGEST_S: Final = 180.0
@@ -117,7 +117,7 @@ async def _still_there(link: ChildProcess, directory: Path) -> None:
 
 def _program(name: str, *options: str, log: Path, env: Mapping[str, str]) -> ChildProcess:
     """A program of Flower's that ends with the block, and with us."""
-    return ChildProcess(name, *tether.command(), str(BIN / name), *options, environment=env, output=log)
+    return ChildProcess(name, *orphan_guard.command(), str(BIN / name), *options, environment=env, output=log)
 
 
 def _environment(directory: Path, port: int) -> dict[str, str]:

@@ -32,18 +32,19 @@ import numpy as np
 import torch
 from aiohttp import web
 
-from fedbus.agents.inference_phases import Phases
-from fedbus.agents.inference_sayings import Sayings
-from fedbus.agents.inference_server import InferenceServer
-from fedbus.agents.inference_trial import Trials
-from fedbus.app.examples import mnist
+from fedbus.agents.inference.event_queue import Sayings
+from fedbus.agents.inference.http_server import InferenceServer
+from fedbus.agents.inference.model_swap import Phases
+from fedbus.agents.inference.offline_evaluation import Trials
+from fedbus.app.demo.examples import mnist
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.task import Task
-from fedbus.learning import apps, weights
+from fedbus.contracts.task.task import Task
+from fedbus.learning import weights
+from fedbus.learning.flower import task_code
 from fedbus.learning.predictor import TorchPredictor
-from fedbus.stores.captured import CapturedData
-from fedbus.stores.tasks import read_task
+from fedbus.stores.captured.store import CapturedData
+from fedbus.stores.tasks.task_directory import read_task
 
 PIXELS = 784
 MODELS = 4
@@ -77,7 +78,7 @@ def the_task() -> Task:
 
 def model_files(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
     """Models of the task's architecture, all different."""
-    make = apps.load_function(Path(task.path), task.table.model)
+    make = task_code.load_function(Path(task.path), task.table.model)
     files = []
     for number in range(1, MODELS + 1):
         torch.manual_seed(number)

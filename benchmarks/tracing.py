@@ -33,9 +33,9 @@ import psutil
 
 from benchmarks import on_fedbus
 from benchmarks.rounds import Case, SideFailed, load, stamped
-from fedbus.agents.tasks import first_of
+from fedbus.agents.common.asyncio_tools import first_of
 from fedbus.app import telemetry
-from fedbus.app.processes import stopping
+from fedbus.app.entrypoints.signals import stopping
 
 BOUND: Final = 1.03
 LOOK_S: Final = 0.05

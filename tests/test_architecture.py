@@ -110,6 +110,9 @@ def test_git_is_run_in_stores_alone(module: Path) -> None:
                 assert package_of(module) == "stores", f"{module.relative_to(ROOT)}, line {node.lineno}"
 
 
+AGENTS = {path.name for path in (ROOT / "agents").iterdir() if (path / "agent.py").is_file()}
+
+
 @each_module
 def test_no_agent_knows_another(module: Path) -> None:
     if package_of(module) != "agents":
@@ -152,14 +155,10 @@ def test_the_decisions_of_an_agent_are_pure(module: Path) -> None:
     ]
 
 
-AGENTS = {
-    "server_manager",
-    "workflow_scheduler",
-    "flower_server",
-    "client_manager",
-    "flower_client",
-    "inference",
-}
+@each_module
+def test_flower_is_imported_by_its_adapter_alone(module: Path) -> None:
+    if module.relative_to(ROOT).parts[:2] != ("learning", "flower"):
+        assert "flwr" not in {name.split(".")[0] for name in imported_by(module)}
 
 
 def test_every_package_has_its_place() -> None:

@@ -20,10 +20,10 @@ from flwr.serverapp import Grid
 from support import eventually
 from support.ports import free_port
 
-from fedbus.contracts.task import Task
-from fedbus.learning import apps
-from fedbus.learning.flower_internals import Run, empty_run, identify_process, stamp
-from fedbus.stores.tasks import new_task, read_task, validate_task
+from fedbus.contracts.task.task import Task
+from fedbus.learning.flower import task_code
+from fedbus.learning.flower.private_api import Run, empty_run, identify_process, stamp
+from fedbus.stores.tasks.task_directory import new_task, read_task, validate_task
 
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT / "examples" / "mnist"
@@ -103,10 +103,10 @@ def run_here(task: Task, *, clients: int = 3, away_after: int | None = None, **c
         node: context(node, {"partition-id": node - 1, "num-partitions": clients})
         for node in range(1, clients + 1)
     }
-    grid = HereGrid(apps.load_client_app(Path(task.path), task.clientapp), contexts)
+    grid = HereGrid(task_code.load_client_app(Path(task.path), task.clientapp), contexts)
     if away_after is not None:
         grid.away = {clients}
-    apps.load_server_app(Path(task.path), task.serverapp)(grid, context(0, {}))
+    task_code.load_server_app(Path(task.path), task.serverapp)(grid, context(0, {}))
     return grid
 
 
@@ -183,7 +183,7 @@ def test_a_client_trains_on_what_its_device_has_captured(
     inputs, labels = (part[:40] for part in data.samples(0, 3))
     np.savez(tmp_path / "captured.npz", inputs=inputs, labels=labels)
     task = read_task(MNIST)
-    app = apps.load_client_app(MNIST, task.clientapp)
+    app = task_code.load_client_app(MNIST, task.clientapp)
     context = Context(
         1,
         1,

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner
 
-from fedbus.app.cli import app
-from fedbus.contracts.task import TaskTable
+from fedbus.app.cli.main import app
+from fedbus.contracts.task.task import TaskTable
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text()

@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fedbus.app.settings import Settings
 from fedbus.bus.bus import Bus, Identity
-from fedbus.stores.authoring import Authored
-from fedbus.stores.s3 import Address, Bucket
+from fedbus.stores.code.demo_repository import Authored
+from fedbus.stores.s3.bucket import Address, Bucket
 
 EXAMPLE = Path("/opt/fedbus-examples/mnist")
 AUTHOR, CODE, TRUST = Path("/author"), Path("/code"), Path("/trust")

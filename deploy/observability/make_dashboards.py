@@ -2,7 +2,7 @@
 
     python deploy/observability/make_dashboards.py
 
-Names come from `fedbus.contracts.signals`, so a metric that is renamed is renamed here; a test says when
+Names come from `fedbus.contracts.telemetry`, so a metric that is renamed is renamed here; a test says when
 the files are older than this.
 """
 
@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
 
-from fedbus.contracts import signals
+from fedbus.contracts import telemetry
 from fedbus.contracts.prometheus import label_of, series_of
-from fedbus.contracts.signals import CLIENT, TASK, WORD, Kind, Metric
+from fedbus.contracts.telemetry import CLIENT, TASK, WORD, Kind, Metric
 
 HERE: Final = Path(__file__).parent / "dashboards"
 WIDTH: Final = 24
@@ -145,15 +145,15 @@ def spread(
 
 LINES_OF_TROUBLE: Final = '{service_namespace="fedbus"} | detected_level=~"warn|error|critical|fatal"'
 
-ALIVE: Final = series_of(signals.AGENTS_ALIVE)[0] + picked(signals.AGENTS_ALIVE)
-MOVED: Final = series_of(signals.TRANSITIONS)[0] + '{fedbus_kind=~"client|fl_client|inference"}'
+ALIVE: Final = series_of(telemetry.AGENTS_ALIVE)[0] + picked(telemetry.AGENTS_ALIVE)
+MOVED: Final = series_of(telemetry.TRANSITIONS)[0] + '{fedbus_kind=~"client|fl_client|inference"}'
 WHOSE: Final = "select(span.fedbus.run, span.fedbus.round, span.fedbus.client)"
 
 FLEET: Final = [
     Panel(
         "Agents that run",
         "On all devices, by kind",
-        [now(signals.AGENTS_ALIVE, "fedbus.agent", how="sum")],
+        [now(telemetry.AGENTS_ALIVE, "fedbus.agent", how="sum")],
         width=12,
     ),
     Panel(
@@ -167,17 +167,17 @@ FLEET: Final = [
         ],
         width=12,
     ),
-    gauges("Processors", signals.CPU, CLIENT),
-    gauges("Memory", signals.MEMORY, CLIENT),
-    gauges("Disk", signals.DISK, CLIENT),
-    gauges("Temperature", signals.TEMPERATURE, CLIENT, how="max"),
-    gauges("GPU", signals.GPU, CLIENT, "hw.id"),
-    gauges("GPU memory", signals.GPU_MEMORY, CLIENT, "hw.id"),
-    spread("Predictions", signals.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
-    rates("Warnings and errors", signals.LOG_LINES, "fedbus.level"),
+    gauges("Processors", telemetry.CPU, CLIENT),
+    gauges("Memory", telemetry.MEMORY, CLIENT),
+    gauges("Disk", telemetry.DISK, CLIENT),
+    gauges("Temperature", telemetry.TEMPERATURE, CLIENT, how="max"),
+    gauges("GPU", telemetry.GPU, CLIENT, "hw.id"),
+    gauges("GPU memory", telemetry.GPU_MEMORY, CLIENT, "hw.id"),
+    spread("Predictions", telemetry.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
+    rates("Warnings and errors", telemetry.LOG_LINES, "fedbus.level"),
     Panel(
         "Where a device stands changes",
-        signals.TRANSITIONS.says,
+        telemetry.TRANSITIONS.says,
         [
             query(
                 f"sum by ({by('fedbus.kind', 'fedbus.to')}) (increase({MOVED}[$__rate_interval]))",
@@ -197,14 +197,14 @@ FLEET: Final = [
 ]
 
 RUN: Final = [
-    Panel("Runs", signals.RUNS.says, [lately(signals.RUNS, "fedbus.outcome")], kind="stat"),
-    Panel("Rounds", signals.ROUNDS.says, [lately(signals.ROUNDS, TASK)], kind="stat"),
-    gauges("Clients in the last round", signals.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
-    spread("A round takes", signals.ROUND_DURATION, TASK, width=12),
+    Panel("Runs", telemetry.RUNS.says, [lately(telemetry.RUNS, "fedbus.outcome")], kind="stat"),
+    Panel("Rounds", telemetry.ROUNDS.says, [lately(telemetry.ROUNDS, TASK)], kind="stat"),
+    gauges("Clients in the last round", telemetry.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
+    spread("A round takes", telemetry.ROUND_DURATION, TASK, width=12),
     Panel(
         "Updates that failed",
-        signals.ROUND_FAILURES.says,
-        [per_second(signals.ROUND_FAILURES, TASK)],
+        telemetry.ROUND_FAILURES.says,
+        [per_second(telemetry.ROUND_FAILURES, TASK)],
         width=12,
         unit="cps",
     ),
@@ -249,16 +249,16 @@ RUN: Final = [
 TRAINING: Final = [
     Panel(
         "What a round came to",
-        signals.ROUND_METRIC.says,
-        [now(signals.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
+        telemetry.ROUND_METRIC.says,
+        [now(telemetry.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
         width=12,
         height=10,
     ),
-    gauges("Loss on each client", signals.TRAIN_LOSS, CLIENT, width=12, height=10),
-    gauges("What each client brings", signals.CLIENT_CONTRIBUTION, CLIENT, width=12),
-    gauges("How reliable each client is", signals.CLIENT_RELIABILITY, CLIENT, width=12),
-    spread("A training takes", signals.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12),
-    rates("Weights on the way", signals.BLOB_IO, "network.io.direction", width=12),
+    gauges("Loss on each client", telemetry.TRAIN_LOSS, CLIENT, width=12, height=10),
+    gauges("What each client brings", telemetry.CLIENT_CONTRIBUTION, CLIENT, width=12),
+    gauges("How reliable each client is", telemetry.CLIENT_RELIABILITY, CLIENT, width=12),
+    spread("A training takes", telemetry.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12),
+    rates("Weights on the way", telemetry.BLOB_IO, "network.io.direction", width=12),
     Panel(
         "Aggregations",
         "Linked to each upload that is in them",
@@ -268,33 +268,35 @@ TRAINING: Final = [
         width=24,
         height=10,
     ),
-    gauges("Captured rows", signals.DATA_ROWS, CLIENT, "fedbus.use", how="max", width=6),
-    gauges("Checks of captured rows", signals.DATA_CHECK, CLIENT, "fedbus.check", how="max", width=6),
-    gauges("Drift of features", signals.DATA_PSI, CLIENT, "fedbus.feature", how="max", width=6),
-    spread("A check takes", signals.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
+    gauges("Captured rows", telemetry.DATA_ROWS, CLIENT, "fedbus.use", how="max", width=6),
+    gauges("Checks of captured rows", telemetry.DATA_CHECK, CLIENT, "fedbus.check", how="max", width=6),
+    gauges("Drift of features", telemetry.DATA_PSI, CLIENT, "fedbus.feature", how="max", width=6),
+    spread("A check takes", telemetry.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
 ]
 
 BUS: Final = [
-    rates("Messages", signals.MESSAGES, WORD, width=12),
-    rates("Bytes of messages", signals.MESSAGE_IO, "network.io.direction", width=12),
-    spread("From saying to hearing", signals.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
-    spread("The oldest words", signals.EVENT_AGE, WORD, shares=(0.95,)),
+    rates("Messages", telemetry.MESSAGES, WORD, width=12),
+    rates("Bytes of messages", telemetry.MESSAGE_IO, "network.io.direction", width=12),
+    spread("From saying to hearing", telemetry.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
+    spread("The oldest words", telemetry.EVENT_AGE, WORD, shares=(0.95,)),
     Panel(
         "Came again, or was unreadable",
         "Deliveries that were not acknowledged in time, and dead letters",
-        [per_second(signals.REDELIVERIES, WORD), per_second(signals.DEAD_LETTERS)],
+        [per_second(telemetry.REDELIVERIES, WORD), per_second(telemetry.DEAD_LETTERS)],
         unit="cps",
     ),
-    gauges("What waits", signals.QUEUE_DEPTH, "fedbus.queue", how="max"),
-    spread("Loops are late", signals.LOOP_LAG, shares=(0.5, 0.99)),
-    gauges("Who is connected", signals.NATS_CONNECTIONS, how="sum"),
-    rates("Messages through nats-server", signals.NATS_MESSAGES, "network.io.direction"),
-    rates("Bytes through nats-server", signals.NATS_IO, "network.io.direction"),
-    gauges("nats-server: cores", signals.NATS_CPU, how="sum"),
-    gauges("nats-server: memory", signals.NATS_MEMORY, how="sum"),
-    Panel("Cut off for reading slowly", signals.NATS_SLOW.says, [per_second(signals.NATS_SLOW)], unit="cps"),
-    gauges("Streams: messages", signals.NATS_STREAM_MESSAGES, "fedbus.stream", how="max"),
-    gauges("Streams: on disk", signals.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
+    gauges("What waits", telemetry.QUEUE_DEPTH, "fedbus.queue", how="max"),
+    spread("Loops are late", telemetry.LOOP_LAG, shares=(0.5, 0.99)),
+    gauges("Who is connected", telemetry.NATS_CONNECTIONS, how="sum"),
+    rates("Messages through nats-server", telemetry.NATS_MESSAGES, "network.io.direction"),
+    rates("Bytes through nats-server", telemetry.NATS_IO, "network.io.direction"),
+    gauges("nats-server: cores", telemetry.NATS_CPU, how="sum"),
+    gauges("nats-server: memory", telemetry.NATS_MEMORY, how="sum"),
+    Panel(
+        "Cut off for reading slowly", telemetry.NATS_SLOW.says, [per_second(telemetry.NATS_SLOW)], unit="cps"
+    ),
+    gauges("Streams: messages", telemetry.NATS_STREAM_MESSAGES, "fedbus.stream", how="max"),
+    gauges("Streams: on disk", telemetry.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
     Panel(
         "Set aside, not stored yet, not read yet",
         "What the bus complains of",
@@ -345,8 +347,8 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
         "links": others,
         "templating": {
             "list": [
-                chosen("task", TASK, signals.ROUNDS),
-                chosen("client", CLIENT, signals.CPU),
+                chosen("task", TASK, telemetry.ROUNDS),
+                chosen("client", CLIENT, telemetry.CPU),
             ]
         },
         "panels": list(laid_out(panels)),

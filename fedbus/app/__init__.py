@@ -1,1 +1,1 @@
-"""The edge: command line, settings, telemetry, embedded servers."""
+"""The only package that wires: command line, settings, telemetry, local servers, provisioning."""

@@ -42,10 +42,10 @@ from fedbus.contracts.identifiers import FederationId, federation_id
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from fedbus.bus.access import Access
+    from fedbus.bus.credentials import Access
 
 if TYPE_CHECKING:
-    from fedbus.stores.signing import Signer, TrustedKeys
+    from fedbus.stores.models.signing import Signer, TrustedKeys
 
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
@@ -152,7 +152,7 @@ class Settings(BaseModel):
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """The settings of this process; raises BadSetting. An empty variable counts as none."""
-        from fedbus.app.telemetry.asked import senseless  # noqa: PLC0415  # not for `fedbus --help`
+        from fedbus.app.telemetry_settings import senseless  # noqa: PLC0415  # not for `fedbus --help`
 
         found = adopted_kit(os.environ) if environment is None else environment
         if (complaint := senseless(found)) is not None:
@@ -185,13 +185,13 @@ class Settings(BaseModel):
 
     def signer(self) -> "Signer | None":
         """Who signs the models that are made here; raises BadKey."""
-        from fedbus.stores.signing import Signer  # noqa: PLC0415  # not for `fedbus --help`
+        from fedbus.stores.models.signing import Signer  # noqa: PLC0415  # not for `fedbus --help`
 
         return Signer.read(self.signing_key) if self.signing_key else None
 
     def trusted(self) -> "TrustedKeys | None":
         """Whose models may be served here; raises BadKey."""
-        from fedbus.stores.signing import TrustedKeys  # noqa: PLC0415  # not for `fedbus --help`
+        from fedbus.stores.models.signing import TrustedKeys  # noqa: PLC0415  # not for `fedbus --help`
 
         return TrustedKeys.read(self.trusted_keys) if self.trusted_keys else None
 
@@ -202,7 +202,7 @@ class Settings(BaseModel):
     @property
     def access(self) -> "Access":
         """Who we are to the bus, and whom we believe."""
-        from fedbus.bus.access import Access  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
+        from fedbus.bus.credentials import Access  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
 
         return Access(self.creds, self.ca)
 

@@ -1,1 +1,1 @@
-"""The only package that imports nats."""
+"""Typed messages, lifecycles and blobs over NATS. The only package that imports nats."""

@@ -39,14 +39,14 @@ from nats.micro.request import Request as MicroRequest
 from nats.micro.service import Service
 from opentelemetry.trace import SpanContext
 
-from fedbus.bus import plain, streams, tracing
-from fedbus.bus.access import OPEN, Access
-from fedbus.bus.barrier import reached_the_broker
+from fedbus.bus import raw_service, streams, tracing
 from fedbus.bus.blobs import Blobs
-from fedbus.bus.connection import connection
+from fedbus.bus.credentials import OPEN, Access
 from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
-from fedbus.bus.heed import next_message
-from fedbus.bus.service import micro_service
+from fedbus.bus.nats.cancellation import next_message
+from fedbus.bus.nats.connection import connection
+from fedbus.bus.nats.flush import reached_the_broker
+from fedbus.bus.nats.micro_service import micro_service
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import WITHOUT_WEIGHTS, requests_of
@@ -61,9 +61,9 @@ from fedbus.contracts.envelope import (
 )
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import REFUSED, Body, Message, Refused, Request
-from fedbus.contracts.recall import Recalled, RecallLife
-from fedbus.contracts.signals import DEAD_LETTERS, QUEUE_DEPTH, add, observed
+from fedbus.contracts.state_recall import Recalled, RecallLife
 from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.contracts.telemetry import DEAD_LETTERS, QUEUE_DEPTH, add, observed
 from fedbus.contracts.transition import Transition
 
 ACK_TIMEOUT_S: Final = 2.0
@@ -286,12 +286,12 @@ class Bus:
 
     @asynccontextmanager
     async def offer(
-        self, name: str, endpoints: Mapping[str, tuple[str, plain.Answer]], *, task: str, version: str
+        self, name: str, endpoints: Mapping[str, tuple[str, raw_service.Answer]], *, task: str, version: str
     ) -> AsyncIterator[None]:
-        """Answer plain questions, bytes for bytes, for as long as the block runs: see `fedbus.bus.plain`."""
+        """Answer plain questions, bytes for bytes, for as long as the block runs: see `fedbus.bus.raw_service`."""
         description = f"{name} of {self.identity.owner}, task {task} in federation {self.fed}"
         metadata = {"task": task, "federation": self.fed, "owner": self.identity.owner}
-        async with plain.offered(
+        async with raw_service.offered(
             self._client, name, endpoints, version=version, description=description, metadata=metadata
         ):
             yield
@@ -540,7 +540,7 @@ class Bus:
                 await asyncio.sleep(RETRY_S)
 
     async def _recalled(self, subject: str) -> Seen | None:
-        """The same, as a client with credentials learns it: see `fedbus.contracts.recall`."""
+        """The same, as a client with credentials learns it: see `fedbus.contracts.state_recall`."""
         *_, kind, client, task = subject.split(".")
         request = RecallLife.model_validate({"task": task, "client": client, "kind": kind})
         while True:

@@ -20,11 +20,11 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 
-from fedbus.bus.beside import beside
+from fedbus.bus.background import beside
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import LeaseLost, PublishRefused
-from fedbus.bus.heed import next_message
-from fedbus.bus.lives import EXPECTED, WRONG_SEQUENCE
+from fedbus.bus.lifecycles import EXPECTED, WRONG_SEQUENCE
+from fedbus.bus.nats.cancellation import next_message
 from fedbus.bus.streams import LEASE_S, lease_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName

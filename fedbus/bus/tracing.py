@@ -20,8 +20,8 @@ from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapProp
 from fedbus.contracts.causation import handling
 from fedbus.contracts.envelope import Envelope
 from fedbus.contracts.message import Message, Request
-from fedbus.contracts.signals import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record, tracer_of
 from fedbus.contracts.subjects import template
+from fedbus.contracts.telemetry import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record, tracer_of
 
 OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
 """What each is called in OpenTelemetry's semantic conventions for messaging."""

@@ -1,4 +1,4 @@
-"""The ground: what is said on the bus, where it is said, and in which order it may be said.
+"""Everything that is on the wire: messages, subjects, lifecycles, permissions. No I/O.
 
-Nothing here waits, connects or reads a file; everything above may use it.
+Every other package may import it; it imports none of them.
 """

@@ -7,7 +7,7 @@ makes for each client, the documentation and the permissions.
 from collections.abc import Mapping
 from typing import Final
 
-from fedbus.contracts import client, code, device, recall, run, server, serving, subjects, versions
+from fedbus.contracts import champion, client, code, device, run, server, serving, state_recall, subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
@@ -18,7 +18,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.HealthCheck,
     server.GetServerInfo,
     server.Enroll,
-    recall.RecallLife,
+    state_recall.RecallLife,
     server.OpenRun,
     server.CancelRun,
     server.InitModel,
@@ -27,9 +27,9 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.FindServer,
     run.StartRun,
     run.StopRun,
-    versions.PromoteModel,
-    versions.RollBackModel,
-    versions.StartLineage,
+    champion.PromoteModel,
+    champion.RollBackModel,
+    champion.StartLineage,
     code.LookForCode,
     code.RollOutCode,
     code.RevertCode,
@@ -125,7 +125,7 @@ SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     ),
     AgentName.CLIENT_MANAGER: (
         server.Enroll,
-        recall.RecallLife,
+        state_recall.RecallLife,
         server.GetServerInfo,
         server.HealthCheck,
         client.Declined,
@@ -156,9 +156,9 @@ SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     AgentName.USER: (
         run.StartRun,
         run.StopRun,
-        versions.PromoteModel,
-        versions.RollBackModel,
-        versions.StartLineage,
+        champion.PromoteModel,
+        champion.RollBackModel,
+        champion.StartLineage,
         code.LookForCode,
         code.RollOutCode,
         code.RevertCode,

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal, TypedDict
 from pydantic import Field
 
 from fedbus.contracts.agent_names import AgentName
-from fedbus.contracts.figures import Figures
+from fedbus.contracts.client_metrics import Figures
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import ClientMessage, Facts, Family

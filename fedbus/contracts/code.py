@@ -6,7 +6,7 @@
 A new version comes to part of the clients first, the *cohort*; a run is trained with them alone
 and judged, then the next stage begins, or everybody goes back. The server manager owns the
 lifecycle. What a commit must be to become a version at all (on the ref, signed by an allowed
-signer, passing the task's own check) stands in `fedbus.stores.code`.
+signer, passing the task's own check) stands in `fedbus.stores.code.open`.
 """
 
 from enum import StrEnum
@@ -24,7 +24,7 @@ from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message
 class Cohort(Body):
     """The clients that a version is for: those with all *labels* whose rank is at most *up_to*.
 
-    A client's rank is a number in [0, 1) drawn from its id and the version (see `fedbus.domain.rollout`), so
+    A client's rank is a number in [0, 1) drawn from its id and the version (see `fedbus.domain.code_rollout`), so
     that a word of constant size tells a thousand clients apart, and those that come later too.
     """
 

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 from typing import Final
 
-from fedbus.contracts import client, code, device, recall, run, scheduling, server, serving, versions
+from fedbus.contracts import champion, client, code, device, run, scheduling, server, serving, state_recall
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.model import Artifact, BlobRef, ModelRef
@@ -52,7 +52,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.HealthCheck(task=TASK),
     server.GetServerInfo(task=TASK),
     server.Enroll(task=TASK, client=CLIENT),
-    recall.RecallLife(task=TASK, client=CLIENT, kind="client"),
+    state_recall.RecallLife(task=TASK, client=CLIENT, kind="client"),
     server.OpenRun(task=TASK, run=RUN, plan=PLAN, overrides=run.RunOverrides(rounds=4)),
     server.CancelRun(task=TASK, run=RUN, reason="stopped by hand"),
     server.InitModel(task=TASK),
@@ -61,9 +61,9 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.FindServer(task=TASK, run=RUN),
     run.StartRun(task=TASK, rounds=4, quorum=3, config={"lr": 0.02}),
     run.StopRun(task=TASK, run=RUN),
-    versions.PromoteModel(task=TASK, model_version=3, reason="better where it counts"),
-    versions.RollBackModel(task=TASK, reason="users complain"),
-    versions.StartLineage(task=TASK),
+    champion.PromoteModel(task=TASK, model_version=3, reason="better where it counts"),
+    champion.RollBackModel(task=TASK, reason="users complain"),
+    champion.StartLineage(task=TASK),
     code.LookForCode(task=TASK),
     code.RollOutCode(task=TASK, code_version=NEXT_COMMIT, stages=("site=lab", "25%", "100%")),
     code.RevertCode(task=TASK),
@@ -247,7 +247,7 @@ ANSWERS: Final[Mapping[type[Body], Body]] = {
         server.HealthStatus(state=server.ServerState.RECRUITING, open_run=INVITATION),
         server.ServerInfo(code_version=COMMIT, model=MODEL, blob=BLOB),
         server.Enrolled(consumers=("c1_mnist_client-manager", "c1_mnist_inference")),
-        recall.Recalled(
+        state_recall.Recalled(
             sequence=7,
             headers={"ce-id": "01890000-0000-7000-8000-000000000001"},
             body=b"\x80",
@@ -260,7 +260,7 @@ ANSWERS: Final[Mapping[type[Body], Body]] = {
         server.ServerStopped(),
         server.ServerFound(up=True),
         run.RunStarted(run=RUN),
-        versions.ModelPromoted(model=MODEL, instead_of=3),
+        champion.ModelPromoted(model=MODEL, instead_of=3),
         code.CodeLookedFor(found=NEXT_COMMIT, news="rolled out to 25% of the clients"),
         code.RolloutBegun(code_version=NEXT_COMMIT, stages=("25%", "100%")),
         code.CodeChecked(architecture=ARCHITECTURE),

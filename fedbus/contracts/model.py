@@ -49,7 +49,7 @@ class ModelRef(Artifact):
 class Seal(Body):
     """The federation's Ed25519 signature of a model version: constant in size, so that it goes with every word of it.
 
-    Signed are the version's reference and the digest of its manifest, as `fedbus.stores.signing` writes them.
+    Signed are the version's reference and the digest of its manifest, as `fedbus.stores.models.signing` writes them.
     """
 
     key: str = Field(pattern=r"^[0-9a-f]{16}$")

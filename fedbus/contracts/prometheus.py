@@ -8,7 +8,7 @@ https://prometheus.io/docs/guides/opentelemetry/ and the OpenTelemetry specifica
 
 from typing import Final
 
-from fedbus.contracts.signals import Kind, Metric
+from fedbus.contracts.telemetry import Kind, Metric
 
 UNITS: Final = {"s": "seconds", "By": "bytes", "Cel": "celsius"}
 TOTALS: Final = {Kind.COUNTER, Kind.OBSERVED_TOTAL}

@@ -18,12 +18,12 @@ from zoneinfo import ZoneInfo
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
 from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.expressions.eligibility_rule import WORDS, rule
+from fedbus.contracts.expressions.trigger import Every, Trigger, trigger
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import Body, Facts
-from fedbus.contracts.rules import WORDS, rule
-from fedbus.contracts.table import Table
-from fedbus.contracts.triggers import Every, Trigger, trigger
+from fedbus.contracts.task.base import Table
 
 CLOCK_WORDS: Final = {name: WORDS[name] for name in ("hour", "weekday")}
 """All that quiet hours may speak of."""

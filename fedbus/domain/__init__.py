@@ -1,1 +1,1 @@
-"""Decisions as pure functions over contracts. No clock, no loop, no I/O."""
+"""Decisions as pure functions over contracts. No clock, no event loop, no I/O."""

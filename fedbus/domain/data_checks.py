@@ -16,9 +16,9 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from fedbus.contracts.serving import Finding, LiveAccuracy
-from fedbus.contracts.serving_tables import ChecksTable
-from fedbus.domain.answers import one_number_each
-from fedbus.domain.fitting_rows import outside
+from fedbus.contracts.task.serving import ChecksTable
+from fedbus.domain.prediction_comparison import one_number_each
+from fedbus.domain.row_validation import outside
 
 Array: TypeAlias = np.ndarray[Any, Any]
 Label: TypeAlias = int | float | list[float]

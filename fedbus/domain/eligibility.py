@@ -9,8 +9,18 @@ from collections.abc import Callable, Mapping
 from datetime import datetime
 from typing import Final, TypeAlias, assert_never
 
-from fedbus.contracts.boolean import And, Not, Or
-from fedbus.contracts.rules import DAYS, ROUND_THE_CLOCK, WORDS, Check, Flag, Kind, Leaf, Rule, Within
+from fedbus.contracts.expressions.eligibility_rule import (
+    DAYS,
+    ROUND_THE_CLOCK,
+    WORDS,
+    Check,
+    Flag,
+    Kind,
+    Leaf,
+    Rule,
+    Within,
+)
+from fedbus.contracts.expressions.parser import And, Not, Or
 
 IDLE_BELOW: Final = 20.0
 """Percent of all cores: a device that is less busy is idle."""

@@ -20,10 +20,9 @@ from zoneinfo import ZoneInfo
 
 from cronsim import CronSim
 
-from fedbus.contracts.boolean import And, Not, Or, leaves
-from fedbus.contracts.rules import rule
-from fedbus.contracts.scheduling import CLOCK_WORDS, ScheduleTable
-from fedbus.contracts.triggers import (
+from fedbus.contracts.expressions.eligibility_rule import rule
+from fedbus.contracts.expressions.parser import And, Not, Or, leaves
+from fedbus.contracts.expressions.trigger import (
     After,
     Cron,
     Drift,
@@ -35,6 +34,7 @@ from fedbus.contracts.triggers import (
     Source,
     Trigger,
 )
+from fedbus.contracts.scheduling import CLOCK_WORDS, ScheduleTable
 from fedbus.domain.eligibility import clock_facts, holds
 
 MOST_MISSED: Final = 24

@@ -1,1 +1,1 @@
-"""The only package that imports flwr and torch."""
+"""Training: weights, rounds, and the adapters of training libraries. The only package that imports torch."""

@@ -10,8 +10,8 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fedbus.contracts.task import Task
-from fedbus.learning import apps
+from fedbus.contracts.task.task import Task
+from fedbus.learning.flower import task_code
 
 PROBES: Final = 8
 """How many samples a new model must answer before it may serve."""
@@ -44,14 +44,14 @@ class DeviceData:
     def _given(self, reference: str | None) -> Labelled | None:
         if reference is None:
             return None
-        of = apps.load_function(Path(self._task.path), reference)
+        of = task_code.load_function(Path(self._task.path), reference)
         try:
             inputs, labels = of(self._number, self._count)
             inputs, labels = np.asarray(inputs), np.asarray(labels)
         except Exception as error:
-            raise apps.BadTask(f"{reference!r} gives no samples: {apps.one_line(error)}") from error
+            raise task_code.BadTask(f"{reference!r} gives no samples: {task_code.one_line(error)}") from error
         if len(inputs) != len(labels):
-            raise apps.BadTask(f"{reference!r} gives {len(inputs)} inputs and {len(labels)} labels")
+            raise task_code.BadTask(f"{reference!r} gives {len(inputs)} inputs and {len(labels)} labels")
         return inputs, labels
 
 
@@ -59,14 +59,16 @@ def training_data(task: Task, inputs: Array, outputs: Array, labels: list[Any]) 
     """What the task makes of its captured rows for training, by ``capture.training-data``. Raises BadTask."""
     reference = task.table.capture.training_data
     assert reference is not None, "without it the rows with a label are the training data"
-    make = apps.load_function(Path(task.path), reference)
+    make = task_code.load_function(Path(task.path), reference)
     try:
         made, truth = make(inputs, outputs, labels)
         made, truth = np.asarray(made), np.asarray(truth)
     except Exception as error:
-        raise apps.BadTask(f"{reference!r} makes no training data: {apps.one_line(error)}") from error
+        raise task_code.BadTask(
+            f"{reference!r} makes no training data: {task_code.one_line(error)}"
+        ) from error
     if len(made) != len(truth) or made.dtype.hasobject or truth.dtype.hasobject:
-        raise apps.BadTask(
+        raise task_code.BadTask(
             f"{reference!r} must give as many labels as inputs, and numbers alone: "
             f"it gave {len(made)} inputs and {len(truth)} labels"
         )

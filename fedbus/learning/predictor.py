@@ -10,8 +10,9 @@ from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 
-from fedbus.contracts.task import Task
-from fedbus.learning import apps, weights
+from fedbus.contracts.task.task import Task
+from fedbus.learning import weights
+from fedbus.learning.flower import task_code
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
@@ -50,9 +51,9 @@ class TorchPredictor:
         self._undeclared = [declared.input_shape is None, declared.input_dtype is None]
         path = Path(task.path)
         try:
-            self._own = apps.load_function(path, task.table.predict) if task.table.predict else None
+            self._own = task_code.load_function(path, task.table.predict) if task.table.predict else None
             self._model = _built(path, task.table.model, weights.load(artifact))
-        except (apps.BadTask, weights.BadWeights) as error:
+        except (task_code.BadTask, weights.BadWeights) as error:
             raise ModelRefused(str(error)) from error
 
     def predict(self, inputs: Array) -> Array:
@@ -71,7 +72,7 @@ class TorchPredictor:
             outputs = self.predict(inputs)
         except Exception as error:
             raise ModelRefused(
-                f"the model does not answer samples of shape {inputs.shape}: {apps.one_line(error)}"
+                f"the model does not answer samples of shape {inputs.shape}: {task_code.one_line(error)}"
             ) from error
         if len(outputs) != len(inputs):
             raise ModelRefused(f"the model gives {len(outputs)} answers to {len(inputs)} samples")
@@ -98,14 +99,14 @@ def most_likely(outputs: Any) -> Array:
 
 def _built(path: Path, reference: str, arrays: weights.Arrays) -> Any:
     """The task's model with *arrays* in it, ready to answer."""
-    make = apps.load_function(path, reference)
+    make = task_code.load_function(path, reference)
     try:
         model = make()
         expected = weights.from_torch(model.state_dict())
     except weights.BadWeights:
         raise
     except Exception as error:
-        raise ModelRefused(f"{reference!r} makes no model: {apps.one_line(error)}") from error
+        raise ModelRefused(f"{reference!r} makes no model: {task_code.one_line(error)}") from error
     if difference := weights.first_difference(expected, arrays):
         raise ModelRefused(f"the weights are not those of {reference!r}: tensor {difference}")
     if bad := next((name for name, array in arrays.items() if not _all_numbers(array)), None):

@@ -17,12 +17,9 @@ from pathlib import Path
 from typing import Any, Final, TypeAlias
 
 import numpy as np
-from flwr.app import Array, ArrayRecord
 from safetensors import SafetensorError, safe_open
 
 from fedbus.contracts.model import Artifact
-from fedbus.learning import npy
-from fedbus.learning.flower_internals import array_view
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
 
@@ -177,26 +174,7 @@ def _ordered(stored: list[str], order: str | None) -> list[str]:
     return names if isinstance(names, list) and sorted(map(str, names)) == sorted(stored) else stored
 
 
-# --- from and to Flower and torch -------------------------------------------------------------------
-
-
-def from_record(record: ArrayRecord) -> Arrays:
-    """The arrays of *record* where they lie, without a copy; raises BadWeights. Do not write into them."""
-    arrays = {}
-    for name, array in record.items():
-        try:
-            arrays[name] = array_view(array)
-        except npy.BadArray as error:
-            raise BadWeights(f"the array {name!r} is wrong: {error}") from None
-    return arrays
-
-
-def to_record(arrays: Mapping[str, np.ndarray[Any, Any]]) -> ArrayRecord:
-    """*arrays* as Flower carries them."""
-    record = ArrayRecord()
-    for name, array in arrays.items():
-        record[name] = Array(np.asarray(array))
-    return record
+# --- from and to torch -----------------------------------------------------------------------
 
 
 def from_torch(state_dict: Mapping[str, Any]) -> Arrays:

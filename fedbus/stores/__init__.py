@@ -1,1 +1,1 @@
-"""What is kept: models, code, captured data. The only package that runs git."""
+"""Persistent state: models, code, captured data, task directories. The only package that runs git."""

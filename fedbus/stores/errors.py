@@ -40,3 +40,7 @@ class StoreDamaged(StoreError):
     def __init__(self, place: Path | str, reason: object, *, remedy: str = _A_COPY) -> None:
         super().__init__(f"{place} is damaged: {reason}; {remedy}")
         self.place = place
+
+
+class UnknownStore(StoreError):
+    """A store URL that no backend supports."""

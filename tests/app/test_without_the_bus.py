@@ -11,8 +11,8 @@ from support import eventually
 from support.federation import FED, TASK, tiny_task
 from support.ports import free_port
 
-from fedbus.agents.inference import KEPT
-from fedbus.app.compose import CLIENT_AGENTS, Device, Site, on_device, run_together
+from fedbus.agents.inference.agent import KEPT
+from fedbus.app.composition.agents import CLIENT_AGENTS, Device, Site, on_device, run_together
 from fedbus.bus.errors import BusUnreachable
 from fedbus.contracts.client import InferStart
 from fedbus.contracts.identifiers import client_id

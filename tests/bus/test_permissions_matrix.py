@@ -19,19 +19,19 @@ from support import eventually
 from support.trusted import FED, TrustedBus, trusted_bus
 
 from fedbus.agents.server_manager.state_registrar import serve_registrar
-from fedbus.app.edge import Failure
-from fedbus.app.provision import claims
+from fedbus.app.failures import Failure
+from fedbus.app.provision import jwt_claims
 from fedbus.app.provision.keys import Key, Of
-from fedbus.app.provision.server import Place
-from fedbus.bus.access import Access
+from fedbus.app.provision.nats_config import Place
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.credentials import Access
 from fedbus.bus.errors import AccessDenied, Forbidden
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.envelope import envelop, pack
 from fedbus.contracts.identifiers import BadId
 from fedbus.contracts.permissions import CLIENT_TAG, NAME, TASK_TAG, Permissions, Role, permissions
-from fedbus.contracts.recall import RecallLife
+from fedbus.contracts.state_recall import RecallLife
 
 ROOT = "fedbus.test"
 DEVICE = "c1"
@@ -403,7 +403,9 @@ def signed_as(bus: TrustedBus, name: str, directory: Path) -> Access:
     key = Key.new(Of.USER)
     signing = Key.read(bus.federation.folder / "keys" / "signing" / "device.nk")
     account = bus.federation.claims().account
-    (directory / "hostile.creds").write_text(key.credentials(claims.user(signing, account, key.public, name)))
+    (directory / "hostile.creds").write_text(
+        key.credentials(jwt_claims.user(signing, account, key.public, name))
+    )
     return Access(directory / "hostile.creds", bus.federation.ca)
 
 

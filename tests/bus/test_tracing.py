@@ -17,7 +17,7 @@ from fedbus.contracts.client import Heartbeat, Joined
 from fedbus.contracts.envelope import envelop
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Refused, Request
-from fedbus.contracts.recall import RecallLife
+from fedbus.contracts.state_recall import RecallLife
 
 FED = FederationId("test")
 JOINED = Joined(task="mnist", client="c1", run="mnist-1", code_version="0" * 40)

@@ -16,8 +16,8 @@ import yaml
 from deploy.manifests import CONSTRAINTS, DEPLOY, ROOT, has_a_fixed_tag, role_of
 from deploy.test_k3s import known_variables
 
-from fedbus.app.cli import app
-from fedbus.app.compose import SERVER_AGENTS
+from fedbus.app.cli.main import app
+from fedbus.app.composition.agents import SERVER_AGENTS
 
 FILE = DEPLOY / "docker-compose.yml"
 COMPOSE: dict[str, Any] = yaml.safe_load(FILE.read_text())

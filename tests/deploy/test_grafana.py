@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from fedbus.contracts.prometheus import label_of, series_of
-from fedbus.contracts.signals import ATTRIBUTES, METRICS, SPANS, Metric
+from fedbus.contracts.telemetry import ATTRIBUTES, METRICS, SPANS, Metric
 
 OBSERVABILITY = Path(__file__).parents[2] / "deploy" / "observability"
 FILES = sorted((OBSERVABILITY / "dashboards").glob("*.json"))

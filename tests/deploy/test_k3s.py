@@ -10,13 +10,13 @@ from deploy.manifests import DEPLOY, OVERLAYS, Object, containers, has_a_fixed_t
 from pydantic import BaseModel, ValidationError
 
 from deploy import argocd
-from fedbus.agents.kubernetes_jobs import CONTAINER
-from fedbus.agents.kubernetes_jobs import rendered as rendered_job
-from fedbus.agents.launch import ServerOrder
-from fedbus.app.compose import SERVER_AGENTS
+from fedbus.agents.common.process_orders import ServerOrder
+from fedbus.agents.flower_server.kubernetes.launcher import CONTAINER
+from fedbus.agents.flower_server.kubernetes.launcher import rendered as rendered_job
+from fedbus.app.composition.agents import SERVER_AGENTS
 from fedbus.app.settings import Settings
 from fedbus.contracts.run import RunPlan
-from fedbus.stores.tasks import read_task
+from fedbus.stores.tasks.task_directory import read_task
 
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl is not installed, and renders these"

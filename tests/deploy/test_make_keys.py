@@ -19,10 +19,10 @@ from support.ports import free_port
 from support.trusted import Nats
 from support.waiting import eventually
 
-from fedbus.app.embedded_s3 import INNER_PORTS, _swept, weed_program
+from fedbus.app.local.seaweedfs import INNER_PORTS, _swept, weed_program
 from fedbus.app.provision.federation import Federation
-from fedbus.bus.access import Access
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.credentials import Access
 from fedbus.bus.errors import BusError
 from fedbus.contracts.credentials import user_in
 from fedbus.contracts.identifiers import FederationId

@@ -10,7 +10,7 @@ import pytest
 from deploy.manifests import DEPLOY
 from deploy.test_k3s import known_variables
 
-from fedbus.app.edge import Exit
+from fedbus.app.failures import Exit
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
@@ -84,7 +84,7 @@ def test_its_command_is_one_that_fedbus_has(unit: Path) -> None:
     (command,) = re.findall(r"^ExecStart=/opt/fedbus/bin/fedbus (.*)$", unit.read_text(), re.MULTILINE)
     words = [word for word in command.split() if word[0] not in "%$"]
     known = subprocess.run(
-        [sys.executable, "-m", "fedbus.app.cli", *words, "--help"],
+        [sys.executable, "-m", "fedbus.app.cli.main", *words, "--help"],
         capture_output=True,
         check=False,
         timeout=60,

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fedbus.contracts.serving import Finding, LiveAccuracy
-from fedbus.contracts.serving_tables import ChecksTable
+from fedbus.contracts.task.serving import ChecksTable
 from fedbus.domain.data_checks import answered_by, class_counts, expected, findings, live_accuracy
 
 INPUTS = np.random.default_rng(0).random((100, 3), dtype=np.float32)

@@ -7,8 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.contracts.boolean import And, Not, Or
-from fedbus.contracts.rules import COMPARISONS, WORDS, Check, Flag, Kind, Rule, Within, rule
+from fedbus.contracts.expressions.eligibility_rule import (
+    COMPARISONS,
+    WORDS,
+    Check,
+    Flag,
+    Kind,
+    Rule,
+    Within,
+    rule,
+)
+from fedbus.contracts.expressions.parser import And, Not, Or
 from fedbus.domain.eligibility import clock_facts, holds, why_not
 
 NUMBERS = [name for name, word in WORDS.items() if word.kind is not Kind.FLAG]

@@ -9,9 +9,19 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.contracts.boolean import And, Or
+from fedbus.contracts.expressions.parser import And, Or
+from fedbus.contracts.expressions.trigger import (
+    After,
+    Cron,
+    Drift,
+    Every,
+    LiveAccuracy,
+    NewCode,
+    Rows,
+    Source,
+    trigger,
+)
 from fedbus.contracts.scheduling import ScheduleTable
-from fedbus.contracts.triggers import After, Cron, Drift, Every, LiveAccuracy, NewCode, Rows, Source, trigger
 from fedbus.domain.triggers import (
     LONGEST_DEBOUNCE,
     MOST_MISSED,

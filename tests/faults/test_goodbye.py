@@ -29,7 +29,7 @@ async def demo(directory: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
     home = directory / "home"
     with said.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-u", "-m", "fedbus.app.cli", "demo", "--task", task.path, "--runs", "3",
+            sys.executable, "-u", "-m", "fedbus.app.cli.main", "demo", "--task", task.path, "--runs", "3",
             "--plot", str(directory / "loss.png"),
             env={**os.environ, "FEDBUS_HOME": str(home)}, stdout=output, stderr=output, start_new_session=True,
         )  # fmt: skip

@@ -22,15 +22,15 @@ from support.seaweed import Road, road, seaweed
 from support.users import Asked, requests_flowing
 from support.whole import ended, served, settled, start_run, trained, whole
 
-from fedbus.app.embedded_s3 import EmbeddedS3
+from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.champion import RollBackModel
 from fedbus.contracts.client import ClientFacts, InferenceFacts
 from fedbus.contracts.code import CodeFacts, LookForCode
 from fedbus.contracts.run import RUN, RunFacts, RunState
 from fedbus.contracts.server import ServerFacts
-from fedbus.contracts.versions import RollBackModel
-from fedbus.stores.models import open_store
-from fedbus.stores.s3 import Address, Bucket
+from fedbus.stores.models.open import open_store
+from fedbus.stores.s3.bucket import Address, Bucket
 
 pytestmark = [pytest.mark.fault, pytest.mark.timeout(420)]
 

@@ -44,7 +44,7 @@ async def scheduler(fed: Federation, said: Path) -> AsyncIterator[asyncio.subpro
     }
     with said.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fedbus.app.cli", "agent", "workflow-scheduler", "--task", fed.site.task.path,
+            sys.executable, "-m", "fedbus.app.cli.main", "agent", "workflow-scheduler", "--task", fed.site.task.path,
             env=environment, stdout=output, stderr=output,
         )  # fmt: skip
     try:

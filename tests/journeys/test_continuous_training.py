@@ -16,13 +16,13 @@ from support.seaweed import seaweed
 from support.users import requests_flowing
 from support.whole import ended, served, settled, start_run, trained, whole
 
-from fedbus.app.demo import ANSWERS_BY_THE_NEWEST, Wishes, demo
-from fedbus.app.embedded_s3 import EmbeddedS3
+from fedbus.app.demo.demo import ANSWERS_BY_THE_NEWEST, Wishes, demo
+from fedbus.app.local.seaweedfs import EmbeddedS3
+from fedbus.app.local.stack import EMBEDDED
 from fedbus.app.settings import Settings
-from fedbus.app.stack import EMBEDDED
+from fedbus.contracts.champion import RollBackModel
 from fedbus.contracts.code import LookForCode
 from fedbus.contracts.run import RunFacts
-from fedbus.contracts.versions import RollBackModel
 
 CLIENT_APP = (TINY / "tiny" / "client_app.py").read_text()
 TWICE_AS_FAST = CLIENT_APP.replace('float("nan") if config["poison"] else 1.0', "2.0")

@@ -19,7 +19,7 @@ from support.whole import ended, start_run, whole
 
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.lifecycle import span_name
-from fedbus.contracts.signals import MESSAGING, METRICS, SPANS, Metric
+from fedbus.contracts.telemetry import MESSAGING, METRICS, SPANS, Metric
 from fedbus.contracts.transition import Transition
 
 CLIENTS = ("c1", "c2")
@@ -34,7 +34,7 @@ ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbu
     "fedbus.loop.lag",
     "fedbus.log.lines",
 }
-"""What an undisturbed run has none of, or whole processes have: see tests/app/test_telemetry_collector.py."""
+"""What an undisturbed run has none of, or whole processes have: see tests/app/telemetry/test_collector.py."""
 
 
 @dataclass

@@ -10,10 +10,10 @@ from support.federation import TASK, Federation, children
 from support.whole import ended, served, settled, start_run, trained, whole
 
 from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.champion import PromoteModel
 from fedbus.contracts.client import FailTrain, InferRefused
 from fedbus.contracts.run import RunState, StopRun
 from fedbus.contracts.server import ServerClosed
-from fedbus.contracts.versions import PromoteModel
 
 
 def state_of(fed: Federation, run: str) -> str:

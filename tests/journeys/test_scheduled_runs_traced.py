@@ -8,7 +8,7 @@ import pytest
 from support.plugs import TASK, site_up
 from support.traces import moves_of_a_run
 
-from fedbus.app.telemetry import reading
+from fedbus.app.telemetry import span_reader
 from fedbus.domain.critical_path import Traced
 
 RUNS, ROUNDS, CLIENTS = 3, 2, 3
@@ -26,7 +26,7 @@ async def test_a_scheduled_run_is_one_trace_from_its_trigger_to_each_clients_new
         await site.until(lambda: all(client.settled for client in site.fleet.clients.values()))
         kept = site.running.home / "traces"
 
-    assert reading.runs_in(kept) == names
+    assert span_reader.runs_in(kept) == names
     traces = [spans_of(kept, run) for run in names]
     for run, spans in zip(names, traces, strict=True):
         tells_all(spans, run)
@@ -36,9 +36,9 @@ async def test_a_scheduled_run_is_one_trace_from_its_trigger_to_each_clients_new
 
 
 def spans_of(kept: Path, run: str) -> list[Traced]:
-    trace_id = reading.trace_of_run(kept, run)
+    trace_id = span_reader.trace_of_run(kept, run)
     assert trace_id is not None
-    return reading.read_trace(kept, trace_id).spans()
+    return span_reader.read_trace(kept, trace_id).spans()
 
 
 def tells_all(spans: list[Traced], run: str) -> None:

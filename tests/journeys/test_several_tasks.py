@@ -11,13 +11,13 @@ import aiohttp
 import pytest
 from support.federation import TINY, Federation
 
-from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, Device
 from fedbus.contracts.client import Declined, InferenceFacts
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.run import RunState, StartRun
-from fedbus.contracts.task import Task
-from fedbus.stores.models import open_store
-from fedbus.stores.tasks import read_task
+from fedbus.contracts.task.task import Task
+from fedbus.stores.models.open import open_store
+from fedbus.stores.tasks.task_directory import read_task
 
 TASKS = ("tiny", "small", "little")
 CLIENTS = ("c1", "c2")

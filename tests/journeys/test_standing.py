@@ -7,8 +7,8 @@ from support import NatsServer
 from support.federation import Federation, federation, tiny_task
 from support.whole import ended, start_run, trained, whole
 
-from fedbus.contracts.task import Task, TaskTable
-from fedbus.domain.reliability import standings
+from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.domain.client_scores import standings
 
 
 def task_with(directory: Path, **tables: Any) -> Task:

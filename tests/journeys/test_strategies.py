@@ -12,8 +12,8 @@ from support.whole import ended, start_run, whole
 
 from fedbus.contracts.run import RunState
 from fedbus.learning import weights
-from fedbus.stores.models import open_store
-from fedbus.stores.tasks import read_task
+from fedbus.stores.models.open import open_store
+from fedbus.stores.tasks.task_directory import read_task
 
 MNIST = Path(__file__).parents[2] / "examples" / "mnist"
 FEW = {"max-samples": 64, "local-epochs": 1, "data": ""}

@@ -13,10 +13,10 @@ from support.federation import FED, TASK, AgentAtWork, tiny_task
 from support.ports import free_port
 from support.trusted import Nats, TrustedBus, trusted_bus
 
-from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
-from fedbus.app.provision.server import Place
-from fedbus.bus.access import Access
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
+from fedbus.app.provision.nats_config import Place
 from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.credentials import Access
 from fedbus.bus.errors import NoFederation
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.permissions import Role

@@ -6,7 +6,7 @@ from itertools import pairwise
 from support.federation import FED, Federation
 from support.whole import ended, start_run, whole
 
-from fedbus.agents.gateway_history import History
+from fedbus.agents.gateway.history import History
 from fedbus.bus.bus import Seen
 from fedbus.bus.streams import events_stream, life_stream
 from fedbus.contracts import subjects

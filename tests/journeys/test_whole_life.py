@@ -13,11 +13,11 @@ from rich.console import Console
 from support.collector import Collector, Span, collecting
 from support.federation import tiny_task
 
-from fedbus.app.demo import Wishes, demo
-from fedbus.app.report import Report
+from fedbus.app.demo.demo import Wishes, demo
+from fedbus.app.demo.report import Report
 from fedbus.app.settings import Settings
 from fedbus.contracts.lifecycle import span_name
-from fedbus.stores.captured_rows import count_rows
+from fedbus.stores.captured.reader import count_rows
 
 CLIENTS = 3
 ROUNDS = 2

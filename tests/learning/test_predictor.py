@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from fedbus.contracts.task import Task, TaskTable
+from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.learning import weights
 from fedbus.learning.predictor import ModelRefused, TorchPredictor
 

@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 from safetensors.torch import load_file as load_torch_file
 
 from fedbus.learning import weights
+from fedbus.learning.flower.array_records import from_record, to_record
 from fedbus.learning.weights import Arrays, BadWeights, architecture, first_difference, load, save
 
 
@@ -119,8 +120,8 @@ def test_architectures_are_told_apart_by_names_shapes_and_dtypes() -> None:
 
 
 def test_arrays_go_to_flower_and_back_without_a_copy_on_the_way_back() -> None:
-    record = weights.to_record(some_arrays())
-    back = weights.from_record(record)
+    record = to_record(some_arrays())
+    back = from_record(record)
     assert first_difference(some_arrays(), back) is None
     assert not back["bias"].flags.writeable
     assert np.shares_memory(back["bias"], np.frombuffer(record["bias"].data, np.uint8))

@@ -8,8 +8,8 @@ import pytest
 from support.repositories import Repository, Signer, new_repository, signer
 from support.seaweed import seaweed
 
-from fedbus.app.embedded_s3 import EmbeddedS3
-from fedbus.stores.code import CodeRepository, open_code
+from fedbus.app.local.seaweedfs import EmbeddedS3
+from fedbus.stores.code.open import CodeRepository, open_code
 
 
 @pytest.fixture(scope="session")

@@ -32,7 +32,7 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.serving import Beside, ModelReturned
 from fedbus.learning import weights
-from fedbus.stores.signing import Signer
+from fedbus.stores.models.signing import Signer
 from support.federation import TASK, Federation, with_refusals
 
 NAME: Final = "c1"

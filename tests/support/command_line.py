@@ -2,7 +2,7 @@
 
 What a command imports takes it a second of a processor, and the tests run hundreds. So each of their processes is
 forked from one that has imported it all, by multiprocessing's fork server. What a start from nothing is like, its
-imports and its signals, is seen where that is the question: tests/app/test_cli.py, test_stopping.py, tests/faults.
+imports and its signals, is seen where that is the question: tests/app/cli/test_main.py, test_stopping.py, tests/faults.
 """
 
 import asyncio
@@ -22,11 +22,11 @@ from unittest import mock
 from support import forked
 
 IMPORTED: Final = [
-    "fedbus.app.cli",
-    "fedbus.app.session",
-    "fedbus.app.tail",
-    "fedbus.stores.models_directory",
-    "fedbus.stores.models_s3",
+    "fedbus.app.cli.main",
+    "fedbus.app.bus_session",
+    "fedbus.app.views.event_tail",
+    "fedbus.stores.models.directory",
+    "fedbus.stores.models.s3",
     "fedbus.domain.provenance",
     "aiobotocore.session",
     "numpy.random",

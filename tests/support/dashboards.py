@@ -5,8 +5,8 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from typing import Any
 
-from fedbus.agents.gateway import Gateway
-from fedbus.agents.gateway_guard import Guard
+from fedbus.agents.gateway.access_control import Guard
+from fedbus.agents.gateway.agent import Gateway
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
 

@@ -21,7 +21,7 @@ from typing import Any, Final, TypeVar
 
 import psutil
 
-from fedbus.app.compose import Device, Site
+from fedbus.app.composition.agents import Device, Site
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.bus.streams import events_stream, life_stream
@@ -32,9 +32,9 @@ from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.run import RunFacts, RunOverrides
 from fedbus.contracts.server import ServerFacts
 from fedbus.contracts.subjects import SERVER_SIDE
-from fedbus.contracts.task import ScheduleTable, Task
+from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
-from fedbus.stores.tasks import read_task
+from fedbus.stores.tasks.task_directory import read_task
 from support.waiting import eventually
 
 FED: Final = FederationId("test")
@@ -341,5 +341,7 @@ def processes_of(home: Path) -> list[psutil.Process]:
 def children(work: str) -> list[psutil.Process]:
     """The child processes of this one that do *work*: ``server``, ``trainer`` or ``init``."""
     return [
-        child for child in psutil.Process().children() if child.cmdline()[-2:] == ["fedbus.app.child", work]
+        child
+        for child in psutil.Process().children()
+        if child.cmdline()[-2:] == ["fedbus.app.entrypoints.child", work]
     ]

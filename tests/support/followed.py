@@ -5,7 +5,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fedbus.contracts.code import CodeFacts
-from fedbus.stores.code import open_code
+from fedbus.stores.code.open import open_code
 from support.federation import TINY, Federation
 from support.repositories import Repository, Signer
 

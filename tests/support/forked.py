@@ -16,7 +16,7 @@ def fedbus(words: list[str], environment: Mapping[str, str], directory: Path, fi
     os.environ.update(environment)
     os.chdir(directory)
     sys.argv[:] = ["fedbus", *words]
-    from fedbus.app.cli import main  # noqa: PLC0415  # it was imported before we were forked
+    from fedbus.app.cli.main import main  # noqa: PLC0415  # it was imported before we were forked
 
     try:
         main()

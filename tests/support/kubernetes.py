@@ -19,8 +19,8 @@ from typing import Any, Final
 import kubernetes_validate
 from aiohttp import web
 
-from fedbus.agents.child import ANSWER
-from fedbus.agents.kubernetes_api import Cluster
+from fedbus.agents.common.child_process import ANSWER
+from fedbus.agents.flower_server.kubernetes.api import Cluster
 
 NAMESPACE: Final = "fedbus"
 VERSION: Final = "1.34"

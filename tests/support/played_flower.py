@@ -28,7 +28,7 @@ from fedbus.contracts.server import (
     StopServer,
 )
 from fedbus.learning import weights
-from fedbus.stores.models import ModelStore, open_store
+from fedbus.stores.models.open import ModelStore, open_store
 from support.federation import TASK, Federation, with_refusals
 
 

@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from fedbus.agents.workflow_scheduler import WorkflowScheduler
+from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
 from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lives import Life, Lives
+from fedbus.bus.lifecycles import Life, Lives
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, StartRun, StopRun

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import psutil
 
-from fedbus.app.fleet import Fleet
+from fedbus.app.local.stack import Stack, stack
 from fedbus.app.settings import Settings
-from fedbus.app.stack import Stack, stack
+from fedbus.app.views.fleet import Fleet
 from fedbus.bus.bus import Bus, Identity, Seen
 from fedbus.bus.streams import life_stream
 from fedbus.contracts import subjects

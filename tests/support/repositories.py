@@ -5,7 +5,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbus.stores.tasks import new_task
+from fedbus.stores.tasks.task_directory import new_task
 
 AUTHOR = {
     "GIT_CONFIG_GLOBAL": os.devnull,

@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedbus.bus.lives import Lives
+from fedbus.bus.lifecycles import Lives
 from fedbus.contracts.client import CLIENT, ClientFacts
 from fedbus.contracts.code import CheckCode, CodeFacts, CodeReady, CodeRefused, LookForCode
 from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
 from fedbus.contracts.server import StartServer
-from fedbus.stores.code import CodeRepository
+from fedbus.stores.code.open import CodeRepository
 from support.federation import TASK, TINY, AgentAtWork, Federation
 from support.played_flower import FlowerServerPlayed
 from support.repositories import Repository, Signer

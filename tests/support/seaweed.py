@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
 from pathlib import Path
 
-from fedbus.app.embedded_s3 import EmbeddedS3, embedded_s3
+from fedbus.app.local.seaweedfs import EmbeddedS3, embedded_s3
 
 
 @contextmanager

@@ -15,13 +15,13 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
+from fedbus.contracts.champion import Champion
 from fedbus.contracts.code import CodeEvent, CodeFacts, CodeState
 from fedbus.contracts.message import Body, Message
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import ServerEvent, ServerFacts, ServerState
-from fedbus.contracts.task import Task, TaskTable
-from fedbus.contracts.versions import Champion
+from fedbus.contracts.task.task import Task, TaskTable
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
 NAME = "tiny"

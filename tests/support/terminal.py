@@ -58,7 +58,7 @@ async def terminal(
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "fedbus.app.cli",
+        "fedbus.app.cli.main",
         *words,
         stdin=theirs,
         stdout=theirs,

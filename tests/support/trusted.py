@@ -18,9 +18,9 @@ import nats as nats_py
 from nats.aio.client import Client
 
 from fedbus.app.provision.federation import Federation
-from fedbus.app.provision.server import Place
-from fedbus.bus.access import Access
-from fedbus.bus.accounts import push_accounts
+from fedbus.app.provision.nats_config import Place
+from fedbus.bus.account_admin import push_accounts
+from fedbus.bus.credentials import Access
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import Role
 from support.ports import free_port

@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 
-from fedbus.app.compose import CLIENT_AGENTS, SERVER_AGENTS, on_device
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, on_device
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import InferenceFacts
 from fedbus.contracts.run import RUN, RunFacts, StartRun
 from fedbus.learning import weights
-from fedbus.stores.models import open_store
+from fedbus.stores.models.open import open_store
 from support.federation import TASK, AgentAtWork, Federation
 
 

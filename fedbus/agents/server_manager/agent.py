@@ -20,7 +20,9 @@ from typing import Any, Final, assert_never
 import structlog
 
 from fedbus import __version__
-from fedbus.agents import traces
+from fedbus.agents.common import tracing
+from fedbus.agents.common.asyncio_tools import Timers, ask_until_answered, backoff, handle_each, until
+from fedbus.agents.common.debug_logging import told_step_by_step
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.code_watcher import CodeWatcher, read_fleet
 from fedbus.agents.server_manager.effects import (
@@ -98,13 +100,12 @@ from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.model_versions import ModelVersions, trouble_of, wait_for_store
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.agents.server_manager.run_metrics import record_round, record_run
-from fedbus.agents.steps import told_step_by_step
-from fedbus.agents.tasks import Timers, ask_until_answered, backoff, handle_each, until
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
-from fedbus.bus.lives import Life, Lives
+from fedbus.bus.lifecycles import Life, Lives
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CODE, CodeChanges, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.identifiers import client_id
@@ -127,12 +128,11 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.subjects import RESERVED
-from fedbus.contracts.task import Task
-from fedbus.contracts.versions import PromoteModel, RollBackModel, StartLineage
-from fedbus.stores.code import CodeRejected, CodeRepository, CodeUnavailable, FixedCode
+from fedbus.contracts.task.task import Task
+from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, FixedCode
 from fedbus.stores.errors import StoreError
-from fedbus.stores.models import ModelStore
-from fedbus.stores.signing import Signer
+from fedbus.stores.models.open import ModelStore
+from fedbus.stores.models.signing import Signer
 
 NEW_CODE: Final = "new code"
 """The trigger of a run that tries a candidate."""
@@ -197,7 +197,7 @@ class ServerManager:
                 self._versions.withdraw()
 
     async def _live(self, started: ManagerStarted, inbox: AsyncIterator[Any]) -> None:
-        with traces.going_on(await self._trace_of_the_log()):
+        with tracing.going_on(await self._trace_of_the_log()):
             await self._decide(started)
         await self.ready.wait()
         async with asyncio.TaskGroup() as group:
@@ -313,7 +313,7 @@ class ServerManager:
         return self._machine.info()
 
     async def _open_run(self, request: OpenRun) -> Body:
-        traceparent = traces.here()
+        traceparent = tracing.here()
         return await self._ask(lambda request_id: RunRequested(request_id, request, traceparent))
 
     async def _enroll(self, request: Enroll) -> Body:

@@ -43,9 +43,8 @@ from fedbus.contracts.code import (
 )
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import OpenRun
-from fedbus.contracts.task import Task
-from fedbus.domain.participation import short
-from fedbus.domain.rollout import (
+from fedbus.contracts.task.task import Task
+from fedbus.domain.code_rollout import (
     Trial,
     all_answered,
     cohort_of,
@@ -55,6 +54,7 @@ from fedbus.domain.rollout import (
     unanswered,
     verdict,
 )
+from fedbus.domain.run_participation import short
 
 VERSIONS_REMEMBERED: Final = 20
 CHECKOUTS_KEPT: Final = 3

@@ -12,6 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
+from fedbus.agents.common.asyncio_tools import ask_until_answered, first_of
 from fedbus.agents.server_manager.events import (
     CodeProposed,
     CodeRejectedByCheck,
@@ -24,7 +25,6 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
 from fedbus.agents.server_manager.machine import ServerMachine
-from fedbus.agents.tasks import ask_until_answered, first_of
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import ClientFacts, ClientState
@@ -38,10 +38,10 @@ from fedbus.contracts.code import (
     RollOutCode,
 )
 from fedbus.contracts.message import Body, RefusalKind, Refused
-from fedbus.contracts.task import Task
-from fedbus.domain.participation import short
-from fedbus.domain.rollout import EVERYBODY, before, told, without_clients
-from fedbus.stores.code import (
+from fedbus.contracts.task.task import Task
+from fedbus.domain.code_rollout import EVERYBODY, before, told, without_clients
+from fedbus.domain.run_participation import short
+from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,
     CodeUnavailable,

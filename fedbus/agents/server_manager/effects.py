@@ -19,7 +19,7 @@ from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import ServerChanges, ServerEvent, StartServer
 from fedbus.contracts.situations import ServerPublishing
-from fedbus.contracts.task import Task
+from fedbus.contracts.task.task import Task
 
 Outcome: TypeAlias = Literal["finished", "failed", "cancelled"]
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
+from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodeReady, CodeRefused
 from fedbus.contracts.message import Refused
@@ -23,9 +24,8 @@ from fedbus.contracts.server import (
     ServerStarted,
     StoreTrouble,
 )
-from fedbus.contracts.task import Task
-from fedbus.contracts.versions import Champion, PromoteModel, RollBackModel, StartLineage
-from fedbus.domain.promotion import Verdict
+from fedbus.contracts.task.task import Task
+from fedbus.domain.model_promotion import Verdict
 
 RequestId = NewType("RequestId", int)
 """Identifies the reply that a request waits for, within one process."""

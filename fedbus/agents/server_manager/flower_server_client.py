@@ -9,7 +9,7 @@ from itertools import count
 
 import structlog
 
-from fedbus.agents.tasks import ask_until_answered, backoff
+from fedbus.agents.common.asyncio_tools import ask_until_answered, backoff
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.contracts.code import CheckCode, CodeChecked

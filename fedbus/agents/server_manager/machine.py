@@ -70,6 +70,7 @@ from fedbus.agents.server_manager.model_availability import (
 from fedbus.agents.server_manager.model_promotion import ModelPromotion
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.agents.server_manager.training_run import TrainingRun, misfit
+from fedbus.contracts.champion import ModelPromoted
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodeReady, CodeRefused, RolloutBegun
 from fedbus.contracts.message import Refused
@@ -85,8 +86,7 @@ from fedbus.contracts.server import (
     ServerStarted,
     ServerState,
 )
-from fedbus.contracts.task import Task
-from fedbus.contracts.versions import ModelPromoted
+from fedbus.contracts.task.task import Task
 
 
 class _Step(IntEnum):

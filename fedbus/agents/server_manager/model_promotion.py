@@ -22,11 +22,11 @@ from fedbus.agents.server_manager.model_availability import (
     serve,
 )
 from fedbus.agents.server_manager.records import ServerRecord
+from fedbus.contracts.champion import PromoteModel, RollBackModel
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.server import ServerChanges, ServerEvent
-from fedbus.contracts.versions import PromoteModel, RollBackModel
-from fedbus.domain.participation import short
+from fedbus.domain.run_participation import short
 
 
 @dataclass(frozen=True)

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
+from fedbus.agents.common.asyncio_tools import backoff
 from fedbus.agents.server_manager.events import ChampionDetails
-from fedbus.agents.tasks import backoff
 from fedbus.bus.blobs import Offer
 from fedbus.bus.bus import Bus
+from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.server import StoreTrouble
-from fedbus.contracts.signals import tracer_of
 from fedbus.contracts.situations import ServerPublishing
-from fedbus.contracts.task import TaskTable
-from fedbus.contracts.versions import Champion
-from fedbus.domain.promotion import Verdict, judge
+from fedbus.contracts.task.task import TaskTable
+from fedbus.contracts.telemetry import tracer_of
+from fedbus.domain.model_promotion import Verdict, judge
 from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreError, StoreUnavailable
-from fedbus.stores.models import ModelStore, VersionMissing
+from fedbus.stores.models.open import ModelStore, VersionMissing
 
 if TYPE_CHECKING:
-    from fedbus.stores.signing import Signer
+    from fedbus.stores.models.signing import Signer
 
 MAX_FORMER_CHAMPIONS: Final = 20
 """Former champions that a rollback without a version can reach."""

@@ -4,7 +4,7 @@ import math
 from typing import Final
 
 from fedbus.contracts.run import RoundResult
-from fedbus.contracts.signals import (
+from fedbus.contracts.telemetry import (
     ROUND_DURATION,
     ROUND_FAILURES,
     ROUND_METRIC,

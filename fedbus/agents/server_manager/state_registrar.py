@@ -1,6 +1,6 @@
 """The registrar: answers each client with the last transition of its own lifecycles, and of no others.
 
-A client with credentials may not read the lifecycle stream itself: see `fedbus.contracts.recall`. Its request
+A client with credentials may not read the lifecycle stream itself: see `fedbus.contracts.state_recall`. Its request
 names the client in the subject, where NATS permissions make sure that no client asks for another.
 """
 
@@ -9,7 +9,7 @@ from contextlib import asynccontextmanager
 
 from fedbus import __version__
 from fedbus.bus.bus import Bus
-from fedbus.contracts.recall import RecallLife
+from fedbus.contracts.state_recall import RecallLife
 
 
 @asynccontextmanager

@@ -65,11 +65,11 @@ from fedbus.contracts.server import (
     UpdateReady,
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTraining, server_publishing
-from fedbus.contracts.task import Task
-from fedbus.domain.outcome import nothing_taken
-from fedbus.domain.participation import who_came
-from fedbus.domain.recovery import GiveUp, Resume, after_server_lost
-from fedbus.domain.rollout import Trial
+from fedbus.contracts.task.task import Task
+from fedbus.domain.code_rollout import Trial
+from fedbus.domain.run_outcome import nothing_taken
+from fedbus.domain.run_participation import who_came
+from fedbus.domain.run_recovery import GiveUp, Resume, after_server_lost
 
 PUBLISH_S: Final = 120.0
 """How long the model store may take for the version of a finished run."""

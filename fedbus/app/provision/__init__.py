@@ -8,6 +8,6 @@
     kit          what a device is given: credentials, authority, settings, whom to trust
     checkup      what is wrong with a kit, in words
 
-The broker is told of a change while it runs: see `fedbus.bus.accounts`. Nothing secret is
+The broker is told of a change while it runs: see `fedbus.bus.account_admin`. Nothing secret is
 printed, logged or said on the bus; secrets are in files of mode 600, and nowhere else.
 """

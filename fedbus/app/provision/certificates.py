@@ -14,7 +14,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedbus.app.edge import Exit, Failure
+from fedbus.app.failures import Exit, Failure
 from fedbus.app.provision.keys import write_secret
 
 CA_DAYS: Final = 3650

@@ -17,12 +17,12 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from fedbus.app.edge import Exit, Failure
-from fedbus.app.provision import certificates, claims, server
+from fedbus.app.failures import Exit, Failure
+from fedbus.app.provision import certificates, jwt_claims, nats_config
 from fedbus.app.provision.hosts import check_host, check_url
 from fedbus.app.provision.keys import Key, Of, check_public
 from fedbus.app.provision.kit import Kit, waiting, write_file
-from fedbus.app.provision.record import MONITOR_PORT, Kind, Member, Record, Site
+from fedbus.app.provision.registry import MONITOR_PORT, Kind, Member, Record, Site
 from fedbus.contracts.credentials import federation_tag, role_tag, user_in
 from fedbus.contracts.identifiers import FederationId, check_id, client_id, task_id
 from fedbus.contracts.permissions import Role, permissions
@@ -166,7 +166,7 @@ class Federation:
         clients: Sequence[str],
         tasks: Sequence[str],
         where: Path,
-        place: server.Place,
+        place: nats_config.Place,
         *,
         hosts: Sequence[str],
         days: float,
@@ -212,20 +212,20 @@ class Federation:
         key, system_key, expires = Key.new(Of.USER), Key.new(Of.USER), _expiry(days)
         carried = (*(f"client:{client}" for client in site.clients), *(f"task:{task}" for task in site.tasks))
         jwt = self._signed(Role.SITE, key.public, name, expires, carried)
-        system_jwt = claims.system_user(
-            self._system, system_key.public, f"site-{name}", server.OF_A_LEAF, expires=_stamp(expires)
+        system_jwt = jwt_claims.system_user(
+            self._system, system_key.public, f"site-{name}", nats_config.OF_A_LEAF, expires=_stamp(expires)
         )
         site.public_key, site.expires = key.public, expires
         site.system_keys = (system_key.public, *site.system_keys)
         self.record.sites[name] = site
         self._save()
-        place = server.Place(Path(site.directory), site.port, listen=site.listen)
-        hub = f"tls://{_in_a_url(self.record.hosts[0])}:{server.leaf_port(self.record.port)}"
+        place = nats_config.Place(Path(site.directory), site.port, listen=site.listen)
+        hub = f"tls://{_in_a_url(self.record.hosts[0])}:{nats_config.leaf_port(self.record.port)}"
         files = {
             "site.creds": key.credentials(jwt),
             "system.creds": system_key.credentials(system_jwt),
             "ca.pem": self.ca.read_text(),
-            "leaf.conf": server.leaf(name, place, self.claims(), url=hub),
+            "leaf.conf": nats_config.leaf(name, place, self.claims(), url=hub),
         }
         for file, text in files.items():
             write_file(where / file, text)
@@ -283,7 +283,7 @@ class Federation:
         self, role: Role, public: str, name: str, expires: datetime | None, tags: tuple[str, ...] = ()
     ) -> str:
         """A user's JWT, which says of which federation and for what it is, so that whoever mistakes it is told."""
-        return claims.user(
+        return jwt_claims.user(
             self._signing_key(role),
             self._account.public,
             public,
@@ -297,13 +297,13 @@ class Federation:
     def account_jwt(self) -> str:
         """The federation's account as it stands."""
         roles = {role: (self._signing_key(role).public, permissions(self.fed, role)) for role in Role}
-        return claims.account(
+        return jwt_claims.account(
             self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.record.revocations
         )
 
     def system_jwt(self) -> str:
         """The broker's own account as it stands."""
-        return claims.system_account(self._operator, self._system.public, self.record.system_revocations)
+        return jwt_claims.system_account(self._operator, self._system.public, self.record.system_revocations)
 
     def name_at(self, url: str) -> str:
         """The name that the server's certificate is for, where it is reached by *url*."""
@@ -314,26 +314,26 @@ class Federation:
         """What a running server is told."""
         return self.account_jwt(), self.system_jwt()
 
-    def claims(self) -> server.Claims:
+    def claims(self) -> nats_config.Claims:
         operator, system = self._operator, self._system
-        return server.Claims(
-            operator=claims.operator(operator, system_account=system.public),
+        return nats_config.Claims(
+            operator=jwt_claims.operator(operator, system_account=system.public),
             system=system.public,
             system_jwt=self.system_jwt(),
             account=self._account.public,
             account_jwt=self.account_jwt(),
         )
 
-    def write_server_files(self, place: server.Place | None = None) -> Path:
+    def write_server_files(self, place: nats_config.Place | None = None) -> Path:
         """Everything that the nats-server's machine needs, for a server that will find it at *place*."""
         record = self.record
-        place = place or server.Place(
+        place = place or nats_config.Place(
             Path(record.at or self.nats), record.port, monitor_port=record.monitor_port
         )
         for name in ("server.pem", "server.key"):
             write_file(self.nats / "tls" / name, (self.folder / "tls" / name).read_text())
         config = self.nats / "nats.conf"
-        config.write_text(server.hub(f"fedbus-{self.fed}", place, self.claims()))
+        config.write_text(nats_config.hub(f"fedbus-{self.fed}", place, self.claims()))
         return config
 
     def stand_at(self, place: Path) -> None:
@@ -393,7 +393,9 @@ class Federation:
 
     def _issue_to_the_broker_s_own(self) -> None:
         key = Key.new(Of.USER)
-        write_file(self.creds(SYSTEM), key.credentials(claims.system_user(self._system, key.public, SYSTEM)))
+        write_file(
+            self.creds(SYSTEM), key.credentials(jwt_claims.system_user(self._system, key.public, SYSTEM))
+        )
 
     def _note_roles(self) -> None:
         """A folder that was made before roles were written down holds their credentials all the same."""

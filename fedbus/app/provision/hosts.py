@@ -5,7 +5,7 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-from fedbus.app.edge import Exit, Failure
+from fedbus.app.failures import Exit, Failure
 from fedbus.app.settings import SCHEMES
 
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"

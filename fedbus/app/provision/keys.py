@@ -13,7 +13,7 @@ import nkeys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from fedbus.app.edge import Exit, Failure
+from fedbus.app.failures import Exit, Failure
 
 SECRET_MODE: Final = 0o600
 

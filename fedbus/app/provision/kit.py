@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedbus.app.edge import Exit, Failure
+from fedbus.app.failures import Exit, Failure
 from fedbus.app.provision.keys import SECRET_MODE, Key, credentials, write_secret
 from fedbus.contracts.credentials import NotCredentials, jwt_in, user_in
 

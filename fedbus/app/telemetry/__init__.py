@@ -23,12 +23,12 @@ from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Final
 
 from fedbus import __version__
-from fedbus.app.telemetry.endpoints import any_named
-from fedbus.app.telemetry.lines import log_to_stderr, written
+from fedbus.app.telemetry.log_lines import log_to_stderr, written
+from fedbus.app.telemetry_endpoints import any_named
 
 if TYPE_CHECKING:
     from fedbus.app.telemetry.collector import Collector
-    from fedbus.app.telemetry.kept import Keeper
+    from fedbus.app.telemetry.span_files import Keeper
 
 DISABLED: Final = "OTEL_SDK_DISABLED"
 
@@ -63,7 +63,7 @@ def _kept_here(keeper: "Keeper | None") -> Iterator[None]:
     """Spans on this machine and nowhere else; they have their ids even where none is kept."""
     from opentelemetry import trace  # noqa: PLC0415
 
-    from fedbus.app.telemetry.light import LightProvider  # noqa: PLC0415
+    from fedbus.app.telemetry.lite_tracer import LightProvider  # noqa: PLC0415
 
     provider = LightProvider(keeper.take, keeper.began) if keeper else LightProvider(lambda _: None)
     trace.set_tracer_provider(provider)
@@ -93,7 +93,7 @@ def _collected(resource: dict[str, str | int], keeper: "Keeper | None") -> Itera
 
 def _keeper(resource: dict[str, str | int]) -> "Keeper | None":
     from fedbus.app.settings import BadSetting, Settings  # noqa: PLC0415
-    from fedbus.app.telemetry.kept import Keeper  # noqa: PLC0415
+    from fedbus.app.telemetry.span_files import Keeper  # noqa: PLC0415
 
     try:
         settings = Settings.from_environment()

@@ -23,11 +23,11 @@ from opentelemetry.sdk.resources import Resource
 from opentelemetry.sdk.trace import ReadableSpan, Span, SpanProcessor, TracerProvider
 
 from fedbus.app.telemetry import exceptions
-from fedbus.app.telemetry.asked import INTERVAL, TIMEOUT
-from fedbus.app.telemetry.endpoints import LOGS, METRICS, TRACES, named
-from fedbus.app.telemetry.kept import Keeper, Record
-from fedbus.app.telemetry.light import BlockTracer, ids_of
-from fedbus.contracts.signals import SERIES
+from fedbus.app.telemetry.lite_tracer import BlockTracer, ids_of
+from fedbus.app.telemetry.span_files import Keeper, Record
+from fedbus.app.telemetry_endpoints import LOGS, METRICS, TRACES, named
+from fedbus.app.telemetry_settings import INTERVAL, TIMEOUT
+from fedbus.contracts.telemetry import SERIES
 
 TRY_S: Final = 5.0
 """How long one try to send may take, with all its repeats; OTEL_EXPORTER_OTLP_TIMEOUT overrules it."""

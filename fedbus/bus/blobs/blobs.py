@@ -9,17 +9,17 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.errors import BadSubscriptionError, ConnectionClosedError, ConnectionDrainingError
 
-from fedbus.bus.barrier import reached_the_broker
-from fedbus.bus.beside import beside
-from fedbus.bus.blobs import wire
-from fedbus.bus.blobs.contents import Content, Data, content_of, digest_of
+from fedbus.bus.background import beside
+from fedbus.bus.blobs import protocol
 from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
-from fedbus.bus.blobs.fetching import Fetching
-from fedbus.bus.blobs.holding import Holding
 from fedbus.bus.blobs.malloc import keep_freed_memory
-from fedbus.bus.blobs.offers import Offer
+from fedbus.bus.blobs.offer import Offer
+from fedbus.bus.blobs.receiver import Fetching
+from fedbus.bus.blobs.sender import Holding
 from fedbus.bus.blobs.sinks import INLINE_BYTES, FileSink, MemorySink
+from fedbus.bus.blobs.sources import Content, Data, content_of, digest_of
 from fedbus.bus.blobs.threads import in_thread, opened_in_thread
+from fedbus.bus.nats.flush import reached_the_broker
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
 
@@ -43,8 +43,8 @@ class Blobs:
         """
         keep_freed_memory()
         blobs = cls(connection, fed, holder)
-        asked = await connection.subscribe(wire.asks(fed, holder), cb=blobs._holding.hear)
-        arriving = await connection.subscribe(wire.inbox(fed, holder, ">"), cb=blobs._fetching.hear)
+        asked = await connection.subscribe(protocol.asks(fed, holder), cb=blobs._holding.hear)
+        arriving = await connection.subscribe(protocol.inbox(fed, holder, ">"), cb=blobs._fetching.hear)
         await reached_the_broker(connection)  # whoever hears of an offer from now on, finds us
         try:
             async with beside(blobs._holding.serve(), name=f"blobs of {holder}"):

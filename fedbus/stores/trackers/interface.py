@@ -2,7 +2,7 @@
 
 A tracker is a plug-in: any package may bring one by an entry point of the group ``fedbus.trackers``, whose
 value is called with a `Place`. It may block and it may fail; who calls it does so in a thread of its own and
-goes on without it (see `fedbus.agents.training_monitor`).
+goes on without it (see `fedbus.agents.training_monitor.agent`).
 
     [project.entry-points."fedbus.trackers"]
     mine = "my_package:MyTracker"

@@ -71,8 +71,8 @@ from fedbus.contracts.code import (
 from fedbus.contracts.message import Refused
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.server import OpenRun, RunFailed, ServerEvent, ServerState
-from fedbus.contracts.task import Task
-from fedbus.domain.promotion import Verdict
+from fedbus.contracts.task.task import Task
+from fedbus.domain.model_promotion import Verdict
 
 ID = RequestId(7)
 FLEET = FleetRead({"c1": {}, "c2": {}})

@@ -87,6 +87,7 @@ from fedbus.agents.server_manager.events import (
     VersionPromoted,
     VersionPublished,
 )
+from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import RefusalKind, Refused
@@ -112,8 +113,7 @@ from fedbus.contracts.server import (
     UpdateReady,
 )
 from fedbus.contracts.situations import ServerPublishing
-from fedbus.contracts.versions import ModelPromoted, PromoteModel, RollBackModel, StartLineage
-from fedbus.domain.promotion import Verdict
+from fedbus.domain.model_promotion import Verdict
 
 ID = RequestId(7)
 OPEN = RunRequested(ID, OpenRun(task=NAME, run=RUN, plan=PLAN), "00-trace")

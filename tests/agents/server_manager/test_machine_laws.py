@@ -82,6 +82,7 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
+from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CODE, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.message import Refused
@@ -101,8 +102,7 @@ from fedbus.contracts.server import (
     ServerState,
     StoreTrouble,
 )
-from fedbus.contracts.versions import PromoteModel, RollBackModel, StartLineage
-from fedbus.domain.promotion import Verdict
+from fedbus.domain.model_promotion import Verdict
 
 Jobs = (
     BuildFirstModel

@@ -1,0 +1,1 @@
+"""What several agents use: asyncio helpers, child processes, tracing, liveness."""

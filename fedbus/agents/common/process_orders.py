@@ -1,0 +1,107 @@
+"""What an agent tells a process that it starts: where the bus is, who it is, what it is to do.
+
+Handed over as JSON in one environment variable, because an argument is seen by every user of
+the machine, and standard input is the life line (see `child`).
+"""
+
+import os
+from pathlib import Path
+from typing import Final, TypeVar
+
+from pydantic import BaseModel, ConfigDict
+
+from fedbus.agents.common.child_process import python_module
+from fedbus.bus.bus import Identity
+from fedbus.bus.credentials import Access
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.run import RunPlan
+from fedbus.contracts.subjects import SERVER_SIDE
+from fedbus.contracts.task.task import Task
+
+VARIABLE: Final = "FEDBUS_ORDER"
+CHILD_ENTRY: Final = "fedbus.app.entrypoints.child"
+"""The module that a child process begins in. A name and not an import: the edge stands above the agents."""
+
+MEMORY_ENVIRONMENT: Final = {
+    # Buffers of weights come and go each round: keep their memory mapped, since the first touch of
+    # fresh pages costs more than any copy (glibc; ignored elsewhere).
+    "MALLOC_MMAP_THRESHOLD_": str(4 * 1024**3),
+    "MALLOC_TRIM_THRESHOLD_": str(4 * 1024**3),
+    "MALLOC_TOP_PAD_": str(64 * 1024**2),
+}
+
+
+class Order(BaseModel):
+    """What a process is to do, and where it finds the bus."""
+
+    model_config = ConfigDict(frozen=True)
+
+    nats_url: str
+    federation: str
+    task: Task
+    creds: str = ""
+    ca: str = ""
+    """Files: see `fedbus.bus.credentials`. What is secret is in them alone."""
+    home: str = ""
+    """FEDBUS_HOME, where it is not what the environment says."""
+
+    @property
+    def access(self) -> Access:
+        return Access(Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None)
+
+    def identity(self, agent: str, owner: str = SERVER_SIDE) -> Identity:
+        return Identity(FederationId(self.federation), agent, owner)
+
+    def environment(self) -> dict[str, str]:
+        """What the process finds it in."""
+        home = {"FEDBUS_HOME": self.home} if self.home else {}
+        return {VARIABLE: self.model_dump_json(), **home, **MEMORY_ENVIRONMENT}
+
+
+def child_command(work: str) -> tuple[str, ...]:
+    """The command of a child process that does *work*."""
+    return python_module(CHILD_ENTRY, work)
+
+
+OrderT = TypeVar("OrderT", bound=Order)
+
+
+def order_of_this_process(kind: type[OrderT]) -> OrderT:
+    """The order that this process was started with."""
+    return kind.model_validate_json(os.environ[VARIABLE])
+
+
+class InitOrder(Order):
+    """Build the first model of the task and put it into *store*."""
+
+    store: str
+
+
+class CheckOrder(Order):
+    """Try the task's code: import it, build its model, run its own check."""
+
+    server_side: bool
+    """Whether the ServerApp is to be tried as well."""
+    like: str = ""
+    """The file of the weights that its model should have the architecture of."""
+
+
+class ServerOrder(Order):
+    """Run the ServerApp of *run* from *first_round*, with the model *initial_sha256* of *store*."""
+
+    run: str
+    plan: RunPlan
+    first_round: int
+    initial_sha256: str
+    store: str
+
+
+class TrainerOrder(Order):
+    """Train *run* as *client*."""
+
+    client: str
+    run: str
+    plan: RunPlan
+    node_config: dict[str, bool | int | float | str]
+    captured: str
+    """The database of captured predictions."""

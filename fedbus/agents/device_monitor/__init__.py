@@ -1,0 +1,1 @@
+"""The device monitor: publishes health and capabilities of one device."""

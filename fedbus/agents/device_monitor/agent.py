@@ -1,0 +1,125 @@
+"""The device monitor: tells how the device is, on the bus and as figures.
+
+    every 15 s, and at once when an agent comes or goes: device_report
+
+It decides nothing: whether a device is fit to train is its client manager's to say.
+"""
+
+import asyncio
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Final
+
+from fedbus.agents.common.asyncio_tools import first_of
+from fedbus.agents.common.debug_logging import told_step_by_step
+from fedbus.agents.common.device_sensors import Reading, read_device
+from fedbus.agents.common.liveness import agents_in
+from fedbus.bus.bus import Bus
+from fedbus.contracts.device import DeviceReport, GpuUse
+from fedbus.contracts.identifiers import ClientId
+from fedbus.contracts.task.task import Task
+from fedbus.contracts.telemetry import (
+    AGENTS_ALIVE,
+    CLIENT,
+    CPU,
+    DISK,
+    GPU,
+    GPU_MEMORY,
+    MEMORY,
+    TEMPERATURE,
+    About,
+    Metric,
+    observed,
+)
+
+EVERY_S: Final = 15.0
+LOOK_S: Final = 1.0
+"""How often it is looked whether an agent came or went: a lock is asked, nothing else."""
+
+Errors = Callable[[], tuple[int, str]]
+"""How many error lines there were, and the last of them."""
+Figures = Iterable[tuple[float, About]]
+
+
+@told_step_by_step
+class DeviceMonitor:
+    """One client's device. *directory* is where its agents show that they are there, and whose disk counts."""
+
+    def __init__(
+        self,
+        bus: Bus,
+        task: Task,
+        client: ClientId,
+        *,
+        directory: Path,
+        errors: Errors = lambda: (0, ""),
+        every_s: float = EVERY_S,
+    ) -> None:
+        self._bus = bus
+        self._task = task
+        self._client = client
+        self._directory = directory
+        self._errors = errors
+        self._every_s = every_s
+        self._reading: Reading | None = None
+        self._agents: dict[str, bool] = {}
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Tell, until *stop* is set."""
+        await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
+        with ExitStack() as figures:
+            for metric, read in self._figures().items():
+                figures.enter_context(observed(metric, read))
+            while not stop.is_set():
+                await self._tell()
+                await first_of(stop.wait(), asyncio.sleep(self._every_s), self._agents_change())
+
+    async def _tell(self) -> None:
+        self._reading = await asyncio.to_thread(read_device, self._directory)
+        self._agents = await asyncio.to_thread(agents_in, self._directory)
+        errors, last = self._errors()
+        await self._bus.publish(
+            DeviceReport(
+                task=self._task.id,
+                client=self._client,
+                cpu=self._reading.cpu,
+                memory=self._reading.memory,
+                disk=self._reading.disk,
+                temperature_c=self._reading.temperature_c,
+                gpus=self._reading.gpus,
+                agents=self._agents,
+                errors=errors,
+                last_error=last[:500],
+            )
+        )
+
+    async def _agents_change(self) -> None:
+        while await asyncio.to_thread(agents_in, self._directory) == self._agents:  # noqa: ASYNC110
+            await asyncio.sleep(LOOK_S)  # the kernel tells nobody that a lock was let go of
+
+    def _figures(self) -> Mapping[Metric, Callable[[], Figures]]:
+        """What was last read, as figures."""
+        own = {CLIENT: str(self._client)}
+
+        def of(name: str) -> Callable[[], Figures]:
+            def figure() -> Figures:
+                value = getattr(self._reading, name, None)
+                return [] if value is None else [(value, own)]
+
+            return figure
+
+        return {
+            CPU: of("cpu"),
+            MEMORY: of("memory"),
+            DISK: of("disk"),
+            TEMPERATURE: of("temperature_c"),
+            GPU: lambda: [(gpu.utilization, own | {"hw.id": number}) for number, gpu in self._gpus()],
+            GPU_MEMORY: lambda: [(gpu.memory_bytes, own | {"hw.id": number}) for number, gpu in self._gpus()],
+            AGENTS_ALIVE: lambda: [
+                (float(alive), own | {"fedbus.agent": name}) for name, alive in self._agents.items()
+            ],
+        }
+
+    def _gpus(self) -> list[tuple[str, GpuUse]]:
+        return [(str(number), gpu) for number, gpu in enumerate(self._reading.gpus if self._reading else ())]

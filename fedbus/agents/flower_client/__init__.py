@@ -1,0 +1,1 @@
+"""The Flower client: runs a task's ClientApp in a child process for one run."""

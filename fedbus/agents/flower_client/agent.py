@@ -1,0 +1,231 @@
+"""The Flower client wrapper: trains a run in a process of its own, and owns the FL client's lifecycle.
+
+    waiting –client_start→ pending –round_started→ training –run_finished→ finished –reported→ waiting
+
+The process is kept warm inside a run and gives all its memory back by ending after it. What it
+does stands in `trainer_process`; a process that dies is told of as `fail_train`, at once, and the
+run goes on without this client.
+"""
+
+import asyncio
+import contextlib
+from collections import deque
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from fedbus.agents.common.asyncio_tools import first_of, handle_each, until
+from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
+from fedbus.agents.common.debug_logging import told_step_by_step
+from fedbus.agents.common.process_orders import TrainerOrder, child_command
+from fedbus.bus.bus import Bus
+from fedbus.bus.lifecycles import Life, Lives, Outbox
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.client import (
+    FL_CLIENT,
+    ClientStart,
+    FailTrain,
+    FinTrain,
+    FlClientChanges,
+    FlClientEvent,
+    FlClientFacts,
+    FlClientState,
+    Heartbeat,
+    RoundStarted,
+)
+from fedbus.contracts.identifiers import ClientId
+from fedbus.contracts.message import Message
+from fedbus.contracts.server import ServerClosed
+from fedbus.contracts.situations import (
+    FlClientFinished,
+    FlClientPending,
+    FlClientSituation,
+    FlClientTraining,
+    FlClientWaiting,
+    fl_client_situation,
+)
+from fedbus.contracts.task.task import Task
+from fedbus.stores.errors import StoreError
+
+HEARTBEAT_S: Final = 2.0
+GOODBYE_S: Final = 5.0
+RUNS_REMEMBERED: Final = 100
+
+log = structlog.get_logger("fedbus.flower_client")
+
+
+@dataclass(frozen=True)
+class _Training:
+    run: str
+    watch: "asyncio.Task[None]"
+    stop: asyncio.Event
+
+
+@told_step_by_step
+class FlowerClient:
+    """One client's trainer in one task. Its log goes to *logs*.
+
+    *order* makes what a training process is told, of the run's own code; raises StoreError where that is not here.
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        task: Task,
+        client: ClientId,
+        *,
+        order: Callable[[ClientStart], Awaitable[TrainerOrder]],
+        outbox: Outbox,
+        logs: Path,
+    ) -> None:
+        self._bus = bus
+        self._task = task
+        self._client = client
+        self._order = order
+        self._outbox = outbox
+        self._logs = logs
+        self._turn = asyncio.Lock()
+        self._training: _Training | None = None
+        self._closed_runs: deque[str] = deque(maxlen=RUNS_REMEMBERED)
+        self._life: Life[FlClientState, FlClientEvent, FlClientFacts, FlClientChanges]
+        self._group: asyncio.TaskGroup
+        self.ready = asyncio.Event()
+
+    async def run(self, stop: asyncio.Event) -> None:
+        """Train when told to, until *stop* is set; a run under way then is left, and said to be."""
+        async with (
+            Lives.open(self._bus, self._outbox) as lives,
+            self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
+            asyncio.TaskGroup() as self._group,
+        ):
+            await self._wake(lives)
+            self.ready.set()
+            await until(stop, handle_each(inbox, self._hear))
+            with contextlib.suppress(TimeoutError):  # the bus is away: the silence will tell
+                async with asyncio.timeout(GOODBYE_S), self._turn:
+                    await self._fail("the client was stopped")
+
+    async def _wake(self, lives: Lives) -> None:
+        self._life = await lives.of(FL_CLIENT, FlClientFacts(task=self._task.id, client=self._client))
+        match self._situation:
+            case FlClientPending() | FlClientTraining():
+                await self._fail("the FL client was restarted")
+            case FlClientFinished(run=run):
+                await self._report(run, rounds=0)
+            case FlClientWaiting():
+                if not self._life.born:
+                    await self._life.create()
+
+    # --- what is heard -------------------------------------------------------------------
+
+    async def _hear(self, message: Message) -> None:
+        async with self._turn:
+            match message:
+                case ClientStart():
+                    await self._start(message)
+                case RoundStarted() if self._state is FlClientState.PENDING and message.run == self._run:
+                    await self._life.transition(FlClientEvent.ROUND_STARTED)
+                case ServerClosed():
+                    self._closed_runs.append(message.run)
+                    if message.run == self._run:
+                        await self._closed(message)
+                case _:
+                    log.debug("nothing to do", word=message.word, state=str(self._state))
+
+    async def _start(self, start: ClientStart) -> None:
+        if start.run == self._run:
+            return  # told twice, or by a client manager that was restarted: it is under way
+        if self._state is not FlClientState.WAITING:
+            await self._say_failed(start.run, f"this client is busy with {self._run}")
+            return
+        if start.run in self._closed_runs:  # the invitation was older than it looked
+            await self._say_failed(start.run, "the run is over")
+            return
+        await self._life.transition(FlClientEvent.CLIENT_START, {"run": start.run})
+        stop = asyncio.Event()
+        watch = self._group.create_task(self._watch(start, stop), name=f"trainer of {start.run}")
+        self._training = _Training(start.run, watch, stop)
+
+    async def _closed(self, closed: ServerClosed) -> None:
+        """The run is over: memory back first, then the word."""
+        if self._state is FlClientState.TRAINING and closed.outcome == "finished":
+            await self._life.transition(FlClientEvent.RUN_FINISHED)
+            await self._end_training()
+            await self._report(closed.run, closed.rounds, new_model=closed.new_model)
+        else:
+            await self._fail(f"the run {closed.outcome}: {closed.reason or 'before it needed this client'}")
+
+    async def _report(self, run: str, rounds: int, *, new_model: bool = True) -> None:
+        await self._bus.publish(
+            FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds, new_model=new_model)
+        )
+        await self._life.transition(FlClientEvent.REPORTED, {"run": None})
+
+    async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
+        """Leave the run and say so; nothing to say where there is none."""
+        match self._situation:
+            case FlClientPending(run=run) | FlClientTraining(run=run):
+                await self._life.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
+                await self._end_training()
+                await self._say_failed(run, reason, trainer_lost=trainer_lost)
+            case FlClientWaiting() | FlClientFinished():
+                return
+
+    async def _say_failed(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
+        await self._bus.publish(
+            FailTrain(
+                task=self._task.id,
+                client=self._client,
+                run=run,
+                reason=reason[:500],
+                trainer_lost=trainer_lost,
+            )
+        )
+
+    # --- the process -----------------------------------------------------------------------
+
+    async def _watch(self, start: ClientStart, stop: asyncio.Event) -> None:
+        """The life of one training process; its end without our asking is a failure of this client alone."""
+        try:
+            child = ChildProcess(
+                f"trainer of {start.run}",
+                *child_command("trainer"),
+                environment=(await self._order(start)).environment(),
+                output=self._logs / f"{start.run}.log",
+            )
+            async with child:
+                await first_of(child.ended(), stop.wait(), self._beat(start.run))
+        except (ChildNotStarted, StoreError) as error:
+            reason = str(error)
+        else:
+            reason = f"the trainer {child.how_it_ended()}"
+        if not stop.is_set():
+            async with self._turn:
+                await self._fail(reason, trainer_lost=True)
+
+    async def _beat(self, run: str) -> None:
+        """Say that this client is there: from here and not from the process, which torch may hold for long."""
+        while True:
+            await self._bus.publish(Heartbeat(task=self._task.id, client=self._client, run=run))
+            await asyncio.sleep(HEARTBEAT_S)
+
+    async def _end_training(self) -> None:
+        training, self._training = self._training, None
+        if training is not None and training.watch is not asyncio.current_task():
+            training.stop.set()
+            await training.watch
+
+    @property
+    def _state(self) -> FlClientState:
+        return self._life.state
+
+    @property
+    def _situation(self) -> FlClientSituation:
+        return fl_client_situation(self._life.state, self._life.facts)
+
+    @property
+    def _run(self) -> str | None:
+        return self._life.facts.run

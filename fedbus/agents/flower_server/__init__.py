@@ -1,0 +1,1 @@
+"""The Flower server: runs a task's ServerApp, in a child process or a Kubernetes Job."""

@@ -1,0 +1,1 @@
+"""Running a ServerApp as a Kubernetes Job."""

@@ -1,0 +1,42 @@
+"""The process that builds a task's first model: ``python -m fedbus.app.entrypoints.child init``.
+
+Torch is loaded here and gone with the process. Its answer is the artifact, stored, as JSON; or, with exit
+code 1, why there is none.
+"""
+
+import asyncio
+import tempfile
+from pathlib import Path
+
+from fedbus.agents.common.child_process import answer, given_up
+from fedbus.agents.common.process_orders import InitOrder, order_of_this_process
+from fedbus.contracts.model import Artifact
+from fedbus.learning import weights
+from fedbus.learning.flower import task_code
+from fedbus.stores.errors import StoreError
+from fedbus.stores.models.open import open_store
+
+
+async def main(_: asyncio.Event) -> int:
+    order = order_of_this_process(InitOrder)
+    store = open_store(order.store, order.task.id)
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "first.safetensors"
+        try:
+            artifact = await asyncio.to_thread(_build, order, path)
+            await store.put(path, artifact.sha256)
+        except (task_code.BadTask, StoreError) as error:
+            return given_up(str(error))
+    answer(artifact.model_dump_json())
+    return 0
+
+
+def _build(order: InitOrder, path: Path) -> Artifact:
+    builder = task_code.load_function(Path(order.task.path), order.task.table.model)
+    try:
+        model = builder()
+        return weights.save(weights.from_torch(model.state_dict()), path)
+    except Exception as error:
+        raise task_code.BadTask(
+            f"{order.task.table.model} did not make a model: {task_code.one_line(error)}"
+        ) from error

@@ -1,0 +1,1 @@
+"""The gateway: HTTP API and WebSocket feed of the dashboard."""

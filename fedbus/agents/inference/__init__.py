@@ -1,0 +1,1 @@
+"""The inference agent: serves predictions without interruption and swaps models."""

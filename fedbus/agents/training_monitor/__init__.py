@@ -1,0 +1,1 @@
+"""The training monitor: forwards a run's metrics to experiment trackers."""

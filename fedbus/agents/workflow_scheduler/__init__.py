@@ -1,0 +1,1 @@
+"""The workflow scheduler: requests runs on schedules, on triggers and on demand."""

@@ -1,0 +1,282 @@
+"""`fedbus code`: which version of a task's code is where, how a rollout stands, and forwards and back by hand."""
+
+from collections import Counter
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from fedbus.app.failures import Exit, Failure
+from fedbus.app.terminal import output
+
+if TYPE_CHECKING:
+    from fedbus.contracts.message import Request
+    from fedbus.contracts.transition import Transition
+    from fedbus.stores.code.open import Commit
+
+app = typer.Typer(
+    no_args_is_help=True, help="The versions of a task's code: what is where, and what is tried."
+)
+
+TaskId = Annotated[str | None, typer.Option("--task", help="The task's id. [default: the only one there]")]
+Source = Annotated[
+    str,
+    typer.Option(
+        "--repo",
+        help="The repository, as `fedbus up --task` has it. [default: FEDBUS_TASK, or what the server follows]",
+    ),
+]
+CHECK_S = 900.0
+"""How long fetching and checking a version may take, before a person gives up on it."""
+SHORT = 12
+
+
+@app.command()
+def ls(
+    *,
+    repo: Source = "",
+    task: TaskId = None,
+    limit: Annotated[int, typer.Option(min=1, max=500, help="How many commits.")] = 20,
+    json: output.AsJson = False,
+) -> None:
+    """List the commits of the ref that is followed, newest first, and who is on which."""
+    facts = _status(task)
+    commits = _commits(repo, facts["source"], limit)
+    rows = [
+        {
+            "code_version": one.sha,
+            "where": _where(one.sha, facts),
+            "clients": facts["clients_on"].get(one.sha, 0),
+            "subject": one.subject,
+            "author": one.author,
+            "made": one.when,
+        }
+        for one in commits
+    ]
+    if json:
+        output.as_json(rows)
+        return
+    output.table(
+        ("version", "is", "clients", "made", "subject", "author"),
+        [
+            (
+                row["code_version"][:SHORT],
+                output.state(row["where"]),
+                str(row["clients"] or ""),
+                output.ago(row["made"]),
+                row["subject"],
+                row["author"],
+            )
+            for row in rows
+        ],
+        empty=f"the code is a directory, {facts['source']}, and stays as it is: no repository is followed. "
+        "Name one: fedbus code ls --repo git+https://host/repo@main",
+    )
+
+
+@app.command()
+def status(*, task: TaskId = None, json: output.AsJson = False) -> None:
+    """Say which version everybody is on, what is being rolled out and how far, and what was rejected."""
+    facts = _status(task)
+    if json:
+        output.as_json(facts)
+        return
+    from rich.table import Table
+    from rich.text import Text
+
+    output.console().print(Text.assemble((facts["task"], "bold"), f" {_whence(facts['source'])}"))
+    grid = Table.grid(padding=(0, 2, 0, 0))
+    for name, said, style in _standing(facts):
+        grid.add_row(f"  {name}", Text(said, style=style, overflow="fold"))
+    output.console().print(grid, soft_wrap=False)
+
+
+@app.command()
+def look(*, task: TaskId = None) -> None:
+    """Have the server look at the repository now: for a hook, after a push."""
+    from fedbus.contracts.code import CodeLookedFor, LookForCode
+
+    found: CodeLookedFor = _ask(task, lambda name: LookForCode(task=name))
+    typer.echo(f"{found.found[:SHORT]}: {found.news}")
+
+
+@app.command()
+def rollout(
+    version: Annotated[
+        str, typer.Argument(help="A commit: a SHA or the beginning of one, a tag or a branch.")
+    ],
+    *,
+    task: TaskId = None,
+    stage: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="A stage: 10% of the clients, or those labelled site=lab. May be repeated; in order."
+        ),
+    ] = None,
+    new_lineage: Annotated[
+        bool,
+        typer.Option(
+            "--new-lineage", help="It may bring another architecture: its first model is made and served."
+        ),
+    ] = False,
+) -> None:
+    """Bring a version to the clients, stage by stage."""
+    from fedbus.contracts.code import RolloutBegun, RollOutCode
+
+    stages = _stages(stage or [])
+    begun: RolloutBegun = _ask(
+        task,
+        lambda name: RollOutCode(task=name, code_version=version, stages=stages, new_lineage=new_lineage),
+    )
+    typer.echo(
+        f"{begun.code_version[:SHORT]} is rolled out, {', then '.join(begun.stages)}: fedbus code status"
+    )
+
+
+@app.command()
+def revert(
+    *,
+    task: TaskId = None,
+    to: Annotated[str, typer.Option(help="A version to go to. [default: the one before]")] = "",
+    reason: Annotated[str, typer.Option(help="Why; everybody can read it.")] = "reverted by hand",
+) -> None:
+    """End the rollout and bring everybody back; without one, to the version before this one."""
+    from fedbus.contracts.code import RevertCode, RolloutBegun
+
+    begun: RolloutBegun = _ask(task, lambda name: RevertCode(task=name, to=to, reason=reason))
+    typer.echo(f"everybody goes to {begun.code_version[:SHORT]}: fedbus code status")
+
+
+# --- what they ask --------------------------------------------------------------------------
+
+
+def _stages(given: list[str]) -> tuple[str, ...]:
+    import re
+
+    from fedbus.contracts.task.task import STAGE_PATTERN
+
+    for one in given:
+        if not re.fullmatch(STAGE_PATTERN, one):
+            raise Failure(f"{one!r} is no stage: write 10%, or labels: site=lab,board=jetson", Exit.USAGE)
+    return tuple(given)
+
+
+def _ask(task: str | None, request: Any) -> Any:
+    from fedbus.app.bus_session import now, on_the_bus, the_task
+    from fedbus.app.terminal.progress_bar import working
+
+    async def ask() -> Any:
+        async with on_the_bus() as bus:
+            question: Request = request(await the_task(bus, task))
+            with working(f"waiting for the server of {question.task}, which may try the code first"):
+                return await bus.request(question, timeout_s=CHECK_S)
+
+    return now(ask())
+
+
+def _status(task: str | None) -> dict[str, Any]:
+    from fedbus.app.bus_session import lives, moved, now, on_the_bus, the_task
+
+    async def look() -> tuple["Transition", list["Transition"], Any]:
+        async with on_the_bus() as bus:
+            name = await the_task(bus, task)
+            code = await lives(bus, "code", thing=name)
+            if not code:
+                raise Failure(
+                    f"the server of {name} has not said which code it has: is it up?", Exit.NOT_FOUND
+                )
+            clients = await lives(bus, "client", thing=f"*.{name}")
+            return moved(code[0]), [moved(one) for one in clients], code[0].envelope.time
+
+    last, clients, since = now(look())
+    on: Counter[str] = Counter(getattr(one.facts, "code_version", "") for one in clients)
+    return {
+        **last.facts.model_dump(mode="json"),
+        "state": last.target,
+        "event": last.event,
+        "reason": last.reason,
+        "since": since,
+        "clients_on": dict(on),
+    }
+
+
+def _where(version: str, facts: dict[str, Any]) -> str:
+    if version == facts["candidate"]:
+        return "candidate"
+    if version == facts["code_version"]:
+        return "current"
+    if version in facts["rejected"]:
+        return "rejected"
+    return "previous" if version in facts["previous"][:1] else ""
+
+
+def _whence(source: str) -> str:
+    from fedbus.stores.code.address import is_address
+
+    return f"follows {source}" if is_address(source) else f"is a directory, and stays as it is: {source}"
+
+
+def _standing(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """How the code stands: a name, what is so, and the style of it."""
+    on = facts["clients_on"]
+    everybody = "the others are on" if facts["candidate"] else "everybody is on"
+    yield everybody, f"{_short(facts['code_version'])}{_count(on.get(facts['code_version'], 0))}", ""
+    if facts["candidate"]:
+        yield "is tried", f"{_short(facts['candidate'])}, {_stage(facts)}", "yellow"
+    if facts["held_up"]:
+        yield "held up", f"no new code for now: {facts['held_up']}", "red"
+    for version, count in sorted(on.items(), key=lambda one: -one[1]):
+        if version not in (facts["code_version"], facts["candidate"]):
+            yield "still elsewhere", f"{_short(version)}{_count(count)}", "yellow"
+    for client, reason in facts["refused"].items():
+        yield "refused", f"by {client}: {reason}", "red"
+    for version, reason in reversed(facts["rejected"].items()):
+        yield "rejected", f"{_short(version)}: {reason}", "red"
+    yield "last", f"{facts['event']} {output.ago(facts['since'])}{_because(facts['reason'])}", "dim"
+
+
+def _stage(facts: dict[str, Any]) -> str:
+    asked = len(facts["clients"])
+    have_it = facts["clients_on"].get(facts["candidate"], 0)
+    return (
+        f"stage {facts['stage'] + 1} of {len(facts['stages'])} ({facts['stages'][facts['stage']]}): "
+        f"{min(have_it, asked)} of {asked} {'client' if asked == 1 else 'clients'} have it"
+    )
+
+
+def _short(version: str) -> str:
+    from fedbus.domain.run_participation import short
+
+    return short(version)
+
+
+def _count(clients: int) -> str:
+    return f" · {clients} {'client' if clients == 1 else 'clients'}"
+
+
+def _because(reason: str) -> str:
+    return f": {reason}" if reason else ""
+
+
+def _commits(repo: str, source: str, limit: int) -> list["Commit"]:
+    import asyncio
+
+    from fedbus.app.composition.initial_code import code_of, followed
+    from fedbus.app.settings import Settings
+    from fedbus.app.terminal.progress_bar import working
+    from fedbus.stores.code.open import CodeUnavailable, HistoryRewritten
+
+    settings = Settings.from_environment()
+    code = code_of(settings, repo or followed(settings, source))
+    if not code.follows:
+        return []
+
+    async def read() -> list["Commit"]:
+        try:
+            await code.newest()
+        except (CodeUnavailable, HistoryRewritten) as error:
+            typer.echo(f"fedbus: {error}", err=True)
+        return await code.history(limit)
+
+    with working(f"reading the history of {code.source}"):
+        return asyncio.run(read())

@@ -1,0 +1,157 @@
+"""`fedbus events`: what is said on the bus, live, decoded, and listed."""
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedbus.app.failures import Exit, Failure
+from fedbus.app.terminal import output
+
+if TYPE_CHECKING:
+    from fedbus.bus.bus import Seen
+
+app = typer.Typer(no_args_is_help=True, help="What is said on the bus: live, decoded, and listed.")
+
+
+@app.command()
+def tail(
+    *,
+    since: Annotated[
+        str | None, typer.Option(help="Begin in the past: 90s, 10m, 2h, 1d, or a time as ISO 8601.")
+    ] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
+    word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
+    count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
+    json: output.AsJson = False,
+) -> None:
+    """Show events and transitions as they happen, one a line."""
+    from fedbus.app.bus_session import moment, now
+
+    beginning = moment(since) if since else None
+
+    async def tell() -> None:
+        from contextlib import aclosing
+
+        from fedbus.app.bus_session import on_the_bus
+        from fedbus.app.terminal.event_lines import line, record
+        from fedbus.app.views.event_tail import everything
+
+        left, console = count, output.console()
+        async with on_the_bus() as bus, aclosing(everything(bus, beginning)) as said:
+            async for seen in said:
+                if not _wanted(seen, task, client, word):
+                    continue
+                if json:
+                    print(output.to_json(record(seen)), flush=True)
+                else:
+                    console.print(line(seen, width=console.width))
+                left = left - 1 if left is not None else None
+                if left == 0:
+                    return
+
+    now(tell())
+
+
+@app.command()
+def replay(
+    *,
+    since: Annotated[
+        str | None, typer.Option(help="From then on: 90s, 10m, 2h or 1d ago, or a time as ISO 8601.")
+    ] = None,
+    until: Annotated[str | None, typer.Option(help="Until then.", show_default="now")] = None,
+    run: Annotated[str | None, typer.Option(help="Only this run, from its request to its end.")] = None,
+    task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
+    client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
+    word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
+    speed: Annotated[float, typer.Option(min=0, help="So many times as fast as it was; 0: all at once.")] = 0,
+    json: output.AsJson = False,
+) -> None:
+    """Show once more what was said in a window of the past, in order. Nothing is said again on the bus."""
+    from fedbus.app.bus_session import moment, now
+
+    if since is None and run is None:
+        raise Failure("say which part of the past: --since 10m, or --run RUN", Exit.USAGE)
+    begin, end = (moment(text) if text else None for text in (since, until))
+    if begin and end and end < begin:
+        raise Failure("--until is before --since", Exit.USAGE)
+
+    async def tell() -> None:
+        from contextlib import aclosing
+
+        from fedbus.app.bus_session import on_the_bus
+        from fedbus.app.terminal.event_lines import clock, line, record
+        from fedbus.app.terminal.progress_bar import working
+        from fedbus.app.views.event_replay import paced, replayed, window
+
+        console = output.console()
+        lines_at = console if console.is_terminal else None
+        async with on_the_bus() as bus:
+            asked = await window(bus, begin, end, run)
+            with working("replaying", console=lines_at, wanted=not (json and lines_at)) as step:
+                async with aclosing(paced(replayed(bus, asked), speed)) as said:
+                    async for seen in said:
+                        step(1, f"what was said at {clock(seen.envelope.time)}, until {clock(asked.until)}")
+                        if not _wanted(seen, task, client, word):
+                            continue
+                        if json:
+                            print(output.to_json(record(seen)), flush=True)
+                        else:
+                            console.print(line(seen, width=console.width))
+
+    now(tell())
+
+
+def _wanted(seen: "Seen", task: str | None, client: str | None, word: str | None) -> bool:
+    from fedbus.app.terminal.event_lines import word_of
+
+    return (
+        (task is None or seen.message.task == task)
+        and (client is None or client in seen.subject.split("."))
+        and (word is None or word in (seen.message.word, word_of(seen.message)))
+    )
+
+
+@app.command()
+def schema(
+    word: Annotated[str | None, typer.Argument(help="Of this word; left out: all of them.")] = None,
+) -> None:
+    """Print the JSON Schema of a message's body, or of all by their words."""
+    from fedbus.app.docs_generator.pages import body_schema, catalogue
+
+    kinds = {entry.word: entry.kind for entry in catalogue()}
+    if word is None:
+        output.as_json({name: body_schema(kind) for name, kind in kinds.items()})
+    elif word in kinds:
+        output.as_json(body_schema(kinds[word]))
+    else:
+        raise Failure(f"nobody says {word!r}: see fedbus events catalog", Exit.NOT_FOUND)
+
+
+@app.command()
+def decode() -> None:
+    """Print the msgpack on standard input as JSON: nats sub '…' --translate 'fedbus events decode'."""
+    from fedbus.contracts.envelope import MAX_EVENT_BYTES, unpack
+
+    if sys.stdin.isatty():
+        raise Failure(
+            "nothing on standard input. Use it so: nats sub 'fedbus.>' --translate 'fedbus events decode'"
+        )
+    output.as_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))
+
+
+@app.command()
+def catalog(*, json: output.AsJson = False) -> None:
+    """List every kind of message: its word, its subject, who says it and who hears it."""
+    from fedbus.app.docs_generator.pages import catalogue
+
+    entries = catalogue()
+    if json:
+        output.as_json([entry.as_facts() for entry in entries])
+        return
+    output.table(
+        ("word", "subject", "said by", "heard by", "what it says"),
+        [(one.word, one.subject, one.said_by, ", ".join(one.heard_by), one.gist) for one in entries],
+        empty="nothing is ever said",
+    )

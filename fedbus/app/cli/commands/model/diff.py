@@ -1,0 +1,97 @@
+"""`fedbus model diff`: how far two versions are apart."""
+
+from typing import TYPE_CHECKING, Any
+
+from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, find, with_store
+from fedbus.app.terminal import output
+
+if TYPE_CHECKING:
+    from fedbus.contracts.model import Manifest
+    from fedbus.learning.weights import Arrays
+    from fedbus.stores.models.open import ModelStore
+
+
+def diff(
+    old: Version,
+    new: Version = "latest",
+    *,
+    task: TaskId = None,
+    store: Store = "",
+    json: output.AsJson = False,
+) -> None:
+    """Compare two versions: how far each tensor has moved, and each metric."""
+    import asyncio
+
+    from fedbus.app.terminal.progress_bar import working
+    from fedbus.learning import weights
+
+    async def read(models: "ModelStore") -> list[tuple["Manifest", "Arrays"]]:
+        found = [await find(models, version) for version in (old, new)]
+        paths = [await models.path_of(one.sha256) for one in found]
+        return [
+            (one, await asyncio.to_thread(weights.load, path)) for one, path in zip(found, paths, strict=True)
+        ]
+
+    with working(f"comparing {old} and {new}"):
+        (before, ours), (after, theirs) = with_store(read, task, store)
+        difference = weights.first_difference(ours, theirs)
+        tensors = [_moved(name, ours[name], theirs[name]) for name in ours if _comparable(name, ours, theirs)]
+    metrics: list[dict[str, Any]] = [
+        {"metric": name, "old": before.metrics.get(name), "new": after.metrics.get(name)}
+        for name in sorted(before.metrics.keys() | after.metrics.keys())
+    ]
+    if json:
+        facts = {"old": before.version, "new": after.version, "architecture": difference}
+        output.as_json(facts | {"tensors": tensors, "metrics": metrics})
+        return
+    if difference is not None:
+        output.console().print(f"another architecture: in v{after.version}, {difference}")
+    output.table(
+        (
+            "tensor",
+            "shape",
+            f"norm in v{before.version}",
+            f"norm in v{after.version}",
+            "moved by",
+            "relative",
+        ),
+        [
+            (
+                one["tensor"],
+                one["shape"],
+                *(f"{one[name]:.4g}" for name in ("old_norm", "new_norm", "moved")),
+                f"{one['relative']:.2%}",
+            )
+            for one in tensors
+        ],
+        empty="no tensor can be compared",
+    )
+    output.table(
+        ("metric", f"v{before.version}", f"v{after.version}"),
+        [(one["metric"], _figure(one["old"]), _figure(one["new"])) for one in metrics],
+        empty="no metrics",
+    )
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.6g}"
+
+
+def _comparable(name: str, ours: "Arrays", theirs: "Arrays") -> bool:
+    return name in theirs and ours[name].shape == theirs[name].shape
+
+
+def _moved(name: str, old: Any, new: Any) -> dict[str, Any]:
+    """Euclidean norms, in double precision."""
+    import numpy as np
+
+    before, after = (np.asarray(one, dtype=np.float64).ravel() for one in (old, new))
+    old_norm, moved = float(np.linalg.norm(before)), float(np.linalg.norm(after - before))
+    return {
+        "tensor": name,
+        "shape": "×".join(map(str, old.shape)) or "scalar",
+        "old_norm": old_norm,
+        "new_norm": float(np.linalg.norm(after)),
+        "moved": moved,
+        "relative": moved / old_norm if old_norm else float(moved > 0),
+    }

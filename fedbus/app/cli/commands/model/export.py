@@ -1,0 +1,65 @@
+"""`fedbus model export`: the weights of a version, out of the repository and into a file."""
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, facts_of, find, with_store
+from fedbus.app.failures import Exit, Failure
+from fedbus.app.terminal import output
+
+if TYPE_CHECKING:
+    from fedbus.contracts.model import Manifest
+    from fedbus.stores.models.open import ModelStore
+
+
+def export(
+    version: Version,
+    path: Annotated[Path, typer.Argument(help="The file to write, a safetensors file.")],
+    *,
+    force: Annotated[bool, typer.Option("--force", help="Also over a file that is there.")] = False,
+    task: TaskId = None,
+    store: Store = "",
+    json: output.AsJson = False,
+) -> None:
+    """Copy the weights of a version into a file."""
+    from fedbus.app.terminal.progress_bar import working
+
+    if path.is_dir():
+        raise Failure(f"{path} is a directory: name the file to write in it", Exit.USAGE)
+    if path.exists() and not force:
+        raise Failure(f"{path} is there already: name another file, or say --force", Exit.USAGE)
+
+    async def read(models: "ModelStore") -> "Manifest":
+        found = await find(models, version)
+        with working(f"exporting v{found.version}, {output.size(found.size_bytes)}"):
+            _copy(await models.path_of(found.sha256), path, found.sha256)
+        return found
+
+    found = with_store(read, task, store)
+    if json:
+        output.as_json(facts_of(found) | {"path": str(path.absolute())})
+    else:
+        output.console().print(
+            f"v{found.version} is in {path}, {output.size(found.size_bytes)}, {found.sha256}"
+        )
+
+
+def _copy(source: Path, target: Path, sha256: str) -> None:
+    """A copy that is whole and right, or none."""
+    import hashlib
+    import shutil
+
+    part = target.with_name(f".{target.name}.part")
+    try:
+        shutil.copyfile(source, part)
+        with part.open("rb") as file:
+            actual = hashlib.file_digest(file, "sha256").hexdigest()
+        if actual != sha256:
+            raise Failure(f"what came out has digest {actual}, not {sha256}. See: fedbus model verify")
+        part.replace(target)
+    except OSError as error:
+        raise Failure(f"cannot write {target}: {error.strerror or error}", Exit.MACHINE) from None
+    finally:
+        part.unlink(missing_ok=True)

@@ -1,0 +1,128 @@
+"""The model repository as the commands find it: which one, of which task, and a version in it."""
+
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+
+import typer
+
+from fedbus.app.failures import Exit, Failure
+
+if TYPE_CHECKING:
+    from fedbus.contracts.model import Manifest
+    from fedbus.stores.models.open import ModelStore
+
+PATIENCE_S: Final = 3.0
+"""How long a person waits for an S3 that does not answer."""
+SHORT: Final = 12
+
+TaskId = Annotated[
+    str | None, typer.Option("--task", help="The task's id.", show_default="the only one there")
+]
+Store = Annotated[
+    str,
+    typer.Option(
+        help="The model repository: a directory, or s3://bucket/prefix.", show_default="FEDBUS_STORE"
+    ),
+]
+Version = Annotated[str, typer.Argument(help="A version's number, v3 or 3, or: latest, or champion.")]
+
+T = TypeVar("T")
+
+
+def with_store(work: "Callable[[ModelStore], Awaitable[T]]", task: str | None, store: str) -> T:
+    """What *work* finds in the repository of *task*."""
+    from fedbus.app.bus_session import now
+
+    url = address_of(store)
+
+    async def run() -> T:
+        return await work(opened(url, await the_task_in(url, task)))
+
+    return now(run())
+
+
+def address_of(store: str) -> str:
+    """Where the models are: the *store* that was given, else what the settings say; with its key at hand."""
+    from fedbus.app.settings import Settings
+
+    settings = Settings.from_environment()
+    _take_key(settings.s3_dir / "credentials", given=bool(store or settings.given_store))
+    return store or settings.store_url
+
+
+def opened(url: str, task: str) -> "ModelStore":
+    """The models of *task* there, as somebody who does not wait for long reads them."""
+    from fedbus.stores.models.open import open_store
+
+    return open_store(url, task, patience_s=PATIENCE_S)
+
+
+def _take_key(credentials: Path, *, given: bool) -> None:
+    """The key of the S3 that `fedbus up --store s3` runs here; whoever names a repository has one of their own."""
+    import os
+
+    from fedbus.app.local.seaweedfs import CREDENTIALS_FILE
+
+    if not given and credentials.is_file():
+        os.environ.setdefault(CREDENTIALS_FILE, str(credentials))
+
+
+async def the_task_in(url: str, asked: str | None) -> str:
+    """The task that was *asked* for, or the only one there is."""
+    from fedbus.contracts.identifiers import task_id
+    from fedbus.stores.models.open import tasks_in
+
+    if asked is not None:
+        return task_id(asked)
+    known = await tasks_in(url, patience_s=PATIENCE_S)
+    if len(known) == 1:
+        return known[0]
+    if not known:
+        raise Failure(
+            f"there is no model repository at {url}: a server makes one, see fedbus up; or name it with --store",
+            Exit.NOT_FOUND,
+        )
+    raise Failure(f"several tasks are there: choose one of {', '.join(known)} with --task", Exit.USAGE)
+
+
+async def find(models: "ModelStore", version: str) -> "Manifest":
+    if version == "champion":
+        return await _served(models)
+    if version != "latest":
+        return await models.manifest(number_of(version, 0))
+    latest = await models.latest()
+    if latest is None:
+        raise Failure(
+            "there is no version yet: the server makes the first one when it starts", Exit.NOT_FOUND
+        )
+    return latest
+
+
+async def _served(models: "ModelStore") -> "Manifest":
+    champion = await models.champion()
+    if champion is None:
+        raise Failure(
+            "there is no champion yet: the server crowns the first version when it starts", Exit.NOT_FOUND
+        )
+    return await models.manifest(champion.version)
+
+
+def number_of(version: str, latest: int) -> int:
+    """``3``, ``v3`` or ``latest``."""
+    if version == "latest" and latest:
+        return latest
+    digits = version.removeprefix("v")
+    if not (digits.isascii() and digits.isdecimal()) or len(digits) > 9:
+        raise Failure(f"{version!r} is no version: write 3, v3 or latest", Exit.USAGE)
+    return int(digits)
+
+
+def facts_of(manifest: "Manifest") -> dict[str, Any]:
+    return manifest.model_dump()
+
+
+def headline(metrics: Mapping[str, float]) -> str:
+    """Loss and accuracy, where a version has them: `fedbus model show` tells the rest."""
+    named = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics} or metrics
+    return ", ".join(f"{name} {value:.4g}" for name, value in named.items())

@@ -1,0 +1,103 @@
+"""`fedbus trace`: one run from its trigger to every client's new model, and what it waited for, or waits for now.
+
+Read off the files in FEDBUS_HOME/traces: no bus, no collector, no Grafana. What devices on other
+machines did is in their own files, and in a collector where there is one.
+"""
+
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Final
+
+import typer
+
+from fedbus.app.failures import Exit, Failure, writing
+
+if TYPE_CHECKING:
+    from fedbus.app.telemetry.span_reader import Kept
+    from fedbus.domain.critical_path import Tree
+
+PIPED_WIDTH: Final = 120
+
+
+def trace(
+    run: Annotated[
+        str,
+        typer.Argument(help="The run, as `fedbus run ls` calls it.", show_default="the newest that is kept"),
+    ] = "",
+    *,
+    otlp_json: Annotated[
+        Path | None,
+        typer.Option("--otlp-json", help="Write it into this file, as OTLP/JSON for Grafana or Jaeger."),
+    ] = None,
+    words: Annotated[bool, typer.Option("--words", help="Only what the rounds waited for.")] = False,
+    width: Annotated[
+        int | None, typer.Option(min=60, max=400, help="Columns.", show_default="the terminal's")
+    ] = None,
+) -> None:
+    """Draw what happened in a run, and what it waited for."""
+    from rich.console import Console
+
+    from fedbus.app.settings import Settings
+    from fedbus.app.telemetry import span_reader
+    from fedbus.app.terminal.trace_waterfall import (
+        Standing,
+        headline,
+        in_words,
+        legend,
+        standing,
+        waterfall,
+    )
+    from fedbus.domain.critical_path import Tree
+
+    directory = Settings.from_environment().traces_dir
+    run, kept = _kept(directory, run)
+    tree = Tree(kept.spans())
+    if otlp_json is not None:
+        with writing(otlp_json):
+            otlp_json.write_text(json.dumps(kept.as_otlp(), ensure_ascii=False) + "\n")
+        print(f"{_counted(tree)} are in {otlp_json}")
+        return
+    console = Console(width=width or (None if sys.stdout.isatty() else PIPED_WIDTH), highlight=False)
+    stands = standing(tree, run, looked_after=span_reader.is_looked_after(directory, kept, run))
+    if not words:
+        console.print(headline(tree, run, stands), style="bold", soft_wrap=True)
+        about = f"{_counted(tree)}, of {kept.processes} processes · trace {kept.trace_id}\n"
+        console.print(about, style="dim", soft_wrap=True)
+        for line in waterfall(tree, console.width):
+            console.print(line, no_wrap=True, crop=True)
+        console.print(*legend(tree), "", sep="\n", style="dim", soft_wrap=True)
+    for said in in_words(tree):
+        console.print(said, soft_wrap=True)
+    if stands is Standing.UNDER_WAY and not words:
+        console.print(
+            f"live: fedbus run watch {run} · again: fedbus trace {run}", style="dim", soft_wrap=True
+        )
+
+
+def _counted(tree: "Tree") -> str:
+    from fedbus.domain.critical_path import Ending
+
+    endings = Counter(span.ending for span in tree.by_id.values())
+    without = [f"{endings[one]} {one}" for one in (Ending.UNDER_WAY, Ending.CUT_OFF) if endings[one]]
+    return f"{endings.total()} spans" + (f" ({', '.join(without)})" if without else "")
+
+
+def _kept(directory: Path, run: str) -> "tuple[str, Kept]":
+    """The run that is meant, and its trace."""
+    from fedbus.app.telemetry import span_reader
+
+    if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
+        directory = of_demo  # `fedbus demo` has a home of its own
+    known = span_reader.runs_in(directory)
+    wanted = run or (known[-1] if known else "")
+    found = span_reader.trace_of_run(directory, wanted) if wanted else None
+    if found is None:
+        kept = f"kept are: {', '.join(known[-10:])}" if known else "none is kept"
+        raise Failure(
+            f"no trace of {run or 'any run'} in {directory}: {kept}. The machine on which a run was started "
+            "keeps its trace; FEDBUS_HOME says where",
+            Exit.NOT_FOUND,
+        )
+    return wanted, span_reader.read_trace(directory, found)

@@ -1,0 +1,1 @@
+"""Builds agents from settings."""

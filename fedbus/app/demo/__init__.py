@@ -1,0 +1,1 @@
+"""`fedbus demo`: the whole life of a federated model on one machine."""

@@ -1,0 +1,1 @@
+"""`fedbus doctor`, `fedbus verify` and the checks behind them."""

@@ -1,0 +1,418 @@
+"""Where a run's model came from, as far as it can still be known: read off the bus, the models and the code.
+
+The log says who was asked and who answered with which bytes; the repository holds what came of it. Each check
+reads what is at rest anew, and what it finds is a `Finding`: see `fedbus.domain.provenance`.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from datetime import datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Final
+
+from fedbus.agents.common.asyncio_tools import within
+from fedbus.app.bus_session import moved
+from fedbus.app.composition.initial_code import code_of, followed
+from fedbus.app.failures import Exit, Failure
+from fedbus.app.settings import Settings
+from fedbus.app.views.event_replay import TICK, is_of
+from fedbus.bus.bus import Bus, Seen
+from fedbus.bus.streams import events_stream, life_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.catalogue import stream_subjects
+from fedbus.contracts.champion import Champion
+from fedbus.contracts.client import Joined, RoundReply
+from fedbus.contracts.code import CODE, CodeFacts
+from fedbus.contracts.message import Message
+from fedbus.contracts.model import Artifact, Manifest, ModelRef
+from fedbus.contracts.run import RUN, RoundResult, RunFacts, RunState
+from fedbus.contracts.server import SERVER, RoundMessage, ServerFacts
+from fedbus.contracts.transition import Transition
+from fedbus.domain import provenance
+from fedbus.domain.provenance import Finding, Fit, Update, finding
+from fedbus.stores.code.address import is_address
+from fedbus.stores.code.open import (
+    BadCodeSource,
+    CodeRejected,
+    CodeRepository,
+    CodeUnavailable,
+    GitMissing,
+    short,
+)
+from fedbus.stores.errors import StoreDamaged
+from fedbus.stores.models.open import ArtifactMissing, ArtifactRetired, ModelStore, VersionMissing
+from fedbus.stores.models.signing import TrustedKeys, Unsigned, WronglySigned, manifest_digest
+from fedbus.stores.tasks.task_directory import TaskInvalid
+
+FIRST_S: Final = 2.0
+"""How long the oldest event that is kept may take to come."""
+NO_KEYS: Final = "whose signature is to be believed is not said: name the public keys in FEDBUS_TRUSTED_KEYS"
+
+
+# --- what the bus keeps ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Told:
+    """What the log tells of a run."""
+
+    last: Transition
+    since: datetime
+    """When it came to the state that it is in."""
+    moves: Sequence[Transition]
+    said: Sequence[Message]
+    base: ModelRef | None
+    """The version that it began with, as the server said."""
+    source: str
+    """Where the server has its code from."""
+    forgotten_before: datetime | None
+    """Where the log begins, if that is after the run did."""
+
+    @property
+    def facts(self) -> RunFacts:
+        assert isinstance(self.last.facts, RunFacts)
+        return self.last.facts
+
+    @cached_property
+    def rounds(self) -> list[RoundResult]:
+        return provenance.rounds_of(self.facts, self.moves)
+
+    @cached_property
+    def updates(self) -> list[Update]:
+        return provenance.updates_of(self.said)
+
+
+async def told_of(bus: Bus, run: str, *, read: Callable[[str], None] = lambda _: None) -> Told:
+    """All that the bus keeps of *run*; raises Failure where it knows of none. *read* hears whose update was read."""
+    last = await bus.last(subjects.life(bus.fed, RUN.kind, run))
+    if last is None:
+        raise Failure(f"no run {run} in federation {bus.fed}: see fedbus run ls", Exit.NOT_FOUND)
+    move = moved(last)
+    assert isinstance(move.facts, RunFacts)
+    since = move.facts.requested_at - TICK
+    life, events = life_stream(bus.fed), events_stream(bus.fed)
+    moves = await _since(bus, life, subjects.life(bus.fed, RUN.kind, run), since)
+    of_server = await _since(bus, life, subjects.life(bus.fed, SERVER.kind, move.task), since)
+    said = [
+        one
+        for kind in (RoundMessage, RoundReply, Joined)  # one at a time, see _since
+        for one in await _since(bus, events, subjects.every(bus.fed, kind, task=move.task), since, read)
+        if is_of(run, one)
+    ]
+    code = await bus.last(subjects.life(bus.fed, CODE.kind, move.task))
+    return Told(
+        last=move,
+        since=last.envelope.time,
+        moves=[moved(one) for one in moves],
+        said=[one.message for one in said],
+        base=next(_bases([moved(one) for one in of_server if is_of(run, one)]), None),
+        source=_source(moved(code)) if code else "",
+        forgotten_before=await _forgotten_before(bus, since),
+    )
+
+
+async def _since(
+    bus: Bus,
+    stream: str,
+    subject: str,
+    since: datetime,
+    read: Callable[[str], None] = lambda _: None,
+) -> list[Seen]:
+    """What *stream* holds of one subject since then.
+
+    One at a time: nats-server 2.15.1 leaves messages out where a start time meets many filters.
+    """
+    newest = [one for one in await bus.snapshot(stream, [subject]) if one.envelope.time >= since]
+    found: list[Seen] = []
+    if newest:
+        last = max(one.sequence for one in newest)
+        async with bus.watch(stream, [subject], since=since) as held:
+            async for seen in held:
+                found.append(seen)
+                if isinstance(seen.message, RoundReply):
+                    read(f"what {seen.message.client} answered in round {seen.message.round}")
+                if seen.sequence >= last:
+                    break
+    return found
+
+
+def _bases(lives: Sequence[Transition]) -> Iterator[ModelRef]:
+    for one in lives:
+        if isinstance(one.facts, ServerFacts) and one.facts.base is not None:
+            yield one.facts.base
+
+
+def _source(move: Transition) -> str:
+    assert isinstance(move.facts, CodeFacts)
+    return move.facts.source
+
+
+async def _forgotten_before(bus: Bus, requested: datetime) -> datetime | None:
+    """When the events begin that are kept, where that is after *requested*; None where nothing is lacking."""
+    stream = events_stream(bus.fed)
+    first, last = await bus.extent(stream)
+    if first <= 1 <= last:
+        return None
+    async with bus.watch(stream, stream_subjects(bus.fed), whole=True) as seen:
+        begins = await _first_time(seen) if first <= last else None
+    if begins is None:
+        return datetime.now(requested.tzinfo)
+    return begins if begins > requested else None
+
+
+async def _first_time(seen: AsyncIterator[object]) -> datetime | None:
+    try:
+        one = await within(FIRST_S, anext(seen))
+    except TimeoutError:
+        return None
+    time: datetime = one.envelope.time  # type: ignore[attr-defined]
+    return time
+
+
+# --- what the repository keeps ---------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A version of the model, and all that could be read of the others."""
+
+    manifest: Manifest
+    known: dict[int, Manifest]
+    unreadable: dict[int, str] = field(default_factory=dict)
+
+
+async def kept_of(models: ModelStore, version: int) -> Kept | str:
+    """What the repository has of *version*, or why it has nothing that can be used."""
+    unreadable: dict[int, str] = {}
+    try:
+        known = {one.version: one for one in await models.versions()}
+    except StoreDamaged:
+        known, unreadable = await _one_by_one(models)
+    if version in known:
+        return Kept(known[version], known, unreadable)
+    there = sorted({*known, *unreadable})
+    return unreadable.get(version) or str(VersionMissing(version, there))
+
+
+async def served(models: ModelStore) -> Champion | None:
+    """The version that is served; None also where its pointer cannot be read: `fedbus model verify` tells of that."""
+    try:
+        return await models.champion()
+    except StoreDamaged:
+        return None
+
+
+async def _one_by_one(models: ModelStore) -> tuple[dict[int, Manifest], dict[int, str]]:
+    known: dict[int, Manifest] = {}
+    unreadable: dict[int, str] = {}
+    for number in await models.numbers():
+        try:
+            known[number] = await models.manifest(number)
+        except StoreDamaged as error:
+            unreadable[number] = str(error)
+    return known, unreadable
+
+
+# --- what is checked -------------------------------------------------------------------------------
+
+
+def of_run(told: Told) -> Iterator[Finding]:
+    """What the log alone can answer: the run, its configuration, its rounds, its clients and their updates."""
+    facts, moves = told.facts, told.moves
+    how = f"{told.last.target}, after {len(moves)} transitions that the table allows"
+    yield finding("run", how, provenance.broken_life(moves))
+    done = [one for one in told.rounds if one.round > 0]
+    clients = sorted({client for one in done for client in one.participants})
+    yield finding(
+        "clients",
+        f"{_named(clients)}, all of them with the code of the run",
+        provenance.other_code(facts, told.said),
+    )
+    yield _of_updates(told)
+
+
+def _of_updates(told: Told) -> Finding:
+    wanting = list(provenance.without_update(told.rounds, told.updates))
+    came = sum(not one.error for one in told.updates)
+    if told.forgotten_before is not None:
+        begins = f"{told.forgotten_before:%Y-%m-%d %H:%M} UTC"
+        says = f"the log keeps {came}; it goes back to {begins} only, when the run was under way or over"
+        return Finding("updates", Fit.OPEN, says)
+    return finding("updates", f"{came}, one from each client of each round, by their digests", wanting)
+
+
+async def of_version(
+    models: ModelStore, told: Told, kept: Kept, trusted: TrustedKeys | None
+) -> AsyncIterator[Finding]:
+    """The version that the run came to: its manifest, its bytes, its signature, and what it was made from."""
+    manifest = kept.manifest
+    last = told.rounds[-1] if told.rounds else None
+    yield finding(
+        "manifest",
+        f"version {manifest.version} of {manifest.task}, as the log tells of it",
+        provenance.differences(manifest, told.facts, last),
+    )
+    for one in await _of_bytes(models, manifest):
+        yield one
+    yield _of_signature(manifest, trusted)
+    yield await _of_beginning(models, told.base)
+    yield _of_ancestry(told, kept, trusted)
+    config = ", ".join(f"{name}={value}" for name, value in manifest.config.items())
+    plan = told.facts.plan
+    yield finding(
+        "configuration",
+        f"{plan.rounds} rounds, quorum {plan.quorum}, {config or 'nothing of the app overridden'}",
+        provenance.configured_otherwise(manifest, told.facts),
+    )
+
+
+async def _of_beginning(models: ModelStore, base: ModelRef | None) -> Finding:
+    """The digest of what the run began with, taken anew: of spoilt weights nothing good can have come."""
+    about = "began with"
+    if base is None:
+        return Finding(about, Fit.OPEN, "the log no longer keeps what the server said of it")
+    try:
+        await models.verify(base.sha256)
+    except ArtifactRetired as error:
+        return Finding(about, Fit.OPEN, f"v{base.version}; {error}")
+    except (ArtifactMissing, StoreDamaged) as error:
+        return Finding(about, Fit.NO, f"v{base.version}; {error}")
+    return Finding(about, Fit.YES, f"v{base.version}, {_named_bytes(base)}, the digest taken anew")
+
+
+def _named_bytes(artifact: Artifact) -> str:
+    return f"{artifact.sha256[:12]}, {artifact.size_bytes} bytes"
+
+
+async def _of_bytes(models: ModelStore, manifest: Manifest) -> list[Finding]:
+    """The digest of what is at rest, taken anew, and the architecture of what it holds."""
+    try:
+        await models.verify(manifest.sha256)
+        path = await models.path_of(manifest.sha256)
+    except ArtifactRetired as error:
+        return [Finding(about, Fit.OPEN, str(error)) for about in ("weights", "architecture")]
+    except (ArtifactMissing, StoreDamaged) as error:
+        return [Finding("weights", Fit.NO, str(error))]
+    size = path.stat().st_size
+    wrong = [f"there are {size} bytes, the manifest says {manifest.size_bytes}"]
+    weights = finding(
+        "weights",
+        f"{_named_bytes(manifest)}, the digest taken anew",
+        wrong if size != manifest.size_bytes else (),
+    )
+    return [weights, await asyncio.to_thread(_of_architecture, path, manifest)]
+
+
+def _of_architecture(path: Path, manifest: Manifest) -> Finding:
+    from fedbus.learning import weights  # noqa: PLC0415  # takes a second, which the log need not wait for
+
+    try:
+        arrays = weights.load(path)
+    except weights.BadWeights as error:
+        return Finding("architecture", Fit.NO, str(error))
+    found = weights.architecture(arrays)
+    wrong = [f"the weights are of the architecture {found}, the manifest says {manifest.architecture}"]
+    says = f"{len(arrays)} tensors, {sum(one.size for one in arrays.values()):,} numbers"
+    return finding("architecture", says, wrong if found != manifest.architecture else ())
+
+
+def _of_signature(manifest: Manifest, trusted: TrustedKeys | None) -> Finding:
+    seal = manifest.seal
+    if trusted is not None:
+        try:
+            trusted.check_manifest(manifest)
+        except (Unsigned, WronglySigned) as error:
+            return Finding("signature", Fit.NO, str(error))
+        assert seal is not None
+        return Finding("signature", Fit.YES, f"by the key {seal.key}, which is trusted here")
+    if seal is None:
+        return Finding("signature", Fit.OPEN, "there is none")
+    if seal.manifest != manifest_digest(manifest):
+        return Finding("signature", Fit.NO, "the manifest was changed after it was signed")
+    return Finding("signature", Fit.OPEN, f"by the key {seal.key}; {NO_KEYS}")
+
+
+def _of_ancestry(told: Told, kept: Kept, trusted: TrustedKeys | None) -> Finding:
+    manifest = kept.manifest
+    line, broken = provenance.ancestry(manifest, kept.known)
+    wrong = [broken] if broken else []
+    if told.base is not None and told.base.version != manifest.parent:
+        wrong.append(f"the run began with version {told.base.version}, the manifest says {manifest.parent}")
+    if told.base is not None and line and line[0].ref != told.base:
+        wrong.append(f"version {line[0].version} is not the one that the run began with")
+    unsigned: list[str] = []
+    for one in line if trusted else ():
+        assert trusted is not None
+        try:
+            trusted.check_manifest(one)
+        except Unsigned:
+            unsigned.append(f"v{one.version}")
+        except WronglySigned as error:
+            wrong.append(str(error))
+    says = ", ".join(f"v{one.version}" for one in line) or "nothing"
+    if line and not broken:
+        says += f", the first of lineage {line[-1].lineage}"
+    if unsigned and not wrong:
+        return Finding("made from", Fit.OPEN, f"{says}; not signed: {', '.join(unsigned)}")
+    return finding("made from", says, wrong)
+
+
+async def of_code(told: Told, manifest: Manifest | None, repo: str, settings: Settings) -> Finding:
+    """Whether the code is what the version says, and its commit one that may be run."""
+    version = told.facts.code_version
+    if manifest is not None and manifest.code_version != version:
+        wrong = f"the run was trained with {version or 'no code'}, the manifest says {manifest.code_version}"
+        return Finding("code", Fit.NO, wrong)
+    try:
+        code = _repository(told, repo, settings)
+    except (BadCodeSource, GitMissing) as error:
+        if repo:
+            raise
+        return Finding("code", Fit.OPEN, f"{short(version)}; {error}")
+    if code is None:
+        return Finding("code", Fit.OPEN, f"{short(version)}; name its repository with --repo")
+    return await _of_commit(code, version)
+
+
+def _repository(told: Told, repo: str, settings: Settings) -> CodeRepository | None:
+    """The one that was named, else the one that the server follows; None where neither can be found here."""
+    if repo or is_address(settings.task) or is_address(told.source):
+        return code_of(settings, repo or followed(settings, told.source))
+    return code_of(settings, told.source) if told.source and Path(told.source).is_dir() else None
+
+
+async def _of_commit(code: CodeRepository, version: str) -> Finding:
+    name = short(version)
+    try:
+        await code.verify(version)
+    except CodeUnavailable as error:
+        return Finding("code", Fit.OPEN, f"{name}; {error}")
+    except (CodeRejected, TaskInvalid) as error:
+        if code.follows:
+            return Finding("code", Fit.NO, str(error))
+        return Finding(
+            "code", Fit.OPEN, f"{name}; {code.source} is a directory, and holds another version now"
+        )
+    if not code.follows:
+        return Finding("code", Fit.YES, f"{name}, which {code.source} still holds")
+    if not code.verifies:
+        unsaid = "who may sign it is not said: FEDBUS_ALLOWED_SIGNERS"
+        return Finding("code", Fit.OPEN, f"{name}, on the history of {code.source}; {unsaid}")
+    return Finding("code", Fit.YES, f"{name}, of an allowed signer, on the history of {code.source}")
+
+
+def of_nothing(told: Told) -> Finding:
+    """A run that has no version to show."""
+    reason = f": {told.last.reason}" if told.last.reason else ""
+    over = told.last.target in RUN.final and told.last.target != RunState.FINISHED
+    says = f"the run made no version, it is {told.last.target}{reason}"
+    return Finding("manifest", Fit.NO if over else Fit.OPEN, says)
+
+
+def _named(clients: Sequence[str], most: int = 8) -> str:
+    if not clients:
+        return "none"
+    more = f" and {len(clients) - most} more" if len(clients) > most else ""
+    return f"{len(clients)}: {', '.join(clients[:most])}{more}"

@@ -1,0 +1,42 @@
+"""Where the process of a Kubernetes Job begins: ``python -m fedbus.app.entrypoints.kubernetes_job server``.
+
+It does what a child process does (see `fedbus.app.entrypoints.child`), without a parent: nobody holds its
+life line, and nothing of the wrapper's disk is here. So it first gets the task's code at the version of its
+order, from where FEDBUS_TASK says, verified like everywhere; the model comes out of the repository by its digest.
+"""
+
+import asyncio
+import json
+import os
+import sys
+from typing import NoReturn
+
+from fedbus.agents.common.process_orders import VARIABLE, Order
+from fedbus.app.composition.initial_code import code_of
+from fedbus.app.entrypoints import child
+from fedbus.app.failures import edge
+from fedbus.app.settings import Settings
+from fedbus.contracts.task.task import Task
+
+
+def main() -> NoReturn:
+    edge(_run)
+
+
+def _run() -> None:
+    settings = Settings.from_environment()
+    order = Order.model_validate_json(os.environ[VARIABLE])
+    task = asyncio.run(code_of(settings, "").task_at(order.task.code_version))
+    os.environ[VARIABLE] = _at_home_here(os.environ[VARIABLE], task)
+    child.work(sys.argv[1])
+
+
+def _at_home_here(order: str, task: Task) -> str:
+    """*order* with the task where it lies in this pod; how it is to be run stays as the wrapper read it."""
+    told = json.loads(order)
+    told["task"] |= {"path": task.path, "libraries": task.libraries}
+    return json.dumps(told)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""Runs nats-server, SeaweedFS and all agents on one machine."""

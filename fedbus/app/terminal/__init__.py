@@ -1,0 +1,1 @@
+"""Tables, charts, progress bars and live screens in the terminal."""

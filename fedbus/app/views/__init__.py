@@ -1,0 +1,1 @@
+"""Read models: what commands show of a federation."""

@@ -1,0 +1,1 @@
+"""Adapters for nats-py: connection, cancellation, parser, authorization errors."""

@@ -1,0 +1,1 @@
+"""Boolean expressions: eligibility rules and triggers."""

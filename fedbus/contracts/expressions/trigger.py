@@ -1,0 +1,240 @@
+"""The language of a schedule: when runs start by themselves.
+
+    cron '0 3 * * *' or (labelled >= 64 on 3 clients and every 6h) or drift on 2 clients
+
+Each part is either a moment that comes (`cron`, `every`, `new_code`, `after`, …) or something
+that has gathered since the last run (`labelled`), or how devices are (`drift`,
+`live_accuracy`). A moment that has come is remembered
+until a run has started: so ``A and B`` is "both, since the last run, in whichever order", and
+``A or B`` is "the first of them". `fedbus.domain.triggers` decides by it.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Final, TypeAlias
+
+from cronsim import CronSim, CronSimError
+
+from fedbus.contracts.expressions.eligibility_rule import SECONDS, quantity
+from fedbus.contracts.expressions.parser import BadExpression as BadTrigger
+from fedbus.contracts.expressions.parser import Expression, Token, Tokens, parse
+from fedbus.contracts.identifiers import BadId, task_id
+
+__all__ = [
+    "After",
+    "BadTrigger",
+    "Cron",
+    "Drift",
+    "Every",
+    "LiveAccuracy",
+    "Moved",
+    "NewCode",
+    "Rows",
+    "Source",
+    "Trigger",
+    "trigger",
+]
+
+SHAPES: Final = (
+    "write cron '0 3 * * *', every 6h, labelled >= 64 on 3 clients, unlabelled >= 1000 on 1 client, "
+    "drift on 2 clients, live_accuracy < 0.8 on 2 clients, accuracy drops 0.05, loss rises 10%, "
+    "new_code or after other-task"
+)
+
+
+@dataclass(frozen=True)
+class Cron:
+    """``cron '0 3 * * *'``, in the schedule's time zone."""
+
+    text: str
+
+    def __str__(self) -> str:
+        return f"cron '{self.text}'"
+
+
+@dataclass(frozen=True)
+class Every:
+    """``every 6h``: so long after the last run ended, whoever started that; the first at once."""
+
+    seconds: float
+
+    def __str__(self) -> str:
+        return f"every {self.seconds:g} s"
+
+
+@dataclass(frozen=True)
+class Rows:
+    """``labelled >= 64 on 3 clients``: that many new rows since the last scheduled run, on each of so many."""
+
+    word: str
+    least: int
+    clients: int
+
+    def __str__(self) -> str:
+        return f"{self.word} >= {self.least} on {_clients(self.clients)}"
+
+
+@dataclass(frozen=True)
+class Drift:
+    """``drift on 2 clients``: so many are drifted now, and not only those of the last scheduled run."""
+
+    clients: int
+
+    def __str__(self) -> str:
+        return f"drift on {_clients(self.clients)}"
+
+
+@dataclass(frozen=True)
+class LiveAccuracy:
+    """``live_accuracy < 0.8 on 2 clients``: what their models answer to users is right so seldom now."""
+
+    below: float
+    clients: int
+
+    def __str__(self) -> str:
+        return f"live_accuracy < {self.below:g} on {_clients(self.clients)}"
+
+
+@dataclass(frozen=True)
+class Moved:
+    """``accuracy drops 0.05``, ``loss rises 10%``: from what one run ended with to what the next one did."""
+
+    metric: str
+    rises: bool
+    by: float
+    relative: bool
+
+    def __str__(self) -> str:
+        by = f"{self.by:g}%" if self.relative else f"{self.by:g}"
+        return f"{self.metric} {'rises' if self.rises else 'drops'} {by}"
+
+
+@dataclass(frozen=True)
+class NewCode:
+    """``new_code``: everybody has other code than the last run had."""
+
+    def __str__(self) -> str:
+        return "new_code"
+
+
+@dataclass(frozen=True)
+class After:
+    """``after other-task``: a run of another task has finished."""
+
+    task: str
+
+    def __str__(self) -> str:
+        return f"after {self.task}"
+
+
+Source: TypeAlias = Cron | Every | Rows | Drift | LiveAccuracy | Moved | NewCode | After
+Trigger: TypeAlias = Expression[Source]
+
+
+def trigger(text: str) -> Trigger:
+    """The trigger in *text*; raises BadTrigger."""
+    return parse(text, _source, without_not="a trigger is something that happens: there is no `not`")
+
+
+def _source(tokens: Tokens) -> Source:
+    here = tokens.here
+    if here.kind != "name" or here.text in ("and", "or"):
+        tokens.wrong(SHAPES)
+    tokens.take()
+    match here.text:
+        case "cron":
+            return _cron(tokens)
+        case "every":
+            return Every(_amount(tokens, "every", SECONDS))
+        case "labelled" | "unlabelled":
+            if not tokens.takes(">="):
+                tokens.wrong(f"write {here.text} >= 64 on 3 clients")
+            return Rows(here.text, _count(tokens, here.text), _on_clients(tokens))
+        case "drift":
+            return Drift(_on_clients(tokens))
+        case "live_accuracy":
+            return _live_accuracy(tokens)
+        case "new_code":
+            return NewCode()
+        case "after":
+            return _after(tokens)
+        case _:
+            return _moved(tokens, here)
+
+
+def _live_accuracy(tokens: Tokens) -> LiveAccuracy:
+    if not tokens.takes("<"):
+        tokens.wrong("write live_accuracy < 0.8 on 2 clients")
+    at, below = tokens.here.at, _amount(tokens, "live_accuracy", {"": 1.0, "%": 0.01})
+    if below > 1:
+        tokens.wrong("an accuracy is at most 1: write live_accuracy < 0.8, or < 80%", at)
+    return LiveAccuracy(below, _on_clients(tokens))
+
+
+def _moved(tokens: Tokens, metric: Token) -> Moved:
+    rises = tokens.here.text == "rises"
+    if not tokens.takes("drops", "rises"):
+        tokens.wrong(f"{metric.text!r} starts no run: {SHAPES}", metric.at)
+    relative = tokens.here.text.endswith("%")
+    return Moved(metric.text, rises, _amount(tokens, metric.text, {"": 1.0, "%": 1.0}), relative)
+
+
+def _cron(tokens: Tokens) -> Cron:
+    here = tokens.here
+    if here.kind != "text":
+        tokens.wrong("cron is followed by five fields in quotes, as in cron '0 3 * * *'")
+    text = " ".join(tokens.take().text[1:-1].split())
+    if (what := wrong_with_cron(text)) is not None:
+        tokens.wrong(f"{text!r} is no cron expression ({what}): minute hour day month weekday", here.at)
+    return Cron(text)
+
+
+def wrong_with_cron(text: str) -> str | None:
+    """What is wrong with a cron expression of five fields, or None."""
+    if len(text.split()) != 5:
+        return "it has five fields"
+    try:
+        next(CronSim(text, datetime.now(UTC)))
+    except CronSimError as error:
+        return str(error).lower()
+    except StopIteration:
+        return "it never comes"
+    return None
+
+
+def _after(tokens: Tokens) -> After:
+    here = tokens.here
+    try:
+        return After(task_id(tokens.take().text.strip("'\"")))
+    except BadId:
+        tokens.wrong("after is followed by the id of a task", here.at)
+
+
+def _on_clients(tokens: Tokens) -> int:
+    if not tokens.takes("on"):
+        return 1
+    count = _count(tokens, "on")
+    if not tokens.takes("client", "clients"):
+        tokens.wrong("write `clients` after their number, as in on 3 clients")
+    return count
+
+
+def _count(tokens: Tokens, name: str) -> int:
+    at, value = tokens.here.at, _amount(tokens, name, {"": 1.0})
+    if value != int(value):
+        tokens.wrong("a whole number is meant", at)
+    return int(value)
+
+
+def _amount(tokens: Tokens, name: str, units: dict[str, float]) -> float:
+    at = tokens.here.at
+    if tokens.here.kind != "number":
+        tokens.wrong(f"{name} is followed by a number")
+    value = quantity(tokens, units, name)
+    if value <= 0:
+        tokens.wrong("it must be more than 0", at)
+    return value
+
+
+def _clients(count: int) -> str:
+    return f"{count} client{'s' if count > 1 else ''}"

@@ -1,0 +1,1 @@
+"""The `[tool.fedbus]` table of a task."""

@@ -1,0 +1,1 @@
+"""The Flower adapter. The only package that imports flwr."""

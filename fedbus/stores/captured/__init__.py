@@ -1,0 +1,1 @@
+"""Captured predictions and labels of one device, in SQLite."""

@@ -1,0 +1,167 @@
+"""Captured rows as a table for other tools: Parquet, or Arrow's own format, on the device itself.
+
+    id  captured_at  model_version  held_out  label  output  input  input_shape
+
+Rows are read a batch at a time, from one moment of the database, beside the process that captures. ``input`` and
+``output`` are lists of numbers, flattened; ``label`` is a number, or a list where some label is one. pyarrow is
+imported when it is needed: ``pip install 'fedbus[data]'``.
+"""
+
+import importlib.util
+import json
+import os
+import sqlite3
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+import numpy as np
+
+from fedbus.stores.captured.reader import is_held_out, reading, unpacked
+from fedbus.stores.errors import StoreError, StoreUnavailable
+
+FORMATS: Final = {".parquet": "Parquet", ".arrow": "Arrow"}
+BATCH_ROWS: Final = 1000
+
+_ROWS: Final = "SELECT id, captured_at, model_version, label, output, input FROM captured ORDER BY id"
+_KINDS: Final = """
+SELECT DISTINCT substr(input, 1, 128), substr(output, 1, 128) FROM captured
+"""
+Write: TypeAlias = Callable[[Any], None]
+
+
+class CannotExport(StoreError):
+    """Nothing was written; the text says why, and what to do."""
+
+
+def export(
+    database: Path,
+    path: Path,
+    *,
+    holdout_share: float = 0.0,
+    labelled: bool = False,
+    told: Callable[[int], None] = lambda _: None,
+) -> int:
+    """Write all rows, or the *labelled* ones, to *path*, which never holds a part of them; how many.
+
+    *told* of each batch: how many rows it had.
+    Blocks. Raises CannotExport for a format that is not known or without pyarrow, and StoreUnavailable.
+    """
+    check_format(path)
+    with reading(database) as connection:
+        schema = _schema(connection)
+        batches = _batches(connection, schema, holdout_share, labelled=labelled)
+        with _new_file(path) as part, _writer(part, path.suffix, schema) as write:
+            return _written(batches, write, told)
+
+
+def check_format(path: Path) -> None:
+    """Whether *path* can be written at all: known by how it ends, and with pyarrow there."""
+    if path.suffix not in FORMATS:
+        known = " or ".join(FORMATS)
+        raise CannotExport(f"{path.name} is of no format that is known: let it end in {known}")
+    if importlib.util.find_spec("pyarrow") is None:
+        raise CannotExport("exporting needs pyarrow: pip install 'fedbus[data]'")
+
+
+def _written(batches: Iterator[Any], write: Write, told: Callable[[int], None]) -> int:
+    count = 0
+    for batch in batches:
+        write(batch)
+        count += batch.num_rows
+        told(batch.num_rows)
+    return count
+
+
+def _schema(connection: sqlite3.Connection) -> Any:
+    """Of what type numbers are: one in which all rows fit."""
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    inputs, outputs = _types(connection)
+    lists = any(
+        isinstance(json.loads(one), list)
+        for (one,) in connection.execute("SELECT DISTINCT label FROM captured WHERE label LIKE '[%' LIMIT 1")
+    )
+    return pa.schema(
+        [
+            ("id", pa.int64()),
+            ("captured_at", pa.timestamp("us", tz="UTC")),
+            ("model_version", pa.int64()),
+            ("held_out", pa.bool_()),
+            ("label", pa.list_(pa.float64()) if lists else pa.float64()),
+            ("output", pa.list_(pa.from_numpy_dtype(outputs))),
+            ("input", pa.list_(pa.from_numpy_dtype(inputs))),
+            ("input_shape", pa.list_(pa.int64())),
+        ]
+    )
+
+
+def _types(connection: sqlite3.Connection) -> tuple["np.dtype[Any]", "np.dtype[Any]"]:
+    """The types of inputs and outputs, in which every row's fit; read off the rows' headers."""
+    inputs, outputs = {np.dtype(np.float32)}, {np.dtype(np.float32)}
+    found = connection.execute(_KINDS).fetchall()
+    if found:
+        inputs, outputs = ({_type_in(header) for header in column} for column in zip(*found, strict=True))
+    return np.result_type(*inputs), np.result_type(*outputs)
+
+
+def _type_in(header: bytes) -> "np.dtype[Any]":
+    """The type of numbers that an .npy file of this beginning holds."""
+    described = header[10:].decode("latin-1")
+    return np.dtype(described.partition("'descr': '")[2].partition("'")[0])
+
+
+def _batches(
+    connection: sqlite3.Connection, schema: Any, holdout_share: float, *, labelled: bool
+) -> Iterator[Any]:
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+
+    cursor = connection.execute(_ROWS)
+    lists = pa.types.is_list(schema.field("label").type)
+    while rows := cursor.fetchmany(BATCH_ROWS):
+        chosen = [row for row in rows if not labelled or row[3] is not None]
+        records = [_record(row, holdout_share, lists=lists) for row in chosen]
+        yield pa.RecordBatch.from_pylist(records, schema=schema)
+
+
+def _record(row: Any, holdout_share: float, *, lists: bool) -> dict[str, Any]:
+    row_id, captured_at, version, label, output, content = row
+    sample = unpacked(content)
+    truth = None if label is None else json.loads(label)
+    return {
+        "id": row_id,
+        "captured_at": int(captured_at * 1e6),
+        "model_version": version,
+        "held_out": is_held_out(row_id, holdout_share),
+        "label": [truth] if lists and truth is not None and not isinstance(truth, list) else truth,
+        "output": unpacked(output).ravel().tolist(),
+        "input": sample.ravel().tolist(),
+        "input_shape": list(sample.shape),
+    }
+
+
+@contextmanager
+def _writer(part: Path, suffix: str, schema: Any) -> Iterator[Write]:
+    import pyarrow as pa  # noqa: PLC0415 - an extra
+    import pyarrow.parquet as pq  # noqa: PLC0415
+
+    with pq.ParquetWriter(part, schema) if suffix == ".parquet" else pa.ipc.new_file(part, schema) as writer:
+        yield writer.write_batch
+
+
+@contextmanager
+def _new_file(path: Path) -> Iterator[Path]:
+    """A file to write to, which takes the place of *path* when all went well."""
+    try:
+        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
+        os.close(descriptor)
+        part = Path(name)
+        try:
+            yield part
+            part.replace(path)
+        finally:
+            part.unlink(missing_ok=True)
+    except OSError as error:
+        raise StoreUnavailable(path.parent, error) from error

@@ -1,0 +1,305 @@
+"""What a device was asked and what it answered: the next round's extra training data.
+
+Predictions come first: `add` never waits, not for the disk and not for a lock that the disk
+holds. It puts a copy into a bounded queue that one thread writes out in batches. When the
+queue is full, or the disk is, rows are dropped and counted, and the predictions go on; a
+minute later capture tries again.
+
+    id      counted up within one opening of the store, never used twice
+    input   one sample, as it went into the model
+    output  what the model said
+    label   what is true, if somebody said so, with the request or later
+
+At most *max_rows*, *max_bytes* and *max_age_s* are kept. Which make room first, and how what comes is counted, stands
+in `captured_database`; how rows are read, for training and else, in `captured_rows`.
+
+What outlives what:
+
+    an answer's id    ``kill -9`` once its row is written, a hundredth of a second later; a power cut, once
+                      some feedback has come after it, or SQLite has made a checkpoint
+    feedback          both, as soon as `label` returns
+"""
+
+import asyncio
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import Future
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Final, TypeAlias, TypeVar
+
+import numpy as np
+
+from fedbus.stores.captured.database import Database, LabelContradicted, Row, UnknownRow
+from fedbus.stores.captured.reader import Label, packed, snapshot_labelled
+from fedbus.stores.errors import StoreError, StoreUnavailable
+
+__all__ = ["CapturedData", "Counts", "LabelContradicted", "UnknownRow"]
+
+MAX_ROWS: Final = 20_000
+MAX_BYTES: Final = 1024**3
+MAX_AGE_S: Final = 30 * 24 * 3600.0
+MAX_QUEUED_ROWS: Final = 4096
+MAX_QUEUED_BYTES: Final = 64 * 1024**2
+RETRY_S: Final = 60.0
+
+_BATCH_ROWS: Final = 512
+_GATHER_S: Final = 0.01
+"""Where rows come fast, the writer waits so long for more: one transaction each would cost as much as a prediction."""
+_LOOK_S: Final = 30.0
+"""How often rows are looked through for those that are too old, while nothing comes."""
+
+Array: TypeAlias = np.ndarray[Any, Any]
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Counts:
+    """What the store holds, and what it could not take since it was opened."""
+
+    rows: int
+    labelled: int
+    dropped: int
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Something else for the writer to do, in its turn."""
+
+    work: Callable[[Database], Any]
+    done: "Future[Any]"
+
+
+class CapturedData:
+    """The captured predictions in the file at *path*, which is made where there is none.
+
+    *holdout_share* of the rows are not counted among those that came. *on_failure* hears, from the writer's
+    thread, why capture has stopped for a while; *on_recovery*, that it goes on.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        max_rows: int = MAX_ROWS,
+        max_bytes: int = MAX_BYTES,
+        max_age_s: float = MAX_AGE_S,
+        holdout_share: float = 0.0,
+        max_queued_rows: int = MAX_QUEUED_ROWS,
+        max_queued_bytes: int = MAX_QUEUED_BYTES,
+        retry_s: float = RETRY_S,
+        on_failure: Callable[[str], None] = lambda _: None,
+        on_recovery: Callable[[], None] = lambda: None,
+    ) -> None:
+        self._path = path
+        self._max_age_s = max_age_s
+        self._max_queued_bytes = max_queued_bytes
+        self._retry_s = retry_s
+        self._on_failure = on_failure
+        self._on_recovery = on_recovery
+        self._failing = False
+        self._looked_at = 0.0
+        self._wrote = 0.0
+        self._lock = threading.Lock()
+        self._queue: queue.Queue[Row | _Job | None] = queue.Queue(max_queued_rows)
+        self._hurry = threading.Event()
+        """Somebody waits for what is written."""
+        self._queued_bytes = 0
+        self._dropped = 0
+        self._rests_until = 0.0
+        self._closed = False
+        database = Database(path, max_rows=max_rows, max_bytes=max_bytes, holdout_share=holdout_share)
+        self._next_id = database.first_id
+        self._writer = threading.Thread(
+            target=self._write_all, args=(database,), name=f"capture {path.name}", daemon=True
+        )
+        self._writer.start()
+
+    def add(
+        self, input: Array, output: Array | np.generic, label: Label | None = None, *, model_version: int
+    ) -> int | None:
+        """The id under which this prediction will be kept; None where it cannot be. Never waits for the disk."""
+        row = Row(0, label, model_version, time.time(), packed(output), packed(input))
+        with self._lock:
+            if self._closed or not self._has_room_for(row):
+                self._dropped += 1
+                return None
+            row = Row(self._next_id, row.label, row.model_version, row.captured_at, row.output, row.input)
+            try:
+                self._queue.put_nowait(row)
+            except queue.Full:
+                self._dropped += 1
+                return None
+            self._next_id += 1
+            self._queued_bytes += row.size_bytes
+            return row.id
+
+    async def label(self, row: int, label: Label) -> None:
+        """Say what is true of *row*; afterwards that outlives a power cut.
+
+        The same twice is fine. Raises UnknownRow and LabelContradicted.
+        """
+        await self._in_turn(lambda database: database.label(row, label))
+
+    async def withdraw(self, row: int) -> None:
+        """Forget what was said to be true of *row*, if anything was. Raises UnknownRow."""
+        await self._in_turn(lambda database: database.withdraw(row))
+
+    async def counts(self) -> Counts:
+        """What is there now, with all that was added before."""
+        rows, labelled = await self._in_turn(Database.counts)
+        return Counts(rows, labelled, self._dropped)
+
+    @property
+    def path(self) -> Path:
+        return self._path
+
+    @property
+    def dropped(self) -> int:
+        """Rows that could not be kept since the store was opened."""
+        return self._dropped
+
+    async def written(self) -> None:
+        """Wait until all that was added before is in."""
+        await self._in_turn(lambda _: None)
+
+    async def snapshot_labelled(self, path: Path) -> int:
+        """Write all rows with a label to *path*, an .npz with ``inputs`` and ``labels``; how many there are.
+
+        Rows whose shape is not that of the newest one are left out. Where there are none, no file is
+        written, and one from before is removed.
+        """
+        await self.written()
+        return await asyncio.to_thread(snapshot_labelled, self._path, path)
+
+    async def close(self) -> None:
+        """Write out what is queued; nothing is captured any more."""
+        with self._lock:
+            already, self._closed = self._closed, True
+        if not already:
+            await asyncio.to_thread(self._queue.put, None)
+            self._hurry.set()
+        await asyncio.to_thread(self._writer.join)
+
+    def _has_room_for(self, row: Row) -> bool:
+        resting = time.monotonic() < self._rests_until
+        return not resting and self._queued_bytes + row.size_bytes <= self._max_queued_bytes
+
+    async def _in_turn(self, work: Callable[[Database], T]) -> T:
+        """Let the writer do *work* after all that was queued before."""
+        job = _Job(work, Future())
+        await asyncio.to_thread(self._hand_over, job)
+        result: T = await asyncio.wrap_future(job.done)
+        return result
+
+    def _hand_over(self, job: _Job) -> None:
+        while not self._handed_over(job):
+            time.sleep(0.01)  # the queue is full: the writer is at it
+
+    def _handed_over(self, job: _Job) -> bool:
+        with self._lock:  # nothing comes after the end that `close` puts into the queue
+            if self._closed:
+                raise StoreUnavailable(self._path, "the store is closed")
+            try:
+                self._queue.put_nowait(job)
+            except queue.Full:
+                return False
+            self._hurry.set()
+            return True
+
+    # --- the writer's thread ------------------------------------------------------------
+
+    def _write_all(self, database: Database) -> None:
+        going_on = True
+        while going_on:
+            items = self._next_items()
+            going_on = None not in items
+            self._keep([item for item in items if isinstance(item, Row)], database)
+            self._do([item for item in items if isinstance(item, _Job)], database)
+            self._drop_aged(database)
+        database.close()
+
+    def _next_items(self) -> list[Row | _Job | None]:
+        """At least one, and whatever comes soon after it; nothing where nothing comes for a while."""
+        try:
+            items = [self._queue.get(timeout=min(_LOOK_S, self._max_age_s))]
+        except queue.Empty:
+            return []
+        if time.monotonic() - self._wrote < 2 * _GATHER_S and self._queue.qsize() < _BATCH_ROWS:
+            self._hurry.wait(_GATHER_S)
+        self._hurry.clear()
+        self._wrote = time.monotonic()
+        while len(items) < _BATCH_ROWS:
+            try:
+                items.append(self._queue.get_nowait())
+            except queue.Empty:
+                break
+        return items
+
+    def _keep(self, rows: list[Row], database: Database) -> None:
+        if not rows:
+            return
+        with self._lock:
+            self._queued_bytes -= sum(row.size_bytes for row in rows)
+        try:
+            database.insert(rows)
+        except (sqlite3.Error, OSError) as error:
+            self._rest(len(rows), error)
+        else:
+            self._goes_on()
+
+    def _drop_aged(self, database: Database) -> None:
+        """Let go of what is too old, now and then."""
+        now = time.monotonic()
+        if now - self._looked_at < min(_LOOK_S, self._max_age_s / 2):
+            return
+        self._looked_at = now
+        try:
+            database.drop_aged(self._max_age_s)
+        except (sqlite3.Error, OSError) as error:
+            self._rest(0, error)
+
+    def _goes_on(self) -> None:
+        if self._failing:
+            self._failing = False
+            with self._lock:  # rows that were queued before the rest may be the ones that tell
+                self._rests_until = 0.0
+            self._on_recovery()
+
+    def _rest(self, lost: int, error: Exception) -> None:
+        """The disk does not take it: capture nothing for a while, instead of holding predictions up."""
+        with self._lock:
+            self._dropped += lost
+            self._rests_until = time.monotonic() + self._retry_s
+        if not self._failing:  # told once, however often it is tried again
+            self._failing = True
+            self._on_failure(
+                f"{self._path} takes no more captured data ({error}): predictions go on without; free some space"
+            )
+
+    def _do(self, jobs: list[_Job], database: Database) -> None:
+        """All *jobs* in one transaction: to wait for the disk once for each would hold up what is captured."""
+        wanted = [job for job in jobs if job.done.set_running_or_notify_cancel()]
+        if not wanted:
+            return
+        try:
+            with database.durably():
+                ends = [_outcome(job, database) for job in wanted]
+        except (sqlite3.Error, OSError) as error:
+            for job in wanted:
+                job.done.set_exception(StoreUnavailable(self._path, error))
+        else:
+            for end in ends:
+                end()
+
+
+def _outcome(job: _Job, database: Database) -> Callable[[], None]:
+    """Do *job*; who waits for it is told how it ended by what this returns, once that is on the disk."""
+    try:
+        return partial(job.done.set_result, job.work(database))
+    except StoreError as error:
+        return partial(job.done.set_exception, error)

@@ -1,0 +1,1 @@
+"""The code repository: Git, checkouts, signers, requirements."""

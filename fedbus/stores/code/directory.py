@@ -1,0 +1,66 @@
+"""The code of a task in a plain directory: one version, which is what lies there when it is first asked for."""
+
+import asyncio
+import threading
+from collections.abc import Collection
+from pathlib import Path
+
+from fedbus.contracts.task.task import Task
+from fedbus.stores.code.interface import CodeRejected, Commit
+from fedbus.stores.tasks.task_directory import read_task
+
+_HOW_TO_FOLLOW = "follow a Git repository for that: give git+https://host/repository@branch as the task"
+_MIN_PREFIX = 4
+
+
+class FixedCode:
+    """The task in *directory*, as it is. Raises TaskInvalid from whatever reads it first."""
+
+    follows = False
+    verifies = False
+    trust: object = None
+
+    def __init__(self, directory: Path) -> None:
+        self.source = str(directory)
+        self._directory = directory
+        self._task: Task | None = None
+        self._reading = threading.Lock()  # and not asyncio's: it may be asked from one loop after another
+
+    async def newest(self) -> str:
+        return (await self._read()).code_version
+
+    async def resolve(self, name: str) -> str:
+        version = await self.newest()
+        digest = version.removeprefix("sha256:")
+        if len(name) >= _MIN_PREFIX and (version.startswith(name) or digest.startswith(name)):
+            return version
+        raise self._only_one(name)
+
+    async def history(self, limit: int = 20) -> list[Commit]:  # noqa: ARG002  # there is none
+        return []
+
+    async def task_at(self, version: str) -> Task:
+        task = await self._read()
+        if task.code_version != version:
+            raise self._only_one(version)
+        return task
+
+    async def verify(self, version: str) -> None:
+        await self.task_at(version)
+
+    async def prune(self, keep: Collection[str]) -> None:
+        """Nothing of it is ours to remove."""
+
+    async def _read(self) -> Task:
+        if self._task is not None:
+            return self._task
+        return await asyncio.to_thread(self._read_once)
+
+    def _read_once(self) -> Task:
+        with self._reading:
+            if self._task is None:
+                self._task = read_task(self._directory)
+            return self._task
+
+    def _only_one(self, wanted: str) -> CodeRejected:
+        return CodeRejected(wanted, f"{self.source} is a directory with one version; {_HOW_TO_FOLLOW}")

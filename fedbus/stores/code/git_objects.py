@@ -1,0 +1,142 @@
+"""Git's objects, each checked against its own name as it is read.
+
+Git trusts what lies in its object store. Here a name is a promise: whoever has verified a commit
+has verified every tree and file that it leads to, or reading one raises ObjectDamaged.
+"""
+
+import hashlib
+import re
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import IO, Final
+
+from fedbus.stores.code.subprocesses import ProgramFailed, Programs
+from fedbus.stores.tasks import git_version
+
+MAX_TREE_BYTES: Final = 16 * 1024**2
+MAX_COMMIT_BYTES: Final = 1024**2
+_PIECE_BYTES: Final = 1024**2
+_SIGNATURE: Final = re.compile(rb"^gpgsig (-----BEGIN [A-Z ]+-----)", re.MULTILINE)
+_WHEN: Final = re.compile(rb"^committer .*> (\d+) [+-]\d{4}$", re.MULTILINE)
+
+
+class ObjectDamaged(Exception):
+    """An object is not there, or is not what its name says."""
+
+
+class ObjectTooLarge(Exception):
+    """An object is larger than anything that a task needs."""
+
+
+@dataclass(frozen=True)
+class CommitObject:
+    """What a commit says of itself."""
+
+    tree: str
+    parents: tuple[str, ...]
+    when: datetime
+    """When it was committed, as whoever committed it says."""
+    signature: str
+    """The first line of its signature; empty where it has none."""
+
+
+@dataclass(frozen=True)
+class TreeEntry:
+    mode: str
+    name: bytes
+    id: str
+
+
+class Objects:
+    """The objects of one repository, for as long as the program runs that reads them."""
+
+    def __init__(self, program: "subprocess.Popen[bytes]") -> None:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        self._ask: IO[bytes] = program.stdin
+        self._answer: IO[bytes] = program.stdout
+
+    def commit(self, id: str) -> CommitObject:
+        header, _, _ = self._read(id, b"commit", MAX_COMMIT_BYTES).partition(b"\n\n")
+        names = [
+            line.split(b" ", 1) for line in header.split(b"\n") if line.startswith((b"tree ", b"parent "))
+        ]
+        signature, when = _SIGNATURE.search(header), _WHEN.search(header)
+        if not names or names[0][0] != b"tree" or when is None:
+            raise ObjectDamaged(f"{id} is no commit that can be read")
+        return CommitObject(
+            tree=names[0][1].decode(),
+            parents=tuple(name.decode() for _, name in names[1:]),
+            when=datetime.fromtimestamp(int(when[1]), UTC),
+            signature=signature[1].decode() if signature else "",
+        )
+
+    def tree(self, id: str) -> list[TreeEntry]:
+        """What stands in one directory."""
+        listing, found = self._read(id, b"tree", MAX_TREE_BYTES), []
+        while listing:
+            head, nul, rest = listing.partition(b"\0")
+            mode, space, name = head.partition(b" ")
+            if not (nul and space and len(rest) >= 20):
+                raise ObjectDamaged(f"{id} is no tree that can be read")
+            found.append(TreeEntry(mode.decode(), name, rest[:20].hex()))
+            listing = rest[20:]
+        return found
+
+    def blob(self, id: str, at_most: int) -> bytes:
+        return self._read(id, b"blob", at_most)
+
+    def copy(self, id: str, into: IO[bytes], at_most: int) -> int:
+        """Write the file *id* to *into*; its size in bytes."""
+        size = self._header(id, b"blob", at_most)
+        digest, left = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), size
+        while left:
+            piece = self._answer.read(min(left, _PIECE_BYTES))
+            if not piece:
+                raise ObjectDamaged(f"{id} ends too early")
+            digest.update(piece)
+            into.write(piece)
+            left -= len(piece)
+        self._end_of(id, digest.hexdigest())
+        return size
+
+    def _read(self, id: str, kind: bytes, at_most: int) -> bytes:
+        size = self._header(id, kind, at_most)
+        content = self._answer.read(size)
+        self._end_of(id, hashlib.sha1(b"%s %d\0" % (kind, size) + content, usedforsecurity=False).hexdigest())
+        return content
+
+    def _header(self, id: str, kind: bytes, at_most: int) -> int:
+        try:
+            self._ask.write(f"{id}\n".encode())
+            self._ask.flush()
+        except OSError:
+            raise ObjectDamaged(f"{id} cannot be read") from None
+        match self._answer.readline().split():
+            case [name, found, size] if name.decode() == id and found == kind:
+                if int(size) > at_most:
+                    raise ObjectTooLarge(f"{int(size)} bytes, and {at_most} are allowed")
+                return int(size)
+            case _:
+                raise ObjectDamaged(f"{id} is not there, or is no {kind.decode()}")
+
+    def _end_of(self, id: str, digest: str) -> None:
+        if self._answer.read(1) != b"\n" or digest != id:
+            raise ObjectDamaged(f"{id} is not what its name says")
+
+
+@contextmanager
+def objects_in(directory: Path, programs: Programs) -> Iterator[Objects]:
+    """The objects of the repository at *directory*; raises ObjectDamaged where it cannot be read at all."""
+    command = git_version.command(directory, "cat-file", "--batch")
+    try:
+        with programs.started(
+            command, environment=git_version.environment(), stdin=subprocess.PIPE
+        ) as program:
+            yield Objects(program)
+    except ProgramFailed as error:
+        raise ObjectDamaged(str(error)) from None

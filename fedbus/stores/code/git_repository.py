@@ -1,0 +1,350 @@
+"""A task's code in a Git repository that is followed: what may become a version, and where it lies on this machine.
+
+    <home>/mirror.git        what was fetched: the ref and all that leads to it
+    <home>/tip               what the ref pointed at when it was last followed
+    <home>/<sha>/            the task at a commit, for reading only
+    <home>/<sha>.libs/       what it had installed for itself
+    <home>/<sha>.in-use      held by every process that uses it
+    <home>/lock              held by whoever changes any of that
+
+All agents of a device share it. What is made is made beside, under a name that begins with a dot,
+and gets its own by a rename; so whatever is killed leaves nothing half, and the next one sweeps up.
+
+A commit is looked at once more in each process that uses it, its signature and each of its files: what
+lay here may have been changed meanwhile, and a signer may be trusted no longer.
+"""
+
+import asyncio
+import fcntl
+import os
+import time
+import weakref
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Concatenate, Final, ParamSpec, TypeVar
+
+from fedbus.contracts.task.task import LIBRARIES, Task
+from fedbus.stores.code import checkout, requirements
+from fedbus.stores.code.address import Address, is_sha
+from fedbus.stores.code.allowed_signers import AllowedSigners, check_git
+from fedbus.stores.code.checkout import BadTree, Entry
+from fedbus.stores.code.git_mirror import Mirror, remember
+from fedbus.stores.code.git_objects import ObjectDamaged, Objects
+from fedbus.stores.code.interface import CodeRejected, CodeUnavailable, Commit, HistoryRewritten
+from fedbus.stores.code.requirements import NotInstallable
+from fedbus.stores.code.subprocesses import Programs
+from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
+
+LOCK_S: Final = 1800.0
+"""How long others may be at work here: a fetch, a check-out, an installation."""
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class GitCode:
+    """The task at *address*, whose versions are kept under *home*. Raises BadCodeSource and GitMissing."""
+
+    follows = True
+
+    def __init__(
+        self, address: Address, home: Path, *, signers: Path | None, allow_install: Collection[str] = ()
+    ) -> None:
+        self.source = str(address)
+        self.verifies = signers is not None
+        self._address = address
+        self.home = home.absolute()
+        check_git()
+        self._signers = None if signers is None else AllowedSigners(signers)
+        self._allow_install = frozenset(allow_install)
+        self._ready: dict[str, tuple[Task, object]] = {}
+        self._held: dict[str, int] = {}
+        weakref.finalize(self, _release, self._held)
+
+    @property
+    def trust(self) -> object:
+        return None if self._signers is None else self._signers.stamp
+
+    async def newest(self) -> str:
+        return await self._in_thread(self._newest)
+
+    async def resolve(self, name: str) -> str:
+        return await self._in_thread(self._resolve, name)
+
+    async def history(self, limit: int = 20) -> list[Commit]:
+        return await self._in_thread(self._history, limit)
+
+    async def task_at(self, version: str) -> Task:
+        if (task := self._at_hand(version)) is not None:
+            return task
+        return await self._in_thread(self._task_at, version)
+
+    async def verify(self, version: str) -> None:
+        await self._in_thread(self._verify, version)
+
+    async def prune(self, keep: Collection[str]) -> None:
+        await self._in_thread(self._prune, frozenset(keep))
+
+    async def _in_thread(
+        self, work: Callable[Concatenate[Programs, P], T], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        programs = Programs()
+        try:
+            return await asyncio.to_thread(work, programs, *args, **kwargs)
+        except asyncio.CancelledError:
+            programs.end()
+            raise
+        except OSError as error:
+            raise CodeUnavailable(
+                str(self.home), error, remedy="make it a directory that is writable and has space"
+            ) from error
+
+    # --- the ref -------------------------------------------------------------------------------
+
+    def _newest(self, programs: Programs) -> str:
+        with self._mirror(programs) as mirror:
+            old, new = self._tip(), mirror.look()
+            if old is not None and not mirror.is_ancestor(old, new):
+                raise HistoryRewritten(self.source, old, new)
+            if old != new:
+                remember(self.home / "tip", new)
+            return new
+
+    def _resolve(self, programs: Programs, name: str) -> str:
+        with self._mirror(programs) as mirror:
+            is_here = is_sha(name) and self._is_on_history(mirror, name)  # then nobody needs to be asked
+            sha = name if is_here else self._asked_for(mirror, name)
+            self._accept(mirror, sha)
+            return sha
+
+    def _asked_for(self, mirror: Mirror, name: str) -> str:
+        """The commit that *name* means in the repository now."""
+        mirror.look()
+        sha = self._meaning(mirror, name)
+        if not self._is_on_history(mirror, sha):
+            raise CodeRejected(
+                sha, f"it is not on the history of {self.source}: only what is there may be run"
+            )
+        return sha
+
+    def _meaning(self, mirror: Mirror, name: str) -> str:
+        """The commit that *name* means: a whole SHA, a branch or tag, or the beginning of a SHA."""
+        if is_sha(name):
+            return name
+        word = name if name.isprintable() and not name.startswith("-") and "*" not in name else ""
+        found = (mirror.named(word) if word else None) or self._abbreviated(mirror, word)
+        if found is None:
+            raise CodeRejected(name, f"{self.source} has no one commit, tag or branch of this name")
+        return found
+
+    def _abbreviated(self, mirror: Mirror, name: str) -> str | None:
+        is_hex = len(name) >= 4 and all(letter in "0123456789abcdef" for letter in name)
+        return mirror.commit(name) if is_hex else None
+
+    def _history(self, programs: Programs, limit: int) -> list[Commit]:
+        with self._mirror(programs) as mirror:
+            try:
+                mirror.look()
+            except CodeUnavailable:
+                if mirror.seen() is None:
+                    raise
+            tip = self._tip()
+            return mirror.history(limit, of=tip if tip and self._is_rewritten(mirror) else None)
+
+    def _is_rewritten(self, mirror: Mirror) -> bool:
+        """Whether what was followed so far has gone from the history of what the ref points at."""
+        tip, seen = self._tip(), mirror.seen()
+        return tip is not None and seen is not None and not mirror.is_ancestor(tip, seen)
+
+    def _accept(self, mirror: Mirror, version: str) -> None:
+        """Somebody has named *version*: where it is on the new history alone, that is the one from here on."""
+        tip, seen = self._tip(), mirror.seen()
+        if tip and seen and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
+            remember(self.home / "tip", seen)
+
+    def _tip(self) -> str | None:
+        """What the ref pointed at when it was last followed."""
+        try:
+            text = (self.home / "tip").read_text()
+        except FileNotFoundError:
+            return None
+        return text if is_sha(text) else None
+
+    def _is_on_history(self, mirror: Mirror, version: str) -> bool:
+        known = (mirror.seen(), self._tip())
+        return any(mirror.is_ancestor(version, one) for one in known if one is not None)
+
+    # --- a version ---------------------------------------------------------------------------------
+
+    def _at_hand(self, version: str) -> Task | None:
+        """The task, where this process has looked at it already and still trusts whom it trusted then."""
+        task, trusted = self._ready.get(version, (None, None))
+        return task if task and trusted == self.trust and Path(task.path).is_dir() else None
+
+    def _verify(self, programs: Programs, version: str) -> None:
+        self._assert_sha(version)
+        with self._mirror(programs) as mirror:
+            try:
+                self._fetch(mirror, version)
+                with mirror.objects() as objects:
+                    if self._signers is not None:
+                        self._signers.check(mirror, objects, version)
+            except ObjectDamaged as error:
+                raise CodeRejected(version, f"the repository is damaged: {error}") from None
+
+    def _assert_sha(self, version: str) -> None:
+        if not is_sha(version):
+            raise CodeRejected(version, f"{self.source} has full commit SHAs of 40 digits for versions")
+
+    def _task_at(self, programs: Programs, version: str) -> Task:
+        self._assert_sha(version)
+        with self._mirror(programs) as mirror:
+            trusted = self.trust
+            try:
+                task = self._verified(mirror, programs, version)
+            except ObjectDamaged:  # perhaps only here
+                mirror.forget()
+                mirror.prepare()
+                task = self._afresh(mirror, programs, version)
+            self._accept(mirror, version)
+            self._hold(version)
+            self._ready[version] = (task, trusted)
+            return task
+
+    def _afresh(self, mirror: Mirror, programs: Programs, version: str) -> Task:
+        try:
+            return self._verified(mirror, programs, version)
+        except ObjectDamaged as error:
+            raise CodeRejected(version, f"the repository is damaged: {error}") from None
+
+    def _verified(self, mirror: Mirror, programs: Programs, version: str) -> Task:
+        """The task at *version*, in its directory; every step that may refuse it comes before it has one."""
+        directory = self.home / version
+        if not (directory.is_dir() and mirror.commit(version)):
+            self._fetch(mirror, version)
+        with mirror.objects() as objects:
+            if self._signers is not None:
+                self._signers.check(mirror, objects, version)
+            try:
+                entries = checkout.entries_of(
+                    objects, objects.commit(version).tree, self._address.subdirectory
+                )
+                self._check_out(objects, entries, directory)
+            except BadTree as error:
+                raise CodeRejected(version, str(error)) from None
+        return self._with_libraries(self._read(version, directory), programs)
+
+    def _fetch(self, mirror: Mirror, version: str) -> None:
+        if self._is_on_history(mirror, version):
+            return
+        mirror.look()
+        if not self._is_on_history(mirror, version):
+            raise CodeRejected(version, f"there is no such commit on the history of {self.source}")
+
+    def _check_out(self, objects: Objects, entries: list[Entry], directory: Path) -> None:
+        if directory.is_dir():
+            if checkout.difference(entries, directory) is None:
+                return
+            checkout.remove(directory)
+        new = directory.with_name(f".making-{directory.name}")
+        try:
+            checkout.write(objects, entries, new)
+            new.rename(directory)
+        finally:
+            checkout.sweep(new)
+
+    def _read(self, version: str, directory: Path) -> Task:
+        try:
+            return read_task(directory, version=version)
+        except TaskInvalid as error:
+            checkout.remove(directory)
+            more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
+            raise CodeRejected(version, f"its task is not in order: {error.problems[0]}{more}") from None
+
+    def _with_libraries(self, task: Task, programs: Programs) -> Task:
+        libraries = Path(f"{task.path}{LIBRARIES}")
+        try:
+            if not requirements.are_in(libraries):
+                checkout.remove(libraries)
+                wanting = requirements.unmet(task.table.code.install)
+                if not wanting:
+                    return task
+                requirements.install(wanting, libraries, allowed=self._allow_install, programs=programs)
+        except NotInstallable as error:
+            raise CodeRejected(task.code_version, str(error)) from None
+        return task.model_copy(update={"libraries": str(libraries)})
+
+    # --- what is kept ------------------------------------------------------------------------------
+
+    def _prune(self, programs: Programs, keep: frozenset[str]) -> None:
+        with self._mirror(programs) as mirror:
+            for version in [one for one in self._held if one not in keep]:
+                os.close(self._held.pop(version))
+                self._ready.pop(version, None)
+            for version in {path.name[:40] for path in self.home.iterdir() if is_sha(path.name[:40])} - keep:
+                self._remove_unless_used(version)
+            mirror.tidy()
+
+    def _remove_unless_used(self, version: str) -> None:
+        mark = self.home / f"{version}.in-use"
+        descriptor = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return
+        else:
+            for directory in (self.home / version, self.home / f"{version}{LIBRARIES}"):
+                checkout.remove(directory)
+            mark.unlink()
+        finally:
+            os.close(descriptor)
+
+    def _hold(self, version: str) -> None:
+        """Nobody removes *version* while this process lives, or until it is pruned here."""
+        if version not in self._held:
+            mark = self.home / f"{version}.in-use"
+            self._held[version] = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            fcntl.flock(self._held[version], fcntl.LOCK_SH)
+
+    @contextmanager
+    def _mirror(self, programs: Programs) -> Iterator[Mirror]:
+        """What was fetched so far, for us alone."""
+        self.home.mkdir(parents=True, exist_ok=True)
+        with _locked(self.home / "lock", programs):
+            for left_behind in [*self.home.glob(".making-*"), *self.home.glob(".gone-*")]:
+                left_behind.unlink() if left_behind.is_file() else checkout.sweep(left_behind)
+            mirror = Mirror(self.home / "mirror.git", self._address, programs)
+            mirror.prepare()
+            yield mirror
+
+
+@contextmanager
+def _locked(file: Path, programs: Programs) -> Iterator[None]:
+    """Hold *file*, and let the programs hold it too: who is killed may leave one at work."""
+    descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        _wait_for(descriptor, file, programs)
+        programs.inherited = (descriptor,)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _wait_for(descriptor: int, file: Path, programs: Programs) -> None:
+    until = time.monotonic() + LOCK_S
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if programs.over or time.monotonic() > until:
+                raise CodeUnavailable(
+                    str(file.parent), "another process is at work there", remedy="see what holds its lock"
+                ) from None
+            time.sleep(0.02)
+
+
+def _release(held: dict[str, int]) -> None:
+    for descriptor in held.values():
+        os.close(descriptor)
+    held.clear()

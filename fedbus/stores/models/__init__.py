@@ -1,0 +1,1 @@
+"""The model repository: versions, champion, signatures, cache."""

@@ -1,0 +1,214 @@
+"""Artifacts that were fetched from afar, in a local directory of bounded size.
+
+    <sha256>.part           what has come so far, and goes on there after a break
+    <sha256>.safetensors    whole, and verified by whoever gave it its name
+
+Processes of one machine share it: the lock on a part lets one of them download while the others
+wait, and whoever was given a file holds a shared lock on it, so that nobody makes room by removing it.
+Each process verifies a file once before it gives it out.
+"""
+
+import asyncio
+import errno
+import fcntl
+import hashlib
+import os
+import time
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import BinaryIO, Final, TypeAlias
+
+from fedbus.stores.errors import StoreUnavailable
+from fedbus.stores.models.interface import DigestMismatch
+
+MAX_BYTES: Final = 4 * 1024**3
+MAX_HELD: Final = 4
+"""How many files one user of the cache holds: the last ones it was given."""
+ABANDONED_S: Final = 24 * 3600.0
+LOOK_AGAIN_S: Final = 0.1
+
+Fetch: TypeAlias = "Callable[[Part], Awaitable[None]]"
+
+
+class ArtifactCache:
+    """The cache in *directory*."""
+
+    def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
+        self._directory = directory
+        self._max_bytes = max_bytes
+        self._held: OrderedDict[str, BinaryIO] = OrderedDict()
+
+    async def path_of(self, sha256: str, fetch: Fetch) -> Path:
+        """The file of *sha256*, from here or by *fetch*; raises what that does, DigestMismatch, StoreUnavailable."""
+        path = self._directory / f"{sha256}.safetensors"
+        while not await asyncio.to_thread(self._taken, path, sha256):
+            await self._fetched(path, sha256, fetch)
+        await asyncio.to_thread(self._make_room)
+        return path
+
+    def close(self) -> None:
+        """Let go of what was held."""
+        while self._held:
+            self._held.popitem()[1].close()
+
+    def __del__(self) -> None:
+        self.close()
+
+    def _taken(self, path: Path, sha256: str) -> bool:
+        """Whether the file is there, whole, and now held by us."""
+        if sha256 in self._held and path.exists():
+            self._held.move_to_end(sha256)
+            return True
+        try:
+            file = path.open("rb")
+        except FileNotFoundError:
+            return False
+        fcntl.flock(file, fcntl.LOCK_SH)  # whoever makes room may be about to remove it
+        if not _is_at(file, path) or not _has_digest(file, sha256):
+            with suppress(FileNotFoundError):
+                path.unlink()
+            file.close()
+            return False
+        os.utime(path)
+        self._hold(sha256, file)
+        return True
+
+    def _hold(self, sha256: str, file: BinaryIO) -> None:
+        if (before := self._held.pop(sha256, None)) is not None:
+            before.close()
+        self._held[sha256] = file
+        while len(self._held) > MAX_HELD:
+            self._held.popitem(last=False)[1].close()
+
+    async def _fetched(self, path: Path, sha256: str, fetch: Fetch) -> None:
+        """Download it, unless another process has by the time we have the lock."""
+        part = await self._locked_part(path)
+        try:
+            if await asyncio.to_thread(path.exists):
+                return
+            await fetch(part)
+            await asyncio.to_thread(part.keep_as, path, sha256)
+        finally:
+            part.close()
+
+    async def _locked_part(self, path: Path) -> "Part":
+        while True:
+            part = await asyncio.to_thread(Part.opened, path.with_suffix(".part"))
+            if part is not None:
+                return part
+            await asyncio.sleep(LOOK_AGAIN_S)
+
+    def _make_room(self) -> None:
+        """Remove what was not used for longest and is in nobody's use."""
+        files = sorted((file.stat().st_mtime, file) for file in self._directory.glob("*.safetensors"))
+        excess = sum(file.stat().st_size for _, file in files) - self._max_bytes
+        for _, file in files:
+            if excess > 0:
+                excess -= _removed(file)
+        for part in self._directory.glob("*.part"):
+            if time.time() - part.stat().st_mtime > ABANDONED_S:
+                _removed(part)
+
+
+class Part:
+    """A download under way, in a file that we alone write."""
+
+    def __init__(self, path: Path, file: BinaryIO) -> None:
+        self._path = path
+        self._file = file
+        self._digest = hashlib.sha256()
+        self.size_bytes = 0
+
+    @classmethod
+    def opened(cls, path: Path) -> "Part | None":
+        """The part at *path*, with what is there already; None while another process is at it."""
+        with _local(path.parent):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            file = path.open("a+b")
+        part = cls(path, file)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            return None
+        if not _is_at(file, path):  # it has its name by now
+            file.close()
+            return None
+        file.seek(0)
+        while piece := file.read(1024**2):
+            part._count(piece)
+        return part
+
+    async def add(self, piece: bytes) -> None:
+        await asyncio.to_thread(self._add, piece)
+
+    def _add(self, piece: bytes) -> None:
+        with _local(self._path):
+            self._file.write(piece)
+        self._count(piece)
+
+    def _count(self, piece: bytes) -> None:
+        self._digest.update(piece)
+        self.size_bytes += len(piece)
+
+    def begin_anew(self) -> None:
+        """Throw away what has come."""
+        self._file.truncate(0)
+        self._digest, self.size_bytes = hashlib.sha256(), 0
+
+    @property
+    def digest(self) -> str:
+        return self._digest.hexdigest()
+
+    def keep_as(self, path: Path, sha256: str) -> None:
+        """Give it its name, if it is what it should be; raises DigestMismatch."""
+        if (actual := self.digest) != sha256:
+            self.begin_anew()
+            raise DigestMismatch(sha256, actual)
+        with _local(path):
+            self._file.flush()
+            os.fsync(self._file.fileno())
+            self._path.replace(path)
+
+    def close(self) -> None:
+        self._file.close()
+
+
+@contextmanager
+def _local(path: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        remedy = (
+            "free some space" if error.errno == errno.ENOSPC else "make its directory writable for this user"
+        )
+        raise StoreUnavailable(path, error, remedy=remedy) from error
+
+
+def _is_at(file: BinaryIO, path: Path) -> bool:
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def _has_digest(file: BinaryIO, sha256: str) -> bool:
+    file.seek(0)
+    digest = hashlib.sha256()
+    while piece := file.read(1024**2):
+        digest.update(piece)
+    return digest.hexdigest() == sha256
+
+
+def _removed(path: Path) -> int:
+    """How many bytes it freed: none where somebody uses it."""
+    with suppress(FileNotFoundError), path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return 0
+        path.unlink()
+        return os.fstat(file.fileno()).st_size
+    return 0

@@ -1,0 +1,380 @@
+"""The model repository in a directory, on one machine or shared between machines whose file system honours
+links and locks. Bytes are hashed before they are used: once by each process, for as long as the file is the same.
+
+    <task>/<sha256>.safetensors    weights, immutable
+    <task>/versions/<n>.json       a manifest, written once and never changed
+    <task>/latest                  {"version": n}, moved by compare-and-set
+    <task>/champion                the version that is served, moved by compare-and-set on its term
+
+The version file is where two publishers are told apart: exactly one can create it, the other
+gets VersionTaken. A publisher that dies before it has moved ``latest`` leaves a version that
+nobody points to; whoever asks for the latest next finishes that move.
+"""
+
+import asyncio
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Final, ParamSpec, TypeVar
+
+from pydantic import ValidationError
+
+from fedbus.contracts.champion import Champion
+from fedbus.contracts.identifiers import TaskId
+from fedbus.contracts.model import Manifest
+from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.models.interface import (
+    FRESH_S,
+    ArtifactMissing,
+    ArtifactRetired,
+    DigestMismatch,
+    VersionMissing,
+    VersionSkipped,
+    VersionTaken,
+    assert_next,
+    champion_as_json,
+    champion_in,
+    pointer_damaged,
+    says_the_same,
+    weights_to_keep,
+)
+from fedbus.stores.models.source import Source, pieces
+
+_PIECE_BYTES: Final = 1024 * 1024
+_ABANDONED_S: Final = 3600.0
+_MARK: Final = "fedbus-models.json"
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class DirectoryModelStore:
+    """The models of *task* in the directory *root*."""
+
+    def __init__(self, root: Path, task: TaskId) -> None:
+        self.url = str(root)
+        self._home = root / task
+        self._versions = self._home / "versions"
+        self._pointer = self._home / "latest"
+        self._crown_file = self._home / "champion"
+
+    async def prepare(self) -> None:
+        await self._in_thread(self._prepare)
+
+    async def put(self, source: Source, sha256: str | None = None) -> str:
+        return await self._in_thread(self._put, source, sha256)
+
+    async def path_of(self, sha256: str) -> Path:
+        return await self._in_thread(self._path_of, sha256)
+
+    async def held(self) -> set[str]:
+        return await self._in_thread(self._held)
+
+    async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
+        return await self._in_thread(self._retire, keep, frozenset(spare))
+
+    async def verify(self, sha256: str) -> None:
+        await self._in_thread(self._verify, sha256)
+
+    async def publish(self, manifest: Manifest) -> Manifest:
+        return await self._in_thread(self._publish, manifest)
+
+    async def latest(self) -> Manifest | None:
+        return await self._in_thread(self._latest)
+
+    async def champion(self) -> Champion | None:
+        return await self._in_thread(self._champion)
+
+    async def crown(self, champion: Champion) -> Champion:
+        return await self._in_thread(self._crown, champion)
+
+    async def numbers(self) -> list[int]:
+        return await self._in_thread(self._numbers)
+
+    async def manifest(self, version: int) -> Manifest:
+        if version not in (known := await self.numbers()):
+            raise VersionMissing(version, known)
+        return await self._in_thread(self._manifest, version)
+
+    async def versions(self) -> list[Manifest]:
+        return await self._in_thread(lambda: [self._manifest(n) for n in self._numbers()])
+
+    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+        def translated() -> T:
+            try:
+                return work(*args, **kwargs)
+            except OSError as error:
+                raise StoreUnavailable(Path(error.filename or self._home), error) from error
+
+        return await asyncio.to_thread(translated)
+
+    def _prepare(self) -> None:
+        self._versions.mkdir(parents=True, exist_ok=True)
+        for abandoned in self._home.glob(".*.part"):
+            if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
+                abandoned.unlink(missing_ok=True)
+        mark = self._home / _MARK
+        if not mark.exists():
+            with _written(self._home, b'{"layout": 1}\n') as part:
+                part.replace(mark)
+            _sync_directory(self._home)
+
+    def _assert_there(self) -> None:
+        # a volume that is not mounted looks like an empty directory: only the mark says that it is ours
+        if not (self._home / _MARK).is_file():
+            raise StoreUnavailable(
+                self._home,
+                "there is no model repository, or its volume is not mounted",
+                remedy="mount it, or correct its address (--store)",
+            )
+
+    def _put(self, source: Source, sha256: str | None) -> str:
+        self._assert_there()
+        with _copied(source, sha256, into=self._home) as (part, digest):
+            part.replace(self._artifact(digest))
+        _sync_directory(self._home)
+        return digest
+
+    def _path_of(self, sha256: str) -> Path:
+        path = self._file_of(sha256)
+        if (actual := _digest_of(path, _identity(path))) != sha256:
+            raise _damaged(path, actual)
+        return path
+
+    def _file_of(self, sha256: str) -> Path:
+        self._assert_there()
+        path = self._artifact(sha256)
+        if not path.is_file():
+            raise ArtifactRetired(sha256) if self._tombstone(sha256).exists() else ArtifactMissing(sha256)
+        return path
+
+    def _held(self) -> set[str]:
+        self._assert_there()
+        return {path.stem for path in self._home.glob("*.safetensors")}
+
+    def _verify(self, sha256: str) -> None:
+        path = self._file_of(sha256)
+        if (actual := _digest(path)) != sha256:
+            raise _damaged(path, actual)
+
+    def _retire(self, keep: int, spare: frozenset[str]) -> list[str]:
+        with self._alone():
+            versions = [self._manifest(number) for number in self._numbers()]
+            kept = weights_to_keep(versions, self._settled(), keep, self._champion()) | spare
+            once = {one.sha256 for one in versions}
+            found = [path for path in self._home.glob("*.safetensors") if path.stem not in kept]
+            gone = [path for path in found if path.stem in once or _is_old(path)]
+            self._tombstone("").mkdir(exist_ok=True)
+            for path in gone:
+                if path.stem in once:
+                    self._tombstone(path.stem).touch()  # first: what is gone without one is a loss
+                path.unlink()
+        return sorted(path.stem for path in gone)
+
+    def _tombstone(self, sha256: str) -> Path:
+        return self._home / "retired" / sha256
+
+    def _artifact(self, sha256: str) -> Path:
+        return self._home / f"{sha256}.safetensors"
+
+    def _publish(self, manifest: Manifest) -> Manifest:
+        self._check_artifact(manifest)
+        with self._alone():
+            latest = self._settled()
+            if manifest.version > latest + 1:
+                raise VersionSkipped(manifest.version, latest)
+            if manifest.version <= latest:
+                return self._same(manifest, latest)
+            self._write_once(manifest)
+            self._point_to(manifest.version)
+        return manifest
+
+    def _check_artifact(self, manifest: Manifest) -> None:
+        path = self._path_of(manifest.sha256)
+        if (size := path.stat().st_size) != manifest.size_bytes:
+            raise StoreDamaged(path, f"it has {size} bytes and not {manifest.size_bytes}")
+
+    def _same(self, manifest: Manifest, latest: int) -> Manifest:
+        if not says_the_same(self._manifest(manifest.version), manifest):
+            raise VersionTaken(manifest.version, latest)
+        return manifest
+
+    def _write_once(self, manifest: Manifest) -> None:
+        with _written(self._home, manifest.model_dump_json(indent=2).encode() + b"\n") as part:
+            try:
+                os.link(part, self._version_file(manifest.version))  # like O_EXCL, and whole at once
+            except FileExistsError:  # where the file system does not honour locks
+                raise VersionTaken(manifest.version, manifest.version) from None
+        _sync_directory(self._versions)
+
+    def _point_to(self, version: int) -> None:
+        with _written(self._home, json.dumps({"version": version}).encode() + b"\n") as part:
+            part.replace(self._pointer)
+        _sync_directory(self._home)
+
+    def _latest(self) -> Manifest | None:
+        number = self._latest_number()
+        if self._version_file(number + 1).exists():
+            with self._alone():
+                number = self._settled()
+        return self._manifest(number) if number else None
+
+    def _settled(self) -> int:
+        """The latest version, after finishing what a publisher has left when it died; 0 where there is none."""
+        pointer = number = self._latest_number()
+        while self._version_file(number + 1).exists():
+            number += 1
+        if number != pointer:
+            self._point_to(number)
+        return number
+
+    def _champion(self) -> Champion | None:
+        self._assert_there()
+        try:
+            return champion_in(self._crown_file.read_bytes(), self._crown_file)
+        except FileNotFoundError:
+            return None
+
+    def _crown(self, champion: Champion) -> Champion:
+        with self._alone():
+            present = self._champion()
+            if present == champion:
+                return champion
+            assert_next(champion, present)
+            if champion.version not in (known := self._numbers()):
+                raise VersionMissing(champion.version, known)
+            with _written(self._home, champion_as_json(champion)) as part:
+                part.replace(self._crown_file)
+            _sync_directory(self._home)
+        return champion
+
+    def _latest_number(self) -> int:
+        """What the pointer says; 0 where nothing was ever published."""
+        number = self._pointer_to()
+        if number is None and self._numbers() not in ([], [1]):
+            raise pointer_damaged(self._pointer, "it is gone, but there are versions")
+        return number or 0
+
+    def _pointer_to(self) -> int | None:
+        self._assert_there()
+        try:
+            number = json.loads(self._pointer.read_text())["version"]
+        except FileNotFoundError:
+            return None
+        except (ValueError, KeyError, TypeError) as error:
+            raise pointer_damaged(self._pointer, f"it does not name a version ({error})") from error
+        if type(number) is not int or number < 1:
+            raise pointer_damaged(self._pointer, f"it names version {number!r}")
+        return number
+
+    def _version_file(self, version: int) -> Path:
+        return self._versions / f"{version}.json"
+
+    def _manifest(self, version: int) -> Manifest:
+        path = self._version_file(version)
+        try:
+            manifest = Manifest.model_validate_json(path.read_bytes())
+        except FileNotFoundError as error:
+            raise StoreDamaged(path, "it is the latest version, and is not there") from error
+        except ValidationError as error:
+            raise StoreDamaged(path, error.errors()[0]["msg"]) from error
+        if manifest.version != version:
+            raise StoreDamaged(path, f"it says that it is version {manifest.version}")
+        return manifest
+
+    def _numbers(self) -> list[int]:
+        self._assert_there()
+        return sorted(int(path.stem) for path in self._versions.glob("*.json") if path.stem.isdecimal())
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process moves the pointer meanwhile."""
+        with (self._home / ".lock").open("a") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            yield
+
+
+def tasks_in_directory(root: Path) -> list[str]:
+    return sorted(mark.parent.name for mark in root.glob(f"*/{_MARK}"))
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    """What changes when somebody writes to the file, or puts another in its place."""
+    of = path.stat()
+    return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
+
+
+@lru_cache(4096)
+def _digest_of(path: Path, _: tuple[int, ...]) -> str:
+    """The digest of the file that has this identity, taken once."""
+    return _digest(path)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _damaged(path: Path, actual: str) -> StoreDamaged:
+    return StoreDamaged(path, f"its bytes have digest {actual}")
+
+
+def _is_old(path: Path) -> bool:
+    return time.time() - path.stat().st_mtime > FRESH_S
+
+
+@contextmanager
+def _written(directory: Path, content: bytes) -> Iterator[Path]:
+    """A file in *directory* with *content*, on disk, that goes away unless it is renamed."""
+    with _part(directory) as (descriptor, path):
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(content)
+            _sync(file.fileno(), file.flush)
+        yield path
+
+
+@contextmanager
+def _copied(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple[Path, str]]:
+    """A copy of *source* on disk, and its digest, if that is *sha256* or nobody says what it should be."""
+    digest = hashlib.sha256()
+    with _part(into) as (descriptor, path):
+        with os.fdopen(descriptor, "wb") as file:
+            for piece in pieces(source, _PIECE_BYTES):
+                digest.update(piece)
+                file.write(piece)
+            if sha256 not in (None, digest.hexdigest()):
+                raise DigestMismatch(str(sha256), digest.hexdigest())
+            _sync(file.fileno(), file.flush)
+        yield path, digest.hexdigest()
+
+
+@contextmanager
+def _part(directory: Path) -> Iterator[tuple[int, Path]]:
+    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=directory)
+    os.fchmod(descriptor, 0o644)
+    path = Path(name)
+    try:
+        yield descriptor, path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def _sync(descriptor: int, flush: Callable[[], None]) -> None:
+    flush()
+    os.fsync(descriptor)
+
+
+def _sync_directory(directory: Path) -> None:
+    """A rename is on disk only when its directory is."""
+    descriptor = os.open(directory, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,460 @@
+"""The model repository in a bucket of any S3.
+
+    <prefix>/<task>/fedbus-models.json     says that this is a repository
+    <prefix>/<task>/<sha256>.safetensors   weights, immutable
+    <prefix>/<task>/versions/<n>.json      a manifest, put only where there is none
+    <prefix>/<task>/latest                 {"version": n}, moved by compare-and-set
+    <prefix>/<task>/champion               the version that is served, moved by compare-and-set on its term
+
+As in a directory, the version is where publishers are told apart, and the pointer is finished by
+whoever comes next where its publisher died. Both rest on conditional puts. Before the first
+publication they are tried out; an S3 that does not honour them is named in the log, and there a
+lock in the bucket (see `s3_lock`) takes their place.
+
+Weights stream both ways, in pieces. A download goes on where it broke, is verified, and then
+lies in a cache that the processes of this machine share (see `artifact_cache`).
+"""
+
+import asyncio
+import hashlib
+import json
+import os
+from collections.abc import AsyncIterator, Collection, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+from pydantic import ValidationError
+
+from fedbus.contracts.champion import Champion
+from fedbus.contracts.identifiers import TaskId
+from fedbus.contracts.model import Manifest
+from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreUnavailable
+from fedbus.stores.models.artifact_cache import ArtifactCache, Part
+from fedbus.stores.models.interface import (
+    FRESH_S,
+    ArtifactMissing,
+    ArtifactRetired,
+    ChampionMoved,
+    DigestMismatch,
+    VersionMissing,
+    VersionSkipped,
+    VersionTaken,
+    assert_next,
+    champion_as_json,
+    champion_in,
+    pointer_damaged,
+    says_the_same,
+    weights_to_keep,
+)
+from fedbus.stores.models.source import Source, parts, pieces, size_of
+from fedbus.stores.s3.bucket import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
+from fedbus.stores.s3.lock import locked
+
+MARK: Final = "fedbus-models.json"
+READ_AT_ONCE: Final = 8
+"""How many manifests are read at the same time."""
+
+ASKING_S: Final = 10.0
+"""How patient we are with an S3 that does not answer; who asked will ask again, knowing better what for."""
+FREIGHT_S: Final = 90.0
+"""The same for weights: a run's work is in them, so that an S3 may be away for a minute."""
+
+log = structlog.get_logger("fedbus.models_s3")
+
+
+@dataclass(frozen=True)
+class _Pointer:
+    """What ``latest`` says: 0 and no tag where it is not there."""
+
+    version: int
+    tag: str
+
+
+class S3ModelStore:
+    """The models of *task* in the bucket at *address*."""
+
+    def __init__(
+        self,
+        address: Address,
+        task: TaskId,
+        *,
+        patience_s: float | None = None,
+        cache: ArtifactCache | None = None,
+    ) -> None:
+        self.url = address.url
+        self._place = str(address)
+        self._bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
+        self._freight = Bucket(address, patience_s=FREIGHT_S if patience_s is None else patience_s)
+        self._home = f"{address.prefix}/{task}" if address.prefix else str(task)
+        self._cache = cache or ArtifactCache((address.cache or _default_cache()) / task)
+        self._honours_conditions: bool | None = None
+        self._put_here: set[str] = set()
+        """What we have sent whole. What lies there of others may be damaged, whatever its size: it is sent again."""
+
+    async def prepare(self) -> None:
+        async with self._bucket.open():
+            if await self._bucket.read(self._key(MARK)) is None:
+                await self._bucket.write(self._key(MARK), b'{"layout": 1}\n')
+
+    async def put(self, source: Source, sha256: str | None = None) -> str:
+        size = await asyncio.to_thread(size_of, source)
+        digest = await asyncio.to_thread(_digest, source) if sha256 is None else sha256  # it has a name first
+        key = self._artifact(digest)
+        async with self._freight.open():
+            if digest in self._put_here and await self._freight.size_of(key) == size:
+                await asyncio.to_thread(_exhaust, _parts(source, size, digest))
+                return digest
+            await self._assert_there(self._freight)
+            if size > PART_BYTES:
+                await self._freight.upload(key, size, _parts(source, size, digest))
+            else:
+                whole = await asyncio.to_thread(b"".join, _parts(source, size, digest))
+                await self._freight.write(key, whole)
+        self._put_here.add(digest)
+        return digest
+
+    async def path_of(self, sha256: str) -> Path:
+        async def fetch(part: Part) -> None:
+            if not await self._freight.download(self._artifact(sha256), part):
+                raise await self._missing(sha256)
+            if part.digest != sha256:  # a part from before may be to blame: once more, from the start
+                part.begin_anew()
+                await self._freight.download(self._artifact(sha256), part)
+
+        try:
+            return await self._cache.path_of(sha256, fetch)
+        except DigestMismatch as mismatch:
+            raise self._damaged(sha256, mismatch.actual) from None
+
+    async def held(self) -> set[str]:
+        async with self._bucket.open():
+            listed = {one.key for one in await self._bucket.listing(f"{self._home}/")}
+            if not listed:
+                await self._assert_there()
+        names = {Path(key).stem for key in listed}
+        return {name for name in names if self._artifact(name) in listed}
+
+    async def verify(self, sha256: str) -> None:
+        reader = _Reader()
+        if not await self._freight.download(self._artifact(sha256), reader):
+            raise await self._missing(sha256)
+        if reader.digest.hexdigest() != sha256:
+            raise self._damaged(sha256, reader.digest.hexdigest())
+
+    async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
+        async with self._bucket.open():
+            versions = await self.versions()
+            latest, _ = await self._settled()
+            kept = weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
+            once = {one.sha256 for one in versions}
+            gone = []
+            for one in await self._bucket.listing(f"{self._home}/"):
+                name = Path(one.key)
+                if one.key != self._artifact(name.stem) or name.stem in kept:
+                    continue
+                if name.stem in once:  # first the tombstone: what is gone without one is a loss
+                    await self._bucket.write(self._tombstone(name.stem), b"")
+                elif (datetime.now(UTC) - one.modified).total_seconds() < FRESH_S:
+                    continue
+                await self._bucket.delete(one.key)
+                gone.append(name.stem)
+        return sorted(gone)
+
+    async def publish(self, manifest: Manifest) -> Manifest:
+        async with self._bucket.open():
+            await self._check_artifact(manifest)
+            async with self._exclusively():
+                latest, pointer = await self._settled()
+                if manifest.version > latest + 1:
+                    raise VersionSkipped(manifest.version, latest)
+                if manifest.version > latest and not await self._create(
+                    self._version(manifest.version), _written(manifest)
+                ):
+                    latest = manifest.version  # somebody was quicker, or we were and the answer was lost
+                if manifest.version <= latest:
+                    await self._same(manifest, latest)
+                await self._point_to(manifest.version, pointer)
+        return manifest
+
+    async def latest(self) -> Manifest | None:
+        async with self._bucket.open():
+            pointer = await self._pointer()
+            number = pointer.version
+            if await self._bucket.read(self._version(number + 1)) is not None:
+                number = await self._finished()
+            return await self._manifest(number) if number else None
+
+    async def versions(self) -> list[Manifest]:
+        async with self._bucket.open():
+            numbers = await self.numbers()
+            gate = asyncio.Semaphore(READ_AT_ONCE)
+
+            async def read(number: int) -> Manifest:
+                async with gate:
+                    return await self._manifest(number)
+
+            return list(await asyncio.gather(*(read(number) for number in numbers)))
+
+    async def numbers(self) -> list[int]:
+        async with self._bucket.open():
+            if not (found := await self._numbers()):
+                await self._assert_there()
+            return found
+
+    async def manifest(self, version: int) -> Manifest:
+        async with self._bucket.open():
+            if version not in (known := await self.numbers()):
+                raise VersionMissing(version, known)
+            return await self._manifest(version)
+
+    async def champion(self) -> Champion | None:
+        async with self._bucket.open():
+            return (await self._throne())[0]
+
+    async def crown(self, champion: Champion) -> Champion:
+        async with self._bucket.open():
+            if champion.version not in (known := await self.numbers()):
+                raise VersionMissing(champion.version, known)
+            async with self._exclusively():
+                present, tag = await self._throne()
+                if present == champion:
+                    return champion
+                assert_next(champion, present)
+                if not await self._replace(self._key("champion"), champion_as_json(champion), tag):
+                    (
+                        present,
+                        _,
+                    ) = await self._throne()  # somebody was quicker, or we were and the answer was lost
+                    if present != champion:
+                        raise ChampionMoved(champion, present)
+        return champion
+
+    async def _throne(self) -> tuple[Champion | None, str]:
+        """The champion, and the tag that its pointer has; None and no tag where there is none."""
+        found = await self._bucket.read(self._key("champion"))
+        if found is None:
+            await self._assert_there()
+            return None, ""
+        return champion_in(found.content, f"{self._place}, {self._key('champion')}"), found.tag
+
+    # --- the pointer ---------------------------------------------------------------------------
+
+    async def _finished(self) -> int:
+        """The latest version, after finishing what a publisher has left; a reader may see it, and not finish it."""
+        try:
+            async with self._exclusively():
+                number, pointer = await self._settled()
+                await self._point_to(number, pointer)
+        except StoreDenied:
+            number, _ = await self._settled()
+        return number
+
+    async def _settled(self) -> tuple[int, _Pointer]:
+        """The latest version, whether or not the pointer is there yet; 0 where there is none."""
+        pointer = await self._pointer()
+        number = pointer.version
+        while await self._bucket.read(self._version(number + 1)) is not None:
+            number += 1
+        return number, pointer
+
+    async def _pointer(self) -> _Pointer:
+        found = await self._bucket.read(self._key("latest"))
+        if found is None:
+            numbers = await self._numbers()
+            if numbers not in ([], [1]):
+                raise pointer_damaged(
+                    f"{self._place}, {self._key('latest')}", "it is gone, but there are versions"
+                )
+            if not numbers:
+                await self._assert_there()
+            return _Pointer(0, "")
+        return _Pointer(self._pointed_to(found.content), found.tag)
+
+    def _pointed_to(self, content: bytes) -> int:
+        place = f"{self._place}, {self._key('latest')}"
+        try:
+            number = json.loads(content)["version"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise pointer_damaged(place, f"it does not name a version ({error})") from error
+        if type(number) is not int or number < 1:
+            raise pointer_damaged(place, f"it names version {number!r}")
+        return number
+
+    async def _point_to(self, number: int, pointer: _Pointer) -> None:
+        """Move the pointer on to *number*; whoever has moved it there or further was quicker, and right."""
+        while pointer.version < number:
+            content = json.dumps({"version": number}).encode() + b"\n"
+            if await self._replace(self._key("latest"), content, pointer.tag):
+                return
+            pointer = await self._pointer()
+
+    # --- compare and set -------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def _exclusively(self) -> AsyncIterator[None]:
+        """Alone, where the S3 itself does not tell publishers apart."""
+        if await self._conditions_are_honoured():
+            yield
+            return
+        async with locked(self._bucket, self._key("lock/")):
+            yield
+
+    async def _conditions_are_honoured(self) -> bool:
+        if self._honours_conditions is None:
+            self._honours_conditions = await self._tried_out()
+            if not self._honours_conditions:
+                log.warning(
+                    "this S3 knows no conditional puts: a lock in the bucket takes their place",
+                    store=self._place,
+                )
+        return self._honours_conditions
+
+    async def _tried_out(self) -> bool:
+        """Whether a put that must not succeed does not."""
+        key = self._key(f"trial/{os.urandom(8).hex()}")
+        try:
+            await self._bucket.create(key, b"1")
+            return not (
+                await self._bucket.create(key, b"2") or await self._bucket.replace(key, b"3", f'"{"0" * 32}"')
+            )
+        except ConditionsUnknown:
+            return False
+        finally:
+            await self._bucket.delete(key)
+
+    async def _create(self, key: str, content: bytes) -> bool:
+        if self._honours_conditions:
+            return await self._bucket.create(key, content)
+        return await self._replace(key, content, "")
+
+    async def _replace(self, key: str, content: bytes, tag: str) -> bool:
+        """Put it in the place of what has *tag*, or of nothing."""
+        if self._honours_conditions:
+            put = self._bucket.replace(key, content, tag) if tag else self._bucket.create(key, content)
+            return await put
+        there = await self._bucket.read(key)  # under the lock
+        if (there.tag if there else "") != tag:
+            return False
+        await self._bucket.write(key, content)
+        return True
+
+    # --- what is there -----------------------------------------------------------------------------
+
+    async def _check_artifact(self, manifest: Manifest) -> None:
+        size = await self._bucket.size_of(self._artifact(manifest.sha256))
+        if size is None:
+            await self._assert_there()
+            raise ArtifactMissing(manifest.sha256)
+        if size != manifest.size_bytes:
+            raise StoreDamaged(
+                f"{self._place}, {self._artifact(manifest.sha256)}",
+                f"it has {size} bytes and not {manifest.size_bytes}",
+            )
+
+    async def _same(self, manifest: Manifest, latest: int) -> None:
+        if not says_the_same(await self._manifest(manifest.version), manifest):
+            raise VersionTaken(manifest.version, latest)
+
+    async def _manifest(self, version: int) -> Manifest:
+        key = self._version(version)
+        place = f"{self._place}, {key}"
+        found = await self._bucket.read(key)
+        if found is None:
+            raise StoreDamaged(place, "it is the latest version, and is not there")
+        try:
+            manifest = Manifest.model_validate_json(found.content)
+        except ValidationError as error:
+            raise StoreDamaged(place, error.errors()[0]["msg"]) from error
+        if manifest.version != version:
+            raise StoreDamaged(place, f"it says that it is version {manifest.version}")
+        return manifest
+
+    async def _numbers(self) -> list[int]:
+        names = [Path(one.key) for one in await self._bucket.listing(self._key("versions/"))]
+        return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal())
+
+    async def _assert_there(self, bucket: Bucket | None = None) -> None:
+        # a mistaken prefix looks like an empty repository: only the mark says that it is ours
+        if await (bucket or self._bucket).read(self._key(MARK)) is None:
+            raise StoreUnavailable(
+                self._place,
+                f"there is no model repository under {self._home}/",
+                remedy="correct its address; where there never was one, a server makes it when it starts",
+            )
+
+    def _damaged(self, sha256: str, actual: str) -> StoreDamaged:
+        return StoreDamaged(f"{self._place}, {self._artifact(sha256)}", f"its bytes have digest {actual}")
+
+    async def _missing(self, sha256: str) -> ArtifactMissing:
+        retired = await self._bucket.read(self._tombstone(sha256)) is not None
+        return ArtifactRetired(sha256) if retired else ArtifactMissing(sha256)
+
+    def _tombstone(self, sha256: str) -> str:
+        return self._key(f"retired/{sha256}")
+
+    def _key(self, name: str) -> str:
+        return f"{self._home}/{name}"
+
+    def _artifact(self, sha256: str) -> str:
+        return self._key(f"{sha256}.safetensors")
+
+    def _version(self, version: int) -> str:
+        return self._key(f"versions/{version}.json")
+
+
+async def tasks_in_bucket(url: str, patience_s: float | None) -> list[str]:
+    address = Address.parse(url)
+    bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
+    prefix = f"{address.prefix}/" if address.prefix else ""
+    async with bucket.open():
+        folders = await bucket.folders(prefix)
+        marks = await asyncio.gather(*(bucket.size_of(f"{folder}{MARK}") for folder in folders))
+    names = [folder.removeprefix(prefix).strip("/") for folder in folders]
+    return sorted(name for name, mark in zip(names, marks, strict=True) if mark is not None)
+
+
+class _Reader:
+    """Hashes what it is given, and keeps nothing."""
+
+    def __init__(self) -> None:
+        self.size_bytes = 0
+        self.digest = hashlib.sha256()
+
+    async def add(self, piece: bytes) -> None:
+        await asyncio.to_thread(self.digest.update, piece)
+        self.size_bytes += len(piece)
+
+
+def _parts(source: Source, size_bytes: int, sha256: str) -> Iterator[bytes]:
+    """*source* in parts; raises DigestMismatch in the place of its end, where it is not what it should be."""
+    digest = hashlib.sha256()
+    part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
+    for part in parts(source, part_bytes):
+        digest.update(part)
+        yield part
+    if digest.hexdigest() != sha256:
+        raise DigestMismatch(sha256, digest.hexdigest())
+
+
+def _digest(source: Source) -> str:
+    digest = hashlib.sha256()
+    for piece in pieces(source, PART_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()
+
+
+def _exhaust(parts: Iterator[bytes]) -> None:
+    for _ in parts:
+        pass
+
+
+def _written(manifest: Manifest) -> bytes:
+    return manifest.model_dump_json(indent=2).encode() + b"\n"
+
+
+def _default_cache() -> Path:
+    return Path(os.environ.get("FEDBUS_HOME") or ".fedbus").expanduser().absolute() / "cache" / "models"

@@ -1,0 +1,1 @@
+"""One S3 bucket: objects, lock, public access."""

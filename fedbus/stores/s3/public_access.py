@@ -1,0 +1,84 @@
+"""Who may read the models of a bucket without a key: nobody, or anybody.
+
+It is one statement in the bucket's policy, beside those of others, which stay as they are. It lets everybody read
+artifacts and manifests under the repository's prefix, and neither list nor write.
+
+What a policy cannot say is left to its owner: the bucket's ACLs, "Block Public Access" of AWS, broader statements.
+"""
+
+import json
+from hashlib import sha256
+from typing import Any, Final
+
+from fedbus.stores.errors import StoreDenied
+from fedbus.stores.s3.bucket import Address, Bucket
+
+VERSION: Final = "2012-10-17"
+_REMEDY: Final = (
+    "the key needs s3:GetBucketPolicy, s3:PutBucketPolicy and s3:DeleteBucketPolicy; on AWS, Block Public Access "
+    "of the bucket must let public policies be"
+)
+
+
+async def is_public(bucket: Bucket) -> bool:
+    """Whether our statement is in the policy. Raises StoreError."""
+    return _ours(bucket.address) in [_said(one) for one in _statements(await _policy_of(bucket))]
+
+
+async def set_public(bucket: Bucket, *, public: bool) -> None:
+    """Put our statement into the policy, or take it out. Raises StoreError."""
+    policy = await _policy_of(bucket)
+    ours = _ours(bucket.address)
+    kept = [one for one in _statements(policy) if _said(one) != ours]
+    wanted = [*kept, {"Sid": _sid(bucket.address), **ours}] if public else kept
+    if wanted == _statements(policy):
+        return
+    document = {"Version": VERSION, **policy, "Statement": wanted}
+    try:
+        await bucket.set_policy(json.dumps(document) if wanted else None)
+    except StoreDenied as error:
+        raise _not_ours_to_say(bucket, error) from error
+
+
+async def _policy_of(bucket: Bucket) -> dict[str, Any]:
+    try:
+        policy = await bucket.policy()
+    except StoreDenied as error:
+        raise _not_ours_to_say(bucket, error) from error
+    document: dict[str, Any] = json.loads(policy) if policy else {}
+    return document
+
+
+def _not_ours_to_say(bucket: Bucket, error: StoreDenied) -> StoreDenied:
+    return StoreDenied(str(bucket.address), f"{error.reason} (its policy)", remedy=_REMEDY)
+
+
+def _statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
+    found = policy.get("Statement", [])
+    return found if isinstance(found, list) else [found]
+
+
+def _ours(address: Address) -> dict[str, Any]:
+    under = f"{address.prefix}/*" if address.prefix else "*"
+    return {
+        "Effect": "Allow",
+        "Principal": "*",
+        "Action": ["s3:GetObject"],
+        "Resource": [f"arn:aws:s3:::{address.bucket}/{under}"],
+    }
+
+
+def _sid(address: Address) -> str:
+    """A name for it that no other repository in the bucket has."""
+    return f"FedbusModels{sha256(address.prefix.encode()).hexdigest()[:12]}"
+
+
+def _said(statement: dict[str, Any]) -> dict[str, Any]:
+    """What *statement* says, whatever its name is: an S3 may give a list of one back as its one, and the other way."""
+    said = {name: value for name, value in statement.items() if name != "Sid"}
+    for name in ("Action", "Resource"):
+        if isinstance(said.get(name), str):
+            said[name] = [said[name]]
+    if said.get("Principal") in ({"AWS": "*"}, {"AWS": ["*"]}):
+        said["Principal"] = "*"
+    return said

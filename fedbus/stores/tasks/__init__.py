@@ -1,0 +1,1 @@
+"""Task directories: reading, checking and creating them."""

@@ -1,0 +1,449 @@
+"""Tasks as they lie on disk: read, checked line by line, and written anew.
+
+A task is a directory with an ordinary Flower app and a ``[tool.fedbus]`` table in its
+``pyproject.toml``. Its code is never imported here: whether a function is there is read off
+the source, so that a task can be checked by whoever has neither torch nor trust in it.
+"""
+
+import ast
+import difflib
+import hashlib
+import re
+import tomllib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+from string import Template
+from typing import Any, Final
+
+from pydantic import TypeAdapter, ValidationError
+
+from fedbus.contracts.identifiers import check_id
+from fedbus.contracts.task.base import Reference
+from fedbus.contracts.task.task import Task, TaskTable
+from fedbus.stores.errors import StoreError
+from fedbus.stores.tasks import git_version
+from fedbus.stores.tasks.requirement_syntax import problem_with
+
+PYPROJECT: Final = "pyproject.toml"
+MAX_SOURCE_FILES: Final = 10_000
+MAX_PYPROJECT_BYTES: Final = 1024 * 1024
+
+_COMPONENTS: Final = ("tool", "flwr", "app", "components")
+_CONFIG: Final = ("tool", "flwr", "app", "config")
+_FEDBUS: Final = ("tool", "fedbus")
+_CODE: Final = (*_FEDBUS, "code")
+_NO_SOURCE: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
+
+_REFERENCE = TypeAdapter(Reference)
+Keys = tuple[str, ...]
+_REFERENCES: Final[tuple[Keys, ...]] = (
+    ("model",),
+    ("predict",),
+    ("samples",),
+    ("serving", "holdout"),
+    ("serving", "score"),
+    ("capture", "training-data"),
+    ("checks", "reference"),
+)
+"""Where the table names a function or class of the task."""
+
+
+@dataclass(frozen=True, order=True)
+class Problem:
+    """What is wrong with a task, where, and what to do about it."""
+
+    file: str
+    line: int
+    what: str
+    advice: str
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}: {self.what}: {self.advice}"
+
+
+class TaskInvalid(StoreError):
+    """The task cannot be used as it is."""
+
+    def __init__(self, path: Path, problems: list[Problem]) -> None:
+        more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
+        super().__init__(f"{path} is not a task that can run: {problems[0]}{more}")
+        self.path = path
+        self.problems = problems
+
+
+def read_task(path: Path, *, version: str = "") -> Task:
+    """The task in the directory *path*; raises TaskInvalid with all that is wrong.
+
+    *version* is said by whoever knows it: of a directory that was fetched, git itself knows nothing.
+    """
+    if problems := validate_task(path):
+        raise TaskInvalid(path, problems)
+    document = tomllib.loads((path / PYPROJECT).read_text(encoding="utf-8"))
+    components = _at(document, _COMPONENTS)
+    return Task(
+        table=TaskTable.model_validate(_at(document, _FEDBUS)),
+        serverapp=components["serverapp"],
+        clientapp=components["clientapp"],
+        run_config=dict(_flat(_at(document, _CONFIG) or {})),
+        code_version=version or code_version(path),
+        path=str(path.resolve()),
+    )
+
+
+def code_version(path: Path) -> str:
+    """The commit, if *path* is exactly as committed; else ``sha256:`` and the digest of its files."""
+    try:
+        if git_version.is_clean(path):
+            return git_version.head(path)
+        names = git_version.files(path)
+    except git_version.GitFailed:
+        names = []
+    return f"sha256:{_digest(path, names or _source_files(path))}"
+
+
+def validate_task(path: Path) -> list[Problem]:
+    """All that is wrong with the task in *path*, in the order of its files and lines."""
+    pyproject = path / PYPROJECT
+    if not path.is_dir():
+        return [_no_line(str(path), "there is no such directory", "give the directory of a task")]
+    if not pyproject.is_file():
+        return [_no_line(PYPROJECT, f"{path} has none", "give a Flower app, or write one: fedbus task new")]
+    try:
+        text = _read_bounded(pyproject)
+        document = tomllib.loads(text)
+    except (OSError, UnicodeDecodeError, ValueError) as error:
+        return [Problem(PYPROJECT, _line_named_in(error), "cannot be read", _first_line(error))]
+    return sorted(_Check(path, document, _Lines(text)).problems())
+
+
+def new_task(path: Path, id: str) -> None:
+    """Write a small Flower app that runs as it is into *path*, as the task *id*."""
+    check_id("task", id)
+    if path.exists() and (not path.is_dir() or any(path.iterdir())):
+        raise StoreError(f"{path} is not empty: choose a directory that does not exist yet")
+    words = {"id": id, "package": _package_name(id)}
+    for template, target in _templates(path, words["package"]):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(Template(template).substitute(words), encoding="utf-8")
+
+
+# --- checking ----------------------------------------------------------------------------
+
+
+class _Check:
+    """Goes through one task and says what it finds."""
+
+    def __init__(self, path: Path, document: Mapping[str, Any], lines: "_Lines") -> None:
+        self._path = path
+        self._document = document
+        self._lines = lines
+
+    def problems(self) -> Iterator[Problem]:
+        yield from self._components()
+        yield from self._run_config()
+        yield from self._fedbus()
+
+    def _components(self) -> Iterator[Problem]:
+        table = _at(self._document, _COMPONENTS)
+        if not isinstance(table, dict):
+            yield self._problem(
+                _COMPONENTS,
+                f"there is no section [{_dotted(_COMPONENTS)}]",
+                "name the serverapp and clientapp in it",
+            )
+            return
+        for key in ("serverapp", "clientapp"):
+            if key in table:
+                yield from self._reference((*_COMPONENTS, key), table[key])
+            else:
+                yield self._missing(_COMPONENTS, key, table)
+
+    def _run_config(self) -> Iterator[Problem]:
+        for key, value in _flat(_at(self._document, _CONFIG) or {}):
+            if not isinstance(value, bool | int | float | str):
+                yield self._problem(
+                    (*_CONFIG, key),
+                    f"`{key}` is of type {type(value).__name__}, which no run configuration can hold",
+                    "use a number, a string, true or false",
+                )
+
+    def _fedbus(self) -> Iterator[Problem]:
+        table = _at(self._document, _FEDBUS)
+        if not isinstance(table, dict):
+            yield self._problem(
+                _FEDBUS,
+                f"there is no section [{_dotted(_FEDBUS)}]",
+                "add one with at least `task` and `model`",
+            )
+            return
+        try:
+            TaskTable.model_validate(table)
+        except ValidationError as error:
+            for one in error.errors():
+                yield self._of_table(tuple(map(str, one["loc"])), one["type"], one["msg"], table)
+        for keys in _REFERENCES:
+            if _is_reference(value := _at(table, keys)):
+                yield from self._reference((*_FEDBUS, *keys), value)
+        yield from self._code(table.get("code"))
+
+    def _code(self, table: object) -> Iterator[Problem]:
+        """Whether the task's own check is there, and each of its requirements is one."""
+        code = table if isinstance(table, dict) else {}
+        if _is_reference(code.get("check")):
+            yield from self._reference((*_CODE, "check"), code["check"])
+        install = code.get("install")
+        for one in install if isinstance(install, list) else ():
+            if isinstance(one, str) and (what := problem_with(one)):
+                yield self._problem((*_CODE, "install"), f"{one!r} is no requirement", what)
+
+    def _of_table(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
+        """What pydantic has found, in the words of the table."""
+        *parents, key = where
+        section = (*_FEDBUS, *parents)
+        if kind == "missing":
+            return self._missing(section, key, table)
+        if kind == "extra_forbidden":
+            return self._problem(
+                (*section, key), f"[{_dotted(section)}] knows no `{key}`", _near(key, section)
+            )
+        value = _at(self._document, (*section, key))
+        return self._problem(
+            (*section, key), f"`{key}` in [{_dotted(section)}] cannot be {value!r}", _advice(key, message)
+        )
+
+    def _missing(self, section: Keys, key: str, table: Mapping[str, Any]) -> Problem:
+        near = difflib.get_close_matches(key, table, n=1)
+        advice = f"`{near[0]}` is perhaps meant to be it" if near else f"add a line: {key} = …"
+        return self._problem(section, f"[{_dotted(section)}] lacks `{key}`", advice)
+
+    def _reference(self, where: Keys, value: object) -> Iterator[Problem]:
+        """Whether the source has what *value* names."""
+        if not _is_reference(value):
+            yield self._problem(
+                where, f"{where[-1]} {value!r} names no function or class", "write module:name"
+            )
+            return
+        module, _, name = str(value).partition(":")
+        source = _module_file(self._path, module)
+        if source is None:
+            expected = module.replace(".", "/") + ".py"
+            yield self._problem(
+                where, f"{where[-1]} {value!r} is not there", f"write {expected}, or correct the name"
+            )
+            return
+        try:
+            tree = ast.parse(source.read_bytes(), filename=str(source))
+        except (SyntaxError, ValueError) as error:
+            file = str(source.relative_to(self._path))
+            yield Problem(file, getattr(error, "lineno", None) or 1, "is not Python", _first_line(error))
+            return
+        if not _defines(tree, name):
+            yield self._problem(
+                where, f"{where[-1]} {value!r} is not there", _what_there_is(source, tree, name)
+            )
+
+    def _problem(self, where: Keys, what: str, advice: str) -> Problem:
+        return Problem(PYPROJECT, self._lines.of(where), what, advice)
+
+
+class _Lines:
+    """Where the keys of a TOML file stand: the parser does not say."""
+
+    _SECTION = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
+    _KEY = re.compile(r"^\s*([A-Za-z0-9_\-.\"']+)\s*=")
+
+    def __init__(self, text: str) -> None:
+        self._found: dict[Keys, int] = {}
+        section: Keys = ()
+        for number, line in enumerate(text.splitlines(), start=1):
+            if header := self._SECTION.match(line):
+                section = _keys(header[1])
+                self._found.setdefault(section, number)
+            elif entry := self._KEY.match(line):
+                self._found.setdefault(section + _keys(entry[1]), number)
+
+    def of(self, where: Keys) -> int:
+        """The line of *where*, or of the innermost section around it; 1 where there is none."""
+        flat = tuple(part for key in where for part in key.split("."))
+        return next((self._found[flat[:n]] for n in range(len(flat), 0, -1) if flat[:n] in self._found), 1)
+
+
+def _keys(dotted: str) -> Keys:
+    return tuple(part.strip().strip("\"'") for part in dotted.split("."))
+
+
+def _dotted(keys: Iterable[str]) -> str:
+    return ".".join(keys)
+
+
+def _no_line(file: str, what: str, advice: str) -> Problem:
+    return Problem(file, 1, what, advice)
+
+
+def _near(key: str, section: Keys) -> str:
+    names = _names_in(section)
+    near = difflib.get_close_matches(key, names, n=1)
+    return f"did you mean `{near[0]}`?" if near else f"it knows {', '.join(names)}"
+
+
+def _names_in(section: Keys) -> list[str]:
+    """The keys that a section of the table may have."""
+    model: Any = TaskTable
+    for key in section[len(_FEDBUS) :]:
+        model = next(field.annotation for field in model.model_fields.values() if field.alias == key)
+    return [str(field.alias) for field in model.model_fields.values()]
+
+
+def _advice(key: str, message: str) -> str:
+    if key in {keys[-1] for keys in _REFERENCES}:
+        return "write module:name"
+    if key == "task":
+        return "use 1 to 63 lower-case letters, digits and hyphens, beginning with a letter or digit"
+    message = message.removeprefix("Value error, ")
+    return message[:1].lower() + message[1:]
+
+
+def _is_reference(value: object) -> bool:
+    try:
+        _REFERENCE.validate_python(value, strict=True)
+    except ValidationError:
+        return False
+    return True
+
+
+# --- what the source defines, without importing it ----------------------------------------
+
+
+def _module_file(path: Path, module: str) -> Path | None:
+    bare = path.joinpath(*module.split("."))
+    return next((file for file in (bare.with_suffix(".py"), bare / "__init__.py") if file.is_file()), None)
+
+
+def _defines(tree: ast.Module, name: str) -> bool:
+    names = set(_defined(tree.body))
+    return name.partition(".")[0] in names or "*" in names
+
+
+def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
+    """The names that a module has once it is imported, as far as its source shows."""
+    for statement in body:
+        match statement:
+            case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
+                yield name
+            case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
+                yield from (alias.asname or alias.name.split(".")[0] for alias in aliases)
+            case ast.Assign(targets=targets):
+                yield from _assigned(targets)
+            case ast.AnnAssign(target=target, value=value) if value is not None:
+                yield from _assigned([target])
+            case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While():
+                yield from _defined(_inside(statement))
+            case _:
+                pass
+
+
+def _assigned(targets: Iterable[ast.expr]) -> Iterator[str]:
+    for target in targets:
+        yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
+
+
+def _inside(statement: ast.stmt) -> Iterator[ast.stmt]:
+    for child in ast.iter_child_nodes(statement):
+        if isinstance(child, ast.stmt):
+            yield child
+        elif isinstance(child, ast.ExceptHandler):
+            yield from child.body
+
+
+def _what_there_is(source: Path, tree: ast.Module, name: str) -> str:
+    names = [one for one in dict.fromkeys(_defined(tree.body)) if not one.startswith("_")]
+    near = difflib.get_close_matches(name, names, n=1)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"{source.name} has {', '.join(names[:8]) or 'nothing'}: define {name!r} there"
+
+
+# --- files -----------------------------------------------------------------------------------
+
+
+def _at(document: Any, keys: Keys) -> Any:
+    for key in keys:
+        document = document.get(key) if isinstance(document, dict) else None
+    return document
+
+
+def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """As Flower flattens a run configuration: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _read_bounded(path: Path) -> str:
+    if path.stat().st_size > MAX_PYPROJECT_BYTES:
+        raise ValueError(f"it has more than {MAX_PYPROJECT_BYTES} bytes")
+    return path.read_text(encoding="utf-8")
+
+
+def _line_named_in(error: Exception) -> int:
+    found = re.search(r"at line (\d+)", str(error))
+    return int(found[1]) if found else 1
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__
+
+
+def _source_files(path: Path) -> list[str]:
+    """The files of a directory that is in no git repository, without what tools leave behind."""
+
+    def inside(directory: Path) -> Iterator[Path]:
+        for entry in directory.iterdir():
+            if (
+                entry.name.startswith(".")
+                or entry.name in _NO_SOURCE
+                or entry.suffix in {".pyc", ".egg-info"}
+            ):
+                continue
+            if entry.is_dir() and not entry.is_symlink():
+                yield from inside(entry)
+            else:
+                yield entry
+
+    return sorted(entry.relative_to(path).as_posix() for entry in inside(path))
+
+
+def _digest(path: Path, names: list[str]) -> str:
+    """Over names and contents of all regular files."""
+    if len(names) > MAX_SOURCE_FILES:
+        raise StoreError(
+            f"{path} has more than {MAX_SOURCE_FILES} files: give the directory of the task alone"
+        )
+    digest = hashlib.sha256()
+    for name in names:
+        file = path / name
+        if file.is_file() and not file.is_symlink():
+            content = hashlib.sha256(file.read_bytes()).hexdigest()
+            digest.update(f"{content}  {name}\n".encode())
+    return digest.hexdigest()
+
+
+# --- a new task ---------------------------------------------------------------------------------
+
+
+def _package_name(id: str) -> str:
+    name = id.replace("-", "_") + "_app"
+    return name if name[0].isalpha() else f"task_{name}"
+
+
+def _templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
+    """Each template's text and where it goes."""
+    for template in resources.files("fedbus.stores").joinpath("templates").iterdir():
+        if template.name.endswith(".tmpl"):
+            name = template.name.removesuffix(".tmpl")
+            folder = path / package if name.endswith(".py") else path
+            yield template.read_text(encoding="utf-8"), folder / name

@@ -1,0 +1,47 @@
+"""How many tasks train at the same time on one device."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+from fedbus.agents.client_manager.training_slots import TrainingSlots
+
+
+def test_so_many_are_given_and_no_more(tmp_path: Path) -> None:
+    slots = TrainingSlots(tmp_path, 2)
+    first, second = slots.take("mnist-1"), slots.take("fashion-1")
+    assert first
+    assert second
+    assert slots.take("cifar-1") is None
+    assert sorted(slots.holders()) == ["fashion-1", "mnist-1"]
+
+
+def test_what_is_given_back_may_be_taken_again_and_by_others(tmp_path: Path) -> None:
+    slots, others = TrainingSlots(tmp_path, 1), TrainingSlots(tmp_path, 1)
+    slot = slots.take("mnist-1")
+    assert slot
+    assert others.take("fashion-1") is None
+    slot.give_back()
+    slot.give_back()  # twice is fine
+    assert others.take("fashion-1")
+
+
+HOLD = """
+import signal, sys
+from pathlib import Path
+from fedbus.agents.training_slots import TrainingSlots
+slot = TrainingSlots(Path(sys.argv[1]), 1).take("mnist-1")
+print("taken" if slot else "not taken", flush=True)
+signal.pause()
+"""
+
+
+def test_a_process_that_is_killed_holds_nothing_any_more(tmp_path: Path) -> None:
+    slots = TrainingSlots(tmp_path, 1)
+    command = [sys.executable, "-c", HOLD, str(tmp_path)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline() == "taken\n"
+        assert slots.take("fashion-1") is None
+        process.kill()
+    assert slots.take("fashion-1")

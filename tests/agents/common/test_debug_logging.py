@@ -1,0 +1,62 @@
+"""Entering and leaving a function, told at debug and at no other time."""
+
+import logging
+
+import pytest
+import structlog
+from structlog.testing import capture_logs
+
+from fedbus.agents.common.debug_logging import LOGGER, told_step_by_step
+
+
+@told_step_by_step
+class Cook:
+    async def cook(self, what: str) -> str:
+        return self._salted(what)
+
+    def _salted(self, what: str) -> str:
+        if what == "ice":
+            raise ValueError("no salt on ice")
+        return f"salted {what}"
+
+
+@pytest.fixture
+def at_debug() -> None:
+    structlog.reset_defaults()
+    logging.getLogger(LOGGER).setLevel(logging.DEBUG)
+
+
+@pytest.fixture(autouse=True)
+def as_before() -> object:
+    yield
+    logging.getLogger(LOGGER).setLevel(logging.NOTSET)
+
+
+@pytest.mark.usefixtures("at_debug")
+async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
+    with capture_logs() as lines:
+        assert await Cook().cook("fish") == "salted fish"
+
+    assert [line["event"] for line in lines] == [
+        "→ Cook.cook",
+        "→ Cook._salted",
+        "← Cook._salted",
+        "← Cook.cook",
+    ]
+    assert lines[0]["given"] == ["str"], "what is given is told by its class: contents are nobody's business"
+
+
+@pytest.mark.usefixtures("at_debug")
+async def test_how_a_step_broke_is_told() -> None:
+    with capture_logs() as lines, pytest.raises(ValueError, match="no salt"):
+        await Cook().cook("ice")
+
+    assert [line["how"] for line in lines if line["event"].startswith("←")] == ["ValueError", "ValueError"]
+
+
+async def test_above_debug_nothing_is_told() -> None:
+    logging.getLogger(LOGGER).setLevel(logging.INFO)
+    with capture_logs() as lines:
+        await Cook().cook("fish")
+
+    assert lines == []

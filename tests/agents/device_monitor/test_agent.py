@@ -1,0 +1,94 @@
+"""How a device is: read off real instruments, and said on a real bus."""
+
+import asyncio
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+from support import eventually
+from support.federation import Federation
+
+from fedbus.agents.common.device_sensors import parsed, read_device, sysfs_gpus
+from fedbus.agents.common.liveness import agents_in, present
+from fedbus.agents.device_monitor.agent import DeviceMonitor
+from fedbus.app.composition.agents import device_monitor
+from fedbus.contracts.device import DeviceReport, GpuUse
+from fedbus.contracts.identifiers import client_id
+
+HOLDS = """
+import sys, time
+from pathlib import Path
+from fedbus.agents.presence import present
+with present(Path(sys.argv[1]), "inference"):
+    print("here", flush=True)
+    time.sleep(60)
+"""
+
+
+async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_goes(fed: Federation) -> None:
+    device = fed.device("c1")
+    async with (
+        fed.bus.overhear(DeviceReport, task=fed.site.task.id) as reports,
+        fed.agent(partial(device_monitor, device)),
+    ):
+        first = await asyncio.wait_for(anext(reports), 20)
+        assert isinstance(first, DeviceReport)
+        assert (first.client, first.agents) == ("c1", {})
+        assert 0 < first.memory <= 1
+        assert 0 < first.disk <= 1
+
+        with present(device.directory, "inference"):
+            assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": True}  # type: ignore[attr-defined]
+        assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": False}  # type: ignore[attr-defined]
+
+
+async def test_errors_are_counted_and_the_last_is_told(fed: Federation, tmp_path: Path) -> None:
+    speaker = await fed.speaker("device-monitor", "c1")
+    monitor = DeviceMonitor(
+        speaker, fed.site.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
+    )
+    async with fed.bus.overhear(DeviceReport, task=fed.site.task.id) as reports, fed.agent(monitor.run):
+        report = await asyncio.wait_for(anext(reports), 20)
+
+    assert isinstance(report, DeviceReport)
+    assert (report.errors, report.last_error) == (3, "x" * 500)
+
+
+async def test_an_agent_that_is_killed_is_gone_at_once_and_known_to_have_been_there(tmp_path: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE) as agent:  # noqa: ASYNC220
+        assert agent.stdout
+        assert agent.stdout.readline() == b"here\n"
+        assert agents_in(tmp_path) == {"inference": True}
+        agent.kill()
+    await eventually(lambda: agents_in(tmp_path) == {"inference": False})
+
+
+def test_what_this_machine_shows_is_within_its_bounds(tmp_path: Path) -> None:
+    reading = read_device(tmp_path)
+
+    assert all(0 <= share <= 1 for share in (reading.cpu, reading.memory, reading.disk))
+
+
+def test_nvidia_smi_is_understood_and_what_it_does_not_know_counts_as_nothing() -> None:
+    said = "NVIDIA H200, 37, 1024, 143771\nOrin (nvgpu), [N/A], [N/A], [N/A]\nnot a line of it\n"
+
+    assert list(parsed(said)) == [
+        GpuUse(
+            name="NVIDIA H200", utilization=0.37, memory_bytes=1024**3, memory_total_bytes=143771 * 1024**2
+        ),
+        GpuUse(name="Orin (nvgpu)", utilization=0),
+    ]
+
+
+def test_gpus_without_a_program_are_read_from_the_kernels_files(tmp_path: Path) -> None:
+    jetson, amd, broken = (
+        tmp_path / "devices/gpu.0/load",
+        tmp_path / "class/drm/card0/device/gpu_busy_percent",
+        tmp_path / "class/drm/card1/device/gpu_busy_percent",
+    )
+    for file, text in ((jetson, "250\n"), (amd, "40\n"), (broken, "busy\n")):
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+
+    assert [(gpu.name, gpu.utilization) for gpu in sysfs_gpus(tmp_path)] == [("Jetson", 0.25), ("AMD", 0.4)]

@@ -1,0 +1,485 @@
+"""What a device does with its data: looked at on the device, told as counts, and never told itself."""
+
+import asyncio
+import sqlite3
+import struct
+from collections.abc import AsyncIterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+import numpy as np
+import pytest
+from nats import connect as nats_connect
+from support import NatsServer
+from support.federation import TASK, Federation
+
+from fedbus.agents.flower_client.captured_training_data import Written, write_captured
+from fedbus.agents.inference.data_monitor import NO_REFERENCE, NO_SCIPY, DataWatch
+from fedbus.agents.inference.engine import Engine
+from fedbus.app.composition.agents import inference
+from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.client import InferReady, InferStart
+from fedbus.contracts.envelope import pack
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.message import Message
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.serving import (
+    CapturePaused,
+    CaptureResumed,
+    DataChecked,
+    DataCounted,
+    DriftDetected,
+    LiveAccuracy,
+)
+from fedbus.contracts.task.serving import CaptureTable, ChecksTable
+from fedbus.contracts.task.task import Task
+from fedbus.domain import drift
+from fedbus.learning import weights
+from fedbus.learning.flower.task_code import BadTask
+from fedbus.stores.captured.reader import is_held_out
+from fedbus.stores.captured.store import CapturedData
+
+C1 = client_id("c1")
+CHECKS = ChecksTable.model_validate({"min-rows": 100, "max-rows": 400})
+CAPTURE = CaptureTable()
+REF = ModelRef(version=1, sha256="0" * 64, size_bytes=1, architecture="0" * 64)
+Array = np.ndarray[Any, Any]
+
+
+class Sign:
+    """Says whether a sample's sum is above nought."""
+
+    input_shape = (3,)
+    input_dtype = np.dtype(np.float32)
+    classes: int | None = None
+
+    def predict(self, inputs: Array) -> Array:
+        return np.asarray((inputs.sum(axis=1) > 0).astype(np.int64))
+
+
+def samples(count: int, *, around: float = 0.0, seed: int = 0) -> Array:
+    return np.random.default_rng(seed).normal(around, 1, (count, 3)).astype(np.float32)
+
+
+class Told(list[Message]):
+    """What was said, by kind."""
+
+    def of(self, kind: type[Any]) -> list[Any]:
+        return [one for one in self if isinstance(one, kind)]
+
+
+@pytest.fixture
+async def captured(tmp_path: Path) -> AsyncIterator[CapturedData]:
+    captured = CapturedData(tmp_path / "captured.db")
+    yield captured
+    await captured.close()
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[Engine]:
+    engine = Engine()
+    engine.serve(await engine.made(REF, Sign))
+    yield engine
+    await engine.stop()
+
+
+def watch(captured: CapturedData, engine: Engine, told: Told, **more: Any) -> DataWatch:
+    reference = samples(1000, seed=1)
+    return DataWatch(
+        captured,
+        engine,
+        more.pop("checks", CHECKS),
+        CAPTURE,
+        told.append,
+        task=TASK,
+        client=C1,
+        reference=lambda: (reference, Sign().predict(reference)),
+        **more,
+    )
+
+
+def keep(captured: CapturedData, inputs: Array, *, labelled: bool = False) -> None:
+    for sample, answer in zip(inputs, Sign().predict(inputs), strict=True):
+        assert captured.add(sample, answer, int(answer) if labelled else None, model_version=1)
+
+
+async def looked_at(watch: DataWatch) -> None:
+    await watch.check(await asyncio.to_thread(watch._learn))
+
+
+async def test_data_like_the_reference_are_well(captured: CapturedData, engine: Engine) -> None:
+    told = Told()
+    keep(captured, samples(300, seed=2), labelled=True)
+    await looked_at(watch(captured, engine, told))
+    (checked,) = told.of(DataChecked)
+    assert not told.of(DriftDetected)
+    assert not checked.drifting
+    assert checked.rows == 300
+    assert {one.check: one.ok for one in checked.findings if one.check != "range"} == {
+        "schema": True,
+        "balance": True,
+        "labels": True,
+    }
+    assert sum(checked.classes.values()) == 300
+    assert all(sum(one.counts) == 300 and one.psi < 0.25 for one in checked.inputs)
+    assert sum(checked.predictions.counts) == 300
+    assert checked.serving == 1
+    assert checked.live == (LiveAccuracy(version=1, labelled=300, right=300),)
+
+
+async def test_inputs_and_predictions_that_drift_are_told_once_until_they_are_well_again(
+    captured: CapturedData, engine: Engine
+) -> None:
+    told, table = Told(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    looks = watch(captured, engine, told, checks=table)
+    known = await asyncio.to_thread(looks._learn)
+    keep(captured, samples(200, around=3.0))
+    await looks.check(known)
+    await looks.check(known)  # nothing new: nothing is looked at
+    assert len(told.of(DataChecked)) == 1
+    keep(captured, samples(50, around=3.0, seed=5))
+    await looks.check(known)
+    assert len(told.of(DataChecked)) == 2
+    drifts = told.of(DriftDetected)
+    assert sorted(one.of for one in drifts) == ["inputs", "predictions"]
+    of_inputs = next(one for one in drifts if one.of == "inputs")
+    assert of_inputs.score > 0.25
+    assert of_inputs.p < 0.01
+    assert of_inputs.features == 3
+    keep(captured, samples(200, seed=3))
+    await looks.check(known)
+    assert not told.of(DataChecked)[-1].drifting
+    keep(captured, samples(200, around=3.0, seed=4))
+    await looks.check(known)
+    assert len(told.of(DriftDetected)) == 4
+
+
+async def test_a_full_store_is_counted_checked_and_found_to_drift(tmp_path: Path, engine: Engine) -> None:
+    captured = CapturedData(tmp_path / "captured.db", max_rows=300)
+    told, table = Told(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    looks = watch(captured, engine, told, checks=table)
+    known = await asyncio.to_thread(looks._learn)
+    for seed, around in ((2, 0.0), (3, 3.0)):
+        keep(captured, samples(600, around=around, seed=seed), labelled=True)
+        await looks.count()
+        await looks.check(known)
+    first, second = told.of(DataCounted)
+    assert first.labelled + first.holdout == second.labelled + second.holdout == 300
+    assert (first.labelled_ever, second.labelled_ever) == (600, 1200)
+    assert first.database == second.database
+    assert [one.drifting for one in told.of(DataChecked)] == [False, True]
+    await captured.close()
+
+
+async def test_few_rows_are_checked_and_nothing_is_said_of_drift(
+    captured: CapturedData, engine: Engine
+) -> None:
+    told = Told()
+    keep(captured, samples(20, around=9.0))
+    await looked_at(watch(captured, engine, told))
+    (checked,) = told.of(DataChecked)
+    assert (checked.inputs, checked.predictions, checked.drifting) == ((), None, False)
+    assert not next(one for one in checked.findings if one.check == "range").ok
+
+
+async def test_rows_are_counted_when_there_are_others(captured: CapturedData, engine: Engine) -> None:
+    told = Told()
+    looks = watch(captured, engine, told)
+    keep(captured, samples(10), labelled=True)
+    await looks.count()
+    await looks.count()
+    keep(captured, samples(5))
+    await looks.count()
+    first, second = told.of(DataCounted)
+    assert (first.labelled + first.holdout, first.unlabelled) == (10, 0)
+    assert (second.labelled, second.holdout) == (first.labelled, first.holdout)
+    assert 0 < second.unlabelled <= 5
+    assert (second.labelled_ever, second.unlabelled_ever) == (10, 5)
+
+
+async def test_a_device_without_scipy_says_that_it_does_not_look_for_drift(
+    captured: CapturedData, engine: Engine, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "available", lambda: False)
+    told = Told()
+    keep(captured, samples(200, around=9.0))
+    await looked_at(watch(captured, engine, told))
+    (checked,) = told.of(DataChecked)
+    assert checked.drift_unknown == NO_SCIPY
+    assert not checked.drifting
+
+
+async def test_a_device_without_a_reference_checks_what_the_table_says(
+    captured: CapturedData, engine: Engine
+) -> None:
+    told = Told()
+    keep(captured, samples(150))
+    table = ChecksTable.model_validate({"maximum": 0.5, "max-unlabelled-share": 0.5})
+    await looked_at(
+        DataWatch(captured, engine, table, CAPTURE, told.append, task=TASK, client=C1)  # no reference
+    )
+    (checked,) = told.of(DataChecked)
+    assert {one.check: one.ok for one in checked.findings} == {
+        "schema": True,
+        "range": False,
+        "labels": False,
+    }
+    assert checked.drift_unknown == NO_REFERENCE
+
+
+# --- the whole agent ------------------------------------------------------------------------------------
+
+
+def wants(task: Task, **tables: dict[str, Any]) -> Task:
+    changed = task.table.model_validate({**task.table.model_dump(), **tables})
+    return task.model_copy(update={"table": changed})
+
+
+async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) -> None:
+    """All that goes over the bus is looked through for what was predicted, in every way to write it."""
+    fed.site = replace(
+        fed.site, task=wants(fed.site.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
+    )
+    for agent in OF_A_CLIENT:
+        await fed.bus.enroll(agent, task=TASK, client="c1")
+    heard: list[bytes] = []
+
+    async def hear(message: Any) -> None:
+        heard.append(message.data + repr(message.headers).encode())
+
+    listener = await nats_connect(nats.url)
+    await listener.subscribe(">", cb=hear)
+    secret = [0.123456789, 0.98765432, 0.55554444]
+    device = fed.device("c1")
+    async with fed.agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
+        await fed.reaches("inference", "empty")
+        path = fed.site.home / "v1.safetensors"
+        arrays = {"weight": np.ones((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
+        model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
+        start = InferStart(task=TASK, client="c1", model=model, path=str(path))
+        await fed.say(start, by="client-manager")
+        ready = await fed.hears(InferReady)
+        heard.clear()  # until now it was the test that spoke
+        for n in range(60):
+            body = {"inputs": [secret], "labels": [n % 4]}
+            async with session.post(f"{ready.endpoint}/predict", json=body) as response:
+                assert response.status == 200
+        await fed.hears(DataCounted)
+        checked = await fed.hears(DataChecked)
+        await fed.until(
+            lambda: any(one.inputs and one.rows == 60 for one in fed.heard(DataChecked)), "a sketch"
+        )
+    await listener.close()
+    assert checked.rows
+    said = b"".join(heard)
+    assert b"data_checked" in said
+    assert fed.heard(DataChecked)[-1].classes == {"0": 15, "1": 15, "2": 15, "3": 15}
+    for value in secret:
+        for written in written_as(value):
+            assert written not in said
+
+
+class Price:
+    """Says what a sample is worth: a regression."""
+
+    input_shape = (3,)
+    input_dtype = np.dtype(np.float32)
+    classes = None
+
+    def predict(self, inputs: Array) -> Array:
+        return np.asarray(inputs.sum(axis=1) * 1000 + 50_000, np.float32)
+
+
+@pytest.mark.parametrize("prices", [[48_999, 52_000.0, 61_234], [18, 43, 99]], ids=["large", "small"])
+async def test_no_label_of_a_regression_leaves_the_device(
+    captured: CapturedData, engine: Engine, prices: list[float]
+) -> None:
+    told = Told()
+    engine.serve(await engine.made(REF.model_copy(update={"version": 2}), Price))
+    given = samples(300)
+    for n, (sample, answer) in enumerate(zip(given, Price().predict(given), strict=True)):
+        captured.add(sample, answer, prices[n % 3], model_version=2)
+    reference = given, np.array([int(price) for price in prices] * 100)
+    table = ChecksTable.model_validate({"min-class-share": 0.9})
+    looks = DataWatch(
+        captured,
+        engine,
+        table,
+        CAPTURE,
+        told.append,
+        task=TASK,
+        client=C1,
+        reference=lambda: reference,
+    )
+    await looks.count()
+    await looked_at(looks)
+    (checked,) = told.of(DataChecked)
+    assert (checked.classes, checked.live) == ({}, ())
+    assert checked.predictions is not None
+    words = [one.what for one in checked.findings] + [sketch.feature for sketch in checked.inputs]
+    assert not any(str(int(price)) in one for one in words for price in prices)
+    if min(prices) > 1000:  # whatever is no count
+        said = b"".join(map(pack, told))
+        assert not any(written in said for price in prices for written in written_as(price))
+
+
+def written_as(value: float) -> list[bytes]:
+    single = float(np.float32(value))
+    return [
+        *(struct.pack(f"{order}{size}", value) for order in "<>" for size in "fd"),
+        *(struct.pack(f"{order}d", single) for order in "<>"),
+        str(value)[:8].encode(),
+        *([str(int(value)).encode(), struct.pack(">I", int(value))] if value == int(value) else []),
+    ]
+
+
+async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_again(
+    fed: Federation,
+) -> None:
+    """What the store does when the disk itself is full is tried where the store is; here its table is away."""
+    fed.site = replace(fed.site, task=wants(fed.site.task, capture={"retry-s": 0.05}))
+    for agent in OF_A_CLIENT:
+        await fed.bus.enroll(agent, task=TASK, client="c1")
+    device = fed.device("c1")
+    async with fed.agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
+        await fed.reaches("inference", "empty")
+        path = fed.site.home / "v1.safetensors"
+        arrays = {"weight": np.ones((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
+        model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
+        await fed.say(InferStart(task=TASK, client="c1", model=model, path=str(path)), by="client-manager")
+        url = (await fed.hears(InferReady)).endpoint
+
+        async def ask() -> int | None:
+            async with session.post(f"{url}/predict", json={"inputs": [[1, 2, 3]]}) as response:
+                assert response.status == 200
+                found: int | None = (await response.json())["ids"][0]
+                return found
+
+        assert await ask() is not None
+        table_of(device.captured(), "ALTER TABLE captured RENAME TO elsewhere")
+        while not fed.heard(CapturePaused):
+            await ask()
+        table_of(device.captured(), "ALTER TABLE elsewhere RENAME TO captured")
+        while not fed.heard(CaptureResumed):
+            await ask()
+        assert await ask() is not None
+        assert fed.heard(CapturePaused)[0].dropped > 0
+        assert "predictions go on" in fed.heard(CapturePaused)[0].reason
+
+
+def table_of(database: Path, statement: str) -> None:
+    with sqlite3.connect(database) as connection:
+        connection.execute(statement)
+    connection.close()
+
+
+# --- as training data ---------------------------------------------------------------------------------------
+
+CODE = """
+import numpy as np
+
+def all_of_it(inputs, outputs, labels):
+    return inputs, np.array([output if label is None else label for output, label in zip(outputs, labels)])
+
+def too_few_labels(inputs, outputs, labels):
+    return inputs, labels[1:]
+
+def broken(inputs, outputs, labels):
+    raise RuntimeError("no such\\ncolumn")
+"""
+
+
+@pytest.fixture
+async def database(captured: CapturedData, tmp_path: Path) -> Path:
+    """Sixty rows, half of them with a label."""
+    keep(captured, samples(30))
+    keep(captured, samples(30, seed=1), labelled=True)
+    await captured.written()
+    return tmp_path / "captured.db"
+
+
+def task_with(fed_task: Task, function: str | None, module: str) -> Task:
+    capture = {} if function is None else {"training-data": f"{module}:{function}"}
+    return wants(fed_task, capture=capture)
+
+
+@pytest.fixture
+def task(tmp_path: Path, request: pytest.FixtureRequest) -> Task:
+    (tmp_path / f"{module_of(request)}.py").write_text(CODE)
+    reference = f"{module_of(request)}:app"
+    table = {"task": "t", "model": reference}
+    about = {"table": table, "serverapp": reference, "clientapp": reference, "code_version": "sha256:0"}
+    return Task.model_validate({**about, "path": str(tmp_path)})
+
+
+def module_of(request: pytest.FixtureRequest) -> str:
+    return "code_" + "".join(c if c.isalnum() else "_" for c in request.node.name)
+
+
+async def test_training_gets_the_labelled_rows_that_are_not_held_out(
+    database: Path, task: Task, tmp_path: Path
+) -> None:
+    kept = [row for row in range(31, 61) if not is_held_out(row, CAPTURE.holdout_share)]
+    assert write_captured(task, database, tmp_path / "d.npz") == Written(len(kept))
+    with np.load(tmp_path / "d.npz") as data:
+        assert data["inputs"].tolist() == [samples(30, seed=1)[row - 31].tolist() for row in kept]
+
+
+async def test_a_task_says_what_becomes_of_its_captured_rows(
+    database: Path, task: Task, tmp_path: Path, request: pytest.FixtureRequest
+) -> None:
+    wanted = task_with(task, "all_of_it", module_of(request))
+    kept = [row for row in range(1, 61) if not is_held_out(row, CAPTURE.holdout_share)]
+    assert write_captured(wanted, database, tmp_path / "d.npz") == Written(len(kept))
+
+
+@pytest.mark.parametrize("function", [None, "all_of_it"])
+async def test_rows_that_are_not_as_the_task_wants_them_are_left_out_of_training_and_counted(
+    captured: CapturedData,
+    task: Task,
+    tmp_path: Path,
+    request: pytest.FixtureRequest,
+    function: str | None,
+) -> None:
+    good, wild = np.zeros(3, np.float32), np.full(3, 7, np.float32)
+    for sample, label in ((good, 0), (good, 99), (wild, 1), (good, 1), (good, 0.5)):
+        assert captured.add(sample, np.int64(0), label, model_version=1)
+    await captured.written()
+    wanted = wants(
+        task,
+        capture={"holdout-share": 0.0}
+        | ({"training-data": f"{module_of(request)}:{function}"} if function else {}),
+        checks={"classes": 2, "maximum": 5.0},
+    )
+    assert write_captured(wanted, captured.path, tmp_path / "d.npz") == Written(2, left_out=3)
+    with np.load(tmp_path / "d.npz") as data:
+        assert data["inputs"].tolist() == [[0, 0, 0]] * 2
+        assert data["labels"].tolist() == [0, 1]
+
+
+async def test_where_no_row_fits_training_has_no_captured_data(
+    captured: CapturedData, task: Task, tmp_path: Path
+) -> None:
+    captured.add(np.zeros(3, np.float32), np.int64(0), 99, model_version=1)
+    await captured.written()
+    (tmp_path / "d.npz").write_bytes(b"of a round before")
+    wanted = wants(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
+    assert write_captured(wanted, captured.path, tmp_path / "d.npz") == Written(0, left_out=1)
+    assert not (tmp_path / "d.npz").exists()
+
+
+@pytest.mark.parametrize(
+    ("function", "reason"),
+    [
+        ("too_few_labels", "as many labels as inputs"),
+        ("broken", "makes no training data: RuntimeError: no such column"),
+        ("missing", "has no 'missing'"),
+    ],
+)
+async def test_a_task_whose_function_does_not_do_is_told_so(
+    database: Path, task: Task, tmp_path: Path, request: pytest.FixtureRequest, function: str, reason: str
+) -> None:
+    with pytest.raises(BadTask, match=reason):
+        write_captured(task_with(task, function, module_of(request)), database, tmp_path / "d.npz")

@@ -1,0 +1,636 @@
+"""The server manager, heard from outside: requests and events in, transitions and events out."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from opentelemetry import trace
+from support import eventually
+from support.federation import (
+    TASK,
+    WALKED,
+    AgentAtWork,
+    Federation,
+    arrows_of,
+)
+from support.played_flower import FlowerServerPlayed
+from support.traces import in_memory
+from support.whole_module import only_after_the_whole_module
+
+from fedbus.agents.server_manager.agent import ServerManager
+from fedbus.app.composition.agents import server_manager
+from fedbus.bus.errors import MovedByAnother, RequestRefused
+from fedbus.bus.lifecycles import Lives
+from fedbus.contracts.client import Declined, Joined
+from fedbus.contracts.code import CodePublished
+from fedbus.contracts.identifiers import TaskId
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import Manifest
+from fedbus.contracts.run import RoundResult, RunPlan
+from fedbus.contracts.server import (
+    SERVER,
+    BeginTraining,
+    CancelRun,
+    Enroll,
+    FindServer,
+    GetServerInfo,
+    HealthCheck,
+    InitModel,
+    ModelInitialised,
+    ModelPublished,
+    OpenRun,
+    RoundFinished,
+    RunFailed,
+    RunFinished,
+    ServerChanges,
+    ServerClosed,
+    ServerEvent,
+    ServerFacts,
+    ServerFound,
+    ServerLost,
+    ServerStarted,
+    ServerStarting,
+    StartServer,
+    StopServer,
+    StoreTrouble,
+    UpdateReady,
+)
+from fedbus.learning import weights
+from fedbus.stores.errors import StoreUnavailable
+from fedbus.stores.models.open import DirectoryModelStore, ModelStore
+
+RUN = f"{TASK}-1"
+PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
+
+
+@dataclass
+class Flower(FlowerServerPlayed):
+    """It says when it is up, and knows whether it is."""
+
+    up: str = ""
+    """The run whose server is up."""
+    refuses: str = ""
+
+    async def lost(self) -> None:
+        self.up = ""
+        await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it was killed"), by="flower-server")
+
+    async def round(self, number: int, **participants: int) -> None:
+        """A round comes to its end."""
+        result = RoundResult(round=number, metrics={"loss": 1.0 / number}, participants=participants)
+        checkpoint = await self.of_value(number)
+        said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
+        await self.fed.say(said, by="flower-server")
+
+    async def round_of_failures(self, number: int, **failures: str) -> None:
+        """A round that nobody's update is in."""
+        said = RoundFinished(
+            task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
+        )
+        await self.fed.say(said, by="flower-server")
+
+    async def finish(self, rounds: int = 2) -> None:
+        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.of_value(rounds))
+        await self.fed.say(said, by="flower-server")
+        self.up = ""
+
+    async def init(self, request: InitModel) -> Body:
+        self.built.append(request)
+        return (
+            Refused(reason=self.refuses)
+            if self.refuses
+            else ModelInitialised(artifact=await self.of_value(0))
+        )
+
+    async def start(self, request: StartServer) -> Body:
+        self.starts.append(request)
+        if self.refuses:
+            return Refused(reason=self.refuses)
+        self.up = request.run
+        await self.fed.say(ServerStarted(task=TASK, run=request.run), by="flower-server")
+        return ServerStarting()
+
+    async def stop(self, request: StopServer) -> Body:
+        self.up = ""
+        return await super().stop(request)
+
+    async def find(self, request: FindServer) -> Body:
+        up = self.up == request.run
+        if request.say_so and not up:
+            await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it is gone"), by="flower-server")
+        return ServerFound(up=up)
+
+
+@pytest.fixture
+async def flower(fed: Federation) -> AsyncIterator[Flower]:
+    flower = Flower(fed)
+    await flower.store.prepare()
+    async with flower.serving():
+        yield flower
+
+
+@pytest.fixture
+async def manager(fed: Federation, flower: Flower) -> AsyncIterator[AgentAtWork]:
+    """A server manager that waits for runs."""
+    async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
+        await fed.hears(CodePublished)  # the last that is said before it listens
+        yield agent
+
+
+async def open_run(fed: Federation, **changes: Any) -> None:
+    await fed.bus.request(OpenRun(task=TASK, run=RUN, plan=PLAN.model_copy(update=changes)))
+
+
+async def join(fed: Federation, client: str, *, code: str | None = None) -> None:
+    code = fed.site.task.code_version if code is None else code
+    await fed.say(Joined(task=TASK, client=client, run=RUN, code_version=code), by="trainer")
+
+
+async def train(fed: Federation) -> None:
+    """A run with its quorum there."""
+    await open_run(fed)
+    await fed.hears(UpdateReady)
+    await join(fed, "c1")
+    await join(fed, "c2")
+    await fed.hears(BeginTraining)
+
+
+# --- a whole run ---------------------------------------------------------------------------------
+
+
+async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await flower.round(1, c1=10, c2=20)
+    await flower.round(2, c1=10, c2=20)
+    await flower.finish()
+    await fed.hears(ServerClosed)
+
+    assert fed.events("server") == [
+        "started",
+        "model_ready",
+        "run_requested",
+        "quorum_reached",
+        "round_finished",
+        "round_finished",
+        "run_finished",
+        "version_published",
+    ]
+    assert fed.heard(BeginTraining) == [BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2"))]
+    (published,) = fed.heard(ModelPublished)
+    assert (published.model.version, published.run) == (2, RUN)
+    assert fed.heard(ServerClosed) == [ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=2)]
+    latest = await flower.store.latest()
+    assert latest is not None
+    assert (latest.version, latest.parent, latest.rounds) == (2, 1, 2)
+    assert latest.participants == {"c1": 10, "c2": 20}
+    assert latest.metrics == {"loss": 0.5}
+
+
+async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    for number in (1, 2):
+        await flower.round_of_failures(number, c1="its update cannot be had", c2="out of memory")
+    await flower.finish()
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, fed.events("server")[-1]) == ("failed", "run_failed")
+    assert "no client's update is in any of the 2 rounds" in closed.reason
+    assert "c1: its update cannot be had; c2: out of memory" in closed.reason
+    assert fed.heard(ModelPublished) == []
+    latest = await flower.store.latest()
+    assert latest is not None
+    assert latest.version == 1
+
+
+async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
+    fed: Federation, manager: AgentAtWork, flower: Flower, tmp_path: Path
+) -> None:
+    info = await fed.bus.request(GetServerInfo(task=TASK))
+    await fed.bus.blobs.fetch_to(info.blob, tmp_path / "fetched")
+    np.testing.assert_array_equal(weights.load(tmp_path / "fetched")["w"], np.zeros(3))
+    assert (info.model.version, info.code_version) == (1, fed.site.task.code_version)
+
+
+async def test_health_says_which_run_takes_in_clients(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    assert (await fed.bus.request(HealthCheck(task=TASK))).open_run is None
+    await train(fed)
+    late = (await fed.bus.request(HealthCheck(task=TASK))).open_run
+    assert late.run == RUN
+    await join(fed, "late")
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    assert fed.server().cohort == ("c1", "c2", "late")
+
+
+# --- beginning -----------------------------------------------------------------------------------
+
+
+class ModelsAway(DirectoryModelStore):
+    """A model repository whose volume comes and goes."""
+
+    away = True
+
+    async def latest(self) -> Manifest | None:
+        self._look()
+        return await super().latest()
+
+    async def path_of(self, sha256: str) -> Path:
+        self._look()
+        return await super().path_of(sha256)
+
+    async def publish(self, manifest: Manifest) -> Manifest:
+        self._look()
+        return await super().publish(manifest)
+
+    def _look(self) -> None:
+        if self.away:
+            raise StoreUnavailable(Path(self.url), "the volume is away")
+
+
+def manager_with(fed: Federation, store: ModelStore) -> Any:
+    async def run(stop: asyncio.Event) -> None:
+        async with fed.site.bus("server-manager") as bus:
+            await ServerManager(bus, fed.site.task, store).run(stop)
+
+    return run
+
+
+async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
+    fed: Federation, flower: Flower
+) -> None:
+    flower.refuses = "tiny.model:Net did not make a model: NameError"
+    async with fed.agent(lambda stop: server_manager(fed.site, stop)):
+        await eventually(lambda: len(flower.built) >= 3)
+        assert fed.events("server") == ["started", "model_not_built"]
+        flower.refuses = ""
+        await fed.reaches("server", "waiting")
+
+
+async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
+    fed: Federation, manager: AgentAtWork
+) -> None:
+    enrolled = await fed.bus.request(Enroll(task=TASK, client="c1"))
+    assert "c1_tiny_inference" in enrolled.consumers
+    with pytest.raises(RequestRefused, match="cannot be called 'server'"):
+        await fed.bus.request(Enroll(task=TASK, client="server"))
+
+
+# --- recruiting ------------------------------------------------------------------------------------
+
+
+async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missing(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed, recruit_s=0.5)
+    await join(fed, "c1")
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == "1 of 2 clients joined in time (c1)"
+    assert fed.server().missing == 1
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, closed.reason) == ("failed", told.reason)
+    assert flower.stopped == [RUN]
+
+
+async def test_recruiting_that_expires_says_who_declined_and_why(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed, recruit_s=1)
+    for client, run in (("c1", RUN), ("c2", RUN), ("c3", f"{TASK}-9")):
+        reason = f"{client} trains for another task"
+        await fed.say(Declined(task=TASK, client=client, run=run, reason=reason), by="client-manager")
+    await join(fed, "c2")  # which has looked again
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
+
+
+async def test_a_client_with_other_code_may_not_join(fed: Federation, manager: AgentAtWork) -> None:
+    await open_run(fed, recruit_s=1)
+    await join(fed, "c1")
+    await join(fed, "c2", code="sha256:other")
+    await join(fed, "c1")  # joining twice is joining once
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == "1 of 2 clients joined in time (c1)"
+
+
+async def test_a_second_run_is_refused_while_one_is_under_way(fed: Federation, manager: AgentAtWork) -> None:
+    await open_run(fed)
+    with pytest.raises(RequestRefused, match=f"the server of {TASK} is recruiting with {RUN}"):
+        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
+
+
+async def test_a_run_is_opened_once_however_often_it_is_asked_for(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed)
+    await open_run(fed)  # the scheduler never heard the answer
+    await train(fed)
+    await flower.finish()
+    await fed.hears(ServerClosed)
+    await open_run(fed)  # nor that it is over
+    assert fed.events("server").count("run_requested") == 1
+    assert len(flower.starts) == 1
+
+
+async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    flower.refuses = "no such app"
+    with pytest.raises(RequestRefused, match="no such app"):
+        await open_run(fed)
+    assert (await fed.happens("server", "run_failed")).source == "recruiting"
+    assert (await fed.hears(ServerClosed)).reason == "no such app"
+
+
+async def test_a_flower_server_lost_while_recruiting_fails_the_run(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed)
+    await flower.lost()
+    assert (await fed.happens("server", "run_failed")).reason.startswith("it was killed, while")
+
+
+# --- the ends that a run may come to -----------------------------------------------------------------
+
+
+async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed)
+    await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
+    assert fed.last("server").source == "recruiting"
+    with pytest.raises(RequestRefused, match="is not under way"):
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, closed.reason) == ("cancelled", "enough")
+    assert flower.stopped == [RUN]
+    assert [one.version for one in await flower.store.versions()] == [1]
+
+
+async def test_a_run_may_be_cancelled_in_training_too(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
+    assert fed.last("server").source == "training"
+
+
+async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await fed.say(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), by="flower-server")
+    closed = await fed.hears(ServerClosed)
+    assert (closed.outcome, closed.reason) == ("failed", "the ServerApp raised")
+    assert [one.version for one in await flower.store.versions()] == [1]
+
+
+async def test_a_version_that_another_has_published_is_not_overwritten(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    versions = Path(fed.site.store_url) / TASK / "versions"
+    (versions / "1.json").write_text("not a manifest")
+    await flower.finish()
+    told = await fed.happens("server", "version_refused")
+    assert "is damaged" in told.reason
+    assert (await fed.hears(ServerClosed)).outcome == "failed"
+    assert not fed.heard(ModelPublished)
+
+
+async def test_words_of_another_run_change_nothing(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await fed.say(RunFailed(task=TASK, run=f"{TASK}-9", reason="not yours"), by="flower-server")
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    assert "run_failed" not in fed.events("server")
+
+
+# --- a Flower server that is lost ----------------------------------------------------------------------
+
+
+async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kept(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    await join(fed, "late")
+    await flower.lost()
+    await fed.happens("server", "server_recovered")
+    again = await fed.hears(BeginTraining, times=2)
+
+    assert fed.events("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
+    assert [start.first_round for start in flower.starts] == [1, 2]
+    assert flower.starts[1].artifact == await flower.of_value(1)
+    assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
+
+
+async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    for number in range(1, PLAN.max_recoveries + 1):
+        await flower.lost()
+        await fed.happens("server", "server_recovered", times=number)
+    await flower.lost()
+    assert (await fed.happens("server", "run_failed")).reason == "it was killed; given up after 2 recoveries"
+
+
+async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    lost = ServerLost(task=TASK, run=RUN, reason="an earlier one was killed")
+    await fed.say(lost, by="flower-server")  # while one is up
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    assert "server_lost" not in fed.events("server")
+    assert len(flower.starts) == 1
+
+
+async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    async with Lives.open(await fed.speaker("server-manager")) as lives:
+        other = await lives.of(SERVER, ServerFacts(task=TASK))
+        changes = ServerChanges(trouble=StoreTrouble.UNAVAILABLE)
+        await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
+    with pytest.raises(RequestRefused, match="moved by another owner"):
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
+    with pytest.RaisesGroup(MovedByAnother, flatten_subgroups=True):
+        await manager.ended()
+
+
+# --- a manager that is killed goes on from the log ---------------------------------------------------------
+
+
+async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model(
+    fed: Federation, manager: AgentAtWork
+) -> None:
+    await fed.hears(CodePublished)
+    await manager.restart()
+    again = await fed.hears(CodePublished, times=2)
+    assert again.code_version == fed.site.task.code_version
+    await train(fed)
+
+
+async def test_restarted_while_recruiting_it_counts_who_had_joined(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed)
+    await fed.hears(UpdateReady)
+    await join(fed, "c1")
+    await fed.hears(Joined)
+    await manager.restart()
+    await join(fed, "c2")
+    begin = await fed.hears(BeginTraining)
+    assert begin.cohort == ("c1", "c2")
+    assert len(flower.starts) == 1
+
+
+async def test_restarted_while_recruiting_it_still_gives_up_in_time(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed, recruit_s=1.5)
+    await manager.restart()
+    told = await fed.happens("server", "recruiting_expired")
+    assert told.reason == "0 of 2 clients joined in time (nobody)"
+
+
+async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the_run(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await open_run(fed)
+    await manager.kill()
+    flower.up = ""
+    manager.start()
+    told = await fed.happens("server", "run_failed")
+    assert told.reason == "it is gone, while the server was recruiting"
+
+
+async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await manager.kill()
+    await flower.round(1)
+    await flower.round(2)
+    await flower.finish()
+    flower.up = RUN  # its process takes a moment to leave
+    manager.start()
+    await fed.hears(ModelPublished)
+    assert fed.events("server")[3:] == [
+        "quorum_reached",
+        "round_finished",
+        "round_finished",
+        "run_finished",
+        "version_published",
+    ]
+    assert len(flower.starts) == 1
+
+
+async def test_restarted_in_training_without_its_flower_server_it_starts_another(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await flower.round(1)
+    await fed.happens("server", "round_finished")
+    await manager.kill()
+    await flower.lost()
+    manager.start()
+    await fed.happens("server", "server_recovered")
+    assert [start.first_round for start in flower.starts] == [1, 2]
+    assert fed.events("server").count("server_lost") == 1  # the word of it waited, and was out of date
+
+
+async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await manager.kill()
+    await flower.round(1)
+    await flower.round(2)
+    await flower.finish()
+    manager.start()
+    await fed.hears(ModelPublished)
+    assert (await fed.hears(ServerClosed)).outcome == "finished"
+    assert flower.up == ""  # nothing was left running that nobody needs
+
+
+async def test_restarted_while_publishing_it_publishes_once(fed: Federation, flower: Flower) -> None:
+    store = ModelsAway(Path(fed.site.store_url), TaskId(TASK))
+    store.away = False
+    async with fed.agent(manager_with(fed, store)) as manager:
+        await fed.hears(CodePublished)
+        await train(fed)
+        store.away = True
+        await flower.finish()
+        await fed.reaches("server", "publishing")
+        await manager.kill()
+        store.away = False
+        manager.start()
+        await fed.hears(ModelPublished)
+        await fed.hears(ServerClosed)
+    assert [one.version for one in await flower.store.versions()] == [1, 2]
+    assert fed.last("server").event == "version_published"
+
+
+async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_it_is_back(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    await train(fed)
+    await flower.finish()
+    await fed.reaches("server", "waiting")
+    await manager.kill()
+    closed = len(fed.heard(ServerClosed))
+    manager.start()
+    again = await fed.hears(ServerClosed, times=closed + 1)
+    assert (again.run, again.outcome) == (RUN, "finished")
+
+
+async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
+    fed: Federation, manager: AgentAtWork, flower: Flower
+) -> None:
+    with in_memory() as spans:
+        with trace.get_tracer("test").start_as_current_span("a run") as begun:
+            await train(fed)
+            await flower.finish()
+        await fed.hears(ServerClosed)
+        await manager.restart()
+        await fed.hears(ServerClosed, times=2)
+    of_the_run = begun.get_span_context().trace_id
+    told = {
+        word: [
+            one.context.trace_id == of_the_run
+            for one in spans.get_finished_spans()
+            if one.name == word and one.context
+        ]
+        for word in ("publish model_published", "publish server_closed")
+    }
+    assert told == {"publish model_published": [True, False], "publish server_closed": [True, False]}
+
+
+def test_every_arrow_of_the_server_was_walked(request: pytest.FixtureRequest) -> None:
+    only_after_the_whole_module(request)
+    elsewhere = {
+        "candidate_kept",
+        "model_promoted",
+        "model_rolled_back",
+        "lineage_started",  # test_promotions
+        "store_unavailable",
+        "store_recovered",  # test_keeping
+    }
+    missing = {arrow for arrow in arrows_of("server") - WALKED["server"] if arrow[1] not in elsewhere}
+    assert missing == set()

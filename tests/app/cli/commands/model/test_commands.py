@@ -1,0 +1,240 @@
+"""`fedbus model`, as a person or a script uses it: a real repository, exit codes and one-line errors."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+
+import numpy as np
+import pytest
+from support import eventually
+from support.command_line import Said, fedbus_said, settings_left_out
+from support.seaweed import seaweed
+from support.terminal import terminal
+
+from fedbus.app.cli.commands.model.repository import headline
+from fedbus.contracts.champion import Champion
+from fedbus.contracts.model import Manifest
+from fedbus.learning import weights
+from fedbus.stores.models.open import ModelStore, open_store
+
+
+class Fedbus:
+    """`fedbus model …` in a process of its own."""
+
+    def __init__(self, home: Path) -> None:
+        self.home = home
+        self.environment = settings_left_out("AWS") | {"FEDBUS_HOME": str(home), "COLUMNS": "200"}
+        self.environment["AWS_EC2_METADATA_DISABLED"] = "true"
+
+    def __call__(self, *words: str) -> Said:
+        return fedbus_said("model", *words, environment=self.environment)
+
+
+@pytest.fixture
+def fedbus(tmp_path: Path) -> Fedbus:
+    return Fedbus(tmp_path / "home")
+
+
+def arrays(version: int) -> weights.Arrays:
+    return {
+        "layer.weight": np.full((3, 4), version, dtype=np.float32),
+        "layer.bias": np.zeros(3, dtype=np.float32),
+    }
+
+
+async def publish(store: ModelStore, directory: Path, version: int, parent: int | None) -> Manifest:
+    path = directory / f"{version}.safetensors"
+    artifact = weights.save(arrays(version), path)
+    await store.put(path, artifact.sha256)
+    return await store.publish(
+        Manifest(
+            **artifact.model_dump(),
+            version=version,
+            task="mnist",
+            created=datetime.now(UTC),
+            parent=parent,
+            run=f"mnist-{version - 1}" if parent else None,
+            rounds=2 if parent else 0,
+            participants={"c1": 20, "c2": 30} if parent else {},
+            metrics={"loss": 1 / version},
+            code_version="f" * 40,
+        )
+    )
+
+
+async def three_versions(url: str, directory: Path) -> list[Manifest]:
+    """The third was made from the first."""
+    store = open_store(url, "mnist")
+    await store.prepare()
+    return [await publish(store, directory, *of) for of in ((1, None), (2, 1), (3, 1))]
+
+
+@pytest.fixture
+async def made(fedbus: Fedbus, tmp_path: Path) -> list[Manifest]:
+    return await three_versions(str(fedbus.home / "models"), tmp_path)
+
+
+async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: Fedbus, made: list[Manifest]) -> None:
+    said = fedbus("ls", "--json")
+    assert [(one["version"], one["latest"]) for one in said.facts] == [(3, True), (2, False), (1, False)]
+    assert said.facts[0]["sha256"] == made[2].sha256
+    assert said.facts[0]["participants"] == {"c1": 20, "c2": 30}
+    table = fedbus("ls").out.splitlines()
+    assert table[1].split()[:2] == ["v3", "latest"]
+    assert "2 (50)" in table[1]
+    assert "the first model" in table[3]
+
+
+async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
+    fedbus: Fedbus, made: list[Manifest]
+) -> None:
+    async with terminal("model", "ls", environment=fedbus.environment, columns=60) as shown:
+        async with asyncio.timeout(60):
+            assert await shown.process.wait() == 0
+        await eventually(lambda: "a wider terminal" in " ".join(shown.text.split()))
+    assert shown.lines[0].split() == ["version", "run", "metrics", "made"]
+    assert "…" not in shown.text
+    assert max(map(len, shown.lines)) <= 60  # a longer one the terminal would break within a word
+    said = (
+        "too narrow here for signed, weights, size, lineage, rounds, sha256, parent, clients (samples), code"
+    )
+    assert said in " ".join(shown.text.split())
+
+
+def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
+    metrics = {"train_loss": 0.5, "eval_loss": 0.25, "loss": 0.25, "accuracy": 0.875}
+    assert headline(metrics) == "loss 0.25, accuracy 0.875"
+    assert headline({"rmse": 0.5}) == "rmse 0.5"
+
+
+@pytest.mark.parametrize("version", ["2", "v2"])
+async def test_show_tells_all_of_a_version(fedbus: Fedbus, made: list[Manifest], version: str) -> None:
+    assert Manifest.model_validate(fedbus("show", version, "--json").facts) == made[1]
+    assert made[1].sha256 in fedbus("show", version).out
+    assert fedbus("show", "--json").facts["version"] == 3
+
+
+async def test_lineage_is_a_tree(fedbus: Fedbus, made: list[Manifest]) -> None:
+    lines = fedbus("show", "--lineage").out.splitlines()
+    assert lines[0] == "mnist"
+    assert [line.index("v") for line in lines[1:]] == [4, 8, 8]
+    assert [one["parent"] for one in fedbus("show", "--lineage", "--json").facts] == [None, 1, 1]
+
+
+async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: Fedbus, made: list[Manifest]) -> None:
+    facts = fedbus("diff", "1", "3", "--json").facts
+    first, second = facts["tensors"]
+    assert facts["architecture"] is None
+    assert first["tensor"] == "layer.weight"
+    assert first["old_norm"] == pytest.approx(12**0.5)
+    assert first["moved"] == pytest.approx(2 * 12**0.5)
+    assert first["relative"] == pytest.approx(2)
+    assert second["moved"] == second["relative"] == 0
+    assert facts["metrics"] == [{"metric": "loss", "old": 1.0, "new": pytest.approx(1 / 3)}]
+    assert "200.00%" in fedbus("diff", "1", "3").out
+
+
+async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
+    fedbus: Fedbus, made: list[Manifest]
+) -> None:
+    store = open_store(str(fedbus.home / "models"), "mnist")
+    await store.crown(Champion(version=1, term=1, since=datetime.now(UTC)))
+    await store.crown(Champion(version=2, term=2, before=(1,), since=datetime.now(UTC)))
+    standings = [one["standing"] for one in fedbus("ls", "--json").facts]
+    assert standings == ["not served", "champion", "served before"]
+    assert "v2  champion" in fedbus("show", "--lineage").out
+    assert fedbus("show", "champion", "--json").facts["version"] == 2
+
+
+async def test_verify_wants_signatures_where_keys_are_trusted(
+    fedbus: Fedbus, made: list[Manifest], tmp_path: Path
+) -> None:
+    assert fedbus("keygen", str(tmp_path / "key")).code == 0
+    fedbus.environment["FEDBUS_TRUSTED_KEYS"] = str(tmp_path / "key.pub")
+    said = fedbus("verify", "v1")
+    assert said.code == 1
+    assert "version 1 of mnist is not signed" in said.err
+
+
+async def test_verify_looks_at_the_pointer_to_the_champion_too(fedbus: Fedbus, made: list[Manifest]) -> None:
+    (fedbus.home / "models" / "mnist" / "champion").write_text("{")
+    said = fedbus("verify")
+    assert said.code == 1
+    assert "it names no champion" in said.err
+
+
+def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: Fedbus) -> None:
+    said = fedbus("init")
+    assert said.code == 2
+    assert "say --new-lineage" in said.err
+
+
+async def test_verify_finds_what_is_not_what_it_says(fedbus: Fedbus, made: list[Manifest]) -> None:
+    assert fedbus("verify").code == 0
+    home = fedbus.home / "models" / "mnist"
+    (home / f"{made[1].sha256}.safetensors").write_bytes(b"other bytes")
+    (home / "versions" / "1.json").write_text("{")
+    said = fedbus("verify", "--json")
+    assert said.code == 1
+    assert [bool(one["complaint"]) for one in said.facts] == [True, True, False]
+    assert said.err.startswith("fedbus: v1: ")
+    assert said.err.count("\n") == 1
+    assert fedbus("verify", "v3").code == 0
+
+
+async def test_export_copies_a_version_out_and_over_nothing(
+    fedbus: Fedbus, made: list[Manifest], tmp_path: Path
+) -> None:
+    out = tmp_path / "out.safetensors"
+    assert fedbus("export", "2", str(out)).code == 0
+    np.testing.assert_array_equal(weights.load(out)["layer.weight"], arrays(2)["layer.weight"])
+    again = fedbus("export", "3", str(out))
+    assert again.code == 2
+    assert "is there already" in again.err
+    assert fedbus("export", "3", str(out), "--force").code == 0
+    assert weights.load(out)["layer.weight"][0, 0] == 3
+
+
+@pytest.mark.parametrize(
+    ("words", "code", "says"),
+    [
+        (("show", "9"), 5, "has no version 9: there are 1 to 3"),
+        (("show", "newest"), 2, "'newest' is no version"),
+        (("show", "1", "--task", "cifar"), 6, "there is no model repository"),
+        (("ls", "--store", "gopher://x"), 2, "'gopher' is no kind of model repository"),
+        (("ls", "--store", "/nowhere/at/all"), 5, "there is no model repository at /nowhere/at/all"),
+        (("ls", "--store", "s3://bucket/models?endpoint=http://127.0.0.1:9"), 6, "see that it runs"),
+        (("export", "1", "/nowhere/at/all"), 6, "cannot write /nowhere/at/all"),
+        (("export", "1", "/tmp"), 2, "/tmp is a directory"),
+    ],
+)
+async def test_what_cannot_be_is_one_line_and_a_code(
+    fedbus: Fedbus, made: list[Manifest], words: tuple[str, ...], code: int, says: str
+) -> None:
+    said = fedbus(*words)
+    assert said.code == code, said.err
+    assert says in said.err
+    assert said.err.count("\n") == 1
+    assert said.out == ""
+
+
+async def test_one_of_several_tasks_is_to_be_named(fedbus: Fedbus, made: list[Manifest]) -> None:
+    await open_store(str(fedbus.home / "models"), "cifar").prepare()
+    assert "choose one of cifar, mnist with --task" in fedbus("ls").err
+    assert fedbus("ls", "--task", "cifar", "--json").facts == []
+
+
+async def test_the_s3_that_runs_here_is_found_with_its_key(
+    fedbus: Fedbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def look() -> None:
+        with seaweed(fedbus.home / "s3") as s3:
+            monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
+            asyncio.run(three_versions(s3.store_url, tmp_path))
+            (fedbus.home / "store.url").write_text(s3.store_url)
+            assert [one["version"] for one in fedbus("ls", "--json").facts] == [3, 2, 1]
+            assert fedbus("verify").code == 0
+            assert fedbus("diff", "1", "2", "--json").facts["tensors"][0]["moved"] > 0
+            assert fedbus("export", "1", str(tmp_path / "out")).code == 0
+
+    await asyncio.to_thread(look)

@@ -1,0 +1,248 @@
+"""`fedbus code`, as a person or a script uses it: a real bus, a real repository, a real server manager."""
+
+import asyncio
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support import NatsServer
+from support.command_line import Fedbus
+from support.federation import FED, TASK, TINY, AgentAtWork, Federation, federation
+from support.followed import tiny_repository
+from support.played_flower import FlowerServerPlayed
+from support.repositories import Repository, Signer
+
+from fedbus.agents.server_manager.agent import ServerManager
+from fedbus.bus.lifecycles import Lives
+from fedbus.contracts.client import CLIENT, ClientFacts
+from fedbus.contracts.code import CodeFacts, CodePublished, CodeReady
+from fedbus.stores.code.open import CodeRepository, open_code
+
+REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
+
+
+@dataclass
+class Server:
+    """A server manager at work, and who is asked about it."""
+
+    fed: Federation
+    flower: FlowerServerPlayed
+    agent: AgentAtWork
+    fedbus: Fedbus
+
+    @property
+    def facts(self) -> CodeFacts:
+        facts = self.fed.last("code").facts
+        assert isinstance(facts, CodeFacts)
+        return facts
+
+    async def client(self, name: str, version: str) -> None:
+        """A client that the log knows, on *version*."""
+        async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
+            facts = ClientFacts(task=TASK, client=name, code_version=version)
+            await (await lives.of(CLIENT, facts)).create()
+
+    async def ready(self, client: str, version: str) -> None:
+        said = CodeReady(task=TASK, client=client, code_version=version)
+        await self.fed.say(said, by="client-manager")
+
+
+@pytest.fixture
+def repository(tmp_path: Path, ada: Signer) -> Repository:
+    return tiny_repository(tmp_path / "repository", by=ada)
+
+
+@pytest.fixture
+def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepository:
+    return open_code(f"{repository.url}@main", tmp_path / "server", signers=signers)
+
+
+@asynccontextmanager
+async def serving(nats: NatsServer, directory: Path, code: CodeRepository) -> AsyncIterator[Server]:
+    """The server manager of *code*, which is on its bus and has a model."""
+    async with federation(nats.url, directory) as fed:
+        flower = FlowerServerPlayed(fed)
+        await flower.store.prepare()
+        first = await code.task_at(await code.newest())
+
+        async def manage(stop: asyncio.Event) -> None:
+            async with fed.site.bus("server-manager") as bus:
+                await ServerManager(bus, first, flower.store, code=code).run(stop)
+
+        fedbus = Fedbus(directory / "person", FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
+        async with flower.serving(), fed.agent(manage) as agent:
+            await fed.hears(CodePublished)
+            yield Server(fed, flower, agent, fedbus)
+
+
+@pytest.fixture
+async def server(nats: NatsServer, tmp_path: Path, code: CodeRepository) -> AsyncIterator[Server]:
+    async with serving(nats, tmp_path, code) as server:
+        yield server
+
+
+# --- looking ---------------------------------------------------------------------------------
+
+
+async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_and_who_is_on_it(
+    server: Server, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await server.client("c1", old)
+    await server.client("c2", old)
+    broken = repository.commit(REVISED, subject="a mistake", by=ada)
+    server.flower.broken[broken] = "it cannot be imported"
+    await server.fedbus("code", "look")
+    new = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, subject="smaller steps", by=ada)
+    await server.fedbus("code", "look")
+
+    listed = (await server.fedbus("code", "ls", "--json")).facts
+    assert [(one["code_version"], one["where"], one["clients"], one["subject"]) for one in listed] == [
+        (new, "candidate", 0, "smaller steps"),
+        (broken, "rejected", 0, "a mistake"),
+        (old, "current", 2, "the task"),
+    ]
+    lines = (await server.fedbus("code", "ls")).out.splitlines()
+    assert lines[0].split() == ["version", "is", "clients", "made", "subject", "author"]
+    assert lines[3].split()[:3] == [old[:12], "current", "2"]
+    assert len((await server.fedbus("code", "ls", "--limit", "1", "--json")).facts) == 1
+
+
+async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
+    server: Server, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await server.client("c1", old)
+    lines = (await server.fedbus("code", "status")).out.splitlines()
+    assert lines[0] == f"{TASK} follows file://{repository.path} main"
+    assert lines[1].split() == ["everybody", "is", "on", old[:12], "·", "1", "client"]
+
+    new = repository.commit(REVISED, by=ada)
+    await server.fedbus("code", "look")
+    said = await server.fedbus("code", "status")
+    assert f"{new[:12]}, stage 1 of 1 (100%): 0 of 1 client have it" in said.out
+    assert said.out.splitlines()[1].split() == ["the", "others", "are", "on", old[:12], "·", "1", "client"]
+    facts = (await server.fedbus("code", "status", "--json")).facts
+    assert (facts["state"], facts["candidate"], facts["clients_on"]) == ("rolling", new, {old: 1})
+
+
+async def test_a_reason_with_brackets_in_it_is_shown_as_it_is(
+    server: Server, repository: Repository, ada: Signer
+) -> None:
+    broken = repository.commit(REVISED, by=ada)
+    server.flower.broken[broken] = "expected [/4, 3] but found [bold]"
+    await server.fedbus("code", "look")
+    said = await server.fedbus("code", "status")
+    assert (said.code, said.err) == (0, "")
+    assert f"{broken[:12]}: expected [/4, 3] but found [bold]" in said.out
+
+
+async def test_look_says_what_was_found_and_what_comes_of_it(
+    server: Server, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    assert (
+        await server.fedbus("code", "look")
+    ).out == f"{old[:12]}: nothing new: everybody is on {old[:12]}\n"
+    new = repository.commit(REVISED, by=ada)
+    assert (
+        await server.fedbus("code", "look")
+    ).out == f"{new[:12]}: {new[:12]} is tried by 100% of the clients\n"
+    unsigned = repository.commit({"tiny/__init__.py": "REVISION = 3\n"})
+    assert "rejected: it is not signed" in (await server.fedbus("code", "look")).out
+    assert unsigned in server.facts.rejected
+
+
+async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
+    server: Server, repository: Repository
+) -> None:
+    assert (await server.fedbus("code", "ls")).code == 0
+    repository.path.rename(repository.path.with_name("elsewhere"))
+    said = await server.fedbus("code", "ls")
+    assert said.code == 0
+    assert "see that it is there" in said.err
+    assert "the task" in said.out
+    assert (await server.fedbus("code", "look")).code == 1
+    await server.fed.happens("code", "following_held_up")
+    assert "no new code for now: cannot use" in (await server.fedbus("code", "status")).out.replace("\n", " ")
+
+
+# --- forwards and back -----------------------------------------------------------------------
+
+
+async def test_a_commit_is_rolled_out_by_hand_in_stages_of_one_s_own(
+    server: Server, repository: Repository, ada: Signer
+) -> None:
+    await server.client("c1", repository.head)
+    repository.git("checkout", "--quiet", "-b", "later")
+    new = repository.commit(REVISED, by=ada)
+    repository.git("update-ref", "refs/heads/main", new)
+    said = await server.fedbus("code", "rollout", new[:8], "--stage", "50%", "--stage", "100%")
+    assert (said.code, said.err) == (0, "")
+    assert said.out == f"{new[:12]} is rolled out, 50%, then 100%: fedbus code status\n"
+    assert server.facts.stages == ("50%", "100%")
+
+
+async def test_revert_ends_a_rollout_and_says_where_everybody_goes_and_why(
+    server: Server, repository: Repository, ada: Signer
+) -> None:
+    old = repository.head
+    await server.client("c1", old)
+    new = repository.commit(REVISED, by=ada)
+    await server.fedbus("code", "look")
+    said = await server.fedbus("code", "revert", "--reason", "users complain")
+    assert said.out == f"everybody goes to {old[:12]}: fedbus code status\n"
+    assert server.facts.rejected == {new: "users complain"}
+    assert (await server.fedbus("code", "status")).out.count("users complain") == 2
+
+
+async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
+    server: Server, repository: Repository
+) -> None:
+    nothing_before = await server.fedbus("code", "revert")
+    assert nothing_before.code == 1
+    assert f"there is no version before {repository.head[:12]}" in nothing_before.err
+    unknown = await server.fedbus("code", "rollout", "v9.9")
+    assert unknown.code == 1
+    assert "no one commit, tag or branch of this name" in unknown.err
+    no_stage = await server.fedbus("code", "rollout", "main", "--stage", "half")
+    assert (no_stage.code, no_stage.err) == (
+        2,
+        "fedbus: 'half' is no stage: write 10%, or labels: site=lab,board=jetson\n",
+    )
+    already = await server.fedbus("code", "rollout", "main")
+    assert (already.code, already.err.count("\n")) == (1, 1)
+    assert "every client is on" in already.err
+    other = await server.fedbus("code", "status", "--task", "mnist")
+    assert (other.code, other.err) == (5, "fedbus: no task mnist here: choose one of tiny\n")
+
+
+# --- no repository, no server --------------------------------------------------------------------
+
+
+async def test_a_task_from_a_directory_is_said_to_be_one_and_to_stay_so(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    directory = tmp_path / "task"
+    shutil.copytree(TINY, directory, ignore=shutil.ignore_patterns("__pycache__"))
+    fixed = open_code(str(directory), tmp_path / "server")
+    async with serving(nats, tmp_path, fixed) as server:
+        listed = await server.fedbus("code", "ls")
+        assert (listed.code, listed.out) == (0, "")
+        assert "is a directory" in listed.err
+        assert (await server.fedbus("code", "ls", "--json")).facts == []
+        status = await server.fedbus("code", "status")
+        assert status.out.startswith(f"{TASK} is a directory, and stays as it is: ")
+        looked = await server.fedbus("code", "look")
+        assert looked.code == 1
+        assert "start the server with --task git+URL" in looked.err
+
+
+async def test_where_no_server_is_up_it_says_so(nats: NatsServer, tmp_path: Path) -> None:
+    fedbus = Fedbus(tmp_path, FEDBUS_NATS_URL=nats.url)
+    said = await fedbus("code", "status")
+    assert said.code == 5
+    assert said.err.count("\n") == 1

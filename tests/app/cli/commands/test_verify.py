@@ -1,0 +1,345 @@
+"""`fedbus verify`, as a person or a script uses it: what a real federation left behind, and the same tampered with.
+
+The federation ran once, with real agents, processes and git; each test has a copy of what it left, and a
+nats-server of its own on the copied log.
+"""
+
+import asyncio
+import json
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import psutil
+import pytest
+from support import NatsServer, eventually, nats_server
+from support.command_line import Fedbus, Said
+from support.federation import FED, TASK, children, federation
+from support.followed import followed
+from support.repositories import signer
+from support.terminal import terminal
+from support.whole import ended, start_run, whole
+
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.streams import events_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.client import RoundReply
+from fedbus.contracts.run import StopRun
+from fedbus.learning import weights
+from fedbus.stores.models.signing import Signer, TrustedKeys, generate
+
+RUN = f"{TASK}-2"
+STOPPED = f"{TASK}-3"
+ABOUT = [
+    *("run", "manifest", "weights", "architecture", "signature", "began with", "made from", "configuration"),
+    *("code", "clients", "updates"),
+]
+
+
+@dataclass
+class Left:
+    """What a federation left: its log, its models, its keys; and a person who asks."""
+
+    directory: Path
+    nats: NatsServer
+    fedbus: Fedbus
+
+    @property
+    def models(self) -> Path:
+        return self.directory / "home" / "models" / TASK
+
+    async def verify(self, *words: str, run: str = RUN) -> Said:
+        return await self.fedbus("verify", run, *words)
+
+    async def found(self, run: str = RUN) -> tuple[int, dict[str, tuple[str, str]]]:
+        """The exit code; what came of each check, and what it says."""
+        said = await self.verify("--json", run=run)
+        return said.code, {one["about"]: (one["fit"], one["says"]) for one in said.facts["findings"]}
+
+    def manifest(self, version: int) -> dict[str, Any]:
+        facts: dict[str, Any] = json.loads((self.models / "versions" / f"{version}.json").read_text())
+        return facts
+
+    def rewrite(self, version: int, **changes: object) -> None:
+        path = self.models / "versions" / f"{version}.json"
+        path.write_text(json.dumps(self.manifest(version) | changes))
+
+
+@pytest.fixture(scope="module")
+def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two runs of two clients, signed code and signed models; and a third run that was stopped."""
+    directory = tmp_path_factory.mktemp("lived")
+    asyncio.run(_live(directory))
+    return directory
+
+
+async def _live(directory: Path) -> None:
+    (directory / "nats").mkdir()
+    generate(directory / "fedbus.key")
+    async with nats_server(directory / "nats") as nats, federation(nats.url, directory) as fed:
+        await followed(fed, signer("ada", directory), directory)
+        trusted = TrustedKeys.read(directory / "fedbus.key.pub")
+        fed.site = replace(fed.site, signer=Signer.read(directory / "fedbus.key"), trusted=trusted)
+        async with whole(fed):
+            await ended(fed, await start_run(fed))
+            await ended(fed, await start_run(fed, config={"pause-s": 0.01}))
+            stopped = await start_run(fed, quorum=2, config={"pause-s": 30.0})
+            await fed.reaches("run", "running", stopped)
+            await fed.bus.request(StopRun(task=TASK, run=stopped, reason="enough of it"))
+            await ended(fed, stopped)
+            await eventually(_nobody_trains)
+
+
+def _nobody_trains() -> bool:
+    try:
+        return not children("trainer") and not children("server")
+    except psutil.ZombieProcess:  # one ends right now
+        return False
+
+
+@pytest.fixture
+async def left(lived: Path, tmp_path: Path) -> AsyncIterator[Left]:
+    directory = tmp_path / "left"
+    shutil.copytree(lived, directory, symlinks=True)
+    async with nats_server(directory / "nats") as nats:
+        fedbus = Fedbus(
+            tmp_path / "person",
+            FEDBUS_NATS_URL=nats.url,
+            FEDBUS_FEDERATION=FED,
+            FEDBUS_STORE=str(directory / "home" / "models"),
+            FEDBUS_TRUSTED_KEYS=str(directory / "fedbus.key.pub"),
+            FEDBUS_ALLOWED_SIGNERS=str(directory / "allowed_signers"),
+        )
+        yield Left(directory, nats, fedbus)
+
+
+# --- where all fits ----------------------------------------------------------------------------
+
+
+async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fits(left: Left) -> None:
+    said = await left.verify("--json")
+    assert said.code == 0, said.err
+    facts = said.facts
+    assert [(one["about"], one["fit"]) for one in facts["findings"]] == [(one, "fits") for one in ABOUT]
+    assert (facts["sound"], facts["state"], facts["standing"]) == (True, "finished", "champion")
+    assert facts["manifest"]["sha256"] == left.manifest(3)["sha256"]
+    assert facts["made_from"] == [2, 1]
+    assert facts["plan"]["config"] == {"pause-s": 0.01}
+    assert facts["code_version"] == left.manifest(3)["code_version"]
+    assert [one["participants"] for one in facts["rounds"]] == [{}, *[{"c1": 10, "c2": 20}] * 2]
+    assert len(facts["trace_id"]) == 32
+
+
+async def test_each_update_is_told_by_its_digest(left: Left) -> None:
+    updates = (await left.verify("--json")).facts["updates"]
+    assert sorted((one["round"], one["client"]) for one in updates) == [
+        *((1, "c1"), (1, "c2")),
+        *((2, "c1"), (2, "c2")),
+    ]
+    assert all(len(one["sha256"]) == 64 and one["size_bytes"] > 0 for one in updates)
+    said = await left.verify()
+    assert all(one["sha256"][:12] in said.out for one in updates)
+
+
+async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(left: Left) -> None:
+    async with terminal("verify", RUN, environment=left.fedbus.environment, columns=120) as shown:
+        async with asyncio.timeout(60):
+            await shown.process.wait()
+        await eventually(lambda: "verifying tiny-2: its code" in shown.raw)
+    assert re.search(r"reading the log of tiny-2 what c\d answered in round \d", shown.raw)
+    assert (await left.verify()).err == ""
+
+
+async def test_people_are_told_the_same_in_lines(left: Left) -> None:
+    said = await left.verify()
+    assert said.code == 0
+    assert said.err == ""
+    lines = said.out.splitlines()
+    assert lines[0].startswith(f"{RUN} finished ")
+    assert lines[0].endswith("version 3, champion")
+    assert [line.split("  ")[1].strip()[0] for line in lines[1 : 1 + len(ABOUT)]] == ["✓"] * len(ABOUT)
+    assert "v2, v1, the first of lineage 1" in said.out
+    assert "c1 (10), c2 (20)" in said.out
+
+
+# --- where something does not fit --------------------------------------------------------------
+
+
+def other_bytes(left: Left) -> None:
+    (left.models / f"{left.manifest(3)['sha256']}.safetensors").write_bytes(b"other bytes")
+
+
+def no_bytes(left: Left) -> None:
+    (left.models / f"{left.manifest(3)['sha256']}.safetensors").unlink()
+
+
+def other_beginning(left: Left) -> None:
+    (left.models / f"{left.manifest(2)['sha256']}.safetensors").write_bytes(b"other bytes")
+
+
+def better_metrics(left: Left) -> None:
+    left.rewrite(3, metrics={"loss": 0.001})
+
+
+def other_participants(left: Left) -> None:
+    left.rewrite(3, participants={"c1": 10, "c9": 20})
+
+
+def no_signature(left: Left) -> None:
+    left.rewrite(3, seal=None)
+
+
+def other_configuration(left: Left) -> None:
+    left.rewrite(3, config={"pause-s": 5.0})
+
+
+def other_code(left: Left) -> None:
+    left.rewrite(3, code_version="f" * 40)
+
+
+def other_model(left: Left) -> None:
+    """Weights and manifest were exchanged together: only the log knows better."""
+    made = weights.save({"weight": np.ones((2, 2), np.float32)}, left.directory / "made")
+    (left.directory / "made").rename(left.models / f"{made.sha256}.safetensors")
+    left.rewrite(3, **made.model_dump(include={"sha256", "size_bytes", "architecture"}))
+
+
+def other_architecture(left: Left) -> None:
+    left.rewrite(3, architecture="0" * 64)
+
+
+def other_parent(left: Left) -> None:
+    left.rewrite(3, parent=1)
+
+
+def parent_gone(left: Left) -> None:
+    (left.models / "versions" / "1.json").unlink()
+
+
+def parent_changed(left: Left) -> None:
+    left.rewrite(2, metrics={"loss": 0.001})
+
+
+def parent_unreadable(left: Left) -> None:
+    (left.models / "versions" / "2.json").write_text("{")
+
+
+def version_unreadable(left: Left) -> None:
+    (left.models / "versions" / "3.json").write_text("{")
+
+
+def signer_gone(left: Left) -> None:
+    signer("mallory", left.directory)
+    (left.directory / "allowed_signers").write_text(
+        f"mallory@example.org {(left.directory / 'mallory.pub').read_text()}"
+    )
+
+
+@pytest.mark.parametrize(
+    ("spoil", "about", "says"),
+    [
+        (other_bytes, "weights", "is damaged: its bytes have digest"),
+        (no_bytes, "weights", "holds no artifact"),
+        (other_beginning, "began with", "v2; "),
+        (other_beginning, "began with", "is damaged: its bytes have digest"),
+        (better_metrics, "manifest", "the manifest and the log differ in accuracy, loss"),
+        (better_metrics, "signature", "was changed after it was signed"),
+        (other_participants, "manifest", "says that c1, c9 were in the last round, the log c1, c2"),
+        (no_signature, "signature", "is not signed"),
+        (other_configuration, "configuration", "pause-s was planned as 0.01 and the manifest has 5.0"),
+        (other_code, "code", "the run was trained with"),
+        (other_model, "manifest", "the log says that the run came to"),
+        (other_architecture, "architecture", f"the manifest says {'0' * 64}"),
+        (other_parent, "made from", "the run began with version 2, the manifest says 1"),
+        (parent_gone, "made from", "version 2 was made from version 1, which is not there"),
+        (parent_changed, "made from", "the manifest of version 2 of tiny was changed after it was signed"),
+        (parent_unreadable, "made from", "version 3 was made from version 2, which is not there"),
+        (version_unreadable, "manifest", "3.json is damaged"),
+        (signer_gone, "code", "its signature is not that of an allowed signer"),
+    ],
+)
+async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(
+    left: Left, spoil: Callable[[Left], None], about: str, says: str
+) -> None:
+    spoil(left)
+    code, found = await left.found()
+    assert code == 1
+    assert found[about][0] == "does not fit"
+    assert says in found[about][1]
+
+
+async def test_what_does_not_fit_is_one_line_on_standard_error(left: Left) -> None:
+    other_bytes(left)
+    said = await left.verify()
+    assert said.code == 1
+    assert said.err.startswith("fedbus: weights: ")
+    assert said.err.count("\n") == 1
+    assert "✗  weights" in said.out
+
+
+async def test_a_client_whose_update_the_log_lacks_is_named(left: Left) -> None:
+    async with Bus.connect(left.nats.url, Identity(FED, "test")) as bus:
+        stream, wanted = events_stream(FED), subjects.every(FED, RoundReply, client="c1")
+        async with bus.watch(stream, [wanted], whole=True) as replies:
+            async for seen in replies:
+                reply = seen.message
+                if isinstance(reply, RoundReply) and (reply.run, reply.round) == (RUN, 2):
+                    assert await bus._js.delete_msg(stream, seen.sequence)
+                    break
+    code, found = await left.found()
+    assert code == 1
+    assert found["updates"] == ("does not fit", "the log has no update of c1 in round 2")
+
+
+async def test_a_run_that_made_no_version_says_how_it_ended(left: Left) -> None:
+    code, found = await left.found(run=STOPPED)
+    assert code == 1
+    assert found["manifest"] == ("does not fit", "the run made no version, it is cancelled: enough of it")
+
+
+async def test_a_run_that_there_is_not_is_one_line_and_code_5(left: Left) -> None:
+    said = await left.verify(run="tiny-99")
+    assert (said.code, said.out) == (5, "")
+    assert said.err == "fedbus: no run tiny-99 in federation test: see fedbus run ls\n"
+
+
+# --- what can not be told ----------------------------------------------------------------------
+
+
+async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(left: Left) -> None:
+    del left.fedbus.environment["FEDBUS_TRUSTED_KEYS"]
+    del left.fedbus.environment["FEDBUS_ALLOWED_SIGNERS"]
+    code, found = await left.found()
+    assert code == 0
+    assert found["signature"][0] == "not checked"
+    assert "FEDBUS_TRUSTED_KEYS" in found["signature"][1]
+    assert found["code"][0] == "not checked"
+    assert "FEDBUS_ALLOWED_SIGNERS" in found["code"][1]
+
+
+async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(left: Left) -> None:
+    async with Bus.connect(left.nats.url, Identity(FED, "test")) as bus:
+        await bus._js.purge_stream(events_stream(FED))
+    code, found = await left.found()
+    assert code == 0
+    assert found["updates"][0] == "not checked"
+    assert "the log keeps 0; it goes back to" in found["updates"][1]
+    assert found["manifest"][0] == "fits"  # the life of the run is kept longer
+
+
+async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(left: Left) -> None:
+    said = await left.verify("--json", "--repo", f"git+file://{left.directory}/nowhere@main")
+    found = {one["about"]: one for one in said.facts["findings"]}
+    assert said.code == 0
+    assert found["code"]["fit"] == "not checked"
+    assert "nowhere" in found["code"]["says"]
+
+
+async def test_a_repository_that_is_none_is_a_mistake_in_usage(left: Left) -> None:
+    said = await left.verify("--repo", "gopher://somewhere")
+    assert said.code == 2
+    assert said.err.count("\n") == 1

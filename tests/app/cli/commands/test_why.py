@@ -1,0 +1,121 @@
+"""`fedbus why`: what a client does and why it does not take part, read from the log alone."""
+
+from pathlib import Path
+
+from support import NatsServer, eventually
+from support.command_line import Fedbus
+
+from fedbus.app.cli.commands.why import NOW
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.lifecycles import Lives
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientEvent, ClientFacts, Declined
+from fedbus.contracts.device import DeviceReport
+from fedbus.contracts.examples import MODEL
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.server import SERVER, ServerEvent, ServerFacts, StoreTrouble
+from fedbus.contracts.serving import DataChecked, DataCounted, Finding
+
+DEV = FederationId("dev")
+
+
+def test_every_state_of_a_client_has_words() -> None:
+    for lifecycle in (CLIENT, FL_CLIENT, INFERENCE):
+        assert {(lifecycle.kind, str(state)) for state in lifecycle.states} <= NOW.keys()
+
+
+async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
+        await server.make_streams()
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
+        Lives.open(bus) as lives,
+    ):
+        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
+        await client.create()
+        await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
+        await client.transition(ClientEvent.INFER_READY)
+        for number, labelled in ((1, 3), (2, 12)):
+            await bus.publish(
+                Declined(
+                    task="mnist",
+                    client="c1",
+                    run=f"mnist-{number}",
+                    reason=f"labelled is {labelled}, and should be at least 64",
+                    rule="labelled >= 64",
+                    facts={"labelled": labelled},
+                )
+            )
+        await bus.publish(DataCounted(task="mnist", client="c1", labelled=12, unlabelled=500))
+        much = Finding(check="labels", ok=False, value=0.9, limit=0.5, what="9 of 10 rows have no label")
+        await bus.publish(
+            DataChecked(task="mnist", client="c1", rows=10, findings=(much,), drift_unknown="no SciPy")
+        )
+    said = await fedbus("why", "c1")
+    facts = await fedbus("why", "c1", "--task", "mnist", "--json")
+    unknown = await fedbus("why", "c9")
+    elsewhere = await fedbus("why", "c1", "--task", "nope")
+
+    lines = said.out.splitlines()
+    assert lines[0] == "c1 in task mnist"
+    assert lines[1].startswith("  the client    serves, and may be asked to train, since ")
+    assert lines[2].startswith("  its data      12 labelled, 500 unlabelled, counted ")
+    assert lines[3].startswith(
+        "  its checks    labels: 9 of 10 rows have no label; drift is not looked for: no SciPy (10 rows, "
+    )
+    assert [line.split(",")[0].strip() for line in lines[5:7]] == ["mnist-2", "mnist-1"]
+    assert lines[5].endswith("labelled is 12, and should be at least 64")
+    assert lines[7] == "  The rule: labelled >= 64   (it had: labelled 12)"
+    assert facts.facts[0]["declined"][0]["facts"] == {"labelled": 12.0}
+    assert (elsewhere.code, elsewhere.err) == (5, "fedbus: c1 has no task nope: it is in mnist\n")
+    assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. See: fedbus clients ls\n")
+
+
+async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServer, tmp_path: Path) -> None:
+    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus, Lives.open(bus) as lives:
+        await bus.make_streams()
+        server = await lives.of(SERVER, ServerFacts(task="mnist"))
+        await server.create()
+        await server.transition(
+            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreTrouble.EMPTY}, reason="it lacks v2"
+        )
+    async with Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus, Lives.open(bus) as lives:
+        await (await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))).create()
+
+    said = (await fedbus("why", "c1")).out.splitlines()
+    assert said[2] == "  its server    its model repository is empty, and no run can begin: it lacks v2"
+    assert (await fedbus("why", "c1", "--json")).facts[0]["trouble"] == {
+        "kind": "empty",
+        "reason": "it lacks v2",
+    }
+
+
+async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
+    nats: NatsServer, tmp_path: Path
+) -> None:
+    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
+        await server.make_streams()
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "device-monitor", "c1")) as bus,
+        Lives.open(bus) as lives,
+    ):
+        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
+        await client.create()
+        agents = {"inference": True, "flower-client": False}
+        report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
+        await bus.publish(report.model_copy(update={"last_error": "\x1b[2J[bold]no room"}))
+        await eventually(lambda: _is_kept(bus))
+        said = await fedbus("why", "c1")
+
+    assert said.out.splitlines()[2].startswith(
+        "  its device    cpu 50%, memory 25%, disk 10%; not running: flower-client; "
+        "last error:  [2J[bold]no room, told "
+    )
+
+
+async def _is_kept(bus: Bus) -> bool:
+    return bool(await bus.latest(DeviceReport))

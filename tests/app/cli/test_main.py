@@ -1,0 +1,420 @@
+"""The command line, as a person or a script uses it: real processes, a real bus, exit codes and one-line errors."""
+
+import asyncio
+import json
+import sys
+import time
+from collections.abc import AsyncIterator
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgpack
+import pytest
+from support import NatsServer, eventually
+from support.command_line import Fedbus
+
+from fedbus import __version__
+from fedbus.agents.common.child_process import ChildProcess
+from fedbus.app.diagnostics.doctor import judge_clock
+from fedbus.app.finding import Health
+from fedbus.app.settings import Settings
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.lifecycles import Lives
+from fedbus.contracts.client import CLIENT, ClientEvent, ClientFacts, FinTrain
+from fedbus.contracts.code import CodePublished
+from fedbus.contracts.examples import MODEL, RESULT
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.run import RUN, RunEvent, RunFacts, RunPlan, RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.server import SERVER, ServerFacts
+
+DEV = FederationId("dev")
+HEAVY = {"torch", "flwr", "aiohttp", "nats", "numpy", "ray", "sklearn", "opentelemetry.sdk"}
+
+
+@pytest.fixture
+def fedbus(tmp_path: Path) -> Fedbus:
+    return Fedbus(tmp_path / "home")
+
+
+@pytest.fixture
+async def bus(nats: NatsServer, fedbus: Fedbus) -> AsyncIterator[Bus]:
+    """The server side's bus, with a federation on it that `fedbus` finds."""
+    fedbus.environment["FEDBUS_NATS_URL"] = nats.url
+    async with Bus.connect(nats.url, Identity(DEV, "workflow-scheduler")) as bus:
+        await bus.make_streams()
+        yield bus
+
+
+RUNS = {1: "recruiting_started quorum_reached", 2: "recruiting_started", 10: "recruiting_started"}
+
+
+async def tell_of_runs(bus: Bus) -> None:
+    """Run 1 has finished, run 10 recruits, run 2 has failed."""
+    async with Lives.open(bus) as lives:
+        server = await lives.of(SERVER, ServerFacts(task="mnist"))
+        await server.create()
+        for number in (1, 2, 10):
+            facts = RunFacts(
+                task="mnist", run=f"mnist-{number}", plan=RunPlan(rounds=4), requested_at=datetime.now(UTC)
+            )
+            run = await lives.of(RUN, facts)
+            await run.create()
+            await run.transition(RunEvent.RECRUITING_STARTED)
+            if number == 1:
+                await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
+                await run.transition(RunEvent.ROUND_FINISHED, {"rounds": (RESULT,)})
+                await run.transition(RunEvent.RUN_FINISHED, {"model": MODEL})
+            if number == 2:
+                await run.transition(RunEvent.RECRUITING_EXPIRED, reason="c2 and c3 did not come")
+
+
+# --- the frame -----------------------------------------------------------------------------------
+
+
+async def test_help_imports_nothing_heavy(fedbus: Fedbus) -> None:
+    code = f"import sys, fedbus.app.cli.main; print(sorted({HEAVY!r} & set(sys.modules)))"
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=fedbus.environment
+    )
+    out, _ = await process.communicate()
+    assert out.decode().strip() == "[]"
+
+
+async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: Fedbus) -> None:
+    began = time.monotonic()
+    said = await fedbus("--help")
+
+    assert said.code == 0
+    assert time.monotonic() - began < 5
+    assert all(word in said.out for word in ("run", "clients", "events", "task", "doctor", "version"))
+    assert "no nats-server answers" in said.out
+
+
+async def test_version_names_what_a_report_should(fedbus: Fedbus) -> None:
+    said = await fedbus("version", "--json")
+    assert said.facts["fedbus"] == __version__
+    assert said.facts["nats-server"].startswith("2.")
+
+
+async def test_a_command_that_there_is_not_is_a_mistake_in_usage(fedbus: Fedbus) -> None:
+    said = await fedbus("rnu", "ls")
+    assert said.code == 2
+    assert "No such command 'rnu'" in said.err
+
+
+@pytest.mark.parametrize("words", [("run", "ls"), ("events", "tail")])
+async def test_no_bus_is_one_line_and_code_3(fedbus: Fedbus, words: tuple[str, ...]) -> None:
+    said = await fedbus(*words, FEDBUS_NATS_URL="nats://127.0.0.1:9")
+
+    assert (said.code, said.out) == (3, "")
+    assert said.err == (
+        "fedbus: no nats-server at nats://127.0.0.1:9: Connection refused. "
+        "Start one (fedbus up) or set FEDBUS_NATS_URL\n"
+    )
+
+
+async def test_a_bad_setting_is_one_line_and_code_2(fedbus: Fedbus) -> None:
+    said = await fedbus("run", "ls", FEDBUS_FEDERATION="All Clinics")
+    assert said.code == 2
+    assert said.err.startswith(
+        "fedbus: FEDBUS_FEDERATION: 'All Clinics' cannot be a federation id: use 1 to 63"
+    )
+
+
+async def test_a_bus_without_the_federation_is_one_line_and_code_5(fedbus: Fedbus, nats: NatsServer) -> None:
+    said = await fedbus("run", "ls", FEDBUS_NATS_URL=nats.url)
+    assert said.code == 5
+    assert said.err.startswith("fedbus: federation dev has nothing on this bus yet: start its server side")
+
+
+async def test_where_an_error_comes_from_is_shown_to_whoever_asks(fedbus: Fedbus) -> None:
+    said = await fedbus("run", "ls", FEDBUS_NATS_URL="nats://127.0.0.1:9", FEDBUS_DEBUG="1")
+    assert said.code == 1
+    assert "Traceback" in said.err
+
+
+async def test_a_running_bus_is_found_without_a_flag(fedbus: Fedbus, bus: Bus) -> None:
+    settings = Settings.from_environment(fedbus.environment)
+    with settings.announced(fedbus.environment.pop("FEDBUS_NATS_URL")):
+        assert (await fedbus("run", "ls")).code == 0
+
+
+# --- runs ----------------------------------------------------------------------------------------------
+
+
+async def test_runs_are_listed_in_the_order_of_their_numbers(fedbus: Fedbus, bus: Bus) -> None:
+    await tell_of_runs(bus)
+    facts = (await fedbus("run", "ls", "--json")).facts
+    shown = (await fedbus("run", "ls")).out.splitlines()
+
+    assert [(run["run"], run["state"]) for run in facts] == [
+        ("mnist-1", "finished"),
+        ("mnist-2", "failed"),
+        ("mnist-10", "recruiting"),
+    ]
+    assert (facts[0]["loss"], facts[0]["accuracy"], facts[0]["model_version"]) == (0.25, 0.9375, 2)
+    assert [line.split()[0] for line in shown] == ["run", "mnist-1", "mnist-2", "mnist-10"]
+    assert "0.2500" in shown[1]
+
+
+async def test_no_runs_yet_is_said_with_how_to_start_one(fedbus: Fedbus, bus: Bus) -> None:
+    said = await fedbus("run", "ls")
+    assert (said.code, said.out, said.err) == (0, "", "no runs yet. Start one: fedbus run start\n")
+
+
+async def test_a_run_is_shown_round_by_round(fedbus: Fedbus, bus: Bus) -> None:
+    await tell_of_runs(bus)
+    said = await fedbus("run", "show", "mnist-1")
+
+    assert said.code == 0
+    assert "c1 (18000), c2 (18000)" in said.out
+    assert "c3: no reply within 120 s" in said.out
+
+
+async def test_a_run_that_there_is_not_is_one_line_and_code_5(fedbus: Fedbus, bus: Bus) -> None:
+    for words in (("show",), ("watch",), ("stop",)):
+        said = await fedbus("run", *words, "mnist-7")
+        assert (said.code, said.err) == (5, "fedbus: no run mnist-7 here. See: fedbus run ls\n")
+
+
+async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: Fedbus, bus: Bus) -> None:
+    await tell_of_runs(bus)
+    finished, failed = await asyncio.gather(
+        fedbus("run", "watch", "mnist-1"), fedbus("run", "watch", "mnist-2", "--json")
+    )
+
+    assert finished.code == 0
+    assert "requested → recruiting" in finished.out
+    assert "round 2 loss:0.25,accuracy:0.9375" in finished.out
+    assert [json.loads(line)["body"]["target"] for line in failed.out.splitlines()] == [
+        "requested",
+        "recruiting",
+        "failed",
+    ]
+    assert (failed.code, failed.err) == (1, "fedbus: run mnist-2 failed: c2 and c3 did not come\n")
+
+
+async def test_a_wish_goes_to_the_scheduler_and_its_answer_comes_back(fedbus: Fedbus, bus: Bus) -> None:
+    await tell_of_runs(bus)
+    asked: list[Body] = []
+
+    async def start(wish: StartRun) -> Body:
+        asked.append(wish)
+        return (
+            RunStarted(run="mnist-11")
+            if wish.rounds != 99
+            else Refused(reason="run mnist-10 is still recruiting")
+        )
+
+    async def stop(wish: StopRun) -> Body:
+        asked.append(wish)
+        return RunStopped(run=wish.run)
+
+    async with bus.serve({StartRun: start, StopRun: stop}, task="mnist", version=__version__):
+        started = await fedbus("run", "start", "--rounds", "4", "-c", "lr=0.1", "-c", "name=x", "--json")
+        refused = await fedbus("run", "start", "--rounds", "99")
+        stopped = await fedbus("run", "stop", "mnist-10", "--reason", "enough")
+
+    assert (started.code, started.facts) == (0, {"run": "mnist-11"})
+    assert asked[0] == StartRun(task="mnist", rounds=4, config={"lr": 0.1, "name": "x"})
+    assert (refused.code, refused.err) == (1, "fedbus: run mnist-10 is still recruiting\n")
+    assert (stopped.code, stopped.out) == (0, "run mnist-10 is being cancelled\n")
+    assert asked[2] == StopRun(task="mnist", run="mnist-10", reason="enough")
+
+
+async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: Fedbus, bus: Bus) -> None:
+    await tell_of_runs(bus)
+    said = await fedbus("run", "start")
+    assert (said.code, said.err) == (
+        4,
+        "fedbus: no answer to start_run: nobody serves it. Is the workflow-scheduler running?\n",
+    )
+
+
+async def test_an_unknown_task_is_named_with_those_that_there_are(fedbus: Fedbus, bus: Bus) -> None:
+    await tell_of_runs(bus)
+    said = await fedbus("run", "start", "--task", "cifar")
+    assert (said.code, said.err) == (5, "fedbus: no task cifar here: choose one of mnist\n")
+
+
+async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: Fedbus) -> None:
+    said = await fedbus("run", "start", "-c", "lr")
+    assert said.code == 2
+    assert said.err == "fedbus: 'lr' is not an override: write name=value, as in --config lr=0.1\n"
+
+
+# --- clients ---------------------------------------------------------------------------------------------
+
+
+async def test_clients_are_listed_and_shown_with_what_they_wait_for(
+    fedbus: Fedbus, bus: Bus, nats: NatsServer
+) -> None:
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as of_c1,
+        Lives.open(of_c1) as lives,
+    ):
+        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
+        await client.create()
+        await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
+    worth = RESULT.model_copy(update={"train_s": {"c1": 4.5}, "contributions": {"c1": 0.125}})
+    async with Lives.open(bus) as lives:
+        plan, now = RunPlan(), datetime.now(UTC)
+        run = await lives.of(
+            RUN, RunFacts(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
+        )
+        await run.create()
+    listed, shown, unknown = await asyncio.gather(
+        fedbus("clients", "ls", "--json"), fedbus("clients", "show", "c1"), fedbus("clients", "show", "c9")
+    )
+
+    (facts,) = listed.facts
+    assert (facts["client"], facts["task"], facts["state"]) == ("c1", "mnist", "pending_application")
+    assert (facts["model_version"], facts["sha256"]) == (None, None)  # its inference agent has not said so
+    assert (facts["standing"]["rounds"], facts["standing"]["contribution"]) == (1, 0.125)
+    assert "the inference agent to take the model" in shown.out
+    assert "so far: 1 round, 0 failed, reliability 0.67, 18000 samples, 4.50 s a training" in shown.out
+    assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. Known are: c1\n")
+
+
+# --- events ----------------------------------------------------------------------------------------------
+
+
+async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
+    fedbus: Fedbus, bus: Bus, nats: NatsServer
+) -> None:
+    await bus.publish(CodePublished(task="mnist", code_version="a" * 40))
+    async with Lives.open(bus) as lives:
+        server = await lives.of(SERVER, ServerFacts(task="mnist"))
+        await server.create()
+    async with Bus.connect(nats.url, Identity(DEV, "flower-client", "c1")) as of_c1:
+        await of_c1.publish(FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4))
+
+    lines, records, of_c1_alone = await asyncio.gather(
+        fedbus("events", "tail", "--since", "1h", "--count", "3"),
+        fedbus("events", "tail", "--since", "1h", "--count", "3", "--json"),
+        fedbus("events", "tail", "--since", "1h", "--count", "1", "--client", "c1"),
+    )
+
+    assert [line.split()[1] for line in lines.out.splitlines()] == ["code_published", "server", "fin_train"]
+    assert lines.out.splitlines()[2].split()[2:] == [
+        "flower-client",
+        "c1",
+        "mnist-1",
+        "rounds=4",
+        "new_model=True",
+    ]
+    told = [json.loads(line) for line in records.out.splitlines()]
+    assert [one["word"] for one in told] == ["code_published", "transition", "fin_train"]
+    assert told[2]["subject"] == "fedbus.dev.client.c1.mnist.fin_train"
+    body = {"task": "mnist", "client": "c1", "run": "mnist-1", "rounds": 4, "new_model": True}
+    assert told[2]["body"] == body
+    assert of_c1_alone.out.split()[1] == "fin_train"
+
+
+async def test_what_is_said_now_is_told_at_once(fedbus: Fedbus, bus: Bus) -> None:
+    said: list[str] = []
+    command = (sys.executable, "-m", "fedbus.app.cli.main", "events", "tail", "--json")
+    async with ChildProcess("tail", *command, environment=fedbus.environment, output=said.append) as tail:
+
+        async def heard() -> bool:
+            await bus.publish(CodePublished(task="mnist", code_version="b" * 40))
+            await asyncio.sleep(0.05)
+            return bool(said)
+
+        await eventually(heard)
+        assert json.loads(said[0])["word"] == "code_published"
+        assert tail.returncode is None
+
+
+async def test_nonsense_for_a_time_is_a_mistake_in_usage(fedbus: Fedbus) -> None:
+    said = await fedbus("events", "tail", "--since", "yesterday")
+    assert (said.code, said.err) == (
+        2,
+        "fedbus: 'yesterday' is not a time: write 90s, 10m, 2h, 1d or 2026-01-31T12:00\n",
+    )
+
+
+async def test_a_body_is_decoded_with_times_and_bytes_that_can_be_read(fedbus: Fedbus) -> None:
+    body = msgpack.packb(
+        {"at": datetime(2026, 3, 14, 12, tzinfo=UTC), "raw": bytes(20), "loss": float("nan"), b"k": [1]},
+        datetime=True,
+    )
+    said = await fedbus("events", "decode", stdin=body)
+
+    assert said.code == 0
+    assert said.facts == {
+        "at": "2026-03-14T12:00:00+00:00",
+        "raw": "<20 bytes: 00000000000000000000000000000000…>",
+        "loss": "nan",
+        "<1 bytes: 6b>": [1],
+    }
+
+
+@pytest.mark.parametrize("body", [b"hello", b"", b"\xc0" * 300_000])
+async def test_what_is_no_body_is_refused_in_one_line(fedbus: Fedbus, body: bytes) -> None:
+    said = await fedbus("events", "decode", stdin=body)
+    assert (said.code, said.out) == (1, "")
+    assert said.err.startswith("fedbus: ")
+    assert said.err.count("\n") == 1
+
+
+async def test_the_catalogue_is_listed(fedbus: Fedbus) -> None:
+    facts = (await fedbus("events", "catalog", "--json")).facts
+    (update_ready,) = [one for one in facts if one["word"] == "update_ready"]
+    assert update_ready["subject"] == "fedbus.<fed>.cast.<task>.update_ready"
+    assert update_ready["heard_by"] == ["client-manager"]
+
+
+# --- tasks -------------------------------------------------------------------------------------------------
+
+
+async def test_a_new_task_is_valid_and_a_broken_one_is_told_line_by_line(
+    fedbus: Fedbus, tmp_path: Path
+) -> None:
+    made = await fedbus("task", "new", str(tmp_path / "fresh"), "--json")
+    valid = await fedbus("task", "validate", str(tmp_path / "fresh"))
+    pyproject = tmp_path / "fresh" / "pyproject.toml"
+    pyproject.write_text(pyproject.read_text().replace("rounds = ", "ruonds = "))
+    broken = await fedbus("task", "validate", str(tmp_path / "fresh"))
+
+    assert (made.code, made.facts["task"]) == (0, "fresh")
+    assert valid.code == 0, valid.out + valid.err
+    assert broken.code == 1
+    assert "ruonds" in broken.out
+
+
+async def test_a_directory_that_is_not_there_is_code_5(fedbus: Fedbus, tmp_path: Path) -> None:
+    said = await fedbus("task", "validate", str(tmp_path / "nowhere"))
+    assert said.code == 5
+    assert "is not a directory: name the one that holds the task's pyproject.toml" in said.err
+
+
+# --- doctor -------------------------------------------------------------------------------------------------
+
+
+async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: Fedbus, bus: Bus) -> None:
+    said = await fedbus("doctor", "--json")
+    findings = {one["what"]: one for one in said.facts}
+
+    assert said.code == 0, said.out
+    assert findings["nats-server"]["health"] == "well"
+    assert "FEDBUS_dev_EVENTS: 0 messages" in findings["JetStream"]["found"]
+    assert findings["clock"]["health"] == "well"
+
+
+def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
+    assert judge_clock(2.5).health is Health.WELL
+    assert "42 s ahead of that of the bus: set the clock of this machine" in str(judge_clock(42.4).line())
+    assert "3600 s behind that of the bus" in str(judge_clock(-3600).line())
+
+
+async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: Fedbus, tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("a file where the directory should be")
+    said = await fedbus("doctor", FEDBUS_NATS_URL="nats://127.0.0.1:9")
+
+    assert said.code == 1
+    assert "✗ data directory" in said.out
+    assert "set FEDBUS_HOME to another" in said.out
+    assert "✗ bus" in said.out
+    assert said.err == "fedbus: 2 things to mend\n"

@@ -1,0 +1,36 @@
+"""What `fedbus agent` takes for names: one agent, or a few of one side."""
+
+import pytest
+from typer.testing import CliRunner
+
+from fedbus.app.cli.commands.run_agents import service_of
+from fedbus.app.cli.main import app
+from fedbus.app.failures import Exit, Failure
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        (["nobody"], "there is no agent 'nobody': choose one of server-manager"),
+        (["client-manager,"], "there is no agent '': choose one of server-manager"),
+        (["client-manager,server-manager"], "agents of the server and of a client do not go together"),
+        (["client-manager,device-monitor"], "say which with --client ID"),
+    ],
+)
+def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint: str) -> None:
+    error = CliRunner().invoke(app, ["agent", *arguments]).exception
+    assert isinstance(error, Failure)
+    assert complaint in str(error)
+    assert error.code is Exit.USAGE
+
+
+@pytest.mark.parametrize(
+    ("agents", "service"),
+    [
+        (["device-monitor"], "device-monitor"),
+        (["client-manager", "device-monitor"], "client"),
+        (["workflow-scheduler", "server-manager"], "server"),
+    ],
+)
+def test_a_few_agents_in_one_process_are_the_service_of_their_side(agents: list[str], service: str) -> None:
+    assert service_of(agents) == service

@@ -1,0 +1,66 @@
+"""What the demonstration commits between two runs: small, real, and still a task."""
+
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+from support.command_line import Fedbus
+from support.federation import TINY
+
+from fedbus.app.demo.commits import Commits
+from fedbus.app.demo.examples import mnist
+from fedbus.stores.code.open import open_code
+from fedbus.stores.tasks.task_directory import read_task
+
+
+def rate(task: Path) -> float:
+    found = re.search(
+        r"^(?:lr|learning-rate)\s*=\s*(\S+)", (task / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    assert found
+    return float(found[1])
+
+
+async def test_each_commit_halves_the_steps_and_counts_the_revision(tmp_path: Path) -> None:
+    commits = Commits(tmp_path / "home", read_task(mnist()))
+    code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
+    before = rate(Path((await code.task_at(await code.newest())).path))
+    for number in (1, 2):
+        commits.change_something()
+        assert await code.newest() == commits.made[-1]
+        task = await code.task_at(commits.made[-1])
+        assert rate(Path(task.path)) == pytest.approx(before / 2**number)
+        package = Path(task.path) / task.clientapp.partition(":")[0].partition(".")[0] / "__init__.py"
+        assert package.read_text().count("REVISION = ") == 1
+        assert package.read_text().endswith(f"REVISION = {number + 1}\n")
+    assert len(set(commits.made)) == 2
+
+
+async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_the_same(
+    tmp_path: Path,
+) -> None:
+    source = tmp_path / "one"
+    shutil.copytree(TINY, source, ignore=shutil.ignore_patterns("__pycache__"))
+    (source / "tiny" / "client_app.py").rename(source / "alone.py")
+    table = source / "pyproject.toml"
+    table.write_text(table.read_text().replace("tiny.client_app:app", "alone:app"))
+    commits = Commits(tmp_path / "home", read_task(source))
+    code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
+    task = await code.task_at(commits.change_something())
+    assert (Path(task.path) / "alone.py").read_text().endswith("\n\nREVISION = 2\n")
+
+
+async def test_the_task_that_is_shown_is_left_as_it_was(tmp_path: Path) -> None:
+    source = tmp_path / "mine"
+    shutil.copytree(TINY, source, ignore=shutil.ignore_patterns("__pycache__"))
+    before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
+    Commits(tmp_path / "home", read_task(source)).change_something()
+    assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
+
+
+async def test_without_git_the_demo_says_so_in_one_line(tmp_path: Path) -> None:
+    fedbus = Fedbus(tmp_path / "home", PATH=str(tmp_path))
+    said = await fedbus("demo", "--commit", "--task", str(TINY), "--clients", "1")
+    assert said.code == 6
+    assert said.err == "fedbus: nothing can be committed without git: install it, or leave --commit out\n"

@@ -1,0 +1,162 @@
+"""Looking with the nats CLI: the page's commands where the program is, and what they need everywhere."""
+
+import asyncio
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import nats as nats_py
+import pytest
+from support import NatsServer, eventually
+from support.federation import AgentAtWork, tiny_task
+
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import NoFederation
+from fedbus.bus.streams import names
+from fedbus.contracts.identifiers import FederationId, client_id
+from fedbus.contracts.permissions import Role, permissions
+from fedbus.contracts.subjects import PEOPLE
+
+PAGE = Path(__file__).parents[3] / "docs" / "nats-cli.md"
+DEV = FederationId("dev")
+COMMANDS = [
+    line.strip().partition("  #")[0].strip()
+    for line in PAGE.read_text().splitlines()
+    if re.match(r" {4}(nats|fedbus) ", line)
+]
+WITHOUT_WORDS = ("nats sub 'fedbus.dev.client", "nats req ")
+"""Need a run, or a task of that name, and are tried elsewhere."""
+
+
+@pytest.fixture
+async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Site]:
+    """A server and one client at work."""
+    site = Site(nats.url, DEV, tmp_path / "home", tiny_task(tmp_path))
+    device = Device(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1})
+    agents = [partial(run, site) for run in SERVER_AGENTS.values()]
+    agents += [partial(run, device) for run in CLIENT_AGENTS.values()]
+    async with AsyncExitStack() as stack:
+        for run in agents:
+            agent = AgentAtWork(run)
+            agent.start()
+            stack.push_async_callback(agent.stop)
+        bus = await stack.enter_async_context(Bus.connect(nats.url, Identity(DEV, "cli", PEOPLE)))
+
+        async def serves() -> bool:
+            try:
+                return [one.target for one in await bus.states("client")] == ["serving"]
+            except NoFederation:
+                return False
+
+        await eventually(serves, within_s=60)
+        yield site
+
+
+async def asked(url: str, verb: str) -> list[dict[str, Any]]:
+    """What the micro services on the bus answer to PING, INFO or STATS."""
+    connection = await nats_py.connect(url)
+    inbox = connection.new_inbox()
+    answers = await connection.subscribe(inbox)
+    await connection.publish(f"$SRV.{verb}", b"", reply=inbox)
+    found: list[dict[str, Any]] = []
+    try:
+        while True:
+            answer = await answers.next_msg(timeout=0.5)
+            found += (
+                [json.loads(answer.data)] if answer.data else []
+            )  # nobody is there: an answer without content
+    except nats_py.errors.TimeoutError:
+        await connection.close()
+    return found
+
+
+async def test_every_agent_answers_ping_info_and_stats(site: Site) -> None:
+    wanted = {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS, "registrar")}
+
+    async def all_there() -> bool:
+        return wanted <= {one["name"] for one in await asked(site.nats_url, "PING")}
+
+    await eventually(all_there, within_s=60)
+    for verb in ("INFO", "STATS"):
+        assert wanted <= {one["name"] for one in await asked(site.nats_url, verb)}
+    for one in await asked(site.nats_url, "INFO"):
+        assert one["description"], one
+        assert one["metadata"]["federation"] == "dev", one
+
+
+async def test_streams_and_consumers_say_what_they_are_for(site: Site) -> None:
+    connection = await nats_py.connect(site.nats_url)
+    js = connection.jetstream()
+
+    async def enrolled() -> bool:
+        try:
+            return len(await js.consumers_info("FEDBUS_dev_EVENTS")) >= 6
+        except nats_py.js.errors.NotFoundError:
+            return False
+
+    await eventually(enrolled, within_s=60)
+    for stream in await js.streams_info():
+        assert stream.config.description, stream.config.name
+        assert (stream.config.metadata or {}).get("fedbus-federation") == "dev", stream.config.name
+    durable = [one for one in await js.consumers_info("FEDBUS_dev_EVENTS") if one.config.durable_name]
+    for consumer in durable:
+        assert consumer.config.description, consumer.name
+        assert {"fedbus-agent", "fedbus-owner", "fedbus-task"} <= (consumer.config.metadata or {}).keys()
+    await connection.close()
+
+
+@pytest.mark.skipif(shutil.which("nats") is None, reason="the nats program is not on this machine")
+@pytest.mark.parametrize("command", [one for one in COMMANDS if not one.startswith(WITHOUT_WORDS)])
+async def test_a_command_of_the_page_works(site: Site, tmp_path: Path, command: str) -> None:
+    environment = os.environ | {
+        "FEDBUS_NATS_URL": site.nats_url,
+        "XDG_CONFIG_HOME": str(tmp_path / "config"),
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    line = f"fedbus context dev --select && timeout 20 {command}"
+    process = await asyncio.create_subprocess_exec(
+        "bash", "-c", line, env=environment, stderr=subprocess.PIPE
+    )
+    _, said = await process.communicate()
+    assert process.returncode == 0, said.decode()
+
+
+def test_the_page_has_commands() -> None:
+    assert len(COMMANDS) > 10
+
+
+def test_every_stream_subject_and_service_on_the_page_is_one_that_there_is() -> None:
+    text = "\n".join(one for one in COMMANDS if one.startswith("nats "))
+    streams = set(re.findall(r"FEDBUS_\w+", text))
+    asked = set(re.findall(r"fedbus\.dev\.[^\s']+", text))
+    services = set(re.findall(r"fedbus-[a-z-]+", text))
+    assert len(streams) > 3
+    assert len(asked) > 2
+    assert len(services) > 0
+    assert streams <= set(names(DEV))
+    readable = permissions(DEV, Role.USER)
+    for subject in asked:
+        assert any(_covers(one, subject) for one in (*readable.subscribe, *readable.publish)), subject
+    assert services <= {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS)}
+    lasting = [one for one in COMMANDS if one.startswith("nats sub")]
+    assert all(re.search(r" --(count|wait) ", one) for one in lasting), "each ends by itself"
+
+
+def _covers(allowed: str, subject: str) -> bool:
+    """Whether all that *subject* stands for is among what is *allowed*."""
+    ours, theirs = allowed.split("."), subject.split(".")
+    for place, token in enumerate(ours):
+        if token == ">":
+            return len(theirs) > place
+        if place >= len(theirs) or theirs[place] == ">" or token not in ("*", theirs[place]):
+            return False
+    return len(ours) == len(theirs)

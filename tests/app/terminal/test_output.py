@@ -1,0 +1,41 @@
+"""What others said, shown on a terminal: it is text there, whatever it would like to be."""
+
+import json
+
+import pytest
+from rich.text import Text
+
+from fedbus.app.failures import told
+from fedbus.app.terminal import output
+from fedbus.bus.errors import RequestRefused
+
+HOSTILE = "[/] [bold]x[/bold] \x1b]0;owned\x07\x1b[2J\x9b31m\u202e\nsaid"
+SHOWN = "[/] [bold]x[/bold]  ]0;owned  [2J 31m  said"
+
+
+def test_a_cell_of_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
+    output.table(("run", "state"), [(HOSTILE, output.state("running")), (Text(HOSTILE), 1)], empty="")
+
+    _, *rows = capsys.readouterr().out.splitlines()
+    assert [" ".join(row.split()) for row in rows] == [
+        "[/] [bold]x[/bold] ]0;owned [2J 31m said running",
+        "[/] [bold]x[/bold] ]0;owned [2J 31m said 1",
+    ]
+
+
+def test_a_fact_is_text() -> None:
+    assert output.in_words(HOSTILE) == SHOWN
+
+
+def test_json_means_what_was_said_and_moves_no_cursor() -> None:
+    document = output.to_json({HOSTILE: [HOSTILE, "größer ☃"]}, indent=2)
+
+    assert json.loads(document) == {HOSTILE: [HOSTILE, "größer ☃"]}
+    assert "größer ☃" in document
+    assert all(line.isprintable() for line in document.split("\n"))
+
+
+def test_the_reason_of_a_refusal_is_text() -> None:
+    line, _ = told(RequestRefused("start_run", HOSTILE))
+
+    assert line.isprintable()

@@ -1,0 +1,101 @@
+"""How a process ends that the bus will have no more: real processes, real credentials, a real nats-server."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support import eventually
+from support.command_line import Fedbus, Said
+from support.federation import tiny_task
+from support.trusted import FED, TrustedBus, trusted_bus
+
+from fedbus.app.failures import Exit, told
+from fedbus.bus.bus import Bus, Identity
+from fedbus.bus.errors import AccessDenied, BusClosed
+from fedbus.contracts.permissions import Role
+from fedbus.contracts.subjects import PEOPLE
+
+OF_C1 = ("client-manager", "flower-client", "inference,device-monitor")
+"""In a process each, as in a pod."""
+
+
+@pytest.fixture
+async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
+    async with trusted_bus(tmp_path) as bus:
+        yield bus
+
+
+def at(bus: TrustedBus, directory: Path) -> Fedbus:
+    return Fedbus(
+        directory / "home",
+        FEDBUS_TASK=str(directory / "tiny_task"),
+        FEDBUS_FEDERATION=FED,
+        FEDBUS_NATS_URL=bus.url,
+        FEDBUS_CA=str(bus.federation.ca),
+    )
+
+
+def one_line_that_says(said: Said, why: str) -> None:
+    assert said.code == Exit.DENIED, said
+    *_, last = said.err.splitlines()
+    assert last.startswith("fedbus: tls://localhost:"), said.err
+    assert why in last
+    assert "Traceback" not in said.err + said.out
+
+
+async def are_up(bus: TrustedBus, *services: str) -> None:
+    """All of these answer, of whatever owner."""
+    person = Identity(FED, "cli", PEOPLE)
+    async with Bus.connect(bus.url, person, access=bus.access(Role.USER)) as looking:
+
+        async def answer() -> bool:
+            return set(services) <= {f"{one.name} {one.owner}" for one in await looking.answering()}
+
+        await eventually(answer, within_s=90)
+
+
+async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_its_own_code(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    tiny_task(tmp_path)
+    fedbus, kit = at(bus, tmp_path), str(bus.access("c1").creds)
+    async with asyncio.TaskGroup() as group:
+        server = group.create_task(fedbus("server", "up", FEDBUS_CREDS=str(bus.access(Role.SERVER).creds)))
+        agents = [
+            group.create_task(fedbus("agent", names, "--client", "c1", FEDBUS_CREDS=kit)) for names in OF_C1
+        ]
+        await are_up(bus, *(f"fedbus-{name} c1" for names in OF_C1 for name in names.split(",")))
+        bus.federation.put_out("c1")
+        await bus.push()
+        for ended in agents:
+            one_line_that_says(await ended, "revoked")
+        assert not server.done()
+        bus.federation.put_out("server")
+        await bus.push()
+        one_line_that_says(await server, "revoked")
+
+
+async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_line_and_its_own_code(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    tiny_task(tmp_path)
+    bus.federation.admit("c1", days=15 / 86400).write(tmp_path / "kit")
+    ended = await at(bus, tmp_path)("client", "up", "c1", FEDBUS_KIT=str(tmp_path / "kit"))
+    one_line_that_says(ended, "expired")
+
+
+async def test_the_credentials_of_another_federation_are_told_in_one_line(
+    bus: TrustedBus, tmp_path: Path
+) -> None:
+    tiny_task(tmp_path)
+    kit = str(bus.access("c1").creds)
+    said = await at(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
+    assert (said.code, said.err.count("\n")) == (Exit.DENIED, 1), said.err
+    assert "of client c1 of federation test, and this is client c2 of federation other" in said.err
+
+
+def test_of_several_errors_at_once_it_is_told_that_one_was_turned_away() -> None:
+    away = AccessDenied("nats://here", "these credentials were revoked", "Get others")
+    several = ExceptionGroup("", [BusClosed("closed"), ExceptionGroup("", [KeyError("gone"), away])])
+    assert told(several) == (str(away), Exit.DENIED)

@@ -1,0 +1,146 @@
+"""`fedbus run curve`: rounds joined over all runs, drawn, counted and written."""
+
+import csv
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from support import NatsServer
+from support.command_line import Fedbus
+from support.told import TASK, Told
+
+from fedbus.app.terminal.chart import chart
+from fedbus.app.views.learning_curve import PARTS
+from fedbus.bus.bus import Bus, Identity
+from fedbus.contracts.identifiers import FederationId
+
+DEV = FederationId("dev")
+
+
+@pytest.fixture
+async def told(nats: NatsServer) -> AsyncIterator[Told]:
+    async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
+        await bus.make_streams()
+        yield Told(bus)
+
+
+@pytest.fixture
+def fedbus(nats: NatsServer, tmp_path: Path) -> Fedbus:
+    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+
+
+async def two_runs(told: Told) -> None:
+    """Of four rounds each; in the last, c1 trains 3 s of 5 s and waits 2 s for c2."""
+    await told.server()
+    await told.move(told.run(1, 4), "run_finished", "running", "finished")
+    second = told.run(2, 4, loss=0.4, requested_at=told.clock)
+    last = second.rounds[-1].model_copy(
+        update={
+            "train_s": {"c1": 3.0, "c2": 7.0},
+            "transfer_s": {"c1": 2.0, "c2": 0.0},
+            "wait_s": {"c1": 2.0, "c2": 0.0},
+            "contributions": {"c1": 0.25},
+            "figures": {"c1": {"train_loss": 0.5, "eval_loss": 0.625}, "c2": {"train_loss": 0.75}},
+        }
+    )
+    third = second.rounds[-2].model_copy(update={"figures": {"c2": {"train_loss": 1.0}}})
+    second = second.model_copy(update={"rounds": (*second.rounds[:-2], third, last)})
+    await told.move(second, "round_finished", "running", "running")
+    await told.move(second, "run_finished", "running", "finished")
+
+
+async def test_each_run_goes_on_where_the_last_one_ended(told: Told, fedbus: Fedbus) -> None:
+    await two_runs(told)
+    facts = (await fedbus("run", "curve", "--json")).facts
+
+    assert [(one["run"], one["round"], one["step"]) for one in facts["rounds"]] == [
+        *((f"{TASK}-1", number, number) for number in range(5)),
+        *((f"{TASK}-2", number, 4 + number) for number in range(5)),
+    ]
+    assert [one["loss"] for one in facts["rounds"]][4:6] == [pytest.approx(0.36864), 0.4]
+
+
+async def test_the_time_of_a_round_is_split_by_client(told: Told, fedbus: Fedbus) -> None:
+    await two_runs(told)
+    facts = (await fedbus("run", "curve", "--json", "--last", "1")).facts
+
+    last = facts["rounds"][-1]["clients"]
+    assert {client: [one.get(part) for part in PARTS] for client, one in last.items()} == {
+        "c1": [3.0, 2.0, 2.0],
+        "c2": [7.0, 0.0, 0.0],
+        "c3": [None] * 3,
+    }
+    assert {one["client"]: one["wait_s"] for one in facts["clients"]} == {"c1": 2.0, "c2": 0.0, "c3": None}
+
+
+async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_came_to(
+    told: Told, fedbus: Fedbus
+) -> None:
+    await two_runs(told)
+    facts = (await fedbus("run", "curve", "--json")).facts
+    said = (await fedbus("run", "curve")).out.splitlines()
+
+    assert facts["rounds"][-1]["clients"]["c1"]["eval_loss"] == 0.625
+    assert {one["client"]: one["loss"] for one in facts["clients"]} == {
+        "c1": [0.625],
+        "c2": [1.0, 0.75],
+        "c3": [],
+    }
+    heading = next(at for at, line in enumerate(said) if line.startswith("client") and "loss" in line)
+    assert said[heading].split() == ["client", "loss", "accuracy", "reliability", "contribution"]
+    assert [line.split() for line in said[heading + 1 : heading + 4]] == [
+        ["c2", "1", "→", "0.75", "–", "0.9", "–"],
+        ["c1", "0.625", "→", "0.625", "–", "0.9", "0.25"],
+        ["c3", "–", "–", "0.9", "–"],
+    ]
+
+
+async def test_it_is_drawn_in_a_width_that_any_terminal_has(told: Told, fedbus: Fedbus) -> None:
+    await two_runs(told)
+    said = await fedbus("run", "curve")
+    lines = said.out.splitlines()
+
+    assert said.code == 0
+    assert lines[0] == "loss of mnist: 0.9000 → 0.1638"
+    assert "accuracy of mnist: 0.5500 → 0.9181" in lines
+    assert max(map(len, lines)) <= 80
+    assert next(line for line in lines if line.startswith("c1")).split()[3:6] == ["3", "2", "2"]
+    assert next(line for line in lines if line.startswith("       run")).split() == ["run", "1", "2"]
+
+
+async def test_the_rounds_are_written_a_line_each(told: Told, fedbus: Fedbus, tmp_path: Path) -> None:
+    await two_runs(told)
+    path = tmp_path / "curve.csv"
+    said = await fedbus("run", "curve", "--csv", str(path))
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+
+    assert said.err == f"10 rounds are in {path}\n"
+    assert (rows[-1]["run"], rows[-1]["step"], rows[-1]["train_s"]) == (f"{TASK}-2", "8", "5.0")
+    assert rows[0]["train_s"] == ""
+    assert (await fedbus("run", "curve", "--csv", str(tmp_path / "no" / "where"))).code == 6
+
+
+async def test_before_the_first_round_it_says_what_to_do(told: Told, fedbus: Fedbus) -> None:
+    await told.server()
+    said = await fedbus("run", "curve")
+    assert (said.code, said.out) == (0, "")
+    assert said.err == "no round of mnist is over yet. Start a run: fedbus run start\n"
+
+
+def test_a_curve_falls_from_its_top_left_to_its_bottom_right() -> None:
+    lines = chart([(0, 1.0), (1, 0.5), (2, 0.2)], width=31, height=4, marks={0: "1", 2: "2"})
+    assert len(lines) == 5
+    assert [lines[0].split()[0], lines[3].split()[0]] == ["1", "0.2"]
+    assert lines[0][11] != "⠀"
+    assert len(lines[3]) == 31
+    assert lines[4].split() == ["1", "2"]
+
+
+@pytest.mark.parametrize("points", [[], [(0, float("nan"))]])
+def test_nothing_is_drawn_of_nothing(points: list[tuple[float, float]]) -> None:
+    assert chart(points, width=40, height=4) == []
+
+
+def test_one_point_and_a_flat_line_are_drawn_too() -> None:
+    assert len(chart([(3, 0.5)], width=20, height=3)) == 3
+    assert len(chart([(0, 0.5), (9, 0.5)], width=20, height=3)) == 3

@@ -1,0 +1,543 @@
+"""Blobs between two processes' worth of connections, over a real nats-server."""
+
+import asyncio
+import contextlib
+import hashlib
+import os
+import secrets
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import AsyncExitStack, ExitStack
+from pathlib import Path
+from typing import TypeAlias
+
+import nats as nats_py
+import pytest
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+from support import NatsServer, eventually
+
+from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, BlobCorrupt, Blobs, BlobUnavailable, protocol
+from fedbus.bus.blobs.protocol import Ask
+from fedbus.bus.blobs.sinks import MemorySink
+from fedbus.contracts.identifiers import federation_id
+from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
+
+FED = federation_id("fed")
+HOLDER = "server-mnist-1-grid"
+SEVERAL = 2 * WINDOW_BYTES + 17
+LONG = 6 * WINDOW_BYTES
+
+Connect: TypeAlias = Callable[[], Awaitable[Client]]
+Party: TypeAlias = Callable[[str], Awaitable[Blobs]]
+
+
+async def quiet(_: Exception) -> None:
+    """A broker that is killed on purpose is no news."""
+
+
+@pytest.fixture
+async def exits() -> AsyncIterator[AsyncExitStack]:
+    async with AsyncExitStack() as stack:
+        yield stack
+
+
+@pytest.fixture
+def connect(nats: NatsServer, exits: AsyncExitStack) -> Connect:
+    async def connected() -> Client:
+        connection = await nats_py.connect(
+            nats.url, reconnect_time_wait=0, max_reconnect_attempts=-1, error_cb=quiet
+        )
+        exits.push_async_callback(connection.close)
+        return connection
+
+    return connected
+
+
+@pytest.fixture
+def party(connect: Connect, exits: AsyncExitStack) -> Party:
+    """Someone with a connection of their own."""
+
+    async def opened(name: str) -> Blobs:
+        return await exits.enter_async_context(Blobs.open(await connect(), FED, name))
+
+    return opened
+
+
+@pytest.fixture
+async def holder(party: Party) -> Blobs:
+    return await party(HOLDER)
+
+
+@pytest.fixture
+async def receiver(party: Party) -> Blobs:
+    return await party("c1-mnist-trainer")
+
+
+def sent_bytes(blobs: Blobs) -> int:
+    sent: int = blobs._connection.stats["out_bytes"]
+    return sent
+
+
+def reference_to(data: bytes, *, chunk_bytes: int = CHUNK_BYTES, holder: str = HOLDER) -> BlobRef:
+    digest = hashlib.sha256(data).hexdigest()
+    return BlobRef(sha256=digest, size_bytes=len(data), chunk_bytes=chunk_bytes, holder=holder)
+
+
+# --- what is offered arrives --------------------------------------------------------------
+
+
+async def test_a_list_of_buffers_arrives_as_one_blob(holder: Blobs, receiver: Blobs) -> None:
+    head, arrays = b"head", [memoryview(os.urandom(size)) for size in (0, 3, CHUNK_BYTES + 1, CHUNK_BYTES)]
+    async with await holder.offer([memoryview(head), *arrays]) as offer:
+        assert await receiver.fetch(offer.ref) == head + b"".join(arrays)
+    assert offer.ref.sha256 == hashlib.sha256(head + b"".join(arrays)).hexdigest()
+
+
+async def test_a_file_arrives_even_when_its_path_gets_another_file(
+    holder: Blobs, receiver: Blobs, tmp_path: Path
+) -> None:
+    data, path = os.urandom(SEVERAL), tmp_path / "model.safetensors"
+    path.write_bytes(data)
+    async with await holder.offer(path) as offer:
+        path.unlink()
+        path.write_bytes(b"another")
+        assert await receiver.fetch(offer.ref) == data
+
+
+async def test_a_fetch_uses_the_buffer_it_is_given_and_touches_no_more_than_its_part(
+    holder: Blobs, receiver: Blobs
+) -> None:
+    buffer = bytearray(b"x" * 100)
+    async with await holder.offer(b"weights") as offer:
+        view = await receiver.fetch(offer.ref, memoryview(buffer))
+    assert view.obj is buffer
+    assert (bytes(view), bytes(buffer)) == (b"weights", b"weights" + b"x" * 93)
+
+
+async def test_a_buffer_that_is_too_small_or_may_not_be_written_is_refused(
+    holder: Blobs, receiver: Blobs
+) -> None:
+    async with await holder.offer(b"weights") as offer:
+        for buffer in (memoryview(bytearray(6)), memoryview(bytes(7))):
+            with pytest.raises(ValueError, match="writable and have 7 bytes"):
+                await receiver.fetch(offer.ref, buffer)
+
+
+async def test_two_fetches_of_one_blob_at_once_both_have_it(holder: Blobs, receiver: Blobs) -> None:
+    data = os.urandom(SEVERAL)
+    async with await holder.offer(data) as offer:
+        one, other = await asyncio.gather(receiver.fetch(offer.ref), receiver.fetch(offer.ref))
+    assert one == other == data
+
+
+async def test_two_offers_of_one_blob_are_released_one_by_one(holder: Blobs, receiver: Blobs) -> None:
+    first, second = await holder.offer(b"weights"), await holder.offer(b"weights")
+    second.release()
+    assert bytes(await receiver.fetch(first.ref)) == b"weights"
+    first.release()
+    with pytest.raises(BlobUnavailable):
+        await receiver.fetch(first.ref)
+
+
+async def test_a_digest_that_the_offerer_knows_is_not_computed_again(holder: Blobs) -> None:
+    async with await holder.offer(b"weights", sha256="ab" * 32) as offer:
+        assert offer.ref.sha256 == "ab" * 32
+
+
+async def test_many_fetches_at_once_share_the_connection(holder: Blobs, receiver: Blobs) -> None:
+    blobs = [os.urandom(CHUNK_BYTES + number) for number in range(20)]
+    offers = [await holder.offer(data) for data in blobs]
+    assert await asyncio.gather(*(receiver.fetch(offer.ref) for offer in offers)) == blobs
+
+
+# --- into a file --------------------------------------------------------------------------
+
+
+async def test_a_file_is_there_as_a_whole_or_not_at_all(
+    holder: Blobs, receiver: Blobs, tmp_path: Path
+) -> None:
+    data, path = os.urandom(SEVERAL), tmp_path / "models" / "m.safetensors"
+    async with await holder.offer(data) as offer:
+        await receiver.fetch_to(offer.ref, path)
+    assert path.read_bytes() == data
+    assert list(path.parent.iterdir()) == [path]
+
+
+async def test_an_empty_blob_becomes_an_empty_file(holder: Blobs, receiver: Blobs, tmp_path: Path) -> None:
+    async with await holder.offer(b"") as offer:
+        await receiver.fetch_to(offer.ref, tmp_path / "empty")
+    assert (tmp_path / "empty").read_bytes() == b""
+
+
+async def test_a_broken_download_goes_on_from_where_it_was(
+    holder: Blobs, receiver: Blobs, connect: Connect, tmp_path: Path
+) -> None:
+    data, path = os.urandom(SEVERAL), tmp_path / "m"
+    offer = await holder.offer(data)
+    fetching = asyncio.create_task(receiver.fetch_to(offer.ref, path))
+    await eventually(lambda: part_of(path) > WINDOW_BYTES)
+    fetching.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await fetching
+    there, sent = part_of(path), sent_bytes(holder)
+    if path.exists():
+        pytest.skip("it was faster than the cancellation")
+
+    await receiver.fetch_to(offer.ref, path)
+
+    assert path.read_bytes() == data
+    assert sent_bytes(holder) - sent < len(data) - there + CHUNK_BYTES + WINDOW_BYTES
+
+
+async def test_what_was_left_of_a_download_is_dropped_when_it_was_wrong(
+    holder: Blobs, receiver: Blobs, tmp_path: Path
+) -> None:
+    data = os.urandom(SEVERAL)
+    offer = await holder.offer(data)
+    part = tmp_path / f".m.{offer.ref.sha256[:16]}.part"
+    part.write_bytes(os.urandom(2 * CHUNK_BYTES + 5))
+    await receiver.fetch_to(offer.ref, tmp_path / "m")
+    assert (tmp_path / "m").read_bytes() == data
+    assert not part.exists()
+
+
+async def test_two_downloads_to_one_path_do_not_write_into_each_other(
+    holder: Blobs, receiver: Blobs, party: Party, tmp_path: Path
+) -> None:
+    data, other = os.urandom(SEVERAL), await party("c2-mnist-trainer")
+    offer = await holder.offer(data)
+    await asyncio.gather(*(one.fetch_to(offer.ref, tmp_path / "m") for one in (receiver, receiver, other)))
+    assert (tmp_path / "m").read_bytes() == data
+    assert files_in(tmp_path) == ["m"]
+
+
+def files_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir() if path.is_file()]
+
+
+def part_of(path: Path) -> int:
+    return sum(part.stat().st_size for part in path.parent.glob(f".{path.name}.*.part"))
+
+
+# --- what cannot be had -------------------------------------------------------------------
+
+
+async def test_a_holder_that_does_not_have_it_says_so_at_once(holder: Blobs, receiver: Blobs) -> None:
+    with pytest.raises(BlobUnavailable, match="does not hold this blob"):
+        await asyncio.wait_for(receiver.fetch(reference_to(b"never offered")), 2)
+
+
+async def test_a_holder_that_is_gone_is_waited_for_and_then_named(receiver: Blobs) -> None:
+    with pytest.raises(
+        BlobUnavailable, match=f"from {HOLDER} cannot be had.*nobody of that name is on the bus"
+    ):
+        await receiver.fetch(reference_to(b"weights"), timeout_s=0.5)
+
+
+async def test_a_holder_that_comes_within_the_time_is_in_time(receiver: Blobs, party: Party) -> None:
+    fetching = asyncio.create_task(receiver.fetch(reference_to(b"weights")))
+    await asyncio.sleep(0.1)  # so that the first Ask has found nobody
+    holder = await party(HOLDER)
+    await holder.offer(b"weights")
+    assert bytes(await fetching) == b"weights"
+
+
+async def test_more_than_a_blob_may_have_is_refused_before_anything_is_asked(receiver: Blobs) -> None:
+    ref = reference_to(b"x").model_copy(update={"size_bytes": MAX_BLOB_BYTES + 1})
+    with pytest.raises(BlobUnavailable, match="more than a blob may have"):
+        await receiver.fetch(ref)
+
+
+async def test_a_closed_connection_is_said(receiver: Blobs) -> None:
+    await receiver._connection.close()
+    with pytest.raises(BlobUnavailable, match="connection to the bus is closed"):
+        await receiver.fetch(reference_to(b"x"))
+
+
+async def test_a_file_that_shrinks_while_it_is_offered_is_withdrawn(
+    holder: Blobs, receiver: Blobs, tmp_path: Path
+) -> None:
+    path = tmp_path / "m"
+    path.write_bytes(os.urandom(SEVERAL))
+    offer = await holder.offer(path)
+    os.truncate(path, CHUNK_BYTES)
+    with pytest.raises(BlobUnavailable, match="does not hold this blob"):
+        await receiver.fetch(offer.ref, timeout_s=1)
+    assert offer.released
+
+
+# --- a hostile holder -----------------------------------------------------------------------
+
+
+Answers: TypeAlias = Callable[[int], list[tuple[str, bytes]]]
+Liar: TypeAlias = Callable[[Answers], Awaitable[None]]
+
+
+@pytest.fixture
+async def liar(connect: Connect) -> Liar:
+    """Answers each chunk that is asked for with whatever it is told to say."""
+    connection = await connect()
+
+    async def lie(say: Answers) -> None:
+        async def answer(message: Msg) -> None:
+            ask = Ask.unpack(message.data)
+            assert ask is not None
+            for index in range(ask.first, ask.until):
+                for word, body in say(index):
+                    await connection.publish(f"{message.reply}.{word}", body)
+
+        await connection.subscribe(protocol.asks(FED, HOLDER), cb=answer)
+        await connection.flush()
+        await connection.flush()  # the first PING of nats-py goes ahead of the SUB
+
+    return lie
+
+
+async def test_bytes_of_another_blob_are_corrupt_and_nothing_is_kept(
+    receiver: Blobs, liar: Liar, tmp_path: Path
+) -> None:
+    await liar(lambda index: [(str(index), b"y" * CHUNK_BYTES)])
+    ref = reference_to(b"x" * 2 * CHUNK_BYTES)
+    with pytest.raises(BlobCorrupt, match="its sha256 is"):
+        await receiver.fetch(ref)
+    with pytest.raises(BlobCorrupt):
+        await receiver.fetch_to(ref, tmp_path / "m")
+    assert files_in(tmp_path) == []
+
+
+@pytest.mark.parametrize(
+    ("index", "size"),
+    [
+        ("2", CHUNK_BYTES),
+        ("0", CHUNK_BYTES + 1),
+        ("0", 0),
+        ("99999999999999999999999", 5),
+        ("nonsense", 5),
+        ("-1", 5),
+    ],
+)
+async def test_a_chunk_that_cannot_be_is_corrupt(receiver: Blobs, liar: Liar, index: str, size: int) -> None:
+    await liar(lambda _: [(index, bytes(size))])
+    with pytest.raises(BlobCorrupt, match="chunk"):
+        await receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=2)
+
+
+async def test_a_holder_that_repeats_itself_does_no_harm_and_does_not_count_as_progress(
+    receiver: Blobs, liar: Liar
+) -> None:
+    await liar(
+        lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7" * 8)]
+    )
+    with pytest.raises(BlobUnavailable, match="nothing came for 1 s"):
+        await asyncio.wait_for(receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=1), 5)
+
+
+async def test_nobody_can_make_a_holder_send_elsewhere(holder: Blobs, connect: Connect) -> None:
+    stranger = await connect()
+    heard: list[str] = []
+
+    async def note(message: Msg) -> None:
+        heard.append(message.subject)
+
+    await stranger.subscribe("fedbus.>", cb=note)
+    offer = await holder.offer(b"weights")
+    ask = Ask(offer.ref.sha256, 0, 1).pack()
+    for place in (
+        "fedbus.fed.cmd.c1.mnist.client_start",
+        "fedbus.other.blob.c1.in.x",
+        "",
+        protocol.inbox(FED, "c1", "x"),
+    ):
+        await stranger.publish(protocol.asks(FED, HOLDER, "c1"), ask, reply=place)
+    await stranger.publish(
+        protocol.asks(FED, HOLDER, "c1"), ask, reply=protocol.inbox(FED, "c2.trainer_0123", "x")
+    )
+    await stranger.publish(
+        protocol.asks(FED, HOLDER, "c1"), b"no ask at all", reply=protocol.inbox(FED, "c1", "x")
+    )
+    await eventually(lambda: f"{protocol.inbox(FED, 'c1', 'x')}.0" in heard)
+    assert {subject for subject in heard if ".ask." not in subject} == {f"{protocol.inbox(FED, 'c1', 'x')}.0"}
+
+
+# --- the receiver's pace ----------------------------------------------------------------------
+
+
+async def test_what_a_receiver_does_not_ask_for_is_not_sent(holder: Blobs, connect: Connect) -> None:
+    receiver, place = await connect(), protocol.inbox(FED, "c1", "x")
+    heard: list[str] = []
+
+    async def note(message: Msg) -> None:
+        heard.append(message.subject.rpartition(".")[2])
+
+    await receiver.subscribe(f"{place}.*", cb=note)
+    offer = await holder.offer(bytes(SEVERAL))
+    asks = protocol.asks(FED, HOLDER, "c1")
+    await receiver.publish(asks, Ask(offer.ref.sha256, 1, 3).pack(), reply=place)
+    await receiver.publish(asks, Ask(offer.ref.sha256, 2, 2, probe=5).pack(), reply=place)
+    await eventually(lambda: "here" in heard)
+    assert heard == ["1", "2", "here"]
+
+
+async def test_a_fetch_has_no_more_than_a_window_in_flight(
+    holder: Blobs, receiver: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The receiver's thread is held, as by a slow disk: what is sent meanwhile is one window."""
+    go_on = asyncio.Event()
+    put = MemorySink.put
+
+    async def slow(self: MemorySink, chunks: list[bytes]) -> None:
+        await go_on.wait()
+        await put(self, chunks)
+
+    monkeypatch.setattr(MemorySink, "put", slow)
+    data = os.urandom(SEVERAL)
+    offer = await holder.offer(data)
+    fetching = asyncio.create_task(receiver.fetch(offer.ref))
+    await eventually(lambda: sent_bytes(holder) >= WINDOW_BYTES)
+    with contextlib.suppress(TimeoutError):
+        await asyncio.wait_for(eventually(lambda: sent_bytes(holder) > WINDOW_BYTES + CHUNK_BYTES), 0.5)
+    assert sent_bytes(holder) < WINDOW_BYTES + CHUNK_BYTES
+    go_on.set()
+    assert await fetching == data
+
+
+def frozen(nats: NatsServer) -> ExitStack:
+    """The broker neither reads nor writes, until the block ends."""
+    process, stack = nats._process, ExitStack()
+    assert process is not None
+    process.send_signal(signal.SIGSTOP)
+    stack.callback(process.send_signal, signal.SIGCONT)
+    return stack
+
+
+def unwritten_bytes(connection: Client) -> int:
+    waiting: int = connection._pending_data_size
+    in_transport: int = connection._transport._io_writer.transport.get_write_buffer_size()  # type: ignore[union-attr]
+    return waiting + in_transport
+
+
+async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
+    nats: NatsServer, holder: Blobs, receiver: Blobs
+) -> None:
+    connection = holder._connection
+    connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
+    data = os.urandom(4 * WINDOW_BYTES)
+    offer = await holder.offer(data)
+    with frozen(nats):
+        holder._holding._owe(offer, protocol.inbox(FED, "somebody", "x"), range(offer.ref.chunks))
+        await eventually(lambda: unwritten_bytes(connection) > 0)
+        with contextlib.suppress(TimeoutError):
+            await eventually(lambda: unwritten_bytes(connection) > 3 * CHUNK_BYTES, within_s=0.5)
+        assert unwritten_bytes(connection) <= 3 * CHUNK_BYTES
+    assert await receiver.fetch(offer.ref) == data
+
+
+async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
+    nats: NatsServer, holder: Blobs, receiver: Blobs
+) -> None:
+    connection = receiver._connection
+    offer = await holder.offer(b"weights")
+
+    with frozen(nats):
+        flooding = asyncio.create_task(connection.publish("nowhere", bytes(8_000_000)))
+        await eventually(lambda: unwritten_bytes(connection) > CHUNK_BYTES)
+        connection._max_pending_size = 1  # from here on a publish waits for the socket
+        fetching = asyncio.create_task(receiver.fetch(offer.ref, timeout_s=60))
+        for _ in range(5):
+            await asyncio.sleep(0)
+        fetching.cancel()
+        await asyncio.wait({fetching}, timeout=2)
+        assert fetching.cancelled()
+    await flooding
+
+
+# --- faults -----------------------------------------------------------------------------------
+
+
+async def test_a_broker_killed_in_the_middle_costs_nothing_but_time(
+    nats: NatsServer, holder: Blobs, receiver: Blobs
+) -> None:
+    data = os.urandom(LONG)
+    offer = await holder.offer(data)
+    fetching = asyncio.create_task(receiver.fetch(offer.ref))
+    await eventually(lambda: sent_bytes(holder) > WINDOW_BYTES)
+    await nats.kill()
+    assert not fetching.done()
+    await nats.start()
+    assert await fetching == data
+    assert sent_bytes(holder) < len(data) + 2 * WINDOW_BYTES
+
+
+async def test_a_broker_killed_in_the_middle_of_a_cast_costs_nothing_but_time(
+    nats: NatsServer, holder: Blobs, party: Party
+) -> None:
+    data = os.urandom(LONG)
+    cohort = [await party(f"c{number}-mnist-trainer") for number in range(3)]
+    offer = await holder.offer(data, receivers=3)
+    fetching = asyncio.gather(*(one.fetch(offer.ref) for one in cohort))
+    await eventually(lambda: sent_bytes(holder) > WINDOW_BYTES)
+    await nats.kill()
+    assert not fetching.done()
+    await nats.start()
+    assert await fetching == [data] * 3
+
+
+async def test_a_holder_that_restarts_goes_on_from_where_the_receiver_is(
+    receiver: Blobs, connect: Connect
+) -> None:
+    data = os.urandom(LONG)
+    async with Blobs.open(await connect(), FED, HOLDER) as first:
+        offer = await first.offer(data)
+        fetching = asyncio.create_task(receiver.fetch(offer.ref))
+        await eventually(lambda: sent_bytes(first) > WINDOW_BYTES)
+    assert not fetching.done()
+    async with Blobs.open(await connect(), FED, HOLDER) as second:
+        await second.offer(data)
+        assert await fetching == data
+        assert sent_bytes(second) < len(data) - WINDOW_BYTES
+
+
+async def test_chunks_that_are_lost_on_the_way_are_fetched_again(
+    holder: Blobs, receiver: Blobs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    hear, lost = receiver._fetching.hear, set[str]()
+    data = os.urandom(SEVERAL)
+    offer = await holder.offer(data)
+
+    async def forgetful(message: Msg) -> None:
+        word = message.subject.rpartition(".")[2]
+        if word in {"0", "2", "3"} - lost:
+            lost.add(word)
+        else:
+            await hear(message)
+
+    [arriving] = [
+        one
+        for one in receiver._connection._subs.values()
+        if one.subject == protocol.inbox(FED, receiver.holder, ">")
+    ]
+    monkeypatch.setattr(arriving, "_cb", forgetful)
+    assert await receiver.fetch(offer.ref) == data
+    assert lost == {"0", "2", "3"}
+    assert sent_bytes(holder) < len(data) + 4 * CHUNK_BYTES
+
+
+async def test_a_cancelled_fetch_ends_and_leaves_the_others_alone(holder: Blobs, receiver: Blobs) -> None:
+    data = os.urandom(SEVERAL)
+    offer = await holder.offer(data)
+    cancelled, other = (asyncio.create_task(receiver.fetch(offer.ref)) for _ in range(2))
+    await asyncio.sleep(0)
+    cancelled.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await cancelled
+    assert await other == data
+    assert not receiver._fetching._fetches
+
+
+async def test_leaving_the_block_lets_go_of_everything(connect: Connect) -> None:
+    connection = await connect()
+    async with Blobs.open(connection, FED, HOLDER) as blobs:
+        offer = await blobs.offer(secrets.token_bytes(100))
+    assert offer.released
+    assert not connection._subs

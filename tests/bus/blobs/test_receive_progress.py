@@ -1,0 +1,133 @@
+"""What holds for blobs of every size, and for chunks in every order."""
+
+import os
+from collections.abc import AsyncIterator
+from itertools import pairwise
+from pathlib import Path
+from typing import TypeAlias
+
+import nats as nats_py
+import pytest
+import pytest_asyncio
+from hypothesis import HealthCheck, example, given, settings
+from hypothesis import strategies as st
+from support import nats_server
+
+from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, Blobs
+from fedbus.bus.blobs.protocol import Ask
+from fedbus.bus.blobs.receive_progress import Progress
+from fedbus.bus.blobs.sources import content_of
+from fedbus.contracts.identifiers import federation_id
+from fedbus.contracts.model import BlobRef
+
+FED = federation_id("fed")
+NOISE = memoryview(os.urandom(WINDOW_BYTES + 2 * CHUNK_BYTES + 5))
+MOST = len(NOISE)
+
+Pair: TypeAlias = tuple[Blobs, Blobs]
+
+sizes = st.builds(
+    lambda chunks, more: max(0, chunks * CHUNK_BYTES + more), st.integers(0, 4), st.integers(-2, 2)
+)
+one_server = settings(
+    max_examples=12, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
+
+
+@pytest_asyncio.fixture(loop_scope="module", scope="module")
+async def pair(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Pair]:
+    """A holder and a receiver, on one nats-server for all examples."""
+    async with nats_server(tmp_path_factory.mktemp("nats")) as server:
+        one, other = await nats_py.connect(server.url), await nats_py.connect(server.url)
+        async with Blobs.open(one, FED, "holder") as holder, Blobs.open(other, FED, "receiver") as receiver:
+            yield holder, receiver
+        await one.close()
+        await other.close()
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@one_server
+@given(size=sizes, receivers=st.integers(1, 2))
+@example(size=MOST, receivers=1)
+async def test_what_is_fetched_is_what_was_offered(
+    pair: Pair, tmp_path: Path, size: int, receivers: int
+) -> None:
+    holder, receiver = pair
+    async with await holder.offer(NOISE[:size], receivers=receivers) as offer:
+        assert await receiver.fetch(offer.ref) == NOISE[:size]
+        await receiver.fetch_to(offer.ref, tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == NOISE[:size]
+
+
+def names_in(directory: Path) -> list[str]:
+    return [path.name for path in directory.iterdir()]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@one_server
+@given(size=sizes, there=st.integers(0, MOST), right=st.booleans())
+async def test_whatever_an_earlier_download_has_left_the_file_is_right(
+    pair: Pair, tmp_path: Path, size: int, there: int, right: bool
+) -> None:
+    holder, receiver = pair
+    async with await holder.offer(NOISE[:size]) as offer:
+        left = NOISE[:there] if right else bytes(there)
+        (tmp_path / f".blob.{offer.ref.sha256[:16]}.part").write_bytes(left)
+        await receiver.fetch_to(offer.ref, tmp_path / "blob")
+    assert (tmp_path / "blob").read_bytes() == NOISE[:size]
+    assert names_in(tmp_path) == ["blob"]
+
+
+@given(cuts=st.lists(st.integers(0, 999), max_size=6), start=st.integers(0, 999), length=st.integers(0, 999))
+async def test_buffers_read_as_if_they_were_one(cuts: list[int], start: int, length: int) -> None:
+    ends = sorted({0, *cuts, 999})
+    content = content_of([NOISE[a:b] for a, b in pairwise(ends)])
+    end = min(start + length, 999)
+    assert content.size_bytes == 999
+    assert bytes(await content.read(start, max(start, end))) == NOISE[start:end]
+
+
+@given(
+    chunks=st.integers(1, 40),
+    window=st.integers(1, 9),
+    order=st.randoms(use_true_random=False),
+    losses=st.sets(st.integers(0, 39)),
+)
+def test_every_chunk_is_taken_once_and_in_order_and_never_more_than_a_window_is_under_way(
+    chunks: int, window: int, order: object, losses: set[int]
+) -> None:
+    progress, taken, on_the_way = Progress(chunks=chunks), list[bytes](), list[int]()
+    lost = set(losses)
+    while not progress.complete:
+        on_the_way += progress.ask(window)
+        if not on_the_way:
+            on_the_way += [index for missing in progress.missing(chunks) for index in missing]
+        assert progress.asked_until - len(taken) <= window
+        order.shuffle(on_the_way)  # type: ignore[attr-defined]
+        index = on_the_way.pop()
+        if index in lost:
+            lost.remove(index)
+            continue
+        assert progress.arrive(index, b"%d" % index)
+        assert not progress.arrive(index, b"again")
+        taken += progress.take()
+    assert taken == [b"%d" % index for index in range(chunks)]
+
+
+@given(size=st.integers(0, 10**9), chunk=st.integers(1024, 16 * 1024**2))
+def test_the_chunks_of_a_reference_make_up_its_size(size: int, chunk: int) -> None:
+    ref = BlobRef(sha256="ab" * 32, size_bytes=size, chunk_bytes=chunk, holder="h")
+    *full, last = (ref.size_of_chunk(index) for index in sorted({0, max(0, ref.chunks - 2), ref.chunks - 1}))
+    assert all(one == chunk for one in full)
+    assert (ref.chunks - 1) * chunk + last == size
+    assert ref.size_of_chunk(ref.chunks) < 0 > ref.size_of_chunk(-1)
+
+
+@given(st.builds(Ask, st.just("ab" * 32), *[st.integers(0, 2**32 - 1)] * 2, st.integers(0, 2**64 - 1)))
+def test_an_ask_reads_as_it_was_written(ask: Ask) -> None:
+    assert Ask.unpack(ask.pack()) == ask
+
+
+@given(st.binary(max_size=200).filter(lambda text: len(text) != 52))
+def test_what_is_no_ask_reads_as_none(text: bytes) -> None:
+    assert Ask.unpack(text) is None

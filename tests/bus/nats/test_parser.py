@@ -1,0 +1,99 @@
+"""What stands in the place of a part of nats-py does what that part does."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from nats.protocol.command import pub_cmd as stock_pub_cmd
+from nats.protocol.parser import Parser
+from support import NatsServer
+
+from fedbus.bus.nats.connection import connection
+from fedbus.bus.nats.parser import READ_BYTES, LeanParser, pub_cmd
+
+
+class Heard:
+    """Stands where a client would, and notes what the parser tells it."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[Any, ...]] = []
+
+    async def _process_msg(self, *message: Any) -> None:
+        self.told.append(message)
+
+    async def _process_ping(self) -> None:
+        self.told.append(("ping",))
+
+    async def _process_pong(self) -> None:
+        self.told.append(("pong",))
+
+
+class EarlyCollector(LeanParser):
+    large_bytes = 10
+
+
+def message(payload: bytes, *, reply: bytes = b"") -> bytes:
+    return b"MSG some.where 7 %s%d\r\n%s\r\n" % (reply and reply + b" ", len(payload), payload)
+
+
+def with_headers(payload: bytes) -> bytes:
+    headers = b"NATS/1.0\r\nce-id: 1\r\n\r\n"
+    return b"HMSG some.where 8 %d %d\r\n%s%s\r\n" % (
+        len(headers),
+        len(headers) + len(payload),
+        headers,
+        payload,
+    )
+
+
+payloads = st.binary(max_size=60) | st.sampled_from(
+    [b"\r\n" * 9, b"PING\r\n" * 3, b"MSG a 1 3\r\nabc\r\n" * 2]
+)
+lines = (
+    payloads.map(message)
+    | payloads.map(lambda payload: message(payload, reply=b"_INBOX.x"))
+    | payloads.map(with_headers)
+    | st.sampled_from([b"PING\r\n", b"PONG\r\n", b"+OK\r\n"])
+)
+
+
+async def told_by(parser: type[Parser], reads: list[bytes]) -> list[tuple[Any, ...]]:
+    heard = Heard()
+    one = parser(heard)
+    for read in reads:
+        await one.parse(read)
+    return heard.told
+
+
+@given(st.lists(lines), st.lists(st.integers(1, 40), min_size=1))
+async def test_however_the_bytes_come_the_same_messages_are_told(said: list[bytes], sizes: list[int]) -> None:
+    wire, at = b"".join(said), 0
+    reads: list[bytes] = []
+    while at < len(wire):
+        size = sizes[len(reads) % len(sizes)]
+        reads.append(wire[at : at + size])
+        at += size
+    assert await told_by(EarlyCollector, reads) == await told_by(Parser, [wire])
+
+
+async def test_a_parser_that_is_reset_in_the_middle_of_a_payload_begins_anew() -> None:
+    heard = Heard()
+    parser = EarlyCollector(heard)
+    await parser.parse(message(b"x" * 50)[:40])
+    await parser.parse(b"x" * 5)
+    parser.reset()
+    await parser.parse(b"PING\r\n")
+    assert heard.told == [("ping",)]
+
+
+@pytest.mark.parametrize("payload", [b"", b"some bytes", memoryview(b"a view")])
+def test_a_publish_is_the_same_on_the_wire(payload: bytes | memoryview) -> None:
+    assert pub_cmd("some.where", "_INBOX.x", payload) == stock_pub_cmd("some.where", "_INBOX.x", payload)
+
+
+async def test_a_connection_reads_in_large_pieces_by_the_lean_parser(nats: NatsServer) -> None:
+    async with connection(nats.url, name="reader", inbox="_INBOX") as connected:
+        transport: Any = connected.client._transport
+        assert transport._io_reader._limit == READ_BYTES
+        assert isinstance(connected.client._ps, LeanParser)

@@ -1,0 +1,65 @@
+"""A run of any length fits into its transitions."""
+
+from datetime import UTC, datetime
+
+import pytest
+
+from fedbus.contracts.client_metrics import MOST_FIGURES
+from fedbus.contracts.envelope import MAX_EVENT_BYTES, pack
+from fedbus.contracts.run import CLIENTS_TOLD, RoundResult, RunFacts, RunPlan
+from fedbus.domain.round_history import ROUNDS_KEPT, with_round
+
+
+def result(number: int, clients: int = 3, failed: int = 0) -> RoundResult:
+    names = [f"client-{one:05}" for one in range(clients)]
+    return RoundResult(
+        round=number,
+        metrics={"loss": 1.0 / (number + 1), "accuracy": 0.5, "train_loss": 0.25, "eval_loss": 0.125},
+        seconds=1.5,
+        participants=dict.fromkeys(names, 1000),
+        train_s=dict.fromkeys(names, 4.25),
+        figures={
+            name: {f"train_{'x' * 30}{at}": 0.25 for at in range(MOST_FIGURES)}
+            for name in names[:CLIENTS_TOLD]
+        },
+        transfer_s=dict.fromkeys(names[:CLIENTS_TOLD], 0.25),
+        wait_s=dict.fromkeys(names[:CLIENTS_TOLD], 0.25),
+        failures={f"broken-{one:05}": "the trainer ended with code 1: " + "x" * 200 for one in range(failed)},
+    )
+
+
+def history(count: int, clients: int = 3, failed: int = 0) -> tuple[RoundResult, ...]:
+    rounds: tuple[RoundResult, ...] = ()
+    for number in range(count):
+        rounds = with_round(rounds, result(number, clients, failed))
+    return rounds
+
+
+def test_a_short_run_remembers_everything() -> None:
+    assert history(9) == tuple(result(number) for number in range(9))
+
+
+@pytest.mark.parametrize(("rounds", "clients", "failed"), [(3000, 3, 0), (400, 100, 5), (20, 1500, 0)])
+def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, failed: int) -> None:
+    facts = RunFacts(
+        task="mnist",
+        run="mnist-1",
+        plan=RunPlan(rounds=rounds),
+        requested_at=datetime(2026, 1, 1, tzinfo=UTC),
+        rounds=history(rounds, clients, failed),
+        cohort=tuple(f"client-{one:05}" for one in range(clients)),
+    )
+    assert len(pack(facts)) < MAX_EVENT_BYTES
+
+
+def test_the_first_round_and_the_newest_are_kept_with_all_their_figures() -> None:
+    rounds = history(2 * ROUNDS_KEPT)
+    assert [one.round for one in (rounds[0], rounds[-1])] == [0, 2 * ROUNDS_KEPT - 1]
+    assert len(rounds) == ROUNDS_KEPT
+    assert rounds[-1] == result(2 * ROUNDS_KEPT - 1)
+    assert rounds[1].loss is not None
+
+
+def test_a_round_that_comes_again_takes_the_place_of_the_one_before() -> None:
+    again = result(3, clients=2)
+    assert with_round(history(5), again) == (*history(3), again)

@@ -1,0 +1,71 @@
+"""What a new model must show on a device, decided from figures alone."""
+
+import numpy as np
+import pytest
+
+from fedbus.contracts.serving import Beside
+from fedbus.contracts.task.serving import ServingTable
+from fedbus.domain.serving_gates import PASSED, of_canary, of_shadow, of_watch, on_holdout, score
+
+
+def table(**entries: float) -> ServingTable:
+    return ServingTable.model_validate({name.replace("_", "-"): value for name, value in entries.items()})
+
+
+SHADOW = table(shadow_samples=100, shadow_s=10, max_disagreement=0.2)
+CANARY = table(canary_share=0.1, canary_samples=100, canary_s=10, max_errors=3)
+WATCH = table(watch_s=60, max_errors=3, max_answer_psi=0.25)
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "passed"), [(0.9, 0.9, True), (0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.9, True)]
+)
+def test_on_the_holdout_a_model_may_be_worse_by_the_tolerance(old: float, new: float, passed: bool) -> None:
+    verdict = on_holdout(old, new, 100, table(tolerance=0.05))
+    assert verdict.passed == passed
+    assert passed or "100 labelled samples" in verdict.reason
+
+
+def test_a_shadow_goes_on_until_it_has_answered_enough_or_time_is_up() -> None:
+    assert of_shadow(Beside(samples=99), 9, SHADOW) is None
+    assert of_shadow(Beside(samples=100, disagreement=0.1), 1, SHADOW) == PASSED
+    assert of_shadow(Beside(samples=3), 10, SHADOW) == PASSED
+
+
+def test_a_shadow_that_errs_or_disagrees_is_out() -> None:
+    for beside in (Beside(samples=1, errors=1), Beside(samples=100, disagreement=0.3)):
+        verdict = of_shadow(beside, 1, SHADOW)
+        assert verdict is not None
+        assert not verdict.passed
+
+
+def test_a_canary_may_stumble_but_not_fall() -> None:
+    assert of_canary(Beside(samples=50, errors=2), 1, CANARY) is None
+    assert of_canary(Beside(samples=100, errors=2), 1, CANARY) == PASSED
+    verdict = of_canary(Beside(samples=50, errors=3), 1, CANARY)
+    assert verdict is not None
+    assert "failed 3 requests" in verdict.reason
+
+
+def test_a_model_is_watched_for_its_time_and_returned_from_when_it_errs_or_drifts() -> None:
+    assert of_watch(Beside(samples=10**6, answer_psi=0.1), 59, WATCH) is None
+    assert of_watch(Beside(samples=10), 60, WATCH) == PASSED
+    for beside in (Beside(errors=3), Beside(answer_psi=0.3)):
+        verdict = of_watch(beside, 1, WATCH)
+        assert verdict is not None
+        assert not verdict.passed
+
+
+def test_classes_are_scored_by_accuracy_and_numbers_by_r_squared() -> None:
+    assert score(np.array([1, 2, 3, 4]), np.array([1, 2, 3, 5])) == 0.75
+    labels = np.array([0.5, 1.5, 2.5])
+    assert score(labels, labels) == 1.0
+    assert score(np.full(3, 1.5), labels) == pytest.approx(0.0)
+    with pytest.raises(ValueError, match=r"name a function of the task as `score`"):
+        score(np.zeros((3, 2)), labels)
+
+
+def test_what_a_model_is_tried_for_ends_before_the_client_manager_gives_up() -> None:
+    with pytest.raises(ValueError, match="may come to 90 s"):
+        table(shadow_samples=1, shadow_s=60, canary_share=0.1, canary_s=60)
+    assert table(shadow_s=60, canary_s=60)  # neither is asked for

@@ -1,0 +1,278 @@
+"""An honest bus in memory: what it carries goes through bytes, and blobs are copied, as on the real one."""
+
+import asyncio
+import hashlib
+from collections import Counter
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from textwrap import dedent
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+
+from fedbus.contracts.client import Joined, RoundReply
+from fedbus.contracts.envelope import pack, unpack
+from fedbus.contracts.message import Message
+from fedbus.contracts.model import BlobRef
+from fedbus.contracts.run import RoundResult, RunPlan, Scalar
+from fedbus.contracts.server import RoundMessage
+from fedbus.learning import bus_protocol
+from fedbus.learning.flower import record_codec
+from fedbus.learning.flower.client_app_host import ClientHost
+from fedbus.learning.flower.grid import BusGrid
+from fedbus.learning.flower.message_payload import Parcel, received
+from fedbus.learning.flower.server_app_host import ServerJob, run_server_app
+from fedbus.learning.weights import Arrays
+
+TASK, RUN = "tiny", "tiny-1"
+
+
+@dataclass
+class MemoryOffer:
+    ref: BlobRef
+    blobs: "MemoryBlobs"
+
+    def release(self) -> None:
+        self.blobs.released += 1
+        self.blobs.offers[self.ref.sha256] -= 1
+        if not self.blobs.offers[self.ref.sha256]:
+            del self.blobs.held[self.ref.sha256]
+
+
+@dataclass
+class MemoryBlobs:
+    held: dict[str, bytes] = field(default_factory=dict)
+    offers: Counter[str] = field(default_factory=Counter)
+    """How many offers there are of each: the same bytes may be offered twice."""
+    offered: int = 0
+    released: int = 0
+    fetching: int = 0
+    most_fetching: int = 0
+    fetched: int = 0
+    stuck_after: int = 1_000_000
+    """Of the fetches after so many, nothing comes, for as long as it may take."""
+
+    async def offer(
+        self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None
+    ) -> MemoryOffer:
+        whole = b"".join(data)
+        digest = hashlib.sha256(whole).hexdigest()
+        assert sha256 in {None, digest}
+        self.held[digest] = whole
+        self.offers[digest] += 1
+        assert receivers > 0
+        self.offered += 1
+        ref = BlobRef(sha256=digest, size_bytes=len(whole), chunk_bytes=1024**2, holder="memory")
+        return MemoryOffer(ref, self)
+
+    async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
+        assert timeout_s > 0
+        self.fetching += 1
+        self.most_fetching = max(self.most_fetching, self.fetching)
+        try:
+            await asyncio.sleep(3600 if self.fetched >= self.stuck_after else 0)
+            if ref.sha256 not in self.held:
+                raise ConnectionError(f"nobody holds {ref.sha256[:8]}")
+            return memoryview(bytearray(self.held[ref.sha256]))
+        finally:
+            self.fetching -= 1
+            self.fetched += 1
+
+
+@dataclass
+class MemoryBus:
+    blobs: MemoryBlobs = field(default_factory=MemoryBlobs)
+    connected: bool = True
+    published: list[Message] = field(default_factory=list)
+    listeners: dict[str, Callable[[RoundMessage], None]] = field(default_factory=dict)
+
+    async def publish(self, message: Message, *, id: str | None = None) -> None:
+        assert id
+        carried = type(message).model_validate(unpack(pack(message)))
+        self.published.append(carried)
+        if isinstance(carried, RoundMessage):
+            self.listeners[carried.client](carried)
+
+
+@dataclass
+class Device:
+    """A client: one worker thread with its ClientHost, and a `delay_s` that makes it slow."""
+
+    host: ClientHost
+    client: str
+    bus: bus_protocol.Bus
+    deliver: Callable[[Any], object]
+    handled: list[RoundMessage] = field(default_factory=list)
+    silent: bool = False
+    tasks: set[asyncio.Task[None]] = field(default_factory=set)
+    thread: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1))
+
+    def hear(self, message: RoundMessage) -> None:
+        self.handled.append(message)
+        if not self.silent:
+            self.tasks.add(asyncio.get_running_loop().create_task(self.answer(message)))
+
+    async def answer(self, message: RoundMessage) -> None:
+        content = record_codec.decode(await received(message.content, self.bus.blobs, timeout_s=5))
+        loop = asyncio.get_running_loop()
+        answer = await loop.run_in_executor(self.thread, self.host.handle, message, content)
+        packed = None
+        if answer.content is not None:
+            packed, _ = await Parcel.of(record_codec.encode(answer.content)).post(self.bus.blobs, receivers=1)
+        reply = RoundReply.model_validate(unpack(pack(answer.event(packed))))
+        self.deliver(reply)
+
+    async def close(self) -> None:
+        for task in self.tasks:
+            task.cancel()
+        for outcome in await asyncio.gather(*self.tasks, return_exceptions=True):
+            if isinstance(outcome, Exception):
+                raise outcome
+        await asyncio.to_thread(self.thread.shutdown)
+
+
+@dataclass
+class Federation:
+    """A Grid and its devices, and the task that they run."""
+
+    path: Path
+    package: str
+    bus: MemoryBus
+    grid: BusGrid
+    plan: RunPlan
+    devices: dict[str, Device] = field(default_factory=dict)
+    rounds: list[tuple[RoundResult, Arrays]] = field(default_factory=list)
+
+    def add(self, client: str, **node_config: Scalar) -> Device:
+        host = ClientHost(
+            self.path,
+            f"{self.package}.client_app:app",
+            client=client,
+            run=RUN,
+            run_config={"lr": 1.0},
+            node_config=node_config,
+        )
+        device = Device(host, client, self.bus, self.grid.deliver)
+        self.devices[client] = device
+        self.bus.listeners[client] = device.hear
+        self.grid.deliver(Joined(task=TASK, client=client, run=RUN))
+        return device
+
+    async def run(self, model: Arrays, **job: Any) -> Arrays:
+        """The final model; what was told of the rounds is in `rounds`."""
+        todo = ServerJob(
+            path=self.path,
+            serverapp=f"{self.package}.server_app:app",
+            plan=self.plan,
+            model=model,
+            run_config={"num-server-rounds": 1, **job.pop("run_config", {})},
+            **job,
+        )
+        note = lambda result, arrays: self.rounds.append((result, arrays))  # noqa: E731
+        return await asyncio.to_thread(run_server_app, self.grid, todo, note)
+
+    @property
+    def results(self) -> list[RoundResult]:
+        return [result for result, _ in self.rounds]
+
+
+CLIENT_APP = """
+    import numpy as np
+    from flwr.app import Array, ArrayRecord, ConfigRecord, Message, MetricRecord, RecordDict
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.train()
+    def train(message, context):
+        step = context.node_config["step"]
+        arrays = {
+            name: Array(np.asarray(array.numpy() + np.asarray(step, array.numpy().dtype)))
+            for name, array in message.content["arrays"].items()
+        }
+        seen = context.state.get("seen") or ConfigRecord({"messages": 0})
+        seen["messages"] += 1
+        context.state["seen"] = seen
+        metrics = {"loss": 1.0 / step, "num-examples": context.node_config["samples"], "seen": seen["messages"]}
+        return Message(RecordDict({"arrays": ArrayRecord(arrays), "metrics": MetricRecord(metrics)}), reply_to=message)
+
+    @app.evaluate()
+    def evaluate(message, context):
+        weight = float(message.content["arrays"]["w"].numpy().mean())
+        metrics = {"eval_acc": weight / 100, "loss": 10.0 - weight, "num-examples": 5}
+        return Message(RecordDict({"metrics": MetricRecord(metrics)}), reply_to=message)
+"""
+
+QUERY_APP = """
+    from flwr.app import Message
+    from flwr.clientapp import ClientApp
+
+    app = ClientApp()
+
+    @app.query()
+    def query(message, context):
+        return Message(message.content, reply_to=message)
+"""
+
+SERVER_APP = """
+    import numpy as np
+    from flwr.app import ArrayRecord, MetricRecord
+    from flwr.serverapp import ServerApp
+    from flwr.serverapp.strategy import *
+
+    app = ServerApp()
+
+    @app.main()
+    def main(grid, context):
+        initial = ArrayRecord({{"w": _array(np.zeros((4, 3), np.float32)), "b": _array(np.zeros(2, np.float64))}})
+        strategy = {strategy}
+        result = strategy.start(
+            grid=grid, initial_arrays=initial, num_rounds=context.run_config["num-server-rounds"],
+            evaluate_fn={evaluate_fn},
+        )
+        rounds_seen.append(sorted(result.train_metrics_clientapp))
+
+    rounds_seen = []
+
+    def centralized(server_round, arrays):
+        return MetricRecord({{"centralized_loss": 100.0 - server_round, "accuracy": 0.5}})
+
+    def _array(a):
+        from flwr.app import Array
+        return Array(a)
+"""
+
+
+def model() -> Arrays:
+    return {"w": np.zeros((4, 3), np.float32), "b": np.zeros(2, np.float64)}
+
+
+def server_app(strategy: str = "FedAvg()", evaluate_fn: str = "None") -> str:
+    return dedent(SERVER_APP).format(strategy=strategy, evaluate_fn=evaluate_fn)
+
+
+@asynccontextmanager
+async def federation(
+    path: Path, *, server: str = "", client: str = "", lost_after_s: float = 60.0, **plan: Any
+) -> AsyncIterator[Federation]:
+    """A federation in memory; its task's package has a name of its own, since modules are process-wide."""
+    package = f"task_{uuid4().hex[:8]}"
+    home = path / package
+    home.mkdir()
+    (home / "__init__.py").touch()
+    (home / "server_app.py").write_text(server or server_app())
+    (home / "client_app.py").write_text(dedent(client or CLIENT_APP))
+    bus = MemoryBus()
+    run_plan = RunPlan(**{"rounds": 2, "round_s": 20.0, "recruit_s": 5.0, **plan})
+    grid = BusGrid(bus, task=TASK, run=RUN, plan=run_plan, lost_after_s=lost_after_s)
+    federation = Federation(path, package, bus, grid, run_plan)
+    try:
+        yield federation
+    finally:
+        grid.close("the test is over")
+        for device in federation.devices.values():
+            await device.close()

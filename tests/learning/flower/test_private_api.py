@@ -1,0 +1,129 @@
+"""Each private touch, used as fedbus uses it. A failure here means that Flower has changed:
+`fedbus/learning/flower/private_api.py` is what changes with it."""
+
+import inspect
+import threading
+import time
+
+import numpy as np
+import pytest
+from flwr.app import Array, ArrayRecord, ConfigRecord, Error, Message, Metadata, RecordDict
+from flwr.server.client_manager import SimpleClientManager
+from flwr.server.compat import app_utils
+from flwr.serverapp import Grid
+from flwr.serverapp.strategy import FedAvg, Strategy
+from flwr.supercore.task_identity import TaskIdentity
+
+from fedbus.learning.flower.private_api import (
+    CLIENT_APP_RAISED,
+    MAIN_PARAMS_RECORD,
+    NODE_UNAVAILABLE,
+    NUMPY,
+    SERVER_NODE_ID,
+    LentArray,
+    aggregate_metricrecords,
+    empty_run,
+    identify_process,
+    message_of,
+    stamp,
+)
+from fedbus.learning.flower.replies import GridClosed
+
+
+def test_a_message_of_the_server_takes_its_identity_from_the_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    with pytest.raises(RuntimeError, match="TaskIdentity"):  # else the touch is no longer needed
+        Message(RecordDict(), 5, "train")
+
+    identify_process(77)
+    message = Message(RecordDict(), 5, "train")
+
+    assert (message.metadata.run_id, message.metadata.src_node_id) == (77, SERVER_NODE_ID)
+
+
+def test_a_messages_id_has_no_setter_but_can_be_stamped() -> None:
+    identify_process(77)
+    message = Message(RecordDict(), 5, "train")
+    with pytest.raises(AttributeError):  # else the touch is no longer needed
+        message.metadata.message_id = "m1"  # type: ignore[misc]
+    stamp(message, "m1")
+    assert message.metadata.message_id == "m1"
+    assert Message(RecordDict(), reply_to=message).metadata.reply_to_message_id == "m1"
+
+
+def test_a_message_off_the_wire_needs_no_identity(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("_task_id", "_run_id", "_node_id"):
+        monkeypatch.setattr(TaskIdentity, name, None)
+    metadata = Metadata(1, "m1", 1, 5, "", "3", time.time(), 60.0, "train")
+    message = message_of(metadata, content=RecordDict({"c": ConfigRecord({"a": 1})}))
+    reply = Message(Error(CLIENT_APP_RAISED, "why"), reply_to=message)
+    assert (reply.metadata.src_node_id, reply.metadata.dst_node_id, reply.metadata.group_id) == (5, 1, "3")
+    assert reply.error.reason == "why"
+
+
+def test_the_run_that_legacy_apps_ask_for() -> None:
+    assert empty_run(42).run_id == 42
+
+
+def test_the_numbers_and_names_that_flower_gives() -> None:
+    assert (SERVER_NODE_ID, CLIENT_APP_RAISED, NODE_UNAVAILABLE) == (1, 2, 5)
+    assert Array(np.zeros(1)).stype == NUMPY
+    assert MAIN_PARAMS_RECORD == "parameters"
+
+
+def test_a_lent_array_is_what_array_would_be() -> None:
+    numbers = np.asfortranarray(np.arange(6.0).reshape(2, 3))
+    array = Array(numbers)
+    lent = LentArray(array.dtype, array.shape, array.stype, memoryview(bytearray(array.data)))
+    assert lent.deflate() == array.deflate()
+    assert lent.object_id == array.object_id
+    assert [chunk for chunk, _ in lent.slice_array()] == [chunk for chunk, _ in array.slice_array()]
+    assert (lent.numpy() == numbers).all()
+    assert set(inspect.signature(Array).parameters) >= {"dtype", "shape", "stype", "data"}
+    assert ArrayRecord({"w": lent})["w"] == array
+
+
+def test_fedavg_still_has_the_parts_that_streaming_puts_together() -> None:
+    assert FedAvg().train_metrics_aggr_fn is aggregate_metricrecords
+    assert list(inspect.signature(FedAvg.aggregate_train).parameters) == ["self", "server_round", "replies"]
+    assert list(inspect.signature(FedAvg._check_and_log_replies).parameters)[:3] == [
+        "self",
+        "replies",
+        "is_train",
+    ]
+
+
+def test_start_still_has_the_parameters_that_the_hook_puts_in() -> None:
+    assert set(inspect.signature(Strategy.start).parameters) >= {
+        "initial_arrays",
+        "num_rounds",
+        "evaluate_fn",
+    }
+
+
+def test_the_grid_has_no_method_that_fedbus_does_not_know() -> None:
+    known = {
+        "set_run",
+        "run",
+        "create_message",
+        "get_node_ids",
+        "push_messages",
+        "pull_messages",
+        "send_and_receive",
+    }
+    assert set(Grid.__abstractmethods__) == known
+
+
+def test_flowers_background_thread_ends_when_the_grid_is_closed() -> None:
+    class Closed(Grid):
+        run = empty_run(1)
+
+        def get_node_ids(self) -> list[int]:
+            raise GridClosed("over")
+
+    Closed.__abstractmethods__ = frozenset()
+    stop, ready = threading.Event(), threading.Event()
+    stop.wait = lambda *_: False  # type: ignore[method-assign]
+    app_utils._update_client_manager(Closed(), SimpleClientManager(), stop, ready)  # type: ignore[abstract]
+    assert stop.is_set()

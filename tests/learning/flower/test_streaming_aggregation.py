@@ -1,0 +1,214 @@
+"""Adding updates as they come gives what Flower's own aggregation gives, and holds a few at a time."""
+
+import gc
+import time
+import weakref
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from flwr.app import (
+    Array,
+    ArrayRecord,
+    ConfigRecord,
+    Error,
+    Message,
+    Metadata,
+    MetricRecord,
+    RecordDict,
+)
+from flwr.serverapp.exception import InconsistentMessageReplies
+from flwr.serverapp.strategy import FedAdam, FedAvg, FedAvgM, FedMedian, FedProx
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fedbus.learning.flower import record_codec
+from fedbus.learning.flower import streaming_aggregation as streaming
+from fedbus.learning.flower.private_api import message_of
+from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
+
+DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int8, np.uint8, np.bool_, np.complex64)
+
+
+def reply(content: RecordDict | Error, node: int = 5) -> Message:
+    metadata = Metadata(1, "m", node, 1, "q", "1", time.time(), 60.0, "train")
+    if isinstance(content, Error):
+        return message_of(metadata, error=content)
+    return message_of(metadata, content=record_codec.decode(bytearray(record_codec.encode(content).joined())))
+
+
+def arrays(seed: int, dtypes: tuple[Any, ...] = DTYPES) -> ArrayRecord:
+    random = np.random.default_rng(seed)
+    named = {f"{np.dtype(dtype)}": (random.random((300, 5)) * 10).astype(dtype) for dtype in dtypes}
+    named["scalar"] = np.asarray(random.random(), dtypes[0])
+    named["turned"] = np.asfortranarray((random.random((3, 4)) * 10).astype(dtypes[0]))
+    return ArrayRecord({name: Array(np.asarray(array)) for name, array in named.items()})
+
+
+def update(seed: int, weight: float, **options: Any) -> RecordDict:
+    metrics = MetricRecord({"num-examples": weight, "loss": float(seed), "list": [1.0, float(seed)]})
+    return RecordDict({"arrays": arrays(seed, **options), "metrics": metrics})
+
+
+def both(
+    make: Callable[[], FedAvg], replies: Callable[[], list[Message]], rounds: int = 1
+) -> tuple[Any, Any]:
+    """What the strategy makes of the same replies without and with streaming."""
+
+    def run() -> Any:
+        strategy, outcome = make(), None
+        for number in range(1, rounds + 1):
+            if hasattr(strategy, "current_arrays"):
+                start = arrays(99, FLOATS)
+                keep = isinstance(strategy, FedAvgM)
+                strategy.current_arrays = start if keep else {k: a.numpy() for k, a in start.items()}
+            outcome = strategy.aggregate_train(number, iter(replies()))
+        return outcome
+
+    stock = run()
+    with streaming_aggregation():
+        return stock, run()
+
+
+FLOATS = (np.float32, np.float64)
+
+
+def assert_same(stock: Any, streamed: Any) -> None:
+    (stock_arrays, stock_metrics), (streamed_arrays, streamed_metrics) = stock, streamed
+    assert list(stock_arrays) == list(streamed_arrays)
+    for name, array in stock_arrays.items():
+        ours = streamed_arrays[name]
+        assert (ours.dtype, ours.shape, ours.stype) == (array.dtype, array.shape, array.stype), name
+        tolerance = 2e-3 if "16" in array.dtype else 1e-5
+        np.testing.assert_allclose(ours.numpy(), array.numpy(), rtol=tolerance, err_msg=name)
+    assert stock_metrics == streamed_metrics
+
+
+@pytest.mark.parametrize("with_torch", [True, False], ids=["torch", "numpy alone"])
+@pytest.mark.parametrize("block_bytes", [64, 512 * 1024])
+def test_the_mean_is_flowers_for_every_dtype(
+    monkeypatch: pytest.MonkeyPatch, with_torch: bool, block_bytes: int
+) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr(streaming, "BLOCK_BYTES", block_bytes)
+    if not with_torch:
+        monkeypatch.setattr(streaming, "_add_with_torch", lambda *_: False)
+    assert_same(*both(FedAvg, lambda: [reply(update(seed, 10 + seed)) for seed in range(4)]))
+
+
+@given(st.lists(st.integers(1, 10_000) | st.floats(0.01, 100), min_size=1, max_size=5))
+@settings(max_examples=25, deadline=None)
+def test_the_mean_is_flowers_for_every_weight(weights: list[float]) -> None:
+    kind = type(weights[0])
+    assert_same(*both(FedAvg, lambda: [reply(update(n, kind(weight))) for n, weight in enumerate(weights)]))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: FedProx(proximal_mu=0.5),
+        lambda: FedAdam(eta=0.1),
+        lambda: FedAvgM(server_momentum=0.9, server_learning_rate=0.5),
+        FedMedian,
+        lambda: FedAvg(train_metrics_aggr_fn=lambda records, _: MetricRecord({"n": float(len(records))})),
+    ],
+    ids=["FedProx", "FedAdam", "FedAvgM", "FedMedian", "own metrics"],
+)
+def test_strategies_built_on_it_are_what_they_were(make: Callable[[], FedAvg]) -> None:
+    assert_same(*both(make, lambda: [reply(update(n, 1 + n, dtypes=FLOATS)) for n in range(4)], rounds=2))
+
+
+def test_failures_among_the_replies_are_left_out() -> None:
+    replies = lambda: [reply(Error(2, "oh")), reply(update(1, 3)), reply(Error(2, "oh"))]  # noqa: E731
+    assert_same(*both(FedAvg, replies))
+
+
+def test_nothing_comes_of_nothing() -> None:
+    assert both(FedAvg, list) == ((None, None), (None, None))
+    assert both(FedAvg, lambda: [reply(Error(2, "oh"))]) == ((None, None), (None, None))
+
+
+def broken(name: str) -> list[Message]:
+    good: Any = update(1, 3)
+    bad: Any = update(2, 3)
+    match name:
+        case "other arrays":
+            del bad["arrays"]["float32"]
+        case "no arrays":
+            del bad["arrays"]
+        case "two records of arrays":
+            bad["more"] = arrays(3)
+        case "no metrics":
+            del bad["metrics"]
+        case "other metrics":
+            bad["metrics"]["extra"] = 1.0
+        case "no weight":
+            del good["metrics"]["num-examples"], bad["metrics"]["num-examples"]
+        case "a list for a weight":
+            bad["metrics"]["num-examples"] = [1]
+        case "no weight at all":
+            good["metrics"]["num-examples"] = bad["metrics"]["num-examples"] = 0
+        case "another shape":
+            bad["arrays"]["float32"] = Array(np.zeros((7, 7), np.float32))
+    return [reply(good), reply(bad)]
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "other arrays",
+        "no arrays",
+        "two records of arrays",
+        "no metrics",
+        "other metrics",
+        "no weight",
+        "a list for a weight",
+        "no weight at all",
+        "another shape",
+    ],
+)
+def test_replies_that_do_not_belong_together_are_refused_as_flower_refuses_them(name: str) -> None:
+    refusals = (InconsistentMessageReplies, ZeroDivisionError, ValueError)
+    with pytest.raises(refusals) as stock:
+        FedAvg().aggregate_train(1, broken(name))
+    with streaming_aggregation(), pytest.raises(refusals) as streamed:
+        FedAvg().aggregate_train(1, broken(name))
+
+    assert streamed.type is stock.type
+    if stock.type is InconsistentMessageReplies:
+        assert str(streamed.value) == str(stock.value)
+
+
+def test_no_more_than_two_updates_are_alive_at_a_time() -> None:
+    alive: weakref.WeakSet[Message] = weakref.WeakSet()
+    most = 0
+
+    def arriving() -> Iterator[Message]:
+        nonlocal most
+        for seed in range(12):
+            message = reply(update(seed, 1, dtypes=FLOATS), node=seed)
+            alive.add(message)
+            most = max(most, sum(1 for one in alive if one.has_content()))
+            yield message
+            del message
+
+    gc.collect()
+    with streaming_aggregation():
+        FedAvg().aggregate_train(1, arriving())
+    assert most <= 2
+
+
+def test_flowers_own_aggregation_is_back_afterwards() -> None:
+    stock = FedAvg.aggregate_train
+    with streaming_aggregation():
+        assert FedAvg.aggregate_train is not stock
+    assert FedAvg.aggregate_train is stock
+
+
+def test_the_result_is_sent_without_a_copy() -> None:
+    with streaming_aggregation():
+        mean, _ = FedAvg().aggregate_train(1, [reply(update(1, 3))])
+    assert mean is not None
+    encoded = record_codec.encode(RecordDict({"arrays": mean, "config": ConfigRecord()}))
+    assert any(isinstance(buffer.obj, bytearray) for buffer in encoded.buffers)

@@ -1,0 +1,136 @@
+"""A repository that asks who comes: the credentials that this machine's owner gave to git are used, to fetch alone."""
+
+import base64
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from support.repositories import Repository
+from support.waiting import eventually
+
+from fedbus.stores.code.open import CodeRepository, CodeUnavailable, open_code
+
+SECRET = "s3cr3t"
+Configure = Callable[[str], object]
+
+
+class Guarded(SimpleHTTPRequestHandler):
+    """The files of a repository, as any web server gives them out to those it knows."""
+
+    def send_head(self) -> Any:
+        known = "Basic " + base64.b64encode(f"fedbus:{SECRET}".encode()).decode()
+        if self.headers.get("Authorization") == known:
+            return super().send_head()
+        self.send_response(401)
+        self.send_header("WWW-Authenticate", 'Basic realm="git"')
+        self.send_header("Content-Length", "0")
+        self.end_headers()
+        return None
+
+    def log_message(self, format: str, *args: Any) -> None:
+        pass
+
+
+@pytest.fixture
+def guarded(repository: Repository) -> Iterator[str]:
+    """The address of the repository, behind a password."""
+    repository.git("update-server-info")
+
+    def handler(*args: Any) -> Guarded:
+        return Guarded(*args, directory=str(repository.path))
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        serving = threading.Thread(target=server.serve_forever)
+        serving.start()
+        yield f"git+http://127.0.0.1:{server.server_address[1]}/.git@main"
+        server.shutdown()
+        serving.join()
+
+
+@pytest.fixture
+def code(guarded: str, tmp_path: Path, signers: Path) -> CodeRepository:
+    return open_code(guarded, tmp_path / "home", signers=signers)
+
+
+@pytest.fixture
+def configure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Configure:
+    """Writes the git configuration of this machine's owner, in which nothing stands yet."""
+    file = tmp_path / "gitconfig"
+    file.touch()
+    monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(file))
+    monkeypatch.setenv("GIT_CONFIG_SYSTEM", "/dev/null")
+    return file.write_text
+
+
+@pytest.fixture
+def helper(tmp_path: Path) -> str:
+    """A credential helper that knows the password."""
+    program = tmp_path / "helper"
+    program.write_text(f"#!/bin/sh\necho username=fedbus\necho password={SECRET}\n")
+    program.chmod(0o755)
+    return str(program)
+
+
+async def test_without_credentials_nobody_is_asked_for_any(
+    code: CodeRepository, configure: Configure
+) -> None:
+    with pytest.raises(CodeUnavailable, match="lets this machine in"):
+        await code.newest()
+
+
+async def test_the_credential_helper_of_the_owner_is_used(
+    code: CodeRepository, repository: Repository, configure: Configure, helper: str
+) -> None:
+    configure(f"[credential]\n helper = {helper}\n")
+    version = await code.newest()
+    assert version == repository.head
+    assert (await code.task_at(version)).code_version == version
+
+
+async def test_a_helper_may_be_named_in_the_environment(
+    code: CodeRepository,
+    repository: Repository,
+    configure: Configure,
+    helper: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("GIT_CONFIG_COUNT", "1")
+    monkeypatch.setenv("GIT_CONFIG_KEY_0", "credential.helper")
+    monkeypatch.setenv("GIT_CONFIG_VALUE_0", helper)
+    assert await code.newest() == repository.head
+
+
+async def test_what_a_helper_leaves_behind_keeps_nobody_waiting(
+    code: CodeRepository, repository: Repository, configure: Configure, tmp_path: Path
+) -> None:
+    """As git's own cache of credentials does: it would hold the lock of the fetch that started it."""
+    pid = tmp_path / "pid"
+    answer = f"echo username=fedbus; echo password={SECRET}"
+    configure(f'[credential]\n helper = "!f() {{ sleep 600 >/dev/null & echo $! > {pid}; {answer}; }}; f"\n')
+    assert await code.newest() == repository.head
+    assert await code.newest() == repository.head
+    await eventually(lambda: not psutil.pid_exists(int(pid.read_text())))
+
+
+async def test_a_secret_that_git_tells_is_told_by_nobody_else(
+    code: CodeRepository, repository: Repository, configure: Configure
+) -> None:
+    """Where the owner rewrites addresses to ones with a password, git's own message has it."""
+    address = code.source.split(" ", maxsplit=1)[0]
+    configure(f'[url "http://fedbus:{SECRET}@127.0.0.1:1/"]\n insteadOf = {address}\n')
+    with pytest.raises(CodeUnavailable) as away:
+        await code.newest()
+    assert SECRET not in str(away.value)
+
+
+async def test_what_keeps_us_out_is_told_and_not_that_something_does(tmp_path: Path) -> None:
+    with socket.socket() as unheard:
+        unheard.bind(("127.0.0.1", 0))  # and nobody listens
+        where = f"git+ssh://git@127.0.0.1:{unheard.getsockname()[1]}/x.git"
+        with pytest.raises(CodeUnavailable, match="Connection refused"):
+            await open_code(where, tmp_path).newest()

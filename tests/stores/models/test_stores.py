@@ -1,0 +1,402 @@
+"""One suite for every backend of the model repository."""
+
+import asyncio
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from fedbus.contracts.model import Manifest
+from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.models.open import (
+    ArtifactMissing,
+    ArtifactRetired,
+    DigestMismatch,
+    ModelStore,
+    UnknownStore,
+    VersionSkipped,
+    VersionTaken,
+    open_store,
+)
+from fedbus.stores.s3.bucket import Address, Bucket
+
+WEIGHTS = b"weights of the first model"
+
+
+def digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def manifest(version: int, content: bytes = WEIGHTS, run: str | None = None) -> Manifest:
+    return Manifest(
+        task="mnist",
+        version=version,
+        sha256=digest(content),
+        size_bytes=len(content),
+        architecture=digest(b"architecture"),
+        created=datetime.now(UTC),
+        parent=version - 1 or None,
+        run=run,
+        participants={"c1": 20},
+        metrics={"loss": 0.5},
+    )
+
+
+@pytest.fixture(params=["directory", "s3"])
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+    """An empty repository of each kind."""
+    url: str = request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "models")
+    store = open_store(url, "mnist")
+    await store.prepare()
+    return store
+
+
+async def holding(store: ModelStore, *contents: bytes) -> ModelStore:
+    for content in contents or (WEIGHTS,):
+        await store.put(content, digest(content))
+    return store
+
+
+async def test_an_empty_repository_says_so(store: ModelStore) -> None:
+    assert await store.latest() is None
+    assert await store.versions() == []
+
+
+async def test_an_artifact_comes_back_as_it_was(store: ModelStore, tmp_path: Path) -> None:
+    (tmp_path / "made.safetensors").write_bytes(WEIGHTS)
+    await store.put(tmp_path / "made.safetensors", digest(WEIGHTS))
+    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+
+
+@pytest.mark.parametrize("kind", [bytes, bytearray, memoryview])
+async def test_an_artifact_may_come_from_memory(store: ModelStore, kind: type) -> None:
+    await store.put(kind(WEIGHTS), digest(WEIGHTS))
+    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+
+
+async def test_an_artifact_in_several_buffers_is_named_by_the_digest_that_is_taken_on_the_way(
+    store: ModelStore,
+) -> None:
+    assert await store.put([WEIGHTS[:5], memoryview(WEIGHTS)[5:]]) == digest(WEIGHTS)
+    assert (await store.path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+
+
+async def test_bytes_that_are_not_what_was_announced_are_refused(store: ModelStore) -> None:
+    with pytest.raises(DigestMismatch, match="fetch them again"):
+        await store.put(b"other bytes", digest(WEIGHTS))
+    with pytest.raises(ArtifactMissing):
+        await store.path_of(digest(WEIGHTS))
+
+
+async def test_an_artifact_that_is_not_there_is_missing_and_not_an_empty_repository(
+    store: ModelStore,
+) -> None:
+    with pytest.raises(ArtifactMissing, match=digest(b"never stored")):
+        await store.path_of(digest(b"never stored"))
+
+
+async def test_a_published_version_is_the_latest(store: ModelStore) -> None:
+    await holding(store)
+    first, second = manifest(1), manifest(2, run="mnist-1")
+    assert await store.publish(first) == first
+    assert await store.publish(second) == second
+    assert await store.latest() == second
+    assert await store.versions() == [first, second]
+
+
+async def test_more_than_nine_versions_stay_in_order(store: ModelStore) -> None:
+    await holding(store)
+    for version in range(1, 12):
+        await store.publish(manifest(version))
+    assert [one.version for one in await store.versions()] == list(range(1, 12))
+
+
+async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
+    await holding(store)
+    many = {f"client-{number}": number for number in range(20_000)}
+    long = manifest(1).model_copy(update={"participants": many})
+    await store.publish(long)
+    assert await store.latest() == long
+
+
+async def test_the_same_manifest_twice_is_fine(store: ModelStore) -> None:
+    await holding(store)
+    first = manifest(1)
+    await store.publish(first)
+    assert await store.publish(first) == first
+
+
+async def test_a_version_is_never_written_again(store: ModelStore) -> None:
+    await holding(store)
+    first = await store.publish(manifest(1))
+    with pytest.raises(VersionTaken) as taken:
+        await store.publish(manifest(1, run="mnist-7"))
+    assert taken.value.latest == 1
+    assert await store.latest() == first
+
+
+async def test_no_version_is_skipped(store: ModelStore) -> None:
+    await holding(store)
+    await store.publish(manifest(1))
+    with pytest.raises(VersionSkipped, match="publish 2"):
+        await store.publish(manifest(3))
+
+
+async def test_a_version_without_its_artifact_is_not_published(store: ModelStore) -> None:
+    with pytest.raises(ArtifactMissing):
+        await store.publish(manifest(1))
+    assert await store.latest() is None
+
+
+async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: ModelStore) -> None:
+    await holding(store)
+    for version in range(1, 6):
+        results = await asyncio.gather(
+            *(store.publish(manifest(version, run=f"run-{n}")) for n in range(4)), return_exceptions=True
+        )
+        winners = [one for one in results if isinstance(one, Manifest)]
+        assert len(winners) == 1
+        assert [type(one) for one in results if one not in winners] == [VersionTaken] * 3
+        assert await store.latest() == winners[0]
+
+
+PUBLISHES = """
+import asyncio, sys
+from fedbus.contracts.model import Manifest
+from fedbus.stores.models import VersionTaken, open_store
+try:
+    asyncio.run(open_store(sys.argv[1], "mnist").publish(Manifest.model_validate_json(sys.argv[2])))
+    print("published")
+except VersionTaken:
+    print("taken")
+"""
+
+
+async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(store: ModelStore) -> None:
+    await holding(store)
+    publishers = [
+        await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", PUBLISHES, store.url, manifest(1, run=f"run-{n}").model_dump_json()),
+            stdout=subprocess.PIPE,
+        )
+        for n in range(3)
+    ]
+    said = [(await publisher.communicate())[0].strip() for publisher in publishers]
+    assert sorted(said) == [b"published", b"taken", b"taken"]
+    latest = await store.latest()
+    assert latest is not None
+    assert latest.run == f"run-{said.index(b'published')}"
+
+
+async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(store: ModelStore) -> None:
+    unprepared = open_store(store.url, "unprepared")
+    for attempt in (unprepared.latest, unprepared.versions):
+        with pytest.raises(StoreUnavailable, match="no model repository"):
+            await attempt()
+    with pytest.raises(StoreUnavailable):
+        await unprepared.put(WEIGHTS, digest(WEIGHTS))
+
+
+async def test_what_is_whole_is_verified(store: ModelStore) -> None:
+    await holding(store)
+    await store.verify(digest(WEIGHTS))
+    with pytest.raises(ArtifactMissing):
+        await store.verify(digest(b"never stored"))
+
+
+async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
+    """Put *content* where *name* is kept, behind the repository's back."""
+    if "://" not in store.url:
+        (Path(store.url) / "mnist" / name).write_bytes(content)
+        return
+    address = Address.parse(store.url)
+    await Bucket(address).write(f"{address.prefix}/mnist/{name}", content)
+
+
+@pytest.mark.parametrize("content", [WEIGHTS[:-1], WEIGHTS[:-1] + b"!", WEIGHTS + b"!", b""])
+async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
+    store: ModelStore, content: bytes
+) -> None:
+    await holding(store)
+    await store.publish(manifest(1))
+    await overwrite(store, f"{digest(WEIGHTS)}.safetensors", content)
+    for attempt in (store.path_of, store.verify):
+        with pytest.raises(StoreDamaged, match="its bytes have digest"):
+            await attempt(digest(WEIGHTS))
+    assert await store.held() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
+
+
+MOVES_SOMETHING_LARGE = """
+import asyncio, resource, sys
+from pathlib import Path
+from fedbus.stores.models import open_store
+
+def peak_bytes():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+async def main(url, path):
+    store = open_store(url, "mnist")
+    await store.path_of(await store.put(b"something small"))  # what is loaded is loaded now
+    before = peak_bytes()
+    fetched = await open_store(url, "mnist").path_of(await store.put(path))
+    print(peak_bytes() - before, fetched.stat().st_size)
+
+asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
+"""
+
+
+@pytest.mark.slow
+async def test_a_large_model_is_put_and_fetched_in_little_memory(store: ModelStore, tmp_path: Path) -> None:
+    size, piece = 200 * 1024**2, os.urandom(1024**2)
+    with (tmp_path / "large").open("wb") as file:
+        for _ in range(size // len(piece)):
+            file.write(piece)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-c", MOVES_SOMETHING_LARGE, store.url, str(tmp_path / "large")),
+        stdout=subprocess.PIPE,
+    )
+    grown, fetched = map(int, (await process.communicate())[0].split())
+    assert fetched == size
+    assert grown < size / 2, "a few parts of 8 MiB, and not the model"
+
+
+async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> None:
+    contents = [f"weights {version}".encode() for version in range(1, 6)]
+    await holding(store, *contents, b"of a round that goes on")
+    made_from = {1: None, 2: 1, 3: 2, 4: 3, 5: 1}
+    for version, content in enumerate(contents, 1):
+        made = manifest(version, content).model_copy(update={"parent": made_from[version]})
+        await store.publish(made)
+    gone = await store.retire(keep=1, spare=[digest(contents[2])])
+    assert gone == sorted([digest(contents[1]), digest(contents[3])])
+    with pytest.raises(ArtifactRetired, match="keep-models"):
+        await store.path_of(digest(contents[1]))
+    for content in (contents[0], contents[2], contents[4], b"of a round that goes on"):
+        assert (await store.path_of(digest(content))).read_bytes() == content
+    assert len(await store.versions()) == 5
+    assert await store.retire(keep=1, spare=[digest(contents[2])]) == []
+
+
+async def test_retired_weights_may_come_back(store: ModelStore) -> None:
+    await holding(store, b"1", b"2", b"3")
+    for version in (1, 2, 3):
+        await store.publish(manifest(version, b"%d" % version))
+    await store.retire(keep=1)
+    await store.put(b"1", digest(b"1"))
+    await store.verify(digest(b"1"))
+
+
+async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:
+    other = open_store(store.url, "cifar10")
+    await other.prepare()
+    await holding(store)
+    await store.publish(manifest(1))
+    assert await other.latest() is None
+
+
+# --- the directory's own ways to go wrong -----------------------------------------------------
+
+
+@pytest.fixture
+async def home(tmp_path: Path) -> Path:
+    """The directory of a repository with two versions."""
+    store = open_store(str(tmp_path), "mnist")
+    await store.prepare()
+    await holding(store)
+    await store.publish(manifest(1))
+    await store.publish(manifest(2))
+    return tmp_path / "mnist"
+
+
+async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_whatever_its_date_says(
+    home: Path,
+) -> None:
+    store, file = open_store(str(home.parent), "mnist"), home / f"{digest(WEIGHTS)}.safetensors"
+    path, before = await store.path_of(digest(WEIGHTS)), file.stat()
+    file.write_bytes(WEIGHTS[::-1])
+    os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
+    with pytest.raises(StoreDamaged, match="its bytes have digest"):
+        await store.path_of(digest(WEIGHTS))
+    file.write_bytes(WEIGHTS)
+    assert await store.path_of(digest(WEIGHTS)) == path
+
+
+async def test_a_version_whose_weights_were_damaged_meanwhile_is_not_published(home: Path) -> None:
+    (home / f"{digest(WEIGHTS)}.safetensors").write_bytes(WEIGHTS[::-1])
+    with pytest.raises(StoreDamaged):
+        await open_store(str(home.parent), "mnist").publish(manifest(3))
+
+
+async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp_path: Path) -> None:
+    (tmp_path / "mnist").mkdir()
+    store = open_store(str(tmp_path), "mnist")
+    for attempt in (store.latest, store.versions):
+        with pytest.raises(StoreUnavailable, match="no model repository"):
+            await attempt()
+    with pytest.raises(StoreUnavailable):
+        await store.put(WEIGHTS, digest(WEIGHTS))
+
+
+async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StoreUnavailable, match="cannot use"):
+        await open_store(str(tmp_path / "file"), "mnist").prepare()
+
+
+async def test_a_volume_that_went_away_is_unavailable(home: Path) -> None:
+    shutil.move(home, home.with_name("unmounted"))
+    with pytest.raises(StoreUnavailable):
+        await open_store(str(home.parent), "mnist").latest()
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "2"}', '{"version": 0}', '{"version": 9}'])
+async def test_a_pointer_that_makes_no_sense_is_damage(home: Path, content: str) -> None:
+    (home / "latest").write_text(content)
+    with pytest.raises(StoreDamaged, match="is damaged"):
+        await open_store(str(home.parent), "mnist").latest()
+
+
+async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(home: Path) -> None:
+    (home / "latest").unlink()
+    with pytest.raises(StoreDamaged, match="there are versions"):
+        await open_store(str(home.parent), "mnist").latest()
+
+
+async def test_a_manifest_that_cannot_be_read_is_damage(home: Path) -> None:
+    (home / "versions" / "2.json").write_text('{"version": 2')
+    with pytest.raises(StoreDamaged, match=r"2\.json"):
+        await open_store(str(home.parent), "mnist").latest()
+
+
+@pytest.mark.parametrize("pointed_to", [0, 1])
+async def test_the_move_that_a_dead_publisher_left_is_finished(home: Path, pointed_to: int) -> None:
+    """It had written the version file, and died before it moved the pointer."""
+    if pointed_to:
+        (home / "latest").write_text('{"version": 1}')
+    else:
+        (home / "latest").unlink()
+        (home / "versions" / "2.json").unlink()
+    latest = await open_store(str(home.parent), "mnist").latest()
+    assert latest is not None
+    assert latest.version == pointed_to + 1
+
+
+def half_written(home: Path) -> list[Path]:
+    return list(home.glob(".*.part"))
+
+
+async def test_nothing_half_written_is_left_behind(home: Path) -> None:
+    store = open_store(str(home.parent), "mnist")
+    with pytest.raises(DigestMismatch):
+        await store.put(b"other", digest(b"wrong"))
+    assert half_written(home) == []
+
+
+def test_a_kind_of_repository_that_is_not_known_is_refused() -> None:
+    with pytest.raises(UnknownStore, match="'gopher'"):
+        open_store("gopher://models", "mnist")

@@ -1,0 +1,319 @@
+"""Tasks on disk: read as Flower reads them, checked line by line without importing, written to run."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from fedbus.contracts.identifiers import BadId
+from fedbus.stores.errors import StoreError
+from fedbus.stores.tasks.task_directory import (
+    Problem,
+    TaskInvalid,
+    code_version,
+    new_task,
+    read_task,
+    validate_task,
+)
+
+GIT = ("git", "-c", "user.name=t", "-c", "user.email=t@example.org", "-c", "init.defaultBranch=main")
+
+
+def git(directory: Path, *arguments: str) -> str:
+    done = subprocess.run(
+        [*GIT, "-C", str(directory), *arguments], check=True, capture_output=True, text=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.fixture
+def task(tmp_path: Path) -> Path:
+    new_task(tmp_path / "moons", "moons")
+    return tmp_path / "moons"
+
+
+@pytest.fixture
+def committed(task: Path) -> Path:
+    """The task, in a Git repository of its own, clean."""
+    git(task, "init", "-q")
+    git(task, "add", ".")
+    git(task, "commit", "-q", "-m", "the task")
+    return task
+
+
+def edit(file: Path, old: str, new: str) -> int:
+    """Replace *old* by *new*; the line where it stands."""
+    text = file.read_text()
+    assert old in text
+    file.write_text(text.replace(old, new))
+    return text[: text.index(old)].count("\n") + 1
+
+
+def only_problem(task: Path) -> Problem:
+    problems = validate_task(task)
+    assert len(problems) == 1, problems
+    assert "\n" not in str(problems[0])
+    return problems[0]
+
+
+# --- a new one, and reading -----------------------------------------------------------------
+
+
+@pytest.mark.parametrize("id", ["moons", "my-task", "1st"])
+def test_a_new_task_has_nothing_wrong_with_it(tmp_path: Path, id: str) -> None:
+    new_task(tmp_path / "new", id)
+    assert validate_task(tmp_path / "new") == []
+    assert read_task(tmp_path / "new").id == id
+
+
+def test_a_new_task_is_not_written_over_anything(task: Path) -> None:
+    with pytest.raises(StoreError, match="is not empty"):
+        new_task(task, "other")
+
+
+def test_a_new_task_needs_a_name_that_can_stand_in_a_subject(tmp_path: Path) -> None:
+    with pytest.raises(BadId):
+        new_task(tmp_path / "new", "No Id")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_task_is_read_as_its_tables_say(task: Path) -> None:
+    read = read_task(task)
+    assert (read.serverapp, read.clientapp) == ("moons_app.server_app:app", "moons_app.client_app:app")
+    assert read.table.model == "moons_app.task:Net"
+    assert read.table.plan.quorum == 2
+    assert read.path == str(task)
+
+
+def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
+    edit(task / "pyproject.toml", "lr = 0.1", "optimizer.lr = 0.1\noptimizer.name.short = 'sgd'")
+    config = read_task(task).run_config
+    assert config["optimizer.lr"] == 0.1
+    assert config["optimizer.name.short"] == "sgd"
+
+
+# --- what is wrong with one -------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "what", "advice"),
+    [
+        ("quorum = 2", "qorum = 2", "knows no `qorum`", "did you mean `quorum`?"),
+        ("every-s", "every", "[tool.fedbus.schedule] knows no `every`", "did you mean `every-s`?"),
+        ("recruit-s = 60", "hue = 60", "knows no `hue`", "it knows task, model"),
+        (
+            "rounds = 3   ",
+            "rounds = 0   ",
+            "`rounds` in [tool.fedbus] cannot be 0",
+            "greater than or equal to 1",
+        ),
+        ("rounds = 3   ", "rounds = 'x' ", "cannot be 'x'", "valid integer"),
+        ("round-s = 600", "round-s = -1", "`round-s` in [tool.fedbus] cannot be -1", "greater than 0"),
+        ('task = "moons"', 'task = "a.b"', "`task` in [tool.fedbus] cannot be 'a.b'", "lower-case letters"),
+        ("moons_app.task:Net", "moons_app.task.Net", "cannot be 'moons_app.task.Net'", "write module:name"),
+        (
+            "moons_app.task:Net",
+            "moons_app.tusk:Net",
+            "model 'moons_app.tusk:Net' is not there",
+            "moons_app/tusk.py",
+        ),
+        (
+            "moons_app.task:Net",
+            "moons_app.task:Nett",
+            "'moons_app.task:Nett' is not there",
+            "did you mean 'Net'?",
+        ),
+        ("moons_app.task:samples", "moons_app.task:probes", "is not there", "task.py has np, torch"),
+        (
+            "server_app:app",
+            "server_app:main2",
+            "serverapp 'moons_app.server_app:main2'",
+            "did you mean 'main'?",
+        ),
+        ("client_app:app", "client_ap:app", "clientapp 'moons_app.client_ap:app'", "moons_app/client_ap.py"),
+        (
+            "clientapp = ",
+            "clientap = ",
+            "[tool.flwr.app.components] lacks `clientapp`",
+            "`clientap` is perhaps",
+        ),
+        ("lr = 0.1", "lr = [0.1]", "`lr` is of type list", "use a number"),
+    ],
+)
+def test_what_is_wrong_is_said_with_its_line(task: Path, old: str, new: str, what: str, advice: str) -> None:
+    line = edit(task / "pyproject.toml", old, new)
+    problem = only_problem(task)
+    assert what in problem.what
+    assert advice in problem.advice
+    assert problem.file == "pyproject.toml"
+    if "lacks" not in problem.what:
+        assert problem.line == line
+
+
+def test_all_that_is_wrong_is_said_in_the_order_of_the_lines(task: Path) -> None:
+    edit(task / "pyproject.toml", "quorum = 2", "qorum = 2")
+    edit(task / "pyproject.toml", "server_app:app", "server_ap:app")
+    problems = validate_task(task)
+    assert [problem.line for problem in problems] == sorted(problem.line for problem in problems)
+    with pytest.raises(TaskInvalid, match=r"pyproject\.toml:\d+: serverapp .* \(and 1 more\)$") as invalid:
+        read_task(task)
+    assert invalid.value.problems == problems
+
+
+@pytest.mark.parametrize("section", ["tool.fedbus", "tool.flwr.app.components"])
+def test_a_section_that_is_missing_is_named(task: Path, section: str) -> None:
+    edit(task / "pyproject.toml", "[tool.fedbus.schedule]", "[tool.other]")
+    edit(task / "pyproject.toml", f"[{section}]", "[tool.else]")
+    assert any(f"no section [{section}]" in problem.what for problem in validate_task(task))
+
+
+def test_toml_that_cannot_be_read_is_said_with_its_line(task: Path) -> None:
+    line = edit(task / "pyproject.toml", "quorum = 2", "quorum = ")
+    assert (only_problem(task).line, only_problem(task).what) == (line, "cannot be read")
+
+
+def test_a_directory_without_an_app_is_said_to_be_none(tmp_path: Path) -> None:
+    assert "has none" in only_problem(tmp_path).what
+    assert "no such directory" in only_problem(tmp_path / "nowhere").what
+
+
+def test_source_that_is_not_python_is_said_with_its_own_line(task: Path) -> None:
+    line = edit(task / "moons_app" / "server_app.py", "def judge(", "def judge[(")
+    problem = only_problem(task)
+    assert (problem.file, problem.line, problem.what) == ("moons_app/server_app.py", line, "is not Python")
+
+
+def test_nothing_of_a_task_is_run_to_check_it(task: Path) -> None:
+    source = task / "moons_app" / "task.py"
+    source.write_text(f"raise SystemExit('imported')\n{source.read_text()}")
+    (task / "moons_app" / "__init__.py").write_text("raise SystemExit('imported')")
+    assert validate_task(task) == []
+
+
+@pytest.mark.parametrize(
+    "definition",
+    [
+        "Other = object",
+        "Other: type = object",
+        "from collections import OrderedDict as Other",
+        "try:\n    import torch\nexcept ImportError:\n    Other = None",
+        "if True:\n    class Other: ...",
+        "async def Other(): ...",
+        "first, Other = 1, 2",
+        "from somewhere import *",
+    ],
+)
+def test_a_name_may_come_about_in_any_way_that_the_source_shows(task: Path, definition: str) -> None:
+    (task / "moons_app" / "other.py").write_text(definition)
+    edit(task / "pyproject.toml", "moons_app.task:Net", "moons_app.other:Other")
+    assert validate_task(task) == []
+
+
+def test_a_reference_may_name_a_package(task: Path) -> None:
+    (task / "moons_app" / "__init__.py").write_text("class Net: ...")
+    edit(task / "pyproject.toml", "moons_app.task:Net", "moons_app:Net")
+    assert validate_task(task) == []
+
+
+# --- which code it is -----------------------------------------------------------------------------
+
+
+def test_the_version_of_clean_code_is_its_commit(committed: Path) -> None:
+    assert read_task(committed).code_version == git(committed, "rev-parse", "HEAD")
+
+
+def test_the_version_is_the_commit_for_a_task_deep_in_a_repository(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    new_task(tmp_path / "tasks" / "moons", "moons")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "the task")
+    (tmp_path / "elsewhere.txt").write_text("changed, but not in the task")
+    assert code_version(tmp_path / "tasks" / "moons") == git(tmp_path, "rev-parse", "HEAD")
+
+
+@pytest.mark.parametrize("change", ["edited", "added", "removed", "staged"])
+def test_the_version_of_changed_code_is_a_digest(committed: Path, change: str) -> None:
+    module = committed / "moons_app" / "task.py"
+    match change:
+        case "edited":
+            module.write_text(module.read_text() + "\n")
+        case "added":
+            (committed / "moons_app" / "new.py").write_text("")
+        case "removed":
+            module.unlink()
+        case _:
+            (committed / "moons_app" / "new.py").write_text("")
+            git(committed, "add", ".")
+    assert code_version(committed).startswith("sha256:")
+
+
+def test_what_git_ignores_is_no_part_of_the_code(committed: Path) -> None:
+    (committed / ".gitignore").write_text("*.log\n")
+    git(committed, "add", ".")
+    git(committed, "commit", "-q", "-m", "ignore logs")
+    (committed / "train.log").write_text("noise")
+    assert code_version(committed) == git(committed, "rev-parse", "HEAD")
+
+
+def test_without_git_the_version_follows_the_files(task: Path) -> None:
+    before = code_version(task)
+    assert before.startswith("sha256:")
+    (task / "moons_app" / "__pycache__").mkdir()
+    (task / "moons_app" / "__pycache__" / "task.pyc").write_bytes(b"noise")
+    assert code_version(task) == before
+    edit(task / "moons_app" / "task.py", "Two numbers", "2 numbers")
+    assert code_version(task) != before
+
+
+def test_a_task_that_its_repository_ignores_has_a_digest_of_its_own(tmp_path: Path) -> None:
+    git(tmp_path, "init", "-q")
+    (tmp_path / ".gitignore").write_text("moons/\n")
+    git(tmp_path, "add", ".")
+    git(tmp_path, "commit", "-q", "-m", "no task")
+    new_task(tmp_path / "moons", "moons")
+    before = code_version(tmp_path / "moons")
+    assert before.startswith("sha256:")
+    edit(tmp_path / "moons" / "moons_app" / "task.py", "Two numbers", "2 numbers")
+    assert code_version(tmp_path / "moons") != before
+
+
+def test_nothing_that_a_repository_configures_is_run(committed: Path) -> None:
+    spy = committed.parent / "spy.sh"
+    spy.write_text(f'#!/bin/sh\ntouch "{committed.parent}/run"\ncat\n')
+    spy.chmod(0o755)
+    (committed / ".gitattributes").write_text("*.py filter=spy\n")
+    for key in (
+        "core.fsmonitor",
+        "filter.spy.clean",
+        "filter.spy.smudge",
+        "filter.spy.process",
+        "core.pager",
+    ):
+        git(committed, "config", key, str(spy))
+    module = committed / "moons_app" / "task.py"
+    os.utime(module, (0, 0))  # git would look at it again, through the filter
+    module.write_text(module.read_text() + "\n")
+    assert code_version(committed).startswith("sha256:")
+    assert not (committed.parent / "run").exists()
+
+
+def test_git_variables_of_the_caller_do_not_lead_astray(
+    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = git(committed, "rev-parse", "HEAD")
+    monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
+    assert code_version(committed) == expected
+
+
+def test_a_rule_or_trigger_that_is_wrong_is_pointed_at_with_a_caret(task: Path) -> None:
+    pyproject = task / "pyproject.toml"
+    text = pyproject.read_text()
+    pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and bettery > 30"\n')
+    (problem,) = validate_task(task)
+    assert problem.line == len(text.splitlines()) + 3
+    assert str(problem).splitlines()[1:] == ["    labelled >= 64 and bettery > 30", "    " + " " * 19 + "^"]
+    assert "nothing is called 'bettery': did you mean battery?" in str(problem)
+
+    pyproject.write_text(text + '\n[tool.fedbus.eligibility]\nrule = "labelled >= 64 and battery > 30"\n')
+    assert read_task(task).table.eligibility.rule == "labelled >= 64 and battery > 30"
