@@ -228,27 +228,28 @@ class DataWatch:
         if served is None or known.samples is None:
             return None
         own = rows.outputs[rows.versions == served.ref.version]
-        if len(own) < self._table.min_rows or not self._knows_answers_of(served, known):
+        if len(own) < self._table.min_rows:
             return None
-        assert known.answers is not None
-        return known.answers.shift(np.asarray(one_number_each(own)))
+        answers = self._answers_of(served, known, known.samples)
+        return answers.shift(np.asarray(one_number_each(own))) if answers is not None else None
 
-    def _knows_answers_of(self, served: Served, known: _Known) -> bool:
-        """Ask the model about the reference, once, between the requests that it answers."""
+    def _answers_of(
+        self, served: Served, known: _Known, samples: Array
+    ) -> drift.Numbers | drift.Classes | None:
+        """Ask the model about the reference, once, between the requests that it answers; None where it fails."""
         if known.answers_of is served:
-            return True
-        assert known.samples is not None
+            return known.answers
         try:
             answers = [
                 self._engine.in_turn(lambda some=some: served.predictor.predict(some))  # type: ignore[misc]
-                for some in np.array_split(known.samples, max(1, len(known.samples) // _AT_ONCE))
+                for some in np.array_split(samples, max(1, len(samples) // _AT_ONCE))
             ]
         except Exception as error:  # noqa: BLE001 - the task's own code; and on leaving, no more thread
             log.warning("the model does not answer the reference", reason=one_line(error))
-            return False
+            return None
         known.answers = drift.answers_reference(np.asarray(one_number_each(np.concatenate(answers))))
         known.answers_of = served
-        return True
+        return known.answers
 
     def _drift(self, of: str, worst: drift.Shift, features: int, rows: int) -> DriftDetected:
         return DriftDetected(

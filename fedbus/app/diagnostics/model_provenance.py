@@ -319,14 +319,13 @@ def _of_architecture(path: Path, manifest: Manifest) -> Finding:
 
 
 def _of_signature(manifest: Manifest, trusted: TrustedKeys | None) -> Finding:
-    seal = manifest.seal
     if trusted is not None:
         try:
-            trusted.check_manifest(manifest)
+            checked = trusted.check_manifest(manifest)
         except (Unsigned, WronglySigned) as error:
             return Finding("signature", Fit.NO, str(error))
-        assert seal is not None
-        return Finding("signature", Fit.YES, f"by the key {seal.key}, which is trusted here")
+        return Finding("signature", Fit.YES, f"by the key {checked.key}, which is trusted here")
+    seal = manifest.seal
     if seal is None:
         return Finding("signature", Fit.OPEN, "there is none")
     if seal.manifest != manifest_digest(manifest):

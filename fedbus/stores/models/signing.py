@@ -116,8 +116,8 @@ class TrustedKeys:
     def ids(self) -> list[str]:
         return sorted(self._keys)
 
-    def check(self, task: str, ref: ModelRef, seal: Seal | None) -> None:
-        """Raises Unsigned and WronglySigned, unless a trusted key has signed this model of *task*."""
+    def check(self, task: str, ref: ModelRef, seal: Seal | None) -> Seal:
+        """Return *seal* if a trusted key has signed this model of *task*; raises Unsigned and WronglySigned."""
         what = f"version {ref.version} of {task}"
         if seal is None:
             raise Unsigned(f"{what} is not signed, and only models signed by {self._names} are served here")
@@ -128,15 +128,16 @@ class TrustedKeys:
             key.verify(seal.signature, _statement(task, ref, seal.manifest))
         except InvalidSignature:
             raise WronglySigned(f"{what} has a signature that is not of this model: do not use it") from None
+        return seal
 
-    def check_manifest(self, manifest: Manifest) -> None:
+    def check_manifest(self, manifest: Manifest) -> Seal:
         """The same, and that nothing in *manifest* was changed since."""
-        self.check(manifest.task, manifest.ref, manifest.seal)
-        assert manifest.seal is not None
-        if manifest.seal.manifest != manifest_digest(manifest):
+        seal = self.check(manifest.task, manifest.ref, manifest.seal)
+        if seal.manifest != manifest_digest(manifest):
             raise WronglySigned(
                 f"the manifest of version {manifest.version} of {manifest.task} was changed after it was signed"
             )
+        return seal
 
     @property
     def _names(self) -> str:
