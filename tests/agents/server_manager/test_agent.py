@@ -287,19 +287,6 @@ async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
 # --- recruiting ------------------------------------------------------------------------------------
 
 
-async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await open_run(fed, recruit_s=0.5)
-    await join(fed, "c1")
-    told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "1 of 2 clients joined in time (c1)"
-    assert fed.server().missing == 1
-    closed = await fed.hears(ServerClosed)
-    assert (closed.outcome, closed.reason) == ("failed", told.reason)
-    assert flower.stopped == [RUN]
-
-
 async def test_recruiting_that_expires_says_who_declined_and_why(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
@@ -310,21 +297,6 @@ async def test_recruiting_that_expires_says_who_declined_and_why(
     await join(fed, "c2")  # which has looked again
     told = await fed.happens("server", "recruiting_expired")
     assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
-
-
-async def test_a_client_with_other_code_may_not_join(fed: Federation, manager: AgentAtWork) -> None:
-    await open_run(fed, recruit_s=1)
-    await join(fed, "c1")
-    await join(fed, "c2", code="sha256:other")
-    await join(fed, "c1")  # joining twice is joining once
-    told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "1 of 2 clients joined in time (c1)"
-
-
-async def test_a_second_run_is_refused_while_one_is_under_way(fed: Federation, manager: AgentAtWork) -> None:
-    await open_run(fed)
-    with pytest.raises(RequestRefused, match=f"the server of {TASK} is recruiting with {RUN}"):
-        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
 
 
 async def test_a_run_is_opened_once_however_often_it_is_asked_for(
@@ -406,16 +378,6 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     assert not fed.heard(ModelPublished)
 
 
-async def test_words_of_another_run_change_nothing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    await fed.say(RunFailed(task=TASK, run=f"{TASK}-9", reason="not yours"), by="flower-server")
-    await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert "run_failed" not in fed.events("server")
-
-
 # --- a Flower server that is lost ----------------------------------------------------------------------
 
 
@@ -434,29 +396,6 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
     assert [start.first_round for start in flower.starts] == [1, 2]
     assert flower.starts[1].artifact == await flower.of_value(1)
     assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
-
-
-async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    for number in range(1, PLAN.max_recoveries + 1):
-        await flower.lost()
-        await fed.happens("server", "server_recovered", times=number)
-    await flower.lost()
-    assert (await fed.happens("server", "run_failed")).reason == "it was killed; given up after 2 recoveries"
-
-
-async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    lost = ServerLost(task=TASK, run=RUN, reason="an earlier one was killed")
-    await fed.say(lost, by="flower-server")  # while one is up
-    await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert "server_lost" not in fed.events("server")
-    assert len(flower.starts) == 1
 
 
 async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(

@@ -306,14 +306,6 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     assert (await served(fed))[0] == 4
 
 
-async def test_a_lineage_begins_between_two_runs(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await flower.begins(1)
-    with pytest.raises(RequestRefused, match="between two runs"):
-        await fed.bus.request(StartLineage(task=TASK))
-
-
 # --- signatures, and a manager that comes back -----------------------------------------------------
 
 
