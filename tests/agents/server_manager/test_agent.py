@@ -1,4 +1,4 @@
-"""The server manager, heard from outside: requests and events in, transitions and events out."""
+"""The server manager on a real bus: requests and events in, transitions and events out."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -69,7 +69,7 @@ PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
 
 @dataclass
 class Flower(FlowerServerPlayed):
-    """It says when it is up, and knows whether it is."""
+    """It reports when a Flower server is up, and knows whether one is."""
 
     up: str = ""
     """The run whose server is up."""
@@ -87,7 +87,7 @@ class Flower(FlowerServerPlayed):
         await self.fed.say(said, by="flower-server")
 
     async def round_of_failures(self, number: int, **failures: str) -> None:
-        """A round that nobody's update is in."""
+        """A round without any update."""
         said = RoundFinished(
             task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
         )
@@ -135,9 +135,9 @@ async def flower(fed: Federation) -> AsyncIterator[Flower]:
 
 @pytest.fixture
 async def manager(fed: Federation, flower: Flower) -> AsyncIterator[AgentAtWork]:
-    """A server manager that waits for runs."""
+    """A server manager without a run."""
     async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
-        await fed.hears(CodePublished)  # the last that is said before it listens
+        await fed.hears(CodePublished)  # the last message before it consumes
         yield agent
 
 
@@ -235,7 +235,7 @@ async def test_health_says_which_run_takes_in_clients(
 
 
 class ModelsAway(DirectoryModelStore):
-    """A model repository whose volume comes and goes."""
+    """A model store whose volume can be unmounted."""
 
     away = True
 
@@ -303,11 +303,11 @@ async def test_a_run_is_opened_once_however_often_it_is_asked_for(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
-    await open_run(fed)  # the scheduler never heard the answer
+    await open_run(fed)  # the scheduler did not receive the reply
     await train(fed)
     await flower.finish()
     await fed.hears(ServerClosed)
-    await open_run(fed)  # nor that it is over
+    await open_run(fed)  # nor the end
     assert fed.events("server").count("run_requested") == 1
     assert len(flower.starts) == 1
 
@@ -491,7 +491,9 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
     manager.start()
     await fed.happens("server", "server_recovered")
     assert [start.first_round for start in flower.starts] == [1, 2]
-    assert fed.events("server").count("server_lost") == 1  # the word of it waited, and was out of date
+    assert (
+        fed.events("server").count("server_lost") == 1
+    )  # the first report was out of date when it was delivered
 
 
 async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
@@ -505,7 +507,7 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
     manager.start()
     await fed.hears(ModelPublished)
     assert (await fed.hears(ServerClosed)).outcome == "finished"
-    assert flower.up == ""  # nothing was left running that nobody needs
+    assert flower.up == ""  # no process is left running
 
 
 async def test_restarted_while_publishing_it_publishes_once(fed: Federation, flower: Flower) -> None:

@@ -1,4 +1,4 @@
-"""From a commit to everybody, and what is no version: a real repository, a real bus; the clients are played."""
+"""From a commit to every client, and which commits are rejected: a real repository and bus, simulated clients."""
 
 import asyncio
 import re
@@ -15,7 +15,7 @@ from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodePublished, RollOutCode
 from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
 
-# --- everybody at once ---------------------------------------------------------------------------
+# --- all clients at once ---------------------------------------------------------------------------
 
 
 async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(

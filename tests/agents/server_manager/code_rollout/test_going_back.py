@@ -1,4 +1,4 @@
-"""Back from new code, by itself or by hand, and managers that come back in between."""
+"""Reverting code, by itself or by request, and managers that restart in between."""
 
 import pytest
 from support.federation import TASK, Federation

@@ -1,4 +1,4 @@
-"""New code that comes to some first: a real repository, a real bus; the clients are played."""
+"""Rollouts in stages: a real repository and bus, simulated clients."""
 
 import pytest
 from support.federation import TASK, TINY, Federation
