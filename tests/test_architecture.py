@@ -141,6 +141,21 @@ def assert_none(violations: Violations) -> None:
     assert not found, "\n  ".join([f"{len(found)} violations:", *found])
 
 
+DECIDES_ONLY = {
+    "agents/server_manager": {
+        "code_rollout",
+        "effects",
+        "events",
+        "machine",
+        "model_availability",
+        "model_promotion",
+        "records",
+        "training_run",
+    },
+}
+"""Modules of an agent that decide, and leave it to the others to act."""
+
+
 # --- the rules ------------------------------------------------------------------------------------
 
 
@@ -188,6 +203,27 @@ def test_contracts_and_domain_do_no_io() -> None:
             for node in ast.walk(tree_of(module)):
                 if isinstance(node, ast.AsyncFunctionDef):
                     yield f"{place(module, node)}: async def {node.name}"
+
+    assert_none(violations())
+
+
+def test_the_decisions_of_an_agent_are_pure() -> None:
+    """A module of DECIDES_ONLY imports contracts, domain and its own kind, and neither acts, waits nor logs."""
+
+    def violations() -> Violations:
+        for package, names in DECIDES_ONLY.items():
+            own = {f"fedbus.{package.replace('/', '.')}.{name}" for name in names}
+            for module in (ROOT / package / f"{name}.py" for name in sorted(names)):
+                for name, node in imports_of(module):
+                    parts = name.split(".")
+                    owner = name.rpartition(".")[0] or name
+                    if parts[0] == "fedbus" and parts[1] not in PURE and owner not in own:
+                        yield f"{place(module, node)}: imports {name}"
+                    if parts[0] in {*MAKES_IMPURE, "structlog", "time"}:
+                        yield f"{place(module, node)}: imports {parts[0]}"
+                for node in ast.walk(tree_of(module)):
+                    if isinstance(node, ast.AsyncFunctionDef):
+                        yield f"{place(module, node)}: async def {node.name}"
 
     assert_none(violations())
 

@@ -18,7 +18,7 @@ from nats.errors import Error as NatsError
 from support import eventually
 from support.trusted import FED, TrustedBus, trusted_bus
 
-from fedbus.agents.server_manager.state_registrar import registrar
+from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.app.failures import Failure
 from fedbus.app.provision import jwt_claims
 from fedbus.app.provision.keys import Key, Of
@@ -502,7 +502,7 @@ async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: Trusted
     headers = envelop(request, source="fedbus/test/client-manager/c1", trace={}).headers()
     async with (
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER_MANAGER)) as own,
-        registrar(own, "mnist"),
+        serve_registrar(own, "mnist"),
         bus.connected(bus.access(Role.OBSERVER), inbox="_INBOX.people.x") as (watcher, _),
         bus.connected(bus.access("c1"), inbox="_INBOX.c1.client-manager") as (device, _),
     ):

@@ -32,7 +32,7 @@ from fedbus.agents.inference.event_queue import Sayings
 from fedbus.agents.inference.http_server import InferenceServer
 from fedbus.agents.inference.offline_evaluation import Score, Trials
 from fedbus.agents.server_manager.agent import ServerManager
-from fedbus.agents.server_manager.state_registrar import registrar
+from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.agents.training_monitor.agent import TrainingMonitor
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
 from fedbus.app.telemetry.log_lines import errors_so_far
@@ -184,7 +184,7 @@ DeviceAgent = Callable[[Device, asyncio.Event], Coroutine[Any, Any, None]]
 async def server_manager(site: Site, stop: asyncio.Event) -> None:
     async with (
         site.bus(AgentName.REGISTRAR) as registers,
-        registrar(registers, site.task.id),
+        serve_registrar(registers, site.task.id),
         site.bus(AgentName.SERVER_MANAGER) as bus,
     ):
         models = open_store(site.store_url, site.task.id)

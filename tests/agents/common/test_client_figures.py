@@ -5,7 +5,7 @@ import numpy as np
 from support.traces import in_memory, measure_here, own_figures
 
 from fedbus.agents.inference.http_server import InferenceServer
-from fedbus.agents.server_manager.run_metrics import METRICS_TOLD, round_measured
+from fedbus.agents.server_manager.run_metrics import MAX_METRICS, record_round
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult
 
@@ -58,17 +58,17 @@ async def test_predictions_are_measured_and_one_of_them_is_traced_as_the_example
 def test_failed_updates_are_counted_and_an_app_with_many_figures_is_heard_of_some() -> None:
     measure_here()
     metrics = {f"m{number:03}": float(number) for number in range(50)} | {"broken": float("nan")}
-    round_measured("figures", RoundResult(round=1, seconds=1.0, metrics=metrics, failures={"c1": "no power"}))
+    record_round("figures", RoundResult(round=1, seconds=1.0, metrics=metrics, failures={"c1": "no power"}))
 
     assert {"fedbus.task": "figures"} in points("fedbus.round.failures")
     told = [one for one in points("fedbus.round.metric") if one["fedbus.task"] == "figures"]
-    assert len(told) <= METRICS_TOLD
+    assert len(told) <= MAX_METRICS
     assert "broken" not in {one["fedbus.metric"] for one in told}
 
 
 def test_the_model_that_a_run_begins_with_is_no_round() -> None:
     measure_here()
-    round_measured("round-0", RoundResult(round=0, seconds=1.0, metrics={"loss": 2.0}))
+    record_round("round-0", RoundResult(round=0, seconds=1.0, metrics={"loss": 2.0}))
 
     assert {"fedbus.task": "round-0", "fedbus.metric": "loss"} in points("fedbus.round.metric")
     assert "fedbus.rounds" not in own_figures() or {"fedbus.task": "round-0"} not in points("fedbus.rounds")

@@ -1,4 +1,4 @@
-"""The server manager, heard from outside: requests and events in, transitions and events out."""
+"""The server manager on a real bus: requests and events in, transitions and events out."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -20,7 +20,8 @@ from support.traces import in_memory
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.composition.agents import server_manager
-from fedbus.bus.errors import RequestRefused
+from fedbus.bus.errors import MovedByAnother, RequestRefused
+from fedbus.bus.lifecycles import Lives
 from fedbus.contracts.client import Declined, Joined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
@@ -28,6 +29,7 @@ from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import (
+    SERVER,
     BeginTraining,
     CancelRun,
     Enroll,
@@ -41,13 +43,17 @@ from fedbus.contracts.server import (
     RoundFinished,
     RunFailed,
     RunFinished,
+    ServerChanges,
     ServerClosed,
+    ServerEvent,
+    ServerFacts,
     ServerFound,
     ServerLost,
     ServerStarted,
     ServerStarting,
     StartServer,
     StopServer,
+    StoreTrouble,
     UpdateReady,
 )
 from fedbus.learning import weights
@@ -60,7 +66,7 @@ PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
 
 @dataclass
 class Flower(FlowerServerPlayed):
-    """It says when it is up, and knows whether it is."""
+    """It reports when a Flower server is up, and knows whether one is."""
 
     up: str = ""
     """The run whose server is up."""
@@ -78,7 +84,7 @@ class Flower(FlowerServerPlayed):
         await self.fed.say(said, by="flower-server")
 
     async def round_of_failures(self, number: int, **failures: str) -> None:
-        """A round that nobody's update is in."""
+        """A round without any update."""
         said = RoundFinished(
             task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
         )
@@ -126,9 +132,9 @@ async def flower(fed: Federation) -> AsyncIterator[Flower]:
 
 @pytest.fixture
 async def manager(fed: Federation, flower: Flower) -> AsyncIterator[AgentAtWork]:
-    """A server manager that waits for runs."""
+    """A server manager without a run."""
     async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
-        await fed.hears(CodePublished)  # the last that is said before it listens
+        await fed.hears(CodePublished)  # the last message before it consumes
         yield agent
 
 
@@ -226,7 +232,7 @@ async def test_health_says_which_run_takes_in_clients(
 
 
 class ModelsAway(DirectoryModelStore):
-    """A model repository whose volume comes and goes."""
+    """A model store whose volume can be unmounted."""
 
     away = True
 
@@ -278,19 +284,6 @@ async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
 # --- recruiting ------------------------------------------------------------------------------------
 
 
-async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await open_run(fed, recruit_s=0.5)
-    await join(fed, "c1")
-    told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "1 of 2 clients joined in time (c1)"
-    assert fed.server().missing == 1
-    closed = await fed.hears(ServerClosed)
-    assert (closed.outcome, closed.reason) == ("failed", told.reason)
-    assert flower.stopped == [RUN]
-
-
 async def test_recruiting_that_expires_says_who_declined_and_why(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
@@ -303,30 +296,15 @@ async def test_recruiting_that_expires_says_who_declined_and_why(
     assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
 
 
-async def test_a_client_with_other_code_may_not_join(fed: Federation, manager: AgentAtWork) -> None:
-    await open_run(fed, recruit_s=1)
-    await join(fed, "c1")
-    await join(fed, "c2", code="sha256:other")
-    await join(fed, "c1")  # joining twice is joining once
-    told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "1 of 2 clients joined in time (c1)"
-
-
-async def test_a_second_run_is_refused_while_one_is_under_way(fed: Federation, manager: AgentAtWork) -> None:
-    await open_run(fed)
-    with pytest.raises(RequestRefused, match=f"the server of {TASK} is recruiting with {RUN}"):
-        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
-
-
 async def test_a_run_is_opened_once_however_often_it_is_asked_for(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await open_run(fed)
-    await open_run(fed)  # the scheduler never heard the answer
+    await open_run(fed)  # the scheduler did not receive the reply
     await train(fed)
     await flower.finish()
     await fed.hears(ServerClosed)
-    await open_run(fed)  # nor that it is over
+    await open_run(fed)  # nor the end
     assert fed.events("server").count("run_requested") == 1
     assert len(flower.starts) == 1
 
@@ -397,16 +375,6 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     assert not fed.heard(ModelPublished)
 
 
-async def test_words_of_another_run_change_nothing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    await fed.say(RunFailed(task=TASK, run=f"{TASK}-9", reason="not yours"), by="flower-server")
-    await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert "run_failed" not in fed.events("server")
-
-
 # --- a Flower server that is lost ----------------------------------------------------------------------
 
 
@@ -427,27 +395,18 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
     assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
 
 
-async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
+async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
     fed: Federation, manager: AgentAtWork, flower: Flower
 ) -> None:
     await train(fed)
-    for number in range(1, PLAN.max_recoveries + 1):
-        await flower.lost()
-        await fed.happens("server", "server_recovered", times=number)
-    await flower.lost()
-    assert (await fed.happens("server", "run_failed")).reason == "it was killed; given up after 2 recoveries"
-
-
-async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    lost = ServerLost(task=TASK, run=RUN, reason="an earlier one was killed")
-    await fed.say(lost, by="flower-server")  # while one is up
-    await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert "server_lost" not in fed.events("server")
-    assert len(flower.starts) == 1
+    async with Lives.open(await fed.speaker("server-manager")) as lives:
+        other = await lives.of(SERVER, ServerFacts(task=TASK))
+        changes = ServerChanges(trouble=StoreTrouble.UNAVAILABLE)
+        await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
+    with pytest.raises(RequestRefused, match="moved by another owner"):
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
+    with pytest.RaisesGroup(MovedByAnother, flatten_subgroups=True):
+        await manager.ended()
 
 
 # --- a manager that is killed goes on from the log ---------------------------------------------------------
@@ -529,7 +488,9 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
     manager.start()
     await fed.happens("server", "server_recovered")
     assert [start.first_round for start in flower.starts] == [1, 2]
-    assert fed.events("server").count("server_lost") == 1  # the word of it waited, and was out of date
+    assert (
+        fed.events("server").count("server_lost") == 1
+    )  # the first report was out of date when it was delivered
 
 
 async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
@@ -543,7 +504,7 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
     manager.start()
     await fed.hears(ModelPublished)
     assert (await fed.hears(ServerClosed)).outcome == "finished"
-    assert flower.up == ""  # nothing was left running that nobody needs
+    assert flower.up == ""  # no process is left running
 
 
 async def test_restarted_while_publishing_it_publishes_once(fed: Federation, flower: Flower) -> None:

@@ -1,8 +1,8 @@
-"""A server manager whose model repository fails it: when it starts first, and when it comes back.
+"""A server manager whose model store is unusable: at its first start, and after a restart.
 
-Empty, away, denied and damaged are four things, in a directory and in a real S3 at the end of a road. Of each it is
-told which it is, the manager stays and answers, no model is begun where there was one, and it goes on by itself
-when all is well again.
+A store, in a directory or in a real S3 behind a proxy, may be empty, unavailable, denied or damaged. The manager
+publishes which it is, keeps answering, builds no model where there was one, and resumes by itself when the store is
+usable again.
 """
 
 import asyncio
@@ -57,7 +57,7 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 @dataclass
 class InADirectory:
-    """A directory; what is spoilt is kept beside it."""
+    """A directory; damaged files have a backup."""
 
     url: str
     beside: Path
@@ -90,7 +90,7 @@ class InADirectory:
 
 @dataclass
 class InS3:
-    """A place in an S3, at the end of a road of its own; with a key that can be exchanged for a wrong one."""
+    """A store in an S3 behind a proxy of its own, with a key that can be replaced by a wrong one."""
 
     url: str
     s3: EmbeddedS3
@@ -212,7 +212,7 @@ async def managing(fed: Federation, *, keeps_copies: bool = False) -> AsyncItera
 
 
 async def a_version(fed: Federation, builder: FlowerServerPlayed, number: int) -> Manifest:
-    """A version that somebody has published; nothing of it is in the log."""
+    """A version that is published in the store, and unknown to the log."""
     facts = (await builder.artifact()).model_dump()
     manifest = Manifest(**facts, version=number, task=TASK, created=datetime.now(UTC))
     return await open_store(fed.site.store_url, TASK).publish(manifest)

@@ -1,4 +1,4 @@
-"""Which version is served, and why: the gate after a run, and what people ask for. The Flower server is played."""
+"""Which version is the champion, and why: the gate after a run, and requests. The Flower server is simulated."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -73,7 +73,7 @@ async def manager(fed: Federation, flower: Flower, signer: Signer) -> AsyncItera
 
 
 def server_of(fed: Federation, flower: Flower) -> AgentRun:
-    """A server manager that signs nothing."""
+    """A server manager without a signer."""
 
     async def manage(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
@@ -83,7 +83,7 @@ def server_of(fed: Federation, flower: Flower) -> AgentRun:
 
 
 async def published(flower: Flower, *, code_version: str) -> None:
-    """A first version that was made before anybody here was."""
+    """A first version that was published before."""
     facts = (await flower.artifact()).model_dump()
     created = datetime.now(UTC)
     await flower.store.publish(
@@ -304,14 +304,6 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     await flower.run(2, loss=9.0)  # there is nothing to compare it with
     assert [one.lineage for one in await flower.store.versions()] == [1, 1, 2, 2]
     assert (await served(fed))[0] == 4
-
-
-async def test_a_lineage_begins_between_two_runs(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await flower.begins(1)
-    with pytest.raises(RequestRefused, match="between two runs"):
-        await fed.bus.request(StartLineage(task=TASK))
 
 
 # --- signatures, and a manager that comes back -----------------------------------------------------

@@ -21,7 +21,7 @@ from support import eventually
 from support.ports import free_port
 from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
-from fedbus.agents.server_manager.state_registrar import registrar
+from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.app.failures import Exit, Failure, told
 from fedbus.app.provision import jwt_claims
 from fedbus.app.provision.federation import GIVEN_OUT, Federation
@@ -557,7 +557,7 @@ async def test_an_agent_whose_clock_is_not_the_server_s_says_so_in_one_line(
     access = bus.access("c1" if of_client else Role.WORKFLOW_SCHEDULER)
     async with (
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
-        registrar(server, "mnist"),
+        serve_registrar(server, "mnist"),
         Bus.connect(bus.url, identity, access=access) as agent,
     ):
         await server.make_streams()

@@ -1,4 +1,4 @@
-"""A repository of a task, the server manager that follows it, and the others, played."""
+"""A repository of a task, the server manager that follows it, and simulated peers."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -1,4 +1,4 @@
-"""From a commit to everybody, and what is no version: a real repository, a real bus; the clients are played."""
+"""From a commit to every client, and which commits are rejected: a real repository and bus, simulated clients."""
 
 import asyncio
 import re
@@ -9,13 +9,13 @@ from support.federation import TASK, Federation
 from support.repositories import Repository, Signer, signer
 from support.rollout import PLAN, REVISED, Others, Server, laid_out
 
-from fedbus.agents.server_manager import agent, flower_server_client
+from fedbus.agents.server_manager import flower_server_client, training_run
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import Joined
 from fedbus.contracts.code import CodePublished, RollOutCode
 from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
 
-# --- everybody at once ---------------------------------------------------------------------------
+# --- all clients at once ---------------------------------------------------------------------------
 
 
 async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
@@ -80,7 +80,7 @@ async def test_a_commit_during_a_run_waits_for_its_end(
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
     new = repository.commit(REVISED, by=ada)
     for _ in range(2):  # the second finds nothing new
-        assert await server.look() == "it is rolled out when the run that is under way has ended"
+        assert await server.look() == "the rollout starts when the current run has ended"
     for client in ("c1", "c2"):
         joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
         await fed.say(joined, by="trainer")
@@ -187,7 +187,7 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(agent, "HINDERED_S", 0.1)
+    monkeypatch.setattr(training_run, "HINDERED_S", 0.1)
     new = await others.take(server, REVISED, repository, ada)
     others.hindered, others.passes = hindrance, passes
     with pytest.raises(RequestRefused, match=re.escape(hindrance)):

@@ -1,4 +1,4 @@
-"""Back from new code, by itself or by hand, and managers that come back in between."""
+"""Reverting code, by itself or by request, and managers that restart in between."""
 
 import pytest
 from support.federation import TASK, Federation
@@ -52,18 +52,6 @@ async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_cod
     assert (server.facts.code_version, server.facts.rejected) == (new, {})
 
 
-async def test_devices_that_refuse_send_it_back_before_any_run(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    await others.clients("c1", "c2")
-    new = repository.commit(REVISED, by=ada)
-    await server.look()
-    await fed.happens("code", "code_found")
-    await others.refuses("c1", new, "it needs scikit-learn, which may not be installed here")
-    assert "scikit-learn" in (await fed.happens("code", "rollout_reverted")).reason
-    assert others.asked_to_run == []
-
-
 async def test_a_person_goes_back_to_the_version_before(
     fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
 ) -> None:
@@ -86,7 +74,9 @@ async def test_going_back_twice_does_not_lead_to_what_was_left(
     await fed.until(lambda: len(others.asked_to_run) == 2)
     await others.run(2, old, "c1", "c2")
     await fed.happens("code", "rollout_finished", times=2)
-    with pytest.raises(RequestRefused, match=f"no version before {old[:12]} that was not left or rejected"):
+    with pytest.raises(
+        RequestRefused, match=f"no version before {old[:12]} that was not reverted or rejected"
+    ):
         await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
 
 
@@ -122,20 +112,6 @@ async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_ove
         assert (server.facts.rejected, server.facts.candidate) == ({}, "")
     await fed.happens("code", "code_found", times=2)
     assert (server.facts.rejected, server.facts.candidate) == ({new: "users complain"}, old)
-
-
-async def test_who_goes_back_further_during_a_rollout_leaves_the_candidate_and_what_was_before_it(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    first = repository.head
-    second = await others.take_and_try(server, REVISED, repository, ada)
-    third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
-    await server.look()
-    await fed.happens("code", "code_found", times=2)
-    await fed.bus.request(RevertCode(task=TASK, to=first[:12], reason="both are bad"), timeout_s=30)
-    await fed.happens("code", "code_found", times=3)
-    assert server.facts.candidate == first
-    assert server.facts.rejected == dict.fromkeys((second, third), "both are bad")
 
 
 async def test_a_person_ends_a_rollout(

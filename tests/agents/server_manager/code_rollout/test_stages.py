@@ -1,4 +1,4 @@
-"""New code that comes to some first: a real repository, a real bus; the clients are played."""
+"""Rollouts in stages: a real repository and bus, simulated clients."""
 
 import pytest
 from support.federation import TASK, TINY, Federation
@@ -36,19 +36,6 @@ async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_ru
     await fed.until(lambda: len(others.asked_to_run) == 2)
     await others.run(2, new, *fleet)
     await fed.happens("code", "rollout_finished")
-
-
-async def test_a_run_of_a_small_cohort_asks_for_no_larger_quorum_than_it_has(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    await others.clients("c1", "c2", "c3")
-    new = repository.commit({"pyproject.toml": stages("10%", "100%")}, by=ada)
-    await server.look()
-    (only,) = (await fed.happens("code", "code_found")).facts.clients  # type: ignore[union-attr]
-    await others.ready(only, new)
-    await fed.until(lambda: bool(others.asked_to_run))
-    await others.run(1, new, only)  # the plan's quorum is 2
-    await fed.happens("code", "stage_passed")
 
 
 async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked_for_stands_over_that(
@@ -133,15 +120,3 @@ async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a
     await others.ready("c1", new)
     await fed.happens("code", "stage_ready")
     assert fed.events("code").count("rollout_reverted") == 1
-
-
-async def test_who_is_silent_is_waited_for_only_so_long(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    await others.clients("c1", "c2")
-    new = repository.commit({"pyproject.toml": stages("100%", wait_s=1.0)}, by=ada)
-    await server.look()
-    await fed.happens("code", "code_found")
-    await others.ready("c1", new)
-    ready = await fed.happens("code", "stage_ready")
-    assert ready.reason == "without c2"

@@ -215,7 +215,7 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     )
     already = await server.fedbus("code", "rollout", "main")
     assert (already.code, already.err.count("\n")) == (1, 1)
-    assert "everybody is on" in already.err
+    assert "every client is on" in already.err
     other = await server.fedbus("code", "status", "--task", "mnist")
     assert (other.code, other.err) == (5, "fedbus: no task mnist here: choose one of tiny\n")
 

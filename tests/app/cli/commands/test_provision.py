@@ -17,7 +17,7 @@ from support.federation import tiny_task
 from support.ports import free_port
 from support.trusted import FED, Nats, TrustedBus, trusted_bus
 
-from fedbus.agents.server_manager.state_registrar import registrar
+from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.app.diagnostics.doctor import examine
 from fedbus.app.diagnostics.services import judge_agents
 from fedbus.app.failures import Exit
@@ -384,7 +384,7 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
     bus.access("c1")
     async with (
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
-        registrar(server, task.id),
+        serve_registrar(server, task.id),
     ):
         await server.make_streams()
         environment = {"FEDBUS_KIT": str(tmp_path / "kits" / "c1"), "FEDBUS_TASK": str(task.path)}
