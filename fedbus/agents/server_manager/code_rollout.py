@@ -53,6 +53,7 @@ from fedbus.stores.errors import StoreError
 VERSIONS_REMEMBERED: Final = 20
 WORKTREES_KEPT: Final = 3
 NEW_CODE: Final = "new code"
+AFTER_THE_RUN: Final = "it is rolled out when the run that is under way has ended"
 STAGE: Final = "the stage begins without the others"
 TRY: Final = "try the candidate"
 
@@ -187,6 +188,10 @@ class Rollouts:
         proposed = self._proposed.task.code_version if self._proposed else ""
         return version in (self.facts.code_version, self.facts.candidate, proposed, *self.facts.rejected)
 
+    def waits_for_run_end(self, version: str) -> bool:
+        """Whether the rollout of *version* begins when the run that is under way has ended."""
+        return self._proposed is not None and self._proposed.task.code_version == version
+
     async def nobody_in(self, stages: Sequence[str]) -> str | None:
         """Which of the *stages* is for labels that no client has, in words; None where each has somebody."""
         return without_clients(stages, await self._fleet())
@@ -196,7 +201,7 @@ class Rollouts:
         async with self._turn:
             self._proposed = proposed
             if not self._server.at_rest:
-                return "it is rolled out when the run that is under way has ended"
+                return AFTER_THE_RUN
             await self.at_rest()
             return told(self.facts)
 

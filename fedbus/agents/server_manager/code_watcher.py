@@ -14,7 +14,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, Final
 
 from fedbus.agents.common.asyncio_tools import ask_until_answered, first_of
-from fedbus.agents.server_manager.code_rollout import Proposed, Rollouts, TheServer
+from fedbus.agents.server_manager.code_rollout import AFTER_THE_RUN, Proposed, Rollouts, TheServer
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.code import (
@@ -174,6 +174,8 @@ class CodeFollowing:
         return found if found.news else found.model_copy(update={"news": self._old_news(found.found)})
 
     def _old_news(self, found: str) -> str:
+        if self._rollouts.waits_for_run_end(found):  # the regular look may have found it a moment ago
+            return AFTER_THE_RUN
         reason = self._rollouts.facts.rejected.get(found)
         return (
             f"nothing new: it was rejected: {reason}"

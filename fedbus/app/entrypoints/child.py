@@ -13,8 +13,8 @@ from typing import NoReturn
 from fedbus.agents.common.child_process import answer, parent_watch
 from fedbus.app import telemetry
 from fedbus.app.entrypoints.signals import stopping
-from fedbus.app.telemetry.log_lines import told_once
-from fedbus.app.telemetry.process_metrics import watched
+from fedbus.app.telemetry.log_lines import use_root_handlers
+from fedbus.app.telemetry.process_metrics import measure_process
 
 MOST_SAID = 500
 """Letters of an error that are answered."""
@@ -27,9 +27,9 @@ WORK = {
 
 
 async def _run(name: str) -> int:
-    with stopping() as stop, watched():
+    with stopping() as stop, measure_process():
         work = importlib.import_module(WORK[name])
-        told_once("flwr")
+        use_root_handlers("flwr")
         code: int = await work.main(stop)
         return code
 
