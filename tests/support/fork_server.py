@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from fedbus.agents.common.process_orders import child_command
+from fedbus.agents.common.child_process import python_module
 
-COMMAND: Final = child_command("")[:-1]
+COMMAND: Final = python_module("fedbus")
 PROGRAM: Final = Path(__file__).with_name("fork_server_process.py")
 PR_SET_CHILD_SUBREAPER: Final = 36
 
@@ -138,7 +138,7 @@ class ForkServer:
         self._socket, other = socket.socketpair()
         with other:
             self._process = subprocess.Popen(
-                [sys.executable, str(PROGRAM), str(other.fileno()), COMMAND[-1]],
+                [sys.executable, str(PROGRAM), str(other.fileno())],
                 stdin=subprocess.DEVNULL,
                 pass_fds=[other.fileno()],
                 start_new_session=True,

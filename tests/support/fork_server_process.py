@@ -1,6 +1,6 @@
-"""The process that `fork_server` starts: imports, then forks a process for each order.
+"""The process that `fork_server` starts: it imports what children of agents need, and forks one for each order.
 
-Usage: python fork_server_process.py SOCKET MODULE
+Usage: python fork_server_process.py SOCKET
 """
 
 import atexit
@@ -16,14 +16,15 @@ import sys
 import traceback
 from typing import Any
 
+from fedbus.app.entrypoints.child import WORK
+
 ABOVE = 512
 """The received files are kept above this number, so that none is in the place of another."""
 
 
-def main(files: int, module: str) -> None:
+def main(files: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    work = importlib.import_module(module).WORK
-    for name in ("torch", "numpy.random", *work.values()):
+    for name in ("torch", "numpy.random", "fedbus.app.entrypoints.kubernetes_job", *WORK.values()):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()
@@ -33,18 +34,18 @@ def main(files: int, module: str) -> None:
             if not size:
                 return
             data = orders.recv(int.from_bytes(size, "big"), socket.MSG_WAITALL)
-            pid = orphan(json.loads(data), received, module)
+            pid = orphan(json.loads(data), received)
             for file in received:
                 os.close(file)
             orders.sendall(pid.to_bytes(8, "big"))
 
 
-def orphan(order: dict[str, Any], received: list[int], module: str) -> int:
+def orphan(order: dict[str, Any], received: list[int]) -> int:
     """The number of a new process that does *order*, and whose parent has ended."""
     reading, writing = os.pipe()
     if (parent := os.fork()) == 0:
         if (child := os.fork()) == 0:
-            become(order, received, module)
+            become(order, received)
         os.write(writing, child.to_bytes(8, "big"))
         os._exit(0)
     os.close(writing)
@@ -54,8 +55,8 @@ def orphan(order: dict[str, Any], received: list[int], module: str) -> int:
     return pid
 
 
-def become(order: dict[str, Any], received: list[int], module: str) -> None:
-    """Be `python -m` *module* with the arguments, the environment, the files and the directory of *order*."""
+def become(order: dict[str, Any], received: list[int]) -> None:
+    """Be `python -m fedbus` with the arguments, the environment, the files and the directory of *order*."""
     code = 1
     try:
         if order["new_session"]:
@@ -67,9 +68,8 @@ def become(order: dict[str, Any], received: list[int], module: str) -> None:
         os.chdir(order["directory"])
         sys.path[0] = order["directory"]
         importlib.import_module("numpy.random").seed()
-        sys.argv = [module, *order["arguments"]]
-        del sys.modules[module]
-        runpy.run_module(module, run_name="__main__", alter_sys=True)
+        sys.argv = ["fedbus", *order["arguments"]]
+        runpy.run_module("fedbus", run_name="__main__", alter_sys=True)
         code = 0
     except SystemExit as end:
         code = end.code if isinstance(end.code, int) else int(end.code is not None)
@@ -92,4 +92,4 @@ def take(received: list[int], places: list[int]) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2])
+    main(int(sys.argv[1]))

@@ -14,7 +14,7 @@ def children(work: str) -> list[psutil.Process]:
 
 def does(process: psutil.Process, work: str) -> bool:
     """Whether *process* is a child process of an agent that does *work*."""
-    return command_of(process)[-2:] == ["fedbus.app.child", work]
+    return command_of(process)[-2:] == ["child", work]
 
 
 def command_of(process: psutil.Process) -> list[str]:

@@ -1,4 +1,4 @@
-"""Where a child process of ours begins: ``python -m fedbus.app.entrypoints.child server|trainer|init|check``.
+"""Where a child process of ours begins: ``python -m fedbus child server|trainer|init|check``.
 
 It ends with its parent, logs and traces as the parent does, and is asked to stop by SIGTERM.
 What it does then is the agent's own: see `fedbus.agents`.
@@ -34,9 +34,10 @@ async def _run(name: str) -> int:
         return code
 
 
-def main() -> NoReturn:
+def main(name: str) -> NoReturn:
+    """Do the work *name* as a child process."""
     parent_watch()
-    work(sys.argv[1])
+    work(name)
 
 
 def work(name: str) -> NoReturn:
@@ -56,7 +57,3 @@ def _in_a_line(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_SAID]}"
-
-
-if __name__ == "__main__":
-    main()

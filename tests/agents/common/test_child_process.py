@@ -32,7 +32,7 @@ WATCHES_DEAF = (
 )
 LEAVES_TO_THE_LOOP = """
 import asyncio, sys
-from fedbus.agents.child import ChildProcess
+from fedbus.agents.common.child_process import ChildProcess
 
 async def hold(child):
     async with child:
@@ -52,7 +52,7 @@ print(asyncio.run(main()).returncode)
 """
 PARENT = """
 import asyncio, sys
-from fedbus.agents.child import ChildProcess
+from fedbus.agents.common.child_process import ChildProcess
 
 async def main():
     async with ChildProcess("child", sys.executable, "-c", sys.argv[1], output=print) as child:
