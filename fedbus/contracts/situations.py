@@ -313,13 +313,13 @@ class RunCompleted:
 
 
 @dataclass(frozen=True)
-class RunEnded:
+class RunAborted:
     """It failed or was cancelled: there is no model version."""
 
     state: RunState
 
 
-RunSituation: TypeAlias = RunUnderWay | RunCompleted | RunEnded
+RunSituation: TypeAlias = RunUnderWay | RunCompleted | RunAborted
 
 
 def run_situation(state: RunState, data: RunFacts) -> RunSituation:
@@ -331,7 +331,7 @@ def run_situation(state: RunState, data: RunFacts) -> RunSituation:
             model = _Parser(state, data).need(data.model, "model")
             return RunCompleted(model=model, promoted=data.promoted)
         case RunState.FAILED | RunState.CANCELLED:
-            return RunEnded(state)
+            return RunAborted(state)
         case _:
             assert_never(state)
 

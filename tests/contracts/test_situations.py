@@ -16,8 +16,8 @@ from fedbus.contracts.situations import (
     ClientServing,
     FlClientTraining,
     IncompleteData,
+    RunAborted,
     RunCompleted,
-    RunEnded,
     RunUnderWay,
     ScheduleDue,
     ServerInitializing,
@@ -111,7 +111,7 @@ def test_a_schedule_is_due_since_some_time() -> None:
 def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
     data = RunFacts(task="mnist", run="mnist-2", plan=PLAN, requested_at=NOON, model=MODEL, promoted=False)
     assert run_situation(RunState.FINISHED, data) == RunCompleted(MODEL, promoted=False)
-    assert run_situation(RunState.CANCELLED, data) == RunEnded(RunState.CANCELLED)
+    assert run_situation(RunState.CANCELLED, data) == RunAborted(RunState.CANCELLED)
     assert run_situation(RunState.RECOVERING, data) == RunUnderWay(RunState.RECOVERING)
     with pytest.raises(IncompleteData, match="run mnist-2 is in state finished without model"):
         run_situation(RunState.FINISHED, data.model_copy(update={"model": None}))
