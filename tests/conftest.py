@@ -5,12 +5,19 @@ from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
-from support import NatsServer, nats_server
+from support import NatsServer, OwnNatsServer, nats_server
+from support.fork_server import ForkServer, forked_children
+from support.lifecycle_coverage import LifecycleCoverage
+from support.nats_server import SharedNatsServer
 from support.repositories import Signer, signer
 
 SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
 LONG = ("journeys", "faults")
 """Whole stories: few of them to a file, and each as long as a hundred others."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.pluginmanager.register(LifecycleCoverage(config))
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -31,13 +38,45 @@ def _settings() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
 
 
+@pytest.fixture(scope="session", autouse=True)
+def forking() -> Iterator[ForkServer]:
+    """Children of agents are forked from a process that has imported what they need."""
+    with forked_children() as server:
+        yield server
+
+
 @pytest.fixture
-async def nats(tmp_path: Path) -> AsyncIterator[NatsServer]:
-    """A real nats-server of the test's own."""
+def real_children(forking: ForkServer) -> Iterator[None]:
+    """Children of agents start from nothing in this test, as they do in a federation."""
+    with forking.left_out():
+        yield
+
+
+@pytest.fixture(scope="session")
+def shared_nats(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SharedNatsServer]:
+    """A real nats-server for the tests of this worker."""
+    server = SharedNatsServer(lambda: tmp_path_factory.mktemp("nats"))
+    yield server
+    server.stop()
+
+
+@pytest.fixture
+async def own_nats(tmp_path: Path) -> AsyncIterator[OwnNatsServer]:
+    """A real nats-server of this test, which may kill it."""
     directory = tmp_path / "nats"
     directory.mkdir()
     async with nats_server(directory) as server:
         yield server
+
+
+@pytest.fixture
+def nats(request: pytest.FixtureRequest, shared_nats: SharedNatsServer) -> NatsServer:
+    """NATS with nothing in it: an account of the shared server, or the own server of a test that asks for one."""
+    if "own_nats" in request.fixturenames:
+        own = request.getfixturevalue("own_nats")
+        assert isinstance(own, NatsServer)
+        return own
+    return shared_nats.account()
 
 
 @pytest.fixture(scope="session")

@@ -1,16 +1,23 @@
-"""Imports point downward, and each foreign library has its one place. Read off every file, imports in functions too."""
+"""Imports point downward, each foreign library has one place, and a search for a name finds one thing.
+
+The rules are read off the source of every file, imports inside functions included. Each test collects all
+violations of its rule and prints them as `file:line: what`.
+"""
 
 import ast
+import re
+from collections import defaultdict
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
+from typing import Final
 
-import pytest
+REPOSITORY: Final = Path(__file__).parents[1]
+ROOT: Final = REPOSITORY / "fedbus"
+MODULES: Final = sorted(ROOT.rglob("*.py"))
+IN_THE_MIDDLE: Final = {"domain", "bus", "stores", "learning"}
 
-ROOT = Path(__file__).parents[1] / "fedbus"
-MODULES = sorted(ROOT.rglob("*.py"))
-IN_THE_MIDDLE = {"domain", "bus", "stores", "learning"}
-
-MAY_USE = {
+MAY_USE: Final = {
     "contracts": set[str](),
     "domain": {"contracts"},
     "bus": {"contracts"},
@@ -20,20 +27,36 @@ MAY_USE = {
     "app": {"contracts", *IN_THE_MIDDLE, "agents"},
 }
 
-ONLY_IN = {
-    "flwr": {"learning"},
-    "torch": {"learning"},
-    "nats": {"bus"},
-    "aiobotocore": {"stores"},
-    "botocore": {"stores"},
-    "typer": {"app"},
-    "click": {"app"},
-    "rich": {"app"},
-}
-"""A library, and the packages that may import it."""
+MAY_USE_AT_THE_TOP: Final = {"__main__.py": {"app"}}
+"""The same for a module of `fedbus` itself."""
 
-PURE = {"contracts", "domain"}
-MAKES_IMPURE = {
+AGENTS: Final = {
+    "server_manager",
+    "workflow_scheduler",
+    "flower_server",
+    "client_manager",
+    "flower_client",
+    "inference",
+    "gateway",
+    "device_monitor",
+    "training_monitor",
+}
+"""The packages of `fedbus.agents`, besides `common`, which all of them share."""
+
+ONLY_IN: Final = {
+    "flwr": "learning/flower",
+    "torch": "learning",
+    "nats": "bus",
+    "aiobotocore": "stores",
+    "botocore": "stores",
+    "typer": "app",
+    "click": "app",
+    "rich": "app",
+}
+"""A library, and the package that may import it."""
+
+PURE: Final = {"contracts", "domain"}
+MAKES_IMPURE: Final = {
     "asyncio",
     "socket",
     "subprocess",
@@ -45,85 +68,8 @@ MAKES_IMPURE = {
     "random",
 }
 
-each_module = pytest.mark.parametrize("module", MODULES, ids=lambda path: str(path.relative_to(ROOT)))
-
-
-def package_of(module: Path) -> str:
-    """The package a module belongs to; nothing for `fedbus` itself."""
-    return module.relative_to(ROOT).parts[0] if module.parent != ROOT else ""
-
-
-def imported_by(module: Path) -> Iterator[str]:
-    """All that *module* imports, wherever in it, by whole names; by `importlib` too, where the name is written out."""
-    for node in ast.walk(ast.parse(module.read_text())):
-        match node:
-            case ast.ImportFrom(module=name, names=names, level=level):
-                assert level == 0, f"{module}: a relative import hides where it goes"
-                yield from (f"{name}.{alias.name}" for alias in names)
-            case ast.Import(names=names):
-                yield from (alias.name for alias in names)
-            case ast.Call(
-                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
-                args=[ast.Constant(value=str(name)), *_],
-            ):
-                yield name
-
-
-def packages_used_by(module: Path) -> set[str]:
-    parts = [name.split(".") for name in imported_by(module)]
-    return {name[1] for name in parts if name[0] == "fedbus" and len(name) > 1 and (ROOT / name[1]).is_dir()}
-
-
-@each_module
-def test_imports_point_downward(module: Path) -> None:
-    package = package_of(module)
-    allowed = MAY_USE[package] if package else set()
-    assert packages_used_by(module) - {package} <= allowed
-
-
-@each_module
-def test_a_library_is_imported_in_its_one_place(module: Path) -> None:
-    libraries = {name.split(".")[0] for name in imported_by(module)}
-    for library in libraries & ONLY_IN.keys():
-        assert package_of(module) in ONLY_IN[library], f"{library} in {module.relative_to(ROOT)}"
-
-
-@each_module
-def test_what_decides_does_not_act(module: Path) -> None:
-    if package_of(module) in PURE:
-        assert not {name.split(".")[0] for name in imported_by(module)} & MAKES_IMPURE
-        assert not [
-            node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.AsyncFunctionDef)
-        ]
-
-
-@each_module
-def test_git_is_run_in_stores_alone(module: Path) -> None:
-    """A list or call of arguments that begins with "git"."""
-    for node in ast.walk(ast.parse(module.read_text())):
-        match node:
-            case (
-                ast.List(elts=[ast.Constant(value="git"), *_])
-                | ast.Tuple(elts=[ast.Constant(value="git"), *_])
-                | ast.Call(args=[ast.Constant(value="git"), ast.Constant(), *_])
-            ):
-                assert package_of(module) == "stores", f"{module.relative_to(ROOT)}, line {node.lineno}"
-
-
-AGENTS = {path.name for path in (ROOT / "agents").iterdir() if (path / "agent.py").is_file()}
-
-
-@each_module
-def test_no_agent_knows_another(module: Path) -> None:
-    if package_of(module) != "agents":
-        return
-    used = {name.split(".")[2] for name in imported_by(module) if name.startswith("fedbus.agents.")}
-    own = module.relative_to(ROOT / "agents").parts[0].removesuffix(".py")
-    assert not (used - {own}) & AGENTS
-
-
-DECIDES_ONLY = {
-    "agents/server_manager": {
+DECIDES_ONLY: Final = {
+    "server_manager": {
         "code_rollout",
         "effects",
         "events",
@@ -134,38 +80,235 @@ DECIDES_ONLY = {
         "training_run",
     },
 }
-"""Modules of an agent that decide, and leave it to the others to act."""
+"""The modules of an agent that decide, and leave it to the others to act."""
+
+SHARED_CLASS_NAMES: Final[dict[str, str]] = {}
+"""A class name that may occur more than once, and the reason."""
+
+MODULE_PATH: Final = re.compile(r"\bfedbus(?:\.[a-z_]\w*){2,}")
+
+Violations = Iterator[str]
 
 
-@pytest.mark.parametrize(
-    "module",
-    [ROOT / package / f"{name}.py" for package, names in DECIDES_ONLY.items() for name in sorted(names)],
-    ids=lambda path: str(path.relative_to(ROOT)),
-)
-def test_the_decisions_of_an_agent_are_pure(module: Path) -> None:
-    own = {
-        f"fedbus.agents.{module.parent.name}.{name}" for name in DECIDES_ONLY[f"agents/{module.parent.name}"]
+# --- reading the source -------------------------------------------------------------------------
+
+
+@cache
+def tree_of(module: Path) -> ast.Module:
+    return ast.parse(module.read_text())
+
+
+def place(module: Path, node: ast.AST | None = None) -> str:
+    """The file as a reader finds it, with the line of *node*."""
+    path = str(module.relative_to(REPOSITORY))
+    return path if node is None else f"{path}:{getattr(node, 'lineno', 1)}"
+
+
+def package_of(module: Path) -> str:
+    """The package below `fedbus` that a module belongs to; empty for `fedbus` itself."""
+    return module.relative_to(ROOT).parts[0] if module.parent != ROOT else ""
+
+
+def agent_of(module: Path) -> str:
+    """The package or module below `fedbus.agents` that a module belongs to; empty for `fedbus.agents` itself."""
+    parts = module.relative_to(ROOT / "agents").with_suffix("").parts
+    return parts[0] if parts != ("__init__",) else ""
+
+
+@cache
+def imports_of(module: Path) -> list[tuple[str, ast.AST]]:
+    """All absolute names that *module* imports, through `importlib` too where the name is a literal."""
+    found: list[tuple[str, ast.AST]] = []
+    for node in ast.walk(tree_of(module)):
+        match node:
+            case ast.ImportFrom(module=str(name), names=names, level=0):
+                found += [(f"{name}.{alias.name}", node) for alias in names]
+            case ast.Import(names=names):
+                found += [(alias.name, node) for alias in names]
+            case ast.Call(
+                func=ast.Attribute(attr="import_module") | ast.Name(id="import_module" | "__import__"),
+                args=[ast.Constant(value=str(name)), *_],
+            ):
+                found.append((name, node))
+    return found
+
+
+def packages_used_by(module: Path) -> Iterator[tuple[str, ast.AST]]:
+    for name, node in imports_of(module):
+        top, _, rest = name.partition(".")
+        package = rest.partition(".")[0]
+        if top == "fedbus" and package and (ROOT / package).is_dir():
+            yield package, node
+
+
+def docstrings_of(tree: ast.Module) -> set[ast.AST]:
+    """The string statements of *tree*: docstrings of modules, classes, functions and attributes."""
+    return {
+        node.value
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
     }
-    imported = {name.rpartition(".")[0] or name for name in imported_by(module)}
-    ours = {name for name in imported if name.startswith("fedbus.")}
-    assert {name for name in ours if name.split(".")[1] not in PURE} <= own
-    assert not {name.split(".")[0] for name in imported_by(module)} & {*MAKES_IMPURE, "structlog", "time"}
-    assert not [
-        node for node in ast.walk(ast.parse(module.read_text())) if isinstance(node, ast.AsyncFunctionDef)
-    ]
 
 
-@each_module
-def test_flower_is_imported_by_its_adapter_alone(module: Path) -> None:
-    if module.relative_to(ROOT).parts[:2] != ("learning", "flower"):
-        assert "flwr" not in {name.split(".")[0] for name in imported_by(module)}
+def assert_none(violations: Violations) -> None:
+    found = sorted(violations)
+    assert not found, "\n  ".join([f"{len(found)} violations:", *found])
 
 
-def test_every_package_has_its_place() -> None:
-    found = {path.name for path in ROOT.iterdir() if (path / "__init__.py").is_file()}
-    assert found == MAY_USE.keys()
+# --- the rules ------------------------------------------------------------------------------------
 
 
-def test_every_module_says_what_it_is_for() -> None:
-    silent = [path for path in MODULES if not ast.get_docstring(ast.parse(path.read_text()))]
-    assert not silent
+def test_imports_are_absolute() -> None:
+    assert_none(
+        f"{place(module, node)}: relative import"
+        for module in MODULES
+        for node in ast.walk(tree_of(module))
+        if isinstance(node, ast.ImportFrom) and node.level
+    )
+
+
+def test_imports_point_downward() -> None:
+    def violations() -> Violations:
+        for module in MODULES:
+            own = package_of(module)
+            allowed = MAY_USE[own] | {own} if own else MAY_USE_AT_THE_TOP.get(module.name, set())
+            for used, node in packages_used_by(module):
+                if used not in allowed:
+                    yield f"{place(module, node)}: {own or 'fedbus'} imports {used}"
+
+    assert_none(violations())
+
+
+def test_each_library_is_imported_in_one_package() -> None:
+    def violations() -> Violations:
+        for module in MODULES:
+            for name, node in imports_of(module):
+                library = name.partition(".")[0]
+                package = ONLY_IN.get(library)
+                if package is not None and ROOT / package not in module.parents:
+                    yield f"{place(module, node)}: {library} outside fedbus/{package}"
+
+    assert_none(violations())
+
+
+def test_contracts_and_domain_do_no_io() -> None:
+    def violations() -> Violations:
+        for module in MODULES:
+            if package_of(module) not in PURE:
+                continue
+            for name, node in imports_of(module):
+                if (library := name.partition(".")[0]) in MAKES_IMPURE:
+                    yield f"{place(module, node)}: imports {library}"
+            for node in ast.walk(tree_of(module)):
+                if isinstance(node, ast.AsyncFunctionDef):
+                    yield f"{place(module, node)}: async def {node.name}"
+
+    assert_none(violations())
+
+
+def test_the_decisions_of_an_agent_do_no_io() -> None:
+    def violations() -> Violations:
+        for agent, names in DECIDES_ONLY.items():
+            own = {f"fedbus.agents.{agent}.{name}" for name in names}
+            for module in (ROOT / "agents" / agent / f"{name}.py" for name in names):
+                for name, node in imports_of(module):
+                    is_pure = name.split(".")[:2] in [["fedbus", package] for package in PURE]
+                    if name.startswith("fedbus.") and not is_pure and name.rpartition(".")[0] not in own:
+                        yield f"{place(module, node)}: imports {name}"
+                    if name.partition(".")[0] in {*MAKES_IMPURE, "structlog", "time"}:
+                        yield f"{place(module, node)}: imports {name}"
+                for node in ast.walk(tree_of(module)):
+                    if isinstance(node, ast.AsyncFunctionDef):
+                        yield f"{place(module, node)}: async function {node.name}"
+
+    assert_none(violations())
+
+
+def test_only_stores_runs_git() -> None:
+    """A list, tuple or call of arguments that begins with "git" is a git command."""
+
+    def violations() -> Violations:
+        for module in MODULES:
+            for node in ast.walk(tree_of(module)):
+                match node:
+                    case (
+                        ast.List(elts=[ast.Constant(value="git"), *_])
+                        | ast.Tuple(elts=[ast.Constant(value="git"), *_])
+                        | ast.Call(args=[ast.Constant(value="git"), ast.Constant(), *_])
+                    ) if package_of(module) != "stores":
+                        yield f"{place(module, node)}: git command"
+
+    assert_none(violations())
+
+
+def test_no_agent_imports_another() -> None:
+    """Each agent may import `agents/common`; `agents/common` imports no agent."""
+
+    def violations() -> Violations:
+        for module in MODULES:
+            if package_of(module) != "agents":
+                continue
+            own = agent_of(module)
+            for name, node in imports_of(module):
+                if not name.startswith("fedbus.agents."):
+                    continue
+                used = name.split(".")[2]
+                if used not in {own, "common"}:
+                    yield f"{place(module, node)}: {own or 'agents'} imports {used}"
+
+    assert_none(violations())
+
+
+def test_every_agent_is_a_package() -> None:
+    found = {path.name for path in (ROOT / "agents").iterdir() if path.suffix == ".py" or is_package(path)}
+    assert found == {"__init__.py", "common", *AGENTS}
+
+
+def test_only_app_names_modules_in_strings() -> None:
+    """An import checker does not see a module path in a string, so only the package that wires has them."""
+
+    def violations() -> Violations:
+        for module in MODULES:
+            if package_of(module) == "app":
+                continue
+            tree = tree_of(module)
+            docstrings = docstrings_of(tree)
+            for node in ast.walk(tree):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str) and node not in docstrings:
+                    for path in filter(is_module, MODULE_PATH.findall(node.value)):
+                        yield f"{place(module, node)}: {path!r}"
+
+    assert_none(violations())
+
+
+def test_class_names_are_unique() -> None:
+    places: dict[str, list[str]] = defaultdict(list)
+    for top in ("fedbus", "tests", "benchmarks"):
+        for module in sorted((REPOSITORY / top).rglob("*.py")):
+            for node in ast.walk(tree_of(module)):
+                if isinstance(node, ast.ClassDef):
+                    places[node.name].append(place(module, node))
+    repeated = {name: found for name, found in places.items() if len(found) > 1}
+    assert_none(
+        f"{name}: {', '.join(found)}" for name, found in repeated.items() if name not in SHARED_CLASS_NAMES
+    )
+    assert SHARED_CLASS_NAMES.keys() <= repeated.keys(), "an exception that is no longer needed"
+
+
+def test_every_package_has_a_layer() -> None:
+    assert {path.name for path in ROOT.iterdir() if is_package(path)} == MAY_USE.keys()
+
+
+def test_every_module_has_a_docstring() -> None:
+    assert_none(place(module) for module in MODULES if not ast.get_docstring(tree_of(module)))
+
+
+def is_package(path: Path) -> bool:
+    return (path / "__init__.py").is_file()
+
+
+def is_module(dotted: str) -> bool:
+    """Whether *dotted*, or its longest part with more than two names, is a module of fedbus."""
+    names = dotted.split(".")
+    candidates = [REPOSITORY.joinpath(*names[:length]) for length in range(3, len(names) + 1)]
+    return any(path.with_suffix(".py").is_file() or is_package(path) for path in candidates)

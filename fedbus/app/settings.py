@@ -152,11 +152,11 @@ class Settings(BaseModel):
     @classmethod
     def from_environment(cls, environment: Mapping[str, str] | None = None) -> Self:
         """The settings of this process; raises BadSetting. An empty variable counts as none."""
-        from fedbus.app.telemetry_settings import senseless  # noqa: PLC0415  # not for `fedbus --help`
+        from fedbus.app.telemetry_settings import invalid_variable  # noqa: PLC0415  # not for `fedbus --help`
 
         found = adopted_kit(os.environ) if environment is None else environment
-        if (complaint := senseless(found)) is not None:
-            raise BadSetting(complaint)
+        if (problem := invalid_variable(found)) is not None:
+            raise BadSetting(problem)
         names = [field.alias for field in cls.model_fields.values() if field.alias]
         try:
             return cls.model_validate({name: found[name] for name in names if found.get(name)})

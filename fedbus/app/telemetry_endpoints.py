@@ -1,4 +1,4 @@
-"""Where a collector is, as OpenTelemetry's standard variables say it: one for all signals, or one for each."""
+"""The address of the collector in OpenTelemetry's standard variables: one for all signals, or one for each."""
 
 import os
 from typing import Final
@@ -9,10 +9,10 @@ METRICS: Final = "OTEL_EXPORTER_OTLP_METRICS_ENDPOINT"
 LOGS: Final = "OTEL_EXPORTER_OTLP_LOGS_ENDPOINT"
 
 
-def named(signal: str) -> bool:
-    """Whether a collector is named for *signal*, one of the three above."""
+def is_configured(signal: str) -> bool:
+    """Whether a collector is configured for *signal*, one of the three above."""
     return bool(os.environ.get(signal) or os.environ.get(ENDPOINT))
 
 
-def any_named() -> bool:
-    return any(named(signal) for signal in (TRACES, METRICS, LOGS))
+def is_any_configured() -> bool:
+    return any(is_configured(signal) for signal in (TRACES, METRICS, LOGS))

@@ -1,4 +1,4 @@
-"""What the environment asks of lines, traces and figures, and whether it makes sense."""
+"""The environment variables of log lines, spans and metrics, and their validation."""
 
 from collections.abc import Mapping
 from typing import Final
@@ -12,39 +12,39 @@ FORMATS: Final = ("console", "json")
 INTERVAL: Final = "OTEL_METRIC_EXPORT_INTERVAL"
 TIMEOUT: Final = "OTEL_EXPORTER_OTLP_TIMEOUT"
 PROTOCOL: Final = "OTEL_EXPORTER_OTLP_PROTOCOL"
-SPOKEN: Final = "http/protobuf"
+SUPPORTED_PROTOCOL: Final = "http/protobuf"
 
 
-def senseless(environment: Mapping[str, str]) -> str | None:
-    """What makes no sense first, and what would, in a line; None where all does. An empty variable asks nothing."""
-    asked = {name: value.strip() for name, value in environment.items() if value.strip()}
-    endpoints = [name for name in (ENDPOINT, TRACES, METRICS, LOGS) if name in asked]
-    complaints = [
-        _one_of(asked, LEVEL, LEVELS),
-        _one_of(asked, FORMAT, FORMATS),
-        _number(asked, INTERVAL, "milliseconds, such as 15000"),
-        _number(asked, TIMEOUT, "seconds, such as 5"),
-        *(_address(asked, name) for name in endpoints),
-        _one_of(asked, PROTOCOL, (SPOKEN,)) if endpoints else None,
+def invalid_variable(environment: Mapping[str, str]) -> str | None:
+    """Describe the first invalid variable and its valid values ; None if all are valid. An empty one is unset."""
+    given = {name: value.strip() for name, value in environment.items() if value.strip()}
+    endpoints = [name for name in (ENDPOINT, TRACES, METRICS, LOGS) if name in given]
+    problems = [
+        _one_of(given, LEVEL, LEVELS),
+        _one_of(given, FORMAT, FORMATS),
+        _number(given, INTERVAL, "milliseconds, such as 15000"),
+        _number(given, TIMEOUT, "seconds, such as 5"),
+        *(_address(given, name) for name in endpoints),
+        _one_of(given, PROTOCOL, (SUPPORTED_PROTOCOL,)) if endpoints else None,
     ]
-    return next(filter(None, complaints), None)
+    return next(filter(None, problems), None)
 
 
-def _one_of(asked: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
-    if asked.get(name, choices[0]).lower() in choices:
+def _one_of(given: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
+    if given.get(name, choices[0]).lower() in choices:
         return None
-    return f"{name}: {asked[name]!r} is none of what it may be: {', '.join(choices)}"
+    return f"{name}: {given[name]!r} must be one of: {', '.join(choices)}"
 
 
-def _number(asked: Mapping[str, str], name: str, wanted: str) -> str | None:
+def _number(given: Mapping[str, str], name: str, unit: str) -> str | None:
     try:
-        sound = float(asked.get(name, "1")) > 0
+        is_valid = float(given.get(name, "1")) > 0
     except ValueError:
-        sound = False
-    return None if sound else f"{name}: {asked[name]!r} is no number of {wanted}"
+        is_valid = False
+    return None if is_valid else f"{name}: {given[name]!r} must be a number of {unit}"
 
 
-def _address(asked: Mapping[str, str], name: str) -> str | None:
-    if asked[name].lower().startswith(("http://", "https://")):
+def _address(given: Mapping[str, str], name: str) -> str | None:
+    if given[name].lower().startswith(("http://", "https://")):
         return None
-    return f"{name}: {asked[name]!r} is no address of a collector: write http://collector:4318"
+    return f"{name}: {given[name]!r} must be the URL of a collector, such as http://collector:4318"

@@ -72,14 +72,17 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
 @pytest.mark.parametrize(
     ("asked", "complaint"),
     [
-        ({"OTEL_METRIC_EXPORT_INTERVAL": "abc"}, "'abc' is no number of milliseconds, such as 15000"),
-        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, "'-1' is no number of seconds"),
-        ({"FEDBUS_LOG_LEVEL": "loud"}, "'loud' is none of what it may be: debug, info, warning"),
-        ({"FEDBUS_LOG_FORMAT": "xml"}, "'xml' is none of what it may be: console, json"),
-        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"}, "write http://collector:4318"),
+        ({"OTEL_METRIC_EXPORT_INTERVAL": "abc"}, "'abc' must be a number of milliseconds, such as 15000"),
+        ({"OTEL_EXPORTER_OTLP_TIMEOUT": "-1"}, "'-1' must be a number of seconds"),
+        ({"FEDBUS_LOG_LEVEL": "loud"}, "'loud' must be one of: debug, info, warning"),
+        ({"FEDBUS_LOG_FORMAT": "xml"}, "'xml' must be one of: console, json"),
+        (
+            {"OTEL_EXPORTER_OTLP_ENDPOINT": "collector:4318"},
+            "must be the URL of a collector, such as http://collector:4318",
+        ),
         (
             {"OTEL_EXPORTER_OTLP_PROTOCOL": "grpc", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4317"},
-            "'grpc' is none of what it may be: http/protobuf",
+            "'grpc' must be one of: http/protobuf",
         ),
         ({"FEDBUS_TRACES_MB": "abc"}, "'abc' is no whole number"),
         ({"FEDBUS_TRAIN_AT_ONCE": "0"}, "'0' is too little: it is at least 1"),

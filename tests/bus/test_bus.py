@@ -7,7 +7,7 @@ from typing import Self
 import nats as nats_py
 import pytest
 from opentelemetry import trace
-from support import NatsServer, eventually
+from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Delivery, Identity
@@ -97,13 +97,13 @@ async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
 
 
 async def test_a_killed_server_loses_nothing_that_was_published_before_or_during(
-    nats: NatsServer, server_bus: Bus, client_bus: Bus
+    own_nats: OwnNatsServer, server_bus: Bus, client_bus: Bus
 ) -> None:
     async with Ear(server_bus, AgentName.SERVER_MANAGER) as ear:
         await client_bus.publish(JOINED)
-        await nats.kill()
+        await own_nats.kill()
         during = asyncio.create_task(client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"})))
-        await nats.start()
+        await own_nats.start()
         await asyncio.wait_for(during, 20)
         runs: set[str] = set()
         while len(runs) < 2:
@@ -256,10 +256,10 @@ async def test_snapshot_tells_the_last_word_on_each_subject_and_ends(server_bus:
     assert await server_bus.states("run") == []
 
 
-async def test_a_bus_comes_back_as_often_as_its_server_does(nats: NatsServer, server_bus: Bus) -> None:
+async def test_a_bus_comes_back_as_often_as_its_server_does(own_nats: OwnNatsServer, server_bus: Bus) -> None:
     for _ in range(3):
-        await nats.kill()
-        await nats.start()
+        await own_nats.kill()
+        await own_nats.start()
         await eventually(lambda: answers(server_bus))
 
 

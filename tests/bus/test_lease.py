@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
 import pytest
-from support import NatsServer, eventually
+from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus import lease as leases
 from fedbus.bus.bus import Bus, Identity
@@ -86,11 +86,11 @@ async def test_who_falls_silent_loses_it_and_is_told_so(
     await second.let_go()
 
 
-async def test_a_lease_outlives_a_broker_that_is_killed(buses: list[Bus], nats: NatsServer) -> None:
+async def test_a_lease_outlives_a_broker_that_is_killed(buses: list[Bus], own_nats: OwnNatsServer) -> None:
     first = Holder(buses[0])
     await eventually(lambda: first.holds)
-    await nats.kill()
-    await nats.start()
+    await own_nats.kill()
+    await own_nats.start()
     second = Holder(buses[1])
     await eventually(lambda: first.holds or second.holds)
     await (first if first.holds else second).let_go()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from opentelemetry.trace import StatusCode
-from support import NatsServer, eventually
+from support import NatsServer, OwnNatsServer, eventually
 from support.traces import in_memory
 
 from fedbus.bus.bus import ACK_TIMEOUT_S, Bus, Identity
@@ -148,19 +148,19 @@ async def test_a_transition_says_what_the_new_state_waits_for(server_bus: Bus) -
 
 
 async def test_a_client_that_is_cut_off_moves_on_and_the_bus_hears_of_it_in_order(
-    nats: NatsServer, server_bus: Bus, tmp_path: Path
+    own_nats: OwnNatsServer, server_bus: Bus, tmp_path: Path
 ) -> None:
     async with (
-        Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as bus,
+        Bus.connect(own_nats.url, Identity(FED, "client-manager", "c1")) as bus,
         Lives.open(bus, Outbox(tmp_path / "outbox.db")) as lives,
     ):
         life = await lives.of(CLIENT, C1)
         await life.create()
-        await nats.kill()
+        await own_nats.kill()
         await life.transition(ClientEvent.MODEL_FETCHED)
         await life.transition(ClientEvent.INFER_READY)
         assert life.state is ClientState.SERVING
-        await nats.start()
+        await own_nats.start()
 
         async def all_told() -> bool:
             return [one.target for one in await told(server_bus, "client")] == ["serving"]
@@ -236,14 +236,14 @@ async def test_a_refused_owner_forgets_what_it_still_wanted_to_say(
 
 
 async def test_an_owner_that_comes_while_the_bus_is_away_waits_for_it(
-    nats: NatsServer, server_bus: Bus
+    own_nats: OwnNatsServer, server_bus: Bus
 ) -> None:
     async with Lives.open(server_bus) as lives:
         await (await lives.of(SERVER, MNIST)).create()
-        await nats.kill()
+        await own_nats.kill()
         finding = asyncio.ensure_future(lives.of(SERVER, MNIST))
         given_up, _ = await asyncio.wait({finding}, timeout=ACK_TIMEOUT_S + 0.5)
         assert not given_up
-        await nats.start()
+        await own_nats.start()
         async with asyncio.timeout(20):
             assert (await finding).born

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.federation import processes_of, tiny_task
+from support.federation import tiny_task
+from support.processes import processes_of
 
 ENDS_WITHIN_S = 10
 MOMENTS = {

@@ -55,7 +55,7 @@ async def test_a_server_side_that_goes_takes_the_run_up_from_the_last_round(site
 async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_round(site: Site) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 3))
-    site.process("fedbus.app.entrypoints.child", "server").kill()
+    site.process("child", "server").kill()
     await site.until(lambda: site.ended(run))
 
     assert states(site, run).count("server_recovered") == 1
@@ -67,7 +67,7 @@ async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_rou
 async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: Site) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 2))
-    site.process("fedbus.app.entrypoints.child", "trainer").kill()
+    site.process("child", "trainer").kill()
     await site.until(lambda: site.ended(run))
 
     assert states(site, run)[-1] == "run_finished"

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support.federation import TASK, Federation, children
+from support.federation import TASK, Federation
+from support.processes import children
 from support.whole import ended, served, settled, start_run, trained, whole
 
 from fedbus.contracts.agent_names import AgentName

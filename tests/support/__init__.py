@@ -1,6 +1,6 @@
 """What tests lean on: waiting for a condition, and a real nats-server."""
 
-from support.nats_server import NatsServer, nats_server
-from support.waiting import eventually
+from support.nats_server import NatsServer, OwnNatsServer, nats_server
+from support.waiting import ConditionNotMet, eventually
 
-__all__ = ["NatsServer", "eventually", "nats_server"]
+__all__ = ["ConditionNotMet", "NatsServer", "OwnNatsServer", "eventually", "nats_server"]

@@ -12,7 +12,7 @@ from typing import Any, Final
 
 import aiohttp
 
-from support.waiting import eventually
+from support.waiting import ConditionNotMet, eventually
 
 NAMES: Final = ("chromium", "chromium-browser", "google-chrome")
 OPTIONS: Final = (
@@ -104,11 +104,10 @@ class Page:
 
         try:
             await eventually(it_is, within_s=within_s)
-        except TimeoutError:
+        except ConditionNotMet:
             text = await self.run("document.body.innerText.slice(0, 2000)")
-            raise AssertionError(
-                f"never so: {script}\nthe page: {text}\nit complains of: {self.complaints}"
-            ) from None
+            detail = f"{script}\nthe page: {text}\nits errors: {self.complaints}"
+            raise ConditionNotMet(within_s, detail) from None
 
     async def text(self, selector: str = "body") -> str:
         return str(await self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))

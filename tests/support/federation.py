@@ -19,8 +19,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-import psutil
-
 from fedbus.app.composition.agents import Device, Site
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import NoAnswer, RequestRefused
@@ -35,14 +33,12 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.stores.tasks.task_directory import read_task
-from support.waiting import eventually
+from support.lifecycle_coverage import TAKEN
+from support.waiting import ConditionNotMet, eventually
 
 FED: Final = FederationId("test")
 TASK: Final = "tiny"
 TINY: Final = Path(__file__).with_name("tiny_task")
-
-WALKED: Final[dict[str, set[tuple[str, str, str]]]] = defaultdict(set)
-"""The arrows that were walked so far in this process, by kind."""
 
 AgentRun = Callable[[asyncio.Event], Awaitable[None]]
 MessageT = TypeVar("MessageT", bound=Message)
@@ -240,12 +236,12 @@ class Federation:
 
         try:
             await eventually(it_does, within_s=within_s)
-        except TimeoutError:
-            told = "\n".join(
+        except ConditionNotMet:
+            transitions = "\n".join(
                 f"  {one.kind} {one.thing}: {one.source} → {one.target} {one.event} {one.reason}"
                 for one in self.moves
             )
-            raise AssertionError(f"waited {within_s:g} s for {what}; told was:\n{told}") from None
+            raise ConditionNotMet(within_s, f"{what}; the transitions were:\n{transitions}") from None
 
 
 def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
@@ -315,33 +311,4 @@ def check_lives(told: list[Transition]) -> None:
                 f"{kind} {thing} jumped from {before.target} to {after.source}"
             )
             assert after.legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
-            WALKED[kind].add((after.source, after.event, after.target))
-
-
-def arrows_of(kind: str) -> set[tuple[str, str, str]]:
-    return {(str(arrow.source), arrow.event, str(arrow.target)) for arrow in LIFECYCLES[kind]}
-
-
-# --- processes ----------------------------------------------------------------------------------------
-
-
-def processes_of(home: Path) -> list[psutil.Process]:
-    """The processes, other than this one, whose environment names *home*."""
-    found = []
-    for process in psutil.process_iter():
-        try:
-            named = any(str(home) in value for value in process.environ().values())
-            if named and process.pid != psutil.Process().pid and process.status() != psutil.STATUS_ZOMBIE:
-                found.append(process)
-        except psutil.Error:
-            continue
-    return found
-
-
-def children(work: str) -> list[psutil.Process]:
-    """The child processes of this one that do *work*: ``server``, ``trainer`` or ``init``."""
-    return [
-        child
-        for child in psutil.Process().children()
-        if child.cmdline()[-2:] == ["fedbus.app.entrypoints.child", work]
-    ]
+            TAKEN.add((kind, after.source, after.event, after.target))

@@ -16,8 +16,9 @@ from fedbus.bus.streams import life_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.run import RunFacts, StartRun
 from fedbus.contracts.transition import Transition
-from support import eventually
-from support.federation import processes_of, tiny_task
+from support import ConditionNotMet, eventually
+from support.federation import tiny_task
+from support.processes import command_of, processes_of
 
 TASK = "tiny"
 
@@ -44,9 +45,9 @@ class Site:
     async def until(self, condition: Callable[[], bool], *, within_s: float = 90) -> None:
         try:
             await eventually(condition, within_s=within_s)
-        except TimeoutError:
-            told = "\n".join(str(step) for step in self.fleet.steps)
-            raise AssertionError(f"it did not happen; told was:\n{told}") from None
+        except ConditionNotMet:
+            steps = "\n".join(str(step) for step in self.fleet.steps)
+            raise ConditionNotMet(within_s, f"the transitions were:\n{steps}") from None
 
     def run(self, run: str) -> RunFacts:
         return self.fleet.runs[run]
@@ -60,7 +61,7 @@ class Site:
 
     def process(self, *words: str) -> psutil.Process:
         """The oldest process of this site whose command line has all these *words*."""
-        found = [one for one in processes_of(self.running.home) if set(words) <= set(one.cmdline())]
+        found = [one for one in processes_of(self.running.home) if set(words) <= set(command_of(one))]
         return min(found, key=lambda one: one.create_time())
 
 

@@ -1,4 +1,4 @@
-"""The process that tries a task's code before it is used: ``python -m fedbus.app.entrypoints.child check``.
+"""The process that tries a task's code before it is used: ``python -m fedbus child check``.
 
 Imports what the task refers to, builds its model, and runs the task's own check, if it has one. Its answer
 is `CodeChecked` as JSON, or, with exit code 1, what is wrong.

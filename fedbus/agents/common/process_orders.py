@@ -19,9 +19,6 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import Task
 
 VARIABLE: Final = "FEDBUS_ORDER"
-CHILD_ENTRY: Final = "fedbus.app.entrypoints.child"
-"""The module that a child process begins in. A name and not an import: the edge stands above the agents."""
-
 MEMORY_ENVIRONMENT: Final = {
     # Buffers of weights come and go each round: keep their memory mapped, since the first touch of
     # fresh pages costs more than any copy (glibc; ignored elsewhere).
@@ -60,7 +57,7 @@ class Order(BaseModel):
 
 def child_command(work: str) -> tuple[str, ...]:
     """The command of a child process that does *work*."""
-    return python_module(CHILD_ENTRY, work)
+    return python_module("fedbus", "child", work)
 
 
 OrderT = TypeVar("OrderT", bound=Order)

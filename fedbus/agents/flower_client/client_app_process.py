@@ -1,4 +1,4 @@
-"""The process that trains one run on one client: ``python -m fedbus.app.entrypoints.child trainer``.
+"""The process that trains one run on one client: ``python -m fedbus child trainer``.
 
 It loads the ClientApp, says `joined`, and answers each Flower message of the run until it is
 asked to stop. Weights come and go as blobs, straight between here and the Flower server; what

@@ -1,4 +1,4 @@
-"""The process that builds a task's first model: ``python -m fedbus.app.entrypoints.child init``.
+"""The process that builds a task's first model: ``python -m fedbus child init``.
 
 Torch is loaded here and gone with the process. Its answer is the artifact, stored, as JSON; or, with exit
 code 1, why there is none.

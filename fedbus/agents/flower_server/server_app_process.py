@@ -1,4 +1,4 @@
-"""The process of one run's ServerApp: ``python -m fedbus.app.entrypoints.child server``.
+"""The process of one run's ServerApp: ``python -m fedbus child server``.
 
     ServerApp (a thread)  ⇄  BusGrid  ⇄  the loop (this thread)  ⇄  the bus
 

@@ -58,6 +58,7 @@ from fedbus.domain.run_participation import short
 
 VERSIONS_REMEMBERED: Final = 20
 CHECKOUTS_KEPT: Final = 3
+AFTER_THE_RUN: Final = "the rollout starts when the current run has ended"
 REASON_CHARS: Final = 500
 """The longest reason for which a version is rejected."""
 
@@ -152,9 +153,11 @@ class CodeRollout:
 
     def outcome_of(self, proposal: ProposedVersion) -> str:
         """Describe what became of *proposal*, for people."""
-        if proposal is self._proposal:
-            return "the rollout starts when the current run has ended"
-        return told(self.data)
+        return AFTER_THE_RUN if proposal is self._proposal else told(self.data)
+
+    def waits_for_run_end(self, version: str) -> bool:
+        """True where the rollout of *version* starts when the current run has ended."""
+        return self._proposal is not None and self._proposal.task.code_version == version
 
     def task_for_run(self, request: OpenRun) -> tuple[Task, RunPlan]:
         """The task that a run trains now, and its plan; the quorum is at most the size of the cohort."""

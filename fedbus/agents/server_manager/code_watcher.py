@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fedbus.agents.common.asyncio_tools import ask_until_answered, first_of
+from fedbus.agents.server_manager.code_rollout import AFTER_THE_RUN
 from fedbus.agents.server_manager.events import (
     CodeProposed,
     CodeRejectedByCheck,
@@ -220,6 +221,8 @@ class CodeWatcher:
         return found if found.news else found.model_copy(update={"news": self._describe_known(found.found)})
 
     def _describe_known(self, version: str) -> str:
+        if self._rollout.waits_for_run_end(version):  # the regular poll may have found it a moment ago
+            return AFTER_THE_RUN
         reason = self._rollout.data.rejected.get(version)
         return (
             f"nothing new: it was rejected: {reason}"

@@ -1,4 +1,4 @@
-"""Where a child process of ours begins: ``python -m fedbus.app.entrypoints.child server|trainer|init|check``.
+"""Where a child process of ours begins: ``python -m fedbus child server|trainer|init|check``.
 
 It ends with its parent, logs and traces as the parent does, and is asked to stop by SIGTERM.
 What it does then is the agent's own: see `fedbus.agents`.
@@ -13,8 +13,8 @@ from typing import NoReturn
 from fedbus.agents.common.child_process import answer, parent_watch
 from fedbus.app import telemetry
 from fedbus.app.entrypoints.signals import stopping
-from fedbus.app.telemetry.log_lines import told_once
-from fedbus.app.telemetry.process_metrics import watched
+from fedbus.app.telemetry.log_lines import use_root_handlers
+from fedbus.app.telemetry.process_metrics import measure_process
 
 MOST_SAID = 500
 """Letters of an error that are answered."""
@@ -27,16 +27,17 @@ WORK = {
 
 
 async def _run(name: str) -> int:
-    with stopping() as stop, watched():
+    with stopping() as stop, measure_process():
         work = importlib.import_module(WORK[name])
-        told_once("flwr")
+        use_root_handlers("flwr")
         code: int = await work.main(stop)
         return code
 
 
-def main() -> NoReturn:
+def main(name: str) -> NoReturn:
+    """Do the work *name* as a child process."""
     parent_watch()
-    work(sys.argv[1])
+    work(name)
 
 
 def work(name: str) -> NoReturn:
@@ -56,7 +57,3 @@ def _in_a_line(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_SAID]}"
-
-
-if __name__ == "__main__":
-    main()

@@ -1,4 +1,4 @@
-"""Where the process of a Kubernetes Job begins: ``python -m fedbus.app.entrypoints.kubernetes_job server``.
+"""Where the process of a Kubernetes Job begins: ``python -m fedbus job server``.
 
 It does what a child process does (see `fedbus.app.entrypoints.child`), without a parent: nobody holds its
 life line, and nothing of the wrapper's disk is here. So it first gets the task's code at the version of its
@@ -8,7 +8,7 @@ order, from where FEDBUS_TASK says, verified like everywhere; the model comes ou
 import asyncio
 import json
 import os
-import sys
+from functools import partial
 from typing import NoReturn
 
 from fedbus.agents.common.process_orders import VARIABLE, Order
@@ -19,16 +19,17 @@ from fedbus.app.settings import Settings
 from fedbus.contracts.task.task import Task
 
 
-def main() -> NoReturn:
-    edge(_run)
+def main(name: str) -> NoReturn:
+    """Do the work *name* as the process of a Job."""
+    edge(partial(_run, name))
 
 
-def _run() -> None:
+def _run(name: str) -> None:
     settings = Settings.from_environment()
     order = Order.model_validate_json(os.environ[VARIABLE])
     task = asyncio.run(code_of(settings, "").task_at(order.task.code_version))
     os.environ[VARIABLE] = _at_home_here(os.environ[VARIABLE], task)
-    child.work(sys.argv[1])
+    child.work(name)
 
 
 def _at_home_here(order: str, task: Task) -> str:
@@ -36,7 +37,3 @@ def _at_home_here(order: str, task: Task) -> str:
     told = json.loads(order)
     told["task"] |= {"path": task.path, "libraries": task.libraries}
     return json.dumps(told)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,49 +1,47 @@
-"""What is seen from outside: log lines, traces and figures.
+"""Telemetry of a process: log lines, spans and metrics.
 
     with configured("fedbus-client-manager", client="c1"):
         ...
 
-- **Lines** go to standard error: readable ones to a terminal, JSON otherwise, each with the trace and
-  span it was written in and the event it is about (`lines`).
-- **Spans** go into FEDBUS_HOME/traces, where `fedbus trace` finds them (`kept`).
-- All three, figures too, go to an OTLP collector where the standard variables
-  (OTEL_EXPORTER_OTLP_ENDPOINT, or one for a single signal) name one (`collector`).
+- **Log lines** go to standard error: readable ones to a terminal, JSON otherwise, each with the current trace and
+  span and the message that it is about (`lines`).
+- **Spans** go to FEDBUS_HOME/traces, where `fedbus trace` reads them (`kept`).
+- All three signals also go to an OTLP collector where the standard variables configure one:
+  OTEL_EXPORTER_OTLP_ENDPOINT, or one variable for each signal (`collector`).
 
-Nobody listening there, or somebody slow, slows nothing down: what is told waits in bounded queues for
-threads, complaints are one line a minute, and leaving takes FLUSH_S at the most, less where nothing went through.
-OTEL_SDK_DISABLED=true turns spans and figures off altogether.
+Exporting never blocks: bounded queues, background threads, one log line a minute about failures, shutdown
+within FLUSH_S. OTEL_SDK_DISABLED=true disables spans and metrics.
 """
 
 import os
 import platform
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from fedbus import __version__
-from fedbus.app.telemetry.log_lines import log_to_stderr, written
-from fedbus.app.telemetry_endpoints import any_named
+from fedbus.app.telemetry.log_lines import log_to_stderr
+from fedbus.app.telemetry_endpoints import is_any_configured
 
 if TYPE_CHECKING:
-    from fedbus.app.telemetry.collector import Collector
-    from fedbus.app.telemetry.span_files import Keeper
+    from fedbus.app.telemetry.collector import OtlpExport
+    from fedbus.app.telemetry.span_files import SpanFileExporter
 
 DISABLED: Final = "OTEL_SDK_DISABLED"
+FLUSH_S: Final = 2.0
+"""How long the shutdown waits for the last signals to be written or sent."""
 
 __all__ = ["configured", "log_to_stderr"]
 
 
 @contextmanager
 def configured(service: str, *, level: str = "INFO", **about: str) -> Iterator[None]:
-    """Lines, traces and figures of this process as *service*, until the block ends; *about* goes with all of them."""
+    """Configure telemetry of this process as *service* until the block ends; *about* is added to every signal."""
     log_to_stderr(level=level, agent=service.removeprefix("fedbus-"), **about)
-    try:
-        with nullcontext() if _is_disabled() else _told(_resource(service, about)):
-            yield
-    finally:
-        written()  # a child process of ours ends without the goodbye of the interpreter
+    with nullcontext() if _is_disabled() else _sdk(_resource(service, about)):
+        yield
 
 
 def _is_disabled() -> bool:
@@ -51,57 +49,41 @@ def _is_disabled() -> bool:
 
 
 @contextmanager
-def _told(resource: dict[str, str | int]) -> Iterator[None]:
-    """Spans, and where a collector is named figures and lines."""
-    keeper = _keeper(resource)
-    with _collected(resource, keeper) if any_named() else _kept_here(keeper):
-        yield
+def _sdk(resource: dict[str, str | int]) -> Iterator[None]:
+    """Set up OpenTelemetry's SDK. Spans have ids, which messages carry, even where no span is stored or sent."""
+    from opentelemetry import trace  # noqa: PLC0415  # not for `fedbus --help`
 
+    from fedbus.app.telemetry.span_files import SpanFileProcessor  # noqa: PLC0415
+    from fedbus.app.telemetry.tracer import ErrorTypeProvider, sdk_provider  # noqa: PLC0415
 
-@contextmanager
-def _kept_here(keeper: "Keeper | None") -> Iterator[None]:
-    """Spans on this machine and nowhere else; they have their ids even where none is kept."""
-    from opentelemetry import trace  # noqa: PLC0415
+    spans = sdk_provider(resource)
+    if files := _span_files(resource):
+        spans.add_span_processor(
+            SpanFileProcessor(files)
+        )  # the first, so that its shutdown waits for no network
+    export = None
+    if is_any_configured():
+        from fedbus.app.telemetry.collector import OtlpExport  # noqa: PLC0415  # imports HTTP and protobuf
 
-    from fedbus.app.telemetry.lite_tracer import LightProvider  # noqa: PLC0415
-
-    provider = LightProvider(keeper.take, keeper.began) if keeper else LightProvider(lambda _: None)
-    trace.set_tracer_provider(provider)
+        export = OtlpExport(spans)
+    trace.set_tracer_provider(ErrorTypeProvider(spans))
     try:
         yield
     finally:
-        if keeper:
-            keeper.close()
+        _shut_down([spans.shutdown, *(export.shutdowns if export else ())], export)
 
 
-@contextmanager
-def _collected(resource: dict[str, str | int], keeper: "Keeper | None") -> Iterator[None]:
-    """All three signals to a collector, spans on this machine too."""
-    from opentelemetry.sdk.resources import Resource  # noqa: PLC0415
-
-    from fedbus.app.telemetry.collector import Collector  # noqa: PLC0415  # the SDK takes 0.2 s to import
-
-    collector = Collector(Resource.create(dict(resource)))
-    if keeper:
-        collector.keep(keeper)
-    collector.begin()
-    try:
-        yield
-    finally:
-        _leave(collector)
-
-
-def _keeper(resource: dict[str, str | int]) -> "Keeper | None":
+def _span_files(resource: dict[str, str | int]) -> "SpanFileExporter | None":
     from fedbus.app.settings import BadSetting, Settings  # noqa: PLC0415
-    from fedbus.app.telemetry.span_files import Keeper  # noqa: PLC0415
+    from fedbus.app.telemetry.span_files import SpanFileExporter  # noqa: PLC0415
 
     try:
         settings = Settings.from_environment()
-    except BadSetting:  # whoever needs them says so
+    except BadSetting:  # reported where the settings are used
         return None
     if not settings.traces_mb:
         return None
-    return Keeper(settings.traces_dir, resource, max_bytes=settings.traces_mb * 2**20)
+    return SpanFileExporter(settings.traces_dir, resource, max_bytes=settings.traces_mb * 2**20)
 
 
 def _resource(service: str, about: dict[str, str]) -> dict[str, str | int]:
@@ -116,15 +98,15 @@ def _resource(service: str, about: dict[str, str]) -> dict[str, str | int]:
     }
 
 
-def _leave(collector: "Collector") -> None:
-    """Send what waits, as long as the collector has us wait; then stop trying, which ends the exporters' retries."""
-    until = time.monotonic() + collector.flush_s
-    leaving = [
-        threading.Thread(target=close, name="send the last", daemon=True) for close in collector.closes
+def _shut_down(shutdowns: Sequence[Callable[[], Any]], export: "OtlpExport | None") -> None:
+    """Flush all signals at the same time, within a limit; then close the exporters, which ends their retries."""
+    deadline = time.monotonic() + (export.flush_s if export else FLUSH_S)
+    threads = [
+        threading.Thread(target=shutdown, name="flush telemetry", daemon=True) for shutdown in shutdowns
     ]
-    for thread in leaving:
+    for thread in threads:
         thread.start()
-    for thread in leaving:
-        thread.join(max(0.0, until - time.monotonic()))
-    if any(thread.is_alive() for thread in leaving):
-        collector.give_up()
+    for thread in threads:
+        thread.join(max(0.0, deadline - time.monotonic()))
+    if export and any(thread.is_alive() for thread in threads):
+        export.close_exporters()

@@ -1,6 +1,6 @@
-"""Exceptions as lines tell of them: their type, what they say, and where, each within a bound.
+"""Exceptions in log lines: type, message and frames, each within a limit.
 
-Never what the frames held: a ClientApp that raises has its training data there, and others have secrets.
+Never the local variables of frames: those of a ClientApp hold training data, others hold secrets.
 """
 
 import traceback
@@ -11,43 +11,43 @@ from structlog.tracebacks import ExceptionDictTransformer
 from structlog.typing import ExcInfo
 
 FRAMES: Final = 30
-"""Of each exception: of more, the last, which are the nearest to where it was raised."""
-SAYS: Final = 1000
-"""Letters of what one says, and of each note."""
-WITHIN: Final = 10
-"""Exceptions that are told of one: what caused it, and those of a group."""
-STACK: Final = 16_000
-"""Letters of all of it as text."""
+"""Frames of each exception; of more, the last ones, which are nearest to the raise."""
+MESSAGE_CHARS: Final = 1000
+"""Characters of a message and of each note."""
+CHAIN_LENGTH: Final = 10
+"""Exceptions in a chain of causes, and in a group."""
+STACK_CHARS: Final = 16_000
+"""Characters of a stack trace as text."""
 
 _transform: Final = ExceptionDictTransformer(show_locals=False, use_rich=False)
 as_text: Final = RichTracebackFormatter(show_locals=False, max_frames=FRAMES)
-"""For a person at a terminal."""
+"""For a terminal."""
 
 
-def as_facts(exc_info: ExcInfo) -> list[dict[str, Any]]:
-    """For JSON: a table for the exception, and for each that it came of."""
-    return _bounded(_transform(exc_info))
+def as_json_objects(exc_info: ExcInfo) -> list[dict[str, Any]]:
+    """Convert for JSON: one object for the exception and for each of its causes."""
+    return _limited(_transform(exc_info))
 
 
 def as_attributes(error: BaseException) -> dict[str, str]:
-    """For OTLP, by OpenTelemetry's names."""
+    """Convert for OTLP, with the attribute names of OpenTelemetry's conventions."""
     stack = "".join(traceback.format_exception(error, limit=-FRAMES))
     return {
         "exception.type": type(error).__name__,
-        "exception.message": _cut(str(error), SAYS),
-        "exception.stacktrace": _cut(stack, STACK),
+        "exception.message": _cut(str(error), MESSAGE_CHARS),
+        "exception.stacktrace": _cut(stack, STACK_CHARS),
     }
 
 
-def _bounded(told: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    for one in told[:WITHIN]:
+def _limited(chain: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    for one in chain[:CHAIN_LENGTH]:
         one["frames"] = one["frames"][-FRAMES:]
-        one["exc_value"] = _cut(one["exc_value"], SAYS)
-        one["exc_notes"] = [_cut(note, SAYS) for note in one["exc_notes"][:WITHIN]]
-        one["exceptions"] = [_bounded(inner) for inner in one["exceptions"][:WITHIN]]
-    return told[:WITHIN]
+        one["exc_value"] = _cut(one["exc_value"], MESSAGE_CHARS)
+        one["exc_notes"] = [_cut(note, MESSAGE_CHARS) for note in one["exc_notes"][:CHAIN_LENGTH]]
+        one["exceptions"] = [_limited(inner) for inner in one["exceptions"][:CHAIN_LENGTH]]
+    return chain[:CHAIN_LENGTH]
 
 
-def _cut(text: str, letters: int) -> str:
-    """The beginning and the end of *text*, where it has more *letters*."""
-    return text if len(text) <= letters else f"{text[: letters // 2]} … {text[-letters // 2 :]}"
+def _cut(text: str, limit: int) -> str:
+    """Keep the beginning and the end of a *text* of more than *limit* characters."""
+    return text if len(text) <= limit else f"{text[: limit // 2]} … {text[-limit // 2 :]}"

@@ -1,6 +1,6 @@
-"""Log lines: of fedbus and of all libraries, on standard error, one line each.
+"""Log lines of fedbus and of all libraries, on standard error, one line each.
 
-FEDBUS_LOG_LEVEL   debug, info, warning, error or critical; at debug, agents tell of each step they take
+FEDBUS_LOG_LEVEL   debug, info, warning, error or critical; at debug, agents log each method call
 FEDBUS_LOG_FORMAT  console or json; default: console on a terminal, else json
 """
 
@@ -19,129 +19,123 @@ from structlog.stdlib import ProcessorFormatter
 from structlog.typing import Processor
 
 from fedbus.app.telemetry import exceptions
-from fedbus.app.telemetry.log_buffer import AtOnce, WrittenLater
 from fedbus.app.telemetry_settings import FORMAT, FORMATS, LEVEL
 from fedbus.contracts.telemetry import LOG_LINES, add
 
-SAID_AGAIN_AFTER_S: Final = 60.0
+REPEAT_AFTER_S: Final = 60.0
 as_json: Final = json.JSONEncoder(default=repr).encode
-CHATTY: Final = {
+LIBRARY_LEVELS: Final = {
     "asyncio": logging.WARNING,
     "aiohttp.access": logging.WARNING,
     "nats": logging.WARNING,
-    "urllib3": logging.ERROR,  # a collector that is away is told of by OpenTelemetry, and once
+    "opentelemetry": logging.WARNING,
+    "urllib3": logging.ERROR,  # OpenTelemetry logs that a collector is unavailable
 }
-"""Libraries, and from which level on their lines are worth having."""
+"""Libraries whose lines below a level are dropped."""
 
 
 def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
-    """Log lines of fedbus and of all libraries on standard error. FEDBUS_LOG_LEVEL overrules *level*."""
+    """Write log lines of fedbus and of all libraries to standard error. FEDBUS_LOG_LEVEL overrides *level*."""
     number = level_of(os.environ.get(LEVEL) or level, level)
-    readable = _is_readable(os.environ.get(FORMAT, ""))
+    is_readable = _is_readable(os.environ.get(FORMAT, ""))
     structlog.configure(
-        processors=[ProcessorFormatter.wrap_for_formatter],  # all the rest is done when the line is written
+        processors=[ProcessorFormatter.wrap_for_formatter],  # the formatter does the rest
         wrapper_class=structlog.make_filtering_bound_logger(number),
         logger_factory=structlog.stdlib.LoggerFactory(),
     )
-    writer = logging.StreamHandler() if readable else AtOnce()
-    writer.addFilter(_says_something)
-    writer.addFilter(OneLineOfOpenTelemetry())
-    writer.addFilter(_counted)
-    writer.setFormatter(OneLine(about, readable=readable))
-    # a person at a terminal waits for the line
-    handler = WrittenLater(writer) if isinstance(writer, AtOnce) else writer
+    handler = logging.StreamHandler()
+    handler.addFilter(_is_not_blank)
+    handler.addFilter(OpenTelemetryRateLimit())
+    handler.addFilter(_count)
+    handler.setFormatter(LineFormatter(about, readable=is_readable))
     logging.basicConfig(handlers=[handler], level=number, force=True)
-    logging._srcfile = None  # noqa: SLF001  # who called is in no line, and looking for it costs most of one
-    for name, least in CHATTY.items():
-        logging.getLogger(name).setLevel(least)
+    logging._srcfile = None  # noqa: SLF001  # no line names its caller, and finding it is most of the cost of a line
+    for name, lowest in LIBRARY_LEVELS.items():
+        logging.getLogger(name).setLevel(lowest)
 
 
-def written() -> None:
-    """Write all lines that wait."""
-    for handler in logging.getLogger().handlers:
-        handler.flush()
+def use_root_handlers(library: str) -> None:
+    """Remove the handlers and the level of *library*, so that its lines are written once, with their trace."""
+    logger = logging.getLogger(library)
+    logger.handlers.clear()
+    logger.setLevel(logging.NOTSET)
 
 
-def told_once(library: str) -> None:
-    """A library that writes its lines by itself, from a level of its own, leaves both to us: ours have their trace."""
-    its = logging.getLogger(library)
-    its.handlers.clear()
-    its.setLevel(logging.NOTSET)
-
-
-def level_of(asked: str, otherwise: str) -> int:
-    """The number of the level *asked* for; a word that is none counts as the other."""
+def level_of(name: str, default: str) -> int:
+    """The number of the level *name*; that of *default* if there is no such level."""
     names = logging.getLevelNamesMapping()
-    return names.get(asked.strip().upper(), names[otherwise.upper()])
+    return names.get(name.strip().upper(), names[default.upper()])
 
 
-def _is_readable(asked: str) -> bool:
-    return asked == "console" if asked in FORMATS else sys.stderr.isatty()
+def _is_readable(log_format: str) -> bool:
+    return log_format == "console" if log_format in FORMATS else sys.stderr.isatty()
 
 
-def _rendered(*, readable: bool) -> list[Processor]:
+def _renderers(*, readable: bool) -> list[Processor]:
     if readable:
         return [structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=exceptions.as_text)]
     return [
-        structlog.processors.ExceptionRenderer(exceptions.as_facts),
+        structlog.processors.ExceptionRenderer(exceptions.as_json_objects),
         lambda _logger, _level, line: as_json(line),
     ]
 
 
-class OneLine(logging.Formatter):
-    """Makes a line of what fedbus or a library said, with the facts *about* this process in each.
+class LineFormatter(logging.Formatter):
+    """Formats a record of fedbus or of a library, with the keys *about* this process in each line.
 
-    Not structlog's ProcessorFormatter: it copies the record and formats it once more, which made 13 µs a line into 21.
+    structlog's ProcessorFormatter copies the record and formats it twice: a line takes 21 µs with it, 13 µs here.
     """
 
     def __init__(self, about: dict[str, str], *, readable: bool) -> None:
         super().__init__()
         self._about: dict[str, Any] = dict(about)
-        self._at = _at_short if readable else _at
-        self._renderers = _rendered(readable=readable)
+        self._timestamp = _short_timestamp if readable else _timestamp
+        self._renderers = _renderers(readable=readable)
 
     def format(self, record: logging.LogRecord) -> str:
         level = record.levelname.lower()
-        line: Any = structlog.contextvars.merge_contextvars(None, level, self._about | _said(record))
-        line |= {"level": level, "logger": record.name, "timestamp": self._at(record.created)} | _its_trace()
+        line: Any = structlog.contextvars.merge_contextvars(None, level, self._about | _keys(record))
+        line |= {
+            "level": level,
+            "logger": record.name,
+            "timestamp": self._timestamp(record.created),
+        } | _trace_ids()
         for render in self._renderers:
             line = render(None, level, line)
         return str(line)
 
 
-def _said(record: logging.LogRecord) -> dict[str, Any]:
-    """What is in *record*: facts of structlog's, or the words of a library."""
-    if isinstance(record.msg, dict) and hasattr(record, "_logger"):  # which `wrap_for_formatter` puts there
+def _keys(record: logging.LogRecord) -> dict[str, Any]:
+    """The event and keys of *record*: structlog's, or the message of a library."""
+    if isinstance(record.msg, dict) and hasattr(record, "_logger"):  # set by `wrap_for_formatter`
         return record.msg
     more = {"exc_info": record.exc_info, "stack_info": record.stack_info}
     return {"event": record.getMessage()} | {name: value for name, value in more.items() if value}
 
 
-def _its_trace() -> dict[str, str]:
-    """Where it was said."""
-    here = trace.get_current_span().get_span_context()
-    if not here.is_valid:
+def _trace_ids() -> dict[str, str]:
+    span = trace.get_current_span().get_span_context()
+    if not span.is_valid:
         return {}
-    return {"trace_id": f"{here.trace_id:032x}", "span_id": f"{here.span_id:016x}"}
+    return {"trace_id": f"{span.trace_id:032x}", "span_id": f"{span.span_id:016x}"}
 
 
-def _at(said: float) -> str:
-    """When it was said, which is not when it is written."""
-    moment = datetime.fromtimestamp(said, UTC)
+def _timestamp(created: float) -> str:
+    moment = datetime.fromtimestamp(created, UTC)
     return moment.isoformat(timespec="microseconds").replace("+00:00", "Z")
 
 
-def _at_short(said: float) -> str:
-    return time.strftime("%H:%M:%S", time.localtime(said))
+def _short_timestamp(created: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(created))
 
 
 def errors_so_far() -> tuple[int, str]:
-    """How many error lines this process has written, and the last of them."""
+    """The number of error lines of this process, and the event of the last one."""
     return _errors.count, _errors.last
 
 
-def _says_something(record: logging.LogRecord) -> bool:
-    """Flower sets its lines apart by blank ones, which tell nothing where each line is a fact."""
+def _is_not_blank(record: logging.LogRecord) -> bool:
+    """Drop the blank lines that Flower uses as separators."""
     return not isinstance(record.msg, str) or bool(record.msg.strip())
 
 
@@ -154,7 +148,7 @@ class _Errors:
 _errors: Final = _Errors()
 
 
-def _counted(record: logging.LogRecord) -> bool:
+def _count(record: logging.LogRecord) -> bool:
     if record.levelno >= logging.ERROR:
         _errors.count += 1
         _errors.last = (
@@ -165,19 +159,19 @@ def _counted(record: logging.LogRecord) -> bool:
     return True
 
 
-class OneLineOfOpenTelemetry(logging.Filter):
-    """Its exporters tell of an absent collector over and over, with stack traces: one line a minute is enough."""
+class OpenTelemetryRateLimit(logging.Filter):
+    """Limits OpenTelemetry to one line a minute without stack trace: its exporters log every failed attempt."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said = -SAID_AGAIN_AFTER_S
+        self._last = -REPEAT_AFTER_S
 
     def filter(self, record: logging.LogRecord) -> bool:
         if not record.name.startswith("opentelemetry"):
             return True
         record.exc_info = record.exc_text = record.stack_info = None
         now = time.monotonic()
-        if now - self._said < SAID_AGAIN_AFTER_S:
+        if now - self._last < REPEAT_AFTER_S:
             return False
-        self._said = now
+        self._last = now
         return True

@@ -1,6 +1,6 @@
-"""Figures of a process of ours: how late its loop is, and what its nats-server tells of itself.
+"""Metrics of a process: the lag of its event loop, and those of its nats-server.
 
-Both are only taken where a collector is named for figures; elsewhere nothing runs.
+Both are measured only where a collector for metrics is configured.
 """
 
 import asyncio
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any, Final
 
-from fedbus.app.telemetry_endpoints import METRICS, named
+from fedbus.app.telemetry_endpoints import METRICS, is_configured
 from fedbus.contracts.telemetry import (
     LOOP_LAG,
     NATS_CONNECTIONS,
@@ -29,29 +29,29 @@ from fedbus.contracts.telemetry import (
 )
 
 EVERY_S: Final = 1.0
-ASK_S: Final = 1.0
+REQUEST_S: Final = 1.0
 FRESH_S: Final = 5.0
-"""An answer this old is good enough for the next figure: one export asks once."""
+"""How long an answer of nats-server is reused, so that one export sends one request of each kind."""
 STREAMS: Final = 100
-Figures = Iterable[tuple[float, About]]
+Samples = Iterable[tuple[float, About]]
 
 
 @contextmanager
-def watched(nats_monitor: str = "") -> Iterator[None]:
-    """Take them, on the running loop, until the block ends. *nats_monitor*: ``http://127.0.0.1:8222``, or nothing."""
-    if not named(METRICS):
+def measure_process(nats_monitor: str = "") -> Iterator[None]:
+    """Measure on the running loop until the block ends. *nats_monitor*: ``http://127.0.0.1:8222``, or empty."""
+    if not is_configured(METRICS):
         yield
         return
-    with ExitStack() as taken:
-        taken.enter_context(_loop_watched(asyncio.get_running_loop()))
+    with ExitStack() as metrics:
+        metrics.enter_context(_loop_lag(asyncio.get_running_loop()))
         if nats_monitor:
-            taken.enter_context(nats_server_watched(nats_monitor))
+            metrics.enter_context(nats_server_metrics(nats_monitor))
         yield
 
 
 @contextmanager
-def _loop_watched(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
-    """How much later than asked the loop comes round to a thing."""
+def _loop_lag(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
+    """Measure how much later than scheduled the loop calls a callback."""
     lag = _Lag(loop)
     try:
         yield
@@ -63,32 +63,32 @@ class _Lag:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._due = loop.time() + EVERY_S
-        self.timer = loop.call_at(self._due, self._come_round)
+        self.timer = loop.call_at(self._due, self._on_timer)
 
-    def _come_round(self) -> None:
+    def _on_timer(self) -> None:
         record(LOOP_LAG, max(0.0, self._loop.time() - self._due))
         self._due = self._loop.time() + EVERY_S
-        self.timer = self._loop.call_at(self._due, self._come_round)
+        self.timer = self._loop.call_at(self._due, self._on_timer)
 
 
 @contextmanager
-def nats_server_watched(monitor: str) -> Iterator[None]:
-    """What ``/varz`` and ``/jsz`` at *monitor* say. Who does not answer has no figures."""
+def nats_server_metrics(monitor: str) -> Iterator[None]:
+    """Read ``/varz`` and ``/jsz`` at *monitor*. A server that does not answer has no metrics."""
     server = _NatsServer(monitor.rstrip("/"))
-    with ExitStack() as figures:
-        for metric, read in server.figures().items():
-            figures.enter_context(observed(metric, read))
+    with ExitStack() as gauges:
+        for metric, read in server.readers().items():
+            gauges.enter_context(observed(metric, read))
         yield
 
 
 class _NatsServer:
-    """A nats-server, by its monitoring port. Asked in the exporter's thread, so that it may take its time."""
+    """The monitoring port of a nats-server. The exporter's thread sends the requests, so they may block."""
 
     def __init__(self, monitor: str) -> None:
         self._monitor = monitor
         self._answers: dict[str, tuple[float, Mapping[str, Any]]] = {}
 
-    def figures(self) -> Mapping[Metric, Callable[[], Figures]]:
+    def readers(self) -> Mapping[Metric, Callable[[], Samples]]:
         return {
             NATS_CONNECTIONS: lambda: self._varz("connections"),
             NATS_CPU: lambda: [(percent / 100, about) for percent, about in self._varz("cpu")],
@@ -101,28 +101,28 @@ class _NatsServer:
         }
 
     def _varz(self, name: str, direction: str = "") -> list[tuple[float, About]]:
-        value = self._asked("varz").get(name)
+        value = self._cached("varz").get(name)
         about = {"network.io.direction": direction} if direction else {}
         return [(float(value), about)] if isinstance(value, int | float) else []
 
     def _streams(self, name: str) -> list[tuple[float, About]]:
-        accounts = self._asked("jsz?streams=true").get("account_details") or []
+        accounts = self._cached("jsz?streams=true").get("account_details") or []
         streams = [stream for account in accounts for stream in account.get("stream_detail") or []]
         return [
             (float(stream["state"][name]), {"fedbus.stream": str(stream["name"])})
             for stream in streams[:STREAMS]
         ]
 
-    def _asked(self, what: str) -> Mapping[str, Any]:
-        when, answer = self._answers.get(what, (float("-inf"), {}))
+    def _cached(self, path: str) -> Mapping[str, Any]:
+        when, answer = self._answers.get(path, (float("-inf"), {}))
         if time.monotonic() - when > FRESH_S:
-            answer = self._ask(what)
-            self._answers[what] = time.monotonic(), answer
+            answer = self._request(path)
+            self._answers[path] = time.monotonic(), answer
         return answer
 
-    def _ask(self, what: str) -> Mapping[str, Any]:
+    def _request(self, path: str) -> Mapping[str, Any]:
         try:
-            with urllib.request.urlopen(f"{self._monitor}/{what}", timeout=ASK_S) as reply:  # noqa: S310
+            with urllib.request.urlopen(f"{self._monitor}/{path}", timeout=REQUEST_S) as reply:  # noqa: S310
                 found = json.load(reply)
         except (OSError, ValueError):
             return {}

@@ -1,43 +1,48 @@
-"""Spans on this machine's disk: what `fedbus trace` reads, with nothing else installed.
+"""Span files: the spans of this machine on its disk, where `fedbus trace` reads them without a collector.
 
-Every process appends to files of its own in FEDBUS_HOME/traces, so nothing is shared between them. A file
-is a row of blocks: four bytes of length, then msgpack of what the process is and the spans of a second. A
-block that was torn by a power cut is the last of its file, and is passed over (see `reading`). Not OTLP/JSON,
-which costs ten times as much to write as the span did to make: `fedbus trace --otlp-json` makes that of it.
+Each process appends to its own files in FEDBUS_HOME/traces, so processes share no file. A file is a sequence of
+blocks. A block is a length of four bytes, then msgpack of the process's resource and of the spans of one second.
+A power failure can truncate the last block of a file; the reader skips it. The format is not OTLP/JSON, which takes
+ten times as long to write; `fedbus trace --otlp-json` converts the files.
 
-A span that lasts is told of twice: without an end by the block of the second in which it began, and whole when
-it ends. So a run shows while it is under way, and what a process that was killed had in hand is known.
+A span that is open when the block of its second is written is in that block without an end, and in a later block with
+its end. So `fedbus trace` shows a run in progress, and what a killed process was doing.
 
-Bounded: a file is set aside at FILE_BYTES, and of all files the oldest go when they are more than was given.
+Limits: a file is closed at FILE_BYTES. The oldest files are deleted when all files exceed the configured size.
 """
 
 import os
-import threading
 import time
-from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol
+from typing import Any, Final, NamedTuple, cast
 
 import msgpack
 import structlog
+from opentelemetry.context import Context
+from opentelemetry.sdk.trace import Event, ReadableSpan, Span
+from opentelemetry.sdk.trace.export import BatchSpanProcessor, SpanExporter, SpanExportResult
+from opentelemetry.trace import SpanContext
 
 FILE_BYTES: Final = 8 * 1024**2
-WAITING: Final = 8192
-"""Spans that may wait to be written; the oldest go first."""
+MAX_QUEUE: Final = 16_384
+"""Queue entries, two for each span; when the queue is full, the oldest are dropped."""
+MAX_BATCH: Final = 2048
+"""Queue entries that are written without waiting for the end of the second."""
 EVERY_S: Final = 1.0
-STOP_S: Final = 2.0
 SUFFIX: Final = ".spans"
 LENGTH_BYTES: Final = 4
+MESSAGE_CHARS: Final = 1000
+NOT_STORED: Final = ("exception.stacktrace", "exception.escaped")
 
 log = structlog.get_logger("fedbus.telemetry")
 
 
 class Record(NamedTuple):
-    """One span as it is kept: ids raw, times in nanoseconds, kinds and codes as OTLP numbers them.
+    """One stored span: raw ids, times in nanoseconds, kinds and codes with OTLP's numbers.
 
-    Its *end* is 0 as long as it is under way.
+    The *end* of an open span is 0.
     """
 
     trace_id: bytes
@@ -55,100 +60,34 @@ class Record(NamedTuple):
     scope: str = ""
 
 
-Made = Callable[[], Record]
-"""Makes the record of a span that has ended: in the thread that writes it, for the one that ended it has other work."""
-
-
-class Begun(Protocol):
-    """A span from its beginning on."""
-
-    def is_recording(self) -> bool:
-        """Whether it has not ended."""
-
-    def record(self) -> Record: ...
-
-
-class Keeper:
-    """Writes the spans of this process into *directory*, which holds *max_bytes* at the most."""
+class SpanFileExporter(SpanExporter):
+    """Writes the spans of this process into *directory*, which holds *max_bytes* at most."""
 
     def __init__(
-        self,
-        directory: Path,
-        resource: Mapping[str, Any],
-        *,
-        max_bytes: int,
-        file_bytes: int = FILE_BYTES,
-        every_s: float = EVERY_S,
+        self, directory: Path, resource: Mapping[str, Any], *, max_bytes: int, file_bytes: int = FILE_BYTES
     ) -> None:
         self._directory = directory
         self._resource = dict(resource)
         self._max_bytes = max_bytes
         self._file_bytes = min(file_bytes, max_bytes)
-        self._every_s = every_s
         self._name = f"{resource['service.name']}-{os.getpid()}-{time.time_ns():x}"
         self._part = 0
-        self._begun: deque[Begun] = deque(maxlen=WAITING)
-        self._waiting: deque[Made] = deque(maxlen=WAITING)
-        self._work, self._closing = threading.Event(), threading.Event()
-        self._rests = False
-        self._writer = threading.Thread(target=self._write_all, name="keep spans", daemon=True)
-        self._writer.start()
+        self._is_failing = False
 
-    def began(self, span: Begun) -> None:
-        """Write that it is under way, if it still is in a moment. Never waits."""
-        self._begun.append(span)
-        if not self._work.is_set():
-            self._work.set()
-
-    def take(self, record: Made) -> None:
-        """Write it in a moment. Never waits."""
-        self._waiting.append(record)
-        if not self._work.is_set():
-            self._work.set()
-
-    def close(self) -> None:
-        """Write what waits, and end."""
-        self._closing.set()
-        self._work.set()
-        self._writer.join(STOP_S)
-
-    def _write_all(self) -> None:
-        while not self._closing.is_set():
-            self._work.wait()
-            self._closing.wait(self._every_s)  # a second's spans are one block
-            self._work.clear()
-            self._write([*self._under_way(), *self._taken()])
-
-    def _under_way(self) -> list[Record]:
-        """What has begun since the last block and not ended: most spans have, and are told of once."""
-        records = []
-        with suppress(IndexError):
-            while True:
-                span = self._begun.popleft()
-                if span.is_recording():
-                    records.append(span.record())
-        return records
-
-    def _taken(self) -> list[Record]:
-        records = []
-        with suppress(IndexError):
-            while True:
-                records.append(self._waiting.popleft()())
-        return records
-
-    def _write(self, records: list[Record]) -> None:
-        """A disk that is full or not ours is no reason to stop anything: it is said once, and tried again."""
+    def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
+        """Append one block. A full or read-only disk is logged once, and the next export tries again."""
+        records = [record_of(span) for span in spans if not _ended_since_its_start(span)]
         if not records:
-            return
+            return SpanExportResult.SUCCESS
         try:
             self._append(block(self._resource, records))
         except OSError as error:
-            if not self._rests:
-                where = str(self._directory)
-                log.warning("spans are not kept on this machine", directory=where, reason=str(error))
-            self._rests = True
-        else:
-            self._rests = False
+            if not self._is_failing:
+                log.warning("Cannot store spans", directory=str(self._directory), reason=str(error))
+            self._is_failing = True
+            return SpanExportResult.FAILURE
+        self._is_failing = False
+        return SpanExportResult.SUCCESS
 
     def _append(self, written: bytes) -> None:
         self._directory.mkdir(parents=True, exist_ok=True)
@@ -156,23 +95,60 @@ class Keeper:
         with path.open("ab") as file:
             is_new = file.tell() == 0
             file.write(written)
-            full = file.tell() >= self._file_bytes
-        self._part += full
-        if full or is_new:
+            is_full = file.tell() >= self._file_bytes
+        self._part += is_full
+        if is_full or is_new:
             prune(self._directory, self._max_bytes)
 
 
+class SpanFileProcessor(BatchSpanProcessor):
+    """Passes each span to *exporter* when it starts and when it ends, in batches of a second. Never blocks."""
+
+    def __init__(self, exporter: SpanFileExporter, *, every_s: float = EVERY_S) -> None:
+        super().__init__(
+            exporter,
+            max_queue_size=MAX_QUEUE,
+            schedule_delay_millis=every_s * 1000,
+            max_export_batch_size=MAX_BATCH,
+        )
+
+    def on_start(self, span: Span, parent_context: Context | None = None) -> None:  # noqa: ARG002  # the SDK's
+        """Queue the open span; the exporter skips this entry if the span has ended by then."""
+        self.on_end(span)
+
+
+def record_of(span: ReadableSpan) -> Record:
+    """Copy *span*, which another thread may be changing: the SDK's lists and ``copy`` are safe then."""
+    assert span.context is not None
+    trace_id, span_id = _ids_of(span.context)
+    return Record(
+        trace_id,
+        span_id,
+        _ids_of(span.parent)[1] if span.parent else b"",
+        span.name,
+        span.kind.value + 1,
+        span.start_time or 0,
+        span.end_time or 0,
+        cast("dict[str, Any]", span.attributes).copy() if span.attributes else {},
+        tuple(_ids_of(link.context) for link in span.links),
+        tuple(_event(event) for event in span.events),
+        span.status.status_code.value,
+        span.status.description or "",
+        span.instrumentation_scope.name if span.instrumentation_scope else "",
+    )
+
+
 def block(resource: Mapping[str, Any], records: list[Record]) -> bytes:
-    """What is appended to a file: the *records* of one process."""
+    """One block of a file: the *records* of one process."""
     packed: bytes = msgpack.packb([resource, records], default=str)
     return len(packed).to_bytes(LENGTH_BYTES, "big") + packed
 
 
 def prune(directory: Path, max_bytes: int) -> None:
-    """Drop the files that were written to longest ago, until what is left takes *max_bytes* at the most."""
+    """Delete the least recently written files until the rest takes *max_bytes* at most."""
     found = []
     for path in directory.glob(f"*{SUFFIX}"):
-        with suppress(OSError):  # another process drops them too
+        with suppress(OSError):  # another process deletes files too
             found.append((path.stat().st_mtime_ns, path.stat().st_size, path))
     total = sum(size for _, size, _ in found)
     for _, size, path in sorted(found):
@@ -180,3 +156,23 @@ def prune(directory: Path, max_bytes: int) -> None:
             return
         total -= size
         path.unlink(missing_ok=True)
+
+
+def _ended_since_its_start(span: ReadableSpan) -> bool:
+    """Whether *span* was queued at its start and has ended. Its end is in the queue as a copy, which is no Span."""
+    return isinstance(span, Span) and not span.is_recording()
+
+
+def _event(event: Event) -> tuple[str, int, Mapping[str, Any]]:
+    """A stack trace is in the log line of the error; here it would fill the file."""
+    about = {
+        name: value[:MESSAGE_CHARS] if isinstance(value, str) else value
+        for name, value in (event.attributes or {}).items()
+        if name not in NOT_STORED
+    }
+    return event.name, event.timestamp, about
+
+
+def _ids_of(context: SpanContext) -> tuple[bytes, bytes]:
+    """The trace's id and the span's, as raw bytes."""
+    return context.trace_id.to_bytes(16, "big"), context.span_id.to_bytes(8, "big")

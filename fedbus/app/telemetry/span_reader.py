@@ -1,6 +1,6 @@
-"""Spans out of the files in which every process of this machine keeps its own (see `kept`).
+"""Reading of span files (see `kept`).
 
-What cannot be read, such as the torn last block of a machine that lost its power, is passed over.
+Unreadable blocks are skipped, such as the last one of a file that a power failure truncated.
 """
 
 import platform
@@ -21,17 +21,17 @@ from fedbus.domain.critical_path import Ending, Traced
 FIRST_MOVE: Final = "run • → requested"
 NANO: Final = 1e-9
 FAILED: Final = 2
-"""The status of a span that ended by an exception."""
+"""The status code of a span that an exception ended."""
 ENDING: Final = "fedbus.ending"
-"""Marks what has no end, in an export, whose format has no word for it."""
+"""Marks spans without an end in an export, whose format requires one."""
 
 Resource = Mapping[str, Any]
 Block = tuple[Resource, list[Record]]
 
 
 @dataclass(frozen=True)
-class Kept:
-    """One trace, as it was kept, process by process, and how it stood *at* that time, in nanoseconds."""
+class StoredTrace:
+    """The blocks of one trace by process, as read *at* a time in nanoseconds."""
 
     trace_id: str
     blocks: list[Block]
@@ -42,7 +42,7 @@ class Kept:
         return len({resource.get("service.instance.id") for resource, _ in self.blocks})
 
     def spans(self) -> list[Traced]:
-        """Its spans. Each knows by ``service`` whose process it is of: which client's, else which agent's."""
+        """List the spans. ``service`` is the client of a span's process, or its agent if it has no client."""
         return [
             _traced(record, ending, str(resource.get("fedbus.client") or resource.get("service.name", "")))
             for resource, records in self.blocks
@@ -50,7 +50,7 @@ class Kept:
         ]
 
     def as_otlp(self) -> dict[str, Any]:
-        """One OTLP/JSON document of all of it, as Grafana, Jaeger and a collector take it."""
+        """Convert to one OTLP/JSON document, which Grafana, Jaeger and a collector accept."""
         return {
             "resourceSpans": [
                 {
@@ -63,7 +63,7 @@ class Kept:
 
 
 def trace_of_run(directory: Path, run: str) -> str | None:
-    """The trace of *run*: where it was begun, else the one that speaks of it most."""
+    """The id of the trace in which *run* was requested; else of the trace with most spans of the run."""
     votes: Counter[str] = Counter()
     for _, records in _blocks(directory, run.encode()):
         for record in records:
@@ -75,7 +75,7 @@ def trace_of_run(directory: Path, run: str) -> str | None:
 
 
 def runs_in(directory: Path) -> list[str]:
-    """The runs that were begun on this machine and are still kept, the newest last."""
+    """The runs that were requested on this machine and whose spans are stored, newest last."""
     found: dict[str, int] = {}
     for _, records in _blocks(directory, FIRST_MOVE.encode()):
         for record in records:
@@ -84,24 +84,24 @@ def runs_in(directory: Path) -> list[str]:
     return sorted(found, key=lambda run: found[run])
 
 
-def read_trace(directory: Path, trace_id: str) -> Kept:
-    """All that is kept of one trace."""
+def read_trace(directory: Path, trace_id: str) -> StoredTrace:
+    """Read one trace."""
     wanted = bytes.fromhex(trace_id)
-    of_process: dict[str, tuple[Resource, dict[bytes, Record]]] = {}
+    by_process: dict[str, tuple[Resource, dict[bytes, Record]]] = {}
     for resource, records in _blocks(directory, wanted):
-        _, spans = of_process.setdefault(repr(resource), (resource, {}))
+        _, spans = by_process.setdefault(repr(resource), (resource, {}))
         for record in records:
             if record.trace_id == wanted and (record.end or record.span_id not in spans):
                 spans[record.span_id] = record
-    blocks = [(resource, list(spans.values())) for resource, spans in of_process.values() if spans]
-    return Kept(trace_id, blocks)
+    blocks = [(resource, list(spans.values())) for resource, spans in by_process.values() if spans]
+    return StoredTrace(trace_id, blocks)
 
 
-def is_looked_after(directory: Path, kept: Kept, run: str) -> bool:
-    """Whether the process that moved *run* last still runs, or one of the same service that came after it."""
+def has_running_owner(directory: Path, stored: StoredTrace, run: str) -> bool:
+    """Whether the owner of *run* runs: the process of its last transition, or a later one of the same service."""
     moves = [
         (record.start, resource)
-        for resource, records in kept.blocks
+        for resource, records in stored.blocks
         for record in records
         if "→" in record.name
         and record.name.startswith("run ")
@@ -110,21 +110,21 @@ def is_looked_after(directory: Path, kept: Kept, run: str) -> bool:
     if not moves:
         return False
     at, mover = max(moves, key=lambda move: move[0])
-    return _is_there(mover, before=at) or any(
-        _runs(pid, before=began) for pid, began in _keepers(directory, str(mover.get("service.name", "")))
+    return _is_running(mover, before=at) or any(
+        _runs(pid, before=began) for pid, began in _writers(directory, str(mover.get("service.name", "")))
     )
 
 
-def _keepers(directory: Path, service: str) -> Iterator[tuple[int, int]]:
-    """The processes of *service* that keep spans here, each with when it began to, by the names of their files."""
+def _writers(directory: Path, service: str) -> Iterator[tuple[int, int]]:
+    """The process ids of *service* and their start times in nanoseconds, from the names of their files."""
     for path in directory.glob(f"{service}-*{SUFFIX}"):
-        with suppress(ValueError):  # another service, whose name only begins so
+        with suppress(ValueError):  # another service whose name has this prefix
             pid, began, _ = path.stem.removeprefix(f"{service}-").split("-")
             yield int(pid), int(began, 16)
 
 
 def _blocks(directory: Path, holding: bytes) -> Iterator[Block]:
-    """The blocks that hold these bytes, read: most are of other traces, and reading them is the work."""
+    """Unpack the blocks that contain the bytes *holding*: most are of other traces, and unpacking is the cost."""
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             with path.open("rb") as file:
@@ -132,7 +132,7 @@ def _blocks(directory: Path, holding: bytes) -> Iterator[Block]:
                     block = file.read(int.from_bytes(length, "big"))
                     if holding in block and (found := _unpacked(block)) is not None:
                         yield found
-        except OSError:  # it was dropped for its age meanwhile
+        except OSError:  # pruned in the meantime
             continue
 
 
@@ -145,10 +145,10 @@ def _unpacked(block: bytes) -> Block | None:
 
 
 def _endings(resource: Resource, records: list[Record], now: int) -> list[tuple[Record, Ending]]:
-    """Each with an end, and what that is worth: what has none lasts until now, or until its process was last heard."""
+    """Give each record an end: an open span ends now, or at the last record of its process if that has ended."""
     if all(record.end for record in records):
         return [(record, Ending.ENDED) for record in records]
-    if _is_there(resource, before=min(record.start for record in records)):
+    if _is_running(resource, before=min(record.start for record in records)):
         until, ending = now, Ending.UNDER_WAY
     else:
         until, ending = max(max(record.start, record.end) for record in records), Ending.CUT_OFF
@@ -157,19 +157,19 @@ def _endings(resource: Resource, records: list[Record], now: int) -> list[tuple[
     ]
 
 
-def _is_there(resource: Resource, *, before: int) -> bool:
-    """Whether the process still runs; of other machines' nothing is known, so they are taken to."""
+def _is_running(resource: Resource, *, before: int) -> bool:
+    """Whether the process runs. Processes of other machines are assumed to."""
     return resource.get("host.name") != platform.node() or _runs(resource["process.pid"], before=before)
 
 
 def _runs(pid: int, *, before: int) -> bool:
-    """Whether the process of this number is one that was there *before*."""
+    """Whether the process *pid* runs and started *before* this time in nanoseconds."""
     try:
         process = psutil.Process(pid)
         return process.status() != psutil.STATUS_ZOMBIE and process.create_time() <= before * NANO
     except psutil.NoSuchProcess:
         return False
-    except psutil.Error:  # it is there, and not ours
+    except psutil.Error:  # it runs under another user
         return True
 
 
@@ -198,7 +198,7 @@ def _scopes(records: list[tuple[Record, Ending]]) -> list[dict[str, Any]]:
 
 
 def _span(record: Record) -> dict[str, Any]:
-    told: dict[str, Any] = {
+    span: dict[str, Any] = {
         "traceId": record.trace_id.hex(),
         "spanId": record.span_id.hex(),
         "parentSpanId": record.parent_id.hex(),
@@ -207,14 +207,14 @@ def _span(record: Record) -> dict[str, Any]:
         "startTimeUnixNano": str(record.start),
         "endTimeUnixNano": str(record.end),
         "attributes": _attributes(record.attributes),
-        "links": [{"traceId": trace.hex(), "spanId": span.hex()} for trace, span in record.links],
+        "links": [{"traceId": trace.hex(), "spanId": linked.hex()} for trace, linked in record.links],
         "events": [
             {"name": name, "timeUnixNano": str(when), "attributes": _attributes(about)}
             for name, when, about in record.events
         ],
         "status": {"code": record.status, "message": record.message} if record.status else {},
     }
-    return {name: value for name, value in told.items() if value or name == "kind"}
+    return {name: value for name, value in span.items() if value or name == "kind"}
 
 
 def _attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -10,8 +10,7 @@ import pytest
 from structlog.testing import capture_logs
 from support import eventually
 from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused, returned
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
-from support.whole_module import only_after_the_whole_module
+from support.federation import TASK, AgentAtWork, Federation
 
 from fedbus.agents.client_manager.agent import BootstrapFailed, ClientManager
 from fedbus.app.composition.agents import Device, client_manager
@@ -529,9 +528,3 @@ async def test_of_two_owners_of_one_client_the_first_is_refused_and_ends(
     # what was refused is not said after the next start either: the history stays a walk
     async with fed.agent(manager_of(fed.device(NAME))):
         await fed.happens("client", "restarted", times=2)
-
-
-def test_every_arrow_of_a_client_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    elsewhere = {("syncing", "code_ready", "serving")}  # test_client_code, with a repository
-    assert arrows_of("client") - WALKED["client"] - elsewhere == set()

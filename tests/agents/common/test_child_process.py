@@ -10,6 +10,7 @@ import psutil
 import pytest
 from opentelemetry.sdk.trace import TracerProvider
 from support import eventually
+from support.processes import is_running
 
 from fedbus.agents.common.child_process import (
     MAX_ANSWER_BYTES,
@@ -31,7 +32,7 @@ WATCHES_DEAF = (
 )
 LEAVES_TO_THE_LOOP = """
 import asyncio, sys
-from fedbus.agents.child import ChildProcess
+from fedbus.agents.common.child_process import ChildProcess
 
 async def hold(child):
     async with child:
@@ -51,7 +52,7 @@ print(asyncio.run(main()).returncode)
 """
 PARENT = """
 import asyncio, sys
-from fedbus.agents.child import ChildProcess
+from fedbus.agents.common.child_process import ChildProcess
 
 async def main():
     async with ChildProcess("child", sys.executable, "-c", sys.argv[1], output=print) as child:
@@ -89,7 +90,7 @@ async def test_what_a_child_started_ends_with_it() -> None:
         grandchild = psutil.Process(int(said[0]))
         await child.stop()
 
-    await eventually(lambda: not _runs(grandchild))
+    await eventually(lambda: not is_running(grandchild))
 
 
 async def test_a_child_that_ends_and_leaves_something_running_is_cleared_away() -> None:
@@ -97,7 +98,7 @@ async def test_a_child_that_ends_and_leaves_something_running_is_cleared_away() 
     async with ChildProcess("forks", *python(STARTS_ANOTHER), output=said.append) as child:
         assert await child.ended() == 0  # although the other one holds its output open
 
-    await eventually(lambda: not psutil.pid_exists(int(said[0])) or not _runs(psutil.Process(int(said[0]))))
+    await eventually(lambda: not is_running(int(said[0])))
 
 
 async def test_a_child_that_ends_by_itself_is_noticed_with_its_code() -> None:
@@ -166,9 +167,9 @@ async def test_a_child_ends_when_its_parent_is_killed(child: str) -> None:
     async with ChildProcess("parent", *python(PARENT, child), output=said.append) as parent:
         await eventually(lambda: "up" in said)
         process = psutil.Process(next(int(line) for line in said if line.isdigit()))
-        assert _runs(process)
+        assert is_running(process)
         os.kill(parent.pid, signal.SIGKILL)
-        await eventually(lambda: not _runs(process))
+        await eventually(lambda: not is_running(process))
 
 
 async def test_what_a_watched_child_starts_does_not_share_the_lifeline() -> None:
@@ -264,7 +265,3 @@ def test_an_end_in_words() -> None:
 
 def test_there_are_no_last_words_where_there_is_no_log(tmp_path: Path) -> None:
     assert last_words(tmp_path / "nothing") == ""
-
-
-def _runs(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

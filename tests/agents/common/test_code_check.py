@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support.processes import command_of
 from support.repositories import new_repository
 from support.wheels import nowhere_but, wheel
 
@@ -104,7 +105,7 @@ async def test_a_check_may_say_what_it_likes(tiny: Path) -> None:
 async def test_a_check_that_does_not_end_is_ended(tiny: Path) -> None:
     task = declare(tiny, "import time\ndef check(): time.sleep(600)\n", check_s=2)
     assert await why_not(task) == "its check took longer than 2 s (code.check-s)"
-    own = [child.cmdline() for child in psutil.Process().children(recursive=True)]
+    own = [command_of(child) for child in psutil.Process().children(recursive=True)]
     assert not [command for command in own if "check" in command]
 
 

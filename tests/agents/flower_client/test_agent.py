@@ -11,9 +11,9 @@ import psutil
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of, children
+from support.federation import TASK, AgentAtWork, Federation
+from support.processes import children
 from support.traces import listening
-from support.whole_module import only_after_the_whole_module
 
 from fedbus.app.composition.agents import flower_client
 from fedbus.bus.lifecycles import Lives
@@ -269,8 +269,3 @@ async def test_what_an_earlier_run_still_wanted_is_let_go(fed: Federation, train
     await fed.hears(RoundReply)
     assert [reply.reply_to for reply in fed.heard(RoundReply)] == ["m1"]
     await eventually(lambda: fed.last("fl_client").target == "training")
-
-
-def test_every_arrow_of_an_fl_client_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    assert arrows_of("fl_client") - WALKED["fl_client"] == set()

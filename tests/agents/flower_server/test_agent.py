@@ -9,7 +9,8 @@ import numpy as np
 import psutil
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation, children
+from support.federation import TASK, AgentAtWork, Federation
+from support.processes import children
 from support.traces import in_memory
 
 from fedbus.agents.flower_server.agent import FlowerServer

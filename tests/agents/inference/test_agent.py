@@ -17,8 +17,7 @@ from nats import connect as nats_connect
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
-from support.whole_module import only_after_the_whole_module
+from support.federation import TASK, AgentAtWork, Federation
 
 from fedbus.agents.inference.agent import Inference
 from fedbus.agents.inference.event_queue import Sayings
@@ -605,8 +604,3 @@ async def test_of_models_that_come_too_fast_the_newest_is_taken_up(fed: Federati
 
 async def serves(url: str, version: int) -> bool:
     return (await predict(url))[1] == version
-
-
-def test_every_arrow_of_inference_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    assert arrows_of("inference") - WALKED["inference"] == set()

@@ -12,14 +12,11 @@ from opentelemetry import trace
 from support import eventually
 from support.federation import (
     TASK,
-    WALKED,
     AgentAtWork,
     Federation,
-    arrows_of,
 )
 from support.played_flower import FlowerServerPlayed
 from support.traces import in_memory
-from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.composition.agents import server_manager
@@ -561,17 +558,3 @@ async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
         for word in ("publish model_published", "publish server_closed")
     }
     assert told == {"publish model_published": [True, False], "publish server_closed": [True, False]}
-
-
-def test_every_arrow_of_the_server_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    elsewhere = {
-        "candidate_kept",
-        "model_promoted",
-        "model_rolled_back",
-        "lineage_started",  # test_promotions
-        "store_unavailable",
-        "store_recovered",  # test_keeping
-    }
-    missing = {arrow for arrow in arrows_of("server") - WALKED["server"] if arrow[1] not in elsewhere}
-    assert missing == set()

@@ -16,10 +16,9 @@ from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
+from support.federation import TASK, AgentAtWork, Federation
 from support.played_flower import FlowerServerPlayed
 from support.seaweed import Road, road, seaweed
-from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.local.seaweedfs import EmbeddedS3
@@ -447,9 +446,3 @@ async def joined(fed: Federation) -> None:
     said = Joined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
     await fed.say(said, by="trainer")
     await fed.hears(BeginTraining)
-
-
-def test_every_arrow_of_a_repository_s_trouble_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    events = {"store_unavailable", "store_recovered"}
-    assert {arrow for arrow in arrows_of("server") - WALKED["server"] if arrow[1] in events} == set()

@@ -5,10 +5,9 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from support import eventually
-from support.federation import TASK, WALKED, AgentAtWork, Federation, arrows_of
+from support.federation import TASK, AgentAtWork, Federation
 from support.played_server import FAST, SECOND, ServerManagerPlayed, answers, every, scheduler_with, start
 from support.traces import in_memory
-from support.whole_module import only_after_the_whole_module
 
 from fedbus.bus.errors import NoAnswer, RequestRefused
 from fedbus.contracts.run import StartRun, StopRun
@@ -309,8 +308,3 @@ async def test_a_run_that_was_opened_although_it_was_stopped_is_cancelled_there(
     await server.life.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST})
     await fed.happens("server", "run_cancelled")
     assert fed.last("server").reason == "it was stopped before it was opened"
-
-
-def test_every_arrow_of_a_run_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    assert arrows_of("run") - WALKED["run"] == set()

@@ -8,10 +8,9 @@ from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import TASK, TINY, WALKED, Federation, arrows_of
+from support.federation import TASK, TINY, Federation
 from support.played_server import ServerManagerPlayed, answers, scheduler_with, start
 from support.repositories import Repository
-from support.whole_module import only_after_the_whole_module
 
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
 from fedbus.bus.lifecycles import Lives
@@ -527,8 +526,3 @@ async def test_code_that_is_away_is_taken_up_when_it_can_be_had(
         await fails(fed, server, 1)
         await start(fed)
         assert server.opened[-1].plan.rounds == 5
-
-
-def test_every_arrow_of_a_schedule_was_walked(request: pytest.FixtureRequest) -> None:
-    only_after_the_whole_module(request)
-    assert arrows_of("schedule") - WALKED["schedule"] == {("due", "taken_over", "due")} - WALKED["schedule"]

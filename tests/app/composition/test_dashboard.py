@@ -14,6 +14,7 @@ import aiohttp
 import psutil
 import pytest
 from support import NatsServer, eventually
+from support.processes import command_of
 from support.told import COMMIT, model
 
 from fedbus.app.composition.dashboard import Dashboard, token_in, trace_template
@@ -154,7 +155,7 @@ async def test_the_port_of_a_stack_is_nobody_elses_from_before_it_is_told_to_its
 
 def gateways() -> list[psutil.Process]:
     """The gateways that this process keeps."""
-    return [one for one in psutil.Process().children() if "gateway" in one.cmdline()]
+    return [one for one in psutil.Process().children() if "gateway" in command_of(one)]
 
 
 async def test_where_the_usual_port_is_taken_another_is_told(

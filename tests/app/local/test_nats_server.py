@@ -12,6 +12,7 @@ import nats as nats_py
 import psutil
 import pytest
 from support import eventually
+from support.processes import is_running
 
 from fedbus.agents.common.child_process import ChildProcess
 from fedbus.app.local import orphan_guard, supervisor
@@ -182,7 +183,7 @@ async def test_a_killed_parent_leaves_no_server_behind(tmp_path: Path) -> None:
         await eventually(lambda: len(said) == 1)
         server = psutil.Process(int(said[0]))
         os.kill(parent.pid, signal.SIGKILL)
-        await eventually(lambda: not _runs(server))
+        await eventually(lambda: not is_running(server))
 
 
 async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline() -> None:
@@ -195,7 +196,7 @@ async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline(
     assert guard.stdin is not None
     guard.stdin.close()
     await guard.wait()
-    assert not _runs(program)
+    assert not is_running(program)
 
 
 async def test_a_guard_that_is_asked_to_stop_stops_the_program() -> None:
@@ -203,13 +204,9 @@ async def test_a_guard_that_is_asked_to_stop_stops_the_program() -> None:
         await eventually(lambda: bool(psutil.Process(guard.pid).children()))
         (program,) = psutil.Process(guard.pid).children()
         await guard.stop()
-        assert not _runs(program)
+        assert not is_running(program)
 
 
 def page(url: str) -> str:
     with urllib.request.urlopen(url) as answer:
         return str(answer.read(), "utf-8")
-
-
-def _runs(process: psutil.Process) -> bool:
-    return process.is_running() and process.status() != psutil.STATUS_ZOMBIE

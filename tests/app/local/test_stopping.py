@@ -10,11 +10,11 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
-import psutil
 import pytest
 import support
 from support import eventually
 from support.command_line import Fedbus
+from support.processes import descendants_of, does
 
 from fedbus.agents.common.child_process import ChildProcess
 
@@ -32,15 +32,7 @@ def slow_task(directory: Path) -> Path:
 
 def at_work(process: ChildProcess, work: str) -> bool:
     """Whether one of the processes below *process* does *work*."""
-    below = psutil.Process(process.pid).children(recursive=True)
-    return any(command[-2:] == ["fedbus.app.entrypoints.child", work] for command in map(_command, below))
-
-
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return process.cmdline()
-    except psutil.Error:  # it has ended
-        return []
+    return any(does(one, work) for one in descendants_of(process.pid))
 
 
 @asynccontextmanager

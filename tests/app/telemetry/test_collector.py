@@ -1,4 +1,4 @@
-"""What a process sends to a collector, and what it does when that is slow, broken, silent or not there at all."""
+"""Export to a collector, also to one that is slow, broken, silent or unavailable."""
 
 import asyncio
 import json
@@ -12,15 +12,15 @@ from support import eventually
 from support.collector import black_hole, collecting
 
 from fedbus.app.local.nats_server import embedded_nats
-from fedbus.app.telemetry import span_reader
-from fedbus.app.telemetry.collector import FLUSH_S, SILENT_FLUSH_S
+from fedbus.app.telemetry import FLUSH_S, span_reader
+from fedbus.app.telemetry.collector import FAILING_FLUSH_S
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.telemetry import METRICS, SERIES
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 LONGEST_S = 60
-"""Far beyond what leaving may take, and far below what an exporter left to itself would."""
+"""Far above the flush limit, and far below the limit of an exporter without it."""
 
 TELLS = """
 import logging, structlog
@@ -54,10 +54,10 @@ with configured("fedbus-trainer"):
 """
 LEAVES = """
 from opentelemetry._logs import LogRecord, get_logger_provider
-from opentelemetry.sdk.resources import Resource
-from fedbus.app.telemetry.collector import Collector
+from fedbus.app.telemetry.collector import OtlpExport
+from fedbus.app.telemetry.tracer import sdk_provider
 
-collector = Collector(Resource({}))
+collector = OtlpExport(sdk_provider({}))
 print(collector.flush_s)
 get_logger_provider().get_logger("test").emit(LogRecord(body="a line"))
 get_logger_provider().force_flush()
@@ -88,10 +88,10 @@ with configured("fedbus-server"):
 WATCHES_NATS = """
 import asyncio, sys
 from fedbus.app.telemetry import configured
-from fedbus.app.telemetry.process import watched
+from fedbus.app.telemetry.process import measure_process
 
 async def main():
-    with watched(sys.argv[1]):
+    with measure_process(sys.argv[1]):
         await asyncio.sleep(1.5)
 
 with configured("fedbus-server"):
@@ -100,7 +100,7 @@ with configured("fedbus-server"):
 
 
 async def run(home: Path, code: str, *arguments: str, **environment: str) -> tuple[str, str]:
-    """What it said, on both outputs; it must come to an end."""
+    """Its standard output and standard error; the process must end."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     process = await asyncio.create_subprocess_exec(
         sys.executable,
@@ -135,7 +135,7 @@ async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp
     assert "patient 4711" not in str(broken.attributes)
 
 
-async def test_a_span_that_an_exception_ended_says_of_what_type_it_was(tmp_path: Path) -> None:
+async def test_a_span_that_an_exception_ended_has_its_type(tmp_path: Path) -> None:
     async with collecting() as collector:
         await run(tmp_path, BREAKS, **{ENDPOINT: collector.url})
 
@@ -143,7 +143,7 @@ async def test_a_span_that_an_exception_ended_says_of_what_type_it_was(tmp_path:
     assert about == {"below": "ZeroDivisionError", "above": ""}
 
 
-async def test_figures_arrive_with_their_unit_and_a_trace_as_example(tmp_path: Path) -> None:
+async def test_metrics_arrive_with_their_unit_and_an_exemplar(tmp_path: Path) -> None:
     async with collecting() as collector:
         await run(tmp_path, TELLS, **{ENDPOINT: collector.url})
 
@@ -158,7 +158,7 @@ async def test_figures_arrive_with_their_unit_and_a_trace_as_example(tmp_path: P
     }
 
 
-async def test_a_metric_has_so_many_series_and_no_more(tmp_path: Path) -> None:
+async def test_the_series_of_a_metric_are_limited(tmp_path: Path) -> None:
     async with collecting() as collector:
         await run(tmp_path, MANY, **{ENDPOINT: collector.url})
 
@@ -167,7 +167,7 @@ async def test_a_metric_has_so_many_series_and_no_more(tmp_path: Path) -> None:
     assert [name for one in series for name in one].count("otel.metric.overflow") == 1, "the rest, together"
 
 
-async def test_each_signal_may_go_elsewhere_or_nowhere(tmp_path: Path) -> None:
+async def test_each_signal_has_its_own_endpoint_or_none(tmp_path: Path) -> None:
     async with collecting() as collector:
         await run(tmp_path, TELLS, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces")
 
@@ -190,7 +190,7 @@ async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
     assert "FEDBUS_dev_LIFE" in streams
 
 
-async def test_a_nats_server_that_is_away_has_no_figures(tmp_path: Path) -> None:
+async def test_an_unavailable_nats_server_has_no_metrics(tmp_path: Path) -> None:
     async with collecting() as collector:
         await run(tmp_path, WATCHES_NATS, "http://127.0.0.1:9", **{ENDPOINT: collector.url})
 
@@ -201,7 +201,7 @@ async def test_a_nats_server_that_is_away_has_no_figures(tmp_path: Path) -> None
 
 
 def undisturbed(out: str, errors: str, home: Path) -> None:
-    """It did its work; complaints are few; what was kept on the machine is all there."""
+    """The process did its work, logged few failures, and stored all its spans."""
     assert out == "worked\n"
     lines = [json.loads(line) for line in errors.splitlines()]
     assert len([line for line in lines if line["event"] == "a line"]) == 500
@@ -213,7 +213,7 @@ def undisturbed(out: str, errors: str, home: Path) -> None:
     assert span_reader.runs_in(home / "traces") == ["digits-1"]
 
 
-async def test_nobody_listening_disturbs_nothing(tmp_path: Path) -> None:
+async def test_an_absent_collector_disturbs_nothing(tmp_path: Path) -> None:
     undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: "http://127.0.0.1:9"}), tmp_path)
 
 
@@ -231,16 +231,16 @@ async def test_a_slow_or_broken_collector_disturbs_nothing(
         assert collector.requests >= 1
 
 
-@pytest.mark.parametrize(("status", "waits"), [(200, [FLUSH_S, FLUSH_S]), (400, [FLUSH_S, SILENT_FLUSH_S])])
-async def test_who_leaves_does_not_wait_long_for_a_collector_that_took_nothing(
+@pytest.mark.parametrize(("status", "waits"), [(200, [FLUSH_S, FLUSH_S]), (400, [FLUSH_S, FAILING_FLUSH_S])])
+async def test_the_last_flush_to_a_failing_collector_is_short(
     tmp_path: Path, status: int, waits: list[float]
 ) -> None:
     async with collecting(status=status) as collector:
-        told = await run(tmp_path, LEAVES, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs")
-    assert [float(line) for line in told[0].split()] == waits
+        output = await run(tmp_path, LEAVES, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs")
+    assert [float(line) for line in output[0].split()] == waits
 
 
-async def test_a_name_that_is_nowhere_disturbs_nothing(tmp_path: Path) -> None:
+async def test_an_unknown_host_name_disturbs_nothing(tmp_path: Path) -> None:
     undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: "http://collector.invalid:4318"}), tmp_path)
 
 

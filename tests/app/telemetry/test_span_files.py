@@ -1,5 +1,6 @@
-"""Spans on this machine's disk: what every process writes, how much of it, and what `fedbus trace` makes of it."""
+"""Span files: what each process writes, the limits, and what `fedbus trace` reads."""
 
+import asyncio
 import json
 import os
 import platform
@@ -7,7 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import pytest
@@ -22,8 +23,16 @@ from typer.testing import CliRunner
 from fedbus.app.cli.commands.trace import trace as draw
 from fedbus.app.failures import Failure
 from fedbus.app.telemetry import span_reader
-from fedbus.app.telemetry.lite_tracer import LightProvider
-from fedbus.app.telemetry.span_files import SUFFIX, Keeper, Made, Record, block, prune
+from fedbus.app.telemetry.span_files import (
+    MESSAGE_CHARS,
+    SUFFIX,
+    Record,
+    SpanFileExporter,
+    SpanFileProcessor,
+    block,
+    prune,
+)
+from fedbus.app.telemetry.tracer import ErrorTypeProvider, sdk_provider
 from fedbus.domain.critical_path import Ending, Tree
 
 RUN = "digits-1"
@@ -39,9 +48,24 @@ with configured(sys.argv[1], client="c1"):
 """
 
 
-def keeper(directory: Path, **bounds: int) -> Keeper:
-    given = {"max_bytes": 2**20, **bounds}
-    return Keeper(directory, {"service.name": "fedbus-test"}, every_s=0.0, **given)
+@contextmanager
+def stored_in(directory: Path, **limits: int) -> Iterator[trace.Tracer]:
+    """A tracer whose spans are in *directory* when the block has ended."""
+    provider = sdk_provider({})
+    exporter = SpanFileExporter(
+        directory, {"service.name": "fedbus-test"}, max_bytes=limits.pop("max_bytes", 2**20), **limits
+    )
+    provider.add_span_processor(SpanFileProcessor(exporter, every_s=0.001))
+    try:
+        yield ErrorTypeProvider(provider).get_tracer("a module")
+    finally:
+        provider.shutdown()
+
+
+def records(directory: Path, span: trace.Span) -> list[Record]:
+    """All stored records of the trace of *span*."""
+    blocks = span_reader.read_trace(directory, f"{span.get_span_context().trace_id:032x}").blocks
+    return [record for _, found in blocks for record in found]
 
 
 def run(home: Path, code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
@@ -57,39 +81,37 @@ def run(home: Path, code: str, *arguments: str, **environment: str) -> "subproce
 
 @pytest.fixture
 def home(tmp_path: Path) -> Path:
-    """A machine on which two processes have told of a run each."""
+    """A machine on which two processes have stored a trace each."""
     for service in ("fedbus-server", "fedbus-trainer"):
         run(tmp_path, SPEAKS, service)
     return tmp_path
 
 
-def test_every_process_writes_a_file_of_its_own(home: Path) -> None:
+def test_each_process_writes_its_own_file(home: Path) -> None:
     names = sorted(path.name.partition("-")[2].partition("-")[0] for path in (home / "traces").iterdir())
 
     assert names == ["server", "trainer"]
 
 
-def test_a_disabled_sdk_and_a_budget_of_nothing_keep_nothing(tmp_path: Path) -> None:
+def test_a_disabled_sdk_and_a_limit_of_zero_store_nothing(tmp_path: Path) -> None:
     run(tmp_path, SPEAKS, "fedbus-server", OTEL_SDK_DISABLED="true")
     run(tmp_path, SPEAKS, "fedbus-server", FEDBUS_TRACES_MB="0")
 
     assert not (tmp_path / "traces").exists()
 
 
-def test_a_span_is_kept_whole(tmp_path: Path) -> None:
-    kept = keeper(tmp_path)
-    tracer = LightProvider(kept.take).get_tracer("a module")
-    with tracer.start_as_current_span("above") as above:
+def test_a_span_is_stored_whole(tmp_path: Path) -> None:
+    with stored_in(tmp_path) as tracer, tracer.start_as_current_span("above") as above:
         link = Link(above.get_span_context())
         with (
             pytest.raises(ValueError, match="no"),
             tracer.start_as_current_span("below", kind=SpanKind.CLIENT, attributes={"n": 3}, links=[link]),
         ):
             raise ValueError("no")
-    kept.close()
 
     trace_id = f"{above.get_span_context().trace_id:032x}"
-    ((resource, (below, over)),) = span_reader.read_trace(tmp_path, trace_id).blocks
+    ((resource, found),) = span_reader.read_trace(tmp_path, trace_id).blocks
+    below, over = sorted(found, key=lambda record: record.name == "above")
     assert resource == {"service.name": "fedbus-test"}
     assert (below.name, below.kind, below.scope) == ("below", 3, "a module")
     assert below.attributes == {"n": 3, "error.type": "ValueError"}
@@ -100,26 +122,64 @@ def test_a_span_is_kept_whole(tmp_path: Path) -> None:
     assert over.start <= below.start <= below.end <= over.end
 
 
-def test_light_spans_answer_as_the_api_asks(tmp_path: Path) -> None:
-    taken: list[Made] = []
-    span = LightProvider(taken.append).get_tracer("m").start_span("first")
-    assert span.is_recording()
-    span.update_name("then")
-    span.set_attributes({"a": 1})
-    span.set_attribute("b", "x")
-    span.add_event("said", {"c": True})
-    span.add_link(span.get_span_context())
-    span.set_status(StatusCode.OK)
-    span.end()
-    span.end()
+def test_a_span_is_stored_as_it_was_when_it_ended(tmp_path: Path) -> None:
+    with stored_in(tmp_path) as tracer:
+        span = tracer.start_span("first")
+        span.update_name("then")
+        span.set_attributes({"a": 1})
+        span.set_attribute("b", "x")
+        span.add_event("sent", {"c": True})
+        span.add_link(span.get_span_context())
+        span.set_status(StatusCode.OK)
+        span.end()
 
-    (record,) = (made() for made in taken)
-    assert not span.is_recording()
+    (record,) = records(tmp_path, span)
     assert (record.name, record.attributes, record.status) == ("then", {"a": 1, "b": "x"}, 1)
-    assert (record.events[0][0], len(record.links)) == ("said", 1)
+    assert (record.events[0][0], record.events[0][2], len(record.links)) == ("sent", {"c": True}, 1)
 
 
-def test_a_tracer_that_is_there_first_makes_spans_of_whoever_comes_to_keep_them(tmp_path: Path) -> None:
+def test_a_stored_exception_has_no_stack_trace(tmp_path: Path) -> None:
+    with (
+        stored_in(tmp_path) as tracer,
+        pytest.raises(ValueError, match="xxx"),
+        tracer.start_as_current_span("fails") as span,
+    ):
+        raise ValueError("x" * 10_000)
+
+    ((_, _, about),) = records(tmp_path, span)[0].events
+    assert about == {"exception.type": "ValueError", "exception.message": "x" * MESSAGE_CHARS}
+
+
+async def test_a_cancelled_block_is_not_an_error(tmp_path: Path) -> None:
+    with (
+        stored_in(tmp_path) as tracer,
+        suppress(asyncio.CancelledError),
+        tracer.start_as_current_span("cancelled") as span,
+    ):
+        raise asyncio.CancelledError
+
+    (record,) = records(tmp_path, span)
+    assert record.status == 0
+    assert not record.events
+    assert not record.attributes
+
+
+def test_a_span_keeps_the_links_to_many_clients(tmp_path: Path) -> None:
+    remote = trace.SpanContext(7, 9, is_remote=True)
+    with stored_in(tmp_path) as tracer, tracer.start_as_current_span("aggregate") as span:
+        for _ in range(500):
+            span.add_link(remote)
+
+    assert len(records(tmp_path, span)[0].links) == 500
+
+
+def test_the_sampler_of_the_standard_variable_is_used(tmp_path: Path) -> None:
+    run(tmp_path, SPEAKS, "fedbus-server", OTEL_TRACES_SAMPLER="always_off")
+
+    assert not (tmp_path / "traces").exists()
+
+
+def test_a_tracer_made_before_the_provider_uses_it_later(tmp_path: Path) -> None:
     said = run(
         tmp_path,
         """
@@ -138,25 +198,23 @@ with configured("fedbus-server"), tracer.start_as_current_span("kept") as span:
     assert (kept.name, kept.scope) == ("kept", "a module")
 
 
-def test_a_span_goes_on_from_a_remote_one() -> None:
-    taken: list[Made] = []
-    tracer = LightProvider(taken.append).get_tracer("m")
+def test_a_span_continues_a_remote_one(tmp_path: Path) -> None:
     remote = trace.SpanContext(7, 9, is_remote=True, trace_flags=trace.TraceFlags(1))
-    with tracer.start_as_current_span("x", trace.set_span_in_context(trace.NonRecordingSpan(remote))):
-        assert trace.get_current_span().get_span_context().trace_id == 7
+    with stored_in(tmp_path) as tracer:
+        parent = trace.set_span_in_context(trace.NonRecordingSpan(remote))
+        with tracer.start_as_current_span("x", parent) as span:
+            assert trace.get_current_span().get_span_context().trace_id == 7
 
-    record = taken[0]()
+    (record,) = records(tmp_path, span)
     assert (int.from_bytes(record.trace_id, "big"), int.from_bytes(record.parent_id, "big")) == (7, 9)
 
 
-def test_what_is_kept_is_bounded_and_the_oldest_goes(tmp_path: Path) -> None:
-    kept = keeper(tmp_path, max_bytes=20_000, file_bytes=2_000)
-    tracer = LightProvider(kept.take).get_tracer("m")
-    for number in range(2_000):
-        tracer.start_span(f"span {number}", attributes={"filler": "x" * 50}).end()
-        if number % 50 == 0:
-            time.sleep(0.001)
-    kept.close()
+def test_the_files_have_a_limit_and_the_oldest_go(tmp_path: Path) -> None:
+    with stored_in(tmp_path, max_bytes=20_000, file_bytes=2_000) as tracer:
+        for number in range(2_000):
+            tracer.start_span(f"span {number}", attributes={"filler": "x" * 50}).end()
+            if number % 50 == 0:
+                time.sleep(0.005)
 
     files = list(tmp_path.glob(f"*{SUFFIX}"))
     written = b"".join(file.read_bytes() for file in files)
@@ -177,15 +235,15 @@ def test_the_file_written_to_longest_ago_is_dropped_first(tmp_path: Path) -> Non
     assert sorted(path.name for path in tmp_path.iterdir()) == [f"1{SUFFIX}", f"2{SUFFIX}"]
 
 
-def test_a_disk_that_takes_nothing_stops_nobody_and_is_told_once(tmp_path: Path) -> None:
+def test_a_full_disk_stops_no_process_and_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "traces").write_text("in the way")
     said = run(tmp_path, SPEAKS + SPEAKS.partition("\n\n")[2], "fedbus-server")
 
-    assert said.stderr.count("spans are not kept on this machine") <= 2
+    assert said.stderr.count("Cannot store spans") <= 2
     assert "Traceback" not in said.stderr
 
 
-def test_a_torn_end_and_foreign_bytes_are_passed_over(tmp_path: Path) -> None:
+def test_truncated_and_foreign_blocks_are_skipped(tmp_path: Path) -> None:
     first, second = (
         block({"service.name": "x"}, [Record(b"t" * 16, span_id, b"", "whole", 1, 1, 2, {})])
         for span_id in (b"s" * 8, b"r" * 8)
@@ -199,7 +257,7 @@ def test_a_torn_end_and_foreign_bytes_are_passed_over(tmp_path: Path) -> None:
     ]
 
 
-# --- what has no end -----------------------------------------------------------------------------------
+# --- open spans -----------------------------------------------------------------------------------
 
 
 STAYS = """
@@ -220,7 +278,7 @@ with configured("fedbus-server"):
 
 @contextmanager
 def staying(home: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
-    """A process in the midst of a round, until it is told to go on."""
+    """A process inside a round, until its standard input is closed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     with subprocess.Popen(
         [sys.executable, "-c", STAYS],
@@ -245,9 +303,7 @@ def endings(home: Path) -> dict[str, Ending]:
 
 
 @pytest.mark.parametrize("collector", ["", "http://127.0.0.1:9"], ids=["alone", "with a collector named"])
-async def test_a_run_under_way_is_one_tree_with_what_has_begun_and_then_with_its_end(
-    tmp_path: Path, collector: str
-) -> None:
+async def test_a_run_in_progress_is_one_tree_of_open_spans(tmp_path: Path, collector: str) -> None:
     with staying(tmp_path, **({"OTEL_EXPORTER_OTLP_ENDPOINT": collector} if collector else {})) as process:
         await eventually(lambda: len(endings(tmp_path)) == 3)
         assert endings(tmp_path) == {
@@ -266,7 +322,7 @@ async def test_a_run_under_way_is_one_tree_with_what_has_begun_and_then_with_its
         assert set(endings(tmp_path).values()) == {Ending.ENDED}
 
 
-async def test_what_a_killed_process_had_in_hand_was_cut_off(tmp_path: Path) -> None:
+async def test_the_open_spans_of_a_killed_process_are_cut_off(tmp_path: Path) -> None:
     with staying(tmp_path) as process:
         await eventually(lambda: len(endings(tmp_path)) == 3)
         process.kill()
@@ -279,7 +335,7 @@ async def test_what_a_killed_process_had_in_hand_was_cut_off(tmp_path: Path) -> 
     assert "fedbus run watch" not in said
 
 
-async def test_an_export_of_a_run_under_way_has_an_end_for_each_span_and_marks_those_that_have_none(
+async def test_an_export_gives_open_spans_an_end_and_marks_them(
     tmp_path: Path,
 ) -> None:
     with staying(tmp_path):
@@ -298,22 +354,22 @@ async def test_an_export_of_a_run_under_way_has_an_end_for_each_span_and_marks_t
     assert marked == {"run by manual": ["under way"], "run • → requested": [], "round": ["under way"]}
 
 
-def test_a_process_of_the_same_number_that_began_later_is_another() -> None:
+def test_a_later_process_with_the_same_pid_is_another_one() -> None:
     here = {"host.name": platform.node(), "process.pid": os.getpid()}
     of_old = Record(b"t" * 16, b"s" * 8, b"", "round", 1, 1, 0, {})
 
-    (told,) = span_reader.Kept("74" * 16, [(here, [of_old])]).spans()
-    assert told.ending is Ending.CUT_OFF
+    (span,) = span_reader.StoredTrace("74" * 16, [(here, [of_old])]).spans()
+    assert span.ending is Ending.CUT_OFF
 
 
-def test_what_another_machine_has_in_hand_is_under_way_until_it_says_otherwise() -> None:
+def test_open_spans_of_another_machine_are_under_way() -> None:
     there = {"host.name": "another", "process.pid": os.getpid()}
 
-    (told,) = span_reader.Kept(
+    (span,) = span_reader.StoredTrace(
         "74" * 16, [(there, [Record(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], at=9
     ).spans()
-    assert told.ending is Ending.UNDER_WAY
-    assert told.end == pytest.approx(9e-9)
+    assert span.ending is Ending.UNDER_WAY
+    assert span.end == pytest.approx(9e-9)
 
 
 # --- fedbus trace ------------------------------------------------------------------------------------
@@ -387,7 +443,7 @@ def test_a_tree_of_what_was_kept_is_whole(home: Path) -> None:
     assert [child.name for child in tree.children(root)] == ["round"]
 
 
-def test_what_the_demo_did_is_found_without_being_told_where(home: Path, tmp_path: Path) -> None:
+def test_the_traces_of_the_demo_are_found_by_default(home: Path, tmp_path: Path) -> None:
     (home / "traces").rename(tmp_path / "aside")
     (home / "demo").mkdir()
     (tmp_path / "aside").rename(home / "demo" / "traces")

@@ -1,4 +1,4 @@
-"""Telemetry, in processes of its own: what is set up once cannot be taken back."""
+"""Telemetry, each test in its own process: the providers of a process can be set once."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from typing import Final
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from fedbus.app.telemetry.exceptions import FRAMES, SAYS, WITHIN
+from fedbus.app.telemetry.exceptions import CHAIN_LENGTH, FRAMES, MESSAGE_CHARS
 
 SPEAKS = """
 import logging
@@ -71,7 +71,7 @@ def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     )
 
 
-def test_every_line_is_json_with_its_trace_where_nobody_watches() -> None:
+def test_without_a_terminal_each_line_is_json_with_its_trace() -> None:
     said = run(SPEAKS)
     ours, theirs = (json.loads(line) for line in said.stderr.splitlines())
 
@@ -88,7 +88,7 @@ def test_the_level_is_a_setting() -> None:
     assert run(SPEAKS, FEDBUS_LOG_LEVEL="error").stderr == ""
 
 
-def test_a_table_that_a_library_says_is_its_words() -> None:
+def test_a_dict_logged_by_a_library_is_its_message() -> None:
     (line,) = run("""
 import logging
 from fedbus.app import telemetry
@@ -106,7 +106,7 @@ def test_an_exception_stays_one_line() -> None:
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
-def test_an_exception_is_told_without_the_data_that_its_frames_held(form: str) -> None:
+def test_a_logged_exception_has_no_local_variables(form: str) -> None:
     said = run(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
 
     assert "ValueError" in said
@@ -114,19 +114,19 @@ def test_an_exception_is_told_without_the_data_that_its_frames_held(form: str) -
     assert SECRET not in said
 
 
-def test_an_exception_is_told_within_bounds() -> None:
+def test_a_logged_exception_is_limited() -> None:
     (line,) = run(HOLDS_DATA).stderr.splitlines()
 
     assert len(line) < 200_000
     (group,) = json.loads(line)["exception"]
-    assert (group["exc_type"], len(group["exceptions"])) == ("ExceptionGroup", WITHIN)
+    assert (group["exc_type"], len(group["exceptions"])) == ("ExceptionGroup", CHAIN_LENGTH)
     ((error,), *_) = group["exceptions"]
     assert error["exc_value"].startswith("xxx")
-    assert len(error["exc_value"]) < 2 * SAYS
+    assert len(error["exc_value"]) < 2 * MESSAGE_CHARS
     assert len(error["frames"]) == FRAMES
 
 
-def test_nobody_listening_costs_no_time_and_no_stack_trace() -> None:
+def test_an_absent_collector_costs_no_time_and_no_stack_trace() -> None:
     began = time.monotonic()
     said = run(SPEAKS, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
@@ -135,8 +135,8 @@ def test_nobody_listening_costs_no_time_and_no_stack_trace() -> None:
     assert len(said.stderr.splitlines()) <= 5
 
 
-class Collector(HTTPServer):
-    """Takes spans as an OpenTelemetry collector does."""
+class SpanReceiver(HTTPServer):
+    """Receives spans as an OpenTelemetry collector does."""
 
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), TakesSpans)
@@ -144,11 +144,11 @@ class Collector(HTTPServer):
 
 
 class TakesSpans(BaseHTTPRequestHandler):
-    server: Collector
+    server: SpanReceiver
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        if self.path == "/v1/traces":  # figures and lines come too
+        if self.path == "/v1/traces":  # metrics and log lines arrive too
             self.server.requests.append(ExportTraceServiceRequest.FromString(body))
         self.send_response(200)
         self.end_headers()
@@ -158,8 +158,8 @@ class TakesSpans(BaseHTTPRequestHandler):
 
 
 @pytest.fixture
-def collector() -> Iterator[Collector]:
-    with Collector() as server:
+def collector() -> Iterator[SpanReceiver]:
+    with SpanReceiver() as server:
         thread = threading.Thread(target=server.serve_forever)
         thread.start()
         yield server
@@ -167,7 +167,7 @@ def collector() -> Iterator[Collector]:
         thread.join()
 
 
-def test_spans_reach_the_collector_before_the_process_ends(collector: Collector) -> None:
+def test_spans_reach_the_collector_before_the_process_ends(collector: SpanReceiver) -> None:
     run(SPEAKS, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
 
     (sent,) = collector.requests[0].resource_spans
@@ -185,33 +185,33 @@ def test_the_format_is_a_setting() -> None:
     assert run(SPEAKS, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
 
 
-def test_a_level_that_is_none_is_no_reason_to_stop() -> None:
+def test_an_invalid_level_is_ignored() -> None:
     assert "round finished" in run(SPEAKS, FEDBUS_LOG_LEVEL="loud").stderr
 
 
 FLOWER: Final = """
 import logging
 from fedbus.app import telemetry
-from fedbus.app.telemetry.lines import told_once
+from fedbus.app.telemetry.lines import use_root_handlers
 telemetry.log_to_stderr()
 import flwr.supercore.logger
-told_once("flwr")
+use_root_handlers("flwr")
 flwr.supercore.logger.log(logging.INFO, "a round")
 """
 
 
-def test_a_library_with_a_console_of_its_own_is_told_once() -> None:
+def test_a_library_with_its_own_handler_is_logged_once() -> None:
     said = run(FLOWER)
 
     assert (said.stdout + said.stderr).count("a round") == 1
 
 
-def test_a_library_with_a_level_of_its_own_has_the_one_that_is_set() -> None:
+def test_a_library_with_its_own_level_uses_the_configured_one() -> None:
     assert run(FLOWER, FEDBUS_LOG_LEVEL="warning").stderr == ""
 
 
-def test_blank_lines_of_a_library_are_no_lines() -> None:
-    """Flower sets its own apart with them; where each line is a fact there is nothing to tell."""
+def test_blank_lines_of_a_library_are_dropped() -> None:
+    """Flower separates its lines with them."""
     said = run(
         """
 import logging
@@ -224,8 +224,8 @@ for words in ("", "\\t", "Final results:"):
     assert [json.loads(line)["event"] for line in said.stderr.splitlines()] == ["Final results:"]
 
 
-def test_a_library_with_a_file_of_its_own_writes_it_in_its_own_way() -> None:
-    """Weights & Biases does; a line of its that cannot be formatted is twenty of an error on standard error."""
+def test_a_library_with_its_own_file_formats_it_itself() -> None:
+    """Weights & Biases does; a formatting error would print twenty lines to standard error."""
     said = run(
         """
 import logging, sys
@@ -255,26 +255,26 @@ said.append("changed since")
 """
 
 
-def test_lines_keep_their_order_and_are_as_they_were_when_they_were_said() -> None:
+def test_lines_are_in_order_and_formatted_when_logged() -> None:
     lines = [json.loads(line) for line in run(ORDERED.format(then='log.error("then")')).stderr.splitlines()]
 
     assert [line["event"] for line in lines] == ["first []", "then"]
     assert lines[0]["timestamp"] < lines[1]["timestamp"]
 
 
-def test_an_error_and_all_before_it_are_written_when_a_process_falls_at_once() -> None:
+def test_all_lines_are_written_when_a_process_exits_at_once() -> None:
     said = run(ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')).stderr
 
     assert [json.loads(line)["event"] for line in said.splitlines()] == ["first []", "the disk is full"]
 
 
-def test_a_child_that_leaves_without_a_goodbye_has_said_all() -> None:
+def test_all_lines_of_a_block_are_written_before_it_ends() -> None:
     leaves = SPEAKS + "\nimport os; os._exit(0)"
 
     assert len(run(leaves).stderr.splitlines()) == 2
 
 
-def test_a_line_is_written_soon_while_nothing_else_happens() -> None:
+def test_a_line_is_written_when_it_is_logged() -> None:
     waits = "import os, time\nr, w = os.pipe(); os.dup2(w, 2)\n" + ORDERED.format(
         then="print(os.read(r, 1000).decode())"
     )

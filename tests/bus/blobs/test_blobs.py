@@ -15,7 +15,7 @@ import nats as nats_py
 import pytest
 from nats.aio.client import Client
 from nats.aio.msg import Msg
-from support import NatsServer, eventually
+from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, BlobCorrupt, Blobs, BlobUnavailable, protocol
 from fedbus.bus.blobs.protocol import Ask
@@ -402,7 +402,7 @@ async def test_a_fetch_has_no_more_than_a_window_in_flight(
     assert await fetching == data
 
 
-def frozen(nats: NatsServer) -> ExitStack:
+def frozen(nats: OwnNatsServer) -> ExitStack:
     """The broker neither reads nor writes, until the block ends."""
     process, stack = nats._process, ExitStack()
     assert process is not None
@@ -418,13 +418,13 @@ def unwritten_bytes(connection: Client) -> int:
 
 
 async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
-    nats: NatsServer, holder: Blobs, receiver: Blobs
+    own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
     connection = holder._connection
     connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
     data = os.urandom(4 * WINDOW_BYTES)
     offer = await holder.offer(data)
-    with frozen(nats):
+    with frozen(own_nats):
         holder._holding._owe(offer, protocol.inbox(FED, "somebody", "x"), range(offer.ref.chunks))
         await eventually(lambda: unwritten_bytes(connection) > 0)
         with contextlib.suppress(TimeoutError):
@@ -434,12 +434,12 @@ async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
 
 
 async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
-    nats: NatsServer, holder: Blobs, receiver: Blobs
+    own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
     connection = receiver._connection
     offer = await holder.offer(b"weights")
 
-    with frozen(nats):
+    with frozen(own_nats):
         flooding = asyncio.create_task(connection.publish("nowhere", bytes(8_000_000)))
         await eventually(lambda: unwritten_bytes(connection) > CHUNK_BYTES)
         connection._max_pending_size = 1  # from here on a publish waits for the socket
@@ -456,30 +456,30 @@ async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
 
 
 async def test_a_broker_killed_in_the_middle_costs_nothing_but_time(
-    nats: NatsServer, holder: Blobs, receiver: Blobs
+    own_nats: OwnNatsServer, holder: Blobs, receiver: Blobs
 ) -> None:
     data = os.urandom(LONG)
     offer = await holder.offer(data)
     fetching = asyncio.create_task(receiver.fetch(offer.ref))
     await eventually(lambda: sent_bytes(holder) > WINDOW_BYTES)
-    await nats.kill()
+    await own_nats.kill()
     assert not fetching.done()
-    await nats.start()
+    await own_nats.start()
     assert await fetching == data
     assert sent_bytes(holder) < len(data) + 2 * WINDOW_BYTES
 
 
 async def test_a_broker_killed_in_the_middle_of_a_cast_costs_nothing_but_time(
-    nats: NatsServer, holder: Blobs, party: Party
+    own_nats: OwnNatsServer, holder: Blobs, party: Party
 ) -> None:
     data = os.urandom(LONG)
     cohort = [await party(f"c{number}-mnist-trainer") for number in range(3)]
     offer = await holder.offer(data, receivers=3)
     fetching = asyncio.gather(*(one.fetch(offer.ref) for one in cohort))
     await eventually(lambda: sent_bytes(holder) > WINDOW_BYTES)
-    await nats.kill()
+    await own_nats.kill()
     assert not fetching.done()
-    await nats.start()
+    await own_nats.start()
     assert await fetching == [data] * 3
 
 

@@ -25,7 +25,6 @@ from fedbus.agents.common.process_orders import Order, ServerOrder
 from fedbus.agents.flower_server.kubernetes.api import Away, Cluster, Kubernetes, KubernetesError, Refused
 from fedbus.agents.flower_server.kubernetes.pod_status import has_started, obstacle, warned_of
 
-ENTRY: Final = "fedbus.app.entrypoints.kubernetes_job"
 """The module that a Job's process begins in. A name and not an import: the edge stands above the agents."""
 CONTAINER: Final = "flower-server"
 TERMINATION_LOG: Final = "/dev/termination-log"
@@ -128,7 +127,7 @@ def rendered(
     if not containers:
         raise Refused(422, f"the PodTemplate has no container {CONTAINER!r}")
     labels = {**labels, f"{LABEL}run": order.run[:63].rstrip("-")}
-    containers[0]["command"] = ["python3", "-m", ENTRY, "server"]
+    containers[0]["command"] = ["python3", "-m", "fedbus", "job", "server"]
     answer = containers[0].get("terminationMessagePath", TERMINATION_LOG)
     containers[0]["env"] = [*containers[0].get("env", []), *_variables(order, answer)]
     metadata = pod.setdefault("metadata", {})

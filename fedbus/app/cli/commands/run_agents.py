@@ -405,11 +405,11 @@ def _until_told(
     from fedbus.app.entrypoints.health import pulse
     from fedbus.app.entrypoints.signals import stopping
     from fedbus.app.settings import NATS_MONITOR
-    from fedbus.app.telemetry.process_metrics import watched
+    from fedbus.app.telemetry.process_metrics import measure_process
 
     async def run() -> None:
         async with pulse():
-            with stopping() as stop, watched(os.environ.get(NATS_MONITOR, "")):
+            with stopping() as stop, measure_process(os.environ.get(NATS_MONITOR, "")):
                 await work(stop)
 
     with telemetry.configured(f"fedbus-{name}", level=level, **about):

@@ -15,7 +15,7 @@ import typer
 from fedbus.app.failures import Exit, Failure, writing
 
 if TYPE_CHECKING:
-    from fedbus.app.telemetry.span_reader import Kept
+    from fedbus.app.telemetry.span_reader import StoredTrace
     from fedbus.domain.critical_path import Tree
 
 PIPED_WIDTH: Final = 120
@@ -60,7 +60,7 @@ def trace(
         print(f"{_counted(tree)} are in {otlp_json}")
         return
     console = Console(width=width or (None if sys.stdout.isatty() else PIPED_WIDTH), highlight=False)
-    stands = standing(tree, run, looked_after=span_reader.is_looked_after(directory, kept, run))
+    stands = standing(tree, run, looked_after=span_reader.has_running_owner(directory, kept, run))
     if not words:
         console.print(headline(tree, run, stands), style="bold", soft_wrap=True)
         about = f"{_counted(tree)}, of {kept.processes} processes · trace {kept.trace_id}\n"
@@ -84,7 +84,7 @@ def _counted(tree: "Tree") -> str:
     return f"{endings.total()} spans" + (f" ({', '.join(without)})" if without else "")
 
 
-def _kept(directory: Path, run: str) -> "tuple[str, Kept]":
+def _kept(directory: Path, run: str) -> "tuple[str, StoredTrace]":
     """The run that is meant, and its trace."""
     from fedbus.app.telemetry import span_reader
 

@@ -79,7 +79,8 @@ async def test_a_commit_during_a_run_waits_for_its_end(
     old = repository.head
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
     new = repository.commit(REVISED, by=ada)
-    assert await server.look() == "the rollout starts when the current run has ended"
+    for _ in range(2):  # the second finds nothing new
+        assert await server.look() == "the rollout starts when the current run has ended"
     for client in ("c1", "c2"):
         joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
         await fed.say(joined, by="trainer")
@@ -233,3 +234,39 @@ async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed
     await fed.hears(CodePublished, times=2)
     await server.look()
     assert fed.events("code") == ["started", "code_rejected"]
+
+
+# --- while another commit is rolled out ----------------------------------------------------------
+
+
+async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    new = await others.take(server, REVISED, repository, ada)
+    repository.commit({"tiny/__init__.py": "REVISION = 3\n"})
+    assert "it is not signed" in await server.look()
+    assert (await fed.happens("code", "code_rejected")).target == "rolling"
+    assert server.facts.candidate == new
+
+
+async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+) -> None:
+    new = await others.take(server, REVISED, repository, ada)
+    repository.path.rename(repository.path.with_name("away"))
+    with pytest.raises(RequestRefused, match="see that it is there"):
+        await server.look()
+    assert (await fed.happens("code", "following_held_up")).target == "rolling"
+    assert server.facts.candidate == new
+
+
+async def test_a_restarted_manager_whose_version_is_gone_goes_back_to_its_own(
+    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer, tmp_path: Path
+) -> None:
+    old = repository.head
+    await others.take_and_try(server, REVISED, repository, ada)
+    await server.agent.kill()
+    (tmp_path / "allowed_signers").write_text(signer("bob", tmp_path).line())
+    server.agent.start()
+    assert "not that of an allowed signer" in (await fed.happens("code", "code_read")).reason
+    assert server.facts.code_version == old

@@ -14,12 +14,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import psutil
 import pytest
 from support import NatsServer, eventually, nats_server
 from support.command_line import Fedbus, Said
-from support.federation import FED, TASK, children, federation
+from support.federation import FED, TASK, federation
 from support.followed import followed
+from support.processes import children
 from support.repositories import signer
 from support.terminal import terminal
 from support.whole import ended, start_run, whole
@@ -95,10 +95,7 @@ async def _live(directory: Path) -> None:
 
 
 def _nobody_trains() -> bool:
-    try:
-        return not children("trainer") and not children("server")
-    except psutil.ZombieProcess:  # one ends right now
-        return False
+    return not children("trainer") and not children("server")
 
 
 @pytest.fixture

@@ -1,0 +1,150 @@
+"""Child processes of agents, forked from a process that has imported what they need.
+
+To import Python, Flower, pydantic and torch takes a child process one to three seconds of a processor, and the tests
+start hundreds. So a child of an agent is forked from a fork server, and is otherwise the same: a process of its own
+and a child of the test's process, with its own environment, files, signals and session. What a start from nothing is
+like is tested where agents are processes themselves (tests/faults, tests/journeys/test_whole_life.py, and
+tests/app/test_stopping.py) and by the tests that ask for `real_children`.
+
+`multiprocessing` has a fork server too, but its processes are children of that server, and an agent has to wait for
+its children.
+"""
+
+import ctypes
+import json
+import os
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Final
+from unittest import mock
+
+from fedbus.agents.common.child_process import python_module
+
+COMMAND: Final = python_module("fedbus")
+PROGRAM: Final = Path(__file__).with_name("fork_server_process.py")
+PR_SET_CHILD_SUBREAPER: Final = 36
+
+FORKED: Final[dict[int, list[str]]] = {}
+"""The command of each process that was forked: the system shows that of the fork server."""
+
+
+@contextmanager
+def forked_children() -> Iterator["ForkServer"]:
+    """Fork the children of agents for as long as the block runs."""
+    server = ForkServer()
+    execute: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
+
+    def execute_child(popen: Any, args: Any, *rest: Any) -> None:
+        if server.is_used and isinstance(args, (list, tuple)) and tuple(args[: len(COMMAND)]) == COMMAND:
+            server.execute(popen, list(args), *rest)
+        else:
+            execute(popen, args, *rest)
+
+    with mock.patch.object(subprocess.Popen, "_execute_child", execute_child):
+        try:
+            yield server
+        finally:
+            server.stop()
+
+
+class ForkServer:
+    """The process to fork from, started when it is needed first."""
+
+    def __init__(self) -> None:
+        self.is_used = sys.platform == "linux"
+        self._lock = threading.Lock()
+        self._process: subprocess.Popen[bytes] | None = None
+        self._socket: socket.socket | None = None
+
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Start children from nothing for as long as the block runs."""
+        with mock.patch.object(self, "is_used", False):
+            yield
+
+    def stop(self) -> None:
+        if self._process and self._socket:
+            self._socket.close()  # which ends it
+            self._process.wait()
+
+    def execute(
+        self,
+        popen: Any,
+        args: list[str],
+        executable: str | None,
+        preexec_fn: Callable[[], Any] | None,
+        close_fds: bool,
+        pass_fds: tuple[int, ...],
+        cwd: str | None,
+        env: Mapping[str, str] | None,
+        startupinfo: Any,
+        creationflags: int,
+        shell: bool,
+        p2cread: int,
+        p2cwrite: int,
+        c2pread: int,
+        c2pwrite: int,
+        errread: int,
+        errwrite: int,
+        restore_signals: bool,
+        gid: int | None,
+        gids: Any,
+        uid: int | None,
+        umask: int,
+        start_new_session: bool,
+        process_group: int,
+    ) -> None:
+        """Do what `Popen._execute_child` does, for which see the source of CPython."""
+        assert preexec_fn is None
+        standard = enumerate((p2cread, c2pwrite, errwrite))
+        files = {number: number if file == -1 else file for number, file in standard}
+        files |= {file: file for file in pass_fds}
+        order = {
+            "arguments": args[len(COMMAND) :],
+            "environment": dict(os.environ if env is None else env),
+            "directory": str(cwd or Path.cwd()),
+            "files": list(files),
+            "new_session": start_new_session,
+        }
+        with self._lock:
+            popen.pid = self._fork(order, list(files.values()))
+        FORKED[popen.pid] = args
+        popen._child_created = True
+        popen._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
+
+    def _fork(self, order: dict[str, Any], files: list[int]) -> int:
+        """The number of a new child of this process."""
+        if self._socket is None:
+            self._start()
+        assert self._socket is not None
+        data = json.dumps(order).encode()
+        socket.send_fds(self._socket, [len(data).to_bytes(8, "big")], files)
+        # The new process is an orphan for a moment, and this process adopts it.
+        _adopt_orphans(yes=True)
+        try:
+            self._socket.sendall(data)
+            answer = self._socket.recv(8, socket.MSG_WAITALL)
+        finally:
+            _adopt_orphans(yes=False)
+        assert answer, "the fork server has ended"
+        return int.from_bytes(answer, "big")
+
+    def _start(self) -> None:
+        self._socket, other = socket.socketpair()
+        with other:
+            self._process = subprocess.Popen(
+                [sys.executable, str(PROGRAM), str(other.fileno())],
+                stdin=subprocess.DEVNULL,
+                pass_fds=[other.fileno()],
+                start_new_session=True,
+            )
+
+
+def _adopt_orphans(*, yes: bool) -> None:
+    if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_CHILD_SUBREAPER, int(yes), 0, 0, 0):
+        raise OSError(ctypes.get_errno(), "prctl")

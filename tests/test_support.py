@@ -1,0 +1,44 @@
+"""What all tests build on: waiting for a condition, and which failures CI repeats."""
+
+import re
+
+import psutil
+import pytest
+from support import ConditionNotMet, eventually
+from support.processes import children, command_of, is_running
+
+
+async def test_a_condition_that_stays_false_ends_with_its_time() -> None:
+    with pytest.raises(ConditionNotMet, match=r"^Condition not met within 0\.05 s$"):
+        await eventually(lambda: False, within_s=0.05)
+
+
+async def test_a_timeout_of_the_condition_itself_is_passed_on() -> None:
+    def condition() -> bool:
+        raise TimeoutError("of its own")
+
+    with pytest.raises(TimeoutError, match=r"^of its own$"):
+        await eventually(condition)
+
+
+def test_only_a_condition_not_met_is_repeated(pytestconfig: pytest.Config) -> None:
+    (pattern,) = pytestconfig.getini("only_rerun")
+    assert repeated(pattern, ConditionNotMet(20, "the end of tiny-1"))
+    assert not repeated(pattern, TimeoutError())
+    assert not repeated(pattern, AssertionError("Condition not met within 20 s"))
+
+
+def repeated(pattern: str, error: Exception) -> bool:
+    """As pytest-rerunfailures decides it."""
+    return re.search(pattern, f"{type(error).__name__}: {error}") is not None
+
+
+def test_a_process_that_ends_while_it_is_looked_at_has_no_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    def gone(self: psutil.Process) -> list[str]:
+        raise psutil.NoSuchProcess(self.pid)
+
+    monkeypatch.setattr(psutil.Process, "cmdline", gone)
+    monkeypatch.setattr(psutil.Process, "status", gone)
+    assert command_of(psutil.Process()) == []
+    assert not is_running(psutil.Process())
+    assert children("trainer") == []
