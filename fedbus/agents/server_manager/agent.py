@@ -94,6 +94,7 @@ from fedbus.agents.server_manager.events import (
     TimerName,
     VersionPromoted,
     VersionPublished,
+    VersionsRetired,
 )
 from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
 from fedbus.agents.server_manager.machine import ServerMachine
@@ -432,7 +433,7 @@ class ServerManager:
                 return await self._build_lineage(code_version)
             case RetireVersions(keep=keep, spare=spare):
                 await self._versions.retire(spare, keep)
-                return None
+                return VersionsRetired()
             case RequestCandidateRun():
                 return await self._request_candidate_run()
             case PruneCode():

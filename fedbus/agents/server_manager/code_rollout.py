@@ -151,15 +151,13 @@ class CodeRollout:
         proposed = self._proposal.task.code_version if self._proposal else ""
         return version in (self.data.code_version, self.data.candidate, proposed, *self.data.rejected)
 
+    def outcome_of(self, proposal: ProposedVersion) -> str:
+        """Describe what became of *proposal*, for people."""
+        return AFTER_THE_RUN if proposal is self._proposal else told(self.data)
+
     def waits_for_run_end(self, version: str) -> bool:
         """True where the rollout of *version* starts when the current run has ended."""
         return self._proposal is not None and self._proposal.task.code_version == version
-
-    def outcome_of(self, proposal: ProposedVersion) -> str:
-        """Describe what became of *proposal*, for people."""
-        if proposal is self._proposal:
-            return AFTER_THE_RUN
-        return told(self.data)
 
     def task_for_run(self, request: OpenRun) -> tuple[Task, RunPlan]:
         """The task that a run trains now, and its plan; the quorum is at most the size of the cohort."""

@@ -221,7 +221,7 @@ class CodeWatcher:
         return found if found.news else found.model_copy(update={"news": self._describe_known(found.found)})
 
     def _describe_known(self, version: str) -> str:
-        if self._rollout.waits_for_run_end(version):
+        if self._rollout.waits_for_run_end(version):  # the regular poll may have found it a moment ago
             return AFTER_THE_RUN
         reason = self._rollout.data.rejected.get(version)
         return (

@@ -243,7 +243,7 @@ class BuildLineage:
 
 @dataclass(frozen=True)
 class RetireVersions:
-    """Delete old versions. No result."""
+    """Delete old versions. Result: `VersionsRetired`."""
 
     keep: int
     spare: frozenset[str]

@@ -235,6 +235,11 @@ class PublishFailed:
 
 
 @dataclass(frozen=True)
+class VersionsRetired:
+    """Old versions are deleted, or will be after the next run."""
+
+
+@dataclass(frozen=True)
 class PromotionChecked:
     """The version can be loaded by the deployed code."""
 
@@ -342,6 +347,7 @@ Event: TypeAlias = (
     | OfferFailed
     | VersionPublished
     | PublishFailed
+    | VersionsRetired
     | PromotionChecked
     | PromotionRefused
     | VersionPromoted

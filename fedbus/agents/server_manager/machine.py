@@ -58,6 +58,7 @@ from fedbus.agents.server_manager.events import (
     TimerName,
     VersionPromoted,
     VersionPublished,
+    VersionsRetired,
 )
 from fedbus.agents.server_manager.model_availability import (
     AnswerPromotion,
@@ -166,7 +167,7 @@ class ServerMachine:
             case RunRequested():
                 return self.run.refuses_at_once(event) or self._accepts_run(event.request.run)
             case PromotionRequested() | LineageRequested():
-                return not self._is_deciding and self._server.state is not ServerState.PUBLISHING
+                return not self._is_deciding and not self._is_writing
             case CancelRequested() | RoundFinished() | RunFailed() | Joined() | ServerStarted():
                 return self._startup is None and not self.run.is_opening
             case RunFinished():
@@ -203,16 +204,21 @@ class ServerMachine:
             or self.promotion.is_building_lineage
         )
 
+    @property
+    def _is_writing(self) -> bool:
+        """True while versions are published or deleted, so that no other one may be made or served."""
+        return self._server.state is ServerState.PUBLISHING or self.run.is_retiring
+
     def _accepts_run(self, run: str) -> bool:
         """A start that is under way is awaited by its own run, and by another one where its run has ended."""
-        if self._is_deciding or self._server.state is ServerState.PUBLISHING:
+        if self._is_deciding or self._is_writing:
             return False
         is_refused = not self._is_idle and run != self._server.data.run
         return is_refused or not self.run.is_starting
 
     def _accepts_timer(self, timer: TimerName) -> bool:
         builds = timer is TimerName.CANDIDATE and self.rollout.builds_lineage
-        return not (builds and self._server.state is ServerState.PUBLISHING)
+        return not (builds and self._is_writing)
 
     # --- events -------------------------------------------------------------------------------------
 
@@ -269,6 +275,8 @@ class ServerMachine:
                 return self.run.published(event)
             case PublishFailed():
                 return self.run.publish_failed(event.reason)
+            case VersionsRetired():
+                return self.run.retired()
             case PromotionChecked():
                 return self.promotion.checked(event.version)
             case PromotionRefused():

@@ -21,7 +21,7 @@ Event = TypeVar("Event", bound=StrEnum)
 Data = TypeVar("Data", bound=Facts)
 
 
-class _Record(Generic[State, Event, Data]):
+class LifecycleRecord(Generic[State, Event, Data]):
     """The state, the data and the last event of an entity."""
 
     def __init__(self, state: State, data: Data, event: Event, reason: str = "") -> None:
@@ -31,7 +31,7 @@ class _Record(Generic[State, Event, Data]):
         self.reason = reason
 
 
-class ServerRecord(_Record[ServerState, ServerEvent, ServerFacts]):
+class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerFacts]):
     """The server of a task."""
 
     @property
@@ -58,7 +58,7 @@ class ServerRecord(_Record[ServerState, ServerEvent, ServerFacts]):
         return MoveServer(event, changes, reason, deadline)
 
 
-class CodeRecord(_Record[CodeState, CodeEvent, CodeFacts]):
+class CodeRecord(LifecycleRecord[CodeState, CodeEvent, CodeFacts]):
     """The code versions of a task."""
 
     def move(self, event: CodeEvent, changes: CodeChanges | None = None, *, reason: str = "") -> MoveCode:

@@ -122,6 +122,7 @@ class TrainingRun:
         """The run whose Flower server is looked for."""
         self.is_restoring = False
         self.is_publishing = False
+        self.is_retiring = False
 
     @property
     def is_opening(self) -> bool:
@@ -456,8 +457,14 @@ class TrainingRun:
             *self._judge(),
         ]
 
+    def retired(self) -> list[Effect]:
+        self.is_retiring = False
+        return []
+
     def _retire(self, keep: int) -> RetireVersions:
+        """No run begins and no version is promoted before it is over: it could delete what they need."""
         data = self._server.data
+        self.is_retiring = True
         spare = {one.sha256 for one in (data.model, data.base, data.checkpoint) if one is not None}
         return RetireVersions(keep, frozenset(spare))
 

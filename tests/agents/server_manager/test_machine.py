@@ -86,6 +86,7 @@ from fedbus.agents.server_manager.events import (
     TimerName,
     VersionPromoted,
     VersionPublished,
+    VersionsRetired,
 )
 from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import Joined
@@ -530,6 +531,10 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
         RecordRun("finished"),
         RetireVersions(20, frozenset({model(1).sha256, model(2).sha256})),
     ]
+    other = RunRequested(ID, OpenRun(task=NAME, run="tiny-2", plan=PLAN), "")
+    assert not [one for one in (other, PROMOTE) if driver.machine.accepts(one)], "old weights are deleted"
+    assert driver.handle(VersionsRetired()) == []
+    assert driver.machine.accepts(other)
 
 
 def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> None:

@@ -37,6 +37,7 @@ from fedbus.agents.server_manager.effects import (
     ReadJoined,
     Reply,
     RequestCandidateRun,
+    RetireVersions,
     RetryLater,
     StartFlowerServer,
     StartTimer,
@@ -79,6 +80,7 @@ from fedbus.agents.server_manager.events import (
     TimerName,
     VersionPromoted,
     VersionPublished,
+    VersionsRetired,
 )
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
@@ -113,6 +115,7 @@ Jobs = (
     | FindFlowerServer
     | PublishVersion
     | RequestCandidateRun
+    | RetireVersions
     | StartFlowerServer
 )
 CLIENTS = ("c1", "c2", "c3")
@@ -349,6 +352,8 @@ class ServerWalk:
                     return VersionPublished(manifest(self.version), verdict, None, keep=20)
                 verdict = Verdict(promote=True, reason="better")
                 return VersionPublished(manifest(self.version), verdict, served, keep=20)
+            case RetireVersions():
+                return VersionsRetired()
             case RequestCandidateRun():
                 return CandidateRunAnswered("busy" if is_failing else "")
             case StartFlowerServer(request=request):
