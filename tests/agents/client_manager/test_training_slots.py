@@ -29,7 +29,7 @@ def test_what_is_given_back_may_be_taken_again_and_by_others(tmp_path: Path) -> 
 HOLD = """
 import signal, sys
 from pathlib import Path
-from fedbus.agents.training_slots import TrainingSlots
+from fedbus.agents.client_manager.training_slots import TrainingSlots
 slot = TrainingSlots(Path(sys.argv[1]), 1).take("mnist-1")
 print("taken" if slot else "not taken", flush=True)
 signal.pause()
