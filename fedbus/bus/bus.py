@@ -44,7 +44,7 @@ from fedbus.bus.blobs import Blobs
 from fedbus.bus.credentials import OPEN, Access
 from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
 from fedbus.bus.nats.cancellation import next_message
-from fedbus.bus.nats.connection import connection
+from fedbus.bus.nats.connection import Connection, connection
 from fedbus.bus.nats.flush import reached_the_broker
 from fedbus.bus.nats.micro_service import micro_service
 from fedbus.contracts import subjects
@@ -173,18 +173,18 @@ class Bus:
 
     def __init__(
         self,
-        client: Client,
+        connected: Connection,
         identity: Identity,
         blobs: Blobs,
-        lost: Callable[[], Awaitable[None]],
         *,
         confined: bool = False,
     ) -> None:
         self.identity = identity
         self.blobs = blobs
-        self.lost = lost
+        self.lost = connected.lost
         """Wait for the end of the connection, which raises BusClosed."""
-        self._client = client
+        self._connection = connected
+        self._client = client = connected.client
         self._clock_was_told = False
         self._confined = confined and identity.of_client
         self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
@@ -215,7 +215,7 @@ class Bus:
             connection(url, name=name, inbox=identity.inbox, options=all_options) as connected,
             _blobs(connected.client, identity) as blobs,
         ):
-            yield cls(connected.client, identity, blobs, connected.lost, confined=access.confined)
+            yield cls(connected, identity, blobs, confined=access.confined)
 
     # --- saying ------------------------------------------------------------------------
 
@@ -364,7 +364,7 @@ class Bus:
                 yield self._deliveries(subscription, agent)
 
     async def _deliveries(self, subscription: Subscription, agent: AgentName) -> AsyncIterator[Delivery]:
-        async for raw in subscription.messages:
+        async for raw in self._connection.messages(subscription):
             try:
                 envelope, message = read(raw.subject, raw.headers, raw.data)
             except Unreadable as error:
@@ -377,7 +377,7 @@ class Bus:
     async def overhear(self, kind: type[Message], *, task: str) -> AsyncIterator[AsyncIterator[Message]]:
         """Messages of one *kind* as they come, kept or not: for what is only worth hearing at once."""
         async with self.subscription(subjects.every(self.fed, kind, task=task)) as subscription:
-            yield _readable(subscription)
+            yield _readable(self._connection.messages(subscription))
 
     @asynccontextmanager
     async def subscription(self, subject: str) -> AsyncIterator[Subscription]:
@@ -423,7 +423,7 @@ class Bus:
         )
         subscription = await self._in_order(stream, wanted, config)
         try:
-            yield _seen(subscription)
+            yield _seen(self._connection.messages(subscription))
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
@@ -629,14 +629,14 @@ def _endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[
     return answer
 
 
-async def _readable(subscription: Subscription) -> AsyncIterator[Message]:
-    async for raw in subscription.messages:
+async def _readable(messages: AsyncIterator[Msg]) -> AsyncIterator[Message]:
+    async for raw in messages:
         with contextlib.suppress(Unreadable):  # nobody waits for it and nothing is lost by it
             yield read(raw.subject, raw.headers, raw.data)[1]
 
 
-async def _seen(subscription: Subscription) -> AsyncIterator[Seen]:
-    async for raw in subscription.messages:
+async def _seen(messages: AsyncIterator[Msg]) -> AsyncIterator[Seen]:
+    async for raw in messages:
         with contextlib.suppress(Unreadable):
             envelope, message = read(raw.subject, raw.headers, raw.data)
             yield Seen(message, envelope, raw.subject, raw.metadata.sequence.stream)

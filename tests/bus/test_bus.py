@@ -11,7 +11,7 @@ from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Delivery, Identity
-from fedbus.bus.errors import BusUnreachable, NoAnswer, RequestRefused
+from fedbus.bus.errors import BusClosed, BusUnreachable, NoAnswer, RequestRefused
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import MESSAGES
@@ -21,6 +21,7 @@ from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
 from fedbus.contracts.server import UpdateReady
+from fedbus.contracts.transition import Transition
 
 FED = FederationId("test")
 JOINED = Joined(task="mnist", client="c1", run="mnist-1")
@@ -261,6 +262,30 @@ async def test_a_bus_comes_back_as_often_as_its_server_does(own_nats: OwnNatsSer
         await own_nats.kill()
         await own_nats.start()
         await eventually(lambda: answers(server_bus))
+
+
+async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) -> None:
+    async with (
+        server_bus.listen("server-manager", task="mnist") as inbox,
+        server_bus.overhear(Heartbeat, task="mnist") as heartbeats,
+        server_bus.watch(streams.life_stream(FED), [subjects.every(FED, Transition)]) as moves,
+    ):
+        consuming = [asyncio.ensure_future(anext(one)) for one in (inbox, heartbeats, moves)]
+        await asyncio.sleep(0)
+        await server_bus._client.close()
+        for one in consuming:
+            with pytest.raises(BusClosed, match="was closed"):
+                await one
+
+
+async def test_a_consumer_ends_with_its_own_bus(nats: NatsServer) -> None:
+    async with (
+        Bus.connect(nats.url, Identity(FED, "test")) as bus,
+        bus.overhear(Heartbeat, task="mnist") as heartbeats,
+    ):
+        consuming = asyncio.ensure_future(anext(heartbeats, None))
+        await asyncio.sleep(0)
+    assert await consuming is None
 
 
 async def answers(bus: Bus) -> bool:

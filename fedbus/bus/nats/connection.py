@@ -19,6 +19,7 @@ from typing import Any
 import structlog
 from nats.aio.client import Client, Server
 from nats.aio.msg import Msg
+from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
@@ -124,6 +125,22 @@ class Connection:
         raise BusClosed(
             "the connection to NATS was closed: see the log for the reason, and start the process anew"
         )
+
+    async def messages(self, subscription: Subscription) -> AsyncIterator[Msg]:
+        """The messages of *subscription*, until it ends.
+
+        nats-py only ends the iteration when the connection is closed for good, before it calls `closed_cb`. An agent
+        would take that for the end of its work, and its process would end with exit code 0.
+
+        Raises:
+            BusClosed: the connection is closed for good.
+            AccessDenied: the server has closed it, because it rejects the credentials.
+
+        """
+        async for message in subscription.messages:
+            yield message
+        if self.client.is_closed and not self._gone.cancelled():
+            await self.lost()
 
 
 @asynccontextmanager

@@ -19,7 +19,7 @@ from fedbus.contracts.identifiers import client_id
 HOLDS = """
 import sys, time
 from pathlib import Path
-from fedbus.agents.presence import present
+from fedbus.agents.common.liveness import present
 with present(Path(sys.argv[1]), "inference"):
     print("here", flush=True)
     time.sleep(60)

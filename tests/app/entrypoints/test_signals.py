@@ -10,7 +10,7 @@ from fedbus.agents.common.child_process import ChildProcess
 
 WORKS = """
 import asyncio
-from fedbus.app.processes import stopping
+from fedbus.app.entrypoints.signals import stopping
 
 async def main():
     with stopping() as stop:

@@ -164,7 +164,7 @@ async def test_a_store_it_cannot_use_is_told_in_its_own_words(tmp_path: Path) ->
 PARENT = """
 import asyncio, sys
 from pathlib import Path
-from fedbus.app.embedded import embedded_nats
+from fedbus.app.local.nats_server import embedded_nats
 
 async def main():
     async with embedded_nats(Path(sys.argv[1])) as server:

@@ -26,7 +26,7 @@ TELLS = """
 import logging, structlog
 from opentelemetry import trace
 from fedbus.app.telemetry import configured
-from fedbus.contracts.signals import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, add, note, record
+from fedbus.contracts.telemetry import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, add, note, record
 
 with configured("fedbus-trainer", client="c1"):
     log = structlog.get_logger("fedbus.test")
@@ -65,7 +65,7 @@ print(collector.flush_s)
 """
 MANY = """
 from fedbus.app.telemetry import configured
-from fedbus.contracts.signals import ROUNDS, add
+from fedbus.contracts.telemetry import ROUNDS, add
 
 with configured("fedbus-server"):
     for number in range(500):

@@ -183,7 +183,7 @@ def test_a_tracer_made_before_the_provider_uses_it_later(tmp_path: Path) -> None
     said = run(
         tmp_path,
         """
-from fedbus.contracts.signals import tracer_of
+from fedbus.contracts.telemetry import tracer_of
 from fedbus.app.telemetry import configured
 
 tracer = tracer_of("a module")

@@ -502,7 +502,7 @@ async def test_another_process_may_take_a_snapshot_while_rows_are_added(
 SNAPSHOT = """
 import sys
 from pathlib import Path
-from fedbus.stores.captured_rows import snapshot_labelled
+from fedbus.stores.captured.reader import snapshot_labelled
 print(snapshot_labelled(Path(sys.argv[1]), Path(sys.argv[2])))
 """
 
