@@ -42,24 +42,24 @@ from fedbus.contracts.identifiers import FederationId, federation_id
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from fedbus.bus.credentials import Access
+    from fedbus.bus.credentials import BusAccess
 
 if TYPE_CHECKING:
-    from fedbus.stores.models.signing import Signer, TrustedKeys
+    from fedbus.stores.models.signing import ModelSigner, TrustedKeys
 
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
 STORE_FILE: Final = "store.url"
 NATS_MONITOR: Final = "FEDBUS_NATS_MONITOR"
-LABEL: Final = r"[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+"
+LABEL_PATTERN: Final = r"[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+"
 SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 
 
-class BadSetting(Exception):
+class InvalidSetting(Exception):
     """A variable holds what it cannot hold; the text names it and says what it may be."""
 
 
-class BadLabel(BadSetting, ValueError):
+class InvalidLabel(InvalidSetting, ValueError):
     """A label is not written as one."""
 
 
@@ -69,7 +69,7 @@ KIT_FILES: Final = ("FEDBUS_CREDS", "FEDBUS_CA", "FEDBUS_ALLOWED_SIGNERS", "FEDB
 """Settings that name a file beside settings.env."""
 
 
-def adopted_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, str]:
+def apply_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, str]:
     """*environment* with what its kit says, where it has one; what stands there already is not changed.
 
     The processes that we start have it too, and so has the S3 client, which knows the authority by
@@ -77,18 +77,18 @@ def adopted_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, st
     """
     if environment.get(KIT):
         folder = Path(environment[KIT]).expanduser().absolute()
-        for name, value in _lines_of_kit(folder):
+        for name, value in _read_kit_settings(folder):
             environment.setdefault(name, str(folder / value) if name in KIT_FILES else value)
     if environment.get("FEDBUS_CA"):
         environment.setdefault("AWS_CA_BUNDLE", environment["FEDBUS_CA"])
     return environment
 
 
-def _lines_of_kit(folder: Path) -> Iterator[tuple[str, str]]:
+def _read_kit_settings(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         lines = (folder / KIT_SETTINGS).read_text().splitlines()
     except OSError as error:
-        raise BadSetting(f"{KIT}: {folder} is no kit: {KIT_SETTINGS}: {error.strerror}") from None
+        raise InvalidSetting(f"{KIT}: {folder} is no kit: {KIT_SETTINGS}: {error.strerror}") from None
     for line in lines:
         name, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
@@ -146,7 +146,7 @@ class Settings(BaseModel):
     @field_validator("given_labels")
     @classmethod
     def _are_labels(cls, text: str) -> str:
-        labels_in(text)
+        parse_labels(text)
         return text
 
     @classmethod
@@ -154,15 +154,17 @@ class Settings(BaseModel):
         """The settings of this process; raises BadSetting. An empty variable counts as none."""
         from fedbus.app.telemetry_settings import invalid_variable  # noqa: PLC0415  # not for `fedbus --help`
 
-        found = adopted_kit(os.environ) if environment is None else environment
+        found = apply_kit(os.environ) if environment is None else environment
         if (problem := invalid_variable(found)) is not None:
-            raise BadSetting(problem)
+            raise InvalidSetting(problem)
         names = [field.alias for field in cls.model_fields.values() if field.alias]
         try:
             return cls.model_validate({name: found[name] for name in names if found.get(name)})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise BadSetting(f"{first['loc'][0]}: {_in_words(first, cls._bounds(first['loc'][0]))}") from None
+            raise InvalidSetting(
+                f"{first['loc'][0]}: {_describe_error(first, cls._bounds(first['loc'][0]))}"
+            ) from None
 
     @classmethod
     def _bounds(cls, variable: int | str) -> str:
@@ -181,13 +183,13 @@ class Settings(BaseModel):
 
     @property
     def labels(self) -> dict[str, str]:
-        return labels_in(self.given_labels)
+        return parse_labels(self.given_labels)
 
-    def signer(self) -> "Signer | None":
+    def signer(self) -> "ModelSigner | None":
         """Who signs the models that are made here; raises BadKey."""
-        from fedbus.stores.models.signing import Signer  # noqa: PLC0415  # not for `fedbus --help`
+        from fedbus.stores.models.signing import ModelSigner  # noqa: PLC0415  # not for `fedbus --help`
 
-        return Signer.read(self.signing_key) if self.signing_key else None
+        return ModelSigner.read(self.signing_key) if self.signing_key else None
 
     def trusted(self) -> "TrustedKeys | None":
         """Whose models may be served here; raises BadKey."""
@@ -200,11 +202,11 @@ class Settings(BaseModel):
         return tuple(self.allow_install.replace(",", " ").split())
 
     @property
-    def access(self) -> "Access":
+    def access(self) -> "BusAccess":
         """Who we are to the bus, and whom we believe."""
-        from fedbus.bus.credentials import Access  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
+        from fedbus.bus.credentials import BusAccess  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
 
-        return Access(self.creds, self.ca)
+        return BusAccess(self.creds, self.ca)
 
     @property
     def data_dir(self) -> Path:
@@ -228,7 +230,7 @@ class Settings(BaseModel):
     @property
     def store_url(self) -> str:
         """The model repository: the one that was named, else the one in use here, else a directory."""
-        return self.given_store or _line_in(self.home / STORE_FILE) or str(self.home / "models")
+        return self.given_store or _read_line(self.home / STORE_FILE) or str(self.home / "models")
 
     @property
     def nats_url(self) -> str:
@@ -245,18 +247,18 @@ class Settings(BaseModel):
     @property
     def running_here(self) -> str | None:
         """The address that a fedbus on this machine has left."""
-        return _line_in(self._url_file)
+        return _read_line(self._url_file)
 
     @contextmanager
     def announced(self, url: str) -> Iterator[None]:
         """Other commands on this machine find *url* without a flag, for as long as the block runs."""
-        with _left_in(self._url_file, url):
+        with _write_temporarily(self._url_file, url):
             yield
 
     @contextmanager
     def announced_store(self, url: str) -> Iterator[None]:
         """The same of the model repository at *url*."""
-        with _left_in(self.home / STORE_FILE, url):
+        with _write_temporarily(self.home / STORE_FILE, url):
             yield
 
     @property
@@ -264,7 +266,7 @@ class Settings(BaseModel):
         return self.home / URL_FILE
 
 
-def _in_words(error: "ErrorDetails", bounds_in_words: str) -> str:
+def _describe_error(error: "ErrorDetails", bounds_in_words: str) -> str:
     """What pydantic found, as the rest of fedbus would say it."""
     given, bounds = error["input"], error.get("ctx", {})
     match error["type"]:
@@ -280,15 +282,15 @@ def _in_words(error: "ErrorDetails", bounds_in_words: str) -> str:
             return error["msg"].removeprefix("Value error, ")
 
 
-def labels_in(text: str) -> dict[str, str]:
+def parse_labels(text: str) -> dict[str, str]:
     """``site=lab board=jetson`` as a table; raises BadSetting."""
     for pair in text.split():
-        if not re.fullmatch(LABEL, pair):
-            raise BadLabel(f"{pair!r} is no label: write site=lab, several with spaces between them")
+        if not re.fullmatch(LABEL_PATTERN, pair):
+            raise InvalidLabel(f"{pair!r} is no label: write site=lab, several with spaces between them")
     return dict(pair.split("=", 1) for pair in text.split())
 
 
-def _line_in(file: Path) -> str | None:
+def _read_line(file: Path) -> str | None:
     try:
         return file.read_text().strip() or None
     except OSError:
@@ -296,11 +298,11 @@ def _line_in(file: Path) -> str | None:
 
 
 @contextmanager
-def _left_in(file: Path, line: str) -> Iterator[None]:
+def _write_temporarily(file: Path, line: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{line}\n")
     try:
         yield
     finally:
-        if _line_in(file) == line:  # another may have taken over since
+        if _read_line(file) == line:  # another may have taken over since
             file.unlink(missing_ok=True)

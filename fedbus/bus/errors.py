@@ -15,7 +15,7 @@ class BusUnreachable(BusError):
         self.url = url
 
 
-class AccessUnusable(BusError):
+class InvalidCredentialsFile(BusError):
     """The files that say who we are, or whom to believe, are not what they should be."""
 
 
@@ -32,7 +32,7 @@ class AccessDenied(BusError):
         self.advice = advice
 
 
-class Forbidden(BusError):
+class PermissionDenied(BusError):
     """The bus knows us, and does not let us do this."""
 
     def __init__(self, what: str) -> None:
@@ -40,7 +40,7 @@ class Forbidden(BusError):
         self.what = what
 
 
-class NoFederation(BusError):
+class FederationNotFound(BusError):
     """The bus is there, and nothing of the federation on it."""
 
     def __init__(self, fed: str) -> None:
@@ -55,7 +55,7 @@ class BusClosed(BusError):
     """The connection is gone for good: refused, or closed from outside. The process should end and be started anew."""
 
 
-class NoAnswer(BusError):
+class NoResponse(BusError):
     """Nobody serves the request, or whoever does was too slow."""
 
     def __init__(self, word: str, server: str, reason: str) -> None:
@@ -82,7 +82,7 @@ class PublishRefused(BusError):
         self.subject = subject
 
 
-class MovedByAnother(BusError):
+class StaleOwner(BusError):
     """Somebody else has moved this thing: a second owner runs, and this one must end."""
 
     def __init__(self, kind: str, thing: str) -> None:

@@ -20,17 +20,17 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 
-from fedbus.bus.background import beside
+from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import LeaseLost, PublishRefused
-from fedbus.bus.lifecycles import EXPECTED, WRONG_SEQUENCE
+from fedbus.bus.lifecycles import EXPECTED_SEQUENCE_HEADER, WRONG_SEQUENCE_CODE
 from fedbus.bus.nats.cancellation import next_message
 from fedbus.bus.streams import LEASE_S, lease_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 
 RENEW_S: Final = LEASE_S / 4
-LET_GO_S: Final = 1.0
+RELEASE_TIMEOUT_S: Final = 1.0
 """How long whoever ends may take to say so: after that the lease runs out by itself."""
 
 log = structlog.get_logger("fedbus.lease")
@@ -52,7 +52,7 @@ class Lease:
         lease = cls(bus, task=task, agent=agent)
         await lease._take()
         try:
-            async with beside(lease._keep(), name=f"keep the lease of {agent}"):
+            async with background_task(lease._keep(), name=f"keep the lease of {agent}"):
                 yield lease
         finally:
             await lease._let_go()
@@ -97,14 +97,14 @@ class Lease:
 
     async def _let_go(self) -> None:
         with contextlib.suppress(LeaseLost, TimeoutError, NatsError):
-            async with asyncio.timeout(LET_GO_S):
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
                 await self._say(b"")
 
     async def _say(self, word: bytes) -> None:
-        headers = {EXPECTED: str(self._sequence)}
+        headers = {EXPECTED_SEQUENCE_HEADER: str(self._sequence)}
         try:
             self._sequence = await self._bus.store(self._subject, headers, word)
         except PublishRefused as refused:
-            if WRONG_SEQUENCE not in str(refused):
+            if WRONG_SEQUENCE_CODE not in str(refused):
                 raise
             raise LeaseLost(self._subject) from None

@@ -22,23 +22,23 @@ from typing import Generic, Protocol
 import structlog
 
 from fedbus.bus import tracing
-from fedbus.bus.background import beside
+from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import MovedByAnother, PublishRefused
+from fedbus.bus.errors import PublishRefused, StaleOwner
 from fedbus.contracts import subjects
-from fedbus.contracts.envelope import envelop, pack, read
+from fedbus.contracts.envelope import decode_message, make_envelope, pack
 from fedbus.contracts.lifecycle import NO_CHANGES, Changes, Data, Event, Lifecycle, State, span_name
-from fedbus.contracts.telemetry import TRANSITIONS, add, failed, tracer_of
+from fedbus.contracts.telemetry import TRANSITIONS, get_tracer, increment, mark_failed
 from fedbus.contracts.transition import Transition
 
-EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-WRONG_SEQUENCE = "(10071)"
+EXPECTED_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+WRONG_SEQUENCE_CODE = "(10071)"
 
-tracer = tracer_of("fedbus.lives")
+tracer = get_tracer("fedbus.lives")
 log = structlog.get_logger("fedbus.lives")
 
 
-class Entry(Protocol):
+class OutboxEntry(Protocol):
     """One message that waits in an outbox."""
 
     @property
@@ -51,21 +51,21 @@ class Entry(Protocol):
     def body(self) -> bytes: ...
 
 
-class Outbox(Protocol):
+class TransitionOutbox(Protocol):
     """Keeps messages in order, on disk, until they are removed. See `fedbus.stores.outbox`."""
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int: ...
-    def first(self) -> Entry | None: ...
-    def last(self, subject: str) -> Entry | None: ...
+    def first(self) -> OutboxEntry | None: ...
+    def last(self, subject: str) -> OutboxEntry | None: ...
     def remove(self, number: int) -> None: ...
 
 
-class Life(Generic[State, Event, Data, Changes]):
+class LifecycleHandle(Generic[State, Event, Data, Changes]):
     """One thing's lifecycle, as its owner moves it. Make one with `Lives.of`."""
 
     def __init__(
         self,
-        lives: "Lives",
+        lives: "LifecycleStore",
         lifecycle: Lifecycle[State, Event, Data, Changes],
         facts: Data,
         last: Transition | None = None,
@@ -167,14 +167,15 @@ class Life(Generic[State, Event, Data, Changes]):
             }
         )
         with tracer.start_as_current_span(
-            span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition, run)
+            span_name(transition.kind, source or "•", str(target)),
+            attributes=_span_attributes(transition, run),
         ) as span:
             if failure:
-                failed(span, failure, reason)
+                mark_failed(span, failure, reason)
             waited = source in self._lifecycle.waits  # then its own clock may have moved it
             self.told = await self._lives.tell(transition, cause=self.told if waited else "")
         moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
-        add(TRANSITIONS, moved)
+        increment(TRANSITIONS, moved)
         self._state, self._facts = target, data
         self.event, self.reason = event, reason
         say = (
@@ -188,10 +189,10 @@ class Life(Generic[State, Event, Data, Changes]):
         )
 
 
-class Lives:
+class LifecycleStore:
     """The lifecycles that one agent owns."""
 
-    def __init__(self, bus: Bus, outbox: Outbox | None = None) -> None:
+    def __init__(self, bus: Bus, outbox: TransitionOutbox | None = None) -> None:
         self._bus = bus
         self._outbox = outbox
         self._sequences: dict[str, int] = {}
@@ -201,28 +202,28 @@ class Lives:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, bus: Bus, outbox: Outbox | None = None) -> AsyncIterator["Lives"]:
+    async def open(cls, bus: Bus, outbox: TransitionOutbox | None = None) -> AsyncIterator["LifecycleStore"]:
         """The agent's lifecycles for as long as the block runs; what still waits in the outbox stays there."""
         lives = cls(bus, outbox)
         if outbox is None:
             yield lives
             return
         await lives._drop_what_was_overtaken(outbox)
-        async with beside(lives._empty(outbox), name="empty the outbox"):
+        async with background_task(lives._empty(outbox), name="empty the outbox"):
             yield lives
             await lives._say_the_rest()
 
     async def of(
         self, lifecycle: Lifecycle[State, Event, Data, Changes], facts: Data
-    ) -> Life[State, Event, Data, Changes]:
+    ) -> LifecycleHandle[State, Event, Data, Changes]:
         """The life of the thing that *facts* names, as the log tells it; with *facts* where it tells nothing."""
         subject = self._subject(lifecycle.kind, facts.thing)
         told = await self._told(subject)
         if told is None:
-            return Life(self, lifecycle, facts)
+            return LifecycleHandle(self, lifecycle, facts)
         last, said_in = told
         known = type(facts).model_validate(last.facts.model_dump())
-        return Life(self, lifecycle, known, last, said_in)
+        return LifecycleHandle(self, lifecycle, known, last, said_in)
 
     async def tell(self, transition: Transition, *, cause: str = "") -> str:
         """Append *transition* to the log: at once by the outbox, or when the bus has taken it. The message's id.
@@ -230,7 +231,9 @@ class Lives:
         *cause*: what led to it, where nothing is being handled.
         """
         subject = self._subject(transition.kind, transition.thing)
-        envelope = envelop(transition, source=self._bus.source, trace=tracing.here(), cause=cause)
+        envelope = make_envelope(
+            transition, source=self._bus.source, trace=tracing.current_trace_headers(), cause=cause
+        )
         headers, body = envelope.headers(), pack(transition)
         if self._outbox is None:
             await self._store(subject, headers, body)
@@ -247,7 +250,7 @@ class Lives:
         self._sequences[subject] = max(told_until, seen.sequence if seen else 0)
         entry = self._outbox.last(subject) if self._outbox else None
         if entry is not None:
-            envelope, message = read(entry.subject, entry.headers, entry.body)
+            envelope, message = decode_message(entry.subject, entry.headers, entry.body)
             assert isinstance(message, Transition)
             return message, envelope.id
         if seen is None:
@@ -255,32 +258,32 @@ class Lives:
         assert isinstance(seen.message, Transition)
         return seen.message, seen.envelope.id
 
-    async def _empty(self, outbox: Outbox) -> None:
+    async def _empty(self, outbox: TransitionOutbox) -> None:
         """Hand the bus what waits, in order, and wait for more."""
         while True:
             while (entry := outbox.first()) is not None:
                 try:
                     await self._store(entry.subject, entry.headers, entry.body)
-                except MovedByAnother:
-                    _drop(outbox, entry.subject)
+                except StaleOwner:
+                    _remove_from_outbox(outbox, entry.subject)
                     raise
                 outbox.remove(entry.number)
             self._said.set()
             await self._waiting.wait()
             self._waiting.clear()
 
-    async def _drop_what_was_overtaken(self, outbox: Outbox) -> None:
+    async def _drop_what_was_overtaken(self, outbox: TransitionOutbox) -> None:
         """Another owner may have moved the thing while we were away: then what we would say is of the past."""
         if (entry := outbox.first()) is None:
             return
         seen = await self._bus.last(entry.subject)
-        _, waiting = read(entry.subject, entry.headers, entry.body)
+        _, waiting = decode_message(entry.subject, entry.headers, entry.body)
         assert isinstance(waiting, Transition)
         stands = getattr(seen.message, "target", "") if seen else ""
         said_already = seen is not None and seen.envelope.id == entry.headers["ce-id"]
         if waiting.source != stands and not said_already:
             log.warning("what waited in the outbox was overtaken by another owner", thing=waiting.thing)
-            _drop(outbox, entry.subject)
+            _remove_from_outbox(outbox, entry.subject)
 
     async def _say_the_rest(self, within_s: float = 2.0) -> None:
         """On leaving, a moment for what waits; if the bus is away it is said after the next start."""
@@ -294,11 +297,11 @@ class Lives:
         if subject not in self._sequences:
             seen = await self._bus.last(subject)
             self._sequences[subject] = seen.sequence if seen else 0
-        expected = {EXPECTED: str(self._sequences[subject])}
+        expected = {EXPECTED_SEQUENCE_HEADER: str(self._sequences[subject])}
         try:
             self._sequences[subject] = await self._bus.store(subject, headers | expected, body)
         except PublishRefused as refused:
-            if WRONG_SEQUENCE not in str(refused):
+            if WRONG_SEQUENCE_CODE not in str(refused):
                 raise
             self._sequences[subject] = await self._ours(subject, headers["ce-id"])
 
@@ -307,20 +310,20 @@ class Lives:
         seen = await self._bus.last(subject)
         if seen is None or seen.envelope.id != ce_id:
             kind, thing = subject.split(".life.", 1)[1].split(".", 1)
-            raise MovedByAnother(kind, thing)
+            raise StaleOwner(kind, thing)
         return seen.sequence
 
     def _subject(self, kind: str, thing: str) -> str:
-        return subjects.life(self._bus.fed, kind, thing)
+        return subjects.lifecycle(self._bus.fed, kind, thing)
 
 
-def _drop(outbox: Outbox, subject: str) -> None:
+def _remove_from_outbox(outbox: TransitionOutbox, subject: str) -> None:
     """Let go of what waits to be said on *subject*: whoever it is about has another owner now."""
     while (entry := outbox.first()) is not None and entry.subject == subject:
         outbox.remove(entry.number)
 
 
-def _attributes(transition: Transition, run: str | None) -> dict[str, str | int]:
+def _span_attributes(transition: Transition, run: str | None) -> dict[str, str | int]:
     facts = vars(transition.facts)
     attributes: dict[str, str | int] = {
         "fedbus.kind": transition.kind,

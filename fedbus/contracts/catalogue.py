@@ -18,7 +18,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.HealthCheck,
     server.GetServerInfo,
     server.Enroll,
-    state_recall.RecallLife,
+    state_recall.GetLastTransition,
     server.OpenRun,
     server.CancelRun,
     server.InitModel,
@@ -49,8 +49,8 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     # to one client
     server.RoundMessage,
     # from one client
-    client.Joined,
-    client.Declined,
+    client.ClientJoined,
+    client.ClientDeclined,
     client.RoundReply,
     client.FinTrain,
     client.FailTrain,
@@ -62,8 +62,8 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     serving.ModelShadowed,
     serving.ModelCanaried,
     serving.ModelCommitted,
-    serving.ModelTurnedDown,
-    serving.ModelReturned,
+    serving.ModelRejected,
+    serving.ModelRolledBack,
     serving.CapturePaused,
     serving.CaptureResumed,
     serving.DataCounted,
@@ -82,7 +82,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
 
 BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in MESSAGES}
 
-WITHOUT_WEIGHTS: Final = frozenset(
+NO_BLOB_AGENTS: Final = frozenset(
     {AgentName.GATEWAY, AgentName.DEVICE_MONITOR, AgentName.TRAINING_MONITOR, AgentName.REGISTRAR}
 )
 """Agents that neither give nor take blobs; people do not either."""
@@ -100,7 +100,7 @@ CLIENT_AGENTS: Final = (
     AgentName.DEVICE_MONITOR,
 )
 
-SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
+PUBLISHES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     AgentName.SERVER_MANAGER: (
         server.UpdateReady,
         server.ModelPublished,
@@ -125,10 +125,10 @@ SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     ),
     AgentName.CLIENT_MANAGER: (
         server.Enroll,
-        state_recall.RecallLife,
+        state_recall.GetLastTransition,
         server.GetServerInfo,
         server.HealthCheck,
-        client.Declined,
+        client.ClientDeclined,
         client.ClientStart,
         client.InferStart,
         client.InferUpdate,
@@ -136,7 +136,7 @@ SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         code.CodeRefused,
     ),
     AgentName.FLOWER_CLIENT: (client.FinTrain, client.FailTrain, client.Heartbeat),
-    AgentName.TRAINER: (client.Joined, client.RoundStarted, client.RoundReply),
+    AgentName.TRAINER: (client.ClientJoined, client.RoundStarted, client.RoundReply),
     AgentName.INFERENCE: (
         client.InferReady,
         client.InferRefused,
@@ -144,8 +144,8 @@ SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         serving.ModelShadowed,
         serving.ModelCanaried,
         serving.ModelCommitted,
-        serving.ModelTurnedDown,
-        serving.ModelReturned,
+        serving.ModelRejected,
+        serving.ModelRolledBack,
         serving.CapturePaused,
         serving.CaptureResumed,
         serving.DataCounted,
@@ -166,18 +166,23 @@ SAYS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
 }
 """What each agent says, beside the transitions of what it owns."""
 
-HEARS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
+SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     AgentName.SERVER_MANAGER: (
         server.ServerStarted,
         server.RoundFinished,
         server.RunFinished,
         server.RunFailed,
         server.ServerLost,
-        client.Joined,
+        client.ClientJoined,
         code.CodeReady,
         code.CodeRefused,
     ),
-    AgentName.FLOWER_SERVER_GRID: (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
+    AgentName.FLOWER_SERVER_GRID: (
+        server.BeginTraining,
+        client.ClientJoined,
+        client.RoundReply,
+        client.FailTrain,
+    ),
     AgentName.WORKFLOW_SCHEDULER_NEWS: (
         serving.DataCounted,
         serving.DataChecked,
@@ -192,7 +197,7 @@ HEARS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         client.FailTrain,
         client.InferReady,
         client.InferRefused,
-        serving.ModelReturned,
+        serving.ModelRolledBack,
     ),
     AgentName.FLOWER_CLIENT: (client.ClientStart, client.RoundStarted, server.ServerClosed),
     AgentName.TRAINER: (server.RoundMessage,),
@@ -200,10 +205,10 @@ HEARS: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
 }
 """What each agent is sent from the event stream, whether it was there at the time or not."""
 
-FOLLOWS: Final[Mapping[AgentName, str]] = {AgentName.WORKFLOW_SCHEDULER: "server"}
+FOLLOWS_LIFECYCLES: Final[Mapping[AgentName, str]] = {AgentName.WORKFLOW_SCHEDULER: "server"}
 """Which kind of lifecycle an agent is sent every transition of."""
 
-OF_A_CLIENT: Final = (
+CLIENT_CONSUMERS: Final = (
     AgentName.CLIENT_MANAGER,
     AgentName.FLOWER_CLIENT,
     AgentName.TRAINER,
@@ -215,22 +220,24 @@ OF_A_CLIENT: Final = (
 def stream_subjects(fed: FederationId) -> list[str]:
     """What the event stream keeps: the durable words and nothing else, never a request."""
     return sorted(
-        subjects.every(fed, kind) for kind in MESSAGES if kind.durable and kind.family is not Family.LIFE
+        subjects.wildcard_for(fed, kind)
+        for kind in MESSAGES
+        if kind.durable and kind.family is not Family.LIFE
     )
 
 
-def standing_subjects(fed: FederationId) -> list[str]:
+def last_value_subjects(fed: FederationId) -> list[str]:
     """What the stream of the devices keeps: of each device the last of these words."""
-    return sorted(subjects.every(fed, kind) for kind in MESSAGES if kind.stands)
+    return sorted(subjects.wildcard_for(fed, kind) for kind in MESSAGES if kind.stands)
 
 
-def hears(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:
+def subscribed_subjects(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:
     """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
-    if agent in FOLLOWS:
-        return [subjects.life(fed, FOLLOWS[agent], task)]
-    return [subjects.every(fed, kind, task=task, client=client) for kind in HEARS[agent]]
+    if agent in FOLLOWS_LIFECYCLES:
+        return [subjects.lifecycle(fed, FOLLOWS_LIFECYCLES[agent], task)]
+    return [subjects.wildcard_for(fed, kind, task=task, client=client) for kind in SUBSCRIBES[agent]]
 
 
-def requests_of(agent: str) -> list[type[Request]]:
+def requests_answered_by(agent: str) -> list[type[Request]]:
     """The requests that *agent* answers."""
     return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.server == agent]

@@ -10,13 +10,13 @@ from typing import ClassVar, Literal, TypedDict
 from pydantic import Field
 
 from fedbus.contracts.agent_names import AgentName
-from fedbus.contracts.client_metrics import Figures
+from fedbus.contracts.client_metrics import ClientMetrics
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import ClientMessage, Facts, Family
+from fedbus.contracts.message import ClientMessage, Family, LifecycleData
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import Content
+from fedbus.contracts.server import MessageContent
 
 # --- the client manager -------------------------------------------------------------
 
@@ -51,7 +51,7 @@ class ClientEvent(StrEnum):
     DEADLINE = "deadline"
 
 
-class ClientFacts(Facts):
+class ClientData(LifecycleData):
     """All there is to know of a client in one task."""
 
     kind: Literal["client"] = "client"
@@ -79,12 +79,12 @@ class ClientChanges(TypedDict, total=False):
 
 _C = ClientState
 _CE = ClientEvent
-CLIENT = Lifecycle[ClientState, ClientEvent, ClientFacts, ClientChanges](
+CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
     kind="client",
     owner=AgentName.CLIENT_MANAGER,
     initial=_C.S0,
     creation=_CE.STARTED,
-    data=ClientFacts,
+    data=ClientData,
     arrows={
         (_C.S0, _CE.MODEL_FETCHED): _C.PENDING_APPLICATION,
         (_C.S0, _CE.BOOTSTRAP_FAILED): _C.TERMINATED,
@@ -164,7 +164,7 @@ class FlClientEvent(StrEnum):
     FAILED = "failed"
 
 
-class FlClientFacts(Facts):
+class FlClientData(LifecycleData):
     """All there is to know of a client's training in one task."""
 
     kind: Literal["fl_client"] = "fl_client"
@@ -184,12 +184,12 @@ class FlClientChanges(TypedDict, total=False):
 
 _F = FlClientState
 _FE = FlClientEvent
-FL_CLIENT = Lifecycle[FlClientState, FlClientEvent, FlClientFacts, FlClientChanges](
+FL_CLIENT = Lifecycle[FlClientState, FlClientEvent, FlClientData, FlClientChanges](
     kind="fl_client",
     owner=AgentName.FLOWER_CLIENT,
     initial=_F.WAITING,
     creation=_FE.STARTED,
-    data=FlClientFacts,
+    data=FlClientData,
     arrows={
         (_F.WAITING, _FE.CLIENT_START): _F.PENDING,
         (_F.PENDING, _FE.ROUND_STARTED): _F.TRAINING,
@@ -230,7 +230,7 @@ class InferenceEvent(StrEnum):
     MODEL_RETURNED = "model_returned"
 
 
-class InferenceFacts(Facts):
+class InferenceData(LifecycleData):
     """All there is to know of a client's predictions in one task."""
 
     kind: Literal["inference"] = "inference"
@@ -253,12 +253,12 @@ class InferenceChanges(TypedDict, total=False):
 
 _I = InferenceState
 _IE = InferenceEvent
-INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceFacts, InferenceChanges](
+INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceChanges](
     kind="inference",
     owner=AgentName.INFERENCE,
     initial=_I.EMPTY,
     creation=_IE.STARTED,
-    data=InferenceFacts,
+    data=InferenceData,
     arrows={
         (_I.EMPTY, _IE.INFER_START): _I.SERVING,
         (_I.SERVING, _IE.INFER_UPDATE): _I.UPDATING,
@@ -282,7 +282,7 @@ INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceFacts, InferenceC
 # --- client → server ----------------------------------------------------------------------
 
 
-class Joined(ClientMessage):
+class ClientJoined(ClientMessage):
     """This client's trainer is up and listens for the messages of *run*."""
 
     word: ClassVar[str] = "joined"
@@ -292,7 +292,7 @@ class Joined(ClientMessage):
     code_version: str = ""
 
 
-class Declined(ClientMessage):
+class ClientDeclined(ClientMessage):
     """This client does not take part in *run*, and why."""
 
     word: ClassVar[str] = "declined"
@@ -318,13 +318,13 @@ class RoundReply(ClientMessage):
     reply_to: str
     created_at: float
     ttl_s: float
-    content: Content | None = None
+    content: MessageContent | None = None
     error_code: int | None = None
     error_reason: str = ""
     train_s: float = Field(default=0.0, ge=0)
     left_out: int = Field(default=0, ge=0)
     """Captured rows that this training did not get, since they are not as the task's checks want them."""
-    figures: Figures = Field(default_factory=dict)
+    figures: ClientMetrics = Field(default_factory=dict)
     """What the ClientApp said of its training or evaluation: ``train_loss``, ``eval_accuracy``, …"""
 
 

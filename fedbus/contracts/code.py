@@ -16,12 +16,12 @@ from pydantic import Field
 
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
+from fedbus.contracts.message import Body, ClientMessage, Family, LifecycleData, Message, Request
 
 # --- what is to run where --------------------------------------------------------------
 
 
-class Cohort(Body):
+class RolloutCohort(Body):
     """The clients that a version is for: those with all *labels* whose rank is at most *up_to*.
 
     A client's rank is a number in [0, 1) drawn from its id and the version (see `fedbus.domain.code_rollout`), so
@@ -38,7 +38,7 @@ class CodePlan(Body):
     code_version: str
     """A full commit SHA, or ``sha256:`` and a digest where there is no Git."""
     candidate: str = ""
-    cohort: Cohort = Cohort()
+    cohort: RolloutCohort = RolloutCohort()
     new_lineage: bool = False
     """Whether the candidate's models have another architecture: the model that is served will not fit it."""
     attempt: int = 0
@@ -53,7 +53,7 @@ class CodePublished(Message):
 
     code_version: str
     candidate: str = ""
-    cohort: Cohort = Cohort()
+    cohort: RolloutCohort = RolloutCohort()
     new_lineage: bool = False
     attempt: int = 0
 
@@ -108,7 +108,7 @@ class CodeEvent(StrEnum):
     ROLLOUT_REVERTED = "rollout_reverted"
 
 
-class CodeFacts(Facts):
+class CodeData(LifecycleData):
     """All there is to know of a task's code versions."""
 
     kind: Literal["code"] = "code"
@@ -123,7 +123,7 @@ class CodeFacts(Facts):
     stages: tuple[str, ...] = ()
     stage: int = 0
     """Which of *stages* is under way, counted from 0."""
-    cohort: Cohort = Cohort()
+    cohort: RolloutCohort = RolloutCohort()
     clients: tuple[str, ...] = ()
     """Who was in the cohort when the stage began."""
     ready: tuple[str, ...] = ()
@@ -158,7 +158,7 @@ class CodeChanges(TypedDict, total=False):
     attempt: int
     stages: tuple[str, ...]
     stage: int
-    cohort: Cohort
+    cohort: RolloutCohort
     clients: tuple[str, ...]
     ready: tuple[str, ...]
     refused: dict[str, str]
@@ -170,12 +170,12 @@ class CodeChanges(TypedDict, total=False):
 
 _S = CodeState
 _E = CodeEvent
-CODE = Lifecycle[CodeState, CodeEvent, CodeFacts, CodeChanges](
+CODE = Lifecycle[CodeState, CodeEvent, CodeData, CodeChanges](
     kind="code",
     owner=AgentName.SERVER_MANAGER,
     initial=_S.STEADY,
     creation=_E.STARTED,
-    data=CodeFacts,
+    data=CodeData,
     arrows={
         (_S.STEADY, _E.CODE_FOUND): _S.ROLLING,
         (_S.STEADY, _E.CODE_REJECTED): _S.STEADY,

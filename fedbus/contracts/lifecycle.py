@@ -16,11 +16,11 @@ from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
 from pydantic import ValidationError
 
 from fedbus.contracts.agent_names import AgentName
-from fedbus.contracts.message import Facts
+from fedbus.contracts.message import LifecycleData
 
 State = TypeVar("State", bound=StrEnum)
 Event = TypeVar("Event", bound=StrEnum)
-Data = TypeVar("Data", bound=Facts)
+Data = TypeVar("Data", bound=LifecycleData)
 Changes = TypeVar("Changes", bound=Mapping[str, object])
 """A ``TypedDict(total=False)`` of the fields of the data that a transition may change."""
 

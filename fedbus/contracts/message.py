@@ -29,7 +29,7 @@ class Family(StrEnum):
     LIFE = "life"  # a lifecycle has moved
 
 
-OF_ONE_CLIENT = frozenset({Family.CMD, Family.CLIENT, Family.LOCAL})
+CLIENT_FAMILIES = frozenset({Family.CMD, Family.CLIENT, Family.LOCAL})
 
 
 class Body(BaseModel):
@@ -38,7 +38,7 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64")
 
 
-class Facts(Body):
+class LifecycleData(Body):
     """All there is to know of one thing with a lifecycle, beside its state."""
 
     kind: str
@@ -94,7 +94,7 @@ class ClientRequest(Request):
     client: Id
 
 
-REFUSED: Final = "fedbus-refused"
+REFUSED_HEADER: Final = "fedbus-refused"
 """The header of an answer that is a no."""
 
 

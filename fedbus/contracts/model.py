@@ -46,7 +46,7 @@ class ModelRef(Artifact):
     version: int = Field(ge=1)
 
 
-class Seal(Body):
+class ModelSignature(Body):
     """The federation's Ed25519 signature of a model version: constant in size, so that it goes with every word of it.
 
     Signed are the version's reference and the digest of its manifest, as `fedbus.stores.models.signing` writes them.
@@ -77,7 +77,7 @@ class Manifest(ModelRef):
     """Counts the architectures there have been: versions of one lineage descend from one first model."""
     config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The run's overrides of the app's configuration."""
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
 
     @property
     def ref(self) -> ModelRef:

@@ -15,7 +15,7 @@ from pydantic import AwareDatetime, Field
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, Facts, Request
+from fedbus.contracts.message import Body, LifecycleData, Request
 from fedbus.contracts.model import ModelRef
 
 Scalar = bool | int | float | str
@@ -37,7 +37,7 @@ class RunPlan(Body):
     """Overrides of the Flower app's run configuration."""
 
 
-CLIENTS_TOLD: Final = 200
+MAX_REPORTED_CLIENTS: Final = 200
 """Of how many clients of one round the figures and the times are told: a transition carries them."""
 
 
@@ -134,7 +134,7 @@ class RunEvent(StrEnum):
     CANCELLED = "cancelled"
 
 
-class RunFacts(Facts):
+class RunData(LifecycleData):
     """All there is to know of a run: with its state, what a restarted scheduler goes on from."""
 
     kind: Literal["run"] = "run"
@@ -174,12 +174,12 @@ class RunChanges(TypedDict, total=False):
 
 _S = RunState
 _E = RunEvent
-RUN = Lifecycle[RunState, RunEvent, RunFacts, RunChanges](
+RUN = Lifecycle[RunState, RunEvent, RunData, RunChanges](
     kind="run",
     owner=AgentName.WORKFLOW_SCHEDULER,
     initial=_S.REQUESTED,
     creation=_E.REQUESTED,
-    data=RunFacts,
+    data=RunData,
     arrows={
         (_S.REQUESTED, _E.RECRUITING_STARTED): _S.RECRUITING,
         (_S.REQUESTED, _E.RUN_REFUSED): _S.FAILED,

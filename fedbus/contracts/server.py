@@ -13,8 +13,16 @@ from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.code import CodePlan
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, ClientRequest, Facts, Family, Message, Request
-from fedbus.contracts.model import Artifact, BlobRef, ModelRef, Seal
+from fedbus.contracts.message import (
+    Body,
+    ClientMessage,
+    ClientRequest,
+    Family,
+    LifecycleData,
+    Message,
+    Request,
+)
+from fedbus.contracts.model import Artifact, BlobRef, ModelRef, ModelSignature
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
 
 # --- the lifecycle -------------------------------------------------------------
@@ -28,7 +36,7 @@ class ServerState(StrEnum):
     PUBLISHING = "publishing"
 
 
-class StoreTrouble(StrEnum):
+class StoreProblem(StrEnum):
     """Why the model repository cannot be used: four things that call for four different acts."""
 
     UNAVAILABLE = "unavailable"
@@ -64,7 +72,7 @@ class ServerEvent(StrEnum):
     LINEAGE_STARTED = "lineage_started"
 
 
-class ServerFacts(Facts):
+class ServerData(LifecycleData):
     """All there is to know of a task's server: with its state, what a restarted manager goes on from."""
 
     kind: Literal["server"] = "server"
@@ -72,7 +80,7 @@ class ServerFacts(Facts):
     """Of the run under way, or of the last one."""
     model: ModelRef | None = None
     """The champion: what is served."""
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
     """The federation's signature of the champion, where it signs its models."""
     term: int = 0
     """Which champion it is, counted from 1: a higher one is the newer word."""
@@ -97,7 +105,7 @@ class ServerFacts(Facts):
     """Where the run's trace goes on, so that a restarted manager stays in it."""
     missing: int = 0
     """How many clients the quorum lacked, on ``recruiting_expired``."""
-    trouble: StoreTrouble | None = None
+    trouble: StoreProblem | None = None
     """What is wrong with the model repository, from ``store_unavailable`` to ``store_recovered``."""
 
     @property
@@ -109,7 +117,7 @@ class ServerChanges(TypedDict, total=False):
     """The data of the server of a task that a transition may change."""
 
     model: ModelRef | None
-    seal: Seal | None
+    seal: ModelSignature | None
     term: int
     code_version: str
     base: ModelRef | None
@@ -126,17 +134,17 @@ class ServerChanges(TypedDict, total=False):
     recoveries: int
     traceparent: str
     missing: int
-    trouble: StoreTrouble | None
+    trouble: StoreProblem | None
 
 
 _S = ServerState
 _E = ServerEvent
-SERVER = Lifecycle[ServerState, ServerEvent, ServerFacts, ServerChanges](
+SERVER = Lifecycle[ServerState, ServerEvent, ServerData, ServerChanges](
     kind="server",
     owner=AgentName.SERVER_MANAGER,
     initial=_S.MODEL_INIT,
     creation=_E.STARTED,
-    data=ServerFacts,
+    data=ServerData,
     arrows={
         (_S.MODEL_INIT, _E.MODEL_READY): _S.WAITING,
         (_S.MODEL_INIT, _E.STORE_UNAVAILABLE): _S.MODEL_INIT,
@@ -252,7 +260,7 @@ class ModelPublished(Message):
     run: Id | None = None
     term: int = 0
     """Which champion it is: of two words about the served version, the one with the higher term holds."""
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
     reason: str = ""
     """Why it is served now, where that is not the end of a run: a rollback, say."""
 
@@ -296,7 +304,7 @@ class ServerInfo(Body):
     model: ModelRef | None = None
     blob: BlobRef | None = None
     term: int = 0
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
     code: CodePlan | None = None
 
 
@@ -494,7 +502,7 @@ class ServerLost(Message):
 # --- the rounds themselves: Flower's messages --------------------------------------------
 
 
-class Content(Body):
+class MessageContent(Body):
     """A Flower RecordDict: inside the event if it is small and without arrays, else as a blob."""
 
     inline: bytes | None = None
@@ -516,4 +524,4 @@ class RoundMessage(ClientMessage):
     created_at: float
     """Seconds since the epoch, as Flower counts."""
     ttl_s: float
-    content: Content
+    content: MessageContent

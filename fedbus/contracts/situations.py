@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Generic, TypeAlias, TypeVar, assert_never
 
-from fedbus.contracts.client import ClientFacts, ClientState, FlClientFacts, FlClientState
-from fedbus.contracts.code import CodeFacts, CodeState, Cohort
-from fedbus.contracts.message import Facts
+from fedbus.contracts.client import ClientData, ClientState, FlClientData, FlClientState
+from fedbus.contracts.code import CodeData, CodeState, RolloutCohort
+from fedbus.contracts.message import LifecycleData
 from fedbus.contracts.model import Artifact, ModelRef
-from fedbus.contracts.run import RoundResult, RunFacts, RunPlan, RunState
-from fedbus.contracts.scheduling import ScheduleFacts, ScheduleState
-from fedbus.contracts.server import ServerFacts, ServerState
+from fedbus.contracts.run import RoundResult, RunData, RunPlan, RunState
+from fedbus.contracts.scheduling import ScheduleData, ScheduleState
+from fedbus.contracts.server import ServerData, ServerState
 
-Data = TypeVar("Data", bound=Facts)
+Data = TypeVar("Data", bound=LifecycleData)
 T = TypeVar("T")
 
 
@@ -129,7 +129,7 @@ ServerSituation: TypeAlias = (
 )
 
 
-def server_situation(state: ServerState, data: ServerFacts) -> ServerSituation:
+def server_situation(state: ServerState, data: ServerData) -> ServerSituation:
     """The situation of a task's server; raises IncompleteData."""
     match state:
         case ServerState.MODEL_INIT:
@@ -147,12 +147,12 @@ def server_situation(state: ServerState, data: ServerFacts) -> ServerSituation:
             assert_never(state)
 
 
-def server_recruiting(data: ServerFacts) -> ServerRecruiting:
+def server_recruiting(data: ServerData) -> ServerRecruiting:
     run = _server_run(ServerState.RECRUITING, data)
     return ServerRecruiting(**vars(run))
 
 
-def server_training(data: ServerFacts) -> ServerTraining:
+def server_training(data: ServerData) -> ServerTraining:
     run = _server_run(ServerState.TRAINING, data)
     return ServerTraining(
         **vars(run),
@@ -165,7 +165,7 @@ def server_training(data: ServerFacts) -> ServerTraining:
     )
 
 
-def server_publishing(data: ServerFacts) -> ServerPublishing:
+def server_publishing(data: ServerData) -> ServerPublishing:
     run = _server_run(ServerState.PUBLISHING, data)
     return ServerPublishing(
         **vars(run),
@@ -177,7 +177,7 @@ def server_publishing(data: ServerFacts) -> ServerPublishing:
     )
 
 
-def _server_run(state: ServerState, data: ServerFacts) -> ServerRun:
+def _server_run(state: ServerState, data: ServerData) -> ServerRun:
     parser = _Parser(state, data)
     model = parser.need(data.model, "model")
     return ServerRun(
@@ -213,7 +213,7 @@ class CodeRolling:
     stages: tuple[str, ...]
     stage: int
     """The index of the current stage in *stages*."""
-    cohort: Cohort
+    cohort: RolloutCohort
     clients: tuple[str, ...]
     """The members of the cohort when the stage began."""
     ready: tuple[str, ...]
@@ -226,7 +226,7 @@ class CodeRolling:
 CodeSituation: TypeAlias = CodeSteady | CodeRolling
 
 
-def code_situation(state: CodeState, data: CodeFacts) -> CodeSituation:
+def code_situation(state: CodeState, data: CodeData) -> CodeSituation:
     """The situation of a task's code; raises IncompleteData."""
     match state:
         case CodeState.STEADY:
@@ -274,7 +274,7 @@ class ScheduleDue:
 ScheduleSituation: TypeAlias = ScheduleWatching | ScheduleDue
 
 
-def schedule_situation(state: ScheduleState, data: ScheduleFacts) -> ScheduleSituation:
+def schedule_situation(state: ScheduleState, data: ScheduleData) -> ScheduleSituation:
     """The situation of a task's schedule; raises IncompleteData."""
     match state:
         case ScheduleState.WATCHING:
@@ -285,7 +285,7 @@ def schedule_situation(state: ScheduleState, data: ScheduleFacts) -> ScheduleSit
             assert_never(state)
 
 
-def schedule_due(data: ScheduleFacts) -> ScheduleDue:
+def schedule_due(data: ScheduleData) -> ScheduleDue:
     return ScheduleDue(
         due_since=_Parser(ScheduleState.DUE, data).need(data.due_since, "due_since"),
         cause=data.cause,
@@ -322,7 +322,7 @@ class RunAborted:
 RunSituation: TypeAlias = RunUnderWay | RunCompleted | RunAborted
 
 
-def run_situation(state: RunState, data: RunFacts) -> RunSituation:
+def run_situation(state: RunState, data: RunData) -> RunSituation:
     """The situation of a run; raises IncompleteData."""
     match state:
         case RunState.REQUESTED | RunState.RECRUITING | RunState.RUNNING | RunState.RECOVERING:
@@ -383,7 +383,7 @@ ClientSituation: TypeAlias = (
 )
 
 
-def client_situation(state: ClientState, data: ClientFacts) -> ClientSituation:
+def client_situation(state: ClientState, data: ClientData) -> ClientSituation:
     """The situation of a client; raises IncompleteData."""
     parser = _Parser(state, data)
     match state:
@@ -433,7 +433,7 @@ class FlClientFinished:
 FlClientSituation: TypeAlias = FlClientWaiting | FlClientPending | FlClientTraining | FlClientFinished
 
 
-def fl_client_situation(state: FlClientState, data: FlClientFacts) -> FlClientSituation:
+def fl_client_situation(state: FlClientState, data: FlClientData) -> FlClientSituation:
     """The situation of a client's training; raises IncompleteData."""
     parser = _Parser(state, data)
     match state:

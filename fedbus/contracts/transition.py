@@ -8,20 +8,20 @@ from typing import Annotated, ClassVar
 
 from pydantic import AwareDatetime, Field
 
-from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, FlClientFacts, InferenceFacts
-from fedbus.contracts.code import CODE, CodeFacts
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientData, FlClientData, InferenceData
+from fedbus.contracts.code import CODE, CodeData
 from fedbus.contracts.lifecycle import AnyLifecycle
 from fedbus.contracts.message import Family, Message
-from fedbus.contracts.run import RUN, RunFacts
-from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts
-from fedbus.contracts.server import SERVER, ServerFacts
+from fedbus.contracts.run import RUN, RunData
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleData
+from fedbus.contracts.server import SERVER, ServerData
 
 LIFECYCLES: dict[str, AnyLifecycle] = {
     one.kind: one for one in (SERVER, CODE, SCHEDULE, RUN, CLIENT, FL_CLIENT, INFERENCE)
 }
 
 AnyFacts = Annotated[
-    ServerFacts | CodeFacts | ScheduleFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts,
+    ServerData | CodeData | ScheduleData | RunData | ClientData | FlClientData | InferenceData,
     Field(discriminator="kind"),
 ]
 

@@ -3,7 +3,7 @@
 from fedbus.contracts.situations import ServerTraining
 
 
-def nothing_taken(run: ServerTraining) -> str:
+def no_update_reason(run: ServerTraining) -> str:
     """Why there is nothing to make a version of: every training of the run failed. Empty where one did not.
 
     Flower's strategies go on after a round that nobody's update is in, with the model as it was. An app that

@@ -19,7 +19,7 @@ class GiveUp:
     reason: str
 
 
-def after_server_lost(run: ServerTraining, reason: str) -> Resume | GiveUp:
+def decide_recovery(run: ServerTraining, reason: str) -> Resume | GiveUp:
     """Decide whether *run* resumes, from its last checkpoint or from the model that it began with."""
     if run.recoveries >= run.plan.max_recoveries:
         return GiveUp(f"{reason}; given up after {run.recoveries} recoveries")

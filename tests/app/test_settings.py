@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.app.settings import BadSetting, Settings
+from fedbus.app.settings import InvalidSetting, Settings
 
 
 def test_without_variables_everything_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_an_empty_variable_is_none() -> None:
     ],
 )
 def test_nonsense_is_one_line_that_names_the_variable(name: str, value: str, said: str) -> None:
-    with pytest.raises(BadSetting, match=said) as caught:
+    with pytest.raises(InvalidSetting, match=said) as caught:
         Settings.from_environment({name: value})
 
     assert "\n" not in str(caught.value)
@@ -94,7 +94,7 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
 def test_a_setting_that_makes_no_sense_is_named_with_what_would(
     asked: dict[str, str], complaint: str
 ) -> None:
-    with pytest.raises(BadSetting) as refused:
+    with pytest.raises(InvalidSetting) as refused:
         Settings.from_environment(asked)
     assert str(refused.value).startswith(f"{next(iter(asked))}: ")
     assert complaint in str(refused.value)

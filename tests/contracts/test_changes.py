@@ -9,10 +9,10 @@ from fedbus.contracts.client import CLIENT, ClientChanges, ClientEvent, FlClient
 from fedbus.contracts.code import CodeChanges
 from fedbus.contracts.examples import FACTS, MODEL, PLAN, RESULT
 from fedbus.contracts.lifecycle import NO_CHANGES, AnyLifecycle, IllegalChange
-from fedbus.contracts.message import Facts
+from fedbus.contracts.message import LifecycleData
 from fedbus.contracts.run import RUN, RunChanges, RunEvent
 from fedbus.contracts.scheduling import ScheduleChanges
-from fedbus.contracts.server import SERVER, ServerChanges, ServerEvent, ServerFacts
+from fedbus.contracts.server import SERVER, ServerChanges, ServerData, ServerEvent
 from fedbus.contracts.transition import LIFECYCLES
 
 CHANGES: dict[str, Any] = {
@@ -24,12 +24,12 @@ CHANGES: dict[str, Any] = {
     "fl_client": FlClientChanges,
     "inference": InferenceChanges,
 }
-MNIST = ServerFacts(task="mnist", model=MODEL)
+MNIST = ServerData(task="mnist", model=MODEL)
 
 each_lifecycle = pytest.mark.parametrize("lifecycle", LIFECYCLES.values(), ids=lambda one: one.kind)
 
 
-def example(lifecycle: AnyLifecycle) -> Facts:
+def example(lifecycle: AnyLifecycle) -> LifecycleData:
     return next(one for one in FACTS if one.kind == lifecycle.kind)
 
 

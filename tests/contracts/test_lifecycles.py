@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from fedbus.contracts.catalogue import CLIENT_AGENTS, FOLLOWS, SERVER_AGENTS
+from fedbus.contracts.catalogue import CLIENT_AGENTS, FOLLOWS_LIFECYCLES, SERVER_AGENTS
 from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, InferenceEvent
 from fedbus.contracts.examples import FACTS
 from fedbus.contracts.lifecycle import AnyLifecycle, IllegalTransition, span_name
@@ -128,7 +128,7 @@ def test_serving_stops_for_no_training() -> None:
 
 
 def test_an_agent_follows_only_lifecycles_that_there_are() -> None:
-    assert set(FOLLOWS.values()) <= set(LIFECYCLES)
+    assert set(FOLLOWS_LIFECYCLES.values()) <= set(LIFECYCLES)
 
 
 @each_lifecycle

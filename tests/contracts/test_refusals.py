@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedbus.contracts.envelope import pack, parse, unpack
+from fedbus.contracts.envelope import decode_body, pack, unpack
 from fedbus.contracts.message import Body, RefusalKind, Refused
 
 WIRE = {
@@ -16,7 +16,7 @@ WIRE = {
 def test_a_kind_is_two_booleans_on_the_wire_and_comes_back(kind: RefusalKind) -> None:
     refused = Refused(reason="not now", kind=kind)
     assert unpack(pack(refused)) == {"reason": "not now", **WIRE[kind]}
-    assert parse(Refused, pack(refused)) == refused
+    assert decode_body(Refused, pack(refused)) == refused
 
 
 @pytest.mark.parametrize(

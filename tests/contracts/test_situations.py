@@ -4,12 +4,12 @@ from typing import Any
 
 import pytest
 
-from fedbus.contracts.client import ClientFacts, ClientState, FlClientFacts, FlClientState
-from fedbus.contracts.code import CodeFacts, CodeState
+from fedbus.contracts.client import ClientData, ClientState, FlClientData, FlClientState
+from fedbus.contracts.code import CodeData, CodeState
 from fedbus.contracts.examples import ARTIFACT, FACTS, MODEL, NOON, PLAN, RESULT
-from fedbus.contracts.run import RunFacts, RunState
-from fedbus.contracts.scheduling import ScheduleFacts, ScheduleState
-from fedbus.contracts.server import ServerFacts, ServerState
+from fedbus.contracts.run import RunData, RunState
+from fedbus.contracts.scheduling import ScheduleData, ScheduleState
+from fedbus.contracts.server import ServerData, ServerState
 from fedbus.contracts.situations import (
     ClientApplying,
     ClientLearning,
@@ -49,7 +49,7 @@ STATES: dict[str, Any] = {
     "client": ClientState,
     "fl_client": FlClientState,
 }
-SERVER = next(one for one in FACTS if isinstance(one, ServerFacts))
+SERVER = next(one for one in FACTS if isinstance(one, ServerData))
 
 
 @pytest.mark.parametrize("kind", SITUATION)
@@ -98,18 +98,18 @@ def test_incomplete_data_of_a_server_names_it_and_what_is_missing(state: ServerS
 
 def test_a_rollout_without_a_candidate_is_incomplete() -> None:
     with pytest.raises(IncompleteData, match="code mnist is in state rolling without candidate"):
-        code_situation(CodeState.ROLLING, CodeFacts(task="mnist"))
+        code_situation(CodeState.ROLLING, CodeData(task="mnist"))
 
 
 def test_a_schedule_is_due_since_some_time() -> None:
-    data = ScheduleFacts(task="mnist", since=NOON, clock_since=NOON, due_since=NOON, cause="every 6h")
+    data = ScheduleData(task="mnist", since=NOON, clock_since=NOON, due_since=NOON, cause="every 6h")
     assert schedule_situation(ScheduleState.DUE, data) == ScheduleDue(NOON, "every 6h", "")
     with pytest.raises(IncompleteData, match="schedule mnist is in state due without due_since"):
         schedule_situation(ScheduleState.DUE, data.model_copy(update={"due_since": None}))
 
 
 def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
-    data = RunFacts(task="mnist", run="mnist-2", plan=PLAN, requested_at=NOON, model=MODEL, promoted=False)
+    data = RunData(task="mnist", run="mnist-2", plan=PLAN, requested_at=NOON, model=MODEL, promoted=False)
     assert run_situation(RunState.FINISHED, data) == RunCompleted(MODEL, promoted=False)
     assert run_situation(RunState.CANCELLED, data) == RunAborted(RunState.CANCELLED)
     assert run_situation(RunState.RECOVERING, data) == RunUnderWay(RunState.RECOVERING)
@@ -118,7 +118,7 @@ def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
 
 
 def test_a_client_that_learns_has_a_run_and_a_model() -> None:
-    data = ClientFacts(task="mnist", client="c1", model=MODEL, run="mnist-2")
+    data = ClientData(task="mnist", client="c1", model=MODEL, run="mnist-2")
     assert client_situation(ClientState.LEARNING, data) == ClientLearning(MODEL, "mnist-2")
     assert client_situation(ClientState.PENDING_APPLICATION, data) == ClientApplying(MODEL)
     assert client_situation(ClientState.SERVING, data) == ClientServing(MODEL)
@@ -127,7 +127,7 @@ def test_a_client_that_learns_has_a_run_and_a_model() -> None:
 
 
 def test_a_training_is_of_a_run() -> None:
-    data = FlClientFacts(task="mnist", client="c1", run="mnist-2")
+    data = FlClientData(task="mnist", client="c1", run="mnist-2")
     assert fl_client_situation(FlClientState.TRAINING, data) == FlClientTraining("mnist-2")
     with pytest.raises(IncompleteData, match=r"fl_client c1\.mnist is in state pending without run"):
-        fl_client_situation(FlClientState.PENDING, FlClientFacts(task="mnist", client="c1"))
+        fl_client_situation(FlClientState.PENDING, FlClientData(task="mnist", client="c1"))

@@ -19,8 +19,8 @@ from typing import Any, Final
 import kubernetes_validate
 from aiohttp import web
 
-from fedbus.agents.common.child_process import ANSWER
-from fedbus.agents.flower_server.kubernetes.api import Cluster
+from fedbus.agents.common.child_process import ANSWER_VARIABLE
+from fedbus.agents.flower_server.kubernetes.api import ClusterConfig
 
 NAMESPACE: Final = "fedbus"
 VERSION: Final = "1.34"
@@ -30,7 +30,7 @@ Object = dict[str, Any]
 
 
 @dataclass
-class Job:
+class FakeJob:
     manifest: Object
     started: asyncio.subprocess.Process | None
     log: Path
@@ -57,7 +57,7 @@ class FakeKubernetes:
     """What a pod finds beside what its manifest says: in a cluster, what its image and volumes hold."""
     template: Object
     url: str = ""
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, FakeJob] = field(default_factory=dict)
     created: list[Object] = field(default_factory=list)
     refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By method: what is answered to each such request."""
@@ -69,10 +69,10 @@ class FakeKubernetes:
     _happened: list[tuple[int, str, Object]] = field(default_factory=list)
     _news: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    def cluster(self) -> Cluster:
+    def cluster(self) -> ClusterConfig:
         token = self.directory / "token"
         token.write_text(f"{TOKEN}\n")
-        return Cluster(self.url, NAMESPACE, token)
+        return ClusterConfig(self.url, NAMESPACE, token)
 
     async def remove(self, name: str) -> None:
         """As ``kubectl delete job`` does."""
@@ -124,25 +124,25 @@ class FakeKubernetes:
         program, *arguments = container["command"]
         assert program == "python3"
         log, last_word = self.directory / f"{name}.log", self.directory / f"{name}.last-word"
-        assert variables[ANSWER] == container.get("terminationMessagePath", "/dev/termination-log")
+        assert variables[ANSWER_VARIABLE] == container.get("terminationMessagePath", "/dev/termination-log")
         if self.pods_wait is not None or self.pods_refused:
-            self.jobs[name] = Job(manifest, None, log, last_word)
+            self.jobs[name] = FakeJob(manifest, None, log, last_word)
             return web.json_response(manifest, status=201)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
-                env=os.environ | variables | {ANSWER: str(last_word)} | self.environment,
+                env=os.environ | variables | {ANSWER_VARIABLE: str(last_word)} | self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
-        job = Job(manifest, process, log, last_word)
+        job = FakeJob(manifest, process, log, last_word)
         self.jobs[name] = job
         job.watch = asyncio.create_task(self._see_to_its_end(job))
         return web.json_response(manifest, status=201)
 
-    async def _see_to_its_end(self, job: Job) -> None:
+    async def _see_to_its_end(self, job: FakeJob) -> None:
         code = await job.process.wait()
         condition = {"type": "Complete" if code == 0 else "Failed", "status": "True"}
         if code:
@@ -152,12 +152,12 @@ class FakeKubernetes:
 
     async def _get(self, request: web.Request) -> web.Response:
         job = self.jobs.get(request.match_info["name"])
-        return _gone(request) if job is None else web.json_response(job.manifest)
+        return _not_found(request) if job is None else web.json_response(job.manifest)
 
     async def _delete(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in self.jobs:
-            return _gone(request)
+            return _not_found(request)
         assert request.query["propagationPolicy"] == "Foreground"
         job = self.jobs[name]
         await self._begin_to_remove(name)
@@ -233,12 +233,12 @@ class FakeKubernetes:
             self._news.notify_all()
 
 
-def _labels(job: Job) -> dict[str, str]:
+def _labels(job: FakeJob) -> dict[str, str]:
     labels: dict[str, str] = job.manifest["metadata"]["labels"]
     return labels
 
 
-def _status_of(job: Job) -> Object:
+def _status_of(job: FakeJob) -> Object:
     """Of the pod of *job*."""
     code = job.process.returncode
     state: Object = {"running": {}}
@@ -255,7 +255,7 @@ def _status(code: int, message: str) -> web.Response:
     return web.json_response({"kind": "Status", "code": code, "message": message}, status=code)
 
 
-def _gone(request: web.Request) -> web.Response:
+def _not_found(request: web.Request) -> web.Response:
     return _status(404, f'jobs.batch "{request.match_info["name"]}" not found')
 
 

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
-from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lifecycles import Life, Lives
+from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, StartRun, StopRun
@@ -25,26 +25,26 @@ from fedbus.contracts.server import (
     RunCancelled,
     RunOpened,
     ServerChanges,
+    ServerData,
     ServerEvent,
-    ServerFacts,
     ServerInfo,
     ServerState,
 )
 from support import eventually
-from support.federation import TASK, Federation, scheduled, with_refusals
+from support.federation import TASK, FederationHarness, with_refusals, with_schedule
 
 NO_SCHEDULE = ScheduleTable()
-FIRST = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
-SECOND = FIRST.model_copy(update={"version": 2})
-FAST = RunPlan(rounds=2, quorum=2, recruit_s=30, config={"lr": 0.1})
+FIRST_MODEL = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
+SECOND_MODEL = FIRST_MODEL.model_copy(update={"version": 2})
+FAST_PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, config={"lr": 0.1})
 
 
 @dataclass
-class ServerManagerPlayed:
+class FakeServerManager:
     """The server manager as the scheduler knows it: opens runs when asked, and its life is there to be read."""
 
-    fed: Federation
-    life: Life[ServerState, ServerEvent, ServerFacts, ServerChanges]
+    fed: FederationHarness
+    life: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
     refuses: str = ""
     plan: RunPlan | None = None
     """What it makes of each run that it opens; left out: what it was asked for."""
@@ -52,9 +52,9 @@ class ServerManagerPlayed:
 
     @classmethod
     @asynccontextmanager
-    async def living(cls, fed: Federation) -> AsyncIterator["ServerManagerPlayed"]:
-        async with Lives.open(await fed.speaker("server-manager")) as lives:
-            yield cls(fed, await lives.of(SERVER, ServerFacts(task=TASK)))
+    async def living(cls, fed: FederationHarness) -> AsyncIterator["FakeServerManager"]:
+        async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+            yield cls(fed, await lives.of(SERVER, ServerData(task=TASK)))
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -72,7 +72,7 @@ class ServerManagerPlayed:
 
     async def has_a_model(self) -> None:
         await self.life.create()
-        await self.life.transition(ServerEvent.MODEL_READY, {"model": FIRST})
+        await self.life.transition(ServerEvent.MODEL_READY, {"model": FIRST_MODEL})
 
     async def train(self, *rounds: int) -> None:
         await self.life.transition(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
@@ -85,7 +85,7 @@ class ServerManagerPlayed:
 
     async def publish(self) -> None:
         await self.life.transition(ServerEvent.RUN_FINISHED)
-        await self.life.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND})
+        await self.life.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND_MODEL})
 
     async def _open(self, request: OpenRun) -> Body:
         self.opened.append(request)
@@ -114,24 +114,24 @@ class ServerManagerPlayed:
         return Enrolled(consumers=())
 
 
-def scheduler_with(fed: Federation, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
+def make_scheduler(fed: FederationHarness, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
     async def run(stop: Any) -> None:
         async with fed.site.bus("workflow-scheduler") as bus:
-            task = scheduled(fed.site.task, schedule)
-            await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST.model_dump())).run(stop)
+            task = with_schedule(fed.site.task, schedule)
+            await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST_PLAN.model_dump())).run(stop)
 
     return run
 
 
-def every(seconds: float, at_most: int | None = None) -> ScheduleTable:
+def schedule_every(seconds: float, at_most: int | None = None) -> ScheduleTable:
     return ScheduleTable.model_validate({"every-s": seconds, "at-most": at_most})
 
 
-async def answers(fed: Federation) -> None:
+async def wait_for_scheduler(fed: FederationHarness) -> None:
     async def it_does() -> bool:
         try:
             await fed.bus.request(StopRun(task=TASK, run="nothing"))
-        except NoAnswer:
+        except NoResponse:
             return False
         except RequestRefused:
             return True
@@ -140,7 +140,7 @@ async def answers(fed: Federation) -> None:
     await eventually(it_does)
 
 
-async def start(fed: Federation, **wishes: Any) -> str:
+async def start_run(fed: FederationHarness, **wishes: Any) -> str:
     started = await fed.bus.request(StartRun(task=TASK, **wishes))
     run: str = started.run
     return run

@@ -16,11 +16,11 @@ from fedbus.agents.server_manager.events import (
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.contracts.champion import Champion
-from fedbus.contracts.code import CodeEvent, CodeFacts, CodeState
+from fedbus.contracts.code import CodeData, CodeEvent, CodeState
 from fedbus.contracts.message import Body, Message
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import ServerEvent, ServerFacts, ServerState
+from fedbus.contracts.server import ServerData, ServerEvent, ServerState
 from fedbus.contracts.task.task import Task, TaskTable
 
 NOW = datetime(2026, 3, 1, 12, 0, tzinfo=UTC)
@@ -84,7 +84,7 @@ def make_machine(
     *,
     event: ServerEvent = ServerEvent.STARTED,
     reason: str = "",
-    code: CodeFacts | None = None,
+    code: CodeData | None = None,
     code_event: CodeEvent = CodeEvent.STARTED,
     own: Task | None = None,
     **data: Any,
@@ -92,8 +92,8 @@ def make_machine(
     """A machine that was just made, before its start. Every state but the first one has version 1 as champion."""
     if state is not ServerState.MODEL_INIT:
         data = {"model": model(1), "term": 1, **data}
-    server = ServerRecord(state, ServerFacts(task=NAME, **data), event, reason)
-    facts = code or CodeFacts(task=NAME, code_version=OLD)
+    server = ServerRecord(state, ServerData(task=NAME, **data), event, reason)
+    facts = code or CodeData(task=NAME, code_version=OLD)
     code_state = CodeState.ROLLING if facts.candidate else CodeState.STEADY
     return ServerMachine(own or task_at(OLD), server, CodeRecord(code_state, facts, code_event))
 
@@ -107,7 +107,7 @@ def running_machine(state: ServerState, **data: Any) -> ServerMachine:
     agent.handle(offered(1))
     record = made._server
     record.state = state
-    record.data = ServerFacts(task=NAME, **{"model": model(1), "term": 1, **data})
+    record.data = ServerData(task=NAME, **{"model": model(1), "term": 1, **data})
     return made
 
 

@@ -19,26 +19,32 @@ from typing import Any, Final
 
 import structlog
 
-from fedbus.agents.client_manager.code import KEPT, Check, DeviceCode, NotReady
-from fedbus.agents.client_manager.eligibility import Ineligible, ineligible
-from fedbus.agents.client_manager.models import DeviceModels, Offered, offered_by
-from fedbus.agents.client_manager.training_slots import Slot, TrainingSlots
+from fedbus.agents.client_manager.code import VERSION_FILE, Check, CodeNotReady, DeviceCode
+from fedbus.agents.client_manager.eligibility import Ineligible, check_eligibility
+from fedbus.agents.client_manager.models import DeviceModels, ModelAnnouncement, announcement_from
+from fedbus.agents.client_manager.training_slots import TrainingSlot, TrainingSlots
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers, ask_until_answered, backoff, handle_each, until
-from fedbus.agents.common.debug_logging import told_step_by_step
+from fedbus.agents.common.asyncio_tools import (
+    Timers,
+    backoff_s,
+    handle_each,
+    request_until_answered,
+    run_until,
+)
+from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lifecycles import Life, Lives, Outbox
+from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     CLIENT,
     ClientChanges,
+    ClientData,
+    ClientDeclined,
     ClientEvent,
-    ClientFacts,
     ClientStart,
     ClientState,
-    Declined,
     FailTrain,
     FinTrain,
     InferReady,
@@ -60,10 +66,10 @@ from fedbus.contracts.server import (
     ServerInfo,
     UpdateReady,
 )
-from fedbus.contracts.serving import ModelReturned
+from fedbus.contracts.serving import ModelRolledBack
 from fedbus.contracts.task.task import Task
-from fedbus.domain.run_participation import can_wait, reason_to_decline, short
-from fedbus.stores.code.open import CodeRepository, FixedCode
+from fedbus.domain.run_participation import decline_reason, short_version, will_serve_soon
+from fedbus.stores.code.open import CodeRepository, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.signing import TrustedKeys
 
@@ -89,7 +95,7 @@ class BootstrapFailed(Exception):
     """The client could not begin: no server, no model, or it was turned away. The supervisor starts it anew."""
 
 
-@told_step_by_step
+@log_method_calls
 class ClientManager:
     """One client in one task. Models are kept under *directory*; *outbox* keeps what the bus has not taken."""
 
@@ -100,7 +106,7 @@ class ClientManager:
         client: ClientId,
         *,
         directory: Path,
-        outbox: Outbox,
+        outbox: TransitionOutbox,
         code: CodeRepository | None = None,
         check: Check | None = None,
         labels: Mapping[str, str] | None = None,
@@ -114,15 +120,15 @@ class ClientManager:
         self._labels = dict(labels or {})
         self._models = DeviceModels(bus, task.id, directory, trusted)
         self._slots = slots
-        self._slot: Slot | None = None
+        self._slot: TrainingSlot | None = None
         """Where this task trains, among the others of the device."""
         self._code = DeviceCode(
-            code or FixedCode(Path(task.path)),
+            code or DirectoryCodeRepository(Path(task.path)),
             task,
             client=client,
             labels=self._labels,
             check=check,
-            kept=directory / KEPT,
+            kept=directory / VERSION_FILE,
         )
         self._prepared: Task | None = None
         """Code that waits for the inference agent to answer with it."""
@@ -138,21 +144,21 @@ class ClientManager:
         """The model that is served, or about to be; the next transition records it."""
         self._failures: Counter[str] = Counter()
         """How often this client has failed in the run of the moment."""
-        self._life: Life[ClientState, ClientEvent, ClientFacts, ClientChanges]
+        self._life: LifecycleHandle[ClientState, ClientEvent, ClientData, ClientChanges]
         self._timers: Timers
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Be the client until *stop* is set. Raises BootstrapFailed where it cannot begin."""
-        async with Lives.open(self._bus, self._outbox) as lives, Timers.running() as self._timers:
+        async with LifecycleStore.open(self._bus, self._outbox) as lives, Timers.running() as self._timers:
             try:
-                await until(stop, self._live(lives))
+                await run_until(stop, self._live(lives))
             finally:
                 self._give_back_the_slot()
 
-    async def _live(self, lives: Lives) -> None:
+    async def _live(self, lives: LifecycleStore) -> None:
         version, labels = self._code.version, self._labels
-        facts = ClientFacts(task=self._id, client=self._client, code_version=version, labels=labels)
+        facts = ClientData(task=self._id, client=self._client, code_version=version, labels=labels)
         self._life = await lives.of(CLIENT, facts)
         self._target = self._life.facts.model
         if self._life.born and self._life.state is not ClientState.S0:
@@ -176,7 +182,7 @@ class ClientManager:
         request = Enroll(task=self._id, client=self._client, labels=self._labels)
         try:
             async with asyncio.timeout(self._bootstrap_s):
-                await ask_until_answered(self._bus, request)
+                await request_until_answered(self._bus, request)
         except (RequestRefused, TimeoutError) as error:
             await self._give_up(error)
 
@@ -199,9 +205,9 @@ class ClientManager:
         attempt, said = 0, ""
         while True:
             try:
-                info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._id))
+                info: ServerInfo = await request_until_answered(self._bus, GetServerInfo(task=self._id))
                 await self._first_code(info)
-                offered = offered_by(info)
+                offered = announcement_from(info)
                 assert offered is not None
                 self._models.check_seal(offered)
                 self._models.newest = offered
@@ -211,7 +217,7 @@ class ClientManager:
                     say = log.info if isinstance(error, RequestRefused) else log.warning  # it may only begin
                     say("no model yet", reason=reason)
                     said = reason
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
 
     async def _first_code(self, info: ServerInfo) -> None:
@@ -221,7 +227,7 @@ class ClientManager:
             return
         try:
             await self._code.switch(await self._code.get_ready(version))
-        except NotReady as error:
+        except CodeNotReady as error:
             await self._refuse_code(version, str(error))
         else:
             await self._say_code_ready()
@@ -246,7 +252,7 @@ class ClientManager:
                     await self._infer_ready(message)
                 case InferRefused():
                     await self._infer_refused(message)
-                case ModelReturned():
+                case ModelRolledBack():
                     await self._model_returned(message)
                 case FinTrain() if self._learns(message.run):
                     await self._fin_train(message)
@@ -269,17 +275,17 @@ class ClientManager:
         """Join the run, or say why not. Who will be serving in a moment keeps the invitation until then."""
         if self._learns(invitation.run):
             return
-        if can_wait(self._state):
+        if will_serve_soon(self._state):
             self._invitation = invitation
             return
-        reason = reason_to_decline(
+        reason = decline_reason(
             invitation,
             state=self._state,
             code_version=self._code.version,
             failures=self._failures[invitation.run],
             now=datetime.now(UTC),
         )
-        with tracing.going_on(invitation.traceparent):
+        with tracing.use_trace(invitation.traceparent):
             if reason is not None:
                 await self._decline(invitation, reason)
             elif (why_not := await self._ineligible()) is not None:
@@ -309,7 +315,7 @@ class ClientManager:
     async def _ineligible(self) -> Ineligible | None:
         """Why the task's rule does not hold on this device now, or None."""
         model = self._target
-        return await ineligible(
+        return await check_eligibility(
             self._code.task.table, self._directory, self._models.path_of(model) if model is not None else None
         )
 
@@ -330,7 +336,7 @@ class ClientManager:
 
     async def _decline(self, invitation: UpdateReady, reason: str, **more: Any) -> None:
         await self._bus.publish(
-            Declined.model_validate(
+            ClientDeclined.model_validate(
                 {"task": self._id, "client": self._client, "run": invitation.run, "reason": reason, **more}
             )
         )
@@ -382,7 +388,9 @@ class ClientManager:
 
     async def _model_published(self, message: ModelPublished) -> None:
         """Remember it; take it up now, unless something else is under way."""
-        offered = Offered(message.model, message.blob, message.term, message.seal, tracing.here())
+        offered = ModelAnnouncement(
+            message.model, message.blob, message.term, message.seal, tracing.current_traceparent()
+        )
         self._models.note(offered)
         if not self._has_newer():
             return
@@ -406,7 +414,7 @@ class ClientManager:
         try:
             self._models.check_seal(self._models.newest)
             path = await self._models.fetch_anyhow(model, self._models.newest.blob)
-        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoAnswer, StoreError) as error:
+        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoResponse, StoreError) as error:
             await self._keep_the_old(str(error))
         else:
             self._timers.after(APPLYING, APPLY_S, self._not_applied)
@@ -452,10 +460,10 @@ class ClientManager:
             await self._life.transition(
                 ClientEvent.INFER_RETRIED, {"model": message.model}, reason=message.reason
             )
-            self._timers.after(AGAIN, backoff(self._attempt), self._try_again)
+            self._timers.after(AGAIN, backoff_s(self._attempt), self._try_again)
             self._attempt += 1
 
-    async def _model_returned(self, message: ModelReturned) -> None:
+    async def _model_returned(self, message: ModelRolledBack) -> None:
         """The inference agent went back by itself, to another model than was believed; the new one is past."""
         if self._models.served != message.returned_from:
             return  # of a model before the one that serves now
@@ -524,7 +532,7 @@ class ClientManager:
         """The run that takes in clients now: who was away when it was told of may still join."""
         try:
             status: HealthStatus = await self._bus.request(HealthCheck(task=self._id))
-        except (NoAnswer, RequestRefused):
+        except (NoResponse, RequestRefused):
             return None
         return status.open_run
 
@@ -543,7 +551,7 @@ class ClientManager:
     async def _sync(self, version: str) -> None:
         deadline = datetime.now(UTC) + timedelta(seconds=SYNC_S)
         await self._life.transition(
-            ClientEvent.CODE_PUBLISHED, reason=f"code {short(version)}", deadline=deadline
+            ClientEvent.CODE_PUBLISHED, reason=f"code {short_version(version)}", deadline=deadline
         )
         self._timers.after(SYNCING, 0, partial(self._get_code_ready, version))
 
@@ -552,7 +560,7 @@ class ClientManager:
         try:
             async with asyncio.timeout(SYNC_S):
                 task = await self._code.get_ready(version)
-        except (NotReady, TimeoutError) as error:
+        except (CodeNotReady, TimeoutError) as error:
             reason = str(error) or f"it was not ready within {SYNC_S:g} s"
             async with self._turn:
                 await self._code_refused(version, reason)
@@ -595,14 +603,16 @@ class ClientManager:
         """A model that did not fit the old code may fit this one."""
         try:
             info: ServerInfo = await self._bus.request(GetServerInfo(task=self._id))
-        except (NoAnswer, RequestRefused):
+        except (NoResponse, RequestRefused):
             return
-        self._models.newest = offered_by(info) or self._models.newest
+        self._models.newest = announcement_from(info) or self._models.newest
 
     async def _code_refused(self, version: str, reason: str) -> None:
         self._prepared = None
         await self._refuse_code(version, reason)
-        await self._back_to_serving(ClientEvent.CODE_REFUSED, f"code {short(version)}: {reason}"[:1000])
+        await self._back_to_serving(
+            ClientEvent.CODE_REFUSED, f"code {short_version(version)}: {reason}"[:1000]
+        )
 
     async def _refuse_code(self, version: str, reason: str) -> None:
         """Say it, and do not try again by ourselves."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Slot:
+class TrainingSlot:
     """One place to train in, until it is given back."""
 
     def __init__(self, descriptor: int) -> None:
@@ -31,7 +31,7 @@ class TrainingSlots:
         self._directory = directory
         self.count = count
 
-    def take(self, run: str) -> Slot | None:
+    def take(self, run: str) -> TrainingSlot | None:
         """A slot for *run*, or None where others have them all. Never waits, but for the disk."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for number in range(self.count):
@@ -43,7 +43,7 @@ class TrainingSlots:
             else:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, run.encode())
-                return Slot(descriptor)
+                return TrainingSlot(descriptor)
         return None
 
     def holders(self) -> list[str]:

@@ -17,12 +17,12 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import first_of, handle_each, until
+from fedbus.agents.common.asyncio_tools import handle_each, run_until, wait_for_first
 from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.common.process_orders import TrainerOrder, child_command
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.process_orders import TrainerProcessConfig, child_command
 from fedbus.bus.bus import Bus
-from fedbus.bus.lifecycles import Life, Lives, Outbox
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     FL_CLIENT,
@@ -30,8 +30,8 @@ from fedbus.contracts.client import (
     FailTrain,
     FinTrain,
     FlClientChanges,
+    FlClientData,
     FlClientEvent,
-    FlClientFacts,
     FlClientState,
     Heartbeat,
     RoundStarted,
@@ -51,8 +51,8 @@ from fedbus.contracts.task.task import Task
 from fedbus.stores.errors import StoreError
 
 HEARTBEAT_S: Final = 2.0
-GOODBYE_S: Final = 5.0
-RUNS_REMEMBERED: Final = 100
+STOP_REPORT_S: Final = 5.0
+MAX_CLOSED_RUNS: Final = 100
 
 log = structlog.get_logger("fedbus.flower_client")
 
@@ -64,7 +64,7 @@ class _Training:
     stop: asyncio.Event
 
 
-@told_step_by_step
+@log_method_calls
 class FlowerClient:
     """One client's trainer in one task. Its log goes to *logs*.
 
@@ -77,8 +77,8 @@ class FlowerClient:
         task: Task,
         client: ClientId,
         *,
-        order: Callable[[ClientStart], Awaitable[TrainerOrder]],
-        outbox: Outbox,
+        order: Callable[[ClientStart], Awaitable[TrainerProcessConfig]],
+        outbox: TransitionOutbox,
         logs: Path,
     ) -> None:
         self._bus = bus
@@ -89,27 +89,27 @@ class FlowerClient:
         self._logs = logs
         self._turn = asyncio.Lock()
         self._training: _Training | None = None
-        self._closed_runs: deque[str] = deque(maxlen=RUNS_REMEMBERED)
-        self._life: Life[FlClientState, FlClientEvent, FlClientFacts, FlClientChanges]
+        self._closed_runs: deque[str] = deque(maxlen=MAX_CLOSED_RUNS)
+        self._life: LifecycleHandle[FlClientState, FlClientEvent, FlClientData, FlClientChanges]
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Train when told to, until *stop* is set; a run under way then is left, and said to be."""
         async with (
-            Lives.open(self._bus, self._outbox) as lives,
+            LifecycleStore.open(self._bus, self._outbox) as lives,
             self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
             asyncio.TaskGroup() as self._group,
         ):
             await self._wake(lives)
             self.ready.set()
-            await until(stop, handle_each(inbox, self._hear))
+            await run_until(stop, handle_each(inbox, self._hear))
             with contextlib.suppress(TimeoutError):  # the bus is away: the silence will tell
-                async with asyncio.timeout(GOODBYE_S), self._turn:
+                async with asyncio.timeout(STOP_REPORT_S), self._turn:
                     await self._fail("the client was stopped")
 
-    async def _wake(self, lives: Lives) -> None:
-        self._life = await lives.of(FL_CLIENT, FlClientFacts(task=self._task.id, client=self._client))
+    async def _wake(self, lives: LifecycleStore) -> None:
+        self._life = await lives.of(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
         match self._situation:
             case FlClientPending() | FlClientTraining():
                 await self._fail("the FL client was restarted")
@@ -197,7 +197,7 @@ class FlowerClient:
                 output=self._logs / f"{start.run}.log",
             )
             async with child:
-                await first_of(child.ended(), stop.wait(), self._beat(start.run))
+                await wait_for_first(child.ended(), stop.wait(), self._beat(start.run))
         except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:

@@ -16,8 +16,14 @@ from fedbus import __version__
 from fedbus.agents.common import tracing
 from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
 from fedbus.agents.common.code_check import CheckFailed, check
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.common.process_orders import CheckOrder, InitOrder, Order, ServerOrder, child_command
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.process_orders import (
+    CheckProcessConfig,
+    InitProcessConfig,
+    ProcessConfig,
+    ServerProcessConfig,
+    child_command,
+)
 from fedbus.agents.flower_server.launcher import ChildLauncher, Launcher
 from fedbus.bus.bus import Bus, Handler
 from fedbus.contracts.agent_names import AgentName
@@ -28,7 +34,7 @@ from fedbus.contracts.server import (
     FindServer,
     InitModel,
     ModelInitialised,
-    ServerFacts,
+    ServerData,
     ServerFound,
     ServerLost,
     ServerStarting,
@@ -38,23 +44,23 @@ from fedbus.contracts.server import (
     StopServer,
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerTraining, server_situation
-from fedbus.stores.code.open import CodeRejected, CodeRepository, FixedCode
-from fedbus.stores.errors import StoreDamaged, StoreError
+from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeRepository
+from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.open import ModelStore
 
-GRID = AgentName.FLOWER_SERVER_GRID
+GRID_AGENT = AgentName.FLOWER_SERVER_GRID
 
 log = structlog.get_logger("fedbus.flower_server")
 
 
 @dataclass(frozen=True)
-class _Running:
+class RunningServer:
     run: str
     watch: "asyncio.Task[None]"
     stop: asyncio.Event
 
 
-@told_step_by_step
+@log_method_calls
 class FlowerServer:
     """Starts and ends the processes that run the task's server-side code. Logs go to *logs*.
 
@@ -64,7 +70,7 @@ class FlowerServer:
     def __init__(
         self,
         bus: Bus,
-        order: Order,
+        order: ProcessConfig,
         models: ModelStore,
         *,
         logs: Path,
@@ -74,10 +80,10 @@ class FlowerServer:
         self._bus = bus
         self._order = order
         self._models = models
-        self._code = code or FixedCode(Path(order.task.path))
+        self._code = code or DirectoryCodeRepository(Path(order.task.path))
         self._logs = logs
         self._launcher = launcher or ChildLauncher(logs)
-        self._running: _Running | None = None
+        self._running: RunningServer | None = None
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
@@ -99,7 +105,7 @@ class FlowerServer:
                 await stop.wait()
             await self._end_running()
 
-    async def _order_at(self, version: str) -> Order:
+    async def _order_at(self, version: str) -> ProcessConfig:
         """The order for the task's code at *version*; empty: as it was when we started. Raises StoreError."""
         if version in ("", self._order.task.code_version):
             return self._order
@@ -110,7 +116,7 @@ class FlowerServer:
         try:
             at = await self._order_at(request.code_version)
             like = str(await self._models.path_of(request.like)) if request.like else ""
-            order = CheckOrder(**dict(at), like=like, server_side=True)
+            order = CheckProcessConfig(**dict(at), like=like, server_side=True)
             return await check(order, log_file=self._logs / "check.log")
         except (CodeRejected, CheckFailed) as error:
             return Refused(reason=str(error))
@@ -124,7 +130,7 @@ class FlowerServer:
             builder = ChildProcess(
                 "model builder",
                 *child_command("init"),
-                environment=InitOrder(**dict(at), store=self._models.url).environment(),
+                environment=InitProcessConfig(**dict(at), store=self._models.url).environment(),
                 output=self._logs / "init.log",
             )
             async with builder:
@@ -138,17 +144,19 @@ class FlowerServer:
 
     async def _start(self, request: StartServer) -> Body:
         await self._end_running()  # who opens a run is done with the one before
-        await self._bus.forget(GRID, task=self._order.task.id)  # what was said to an earlier run's server
+        await self._bus.forget(
+            GRID_AGENT, task=self._order.task.id
+        )  # what was said to an earlier run's server
         try:
             await self._have_at_hand(request.artifact)
             at = await self._order_at(request.code_version)
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
-            is_damaged = isinstance(error, StoreDamaged)
+            is_damaged = isinstance(error, StoreCorrupt)
             kind = RefusalKind.NEEDS_OPERATOR if is_damaged else RefusalKind.RETRYABLE
             return Refused(reason=str(error), kind=kind)
-        order = ServerOrder(
+        order = ServerProcessConfig(
             **dict(at),
             run=request.run,
             plan=request.plan,
@@ -158,7 +166,7 @@ class FlowerServer:
         )
         stop = asyncio.Event()
         watch = self._group.create_task(self._watch(order, stop), name=f"Flower server of {request.run}")
-        self._running = _Running(request.run, watch, stop)
+        self._running = RunningServer(request.run, watch, stop)
         return ServerStarting()
 
     async def _have_at_hand(self, artifact: Artifact) -> None:
@@ -184,10 +192,10 @@ class FlowerServer:
     async def _tell_of_the_one_before(self) -> None:
         """A Flower server that ran when we ended has ended with us, and nobody has said so."""
         for server in await self._bus.states("server", self._order.task.id):
-            assert isinstance(server.facts, ServerFacts)
+            assert isinstance(server.facts, ServerData)
             match server_situation(ServerState(server.target), server.facts):
                 case ServerRecruiting() | ServerTraining() as under_way:
-                    with tracing.going_on(under_way.traceparent):
+                    with tracing.use_trace(under_way.traceparent):
                         await self._tell_lost(under_way.run, "the flower-server agent was restarted")
                 case _:
                     pass
@@ -198,7 +206,7 @@ class FlowerServer:
             await self._running.watch
             self._running = None
 
-    async def _watch(self, order: ServerOrder, stop: asyncio.Event) -> None:
+    async def _watch(self, order: ServerProcessConfig, stop: asyncio.Event) -> None:
         """The life of one run's server; its end without a word is told."""
         if lost := await self._launcher.run(order, stop):
             await self._tell_lost(order.run, lost)

@@ -21,8 +21,14 @@ import structlog
 
 from fedbus import __version__
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers, ask_until_answered, backoff, handle_each, until
-from fedbus.agents.common.debug_logging import told_step_by_step
+from fedbus.agents.common.asyncio_tools import (
+    Timers,
+    backoff_s,
+    handle_each,
+    request_until_answered,
+    run_until,
+)
+from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.code_watcher import CodeWatcher, read_fleet
 from fedbus.agents.server_manager.effects import (
@@ -103,12 +109,12 @@ from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.agents.server_manager.run_metrics import record_round, record_run
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
-from fedbus.bus.lifecycles import Life, Lives
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
 from fedbus.contracts.agent_names import AgentName
-from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import Declined, Joined
-from fedbus.contracts.code import CODE, CodeChanges, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
+from fedbus.contracts.client import ClientDeclined, ClientJoined
+from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
@@ -123,17 +129,17 @@ from fedbus.contracts.server import (
     OpenRun,
     ServerChanges,
     ServerClosed,
+    ServerData,
     ServerEvent,
-    ServerFacts,
     ServerState,
 )
 from fedbus.contracts.situations import ServerPublishing
-from fedbus.contracts.subjects import RESERVED
+from fedbus.contracts.subjects import RESERVED_OWNERS
 from fedbus.contracts.task.task import Task
-from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, FixedCode
+from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore
-from fedbus.stores.models.signing import Signer
+from fedbus.stores.models.signing import ModelSigner
 
 NEW_CODE: Final = "new code"
 """The trigger of a run that tries a candidate."""
@@ -142,7 +148,7 @@ CANDIDATE_RUN_TIMEOUT_S: Final = 60.0
 log = structlog.get_logger("fedbus.server_manager")
 
 
-@told_step_by_step
+@log_method_calls
 class ServerManager:
     """The server of one task.
 
@@ -155,8 +161,8 @@ class ServerManager:
 
     """
 
-    _server: Life[ServerState, ServerEvent, ServerFacts, ServerChanges]
-    _code: Life[CodeState, CodeEvent, CodeFacts, CodeChanges]
+    _server: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
+    _code: LifecycleHandle[CodeState, CodeEvent, CodeData, CodeChanges]
     _timers: Timers
     _machine: ServerMachine
     _watcher: CodeWatcher
@@ -168,12 +174,12 @@ class ServerManager:
         models: ModelStore,
         *,
         code: CodeRepository | None = None,
-        signer: Signer | None = None,
+        signer: ModelSigner | None = None,
     ) -> None:
         self._bus = bus
         self._task = task
         self._id = task.id
-        self._repository = code or FixedCode(Path(task.path))
+        self._repository = code or DirectoryCodeRepository(Path(task.path))
         self._flower = FlowerServerClient(bus, task.id)
         self._versions = ModelVersions(bus, task.id, models, signer)
         self._decisions = asyncio.Condition()
@@ -186,19 +192,19 @@ class ServerManager:
         """Manage the server until *stop* is set; the next manager continues from the log."""
         await self._bus.make_streams()
         async with (
-            Lives.open(self._bus) as lives,
+            LifecycleStore.open(self._bus) as lives,
             Timers.running() as self._timers,
             self._bus.listen(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
             started = await self._load(lives)
             try:
                 async with self._bus.serve(self._handlers, task=self._id, version=__version__):
-                    await until(stop, self._live(started, inbox))
+                    await run_until(stop, self._live(started, inbox))
             finally:
                 self._versions.withdraw()
 
     async def _live(self, started: ManagerStarted, inbox: AsyncIterator[Any]) -> None:
-        with tracing.going_on(await self._trace_of_the_log()):
+        with tracing.use_trace(await self._trace_of_the_log()):
             await self._decide(started)
         await self.ready.wait()
         async with asyncio.TaskGroup() as group:
@@ -207,11 +213,11 @@ class ServerManager:
 
     # --- the start ----------------------------------------------------------------------------------
 
-    async def _load(self, lives: Lives) -> ManagerStarted:
+    async def _load(self, lives: LifecycleStore) -> ManagerStarted:
         """Read both lifecycles, and the code that they name."""
         own = self._task.code_version
-        self._server = await lives.of(SERVER, ServerFacts(task=self._id))
-        facts = CodeFacts(task=self._id, code_version=own, source=self._repository.source)
+        self._server = await lives.of(SERVER, ServerData(task=self._id))
+        facts = CodeData(task=self._id, code_version=own, source=self._repository.source)
         self._code = await lives.of(CODE, facts)
         server, code = self._server, self._code
         if not server.born:
@@ -250,7 +256,7 @@ class ServerManager:
             except CodeUnavailable as error:
                 if attempt == 0:
                     log.warning("Code repository unavailable; retrying", reason=str(error))
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
 
     async def _trace_of_the_log(self) -> str:
@@ -314,16 +320,16 @@ class ServerManager:
         return self._machine.info()
 
     async def _open_run(self, request: OpenRun) -> Body:
-        traceparent = tracing.here()
+        traceparent = tracing.current_traceparent()
         return await self._ask(lambda request_id: RunRequested(request_id, request, traceparent))
 
     async def _enroll(self, request: Enroll) -> Body:
-        if request.client in RESERVED:
+        if request.client in RESERVED_OWNERS:
             return Refused(
                 reason=f"a client cannot be called {request.client!r}: that name is reserved in NATS subjects"
             )
         client = client_id(request.client)
-        names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in OF_A_CLIENT]
+        names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in CLIENT_CONSUMERS]
         return Enrolled(consumers=tuple(names))
 
     # --- effects ------------------------------------------------------------------------------------
@@ -343,7 +349,7 @@ class ServerManager:
             case StartTimer(timer=timer, delay_s=delay_s):
                 self._start_timer(timer, delay_s)
             case RetryLater(timer=timer, attempt=attempt):
-                self._start_timer(timer, backoff(attempt))
+                self._start_timer(timer, backoff_s(attempt))
             case CancelTimer(timer=timer):
                 self._timers.cancel(timer)
             case CancelCandidateRunRequest():
@@ -370,11 +376,11 @@ class ServerManager:
     async def _query(self, query: Query) -> Event:
         match query:
             case ReadJoined():
-                found = await self._bus.said_last(Joined, task=self._id)
-                return JoinedRead(tuple(one for one in found if isinstance(one, Joined)))
+                found = await self._bus.said_last(ClientJoined, task=self._id)
+                return JoinedRead(tuple(one for one in found if isinstance(one, ClientJoined)))
             case ReadDeclined(run=run):
-                found = await self._bus.said_last(Declined, task=self._id)
-                declined = [one for one in found if isinstance(one, Declined) and one.run == run]
+                found = await self._bus.said_last(ClientDeclined, task=self._id)
+                declined = [one for one in found if isinstance(one, ClientDeclined) and one.run == run]
                 return DeclinedRead({one.client: one.reason for one in declined})
             case ReadFleet():
                 return FleetRead(await read_fleet(self._bus, self._id))
@@ -539,7 +545,7 @@ class ServerManager:
         """Ask the scheduler for a run; it asks for that run to be opened before it answers."""
         request = StartRun(task=self._id, trigger=NEW_CODE)
         try:
-            await ask_until_answered(self._bus, request, timeout_s=CANDIDATE_RUN_TIMEOUT_S)
+            await request_until_answered(self._bus, request, timeout_s=CANDIDATE_RUN_TIMEOUT_S)
         except RequestRefused as error:
             return CandidateRunAnswered(str(error))
         return CandidateRunAnswered()

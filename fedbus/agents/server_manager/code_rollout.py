@@ -34,8 +34,8 @@ from fedbus.agents.server_manager.events import (
 from fedbus.agents.server_manager.records import CodeRecord
 from fedbus.contracts.code import (
     CodeChanges,
+    CodeData,
     CodeEvent,
-    CodeFacts,
     CodePublished,
     CodeReady,
     CodeRefused,
@@ -45,16 +45,16 @@ from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import OpenRun
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import (
-    Trial,
-    all_answered,
-    cohort_of,
-    members,
-    refusal_of,
-    told,
-    unanswered,
-    verdict,
+    TrialResult,
+    cohort_members,
+    describe_stage,
+    describe_unanswered_stage,
+    have_all_answered,
+    rejection_reason,
+    revert_reason,
+    stage_cohort,
 )
-from fedbus.domain.run_participation import short
+from fedbus.domain.run_participation import short_version
 
 VERSIONS_REMEMBERED: Final = 20
 CHECKOUTS_KEPT: Final = 3
@@ -113,7 +113,7 @@ class CodeRollout:
     # --- state --------------------------------------------------------------------------------------
 
     @property
-    def data(self) -> CodeFacts:
+    def data(self) -> CodeData:
         return self._record.data
 
     @property
@@ -153,7 +153,7 @@ class CodeRollout:
 
     def outcome_of(self, proposal: ProposedVersion) -> str:
         """Describe what became of *proposal*, for people."""
-        return AFTER_THE_RUN if proposal is self._proposal else told(self.data)
+        return AFTER_THE_RUN if proposal is self._proposal else describe_stage(self.data)
 
     def waits_for_run_end(self, version: str) -> bool:
         """True where the rollout of *version* starts when the current run has ended."""
@@ -195,7 +195,7 @@ class CodeRollout:
                 return effects + self._revert("the candidate was not loaded")
 
     def _deploy_own(self, error: str) -> list[Effect]:
-        reason = f"{short(self.data.code_version)} is no longer available: {error}"
+        reason = f"{short_version(self.data.code_version)} is no longer available: {error}"
         effects: list[Effect] = []
         if self._record.state is CodeState.ROLLING:
             changes = CodeChanges(candidate="", clients=(), ready=())
@@ -223,7 +223,9 @@ class CodeRollout:
             return []
         others = tuple(one for one in self.data.not_signed if one in rejected and one != version)
         changes = CodeChanges(rejected=rejected, not_signed=(*others, version) if is_unsigned else others)
-        move = self._record.move(CodeEvent.CODE_REJECTED, changes, reason=f"{short(version)}: {reason}")
+        move = self._record.move(
+            CodeEvent.CODE_REJECTED, changes, reason=f"{short_version(version)}: {reason}"
+        )
         return [Log("warning", "Code version rejected", {"code": version, "reason": reason}), move]
 
     def pause_following(self, reason: str) -> list[Effect]:
@@ -289,7 +291,7 @@ class CodeRollout:
             not_signed=tuple(one for one in self.data.not_signed if one in rejected),
             **_stage(0, proposal.stages, version, fleet),
         )
-        reason = f"{short(version)}, stage by stage: {', '.join(proposal.stages)}"
+        reason = f"{short_version(version)}, stage by stage: {', '.join(proposal.stages)}"
         return [self._record.move(CodeEvent.CODE_FOUND, changes, reason=reason), *self._ask_cohort(rollout)]
 
     def _rejected_when_begun(self, proposal: ProposedVersion) -> dict[str, str]:
@@ -339,10 +341,10 @@ class CodeRollout:
 
     def _evaluate_answers(self, rollout: _Rollout) -> list[Effect]:
         """Revert where too many refuse; go on where every client of the stage has answered."""
-        reason = refusal_of(rollout.task.table.rollout, self.data, rollout.refused)
+        reason = rejection_reason(rollout.task.table.rollout, self.data, rollout.refused)
         if reason is not None:
             return self._revert(reason)
-        if self.data.ready or not all_answered(
+        if self.data.ready or not have_all_answered(
             self.data, frozenset(rollout.ready), frozenset(rollout.refused)
         ):
             return []
@@ -360,7 +362,9 @@ class CodeRollout:
         if (
             self._record.event is not CodeEvent.STAGE_UNANSWERED
         ):  # published once; a later answer still counts
-            effects.append(self._record.move(CodeEvent.STAGE_UNANSWERED, reason=unanswered(self.data)))
+            effects.append(
+                self._record.move(CodeEvent.STAGE_UNANSWERED, reason=describe_unanswered_stage(self.data))
+            )
         return [*effects, _stage_timer(rollout)]
 
     def _finish_stage_wait(self, rollout: _Rollout, reason: str) -> list[Effect]:
@@ -395,15 +399,15 @@ class CodeRollout:
         self._attempt += 1
         return [log, RetryLater(TimerName.CANDIDATE, self._attempt)]
 
-    def run_ended(self, version: str, trial: Trial) -> list[Effect]:
+    def run_ended(self, version: str, trial: TrialResult) -> list[Effect]:
         """Judge the candidate by a run of *version*, then begin what waits for the end of the run."""
         rollout = self._rollout
         if rollout is None or version != self.data.candidate:
             return self.resume()
         return self._judge(rollout, trial) + self.resume()
 
-    def _judge(self, rollout: _Rollout, trial: Trial) -> list[Effect]:
-        reason = verdict(rollout.task.table.rollout, trial)
+    def _judge(self, rollout: _Rollout, trial: TrialResult) -> list[Effect]:
+        reason = revert_reason(rollout.task.table.rollout, trial)
         if reason is not None:
             return self._revert(reason)
         if trial.unjudged:
@@ -433,7 +437,7 @@ class CodeRollout:
         return [log, *self._end(CodeEvent.ROLLOUT_REVERTED, reason, rejected)]
 
     def _end(self, event: CodeEvent, reason: str, changes: CodeChanges) -> list[Effect]:
-        version = short(self.data.candidate)
+        version = short_version(self.data.candidate)
         changes = {
             **changes,
             "candidate": "",
@@ -462,9 +466,9 @@ def _stage(
     number: int, stages: Sequence[str], version: str, fleet: Mapping[str, Mapping[str, str]]
 ) -> CodeChanges:
     """The data of a stage that begins: its cohort, and no answers."""
-    cohort = cohort_of(stages[number], fleet, version)
+    cohort = stage_cohort(stages[number], fleet, version)
     return CodeChanges(
-        stage=number, cohort=cohort, clients=members(cohort, fleet, version), ready=(), refused={}
+        stage=number, cohort=cohort, clients=cohort_members(cohort, fleet, version), ready=(), refused={}
     )
 
 

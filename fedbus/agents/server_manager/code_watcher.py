@@ -12,7 +12,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from fedbus.agents.common.asyncio_tools import ask_until_answered, first_of
+from fedbus.agents.common.asyncio_tools import request_until_answered, wait_for_first
 from fedbus.agents.server_manager.code_rollout import AFTER_THE_RUN
 from fedbus.agents.server_manager.events import (
     CodeProposed,
@@ -28,7 +28,7 @@ from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import ClientFacts, ClientState
+from fedbus.contracts.client import ClientData, ClientState
 from fedbus.contracts.code import (
     CheckCode,
     CodeChecked,
@@ -40,8 +40,8 @@ from fedbus.contracts.code import (
 )
 from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.task.task import Task
-from fedbus.domain.code_rollout import EVERYBODY, before, told, without_clients
-from fedbus.domain.run_participation import short
+from fedbus.domain.code_rollout import ALL_CLIENTS, describe_stage, previous_version, unmatched_stage_reason
+from fedbus.domain.run_participation import short_version
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,
@@ -116,7 +116,7 @@ class CodeWatcher:
                 await self._decide(FollowingResumed())
                 wait_s = POLL_S if found.news else min(MAX_POLL_S, wait_s * POLL_BACKOFF)
             self._poll_requested.clear()
-            await first_of(self._poll_requested.wait(), asyncio.sleep(wait_s))
+            await wait_for_first(self._poll_requested.wait(), asyncio.sleep(wait_s))
 
     async def prune(self) -> None:
         """Delete the files of versions that are no longer in use."""
@@ -169,7 +169,7 @@ class CodeWatcher:
     ) -> ProposedVersion:
         """*version*, verified and checked; raises CodeRejected and FollowingBlocked."""
         task = await self._load_checked_task(version, new_lineage=new_lineage)
-        chosen = (EVERYBODY,) if new_lineage else tuple(stages) or task.table.rollout.stages
+        chosen = (ALL_CLIENTS,) if new_lineage else tuple(stages) or task.table.rollout.stages
         return ProposedVersion(task, chosen, new_lineage)
 
     async def _load_checked_task(self, version: str, *, new_lineage: bool) -> Task:
@@ -186,10 +186,10 @@ class CodeWatcher:
         check = CheckCode(task=own, code_version=version, like=like)
         timeout_s = task.table.code.check_s + CHECK_OVERHEAD_S
         try:
-            checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
+            checked: CodeChecked = await request_until_answered(self._bus, check, timeout_s=timeout_s)
         except RequestRefused as error:
             if error.kind is RefusalKind.RETRYABLE:
-                raise FollowingBlocked(f"{short(version)} cannot be checked: {error}") from error
+                raise FollowingBlocked(f"{short_version(version)} cannot be checked: {error}") from error
             raise CodeRejected(version, str(error)) from error
         if checked.differs:
             raise CodeRejected(
@@ -227,7 +227,7 @@ class CodeWatcher:
         return (
             f"nothing new: it was rejected: {reason}"
             if reason
-            else f"nothing new: {told(self._rollout.data)}"
+            else f"nothing new: {describe_stage(self._rollout.data)}"
         )
 
     async def _roll_out(self, request: RollOutCode) -> Body:
@@ -241,7 +241,7 @@ class CodeWatcher:
                     version, request.stages, new_lineage=request.new_lineage
                 )
                 fleet = await read_fleet(self._bus, self._rollout.deployed.id)
-                if (reason := without_clients(proposal.stages, fleet)) is not None:
+                if (reason := unmatched_stage_reason(proposal.stages, fleet)) is not None:
                     return Refused(reason=reason)
                 await self._propose(proposal)
         except (CodeRejected, CodeUnavailable, FollowingBlocked) as error:
@@ -254,10 +254,10 @@ class CodeWatcher:
             ended = await self._ask(lambda request_id: RevertRequested(request_id, request.reason))
             if not isinstance(ended, Refused):
                 return ended
-        to = request.to or before(self._rollout.data)
+        to = request.to or previous_version(self._rollout.data)
         if not to:
             return Refused(
-                reason=f"there is no version before {short(self._rollout.data.code_version)} that was not reverted or "
+                reason=f"there is no version before {short_version(self._rollout.data.code_version)} that was not reverted or "
                 "rejected: name one with --to"
             )
         try:
@@ -275,8 +275,8 @@ class CodeWatcher:
             ended = await self._ask(lambda request_id: RevertRequested(request_id, reason))
             return _already_in_use(version) if isinstance(ended, Refused) else ended
         task = await self._load_checked_task(version, new_lineage=False)
-        await self._propose(ProposedVersion(task, (EVERYBODY,), revert_reason=reason))
-        return RolloutBegun(code_version=version, stages=(EVERYBODY,))
+        await self._propose(ProposedVersion(task, (ALL_CLIENTS,), revert_reason=reason))
+        return RolloutBegun(code_version=version, stages=(ALL_CLIENTS,))
 
 
 async def read_fleet(bus: Bus, task: str) -> Mapping[str, Mapping[str, str]]:
@@ -285,9 +285,9 @@ async def read_fleet(bus: Bus, task: str) -> Mapping[str, Mapping[str, str]]:
     return {
         one.facts.client: one.facts.labels
         for one in found
-        if isinstance(one.facts, ClientFacts) and one.target != ClientState.TERMINATED
+        if isinstance(one.facts, ClientData) and one.target != ClientState.TERMINATED
     }
 
 
 def _already_in_use(version: str) -> Refused:
-    return Refused(reason=f"every client is on {short(version)} already")
+    return Refused(reason=f"every client is on {short_version(version)} already")

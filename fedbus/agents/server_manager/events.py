@@ -10,7 +10,7 @@ from enum import StrEnum
 from typing import NewType, TypeAlias
 
 from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodeReady, CodeRefused
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import BlobRef, Manifest, ModelRef
@@ -22,10 +22,10 @@ from fedbus.contracts.server import (
     RunFinished,
     ServerLost,
     ServerStarted,
-    StoreTrouble,
+    StoreProblem,
 )
 from fedbus.contracts.task.task import Task
-from fedbus.domain.model_promotion import Verdict
+from fedbus.domain.model_promotion import PromotionVerdict
 
 RequestId = NewType("RequestId", int)
 """Identifies the reply that a request waits for, within one process."""
@@ -83,7 +83,7 @@ class ManagerStarted:
 class JoinedRead:
     """The last `Joined` of each client, as the log has it."""
 
-    messages: tuple[Joined, ...]
+    messages: tuple[ClientJoined, ...]
 
 
 # --- requests ---------------------------------------------------------------------------------------
@@ -186,7 +186,7 @@ class FirstModelFailed:
     """There is no champion yet."""
 
     reason: str
-    trouble: StoreTrouble | None
+    trouble: StoreProblem | None
     """None where the store is usable and the model could not be built."""
 
 
@@ -202,7 +202,7 @@ class StoreChecked:
     """True where the weights of the champion are on this machine."""
     reason: str = ""
     """Why the store is unusable; empty where it is usable."""
-    trouble: StoreTrouble | None = None
+    trouble: StoreProblem | None = None
 
 
 @dataclass(frozen=True)
@@ -214,7 +214,7 @@ class ModelOffered:
 @dataclass(frozen=True)
 class OfferFailed:
     reason: str
-    trouble: StoreTrouble
+    trouble: StoreProblem
 
 
 @dataclass(frozen=True)
@@ -222,7 +222,7 @@ class VersionPublished:
     """The result of a run is a version of the store."""
 
     manifest: Manifest
-    verdict: Verdict
+    verdict: PromotionVerdict
     served: ChampionDetails | None
     """The new champion; None where the version was not promoted."""
     keep: int
@@ -326,7 +326,7 @@ class TimerFired:
 
 
 Request: TypeAlias = RunRequested | CancelRequested | PromotionRequested | LineageRequested | RevertRequested
-RunMessage: TypeAlias = ServerStarted | Joined | RoundFinished | RunFinished | RunFailed | ServerLost
+RunMessage: TypeAlias = ServerStarted | ClientJoined | RoundFinished | RunFinished | RunFailed | ServerLost
 CodeMessage: TypeAlias = CodeReady | CodeRefused
 Event: TypeAlias = (
     ManagerStarted

@@ -9,9 +9,9 @@ from itertools import count
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import ask_until_answered, backoff
+from fedbus.agents.common.asyncio_tools import backoff_s, request_until_answered
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.contracts.code import CheckCode, CodeChecked
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact
@@ -43,7 +43,7 @@ class FlowerServerClient:
     async def build_first_model(self, code_version: str) -> Artifact:
         """Have the first model of *code_version* built and stored; raises RequestRefused."""
         request = InitModel(task=self._task, code_version=code_version)
-        made: ModelInitialised = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
+        made: ModelInitialised = await request_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
         return made.artifact
 
     async def architecture_difference(self, model: Artifact, code_version: str) -> str:
@@ -52,7 +52,9 @@ class FlowerServerClient:
             key = (code_version, model.architecture)
             if key not in self._differences:
                 check = CheckCode(task=self._task, code_version=code_version, like=model.sha256)
-                checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
+                checked: CodeChecked = await request_until_answered(
+                    self._bus, check, timeout_s=INIT_TIMEOUT_S
+                )
                 self._differences[key] = checked.differs
             return self._differences[key]
 
@@ -69,14 +71,14 @@ class FlowerServerClient:
             async with asyncio.timeout(START_TIMEOUT_S):
                 for attempt in count():
                     try:
-                        await ask_until_answered(self._bus, request)
+                        await request_until_answered(self._bus, request)
                     except RequestRefused as error:
                         refusal = Refused(reason=str(error), kind=error.kind)
                     else:
                         return None
                     if refusal.kind is not RefusalKind.RETRYABLE:
                         break
-                    await asyncio.sleep(backoff(attempt))
+                    await asyncio.sleep(backoff_s(attempt))
         return refusal
 
     async def is_running(self, run: str, *, report_loss: bool = False) -> bool:
@@ -90,7 +92,7 @@ class FlowerServerClient:
         request = FindServer(task=self._task, run=run, say_so=report_loss)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                found: ServerFound = await ask_until_answered(self._bus, request)
+                found: ServerFound = await request_until_answered(self._bus, request)
         except (RequestRefused, TimeoutError):
             return False
         return found.up
@@ -99,5 +101,5 @@ class FlowerServerClient:
         """Have the Flower server of *run* stopped, if it still answers."""
         try:
             await self._bus.request(StopServer(task=self._task, run=run), timeout_s=START_TIMEOUT_S)
-        except (RequestRefused, NoAnswer) as error:
+        except (RequestRefused, NoResponse) as error:
             log.warning("Cannot stop the Flower server", run=run, reason=str(error))

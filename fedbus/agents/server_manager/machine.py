@@ -72,7 +72,7 @@ from fedbus.agents.server_manager.model_promotion import ModelPromotion
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.agents.server_manager.training_run import TrainingRun, misfit
 from fedbus.contracts.champion import ModelPromoted
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodeReady, CodeRefused, RolloutBegun
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import ModelRef
@@ -168,7 +168,7 @@ class ServerMachine:
                 return self.run.refuses_at_once(event) or self._accepts_run(event.request.run)
             case PromotionRequested() | LineageRequested():
                 return not self._is_deciding and not self._is_writing
-            case CancelRequested() | RoundFinished() | RunFailed() | Joined() | ServerStarted():
+            case CancelRequested() | RoundFinished() | RunFailed() | ClientJoined() | ServerStarted():
                 return self._startup is None and not self.run.is_opening
             case RunFinished():
                 return self._startup is None and not self.promotion.is_promoting
@@ -246,7 +246,14 @@ class ServerMachine:
                 return self.promotion.lineage_requested(event)
             case RevertRequested():
                 return self._revert_requested(event)
-            case ServerStarted() | Joined() | RoundFinished() | RunFinished() | RunFailed() | ServerLost():
+            case (
+                ServerStarted()
+                | ClientJoined()
+                | RoundFinished()
+                | RunFinished()
+                | RunFailed()
+                | ServerLost()
+            ):
                 return self.run.handle(event, now)
             case CodeReady() | CodeRefused():
                 return self.rollout.answer(event)

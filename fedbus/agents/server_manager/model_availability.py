@@ -33,7 +33,7 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.records import ServerRecord
 from fedbus.contracts.model import BlobRef
-from fedbus.contracts.server import ModelPublished, ServerChanges, ServerEvent, StoreTrouble
+from fedbus.contracts.server import ModelPublished, ServerChanges, ServerEvent, StoreProblem
 
 
 @dataclass(frozen=True)
@@ -71,7 +71,7 @@ class RecordStore:
 
     announce: bool
     reason: str
-    trouble: StoreTrouble | None
+    trouble: StoreProblem | None
 
 
 AfterOffer: TypeAlias = CloseRun | AnswerPromotion | FinishLineageRollout | RecordFirstModel | RecordStore
@@ -144,7 +144,7 @@ class ModelAvailability:
         match event, then:
             case ModelOffered(), RecordStore(announce=announce, reason=reason, trouble=trouble):
                 return then, [*(self.announce() if announce else []), *self.record(reason, trouble)]
-            case OfferFailed(), RecordStore(reason=reason, trouble=StoreTrouble() as trouble):
+            case OfferFailed(), RecordStore(reason=reason, trouble=StoreProblem() as trouble):
                 return then, self.report(reason, trouble)
             case OfferFailed(), _:
                 return then, self.report(event.reason, event.trouble)
@@ -195,15 +195,15 @@ class ModelAvailability:
             return effects + self.offer(RecordStore(announce, event.reason, event.trouble))
         return effects + self.record(event.reason, event.trouble)
 
-    def record(self, reason: str, trouble: StoreTrouble | None) -> list[Effect]:
+    def record(self, reason: str, trouble: StoreProblem | None) -> list[Effect]:
         """Publish whether the store is usable."""
         return self.report(reason, trouble) if trouble is not None else self._recover()
 
-    def report(self, reason: str, trouble: StoreTrouble) -> list[Effect]:
+    def report(self, reason: str, trouble: StoreProblem) -> list[Effect]:
         """Publish that the store is unusable, and check it again later."""
         return self._report(ServerEvent.STORE_UNAVAILABLE, reason, trouble)
 
-    def _report(self, event: ServerEvent, reason: str, trouble: StoreTrouble | None) -> list[Effect]:
+    def _report(self, event: ServerEvent, reason: str, trouble: StoreProblem | None) -> list[Effect]:
         """The same reason is published once."""
         effects: list[Effect] = []
         if reason != self.trouble:

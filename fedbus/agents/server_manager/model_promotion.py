@@ -26,7 +26,7 @@ from fedbus.contracts.champion import PromoteModel, RollBackModel
 from fedbus.contracts.message import Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.server import ServerChanges, ServerEvent
-from fedbus.domain.run_participation import short
+from fedbus.domain.run_participation import short_version
 
 
 @dataclass(frozen=True)
@@ -125,7 +125,7 @@ class ModelPromotion:
         model = self._server.data.model
         if model is None:
             return []
-        self._lineage = _Lineage(None, f"code {short(build.code_version)}", model)
+        self._lineage = _Lineage(None, f"code {short_version(build.code_version)}", model)
         return [build]
 
     def lineage_built(self, event: LineageBuilt) -> list[Effect]:

@@ -15,22 +15,22 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff
+from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.agents.server_manager.events import ChampionDetails
-from fedbus.bus.blobs import Offer
+from fedbus.bus.blobs import BlobOffer
 from fedbus.bus.bus import Bus
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
-from fedbus.contracts.server import StoreTrouble
+from fedbus.contracts.server import StoreProblem
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.task.task import TaskTable
-from fedbus.contracts.telemetry import tracer_of
-from fedbus.domain.model_promotion import Verdict, judge
-from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreError, StoreUnavailable
+from fedbus.contracts.telemetry import get_tracer
+from fedbus.domain.model_promotion import PromotionVerdict, judge_candidate
+from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable
 from fedbus.stores.models.open import ModelStore, VersionMissing
 
 if TYPE_CHECKING:
-    from fedbus.stores.models.signing import Signer
+    from fedbus.stores.models.signing import ModelSigner
 
 MAX_FORMER_CHAMPIONS: Final = 20
 """Former champions that a rollback without a version can reach."""
@@ -38,7 +38,7 @@ MAX_FORMER_CHAMPIONS: Final = 20
 T = TypeVar("T")
 
 log = structlog.get_logger("fedbus.model_versions")
-tracer = tracer_of("fedbus.versions")
+tracer = get_tracer("fedbus.versions")
 
 
 class NoPreviousChampion(StoreError):
@@ -63,17 +63,17 @@ class StoreEmpty(WrongStore):
         super().__init__(url, "it is empty", model)
 
 
-def trouble_of(error: StoreError) -> StoreTrouble:
+def trouble_of(error: StoreError) -> StoreProblem:
     """Classify *error*. What a store should have and does not have counts as damage."""
     match error:
         case StoreEmpty():
-            return StoreTrouble.EMPTY
+            return StoreProblem.EMPTY
         case StoreDenied():
-            return StoreTrouble.DENIED
+            return StoreProblem.DENIED
         case StoreUnavailable():
-            return StoreTrouble.UNAVAILABLE
+            return StoreProblem.UNAVAILABLE
         case _:
-            return StoreTrouble.DAMAGED
+            return StoreProblem.DAMAGED
 
 
 class ModelVersions:
@@ -82,12 +82,12 @@ class ModelVersions:
     New versions are signed by *signer*, where there is one.
     """
 
-    def __init__(self, bus: Bus, task: str, models: ModelStore, signer: "Signer | None" = None) -> None:
+    def __init__(self, bus: Bus, task: str, models: ModelStore, signer: "ModelSigner | None" = None) -> None:
         self._bus = bus
         self._task = task
         self._models = models
         self._signer = signer
-        self._offer: Offer | None = None
+        self._offer: BlobOffer | None = None
         self._code_of_model: dict[str, str] = {}
         """By the digest of a model: the code version that made it."""
 
@@ -112,7 +112,7 @@ class ModelVersions:
             raise StoreEmpty(self._models.url, model)
         await self._check_holds(model)
         if term and await self._models.champion() is None:
-            raise StoreDamaged(
+            raise StoreCorrupt(
                 f"{self._models.url}, champion", f"it is missing, and version {model.version} was served"
             )
         return await self._load_served(latest)
@@ -234,19 +234,19 @@ class ModelVersions:
     def _sign(self, manifest: Manifest) -> Manifest:
         return self._signer.seal(manifest) if self._signer else manifest
 
-    async def judge(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> Verdict:
+    async def judge(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> PromotionVerdict:
         """Decide whether *candidate*, the result of *run*, replaces the champion by itself; raises StoreError."""
         if candidate.version == run.model.version:
-            return Verdict(promote=True, reason="it is served already")
+            return PromotionVerdict(promote=True, reason="it is served already")
         if run.base.version != run.model.version:
-            return Verdict(
+            return PromotionVerdict(
                 promote=False,
                 judged=False,
                 reason=f"it was made from version {run.base.version}, and version {run.model.version} has been "
                 f"served since: fedbus model promote {candidate.version} serves it all the same",
             )
         served = await self._models.manifest(run.model.version)
-        return judge(table.gate, candidate.metrics, served.metrics)
+        return judge_candidate(table.gate, candidate.metrics, served.metrics)
 
     # --- the offer ----------------------------------------------------------------------------------
 
@@ -294,5 +294,5 @@ async def wait_for_store(request: Callable[[], Awaitable[T]]) -> T:
         except StoreUnavailable as error:
             if attempt == 0:
                 log.warning("Model store unavailable; retrying", reason=str(error))
-            await asyncio.sleep(backoff(attempt))
+            await asyncio.sleep(backoff_s(attempt))
             attempt += 1

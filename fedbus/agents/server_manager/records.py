@@ -8,9 +8,9 @@ from enum import StrEnum
 from typing import Generic, TypeVar
 
 from fedbus.agents.server_manager.effects import MoveCode, MoveServer
-from fedbus.contracts.code import CODE, CodeChanges, CodeEvent, CodeFacts, CodeState
-from fedbus.contracts.message import Facts
-from fedbus.contracts.server import SERVER, ServerChanges, ServerEvent, ServerFacts, ServerState
+from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeState
+from fedbus.contracts.message import LifecycleData
+from fedbus.contracts.server import SERVER, ServerChanges, ServerData, ServerEvent, ServerState
 from fedbus.contracts.situations import ServerSituation, server_situation
 
 REASON_CHARS = 1000
@@ -18,7 +18,7 @@ REASON_CHARS = 1000
 
 State = TypeVar("State", bound=StrEnum)
 Event = TypeVar("Event", bound=StrEnum)
-Data = TypeVar("Data", bound=Facts)
+Data = TypeVar("Data", bound=LifecycleData)
 
 
 class LifecycleRecord(Generic[State, Event, Data]):
@@ -31,7 +31,7 @@ class LifecycleRecord(Generic[State, Event, Data]):
         self.reason = reason
 
 
-class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerFacts]):
+class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerData]):
     """The server of a task."""
 
     @property
@@ -58,7 +58,7 @@ class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerFacts]):
         return MoveServer(event, changes, reason, deadline)
 
 
-class CodeRecord(LifecycleRecord[CodeState, CodeEvent, CodeFacts]):
+class CodeRecord(LifecycleRecord[CodeState, CodeEvent, CodeData]):
     """The code versions of a task."""
 
     def move(self, event: CodeEvent, changes: CodeChanges | None = None, *, reason: str = "") -> MoveCode:

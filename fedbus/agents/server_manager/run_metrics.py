@@ -12,9 +12,9 @@ from fedbus.contracts.telemetry import (
     ROUNDS,
     RUNS,
     TASK,
-    add,
-    note,
+    increment,
     record,
+    set_gauge,
 )
 
 MAX_METRICS: Final = 20
@@ -26,16 +26,16 @@ def record_round(task: str, result: RoundResult) -> None:
     attributes = {TASK: task}
     for name in sorted(result.metrics)[:MAX_METRICS]:
         if math.isfinite(result.metrics[name]):
-            note(ROUND_METRIC, result.metrics[name], attributes | {"fedbus.metric": name})
+            set_gauge(ROUND_METRIC, result.metrics[name], attributes | {"fedbus.metric": name})
     if result.round == 0:
         return
-    add(ROUNDS, attributes)
+    increment(ROUNDS, attributes)
     record(ROUND_DURATION, result.seconds, attributes)
-    note(ROUND_PARTICIPANTS, len(result.participants), attributes)
+    set_gauge(ROUND_PARTICIPANTS, len(result.participants), attributes)
     if result.failures:
-        add(ROUND_FAILURES, attributes, len(result.failures))
+        increment(ROUND_FAILURES, attributes, len(result.failures))
 
 
 def record_run(task: str, outcome: str) -> None:
     """Count a run that has ended."""
-    add(RUNS, {TASK: task, "fedbus.outcome": outcome})
+    increment(RUNS, {TASK: task, "fedbus.outcome": outcome})

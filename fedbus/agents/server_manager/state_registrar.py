@@ -9,12 +9,12 @@ from contextlib import asynccontextmanager
 
 from fedbus import __version__
 from fedbus.bus.bus import Bus
-from fedbus.contracts.state_recall import RecallLife
+from fedbus.contracts.state_recall import GetLastTransition
 
 
 @asynccontextmanager
 async def serve_registrar(bus: Bus, task: str) -> AsyncIterator[None]:
     """Answer the clients of *task* for as long as the block runs."""
     await bus.make_streams()
-    async with bus.serve({RecallLife: bus.recall}, task=task, version=__version__):
+    async with bus.serve({GetLastTransition: bus.recall}, task=task, version=__version__):
         yield

@@ -44,7 +44,7 @@ from fedbus.agents.server_manager.events import (
 )
 from fedbus.agents.server_manager.model_availability import CloseRun, ModelAvailability, serve
 from fedbus.agents.server_manager.records import ServerRecord
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact, ModelRef
 from fedbus.contracts.run import RunPlan
@@ -66,10 +66,10 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTraining, server_publishing
 from fedbus.contracts.task.task import Task
-from fedbus.domain.code_rollout import Trial
-from fedbus.domain.run_outcome import nothing_taken
-from fedbus.domain.run_participation import who_came
-from fedbus.domain.run_recovery import GiveUp, Resume, after_server_lost
+from fedbus.domain.code_rollout import TrialResult
+from fedbus.domain.run_outcome import no_update_reason
+from fedbus.domain.run_participation import recruiting_summary
+from fedbus.domain.run_recovery import GiveUp, Resume, decide_recovery
 
 PUBLISH_S: Final = 120.0
 """How long the model store may take for the version of a finished run."""
@@ -238,7 +238,7 @@ class TrainingRun:
         self.is_restoring = True
         return [ReadJoined()]
 
-    def restore_joined(self, messages: tuple[Joined, ...], now: datetime) -> list[Effect]:
+    def restore_joined(self, messages: tuple[ClientJoined, ...], now: datetime) -> list[Effect]:
         """Count again who has joined. A Flower server that is lost reports that behind its own messages."""
         self.is_restoring = False
         run = self._server.data.run
@@ -283,7 +283,7 @@ class TrainingRun:
                 changes = ServerChanges(cohort=self._members(situation))
                 move = self._server.move(ServerEvent.SERVER_RECOVERED, changes)
                 return [move, *self._begin_training()]
-            case Joined(), _:
+            case ClientJoined(), _:
                 return self._client_joined(message)
             case RoundFinished(), ServerTraining():
                 return self._round_finished(message, situation)
@@ -298,7 +298,7 @@ class TrainingRun:
                 data = {"message": message.word, "state": str(self._server.state)}
                 return [Log("debug", "Ignoring message for a finished run", data)]
 
-    def _client_joined(self, message: Joined) -> list[Effect]:
+    def _client_joined(self, message: ClientJoined) -> list[Effect]:
         if message.code_version != self._server.data.code_version:
             data = {"client": message.client, "code": message.code_version}
             return [Log("warning", "Ignoring a client with another code version", data)]
@@ -354,7 +354,7 @@ class TrainingRun:
             case ServerRecruiting(run=run, plan=plan):
                 joined = list(self._joined)
                 others = {client: why for client, why in declined.items() if client not in self._joined}
-                reason = who_came(joined, plan.quorum, others)
+                reason = recruiting_summary(joined, plan.quorum, others)
                 changes = ServerChanges(missing=plan.quorum - len(joined))
                 return [
                     StopFlowerServer(run),
@@ -379,7 +379,7 @@ class TrainingRun:
 
     def _recover(self, training: ServerTraining, reason: str) -> list[Effect]:
         """Start another Flower server at the last round that was stored, or give the run up."""
-        match after_server_lost(training, reason):
+        match decide_recovery(training, reason):
             case GiveUp(reason=why):
                 return self._fail(ServerEvent.RUN_FAILED, why)
             case Resume(artifact=artifact, first_round=first_round):
@@ -419,7 +419,7 @@ class TrainingRun:
         ]
 
     def _run_finished(self, message: RunFinished, training: ServerTraining, now: datetime) -> list[Effect]:
-        if reason := nothing_taken(training):
+        if reason := no_update_reason(training):
             return self._fail(ServerEvent.RUN_FAILED, reason)
         changes = ServerChanges(checkpoint=message.artifact, round=message.rounds)
         deadline = now + timedelta(seconds=PUBLISH_S)
@@ -517,7 +517,7 @@ class TrainingRun:
     def _judge(self, *, failed: str = "", kept_back: str = "", is_unjudged: bool = False) -> list[Effect]:
         """The run judges its code, and what waits for its end begins."""
         data = self._server.data
-        trial = Trial(failed, data.trainings, data.failures, kept_back, is_unjudged)
+        trial = TrialResult(failed, data.trainings, data.failures, kept_back, is_unjudged)
         return self._rollout.run_ended(data.code_version, trial)
 
 

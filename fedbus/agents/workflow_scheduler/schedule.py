@@ -19,53 +19,69 @@ from opentelemetry.context import Context
 
 from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import Timers
-from fedbus.agents.workflow_scheduler.runs import SCHEDULED, Runs
-from fedbus.agents.workflow_scheduler.trigger_inputs import News
-from fedbus.bus.lifecycles import Life, Lives
-from fedbus.contracts.causation import handling
+from fedbus.agents.workflow_scheduler.runs import SCHEDULED, ScheduledRuns
+from fedbus.agents.workflow_scheduler.trigger_inputs import TriggerInputTracker
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.expressions.parser import leaves
-from fedbus.contracts.expressions.trigger import After, Source, Trigger
+from fedbus.contracts.expressions.trigger import TaskFinishedCondition, Trigger, TriggerCondition
 from fedbus.contracts.scheduling import (
     SCHEDULE,
     ScheduleChanges,
+    ScheduleData,
     ScheduleEvent,
-    ScheduleFacts,
     ScheduleState,
     ScheduleTable,
 )
 from fedbus.contracts.situations import schedule_due
-from fedbus.contracts.telemetry import tracer_of
-from fedbus.domain.triggers import Seen, after_absence, after_firing, awaited, held, next_look, ready_at
+from fedbus.contracts.telemetry import get_tracer
+from fedbus.domain.triggers import (
+    TriggerInputs,
+    cron_start_after_restart,
+    cron_start_after_run,
+    evaluate_trigger,
+    next_evaluation,
+    ready_at,
+    unmet_conditions,
+)
 
-LOOK: Final = "look at the schedule"
-LONGEST_LOOK: Final = timedelta(hours=1)
+EVALUATE_TIMER: Final = "look at the schedule"
+MAX_EVALUATE_DELAY: Final = timedelta(hours=1)
 """A machine's clock may be set, or stand still while it sleeps: so long at most is trusted to a timer."""
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
-tracer = tracer_of("fedbus.workflow_scheduler")
+tracer = get_tracer("fedbus.workflow_scheduler")
 
 
-class Schedule:
+class RunSchedule:
     """For as long as the scheduler leads. Its methods are called in the scheduler's turn."""
 
-    def __init__(self, task: str, table: ScheduleTable, *, runs: Runs, news: News, timers: Timers) -> None:
+    def __init__(
+        self,
+        task: str,
+        table: ScheduleTable,
+        *,
+        runs: ScheduledRuns,
+        news: TriggerInputTracker,
+        timers: Timers,
+    ) -> None:
         self._task = task
         self._table = table
         self._runs = runs
         self._news = news
         self._timers = timers
         self._trigger = table.trigger
-        self._lives: Lives
+        self._lives: LifecycleStore
         self._holder: str
-        self._life: Life[ScheduleState, ScheduleEvent, ScheduleFacts, ScheduleChanges]
+        self._life: LifecycleHandle[ScheduleState, ScheduleEvent, ScheduleData, ScheduleChanges]
         self._awake = False
 
     @property
     def reads_other_tasks(self) -> bool:
-        sources: list[Source] = leaves(self._trigger) if self._trigger is not None else []
-        return any(isinstance(source, After) for source in sources)
+        sources: list[TriggerCondition] = leaves(self._trigger) if self._trigger is not None else []
+        return any(isinstance(source, TaskFinishedCondition) for source in sources)
 
-    async def wake(self, lives: Lives, holder: str) -> None:
+    async def wake(self, lives: LifecycleStore, holder: str) -> None:
         """Take the schedule over from whoever had it; from here on that one is refused."""
         self._lives, self._holder = lives, holder
         if self._trigger is not None:
@@ -73,7 +89,7 @@ class Schedule:
 
     async def _awaken(self, trigger: Trigger) -> None:
         now = datetime.now(UTC)
-        first = ScheduleFacts(
+        first = ScheduleData(
             task=self._task,
             holder=self._holder,
             since=now,
@@ -87,7 +103,7 @@ class Schedule:
         if not self._life.born:
             await self._life.create()
             return
-        clock_since = after_absence(self._table, trigger, self._seen())
+        clock_since = cron_start_after_restart(self._table, trigger, self._seen())
         await self._life.transition(
             ScheduleEvent.TAKEN_OVER,
             {"holder": self._holder, "clock_since": clock_since, "rule": self._table.rule},
@@ -100,7 +116,7 @@ class Schedule:
         if table == self._table:
             return
         self._table, self._trigger = table, table.trigger
-        self._timers.cancel(LOOK)
+        self._timers.cancel(EVALUATE_TIMER)
         if not self._awake and self._trigger is not None:
             await self._awaken(self._trigger)
         if self._awake:
@@ -145,15 +161,19 @@ class Schedule:
 
     async def _watch(self, trigger: Trigger) -> bool:
         seen = self._seen()
-        if (now_held := held(trigger, seen)) is None:
-            at = next_look(trigger, seen)
-            await self._plan_for(next_at=at, awaits=awaited(trigger, seen))
+        if (now_held := evaluate_trigger(trigger, seen)) is None:
+            at = next_evaluation(trigger, seen)
+            await self._plan_for(next_at=at, awaits=unmet_conditions(trigger, seen))
             self._look_again(at)
             return False
-        with _begun():
+        with _new_run_trace():
             await self._life.transition(
                 ScheduleEvent.TRIGGERED,
-                {"due_since": now_held.at, "cause": now_held.why, "traceparent": tracing.here()},
+                {
+                    "due_since": now_held.at,
+                    "cause": now_held.why,
+                    "traceparent": tracing.current_traceparent(),
+                },
                 reason=now_held.why,
             )
         return True
@@ -162,13 +182,13 @@ class Schedule:
         """Tell when the next run may start and what it waits for, where that has changed: it is part of no run."""
         facts = self._life.facts
         if (facts.next_at, facts.awaits) != (next_at, awaits):
-            with tracing.apart():
+            with tracing.detached_trace():
                 await self._life.transition(ScheduleEvent.PLANNED, {"next_at": next_at, "awaits": awaits})
 
     def _its_trace(self) -> AbstractContextManager[object]:
         """The trace of the run that is due; a new one where it became due before fedbus noted any."""
         began = self._life.facts.traceparent
-        return tracing.going_on(began) if began else _begun()
+        return tracing.use_trace(began) if began else _new_run_trace()
 
     async def _hold_or_fire(self, trigger: Trigger) -> bool:
         due, now = schedule_due(self._life.facts), datetime.now(UTC)
@@ -201,7 +221,7 @@ class Schedule:
         """Say once why the run that is due does not start yet; whether it was said now."""
         if self._life.event is ScheduleEvent.POSTPONED and self._life.reason == reason:
             return False
-        with handling(self._life.told):  # whatever has come meanwhile, it is due to what triggered it
+        with cause_scope(self._life.told):  # whatever has come meanwhile, it is due to what triggered it
             await self._life.transition(ScheduleEvent.POSTPONED, reason=reason, deadline=until)
         return True
 
@@ -213,9 +233,9 @@ class Schedule:
             "fired_for": cause,
             "fired_at": datetime.now(UTC),
         }
-        with handling(self._life.told):
+        with cause_scope(self._life.told):
             await self._life.transition(ScheduleEvent.FIRED, fired, reason=cause)
-        with handling(self._life.told):
+        with cause_scope(self._life.told):
             await self._runs.make(cause=cause)
 
     def _from_now_on(self, trigger: Trigger) -> ScheduleChanges:
@@ -223,7 +243,7 @@ class Schedule:
         seen = self._seen()
         return {
             "since": seen.now,
-            "clock_since": after_firing(self._table, trigger, seen),
+            "clock_since": cron_start_after_run(self._table, trigger, seen),
             "due_since": None,
             "cause": "",
             "labelled": self._news.came("labelled"),
@@ -237,18 +257,18 @@ class Schedule:
         }
 
     def _look_again(self, at: datetime | None) -> None:
-        self._timers.cancel(LOOK)
+        self._timers.cancel(EVALUATE_TIMER)
         if at is not None:
-            soonest = min(at, datetime.now(UTC) + LONGEST_LOOK)
+            soonest = min(at, datetime.now(UTC) + MAX_EVALUATE_DELAY)
             look = self._runs.in_turn(self.consider)
             Variables().run(
-                self._timers.at, LOOK, soonest, look
+                self._timers.at, EVALUATE_TIMER, soonest, look
             )  # it is the clock's, and no longer of what is handled now
 
-    def _seen(self) -> Seen:
+    def _seen(self) -> TriggerInputs:
         facts, news, runs = self._life.facts, self._news, self._runs
         code = news.code if news.code and news.code[0] != facts.code_version else None
-        return Seen(
+        return TriggerInputs(
             now=datetime.now(UTC),
             since=facts.since,
             clock_since=facts.clock_since,
@@ -269,8 +289,8 @@ class Schedule:
         )
 
 
-def _begun() -> AbstractContextManager[object]:
+def _new_run_trace() -> AbstractContextManager[object]:
     """The beginning of a run's trace: its own, whatever is being handled, to which it is linked."""
     return tracer.start_as_current_span(
-        f"run by {SCHEDULED}", Context(), links=tracing.links_to(tracing.here())
+        f"run by {SCHEDULED}", Context(), links=tracing.links_to(tracing.current_traceparent())
     )

@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
-LONGEST: Final = 1000
-DEEPEST: Final = 20
+MAX_CHARS: Final = 1000
+MAX_DEPTH: Final = 20
 """Brackets and nots inside each other."""
 
 Leaf = TypeVar("Leaf")
@@ -73,8 +73,8 @@ class Tokens:
     def __init__(self, text: str, without_not: str = "") -> None:
         self.text = text
         self.without_not = without_not
-        if len(text) > LONGEST:
-            raise BadExpression(f"it has more than {LONGEST} characters", text[:60], 0)
+        if len(text) > MAX_CHARS:
+            raise BadExpression(f"it has more than {MAX_CHARS} characters", text[:60], 0)
         self._tokens = self._read()
         self._next = 0
 
@@ -112,7 +112,7 @@ class Tokens:
         return [*found, Token("end", "", end)]
 
 
-def parse(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: str = "") -> Expression[Leaf]:
+def parse_expression(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: str = "") -> Expression[Leaf]:
     """The expression in *text*, whose leaves *leaf* reads; raises BadExpression.
 
     *without_not*: why the language has no ``not``, where it has none.
@@ -120,7 +120,7 @@ def parse(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: str = "") -
     tokens = Tokens(text, without_not)
     if tokens.here.kind == "end":
         tokens.wrong("it is empty")
-    found = _either(tokens, leaf, 0)
+    found = _parse_or(tokens, leaf, 0)
     if tokens.here.kind != "end":
         tokens.wrong(f"expected `and`, `or` or the end, not {tokens.here.text!r}")
     return found
@@ -137,30 +137,30 @@ def leaves(expression: Expression[Leaf]) -> list[Leaf]:
             return [expression]
 
 
-def _either(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
-    parts = [_both(tokens, leaf, depth)]
+def _parse_or(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
+    parts = [_parse_and(tokens, leaf, depth)]
     while tokens.takes("or"):
-        parts.append(_both(tokens, leaf, depth))
+        parts.append(_parse_and(tokens, leaf, depth))
     return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
-def _both(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
-    parts = [_one(tokens, leaf, depth)]
+def _parse_and(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
+    parts = [_parse_not(tokens, leaf, depth)]
     while tokens.takes("and"):
-        parts.append(_one(tokens, leaf, depth))
+        parts.append(_parse_not(tokens, leaf, depth))
     return And(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
-def _one(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
-    if depth > DEEPEST:
-        tokens.wrong(f"it is nested more than {DEEPEST} deep")
+def _parse_not(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
+    if depth > MAX_DEPTH:
+        tokens.wrong(f"it is nested more than {MAX_DEPTH} deep")
     if tokens.here.text == "not" and tokens.without_not:
         tokens.wrong(tokens.without_not)
     if tokens.takes("not"):
-        return Not(_one(tokens, leaf, depth + 1))
+        return Not(_parse_not(tokens, leaf, depth + 1))
     opened = tokens.here.at
     if tokens.takes("("):
-        inside = _either(tokens, leaf, depth + 1)
+        inside = _parse_or(tokens, leaf, depth + 1)
         if not tokens.takes(")"):
             tokens.wrong("this bracket is never closed", opened)
         return inside

@@ -15,7 +15,7 @@ from flwr.server.workflow import DefaultWorkflow
 
 from fedbus.learning.flower.node_polling import NotEnoughClients
 from fedbus.learning.flower.round_log import RoundLog
-from fedbus.learning.flower.strategy_hook import family
+from fedbus.learning.flower.strategy_hook import loaded_subclasses
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 
@@ -36,7 +36,7 @@ class LegacyHook:
     @contextmanager
     def installed(self) -> Iterator[None]:
         with ExitStack() as undo:
-            for kind in family(Server):
+            for kind in loaded_subclasses(Server):
                 if "fit" in vars(kind):
                     undo.callback(setattr, kind, "fit", kind.fit)
                     kind.fit = self._fitting(kind.fit)

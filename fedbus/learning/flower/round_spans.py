@@ -11,9 +11,9 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-from fedbus.contracts.telemetry import tracer_of
+from fedbus.contracts.telemetry import get_tracer
 
-tracer = tracer_of("fedbus.learning")
+tracer = get_tracer("fedbus.learning")
 
 
 class RoundTrace:

@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedbus.learning.flower.array_records import from_record
-from fedbus.learning.flower.cohort import Cohort
+from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
@@ -35,7 +35,7 @@ class StrategyHook:
         rounds: int,
         first_round: int,
         log: RoundLog,
-        cohort: Cohort,
+        cohort: CohortPolicy,
     ) -> None:
         self._model = model
         self._record = record
@@ -53,7 +53,7 @@ class StrategyHook:
     @contextmanager
     def installed(self) -> Iterator[None]:
         with ExitStack() as undo:
-            for kind in family(Strategy):
+            for kind in loaded_subclasses(Strategy):
                 if "start" in vars(kind):
                     undo.callback(setattr, kind, "start", kind.start)
                     kind.start = self._wrapped(kind.start)
@@ -187,7 +187,7 @@ class StrategyHook:
         return result
 
 
-def family(kind: type) -> list[Any]:
+def loaded_subclasses(kind: type) -> list[Any]:
     """*kind* and all that derives from it, as far as it is loaded."""
     found: set[type] = {kind}
     todo: list[type] = [kind]

@@ -34,11 +34,11 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
-from fedbus.stores.captured.database import Database, LabelContradicted, Row, UnknownRow
-from fedbus.stores.captured.reader import Label, packed, snapshot_labelled
+from fedbus.stores.captured.database import CapturedDatabase, CapturedRow, LabelConflict, UnknownRow
+from fedbus.stores.captured.reader import Label, encode_array, snapshot_labelled
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
-__all__ = ["CapturedData", "Counts", "LabelContradicted", "UnknownRow"]
+__all__ = ["CaptureStats", "CapturedData", "LabelConflict", "UnknownRow"]
 
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 1024**3
@@ -48,9 +48,9 @@ MAX_QUEUED_BYTES: Final = 64 * 1024**2
 RETRY_S: Final = 60.0
 
 _BATCH_ROWS: Final = 512
-_GATHER_S: Final = 0.01
+_BATCH_WAIT_S: Final = 0.01
 """Where rows come fast, the writer waits so long for more: one transaction each would cost as much as a prediction."""
-_LOOK_S: Final = 30.0
+_AGE_CHECK_S: Final = 30.0
 """How often rows are looked through for those that are too old, while nothing comes."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Counts:
+class CaptureStats:
     """What the store holds, and what it could not take since it was opened."""
 
     rows: int
@@ -70,7 +70,7 @@ class Counts:
 class _Job:
     """Something else for the writer to do, in its turn."""
 
-    work: Callable[[Database], Any]
+    work: Callable[[CapturedDatabase], Any]
     done: "Future[Any]"
 
 
@@ -105,14 +105,14 @@ class CapturedData:
         self._looked_at = 0.0
         self._wrote = 0.0
         self._lock = threading.Lock()
-        self._queue: queue.Queue[Row | _Job | None] = queue.Queue(max_queued_rows)
+        self._queue: queue.Queue[CapturedRow | _Job | None] = queue.Queue(max_queued_rows)
         self._hurry = threading.Event()
         """Somebody waits for what is written."""
         self._queued_bytes = 0
         self._dropped = 0
         self._rests_until = 0.0
         self._closed = False
-        database = Database(path, max_rows=max_rows, max_bytes=max_bytes, holdout_share=holdout_share)
+        database = CapturedDatabase(path, max_rows=max_rows, max_bytes=max_bytes, holdout_share=holdout_share)
         self._next_id = database.first_id
         self._writer = threading.Thread(
             target=self._write_all, args=(database,), name=f"capture {path.name}", daemon=True
@@ -123,12 +123,14 @@ class CapturedData:
         self, input: Array, output: Array | np.generic, label: Label | None = None, *, model_version: int
     ) -> int | None:
         """The id under which this prediction will be kept; None where it cannot be. Never waits for the disk."""
-        row = Row(0, label, model_version, time.time(), packed(output), packed(input))
+        row = CapturedRow(0, label, model_version, time.time(), encode_array(output), encode_array(input))
         with self._lock:
             if self._closed or not self._has_room_for(row):
                 self._dropped += 1
                 return None
-            row = Row(self._next_id, row.label, row.model_version, row.captured_at, row.output, row.input)
+            row = CapturedRow(
+                self._next_id, row.label, row.model_version, row.captured_at, row.output, row.input
+            )
             try:
                 self._queue.put_nowait(row)
             except queue.Full:
@@ -149,10 +151,10 @@ class CapturedData:
         """Forget what was said to be true of *row*, if anything was. Raises UnknownRow."""
         await self._in_turn(lambda database: database.withdraw(row))
 
-    async def counts(self) -> Counts:
+    async def counts(self) -> CaptureStats:
         """What is there now, with all that was added before."""
-        rows, labelled = await self._in_turn(Database.counts)
-        return Counts(rows, labelled, self._dropped)
+        rows, labelled = await self._in_turn(CapturedDatabase.counts)
+        return CaptureStats(rows, labelled, self._dropped)
 
     @property
     def path(self) -> Path:
@@ -185,11 +187,11 @@ class CapturedData:
             self._hurry.set()
         await asyncio.to_thread(self._writer.join)
 
-    def _has_room_for(self, row: Row) -> bool:
+    def _has_room_for(self, row: CapturedRow) -> bool:
         resting = time.monotonic() < self._rests_until
         return not resting and self._queued_bytes + row.size_bytes <= self._max_queued_bytes
 
-    async def _in_turn(self, work: Callable[[Database], T]) -> T:
+    async def _in_turn(self, work: Callable[[CapturedDatabase], T]) -> T:
         """Let the writer do *work* after all that was queued before."""
         job = _Job(work, Future())
         await asyncio.to_thread(self._hand_over, job)
@@ -213,24 +215,24 @@ class CapturedData:
 
     # --- the writer's thread ------------------------------------------------------------
 
-    def _write_all(self, database: Database) -> None:
+    def _write_all(self, database: CapturedDatabase) -> None:
         going_on = True
         while going_on:
             items = self._next_items()
             going_on = None not in items
-            self._keep([item for item in items if isinstance(item, Row)], database)
+            self._keep([item for item in items if isinstance(item, CapturedRow)], database)
             self._do([item for item in items if isinstance(item, _Job)], database)
             self._drop_aged(database)
         database.close()
 
-    def _next_items(self) -> list[Row | _Job | None]:
+    def _next_items(self) -> list[CapturedRow | _Job | None]:
         """At least one, and whatever comes soon after it; nothing where nothing comes for a while."""
         try:
-            items = [self._queue.get(timeout=min(_LOOK_S, self._max_age_s))]
+            items = [self._queue.get(timeout=min(_AGE_CHECK_S, self._max_age_s))]
         except queue.Empty:
             return []
-        if time.monotonic() - self._wrote < 2 * _GATHER_S and self._queue.qsize() < _BATCH_ROWS:
-            self._hurry.wait(_GATHER_S)
+        if time.monotonic() - self._wrote < 2 * _BATCH_WAIT_S and self._queue.qsize() < _BATCH_ROWS:
+            self._hurry.wait(_BATCH_WAIT_S)
         self._hurry.clear()
         self._wrote = time.monotonic()
         while len(items) < _BATCH_ROWS:
@@ -240,7 +242,7 @@ class CapturedData:
                 break
         return items
 
-    def _keep(self, rows: list[Row], database: Database) -> None:
+    def _keep(self, rows: list[CapturedRow], database: CapturedDatabase) -> None:
         if not rows:
             return
         with self._lock:
@@ -252,10 +254,10 @@ class CapturedData:
         else:
             self._goes_on()
 
-    def _drop_aged(self, database: Database) -> None:
+    def _drop_aged(self, database: CapturedDatabase) -> None:
         """Let go of what is too old, now and then."""
         now = time.monotonic()
-        if now - self._looked_at < min(_LOOK_S, self._max_age_s / 2):
+        if now - self._looked_at < min(_AGE_CHECK_S, self._max_age_s / 2):
             return
         self._looked_at = now
         try:
@@ -281,14 +283,14 @@ class CapturedData:
                 f"{self._path} takes no more captured data ({error}): predictions go on without; free some space"
             )
 
-    def _do(self, jobs: list[_Job], database: Database) -> None:
+    def _do(self, jobs: list[_Job], database: CapturedDatabase) -> None:
         """All *jobs* in one transaction: to wait for the disk once for each would hold up what is captured."""
         wanted = [job for job in jobs if job.done.set_running_or_notify_cancel()]
         if not wanted:
             return
         try:
             with database.durably():
-                ends = [_outcome(job, database) for job in wanted]
+                ends = [_run_job(job, database) for job in wanted]
         except (sqlite3.Error, OSError) as error:
             for job in wanted:
                 job.done.set_exception(StoreUnavailable(self._path, error))
@@ -297,7 +299,7 @@ class CapturedData:
                 end()
 
 
-def _outcome(job: _Job, database: Database) -> Callable[[], None]:
+def _run_job(job: _Job, database: CapturedDatabase) -> Callable[[], None]:
     """Do *job*; who waits for it is told how it ended by what this returns, once that is on the disk."""
     try:
         return partial(job.done.set_result, job.work(database))

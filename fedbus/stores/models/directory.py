@@ -29,27 +29,27 @@ from pydantic import ValidationError
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.errors import StoreCorrupt, StoreUnavailable
 from fedbus.stores.models.interface import (
-    FRESH_S,
+    UNVERSIONED_GRACE_S,
     ArtifactMissing,
     ArtifactRetired,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
-    assert_next,
-    champion_as_json,
-    champion_in,
-    pointer_damaged,
-    says_the_same,
-    weights_to_keep,
+    check_term,
+    decode_champion,
+    encode_champion,
+    is_same_manifest,
+    pointer_corrupt_error,
+    select_weights_to_keep,
 )
-from fedbus.stores.models.source import Source, pieces
+from fedbus.stores.models.source import Source, iter_pieces
 
-_PIECE_BYTES: Final = 1024 * 1024
-_ABANDONED_S: Final = 3600.0
-_MARK: Final = "fedbus-models.json"
+_CHUNK_BYTES: Final = 1024 * 1024
+_STALE_PART_S: Final = 3600.0
+_MARKER: Final = "fedbus-models.json"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -118,17 +118,17 @@ class DirectoryModelStore:
     def _prepare(self) -> None:
         self._versions.mkdir(parents=True, exist_ok=True)
         for abandoned in self._home.glob(".*.part"):
-            if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
+            if time.time() - abandoned.stat().st_mtime > _STALE_PART_S:
                 abandoned.unlink(missing_ok=True)
-        mark = self._home / _MARK
+        mark = self._home / _MARKER
         if not mark.exists():
-            with _written(self._home, b'{"layout": 1}\n') as part:
+            with _temporary_file(self._home, b'{"layout": 1}\n') as part:
                 part.replace(mark)
             _sync_directory(self._home)
 
     def _assert_there(self) -> None:
         # a volume that is not mounted looks like an empty directory: only the mark says that it is ours
-        if not (self._home / _MARK).is_file():
+        if not (self._home / _MARKER).is_file():
             raise StoreUnavailable(
                 self._home,
                 "there is no model repository, or its volume is not mounted",
@@ -137,15 +137,15 @@ class DirectoryModelStore:
 
     def _put(self, source: Source, sha256: str | None) -> str:
         self._assert_there()
-        with _copied(source, sha256, into=self._home) as (part, digest):
+        with _temporary_copy(source, sha256, into=self._home) as (part, digest):
             part.replace(self._artifact(digest))
         _sync_directory(self._home)
         return digest
 
     def _path_of(self, sha256: str) -> Path:
         path = self._file_of(sha256)
-        if (actual := _digest_of(path, _identity(path))) != sha256:
-            raise _damaged(path, actual)
+        if (actual := _cached_digest(path, _file_identity(path))) != sha256:
+            raise _corrupt_error(path, actual)
         return path
 
     def _file_of(self, sha256: str) -> Path:
@@ -161,13 +161,13 @@ class DirectoryModelStore:
 
     def _verify(self, sha256: str) -> None:
         path = self._file_of(sha256)
-        if (actual := _digest(path)) != sha256:
-            raise _damaged(path, actual)
+        if (actual := _compute_digest(path)) != sha256:
+            raise _corrupt_error(path, actual)
 
     def _retire(self, keep: int, spare: frozenset[str]) -> list[str]:
         with self._alone():
             versions = [self._manifest(number) for number in self._numbers()]
-            kept = weights_to_keep(versions, self._settled(), keep, self._champion()) | spare
+            kept = select_weights_to_keep(versions, self._settled(), keep, self._champion()) | spare
             once = {one.sha256 for one in versions}
             found = [path for path in self._home.glob("*.safetensors") if path.stem not in kept]
             gone = [path for path in found if path.stem in once or _is_old(path)]
@@ -199,15 +199,15 @@ class DirectoryModelStore:
     def _check_artifact(self, manifest: Manifest) -> None:
         path = self._path_of(manifest.sha256)
         if (size := path.stat().st_size) != manifest.size_bytes:
-            raise StoreDamaged(path, f"it has {size} bytes and not {manifest.size_bytes}")
+            raise StoreCorrupt(path, f"it has {size} bytes and not {manifest.size_bytes}")
 
     def _same(self, manifest: Manifest, latest: int) -> Manifest:
-        if not says_the_same(self._manifest(manifest.version), manifest):
+        if not is_same_manifest(self._manifest(manifest.version), manifest):
             raise VersionTaken(manifest.version, latest)
         return manifest
 
     def _write_once(self, manifest: Manifest) -> None:
-        with _written(self._home, manifest.model_dump_json(indent=2).encode() + b"\n") as part:
+        with _temporary_file(self._home, manifest.model_dump_json(indent=2).encode() + b"\n") as part:
             try:
                 os.link(part, self._version_file(manifest.version))  # like O_EXCL, and whole at once
             except FileExistsError:  # where the file system does not honour locks
@@ -215,7 +215,7 @@ class DirectoryModelStore:
         _sync_directory(self._versions)
 
     def _point_to(self, version: int) -> None:
-        with _written(self._home, json.dumps({"version": version}).encode() + b"\n") as part:
+        with _temporary_file(self._home, json.dumps({"version": version}).encode() + b"\n") as part:
             part.replace(self._pointer)
         _sync_directory(self._home)
 
@@ -238,7 +238,7 @@ class DirectoryModelStore:
     def _champion(self) -> Champion | None:
         self._assert_there()
         try:
-            return champion_in(self._crown_file.read_bytes(), self._crown_file)
+            return decode_champion(self._crown_file.read_bytes(), self._crown_file)
         except FileNotFoundError:
             return None
 
@@ -247,10 +247,10 @@ class DirectoryModelStore:
             present = self._champion()
             if present == champion:
                 return champion
-            assert_next(champion, present)
+            check_term(champion, present)
             if champion.version not in (known := self._numbers()):
                 raise VersionMissing(champion.version, known)
-            with _written(self._home, champion_as_json(champion)) as part:
+            with _temporary_file(self._home, encode_champion(champion)) as part:
                 part.replace(self._crown_file)
             _sync_directory(self._home)
         return champion
@@ -259,7 +259,7 @@ class DirectoryModelStore:
         """What the pointer says; 0 where nothing was ever published."""
         number = self._pointer_to()
         if number is None and self._numbers() not in ([], [1]):
-            raise pointer_damaged(self._pointer, "it is gone, but there are versions")
+            raise pointer_corrupt_error(self._pointer, "it is gone, but there are versions")
         return number or 0
 
     def _pointer_to(self) -> int | None:
@@ -269,9 +269,9 @@ class DirectoryModelStore:
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise pointer_damaged(self._pointer, f"it does not name a version ({error})") from error
+            raise pointer_corrupt_error(self._pointer, f"it does not name a version ({error})") from error
         if type(number) is not int or number < 1:
-            raise pointer_damaged(self._pointer, f"it names version {number!r}")
+            raise pointer_corrupt_error(self._pointer, f"it names version {number!r}")
         return number
 
     def _version_file(self, version: int) -> Path:
@@ -282,11 +282,11 @@ class DirectoryModelStore:
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
-            raise StoreDamaged(path, "it is the latest version, and is not there") from error
+            raise StoreCorrupt(path, "it is the latest version, and is not there") from error
         except ValidationError as error:
-            raise StoreDamaged(path, error.errors()[0]["msg"]) from error
+            raise StoreCorrupt(path, error.errors()[0]["msg"]) from error
         if manifest.version != version:
-            raise StoreDamaged(path, f"it says that it is version {manifest.version}")
+            raise StoreCorrupt(path, f"it says that it is version {manifest.version}")
         return manifest
 
     def _numbers(self) -> list[int]:
@@ -301,39 +301,39 @@ class DirectoryModelStore:
             yield
 
 
-def tasks_in_directory(root: Path) -> list[str]:
-    return sorted(mark.parent.name for mark in root.glob(f"*/{_MARK}"))
+def list_tasks_in_directory(root: Path) -> list[str]:
+    return sorted(mark.parent.name for mark in root.glob(f"*/{_MARKER}"))
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _file_identity(path: Path) -> tuple[int, ...]:
     """What changes when somebody writes to the file, or puts another in its place."""
     of = path.stat()
     return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
 
 
 @lru_cache(4096)
-def _digest_of(path: Path, _: tuple[int, ...]) -> str:
+def _cached_digest(path: Path, _: tuple[int, ...]) -> str:
     """The digest of the file that has this identity, taken once."""
-    return _digest(path)
+    return _compute_digest(path)
 
 
-def _digest(path: Path) -> str:
+def _compute_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path, actual: str) -> StoreDamaged:
-    return StoreDamaged(path, f"its bytes have digest {actual}")
+def _corrupt_error(path: Path, actual: str) -> StoreCorrupt:
+    return StoreCorrupt(path, f"its bytes have digest {actual}")
 
 
 def _is_old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > FRESH_S
+    return time.time() - path.stat().st_mtime > UNVERSIONED_GRACE_S
 
 
 @contextmanager
-def _written(directory: Path, content: bytes) -> Iterator[Path]:
+def _temporary_file(directory: Path, content: bytes) -> Iterator[Path]:
     """A file in *directory* with *content*, on disk, that goes away unless it is renamed."""
-    with _part(directory) as (descriptor, path):
+    with _open_part(directory) as (descriptor, path):
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             _sync(file.fileno(), file.flush)
@@ -341,12 +341,12 @@ def _written(directory: Path, content: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _copied(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple[Path, str]]:
+def _temporary_copy(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple[Path, str]]:
     """A copy of *source* on disk, and its digest, if that is *sha256* or nobody says what it should be."""
     digest = hashlib.sha256()
-    with _part(into) as (descriptor, path):
+    with _open_part(into) as (descriptor, path):
         with os.fdopen(descriptor, "wb") as file:
-            for piece in pieces(source, _PIECE_BYTES):
+            for piece in iter_pieces(source, _CHUNK_BYTES):
                 digest.update(piece)
                 file.write(piece)
             if sha256 not in (None, digest.hexdigest()):
@@ -356,7 +356,7 @@ def _copied(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple
 
 
 @contextmanager
-def _part(directory: Path) -> Iterator[tuple[int, Path]]:
+def _open_part(directory: Path) -> Iterator[tuple[int, Path]]:
     descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=directory)
     os.fchmod(descriptor, 0o644)
     path = Path(name)

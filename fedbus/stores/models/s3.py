@@ -32,42 +32,42 @@ from pydantic import ValidationError
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreUnavailable
-from fedbus.stores.models.artifact_cache import ArtifactCache, Part
+from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreUnavailable
+from fedbus.stores.models.artifact_cache import ArtifactCache, PartialDownload
 from fedbus.stores.models.interface import (
-    FRESH_S,
+    UNVERSIONED_GRACE_S,
     ArtifactMissing,
     ArtifactRetired,
-    ChampionMoved,
+    ChampionConflict,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
-    assert_next,
-    champion_as_json,
-    champion_in,
-    pointer_damaged,
-    says_the_same,
-    weights_to_keep,
+    check_term,
+    decode_champion,
+    encode_champion,
+    is_same_manifest,
+    pointer_corrupt_error,
+    select_weights_to_keep,
 )
-from fedbus.stores.models.source import Source, parts, pieces, size_of
-from fedbus.stores.s3.bucket import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
-from fedbus.stores.s3.lock import locked
+from fedbus.stores.models.source import Source, iter_parts, iter_pieces, source_size_bytes
+from fedbus.stores.s3.bucket import MAX_PARTS, PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported
+from fedbus.stores.s3.lock import hold_lock
 
-MARK: Final = "fedbus-models.json"
-READ_AT_ONCE: Final = 8
+MARKER: Final = "fedbus-models.json"
+MAX_CONCURRENT_READS: Final = 8
 """How many manifests are read at the same time."""
 
-ASKING_S: Final = 10.0
+READ_RETRY_S: Final = 10.0
 """How patient we are with an S3 that does not answer; who asked will ask again, knowing better what for."""
-FREIGHT_S: Final = 90.0
+TRANSFER_RETRY_S: Final = 90.0
 """The same for weights: a run's work is in them, so that an S3 may be away for a minute."""
 
 log = structlog.get_logger("fedbus.models_s3")
 
 
 @dataclass(frozen=True)
-class _Pointer:
+class _LatestPointer:
     """What ``latest`` says: 0 and no tag where it is not there."""
 
     version: int
@@ -79,7 +79,7 @@ class S3ModelStore:
 
     def __init__(
         self,
-        address: Address,
+        address: BucketAddress,
         task: TaskId,
         *,
         patience_s: float | None = None,
@@ -87,8 +87,8 @@ class S3ModelStore:
     ) -> None:
         self.url = address.url
         self._place = str(address)
-        self._bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
-        self._freight = Bucket(address, patience_s=FREIGHT_S if patience_s is None else patience_s)
+        self._bucket = Bucket(address, patience_s=READ_RETRY_S if patience_s is None else patience_s)
+        self._freight = Bucket(address, patience_s=TRANSFER_RETRY_S if patience_s is None else patience_s)
         self._home = f"{address.prefix}/{task}" if address.prefix else str(task)
         self._cache = cache or ArtifactCache((address.cache or _default_cache()) / task)
         self._honours_conditions: bool | None = None
@@ -97,28 +97,30 @@ class S3ModelStore:
 
     async def prepare(self) -> None:
         async with self._bucket.open():
-            if await self._bucket.read(self._key(MARK)) is None:
-                await self._bucket.write(self._key(MARK), b'{"layout": 1}\n')
+            if await self._bucket.read(self._key(MARKER)) is None:
+                await self._bucket.write(self._key(MARKER), b'{"layout": 1}\n')
 
     async def put(self, source: Source, sha256: str | None = None) -> str:
-        size = await asyncio.to_thread(size_of, source)
-        digest = await asyncio.to_thread(_digest, source) if sha256 is None else sha256  # it has a name first
+        size = await asyncio.to_thread(source_size_bytes, source)
+        digest = (
+            await asyncio.to_thread(_compute_digest, source) if sha256 is None else sha256
+        )  # it has a name first
         key = self._artifact(digest)
         async with self._freight.open():
             if digest in self._put_here and await self._freight.size_of(key) == size:
-                await asyncio.to_thread(_exhaust, _parts(source, size, digest))
+                await asyncio.to_thread(_consume, _iter_parts(source, size, digest))
                 return digest
             await self._assert_there(self._freight)
             if size > PART_BYTES:
-                await self._freight.upload(key, size, _parts(source, size, digest))
+                await self._freight.upload(key, size, _iter_parts(source, size, digest))
             else:
-                whole = await asyncio.to_thread(b"".join, _parts(source, size, digest))
+                whole = await asyncio.to_thread(b"".join, _iter_parts(source, size, digest))
                 await self._freight.write(key, whole)
         self._put_here.add(digest)
         return digest
 
     async def path_of(self, sha256: str) -> Path:
-        async def fetch(part: Part) -> None:
+        async def fetch(part: PartialDownload) -> None:
             if not await self._freight.download(self._artifact(sha256), part):
                 raise await self._missing(sha256)
             if part.digest != sha256:  # a part from before may be to blame: once more, from the start
@@ -139,7 +141,7 @@ class S3ModelStore:
         return {name for name in names if self._artifact(name) in listed}
 
     async def verify(self, sha256: str) -> None:
-        reader = _Reader()
+        reader = _HashingSink()
         if not await self._freight.download(self._artifact(sha256), reader):
             raise await self._missing(sha256)
         if reader.digest.hexdigest() != sha256:
@@ -149,7 +151,7 @@ class S3ModelStore:
         async with self._bucket.open():
             versions = await self.versions()
             latest, _ = await self._settled()
-            kept = weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
+            kept = select_weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
             once = {one.sha256 for one in versions}
             gone = []
             for one in await self._bucket.listing(f"{self._home}/"):
@@ -158,7 +160,7 @@ class S3ModelStore:
                     continue
                 if name.stem in once:  # first the tombstone: what is gone without one is a loss
                     await self._bucket.write(self._tombstone(name.stem), b"")
-                elif (datetime.now(UTC) - one.modified).total_seconds() < FRESH_S:
+                elif (datetime.now(UTC) - one.modified).total_seconds() < UNVERSIONED_GRACE_S:
                     continue
                 await self._bucket.delete(one.key)
                 gone.append(name.stem)
@@ -172,7 +174,7 @@ class S3ModelStore:
                 if manifest.version > latest + 1:
                     raise VersionSkipped(manifest.version, latest)
                 if manifest.version > latest and not await self._create(
-                    self._version(manifest.version), _written(manifest)
+                    self._version(manifest.version), _encode_manifest(manifest)
                 ):
                     latest = manifest.version  # somebody was quicker, or we were and the answer was lost
                 if manifest.version <= latest:
@@ -191,7 +193,7 @@ class S3ModelStore:
     async def versions(self) -> list[Manifest]:
         async with self._bucket.open():
             numbers = await self.numbers()
-            gate = asyncio.Semaphore(READ_AT_ONCE)
+            gate = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
             async def read(number: int) -> Manifest:
                 async with gate:
@@ -223,14 +225,14 @@ class S3ModelStore:
                 present, tag = await self._throne()
                 if present == champion:
                     return champion
-                assert_next(champion, present)
-                if not await self._replace(self._key("champion"), champion_as_json(champion), tag):
+                check_term(champion, present)
+                if not await self._replace(self._key("champion"), encode_champion(champion), tag):
                     (
                         present,
                         _,
                     ) = await self._throne()  # somebody was quicker, or we were and the answer was lost
                     if present != champion:
-                        raise ChampionMoved(champion, present)
+                        raise ChampionConflict(champion, present)
         return champion
 
     async def _throne(self) -> tuple[Champion | None, str]:
@@ -239,7 +241,7 @@ class S3ModelStore:
         if found is None:
             await self._assert_there()
             return None, ""
-        return champion_in(found.content, f"{self._place}, {self._key('champion')}"), found.tag
+        return decode_champion(found.content, f"{self._place}, {self._key('champion')}"), found.tag
 
     # --- the pointer ---------------------------------------------------------------------------
 
@@ -253,7 +255,7 @@ class S3ModelStore:
             number, _ = await self._settled()
         return number
 
-    async def _settled(self) -> tuple[int, _Pointer]:
+    async def _settled(self) -> tuple[int, _LatestPointer]:
         """The latest version, whether or not the pointer is there yet; 0 where there is none."""
         pointer = await self._pointer()
         number = pointer.version
@@ -261,30 +263,30 @@ class S3ModelStore:
             number += 1
         return number, pointer
 
-    async def _pointer(self) -> _Pointer:
+    async def _pointer(self) -> _LatestPointer:
         found = await self._bucket.read(self._key("latest"))
         if found is None:
             numbers = await self._numbers()
             if numbers not in ([], [1]):
-                raise pointer_damaged(
+                raise pointer_corrupt_error(
                     f"{self._place}, {self._key('latest')}", "it is gone, but there are versions"
                 )
             if not numbers:
                 await self._assert_there()
-            return _Pointer(0, "")
-        return _Pointer(self._pointed_to(found.content), found.tag)
+            return _LatestPointer(0, "")
+        return _LatestPointer(self._pointed_to(found.content), found.tag)
 
     def _pointed_to(self, content: bytes) -> int:
         place = f"{self._place}, {self._key('latest')}"
         try:
             number = json.loads(content)["version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise pointer_damaged(place, f"it does not name a version ({error})") from error
+            raise pointer_corrupt_error(place, f"it does not name a version ({error})") from error
         if type(number) is not int or number < 1:
-            raise pointer_damaged(place, f"it names version {number!r}")
+            raise pointer_corrupt_error(place, f"it names version {number!r}")
         return number
 
-    async def _point_to(self, number: int, pointer: _Pointer) -> None:
+    async def _point_to(self, number: int, pointer: _LatestPointer) -> None:
         """Move the pointer on to *number*; whoever has moved it there or further was quicker, and right."""
         while pointer.version < number:
             content = json.dumps({"version": number}).encode() + b"\n"
@@ -300,7 +302,7 @@ class S3ModelStore:
         if await self._conditions_are_honoured():
             yield
             return
-        async with locked(self._bucket, self._key("lock/")):
+        async with hold_lock(self._bucket, self._key("lock/")):
             yield
 
     async def _conditions_are_honoured(self) -> bool:
@@ -321,7 +323,7 @@ class S3ModelStore:
             return not (
                 await self._bucket.create(key, b"2") or await self._bucket.replace(key, b"3", f'"{"0" * 32}"')
             )
-        except ConditionsUnknown:
+        except ConditionalPutsUnsupported:
             return False
         finally:
             await self._bucket.delete(key)
@@ -350,13 +352,13 @@ class S3ModelStore:
             await self._assert_there()
             raise ArtifactMissing(manifest.sha256)
         if size != manifest.size_bytes:
-            raise StoreDamaged(
+            raise StoreCorrupt(
                 f"{self._place}, {self._artifact(manifest.sha256)}",
                 f"it has {size} bytes and not {manifest.size_bytes}",
             )
 
     async def _same(self, manifest: Manifest, latest: int) -> None:
-        if not says_the_same(await self._manifest(manifest.version), manifest):
+        if not is_same_manifest(await self._manifest(manifest.version), manifest):
             raise VersionTaken(manifest.version, latest)
 
     async def _manifest(self, version: int) -> Manifest:
@@ -364,13 +366,13 @@ class S3ModelStore:
         place = f"{self._place}, {key}"
         found = await self._bucket.read(key)
         if found is None:
-            raise StoreDamaged(place, "it is the latest version, and is not there")
+            raise StoreCorrupt(place, "it is the latest version, and is not there")
         try:
             manifest = Manifest.model_validate_json(found.content)
         except ValidationError as error:
-            raise StoreDamaged(place, error.errors()[0]["msg"]) from error
+            raise StoreCorrupt(place, error.errors()[0]["msg"]) from error
         if manifest.version != version:
-            raise StoreDamaged(place, f"it says that it is version {manifest.version}")
+            raise StoreCorrupt(place, f"it says that it is version {manifest.version}")
         return manifest
 
     async def _numbers(self) -> list[int]:
@@ -379,15 +381,15 @@ class S3ModelStore:
 
     async def _assert_there(self, bucket: Bucket | None = None) -> None:
         # a mistaken prefix looks like an empty repository: only the mark says that it is ours
-        if await (bucket or self._bucket).read(self._key(MARK)) is None:
+        if await (bucket or self._bucket).read(self._key(MARKER)) is None:
             raise StoreUnavailable(
                 self._place,
                 f"there is no model repository under {self._home}/",
                 remedy="correct its address; where there never was one, a server makes it when it starts",
             )
 
-    def _damaged(self, sha256: str, actual: str) -> StoreDamaged:
-        return StoreDamaged(f"{self._place}, {self._artifact(sha256)}", f"its bytes have digest {actual}")
+    def _damaged(self, sha256: str, actual: str) -> StoreCorrupt:
+        return StoreCorrupt(f"{self._place}, {self._artifact(sha256)}", f"its bytes have digest {actual}")
 
     async def _missing(self, sha256: str) -> ArtifactMissing:
         retired = await self._bucket.read(self._tombstone(sha256)) is not None
@@ -406,18 +408,18 @@ class S3ModelStore:
         return self._key(f"versions/{version}.json")
 
 
-async def tasks_in_bucket(url: str, patience_s: float | None) -> list[str]:
-    address = Address.parse(url)
-    bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
+async def list_tasks_in_bucket(url: str, patience_s: float | None) -> list[str]:
+    address = BucketAddress.parse(url)
+    bucket = Bucket(address, patience_s=READ_RETRY_S if patience_s is None else patience_s)
     prefix = f"{address.prefix}/" if address.prefix else ""
     async with bucket.open():
         folders = await bucket.folders(prefix)
-        marks = await asyncio.gather(*(bucket.size_of(f"{folder}{MARK}") for folder in folders))
+        marks = await asyncio.gather(*(bucket.size_of(f"{folder}{MARKER}") for folder in folders))
     names = [folder.removeprefix(prefix).strip("/") for folder in folders]
     return sorted(name for name, mark in zip(names, marks, strict=True) if mark is not None)
 
 
-class _Reader:
+class _HashingSink:
     """Hashes what it is given, and keeps nothing."""
 
     def __init__(self) -> None:
@@ -429,30 +431,30 @@ class _Reader:
         self.size_bytes += len(piece)
 
 
-def _parts(source: Source, size_bytes: int, sha256: str) -> Iterator[bytes]:
+def _iter_parts(source: Source, size_bytes: int, sha256: str) -> Iterator[bytes]:
     """*source* in parts; raises DigestMismatch in the place of its end, where it is not what it should be."""
     digest = hashlib.sha256()
     part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
-    for part in parts(source, part_bytes):
+    for part in iter_parts(source, part_bytes):
         digest.update(part)
         yield part
     if digest.hexdigest() != sha256:
         raise DigestMismatch(sha256, digest.hexdigest())
 
 
-def _digest(source: Source) -> str:
+def _compute_digest(source: Source) -> str:
     digest = hashlib.sha256()
-    for piece in pieces(source, PART_BYTES):
+    for piece in iter_pieces(source, PART_BYTES):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _exhaust(parts: Iterator[bytes]) -> None:
+def _consume(parts: Iterator[bytes]) -> None:
     for _ in parts:
         pass
 
 
-def _written(manifest: Manifest) -> bytes:
+def _encode_manifest(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=2).encode() + b"\n"
 
 

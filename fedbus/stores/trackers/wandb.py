@@ -5,18 +5,24 @@ from typing import Any
 
 import wandb
 
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+from fedbus.stores.trackers.interface import (
+    RunEnded,
+    TrackedRound,
+    TrackedRun,
+    TrackerContext,
+    flatten_metrics,
+)
 
 
 class WandbTracker:
     """One run of W&B at a time, as fedbus has one a task; it is taken up again by its id."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackerContext) -> None:
         self._task = place.task
         self._directory: Path = place.directory
         self._run: Any = None
 
-    def begin(self, run: RunBegun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         config = {
             **run.config,
             "trigger": run.trigger,
@@ -25,8 +31,8 @@ class WandbTracker:
         }
         self._open(run.run).config.update(config, allow_val_change=True)
 
-    def round(self, seen: RoundSeen) -> None:
-        self._open(seen.run).log(flat(seen), step=seen.step)
+    def round(self, seen: TrackedRound) -> None:
+        self._open(seen.run).log(flatten_metrics(seen), step=seen.step)
 
     def end(self, run: RunEnded) -> None:
         opened = self._open(run.run)

