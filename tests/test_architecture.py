@@ -18,13 +18,14 @@ MODULES: Final = sorted(ROOT.rglob("*.py"))
 IN_THE_MIDDLE: Final = {"domain", "bus", "stores", "learning"}
 
 MAY_USE: Final = {
+    "common": set[str](),
     "contracts": set[str](),
     "domain": {"contracts"},
-    "bus": {"contracts"},
-    "stores": {"contracts"},
-    "learning": {"contracts"},
-    "agents": {"contracts", *IN_THE_MIDDLE},
-    "app": {"contracts", *IN_THE_MIDDLE, "agents"},
+    "bus": {"common", "contracts"},
+    "stores": {"common", "contracts"},
+    "learning": {"common", "contracts"},
+    "agents": {"common", "contracts", *IN_THE_MIDDLE},
+    "app": {"common", "contracts", *IN_THE_MIDDLE, "agents"},
 }
 
 MAY_USE_AT_THE_TOP: Final = {"__main__.py": {"app"}}

@@ -6,11 +6,8 @@ its metadata. Saving streams: one tensor at a time, hashed on its way, into a fi
 its name only when it is whole.
 """
 
-import contextlib
 import hashlib
 import json
-import os
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +16,7 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from fedbus.common.filesystem import atomic_open
 from fedbus.contracts.model import Artifact
 
 Arrays: TypeAlias = dict[str, np.ndarray[Any, Any]]
@@ -104,18 +102,11 @@ def save(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path) -> Artifact:
     """Write *arrays* to *path* and say what the file is; nothing half written ever stands at *path*."""
     file_to_be = pack(arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            digest = hashlib.sha256()
-            for buffer in file_to_be.buffers:
-                file.write(buffer)
-                digest.update(buffer)
-        Path(temporary).replace(path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            Path(temporary).unlink()
-        raise
+    digest = hashlib.sha256()
+    with atomic_open(path, durable=False) as file:
+        for buffer in file_to_be.buffers:
+            file.write(buffer)
+            digest.update(buffer)
     return file_to_be.artifact(digest.hexdigest())
 
 

@@ -1,7 +1,6 @@
 """Small pieces of structured concurrency that asyncio 3.11 leaves to us."""
 
 import asyncio
-import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -9,10 +8,9 @@ from typing import Any, TypeVar
 
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoResponse
+from fedbus.common.retry import backoff_s as backoff_s  # noqa: PLC0414 (until its importers name fedbus.common)
+from fedbus.common.retry import retry
 from fedbus.contracts.message import Request
-
-MIN_RETRY_S = 0.1
-MAX_RETRY_S = 5.0
 
 T = TypeVar("T")
 
@@ -55,21 +53,9 @@ async def repeat_every(seconds: float, do: Callable[[], Awaitable[None]]) -> Non
         await do()
 
 
-def backoff_s(attempt: int) -> float:
-    """How long to wait before the next try, in seconds: longer each time, with jitter."""
-    longest = min(MAX_RETRY_S, MIN_RETRY_S * 2.0 ** min(attempt, 10))
-    return random.uniform(0.5, 1.0) * longest  # noqa: S311 (jitter, not a secret)
-
-
 async def request_until_answered(bus: Bus, request: Request, *, timeout_s: float = 5.0) -> Any:
     """The answer to *request*, however long its server takes to come up; raises RequestRefused."""
-    attempt = 0
-    while True:
-        try:
-            return await bus.request(request, timeout_s=timeout_s)
-        except NoResponse:
-            await asyncio.sleep(backoff_s(attempt))
-            attempt += 1
+    return await retry(lambda: bus.request(request, timeout_s=timeout_s), on=NoResponse)
 
 
 async def handle_each(inbox: AsyncIterator[Delivery], handle: Callable[[Any], Awaitable[None]]) -> None:

@@ -22,11 +22,12 @@ from typing import Any, Final, Self
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s, wait_within
+from fedbus.agents.common.asyncio_tools import wait_within
 from fedbus.agents.gateway.records import EVENTS, LIFECYCLE, FeedRecord, to_jsonable, to_record, truncate
 from fedbus.bus.bus import Bus, StoredMessage
 from fedbus.bus.errors import FederationNotFound
 from fedbus.bus.streams import events_stream, lifecycle_stream
+from fedbus.common.retry import retry
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import MESSAGES, stream_subjects
 from fedbus.contracts.client import Heartbeat, RoundReply
@@ -116,14 +117,12 @@ class Feed:
 
     async def run(self) -> None:
         """Read both streams until cancelled; waits for a federation that is not there yet."""
-        attempt = 0
+
+        def report(_: Exception, __: int) -> None:
+            log.info("no federation yet", federation=self._bus.fed)
+
         while True:
-            try:
-                await self._read()
-            except FederationNotFound:
-                log.info("no federation yet", federation=self._bus.fed)
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
+            await retry(self._read, on=FederationNotFound, on_failure=report)
 
     async def _read(self) -> None:
         streams = {

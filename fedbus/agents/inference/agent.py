@@ -22,7 +22,7 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbus import __version__
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import backoff_s, handle_each, run_until, wait_for_first
+from fedbus.agents.common.asyncio_tools import handle_each, run_until, wait_for_first
 from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.agents.inference.data_monitor import DataMonitor
 from fedbus.agents.inference.engine import ModelPair
@@ -35,6 +35,8 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.errors import BusClosed, BusUnreachable, PublishRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
 from fedbus.bus.raw_service import RawHandler, RequestRejected
+from fedbus.common.filesystem import atomic_write
+from fedbus.common.retry import RetryBackoff
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
@@ -144,16 +146,15 @@ class InferenceAgent:
 
     async def _on_the_bus(self, stop: asyncio.Event, join: ConnectBus) -> None:
         """Be there whenever the bus is; predictions go on without."""
-        attempt = 0
+        backoff = RetryBackoff()
         while not stop.is_set():
             try:
                 async with join() as bus:
-                    attempt = 0
+                    backoff.reset()
                     await wait_for_first(self._work(bus, stop), bus.lost(), _stop_within_limit(stop))
             except (BusUnreachable, BusClosed, PublishRefused) as error:
                 log.warning("predictions are served without the bus", reason=str(error))
-                await wait_for_first(stop.wait(), asyncio.sleep(backoff_s(attempt)))
-                attempt += 1
+                await backoff.pause(stop)
 
     async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
@@ -294,7 +295,7 @@ class InferenceAgent:
             )
 
     async def _keep(self, message: InferStart) -> None:
-        await asyncio.to_thread(_write_atomically, self._kept, message.model_dump_json())
+        await asyncio.to_thread(atomic_write, self._kept, message.model_dump_json())
 
     async def _say_ready(self, bus: Bus, message: InferStart) -> None:
         await bus.publish(
@@ -343,7 +344,7 @@ def _record_rollback(path: Path, left: InferStart) -> None:
     """Note that the model of *left* was returned from, as the newest of those in *path*."""
     known = [(sha256, term) for sha256, term in _read_rollbacks(path).items() if sha256 != left.model.sha256]
     newest = [*known, (left.model.sha256, left.term)][-MAX_ROLLED_BACK:]
-    _write_atomically(path, json.dumps(dict(newest)))
+    atomic_write(path, json.dumps(dict(newest)))
 
 
 def _read_rollbacks(path: Path) -> dict[str, int]:
@@ -352,10 +353,3 @@ def _read_rollbacks(path: Path) -> dict[str, int]:
         return _TERMS.validate_json(path.read_bytes())
     except (OSError, ValidationError):
         return {}
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write *text* to *path*, which never holds a part of it."""
-    part = path.with_suffix(".part")
-    part.write_text(text)
-    part.replace(path)

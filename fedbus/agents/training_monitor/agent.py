@@ -14,11 +14,12 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s, wait_for_first
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import FederationNotFound
 from fedbus.bus.streams import lifecycle_stream
+from fedbus.common.retry import retry
 from fedbus.contracts import subjects
 from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent
 from fedbus.contracts.telemetry import CLIENT, CLIENT_CONTRIBUTION, CLIENT_RELIABILITY, TASK, set_gauge
@@ -133,13 +134,8 @@ class TrainingMonitor:
                 await asyncio.to_thread(told.close)
 
     async def _follow(self) -> None:
-        attempt = 0
         while True:
-            try:
-                await self._follow_runs()
-            except FederationNotFound:  # the server side has not made its streams yet
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
+            await retry(self._follow_runs, on=FederationNotFound)  # the server side creates the streams
 
     async def _follow_runs(self) -> None:
         wanted = [subjects.lifecycle(self._bus.fed, "run", ">")]

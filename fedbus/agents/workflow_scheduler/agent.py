@@ -22,7 +22,7 @@ import structlog
 from pydantic import ValidationError
 
 from fedbus import __version__
-from fedbus.agents.common.asyncio_tools import Timers, backoff_s, handle_each, run_until
+from fedbus.agents.common.asyncio_tools import Timers, handle_each, run_until
 from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.agents.workflow_scheduler.runs import ScheduledRuns
 from fedbus.agents.workflow_scheduler.schedule import RunSchedule
@@ -31,6 +31,7 @@ from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import LeaseLost, StaleOwner
 from fedbus.bus.lease import Lease
 from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.common.retry import RetryBackoff, retry
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.run import RunOverrides
@@ -102,15 +103,14 @@ class WorkflowScheduler:
     async def run(self, stop: asyncio.Event) -> None:
         """Schedule until *stop* is set; a run under way goes on without us, and we follow it when we are back."""
         await self._bus.create_streams()
-        attempt = 0
+        backoff = RetryBackoff()
         while not stop.is_set():
             try:
                 await run_until(stop, self._lead())
             except* (LeaseLost, StaleOwner) as lost:
                 log.warning("another scheduler leads now: standing by", reason=str(lost.exceptions[0]))
                 self.ready.clear()
-            await asyncio.sleep(0 if stop.is_set() else backoff_s(attempt))
-            attempt += 1
+            await backoff.pause(stop)
 
     async def _lead(self) -> None:
         """Wait for the lease, and schedule for as long as it is ours."""
@@ -195,19 +195,15 @@ class _Leadership:
 
     async def _follow_the_code(self) -> None:
         """Make runs as the code says that everybody is on, whenever that is another; what is away is asked again."""
-        attempt = 0
+
+        def report(error: Exception, failed_before: int) -> None:
+            if failed_before == 0:
+                log.warning("the code repository is away: runs are as before", reason=str(error))
+
         while True:
-            try:
-                await self._take_up_the_code()
-            except CodeUnavailable as error:
-                if attempt == 0:
-                    log.warning("the code repository is away: runs are as before", reason=str(error))
-                await asyncio.sleep(backoff_s(attempt))
-                attempt += 1
-            else:
-                attempt = 0
-                await self._heard.wait()
-                self._heard.clear()
+            await retry(self._take_up_the_code, on=CodeUnavailable, on_failure=report)
+            await self._heard.wait()
+            self._heard.clear()
 
     async def _take_up_the_code(self) -> None:
         """Raises CodeUnavailable."""

@@ -16,7 +16,7 @@ import structlog
 from fedbus import __version__
 from fedbus.agents.client_manager.agent import ClientManager
 from fedbus.agents.client_manager.training_slots import TrainingSlots
-from fedbus.agents.common.asyncio_tools import backoff_s, wait_for_first
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.code_check import check
 from fedbus.agents.common.liveness import hold_liveness_lock
 from fedbus.agents.common.process_orders import CheckProcessConfig, ProcessConfig, TrainerProcessConfig
@@ -39,6 +39,7 @@ from fedbus.app.telemetry.log_lines import error_summary
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.credentials import ANONYMOUS, BusAccess
 from fedbus.bus.errors import BusUnreachable
+from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientStart, InferStart
 from fedbus.contracts.identifiers import ClientId, FederationId
@@ -429,7 +430,7 @@ async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, sto
 
     To a new one a bus that is not there is an error, and told at once: BusUnreachable.
     """
-    attempt = 0
+    backoff = RetryBackoff()
     while not stop.is_set():
         try:
             await agent(device, stop)
@@ -437,8 +438,7 @@ async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, sto
             if not (device.directory / SERVED_MODEL_FILE).exists():
                 raise
             log.warning("the bus is not there yet", reason=str(error))
-            await wait_for_first(stop.wait(), asyncio.sleep(backoff_s(attempt)))
-            attempt += 1
+            await backoff.pause(stop)
         else:
             return
 

@@ -12,7 +12,6 @@ What is left to others: an S3 of one's own, see `--store s3://…`; access from 
 """
 
 import json
-import os
 import secrets
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -33,6 +32,7 @@ from fedbus.app.local.supervisor import (
     read_reply,
     supervised,
 )
+from fedbus.common.filesystem import atomic_write
 from fedbus.stores.errors import StoreDenied
 
 PROGRAM: Final = "weed"
@@ -165,7 +165,7 @@ class _SeaweedProgram:
         inner = {name: choose_port(None, before.get(name)) for name in INTERNAL_PORTS}
         while len(set(inner.values())) < len(inner):
             inner = {name: find_free_port() for name in INTERNAL_PORTS}
-        _write_private(self._ports, json.dumps(inner))
+        atomic_write(self._ports, json.dumps(inner))
         return EmbeddedS3(
             port=choose_port(port, self.home.kept_port), internal_ports=inner, credentials=self._credentials
         )
@@ -226,21 +226,12 @@ class _SeaweedProgram:
             "credentials": [{"accessKey": key, "secretKey": secret}],
             "actions": ["Admin", "Read", "Write", "List", "Tagging"],
         }
-        _write_private(
+        atomic_write(
             self._credentials, f"[default]\naws_access_key_id = {key}\naws_secret_access_key = {secret}\n"
         )
-        _write_private(self._identity, json.dumps({"identities": [identity]}))
+        atomic_write(self._identity, json.dumps({"identities": [identity]}))
 
     def _sockets(self) -> dict[str, Path]:
         """Its sockets in our directory, where the system takes so long a name; else in /tmp, as it is used to."""
         sockets = {f"{part}.localSocket": self.home.directory / f"{part}.sock" for part in ("s3", "filer")}
         return sockets if all(len(str(path)) < MAX_SOCKET_PATH for path in sockets.values()) else {}
-
-
-def _write_private(path: Path, content: str) -> None:
-    """A file for its owner alone, from its first moment, and whole or not there."""
-    part = path.with_name(f".{path.name}.part")
-    part.unlink(missing_ok=True)
-    with os.fdopen(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
-        file.write(content)
-    part.replace(path)

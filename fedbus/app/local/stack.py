@@ -21,12 +21,13 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s, wait_for_first
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.child_process import ChildProcess, describe_exit, log_tail, module_command
 from fedbus.app.local.nats_server import EmbeddedNats, embedded_nats
 from fedbus.app.local.seaweedfs import embedded_s3
 from fedbus.app.local.supervisor import HOST, PortTaken, bind_port
 from fedbus.app.settings import NATS_MONITOR, Settings
+from fedbus.common.retry import RetryBackoff
 from fedbus.contracts.identifiers import ClientId, client_id
 
 CLI_MODULE: Final = "fedbus.app.cli.main"
@@ -158,7 +159,7 @@ async def _supervise(
     door: socket.socket | None = None,
 ) -> None:
     """Run the process *name* until *stop*; start it again when it ends by itself. *door*: the socket it listens on."""
-    attempt = 0
+    backoff = RetryBackoff()
     doors = [] if door is None else [door.fileno()]
     its_own = environment if door is None else {**environment, GATEWAY_SOCKET_VARIABLE: str(door.fileno())}
     while not stop.is_set():
@@ -177,5 +178,4 @@ async def _supervise(
         ended = f"{describe_exit(code or 0)}: {log_tail(running.log_of(name), 1)}"
         running.restarts[name] = ended
         log.warning("started again", process=name, because=ended)
-        await wait_for_first(stop.wait(), asyncio.sleep(backoff_s(attempt)))
-        attempt += 1
+        await backoff.pause(stop)

@@ -30,6 +30,7 @@ import structlog
 
 from fedbus.agents.common.child_process import ChildProcess, describe_exit, log_tail
 from fedbus.app.local import orphan_guard
+from fedbus.common.retry import backoff_s
 
 HOST: Final = "127.0.0.1"
 READY_TIMEOUT_S: Final = 60.0
@@ -211,7 +212,7 @@ class _Supervisor(Generic[RunningT]):
         """Try until it answers; how many quick deaths there have been by then."""
         while quick_deaths < MAX_QUICK_EXITS:
             log.warning("started again", program=self._program.name, how=how, deaths=quick_deaths)
-            await asyncio.sleep(FIRST_BACKOFF_S * 2 ** (quick_deaths - 1))
+            await asyncio.sleep(backoff_s(quick_deaths - 1, first_s=FIRST_BACKOFF_S))
             try:
                 await self._start(running)
             except ProgramNotReady as failure:

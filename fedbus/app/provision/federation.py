@@ -23,6 +23,7 @@ from fedbus.app.provision.hosts import check_host, check_url
 from fedbus.app.provision.keys import Key, KeyType, check_public_key
 from fedbus.app.provision.kit import Kit, pending_credentials, write_file
 from fedbus.app.provision.registry import MONITOR_PORT, FederationRegistry, Member, MemberKind, Site
+from fedbus.common.filesystem import SHARED_MODE, atomic_write
 from fedbus.contracts.credentials import federation_tag, parse_user, role_tag
 from fedbus.contracts.identifiers import FederationId, check_id, client_id, task_id
 from fedbus.contracts.permissions import Role, permissions_for
@@ -418,9 +419,7 @@ class Federation:
     # --- the record ---------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        part = self.folder / f"{REGISTRY_FILE}.part"
-        part.write_text(self.record.model_dump_json(indent=2))
-        part.replace(self.folder / REGISTRY_FILE)
+        atomic_write(self.folder / REGISTRY_FILE, self.record.model_dump_json(indent=2), mode=SHARED_MODE)
         self.write_server_files()
 
     def _read_optional(self, name: str) -> str:

@@ -14,6 +14,7 @@ from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
 from fedbus.app.failures import CliError, ExitCode
+from fedbus.common.filesystem import atomic_write
 
 SECRET_MODE: Final = 0o600
 
@@ -111,8 +112,4 @@ def verify_signature(public: str, said: bytes, signature: bytes) -> bool:
 def write_secret(path: Path, text: str) -> None:
     """Whole or not at all, and never for a moment readable by others."""
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-    part = path.with_name(f"{path.name}.part")
-    part.unlink(missing_ok=True)
-    with open(os.open(part, os.O_WRONLY | os.O_CREAT | os.O_EXCL, SECRET_MODE), "w") as file:  # noqa: PTH123 (its mode from the first moment on)
-        file.write(text)
-    part.replace(path)
+    atomic_write(path, text, mode=SECRET_MODE)

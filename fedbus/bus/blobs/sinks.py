@@ -17,6 +17,7 @@ import numpy
 
 from fedbus.bus.blobs.errors import BlobCorrupt
 from fedbus.bus.blobs.threads import open_in_thread, run_in_thread
+from fedbus.common.filesystem import publish_file
 from fedbus.contracts.model import BlobRef
 
 INLINE_BYTES = 64 * 1024
@@ -116,9 +117,7 @@ class FileSink:
 
     def _finish(self) -> None:
         _check_digest(self._ref, self._digest.hexdigest())
-        os.fsync(self._file.fileno())
-        self._part.replace(self._path)
-        _sync_directory(self._path.parent)
+        publish_file(self._part, self._path)
 
 
 def _check_digest(ref: BlobRef, digest: str) -> None:
@@ -158,11 +157,3 @@ def _is_current(part: Path, file: FileIO) -> bool:
         return part.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:
         return False
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -9,9 +9,7 @@ imported when it is needed: ``pip install 'fedbus[data]'``.
 
 import importlib.util
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -19,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from fedbus.common.filesystem import publish_file, temporary_file
 from fedbus.stores.captured.reader import decode_array, is_held_out, read_transaction
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
@@ -155,13 +154,8 @@ def _open_writer(part: Path, suffix: str, schema: Any) -> Iterator[WriteBatch]:
 def _new_file(path: Path) -> Iterator[Path]:
     """A file to write to, which takes the place of *path* when all went well."""
     try:
-        descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
-        os.close(descriptor)
-        part = Path(name)
-        try:
+        with temporary_file(path) as part:
             yield part
-            part.replace(path)
-        finally:
-            part.unlink(missing_ok=True)
+            publish_file(part, path)
     except OSError as error:
         raise StoreUnavailable(path.parent, error) from error

@@ -7,9 +7,7 @@ nobody up.
 
 import io
 import json
-import os
 import sqlite3
-import tempfile
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass
@@ -19,6 +17,7 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
+from fedbus.common.filesystem import atomic_open
 from fedbus.stores.errors import REMEDY_RESTORE_OR_MOVE, StoreCorrupt, StoreUnavailable
 
 _KNUTH_MULTIPLIER: Final = 2_654_435_761
@@ -235,14 +234,8 @@ def _select_labelled(connection: sqlite3.Connection, holdout_share: float) -> tu
 
 def _write_npz(path: Path, *, inputs: Array, labels: Array) -> None:
     assert not labels.dtype.hasobject, "a label is a number, or a list of numbers"
-    descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=path.parent)
     try:
-        with os.fdopen(descriptor, "wb") as file:
+        with atomic_open(path) as file:
             np.savez(file, inputs=inputs, labels=labels)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(name).replace(path)
     except OSError as error:
         raise StoreUnavailable(path, error) from error
-    finally:
-        Path(name).unlink(missing_ok=True)

@@ -4,12 +4,11 @@ The copy's own configuration is ours and says nothing; the other repository's is
 git answers is told by exit codes, and never by the text of its messages.
 """
 
-import os
 import re
 import shutil
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -212,20 +211,6 @@ def _select_error_line(done: ProcessResult) -> ProcessResult:
     """What was said before git sums it up: that is ssh's word, or the other side's."""
     said, _, _ = done.err.partition("fatal: Could not read from remote repository")
     return replace(done, err=said) if said.strip() else done
-
-
-def write_atomically(file: Path, text: str) -> None:
-    """Write *text* to *file*, whole or not at all."""
-    descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".making-")
-    try:
-        with os.fdopen(descriptor, "w") as new:
-            new.write(text)
-            new.flush()
-            os.fsync(new.fileno())
-        Path(temporary).replace(file)
-    finally:
-        with suppress(FileNotFoundError):
-            Path(temporary).unlink()
 
 
 def _sanitize(text: str) -> str:

@@ -21,15 +21,17 @@ import time
 import weakref
 from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
+from itertools import chain
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
+from fedbus.common.filesystem import TEMPORARY_FILES, atomic_write
 from fedbus.contracts.task.task import LIBRARIES_SUFFIX, Task
 from fedbus.stores.code import checkout, requirements
 from fedbus.stores.code.address import CodeAddress, is_sha
 from fedbus.stores.code.allowed_signers import AllowedSigners, check_git
 from fedbus.stores.code.checkout import CheckoutEntry, InvalidTree
-from fedbus.stores.code.git_mirror import GitMirror, write_atomically
+from fedbus.stores.code.git_mirror import GitMirror
 from fedbus.stores.code.git_objects import GitObjects, ObjectCorrupt
 from fedbus.stores.code.interface import CodeRejected, CodeUnavailable, Commit, HistoryRewritten
 from fedbus.stores.code.requirements import NotInstallable
@@ -38,6 +40,8 @@ from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
 
 LOCK_TIMEOUT_S: Final = 1800.0
 """How long others may be at work here: a fetch, a check-out, an installation."""
+LEFTOVERS: Final = (TEMPORARY_FILES, ".making-*", ".gone-*")
+"""What a process that was killed may leave in the home."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -108,7 +112,7 @@ class GitCodeRepository:
             if old is not None and not mirror.is_ancestor(old, new):
                 raise HistoryRewritten(self.source, old, new)
             if old != new:
-                write_atomically(self.home / "tip", new)
+                atomic_write(self.home / "tip", new)
             return new
 
     def _resolve(self, programs: SubprocessRunner, name: str) -> str:
@@ -161,7 +165,7 @@ class GitCodeRepository:
         """Somebody has named *version*: where it is on the new history alone, that is the one from here on."""
         tip, seen = self._tip(), mirror.seen()
         if tip and seen and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
-            write_atomically(self.home / "tip", seen)
+            atomic_write(self.home / "tip", seen)
 
     def _tip(self) -> str | None:
         """What the ref pointed at when it was last followed."""
@@ -312,7 +316,7 @@ class GitCodeRepository:
         """What was fetched so far, for us alone."""
         self.home.mkdir(parents=True, exist_ok=True)
         with _lock_file(self.home / "lock", programs):
-            for left_behind in [*self.home.glob(".making-*"), *self.home.glob(".gone-*")]:
+            for left_behind in chain.from_iterable(map(self.home.glob, LEFTOVERS)):
                 left_behind.unlink() if left_behind.is_file() else checkout.sweep(left_behind)
             mirror = GitMirror(self.home / "mirror.git", self._address, programs)
             mirror.prepare()

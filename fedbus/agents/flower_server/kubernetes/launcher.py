@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s, wait_for_first
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.child_process import ANSWER_VARIABLE, trace_environment
 from fedbus.agents.common.process_orders import ProcessConfig, ServerProcessConfig
 from fedbus.agents.flower_server.kubernetes.api import (
@@ -30,6 +30,7 @@ from fedbus.agents.flower_server.kubernetes.api import (
     KubernetesError,
 )
 from fedbus.agents.flower_server.kubernetes.pod_status import has_started, last_warning, scheduling_problem
+from fedbus.common.retry import retry
 
 """The module that a Job's process begins in. A name and not an import: the edge stands above the agents."""
 CONTAINER: Final = "flower-server"
@@ -159,15 +160,12 @@ def _environment_variables(order: ProcessConfig, answer: str) -> list[dict[str, 
 
 async def _retry(ask: Callable[[], Awaitable[T]]) -> T:
     """The API server's answer, however long it is away; raises Refused."""
-    attempt = 0
-    while True:
-        try:
-            return await ask()
-        except ApiUnavailable as error:
-            if attempt == 0:
-                log.warning("the cluster is away", reason=str(error))
-            await asyncio.sleep(backoff_s(attempt))
-            attempt += 1
+
+    def report(error: Exception, failed_before: int) -> None:
+        if failed_before == 0:
+            log.warning("the cluster is away", reason=str(error))
+
+    return await retry(ask, on=ApiUnavailable, on_failure=report)
 
 
 async def _create_job(api: KubernetesClient, job: dict[str, Any]) -> None:

@@ -58,15 +58,14 @@ def _copy(source: Path, target: Path, sha256: str) -> None:
     import hashlib
     import shutil
 
-    part = target.with_name(f".{target.name}.part")
+    from fedbus.common.filesystem import SHARED_MODE, atomic_open
+
     try:
-        shutil.copyfile(source, part)
-        with part.open("rb") as file:
-            actual = hashlib.file_digest(file, "sha256").hexdigest()
-        if actual != sha256:
-            raise CliError(f"what came out has digest {actual}, not {sha256}. See: fedbus model verify")
-        part.replace(target)
+        with atomic_open(target, mode=SHARED_MODE) as part, source.open("rb") as file:
+            shutil.copyfileobj(file, part)
+            part.seek(0)
+            actual = hashlib.file_digest(part, "sha256").hexdigest()
+            if actual != sha256:
+                raise CliError(f"what came out has digest {actual}, not {sha256}. See: fedbus model verify")
     except OSError as error:
         raise CliError(f"cannot write {target}: {error.strerror or error}", ExitCode.MACHINE) from None
-    finally:
-        part.unlink(missing_ok=True)
