@@ -1,18 +1,19 @@
-"""The model repository: artifacts named by their digest, versions written once, and a pointer to the latest.
+"""Open a model repository by its URL.
 
-    open_store("/srv/models", "mnist")                                  a directory
-    open_store("s3://bucket/models?endpoint=http://host:8333", "mnist") any S3
+    open_model_store("/srv/models", "mnist")                                  a directory; also file:///srv/models
+    open_model_store("s3://bucket/models?endpoint=http://host:8333", "mnist") any S3
 
-What every backend promises stands in `models_interface`; each backend in a module of its own.
-The one for S3 is imported where it is asked for: it needs the extra ``fedbus[s3]``.
+The scheme names the backend: ``file`` and ``s3`` are part of fedbus, others are entry points of the group
+``fedbus.model_stores`` (see `fedbus.stores.models.object_store`). An entry point cannot replace a scheme of fedbus.
+A backend is imported when it is used: ``s3`` needs the extra ``fedbus[s3]``.
 """
 
-import asyncio
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from importlib.metadata import EntryPoint, entry_points
+from typing import Final
 
-from fedbus.contracts.identifiers import TaskId, task_id
+from fedbus.contracts.identifiers import task_id
 from fedbus.stores.errors import UnknownStore
-from fedbus.stores.models.directory import DirectoryModelStore, list_tasks_in_directory
 from fedbus.stores.models.interface import (
     ArtifactMissing,
     ArtifactRetired,
@@ -22,12 +23,14 @@ from fedbus.stores.models.interface import (
     VersionSkipped,
     VersionTaken,
 )
+from fedbus.stores.models.object_store import ObjectStore
+from fedbus.stores.models.repository import ModelRepository
 
 __all__ = [
     "ArtifactMissing",
     "ArtifactRetired",
     "DigestMismatch",
-    "DirectoryModelStore",
+    "ModelRepository",
     "ModelStore",
     "UnknownStore",
     "VersionMissing",
@@ -37,36 +40,66 @@ __all__ = [
     "open_model_store",
 ]
 
+GROUP: Final = "fedbus.model_stores"
+READ_RETRY_S: Final = 10.0
+"""For how long a store that does not answer is retried; the caller asks again later."""
+TRANSFER_RETRY_S: Final = 90.0
+"""The same for artifacts, without progress: a run's work is in them, so a store may be unavailable for a minute."""
+
 
 def open_model_store(url: str, task: str, *, patience_s: float | None = None) -> ModelStore:
-    """The model repository at *url*. It is not touched yet, nor made: see `ModelStore.prepare`.
+    """Open the model repository at *url*, without I/O; `ModelStore.prepare` creates it. Raises UnknownStore.
 
-    *patience_s*: how long to wait for one that is afar and does not answer, in the place of what is usual.
+    *patience_s*: for how long a remote store that does not answer is retried, instead of the defaults.
     """
-    scheme, found, _ = url.partition("://")
-    if not found:
-        return DirectoryModelStore(Path(url), task_id(task))
-    if scheme == "s3":
-        return _open_bucket_store(url, task_id(task), patience_s)
-    raise UnknownStore(
-        f"{scheme!r} is no kind of model repository that is known here: give a directory, or s3://bucket/prefix"
+    backend, valid_task = _find_backend(url), task_id(task)
+    return ModelRepository(
+        backend.open(url, valid_task, patience_s=READ_RETRY_S if patience_s is None else patience_s),
+        backend.open(url, valid_task, patience_s=TRANSFER_RETRY_S if patience_s is None else patience_s),
     )
 
 
 async def list_tasks(url: str, *, patience_s: float | None = None) -> list[str]:
-    """The tasks that have models in the repository at *url*."""
-    if "://" not in url:
-        return await asyncio.to_thread(list_tasks_in_directory, Path(url))
-    open_model_store(url, "any")  # refuses what is no address
-    from fedbus.stores.models.s3 import list_tasks_in_bucket  # noqa: PLC0415 (needs the extra, and a second)
-
-    return await list_tasks_in_bucket(url, patience_s)
+    """The tasks that have models in the repository at *url*. Raises UnknownStore."""
+    return await _find_backend(url).list_tasks(
+        url, patience_s=READ_RETRY_S if patience_s is None else patience_s
+    )
 
 
-def _open_bucket_store(url: str, task: TaskId, patience_s: float | None) -> ModelStore:
+def _load_directory() -> type[ObjectStore]:
+    from fedbus.stores.models.directory import DirectoryObjectStore  # noqa: PLC0415 (a backend is imported when used)
+
+    return DirectoryObjectStore
+
+
+def _load_s3() -> type[ObjectStore]:
+    from fedbus.stores.models.s3 import S3ObjectStore  # noqa: PLC0415 (needs the extra, and takes a second)
+
+    return S3ObjectStore
+
+
+BUILT_IN: Final[Mapping[str, Callable[[], type[ObjectStore]]]] = {"file": _load_directory, "s3": _load_s3}
+"""By scheme. They are also entry points, but do not depend on the metadata of an installation."""
+
+
+def _find_backend(url: str) -> type[ObjectStore]:
+    scheme, has_scheme, _ = url.partition("://")
+    scheme = scheme if has_scheme else "file"
+    load = BUILT_IN.get(scheme) or _installed_backends().get(scheme)
+    if load is None:
+        known = ", ".join(sorted({*BUILT_IN, *_installed_backends()}))
+        raise UnknownStore(
+            f"unknown model store scheme {scheme!r}; give a directory or a URL with one of: {known}"
+        )
     try:
-        from fedbus.stores.models.s3 import S3ModelStore  # noqa: PLC0415 (needs the extra, and a second)
-        from fedbus.stores.s3.bucket import BucketAddress  # noqa: PLC0415
+        return load()
     except ModuleNotFoundError as error:
-        raise UnknownStore(f"a repository in S3 needs {error.name}: pip install 'fedbus[s3]'") from None
-    return S3ModelStore(BucketAddress.parse(url), task, patience_s=patience_s)
+        package = "'fedbus[s3]'" if scheme in BUILT_IN else error.name
+        raise UnknownStore(
+            f"the model store scheme {scheme!r} needs {error.name}; pip install {package}"
+        ) from None
+
+
+def _installed_backends() -> dict[str, Callable[[], type[ObjectStore]]]:
+    points: list[EntryPoint] = list(entry_points(group=GROUP))
+    return {point.name: point.load for point in points}

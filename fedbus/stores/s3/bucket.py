@@ -18,16 +18,13 @@ The client is there for as long as somebody uses it, and no connection outlives 
 import asyncio
 import configparser
 import os
-import random
 import re
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
-from datetime import datetime
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Final, Protocol, Self, TypeVar
+from typing import Any, Final, Self, TypeVar
 from urllib.parse import parse_qsl, urlencode, urlsplit
 
 import aiohttp
@@ -36,7 +33,9 @@ from aiobotocore.session import AioSession, get_session
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 
+from fedbus.common.retry import RetryBackoff
 from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable, UnknownStore
+from fedbus.stores.models.object_store import DownloadSink, ObjectContent, ObjectInfo
 
 CREDENTIALS_FILE: Final = "FEDBUS_S3_CREDENTIALS"
 DEFAULT_REGION: Final = "us-east-1"
@@ -113,53 +112,6 @@ class BucketAddress:
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.prefix}" + (f" at {self.endpoint}" if self.endpoint else "")
-
-
-@dataclass(frozen=True)
-class ObjectContent:
-    """An object that was read whole, and the tag of what it was then."""
-
-    content: bytes
-    tag: str
-
-
-@dataclass(frozen=True)
-class ObjectInfo:
-    """An object that is there."""
-
-    key: str
-    size_bytes: int
-    modified: datetime
-
-
-class DownloadSink(Protocol):
-    """Takes in a download piece by piece, and goes on where it stands."""
-
-    size_bytes: int
-
-    async def add(self, piece: bytes) -> None:
-        """Take the next piece; a trouble of the sink's own is a StoreError."""
-
-
-class RetryBudget:
-    """How long somebody insists: pauses that grow, with jitter, until *limit_s* after the last success."""
-
-    def __init__(self, limit_s: float) -> None:
-        self._limit_s = limit_s
-        self.renew()
-
-    def renew(self) -> None:
-        """Something has moved."""
-        self._ends = time.monotonic() + self._limit_s
-        self._pause_s = MIN_BACKOFF_S
-
-    @property
-    def is_spent(self) -> bool:
-        return time.monotonic() >= self._ends
-
-    async def pause(self) -> None:
-        await asyncio.sleep(random.uniform(0.5, 1.0) * self._pause_s)  # noqa: S311 (jitter, not a secret)
-        self._pause_s = min(MAX_BACKOFF_S, self._pause_s * 2)
 
 
 class Bucket:
@@ -312,7 +264,7 @@ class Bucket:
 
     async def download(self, key: str, sink: DownloadSink) -> bool:
         """Give *sink* what it lacks of an object, and go on after each break; False where there is none."""
-        patience = RetryBudget(self._retry_s)
+        backoff = self._new_backoff()
         async with self.open() as client:
             total = await self.read_size(key)
             if total is None:
@@ -325,9 +277,9 @@ class Bucket:
                 except CLIENT_ERRORS as error:
                     failure = error
                 if sink.size_bytes > before:
-                    patience.renew()
+                    backoff.reset()
                 if sink.size_bytes < total:
-                    await self._back_off(failure, patience)
+                    await self._back_off(failure, backoff)
         return True
 
     async def _stream_into(self, client: Any, key: str, sink: DownloadSink) -> None:
@@ -416,19 +368,22 @@ class Bucket:
         return await self._with_retries(put)
 
     async def _with_retries(self, what: Callable[[Any], Awaitable[T]]) -> T:
-        patience = RetryBudget(self._retry_s)
+        backoff = self._new_backoff()
         async with self.open() as client:
             while True:
                 try:
                     return await what(client)
                 except CLIENT_ERRORS as error:
-                    await self._back_off(error, patience)
+                    await self._back_off(error, backoff)
 
-    async def _back_off(self, failure: Exception, patience: RetryBudget) -> None:
+    def _new_backoff(self) -> RetryBackoff:
+        return RetryBackoff(first_s=MIN_BACKOFF_S, max_s=MAX_BACKOFF_S, limit_s=self._retry_s)
+
+    async def _back_off(self, failure: Exception, backoff: RetryBackoff) -> None:
         """Wait a while where it may pass; raise what it is where not, or where patience is at its end."""
-        if not _is_retryable(failure) or patience.is_spent:
+        if not _is_retryable(failure) or backoff.is_exhausted:
             raise self._to_store_error(failure) from failure
-        await patience.pause()
+        await backoff.pause()
 
     def _to_store_error(self, failure: Exception) -> StoreError:
         if isinstance(failure, StoreError):

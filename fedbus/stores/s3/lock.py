@@ -10,19 +10,20 @@ works under the lock for longer than a third of that.
 """
 
 import asyncio
-import random
 import uuid
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import timedelta
 from typing import Final
 
+from fedbus.common.retry import RetryBackoff
 from fedbus.stores.errors import StoreUnavailable
 from fedbus.stores.s3.bucket import Bucket
 
 LEASE_S: Final = 60.0
 MAX_WORK_S: Final = LEASE_S / 3
 MAX_WAIT_S: Final = 2 * LEASE_S
+MIN_BACKOFF_S: Final = 0.05
 MAX_BACKOFF_S: Final = 1.0
 
 
@@ -47,15 +48,14 @@ async def hold_lock(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
 
 async def _acquire(bucket: Bucket, prefix: str, claim: str) -> float:
     """Until when the lock is ours, on the loop's clock."""
-    pause_s = 0.05
+    backoff = RetryBackoff(first_s=MIN_BACKOFF_S, max_s=MAX_BACKOFF_S)
     while True:
         began = asyncio.get_running_loop().time()
         await bucket.write(claim, b"claim\n")
         if await _is_sole_claim(bucket, prefix, claim):
             return began + MAX_WORK_S
         await bucket.delete(claim)
-        await asyncio.sleep(random.uniform(0.0, pause_s))  # noqa: S311 (jitter, not a secret)
-        pause_s = min(MAX_BACKOFF_S, 2 * pause_s)
+        await backoff.pause()
 
 
 async def _is_sole_claim(bucket: Bucket, prefix: str, claim: str) -> bool:

@@ -58,7 +58,8 @@ from fedbus.contracts.server import (
 )
 from fedbus.learning import weights
 from fedbus.stores.errors import StoreUnavailable
-from fedbus.stores.models.open import DirectoryModelStore, ModelStore
+from fedbus.stores.models.directory import DirectoryObjectStore
+from fedbus.stores.models.open import ModelRepository, ModelStore
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
@@ -231,7 +232,7 @@ async def test_health_says_which_run_takes_in_clients(
 # --- beginning -----------------------------------------------------------------------------------
 
 
-class UnavailableModelStore(DirectoryModelStore):
+class UnavailableModelStore(ModelRepository):
     """A model store whose volume can be unmounted."""
 
     away = True
@@ -510,7 +511,7 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
 async def test_restarted_while_publishing_it_publishes_once(
     fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
-    store = UnavailableModelStore(Path(fed.site.store_url), TaskId(TASK))
+    store = UnavailableModelStore(DirectoryObjectStore(Path(fed.site.store_url), TaskId(TASK)))
     store.away = False
     async with fed.agent(make_manager(fed, store)) as manager:
         await fed.hears(CodePublished)

@@ -38,7 +38,8 @@ from fedbus.contracts.server import (
     StoreProblem,
 )
 from fedbus.stores.errors import StoreDenied
-from fedbus.stores.models.open import DirectoryModelStore, open_model_store
+from fedbus.stores.models.directory import DirectoryObjectStore
+from fedbus.stores.models.open import ModelRepository, open_model_store
 from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 RUN = f"{TASK}-1"
@@ -377,7 +378,7 @@ async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
         assert not await is_model_served(fed)
 
 
-class DeniedAfterPromotion(DirectoryModelStore):
+class DeniedAfterPromotion(ModelRepository):
     """A directory whose weights may not be read any more from the moment in which a version is crowned."""
 
     closes = False
@@ -398,7 +399,7 @@ class DeniedAfterPromotion(DirectoryModelStore):
 async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they_can_and_the_manager_stays(
     fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
-    store = DeniedAfterPromotion(Path(place.url), TaskId(TASK))
+    store = DeniedAfterPromotion(DirectoryObjectStore(Path(place.url), TaskId(TASK)))
 
     async def run(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:

@@ -23,11 +23,10 @@ def content(version: int) -> bytes:
     return b"weights of %d" % version
 
 
-@pytest.fixture(params=["directory", "s3"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+@pytest.fixture
+async def store(store_url: str) -> ModelStore:
     """Five versions, and none of them served."""
-    url: str = request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "models")
-    store = open_model_store(url, "mnist")
+    store = open_model_store(store_url, "mnist")
     await store.prepare()
     for version in range(1, 6):
         await store.put(content(version))

@@ -24,11 +24,12 @@ from fedbus.stores.models.interface import ChampionConflict
 from fedbus.stores.models.open import (
     ArtifactMissing,
     DigestMismatch,
+    ModelRepository,
     UnknownStore,
     VersionTaken,
     open_model_store,
 )
-from fedbus.stores.models.s3 import S3ModelStore
+from fedbus.stores.models.s3 import S3ObjectStore
 from fedbus.stores.s3 import lock
 from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported, _session
 
@@ -55,12 +56,12 @@ def bucket(s3: EmbeddedS3, s3_url: str) -> Bucket:
     return Bucket(BucketAddress.parse(s3_url))
 
 
-def open_s3_store(url: str, *, patience_s: float = 20.0, cache: Path | None = None) -> S3ModelStore:
+def open_s3_store(url: str, *, patience_s: float = 20.0, cache: Path | None = None) -> ModelRepository:
     kept = ArtifactCache(cache) if cache else None
-    return S3ModelStore(BucketAddress.parse(url), MNIST, patience_s=patience_s, cache=kept)
+    return ModelRepository(S3ObjectStore(BucketAddress.parse(url), MNIST, patience_s=patience_s, cache=kept))
 
 
-async def publish_two_versions(url: str) -> S3ModelStore:
+async def publish_two_versions(url: str) -> ModelRepository:
     store = open_s3_store(url)
     await store.prepare()
     await store.put(WEIGHTS, digest(WEIGHTS))
@@ -495,9 +496,7 @@ async def test_where_conditions_are_overlooked_a_lock_takes_their_place_and_the_
 ) -> None:
     with capture_logs() as said:
         store = await publish_two_versions(plain_url)
-    assert [one["event"] for one in said] == [
-        "this S3 knows no conditional puts: a lock in the bucket takes their place"
-    ]
+    assert [one["event"] for one in said] == ["S3 does not support conditional puts; using a lock object"]
     assert [one.version for one in await store.versions()] == [1, 2]
     with pytest.raises(VersionTaken):
         await store.publish(manifest(2, run="mnist-9"))

@@ -6,13 +6,18 @@ import os
 import shutil
 import subprocess
 import sys
+import tomllib
 from datetime import UTC, datetime
+from importlib.metadata import EntryPoint
 from pathlib import Path
 
 import pytest
+from support.memory_store import MemoryObjectStore
 
+from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreCorrupt, StoreUnavailable
+from fedbus.stores.models import open as models_open
 from fedbus.stores.models.open import (
     ArtifactMissing,
     ArtifactRetired,
@@ -21,6 +26,7 @@ from fedbus.stores.models.open import (
     UnknownStore,
     VersionSkipped,
     VersionTaken,
+    list_tasks,
     open_model_store,
 )
 from fedbus.stores.s3.bucket import Bucket, BucketAddress
@@ -47,11 +53,18 @@ def manifest(version: int, content: bytes = WEIGHTS, run: str | None = None) -> 
     )
 
 
-@pytest.fixture(params=["directory", "s3"])
-async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
+@pytest.fixture
+async def store(store_url: str) -> ModelStore:
     """An empty repository of each kind."""
-    url: str = request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "models")
-    store = open_model_store(url, "mnist")
+    store = open_model_store(store_url, "mnist")
+    await store.prepare()
+    return store
+
+
+@pytest.fixture
+async def shared_store(shared_url: str) -> ModelStore:
+    """An empty repository of each kind that several processes can use."""
+    store = open_model_store(shared_url, "mnist")
     await store.prepare()
     return store
 
@@ -168,27 +181,35 @@ async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: Mod
 PUBLISHES = """
 import asyncio, sys
 from fedbus.contracts.model import Manifest
-from fedbus.stores.models import VersionTaken, open_store
+from fedbus.stores.models.open import VersionTaken, open_model_store
 try:
-    asyncio.run(open_store(sys.argv[1], "mnist").publish(Manifest.model_validate_json(sys.argv[2])))
+    asyncio.run(open_model_store(sys.argv[1], "mnist").publish(Manifest.model_validate_json(sys.argv[2])))
     print("published")
 except VersionTaken:
     print("taken")
 """
 
 
-async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(store: ModelStore) -> None:
-    await put_all(store)
+async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(
+    shared_store: ModelStore,
+) -> None:
+    await put_all(shared_store)
     publishers = [
         await asyncio.create_subprocess_exec(
-            *(sys.executable, "-c", PUBLISHES, store.url, manifest(1, run=f"run-{n}").model_dump_json()),
+            *(
+                sys.executable,
+                "-c",
+                PUBLISHES,
+                shared_store.url,
+                manifest(1, run=f"run-{n}").model_dump_json(),
+            ),
             stdout=subprocess.PIPE,
         )
         for n in range(3)
     ]
     said = [(await publisher.communicate())[0].strip() for publisher in publishers]
     assert sorted(said) == [b"published", b"taken", b"taken"]
-    latest = await store.latest()
+    latest = await shared_store.latest()
     assert latest is not None
     assert latest.run == f"run-{said.index(b'published')}"
 
@@ -211,6 +232,9 @@ async def test_what_is_whole_is_verified(store: ModelStore) -> None:
 
 async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
     """Put *content* where *name* is kept, behind the repository's back."""
+    if store.url.startswith("memory://"):
+        await MemoryObjectStore(store.url, "mnist").put(name, content)
+        return
     if "://" not in store.url:
         (Path(store.url) / "mnist" / name).write_bytes(content)
         return
@@ -234,16 +258,16 @@ async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
 MOVES_SOMETHING_LARGE = """
 import asyncio, resource, sys
 from pathlib import Path
-from fedbus.stores.models import open_store
+from fedbus.stores.models.open import open_model_store
 
 def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 async def main(url, path):
-    store = open_store(url, "mnist")
+    store = open_model_store(url, "mnist")
     await store.path_of(await store.put(b"something small"))  # what is loaded is loaded now
     before = peak_bytes()
-    fetched = await open_store(url, "mnist").path_of(await store.put(path))
+    fetched = await open_model_store(url, "mnist").path_of(await store.put(path))
     print(peak_bytes() - before, fetched.stat().st_size)
 
 asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
@@ -251,13 +275,15 @@ asyncio.run(main(sys.argv[1], Path(sys.argv[2])))
 
 
 @pytest.mark.slow
-async def test_a_large_model_is_put_and_fetched_in_little_memory(store: ModelStore, tmp_path: Path) -> None:
+async def test_a_large_model_is_put_and_fetched_in_little_memory(
+    shared_store: ModelStore, tmp_path: Path
+) -> None:
     size, piece = 200 * 1024**2, os.urandom(1024**2)
     with (tmp_path / "large").open("wb") as file:
         for _ in range(size // len(piece)):
             file.write(piece)
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", MOVES_SOMETHING_LARGE, store.url, str(tmp_path / "large")),
+        *(sys.executable, "-c", MOVES_SOMETHING_LARGE, shared_store.url, str(tmp_path / "large")),
         stdout=subprocess.PIPE,
     )
     grown, fetched = map(int, (await process.communicate())[0].split())
@@ -387,7 +413,7 @@ async def test_the_move_that_a_dead_publisher_left_is_finished(home: Path, point
 
 
 def partial_files(home: Path) -> list[Path]:
-    return list(home.glob(".*.part"))
+    return list(home.rglob(".*.part"))
 
 
 async def test_nothing_half_written_is_left_behind(home: Path) -> None:
@@ -397,6 +423,94 @@ async def test_nothing_half_written_is_left_behind(home: Path) -> None:
     assert partial_files(home) == []
 
 
-def test_a_kind_of_repository_that_is_not_known_is_refused() -> None:
-    with pytest.raises(UnknownStore, match="'gopher'"):
+# --- backends ---------------------------------------------------------------------------------
+
+
+def test_an_unknown_scheme_is_refused_with_those_that_are_known(memory_url: str) -> None:
+    with pytest.raises(
+        UnknownStore, match="'gopher'; give a directory or a URL with one of: file, memory, s3"
+    ):
         open_model_store("gopher://models", "mnist")
+
+
+def test_a_backend_that_lacks_a_package_names_it(memory_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "support.memory_store", None)
+    with pytest.raises(
+        UnknownStore, match=r"'memory' needs support.memory_store; pip install support.memory_store"
+    ):
+        open_model_store(memory_url, "mnist")
+
+
+def test_an_entry_point_cannot_replace_a_scheme_of_fedbus(monkeypatch: pytest.MonkeyPatch) -> None:
+    other = EntryPoint("s3", "support.memory_store:MemoryObjectStore", models_open.GROUP)
+    monkeypatch.setattr(models_open, "entry_points", lambda **_: [other])
+    assert open_model_store("s3://bucket/models", "mnist").url == "s3://bucket/models"
+    with pytest.raises(UnknownStore, match="bucket"):
+        open_model_store("s3://B", "mnist")
+
+
+def test_the_entry_points_are_the_built_in_backends() -> None:
+    """The built-in table works without metadata; the entry points show it to other programs."""
+    project = tomllib.loads((Path(__file__).parents[3] / "pyproject.toml").read_text())
+    declared = project["project"]["entry-points"][models_open.GROUP]
+    loaded = {name: EntryPoint(name, value, models_open.GROUP).load() for name, value in declared.items()}
+    assert loaded == {name: load() for name, load in models_open.BUILT_IN.items()}
+
+
+async def test_a_file_url_is_a_directory(home: Path) -> None:
+    store = open_model_store(f"file://{home.parent}", "mnist")
+    assert await store.list_version_numbers() == [1, 2]
+    assert await list_tasks(f"file://{home.parent}") == ["mnist"]
+
+
+async def test_tasks_are_the_folders_with_a_mark(store: ModelStore) -> None:
+    assert await list_tasks(store.url) == ["mnist"]
+    await open_model_store(store.url, "cifar10").prepare()
+    assert await list_tasks(store.url) == ["cifar10", "mnist"]
+
+
+# --- the layout -------------------------------------------------------------------------------
+
+
+async def test_a_directory_is_laid_out_as_ever(tmp_path: Path) -> None:
+    """Repositories of earlier versions stay readable, and theirs can read ours."""
+    store = open_model_store(str(tmp_path), "mnist")
+    await store.prepare()
+    await put_all(store, WEIGHTS, b"second")
+    await store.publish(manifest(1))
+    await store.publish(manifest(2, b"second"))
+    await store.crown(Champion(version=2, term=1, before=(), since=datetime.now(UTC)))
+    await store.retire(keep=1)
+    await put_all(store, b"third")
+    await store.publish(manifest(3, b"third"))
+    await store.retire(keep=1)
+    written = {
+        path.relative_to(tmp_path / "mnist").as_posix(): path.read_text()
+        for path in (tmp_path / "mnist").rglob("*")
+        if path.is_file()
+    }
+    manifests = {
+        f"versions/{one.version}.json": f"{one.model_dump_json(indent=2)}\n" for one in await store.versions()
+    }
+    champion = await store.champion()
+    assert champion is not None
+    assert written == manifests | {
+        "fedbus-models.json": '{"layout": 1}\n',
+        "latest": '{"version": 3}\n',
+        "champion": f"{champion.model_dump_json(indent=2)}\n",
+        f"{digest(WEIGHTS)}.safetensors": WEIGHTS.decode(),
+        f"{digest(b'second')}.safetensors": "second",
+        f"{digest(b'third')}.safetensors": "third",
+        ".lock": "",
+    }
+
+
+async def test_an_interrupted_writer_leaves_nothing_that_counts(home: Path) -> None:
+    store = open_model_store(str(home.parent), "mnist")
+    for name in (".3.json.x.part", "versions/.3.json.x.part", f".{digest(b'x')}.safetensors"):
+        (home / name).write_bytes(b"half")
+        os.utime(home / name, (0, 0))
+    assert await store.held() == {digest(WEIGHTS)}
+    assert await store.list_version_numbers() == [1, 2]
+    await store.prepare()
+    assert partial_files(home) == []
