@@ -30,7 +30,7 @@ def test_every_error_with_a_code_is_there(name: str) -> None:
         (CliError("not here", ExitCode.NOT_FOUND), ExitCode.NOT_FOUND),
         (BadId("client", "*"), ExitCode.USAGE),
         (BusUnreachable("nats://far", "refused"), ExitCode.UNREACHABLE),
-        (NoResponse("start_run", "workflow-scheduler", "nobody serves it"), ExitCode.NO_ANSWER),
+        (NoResponse("start_run", "workflow-scheduler", "no agent serves it"), ExitCode.NO_ANSWER),
         (RequestRefused("start_run", "one is running"), ExitCode.FAILED),
         (PortTaken(4222), ExitCode.MACHINE),
         (InvalidKey("fedbus.key holds no private key"), ExitCode.USAGE),
