@@ -131,7 +131,7 @@ async def main(rate: float, seconds: float) -> None:
             nats_server(place / "nats") as nats,
             Bus.connect(nats.url, Identity(FED, "test")) as bus,
         ):
-            await bus.make_streams()
+            await bus.create_streams()
             await SimulatedFederation(bus).clients([f"c{number}" for number in range(1000)])
             async with gateway_process(nats.url, scratch) as url, run_chromium(place / "profile") as page:
                 await page.look()

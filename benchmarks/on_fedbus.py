@@ -39,7 +39,7 @@ async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Ca
         run_stack(settings, [str(APP)], clients=case.clients, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         # not its transitions: each tells of all rounds so far, which is work for the machine that is measured
         wanted = [subjects.wildcard_for(bus.fed, ServerClosed)]
         async with bus.watch(events_stream(bus.fed), wanted, whole=True) as closings:

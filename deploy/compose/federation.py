@@ -24,7 +24,7 @@ RECRUIT_S = 180
 async def streams_and_bucket(settings: Settings) -> None:
     who = Identity(settings.fed, "server-manager")
     async with Bus.connect(settings.nats_url, who, access=settings.access) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
     bucket = Bucket(BucketAddress.parse(settings.store_url))
     async with bucket.open():
         await bucket.make()

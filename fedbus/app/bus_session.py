@@ -86,7 +86,8 @@ async def latest_transitions(bus: Bus, *kinds: str, thing: str = ">") -> list[St
     """The last transition of every thing of these *kinds*, in the order of their things."""
     wanted = [subjects.lifecycle(bus.fed, kind, thing) for kind in kinds]
     return sorted(
-        await bus.snapshot(lifecycle_stream(bus.fed), wanted), key=lambda seen: _natural_key(seen.subject)
+        await bus.last_per_subject(lifecycle_stream(bus.fed), wanted),
+        key=lambda seen: _natural_key(seen.subject),
     )
 
 
@@ -95,7 +96,7 @@ async def latest_messages(
 ) -> list[StoredMessage]:
     """What each client has said last of this *kind* in each task, as far as the event stream goes back."""
     subject = subjects.wildcard_for(bus.fed, kind, client=client, task=task)
-    return await bus.snapshot(events_stream(bus.fed), [subject])
+    return await bus.last_per_subject(events_stream(bus.fed), [subject])
 
 
 def transition_of(seen: StoredMessage) -> Transition:

@@ -101,23 +101,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True, validate_default=True)
 
     home: Path = Field(default=Path(".fedbus"), alias="FEDBUS_HOME")
-    given_nats_url: str | None = Field(default=None, alias="FEDBUS_NATS_URL")
+    configured_nats_url: str | None = Field(default=None, alias="FEDBUS_NATS_URL")
     federation: Annotated[str, AfterValidator(federation_id)] = Field(
         default="dev", alias="FEDBUS_FEDERATION"
     )
     creds: Path | None = Field(default=None, alias="FEDBUS_CREDS")
     ca: Path | None = Field(default=None, alias="FEDBUS_CA")
     client: str = Field(default="", alias="FEDBUS_CLIENT")
-    given_store: str | None = Field(default=None, alias="FEDBUS_STORE")
+    configured_store: str | None = Field(default=None, alias="FEDBUS_STORE")
     task: str = Field(default=".", alias="FEDBUS_TASK")
     allowed_signers: Path | None = Field(default=None, alias="FEDBUS_ALLOWED_SIGNERS")
     allow_install: str = Field(default="", alias="FEDBUS_ALLOW_INSTALL")
-    given_labels: str = Field(default="", alias="FEDBUS_LABELS")
+    labels_text: str = Field(default="", alias="FEDBUS_LABELS")
     train_at_once: int = Field(default=1, ge=1, alias="FEDBUS_TRAIN_AT_ONCE")
     trackers: str = Field(default="", alias="FEDBUS_TRACKERS")
     signing_key: Path | None = Field(default=None, alias="FEDBUS_SIGNING_KEY")
     trusted_keys: Path | None = Field(default=None, alias="FEDBUS_TRUSTED_KEYS")
-    given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
+    configured_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
     traces_mb: int = Field(default=256, ge=0, alias="FEDBUS_TRACES_MB")
     launcher: Literal["process", "kubernetes"] = Field(default="process", alias="FEDBUS_LAUNCHER")
     job_template: str = Field(default="flower-server", alias="FEDBUS_JOB_TEMPLATE")
@@ -126,26 +126,26 @@ class Settings(BaseModel):
 
     @field_validator("home")
     @classmethod
-    def _stays_where_it_is(cls, home: Path) -> Path:
+    def _make_absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    @field_validator("given_nats_url")
+    @field_validator("configured_nats_url")
     @classmethod
-    def _is_a_url(cls, url: str | None) -> str | None:
+    def _validate_url(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(SCHEMES):
             raise ValueError(f"{url!r} is not the address of a nats-server: write nats://host:4222")
         return url
 
     @field_validator("allowed_signers", "signing_key", "trusted_keys")
     @classmethod
-    def _is_a_file(cls, path: Path | None) -> Path | None:
+    def _validate_file(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}")
         return path.absolute() if path else None
 
-    @field_validator("given_labels")
+    @field_validator("labels_text")
     @classmethod
-    def _are_labels(cls, text: str) -> str:
+    def _validate_labels(cls, text: str) -> str:
         parse_labels(text)
         return text
 
@@ -163,11 +163,11 @@ class Settings(BaseModel):
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
             raise InvalidSetting(
-                f"{first['loc'][0]}: {_describe_error(first, cls._bounds(first['loc'][0]))}"
+                f"{first['loc'][0]}: {_describe_error(first, cls._describe_bounds(first['loc'][0]))}"
             ) from None
 
     @classmethod
-    def _bounds(cls, variable: int | str) -> str:
+    def _describe_bounds(cls, variable: int | str) -> str:
         """What the number in *variable* may be: `` from 0 to 65535``."""
         of = [field.metadata for field in cls.model_fields.values() if field.alias == variable]
         bounds = [str(getattr(one, name)) for one in of[0] for name in ("ge", "le") if hasattr(one, name)]
@@ -183,7 +183,7 @@ class Settings(BaseModel):
 
     @property
     def labels(self) -> dict[str, str]:
-        return parse_labels(self.given_labels)
+        return parse_labels(self.labels_text)
 
     def signer(self) -> "ModelSigner | None":
         """Who signs the models that are made here; raises BadKey."""
@@ -210,7 +210,7 @@ class Settings(BaseModel):
 
     @property
     def data_dir(self) -> Path:
-        return (self.given_data_dir or self.home / "data").expanduser().absolute()
+        return (self.configured_data_dir or self.home / "data").expanduser().absolute()
 
     @property
     def traces_dir(self) -> Path:
@@ -230,33 +230,33 @@ class Settings(BaseModel):
     @property
     def store_url(self) -> str:
         """The model repository: the one that was named, else the one in use here, else a directory."""
-        return self.given_store or _read_line(self.home / STORE_FILE) or str(self.home / "models")
+        return self.configured_store or _read_line(self.home / STORE_FILE) or str(self.home / "models")
 
     @property
     def nats_url(self) -> str:
         """The bus to talk to: the one that was named, else the one that runs here, else the usual address."""
-        return self.given_nats_url or self.running_here or DEFAULT_NATS_URL
+        return self.configured_nats_url or self.local_nats_url or DEFAULT_NATS_URL
 
     @property
-    def nats_url_from(self) -> str:
+    def nats_url_source(self) -> str:
         """Where that address comes from, for whoever wonders."""
-        if self.given_nats_url:
+        if self.configured_nats_url:
             return "FEDBUS_NATS_URL"
-        return str(self._url_file) if self.running_here else "the usual address"
+        return str(self._url_file) if self.local_nats_url else "the usual address"
 
     @property
-    def running_here(self) -> str | None:
+    def local_nats_url(self) -> str | None:
         """The address that a fedbus on this machine has left."""
         return _read_line(self._url_file)
 
     @contextmanager
-    def announced(self, url: str) -> Iterator[None]:
+    def announce_url(self, url: str) -> Iterator[None]:
         """Other commands on this machine find *url* without a flag, for as long as the block runs."""
         with _write_temporarily(self._url_file, url):
             yield
 
     @contextmanager
-    def announced_store(self, url: str) -> Iterator[None]:
+    def announce_store(self, url: str) -> Iterator[None]:
         """The same of the model repository at *url*."""
         with _write_temporarily(self.home / STORE_FILE, url):
             yield

@@ -117,7 +117,7 @@ class Identity:
         return subjects.inbox(self.owner, self.agent)
 
     @property
-    def carries_weights(self) -> bool:
+    def can_transfer_blobs(self) -> bool:
         """Whether it may give or take blobs at all."""
         return self.owner != subjects.USERS and self.agent not in NO_BLOB_AGENTS
 
@@ -129,11 +129,11 @@ class Delivery:
     message: Message
     envelope: Envelope
     _raw: Msg = field(repr=False)
-    listener: str = ""
+    consumer: str = ""
     """The agent whose consumer it is, in full: ``fedbus/dev/client-manager/c1``."""
 
     @property
-    def sent_in(self) -> SpanContext | None:
+    def sender_span(self) -> SpanContext | None:
         """The span in which it was said, where its sender traced anything."""
         return tracing.span_context_from(self.envelope.trace)
 
@@ -144,7 +144,7 @@ class Delivery:
     @contextmanager
     def process(self) -> Iterator[None]:
         """What is done inside continues the trace of the sender."""
-        with tracing.consumer_span(self.envelope, "process", self.message, self._raw.subject, self.listener):
+        with tracing.consumer_span(self.envelope, "process", self.message, self._raw.subject, self.consumer):
             yield
 
 
@@ -185,8 +185,8 @@ class Bus:
         """Wait for the end of the connection, which raises BusClosed."""
         self._connection = connected
         self._client = client = connected.client
-        self._clock_was_told = False
-        self._confined = confined and identity.of_client
+        self._has_warned_of_skew = False
+        self._is_restricted = confined and identity.of_client
         self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
 
     @property
@@ -233,12 +233,12 @@ class Bus:
         subject, key, body = subjects.subject_for(self.fed, message), id or uuid7(), pack(message)
         if message.durable:
             with tracing.publish_span(message, subject, "publish", key, self.source):
-                await self.store(subject, self._headers(message, key), body)
+                await self.store(subject, self._build_headers(message, key), body)
         else:  # a heartbeat is no step of anything: it carries the trace and makes no span
-            await self._client.publish(subject, body, headers=self._headers(message, key))
+            await self._client.publish(subject, body, headers=self._build_headers(message, key))
         tracing.count_message(message, "transmit", len(body))
 
-    def _headers(self, message: Message, key: str) -> dict[str, str]:
+    def _build_headers(self, message: Message, key: str) -> dict[str, str]:
         return make_envelope(
             message, source=self.source, id=key, trace=tracing.current_trace_headers()
         ).headers()
@@ -265,7 +265,7 @@ class Bus:
         """The answer to *request*, of the class that it declares; raises RequestRefused and NoAnswer."""
         subject, key, body = subjects.subject_for(self.fed, request), uuid7(), pack(request)
         with tracing.publish_span(request, subject, "request", key, self.source):
-            headers = self._headers(request, key)
+            headers = self._build_headers(request, key)
             tracing.count_message(request, "transmit", len(body))
             try:
                 reply = await self._client.request(subject, body, timeout=timeout_s, headers=headers)
@@ -285,7 +285,7 @@ class Bus:
         assert set(handlers) == set(requests_answered_by(self.identity.agent)), (
             "each request needs its handler"
         )
-        async with self._service(task, version) as service:
+        async with self._open_service(task, version) as service:
             for kind, handler in handlers.items():
                 await service.add_endpoint(
                     name=kind.word.replace("_", "-"),
@@ -315,17 +315,17 @@ class Bus:
     # --- hearing -----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def introduced(self, *, task: str, version: str) -> AsyncIterator[None]:
+    async def advertise_service(self, *, task: str, version: str) -> AsyncIterator[None]:
         """For as long as the block runs `nats micro ls` shows the agent, also where it answers no request."""
-        if not self._confined:
-            self._look_at_clocks(await self.clock_ahead_s())
+        if not self._is_restricted:
+            self._warn_on_clock_skew(await self.measure_clock_skew_s())
         if requests_answered_by(self.identity.agent):  # then `serve` does
             yield
             return
-        async with self._service(task, version):
+        async with self._open_service(task, version):
             yield
 
-    def _service(self, task: str, version: str) -> AbstractAsyncContextManager[Service]:
+    def _open_service(self, task: str, version: str) -> AbstractAsyncContextManager[Service]:
         whose = f" of {self.identity.owner}" if self.identity.of_client else ""
         return micro_service(
             self._client,
@@ -335,10 +335,10 @@ class Bus:
             metadata={"task": task, "federation": self.fed, "owner": self.identity.owner},
         )
 
-    async def answering(self, *, within_s: float = 1.0) -> list[ServiceInfo]:
+    async def discover_agents(self, *, within_s: float = 1.0) -> list[ServiceInfo]:
         """Which agents of the federation say within that time that they are there. Not for a device to ask."""
         inbox, found = self._client.new_inbox(), []
-        async with self.subscription(inbox) as answers:
+        async with self.subscribe(inbox) as answers:
             await self._client.publish("$SRV.PING", reply=inbox)
             with contextlib.suppress(NatsError, TimeoutError):
                 async with asyncio.timeout(within_s):
@@ -351,11 +351,11 @@ class Bus:
             if its.get("federation") == self.fed
         ]
 
-    async def make_streams(self) -> None:
+    async def create_streams(self) -> None:
         """Make what the federation needs. For the server side, which alone may."""
         await streams.create_streams(self._js, self.fed)
 
-    async def enroll(self, agent: AgentName, *, task: str, client: str) -> str:
+    async def create_client_consumer(self, agent: AgentName, *, task: str, client: str) -> str:
         """Make the durable consumer of a client's *agent*. For the server side, which alone may."""
         return await streams.create_consumer(
             self._js, self.fed, agent, task=task, owner=client, client=client
@@ -377,30 +377,32 @@ class Bus:
         if not self.identity.of_client:
             await streams.create_consumer(self._js, self.fed, agent, task=task, owner=owner)
         subject = subjects.deliver(self.fed, owner, f"{task}.{agent}")
-        async with self.subscription(subject) as subscription:
+        async with self.subscribe(subject) as subscription:
             with observable_gauge(
                 QUEUE_DEPTH, lambda: [(subscription.pending_msgs, {"fedbus.queue": agent})]
             ):
-                yield self._deliveries(subscription, agent)
+                yield self._iter_deliveries(subscription, agent)
 
-    async def _deliveries(self, subscription: Subscription, agent: AgentName) -> AsyncIterator[Delivery]:
+    async def _iter_deliveries(self, subscription: Subscription, agent: AgentName) -> AsyncIterator[Delivery]:
         async for raw in self._connection.messages(subscription):
             try:
                 envelope, message = decode_message(raw.subject, raw.headers, raw.data)
             except DecodeError as error:
-                await self._set_aside(raw, agent, error)
+                await self._dead_letter(raw, agent, error)
             else:
                 tracing.record_receive(message, envelope, raw)
                 yield Delivery(message, envelope, raw, f"{self.source}/{agent}")
 
     @asynccontextmanager
-    async def overhear(self, kind: type[Message], *, task: str) -> AsyncIterator[AsyncIterator[Message]]:
+    async def subscribe_ephemeral(
+        self, kind: type[Message], *, task: str
+    ) -> AsyncIterator[AsyncIterator[Message]]:
         """Messages of one *kind* as they come, kept or not: for what is only worth hearing at once."""
-        async with self.subscription(subjects.wildcard_for(self.fed, kind, task=task)) as subscription:
+        async with self.subscribe(subjects.wildcard_for(self.fed, kind, task=task)) as subscription:
             yield _iter_messages(self._connection.messages(subscription))
 
     @asynccontextmanager
-    async def subscription(self, subject: str) -> AsyncIterator[Subscription]:
+    async def subscribe(self, subject: str) -> AsyncIterator[Subscription]:
         """What is said on *subject*, unread; once the block begins nothing is missed. For the package's own."""
         subscription = await self._client.subscribe(subject, pending_bytes_limit=SUBSCRIPTION_PENDING_BYTES)
         await flush_subscriptions(self._client)
@@ -410,7 +412,7 @@ class Bus:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 
-    async def _set_aside(self, raw: Msg, agent: AgentName, reason: DecodeError) -> None:
+    async def _dead_letter(self, raw: Msg, agent: AgentName, reason: DecodeError) -> None:
         """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
         log.warning("set aside", subject=raw.subject, reason=str(reason))
         increment(DEAD_LETTERS)
@@ -441,17 +443,17 @@ class Bus:
             opt_start_seq=None if after is None else after + 1,
             filter_subjects=wanted,
         )
-        subscription = await self._in_order(stream, wanted, config)
+        subscription = await self._subscribe_ordered(stream, wanted, config)
         try:
             yield _iter_stored(self._connection.messages(subscription))
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 
-    async def snapshot(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
+    async def last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
         """The last message on each of the *wanted* subjects that *stream* holds now."""
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
-        subscription = await self._in_order(stream, wanted, config)
+        subscription = await self._subscribe_ordered(stream, wanted, config)
         found: list[StoredMessage] = []
         try:
             info = await subscription.consumer_info()
@@ -469,14 +471,14 @@ class Bus:
 
     async def latest(self, kind: type[Message]) -> list[StoredMessage]:
         """The last message of this *kind* of each device; none where the federation is older than what keeps them."""
-        assert kind.stands, kind.word
+        assert kind.keeps_last_value, kind.word
         with contextlib.suppress(FederationNotFound):
-            return await self.snapshot(
+            return await self.last_per_subject(
                 streams.devices_stream(self.fed), [subjects.wildcard_for(self.fed, kind)]
             )
         return []
 
-    async def _in_order(
+    async def _subscribe_ordered(
         self, stream: str, wanted: list[str], config: ConsumerConfig
     ) -> JetStreamContext.PushSubscription:
         try:
@@ -484,7 +486,7 @@ class Bus:
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
             raise FederationNotFound(self.fed) from None
 
-    async def extent(self, stream: str) -> tuple[int, int]:
+    async def sequence_range(self, stream: str) -> tuple[int, int]:
         """The sequences of the first and the last message that *stream* holds; raises NoFederation."""
         try:
             state = (await self._js.stream_info(stream)).state
@@ -492,14 +494,14 @@ class Bus:
             raise FederationNotFound(self.fed) from None
         return state.first_seq, state.last_seq
 
-    async def clock_ahead_s(self, task: str = "") -> float | None:
+    async def measure_clock_skew_s(self, task: str = "") -> float | None:
         """By how many seconds this machine's clock is ahead of the broker's; None where nobody tells.
 
         A client with credentials may not ask the broker, and asks the server side of *task*. Right to half of
         what the question took.
         """
         asked = datetime.now(UTC)
-        if self._confined:
+        if self._is_restricted:
             request = GetLastTransition.model_validate(
                 {"task": task, "client": self.identity.owner, "kind": "client"}
             )
@@ -515,44 +517,44 @@ class Bus:
             return None
         return _clock_skew_s(asked, datetime.fromisoformat(said).timestamp())
 
-    def _look_at_clocks(self, ahead_s: float | None) -> None:
+    def _warn_on_clock_skew(self, ahead_s: float | None) -> None:
         """One line, once: deadlines, credentials and traces are told by several clocks."""
-        if ahead_s is not None and abs(ahead_s) > CLOCK_SKEW_WARNING_S and not self._clock_was_told:
-            self._clock_was_told = True
+        if ahead_s is not None and abs(ahead_s) > CLOCK_SKEW_WARNING_S and not self._has_warned_of_skew:
+            self._has_warned_of_skew = True
             advice = "set the clock of this machine, or that of the server, whichever is wrong"
             log.warning("the clocks differ", ahead_s=round(ahead_s, 1), advice=advice)
 
-    async def existing_streams(self) -> dict[str, int] | None:
+    async def list_streams(self) -> dict[str, int] | None:
         """The federation's streams that are there, with their messages; None where JetStream is off."""
         return await streams.list_streams(self._js, self.fed)
 
     async def states(self, kind: str, thing: str = ">") -> list[Transition]:
         """The last transition of every *kind* of thing, or of one: the state of the federation."""
-        seen = await self.last_moves(kind, thing)
+        seen = await self.last_transitions(kind, thing)
         return [one.message for one in seen if isinstance(one.message, Transition)]
 
-    async def last_moves(self, kind: str, thing: str = ">") -> list[StoredMessage]:
+    async def last_transitions(self, kind: str, thing: str = ">") -> list[StoredMessage]:
         """The same, with what is known of each message: when it was said."""
-        return await self.snapshot(
+        return await self.last_per_subject(
             streams.lifecycle_stream(self.fed), [subjects.lifecycle(self.fed, kind, thing)]
         )
 
-    async def said_last(self, kind: type[Message], *, task: str) -> list[Message]:
+    async def last_per_sender(self, kind: type[Message], *, task: str) -> list[Message]:
         """The last message of this *kind* that each of its senders has said."""
         wanted = subjects.wildcard_for(self.fed, kind, task=task)
-        return [one.message for one in await self.snapshot(streams.events_stream(self.fed), [wanted])]
+        return [one.message for one in await self.last_per_subject(streams.events_stream(self.fed), [wanted])]
 
     async def last(self, subject: str) -> StoredMessage | None:
         """The last message that the life stream holds on *subject*, however long the bus is away."""
-        if self._confined:
-            return await self._recalled(subject)
-        raw = await self.last_raw(streams.lifecycle_stream(self.fed), subject)
+        if self._is_restricted:
+            return await self._request_last_transition(subject)
+        raw = await self.last_raw_message(streams.lifecycle_stream(self.fed), subject)
         if raw is None:
             return None
         envelope, message = decode_message(subject, raw.headers, raw.data or b"")
         return StoredMessage(message, envelope, subject, int(raw.seq or 0))
 
-    async def last_raw(self, stream: str, subject: str) -> RawStreamMsg | None:
+    async def last_raw_message(self, stream: str, subject: str) -> RawStreamMsg | None:
         """The last message of any stream, unread: for the package's own."""
         while True:
             try:
@@ -563,7 +565,7 @@ class Bus:
                 log.warning("not read yet", subject=subject, reason=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
 
-    async def _recalled(self, subject: str) -> StoredMessage | None:
+    async def _request_last_transition(self, subject: str) -> StoredMessage | None:
         """The same, as a client with credentials learns it: see `fedbus.contracts.state_recall`."""
         *_, kind, client, task = subject.split(".")
         request = GetLastTransition.model_validate({"task": task, "client": client, "kind": kind})
@@ -571,7 +573,7 @@ class Bus:
             asked = datetime.now(UTC)
             try:
                 told: LastTransition = await self.request(request)
-                self._look_at_clocks(_clock_skew_s(asked, told.answered_at))
+                self._warn_on_clock_skew(_clock_skew_s(asked, told.answered_at))
                 break
             except (NoResponse, RequestRefused) as error:
                 log.warning("not recalled yet", subject=subject, reason=str(error))
@@ -581,7 +583,7 @@ class Bus:
         envelope, message = decode_message(subject, told.headers, told.body)
         return StoredMessage(message, envelope, subject, told.sequence)
 
-    async def recall(self, request: GetLastTransition) -> LastTransition:
+    async def answer_last_transition(self, request: GetLastTransition) -> LastTransition:
         """The answer to a client that asks where it stands. For the server side."""
         life = streams.lifecycle_stream(self.fed)
         try:
@@ -601,7 +603,7 @@ class Bus:
 @asynccontextmanager
 async def _open_blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
     """Who carries no weights is not there for blobs: he may not even listen."""
-    if identity.carries_weights:
+    if identity.can_transfer_blobs:
         async with Blobs.open(client, identity.fed, identity.holder) as blobs:
             yield blobs
     else:

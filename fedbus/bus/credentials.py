@@ -35,7 +35,7 @@ class BusAccess:
         if self.creds is None:
             return
         claims = _read_credentials(self.creds)
-        if mistake := claims.mistaken_for(fed, client):
+        if mistake := claims.mismatch(fed, client):
             raise InvalidCredentialsFile(f"FEDBUS_CREDS: {self.creds}: {mistake}")
 
     def options(self) -> dict[str, Any]:

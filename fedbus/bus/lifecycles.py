@@ -161,7 +161,7 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
                 "source": source,
                 "target": str(target),
                 "reason": reason,
-                "waits_for": wait.awaited if wait else "",
+                "waits_for": wait.waiting_for if wait else "",
                 "deadline": deadline,
                 "facts": data.model_dump(),
             }

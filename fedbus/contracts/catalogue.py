@@ -228,7 +228,7 @@ def stream_subjects(fed: FederationId) -> list[str]:
 
 def last_value_subjects(fed: FederationId) -> list[str]:
     """What the stream of the devices keeps: of each device the last of these words."""
-    return sorted(subjects.wildcard_for(fed, kind) for kind in MESSAGES if kind.stands)
+    return sorted(subjects.wildcard_for(fed, kind) for kind in MESSAGES if kind.keeps_last_value)
 
 
 def subscribed_subjects(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:

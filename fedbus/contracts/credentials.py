@@ -68,17 +68,17 @@ class UserClaims(BaseModel):
     @property
     def federation(self) -> str:
         """Of which they are; empty where they were made before that was written into them."""
-        return self._tagged(_FEDERATION)
+        return self._tag_value(_FEDERATION)
 
     @property
     def role(self) -> str:
         """What they are for; empty where they were made before that was written into them."""
-        return self._tagged(_ROLE)
+        return self._tag_value(_ROLE)
 
-    def _tagged(self, prefix: str) -> str:
+    def _tag_value(self, prefix: str) -> str:
         return next((tag.removeprefix(prefix) for tag in self.nats.tags if tag.startswith(prefix)), "")
 
-    def mistaken_for(self, fed: str, client: str) -> str:
+    def mismatch(self, fed: str, client: str) -> str:
         """What is wrong with using them in *fed*, as *client* or (empty) as no client; empty where nothing is."""
         of_device = self.role == Role.DEVICE
         other_federation = bool(self.federation) and self.federation != fed
@@ -98,7 +98,7 @@ class UserClaims(BaseModel):
             f"{' and '.join(theirs)}"
         )
 
-    def complaint(self, now: datetime) -> str:
+    def validity_problem(self, now: datetime) -> str:
         """What is wrong with it at this time, and what to do; empty where nothing is."""
         if self.expires and self.expires <= now:
             return (

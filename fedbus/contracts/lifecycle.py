@@ -50,7 +50,7 @@ class IllegalChange(Exception):
 class Wait(NamedTuple):
     """What a state waits for, and the setting that bounds the waiting."""
 
-    awaited: str
+    waiting_for: str
     deadline: str
 
 

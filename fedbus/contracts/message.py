@@ -58,7 +58,7 @@ class Message(Body):
     version: ClassVar[int] = 1
     durable: ClassVar[bool] = True
     """Whether the event stream keeps it. What is not kept is lost on whoever does not listen."""
-    stands: ClassVar[bool] = False
+    keeps_last_value: ClassVar[bool] = False
     """Of what is not durable: whether the last one of each device is kept, for whoever comes to look."""
 
     task: Id

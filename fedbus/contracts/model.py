@@ -20,13 +20,13 @@ class BlobRef(Body):
     """Whose process, and which: ``server.flower-server_0123``."""
 
     @property
-    def chunks(self) -> int:
+    def chunk_count(self) -> int:
         """How many chunks there are: at least one, so that an empty blob has an end too."""
         return max(1, -(-self.size_bytes // self.chunk_bytes))
 
-    def size_of_chunk(self, index: int) -> int:
+    def chunk_size(self, index: int) -> int:
         """What the chunk at *index* holds; less than nothing where there is no such chunk."""
-        if not 0 <= index < self.chunks:
+        if not 0 <= index < self.chunk_count:
             return -1
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 

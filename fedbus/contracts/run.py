@@ -56,7 +56,7 @@ class RunOverrides(Body):
         given = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
         return plan.model_copy(update={**given, "config": {**plan.config, **self.config}})
 
-    def then(self, later: "RunOverrides") -> "RunOverrides":
+    def merge(self, later: "RunOverrides") -> "RunOverrides":
         """Both, and *later* where they say of the same."""
         given = later.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
         return self.model_copy(update={**given, "config": {**self.config, **later.config}})

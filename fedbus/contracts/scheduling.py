@@ -86,7 +86,7 @@ class ScheduleTable(ConfigSection):
     """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_exclusive_keys(self) -> Self:
         if self.every_s is not None and self.when is not None:
             raise ValueError(f'write every-s into when: when = "({self.when}) or every {self.every_s:g}s"')
         return self

@@ -43,7 +43,7 @@ class Transition(Message):
     facts: AnyFacts
 
     @property
-    def legal(self) -> bool:
+    def is_legal(self) -> bool:
         """Whether the table has this arrow. Not checked on reading: old readers must bear newer tables."""
         lifecycle = LIFECYCLES[self.kind]
         return lifecycle.arrows.get((lifecycle.states(self.source), self.event)) == self.target

@@ -133,7 +133,8 @@ def _describe_predicate(leaf: Predicate, facts: RuleInputs, *, wanted: bool) -> 
         )
     else:
         to = "before" if kind is VariableKind.HOUR else "to"
-        should = f"should {'' if wanted else 'not '}be from {format_value(kind, leaf.low)} {to} {format_value(kind, leaf.high)}"
+        low, high = format_value(kind, leaf.low), format_value(kind, leaf.high)
+        should = f"should {'' if wanted else 'not '}be from {low} {to} {high}"
     return f"{leaf.name} is {said}, and {should}"
 
 

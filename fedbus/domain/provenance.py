@@ -131,7 +131,7 @@ def lifecycle_violations(moves: Sequence[Transition]) -> Iterator[str]:
         if after.source != before.target:
             yield f"the log jumps from {before.target} to {after.source}"
     for move in moves:
-        if move.source and not move.legal:
+        if move.source and not move.is_legal:
             yield f"no run goes from {move.source} to {move.target} by {move.event}"
 
 

@@ -23,7 +23,8 @@ def decline_reason(
     if invitation.recruit_until <= now:
         return f"recruiting for {invitation.run} ended at {invitation.recruit_until:%H:%M:%S}"
     if invitation.code_version and invitation.code_version != code_version:
-        return f"the run is on code {short_version(invitation.code_version)}, this client on {short_version(code_version)}"
+        wanted, own = short_version(invitation.code_version), short_version(code_version)
+        return f"the run is on code {wanted}, this client on {own}"
     if failures >= MAX_FAILURES:
         return f"this client has failed {failures} times in {invitation.run}"
     if state is not ClientState.SERVING:

@@ -30,18 +30,18 @@ class DeviceData:
 
     def probe(self) -> Array | None:
         """A few samples that a new model must answer."""
-        found = self._given(self._task.table.samples)
+        found = self._load_samples(self._task.table.samples)
         return None if found is None else found[0][:MAX_PROBES]
 
     def holdout(self) -> LabelledSamples | None:
         """Labelled samples that no training gets."""
-        return self._given(self._task.table.serving.holdout)
+        return self._load_samples(self._task.table.serving.holdout)
 
     def reference(self) -> LabelledSamples | None:
         """Samples that are distributed as what the model was trained on."""
-        return self._given(self._task.table.checks.reference or self._task.table.samples)
+        return self._load_samples(self._task.table.checks.reference or self._task.table.samples)
 
-    def _given(self, reference: str | None) -> LabelledSamples | None:
+    def _load_samples(self, reference: str | None) -> LabelledSamples | None:
         if reference is None:
             return None
         of = task_code.load_function(Path(self._task.path), reference)

@@ -51,7 +51,9 @@ class TorchPredictor:
         self._undeclared = [declared.input_shape is None, declared.input_dtype is None]
         path = Path(task.path)
         try:
-            self._own = task_code.load_function(path, task.table.predict) if task.table.predict else None
+            self._predict_function = (
+                task_code.load_function(path, task.table.predict) if task.table.predict else None
+            )
             self._model = _build_model(path, task.table.model, weights.load(artifact))
         except (task_code.BadTask, weights.BadWeights) as error:
             raise ModelRefused(str(error)) from error
@@ -60,8 +62,8 @@ class TorchPredictor:
         import torch  # noqa: PLC0415 - a device without torch may still import the agents
 
         with torch.inference_mode():
-            if self._own is not None:
-                return np.asarray(self._own(self._model, inputs))
+            if self._predict_function is not None:
+                return np.asarray(self._predict_function(self._model, inputs))
             outputs = self._model(torch.from_numpy(inputs))
             self.classes = outputs.shape[1] if outputs.ndim == 2 and outputs.shape[1] > 1 else None
             return most_likely(outputs)

@@ -50,7 +50,7 @@ async def wait_for_services(bus: TrustedBus, *services: str) -> None:
     async with Bus.connect(bus.url, person, access=bus.access(Role.USER)) as looking:
 
         async def answer() -> bool:
-            return set(services) <= {f"{one.name} {one.owner}" for one in await looking.answering()}
+            return set(services) <= {f"{one.name} {one.owner}" for one in await looking.discover_agents()}
 
         await eventually(answer, within_s=90)
 
@@ -66,12 +66,12 @@ async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_
             group.create_task(fedbus("agent", names, "--client", "c1", FEDBUS_CREDS=kit)) for names in OF_C1
         ]
         await wait_for_services(bus, *(f"fedbus-{name} c1" for names in OF_C1 for name in names.split(",")))
-        bus.federation.put_out("c1")
+        bus.federation.revoke("c1")
         await bus.push()
         for ended in agents:
             assert_denied_with(await ended, "revoked")
         assert not server.done()
-        bus.federation.put_out("server")
+        bus.federation.revoke("server")
         await bus.push()
         assert_denied_with(await server, "revoked")
 

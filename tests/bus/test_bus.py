@@ -88,7 +88,7 @@ async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
     server_bus: Bus, client_bus: Bus, nats: NatsServer
 ) -> None:
     beat = Heartbeat(task="mnist", client="c1", run="mnist-1")
-    async with server_bus.overhear(Heartbeat, task="mnist") as beats:
+    async with server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as beats:
         await client_bus.publish(beat)
         assert await anext(beats) == beat
     connection = await nats_py.connect(nats.url)
@@ -167,7 +167,7 @@ async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener
 async def test_a_message_that_is_too_large_is_refused_before_it_leaves(
     server_bus: Bus, client_bus: Bus
 ) -> None:
-    await server_bus.make_streams()
+    await server_bus.create_streams()
     big = FinTrain.model_construct(task="mnist", client="c1", run="x" * (MAX_EVENT_BYTES + 1), rounds=0)
     with pytest.raises(ValueError, match="What is large travels as a blob"):
         await client_bus.publish(big)
@@ -267,7 +267,7 @@ async def test_a_bus_comes_back_as_often_as_its_server_does(own_nats: OwnNatsSer
 async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) -> None:
     async with (
         server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox,
-        server_bus.overhear(Heartbeat, task="mnist") as heartbeats,
+        server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as heartbeats,
         server_bus.watch(streams.lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)]) as moves,
     ):
         consuming = [asyncio.ensure_future(anext(one)) for one in (inbox, heartbeats, moves)]
@@ -281,7 +281,7 @@ async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) 
 async def test_a_consumer_ends_with_its_own_bus(nats: NatsServer) -> None:
     async with (
         Bus.connect(nats.url, Identity(FED, "test")) as bus,
-        bus.overhear(Heartbeat, task="mnist") as heartbeats,
+        bus.subscribe_ephemeral(Heartbeat, task="mnist") as heartbeats,
     ):
         consuming = asyncio.ensure_future(anext(heartbeats, None))
         await asyncio.sleep(0)

@@ -23,7 +23,7 @@ async def buses(nats: NatsServer) -> AsyncIterator[list[Bus]]:
     async with AsyncExitStack() as stack:
         identity = Identity(FED, "workflow-scheduler")
         both = [await stack.enter_async_context(Bus.connect(nats.url, identity)) for _ in range(2)]
-        await both[0].make_streams()
+        await both[0].create_streams()
         yield both
 
 

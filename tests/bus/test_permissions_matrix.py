@@ -272,9 +272,9 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
     async with trusted_bus(tmp_path) as bus:
         manager = Identity(FED, "server-manager")
         async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
-            await server.make_streams()
+            await server.create_streams()
             for client in ("c1", "c2"):
-                await server.enroll(AgentName.TRAINER, task="mnist", client=client)
+                await server.create_client_consumer(AgentName.TRAINER, task="mnist", client=client)
         yield bus
 
 
@@ -411,7 +411,7 @@ def sign_device(bus: TrustedBus, name: str, directory: Path) -> BusAccess:
     """Credentials of a device of any *name*, made by whoever has the signing key and not our program."""
     key = Key.new(KeyType.USER)
     signing = Key.read(bus.federation.folder / "keys" / "signing" / "device.nk")
-    account = bus.federation.claims().account
+    account = bus.federation.server_claims().account
     (directory / "hostile.creds").write_text(
         key.credentials(jwt_claims.user_jwt(signing, account, key.public, name))
     )
@@ -567,4 +567,4 @@ async def test_who_may_not_hear_answers_with_its_credentials_is_told_so_and_does
             with pytest.raises(
                 PermissionDenied, match=r"hear answers on _inbox\.people\.cli with these credentials"
             ):
-                await looking.snapshot(LIFE, [f"{ROOT}.life.run.>"])
+                await looking.last_per_subject(LIFE, [f"{ROOT}.life.run.>"])

@@ -40,8 +40,8 @@ async def test_what_is_said_and_heard_is_one_trace_and_lines_in_it_name_the_even
     assert said.context
     assert heard.parent
     assert heard.parent.span_id == said.context.span_id
-    assert delivery.sent_in
-    assert delivery.sent_in.span_id == said.context.span_id
+    assert delivery.sender_span
+    assert delivery.sender_span.span_id == said.context.span_id
     assert said.attributes
     assert said.attributes["messaging.message.id"] == delivery.envelope.id
     assert said.attributes["messaging.destination.name"] == "fedbus.test.client.c1.mnist.joined"
@@ -54,7 +54,7 @@ async def test_what_is_said_and_heard_is_one_trace_and_lines_in_it_name_the_even
 async def test_a_heartbeat_is_no_span_and_carries_the_trace(nats: NatsServer, server_bus: Bus) -> None:
     with record_spans() as spans:
         async with (
-            server_bus.overhear(Heartbeat, task="mnist") as beats,
+            server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as beats,
             Bus.connect(nats.url, Identity(FED, "flower-client", "c1")) as bus,
         ):
             await bus.publish(Heartbeat(task="mnist", client="c1", run="mnist-1"))

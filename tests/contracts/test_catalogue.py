@@ -102,7 +102,7 @@ def test_an_answer_has_an_example() -> None:
 def test_the_example_of_a_transition_is_legal() -> None:
     example = EXAMPLES[Transition]
     assert isinstance(example, Transition)
-    assert example.legal
+    assert example.is_legal
 
 
 # --- who says and who hears -------------------------------------------------------------------

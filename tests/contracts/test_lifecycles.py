@@ -59,7 +59,7 @@ def test_every_state_that_is_not_at_rest_says_what_it_waits_for_and_how_long(
 ) -> None:
     waiting = {str(state) for state in states(lifecycle)} - AT_REST[lifecycle.kind]
     assert {str(state) for state in lifecycle.waits} == waiting
-    assert all(wait.awaited and wait.deadline for wait in lifecycle.waits.values())
+    assert all(wait.waiting_for and wait.deadline for wait in lifecycle.waits.values())
 
 
 @each_lifecycle
@@ -137,8 +137,8 @@ def test_a_transition_along_an_arrow_is_legal_and_any_other_is_not(lifecycle: An
     source, event, target = next(iter(lifecycle))
     legal = Transition(task="mnist", event=event, source=source, target=target, facts=facts)
 
-    assert legal.legal
-    assert not legal.model_copy(update={"event": "teleported"}).legal
+    assert legal.is_legal
+    assert not legal.model_copy(update={"event": "teleported"}).is_legal
 
 
 def test_a_span_is_called_by_what_moved_from_where_to_where() -> None:

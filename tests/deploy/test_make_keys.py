@@ -181,11 +181,11 @@ async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_b
     async with run_bus(mounted) as url:
         manager = Identity(FED, "server-manager")
         async with Bus.connect(url, manager, access=access("fedbus-server-manager-keys")) as bus:
-            await bus.make_streams()
+            await bus.create_streams()
 
         for role, keys in sorted(set(server_pods().values())):
             async with Bus.connect(url, Identity(FED, ROLE_AGENTS[role][0]), access=access(keys)) as bus:
-                assert await bus.existing_streams(), role
+                assert await bus.list_streams(), role
 
         client = Identity(FED, "client-manager", "client-0")
         async with Bus.connect(url, client, access=access("fedbus-kits", "client-0.creds")):
@@ -194,7 +194,7 @@ async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_b
         anothers = access("fedbus-workflow-scheduler-keys")
         async with Bus.connect(url, Identity(FED, "gateway"), access=anothers) as bus:
             with pytest.raises(BusError, match="permit"):
-                await bus.existing_streams()
+                await bus.list_streams()
 
 
 @asynccontextmanager

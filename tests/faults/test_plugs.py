@@ -81,7 +81,7 @@ async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: Proces
 @pytest.mark.fault
 async def test_predictions_go_on_without_bus_and_server(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.ended(run) and site.fleet.all_settled(3))
+    await site.until(lambda: site.ended(run) and site.fleet.are_all_settled(3))
     endpoints = [view.endpoint for view in site.fleet.clients.values()]
     site.process("server", "up").kill()
     os.kill(site.running.nats.pid, signal.SIGKILL)

@@ -230,7 +230,7 @@ async def corrupt_object(s3: EmbeddedS3, key: str, size: int) -> None:
     """Put other bytes where *key* is."""
     bucket = Bucket(BucketAddress.parse(s3.store_url))
     async with bucket.open():
-        assert await bucket.size_of(key) == size
+        assert await bucket.read_size(key) == size
         await bucket.write(key, b"\xff" * size)
 
 

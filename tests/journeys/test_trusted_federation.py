@@ -119,7 +119,7 @@ async def test_everything_that_is_allowed_works(
     async with Bus.connect(everybody.bus.url, Identity(FED, "cli", USERS), access=user) as person:
         await complete_run(everybody, person)
         assert {
-            name: held for name, held in (await person.existing_streams() or {}).items() if "DEAD" in name
+            name: held for name, held in (await person.list_streams() or {}).items() if "DEAD" in name
         } == {"FEDBUS_test_DEAD": 0}
     assert "not permitted" not in capfd.readouterr().out
     assert "Violation" not in everybody.bus.server.log.read_text()
@@ -131,12 +131,12 @@ async def test_a_client_that_starts_again_is_told_where_it_stands(everybody: Tru
     user = everybody.bus.access(Role.USER)
     async with Bus.connect(everybody.bus.url, Identity(FED, "cli", USERS), access=user) as person:
 
-        async def stands() -> list[tuple[str, str]]:
+        async def transitions() -> list[tuple[str, str]]:
             everybody.look_for_the_broken()
             return [(one.target, one.event) for one in await client_transitions(person)]
 
         async def serves() -> bool:
-            return [state for state, _ in await stands()] == ["serving"]
+            return [state for state, _ in await transitions()] == ["serving"]
 
         await eventually(serves, within_s=60)
         for agent in everybody.agents[len(SERVER_AGENTS) :]:

@@ -23,7 +23,7 @@ async def read_all_messages(fed: FederationHarness) -> dict[str, StoredMessage]:
         lifecycle_stream(FED): [subjects.wildcard_for(FED, Transition)],
     }
     for stream, wanted in streams.items():
-        _, last = await fed.bus.extent(stream)
+        _, last = await fed.bus.sequence_range(stream)
         async with fed.bus.watch(stream, wanted, whole=True) as seen:
             async for one in seen:
                 found[one.envelope.id] = one

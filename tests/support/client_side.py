@@ -110,7 +110,7 @@ class FakeServer:
         if self.refuses:
             return Refused(reason=self.refuses)
         for agent in CLIENT_CONSUMERS:
-            await self.fed.bus.enroll(agent, task=TASK, client=request.client)
+            await self.fed.bus.create_client_consumer(agent, task=TASK, client=request.client)
         return Enrolled(consumers=())
 
     async def _info(self, _: GetServerInfo) -> Body:

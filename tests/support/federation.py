@@ -150,7 +150,7 @@ class FederationHarness:
 
     def shorten(self, **plan: float) -> None:
         """Let runs be otherwise than the task's plan, for whoever is started from now on."""
-        asked = self.site.overrides.then(RunOverrides.model_validate(plan))
+        asked = self.site.overrides.merge(RunOverrides.model_validate(plan))
         self.site = replace(self.site, overrides=asked)
 
     def schedule_nothing(self) -> None:
@@ -261,7 +261,7 @@ async def open_federation(
     site = AgentConfig(url, FED, directory / "home", task or tiny_task(directory))
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
-        await bus.make_streams()
+        await bus.create_streams()
         fed = FederationHarness(site, bus, _open=stack)
         lives = bus.watch(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
         words = bus.watch(events_stream(FED), stream_subjects(FED))
@@ -288,7 +288,7 @@ async def _collect(seen: AsyncIterator[Any], heard: list[Any]) -> None:
 
 async def read_transitions(bus: Bus) -> list[Transition]:
     """All that the life stream holds, in order."""
-    held = (await bus.existing_streams() or {})[lifecycle_stream(bus.fed)]
+    held = (await bus.list_streams() or {})[lifecycle_stream(bus.fed)]
     told: list[Transition] = []
     async with bus.watch(
         lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
@@ -314,5 +314,5 @@ def check_lifecycles(told: list[Transition]) -> None:
             assert after.source == before.target, (
                 f"{kind} {thing} jumped from {before.target} to {after.source}"
             )
-            assert after.legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
+            assert after.is_legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
             TAKEN.add((kind, after.source, after.event, after.target))

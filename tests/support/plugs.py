@@ -38,7 +38,7 @@ class ProcessFederation:
 
     def _can_start(self) -> bool:
         return self.fleet.server == "waiting" and all(
-            self.fleet.clients[name].settled if name in self.fleet.clients else False
+            self.fleet.clients[name].is_settled if name in self.fleet.clients else False
             for name in self.running.clients
         )
 
@@ -80,7 +80,7 @@ async def run_process_federation(
         run_stack(settings, [task.path], clients=3, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         site = ProcessFederation(running, Fleet(), bus)
         async with bus.watch(
             lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True

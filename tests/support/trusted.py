@@ -95,7 +95,7 @@ class TrustedBus:
     async def push(self) -> None:
         """Tell the server who belongs to the federation now."""
         system = BusAccess(self.federation.creds("system"), self.federation.ca)
-        await push_account_jwts(self.url, system, self.federation.jwts())
+        await push_account_jwts(self.url, system, self.federation.account_jwts())
 
     @asynccontextmanager
     async def connected(

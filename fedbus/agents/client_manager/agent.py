@@ -209,7 +209,7 @@ class ClientManager:
                 await self._first_code(info)
                 offered = announcement_from(info)
                 assert offered is not None
-                self._models.check_seal(offered)
+                self._models.check_signature(offered)
                 self._models.newest = offered
                 return offered.model, await self._models.fetch(offered.model, offered.blob)
             except (RequestRefused, BlobUnavailable, BlobCorrupt, StoreError) as error:
@@ -226,7 +226,7 @@ class ClientManager:
         if (version := self._code.wanted) is None:
             return
         try:
-            await self._code.switch(await self._code.get_ready(version))
+            await self._code.switch_to(await self._code.prepare(version))
         except CodeNotReady as error:
             await self._refuse_code(version, str(error))
         else:
@@ -304,7 +304,7 @@ class ClientManager:
 
     def _crowded(self) -> Ineligible:
         assert self._slots is not None
-        others = ", ".join(self._slots.holders()) or "others"
+        others = ", ".join(self._slots.list_holders()) or "others"
         return Ineligible(f"this device trains {others}, and {self._slots.count} at a time", {})
 
     def _give_back_the_slot(self) -> None:
@@ -403,7 +403,7 @@ class ClientManager:
 
     def _has_newer(self) -> bool:
         """Whether another model than the one in service has been named since."""
-        return self._models.other_than(self._target)
+        return self._models.has_other_than(self._target)
 
     async def _apply_newest(self) -> None:
         """Fetch the newest model and hand it to the inference agent; without it the old one goes on."""
@@ -412,8 +412,8 @@ class ClientManager:
         model = self._models.newest.model
         self._target = model
         try:
-            self._models.check_seal(self._models.newest)
-            path = await self._models.fetch_anyhow(model, self._models.newest.blob)
+            self._models.check_signature(self._models.newest)
+            path = await self._models.fetch_with_fallback(model, self._models.newest.blob)
         except (BlobUnavailable, BlobCorrupt, RequestRefused, NoResponse, StoreError) as error:
             await self._keep_the_old(str(error))
         else:
@@ -559,7 +559,7 @@ class ClientManager:
         """Outside the turn, since it may take minutes: the device serves and hears all the while."""
         try:
             async with asyncio.timeout(SYNC_S):
-                task = await self._code.get_ready(version)
+                task = await self._code.prepare(version)
         except (CodeNotReady, TimeoutError) as error:
             reason = str(error) or f"it was not ready within {SYNC_S:g} s"
             async with self._turn:
@@ -594,7 +594,7 @@ class ClientManager:
     async def _code_is_ready(self, task: Task) -> None:
         """Between two runs, and nothing under way: the device changes over."""
         self._prepared = None
-        await self._code.switch(task)
+        await self._code.switch_to(task)
         await self._say_code_ready()
         await self._ask_what_is_served()
         await self._back_to_serving(ClientEvent.CODE_READY, changes={"code_version": task.code_version})

@@ -48,7 +48,7 @@ class DeviceCode:
         self._client = client
         self._labels = labels
         self._check = check
-        self._kept = kept
+        self._version_file = kept
         self._checked = {first.code_version}
         self.task = first
         self.plan: CodePlan | None = None
@@ -79,13 +79,13 @@ class DeviceCode:
         version = target_code_version(self.plan, self._client, self._labels)
         return version if version != self.version and version not in self.refused else None
 
-    async def get_ready(self, version: str) -> Task:
+    async def prepare(self, version: str) -> Task:
         """The task at *version*: fetched, verified, checked. Waits for a repository that is away; raises NotReady."""
         attempt = 0
         while True:
             try:
                 task = await self._code.task_at(version)
-                await self._try_out(task)
+                await self._check_once(task)
             except CodeUnavailable as error:
                 if attempt == 0:
                     log.warning("the code repository is away", reason=str(error))
@@ -98,7 +98,7 @@ class DeviceCode:
             else:
                 return task
 
-    async def _try_out(self, task: Task) -> None:
+    async def _check_once(self, task: Task) -> None:
         """Once for each version: a device goes back and forth between them at once."""
         if task.id != self.task.id:
             raise CodeNotReady(f"it is task {task.id!r}, and this device runs {self.task.id!r}")
@@ -106,10 +106,10 @@ class DeviceCode:
             await self._check(task)
             self._checked.add(task.code_version)
 
-    async def switch(self, task: Task) -> None:
+    async def switch_to(self, task: Task) -> None:
         """From here on the device is on *task*, also when it is started anew."""
         self.task = task
-        await asyncio.to_thread(_write_atomically, self._kept, task.code_version)
+        await asyncio.to_thread(_write_atomically, self._version_file, task.code_version)
 
 
 def read_last_version(kept: Path) -> str:

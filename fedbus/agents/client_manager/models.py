@@ -60,7 +60,7 @@ class DeviceModels:
         if self.newest is None or offered.term >= self.newest.term:
             self.newest = offered
 
-    def other_than(self, model: ModelRef | None) -> bool:
+    def has_other_than(self, model: ModelRef | None) -> bool:
         """Whether another one than *model* has been named since. Its version may well be a lower one."""
         return self.newest is not None and (model is None or self.newest.model.version != model.version)
 
@@ -72,12 +72,12 @@ class DeviceModels:
         """Which champion *model* is, where it is the newest; else 0."""
         return self.newest.term if self.newest and self.newest.model == model else 0
 
-    def check_seal(self, offered: ModelAnnouncement) -> None:
+    def check_signature(self, offered: ModelAnnouncement) -> None:
         """Raises StoreError where keys are trusted here and none of them has signed this model."""
         if self._trusted is not None:
             self._trusted.check(self._task, offered.model, offered.seal)
 
-    async def fetch_anyhow(self, model: ModelRef, blob: BlobRef) -> Path:
+    async def fetch_with_fallback(self, model: ModelRef, blob: BlobRef) -> Path:
         """The model's file; where the giver has gone meanwhile, from the one that the server names now."""
         for attempt in range(FETCH_ATTEMPTS - 1):
             try:

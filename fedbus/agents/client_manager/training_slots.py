@@ -35,7 +35,7 @@ class TrainingSlots:
         """A slot for *run*, or None where others have them all. Never waits, but for the disk."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for number in range(self.count):
-            descriptor = os.open(self._file(number), os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._slot_file(number), os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -46,13 +46,13 @@ class TrainingSlots:
                 return TrainingSlot(descriptor)
         return None
 
-    def holders(self) -> list[str]:
+    def list_holders(self) -> list[str]:
         """The runs that have taken the slots, as far as they say so."""
         found = []
         for number in range(self.count):
             with suppress(OSError):
-                found.append(self._file(number).read_text())
+                found.append(self._slot_file(number).read_text())
         return [run for run in found if run]
 
-    def _file(self, number: int) -> Path:
+    def _slot_file(self, number: int) -> Path:
         return self._directory / f"slot-{number}"

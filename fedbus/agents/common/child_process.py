@@ -79,36 +79,36 @@ class ChildProcess:
         self._environment = dict(environment or {})
         self._output = output
         self._stop_s = stop_s
-        self._handed_down = handed_down
-        self._ear = _OutputProtocol(output if callable(output) else None)
+        self._inherited_fds = handed_down
+        self._output_protocol = _OutputProtocol(output if callable(output) else None)
         self._transport: asyncio.SubprocessTransport | None = None
-        self._swept = False
+        self._is_group_killed = False
         self._answers: IO[bytes]
         self.answer = ""
         """What it has handed over, known when it has ended."""
 
     @property
     def pid(self) -> int:
-        pid = self._started.get_pid()
+        pid = self._transport_or_fail.get_pid()
         assert pid is not None
         return pid
 
     @property
     def returncode(self) -> int | None:
         """How it ended, or None while it runs; negative: the signal that ended it."""
-        return self._started.get_returncode()
+        return self._transport_or_fail.get_returncode()
 
     async def ended(self) -> int:
         """Wait for its end, whatever the cause; what it left running is killed."""
-        await self._ear.ended.wait()
+        await self._output_protocol.ended.wait()
         self._kill_group()
         try:
             with suppress(TimeoutError):  # who left its group may still hold its output
                 async with asyncio.timeout(DRAIN_OUTPUT_S):
-                    await self._ear.silent.wait()
+                    await self._output_protocol.silent.wait()
         finally:
-            self._started.close()
-            self._take_answer()
+            self._transport_or_fail.close()
+            self._read_answer()
         assert self.returncode is not None
         return self.returncode
 
@@ -116,14 +116,14 @@ class ChildProcess:
         """Ask it to end, and kill it with all that it started when it has not gone after *stop_s*."""
         try:
             async with asyncio.timeout(self._stop_s):
-                self._ask()
-                await self._ear.ended.wait()
+                self._terminate()
+                await self._output_protocol.ended.wait()
         except TimeoutError:
             pass
         finally:  # also when we are cancelled while we wait: then at once
             self._kill_group()
             try:
-                await _wait_despite_cancellation(self._ear.ended)
+                await _wait_despite_cancellation(self._output_protocol.ended)
             finally:
                 code = await self.ended()
         return code
@@ -132,7 +132,7 @@ class ChildProcess:
         """The end of its log, on one line: what a person would look at first when it died."""
         return log_tail(self._output, lines) if isinstance(self._output, Path) else ""
 
-    def how_it_ended(self) -> str:
+    def describe_exit(self) -> str:
         """Its end in words, and why: what it answered, or where it died without a word the last line of its log."""
         ended, said = describe_exit(self.returncode or 0), self.answer or self.last_words(1)
         return f"{ended}: {said}" if said else ended
@@ -142,13 +142,13 @@ class ChildProcess:
         with _open_output(self._output) as (stdout, stderr):
             try:
                 self._transport, _ = await asyncio.get_running_loop().subprocess_exec(
-                    lambda: self._ear,
+                    lambda: self._output_protocol,
                     *self._command,
                     stdin=subprocess.PIPE,
                     stdout=stdout,
                     stderr=stderr,
-                    env=os.environ | trace_environment() | self._environment | self._where_to_answer(),
-                    pass_fds=[self._answers.fileno(), *self._handed_down],
+                    env=os.environ | trace_environment() | self._environment | self._answer_environment(),
+                    pass_fds=[self._answers.fileno(), *self._inherited_fds],
                     start_new_session=True,
                 )
             except BaseException as error:
@@ -164,28 +164,28 @@ class ChildProcess:
         await self.stop()
 
     @property
-    def _started(self) -> asyncio.SubprocessTransport:
+    def _transport_or_fail(self) -> asyncio.SubprocessTransport:
         assert self._transport is not None, f"{self.name} was not started"
         return self._transport
 
-    def _where_to_answer(self) -> dict[str, str]:
+    def _answer_environment(self) -> dict[str, str]:
         return {ANSWER_VARIABLE: f"/dev/fd/{self._answers.fileno()}"}
 
-    def _take_answer(self) -> None:
+    def _read_answer(self) -> None:
         if not self._answers.closed:
             self._answers.seek(0)
             self.answer = self._answers.read(MAX_ANSWER_BYTES).decode(errors="replace")
             self._answers.close()
 
-    def _ask(self) -> None:
+    def _terminate(self) -> None:
         with suppress(ProcessLookupError):
-            self._started.terminate()
+            self._transport_or_fail.terminate()
 
     def _kill_group(self) -> None:
         """The child leads its group, so this reaches whatever it has left running as well."""
-        if self._swept:  # the number may be another's by now
+        if self._is_group_killed:  # the number may be another's by now
             return
-        self._swept = self.returncode is not None
+        self._is_group_killed = self.returncode is not None
         with suppress(ProcessLookupError, PermissionError):  # macOS says the latter of a group of zombies
             os.killpg(self.pid, signal.SIGKILL)
 

@@ -69,13 +69,13 @@ class DeviceMonitor:
         """Tell, until *stop* is set."""
         await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
         with ExitStack() as figures:
-            for metric, read in self._figures().items():
+            for metric, read in self._gauges().items():
                 figures.enter_context(observable_gauge(metric, read))
             while not stop.is_set():
-                await self._tell()
-                await wait_for_first(stop.wait(), asyncio.sleep(self._every_s), self._agents_change())
+                await self._publish_health()
+                await wait_for_first(stop.wait(), asyncio.sleep(self._every_s), self._wait_for_agent_change())
 
-    async def _tell(self) -> None:
+    async def _publish_health(self) -> None:
         self._reading = await asyncio.to_thread(read_device, self._directory)
         self._agents = await asyncio.to_thread(read_agent_liveness, self._directory)
         errors, last = self._errors()
@@ -94,11 +94,11 @@ class DeviceMonitor:
             )
         )
 
-    async def _agents_change(self) -> None:
+    async def _wait_for_agent_change(self) -> None:
         while await asyncio.to_thread(read_agent_liveness, self._directory) == self._agents:  # noqa: ASYNC110
             await asyncio.sleep(AGENT_POLL_S)  # the kernel tells nobody that a lock was let go of
 
-    def _figures(self) -> Mapping[Metric, Callable[[], GaugeValues]]:
+    def _gauges(self) -> Mapping[Metric, Callable[[], GaugeValues]]:
         """What was last read, as figures."""
         own = {CLIENT: str(self._client)}
 
@@ -114,12 +114,14 @@ class DeviceMonitor:
             MEMORY: of("memory"),
             DISK: of("disk"),
             TEMPERATURE: of("temperature_c"),
-            GPU: lambda: [(gpu.utilization, own | {"hw.id": number}) for number, gpu in self._gpus()],
-            GPU_MEMORY: lambda: [(gpu.memory_bytes, own | {"hw.id": number}) for number, gpu in self._gpus()],
+            GPU: lambda: [(gpu.utilization, own | {"hw.id": number}) for number, gpu in self._gpu_samples()],
+            GPU_MEMORY: lambda: [
+                (gpu.memory_bytes, own | {"hw.id": number}) for number, gpu in self._gpu_samples()
+            ],
             AGENTS_ALIVE: lambda: [
                 (float(alive), own | {"fedbus.agent": name}) for name, alive in self._agents.items()
             ],
         }
 
-    def _gpus(self) -> list[tuple[str, GpuUse]]:
+    def _gpu_samples(self) -> list[tuple[str, GpuUse]]:
         return [(str(number), gpu) for number, gpu in enumerate(self._reading.gpus if self._reading else ())]

@@ -84,13 +84,13 @@ class FlowerClient:
         self._bus = bus
         self._task = task
         self._client = client
-        self._order = order
+        self._build_config = order
         self._outbox = outbox
         self._logs = logs
-        self._turn = asyncio.Lock()
+        self._decision_lock = asyncio.Lock()
         self._training: _Training | None = None
         self._closed_runs: deque[str] = deque(maxlen=MAX_CLOSED_RUNS)
-        self._life: LifecycleHandle[FlClientState, FlClientEvent, FlClientData, FlClientChanges]
+        self._lifecycle: LifecycleHandle[FlClientState, FlClientEvent, FlClientData, FlClientChanges]
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
@@ -101,37 +101,37 @@ class FlowerClient:
             self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
             asyncio.TaskGroup() as self._group,
         ):
-            await self._wake(lives)
+            await self._resume(lives)
             self.ready.set()
-            await run_until(stop, handle_each(inbox, self._hear))
+            await run_until(stop, handle_each(inbox, self._on_message))
             with contextlib.suppress(TimeoutError):  # the bus is away: the silence will tell
-                async with asyncio.timeout(STOP_REPORT_S), self._turn:
+                async with asyncio.timeout(STOP_REPORT_S), self._decision_lock:
                     await self._fail("the client was stopped")
 
-    async def _wake(self, lives: LifecycleStore) -> None:
-        self._life = await lives.of(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
+    async def _resume(self, lives: LifecycleStore) -> None:
+        self._lifecycle = await lives.of(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
         match self._situation:
             case FlClientPending() | FlClientTraining():
                 await self._fail("the FL client was restarted")
             case FlClientFinished(run=run):
                 await self._report(run, rounds=0)
             case FlClientWaiting():
-                if not self._life.born:
-                    await self._life.create()
+                if not self._lifecycle.born:
+                    await self._lifecycle.create()
 
     # --- what is heard -------------------------------------------------------------------
 
-    async def _hear(self, message: Message) -> None:
-        async with self._turn:
+    async def _on_message(self, message: Message) -> None:
+        async with self._decision_lock:
             match message:
                 case ClientStart():
                     await self._start(message)
                 case RoundStarted() if self._state is FlClientState.PENDING and message.run == self._run:
-                    await self._life.transition(FlClientEvent.ROUND_STARTED)
+                    await self._lifecycle.transition(FlClientEvent.ROUND_STARTED)
                 case ServerClosed():
                     self._closed_runs.append(message.run)
                     if message.run == self._run:
-                        await self._closed(message)
+                        await self._on_run_closed(message)
                 case _:
                     log.debug("nothing to do", word=message.word, state=str(self._state))
 
@@ -139,21 +139,21 @@ class FlowerClient:
         if start.run == self._run:
             return  # told twice, or by a client manager that was restarted: it is under way
         if self._state is not FlClientState.WAITING:
-            await self._say_failed(start.run, f"this client is busy with {self._run}")
+            await self._report_failure(start.run, f"this client is busy with {self._run}")
             return
         if start.run in self._closed_runs:  # the invitation was older than it looked
-            await self._say_failed(start.run, "the run is over")
+            await self._report_failure(start.run, "the run is over")
             return
-        await self._life.transition(FlClientEvent.CLIENT_START, {"run": start.run})
+        await self._lifecycle.transition(FlClientEvent.CLIENT_START, {"run": start.run})
         stop = asyncio.Event()
-        watch = self._group.create_task(self._watch(start, stop), name=f"trainer of {start.run}")
+        watch = self._group.create_task(self._supervise_training(start, stop), name=f"trainer of {start.run}")
         self._training = _Training(start.run, watch, stop)
 
-    async def _closed(self, closed: ServerClosed) -> None:
+    async def _on_run_closed(self, closed: ServerClosed) -> None:
         """The run is over: memory back first, then the word."""
         if self._state is FlClientState.TRAINING and closed.outcome == "finished":
-            await self._life.transition(FlClientEvent.RUN_FINISHED)
-            await self._end_training()
+            await self._lifecycle.transition(FlClientEvent.RUN_FINISHED)
+            await self._stop_training()
             await self._report(closed.run, closed.rounds, new_model=closed.new_model)
         else:
             await self._fail(f"the run {closed.outcome}: {closed.reason or 'before it needed this client'}")
@@ -162,19 +162,19 @@ class FlowerClient:
         await self._bus.publish(
             FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds, new_model=new_model)
         )
-        await self._life.transition(FlClientEvent.REPORTED, {"run": None})
+        await self._lifecycle.transition(FlClientEvent.REPORTED, {"run": None})
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
         """Leave the run and say so; nothing to say where there is none."""
         match self._situation:
             case FlClientPending(run=run) | FlClientTraining(run=run):
-                await self._life.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
-                await self._end_training()
-                await self._say_failed(run, reason, trainer_lost=trainer_lost)
+                await self._lifecycle.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
+                await self._stop_training()
+                await self._report_failure(run, reason, trainer_lost=trainer_lost)
             case FlClientWaiting() | FlClientFinished():
                 return
 
-    async def _say_failed(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
+    async def _report_failure(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
         await self._bus.publish(
             FailTrain(
                 task=self._task.id,
@@ -187,32 +187,32 @@ class FlowerClient:
 
     # --- the process -----------------------------------------------------------------------
 
-    async def _watch(self, start: ClientStart, stop: asyncio.Event) -> None:
+    async def _supervise_training(self, start: ClientStart, stop: asyncio.Event) -> None:
         """The life of one training process; its end without our asking is a failure of this client alone."""
         try:
             child = ChildProcess(
                 f"trainer of {start.run}",
                 *child_command("trainer"),
-                environment=(await self._order(start)).environment(),
+                environment=(await self._build_config(start)).environment(),
                 output=self._logs / f"{start.run}.log",
             )
             async with child:
-                await wait_for_first(child.ended(), stop.wait(), self._beat(start.run))
+                await wait_for_first(child.ended(), stop.wait(), self._send_heartbeats(start.run))
         except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:
-            reason = f"the trainer {child.how_it_ended()}"
+            reason = f"the trainer {child.describe_exit()}"
         if not stop.is_set():
-            async with self._turn:
+            async with self._decision_lock:
                 await self._fail(reason, trainer_lost=True)
 
-    async def _beat(self, run: str) -> None:
+    async def _send_heartbeats(self, run: str) -> None:
         """Say that this client is there: from here and not from the process, which torch may hold for long."""
         while True:
             await self._bus.publish(Heartbeat(task=self._task.id, client=self._client, run=run))
             await asyncio.sleep(HEARTBEAT_S)
 
-    async def _end_training(self) -> None:
+    async def _stop_training(self) -> None:
         training, self._training = self._training, None
         if training is not None and training.watch is not asyncio.current_task():
             training.stop.set()
@@ -220,12 +220,12 @@ class FlowerClient:
 
     @property
     def _state(self) -> FlClientState:
-        return self._life.state
+        return self._lifecycle.state
 
     @property
     def _situation(self) -> FlClientSituation:
-        return fl_client_situation(self._life.state, self._life.facts)
+        return fl_client_situation(self._lifecycle.state, self._lifecycle.facts)
 
     @property
     def _run(self) -> str | None:
-        return self._life.facts.run
+        return self._lifecycle.facts.run

@@ -78,7 +78,7 @@ class FlowerServer:
         launcher: Launcher | None = None,
     ) -> None:
         self._bus = bus
-        self._order = order
+        self._config = order
         self._models = models
         self._code = code or DirectoryCodeRepository(Path(order.task.path))
         self._logs = logs
@@ -96,25 +96,25 @@ class FlowerServer:
             FindServer: self._find,
             CheckCode: self._check_code,
         }
-        await self._bus.make_streams()
+        await self._bus.create_streams()
         await self._launcher.sweep()
         async with asyncio.TaskGroup() as self._group:
-            async with self._bus.serve(answers, task=self._order.task.id, version=__version__):
-                await self._tell_of_the_one_before()
+            async with self._bus.serve(answers, task=self._config.task.id, version=__version__):
+                await self._report_orphaned_run()
                 self.ready.set()
                 await stop.wait()
-            await self._end_running()
+            await self._stop_running()
 
-    async def _order_at(self, version: str) -> ProcessConfig:
+    async def _config_at(self, version: str) -> ProcessConfig:
         """The order for the task's code at *version*; empty: as it was when we started. Raises StoreError."""
-        if version in ("", self._order.task.code_version):
-            return self._order
-        return self._order.model_copy(update={"task": await self._code.task_at(version)})
+        if version in ("", self._config.task.code_version):
+            return self._config
+        return self._config.model_copy(update={"task": await self._code.task_at(version)})
 
     async def _check_code(self, request: CheckCode) -> Body:
         """Import the code and build its model in a process, beside whatever runs."""
         try:
-            at = await self._order_at(request.code_version)
+            at = await self._config_at(request.code_version)
             like = str(await self._models.path_of(request.like)) if request.like else ""
             order = CheckProcessConfig(**dict(at), like=like, server_side=True)
             return await check(order, log_file=self._logs / "check.log")
@@ -126,7 +126,7 @@ class FlowerServer:
     async def _init_model(self, request: InitModel) -> Body:
         """Build the model in a process: torch is loaded there and gone with it."""
         try:
-            at = await self._order_at(request.code_version)
+            at = await self._config_at(request.code_version)
             builder = ChildProcess(
                 "model builder",
                 *child_command("init"),
@@ -138,18 +138,18 @@ class FlowerServer:
         except (StoreError, ChildNotStarted) as error:
             return Refused(reason=str(error))
         if code != 0 or not builder.answer:
-            why = builder.answer or f"the process that builds it {builder.how_it_ended()}"
+            why = builder.answer or f"the process that builds it {builder.describe_exit()}"
             return Refused(reason=f"the first model was not built: {why}")
         return ModelInitialised(artifact=Artifact.model_validate_json(builder.answer))
 
     async def _start(self, request: StartServer) -> Body:
-        await self._end_running()  # who opens a run is done with the one before
+        await self._stop_running()  # who opens a run is done with the one before
         await self._bus.forget(
-            GRID_AGENT, task=self._order.task.id
+            GRID_AGENT, task=self._config.task.id
         )  # what was said to an earlier run's server
         try:
-            await self._have_at_hand(request.artifact)
-            at = await self._order_at(request.code_version)
+            await self._check_model_available(request.artifact)
+            at = await self._config_at(request.code_version)
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
@@ -165,11 +165,13 @@ class FlowerServer:
             store=self._models.url,
         )
         stop = asyncio.Event()
-        watch = self._group.create_task(self._watch(order, stop), name=f"Flower server of {request.run}")
+        watch = self._group.create_task(
+            self._supervise_run(order, stop), name=f"Flower server of {request.run}"
+        )
         self._running = RunningServer(request.run, watch, stop)
         return ServerStarting()
 
-    async def _have_at_hand(self, artifact: Artifact) -> None:
+    async def _check_model_available(self, artifact: Artifact) -> None:
         """Whether a run can begin with this model is seen before its process is; raises StoreError.
 
         A ServerApp elsewhere fetches it for itself.
@@ -179,38 +181,38 @@ class FlowerServer:
 
     async def _stop(self, request: StopServer) -> Body:
         if self._running is not None and self._running.run == request.run:
-            await self._end_running()
+            await self._stop_running()
         return ServerStopped()
 
     async def _find(self, request: FindServer) -> Body:
         running = self._running
         up = running is not None and running.run == request.run and not running.watch.done()
         if request.say_so and not up:
-            await self._tell_lost(request.run, "the Flower server is gone")
+            await self._report_lost(request.run, "the Flower server is gone")
         return ServerFound(up=up)
 
-    async def _tell_of_the_one_before(self) -> None:
+    async def _report_orphaned_run(self) -> None:
         """A Flower server that ran when we ended has ended with us, and nobody has said so."""
-        for server in await self._bus.states("server", self._order.task.id):
+        for server in await self._bus.states("server", self._config.task.id):
             assert isinstance(server.facts, ServerData)
             match server_situation(ServerState(server.target), server.facts):
                 case ServerRecruiting() | ServerTraining() as under_way:
                     with tracing.use_trace(under_way.traceparent):
-                        await self._tell_lost(under_way.run, "the flower-server agent was restarted")
+                        await self._report_lost(under_way.run, "the flower-server agent was restarted")
                 case _:
                     pass
 
-    async def _end_running(self) -> None:
+    async def _stop_running(self) -> None:
         if self._running is not None:
             self._running.stop.set()
             await self._running.watch
             self._running = None
 
-    async def _watch(self, order: ServerProcessConfig, stop: asyncio.Event) -> None:
+    async def _supervise_run(self, order: ServerProcessConfig, stop: asyncio.Event) -> None:
         """The life of one run's server; its end without a word is told."""
         if lost := await self._launcher.run(order, stop):
-            await self._tell_lost(order.run, lost)
+            await self._report_lost(order.run, lost)
 
-    async def _tell_lost(self, run: str, reason: str) -> None:
+    async def _report_lost(self, run: str, reason: str) -> None:
         log.warning("the Flower server is lost", run=run, reason=reason)
-        await self._bus.publish(ServerLost(task=self._order.task.id, run=run, reason=reason[:500]))
+        await self._bus.publish(ServerLost(task=self._config.task.id, run=run, reason=reason[:500]))

@@ -51,7 +51,7 @@ class ChildLauncher:
             return str(error)
         if code in (None, 0) or stop.is_set():
             return ""
-        return f"the Flower server {child.how_it_ended()}"
+        return f"the Flower server {child.describe_exit()}"
 
     async def sweep(self) -> None:
         """There is nothing: a child ends with its parent."""

@@ -79,7 +79,7 @@ class ServerAppProcess:
         """From the first word to the last."""
         async with (
             self._bus.listen(GRID_AGENT, task=self._task.id) as inbox,
-            self._bus.overhear(Heartbeat, task=self._task.id) as beats,
+            self._bus.subscribe_ephemeral(Heartbeat, task=self._task.id) as beats,
         ):
             hearing = asyncio.gather(self._hear(inbox), self._feel(beats))
             try:
@@ -95,7 +95,7 @@ class ServerAppProcess:
                 case ClientJoined() as joined if joined.code_version != self._task.code_version:
                     log.warning("a client with other code may not join", client=joined.client)
                 case RoundReply() as reply:
-                    self._grid.deliver(reply, came_from=delivery.sent_in, said_in=delivery.envelope.id)
+                    self._grid.deliver(reply, came_from=delivery.sender_span, said_in=delivery.envelope.id)
                 case ClientJoined() | FailTrain() as event:
                     self._grid.deliver(event)
             await delivery.ack()

@@ -53,7 +53,7 @@ class Gateway:
         self._host = host
         self._port = port
         self._tls = tls
-        self._listening = listening
+        self._bound_socket = listening
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Where it listens, once it does."""
 
@@ -64,7 +64,7 @@ class Gateway:
         runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=STOP_S)
         await runner.setup()
         try:
-            self._listens(await self._listen(runner))
+            self._announce_url(await self._listen(runner))
             log.info("dashboard", url=self.url.result(), acts=self._guard.acts)
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(feed.run(), name="read the streams")
@@ -73,18 +73,18 @@ class Gateway:
         finally:
             await runner.cleanup()
 
-    def _listens(self, url: str) -> None:
+    def _announce_url(self, url: str) -> None:
         if not self.url.done():
             self.url.set_result(url)
 
-    def _site(self, runner: web.AppRunner) -> web.BaseSite:
-        if self._listening is not None:
-            return web.SockSite(runner, self._listening, ssl_context=self._tls)
+    def _make_site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._bound_socket is not None:
+            return web.SockSite(runner, self._bound_socket, ssl_context=self._tls)
         return web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
 
     async def _listen(self, runner: web.AppRunner) -> str:
         try:
-            await self._site(runner).start()
+            await self._make_site(runner).start()
         except OSError as error:
             raise GatewayBindError(
                 f"cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}; "

@@ -80,7 +80,7 @@ class Cursor:
     def __str__(self) -> str:
         return f"{EVENTS}{self.events}-{LIFECYCLE}{self.life}"
 
-    def past(self, one: FeedRecord) -> "Cursor":
+    def advance(self, one: FeedRecord) -> "Cursor":
         if one.stream == EVENTS:
             return Cursor(max(self.events, one.sequence), self.life)
         return Cursor(self.events, max(self.life, one.sequence))
@@ -104,7 +104,7 @@ class Feed:
         self._dropped = Cursor()
         """Up to where `_recent` no longer reaches back."""
         self._count = 0
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
         self.position = Cursor()
         self.ready = asyncio.Event()
         self.heard: dict[str, datetime] = {}
@@ -130,8 +130,8 @@ class Feed:
             EVENTS: (events_stream(self._bus.fed), stream_subjects(self._bus.fed)),
             LIFECYCLE: (lifecycle_stream(self._bus.fed), [subjects.wildcard_for(self._bus.fed, Transition)]),
         }
-        ends = {mark: (await self._bus.extent(stream))[1] for mark, (stream, _) in streams.items()}
-        await self._take_in_what_stands(streams)
+        ends = {mark: (await self._bus.sequence_range(stream))[1] for mark, (stream, _) in streams.items()}
+        await self._load_snapshot(streams)
         self._dropped = Cursor(*(max(0, ends[mark] - INITIAL_RECORDS) for mark in (EVENTS, LIFECYCLE)))
         self.position = self._dropped
         async with AsyncExitStack() as watching, asyncio.TaskGroup() as group:
@@ -140,36 +140,38 @@ class Feed:
                 seen = await watching.enter_async_context(self._bus.watch(stream, wanted, after=after))
                 group.create_task(self._follow(_iter_records(seen)), name=f"read {stream}")
             for kind in (Heartbeat, DeviceReport):
-                overheard = await watching.enter_async_context(self._bus.overhear(kind, task="*"))
-                group.create_task(self._hear(overheard), name=f"hear {kind.word}")
+                overheard = await watching.enter_async_context(self._bus.subscribe_ephemeral(kind, task="*"))
+                group.create_task(self._follow_heartbeats(overheard), name=f"hear {kind.word}")
             with suppress(TimeoutError):  # what is at the end may be unreadable: then it never comes
-                await wait_within(END_OF_HISTORY_S, self._reached(Cursor(ends[EVENTS], ends[LIFECYCLE])))
+                await wait_within(
+                    END_OF_HISTORY_S, self._wait_for_position(Cursor(ends[EVENTS], ends[LIFECYCLE]))
+                )
             self.position = Cursor(
                 max(self.position.events, ends[EVENTS]), max(self.position.life, ends[LIFECYCLE])
             )
             self.ready.set()
 
-    async def _take_in_what_stands(self, streams: dict[str, tuple[str, list[str]]]) -> None:
+    async def _load_snapshot(self, streams: dict[str, tuple[str, list[str]]]) -> None:
         stream, wanted = streams[LIFECYCLE]
-        for seen in await self._bus.snapshot(stream, wanted):
-            self._stand(to_record(seen))
+        for seen in await self._bus.last_per_subject(stream, wanted):
+            self._retain(to_record(seen))
         notes = [subjects.wildcard_for(self._bus.fed, kind) for kind in RETAINED_MESSAGES]
-        for seen in await self._bus.snapshot(streams[EVENTS][0], notes):
-            self._stand(to_record(seen))
+        for seen in await self._bus.last_per_subject(streams[EVENTS][0], notes):
+            self._retain(to_record(seen))
         for seen in await self._bus.latest(DeviceReport):
-            self._hear_one(seen.message, seen.envelope.time)
+            self._record_heartbeat(seen.message, seen.envelope.time)
 
     async def _follow(self, records: AsyncIterator[FeedRecord]) -> None:
         async for one in records:
             self._remember(one)
-            self._stand(one)
-            self._moved.set()
+            self._retain(one)
+            self._changed.set()
 
-    async def _hear(self, overheard: AsyncIterator[Message]) -> None:
+    async def _follow_heartbeats(self, overheard: AsyncIterator[Message]) -> None:
         async for one in overheard:
-            self._hear_one(one, datetime.now(UTC))
+            self._record_heartbeat(one, datetime.now(UTC))
 
-    def _hear_one(self, one: Message, at: datetime) -> None:
+    def _record_heartbeat(self, one: Message, at: datetime) -> None:
         match one:
             case Heartbeat():
                 self.heard[one.client] = at
@@ -177,11 +179,11 @@ class Feed:
                 self.heard[one.client] = at
                 self.devices[one.client] = (at, truncate(to_jsonable(one.model_dump())))
 
-    async def _reached(self, end: Cursor) -> None:
+    async def _wait_for_position(self, end: Cursor) -> None:
         while self.position.events < end.events or self.position.life < end.life:
-            await self._more_than(self._count)
+            await self._wait_for_more(self._count)
 
-    def _stand(self, one: FeedRecord) -> None:
+    def _retain(self, one: FeedRecord) -> None:
         before = self._latest.get(one.subject)
         if (before is None or before.sequence < one.sequence) and _is_retained(one):
             self._latest[one.subject] = one
@@ -192,11 +194,11 @@ class Feed:
         self._recent.append(one)
         self._recent_bytes += len(one.json)
         self._count += 1
-        self.position = self.position.past(one)
+        self.position = self.position.advance(one)
         while len(self._recent) > MAX_RECORDS or self._recent_bytes > MAX_RECORD_BYTES:
             oldest = self._recent.popleft()
             self._recent_bytes -= len(oldest.json)
-            self._dropped = self._dropped.past(oldest)
+            self._dropped = self._dropped.advance(oldest)
 
     def presence(self, since: datetime) -> dict[str, Any]:
         """Which clients were heard of after *since*, and how their devices are."""
@@ -214,30 +216,30 @@ class Feed:
         """What was said last, oldest first."""
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
 
-    def in_trace(self, trace: str) -> list[FeedRecord]:
+    def records_in_trace(self, trace: str) -> list[FeedRecord]:
         """What is remembered of one trace, oldest first."""
         return sorted((one for one in self._recent if one.trace == trace), key=lambda one: one.at)
 
-    async def following(self, cursor: Cursor) -> AsyncIterator[tuple[list[FeedRecord], Cursor]]:
+    async def follow(self, cursor: Cursor) -> AsyncIterator[tuple[list[FeedRecord], Cursor]]:
         """What came after *cursor* and what comes, some at a time, and how far that leads; raises Lost."""
         mark, records = self._count, await self.after(cursor)
         while True:
             for at in range(0, len(records), MAX_BATCH_RECORDS):
                 part = records[at : at + MAX_BATCH_RECORDS]
                 for one in part:
-                    cursor = cursor.past(one)
+                    cursor = cursor.advance(one)
                 yield part, cursor
-            await self._more_than(mark)
+            await self._wait_for_more(mark)
             missed = self._count - mark
             if missed <= len(self._recent):
                 mark, records = self._count, self.newest(missed)
             else:  # slower than what is remembered
                 mark, records = self._count, await self.after(cursor)
 
-    async def _more_than(self, mark: int) -> None:
+    async def _wait_for_more(self, mark: int) -> None:
         while self._count <= mark:
-            self._moved.clear()
-            await self._moved.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
     async def after(self, cursor: Cursor) -> list[FeedRecord]:
         """All that came after *cursor*, in order; raises Lost."""
@@ -245,20 +247,20 @@ class Feed:
             raise CursorExpired
         if cursor.events >= self._dropped.events and cursor.life >= self._dropped.life:
             return [one for one in self._recent if not cursor.has(one)]
-        return await self._read_again(cursor, self.position)
+        return await self._read_from_streams(cursor, self.position)
 
-    async def _read_again(self, begin: Cursor, end: Cursor) -> list[FeedRecord]:
+    async def _read_from_streams(self, begin: Cursor, end: Cursor) -> list[FeedRecord]:
         """From the streams themselves, for whoever was away; raises Lost where that is too much."""
         if end.events - begin.events + end.life - begin.life > MAX_CATCH_UP_RECORDS:
             raise CursorExpired
         fed = self._bus.fed
-        events = await self.window(events_stream(fed), stream_subjects(fed), begin.events, end.events)
-        life = await self.window(
+        events = await self.read_window(events_stream(fed), stream_subjects(fed), begin.events, end.events)
+        life = await self.read_window(
             lifecycle_stream(fed), [subjects.wildcard_for(fed, Transition)], begin.life, end.life
         )
         return sorted([*events, *life], key=lambda one: one.at)
 
-    async def window(self, stream: str, wanted: list[str], after: int, until: int) -> list[FeedRecord]:
+    async def read_window(self, stream: str, wanted: list[str], after: int, until: int) -> list[FeedRecord]:
         """What *stream* holds between two sequences, the first one excluded."""
         found: list[FeedRecord] = []
         if until <= after:

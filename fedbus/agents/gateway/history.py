@@ -119,7 +119,7 @@ class StreamHistory:
         if said is None:
             return found
         for name, wanted in (self._life, (events_stream(self._bus.fed), stream_subjects(self._bus.fed))):
-            _, last = await self._bus.extent(name)
+            _, last = await self._bus.sequence_range(name)
             async with self._bus.watch(name, wanted, since=said - MAX_CLOCK_SKEW) as seen:
                 with suppress(TimeoutError):
                     for _ in range(most // 2 if last else 0):
@@ -143,7 +143,7 @@ class StreamHistory:
         belongs: Callable[[StoredMessage], bool],
     ) -> list[FeedRecord]:
         name, wanted = stream
-        _, last = await self._bus.extent(name)
+        _, last = await self._bus.sequence_range(name)
         found: list[FeedRecord] = []
         async with self._bus.watch(name, wanted, since=since) as seen:
             with suppress(TimeoutError):

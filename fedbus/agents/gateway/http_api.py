@@ -137,7 +137,7 @@ class HttpApi:
 
     async def _about(self, _: web.Request) -> web.Response:
         lives = {
-            kind: {"waits": {str(state): wait.awaited for state, wait in one.waits.items()}}
+            kind: {"waits": {str(state): wait.waiting_for for state, wait in one.waits.items()}}
             for kind, one in LIFECYCLES.items()
         }
         return web.json_response(
@@ -175,7 +175,7 @@ class HttpApi:
         await self._ready()
         trace = request.match_info["trace"]
         return _records_response(
-            await self._history.of_trace(trace, _parse_since(request)) or self._feed.in_trace(trace)
+            await self._history.of_trace(trace, _parse_since(request)) or self._feed.records_in_trace(trace)
         )
 
     async def _message(self, request: web.Request) -> web.Response:
@@ -224,7 +224,7 @@ class HttpApi:
 
     async def _tell_all(self, response: web.StreamResponse, cursor: Cursor) -> None:
         await _write(response, b"retry: 1000\n\n")
-        news = aiter(self._feed.following(cursor))
+        news = aiter(self._feed.follow(cursor))
         coming = asyncio.ensure_future(anext(news))
         stopped = asyncio.ensure_future(self._stop.wait())
         told_of = datetime.now(UTC)

@@ -87,10 +87,10 @@ class InferenceServer:
         self.service = PredictionService(
             self.engine, capture, name=name, max_inputs=max_inputs, classes=classes
         )
-        self.in_hand = RequestMemoryLimit(MAX_CONCURRENT_BODIES * max_body_bytes)
+        self.memory_limit = RequestMemoryLimit(MAX_CONCURRENT_BODIES * max_body_bytes)
         self._max_body_bytes = max_body_bytes
         self._about = {TASK: name, CLIENT: client}
-        self._next_example = 0.0
+        self._next_trace_at = 0.0
         self._runner: web.AppRunner | None = None
 
     @property
@@ -132,8 +132,8 @@ class InferenceServer:
         application = web.Application(client_max_size=self._max_body_bytes, middlewares=[_json_errors])
         application.add_routes(
             [
-                web.post("/predict", self._timed(self._bounded(self._predict))),
-                web.post("/feedback/{id}", self._bounded(self._feedback)),
+                web.post("/predict", self._measure_duration(self._limit_memory(self._predict))),
+                web.post("/feedback/{id}", self._limit_memory(self._feedback)),
                 web.delete("/feedback/{id}", self._withdraw),
                 web.get("/live", self._live),
                 web.get("/ready", self._ready),
@@ -148,17 +148,17 @@ class InferenceServer:
                 [
                     web.get(model, self._model_metadata),
                     web.get(f"{model}/ready", self._model_ready),
-                    web.post(f"{model}/infer", self._timed(self._bounded(self._infer))),
+                    web.post(f"{model}/infer", self._measure_duration(self._limit_memory(self._infer))),
                 ]
             )
         return application
 
-    def _timed(self, handler: Handler) -> Handler:
+    def _measure_duration(self, handler: Handler) -> Handler:
         """*handler*, with the time it takes from request to answer measured."""
 
         async def timed(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
-            with self._traced():
+            with self._sample_span():
                 response = await _json_errors(request, handler)
                 about = self._about | {"http.response.status_code": str(response.status)}
                 record(PREDICTION_DURATION, time.perf_counter() - began, about)
@@ -166,11 +166,11 @@ class InferenceServer:
 
         return timed
 
-    def _bounded(self, handler: Handler) -> Handler:
+    def _limit_memory(self, handler: Handler) -> Handler:
         """*handler*, where there is room for the body."""
 
         async def bounded(request: web.Request) -> web.StreamResponse:
-            with self.in_hand.room_for(self._size_of(request)):
+            with self.memory_limit.room_for(self._size_of(request)):
                 return await handler(request)
 
         return bounded
@@ -180,12 +180,12 @@ class InferenceServer:
         said = None if "Content-Encoding" in request.headers else request.content_length
         return self._max_body_bytes if said is None else min(said, self._max_body_bytes)
 
-    def _traced(self) -> AbstractContextManager[object]:
+    def _sample_span(self) -> AbstractContextManager[object]:
         """One prediction in EXAMPLE_S is a span, so that a figure has an example to show; the others cost nothing."""
         now = time.monotonic()
-        if now < self._next_example:
+        if now < self._next_trace_at:
             return nullcontext()
-        self._next_example = now + TRACE_INTERVAL_S
+        self._next_trace_at = now + TRACE_INTERVAL_S
         about: dict[str, str | int] = dict(self._about)
         if self.current is not None:
             about["fedbus.model.version"] = self.current.version
@@ -214,10 +214,10 @@ class InferenceServer:
         return web.Response(status=204)
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
-        return _json_response(self.service.server_metadata())
+        return _json_response(self.service.build_server_metadata())
 
     async def _model_metadata(self, request: web.Request) -> web.Response:
-        return _json_response(self.service.model_metadata(*_parse_model_path(request)))
+        return _json_response(self.service.build_model_metadata(*_parse_model_path(request)))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
         return _json_response(self.service.ready(*_parse_model_path(request)))

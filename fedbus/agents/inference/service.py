@@ -65,10 +65,10 @@ class PredictionService:
     async def predict(self, content: bytes) -> bytes:
         """The plain answer to a plain request. Raises Refusal."""
         served = self._engine.chosen()
-        asked = await _run_off_loop(len(content), parse_samples, content, self._takes(served))
+        asked = await _run_off_loop(len(content), parse_samples, content, self._model_input(served))
         given = await self._engine.ask(asked.inputs, served)
         check_labels(asked.labels, self._classes_of(served))  # how many there are it may know only now
-        ids = await _run_off_loop(asked.inputs.nbytes, self._captured, asked.inputs, given, asked.labels)
+        ids = await _run_off_loop(asked.inputs.nbytes, self._capture_rows, asked.inputs, given, asked.labels)
         body = {"ids": ids, "outputs": given.outputs.tolist(), "model_version": given.ref.version}
         return json.dumps(body).encode()
 
@@ -79,11 +79,11 @@ class PredictionService:
         self._check_known(model, version)
         served = self._engine.chosen()
         asked = await _run_off_loop(
-            len(content), protocol.parse_request, content, json_bytes, self._takes(served)
+            len(content), protocol.parse_request, content, json_bytes, self._model_input(served)
         )
         given = await self._engine.ask(asked.inputs, served)
         unlabelled: list[Label | None] = [None] * len(asked.inputs)
-        ids = await _run_off_loop(asked.inputs.nbytes, self._captured, asked.inputs, given, unlabelled)
+        ids = await _run_off_loop(asked.inputs.nbytes, self._capture_rows, asked.inputs, given, unlabelled)
         return protocol.build_response(asked, given.outputs, ids, model=self._name, version=given.ref.version)
 
     async def feedback(self, row: int, content: bytes) -> None:
@@ -91,38 +91,38 @@ class PredictionService:
         label = parse_label(content)
         check_labels([label], self._classes_of(self._engine.serving))
         with _translate_store_errors():
-            await self._store_of(row).label(row, label)
+            await self._require_capture(row).label(row, label)
 
     async def withdraw(self, row: int) -> None:
         """Forget what was said to be true of the prediction *row*. Raises Refusal."""
         with _translate_store_errors():
-            await self._store_of(row).withdraw(row)
+            await self._require_capture(row).withdraw(row)
 
     def ready(self, model: str | None = None, version: str | None = None) -> dict[str, Any]:
         """Whether predictions are answered. Raises Refusal where not, or where it is not this model that answers."""
         if model is not None:
             self._check_known(model, version)
-        return {"ready": True, "model_version": self._serving().ref.version}
+        return {"ready": True, "model_version": self._require_model().ref.version}
 
     def model(self) -> dict[str, Any]:
         """The version that answers, in full."""
         current = self._engine.current
         return {"model": current.model_dump(mode="json") if current else None}
 
-    def model_metadata(self, model: str, version: str | None) -> dict[str, Any]:
+    def build_model_metadata(self, model: str, version: str | None) -> dict[str, Any]:
         """What the Open Inference Protocol says of the model. Raises Refusal."""
         self._check_known(model, version)
-        served = self._serving()
+        served = self._require_model()
         return protocol.build_metadata(
-            self._name, served.ref.version, self._takes(served), PLATFORM, served.gives
+            self._name, served.ref.version, self._model_input(served), PLATFORM, served.gives
         )
 
-    def server_metadata(self) -> dict[str, Any]:
+    def build_server_metadata(self) -> dict[str, Any]:
         return {"name": PLATFORM, "version": __version__, "extensions": ["binary_tensor_data"]}
 
     # --- what each of them leans on ----------------------------------------------------------
 
-    def _serving(self) -> LoadedModel:
+    def _require_model(self) -> LoadedModel:
         if self._engine.serving is None:
             raise HttpError(
                 SERVICE_UNAVAILABLE, "there is no model yet: ask again when /ready says so", retry_after_s=1
@@ -136,10 +136,10 @@ class PredictionService:
         if version is not None and now is not None and version != str(now.version):
             raise HttpError(NOT_FOUND, f"version {version} of {model} does not serve: {now.version} does")
 
-    def _takes(self, served: LoadedModel) -> ModelInput:
+    def _model_input(self, served: LoadedModel) -> ModelInput:
         return ModelInput(served.predictor.input_dtype, served.predictor.input_shape, self._max_inputs)
 
-    def _captured(self, inputs: Array, given: Prediction, labels: list[Label | None]) -> list[int | None]:
+    def _capture_rows(self, inputs: Array, given: Prediction, labels: list[Label | None]) -> list[int | None]:
         if self._capture is None:
             return [None] * len(inputs)
         add, version = self._capture.add, given.ref.version
@@ -148,7 +148,7 @@ class PredictionService:
             for sample, output, label in zip(inputs, given.outputs, labels, strict=True)
         ]
 
-    def _store_of(self, row: int) -> CapturedData:
+    def _require_capture(self, row: int) -> CapturedData:
         if self._capture is None:
             raise UnknownRow(row)
         return self._capture

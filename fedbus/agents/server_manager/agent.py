@@ -190,7 +190,7 @@ class ServerManager:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Manage the server until *stop* is set; the next manager continues from the log."""
-        await self._bus.make_streams()
+        await self._bus.create_streams()
         async with (
             LifecycleStore.open(self._bus) as lives,
             Timers.running() as self._timers,
@@ -238,8 +238,8 @@ class ServerManager:
             return ManagerStarted(deployed)
         candidate = await self._load_task(code.facts.candidate)
         answers = [
-            *await self._bus.said_last(CodeReady, task=self._id),
-            *await self._bus.said_last(CodeRefused, task=self._id),
+            *await self._bus.last_per_sender(CodeReady, task=self._id),
+            *await self._bus.last_per_sender(CodeRefused, task=self._id),
         ]
         return ManagerStarted(
             deployed, candidate, tuple(one for one in answers if isinstance(one, CodeReady | CodeRefused))
@@ -262,7 +262,7 @@ class ServerManager:
     async def _trace_of_the_log(self) -> str:
         """The trace of the run that is under way, or whose end is not published yet; empty for none."""
         facts = self._server.facts
-        closed = await self._bus.said_last(ServerClosed, task=self._id)
+        closed = await self._bus.last_per_sender(ServerClosed, task=self._id)
         is_over = self._server.state is ServerState.WAITING
         if is_over and any(isinstance(one, ServerClosed) and one.run == facts.run for one in closed):
             return ""
@@ -329,7 +329,10 @@ class ServerManager:
                 reason=f"a client cannot be called {request.client!r}: that name is reserved in NATS subjects"
             )
         client = client_id(request.client)
-        names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in CLIENT_CONSUMERS]
+        names = [
+            await self._bus.create_client_consumer(agent, task=self._id, client=client)
+            for agent in CLIENT_CONSUMERS
+        ]
         return Enrolled(consumers=tuple(names))
 
     # --- effects ------------------------------------------------------------------------------------
@@ -376,10 +379,10 @@ class ServerManager:
     async def _query(self, query: Query) -> Event:
         match query:
             case ReadJoined():
-                found = await self._bus.said_last(ClientJoined, task=self._id)
+                found = await self._bus.last_per_sender(ClientJoined, task=self._id)
                 return JoinedRead(tuple(one for one in found if isinstance(one, ClientJoined)))
             case ReadDeclined(run=run):
-                found = await self._bus.said_last(ClientDeclined, task=self._id)
+                found = await self._bus.last_per_sender(ClientDeclined, task=self._id)
                 declined = [one for one in found if isinstance(one, ClientDeclined) and one.run == run]
                 return DeclinedRead({one.client: one.reason for one in declined})
             case ReadFleet():

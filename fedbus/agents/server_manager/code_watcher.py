@@ -257,7 +257,8 @@ class CodeWatcher:
         to = request.to or previous_version(self._rollout.data)
         if not to:
             return Refused(
-                reason=f"there is no version before {short_version(self._rollout.data.code_version)} that was not reverted or "
+                reason=f"there is no version before {short_version(self._rollout.data.code_version)} "
+                "that was not reverted or "
                 "rejected: name one with --to"
             )
         try:

@@ -15,6 +15,6 @@ from fedbus.contracts.state_recall import GetLastTransition
 @asynccontextmanager
 async def serve_registrar(bus: Bus, task: str) -> AsyncIterator[None]:
     """Answer the clients of *task* for as long as the block runs."""
-    await bus.make_streams()
-    async with bus.serve({GetLastTransition: bus.recall}, task=task, version=__version__):
+    await bus.create_streams()
+    async with bus.serve({GetLastTransition: bus.answer_last_transition}, task=task, version=__version__):
         yield

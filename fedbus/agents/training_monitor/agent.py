@@ -77,7 +77,7 @@ class TrackerThread:
         self._guarded(lambda: self._once(word, what), what)
 
     def _once(self, word: TrackerEvent, what: str) -> None:
-        if self._memory.was_told(self._name, word.run, what):
+        if self._memory.was_delivered(self._name, word.run, what):
             return
         match word:
             case TrackedRun():
@@ -114,8 +114,8 @@ class TrainingMonitor:
         self._task = task
         self._memory = memory
         self._trackers = {"local": memory, **(trackers or {})}
-        self._told: Sequence[TrackerThread] = ()
-        self._standings = ClientStatsCollector()
+        self._threads: Sequence[TrackerThread] = ()
+        self._client_stats = ClientStatsCollector()
         self._steps: dict[str, int] = {}
         """Rounds of all runs before each run."""
         self._next_step = 0
@@ -123,11 +123,13 @@ class TrainingMonitor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until *stop* is set: from the beginning of the log, since a tracker knows what it has heard."""
-        self._told = [TrackerThread(name, tracker, self._memory) for name, tracker in self._trackers.items()]
+        self._threads = [
+            TrackerThread(name, tracker, self._memory) for name, tracker in self._trackers.items()
+        ]
         try:
             await wait_for_first(stop.wait(), self._follow())
         finally:
-            for told in reversed(self._told):  # the first of them is the memory of all
+            for told in reversed(self._threads):  # the first of them is the memory of all
                 await asyncio.to_thread(told.close)
 
     async def _follow(self) -> None:
@@ -150,25 +152,25 @@ class TrainingMonitor:
                     and isinstance(move.facts, RunData)
                     and move.task == self._task
                 ):
-                    self._run_moved(move, move.facts, seen.envelope.time)
+                    self._on_run_transition(move, move.facts, seen.envelope.time)
 
-    def _run_moved(self, move: Transition, facts: RunData, at: datetime) -> None:
+    def _on_run_transition(self, move: Transition, facts: RunData, at: datetime) -> None:
         if facts.run not in self._steps:
             self._steps[facts.run] = self._next_step
         match move.event:
             case RunEvent.QUORUM_REACHED:
-                self._tell(_tracked_run(facts, at))
+                self._enqueue(_tracked_run(facts, at))
             case RunEvent.ROUND_FINISHED if facts.rounds:
-                self._round_finished(facts, facts.rounds[-1], at)
+                self._on_round_finished(facts, facts.rounds[-1], at)
         if move.target in RUN.final:
-            self._tell(_run_ended(move, facts, at, self._next_step))
+            self._enqueue(_run_ended(move, facts, at, self._next_step))
 
-    def _round_finished(self, facts: RunData, result: RoundResult, at: datetime) -> None:
+    def _on_round_finished(self, facts: RunData, result: RoundResult, at: datetime) -> None:
         step = self._steps[facts.run] + result.round
         self._next_step = max(self._next_step, step)
-        self._standings.see(result)
-        clients = self._clients(result)
-        self._tell(
+        self._client_stats.see(result)
+        clients = self._client_metrics(result)
+        self._enqueue(
             TrackedRound(
                 run=facts.run,
                 task=self._task,
@@ -185,18 +187,18 @@ class TrainingMonitor:
             if (contribution := figures.get("contribution")) is not None:
                 set_gauge(CLIENT_CONTRIBUTION, contribution, about)
 
-    def _clients(self, result: RoundResult) -> dict[str, dict[str, float]]:
+    def _client_metrics(self, result: RoundResult) -> dict[str, dict[str, float]]:
         """What a round was to each client: its own figures, where its time went, and what it is worth by now."""
         asked = sorted(result.participants.keys() | result.failures.keys())[:MAX_TRACKED_CLIENTS]
-        return {client: result.of_client(client) | self._worth(client) for client in asked}
+        return {client: result.of_client(client) | self._client_score(client) for client in asked}
 
-    def _worth(self, client: str) -> dict[str, float]:
-        standing = self._standings.of(client)
+    def _client_score(self, client: str) -> dict[str, float]:
+        standing = self._client_stats.of(client)
         worth = {"reliability": standing.reliability, "contribution": standing.contribution}
         return {name: value for name, value in worth.items() if value is not None}
 
-    def _tell(self, word: TrackerEvent) -> None:
-        for told in self._told:
+    def _enqueue(self, word: TrackerEvent) -> None:
+        for told in self._threads:
             told.tell(word)
 
 

@@ -101,7 +101,7 @@ class WorkflowScheduler:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Schedule until *stop* is set; a run under way goes on without us, and we follow it when we are back."""
-        await self._bus.make_streams()
+        await self._bus.create_streams()
         attempt = 0
         while not stop.is_set():
             try:

@@ -110,7 +110,7 @@ class ScheduledRuns:
         server = await self._bus.states("server", self.task.id)
         for transition in server:
             self.hindrance = _blocked_reason(transition, self.hindrance)
-        told = [one for one in await self._bus.last_moves("run") if one.message.task == self.task.id]
+        told = [one for one in await self._bus.last_transitions("run") if one.message.task == self.task.id]
         told = sorted((one for one in told if _run_facts(one) is not None), key=_number_of)
         runs = [facts for one in told if (facts := _run_facts(one)) is not None]
         if not runs:
@@ -176,7 +176,7 @@ class ScheduledRuns:
             if self.hindrance:
                 return Refused(reason=f"task {self.task.id} can have no run now: {self.hindrance}")
             with tracer.start_as_current_span(f"run by {request.trigger}"):
-                asked = self._overrides.then(request.overrides)
+                asked = self._overrides.merge(request.overrides)
                 run, opened = await self._make(asked, request.trigger, request.trigger)
         done, _ = await asyncio.wait([opened], timeout=START_RUN_REPLY_S)
         refusal = opened.result() if done else None

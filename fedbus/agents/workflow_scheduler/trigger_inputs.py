@@ -43,7 +43,7 @@ class TriggerInputTracker:
     async def read(self) -> None:
         """What the bus holds of it."""
         wanted = [subjects.wildcard_for(self._bus.fed, kind, task=self.task.id) for kind in TRIGGER_MESSAGES]
-        for seen in await self._bus.snapshot(events_stream(self._bus.fed), wanted):
+        for seen in await self._bus.last_per_subject(events_stream(self._bus.fed), wanted):
             self.hear(seen.message, seen.envelope.time)
 
     def hear(self, message: Message, at: datetime) -> None:
@@ -107,7 +107,7 @@ class TriggerInputTracker:
         """Moves of all tasks' runs: the last of each, and then as they come."""
         wanted = [subjects.lifecycle(self._bus.fed, "run", "*")]
         async with self._bus.watch(lifecycle_stream(self._bus.fed), wanted) as moves:
-            for seen in await self._bus.last_moves("run"):
+            for seen in await self._bus.last_transitions("run"):
                 yield seen
             async for seen in moves:
                 yield seen

@@ -121,7 +121,7 @@ class AgentConfig:
         identity = Identity(self.federation, agent, owner)
         async with (
             Bus.connect(self.nats_url, identity, access=self.access) as bus,
-            bus.introduced(task=self.task.id, version=__version__),
+            bus.advertise_service(task=self.task.id, version=__version__),
         ):
             yield bus
 

@@ -47,17 +47,17 @@ class Dashboard:
     """With both it is served by HTTPS."""
     insecure: bool = False
     """Whether others may reach it without HTTPS or a token, because something else keeps them out."""
-    listening: socket.socket | None = None
+    bound_socket: socket.socket | None = None
     """Bound and held by whoever keeps us, so that nobody else is where it is said to be."""
 
     async def serve(self, stop: asyncio.Event) -> None:
         """Until *stop*; raises CannotListen, BadSetting, and BusClosed where the bus is gone for good."""
-        self.refuse_to_be_open()
+        self.check_access()
         settings = self.settings
         identity = Identity(settings.fed, AgentName.GATEWAY)
         async with (
             Bus.connect(settings.nats_url, identity, access=settings.access) as bus,
-            bus.introduced(task="every", version=__version__),
+            bus.advertise_service(task="every", version=__version__),
         ):
             guard = AccessControl([self.host, *self.hosts], self.token)
             gateway = Gateway(
@@ -68,11 +68,11 @@ class Dashboard:
                 host=self.host,
                 port=self.port,
                 tls=self.tls,
-                listening=self.listening,
+                listening=self.bound_socket,
             )
-            await wait_for_first(gateway.run(stop), bus.lost(), self._announce(gateway))
+            await wait_for_first(gateway.run(stop), bus.lost(), self._print_url(gateway))
 
-    def refuse_to_be_open(self) -> None:
+    def check_access(self) -> None:
         """Raises BadSetting where others could reach a dashboard that asks nobody who they are."""
         safe = self.token and self.certificate is not None
         if self.host in LOOPBACK or safe or self.insecure:
@@ -101,7 +101,7 @@ class Dashboard:
             raise InvalidSetting(f"FEDBUS_GATEWAY_CERT, FEDBUS_GATEWAY_KEY: {error.strerror}") from None
         return context
 
-    async def _announce(self, gateway: Gateway) -> None:
+    async def _print_url(self, gateway: Gateway) -> None:
         print(f"the dashboard is on {await asyncio.shield(gateway.url)}", flush=True)
         await asyncio.Event().wait()
 

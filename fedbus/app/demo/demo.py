@@ -76,9 +76,9 @@ async def run_demo(
     settings = settings.model_copy(
         update={
             "home": settings.home / "demo",
-            "given_nats_url": None,
-            "given_store": None,
-            "given_data_dir": data_dir,
+            "configured_nats_url": None,
+            "configured_store": None,
+            "configured_data_dir": data_dir,
         }
     )
     async with AsyncExitStack() as open_things:
@@ -109,7 +109,7 @@ async def run_demo(
         )
         if running.dashboard:
             console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
-        open_things.enter_context(theirs.announced(running.nats.url))
+        open_things.enter_context(theirs.announce_url(running.nats.url))
         bus = await open_things.enter_async_context(
             Bus.connect(running.nats.url, Identity(settings.fed, "demo"))
         )
@@ -207,7 +207,7 @@ async def _watch_fleet(
     bus: Bus, fleet: Fleet, view: DemoView, counts: PredictionCounts, running: LocalStack
 ) -> AsyncIterator[None]:
     """The fleet as it moves, shown as it does."""
-    await bus.make_streams()
+    await bus.create_streams()
     wanted = [subjects.wildcard_for(bus.fed, Transition)]
     async with (
         bus.watch(lifecycle_stream(bus.fed), wanted, whole=True) as moves,
@@ -238,8 +238,8 @@ async def _commit_between_runs(
 
     async def commit_between_runs() -> None:
         for run in range(1, wishes.runs):
-            while not (len(fleet.ended) >= run and fleet.all_settled(wishes.clients)):
-                await fleet.changed()
+            while not (len(fleet.ended) >= run and fleet.are_all_settled(wishes.clients)):
+                await fleet.wait_for_change()
             await asyncio.to_thread(commits.change_something)
             # as a hook of the repository would: the server would find it by itself a little later
             await request_until_answered(bus, LookForCode(task=task.id), timeout_s=TIMEOUT_S)
@@ -264,9 +264,10 @@ async def _wait_until_done(
 
     async def done() -> None:
         while not (
-            len(fleet.ended) >= wishes.runs and (_has_failed_run(fleet) or fleet.all_settled(wishes.clients))
+            len(fleet.ended) >= wishes.runs
+            and (_has_failed_run(fleet) or fleet.are_all_settled(wishes.clients))
         ):
-            await fleet.changed()
+            await fleet.wait_for_change()
         while not (_has_failed_run(fleet) or _have_all_answered(fleet, counts)):
             await counts.another()
 

@@ -71,7 +71,7 @@ class LiveView:
         self._fleet, self._counts, self._running = fleet, counts, running
         with Live(
             console=self._console,
-            get_renderable=self._picture,
+            get_renderable=self._render,
             refresh_per_second=REFRESH_PER_S,
             transient=True,
         ):
@@ -80,10 +80,15 @@ class LiveView:
     def moved(self, step: TransitionView) -> None:
         """Shown with the next refresh."""
 
-    def _picture(self) -> RenderableType:
-        return Group(self._server(), self._clients(), self._predictions(), self._steps())
+    def _render(self) -> RenderableType:
+        return Group(
+            self._render_server(),
+            self._render_clients(),
+            self._render_predictions(),
+            self._render_transitions(),
+        )
 
-    def _server(self) -> RenderableType:
+    def _render_server(self) -> RenderableType:
         fleet, run = self._fleet, self._fleet.current
         model = fleet.server_facts.model if fleet.server_facts else None
         line = Table.grid(padding=(0, 2))
@@ -102,7 +107,7 @@ class LiveView:
             line.add_row(run.run, bar, f"round {done} of {run.plan.rounds}", f"{loss}  {accuracy}")
         return Panel(line, title="fedbus", title_align="left")
 
-    def _clients(self) -> RenderableType:
+    def _render_clients(self) -> RenderableType:
         table = Table(box=None, pad_edge=False, header_style="bold")
         for name in ("client", "state", "training", "serving", "model", "endpoint"):
             table.add_column(name, min_width=8)
@@ -112,12 +117,12 @@ class LiveView:
             table.add_row(name, *states, version, view.endpoint)
         return table
 
-    def _predictions(self) -> RenderableType:
+    def _render_predictions(self) -> RenderableType:
         counts = self._counts
         style = "bold red" if counts.failed else "bold green"
         return Text(f"predictions: {counts.answered} answered, {counts.failed} failed", style=style)
 
-    def _steps(self) -> RenderableType:
+    def _render_transitions(self) -> RenderableType:
         return Text(
             "\n".join(str(step) for step in self._fleet.steps[-MAX_TRANSITIONS_SHOWN:]),
             style="dim",

@@ -203,18 +203,18 @@ async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
     from fedbus.bus.nats.auth_errors import DOCTOR_HINT  # noqa: PLC0415
     from fedbus.bus.streams import stream_names  # noqa: PLC0415
 
-    where = f"{settings.nats_url} ({settings.nats_url_from})"
+    where = f"{settings.nats_url} ({settings.nats_url_source})"
     well = DoctorFinding("bus", Severity.WELL, where)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S), connect_bus(settings) as bus:
             if settings.client:  # a device may not look into the streams, and needs not
                 return [well, await _check_client_clock(settings, bus)]
-            kept = _check_streams(settings, await bus.existing_streams(), stream_names(settings.fed))
-            ahead_s = await bus.clock_ahead_s()
+            kept = _check_streams(settings, await bus.list_streams(), stream_names(settings.fed))
+            ahead_s = await bus.measure_clock_skew_s()
             clock = [] if ahead_s is None else [check_clock(ahead_s)]
             if not can_discover_agents(settings) or kept.is_ill:
                 return [well, kept, *clock]
-            return [well, kept, *clock, *services.check_agents(await bus.answering())]
+            return [well, kept, *clock, *services.check_agents(await bus.discover_agents())]
     except PermissionDenied as error:
         return [
             well,
@@ -228,7 +228,7 @@ async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
     except InvalidCredentialsFile:  # which is a finding of its own
         return []
     except BusError as error:
-        known = settings.given_nats_url or settings.running_here
+        known = settings.configured_nats_url or settings.local_nats_url
         # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.
         return [DoctorFinding("bus", Severity.ILL if known else Severity.REMARK, where, str(error))]
     except TimeoutError:
@@ -250,7 +250,7 @@ async def _check_client_clock(settings: Settings, bus: "Bus") -> DoctorFinding:
         return DoctorFinding(
             "clock", Severity.REMARK, "not compared: no task here whose server could be asked", advice
         )
-    ahead_s = await bus.clock_ahead_s(task)
+    ahead_s = await bus.measure_clock_skew_s(task)
     if ahead_s is None:
         advice = "start its server's side, or see its log"
         return DoctorFinding(
@@ -285,7 +285,7 @@ def check_clock(ahead_s: float) -> DoctorFinding:
 
 def _check_port(settings: Settings) -> DoctorFinding:
     """The usual port, where no bus of ours runs: somebody else on it is worth knowing."""
-    if settings.given_nats_url or settings.running_here or is_port_free(DEFAULT_PORT):
+    if settings.configured_nats_url or settings.local_nats_url or is_port_free(DEFAULT_PORT):
         return DoctorFinding("ports", Severity.WELL, "fedbus chooses free ones on the loopback interface")
     advice = "fedbus chooses another; set FEDBUS_NATS_URL to use what runs there"
     return DoctorFinding("ports", Severity.REMARK, f"{DEFAULT_PORT} is taken", advice)

@@ -133,7 +133,7 @@ async def _read_since(
 
     One at a time: nats-server 2.15.1 leaves messages out where a start time meets many filters.
     """
-    newest = [one for one in await bus.snapshot(stream, [subject]) if one.envelope.time >= since]
+    newest = [one for one in await bus.last_per_subject(stream, [subject]) if one.envelope.time >= since]
     found: list[StoredMessage] = []
     if newest:
         last = max(one.sequence for one in newest)
@@ -161,7 +161,7 @@ def _code_source(move: Transition) -> str:
 async def _log_begin(bus: Bus, requested: datetime) -> datetime | None:
     """When the events begin that are kept, where that is after *requested*; None where nothing is lacking."""
     stream = events_stream(bus.fed)
-    first, last = await bus.extent(stream)
+    first, last = await bus.sequence_range(stream)
     if first <= 1 <= last:
         return None
     async with bus.watch(stream, stream_subjects(bus.fed), whole=True) as seen:
@@ -216,7 +216,7 @@ async def load_champion(models: ModelStore) -> Champion | None:
 async def _read_each_manifest(models: ModelStore) -> tuple[dict[int, Manifest], dict[int, str]]:
     known: dict[int, Manifest] = {}
     unreadable: dict[int, str] = {}
-    for number in await models.numbers():
+    for number in await models.list_version_numbers():
         try:
             known[number] = await models.manifest(number)
         except StoreCorrupt as error:
@@ -336,7 +336,7 @@ def _check_architecture(path: Path, manifest: Manifest) -> ProvenanceFinding:
 def _check_signature(manifest: Manifest, trusted: TrustedKeys | None) -> ProvenanceFinding:
     if trusted is not None:
         try:
-            checked = trusted.check_manifest(manifest)
+            checked = trusted.verify_manifest(manifest)
         except (SignatureMissing, SignatureInvalid) as error:
             return ProvenanceFinding("signature", CheckOutcome.NO, str(error))
         return ProvenanceFinding(
@@ -362,7 +362,7 @@ def _check_ancestry(told: RunLog, kept: StoredVersion, trusted: TrustedKeys | No
     for one in line if trusted else ():
         assert trusted is not None
         try:
-            trusted.check_manifest(one)
+            trusted.verify_manifest(one)
         except SignatureMissing:
             unsigned.append(f"v{one.version}")
         except SignatureInvalid as error:

@@ -34,7 +34,7 @@ CLIENT_MANAGER_NAME: Final = AgentName.CLIENT_MANAGER
 
 async def check_repositories(settings: Settings) -> list[DoctorFinding]:
     """The model repository and the code, where they are named: what is only a folder of our own is here anyway."""
-    store = [await _check_store(settings)] if settings.given_store and not settings.client else []
+    store = [await _check_store(settings)] if settings.configured_store and not settings.client else []
     return store + ([await _check_code(settings)] if is_address(settings.task) else [])
 
 

@@ -166,7 +166,7 @@ def _subscribers_text(entry: CatalogueEntry) -> str:
 
 
 def _retention_text(kind: type[Message]) -> str:
-    return "the last of each device is kept" if kind.stands else "not kept"
+    return "the last of each device is kept" if kind.keeps_last_value else "not kept"
 
 
 def _section(entry: CatalogueEntry) -> list[str]:
@@ -248,11 +248,12 @@ def lifecycles_page() -> str:
 
 
 def _lifecycle(lifecycle: AnyLifecycle) -> list[str]:
+    subject = subjects.lifecycle(ANY_FEDERATION, lifecycle.kind, KEY_PATTERNS[lifecycle.kind])
     lines = [
         "",
         f"## {lifecycle.kind}",
         "",
-        f"Moved by the {lifecycle.owner} alone, on `{subjects.lifecycle(ANY_FEDERATION, lifecycle.kind, KEY_PATTERNS[lifecycle.kind])}`.",
+        f"Moved by the {lifecycle.owner} alone, on `{subject}`.",
         "",
         "```mermaid",
         lifecycle.mermaid().rstrip(),
@@ -261,7 +262,7 @@ def _lifecycle(lifecycle: AnyLifecycle) -> list[str]:
     if lifecycle.waits:
         lines += ["", "| state | waits for | no longer than |", "|---|---|---|"]
         lines += [
-            f"| {state} | {wait.awaited} | {wait.deadline} |" for state, wait in lifecycle.waits.items()
+            f"| {state} | {wait.waiting_for} | {wait.deadline} |" for state, wait in lifecycle.waits.items()
         ]
     return lines
 

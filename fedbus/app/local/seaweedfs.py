@@ -79,7 +79,7 @@ class SeaweedMissing(ProgramMissing):
 class EmbeddedS3(RunningProgram):
     """A SeaweedFS that answers, and will again if it dies."""
 
-    inner_ports: dict[str, int]
+    internal_ports: dict[str, int]
     credentials: Path
     """Its key, as AWS writes them; for this user alone."""
 
@@ -110,7 +110,7 @@ async def embedded_s3(
         async with supervised(
             _SeaweedProgram(find_seaweedfs(), ProgramDirectory(directory, "weed")), port
         ) as running:
-            used += [running.port, *running.inner_ports.values()]
+            used += [running.port, *running.internal_ports.values()]
             await _create_bucket(running, public_models=public_models)
             yield running
     finally:
@@ -167,7 +167,7 @@ class _SeaweedProgram:
             inner = {name: find_free_port() for name in INTERNAL_PORTS}
         _write_private(self._ports, json.dumps(inner))
         return EmbeddedS3(
-            port=choose_port(port, self.home.kept_port), inner_ports=inner, credentials=self._credentials
+            port=choose_port(port, self.home.kept_port), internal_ports=inner, credentials=self._credentials
         )
 
     def command(self, running: EmbeddedS3) -> tuple[str, ...]:
@@ -179,7 +179,7 @@ class _SeaweedProgram:
             "s3.config": self._identity,
             "s3.port": running.port,
             **OPTIONS,
-            **running.inner_ports,
+            **running.internal_ports,
             **self._sockets(),
         }
         told = (f"-{name}={value}" for name, value in options.items())

@@ -81,7 +81,7 @@ async def run_stack(
     async with AsyncExitStack() as open_things:
         door = open_things.enter_context(bind_dashboard_socket(settings.gateway_port)) if dashboard else None
         nats = await open_things.enter_async_context(embedded_nats(settings.nats_dir, port))
-        store_url = store or settings.given_store or str(settings.home / "models")
+        store_url = store or settings.configured_store or str(settings.home / "models")
         key: dict[str, str] = {}
         if store == EMBEDDED_STORE:
             s3 = await open_things.enter_async_context(
@@ -96,7 +96,7 @@ async def run_stack(
             "FEDBUS_FEDERATION": settings.federation,
             "FEDBUS_DATA_DIR": str(settings.data_dir),
         }
-        with settings.announced(nats.url), settings.announced_store(store_url):
+        with settings.announce_url(nats.url), settings.announce_store(store_url):
             async with asyncio.TaskGroup() as group:
                 stop = asyncio.Event()
                 commands: dict[str, tuple[str, ...]] = {

@@ -53,7 +53,7 @@ def check_credentials(path: Path, now: datetime, *, fed: str = "", client: str =
         )
     if Key(seed).public != claims.sub:
         return _credentials_error(f"{claims.name}: the key is not the one they are for", NEW_KIT_ADVICE)
-    if fed and (mistake := claims.mistaken_for(fed, client)):
+    if fed and (mistake := claims.mismatch(fed, client)):
         return _credentials_error(*mistake.split(": ", 1))
     if path.stat().st_mode & 0o077:
         found = f"{claims.name}: others on this machine can read them"

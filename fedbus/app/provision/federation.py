@@ -70,7 +70,7 @@ class Federation:
         begun.renew_server_certificate(new_authority=True)
         for role in STORED_ROLES:
             begun._issue_to_role(role, AGENTS_DAYS)
-        begun._issue_to_the_broker_s_own()
+        begun._issue_system_credentials()
         begun._save()
         return begun
 
@@ -86,7 +86,7 @@ class Federation:
         except ValueError as error:
             raise CliError(f"{folder / REGISTRY_FILE} is damaged: {error}") from None
         found = cls(folder, record)
-        found._note_roles()
+        found._adopt_existing_roles()
         return found
 
     @property
@@ -111,19 +111,19 @@ class Federation:
         """The kit of the client *name*; raises BadId and Failure."""
         client = check_client_name(name)
         self.record.check_free(MemberKind.CLIENT, client)
-        return self._let_in(client, public_key, days)
+        return self._admit_client(client, public_key, days)
 
-    def admit_anew(
+    def reissue(
         self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS, keep_old: bool = False
     ) -> Kit:
         """Another key for the client or person *name*; the old one is worth nothing from now on, or *keep_old*."""
         kind, member = self.record.find(name)
         if not keep_old:
-            self.put_out(name)
+            self.revoke(name)
         earlier = member.keys if keep_old else ()
         if kind is MemberKind.PERSON:
-            return self._let_person_in(name, Role(member.role), public_key, days, earlier)
-        return self._let_in(name, public_key, days, earlier)
+            return self._admit_person(name, Role(member.role), public_key, days, earlier)
+        return self._admit_client(name, public_key, days, earlier)
 
     def admit_person(
         self, name: str, role: Role = Role.USER, *, public_key: str = "", days: float = DEVICE_DAYS
@@ -131,18 +131,18 @@ class Federation:
         """The kit of a person, of role user or observer; raises BadId and Failure."""
         person = check_client_name(check_id("person", name))
         self.record.check_free(MemberKind.PERSON, person)
-        return self._let_person_in(person, role, public_key, days)
+        return self._admit_person(person, role, public_key, days)
 
     def renew_role(self, role: Role, *, days: float = AGENTS_DAYS, keep_old: bool = False) -> Path:
         """Other credentials for a *role* of the server side, in the place of the old, which are worth nothing."""
         earlier = self.record.roles[role].keys if keep_old and role in self.record.roles else ()
         if not keep_old and role in self.record.roles:
-            self.put_out(role)
+            self.revoke(role)
         self._issue_to_role(role, days, earlier)
         self._save()
         return self.creds(role)
 
-    def put_out(self, name: str) -> None:
+    def revoke(self, name: str) -> None:
         """All keys of whoever is called *name* are worth nothing from now on; raises Failure."""
         _, member = self.record.find(name)
         before = int(time.time()) + 1
@@ -152,7 +152,7 @@ class Federation:
         member.revoked = member.revoked or datetime.now(UTC)
         self._save()
 
-    def put_out_all_devices(self) -> None:
+    def revoke_all_devices(self) -> None:
         """Another signing key for devices: every kit that was given out is worth nothing from now on."""
         Key.new(KeyType.ACCOUNT).save(self._signing_path(Role.DEVICE))
         now = datetime.now(UTC)
@@ -184,7 +184,7 @@ class Federation:
         made = Site(
             public_key="",
             issued=datetime.now(UTC),
-            clients=tuple(self._known_client(client) for client in clients),
+            clients=tuple(self._check_known_client(client) for client in clients),
             tasks=tuple(task_id(task) for task in tasks),
             hosts=tuple(check_host(host) for host in hosts),
             directory=str(place.directory),
@@ -204,7 +204,7 @@ class Federation:
                 ExitCode.USAGE,
             )
         if not keep_old:
-            self.put_out(name)
+            self.revoke(name)
         kept = {"earlier_keys": site.keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
         renewed = site.model_copy(update=kept | {"revoked": None, "issued": datetime.now(UTC)})
         self._write_site(name, renewed, where, days)
@@ -213,7 +213,7 @@ class Federation:
     def _write_site(self, name: str, site: Site, where: Path, days: float) -> None:
         key, system_key, expires = Key.new(KeyType.USER), Key.new(KeyType.USER), _expiry(days)
         carried = (*(f"client:{client}" for client in site.clients), *(f"task:{task}" for task in site.tasks))
-        jwt = self._signed(Role.SITE, key.public, name, expires, carried)
+        jwt = self._sign_user(Role.SITE, key.public, name, expires, carried)
         system_jwt = jwt_claims.system_user_jwt(
             self._system,
             system_key.public,
@@ -231,13 +231,13 @@ class Federation:
             "site.creds": key.credentials(jwt),
             "system.creds": system_key.credentials(system_jwt),
             "ca.pem": self.ca.read_text(),
-            "leaf.conf": nats_config.render_leaf_config(name, place, self.claims(), url=hub),
+            "leaf.conf": nats_config.render_leaf_config(name, place, self.server_claims(), url=hub),
         }
         for file, text in files.items():
             write_file(where / file, text)
-        self.certify(site.hosts, where / "server.pem", where / "server.key")
+        self.issue_certificate(site.hosts, where / "server.pem", where / "server.key")
 
-    def _known_client(self, name: str) -> str:
+    def _check_known_client(self, name: str) -> str:
         client = check_client_name(name)
         if client not in self.record.clients:
             raise CliError(
@@ -245,22 +245,22 @@ class Federation:
             )
         return client
 
-    def _let_in(self, client: str, public_key: str, days: float, earlier: tuple[str, ...] = ()) -> Kit:
+    def _admit_client(self, client: str, public_key: str, days: float, earlier: tuple[str, ...] = ()) -> Kit:
         member, creds = self._issue(Role.DEVICE, client, public_key, days, earlier)
         self.record.clients[client] = member
         self._save()
-        return self._kit(creds, {"FEDBUS_CLIENT": client})
+        return self._make_kit(creds, {"FEDBUS_CLIENT": client})
 
-    def _let_person_in(
+    def _admit_person(
         self, name: str, role: Role, public_key: str, days: float, earlier: tuple[str, ...] = ()
     ) -> Kit:
         member, creds = self._issue(role, name, public_key, days, earlier)
         member.role = role
         self.record.people[name] = member
         self._save()
-        return self._kit(creds, {})
+        return self._make_kit(creds, {})
 
-    def _kit(self, creds: str, settings: dict[str, str]) -> Kit:
+    def _make_kit(self, creds: str, settings: dict[str, str]) -> Kit:
         return Kit(
             creds=creds,
             ca=self.ca.read_text(),
@@ -269,8 +269,8 @@ class Federation:
                 "FEDBUS_FEDERATION": self.record.federation,
                 **settings,
             },
-            signers=self._text("allowed_signers"),
-            trusted=self._text("trusted_keys"),
+            allowed_signers=self._read_optional("allowed_signers"),
+            trusted=self._read_optional("trusted_keys"),
         )
 
     def _issue(
@@ -280,12 +280,12 @@ class Federation:
         key = None if public_key else Key.new(KeyType.USER)
         public = key.public if key else check_public_key(public_key)
         expires = _expiry(days)
-        jwt = self._signed(role, public, name, expires)
+        jwt = self._sign_user(role, public, name, expires)
         self.record.revocations.pop(public, None)
         member = Member(public_key=public, issued=datetime.now(UTC), expires=expires, earlier_keys=earlier)
         return member, key.credentials(jwt) if key else pending_credentials(jwt)
 
-    def _signed(
+    def _sign_user(
         self, role: Role, public: str, name: str, expires: datetime | None, tags: tuple[str, ...] = ()
     ) -> str:
         """A user's JWT, which says of which federation and for what it is, so that whoever mistakes it is told."""
@@ -313,16 +313,16 @@ class Federation:
             self._operator, self._system.public, self.record.system_revocations
         )
 
-    def name_at(self, url: str) -> str:
+    def certificate_host(self, url: str) -> str:
         """The name that the server's certificate is for, where it is reached by *url*."""
         asked = urlsplit(url).hostname or ""
         return asked if asked in self.record.hosts else self.record.hosts[0]
 
-    def jwts(self) -> tuple[str, str]:
+    def account_jwts(self) -> tuple[str, str]:
         """What a running server is told."""
         return self.account_jwt(), self.system_jwt()
 
-    def claims(self) -> nats_config.ServerClaims:
+    def server_claims(self) -> nats_config.ServerClaims:
         operator, system = self._operator, self._system
         return nats_config.ServerClaims(
             operator=jwt_claims.operator_jwt(operator, system_account=system.public),
@@ -341,10 +341,10 @@ class Federation:
         for name in ("server.pem", "server.key"):
             write_file(self.nats / "tls" / name, (self.folder / "tls" / name).read_text())
         config = self.nats / "nats.conf"
-        config.write_text(nats_config.render_hub_config(f"fedbus-{self.fed}", place, self.claims()))
+        config.write_text(nats_config.render_hub_config(f"fedbus-{self.fed}", place, self.server_claims()))
         return config
 
-    def stand_at(self, place: Path) -> None:
+    def set_server_path(self, place: Path) -> None:
         """The nats-server's machine has the folder nats/ at *place*."""
         self.record.at = str(place)
         self._save()
@@ -359,9 +359,9 @@ class Federation:
             before = certificates.read_first_pem(self.ca) if self.ca.exists() else ""
             certificates.make_authority(self.fed, self.ca, tls / "ca.key")
             self.ca.write_text(self.ca.read_text() + before)
-        self.certify(self.record.hosts, tls / "server.pem", tls / "server.key")
+        self.issue_certificate(self.record.hosts, tls / "server.pem", tls / "server.key")
 
-    def certify(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
+    def issue_certificate(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
         """A certificate for a server of the federation: a leaf node, the S3, the dashboard."""
         authority_key = self.folder / "tls" / "ca.key"
         certificates.make_server_certificate(self.ca, authority_key, hosts, certificate, key)
@@ -399,14 +399,14 @@ class Federation:
         self.record.roles[role] = member
         write_file(self.creds(role), creds)
 
-    def _issue_to_the_broker_s_own(self) -> None:
+    def _issue_system_credentials(self) -> None:
         key = Key.new(KeyType.USER)
         write_file(
             self.creds(SYSTEM_NAME),
             key.credentials(jwt_claims.system_user_jwt(self._system, key.public, SYSTEM_NAME)),
         )
 
-    def _note_roles(self) -> None:
+    def _adopt_existing_roles(self) -> None:
         """A folder that was made before roles were written down holds their credentials all the same."""
         for role in STORED_ROLES:
             if role not in self.record.roles and self.creds(role).exists():
@@ -423,7 +423,7 @@ class Federation:
         part.replace(self.folder / REGISTRY_FILE)
         self.write_server_files()
 
-    def _text(self, name: str) -> str:
+    def _read_optional(self, name: str) -> str:
         """What was put beside the keys for every kit: who signs commits, whose models are served."""
         path = self.folder / name
         return path.read_text() if path.exists() else ""

@@ -33,13 +33,13 @@ class Kit:
     creds: str
     ca: str
     settings: Mapping[str, str]
-    signers: str = ""
+    allowed_signers: str = ""
     trusted: str = ""
 
     @property
     def files(self) -> dict[str, str]:
         """Their names and contents; what would be empty is left out, for an empty list is another thing than none."""
-        optional = {ALLOWED_SIGNERS: self.signers, TRUSTED_KEYS: self.trusted}
+        optional = {ALLOWED_SIGNERS: self.allowed_signers, TRUSTED_KEYS: self.trusted}
         given = {name: text for name, text in optional.items() if text}
         names = {ALLOWED_SIGNERS: "FEDBUS_ALLOWED_SIGNERS", TRUSTED_KEYS: "FEDBUS_TRUSTED_KEYS"}
         lines = dict(self.settings) | {"FEDBUS_CREDS": CREDS, "FEDBUS_CA": CA}

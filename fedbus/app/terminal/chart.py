@@ -51,7 +51,8 @@ def render_chart(
             cells[y // 4][x // 2] |= DOT_BITS[y % 4][x % 2]
     labels = {rows - 1: low, 0: high}
     lines = [
-        f"{_label(labels.get(row)):>{LABEL_WIDTH}} {''.join(chr(BLANK + bits) for bits in cells[row]).rstrip(chr(BLANK))}"
+        f"{_label(labels.get(row)):>{LABEL_WIDTH}} "
+        f"{''.join(chr(BLANK + bits) for bits in cells[row]).rstrip(chr(BLANK))}"
         for row in range(rows)
     ]
     at = {round(_share(x, left, right) * (columns - 1)): text for x, text in (marks or {}).items()}

@@ -39,22 +39,22 @@ class RunProgress:
         """The round and the kind of message that were asked last."""
         self._waiting: dict[str, str] = {}
         """Whom an answer is awaited of, by the message."""
-        self._asked = 0
+        self._asked_count = 0
 
     def see(self, seen: StoredMessage) -> None:
         match seen.message:
             case Transition(facts=RunData(run=self._run) as facts) as move:
                 self._state, self._waits_for, self._facts = move.target, move.waits_for, facts
             case RoundMessage(run=self._run) as message:
-                self._ask(message)
+                self._apply_request(message)
             case RoundReply(run=self._run) as reply:
                 self._waiting.pop(reply.reply_to, None)
 
-    def _ask(self, message: RoundMessage) -> None:
+    def _apply_request(self, message: RoundMessage) -> None:
         phase = (message.round or 0, message.message_type)
         if phase != self._phase:
-            self._phase, self._asked, self._waiting = phase, 0, {}
-        self._asked += 1
+            self._phase, self._asked_count, self._waiting = phase, 0, {}
+        self._asked_count += 1
         self._waiting[message.message_id] = message.client
 
     def line(self) -> Text:
@@ -63,24 +63,28 @@ class RunProgress:
         if self._facts is None:
             return begin
         done, of = rounds_done(self._facts), self._facts.plan.rounds
-        parts = [f"round {min(done + 1, of)} of {of}", *self._answers(), *self._figures(self._facts)]
+        parts = [
+            f"round {min(done + 1, of)} of {of}",
+            *self._describe_answers(),
+            *self._describe_loss(self._facts),
+        ]
         whole = Text.assemble(begin, render_bar(done, of, BAR_WIDTH), " ", "  ".join(parts))
         whole.no_wrap, whole.overflow = True, "ellipsis"
         return whole
 
-    def _answers(self) -> list[str]:
+    def _describe_answers(self) -> list[str]:
         if self._state in RUN.final:
             return []
-        if self._state != RunState.RUNNING or not self._asked:
+        if self._state != RunState.RUNNING or not self._asked_count:
             return [f"waits for {printable(self._waits_for)}"] if self._waits_for else []
-        answered = self._asked - len(self._waiting)
+        answered = self._asked_count - len(self._waiting)
         kind = self._phase[1].partition(".")[0]
-        told = f"{kind}: {answered} of {pluralize(self._asked, 'client')} answered"
+        told = f"{kind}: {answered} of {pluralize(self._asked_count, 'client')} answered"
         left = ", ".join(sorted(self._waiting.values())[:3])
         return [f"{told}, not {left}" if answered and self._waiting else told]
 
     @staticmethod
-    def _figures(facts: RunData) -> list[str]:
+    def _describe_loss(facts: RunData) -> list[str]:
         last = facts.rounds[-1] if facts.rounds else None
         return [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
 

@@ -81,7 +81,7 @@ async def wait_until_serving(
 ) -> None:
     """Tell what is awaited until nothing is. *began*: when the start began."""
     async with Bus.connect(url, Identity(fed, AGENT)) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         # a server goes on from where it was without a word; a client always begins anew
         wanted = [subjects.lifecycle(fed, kind, ">") for kind in ("server", "client")]
         async with bus.watch(lifecycle_stream(fed), wanted, since=began) as moves:

@@ -66,14 +66,14 @@ async def _follow(
         lifecycle_stream(bus.fed): [subjects.wildcard_for(bus.fed, Transition)],
         events_stream(bus.fed): stream_subjects(bus.fed),
     }
-    ends = {name: (await bus.extent(name))[1] for name in streams}
+    ends = {name: (await bus.sequence_range(name))[1] for name in streams}
     async with AsyncExitStack() as watching:
         comes = [
             await watching.enter_async_context(bus.watch(name, wanted, after=ends[name]))
             for name, wanted in streams.items()
         ]
         heard = [
-            await watching.enter_async_context(bus.overhear(kind, task="*"))
+            await watching.enter_async_context(bus.subscribe_ephemeral(kind, task="*"))
             for kind in (DeviceReport, Heartbeat)
         ]
         await load_overview(bus, overview)
@@ -92,8 +92,10 @@ async def _wait_until_lost(bus: Bus) -> None:
 
 async def load_overview(bus: Bus, overview: FederationOverview) -> None:
     """Have *overview* be what is so now: the last word on everything, in the order in which it was said."""
-    lives = await bus.snapshot(lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)])
-    notes = await bus.snapshot(
+    lives = await bus.last_per_subject(
+        lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)]
+    )
+    notes = await bus.last_per_subject(
         events_stream(bus.fed), [subjects.wildcard_for(bus.fed, kind) for kind in NOTE_MESSAGES]
     )
     for seen in sorted([*lives, *notes], key=lambda seen: seen.envelope.time):

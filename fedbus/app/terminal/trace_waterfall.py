@@ -109,8 +109,9 @@ def describe_run(tree: SpanTree, run: str, stands: RunStatus) -> str:
     moved = _run_transitions(tree, run)[-1]
     match stands:
         case RunStatus.UNDER_WAY:
-            awaited = RUN.waits[RUN.states(_target_state(moved))].awaited
-            return f"{run} is {_target_state(moved)}: {took} so far, since {_format_time(first)}; it waits for {awaited}"
+            awaited = RUN.waits[RUN.states(_target_state(moved))].waiting_for
+            state, since = _target_state(moved), _format_time(first)
+            return f"{run} is {state}: {took} so far, since {since}; it waits for {awaited}"
         case RunStatus.LEFT:
             heard = f"last heard of at {_format_time(last)}, after {took}"
             return f"{run} was left {_target_state(moved)}: whoever ran it is gone, {heard}"

@@ -96,7 +96,7 @@ async def _read_stream(
     bus: Bus, name: str, wanted: list[str], window: TimeWindow
 ) -> AsyncGenerator[StoredMessage, None]:
     """What one stream holds now of *window*; what comes meanwhile is not of the past."""
-    _, last = await bus.extent(name)
+    _, last = await bus.sequence_range(name)
     async with bus.watch(name, wanted, since=window.since) as seen:
         with suppress(TimeoutError):  # where the last one is unreadable it never comes
             while last:

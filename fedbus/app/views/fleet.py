@@ -53,7 +53,7 @@ class ClientView:
     steps: list[TransitionView] = field(default_factory=list)
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Serving, and nothing under way."""
         return (self.state, self.training, self.inference) == ("serving", "waiting", "serving")
 
@@ -69,12 +69,12 @@ class Fleet:
     run_reasons: dict[str, str] = field(default_factory=dict)
     clients: dict[str, ClientView] = field(default_factory=dict)
     steps: list[TransitionView] = field(default_factory=list)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+    _transition_seen: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def changed(self) -> None:
+    async def wait_for_change(self) -> None:
         """Wait for the next transition."""
-        self._moved.clear()
-        await self._moved.wait()
+        self._transition_seen.clear()
+        await self._transition_seen.wait()
 
     def see(self, transition: Transition, at: datetime) -> TransitionView:
         """Take *transition* in; what it was, for whoever prints it."""
@@ -88,7 +88,7 @@ class Fleet:
             transition.reason,
         )
         self.steps.append(step)
-        self._moved.set()
+        self._transition_seen.set()
         match transition.facts:
             case ServerData() as facts:
                 self.server, self.server_facts = transition.target, facts
@@ -97,15 +97,15 @@ class Fleet:
                 self.run_states[facts.run] = RunState(transition.target)
                 self.run_reasons[facts.run] = transition.reason
             case ClientData() as facts:
-                self._client(facts.client, step).state = transition.target
+                self._update_client(facts.client, step).state = transition.target
             case FlClientData() as facts:
-                self._client(facts.client, step).training = transition.target
+                self._update_client(facts.client, step).training = transition.target
             case InferenceData() as facts:
-                view = self._client(facts.client, step)
+                view = self._update_client(facts.client, step)
                 view.inference, view.endpoint, view.served = transition.target, facts.endpoint, facts.model
         return step
 
-    def _client(self, client: str, step: TransitionView) -> ClientView:
+    def _update_client(self, client: str, step: TransitionView) -> ClientView:
         view = self.clients.setdefault(client, ClientView(client))
         view.steps.append(step)
         return view
@@ -121,11 +121,11 @@ class Fleet:
         under_way = [facts for run, facts in self.runs.items() if self.run_states[run] not in RUN.final]
         return under_way[-1] if under_way else None
 
-    def all_settled(self, clients: int) -> bool:
+    def are_all_settled(self, clients: int) -> bool:
         """Whether *clients* are there and each serves the version that the server has."""
         version = self.server_facts.model.version if self.server_facts and self.server_facts.model else None
         return len(self.clients) >= clients and all(
-            view.settled and view.served is not None and view.served.version == version
+            view.is_settled and view.served is not None and view.served.version == version
             for view in self.clients.values()
         )
 

@@ -32,8 +32,8 @@ class Blobs:
         self.holder = holder
         self._connection = connection
         self._fed = fed
-        self._holding = BlobSender(connection, fed, holder)
-        self._fetching = BlobReceiver(connection, fed, holder)
+        self._sender = BlobSender(connection, fed, holder)
+        self._receiver = BlobReceiver(connection, fed, holder)
 
     @classmethod
     @asynccontextmanager
@@ -43,17 +43,17 @@ class Blobs:
         """
         configure_malloc()
         blobs = cls(connection, fed, holder)
-        asked = await connection.subscribe(protocol.request_subject(fed, holder), cb=blobs._holding.hear)
+        asked = await connection.subscribe(protocol.request_subject(fed, holder), cb=blobs._sender.hear)
         arriving = await connection.subscribe(
-            protocol.inbox_subject(fed, holder, ">"), cb=blobs._fetching.hear
+            protocol.inbox_subject(fed, holder, ">"), cb=blobs._receiver.hear
         )
         await flush_subscriptions(connection)  # whoever hears of an offer from now on, finds us
         try:
-            async with background_task(blobs._holding.serve(), name=f"blobs of {holder}"):
+            async with background_task(blobs._sender.serve(), name=f"blobs of {holder}"):
                 try:
                     yield blobs
                 finally:
-                    blobs._holding.close()
+                    blobs._sender.close()
         finally:
             await _unsubscribe(asked, arriving)
 
@@ -70,7 +70,7 @@ class Blobs:
         except BaseException:
             content.close()
             raise
-        return self._holding.offer(content, sha256=digest, receivers=receivers)
+        return self._sender.offer(content, sha256=digest, receivers=receivers)
 
     async def fetch(
         self, ref: BlobRef, into: memoryview | None = None, *, timeout_s: float = TIMEOUT_S
@@ -82,7 +82,7 @@ class Blobs:
         """
         _check_size(ref)
         sink = MemorySink(ref, into)
-        await self._fetching.fetch(ref, sink, timeout_s)
+        await self._receiver.fetch(ref, sink, timeout_s)
         return sink.view
 
     async def fetch_to(self, ref: BlobRef, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -95,7 +95,7 @@ class Blobs:
         while True:
             async with FileSink.open(ref, path) as sink:
                 try:
-                    return await self._fetching.fetch(ref, sink, timeout_s)
+                    return await self._receiver.fetch(ref, sink, timeout_s)
                 except BlobCorrupt:
                     await sink.discard()
                     if not sink.held_bytes:  # or what was left here may be what was wrong: once more without

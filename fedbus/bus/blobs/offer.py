@@ -20,7 +20,7 @@ class BlobOffer:
         self.ref = ref
         saved_bytes = (receivers - 1) * ref.size_bytes
         self.cast = (
-            MulticastState(chunks=ref.chunks, receivers=receivers)
+            MulticastState(chunks=ref.chunk_count, receivers=receivers)
             if saved_bytes >= MULTICAST_MIN_SAVED_BYTES
             else None
         )

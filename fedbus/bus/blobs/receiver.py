@@ -92,7 +92,7 @@ class BlobDownload:
         self._place = place
         self._asks = protocol.request_subject(fed, ref.holder, protocol.owner_of(receiver))
         self._share = share
-        self._progress = ReceiveProgress(chunks=ref.chunks)
+        self._progress = ReceiveProgress(chunks=ref.chunk_count)
         self._news = asyncio.Event()
         self._probe = 0
         self._lost_below = 0
@@ -123,9 +123,9 @@ class BlobDownload:
         self.hear(message.subject.rpartition(".")[2], message)
 
     def _hear_chunk(self, index: int, chunk: bytes) -> None:
-        expected = self._ref.size_of_chunk(index)
+        expected = self._ref.chunk_size(index)
         if expected < 0:
-            self._lie = f"it is sent a chunk that it has not: {self._ref.chunks} are all"
+            self._lie = f"it is sent a chunk that it has not: {self._ref.chunk_count} are all"
         elif len(chunk) != expected:
             self._lie = f"chunk {index} has {len(chunk)} bytes, and should have {expected}"
         elif not self._progress.arrive(index, chunk):
@@ -156,7 +156,7 @@ class BlobDownload:
     async def run(self, sink: BlobSink, timeout_s: float) -> None:
         """Until *sink* has all of it, and has found it right."""
         self._progress = ReceiveProgress(
-            chunks=self._ref.chunks, first=-(-sink.held_bytes // self._ref.chunk_bytes)
+            chunks=self._ref.chunk_count, first=-(-sink.held_bytes // self._ref.chunk_bytes)
         )
         patience = ProbeTimer(timeout_s)
         await self._ask_for_more()

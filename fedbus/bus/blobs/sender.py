@@ -79,7 +79,7 @@ class UnicastTransfer:
     def _sent_until(self) -> int:
         """A cast is ahead of this turn or behind it; below its position all is sent."""
         cast = self.offer.cast
-        return cast.position if cast is not None and cast.covers(self.place) else self.offer.ref.chunks
+        return cast.position if cast is not None and cast.covers(self.place) else self.offer.ref.chunk_count
 
 
 class MulticastTransfer:
@@ -167,7 +167,7 @@ class BlobSender:
             self._notify(f"{place}.{protocol.UNAVAILABLE}", NO_SUCH_BLOB.encode())
             return
         if not self._answered_by_cast(offers[-1], ask, place):
-            self._owe(offers[-1], place, ask.within(offers[-1].ref.chunks))
+            self._owe(offers[-1], place, ask.within(offers[-1].ref.chunk_count))
         if ask.probe:
             self._owe(offers[-1], place, [Probe(ask.probe)])
 
@@ -178,7 +178,7 @@ class BlobSender:
             self._owe(offer, place, range(ask.first, min(ask.until, turn.cast.position)))
             self._go_on(turn)
             return True
-        if turn.cast.invite(place, ask.within(offer.ref.chunks)):
+        if turn.cast.invite(place, ask.within(offer.ref.chunk_count)):
             self._invite(turn, place)
             return True
         return False

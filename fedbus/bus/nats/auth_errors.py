@@ -102,7 +102,7 @@ def _explain_credentials_error(creds: Path | None) -> tuple[str, str]:
         claims = parse_user(creds.read_text())
     except (OSError, InvalidCredentials) as error:
         return f"{creds} is of no use ({error})", "Copy it from the kit again"
-    if complaint := claims.complaint(datetime.now(UTC)):
+    if complaint := claims.validity_problem(datetime.now(UTC)):
         reason, _, advice = complaint.partition(": ")
         return reason, f"{advice[0].upper()}{advice[1:]}"
     return (

@@ -117,11 +117,11 @@ class Connection:
 
     def __init__(self, client: Client, gone: asyncio.Future[None]) -> None:
         self.client = client
-        self._gone = gone
+        self._closed = gone
 
     async def lost(self) -> None:
         """Wait until the connection is closed for good, which raises BusClosed or AccessDenied."""
-        await asyncio.shield(self._gone)
+        await asyncio.shield(self._closed)
         raise BusClosed(
             "the connection to NATS was closed: see the log for the reason, and start the process anew"
         )
@@ -139,7 +139,7 @@ class Connection:
         """
         async for message in subscription.messages:
             yield message
-        if self.client.is_closed and not self._gone.cancelled():
+        if self.client.is_closed and not self._closed.cancelled():
             await self.lost()
 
 

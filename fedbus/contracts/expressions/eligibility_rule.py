@@ -125,52 +125,52 @@ def _parse_predicate(tokens: Tokens, words: dict[str, RuleVariable]) -> Predicat
     word = _parse_variable(tokens, words)
     name, kind = word.text, words[word.text].kind
     if kind is VariableKind.FLAG:
-        if tokens.here.text in (*COMPARISONS, "in"):
-            tokens.wrong(f"{name} is yes or no and is compared with nothing: write `{name}` or `not {name}`")
+        if tokens.current.text in (*COMPARISONS, "in"):
+            tokens.fail(f"{name} is yes or no and is compared with nothing: write `{name}` or `not {name}`")
         return FlagCheck(name)
-    if tokens.takes("in"):
+    if tokens.accept("in"):
         return _parse_range(tokens, name, kind)
-    op = tokens.here
-    if not tokens.takes(*COMPARISONS):
-        tokens.wrong(f"{name} needs a comparison: {' '.join(COMPARISONS)} or `in`")
+    op = tokens.current
+    if not tokens.accept(*COMPARISONS):
+        tokens.fail(f"{name} needs a comparison: {' '.join(COMPARISONS)} or `in`")
     return Comparison(name, op.text, _parse_value(tokens, name, kind))
 
 
 def _parse_variable(tokens: Tokens, words: dict[str, RuleVariable]) -> Token:
-    here = tokens.here
+    here = tokens.current
     if here.kind != "name" or here.text in ("and", "or", "in"):
-        tokens.wrong(f"expected one of {', '.join(words)}" + (f", not {here.text!r}" if here.text else ""))
+        tokens.fail(f"expected one of {', '.join(words)}" + (f", not {here.text!r}" if here.text else ""))
     if here.text not in words:
         near = difflib.get_close_matches(here.text, words, n=1)
         known = f"did you mean {near[0]}?" if near else f"a rule can speak of {', '.join(words)}"
-        tokens.wrong(f"nothing is called {here.text!r}: {known}")
+        tokens.fail(f"nothing is called {here.text!r}: {known}")
     return tokens.take()
 
 
 def _parse_range(tokens: Tokens, name: str, kind: VariableKind) -> InRange:
-    start = tokens.here.at
+    start = tokens.current.at
     low = _parse_value(tokens, name, kind)
-    if not tokens.takes(".."):
-        tokens.wrong("a range is written from..to, as in `hour in 22..6`")
+    if not tokens.accept(".."):
+        tokens.fail("a range is written from..to, as in `hour in 22..6`")
     high = _parse_value(tokens, name, kind)
     if low > high and kind not in CYCLIC_KINDS:
-        tokens.wrong("this range ends before it begins", start)
+        tokens.fail("this range ends before it begins", start)
     if low == high and kind is VariableKind.HOUR:
-        tokens.wrong("this range is empty: the hour it ends with is not in it", start)
+        tokens.fail("this range is empty: the hour it ends with is not in it", start)
     return InRange(name, low, high)
 
 
 def _parse_value(tokens: Tokens, name: str, kind: VariableKind) -> float:
-    here = tokens.here
+    here = tokens.current
     if kind is VariableKind.WEEKDAY:
         if here.text.lower() not in DAYS:
-            tokens.wrong(f"{name} is one of {', '.join(DAYS)}")
+            tokens.fail(f"{name} is one of {', '.join(DAYS)}")
         return float(DAYS.index(tokens.take().text.lower()))
     if here.kind != "number":
-        tokens.wrong(f"{name} is compared with a number" + (f", not with {here.text!r}" if here.text else ""))
+        tokens.fail(f"{name} is compared with a number" + (f", not with {here.text!r}" if here.text else ""))
     value = parse_quantity(tokens, UNITS[kind], name)
     if value > MAX_VALUES.get(kind, INFINITY):
-        tokens.wrong(f"{name} is at most {MAX_VALUES[kind]:g}", here.at)
+        tokens.fail(f"{name} is at most {MAX_VALUES[kind]:g}", here.at)
     return value
 
 
@@ -181,10 +181,10 @@ def parse_quantity(tokens: Tokens, units: dict[str, float], name: str) -> float:
     unit = token.text[len(digits) :]
     if unit not in units:
         known = " or ".join(f"{digits}{one}" for one in units if one != "min")
-        tokens.wrong(
+        tokens.fail(
             f"{name} has no unit {unit!r}: write {known}" if unit else f"{name} needs a unit: {known}",
             token.at,
         )
     if (value := float(digits) * units[unit]) == INFINITY:
-        tokens.wrong("this number is too large", token.at)
+        tokens.fail("this number is too large", token.at)
     return value

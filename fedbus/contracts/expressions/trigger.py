@@ -148,9 +148,9 @@ def parse_trigger(text: str) -> Trigger:
 
 
 def _parse_condition(tokens: Tokens) -> TriggerCondition:
-    here = tokens.here
+    here = tokens.current
     if here.kind != "name" or here.text in ("and", "or"):
-        tokens.wrong(SYNTAX_HELP)
+        tokens.fail(SYNTAX_HELP)
     tokens.take()
     match here.text:
         case "cron":
@@ -158,8 +158,8 @@ def _parse_condition(tokens: Tokens) -> TriggerCondition:
         case "every":
             return IntervalCondition(_parse_amount(tokens, "every", SECONDS_PER_UNIT))
         case "labelled" | "unlabelled":
-            if not tokens.takes(">="):
-                tokens.wrong(f"write {here.text} >= 64 on 3 clients")
+            if not tokens.accept(">="):
+                tokens.fail(f"write {here.text} >= 64 on 3 clients")
             return RowCountCondition(here.text, _parse_count(tokens, here.text), _parse_client_count(tokens))
         case "drift":
             return DriftCondition(_parse_client_count(tokens))
@@ -174,31 +174,31 @@ def _parse_condition(tokens: Tokens) -> TriggerCondition:
 
 
 def _parse_live_accuracy(tokens: Tokens) -> LiveAccuracyCondition:
-    if not tokens.takes("<"):
-        tokens.wrong("write live_accuracy < 0.8 on 2 clients")
-    at, below = tokens.here.at, _parse_amount(tokens, "live_accuracy", {"": 1.0, "%": 0.01})
+    if not tokens.accept("<"):
+        tokens.fail("write live_accuracy < 0.8 on 2 clients")
+    at, below = tokens.current.at, _parse_amount(tokens, "live_accuracy", {"": 1.0, "%": 0.01})
     if below > 1:
-        tokens.wrong("an accuracy is at most 1: write live_accuracy < 0.8, or < 80%", at)
+        tokens.fail("an accuracy is at most 1: write live_accuracy < 0.8, or < 80%", at)
     return LiveAccuracyCondition(below, _parse_client_count(tokens))
 
 
 def _parse_metric_change(tokens: Tokens, metric: Token) -> MetricChangeCondition:
-    rises = tokens.here.text == "rises"
-    if not tokens.takes("drops", "rises"):
-        tokens.wrong(f"{metric.text!r} starts no run: {SYNTAX_HELP}", metric.at)
-    relative = tokens.here.text.endswith("%")
+    rises = tokens.current.text == "rises"
+    if not tokens.accept("drops", "rises"):
+        tokens.fail(f"{metric.text!r} starts no run: {SYNTAX_HELP}", metric.at)
+    relative = tokens.current.text.endswith("%")
     return MetricChangeCondition(
         metric.text, rises, _parse_amount(tokens, metric.text, {"": 1.0, "%": 1.0}), relative
     )
 
 
 def _parse_cron(tokens: Tokens) -> CronCondition:
-    here = tokens.here
+    here = tokens.current
     if here.kind != "text":
-        tokens.wrong("cron is followed by five fields in quotes, as in cron '0 3 * * *'")
+        tokens.fail("cron is followed by five fields in quotes, as in cron '0 3 * * *'")
     text = " ".join(tokens.take().text[1:-1].split())
     if (what := cron_error(text)) is not None:
-        tokens.wrong(f"{text!r} is no cron expression ({what}): minute hour day month weekday", here.at)
+        tokens.fail(f"{text!r} is no cron expression ({what}): minute hour day month weekday", here.at)
     return CronCondition(text)
 
 
@@ -216,36 +216,36 @@ def cron_error(text: str) -> str | None:
 
 
 def _parse_task_finished(tokens: Tokens) -> TaskFinishedCondition:
-    here = tokens.here
+    here = tokens.current
     try:
         return TaskFinishedCondition(task_id(tokens.take().text.strip("'\"")))
     except BadId:
-        tokens.wrong("after is followed by the id of a task", here.at)
+        tokens.fail("after is followed by the id of a task", here.at)
 
 
 def _parse_client_count(tokens: Tokens) -> int:
-    if not tokens.takes("on"):
+    if not tokens.accept("on"):
         return 1
     count = _parse_count(tokens, "on")
-    if not tokens.takes("client", "clients"):
-        tokens.wrong("write `clients` after their number, as in on 3 clients")
+    if not tokens.accept("client", "clients"):
+        tokens.fail("write `clients` after their number, as in on 3 clients")
     return count
 
 
 def _parse_count(tokens: Tokens, name: str) -> int:
-    at, value = tokens.here.at, _parse_amount(tokens, name, {"": 1.0})
+    at, value = tokens.current.at, _parse_amount(tokens, name, {"": 1.0})
     if value != int(value):
-        tokens.wrong("a whole number is meant", at)
+        tokens.fail("a whole number is meant", at)
     return int(value)
 
 
 def _parse_amount(tokens: Tokens, name: str, units: dict[str, float]) -> float:
-    at = tokens.here.at
-    if tokens.here.kind != "number":
-        tokens.wrong(f"{name} is followed by a number")
+    at = tokens.current.at
+    if tokens.current.kind != "number":
+        tokens.fail(f"{name} is followed by a number")
     value = parse_quantity(tokens, units, name)
     if value <= 0:
-        tokens.wrong("it must be more than 0", at)
+        tokens.fail("it must be more than 0", at)
     return value
 
 

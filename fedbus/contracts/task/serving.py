@@ -79,7 +79,7 @@ class ServingTable(ConfigSection):
     """Answers of each model that it takes to say so."""
 
     @model_validator(mode="after")
-    def _ends_in_time(self) -> Self:
+    def _check_trial_duration(self) -> Self:
         shadow_s = self.shadow_s if self.shadow_samples else 0.0
         canary_s = self.canary_s if self.canary_share else 0.0
         if shadow_s + canary_s > MAX_TRIAL_S:

@@ -77,7 +77,7 @@ class CohortPolicy:
         self, updates: RoundUpdates, evaluate: Callable[..., Any], round_number: int, rounds: RoundLog
     ) -> None:
         try:
-            rounds.valued(self.contributions.worth(updates, evaluate, round_number))
+            rounds.set_contributions(self.contributions.worth(updates, evaluate, round_number))
         except Exception as error:  # noqa: BLE001 - the app's evaluation is asked beside the run, and may not end it
             log.warning("contributions were not found out", round=round_number, reason=str(error))
 

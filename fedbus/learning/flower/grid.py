@@ -104,12 +104,12 @@ class BusGrid(Grid):
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         # on the loop
-        self._book = RoundTracker(run, lost_after_s=lost_after_s)
+        self._tracker = RoundTracker(run, lost_after_s=lost_after_s)
         self._pending: dict[str, PendingMessage] = {}
         self._unclaimed: dict[str, tuple[PendingMessage, RoundReply | Error]] = {}
         self._publishes = asyncio.Semaphore(MAX_CONCURRENT_PUBLISHES)
         self._fetching: set[asyncio.Task[None]] = set()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         # between the threads, under the condition
         self._changed = threading.Condition()
         self._nodes: dict[int, str] = {}
@@ -118,11 +118,11 @@ class BusGrid(Grid):
         """Whoever has sent or pulled something was not merely waiting for nodes."""
         self._closed: GridClosed | None = None
         self._calls: set[Future[Any]] = set()
-        self._asker = threading.local()
+        self._pollers = threading.local()
         self._latest_round = 0
-        self._came_from: SpanContext | None = None
+        self._event_span: SpanContext | None = None
         """Of the event that is being handled."""
-        self._said_in = ""
+        self._event_id = ""
         """Its id."""
         self._tallies: dict[int, RoundTally] = defaultdict(RoundTally)
 
@@ -130,16 +130,16 @@ class BusGrid(Grid):
 
     def admit(self, clients: Iterable[str]) -> None:
         """These have joined, as somebody else heard."""
-        self._apply(self._book.admit(clients, self._now()))
+        self._apply(self._tracker.admit(clients, self._now()))
 
     def deliver(self, event: Event, *, came_from: SpanContext | None = None, said_in: str = "") -> None:
         """An event from a client, the span it was sent in, and the message's id.
 
         Foreign runs, late and repeated answers are dropped.
         """
-        self._came_from, self._said_in = came_from, said_in
-        self._apply(self._book.handle(event, self._now()))
-        self._came_from, self._said_in = None, ""
+        self._event_span, self._event_id = came_from, said_in
+        self._apply(self._tracker.handle(event, self._now()))
+        self._event_span, self._event_id = None, ""
 
     def close(self, reason: str) -> None:
         """End every call, now and later, with GridClosed."""
@@ -152,8 +152,8 @@ class BusGrid(Grid):
             call.cancel()
         for task in self._fetching:
             task.cancel()
-        if self._alarm:
-            self._alarm.cancel()
+        if self._timer:
+            self._timer.cancel()
         for pending in self._pending.values():
             pending.postage.answered()
             if pending.exchange:
@@ -167,57 +167,63 @@ class BusGrid(Grid):
         for effect in effects:
             match effect:
                 case ReplyReceived(sent=sent, reply=reply):
-                    self._answered(sent, reply)
+                    self._on_reply(sent, reply)
                 case ReplyLost(sent=sent, gone=gone, reason=reason):
                     code = NODE_UNAVAILABLE if gone is LostReason.NODE else NO_REPLY
-                    self._answered(sent, Error(code, f"{sent.client}: {reason}"))
+                    self._on_reply(sent, Error(code, f"{sent.client}: {reason}"))
                 case NodesChanged():
-                    self._show_nodes()
-        self._set_alarm()
+                    self._update_nodes()
+        self._schedule_timer()
 
-    def _show_nodes(self) -> None:
+    def _update_nodes(self) -> None:
         with self._changed:
-            self._nodes = {node_id(client): client for client in self._book.nodes}
-            self._failed = self._book.failed
+            self._nodes = {node_id(client): client for client in self._tracker.nodes}
+            self._failed = self._tracker.failed
             self._changed.notify_all()
 
-    def _set_alarm(self) -> None:
+    def _schedule_timer(self) -> None:
         """Wake up when the book will have something to say; an alarm that is early enough stays."""
-        wake = self._book.next_wake()
-        if wake is None or self._closed or (self._alarm and self._alarm.when() <= wake):
+        wake = self._tracker.next_wake()
+        if wake is None or self._closed or (self._timer and self._timer.when() <= wake):
             return
-        if self._alarm:
-            self._alarm.cancel()
-        self._alarm = self._loop.call_at(wake, self._time_passed)
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(wake, self._on_timer)
 
-    def _time_passed(self) -> None:
-        self._alarm = None
-        self._apply(self._book.passed(self._now(), connected=self._bus.connected))
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._apply(self._tracker.passed(self._now(), connected=self._bus.connected))
 
-    def _answered(self, sent: SentMessage, answer: RoundReply | Error) -> None:
+    def _on_reply(self, sent: SentMessage, answer: RoundReply | Error) -> None:
         pending = self._pending.pop(sent.message_id, None)
         if pending is None:
             return
         pending.postage.answered()
-        pending = replace(pending, came_from=self._came_from, said_in=self._said_in, answered_at=self._now())
+        pending = replace(
+            pending, came_from=self._event_span, said_in=self._event_id, answered_at=self._now()
+        )
         if pending.exchange is None:
             self._unclaimed[sent.message_id] = pending, answer
         elif isinstance(answer, Error) or not has_blob(answer):
             pending.exchange.put(make_fetched_reply(pending, answer))
         else:
-            task = self._loop.create_task(self._fetch_for(pending.exchange, pending, answer))
+            task = self._loop.create_task(self._fetch_into_queue(pending.exchange, pending, answer))
             self._fetching.add(task)
             task.add_done_callback(self._fetching.discard)
 
-    async def _fetch_for(self, exchange: ReplyQueue, pending: PendingMessage, reply: RoundReply) -> None:
+    async def _fetch_into_queue(
+        self, exchange: ReplyQueue, pending: PendingMessage, reply: RoundReply
+    ) -> None:
         try:
             await exchange.slots.acquire()
-            exchange.put(await self._fetched(pending, reply, holds_slot=True))
+            exchange.put(await self._fetch_reply(pending, reply, holds_slot=True))
         except asyncio.CancelledError:
             exchange.put(self._closed or GridClosed("the Grid was closed"))
             raise
 
-    async def _fetched(self, pending: PendingMessage, reply: RoundReply, *, holds_slot: bool) -> FetchedReply:
+    async def _fetch_reply(
+        self, pending: PendingMessage, reply: RoundReply, *, holds_slot: bool
+    ) -> FetchedReply:
         try:
             with _receive_span(pending, self._run_name):
                 data = await fetch_content(reply.content, self._bus.blobs, timeout_s=self._plan.round_s)
@@ -236,11 +242,11 @@ class BusGrid(Grid):
             outgoing += [(pending, content) for pending in pendings]
         for pending, _ in outgoing:
             self._pending[pending.sent.message_id] = pending
-            self._apply(self._book.sent(pending.sent))
+            self._apply(self._tracker.sent(pending.sent))
         await asyncio.gather(*(self._publish(pending, content) for pending, content in outgoing))
 
     async def _publish(self, pending: PendingMessage, content: MessageContent) -> None:
-        if not self._book.is_open(pending.sent.message_id):
+        if not self._tracker.is_open(pending.sent.message_id):
             return
         metadata = pending.message.metadata
         message = RoundMessage(
@@ -266,7 +272,7 @@ class BusGrid(Grid):
             if isinstance(answer, Error) or not has_blob(answer):
                 return make_fetched_reply(pending, answer)
             async with at_a_time:
-                return await self._fetched(pending, answer, holds_slot=False)
+                return await self._fetch_reply(pending, answer, holds_slot=False)
 
         return list(await asyncio.gather(*(arrival(pending, answer) for pending, answer in ready)))
 
@@ -301,9 +307,9 @@ class BusGrid(Grid):
         Raises NotEnoughClients to one that has waited longer than the plan gives for recruiting.
         """
         with self._changed:
-            self._must_be_open()
-            self._wait_for_more()
-            self._must_be_open()
+            self._check_open()
+            self._wait_for_nodes()
+            self._check_open()
             return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -311,13 +317,13 @@ class BusGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there by now, each once."""
-        return [self._received(arrival) for arrival in self._call(self._pull(list(message_ids)))]
+        return [self._take_reply(arrival) for arrival in self._call(self._pull(list(message_ids)))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
         """The replies as they come, one for each message: those that fail to come are errors."""
         exchange = ReplyQueue(self._loop)
         ids = self._push(list(messages), timeout=timeout, exchange=exchange)
-        return Replies(len(ids), lambda: self._received(exchange.take()))
+        return Replies(len(ids), lambda: self._take_reply(exchange.take()))
 
     def tally(self, round_number: int) -> RoundTally:
         """Who took part in the round so far."""
@@ -328,29 +334,29 @@ class BusGrid(Grid):
     def client_of(self, node: int) -> str:
         """The client that Flower knows as *node*."""
         with self._changed:
-            return self._nodes.get(node) or self._known(node)
+            return self._nodes.get(node) or self._client_of_failed_node(node)
 
     def _push(
         self, messages: list[Message], *, timeout: float | None, exchange: ReplyQueue | None
     ) -> list[str]:
-        self._must_be_open()
+        self._check_open()
         by_content: dict[int, list[Message]] = {}
         for message in messages:
             by_content.setdefault(id(message.content), []).append(message)
-        batches = [self._batch(same, timeout, exchange) for same in by_content.values()]
+        batches = [self._encode_batch(same, timeout, exchange) for same in by_content.values()]
         if batches:
             self._call(self._send(batches))
         return [message.metadata.message_id for message in messages]
 
-    def _batch(
+    def _encode_batch(
         self, messages: list[Message], timeout: float | None, exchange: ReplyQueue | None
     ) -> tuple[MessagePayload, list[PendingMessage]]:
         """Messages of one and the same content: encoded and hashed once, here, not on the loop."""
         parcel = MessagePayload.of(record_codec.encode(messages[0].content))
         postage = OfferLease(len(messages))
-        return parcel, [self._pending_of(message, timeout, postage, exchange) for message in messages]
+        return parcel, [self._make_pending(message, timeout, postage, exchange) for message in messages]
 
-    def _pending_of(
+    def _make_pending(
         self, message: Message, timeout: float | None, postage: OfferLease, exchange: ReplyQueue | None
     ) -> PendingMessage:
         set_message_id(message, uuid7())
@@ -358,28 +364,28 @@ class BusGrid(Grid):
         timeout_s = min(limit for limit in limits if limit is not None)
         with self._changed:
             node = message.metadata.dst_node_id
-            client = self._nodes.get(node) or self._known(node)
+            client = self._nodes.get(node) or self._client_of_failed_node(node)
             round_number = round_number_of(message)
             self._latest_round = self._latest_round if round_number is None else round_number
             number = self._latest_round
         sent = SentMessage(message.metadata.message_id, client, timeout_s, self._loop.time() + timeout_s)
         return PendingMessage(sent, message, number, postage, exchange)
 
-    def _known(self, node: int) -> str:
+    def _client_of_failed_node(self, node: int) -> str:
         """The client of a node that has just left; whoever sends to it is told by an error reply."""
         gone = {node_id(client): client for client in self._failed}
         return gone.get(node, f"node {node}")
 
-    def _received(self, arrival: FetchedReply) -> Message:
+    def _take_reply(self, arrival: FetchedReply) -> Message:
         message = decode_reply(arrival, self._run.run_id)
         by_whom = trace.get_current_span()
         if arrival.pending.came_from is not None and by_whom.is_recording():
             by_whom.add_link(arrival.pending.came_from)
-        self._count(arrival, message)
+        self._add_to_tally(arrival, message)
         set_current_cause(arrival.pending.said_in or current_cause())
         return message
 
-    def _count(self, arrival: FetchedReply, reply: Message) -> None:
+    def _add_to_tally(self, arrival: FetchedReply, reply: Message) -> None:
         pending, client = arrival.pending, arrival.pending.sent.client
         with self._changed:
             tally = self._tallies[pending.round]
@@ -412,14 +418,14 @@ class BusGrid(Grid):
                 self._calls.discard(call)
                 self._calls_made += 1
 
-    def _must_be_open(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise self._closed
 
-    def _wait_for_more(self) -> None:
+    def _wait_for_nodes(self) -> None:
         """Hold the calling thread if it is one that polls; under the condition."""
         now = time.monotonic()
-        asker: NodePoller = self._asker.__dict__.setdefault("state", NodePoller(now))
+        asker: NodePoller = self._pollers.__dict__.setdefault("state", NodePoller(now))
         if asker.polls(now, self._calls_made) and not self._pending:
             left = asker.since + self._plan.recruit_s - now
             if left <= 0:

@@ -103,7 +103,7 @@ class Replies(Sequence[Message]):
         self._missing = count
         self._count = count
         self._take = take
-        self._kept: list[Message] = []
+        self._cached: list[Message] = []
         self._drained = False
 
     def __bool__(self) -> bool:
@@ -113,11 +113,11 @@ class Replies(Sequence[Message]):
         return self._count
 
     def __iter__(self) -> Iterator[Message]:
-        self._must_be_whole()
+        self._check_not_drained()
         at = 0
         while at < self._count:
-            self._keep(at + 1)
-            yield self._kept[at]
+            self._cache_until(at + 1)
+            yield self._cached[at]
             at += 1
 
     @overload
@@ -125,26 +125,26 @@ class Replies(Sequence[Message]):
     @overload
     def __getitem__(self, at: slice) -> list[Message]: ...
     def __getitem__(self, at: int | slice) -> Message | list[Message]:
-        self._must_be_whole()
-        self._keep(self._count)
-        return self._kept[at]
+        self._check_not_drained()
+        self._cache_until(self._count)
+        return self._cached[at]
 
     def drain(self) -> Iterator[Message]:
         """Each reply once; nothing of it stays here."""
-        self._must_be_whole()
+        self._check_not_drained()
         self._drained = True
-        while self._kept:
-            yield self._kept.pop(0)
+        while self._cached:
+            yield self._cached.pop(0)
         while self._missing:
             self._missing -= 1
             yield self._take()
 
-    def _keep(self, count: int) -> None:
-        while len(self._kept) < count:
-            self._kept.append(self._take())
+    def _cache_until(self, count: int) -> None:
+        while len(self._cached) < count:
+            self._cached.append(self._take())
             self._missing -= 1
 
-    def _must_be_whole(self) -> None:
+    def _check_not_drained(self) -> None:
         if self._drained:
             raise RuntimeError(
                 "the replies of this round were added up as they came and are gone: "

@@ -38,46 +38,46 @@ class RoundLog:
         self._on_round = on_round
         self._metrics: dict[str, float] = {}
         self._contributions: dict[str, float] = {}
-        self._told = first_round - 1 if first_round > 1 else -1
+        self._last_reported = first_round - 1 if first_round > 1 else -1
         """The last round that was told of, by this process or the one before it."""
-        self._since = time.monotonic()
+        self._round_started = time.monotonic()
         self._latest = model
 
     @property
     def latest(self) -> Arrays:
         """The global model as last seen, in the dtypes that it began with."""
-        return self._in_first_dtypes(self._latest)
+        return self._cast_to_initial_dtypes(self._latest)
 
-    def saw(self, metrics: Mapping[str, Any] | None, *, prefix: str = "") -> None:
+    def add_metrics(self, metrics: Mapping[str, Any] | None, *, prefix: str = "") -> None:
         """Figures of the round that runs: the server's own, or the clients' with their *prefix*."""
         self._metrics |= normalize_metrics(metrics or {}, prefix=prefix)
 
-    def valued(self, contributions: Mapping[str, float]) -> None:
+    def set_contributions(self, contributions: Mapping[str, float]) -> None:
         """What the updates of the round that runs were worth, by client."""
         self._contributions = dict(contributions)
 
-    def has_model(self, arrays: Arrays) -> None:
+    def set_model(self, arrays: Arrays) -> None:
         """The global model is now this."""
         self._latest = arrays
 
     def ended(self, round_number: int) -> None:
         """The round is over; told once, and not at all if it was told before this process began."""
-        if round_number > self._told:
-            self._told = round_number
-            self._on_round(self._result(round_number), self.latest)
+        if round_number > self._last_reported:
+            self._last_reported = round_number
+            self._on_round(self._make_result(round_number), self.latest)
         self._metrics = {}
         self._contributions = {}
-        self._since = time.monotonic()
+        self._round_started = time.monotonic()
         self.trace.ends()
 
-    def _result(self, round_number: int) -> RoundResult:
+    def _make_result(self, round_number: int) -> RoundResult:
         tally = self._tally(round_number) if round_number else RoundTally()
         times = split_round_time(tally.answers, time.monotonic())
         told = list(times)[:MAX_REPORTED_CLIENTS]
         return RoundResult(
             round=round_number,
             metrics=self._metrics,
-            seconds=time.monotonic() - self._since,
+            seconds=time.monotonic() - self._round_started,
             participants=tally.participants,
             failures=tally.failures,
             train_s=tally.train_s,
@@ -87,7 +87,7 @@ class RoundLog:
             wait_s={client: times[client]["wait_s"] for client in told},
         )
 
-    def _in_first_dtypes(self, arrays: Arrays) -> Arrays:
+    def _cast_to_initial_dtypes(self, arrays: Arrays) -> Arrays:
         """A mean of integers is not one; a batch norm's counter stays what the architecture says."""
         return {
             name: _cast(self._model[name].dtype, array)

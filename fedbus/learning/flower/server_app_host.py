@@ -88,14 +88,14 @@ def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:
     legacy = LegacyHook(job.model, recruit_s=job.plan.recruit_s, log=log, **where)
     context = _make_context(grid, job, record)
     with ExitStack() as hooks:
-        hooks.enter_context(strategies.installed())
-        hooks.enter_context(legacy.installed())
+        hooks.enter_context(strategies.install())
+        hooks.enter_context(legacy.install())
         if job.streaming:
             hooks.enter_context(streaming_aggregation())
         _run_app(app, grid, context)
     if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
         return from_record(result)
-    if strategies.used or legacy.used:
+    if strategies.was_used or legacy.was_used:
         return log.latest
     raise NoModelResult(job.serverapp)
 

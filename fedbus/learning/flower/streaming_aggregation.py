@@ -90,7 +90,7 @@ class WeightedMean:
         if reply.has_error():
             return reply
         weight, record = self._weight(reply.content), _single_array_record(reply.content)
-        if weight is not None and record is not None and self._has_our_keys(record):
+        if weight is not None and record is not None and self._has_expected_keys(record):
             self._add(record, weight)
         return build_message(reply.metadata, content=self._outline_of(reply.content))
 
@@ -107,7 +107,7 @@ class WeightedMean:
         weight = None if metrics is None else metrics.get(self._weighted_by)
         return float(weight) if isinstance(weight, int | float) else None  # an int would wrap int8 arrays
 
-    def _has_our_keys(self, record: ArrayRecord) -> bool:
+    def _has_expected_keys(self, record: ArrayRecord) -> bool:
         self._keys = self._keys or tuple(record)
         return set(record) == set(self._keys)
 

@@ -5,7 +5,7 @@ on; but the newest of them, a quarter of the room (`WAITING_SHARE`), stay, becau
 and then the oldest with a label go instead. So a store that is full of labelled rows takes new ones in, the
 newest rows are always there, and labelled ones have three quarters of the room at the least, once they are so many.
 
-How many rows have come is counted in the file too, by numbers that only grow (`fedbus.stores.captured.reader.TotalCounts`):
+The file also counts the rows that have come, by numbers that only grow (see `reader.TotalCounts`):
 what makes room is not counted back.
 
     durably()    a transaction that outlives a power cut

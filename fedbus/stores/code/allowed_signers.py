@@ -44,7 +44,7 @@ class AllowedSigners:
         self._ssh_keygen = ssh_keygen
 
     @property
-    def stamp(self) -> object:
+    def fingerprint(self) -> object:
         """Changes when the files do."""
         return [_file_fingerprint(file) for file in (self._file, self._revoked)]
 
@@ -73,7 +73,8 @@ def check_git(oldest: tuple[int, int] = MIN_GIT_VERSION) -> None:
     if found < oldest:
         what = "verify ssh signatures" if oldest == MIN_GIT_VERSION_FOR_SIGNATURES else "be used here"
         raise GitNotInstalled(
-            f"this machine has git {_format_version(found)}, and {_format_version(oldest)} is the first that can {what}: "
+            f"this machine has git {_format_version(found)}, "
+            f"and {_format_version(oldest)} is the first that can {what}: "
             "install a newer one"
         )
 

@@ -64,7 +64,7 @@ class GitCodeRepository:
 
     @property
     def trust(self) -> object:
-        return None if self._signers is None else self._signers.stamp
+        return None if self._signers is None else self._signers.fingerprint
 
     async def newest(self) -> str:
         return await self._in_thread(self._newest)

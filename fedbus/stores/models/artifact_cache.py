@@ -38,28 +38,28 @@ class ArtifactCache:
     def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._held: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._locked_files: OrderedDict[str, BinaryIO] = OrderedDict()
 
     async def path_of(self, sha256: str, fetch: FetchPart) -> Path:
         """The file of *sha256*, from here or by *fetch*; raises what that does, DigestMismatch, StoreUnavailable."""
         path = self._directory / f"{sha256}.safetensors"
-        while not await asyncio.to_thread(self._taken, path, sha256):
-            await self._fetched(path, sha256, fetch)
-        await asyncio.to_thread(self._make_room)
+        while not await asyncio.to_thread(self._try_lock, path, sha256):
+            await self._download(path, sha256, fetch)
+        await asyncio.to_thread(self._evict)
         return path
 
     def close(self) -> None:
         """Let go of what was held."""
-        while self._held:
-            self._held.popitem()[1].close()
+        while self._locked_files:
+            self._locked_files.popitem()[1].close()
 
     def __del__(self) -> None:
         self.close()
 
-    def _taken(self, path: Path, sha256: str) -> bool:
+    def _try_lock(self, path: Path, sha256: str) -> bool:
         """Whether the file is there, whole, and now held by us."""
-        if sha256 in self._held and path.exists():
-            self._held.move_to_end(sha256)
+        if sha256 in self._locked_files and path.exists():
+            self._locked_files.move_to_end(sha256)
             return True
         try:
             file = path.open("rb")
@@ -72,19 +72,19 @@ class ArtifactCache:
             file.close()
             return False
         os.utime(path)
-        self._hold(sha256, file)
+        self._remember_lock(sha256, file)
         return True
 
-    def _hold(self, sha256: str, file: BinaryIO) -> None:
-        if (before := self._held.pop(sha256, None)) is not None:
+    def _remember_lock(self, sha256: str, file: BinaryIO) -> None:
+        if (before := self._locked_files.pop(sha256, None)) is not None:
             before.close()
-        self._held[sha256] = file
-        while len(self._held) > MAX_LOCKED_FILES:
-            self._held.popitem(last=False)[1].close()
+        self._locked_files[sha256] = file
+        while len(self._locked_files) > MAX_LOCKED_FILES:
+            self._locked_files.popitem(last=False)[1].close()
 
-    async def _fetched(self, path: Path, sha256: str, fetch: FetchPart) -> None:
+    async def _download(self, path: Path, sha256: str, fetch: FetchPart) -> None:
         """Download it, unless another process has by the time we have the lock."""
-        part = await self._locked_part(path)
+        part = await self._lock_part(path)
         try:
             if await asyncio.to_thread(path.exists):
                 return
@@ -93,14 +93,14 @@ class ArtifactCache:
         finally:
             part.close()
 
-    async def _locked_part(self, path: Path) -> "PartialDownload":
+    async def _lock_part(self, path: Path) -> "PartialDownload":
         while True:
             part = await asyncio.to_thread(PartialDownload.opened, path.with_suffix(".part"))
             if part is not None:
                 return part
             await asyncio.sleep(LOCK_POLL_S)
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         """Remove what was not used for longest and is in nobody's use."""
         files = sorted((file.stat().st_mtime, file) for file in self._directory.glob("*.safetensors"))
         excess = sum(file.stat().st_size for _, file in files) - self._max_bytes

@@ -127,7 +127,7 @@ class ModelStore(Protocol):
     async def versions(self) -> list[Manifest]:
         """All versions, oldest first."""
 
-    async def numbers(self) -> list[int]:
+    async def list_version_numbers(self) -> list[int]:
         """The versions that are there, oldest first, whether or not their manifests can be read."""
 
     async def manifest(self, version: int) -> Manifest:

@@ -117,7 +117,7 @@ class TrustedKeys:
         return cls({_key_id(key): key for key in keys})
 
     @property
-    def ids(self) -> list[str]:
+    def key_ids(self) -> list[str]:
         return sorted(self._keys)
 
     def check(self, task: str, ref: ModelRef, seal: ModelSignature | None) -> ModelSignature:
@@ -125,11 +125,13 @@ class TrustedKeys:
         what = f"version {ref.version} of {task}"
         if seal is None:
             raise SignatureMissing(
-                f"{what} is not signed, and only models signed by {self._names} are served here"
+                f"{what} is not signed, and only models signed by {self._key_names} are served here"
             )
         key = self._keys.get(seal.key)
         if key is None:
-            raise SignatureInvalid(f"{what} is signed with the key {seal.key}, and trusted is {self._names}")
+            raise SignatureInvalid(
+                f"{what} is signed with the key {seal.key}, and trusted is {self._key_names}"
+            )
         try:
             key.verify(seal.signature, _signed_payload(task, ref, seal.manifest))
         except InvalidSignature:
@@ -138,7 +140,7 @@ class TrustedKeys:
             ) from None
         return seal
 
-    def check_manifest(self, manifest: Manifest) -> ModelSignature:
+    def verify_manifest(self, manifest: Manifest) -> ModelSignature:
         """The same, and that nothing in *manifest* was changed since."""
         seal = self.check(manifest.task, manifest.ref, manifest.seal)
         if seal.manifest != compute_manifest_digest(manifest):
@@ -148,8 +150,8 @@ class TrustedKeys:
         return seal
 
     @property
-    def _names(self) -> str:
-        return " or ".join(self.ids)
+    def _key_names(self) -> str:
+        return " or ".join(self.key_ids)
 
 
 def compute_manifest_digest(manifest: Manifest) -> str:

@@ -170,27 +170,27 @@ class Bucket:
     ) -> None:
         self.address = address
         self._credentials = credentials
-        self._patience_s = patience_s
-        self._opening = asyncio.Lock()
+        self._retry_s = patience_s
+        self._open_lock = asyncio.Lock()
         self._users = 0
         self._client: Any = None
-        self._open_things = AsyncExitStack()
-        self._signed = True
+        self._exit_stack = AsyncExitStack()
+        self._is_signed = True
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
         """The client; those who ask while it is open share it, and the last one closes it."""
-        async with self._opening:
+        async with self._open_lock:
             if self._users == 0:
-                self._open_things = AsyncExitStack()
-                self._client = await self._opened()
+                self._exit_stack = AsyncExitStack()
+                self._client = await self._open_client()
             self._users += 1
         try:
             yield self._client
         finally:
             self._users -= 1
             if self._users == 0:
-                await self._open_things.pop_all().aclose()
+                await self._exit_stack.pop_all().aclose()
 
     # --- verbs ---------------------------------------------------------------------------------
 
@@ -207,9 +207,9 @@ class Bucket:
             async with answer["Body"] as body:
                 return ObjectContent(await _read_body(body), answer["ETag"])
 
-        return await self._insist(read)
+        return await self._with_retries(read)
 
-    async def size_of(self, key: str) -> int | None:
+    async def read_size(self, key: str) -> int | None:
         """How large the object is; None where there is none."""
 
         async def look(client: Any) -> int | None:
@@ -221,7 +221,7 @@ class Bucket:
             await client.list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
             return None  # the bucket is there: a HEAD has no body that would say which of both is missing
 
-        return await self._insist(look)
+        return await self._with_retries(look)
 
     async def write(self, key: str, content: bytes) -> None:
         """Put an object there, whatever was there before."""
@@ -239,9 +239,9 @@ class Bucket:
         async def delete(client: Any) -> None:
             await client.delete_object(Bucket=self.address.bucket, Key=key)
 
-        await self._insist(delete)
+        await self._with_retries(delete)
 
-    async def listing(self, prefix: str) -> list[ObjectInfo]:
+    async def list_objects(self, prefix: str) -> list[ObjectInfo]:
         """All objects whose keys begin with *prefix*."""
         found: list[ObjectInfo] = []
         more: dict[str, str] = {}
@@ -250,7 +250,7 @@ class Bucket:
             async def page(client: Any, more: dict[str, str] = more) -> Any:
                 return await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, **more)
 
-            answer = await self._insist(page)
+            answer = await self._with_retries(page)
             found += [
                 ObjectInfo(one["Key"], one["Size"], one["LastModified"]) for one in answer.get("Contents", ())
             ]
@@ -258,14 +258,14 @@ class Bucket:
                 return found
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    async def folders(self, prefix: str) -> list[str]:
+    async def list_folders(self, prefix: str) -> list[str]:
         """What stands between *prefix* and the next slash, of the first thousand."""
 
         async def look(client: Any) -> list[str]:
             answer = await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, Delimiter="/")
             return [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
 
-        return await self._insist(look)
+        return await self._with_retries(look)
 
     async def make(self) -> None:
         """Make the bucket where there is none."""
@@ -277,9 +277,9 @@ class Bucket:
                 if _error_code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                     raise
 
-        await self._insist(make)
+        await self._with_retries(make)
 
-    async def policy(self) -> str | None:
+    async def read_policy(self) -> str | None:
         """Who else may do what with the bucket, as AWS writes it; None where nothing is said."""
 
         async def read(client: Any) -> str | None:
@@ -291,7 +291,7 @@ class Bucket:
                 return None
             return policy
 
-        return await self._insist(read)
+        return await self._with_retries(read)
 
     async def set_policy(self, policy: str | None) -> None:
         """Who else may do what with the bucket, as AWS writes it; None: nobody."""
@@ -306,31 +306,31 @@ class Bucket:
                 if _error_code(error) != "NoSuchBucketPolicy":
                     raise
 
-        await self._insist(set_it)
+        await self._with_retries(set_it)
 
     # --- what is large -------------------------------------------------------------------------
 
     async def download(self, key: str, sink: DownloadSink) -> bool:
         """Give *sink* what it lacks of an object, and go on after each break; False where there is none."""
-        patience = RetryBudget(self._patience_s)
+        patience = RetryBudget(self._retry_s)
         async with self.open() as client:
-            total = await self.size_of(key)
+            total = await self.read_size(key)
             if total is None:
                 return False
             while sink.size_bytes < total:
                 before = sink.size_bytes
                 failure: Exception = StoreCorrupt(f"{self.address}, {key}", "its body ends early")
                 try:
-                    await self._pour(client, key, sink)
+                    await self._stream_into(client, key, sink)
                 except CLIENT_ERRORS as error:
                     failure = error
                 if sink.size_bytes > before:
                     patience.renew()
                 if sink.size_bytes < total:
-                    await self._after(failure, patience)
+                    await self._back_off(failure, patience)
         return True
 
-    async def _pour(self, client: Any, key: str, sink: DownloadSink) -> None:
+    async def _stream_into(self, client: Any, key: str, sink: DownloadSink) -> None:
         start = {"Range": f"bytes={sink.size_bytes}-"} if sink.size_bytes else {}
         answer = await client.get_object(Bucket=self.address.bucket, Key=key, **start)
         async with answer["Body"] as body:
@@ -340,24 +340,26 @@ class Bucket:
     async def upload(self, key: str, size_bytes: int, parts: Iterator[bytes]) -> None:
         """Put a large object there, part by part, whole or not at all. What *parts* raises comes out."""
         async with self.open():
-            upload = (await self._insist(lambda client: self._begin(client, key)))["UploadId"]
+            upload = (await self._with_retries(lambda client: self._open_object(client, key)))["UploadId"]
             try:
                 tags = await self._upload_parts(key, upload, parts)
-                await self._insist(lambda client: self._complete(client, key, upload, tags, size_bytes))
+                await self._with_retries(
+                    lambda client: self._complete_upload(client, key, upload, tags, size_bytes)
+                )
             except BaseException:
                 with suppress(StoreError):
-                    await Bucket(self.address, patience_s=0, credentials=self._credentials).abandon(
+                    await Bucket(self.address, patience_s=0, credentials=self._credentials).abort_upload(
                         key, upload
                     )
                 raise
 
-    async def abandon(self, key: str, upload: str) -> None:
+    async def abort_upload(self, key: str, upload: str) -> None:
         """Have the parts of an upload removed that will not be completed."""
 
         async def abort(client: Any) -> None:
             await client.abort_multipart_upload(Bucket=self.address.bucket, Key=key, UploadId=upload)
 
-        await self._insist(abort)
+        await self._with_retries(abort)
 
     async def _upload_parts(self, key: str, upload: str, parts: Iterator[bytes]) -> list[str]:
         tags: list[str] = []
@@ -370,13 +372,15 @@ class Bucket:
                 tag: str = answer["ETag"]
                 return tag
 
-            tags.append(await self._insist(send))
+            tags.append(await self._with_retries(send))
         return tags
 
-    async def _begin(self, client: Any, key: str) -> Any:
+    async def _open_object(self, client: Any, key: str) -> Any:
         return await client.create_multipart_upload(Bucket=self.address.bucket, Key=key)
 
-    async def _complete(self, client: Any, key: str, upload: str, tags: list[str], size_bytes: int) -> None:
+    async def _complete_upload(
+        self, client: Any, key: str, upload: str, tags: list[str], size_bytes: int
+    ) -> None:
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
         try:
             await client.complete_multipart_upload(
@@ -384,7 +388,7 @@ class Bucket:
             )
         except ClientError as error:
             # done before, and only the answer was lost
-            if _error_code(error) != "NoSuchUpload" or await self.size_of(key) != size_bytes:
+            if _error_code(error) != "NoSuchUpload" or await self.read_size(key) != size_bytes:
                 raise
 
     # --- insisting -----------------------------------------------------------------------------
@@ -393,7 +397,7 @@ class Bucket:
         async def put(client: Any) -> None:
             await client.put_object(Bucket=self.address.bucket, Key=key, Body=content, **conditions)
 
-        await self._insist(put)
+        await self._with_retries(put)
 
     async def _put_if(self, key: str, content: bytes, **conditions: str) -> bool:
         async def put(client: Any) -> bool:
@@ -409,29 +413,29 @@ class Bucket:
                 raise
             return True
 
-        return await self._insist(put)
+        return await self._with_retries(put)
 
-    async def _insist(self, what: Callable[[Any], Awaitable[T]]) -> T:
-        patience = RetryBudget(self._patience_s)
+    async def _with_retries(self, what: Callable[[Any], Awaitable[T]]) -> T:
+        patience = RetryBudget(self._retry_s)
         async with self.open() as client:
             while True:
                 try:
                     return await what(client)
                 except CLIENT_ERRORS as error:
-                    await self._after(error, patience)
+                    await self._back_off(error, patience)
 
-    async def _after(self, failure: Exception, patience: RetryBudget) -> None:
+    async def _back_off(self, failure: Exception, patience: RetryBudget) -> None:
         """Wait a while where it may pass; raise what it is where not, or where patience is at its end."""
         if not _is_retryable(failure) or patience.is_spent:
-            raise self._complaint(failure) from failure
+            raise self._to_store_error(failure) from failure
         await patience.pause()
 
-    def _complaint(self, failure: Exception) -> StoreError:
+    def _to_store_error(self, failure: Exception) -> StoreError:
         if isinstance(failure, StoreError):
             return failure
         code, status = _error_code(failure), _error_status(failure)
         if code in _DENIED_CODES or status in (401, 403):
-            return self._denied(code)
+            return self._denied_error(code)
         if code == "NoSuchBucket":
             remedy = "make it, or correct the address of the repository"
             return StoreUnavailable(
@@ -440,17 +444,17 @@ class Bucket:
         remedy = "see that it runs and can be reached from here, and that the address is right"
         return StoreUnavailable(str(self.address), _describe_error(failure), remedy=remedy)
 
-    def _denied(self, code: str) -> StoreDenied:
-        if not self._signed:
+    def _denied_error(self, code: str) -> StoreDenied:
+        if not self._is_signed:
             reason = f"{code}, and there are no credentials"
             remedy = f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {CREDENTIALS_FILE}"
         else:
             reason, remedy = code, "check the credentials, and that they may read, write and list there"
         return StoreDenied(str(self.address), reason, remedy=remedy)
 
-    async def _opened(self) -> Any:
+    async def _open_client(self) -> Any:
         try:
-            return await self._open_things.enter_async_context(await self._new_client())
+            return await self._exit_stack.enter_async_context(await self._new_client())
         except (BotoCoreError, ValueError) as error:  # before the first request: nothing that would pass
             remedy = "correct what AWS's tools are told (AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, ~/.aws)"
             raise StoreDenied(str(self.address), _describe_error(error), remedy=remedy) from error
@@ -459,7 +463,7 @@ class Bucket:
         session = await asyncio.to_thread(_session)
         file = self._credentials or os.environ.get(CREDENTIALS_FILE)
         keys = await asyncio.to_thread(_read_credentials, Path(file)) if file else {}
-        self._signed = bool(keys) or await session.get_credentials() is not None
+        self._is_signed = bool(keys) or await session.get_credentials() is not None
         config = AioConfig(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
@@ -470,7 +474,7 @@ class Bucket:
             },
             request_checksum_calculation="when_required",  # not every S3 knows the newer ones
             response_checksum_validation="when_required",  # we check all digests ourselves
-            signature_version=None if self._signed else UNSIGNED,
+            signature_version=None if self._is_signed else UNSIGNED,
         )
         return session.create_client(
             "s3",

@@ -59,7 +59,7 @@ async def _acquire(bucket: Bucket, prefix: str, claim: str) -> float:
 
 
 async def _is_sole_claim(bucket: Bucket, prefix: str, claim: str) -> bool:
-    claims = await bucket.listing(prefix)
+    claims = await bucket.list_objects(prefix)
     ours = next((one for one in claims if one.key == claim), None)
     if ours is None:
         return False

@@ -44,7 +44,7 @@ async def set_public(bucket: Bucket, *, public: bool) -> None:
 
 async def _read_policy(bucket: Bucket) -> dict[str, Any]:
     try:
-        policy = await bucket.policy()
+        policy = await bucket.read_policy()
     except StoreDenied as error:
         raise _policy_denied(bucket, error) from error
     document: dict[str, Any] = json.loads(policy) if policy else {}

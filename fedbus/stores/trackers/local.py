@@ -90,7 +90,7 @@ class LocalTracker:
 
     # --- what others were told -------------------------------------------------------------------
 
-    def was_told(self, tracker: str, run: str, what: str) -> bool:
+    def was_delivered(self, tracker: str, run: str, what: str) -> bool:
         """Whether *tracker* has been told of it, by this process or one before."""
         found = self._database.execute(
             "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",

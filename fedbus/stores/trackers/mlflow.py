@@ -38,7 +38,7 @@ class MlflowTracker:
         self._ids: dict[str, str] = {}
 
     def begin(self, run: TrackedRun) -> None:
-        mine = self._id(run.run)
+        mine = self._run_id(run.run)
         params = {"trigger": run.trigger, "code_version": run.code_version, **run.config}
         self._client.log_batch(
             mine,
@@ -52,7 +52,9 @@ class MlflowTracker:
         at_ms = int(seen.at.timestamp() * 1000)
         metrics = [Metric(name, value, at_ms, seen.step) for name, value in _to_metrics(seen).items()]
         for begin in range(0, len(metrics), MAX_METRICS_PER_CALL):
-            self._client.log_batch(self._id(seen.run), metrics=metrics[begin : begin + MAX_METRICS_PER_CALL])
+            self._client.log_batch(
+                self._run_id(seen.run), metrics=metrics[begin : begin + MAX_METRICS_PER_CALL]
+            )
 
     def end(self, run: RunEnded) -> None:
         tags = {
@@ -61,25 +63,25 @@ class MlflowTracker:
             "reason": run.reason,
         }
         self._client.log_batch(
-            self._id(run.run),
+            self._run_id(run.run),
             tags=[RunTag(name, str(value)) for name, value in tags.items() if value not in (None, "")],
         )
         status = RunStatus.from_string(_STATUS.get(run.state, "FAILED"))
-        self._client.set_terminated(self._id(run.run), RunStatus.to_string(status))
+        self._client.set_terminated(self._run_id(run.run), RunStatus.to_string(status))
 
     def close(self) -> None:
         """Each call has been made by the time it returned."""
 
-    def _id(self, run: str) -> str:
+    def _run_id(self, run: str) -> str:
         if run not in self._ids:
-            self._ids[run] = self._found(run) or self._made(run)
+            self._ids[run] = self._find_run(run) or self._create_run(run)
         return self._ids[run]
 
-    def _found(self, run: str) -> str | None:
+    def _find_run(self, run: str) -> str | None:
         there: list[Any] = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{run}'")
         return str(there[0].info.run_id) if there else None
 
-    def _made(self, run: str) -> str:
+    def _create_run(self, run: str) -> str:
         made = self._client.create_run(self._experiment, tags={RUN_TAG: run}, run_name=run)
         return str(made.info.run_id)
 

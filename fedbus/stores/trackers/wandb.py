@@ -29,13 +29,13 @@ class WandbTracker:
             "code_version": run.code_version,
             "trace_id": run.trace_id,
         }
-        self._open(run.run).config.update(config, allow_val_change=True)
+        self._open_run(run.run).config.update(config, allow_val_change=True)
 
     def round(self, seen: TrackedRound) -> None:
-        self._open(seen.run).log(flatten_metrics(seen), step=seen.step)
+        self._open_run(seen.run).log(flatten_metrics(seen), step=seen.step)
 
     def end(self, run: RunEnded) -> None:
-        opened = self._open(run.run)
+        opened = self._open_run(run.run)
         opened.summary.update({"state": run.state, "reason": run.reason, "model_version": run.model_version})
         opened.finish(exit_code=0 if run.state == "finished" else 1)
         self._run = None
@@ -44,7 +44,7 @@ class WandbTracker:
         if self._run is not None:
             self._run.finish()
 
-    def _open(self, run: str) -> Any:
+    def _open_run(self, run: str) -> Any:
         if self._run is None or self._run.id != run:
             self.close()
             self._run = wandb.init(

@@ -23,9 +23,15 @@ from fedbus.agents.common.child_process import (
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(1000)"
 IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
-STARTS_ANOTHER = f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {IGNORES_SIGTERM!r}]).pid, flush=True)"
-WATCHES = f"from fedbus.agents.common.child_process import exit_when_parent_dies; exit_when_parent_dies(grace_s=0.1); {SLEEPS}"
-WATCHES_IGNORING_SIGTERM = f"from fedbus.agents.common.child_process import exit_when_parent_dies; exit_when_parent_dies(grace_s=0.1); {IGNORES_SIGTERM}"
+STARTS_ANOTHER = (
+    "import subprocess, sys; "
+    f"print(subprocess.Popen([sys.executable, '-c', {IGNORES_SIGTERM!r}]).pid, flush=True)"
+)
+WATCH = (
+    "from fedbus.agents.common.child_process import exit_when_parent_dies; exit_when_parent_dies(grace_s=0.1)"
+)
+WATCHES = f"{WATCH}; {SLEEPS}"
+WATCHES_IGNORING_SIGTERM = f"{WATCH}; {IGNORES_SIGTERM}"
 LEAVES_TO_THE_LOOP = """
 import asyncio, sys
 from fedbus.agents.common.child_process import ChildProcess
@@ -173,7 +179,8 @@ async def test_a_child_ends_when_its_parent_is_killed(child: str) -> None:
 async def test_what_a_watched_child_starts_does_not_share_the_lifeline() -> None:
     said: list[str] = []
     code = (
-        "from fedbus.agents.common.child_process import exit_when_parent_dies; import subprocess; exit_when_parent_dies(); "
+        "from fedbus.agents.common.child_process import exit_when_parent_dies; "
+        "import subprocess; exit_when_parent_dies(); "
         "print(subprocess.run(['cat'], capture_output=True).returncode, flush=True)"
     )
     async with ChildProcess("child", *python(code), output=said.append) as child:
@@ -196,7 +203,7 @@ async def test_an_answer_is_its_own_whatever_the_child_prints_after_it(tmp_path:
         await child.ended()
 
     assert child.answer == "no model"
-    assert child.how_it_ended() == "ended with code 1: no model"
+    assert child.describe_exit() == "ended with code 1: no model"
     assert "no model" in (tmp_path / "child.log").read_text(), "for whoever looks there"
 
 
@@ -221,7 +228,7 @@ async def test_who_died_without_a_word_is_told_of_by_its_end_and_its_log(tmp_pat
     async with ChildProcess("falls", *python("raise SystemExit('two')"), output=tmp_path / "log") as child:
         await child.ended()
 
-    assert (child.answer, child.how_it_ended()) == ("", "ended with code 1: two")
+    assert (child.answer, child.describe_exit()) == ("", "ended with code 1: two")
 
 
 async def test_a_line_without_end_comes_in_pieces() -> None:

@@ -31,7 +31,7 @@ async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_
 ) -> None:
     device = fed.device("c1")
     async with (
-        fed.bus.overhear(DeviceReport, task=fed.site.task.id) as reports,
+        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.site.task.id) as reports,
         fed.agent(partial(device_monitor, device)),
     ):
         first = await asyncio.wait_for(anext(reports), 20)
@@ -50,7 +50,10 @@ async def test_errors_are_counted_and_the_last_is_told(fed: FederationHarness, t
     monitor = DeviceMonitor(
         speaker, fed.site.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
     )
-    async with fed.bus.overhear(DeviceReport, task=fed.site.task.id) as reports, fed.agent(monitor.run):
+    async with (
+        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.site.task.id) as reports,
+        fed.agent(monitor.run),
+    ):
         report = await asyncio.wait_for(anext(reports), 20)
 
     assert isinstance(report, DeviceReport)

@@ -42,7 +42,7 @@ PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
 @pytest.fixture
 async def enrolled(fed: FederationHarness) -> None:
     for agent in CLIENT_CONSUMERS:
-        await fed.bus.enroll(agent, task=TASK, client=CLIENT)
+        await fed.bus.create_client_consumer(agent, task=TASK, client=CLIENT)
 
 
 @pytest.fixture
@@ -127,7 +127,7 @@ async def test_a_message_that_comes_twice_is_answered_once(
 async def test_a_client_that_trains_says_so_all_the_time(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
-    async with fed.bus.overhear(Heartbeat, task=TASK) as beats:
+    async with fed.bus.subscribe_ephemeral(Heartbeat, task=TASK) as beats:
         await start_training(fed)
         assert await anext(beats) == Heartbeat(task=TASK, client=CLIENT, run=RUN)
 

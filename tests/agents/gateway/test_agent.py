@@ -29,7 +29,7 @@ from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
 @pytest.fixture
 async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield SimulatedFederation(bus, trace=TRACE)
 
 
@@ -260,7 +260,7 @@ async def test_presence_is_told_as_it_comes_though_no_record_holds_it(
 async def test_a_gateway_that_is_there_first_waits_for_its_federation(nats: NatsServer) -> None:
     async with run_gateway(nats.url) as url:
         async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-            await bus.make_streams()
+            await bus.create_streams()
             await SimulatedFederation(bus).clients(["c1"])
         assert len((await get_json(url, "/api/state"))["records"]) == 3
 

@@ -113,7 +113,7 @@ def make_agent(
 @pytest.fixture
 async def enrolled(fed: FederationHarness) -> None:
     for agent in CLIENT_CONSUMERS:
-        await fed.bus.enroll(agent, task=TASK, client=NAME)
+        await fed.bus.create_client_consumer(agent, task=TASK, client=NAME)
 
 
 @pytest.fixture

@@ -249,7 +249,7 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarn
         fed.site, task=with_tables(fed.site.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
     )
     for agent in CLIENT_CONSUMERS:
-        await fed.bus.enroll(agent, task=TASK, client="c1")
+        await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
     heard: list[bytes] = []
 
     async def hear(message: Any) -> None:
@@ -347,7 +347,7 @@ async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_aga
     """What the store does when the disk itself is full is tried where the store is; here its table is away."""
     fed.site = replace(fed.site, task=with_tables(fed.site.task, capture={"retry-s": 0.05}))
     for agent in CLIENT_CONSUMERS:
-        await fed.bus.enroll(agent, task=TASK, client="c1")
+        await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
     device = fed.device("c1")
     async with fed.agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
         await fed.reaches("inference", "empty")

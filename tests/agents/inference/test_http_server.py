@@ -579,7 +579,7 @@ async def test_bodies_that_would_take_too_much_memory_at_once_are_not_read(roomy
         asked = await queue_behind(
             model, roomy, *(is_rejected_for_memory(client, data=large_body(size)) for size in sizes)
         )
-        assert roomy.in_hand.bytes == sum(sizes)
+        assert roomy.memory_limit.bytes == sum(sizes)
         small = gzip.compress(large_body(200))
         assert await is_rejected_for_memory(client, data=large_body())
         assert await is_rejected_for_memory(client, data=chunks(large_body(200)))
@@ -590,7 +590,7 @@ async def test_bodies_that_would_take_too_much_memory_at_once_are_not_read(roomy
         assert not any(await asyncio.gather(fits, *asked))
         assert not await is_rejected_for_memory(client, data=large_body())
         assert not await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
-    assert roomy.in_hand.bytes == 0
+    assert roomy.memory_limit.bytes == 0
 
 
 async def test_a_body_that_does_not_come_gives_its_room_back(
@@ -608,7 +608,7 @@ async def test_a_body_that_does_not_come_gives_its_room_back(
         async with client.session.post(client.url + "/predict", headers=headers, data=forever()) as response:
             assert response.status == 408
             assert await response.json() == {"error": "the body did not come within 0.05 s"}
-        assert roomy.in_hand.bytes == 0
+        assert roomy.memory_limit.bytes == 0
 
 
 async def test_a_path_that_is_not_there_is_refused_in_one_line(client: PlainJsonClient) -> None:

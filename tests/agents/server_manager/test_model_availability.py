@@ -129,7 +129,7 @@ class S3Store:
                 await self.overwrite("latest", b"{")
             case StoreProblem.EMPTY:
                 prefix = self.key("")
-                for one in await self.bucket.listing(prefix):
+                for one in await self.bucket.list_objects(prefix):
                     if not one.key.endswith(MARK):
                         await self._put_aside(one.key.removeprefix(prefix))
 

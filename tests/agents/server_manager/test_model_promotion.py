@@ -321,7 +321,7 @@ async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
     trusted = TrustedKeys.read(tmp_path / "fedbus.key.pub")
     await flower.run(1, loss=0.5)
     for manifest in await flower.store.versions():
-        trusted.check_manifest(manifest)
+        trusted.verify_manifest(manifest)
     info = await fed.bus.request(GetServerInfo(task=TASK))
     trusted.check(TASK, info.model, info.seal)
     told = fed.heard(ModelPublished)[0]

@@ -163,7 +163,7 @@ async def read_causes(fed: FederationHarness) -> dict[str, str]:
         (events_stream(fed.bus.fed), stream_subjects(fed.bus.fed)),
         (lifecycle_stream(fed.bus.fed), [subjects.wildcard_for(fed.bus.fed, Transition)]),
     ):
-        _, last = await fed.bus.extent(stream)
+        _, last = await fed.bus.sequence_range(stream)
         if not last:
             continue
         async with fed.bus.watch(stream, wanted, whole=True) as said:

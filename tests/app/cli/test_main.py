@@ -42,7 +42,7 @@ async def bus(nats: NatsServer, fedbus: FedbusCli) -> AsyncIterator[Bus]:
     """The server side's bus, with a federation on it that `fedbus` finds."""
     fedbus.environment["FEDBUS_NATS_URL"] = nats.url
     async with Bus.connect(nats.url, Identity(DEV, "workflow-scheduler")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield bus
 
 
@@ -138,7 +138,7 @@ async def test_where_an_error_comes_from_is_shown_to_whoever_asks(fedbus: Fedbus
 
 async def test_a_running_bus_is_found_without_a_flag(fedbus: FedbusCli, bus: Bus) -> None:
     settings = Settings.from_environment(fedbus.environment)
-    with settings.announced(fedbus.environment.pop("FEDBUS_NATS_URL")):
+    with settings.announce_url(fedbus.environment.pop("FEDBUS_NATS_URL")):
         assert (await fedbus("run", "ls")).code == 0
 
 

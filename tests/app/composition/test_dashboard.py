@@ -56,7 +56,7 @@ def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path
     ],
 )
 def test_a_dashboard_that_others_cannot_reach_or_that_asks_who_they_are_is_served(served: Any) -> None:
-    Dashboard(Settings(), **served).refuse_to_be_open()
+    Dashboard(Settings(), **served).check_access()
 
 
 @pytest.mark.parametrize("served", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
@@ -64,7 +64,7 @@ def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(serve
     with pytest.raises(
         InvalidSetting, match=r"others can reach 0\.0\.0\.0: set FEDBUS_GATEWAY_TOKEN and .*--insecure"
     ):
-        Dashboard(Settings(), host="0.0.0.0", **served).refuse_to_be_open()
+        Dashboard(Settings(), host="0.0.0.0", **served).check_access()
 
 
 def test_an_address_without_a_place_for_the_trace_is_grafanas() -> None:

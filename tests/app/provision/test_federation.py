@@ -226,7 +226,7 @@ async def test_who_is_put_out_is_dropped_and_does_not_come_back(
 ) -> None:
     access = bus.access("c1")
     async with Bus.connect(bus.url, TRAINER, access=access) as trainer:
-        bus.federation.put_out("c1")
+        bus.federation.revoke("c1")
         await bus.push()
         with pytest.raises(AccessDenied, match=r"revoked"):
             async with asyncio.timeout(20):
@@ -238,7 +238,7 @@ async def test_who_is_put_out_is_dropped_and_does_not_come_back(
 
 async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_path: Path) -> None:
     old = bus.access("c1")
-    bus.federation.admit_anew("c1").write(tmp_path / "new")
+    bus.federation.reissue("c1").write(tmp_path / "new")
     await bus.push()
     new = BusAccess(tmp_path / "new" / "client.creds", bus.federation.ca)
     await rejected_connection(bus, old)
@@ -248,7 +248,7 @@ async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_pa
 
 async def test_all_devices_are_put_out_by_another_signing_key(bus: TrustedBus) -> None:
     old, server = bus.access("c1"), bus.access(Role.SERVER)
-    bus.federation.put_out_all_devices()
+    bus.federation.revoke_all_devices()
     await bus.push()
     await rejected_connection(bus, old)
     async with Bus.connect(bus.url, Identity(FED, "server-manager"), access=server):
@@ -257,7 +257,7 @@ async def test_all_devices_are_put_out_by_another_signing_key(bus: TrustedBus) -
 
 async def test_a_server_that_starts_again_remembers_who_was_put_out(bus: TrustedBus) -> None:
     access = bus.access("c1")
-    bus.federation.put_out("c1")
+    bus.federation.revoke("c1")
     await bus.server.stop()
     bus.federation.write_server_files(bus.place)
     await bus.server.start()
@@ -356,7 +356,7 @@ async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
     bus.federation.admit_person("eve", Role.OBSERVER).write(tmp_path / "eve")
     ana, ben = (BusAccess(tmp_path / name / "client.creds", bus.federation.ca) for name in ("ana", "ben"))
     async with Bus.connect(bus.url, person, access=ana) as dropped:
-        bus.federation.put_out("ana")
+        bus.federation.revoke("ana")
         await bus.push()
         with pytest.raises(AccessDenied, match="revoked"):
             async with asyncio.timeout(20):
@@ -394,7 +394,7 @@ async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
     for good in (old, bus.access(Role.SERVER)):
         async with Bus.connect(bus.url, identity, access=good):
             pass
-    bus.federation.put_out("server")
+    bus.federation.revoke("server")
     await bus.push()
     for bad in (old, bus.access(Role.SERVER)):
         await rejected_connection(bus, bad, identity)
@@ -403,8 +403,8 @@ async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
 def test_roles_of_a_folder_that_was_made_before_they_were_written_down_can_be_put_out(tmp_path: Path) -> None:
     made = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
     made.record.roles.clear()
-    made.put_out_all_devices()  # writes the record
-    Federation.open(made.folder).put_out("gateway")
+    made.revoke_all_devices()  # writes the record
+    Federation.open(made.folder).revoke("gateway")
     key = parse_user(made.creds(Role.GATEWAY).read_text()).sub
     assert key in Federation.open(made.folder).record.revocations
 
@@ -463,13 +463,13 @@ async def test_a_leaf_node_puts_out_at_once_who_is_revoked_and_hears_later_of_wh
     try:
         await eventually(lambda: "System account connected" in leaf.log.read_text())
         async with Bus.connect(url, TRAINER, access=first) as trainer:
-            bus.federation.put_out("c1")
+            bus.federation.revoke("c1")
             await bus.push()
             with pytest.raises(AccessDenied, match="revoked"):
                 async with asyncio.timeout(20):
                     await trainer.lost()
         await leaf.stop()
-        bus.federation.put_out("c2")
+        bus.federation.revoke("c2")
         await bus.push()
         await leaf.start()
 
@@ -503,7 +503,7 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
             await client.subscribe(subject)
         await client.flush()
         await eventually(lambda: len(complaints) >= 8)
-    bus.federation.put_out("lab")
+    bus.federation.revoke("lab")
     await bus.push()
     with pytest.raises(Exception, match=r"(?i)authorization"):
         async with bus.connected(access):
@@ -562,10 +562,10 @@ async def test_an_agent_whose_clock_is_not_the_server_s_says_so_in_one_line(
         serve_registrar(server, "mnist"),
         Bus.connect(bus.url, identity, access=access) as agent,
     ):
-        await server.make_streams()
+        await server.create_streams()
         monkeypatch.setattr("fedbus.bus.bus.datetime", SlowClock)
         for _ in range(2):
-            async with agent.introduced(task="mnist", version="1.0.0"):
+            async with agent.advertise_service(task="mnist", version="1.0.0"):
                 await agent.last(subjects.lifecycle(FED, "client", "c1.mnist"))
     said = capfd.readouterr().out
     assert said.count("the clocks differ") == 1

@@ -182,7 +182,7 @@ async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
         Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus,
         run_collector() as collector,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         often = {ENDPOINT: collector.url, "OTEL_METRIC_EXPORT_INTERVAL": "300"}
         await run_python(tmp_path, WATCHES_NATS, nats.monitor_url, **often)
 

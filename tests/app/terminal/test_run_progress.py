@@ -24,7 +24,7 @@ RUN = f"{TASK}-1"
 @pytest.fixture
 async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield SimulatedFederation(bus, clock=datetime.now(UTC))
 
 

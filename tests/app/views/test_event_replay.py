@@ -22,7 +22,7 @@ BEGIN = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
 
 async def simulate_run(bus: Bus) -> SimulatedFederation:
-    await bus.make_streams()
+    await bus.create_streams()
     told = SimulatedFederation(bus, clock=BEGIN)
     await told.clients(["c1"])
     run = told.run(1, 0)
@@ -58,7 +58,7 @@ async def test_nothing_is_left_out_at_the_beginning_of_a_window_whatever_words_w
         Bus.connect(nats.url, Identity(FED, "test")) as bus,
         Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as device,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         for _ in range(20):
             await device.publish(ClientJoined(task=TASK, client="c1", run="mnist-1"))
         begin = await wait_for_later_time()
@@ -88,14 +88,14 @@ async def test_a_window_ends_where_it_is_to_end(nats: NatsServer) -> None:
 async def test_nobody_on_the_bus_hears_the_past_again(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
         await simulate_run(bus)
-        before = await bus.existing_streams()
+        before = await bus.list_streams()
         assert await message_names(bus, TimeWindow(BEGIN, datetime.now(UTC)))
-        assert await bus.existing_streams() == before
+        assert await bus.list_streams() == before
 
 
 async def test_an_empty_past_ends_at_once(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         assert await message_names(bus, TimeWindow(BEGIN, datetime.now(UTC))) == []
 
 
@@ -126,6 +126,6 @@ async def test_on_a_terminal_it_tells_how_far_it_is_and_in_a_pipe_only_what_was_
 
 async def test_a_run_that_never_was_is_named(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         with pytest.raises(CliError, match="no run mnist-9 in federation test"):
             await resolve_window(bus, None, None, "mnist-9")

@@ -20,7 +20,7 @@ DEV = FederationId("dev")
 @pytest.fixture
 async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield SimulatedFederation(bus)
 
 

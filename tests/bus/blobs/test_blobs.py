@@ -433,7 +433,7 @@ async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
     data = os.urandom(4 * WINDOW_BYTES)
     offer = await holder.offer(data)
     with freeze_server(own_nats):
-        holder._holding._owe(offer, protocol.inbox_subject(FED, "somebody", "x"), range(offer.ref.chunks))
+        holder._sender._owe(offer, protocol.inbox_subject(FED, "somebody", "x"), range(offer.ref.chunk_count))
         await eventually(lambda: unwritten_bytes(connection) > 0)
         with contextlib.suppress(TimeoutError):
             await eventually(lambda: unwritten_bytes(connection) > 3 * CHUNK_BYTES, within_s=0.5)
@@ -509,7 +509,7 @@ async def test_a_holder_that_restarts_goes_on_from_where_the_receiver_is(
 async def test_chunks_that_are_lost_on_the_way_are_fetched_again(
     holder: Blobs, receiver: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, lost = receiver._fetching.hear, set[str]()
+    hear, lost = receiver._receiver.hear, set[str]()
     data = os.urandom(SEVERAL)
     offer = await holder.offer(data)
 
@@ -540,7 +540,7 @@ async def test_a_cancelled_fetch_ends_and_leaves_the_others_alone(holder: Blobs,
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     assert await other == data
-    assert not receiver._fetching._fetches
+    assert not receiver._receiver._fetches
 
 
 async def test_leaving_the_block_lets_go_of_everything(connect: Connect) -> None:

@@ -117,10 +117,12 @@ def test_every_chunk_is_taken_once_and_in_order_and_never_more_than_a_window_is_
 @given(size=st.integers(0, 10**9), chunk=st.integers(1024, 16 * 1024**2))
 def test_the_chunks_of_a_reference_make_up_its_size(size: int, chunk: int) -> None:
     ref = BlobRef(sha256="ab" * 32, size_bytes=size, chunk_bytes=chunk, holder="h")
-    *full, last = (ref.size_of_chunk(index) for index in sorted({0, max(0, ref.chunks - 2), ref.chunks - 1}))
+    *full, last = (
+        ref.chunk_size(index) for index in sorted({0, max(0, ref.chunk_count - 2), ref.chunk_count - 1})
+    )
     assert all(one == chunk for one in full)
-    assert (ref.chunks - 1) * chunk + last == size
-    assert ref.size_of_chunk(ref.chunks) < 0 > ref.size_of_chunk(-1)
+    assert (ref.chunk_count - 1) * chunk + last == size
+    assert ref.chunk_size(ref.chunk_count) < 0 > ref.chunk_size(-1)
 
 
 @given(

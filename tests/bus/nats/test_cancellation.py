@@ -20,8 +20,8 @@ async def publish_and_continue(bus: Bus, said: ClientJoined) -> None:
 
 async def test_a_cancellation_that_meets_the_answer_is_not_lost(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus:
-        await bus.make_streams()
-        async with bus.overhear(ClientJoined, task="tiny") as heard:
+        await bus.create_streams()
+        async with bus.subscribe_ephemeral(ClientJoined, task="tiny") as heard:
             for number in range(200):
                 joined = ClientJoined(task="tiny", client="c1", run=f"tiny-{number}")
                 saying = asyncio.create_task(publish_and_continue(bus, joined))
@@ -32,7 +32,7 @@ async def test_a_cancellation_that_meets_the_answer_is_not_lost(nats: NatsServer
 
 
 async def test_a_cancellation_that_meets_the_next_message_is_not_lost(nats: NatsServer) -> None:
-    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscription("told") as told:
+    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscribe("told") as told:
 
         async def hear_and_go_on() -> None:
             await next_message(told, within_s=10)

@@ -24,8 +24,8 @@ from fedbus.contracts.expressions.trigger import (
 )
 
 PIECES = st.sampled_from(
-    [*RULE_VARIABLES, "and", "or", "not", "in", "(", ")", "..", ">=", "<", "==", "64", "1h", "30%", "'x'", "sat", "22", "cron",
-     "every", "on", "clients", "drift", "drops", "after", "'0 3 * * *'", "9" * 400, "é", "\n", "$"]
+    [*RULE_VARIABLES, "and", "or", "not", "in", "(", ")", "..", ">=", "<", "==", "64", "1h", "30%", "'x'", "sat", "22",
+     "cron", "every", "on", "clients", "drift", "drops", "after", "'0 3 * * *'", "9" * 400, "é", "\n", "$"]
 )  # fmt: skip
 
 

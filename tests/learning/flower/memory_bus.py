@@ -51,9 +51,9 @@ class MemoryBlobs:
     offered: int = 0
     released: int = 0
     fetching: int = 0
-    most_fetching: int = 0
+    max_concurrent_fetches: int = 0
     fetched: int = 0
-    stuck_after: int = 1_000_000
+    stall_after: int = 1_000_000
     """Of the fetches after so many, nothing comes, for as long as it may take."""
 
     async def offer(
@@ -72,9 +72,9 @@ class MemoryBlobs:
     async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
         assert timeout_s > 0
         self.fetching += 1
-        self.most_fetching = max(self.most_fetching, self.fetching)
+        self.max_concurrent_fetches = max(self.max_concurrent_fetches, self.fetching)
         try:
-            await asyncio.sleep(3600 if self.fetched >= self.stuck_after else 0)
+            await asyncio.sleep(3600 if self.fetched >= self.stall_after else 0)
             if ref.sha256 not in self.held:
                 raise ConnectionError(f"nobody holds {ref.sha256[:8]}")
             return memoryview(bytearray(self.held[ref.sha256]))

@@ -85,7 +85,7 @@ async def test_the_model_of_a_round_is_offered_once_to_all_and_released(tmp_path
     assert len({message.content.blob for message in to_clients}) == 2  # one to train, one to evaluate
     assert fed.bus.blobs.released == 2
     assert {message.round for message in to_clients} == {1}
-    assert fed.bus.blobs.most_fetching <= MAX_PREFETCHED_REPLIES + 4
+    assert fed.bus.blobs.max_concurrent_fetches <= MAX_PREFETCHED_REPLIES + 4
 
 
 @pytest.mark.parametrize(
@@ -169,7 +169,7 @@ async def test_silence_says_nothing_while_the_bus_is_away(tmp_path: Path) -> Non
     async with open_memory_federation(tmp_path, lost_after_s=0.1) as fed:
         fed.bus.connected = False
         fed.add("c1", step=1, samples=1)
-        checks = fed.grid._book
+        checks = fed.grid._tracker
         await eventually(lambda: (checks.next_wake() or 0) > fed.grid._now() + 0.05)
         await asyncio.sleep(0.3)
         assert fed.grid.get_node_ids() == [node_id("c1")]
@@ -221,7 +221,7 @@ async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, block
         mute = fed.add("c1", step=1, samples=1)
         mute.silent = True
         blobs = fed.bus.blobs
-        blobs.stuck_after = 1  # c2 gets the model
+        blobs.stall_after = 1  # c2 gets the model
         if blocked != "waiting for nodes":
             fed.add("c2", step=1, samples=1)
         run = asyncio.create_task(fed.run(initial_model()))

@@ -45,13 +45,13 @@ async def run_on_nats(
     """The task of *fed*, with a Grid and clients that have connections of their own."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(Bus.connect(url, Identity(FED, "flower-server")))
-        await server.make_streams()
+        await server.create_streams()
         grid = BusGrid(as_learning_bus(server), task=TASK, run=RUN, plan=fed.plan)
         stack.callback(grid.close, "the test is over")
         group = await stack.enter_async_context(asyncio.TaskGroup())
         hearing = [group.create_task(_consume_for_grid(server, grid))]
         for client, node_config in clients.items():
-            await server.enroll(AgentName.TRAINER, task=TASK, client=client)
+            await server.create_client_consumer(AgentName.TRAINER, task=TASK, client=client)
             bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "trainer", client)))
             hearing.append(group.create_task(_consume_for_client(bus, fed, client, node_config)))
         await eventually(lambda: len(grid.get_node_ids()) == len(clients))

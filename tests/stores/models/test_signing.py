@@ -68,7 +68,7 @@ def test_what_was_signed_written_and_read_again_is_still_signed(
     signer, trusted = keys
     changed = {"metrics": metrics, "participants": participants, "config": config, "created": created}
     sealed = signer.seal(MODEL_TIME.model_copy(update=changed))
-    trusted.check_manifest(Manifest.model_validate_json(sealed.model_dump_json(indent=2)))
+    trusted.verify_manifest(Manifest.model_validate_json(sealed.model_dump_json(indent=2)))
 
 
 def test_the_reference_and_the_seal_are_enough(keys: tuple[ModelSigner, TrustedKeys]) -> None:
@@ -112,7 +112,7 @@ def test_a_manifest_that_was_changed_afterwards_is_found(
 ) -> None:
     signer, trusted = keys
     with pytest.raises(SignatureInvalid, match="was changed after it was signed"):
-        trusted.check_manifest(signer.seal(MODEL_TIME).model_copy(update=changed))
+        trusted.verify_manifest(signer.seal(MODEL_TIME).model_copy(update=changed))
 
 
 def test_a_stranger_cannot_sign(keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path) -> None:
@@ -133,8 +133,8 @@ def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path
         f"# until March\n{(tmp_path / 'old.pub').read_text()}\n{(tmp_path / 'new.pub').read_text()}"
     )
     trusted = TrustedKeys.read(both)
-    trusted.check_manifest(old.seal(MODEL_TIME))
-    trusted.check_manifest(new.seal(MODEL_TIME))
+    trusted.verify_manifest(old.seal(MODEL_TIME))
+    trusted.verify_manifest(new.seal(MODEL_TIME))
 
 
 @pytest.mark.parametrize(

@@ -83,9 +83,9 @@ def test_what_is_told_twice_is_kept_once(place: TrackerContext) -> None:
 def test_the_local_one_remembers_what_others_were_told_after_a_restart_too(place: TrackerContext) -> None:
     LocalTracker(place).tell("wandb", "mnist-1", "round 1")
     memory = LocalTracker(place)
-    assert memory.was_told("wandb", "mnist-1", "round 1")
-    assert not memory.was_told("wandb", "mnist-1", "round 2")
-    assert not memory.was_told("mlflow", "mnist-1", "round 1")
+    assert memory.was_delivered("wandb", "mnist-1", "round 1")
+    assert not memory.was_delivered("wandb", "mnist-1", "round 2")
+    assert not memory.was_delivered("mlflow", "mnist-1", "round 1")
 
 
 def test_a_damaged_file_is_set_aside_and_begun_anew(place: TrackerContext) -> None:

@@ -80,7 +80,8 @@ def show_(
         output.print_json(found)
         return
     for one in found:
-        heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {escape(output.printable(_describe_serving(one)))}"
+        serving = escape(output.printable(_describe_serving(one)))
+        heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {serving}"
         output.console().print(heading)
         output.print_table(
             ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),

@@ -75,7 +75,7 @@ def init(
         _trust_folder(trust), settings.fed, hosts=hosts, port=port, url=url, monitor_port=monitor_port
     )
     if at is not None:
-        made.stand_at(at)
+        made.set_server_path(at)
     print(f"federation {made.fed} is in {made.folder}: keep it safe, and a copy elsewhere")
     print(f"start the bus:      nats-server -c {made.nats / 'nats.conf'}")
     where = f"FEDBUS_NATS_URL={made.record.url} FEDBUS_FEDERATION={made.fed} FEDBUS_CA={made.ca}"
@@ -198,7 +198,7 @@ def certificate(
 ) -> None:
     """A certificate for another server of the federation: its S3, its dashboard."""
     federation, where = _open_federation(trust), _check_free(out)
-    federation.certify(host, where / "server.pem", where / "server.key")
+    federation.issue_certificate(host, where / "server.pem", where / "server.key")
     print(f"server.pem and server.key for {', '.join(host)} are in {where}")
 
 
@@ -229,7 +229,7 @@ def revoke(
 ) -> None:
     """Put somebody out: the credentials are worth nothing from now on, and the server drops who uses them."""
     federation = _open_federation(trust)
-    federation.put_out(name)
+    federation.revoke(name)
     _print_affected_sites(federation, name)
     _push(federation, url, no_push=no_push)
     print(f"{name} is out")
@@ -269,7 +269,7 @@ def rotate(
         _print_certificate_steps(federation, new_authority=ca)
         return
     if devices:
-        federation.put_out_all_devices()
+        federation.revoke_all_devices()
         _push(federation, url, no_push=no_push)
         print("every device is out until it has a new kit: fedbus provision client ID")
         return
@@ -296,7 +296,7 @@ def _rotate_member(
             return partial(_print_site_steps, name, where, federation)
         case MemberKind.CLIENT | MemberKind.PERSON:
             where = _check_free_or_kit(out or Path("kits") / name)
-            kit = federation.admit_anew(name, public_key=public_key, days=days, keep_old=keep_old)
+            kit = federation.reissue(name, public_key=public_key, days=days, keep_old=keep_old)
             kit.write(where, anew=True)
             use = f"fedbus client up {name}" if kind is MemberKind.CLIENT else "fedbus clients ls"
             return partial(_print_kit_steps, name, where, use, waits=bool(public_key))
@@ -354,7 +354,9 @@ def _push(federation: "Federation", url: str, *, no_push: bool) -> None:
     at = check_url(url) if url else federation.record.url
     try:
         with progress_bar(f"telling the server at {at}"):
-            run_async(push_account_jwts(at, system, federation.jwts(), host=federation.name_at(at)))
+            run_async(
+                push_account_jwts(at, system, federation.account_jwts(), host=federation.certificate_host(at))
+            )
     except BusError as error:
         again = "fedbus provision push, with --url where it is reached by another address from here"
         raise CliError(

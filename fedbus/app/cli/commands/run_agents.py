@@ -351,7 +351,7 @@ def _agent_config(
     apply_schedule_options(
         read.table.schedule, every, at_most
     )  # where the two do not go together it is told here
-    where = store or settings.given_store or ""
+    where = store or settings.configured_store or ""
     return AgentConfig(
         settings.nats_url,
         settings.fed,

@@ -57,7 +57,8 @@ def _print_client(one: dict[str, Any]) -> None:
     console.print(f"[bold]{one['client']}[/] in task [bold]{one['task']}[/]")
     for life in one["lives"]:
         reason = f": {life['reason']}" if life["reason"] else ""
-        line = f"{life['says']}, since {output.format_age(life['since']).removesuffix(' ago')} ({life['event']}{reason})"
+        age = output.format_age(life["since"]).removesuffix(" ago")
+        line = f"{life['says']}, since {age} ({life['event']}{reason})"
         console.print(f"  {OWNER_TEXT[life['kind']]:<14}{escape(output.printable(line))}")
     if trouble := one["trouble"]:
         line = f"its model repository is {trouble['kind']}, and no run can begin: {trouble['reason']}"
@@ -171,7 +172,7 @@ async def _events_of_kind(bus: "Bus", kind: type[Any], client: str, task: str) -
     from fedbus.contracts import subjects
 
     stream, subject = events_stream(bus.fed), subjects.wildcard_for(bus.fed, kind, client=client, task=task)
-    last = await bus.snapshot(stream, [subject])
+    last = await bus.last_per_subject(stream, [subject])
     found: list[StoredMessage] = []
     if last:
         async with bus.watch(stream, [subject], whole=True) as said:

@@ -192,7 +192,7 @@ async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
     status: Any,
     reason: str,
 ) -> None:
-    cluster.pods_wait = status
+    cluster.pending_pod_status = status
     await request_start(fed, model)
     lost = await fed.hears(ServerLost)
     assert lost.reason == f"the pod of the Flower server does not start: {reason}"
@@ -202,10 +202,10 @@ async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
 async def test_a_job_whose_pod_is_not_let_in_is_told_of_with_what_its_event_says(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    cluster.pods_refused = 'pods "x" is forbidden: violates PodSecurity "restricted"'
+    cluster.pod_creation_error = 'pods "x" is forbidden: violates PodSecurity "restricted"'
     await request_start(fed, model)
     assert (await fed.hears(ServerLost)).reason.endswith(
-        f"does not start: FailedCreate: {cluster.pods_refused}"
+        f"does not start: FailedCreate: {cluster.pod_creation_error}"
     )
 
 

@@ -27,7 +27,7 @@ def fedbus(tmp_path: Path, nats: NatsServer) -> FedbusCli:
 @pytest.fixture
 async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield SimulatedFederation(bus)
 
 
@@ -127,4 +127,4 @@ async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(told: Simula
             await told.say(make_report(f"c{number}"))
     kept = await told.bus.latest(DeviceReport)
     assert sorted(seen.subject.split(".")[3] for seen in kept) == ["c1", "c2", "c3"]
-    assert (await told.bus.existing_streams() or {})["FEDBUS_dev_DEVICES"] == 3
+    assert (await told.bus.list_streams() or {})["FEDBUS_dev_DEVICES"] == 3

@@ -234,7 +234,7 @@ async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
 ) -> None:
     """As through `kubectl port-forward`: what the certificate is for stays what it was."""
     bus.federation.record.url = "tls://nats:1"
-    bus.federation.stand_at(bus.federation.nats)
+    bus.federation.set_server_path(bus.federation.nats)
     trust = ("--trust", str(bus.federation.folder))
     assert "--url" in fedbus("provision", "push", *trust).err
     told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
@@ -362,7 +362,7 @@ async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_
 ) -> None:
     manager = Identity(FED, "server-manager")
     async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
-        await server.make_streams()
+        await server.create_streams()
     said = fedbus(
         "doctor",
         "--json",
@@ -397,7 +397,7 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
         serve_registrar(server, task.id),
     ):
-        await server.make_streams()
+        await server.create_streams()
         environment = {"FEDBUS_KIT": str(tmp_path / "kits" / "c1"), "FEDBUS_TASK": str(task.path)}
         settings = Settings.from_environment(apply_kit(environment))
         well = {one.what: one for one in await _check_credentials(settings)}

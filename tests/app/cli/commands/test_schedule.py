@@ -22,7 +22,7 @@ RULE = ScheduleRule(
 @pytest.fixture
 async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield SimulatedFederation(bus)
 
 

@@ -28,7 +28,7 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
 ) -> None:
     fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
-        await server.make_streams()
+        await server.create_streams()
     async with (
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
         LifecycleStore.open(bus) as lives,
@@ -81,7 +81,7 @@ async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServe
         Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus,
         LifecycleStore.open(bus) as lives,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         server = await lives.of(SERVER, ServerData(task="mnist"))
         await server.create()
         await server.transition(
@@ -106,7 +106,7 @@ async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
 ) -> None:
     fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
-        await server.make_streams()
+        await server.create_streams()
     async with (
         Bus.connect(nats.url, Identity(DEV, "device-monitor", "c1")) as bus,
         LifecycleStore.open(bus) as lives,

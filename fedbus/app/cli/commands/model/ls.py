@@ -158,4 +158,5 @@ def _tree_label(one: "Manifest", champion: "Champion | None", *, asked: bool) ->
     how = status_of(one.version, champion)
     mark = {"champion": "  [green]champion[/]", "": ""}.get(how, f"  [dim]{how}[/]")
     run = one.run or f"the first model of lineage {one.lineage}"
-    return f"{name}{mark}  {one.sha256[:SHORT_LENGTH]}  {run}  {format_metrics(one.metrics)}  code {one.code_version[:SHORT_LENGTH]}"
+    digest, code = one.sha256[:SHORT_LENGTH], one.code_version[:SHORT_LENGTH]
+    return f"{name}{mark}  {digest}  {run}  {format_metrics(one.metrics)}  code {code}"

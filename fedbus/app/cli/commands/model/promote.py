@@ -100,7 +100,7 @@ def _request_change(request: Any, task: str | None, wait_s: float, *, json: bool
     async def change() -> dict[str, Any]:
         async with connect_bus() as bus:
             question: Request = request(await resolve_task(bus, task))
-            _, asked_at = await bus.extent(lifecycle_stream(bus.fed))
+            _, asked_at = await bus.sequence_range(lifecycle_stream(bus.fed))
             with progress_bar(f"asking the server of {question.task}"):
                 answer = await bus.request(question, timeout_s=ANSWER_TIMEOUT_S)
             if not json:

@@ -47,7 +47,7 @@ def store_address(store: str) -> str:
     from fedbus.app.settings import Settings
 
     settings = Settings.from_environment()
-    _use_embedded_credentials(settings.s3_dir / "credentials", given=bool(store or settings.given_store))
+    _use_embedded_credentials(settings.s3_dir / "credentials", given=bool(store or settings.configured_store))
     return store or settings.store_url
 
 

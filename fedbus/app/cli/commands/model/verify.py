@@ -34,7 +34,7 @@ def verify(
     from fedbus.app.terminal.progress_bar import progress_bar
 
     async def read(models: "ModelStore") -> tuple[list[dict[str, Any]], str]:
-        numbers = await models.numbers()
+        numbers = await models.list_version_numbers()
         latest = await models.latest()
         asked = [parse_version(one, latest.version if latest else 0) for one in versions or ()] or numbers
         found = []
@@ -83,7 +83,7 @@ async def _verify_version(
         manifest = await models.manifest(number)
         facts |= {"sha256": manifest.sha256, "size_bytes": manifest.size_bytes}
         if trusted is not None:
-            trusted.check_manifest(manifest)
+            trusted.verify_manifest(manifest)
         if manifest.parent is not None and manifest.parent not in known:
             facts["complaint"] = f"its parent, version {manifest.parent}, is not there"
         await models.verify(manifest.sha256)

@@ -58,7 +58,7 @@ def anybody(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
 
 async def policy(bucket: Bucket) -> list[str]:
     """The names of the statements that there are."""
-    found = await bucket.policy()
+    found = await bucket.read_policy()
     return [one["Sid"] for one in json.loads(found)["Statement"]] if found else []
 
 
@@ -72,7 +72,7 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
     assert page.read() == b"a model"
     for attempt in (
         anybody.read("elsewhere/secret"),
-        anybody.listing("models/"),
+        anybody.list_objects("models/"),
         anybody.write("models/tiny/latest", b"another"),
     ):
         with pytest.raises(StoreDenied):
@@ -82,7 +82,7 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
     assert (await fedbus("model", "access", "private")).out.startswith("only who has a key")
     with pytest.raises(StoreDenied):
         await anybody.read("models/tiny/latest")
-    assert await bucket.policy() is None
+    assert await bucket.read_policy() is None
 
 
 async def test_what_others_have_said_in_the_policy_stays(fedbus: FedbusCli, bucket: Bucket) -> None:
