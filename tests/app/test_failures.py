@@ -51,7 +51,9 @@ def test_an_error_out_of_a_task_group_is_told_as_what_it_is() -> None:
 def test_what_nobody_foresaw_is_one_line_too_with_how_to_report_it() -> None:
     line, code = describe_error(TypeError("two\nlines"))
     assert code is ExitCode.FAILED
-    assert line.startswith("unexpected error (TypeError): two lines. Run the command again with FEDBUS_DEBUG=1")
+    assert line.startswith(
+        "unexpected error (TypeError): two lines. Run the command again with FEDBUS_DEBUG=1"
+    )
 
 
 def run_failing(command: str) -> "subprocess.CompletedProcess[str]":
