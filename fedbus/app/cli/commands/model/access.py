@@ -18,7 +18,7 @@ class AccessMode(StrEnum):
 def access(
     who: Annotated[
         AccessMode | None,
-        typer.Argument(help="public or private.", show_default="tell which it is run_async"),
+        typer.Argument(help="public or private.", show_default="show the current access"),
     ] = None,
     *,
     store: Store = "",
