@@ -88,7 +88,7 @@ with configure_telemetry("fedbus-server"):
 WATCHES_NATS = """
 import asyncio, sys
 from fedbus.app.telemetry import configure_telemetry
-from fedbus.app.telemetry.process import measure_process
+from fedbus.app.telemetry.process_metrics import measure_process
 
 async def main():
     with measure_process(sys.argv[1]):

@@ -192,7 +192,7 @@ def test_an_invalid_level_is_ignored() -> None:
 FLOWER: Final = """
 import logging
 from fedbus.app import telemetry
-from fedbus.app.telemetry.lines import use_root_handlers
+from fedbus.app.telemetry.log_lines import use_root_handlers
 telemetry.log_to_stderr()
 import flwr.supercore.logger
 use_root_handlers("flwr")

@@ -168,7 +168,7 @@ async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: Mod
 PUBLISHES = """
 import asyncio, sys
 from fedbus.contracts.model import Manifest
-from fedbus.stores.models import VersionTaken, open_model_store
+from fedbus.stores.models.open import VersionTaken, open_model_store
 try:
     asyncio.run(open_model_store(sys.argv[1], "mnist").publish(Manifest.model_validate_json(sys.argv[2])))
     print("published")
@@ -234,7 +234,7 @@ async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
 MOVES_SOMETHING_LARGE = """
 import asyncio, resource, sys
 from pathlib import Path
-from fedbus.stores.models import open_model_store
+from fedbus.stores.models.open import open_model_store
 
 def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
