@@ -18,6 +18,7 @@ from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
 from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable
+from fedbus.stores.models import s3 as models_s3
 from fedbus.stores.models.artifact_cache import ArtifactCache
 from fedbus.stores.models.interface import ChampionConflict
 from fedbus.stores.models.open import (
@@ -27,7 +28,6 @@ from fedbus.stores.models.open import (
     VersionTaken,
     open_model_store,
 )
-from fedbus.stores.models.open import s3 as models_s3
 from fedbus.stores.models.s3 import S3ModelStore
 from fedbus.stores.s3 import lock
 from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported, _session
