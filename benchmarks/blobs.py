@@ -91,7 +91,7 @@ async def publish_bare(connection: Client, subject: str, weights: memoryview) ->
 # --- the server: one round, each way ------------------------------------------------------
 
 
-class Server:
+class BlobServer:
     def __init__(self, connection: Client, blobs: Blobs, clients: int, size: int) -> None:
         self._connection = connection
         self._blobs = blobs
@@ -136,7 +136,7 @@ class Server:
             await store.get((await self._done.get()).decode())
 
 
-async def measure(ways: dict[str, Round], repeats: int) -> dict[str, float]:
+async def measure_medians(ways: dict[str, Round], repeats: int) -> dict[str, float]:
     """The median milliseconds of each way; they take turns."""
     for way in ways.values():
         await way()
@@ -170,27 +170,27 @@ async def clients_running(connection: Client, url: str, count: int, mib: float) 
         await listening.unsubscribe()
 
 
-async def bench(url: str, mib: float, clients: int, repeats: int, *, with_store: bool) -> None:
+async def run_case(url: str, mib: float, clients: int, repeats: int, *, with_store: bool) -> None:
     connection = await nats.connect(url)
     size = round(mib * MIB)
     async with (
         clients_running(connection, url, clients, mib),
         Blobs.open(connection, FED, "server") as blobs,
     ):
-        server = Server(connection, blobs, clients, size)
+        server = BlobServer(connection, blobs, clients, size)
         await server.listen()
         ways: dict[str, Round] = {"bare NATS": server.bare, "blobs": server.by_blob}
         if with_store:
             await connection.jetstream().create_object_store("bench")
             ways["object store"] = server.by_store
-        medians = await measure(ways, repeats)
+        medians = await measure_medians(ways, repeats)
     for name, median in medians.items():
         ratio = median / medians["bare NATS"]
         print(f"{clients} × {mib:>6g} MiB there and back   {name:<14}{median:>10.1f} ms{ratio:>8.2f} ×")
     await connection.close()
 
 
-async def one_round_trip(url: str, repeats: int) -> None:
+async def measure_round_trip(url: str, repeats: int) -> None:
     """A blob of one small chunk, beside a request and its answer of the same size."""
     here, there = await nats.connect(url), await nats.connect(url)
     weights = os.urandom(16 * 1024)
@@ -208,7 +208,7 @@ async def one_round_trip(url: str, repeats: int) -> None:
         async def bare() -> None:
             await here.request("bench.request")
 
-        medians = await measure({"bare NATS": bare, "blobs": by_blob}, 20 * repeats)
+        medians = await measure_medians({"bare NATS": bare, "blobs": by_blob}, 20 * repeats)
     for name, median in medians.items():
         print(
             f"one chunk of 16 KiB            {name:<14}{median:>10.2f} ms{median / medians['bare NATS']:>8.2f} ×"
@@ -220,10 +220,10 @@ async def one_round_trip(url: str, repeats: int) -> None:
 async def server(options: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as directory:
         async with nats_server(Path(directory)) as broker:
-            await one_round_trip(broker.url, options.repeats)
+            await measure_round_trip(broker.url, options.repeats)
             for mib in options.mib:
                 with_store = options.object_store and mib == options.mib[-1]
-                await bench(broker.url, mib, options.clients, options.repeats, with_store=with_store)
+                await run_case(broker.url, mib, options.clients, options.repeats, with_store=with_store)
 
 
 def main() -> None:

@@ -19,16 +19,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.chromium import Page, chromium
+from support.chromium import BrowserPage, run_chromium
 from support.dashboards import FED
 from support.nats_server import free_port, nats_server
-from support.told import TASK, Told
+from support.told import TASK, SimulatedFederation
 from support.waiting import eventually
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts import subjects
-from fedbus.contracts.client import Declined
-from fedbus.contracts.envelope import envelop, pack
+from fedbus.contracts.client import ClientDeclined
+from fedbus.contracts.envelope import make_envelope, pack
 
 TICK_S = 0.02
 FRAMES = """
@@ -86,26 +86,26 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
         await process.wait()
 
 
-async def say(bus: Bus, rate: float, seconds: float) -> int:
+async def publish_events(bus: Bus, rate: float, seconds: float) -> int:
     """Publish so many events a second, unacknowledged: the stream takes them as they come."""
     said, began = 0, time.monotonic()
     source = f"fedbus/{bus.fed}/client-manager"
     while (spent := time.monotonic() - began) < seconds:
         for _ in range(int(spent * rate) - said):
-            message = Declined(
+            message = ClientDeclined(
                 task=TASK, client=f"c{said % 1000}", run="mnist-1", reason="the battery is at 10 %"
             )
-            headers = envelop(message, source=f"{source}/{message.client}").headers()
-            await bus._client.publish(subjects.of(bus.fed, message), pack(message), headers=headers)  # noqa: SLF001
+            headers = make_envelope(message, source=f"{source}/{message.client}").headers()
+            await bus._client.publish(subjects.subject_for(bus.fed, message), pack(message), headers=headers)  # noqa: SLF001
             said += 1
         await asyncio.sleep(TICK_S)
     return said
 
 
-async def measured(page: Page, bus: Bus, rate: float, seconds: float) -> dict[str, object]:
+async def measure(page: BrowserPage, bus: Bus, rate: float, seconds: float) -> dict[str, object]:
     rest = await page.run(f"{FRAMES}(3000)")
     frames = asyncio.ensure_future(page.run(f"{FRAMES}({int(seconds * 1000)})"))
-    said = await say(bus, rate, seconds)
+    said = await publish_events(bus, rate, seconds)
     ended = time.monotonic()
     at_the_end = int(await page.run("window.fedbus.store.count"))
     await page.until(f"window.fedbus.store.count >= {said}", within_s=120)
@@ -131,14 +131,14 @@ async def main(rate: float, seconds: float) -> None:
             nats_server(place / "nats") as nats,
             Bus.connect(nats.url, Identity(FED, "test")) as bus,
         ):
-            await bus.make_streams()
-            await Told(bus).clients([f"c{number}" for number in range(1000)])
-            async with gateway_process(nats.url, scratch) as url, chromium(place / "profile") as page:
+            await bus.create_streams()
+            await SimulatedFederation(bus).clients([f"c{number}" for number in range(1000)])
+            async with gateway_process(nats.url, scratch) as url, run_chromium(place / "profile") as page:
                 await page.look()
                 await page.open(f"{url}/#/events")
                 await page.until("window.fedbus?.store.link === 'live'")
                 await page.run("window.fedbus.store.count = 0")
-                print(json.dumps(await measured(page, bus, rate, seconds), indent=2))
+                print(json.dumps(await measure(page, bus, rate, seconds), indent=2))
 
 
 if __name__ == "__main__":

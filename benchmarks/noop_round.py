@@ -27,10 +27,10 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks import on_bare_nats, on_fedbus, on_flower
-from benchmarks.rounds import Case, SideFailed, load
-from fedbus.agents.common.asyncio_tools import first_of
+from benchmarks.rounds import Case, SideFailed, load_average
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.app import telemetry
-from fedbus.app.entrypoints.signals import stopping
+from fedbus.app.entrypoints.signals import stop_on_signals
 
 SMALL_BYTES: Final = 1024**2
 """Below, rounds are so short that there can be many of them."""
@@ -73,11 +73,11 @@ class Result:
 def sides(options: argparse.Namespace) -> dict[str, Side]:
     """Who takes turns, in which order."""
     return {
-        "fedbus": lambda case, directory: on_fedbus.rounds(case, _many(case), directory),
-        "Flower": lambda case, directory: on_flower.rounds(
+        "fedbus": lambda case, directory: on_fedbus.run_rounds(case, _round_count(case), directory),
+        "Flower": lambda case, directory: on_flower.run_rounds(
             case, options.flower_rounds, directory, poll_s=options.flower_poll
         ),
-        "bare NATS": lambda case, directory: on_bare_nats.rounds(case, _many(case), directory),
+        "bare NATS": lambda case, directory: on_bare_nats.run_rounds(case, _round_count(case), directory),
     }
 
 
@@ -88,11 +88,11 @@ async def measure(options: argparse.Namespace, results: list[Result], console: C
         for result in results:
             for name, side in chosen.items():
                 with tempfile.TemporaryDirectory(prefix="fedbus-bench-", ignore_cleanup_errors=True) as where:
-                    busy = load()
+                    busy = load_average()
                     rounds = await side(result.case, Path(where))
                 result.seconds.setdefault(name, []).append(rounds)
                 console.print(
-                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_spread(rounds)}  load {busy:.1f}",
+                    f"{repeat}/{options.repeat}  {result.case}  {name:<9}  {_format_spread(rounds)}  load {busy:.1f}",
                     soft_wrap=True,
                 )
 
@@ -107,7 +107,7 @@ def table(results: list[Result]) -> Table:
     for result in results:
         cells = [_duration(result.median("fedbus"))]
         for side in ("Flower", "bare NATS"):
-            cells += [_duration(result.median(side)), _times(result.ratio(side))]
+            cells += [_duration(result.median(side)), _format_ratio(result.ratio(side))]
         shown.add_row(str(result.case), *cells)
     return shown
 
@@ -120,7 +120,7 @@ def as_json(results: list[Result]) -> dict[str, Any]:
     }
 
 
-def _spread(rounds: list[float]) -> str:
+def _format_spread(rounds: list[float]) -> str:
     shortest, longest = min(rounds), max(rounds)
     median = _duration(statistics.median(rounds))
     return f"{median:>9} ({_duration(shortest)} to {_duration(longest)}, {len(rounds)} rounds)"
@@ -132,18 +132,18 @@ def _duration(seconds: float | None) -> str:
     return f"{seconds:.2f} s" if seconds >= 1 else f"{seconds * 1000:.1f} ms"
 
 
-def _times(ratio: float | None) -> str:
+def _format_ratio(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.0f} ×" if ratio >= 10 else f"{ratio:.2f} ×"
 
 
 # --- asking ------------------------------------------------------------------------------------
 
 
-def _many(case: Case) -> int:
+def _round_count(case: Case) -> int:
     return MANY_ROUNDS if case.size_bytes < SMALL_BYTES else FEW_ROUNDS
 
 
-def _case(text: str) -> Case:
+def _parse_case(text: str) -> Case:
     clients, _, mib = text.partition("x")
     try:
         case = Case(int(clients), float(mib))
@@ -154,12 +154,12 @@ def _case(text: str) -> Case:
     return case
 
 
-def _options() -> argparse.Namespace:
+def _parse_options() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--case", type=_case, nargs="+", default=list(map(_case, DEFAULT_CASES)), metavar="NxMIB"
+        "--case", type=_parse_case, nargs="+", default=list(map(_parse_case, DEFAULT_CASES)), metavar="NxMIB"
     )
     parser.add_argument("--all", action="store_true", help=f"the cases {', '.join(ALL_CASES)}")
     parser.add_argument("--repeat", type=int, default=2, help="how often the systems take turns")
@@ -174,20 +174,20 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
-async def _until_told(options: argparse.Namespace, results: list[Result], console: Console) -> bool:
+async def _run_until_signal(options: argparse.Namespace, results: list[Result], console: Console) -> bool:
     """Whether it came to its end before somebody asked it to stop."""
-    with stopping() as stop:
-        await first_of(measure(options, results, console), stop.wait())
+    with stop_on_signals() as stop:
+        await wait_for_first(measure(options, results, console), stop.wait())
         return not stop.is_set()
 
 
 def main() -> int:
-    options, console = _options(), Console()
+    options, console = _parse_options(), Console()
     telemetry.log_to_stderr(level="ERROR")
-    cases = list(map(_case, ALL_CASES)) if options.all else options.case
+    cases = list(map(_parse_case, ALL_CASES)) if options.all else options.case
     results = [Result(case) for case in cases]
     try:
-        whole = asyncio.run(_until_told(options, results, console))
+        whole = asyncio.run(_run_until_signal(options, results, console))
     except SideFailed as failure:
         print(failure, file=sys.stderr)
         return 1

@@ -17,23 +17,23 @@ from nats.aio.client import Client
 from nats.aio.msg import Msg
 
 from benchmarks.rounds import Case
-from fedbus.agents.common.child_process import ChildProcess, parent_watch, python_module
+from fedbus.agents.common.child_process import ChildProcess, exit_when_parent_dies, module_command
 from fedbus.app.local.nats_server import embedded_nats
 from fedbus.bus.blobs import CHUNK_BYTES
 
-SKIP: Final = 2
+WARMUP_ROUNDS: Final = 2
 READY_S: Final = 60.0
 DOWN, UP, READY = "bench.down", "bench.up", "bench.ready"
 
 
-async def rounds(case: Case, count: int, directory: Path) -> list[float]:
+async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
     """The seconds of *count* rounds; everything is started and ended here."""
-    command = python_module("benchmarks.on_bare_nats")
+    command = module_command("benchmarks.on_bare_nats")
     async with AsyncExitStack() as open_things:
         server = await open_things.enter_async_context(embedded_nats(directory / "nats"))
         connection = await nats.connect(server.url, pending_size=64 * 1024**2)
         open_things.push_async_callback(connection.close)
-        limit = Limit(connection, case)
+        limit = BareNatsServer(connection, case)
         await limit.listen()
         for number in range(case.clients):
             log = directory / f"client-{number}.log"
@@ -41,10 +41,10 @@ async def rounds(case: Case, count: int, directory: Path) -> list[float]:
             await open_things.enter_async_context(child)
         async with asyncio.timeout(READY_S):
             await limit.clients_ready()
-        return [await limit.round() for _ in range(SKIP + count)][SKIP:]
+        return [await limit.round() for _ in range(WARMUP_ROUNDS + count)][WARMUP_ROUNDS:]
 
 
-class Limit:
+class BareNatsServer:
     """The server's end."""
 
     def __init__(self, connection: Client, case: Case) -> None:
@@ -109,5 +109,5 @@ async def _publish(connection: Client, subject: str, weights: bytes) -> None:
 
 
 if __name__ == "__main__":
-    parent_watch()
+    exit_when_parent_dies()
     asyncio.run(_client(sys.argv[1], int(sys.argv[2])))

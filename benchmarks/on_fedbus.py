@@ -10,50 +10,50 @@ from pathlib import Path
 from typing import Final
 
 from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds
-from fedbus.app.local.stack import stack
+from fedbus.app.local.stack import run_stack
 from fedbus.app.settings import Settings
-from fedbus.bus.bus import Bus, Identity, Seen
+from fedbus.bus.bus import Bus, Identity, StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.server import ServerClosed
 
-SKIP: Final = 2
-LONGEST_S: Final = 180.0
+WARMUP_ROUNDS: Final = 2
+TIMEOUT_S: Final = 180.0
 STAMPS: Final = "stamps"
 
 
-async def rounds(case: Case, count: int, directory: Path) -> list[float]:
+async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
     """The seconds of *count* rounds; everything is started and ended here."""
-    async with a_run(case, count + SKIP, directory) as finished:
+    async with start_run(case, count + WARMUP_ROUNDS, directory) as finished:
         await finished()
-    return seconds_of_rounds(directory / STAMPS, skip=SKIP)
+    return seconds_of_rounds(directory / STAMPS, skip=WARMUP_ROUNDS)
 
 
 @asynccontextmanager
-async def a_run(case: Case, count: int, directory: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
+async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
     """A federation in *directory* that begins a run of *count* rounds; what is yielded waits for its end."""
     os.environ.update(case.environment(directory / STAMPS))  # handed on to every process
     settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
     options = ["--rounds", str(count), "--quorum", str(case.clients), "--every", "1s", "--at-most", "1"]
     async with (
-        stack(settings, [str(APP)], clients=case.clients, server_options=options) as running,
+        run_stack(settings, [str(APP)], clients=case.clients, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         # not its transitions: each tells of all rounds so far, which is work for the machine that is measured
-        wanted = [subjects.every(bus.fed, ServerClosed)]
+        wanted = [subjects.wildcard_for(bus.fed, ServerClosed)]
         async with bus.watch(events_stream(bus.fed), wanted, whole=True) as closings:
-            yield lambda: _finished(closings, running.home / "logs")
+            yield lambda: _wait_for_end(closings, running.home / "logs")
 
 
-async def _finished(closings: AsyncIterator[Seen], logs: Path) -> None:
+async def _wait_for_end(closings: AsyncIterator[StoredMessage], logs: Path) -> None:
     """Wait for the end of the run."""
     try:
-        async with asyncio.timeout(LONGEST_S):
+        async with asyncio.timeout(TIMEOUT_S):
             closed = (await anext(closings)).message
     except TimeoutError:
         raise SideFailed(
-            f"fedbus did not come to the end of its rounds in {LONGEST_S:g} s; see {logs}"
+            f"fedbus did not come to the end of its rounds in {TIMEOUT_S:g} s; see {logs}"
         ) from None
     assert isinstance(closed, ServerClosed)
     if closed.outcome != "finished":

@@ -11,13 +11,13 @@ from typing import Final
 
 import psutil
 
-from benchmarks.rounds import APP, Case, SideFailed, seconds_of_rounds, stamped
-from fedbus.agents.common.child_process import ChildProcess, how_it_ended, last_words
+from benchmarks.rounds import APP, Case, SideFailed, read_stamps, seconds_of_rounds
+from fedbus.agents.common.child_process import ChildProcess, describe_exit, log_tail
 from fedbus.app.local import orphan_guard
 
-SKIP: Final = 1
-LONGEST_S: Final = 180.0
-LOOK_AGAIN_S: Final = 0.2
+WARMUP_ROUNDS: Final = 1
+TIMEOUT_S: Final = 180.0
+POLL_S: Final = 0.2
 HOST: Final = "127.0.0.1"
 BIN: Final = Path(sys.executable).parent
 CONNECTION: Final = """\
@@ -30,7 +30,7 @@ insecure = true
 """
 
 
-async def rounds(case: Case, count: int, directory: Path, *, poll_s: float | None = None) -> list[float]:
+async def run_rounds(case: Case, count: int, directory: Path, *, poll_s: float | None = None) -> list[float]:
     """The seconds of *count* rounds; everything is started and ended here.
 
     *poll_s*: how often Flower looks for work, in the place of its own second.
@@ -43,9 +43,9 @@ async def rounds(case: Case, count: int, directory: Path, *, poll_s: float | Non
         link = await processes.enter_async_context(_superlink(directory, port, environment))
         for number in range(case.clients):
             await processes.enter_async_context(_supernode(number, directory, port, environment))
-        await _submit(count + SKIP, directory, environment)
-        await _rounds_done(count + SKIP, stamps, link, directory)
-    return seconds_of_rounds(stamps, skip=SKIP)
+        await _submit(count + WARMUP_ROUNDS, directory, environment)
+        await _wait_for_rounds(count + WARMUP_ROUNDS, stamps, link, directory)
+    return seconds_of_rounds(stamps, skip=WARMUP_ROUNDS)
 
 
 @asynccontextmanager
@@ -54,13 +54,16 @@ async def _superlink(
 ) -> AsyncIterator[ChildProcess]:
     options = ("--insecure", "--disable-runtime-dependency-installation", "--host", HOST, "--port", str(port))
     log = directory / "superlink.log"
-    async with _program("flower-superlink", *options, log=log, env=environment) as link, _swept(link):
-        await _listening(port, link, directory)
+    async with (
+        _program("flower-superlink", *options, log=log, env=environment) as link,
+        _kill_descendants(link),
+    ):
+        await _wait_for_port(port, link, directory)
         yield link
 
 
 @asynccontextmanager
-async def _swept(link: ChildProcess) -> AsyncIterator[None]:
+async def _kill_descendants(link: ChildProcess) -> AsyncIterator[None]:
     """What the SuperLink has started goes before it does: its processes lead sessions of their own, and linger."""
     try:
         yield
@@ -82,42 +85,44 @@ async def _submit(count: int, directory: Path, environment: Mapping[str, str]) -
     command = ("run", str(APP), "bench", "--run-config", config)
     async with _program("flwr", *command, log=log, env=environment) as run:
         if (code := await run.ended()) != 0:
-            raise SideFailed(f"`flwr run` {how_it_ended(code)}: {last_words(log)}")
+            raise SideFailed(f"`flwr run` {describe_exit(code)}: {log_tail(log)}")
 
 
-async def _rounds_done(count: int, stamps: Path, link: ChildProcess, directory: Path) -> None:
+async def _wait_for_rounds(count: int, stamps: Path, link: ChildProcess, directory: Path) -> None:
     try:
-        async with asyncio.timeout(LONGEST_S):
-            while len(stamped(stamps)) < count + 1:
-                await _still_there(link, directory)
+        async with asyncio.timeout(TIMEOUT_S):
+            while len(read_stamps(stamps)) < count + 1:
+                await _check_running(link, directory)
     except TimeoutError:
         log = directory / "superlink.log"
         raise SideFailed(
-            f"Flower did not come to the end of its rounds in {LONGEST_S:g} s: {last_words(log)}"
+            f"Flower did not come to the end of its rounds in {TIMEOUT_S:g} s: {log_tail(log)}"
         ) from None
 
 
-async def _listening(port: int, link: ChildProcess, directory: Path) -> None:
+async def _wait_for_port(port: int, link: ChildProcess, directory: Path) -> None:
     while True:
         try:
             _, writer = await asyncio.open_connection(HOST, port)
         except OSError:
-            await _still_there(link, directory)
+            await _check_running(link, directory)
         else:
             writer.close()
             return
 
 
-async def _still_there(link: ChildProcess, directory: Path) -> None:
-    await asyncio.sleep(LOOK_AGAIN_S)
+async def _check_running(link: ChildProcess, directory: Path) -> None:
+    await asyncio.sleep(POLL_S)
     if link.returncode is not None:
-        ended = how_it_ended(link.returncode)
-        raise SideFailed(f"the SuperLink {ended}: {last_words(directory / 'superlink.log')}")
+        ended = describe_exit(link.returncode)
+        raise SideFailed(f"the SuperLink {ended}: {log_tail(directory / 'superlink.log')}")
 
 
 def _program(name: str, *options: str, log: Path, env: Mapping[str, str]) -> ChildProcess:
     """A program of Flower's that ends with the block, and with us."""
-    return ChildProcess(name, *orphan_guard.command(), str(BIN / name), *options, environment=env, output=log)
+    return ChildProcess(
+        name, *orphan_guard.wrapper_command(), str(BIN / name), *options, environment=env, output=log
+    )
 
 
 def _environment(directory: Path, port: int) -> dict[str, str]:

@@ -37,7 +37,7 @@ class Case:
         }
 
 
-def stamped(stamps: Path) -> list[float]:
+def read_stamps(stamps: Path) -> list[float]:
     """The times in *stamps*, by round: the first is the beginning of round 1. A repeated round counts once."""
     if not stamps.exists():
         return []
@@ -47,10 +47,10 @@ def stamped(stamps: Path) -> list[float]:
 
 def seconds_of_rounds(stamps: Path, *, skip: int) -> list[float]:
     """How long each round took, but for the first *skip*, in which everything is new to everybody."""
-    times = stamped(stamps)
+    times = read_stamps(stamps)
     return [after - before for before, after in itertools.pairwise(times)][skip:]
 
 
-def load() -> float:
+def load_average() -> float:
     """How many processes wanted a core in the last minute: what else went on here."""
     return os.getloadavg()[0]

@@ -32,11 +32,11 @@ import numpy as np
 import torch
 from aiohttp import web
 
-from fedbus.agents.inference.event_queue import Sayings
+from fedbus.agents.inference.event_queue import EventQueue
 from fedbus.agents.inference.http_server import InferenceServer
-from fedbus.agents.inference.model_swap import Phases
-from fedbus.agents.inference.offline_evaluation import Trials
-from fedbus.app.demo.examples import mnist
+from fedbus.agents.inference.model_swap import ModelSwap
+from fedbus.agents.inference.offline_evaluation import OfflineEvaluation
+from fedbus.app.demo.examples import mnist_path
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.task.task import Task
@@ -52,7 +52,7 @@ MODELS = 4
 
 
 @dataclass
-class Turn:
+class Measurement:
     """What one turn came to."""
 
     answered: int = 0
@@ -72,11 +72,11 @@ class Turn:
 # --- the two servers, each in a process of its own ------------------------------------------------
 
 
-def the_task() -> Task:
-    return read_task(mnist())
+def load_task() -> Task:
+    return read_task(mnist_path())
 
 
-def model_files(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
+def write_models(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
     """Models of the task's architecture, all different."""
     make = task_code.load_function(Path(task.path), task.table.model)
     files = []
@@ -90,35 +90,35 @@ def model_files(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
 
 async def serve_fedbus(directory: Path) -> None:
     """Serve, and swap whenever a line comes in."""
-    task = the_task()
+    task = load_task()
     captured = CapturedData(directory / "captured.db", max_rows=20_000)
     server = InferenceServer(captured, name=task.id)
     probe = np.random.default_rng(0).random((8, PIXELS), dtype=np.float32)
     table = task.table
-    phases = Phases(
+    phases = ModelSwap(
         server.engine,
-        Trials(table.serving, table.capture, database=captured.path, probe=probe),
+        OfflineEvaluation(table.serving, table.capture, database=captured.path, probe=probe),
         table.serving,
-        Sayings().say,
+        EventQueue().say,
         task=task.id,
         client=client_id("bench"),
     )
-    files = model_files(directory, task)
+    files = write_models(directory, task)
     await phases.first(files[0][0], lambda: TorchPredictor(task, files[0][1]))
-    say(await server.start())
-    async for number in orders():
+    print_line(await server.start())
+    async for number in read_orders():
         ref, path = files[number % MODELS]
         began = time.monotonic()
         await phases.update(ref, lambda path=path: TorchPredictor(task, path))
-        say(f"{time.monotonic() - began:.6f}")
+        print_line(f"{time.monotonic() - began:.6f}")
     await server.stop()
     await captured.close()
 
 
 async def serve_bare(directory: Path) -> None:
     """The least that answers the same request with the same model."""
-    task = the_task()
-    predictor = TorchPredictor(task, model_files(directory, task)[0][1])
+    task = load_task()
+    predictor = TorchPredictor(task, write_models(directory, task)[0][1])
 
     async def predict(request: web.Request) -> web.Response:
         body = await request.json()
@@ -130,17 +130,17 @@ async def serve_bare(directory: Path) -> None:
     runner = web.AppRunner(application, access_log=None)
     await runner.setup()
     await web.TCPSite(runner, "127.0.0.1", 0).start()
-    say(f"http://127.0.0.1:{runner.addresses[0][1]}")
-    async for _ in orders():
+    print_line(f"http://127.0.0.1:{runner.addresses[0][1]}")
+    async for _ in read_orders():
         pass
     await runner.cleanup()
 
 
-def say(line: str) -> None:
+def print_line(line: str) -> None:
     print(line, flush=True)
 
 
-async def orders() -> AsyncIterator[int]:
+async def read_orders() -> AsyncIterator[int]:
     """The lines of standard input, counted, until it ends."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
@@ -158,7 +158,7 @@ SERVERS = {"fedbus": serve_fedbus, "bare": serve_bare}
 # --- the load, in this process -----------------------------------------------------------------------
 
 
-class Server:
+class ServerUnderTest:
     """One of the servers, up."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
@@ -174,7 +174,7 @@ class Server:
 
 
 @asynccontextmanager
-async def up(system: str) -> AsyncIterator[Server]:
+async def run_server(system: str) -> AsyncIterator[ServerUnderTest]:
     with tempfile.TemporaryDirectory(prefix="fedbus-bench-") as directory:
         program = [sys.executable, "-m", "benchmarks.serving", "--serve", system, "--directory", directory]
         process = await asyncio.create_subprocess_exec(
@@ -187,13 +187,13 @@ async def up(system: str) -> AsyncIterator[Server]:
         assert process.stdout
         try:
             url = (await process.stdout.readline()).decode().strip()
-            yield Server(process, int(url.rpartition(":")[2]))
+            yield ServerUnderTest(process, int(url.rpartition(":")[2]))
         finally:
             process.stdin.close()
             await process.wait()
 
 
-def request() -> bytes:
+def make_request() -> bytes:
     """One sample, as JSON, ready for the wire."""
     pixels = np.random.default_rng(7).integers(0, 256, PIXELS) / 255
     body = json.dumps({"inputs": [[round(float(one), 4) for one in pixels]]}).encode()
@@ -204,7 +204,7 @@ def request() -> bytes:
     return head.encode() + body
 
 
-async def ask(port: int, content: bytes, left: list[int], turn: Turn) -> None:
+async def send_requests(port: int, content: bytes, left: list[int], turn: Measurement) -> None:
     """One connection: ask until nothing is left to ask."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while left[0] > 0:
@@ -222,12 +222,14 @@ async def ask(port: int, content: bytes, left: list[int], turn: Turn) -> None:
     writer.close()
 
 
-async def load(server: Server, requests: int, connections: int, *, swaps: int = 0) -> Turn:
+async def run_load(
+    server: ServerUnderTest, requests: int, connections: int, *, swaps: int = 0
+) -> Measurement:
     """So many *requests*, and *swaps* of the model spread over them."""
-    turn, left, content = Turn(), [requests], request()
+    turn, left, content = Measurement(), [requests], make_request()
     began = time.monotonic()
     swapping = asyncio.create_task(keep_swapping(server, turn, requests, swaps))
-    await asyncio.gather(*(ask(server.port, content, left, turn) for _ in range(connections)))
+    await asyncio.gather(*(send_requests(server.port, content, left, turn) for _ in range(connections)))
     turn.seconds = time.monotonic() - began
     if swaps:
         await swapping
@@ -237,7 +239,7 @@ async def load(server: Server, requests: int, connections: int, *, swaps: int = 
     return turn
 
 
-async def keep_swapping(server: Server, turn: Turn, requests: int, swaps: int) -> None:
+async def keep_swapping(server: ServerUnderTest, turn: Measurement, requests: int, swaps: int) -> None:
     for number in range(swaps):
         while turn.answered + turn.failed < requests * number / swaps:  # noqa: ASYNC110 (a count, not an event)
             await asyncio.sleep(0.005)
@@ -247,20 +249,20 @@ async def keep_swapping(server: Server, turn: Turn, requests: int, swaps: int) -
 
 async def compare(options: argparse.Namespace) -> dict[str, Any]:
     """All turns, in turns."""
-    turns: dict[str, list[Turn]] = {"bare": [], "steady": [], "swaps": []}
-    async with up("bare") as bare, up("fedbus") as fedbus:
+    turns: dict[str, list[Measurement]] = {"bare": [], "steady": [], "swaps": []}
+    async with run_server("bare") as bare, run_server("fedbus") as fedbus:
         for server in (bare, fedbus):
-            await load(server, 2000, options.connections)
+            await run_load(server, 2000, options.connections)
         share = options.requests // options.turns
         for _ in range(options.turns):
-            turns["bare"].append(await load(bare, share // 2, options.connections))
-            turns["steady"].append(await load(fedbus, share // 2, options.connections))
+            turns["bare"].append(await run_load(bare, share // 2, options.connections))
+            turns["steady"].append(await run_load(fedbus, share // 2, options.connections))
             swaps = -(-options.swaps // options.turns)
-            turns["swaps"].append(await load(fedbus, share, options.connections, swaps=swaps))
-    return {name: figures(each) for name, each in turns.items()}
+            turns["swaps"].append(await run_load(fedbus, share, options.connections, swaps=swaps))
+    return {name: summarize(each) for name, each in turns.items()}
 
 
-def figures(turns: list[Turn]) -> dict[str, Any]:
+def summarize(turns: list[Measurement]) -> dict[str, Any]:
     return {
         "answered": sum(turn.answered for turn in turns),
         "failed": sum(turn.failed for turn in turns),
@@ -271,7 +273,7 @@ def figures(turns: list[Turn]) -> dict[str, Any]:
     }
 
 
-def show(found: dict[str, Any]) -> None:
+def print_results(found: dict[str, Any]) -> None:
     print(f"{'':<8}{'answered':>10}{'failed':>8}{'swaps':>7}{'per s':>9}{'p50 ms':>9}{'p99 ms':>9}")
     for name, one in found.items():
         print(
@@ -302,7 +304,7 @@ def main() -> None:
         asyncio.run(SERVERS[options.serve](options.directory))
         return
     found = asyncio.run(compare(options))
-    show(found)
+    print_results(found)
     if options.json:
         options.json.write_text(json.dumps(found, indent=2) + "\n")
 

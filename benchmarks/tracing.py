@@ -32,24 +32,24 @@ from typing import Final
 import psutil
 
 from benchmarks import on_fedbus
-from benchmarks.rounds import Case, SideFailed, load, stamped
-from fedbus.agents.common.asyncio_tools import first_of
+from benchmarks.rounds import Case, SideFailed, load_average, read_stamps
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.app import telemetry
-from fedbus.app.entrypoints.signals import stopping
+from fedbus.app.entrypoints.signals import stop_on_signals
 
 BOUND: Final = 1.03
-LOOK_S: Final = 0.05
+POLL_S: Final = 0.05
 START_S: Final = 120.0
 PIPE: Final = "turns"
-AS_IT_COMES: Final = "as it comes"
+DEFAULT_SIDE: Final = "as it comes"
 SIDES: Final[Mapping[str, Mapping[str, str]]] = {
-    AS_IT_COMES: {},
+    DEFAULT_SIDE: {},
     "without": {"OTEL_SDK_DISABLED": "true", "FEDBUS_LOG_LEVEL": "critical"},
 }
 
 
 @dataclass
-class Side:
+class BenchmarkSide:
     """One federation, and what its turns came to: seconds of a round, by the clock and of processors."""
 
     name: str
@@ -63,18 +63,18 @@ class Side:
         """Let it go through *rounds*, and note how long they took."""
         before = self._cpu_s()
         await self._let_go()
-        while len(stamped(self._stamps)) <= rounds.stop:  # noqa: ASYNC110  # the app tells nobody
-            await asyncio.sleep(LOOK_S)
+        while len(read_stamps(self._stamps)) <= rounds.stop:  # noqa: ASYNC110  # the app tells nobody
+            await asyncio.sleep(POLL_S)
         self.cpu.append((self._cpu_s() - before) / len(rounds))
-        times = stamped(self._stamps)[rounds.start : rounds.stop + 1]
+        times = read_stamps(self._stamps)[rounds.start : rounds.stop + 1]
         steady = [after - first for first, after in itertools.pairwise(times)][self.cold :]
         self.seconds.append(statistics.median(steady))
 
     async def waits(self) -> None:
         """Until its run has begun, and waits for its first turn."""
         async with asyncio.timeout(START_S):
-            while not stamped(self._stamps):  # noqa: ASYNC110
-                await asyncio.sleep(LOOK_S)
+            while not read_stamps(self._stamps):  # noqa: ASYNC110
+                await asyncio.sleep(POLL_S)
 
     async def _let_go(self) -> None:
         """Open its pipe and close it: that is what its ServerApp waits for."""
@@ -82,7 +82,7 @@ class Side:
             with contextlib.suppress(OSError):  # ENXIO: it has told the time, and does not read yet
                 os.close(os.open(self.home / PIPE, os.O_WRONLY | os.O_NONBLOCK))
                 return
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(POLL_S)
 
     @property
     def _stamps(self) -> Path:
@@ -100,7 +100,7 @@ class Side:
 
 
 @dataclass(frozen=True)
-class Ratio:
+class PairedRatio:
     """How many times as much, pair by pair of turns."""
 
     pairs: Sequence[float]
@@ -121,7 +121,7 @@ class Ratio:
 
 
 @contextmanager
-def environment(of_side: Mapping[str, str]) -> Iterator[None]:
+def set_environment(of_side: Mapping[str, str]) -> Iterator[None]:
     """Handed on to every process that is started inside."""
     before = dict(os.environ)
     os.environ.update(of_side)
@@ -133,7 +133,7 @@ def environment(of_side: Mapping[str, str]) -> Iterator[None]:
 
 
 @asynccontextmanager
-async def standing(side: Side, case: Case, options: argparse.Namespace) -> AsyncIterator[None]:
+async def run_side(side: BenchmarkSide, case: Case, options: argparse.Namespace) -> AsyncIterator[None]:
     """Its federation, ready for the first turn."""
     os.mkfifo(side.home / PIPE)
     turns = {
@@ -144,21 +144,21 @@ async def standing(side: Side, case: Case, options: argparse.Namespace) -> Async
         "OPENBLAS_NUM_THREADS": "1",
     }
     async with AsyncExitStack() as open_things:
-        with environment(turns | dict({} if options.same else SIDES[side.name])):
+        with set_environment(turns | dict({} if options.same else SIDES[side.name])):
             await open_things.enter_async_context(
-                on_fedbus.a_run(case, options.turns * options.turn, side.home)
+                on_fedbus.start_run(case, options.turns * options.turn, side.home)
             )
             await side.waits()
         yield
 
 
-async def measure(case: Case, options: argparse.Namespace) -> list[Side]:
+async def measure(case: Case, options: argparse.Namespace) -> list[BenchmarkSide]:
     """All turns of both."""
     with tempfile.TemporaryDirectory(prefix="fedbus-tracing-", ignore_cleanup_errors=True) as where:
-        sides = [Side(name, Path(where) / name.replace(" ", "-"), options.cold) for name in SIDES]
+        sides = [BenchmarkSide(name, Path(where) / name.replace(" ", "-"), options.cold) for name in SIDES]
         for side in sides:
             side.home.mkdir()
-        async with standing(sides[0], case, options), standing(sides[1], case, options):
+        async with run_side(sides[0], case, options), run_side(sides[1], case, options):
             for turn in range(options.turns):
                 for side in sides[:: 1 if turn % 2 else -1]:
                     await side.take_turn(range(turn * options.turn, (turn + 1) * options.turn))
@@ -166,32 +166,34 @@ async def measure(case: Case, options: argparse.Namespace) -> list[Side]:
                     f"{side.name} {side.seconds[-1] * 1000:6.2f} ms, {side.cpu[-1] * 1000:6.2f} ms of processors"
                     for side in sides
                 )
-                print(f"{turn + 1:3}/{options.turns}  {case}  {told}  load {load():.1f}", flush=True)
+                print(f"{turn + 1:3}/{options.turns}  {case}  {told}  load {load_average():.1f}", flush=True)
     return sides
 
 
-def summary(sides: Sequence[Side]) -> dict[str, Ratio]:
+def summarize(sides: Sequence[BenchmarkSide]) -> dict[str, PairedRatio]:
     """By the clock, and of processors."""
     ours, bare = sides
     return {
-        "a round": Ratio([one / other for one, other in zip(ours.seconds, bare.seconds, strict=True)]),
-        "its processors' time": Ratio([one / other for one, other in zip(ours.cpu, bare.cpu, strict=True)]),
+        "a round": PairedRatio([one / other for one, other in zip(ours.seconds, bare.seconds, strict=True)]),
+        "its processors' time": PairedRatio(
+            [one / other for one, other in zip(ours.cpu, bare.cpu, strict=True)]
+        ),
     }
 
 
-async def _until_told(options: argparse.Namespace) -> dict[str, list[Side]]:
-    found: dict[str, list[Side]] = {}
+async def _run_until_signal(options: argparse.Namespace) -> dict[str, list[BenchmarkSide]]:
+    found: dict[str, list[BenchmarkSide]] = {}
 
     async def all_cases() -> None:
         for case in options.case:
             found[str(case)] = await measure(case, options)
 
-    with stopping() as stop:
-        await first_of(all_cases(), stop.wait())
+    with stop_on_signals() as stop:
+        await wait_for_first(all_cases(), stop.wait())
     return found
 
 
-def _case(text: str) -> Case:
+def _parse_case(text: str) -> Case:
     clients, _, mib = text.partition("x")
     return Case(int(clients), float(mib))
 
@@ -200,7 +202,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--case", type=_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
+    parser.add_argument("--case", type=_parse_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
     parser.add_argument("--turns", type=int, default=20)
     parser.add_argument("--turn", type=int, default=150, help="rounds of a turn")
     parser.add_argument("--cold", type=int, default=5, help="of them, at its beginning, that do not count")
@@ -211,16 +213,16 @@ def main() -> int:
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     telemetry.log_to_stderr(level="ERROR")
-    found: dict[str, list[Side]] = {}
+    found: dict[str, list[BenchmarkSide]] = {}
     broken = False
     try:
-        found = asyncio.run(_until_told(options))
+        found = asyncio.run(_run_until_signal(options))
     except* SideFailed as failed:
         broken = True
         print(*failed.exceptions, sep="\n", file=sys.stderr)
     if broken:
         return 1
-    ratios = {case: summary(sides) for case, sides in found.items()}
+    ratios = {case: summarize(sides) for case, sides in found.items()}
     for case, by_name in ratios.items():
         for name, ratio in by_name.items():
             print(f"{case}: {name} {ratio}")

@@ -9,7 +9,7 @@ from support import NatsServer, OwnNatsServer, nats_server
 from support.fork_server import ForkServer, forked_children
 from support.lifecycle_coverage import LifecycleCoverage
 from support.nats_server import SharedNatsServer
-from support.repositories import Signer, signer
+from support.repositories import CommitSigner, make_signer
 
 SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
 LONG = ("journeys", "faults")
@@ -26,14 +26,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _settings_as_they_were() -> Iterator[None]:
+def _restore_settings() -> Iterator[None]:
     """What a file leaves in the environment, the next one of the same worker would read."""
-    before = _settings()
+    before = _read_settings()
     yield
-    assert _settings() == before
+    assert _read_settings() == before
 
 
-def _settings() -> dict[str, str]:
+def _read_settings() -> dict[str, str]:
     """All but what libraries note for themselves."""
     return {name: value for name, value in os.environ.items() if name.startswith(SETTINGS)}
 
@@ -80,13 +80,13 @@ def nats(request: pytest.FixtureRequest, shared_nats: SharedNatsServer) -> NatsS
 
 
 @pytest.fixture(scope="session")
-def ada(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+def ada(tmp_path_factory: pytest.TempPathFactory) -> CommitSigner:
     """A developer whose key is allowed."""
-    return signer("ada", tmp_path_factory.mktemp("ada"))
+    return make_signer("ada", tmp_path_factory.mktemp("ada"))
 
 
 @pytest.fixture
-def signers(tmp_path: Path, ada: Signer) -> Path:
+def signers(tmp_path: Path, ada: CommitSigner) -> Path:
     """The allowed signers: Ada."""
     file = tmp_path / "allowed_signers"
     file.write_text(ada.line())

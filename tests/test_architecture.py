@@ -68,6 +68,20 @@ MAKES_IMPURE: Final = {
     "random",
 }
 
+DECIDES_ONLY: Final = {
+    "server_manager": {
+        "code_rollout",
+        "effects",
+        "events",
+        "machine",
+        "model_availability",
+        "model_promotion",
+        "records",
+        "training_run",
+    },
+}
+"""The modules of an agent that decide, and leave it to the others to act."""
+
 SHARED_CLASS_NAMES: Final[dict[str, str]] = {}
 """A class name that may occur more than once, and the reason."""
 
@@ -188,6 +202,24 @@ def test_contracts_and_domain_do_no_io() -> None:
             for node in ast.walk(tree_of(module)):
                 if isinstance(node, ast.AsyncFunctionDef):
                     yield f"{place(module, node)}: async def {node.name}"
+
+    assert_none(violations())
+
+
+def test_the_decisions_of_an_agent_do_no_io() -> None:
+    def violations() -> Violations:
+        for agent, names in DECIDES_ONLY.items():
+            own = {f"fedbus.agents.{agent}.{name}" for name in names}
+            for module in (ROOT / "agents" / agent / f"{name}.py" for name in names):
+                for name, node in imports_of(module):
+                    is_pure = name.split(".")[:2] in [["fedbus", package] for package in PURE]
+                    if name.startswith("fedbus.") and not is_pure and name.rpartition(".")[0] not in own:
+                        yield f"{place(module, node)}: imports {name}"
+                    if name.partition(".")[0] in {*MAKES_IMPURE, "structlog", "time"}:
+                        yield f"{place(module, node)}: imports {name}"
+                for node in ast.walk(tree_of(module)):
+                    if isinstance(node, ast.AsyncFunctionDef):
+                        yield f"{place(module, node)}: async function {node.name}"
 
     assert_none(violations())
 

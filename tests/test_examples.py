@@ -22,8 +22,8 @@ from support.ports import free_port
 
 from fedbus.contracts.task.task import Task
 from fedbus.learning.flower import task_code
-from fedbus.learning.flower.private_api import Run, empty_run, identify_process, stamp
-from fedbus.stores.tasks.task_directory import new_task, read_task, validate_task
+from fedbus.learning.flower.private_api import Run, empty_run, set_message_id, set_process_identity
+from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
 ROOT = Path(__file__).parents[1]
 MNIST = ROOT / "examples" / "mnist"
@@ -46,7 +46,7 @@ def data(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("mnist_app.data")
 
 
-class HereGrid(Grid):
+class LocalGrid(Grid):
     """Asks one ClientApp for all nodes, in this process: a Grid without anything between."""
 
     def __init__(self, app: ClientApp, contexts: dict[int, Context]) -> None:
@@ -81,20 +81,20 @@ class HereGrid(Grid):
         assert timeout is None or timeout > 0
         replies = []
         for message in messages:
-            stamp(message, str(len(self.sent)))
+            set_message_id(message, str(len(self.sent)))
             self.sent.append(message)
             replies.append(self._app(message, self._contexts[message.metadata.dst_node_id]))
         self.replies += replies
         return replies
 
 
-def run_here(task: Task, *, clients: int = 3, away_after: int | None = None, **config: Any) -> HereGrid:
+def run_locally(task: Task, *, clients: int = 3, away_after: int | None = None, **config: Any) -> LocalGrid:
     """Train *task* with all its parts in this process; the messages that went to and fro."""
     run_config: Config = {
         **task.run_config,
         **{key.replace("_", "-"): value for key, value in config.items()},
     }
-    identify_process(1)
+    set_process_identity(1)
 
     def context(node: int, node_config: Config) -> Context:
         return Context(1, node, node_config=node_config, state=RecordDict(), run_config=run_config)
@@ -103,14 +103,14 @@ def run_here(task: Task, *, clients: int = 3, away_after: int | None = None, **c
         node: context(node, {"partition-id": node - 1, "num-partitions": clients})
         for node in range(1, clients + 1)
     }
-    grid = HereGrid(task_code.load_client_app(Path(task.path), task.clientapp), contexts)
+    grid = LocalGrid(task_code.load_client_app(Path(task.path), task.clientapp), contexts)
     if away_after is not None:
         grid.away = {clients}
     task_code.load_server_app(Path(task.path), task.serverapp)(grid, context(0, {}))
     return grid
 
 
-def metrics_of(grid: HereGrid, name: str) -> list[float]:
+def metrics_of(grid: LocalGrid, name: str) -> list[float]:
     """One figure of every reply that has it, in order."""
     found: list[float] = []
     for reply in grid.replies:
@@ -133,7 +133,7 @@ def test_nothing_is_wrong_with_the_example_and_it_knows_nothing_of_fedbus() -> N
 
 
 def test_all_learn_together(folder: str) -> None:
-    grid = run_here(read_task(MNIST), num_server_rounds=3, max_samples=4000)
+    grid = run_locally(read_task(MNIST), num_server_rounds=3, max_samples=4000)
     accuracies = metrics_of(grid, "eval_accuracy")
     assert accuracies[-1] > 0.88
     assert accuracies[-1] > accuracies[0]
@@ -143,7 +143,7 @@ def test_all_learn_together(folder: str) -> None:
 
 @pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam", "krum"])
 def test_each_strategy_is_chosen_by_configuration_and_learns(folder: str, strategy: str) -> None:
-    grid = run_here(read_task(MNIST), num_server_rounds=3, max_samples=1000, strategy=strategy)
+    grid = run_locally(read_task(MNIST), num_server_rounds=3, max_samples=1000, strategy=strategy)
     assert metrics_of(grid, "eval_accuracy")[-1] > 0.6
     trained = [message.content["config"] for message in grid.sent if message.metadata.message_type == "train"]
     for config in trained:
@@ -153,7 +153,7 @@ def test_each_strategy_is_chosen_by_configuration_and_learns(folder: str, strate
 
 def test_a_strategy_that_does_not_exist_is_said_to_be_none(folder: str) -> None:
     with pytest.raises(ValueError, match="choose one of fedavg, fedprox, fedadam, krum"):
-        run_here(read_task(MNIST), strategy="fedmagic")
+        run_locally(read_task(MNIST), strategy="fedmagic")
 
 
 def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
@@ -166,14 +166,14 @@ def test_fedprox_keeps_clients_near_the_global_model(folder: str) -> None:
             "max_samples": 500,
             "proximal_mu": mu,
         }
-        return metrics_of(run_here(read_task(MNIST), **settings), "train_loss")
+        return metrics_of(run_locally(read_task(MNIST), **settings), "train_loss")
 
     loose, tight = losses(0.001), losses(10.0)
     assert np.mean(tight) > np.mean(loose)
 
 
 def test_two_of_three_go_on(folder: str) -> None:
-    grid = run_here(read_task(MNIST), num_server_rounds=1, max_samples=100, away_after=0)
+    grid = run_locally(read_task(MNIST), num_server_rounds=1, max_samples=100, away_after=0)
     assert len(metrics_of(grid, "train_loss")) == 2
 
 
@@ -191,7 +191,7 @@ def test_a_client_trains_on_what_its_device_has_captured(
         state=RecordDict(),
         run_config={**task.run_config, "max-samples": 100},
     )
-    grid = run_here(task, num_server_rounds=1, max_samples=100)
+    grid = run_locally(task, num_server_rounds=1, max_samples=100)
     reply = app(grid.sent[0], context)
     record = reply.content["metrics"]
     assert isinstance(record, MetricRecord)
@@ -341,14 +341,14 @@ async def test_the_example_runs_unchanged_in_flowers_own_simulation(folder: str,
 
 @pytest.mark.slow
 async def test_a_new_task_runs_unchanged_in_flowers_own_simulation(tmp_path: Path) -> None:
-    new_task(tmp_path / "moons", "moons")
+    create_task(tmp_path / "moons", "moons")
     async with superlink(tmp_path / "flwr") as environment:
         assert_all_went_well(await flwr_run(tmp_path / "moons", environment, "num-server-rounds=1"))
 
 
 def test_a_new_task_learns(tmp_path: Path) -> None:
-    new_task(tmp_path / "fresh", "fresh")
-    grid = run_here(read_task(tmp_path / "fresh"), num_server_rounds=8)
+    create_task(tmp_path / "fresh", "fresh")
+    grid = run_locally(read_task(tmp_path / "fresh"), num_server_rounds=8)
     assert (
         metrics_of(grid, "eval_accuracy")[-1] > 0.9
     )  # of two classes; its first weights are drawn anew each time

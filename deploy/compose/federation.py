@@ -13,8 +13,8 @@ from pathlib import Path
 
 from fedbus.app.settings import Settings
 from fedbus.bus.bus import Bus, Identity
-from fedbus.stores.code.demo_repository import Authored
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.code.demo_repository import DemoRepository
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 EXAMPLE = Path("/opt/fedbus-examples/mnist")
 AUTHOR, CODE, TRUST = Path("/author"), Path("/code"), Path("/trust")
@@ -24,8 +24,8 @@ RECRUIT_S = 180
 async def streams_and_bucket(settings: Settings) -> None:
     who = Identity(settings.fed, "server-manager")
     async with Bus.connect(settings.nats_url, who, access=settings.access) as bus:
-        await bus.make_streams()
-    bucket = Bucket(Address.parse(settings.store_url))
+        await bus.create_streams()
+    bucket = Bucket(BucketAddress.parse(settings.store_url))
     async with bucket.open():
         await bucket.make()
 
@@ -43,7 +43,7 @@ def task_repository() -> None:
     if (CODE / "mnist.git").exists():
         return
     shutil.rmtree(AUTHOR / "mnist", ignore_errors=True)  # of a start that was cut off
-    authored = Authored.create(AUTHOR / "mnist", EXAMPLE)
+    authored = DemoRepository.create(AUTHOR / "mnist", EXAMPLE)
     assert authored.allowed_signers is not None
     authored.commit("More time for three clients on one machine to join", _patient(authored.directory))
     shutil.copyfile(authored.allowed_signers, TRUST / "allowed_signers")

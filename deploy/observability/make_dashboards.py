@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any, Final
 
 from fedbus.contracts import telemetry
-from fedbus.contracts.prometheus import label_of, series_of
-from fedbus.contracts.telemetry import CLIENT, TASK, WORD, Kind, Metric
+from fedbus.contracts.prometheus import label_name, series_names
+from fedbus.contracts.telemetry import CLIENT, MESSAGE, TASK, Metric, MetricKind
 
-HERE: Final = Path(__file__).parent / "dashboards"
+DASHBOARD_DIRECTORY: Final = Path(__file__).parent / "dashboards"
 WIDTH: Final = 24
-OURS: Final = 'resource.service.namespace="fedbus"'
+NAMESPACE_FILTER: Final = 'resource.service.namespace="fedbus"'
 DATASOURCES: Final = {"prometheus": "prometheus", "tempo": "tempo", "loki": "loki"}
 GRAFANA_UNITS: Final = {"s": "s", "By": "bytes", "Cel": "celsius"}
 
@@ -69,91 +69,93 @@ def query(expression: str, legend: str, *, exemplars: bool = False) -> dict[str,
     return {"expr": expression, "legendFormat": legend, "exemplar": exemplars, "range": True}
 
 
-def picked(metric: Metric) -> str:
+def variable_filter(metric: Metric) -> str:
     """The dashboard's own choice, by what the metric can be chosen by."""
     chosen = {TASK: '=~"$task"', CLIENT: '=~"$client"'}
-    parts = [f"{label_of(name)}{how}" for name, how in chosen.items() if name in metric.attributes]
+    parts = [f"{label_name(name)}{how}" for name, how in chosen.items() if name in metric.attributes]
     return "{" + ", ".join(parts) + "}" if parts else ""
 
 
-def by(*attributes: str) -> str:
-    return ", ".join(label_of(one) for one in attributes)
+def label_list(*attributes: str) -> str:
+    return ", ".join(label_name(one) for one in attributes)
 
 
-def now(metric: Metric, *attributes: str, how: str = "avg") -> dict[str, Any]:
+def current_value(metric: Metric, *attributes: str, how: str = "avg") -> dict[str, Any]:
     """A gauge as it is."""
-    (name,) = series_of(metric)
-    legend = " ".join(f"{{{{{label_of(one)}}}}}" for one in attributes) or metric.says
-    grouping = f" by ({by(*attributes)})" if attributes else ""
-    return query(f"{how}{grouping} ({name}{picked(metric)})", legend)
+    (name,) = series_names(metric)
+    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
+    grouping = f" by ({label_list(*attributes)})" if attributes else ""
+    return query(f"{how}{grouping} ({name}{variable_filter(metric)})", legend)
 
 
 def per_second(metric: Metric, *attributes: str) -> dict[str, Any]:
-    (name,) = series_of(metric)
-    legend = " ".join(f"{{{{{label_of(one)}}}}}" for one in attributes) or metric.says
-    grouping = f" by ({by(*attributes)})" if attributes else ""
-    return query(f"sum{grouping} (rate({name}{picked(metric)}[$__rate_interval]))", legend)
+    (name,) = series_names(metric)
+    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
+    grouping = f" by ({label_list(*attributes)})" if attributes else ""
+    return query(f"sum{grouping} (rate({name}{variable_filter(metric)}[$__rate_interval]))", legend)
 
 
-def lately(metric: Metric, *attributes: str) -> dict[str, Any]:
+def increase_in_range(metric: Metric, *attributes: str) -> dict[str, Any]:
     """How many in the time that is shown."""
-    (name,) = series_of(metric)
-    legend = " ".join(f"{{{{{label_of(one)}}}}}" for one in attributes) or metric.says
-    grouping = f" by ({by(*attributes)})" if attributes else ""
-    return query(f"sum{grouping} (increase({name}{picked(metric)}[$__range]))", legend)
+    (name,) = series_names(metric)
+    legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
+    grouping = f" by ({label_list(*attributes)})" if attributes else ""
+    return query(f"sum{grouping} (increase({name}{variable_filter(metric)}[$__range]))", legend)
 
 
 def quantile(metric: Metric, share: float, *attributes: str) -> dict[str, Any]:
-    bucket = series_of(metric)[0]
-    legend = " ".join([f"{share * 100:g} %", *(f"{{{{{label_of(one)}}}}}" for one in attributes)])
-    grouping = ", ".join(["le", *map(label_of, attributes)])
-    inner = f"sum by ({grouping}) (rate({bucket}{picked(metric)}[$__rate_interval]))"
+    bucket = series_names(metric)[0]
+    legend = " ".join([f"{share * 100:g} %", *(f"{{{{{label_name(one)}}}}}" for one in attributes)])
+    grouping = ", ".join(["le", *map(label_name, attributes)])
+    inner = f"sum by ({grouping}) (rate({bucket}{variable_filter(metric)}[$__rate_interval]))"
     return query(f"histogram_quantile({share}, {inner})", legend, exemplars=True)
 
 
-def traces(expression: str) -> dict[str, Any]:
+def trace_query(expression: str) -> dict[str, Any]:
     return {"queryType": "traceql", "query": expression, "limit": 50, "tableType": "spans"}
 
 
-def lines(expression: str) -> dict[str, Any]:
+def log_query(expression: str) -> dict[str, Any]:
     return {"expr": expression, "queryType": "range"}
 
 
-def gauges(title: str, metric: Metric, *attributes: str, how: str = "avg", **more: Any) -> Panel:
+def gauge_panel(title: str, metric: Metric, *attributes: str, how: str = "avg", **more: Any) -> Panel:
     unit = (
         "percentunit"
         if metric.unit == "1" and metric.name.endswith("utilization")
         else GRAFANA_UNITS.get(metric.unit, "short")
     )
-    return Panel(title, metric.says, [now(metric, *attributes, how=how)], unit=unit, **more)
+    return Panel(title, metric.says, [current_value(metric, *attributes, how=how)], unit=unit, **more)
 
 
-def rates(title: str, metric: Metric, *attributes: str, **more: Any) -> Panel:
+def rate_panel(title: str, metric: Metric, *attributes: str, **more: Any) -> Panel:
     unit = "Bps" if metric.unit == "By" else "cps"
     return Panel(title, metric.says, [per_second(metric, *attributes)], unit=unit, **more)
 
 
-def spread(
+def quantile_panel(
     title: str, metric: Metric, *attributes: str, shares: Iterable[float] = (0.5, 0.95), **more: Any
 ) -> Panel:
-    assert metric.kind is Kind.HISTOGRAM
+    assert metric.kind is MetricKind.HISTOGRAM
     targets = [quantile(metric, share, *attributes) for share in shares]
     return Panel(title, metric.says, targets, unit=GRAFANA_UNITS[metric.unit], **more)
 
 
 # --- the dashboards ---------------------------------------------------------------------------------------
 
-LINES_OF_TROUBLE: Final = '{service_namespace="fedbus"} | detected_level=~"warn|error|critical|fatal"'
+PROBLEM_LOGS: Final = '{service_namespace="fedbus"} | detected_level=~"warn|error|critical|fatal"'
 
-ALIVE: Final = series_of(telemetry.AGENTS_ALIVE)[0] + picked(telemetry.AGENTS_ALIVE)
-MOVED: Final = series_of(telemetry.TRANSITIONS)[0] + '{fedbus_kind=~"client|fl_client|inference"}'
-WHOSE: Final = "select(span.fedbus.run, span.fedbus.round, span.fedbus.client)"
+ALIVE_SERIES: Final = series_names(telemetry.AGENTS_ALIVE)[0] + variable_filter(telemetry.AGENTS_ALIVE)
+TRANSITION_SERIES: Final = (
+    series_names(telemetry.TRANSITIONS)[0] + '{fedbus_kind=~"client|fl_client|inference"}'
+)
+RUN_ATTRIBUTES: Final = "select(span.fedbus.run, span.fedbus.round, span.fedbus.client)"
 
 FLEET: Final = [
     Panel(
         "Agents that run",
         "On all devices, by kind",
-        [now(telemetry.AGENTS_ALIVE, "fedbus.agent", how="sum")],
+        [current_value(telemetry.AGENTS_ALIVE, "fedbus.agent", how="sum")],
         width=12,
     ),
     Panel(
@@ -161,26 +163,26 @@ FLEET: Final = [
         "Their device tells so",
         [
             query(
-                f"count by ({by(CLIENT, 'fedbus.agent')}) ({ALIVE} == 0)",
+                f"count by ({label_list(CLIENT, 'fedbus.agent')}) ({ALIVE_SERIES} == 0)",
                 "{{fedbus_client}} {{fedbus_agent}}",
             )
         ],
         width=12,
     ),
-    gauges("Processors", telemetry.CPU, CLIENT),
-    gauges("Memory", telemetry.MEMORY, CLIENT),
-    gauges("Disk", telemetry.DISK, CLIENT),
-    gauges("Temperature", telemetry.TEMPERATURE, CLIENT, how="max"),
-    gauges("GPU", telemetry.GPU, CLIENT, "hw.id"),
-    gauges("GPU memory", telemetry.GPU_MEMORY, CLIENT, "hw.id"),
-    spread("Predictions", telemetry.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
-    rates("Warnings and errors", telemetry.LOG_LINES, "fedbus.level"),
+    gauge_panel("Processors", telemetry.CPU, CLIENT),
+    gauge_panel("Memory", telemetry.MEMORY, CLIENT),
+    gauge_panel("Disk", telemetry.DISK, CLIENT),
+    gauge_panel("Temperature", telemetry.TEMPERATURE, CLIENT, how="max"),
+    gauge_panel("GPU", telemetry.GPU, CLIENT, "hw.id"),
+    gauge_panel("GPU memory", telemetry.GPU_MEMORY, CLIENT, "hw.id"),
+    quantile_panel("Predictions", telemetry.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
+    rate_panel("Warnings and errors", telemetry.LOG_LINES, "fedbus.level"),
     Panel(
         "Where a device stands changes",
         telemetry.TRANSITIONS.says,
         [
             query(
-                f"sum by ({by('fedbus.kind', 'fedbus.to')}) (increase({MOVED}[$__rate_interval]))",
+                f"sum by ({label_list('fedbus.kind', 'fedbus.to')}) (increase({TRANSITION_SERIES}[$__rate_interval]))",
                 "{{fedbus_kind}} → {{fedbus_to}}",
             )
         ],
@@ -188,7 +190,7 @@ FLEET: Final = [
     Panel(
         "What went wrong",
         "Warnings and errors of all agents; a line leads to its trace",
-        [lines(LINES_OF_TROUBLE)],
+        [log_query(PROBLEM_LOGS)],
         kind="logs",
         datasource="loki",
         width=24,
@@ -197,10 +199,10 @@ FLEET: Final = [
 ]
 
 RUN: Final = [
-    Panel("Runs", telemetry.RUNS.says, [lately(telemetry.RUNS, "fedbus.outcome")], kind="stat"),
-    Panel("Rounds", telemetry.ROUNDS.says, [lately(telemetry.ROUNDS, TASK)], kind="stat"),
-    gauges("Clients in the last round", telemetry.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
-    spread("A round takes", telemetry.ROUND_DURATION, TASK, width=12),
+    Panel("Runs", telemetry.RUNS.says, [increase_in_range(telemetry.RUNS, "fedbus.outcome")], kind="stat"),
+    Panel("Rounds", telemetry.ROUNDS.says, [increase_in_range(telemetry.ROUNDS, TASK)], kind="stat"),
+    gauge_panel("Clients in the last round", telemetry.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
+    quantile_panel("A round takes", telemetry.ROUND_DURATION, TASK, width=12),
     Panel(
         "Updates that failed",
         telemetry.ROUND_FAILURES.says,
@@ -211,7 +213,7 @@ RUN: Final = [
     Panel(
         "Runs that began",
         "Each is one trace, from its trigger to every client's new model",
-        [traces(f'{{{OURS} && name="run • → requested"}}')],
+        [trace_query(f'{{{NAMESPACE_FILTER} && name="run • → requested"}}')],
         kind="table",
         datasource="tempo",
         width=12,
@@ -220,7 +222,11 @@ RUN: Final = [
     Panel(
         "The slowest uploads",
         "What rounds wait for",
-        [traces(f'{{{OURS} && (name="upload" || name="receive") && duration > 1s}} | {WHOSE}')],
+        [
+            trace_query(
+                f'{{{NAMESPACE_FILTER} && (name="upload" || name="receive") && duration > 1s}} | {RUN_ATTRIBUTES}'
+            )
+        ],
         kind="table",
         datasource="tempo",
         width=12,
@@ -229,7 +235,7 @@ RUN: Final = [
     Panel(
         "The slowest trainings",
         "What rounds wait for otherwise",
-        [traces(f'{{{OURS} && name="train" && duration > 1s}} | {WHOSE}')],
+        [trace_query(f'{{{NAMESPACE_FILTER} && name="train" && duration > 1s}} | {RUN_ATTRIBUTES}')],
         kind="table",
         datasource="tempo",
         width=12,
@@ -238,7 +244,11 @@ RUN: Final = [
     Panel(
         "What failed",
         "Spans that ended by an exception",
-        [traces(f"{{{OURS} && status=error}} | select(span.fedbus.run, span.fedbus.client)")],
+        [
+            trace_query(
+                f"{{{NAMESPACE_FILTER} && status=error}} | select(span.fedbus.run, span.fedbus.client)"
+            )
+        ],
         kind="table",
         datasource="tempo",
         width=12,
@@ -250,57 +260,66 @@ TRAINING: Final = [
     Panel(
         "What a round came to",
         telemetry.ROUND_METRIC.says,
-        [now(telemetry.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
+        [current_value(telemetry.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
         width=12,
         height=10,
     ),
-    gauges("Loss on each client", telemetry.TRAIN_LOSS, CLIENT, width=12, height=10),
-    gauges("What each client brings", telemetry.CLIENT_CONTRIBUTION, CLIENT, width=12),
-    gauges("How reliable each client is", telemetry.CLIENT_RELIABILITY, CLIENT, width=12),
-    spread("A training takes", telemetry.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12),
-    rates("Weights on the way", telemetry.BLOB_IO, "network.io.direction", width=12),
+    gauge_panel("Loss on each client", telemetry.TRAIN_LOSS, CLIENT, width=12, height=10),
+    gauge_panel("What each client brings", telemetry.CLIENT_CONTRIBUTION, CLIENT, width=12),
+    gauge_panel("How reliable each client is", telemetry.CLIENT_RELIABILITY, CLIENT, width=12),
+    quantile_panel(
+        "A training takes", telemetry.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12
+    ),
+    rate_panel("Weights on the way", telemetry.BLOB_IO, "network.io.direction", width=12),
     Panel(
         "Aggregations",
         "Linked to each upload that is in them",
-        [traces(f'{{{OURS} && name="aggregate"}} | select(span.fedbus.run, span.fedbus.round)')],
+        [
+            trace_query(
+                f'{{{NAMESPACE_FILTER} && name="aggregate"}} | select(span.fedbus.run, span.fedbus.round)'
+            )
+        ],
         kind="table",
         datasource="tempo",
         width=24,
         height=10,
     ),
-    gauges("Captured rows", telemetry.DATA_ROWS, CLIENT, "fedbus.use", how="max", width=6),
-    gauges("Checks of captured rows", telemetry.DATA_CHECK, CLIENT, "fedbus.check", how="max", width=6),
-    gauges("Drift of features", telemetry.DATA_PSI, CLIENT, "fedbus.feature", how="max", width=6),
-    spread("A check takes", telemetry.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
+    gauge_panel("Captured rows", telemetry.DATA_ROWS, CLIENT, "fedbus.use", how="max", width=6),
+    gauge_panel("Checks of captured rows", telemetry.DATA_CHECK, CLIENT, "fedbus.check", how="max", width=6),
+    gauge_panel("Drift of features", telemetry.DATA_PSI, CLIENT, "fedbus.feature", how="max", width=6),
+    quantile_panel("A check takes", telemetry.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
 ]
 
 BUS: Final = [
-    rates("Messages", telemetry.MESSAGES, WORD, width=12),
-    rates("Bytes of messages", telemetry.MESSAGE_IO, "network.io.direction", width=12),
-    spread("From saying to hearing", telemetry.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
-    spread("The oldest words", telemetry.EVENT_AGE, WORD, shares=(0.95,)),
+    rate_panel("Messages", telemetry.MESSAGES, MESSAGE, width=12),
+    rate_panel("Bytes of messages", telemetry.MESSAGE_IO, "network.io.direction", width=12),
+    quantile_panel("From saying to hearing", telemetry.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
+    quantile_panel("The oldest words", telemetry.EVENT_AGE, MESSAGE, shares=(0.95,)),
     Panel(
         "Came again, or was unreadable",
         "Deliveries that were not acknowledged in time, and dead letters",
-        [per_second(telemetry.REDELIVERIES, WORD), per_second(telemetry.DEAD_LETTERS)],
+        [per_second(telemetry.REDELIVERIES, MESSAGE), per_second(telemetry.DEAD_LETTERS)],
         unit="cps",
     ),
-    gauges("What waits", telemetry.QUEUE_DEPTH, "fedbus.queue", how="max"),
-    spread("Loops are late", telemetry.LOOP_LAG, shares=(0.5, 0.99)),
-    gauges("Who is connected", telemetry.NATS_CONNECTIONS, how="sum"),
-    rates("Messages through nats-server", telemetry.NATS_MESSAGES, "network.io.direction"),
-    rates("Bytes through nats-server", telemetry.NATS_IO, "network.io.direction"),
-    gauges("nats-server: cores", telemetry.NATS_CPU, how="sum"),
-    gauges("nats-server: memory", telemetry.NATS_MEMORY, how="sum"),
+    gauge_panel("What waits", telemetry.QUEUE_DEPTH, "fedbus.queue", how="max"),
+    quantile_panel("Loops are late", telemetry.LOOP_LAG, shares=(0.5, 0.99)),
+    gauge_panel("Who is connected", telemetry.NATS_CONNECTIONS, how="sum"),
+    rate_panel("Messages through nats-server", telemetry.NATS_MESSAGES, "network.io.direction"),
+    rate_panel("Bytes through nats-server", telemetry.NATS_IO, "network.io.direction"),
+    gauge_panel("nats-server: cores", telemetry.NATS_CPU, how="sum"),
+    gauge_panel("nats-server: memory", telemetry.NATS_MEMORY, how="sum"),
     Panel(
-        "Cut off for reading slowly", telemetry.NATS_SLOW.says, [per_second(telemetry.NATS_SLOW)], unit="cps"
+        "Cut off for reading slowly",
+        telemetry.NATS_SLOW_CONSUMERS.says,
+        [per_second(telemetry.NATS_SLOW_CONSUMERS)],
+        unit="cps",
     ),
-    gauges("Streams: messages", telemetry.NATS_STREAM_MESSAGES, "fedbus.stream", how="max"),
-    gauges("Streams: on disk", telemetry.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
+    gauge_panel("Streams: messages", telemetry.NATS_STREAM_MESSAGES, "fedbus.stream", how="max"),
+    gauge_panel("Streams: on disk", telemetry.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
     Panel(
         "Set aside, not stored yet, not read yet",
         "What the bus complains of",
-        [lines('{service_namespace="fedbus"} |~ "set aside|not stored yet|not read yet"')],
+        [log_query('{service_namespace="fedbus"} |~ "set aside|not stored yet|not read yet"')],
         kind="logs",
         datasource="loki",
         width=24,
@@ -315,13 +334,13 @@ DASHBOARDS: Final = {
 }
 
 
-def chosen(name: str, label: str, metric: Metric) -> dict[str, Any]:
+def template_variable(name: str, label: str, metric: Metric) -> dict[str, Any]:
     """A choice at the top: all values that *label* has."""
     return {
         "name": name,
         "type": "query",
         "datasource": {"type": "prometheus", "uid": "prometheus"},
-        "query": f"label_values({series_of(metric)[0]}, {label_of(label)})",
+        "query": f"label_values({series_names(metric)[0]}, {label_name(label)})",
         "includeAll": True,
         "multi": True,
         "allValue": ".*",
@@ -347,15 +366,15 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
         "links": others,
         "templating": {
             "list": [
-                chosen("task", TASK, telemetry.ROUNDS),
-                chosen("client", CLIENT, telemetry.CPU),
+                template_variable("task", TASK, telemetry.ROUNDS),
+                template_variable("client", CLIENT, telemetry.CPU),
             ]
         },
-        "panels": list(laid_out(panels)),
+        "panels": list(lay_out(panels)),
     }
 
 
-def laid_out(panels: list[Panel]) -> Iterable[dict[str, Any]]:
+def lay_out(panels: list[Panel]) -> Iterable[dict[str, Any]]:
     """From left to right, and on to the next row where one is full."""
     x = y = tallest = 0
     for number, panel in enumerate(panels, start=1):
@@ -365,17 +384,20 @@ def laid_out(panels: list[Panel]) -> Iterable[dict[str, Any]]:
         x, tallest = x + panel.width, max(tallest, panel.height)
 
 
-def written() -> dict[Path, str]:
+def render_files() -> dict[Path, str]:
     """What each file is to hold."""
     return {
-        HERE / f"{uid}.json": json.dumps(dashboard(uid, title, panels), indent=1, ensure_ascii=False) + "\n"
+        DASHBOARD_DIRECTORY / f"{uid}.json": json.dumps(
+            dashboard(uid, title, panels), indent=1, ensure_ascii=False
+        )
+        + "\n"
         for uid, (title, panels) in DASHBOARDS.items()
     }
 
 
 def main() -> None:
-    HERE.mkdir(exist_ok=True)
-    for path, text in written().items():
+    DASHBOARD_DIRECTORY.mkdir(exist_ok=True)
+    for path, text in render_files().items():
         path.write_text(text)
 
 

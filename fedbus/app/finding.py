@@ -7,29 +7,33 @@ from typing import Any, Final
 from rich.text import Text
 
 
-class Health(StrEnum):
+class Severity(StrEnum):
     WELL = "well"
     REMARK = "remark"
     ILL = "ill"
 
 
-MARKS: Final = {Health.WELL: ("✓", "green"), Health.REMARK: ("!", "yellow"), Health.ILL: ("✗", "bold red")}
-SET_CLOCK: Final = "set the clock of this machine (timedatectl set-ntp true)"
+SEVERITY_MARKS: Final = {
+    Severity.WELL: ("✓", "green"),
+    Severity.REMARK: ("!", "yellow"),
+    Severity.ILL: ("✗", "bold red"),
+}
+SET_CLOCK_ADVICE: Final = "set the clock of this machine (timedatectl set-ntp true)"
 
 
 @dataclass(frozen=True)
-class Finding:
+class DoctorFinding:
     what: str
-    health: Health
+    health: Severity
     found: str
     advice: str = ""
 
     @property
     def is_ill(self) -> bool:
-        return self.health is Health.ILL
+        return self.health is Severity.ILL
 
     def line(self) -> Text:
-        mark, style = MARKS[self.health]
+        mark, style = SEVERITY_MARKS[self.health]
         advice = f": {self.advice}" if self.advice else ""
         return Text.assemble((mark, style), f" {self.what:<16} ", self.found, (advice, "bold"))
 

@@ -42,24 +42,24 @@ from fedbus.contracts.identifiers import FederationId, federation_id
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
 
-    from fedbus.bus.credentials import Access
+    from fedbus.bus.credentials import BusAccess
 
 if TYPE_CHECKING:
-    from fedbus.stores.models.signing import Signer, TrustedKeys
+    from fedbus.stores.models.signing import ModelSigner, TrustedKeys
 
 DEFAULT_NATS_URL: Final = "nats://127.0.0.1:4222"
 URL_FILE: Final = "nats.url"
 STORE_FILE: Final = "store.url"
 NATS_MONITOR: Final = "FEDBUS_NATS_MONITOR"
-LABEL: Final = r"[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+"
+LABEL_PATTERN: Final = r"[a-z0-9][a-z0-9-]*=[A-Za-z0-9._-]+"
 SCHEMES: Final = ("nats://", "tls://", "ws://", "wss://")
 
 
-class BadSetting(Exception):
+class InvalidSetting(Exception):
     """A variable holds what it cannot hold; the text names it and says what it may be."""
 
 
-class BadLabel(BadSetting, ValueError):
+class InvalidLabel(InvalidSetting, ValueError):
     """A label is not written as one."""
 
 
@@ -69,7 +69,7 @@ KIT_FILES: Final = ("FEDBUS_CREDS", "FEDBUS_CA", "FEDBUS_ALLOWED_SIGNERS", "FEDB
 """Settings that name a file beside settings.env."""
 
 
-def adopted_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, str]:
+def apply_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, str]:
     """*environment* with what its kit says, where it has one; what stands there already is not changed.
 
     The processes that we start have it too, and so has the S3 client, which knows the authority by
@@ -77,18 +77,18 @@ def adopted_kit(environment: MutableMapping[str, str]) -> MutableMapping[str, st
     """
     if environment.get(KIT):
         folder = Path(environment[KIT]).expanduser().absolute()
-        for name, value in _lines_of_kit(folder):
+        for name, value in _read_kit_settings(folder):
             environment.setdefault(name, str(folder / value) if name in KIT_FILES else value)
     if environment.get("FEDBUS_CA"):
         environment.setdefault("AWS_CA_BUNDLE", environment["FEDBUS_CA"])
     return environment
 
 
-def _lines_of_kit(folder: Path) -> Iterator[tuple[str, str]]:
+def _read_kit_settings(folder: Path) -> Iterator[tuple[str, str]]:
     try:
         lines = (folder / KIT_SETTINGS).read_text().splitlines()
     except OSError as error:
-        raise BadSetting(f"{KIT}: {folder} is no kit: {KIT_SETTINGS}: {error.strerror}") from None
+        raise InvalidSetting(f"{KIT}: {folder} is no kit: {KIT_SETTINGS}: {error.strerror}") from None
     for line in lines:
         name, equals, value = line.partition("=")
         if equals and not line.startswith("#"):
@@ -101,23 +101,23 @@ class Settings(BaseModel):
     model_config = ConfigDict(frozen=True, populate_by_name=True, validate_default=True)
 
     home: Path = Field(default=Path(".fedbus"), alias="FEDBUS_HOME")
-    given_nats_url: str | None = Field(default=None, alias="FEDBUS_NATS_URL")
+    configured_nats_url: str | None = Field(default=None, alias="FEDBUS_NATS_URL")
     federation: Annotated[str, AfterValidator(federation_id)] = Field(
         default="dev", alias="FEDBUS_FEDERATION"
     )
     creds: Path | None = Field(default=None, alias="FEDBUS_CREDS")
     ca: Path | None = Field(default=None, alias="FEDBUS_CA")
     client: str = Field(default="", alias="FEDBUS_CLIENT")
-    given_store: str | None = Field(default=None, alias="FEDBUS_STORE")
+    configured_store: str | None = Field(default=None, alias="FEDBUS_STORE")
     task: str = Field(default=".", alias="FEDBUS_TASK")
     allowed_signers: Path | None = Field(default=None, alias="FEDBUS_ALLOWED_SIGNERS")
     allow_install: str = Field(default="", alias="FEDBUS_ALLOW_INSTALL")
-    given_labels: str = Field(default="", alias="FEDBUS_LABELS")
+    labels_text: str = Field(default="", alias="FEDBUS_LABELS")
     train_at_once: int = Field(default=1, ge=1, alias="FEDBUS_TRAIN_AT_ONCE")
     trackers: str = Field(default="", alias="FEDBUS_TRACKERS")
     signing_key: Path | None = Field(default=None, alias="FEDBUS_SIGNING_KEY")
     trusted_keys: Path | None = Field(default=None, alias="FEDBUS_TRUSTED_KEYS")
-    given_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
+    configured_data_dir: Path | None = Field(default=None, alias="FEDBUS_DATA_DIR")
     traces_mb: int = Field(default=256, ge=0, alias="FEDBUS_TRACES_MB")
     launcher: Literal["process", "kubernetes"] = Field(default="process", alias="FEDBUS_LAUNCHER")
     job_template: str = Field(default="flower-server", alias="FEDBUS_JOB_TEMPLATE")
@@ -126,27 +126,27 @@ class Settings(BaseModel):
 
     @field_validator("home")
     @classmethod
-    def _stays_where_it_is(cls, home: Path) -> Path:
+    def _make_absolute(cls, home: Path) -> Path:
         return home.expanduser().absolute()
 
-    @field_validator("given_nats_url")
+    @field_validator("configured_nats_url")
     @classmethod
-    def _is_a_url(cls, url: str | None) -> str | None:
+    def _validate_url(cls, url: str | None) -> str | None:
         if url is not None and not url.startswith(SCHEMES):
             raise ValueError(f"{url!r} is not the address of a nats-server: write nats://host:4222")
         return url
 
     @field_validator("allowed_signers", "signing_key", "trusted_keys")
     @classmethod
-    def _is_a_file(cls, path: Path | None) -> Path | None:
+    def _validate_file(cls, path: Path | None) -> Path | None:
         if path is not None and not path.is_file():
             raise ValueError(f"there is no file {path}")
         return path.absolute() if path else None
 
-    @field_validator("given_labels")
+    @field_validator("labels_text")
     @classmethod
-    def _are_labels(cls, text: str) -> str:
-        labels_in(text)
+    def _validate_labels(cls, text: str) -> str:
+        parse_labels(text)
         return text
 
     @classmethod
@@ -154,18 +154,20 @@ class Settings(BaseModel):
         """The settings of this process; raises BadSetting. An empty variable counts as none."""
         from fedbus.app.telemetry_settings import invalid_variable  # noqa: PLC0415  # not for `fedbus --help`
 
-        found = adopted_kit(os.environ) if environment is None else environment
+        found = apply_kit(os.environ) if environment is None else environment
         if (problem := invalid_variable(found)) is not None:
-            raise BadSetting(problem)
+            raise InvalidSetting(problem)
         names = [field.alias for field in cls.model_fields.values() if field.alias]
         try:
             return cls.model_validate({name: found[name] for name in names if found.get(name)})
         except ValidationError as error:
             first = error.errors(include_url=False)[0]
-            raise BadSetting(f"{first['loc'][0]}: {_in_words(first, cls._bounds(first['loc'][0]))}") from None
+            raise InvalidSetting(
+                f"{first['loc'][0]}: {_describe_error(first, cls._describe_bounds(first['loc'][0]))}"
+            ) from None
 
     @classmethod
-    def _bounds(cls, variable: int | str) -> str:
+    def _describe_bounds(cls, variable: int | str) -> str:
         """What the number in *variable* may be: `` from 0 to 65535``."""
         of = [field.metadata for field in cls.model_fields.values() if field.alias == variable]
         bounds = [str(getattr(one, name)) for one in of[0] for name in ("ge", "le") if hasattr(one, name)]
@@ -181,13 +183,13 @@ class Settings(BaseModel):
 
     @property
     def labels(self) -> dict[str, str]:
-        return labels_in(self.given_labels)
+        return parse_labels(self.labels_text)
 
-    def signer(self) -> "Signer | None":
+    def signer(self) -> "ModelSigner | None":
         """Who signs the models that are made here; raises BadKey."""
-        from fedbus.stores.models.signing import Signer  # noqa: PLC0415  # not for `fedbus --help`
+        from fedbus.stores.models.signing import ModelSigner  # noqa: PLC0415  # not for `fedbus --help`
 
-        return Signer.read(self.signing_key) if self.signing_key else None
+        return ModelSigner.read(self.signing_key) if self.signing_key else None
 
     def trusted(self) -> "TrustedKeys | None":
         """Whose models may be served here; raises BadKey."""
@@ -200,15 +202,15 @@ class Settings(BaseModel):
         return tuple(self.allow_install.replace(",", " ").split())
 
     @property
-    def access(self) -> "Access":
+    def access(self) -> "BusAccess":
         """Who we are to the bus, and whom we believe."""
-        from fedbus.bus.credentials import Access  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
+        from fedbus.bus.credentials import BusAccess  # noqa: PLC0415  # `fedbus --help` reads settings, and needs no TLS
 
-        return Access(self.creds, self.ca)
+        return BusAccess(self.creds, self.ca)
 
     @property
     def data_dir(self) -> Path:
-        return (self.given_data_dir or self.home / "data").expanduser().absolute()
+        return (self.configured_data_dir or self.home / "data").expanduser().absolute()
 
     @property
     def traces_dir(self) -> Path:
@@ -228,35 +230,35 @@ class Settings(BaseModel):
     @property
     def store_url(self) -> str:
         """The model repository: the one that was named, else the one in use here, else a directory."""
-        return self.given_store or _line_in(self.home / STORE_FILE) or str(self.home / "models")
+        return self.configured_store or _read_line(self.home / STORE_FILE) or str(self.home / "models")
 
     @property
     def nats_url(self) -> str:
         """The bus to talk to: the one that was named, else the one that runs here, else the usual address."""
-        return self.given_nats_url or self.running_here or DEFAULT_NATS_URL
+        return self.configured_nats_url or self.local_nats_url or DEFAULT_NATS_URL
 
     @property
-    def nats_url_from(self) -> str:
+    def nats_url_source(self) -> str:
         """Where that address comes from, for whoever wonders."""
-        if self.given_nats_url:
+        if self.configured_nats_url:
             return "FEDBUS_NATS_URL"
-        return str(self._url_file) if self.running_here else "the usual address"
+        return str(self._url_file) if self.local_nats_url else "the usual address"
 
     @property
-    def running_here(self) -> str | None:
+    def local_nats_url(self) -> str | None:
         """The address that a fedbus on this machine has left."""
-        return _line_in(self._url_file)
+        return _read_line(self._url_file)
 
     @contextmanager
-    def announced(self, url: str) -> Iterator[None]:
+    def announce_url(self, url: str) -> Iterator[None]:
         """Other commands on this machine find *url* without a flag, for as long as the block runs."""
-        with _left_in(self._url_file, url):
+        with _write_temporarily(self._url_file, url):
             yield
 
     @contextmanager
-    def announced_store(self, url: str) -> Iterator[None]:
+    def announce_store(self, url: str) -> Iterator[None]:
         """The same of the model repository at *url*."""
-        with _left_in(self.home / STORE_FILE, url):
+        with _write_temporarily(self.home / STORE_FILE, url):
             yield
 
     @property
@@ -264,7 +266,7 @@ class Settings(BaseModel):
         return self.home / URL_FILE
 
 
-def _in_words(error: "ErrorDetails", bounds_in_words: str) -> str:
+def _describe_error(error: "ErrorDetails", bounds_in_words: str) -> str:
     """What pydantic found, as the rest of fedbus would say it."""
     given, bounds = error["input"], error.get("ctx", {})
     match error["type"]:
@@ -280,15 +282,15 @@ def _in_words(error: "ErrorDetails", bounds_in_words: str) -> str:
             return error["msg"].removeprefix("Value error, ")
 
 
-def labels_in(text: str) -> dict[str, str]:
+def parse_labels(text: str) -> dict[str, str]:
     """``site=lab board=jetson`` as a table; raises BadSetting."""
     for pair in text.split():
-        if not re.fullmatch(LABEL, pair):
-            raise BadLabel(f"{pair!r} is no label: write site=lab, several with spaces between them")
+        if not re.fullmatch(LABEL_PATTERN, pair):
+            raise InvalidLabel(f"{pair!r} is no label: write site=lab, several with spaces between them")
     return dict(pair.split("=", 1) for pair in text.split())
 
 
-def _line_in(file: Path) -> str | None:
+def _read_line(file: Path) -> str | None:
     try:
         return file.read_text().strip() or None
     except OSError:
@@ -296,11 +298,11 @@ def _line_in(file: Path) -> str | None:
 
 
 @contextmanager
-def _left_in(file: Path, line: str) -> Iterator[None]:
+def _write_temporarily(file: Path, line: str) -> Iterator[None]:
     file.parent.mkdir(parents=True, exist_ok=True)
     file.write_text(f"{line}\n")
     try:
         yield
     finally:
-        if _line_in(file) == line:  # another may have taken over since
+        if _read_line(file) == line:  # another may have taken over since
             file.unlink(missing_ok=True)

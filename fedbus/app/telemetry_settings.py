@@ -20,23 +20,23 @@ def invalid_variable(environment: Mapping[str, str]) -> str | None:
     given = {name: value.strip() for name, value in environment.items() if value.strip()}
     endpoints = [name for name in (ENDPOINT, TRACES, METRICS, LOGS) if name in given]
     problems = [
-        _one_of(given, LEVEL, LEVELS),
-        _one_of(given, FORMAT, FORMATS),
-        _number(given, INTERVAL, "milliseconds, such as 15000"),
-        _number(given, TIMEOUT, "seconds, such as 5"),
-        *(_address(given, name) for name in endpoints),
-        _one_of(given, PROTOCOL, (SUPPORTED_PROTOCOL,)) if endpoints else None,
+        _check_choice(given, LEVEL, LEVELS),
+        _check_choice(given, FORMAT, FORMATS),
+        _check_number(given, INTERVAL, "milliseconds, such as 15000"),
+        _check_number(given, TIMEOUT, "seconds, such as 5"),
+        *(_check_address(given, name) for name in endpoints),
+        _check_choice(given, PROTOCOL, (SUPPORTED_PROTOCOL,)) if endpoints else None,
     ]
     return next(filter(None, problems), None)
 
 
-def _one_of(given: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
+def _check_choice(given: Mapping[str, str], name: str, choices: tuple[str, ...]) -> str | None:
     if given.get(name, choices[0]).lower() in choices:
         return None
     return f"{name}: {given[name]!r} must be one of: {', '.join(choices)}"
 
 
-def _number(given: Mapping[str, str], name: str, unit: str) -> str | None:
+def _check_number(given: Mapping[str, str], name: str, unit: str) -> str | None:
     try:
         is_valid = float(given.get(name, "1")) > 0
     except ValueError:
@@ -44,7 +44,7 @@ def _number(given: Mapping[str, str], name: str, unit: str) -> str | None:
     return None if is_valid else f"{name}: {given[name]!r} must be a number of {unit}"
 
 
-def _address(given: Mapping[str, str], name: str) -> str | None:
+def _check_address(given: Mapping[str, str], name: str) -> str | None:
     if given[name].lower().startswith(("http://", "https://")):
         return None
     return f"{name}: {given[name]!r} must be the URL of a collector, such as http://collector:4318"

@@ -8,39 +8,41 @@ from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from nats.errors import NoRespondersError
 
-from fedbus.bus.credentials import Access
+from fedbus.bus.credentials import BusAccess
 from fedbus.bus.errors import BusError
-from fedbus.bus.nats.connection import connection
+from fedbus.bus.nats.connection import open_connection
 
-UPDATE: Final = "$SYS.REQ.CLAIMS.UPDATE"
-ANSWER_S: Final = 5.0
+CLAIMS_UPDATE_SUBJECT: Final = "$SYS.REQ.CLAIMS.UPDATE"
+REPLY_TIMEOUT_S: Final = 5.0
 
 
-class AccountRefused(BusError):
+class AccountUpdateRejected(BusError):
     """The server would not have the account's new claims."""
 
 
-async def push_accounts(url: str, access: Access, jwts: Sequence[str], *, host: str = "") -> None:
+async def push_account_jwts(url: str, access: BusAccess, jwts: Sequence[str], *, host: str = "") -> None:
     """Have the server at *url* go by *jwts* from now on. *access* is that of the system account.
 
     *host*: the name that its certificate is for, where that is not the one in *url*. Whoever is put out is
     disconnected, by the leaf nodes too. Raises BusUnreachable, AccessDenied and AccountRefused.
     """
     options = access.options() | ({"tls_hostname": host} if host else {})
-    async with connection(url, name="fedbus provision", inbox="_INBOX.provision", options=options) as bus:
+    async with open_connection(
+        url, name="fedbus provision", inbox="_INBOX.provision", options=options
+    ) as bus:
         for jwt in jwts:
             await _push(bus.client, url, jwt)
 
 
 async def _push(client: Client, url: str, jwt: str) -> None:
     try:
-        reply = await client.request(UPDATE, jwt.encode(), timeout=ANSWER_S)
+        reply = await client.request(CLAIMS_UPDATE_SUBJECT, jwt.encode(), timeout=REPLY_TIMEOUT_S)
     except NoRespondersError:
-        raise AccountRefused(f"{url} keeps no accounts: its resolver must be of type full") from None
+        raise AccountUpdateRejected(f"{url} keeps no accounts: its resolver must be of type full") from None
     except NatsError as error:
-        raise AccountRefused(f"{url} did not answer within {ANSWER_S:g} s: {error}") from None
+        raise AccountUpdateRejected(f"{url} did not answer within {REPLY_TIMEOUT_S:g} s: {error}") from None
     answer = json.loads(reply.data)
     if "error" in answer:
-        raise AccountRefused(
+        raise AccountUpdateRejected(
             f"{url} would not have the account: {answer['error'].get('description', answer['error'])}"
         )

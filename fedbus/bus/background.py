@@ -7,7 +7,7 @@ from typing import Any
 
 
 @asynccontextmanager
-async def beside(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
+async def background_task(work: Coroutine[Any, Any, None], *, name: str) -> AsyncIterator[None]:
     """Do *work* for as long as the block runs. An error in it ends the block, and is raised in its place."""
     try:
         async with asyncio.TaskGroup() as group:

@@ -41,40 +41,41 @@ from opentelemetry.trace import SpanContext
 
 from fedbus.bus import raw_service, streams, tracing
 from fedbus.bus.blobs import Blobs
-from fedbus.bus.credentials import OPEN, Access
-from fedbus.bus.errors import NoAnswer, NoFederation, PublishRefused, RequestRefused
+from fedbus.bus.credentials import ANONYMOUS, BusAccess
+from fedbus.bus.errors import FederationNotFound, NoResponse, PublishRefused, RequestRefused
 from fedbus.bus.nats.cancellation import next_message
-from fedbus.bus.nats.connection import Connection, connection
-from fedbus.bus.nats.flush import reached_the_broker
+from fedbus.bus.nats.connection import Connection, open_connection
+from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
 from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import WITHOUT_WEIGHTS, requests_of
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.catalogue import NO_BLOB_AGENTS, requests_answered_by
 from fedbus.contracts.envelope import (
+    DecodeError,
     Envelope,
-    Unreadable,
-    envelop,
+    decode_body,
+    decode_message,
+    make_envelope,
     pack,
-    parse,
-    read,
     uuid7,
 )
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import REFUSED, Body, Message, Refused, Request
-from fedbus.contracts.state_recall import Recalled, RecallLife
+from fedbus.contracts.message import REFUSED_HEADER, Body, Message, Refused, Request
+from fedbus.contracts.state_recall import GetLastTransition, LastTransition
 from fedbus.contracts.subjects import SERVER_SIDE
-from fedbus.contracts.telemetry import DEAD_LETTERS, QUEUE_DEPTH, add, observed
+from fedbus.contracts.telemetry import DEAD_LETTERS, QUEUE_DEPTH, increment, observable_gauge
 from fedbus.contracts.transition import Transition
 
 ACK_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
-HEARD_BYTES: Final = 64 * 1024**2
+SUBSCRIPTION_PENDING_BYTES: Final = 64 * 1024**2
 """What may wait in this process for a listener that is busy."""
 DEAD_LETTER_BYTES: Final = 16 * 1024
 """How much of an unreadable message is kept with the reason."""
-CLOCK_OFF_S: Final = 3.0
+CLOCK_SKEW_WARNING_S: Final = 3.0
 """By so much two clocks may differ before anybody is told."""
 
-AWAY: Final = (
+TRANSIENT_ERRORS: Final = (
     NatsTimeout,
     NoRespondersError,
     NoStreamResponseError,
@@ -103,7 +104,7 @@ class Identity:
 
     @property
     def of_client(self) -> bool:
-        return self.owner not in subjects.RESERVED
+        return self.owner not in subjects.RESERVED_OWNERS
 
     @property
     def holder(self) -> str:
@@ -116,9 +117,9 @@ class Identity:
         return subjects.inbox(self.owner, self.agent)
 
     @property
-    def carries_weights(self) -> bool:
+    def can_transfer_blobs(self) -> bool:
         """Whether it may give or take blobs at all."""
-        return self.owner != subjects.PEOPLE and self.agent not in WITHOUT_WEIGHTS
+        return self.owner != subjects.USERS and self.agent not in NO_BLOB_AGENTS
 
 
 @dataclass
@@ -128,13 +129,13 @@ class Delivery:
     message: Message
     envelope: Envelope
     _raw: Msg = field(repr=False)
-    listener: str = ""
+    consumer: str = ""
     """The agent whose consumer it is, in full: ``fedbus/dev/client-manager/c1``."""
 
     @property
-    def sent_in(self) -> SpanContext | None:
+    def sender_span(self) -> SpanContext | None:
         """The span in which it was said, where its sender traced anything."""
-        return tracing.span_of(self.envelope.trace)
+        return tracing.span_context_from(self.envelope.trace)
 
     async def ack(self) -> None:
         with contextlib.suppress(NatsError):  # the bus is away: it will be delivered again, and dropped then
@@ -143,12 +144,12 @@ class Delivery:
     @contextmanager
     def process(self) -> Iterator[None]:
         """What is done inside continues the trace of the sender."""
-        with tracing.continued(self.envelope, "process", self.message, self._raw.subject, self.listener):
+        with tracing.consumer_span(self.envelope, "process", self.message, self._raw.subject, self.consumer):
             yield
 
 
 @dataclass(frozen=True)
-class Seen:
+class StoredMessage:
     """A message as a watcher sees it."""
 
     message: Message
@@ -158,7 +159,7 @@ class Seen:
 
 
 @dataclass(frozen=True)
-class Answering:
+class ServiceInfo:
     """A NATS micro service that says that it is there."""
 
     name: str
@@ -184,8 +185,8 @@ class Bus:
         """Wait for the end of the connection, which raises BusClosed."""
         self._connection = connected
         self._client = client = connected.client
-        self._clock_was_told = False
-        self._confined = confined and identity.of_client
+        self._has_warned_of_skew = False
+        self._is_restricted = confined and identity.of_client
         self._js: JetStreamContext = client.jetstream(timeout=ACK_TIMEOUT_S)
 
     @property
@@ -204,15 +205,20 @@ class Bus:
     @classmethod
     @asynccontextmanager
     async def connect(
-        cls, url: str, identity: Identity, *, access: Access = OPEN, options: dict[str, Any] | None = None
+        cls,
+        url: str,
+        identity: Identity,
+        *,
+        access: BusAccess = ANONYMOUS,
+        options: dict[str, Any] | None = None,
     ) -> AsyncIterator["Bus"]:
         """The bus for as long as the block runs; raises BusUnreachable, AccessDenied and AccessUnusable."""
         access.check_use(identity.fed, identity.owner if identity.of_client else "")
         name = f"{identity.agent} {identity.owner}"
         all_options = access.options() | (options or {})
         async with (
-            connection(url, name=name, inbox=identity.inbox, options=all_options) as connected,
-            _blobs(connected.client, identity) as blobs,
+            open_connection(url, name=name, inbox=identity.inbox, options=all_options) as connected,
+            _open_blobs(connected.client, identity) as blobs,
         ):
             yield cls(connected, identity, blobs, confined=access.confined)
 
@@ -224,16 +230,18 @@ class Bus:
         *id*: a key under which the stream drops a repeat. Raises PublishRefused where the stream says no,
         and ValueError for a message that is too large.
         """
-        subject, key, body = subjects.of(self.fed, message), id or uuid7(), pack(message)
+        subject, key, body = subjects.subject_for(self.fed, message), id or uuid7(), pack(message)
         if message.durable:
-            with tracing.said(message, subject, "publish", key, self.source):
-                await self.store(subject, self._headers(message, key), body)
+            with tracing.publish_span(message, subject, "publish", key, self.source):
+                await self.store(subject, self._build_headers(message, key), body)
         else:  # a heartbeat is no step of anything: it carries the trace and makes no span
-            await self._client.publish(subject, body, headers=self._headers(message, key))
-        tracing.counted(message, "transmit", len(body))
+            await self._client.publish(subject, body, headers=self._build_headers(message, key))
+        tracing.count_message(message, "transmit", len(body))
 
-    def _headers(self, message: Message, key: str) -> dict[str, str]:
-        return envelop(message, source=self.source, id=key, trace=tracing.here()).headers()
+    def _build_headers(self, message: Message, key: str) -> dict[str, str]:
+        return make_envelope(
+            message, source=self.source, id=key, trace=tracing.current_trace_headers()
+        ).headers()
 
     async def store(self, subject: str, headers: Mapping[str, str], body: bytes) -> int:
         """Put *body* in its stream, through every reconnect; the sequence it got.
@@ -245,7 +253,7 @@ class Bus:
                 ack = await self._js.publish(subject, body, headers=dict(headers))
             except APIError as error:
                 raise PublishRefused(subject, f"{error.description} ({error.err_code})") from error
-            except AWAY as error:
+            except TRANSIENT_ERRORS as error:
                 log.warning("not stored yet", subject=subject, reason=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
             else:
@@ -255,42 +263,51 @@ class Bus:
 
     async def request(self, request: Request, *, timeout_s: float = 5.0) -> Any:
         """The answer to *request*, of the class that it declares; raises RequestRefused and NoAnswer."""
-        subject, key, body = subjects.of(self.fed, request), uuid7(), pack(request)
-        with tracing.said(request, subject, "request", key, self.source):
-            headers = self._headers(request, key)
-            tracing.counted(request, "transmit", len(body))
+        subject, key, body = subjects.subject_for(self.fed, request), uuid7(), pack(request)
+        with tracing.publish_span(request, subject, "request", key, self.source):
+            headers = self._build_headers(request, key)
+            tracing.count_message(request, "transmit", len(body))
             try:
                 reply = await self._client.request(subject, body, timeout=timeout_s, headers=headers)
             except NoRespondersError:
-                raise NoAnswer(request.word, request.server, "nobody serves it") from None
-            except (*AWAY, ConnectionClosedError):
-                raise NoAnswer(request.word, request.server, f"nothing came within {timeout_s:g} s") from None
-            return _answer(request, reply)
+                raise NoResponse(request.word, request.server, "nobody serves it") from None
+            except (*TRANSIENT_ERRORS, ConnectionClosedError):
+                raise NoResponse(
+                    request.word, request.server, f"nothing came within {timeout_s:g} s"
+                ) from None
+            return _parse_reply(request, reply)
 
     @asynccontextmanager
     async def serve(
         self, handlers: Mapping[type[Request], Handler], *, task: str, version: str
     ) -> AsyncIterator[None]:
         """Answer requests of *task* for as long as the block runs. All requests of the agent need a handler."""
-        assert set(handlers) == set(requests_of(self.identity.agent)), "each request needs its handler"
-        async with self._service(task, version) as service:
+        assert set(handlers) == set(requests_answered_by(self.identity.agent)), (
+            "each request needs its handler"
+        )
+        async with self._open_service(task, version) as service:
             for kind, handler in handlers.items():
                 await service.add_endpoint(
                     name=kind.word.replace("_", "-"),
-                    subject=subjects.every(self.fed, kind, task=task),
-                    handler=_endpoint(handler, self.source),
+                    subject=subjects.wildcard_for(self.fed, kind, task=task),
+                    handler=_make_endpoint(handler, self.source),
                 )
-            await reached_the_broker(self._client)  # from here on no request is missed
+            await flush_subscriptions(self._client)  # from here on no request is missed
             yield
 
     @asynccontextmanager
     async def offer(
-        self, name: str, endpoints: Mapping[str, tuple[str, raw_service.Answer]], *, task: str, version: str
+        self,
+        name: str,
+        endpoints: Mapping[str, tuple[str, raw_service.RawHandler]],
+        *,
+        task: str,
+        version: str,
     ) -> AsyncIterator[None]:
         """Answer plain questions, bytes for bytes, for as long as the block runs: see `fedbus.bus.raw_service`."""
         description = f"{name} of {self.identity.owner}, task {task} in federation {self.fed}"
         metadata = {"task": task, "federation": self.fed, "owner": self.identity.owner}
-        async with raw_service.offered(
+        async with raw_service.serve_raw(
             self._client, name, endpoints, version=version, description=description, metadata=metadata
         ):
             yield
@@ -298,17 +315,17 @@ class Bus:
     # --- hearing -----------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def introduced(self, *, task: str, version: str) -> AsyncIterator[None]:
+    async def advertise_service(self, *, task: str, version: str) -> AsyncIterator[None]:
         """For as long as the block runs `nats micro ls` shows the agent, also where it answers no request."""
-        if not self._confined:
-            self._look_at_clocks(await self.clock_ahead_s())
-        if requests_of(self.identity.agent):  # then `serve` does
+        if not self._is_restricted:
+            self._warn_on_clock_skew(await self.measure_clock_skew_s())
+        if requests_answered_by(self.identity.agent):  # then `serve` does
             yield
             return
-        async with self._service(task, version):
+        async with self._open_service(task, version):
             yield
 
-    def _service(self, task: str, version: str) -> AbstractAsyncContextManager[Service]:
+    def _open_service(self, task: str, version: str) -> AbstractAsyncContextManager[Service]:
         whose = f" of {self.identity.owner}" if self.identity.of_client else ""
         return micro_service(
             self._client,
@@ -318,10 +335,10 @@ class Bus:
             metadata={"task": task, "federation": self.fed, "owner": self.identity.owner},
         )
 
-    async def answering(self, *, within_s: float = 1.0) -> list[Answering]:
+    async def discover_agents(self, *, within_s: float = 1.0) -> list[ServiceInfo]:
         """Which agents of the federation say within that time that they are there. Not for a device to ask."""
         inbox, found = self._client.new_inbox(), []
-        async with self.subscription(inbox) as answers:
+        async with self.subscribe(inbox) as answers:
             await self._client.publish("$SRV.PING", reply=inbox)
             with contextlib.suppress(NatsError, TimeoutError):
                 async with asyncio.timeout(within_s):
@@ -329,25 +346,27 @@ class Bus:
                         found.append(json.loads(said))
         of_each = [(one["name"], one.get("metadata") or {}) for one in found]
         return [
-            Answering(name, its["owner"], its["task"])
+            ServiceInfo(name, its["owner"], its["task"])
             for name, its in of_each
             if its.get("federation") == self.fed
         ]
 
-    async def make_streams(self) -> None:
+    async def create_streams(self) -> None:
         """Make what the federation needs. For the server side, which alone may."""
-        await streams.make_streams(self._js, self.fed)
+        await streams.create_streams(self._js, self.fed)
 
-    async def enroll(self, agent: str, *, task: str, client: str) -> str:
+    async def create_client_consumer(self, agent: AgentName, *, task: str, client: str) -> str:
         """Make the durable consumer of a client's *agent*. For the server side, which alone may."""
-        return await streams.make_consumer(self._js, self.fed, agent, task=task, owner=client, client=client)
+        return await streams.create_consumer(
+            self._js, self.fed, agent, task=task, owner=client, client=client
+        )
 
-    async def forget(self, agent: str, *, task: str) -> None:
+    async def forget(self, agent: AgentName, *, task: str) -> None:
         """Drop the server side's consumer of *agent*, with all that waits in it."""
-        await streams.drop_consumer(self._js, self.fed, agent, task=task, owner=SERVER_SIDE)
+        await streams.delete_consumer(self._js, self.fed, agent, task=task, owner=SERVER_SIDE)
 
     @asynccontextmanager
-    async def listen(self, agent: str, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
+    async def listen(self, agent: AgentName, *, task: str) -> AsyncIterator[AsyncIterator[Delivery]]:
         """What the durable consumer of *agent* holds and will hold, in order.
 
         What is not acknowledged comes again.
@@ -356,45 +375,49 @@ class Bus:
         """
         owner = self.identity.owner
         if not self.identity.of_client:
-            await streams.make_consumer(self._js, self.fed, agent, task=task, owner=owner)
+            await streams.create_consumer(self._js, self.fed, agent, task=task, owner=owner)
         subject = subjects.deliver(self.fed, owner, f"{task}.{agent}")
-        async with self.subscription(subject) as subscription:
-            with observed(QUEUE_DEPTH, lambda: [(subscription.pending_msgs, {"fedbus.queue": agent})]):
-                yield self._deliveries(subscription, agent)
+        async with self.subscribe(subject) as subscription:
+            with observable_gauge(
+                QUEUE_DEPTH, lambda: [(subscription.pending_msgs, {"fedbus.queue": agent})]
+            ):
+                yield self._iter_deliveries(subscription, agent)
 
-    async def _deliveries(self, subscription: Subscription, agent: str) -> AsyncIterator[Delivery]:
+    async def _iter_deliveries(self, subscription: Subscription, agent: AgentName) -> AsyncIterator[Delivery]:
         async for raw in self._connection.messages(subscription):
             try:
-                envelope, message = read(raw.subject, raw.headers, raw.data)
-            except Unreadable as error:
-                await self._set_aside(raw, agent, error)
+                envelope, message = decode_message(raw.subject, raw.headers, raw.data)
+            except DecodeError as error:
+                await self._dead_letter(raw, agent, error)
             else:
-                tracing.heard(message, envelope, raw)
+                tracing.record_receive(message, envelope, raw)
                 yield Delivery(message, envelope, raw, f"{self.source}/{agent}")
 
     @asynccontextmanager
-    async def overhear(self, kind: type[Message], *, task: str) -> AsyncIterator[AsyncIterator[Message]]:
+    async def subscribe_ephemeral(
+        self, kind: type[Message], *, task: str
+    ) -> AsyncIterator[AsyncIterator[Message]]:
         """Messages of one *kind* as they come, kept or not: for what is only worth hearing at once."""
-        async with self.subscription(subjects.every(self.fed, kind, task=task)) as subscription:
-            yield _readable(self._connection.messages(subscription))
+        async with self.subscribe(subjects.wildcard_for(self.fed, kind, task=task)) as subscription:
+            yield _iter_messages(self._connection.messages(subscription))
 
     @asynccontextmanager
-    async def subscription(self, subject: str) -> AsyncIterator[Subscription]:
+    async def subscribe(self, subject: str) -> AsyncIterator[Subscription]:
         """What is said on *subject*, unread; once the block begins nothing is missed. For the package's own."""
-        subscription = await self._client.subscribe(subject, pending_bytes_limit=HEARD_BYTES)
-        await reached_the_broker(self._client)
+        subscription = await self._client.subscribe(subject, pending_bytes_limit=SUBSCRIPTION_PENDING_BYTES)
+        await flush_subscriptions(self._client)
         try:
             yield subscription
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 
-    async def _set_aside(self, raw: Msg, agent: str, reason: Unreadable) -> None:
+    async def _dead_letter(self, raw: Msg, agent: AgentName, reason: DecodeError) -> None:
         """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
         log.warning("set aside", subject=raw.subject, reason=str(reason))
-        add(DEAD_LETTERS)
+        increment(DEAD_LETTERS)
         headers = {"fedbus-reason": " ".join(str(reason).split())[:500], "fedbus-subject": raw.subject}
-        dead = subjects.dead(self.fed, self.identity.owner, agent)
+        dead = subjects.dead_letter(self.fed, self.identity.owner, agent)
         await self.store(dead, headers, raw.data[:DEAD_LETTER_BYTES])
         await raw.term()
 
@@ -409,80 +432,82 @@ class Bus:
         since: datetime | None = None,
         after: int | None = None,
         whole: bool = False,
-    ) -> AsyncIterator[AsyncIterator[Seen]]:
+    ) -> AsyncIterator[AsyncIterator[StoredMessage]]:
         """What *stream* holds of the *wanted* subjects, and what comes; nothing is acknowledged.
 
         What it holds *since* then, *after* that sequence, or as a *whole*; without any, only what comes.
         """
         config = ConsumerConfig(
-            deliver_policy=_beginning(since, after, whole=whole),
+            deliver_policy=_deliver_policy(since, after, whole=whole),
             opt_start_time=since,
             opt_start_seq=None if after is None else after + 1,
             filter_subjects=wanted,
         )
-        subscription = await self._in_order(stream, wanted, config)
+        subscription = await self._subscribe_ordered(stream, wanted, config)
         try:
-            yield _seen(self._connection.messages(subscription))
+            yield _iter_stored(self._connection.messages(subscription))
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
 
-    async def snapshot(self, stream: str, wanted: list[str]) -> list[Seen]:
+    async def last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
         """The last message on each of the *wanted* subjects that *stream* holds now."""
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
-        subscription = await self._in_order(stream, wanted, config)
-        found: list[Seen] = []
+        subscription = await self._subscribe_ordered(stream, wanted, config)
+        found: list[StoredMessage] = []
         try:
             info = await subscription.consumer_info()
             # What has left the broker may not be here yet: the count is what both sides of the wire hold.
             handed_out = info.delivered.consumer_seq if info.delivered else 0
             for _ in range((info.num_pending or 0) + handed_out):
                 raw = await next_message(subscription, ACK_TIMEOUT_S)
-                with contextlib.suppress(Unreadable):
-                    envelope, message = read(raw.subject, raw.headers, raw.data)
-                    found.append(Seen(message, envelope, raw.subject, raw.metadata.sequence.stream))
+                with contextlib.suppress(DecodeError):
+                    envelope, message = decode_message(raw.subject, raw.headers, raw.data)
+                    found.append(StoredMessage(message, envelope, raw.subject, raw.metadata.sequence.stream))
         finally:
             with contextlib.suppress(NatsError):
                 await subscription.unsubscribe()
         return found
 
-    async def latest(self, kind: type[Message]) -> list[Seen]:
+    async def latest(self, kind: type[Message]) -> list[StoredMessage]:
         """The last message of this *kind* of each device; none where the federation is older than what keeps them."""
-        assert kind.stands, kind.word
-        with contextlib.suppress(NoFederation):
-            return await self.snapshot(streams.devices_stream(self.fed), [subjects.every(self.fed, kind)])
+        assert kind.keeps_last_value, kind.word
+        with contextlib.suppress(FederationNotFound):
+            return await self.last_per_subject(
+                streams.devices_stream(self.fed), [subjects.wildcard_for(self.fed, kind)]
+            )
         return []
 
-    async def _in_order(
+    async def _subscribe_ordered(
         self, stream: str, wanted: list[str], config: ConsumerConfig
     ) -> JetStreamContext.PushSubscription:
         try:
             return await self._js.subscribe(wanted[0], stream=stream, config=config, ordered_consumer=True)
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
-            raise NoFederation(self.fed) from None
+            raise FederationNotFound(self.fed) from None
 
-    async def extent(self, stream: str) -> tuple[int, int]:
+    async def sequence_range(self, stream: str) -> tuple[int, int]:
         """The sequences of the first and the last message that *stream* holds; raises NoFederation."""
         try:
             state = (await self._js.stream_info(stream)).state
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
-            raise NoFederation(self.fed) from None
+            raise FederationNotFound(self.fed) from None
         return state.first_seq, state.last_seq
 
-    async def clock_ahead_s(self, task: str = "") -> float | None:
+    async def measure_clock_skew_s(self, task: str = "") -> float | None:
         """By how many seconds this machine's clock is ahead of the broker's; None where nobody tells.
 
         A client with credentials may not ask the broker, and asks the server side of *task*. Right to half of
         what the question took.
         """
         asked = datetime.now(UTC)
-        if self._confined:
-            request = RecallLife.model_validate(
+        if self._is_restricted:
+            request = GetLastTransition.model_validate(
                 {"task": task, "client": self.identity.owner, "kind": "client"}
             )
             try:
-                return _ahead_s(asked, (await self.request(request)).answered_at)
-            except (NoAnswer, RequestRefused):
+                return _clock_skew_s(asked, (await self.request(request)).answered_at)
+            except (NoResponse, RequestRefused):
                 return None
         try:
             raw = await self._client.request(f"$JS.API.STREAM.INFO.{streams.events_stream(self.fed)}")
@@ -490,82 +515,84 @@ class Bus:
             return None
         if not (said := json.loads(raw.data).get("ts")):
             return None
-        return _ahead_s(asked, datetime.fromisoformat(said).timestamp())
+        return _clock_skew_s(asked, datetime.fromisoformat(said).timestamp())
 
-    def _look_at_clocks(self, ahead_s: float | None) -> None:
+    def _warn_on_clock_skew(self, ahead_s: float | None) -> None:
         """One line, once: deadlines, credentials and traces are told by several clocks."""
-        if ahead_s is not None and abs(ahead_s) > CLOCK_OFF_S and not self._clock_was_told:
-            self._clock_was_told = True
+        if ahead_s is not None and abs(ahead_s) > CLOCK_SKEW_WARNING_S and not self._has_warned_of_skew:
+            self._has_warned_of_skew = True
             advice = "set the clock of this machine, or that of the server, whichever is wrong"
             log.warning("the clocks differ", ahead_s=round(ahead_s, 1), advice=advice)
 
-    async def existing_streams(self) -> dict[str, int] | None:
+    async def list_streams(self) -> dict[str, int] | None:
         """The federation's streams that are there, with their messages; None where JetStream is off."""
-        return await streams.existing(self._js, self.fed)
+        return await streams.list_streams(self._js, self.fed)
 
     async def states(self, kind: str, thing: str = ">") -> list[Transition]:
         """The last transition of every *kind* of thing, or of one: the state of the federation."""
-        seen = await self.last_moves(kind, thing)
+        seen = await self.last_transitions(kind, thing)
         return [one.message for one in seen if isinstance(one.message, Transition)]
 
-    async def last_moves(self, kind: str, thing: str = ">") -> list[Seen]:
+    async def last_transitions(self, kind: str, thing: str = ">") -> list[StoredMessage]:
         """The same, with what is known of each message: when it was said."""
-        return await self.snapshot(streams.life_stream(self.fed), [subjects.life(self.fed, kind, thing)])
+        return await self.last_per_subject(
+            streams.lifecycle_stream(self.fed), [subjects.lifecycle(self.fed, kind, thing)]
+        )
 
-    async def said_last(self, kind: type[Message], *, task: str) -> list[Message]:
+    async def last_per_sender(self, kind: type[Message], *, task: str) -> list[Message]:
         """The last message of this *kind* that each of its senders has said."""
-        wanted = subjects.every(self.fed, kind, task=task)
-        return [one.message for one in await self.snapshot(streams.events_stream(self.fed), [wanted])]
+        wanted = subjects.wildcard_for(self.fed, kind, task=task)
+        return [one.message for one in await self.last_per_subject(streams.events_stream(self.fed), [wanted])]
 
-    async def last(self, subject: str) -> Seen | None:
+    async def last(self, subject: str) -> StoredMessage | None:
         """The last message that the life stream holds on *subject*, however long the bus is away."""
-        if self._confined:
-            return await self._recalled(subject)
-        raw = await self.last_raw(streams.life_stream(self.fed), subject)
+        if self._is_restricted:
+            return await self._request_last_transition(subject)
+        raw = await self.last_raw_message(streams.lifecycle_stream(self.fed), subject)
         if raw is None:
             return None
-        envelope, message = read(subject, raw.headers, raw.data or b"")
-        return Seen(message, envelope, subject, int(raw.seq or 0))
+        envelope, message = decode_message(subject, raw.headers, raw.data or b"")
+        return StoredMessage(message, envelope, subject, int(raw.seq or 0))
 
-    async def last_raw(self, stream: str, subject: str) -> RawStreamMsg | None:
+    async def last_raw_message(self, stream: str, subject: str) -> RawStreamMsg | None:
         """The last message of any stream, unread: for the package's own."""
         while True:
             try:
                 return await self._js.get_last_msg(stream, subject)
             except NotFoundError:
                 return None
-            except (*AWAY, ServiceUnavailableError) as error:
+            except (*TRANSIENT_ERRORS, ServiceUnavailableError) as error:
                 log.warning("not read yet", subject=subject, reason=str(error) or type(error).__name__)
                 await asyncio.sleep(RETRY_S)
 
-    async def _recalled(self, subject: str) -> Seen | None:
+    async def _request_last_transition(self, subject: str) -> StoredMessage | None:
         """The same, as a client with credentials learns it: see `fedbus.contracts.state_recall`."""
         *_, kind, client, task = subject.split(".")
-        request = RecallLife.model_validate({"task": task, "client": client, "kind": kind})
+        request = GetLastTransition.model_validate({"task": task, "client": client, "kind": kind})
         while True:
             asked = datetime.now(UTC)
             try:
-                told: Recalled = await self.request(request)
-                self._look_at_clocks(_ahead_s(asked, told.answered_at))
+                told: LastTransition = await self.request(request)
+                self._warn_on_clock_skew(_clock_skew_s(asked, told.answered_at))
                 break
-            except (NoAnswer, RequestRefused) as error:
+            except (NoResponse, RequestRefused) as error:
                 log.warning("not recalled yet", subject=subject, reason=str(error))
                 await asyncio.sleep(RETRY_S)
         if not told.sequence:
             return None
-        envelope, message = read(subject, told.headers, told.body)
-        return Seen(message, envelope, subject, told.sequence)
+        envelope, message = decode_message(subject, told.headers, told.body)
+        return StoredMessage(message, envelope, subject, told.sequence)
 
-    async def recall(self, request: RecallLife) -> Recalled:
+    async def answer_last_transition(self, request: GetLastTransition) -> LastTransition:
         """The answer to a client that asks where it stands. For the server side."""
-        life = streams.life_stream(self.fed)
+        life = streams.lifecycle_stream(self.fed)
         try:
             raw = await self._js.get_last_msg(
-                life, subjects.life(self.fed, request.kind, f"{request.client}.{request.task}")
+                life, subjects.lifecycle(self.fed, request.kind, f"{request.client}.{request.task}")
             )
         except NotFoundError:
-            return Recalled(answered_at=time.time())
-        return Recalled(
+            return LastTransition(answered_at=time.time())
+        return LastTransition(
             sequence=int(raw.seq or 0),
             headers=dict(raw.headers or {}),
             body=raw.data or b"",
@@ -574,22 +601,22 @@ class Bus:
 
 
 @asynccontextmanager
-async def _blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
+async def _open_blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs]:
     """Who carries no weights is not there for blobs: he may not even listen."""
-    if identity.carries_weights:
+    if identity.can_transfer_blobs:
         async with Blobs.open(client, identity.fed, identity.holder) as blobs:
             yield blobs
     else:
         yield Blobs(client, identity.fed, identity.holder)
 
 
-def _ahead_s(asked: datetime, said_s: float) -> float | None:
+def _clock_skew_s(asked: datetime, said_s: float) -> float | None:
     """How far our clock is ahead of one that said *said_s* in answer to what we *asked*; None where it said nothing."""
     now_s = datetime.now(UTC).timestamp()
     return (asked.timestamp() + now_s) / 2 - said_s if said_s else None
 
 
-def _beginning(since: datetime | None, after: int | None, *, whole: bool) -> DeliverPolicy:
+def _deliver_policy(since: datetime | None, after: int | None, *, whole: bool) -> DeliverPolicy:
     if since is not None:
         return DeliverPolicy.BY_START_TIME
     if after is not None:
@@ -597,20 +624,18 @@ def _beginning(since: datetime | None, after: int | None, *, whole: bool) -> Del
     return DeliverPolicy.ALL if whole else DeliverPolicy.NEW
 
 
-def _answer(request: Request, reply: Msg) -> Any:
-    if reply.headers and REFUSED in reply.headers:
-        refused = parse(Refused, reply.data)
-        raise RequestRefused(
-            request.word, refused.reason, passing=refused.passing, blameless=refused.blameless
-        )
+def _parse_reply(request: Request, reply: Msg) -> Any:
+    if reply.headers and REFUSED_HEADER in reply.headers:
+        refused = decode_body(Refused, reply.data)
+        raise RequestRefused(request.word, refused.reason, kind=refused.kind)
     if reply.headers and "Nats-Service-Error" in reply.headers:
         raise RequestRefused(
             request.word, f"the {request.server} broke: {reply.headers['Nats-Service-Error']}"
         )
-    return parse(request.answer, reply.data)
+    return decode_body(request.answer, reply.data)
 
 
-def _endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[None]]:
+def _make_endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[None]]:
     """*handler* of *who* as a micro endpoint. What is wrong with a request is the sender's to hear of."""
 
     async def answer(raw: MicroRequest) -> None:
@@ -618,26 +643,28 @@ def _endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Awaitable[
             log.warning("not answered: the answer was to go to no inbox", subject=raw.subject)
             return  # whoever may ask could else have us speak for him where he may not
         try:
-            envelope, message = read(raw.subject, raw.headers, raw.data)
-        except Unreadable as error:
-            await raw.respond(pack(Refused(reason=str(error))), headers={REFUSED: "unreadable"})
+            envelope, message = decode_message(raw.subject, raw.headers, raw.data)
+        except DecodeError as error:
+            await raw.respond(pack(Refused(reason=str(error))), headers={REFUSED_HEADER: "unreadable"})
             return
-        tracing.counted(message, "receive", len(raw.data))
-        with tracing.continued(envelope, "answer", message, raw.subject, who):
+        tracing.count_message(message, "receive", len(raw.data))
+        with tracing.consumer_span(envelope, "answer", message, raw.subject, who):
             body = await handler(message)
-        await raw.respond(pack(body), headers={REFUSED: "refused"} if isinstance(body, Refused) else {})
+        await raw.respond(
+            pack(body), headers={REFUSED_HEADER: "refused"} if isinstance(body, Refused) else {}
+        )
 
     return answer
 
 
-async def _readable(messages: AsyncIterator[Msg]) -> AsyncIterator[Message]:
+async def _iter_messages(messages: AsyncIterator[Msg]) -> AsyncIterator[Message]:
     async for raw in messages:
-        with contextlib.suppress(Unreadable):  # nobody waits for it and nothing is lost by it
-            yield read(raw.subject, raw.headers, raw.data)[1]
+        with contextlib.suppress(DecodeError):  # nobody waits for it and nothing is lost by it
+            yield decode_message(raw.subject, raw.headers, raw.data)[1]
 
 
-async def _seen(messages: AsyncIterator[Msg]) -> AsyncIterator[Seen]:
+async def _iter_stored(messages: AsyncIterator[Msg]) -> AsyncIterator[StoredMessage]:
     async for raw in messages:
-        with contextlib.suppress(Unreadable):
-            envelope, message = read(raw.subject, raw.headers, raw.data)
-            yield Seen(message, envelope, raw.subject, raw.metadata.sequence.stream)
+        with contextlib.suppress(DecodeError):
+            envelope, message = decode_message(raw.subject, raw.headers, raw.data)
+            yield StoredMessage(message, envelope, raw.subject, raw.metadata.sequence.stream)

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fedbus.bus.errors import AccessUnusable
-from fedbus.contracts.credentials import NotCredentials, UserClaims, seed_in, user_in
+from fedbus.bus.errors import InvalidCredentialsFile
+from fedbus.contracts.credentials import InvalidCredentials, UserClaims, extract_seed, parse_user
 
 
 @dataclass(frozen=True)
-class Access:
+class BusAccess:
     """Neither: the bus of a laptop, which asks nobody who he is."""
 
     creds: Path | None = None
@@ -34,15 +34,15 @@ class Access:
         """
         if self.creds is None:
             return
-        claims = _credentials(self.creds)
-        if mistake := claims.mistaken_for(fed, client):
-            raise AccessUnusable(f"FEDBUS_CREDS: {self.creds}: {mistake}")
+        claims = _read_credentials(self.creds)
+        if mistake := claims.mismatch(fed, client):
+            raise InvalidCredentialsFile(f"FEDBUS_CREDS: {self.creds}: {mistake}")
 
     def options(self) -> dict[str, Any]:
         """As nats-py has them; raises AccessUnusable."""
         options: dict[str, Any] = {}
         if self.creds is not None:
-            _credentials(self.creds)
+            _read_credentials(self.creds)
             options["user_credentials"] = str(self.creds)
         if self.ca is not None:
             options["tls"] = self.tls()
@@ -57,30 +57,30 @@ class Access:
             try:
                 context.load_verify_locations(self.ca)
             except ssl.SSLError:
-                raise AccessUnusable(
+                raise InvalidCredentialsFile(
                     f"FEDBUS_CA: {self.ca} holds no certificate: copy ca.pem from the kit again"
                 ) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
 
 
-OPEN = Access()
+ANONYMOUS = BusAccess()
 
 
-def _credentials(path: Path) -> UserClaims:
+def _read_credentials(path: Path) -> UserClaims:
     _check_readable(path, "FEDBUS_CREDS")
     try:
         text = path.read_text(errors="replace")
-        seed_in(text)
-        return user_in(text)
-    except NotCredentials as error:
-        raise AccessUnusable(f"FEDBUS_CREDS: {path} is of no use: {error}") from None
+        extract_seed(text)
+        return parse_user(text)
+    except InvalidCredentials as error:
+        raise InvalidCredentialsFile(f"FEDBUS_CREDS: {path} is of no use: {error}") from None
 
 
 def _check_readable(path: Path, variable: str) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise AccessUnusable(
+        raise InvalidCredentialsFile(
             f"{variable}: {path} cannot be read ({error.strerror}): copy it from the kit again"
         ) from None

@@ -1,5 +1,7 @@
 """What a caller of the bus can do something about."""
 
+from fedbus.contracts.message import RefusalKind
+
 
 class BusError(Exception):
     """Something the bus could not do; the text says what to do about it."""
@@ -13,7 +15,7 @@ class BusUnreachable(BusError):
         self.url = url
 
 
-class AccessUnusable(BusError):
+class InvalidCredentialsFile(BusError):
     """The files that say who we are, or whom to believe, are not what they should be."""
 
 
@@ -30,7 +32,7 @@ class AccessDenied(BusError):
         self.advice = advice
 
 
-class Forbidden(BusError):
+class PermissionDenied(BusError):
     """The bus knows us, and does not let us do this."""
 
     def __init__(self, what: str) -> None:
@@ -38,7 +40,7 @@ class Forbidden(BusError):
         self.what = what
 
 
-class NoFederation(BusError):
+class FederationNotFound(BusError):
     """The bus is there, and nothing of the federation on it."""
 
     def __init__(self, fed: str) -> None:
@@ -53,7 +55,7 @@ class BusClosed(BusError):
     """The connection is gone for good: refused, or closed from outside. The process should end and be started anew."""
 
 
-class NoAnswer(BusError):
+class NoResponse(BusError):
     """Nobody serves the request, or whoever does was too slow."""
 
     def __init__(self, word: str, server: str, reason: str) -> None:
@@ -63,18 +65,13 @@ class NoAnswer(BusError):
 
 
 class RequestRefused(BusError):
-    """The answer was no.
+    """The answer is a refusal; *kind* tells who can do something about it."""
 
-    *passing*: what stands in the way may be gone when it is asked again. *blameless*: it is no fault of what was
-    asked, as nothing that passes is.
-    """
-
-    def __init__(self, word: str, reason: str, *, passing: bool = False, blameless: bool = False) -> None:
+    def __init__(self, word: str, reason: str, *, kind: RefusalKind = RefusalKind.CALLER) -> None:
         super().__init__(reason)
         self.word = word
         self.reason = reason
-        self.passing = passing
-        self.blameless = blameless or passing
+        self.kind = kind
 
 
 class PublishRefused(BusError):
@@ -85,7 +82,7 @@ class PublishRefused(BusError):
         self.subject = subject
 
 
-class MovedByAnother(BusError):
+class StaleOwner(BusError):
     """Somebody else has moved this thing: a second owner runs, and this one must end."""
 
     def __init__(self, kind: str, thing: str) -> None:

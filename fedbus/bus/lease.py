@@ -20,16 +20,17 @@ import structlog
 from nats.errors import Error as NatsError
 from nats.errors import TimeoutError as NatsTimeout
 
-from fedbus.bus.background import beside
+from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import LeaseLost, PublishRefused
-from fedbus.bus.lifecycles import EXPECTED, WRONG_SEQUENCE
+from fedbus.bus.lifecycles import EXPECTED_SEQUENCE_HEADER, WRONG_SEQUENCE_CODE
 from fedbus.bus.nats.cancellation import next_message
 from fedbus.bus.streams import LEASE_S, lease_stream
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 
 RENEW_S: Final = LEASE_S / 4
-LET_GO_S: Final = 1.0
+RELEASE_TIMEOUT_S: Final = 1.0
 """How long whoever ends may take to say so: after that the lease runs out by itself."""
 
 log = structlog.get_logger("fedbus.lease")
@@ -38,7 +39,7 @@ log = structlog.get_logger("fedbus.lease")
 class Lease:
     """The right to be the one *agent* of a task. Make one with `held`."""
 
-    def __init__(self, bus: Bus, *, task: str, agent: str) -> None:
+    def __init__(self, bus: Bus, *, task: str, agent: AgentName) -> None:
         self._bus = bus
         self._stream = lease_stream(bus.fed)
         self._subject = subjects.lease(bus.fed, task, agent)
@@ -46,15 +47,15 @@ class Lease:
 
     @classmethod
     @asynccontextmanager
-    async def held(cls, bus: Bus, *, task: str, agent: str) -> AsyncIterator["Lease"]:
+    async def held(cls, bus: Bus, *, task: str, agent: AgentName) -> AsyncIterator["Lease"]:
         """Wait for the lease, and keep it for as long as the block runs; raises LeaseLost inside where it cannot."""
         lease = cls(bus, task=task, agent=agent)
-        await lease._take()
+        await lease._wait_until_acquired()
         try:
-            async with beside(lease._keep(), name=f"keep the lease of {agent}"):
+            async with background_task(lease._renew_forever(), name=f"keep the lease of {agent}"):
                 yield lease
         finally:
-            await lease._let_go()
+            await lease._release()
 
     @property
     def holder(self) -> str:
@@ -63,12 +64,12 @@ class Lease:
 
     async def check(self) -> None:
         """Raises LeaseLost where another has it by now."""
-        await self._say(self.holder.encode())
+        await self._write(self.holder.encode())
 
-    async def _take(self) -> None:
+    async def _wait_until_acquired(self) -> None:
         waits = False
-        async with self._bus.subscription(self._subject) as said:
-            while not await self._takes():
+        async with self._bus.subscribe(self._subject) as said:
+            while not await self._try_acquire():
                 if not waits:
                     log.info("another holds the lease: standing by", lease=self._subject)
                 waits = True
@@ -77,9 +78,9 @@ class Lease:
                         pass
         log.info("the lease is ours", lease=self._subject)
 
-    async def _takes(self) -> bool:
+    async def _try_acquire(self) -> bool:
         """Try once."""
-        last = await self._bus.last_raw(self._stream, self._subject)
+        last = await self._bus.last_raw_message(self._stream, self._subject)
         if last is not None and last.data:
             return False
         self._sequence = int(last.seq or 0) if last else 0
@@ -89,21 +90,21 @@ class Lease:
             return False
         return True
 
-    async def _keep(self) -> None:
+    async def _renew_forever(self) -> None:
         while True:
             await asyncio.sleep(RENEW_S)
             await self.check()
 
-    async def _let_go(self) -> None:
+    async def _release(self) -> None:
         with contextlib.suppress(LeaseLost, TimeoutError, NatsError):
-            async with asyncio.timeout(LET_GO_S):
-                await self._say(b"")
+            async with asyncio.timeout(RELEASE_TIMEOUT_S):
+                await self._write(b"")
 
-    async def _say(self, word: bytes) -> None:
-        headers = {EXPECTED: str(self._sequence)}
+    async def _write(self, word: bytes) -> None:
+        headers = {EXPECTED_SEQUENCE_HEADER: str(self._sequence)}
         try:
             self._sequence = await self._bus.store(self._subject, headers, word)
         except PublishRefused as refused:
-            if WRONG_SEQUENCE not in str(refused):
+            if WRONG_SEQUENCE_CODE not in str(refused):
                 raise
             raise LeaseLost(self._subject) from None

@@ -17,33 +17,28 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from datetime import datetime
-from enum import StrEnum
-from typing import Any, Generic, Protocol, TypeVar
+from typing import Generic, Protocol
 
 import structlog
 
 from fedbus.bus import tracing
-from fedbus.bus.background import beside
+from fedbus.bus.background import background_task
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import MovedByAnother, PublishRefused
+from fedbus.bus.errors import PublishRefused, StaleOwner
 from fedbus.contracts import subjects
-from fedbus.contracts.envelope import envelop, pack, read
-from fedbus.contracts.lifecycle import Lifecycle, span_name
-from fedbus.contracts.message import Facts
-from fedbus.contracts.telemetry import TRANSITIONS, add, failed, tracer_of
+from fedbus.contracts.envelope import decode_message, make_envelope, pack
+from fedbus.contracts.lifecycle import NO_CHANGES, Changes, Data, Event, Lifecycle, State, span_name
+from fedbus.contracts.telemetry import TRANSITIONS, get_tracer, increment, mark_failed
 from fedbus.contracts.transition import Transition
 
-EXPECTED = "Nats-Expected-Last-Subject-Sequence"
-WRONG_SEQUENCE = "(10071)"
+EXPECTED_SEQUENCE_HEADER = "Nats-Expected-Last-Subject-Sequence"
+WRONG_SEQUENCE_CODE = "(10071)"
 
-State = TypeVar("State", bound=StrEnum)
-FactsT = TypeVar("FactsT", bound=Facts)
-
-tracer = tracer_of("fedbus.lives")
+tracer = get_tracer("fedbus.lives")
 log = structlog.get_logger("fedbus.lives")
 
 
-class Entry(Protocol):
+class OutboxEntry(Protocol):
     """One message that waits in an outbox."""
 
     @property
@@ -56,28 +51,33 @@ class Entry(Protocol):
     def body(self) -> bytes: ...
 
 
-class Outbox(Protocol):
+class TransitionOutbox(Protocol):
     """Keeps messages in order, on disk, until they are removed. See `fedbus.stores.outbox`."""
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int: ...
-    def first(self) -> Entry | None: ...
-    def last(self, subject: str) -> Entry | None: ...
+    def first(self) -> OutboxEntry | None: ...
+    def last(self, subject: str) -> OutboxEntry | None: ...
     def remove(self, number: int) -> None: ...
 
 
-class Life(Generic[State, FactsT]):
+class LifecycleHandle(Generic[State, Event, Data, Changes]):
     """One thing's lifecycle, as its owner moves it. Make one with `Lives.of`."""
 
     def __init__(
-        self, lives: "Lives", lifecycle: Lifecycle[State], facts: FactsT, state: State | None, told: str = ""
+        self,
+        lives: "LifecycleStore",
+        lifecycle: Lifecycle[State, Event, Data, Changes],
+        facts: Data,
+        last: Transition | None = None,
+        told: str = "",
     ) -> None:
         self._lives = lives
         self._lifecycle = lifecycle
-        self._state = state
-        self.facts = facts
-        self.event = ""
-        """What has last happened to it."""
-        self.reason = ""
+        self._facts = facts
+        self._state = lifecycle.states(last.target) if last else None
+        self.event: Event | None = lifecycle.events(last.event) if last else None
+        """The event of the last transition."""
+        self.reason = last.reason if last else ""
         self.told = told
         """The id of the message that said so."""
 
@@ -87,71 +87,96 @@ class Life(Generic[State, FactsT]):
         return self._state or self._lifecycle.initial
 
     @property
+    def facts(self) -> Data:
+        """The data of the last transition. Only a transition changes them."""
+        return self._facts
+
+    @property
     def born(self) -> bool:
         return self._state is not None
 
-    def allows(self, event: str) -> bool:
+    def allows(self, event: Event) -> bool:
         return self._lifecycle.allows(self.state, event)
 
-    async def bear(self, event: str, *, reason: str = "") -> None:
-        """Tell of a thing that is new: it stands in its first state."""
+    async def create(self, *, reason: str = "") -> None:
+        """Publish the creation of a new entity, in its initial state."""
         assert not self.born
-        await self._tell(event, "", self._lifecycle.initial, reason, run=getattr(self.facts, "run", None))
+        run = getattr(self._facts, "run", None)
+        await self._tell(
+            self._lifecycle.creation, "", self._lifecycle.initial, self._facts, reason=reason, run=run
+        )
 
-    async def move(
-        self, event: str, *, reason: str = "", deadline: datetime | None = None, **facts: Any
+    async def transition(
+        self,
+        event: Event,
+        changes: Changes = NO_CHANGES,
+        *,
+        reason: str = "",
+        deadline: datetime | None = None,
     ) -> None:
-        """Follow the arrow of *event*, with *facts* changed.
+        """Follow the arrow of *event*, with *changes* of the data.
 
-        Raises IllegalTransition where the table has no such arrow, and MovedByAnother where somebody
-        else has moved this thing since.
+        State and data change together, when the transition is published; nothing changes where an exception is
+        raised.
+
+        Raises:
+            IllegalTransition: The table has no such arrow.
+            IllegalChange: The table does not allow these changes.
+            MovedByAnother: Another owner has moved this entity.
+
         """
         target = self._lifecycle.advance(self.state, event)
-        run = facts.get("run") or self._run_in_hand
-        self.facts = self.facts.model_copy(update=facts)
-        trouble = str(facts.get("trouble") or event) if event in self._lifecycle.failures else ""
-        await self._tell(event, str(self.state), target, reason, deadline, run=run, trouble=trouble)
+        data = self._lifecycle.change(event, self._facts, changes)
+        run = getattr(data, "run", None) if changes.get("run") else self._run_in_hand
+        failure = ""
+        if event in self._lifecycle.failures:
+            failure = str(changes.get("trouble") or event)
+        await self._tell(
+            event, str(self.state), target, data, reason=reason, deadline=deadline, run=run, failure=failure
+        )
 
     @property
     def _run_in_hand(self) -> str | None:
         """The run that it is in, where it is in one and does not merely remember it."""
         is_in_one = self.state not in self._lifecycle.between_runs
-        return getattr(self.facts, "run", None) if is_in_one else None
+        return getattr(self._facts, "run", None) if is_in_one else None
 
     async def _tell(
         self,
-        event: str,
+        event: Event,
         source: str,
         target: State,
+        data: Data,
+        *,
         reason: str,
         deadline: datetime | None = None,
-        *,
         run: str | None = None,
-        trouble: str = "",
+        failure: str = "",
     ) -> None:
         wait = self._lifecycle.waits.get(target)
         transition = Transition.model_validate(
             {
-                "task": self.facts.task,
-                "event": event,
+                "task": data.task,
+                "event": str(event),
                 "source": source,
                 "target": str(target),
                 "reason": reason,
-                "waits_for": wait.awaited if wait else "",
+                "waits_for": wait.waiting_for if wait else "",
                 "deadline": deadline,
-                "facts": self.facts.model_dump(),
+                "facts": data.model_dump(),
             }
         )
         with tracer.start_as_current_span(
-            span_name(transition.kind, source or "•", str(target)), attributes=_attributes(transition, run)
+            span_name(transition.kind, source or "•", str(target)),
+            attributes=_span_attributes(transition, run),
         ) as span:
-            if trouble:
-                failed(span, trouble, reason)
+            if failure:
+                mark_failed(span, failure, reason)
             waited = source in self._lifecycle.waits  # then its own clock may have moved it
             self.told = await self._lives.tell(transition, cause=self.told if waited else "")
         moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
-        add(TRANSITIONS, moved)
-        self._state = target
+        increment(TRANSITIONS, moved)
+        self._state, self._facts = target, data
         self.event, self.reason = event, reason
         say = (
             log.debug if source == str(target) else log.info
@@ -159,15 +184,15 @@ class Life(Generic[State, FactsT]):
         say(
             span_name(transition.kind, source or "•", str(target)),
             thing=transition.thing,
-            event_word=event,
+            event_word=str(event),
             reason=reason or None,
         )
 
 
-class Lives:
+class LifecycleStore:
     """The lifecycles that one agent owns."""
 
-    def __init__(self, bus: Bus, outbox: Outbox | None = None) -> None:
+    def __init__(self, bus: Bus, outbox: TransitionOutbox | None = None) -> None:
         self._bus = bus
         self._outbox = outbox
         self._sequences: dict[str, int] = {}
@@ -177,28 +202,28 @@ class Lives:
 
     @classmethod
     @asynccontextmanager
-    async def open(cls, bus: Bus, outbox: Outbox | None = None) -> AsyncIterator["Lives"]:
+    async def open(cls, bus: Bus, outbox: TransitionOutbox | None = None) -> AsyncIterator["LifecycleStore"]:
         """The agent's lifecycles for as long as the block runs; what still waits in the outbox stays there."""
         lives = cls(bus, outbox)
         if outbox is None:
             yield lives
             return
         await lives._drop_what_was_overtaken(outbox)
-        async with beside(lives._empty(outbox), name="empty the outbox"):
+        async with background_task(lives._empty(outbox), name="empty the outbox"):
             yield lives
             await lives._say_the_rest()
 
-    async def of(self, lifecycle: Lifecycle[State], facts: FactsT) -> Life[State, FactsT]:
+    async def of(
+        self, lifecycle: Lifecycle[State, Event, Data, Changes], facts: Data
+    ) -> LifecycleHandle[State, Event, Data, Changes]:
         """The life of the thing that *facts* names, as the log tells it; with *facts* where it tells nothing."""
         subject = self._subject(lifecycle.kind, facts.thing)
         told = await self._told(subject)
         if told is None:
-            return Life(self, lifecycle, facts, None)
+            return LifecycleHandle(self, lifecycle, facts)
         last, said_in = told
         known = type(facts).model_validate(last.facts.model_dump())
-        life = Life(self, lifecycle, known, lifecycle.states(last.target), said_in)
-        life.event, life.reason = last.event, last.reason
-        return life
+        return LifecycleHandle(self, lifecycle, known, last, said_in)
 
     async def tell(self, transition: Transition, *, cause: str = "") -> str:
         """Append *transition* to the log: at once by the outbox, or when the bus has taken it. The message's id.
@@ -206,7 +231,9 @@ class Lives:
         *cause*: what led to it, where nothing is being handled.
         """
         subject = self._subject(transition.kind, transition.thing)
-        envelope = envelop(transition, source=self._bus.source, trace=tracing.here(), cause=cause)
+        envelope = make_envelope(
+            transition, source=self._bus.source, trace=tracing.current_trace_headers(), cause=cause
+        )
         headers, body = envelope.headers(), pack(transition)
         if self._outbox is None:
             await self._store(subject, headers, body)
@@ -223,7 +250,7 @@ class Lives:
         self._sequences[subject] = max(told_until, seen.sequence if seen else 0)
         entry = self._outbox.last(subject) if self._outbox else None
         if entry is not None:
-            envelope, message = read(entry.subject, entry.headers, entry.body)
+            envelope, message = decode_message(entry.subject, entry.headers, entry.body)
             assert isinstance(message, Transition)
             return message, envelope.id
         if seen is None:
@@ -231,32 +258,32 @@ class Lives:
         assert isinstance(seen.message, Transition)
         return seen.message, seen.envelope.id
 
-    async def _empty(self, outbox: Outbox) -> None:
+    async def _empty(self, outbox: TransitionOutbox) -> None:
         """Hand the bus what waits, in order, and wait for more."""
         while True:
             while (entry := outbox.first()) is not None:
                 try:
                     await self._store(entry.subject, entry.headers, entry.body)
-                except MovedByAnother:
-                    _drop(outbox, entry.subject)
+                except StaleOwner:
+                    _remove_from_outbox(outbox, entry.subject)
                     raise
                 outbox.remove(entry.number)
             self._said.set()
             await self._waiting.wait()
             self._waiting.clear()
 
-    async def _drop_what_was_overtaken(self, outbox: Outbox) -> None:
+    async def _drop_what_was_overtaken(self, outbox: TransitionOutbox) -> None:
         """Another owner may have moved the thing while we were away: then what we would say is of the past."""
         if (entry := outbox.first()) is None:
             return
         seen = await self._bus.last(entry.subject)
-        _, waiting = read(entry.subject, entry.headers, entry.body)
+        _, waiting = decode_message(entry.subject, entry.headers, entry.body)
         assert isinstance(waiting, Transition)
         stands = getattr(seen.message, "target", "") if seen else ""
         said_already = seen is not None and seen.envelope.id == entry.headers["ce-id"]
         if waiting.source != stands and not said_already:
             log.warning("what waited in the outbox was overtaken by another owner", thing=waiting.thing)
-            _drop(outbox, entry.subject)
+            _remove_from_outbox(outbox, entry.subject)
 
     async def _say_the_rest(self, within_s: float = 2.0) -> None:
         """On leaving, a moment for what waits; if the bus is away it is said after the next start."""
@@ -270,11 +297,11 @@ class Lives:
         if subject not in self._sequences:
             seen = await self._bus.last(subject)
             self._sequences[subject] = seen.sequence if seen else 0
-        expected = {EXPECTED: str(self._sequences[subject])}
+        expected = {EXPECTED_SEQUENCE_HEADER: str(self._sequences[subject])}
         try:
             self._sequences[subject] = await self._bus.store(subject, headers | expected, body)
         except PublishRefused as refused:
-            if WRONG_SEQUENCE not in str(refused):
+            if WRONG_SEQUENCE_CODE not in str(refused):
                 raise
             self._sequences[subject] = await self._ours(subject, headers["ce-id"])
 
@@ -283,20 +310,20 @@ class Lives:
         seen = await self._bus.last(subject)
         if seen is None or seen.envelope.id != ce_id:
             kind, thing = subject.split(".life.", 1)[1].split(".", 1)
-            raise MovedByAnother(kind, thing)
+            raise StaleOwner(kind, thing)
         return seen.sequence
 
     def _subject(self, kind: str, thing: str) -> str:
-        return subjects.life(self._bus.fed, kind, thing)
+        return subjects.lifecycle(self._bus.fed, kind, thing)
 
 
-def _drop(outbox: Outbox, subject: str) -> None:
+def _remove_from_outbox(outbox: TransitionOutbox, subject: str) -> None:
     """Let go of what waits to be said on *subject*: whoever it is about has another owner now."""
     while (entry := outbox.first()) is not None and entry.subject == subject:
         outbox.remove(entry.number)
 
 
-def _attributes(transition: Transition, run: str | None) -> dict[str, str | int]:
+def _span_attributes(transition: Transition, run: str | None) -> dict[str, str | int]:
     facts = vars(transition.facts)
     attributes: dict[str, str | int] = {
         "fedbus.kind": transition.kind,

@@ -12,16 +12,16 @@ import structlog
 from nats.aio.client import Client
 from nats.micro.request import Request
 
-from fedbus.bus.nats.flush import reached_the_broker
+from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
 
-Answer: TypeAlias = Callable[[bytes], Awaitable[bytes]]
+RawHandler: TypeAlias = Callable[[bytes], Awaitable[bytes]]
 """Answers one question; raises TurnedAway."""
 
 log = structlog.get_logger("fedbus.bus")
 
 
-class TurnedAway(Exception):
+class RequestRejected(Exception):
     """The answer is no: a *code* as HTTP has it, one line that says why, and a *body* that says it to programs."""
 
     def __init__(self, code: int, reason: str, body: bytes) -> None:
@@ -32,10 +32,10 @@ class TurnedAway(Exception):
 
 
 @asynccontextmanager
-async def offered(
+async def serve_raw(
     client: Client,
     name: str,
-    endpoints: Mapping[str, tuple[str, Answer]],
+    endpoints: Mapping[str, tuple[str, RawHandler]],
     *,
     version: str,
     description: str,
@@ -46,16 +46,16 @@ async def offered(
         client, name=name, version=version, description=description, metadata=metadata
     ) as service:
         for endpoint, (subject, answer) in endpoints.items():
-            await service.add_endpoint(name=endpoint, subject=subject, handler=_endpoint(answer))
-        await reached_the_broker(client)
+            await service.add_endpoint(name=endpoint, subject=subject, handler=_make_endpoint(answer))
+        await flush_subscriptions(client)
         yield
 
 
-def _endpoint(answer: Answer) -> Callable[[Request], Awaitable[None]]:
+def _make_endpoint(answer: RawHandler) -> Callable[[Request], Awaitable[None]]:
     async def handle(request: Request) -> None:
         try:
             body = await answer(request.data)
-        except TurnedAway as no:
+        except RequestRejected as no:
             await request.respond_error(str(no.code), no.reason, data=no.body)
         else:
             await request.respond(body)

@@ -27,21 +27,22 @@ from nats.js.api import (
 from nats.js.errors import BadRequestError, NoStreamResponseError, NotFoundError, ServiceUnavailableError
 
 from fedbus.contracts import catalogue, subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.envelope import MAX_EVENT_BYTES
 from fedbus.contracts.identifiers import FederationId
 
 DAY_S = 24 * 3600.0
-KEPT_S = 7 * DAY_S
+RETENTION_S = 7 * DAY_S
 EVENTS_BYTES = 1024**3
-LIFE_BYTES = 1024**3
+LIFECYCLE_BYTES = 1024**3
 DEVICES_BYTES = 64 * 1024**2
 DEAD_BYTES = 64 * 1024**2
 LEASE_S = 5.0
 """After this long without a word of its holder a lease is free."""
 LEASE_BYTES = 1024**2
-TRANSITIONS_KEPT = 1000
+MAX_TRANSITIONS_PER_SUBJECT = 1000
 """Of one thing: its history, as `fedbus run show` and the trace tell it."""
-REPEATS_DROPPED_S = 120.0
+DUPLICATE_WINDOW_S = 120.0
 ACK_WAIT_S = 5.0
 """After this long without an acknowledgement a message is delivered again: its reader died, or the server did."""
 MAX_DELIVER = 10
@@ -52,7 +53,7 @@ def events_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_EVENTS"
 
 
-def life_stream(fed: FederationId) -> str:
+def lifecycle_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_LIFE"
 
 
@@ -60,7 +61,7 @@ def devices_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_DEVICES"
 
 
-def dead_stream(fed: FederationId) -> str:
+def dead_letter_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_DEAD"
 
 
@@ -68,24 +69,30 @@ def lease_stream(fed: FederationId) -> str:
     return f"FEDBUS_{fed}_LEASES"
 
 
-def stream_for(fed: FederationId, agent: str) -> str:
+def stream_for(fed: FederationId, agent: AgentName) -> str:
     """The stream that *agent* listens to."""
-    return life_stream(fed) if agent in catalogue.FOLLOWS else events_stream(fed)
+    return lifecycle_stream(fed) if agent in catalogue.FOLLOWS_LIFECYCLES else events_stream(fed)
 
 
-def names(fed: FederationId) -> list[str]:
+def stream_names(fed: FederationId) -> list[str]:
     """All streams of *fed*."""
-    return [events_stream(fed), life_stream(fed), devices_stream(fed), dead_stream(fed), lease_stream(fed)]
+    return [
+        events_stream(fed),
+        lifecycle_stream(fed),
+        devices_stream(fed),
+        dead_letter_stream(fed),
+        lease_stream(fed),
+    ]
 
 
-def consumer_name(owner: str, task: str, agent: str) -> str:
+def consumer_name(owner: str, task: str, agent: AgentName) -> str:
     """The durable consumer of one agent in one task: ``c1_mnist_inference``."""
     return f"{owner}_{task}_{agent}"
 
 
-async def make_streams(js: JetStreamContext, fed: FederationId) -> None:
+async def create_streams(js: JetStreamContext, fed: FederationId) -> None:
     """The streams of *fed*, made or brought up to date. Repeating it changes nothing."""
-    for plain in _streams(fed):
+    for plain in _stream_configs(fed):
         config = replace(plain, metadata={"fedbus-federation": fed})
         try:
             await js.add_stream(config)
@@ -93,11 +100,11 @@ async def make_streams(js: JetStreamContext, fed: FederationId) -> None:
             await js.update_stream(config)
 
 
-async def existing(js: JetStreamContext, fed: FederationId) -> dict[str, int] | None:
+async def list_streams(js: JetStreamContext, fed: FederationId) -> dict[str, int] | None:
     """The streams of *fed* that are there, with the messages in each; None where the server has no JetStream."""
     found: dict[str, int] = {}
     try:
-        for name in names(fed):
+        for name in stream_names(fed):
             with suppress(NotFoundError):
                 found[name] = (await js.stream_info(name)).state.messages
     except (NoStreamResponseError, ServiceUnavailableError):
@@ -105,8 +112,8 @@ async def existing(js: JetStreamContext, fed: FederationId) -> dict[str, int] | 
     return found
 
 
-async def make_consumer(
-    js: JetStreamContext, fed: FederationId, agent: str, *, task: str, owner: str, client: str = "*"
+async def create_consumer(
+    js: JetStreamContext, fed: FederationId, agent: AgentName, *, task: str, owner: str, client: str = "*"
 ) -> str:
     """The durable consumer of *agent*: what comes from now on waits in it. Repeating it changes nothing."""
     name = consumer_name(owner, task, agent)
@@ -119,15 +126,15 @@ async def make_consumer(
         ack_wait=ACK_WAIT_S,
         max_deliver=MAX_DELIVER,
         max_ack_pending=MAX_ACK_PENDING,
-        filter_subjects=catalogue.hears(fed, agent, task=task, client=client),
+        filter_subjects=catalogue.subscribed_subjects(fed, agent, task=task, client=client),
         metadata={"fedbus-agent": agent, "fedbus-owner": owner, "fedbus-task": task},
     )
     await js.add_consumer(stream_for(fed, agent), config)
     return name
 
 
-async def drop_consumer(
-    js: JetStreamContext, fed: FederationId, agent: str, *, task: str, owner: str
+async def delete_consumer(
+    js: JetStreamContext, fed: FederationId, agent: AgentName, *, task: str, owner: str
 ) -> None:
     """Forget the consumer of *agent*, and what waits in it."""
     try:
@@ -136,48 +143,48 @@ async def drop_consumer(
         return
 
 
-def _streams(fed: FederationId) -> list[StreamConfig]:
+def _stream_configs(fed: FederationId) -> list[StreamConfig]:
     return [
-        _stream(
+        _stream_config(
             events_stream(fed),
             f"Events and commands of the federation {fed}",
             catalogue.stream_subjects(fed),
-            max_age=KEPT_S,
+            max_age=RETENTION_S,
             max_bytes=EVENTS_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
-            duplicate_window=REPEATS_DROPPED_S,
+            duplicate_window=DUPLICATE_WINDOW_S,
             allow_direct=True,
         ),
-        _stream(
-            life_stream(fed),
+        _stream_config(
+            lifecycle_stream(fed),
             f"Transitions of the federation {fed}: the last message on a subject is its state",
             [f"{subjects.ROOT}.{fed}.life.>"],
-            max_msgs_per_subject=TRANSITIONS_KEPT,
-            max_bytes=LIFE_BYTES,
+            max_msgs_per_subject=MAX_TRANSITIONS_PER_SUBJECT,
+            max_bytes=LIFECYCLE_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
-            duplicate_window=REPEATS_DROPPED_S,
+            duplicate_window=DUPLICATE_WINDOW_S,
             allow_direct=True,
             deny_delete=True,
         ),
-        _stream(
+        _stream_config(
             devices_stream(fed),
             f"How the devices of the federation {fed} are: of each its last report",
-            catalogue.standing_subjects(fed),
-            max_age=KEPT_S,
+            catalogue.last_value_subjects(fed),
+            max_age=RETENTION_S,
             max_bytes=DEVICES_BYTES,
             max_msg_size=2 * MAX_EVENT_BYTES,
             max_msgs_per_subject=1,
             duplicate_window=LEASE_S,  # no report is sent twice, and each id that is remembered costs memory
             allow_direct=True,
         ),
-        _stream(
-            dead_stream(fed),
+        _stream_config(
+            dead_letter_stream(fed),
             f"What nobody in the federation {fed} could read, with the reason",
-            [subjects.dead(fed, "*", "*")],
-            max_age=KEPT_S,
+            [subjects.dead_letter(fed, "*", "*")],
+            max_age=RETENTION_S,
             max_bytes=DEAD_BYTES,
         ),
-        _stream(
+        _stream_config(
             lease_stream(fed),
             f"Who in the federation {fed} does what only one may do: gone after {LEASE_S:g} s of silence",
             [subjects.lease(fed, "*", "*")],
@@ -189,7 +196,7 @@ def _streams(fed: FederationId) -> list[StreamConfig]:
     ]
 
 
-def _stream(name: str, description: str, kept: list[str], **limits: Any) -> StreamConfig:
+def _stream_config(name: str, description: str, kept: list[str], **limits: Any) -> StreamConfig:
     """On disk, where it outlives a restart (one in memory is gone then, and not only empty); the oldest go first."""
     return StreamConfig(
         name=name,

@@ -17,24 +17,32 @@ from opentelemetry.context import Context
 from opentelemetry.trace import NonRecordingSpan, Span, SpanContext, SpanKind, TraceFlags
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-from fedbus.contracts.causation import handling
+from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.envelope import Envelope
 from fedbus.contracts.message import Message, Request
 from fedbus.contracts.subjects import template
-from fedbus.contracts.telemetry import EVENT_AGE, MESSAGE_IO, MESSAGES, REDELIVERIES, add, record, tracer_of
+from fedbus.contracts.telemetry import (
+    EVENT_AGE,
+    MESSAGE_IO,
+    MESSAGES,
+    REDELIVERIES,
+    get_tracer,
+    increment,
+    record,
+)
 
 OPERATION_TYPES: Final = {"publish": "send", "request": "send", "process": "process", "answer": "process"}
 """What each is called in OpenTelemetry's semantic conventions for messaging."""
-KINDS: Final = {"publish": SpanKind.PRODUCER, "request": SpanKind.CLIENT}
-W3C: Final = TraceContextTextMapPropagator()
+SPAN_KINDS: Final = {"publish": SpanKind.PRODUCER, "request": SpanKind.CLIENT}
+W3C_PROPAGATOR: Final = TraceContextTextMapPropagator()
 """By itself: the global one looks for baggage too, which nobody here carries."""
-USUAL: Final = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
+TRACEPARENT: Final = re.compile("00-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})")
 """A traceparent as everybody writes it."""
 
-tracer = tracer_of("fedbus.bus")
+tracer = get_tracer("fedbus.bus")
 
 
-def here() -> dict[str, str]:
+def current_trace_headers() -> dict[str, str]:
     """The current trace, as headers."""
     trace_id, span_id, _, flags, state, is_valid = trace.get_current_span().get_span_context()
     if not is_valid:
@@ -43,17 +51,17 @@ def here() -> dict[str, str]:
     return parent | {"tracestate": state.to_header()} if state else parent
 
 
-def span_of(headers: Mapping[str, str]) -> SpanContext | None:
+def span_context_from(headers: Mapping[str, str]) -> SpanContext | None:
     """The span in *headers*, where they name one."""
-    span = trace.get_current_span(_going_on(headers, Context())).get_span_context()
+    span = trace.get_current_span(_extract_context(headers, Context())).get_span_context()
     return span if span.is_valid else None
 
 
-def _going_on(headers: Mapping[str, str], context: Context | None = None) -> Context | None:
+def _extract_context(headers: Mapping[str, str], context: Context | None = None) -> Context | None:
     """*context*, or the current one, with the span in *headers*. What is usual at once, the rest by OpenTelemetry."""
-    usual = USUAL.fullmatch(headers.get("traceparent", ""))
+    usual = TRACEPARENT.fullmatch(headers.get("traceparent", ""))
     if not usual or "tracestate" in headers:
-        return W3C.extract(headers, context)
+        return W3C_PROPAGATOR.extract(headers, context)
     trace_id, span_id, flags = usual.groups()
     span = SpanContext(
         int(trace_id, 16), int(span_id, 16), is_remote=True, trace_flags=TraceFlags(int(flags, 16))
@@ -61,19 +69,23 @@ def _going_on(headers: Mapping[str, str], context: Context | None = None) -> Con
     return trace.set_span_in_context(NonRecordingSpan(span), context) if span.is_valid else context
 
 
-def said(message: Message, subject: str, operation: str, id: str, who: str) -> AbstractContextManager[Span]:
+def publish_span(
+    message: Message, subject: str, operation: str, id: str, who: str
+) -> AbstractContextManager[Span]:
     """The span of saying or asking something."""
     return tracer.start_as_current_span(
         f"{operation} {message.word}",
-        kind=KINDS[operation],
-        attributes=_attributes(message, subject, operation, id, who),
+        kind=SPAN_KINDS[operation],
+        attributes=_span_attributes(message, subject, operation, id, who),
     )
 
 
 @contextmanager
-def continued(envelope: Envelope, operation: str, message: Message, subject: str, who: str) -> Iterator[None]:
+def consumer_span(
+    envelope: Envelope, operation: str, message: Message, subject: str, who: str
+) -> Iterator[None]:
     """The trace of the sender goes on; log lines in it name the event."""
-    attributes = _attributes(message, subject, operation, envelope.id, who)
+    attributes = _span_attributes(message, subject, operation, envelope.id, who)
     if operation == "process":
         attributes["messaging.consumer.group.name"] = who
     named = structlog.contextvars.bind_contextvars(event_id=envelope.id)
@@ -81,39 +93,41 @@ def continued(envelope: Envelope, operation: str, message: Message, subject: str
         with (
             tracer.start_as_current_span(
                 f"{operation} {message.word}",
-                _going_on(envelope.trace),
+                _extract_context(envelope.trace),
                 kind=SpanKind.SERVER if isinstance(message, Request) else SpanKind.CONSUMER,
                 attributes=attributes,
             ),
-            handling(leads_on(message, envelope)),
+            cause_scope(cause_for_effects(message, envelope)),
         ):
             yield
     finally:
         structlog.contextvars.reset_contextvars(**named)
 
 
-def leads_on(message: Message, envelope: Envelope) -> str:
+def cause_for_effects(message: Message, envelope: Envelope) -> str:
     """Which message whatever is done about this one is due to: what nobody keeps, nobody could find again."""
     return envelope.id if message.durable else envelope.cause
 
 
-def counted(message: Message, direction: str, size_bytes: int) -> None:
+def count_message(message: Message, direction: str, size_bytes: int) -> None:
     """So much was sent (``transmit``) or came (``receive``)."""
     about = {"fedbus.word": message.word, "network.io.direction": direction}
-    add(MESSAGES, about)
-    add(MESSAGE_IO, about, size_bytes)
+    increment(MESSAGES, about)
+    increment(MESSAGE_IO, about, size_bytes)
 
 
-def heard(message: Message, envelope: Envelope, raw: Msg) -> None:
+def record_receive(message: Message, envelope: Envelope, raw: Msg) -> None:
     """How old it is and whether it came before; two clocks may disagree, but no event is from the future."""
     about = {"fedbus.word": message.word}
     record(EVENT_AGE, max(0.0, time.time() - envelope.time.timestamp()), about)
     if raw.metadata.num_delivered > 1:
-        add(REDELIVERIES, about)
-    counted(message, "receive", len(raw.data))
+        increment(REDELIVERIES, about)
+    count_message(message, "receive", len(raw.data))
 
 
-def _attributes(message: Message, subject: str, operation: str, id: str, who: str) -> dict[str, str | int]:
+def _span_attributes(
+    message: Message, subject: str, operation: str, id: str, who: str
+) -> dict[str, str | int]:
     attributes: dict[str, str | int] = {
         "messaging.system": "nats",
         "messaging.operation.name": operation,

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from typing import Final
 
 from fedbus.contracts import champion, client, code, device, run, server, serving, state_recall, subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
@@ -17,7 +18,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     server.HealthCheck,
     server.GetServerInfo,
     server.Enroll,
-    state_recall.RecallLife,
+    state_recall.GetLastTransition,
     server.OpenRun,
     server.CancelRun,
     server.InitModel,
@@ -48,8 +49,8 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     # to one client
     server.RoundMessage,
     # from one client
-    client.Joined,
-    client.Declined,
+    client.ClientJoined,
+    client.ClientDeclined,
     client.RoundReply,
     client.FinTrain,
     client.FailTrain,
@@ -61,8 +62,8 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     serving.ModelShadowed,
     serving.ModelCanaried,
     serving.ModelCommitted,
-    serving.ModelTurnedDown,
-    serving.ModelReturned,
+    serving.ModelRejected,
+    serving.ModelRolledBack,
     serving.CapturePaused,
     serving.CaptureResumed,
     serving.DataCounted,
@@ -81,14 +82,26 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
 
 BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in MESSAGES}
 
-WITHOUT_WEIGHTS: Final = frozenset({"gateway", "device-monitor", "training-monitor", "registrar"})
+NO_BLOB_AGENTS: Final = frozenset(
+    {AgentName.GATEWAY, AgentName.DEVICE_MONITOR, AgentName.TRAINING_MONITOR, AgentName.REGISTRAR}
+)
 """Agents that neither give nor take blobs; people do not either."""
 
-SERVER_AGENTS: Final = ("server-manager", "workflow-scheduler", "flower-server", "registrar")
-CLIENT_AGENTS: Final = ("client-manager", "flower-client", "inference", "device-monitor")
+SERVER_AGENTS: Final = (
+    AgentName.SERVER_MANAGER,
+    AgentName.WORKFLOW_SCHEDULER,
+    AgentName.FLOWER_SERVER,
+    AgentName.REGISTRAR,
+)
+CLIENT_AGENTS: Final = (
+    AgentName.CLIENT_MANAGER,
+    AgentName.FLOWER_CLIENT,
+    AgentName.INFERENCE,
+    AgentName.DEVICE_MONITOR,
+)
 
-SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
-    "server-manager": (
+PUBLISHES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
+    AgentName.SERVER_MANAGER: (
         server.UpdateReady,
         server.ModelPublished,
         code.CodePublished,
@@ -101,8 +114,8 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         code.CheckCode,
         run.StartRun,
     ),
-    "workflow-scheduler": (server.OpenRun, server.CancelRun),
-    "flower-server": (
+    AgentName.WORKFLOW_SCHEDULER: (server.OpenRun, server.CancelRun),
+    AgentName.FLOWER_SERVER: (
         server.ServerStarted,
         server.RoundFinished,
         server.RunFinished,
@@ -110,37 +123,37 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         server.ServerLost,
         server.RoundMessage,
     ),
-    "client-manager": (
+    AgentName.CLIENT_MANAGER: (
         server.Enroll,
-        state_recall.RecallLife,
+        state_recall.GetLastTransition,
         server.GetServerInfo,
         server.HealthCheck,
-        client.Declined,
+        client.ClientDeclined,
         client.ClientStart,
         client.InferStart,
         client.InferUpdate,
         code.CodeReady,
         code.CodeRefused,
     ),
-    "flower-client": (client.FinTrain, client.FailTrain, client.Heartbeat),
-    "trainer": (client.Joined, client.RoundStarted, client.RoundReply),
-    "inference": (
+    AgentName.FLOWER_CLIENT: (client.FinTrain, client.FailTrain, client.Heartbeat),
+    AgentName.TRAINER: (client.ClientJoined, client.RoundStarted, client.RoundReply),
+    AgentName.INFERENCE: (
         client.InferReady,
         client.InferRefused,
         serving.ModelPrepared,
         serving.ModelShadowed,
         serving.ModelCanaried,
         serving.ModelCommitted,
-        serving.ModelTurnedDown,
-        serving.ModelReturned,
+        serving.ModelRejected,
+        serving.ModelRolledBack,
         serving.CapturePaused,
         serving.CaptureResumed,
         serving.DataCounted,
         serving.DataChecked,
         serving.DriftDetected,
     ),
-    "device-monitor": (device.DeviceReport,),
-    "user": (
+    AgentName.DEVICE_MONITOR: (device.DeviceReport,),
+    AgentName.USER: (
         run.StartRun,
         run.StopRun,
         champion.PromoteModel,
@@ -153,25 +166,30 @@ SAYS: Final[Mapping[str, tuple[type[Message], ...]]] = {
 }
 """What each agent says, beside the transitions of what it owns."""
 
-HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
-    "server-manager": (
+SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
+    AgentName.SERVER_MANAGER: (
         server.ServerStarted,
         server.RoundFinished,
         server.RunFinished,
         server.RunFailed,
         server.ServerLost,
-        client.Joined,
+        client.ClientJoined,
         code.CodeReady,
         code.CodeRefused,
     ),
-    "flower-server-grid": (server.BeginTraining, client.Joined, client.RoundReply, client.FailTrain),
-    "workflow-scheduler-news": (
+    AgentName.FLOWER_SERVER_GRID: (
+        server.BeginTraining,
+        client.ClientJoined,
+        client.RoundReply,
+        client.FailTrain,
+    ),
+    AgentName.WORKFLOW_SCHEDULER_NEWS: (
         serving.DataCounted,
         serving.DataChecked,
         serving.DriftDetected,
         code.CodePublished,
     ),
-    "client-manager": (
+    AgentName.CLIENT_MANAGER: (
         server.UpdateReady,
         server.ModelPublished,
         code.CodePublished,
@@ -179,40 +197,47 @@ HEARS: Final[Mapping[str, tuple[type[Message], ...]]] = {
         client.FailTrain,
         client.InferReady,
         client.InferRefused,
-        serving.ModelReturned,
+        serving.ModelRolledBack,
     ),
-    "flower-client": (client.ClientStart, client.RoundStarted, server.ServerClosed),
-    "trainer": (server.RoundMessage,),
-    "inference": (client.InferStart, client.InferUpdate),
+    AgentName.FLOWER_CLIENT: (client.ClientStart, client.RoundStarted, server.ServerClosed),
+    AgentName.TRAINER: (server.RoundMessage,),
+    AgentName.INFERENCE: (client.InferStart, client.InferUpdate),
 }
 """What each agent is sent from the event stream, whether it was there at the time or not."""
 
-FOLLOWS: Final[Mapping[str, str]] = {"workflow-scheduler": "server"}
+FOLLOWS_LIFECYCLES: Final[Mapping[AgentName, str]] = {AgentName.WORKFLOW_SCHEDULER: "server"}
 """Which kind of lifecycle an agent is sent every transition of."""
 
-OF_A_CLIENT: Final = ("client-manager", "flower-client", "trainer", "inference")
+CLIENT_CONSUMERS: Final = (
+    AgentName.CLIENT_MANAGER,
+    AgentName.FLOWER_CLIENT,
+    AgentName.TRAINER,
+    AgentName.INFERENCE,
+)
 """The listeners on a device: their consumers are made for them when the client enrolls."""
 
 
 def stream_subjects(fed: FederationId) -> list[str]:
     """What the event stream keeps: the durable words and nothing else, never a request."""
     return sorted(
-        subjects.every(fed, kind) for kind in MESSAGES if kind.durable and kind.family is not Family.LIFE
+        subjects.wildcard_for(fed, kind)
+        for kind in MESSAGES
+        if kind.durable and kind.family is not Family.LIFE
     )
 
 
-def standing_subjects(fed: FederationId) -> list[str]:
+def last_value_subjects(fed: FederationId) -> list[str]:
     """What the stream of the devices keeps: of each device the last of these words."""
-    return sorted(subjects.every(fed, kind) for kind in MESSAGES if kind.stands)
+    return sorted(subjects.wildcard_for(fed, kind) for kind in MESSAGES if kind.keeps_last_value)
 
 
-def hears(fed: FederationId, agent: str, *, task: str, client: str = "*") -> list[str]:
+def subscribed_subjects(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:
     """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
-    if agent in FOLLOWS:
-        return [subjects.life(fed, FOLLOWS[agent], task)]
-    return [subjects.every(fed, kind, task=task, client=client) for kind in HEARS[agent]]
+    if agent in FOLLOWS_LIFECYCLES:
+        return [subjects.lifecycle(fed, FOLLOWS_LIFECYCLES[agent], task)]
+    return [subjects.wildcard_for(fed, kind, task=task, client=client) for kind in SUBSCRIBES[agent]]
 
 
-def requests_of(agent: str) -> list[type[Request]]:
+def requests_answered_by(agent: str) -> list[type[Request]]:
     """The requests that *agent* answers."""
     return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.server == agent]

@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
-_HANDLED: ContextVar[str] = ContextVar("fedbus_handled", default="")
+_CURRENT_CAUSE: ContextVar[str] = ContextVar("fedbus_handled", default="")
 
 
-def handled() -> str:
+def current_cause() -> str:
     """The id of the message that is being handled here; nothing where none is."""
-    return _HANDLED.get()
+    return _CURRENT_CAUSE.get()
 
 
-def handles(id: str) -> None:
+def set_current_cause(id: str) -> None:
     """From here on this task or thread works on account of message *id*."""
-    _HANDLED.set(id)
+    _CURRENT_CAUSE.set(id)
 
 
 @contextmanager
-def handling(id: str) -> Iterator[None]:
+def cause_scope(id: str) -> Iterator[None]:
     """What is done inside is done on account of message *id*."""
-    token = _HANDLED.set(id)
+    token = _CURRENT_CAUSE.set(id)
     try:
         yield
     finally:
-        _HANDLED.reset(token)
+        _CURRENT_CAUSE.reset(token)

@@ -9,6 +9,7 @@ from typing import ClassVar
 
 from pydantic import AwareDatetime, Field
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.message import Body, Request
 from fedbus.contracts.model import ModelRef
 
@@ -36,7 +37,7 @@ class PromoteModel(Request):
     """Serve *model_version* from now on, whatever the gate said of it, or a device that went back from it."""
 
     word: ClassVar[str] = "promote_model"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = ModelPromoted
 
     model_version: int = Field(ge=1)
@@ -47,7 +48,7 @@ class RollBackModel(Request):
     """Serve the champion before this one again, or *to*."""
 
     word: ClassVar[str] = "roll_back_model"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = ModelPromoted
 
     to: int | None = Field(default=None, ge=1)
@@ -58,7 +59,7 @@ class StartLineage(Request):
     """Build a first model anew, of whatever architecture the code has now, and serve it."""
 
     word: ClassVar[str] = "start_lineage"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = ModelPromoted
 
     reason: str = "a new lineage was asked for"

@@ -5,17 +5,18 @@ stops for any other lifecycle.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from pydantic import Field
 
-from fedbus.contracts.client_metrics import Figures
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.client_metrics import ClientMetrics
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import ClientMessage, Facts, Family
+from fedbus.contracts.message import ClientMessage, Family, LifecycleData
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import Content
+from fedbus.contracts.server import MessageContent
 
 # --- the client manager -------------------------------------------------------------
 
@@ -29,7 +30,28 @@ class ClientState(StrEnum):
     TERMINATED = "terminated"
 
 
-class ClientFacts(Facts):
+class ClientEvent(StrEnum):
+    STARTED = "started"
+    RESTARTED = "restarted"
+    MODEL_FETCHED = "model_fetched"
+    BOOTSTRAP_FAILED = "bootstrap_failed"
+    INFER_READY = "infer_ready"
+    INFER_REFUSED = "infer_refused"
+    INFER_RETRIED = "infer_retried"
+    NO_NEW_MODEL = "no_new_model"
+    CLIENT_START = "client_start"
+    MODEL_PUBLISHED = "model_published"
+    MODEL_RETURNED = "model_returned"
+    CODE_PUBLISHED = "code_published"
+    CODE_READY = "code_ready"
+    CODE_REFUSED = "code_refused"
+    FIN_TRAIN = "fin_train"
+    FAIL_TRAIN = "fail_train"
+    TRAINER_LOST = "trainer_lost"
+    DEADLINE = "deadline"
+
+
+class ClientData(LifecycleData):
     """All there is to know of a client in one task."""
 
     kind: Literal["client"] = "client"
@@ -46,33 +68,62 @@ class ClientFacts(Facts):
         return f"{self.client}.{self.task}"
 
 
+class ClientChanges(TypedDict, total=False):
+    """The data of a client that a transition may change."""
+
+    model: ModelRef | None
+    run: Id | None
+    code_version: str
+    labels: dict[str, str]
+
+
 _C = ClientState
-CLIENT = Lifecycle(
+_CE = ClientEvent
+CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
     kind="client",
-    owner="client-manager",
+    owner=AgentName.CLIENT_MANAGER,
     initial=_C.S0,
+    creation=_CE.STARTED,
+    data=ClientData,
     arrows={
-        (_C.S0, "model_fetched"): _C.PENDING_APPLICATION,
-        (_C.S0, "bootstrap_failed"): _C.TERMINATED,
-        (_C.PENDING_APPLICATION, "infer_ready"): _C.SERVING,
-        (_C.PENDING_APPLICATION, "infer_refused"): _C.SERVING,
-        (_C.PENDING_APPLICATION, "infer_retried"): _C.PENDING_APPLICATION,
-        (_C.PENDING_APPLICATION, "no_new_model"): _C.SERVING,
-        (_C.SERVING, "client_start"): _C.LEARNING,
-        (_C.SERVING, "model_published"): _C.PENDING_APPLICATION,
-        (_C.SERVING, "model_returned"): _C.SERVING,
-        (_C.SERVING, "code_published"): _C.SYNCING,
-        (_C.SYNCING, "code_ready"): _C.SERVING,
-        (_C.SYNCING, "code_refused"): _C.SERVING,
-        (_C.LEARNING, "fin_train"): _C.PENDING_APPLICATION,
-        (_C.LEARNING, "fail_train"): _C.SERVING,
-        (_C.LEARNING, "trainer_lost"): _C.SERVING,
-        (_C.LEARNING, "deadline"): _C.SERVING,
-        (_C.SERVING, "restarted"): _C.S0,
-        (_C.PENDING_APPLICATION, "restarted"): _C.S0,
-        (_C.SYNCING, "restarted"): _C.S0,
-        (_C.LEARNING, "restarted"): _C.S0,
-        (_C.TERMINATED, "restarted"): _C.S0,
+        (_C.S0, _CE.MODEL_FETCHED): _C.PENDING_APPLICATION,
+        (_C.S0, _CE.BOOTSTRAP_FAILED): _C.TERMINATED,
+        (_C.PENDING_APPLICATION, _CE.INFER_READY): _C.SERVING,
+        (_C.PENDING_APPLICATION, _CE.INFER_REFUSED): _C.SERVING,
+        (_C.PENDING_APPLICATION, _CE.INFER_RETRIED): _C.PENDING_APPLICATION,
+        (_C.PENDING_APPLICATION, _CE.NO_NEW_MODEL): _C.SERVING,
+        (_C.SERVING, _CE.CLIENT_START): _C.LEARNING,
+        (_C.SERVING, _CE.MODEL_PUBLISHED): _C.PENDING_APPLICATION,
+        (_C.SERVING, _CE.MODEL_RETURNED): _C.SERVING,
+        (_C.SERVING, _CE.CODE_PUBLISHED): _C.SYNCING,
+        (_C.SYNCING, _CE.CODE_READY): _C.SERVING,
+        (_C.SYNCING, _CE.CODE_REFUSED): _C.SERVING,
+        (_C.LEARNING, _CE.FIN_TRAIN): _C.PENDING_APPLICATION,
+        (_C.LEARNING, _CE.FAIL_TRAIN): _C.SERVING,
+        (_C.LEARNING, _CE.TRAINER_LOST): _C.SERVING,
+        (_C.LEARNING, _CE.DEADLINE): _C.SERVING,
+        (_C.SERVING, _CE.RESTARTED): _C.S0,
+        (_C.PENDING_APPLICATION, _CE.RESTARTED): _C.S0,
+        (_C.SYNCING, _CE.RESTARTED): _C.S0,
+        (_C.LEARNING, _CE.RESTARTED): _C.S0,
+        (_C.TERMINATED, _CE.RESTARTED): _C.S0,
+    },
+    changes={
+        _CE.RESTARTED: {"run", "code_version", "labels"},
+        _CE.MODEL_FETCHED: {"model", "code_version"},
+        _CE.INFER_READY: {"model"},
+        _CE.INFER_REFUSED: {"model"},
+        _CE.INFER_RETRIED: {"model"},
+        _CE.NO_NEW_MODEL: {"model"},
+        _CE.CLIENT_START: {"run"},
+        _CE.MODEL_PUBLISHED: {"model"},
+        _CE.MODEL_RETURNED: {"model"},
+        _CE.CODE_READY: {"model", "code_version"},
+        _CE.CODE_REFUSED: {"model"},
+        _CE.FIN_TRAIN: {"run", "model"},
+        _CE.FAIL_TRAIN: {"run", "model"},
+        _CE.TRAINER_LOST: {"run", "model"},
+        _CE.DEADLINE: {"run", "model"},
     },
     waits={
         _C.S0: Wait("the server and the model repository", "bootstrap_s"),
@@ -82,13 +133,13 @@ CLIENT = Lifecycle(
     },
     failures=frozenset(
         {
-            "bootstrap_failed",
-            "code_refused",
-            "infer_refused",
-            "model_returned",
-            "fail_train",
-            "trainer_lost",
-            "deadline",
+            _CE.BOOTSTRAP_FAILED,
+            _CE.CODE_REFUSED,
+            _CE.INFER_REFUSED,
+            _CE.MODEL_RETURNED,
+            _CE.FAIL_TRAIN,
+            _CE.TRAINER_LOST,
+            _CE.DEADLINE,
         }
     ),
 )
@@ -104,7 +155,16 @@ class FlClientState(StrEnum):
     FINISHED = "finished"
 
 
-class FlClientFacts(Facts):
+class FlClientEvent(StrEnum):
+    STARTED = "started"
+    CLIENT_START = "client_start"
+    ROUND_STARTED = "round_started"
+    RUN_FINISHED = "run_finished"
+    REPORTED = "reported"
+    FAILED = "failed"
+
+
+class FlClientData(LifecycleData):
     """All there is to know of a client's training in one task."""
 
     kind: Literal["fl_client"] = "fl_client"
@@ -116,24 +176,38 @@ class FlClientFacts(Facts):
         return f"{self.client}.{self.task}"
 
 
+class FlClientChanges(TypedDict, total=False):
+    """The data of a client's training that a transition may change."""
+
+    run: Id | None
+
+
 _F = FlClientState
-FL_CLIENT = Lifecycle(
+_FE = FlClientEvent
+FL_CLIENT = Lifecycle[FlClientState, FlClientEvent, FlClientData, FlClientChanges](
     kind="fl_client",
-    owner="flower-client",
+    owner=AgentName.FLOWER_CLIENT,
     initial=_F.WAITING,
+    creation=_FE.STARTED,
+    data=FlClientData,
     arrows={
-        (_F.WAITING, "client_start"): _F.PENDING,
-        (_F.PENDING, "round_started"): _F.TRAINING,
-        (_F.TRAINING, "run_finished"): _F.FINISHED,
-        (_F.FINISHED, "reported"): _F.WAITING,
-        (_F.PENDING, "failed"): _F.WAITING,
-        (_F.TRAINING, "failed"): _F.WAITING,
+        (_F.WAITING, _FE.CLIENT_START): _F.PENDING,
+        (_F.PENDING, _FE.ROUND_STARTED): _F.TRAINING,
+        (_F.TRAINING, _FE.RUN_FINISHED): _F.FINISHED,
+        (_F.FINISHED, _FE.REPORTED): _F.WAITING,
+        (_F.PENDING, _FE.FAILED): _F.WAITING,
+        (_F.TRAINING, _FE.FAILED): _F.WAITING,
+    },
+    changes={
+        _FE.CLIENT_START: {"run"},
+        _FE.REPORTED: {"run"},
+        _FE.FAILED: {"run"},
     },
     waits={
         _F.PENDING: Wait("the first message of the run", "plan.recruit_s and plan.round_s"),
         _F.TRAINING: Wait("the run to end", "learn_s"),
     },
-    failures=frozenset({"failed"}),
+    failures=frozenset({_FE.FAILED}),
 )
 
 
@@ -146,7 +220,17 @@ class InferenceState(StrEnum):
     UPDATING = "updating"
 
 
-class InferenceFacts(Facts):
+class InferenceEvent(StrEnum):
+    STARTED = "started"
+    RESTARTED = "restarted"
+    INFER_START = "infer_start"
+    INFER_UPDATE = "infer_update"
+    MODEL_LOADED = "model_loaded"
+    LOAD_REFUSED = "load_refused"
+    MODEL_RETURNED = "model_returned"
+
+
+class InferenceData(LifecycleData):
     """All there is to know of a client's predictions in one task."""
 
     kind: Literal["inference"] = "inference"
@@ -160,29 +244,45 @@ class InferenceFacts(Facts):
         return f"{self.client}.{self.task}"
 
 
+class InferenceChanges(TypedDict, total=False):
+    """The data of a client's predictions that a transition may change."""
+
+    model: ModelRef | None
+    endpoint: str
+
+
 _I = InferenceState
-INFERENCE = Lifecycle(
+_IE = InferenceEvent
+INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceChanges](
     kind="inference",
-    owner="inference",
+    owner=AgentName.INFERENCE,
     initial=_I.EMPTY,
+    creation=_IE.STARTED,
+    data=InferenceData,
     arrows={
-        (_I.EMPTY, "infer_start"): _I.SERVING,
-        (_I.SERVING, "infer_update"): _I.UPDATING,
-        (_I.UPDATING, "model_loaded"): _I.SERVING,
-        (_I.UPDATING, "load_refused"): _I.SERVING,
-        (_I.SERVING, "model_returned"): _I.SERVING,
-        (_I.SERVING, "restarted"): _I.EMPTY,
-        (_I.UPDATING, "restarted"): _I.EMPTY,
+        (_I.EMPTY, _IE.INFER_START): _I.SERVING,
+        (_I.SERVING, _IE.INFER_UPDATE): _I.UPDATING,
+        (_I.UPDATING, _IE.MODEL_LOADED): _I.SERVING,
+        (_I.UPDATING, _IE.LOAD_REFUSED): _I.SERVING,
+        (_I.SERVING, _IE.MODEL_RETURNED): _I.SERVING,
+        (_I.SERVING, _IE.RESTARTED): _I.EMPTY,
+        (_I.UPDATING, _IE.RESTARTED): _I.EMPTY,
+    },
+    changes={
+        _IE.RESTARTED: {"model", "endpoint"},
+        _IE.INFER_START: {"model", "endpoint"},
+        _IE.MODEL_LOADED: {"model"},
+        _IE.MODEL_RETURNED: {"model"},
     },
     waits={_I.UPDATING: Wait("the new model to load and to answer the probe", "apply_s")},
-    failures=frozenset({"load_refused", "model_returned"}),
+    failures=frozenset({_IE.LOAD_REFUSED, _IE.MODEL_RETURNED}),
 )
 
 
 # --- client → server ----------------------------------------------------------------------
 
 
-class Joined(ClientMessage):
+class ClientJoined(ClientMessage):
     """This client's trainer is up and listens for the messages of *run*."""
 
     word: ClassVar[str] = "joined"
@@ -192,7 +292,7 @@ class Joined(ClientMessage):
     code_version: str = ""
 
 
-class Declined(ClientMessage):
+class ClientDeclined(ClientMessage):
     """This client does not take part in *run*, and why."""
 
     word: ClassVar[str] = "declined"
@@ -218,13 +318,13 @@ class RoundReply(ClientMessage):
     reply_to: str
     created_at: float
     ttl_s: float
-    content: Content | None = None
+    content: MessageContent | None = None
     error_code: int | None = None
     error_reason: str = ""
     train_s: float = Field(default=0.0, ge=0)
     left_out: int = Field(default=0, ge=0)
     """Captured rows that this training did not get, since they are not as the task's checks want them."""
-    figures: Figures = Field(default_factory=dict)
+    figures: ClientMetrics = Field(default_factory=dict)
     """What the ClientApp said of its training or evaluation: ``train_loss``, ``eval_accuracy``, …"""
 
 

@@ -12,27 +12,27 @@ from typing import Annotated, Final, TypeAlias
 
 from pydantic import AfterValidator
 
-MOST_FIGURES: Final = 8
+MAX_METRICS: Final = 8
 """Of one client in one round."""
-LONGEST_NAME: Final = 40
+MAX_NAME_CHARS: Final = 40
 """In characters."""
-FIRST: Final = ("loss", "accuracy", "num-examples", "num_examples")
+PRIORITY_SUFFIXES: Final = ("loss", "accuracy", "num-examples", "num_examples")
 """What people look at: these are kept where there are too many."""
 
 
-def bounded(figures: dict[str, float]) -> dict[str, float]:
+def limit_metrics(figures: dict[str, float]) -> dict[str, float]:
     """Those of *figures* that a message carries."""
-    told = {name: value for name, value in figures.items() if math.isfinite(value) and _fits(name)}
-    return {name: told[name] for name in sorted(told, key=_rank)[:MOST_FIGURES]}
+    told = {name: value for name, value in figures.items() if math.isfinite(value) and _is_valid_name(name)}
+    return {name: told[name] for name in sorted(told, key=_sort_key)[:MAX_METRICS]}
 
 
-def _fits(name: str) -> bool:
-    return 0 < len(name) <= LONGEST_NAME and name.isprintable()
+def _is_valid_name(name: str) -> bool:
+    return 0 < len(name) <= MAX_NAME_CHARS and name.isprintable()
 
 
-def _rank(name: str) -> tuple[bool, str]:
-    return not name.endswith(FIRST), name
+def _sort_key(name: str) -> tuple[bool, str]:
+    return not name.endswith(PRIORITY_SUFFIXES), name
 
 
-Figures: TypeAlias = Annotated[dict[str, float], AfterValidator(bounded)]
+ClientMetrics: TypeAlias = Annotated[dict[str, float], AfterValidator(limit_metrics)]
 """Numbers by name, bounded."""

@@ -10,17 +10,18 @@ signer, passing the task's own check) stands in `fedbus.stores.code.open`.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from pydantic import Field
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, Facts, Family, Message, Request
+from fedbus.contracts.message import Body, ClientMessage, Family, LifecycleData, Message, Request
 
 # --- what is to run where --------------------------------------------------------------
 
 
-class Cohort(Body):
+class RolloutCohort(Body):
     """The clients that a version is for: those with all *labels* whose rank is at most *up_to*.
 
     A client's rank is a number in [0, 1) drawn from its id and the version (see `fedbus.domain.code_rollout`), so
@@ -37,7 +38,7 @@ class CodePlan(Body):
     code_version: str
     """A full commit SHA, or ``sha256:`` and a digest where there is no Git."""
     candidate: str = ""
-    cohort: Cohort = Cohort()
+    cohort: RolloutCohort = RolloutCohort()
     new_lineage: bool = False
     """Whether the candidate's models have another architecture: the model that is served will not fit it."""
     attempt: int = 0
@@ -52,7 +53,7 @@ class CodePublished(Message):
 
     code_version: str
     candidate: str = ""
-    cohort: Cohort = Cohort()
+    cohort: RolloutCohort = RolloutCohort()
     new_lineage: bool = False
     attempt: int = 0
 
@@ -93,7 +94,21 @@ class CodeState(StrEnum):
     ROLLING = "rolling"
 
 
-class CodeFacts(Facts):
+class CodeEvent(StrEnum):
+    STARTED = "started"
+    CODE_FOUND = "code_found"
+    CODE_REJECTED = "code_rejected"
+    CODE_READ = "code_read"
+    FOLLOWING_HELD_UP = "following_held_up"
+    FOLLOWING_RESUMED = "following_resumed"
+    STAGE_UNANSWERED = "stage_unanswered"
+    STAGE_READY = "stage_ready"
+    STAGE_PASSED = "stage_passed"
+    ROLLOUT_FINISHED = "rollout_finished"
+    ROLLOUT_REVERTED = "rollout_reverted"
+
+
+class CodeData(LifecycleData):
     """All there is to know of a task's code versions."""
 
     kind: Literal["code"] = "code"
@@ -108,7 +123,7 @@ class CodeFacts(Facts):
     stages: tuple[str, ...] = ()
     stage: int = 0
     """Which of *stages* is under way, counted from 0."""
-    cohort: Cohort = Cohort()
+    cohort: RolloutCohort = RolloutCohort()
     clients: tuple[str, ...] = ()
     """Who was in the cohort when the stage began."""
     ready: tuple[str, ...] = ()
@@ -134,33 +149,97 @@ class CodeFacts(Facts):
         return CodePlan.model_validate(self.model_dump(include=set(CodePlan.model_fields)))
 
 
+class CodeChanges(TypedDict, total=False):
+    """The data of a task's code versions that a transition may change."""
+
+    code_version: str
+    previous: tuple[str, ...]
+    candidate: str
+    attempt: int
+    stages: tuple[str, ...]
+    stage: int
+    cohort: RolloutCohort
+    clients: tuple[str, ...]
+    ready: tuple[str, ...]
+    refused: dict[str, str]
+    new_lineage: bool
+    rejected: dict[str, str]
+    not_signed: tuple[str, ...]
+    held_up: str
+
+
 _S = CodeState
-CODE = Lifecycle(
+_E = CodeEvent
+CODE = Lifecycle[CodeState, CodeEvent, CodeData, CodeChanges](
     kind="code",
-    owner="server-manager",
+    owner=AgentName.SERVER_MANAGER,
     initial=_S.STEADY,
+    creation=_E.STARTED,
+    data=CodeData,
     arrows={
-        (_S.STEADY, "code_found"): _S.ROLLING,
-        (_S.STEADY, "code_rejected"): _S.STEADY,
-        (_S.STEADY, "code_read"): _S.STEADY,
-        (_S.ROLLING, "code_found"): _S.ROLLING,
-        (_S.ROLLING, "code_rejected"): _S.ROLLING,
-        (_S.STEADY, "following_held_up"): _S.STEADY,
-        (_S.STEADY, "following_resumed"): _S.STEADY,
-        (_S.ROLLING, "following_held_up"): _S.ROLLING,
-        (_S.ROLLING, "following_resumed"): _S.ROLLING,
-        (_S.ROLLING, "stage_unanswered"): _S.ROLLING,
-        (_S.ROLLING, "stage_ready"): _S.ROLLING,
-        (_S.ROLLING, "stage_passed"): _S.ROLLING,
-        (_S.ROLLING, "rollout_finished"): _S.STEADY,
-        (_S.ROLLING, "rollout_reverted"): _S.STEADY,
+        (_S.STEADY, _E.CODE_FOUND): _S.ROLLING,
+        (_S.STEADY, _E.CODE_REJECTED): _S.STEADY,
+        (_S.STEADY, _E.CODE_READ): _S.STEADY,
+        (_S.ROLLING, _E.CODE_FOUND): _S.ROLLING,
+        (_S.ROLLING, _E.CODE_REJECTED): _S.ROLLING,
+        (_S.STEADY, _E.FOLLOWING_HELD_UP): _S.STEADY,
+        (_S.STEADY, _E.FOLLOWING_RESUMED): _S.STEADY,
+        (_S.ROLLING, _E.FOLLOWING_HELD_UP): _S.ROLLING,
+        (_S.ROLLING, _E.FOLLOWING_RESUMED): _S.ROLLING,
+        (_S.ROLLING, _E.STAGE_UNANSWERED): _S.ROLLING,
+        (_S.ROLLING, _E.STAGE_READY): _S.ROLLING,
+        (_S.ROLLING, _E.STAGE_PASSED): _S.ROLLING,
+        (_S.ROLLING, _E.ROLLOUT_FINISHED): _S.STEADY,
+        (_S.ROLLING, _E.ROLLOUT_REVERTED): _S.STEADY,
+    },
+    changes={
+        _E.CODE_FOUND: {
+            "candidate",
+            "attempt",
+            "stages",
+            "new_lineage",
+            "rejected",
+            "not_signed",
+            "stage",
+            "cohort",
+            "clients",
+            "ready",
+            "refused",
+        },
+        _E.CODE_REJECTED: {"rejected", "not_signed"},
+        _E.CODE_READ: {"code_version"},
+        _E.FOLLOWING_HELD_UP: {"held_up"},
+        _E.FOLLOWING_RESUMED: {"held_up"},
+        _E.STAGE_READY: {"ready", "refused"},
+        _E.STAGE_PASSED: {"stage", "cohort", "clients", "ready", "refused"},
+        _E.ROLLOUT_FINISHED: {
+            "candidate",
+            "stages",
+            "stage",
+            "clients",
+            "ready",
+            "refused",
+            "new_lineage",
+            "code_version",
+            "previous",
+        },
+        _E.ROLLOUT_REVERTED: {
+            "candidate",
+            "stages",
+            "stage",
+            "clients",
+            "ready",
+            "refused",
+            "new_lineage",
+            "rejected",
+        },
     },
     waits={
         _S.ROLLING: Wait(
             "a run of the candidate to judge it by", "rollout.wait-s, and the run's own deadlines"
         )
     },
-    failures=frozenset({"code_rejected", "following_held_up", "rollout_reverted", "stage_unanswered"}),
+    failures=frozenset({_E.CODE_REJECTED, _E.FOLLOWING_HELD_UP, _E.ROLLOUT_REVERTED, _E.STAGE_UNANSWERED}),
 )
 
 
@@ -180,7 +259,7 @@ class LookForCode(Request):
     """Look at the code repository now: somebody has pushed."""
 
     word: ClassVar[str] = "look_for_code"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = CodeLookedFor
 
 
@@ -195,7 +274,7 @@ class RollOutCode(Request):
     """Bring *code_version* to the clients, stage by stage, whatever the ref says."""
 
     word: ClassVar[str] = "roll_out_code"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = RolloutBegun
 
     code_version: str
@@ -210,7 +289,7 @@ class RevertCode(Request):
     """End the rollout and bring everybody back; without a rollout, to the version before this one."""
 
     word: ClassVar[str] = "revert_code"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = RolloutBegun
 
     to: str = ""
@@ -233,7 +312,7 @@ class CheckCode(Request):
     """Import the task's code at *code_version*, build its model, run its own check."""
 
     word: ClassVar[str] = "check_code"
-    server: ClassVar[str] = "flower-server"
+    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
     answer: ClassVar[type[Body]] = CodeChecked
 
     code_version: str

@@ -34,11 +34,11 @@ def role_tag(role: str) -> str:
     return f"{_ROLE}{role}"
 
 
-class NotCredentials(ValueError):
+class InvalidCredentials(ValueError):
     """The text is no credentials file."""
 
 
-class _Nats(BaseModel):
+class _NatsClaims(BaseModel):
     issuer_account: str = ""
     tags: tuple[str, ...] = ()
 
@@ -55,7 +55,7 @@ class UserClaims(BaseModel):
     """The key that signed it: one of the account's signing keys."""
     iat: int
     exp: int | None = None
-    nats: _Nats = Field(default_factory=_Nats)
+    nats: _NatsClaims = Field(default_factory=_NatsClaims)
 
     @property
     def issued(self) -> datetime:
@@ -68,17 +68,17 @@ class UserClaims(BaseModel):
     @property
     def federation(self) -> str:
         """Of which they are; empty where they were made before that was written into them."""
-        return self._tagged(_FEDERATION)
+        return self._tag_value(_FEDERATION)
 
     @property
     def role(self) -> str:
         """What they are for; empty where they were made before that was written into them."""
-        return self._tagged(_ROLE)
+        return self._tag_value(_ROLE)
 
-    def _tagged(self, prefix: str) -> str:
+    def _tag_value(self, prefix: str) -> str:
         return next((tag.removeprefix(prefix) for tag in self.nats.tags if tag.startswith(prefix)), "")
 
-    def mistaken_for(self, fed: str, client: str) -> str:
+    def mismatch(self, fed: str, client: str) -> str:
         """What is wrong with using them in *fed*, as *client* or (empty) as no client; empty where nothing is."""
         of_device = self.role == Role.DEVICE
         other_federation = bool(self.federation) and self.federation != fed
@@ -98,7 +98,7 @@ class UserClaims(BaseModel):
             f"{' and '.join(theirs)}"
         )
 
-    def complaint(self, now: datetime) -> str:
+    def validity_problem(self, now: datetime) -> str:
         """What is wrong with it at this time, and what to do; empty where nothing is."""
         if self.expires and self.expires <= now:
             return (
@@ -113,35 +113,37 @@ class UserClaims(BaseModel):
         return ""
 
 
-def jwt_in(text: str) -> str:
+def extract_jwt(text: str) -> str:
     """The JWT in a credentials file; raises NotCredentials."""
     if (found := _JWT.search(text)) is None:
-        raise NotCredentials("it holds no NATS user JWT")
+        raise InvalidCredentials("it holds no NATS user JWT")
     return found[1]
 
 
-def seed_in(text: str) -> str:
+def extract_seed(text: str) -> str:
     """The seed in a credentials file, which is secret; raises NotCredentials."""
     if (found := _SEED.search(text)) is None:
-        raise NotCredentials("it holds no key: `fedbus provision key` makes one on the device itself")
+        raise InvalidCredentials("it holds no key: `fedbus provision key` makes one on the device itself")
     return found[1]
 
 
-def user_in(text: str) -> UserClaims:
+def parse_user(text: str) -> UserClaims:
     """Whose credentials *text* holds; raises NotCredentials."""
     try:
-        return UserClaims.model_validate(claims_in(jwt_in(text)))
+        return UserClaims.model_validate(decode_claims(extract_jwt(text)))
     except ValidationError as error:
-        raise NotCredentials(f"its JWT is no user's: {error.errors(include_url=False)[0]['msg']}") from None
+        raise InvalidCredentials(
+            f"its JWT is no user's: {error.errors(include_url=False)[0]['msg']}"
+        ) from None
 
 
-def claims_in(jwt: str) -> dict[str, Any]:
+def decode_claims(jwt: str) -> dict[str, Any]:
     """The claims of a JWT, unchecked; raises NotCredentials."""
     try:
         _, claims, _ = jwt.split(".")
         found = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
     except ValueError:
-        raise NotCredentials("its JWT is damaged") from None
+        raise InvalidCredentials("its JWT is damaged") from None
     if not isinstance(found, dict):
-        raise NotCredentials("its JWT is damaged")
+        raise InvalidCredentials("its JWT is damaged")
     return found

@@ -26,7 +26,7 @@ class DeviceReport(ClientMessage):
     word: ClassVar[str] = "device_report"
     family: ClassVar[Family] = Family.CLIENT
     durable: ClassVar[bool] = False
-    stands: ClassVar[bool] = True
+    keeps_last_value: ClassVar[bool] = True
 
     cpu: float = Field(ge=0, le=1)
     memory: float = Field(ge=0, le=1)

@@ -19,7 +19,7 @@ from pydantic import ValidationError
 
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import BY_TYPE
-from fedbus.contracts.causation import handled
+from fedbus.contracts.causation import current_cause
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, ClientMessage, Family, Message, Request, type_name
 from fedbus.contracts.subjects import SERVER_SIDE
@@ -29,13 +29,13 @@ SPEC_VERSION: Final = "1.0"
 CONTENT_TYPE: Final = "application/vnd.msgpack"
 MAX_EVENT_BYTES: Final = 256 * 1024
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
-LONGEST_ID: Final = 256
+MAX_ID_CHARS: Final = 256
 """What is due to a message carries its id."""
-CAUSE: Final = "ce-causationid"
+CAUSATION_HEADER: Final = "ce-causationid"
 """An extension attribute, as CloudEvents has them; the name is the one that event stores use."""
 
 
-class Unreadable(ValueError):
+class DecodeError(ValueError):
     """What came in is not a message of ours. The reason is for its sender and for the dead letters."""
 
 
@@ -62,12 +62,12 @@ class Envelope:
             "ce-time": self.time.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
             "ce-datacontenttype": CONTENT_TYPE,
             "Nats-Msg-Id": self.id,
-            **({CAUSE: self.cause} if self.cause else {}),
+            **({CAUSATION_HEADER: self.cause} if self.cause else {}),
             **self.trace,
         }
 
 
-def envelop(
+def make_envelope(
     message: Message,
     *,
     source: str,
@@ -86,7 +86,7 @@ def envelop(
         subject=message.about,
         time=datetime.now(UTC),
         trace=dict(trace or {}),
-        cause=handled() or cause,
+        cause=current_cause() or cause,
     )
 
 
@@ -107,86 +107,89 @@ def pack(body: Body) -> bytes:
 def unpack(data: bytes) -> Any:
     """The msgpack in *data* as plain values; raises Unreadable."""
     if len(data) > MAX_EVENT_BYTES:
-        raise Unreadable(f"{len(data)} bytes are more than an event may have ({MAX_EVENT_BYTES})")
+        raise DecodeError(f"{len(data)} bytes are more than an event may have ({MAX_EVENT_BYTES})")
     try:
         return msgpack.unpackb(data, timestamp=3, strict_map_key=True)
     except (ValueError, OverflowError, msgpack.UnpackException) as error:  # overflow: a time beyond year 9999
-        raise Unreadable(f"not msgpack: {error or type(error).__name__}") from None
+        raise DecodeError(f"not msgpack: {error or type(error).__name__}") from None
 
 
-def read(subject: str, headers: Mapping[str, str] | None, data: bytes) -> tuple[Envelope, Message]:
+def decode_message(subject: str, headers: Mapping[str, str] | None, data: bytes) -> tuple[Envelope, Message]:
     """The message that came on *subject*; raises Unreadable with the reason."""
-    envelope = _envelope(headers or {})
+    envelope = _parse_headers(headers or {})
     kind = BY_TYPE.get(envelope.type)
     if kind is None:
-        raise Unreadable(f"type {envelope.type!r} is not one this version of fedbus knows")
-    message = parse(kind, data)
+        raise DecodeError(f"type {envelope.type!r} is not one this version of fedbus knows")
+    message = decode_body(kind, data)
     _check_identity(subject, envelope, message)
     return envelope, message
 
 
-def parse(kind: type[Body], data: bytes) -> Any:
+def decode_body(kind: type[Body], data: bytes) -> Any:
     """The *kind* of body in *data*; raises Unreadable, naming the first field that is wrong."""
     try:
         return kind.model_validate(unpack(data))
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
         where = ".".join(str(part) for part in first["loc"]) or "the body"
-        raise Unreadable(f"{kind.__name__}: {where}: {first['msg']}") from None
+        raise DecodeError(f"{kind.__name__}: {where}: {first['msg']}") from None
 
 
-def _envelope(headers: Mapping[str, str]) -> Envelope:
+def _parse_headers(headers: Mapping[str, str]) -> Envelope:
     try:
         if headers["ce-specversion"] != SPEC_VERSION:
-            raise Unreadable(f"CloudEvents {headers['ce-specversion']} is not {SPEC_VERSION}")
+            raise DecodeError(f"CloudEvents {headers['ce-specversion']} is not {SPEC_VERSION}")
         if headers["ce-datacontenttype"] != CONTENT_TYPE:
-            raise Unreadable(f"content type {headers['ce-datacontenttype']!r} is not {CONTENT_TYPE}")
-        if len(headers["ce-id"]) > LONGEST_ID:
-            raise Unreadable(f"its id has {len(headers['ce-id'])} characters, more than {LONGEST_ID}")
+            raise DecodeError(f"content type {headers['ce-datacontenttype']!r} is not {CONTENT_TYPE}")
+        if len(headers["ce-id"]) > MAX_ID_CHARS:
+            raise DecodeError(f"its id has {len(headers['ce-id'])} characters, more than {MAX_ID_CHARS}")
         return Envelope(
             id=headers["ce-id"],
             type=headers["ce-type"],
             source=headers["ce-source"],
             subject=headers.get("ce-subject", ""),
-            time=_time(headers["ce-time"]),
+            time=_parse_time(headers["ce-time"]),
             trace={name: headers[name] for name in TRACE_HEADERS if name in headers},
-            cause=headers.get(CAUSE, ""),
+            cause=headers.get(CAUSATION_HEADER, ""),
         )
     except KeyError as missing:
-        raise Unreadable(f"no header {missing.args[0]}: not a message of fedbus") from None
+        raise DecodeError(f"no header {missing.args[0]}: not a message of fedbus") from None
     except ValueError as error:
-        raise Unreadable(str(error)) from None
+        raise DecodeError(str(error)) from None
 
 
-def _time(text: str) -> datetime:
+def _parse_time(text: str) -> datetime:
     time = datetime.fromisoformat(text)
     if time.tzinfo is None:
-        raise Unreadable(f"the time {text!r} has no time zone")
+        raise DecodeError(f"the time {text!r} has no time zone")
     return time
 
 
 def _check_identity(subject: str, envelope: Envelope, message: Message) -> None:
     """The subject is what the bus lets a sender say; the body and the source may not say otherwise."""
     try:
-        where, owner = _place(subjects.federation_in(subject), message), subjects.client_in(subject)
-    except subjects.ForeignSubject as error:
-        raise Unreadable(str(error)) from None
+        where, owner = (
+            _expected_subject(subjects.federation_in(subject), message),
+            subjects.client_in(subject),
+        )
+    except subjects.InvalidSubject as error:
+        raise DecodeError(str(error)) from None
     if isinstance(message, ClientMessage) and owner is not None and message.client != owner:
-        raise Unreadable(f"forged: client {owner} speaks as {message.client}")
+        raise DecodeError(f"forged: client {owner} speaks as {message.client}")
     if subject != where:
-        raise Unreadable(f"forged: what belongs on {where} came on {subject}")
-    if (speaker := _speaker(message)) not in (None, envelope.source.rpartition("/")[2]):
-        raise Unreadable(f"forged: this is {speaker}'s to say, but the source is {envelope.source}")
+        raise DecodeError(f"forged: what belongs on {where} came on {subject}")
+    if (speaker := _expected_sender(message)) not in (None, envelope.source.rpartition("/")[2]):
+        raise DecodeError(f"forged: this is {speaker}'s to say, but the source is {envelope.source}")
 
 
-def _place(fed: FederationId, message: Message) -> str:
+def _expected_subject(fed: FederationId, message: Message) -> str:
     """Where *message* belongs."""
     if isinstance(message, Transition):
-        return subjects.life(fed, message.kind, message.thing)
-    return subjects.of(fed, message)
+        return subjects.lifecycle(fed, message.kind, message.thing)
+    return subjects.subject_for(fed, message)
 
 
-def _speaker(message: Message) -> str | None:
+def _expected_sender(message: Message) -> str | None:
     """Whose *message* it is to say: a client's or the server side's; None where anybody may."""
     match message:
         case Transition():
@@ -207,7 +210,7 @@ def uuid7() -> str:
     return str(UUID(int=value))
 
 
-def said_at(id: str) -> datetime | None:
+def id_timestamp(id: str) -> datetime | None:
     """When a message of this *id* was said: a UUID of version 7 begins with that. None for any other id."""
     try:
         value = UUID(id)

@@ -22,7 +22,7 @@ SHA: Final = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 ARCHITECTURE: Final = "60303ae22b998861bce3b28f33eec1be758a213c86c93c076dbe9f558c11c752"
 COMMIT: Final = "3a1f6c0d9be2475f8a6e0b1c2d3e4f5061728394"
 NEXT_COMMIT: Final = "b7e23ec29af22b0b4e41da31e868d57226121c84"
-MESSAGE: Final = "5e2c8f0a-7b1d-4c39-9a64-0d2f1e3b5a77"
+MESSAGE_ID: Final = "5e2c8f0a-7b1d-4c39-9a64-0d2f1e3b5a77"
 
 ARTIFACT: Final = Artifact(sha256=SHA, size_bytes=439_576, architecture=ARCHITECTURE)
 MODEL: Final = ModelRef(**dict(ARTIFACT), version=2)
@@ -44,7 +44,7 @@ INVITATION: Final = server.UpdateReady(
     task=TASK, run=RUN, plan=PLAN, recruit_until=NOON, code_version=COMMIT, model=MODEL
 )
 
-BESIDE: Final = serving.Beside(
+COMPARISON: Final = serving.ModelComparison(
     samples=500, errors=0, disagreement=0.03125, answer_psi=0.015625, old_ms=1.5, new_ms=1.25
 )
 
@@ -52,7 +52,7 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     server.HealthCheck(task=TASK),
     server.GetServerInfo(task=TASK),
     server.Enroll(task=TASK, client=CLIENT),
-    state_recall.RecallLife(task=TASK, client=CLIENT, kind="client"),
+    state_recall.GetLastTransition(task=TASK, client=CLIENT, kind="client"),
     server.OpenRun(task=TASK, run=RUN, plan=PLAN, overrides=run.RunOverrides(rounds=4)),
     server.CancelRun(task=TASK, run=RUN, reason="stopped by hand"),
     server.InitModel(task=TASK),
@@ -77,23 +77,27 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
     INVITATION,
     server.ModelPublished(task=TASK, model=MODEL, blob=BLOB, run=RUN),
     code.CodePublished(
-        task=TASK, code_version=COMMIT, candidate=NEXT_COMMIT, cohort=code.Cohort(up_to=0.25), attempt=2
+        task=TASK,
+        code_version=COMMIT,
+        candidate=NEXT_COMMIT,
+        cohort=code.RolloutCohort(up_to=0.25),
+        attempt=2,
     ),
     server.ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=4),
     server.RoundMessage(
         task=TASK,
         client=CLIENT,
         run=RUN,
-        message_id=MESSAGE,
+        message_id=MESSAGE_ID,
         message_type="train",
         round=2,
         group_id="2",
         created_at=1_773_489_600.25,
         ttl_s=120.0,
-        content=server.Content(blob=BLOB),
+        content=server.MessageContent(blob=BLOB),
     ),
-    client.Joined(task=TASK, client=CLIENT, run=RUN, code_version=COMMIT),
-    client.Declined(
+    client.ClientJoined(task=TASK, client=CLIENT, run=RUN, code_version=COMMIT),
+    client.ClientDeclined(
         task=TASK,
         client=CLIENT,
         run=RUN,
@@ -107,10 +111,10 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         run=RUN,
         round=2,
         message_id="c0ffee00-7b1d-4c39-9a64-0d2f1e3b5a77",
-        reply_to=MESSAGE,
+        reply_to=MESSAGE_ID,
         created_at=1_773_489_604.75,
         ttl_s=115.5,
-        content=server.Content(inline=b"\x00\x01\x02\xff"),
+        content=server.MessageContent(inline=b"\x00\x01\x02\xff"),
         train_s=4.25,
         left_out=3,
         figures={"train_loss": 0.5, "train_accuracy": 0.875, "train_num-examples": 18000.0},
@@ -155,12 +159,12 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         old_score=0.875,
         new_score=0.9375,
     ),
-    serving.ModelShadowed(task=TASK, client=CLIENT, model=MODEL, serving=1, beside=BESIDE, seconds=12.5),
+    serving.ModelShadowed(task=TASK, client=CLIENT, model=MODEL, serving=1, beside=COMPARISON, seconds=12.5),
     serving.ModelCanaried(
-        task=TASK, client=CLIENT, model=MODEL, serving=1, share=0.25, beside=BESIDE, seconds=20.0
+        task=TASK, client=CLIENT, model=MODEL, serving=1, share=0.25, beside=COMPARISON, seconds=20.0
     ),
     serving.ModelCommitted(task=TASK, client=CLIENT, model=MODEL, replaced=1, drained=3, drain_s=0.0625),
-    serving.ModelTurnedDown(
+    serving.ModelRejected(
         task=TASK,
         client=CLIENT,
         model=MODEL,
@@ -170,13 +174,13 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         old_score=0.875,
         new_score=0.75,
     ),
-    serving.ModelReturned(
+    serving.ModelRolledBack(
         task=TASK,
         client=CLIENT,
         model=MODEL.model_copy(update={"version": 1}),
         returned_from=MODEL,
         reason="it failed 3 requests that the old model answers",
-        beside=BESIDE.model_copy(update={"errors": 3}),
+        beside=COMPARISON.model_copy(update={"errors": 3}),
     ),
     serving.CapturePaused(task=TASK, client=CLIENT, reason="database or disk is full", dropped=17),
     serving.CaptureResumed(task=TASK, client=CLIENT, dropped=230),
@@ -195,13 +199,15 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         client=CLIENT,
         rows=1000,
         findings=(
-            serving.Finding(
+            serving.DataCheckResult(
                 check="range", ok=False, value=0.25, limit=0.0, what="a quarter of the rows is out of range"
             ),
         ),
         classes={"0": 30, "1": 34},
-        inputs=(serving.Sketch(feature="mean", counts=(90, 110, 800), psi=0.5, ks=0.25, p=0.001),),
-        predictions=serving.Sketch(feature="class", counts=(480, 520), psi=0.0625),
+        inputs=(
+            serving.FeatureDistribution(feature="mean", counts=(90, 110, 800), psi=0.5, ks=0.25, p=0.001),
+        ),
+        predictions=serving.FeatureDistribution(feature="class", counts=(480, 520), psi=0.0625),
         drifting=True,
         drift_unknown="SciPy is not installed: pip install 'fedbus[drift]'",
         serving=2,
@@ -235,19 +241,19 @@ _EXAMPLES: Final[tuple[Message, ...]] = (
         reason="run mnist-2",
         waits_for="the run to end",
         deadline=NOON,
-        facts=client.ClientFacts(client=CLIENT, task=TASK, model=MODEL, run=RUN, code_version=COMMIT),
+        facts=client.ClientData(client=CLIENT, task=TASK, model=MODEL, run=RUN, code_version=COMMIT),
     ),
 )
 
 EXAMPLES: Final[Mapping[type[Message], Message]] = {type(example): example for example in _EXAMPLES}
 
-ANSWERS: Final[Mapping[type[Body], Body]] = {
+REPLIES: Final[Mapping[type[Body], Body]] = {
     type(answer): answer
     for answer in (
         server.HealthStatus(state=server.ServerState.RECRUITING, open_run=INVITATION),
         server.ServerInfo(code_version=COMMIT, model=MODEL, blob=BLOB),
         server.Enrolled(consumers=("c1_mnist_client-manager", "c1_mnist_inference")),
-        state_recall.Recalled(
+        state_recall.LastTransition(
             sequence=7,
             headers={"ce-id": "01890000-0000-7000-8000-000000000001"},
             body=b"\x80",
@@ -270,7 +276,7 @@ ANSWERS: Final[Mapping[type[Body], Body]] = {
 }
 
 FACTS: Final = (
-    server.ServerFacts(
+    server.ServerData(
         task=TASK,
         code_version=COMMIT,
         model=MODEL,
@@ -282,17 +288,17 @@ FACTS: Final = (
         last=RESULT,
         checkpoint=ARTIFACT,
     ),
-    code.CodeFacts(
+    code.CodeData(
         task=TASK,
         code_version=COMMIT,
         candidate=NEXT_COMMIT,
         stages=("25%", "100%"),
-        cohort=code.Cohort(up_to=0.25),
+        cohort=code.RolloutCohort(up_to=0.25),
         clients=("c1",),
         ready=("c1",),
         source="https://example.org/tasks.git main",
     ),
-    scheduling.ScheduleFacts(
+    scheduling.ScheduleData(
         task=TASK,
         holder="server/workflow-scheduler_1",
         since=NOON,
@@ -317,7 +323,7 @@ FACTS: Final = (
         fired_at=NOON,
         fired_for="cron '0 3 * * *'",
     ),
-    run.RunFacts(
+    run.RunData(
         task=TASK,
         run=RUN,
         plan=PLAN,
@@ -329,14 +335,14 @@ FACTS: Final = (
         trace_id="4bf92f3577b34da6a3ce929d0e0e4736",
         traceparent="00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01",
     ),
-    client.ClientFacts(client=CLIENT, task=TASK, model=MODEL, run=RUN, code_version=COMMIT),
-    client.FlClientFacts(client=CLIENT, task=TASK, run=RUN),
-    client.InferenceFacts(client=CLIENT, task=TASK, model=MODEL, endpoint="http://127.0.0.1:8080"),
+    client.ClientData(client=CLIENT, task=TASK, model=MODEL, run=RUN, code_version=COMMIT),
+    client.FlClientData(client=CLIENT, task=TASK, run=RUN),
+    client.InferenceData(client=CLIENT, task=TASK, model=MODEL, endpoint="http://127.0.0.1:8080"),
 )
 """The facts of each kind of lifecycle, as a transition carries them."""
 
 
-def answers() -> list[type[Body]]:
+def reply_types() -> list[type[Body]]:
     """Every class that an answer can have."""
     kinds = [kind.answer for kind in MESSAGES if issubclass(kind, Request)]
     return list(dict.fromkeys([*kinds, Refused]))

@@ -1,16 +1,30 @@
 """Lifecycles written as tables.
 
-A lifecycle is a set of arrows: in this state, on this event, go to that state. Whatever
-else we want to know about it is read off the arrows: whether an event is legal now, the
-diagram in the documentation, the names of the spans, the walks that the tests take.
+A lifecycle is a set of arrows: in this state, on this event, go to that state. A second table names,
+for each event, the data that it may change. Everything else is derived from the two: whether an event
+is legal now, whether a change is, the diagram in the documentation, the names of the spans, the walks
+that the tests take.
 """
 
 from collections.abc import Iterator, Mapping
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, NamedTuple, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, Generic, NamedTuple, TypeAlias, TypeVar
+
+from pydantic import ValidationError
+
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.message import LifecycleData
 
 State = TypeVar("State", bound=StrEnum)
+Event = TypeVar("Event", bound=StrEnum)
+Data = TypeVar("Data", bound=LifecycleData)
+Changes = TypeVar("Changes", bound=Mapping[str, object])
+"""A ``TypedDict(total=False)`` of the fields of the data that a transition may change."""
+
+NO_CHANGES: Final[Any] = MappingProxyType({})
 
 
 class IllegalTransition(Exception):
@@ -23,48 +37,99 @@ class IllegalTransition(Exception):
         self.event = event
 
 
+class IllegalChange(Exception):
+    """A transition changes data that it must not change, or to a value of the wrong type: a bug of the owner."""
+
+    def __init__(self, kind: str, event: str, reason: str) -> None:
+        super().__init__(f"{kind}: event {event} {reason}")
+        self.kind = kind
+        self.event = event
+        self.reason = reason
+
+
 class Wait(NamedTuple):
     """What a state waits for, and the setting that bounds the waiting."""
 
-    awaited: str
+    waiting_for: str
     deadline: str
 
 
-class Arrow(NamedTuple, Generic[State]):
+class Arrow(NamedTuple, Generic[State, Event]):
     source: State
-    event: str
+    event: Event
     target: State
 
 
 @dataclass(frozen=True)
-class Lifecycle(Generic[State]):
+class Lifecycle(Generic[State, Event, Data, Changes]):
     kind: str
-    owner: str
-    """The agent that moves it; nobody else does."""
+    owner: AgentName
+    """The only agent that publishes its transitions."""
     initial: State
-    arrows: Mapping[tuple[State, str], State]
+    creation: Event
+    """The event of the first transition, which leads from nothing to *initial*."""
+    data: type[Data]
+    arrows: Mapping[tuple[State, Event], State]
+    changes: Mapping[Event, AbstractSet[str]]
+    """The fields of *data* that each event may change; an event that is not listed changes none."""
     waits: Mapping[State, Wait] = field(default_factory=dict)
-    failures: frozenset[str] = frozenset()
-    """The events that say that something went wrong."""
-    between_runs: frozenset[State] = frozenset()
-    """The states in which a run that the facts name is the last one, and no longer the one that it is in."""
+    failures: AbstractSet[Event] = frozenset()
+    """The events that report a failure."""
+    between_runs: AbstractSet[State] = frozenset()
+    """The states in which a run that the data names is the last one, and not one that is under way."""
 
-    def advance(self, state: State, event: str) -> State:
-        """The state that *event* leads to from *state*; raises IllegalTransition where there is no arrow."""
+    def advance(self, state: State, event: Event) -> State:
+        """The state that *event* leads to from *state*.
+
+        Raises:
+            IllegalTransition: The table has no arrow for *event* in *state*.
+
+        """
         try:
             return self.arrows[state, event]
         except KeyError:
             raise IllegalTransition(self.kind, state, event) from None
 
-    def allows(self, state: State, event: str) -> bool:
+    def allows(self, state: State, event: Event) -> bool:
         return (state, event) in self.arrows
 
-    def __iter__(self) -> Iterator[Arrow[State]]:
+    def change(self, event: Event, data: Data, changes: Changes) -> Data:
+        """*data* with *changes*, checked.
+
+        Raises:
+            IllegalChange: A key of *changes* is no field of the data or is not in the table of *event*,
+                or a value has the wrong type.
+
+        """
+        if not changes:
+            return data
+        allowed = self.changes.get(event, frozenset())
+        for name in changes:
+            if name not in type(data).model_fields:
+                raise IllegalChange(self.kind, event, f"changes {name}, which is no field of the data")
+            if name not in allowed:
+                raise IllegalChange(
+                    self.kind,
+                    event,
+                    f"may not change {name}; it may change: {', '.join(sorted(allowed)) or 'nothing'}",
+                )
+        try:
+            return type(data).model_validate({**dict(data), **changes}, strict=True)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise IllegalChange(self.kind, event, f"sets {where} to a wrong value: {first['msg']}") from None
+
+    def __iter__(self) -> Iterator[Arrow[State, Event]]:
         return (Arrow(source, event, target) for (source, event), target in self.arrows.items())
 
     @property
     def states(self) -> type[State]:
         return type(self.initial)
+
+    @property
+    def events(self) -> type[Event]:
+        return type(self.creation)
 
     @property
     def final(self) -> frozenset[State]:
@@ -79,6 +144,9 @@ class Lifecycle(Generic[State]):
         return "\n".join(lines) + "\n"
 
 
+AnyLifecycle: TypeAlias = Lifecycle[Any, Any, Any, Any]
+
+
 def span_name(kind: str, source: str, target: str) -> str:
-    """How the span of a transition is called: ``server recruiting → training``."""
+    """The name of a transition's span: ``server recruiting → training``."""
     return f"{kind} {source} → {target}"

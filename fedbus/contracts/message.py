@@ -8,10 +8,12 @@ renamed or retyped: that is a new class with the next ``version``.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic.json_schema import SkipJsonSchema
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import Id
 
 
@@ -27,7 +29,7 @@ class Family(StrEnum):
     LIFE = "life"  # a lifecycle has moved
 
 
-OF_ONE_CLIENT = frozenset({Family.CMD, Family.CLIENT, Family.LOCAL})
+CLIENT_FAMILIES = frozenset({Family.CMD, Family.CLIENT, Family.LOCAL})
 
 
 class Body(BaseModel):
@@ -36,7 +38,7 @@ class Body(BaseModel):
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64")
 
 
-class Facts(Body):
+class LifecycleData(Body):
     """All there is to know of one thing with a lifecycle, beside its state."""
 
     kind: str
@@ -56,7 +58,7 @@ class Message(Body):
     version: ClassVar[int] = 1
     durable: ClassVar[bool] = True
     """Whether the event stream keeps it. What is not kept is lost on whoever does not listen."""
-    stands: ClassVar[bool] = False
+    keeps_last_value: ClassVar[bool] = False
     """Of what is not durable: whether the last one of each device is kept, for whoever comes to look."""
 
     task: Id
@@ -80,7 +82,7 @@ class Request(Message):
 
     family: ClassVar[Family] = Family.SVC
     durable: ClassVar[bool] = False
-    server: ClassVar[str]
+    server: ClassVar[AgentName]
     """The agent that answers."""
     answer: ClassVar[type[Body]]
     """What a yes looks like; a no is `Refused`."""
@@ -92,18 +94,41 @@ class ClientRequest(Request):
     client: Id
 
 
-REFUSED: Final = "fedbus-refused"
+REFUSED_HEADER: Final = "fedbus-refused"
 """The header of an answer that is a no."""
+
+
+class RefusalKind(StrEnum):
+    """Who can do something about a refusal."""
+
+    CALLER = "caller"
+    """The request itself is at fault: the same request is refused again."""
+    RETRYABLE = "retryable"
+    """The request is not at fault, and the same request may succeed later."""
+    NEEDS_OPERATOR = "needs_operator"
+    """The request is not at fault, and it is refused until an operator repairs what is."""
 
 
 class Refused(Body):
     """The answer "no", and why. A refusal is an answer, not an error."""
 
     reason: str
+    kind: SkipJsonSchema[RefusalKind] = Field(default=RefusalKind.CALLER, exclude=True)
+    # two booleans stand for the kind on the wire
     passing: bool = False
-    """Whether what stands in the way is no fault of what was asked, and may be gone when it is asked again."""
+    """True if the same request may succeed later."""
     blameless: bool = False
-    """Whether it is no fault of what was asked, though it stays until a person has mended it."""
+    """True if the request is not at fault."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _relate_kind_and_booleans(cls, data: Any) -> Any:
+        if not isinstance(data, dict):
+            return data
+        if (kind := data.get("kind")) is not None:
+            return {**data, "passing": kind == RefusalKind.RETRYABLE, "blameless": kind != RefusalKind.CALLER}
+        kind = RefusalKind.NEEDS_OPERATOR if data.get("blameless") else RefusalKind.CALLER
+        return {**data, "kind": RefusalKind.RETRYABLE if data.get("passing") else kind}
 
 
 def type_name(kind: type[Message]) -> str:

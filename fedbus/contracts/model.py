@@ -20,13 +20,13 @@ class BlobRef(Body):
     """Whose process, and which: ``server.flower-server_0123``."""
 
     @property
-    def chunks(self) -> int:
+    def chunk_count(self) -> int:
         """How many chunks there are: at least one, so that an empty blob has an end too."""
         return max(1, -(-self.size_bytes // self.chunk_bytes))
 
-    def size_of_chunk(self, index: int) -> int:
+    def chunk_size(self, index: int) -> int:
         """What the chunk at *index* holds; less than nothing where there is no such chunk."""
-        if not 0 <= index < self.chunks:
+        if not 0 <= index < self.chunk_count:
             return -1
         return min(self.chunk_bytes, self.size_bytes - index * self.chunk_bytes)
 
@@ -46,7 +46,7 @@ class ModelRef(Artifact):
     version: int = Field(ge=1)
 
 
-class Seal(Body):
+class ModelSignature(Body):
     """The federation's Ed25519 signature of a model version: constant in size, so that it goes with every word of it.
 
     Signed are the version's reference and the digest of its manifest, as `fedbus.stores.models.signing` writes them.
@@ -77,7 +77,7 @@ class Manifest(ModelRef):
     """Counts the architectures there have been: versions of one lineage descend from one first model."""
     config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """The run's overrides of the app's configuration."""
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
 
     @property
     def ref(self) -> ModelRef:

@@ -8,28 +8,28 @@ https://prometheus.io/docs/guides/opentelemetry/ and the OpenTelemetry specifica
 
 from typing import Final
 
-from fedbus.contracts.telemetry import Kind, Metric
+from fedbus.contracts.telemetry import Metric, MetricKind
 
-UNITS: Final = {"s": "seconds", "By": "bytes", "Cel": "celsius"}
-TOTALS: Final = {Kind.COUNTER, Kind.OBSERVED_TOTAL}
-GAUGES: Final = {Kind.GAUGE, Kind.OBSERVED}
+UNIT_SUFFIXES: Final = {"s": "seconds", "By": "bytes", "Cel": "celsius"}
+TOTALS: Final = {MetricKind.COUNTER, MetricKind.OBSERVED_TOTAL}
+GAUGES: Final = {MetricKind.GAUGE, MetricKind.OBSERVED}
 
 
-def series_of(metric: Metric) -> list[str]:
+def series_names(metric: Metric) -> list[str]:
     """The names under which queries find *metric*."""
-    name = label_of(metric.name)
-    unit = UNITS.get(metric.unit)
+    name = label_name(metric.name)
+    unit = UNIT_SUFFIXES.get(metric.unit)
     if unit and not name.endswith(f"_{unit}"):
         name = f"{name}_{unit}"
     if metric.unit == "1" and metric.kind in GAUGES:
         name = f"{name}_ratio"
     if metric.kind in TOTALS:
         return [f"{name}_total"]
-    if metric.kind is Kind.HISTOGRAM:
+    if metric.kind is MetricKind.HISTOGRAM:
         return [f"{name}_{part}" for part in ("bucket", "sum", "count")]
     return [name]
 
 
-def label_of(attribute: str) -> str:
+def label_name(attribute: str) -> str:
     """The label of an *attribute*: ``fedbus.client`` → ``fedbus_client``."""
     return attribute.replace(".", "_")

@@ -8,13 +8,14 @@ moves them by what the task's server says of itself.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Final, Literal
+from typing import ClassVar, Final, Literal, TypedDict
 
 from pydantic import AwareDatetime, Field
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, Facts, Request
+from fedbus.contracts.message import Body, LifecycleData, Request
 from fedbus.contracts.model import ModelRef
 
 Scalar = bool | int | float | str
@@ -36,7 +37,7 @@ class RunPlan(Body):
     """Overrides of the Flower app's run configuration."""
 
 
-CLIENTS_TOLD: Final = 200
+MAX_REPORTED_CLIENTS: Final = 200
 """Of how many clients of one round the figures and the times are told: a transition carries them."""
 
 
@@ -55,7 +56,7 @@ class RunOverrides(Body):
         given = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
         return plan.model_copy(update={**given, "config": {**plan.config, **self.config}})
 
-    def then(self, later: "RunOverrides") -> "RunOverrides":
+    def merge(self, later: "RunOverrides") -> "RunOverrides":
         """Both, and *later* where they say of the same."""
         given = later.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
         return self.model_copy(update={**given, "config": {**self.config, **later.config}})
@@ -119,7 +120,21 @@ class RunState(StrEnum):
     CANCELLED = "cancelled"
 
 
-class RunFacts(Facts):
+class RunEvent(StrEnum):
+    REQUESTED = "requested"
+    RECRUITING_STARTED = "recruiting_started"
+    RUN_REFUSED = "run_refused"
+    QUORUM_REACHED = "quorum_reached"
+    RECRUITING_EXPIRED = "recruiting_expired"
+    ROUND_FINISHED = "round_finished"
+    SERVER_LOST = "server_lost"
+    SERVER_RECOVERED = "server_recovered"
+    RUN_FINISHED = "run_finished"
+    RUN_FAILED = "run_failed"
+    CANCELLED = "cancelled"
+
+
+class RunData(LifecycleData):
     """All there is to know of a run: with its state, what a restarted scheduler goes on from."""
 
     kind: Literal["run"] = "run"
@@ -146,27 +161,47 @@ class RunFacts(Facts):
         return self.run
 
 
+class RunChanges(TypedDict, total=False):
+    """The data of a run that a transition may change."""
+
+    plan: RunPlan
+    rounds: tuple[RoundResult, ...]
+    cohort: tuple[str, ...]
+    model: ModelRef | None
+    promoted: bool
+    code_version: str
+
+
 _S = RunState
-RUN = Lifecycle(
+_E = RunEvent
+RUN = Lifecycle[RunState, RunEvent, RunData, RunChanges](
     kind="run",
-    owner="workflow-scheduler",
+    owner=AgentName.WORKFLOW_SCHEDULER,
     initial=_S.REQUESTED,
+    creation=_E.REQUESTED,
+    data=RunData,
     arrows={
-        (_S.REQUESTED, "recruiting_started"): _S.RECRUITING,
-        (_S.REQUESTED, "run_refused"): _S.FAILED,
-        (_S.REQUESTED, "cancelled"): _S.CANCELLED,
-        (_S.RECRUITING, "quorum_reached"): _S.RUNNING,
-        (_S.RECRUITING, "recruiting_expired"): _S.FAILED,
-        (_S.RECRUITING, "run_failed"): _S.FAILED,
-        (_S.RECRUITING, "cancelled"): _S.CANCELLED,
-        (_S.RUNNING, "round_finished"): _S.RUNNING,
-        (_S.RUNNING, "run_finished"): _S.FINISHED,
-        (_S.RUNNING, "run_failed"): _S.FAILED,
-        (_S.RUNNING, "cancelled"): _S.CANCELLED,
-        (_S.RUNNING, "server_lost"): _S.RECOVERING,
-        (_S.RECOVERING, "server_recovered"): _S.RUNNING,
-        (_S.RECOVERING, "run_failed"): _S.FAILED,
-        (_S.RECOVERING, "cancelled"): _S.CANCELLED,
+        (_S.REQUESTED, _E.RECRUITING_STARTED): _S.RECRUITING,
+        (_S.REQUESTED, _E.RUN_REFUSED): _S.FAILED,
+        (_S.REQUESTED, _E.CANCELLED): _S.CANCELLED,
+        (_S.RECRUITING, _E.QUORUM_REACHED): _S.RUNNING,
+        (_S.RECRUITING, _E.RECRUITING_EXPIRED): _S.FAILED,
+        (_S.RECRUITING, _E.RUN_FAILED): _S.FAILED,
+        (_S.RECRUITING, _E.CANCELLED): _S.CANCELLED,
+        (_S.RUNNING, _E.ROUND_FINISHED): _S.RUNNING,
+        (_S.RUNNING, _E.RUN_FINISHED): _S.FINISHED,
+        (_S.RUNNING, _E.RUN_FAILED): _S.FAILED,
+        (_S.RUNNING, _E.CANCELLED): _S.CANCELLED,
+        (_S.RUNNING, _E.SERVER_LOST): _S.RECOVERING,
+        (_S.RECOVERING, _E.SERVER_RECOVERED): _S.RUNNING,
+        (_S.RECOVERING, _E.RUN_FAILED): _S.FAILED,
+        (_S.RECOVERING, _E.CANCELLED): _S.CANCELLED,
+    },
+    changes={
+        _E.RECRUITING_STARTED: {"plan", "code_version"},
+        _E.QUORUM_REACHED: {"cohort"},
+        _E.ROUND_FINISHED: {"rounds", "cohort"},
+        _E.RUN_FINISHED: {"model", "promoted"},
     },
     waits={
         _S.REQUESTED: Wait("the server manager to open the run", "for as long as it is busy, or away"),
@@ -174,7 +209,7 @@ RUN = Lifecycle(
         _S.RUNNING: Wait("the last round", "plan.round_s, for each message"),
         _S.RECOVERING: Wait("a new Flower server", "plan.recruit_s"),
     },
-    failures=frozenset({"run_refused", "recruiting_expired", "run_failed", "server_lost"}),
+    failures=frozenset({_E.RUN_REFUSED, _E.RECRUITING_EXPIRED, _E.RUN_FAILED, _E.SERVER_LOST}),
 )
 
 
@@ -191,7 +226,7 @@ class StartRun(Request):
     """Start a run now. Fields left out are the task's own."""
 
     word: ClassVar[str] = "start_run"
-    server: ClassVar[str] = "workflow-scheduler"
+    server: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
     answer: ClassVar[type[Body]] = RunStarted
 
     rounds: int | None = Field(default=None, ge=1)
@@ -214,7 +249,7 @@ class StopRun(Request):
     """Cancel the run: what its last round came to is not published."""
 
     word: ClassVar[str] = "stop_run"
-    server: ClassVar[str] = "workflow-scheduler"
+    server: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
     answer: ClassVar[type[Body]] = RunStopped
 
     run: Id

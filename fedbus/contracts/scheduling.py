@@ -12,38 +12,39 @@ The languages of the rule and the trigger stand in `rules` and `triggers`; docs/
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Annotated, Final, Literal, Self
+from typing import Annotated, Final, Literal, Self, TypedDict
 from zoneinfo import ZoneInfo
 
 from pydantic import AfterValidator, AwareDatetime, Field, model_validator
 
-from fedbus.contracts.expressions.eligibility_rule import WORDS, rule
-from fedbus.contracts.expressions.trigger import Every, Trigger, trigger
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.expressions.eligibility_rule import RULE_VARIABLES, parse_rule
+from fedbus.contracts.expressions.trigger import IntervalCondition, Trigger, parse_trigger
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, Facts
-from fedbus.contracts.task.base import Table
+from fedbus.contracts.message import Body, LifecycleData
+from fedbus.contracts.task.base import ConfigSection
 
-CLOCK_WORDS: Final = {name: WORDS[name] for name in ("hour", "weekday")}
+CLOCK_VARIABLES: Final = {name: RULE_VARIABLES[name] for name in ("hour", "weekday")}
 """All that quiet hours may speak of."""
 
 
-def _checked_rule(text: str) -> str:
-    rule(text)
+def _validate_rule(text: str) -> str:
+    parse_rule(text)
     return text
 
 
-def _checked_clock_rule(text: str) -> str:
-    rule(text, words=CLOCK_WORDS)
+def _validate_clock_rule(text: str) -> str:
+    parse_rule(text, words=CLOCK_VARIABLES)
     return text
 
 
-def _checked_trigger(text: str) -> str:
-    trigger(text)
+def _validate_trigger(text: str) -> str:
+    parse_trigger(text)
     return text
 
 
-def _checked_zone(name: str) -> str:
+def _validate_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (OSError, ValueError, KeyError):
@@ -51,23 +52,23 @@ def _checked_zone(name: str) -> str:
     return name
 
 
-class EligibilityTable(Table):
+class EligibilityTable(ConfigSection):
     """Which devices take part in runs."""
 
-    rule: Annotated[str, AfterValidator(_checked_rule)] | None = None
+    rule: Annotated[str, AfterValidator(_validate_rule)] | None = None
     """Tried on the device when a run invites it; left out: every device takes part."""
     again_s: float = Field(default=60.0, gt=0)
     """While a run takes in clients, how long until a device that may not take part looks again."""
 
 
-class ScheduleTable(Table):
+class ScheduleTable(ConfigSection):
     """When runs start by themselves: *when* says so in full, *every_s* is short for ``every …``."""
 
     every_s: float | None = Field(default=None, gt=0)
     """So long after the last run ended; the first as soon as there is a model."""
-    when: Annotated[str, AfterValidator(_checked_trigger)] | None = None
+    when: Annotated[str, AfterValidator(_validate_trigger)] | None = None
     """What starts runs: ``cron '0 3 * * *'``, ``every 6h``, ``labelled >= 64 on 3 clients``, joined by and, or."""
-    timezone: Annotated[str, AfterValidator(_checked_zone)] = "UTC"
+    timezone: Annotated[str, AfterValidator(_validate_timezone)] = "UTC"
     """Of cron and of the quiet hours."""
     at_most: int | None = Field(default=None, ge=1)
     """How many runs the schedule starts in all."""
@@ -75,7 +76,7 @@ class ScheduleTable(Table):
     """How long nothing new must have come of the devices before a run starts; ten times as long at most."""
     again_s: float = Field(default=24 * 3600.0, gt=0)
     """How long after a run what it did not cure, drift or a poor live accuracy, starts another."""
-    quiet: Annotated[str, AfterValidator(_checked_clock_rule)] | None = None
+    quiet: Annotated[str, AfterValidator(_validate_clock_rule)] | None = None
     """When no run starts, as a rule of hour and weekday; what comes due in between starts at the end."""
     overlap: Literal["skip", "queue", "cancel-running"] = "queue"
     """What becomes of a run that is due while another is under way."""
@@ -85,7 +86,7 @@ class ScheduleTable(Table):
     """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
 
     @model_validator(mode="after")
-    def _one_of_both(self) -> Self:
+    def _check_exclusive_keys(self) -> Self:
         if self.every_s is not None and self.when is not None:
             raise ValueError(f'write every-s into when: when = "({self.when}) or every {self.every_s:g}s"')
         return self
@@ -94,8 +95,8 @@ class ScheduleTable(Table):
     def trigger(self) -> Trigger | None:
         """What starts runs, or None where nothing does."""
         if self.when is not None:
-            return trigger(self.when)
-        return Every(self.every_s) if self.every_s is not None else None
+            return parse_trigger(self.when)
+        return IntervalCondition(self.every_s) if self.every_s is not None else None
 
     @property
     def rule(self) -> "ScheduleRule | None":
@@ -127,7 +128,7 @@ class ScheduleOverrides:
         return type(own).model_validate(own.model_dump(exclude_unset=True) | given)
 
 
-class SelectionTable(Table):
+class SelectionTable(ConfigSection):
     """Which of the clients that joined train in a round, and what their updates weigh."""
 
     clients: int | None = Field(default=None, ge=1)
@@ -140,7 +141,7 @@ class SelectionTable(Table):
     """What an update weighs: its samples, or its samples times the client's score."""
 
 
-class ContributionTable(Table):
+class ContributionTable(ConfigSection):
     """How it is found out what each client brings to the aggregate: by leaving it out, on the server's test data."""
 
     every: int = Field(default=0, ge=0)
@@ -174,7 +175,18 @@ class ScheduleRule(Body):
     at_most: int | None = None
 
 
-class ScheduleFacts(Facts):
+class ScheduleEvent(StrEnum):
+    STARTED = "started"
+    PLANNED = "planned"
+    TRIGGERED = "triggered"
+    POSTPONED = "postponed"
+    FIRED = "fired"
+    SKIPPED = "skipped"
+    RESCHEDULED = "rescheduled"
+    TAKEN_OVER = "taken_over"
+
+
+class ScheduleData(LifecycleData):
     """What a scheduler goes on from: all else that it decides by is in the log."""
 
     kind: Literal["schedule"] = "schedule"
@@ -219,21 +231,73 @@ class ScheduleFacts(Facts):
         return self.task
 
 
+class ScheduleChanges(TypedDict, total=False):
+    """The data of a task's schedule that a transition may change."""
+
+    holder: str
+    since: AwareDatetime
+    clock_since: AwareDatetime
+    due_since: AwareDatetime | None
+    cause: str
+    started: int
+    run: Id | None
+    labelled: dict[str, int]
+    unlabelled: dict[str, int]
+    databases: dict[str, str]
+    drifted: tuple[str, ...]
+    accuracy: dict[str, float]
+    code_version: str
+    rule: ScheduleRule | None
+    next_at: AwareDatetime | None
+    awaits: tuple[str, ...]
+    fired_at: AwareDatetime | None
+    fired_for: str
+    traceparent: str
+
+
 _S = ScheduleState
-SCHEDULE = Lifecycle(
+_E = ScheduleEvent
+_BASELINE = frozenset(
+    {
+        "since",
+        "clock_since",
+        "due_since",
+        "cause",
+        "labelled",
+        "unlabelled",
+        "databases",
+        "drifted",
+        "accuracy",
+        "code_version",
+        "next_at",
+        "awaits",
+    }
+)
+"""What counts as new is counted from these, which each run that the schedule starts or skips sets."""
+SCHEDULE = Lifecycle[ScheduleState, ScheduleEvent, ScheduleData, ScheduleChanges](
     kind="schedule",
-    owner="workflow-scheduler",
+    owner=AgentName.WORKFLOW_SCHEDULER,
     initial=_S.WATCHING,
+    creation=_E.STARTED,
+    data=ScheduleData,
     arrows={
-        (_S.WATCHING, "planned"): _S.WATCHING,
-        (_S.WATCHING, "triggered"): _S.DUE,
-        (_S.DUE, "postponed"): _S.DUE,
-        (_S.DUE, "fired"): _S.WATCHING,
-        (_S.DUE, "skipped"): _S.WATCHING,
-        (_S.WATCHING, "rescheduled"): _S.WATCHING,
-        (_S.DUE, "rescheduled"): _S.WATCHING,
-        (_S.WATCHING, "taken_over"): _S.WATCHING,
-        (_S.DUE, "taken_over"): _S.DUE,
+        (_S.WATCHING, _E.PLANNED): _S.WATCHING,
+        (_S.WATCHING, _E.TRIGGERED): _S.DUE,
+        (_S.DUE, _E.POSTPONED): _S.DUE,
+        (_S.DUE, _E.FIRED): _S.WATCHING,
+        (_S.DUE, _E.SKIPPED): _S.WATCHING,
+        (_S.WATCHING, _E.RESCHEDULED): _S.WATCHING,
+        (_S.DUE, _E.RESCHEDULED): _S.WATCHING,
+        (_S.WATCHING, _E.TAKEN_OVER): _S.WATCHING,
+        (_S.DUE, _E.TAKEN_OVER): _S.DUE,
+    },
+    changes={
+        _E.PLANNED: {"next_at", "awaits"},
+        _E.TRIGGERED: {"due_since", "cause", "traceparent"},
+        _E.FIRED: _BASELINE | {"started", "run", "fired_at", "fired_for"},
+        _E.SKIPPED: _BASELINE,
+        _E.RESCHEDULED: {"clock_since", "due_since", "cause", "rule", "next_at", "awaits"},
+        _E.TAKEN_OVER: {"holder", "clock_since", "rule"},
     },
     waits={
         _S.DUE: Wait(

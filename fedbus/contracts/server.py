@@ -5,15 +5,24 @@ reports to it; the clients hear only what the server manager casts.
 """
 
 from enum import StrEnum
-from typing import ClassVar, Literal
+from typing import ClassVar, Literal, TypedDict
 
 from pydantic import AwareDatetime, Field
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.code import CodePlan
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.lifecycle import Lifecycle, Wait
-from fedbus.contracts.message import Body, ClientMessage, ClientRequest, Facts, Family, Message, Request
-from fedbus.contracts.model import Artifact, BlobRef, ModelRef, Seal
+from fedbus.contracts.message import (
+    Body,
+    ClientMessage,
+    ClientRequest,
+    Family,
+    LifecycleData,
+    Message,
+    Request,
+)
+from fedbus.contracts.model import Artifact, BlobRef, ModelRef, ModelSignature
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan
 
 # --- the lifecycle -------------------------------------------------------------
@@ -27,7 +36,7 @@ class ServerState(StrEnum):
     PUBLISHING = "publishing"
 
 
-class StoreTrouble(StrEnum):
+class StoreProblem(StrEnum):
     """Why the model repository cannot be used: four things that call for four different acts."""
 
     UNAVAILABLE = "unavailable"
@@ -40,7 +49,30 @@ class StoreTrouble(StrEnum):
     """It holds nothing, and the log knows of a model: it is another repository than the one before."""
 
 
-class ServerFacts(Facts):
+class ServerEvent(StrEnum):
+    STARTED = "started"
+    MODEL_READY = "model_ready"
+    MODEL_NOT_BUILT = "model_not_built"
+    STORE_UNAVAILABLE = "store_unavailable"
+    STORE_RECOVERED = "store_recovered"
+    RUN_REQUESTED = "run_requested"
+    QUORUM_REACHED = "quorum_reached"
+    RECRUITING_EXPIRED = "recruiting_expired"
+    ROUND_FINISHED = "round_finished"
+    SERVER_LOST = "server_lost"
+    SERVER_RECOVERED = "server_recovered"
+    RUN_FINISHED = "run_finished"
+    RUN_FAILED = "run_failed"
+    RUN_CANCELLED = "run_cancelled"
+    VERSION_PUBLISHED = "version_published"
+    CANDIDATE_KEPT = "candidate_kept"
+    VERSION_REFUSED = "version_refused"
+    MODEL_PROMOTED = "model_promoted"
+    MODEL_ROLLED_BACK = "model_rolled_back"
+    LINEAGE_STARTED = "lineage_started"
+
+
+class ServerData(LifecycleData):
     """All there is to know of a task's server: with its state, what a restarted manager goes on from."""
 
     kind: Literal["server"] = "server"
@@ -48,7 +80,7 @@ class ServerFacts(Facts):
     """Of the run under way, or of the last one."""
     model: ModelRef | None = None
     """The champion: what is served."""
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
     """The federation's signature of the champion, where it signs its models."""
     term: int = 0
     """Which champion it is, counted from 1: a higher one is the newer word."""
@@ -73,7 +105,7 @@ class ServerFacts(Facts):
     """Where the run's trace goes on, so that a restarted manager stays in it."""
     missing: int = 0
     """How many clients the quorum lacked, on ``recruiting_expired``."""
-    trouble: StoreTrouble | None = None
+    trouble: StoreProblem | None = None
     """What is wrong with the model repository, from ``store_unavailable`` to ``store_recovered``."""
 
     @property
@@ -81,42 +113,103 @@ class ServerFacts(Facts):
         return self.task
 
 
+class ServerChanges(TypedDict, total=False):
+    """The data of the server of a task that a transition may change."""
+
+    model: ModelRef | None
+    seal: ModelSignature | None
+    term: int
+    code_version: str
+    base: ModelRef | None
+    candidate: ModelRef | None
+    run: Id | None
+    plan: RunPlan | None
+    recruit_until: AwareDatetime | None
+    cohort: tuple[str, ...]
+    round: int
+    trainings: int
+    failures: int
+    last: RoundResult | None
+    checkpoint: Artifact | None
+    recoveries: int
+    traceparent: str
+    missing: int
+    trouble: StoreProblem | None
+
+
 _S = ServerState
-SERVER = Lifecycle(
+_E = ServerEvent
+SERVER = Lifecycle[ServerState, ServerEvent, ServerData, ServerChanges](
     kind="server",
-    owner="server-manager",
+    owner=AgentName.SERVER_MANAGER,
     initial=_S.MODEL_INIT,
+    creation=_E.STARTED,
+    data=ServerData,
     arrows={
-        (_S.MODEL_INIT, "model_ready"): _S.WAITING,
-        (_S.MODEL_INIT, "store_unavailable"): _S.MODEL_INIT,
-        (_S.MODEL_INIT, "model_not_built"): _S.MODEL_INIT,
-        (_S.WAITING, "store_unavailable"): _S.WAITING,
-        (_S.WAITING, "store_recovered"): _S.WAITING,
-        (_S.RECRUITING, "store_unavailable"): _S.RECRUITING,
-        (_S.RECRUITING, "store_recovered"): _S.RECRUITING,
-        (_S.TRAINING, "store_unavailable"): _S.TRAINING,
-        (_S.TRAINING, "store_recovered"): _S.TRAINING,
-        (_S.WAITING, "run_requested"): _S.RECRUITING,
-        (_S.RECRUITING, "quorum_reached"): _S.TRAINING,
-        (_S.RECRUITING, "recruiting_expired"): _S.WAITING,
-        (_S.RECRUITING, "run_failed"): _S.WAITING,
-        (_S.RECRUITING, "run_cancelled"): _S.WAITING,
-        (_S.TRAINING, "round_finished"): _S.TRAINING,
-        (_S.TRAINING, "server_lost"): _S.TRAINING,
-        (_S.TRAINING, "server_recovered"): _S.TRAINING,
-        (_S.TRAINING, "run_finished"): _S.PUBLISHING,
-        (_S.TRAINING, "run_failed"): _S.WAITING,
-        (_S.TRAINING, "run_cancelled"): _S.WAITING,
-        (_S.PUBLISHING, "version_published"): _S.WAITING,
-        (_S.PUBLISHING, "candidate_kept"): _S.WAITING,
-        (_S.PUBLISHING, "version_refused"): _S.WAITING,
-        (_S.WAITING, "model_promoted"): _S.WAITING,
-        (_S.RECRUITING, "model_promoted"): _S.RECRUITING,
-        (_S.TRAINING, "model_promoted"): _S.TRAINING,
-        (_S.WAITING, "model_rolled_back"): _S.WAITING,
-        (_S.RECRUITING, "model_rolled_back"): _S.RECRUITING,
-        (_S.TRAINING, "model_rolled_back"): _S.TRAINING,
-        (_S.WAITING, "lineage_started"): _S.WAITING,
+        (_S.MODEL_INIT, _E.MODEL_READY): _S.WAITING,
+        (_S.MODEL_INIT, _E.STORE_UNAVAILABLE): _S.MODEL_INIT,
+        (_S.MODEL_INIT, _E.MODEL_NOT_BUILT): _S.MODEL_INIT,
+        (_S.WAITING, _E.STORE_UNAVAILABLE): _S.WAITING,
+        (_S.WAITING, _E.STORE_RECOVERED): _S.WAITING,
+        (_S.RECRUITING, _E.STORE_UNAVAILABLE): _S.RECRUITING,
+        (_S.RECRUITING, _E.STORE_RECOVERED): _S.RECRUITING,
+        (_S.TRAINING, _E.STORE_UNAVAILABLE): _S.TRAINING,
+        (_S.TRAINING, _E.STORE_RECOVERED): _S.TRAINING,
+        (_S.WAITING, _E.RUN_REQUESTED): _S.RECRUITING,
+        (_S.RECRUITING, _E.QUORUM_REACHED): _S.TRAINING,
+        (_S.RECRUITING, _E.RECRUITING_EXPIRED): _S.WAITING,
+        (_S.RECRUITING, _E.RUN_FAILED): _S.WAITING,
+        (_S.RECRUITING, _E.RUN_CANCELLED): _S.WAITING,
+        (_S.TRAINING, _E.ROUND_FINISHED): _S.TRAINING,
+        (_S.TRAINING, _E.SERVER_LOST): _S.TRAINING,
+        (_S.TRAINING, _E.SERVER_RECOVERED): _S.TRAINING,
+        (_S.TRAINING, _E.RUN_FINISHED): _S.PUBLISHING,
+        (_S.TRAINING, _E.RUN_FAILED): _S.WAITING,
+        (_S.TRAINING, _E.RUN_CANCELLED): _S.WAITING,
+        (_S.PUBLISHING, _E.VERSION_PUBLISHED): _S.WAITING,
+        (_S.PUBLISHING, _E.CANDIDATE_KEPT): _S.WAITING,
+        (_S.PUBLISHING, _E.VERSION_REFUSED): _S.WAITING,
+        (_S.WAITING, _E.MODEL_PROMOTED): _S.WAITING,
+        (_S.RECRUITING, _E.MODEL_PROMOTED): _S.RECRUITING,
+        (_S.TRAINING, _E.MODEL_PROMOTED): _S.TRAINING,
+        (_S.WAITING, _E.MODEL_ROLLED_BACK): _S.WAITING,
+        (_S.RECRUITING, _E.MODEL_ROLLED_BACK): _S.RECRUITING,
+        (_S.TRAINING, _E.MODEL_ROLLED_BACK): _S.TRAINING,
+        (_S.WAITING, _E.LINEAGE_STARTED): _S.WAITING,
+    },
+    changes={
+        _E.MODEL_READY: {"model", "seal", "term", "code_version", "trouble"},
+        _E.MODEL_NOT_BUILT: {"trouble"},
+        _E.STORE_UNAVAILABLE: {"trouble"},
+        _E.STORE_RECOVERED: {"trouble"},
+        _E.RUN_REQUESTED: {
+            "run",
+            "plan",
+            "code_version",
+            "base",
+            "candidate",
+            "recruit_until",
+            "cohort",
+            "round",
+            "trainings",
+            "failures",
+            "last",
+            "checkpoint",
+            "recoveries",
+            "missing",
+            "traceparent",
+        },
+        _E.QUORUM_REACHED: {"cohort"},
+        _E.RECRUITING_EXPIRED: {"missing"},
+        _E.ROUND_FINISHED: {"round", "trainings", "failures", "last", "checkpoint", "cohort"},
+        _E.SERVER_LOST: {"recoveries"},
+        _E.SERVER_RECOVERED: {"cohort"},
+        _E.RUN_FINISHED: {"checkpoint", "round"},
+        _E.VERSION_PUBLISHED: {"model", "seal", "term", "candidate"},
+        _E.CANDIDATE_KEPT: {"candidate"},
+        _E.MODEL_PROMOTED: {"model", "seal", "term"},
+        _E.MODEL_ROLLED_BACK: {"model", "seal", "term"},
+        _E.LINEAGE_STARTED: {"model", "seal", "term", "code_version"},
     },
     waits={
         _S.MODEL_INIT: Wait("the model repository", "back off, without end"),
@@ -126,12 +219,12 @@ SERVER = Lifecycle(
     },
     failures=frozenset(
         {
-            "store_unavailable",
-            "model_not_built",
-            "recruiting_expired",
-            "run_failed",
-            "server_lost",
-            "version_refused",
+            _E.STORE_UNAVAILABLE,
+            _E.MODEL_NOT_BUILT,
+            _E.RECRUITING_EXPIRED,
+            _E.RUN_FAILED,
+            _E.SERVER_LOST,
+            _E.VERSION_REFUSED,
         }
     ),
     between_runs=frozenset({_S.MODEL_INIT, _S.WAITING}),
@@ -167,7 +260,7 @@ class ModelPublished(Message):
     run: Id | None = None
     term: int = 0
     """Which champion it is: of two words about the served version, the one with the higher term holds."""
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
     reason: str = ""
     """Why it is served now, where that is not the end of a run: a rollback, say."""
 
@@ -200,7 +293,7 @@ class HealthCheck(Request):
     """Is the Flower server up, and does it take in clients?"""
 
     word: ClassVar[str] = "health_check"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = HealthStatus
 
 
@@ -211,7 +304,7 @@ class ServerInfo(Body):
     model: ModelRef | None = None
     blob: BlobRef | None = None
     term: int = 0
-    seal: Seal | None = None
+    seal: ModelSignature | None = None
     code: CodePlan | None = None
 
 
@@ -219,7 +312,7 @@ class GetServerInfo(Request):
     """Which code and which model does the task have?"""
 
     word: ClassVar[str] = "get_server_info"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = ServerInfo
 
 
@@ -233,7 +326,7 @@ class Enroll(ClientRequest):
     """Make the durable consumers of a client's agents: a client may not make its own."""
 
     word: ClassVar[str] = "enroll"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = Enrolled
 
     labels: dict[str, str] = Field(default_factory=dict)
@@ -249,7 +342,7 @@ class OpenRun(Request):
     """Take in clients for *run* and train it: the scheduler to the server manager."""
 
     word: ClassVar[str] = "open_run"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = RunOpened
 
     run: Id
@@ -267,7 +360,7 @@ class CancelRun(Request):
     """End *run* without a new model version."""
 
     word: ClassVar[str] = "cancel_run"
-    server: ClassVar[str] = "server-manager"
+    server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = RunCancelled
 
     run: Id
@@ -287,7 +380,7 @@ class InitModel(Request):
     """Build the task's initial model and store it."""
 
     word: ClassVar[str] = "init_model"
-    server: ClassVar[str] = "flower-server"
+    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
     answer: ClassVar[type[Body]] = ModelInitialised
 
     code_version: str = ""
@@ -301,7 +394,7 @@ class StartServer(Request):
     """Start the Flower server of *run*, at *first_round*, from the model in *artifact*."""
 
     word: ClassVar[str] = "start_server"
-    server: ClassVar[str] = "flower-server"
+    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
     answer: ClassVar[type[Body]] = ServerStarting
 
     run: Id
@@ -320,7 +413,7 @@ class StopServer(Request):
     """End the Flower server of *run*, if it is still there."""
 
     word: ClassVar[str] = "stop_server"
-    server: ClassVar[str] = "flower-server"
+    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
     answer: ClassVar[type[Body]] = ServerStopped
 
     run: Id
@@ -336,7 +429,7 @@ class FindServer(Request):
     """Is the Flower server of *run* there? Who was away may have missed the word of its end."""
 
     word: ClassVar[str] = "find_server"
-    server: ClassVar[str] = "flower-server"
+    server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
     answer: ClassVar[type[Body]] = ServerFound
 
     run: Id
@@ -409,7 +502,7 @@ class ServerLost(Message):
 # --- the rounds themselves: Flower's messages --------------------------------------------
 
 
-class Content(Body):
+class MessageContent(Body):
     """A Flower RecordDict: inside the event if it is small and without arrays, else as a blob."""
 
     inline: bytes | None = None
@@ -431,4 +524,4 @@ class RoundMessage(ClientMessage):
     created_at: float
     """Seconds since the epoch, as Flower counts."""
     ttl_s: float
-    content: Content
+    content: MessageContent

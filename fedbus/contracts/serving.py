@@ -17,7 +17,7 @@ from fedbus.contracts.message import Body, ClientMessage, Family
 from fedbus.contracts.model import ModelRef
 
 
-class Beside(Body):
+class ModelComparison(Body):
     """Two models on the same requests, or on like ones."""
 
     samples: int = 0
@@ -53,7 +53,7 @@ class ModelPrepared(ClientMessage):
     new_score: float | None = None
 
 
-class ModelTurnedDown(ClientMessage):
+class ModelRejected(ClientMessage):
     """A new model does not get to serve: why, and at which step."""
 
     word: ClassVar[str] = "model_turned_down"
@@ -66,7 +66,7 @@ class ModelTurnedDown(ClientMessage):
     reason: str
     old_score: float | None = None
     new_score: float | None = None
-    beside: Beside | None = None
+    beside: ModelComparison | None = None
 
 
 class ModelShadowed(ClientMessage):
@@ -77,7 +77,7 @@ class ModelShadowed(ClientMessage):
 
     model: ModelRef
     serving: int
-    beside: Beside
+    beside: ModelComparison
     seconds: float
 
 
@@ -90,7 +90,7 @@ class ModelCanaried(ClientMessage):
     model: ModelRef
     serving: int
     share: float
-    beside: Beside
+    beside: ModelComparison
     seconds: float
 
 
@@ -107,7 +107,7 @@ class ModelCommitted(ClientMessage):
     drain_s: float = 0.0
 
 
-class ModelReturned(ClientMessage):
+class ModelRolledBack(ClientMessage):
     """The old model is back, by itself: the new one erred, or drifted."""
 
     word: ClassVar[str] = "model_returned"
@@ -117,7 +117,7 @@ class ModelReturned(ClientMessage):
     """The old one, which serves again."""
     returned_from: ModelRef
     reason: str
-    beside: Beside
+    beside: ModelComparison
 
 
 class CapturePaused(ClientMessage):
@@ -158,7 +158,7 @@ class DataCounted(ClientMessage):
     """What these two are counted in: a device whose captured data were deleted begins another, at nought."""
 
 
-class Finding(Body):
+class DataCheckResult(Body):
     """One check: what was looked at, what it came to, and what it may come to."""
 
     check: str
@@ -170,7 +170,7 @@ class Finding(Body):
     """In words, with no value of a sample in them."""
 
 
-class Sketch(Body):
+class FeatureDistribution(Body):
     """How one feature is distributed: counts in bins that have equal shares of the reference."""
 
     feature: str
@@ -196,11 +196,11 @@ class DataChecked(ClientMessage):
     family: ClassVar[Family] = Family.CLIENT
 
     rows: int
-    findings: tuple[Finding, ...] = ()
+    findings: tuple[DataCheckResult, ...] = ()
     classes: dict[str, int] = Field(default_factory=dict)
     """Labelled rows of each known class, and of all others together (``other``); none where labels are no classes."""
-    inputs: tuple[Sketch, ...] = ()
-    predictions: Sketch | None = None
+    inputs: tuple[FeatureDistribution, ...] = ()
+    predictions: FeatureDistribution | None = None
     drifting: bool = False
     drift_unknown: str = ""
     """Why drift is not looked for, where it is not."""

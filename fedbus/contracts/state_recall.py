@@ -10,10 +10,11 @@ from typing import ClassVar, Literal
 
 from pydantic import Field
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.message import Body, ClientRequest
 
 
-class Recalled(Body):
+class LastTransition(Body):
     """The answer to recall_life: the last transition as it was said; nothing, where none was."""
 
     sequence: int = 0
@@ -24,11 +25,11 @@ class Recalled(Body):
     """By the clock of the server side, in seconds since 1970; 0 where it does not say: a device may ask no other."""
 
 
-class RecallLife(ClientRequest):
+class GetLastTransition(ClientRequest):
     """Tell a client the last transition of one of its own things."""
 
     word: ClassVar[str] = "recall_life"
-    server: ClassVar[str] = "registrar"
-    answer: ClassVar[type[Body]] = Recalled
+    server: ClassVar[AgentName] = AgentName.REGISTRAR
+    answer: ClassVar[type[Body]] = LastTransition
 
     kind: Literal["client", "fl_client", "inference"]

@@ -17,7 +17,7 @@
 An *owner* is a client, or the server side, or people.
 
 The identity stands in a token of its own, so that permissions can be a template per client: see
-`fedbus.contracts.permissions`. A
+`fedbus.contracts.permissions_for`. A
 stream never covers ``svc`` or ``blob``: it acknowledges whatever it stores, and would
 answer before the agent could.
 """
@@ -25,36 +25,36 @@ answer before the agent could.
 import functools
 
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, ClientRequest, Family, Message
+from fedbus.contracts.message import CLIENT_FAMILIES, ClientMessage, ClientRequest, Family, Message
 
 ROOT = "fedbus"
 SERVER_SIDE = "server"
 """Stands where a client's id would, for the agents of the server side. No client may be called so."""
-PEOPLE = "people"
+USERS = "people"
 """The same for whoever sits at a terminal."""
-RESERVED = frozenset({SERVER_SIDE, PEOPLE})
+RESERVED_OWNERS = frozenset({SERVER_SIDE, USERS})
 """Owners that are no clients."""
 INBOX = "_INBOX"
 
 
-class ForeignSubject(ValueError):
+class InvalidSubject(ValueError):
     """A subject that is not spelled as this module spells them."""
 
 
-def of(fed: FederationId, message: Message) -> str:
+def subject_for(fed: FederationId, message: Message) -> str:
     """Where *message* goes. Transitions know their own place: see `life`."""
     if isinstance(message, ClientMessage):
         return f"{ROOT}.{fed}.{message.family}.{message.client}.{message.task}.{message.word}"
-    assert message.family not in OF_ONE_CLIENT | {Family.LIFE}, message.word
+    assert message.family not in CLIENT_FAMILIES | {Family.LIFE}, message.word
     subject = f"{ROOT}.{fed}.{message.family}.{message.task}.{message.word}"
     return f"{subject}.{message.client}" if isinstance(message, ClientRequest) else subject
 
 
-def every(fed: FederationId, kind: type[Message], *, client: str = "*", task: str = "*") -> str:
+def wildcard_for(fed: FederationId, kind: type[Message], *, client: str = "*", task: str = "*") -> str:
     """All messages of one *kind*, or those of one *client* or one *task*."""
     if kind.family is Family.LIFE:
         return f"{ROOT}.{fed}.life.>"
-    if kind.family in OF_ONE_CLIENT:
+    if kind.family in CLIENT_FAMILIES:
         return f"{ROOT}.{fed}.{kind.family}.{client}.{task}.{kind.word}"
     subject = f"{ROOT}.{fed}.{kind.family}.{task}.{kind.word}"
     return f"{subject}.{client}" if issubclass(kind, ClientRequest) else subject
@@ -65,11 +65,11 @@ def template(kind: type[Message]) -> str:
     """Where messages of one *kind* go, with what differs among them in braces."""
     fed = FederationId("{federation}")
     if kind.family is Family.LIFE:
-        return life(fed, "{kind}", "{thing}")
-    return every(fed, kind, client="{client}", task="{task}")
+        return lifecycle(fed, "{kind}", "{thing}")
+    return wildcard_for(fed, kind, client="{client}", task="{task}")
 
 
-def everything(fed: FederationId) -> str:
+def federation_wildcard(fed: FederationId) -> str:
     """All that is said in *fed*. The one filter for a whole stream from some time on.
 
     nats-server 2.15.1 leaves out the first messages where a start time meets several filters.
@@ -77,7 +77,7 @@ def everything(fed: FederationId) -> str:
     return f"{ROOT}.{fed}.>"
 
 
-def life(fed: FederationId, kind: str, thing: str) -> str:
+def lifecycle(fed: FederationId, kind: str, thing: str) -> str:
     """Where the transitions of one *thing* go: its last message is its state."""
     return f"{ROOT}.{fed}.life.{kind}.{thing}"
 
@@ -92,7 +92,7 @@ def blob(fed: FederationId, holder: str, word: str) -> str:
     return f"{ROOT}.{fed}.blob.{holder}.{word}"
 
 
-def dead(fed: FederationId, owner: str, agent: str) -> str:
+def dead_letter(fed: FederationId, owner: str, agent: str) -> str:
     return f"{ROOT}.{fed}.dead.{owner}.{agent}"
 
 
@@ -112,7 +112,7 @@ def inbox(owner: str, agent: str) -> str:
 def client_in(subject: str) -> str | None:
     """The client whose id stands in *subject*, or None where none does."""
     _, _, family, *rest = _tokens(subject)
-    return rest[0] if family in OF_ONE_CLIENT and len(rest) == 3 else None
+    return rest[0] if family in CLIENT_FAMILIES and len(rest) == 3 else None
 
 
 def federation_in(subject: str) -> FederationId:
@@ -122,5 +122,5 @@ def federation_in(subject: str) -> FederationId:
 def _tokens(subject: str) -> list[str]:
     tokens = subject.split(".")
     if len(tokens) < 4 or tokens[0] != ROOT:
-        raise ForeignSubject(f"{subject!r} is not a subject of fedbus")
+        raise InvalidSubject(f"{subject!r} is not a subject of fedbus")
     return tokens

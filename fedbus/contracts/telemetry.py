@@ -26,14 +26,14 @@ from opentelemetry.metrics import CallbackOptions, Observation
 from opentelemetry.trace import Span, StatusCode
 
 SCOPE: Final = "fedbus"
-SERIES: Final = 200
+MAX_SERIES: Final = 200
 """How many combinations of attributes one metric of one process may have; what is more is counted together."""
 
-About = Mapping[str, str]
-Read = Callable[[], Iterable[tuple[float, About]]]
+Attributes = Mapping[str, str]
+ReadMetric = Callable[[], Iterable[tuple[float, Attributes]]]
 
 
-class Kind(StrEnum):
+class MetricKind(StrEnum):
     """What a metric is, and so what may be asked of it."""
 
     COUNTER = "counter"
@@ -48,7 +48,7 @@ class Metric:
     """One metric, and what it says, in a sentence."""
 
     name: str
-    kind: Kind
+    kind: MetricKind
     unit: str
     says: str
     attributes: tuple[str, ...] = ()
@@ -57,42 +57,48 @@ class Metric:
 
 
 SECONDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
-SHORT: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
+SHORT_SECONDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5)
 
-TASK, CLIENT, WORD = "fedbus.task", "fedbus.client", "fedbus.word"
+TASK, CLIENT, MESSAGE = "fedbus.task", "fedbus.client", "fedbus.word"
 
 # --- runs and rounds, as the server side sees them ------------------------------------------
-RUNS = Metric("fedbus.runs", Kind.COUNTER, "{run}", "Runs that ended, by outcome", (TASK, "fedbus.outcome"))
-ROUNDS = Metric("fedbus.rounds", Kind.COUNTER, "{round}", "Rounds that ended", (TASK,))
+RUNS = Metric(
+    "fedbus.runs", MetricKind.COUNTER, "{run}", "Runs that ended, by outcome", (TASK, "fedbus.outcome")
+)
+ROUNDS = Metric("fedbus.rounds", MetricKind.COUNTER, "{round}", "Rounds that ended", (TASK,))
 ROUND_DURATION = Metric(
-    "fedbus.round.duration", Kind.HISTOGRAM, "s", "How long a round took", (TASK,), SECONDS
+    "fedbus.round.duration", MetricKind.HISTOGRAM, "s", "How long a round took", (TASK,), SECONDS
 )
 ROUND_PARTICIPANTS = Metric(
-    "fedbus.round.participants", Kind.GAUGE, "{client}", "Clients whose update is in the last round", (TASK,)
+    "fedbus.round.participants",
+    MetricKind.GAUGE,
+    "{client}",
+    "Clients whose update is in the last round",
+    (TASK,),
 )
 ROUND_FAILURES = Metric(
-    "fedbus.round.failures", Kind.COUNTER, "{client}", "Updates that were asked for and failed", (TASK,)
+    "fedbus.round.failures", MetricKind.COUNTER, "{client}", "Updates that were asked for and failed", (TASK,)
 )
 ROUND_METRIC = Metric(
-    "fedbus.round.metric", Kind.GAUGE, "1", "A figure of the last round", (TASK, "fedbus.metric")
+    "fedbus.round.metric", MetricKind.GAUGE, "1", "A figure of the last round", (TASK, "fedbus.metric")
 )
 CLIENT_CONTRIBUTION = Metric(
     "fedbus.client.contribution",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "1",
     "What a client's updates were worth to the aggregate, on average, where that was looked at",
     (TASK, CLIENT),
 )
 CLIENT_RELIABILITY = Metric(
     "fedbus.client.reliability",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "1",
     "How often a client answered of the times that it was asked, 0 to 1",
     (TASK, CLIENT),
 )
 TRANSITIONS = Metric(
     "fedbus.transitions",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{transition}",
     "Lifecycles that moved",
     ("fedbus.kind", "fedbus.from", "fedbus.to"),
@@ -101,47 +107,47 @@ TRANSITIONS = Metric(
 # --- training and predicting, on a device -----------------------------------------------------
 TRAIN_DURATION = Metric(
     "fedbus.train.duration",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "s",
     "How long the ClientApp took",
     (TASK, CLIENT, "fedbus.phase"),
     SECONDS,
 )
 TRAIN_LOSS = Metric(
-    "fedbus.train.loss", Kind.GAUGE, "1", "The loss that the client's training came to", (TASK, CLIENT)
+    "fedbus.train.loss", MetricKind.GAUGE, "1", "The loss that the client's training came to", (TASK, CLIENT)
 )
 PREDICTION_DURATION = Metric(
     "fedbus.prediction.duration",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "s",
     "How long a prediction took, from request to answer",
     (TASK, CLIENT, "http.response.status_code"),
-    SHORT,
+    SHORT_SECONDS,
 )
 DATA_ROWS = Metric(
     "fedbus.data.rows",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "{row}",
     "Captured rows, by what they are for",
     (TASK, CLIENT, "fedbus.use"),
 )
 DATA_CHECK = Metric(
     "fedbus.data.check",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "1",
     "What a check of the captured rows came to, 0 to 1",
     (TASK, CLIENT, "fedbus.check"),
 )
 DATA_PSI = Metric(
     "fedbus.data.psi",
-    Kind.GAUGE,
+    MetricKind.GAUGE,
     "1",
     "How far a feature is distributed otherwise than in the reference",
     (TASK, CLIENT, "fedbus.feature"),
 )
 DATA_CHECK_DURATION = Metric(
     "fedbus.data.check.duration",
-    Kind.HISTOGRAM,
+    MetricKind.HISTOGRAM,
     "s",
     "How long a check of the captured rows took",
     (TASK, CLIENT),
@@ -151,27 +157,31 @@ DATA_CHECK_DURATION = Metric(
 # --- the bus --------------------------------------------------------------------------------------
 MESSAGES = Metric(
     "fedbus.messages",
-    Kind.COUNTER,
+    MetricKind.COUNTER,
     "{message}",
     "Messages that were sent or received",
-    (WORD, "network.io.direction"),
+    (MESSAGE, "network.io.direction"),
 )
 MESSAGE_IO = Metric(
-    "fedbus.message.io", Kind.COUNTER, "By", "Bytes of messages' bodies", (WORD, "network.io.direction")
+    "fedbus.message.io",
+    MetricKind.COUNTER,
+    "By",
+    "Bytes of messages' bodies",
+    (MESSAGE, "network.io.direction"),
 )
-BLOB_IO = Metric("fedbus.blob.io", Kind.COUNTER, "By", "Bytes of weights", ("network.io.direction",))
+BLOB_IO = Metric("fedbus.blob.io", MetricKind.COUNTER, "By", "Bytes of weights", ("network.io.direction",))
 EVENT_AGE = Metric(
-    "fedbus.event.age", Kind.HISTOGRAM, "s", "From saying a thing to hearing it", (WORD,), SECONDS
+    "fedbus.event.age", MetricKind.HISTOGRAM, "s", "From saying a thing to hearing it", (MESSAGE,), SECONDS
 )
 REDELIVERIES = Metric(
-    "fedbus.event.redeliveries", Kind.COUNTER, "{message}", "Messages that came again", (WORD,)
+    "fedbus.event.redeliveries", MetricKind.COUNTER, "{message}", "Messages that came again", (MESSAGE,)
 )
 DEAD_LETTERS = Metric(
-    "fedbus.event.dead_letters", Kind.COUNTER, "{message}", "Messages that nobody could read"
+    "fedbus.event.dead_letters", MetricKind.COUNTER, "{message}", "Messages that nobody could read"
 )
 QUEUE_DEPTH = Metric(
     "fedbus.queue.depth",
-    Kind.OBSERVED,
+    MetricKind.OBSERVED,
     "{item}",
     "What waits in this process, to be heard or sent",
     ("fedbus.queue",),
@@ -179,60 +189,73 @@ QUEUE_DEPTH = Metric(
 
 # --- a process ---------------------------------------------------------------------------------------
 LOOP_LAG = Metric(
-    "fedbus.loop.lag", Kind.HISTOGRAM, "s", "How much later than asked the loop came round", (), SHORT
+    "fedbus.loop.lag",
+    MetricKind.HISTOGRAM,
+    "s",
+    "How much later than asked the loop came round",
+    (),
+    SHORT_SECONDS,
 )
-LOG_LINES = Metric("fedbus.log.lines", Kind.COUNTER, "{line}", "Warnings and errors", ("fedbus.level",))
+LOG_LINES = Metric("fedbus.log.lines", MetricKind.COUNTER, "{line}", "Warnings and errors", ("fedbus.level",))
 
 # --- a device ------------------------------------------------------------------------------------------
 CPU = Metric(
-    "system.cpu.utilization", Kind.OBSERVED, "1", "How much of all cores is in use, 0 to 1", (CLIENT,)
+    "system.cpu.utilization", MetricKind.OBSERVED, "1", "How much of all cores is in use, 0 to 1", (CLIENT,)
 )
 MEMORY = Metric(
-    "system.memory.utilization", Kind.OBSERVED, "1", "How much of the memory is in use, 0 to 1", (CLIENT,)
+    "system.memory.utilization",
+    MetricKind.OBSERVED,
+    "1",
+    "How much of the memory is in use, 0 to 1",
+    (CLIENT,),
 )
 DISK = Metric(
     "system.filesystem.utilization",
-    Kind.OBSERVED,
+    MetricKind.OBSERVED,
     "1",
     "How full the disk is that fedbus writes to, 0 to 1",
     (CLIENT,),
 )
-TEMPERATURE = Metric("hw.temperature", Kind.OBSERVED, "Cel", "The hottest sensor", (CLIENT,))
-GPU = Metric("hw.gpu.utilization", Kind.OBSERVED, "1", "How busy a GPU is, 0 to 1", (CLIENT, "hw.id"))
+TEMPERATURE = Metric("hw.temperature", MetricKind.OBSERVED, "Cel", "The hottest sensor", (CLIENT,))
+GPU = Metric("hw.gpu.utilization", MetricKind.OBSERVED, "1", "How busy a GPU is, 0 to 1", (CLIENT, "hw.id"))
 GPU_MEMORY = Metric(
-    "hw.gpu.memory.usage", Kind.OBSERVED, "By", "Memory of a GPU that is in use", (CLIENT, "hw.id")
+    "hw.gpu.memory.usage", MetricKind.OBSERVED, "By", "Memory of a GPU that is in use", (CLIENT, "hw.id")
 )
 AGENTS_ALIVE = Metric(
-    "fedbus.agents.alive", Kind.OBSERVED, "1", "1 for an agent that runs, else 0", (CLIENT, "fedbus.agent")
+    "fedbus.agents.alive",
+    MetricKind.OBSERVED,
+    "1",
+    "1 for an agent that runs, else 0",
+    (CLIENT, "fedbus.agent"),
 )
 
 # --- nats-server itself, where its monitoring port is known ----------------------------------------------
 NATS_CONNECTIONS = Metric(
-    "fedbus.nats.connections", Kind.OBSERVED, "{connection}", "Who is connected to nats-server"
+    "fedbus.nats.connections", MetricKind.OBSERVED, "{connection}", "Who is connected to nats-server"
 )
-NATS_CPU = Metric("fedbus.nats.cpu.utilization", Kind.OBSERVED, "1", "Cores that nats-server uses")
-NATS_MEMORY = Metric("fedbus.nats.memory", Kind.OBSERVED, "By", "Memory that nats-server uses")
+NATS_CPU = Metric("fedbus.nats.cpu.utilization", MetricKind.OBSERVED, "1", "Cores that nats-server uses")
+NATS_MEMORY = Metric("fedbus.nats.memory", MetricKind.OBSERVED, "By", "Memory that nats-server uses")
 NATS_MESSAGES = Metric(
     "fedbus.nats.messages",
-    Kind.OBSERVED_TOTAL,
+    MetricKind.OBSERVED_TOTAL,
     "{message}",
     "Messages through nats-server",
     ("network.io.direction",),
 )
 NATS_IO = Metric(
-    "fedbus.nats.io", Kind.OBSERVED_TOTAL, "By", "Bytes through nats-server", ("network.io.direction",)
+    "fedbus.nats.io", MetricKind.OBSERVED_TOTAL, "By", "Bytes through nats-server", ("network.io.direction",)
 )
-NATS_SLOW = Metric(
+NATS_SLOW_CONSUMERS = Metric(
     "fedbus.nats.slow_consumers",
-    Kind.OBSERVED_TOTAL,
+    MetricKind.OBSERVED_TOTAL,
     "{connection}",
     "Connections that were cut off because they read too slowly",
 )
 NATS_STREAM_MESSAGES = Metric(
-    "fedbus.nats.stream.messages", Kind.OBSERVED, "{message}", "What a stream holds", ("fedbus.stream",)
+    "fedbus.nats.stream.messages", MetricKind.OBSERVED, "{message}", "What a stream holds", ("fedbus.stream",)
 )
 NATS_STREAM_SIZE = Metric(
-    "fedbus.nats.stream.size", Kind.OBSERVED, "By", "What a stream takes on disk", ("fedbus.stream",)
+    "fedbus.nats.stream.size", MetricKind.OBSERVED, "By", "What a stream takes on disk", ("fedbus.stream",)
 )
 
 METRICS: Final[Mapping[str, Metric]] = {
@@ -244,7 +267,7 @@ METRICS: Final[Mapping[str, Metric]] = {
 
 
 @dataclass(frozen=True)
-class Trail:
+class SpanSpec:
     """One kind of span: its name, with what varies in braces, and the attributes that it always or sometimes has."""
 
     name: str
@@ -253,7 +276,7 @@ class Trail:
 
 
 RUN, ROUND = "fedbus.run", "fedbus.round"
-MESSAGING: Final = (
+MESSAGING_ATTRIBUTES: Final = (
     "messaging.system",
     "messaging.operation.name",
     "messaging.operation.type",
@@ -268,15 +291,15 @@ MESSAGING: Final = (
     ROUND,
     CLIENT,
 )
-HEARD: Final = (*MESSAGING, "messaging.consumer.group.name")
-PHASE: Final = (RUN, CLIENT, ROUND)
+RECEIVE_ATTRIBUTES: Final = (*MESSAGING_ATTRIBUTES, "messaging.consumer.group.name")
+PHASE_ATTRIBUTES: Final = (RUN, CLIENT, ROUND)
 
 SPANS: Final = (
-    Trail("publish {word}", "An event or command is said, until the stream has it", MESSAGING),
-    Trail("process {word}", "What an agent does because it heard", HEARD),
-    Trail("request {word}", "A question, until its answer is there", MESSAGING),
-    Trail("answer {word}", "What the asked agent does for the answer", MESSAGING),
-    Trail(
+    SpanSpec("publish {word}", "An event or command is said, until the stream has it", MESSAGING_ATTRIBUTES),
+    SpanSpec("process {word}", "What an agent does because it heard", RECEIVE_ATTRIBUTES),
+    SpanSpec("request {word}", "A question, until its answer is there", MESSAGING_ATTRIBUTES),
+    SpanSpec("answer {word}", "What the asked agent does for the answer", MESSAGING_ATTRIBUTES),
+    SpanSpec(
         "{kind} {from} → {to}",
         "A lifecycle moves",
         (
@@ -294,29 +317,31 @@ SPANS: Final = (
             "fedbus.code.version",
         ),
     ),
-    Trail("run by {trigger}", "What begins a run: a schedule, or a person", (RUN,)),
-    Trail("run the ServerApp", "Flower's ServerApp is begun; what it does follows", (RUN,)),
-    Trail("round", "A round, from its first message to its last figure", (RUN, ROUND)),
-    Trail("download", "A client fetches what it is to train on", PHASE),
-    Trail("train", "A client's ClientApp trains", PHASE),
-    Trail("evaluate", "A client's ClientApp evaluates", PHASE),
-    Trail("upload", "A client offers its update and says so", PHASE),
-    Trail("receive", "The server fetches a client's update", PHASE),
-    Trail("aggregate", "Updates become one model; linked to each upload", (RUN, ROUND)),
-    Trail("store", "A model is written into the repository", (RUN, "fedbus.model.version", ROUND)),
-    Trail(
+    SpanSpec("run by {trigger}", "What begins a run: a schedule, or a person", (RUN,)),
+    SpanSpec("run the ServerApp", "Flower's ServerApp is begun; what it does follows", (RUN,)),
+    SpanSpec("round", "A round, from its first message to its last figure", (RUN, ROUND)),
+    SpanSpec("download", "A client fetches what it is to train on", PHASE_ATTRIBUTES),
+    SpanSpec("train", "A client's ClientApp trains", PHASE_ATTRIBUTES),
+    SpanSpec("evaluate", "A client's ClientApp evaluates", PHASE_ATTRIBUTES),
+    SpanSpec("upload", "A client offers its update and says so", PHASE_ATTRIBUTES),
+    SpanSpec("receive", "The server fetches a client's update", PHASE_ATTRIBUTES),
+    SpanSpec("aggregate", "Updates become one model; linked to each upload", (RUN, ROUND)),
+    SpanSpec("store", "A model is written into the repository", (RUN, "fedbus.model.version", ROUND)),
+    SpanSpec(
         "swap model",
         "A client's inference agent changes models; linked to the publishing",
         (CLIENT, "fedbus.model.version"),
     ),
-    Trail("predict", "One prediction in a while, for the exemplars", (TASK, CLIENT, "fedbus.model.version")),
+    SpanSpec(
+        "predict", "One prediction in a while, for the exemplars", (TASK, CLIENT, "fedbus.model.version")
+    ),
 )
 
-ERROR: Final = "error.type"
+ERROR_TYPE: Final = "error.type"
 """What every span has that came to nothing: of what kind that was, one of few."""
 
 ATTRIBUTES: Final = frozenset(
-    [ERROR]
+    [ERROR_TYPE]
     + [name for metric in METRICS.values() for name in metric.attributes]
     + [name for span in SPANS for name in span.attributes]
 )
@@ -333,44 +358,44 @@ class _Tracer(trace.ProxyTracer):
         return self._tracer.start_as_current_span(*args, **kwargs)
 
 
-def tracer_of(module: str) -> trace.Tracer:
+def get_tracer(module: str) -> trace.Tracer:
     """Makes the spans of *module*; may be had before anybody has set up where they go."""
     return _Tracer(module)
 
 
-def add(metric: Metric, about: About | None = None, amount: float = 1) -> None:
+def increment(metric: Metric, about: Attributes | None = None, amount: float = 1) -> None:
     """Count *amount* more."""
     _instrument(metric).add(amount, about)
 
 
-def record(metric: Metric, value: float, about: About | None = None) -> None:
+def record(metric: Metric, value: float, about: Attributes | None = None) -> None:
     """Put *value* into a histogram, with the current span as its example."""
     _instrument(metric).record(value, about)
 
 
-def failed(span: Span, kind: str, why: str) -> None:
+def mark_failed(span: Span, kind: str, why: str) -> None:
     """*span* came to nothing, as OpenTelemetry's conventions have it: of what *kind*, one of few, and why in words."""
-    span.set_attribute(ERROR, kind)
+    span.set_attribute(ERROR_TYPE, kind)
     span.set_status(StatusCode.ERROR, why)
 
 
-def note(metric: Metric, value: float, about: About | None = None) -> None:
+def set_gauge(metric: Metric, value: float, about: Attributes | None = None) -> None:
     """Say what a gauge shows now."""
     _instrument(metric).set(value, about)
 
 
 @contextmanager
-def observed(metric: Metric, read: Read) -> Iterator[None]:
+def observable_gauge(metric: Metric, read: ReadMetric) -> Iterator[None]:
     """While the block runs, *read* is asked for the metric's values, in a thread of the exporter's."""
-    _READERS.setdefault(metric.name, []).append(read)
+    _CALLBACKS.setdefault(metric.name, []).append(read)
     _instrument(metric)
     try:
         yield
     finally:
-        _READERS[metric.name].remove(read)
+        _CALLBACKS[metric.name].remove(read)
 
 
-_READERS: Final[dict[str, list[Read]]] = {}
+_CALLBACKS: Final[dict[str, list[ReadMetric]]] = {}
 
 
 @functools.cache
@@ -378,25 +403,25 @@ def _instrument(metric: Metric) -> Any:
     """The one instrument of *metric*; it comes to life when the SDK is set up, whichever came first."""
     meter = metrics.get_meter(SCOPE)
     match metric.kind:
-        case Kind.COUNTER:
+        case MetricKind.COUNTER:
             return meter.create_counter(metric.name, metric.unit, metric.says)
-        case Kind.HISTOGRAM:
+        case MetricKind.HISTOGRAM:
             return meter.create_histogram(
                 metric.name,
                 metric.unit,
                 metric.says,
                 explicit_bucket_boundaries_advisory=metric.boundaries,
             )
-        case Kind.GAUGE:
+        case MetricKind.GAUGE:
             return meter.create_gauge(metric.name, metric.unit, metric.says)
-        case Kind.OBSERVED:
+        case MetricKind.OBSERVED:
             asked = [functools.partial(_read, metric.name)]
             return meter.create_observable_gauge(metric.name, asked, metric.unit, metric.says)
-        case Kind.OBSERVED_TOTAL:
+        case MetricKind.OBSERVED_TOTAL:
             asked = [functools.partial(_read, metric.name)]
             return meter.create_observable_counter(metric.name, asked, metric.unit, metric.says)
 
 
 def _read(name: str, _: CallbackOptions) -> Iterator[Observation]:
-    for read in list(_READERS.get(name, ())):
+    for read in list(_CALLBACKS.get(name, ())):
         yield from (Observation(value, about) for value, about in read())

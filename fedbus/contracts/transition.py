@@ -4,24 +4,24 @@ The last transition of a thing is its state: it carries the state it led to and 
 the owner needs to go on from there.
 """
 
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AwareDatetime, Field
 
-from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, FlClientFacts, InferenceFacts
-from fedbus.contracts.code import CODE, CodeFacts
-from fedbus.contracts.lifecycle import Lifecycle
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientData, FlClientData, InferenceData
+from fedbus.contracts.code import CODE, CodeData
+from fedbus.contracts.lifecycle import AnyLifecycle
 from fedbus.contracts.message import Family, Message
-from fedbus.contracts.run import RUN, RunFacts
-from fedbus.contracts.scheduling import SCHEDULE, ScheduleFacts
-from fedbus.contracts.server import SERVER, ServerFacts
+from fedbus.contracts.run import RUN, RunData
+from fedbus.contracts.scheduling import SCHEDULE, ScheduleData
+from fedbus.contracts.server import SERVER, ServerData
 
-LIFECYCLES: dict[str, Lifecycle[Any]] = {
+LIFECYCLES: dict[str, AnyLifecycle] = {
     one.kind: one for one in (SERVER, CODE, SCHEDULE, RUN, CLIENT, FL_CLIENT, INFERENCE)
 }
 
 AnyFacts = Annotated[
-    ServerFacts | CodeFacts | ScheduleFacts | RunFacts | ClientFacts | FlClientFacts | InferenceFacts,
+    ServerData | CodeData | ScheduleData | RunData | ClientData | FlClientData | InferenceData,
     Field(discriminator="kind"),
 ]
 
@@ -43,7 +43,7 @@ class Transition(Message):
     facts: AnyFacts
 
     @property
-    def legal(self) -> bool:
+    def is_legal(self) -> bool:
         """Whether the table has this arrow. Not checked on reading: old readers must bear newer tables."""
         lifecycle = LIFECYCLES[self.kind]
         return lifecycle.arrows.get((lifecycle.states(self.source), self.event)) == self.target

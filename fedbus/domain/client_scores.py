@@ -9,16 +9,16 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
-from fedbus.contracts.run import RoundResult, RunFacts
+from fedbus.contracts.run import RoundResult, RunData
 from fedbus.contracts.transition import Transition
 
-By = Literal["contribution", "reliability", "data"]
-UNKNOWN = 0.5
+ScoreKind = Literal["contribution", "reliability", "data"]
+DEFAULT_SCORE = 0.5
 """The score of a client of which that is not known yet."""
 
 
 @dataclass(frozen=True)
-class Standing:
+class ClientStats:
     """One client, over all rounds that are remembered."""
 
     rounds: int = 0
@@ -35,16 +35,16 @@ class Standing:
         return (self.rounds + 1) / (self.rounds + self.failed + 2)
 
 
-def rounds_of(task: str, moves: Iterable[Transition]) -> list[RoundResult]:
+def task_rounds(task: str, moves: Iterable[Transition]) -> list[RoundResult]:
     """All rounds that the log remembers of the *task*'s runs, oldest first; *moves*: the last of each run."""
-    runs = [one.facts for one in moves if isinstance(one.facts, RunFacts) and one.facts.task == task]
+    runs = [one.facts for one in moves if isinstance(one.facts, RunData) and one.facts.task == task]
     runs.sort(key=lambda facts: int(facts.run.rpartition("-")[2]))
     return [one for facts in runs for one in facts.rounds]
 
 
-def standings(rounds: Iterable[RoundResult]) -> dict[str, Standing]:
+def collect_client_stats(rounds: Iterable[RoundResult]) -> dict[str, ClientStats]:
     """Every client that was ever asked to train, in the order of their names. *rounds*: oldest first."""
-    told = Standings()
+    told = ClientStatsCollector()
     for one in rounds:
         told.see(one)
     return {client: told.of(client) for client in sorted(told.clients)}
@@ -65,7 +65,7 @@ class _Mean:
 
 
 @dataclass
-class _Record:
+class _ClientTotals:
     """What is remembered of one client, whatever the number of rounds."""
 
     rounds: int = 0
@@ -76,11 +76,11 @@ class _Record:
     last_failure: str = ""
 
 
-class Standings:
+class ClientStatsCollector:
     """Standings that go on from round to round."""
 
     def __init__(self) -> None:
-        self.clients: dict[str, _Record] = {}
+        self.clients: dict[str, _ClientTotals] = {}
 
     def see(self, result: RoundResult) -> None:
         """A round further."""
@@ -97,10 +97,10 @@ class Standings:
         for client in self.clients.keys() & result.contributions.keys():
             self.clients[client].contribution.add(result.contributions[client])
 
-    def of(self, client: str) -> Standing:
+    def of(self, client: str) -> ClientStats:
         """Where *client* stands now."""
-        mine = self.clients.get(client, _Record())
-        return Standing(
+        mine = self.clients.get(client, _ClientTotals())
+        return ClientStats(
             rounds=mine.rounds,
             failed=mine.failed,
             samples=mine.samples,
@@ -109,28 +109,29 @@ class Standings:
             last_failure=mine.last_failure,
         )
 
-    def _record(self, client: str) -> _Record:
-        return self.clients.setdefault(client, _Record())
+    def _record(self, client: str) -> _ClientTotals:
+        return self.clients.setdefault(client, _ClientTotals())
 
 
-def scores(known: Mapping[str, Standing], by: By) -> dict[str, float]:
+def compute_scores(known: Mapping[str, ClientStats], by: ScoreKind) -> dict[str, float]:
     """Each client's score from 0 to 1, by what *by* names."""
     match by:
         case "reliability":
             return {client: one.reliability for client, one in known.items()}
         case "data":
             most = max((one.samples for one in known.values()), default=0)
-            return {client: one.samples / most if most else UNKNOWN for client, one in known.items()}
+            return {client: one.samples / most if most else DEFAULT_SCORE for client, one in known.items()}
         case "contribution":
-            return _spread({client: one.contribution for client, one in known.items()})
+            return _normalize({client: one.contribution for client, one in known.items()})
 
 
-def _spread(values: Mapping[str, float | None]) -> dict[str, float]:
+def _normalize(values: Mapping[str, float | None]) -> dict[str, float]:
     """From the least, which is 0, to the most, which is 1."""
     found = [value for value in values.values() if value is not None]
     low, high = min(found, default=0.0), max(found, default=0.0)
     if low == high:
-        return dict.fromkeys(values, UNKNOWN)
+        return dict.fromkeys(values, DEFAULT_SCORE)
     return {
-        client: UNKNOWN if value is None else (value - low) / (high - low) for client, value in values.items()
+        client: DEFAULT_SCORE if value is None else (value - low) / (high - low)
+        for client, value in values.items()
     }

@@ -11,55 +11,57 @@ from dataclasses import dataclass
 from hashlib import sha256
 from typing import Final
 
-from fedbus.contracts.code import CodeFacts, CodePlan, Cohort
+from fedbus.contracts.code import CodeData, CodePlan, RolloutCohort
 from fedbus.contracts.task.task import RolloutTable
-from fedbus.domain.run_participation import short
+from fedbus.domain.run_participation import short_version
 
-EVERYBODY: Final = "100%"
+ALL_CLIENTS: Final = "100%"
 _RANKS: Final = 2**53
 """As many as a float can tell apart."""
 
 
-def rank(client: str, version: str) -> float:
+def client_rank(client: str, version: str) -> float:
     """Where *client* stands in the order in which *version* comes to the clients: in [0, 1)."""
     drawn = sha256(f"{version}/{client}".encode()).digest()
     return int.from_bytes(drawn[:8], "big") // 2**11 / _RANKS
 
 
-def covers(cohort: Cohort, client: str, labels: Mapping[str, str], version: str) -> bool:
+def is_in_cohort(cohort: RolloutCohort, client: str, labels: Mapping[str, str], version: str) -> bool:
     """Whether *version*, which is for *cohort*, is for this client."""
-    return cohort.labels.items() <= labels.items() and rank(client, version) <= cohort.up_to
+    return cohort.labels.items() <= labels.items() and client_rank(client, version) <= cohort.up_to
 
 
-def cohort_of(stage: str, clients: Mapping[str, Mapping[str, str]], version: str) -> Cohort:
+def stage_cohort(stage: str, clients: Mapping[str, Mapping[str, str]], version: str) -> RolloutCohort:
     """The cohort of a stage: ``25%`` of the *clients*, rounded up, or those with the labels ``site=lab``.
 
     *clients*: the labels of each that is known. Who comes later is in it if its rank is.
     """
     if not stage.endswith("%"):
-        return Cohort(labels=dict(pair.split("=", 1) for pair in stage.split(",")))
-    if stage == EVERYBODY or not clients:
-        return Cohort()
-    ranks = sorted(rank(client, version) for client in clients)
-    return Cohort(up_to=ranks[math.ceil(len(ranks) * int(stage[:-1]) / 100) - 1])
+        return RolloutCohort(labels=dict(pair.split("=", 1) for pair in stage.split(",")))
+    if stage == ALL_CLIENTS or not clients:
+        return RolloutCohort()
+    ranks = sorted(client_rank(client, version) for client in clients)
+    return RolloutCohort(up_to=ranks[math.ceil(len(ranks) * int(stage[:-1]) / 100) - 1])
 
 
-def members(cohort: Cohort, clients: Mapping[str, Mapping[str, str]], version: str) -> tuple[str, ...]:
+def cohort_members(
+    cohort: RolloutCohort, clients: Mapping[str, Mapping[str, str]], version: str
+) -> tuple[str, ...]:
     """Who of the *clients* is in *cohort*."""
-    return tuple(sorted(one for one, labels in clients.items() if covers(cohort, one, labels, version)))
+    return tuple(sorted(one for one, labels in clients.items() if is_in_cohort(cohort, one, labels, version)))
 
 
-def code_for(plan: CodePlan, client: str, labels: Mapping[str, str]) -> str:
+def target_code_version(plan: CodePlan, client: str, labels: Mapping[str, str]) -> str:
     """The code version that this client should be on."""
-    if plan.candidate and covers(plan.cohort, client, labels, plan.candidate):
+    if plan.candidate and is_in_cohort(plan.cohort, client, labels, plan.candidate):
         return plan.candidate
     return plan.code_version
 
 
-def without_clients(stages: Sequence[str], clients: Mapping[str, Mapping[str, str]]) -> str | None:
+def unmatched_stage_reason(stages: Sequence[str], clients: Mapping[str, Mapping[str, str]]) -> str | None:
     """The first of *stages* that is for labels which none of the *clients* has, in words; None where there is none."""
     for stage in stages:
-        if not stage.endswith("%") and not members(cohort_of(stage, clients, ""), clients, ""):
+        if not stage.endswith("%") and not cohort_members(stage_cohort(stage, clients, ""), clients, ""):
             known = sorted(
                 {f"{name}={value}" for labels in clients.values() for name, value in labels.items()}
             )
@@ -68,7 +70,7 @@ def without_clients(stages: Sequence[str], clients: Mapping[str, Mapping[str, st
     return None
 
 
-def before(facts: CodeFacts) -> str:
+def previous_version(facts: CodeData) -> str:
     """What everybody was on before, and nobody has left or sent back since; empty where there is none."""
     passed = (facts.code_version, *facts.rejected)
     return next((one for one in facts.previous if one not in passed), "")
@@ -78,7 +80,7 @@ def before(facts: CodeFacts) -> str:
 
 
 @dataclass(frozen=True)
-class Trial:
+class TrialResult:
     """What a run of the candidate came to."""
 
     failed: str = ""
@@ -92,12 +94,12 @@ class Trial:
     """Whether its model was not looked at, since another one has been served meanwhile: another run is needed."""
 
 
-def all_answered(facts: CodeFacts, ready: frozenset[str], refused: frozenset[str]) -> bool:
+def have_all_answered(facts: CodeData, ready: frozenset[str], refused: frozenset[str]) -> bool:
     """Whether everybody in the stage's cohort has said yes or no to the candidate."""
     return bool(ready) and set(facts.clients) <= ready | refused
 
 
-def refusal_of(table: RolloutTable, facts: CodeFacts, refused: Mapping[str, str]) -> str | None:
+def rejection_reason(table: RolloutTable, facts: CodeData, refused: Mapping[str, str]) -> str | None:
     """Why the candidate goes back before it was tried at all, or None: too many devices do not take it."""
     asked = max(len(facts.clients), len(refused))
     if not refused or len(refused) <= table.max_fail_rate * asked:
@@ -106,7 +108,7 @@ def refusal_of(table: RolloutTable, facts: CodeFacts, refused: Mapping[str, str]
     return f"{len(refused)} of {asked} clients refused it, {client} because {reason}"
 
 
-def verdict(table: RolloutTable, trial: Trial) -> str | None:
+def revert_reason(table: RolloutTable, trial: TrialResult) -> str | None:
     """Why the candidate goes back after *trial*, or None: then it goes on."""
     if trial.failed:
         return f"its run failed: {trial.failed}"
@@ -120,7 +122,7 @@ def verdict(table: RolloutTable, trial: Trial) -> str | None:
     return None
 
 
-def unanswered(facts: CodeFacts) -> str:
+def describe_unanswered_stage(facts: CodeData) -> str:
     """Why a stage does not go on, for people: nobody in it has taken the candidate, and too few have refused it."""
     stage = facts.stages[facts.stage]
     who = (
@@ -130,13 +132,13 @@ def unanswered(facts: CodeFacts) -> str:
     )
     return (
         f"stage {stage}: {who}; it waits on: choose other stages with "
-        f"`fedbus code rollout {short(facts.candidate)} --stage …`, or end it with `fedbus code revert`"
+        f"`fedbus code rollout {short_version(facts.candidate)} --stage …`, or end it with `fedbus code revert`"
     )
 
 
-def told(facts: CodeFacts) -> str:
+def describe_stage(facts: CodeData) -> str:
     """A rollout's stage in words, for people."""
     if not facts.candidate:
-        return f"everybody is on {short(facts.code_version)}"
-    stage = facts.stages[facts.stage] if facts.stage < len(facts.stages) else EVERYBODY
-    return f"{short(facts.candidate)} is tried by {stage} of the clients"
+        return f"everybody is on {short_version(facts.code_version)}"
+    stage = facts.stages[facts.stage] if facts.stage < len(facts.stages) else ALL_CLIENTS
+    return f"{short_version(facts.candidate)} is tried by {stage} of the clients"

@@ -37,7 +37,7 @@ BUS: Final = "the bus"
 SERVER: Final = "the ServerApp"
 
 
-class Ending(StrEnum):
+class SpanStatus(StrEnum):
     """How a span stands."""
 
     ENDED = "ended"
@@ -46,7 +46,7 @@ class Ending(StrEnum):
 
 
 @dataclass(frozen=True)
-class Traced:
+class TracedSpan:
     """One span, as far as this module wants to know it; times in seconds since whenever.
 
     The *end* of one that has none is now, or the last that was heard of its process.
@@ -59,7 +59,7 @@ class Traced:
     parent: str = ""
     links: tuple[str, ...] = ()
     attributes: Mapping[str, Attribute] = field(default_factory=dict)
-    ending: Ending = Ending.ENDED
+    ending: SpanStatus = SpanStatus.ENDED
 
     @property
     def seconds(self) -> float:
@@ -76,10 +76,10 @@ class Traced:
 
 
 @dataclass(frozen=True)
-class Stretch:
+class PathSegment:
     """A part of the critical path: from *start* to *end* the run waited for this *span*."""
 
-    span: Traced
+    span: TracedSpan
     start: float
     end: float
 
@@ -89,7 +89,7 @@ class Stretch:
 
 
 @dataclass(frozen=True)
-class Waited:
+class WaitShare:
     """What a round waited for: *share* of its time, 0 to 1, for *what* of *client*, or of the server side."""
 
     what: str
@@ -107,20 +107,20 @@ class RoundWaits:
 
     round: int
     seconds: float
-    waits: tuple[Waited, ...]
-    ending: Ending = Ending.ENDED
+    waits: tuple[WaitShare, ...]
+    ending: SpanStatus = SpanStatus.ENDED
 
     def __str__(self) -> str:
         return f"round {self.round}: {self.waits[0] if self.waits else 'no time at all'}"
 
 
-class Tree:
+class SpanTree:
     """The spans of one trace, by what hangs on what."""
 
-    def __init__(self, spans: Iterable[Traced]) -> None:
+    def __init__(self, spans: Iterable[TracedSpan]) -> None:
         self.by_id = {span.id: span for span in spans}
-        self._children: dict[str, list[Traced]] = defaultdict(list)
-        self._apart: dict[str, list[Traced]] = defaultdict(list)
+        self._children: dict[str, list[TracedSpan]] = defaultdict(list)
+        self._apart: dict[str, list[TracedSpan]] = defaultdict(list)
         """What hangs on a span that is not here, by that one's id."""
         for span in self.by_id.values():
             self._children[span.parent if span.parent in self.by_id else ""].append(span)
@@ -132,14 +132,14 @@ class Tree:
             self._reach[span.id] = max([span.end, *ends])
 
     @property
-    def roots(self) -> list[Traced]:
+    def roots(self) -> list[TracedSpan]:
         """Those without a parent here, the first first."""
         return sorted(self._children[""], key=_start)
 
     @property
-    def under_way(self) -> list[Traced]:
+    def under_way(self) -> list[TracedSpan]:
         """What is being done now: each span under way on which none hangs, at whatever depth, that is, too."""
-        going = {span.id: span for span in self.by_id.values() if span.ending is Ending.UNDER_WAY}
+        going = {span.id: span for span in self.by_id.values() if span.ending is SpanStatus.UNDER_WAY}
         above = set[str]()
         for span in going.values():
             parent = span.parent
@@ -148,25 +148,25 @@ class Tree:
                 parent = self.by_id[parent].parent
         return sorted((span for span in going.values() if span.id not in above), key=_start)
 
-    def children(self, span: Traced) -> list[Traced]:
+    def children(self, span: TracedSpan) -> list[TracedSpan]:
         """What hangs on *span*, in the order of beginning."""
         return sorted(self._children[span.id], key=_start)
 
-    def reach(self, span: Traced) -> float:
+    def reach(self, span: TracedSpan) -> float:
         """When the last of all that hangs on *span* ended."""
         return self._reach[span.id]
 
-    def arrivals(self, span: Traced) -> list[tuple[float, str]]:
+    def arrivals(self, span: TracedSpan) -> list[tuple[float, str]]:
         """When what *span* joins came, and from whom, where the senders' own spans are not here."""
         absent = [link for link in span.links if link not in self.by_id]
         return [(one.start, one.client) for link in absent for one in self._apart[link]]
 
-    def began(self, span: Traced) -> float:
+    def began(self, span: TracedSpan) -> float:
         """When *span* had what it was waiting for: the last of what it joins that came while it lasted."""
         came = [self._reach[link] for link in span.links if link in self._reach]
         return max([span.start, *[end for end in came if span.start <= end <= span.end]])
 
-    def _leaves_first(self) -> list[Traced]:
+    def _leaves_first(self) -> list[TracedSpan]:
         """Every span once, each behind its children; a ring of parents, which no honest sender makes, is left out."""
         order, todo = [], list(self._children[""])
         while todo:
@@ -176,14 +176,14 @@ class Tree:
         return order[::-1]
 
 
-def critical_path(tree: Tree, span: Traced) -> list[Stretch]:
+def critical_path(tree: SpanTree, span: TracedSpan) -> list[PathSegment]:
     """What *span* waited for from its end back to its beginning, in the order of time."""
-    return _backwards(tree, span)[::-1]
+    return _walk_backwards(tree, span)[::-1]
 
 
-def _backwards(tree: Tree, top: Traced) -> list[Stretch]:
+def _walk_backwards(tree: SpanTree, top: TracedSpan) -> list[PathSegment]:
     """Without recursion: a chain of messages may be longer than Python's stack."""
-    path: list[Stretch] = []
+    path: list[PathSegment] = []
     stack = [(top, iter(_latest_first(tree, top)), top.start)]
     cursor = top.end
     while stack:
@@ -191,44 +191,46 @@ def _backwards(tree: Tree, top: Traced) -> list[Stretch]:
         child = next((one for one in children if began < tree.reach(one) and one.start < cursor), None)
         if child is None:
             if cursor > began:
-                path.append(Stretch(span, began, cursor))
+                path.append(PathSegment(span, began, cursor))
             cursor = min(cursor, began)
             stack.pop()
             continue
         end = min(tree.reach(child), cursor)
         if cursor > end:
-            path.append(Stretch(span, end, cursor))
+            path.append(PathSegment(span, end, cursor))
         cursor = end
         stack.append((child, iter(_latest_first(tree, child)), tree.began(child)))
     return path
 
 
-def _latest_first(tree: Tree, span: Traced) -> list[Traced]:
+def _latest_first(tree: SpanTree, span: TracedSpan) -> list[TracedSpan]:
     return sorted(tree.children(span), key=tree.reach, reverse=True)
 
 
-def waits_of_rounds(tree: Tree) -> list[RoundWaits]:
+def round_waits(tree: SpanTree) -> list[RoundWaits]:
     """Every round of the trace, and what it waited for."""
     rounds = [span for span in tree.by_id.values() if span.name == ROUND and span.round is not None]
-    return [_waits(tree, span) for span in sorted(rounds, key=_start)]
+    return [_waits_of_round(tree, span) for span in sorted(rounds, key=_start)]
 
 
-def _waits(tree: Tree, span: Traced) -> RoundWaits:
+def _waits_of_round(tree: SpanTree, span: TracedSpan) -> RoundWaits:
     whole = span.seconds
     spent: dict[tuple[str, str], float] = defaultdict(float)
     for stretch in critical_path(tree, span):
-        for part, seconds in _parts(tree, stretch):
+        for part, seconds in _attribute_segment(tree, stretch):
             spent[part] += seconds
-    shares = [Waited(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0]
+    shares = [
+        WaitShare(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0
+    ]
     waits = sorted(shares, key=lambda one: (-one.share, one.what, one.client))
     return RoundWaits(span.round or 0, whole, tuple(waits), span.ending)
 
 
-def _parts(tree: Tree, stretch: Stretch) -> Iterator[tuple[tuple[str, str], float]]:
+def _attribute_segment(tree: SpanTree, stretch: PathSegment) -> Iterator[tuple[tuple[str, str], float]]:
     """To whom it is put down. Until the last reply was there, what joins replies waited for whom it came from."""
     span = stretch.span
     arrived, client = max(tree.arrivals(span), default=(stretch.start, ""))
-    if span.ending is Ending.UNDER_WAY and span.name == JOIN:
+    if span.ending is SpanStatus.UNDER_WAY and span.name == JOIN:
         arrived, client = stretch.end, ""  # which have come is told when it ends
     waited_until = min(max(arrived, stretch.start), stretch.end)
     if waited_until > stretch.start:
@@ -237,9 +239,9 @@ def _parts(tree: Tree, stretch: Stretch) -> Iterator[tuple[tuple[str, str], floa
         yield _part_of(tree, span), stretch.end - waited_until
 
 
-def _part_of(tree: Tree, span: Traced) -> tuple[str, str]:
+def _part_of(tree: SpanTree, span: TracedSpan) -> tuple[str, str]:
     """Which phase *span* belongs to, and whose: its own, or that of the first above it that has one."""
-    for one in _upward(tree, span):
+    for one in _ancestors(tree, span):
         if one.name in PHASES:
             return PHASES[one.name], one.client
         if one.name == ROUND:
@@ -247,12 +249,12 @@ def _part_of(tree: Tree, span: Traced) -> tuple[str, str]:
     return BUS, ""
 
 
-def _upward(tree: Tree, span: Traced) -> Iterator[Traced]:
-    one: Traced | None = span
+def _ancestors(tree: SpanTree, span: TracedSpan) -> Iterator[TracedSpan]:
+    one: TracedSpan | None = span
     while one is not None:
         yield one
         one = tree.by_id.get(one.parent)
 
 
-def _start(span: Traced) -> tuple[float, str]:
+def _start(span: TracedSpan) -> tuple[float, str]:
     return span.start, span.id

@@ -22,21 +22,21 @@ import numpy as np
 MAX_FEATURES: Final = 16
 """Looked at in one sample, at most."""
 BINS: Final = 10
-KEPT: Final = 2000
+MAX_REFERENCE_VALUES: Final = 2000
 """Values of each feature that are kept of the reference, for the KS test."""
-_EMPTY: Final = 0.5
+_EMPTY_BIN_COUNT: Final = 0.5
 """Counts as so much where a bin has nothing: the index is not infinite for one empty bin."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
-def available() -> bool:
+def is_scipy_available() -> bool:
     """Whether SciPy is installed."""
     return importlib.util.find_spec("scipy") is not None
 
 
 @dataclass(frozen=True)
-class Limits:
+class DriftLimits:
     """From when on it is drift: the PSI, and how sure the KS test is over all features together."""
 
     psi: float = 0.25
@@ -44,7 +44,7 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Shift:
+class FeatureShift:
     """One feature, against the reference."""
 
     feature: str
@@ -54,13 +54,13 @@ class Shift:
     ks: float | None = None
     p: float | None = None
 
-    def is_drift(self, limits: Limits, features: int) -> bool:
+    def is_drift(self, limits: DriftLimits, features: int) -> bool:
         sure = self.p is None or self.p < limits.p / features  # of many tests one is always odd
         return self.psi > limits.psi and sure
 
 
 @dataclass(frozen=True)
-class Numbers:
+class NumericReference:
     """One feature that is a number, as the reference has it."""
 
     name: str
@@ -75,13 +75,13 @@ class Numbers:
     def counts(self) -> Array:
         return self._binned(self.values)
 
-    def shift(self, now: Array) -> Shift:
+    def shift(self, now: Array) -> FeatureShift:
         from scipy.stats import ks_2samp  # noqa: PLC0415 - takes long, and is an extra
 
         counts = self._binned(now)
         test = ks_2samp(self.values, now)
         psi = psi_of_counts(self.counts, counts)
-        return Shift(self.name, _whole(counts), psi, float(test.statistic), float(test.pvalue))
+        return FeatureShift(self.name, _to_ints(counts), psi, float(test.statistic), float(test.pvalue))
 
     def _binned(self, values: Array) -> Array:
         inside = np.searchsorted(self.edges, values, side="left")
@@ -89,49 +89,51 @@ class Numbers:
 
 
 @dataclass(frozen=True)
-class Classes:
+class CategoricalReference:
     """A feature that is one of a few, as the reference has it; what the reference never had is the last bin."""
 
     name: str
     known: Array
     counts: Array
 
-    def shift(self, now: Array) -> Shift:
+    def shift(self, now: Array) -> FeatureShift:
         counts = np.array([np.sum(now == one) for one in self.known] + [0])
         counts[-1] = len(now) - counts.sum()
-        return Shift(self.name, _whole(counts), psi_of_counts(self.counts, counts))
+        return FeatureShift(self.name, _to_ints(counts), psi_of_counts(self.counts, counts))
 
 
 @dataclass(frozen=True)
-class Reference:
+class ReferenceDistribution:
     """What inputs looked like when the model was trained, feature by feature."""
 
-    features: tuple[Numbers, ...]
+    features: tuple[NumericReference, ...]
     _picked: Array
 
-    def shifts(self, inputs: Array) -> list[Shift]:
+    def shifts(self, inputs: Array) -> list[FeatureShift]:
         """How each feature of *inputs* (n, …) stands to the reference."""
-        _, columns = _features(inputs, self._picked)
+        _, columns = _extract_features(inputs, self._picked)
         return [one.shift(column) for one, column in zip(self.features, columns, strict=True)]
 
 
-def reference(inputs: Array) -> Reference:
+def build_reference(inputs: Array) -> ReferenceDistribution:
     """Remember *inputs* (n, …), as far as is needed."""
-    kept = inputs[:: max(1, len(inputs) // KEPT)]
-    picked = _telling(kept)
-    names, columns = _features(kept, picked)
-    return Reference(tuple(Numbers(*one) for one in zip(names, columns, strict=True)), picked)
+    kept = inputs[:: max(1, len(inputs) // MAX_REFERENCE_VALUES)]
+    picked = _select_columns(kept)
+    names, columns = _extract_features(kept, picked)
+    return ReferenceDistribution(
+        tuple(NumericReference(*one) for one in zip(names, columns, strict=True)), picked
+    )
 
 
-def answers_reference(answers: Array) -> Numbers | Classes:
+def build_prediction_reference(answers: Array) -> NumericReference | CategoricalReference:
     """Remember *answers* (n,): classes, or numbers where there are many different ones."""
     known, counts = np.unique(answers, return_counts=True)
     if len(known) > 2 * BINS:
-        return Numbers("answer", answers[:: max(1, len(answers) // KEPT)])
-    return Classes("class", known, np.append(counts, 0))
+        return NumericReference("answer", answers[:: max(1, len(answers) // MAX_REFERENCE_VALUES)])
+    return CategoricalReference("class", known, np.append(counts, 0))
 
 
-def worst(shifts: list[Shift], limits: Limits) -> tuple[Shift, int] | None:
+def most_drifted(shifts: list[FeatureShift], limits: DriftLimits) -> tuple[FeatureShift, int] | None:
     """The feature that has drifted most, and how many have; None where none has."""
     drifted = [one for one in shifts if one.is_drift(limits, len(shifts))]
     return (max(drifted, key=lambda one: one.psi), len(drifted)) if drifted else None
@@ -141,11 +143,14 @@ def psi_of_counts(before: Array, now: Array) -> float:
     """The population stability index of two counts over the same bins."""
     from scipy.stats import entropy  # noqa: PLC0415
 
-    p, q = (np.maximum(counts, _EMPTY) / np.maximum(counts, _EMPTY).sum() for counts in (before, now))
+    p, q = (
+        np.maximum(counts, _EMPTY_BIN_COUNT) / np.maximum(counts, _EMPTY_BIN_COUNT).sum()
+        for counts in (before, now)
+    )
     return float(entropy(p, q) + entropy(q, p))
 
 
-def _telling(inputs: Array) -> Array:
+def _select_columns(inputs: Array) -> Array:
     """Which numbers of a sample to look at: all of a few, else those that vary most."""
     flat = inputs.reshape(len(inputs), -1)
     if flat.shape[1] <= MAX_FEATURES:
@@ -163,7 +168,7 @@ _SUMMARIES: Final[dict[str, Callable[[Array], Array]]] = {
 }
 
 
-def _features(inputs: Array, picked: Array) -> tuple[list[str], list[Array]]:
+def _extract_features(inputs: Array, picked: Array) -> tuple[list[str], list[Array]]:
     """The names and columns of what is looked at in *inputs*."""
     flat = inputs.reshape(len(inputs), -1).astype(np.float64)
     names = [f"input[{at}]" for at in picked]
@@ -174,5 +179,5 @@ def _features(inputs: Array, picked: Array) -> tuple[list[str], list[Array]]:
     return names, columns
 
 
-def _whole(counts: Array) -> tuple[int, ...]:
+def _to_ints(counts: Array) -> tuple[int, ...]:
     return tuple(int(one) for one in counts)

@@ -5,16 +5,16 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fedbus.domain.drift import available, psi_of_counts
+from fedbus.domain.drift import is_scipy_available, psi_of_counts
 
-CLOSE: Final = 0.05
+RELATIVE_TOLERANCE: Final = 0.05
 """Two numbers that differ by no more than this share of themselves are the same answer."""
 BINS: Final = 10
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
-def one_number_each(outputs: Array) -> list[float]:
+def to_scalars(outputs: Array) -> list[float]:
     """For each answer the class it stands for, or the number it is: of several numbers, which is highest."""
     if outputs.ndim > 1 and outputs[0].size > 1:
         chosen: list[float] = outputs.reshape(len(outputs), -1).argmax(axis=1).astype(float).tolist()
@@ -23,19 +23,19 @@ def one_number_each(outputs: Array) -> list[float]:
     return numbers
 
 
-def differing(old: Array, new: Array) -> int:
+def count_disagreements(old: Array, new: Array) -> int:
     """How many of the answers are different: another class, or a number that is not close."""
     if old.shape != new.shape:
         return len(old)
-    a, b = np.asarray(one_number_each(old)), np.asarray(one_number_each(new))
+    a, b = np.asarray(to_scalars(old)), np.asarray(to_scalars(new))
     if old.dtype.kind == "f" and old.ndim == 1:
-        return int(np.sum(~np.isclose(a, b, rtol=CLOSE, atol=1e-6)))
+        return int(np.sum(~np.isclose(a, b, rtol=RELATIVE_TOLERANCE, atol=1e-6)))
     return int(np.sum(a != b))
 
 
-def shift(old: Sequence[float], new: Sequence[float], *, at_least: int) -> float | None:
+def prediction_psi(old: Sequence[float], new: Sequence[float], *, at_least: int) -> float | None:
     """How far *new* answers are distributed otherwise than *old* (PSI); None where there are too few (or no SciPy)."""
-    if not available() or min(len(old), len(new)) < at_least:
+    if not is_scipy_available() or min(len(old), len(new)) < at_least:
         return None
     before, now = np.asarray(old), np.asarray(new)
     known = np.unique(np.concatenate([before, now]))

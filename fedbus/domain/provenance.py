@@ -11,18 +11,18 @@ from enum import StrEnum
 from itertools import pairwise
 from typing import Final
 
-from fedbus.contracts.client import Joined, RoundReply
+from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, Manifest
-from fedbus.contracts.run import RoundResult, RunFacts
+from fedbus.contracts.run import RoundResult, RunData, RunEvent
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 
-TRAINS: Final = "train"
+TRAIN_TYPE: Final = "train"
 """How the type of a Flower message begins whose answer is an update."""
 
 
-class Fit(StrEnum):
+class CheckOutcome(StrEnum):
     """What came of a check."""
 
     YES = "fits"
@@ -31,16 +31,16 @@ class Fit(StrEnum):
 
 
 @dataclass(frozen=True)
-class Finding:
+class ProvenanceFinding:
     """*about* what was looked at, what came of it, and in words what there is."""
 
     about: str
-    fit: Fit
+    fit: CheckOutcome
     says: str
 
 
 @dataclass(frozen=True)
-class Update:
+class ClientUpdate:
     """What a client answered when it was told to train: its bytes by their digest, or why there are none."""
 
     round: int | None
@@ -51,16 +51,18 @@ class Update:
     error: str = ""
 
 
-def finding(about: str, says: str, wrong: Iterable[str]) -> Finding:
+def make_finding(about: str, says: str, wrong: Iterable[str]) -> ProvenanceFinding:
     """*says* where nothing is *wrong*, else all that is."""
     complaints = list(wrong)
-    return Finding(about, Fit.NO if complaints else Fit.YES, "; ".join(complaints) or says)
+    return ProvenanceFinding(
+        about, CheckOutcome.NO if complaints else CheckOutcome.YES, "; ".join(complaints) or says
+    )
 
 
 # --- the manifest ----------------------------------------------------------------------------------
 
 
-def differences(manifest: Manifest, run: RunFacts, last: RoundResult | None) -> Iterator[str]:
+def manifest_mismatches(manifest: Manifest, run: RunData, last: RoundResult | None) -> Iterator[str]:
     """Where the manifest tells another story than the log; *last* is the run's last round."""
     if manifest.run != run.run:
         yield f"version {manifest.version} says that it came of {manifest.run or 'no run'}"
@@ -68,28 +70,28 @@ def differences(manifest: Manifest, run: RunFacts, last: RoundResult | None) -> 
         yield f"version {manifest.version} says that it is of the task {manifest.task}"
     if run.model is not None and manifest.ref != run.model:
         yield (
-            f"the log says that the run came to {_weights(run.model.sha256, run.model.size_bytes)}, "
-            f"the manifest {_weights(manifest.sha256, manifest.size_bytes)}"
+            f"the log says that the run came to {_format_weights(run.model.sha256, run.model.size_bytes)}, "
+            f"the manifest {_format_weights(manifest.sha256, manifest.size_bytes)}"
         )
     if last is not None:
-        yield from _other_rounds(manifest, last)
+        yield from _round_mismatches(manifest, last)
 
 
-def _other_rounds(manifest: Manifest, last: RoundResult) -> Iterator[str]:
+def _round_mismatches(manifest: Manifest, last: RoundResult) -> Iterator[str]:
     if manifest.rounds != last.round:
         yield f"the manifest counts {manifest.rounds} rounds, the log {last.round}"
     if dict(manifest.participants) != dict(last.participants):
         yield (
-            f"the manifest says that {_clients(manifest.participants)} were in the last round, "
-            f"the log {_clients(last.participants)}"
+            f"the manifest says that {_format_clients(manifest.participants)} were in the last round, "
+            f"the log {_format_clients(last.participants)}"
         )
-    if _figures(manifest.metrics) != _figures(last.metrics):
+    if _metrics_as_text(manifest.metrics) != _metrics_as_text(last.metrics):
         names = sorted(manifest.metrics.keys() | last.metrics.keys())
-        other = [name for name in names if _figure(manifest, name) != _figure(last, name)]
+        other = [name for name in names if _metric_as_text(manifest, name) != _metric_as_text(last, name)]
         yield f"the manifest and the log differ in {', '.join(other)}"
 
 
-def configured_otherwise(manifest: Manifest, run: RunFacts) -> Iterator[str]:
+def config_mismatches(manifest: Manifest, run: RunData) -> Iterator[str]:
     """Where the run was planned with another configuration than the manifest has."""
     for name in sorted(manifest.config.keys() | run.plan.config.keys()):
         theirs, ours = manifest.config.get(name), run.plan.config.get(name)
@@ -97,7 +99,7 @@ def configured_otherwise(manifest: Manifest, run: RunFacts) -> Iterator[str]:
             yield f"{name} was planned as {ours!r} and the manifest has {theirs!r}"
 
 
-def ancestry(manifest: Manifest, known: Mapping[int, Manifest]) -> tuple[list[Manifest], str]:
+def trace_ancestry(manifest: Manifest, known: Mapping[int, Manifest]) -> tuple[list[Manifest], str]:
     """The versions that *manifest* was made from, the nearest first, and what is wrong with that line.
 
     It should end at the first model of its lineage, which was made from nothing.
@@ -123,41 +125,41 @@ def ancestry(manifest: Manifest, known: Mapping[int, Manifest]) -> tuple[list[Ma
 # --- the log ---------------------------------------------------------------------------------------
 
 
-def broken_life(moves: Sequence[Transition]) -> Iterator[str]:
+def lifecycle_violations(moves: Sequence[Transition]) -> Iterator[str]:
     """Where the run's life in the log is not one that its table allows."""
     for before, after in pairwise(moves):
         if after.source != before.target:
             yield f"the log jumps from {before.target} to {after.source}"
     for move in moves:
-        if move.source and not move.legal:
+        if move.source and not move.is_legal:
             yield f"no run goes from {move.source} to {move.target} by {move.event}"
 
 
-def rounds_of(run: RunFacts, moves: Iterable[Transition]) -> list[RoundResult]:
+def all_rounds(run: RunData, moves: Iterable[Transition]) -> list[RoundResult]:
     """All rounds, with who took part as the log has it: the facts alone forget that of old rounds.
 
     Of a round that came again, after its server was lost, the last.
     """
     found = {one.round: one for one in run.rounds}
     for move in moves:
-        if move.event == "round_finished" and isinstance(move.facts, RunFacts) and move.facts.rounds:
+        if move.event == RunEvent.ROUND_FINISHED and isinstance(move.facts, RunData) and move.facts.rounds:
             found[move.facts.rounds[-1].round] = move.facts.rounds[-1]
     return [found[number] for number in sorted(found)]
 
 
-def other_code(run: RunFacts, said: Iterable[Message]) -> Iterator[str]:
+def code_mismatches(run: RunData, said: Iterable[Message]) -> Iterator[str]:
     """Clients that joined with another version of the code than the run has."""
     for client, version in sorted(
-        {(one.client, one.code_version) for one in said if isinstance(one, Joined)}
+        {(one.client, one.code_version) for one in said if isinstance(one, ClientJoined)}
     ):
         if version not in ("", run.code_version):
             yield f"{client} joined with the code {version}"
 
 
-def updates_of(said: Iterable[Message]) -> list[Update]:
+def collect_updates(said: Iterable[Message]) -> list[ClientUpdate]:
     """The answers to what told clients to train, in the order in which they came."""
     asked: dict[str, RoundMessage] = {}
-    found: list[Update] = []
+    found: list[ClientUpdate] = []
     for one in said:
         match one:
             case RoundMessage():
@@ -169,7 +171,7 @@ def updates_of(said: Iterable[Message]) -> list[Update]:
     return found
 
 
-def without_update(rounds: Iterable[RoundResult], updates: Collection[Update]) -> Iterator[str]:
+def missing_updates(rounds: Iterable[RoundResult], updates: Collection[ClientUpdate]) -> Iterator[str]:
     """Clients that are said to have taken part in a round, and whose update the log does not have."""
     sent = {(one.round, one.client) for one in updates if not one.error}
     for result in rounds:
@@ -177,17 +179,17 @@ def without_update(rounds: Iterable[RoundResult], updates: Collection[Update]) -
             client for client in result.participants if not {(result.round, client), (None, client)} & sent
         ]
         if absent:
-            yield f"the log has no update of {_clients(absent)} in round {result.round}"
+            yield f"the log has no update of {_format_clients(absent)} in round {result.round}"
 
 
 def _is_update(asked: RoundMessage | None) -> bool:
-    return asked is not None and asked.message_type.partition(".")[0] == TRAINS
+    return asked is not None and asked.message_type.partition(".")[0] == TRAIN_TYPE
 
 
-def _update(reply: RoundReply) -> Update:
+def _update(reply: RoundReply) -> ClientUpdate:
     blob: BlobRef | None = reply.content.blob if reply.content else None
     inline = reply.content.inline if reply.content else None
-    return Update(
+    return ClientUpdate(
         round=reply.round,
         client=reply.client,
         sha256=blob.sha256 if blob else "",
@@ -200,18 +202,18 @@ def _update(reply: RoundReply) -> Update:
 # --- words -----------------------------------------------------------------------------------------
 
 
-def _weights(sha256: str, size_bytes: int) -> str:
+def _format_weights(sha256: str, size_bytes: int) -> str:
     return f"{size_bytes} bytes with the digest {sha256}"
 
 
-def _clients(clients: Iterable[str]) -> str:
+def _format_clients(clients: Iterable[str]) -> str:
     return ", ".join(sorted(clients)) or "nobody"
 
 
-def _figures(metrics: Mapping[str, float]) -> dict[str, str]:
+def _metrics_as_text(metrics: Mapping[str, float]) -> dict[str, str]:
     """As text: a figure that is no number is not equal to itself."""
     return {name: repr(value) for name, value in metrics.items()}
 
 
-def _figure(told: Manifest | RoundResult, name: str) -> str:
+def _metric_as_text(told: Manifest | RoundResult, name: str) -> str:
     return repr(told.metrics.get(name))

@@ -15,19 +15,19 @@ Array: TypeAlias = np.ndarray[Any, Any]
 Shape: TypeAlias = tuple[int, ...]
 
 
-def fitting(inputs: Array, labels: Iterable[Any], serving: ServingTable, checks: ChecksTable) -> Array:
+def valid_rows(inputs: Array, labels: Iterable[Any], serving: ServingTable, checks: ChecksTable) -> Array:
     """Of each of *inputs* (n, …) and its label, of which None is unknown, whether training may have it: (n,)."""
-    fits = ~outside(inputs, checks.minimum, checks.maximum)
+    fits = ~out_of_range(inputs, checks.minimum, checks.maximum)
     if checks.classes is not None:
-        fits &= np.asarray([one is None or is_class(one, checks.classes) for one in labels], bool)
+        fits &= np.asarray([one is None or is_class_label(one, checks.classes) for one in labels], bool)
     if serving.input_shape is not None:
-        fits &= shape_fits(inputs.shape[1:], serving.input_shape)
+        fits &= is_shape_allowed(inputs.shape[1:], serving.input_shape)
     if serving.input_dtype is not None:
         fits &= inputs.dtype == np.dtype(serving.input_dtype)
     return fits
 
 
-def outside(inputs: Array, minimum: float | None, maximum: float | None) -> Array:
+def out_of_range(inputs: Array, minimum: float | None, maximum: float | None) -> Array:
     """Of each of *inputs* (n, …), whether it holds a number beyond these; None: there is no such bound."""
     of_a_sample = tuple(range(1, inputs.ndim))
     found = np.zeros(len(inputs), bool)
@@ -38,13 +38,13 @@ def outside(inputs: Array, minimum: float | None, maximum: float | None) -> Arra
     return found
 
 
-def shape_fits(shape: Shape, wanted: Shape) -> bool:
+def is_shape_allowed(shape: Shape, wanted: Shape) -> bool:
     """Whether *shape* is the *wanted* one, in which -1 is any length."""
     return len(shape) == len(wanted) and all(
         one in (-1, given) for one, given in zip(wanted, shape, strict=True)
     )
 
 
-def is_class(label: Any, classes: int) -> bool:
+def is_class_label(label: Any, classes: int) -> bool:
     """Whether *label* is one of so many classes: a whole number from 0."""
     return bool(np.ndim(label) == 0 and 0 <= label < classes and label == int(label))

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 
 from fedbus.contracts.model import Artifact
-from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.situations import ServerTraining
 
 
 @dataclass(frozen=True)
@@ -19,10 +19,8 @@ class GiveUp:
     reason: str
 
 
-def after_server_lost(facts: ServerFacts, reason: str) -> Resume | GiveUp:
-    """What becomes of the run: it goes on after the last round that was kept, a bounded number of times."""
-    assert facts.plan is not None
-    artifact = facts.checkpoint or facts.model
-    if facts.recoveries >= facts.plan.max_recoveries or artifact is None:
-        return GiveUp(f"{reason}; given up after {facts.recoveries} recoveries")
-    return Resume(artifact, facts.round + 1)
+def decide_recovery(run: ServerTraining, reason: str) -> Resume | GiveUp:
+    """Decide whether *run* resumes, from its last checkpoint or from the model that it began with."""
+    if run.recoveries >= run.plan.max_recoveries:
+        return GiveUp(f"{reason}; given up after {run.recoveries} recoveries")
+    return Resume(run.latest, run.round + 1)

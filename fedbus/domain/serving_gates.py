@@ -13,56 +13,56 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from fedbus.contracts.serving import Beside
+from fedbus.contracts.serving import ModelComparison
 from fedbus.contracts.task.serving import ServingTable
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
 @dataclass(frozen=True)
-class Verdict:
+class GateVerdict:
     """Whether the new model may go on, and why not."""
 
     passed: bool
     reason: str = ""
 
 
-PASSED = Verdict(passed=True)
+PASSED = GateVerdict(passed=True)
 
 
-def on_holdout(old: float, new: float, samples: int, table: ServingTable) -> Verdict:
+def judge_holdout(old: float, new: float, samples: int, table: ServingTable) -> GateVerdict:
     """Judge by the scores of both models on the same labelled *samples*; more is better."""
     if new >= old - table.tolerance:
         return PASSED
-    return _no(
+    return _reject(
         f"its score on {samples} labelled samples of this device is {new:.4g}, "
         f"and the old model's is {old:.4g}: it may be {table.tolerance:g} less"
     )
 
 
-def of_shadow(beside: Beside, seconds: float, table: ServingTable) -> Verdict | None:
+def judge_shadow(beside: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
     """Judge a model that answers for the figures alone, as soon as it has answered enough, or when time is up."""
     if beside.errors:
-        return _no(f"it failed {beside.errors} of the requests that the old model answers")
+        return _reject(f"it failed {beside.errors} of the requests that the old model answers")
     over = beside.samples >= table.shadow_samples or seconds >= table.shadow_s
     if not over:
         return None
-    return _agrees(beside, table)
+    return _judge_agreement(beside, table)
 
 
-def of_canary(beside: Beside, seconds: float, table: ServingTable) -> Verdict | None:
+def judge_canary(beside: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
     """Judge a model that answers a share of the requests."""
     if beside.errors >= table.max_errors:
-        return _no(f"it failed {beside.errors} requests that the old model answers")
+        return _reject(f"it failed {beside.errors} requests that the old model answers")
     over = beside.samples >= table.canary_samples or seconds >= table.canary_s
-    return _like_the_old(beside, table) if over else None
+    return _judge_prediction_drift(beside, table) if over else None
 
 
-def of_watch(beside: Beside, seconds: float, table: ServingTable) -> Verdict | None:
+def judge_watch(beside: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
     """Judge a model that has taken the old one's place; passed when the time of the watch is over."""
     if beside.errors >= table.max_errors:
-        return _no(f"it failed {beside.errors} requests that the old model answers")
-    verdict = _like_the_old(beside, table)
+        return _reject(f"it failed {beside.errors} requests that the old model answers")
+    verdict = _judge_prediction_drift(beside, table)
     if not verdict.passed:
         return verdict
     return PASSED if seconds >= table.watch_s else None
@@ -82,21 +82,23 @@ def score(outputs: Array, labels: Array) -> float:
     return 1.0 - float(np.sum((outputs - labels) ** 2)) / max(spread, 1e-12)
 
 
-def _agrees(beside: Beside, table: ServingTable) -> Verdict:
+def _judge_agreement(beside: ModelComparison, table: ServingTable) -> GateVerdict:
     if beside.disagreement is None or beside.disagreement <= table.max_disagreement:
         return PASSED
-    return _no(
+    return _reject(
         f"it answers {beside.disagreement:.1%} of {beside.samples} samples otherwise than the old model: "
         f"it may {table.max_disagreement:.1%}"
     )
 
 
-def _like_the_old(beside: Beside, table: ServingTable) -> Verdict:
+def _judge_prediction_drift(beside: ModelComparison, table: ServingTable) -> GateVerdict:
     limit = table.max_answer_psi
     if limit is None or beside.answer_psi is None or beside.answer_psi <= limit:
         return PASSED
-    return _no(f"its answers have drifted from the old model's: PSI {beside.answer_psi:.3g}, above {limit:g}")
+    return _reject(
+        f"its answers have drifted from the old model's: PSI {beside.answer_psi:.3g}, above {limit:g}"
+    )
 
 
-def _no(reason: str) -> Verdict:
-    return Verdict(passed=False, reason=reason)
+def _reject(reason: str) -> GateVerdict:
+    return GateVerdict(passed=False, reason=reason)

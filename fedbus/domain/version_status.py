@@ -9,7 +9,7 @@ SERVED_BEFORE: Final = "served before"
 NEVER_SERVED: Final = "not served"
 
 
-def standing(version: int, champion: Champion | None) -> str:
+def status_of(version: int, champion: Champion | None) -> str:
     """What has become of *version*; nothing where there is no champion yet.
 
     The champion remembers a bounded number of those before it: what was served longer ago counts as not served.

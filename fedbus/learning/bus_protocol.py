@@ -6,7 +6,7 @@ from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef
 
 
-class Offer(Protocol):
+class OfferProtocol(Protocol):
     """Bytes that are given out to whoever asks for *ref*, until released."""
 
     @property
@@ -15,23 +15,23 @@ class Offer(Protocol):
     def release(self) -> None: ...
 
 
-class Blobs(Protocol):
+class BlobsProtocol(Protocol):
     """Bytes in flight, by their digest."""
 
     async def offer(
         self, data: list[memoryview], *, receivers: int = 1, sha256: str | None = None
-    ) -> Offer: ...
+    ) -> OfferProtocol: ...
 
     async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
         """All of them, verified; raises when nothing has come for *timeout_s*."""
         ...
 
 
-class Bus(Protocol):
+class BusProtocol(Protocol):
     """The bus as a process of learning uses it."""
 
     @property
-    def blobs(self) -> Blobs: ...
+    def blobs(self) -> BlobsProtocol: ...
 
     @property
     def connected(self) -> bool:

@@ -9,14 +9,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final
 
-UNKNOWN: Final = 0.5
+DEFAULT_SCORE: Final = 0.5
 """The score of a client of which nothing is known."""
-LIGHTEST: Final = 0.05
+MIN_FACTOR: Final = 0.05
 """No update weighs less than this share of its samples: who could never add anything could never do better."""
 
 
 @dataclass
-class Selection:
+class ClientSelection:
     """For one run; remembers who trained when."""
 
     most: int | None = None
@@ -40,11 +40,11 @@ class Selection:
         """By what the weight of *client*'s update is multiplied."""
         if self.weights is None:
             return 1.0
-        return max(LIGHTEST, self.weights.get(client, UNKNOWN))
+        return max(MIN_FACTOR, self.weights.get(client, DEFAULT_SCORE))
 
     def _chosen(self, there: list[str], most: int) -> list[str]:
         for_the_patient = math.ceil(self.explore * most) if len(there) > most else 0
-        best = sorted(there, key=lambda one: -self.scores.get(one, UNKNOWN))[: most - for_the_patient]
+        best = sorted(there, key=lambda one: -self.scores.get(one, DEFAULT_SCORE))[: most - for_the_patient]
         rest = [one for one in there if one not in best]
         patient = sorted(rest, key=lambda one: self._last.get(one, 0))[:for_the_patient]
         return [*best, *patient]

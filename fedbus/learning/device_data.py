@@ -13,11 +13,11 @@ import numpy as np
 from fedbus.contracts.task.task import Task
 from fedbus.learning.flower import task_code
 
-PROBES: Final = 8
+MAX_PROBES: Final = 8
 """How many samples a new model must answer before it may serve."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
-Labelled: TypeAlias = tuple[Array, Array]
+LabelledSamples: TypeAlias = tuple[Array, Array]
 
 
 class DeviceData:
@@ -30,18 +30,18 @@ class DeviceData:
 
     def probe(self) -> Array | None:
         """A few samples that a new model must answer."""
-        found = self._given(self._task.table.samples)
-        return None if found is None else found[0][:PROBES]
+        found = self._load_samples(self._task.table.samples)
+        return None if found is None else found[0][:MAX_PROBES]
 
-    def holdout(self) -> Labelled | None:
+    def holdout(self) -> LabelledSamples | None:
         """Labelled samples that no training gets."""
-        return self._given(self._task.table.serving.holdout)
+        return self._load_samples(self._task.table.serving.holdout)
 
-    def reference(self) -> Labelled | None:
+    def reference(self) -> LabelledSamples | None:
         """Samples that are distributed as what the model was trained on."""
-        return self._given(self._task.table.checks.reference or self._task.table.samples)
+        return self._load_samples(self._task.table.checks.reference or self._task.table.samples)
 
-    def _given(self, reference: str | None) -> Labelled | None:
+    def _load_samples(self, reference: str | None) -> LabelledSamples | None:
         if reference is None:
             return None
         of = task_code.load_function(Path(self._task.path), reference)
@@ -49,13 +49,15 @@ class DeviceData:
             inputs, labels = of(self._number, self._count)
             inputs, labels = np.asarray(inputs), np.asarray(labels)
         except Exception as error:
-            raise task_code.BadTask(f"{reference!r} gives no samples: {task_code.one_line(error)}") from error
+            raise task_code.BadTask(
+                f"{reference!r} gives no samples: {task_code.format_error(error)}"
+            ) from error
         if len(inputs) != len(labels):
             raise task_code.BadTask(f"{reference!r} gives {len(inputs)} inputs and {len(labels)} labels")
         return inputs, labels
 
 
-def training_data(task: Task, inputs: Array, outputs: Array, labels: list[Any]) -> Labelled:
+def build_training_data(task: Task, inputs: Array, outputs: Array, labels: list[Any]) -> LabelledSamples:
     """What the task makes of its captured rows for training, by ``capture.training-data``. Raises BadTask."""
     reference = task.table.capture.training_data
     assert reference is not None, "without it the rows with a label are the training data"
@@ -65,7 +67,7 @@ def training_data(task: Task, inputs: Array, outputs: Array, labels: list[Any]) 
         made, truth = np.asarray(made), np.asarray(truth)
     except Exception as error:
         raise task_code.BadTask(
-            f"{reference!r} makes no training data: {task_code.one_line(error)}"
+            f"{reference!r} makes no training data: {task_code.format_error(error)}"
         ) from error
     if len(made) != len(truth) or made.dtype.hasobject or truth.dtype.hasobject:
         raise task_code.BadTask(

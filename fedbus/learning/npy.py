@@ -29,9 +29,9 @@ class BadArray(ValueError):
     """The bytes of an array are not what they should be; the text says how."""
 
 
-def view(data: memoryview) -> np.ndarray[Any, Any]:
+def array_from_npy(data: memoryview) -> np.ndarray[Any, Any]:
     """The array in the .npy bytes *data*, without a copy; raises BadArray."""
-    start, dtype, shape, fortran = parsed_header(_header_bytes(data))
+    start, dtype, shape, fortran = parse_header(_read_header(data))
     count = math.prod(shape)
     if count * dtype.itemsize != len(data) - start:
         raise BadArray(f"{len(data) - start} bytes cannot be an array of {dtype} and shape {shape}")
@@ -42,7 +42,7 @@ def view(data: memoryview) -> np.ndarray[Any, Any]:
         raise BadArray(f"NumPy cannot hold shape {shape}: {error}") from None
 
 
-def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
+def make_header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     """The header of an array in C order, padded so that the numbers after it are aligned."""
     fields = repr({"descr": npy.dtype_to_descr(dtype), "fortran_order": False, "shape": shape})
     padding = -(len(npy.MAGIC_PREFIX) + 4 + len(fields) + 1) % npy.ARRAY_ALIGN
@@ -50,14 +50,14 @@ def header(dtype: np.dtype[Any], shape: tuple[int, ...]) -> bytes:
     return npy.magic(1, 0) + len(text).to_bytes(2, "little") + text
 
 
-def check(data: memoryview, *, dtype: str, shape: tuple[int, ...]) -> None:
+def check_array(data: memoryview, *, dtype: str, shape: tuple[int, ...]) -> None:
     """Raise BadArray unless *data* is what its record says it is."""
-    array = view(data)
+    array = array_from_npy(data)
     if str(array.dtype) != dtype or array.shape != shape:
         raise BadArray(f"it says {dtype} {shape} and holds {array.dtype} {array.shape}")
 
 
-def _header_bytes(data: memoryview) -> bytes:
+def _read_header(data: memoryview) -> bytes:
     """The header at the beginning of *data*, magic included."""
     prefix = bytes(data[:12])
     if prefix[:6] != npy.MAGIC_PREFIX or len(prefix) < 12 or prefix[6] not in {1, 2}:
@@ -70,9 +70,9 @@ def _header_bytes(data: memoryview) -> bytes:
 
 
 @lru_cache(maxsize=4096)  # the same few headers come from every client in every round
-def parsed_header(header: bytes) -> _Header:
+def parse_header(header: bytes) -> _Header:
     """Where the numbers begin, their dtype, the shape, and whether it is in Fortran order; raises BadArray."""
-    start, dtype, shape, fortran = _plainly_parsed(header) or _parsed_by_numpy(header)
+    start, dtype, shape, fortran = _parse_plain_header(header) or _parse_with_numpy(header)
     if dtype.hasobject:
         raise BadArray("it holds Python objects, which are never taken off the wire")
     if len(shape) > MAX_DIMENSIONS or any(dimension < 0 for dimension in shape):
@@ -80,7 +80,7 @@ def parsed_header(header: bytes) -> _Header:
     return start, dtype, shape, fortran
 
 
-def _plainly_parsed(header: bytes) -> _Header | None:
+def _parse_plain_header(header: bytes) -> _Header | None:
     """The header as NumPy writes it for numbers, or None. In CPython 3.11 `ast`, which NumPy reads it with,
     may raise SystemError when two threads use it at once.
     """
@@ -94,7 +94,7 @@ def _plainly_parsed(header: bytes) -> _Header | None:
         return None
 
 
-def _parsed_by_numpy(header: bytes) -> _Header:
+def _parse_with_numpy(header: bytes) -> _Header:
     stream = BytesIO(header)
     read = npy.read_array_header_1_0 if npy.read_magic(stream) == (1, 0) else npy.read_array_header_2_0
     try:

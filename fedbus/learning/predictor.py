@@ -51,8 +51,10 @@ class TorchPredictor:
         self._undeclared = [declared.input_shape is None, declared.input_dtype is None]
         path = Path(task.path)
         try:
-            self._own = task_code.load_function(path, task.table.predict) if task.table.predict else None
-            self._model = _built(path, task.table.model, weights.load(artifact))
+            self._predict_function = (
+                task_code.load_function(path, task.table.predict) if task.table.predict else None
+            )
+            self._model = _build_model(path, task.table.model, weights.load(artifact))
         except (task_code.BadTask, weights.BadWeights) as error:
             raise ModelRefused(str(error)) from error
 
@@ -60,8 +62,8 @@ class TorchPredictor:
         import torch  # noqa: PLC0415 - a device without torch may still import the agents
 
         with torch.inference_mode():
-            if self._own is not None:
-                return np.asarray(self._own(self._model, inputs))
+            if self._predict_function is not None:
+                return np.asarray(self._predict_function(self._model, inputs))
             outputs = self._model(torch.from_numpy(inputs))
             self.classes = outputs.shape[1] if outputs.ndim == 2 and outputs.shape[1] > 1 else None
             return most_likely(outputs)
@@ -72,18 +74,18 @@ class TorchPredictor:
             outputs = self.predict(inputs)
         except Exception as error:
             raise ModelRefused(
-                f"the model does not answer samples of shape {inputs.shape}: {task_code.one_line(error)}"
+                f"the model does not answer samples of shape {inputs.shape}: {task_code.format_error(error)}"
             ) from error
         if len(outputs) != len(inputs):
             raise ModelRefused(f"the model gives {len(outputs)} answers to {len(inputs)} samples")
-        if not _all_numbers(outputs):
+        if not _is_finite(outputs):
             raise ModelRefused("the model answers samples with NaN or infinity")
         shape, dtype = self._undeclared
         self.input_shape = inputs.shape[1:] if shape else self.input_shape
         self.input_dtype = inputs.dtype if dtype else self.input_dtype
 
 
-class NotANumber(ValueError):
+class NonFiniteOutput(ValueError):
     """The model's output holds NaN or infinity, so it has no highest class."""
 
 
@@ -92,12 +94,12 @@ def most_likely(outputs: Any) -> Array:
     import torch  # noqa: PLC0415
 
     if not bool(torch.isfinite(outputs).all()):  # argmax would call NaN a class
-        raise NotANumber("its output holds NaN or infinity")
+        raise NonFiniteOutput("its output holds NaN or infinity")
     classes: Array = outputs.argmax(dim=-1).numpy()
     return classes
 
 
-def _built(path: Path, reference: str, arrays: weights.Arrays) -> Any:
+def _build_model(path: Path, reference: str, arrays: weights.Arrays) -> Any:
     """The task's model with *arrays* in it, ready to answer."""
     make = task_code.load_function(path, reference)
     try:
@@ -106,15 +108,15 @@ def _built(path: Path, reference: str, arrays: weights.Arrays) -> Any:
     except weights.BadWeights:
         raise
     except Exception as error:
-        raise ModelRefused(f"{reference!r} makes no model: {task_code.one_line(error)}") from error
+        raise ModelRefused(f"{reference!r} makes no model: {task_code.format_error(error)}") from error
     if difference := weights.first_difference(expected, arrays):
         raise ModelRefused(f"the weights are not those of {reference!r}: tensor {difference}")
-    if bad := next((name for name, array in arrays.items() if not _all_numbers(array)), None):
+    if bad := next((name for name, array in arrays.items() if not _is_finite(array)), None):
         raise ModelRefused(f"tensor {bad!r} holds NaN or infinity")
     model.load_state_dict(weights.to_torch(arrays), strict=True)
     model.eval()
     return model
 
 
-def _all_numbers(array: Array) -> bool:
+def _is_finite(array: Array) -> bool:
     return array.dtype.kind not in "fc" or bool(np.isfinite(array).all())

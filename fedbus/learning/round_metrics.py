@@ -9,15 +9,15 @@ import re
 from collections.abc import Mapping
 from typing import Any, Final
 
-_THINGS: Final = {"loss": "loss", "losses": "loss", "acc": "accuracy", "accuracy": "accuracy"}
-_WHERE: Final = frozenset(
+_COMMON_NAMES: Final = {"loss": "loss", "losses": "loss", "acc": "accuracy", "accuracy": "accuracy"}
+_QUALIFIERS: Final = frozenset(
     {"avg", "average", "mean", "weighted", "aggregated", "global", "local", "client", "server"}
     | {"central", "centralized", "centralised", "cen", "distributed", "federated", "fed"}
     | {"eval", "evaluate", "evaluation", "val", "valid", "validation", "test", "train", "training", "fit"}
 )
 
 
-def normalised(metrics: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
+def normalize_metrics(metrics: Mapping[str, Any], *, prefix: str = "") -> dict[str, float]:
     """The numbers among *metrics* by their common names; where two have one name, the plainest counts."""
     plainest_first = sorted(metrics.items(), key=lambda item: len(item[0]))
     named: dict[str, float] = {}
@@ -30,6 +30,6 @@ def normalised(metrics: Mapping[str, Any], *, prefix: str = "") -> dict[str, flo
 def common_name(name: str, *, prefix: str = "") -> str:
     """*name* without what only says whose figure it is."""
     *before, last = [word for word in re.split(r"[\s_./-]+", name.lower()) if word] or [name]
-    if last in _THINGS and _WHERE.issuperset(before):
-        return _THINGS[last]
+    if last in _COMMON_NAMES and _QUALIFIERS.issuperset(before):
+        return _COMMON_NAMES[last]
     return name.removeprefix(prefix) or name

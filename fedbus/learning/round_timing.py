@@ -15,7 +15,7 @@ PARTS: Final = ("train_s", "transfer_s", "wait_s")
 
 
 @dataclass(frozen=True)
-class Answered:
+class ExchangeTiming:
     """One message of a round to a client, and its reply; at what second each was."""
 
     client: str
@@ -24,7 +24,7 @@ class Answered:
     train_s: float
 
 
-def split(answers: Iterable[Answered], ended: float) -> Mapping[str, Mapping[str, float]]:
+def split_round_time(answers: Iterable[ExchangeTiming], ended: float) -> Mapping[str, Mapping[str, float]]:
     """Seconds by client and by `PARTS`, who took longest first; never less than nothing, whatever a client tells."""
     times: dict[str, dict[str, float]] = {}
     last: dict[str, float] = {}

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TypeAlias, assert_never
 
-from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
+from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
 
-Event: TypeAlias = Joined | Heartbeat | FailTrain | RoundReply
+Event: TypeAlias = ClientJoined | Heartbeat | FailTrain | RoundReply
 
 
-class Gone(StrEnum):
+class LostReason(StrEnum):
     """Why a message stays unanswered."""
 
     NODE = "node"
@@ -26,7 +26,7 @@ class Gone(StrEnum):
 
 
 @dataclass(frozen=True)
-class Sent:
+class SentMessage:
     """A message that waits for its answer."""
 
     message_id: str
@@ -41,15 +41,15 @@ class Sent:
 
 
 @dataclass(frozen=True)
-class Answered:
-    sent: Sent
+class ReplyReceived:
+    sent: SentMessage
     reply: RoundReply
 
 
 @dataclass(frozen=True)
-class Unanswered:
-    sent: Sent
-    gone: Gone
+class ReplyLost:
+    sent: SentMessage
+    gone: LostReason
     reason: str
 
 
@@ -58,10 +58,10 @@ class NodesChanged:
     """Somebody came or went."""
 
 
-Effect: TypeAlias = Answered | Unanswered | NodesChanged
+Effect: TypeAlias = ReplyReceived | ReplyLost | NodesChanged
 
 
-class RoundBook:
+class RoundTracker:
     """The book of one run."""
 
     def __init__(self, run: str, *, lost_after_s: float) -> None:
@@ -70,7 +70,7 @@ class RoundBook:
         self._heard: dict[str, float] = {}
         """When each client that is there was last heard."""
         self._failed: dict[str, str] = {}
-        self._open: dict[str, Sent] = {}
+        self._open: dict[str, SentMessage] = {}
 
     # --- what is so -----------------------------------------------------------------------
 
@@ -98,19 +98,19 @@ class RoundBook:
         """These have joined: somebody else heard it."""
         return [effect for client in clients for effect in self._arrived(client, now)]
 
-    def sent(self, sent: Sent) -> list[Effect]:
+    def sent(self, sent: SentMessage) -> list[Effect]:
         """A message goes out; one to a node that is not there is unanswered at once."""
         if sent.client in self._heard:
             self._open[sent.message_id] = sent
             return []
         reason = self._failed.get(sent.client, "it is not there")
-        return [Unanswered(sent, Gone.NODE, reason)]
+        return [ReplyLost(sent, LostReason.NODE, reason)]
 
     def handle(self, event: Event, now: float) -> list[Effect]:
         if event.run != self._run:
             return []
         match event:
-            case Joined(client=client):
+            case ClientJoined(client=client):
                 self._failed.pop(client, None)
                 return self._arrived(client, now)
             case Heartbeat(client=client):
@@ -135,7 +135,7 @@ class RoundBook:
         ]
         late = [sent for sent in self._open.values() if sent.deadline <= now]
         return lost + [
-            self._close(sent, Gone.TIME, f"no answer within {sent.timeout_s:g} s") for sent in late
+            self._close(sent, LostReason.TIME, f"no answer within {sent.timeout_s:g} s") for sent in late
         ]
 
     # --- how --------------------------------------------------------------------------------
@@ -148,7 +148,7 @@ class RoundBook:
     def _left(self, client: str, reason: str) -> list[Effect]:
         self._heard.pop(client, None)
         owed = [sent for sent in self._open.values() if sent.client == client]
-        return [NodesChanged(), *(self._close(sent, Gone.NODE, reason) for sent in owed)]
+        return [NodesChanged(), *(self._close(sent, LostReason.NODE, reason) for sent in owed)]
 
     def _replied(self, reply: RoundReply, now: float) -> list[Effect]:
         """An answer nobody waits for (late, repeated, or to somebody else's message) is only a sign of life."""
@@ -158,8 +158,8 @@ class RoundBook:
         if sent is None or sent.client != reply.client:
             return []
         del self._open[reply.reply_to]
-        return [Answered(sent, reply)]
+        return [ReplyReceived(sent, reply)]
 
-    def _close(self, sent: Sent, gone: Gone, reason: str) -> Unanswered:
+    def _close(self, sent: SentMessage, gone: LostReason, reason: str) -> ReplyLost:
         del self._open[sent.message_id]
-        return Unanswered(sent, gone, reason)
+        return ReplyLost(sent, gone, reason)

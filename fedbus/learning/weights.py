@@ -55,7 +55,7 @@ class ArchitectureMismatch(BadWeights):
 # --- telling models apart -------------------------------------------------------------------
 
 
-def architecture(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
+def architecture_digest(arrays: Mapping[str, np.ndarray[Any, Any]]) -> str:
     """A digest over names, shapes and dtypes, whatever their order."""
     outline = sorted((name, list(array.shape), str(array.dtype)) for name, array in arrays.items())
     return hashlib.sha256(json.dumps(outline).encode()).hexdigest()
@@ -82,7 +82,7 @@ def _outline(array: np.ndarray[Any, Any]) -> str:
 
 
 @dataclass(frozen=True)
-class Packed:
+class SafetensorsFile:
     """A safetensors file that is not written yet: its bytes, one buffer after the other, tensors where they lie."""
 
     buffers: list[bytes | memoryview]
@@ -94,15 +94,15 @@ class Packed:
         return Artifact(sha256=sha256, size_bytes=size_bytes, architecture=self.architecture)
 
 
-def packed(arrays: Mapping[str, np.ndarray[Any, Any]]) -> Packed:
+def pack(arrays: Mapping[str, np.ndarray[Any, Any]]) -> SafetensorsFile:
     """*arrays* as a file without a copy; raises BadWeights. They must not change until it is written."""
-    plain = {name: _plain(name, array) for name, array in arrays.items()}
-    return Packed(list(_pieces(plain)), architecture(plain))
+    plain = {name: _to_native(name, array) for name, array in arrays.items()}
+    return SafetensorsFile(list(_file_buffers(plain)), architecture_digest(plain))
 
 
 def save(arrays: Mapping[str, np.ndarray[Any, Any]], path: Path) -> Artifact:
     """Write *arrays* to *path* and say what the file is; nothing half written ever stands at *path*."""
-    file_to_be = packed(arrays)
+    file_to_be = pack(arrays)
     path.parent.mkdir(parents=True, exist_ok=True)
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
@@ -124,7 +124,7 @@ def load(path: Path) -> Arrays:
     try:
         with safe_open(path, framework="numpy") as file:
             stored = list(file.keys())
-            names = _ordered(stored, (file.metadata() or {}).get(ORDER))
+            names = _order_names(stored, (file.metadata() or {}).get(ORDER))
             return {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise BadWeights(f"there are no weights at {path}") from None
@@ -132,7 +132,7 @@ def load(path: Path) -> Arrays:
         raise BadWeights(f"{path} is not a safetensors file that can be used: {error}") from error
 
 
-def _pieces(arrays: Arrays) -> Iterator[bytes | memoryview]:
+def _file_buffers(arrays: Arrays) -> Iterator[bytes | memoryview]:
     """The file, piece by piece: length of the header, header, tensors."""
     by_alignment = sorted(arrays, key=lambda name: -arrays[name].itemsize)  # so that each tensor is aligned
     header: dict[str, Any] = {"__metadata__": {"format": "np", ORDER: json.dumps(list(arrays))}}
@@ -147,16 +147,16 @@ def _pieces(arrays: Arrays) -> Iterator[bytes | memoryview]:
     yield len(text).to_bytes(8, "little")
     yield text
     for name in by_alignment:
-        yield from _raw(arrays[name])
+        yield from _byte_chunks(arrays[name])
 
 
-def _raw(array: np.ndarray[Any, Any]) -> Iterator[memoryview]:
+def _byte_chunks(array: np.ndarray[Any, Any]) -> Iterator[memoryview]:
     numbers = np.ascontiguousarray(array).reshape(-1).view(np.uint8)
     for start in range(0, numbers.nbytes, _WRITE_BYTES):
         yield numbers[start : start + _WRITE_BYTES].data
 
 
-def _plain(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _to_native(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     """*array* in the machine's byte order, if a file can hold it."""
     if name == "__metadata__":
         raise BadWeights("no tensor can be called '__metadata__': safetensors keeps the name for itself")
@@ -166,7 +166,7 @@ def _plain(name: str, array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return native
 
 
-def _ordered(stored: list[str], order: str | None) -> list[str]:
+def _order_names(stored: list[str], order: str | None) -> list[str]:
     try:
         names = json.loads(order) if order else stored
     except ValueError:

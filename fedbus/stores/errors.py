@@ -6,9 +6,9 @@ Each message is one line that says what is wrong and what to do.
 from pathlib import Path
 from typing import Final
 
-_A_DIRECTORY: Final = "make it a directory that exists, is writable and has space"
-_A_COPY: Final = "restore it from a copy"
-OR_BEGIN_ANEW: Final = f"{_A_COPY}, or move it away to begin anew"
+_REMEDY_DIRECTORY: Final = "make it a directory that exists, is writable and has space"
+_REMEDY_RESTORE: Final = "restore it from a copy"
+REMEDY_RESTORE_OR_MOVE: Final = f"{_REMEDY_RESTORE}, or move it away to begin anew"
 """Of what may be lost without harm."""
 
 
@@ -19,7 +19,7 @@ class StoreError(Exception):
 class StoreUnavailable(StoreError):
     """The store does not answer, or cannot be written: try again later, and conclude nothing from it."""
 
-    def __init__(self, place: Path | str, reason: object, *, remedy: str = _A_DIRECTORY) -> None:
+    def __init__(self, place: Path | str, reason: object, *, remedy: str = _REMEDY_DIRECTORY) -> None:
         why = getattr(reason, "strerror", None) or reason
         super().__init__(f"cannot use {place}: {why}; {remedy}")
         self.place = place
@@ -34,10 +34,10 @@ class StoreDenied(StoreError):
         self.reason = str(reason)
 
 
-class StoreDamaged(StoreError):
+class StoreCorrupt(StoreError):
     """The store answers nonsense: a person has to look."""
 
-    def __init__(self, place: Path | str, reason: object, *, remedy: str = _A_COPY) -> None:
+    def __init__(self, place: Path | str, reason: object, *, remedy: str = _REMEDY_RESTORE) -> None:
         super().__init__(f"{place} is damaged: {reason}; {remedy}")
         self.place = place
 

@@ -18,7 +18,7 @@ from types import TracebackType
 from typing import Final, Self
 
 from fedbus.stores.errors import StoreError, StoreUnavailable
-from fedbus.stores.sqlite import opened
+from fedbus.stores.sqlite import open_database
 
 MAX_ENTRIES: Final = 100_000
 
@@ -43,7 +43,7 @@ class OutboxFull(StoreError):
 
 
 @dataclass(frozen=True)
-class Entry:
+class SqliteOutboxEntry:
     """One message that waits; its number grows with every `append` and is never used twice."""
 
     number: int
@@ -52,14 +52,14 @@ class Entry:
     body: bytes
 
 
-class Outbox:
+class SqliteOutbox:
     """The messages that wait in the file at *path*, which is made where there is none."""
 
     def __init__(self, path: Path, *, max_entries: int = MAX_ENTRIES) -> None:
         self._path = path
         self._max_entries = max_entries
         self._lock = threading.Lock()
-        self._connection = opened(path, lambda connection: connection.execute(_SCHEMA))
+        self._connection = open_database(path, lambda connection: connection.execute(_SCHEMA))
         self._length: int = self._connection.execute("SELECT count(*) FROM outbox").fetchone()[0]
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int:
@@ -75,11 +75,11 @@ class Outbox:
             self._length += 1
             return number
 
-    def first(self) -> Entry | None:
+    def first(self) -> SqliteOutboxEntry | None:
         """The oldest message, or None where nothing waits."""
         return self._one("ORDER BY number LIMIT 1")
 
-    def last(self, subject: str) -> Entry | None:
+    def last(self, subject: str) -> SqliteOutboxEntry | None:
         """The newest message on *subject*, or None where none waits."""
         return self._one("WHERE subject = ? ORDER BY number DESC LIMIT 1", subject)
 
@@ -103,10 +103,10 @@ class Outbox:
     ) -> None:
         self.close()
 
-    def _one(self, which: str, *values: str) -> Entry | None:
+    def _one(self, which: str, *values: str) -> SqliteOutboxEntry | None:
         with self._lock:
             row = self._connection.execute(f"{_SELECT} {which}", values).fetchone()
-        return None if row is None else Entry(row[0], row[1], json.loads(row[2]), row[3])
+        return None if row is None else SqliteOutboxEntry(row[0], row[1], json.loads(row[2]), row[3])
 
     def _write(self, statement: str, values: tuple[object, ...]) -> sqlite3.Cursor:
         try:

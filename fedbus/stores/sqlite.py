@@ -4,10 +4,10 @@ import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
-from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreUnavailable
+from fedbus.stores.errors import REMEDY_RESTORE_OR_MOVE, StoreCorrupt, StoreUnavailable
 
 
-def opened(path: Path, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
+def open_database(path: Path, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
     """The database at *path*, made where there is none, for any thread; *prepare* makes its tables.
 
     A write waits for the kernel and not for the platter, as SQLite has it for ``synchronous = NORMAL`` with a WAL.
@@ -27,5 +27,5 @@ def opened(path: Path, prepare: Callable[[sqlite3.Connection], object]) -> sqlit
         raise StoreUnavailable(path, error) from error
     except sqlite3.DatabaseError as error:
         connection.close()
-        raise StoreDamaged(path, error, remedy=OR_BEGIN_ANEW) from error
+        raise StoreCorrupt(path, error, remedy=REMEDY_RESTORE_OR_MOVE) from error
     return connection

@@ -6,15 +6,15 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.command_line import Fedbus, Said
+from support.command_line import CliResult, FedbusCli
 from support.federation import tiny_task
 from support.trusted import FED, TrustedBus, trusted_bus
 
-from fedbus.app.failures import Exit, told
+from fedbus.app.failures import ExitCode, describe_error
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import AccessDenied, BusClosed
 from fedbus.contracts.permissions import Role
-from fedbus.contracts.subjects import PEOPLE
+from fedbus.contracts.subjects import USERS
 
 OF_C1 = ("client-manager", "flower-client", "inference,device-monitor")
 """In a process each, as in a pod."""
@@ -26,8 +26,8 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         yield bus
 
 
-def at(bus: TrustedBus, directory: Path) -> Fedbus:
-    return Fedbus(
+def make_cli(bus: TrustedBus, directory: Path) -> FedbusCli:
+    return FedbusCli(
         directory / "home",
         FEDBUS_TASK=str(directory / "tiny_task"),
         FEDBUS_FEDERATION=FED,
@@ -36,21 +36,21 @@ def at(bus: TrustedBus, directory: Path) -> Fedbus:
     )
 
 
-def one_line_that_says(said: Said, why: str) -> None:
-    assert said.code == Exit.DENIED, said
+def assert_denied_with(said: CliResult, why: str) -> None:
+    assert said.code == ExitCode.DENIED, said
     *_, last = said.err.splitlines()
     assert last.startswith("fedbus: tls://localhost:"), said.err
     assert why in last
     assert "Traceback" not in said.err + said.out
 
 
-async def are_up(bus: TrustedBus, *services: str) -> None:
+async def wait_for_services(bus: TrustedBus, *services: str) -> None:
     """All of these answer, of whatever owner."""
-    person = Identity(FED, "cli", PEOPLE)
+    person = Identity(FED, "cli", USERS)
     async with Bus.connect(bus.url, person, access=bus.access(Role.USER)) as looking:
 
         async def answer() -> bool:
-            return set(services) <= {f"{one.name} {one.owner}" for one in await looking.answering()}
+            return set(services) <= {f"{one.name} {one.owner}" for one in await looking.discover_agents()}
 
         await eventually(answer, within_s=90)
 
@@ -59,21 +59,21 @@ async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_
     bus: TrustedBus, tmp_path: Path
 ) -> None:
     tiny_task(tmp_path)
-    fedbus, kit = at(bus, tmp_path), str(bus.access("c1").creds)
+    fedbus, kit = make_cli(bus, tmp_path), str(bus.access("c1").creds)
     async with asyncio.TaskGroup() as group:
         server = group.create_task(fedbus("server", "up", FEDBUS_CREDS=str(bus.access(Role.SERVER).creds)))
         agents = [
             group.create_task(fedbus("agent", names, "--client", "c1", FEDBUS_CREDS=kit)) for names in OF_C1
         ]
-        await are_up(bus, *(f"fedbus-{name} c1" for names in OF_C1 for name in names.split(",")))
-        bus.federation.put_out("c1")
+        await wait_for_services(bus, *(f"fedbus-{name} c1" for names in OF_C1 for name in names.split(",")))
+        bus.federation.revoke("c1")
         await bus.push()
         for ended in agents:
-            one_line_that_says(await ended, "revoked")
+            assert_denied_with(await ended, "revoked")
         assert not server.done()
-        bus.federation.put_out("server")
+        bus.federation.revoke("server")
         await bus.push()
-        one_line_that_says(await server, "revoked")
+        assert_denied_with(await server, "revoked")
 
 
 async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_line_and_its_own_code(
@@ -81,8 +81,8 @@ async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_lin
 ) -> None:
     tiny_task(tmp_path)
     bus.federation.admit("c1", days=15 / 86400).write(tmp_path / "kit")
-    ended = await at(bus, tmp_path)("client", "up", "c1", FEDBUS_KIT=str(tmp_path / "kit"))
-    one_line_that_says(ended, "expired")
+    ended = await make_cli(bus, tmp_path)("client", "up", "c1", FEDBUS_KIT=str(tmp_path / "kit"))
+    assert_denied_with(ended, "expired")
 
 
 async def test_the_credentials_of_another_federation_are_told_in_one_line(
@@ -90,12 +90,12 @@ async def test_the_credentials_of_another_federation_are_told_in_one_line(
 ) -> None:
     tiny_task(tmp_path)
     kit = str(bus.access("c1").creds)
-    said = await at(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
-    assert (said.code, said.err.count("\n")) == (Exit.DENIED, 1), said.err
+    said = await make_cli(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
+    assert (said.code, said.err.count("\n")) == (ExitCode.DENIED, 1), said.err
     assert "of client c1 of federation test, and this is client c2 of federation other" in said.err
 
 
 def test_of_several_errors_at_once_it_is_told_that_one_was_turned_away() -> None:
     away = AccessDenied("nats://here", "these credentials were revoked", "Get others")
     several = ExceptionGroup("", [BusClosed("closed"), ExceptionGroup("", [KeyError("gone"), away])])
-    assert told(several) == (str(away), Exit.DENIED)
+    assert describe_error(several) == (str(away), ExitCode.DENIED)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.app.settings import BadSetting, Settings
+from fedbus.app.settings import InvalidSetting, Settings
 
 
 def test_without_variables_everything_has_its_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -46,7 +46,7 @@ def test_an_empty_variable_is_none() -> None:
     ],
 )
 def test_nonsense_is_one_line_that_names_the_variable(name: str, value: str, said: str) -> None:
-    with pytest.raises(BadSetting, match=said) as caught:
+    with pytest.raises(InvalidSetting, match=said) as caught:
         Settings.from_environment({name: value})
 
     assert "\n" not in str(caught.value)
@@ -54,7 +54,7 @@ def test_nonsense_is_one_line_that_names_the_variable(name: str, value: str, sai
 
 def test_a_running_bus_is_found_without_a_flag_until_it_has_gone(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path / "home")})
-    with settings.announced("nats://127.0.0.1:4711"):
+    with settings.announce_url("nats://127.0.0.1:4711"):
         assert settings.nats_url == "nats://127.0.0.1:4711"
 
     assert settings.nats_url == "nats://127.0.0.1:4222"
@@ -62,11 +62,11 @@ def test_a_running_bus_is_found_without_a_flag_until_it_has_gone(tmp_path: Path)
 
 def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
-    with settings.announced("nats://127.0.0.1:1"):
-        successor = settings.announced("nats://127.0.0.1:2")
+    with settings.announce_url("nats://127.0.0.1:1"):
+        successor = settings.announce_url("nats://127.0.0.1:2")
         successor.__enter__()
 
-    assert settings.running_here == "nats://127.0.0.1:2"
+    assert settings.local_nats_url == "nats://127.0.0.1:2"
 
 
 @pytest.mark.parametrize(
@@ -94,7 +94,7 @@ def test_one_that_leaves_does_not_take_away_the_address_of_its_successor(tmp_pat
 def test_a_setting_that_makes_no_sense_is_named_with_what_would(
     asked: dict[str, str], complaint: str
 ) -> None:
-    with pytest.raises(BadSetting) as refused:
+    with pytest.raises(InvalidSetting) as refused:
         Settings.from_environment(asked)
     assert str(refused.value).startswith(f"{next(iter(asked))}: ")
     assert complaint in str(refused.value)
@@ -107,5 +107,5 @@ def test_a_protocol_is_nobodys_business_where_no_collector_is_named() -> None:
 
 def test_a_named_bus_goes_before_the_one_that_runs_here(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_NATS_URL": "nats://far:4222"})
-    with settings.announced("nats://127.0.0.1:4711"):
+    with settings.announce_url("nats://127.0.0.1:4711"):
         assert settings.nats_url == "nats://far:4222"

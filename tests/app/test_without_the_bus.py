@@ -11,40 +11,40 @@ from support import eventually
 from support.federation import FED, TASK, tiny_task
 from support.ports import free_port
 
-from fedbus.agents.inference.agent import KEPT
-from fedbus.app.composition.agents import CLIENT_AGENTS, Device, Site, on_device, run_together
+from fedbus.agents.inference.agent import SERVED_MODEL_FILE
+from fedbus.app.composition.agents import CLIENT_AGENTS, AgentConfig, ClientConfig, client_agent, run_together
 from fedbus.bus.errors import BusUnreachable
 from fedbus.contracts.client import InferStart
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.model import ModelRef
 from fedbus.learning import weights
 
-NOWHERE = "nats://127.0.0.1:1"
+UNREACHABLE_URL = "nats://127.0.0.1:1"
 
 
-def device_in(directory: Path, *, port: int = 0) -> Device:
-    site = Site(NOWHERE, FED, directory / "home", tiny_task(directory))
-    return Device(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1}, port=port)
+def make_config(directory: Path, *, port: int = 0) -> ClientConfig:
+    site = AgentConfig(UNREACHABLE_URL, FED, directory / "home", tiny_task(directory))
+    return ClientConfig(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1}, port=port)
 
 
-def everything_of(device: Device) -> dict[str, Any]:
-    return {name: on_device(name, device) for name in CLIENT_AGENTS}
+def all_agents(device: ClientConfig) -> dict[str, Any]:
+    return {name: client_agent(name, device) for name in CLIENT_AGENTS}
 
 
-def has_served(device: Device) -> None:
+def store_served_model(device: ClientConfig) -> None:
     """As it was left when it stopped."""
     device.directory.mkdir(parents=True)
     path = device.directory / "1.safetensors"
     arrays = {"weight": np.ones((4, 3), np.float32), "bias": np.arange(4, dtype=np.float32)}
     model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
     kept = InferStart(task=TASK, client="c1", model=model, path=str(path))
-    (device.directory / KEPT).write_text(kept.model_dump_json())
+    (device.directory / SERVED_MODEL_FILE).write_text(kept.model_dump_json())
 
 
 async def test_a_device_that_has_served_before_predicts_without_the_bus(tmp_path: Path) -> None:
     port, stop = free_port(), asyncio.Event()
-    device = device_in(tmp_path, port=port)
-    has_served(device)
+    device = make_config(tmp_path, port=port)
+    store_served_model(device)
     url = f"http://127.0.0.1:{port}"
     async with asyncio.TaskGroup() as group, aiohttp.ClientSession() as session:
 
@@ -55,7 +55,7 @@ async def test_a_device_that_has_served_before_predicts_without_the_bus(tmp_path
             except aiohttp.ClientError:
                 return False
 
-        agents = group.create_task(run_together(everything_of(device), stop))
+        agents = group.create_task(run_together(all_agents(device), stop))
         await eventually(ready)
         body = {"inputs": [[1.0, 2.0, 3.0]]}
         async with session.post(f"{url}/predict", json=body) as response:
@@ -68,5 +68,5 @@ async def test_a_device_that_has_served_before_predicts_without_the_bus(tmp_path
 
 async def test_a_new_device_is_told_at_once_that_there_is_no_bus(tmp_path: Path) -> None:
     with pytest.raises(ExceptionGroup) as failed:
-        await run_together(everything_of(device_in(tmp_path)), asyncio.Event())
+        await run_together(all_agents(make_config(tmp_path)), asyncio.Event())
     assert failed.group_contains(BusUnreachable)

@@ -14,7 +14,7 @@ FED = FederationId("test")
 @pytest.fixture
 async def server_bus(nats: NatsServer) -> AsyncIterator[Bus]:
     async with Bus.connect(nats.url, Identity(FED, "server-manager")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield bus
 
 

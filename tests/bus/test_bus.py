@@ -11,11 +11,12 @@ from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Delivery, Identity
-from fedbus.bus.errors import BusClosed, BusUnreachable, NoAnswer, RequestRefused
+from fedbus.bus.errors import BusClosed, BusUnreachable, NoResponse, RequestRefused
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import MESSAGES
-from fedbus.contracts.client import FinTrain, Heartbeat, Joined
-from fedbus.contracts.envelope import MAX_EVENT_BYTES, envelop, pack
+from fedbus.contracts.client import ClientJoined, FinTrain, Heartbeat
+from fedbus.contracts.envelope import MAX_EVENT_BYTES, make_envelope, pack
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Message, Refused, Request
 from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
@@ -23,17 +24,17 @@ from fedbus.contracts.server import UpdateReady
 from fedbus.contracts.transition import Transition
 
 FED = FederationId("test")
-JOINED = Joined(task="mnist", client="c1", run="mnist-1")
+JOINED = ClientJoined(task="mnist", client="c1", run="mnist-1")
 
 
-async def take(inbox: "asyncio.Queue[Message]") -> Message:
+async def next_message(inbox: "asyncio.Queue[Message]") -> Message:
     return await asyncio.wait_for(inbox.get(), 10)
 
 
-class Ear:
+class RecordingConsumer:
     """Everything that an agent is sent, acknowledged."""
 
-    def __init__(self, bus: Bus, agent: str) -> None:
+    def __init__(self, bus: Bus, agent: AgentName) -> None:
         self._bus, self._agent = bus, agent
         self.heard: asyncio.Queue[Message] = asyncio.Queue()
         self.deliveries: list[Delivery] = []
@@ -60,34 +61,34 @@ class Ear:
 
 
 async def test_what_is_published_arrives_as_it_was_said(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
         await client_bus.publish(JOINED)
-        assert await take(ear.heard) == JOINED
+        assert await next_message(ear.heard) == JOINED
     assert ear.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
 
 
 async def test_a_durable_message_waits_for_a_listener_that_is_away(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager"):
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER):
         pass
     await client_bus.publish(JOINED)
-    async with Ear(server_bus, "server-manager") as ear:
-        assert await take(ear.heard) == JOINED
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
+        assert await next_message(ear.heard) == JOINED
 
 
 async def test_a_repeat_under_the_same_key_is_dropped(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
         for _ in range(3):
             await client_bus.publish(JOINED, id="once")
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
-        assert await take(ear.heard) == JOINED
-        assert await take(ear.heard) != JOINED
+        assert await next_message(ear.heard) == JOINED
+        assert await next_message(ear.heard) != JOINED
 
 
 async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
     server_bus: Bus, client_bus: Bus, nats: NatsServer
 ) -> None:
     beat = Heartbeat(task="mnist", client="c1", run="mnist-1")
-    async with server_bus.overhear(Heartbeat, task="mnist") as beats:
+    async with server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as beats:
         await client_bus.publish(beat)
         assert await anext(beats) == beat
     connection = await nats_py.connect(nats.url)
@@ -99,7 +100,7 @@ async def test_what_is_not_durable_reaches_who_listens_and_is_kept_nowhere(
 async def test_a_killed_server_loses_nothing_that_was_published_before_or_during(
     own_nats: OwnNatsServer, server_bus: Bus, client_bus: Bus
 ) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
         await client_bus.publish(JOINED)
         await own_nats.kill()
         during = asyncio.create_task(client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"})))
@@ -108,16 +109,16 @@ async def test_a_killed_server_loses_nothing_that_was_published_before_or_during
         runs: set[str] = set()
         while len(runs) < 2:
             message = await asyncio.wait_for(ear.heard.get(), 20)
-            assert isinstance(message, Joined)
+            assert isinstance(message, ClientJoined)
             runs.add(message.run)
     assert runs == {"mnist-1", "mnist-2"}
 
 
 async def test_the_trace_of_the_sender_goes_on_at_the_listener(server_bus: Bus, client_bus: Bus) -> None:
-    async with Ear(server_bus, "server-manager") as ear:
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
         with trace.get_tracer("test").start_as_current_span("a user does something") as root:
             await client_bus.publish(JOINED)
-        await take(ear.heard)
+        await next_message(ear.heard)
         with ear.deliveries[0].process():
             here = trace.get_current_span().get_span_context()
     assert here.trace_id == root.get_span_context().trace_id
@@ -129,8 +130,8 @@ async def test_the_trace_of_the_sender_goes_on_at_the_listener(server_bus: Bus, 
 async def dead_letters(nats: NatsServer) -> list[str]:
     connection = await nats_py.connect(nats.url)
     js = connection.jetstream()
-    count = (await js.stream_info(streams.dead_stream(FED))).state.messages
-    letters = [await js.get_msg(streams.dead_stream(FED), seq) for seq in range(1, count + 1)]
+    count = (await js.stream_info(streams.dead_letter_stream(FED))).state.messages
+    letters = [await js.get_msg(streams.dead_letter_stream(FED), seq) for seq in range(1, count + 1)]
     await connection.close()
     return [(letter.headers or {})["fedbus-reason"] for letter in letters]
 
@@ -150,15 +151,15 @@ async def dead_letters(nats: NatsServer) -> list[str]:
 async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener_goes_on(
     server_bus: Bus, client_bus: Bus, nats: NatsServer, change: dict[str, str | bytes], reason: str
 ) -> None:
-    headers = envelop(JOINED, source=client_bus.source).headers()
+    headers = make_envelope(JOINED, source=client_bus.source).headers()
     body = change.pop("body", pack(JOINED))
     assert isinstance(body, bytes)
     headers |= {name: str(value) for name, value in change.items()}
 
-    async with Ear(server_bus, "server-manager") as ear:
-        await client_bus.store(subjects.of(FED, JOINED), headers, body)
+    async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER) as ear:
+        await client_bus.store(subjects.subject_for(FED, JOINED), headers, body)
         await client_bus.publish(JOINED.model_copy(update={"run": "mnist-2"}))
-        assert await take(ear.heard) == JOINED.model_copy(update={"run": "mnist-2"})
+        assert await next_message(ear.heard) == JOINED.model_copy(update={"run": "mnist-2"})
 
     assert [letter for letter in await dead_letters(nats) if reason in letter]
 
@@ -166,7 +167,7 @@ async def test_what_cannot_be_read_is_set_aside_with_the_reason_and_the_listener
 async def test_a_message_that_is_too_large_is_refused_before_it_leaves(
     server_bus: Bus, client_bus: Bus
 ) -> None:
-    await server_bus.make_streams()
+    await server_bus.create_streams()
     big = FinTrain.model_construct(task="mnist", client="c1", run="x" * (MAX_EVENT_BYTES + 1), rounds=0)
     with pytest.raises(ValueError, match="What is large travels as a blob"):
         await client_bus.publish(big)
@@ -175,7 +176,7 @@ async def test_a_message_that_is_too_large_is_refused_before_it_leaves(
 # --- requests ---------------------------------------------------------------------------
 
 
-class Scheduler:
+class FakeScheduler:
     """Answers what a scheduler is asked, and counts the runs."""
 
     def __init__(self) -> None:
@@ -192,8 +193,8 @@ class Scheduler:
         return RunStopped(run=request.run)
 
 
-async def serving(nats: NatsServer, asked: "asyncio.Future[None]", done: asyncio.Event) -> None:
-    scheduler = Scheduler()
+async def run_scheduler(nats: NatsServer, asked: "asyncio.Future[None]", done: asyncio.Event) -> None:
+    scheduler = FakeScheduler()
     async with (
         Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as bus,
         bus.serve({StartRun: scheduler.start, StopRun: scheduler.stop}, task="mnist", version="0.1.0"),
@@ -208,7 +209,7 @@ async def test_a_request_is_answered_refused_or_broken_and_each_is_told_apart(
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(serving(nats, ready, done))
+        group.create_task(run_scheduler(nats, ready, done))
         await ready
         assert await client_bus.request(StartRun(task="mnist")) == RunStarted(run="mnist-1")
         with pytest.raises(RequestRefused, match="99 rounds are too many"):
@@ -221,7 +222,7 @@ async def test_a_request_is_answered_refused_or_broken_and_each_is_told_apart(
 
 async def test_a_request_that_nobody_serves_says_who_should(server_bus: Bus, client_bus: Bus) -> None:
     assert isinstance(server_bus, Bus)
-    with pytest.raises(NoAnswer, match="Is the workflow-scheduler running"):
+    with pytest.raises(NoResponse, match="Is the workflow-scheduler running"):
         await client_bus.request(StartRun(task="mnist"))
 
 
@@ -229,7 +230,7 @@ async def test_an_unreadable_request_is_answered_with_what_is_wrong(nats: NatsSe
     ready: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     done = asyncio.Event()
     async with asyncio.TaskGroup() as group:
-        group.create_task(serving(nats, ready, done))
+        group.create_task(run_scheduler(nats, ready, done))
         await ready
         connection = await nats_py.connect(nats.url)
         reply = await connection.request("fedbus.test.svc.mnist.start_run", b"?", headers={"a": "b"})
@@ -260,14 +261,14 @@ async def test_a_bus_comes_back_as_often_as_its_server_does(own_nats: OwnNatsSer
     for _ in range(3):
         await own_nats.kill()
         await own_nats.start()
-        await eventually(lambda: answers(server_bus))
+        await eventually(lambda: publish_update_ready(server_bus))
 
 
 async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) -> None:
     async with (
-        server_bus.listen("server-manager", task="mnist") as inbox,
-        server_bus.overhear(Heartbeat, task="mnist") as heartbeats,
-        server_bus.watch(streams.life_stream(FED), [subjects.every(FED, Transition)]) as moves,
+        server_bus.listen(AgentName.SERVER_MANAGER, task="mnist") as inbox,
+        server_bus.subscribe_ephemeral(Heartbeat, task="mnist") as heartbeats,
+        server_bus.watch(streams.lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)]) as moves,
     ):
         consuming = [asyncio.ensure_future(anext(one)) for one in (inbox, heartbeats, moves)]
         await asyncio.sleep(0)
@@ -280,14 +281,14 @@ async def test_a_consumer_raises_when_the_connection_is_closed(server_bus: Bus) 
 async def test_a_consumer_ends_with_its_own_bus(nats: NatsServer) -> None:
     async with (
         Bus.connect(nats.url, Identity(FED, "test")) as bus,
-        bus.overhear(Heartbeat, task="mnist") as heartbeats,
+        bus.subscribe_ephemeral(Heartbeat, task="mnist") as heartbeats,
     ):
         consuming = asyncio.ensure_future(anext(heartbeats, None))
         await asyncio.sleep(0)
     assert await consuming is None
 
 
-async def answers(bus: Bus) -> bool:
+async def publish_update_ready(bus: Bus) -> bool:
     await bus.publish(JOINED_BY_SERVER)
     return True
 

@@ -12,6 +12,7 @@ from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import LeaseLost
 from fedbus.bus.lease import Lease
 from fedbus.bus.streams import LEASE_S
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 
 FED = FederationId("test")
@@ -22,11 +23,11 @@ async def buses(nats: NatsServer) -> AsyncIterator[list[Bus]]:
     async with AsyncExitStack() as stack:
         identity = Identity(FED, "workflow-scheduler")
         both = [await stack.enter_async_context(Bus.connect(nats.url, identity)) for _ in range(2)]
-        await both[0].make_streams()
+        await both[0].create_streams()
         yield both
 
 
-class Holder:
+class LeaseHolder:
     """Takes the lease in a task of its own, until told to let go."""
 
     def __init__(self, bus: Bus) -> None:
@@ -37,7 +38,7 @@ class Holder:
 
     async def _hold(self, bus: Bus) -> None:
         try:
-            async with Lease.held(bus, task="tiny", agent="workflow-scheduler"):
+            async with Lease.held(bus, task="tiny", agent=AgentName.WORKFLOW_SCHEDULER):
                 self.holds = True
                 await self._let_go.wait()
         except LeaseLost:
@@ -51,9 +52,9 @@ class Holder:
 
 
 async def test_only_one_holds_it_and_the_next_has_it_when_it_lets_go(buses: list[Bus]) -> None:
-    first = Holder(buses[0])
+    first = LeaseHolder(buses[0])
     await eventually(lambda: first.holds)
-    second = Holder(buses[1])
+    second = LeaseHolder(buses[1])
     await asyncio.sleep(3 * leases.RENEW_S)
     assert first.holds
     assert not second.holds
@@ -63,10 +64,10 @@ async def test_only_one_holds_it_and_the_next_has_it_when_it_lets_go(buses: list
 
 
 async def test_whoever_is_cancelled_lets_go(buses: list[Bus]) -> None:
-    first = Holder(buses[0])
+    first = LeaseHolder(buses[0])
     await eventually(lambda: first.holds)
     first.task.cancel()
-    second = Holder(buses[1])
+    second = LeaseHolder(buses[1])
     await eventually(lambda: second.holds)
     await second.let_go()
 
@@ -76,9 +77,9 @@ async def test_who_falls_silent_loses_it_and_is_told_so(
 ) -> None:
     with monkeypatch.context() as patience:
         patience.setattr(leases, "RENEW_S", 2 * LEASE_S)
-        silent = Holder(buses[0])
+        silent = LeaseHolder(buses[0])
         await eventually(lambda: silent.holds)
-        second = Holder(buses[1])
+        second = LeaseHolder(buses[1])
         await eventually(lambda: second.holds)
     await eventually(lambda: silent.lost)
     assert second.holds
@@ -86,11 +87,11 @@ async def test_who_falls_silent_loses_it_and_is_told_so(
 
 
 async def test_a_lease_outlives_a_broker_that_is_killed(buses: list[Bus], own_nats: OwnNatsServer) -> None:
-    first = Holder(buses[0])
+    first = LeaseHolder(buses[0])
     await eventually(lambda: first.holds)
     await own_nats.kill()
     await own_nats.start()
-    second = Holder(buses[1])
+    second = LeaseHolder(buses[1])
     await eventually(lambda: first.holds or second.holds)
     await (first if first.holds else second).let_go()
     await eventually(lambda: second.holds or second.task.done())

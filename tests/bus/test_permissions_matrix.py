@@ -18,19 +18,27 @@ from nats.errors import Error as NatsError
 from support import eventually
 from support.trusted import FED, TrustedBus, trusted_bus
 
-from fedbus.agents.server_manager.state_registrar import registrar
-from fedbus.app.failures import Failure
+from fedbus.agents.server_manager.state_registrar import serve_registrar
+from fedbus.app.failures import CliError
 from fedbus.app.provision import jwt_claims
-from fedbus.app.provision.keys import Key, Of
-from fedbus.app.provision.nats_config import Place
+from fedbus.app.provision.keys import Key, KeyType
+from fedbus.app.provision.nats_config import ServerLocation
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.credentials import Access
-from fedbus.bus.errors import AccessDenied, Forbidden
+from fedbus.bus.credentials import BusAccess
+from fedbus.bus.errors import AccessDenied, PermissionDenied
 from fedbus.contracts import subjects
-from fedbus.contracts.envelope import envelop, pack
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.envelope import make_envelope, pack
 from fedbus.contracts.identifiers import BadId
-from fedbus.contracts.permissions import CLIENT_TAG, NAME, TASK_TAG, Permissions, Role, permissions
-from fedbus.contracts.state_recall import RecallLife
+from fedbus.contracts.permissions import (
+    CLIENT_TAG_TEMPLATE,
+    NAME_TEMPLATE,
+    TASK_TAG_TEMPLATE,
+    Permissions,
+    Role,
+    permissions_for,
+)
+from fedbus.contracts.state_recall import GetLastTransition
 
 ROOT = "fedbus.test"
 DEVICE = "c1"
@@ -48,7 +56,7 @@ CONSUMER = json.dumps(
     }
 ).encode()
 
-NOT_SAID_BY_A_DEVICE = [
+DEVICE_MAY_NOT_PUBLISH = [
     # in the name of another client
     f"{ROOT}.client.c2.mnist.fin_train",
     f"{ROOT}.client.c2.mnist.joined",
@@ -125,7 +133,7 @@ NOT_SAID_BY_A_DEVICE = [
     "elsewhere",
 ]
 
-NOT_HEARD_BY_A_DEVICE = [
+DEVICE_MAY_NOT_SUBSCRIBE = [
     ">",
     "fedbus.>",
     f"{ROOT}.>",
@@ -167,7 +175,7 @@ NOT_HEARD_BY_A_DEVICE = [
     "fedbus.other.>",
 ]
 
-NOT_SAID: dict[Role, list[str]] = {
+MAY_NOT_PUBLISH: dict[Role, list[str]] = {
     Role.OBSERVER: [
         f"{ROOT}.svc.mnist.start_run",
         f"{ROOT}.svc.mnist.stop_run",
@@ -235,7 +243,7 @@ NOT_SAID: dict[Role, list[str]] = {
     ],
 }
 
-NOT_HEARD: dict[Role, list[str]] = {
+MAY_NOT_SUBSCRIBE: dict[Role, list[str]] = {
     Role.OBSERVER: [
         f"{ROOT}.blob.>",
         f"{ROOT}.>",
@@ -264,14 +272,14 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
     async with trusted_bus(tmp_path) as bus:
         manager = Identity(FED, "server-manager")
         async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
-            await server.make_streams()
+            await server.create_streams()
             for client in ("c1", "c2"):
-                await server.enroll("trainer", task="mnist", client=client)
+                await server.create_client_consumer(AgentName.TRAINER, task="mnist", client=client)
         yield bus
 
 
 @dataclass
-class Prober:
+class PermissionProber:
     """Somebody with credentials, who tries things."""
 
     client: Client
@@ -298,27 +306,27 @@ class Prober:
         return False
 
 
-async def denied(
+async def probe_denied(
     bus: TrustedBus, who: Role | str, said: list[str], heard: list[str]
 ) -> tuple[list[str], int]:
     """What was *not* denied of all this, and how many probes there were."""
     async with bus.connected(bus.access(who), inbox="_INBOX.c1.probe") as (client, complaints):
-        prober = Prober(client, complaints)
+        prober = PermissionProber(client, complaints)
         through = [f"say {subject}" for subject in said if await prober.may_say(subject, CONSUMER)]
         through += [f"hear {subject}" for subject in heard if await prober.may_hear(subject)]
     return through, len(said) + len(heard)
 
 
 async def test_a_device_is_denied_all_that_is_not_its_own(bus: TrustedBus) -> None:
-    through, probes = await denied(bus, DEVICE, NOT_SAID_BY_A_DEVICE, NOT_HEARD_BY_A_DEVICE)
+    through, probes = await probe_denied(bus, DEVICE, DEVICE_MAY_NOT_PUBLISH, DEVICE_MAY_NOT_SUBSCRIBE)
 
     assert not through
     assert probes >= 60
 
 
-@pytest.mark.parametrize("role", NOT_SAID)
+@pytest.mark.parametrize("role", MAY_NOT_PUBLISH)
 async def test_each_role_is_denied_what_is_not_its_own(bus: TrustedBus, role: Role) -> None:
-    through, _ = await denied(bus, role, NOT_SAID[role], NOT_HEARD[role])
+    through, _ = await probe_denied(bus, role, MAY_NOT_PUBLISH[role], MAY_NOT_SUBSCRIBE[role])
     assert not through
 
 
@@ -328,12 +336,12 @@ HOSTILE_NAMES = ("c2.>", "a.b", "c1 c2", "{{name()}}", "{{tag(client)}}", " ", "
 OTHERS = "c2"
 
 
-def spelled(subject: str, client: str) -> str:
+def expand_template(subject: str, client: str) -> str:
     """One subject that a template or pattern stands for, of this *client*."""
     concrete = subject
-    for template in (NAME, CLIENT_TAG):
+    for template in (NAME_TEMPLATE, CLIENT_TAG_TEMPLATE):
         concrete = concrete.replace(template, client)
-    return concrete.replace(TASK_TAG, "mnist").replace("*", "x").replace(">", "x.y")
+    return concrete.replace(TASK_TAG_TEMPLATE, "mnist").replace("*", "x").replace(">", "x.y")
 
 
 def covers(allowed: str, subject: str) -> bool:
@@ -345,14 +353,16 @@ def covers(allowed: str, subject: str) -> bool:
 def complement(role: Role, what: Callable[[Permissions], tuple[str, ...]]) -> list[str]:
     """What other roles, and another device, may say or hear and *role*, as c1 where it is a device, may not."""
     own = [
-        one.replace(NAME, DEVICE).replace(CLIENT_TAG, DEVICE).replace(TASK_TAG, "mnist")
-        for one in what(permissions(FED, role))
+        one.replace(NAME_TEMPLATE, DEVICE)
+        .replace(CLIENT_TAG_TEMPLATE, DEVICE)
+        .replace(TASK_TAG_TEMPLATE, "mnist")
+        for one in what(permissions_for(FED, role))
     ]
-    anybody_s = {spelled(one, OTHERS) for other in Role for one in what(permissions(FED, other))}
+    anybody_s = {expand_template(one, OTHERS) for other in Role for one in what(permissions_for(FED, other))}
     return sorted(one for one in anybody_s if not any(covers(allowed, one) for allowed in own))
 
 
-async def let_through(
+async def probe_all(
     client: Client, complaints: list[str], said: list[str], heard: list[str], *, within_s: float = 10
 ) -> list[str]:
     """What of it the broker did not complain of, all tried at once."""
@@ -375,15 +385,15 @@ async def let_through(
     return missing()
 
 
-def access_of(bus: TrustedBus, role: Role, directory: Path) -> Access:
+def access_of(bus: TrustedBus, role: Role, directory: Path) -> BusAccess:
     if role is Role.DEVICE:
         return bus.access(DEVICE)
     if role is not Role.SITE:
         return bus.access(role)
     bus.access(DEVICE)
-    place = Place(directory / "lab", 4222)
+    place = ServerLocation(directory / "lab", 4222)
     bus.federation.write_site("lab", [DEVICE], ["mnist"], place.directory, place, hosts=["lab"], days=1)
-    return Access(directory / "lab" / "site.creds", bus.federation.ca)
+    return BusAccess(directory / "lab" / "site.creds", bus.federation.ca)
 
 
 @pytest.mark.parametrize("role", Role)
@@ -394,18 +404,18 @@ async def test_each_role_is_denied_all_that_only_others_may(
     heard = complement(role, lambda one: one.subscribe)
     assert len(said) + len(heard) >= 60, "or the table says too little to be tried"
     async with bus.connected(access_of(bus, role, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
-        assert not await let_through(client, complaints, said, heard)
+        assert not await probe_all(client, complaints, said, heard)
 
 
-def signed_as(bus: TrustedBus, name: str, directory: Path) -> Access:
+def sign_device(bus: TrustedBus, name: str, directory: Path) -> BusAccess:
     """Credentials of a device of any *name*, made by whoever has the signing key and not our program."""
-    key = Key.new(Of.USER)
+    key = Key.new(KeyType.USER)
     signing = Key.read(bus.federation.folder / "keys" / "signing" / "device.nk")
-    account = bus.federation.claims().account
+    account = bus.federation.server_claims().account
     (directory / "hostile.creds").write_text(
-        key.credentials(jwt_claims.user(signing, account, key.public, name))
+        key.credentials(jwt_claims.user_jwt(signing, account, key.public, name))
     )
-    return Access(directory / "hostile.creds", bus.federation.ca)
+    return BusAccess(directory / "hostile.creds", bus.federation.ca)
 
 
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
@@ -415,9 +425,9 @@ async def test_a_hostile_name_that_was_signed_all_the_same_is_let_through_nowher
     said = complement(Role.DEVICE, lambda one: one.publish)
     heard = complement(Role.DEVICE, lambda one: one.subscribe)
     try:
-        access = signed_as(bus, name, tmp_path)
+        access = sign_device(bus, name, tmp_path)
         async with bus.connected(access, inbox="_INBOX.c1.probe") as (client, complaints):
-            through = await let_through(client, complaints, said, heard)
+            through = await probe_all(client, complaints, said, heard)
     except NatsError as refused:
         assert "authorization" in str(refused).lower()  # noqa: PT017 (either is a denial)
     else:
@@ -429,11 +439,12 @@ async def test_a_name_of_wildcards_is_kept_out_by_us_and_by_nobody_else(
     bus: TrustedBus, tmp_path: Path, name: str
 ) -> None:
     """nats-server 2.15 puts it into the template as it is: where this fails, there is a second wall at last."""
-    async with bus.connected(signed_as(bus, name, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
-        assert await let_through(
-            client, complaints, [f"{ROOT}.svc.x.enroll.c2"], ["_INBOX.c2.x.y"], within_s=1
-        )
-    with pytest.raises((BadId, Failure)):
+    async with bus.connected(sign_device(bus, name, tmp_path), inbox="_INBOX.c1.probe") as (
+        client,
+        complaints,
+    ):
+        assert await probe_all(client, complaints, [f"{ROOT}.svc.x.enroll.c2"], ["_INBOX.c2.x.y"], within_s=1)
+    with pytest.raises((BadId, CliError)):
         bus.federation.admit(name)
 
 
@@ -444,7 +455,7 @@ async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
     ):
         js = server.jetstream()
         before = {name: (await js.stream_info(name)).state.messages for name in (EVENTS, LIFE, DEAD)}
-        await denied(bus, DEVICE, NOT_SAID_BY_A_DEVICE, NOT_HEARD_BY_A_DEVICE)
+        await probe_denied(bus, DEVICE, DEVICE_MAY_NOT_PUBLISH, DEVICE_MAY_NOT_SUBSCRIBE)
         after = {name: (await js.stream_info(name)).state.messages for name in (EVENTS, LIFE, DEAD)}
         consumers = {info.name for info in await js.consumers_info(EVENTS)}
     assert after == before
@@ -453,7 +464,9 @@ async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
 
 async def test_nobody_without_credentials_comes_in(bus: TrustedBus) -> None:
     with pytest.raises(AccessDenied, match="wants credentials"):
-        async with Bus.connect(bus.url, Identity(FED, "trainer", "c1"), access=Access(ca=bus.federation.ca)):
+        async with Bus.connect(
+            bus.url, Identity(FED, "trainer", "c1"), access=BusAccess(ca=bus.federation.ca)
+        ):
             pass
 
 
@@ -497,17 +510,17 @@ async def test_the_acknowledgement_of_the_stream_harms_nothing_wherever_it_is_se
 
 async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: TrustedBus) -> None:
     """The answer to a request that names a cast as its inbox is sent nowhere."""
-    request = RecallLife(task="mnist", client="c1", kind="client")
-    headers = envelop(request, source="fedbus/test/client-manager/c1", trace={}).headers()
+    request = GetLastTransition(task="mnist", client="c1", kind="client")
+    headers = make_envelope(request, source="fedbus/test/client-manager/c1", trace={}).headers()
     async with (
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER_MANAGER)) as own,
-        registrar(own, "mnist"),
+        serve_registrar(own, "mnist"),
         bus.connected(bus.access(Role.OBSERVER), inbox="_INBOX.people.x") as (watcher, _),
         bus.connected(bus.access("c1"), inbox="_INBOX.c1.client-manager") as (device, _),
     ):
         heard = await watcher.subscribe(f"{ROOT}.cast.>")
         await watcher.flush()
-        where = subjects.of(FED, request)
+        where = subjects.subject_for(FED, request)
         await device.publish(where, pack(request), reply=f"{ROOT}.cast.mnist.update_ready", headers=headers)
         answer = await device.request(where, pack(request), headers=headers, timeout=5)
         assert answer.data
@@ -548,10 +561,10 @@ async def test_who_may_not_hear_answers_with_its_credentials_is_told_so_and_does
     bus: TrustedBus,
 ) -> None:
     """What `fedbus run ls` meets with the credentials of a server agent, whose inbox is not that of people."""
-    person = Identity(FED, "cli", subjects.PEOPLE)
+    person = Identity(FED, "cli", subjects.USERS)
     async with Bus.connect(bus.url, person, access=bus.access(Role.SERVER_MANAGER)) as looking:
         for _ in range(2):
             with pytest.raises(
-                Forbidden, match=r"hear answers on _inbox\.people\.cli with these credentials"
+                PermissionDenied, match=r"hear answers on _inbox\.people\.cli with these credentials"
             ):
-                await looking.snapshot(LIFE, [f"{ROOT}.life.run.>"])
+                await looking.last_per_subject(LIFE, [f"{ROOT}.life.run.>"])

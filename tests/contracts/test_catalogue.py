@@ -7,26 +7,27 @@ import pkgutil
 from pathlib import Path
 
 import pytest
-from support.subjects import matches
+from support.subjects import matches_subject
 
 from fedbus import agents, contracts
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import (
     BY_TYPE,
     CLIENT_AGENTS,
-    FOLLOWS,
-    HEARS,
+    CLIENT_CONSUMERS,
+    FOLLOWS_LIFECYCLES,
     MESSAGES,
-    OF_A_CLIENT,
-    SAYS,
+    PUBLISHES,
     SERVER_AGENTS,
-    hears,
-    requests_of,
+    SUBSCRIBES,
+    requests_answered_by,
     stream_subjects,
+    subscribed_subjects,
 )
-from fedbus.contracts.examples import ANSWERS, EXAMPLES, answers
+from fedbus.contracts.examples import EXAMPLES, REPLIES, reply_types
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import OF_ONE_CLIENT, ClientMessage, Family, Message, Request
+from fedbus.contracts.message import CLIENT_FAMILIES, ClientMessage, Family, Message, Request
 from fedbus.contracts.run import StartRun
 from fedbus.contracts.transition import LIFECYCLES, Transition
 
@@ -35,7 +36,7 @@ each_message = pytest.mark.parametrize("kind", MESSAGES, ids=lambda kind: kind.w
 each_request = pytest.mark.parametrize(
     "kind", [kind for kind in MESSAGES if issubclass(kind, Request)], ids=lambda kind: kind.word
 )
-each_listener = pytest.mark.parametrize("agent", [*HEARS, *FOLLOWS])
+each_listener = pytest.mark.parametrize("agent", [*SUBSCRIBES, *FOLLOWS_LIFECYCLES])
 
 AGENT_OF_MODULE = {
     "code_following": "server-manager",
@@ -86,7 +87,7 @@ def test_a_message_says_in_a_sentence_what_it_is(kind: type[Message]) -> None:
 
 @each_message
 def test_a_message_names_its_client_where_its_subject_does(kind: type[Message]) -> None:
-    assert issubclass(kind, ClientMessage) == (kind.family in OF_ONE_CLIENT)
+    assert issubclass(kind, ClientMessage) == (kind.family in CLIENT_FAMILIES)
 
 
 @each_message
@@ -95,13 +96,13 @@ def test_a_message_has_an_example(kind: type[Message]) -> None:
 
 
 def test_an_answer_has_an_example() -> None:
-    assert set(ANSWERS) == set(answers())
+    assert set(REPLIES) == set(reply_types())
 
 
 def test_the_example_of_a_transition_is_legal() -> None:
     example = EXAMPLES[Transition]
     assert isinstance(example, Transition)
-    assert example.legal
+    assert example.is_legal
 
 
 # --- who says and who hears -------------------------------------------------------------------
@@ -109,7 +110,7 @@ def test_the_example_of_a_transition_is_legal() -> None:
 
 @each_message
 def test_each_word_is_said_by_exactly_one_agent(kind: type[Message]) -> None:
-    speakers = [agent for agent, said in SAYS.items() if kind in said]
+    speakers = [agent for agent, said in PUBLISHES.items() if kind in said]
     if kind is StartRun:  # by people, and for new code by itself
         assert speakers == ["server-manager", "user"]
     else:
@@ -118,50 +119,54 @@ def test_each_word_is_said_by_exactly_one_agent(kind: type[Message]) -> None:
 
 @each_message
 def test_what_is_kept_is_heard_by_somebody(kind: type[Message]) -> None:
-    listeners = [agent for agent, heard in HEARS.items() if kind in heard]
+    listeners = [agent for agent, heard in SUBSCRIBES.items() if kind in heard]
     for_people_alone = kind.word in FOR_PEOPLE
     assert bool(listeners) == (kind.durable and kind is not Transition and not for_people_alone)
 
 
 @each_listener
-def test_an_agent_hears_what_is_kept_in_one_stream(agent: str) -> None:
+def test_an_agent_hears_what_is_kept_in_one_stream(agent: AgentName) -> None:
     """A durable consumer reads one stream, so what is lost on others must not be in its list."""
     kept = {subject.rpartition(".")[2] for subject in stream_subjects(DEV)}
-    words = {subject.rpartition(".")[2] for subject in hears(DEV, agent, task="mnist", client="c1")}
-    assert words <= kept or agent in FOLLOWS
+    words = {
+        subject.rpartition(".")[2] for subject in subscribed_subjects(DEV, agent, task="mnist", client="c1")
+    }
+    assert words <= kept or agent in FOLLOWS_LIFECYCLES
 
 
 @each_listener
-def test_a_listener_on_a_device_hears_of_its_own_client_and_task_alone(agent: str) -> None:
-    for subject in hears(DEV, agent, task="mnist", client="c1"):
+def test_a_listener_on_a_device_hears_of_its_own_client_and_task_alone(agent: AgentName) -> None:
+    for subject in subscribed_subjects(DEV, agent, task="mnist", client="c1"):
         assert "mnist" in subject.split(".")
-        if agent in OF_A_CLIENT:
+        if agent in CLIENT_CONSUMERS:
             assert subjects.client_in(subject) in ("c1", None)
 
 
 def test_a_device_hears_nothing_that_other_clients_say() -> None:
-    for agent in OF_A_CLIENT:
-        for kind in HEARS[agent]:
-            other = subjects.every(DEV, kind, client="c2", task="mnist")
-            wanted = hears(DEV, agent, task="mnist", client="c1")
-            assert kind.family is Family.CAST or not any(matches(one, other) for one in wanted)
+    for agent in CLIENT_CONSUMERS:
+        for kind in SUBSCRIBES[agent]:
+            other = subjects.wildcard_for(DEV, kind, client="c2", task="mnist")
+            wanted = subscribed_subjects(DEV, agent, task="mnist", client="c1")
+            assert kind.family is Family.CAST or not any(matches_subject(one, other) for one in wanted)
 
 
 @each_request
 def test_a_request_is_answered_by_an_agent_that_serves_it(kind: type[Request]) -> None:
     assert kind.server in SERVER_AGENTS
-    assert kind in requests_of(kind.server)
+    assert kind in requests_answered_by(kind.server)
     assert not kind.durable
 
 
 def test_what_an_agent_follows_is_a_lifecycle() -> None:
-    assert hears(DEV, "workflow-scheduler", task="mnist") == ["fedbus.dev.life.server.mnist"]
-    assert set(FOLLOWS.values()) <= set(LIFECYCLES)
+    assert subscribed_subjects(DEV, AgentName.WORKFLOW_SCHEDULER, task="mnist") == [
+        "fedbus.dev.life.server.mnist"
+    ]
+    assert set(FOLLOWS_LIFECYCLES.values()) <= set(LIFECYCLES)
 
 
 def test_all_that_speak_or_hear_are_agents_or_people() -> None:
     parts = {"trainer", "flower-server-grid", "workflow-scheduler-news", "user"}
-    assert {*SAYS, *HEARS, *FOLLOWS} - parts <= {*SERVER_AGENTS, *CLIENT_AGENTS}
+    assert {*PUBLISHES, *SUBSCRIBES, *FOLLOWS_LIFECYCLES} - parts <= {*SERVER_AGENTS, *CLIENT_AGENTS}
 
 
 def test_no_agent_says_what_is_not_its_to_say() -> None:
@@ -171,7 +176,8 @@ def test_no_agent_says_what_is_not_its_to_say() -> None:
         agent = AGENT_OF_MODULE.get(path.stem, path.stem.replace("_", "-"))
         calls = [node.func for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.Call)]
         made = {known[call.id] for call in calls if isinstance(call, ast.Name) and call.id in known}
-        assert made <= {*SAYS.get(agent, ()), Transition}, path.name
+        says = {str(name): kinds for name, kinds in PUBLISHES.items()}
+        assert made <= {*says.get(agent, ()), Transition}, path.name
 
 
 # --- the streams -----------------------------------------------------------------------------------
@@ -180,20 +186,20 @@ def test_no_agent_says_what_is_not_its_to_say() -> None:
 @pytest.mark.parametrize(
     "subject",
     [
-        *[subjects.of(DEV, EXAMPLES[kind]) for kind in MESSAGES if not kind.durable],
+        *[subjects.subject_for(DEV, EXAMPLES[kind]) for kind in MESSAGES if not kind.durable],
         subjects.blob(DEV, "c1.trainer_0123", "get"),
-        subjects.dead(DEV, "c1", "inference"),
+        subjects.dead_letter(DEV, "c1", "inference"),
         subjects.deliver(DEV, "c1", "mnist.inference"),
         "_INBOX.c1.trainer.abc",
     ],
 )
 def test_the_event_stream_covers_no_request_no_blob_and_no_delivery(subject: str) -> None:
-    assert not any(matches(kept, subject) for kept in stream_subjects(DEV))
+    assert not any(matches_subject(kept, subject) for kept in stream_subjects(DEV))
 
 
 @pytest.mark.parametrize(
     "kind", [kind for kind in MESSAGES if kind.durable and kind is not Transition], ids=lambda kind: kind.word
 )
 def test_the_event_stream_keeps_what_is_durable_once(kind: type[Message]) -> None:
-    subject = subjects.of(DEV, EXAMPLES[kind])
-    assert sum(matches(kept, subject) for kept in stream_subjects(DEV)) == 1
+    subject = subjects.subject_for(DEV, EXAMPLES[kind])
+    assert sum(matches_subject(kept, subject) for kept in stream_subjects(DEV)) == 1

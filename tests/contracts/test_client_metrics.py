@@ -4,8 +4,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.contracts.client import RoundReply
-from fedbus.contracts.client_metrics import LONGEST_NAME, MOST_FIGURES
-from fedbus.contracts.envelope import pack, parse
+from fedbus.contracts.client_metrics import MAX_METRICS, MAX_NAME_CHARS
+from fedbus.contracts.envelope import decode_body, pack
 from fedbus.contracts.examples import EXAMPLES
 
 
@@ -19,14 +19,14 @@ def test_a_message_is_taken_in_whatever_its_figures_are_and_carries_few_and_fini
     figures: dict[str, float],
 ) -> None:
     reply = reply_with(figures)
-    assert len(reply.figures) <= MOST_FIGURES
+    assert len(reply.figures) <= MAX_METRICS
     assert all(figures[name] == value for name, value in reply.figures.items())
-    assert all(len(name) <= LONGEST_NAME and name.isprintable() for name in reply.figures)
-    assert parse(RoundReply, pack(reply)) == reply
+    assert all(len(name) <= MAX_NAME_CHARS and name.isprintable() for name in reply.figures)
+    assert decode_body(RoundReply, pack(reply)) == reply
 
 
 def test_of_too_many_figures_loss_and_accuracy_are_kept() -> None:
     many = {f"train_{letter}": 1.0 for letter in "abcdefghij"}
     kept = reply_with(many | {"train_loss": 0.5, "train_accuracy": 0.75}).figures
     assert list(kept)[:2] == ["train_accuracy", "train_loss"]
-    assert len(kept) == MOST_FIGURES
+    assert len(kept) == MAX_METRICS

@@ -13,15 +13,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.contracts import subjects
-from fedbus.contracts.client import ClientFacts, FinTrain, RoundReply
+from fedbus.contracts.client import ClientData, FinTrain, RoundReply
 from fedbus.contracts.envelope import (
     MAX_EVENT_BYTES,
-    Unreadable,
-    envelop,
+    DecodeError,
+    decode_body,
+    decode_message,
+    id_timestamp,
+    make_envelope,
     pack,
-    parse,
-    read,
-    said_at,
     unpack,
     uuid7,
 )
@@ -29,12 +29,12 @@ from fedbus.contracts.examples import EXAMPLES, NOON
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Message, Refused
 from fedbus.contracts.run import RoundResult, RunPlan, StartRun
-from fedbus.contracts.server import Content, RoundMessage, ServerClosed, UpdateReady
+from fedbus.contracts.server import MessageContent, RoundMessage, ServerClosed, UpdateReady
 from fedbus.contracts.transition import Transition
 
 DEV = FederationId("dev")
 FIN = FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4)
-SUBJECT = subjects.of(DEV, FIN)
+SUBJECT = subjects.subject_for(DEV, FIN)
 C1 = "fedbus/dev/flower-client/c1"
 SERVER = "fedbus/dev/server-manager/server"
 
@@ -47,15 +47,17 @@ moments = st.integers(0, 7_000_000_000_000_000).map(
 
 def headers(message: Message = FIN, source: str = C1, **changed: str) -> dict[str, str]:
     """The headers of *message*, some of them *changed*."""
-    return envelop(message, source=source).headers() | {f"ce-{name}": text for name, text in changed.items()}
+    return make_envelope(message, source=source).headers() | {
+        f"ce-{name}": text for name, text in changed.items()
+    }
 
 
-def refused(
+def decode_error(
     subject: str = SUBJECT, with_headers: Mapping[str, str] | None = None, body: bytes | None = None
 ) -> str:
     """Why *body* on *subject* is refused, which it must be."""
-    with pytest.raises(Unreadable) as caught:
-        read(
+    with pytest.raises(DecodeError) as caught:
+        decode_message(
             subject, headers() if with_headers is None else with_headers, pack(FIN) if body is None else body
         )
     assert "\n" not in str(caught.value)
@@ -66,8 +68,8 @@ def refused(
 
 
 def test_a_message_comes_out_as_it_went_in() -> None:
-    sent = envelop(FIN, source=C1, trace={"traceparent": "00-1-2-01"})
-    envelope, message = read(SUBJECT, sent.headers(), pack(FIN))
+    sent = make_envelope(FIN, source=C1, trace={"traceparent": "00-1-2-01"})
+    envelope, message = decode_message(SUBJECT, sent.headers(), pack(FIN))
 
     assert message == FIN
     assert (envelope.id, envelope.source, envelope.subject) == (sent.id, C1, "mnist-1")
@@ -80,7 +82,7 @@ def test_a_plan_keeps_every_scalar_as_what_it_is(
     config: dict[str, bool | int | float | str], wait_s: float
 ) -> None:
     plan = RunPlan(config=config, recruit_s=wait_s)
-    again = parse(RunPlan, pack(plan))
+    again = decode_body(RunPlan, pack(plan))
 
     assert again == plan
     assert [type(value) for value in again.config.values()] == [type(value) for value in config.values()]
@@ -89,7 +91,7 @@ def test_a_plan_keeps_every_scalar_as_what_it_is(
 @given(st.dictionaries(st.text(), st.floats()), st.dictionaries(st.text(), st.text()))
 def test_metrics_keep_their_last_bit(metrics: dict[str, float], failures: dict[str, str]) -> None:
     result = RoundResult(round=1, metrics=metrics, failures=failures)
-    again = parse(RoundResult, pack(result))
+    again = decode_body(RoundResult, pack(result))
 
     assert pack(again) == pack(result)  # equal to the bit, where nan is not equal to itself
 
@@ -99,18 +101,18 @@ def test_times_and_words_come_out_as_they_went_in(moment: datetime, reason: str)
     invitation = UpdateReady(task="t", run="t-1", plan=RunPlan(), recruit_until=moment)
     closed = ServerClosed(task="t", run="t-1", outcome="failed", reason=reason)
 
-    assert parse(UpdateReady, pack(invitation)) == invitation
-    assert parse(ServerClosed, pack(closed)) == closed
+    assert decode_body(UpdateReady, pack(invitation)) == invitation
+    assert decode_body(ServerClosed, pack(closed)) == closed
 
 
 @given(st.binary(max_size=1000))
 def test_bytes_come_out_as_they_went_in(content: bytes) -> None:
-    assert parse(Content, pack(Content(inline=content))).inline == content
+    assert decode_body(MessageContent, pack(MessageContent(inline=content))).inline == content
 
 
 def test_what_a_person_wants_to_see_is_in_the_headers() -> None:
     message = EXAMPLES[RoundMessage]
-    shown = envelop(message, source=SERVER).headers()
+    shown = make_envelope(message, source=SERVER).headers()
 
     assert shown["ce-type"] == "dev.fedbus.round_message.v1"
     assert shown["ce-subject"] == "mnist-2/2"
@@ -120,7 +122,7 @@ def test_what_a_person_wants_to_see_is_in_the_headers() -> None:
 
 
 def test_a_repeat_can_be_told_by_its_id() -> None:
-    assert envelop(FIN, source=C1, id="mnist-1/c1").headers()["Nats-Msg-Id"] == "mnist-1/c1"
+    assert make_envelope(FIN, source=C1, id="mnist-1/c1").headers()["Nats-Msg-Id"] == "mnist-1/c1"
 
 
 # --- what is unreadable --------------------------------------------------------------------------
@@ -131,12 +133,12 @@ def test_a_repeat_can_be_told_by_its_id() -> None:
 )
 def test_without_a_header_it_is_no_message_of_ours(name: str) -> None:
     incomplete = {key: value for key, value in headers().items() if key != name}
-    assert refused(with_headers=incomplete) == f"no header {name}: not a message of fedbus"
+    assert decode_error(with_headers=incomplete) == f"no header {name}: not a message of fedbus"
 
 
 def test_without_headers_it_is_no_message_of_ours() -> None:
-    with pytest.raises(Unreadable, match="no header"):
-        read(SUBJECT, None, b"hello")
+    with pytest.raises(DecodeError, match="no header"):
+        decode_message(SUBJECT, None, b"hello")
 
 
 @pytest.mark.parametrize(
@@ -155,7 +157,7 @@ def test_without_headers_it_is_no_message_of_ours() -> None:
     ids=lambda one: next(iter(one)) if isinstance(one, dict) else "",
 )
 def test_a_foreign_envelope_is_refused_with_the_reason(changed: dict[str, str], reason: str) -> None:
-    assert reason in refused(with_headers=headers(FIN, C1, **changed))
+    assert reason in decode_error(with_headers=headers(FIN, C1, **changed))
 
 
 @pytest.mark.parametrize(
@@ -179,26 +181,26 @@ def test_a_foreign_envelope_is_refused_with_the_reason(changed: dict[str, str], 
     ],
 )
 def test_an_unreadable_body_is_refused_with_the_first_thing_that_is_wrong(body: bytes, reason: str) -> None:
-    assert refused(body=body).startswith(reason)
+    assert decode_error(body=body).startswith(reason)
 
 
 @given(st.binary(max_size=2000))
 def test_whatever_comes_is_read_or_refused_and_nothing_else(body: bytes) -> None:
-    with suppress(Unreadable):
-        read(SUBJECT, headers(), body)
+    with suppress(DecodeError):
+        decode_message(SUBJECT, headers(), body)
 
 
 @given(st.text(), st.dictionaries(st.sampled_from(list(headers())), st.text()))
 def test_whatever_headers_come_they_are_read_or_refused_and_nothing_else(
     subject: str, changed: dict[str, str]
 ) -> None:
-    with suppress(Unreadable):
-        read(subject, headers() | changed, pack(FIN))
+    with suppress(DecodeError):
+        decode_message(subject, headers() | changed, pack(FIN))
 
 
 def test_an_oversized_body_is_refused_before_it_is_looked_at() -> None:
     assert (
-        refused(body=b"\xc1" * (MAX_EVENT_BYTES + 1))
+        decode_error(body=b"\xc1" * (MAX_EVENT_BYTES + 1))
         == "262145 bytes are more than an event may have (262144)"
     )
 
@@ -213,15 +215,15 @@ def test_a_body_of_exactly_the_limit_is_sent_and_read() -> None:
     largest = Refused(reason="x" * room)
 
     assert len(pack(largest)) == MAX_EVENT_BYTES
-    assert parse(Refused, pack(largest)) == largest
+    assert decode_body(Refused, pack(largest)) == largest
 
 
 def test_a_time_without_a_zone_is_refused() -> None:
     body = msgpack.packb(
         EXAMPLES[UpdateReady].model_dump() | {"recruit_until": "2026-03-14T12:00:00"}, datetime=True
     )
-    with pytest.raises(Unreadable, match="UpdateReady: recruit_until: Input should have timezone info"):
-        parse(UpdateReady, body)
+    with pytest.raises(DecodeError, match="UpdateReady: recruit_until: Input should have timezone info"):
+        decode_body(UpdateReady, body)
 
 
 # --- who says so ---------------------------------------------------------------------------------
@@ -229,46 +231,48 @@ def test_a_time_without_a_zone_is_refused() -> None:
 
 def test_a_client_that_speaks_as_another_is_refused() -> None:
     another = FIN.model_copy(update={"client": "c2"})
-    assert refused(body=pack(another)) == "forged: client c1 speaks as c2"
+    assert decode_error(body=pack(another)) == "forged: client c1 speaks as c2"
 
 
 def test_a_source_that_is_not_whose_subject_it_is_is_refused() -> None:
-    assert refused(with_headers=headers(source="fedbus/dev/flower-client/c2")).startswith(
+    assert decode_error(with_headers=headers(source="fedbus/dev/flower-client/c2")).startswith(
         "forged: this is c1's to say"
     )
 
 
 def test_a_client_that_speaks_for_the_server_side_is_refused() -> None:
     closed = ServerClosed(task="mnist", run="mnist-1", outcome="failed")
-    reason = refused(subjects.of(DEV, closed), headers(closed, source=C1), pack(closed))
+    reason = decode_error(subjects.subject_for(DEV, closed), headers(closed, source=C1), pack(closed))
     assert reason == f"forged: this is server's to say, but the source is {C1}"
 
 
 def test_a_message_on_the_subject_of_another_word_is_refused() -> None:
     elsewhere = SUBJECT.replace("fin_train", "joined")
-    assert refused(elsewhere) == f"forged: what belongs on {SUBJECT} came on {elsewhere}"
+    assert decode_error(elsewhere) == f"forged: what belongs on {SUBJECT} came on {elsewhere}"
 
 
 def test_a_message_about_another_task_than_its_subject_is_refused() -> None:
     elsewhere = SUBJECT.replace("mnist", "other")
-    assert refused(elsewhere) == f"forged: what belongs on {SUBJECT} came on {elsewhere}"
+    assert decode_error(elsewhere) == f"forged: what belongs on {SUBJECT} came on {elsewhere}"
 
 
 def test_a_message_on_a_foreign_subject_is_refused() -> None:
-    assert refused("orders.new") == "'orders.new' is not a subject of fedbus"
+    assert decode_error("orders.new") == "'orders.new' is not a subject of fedbus"
 
 
 @pytest.mark.parametrize("thing", ["c2.mnist", "c1.other"])
 def test_a_transition_of_another_thing_than_its_subject_names_is_refused(thing: str) -> None:
     moved = EXAMPLES[Transition]
-    subject = subjects.life(DEV, "client", thing)
-    reason = refused(subject, headers(moved), pack(moved))
+    subject = subjects.lifecycle(DEV, "client", thing)
+    reason = decode_error(subject, headers(moved), pack(moved))
     assert reason == f"forged: what belongs on fedbus.dev.life.client.c1.mnist came on {subject}"
 
 
 def test_a_transition_of_a_client_that_somebody_else_tells_is_refused() -> None:
     moved = EXAMPLES[Transition]
-    reason = refused(subjects.life(DEV, "client", "c1.mnist"), headers(moved, source=SERVER), pack(moved))
+    reason = decode_error(
+        subjects.lifecycle(DEV, "client", "c1.mnist"), headers(moved, source=SERVER), pack(moved)
+    )
     assert reason == f"forged: this is c1's to say, but the source is {SERVER}"
 
 
@@ -282,14 +286,17 @@ def test_a_transition_of_the_server_side_that_a_client_tells_is_refused() -> Non
             "facts": {"kind": "run", "task": "mnist", "run": "mnist-1", "plan": {}, "requested_at": NOON},
         }
     )
-    reason = refused(subjects.life(DEV, "run", "mnist-1"), headers(moved, source=C1), pack(moved))
+    reason = decode_error(subjects.lifecycle(DEV, "run", "mnist-1"), headers(moved, source=C1), pack(moved))
     assert reason == f"forged: this is server's to say, but the source is {C1}"
 
 
 def test_anybody_may_ask() -> None:
     wish = StartRun(task="mnist")
     for source in (C1, SERVER, "fedbus/dev/cli/server"):
-        assert read(subjects.of(DEV, wish), headers(wish, source=source), pack(wish))[1] == wish
+        assert (
+            decode_message(subjects.subject_for(DEV, wish), headers(wish, source=source), pack(wish))[1]
+            == wish
+        )
 
 
 # --- the rest ----------------------------------------------------------------------------------------
@@ -297,23 +304,25 @@ def test_anybody_may_ask() -> None:
 
 def test_an_older_sender_that_knows_fewer_fields_is_understood() -> None:
     old = {"task": "mnist", "client": "c1", "run": "mnist-1"}
-    assert parse(FinTrain, msgpack.packb(old)) == FIN.model_copy(update={"rounds": 0})
+    assert decode_body(FinTrain, msgpack.packb(old)) == FIN.model_copy(update={"rounds": 0})
 
 
 def test_a_reply_may_be_an_error_without_content() -> None:
     reply = EXAMPLES[RoundReply].model_copy(
         update={"content": None, "error_code": 202, "error_reason": "it raised"}
     )
-    assert parse(RoundReply, pack(reply)) == reply
+    assert decode_body(RoundReply, pack(reply)) == reply
 
 
 def test_facts_of_an_unknown_kind_are_refused() -> None:
-    with pytest.raises(Unreadable, match="Transition: facts: Input tag 'ship' found using 'kind'"):
-        parse(Transition, pack(EXAMPLES[Transition]).replace(b"\xa4kind\xa6client", b"\xa4kind\xa4ship"))
+    with pytest.raises(DecodeError, match="Transition: facts: Input tag 'ship' found using 'kind'"):
+        decode_body(
+            Transition, pack(EXAMPLES[Transition]).replace(b"\xa4kind\xa6client", b"\xa4kind\xa4ship")
+        )
 
 
 def test_a_thing_of_a_client_is_called_by_both_its_names() -> None:
-    assert ClientFacts(client="c1", task="mnist").thing == "c1.mnist"
+    assert ClientData(client="c1", task="mnist").thing == "c1.mnist"
 
 
 def test_unpacked_values_are_plain() -> None:
@@ -334,15 +343,15 @@ def test_ids_are_of_version_7_and_in_the_order_of_time() -> None:
 
 def test_an_id_tells_when_the_message_was_said_and_any_other_text_tells_nothing() -> None:
     before = datetime.now(UTC)
-    at = said_at(uuid7())
+    at = id_timestamp(uuid7())
     assert at is not None
     assert abs(at - before) < timedelta(seconds=5)
-    assert [said_at(text) for text in ("", "run-1", str(uuid4()), "f" * 5000)] == [None] * 4
+    assert [id_timestamp(text) for text in ("", "run-1", str(uuid4()), "f" * 5000)] == [None] * 4
 
 
 def test_an_id_that_is_no_id_is_refused_because_what_follows_would_carry_it() -> None:
-    with pytest.raises(Unreadable, match="its id has 300 characters, more than 256"):
-        read(SUBJECT, headers(id="x" * 300), pack(FIN))
+    with pytest.raises(DecodeError, match="its id has 300 characters, more than 256"):
+        decode_message(SUBJECT, headers(id="x" * 300), pack(FIN))
 
 
 def test_a_number_of_more_than_64_bits_cannot_be_said() -> None:

@@ -15,10 +15,10 @@ import pytest
 
 from fedbus.contracts import subjects
 from fedbus.contracts.client import FinTrain
-from fedbus.contracts.envelope import Envelope, pack, parse, read
-from fedbus.contracts.examples import ANSWERS, EXAMPLES, FACTS, NOON
+from fedbus.contracts.envelope import Envelope, decode_body, decode_message, pack
+from fedbus.contracts.examples import EXAMPLES, FACTS, NOON, REPLIES
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.message import Body, Facts, Message, Request, type_name
+from fedbus.contracts.message import Body, LifecycleData, Message, Request, type_name
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.transition import Transition
 
@@ -27,7 +27,7 @@ DEV = FederationId("dev")
 TRACE = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
 
 
-def kept(name: str, now: dict[str, Any]) -> dict[str, Any]:
+def compare_with_golden(name: str, now: dict[str, Any]) -> dict[str, Any]:
     """What the golden file *name* holds; with FEDBUS_GOLDEN=write it is what is so *now*."""
     path = GOLDEN / f"{name}.json"
     if os.environ.get("FEDBUS_GOLDEN") == "write":
@@ -38,8 +38,8 @@ def kept(name: str, now: dict[str, Any]) -> dict[str, Any]:
 
 def place(message: Message) -> str:
     if isinstance(message, Transition):
-        return subjects.life(DEV, message.kind, message.thing)
-    return subjects.of(DEV, message)
+        return subjects.lifecycle(DEV, message.kind, message.thing)
+    return subjects.subject_for(DEV, message)
 
 
 def envelope(message: Message) -> Envelope:
@@ -64,10 +64,10 @@ TRANSITIONS = [
 @pytest.mark.parametrize("message", EXAMPLES.values(), ids=lambda one: one.word)
 def test_a_message_is_on_the_wire_what_it_was(message: Message) -> None:
     now = {"subject": place(message), "headers": envelope(message).headers(), "body": pack(message).hex()}
-    golden = kept(f"{message.word}.v{message.version}", now)
+    golden = compare_with_golden(f"{message.word}.v{message.version}", now)
 
     assert golden == now
-    assert read(golden["subject"], golden["headers"], bytes.fromhex(golden["body"])) == (
+    assert decode_message(golden["subject"], golden["headers"], bytes.fromhex(golden["body"])) == (
         envelope(message),
         message,
     )
@@ -76,38 +76,38 @@ def test_a_message_is_on_the_wire_what_it_was(message: Message) -> None:
 def test_what_led_to_a_message_is_in_its_envelope() -> None:
     message = EXAMPLES[FinTrain]
     caused = replace(envelope(message), cause="01957f2c-8c00-7abc-8def-0123456789ab")
-    golden = kept("envelope.caused", caused.headers())
+    golden = compare_with_golden("envelope.caused", caused.headers())
 
     assert golden == caused.headers()
-    assert read(place(message), golden, pack(message)) == (caused, message)
+    assert decode_message(place(message), golden, pack(message)) == (caused, message)
 
 
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=lambda one: type(one).__name__)
+@pytest.mark.parametrize("answer", REPLIES.values(), ids=lambda one: type(one).__name__)
 def test_an_answer_is_on_the_wire_what_it_was(answer: Body) -> None:
-    golden = kept(f"answer.{type(answer).__name__}.v1", {"body": pack(answer).hex()})
+    golden = compare_with_golden(f"answer.{type(answer).__name__}.v1", {"body": pack(answer).hex()})
 
     assert golden == {"body": pack(answer).hex()}
-    assert parse(type(answer), bytes.fromhex(golden["body"])) == answer
+    assert decode_body(type(answer), bytes.fromhex(golden["body"])) == answer
 
 
 @pytest.mark.parametrize("facts", FACTS, ids=lambda one: one.kind)
-def test_the_facts_of_a_lifecycle_are_on_the_wire_what_they_were(facts: Facts) -> None:
-    golden = kept(f"facts.{facts.kind}.v1", {"body": pack(facts).hex()})
+def test_the_facts_of_a_lifecycle_are_on_the_wire_what_they_were(facts: LifecycleData) -> None:
+    golden = compare_with_golden(f"facts.{facts.kind}.v1", {"body": pack(facts).hex()})
 
     assert golden == {"body": pack(facts).hex()}
-    assert parse(type(facts), bytes.fromhex(golden["body"])) == facts
+    assert decode_body(type(facts), bytes.fromhex(golden["body"])) == facts
 
 
 def test_there_is_a_file_for_each_message_and_none_that_nobody_reads() -> None:
     expected = {f"{message.word}.v{message.version}" for message in EXAMPLES.values()}
     expected |= {"envelope.caused"}
-    expected |= {f"answer.{kind.__name__}.v1" for kind in ANSWERS} | {f"facts.{one.kind}.v1" for one in FACTS}
+    expected |= {f"answer.{kind.__name__}.v1" for kind in REPLIES} | {f"facts.{one.kind}.v1" for one in FACTS}
     assert {path.stem for path in GOLDEN.glob("*.json")} == expected
 
 
 @pytest.mark.parametrize("transition", TRANSITIONS, ids=lambda one: one.kind)
 def test_a_transition_finds_the_facts_of_its_kind_again(transition: Transition) -> None:
-    _, again = read(place(transition), envelope(transition).headers(), pack(transition))
+    _, again = decode_message(place(transition), envelope(transition).headers(), pack(transition))
 
     assert isinstance(again, Transition)
     assert again == transition

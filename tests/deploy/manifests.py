@@ -8,7 +8,7 @@ from typing import Any, Final
 
 import yaml
 
-from fedbus.contracts.permissions import AGENTS, OF_THE_SERVER, Role
+from fedbus.contracts.permissions import ROLE_AGENTS, SERVER_ROLES, Role
 
 ROOT: Final = Path(__file__).parents[2]
 DEPLOY: Final = ROOT / "deploy"
@@ -20,7 +20,7 @@ Object = dict[str, Any]
 
 
 @cache
-def rendered(overlay: Path) -> tuple[Object, ...]:
+def render(overlay: Path) -> tuple[Object, ...]:
     """All objects of *overlay*, as kustomize makes them."""
     said = subprocess.run(
         ["kubectl", "kustomize", str(overlay)], capture_output=True, text=True, check=True, timeout=60
@@ -28,7 +28,7 @@ def rendered(overlay: Path) -> tuple[Object, ...]:
     return tuple(one for one in yaml.safe_load_all(said.stdout) if one)
 
 
-def of_kind(objects: tuple[Object, ...], kind: str) -> list[Object]:
+def objects_of_kind(objects: tuple[Object, ...], kind: str) -> list[Object]:
     return [one for one in objects if one["kind"] == kind]
 
 
@@ -51,11 +51,11 @@ def containers(objects: tuple[Object, ...]) -> Iterator[tuple[str, Object]]:
 def role_of(words: list[str]) -> Role:
     """As whom the bus must know a process of the server's side that runs ``fedbus`` with *words*."""
     agents = ["gateway"] if words[0] == "gateway" else words[1].split(",")
-    (role,) = (one for one in (*OF_THE_SERVER, Role.GATEWAY) if set(agents) <= set(AGENTS[one]))
+    (role,) = (one for one in (*SERVER_ROLES, Role.GATEWAY) if set(agents) <= set(ROLE_AGENTS[one]))
     return role
 
 
-def has_a_fixed_tag(image: str) -> bool:
+def has_fixed_tag(image: str) -> bool:
     """Whether *image* says which one it means: a version or a digest, and nothing that moves."""
     _, _, tag = image.rpartition("/")[2].partition(":")
     return "@sha256:" in image or (any(digit.isdigit() for digit in tag) and tag not in ("latest", "stable"))

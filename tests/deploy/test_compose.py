@@ -13,7 +13,7 @@ from typing import Any
 import jsonschema
 import pytest
 import yaml
-from deploy.manifests import CONSTRAINTS, DEPLOY, ROOT, has_a_fixed_tag, role_of
+from deploy.manifests import CONSTRAINTS, DEPLOY, ROOT, has_fixed_tag, role_of
 from deploy.test_k3s import known_variables
 
 from fedbus.app.cli.main import app
@@ -35,7 +35,7 @@ def test_the_file_is_what_the_compose_specification_says() -> None:
 
 @each_service
 def test_an_image_does_not_float(name: str) -> None:
-    assert has_a_fixed_tag(SERVICES[name]["image"])
+    assert has_fixed_tag(SERVICES[name]["image"])
 
 
 @each_service
@@ -111,17 +111,17 @@ def test_what_makes_keys_is_in_nobody_elses_hands() -> None:
 
 
 def test_each_of_the_server_side_is_known_to_the_bus_for_what_it_does() -> None:
-    handed_out = written_in_keys("ROLES")
+    handed_out = keys_written("ROLES")
     for name in SERVER:
         (keys,) = (one for one in SERVICES[name]["volumes"] if one.endswith("-keys:/keys:ro"))
         assert handed_out[keys.removesuffix("-keys:/keys:ro")] == role_of(SERVICES[name]["command"]), name
 
 
 def test_nobody_but_who_opens_the_s3_has_its_key() -> None:
-    assert set(written_in_keys("OPEN_THE_S3")) == {"server-manager", "flower-server", "dashboard"}
+    assert set(keys_written("OPEN_THE_S3")) == {"server-manager", "flower-server", "dashboard"}
 
 
-def written_in_keys(name: str) -> Any:
+def keys_written(name: str) -> Any:
     """The constant *name* of compose/keys.py, which begins its work where it is imported."""
     for one in ast.parse((DEPLOY / "compose" / "keys.py").read_text()).body:
         if isinstance(one, ast.Assign) and isinstance(one.targets[0], ast.Name) and one.targets[0].id == name:
@@ -191,7 +191,7 @@ def test_the_script_that_tries_it_is_a_script() -> None:
 def test_the_dockerfile_pins_its_base_and_leaves_root() -> None:
     text = (DEPLOY / "Dockerfile").read_text()
     (base,) = re.findall(r"^ARG PYTHON=(\S+)$", text, re.MULTILINE)
-    assert has_a_fixed_tag(base)
+    assert has_fixed_tag(base)
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${PYTHON}", "build", "base"}
     assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["10001:10001"]
     assert not re.search(r"amd64|x86_64|aarch64", text.split("FROM", 1)[1].replace("for amd64 brings", ""))

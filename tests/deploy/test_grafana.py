@@ -11,12 +11,12 @@ from typing import Any
 
 import pytest
 
-from fedbus.contracts.prometheus import label_of, series_of
+from fedbus.contracts.prometheus import label_name, series_names
 from fedbus.contracts.telemetry import ATTRIBUTES, METRICS, SPANS, Metric
 
 OBSERVABILITY = Path(__file__).parents[2] / "deploy" / "observability"
 FILES = sorted((OBSERVABILITY / "dashboards").glob("*.json"))
-SERIES = {series: metric for metric in METRICS.values() for series in series_of(metric)}
+SERIES = {series: metric for metric in METRICS.values() for series in series_names(metric)}
 PROMQL = {"sum", "avg", "max", "count", "by", "rate", "increase", "histogram_quantile", "le"}
 VARIABLES = {"__rate_interval", "__range", "task", "client", "__all"}
 TRACEQL_OWN = {
@@ -31,7 +31,7 @@ TRACEQL_OWN = {
 LOKI_LABELS = {"service_namespace", "detected_level", "trace_id"}
 
 
-def maker(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+def load_generator(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     spec = importlib.util.spec_from_file_location("make_dashboards", OBSERVABILITY / "make_dashboards.py")
     assert spec
     assert spec.loader
@@ -56,7 +56,7 @@ def targets(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_the_four_dashboards_are_as_the_catalogue_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = maker(monkeypatch).written()
+    written = load_generator(monkeypatch).written()
 
     assert {path.name for path in FILES} == {"fleet.json", "run.json", "training.json", "bus.json"}
     stale = [path.name for path, text in written.items() if path.read_text() != text]
@@ -68,7 +68,7 @@ def test_each_figure_that_is_asked_for_is_one_that_is_taken_with_labels_that_it_
         asked, labels = promql(target["expr"])
         assert asked, where
         for metric in asked:
-            strange = labels - {label_of(one) for one in metric.attributes} - {"le"}
+            strange = labels - {label_name(one) for one in metric.attributes} - {"le"}
             assert not strange, f"{where}: {metric.name} is not split by {strange}"
 
 
@@ -84,7 +84,7 @@ def promql(expression: str) -> tuple[list[Metric], set[str]]:
     assert variables <= VARIABLES, expression
     words = set(re.findall(r"(?<![\w$.])[a-z_][a-z0-9_]*", re.sub(r"\$\w+", "", bare)))
     asked = [SERIES[word] for word in words & SERIES.keys()]
-    labels = words & {label_of(one) for one in ATTRIBUTES}
+    labels = words & {label_name(one) for one in ATTRIBUTES}
     assert words - PROMQL - SERIES.keys() - labels == set(), expression
     return asked, labels
 

@@ -6,13 +6,22 @@ from pathlib import Path
 import kubernetes_validate
 import pytest
 import yaml
-from deploy.manifests import DEPLOY, OVERLAYS, Object, containers, has_a_fixed_tag, of_kind, pods, rendered
+from deploy.manifests import (
+    DEPLOY,
+    OVERLAYS,
+    Object,
+    containers,
+    has_fixed_tag,
+    objects_of_kind,
+    pods,
+    render,
+)
 from pydantic import BaseModel, ValidationError
 
 from deploy import argocd
-from fedbus.agents.common.process_orders import ServerOrder
+from fedbus.agents.common.process_orders import ServerProcessConfig
 from fedbus.agents.flower_server.kubernetes.launcher import CONTAINER
-from fedbus.agents.flower_server.kubernetes.launcher import rendered as rendered_job
+from fedbus.agents.flower_server.kubernetes.launcher import render_job as rendered_job
 from fedbus.app.composition.agents import SERVER_AGENTS
 from fedbus.app.settings import Settings
 from fedbus.contracts.run import RunPlan
@@ -30,26 +39,26 @@ each_overlay = pytest.mark.parametrize("overlay", OVERLAYS, ids=lambda path: pat
 @pytest.mark.parametrize("version", VERSIONS)
 @each_overlay
 def test_every_object_is_what_kubernetes_knows(overlay: Path, version: str) -> None:
-    for one in rendered(overlay):
+    for one in render(overlay):
         kubernetes_validate.validate(one, version, strict=True)
 
 
 @each_overlay
 def test_every_object_is_in_our_namespace_and_belongs_to_us(overlay: Path) -> None:
-    for one in rendered(overlay):
+    for one in render(overlay):
         assert one["metadata"]["labels"]["app.kubernetes.io/part-of"] == "fedbus", one["metadata"]
         assert one["kind"] == "Namespace" or one["metadata"]["namespace"] == "fedbus"
 
 
 @each_overlay
 def test_no_image_floats(overlay: Path) -> None:
-    for name, container in containers(rendered(overlay)):
-        assert has_a_fixed_tag(container["image"]), f"{name}: {container['image']}"
+    for name, container in containers(render(overlay)):
+        assert has_fixed_tag(container["image"]), f"{name}: {container['image']}"
 
 
 @each_overlay
 def test_pods_are_what_the_restricted_profile_allows(overlay: Path) -> None:
-    objects = rendered(overlay)
+    objects = render(overlay)
     for name, pod in pods(objects):
         whole = pod["spec"]["securityContext"]
         assert whole["runAsNonRoot"] is True, name
@@ -70,13 +79,13 @@ def test_pods_are_what_the_restricted_profile_allows(overlay: Path) -> None:
         assert own["allowPrivilegeEscalation"] is False, name
         assert own["capabilities"] == {"drop": ["ALL"]}, name
         assert own["readOnlyRootFilesystem"] is True, name
-    for namespace in of_kind(objects, "Namespace"):
+    for namespace in objects_of_kind(objects, "Namespace"):
         assert namespace["metadata"]["labels"]["pod-security.kubernetes.io/enforce"] == "restricted"
 
 
 @each_overlay
 def test_every_container_has_bounds_and_whoever_stays_is_looked_after(overlay: Path) -> None:
-    for name, container in containers(rendered(overlay)):
+    for name, container in containers(render(overlay)):
         assert container["resources"]["requests"].keys() >= {"cpu", "memory"}, name
         assert "memory" in container["resources"]["limits"], name
         if not name.startswith(("PodTemplate/", "Job/")):
@@ -84,7 +93,7 @@ def test_every_container_has_bounds_and_whoever_stays_is_looked_after(overlay: P
 
 
 def test_a_client_leaves_room_on_a_board_of_4_gb() -> None:
-    (client,) = of_kind(rendered(ALL_IN_ONE), "StatefulSet")[:1]
+    (client,) = objects_of_kind(render(ALL_IN_ONE), "StatefulSet")[:1]
     assert client["metadata"]["name"] == "client"
     asked = [
         one["resources"]["requests"]["memory"] for one in client["spec"]["template"]["spec"]["containers"]
@@ -94,8 +103,8 @@ def test_a_client_leaves_room_on_a_board_of_4_gb() -> None:
 
 @each_overlay
 def test_a_network_policy_selects_pods_that_are_there_and_leaves_none_out(overlay: Path) -> None:
-    objects = rendered(overlay)
-    policies = of_kind(objects, "NetworkPolicy")
+    objects = render(overlay)
+    policies = objects_of_kind(objects, "NetworkPolicy")
     labels = {name: pod["metadata"]["labels"] for name, pod in pods(objects)}
     for policy in policies:
         assert _selected(policy, labels), policy["metadata"]["name"]
@@ -114,7 +123,7 @@ def _selected(policy: Object, labels: dict[str, dict[str, str]]) -> set[str]:
 def test_a_client_is_let_out_to_the_bus_the_collector_git_and_names_alone() -> None:
     policy = next(
         one
-        for one in of_kind(rendered(ALL_IN_ONE), "NetworkPolicy")
+        for one in objects_of_kind(render(ALL_IN_ONE), "NetworkPolicy")
         if one["metadata"]["name"] == "fedbus-client"
     )
     ports = {port["port"] for rule in policy["spec"]["egress"] for port in rule["ports"]}
@@ -123,9 +132,9 @@ def test_a_client_is_let_out_to_the_bus_the_collector_git_and_names_alone() -> N
 
 @each_overlay
 def test_a_service_finds_its_pods(overlay: Path) -> None:
-    objects = rendered(overlay)
+    objects = render(overlay)
     labels = [pod["metadata"]["labels"] for _, pod in pods(objects)]
-    for service in of_kind(objects, "Service"):
+    for service in objects_of_kind(objects, "Service"):
         wanted = service["spec"]["selector"].items()
         assert any(wanted <= found.items() for found in labels), service["metadata"]["name"]
 
@@ -133,7 +142,7 @@ def test_a_service_finds_its_pods(overlay: Path) -> None:
 @each_overlay
 def test_what_a_pod_refers_to_is_there(overlay: Path) -> None:
     """All but the keys, which nobody writes into a file."""
-    objects = rendered(overlay)
+    objects = render(overlay)
     there = {(one["kind"], one["metadata"]["name"]) for one in objects}
     for name, pod in pods(objects):
         for volume in pod["spec"].get("volumes", []):
@@ -146,8 +155,8 @@ def test_what_a_pod_refers_to_is_there(overlay: Path) -> None:
 
 @each_overlay
 def test_a_variable_that_is_set_is_one_that_somebody_reads(overlay: Path) -> None:
-    objects = rendered(overlay)
-    given = {name for one in of_kind(objects, "ConfigMap") for name in one["data"]}
+    objects = render(overlay)
+    given = {name for one in objects_of_kind(objects, "ConfigMap") for name in one["data"]}
     given |= {one["name"] for _, container in containers(objects) for one in container.get("env", [])}
     assert {name for name in given if name.startswith("FEDBUS_")} <= known_variables()
 
@@ -172,7 +181,9 @@ def known_variables() -> set[str]:
 
 def test_a_client_is_three_containers_that_share_a_directory_and_are_named_for_their_pod() -> None:
     (client,) = [
-        one for one in of_kind(rendered(ALL_IN_ONE), "StatefulSet") if one["metadata"]["name"] == "client"
+        one
+        for one in objects_of_kind(render(ALL_IN_ONE), "StatefulSet")
+        if one["metadata"]["name"] == "client"
     ]
     found = client["spec"]["template"]["spec"]["containers"]
     assert [one["name"] for one in found] == ["client-manager", "flower-client", "inference"]
@@ -189,7 +200,7 @@ def test_all_agents_of_a_server_are_there_and_the_dashboard_beside_them() -> Non
 
 
 def of_kind_in(overlay: Path, kind: str) -> tuple[Object, ...]:
-    return tuple(of_kind(rendered(overlay), kind))
+    return tuple(objects_of_kind(render(overlay), kind))
 
 
 @pytest.mark.parametrize("overlay", WITH_CLIENTS, ids=lambda path: path.name)
@@ -205,13 +216,15 @@ def test_there_are_as_many_parts_of_the_data_as_clients(overlay: Path) -> None:
 
 
 def test_models_and_the_dashboard_travel_by_tls_alone() -> None:
-    objects = rendered(ALL_IN_ONE)
-    (s3,) = [one for one in of_kind(objects, "StatefulSet") if one["metadata"]["name"] == "s3"]
+    objects = render(ALL_IN_ONE)
+    (s3,) = [one for one in objects_of_kind(objects, "StatefulSet") if one["metadata"]["name"] == "s3"]
     (container,) = s3["spec"]["template"]["spec"]["containers"]
     assert {"-s3.cert.file=/keys/server.pem", "-s3.key.file=/keys/server.key"} <= set(container["command"])
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
         assert container[probe]["httpGet"]["scheme"] == "HTTPS"
-    (settings,) = [one for one in of_kind(objects, "ConfigMap") if one["metadata"]["name"] == "fedbus-server"]
+    (settings,) = [
+        one for one in objects_of_kind(objects, "ConfigMap") if one["metadata"]["name"] == "fedbus-server"
+    ]
     assert "endpoint=https://s3:8333" in settings["data"]["FEDBUS_STORE"]
     (dashboard,) = [one for name, one in containers(objects) if name == "Deployment/dashboard/dashboard"]
     given = {one["name"] for one in dashboard["env"]}
@@ -220,7 +233,7 @@ def test_models_and_the_dashboard_travel_by_tls_alone() -> None:
 
 
 def test_the_dashboard_is_reached_by_an_ingress_and_by_nobody_else() -> None:
-    policies = of_kind(rendered(ALL_IN_ONE), "NetworkPolicy")
+    policies = objects_of_kind(render(ALL_IN_ONE), "NetworkPolicy")
     (policy,) = [one for one in policies if one["metadata"]["name"] == "fedbus-dashboard"]
     (rule,) = policy["spec"]["ingress"]
     (source,) = rule["from"]
@@ -237,12 +250,12 @@ def test_clients_elsewhere_have_a_way_in_to_a_server_that_has_none_of_its_own() 
 
 
 def test_only_the_starter_of_jobs_may_speak_to_the_api_server_and_only_of_jobs() -> None:
-    objects = rendered(ALL_IN_ONE)
+    objects = render(ALL_IN_ONE)
     for name, pod in pods(objects):
         told = pod["spec"].get("automountServiceAccountToken", True)
         assert told is (name == "Deployment/flower-server-starter"), name
-    assert not of_kind(objects, "ClusterRole") + of_kind(objects, "ClusterRoleBinding")
-    (role,) = of_kind(objects, "Role")
+    assert not objects_of_kind(objects, "ClusterRole") + objects_of_kind(objects, "ClusterRoleBinding")
+    (role,) = objects_of_kind(objects, "Role")
     allowed = {(one, verb) for rule in role["rules"] for one in rule["resources"] for verb in rule["verbs"]}
     assert allowed == {
         *(("jobs", verb) for verb in ("create", "get", "list", "watch", "delete")),
@@ -255,10 +268,10 @@ def test_only_the_starter_of_jobs_may_speak_to_the_api_server_and_only_of_jobs()
 
 def test_the_job_of_a_run_is_one_that_the_cluster_takes_in() -> None:
     """Rendered by the launcher, from the PodTemplate that is deployed: valid, restricted, under a policy."""
-    objects = rendered(ALL_IN_ONE)
-    (template,) = of_kind(objects, "PodTemplate")
+    objects = render(ALL_IN_ONE)
+    (template,) = objects_of_kind(objects, "PodTemplate")
     task = read_task(Path(__file__).parents[2] / "examples" / "mnist")
-    order = ServerOrder(
+    order = ServerProcessConfig(
         nats_url="nats://nats:4222",
         federation="demo",
         task=task,

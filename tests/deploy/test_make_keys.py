@@ -13,25 +13,25 @@ from pathlib import Path
 
 import pytest
 import yaml
-from deploy.manifests import DEPLOY, Object, containers, of_kind, pods, rendered, role_of
-from support.command_line import Fedbus
+from deploy.manifests import DEPLOY, Object, containers, objects_of_kind, pods, render, role_of
+from support.command_line import FedbusCli
 from support.ports import free_port
-from support.trusted import Nats
+from support.trusted import ConfiguredNatsServer
 from support.waiting import eventually
 
-from fedbus.app.local.seaweedfs import INNER_PORTS, _swept, weed_program
+from fedbus.app.local.seaweedfs import INTERNAL_PORTS, _remove_sockets, find_seaweedfs
 from fedbus.app.provision.federation import Federation
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.credentials import Access
+from fedbus.bus.credentials import BusAccess
 from fedbus.bus.errors import BusError
-from fedbus.contracts.credentials import user_in
+from fedbus.contracts.credentials import parse_user
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.permissions import AGENTS, Role
+from fedbus.contracts.permissions import ROLE_AGENTS, Role
 
 pytestmark = pytest.mark.skipif(
     shutil.which("kubectl") is None, reason="kubectl is not installed, and writes Secrets"
 )
-OBJECTS = rendered(DEPLOY / "k3s" / "overlays" / "all-in-one") if shutil.which("kubectl") else ()
+OBJECTS = render(DEPLOY / "k3s" / "overlays" / "all-in-one") if shutil.which("kubectl") else ()
 FED = FederationId("hospital")
 Secrets = dict[str, dict[str, bytes]]
 
@@ -85,7 +85,7 @@ def keys_of(pod: Object) -> str:
     return str(found)
 
 
-def of_the_server() -> dict[str, tuple[Role, str]]:
+def server_pods() -> dict[str, tuple[Role, str]]:
     """Pods of the server's side that are on the bus: as whom, and the Secret that they find their keys in."""
     found = {
         name: (role_of(pod["spec"]["containers"][0]["args"]), keys_of(pod))
@@ -111,8 +111,8 @@ def test_every_secret_that_a_pod_mounts_is_made_with_every_file_that_it_names(se
 
 def test_each_pod_of_the_server_is_to_the_bus_what_it_does(secrets: Secrets, directory: Path) -> None:
     signed_by = {role: Federation.open(directory / "trust")._signing_key(role).public for role in Role}
-    for name, (role, keys) in of_the_server().items():
-        claims = user_in(secrets[keys]["bus.creds"].decode())
+    for name, (role, keys) in server_pods().items():
+        claims = parse_user(secrets[keys]["bus.creds"].decode())
         assert (claims.name, claims.iss) == (role, signed_by[role]), name
 
 
@@ -142,14 +142,14 @@ def test_run_again_it_keeps_what_is_there_and_lets_the_new_client_in(
     again = make_keys(directory, "client-2")
     kits, before = again.pop("fedbus-kits"), secrets["fedbus-kits"]
     assert {name: kits[name] for name in before} == before
-    assert user_in(kits["client-2.creds"].decode()).name == "client-2"
+    assert parse_user(kits["client-2.creds"].decode()).name == "client-2"
     assert {name: files for name, files in again.items() if name != "fedbus-nats"} == {
         name: files for name, files in secrets.items() if name not in ("fedbus-kits", "fedbus-nats")
     }
 
 
 @asynccontextmanager
-async def the_bus(mounted: Path) -> AsyncIterator[str]:
+async def run_bus(mounted: Path) -> AsyncIterator[str]:
     """A nats-server on the configuration in its Secret, with its folders and ports on this machine."""
     port = free_port()
     (mounted / "fedbus-nats-tls").rename(mounted / "tls")
@@ -164,7 +164,7 @@ async def the_bus(mounted: Path) -> AsyncIterator[str]:
         text = text.replace(there, here)
     config = mounted / "nats.conf"
     config.write_text(text)
-    server = Nats(config, port)
+    server = ConfiguredNatsServer(config, port)
     await server.start()
     try:
         yield f"tls://localhost:{port}"
@@ -175,17 +175,17 @@ async def the_bus(mounted: Path) -> AsyncIterator[str]:
 async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_by_its_kit(
     mounted: Path,
 ) -> None:
-    def access(secret: str, creds: str = "bus.creds") -> Access:
-        return Access(mounted / secret / creds, mounted / secret / "ca.pem")
+    def access(secret: str, creds: str = "bus.creds") -> BusAccess:
+        return BusAccess(mounted / secret / creds, mounted / secret / "ca.pem")
 
-    async with the_bus(mounted) as url:
+    async with run_bus(mounted) as url:
         manager = Identity(FED, "server-manager")
         async with Bus.connect(url, manager, access=access("fedbus-server-manager-keys")) as bus:
-            await bus.make_streams()
+            await bus.create_streams()
 
-        for role, keys in sorted(set(of_the_server().values())):
-            async with Bus.connect(url, Identity(FED, AGENTS[role][0]), access=access(keys)) as bus:
-                assert await bus.existing_streams(), role
+        for role, keys in sorted(set(server_pods().values())):
+            async with Bus.connect(url, Identity(FED, ROLE_AGENTS[role][0]), access=access(keys)) as bus:
+                assert await bus.list_streams(), role
 
         client = Identity(FED, "client-manager", "client-0")
         async with Bus.connect(url, client, access=access("fedbus-kits", "client-0.creds")):
@@ -194,13 +194,13 @@ async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_b
         anothers = access("fedbus-workflow-scheduler-keys")
         async with Bus.connect(url, Identity(FED, "gateway"), access=anothers) as bus:
             with pytest.raises(BusError, match="permit"):
-                await bus.existing_streams()
+                await bus.list_streams()
 
 
 @asynccontextmanager
-async def the_s3(mounted: Path) -> AsyncIterator[str]:
+async def run_s3(mounted: Path) -> AsyncIterator[str]:
     """A SeaweedFS by the command of its pod, with its folders and ports on this machine; its endpoint."""
-    (pod,) = (one for one in of_kind(OBJECTS, "StatefulSet") if one["metadata"]["name"] == "s3")
+    (pod,) = (one for one in objects_of_kind(OBJECTS, "StatefulSet") if one["metadata"]["name"] == "s3")
     (container,) = pod["spec"]["template"]["spec"]["containers"]
     port, data = free_port(), mounted / "data"
     data.mkdir()
@@ -211,27 +211,27 @@ async def the_s3(mounted: Path) -> AsyncIterator[str]:
         .replace("0.0.0.0", "127.0.0.1")
         for word in container["command"][1:]
     ]
-    ports = {name: free_port() for name in INNER_PORTS}
+    ports = {name: free_port() for name in INTERNAL_PORTS}
     inner = [f"-{name}={number}" for name, number in ports.items()]
     with (mounted / "weed.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
-            weed_program(), *command, *inner, stdout=log, stderr=log, cwd=data
+            find_seaweedfs(), *command, *inner, stdout=log, stderr=log, cwd=data
         )
     try:
         yield f"https://localhost:{port}"
     finally:
         process.terminate()
         await process.wait()
-        _swept([port, *ports.values()])
+        _remove_sockets([port, *ports.values()])
 
 
 async def test_the_bucket_s_job_makes_it_in_an_s3_that_speaks_tls_alone(mounted: Path) -> None:
-    (job,) = of_kind(OBJECTS, "Job")
+    (job,) = objects_of_kind(OBJECTS, "Job")
     pod = job["spec"]["template"]
     keys = mounted / keys_of(pod)
-    async with the_s3(mounted) as endpoint:
+    async with run_s3(mounted) as endpoint:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS")}
-        fedbus = Fedbus(mounted / "home")
+        fedbus = FedbusCli(mounted / "home")
         fedbus.environment = clean | {
             "FEDBUS_HOME": str(mounted / "home"),
             "FEDBUS_CA": str(keys / "ca.pem"),

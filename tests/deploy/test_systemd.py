@@ -10,7 +10,7 @@ import pytest
 from deploy.manifests import DEPLOY
 from deploy.test_k3s import known_variables
 
-from fedbus.app.failures import Exit
+from fedbus.app.failures import ExitCode
 
 UNITS = sorted((DEPLOY / "systemd").glob("*.service"))
 each_unit = pytest.mark.parametrize("unit", UNITS, ids=lambda path: path.name)
@@ -21,7 +21,7 @@ MOST_EXPOSED = 30
 """Of a hundred, as `systemd-analyze security` counts; a unit without any hardening has 96."""
 
 
-def installed(unit: Path, directory: Path) -> Path:
+def install_unit(unit: Path, directory: Path) -> Path:
     """*unit* as on a machine where fedbus is where this Python is."""
     program = Path(sys.executable).with_name("fedbus")
     copy = directory / unit.name.replace("@.", "@c1.")
@@ -38,7 +38,7 @@ def analyze(*arguments: str) -> subprocess.CompletedProcess[str]:
 @needs_systemd
 @each_unit
 def test_systemd_has_nothing_to_say_against_it(unit: Path, tmp_path: Path) -> None:
-    found = analyze("verify", "--man=no", "--recursive-errors=no", str(installed(unit, tmp_path)))
+    found = analyze("verify", "--man=no", "--recursive-errors=no", str(install_unit(unit, tmp_path)))
     assert (found.returncode, found.stderr) == (0, "")
 
 
@@ -46,7 +46,7 @@ def test_systemd_has_nothing_to_say_against_it(unit: Path, tmp_path: Path) -> No
 @each_unit
 def test_it_may_do_little(unit: Path, tmp_path: Path) -> None:
     found = analyze(
-        "security", "--offline=yes", f"--threshold={MOST_EXPOSED}", str(installed(unit, tmp_path))
+        "security", "--offline=yes", f"--threshold={MOST_EXPOSED}", str(install_unit(unit, tmp_path))
     )
     assert found.returncode == 0, found.stdout[-600:]
 
@@ -54,9 +54,9 @@ def test_it_may_do_little(unit: Path, tmp_path: Path) -> None:
 @each_unit
 def test_what_no_restart_mends_is_not_started_again(unit: Path) -> None:
     (codes,) = re.findall(r"^RestartPreventExitStatus=(.*)$", unit.read_text(), re.MULTILINE)
-    hopeless = {int(code) for name, code in Exit.__members__.items() if name in ("USAGE", "DENIED")}
+    hopeless = {int(code) for name, code in ExitCode.__members__.items() if name in ("USAGE", "DENIED")}
     assert {int(code) for code in codes.split()} >= hopeless
-    assert int(Exit.FAILED) not in {int(code) for code in codes.split()}
+    assert int(ExitCode.FAILED) not in {int(code) for code in codes.split()}
 
 
 @pytest.mark.parametrize("name", ["client-example.env", "agent-example.env"])

@@ -5,7 +5,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.contracts.run import RoundResult
-from fedbus.domain.client_scores import Standing, scores, standings
+from fedbus.domain.client_scores import ClientStats, collect_client_stats, compute_scores
 
 ROUNDS = [
     RoundResult(round=1, participants={"c1": 10, "c2": 20}, train_s={"c1": 1.0}, contributions={"c1": 0.5}),
@@ -27,23 +27,23 @@ SOME = st.lists(
 
 
 def test_a_standing_is_what_the_rounds_tell() -> None:
-    known = standings(ROUNDS)
-    assert known["c1"] == Standing(rounds=3, failed=0, samples=40, train_s=2.0, contribution=0.375)
-    assert known["c2"] == Standing(rounds=1, failed=2, samples=20, contribution=-0.3, last_failure="late")
+    known = collect_client_stats(ROUNDS)
+    assert known["c1"] == ClientStats(rounds=3, failed=0, samples=40, train_s=2.0, contribution=0.375)
+    assert known["c2"] == ClientStats(rounds=1, failed=2, samples=20, contribution=-0.3, last_failure="late")
     assert known["c1"].reliability == pytest.approx(4 / 5)
     assert known["c2"].reliability == pytest.approx(2 / 5)
 
 
 def test_scores_are_by_what_was_asked_for() -> None:
-    known = standings(ROUNDS)
-    assert scores(known, "data") == {"c1": 1.0, "c2": 0.5}
-    assert scores(known, "contribution") == {"c1": 1.0, "c2": 0.0}
-    assert scores(known, "reliability")["c1"] > scores(known, "reliability")["c2"]
+    known = collect_client_stats(ROUNDS)
+    assert compute_scores(known, "data") == {"c1": 1.0, "c2": 0.5}
+    assert compute_scores(known, "contribution") == {"c1": 1.0, "c2": 0.0}
+    assert compute_scores(known, "reliability")["c1"] > compute_scores(known, "reliability")["c2"]
 
 
 @given(SOME, st.sampled_from(["reliability", "data", "contribution"]))
 def test_every_score_is_a_share(rounds: list[RoundResult], by: str) -> None:
-    known = standings(rounds)
-    found = scores(known, by)  # type: ignore[arg-type]
+    known = collect_client_stats(rounds)
+    found = compute_scores(known, by)  # type: ignore[arg-type]
     assert found.keys() == known.keys()
     assert all(0 <= score <= 1 for score in found.values())

@@ -7,7 +7,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.domain.critical_path import Ending, Stretch, Traced, Tree, critical_path, waits_of_rounds
+from fedbus.domain.critical_path import (
+    PathSegment,
+    SpanStatus,
+    SpanTree,
+    TracedSpan,
+    critical_path,
+    round_waits,
+)
 
 
 def span(
@@ -19,14 +26,14 @@ def span(
     *,
     links: tuple[str, ...] = (),
     client: str = "",
-) -> Traced:
+) -> TracedSpan:
     attributes: dict[str, str | int | float | bool] = {"fedbus.round": 3} if name == "round" else {}
-    return Traced(
+    return TracedSpan(
         id, name, start, end, parent, links, attributes | ({"fedbus.client": client} if client else {})
     )
 
 
-def one_client(name: str, *, train: tuple[float, float], upload: tuple[float, float]) -> list[Traced]:
+def make_client(name: str, *, train: tuple[float, float], upload: tuple[float, float]) -> list[TracedSpan]:
     """Asked at 0, it trains and uploads; the server fetches in no time at the end of the upload."""
     return [
         span(f"{name}-asked", "publish round_message", 0, 0.1, "round"),
@@ -37,9 +44,9 @@ def one_client(name: str, *, train: tuple[float, float], upload: tuple[float, fl
     ]
 
 
-def a_round(*clients: list[Traced], end: float) -> Tree:
+def make_round(*clients: list[TracedSpan], end: float) -> SpanTree:
     replies = tuple(one.id for each in clients for one in each if one.name == "publish round_reply")
-    return Tree(
+    return SpanTree(
         [
             span("round", "round", 0, end),
             span("aggregate", "aggregate", 0.15, end, "round", links=replies),
@@ -49,13 +56,13 @@ def a_round(*clients: list[Traced], end: float) -> Tree:
 
 
 def test_the_slowest_clients_upload_is_what_the_round_waited_for() -> None:
-    tree = a_round(
-        one_client("c1", train=(0.2, 1), upload=(1, 1.2)),
-        one_client("c2", train=(0.2, 1.7), upload=(1.7, 9.8)),
+    tree = make_round(
+        make_client("c1", train=(0.2, 1), upload=(1, 1.2)),
+        make_client("c2", train=(0.2, 1.7), upload=(1.7, 9.8)),
         end=10,
     )
 
-    (told,) = waits_of_rounds(tree)
+    (told,) = round_waits(tree)
     assert str(told) == "round 3: 81 % waiting for c2's upload"
     assert {(one.what, one.client): round(one.share, 2) for one in told.waits} == {
         ("upload", "c2"): 0.81,
@@ -66,18 +73,18 @@ def test_the_slowest_clients_upload_is_what_the_round_waited_for() -> None:
 
 
 def test_who_came_earlier_is_not_on_the_path() -> None:
-    tree = a_round(
-        one_client("c1", train=(0.2, 8), upload=(8, 8.1)),
-        one_client("c2", train=(0.2, 1), upload=(1, 1.2)),
+    tree = make_round(
+        make_client("c1", train=(0.2, 8), upload=(8, 8.1)),
+        make_client("c2", train=(0.2, 1), upload=(1, 1.2)),
         end=8.2,
     )
 
-    (told,) = waits_of_rounds(tree)
+    (told,) = round_waits(tree)
     assert {one.client for one in told.waits} == {"c1", ""}
 
 
 def test_a_round_without_messages_waited_for_its_own_code() -> None:
-    (told,) = waits_of_rounds(Tree([span("round", "round", 0, 2)]))
+    (told,) = round_waits(SpanTree([span("round", "round", 0, 2)]))
 
     assert str(told) == "round 3: 100 % waiting for the ServerApp"
 
@@ -89,30 +96,32 @@ def test_where_the_clients_tell_elsewhere_it_waited_for_whose_answer_came_last()
         span("got1", "receive", 2, 3, "r1", client="c1"),
         span("got2", "receive", 8, 9, "r2", client="c2"),
     ]
-    (told,) = waits_of_rounds(Tree(spans))
+    (told,) = round_waits(SpanTree(spans))
     assert str(told) == "round 3: 80 % waiting for c2's answer"
     assert [str(one) for one in told.waits[1:]] == ["20 % waiting for aggregation"]
 
-    going = [replace(one, links=(), ending=Ending.UNDER_WAY) for one in spans[:2]]
-    (told,) = waits_of_rounds(Tree(going))
+    going = [replace(one, links=(), ending=SpanStatus.UNDER_WAY) for one in spans[:2]]
+    (told,) = round_waits(SpanTree(going))
     assert str(told) == "round 3: 100 % waiting for the clients' answers"
 
 
 def test_an_aggregation_that_takes_long_is_told_of() -> None:
-    tree = a_round(one_client("c1", train=(0.2, 1), upload=(1, 2)), end=10)
+    tree = make_round(make_client("c1", train=(0.2, 1), upload=(1, 2)), end=10)
 
-    assert str(waits_of_rounds(tree)[0]) == "round 3: 80 % waiting for aggregation"
+    assert str(round_waits(tree)[0]) == "round 3: 80 % waiting for aggregation"
 
 
 def test_a_round_of_no_time_is_no_reason_to_divide_by_it() -> None:
-    assert str(waits_of_rounds(Tree([span("round", "round", 1, 1)]))[0]) == "round 3: no time at all"
+    assert str(round_waits(SpanTree([span("round", "round", 1, 1)]))[0]) == "round 3: no time at all"
 
 
 def test_a_trace_of_which_a_part_is_missing_still_has_its_rounds() -> None:
-    tree = Tree([span("round", "round", 0, 4, "never sent"), span("x", "train", 1, 2, "gone", client="c1")])
+    tree = SpanTree(
+        [span("round", "round", 0, 4, "never sent"), span("x", "train", 1, 2, "gone", client="c1")]
+    )
 
     assert [root.id for root in tree.roots] == ["round", "x"]
-    assert str(waits_of_rounds(tree)[0]) == "round 3: 100 % waiting for the ServerApp"
+    assert str(round_waits(tree)[0]) == "round 3: 100 % waiting for the ServerApp"
 
 
 def test_what_is_under_way_is_told_by_what_is_done_now_and_not_by_what_it_is_done_for() -> None:
@@ -125,16 +134,18 @@ def test_what_is_under_way_is_told_by_what_is_done_now_and_not_by_what_it_is_don
         span("train", "train", 2, 9, "heard"),
         span("idle", "aggregate", 0, 9, "round"),
     ]
-    tree = Tree([replace(one, ending=Ending.UNDER_WAY) if one.id in open_ones else one for one in spans])
+    tree = SpanTree(
+        [replace(one, ending=SpanStatus.UNDER_WAY) if one.id in open_ones else one for one in spans]
+    )
 
     assert [one.id for one in tree.under_way] == ["idle", "train"]
-    (told,) = waits_of_rounds(tree)
-    assert told.ending is Ending.UNDER_WAY
+    (told,) = round_waits(tree)
+    assert told.ending is SpanStatus.UNDER_WAY
     assert str(told).startswith("round 3: 78 % waiting for training")
 
 
 def test_a_ring_of_parents_is_left_out() -> None:
-    tree = Tree([span("a", "one", 0, 1, "b"), span("b", "two", 0, 1, "a"), span("round", "round", 0, 1)])
+    tree = SpanTree([span("a", "one", 0, 1, "b"), span("b", "two", 0, 1, "a"), span("round", "round", 0, 1)])
 
     assert [root.id for root in tree.roots] == ["round"]
 
@@ -143,12 +154,12 @@ def test_a_chain_longer_than_the_stack_is_walked() -> None:
     chain = [span("0", "round", 0, 5000)]
     chain += [span(str(n), "process x", n, n + 1, str(n - 1)) for n in range(1, 5000)]
 
-    path = critical_path(Tree(chain), chain[0])
+    path = critical_path(SpanTree(chain), chain[0])
     assert sum(stretch.seconds for stretch in path) == pytest.approx(5000)
 
 
 @st.composite
-def trees(draw: st.DrawFn) -> Tree:
+def trees(draw: st.DrawFn) -> SpanTree:
     spans = [span("0", "round", 0, draw(st.integers(1, 50)), links=("1",))]
     for number in range(1, draw(st.integers(1, 12))):
         start = draw(st.integers(0, 50))
@@ -157,13 +168,13 @@ def trees(draw: st.DrawFn) -> Tree:
         spans.append(
             span(str(number), "train", start, start + draw(st.integers(0, 20)), parent, links=linked)
         )
-    return Tree(spans)
+    return SpanTree(spans)
 
 
 @given(trees())
-def test_the_path_covers_the_round_once_and_whole(tree: Tree) -> None:
+def test_the_path_covers_the_round_once_and_whole(tree: SpanTree) -> None:
     top = tree.by_id["0"]
-    path: list[Stretch] = critical_path(tree, top)
+    path: list[PathSegment] = critical_path(tree, top)
 
     assert path[0].start == top.start
     assert path[-1].end == top.end

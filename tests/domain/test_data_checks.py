@@ -5,24 +5,33 @@ from typing import Any
 import numpy as np
 import pytest
 
-from fedbus.contracts.serving import Finding, LiveAccuracy
+from fedbus.contracts.serving import DataCheckResult, LiveAccuracy
 from fedbus.contracts.task.serving import ChecksTable
-from fedbus.domain.data_checks import answered_by, class_counts, expected, findings, live_accuracy
+from fedbus.domain.data_checks import (
+    check_data,
+    count_classes,
+    derive_expectation,
+    measure_live_accuracy,
+    restrict_classes,
+)
 
 INPUTS = np.random.default_rng(0).random((100, 3), dtype=np.float32)
 LABELS = np.arange(100) % 4
 
 
-def found(
+def run_checks(
     inputs: np.ndarray[Any, Any] = INPUTS, labels: list[Any] | None = None, **table: Any
-) -> dict[str, Finding]:
+) -> dict[str, DataCheckResult]:
     checks = ChecksTable.model_validate({name.replace("_", "-"): value for name, value in table.items()})
     truth: list[Any] = LABELS.tolist() if labels is None else labels
-    return {one.check: one for one in findings(inputs, truth, expected(checks, INPUTS, LABELS), checks)}
+    return {
+        one.check: one
+        for one in check_data(inputs, truth, derive_expectation(checks, INPUTS, LABELS), checks)
+    }
 
 
 def test_data_like_the_reference_are_well() -> None:
-    assert {name: one.ok for name, one in found().items()} == dict.fromkeys(
+    assert {name: one.ok for name, one in run_checks().items()} == dict.fromkeys(
         ("schema", "range", "balance", "labels"), True
     )
 
@@ -33,44 +42,44 @@ def test_data_like_the_reference_are_well() -> None:
     ids=["shape", "dtype"],
 )
 def test_another_shape_or_type_is_against_the_schema(inputs: np.ndarray[Any, Any], what: str) -> None:
-    schema = found(inputs)["schema"]
+    schema = run_checks(inputs)["schema"]
     assert not schema.ok
     assert what in schema.what
 
 
 def test_a_label_that_is_no_class_is_against_the_schema() -> None:
-    schema = found(labels=[9, 1.5, *LABELS.tolist()[2:]])["schema"]
+    schema = run_checks(labels=[9, 1.5, *LABELS.tolist()[2:]])["schema"]
     assert (schema.ok, schema.value) == (False, 0.02)
 
 
 def test_rows_out_of_range_are_counted_and_not_quoted() -> None:
     inputs = INPUTS.copy()
     inputs[:7, 1] = 123.456
-    outside = found(inputs)["range"]
+    outside = run_checks(inputs)["range"]
     assert (outside.ok, outside.value) == (False, 0.07)
     assert "123" not in outside.what
-    assert not found(maximum=0.5)["range"].ok
+    assert not run_checks(maximum=0.5)["range"].ok
 
 
 def test_the_rarest_class_is_told_where_it_is_too_rare() -> None:
-    balance = found(labels=[0] * 97 + [1, 2, 3], min_class_share=0.05)["balance"]
+    balance = run_checks(labels=[0] * 97 + [1, 2, 3], min_class_share=0.05)["balance"]
     assert (balance.ok, balance.value) == (False, 0.01)
-    assert not found(classes=5, min_class_share=0.05)["balance"].ok
+    assert not run_checks(classes=5, min_class_share=0.05)["balance"].ok
 
 
 def test_rows_without_a_label_are_counted() -> None:
-    labels = found(labels=[None] * 60 + [1] * 40, max_unlabelled_share=0.5)["labels"]
+    labels = run_checks(labels=[None] * 60 + [1] * 40, max_unlabelled_share=0.5)["labels"]
     assert (labels.ok, labels.value) == (False, 0.6)
 
 
 def test_of_no_rows_nothing_is_found() -> None:
-    assert found(INPUTS[:0], []) == {}
+    assert run_checks(INPUTS[:0], []) == {}
 
 
 def test_known_classes_are_counted_and_all_else_together() -> None:
     labels: list[Any] = [1, 1, 3.0, None, [0.5, 0.5], 0.25, 52000]
-    assert class_counts(labels, frozenset(range(4))) == {"1": 2, "3": 1, "other": 3}
-    assert class_counts(labels, None) == {}
+    assert count_classes(labels, frozenset(range(4))) == {"1": 2, "3": 1, "other": 3}
+    assert count_classes(labels, None) == {}
 
 
 CLASS_NUMBERS, LOGITS = np.arange(9), np.zeros((9, 4), np.float32)
@@ -96,7 +105,7 @@ def test_labels_are_classes_where_the_task_says_so_or_the_model_answers_with_the
 ) -> None:
     table = ChecksTable(classes=declared)
     labels = None if reference is None else np.array(reference)
-    wanted = answered_by(expected(table, INPUTS, labels), outputs, table)
+    wanted = restrict_classes(derive_expectation(table, INPUTS, labels), outputs, table)
     assert wanted.classes == classes
 
 
@@ -106,8 +115,8 @@ def test_labels_are_classes_where_the_task_says_so_or_the_model_answers_with_the
 def test_answers_are_right_where_they_are_the_label_and_each_version_has_its_own_count(outputs: Any) -> None:
     labels: list[Any] = [0, 0, None, 1.0, 5]
     versions = np.array([3, 3, 3, 2, 2])
-    assert live_accuracy(outputs, labels, versions, frozenset({0, 1})) == (
+    assert measure_live_accuracy(outputs, labels, versions, frozenset({0, 1})) == (
         LiveAccuracy(version=2, labelled=2, right=1),
         LiveAccuracy(version=3, labelled=2, right=1),
     )
-    assert live_accuracy(outputs, labels, versions, None) == ()
+    assert measure_live_accuracy(outputs, labels, versions, None) == ()

@@ -6,9 +6,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.domain import drift
-from fedbus.domain.drift import Limits, Shift
+from fedbus.domain.drift import DriftLimits, FeatureShift
 
-LIMITS = Limits()
+LIMITS = DriftLimits()
 RNG = np.random.default_rng
 counts = st.lists(st.integers(0, 1000), min_size=2, max_size=12)
 
@@ -36,17 +36,19 @@ def test_the_index_is_the_same_from_both_sides_and_never_below_nought(
 
 @pytest.mark.parametrize("shape", [(3,), (28, 28)], ids=["few numbers", "an image"])
 def test_inputs_like_the_reference_have_not_drifted(shape: tuple[int, ...]) -> None:
-    reference = drift.reference(RNG(0).normal(size=(1000, *shape)).astype(np.float32))
+    reference = drift.build_reference(RNG(0).normal(size=(1000, *shape)).astype(np.float32))
     shifts = reference.shifts(RNG(1).normal(size=(500, *shape)).astype(np.float32))
-    assert drift.worst(shifts, LIMITS) is None
+    assert drift.most_drifted(shifts, LIMITS) is None
     assert len(shifts) <= drift.MAX_FEATURES
     assert all(sum(one.counts) == 500 for one in shifts)
 
 
 @pytest.mark.parametrize("shape", [(3,), (28, 28)], ids=["few numbers", "an image"])
 def test_inputs_that_have_moved_have_drifted(shape: tuple[int, ...]) -> None:
-    reference = drift.reference(RNG(0).normal(size=(1000, *shape)).astype(np.float32))
-    worst = drift.worst(reference.shifts(RNG(1).normal(1.5, size=(300, *shape)).astype(np.float32)), LIMITS)
+    reference = drift.build_reference(RNG(0).normal(size=(1000, *shape)).astype(np.float32))
+    worst = drift.most_drifted(
+        reference.shifts(RNG(1).normal(1.5, size=(300, *shape)).astype(np.float32)), LIMITS
+    )
     assert worst is not None
     assert worst[0].psi > LIMITS.psi
     assert worst[0].p is not None
@@ -55,27 +57,27 @@ def test_inputs_that_have_moved_have_drifted(shape: tuple[int, ...]) -> None:
 
 def test_a_few_noisy_rows_are_no_drift() -> None:
     """Their index is high, and the test is not sure."""
-    shift = Shift("x", (1, 2, 3), psi=0.9, ks=0.3, p=0.2)
+    shift = FeatureShift("x", (1, 2, 3), psi=0.9, ks=0.3, p=0.2)
     assert not shift.is_drift(LIMITS, 1)
-    assert Shift("x", (1, 2, 3), psi=0.9, ks=0.9, p=0.0001).is_drift(LIMITS, 16)
+    assert FeatureShift("x", (1, 2, 3), psi=0.9, ks=0.9, p=0.0001).is_drift(LIMITS, 16)
 
 
 def test_answers_are_compared_as_classes_or_as_numbers() -> None:
-    classes = drift.answers_reference(np.array([0.0] * 50 + [1.0] * 50))
+    classes = drift.build_prediction_reference(np.array([0.0] * 50 + [1.0] * 50))
     same = classes.shift(np.array([0.0] * 500 + [1.0] * 500))
     assert same.psi < 0.05
     other = classes.shift(np.array([0.0] * 100 + [7.0] * 100))
     assert other.counts == (100, 0, 100)
     assert other.psi > 1
-    numbers = drift.answers_reference(RNG(0).normal(size=1000))
+    numbers = drift.build_prediction_reference(RNG(0).normal(size=1000))
     assert numbers.shift(RNG(1).normal(size=500)).psi < 0.1
     assert numbers.shift(RNG(1).normal(2, size=500)).psi > 0.5
 
 
 def test_a_feature_that_never_changes_is_compared_too() -> None:
-    reference = drift.reference(np.zeros((100, 2), np.float32))
+    reference = drift.build_reference(np.zeros((100, 2), np.float32))
     assert all(
         one.psi == pytest.approx(0, abs=0.02) for one in reference.shifts(np.zeros((100, 2), np.float32))
     )
-    worst = drift.worst(reference.shifts(np.ones((100, 2), np.float32)), LIMITS)
+    worst = drift.most_drifted(reference.shifts(np.ones((100, 2), np.float32)), LIMITS)
     assert worst is not None

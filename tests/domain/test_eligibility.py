@@ -9,24 +9,24 @@ from hypothesis import strategies as st
 
 from fedbus.contracts.expressions.eligibility_rule import (
     COMPARISONS,
-    WORDS,
-    Check,
-    Flag,
-    Kind,
+    RULE_VARIABLES,
+    Comparison,
+    FlagCheck,
+    InRange,
     Rule,
-    Within,
-    rule,
+    VariableKind,
+    parse_rule,
 )
 from fedbus.contracts.expressions.parser import And, Not, Or
-from fedbus.domain.eligibility import clock_facts, holds, why_not
+from fedbus.domain.eligibility import clock_inputs, is_satisfied, unmet_reason
 
-NUMBERS = [name for name, word in WORDS.items() if word.kind is not Kind.FLAG]
-FLAGS = [name for name, word in WORDS.items() if word.kind is Kind.FLAG]
+NUMBERS = [name for name, word in RULE_VARIABLES.items() if word.kind is not VariableKind.FLAG]
+FLAGS = [name for name, word in RULE_VARIABLES.items() if word.kind is VariableKind.FLAG]
 VALUES = st.floats(0, 200)
 LEAVES: st.SearchStrategy[Any] = st.one_of(
-    st.builds(Check, st.sampled_from(NUMBERS), st.sampled_from(COMPARISONS), VALUES),
-    st.builds(Within, st.sampled_from(NUMBERS), VALUES, VALUES),
-    st.builds(Flag, st.sampled_from(FLAGS)),
+    st.builds(Comparison, st.sampled_from(NUMBERS), st.sampled_from(COMPARISONS), VALUES),
+    st.builds(InRange, st.sampled_from(NUMBERS), VALUES, VALUES),
+    st.builds(FlagCheck, st.sampled_from(FLAGS)),
 )
 RULES = st.recursive(
     LEAVES,
@@ -37,24 +37,24 @@ RULES = st.recursive(
     ),
     max_leaves=8,
 )
-FACTS = st.dictionaries(st.sampled_from(list(WORDS)), st.one_of(st.none(), VALUES))
+FACTS = st.dictionaries(st.sampled_from(list(RULE_VARIABLES)), st.one_of(st.none(), VALUES))
 
 
 @given(RULES, FACTS)
 def test_there_is_a_reason_exactly_where_a_rule_does_not_hold(
     some: Rule, facts: dict[str, float | None]
 ) -> None:
-    reason = why_not(some, facts)
-    assert (reason is None) == holds(some, facts)
+    reason = unmet_reason(some, facts)
+    assert (reason is None) == is_satisfied(some, facts)
     assert reason != ""
 
 
 @given(RULES, RULES, FACTS)
 def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[str, float | None]) -> None:
-    assert holds(And((one, other)), facts) == (holds(one, facts) and holds(other, facts))
-    assert holds(Or((one, other)), facts) == (holds(one, facts) or holds(other, facts))
-    assert holds(Not(one), facts) != holds(one, facts)
-    assert holds(Not(And((one, other))), facts) == holds(Or((Not(one), Not(other))), facts)
+    assert is_satisfied(And((one, other)), facts) == (is_satisfied(one, facts) and is_satisfied(other, facts))
+    assert is_satisfied(Or((one, other)), facts) == (is_satisfied(one, facts) or is_satisfied(other, facts))
+    assert is_satisfied(Not(one), facts) != is_satisfied(one, facts)
+    assert is_satisfied(Not(And((one, other))), facts) == is_satisfied(Or((Not(one), Not(other))), facts)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +92,7 @@ def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[st
 def test_a_no_names_the_part_that_fails_and_the_figures(
     text: str, facts: dict[str, float | None], reason: str
 ) -> None:
-    assert why_not(rule(text), facts) == reason
+    assert unmet_reason(parse_rule(text), facts) == reason
 
 
 @pytest.mark.parametrize(
@@ -109,10 +109,10 @@ def test_a_no_names_the_part_that_fails_and_the_figures(
     ],
 )
 def test_the_night_and_the_weekend_wrap(text: str, at: str, is_within: bool) -> None:
-    facts = clock_facts(datetime.fromisoformat(f"2026-03-14T{at}"))
-    assert holds(rule(text), facts) is is_within
+    facts = clock_inputs(datetime.fromisoformat(f"2026-03-14T{at}"))
+    assert is_satisfied(parse_rule(text), facts) is is_within
 
 
 def test_a_device_on_mains_is_charged_and_charging() -> None:
-    assert holds(rule("battery > 30 and charging and not gpu"), {"battery": None})
-    assert holds(rule("model_age > 30d"), {}), "where there is no model, it is as old as can be"
+    assert is_satisfied(parse_rule("battery > 30 and charging and not gpu"), {"battery": None})
+    assert is_satisfied(parse_rule("model_age > 30d"), {}), "where there is no model, it is as old as can be"

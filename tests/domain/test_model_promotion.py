@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fedbus.contracts.task.task import GateTable
-from fedbus.domain.model_promotion import judge
+from fedbus.domain.model_promotion import judge_candidate
 
 GATE = GateTable.model_validate({"tolerance": 0.1})
 OPEN = GateTable.model_validate({"enabled": False})
@@ -21,15 +21,15 @@ def gate(tolerance: float, **more: object) -> GateTable:
 
 
 def test_the_reason_gives_the_figures_and_what_is_allowed() -> None:
-    verdict = judge(GATE, {"loss": 0.091}, {"loss": 0.080})
+    verdict = judge_candidate(GATE, {"loss": 0.091}, {"loss": 0.080})
     assert not verdict.promote
     assert verdict.reason == "loss 0.091 against 0.08 of the served model: 13.7% worse, 10% is allowed"
 
 
 @given(figures, tolerances)
 def test_what_is_equal_is_always_promoted(figure: float, tolerance: float) -> None:
-    assert judge(gate(tolerance), {"loss": figure}, {"loss": figure}).promote
-    assert judge(gate(tolerance), {"accuracy": figure}, {"accuracy": figure}).promote
+    assert judge_candidate(gate(tolerance), {"loss": figure}, {"loss": figure}).promote
+    assert judge_candidate(gate(tolerance), {"accuracy": figure}, {"accuracy": figure}).promote
 
 
 @given(figures, figures, tolerances, tolerances)
@@ -37,17 +37,17 @@ def test_what_a_strict_gate_lets_through_a_lenient_one_does_too(
     new: float, old: float, one: float, other: float
 ) -> None:
     strict, lenient = sorted((one, other))
-    if judge(gate(strict), {"loss": new}, {"loss": old}).promote:
-        assert judge(gate(lenient), {"loss": new}, {"loss": old}).promote
+    if judge_candidate(gate(strict), {"loss": new}, {"loss": old}).promote:
+        assert judge_candidate(gate(lenient), {"loss": new}, {"loss": old}).promote
 
 
 @given(figures, figures, tolerances)
 def test_nothing_is_promoted_that_is_worse_than_the_tolerance(
     new: float, old: float, tolerance: float
 ) -> None:
-    if judge(gate(tolerance), {"loss": new}, {"loss": old}).promote:
+    if judge_candidate(gate(tolerance), {"loss": new}, {"loss": old}).promote:
         assert new <= old * (1 + tolerance) * (1 + 1e-9)
-    if judge(gate(tolerance), {"accuracy": new}, {"accuracy": old}).promote:
+    if judge_candidate(gate(tolerance), {"accuracy": new}, {"accuracy": old}).promote:
         assert new >= old * (1 - tolerance) * (1 - 1e-9)
 
 
@@ -56,8 +56,8 @@ def test_a_better_candidate_is_never_kept_back_where_a_worse_one_is_let_through(
     one: float, other: float, old: float, tolerance: float
 ) -> None:
     better, worse = sorted((one, other))
-    if judge(gate(tolerance), {"loss": worse}, {"loss": old}).promote:
-        assert judge(gate(tolerance), {"loss": better}, {"loss": old}).promote
+    if judge_candidate(gate(tolerance), {"loss": worse}, {"loss": old}).promote:
+        assert judge_candidate(gate(tolerance), {"loss": better}, {"loss": old}).promote
 
 
 @pytest.mark.parametrize("figure", [math.nan, math.inf, -math.inf])
@@ -65,29 +65,31 @@ def test_a_better_candidate_is_never_kept_back_where_a_worse_one_is_let_through(
 def test_a_figure_that_is_no_number_is_never_promoted_gate_or_no_gate(
     figure: float, table: GateTable
 ) -> None:
-    assert not judge(table, {"loss": figure}, {"loss": 1.0}).promote
-    assert not judge(table, {"loss": figure}, {}).promote
+    assert not judge_candidate(table, {"loss": figure}, {"loss": 1.0}).promote
+    assert not judge_candidate(table, {"loss": figure}, {}).promote
 
 
 def test_the_servers_own_loss_is_compared_before_the_clients_and_before_accuracy() -> None:
     both = {"loss": 1.0, "eval_loss": 5.0, "accuracy": 0.1}
-    assert judge(GATE, both, {"loss": 1.0, "eval_loss": 1.0, "accuracy": 0.9}).reason.startswith("loss ")
-    assert judge(GATE, both, {"eval_loss": 5.0, "accuracy": 0.9}).reason.startswith("eval_loss ")
+    assert judge_candidate(GATE, both, {"loss": 1.0, "eval_loss": 1.0, "accuracy": 0.9}).reason.startswith(
+        "loss "
+    )
+    assert judge_candidate(GATE, both, {"eval_loss": 5.0, "accuracy": 0.9}).reason.startswith("eval_loss ")
 
 
 def test_with_nothing_to_compare_it_is_promoted_and_says_so() -> None:
-    verdict = judge(GATE, {"accuracy": 0.5}, {"loss": 1.0})
+    verdict = judge_candidate(GATE, {"accuracy": 0.5}, {"loss": 1.0})
     assert verdict.promote
     assert verdict.reason == "there is nothing to compare it with"
 
 
 def test_a_figure_that_the_gate_names_must_be_there() -> None:
-    verdict = judge(gate(0.1, metric="f1"), {"loss": 0.1}, {"f1": 0.5})
+    verdict = judge_candidate(gate(0.1, metric="f1"), {"loss": 0.1}, {"f1": 0.5})
     assert not verdict.promote
     assert "it has no f1" in verdict.reason
 
 
 def test_the_table_says_which_way_is_better_where_the_name_does_not() -> None:
-    assert not judge(gate(0.1, metric="score"), {"score": 1.0}, {"score": 2.0}).promote
+    assert not judge_candidate(gate(0.1, metric="score"), {"score": 1.0}, {"score": 2.0}).promote
     turned = gate(0.1, metric="score", **{"higher-is-better": False})
-    assert judge(turned, {"score": 1.0}, {"score": 2.0}).promote
+    assert judge_candidate(turned, {"score": 1.0}, {"score": 2.0}).promote

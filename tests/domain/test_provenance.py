@@ -6,32 +6,32 @@ from typing import Any
 
 import pytest
 
-from fedbus.contracts.client import Joined, RoundReply
+from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef, Manifest
-from fedbus.contracts.run import RoundResult, RunFacts, RunPlan
-from fedbus.contracts.server import Content, RoundMessage
+from fedbus.contracts.run import RoundResult, RunData, RunPlan
+from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.contracts.transition import Transition
 from fedbus.domain.provenance import (
-    Fit,
-    Update,
-    ancestry,
-    broken_life,
-    differences,
-    finding,
-    other_code,
-    rounds_of,
-    updates_of,
-    without_update,
+    CheckOutcome,
+    ClientUpdate,
+    all_rounds,
+    code_mismatches,
+    collect_updates,
+    lifecycle_violations,
+    make_finding,
+    manifest_mismatches,
+    missing_updates,
+    trace_ancestry,
 )
 
 NAN = float("nan")
 LAST = RoundResult(round=2, metrics={"loss": NAN}, participants={"c1": 10})
 
 
-def facts(*rounds: RoundResult) -> RunFacts:
-    return RunFacts(
+def facts(*rounds: RoundResult) -> RunData:
+    return RunData(
         task="mnist",
         run="mnist-1",
         plan=RunPlan(),
@@ -42,11 +42,11 @@ def facts(*rounds: RoundResult) -> RunFacts:
     )
 
 
-def moved(source: str, event: str, target: str, *rounds: RoundResult) -> Transition:
+def make_transition(source: str, event: str, target: str, *rounds: RoundResult) -> Transition:
     return Transition(task="mnist", event=event, source=source, target=target, facts=facts(*rounds))
 
 
-def made(version: int, parent: int | None, *, lineage: int = 1, **changes: Any) -> Manifest:
+def make_manifest(version: int, parent: int | None, *, lineage: int = 1, **changes: Any) -> Manifest:
     manifest = Manifest(
         **MODEL.model_dump(exclude={"version"}),
         version=version,
@@ -58,7 +58,7 @@ def made(version: int, parent: int | None, *, lineage: int = 1, **changes: Any) 
     return manifest.model_copy(update=changes)
 
 
-def asked(client: str, number: int, kind: str = "train") -> RoundMessage:
+def make_round_message(client: str, number: int, kind: str = "train") -> RoundMessage:
     return RoundMessage(
         task="mnist",
         client=client,
@@ -68,11 +68,11 @@ def asked(client: str, number: int, kind: str = "train") -> RoundMessage:
         round=number,
         created_at=0.0,
         ttl_s=60.0,
-        content=Content(inline=b""),
+        content=MessageContent(inline=b""),
     )
 
 
-def answered(to: RoundMessage, error: str = "") -> RoundReply:
+def make_round_reply(to: RoundMessage, error: str = "") -> RoundReply:
     blob = BlobRef(sha256="b" * 64, size_bytes=80, chunk_bytes=1024, holder="c1.trainer")
     return RoundReply(
         task="mnist",
@@ -83,16 +83,16 @@ def answered(to: RoundMessage, error: str = "") -> RoundReply:
         reply_to=to.message_id,
         created_at=0.0,
         ttl_s=60.0,
-        content=None if error else Content(blob=blob),
+        content=None if error else MessageContent(blob=blob),
         error_code=200 if error else None,
         error_reason=error,
     )
 
 
 def test_a_finding_fits_where_nothing_is_wrong_and_else_says_all_that_is() -> None:
-    assert finding("code", "fine", []).fit is Fit.YES
-    wrong = finding("code", "fine", ["this", "that"])
-    assert (wrong.fit, wrong.says) == (Fit.NO, "this; that")
+    assert make_finding("code", "fine", []).fit is CheckOutcome.YES
+    wrong = make_finding("code", "fine", ["this", "that"])
+    assert (wrong.fit, wrong.says) == (CheckOutcome.NO, "this; that")
 
 
 def test_a_loss_that_is_no_number_is_the_same_in_the_manifest_and_the_log() -> None:
@@ -103,20 +103,20 @@ def test_a_loss_that_is_no_number_is_the_same_in_the_manifest_and_the_log() -> N
         "participants": {"c1": 10},
         "metrics": {"loss": NAN},
     }
-    assert list(differences(made(MODEL.version, None, **told), run, LAST)) == []
-    other = made(MODEL.version, None, **(told | {"metrics": {"loss": 0.1}}))
-    assert list(differences(other, run, LAST)) == ["the manifest and the log differ in loss"]
+    assert list(manifest_mismatches(make_manifest(MODEL.version, None, **told), run, LAST)) == []
+    other = make_manifest(MODEL.version, None, **(told | {"metrics": {"loss": 0.1}}))
+    assert list(manifest_mismatches(other, run, LAST)) == ["the manifest and the log differ in loss"]
 
 
 @pytest.mark.parametrize(
     ("line", "versions", "says"),
     [
-        ([made(1, None)], [], ""),
-        ([made(4, 2), made(2, 1), made(1, None)], [2, 1], ""),
-        ([made(4, 2)], [], "version 4 was made from version 2, which is not there"),
-        ([made(4, 4)], [], "version 4 cannot have been made from version 4"),
+        ([make_manifest(1, None)], [], ""),
+        ([make_manifest(4, 2), make_manifest(2, 1), make_manifest(1, None)], [2, 1], ""),
+        ([make_manifest(4, 2)], [], "version 4 was made from version 2, which is not there"),
+        ([make_manifest(4, 4)], [], "version 4 cannot have been made from version 4"),
         (
-            [made(4, 2, lineage=2), made(2, None)],
+            [make_manifest(4, 2, lineage=2), make_manifest(2, None)],
             [2],
             "version 4 is of lineage 2, its parent of 1",
         ),
@@ -125,17 +125,20 @@ def test_a_loss_that_is_no_number_is_the_same_in_the_manifest_and_the_log() -> N
 def test_the_line_of_parents_ends_at_the_first_model_of_the_lineage(
     line: Sequence[Manifest], versions: list[int], says: str
 ) -> None:
-    found, wrong = ancestry(line[0], {one.version: one for one in line})
+    found, wrong = trace_ancestry(line[0], {one.version: one for one in line})
     assert ([one.version for one in found], wrong) == (versions, says)
 
 
 def test_a_life_that_jumps_or_goes_where_no_arrow_leads_is_told() -> None:
-    whole = [moved("", "requested", "requested"), moved("requested", "recruiting_started", "recruiting")]
-    assert list(broken_life(whole)) == []
-    jump = moved("running", "run_finished", "finished")
-    assert list(broken_life([*whole, jump])) == ["the log jumps from recruiting to running"]
-    forbidden = moved("recruiting", "run_finished", "finished")
-    assert list(broken_life([*whole, forbidden])) == [
+    whole = [
+        make_transition("", "requested", "requested"),
+        make_transition("requested", "recruiting_started", "recruiting"),
+    ]
+    assert list(lifecycle_violations(whole)) == []
+    jump = make_transition("running", "run_finished", "finished")
+    assert list(lifecycle_violations([*whole, jump])) == ["the log jumps from recruiting to running"]
+    forbidden = make_transition("recruiting", "run_finished", "finished")
+    assert list(lifecycle_violations([*whole, forbidden])) == [
         "no run goes from recruiting to finished by run_finished"
     ]
 
@@ -144,21 +147,28 @@ def test_who_took_part_is_known_of_rounds_that_the_facts_have_forgotten_and_of_a
     None
 ):
     first, again = (RoundResult(round=1, participants={client: 10}) for client in ("c1", "c2"))
-    moves = [moved("running", "round_finished", "running", one) for one in (first, again, LAST)]
+    moves = [make_transition("running", "round_finished", "running", one) for one in (first, again, LAST)]
     forgotten = facts(RoundResult(round=1), LAST)
-    assert rounds_of(forgotten, moves) == [again, LAST]
+    assert all_rounds(forgotten, moves) == [again, LAST]
 
 
 def test_only_answers_to_what_trains_are_updates() -> None:
-    train, judge = asked("c1", 1), asked("c1", 1, "evaluate")
-    named = asked("c2", 1, "train.mine")
-    said: list[Message] = [train, judge, named, answered(train), answered(judge), answered(named, "it broke")]
-    assert updates_of(said) == [
-        Update(round=1, client="c1", sha256="b" * 64, size_bytes=80, train_s=0.0),
-        Update(round=1, client="c2", sha256="", size_bytes=0, train_s=0.0, error="it broke"),
+    train, judge = make_round_message("c1", 1), make_round_message("c1", 1, "evaluate")
+    named = make_round_message("c2", 1, "train.mine")
+    said: list[Message] = [
+        train,
+        judge,
+        named,
+        make_round_reply(train),
+        make_round_reply(judge),
+        make_round_reply(named, "it broke"),
+    ]
+    assert collect_updates(said) == [
+        ClientUpdate(round=1, client="c1", sha256="b" * 64, size_bytes=80, train_s=0.0),
+        ClientUpdate(round=1, client="c2", sha256="", size_bytes=0, train_s=0.0, error="it broke"),
     ]
     rounds = [RoundResult(round=1, participants={"c1": 10, "c2": 10}), LAST]
-    assert list(without_update(rounds, updates_of(said))) == [
+    assert list(missing_updates(rounds, collect_updates(said))) == [
         "the log has no update of c2 in round 1",
         "the log has no update of c1 in round 2",
     ]
@@ -166,7 +176,7 @@ def test_only_answers_to_what_trains_are_updates() -> None:
 
 def test_a_client_with_other_code_is_named() -> None:
     said = [
-        Joined(task="mnist", client=client, run="mnist-1", code_version=code)
+        ClientJoined(task="mnist", client=client, run="mnist-1", code_version=code)
         for client, code in (("c1", "a" * 40), ("c2", "c" * 40), ("c3", ""))
     ]
-    assert list(other_code(facts(), said)) == [f"c2 joined with the code {'c' * 40}"]
+    assert list(code_mismatches(facts(), said)) == [f"c2 joined with the code {'c' * 40}"]

@@ -4,10 +4,10 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fedbus.contracts.client_metrics import MOST_FIGURES
+from fedbus.contracts.client_metrics import MAX_METRICS
 from fedbus.contracts.envelope import MAX_EVENT_BYTES, pack
-from fedbus.contracts.run import CLIENTS_TOLD, RoundResult, RunFacts, RunPlan
-from fedbus.domain.round_history import ROUNDS_KEPT, with_round
+from fedbus.contracts.run import MAX_REPORTED_CLIENTS, RoundResult, RunData, RunPlan
+from fedbus.domain.round_history import MAX_ROUNDS, append_round
 
 
 def result(number: int, clients: int = 3, failed: int = 0) -> RoundResult:
@@ -19,11 +19,11 @@ def result(number: int, clients: int = 3, failed: int = 0) -> RoundResult:
         participants=dict.fromkeys(names, 1000),
         train_s=dict.fromkeys(names, 4.25),
         figures={
-            name: {f"train_{'x' * 30}{at}": 0.25 for at in range(MOST_FIGURES)}
-            for name in names[:CLIENTS_TOLD]
+            name: {f"train_{'x' * 30}{at}": 0.25 for at in range(MAX_METRICS)}
+            for name in names[:MAX_REPORTED_CLIENTS]
         },
-        transfer_s=dict.fromkeys(names[:CLIENTS_TOLD], 0.25),
-        wait_s=dict.fromkeys(names[:CLIENTS_TOLD], 0.25),
+        transfer_s=dict.fromkeys(names[:MAX_REPORTED_CLIENTS], 0.25),
+        wait_s=dict.fromkeys(names[:MAX_REPORTED_CLIENTS], 0.25),
         failures={f"broken-{one:05}": "the trainer ended with code 1: " + "x" * 200 for one in range(failed)},
     )
 
@@ -31,7 +31,7 @@ def result(number: int, clients: int = 3, failed: int = 0) -> RoundResult:
 def history(count: int, clients: int = 3, failed: int = 0) -> tuple[RoundResult, ...]:
     rounds: tuple[RoundResult, ...] = ()
     for number in range(count):
-        rounds = with_round(rounds, result(number, clients, failed))
+        rounds = append_round(rounds, result(number, clients, failed))
     return rounds
 
 
@@ -41,7 +41,7 @@ def test_a_short_run_remembers_everything() -> None:
 
 @pytest.mark.parametrize(("rounds", "clients", "failed"), [(3000, 3, 0), (400, 100, 5), (20, 1500, 0)])
 def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, failed: int) -> None:
-    facts = RunFacts(
+    facts = RunData(
         task="mnist",
         run="mnist-1",
         plan=RunPlan(rounds=rounds),
@@ -53,13 +53,13 @@ def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, fai
 
 
 def test_the_first_round_and_the_newest_are_kept_with_all_their_figures() -> None:
-    rounds = history(2 * ROUNDS_KEPT)
-    assert [one.round for one in (rounds[0], rounds[-1])] == [0, 2 * ROUNDS_KEPT - 1]
-    assert len(rounds) == ROUNDS_KEPT
-    assert rounds[-1] == result(2 * ROUNDS_KEPT - 1)
+    rounds = history(2 * MAX_ROUNDS)
+    assert [one.round for one in (rounds[0], rounds[-1])] == [0, 2 * MAX_ROUNDS - 1]
+    assert len(rounds) == MAX_ROUNDS
+    assert rounds[-1] == result(2 * MAX_ROUNDS - 1)
     assert rounds[1].loss is not None
 
 
 def test_a_round_that_comes_again_takes_the_place_of_the_one_before() -> None:
     again = result(3, clients=2)
-    assert with_round(history(5), again) == (*history(3), again)
+    assert append_round(history(5), again) == (*history(3), again)

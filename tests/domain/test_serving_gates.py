@@ -3,9 +3,9 @@
 import numpy as np
 import pytest
 
-from fedbus.contracts.serving import Beside
+from fedbus.contracts.serving import ModelComparison
 from fedbus.contracts.task.serving import ServingTable
-from fedbus.domain.serving_gates import PASSED, of_canary, of_shadow, of_watch, on_holdout, score
+from fedbus.domain.serving_gates import PASSED, judge_canary, judge_holdout, judge_shadow, judge_watch, score
 
 
 def table(**entries: float) -> ServingTable:
@@ -21,37 +21,37 @@ WATCH = table(watch_s=60, max_errors=3, max_answer_psi=0.25)
     ("old", "new", "passed"), [(0.9, 0.9, True), (0.9, 0.86, True), (0.9, 0.84, False), (0.5, 0.9, True)]
 )
 def test_on_the_holdout_a_model_may_be_worse_by_the_tolerance(old: float, new: float, passed: bool) -> None:
-    verdict = on_holdout(old, new, 100, table(tolerance=0.05))
+    verdict = judge_holdout(old, new, 100, table(tolerance=0.05))
     assert verdict.passed == passed
     assert passed or "100 labelled samples" in verdict.reason
 
 
 def test_a_shadow_goes_on_until_it_has_answered_enough_or_time_is_up() -> None:
-    assert of_shadow(Beside(samples=99), 9, SHADOW) is None
-    assert of_shadow(Beside(samples=100, disagreement=0.1), 1, SHADOW) == PASSED
-    assert of_shadow(Beside(samples=3), 10, SHADOW) == PASSED
+    assert judge_shadow(ModelComparison(samples=99), 9, SHADOW) is None
+    assert judge_shadow(ModelComparison(samples=100, disagreement=0.1), 1, SHADOW) == PASSED
+    assert judge_shadow(ModelComparison(samples=3), 10, SHADOW) == PASSED
 
 
 def test_a_shadow_that_errs_or_disagrees_is_out() -> None:
-    for beside in (Beside(samples=1, errors=1), Beside(samples=100, disagreement=0.3)):
-        verdict = of_shadow(beside, 1, SHADOW)
+    for beside in (ModelComparison(samples=1, errors=1), ModelComparison(samples=100, disagreement=0.3)):
+        verdict = judge_shadow(beside, 1, SHADOW)
         assert verdict is not None
         assert not verdict.passed
 
 
 def test_a_canary_may_stumble_but_not_fall() -> None:
-    assert of_canary(Beside(samples=50, errors=2), 1, CANARY) is None
-    assert of_canary(Beside(samples=100, errors=2), 1, CANARY) == PASSED
-    verdict = of_canary(Beside(samples=50, errors=3), 1, CANARY)
+    assert judge_canary(ModelComparison(samples=50, errors=2), 1, CANARY) is None
+    assert judge_canary(ModelComparison(samples=100, errors=2), 1, CANARY) == PASSED
+    verdict = judge_canary(ModelComparison(samples=50, errors=3), 1, CANARY)
     assert verdict is not None
     assert "failed 3 requests" in verdict.reason
 
 
 def test_a_model_is_watched_for_its_time_and_returned_from_when_it_errs_or_drifts() -> None:
-    assert of_watch(Beside(samples=10**6, answer_psi=0.1), 59, WATCH) is None
-    assert of_watch(Beside(samples=10), 60, WATCH) == PASSED
-    for beside in (Beside(errors=3), Beside(answer_psi=0.3)):
-        verdict = of_watch(beside, 1, WATCH)
+    assert judge_watch(ModelComparison(samples=10**6, answer_psi=0.1), 59, WATCH) is None
+    assert judge_watch(ModelComparison(samples=10), 60, WATCH) == PASSED
+    for beside in (ModelComparison(errors=3), ModelComparison(answer_psi=0.3)):
+        verdict = judge_watch(beside, 1, WATCH)
         assert verdict is not None
         assert not verdict.passed
 

@@ -11,61 +11,70 @@ from hypothesis import strategies as st
 
 from fedbus.contracts.expressions.parser import And, Or
 from fedbus.contracts.expressions.trigger import (
-    After,
-    Cron,
-    Drift,
-    Every,
-    LiveAccuracy,
-    NewCode,
-    Rows,
-    Source,
-    trigger,
+    CronCondition,
+    DriftCondition,
+    IntervalCondition,
+    LiveAccuracyCondition,
+    NewCodeCondition,
+    RowCountCondition,
+    TaskFinishedCondition,
+    TriggerCondition,
+    parse_trigger,
 )
 from fedbus.contracts.scheduling import ScheduleTable
 from fedbus.domain.triggers import (
-    LONGEST_DEBOUNCE,
-    MOST_MISSED,
-    Count,
-    Figure,
-    Held,
-    Judged,
-    Seen,
-    after_absence,
-    after_firing,
-    awaited,
-    end_of_quiet,
-    first_moment,
-    held,
-    next_look,
+    MAX_DEBOUNCE_FACTOR,
+    MAX_MISSED,
+    ClientAccuracy,
+    ClientRowCount,
+    RunMetric,
+    TriggerFired,
+    TriggerInputs,
+    cron_start_after_restart,
+    cron_start_after_run,
+    evaluate_trigger,
+    first_cron_time,
+    next_evaluation,
+    quiet_hours_end,
     ready_at,
+    unmet_conditions,
 )
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 NEW_YEAR = datetime(2026, 1, 1, tzinfo=UTC)
 BERLIN = ZoneInfo("Europe/Berlin")
 MOMENTS = st.timedeltas(timedelta(0), timedelta(days=365)).map(lambda later: NEW_YEAR + later)
-SOURCES: st.SearchStrategy[Source] = st.one_of(
+SOURCES: st.SearchStrategy[TriggerCondition] = st.one_of(
     st.sampled_from(
-        [Cron("0 3 * * *"), Cron("*/7 * * * *"), Cron("30 2 * * SUN"), NewCode(), Drift(1), Drift(2)]
+        [
+            CronCondition("0 3 * * *"),
+            CronCondition("*/7 * * * *"),
+            CronCondition("30 2 * * SUN"),
+            NewCodeCondition(),
+            DriftCondition(1),
+            DriftCondition(2),
+        ]
     ),
-    st.builds(LiveAccuracy, st.sampled_from([0.5, 1.0]), st.integers(1, 3)),
-    st.builds(Every, st.floats(1, 1e6)),
-    st.builds(Rows, st.sampled_from(["labelled", "unlabelled"]), st.integers(1, 50), st.integers(1, 3)),
-    st.builds(After, st.sampled_from(["a", "b"])),
+    st.builds(LiveAccuracyCondition, st.sampled_from([0.5, 1.0]), st.integers(1, 3)),
+    st.builds(IntervalCondition, st.floats(1, 1e6)),
+    st.builds(
+        RowCountCondition, st.sampled_from(["labelled", "unlabelled"]), st.integers(1, 50), st.integers(1, 3)
+    ),
+    st.builds(TaskFinishedCondition, st.sampled_from(["a", "b"])),
 )
 CLIENTS = st.sampled_from(["c1", "c2", "c3"])
-SEEN = st.builds(
-    lambda since, later, **rest: Seen(since=since, clock_since=since, now=since + later, **rest),
+INPUTS = st.builds(
+    lambda since, later, **rest: TriggerInputs(since=since, clock_since=since, now=since + later, **rest),
     since=MOMENTS,
     later=st.timedeltas(timedelta(0), timedelta(days=3)),
     running=st.booleans(),
     fresh=st.booleans(),
     last_ended=st.none() | MOMENTS,
-    labelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
-    unlabelled=st.dictionaries(CLIENTS, st.builds(Count, st.integers(0, 60), MOMENTS)),
+    labelled=st.dictionaries(CLIENTS, st.builds(ClientRowCount, st.integers(0, 60), MOMENTS)),
+    unlabelled=st.dictionaries(CLIENTS, st.builds(ClientRowCount, st.integers(0, 60), MOMENTS)),
     drifted=st.dictionaries(CLIENTS, MOMENTS),
     drifted_before=st.frozensets(CLIENTS),
-    judged=st.dictionaries(CLIENTS, st.builds(Judged, st.floats(0, 1), MOMENTS)),
+    judged=st.dictionaries(CLIENTS, st.builds(ClientAccuracy, st.floats(0, 1), MOMENTS)),
     accuracy_before=st.dictionaries(CLIENTS, st.floats(0, 1)),
     again=st.timedeltas(timedelta(seconds=1), timedelta(days=3)),
     new_code_at=st.none() | MOMENTS,
@@ -73,8 +82,8 @@ SEEN = st.builds(
 )
 
 
-def seen(**what: Any) -> Seen:
-    return Seen(
+def make_inputs(**what: Any) -> TriggerInputs:
+    return TriggerInputs(
         **{"now": NOON, "since": NOON - timedelta(hours=1), "clock_since": NOON - timedelta(hours=1), **what}
     )
 
@@ -86,21 +95,23 @@ def minutes(count: float) -> timedelta:
 # --- laws -----------------------------------------------------------------------------------------
 
 
-@given(st.lists(SOURCES, min_size=2, max_size=4), SEEN)
-def test_either_holds_since_the_first_and_both_since_the_last(parts: list[Source], what: Seen) -> None:
-    each = [held(part, what) for part in parts]
+@given(st.lists(SOURCES, min_size=2, max_size=4), INPUTS)
+def test_either_holds_since_the_first_and_both_since_the_last(
+    parts: list[TriggerCondition], what: TriggerInputs
+) -> None:
+    each = [evaluate_trigger(part, what) for part in parts]
     there = [one.at for one in each if one]
-    either, both = held(Or(tuple(parts)), what), held(And(tuple(parts)), what)
+    either, both = evaluate_trigger(Or(tuple(parts)), what), evaluate_trigger(And(tuple(parts)), what)
     assert (either.at if either else None) == min(there, default=None)
     assert (both.at if both else None) == (max(there) if len(there) == len(parts) else None)
 
 
-@given(st.lists(SOURCES, min_size=1, max_size=4), SEEN)
+@given(st.lists(SOURCES, min_size=1, max_size=4), INPUTS)
 def test_what_holds_is_not_of_the_future_and_the_next_look_not_of_the_past(
-    parts: list[Source], what: Seen
+    parts: list[TriggerCondition], what: TriggerInputs
 ) -> None:
-    either = held(Or(tuple(parts)), what)
-    look = next_look(Or(tuple(parts)), what)
+    either = evaluate_trigger(Or(tuple(parts)), what)
+    look = next_evaluation(Or(tuple(parts)), what)
     assert either is None or either.at <= what.now
     assert look is None or look > what.now
 
@@ -110,62 +121,66 @@ def test_the_next_moment_of_cron_is_later_and_never_goes_back(
     text: str, one: datetime, other: datetime
 ) -> None:
     first, second = sorted((one, other))
-    after_first = first_moment(Cron(text), first, BERLIN)
+    after_first = first_cron_time(CronCondition(text), first, BERLIN)
     assert after_first > first
-    assert after_first <= first_moment(Cron(text), second, BERLIN)
+    assert after_first <= first_cron_time(CronCondition(text), second, BERLIN)
 
 
-@given(SOURCES, SEEN)
-def test_a_source_that_time_brings_holds_when_its_time_has_come(source: Source, what: Seen) -> None:
-    if (look := next_look(source, what)) is not None:
-        later = Seen(**{**vars(what), "now": look})
-        assert held(source, later) is not None
+@given(SOURCES, INPUTS)
+def test_a_source_that_time_brings_holds_when_its_time_has_come(
+    source: TriggerCondition, what: TriggerInputs
+) -> None:
+    if (look := next_evaluation(source, what)) is not None:
+        later = TriggerInputs(**{**vars(what), "now": look})
+        assert evaluate_trigger(source, later) is not None
 
 
 # --- sources ------------------------------------------------------------------------------------------
 
 
 def test_cron_holds_from_its_moment_on_until_a_run_has_started() -> None:
-    nightly = trigger("cron '0 3 * * *'")
+    nightly = parse_trigger("cron '0 3 * * *'")
     since = datetime(2026, 3, 14, 1, tzinfo=UTC)
-    asleep = seen(clock_since=since, now=datetime(2026, 3, 14, 2, 59, tzinfo=UTC))
-    assert held(nightly, asleep) is None
-    assert next_look(nightly, asleep) == datetime(2026, 3, 14, 3, tzinfo=UTC)
-    awake = held(nightly, seen(clock_since=since, now=NOON))
+    asleep = make_inputs(clock_since=since, now=datetime(2026, 3, 14, 2, 59, tzinfo=UTC))
+    assert evaluate_trigger(nightly, asleep) is None
+    assert next_evaluation(nightly, asleep) == datetime(2026, 3, 14, 3, tzinfo=UTC)
+    awake = evaluate_trigger(nightly, make_inputs(clock_since=since, now=NOON))
     assert awake is not None
     assert (awake.at.hour, awake.why) == (3, "cron '0 3 * * *'")
-    assert held(nightly, seen(clock_since=awake.at, now=NOON)) is None
+    assert evaluate_trigger(nightly, make_inputs(clock_since=awake.at, now=NOON)) is None
 
 
 def test_cron_follows_the_time_zone_over_the_changes_of_the_clock() -> None:
-    at_three = Cron("0 3 * * *")
+    at_three = CronCondition("0 3 * * *")
     saturday = datetime(2026, 3, 28, 12, tzinfo=UTC)
-    sunday = first_moment(at_three, saturday, BERLIN)
+    sunday = first_cron_time(at_three, saturday, BERLIN)
     assert sunday == datetime(2026, 3, 29, 1, tzinfo=UTC), "03:00 in summer time"
-    assert first_moment(at_three, sunday, BERLIN) - sunday == timedelta(days=1)
-    skipped = first_moment(Cron("30 2 * * *"), saturday, BERLIN)
+    assert first_cron_time(at_three, sunday, BERLIN) - sunday == timedelta(days=1)
+    skipped = first_cron_time(CronCondition("30 2 * * *"), saturday, BERLIN)
     assert skipped == datetime(2026, 3, 29, 1, tzinfo=UTC), (
         "02:30 is not there that night: it is made up for at once"
     )
-    autumn = first_moment(Cron("30 2 * * *"), datetime(2026, 10, 24, 12, tzinfo=UTC), BERLIN)
-    assert first_moment(Cron("30 2 * * *"), autumn, BERLIN).astimezone(BERLIN).day == 26, (
+    autumn = first_cron_time(CronCondition("30 2 * * *"), datetime(2026, 10, 24, 12, tzinfo=UTC), BERLIN)
+    assert first_cron_time(CronCondition("30 2 * * *"), autumn, BERLIN).astimezone(BERLIN).day == 26, (
         "02:30 comes twice, and counts once"
     )
 
 
-@given(st.lists(SOURCES, min_size=1, max_size=4), SEEN)
-def test_nothing_is_awaited_exactly_where_every_part_holds(parts: list[Source], what: Seen) -> None:
-    everything: And[Source] = And(tuple(parts))
-    either: Or[Source] = Or(tuple(parts))
-    assert (awaited(everything, what) == ()) == (held(everything, what) is not None)
-    assert awaited(either, what) == awaited(everything, what)
+@given(st.lists(SOURCES, min_size=1, max_size=4), INPUTS)
+def test_nothing_is_awaited_exactly_where_every_part_holds(
+    parts: list[TriggerCondition], what: TriggerInputs
+) -> None:
+    everything: And[TriggerCondition] = And(tuple(parts))
+    either: Or[TriggerCondition] = Or(tuple(parts))
+    assert (unmet_conditions(everything, what) == ()) == (evaluate_trigger(everything, what) is not None)
+    assert unmet_conditions(either, what) == unmet_conditions(everything, what)
 
 
 def test_what_is_awaited_says_how_far_it_is() -> None:
-    rows = {"c1": Count(64, NOON), "c2": Count(63, NOON)}
+    rows = {"c1": ClientRowCount(64, NOON), "c2": ClientRowCount(63, NOON)}
     text = "labelled >= 64 on 2 clients or drift on 3 clients or every 6h or after other"
-    so_far = seen(labelled=rows, drifted={"c1": NOON}, running=True)
-    assert awaited(trigger(text), so_far) == (
+    so_far = make_inputs(labelled=rows, drifted={"c1": NOON}, running=True)
+    assert unmet_conditions(parse_trigger(text), so_far) == (
         "labelled >= 64 on 2 clients (1 so far)",
         "drift on 3 clients (1 so far)",
         "every 21600 s, once the run under way is over",
@@ -174,39 +189,51 @@ def test_what_is_awaited_says_how_far_it_is() -> None:
 
 
 def test_rows_count_on_as_many_clients_as_asked() -> None:
-    enough = trigger("labelled >= 64 on 2 clients")
-    counts = {"c1": Count(70, NOON - minutes(9)), "c2": Count(63, NOON - minutes(5)), "c3": Count(1, NOON)}
-    assert held(enough, seen(labelled=counts)) is None
-    told = held(enough, seen(labelled=counts | {"c2": Count(64, NOON - minutes(3))}))
+    enough = parse_trigger("labelled >= 64 on 2 clients")
+    counts = {
+        "c1": ClientRowCount(70, NOON - minutes(9)),
+        "c2": ClientRowCount(63, NOON - minutes(5)),
+        "c3": ClientRowCount(1, NOON),
+    }
+    assert evaluate_trigger(enough, make_inputs(labelled=counts)) is None
+    told = evaluate_trigger(
+        enough, make_inputs(labelled=counts | {"c2": ClientRowCount(64, NOON - minutes(3))})
+    )
     assert told is not None
     assert told.at == NOON - minutes(3)
     assert told.why == "labelled >= 64 on 2 clients (c1: 70, c2: 64)"
 
 
 def test_a_poor_live_accuracy_counts_like_drift_by_what_was_poor_at_the_last_run() -> None:
-    poor = trigger("live_accuracy < 80% on 2 clients")
-    judged = {"c1": Judged(0.5, NOON), "c2": Judged(0.75, NOON), "c3": Judged(0.8, NOON)}
+    poor = parse_trigger("live_accuracy < 80% on 2 clients")
+    judged = {
+        "c1": ClientAccuracy(0.5, NOON),
+        "c2": ClientAccuracy(0.75, NOON),
+        "c3": ClientAccuracy(0.8, NOON),
+    }
     why = "live_accuracy < 0.8 on 2 clients (c1: 0.5, c2: 0.75)"
-    assert held(poor, seen(judged=judged)) == Held(NOON, why)
-    assert held(poor, seen(judged=judged, accuracy_before={"c1": 0.5, "c2": 0.9})) == Held(NOON, why)
-    uncured = seen(judged=judged, accuracy_before={"c1": 0.1, "c2": 0.79}, again=timedelta(hours=3))
-    assert held(poor, uncured) is None
-    assert next_look(poor, uncured) == uncured.since + timedelta(hours=3)
-    assert held(poor, seen(judged={"c1": Judged(0.5, NOON)})) is None
+    assert evaluate_trigger(poor, make_inputs(judged=judged)) == TriggerFired(NOON, why)
+    assert evaluate_trigger(
+        poor, make_inputs(judged=judged, accuracy_before={"c1": 0.5, "c2": 0.9})
+    ) == TriggerFired(NOON, why)
+    uncured = make_inputs(judged=judged, accuracy_before={"c1": 0.1, "c2": 0.79}, again=timedelta(hours=3))
+    assert evaluate_trigger(poor, uncured) is None
+    assert next_evaluation(poor, uncured) == uncured.since + timedelta(hours=3)
+    assert evaluate_trigger(poor, make_inputs(judged={"c1": ClientAccuracy(0.5, NOON)})) is None
 
 
 def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_later() -> None:
-    both = trigger("drift on 2 clients")
+    both = parse_trigger("drift on 2 clients")
     old, new, day = NOON - timedelta(hours=2), NOON - timedelta(minutes=5), timedelta(days=1)
-    assert held(both, seen(drifted={"c1": old})) is None
-    assert held(both, seen(drifted={"c1": old, "c2": new}, drifted_before=["c1"])) == Held(
-        new, "drift on 2 clients (c1, c2)"
-    )
-    uncured = seen(drifted={"c1": old, "c2": old}, drifted_before=["c1", "c2", "c3"])
-    assert held(both, uncured) is None
-    assert next_look(both, uncured) == uncured.since + day
+    assert evaluate_trigger(both, make_inputs(drifted={"c1": old})) is None
+    assert evaluate_trigger(
+        both, make_inputs(drifted={"c1": old, "c2": new}, drifted_before=["c1"])
+    ) == TriggerFired(new, "drift on 2 clients (c1, c2)")
+    uncured = make_inputs(drifted={"c1": old, "c2": old}, drifted_before=["c1", "c2", "c3"])
+    assert evaluate_trigger(both, uncured) is None
+    assert next_evaluation(both, uncured) == uncured.since + day
     later = replace(uncured, now=uncured.since + day)
-    assert held(both, later) == Held(later.now, "drift on 2 clients (c1, c2)")
+    assert evaluate_trigger(both, later) == TriggerFired(later.now, "drift on 2 clients (c1, c2)")
 
 
 @pytest.mark.parametrize(
@@ -220,29 +247,29 @@ def test_drift_counts_whenever_it_began_but_what_a_run_did_not_cure_only_a_day_l
     ],
 )
 def test_a_metric_that_got_worse_starts_a_run(text: str, before: float, latest: float, holds: bool) -> None:
-    figures = {"accuracy": Figure(before, latest, NOON), "loss": Figure(before, latest, NOON)}
-    assert (held(trigger(text), seen(figures=figures)) is not None) is holds
+    figures = {"accuracy": RunMetric(before, latest, NOON), "loss": RunMetric(before, latest, NOON)}
+    assert (evaluate_trigger(parse_trigger(text), make_inputs(figures=figures)) is not None) is holds
 
 
 def test_a_run_after_another_tasks_run() -> None:
-    after = trigger("after other")
-    assert held(after, seen(finished={"other": NOON - timedelta(hours=2)})) is None
-    assert held(after, seen(finished={"other": NOON})) is not None
+    after = parse_trigger("after other")
+    assert evaluate_trigger(after, make_inputs(finished={"other": NOON - timedelta(hours=2)})) is None
+    assert evaluate_trigger(after, make_inputs(finished={"other": NOON})) is not None
 
 
 def test_an_interval_begins_when_a_run_ends_and_the_first_is_at_once() -> None:
-    hourly = trigger("every 1h")
-    assert held(hourly, seen(fresh=True)) is not None
-    assert held(hourly, seen(last_ended=NOON - minutes(59))) is None
-    assert next_look(hourly, seen(last_ended=NOON - minutes(59))) == NOON + minutes(1)
-    assert held(hourly, seen(last_ended=NOON - minutes(60))) is not None
-    assert held(hourly, seen(last_ended=NOON - minutes(60), running=True)) is None
+    hourly = parse_trigger("every 1h")
+    assert evaluate_trigger(hourly, make_inputs(fresh=True)) is not None
+    assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(59))) is None
+    assert next_evaluation(hourly, make_inputs(last_ended=NOON - minutes(59))) == NOON + minutes(1)
+    assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(60))) is not None
+    assert evaluate_trigger(hourly, make_inputs(last_ended=NOON - minutes(60), running=True)) is None
 
 
 def test_an_interval_that_was_skipped_begins_anew() -> None:
-    skipped = seen(since=NOON - minutes(10), last_ended=NOON - timedelta(hours=2))
-    assert held(trigger("every 1h"), skipped) is None
-    assert next_look(trigger("every 1h"), skipped) == NOON + minutes(50)
+    skipped = make_inputs(since=NOON - minutes(10), last_ended=NOON - timedelta(hours=2))
+    assert evaluate_trigger(parse_trigger("every 1h"), skipped) is None
+    assert next_evaluation(parse_trigger("every 1h"), skipped) == NOON + minutes(50)
 
 
 # --- how long a run that is due waits ---------------------------------------------------------------------
@@ -256,35 +283,35 @@ def test_a_debounce_waits_for_calm_but_not_for_ever() -> None:
     calm = schedule(debounce_s=60)
     assert ready_at(calm, due_since=NOON, last_news=None) == NOON + minutes(1)
     assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(3)) == NOON + minutes(4)
-    assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(60)) == NOON + minutes(LONGEST_DEBOUNCE)
+    assert ready_at(calm, due_since=NOON, last_news=NOON + minutes(60)) == NOON + minutes(MAX_DEBOUNCE_FACTOR)
 
 
 def test_quiet_hours_are_waited_for_in_the_schedules_time_zone() -> None:
     office = schedule(quiet="hour in 8..18 and weekday in mon..fri", timezone="Europe/Berlin")
     tuesday = datetime(2026, 3, 17, 9, 7, tzinfo=UTC)  # 10:07 in Berlin
-    assert end_of_quiet(office, tuesday) == datetime(2026, 3, 17, 17, tzinfo=UTC)
-    assert end_of_quiet(office, NOON) == NOON, "a Saturday"
-    assert end_of_quiet(schedule(quiet="hour in 0..24"), NOON) is None
+    assert quiet_hours_end(office, tuesday) == datetime(2026, 3, 17, 17, tzinfo=UTC)
+    assert quiet_hours_end(office, NOON) == NOON, "a Saturday"
+    assert quiet_hours_end(schedule(quiet="hour in 0..24"), NOON) is None
 
 
 @pytest.mark.parametrize(("missed", "runs"), [("skip", 0), ("once", 1), ("all", 3)])
 def test_what_was_missed_is_skipped_or_made_up_for_once_or_in_full(missed: str, runs: int) -> None:
-    hourly, table = trigger("cron '0 * * * *'"), schedule(when="cron '0 * * * *'", missed=missed)
-    away = seen(clock_since=NOON - minutes(150), now=NOON + minutes(30))
-    assert held(hourly, away) is not None
-    clock, started = after_absence(table, hourly, away), 0
-    while held(hourly, now := Seen(**{**vars(away), "clock_since": clock})) is not None:
-        clock, started = after_firing(table, hourly, now), started + 1
+    hourly, table = parse_trigger("cron '0 * * * *'"), schedule(when="cron '0 * * * *'", missed=missed)
+    away = make_inputs(clock_since=NOON - minutes(150), now=NOON + minutes(30))
+    assert evaluate_trigger(hourly, away) is not None
+    clock, started = cron_start_after_restart(table, hourly, away), 0
+    while evaluate_trigger(hourly, now := TriggerInputs(**{**vars(away), "clock_since": clock})) is not None:
+        clock, started = cron_start_after_run(table, hourly, now), started + 1
     assert started == runs
 
 
 def test_what_was_missed_for_long_is_made_up_for_within_bounds() -> None:
-    often, table = trigger("cron '* * * * *'"), schedule(when="cron '* * * * *'", missed="all")
-    away = seen(clock_since=NOON - timedelta(days=30))
-    clock, started = after_absence(table, often, away), 0
-    while held(often, now := Seen(**{**vars(away), "clock_since": clock})) is not None:
-        clock, started = after_firing(table, often, now), started + 1
-    assert started == MOST_MISSED
+    often, table = parse_trigger("cron '* * * * *'"), schedule(when="cron '* * * * *'", missed="all")
+    away = make_inputs(clock_since=NOON - timedelta(days=30))
+    clock, started = cron_start_after_restart(table, often, away), 0
+    while evaluate_trigger(often, now := TriggerInputs(**{**vars(away), "clock_since": clock})) is not None:
+        clock, started = cron_start_after_run(table, often, now), started + 1
+    assert started == MAX_MISSED
 
 
 @pytest.mark.parametrize(

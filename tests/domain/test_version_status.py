@@ -3,13 +3,13 @@
 from datetime import UTC, datetime
 
 from fedbus.contracts.champion import Champion
-from fedbus.domain.version_status import CHAMPION, NEVER_SERVED, SERVED_BEFORE, standing
+from fedbus.domain.version_status import CHAMPION, NEVER_SERVED, SERVED_BEFORE, status_of
 
 
 def test_a_version_is_served_was_served_or_was_kept_back() -> None:
     champion = Champion(version=3, term=2, before=(1,), since=datetime.now(UTC))
-    assert [standing(one, champion) for one in (1, 2, 3)] == [SERVED_BEFORE, NEVER_SERVED, CHAMPION]
+    assert [status_of(one, champion) for one in (1, 2, 3)] == [SERVED_BEFORE, NEVER_SERVED, CHAMPION]
 
 
 def test_without_a_champion_nothing_is_said_of_any() -> None:
-    assert standing(1, None) == ""
+    assert status_of(1, None) == ""

@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.plugs import Site, site_up
+from support.plugs import ProcessFederation, run_process_federation
 
 
 @pytest.fixture
-async def site(tmp_path: Path) -> AsyncIterator[Site]:
-    async with site_up(tmp_path) as site:
+async def site(tmp_path: Path) -> AsyncIterator[ProcessFederation]:
+    async with run_process_federation(tmp_path) as site:
         yield site

@@ -24,7 +24,7 @@ MOMENTS = {
 
 
 @asynccontextmanager
-async def demo(directory: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Path]]:
+async def run_demo_process(directory: Path) -> AsyncIterator[tuple[asyncio.subprocess.Process, Path]]:
     """`fedbus demo` as a shell starts it, and the file with what it says."""
     task, said = tiny_task(directory), directory / "said.txt"
     home = directory / "home"
@@ -52,7 +52,7 @@ async def demo(directory: Path) -> AsyncIterator[tuple[asyncio.subprocess.Proces
     ],
 )
 async def test_ctrl_c_ends_every_process(tmp_path: Path, moment: str) -> None:
-    async with demo(tmp_path) as (process, said):
+    async with run_demo_process(tmp_path) as (process, said):
         await eventually(lambda: MOMENTS[moment] in said.read_text(), within_s=60)
         process.send_signal(signal.SIGINT)
         async with asyncio.timeout(ENDS_WITHIN_S):
@@ -64,7 +64,7 @@ async def test_ctrl_c_ends_every_process(tmp_path: Path, moment: str) -> None:
 
 @pytest.mark.fault
 async def test_a_killed_parent_leaves_no_orphan(tmp_path: Path) -> None:
-    async with demo(tmp_path) as (process, said):
+    async with run_demo_process(tmp_path) as (process, said):
         await eventually(lambda: "round 1" in said.read_text(), within_s=60)
         process.kill()
         await process.wait()

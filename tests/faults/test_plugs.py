@@ -5,32 +5,34 @@ import signal
 
 import aiohttp
 import pytest
-from support.plugs import Site
+from support.plugs import ProcessFederation
 
 
-def states(site: Site, run: str) -> list[str]:
+def read_states(site: ProcessFederation, run: str) -> list[str]:
     return [step.event for step in site.fleet.steps if step.kind == "run" and step.thing == run]
 
 
-async def test_a_nats_server_killed_in_the_middle_of_a_round_costs_no_run(site: Site) -> None:
+async def test_a_nats_server_killed_in_the_middle_of_a_round_costs_no_run(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 2))
     os.kill(site.running.nats.pid, signal.SIGKILL)
     await site.until(lambda: site.ended(run))
 
-    assert states(site, run)[-1] == "run_finished"
+    assert read_states(site, run)[-1] == "run_finished"
     assert [one.round for one in site.run(run).rounds] == [0, 1, 2, 3, 4]
     assert site.running.nats.starts == 2
     assert site.running.restarts == {}, "nobody else fell"
 
 
 @pytest.mark.fault
-async def test_a_device_that_goes_in_the_middle_of_a_round_is_left_behind_and_comes_back(site: Site) -> None:
+async def test_a_device_that_goes_in_the_middle_of_a_round_is_left_behind_and_comes_back(
+    site: ProcessFederation,
+) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 2))
     site.process("client", "up", "c2").kill()
     await site.until(lambda: site.ended(run))
-    assert states(site, run)[-1] == "run_finished"
+    assert read_states(site, run)[-1] == "run_finished"
     assert [one.round for one in site.run(run).rounds] == [0, 1, 2, 3, 4]
 
     again = await site.start_run()
@@ -39,45 +41,47 @@ async def test_a_device_that_goes_in_the_middle_of_a_round_is_left_behind_and_co
 
 
 @pytest.mark.fault
-async def test_a_server_side_that_goes_takes_the_run_up_from_the_last_round(site: Site) -> None:
+async def test_a_server_side_that_goes_takes_the_run_up_from_the_last_round(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 3))
     site.process("server", "up").kill()
     await site.until(lambda: site.ended(run))
 
-    assert "server_lost" in states(site, run)
-    assert states(site, run)[-1] == "run_finished"
+    assert "server_lost" in read_states(site, run)
+    assert read_states(site, run)[-1] == "run_finished"
     assert [one.round for one in site.run(run).rounds] == [0, 1, 2, 3, 4]
     assert site.run(run).rounds[-1].loss == pytest.approx(96.0), "each round trained once and counted once"
 
 
 @pytest.mark.fault
-async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_round(site: Site) -> None:
+async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_round(
+    site: ProcessFederation,
+) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 3))
     site.process("child", "server").kill()
     await site.until(lambda: site.ended(run))
 
-    assert states(site, run).count("server_recovered") == 1
-    assert states(site, run)[-1] == "run_finished"
+    assert read_states(site, run).count("server_recovered") == 1
+    assert read_states(site, run)[-1] == "run_finished"
     assert site.run(run).rounds[-1].loss == pytest.approx(96.0)
 
 
 @pytest.mark.fault
-async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: Site) -> None:
+async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: ProcessFederation) -> None:
     run = await site.start_run()
     await site.until(lambda: site.is_in_round(run, 2))
     site.process("child", "trainer").kill()
     await site.until(lambda: site.ended(run))
 
-    assert states(site, run)[-1] == "run_finished"
+    assert read_states(site, run)[-1] == "run_finished"
     assert any(one.failures for one in site.run(run).rounds), "the round says who failed"
 
 
 @pytest.mark.fault
-async def test_predictions_go_on_without_bus_and_server(site: Site) -> None:
+async def test_predictions_go_on_without_bus_and_server(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.ended(run) and site.fleet.all_settled(3))
+    await site.until(lambda: site.ended(run) and site.fleet.are_all_settled(3))
     endpoints = [view.endpoint for view in site.fleet.clients.values()]
     site.process("server", "up").kill()
     os.kill(site.running.nats.pid, signal.SIGKILL)

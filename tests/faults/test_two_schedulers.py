@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
-from support.federation import FED, TASK, Federation, federation, tiny_task
-from support.played_server import ServerManagerPlayed
+from support.federation import FED, TASK, FederationHarness, open_federation, tiny_task
+from support.played_server import FakeServerManager
 
-from fedbus.contracts.scheduling import ScheduleFacts
+from fedbus.contracts.scheduling import ScheduleData
+from fedbus.contracts.server import ServerEvent
 from fedbus.contracts.serving import DriftDetected
 
 pytestmark = pytest.mark.fault
@@ -25,16 +26,16 @@ when = "drift"
 
 
 @pytest.fixture
-async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Federation]:
+async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarness]:
     task = tiny_task(tmp_path)
     table = Path(task.path) / "pyproject.toml"
     table.write_text(table.read_text() + SCHEDULE)
-    async with federation(nats.url, tmp_path, task=task) as fed:
+    async with open_federation(nats.url, tmp_path, task=task) as fed:
         yield fed
 
 
 @asynccontextmanager
-async def scheduler(fed: Federation, said: Path) -> AsyncIterator[asyncio.subprocess.Process]:
+async def run_scheduler(fed: FederationHarness, said: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {
         **os.environ,
         "FEDBUS_NATS_URL": fed.site.nats_url,
@@ -55,55 +56,55 @@ async def scheduler(fed: Federation, said: Path) -> AsyncIterator[asyncio.subpro
             await process.wait()
 
 
-def holder(fed: Federation) -> str:
+def lease_holder(fed: FederationHarness) -> str:
     facts = fed.last("schedule").facts
-    assert isinstance(facts, ScheduleFacts)
+    assert isinstance(facts, ScheduleData)
     return facts.holder
 
 
-def requested(fed: Federation) -> list[str]:
+def requested_runs(fed: FederationHarness) -> list[str]:
     return [one.thing for one in fed.of("run") if one.event == "requested"]
 
 
-async def drift(fed: Federation, client: str) -> None:
+async def publish_drift(fed: FederationHarness, client: str) -> None:
     event = DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
     await fed.say(event, by="inference")
 
 
-async def fails(fed: Federation, server: ServerManagerPlayed, number: int) -> None:
+async def fail_run(fed: FederationHarness, server: FakeServerManager, number: int) -> None:
     await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-    await server.life.move("recruiting_expired")
+    await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
     await fed.reaches("run", "failed", f"{TASK}-{number}")
 
 
 async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_time(
-    fed: Federation, tmp_path: Path
+    fed: FederationHarness, tmp_path: Path
 ) -> None:
     async with (
-        ServerManagerPlayed.living(fed) as server,
+        FakeServerManager.living(fed) as server,
         server.serving(),
-        scheduler(fed, tmp_path / "first.txt") as first,
+        run_scheduler(fed, tmp_path / "first.txt") as first,
     ):
         await server.has_a_model()
         await fed.happens("schedule", "started", within_s=60)
-        frozen = holder(fed)
-        async with scheduler(fed, tmp_path / "second.txt"):
+        frozen = lease_holder(fed)
+        async with run_scheduler(fed, tmp_path / "second.txt"):
             await eventually(lambda: "standing by" in (tmp_path / "second.txt").read_text(), within_s=60)
-            await drift(fed, "c1")
-            await fails(fed, server, 1)
+            await publish_drift(fed, "c1")
+            await fail_run(fed, server, 1)
 
             first.send_signal(signal.SIGSTOP)
-            await drift(fed, "c2")  # both will have heard of it
+            await publish_drift(fed, "c2")  # both will have heard of it
             await fed.happens("schedule", "taken_over", within_s=60)
-            assert holder(fed) != frozen
-            await fails(fed, server, 2)
+            assert lease_holder(fed) != frozen
+            await fail_run(fed, server, 2)
 
             first.send_signal(signal.SIGCONT)
             await eventually(lambda: "standing by" in (tmp_path / "first.txt").read_text(), within_s=60)
-            await drift(fed, "c3")
-            await fails(fed, server, 3)
-            assert holder(fed) != frozen
+            await publish_drift(fed, "c3")
+            await fail_run(fed, server, 3)
+            assert lease_holder(fed) != frozen
             assert first.returncode is None, "it stands by, for when the other falls silent"
-    assert requested(fed) == [f"{TASK}-1", f"{TASK}-2", f"{TASK}-3"]
+    assert requested_runs(fed) == [f"{TASK}-1", f"{TASK}-2", f"{TASK}-3"]
     causes = [one.reason for one in fed.of("schedule") if one.event == "fired"]
     assert len(causes) == 3, "each drift fired once"

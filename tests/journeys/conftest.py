@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.federation import Federation, federation
+from support.federation import FederationHarness, open_federation
 
 
 @pytest.fixture
-async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Federation]:
-    async with federation(nats.url, tmp_path) as fed:
+async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarness]:
+    async with open_federation(nats.url, tmp_path) as fed:
         yield fed

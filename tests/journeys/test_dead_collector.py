@@ -5,17 +5,19 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from support.collector import black_hole, nobody
-from support.plugs import site_up
+from support.collector import closed_address, unresponsive_collector
+from support.plugs import run_process_federation
 
 
-@pytest.mark.parametrize("collector", [pytest.param(nobody, marks=pytest.mark.slow), black_hole])
+@pytest.mark.parametrize(
+    "collector", [pytest.param(closed_address, marks=pytest.mark.slow), unresponsive_collector]
+)
 async def test_a_new_federation_gets_a_model_and_finishes_a_run_whatever_becomes_of_its_collector(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, collector: Callable[[], AbstractContextManager[str]]
 ) -> None:
     with collector() as url:
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
-        async with site_up(tmp_path) as site:
+        async with run_process_federation(tmp_path) as site:
             run = await site.start_run(rounds=1)
             await site.until(lambda: site.ended(run))
 

@@ -12,14 +12,14 @@ from pathlib import Path
 import pytest
 from opentelemetry import trace
 from support import NatsServer, eventually
-from support.collector import Span
-from support.federation import TASK, Federation, federation, history
-from support.traces import listening, moves_of_a_run
-from support.whole import ended, start_run, whole
+from support.collector import ExportedSpan
+from support.federation import TASK, FederationHarness, open_federation, read_transitions
+from support.traces import expected_transitions, record_telemetry
+from support.whole import run_all_agents, start_run, wait_for_run_end
 
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.lifecycle import span_name
-from fedbus.contracts.telemetry import MESSAGING, METRICS, SPANS, Metric
+from fedbus.contracts.telemetry import MESSAGING_ATTRIBUTES, METRICS, SPANS, Metric
 from fedbus.contracts.transition import Transition
 
 CLIENTS = ("c1", "c2")
@@ -38,63 +38,65 @@ ELSEWHERE = {name for name in METRICS if name.startswith(("fedbus.nats.", "fedbu
 
 
 @dataclass
-class Told:
+class TracedRuns:
     """What a federation told of two runs."""
 
     roots: list[str]
-    spans: list[Span]
+    spans: list[ExportedSpan]
     moves: list[Transition]
     figures: set[str]
 
-    def of_run(self, number: int) -> list[Span]:
+    def of_run(self, number: int) -> list[ExportedSpan]:
         return [span for span in self.spans if span.trace_id == self.roots[number - 1]]
 
 
 @pytest.fixture
-async def told(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Told]:
+async def told(
+    nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[TracedRuns]:
     async with (
-        listening(monkeypatch) as heard,
-        federation(nats.url, tmp_path) as fed,
+        record_telemetry(monkeypatch) as heard,
+        open_federation(nats.url, tmp_path) as fed,
     ):
-        async with whole(fed, clients=len(CLIENTS)):
-            roots = [await traced_run(fed) for _ in range(2)]
+        async with run_all_agents(fed, clients=len(CLIENTS)):
+            roots = [await run_traced(fed) for _ in range(2)]
             assert roots == [fed.run(number).trace_id for number in (1, 2)]
             while_they_ran = heard.figures
         await eventually(lambda: all(not orphans(heard.of(root)) for root in roots))
-        yield Told(roots, heard.spans, await history(fed.bus), heard.figures | while_they_ran)
+        yield TracedRuns(roots, heard.spans, await read_transitions(fed.bus), heard.figures | while_they_ran)
 
 
-async def traced_run(fed: Federation) -> str:
+async def run_traced(fed: FederationHarness) -> str:
     """A run that a person starts and sees to its end; the trace that begins with it."""
     with trace.get_tracer("test").start_as_current_span("a person starts a run") as root:
         run = await start_run(fed, quorum=len(CLIENTS))
-    await ended(fed, run)
+    await wait_for_run_end(fed, run)
     return f"{root.get_span_context().trace_id:032x}"
 
 
-def orphans(spans: list[Span]) -> list[str]:
+def orphans(spans: list[ExportedSpan]) -> list[str]:
     """Spans whose parent nobody has sent."""
     known = {span.span_id for span in spans}
     return [span.name for span in spans if span.parent_id and span.parent_id not in known]
 
 
-async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(told: Told) -> None:
+async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(told: TracedRuns) -> None:
     assert len(set(told.roots)) == 2
     for number in (1, 2):
         spans = told.of_run(number)
-        tells_all(spans, f"{TASK}-{number}")
-        hangs_together(spans)
-        joins_are_linked(spans)
-    nothing_is_missing(told)
-    what_is_said_is_in_the_catalogue(told)
+        assert_complete(spans, f"{TASK}-{number}")
+        assert_connected(spans)
+        assert_links(spans)
+    assert_nothing_missing(told)
+    assert_in_catalogue(told)
 
 
-def tells_all(spans: list[Span], run: str) -> None:
+def assert_complete(spans: list[ExportedSpan], run: str) -> None:
     assert [span.name for span in spans if not span.parent_id] == ["a person starts a run"]
 
     moves = Counter(span.name for span in spans if "→" in span.name)
     each = len(CLIENTS)
-    assert moves == moves_of_a_run(rounds=2, clients=each)
+    assert moves == expected_transitions(rounds=2, clients=each)
     assert {span.attributes["fedbus.run"] for span in spans if span.name.startswith("run ")} >= {run}
 
     names = Counter(span.name for span in spans)
@@ -108,7 +110,7 @@ def tells_all(spans: list[Span], run: str) -> None:
         assert names[phase] >= 2 * each, f"each client's {phase} in each round"
 
 
-def hangs_together(spans: list[Span]) -> None:
+def assert_connected(spans: list[ExportedSpan]) -> None:
     """Each client's training hangs on the message that asked for it, and all of it on who began it."""
     by_id = {span.span_id: span for span in spans}
     for training in (span for span in spans if span.name == "train"):
@@ -124,7 +126,7 @@ def hangs_together(spans: list[Span]) -> None:
         assert ancestry(swap, by_id)[:2] == ["process infer_update", "publish infer_update"]
 
 
-def joins_are_linked(spans: list[Span]) -> None:
+def assert_links(spans: list[ExportedSpan]) -> None:
     """An aggregation to each client's upload, a swap to the publishing."""
     by_id = {span.span_id: span for span in spans}
     for aggregation in (span for span in spans if span.name == "aggregate"):
@@ -138,7 +140,7 @@ def joins_are_linked(spans: list[Span]) -> None:
         assert [by_id[link].name for link in swap.links] == ["process model_published"]
 
 
-def ancestry(span: Span, spans: dict[str, Span]) -> list[str]:
+def ancestry(span: ExportedSpan, spans: dict[str, ExportedSpan]) -> list[str]:
     above = []
     while span.parent_id:
         span = spans[span.parent_id]
@@ -146,7 +148,7 @@ def ancestry(span: Span, spans: dict[str, Span]) -> list[str]:
     return above
 
 
-def nothing_is_missing(told: Told) -> None:
+def assert_nothing_missing(told: TracedRuns) -> None:
     """Whatever the log holds has its span, with the same ids, and no span is an orphan, of a run or not."""
     assert orphans(told.spans) == []
     logged = Counter(
@@ -160,7 +162,7 @@ def nothing_is_missing(told: Told) -> None:
     assert traced == logged
 
 
-def what_is_said_is_in_the_catalogue(told: Told) -> None:
+def assert_in_catalogue(told: TracedRuns) -> None:
     """Every span has a name of the catalogue and no attribute that it does not know; each kind was seen."""
     seen = set()
     for span in told.spans:
@@ -169,8 +171,8 @@ def what_is_said_is_in_the_catalogue(told: Told) -> None:
         (trail,) = [one for one in SPANS if re.fullmatch(pattern(one.name), span.name)]
         assert set(span.attributes) <= set(trail.attributes), span.name
         seen.add(trail.name)
-        if trail.attributes[: len(MESSAGING)] == MESSAGING:
-            follows_the_conventions(span)
+        if trail.attributes[: len(MESSAGING_ATTRIBUTES)] == MESSAGING_ATTRIBUTES:
+            assert_conventions(span)
     assert {one.name for one in SPANS} - seen == {"predict"}
 
     assert told.figures <= set(METRICS)
@@ -186,7 +188,7 @@ def pattern(name: str) -> str:
     return re.sub(r"\\{(\w+)\\}", lambda found: f"({exact.get(found[1], '.+')})", re.escape(name))
 
 
-def follows_the_conventions(span: Span) -> None:
+def assert_conventions(span: ExportedSpan) -> None:
     """OpenTelemetry's for messaging: https://opentelemetry.io/docs/specs/semconv/messaging/messaging-spans."""
     about = span.attributes
     operation, _, word = span.name.partition(" ")

@@ -6,26 +6,34 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support.federation import TASK, Federation
+from support.federation import TASK, FederationHarness
 from support.processes import children
-from support.whole import ended, served, settled, start_run, trained, whole
+from support.whole import (
+    is_settled,
+    run_all_agents,
+    served_versions,
+    start_run,
+    training_count,
+    wait_for_run_end,
+)
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.champion import PromoteModel
 from fedbus.contracts.client import FailTrain, InferRefused
 from fedbus.contracts.run import RunState, StopRun
 from fedbus.contracts.server import ServerClosed
 
 
-def state_of(fed: Federation, run: str) -> str:
+def state_of(fed: FederationHarness, run: str) -> str:
     return fed.last("run", run).target
 
 
-async def in_round(fed: Federation, run: str, number: int) -> None:
+async def is_in_round(fed: FederationHarness, run: str, number: int) -> None:
     """Wait until the round before *number* is over: the model that the run begins with is round 0."""
     await fed.happens("run", "round_finished", run, times=number)
 
 
-async def predicts(fed: Federation, client: str) -> int:
+async def request_prediction(fed: FederationHarness, client: str) -> int:
     """The version that answers a prediction now."""
     endpoint = getattr(fed.last("inference", f"{client}.{TASK}").facts, "endpoint", "")
     async with (
@@ -37,13 +45,15 @@ async def predicts(fed: Federation, client: str) -> int:
         return version
 
 
-async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_it(fed: Federation) -> None:
-    async with whole(fed):
-        first = await ended(fed, await start_run(fed, quorum=2))
-        assert await trained(fed) == 2
-        second = await ended(fed, await start_run(fed, quorum=2, rounds=3))
-        assert await trained(fed) == 5
-        assert [await predicts(fed, client) for client in ("c1", "c2")] == [3, 3]
+async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_it(
+    fed: FederationHarness,
+) -> None:
+    async with run_all_agents(fed):
+        first = await wait_for_run_end(fed, await start_run(fed, quorum=2))
+        assert await training_count(fed) == 2
+        second = await wait_for_run_end(fed, await start_run(fed, quorum=2, rounds=3))
+        assert await training_count(fed) == 5
+        assert [await request_prediction(fed, client) for client in ("c1", "c2")] == [3, 3]
     assert [one.loss for one in first.rounds] == pytest.approx([100, 99, 98])
     assert [one.loss for one in second.rounds] == pytest.approx([98, 97, 96, 95])
     assert second.rounds[1].participants == {"c1": 10, "c2": 20}
@@ -51,10 +61,10 @@ async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_i
     assert not children("server")
 
 
-async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Federation) -> None:
-    async with whole(fed, clients=3):
+async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: FederationHarness) -> None:
+    async with run_all_agents(fed, clients=3):
         dies = await start_run(fed, quorum=3, config={"dies": 1, "dies-in": 1, "pause-s": 0.3}, rounds=3)
-        run = await ended(fed, dies)
+        run = await wait_for_run_end(fed, dies)
         assert state_of(fed, dies) == RunState.FINISHED
         assert (await fed.hears(FailTrain)).client == "c2"
         assert set(run.rounds[1].participants) == {"c1", "c3"}
@@ -62,13 +72,13 @@ async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Feder
         assert "trainer_lost" in fed.events("client", f"c2.{TASK}")
 
         raises = await start_run(fed, quorum=3, config={"raises": 0})
-        run = await ended(fed, raises)
+        run = await wait_for_run_end(fed, raises)
         assert state_of(fed, raises) == RunState.FINISHED
         assert set(run.rounds[-1].participants) == {"c2", "c3"}
         assert "told to raise" in run.rounds[-1].failures["c1"]
-        assert await trained(fed) == 5
+        assert await training_count(fed) == 5
 
-        assert served(fed) == dict.fromkeys(("c1", "c2", "c3"), 3)
+        assert served_versions(fed) == dict.fromkeys(("c1", "c2", "c3"), 3)
 
 
 @pytest.mark.parametrize(
@@ -79,7 +89,7 @@ async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Feder
     ],
 )
 async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_task_says_so(
-    fed: Federation, weigh_by: str, mean: object
+    fed: FederationHarness, weigh_by: str, mean: object
 ) -> None:
     """c1 adds nothing and c2 adds ten, by as many samples. c2 fails in the first run: it scores 1/3 then, c1 2/3."""
     app = Path(fed.site.task.path) / "tiny" / "client_app.py"
@@ -88,99 +98,103 @@ async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_t
     table = fed.site.task.table.model_dump() | {"selection": {"weigh-by": weigh_by}}
     weighing = fed.site.task.model_copy(update={"table": fed.site.task.table.model_validate(table)})
     fed.site = replace(fed.site, task=weighing)
-    async with whole(fed):
-        first = await ended(fed, await start_run(fed, quorum=2, rounds=1, config={"raises": 1}))
+    async with run_all_agents(fed):
+        first = await wait_for_run_end(fed, await start_run(fed, quorum=2, rounds=1, config={"raises": 1}))
         assert set(first.rounds[-1].failures) == {"c2"}
-        assert await trained(fed) == 0
-        second = await ended(fed, await start_run(fed, quorum=2, rounds=1))
+        assert await training_count(fed) == 0
+        second = await wait_for_run_end(fed, await start_run(fed, quorum=2, rounds=1))
         assert second.rounds[-1].participants == {"c1": 10, "c2": 10}
-        assert await trained(fed) == mean
+        assert await training_count(fed) == mean
 
 
-async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: Federation) -> None:
+async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: FederationHarness) -> None:
     slow = {"slow": 1, "slow-s": 3.0}
     fed.shorten(round_s=1.0)
-    async with whole(fed):
+    async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, config=slow, rounds=1)
-        facts = await ended(fed, run)
+        facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert set(facts.rounds[1].participants) == {"c1"}
         assert "no answer within 1 s" in facts.rounds[1].failures["c2"]
 
 
 async def test_a_flower_server_that_is_killed_in_a_round_is_taken_up_from_the_round_before(
-    fed: Federation,
+    fed: FederationHarness,
 ) -> None:
-    async with whole(fed):
+    async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, rounds=3, config={"pause-s": 0.5})
-        await in_round(fed, run, 2)
+        await is_in_round(fed, run, 2)
         (flower,) = children("server")
         flower.send_signal(signal.SIGKILL)
-        facts = await ended(fed, run)
+        facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert [one.round for one in facts.rounds] == [0, 1, 2, 3]
-        assert await trained(fed) == 3
+        assert await training_count(fed) == 3
     events = fed.events("run", run)
     assert events.count("server_lost") == events.count("server_recovered") == 1
     assert "was killed (SIGKILL" in (await fed.happens("run", "server_lost", run)).reason
 
 
-async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(fed: Federation) -> None:
-    async with whole(fed) as everyone:
+async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(
+    fed: FederationHarness,
+) -> None:
+    async with run_all_agents(fed) as everyone:
         run = await start_run(fed, quorum=2, rounds=4, config={"pause-s": 0.5})
-        await in_round(fed, run, 1)
-        await everyone["server"]["server-manager"].restart()
-        await everyone["server"]["workflow-scheduler"].restart()
-        await in_round(fed, run, 3)
+        await is_in_round(fed, run, 1)
+        await everyone["server"][AgentName.SERVER_MANAGER].restart()
+        await everyone["server"][AgentName.WORKFLOW_SCHEDULER].restart()
+        await is_in_round(fed, run, 3)
         assert "server_lost" not in fed.events("run", run)  # it went on by itself
-        await everyone["server"]["flower-server"].restart()
-        facts = await ended(fed, run)
+        await everyone["server"][AgentName.FLOWER_SERVER].restart()
+        facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
-        assert await trained(fed) == 4
+        assert await training_count(fed) == 4
     assert [one.round for one in facts.rounds] == [0, 1, 2, 3, 4]
     assert fed.events("run", run).count("server_lost") == 1
 
 
-async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(fed: Federation) -> None:
-    async with whole(fed) as everyone:
+async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(
+    fed: FederationHarness,
+) -> None:
+    async with run_all_agents(fed) as everyone:
         run = await start_run(fed, quorum=2, rounds=14, config={"pause-s": 0.4})
-        await in_round(fed, run, 2)
+        await is_in_round(fed, run, 2)
         for agent in everyone["c2"].values():
             await agent.kill()
         for agent in everyone["c2"].values():
             agent.start()
-        facts = await ended(fed, run)
+        facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert set(facts.rounds[-1].participants) == {"c1", "c2"}
-        assert served(fed) == {"c1": 2, "c2": 2}
+        assert served_versions(fed) == {"c1": 2, "c2": 2}
 
 
-async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: Federation) -> None:
-    async with whole(fed):
+async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: FederationHarness) -> None:
+    async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, rounds=50, config={"pause-s": 0.2})
-        await in_round(fed, run, 1)
+        await is_in_round(fed, run, 1)
         await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"), timeout_s=20)
-        await ended(fed, run)
+        await wait_for_run_end(fed, run)
         assert (await fed.hears(ServerClosed)).outcome == "cancelled"
         await fed.happens("fl_client", "failed", times=2)
-        await fed.until(lambda: settled(fed) and not children("trainer") and not children("server"))
-        assert served(fed) == {"c1": 1, "c2": 1}
-        await ended(fed, await start_run(fed, quorum=2))
-        assert await trained(fed) == 2
+        await fed.until(lambda: is_settled(fed) and not children("trainer") and not children("server"))
+        assert served_versions(fed) == {"c1": 1, "c2": 1}
+        await wait_for_run_end(fed, await start_run(fed, quorum=2))
+        assert await training_count(fed) == 2
 
 
 async def test_a_model_that_is_not_a_number_is_kept_back_and_by_hand_too_refused_by_everyone(
-    fed: Federation,
+    fed: FederationHarness,
 ) -> None:
-    async with whole(fed):
+    async with run_all_agents(fed):
         await start_run(fed, quorum=2, rounds=1, config={"poison": True})
         assert "its loss is nan" in (await fed.happens("server", "candidate_kept", within_s=60)).reason
-        await fed.until(lambda: settled(fed))
+        await fed.until(lambda: is_settled(fed))
         assert fed.heard(InferRefused) == []
 
         await fed.bus.request(PromoteModel(task=TASK, model_version=2, reason="somebody is wrong"))
         refused = await fed.hears(InferRefused, times=2, within_s=60)
         assert (refused.model.version, refused.serving) == (2, 1)
-        await fed.until(lambda: settled(fed))
-        assert [await predicts(fed, client) for client in ("c1", "c2")] == [1, 1]
+        await fed.until(lambda: is_settled(fed))
+        assert [await request_prediction(fed, client) for client in ("c1", "c2")] == [1, 1]
         assert fed.last("client", f"c1.{TASK}").event == "infer_refused"

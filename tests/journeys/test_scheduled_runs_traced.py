@@ -5,11 +5,11 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.plugs import TASK, site_up
-from support.traces import moves_of_a_run
+from support.plugs import TASK, run_process_federation
+from support.traces import expected_transitions
 
 from fedbus.app.telemetry import span_reader
-from fedbus.domain.critical_path import Traced
+from fedbus.domain.critical_path import TracedSpan
 
 RUNS, ROUNDS, CLIENTS = 3, 2, 3
 SCHEDULED = ("--rounds", str(ROUNDS), "--quorum", str(CLIENTS), "--every", "3s", "--at-most", str(RUNS))
@@ -20,32 +20,35 @@ async def test_a_scheduled_run_is_one_trace_from_its_trigger_to_each_clients_new
 ) -> None:
     for name in [name for name in os.environ if name.startswith("OTEL")]:
         monkeypatch.delenv(name)
-    async with site_up(tmp_path, SCHEDULED) as site:
+    async with run_process_federation(tmp_path, SCHEDULED) as site:
         names = [f"{TASK}-{number}" for number in range(1, RUNS + 1)]
         await site.until(lambda: all(site.ended(run) for run in names))
-        await site.until(lambda: all(client.settled for client in site.fleet.clients.values()))
+        await site.until(lambda: all(client.is_settled for client in site.fleet.clients.values()))
         kept = site.running.home / "traces"
 
-    assert span_reader.runs_in(kept) == names
-    traces = [spans_of(kept, run) for run in names]
+    assert span_reader.list_runs(kept) == names
+    traces = [read_spans(kept, run) for run in names]
     for run, spans in zip(names, traces, strict=True):
-        tells_all(spans, run)
-        hangs_together(spans)
+        assert_complete(spans, run)
+        assert_connected(spans)
     ids = [span.id for spans in traces for span in spans]
     assert len(ids) == len(set(ids))
 
 
-def spans_of(kept: Path, run: str) -> list[Traced]:
-    trace_id = span_reader.trace_of_run(kept, run)
+def read_spans(kept: Path, run: str) -> list[TracedSpan]:
+    trace_id = span_reader.find_trace_of_run(kept, run)
     assert trace_id is not None
     return span_reader.read_trace(kept, trace_id).spans()
 
 
-def tells_all(spans: list[Traced], run: str) -> None:
+def assert_complete(spans: list[TracedSpan], run: str) -> None:
     """Every transition from the trigger on, and none of another run."""
     moves = [span for span in spans if "→" in span.name]
     scheduled = {"schedule watching → due": 1, "schedule due → watching": 1}
-    assert Counter(span.name for span in moves) == moves_of_a_run(rounds=ROUNDS, clients=CLIENTS) | scheduled
+    assert (
+        Counter(span.name for span in moves)
+        == expected_transitions(rounds=ROUNDS, clients=CLIENTS) | scheduled
+    )
     assert {str(span.attributes["fedbus.run"]) for span in spans if "fedbus.run" in span.attributes} == {run}
     begun_and_ended = {
         "schedule watching → due",
@@ -59,7 +62,7 @@ def tells_all(spans: list[Traced], run: str) -> None:
     assert first.name == "schedule watching → due"
 
 
-def hangs_together(spans: list[Traced]) -> None:
+def assert_connected(spans: list[TracedSpan]) -> None:
     """One root, whose name says what set it off, and no span without its parent."""
     known = {span.id for span in spans}
     assert [span.name for span in spans if not span.parent] == ["run by schedule"]

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support.federation import TINY, Federation
+from support.federation import TINY_TASK, FederationHarness
 
-from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, Device
-from fedbus.contracts.client import Declined, InferenceFacts
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, ClientConfig
+from fedbus.contracts.client import ClientDeclined, InferenceData
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.run import RunState, StartRun
 from fedbus.contracts.task.task import Task
-from fedbus.stores.models.open import open_store
+from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 
 TASKS = ("tiny", "small", "little")
@@ -27,7 +27,7 @@ def tasks(directory: Path) -> list[Task]:
     """The tiny task three times, each with a package and an id of its own."""
     made = []
     for name in TASKS:
-        shutil.copytree(TINY, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(TINY_TASK, directory / name, ignore=shutil.ignore_patterns("__pycache__"))
         if name != "tiny":
             (directory / name / "tiny").rename(directory / name / name)
         table = (directory / name / "pyproject.toml").read_text()
@@ -39,11 +39,11 @@ def tasks(directory: Path) -> list[Task]:
 
 @pytest.mark.slow
 async def test_three_tasks_share_two_devices_and_take_turns_at_training(
-    fed: Federation, tmp_path: Path
+    fed: FederationHarness, tmp_path: Path
 ) -> None:
     everything = tasks(tmp_path / "tasks")
     async with AsyncExitStack() as stack:
-        await everybody_there(fed, stack, everything)
+        await start_all_agents(fed, stack, everything)
         for task in everything:
             await fed.bus.request(StartRun(task=task.id, quorum=2))
         for task in everything:
@@ -52,19 +52,19 @@ async def test_three_tasks_share_two_devices_and_take_turns_at_training(
         for task in everything:
             for name in CLIENTS:
                 await fed.happens("inference", "model_loaded", f"{name}.{task.id}", within_s=60)
-                await answers(fed, f"{name}.{task.id}", version=2)
+                await assert_predicts(fed, f"{name}.{task.id}", version=2)
                 await fed.reaches("client", "serving", f"{name}.{task.id}", within_s=60)
 
-    assert most_at_once(fed) == {"c1": 1, "c2": 1}
-    waited = [said for said in fed.heard(Declined) if "this device trains" in said.reason]
+    assert max_concurrent_trainings(fed) == {"c1": 1, "c2": 1}
+    waited = [said for said in fed.heard(ClientDeclined) if "this device trains" in said.reason]
     assert waited, "somebody had to wait, and said for whom"
     for task in everything:
-        latest = await open_store(fed.site.store_url, task.id).latest()
+        latest = await open_model_store(fed.site.store_url, task.id).latest()
         assert latest is not None
         assert (latest.version, latest.task, set(latest.participants)) == (2, task.id, set(CLIENTS))
 
 
-async def everybody_there(fed: Federation, stack: AsyncExitStack, everything: list[Task]) -> None:
+async def start_all_agents(fed: FederationHarness, stack: AsyncExitStack, everything: list[Task]) -> None:
     """A server for each task, and both devices in all of them."""
     for task in everything:
         for run in SERVER_AGENTS.values():
@@ -74,17 +74,17 @@ async def everybody_there(fed: Federation, stack: AsyncExitStack, everything: li
     for number, name in enumerate(CLIENTS):
         for task in everything:
             config = {"partition-id": number, "num-partitions": len(CLIENTS)}
-            device = Device(replace(fed.site, task=task), client_id(name), config)
+            device = ClientConfig(replace(fed.site, task=task), client_id(name), config)
             for agent in CLIENT_AGENTS.values():
                 await stack.enter_async_context(fed.agent(partial(agent, device)))
     for thing in (f"{name}.{task.id}" for name in CLIENTS for task in everything):
         await fed.reaches("client", "serving", thing, within_s=90)
 
 
-async def answers(fed: Federation, thing: str, *, version: int) -> None:
+async def assert_predicts(fed: FederationHarness, thing: str, *, version: int) -> None:
     """The inference agent of one client in one task answers, with its own model."""
     facts = fed.last("inference", thing).facts
-    assert isinstance(facts, InferenceFacts)
+    assert isinstance(facts, InferenceData)
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{facts.endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as answer,
@@ -92,7 +92,7 @@ async def answers(fed: Federation, thing: str, *, version: int) -> None:
         assert (await answer.json())["model_version"] == version
 
 
-def most_at_once(fed: Federation) -> dict[str, int]:
+def max_concurrent_trainings(fed: FederationHarness) -> dict[str, int]:
     """How many tasks each client was training at the same time, at the most."""
     training: dict[str, set[str]] = {name: set() for name in CLIENTS}
     most = dict.fromkeys(CLIENTS, 0)

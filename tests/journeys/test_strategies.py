@@ -7,12 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import NatsServer
-from support.federation import Federation, federation
-from support.whole import ended, start_run, whole
+from support.federation import FederationHarness, open_federation
+from support.whole import run_all_agents, start_run, wait_for_run_end
 
 from fedbus.contracts.run import RunState
 from fedbus.learning import weights
-from fedbus.stores.models.open import open_store
+from fedbus.stores.models.open import open_model_store
 from fedbus.stores.tasks.task_directory import read_task
 
 MNIST = Path(__file__).parents[2] / "examples" / "mnist"
@@ -20,11 +20,13 @@ FEW = {"max-samples": 64, "local-epochs": 1, "data": ""}
 
 
 @pytest.fixture
-async def fed(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Federation]:
+async def fed(
+    nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> AsyncIterator[FederationHarness]:
     """A federation of the MNIST example, on scikit-learn's digits: they are small, and always there."""
     monkeypatch.delenv("FEDBUS_DATA_DIR", raising=False)
     shutil.copytree(MNIST, tmp_path / "mnist", ignore=shutil.ignore_patterns("__pycache__"))
-    async with federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist")) as fed:
+    async with open_federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist")) as fed:
         fed.shorten(rounds=1, quorum=3, recruit_s=60, round_s=60)
         yield fed
 
@@ -37,20 +39,20 @@ async def fed(nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         pytest.param("fedadam", marks=pytest.mark.slow),
     ],
 )
-async def test_a_strategy_is_a_matter_of_configuration(fed: Federation, strategy: str) -> None:
+async def test_a_strategy_is_a_matter_of_configuration(fed: FederationHarness, strategy: str) -> None:
     fed.schedule_nothing()
-    async with whole(fed, clients=3):
-        before = await latest(fed)
+    async with run_all_agents(fed, clients=3):
+        before = await latest_weights(fed)
         run = await start_run(fed, config={**FEW, "strategy": strategy})
-        facts = await ended(fed, run)
+        facts = await wait_for_run_end(fed, run)
         assert fed.last("run", run).target == RunState.FINISHED, fed.last("run", run).reason
         assert facts.rounds[-1].participants == {"c1": 64, "c2": 64, "c3": 64}
         assert not facts.rounds[-1].failures
-        assert distance(before, await latest(fed)) > 0
+        assert distance(before, await latest_weights(fed)) > 0
 
 
-async def latest(fed: Federation) -> weights.Arrays:
-    store = open_store(fed.site.store_url, fed.site.task.id)
+async def latest_weights(fed: FederationHarness) -> weights.Arrays:
+    store = open_model_store(fed.site.store_url, fed.site.task.id)
     manifest = await store.latest()
     assert manifest is not None
     return weights.load(await store.path_of(manifest.sha256))

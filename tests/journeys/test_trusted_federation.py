@@ -9,48 +9,48 @@ from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import FED, TASK, AgentAtWork, tiny_task
+from support.federation import FED, TASK, RunningAgent, tiny_task
 from support.ports import free_port
-from support.trusted import Nats, TrustedBus, trusted_bus
+from support.trusted import ConfiguredNatsServer, TrustedBus, trusted_bus
 
-from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
-from fedbus.app.provision.nats_config import Place
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, AgentConfig, ClientConfig
+from fedbus.app.provision.nats_config import ServerLocation
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.credentials import Access
-from fedbus.bus.errors import NoFederation
+from fedbus.bus.credentials import BusAccess
+from fedbus.bus.errors import FederationNotFound
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.permissions import Role
-from fedbus.contracts.run import RunFacts, StartRun
-from fedbus.contracts.server import ServerFacts
-from fedbus.contracts.subjects import PEOPLE
+from fedbus.contracts.run import RunData, StartRun
+from fedbus.contracts.server import ServerData
+from fedbus.contracts.subjects import USERS
 from fedbus.contracts.transition import Transition
 
 
-class Everybody:
+class TrustedFederation:
     """All agents of a federation on a bus that knows its people, each with its own credentials."""
 
     def __init__(self, bus: TrustedBus, directory: Path) -> None:
         self.bus = bus
-        self.site = Site(bus.url, FED, directory / "home", tiny_task(directory))
-        self.agents: list[AgentAtWork] = []
+        self.site = AgentConfig(bus.url, FED, directory / "home", tiny_task(directory))
+        self.agents: list[RunningAgent] = []
 
     def start_server(self) -> None:
         for name, run in SERVER_AGENTS.items():
             self._start(partial(run, replace(self.site, access=self.bus.access(Role(name)))))
 
-    def start_client(self, name: str, number: int, *, url: str = "", access: Access | None = None) -> None:
+    def start_client(self, name: str, number: int, *, url: str = "", access: BusAccess | None = None) -> None:
         site = replace(
             self.site,
             access=access or self.bus.access(name),
             home=self.site.home / name,
             nats_url=url or self.bus.url,
         )
-        device = Device(site, client_id(name), {"partition-id": number, "num-partitions": 2})
+        device = ClientConfig(site, client_id(name), {"partition-id": number, "num-partitions": 2})
         for run in CLIENT_AGENTS.values():
             self._start(partial(run, device))
 
     def _start(self, run: "partial[Coroutine[Any, Any, None]]") -> None:
-        agent = AgentAtWork(run)
+        agent = RunningAgent(run)
         agent.start()
         self.agents.append(agent)
 
@@ -63,28 +63,28 @@ class Everybody:
 
 
 @pytest.fixture
-async def everybody(tmp_path: Path) -> AsyncIterator[Everybody]:
+async def everybody(tmp_path: Path) -> AsyncIterator[TrustedFederation]:
     async with trusted_bus(tmp_path) as bus:
-        everybody = Everybody(bus, tmp_path)
+        everybody = TrustedFederation(bus, tmp_path)
         try:
             yield everybody
         finally:
             await everybody.stop()
 
 
-async def clients(person: Bus) -> list[Transition]:
+async def client_transitions(person: Bus) -> list[Transition]:
     try:
         return await person.states("client")
-    except NoFederation:  # the server side is about to make the streams
+    except FederationNotFound:  # the server side is about to make the streams
         return []
 
 
-async def whole_run(everybody: Everybody, person: Bus) -> None:
+async def complete_run(everybody: TrustedFederation, person: Bus) -> None:
     """Both clients come to serve; a run is started, finishes, and both serve what it came to."""
 
     async def serving() -> bool:
         everybody.look_for_the_broken()
-        return [one.target for one in await clients(person)] == ["serving", "serving"]
+        return [one.target for one in await client_transitions(person)] == ["serving", "serving"]
 
     await eventually(serving, within_s=60)
     started = await person.request(StartRun(task=TASK))
@@ -92,7 +92,7 @@ async def whole_run(everybody: Everybody, person: Bus) -> None:
     async def finished() -> bool:
         everybody.look_for_the_broken()
         last = (await person.states("run", started.run))[-1]
-        assert isinstance(last.facts, RunFacts)
+        assert isinstance(last.facts, RunData)
         return last.target == "finished"
 
     await eventually(finished, within_s=90)
@@ -104,39 +104,39 @@ async def whole_run(everybody: Everybody, person: Bus) -> None:
 
     await eventually(served, within_s=60)
     last = await person.states("server")
-    assert isinstance(last[0].facts, ServerFacts)
+    assert isinstance(last[0].facts, ServerData)
     assert last[0].facts.trainings > 0
     assert last[0].facts.failures == 0
 
 
 async def test_everything_that_is_allowed_works(
-    everybody: Everybody, capfd: pytest.CaptureFixture[str]
+    everybody: TrustedFederation, capfd: pytest.CaptureFixture[str]
 ) -> None:
     everybody.start_server()
     everybody.start_client("c1", 0)
     everybody.start_client("c2", 1)
     user = everybody.bus.access(Role.USER)
-    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
-        await whole_run(everybody, person)
+    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", USERS), access=user) as person:
+        await complete_run(everybody, person)
         assert {
-            name: held for name, held in (await person.existing_streams() or {}).items() if "DEAD" in name
+            name: held for name, held in (await person.list_streams() or {}).items() if "DEAD" in name
         } == {"FEDBUS_test_DEAD": 0}
     assert "not permitted" not in capfd.readouterr().out
     assert "Violation" not in everybody.bus.server.log.read_text()
 
 
-async def test_a_client_that_starts_again_is_told_where_it_stands(everybody: Everybody) -> None:
+async def test_a_client_that_starts_again_is_told_where_it_stands(everybody: TrustedFederation) -> None:
     everybody.start_server()
     everybody.start_client("c1", 0)
     user = everybody.bus.access(Role.USER)
-    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
+    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", USERS), access=user) as person:
 
-        async def stands() -> list[tuple[str, str]]:
+        async def transitions() -> list[tuple[str, str]]:
             everybody.look_for_the_broken()
-            return [(one.target, one.event) for one in await clients(person)]
+            return [(one.target, one.event) for one in await client_transitions(person)]
 
         async def serves() -> bool:
-            return [state for state, _ in await stands()] == ["serving"]
+            return [state for state, _ in await transitions()] == ["serving"]
 
         await eventually(serves, within_s=60)
         for agent in everybody.agents[len(SERVER_AGENTS) :]:
@@ -145,22 +145,22 @@ async def test_a_client_that_starts_again_is_told_where_it_stands(everybody: Eve
 
 
 async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
-    everybody: Everybody, tmp_path: Path
+    everybody: TrustedFederation, tmp_path: Path
 ) -> None:
     """Their only way to the federation is the one connection that the leaf makes outward."""
     bus, folder, port = everybody.bus, tmp_path / "lab", free_port()
-    place = Place(folder, port, listen="127.0.0.1")
+    place = ServerLocation(folder, port, listen="127.0.0.1")
     kits = {name: bus.access(name) for name in ("c1", "c2")}
     bus.federation.write_site("lab", list(kits), [TASK], folder, place, hosts=["localhost"], days=30)
-    leaf = Nats(folder / "leaf.conf", port)
+    leaf = ConfiguredNatsServer(folder / "leaf.conf", port)
     await leaf.start()
     try:
         everybody.start_server()
         for number, (name, access) in enumerate(kits.items()):
             everybody.start_client(name, number, url=f"tls://localhost:{port}", access=access)
         user = bus.access(Role.USER)
-        async with Bus.connect(bus.url, Identity(FED, "cli", PEOPLE), access=user) as person:
-            await whole_run(everybody, person)
+        async with Bus.connect(bus.url, Identity(FED, "cli", USERS), access=user) as person:
+            await complete_run(everybody, person)
         assert "Violation" not in leaf.log.read_text()
         assert "Violation" not in bus.server.log.read_text()
         access = bus.access(Role.SERVER_MANAGER)

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.collector import Collector, Span, collecting
+from support.collector import ExportedSpan, OtlpCollector, run_collector
 from support.federation import tiny_task
 
-from fedbus.app.demo.demo import Wishes, demo
-from fedbus.app.demo.report import Report
+from fedbus.app.demo.demo import DemoOptions, run_demo
+from fedbus.app.demo.report import DemoReport
 from fedbus.app.settings import Settings
 from fedbus.contracts.lifecycle import span_name
 from fedbus.stores.captured.reader import count_rows
@@ -25,29 +25,29 @@ RUNS = 2
 
 
 @dataclass(frozen=True)
-class Story:
+class DemoRecord:
     """What one demonstration left behind."""
 
-    report: Report
+    report: DemoReport
     facts: dict[str, Any]
-    collector: Collector
+    collector: OtlpCollector
     told: str
     captured: list[Path]
     """The devices' databases."""
 
-    def spans_of_run(self, number: int) -> list[Span]:
+    def spans_of_run(self, number: int) -> list[ExportedSpan]:
         return self.collector.of_trace(self.facts["runs"][number]["trace_id"])
 
 
 @pytest.fixture(scope="module")
-def story(tmp_path_factory: pytest.TempPathFactory) -> Story:
+def story(tmp_path_factory: pytest.TempPathFactory) -> DemoRecord:
     """One demonstration for all tests of this file: it takes a while."""
-    return asyncio.run(_lived(tmp_path_factory.mktemp("story")))
+    return asyncio.run(_run_demo(tmp_path_factory.mktemp("story")))
 
 
-async def _lived(directory: Path) -> Story:
+async def _run_demo(directory: Path) -> DemoRecord:
     task = tiny_task(directory)
-    wishes = Wishes(
+    wishes = DemoOptions(
         Path(task.path),
         clients=CLIENTS,
         rounds=ROUNDS,
@@ -57,21 +57,21 @@ async def _lived(directory: Path) -> Story:
         dashboard=True,
     )
     told = io.StringIO()
-    async with collecting() as collector:
+    async with run_collector() as collector:
         with pytest.MonkeyPatch.context() as patch:
             patch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
             patch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
             settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
-            report = await demo(wishes, settings, asyncio.Event(), Console(file=told, width=200))
+            report = await run_demo(wishes, settings, asyncio.Event(), Console(file=told, width=200))
     facts = json.loads((directory / "facts.json").read_text())
     captured = list((directory / "home").rglob("captured.db"))
-    return Story(report, facts, collector, told.getvalue(), captured)
+    return DemoRecord(report, facts, collector, told.getvalue(), captured)
 
 
 # --- the life ---------------------------------------------------------------------------------
 
 
-def test_every_run_of_the_schedule_finishes_and_makes_a_version(story: Story) -> None:
+def test_every_run_of_the_schedule_finishes_and_makes_a_version(story: DemoRecord) -> None:
     runs = story.facts["runs"]
     assert [run["state"] for run in runs] == ["finished"] * RUNS
     assert [run["trigger"] for run in runs] == ["schedule"] * RUNS
@@ -80,26 +80,26 @@ def test_every_run_of_the_schedule_finishes_and_makes_a_version(story: Story) ->
     assert all([one["round"] for one in run["rounds"]] == [1, 2] for run in runs)
 
 
-def test_each_run_begins_with_the_model_that_the_last_one_ended_with(story: Story) -> None:
+def test_each_run_begins_with_the_model_that_the_last_one_ended_with(story: DemoRecord) -> None:
     (step,) = story.facts["continuity"]
     assert step["from_loss"] == step["to_loss"] == pytest.approx(98.0)
     assert [one["loss"] for one in story.facts["runs"][1]["rounds"]] == pytest.approx([97.0, 96.0])
 
 
-def test_no_prediction_fails_while_models_change(story: Story) -> None:
+def test_no_prediction_fails_while_models_change(story: DemoRecord) -> None:
     predictions = story.facts["predictions"]
     assert predictions["failed"] == 0, predictions
     assert set(predictions["by_model_version"]) >= {"1", "2"}
     assert predictions["answered"] == sum(predictions["by_model_version"].values()) > 50
 
 
-def test_what_devices_are_asked_is_captured(story: Story) -> None:
+def test_what_devices_are_asked_is_captured(story: DemoRecord) -> None:
     answered = story.facts["predictions"]["answered"]
     assert sum(count_rows(database) for database in story.captured) == answered
     assert 0 < story.facts["captured_samples"] <= answered  # told while the last rows are still being written
 
 
-def test_every_lifecycle_of_every_client_is_told(story: Story) -> None:
+def test_every_lifecycle_of_every_client_is_told(story: DemoRecord) -> None:
     for client in story.facts["clients"]:
         went = {(one["kind"], one["from"], one["to"]) for one in client["transitions"]}
         assert went >= {
@@ -114,7 +114,7 @@ def test_every_lifecycle_of_every_client_is_told(story: Story) -> None:
     assert {client["client"] for client in story.facts["clients"]} == {"c1", "c2", "c3"}
 
 
-def test_plain_lines_tell_the_rounds_where_there_is_no_terminal(story: Story) -> None:
+def test_plain_lines_tell_the_rounds_where_there_is_no_terminal(story: DemoRecord) -> None:
     assert "tiny-1 round 2: loss 98.0000, accuracy 2.00%" in story.told
     assert "predictions:" in story.told
 
@@ -123,7 +123,7 @@ def test_plain_lines_tell_the_rounds_where_there_is_no_terminal(story: Story) ->
 
 
 @pytest.mark.parametrize("number", range(RUNS))
-def test_a_run_is_one_trace_in_which_every_parent_is_known(story: Story, number: int) -> None:
+def test_a_run_is_one_trace_in_which_every_parent_is_known(story: DemoRecord, number: int) -> None:
     spans = story.spans_of_run(number)
     known = {span.span_id for span in spans}
     roots = [span.name for span in spans if not span.parent_id]
@@ -133,7 +133,9 @@ def test_a_run_is_one_trace_in_which_every_parent_is_known(story: Story, number:
 
 
 @pytest.mark.parametrize("number", range(RUNS))
-def test_the_trace_of_a_run_goes_from_the_trigger_to_every_clients_swap(story: Story, number: int) -> None:
+def test_the_trace_of_a_run_goes_from_the_trigger_to_every_clients_swap(
+    story: DemoRecord, number: int
+) -> None:
     spans, run = story.spans_of_run(number), story.facts["runs"][number]["run"]
     names = [span.name for span in spans]
     for kind, path in {
@@ -163,7 +165,7 @@ def test_the_trace_of_a_run_goes_from_the_trigger_to_every_clients_swap(story: S
         assert clients == {"c1", "c2", "c3"}, phase
 
 
-def test_every_transition_that_was_told_of_a_run_is_a_span_of_its_trace(story: Story) -> None:
+def test_every_transition_that_was_told_of_a_run_is_a_span_of_its_trace(story: DemoRecord) -> None:
     told = [
         span_name(step.kind, step.source or "•", step.target)
         for step in story.report.fleet.steps

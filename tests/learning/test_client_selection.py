@@ -3,19 +3,19 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.learning.client_selection import LIGHTEST, Selection
+from fedbus.learning.client_selection import MIN_FACTOR, ClientSelection
 
 CLIENTS = [f"c{number}" for number in range(1, 7)]
 
 
 def test_where_nothing_is_configured_all_train_and_weigh_what_they_have() -> None:
-    selection = Selection()
+    selection = ClientSelection()
     assert selection.choose(CLIENTS) == set(CLIENTS)
     assert selection.factor("c1") == 1.0
 
 
 def test_the_best_train_and_those_that_waited_longest_get_their_turn() -> None:
-    selection = Selection(
+    selection = ClientSelection(
         most=3, explore=0.3, scores={"c1": 0.9, "c2": 0.8, "c3": 0.1, "c4": 0.1, "c5": 0.1, "c6": 0.1}
     )
     rounds = [selection.choose(CLIENTS) for _ in range(4)]
@@ -24,8 +24,8 @@ def test_the_best_train_and_those_that_waited_longest_get_their_turn() -> None:
 
 
 def test_an_update_weighs_as_its_client_scores_and_never_nothing() -> None:
-    selection = Selection(weights={"c1": 0.75, "c2": 0.0})
-    assert [selection.factor(client) for client in ("c1", "c2", "new")] == [0.75, LIGHTEST, 0.5]
+    selection = ClientSelection(weights={"c1": 0.75, "c2": 0.0})
+    assert [selection.factor(client) for client in ("c1", "c2", "new")] == [0.75, MIN_FACTOR, 0.5]
 
 
 @given(
@@ -37,6 +37,6 @@ def test_an_update_weighs_as_its_client_scores_and_never_nothing() -> None:
 def test_so_many_are_chosen_of_those_that_are_there(
     there: set[str], most: int, explore: float, scores: dict[str, float]
 ) -> None:
-    chosen = Selection(most=most, explore=explore, scores=scores).choose(there)
+    chosen = ClientSelection(most=most, explore=explore, scores=scores).choose(there)
     assert chosen <= there
     assert len(chosen) == min(most, len(there))

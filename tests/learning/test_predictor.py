@@ -65,7 +65,7 @@ def task_of(directory: Path, module: str, *, model: str = "Net", predict: str | 
     )
 
 
-def trained() -> dict[str, torch.Tensor]:
+def train_model() -> dict[str, torch.Tensor]:
     torch.manual_seed(0)
     layers = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.BatchNorm1d(3))
     with torch.no_grad():
@@ -74,7 +74,7 @@ def trained() -> dict[str, torch.Tensor]:
     return {names[name[0]] + name[1:]: tensor for name, tensor in layers.state_dict().items()}
 
 
-def saved(directory: Path, state: dict[str, torch.Tensor]) -> Path:
+def save_model(directory: Path, state: dict[str, torch.Tensor]) -> Path:
     weights.save(weights.from_torch(state), directory / "model.safetensors")
     return directory / "model.safetensors"
 
@@ -88,25 +88,27 @@ def expected_scores(state: dict[str, torch.Tensor]) -> np.ndarray:
 
 
 def test_it_answers_with_the_class_of_the_highest_output(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, saved(directory, trained()))
-    assert predictor.predict(SAMPLES).tolist() == expected_scores(trained()).argmax(1).tolist()
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    assert predictor.predict(SAMPLES).tolist() == expected_scores(train_model()).argmax(1).tolist()
 
 
 def test_it_answers_as_the_task_says(directory: Path, request: pytest.FixtureRequest) -> None:
     task = task_of(directory, module_of(request), predict="scores")
-    predictor = TorchPredictor(task, saved(directory, trained()))
-    np.testing.assert_allclose(predictor.predict(SAMPLES), expected_scores(trained()), rtol=1e-4, atol=1e-5)
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
+    np.testing.assert_allclose(
+        predictor.predict(SAMPLES), expected_scores(train_model()), rtol=1e-4, atol=1e-5
+    )
 
 
 def test_one_sample_is_answered_as_many_are(task: Task, directory: Path) -> None:
     """The model is not in training: a norm takes its own statistics and not those of the batch."""
-    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
     one_by_one = [predictor.predict(SAMPLES[n : n + 1])[0] for n in range(len(SAMPLES))]
     assert one_by_one == predictor.predict(SAMPLES).tolist()
 
 
 def test_a_model_that_answers_samples_knows_their_shape(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
     assert predictor.input_shape is None
     predictor.probe(SAMPLES)
     assert predictor.input_shape == (4,)
@@ -115,7 +117,7 @@ def test_a_model_that_answers_samples_knows_their_shape(task: Task, directory: P
 def test_a_model_that_answers_with_the_highest_output_has_as_many_classes_as_outputs(
     task: Task, directory: Path
 ) -> None:
-    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
     predictor.predict(SAMPLES)
     assert predictor.classes == 3
 
@@ -124,7 +126,7 @@ def test_a_model_that_answers_as_the_task_says_has_no_known_classes(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
     task = task_of(directory, module_of(request), predict="scores")
-    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
     predictor.predict(SAMPLES)
     assert predictor.classes is None
 
@@ -141,17 +143,17 @@ def test_a_model_that_answers_as_the_task_says_has_no_known_classes(
 def test_weights_of_another_model_are_refused_by_the_first_tensor_that_differs(
     task: Task, directory: Path, change: dict[str, torch.Tensor | None], reason: str
 ) -> None:
-    state = {name: tensor for name, tensor in {**trained(), **change}.items() if tensor is not None}
+    state = {name: tensor for name, tensor in {**train_model(), **change}.items() if tensor is not None}
     with pytest.raises(ModelRefused, match=reason):
-        TorchPredictor(task, saved(directory, state))
+        TorchPredictor(task, save_model(directory, state))
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_weights_that_are_no_numbers_are_refused(task: Task, directory: Path, value: float) -> None:
-    state = trained()
+    state = train_model()
     state["fc.weight"][1, 2] = value
     with pytest.raises(ModelRefused, match=r"'fc\.weight' holds NaN or infinity"):
-        TorchPredictor(task, saved(directory, state))
+        TorchPredictor(task, save_model(directory, state))
 
 
 def test_a_file_that_is_no_model_is_refused(task: Task, directory: Path) -> None:
@@ -164,9 +166,9 @@ def test_a_file_that_is_no_model_is_refused(task: Task, directory: Path) -> None
 
 def test_a_model_whose_answers_overflow_is_refused(task: Task, directory: Path) -> None:
     """Its weights are numbers; only trying it shows that what it says is not."""
-    state = trained()
+    state = train_model()
     state["fc.weight"].fill_(3e38)
-    predictor = TorchPredictor(task, saved(directory, state))
+    predictor = TorchPredictor(task, save_model(directory, state))
     with pytest.raises(ModelRefused, match="NaN or infinity"):
         predictor.probe(SAMPLES)
 
@@ -179,14 +181,14 @@ def test_a_model_that_answers_wrongly_is_refused(
     directory: Path, request: pytest.FixtureRequest, predict: str, reason: str
 ) -> None:
     predictor = TorchPredictor(
-        task_of(directory, module_of(request), predict=predict), saved(directory, trained())
+        task_of(directory, module_of(request), predict=predict), save_model(directory, train_model())
     )
     with pytest.raises(ModelRefused, match=reason):
         predictor.probe(SAMPLES)
 
 
 def test_a_model_that_does_not_take_the_samples_is_refused(task: Task, directory: Path) -> None:
-    predictor = TorchPredictor(task, saved(directory, trained()))
+    predictor = TorchPredictor(task, save_model(directory, train_model()))
     with pytest.raises(ModelRefused, match=r"does not answer samples of shape \(8, 3\)"):
         predictor.probe(SAMPLES[:, :3])
 
@@ -195,7 +197,7 @@ def test_a_task_without_the_function_it_names_is_refused(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
     module = module_of(request)
-    artifact = saved(directory, trained())
+    artifact = save_model(directory, train_model())
     for task in (task_of(directory, module, model="Nett"), task_of(directory, module, predict="scorse")):
         with pytest.raises(ModelRefused, match="has no"):
             TorchPredictor(task, artifact)
@@ -205,4 +207,6 @@ def test_a_model_that_cannot_be_built_is_refused_in_one_line(
     directory: Path, request: pytest.FixtureRequest
 ) -> None:
     with pytest.raises(ModelRefused, match="makes no model: RuntimeError: no such layer"):
-        TorchPredictor(task_of(directory, module_of(request), model="broken"), saved(directory, trained()))
+        TorchPredictor(
+            task_of(directory, module_of(request), model="broken"), save_model(directory, train_model())
+        )

@@ -2,7 +2,7 @@
 
 import pytest
 
-from fedbus.learning.round_metrics import normalised
+from fedbus.learning.round_metrics import normalize_metrics
 
 
 @pytest.mark.parametrize(
@@ -21,18 +21,18 @@ from fedbus.learning.round_metrics import normalised
     ],
 )
 def test_common_names_become_one(theirs: str, ours: str) -> None:
-    assert normalised({theirs: 0.5}) == {ours: 0.5}
+    assert normalize_metrics({theirs: 0.5}) == {ours: 0.5}
 
 
 def test_the_clients_figures_say_that_they_are_theirs() -> None:
     metrics = {"train_loss": 1, "accuracy": 0.5, "seconds": 2.0}
-    assert normalised(metrics, prefix="train_") == {
+    assert normalize_metrics(metrics, prefix="train_") == {
         "train_loss": 1.0,
         "train_accuracy": 0.5,
         "train_seconds": 2.0,
     }
-    assert normalised({"eval_f1": 1.0}, prefix="eval_") == {"eval_f1": 1.0}
+    assert normalize_metrics({"eval_f1": 1.0}, prefix="eval_") == {"eval_f1": 1.0}
 
 
 def test_the_plainest_name_counts_and_what_is_no_number_is_left_out() -> None:
-    assert normalised({"eval_loss": 2.0, "loss": 1.0, "list": [1.0], "flag": True}) == {"loss": 1.0}
+    assert normalize_metrics({"eval_loss": 2.0, "loss": 1.0, "list": [1.0], "flag": True}) == {"loss": 1.0}

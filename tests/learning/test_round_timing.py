@@ -4,22 +4,25 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.learning.round_timing import Answered, split
+from fedbus.learning.round_timing import ExchangeTiming, split_round_time
 
 
 def test_what_is_not_training_is_the_way_and_what_comes_after_is_waiting() -> None:
-    times = split([Answered("c1", 0, 5, 4.0), Answered("c2", 0, 9, 8.5)], 10)
+    times = split_round_time([ExchangeTiming("c1", 0, 5, 4.0), ExchangeTiming("c2", 0, 9, 8.5)], 10)
     assert times["c1"] == pytest.approx({"train_s": 4.0, "transfer_s": 1.0, "wait_s": 5.0})
     assert times["c2"] == pytest.approx({"train_s": 8.5, "transfer_s": 0.5, "wait_s": 1.0})
 
 
 def test_training_and_evaluation_of_one_client_are_added_and_it_waits_from_the_last() -> None:
-    times = split([Answered("c1", 4, 6, 1.5), Answered("c1", 0, 2, 1.0)], 7)
+    times = split_round_time([ExchangeTiming("c1", 4, 6, 1.5), ExchangeTiming("c1", 0, 2, 1.0)], 7)
     assert times["c1"] == pytest.approx({"train_s": 2.5, "transfer_s": 1.5, "wait_s": 1.0})
 
 
 def test_who_took_longest_comes_first() -> None:
-    times = split([Answered("c1", 0, 5, 4.0), Answered("c2", 0, 9, 8.5), Answered("c3", 0, 7, 1.0)], 10)
+    times = split_round_time(
+        [ExchangeTiming("c1", 0, 5, 4.0), ExchangeTiming("c2", 0, 9, 8.5), ExchangeTiming("c3", 0, 7, 1.0)],
+        10,
+    )
     assert list(times) == ["c2", "c3", "c1"]
 
 
@@ -33,7 +36,7 @@ def test_who_took_longest_comes_first() -> None:
 def test_no_time_is_less_than_nothing_whatever_is_told(
     answers: list[tuple[str, float, float, float]], ended: float
 ) -> None:
-    told = [Answered(client, asked, replied, train) for client, asked, replied, train in answers]
-    times = split(told, ended)
+    told = [ExchangeTiming(client, asked, replied, train) for client, asked, replied, train in answers]
+    times = split_round_time(told, ended)
     assert times.keys() == {one.client for one in told}
     assert all(seconds >= 0 for mine in times.values() for seconds in mine.values())

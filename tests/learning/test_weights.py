@@ -12,7 +12,7 @@ from safetensors.torch import load_file as load_torch_file
 
 from fedbus.learning import weights
 from fedbus.learning.flower.array_records import from_record, to_record
-from fedbus.learning.weights import Arrays, BadWeights, architecture, first_difference, load, save
+from fedbus.learning.weights import Arrays, BadWeights, architecture_digest, first_difference, load, save
 
 
 def some_arrays() -> Arrays:
@@ -38,7 +38,7 @@ def test_what_is_saved_is_loaded_in_its_order_and_named_by_its_digest(tmp_path: 
         np.testing.assert_array_equal(loaded[name], array)
     assert artifact.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     assert artifact.size_bytes == path.stat().st_size
-    assert artifact.architecture == architecture(loaded)
+    assert artifact.architecture == architecture_digest(loaded)
     assert [one.name for one in path.parent.iterdir()] == ["a.safetensors"]
 
 
@@ -46,7 +46,7 @@ def test_a_file_that_is_not_written_yet_has_the_same_bytes_and_shares_the_tensor
     tmp_path: Path,
 ) -> None:
     arrays = some_arrays()
-    artifact, to_be = save(arrays, tmp_path / "a"), weights.packed(arrays)
+    artifact, to_be = save(arrays, tmp_path / "a"), weights.pack(arrays)
     assert b"".join(to_be.buffers) == (tmp_path / "a").read_bytes()
     assert to_be.artifact(artifact.sha256) == artifact
     assert any(
@@ -107,7 +107,7 @@ def test_what_cannot_be_saved_is_refused_and_leaves_nothing_behind(tmp_path: Pat
 def test_architectures_are_told_apart_by_names_shapes_and_dtypes() -> None:
     ours = some_arrays()
     shuffled = dict(reversed(ours.items()))
-    assert architecture(ours) == architecture(shuffled)
+    assert architecture_digest(ours) == architecture_digest(shuffled)
     assert first_difference(ours, shuffled) is None
     for theirs, difference in [
         (ours | {"bias": np.ones(4, np.float32)}, "'bias' is float32[4] instead of float32[3]"),
@@ -115,7 +115,7 @@ def test_architectures_are_told_apart_by_names_shapes_and_dtypes() -> None:
         (ours | {"more": np.ones(1)}, "'more' float64[1] is one too many"),
         ({name: ours[name] for name in ours if name != "count"}, "'count' int64[] is missing"),
     ]:
-        assert architecture(ours) != architecture(theirs)
+        assert architecture_digest(ours) != architecture_digest(theirs)
         assert first_difference(ours, theirs) == difference
 
 

@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.repositories import Repository, Signer, new_repository, signer
-from support.seaweed import seaweed
+from support.repositories import CommitSigner, Repository, create_repository, make_signer
+from support.seaweed import run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.stores.code.open import CodeRepository, open_code
@@ -14,7 +14,7 @@ from fedbus.stores.code.open import CodeRepository, open_code
 
 @pytest.fixture(scope="session")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
+    with run_seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
         yield s3
 
 
@@ -42,15 +42,15 @@ def s3_url(s3: EmbeddedS3) -> str:
 
 
 @pytest.fixture(scope="session")
-def mallory(tmp_path_factory: pytest.TempPathFactory) -> Signer:
+def mallory(tmp_path_factory: pytest.TempPathFactory) -> CommitSigner:
     """Somebody with a key that nobody allows."""
-    return signer("mallory", tmp_path_factory.mktemp("mallory"))
+    return make_signer("mallory", tmp_path_factory.mktemp("mallory"))
 
 
 @pytest.fixture
-def repository(tmp_path: Path, ada: Signer) -> Repository:
+def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
     """A repository with a task, in one commit of Ada's."""
-    return new_repository(tmp_path / "origin", by=ada)
+    return create_repository(tmp_path / "origin", by=ada)
 
 
 @pytest.fixture

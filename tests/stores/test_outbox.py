@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
-from fedbus.stores.outbox import Outbox, OutboxFull
+from fedbus.stores.errors import StoreCorrupt, StoreUnavailable
+from fedbus.stores.outbox import OutboxFull, SqliteOutbox
 
-APPENDS_FOR_EVER = """
+APPENDS_FOREVER = """
 import sys
 from pathlib import Path
 from fedbus.stores.outbox import Outbox
@@ -24,25 +24,25 @@ while True:
 
 
 @pytest.fixture
-def outbox(tmp_path: Path) -> Iterator[Outbox]:
-    with Outbox(tmp_path / "outbox.db") as outbox:
+def outbox(tmp_path: Path) -> Iterator[SqliteOutbox]:
+    with SqliteOutbox(tmp_path / "outbox.db") as outbox:
         yield outbox
 
 
-def drained(outbox: Outbox) -> Iterator[bytes]:
+def drain(outbox: SqliteOutbox) -> Iterator[bytes]:
     while entry := outbox.first():
         yield entry.body
         outbox.remove(entry.number)
 
 
-def test_messages_come_out_in_the_order_they_went_in(outbox: Outbox) -> None:
+def test_messages_come_out_in_the_order_they_went_in(outbox: SqliteOutbox) -> None:
     for number in range(20):
         outbox.append("a.b", {"ce-id": str(number)}, b"%d" % number)
-    assert list(drained(outbox)) == [b"%d" % number for number in range(20)]
+    assert list(drain(outbox)) == [b"%d" % number for number in range(20)]
     assert outbox.first() is None
 
 
-def test_a_message_comes_back_as_it_was(outbox: Outbox) -> None:
+def test_a_message_comes_back_as_it_was(outbox: SqliteOutbox) -> None:
     number = outbox.append("fedbus.f.life.x", {"traceparent": "00-…", "ce-id": "1"}, b"\x00\xff")
     entry = outbox.first()
     assert entry is not None
@@ -50,7 +50,7 @@ def test_a_message_comes_back_as_it_was(outbox: Outbox) -> None:
     assert entry.headers == {"traceparent": "00-…", "ce-id": "1"}
 
 
-def test_the_last_message_of_a_subject_can_be_asked_for(outbox: Outbox) -> None:
+def test_the_last_message_of_a_subject_can_be_asked_for(outbox: SqliteOutbox) -> None:
     for subject, body in (("a", b"1"), ("a", b"2"), ("b", b"3")):
         outbox.append(subject, {}, body)
     last = outbox.last("a")
@@ -59,13 +59,13 @@ def test_the_last_message_of_a_subject_can_be_asked_for(outbox: Outbox) -> None:
     assert outbox.last("c") is None
 
 
-def test_a_number_is_never_used_twice(outbox: Outbox) -> None:
+def test_a_number_is_never_used_twice(outbox: SqliteOutbox) -> None:
     first = outbox.append("a", {}, b"")
     outbox.remove(first)
     assert outbox.append("a", {}, b"") > first
 
 
-def test_removing_twice_counts_once(outbox: Outbox) -> None:
+def test_removing_twice_counts_once(outbox: SqliteOutbox) -> None:
     first = outbox.append("a", {}, b"")
     outbox.append("a", {}, b"")
     outbox.remove(first)
@@ -74,32 +74,32 @@ def test_removing_twice_counts_once(outbox: Outbox) -> None:
 
 
 def test_what_waits_is_there_when_it_is_opened_again(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "outbox.db") as before:
+    with SqliteOutbox(tmp_path / "outbox.db") as before:
         before.append("a", {}, b"kept")
-    with Outbox(tmp_path / "outbox.db") as after:
+    with SqliteOutbox(tmp_path / "outbox.db") as after:
         assert len(after) == 1
-        assert list(drained(after)) == [b"kept"]
+        assert list(drain(after)) == [b"kept"]
 
 
 def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
-    with Outbox(tmp_path / "outbox.db", max_entries=2) as outbox:
+    with SqliteOutbox(tmp_path / "outbox.db", max_entries=2) as outbox:
         outbox.append("a", {}, b"1")
         outbox.append("a", {}, b"2")
         with pytest.raises(OutboxFull, match="2 messages already wait"):
             outbox.append("a", {}, b"3")
-        assert list(drained(outbox)) == [b"1", b"2"]
+        assert list(drain(outbox)) == [b"1", b"2"]
 
 
 def test_all_that_append_returned_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     with subprocess.Popen(
-        [sys.executable, "-c", APPENDS_FOR_EVER, str(path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", APPENDS_FOREVER, str(path)], stdout=subprocess.PIPE, text=True
     ) as writer:
         assert writer.stdout is not None
         returned = [int(writer.stdout.readline()) for _ in range(200)]
         writer.send_signal(signal.SIGKILL)
         returned += [int(line) for line in writer.stdout.read().split("\n")[:-1] if line]
-    with Outbox(path) as outbox:
+    with SqliteOutbox(path) as outbox:
         assert len(outbox) >= len(returned)
         kept = []
         while entry := outbox.first():
@@ -108,7 +108,7 @@ def test_all_that_append_returned_survives_kill_9(tmp_path: Path) -> None:
     assert kept[: len(returned)] == returned
 
 
-def test_appending_takes_well_under_a_millisecond(outbox: Outbox) -> None:
+def test_appending_takes_well_under_a_millisecond(outbox: SqliteOutbox) -> None:
     times = []
     for _ in range(300):
         began = time.perf_counter()
@@ -120,17 +120,17 @@ def test_appending_takes_well_under_a_millisecond(outbox: Outbox) -> None:
 def test_a_file_that_is_no_database_is_said_to_be_damaged(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     path.write_bytes(b"this is not a database " * 100)
-    with pytest.raises(StoreDamaged, match="is damaged"):
-        Outbox(path)
+    with pytest.raises(StoreCorrupt, match="is damaged"):
+        SqliteOutbox(path)
 
 
 def test_a_place_that_cannot_be_written_is_said_to_be_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="cannot use"):
-        Outbox(tmp_path / "file" / "outbox.db")
+        SqliteOutbox(tmp_path / "file" / "outbox.db")
 
 
-def test_another_process_may_look_while_it_is_open(outbox: Outbox, tmp_path: Path) -> None:
+def test_another_process_may_look_while_it_is_open(outbox: SqliteOutbox, tmp_path: Path) -> None:
     outbox.append("a", {}, b"")
     other = sqlite3.connect(tmp_path / "outbox.db")
     assert other.execute("SELECT count(*) FROM outbox").fetchone() == (1,)

@@ -30,7 +30,7 @@ OPTIONS: Final = (
 
 
 CODES: Final = {" ": "Space"}
-VIRTUAL: Final = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32} | {
+VIRTUAL_KEYS: Final = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32} | {
     "End": 35,
     "Home": 36,
     "ArrowLeft": 37,
@@ -41,12 +41,12 @@ VIRTUAL: Final = {"Tab": 9, "Enter": 13, "Escape": 27, " ": 32} | {
 """What Windows calls each key, which is how the browser knows what a key does."""
 
 
-def found_chromium() -> str | None:
+def find_chromium() -> str | None:
     """Where the browser is; None where there is none."""
     return next(filter(None, map(shutil.which, NAMES)), None)
 
 
-class Page:
+class BrowserPage:
     """One tab. What it complains of is kept: errors, and what the content policy forbade."""
 
     def __init__(self, socket: aiohttp.ClientWebSocketResponse) -> None:
@@ -123,7 +123,7 @@ class Page:
     async def key(self, what: str, key: str) -> None:
         """One half of it: ``keyDown`` or ``keyUp``."""
         told: dict[str, Any] = {"key": key, "code": CODES.get(key, key)}
-        told |= {"windowsVirtualKeyCode": VIRTUAL[key]} if key in VIRTUAL else {}
+        told |= {"windowsVirtualKeyCode": VIRTUAL_KEYS[key]} if key in VIRTUAL_KEYS else {}
         if what == "keyDown" and (text := {"Enter": "\r", " ": " "}.get(key)):
             told["text"] = text
         await self.send("Input.dispatchKeyEvent", type=what, **told)
@@ -152,9 +152,9 @@ def _write(file: Path, content: bytes) -> None:
 
 
 @asynccontextmanager
-async def chromium(profile: Path) -> AsyncIterator[Page]:
+async def run_chromium(profile: Path) -> AsyncIterator[BrowserPage]:
     """A browser with one empty tab, for as long as the block runs."""
-    program = found_chromium()
+    program = find_chromium()
     assert program, "there is no Chromium"
     process = await asyncio.create_subprocess_exec(
         program,
@@ -172,7 +172,7 @@ async def chromium(profile: Path) -> AsyncIterator[Page]:
             async with session.get(f"{debugger}/json") as answer:
                 tab = next(one for one in await answer.json() if one["type"] == "page")
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
-                page = Page(socket)
+                page = BrowserPage(socket)
                 listening = asyncio.ensure_future(page.listen())
                 for domain in ("Page", "Runtime", "Log"):
                     await page.send(f"{domain}.enable")

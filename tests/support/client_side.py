@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from fedbus.bus.blobs import Offer
-from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.bus.blobs import BlobOffer
+from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.client import InferReady, InferRefused, InferStart
 from fedbus.contracts.code import CodePlan
 from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import BlobRef, Manifest, ModelRef, Seal
+from fedbus.contracts.model import BlobRef, Manifest, ModelRef, ModelSignature
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
     CancelRun,
@@ -30,32 +30,32 @@ from fedbus.contracts.server import (
     ServerState,
     UpdateReady,
 )
-from fedbus.contracts.serving import Beside, ModelReturned
+from fedbus.contracts.serving import ModelComparison, ModelRolledBack
 from fedbus.learning import weights
-from fedbus.stores.models.signing import Signer
-from support.federation import TASK, Federation, with_refusals
+from fedbus.stores.models.signing import ModelSigner
+from support.federation import TASK, FederationHarness, with_refusals
 
-NAME: Final = "c1"
+CLIENT_NAME: Final = "c1"
 RUN: Final = f"{TASK}-1"
 
 
 @dataclass
-class ServerPlayed:
+class FakeServer:
     """The server as a client knows it: enrolls, gives out its newest model, and says which run is open."""
 
-    fed: Federation
+    fed: FederationHarness
     model: ModelRef | None = None
-    offer: Offer | None = None
+    offer: BlobOffer | None = None
     open_run: UpdateReady | None = None
     refuses: str = ""
     code: CodePlan | None = None
-    signer: Signer | None = None
+    signer: ModelSigner | None = None
     term: int = 0
     infos: int = 0
-    offers: list[Offer] = field(default_factory=list)
+    offers: list[BlobOffer] = field(default_factory=list)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator["ServerPlayed"]:
+    async def serving(self) -> AsyncIterator["FakeServer"]:
         answers: dict[Any, Any] = {
             Enroll: self._enroll,
             GetServerInfo: self._info,
@@ -86,7 +86,7 @@ class ServerPlayed:
         return model
 
     @property
-    def seal(self) -> Seal | None:
+    def seal(self) -> ModelSignature | None:
         """The signature under the model that is served."""
         if self.signer is None or self.model is None:
             return None
@@ -109,8 +109,8 @@ class ServerPlayed:
     async def _enroll(self, request: Enroll) -> Body:
         if self.refuses:
             return Refused(reason=self.refuses)
-        for agent in OF_A_CLIENT:
-            await self.fed.bus.enroll(agent, task=TASK, client=request.client)
+        for agent in CLIENT_CONSUMERS:
+            await self.fed.bus.create_client_consumer(agent, task=TASK, client=request.client)
         return Enrolled(consumers=())
 
     async def _info(self, _: GetServerInfo) -> Body:
@@ -136,18 +136,20 @@ class ServerPlayed:
         return RunCancelled()
 
 
-async def asked_to_serve(fed: Federation, times: int = 1) -> ModelRef:
+async def wait_for_infer_start(fed: FederationHarness, times: int = 1) -> ModelRef:
     return (await fed.hears(InferStart, times=times)).model
 
 
-async def ready(fed: Federation, model: ModelRef, code_version: str = "") -> None:
+async def send_infer_ready(fed: FederationHarness, model: ModelRef, code_version: str = "") -> None:
     endpoint = "http://127.0.0.1:1"
-    said = InferReady(task=TASK, client=NAME, model=model, endpoint=endpoint, code_version=code_version)
+    said = InferReady(
+        task=TASK, client=CLIENT_NAME, model=model, endpoint=endpoint, code_version=code_version
+    )
     await fed.say(said, by="inference")
 
 
-async def refused(
-    fed: Federation,
+async def send_infer_refused(
+    fed: FederationHarness,
     model: ModelRef,
     *,
     serving: int | None,
@@ -156,7 +158,7 @@ async def refused(
 ) -> None:
     said = InferRefused(
         task=TASK,
-        client=NAME,
+        client=CLIENT_NAME,
         model=model,
         reason="NaN",
         serving=serving,
@@ -166,9 +168,9 @@ async def refused(
     await fed.say(said, by="inference")
 
 
-async def returned(fed: Federation, to: ModelRef, of: ModelRef) -> None:
+async def send_model_rolled_back(fed: FederationHarness, to: ModelRef, of: ModelRef) -> None:
     """The inference agent goes back from the model *of* to the one before it."""
-    said = ModelReturned(
-        task=TASK, client=NAME, model=to, returned_from=of, reason="it errs", beside=Beside()
+    said = ModelRolledBack(
+        task=TASK, client=CLIENT_NAME, model=to, returned_from=of, reason="it errs", beside=ModelComparison()
     )
     await fed.say(said, by="inference")

@@ -14,7 +14,7 @@ from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTrace
 
 
 @dataclass(frozen=True)
-class Span:
+class ExportedSpan:
     """One span as it came over the wire."""
 
     service: str
@@ -27,7 +27,7 @@ class Span:
 
 
 @dataclass
-class Figure:
+class ExportedMetric:
     """One metric as it came over the wire: its unit, and the attributes of each of its series."""
 
     unit: str
@@ -37,7 +37,7 @@ class Figure:
 
 
 @dataclass(frozen=True)
-class Line:
+class ExportedLogLine:
     """One log line as it came over the wire."""
 
     service: str
@@ -47,16 +47,16 @@ class Line:
 
 
 @dataclass
-class Collector:
+class OtlpCollector:
     """Listens for OTLP over HTTP."""
 
     url: str = ""
-    spans: list[Span] = field(default_factory=list)
-    figures: dict[str, Figure] = field(default_factory=dict)
-    lines: list[Line] = field(default_factory=list)
+    spans: list[ExportedSpan] = field(default_factory=list)
+    figures: dict[str, ExportedMetric] = field(default_factory=dict)
+    lines: list[ExportedLogLine] = field(default_factory=list)
     requests: int = 0
 
-    def of_trace(self, trace_id: str) -> list[Span]:
+    def of_trace(self, trace_id: str) -> list[ExportedSpan]:
         return [span for span in self.spans if span.trace_id == trace_id]
 
     async def take_spans(self, body: bytes) -> None:
@@ -64,7 +64,7 @@ class Collector:
             service = _values(resource.resource.attributes).get("service.name", "")
             for scope in resource.scope_spans:
                 self.spans += [
-                    Span(
+                    ExportedSpan(
                         str(service),
                         span.name,
                         span.trace_id.hex(),
@@ -80,7 +80,7 @@ class Collector:
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
-                    figure = self.figures.setdefault(metric.name, Figure(metric.unit))
+                    figure = self.figures.setdefault(metric.name, ExportedMetric(metric.unit))
                     points = getattr(metric, str(metric.WhichOneof("data"))).data_points
                     for point in points:
                         about = {name: str(value) for name, value in _values(point.attributes).items()}
@@ -93,7 +93,9 @@ class Collector:
             service = str(_values(resource.resource.attributes).get("service.name", ""))
             for scope in resource.scope_logs:
                 self.lines += [
-                    Line(service, line.body.string_value, line.trace_id.hex(), _values(line.attributes))
+                    ExportedLogLine(
+                        service, line.body.string_value, line.trace_id.hex(), _values(line.attributes)
+                    )
                     for line in scope.log_records
                 ]
 
@@ -103,14 +105,14 @@ def _values(attributes: Any) -> dict[str, str | int]:
 
 
 @contextmanager
-def black_hole() -> Iterator[str]:
+def unresponsive_collector() -> Iterator[str]:
     """The address of a collector that takes connections, and never says a word."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         yield f"http://127.0.0.1:{server.getsockname()[1]}"
 
 
 @contextmanager
-def nobody() -> Iterator[str]:
+def closed_address() -> Iterator[str]:
     """An address where nothing listens."""
     with socket.create_server(("127.0.0.1", 0)) as gone:
         url = f"http://127.0.0.1:{gone.getsockname()[1]}"
@@ -118,9 +120,11 @@ def nobody() -> Iterator[str]:
 
 
 @asynccontextmanager
-async def collecting(slow_s: float = 0.0, status: int = 200, port: int = 0) -> AsyncIterator[Collector]:
+async def run_collector(
+    slow_s: float = 0.0, status: int = 200, port: int = 0
+) -> AsyncIterator[OtlpCollector]:
     """A collector for as long as the block runs; a slow one, or one that answers with *status*, where asked."""
-    collector = Collector()
+    collector = OtlpCollector()
 
     def handler(take: Callable[[bytes], Awaitable[None]]) -> Callable[[web.Request], Awaitable[web.Response]]:
         async def handle(request: web.Request) -> web.Response:

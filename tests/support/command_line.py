@@ -21,7 +21,7 @@ from unittest import mock
 
 from support import forked
 
-IMPORTED: Final = [
+PRELOADED: Final = [
     "fedbus.app.cli.main",
     "fedbus.app.bus_session",
     "fedbus.app.views.event_tail",
@@ -33,13 +33,13 @@ IMPORTED: Final = [
     "support.forked",
 ]
 _server: Final = multiprocessing.get_context("forkserver")
-_server.set_forkserver_preload(["__main__", *IMPORTED])
+_server.set_forkserver_preload(["__main__", *PRELOADED])
 
 TESTS: Final = str(Path(__file__).parents[1])
 
 
 @dataclass
-class Said:
+class CliResult:
     code: int
     out: str
     err: str
@@ -49,41 +49,41 @@ class Said:
         return json.loads(self.out)
 
 
-class Fedbus:
+class FedbusCli:
     """`fedbus …` in a process of its own."""
 
     def __init__(self, home: Path, **environment: str) -> None:
-        self.environment = settings_left_out() | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
+        self.environment = clean_environment() | {"FEDBUS_HOME": str(home), "COLUMNS": "200"} | environment
 
-    async def __call__(self, *words: str, stdin: bytes = b"", **environment: str) -> Said:
-        with _started(words, self.environment | environment, Path(), stdin) as (process, files):
+    async def __call__(self, *words: str, stdin: bytes = b"", **environment: str) -> CliResult:
+        with _start(words, self.environment | environment, Path(), stdin) as (process, files):
             await asyncio.to_thread(process.join)
-            return _said(process, files)
+            return _result(process, files)
 
 
-def fedbus_said(
+def run_fedbus(
     *words: str, environment: Mapping[str, str], directory: Path = Path(), stdin: bytes = b""
-) -> Said:
+) -> CliResult:
     """The same for who waits: `fedbus` *words* in *directory*."""
-    with _started(words, environment, directory, stdin) as (process, files):
+    with _start(words, environment, directory, stdin) as (process, files):
         process.join()
-        return _said(process, files)
+        return _result(process, files)
 
 
-def settings_left_out(*others: str) -> dict[str, str]:
+def clean_environment(*others: str) -> dict[str, str]:
     """Our environment without what is set for fedbus and OpenTelemetry in it, and whatever begins like *others*."""
     without = ("FEDBUS", "OTEL", *others)
     return {name: value for name, value in os.environ.items() if not name.startswith(without)}
 
 
-SERVER_ENVIRONMENT: Final = settings_left_out("PYTHONPATH") | {
+SERVER_ENVIRONMENT: Final = clean_environment("PYTHONPATH") | {
     "PYTHONPATH": os.pathsep.join([TESTS, *filter(None, [os.environ.get("PYTHONPATH")])])
 }
 """Of the fork server: nothing of a test's, whose process it would be taken for."""
 
 
 @contextmanager
-def _started(
+def _start(
     words: tuple[str, ...], environment: Mapping[str, str], directory: Path, stdin: bytes
 ) -> Iterator[tuple[ForkServerProcess, Path]]:
     """The process, and where its words go; killed where nobody waits for its end."""
@@ -95,7 +95,7 @@ def _started(
         with mock.patch.dict(os.environ, SERVER_ENVIRONMENT, clear=True):
             forkserver.ensure_running()
         arguments = (list(words), dict(environment), directory.absolute(), files)
-        process = _server.Process(target=forked.fedbus, args=arguments)
+        process = _server.Process(target=forked.run_cli, args=arguments)
         process.start()
         try:
             yield process, files
@@ -105,6 +105,6 @@ def _started(
             process.close()
 
 
-def _said(process: ForkServerProcess, files: Path) -> Said:
+def _result(process: ForkServerProcess, files: Path) -> CliResult:
     assert process.exitcode is not None
-    return Said(process.exitcode, (files / "out").read_text(), (files / "err").read_text())
+    return CliResult(process.exitcode, (files / "out").read_text(), (files / "err").read_text())

@@ -19,16 +19,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from fedbus.app.composition.agents import Device, Site
+from fedbus.app.composition.agents import AgentConfig, ClientConfig
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.catalogue import requests_of, stream_subjects
+from fedbus.contracts.catalogue import requests_answered_by, stream_subjects
 from fedbus.contracts.identifiers import FederationId, client_id
 from fedbus.contracts.message import Body, Message, Refused, Request
-from fedbus.contracts.run import RunFacts, RunOverrides
-from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.run import RunData, RunOverrides
+from fedbus.contracts.server import ServerData
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
@@ -38,27 +38,27 @@ from support.waiting import ConditionNotMet, eventually
 
 FED: Final = FederationId("test")
 TASK: Final = "tiny"
-TINY: Final = Path(__file__).with_name("tiny_task")
+TINY_TASK: Final = Path(__file__).with_name("tiny_task")
 
-AgentRun = Callable[[asyncio.Event], Awaitable[None]]
+AgentFunction = Callable[[asyncio.Event], Awaitable[None]]
 MessageT = TypeVar("MessageT", bound=Message)
 
 
 def tiny_task(directory: Path) -> Task:
     """A copy of the tiny task, whose code version is nobody's else."""
-    shutil.copytree(TINY, directory / "tiny_task", ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TINY_TASK, directory / "tiny_task", ignore=shutil.ignore_patterns("__pycache__"))
     return read_task(directory / "tiny_task")
 
 
-def scheduled(task: Task, schedule: ScheduleTable) -> Task:
+def with_schedule(task: Task, schedule: ScheduleTable) -> Task:
     """*task*, whose runs start by *schedule*."""
     return task.model_copy(update={"table": task.table.model_copy(update={"schedule": schedule})})
 
 
-class AgentAtWork:
+class RunningAgent:
     """An agent that can be asked to stop, killed, and started again."""
 
-    def __init__(self, run: AgentRun) -> None:
+    def __init__(self, run: AgentFunction) -> None:
         self._run = run
         self._stop = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
@@ -108,24 +108,24 @@ class AgentAtWork:
 
 
 @dataclass
-class Federation:
+class FederationHarness:
     """What the test sees of it."""
 
-    site: Site
+    site: AgentConfig
     bus: Bus
     """The test's own, on the server side."""
     moves: list[Transition] = field(default_factory=list)
     said: list[Message] = field(default_factory=list)
-    _agents: list[AgentAtWork] = field(default_factory=list)
+    _agents: list[RunningAgent] = field(default_factory=list)
     _buses: dict[tuple[str, str], Bus] = field(default_factory=dict)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
 
     # --- who acts --------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def agent(self, run: AgentRun) -> AsyncIterator[AgentAtWork]:
+    async def agent(self, run: AgentFunction) -> AsyncIterator[RunningAgent]:
         """An agent at work; when the block ends it is asked to stop, and must."""
-        agent = AgentAtWork(run)
+        agent = RunningAgent(run)
         self._agents.append(agent)
         agent.start()
         try:
@@ -150,21 +150,21 @@ class Federation:
 
     def shorten(self, **plan: float) -> None:
         """Let runs be otherwise than the task's plan, for whoever is started from now on."""
-        asked = self.site.overrides.then(RunOverrides.model_validate(plan))
+        asked = self.site.overrides.merge(RunOverrides.model_validate(plan))
         self.site = replace(self.site, overrides=asked)
 
     def schedule_nothing(self) -> None:
         """Let runs be started by the test alone."""
-        self.site = replace(self.site, task=scheduled(self.site.task, ScheduleTable()))
+        self.site = replace(self.site, task=with_schedule(self.site.task, ScheduleTable()))
 
-    def device(self, name: str, number: int = 0, of: int = 1) -> Device:
-        return Device(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
+    def device(self, name: str, number: int = 0, of: int = 1) -> ClientConfig:
+        return ClientConfig(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
 
     async def is_served(self, request: Request) -> bool:
         """Whether whoever answers such a request is there."""
         try:
             await self.bus.request(request)
-        except NoAnswer:
+        except NoResponse:
             return False
         except RequestRefused:
             return True
@@ -182,14 +182,14 @@ class Federation:
     def last(self, kind: str, thing: str | None = None) -> Transition:
         return self.of(kind, thing)[-1]
 
-    def run(self, number: int = 1) -> RunFacts:
+    def run(self, number: int = 1) -> RunData:
         facts = self.last("run", f"{TASK}-{number}").facts
-        assert isinstance(facts, RunFacts)
+        assert isinstance(facts, RunData)
         return facts
 
-    def server(self) -> ServerFacts:
+    def server(self) -> ServerData:
         facts = self.last("server").facts
-        assert isinstance(facts, ServerFacts)
+        assert isinstance(facts, ServerData)
         return facts
 
     def heard(self, kind: type[MessageT]) -> list[MessageT]:
@@ -250,22 +250,24 @@ def with_refusals(agent: str, answers: dict[Any, Any]) -> dict[Any, Any]:
     async def refuse(request: Request) -> Body:
         return Refused(reason=f"nobody plays {request.word} here")
 
-    return {kind: answers.get(kind, refuse) for kind in requests_of(agent)}
+    return {kind: answers.get(kind, refuse) for kind in requests_answered_by(agent)}
 
 
 @asynccontextmanager
-async def federation(url: str, directory: Path, *, task: Task | None = None) -> AsyncIterator[Federation]:
+async def open_federation(
+    url: str, directory: Path, *, task: Task | None = None
+) -> AsyncIterator[FederationHarness]:
     """A federation with nobody in it but the test; its lives are checked when it ends."""
-    site = Site(url, FED, directory / "home", task or tiny_task(directory))
+    site = AgentConfig(url, FED, directory / "home", task or tiny_task(directory))
     async with AsyncExitStack() as stack:
         bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "test")))
-        await bus.make_streams()
-        fed = Federation(site, bus, _open=stack)
-        lives = bus.watch(life_stream(FED), [subjects.every(FED, Transition)])
+        await bus.create_streams()
+        fed = FederationHarness(site, bus, _open=stack)
+        lives = bus.watch(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
         words = bus.watch(events_stream(FED), stream_subjects(FED))
         hearing = [  # no TaskGroup: a fixture's two halves run in two tasks
-            asyncio.ensure_future(_hear(await stack.enter_async_context(lives), fed.moves)),
-            asyncio.ensure_future(_hear(await stack.enter_async_context(words), fed.said)),
+            asyncio.ensure_future(_collect(await stack.enter_async_context(lives), fed.moves)),
+            asyncio.ensure_future(_collect(await stack.enter_async_context(words), fed.said)),
         ]
         try:
             yield fed
@@ -273,10 +275,10 @@ async def federation(url: str, directory: Path, *, task: Task | None = None) -> 
             for ear in hearing:
                 ear.cancel()
             await asyncio.wait(hearing)
-        check_lives(await history(bus))
+        check_lifecycles(await read_transitions(bus))
 
 
-async def _hear(seen: AsyncIterator[Any], heard: list[Any]) -> None:
+async def _collect(seen: AsyncIterator[Any], heard: list[Any]) -> None:
     async for one in seen:
         heard.append(one.message)  # noqa: PERF401 (as it comes, not when all has come)
 
@@ -284,11 +286,13 @@ async def _hear(seen: AsyncIterator[Any], heard: list[Any]) -> None:
 # --- laws -------------------------------------------------------------------------------------------
 
 
-async def history(bus: Bus) -> list[Transition]:
+async def read_transitions(bus: Bus) -> list[Transition]:
     """All that the life stream holds, in order."""
-    held = (await bus.existing_streams() or {})[life_stream(bus.fed)]
+    held = (await bus.list_streams() or {})[lifecycle_stream(bus.fed)]
     told: list[Transition] = []
-    async with bus.watch(life_stream(bus.fed), [subjects.every(bus.fed, Transition)], whole=True) as seen:
+    async with bus.watch(
+        lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
+    ) as seen:
         while len(told) < held:
             one = (await asyncio.wait_for(anext(seen), 10)).message
             assert isinstance(one, Transition)
@@ -296,7 +300,7 @@ async def history(bus: Bus) -> list[Transition]:
     return told
 
 
-def check_lives(told: list[Transition]) -> None:
+def check_lifecycles(told: list[Transition]) -> None:
     """Every thing began in its first state, each of its transitions is an arrow of its table, and none is missing."""
     things: dict[tuple[str, str], list[Transition]] = defaultdict(list)
     for one in told:
@@ -310,5 +314,5 @@ def check_lives(told: list[Transition]) -> None:
             assert after.source == before.target, (
                 f"{kind} {thing} jumped from {before.target} to {after.source}"
             )
-            assert after.legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
+            assert after.is_legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
             TAKEN.add((kind, after.source, after.event, after.target))

@@ -4,15 +4,15 @@ import shutil
 from dataclasses import replace
 from pathlib import Path
 
-from fedbus.contracts.code import CodeFacts
+from fedbus.contracts.code import CodeData
 from fedbus.stores.code.open import open_code
-from support.federation import TINY, Federation
-from support.repositories import Repository, Signer
+from support.federation import TINY_TASK, FederationHarness
+from support.repositories import CommitSigner, Repository
 
 
-async def followed(fed: Federation, by: Signer, directory: Path) -> Repository:
+async def follow_repository(fed: FederationHarness, by: CommitSigner, directory: Path) -> Repository:
     """A repository below *directory* with one commit, whose task all agents of *fed* will begin with."""
-    repository = tiny_repository(directory / "repository", by=by)
+    repository = create_tiny_repository(directory / "repository", by=by)
     signers = directory / "allowed_signers"
     signers.write_text(by.line())
     code = open_code(f"{repository.url}@main", fed.site.home, signers=signers)
@@ -20,16 +20,16 @@ async def followed(fed: Federation, by: Signer, directory: Path) -> Repository:
     return repository
 
 
-def tiny_repository(path: Path, by: Signer) -> Repository:
+def create_tiny_repository(path: Path, by: CommitSigner) -> Repository:
     """The tiny task's, with one signed commit."""
-    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TINY_TASK, path, ignore=shutil.ignore_patterns("__pycache__"))
     repository = Repository(path)
     repository.git("init", "--quiet", "--initial-branch=main")
     repository.commit(subject="the task", by=by)
     return repository
 
 
-def code_of(fed: Federation) -> CodeFacts:
+def code_facts(fed: FederationHarness) -> CodeData:
     facts = fed.last("code").facts
-    assert isinstance(facts, CodeFacts)
+    assert isinstance(facts, CodeData)
     return facts

@@ -23,9 +23,9 @@ from pathlib import Path
 from typing import Any, Final
 from unittest import mock
 
-from fedbus.agents.common.child_process import python_module
+from fedbus.agents.common.child_process import module_command
 
-COMMAND: Final = python_module("fedbus")
+COMMAND: Final = module_command("fedbus")
 PROGRAM: Final = Path(__file__).with_name("fork_server_process.py")
 PR_SET_CHILD_SUBREAPER: Final = 36
 

@@ -16,7 +16,7 @@ import sys
 import traceback
 from typing import Any
 
-from fedbus.app.entrypoints.child import WORK
+from fedbus.app.entrypoints.child import ENTRY_MODULES
 
 ABOVE = 512
 """The received files are kept above this number, so that none is in the place of another."""
@@ -24,7 +24,7 @@ ABOVE = 512
 
 def main(files: int) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    for name in ("torch", "numpy.random", "fedbus.app.entrypoints.kubernetes_job", *WORK.values()):
+    for name in ("torch", "numpy.random", "fedbus.app.entrypoints.kubernetes_job", *ENTRY_MODULES.values()):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 
-def fedbus(words: list[str], environment: Mapping[str, str], directory: Path, files: Path) -> None:
+def run_cli(words: list[str], environment: Mapping[str, str], directory: Path, files: Path) -> None:
     """Be `fedbus` *words* in *directory*, with the three of *files* for what it reads and says."""
     for number, (name, flags) in enumerate((("in", os.O_RDONLY), ("out", os.O_WRONLY), ("err", os.O_WRONLY))):
         os.dup2(os.open(files / name, flags), number)

@@ -19,8 +19,8 @@ from typing import Any, Final
 import kubernetes_validate
 from aiohttp import web
 
-from fedbus.agents.common.child_process import ANSWER
-from fedbus.agents.flower_server.kubernetes.api import Cluster
+from fedbus.agents.common.child_process import ANSWER_VARIABLE
+from fedbus.agents.flower_server.kubernetes.api import ClusterConfig
 
 NAMESPACE: Final = "fedbus"
 VERSION: Final = "1.34"
@@ -30,7 +30,7 @@ Object = dict[str, Any]
 
 
 @dataclass
-class Job:
+class FakeJob:
     manifest: Object
     started: asyncio.subprocess.Process | None
     log: Path
@@ -57,32 +57,32 @@ class FakeKubernetes:
     """What a pod finds beside what its manifest says: in a cluster, what its image and volumes hold."""
     template: Object
     url: str = ""
-    jobs: dict[str, Job] = field(default_factory=dict)
+    jobs: dict[str, FakeJob] = field(default_factory=dict)
     created: list[Object] = field(default_factory=list)
     refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By method: what is answered to each such request."""
-    pods_wait: Object | None = None
+    pending_pod_status: Object | None = None
     """With it, no pod starts: this stays the status of each."""
-    pods_refused: str = ""
+    pod_creation_error: str = ""
     """With it, no pod is even made: what the event of each Job says."""
     _version: "itertools.count[int]" = field(default_factory=lambda: itertools.count(100))
-    _happened: list[tuple[int, str, Object]] = field(default_factory=list)
-    _news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    _watch_events: list[tuple[int, str, Object]] = field(default_factory=list)
+    _changed: asyncio.Condition = field(default_factory=asyncio.Condition)
 
-    def cluster(self) -> Cluster:
+    def cluster(self) -> ClusterConfig:
         token = self.directory / "token"
         token.write_text(f"{TOKEN}\n")
-        return Cluster(self.url, NAMESPACE, token)
+        return ClusterConfig(self.url, NAMESPACE, token)
 
     async def remove(self, name: str) -> None:
         """As ``kubectl delete job`` does."""
-        await self._begin_to_remove(name)
-        await self._removed_when_it_ended(name)
+        await self._begin_deletion(name)
+        await self._finish_deletion(name)
 
     # --- what it answers -----------------------------------------------------------------
 
     def application(self) -> web.Application:
-        application = web.Application(middlewares=[self._admitted])
+        application = web.Application(middlewares=[self._authorize])
         jobs, core = f"/apis/batch/v1/namespaces/{NAMESPACE}/jobs", f"/api/v1/namespaces/{NAMESPACE}"
         application.add_routes(
             [
@@ -99,7 +99,7 @@ class FakeKubernetes:
         return application
 
     @web.middleware
-    async def _admitted(self, request: web.Request, handler: Any) -> web.StreamResponse:
+    async def _authorize(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized")
         if (refusal := self.refuses.get(request.method)) is not None:
@@ -124,54 +124,54 @@ class FakeKubernetes:
         program, *arguments = container["command"]
         assert program == "python3"
         log, last_word = self.directory / f"{name}.log", self.directory / f"{name}.last-word"
-        assert variables[ANSWER] == container.get("terminationMessagePath", "/dev/termination-log")
-        if self.pods_wait is not None or self.pods_refused:
-            self.jobs[name] = Job(manifest, None, log, last_word)
+        assert variables[ANSWER_VARIABLE] == container.get("terminationMessagePath", "/dev/termination-log")
+        if self.pending_pod_status is not None or self.pod_creation_error:
+            self.jobs[name] = FakeJob(manifest, None, log, last_word)
             return web.json_response(manifest, status=201)
         with log.open("wb") as output:
             process = await asyncio.create_subprocess_exec(
                 sys.executable,
                 *arguments,
-                env=os.environ | variables | {ANSWER: str(last_word)} | self.environment,
+                env=os.environ | variables | {ANSWER_VARIABLE: str(last_word)} | self.environment,
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=output,
                 stderr=output,
             )
-        job = Job(manifest, process, log, last_word)
+        job = FakeJob(manifest, process, log, last_word)
         self.jobs[name] = job
-        job.watch = asyncio.create_task(self._see_to_its_end(job))
+        job.watch = asyncio.create_task(self._watch_process(job))
         return web.json_response(manifest, status=201)
 
-    async def _see_to_its_end(self, job: Job) -> None:
+    async def _watch_process(self, job: FakeJob) -> None:
         code = await job.process.wait()
         condition = {"type": "Complete" if code == 0 else "Failed", "status": "True"}
         if code:
             condition |= {"reason": "BackoffLimitExceeded", "message": "Job has reached the backoff limit"}
         job.manifest["status"] = {"conditions": [condition]}
-        await self._tell("MODIFIED", job.manifest)
+        await self._record_event("MODIFIED", job.manifest)
 
     async def _get(self, request: web.Request) -> web.Response:
         job = self.jobs.get(request.match_info["name"])
-        return _gone(request) if job is None else web.json_response(job.manifest)
+        return _not_found(request) if job is None else web.json_response(job.manifest)
 
     async def _delete(self, request: web.Request) -> web.Response:
         name = request.match_info["name"]
         if name not in self.jobs:
-            return _gone(request)
+            return _not_found(request)
         assert request.query["propagationPolicy"] == "Foreground"
         job = self.jobs[name]
-        await self._begin_to_remove(name)
-        self._later = asyncio.create_task(self._removed_when_it_ended(name))
+        await self._begin_deletion(name)
+        self._deletion = asyncio.create_task(self._finish_deletion(name))
         return web.json_response(job.manifest)
 
-    async def _begin_to_remove(self, name: str) -> None:
+    async def _begin_deletion(self, name: str) -> None:
         job = self.jobs[name]
         job.manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
-        await self._tell("MODIFIED", job.manifest)
+        await self._record_event("MODIFIED", job.manifest)
         if job.started is not None and job.started.returncode is None:
             job.started.terminate()
 
-    async def _removed_when_it_ended(self, name: str) -> None:
+    async def _finish_deletion(self, name: str) -> None:
         job = self.jobs[name]
         if job.watch is not None:
             await asyncio.wait([job.watch], timeout=GRACE_S)
@@ -179,21 +179,21 @@ class FakeKubernetes:
                 job.process.kill()
                 await job.watch
         self.jobs.pop(name, None)
-        await self._tell("DELETED", job.manifest)
+        await self._record_event("DELETED", job.manifest)
 
     async def _pods(self, request: web.Request) -> web.Response:
         label, _, name = request.query["labelSelector"].partition("=")
         assert label == "batch.kubernetes.io/job-name"
         job = self.jobs.get(name)
-        if job is None or self.pods_refused:
+        if job is None or self.pod_creation_error:
             return web.json_response({"items": []})
-        status = self.pods_wait if job.started is None else _status_of(job)
+        status = self.pending_pod_status if job.started is None else _status_of(job)
         return web.json_response({"items": [{"metadata": {"name": f"{name}-abcde"}, "status": status}]})
 
     async def _events(self, request: web.Request) -> web.Response:
         name = request.query["fieldSelector"].removeprefix("involvedObject.name=")
-        told = {"type": "Warning", "reason": "FailedCreate", "message": self.pods_refused}
-        found = name in self.jobs and self.pods_refused
+        told = {"type": "Warning", "reason": "FailedCreate", "message": self.pod_creation_error}
+        found = name in self.jobs and self.pod_creation_error
         return web.json_response({"items": [told] if found else []})
 
     async def _log(self, request: web.Request) -> web.Response:
@@ -211,34 +211,34 @@ class FakeKubernetes:
         await answer.prepare(request)
         since = int(request.query["resourceVersion"])
         with suppress(ConnectionResetError):  # whoever watched has seen enough
-            await self._tell_all(answer, name, since)
+            await self._send_watch_events(answer, name, since)
         return answer
 
-    async def _tell_all(self, answer: web.StreamResponse, name: str, since: int) -> None:
+    async def _send_watch_events(self, answer: web.StreamResponse, name: str, since: int) -> None:
         seen = 0
         while True:
-            for version, what, manifest in self._happened[seen:]:
+            for version, what, manifest in self._watch_events[seen:]:
                 seen += 1
                 if version > since and manifest["metadata"]["name"] == name:
                     await answer.write(json.dumps({"type": what, "object": manifest}).encode() + b"\n")
-            async with self._news:
-                while seen == len(self._happened):
-                    await self._news.wait()
+            async with self._changed:
+                while seen == len(self._watch_events):
+                    await self._changed.wait()
 
-    async def _tell(self, what: str, manifest: Object) -> None:
+    async def _record_event(self, what: str, manifest: Object) -> None:
         version = next(self._version)
         manifest["metadata"]["resourceVersion"] = str(version)
-        self._happened.append((version, what, json.loads(json.dumps(manifest))))
-        async with self._news:
-            self._news.notify_all()
+        self._watch_events.append((version, what, json.loads(json.dumps(manifest))))
+        async with self._changed:
+            self._changed.notify_all()
 
 
-def _labels(job: Job) -> dict[str, str]:
+def _labels(job: FakeJob) -> dict[str, str]:
     labels: dict[str, str] = job.manifest["metadata"]["labels"]
     return labels
 
 
-def _status_of(job: Job) -> Object:
+def _status_of(job: FakeJob) -> Object:
     """Of the pod of *job*."""
     code = job.process.returncode
     state: Object = {"running": {}}
@@ -255,7 +255,7 @@ def _status(code: int, message: str) -> web.Response:
     return web.json_response({"kind": "Status", "code": code, "message": message}, status=code)
 
 
-def _gone(request: web.Request) -> web.Response:
+def _not_found(request: web.Request) -> web.Response:
     return _status(404, f'jobs.batch "{request.match_info["name"]}" not found')
 
 

@@ -5,78 +5,83 @@ from datetime import timedelta
 from pathlib import Path
 
 from fedbus.contracts.client import (
-    ClientFacts,
-    Declined,
+    ClientData,
+    ClientDeclined,
+    ClientJoined,
     FailTrain,
-    FlClientFacts,
-    Joined,
+    FlClientData,
     RoundReply,
 )
-from fedbus.contracts.code import CodeFacts
-from fedbus.contracts.run import RoundResult, RunFacts
-from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
-from support.chromium import Page
-from support.told import COMMIT, TASK, Told, model
+from fedbus.contracts.code import CodeData
+from fedbus.contracts.run import RoundResult, RunData
+from fedbus.contracts.scheduling import ScheduleData, ScheduleRule
+from support.chromium import BrowserPage
+from support.told import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PAGES = ("fleet", "runs", "training", "events", "models", "schedules")
-NAMELESS = """
+UNNAMED_CONTROLS = """
     [...document.querySelectorAll("button, a, input, select, [role=region]")]
         .filter((one) => !one.closest("[hidden]"))
         .filter((one) => !(one.innerText.trim() || one.getAttribute("aria-label") || one.labels?.length))
         .map((one) => one.outerHTML)
 """
 """Controls that a screen reader could not name."""
-LIVE = "window.fedbus?.store.link === 'live'"
+IS_LIVE = "window.fedbus?.store.link === 'live'"
 ROWS = "[...document.querySelectorAll('tr[data-key]')]"
-HERE = """(() => {
+FOCUSED_ELEMENT = """(() => {
     const here = document.activeElement;
     return [here.tagName.toLowerCase(), here.getAttribute("aria-label") ?? here.innerText?.trim() ?? ""];
 })()"""
 """What has the focus, and what a screen reader calls it."""
-DRAWN = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
+NEXT_FRAME = "new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))"
 
 
-def button(name: str) -> str:
+def find_button(name: str) -> str:
     """The button of this *name*, in the page."""
     return f"[...document.querySelectorAll('button')].find((one) => one.textContent === {json.dumps(name)})"
 
 
-async def a_run(told: Told) -> RunFacts:
+async def simulate_run(told: SimulatedFederation) -> RunData:
     """Three clients of six in a run's second round; one of them has failed."""
     await told.server()
     await told.clients([f"c{number}" for number in range(1, 7)])
     await told.move(
-        learnt(told.run(1, 4, model=model(2).model_dump())), "run_finished", "running", "finished"
+        with_client_metrics(told.run(1, 4, model=make_model_ref(2).model_dump())),
+        "run_finished",
+        "running",
+        "finished",
     )
     told.passes(60)
-    code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
+    code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
     await told.move(code, "code_read", "", "steady")
-    await a_schedule(told)
+    await simulate_schedule(told)
     run = told.run(2, 0, loss=0.37)
     for client in ("c1", "c2", "c3"):
         told.passes(0.5)
-        doing = ClientFacts(task=TASK, client=client, run=run.run, model=model(2), code_version=COMMIT)
+        doing = ClientData(
+            task=TASK, client=client, run=run.run, model=make_model_ref(2), code_version=COMMIT
+        )
         await told.move(doing, "client_start", "serving", "learning", "run mnist-2", "the run to end")
-        training = FlClientFacts(task=TASK, client=client, run=run.run)
+        training = FlClientData(task=TASK, client=client, run=run.run)
         await told.move(training, "client_start", "waiting", "pending")
-        await told.say(Joined(task=TASK, client=client, run=run.run))
+        await told.say(ClientJoined(task=TASK, client=client, run=run.run))
         told.passes(0.5)
         await told.move(training, "round_started", "pending", "training")
-    await told.say(Declined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
+    await told.say(ClientDeclined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
     for number in (1, 2):
         for client, took in (("c1", 3.0), ("c2", 4.0), ("c3", 5.5)):
             told.passes(2)
-            await told.say(replied(client, run.run, number, took))
-        so_far = learnt(told.run(2, number, loss=0.37, requested_at=run.requested_at))
+            await told.say(make_reply(client, run.run, number, took))
+        so_far = with_client_metrics(told.run(2, number, loss=0.37, requested_at=run.requested_at))
         await told.move(so_far, "round_finished", "running", "running")
     await told.say(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
-    lost = FlClientFacts(task=TASK, client="c3")
+    lost = FlClientData(task=TASK, client="c3")
     await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
     return run
 
 
-async def a_schedule(told: Told) -> None:
+async def simulate_schedule(told: SimulatedFederation) -> None:
     """One of two parts, of which one is half there; it began the first run."""
     rule = ScheduleRule(
         when="cron '0 3 * * *' or (labelled >= 64 on 2 clients and every 6h)",
@@ -84,7 +89,7 @@ async def a_schedule(told: Told) -> None:
         quiet="weekday in SAT..SUN",
         debounce_s=60,
     )
-    facts = ScheduleFacts(
+    facts = ScheduleData(
         task=TASK,
         holder="server/workflow-scheduler_1",
         since=told.clock,
@@ -100,7 +105,7 @@ async def a_schedule(told: Told) -> None:
     await told.move(facts, "planned", "watching", "watching")
 
 
-def learnt(run: RunFacts) -> RunFacts:
+def with_client_metrics(run: RunData) -> RunData:
     """*run*, whose clients tell of themselves; c2 is not as good as the others, and c3 the slowest."""
 
     def told_by(one: RoundResult, number: int) -> dict[str, float]:
@@ -122,7 +127,7 @@ def learnt(run: RunFacts) -> RunFacts:
     return run.model_copy(update={"rounds": tuple(map(with_clients, run.rounds))})
 
 
-def replied(client: str, run: str, number: int, took: float) -> RoundReply:
+def make_reply(client: str, run: str, number: int, took: float) -> RoundReply:
     return RoundReply(
         task=TASK,
         client=client,
@@ -136,18 +141,18 @@ def replied(client: str, run: str, number: int, took: float) -> RoundReply:
     )
 
 
-async def presses(page: Page, *keys: str) -> tuple[str, str]:
+async def press_keys(page: BrowserPage, *keys: str) -> tuple[str, str]:
     """Press *keys*; what has the focus then."""
     for key in keys:
         await page.press(key)
-    kind, name = await page.run(HERE)
+    kind, name = await page.run(FOCUSED_ELEMENT)
     return kind, name
 
 
-async def tab_to(page: Page, wanted: str, *, within: int = 40) -> str:
+async def tab_to(page: BrowserPage, wanted: str, *, within: int = 40) -> str:
     """Press Tab until what has the focus is a *wanted* thing, by its selector; its name."""
     for _ in range(within):
-        _, name = await presses(page, "Tab")
+        _, name = await press_keys(page, "Tab")
         if await page.run(f"document.activeElement.matches({json.dumps(wanted)})"):
             return name
     raise AssertionError(f"Tab never comes to {wanted}")

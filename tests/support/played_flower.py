@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CheckCode, CodeChecked
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Artifact
@@ -28,15 +28,15 @@ from fedbus.contracts.server import (
     StopServer,
 )
 from fedbus.learning import weights
-from fedbus.stores.models.open import ModelStore, open_store
-from support.federation import TASK, Federation, with_refusals
+from fedbus.stores.models.open import ModelStore, open_model_store
+from support.federation import TASK, FederationHarness, with_refusals
 
 
 @dataclass
-class FlowerServerPlayed:
+class FakeFlowerServer:
     """It builds, checks and starts whatever it is told to, and keeps what it was asked."""
 
-    fed: Federation
+    fed: FederationHarness
     width: int = 3
     """How many numbers a model has."""
     made: int = 0
@@ -51,7 +51,7 @@ class FlowerServerPlayed:
 
     @property
     def store(self) -> ModelStore:
-        return open_store(self.fed.site.store_url, TASK)
+        return open_model_store(self.fed.site.store_url, TASK)
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[Self]:
@@ -87,7 +87,9 @@ class FlowerServerPlayed:
         await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=plan))
         for client in clients:
             code = version or self.fed.site.task.code_version
-            await self.fed.say(Joined(task=TASK, client=client, run=run, code_version=code), by="trainer")
+            await self.fed.say(
+                ClientJoined(task=TASK, client=client, run=run, code_version=code), by="trainer"
+            )
         await self.fed.hears(BeginTraining, times=number)
 
     async def end(self, number: int, result: RoundResult) -> None:

@@ -7,8 +7,8 @@ from datetime import UTC, datetime
 from typing import Any
 
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
-from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lifecycles import Life, Lives
+from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult, RunOverrides, RunPlan, StartRun, StopRun
@@ -24,25 +24,27 @@ from fedbus.contracts.server import (
     OpenRun,
     RunCancelled,
     RunOpened,
-    ServerFacts,
+    ServerChanges,
+    ServerData,
+    ServerEvent,
     ServerInfo,
     ServerState,
 )
 from support import eventually
-from support.federation import TASK, Federation, scheduled, with_refusals
+from support.federation import TASK, FederationHarness, with_refusals, with_schedule
 
 NO_SCHEDULE = ScheduleTable()
-FIRST = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
-SECOND = FIRST.model_copy(update={"version": 2})
-FAST = RunPlan(rounds=2, quorum=2, recruit_s=30, config={"lr": 0.1})
+FIRST_MODEL = ModelRef(sha256="0" * 64, size_bytes=64, architecture="a" * 64, version=1)
+SECOND_MODEL = FIRST_MODEL.model_copy(update={"version": 2})
+FAST_PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, config={"lr": 0.1})
 
 
 @dataclass
-class ServerManagerPlayed:
+class FakeServerManager:
     """The server manager as the scheduler knows it: opens runs when asked, and its life is there to be read."""
 
-    fed: Federation
-    life: Life[ServerState, ServerFacts]
+    fed: FederationHarness
+    life: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
     refuses: str = ""
     plan: RunPlan | None = None
     """What it makes of each run that it opens; left out: what it was asked for."""
@@ -50,9 +52,9 @@ class ServerManagerPlayed:
 
     @classmethod
     @asynccontextmanager
-    async def living(cls, fed: Federation) -> AsyncIterator["ServerManagerPlayed"]:
-        async with Lives.open(await fed.speaker("server-manager")) as lives:
-            yield cls(fed, await lives.of(SERVER, ServerFacts(task=TASK)))
+    async def living(cls, fed: FederationHarness) -> AsyncIterator["FakeServerManager"]:
+        async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+            yield cls(fed, await lives.of(SERVER, ServerData(task=TASK)))
 
     @asynccontextmanager
     async def serving(self) -> AsyncIterator[None]:
@@ -69,33 +71,37 @@ class ServerManagerPlayed:
             yield
 
     async def has_a_model(self) -> None:
-        await self.life.bear("started")
-        await self.life.move("model_ready", model=FIRST)
+        await self.life.create()
+        await self.life.transition(ServerEvent.MODEL_READY, {"model": FIRST_MODEL})
 
     async def train(self, *rounds: int) -> None:
-        await self.life.move("quorum_reached", cohort=("c1", "c2"))
+        await self.life.transition(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
         for number in rounds:
             await self.round(number)
 
     async def round(self, number: int, **metrics: float) -> None:
         last = RoundResult(round=number, metrics=metrics)
-        await self.life.move("round_finished", round=number, last=last)
+        await self.life.transition(ServerEvent.ROUND_FINISHED, {"round": number, "last": last})
 
     async def publish(self) -> None:
-        await self.life.move("run_finished")
-        await self.life.move("version_published", model=SECOND)
+        await self.life.transition(ServerEvent.RUN_FINISHED)
+        await self.life.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND_MODEL})
 
     async def _open(self, request: OpenRun) -> Body:
         self.opened.append(request)
         if self.refuses:
             return Refused(reason=self.refuses)
-        await self.life.move("run_requested", run=request.run, plan=self.plan or request.plan)
-        return RunOpened(recruit_until=datetime.now(UTC))
+        expires = datetime.now(UTC)
+        await self.life.transition(
+            ServerEvent.RUN_REQUESTED,
+            {"run": request.run, "plan": self.plan or request.plan, "recruit_until": expires},
+        )
+        return RunOpened(recruit_until=expires)
 
     async def _cancel(self, request: CancelRun) -> Body:
-        if not self.life.allows("run_cancelled"):
+        if not self.life.allows(ServerEvent.RUN_CANCELLED):
             return Refused(reason=f"the server is {self.life.state}")
-        await self.life.move("run_cancelled", reason=request.reason)
+        await self.life.transition(ServerEvent.RUN_CANCELLED, reason=request.reason)
         return RunCancelled()
 
     async def _health(self, _: HealthCheck) -> Body:
@@ -108,24 +114,24 @@ class ServerManagerPlayed:
         return Enrolled(consumers=())
 
 
-def scheduler_with(fed: Federation, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
+def make_scheduler(fed: FederationHarness, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
     async def run(stop: Any) -> None:
         async with fed.site.bus("workflow-scheduler") as bus:
-            task = scheduled(fed.site.task, schedule)
-            await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST.model_dump())).run(stop)
+            task = with_schedule(fed.site.task, schedule)
+            await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST_PLAN.model_dump())).run(stop)
 
     return run
 
 
-def every(seconds: float, at_most: int | None = None) -> ScheduleTable:
+def schedule_every(seconds: float, at_most: int | None = None) -> ScheduleTable:
     return ScheduleTable.model_validate({"every-s": seconds, "at-most": at_most})
 
 
-async def answers(fed: Federation) -> None:
+async def wait_for_scheduler(fed: FederationHarness) -> None:
     async def it_does() -> bool:
         try:
             await fed.bus.request(StopRun(task=TASK, run="nothing"))
-        except NoAnswer:
+        except NoResponse:
             return False
         except RequestRefused:
             return True
@@ -134,7 +140,7 @@ async def answers(fed: Federation) -> None:
     await eventually(it_does)
 
 
-async def start(fed: Federation, **wishes: Any) -> str:
+async def start_run(fed: FederationHarness, **wishes: Any) -> str:
     started = await fed.bus.request(StartRun(task=TASK, **wishes))
     run: str = started.run
     return run

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import psutil
 
-from fedbus.app.local.stack import Stack, stack
+from fedbus.app.local.stack import LocalStack, run_stack
 from fedbus.app.settings import Settings
 from fedbus.app.views.fleet import Fleet
-from fedbus.bus.bus import Bus, Identity, Seen
-from fedbus.bus.streams import life_stream
+from fedbus.bus.bus import Bus, Identity, StoredMessage
+from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.run import RunFacts, StartRun
+from fedbus.contracts.run import RunData, StartRun
 from fedbus.contracts.transition import Transition
 from support import ConditionNotMet, eventually
 from support.federation import tiny_task
@@ -24,10 +24,10 @@ TASK = "tiny"
 
 
 @dataclass
-class Site:
+class ProcessFederation:
     """What a test may look at, and break."""
 
-    running: Stack
+    running: LocalStack
     fleet: Fleet
     bus: Bus
 
@@ -38,7 +38,7 @@ class Site:
 
     def _can_start(self) -> bool:
         return self.fleet.server == "waiting" and all(
-            self.fleet.clients[name].settled if name in self.fleet.clients else False
+            self.fleet.clients[name].is_settled if name in self.fleet.clients else False
             for name in self.running.clients
         )
 
@@ -49,7 +49,7 @@ class Site:
             steps = "\n".join(str(step) for step in self.fleet.steps)
             raise ConditionNotMet(within_s, f"the transitions were:\n{steps}") from None
 
-    def run(self, run: str) -> RunFacts:
+    def run(self, run: str) -> RunData:
         return self.fleet.runs[run]
 
     def is_in_round(self, run: str, number: int) -> bool:
@@ -65,25 +65,27 @@ class Site:
         return min(found, key=lambda one: one.create_time())
 
 
-BY_HAND = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
+MANUAL_RUN_OPTIONS = ("--rounds", "4", "--quorum", "3", "--run-config", "pause-s=1.0")
 """Runs of four rounds, each a second long, when somebody asks."""
 
 
 @asynccontextmanager
-async def site_up(directory: Path, options: Sequence[str] = BY_HAND) -> AsyncIterator[Site]:
+async def run_process_federation(
+    directory: Path, options: Sequence[str] = MANUAL_RUN_OPTIONS
+) -> AsyncIterator[ProcessFederation]:
     """Three clients, and a server with these *options*; nobody may be left behind."""
     task = tiny_task(directory)
     settings = Settings.from_environment({"FEDBUS_HOME": str(directory / "home")})
     async with (
-        stack(settings, [task.path], clients=3, server_options=options) as running,
+        run_stack(settings, [task.path], clients=3, server_options=options) as running,
         Bus.connect(running.nats.url, Identity(settings.fed, "test")) as bus,
     ):
-        await bus.make_streams()
-        site = Site(running, Fleet(), bus)
+        await bus.create_streams()
+        site = ProcessFederation(running, Fleet(), bus)
         async with bus.watch(
-            life_stream(bus.fed), [subjects.every(bus.fed, Transition)], whole=True
+            lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)], whole=True
         ) as moves:
-            watching = asyncio.ensure_future(_see(moves, site.fleet))
+            watching = asyncio.ensure_future(_apply_transitions(moves, site.fleet))
             try:
                 yield site
             finally:
@@ -92,7 +94,7 @@ async def site_up(directory: Path, options: Sequence[str] = BY_HAND) -> AsyncIte
     assert processes_of(settings.home) == [], "somebody was left behind"
 
 
-async def _see(moves: AsyncIterator[Seen], fleet: Fleet) -> None:
+async def _apply_transitions(moves: AsyncIterator[StoredMessage], fleet: Fleet) -> None:
     async for seen in moves:
         if isinstance(seen.message, Transition):
             fleet.see(seen.message, seen.envelope.time)

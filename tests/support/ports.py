@@ -5,13 +5,15 @@ import os
 import socket
 from typing import Final
 
-LOWEST: Final = 20_000
-EACH: Final = 1_500
+FIRST_PORT: Final = 20_000
+PORTS_PER_WORKER: Final = 1_500
 """Ports of a worker; with eight workers they end below those that systems give away by themselves."""
 
 _worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 8
-_next = itertools.cycle(range(LOWEST + _worker * EACH, LOWEST + (_worker + 1) * EACH))
-for _ in range(os.getpid() % EACH):
+_next = itertools.cycle(
+    range(FIRST_PORT + _worker * PORTS_PER_WORKER, FIRST_PORT + (_worker + 1) * PORTS_PER_WORKER)
+)
+for _ in range(os.getpid() % PORTS_PER_WORKER):
     next(_next)
 
 
@@ -21,7 +23,7 @@ def free_port() -> int:
     The system would give one that was just given back, or give it to a connection before a server has come up on it:
     so two servers of a test got the same.
     """
-    for port in itertools.islice(_next, EACH):
+    for port in itertools.islice(_next, PORTS_PER_WORKER):
         with socket.socket() as probe:
             try:
                 probe.bind(("127.0.0.1", port))

@@ -5,9 +5,9 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from fedbus.stores.tasks.task_directory import new_task
+from fedbus.stores.tasks.task_directory import create_task
 
-AUTHOR = {
+GIT_ENVIRONMENT = {
     "GIT_CONFIG_GLOBAL": os.devnull,
     "GIT_CONFIG_NOSYSTEM": "1",
     "GIT_AUTHOR_NAME": "Ada",
@@ -18,7 +18,7 @@ AUTHOR = {
 
 
 @dataclass(frozen=True)
-class Signer:
+class CommitSigner:
     """Somebody with an ssh key."""
 
     name: str
@@ -39,12 +39,12 @@ class Signer:
         return [word for one in settings for word in ("-c", one)]
 
 
-def signer(name: str, directory: Path) -> Signer:
+def make_signer(name: str, directory: Path) -> CommitSigner:
     """A new key of *name*."""
     key = directory / name
     command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", name, "-f", str(key)]
     subprocess.run(command, check=True, stdin=subprocess.DEVNULL)
-    return Signer(name, key)
+    return CommitSigner(name, key)
 
 
 class Repository:
@@ -61,12 +61,12 @@ class Repository:
     def head(self) -> str:
         return self.git("rev-parse", "HEAD")
 
-    def git(self, *arguments: str, when: str = "", by: Signer | None = None, stdin: str = "") -> str:
+    def git(self, *arguments: str, when: str = "", by: CommitSigner | None = None, stdin: str = "") -> str:
         """Ask git something in it; raises CalledProcessError."""
         dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} if when else {}
         done = subprocess.run(
             ["git", "-C", str(self.path), *(by.settings() if by else []), *arguments],
-            env=os.environ | AUTHOR | dates,
+            env=os.environ | GIT_ENVIRONMENT | dates,
             check=True,
             capture_output=True,
             text=True,
@@ -85,7 +85,7 @@ class Repository:
         files: dict[str, str] | None = None,
         *,
         subject: str = "a change",
-        by: Signer | None = None,
+        by: CommitSigner | None = None,
         when: str = "",
     ) -> str:
         """Commit all that is there, with *files*; the new SHA."""
@@ -95,21 +95,21 @@ class Repository:
         return self.head
 
 
-def new_repository(
-    path: Path, task: str = "moons", *, below: str = "", by: Signer | None = None
+def create_repository(
+    path: Path, task: str = "moons", *, below: str = "", by: CommitSigner | None = None
 ) -> Repository:
     """A repository at *path* with the task *task* in its directory *below*, and one commit."""
     path.mkdir(parents=True, exist_ok=True)
     repository = Repository(path)
     repository.git("init", "--quiet", "--initial-branch=main")
-    new_task(path / below, task) if below else _task_beside_git(path, task)
+    create_task(path / below, task) if below else _add_task(path, task)
     repository.commit(subject="the task", by=by)
     return repository
 
 
-def _task_beside_git(path: Path, task: str) -> None:
+def _add_task(path: Path, task: str) -> None:
     """A new task is written into an empty directory only, and this one has ``.git``."""
-    new_task(path / "new", task)
+    create_task(path / "new", task)
     for entry in (path / "new").iterdir():
         entry.rename(path / entry.name)
     (path / "new").rmdir()

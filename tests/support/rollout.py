@@ -7,23 +7,23 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.client import CLIENT, ClientFacts
-from fedbus.contracts.code import CheckCode, CodeFacts, CodeReady, CodeRefused, LookForCode
-from fedbus.contracts.message import Body, Refused
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import CLIENT, ClientData
+from fedbus.contracts.code import CheckCode, CodeData, CodeReady, CodeRefused, LookForCode
+from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
 from fedbus.contracts.server import StartServer
 from fedbus.stores.code.open import CodeRepository
-from support.federation import TASK, TINY, AgentAtWork, Federation
-from support.played_flower import FlowerServerPlayed
-from support.repositories import Repository, Signer
+from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
+from support.played_flower import FakeFlowerServer
+from support.repositories import CommitSigner, Repository
 
-REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
+REVISED_FILES = {"tiny/__init__.py": "REVISION = 2\n"}
 PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)
 
 
 @dataclass
-class Others(FlowerServerPlayed):
+class FakePeers(FakeFlowerServer):
     """Everybody whom the server manager talks to, played: the Flower server, the scheduler, the clients."""
 
     checks_until: asyncio.Event | None = None
@@ -44,9 +44,9 @@ class Others(FlowerServerPlayed):
     async def clients(self, *names: str, **labels: str) -> None:
         """Clients that the log knows."""
         for name in names:
-            async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
-                life = await lives.of(CLIENT, ClientFacts(task=TASK, client=name, labels=labels))
-                await life.bear("started")
+            async with LifecycleStore.open(await self.fed.speaker("client-manager", name)) as lives:
+                life = await lives.of(CLIENT, ClientData(task=TASK, client=name, labels=labels))
+                await life.create()
 
     async def ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)
@@ -75,7 +75,9 @@ class Others(FlowerServerPlayed):
         result = RoundResult(round=1, metrics={"loss": loss}, participants=participants, failures=failed)
         await self.end(number, result)
 
-    async def take(self, server: "Server", files: dict[str, str], repository: Repository, by: Signer) -> str:
+    async def take(
+        self, server: "RolloutServer", files: dict[str, str], repository: Repository, by: CommitSigner
+    ) -> str:
         """A commit that two clients have taken up, and that is to be tried by a run."""
         await self.clients("c1", "c2")
         new = repository.commit(files, by=by)
@@ -86,7 +88,7 @@ class Others(FlowerServerPlayed):
         return new
 
     async def take_and_try(
-        self, server: "Server", files: dict[str, str], repository: Repository, by: Signer
+        self, server: "RolloutServer", files: dict[str, str], repository: Repository, by: CommitSigner
     ) -> str:
         """The same, which a run has tried, so that everybody is on it."""
         new = await self.take(server, files, repository, by)
@@ -98,11 +100,12 @@ class Others(FlowerServerPlayed):
         answer = await super().check(request)
         if self.checks_until is not None:
             await self.checks_until.wait()
-        return Refused(reason=self.hindered, passing=True) if self.hindered else answer
+        return Refused(reason=self.hindered, kind=RefusalKind.RETRYABLE) if self.hindered else answer
 
     async def start(self, request: StartServer) -> Body:
         if self.hindered:
-            return Refused(reason=self.hindered, passing=self.passes, blameless=True)
+            kind = RefusalKind.RETRYABLE if self.passes else RefusalKind.NEEDS_OPERATOR
+            return Refused(reason=self.hindered, kind=kind)
         return await super().start(request)
 
     async def _run(self, request: StartRun) -> Body:
@@ -110,29 +113,31 @@ class Others(FlowerServerPlayed):
         return RunStarted(run=f"{TASK}-1")
 
 
-def stages(*stages: str, **table: object) -> str:
+def rollout_table(*stages: str, **table: object) -> str:
     """The task's table, with a rollout in these stages."""
     shares = ", ".join(f'"{one}"' for one in stages)
     more = "\n".join(f"{name.replace('_', '-')} = {value}" for name, value in table.items())
-    return f"{(TINY / 'pyproject.toml').read_text()}\n[tool.fedbus.rollout]\nstages = [{shares}]\n{more}\n"
+    return (
+        f"{(TINY_TASK / 'pyproject.toml').read_text()}\n[tool.fedbus.rollout]\nstages = [{shares}]\n{more}\n"
+    )
 
 
-def laid_out(directory: Path, version: str) -> bool:
+def has_checkout(directory: Path, version: str) -> bool:
     """Whether the server has the files of *version*."""
     return any(directory.glob(f"home/code/*/{version}/pyproject.toml"))
 
 
-class Server:
+class RolloutServer:
     """The server manager at work."""
 
-    def __init__(self, fed: Federation, code: CodeRepository, agent: AgentAtWork) -> None:
+    def __init__(self, fed: FederationHarness, code: CodeRepository, agent: RunningAgent) -> None:
         self.fed, self.code, self.agent = fed, code, agent
 
     async def look(self) -> str:
         return str((await self.fed.bus.request(LookForCode(task=TASK), timeout_s=30)).news)
 
     @property
-    def facts(self) -> CodeFacts:
+    def facts(self) -> CodeData:
         facts = self.fed.last("code").facts
-        assert isinstance(facts, CodeFacts)
+        assert isinstance(facts, CodeData)
         return facts

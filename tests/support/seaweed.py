@@ -10,7 +10,7 @@ from fedbus.app.local.seaweedfs import EmbeddedS3, embedded_s3
 
 
 @contextmanager
-def seaweed(directory: Path) -> Iterator[EmbeddedS3]:
+def run_seaweed(directory: Path) -> Iterator[EmbeddedS3]:
     """A SeaweedFS for as long as the block runs."""
     up = threading.Event()
     found: list[EmbeddedS3] = []
@@ -38,7 +38,7 @@ def seaweed(directory: Path) -> Iterator[EmbeddedS3]:
         thread.join()
 
 
-class Road:
+class FaultyProxy:
     """A TCP proxy to a server. What happens on it is said by its attributes."""
 
     def __init__(self, to_port: int) -> None:
@@ -112,9 +112,9 @@ class Road:
 
 
 @asynccontextmanager
-async def road(to_port: int) -> AsyncIterator[Road]:
+async def run_faulty_proxy(to_port: int) -> AsyncIterator[FaultyProxy]:
     """A way to *to_port* of this machine, on a port of its own."""
-    proxy = Road(to_port)
+    proxy = FaultyProxy(to_port)
     server = await asyncio.start_server(proxy._pass, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:

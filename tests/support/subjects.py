@@ -1,7 +1,7 @@
 """What NATS does with subjects, in ten lines."""
 
 
-def matches(pattern: str, subject: str) -> bool:
+def matches_subject(pattern: str, subject: str) -> bool:
     """Whether a subscription to *pattern* is sent what is published on *subject*."""
     wanted, said = pattern.split("."), subject.split(".")
     for position, token in enumerate(wanted):

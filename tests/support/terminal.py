@@ -46,7 +46,7 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(
+async def open_terminal(
     *words: str, environment: Mapping[str, str], columns: int = 80, rows: int = 24
 ) -> AsyncIterator[Terminal]:
     """`fedbus` with these *words* on a terminal of its own, for as long as the block runs."""

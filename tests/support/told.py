@@ -11,26 +11,26 @@ from typing import Any
 
 from fedbus.bus.bus import Bus
 from fedbus.contracts import subjects
-from fedbus.contracts.client import ClientFacts, FlClientFacts, InferenceFacts
-from fedbus.contracts.envelope import Envelope, envelop, pack
-from fedbus.contracts.message import ClientMessage, Facts, Message
+from fedbus.contracts.client import ClientData, FlClientData, InferenceData
+from fedbus.contracts.envelope import Envelope, make_envelope, pack
+from fedbus.contracts.message import ClientMessage, LifecycleData, Message
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.run import RoundResult, RunFacts, RunPlan
-from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.run import RoundResult, RunData, RunPlan
+from fedbus.contracts.server import ServerData
 from fedbus.contracts.transition import Transition
 
 TASK = "mnist"
 COMMIT = "3a1f6c0d9be2475f8a6e0b1c2d3e4f5061728394"
 TRACE = "4bf92f3577b34da6a3ce929d0e0e4736"
-AT_ONCE = 200
+BATCH_SIZE = 200
 
 
-def model(version: int) -> ModelRef:
+def make_model_ref(version: int) -> ModelRef:
     return ModelRef(version=version, sha256=f"{version:064x}", size_bytes=439_576, architecture="a" * 64)
 
 
 @dataclass
-class Told:
+class SimulatedFederation:
     """Says things as whoever may say them, at whatever time."""
 
     bus: Bus
@@ -43,10 +43,16 @@ class Told:
     async def say(self, message: Message, *, agent: str = "test") -> str:
         """The id that it has got."""
         owner = message.client if isinstance(message, ClientMessage) and message.family != "cmd" else "server"
-        return await self._store(subjects.of(self.bus.fed, message), message, agent, owner)
+        return await self._store(subjects.subject_for(self.bus.fed, message), message, agent, owner)
 
     async def move(
-        self, facts: Facts, event: str, source: str, target: str, reason: str = "", waits_for: str = ""
+        self,
+        facts: LifecycleData,
+        event: str,
+        source: str,
+        target: str,
+        reason: str = "",
+        waits_for: str = "",
     ) -> str:
         moved = Transition.model_validate(
             {
@@ -59,12 +65,12 @@ class Told:
                 "facts": facts.model_dump(),
             }
         )
-        subject = subjects.life(self.bus.fed, moved.kind, moved.thing)
+        subject = subjects.lifecycle(self.bus.fed, moved.kind, moved.thing)
         return await self._store(subject, moved, "test", getattr(facts, "client", "server"))
 
     async def _store(self, subject: str, message: Message, agent: str, owner: str) -> str:
         trace = {"traceparent": f"00-{self.trace}-00f067aa0ba902b7-01"} if self.trace else {}
-        plain = envelop(message, source=f"fedbus/{self.bus.fed}/{agent}/{owner}", trace=trace)
+        plain = make_envelope(message, source=f"fedbus/{self.bus.fed}/{agent}/{owner}", trace=trace)
         envelope = Envelope(**{**vars(plain), "time": self.clock})
         await self.bus.store(subject, envelope.headers(), pack(message))
         return envelope.id
@@ -74,24 +80,28 @@ class Told:
     async def clients(self, names: Iterable[str], *, version: int = 2) -> None:
         """Each serves, and waits for a run."""
         names = list(names)
-        for at in range(0, len(names), AT_ONCE):
-            await asyncio.gather(*(self._client(name, version) for name in names[at : at + AT_ONCE]))
+        for at in range(0, len(names), BATCH_SIZE):
+            await asyncio.gather(*(self._client(name, version) for name in names[at : at + BATCH_SIZE]))
 
     async def _client(self, name: str, version: int) -> None:
         about: dict[str, Any] = {"task": TASK, "client": name}
-        facts = ClientFacts(**about, model=model(version), code_version=COMMIT, labels={"site": "lab"})
+        facts = ClientData(
+            **about, model=make_model_ref(version), code_version=COMMIT, labels={"site": "lab"}
+        )
         await self.move(facts, "started", "", "s0", waits_for="the server and the model repository")
         await self.move(facts, "model_fetched", "s0", "pending_application")
         await self.move(facts, "infer_ready", "pending_application", "serving")
-        await self.move(FlClientFacts(**about), "started", "", "waiting")
-        served = InferenceFacts(**about, model=model(version), endpoint="http://127.0.0.1:8080")
+        await self.move(FlClientData(**about), "started", "", "waiting")
+        served = InferenceData(**about, model=make_model_ref(version), endpoint="http://127.0.0.1:8080")
         await self.move(served, "infer_start", "empty", "serving")
 
     async def server(self, version: int = 2, **facts: Any) -> str:
-        told = ServerFacts(task=TASK, model=model(version), term=version, code_version=COMMIT, **facts)
+        told = ServerData(
+            task=TASK, model=make_model_ref(version), term=version, code_version=COMMIT, **facts
+        )
         return await self.move(told, "model_ready", "model_init", "waiting")
 
-    def run(self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any) -> RunFacts:
+    def run(self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any) -> RunData:
         results = [
             RoundResult(
                 round=at,
@@ -101,7 +111,7 @@ class Told:
             )
             for at in range(rounds + 1)
         ]
-        return RunFacts.model_validate(
+        return RunData.model_validate(
             {
                 "task": TASK,
                 "run": f"{TASK}-{number}",

@@ -17,10 +17,10 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from support.collector import Collector, Span, collecting
+from support.collector import ExportedSpan, OtlpCollector, run_collector
 
 
-def moves_of_a_run(*, rounds: int, clients: int) -> dict[str, int]:
+def expected_transitions(*, rounds: int, clients: int) -> dict[str, int]:
     """How often each transition happens in a run that goes well, by the name of its span."""
     with_the_first = rounds + 1  # the model that it begins with is evaluated too
     return {
@@ -47,29 +47,29 @@ def moves_of_a_run(*, rounds: int, clients: int) -> dict[str, int]:
 
 
 @dataclass(frozen=True)
-class Heard:
+class RecordedTelemetry:
     """What came so far."""
 
     memory: InMemorySpanExporter
-    children: Collector
+    children: OtlpCollector
 
-    def of(self, trace_id: str) -> list[Span]:
+    def of(self, trace_id: str) -> list[ExportedSpan]:
         return [span for span in self.spans if span.trace_id == trace_id]
 
     @property
-    def spans(self) -> list[Span]:
+    def spans(self) -> list[ExportedSpan]:
         """All of them."""
         return [*self._own(), *self.children.spans]
 
     @property
     def figures(self) -> set[str]:
         """The names of all metrics that were measured, here or by a child."""
-        return {*own_figures(), *self.children.figures}
+        return {*own_metrics(), *self.children.figures}
 
-    def _own(self) -> Iterator[Span]:
+    def _own(self) -> Iterator[ExportedSpan]:
         for span in self.memory.get_finished_spans():
             assert span.context
-            yield Span(
+            yield ExportedSpan(
                 service="",
                 name=span.name,
                 trace_id=f"{span.context.trace_id:032x}",
@@ -83,7 +83,7 @@ class Heard:
 _READER = InMemoryMetricReader()
 
 
-def own_figures() -> dict[str, Metric]:
+def own_metrics() -> dict[str, Metric]:
     """What was measured in this process so far, by name."""
     data = _READER.get_metrics_data()
     resources = data.resource_metrics if data else []
@@ -92,14 +92,14 @@ def own_figures() -> dict[str, Metric]:
     }
 
 
-def measure_here() -> None:
+def enable_metrics() -> None:
     """Let this process measure from now on, which can be begun once."""
     if not isinstance(metrics.get_meter_provider(), MeterProvider):
         metrics.set_meter_provider(MeterProvider([_READER], shutdown_on_exit=False))
 
 
 @contextmanager
-def in_memory() -> Iterator[InMemorySpanExporter]:
+def record_spans() -> Iterator[InMemorySpanExporter]:
     """The spans of this process. Its provider can be set once; what listens to it comes and goes."""
     provider = trace.get_tracer_provider()
     if not isinstance(provider, TracerProvider):
@@ -114,12 +114,12 @@ def in_memory() -> Iterator[InMemorySpanExporter]:
 
 
 @asynccontextmanager
-async def listening(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Heard]:
+async def record_telemetry(monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RecordedTelemetry]:
     """Both, for as long as the block runs."""
-    measure_here()
-    with in_memory() as memory:
-        async with collecting() as collector:
+    enable_metrics()
+    with record_spans() as memory:
+        async with run_collector() as collector:
             monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.url)
             monkeypatch.setenv("OTEL_BSP_SCHEDULE_DELAY", "200")
             monkeypatch.setenv("OTEL_METRIC_EXPORT_INTERVAL", "500")
-            yield Heard(memory, collector)
+            yield RecordedTelemetry(memory, collector)

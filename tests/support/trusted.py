@@ -18,9 +18,9 @@ import nats as nats_py
 from nats.aio.client import Client
 
 from fedbus.app.provision.federation import Federation
-from fedbus.app.provision.nats_config import Place
-from fedbus.bus.account_admin import push_accounts
-from fedbus.bus.credentials import Access
+from fedbus.app.provision.nats_config import ServerLocation
+from fedbus.bus.account_admin import push_account_jwts
+from fedbus.bus.credentials import BusAccess
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.permissions import Role
 from support.ports import free_port
@@ -29,7 +29,7 @@ from support.waiting import eventually
 FED = FederationId("test")
 
 
-class Nats:
+class ConfiguredNatsServer:
     """One nats-server, run from a configuration."""
 
     def __init__(self, config: Path, port: int) -> None:
@@ -78,26 +78,28 @@ class TrustedBus:
             url=f"tls://localhost:{self.port}",
         )
         self.url = self.federation.record.url
-        self.place = Place(self.federation.nats, self.port, listen="127.0.0.1", monitor_port=free_port())
-        self.server = Nats(self.federation.write_server_files(self.place), self.port)
+        self.place = ServerLocation(
+            self.federation.nats, self.port, listen="127.0.0.1", monitor_port=free_port()
+        )
+        self.server = ConfiguredNatsServer(self.federation.write_server_files(self.place), self.port)
 
-    def access(self, who: Role | str) -> Access:
+    def access(self, who: Role | str) -> BusAccess:
         """Of a role, or of a client that is let in now if it was not."""
         if isinstance(who, Role):
-            return Access(self.federation.creds(who), self.federation.ca)
+            return BusAccess(self.federation.creds(who), self.federation.ca)
         kit = self.directory / "kits" / who
         if not kit.exists():
             self.federation.admit(who).write(kit)
-        return Access(kit / "client.creds", kit / "ca.pem")
+        return BusAccess(kit / "client.creds", kit / "ca.pem")
 
     async def push(self) -> None:
         """Tell the server who belongs to the federation now."""
-        system = Access(self.federation.creds("system"), self.federation.ca)
-        await push_accounts(self.url, system, self.federation.jwts())
+        system = BusAccess(self.federation.creds("system"), self.federation.ca)
+        await push_account_jwts(self.url, system, self.federation.account_jwts())
 
     @asynccontextmanager
     async def connected(
-        self, access: Access, *, inbox: str = "_INBOX", **options: Any
+        self, access: BusAccess, *, inbox: str = "_INBOX", **options: Any
     ) -> AsyncIterator["tuple[Client, list[str]]"]:
         """A plain NATS client with these credentials, and what the broker complained of."""
         complaints: list[str] = []
@@ -128,5 +130,5 @@ async def trusted_bus(directory: Path, fed: FederationId = FED) -> AsyncIterator
         await bus.server.stop()
 
 
-def tls_of(ca: Path) -> ssl.SSLContext:
-    return Access(ca=ca).tls()
+def tls_context(ca: Path) -> ssl.SSLContext:
+    return BusAccess(ca=ca).tls()

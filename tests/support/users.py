@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-from fedbus.contracts.client import InferenceFacts
-from support.federation import Federation
+from fedbus.contracts.client import InferenceData
+from support.federation import FederationHarness
 
 
 @dataclass
-class Asked:
+class PredictionTally:
     """What the users of all clients were answered."""
 
     answered: int = 0
@@ -21,13 +21,13 @@ class Asked:
 
 
 @asynccontextmanager
-async def requests_flowing(fed: Federation) -> AsyncIterator[Asked]:
+async def send_predictions(fed: FederationHarness) -> AsyncIterator[PredictionTally]:
     """Predictions are asked for, of every client in turn, for as long as the block runs."""
-    asked = Asked()
+    asked = PredictionTally()
 
     async def ask(session: aiohttp.ClientSession) -> None:
         while True:
-            for endpoint in endpoints(fed):
+            for endpoint in serving_endpoints(fed):
                 try:
                     async with session.post(f"{endpoint}/predict", json={"inputs": [[1, 1, 1]]}) as answer:
                         said = await answer.json()
@@ -48,9 +48,9 @@ async def requests_flowing(fed: Federation) -> AsyncIterator[Asked]:
             await asyncio.wait([asking])
 
 
-def endpoints(fed: Federation) -> list[str]:
+def serving_endpoints(fed: FederationHarness) -> list[str]:
     """Where predictions are answered now, as the inference agents say themselves."""
     facts = [
         fed.last("inference", thing).facts for thing in sorted({one.thing for one in fed.of("inference")})
     ]
-    return [one.endpoint for one in facts if isinstance(one, InferenceFacts) and one.endpoint]
+    return [one.endpoint for one in facts if isinstance(one, InferenceData) and one.endpoint]

@@ -6,7 +6,9 @@ from pathlib import Path
 import pytest
 
 
-def wheel(directory: Path, name: str, version: str, source: str, *, needs: tuple[str, ...] = ()) -> None:
+def build_wheel(
+    directory: Path, name: str, version: str, source: str, *, needs: tuple[str, ...] = ()
+) -> None:
     """A wheel with one module, *name*, of which *source* is the text."""
     info = f"{name}-{version}.dist-info"
     required = "".join(f"Requires-Dist: {one}\n" for one in needs)
@@ -22,7 +24,7 @@ def wheel(directory: Path, name: str, version: str, source: str, *, needs: tuple
             archive.writestr(file, text)
 
 
-def nowhere_but(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def restrict_pip_to(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let pip find packages in *directory* alone."""
     directory.mkdir(parents=True, exist_ok=True)
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")

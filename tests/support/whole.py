@@ -8,16 +8,17 @@ from typing import Any
 
 import numpy as np
 
-from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, on_device
-from fedbus.contracts.client import InferenceFacts
-from fedbus.contracts.run import RUN, RunFacts, StartRun
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, client_agent
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.client import InferenceData
+from fedbus.contracts.run import RUN, RunData, StartRun
 from fedbus.learning import weights
-from fedbus.stores.models.open import open_store
-from support.federation import TASK, AgentAtWork, Federation
+from fedbus.stores.models.open import open_model_store
+from support.federation import TASK, FederationHarness, RunningAgent
 
 
 @asynccontextmanager
-async def server_side(fed: Federation) -> AsyncIterator[dict[str, AgentAtWork]]:
+async def run_server_side(fed: FederationHarness) -> AsyncIterator[dict[AgentName, RunningAgent]]:
     """The server's three agents, by name; there is a model when the block begins."""
     async with AsyncExitStack() as stack:
         agents = {
@@ -29,72 +30,76 @@ async def server_side(fed: Federation) -> AsyncIterator[dict[str, AgentAtWork]]:
 
 
 @asynccontextmanager
-async def client_side(
-    fed: Federation, name: str, number: int, of: int
-) -> AsyncIterator[dict[str, AgentAtWork]]:
+async def run_client_side(
+    fed: FederationHarness, name: str, number: int, of: int
+) -> AsyncIterator[dict[AgentName, RunningAgent]]:
     """The three agents of one client, by name."""
     device = fed.device(name, number, of)
     async with AsyncExitStack() as stack:
         yield {
-            agent: await stack.enter_async_context(fed.agent(on_device(agent, device)))
+            agent: await stack.enter_async_context(fed.agent(client_agent(agent, device)))
             for agent in CLIENT_AGENTS
         }
 
 
 @asynccontextmanager
-async def whole(fed: Federation, clients: int = 2) -> AsyncIterator[dict[str, dict[str, AgentAtWork]]]:
+async def run_all_agents(
+    fed: FederationHarness, clients: int = 2
+) -> AsyncIterator[dict[str, dict[AgentName, RunningAgent]]]:
     """A server and clients ``c1``, ``c2``, …, each of which serves when the block begins."""
     async with AsyncExitStack() as stack:
-        everyone = {"server": await stack.enter_async_context(server_side(fed))}
+        everyone = {"server": await stack.enter_async_context(run_server_side(fed))}
         for number in range(clients):
             name = f"c{number + 1}"
-            side = client_side(fed, name, number, clients)
+            side = run_client_side(fed, name, number, clients)
             everyone[name] = await stack.enter_async_context(side)
         for number in range(clients):
             await fed.reaches("client", "serving", f"c{number + 1}.{fed.site.task.id}", within_s=60)
         yield everyone
 
 
-async def start_run(fed: Federation, **wishes: Any) -> str:
+async def start_run(fed: FederationHarness, **wishes: Any) -> str:
     started = await fed.bus.request(StartRun(task=fed.site.task.id, **wishes))
     run: str = started.run
     return run
 
 
-async def ended(fed: Federation, run: str, *, within_s: float = 60) -> RunFacts:
+async def wait_for_run_end(fed: FederationHarness, run: str, *, within_s: float = 60) -> RunData:
     """Wait until *run* is over, and every client serves what it came to."""
     await fed.until(lambda: fed.last("run", run).target in RUN.final, f"the end of {run}", within_s)
     facts = fed.last("run", run).facts
-    assert isinstance(facts, RunFacts)
+    assert isinstance(facts, RunData)
     if facts.model is not None:
         version = facts.model.version
         everyone_serves = f"everyone to serve v{version}"
         await fed.until(
-            lambda: set(served(fed).values()) == {version} and settled(fed), everyone_serves, within_s
+            lambda: set(served_versions(fed).values()) == {version} and is_settled(fed),
+            everyone_serves,
+            within_s,
         )
     return facts
 
 
-def settled(fed: Federation) -> bool:
+def is_settled(fed: FederationHarness) -> bool:
     """Whether every client serves and nothing is under way."""
     things = {(one.kind, one.thing) for one in fed.moves if one.kind in ("client", "fl_client", "inference")}
     wanted = {"client": "serving", "fl_client": "waiting", "inference": "serving"}
     return all(fed.last(kind, thing).target == wanted[kind] for kind, thing in things)
 
 
-def served(fed: Federation) -> dict[str, int]:
+def served_versions(fed: FederationHarness) -> dict[str, int]:
     """The version that each client's inference agent serves."""
     last = [fed.last("inference", thing).facts for thing in {one.thing for one in fed.of("inference")}]
     return {
         facts.client: facts.model.version if facts.model else 0
         for facts in last
-        if isinstance(facts, InferenceFacts)
+        if isinstance(facts, InferenceData)
     }
 
 
-async def trained(fed: Federation) -> float:
+async def training_count(fed: FederationHarness) -> float:
     """How often the latest model of the tiny task was trained: all its weights are that number."""
-    store = open_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.site.store_url, TASK)
     latest = await store.latest()
     assert latest is not None
     arrays = weights.load(Path(await store.path_of(latest.sha256)))

@@ -10,36 +10,36 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import BaseModel
 from support import NatsServer, eventually
-from support.chromium import Page
-from support.dashboards import FED, TOKEN, gateway
+from support.chromium import BrowserPage
+from support.dashboards import FED, TOKEN, run_gateway
 from support.on_the_page import (
-    DRAWN,
-    LIVE,
-    NAMELESS,
+    IS_LIVE,
+    NEXT_FRAME,
     PAGES,
     ROWS,
     SCREENSHOTS,
-    a_run,
-    button,
-    replied,
+    UNNAMED_CONTROLS,
+    find_button,
+    make_reply,
+    simulate_run,
     tab_to,
 )
-from support.told import COMMIT, TASK, Told, model
+from support.told import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 from fedbus.bus.bus import Bus, Identity
-from fedbus.contracts.catalogue import requests_of
-from fedbus.contracts.causation import handling
+from fedbus.contracts.catalogue import requests_answered_by
+from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.client import (
-    ClientFacts,
-    Declined,
-    FlClientFacts,
-    InferenceFacts,
+    ClientData,
+    ClientDeclined,
+    FlClientData,
+    InferenceData,
 )
-from fedbus.contracts.code import CodeFacts, RevertCode, RolloutBegun, RollOutCode
+from fedbus.contracts.code import CodeData, RevertCode, RolloutBegun, RollOutCode
 from fedbus.contracts.examples import EXAMPLES
 from fedbus.contracts.message import Body, Family, Message, Request
-from fedbus.contracts.run import RunFacts, RunStarted, RunStopped, StartRun, StopRun
-from fedbus.contracts.server import ServerFacts, StoreTrouble, UpdateReady
+from fedbus.contracts.run import RunData, RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.server import ServerData, StoreProblem, UpdateReady
 from fedbus.contracts.serving import CapturePaused, CaptureResumed
 
 MARKUP = (
@@ -55,7 +55,7 @@ async def models_of(task: str) -> dict[str, Any]:
     made = {"created": "2026-03-14T12:00:00Z", "code_version": COMMIT, "rounds": 4, "participants": {"c1": 9}}
     parents = {1: None, 2: 1, 3: 2, 4: 2, 5: None, 6: 5}
     versions = [
-        model(version).model_dump()
+        make_model_ref(version).model_dump()
         | made
         | {
             "task": task,
@@ -81,9 +81,15 @@ async def models_of(task: str) -> dict[str, Any]:
     ],
 )
 async def test_every_page_shows_what_is_so(
-    told: Told, nats: NatsServer, page: Page, name: str, wide: int, high: int, dark: bool
+    told: SimulatedFederation,
+    nats: NatsServer,
+    page: BrowserPage,
+    name: str,
+    wide: int,
+    high: int,
+    dark: bool,
 ) -> None:
-    await a_run(told)
+    await simulate_run(told)
     await page.look(wide=wide, high=high, dark=dark)
     says = {
         "fleet": "the battery is at 10 %",
@@ -93,46 +99,48 @@ async def test_every_page_shows_what_is_so(
         "models": "v6",
         "schedules": "labelled >= 64 on 2 clients (1 so far)",
     }
-    async with gateway(nats.url, models=models_of) as url:
+    async with run_gateway(nats.url, models=models_of) as url:
         await page.open(url)
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         for one in PAGES:
             await page.run(f"location.hash = '#/{one}'")
             await page.until(f"document.querySelector('main').textContent.includes({json.dumps(says[one])})")
             if one == "runs":
                 await page.until("document.querySelector('.gantt g')")
-            assert await page.run(NAMELESS) == [], one
+            assert await page.run(UNNAMED_CONTROLS) == [], one
             assert await page.run("document.documentElement.scrollWidth <= innerWidth"), f"{one} is too wide"
             await page.screenshot(SCREENSHOTS / f"{one}-{name}.png")
 
 
 async def test_a_page_is_told_what_happens_while_somebody_looks(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 6")
         await told.clients(["c7"])
         await page.until(f"{ROWS}.some((row) => row.textContent.startsWith('c7'))")
         await page.run("location.hash = '#/runs'")
         await page.until("document.querySelector('.gantt g')")
-        await told.say(replied("c2", "mnist-2", 3, 4.5))
+        await told.say(make_reply("c2", "mnist-2", 3, 4.5))
         await page.until(
             "[...document.querySelectorAll('title')].some((one) => one.textContent.includes('c2: round 3'))"
         )
 
 
-async def test_a_reload_and_a_lost_line_miss_nothing(told: Told, nats: NatsServer, page: Page) -> None:
+async def test_a_reload_and_a_lost_line_miss_nothing(
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
     await told.clients(["c1"])
     heard = (
         "window.fedbus.store.recent.filter((one) => one.word === 'declined').map((one) => one.body.reason)"
     )
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         port = urlsplit(url).port or 0
         await page.open(f"{url}/#/events")
-        await page.until(LIVE)
-        await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="one"))
+        await page.until(IS_LIVE)
+        await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="one"))
         await page.until(f"{heard}.length === 1")
     await page.until("!document.getElementById('banner').hidden")
     says = await page.text("#banner")
@@ -140,21 +148,23 @@ async def test_a_reload_and_a_lost_line_miss_nothing(told: Told, nats: NatsServe
     await page.until("window.fedbus.store.tries > 2")
     assert await page.text("#banner") == says, "it is said once, and of when the line broke"
     await page.screenshot(SCREENSHOTS / "lost.png")
-    await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="two"))
-    async with gateway(nats.url, port=port):
+    await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
+    async with run_gateway(nats.url, port=port):
         await page.until("document.getElementById('banner').hidden")
-        await told.say(Declined(task=TASK, client="c1", run="mnist-1", reason="three"))
+        await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
         await page.until(f"{heard}.length === 3")
         assert await page.run(heard) == ["one", "two", "three"]
         await page.send("Page.reload")
-        await page.until(f"{LIVE} && {heard}.length === 3")
+        await page.until(f"{IS_LIVE} && {heard}.length === 3")
         assert await page.run(heard) == ["one", "two", "three"]
     page.complaints.clear()  # Chromium's own words for a line that broke, as it was to
 
 
-async def test_a_thousand_clients_are_a_table_of_a_few_rows(told: Told, nats: NatsServer, page: Page) -> None:
+async def test_a_thousand_clients_are_a_table_of_a_few_rows(
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
     await told.clients([f"c{number}" for number in range(1, 1001)])
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
         assert "1000\nof task mnist" in await page.text(".tiles")
@@ -171,7 +181,7 @@ async def test_a_thousand_clients_are_a_table_of_a_few_rows(told: Told, nats: Na
         await page.until("document.getElementById('spoken').textContent === '11 of 1000 clients shown'")
 
 
-def hostile(kind: type[Message]) -> Message:
+def make_hostile(kind: type[Message]) -> Message:
     """The example of a *kind*, with markup in every text that may be any text."""
     example = EXAMPLES[kind]
     return _hostile_body(example)  # type: ignore[return-value]
@@ -209,32 +219,32 @@ def _hostile_values(value: object) -> list[object]:
 
 
 async def test_whatever_a_message_says_is_shown_and_never_done(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await told.clients(["c1"])
     for kind in EXAMPLES:
-        message = hostile(kind)
+        message = make_hostile(kind)
         if message.family not in (Family.SVC, Family.LIFE) and message.durable:
             await told.say(message)
     about: dict[str, Any] = {"task": TASK, "client": "c1"}
-    named = ClientFacts(**about, code_version=MARKUP, labels={MARKUP: MARKUP})
+    named = ClientData(**about, code_version=MARKUP, labels={MARKUP: MARKUP})
     await told.move(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
-    await told.move(FlClientFacts(**about), MARKUP, "waiting", MARKUP, MARKUP)
-    await told.move(InferenceFacts(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
+    await told.move(FlClientData(**about), MARKUP, "waiting", MARKUP, MARKUP)
+    await told.move(InferenceData(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
     run = told.run(1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP)
     rounds = [one.model_dump() | {"failures": {MARKUP: MARKUP}} for one in run.rounds]
-    hurtful = RunFacts.model_validate(run.model_dump() | {"rounds": rounds})
+    hurtful = RunData.model_validate(run.model_dump() | {"rounds": rounds})
     await told.move(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
     await told.server(cohort=(MARKUP,))
     await told.move(
-        CodeFacts(task=TASK, source=MARKUP, candidate=MARKUP, stages=(MARKUP,), rejected={MARKUP: MARKUP}),
+        CodeData(task=TASK, source=MARKUP, candidate=MARKUP, stages=(MARKUP,), rejected={MARKUP: MARKUP}),
         MARKUP,
         "",
         MARKUP,
     )
-    async with gateway(nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
+    async with run_gateway(nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
         await page.open(url)
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         for one in PAGES:
             await page.run(f"location.hash = '#/{one}'")
             await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
@@ -250,26 +260,26 @@ async def test_whatever_a_message_says_is_shown_and_never_done(
         assert await page.run("window.hurt === undefined")
 
 
-async def something_with_causes(told: Told) -> None:
+async def simulate_causes(told: SimulatedFederation) -> None:
     """c5 declines because it was invited, because the server opened the run, because that was asked for."""
     run = told.run(3, 0)
     began = await told.move(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
-    with handling(began):
+    with cause_scope(began):
         opened = await told.server(3)
-    with handling(opened):
+    with cause_scope(opened):
         invited = await told.say(
             EXAMPLES[UpdateReady].model_copy(update={"task": TASK, "run": run.run}), agent="server-manager"
         )
-    with handling(invited):
-        await told.say(Declined(task=TASK, client="c5", run=run.run, reason="battery is 12 %"))
+    with cause_scope(invited):
+        await told.say(ClientDeclined(task=TASK, client="c5", run=run.run, reason="battery is 12 %"))
 
 
 async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    await something_with_causes(told)
-    async with gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
+    await simulate_run(told)
+    await simulate_causes(told)
+    async with run_gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
         await page.open(f"{url}/#/events?client=c5&word=declined")
         await page.until(f"{ROWS}.length === 1")
         await page.run(f"{ROWS}[0].focus()")
@@ -279,7 +289,7 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
             await page.run("document.querySelector('.drawer a').href")
             == f"https://traces.example/{told.trace}"
         )
-        await page.run(f"{button('What led to it')}.click()")
+        await page.run(f"{find_button('What led to it')}.click()")
         await page.until("document.querySelectorAll('.chain li').length === 4")
         steps = "[...document.querySelectorAll('.chain li button')].map((one) => one.textContent)"
         assert await page.run(steps) == ["run moves", "server moves", "update ready", "declined"]
@@ -289,18 +299,18 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
         await page.screenshot(SCREENSHOTS / "events-chain-phone-dark.png")
         await page.run("document.querySelector('.chain li button').click()")
         await page.until("document.querySelector('.drawer').innerText.includes('drift on 2 clients')")
-        await page.run(f"{button('What led to it')}.click()")
+        await page.run(f"{find_button('What led to it')}.click()")
         await page.until(
             "document.querySelector('.drawer').innerText.includes('Nothing on the bus led to it')"
         )
-        await page.run(f"{button('All of its trace')}.click()")
+        await page.run(f"{find_button('All of its trace')}.click()")
         await page.until("document.querySelectorAll('.chain li').length > 20")
         await page.press("Escape")
         await page.until("document.querySelector('.drawer').hidden")
 
 
 async def test_with_the_token_runs_are_started_and_models_chosen(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await told.server()
     wishes: list[object] = []
@@ -312,10 +322,10 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
     async with (
         Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as scheduler,
         _answering(scheduler, start),
-        gateway(nats.url, token=TOKEN, models=models_of) as url,
+        run_gateway(nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/schedules")
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         assert "Start a run" not in await page.text()
         await page.click("#unlock")
         await page.run("document.querySelector('dialog input').value = 'correct-horse'")
@@ -339,11 +349,11 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
 
 
 async def test_with_the_token_code_is_rolled_out_and_reverted(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await told.server()
     await told.clients(["c1"])
-    code = CodeFacts(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
+    code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
     await told.move(code, "code_read", "", "steady")
     wishes: list[Request] = []
 
@@ -351,16 +361,16 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
         wishes.append(wish)
         return RolloutBegun(code_version=COMMIT)
 
-    handlers = dict.fromkeys(requests_of("server-manager"), answer)
+    handlers = dict.fromkeys(requests_answered_by("server-manager"), answer)
     async with (
         Bus.connect(nats.url, Identity(FED, "server-manager")) as manager,
         manager.serve(handlers, task=TASK, version="1.0.0"),
-        gateway(nats.url, token=TOKEN, models=models_of) as url,
+        run_gateway(nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/models")
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         await page.run(f"window.fedbus.store.unlock({json.dumps(TOKEN)})")
-        await page.until(f"{button('Roll out')}")
+        await page.until(f"{find_button('Roll out')}")
         await page.run("document.querySelector('main form input').focus()")
         await page.send("Input.insertText", text="v2.")
         await told.server(3)  # what comes meanwhile interrupts nobody who types
@@ -373,7 +383,7 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
         await eventually(lambda: wishes == [RollOutCode(task=TASK, code_version="v2.1")])
         await page.until("document.querySelector('.toast')?.textContent.includes('done')")
         await page.screenshot(SCREENSHOTS / "code-unlocked.png")
-        await page.run(f"{button('Revert')}.click()")
+        await page.run(f"{find_button('Revert')}.click()")
         await page.until("document.querySelector('dialog').open")
         await page.click("dialog button.primary")
         await eventually(lambda: wishes[1:] == [RevertCode(task=TASK, reason="reverted from the dashboard")])
@@ -387,10 +397,10 @@ def _answering(scheduler: Bus, start: Any) -> Any:
 
 
 async def test_training_is_shown_by_client_with_its_time_its_reliability_and_what_it_brings(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until(f"{ROWS}.length === 3")
         cells = f"{ROWS}.map((row) => [...row.cells].map((cell) => cell.innerText.trim()))"
@@ -412,9 +422,11 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
         await page.screenshot(SCREENSHOTS / "training-client.png")
 
 
-async def test_a_filter_outlives_a_reload(told: Told, nats: NatsServer, page: Page) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+async def test_a_filter_outlives_a_reload(
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/events")
         await page.until(f"{ROWS}.length > 3")
         await tab_to(page, "input[name=text]")
@@ -423,16 +435,16 @@ async def test_a_filter_outlives_a_reload(told: Told, nats: NatsServer, page: Pa
         await page.until(f"{ROWS}.length === 1")
         assert await page.run("location.hash") == "#/events?text=battery"
         await page.send("Page.reload")
-        await page.until(f"{LIVE} && {ROWS}.length === 1")
+        await page.until(f"{IS_LIVE} && {ROWS}.length === 1")
         assert await page.run("document.querySelector('input[name=text]').value") == "battery"
 
 
 async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await told.clients(["c1"])
     await told.say(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 1")
         await page.click("tr[data-key]")
@@ -443,13 +455,13 @@ async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
 
 
 async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wrong_with_it(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await told.server()
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(LIVE)
-        facts = ServerFacts(task=TASK, trouble=StoreTrouble.DAMAGED)
+        await page.until(IS_LIVE)
+        facts = ServerData(task=TASK, trouble=StoreProblem.DAMAGED)
         await told.move(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
         await page.until(
             "document.querySelector('main').innerText.toLowerCase().includes('model repository damaged')"
@@ -462,11 +474,11 @@ async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wron
 
 
 async def test_a_federation_with_nobody_in_it_says_what_to_do(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(url)
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         for one in PAGES:
             await page.run(f"location.hash = '#/{one}'")
             await page.until(
@@ -476,7 +488,7 @@ async def test_a_federation_with_nobody_in_it_says_what_to_do(
             await page.screenshot(SCREENSHOTS / f"{one}-empty.png")
 
 
-HELD = """
+HELD_EVENTS = """
     const real = window.fetch;
     window.fetch = async (path, ...rest) => {
         const answer = await real(path, ...rest);
@@ -488,52 +500,54 @@ HELD = """
 
 
 async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    await page.send("Page.addScriptToEvaluateOnNewDocument", source=HELD.replace("WHAT", "api/state"))
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    await page.send("Page.addScriptToEvaluateOnNewDocument", source=HELD_EVENTS.replace("WHAT", "api/state"))
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until("window.go")
         assert await page.text("main") == "Reads how the federation stands…"
         await page.run("window.go()")
-        await page.until(f"{LIVE} && {ROWS}.length === 6")
+        await page.until(f"{IS_LIVE} && {ROWS}.length === 6")
 
 
 async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
+    await simulate_run(told)
     bars = "[...document.querySelectorAll('.gantt title')]"
     third = f"{bars}.filter((one) => one.textContent.includes('c2: round 3')).length"
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(LIVE)
-        await page.run(f"{{{HELD.replace('WHAT', 'api/runs/')}}}")
+        await page.until(IS_LIVE)
+        await page.run(f"{{{HELD_EVENTS.replace('WHAT', 'api/runs/')}}}")
         await page.run("location.hash = '#/runs'")
         await page.until("window.go")
         assert await page.text(".run .readout") == "Reads what happened in it…"
-        await told.say(replied("c2", "mnist-2", 3, 4.5))
+        await told.say(make_reply("c2", "mnist-2", 3, 4.5))
         await page.until("window.fedbus.store.recent.some((one) => one.body.round === 3)")
-        await page.run(DRAWN)
+        await page.run(NEXT_FRAME)
         await page.run("window.go()")
         await page.until(f"{third} === 1")
         await page.run("window.fedbus.app.page.update({type: 'news', records: window.fedbus.store.recent})")
         assert await page.run(third) == 1
 
 
-async def test_a_loss_is_looked_at_on_a_logarithmic_scale(told: Told, nats: NatsServer, page: Page) -> None:
-    await a_run(told)
+async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
+    await simulate_run(told)
     ticks = (
         "[...document.querySelectorAll('.chart')].map((one) =>"
         " [...one.querySelectorAll('text[text-anchor=end]')].map((tick) => tick.textContent))"
     )
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until("document.querySelector('.chart svg')")
         before = await page.run(ticks)
-        await page.run(f"{button('Compared')}.click()")
-        await page.run(f"{button('Log loss')}.click()")
+        await page.run(f"{find_button('Compared')}.click()")
+        await page.run(f"{find_button('Log loss')}.click()")
         after = await page.run(ticks)
         assert before[0] == ["0.2", "0.4", "0.6", "0.8"]
         assert after == [["0.3", "0.4", "0.6", "0.8", "1"], before[1]]
@@ -541,7 +555,7 @@ async def test_a_loss_is_looked_at_on_a_logarithmic_scale(told: Told, nats: Nats
 
 
 async def test_the_run_that_is_looked_at_is_in_sight_among_many(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     for number in range(1, 31):
         told.passes(1)
@@ -552,9 +566,9 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
         return [one.top - all.top, all.bottom - one.bottom, one.left - all.left, all.right - one.right]
             .every((room) => room > -1);
     })()"""
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(url)
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         for wide, high in ((1280, 860), (390, 844)):
             await page.run("location.hash = '#/fleet'")
             await page.look(wide=wide, high=high)

@@ -2,100 +2,104 @@
 
 import pytest
 from support import NatsServer
-from support.chromium import Page
-from support.dashboards import gateway
+from support.chromium import BrowserPage
+from support.dashboards import run_gateway
 from support.on_the_page import (
-    DRAWN,
-    LIVE,
-    NAMELESS,
+    IS_LIVE,
+    NEXT_FRAME,
     PAGES,
     ROWS,
     SCREENSHOTS,
-    a_run,
-    presses,
-    replied,
+    UNNAMED_CONTROLS,
+    make_reply,
+    press_keys,
+    simulate_run,
     tab_to,
 )
-from support.told import TASK, Told
+from support.told import TASK, SimulatedFederation
 
 from fedbus.contracts.client import (
-    Declined,
+    ClientDeclined,
 )
 
 pytestmark = pytest.mark.timeout(240)
 
 
-async def test_a_page_is_usable_by_keyboard_and_by_ear(told: Told, nats: NatsServer, page: Page) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+async def test_a_page_is_usable_by_keyboard_and_by_ear(
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(url)
-        await page.until(LIVE)
+        await page.until(IS_LIVE)
         for one in PAGES:
             await page.run(f"location.hash = '#/{one}'")
             await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
-            assert await page.run(NAMELESS) == [], one
+            assert await page.run(UNNAMED_CONTROLS) == [], one
             assert await page.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
             assert await page.run("document.querySelectorAll('h1').length") == 1
 
 
 async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until("document.querySelector('.chart svg')")
-        assert await presses(page, "Tab") == ("a", "Skip to the content")
-        assert (await presses(page, "Enter"))[0] == "main"
+        assert await press_keys(page, "Tab") == ("a", "Skip to the content")
+        assert (await press_keys(page, "Enter"))[0] == "main"
         assert await page.run("window.fedbus.app.name") == "training"
-        assert await presses(page, "Tab") == ("button", "Log loss")
+        assert await press_keys(page, "Tab") == ("button", "Log loss")
 
 
 async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 6")
         assert (await tab_to(page, "tr[data-key]")).startswith("c1")
-        assert (await presses(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
-        assert (await presses(page, "ArrowUp"))[1].startswith("c2")
-        assert (await presses(page, "End"))[1].startswith("c6")
-        assert (await presses(page, "Home", "ArrowDown"))[1].startswith("c2")
-        await presses(page, "Enter")
+        assert (await press_keys(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
+        assert (await press_keys(page, "ArrowUp"))[1].startswith("c2")
+        assert (await press_keys(page, "End"))[1].startswith("c6")
+        assert (await press_keys(page, "Home", "ArrowDown"))[1].startswith("c2")
+        await press_keys(page, "Enter")
         await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
-        assert await presses(page, "Tab") == ("button", "Close"), "Tab leaves the table, however long it is"
+        assert await press_keys(page, "Tab") == ("button", "Close"), (
+            "Tab leaves the table, however long it is"
+        )
         await page.run("location.hash = '#/events?word=declined'")
         await page.until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
         await tab_to(page, "tr[data-key]")
-        await presses(page, "Enter")
+        await press_keys(page, "Enter")
         await page.until("!document.querySelector('.drawer').hidden")
-        assert await presses(page, "Tab") == ("button", "Close")
-        kind, name = await presses(page, "Escape")
+        assert await press_keys(page, "Tab") == ("button", "Close")
+        kind, name = await press_keys(page, "Escape")
         assert (kind, "declined" in name) == ("tr", True), "the focus is where it was"
 
 
 async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs")
         await page.until("document.querySelectorAll('.gantt g').length > 2")
         assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
-        along = [(await presses(page, "ArrowRight"))[1] for _ in range(4)]
+        along = [(await press_keys(page, "ArrowRight"))[1] for _ in range(4)]
         assert along[-1].startswith("c1: round 2, trained for 3.0 s, ")
         assert along[-1].endswith(", for 3.0 s")
-        assert (await presses(page, "ArrowDown"))[1].startswith("c2: round 2, trained for 4.0 s")
-        assert (await presses(page, "Home"))[1].startswith("c2: client learning")
+        assert (await press_keys(page, "ArrowDown"))[1].startswith("c2: round 2, trained for 4.0 s")
+        assert (await press_keys(page, "Home"))[1].startswith("c2: client learning")
         assert (await page.text(".run .readout")).startswith("c2: client learning")
         await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
-        await told.say(replied("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
+        await told.say(make_reply("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
         await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
-        assert (await presses(page, "End"))[1].startswith("c2: round 3")
+        assert (await press_keys(page, "End"))[1].startswith("c2: round 3")
         assert (await tab_to(page, "summary")) == "The same as a table"
-        await presses(page, "Enter")
+        await press_keys(page, "Enter")
         await page.until("document.querySelector('.run details table')")
         rows = "[...document.querySelectorAll('.run details tbody tr')].map((row) => row.innerText)"
         assert any(
@@ -105,10 +109,10 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
 
 
 async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_meanwhile(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 6")
         x, y = await page.run(
@@ -118,7 +122,7 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
         await page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
         await told.clients(["c7"])
         await page.until("window.fedbus.store.clients.size === 7")
-        await page.run(DRAWN)
+        await page.run(NEXT_FRAME)
         await page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
         await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
         await page.until(f"{ROWS}.length === 7")
@@ -126,10 +130,10 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
 
 
 async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_meanwhile(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    run = await a_run(told)
-    async with gateway(nats.url) as url:
+    run = await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until(f"{ROWS}.length === 3")
         await page.run(f"{ROWS}[2].querySelector('input').focus()")
@@ -139,18 +143,18 @@ async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_
         await page.until(
             "window.fedbus.store.recent.some((one) => one.body.facts?.rounds?.at(-1)?.round === 3)"
         )
-        await page.run(DRAWN)
+        await page.run(NEXT_FRAME)
         await page.key("keyUp", " ")
         await page.until("document.querySelector('.chart .keys').innerText === 'c3'")
 
 
 async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
-    told: Told, nats: NatsServer, page: Page
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await a_run(told)
+    await simulate_run(told)
     long = told.run(3, 25, of=40)
     await told.move(long, "round_finished", "running", "running")
-    async with gateway(nats.url) as url:
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs/mnist-3")
         await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
         await page.until("document.querySelector('.run .readout').innerText.startsWith('Point at a bar')")
@@ -163,11 +167,13 @@ async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolle
         assert await page.run("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
 
 
-async def test_a_screen_reader_is_not_told_of_each_message(told: Told, nats: NatsServer, page: Page) -> None:
-    await a_run(told)
-    async with gateway(nats.url) as url:
+async def test_a_screen_reader_is_not_told_of_each_message(
+    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+) -> None:
+    await simulate_run(told)
+    async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/events")
-        await page.until(f"{LIVE} && {ROWS}.length > 3")
+        await page.until(f"{IS_LIVE} && {ROWS}.length > 3")
         await page.run(
             "window.read = 0;"
             "for (const one of document.querySelectorAll('[aria-live], [role=status], [role=alert], output'))"
@@ -176,6 +182,6 @@ async def test_a_screen_reader_is_not_told_of_each_message(told: Told, nats: Nat
         )
         for number in range(3):
             reason = f"reason {number}"
-            await told.say(Declined(task=TASK, client="c4", run="mnist-2", reason=reason))
+            await told.say(ClientDeclined(task=TASK, client="c4", run="mnist-2", reason=reason))
             await page.until(f"{ROWS}[0].textContent.includes('{reason}')")
         assert await page.run("window.read") == 0

@@ -12,9 +12,9 @@ import numpy as np
 BYTES = int(os.environ.get("NOOP_BYTES", str(256 * 1024)))
 CLIENTS = int(os.environ.get("NOOP_CLIENTS", "2"))
 STAMPS = Path(os.environ.get("NOOP_STAMPS", os.devnull))
-TURNS = os.environ.get("NOOP_TURNS", "")
+TURN_PIPE = os.environ.get("NOOP_TURNS", "")
 """A named pipe: where there is one, a byte from it is waited for before every *TURN* rounds."""
-TURN = int(os.environ.get("NOOP_TURN", "1"))
+ROUNDS_PER_TURN = int(os.environ.get("NOOP_TURN", "1"))
 
 PRODUCTS = int(os.environ.get("NOOP_PRODUCTS", "0"))
 """How many products of two matrices of 256 × 256 each client makes in a round, in the place of a training."""

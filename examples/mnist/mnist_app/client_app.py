@@ -19,8 +19,8 @@ partitions: dict[tuple[object, ...], tuple[np.ndarray, np.ndarray]] = {}
 @app.train()
 def on_train(message: Message, context: Context) -> Message:
     config, settings = message.content["config"], context.run_config
-    inputs, labels = with_captured(*own_partition(context), context)
-    model = model_of(message)
+    inputs, labels = add_captured(*own_partition(context), context)
+    model = load_model(message)
     loss = train(
         model,
         inputs,
@@ -36,14 +36,14 @@ def on_train(message: Message, context: Context) -> Message:
 
 @app.evaluate()
 def on_evaluate(message: Message, context: Context) -> Message:
-    number, of = place(context)
+    number, of = partition_of(context)
     inputs, labels = data.evaluation_set(str(context.run_config["data"]), part=number, of=of)
-    loss, accuracy = evaluate(model_of(message), inputs, labels)
+    loss, accuracy = evaluate(load_model(message), inputs, labels)
     metrics = MetricRecord({"eval_loss": loss, "eval_accuracy": accuracy, "num-examples": len(labels)})
     return reply(message, metrics=metrics)
 
 
-def model_of(message: Message) -> torch.nn.Module:
+def load_model(message: Message) -> torch.nn.Module:
     model = Net()
     model.load_state_dict(message.content["arrays"].to_torch_state_dict())
     return model
@@ -53,7 +53,7 @@ def reply(message: Message, **records: ArrayRecord | MetricRecord) -> Message:
     return Message(content=RecordDict(dict(records)), reply_to=message)
 
 
-def place(context: Context) -> tuple[int, int]:
+def partition_of(context: Context) -> tuple[int, int]:
     """Which client of how many this one is."""
     config = context.node_config
     return int(config.get("partition-id", 0)), int(config.get("num-partitions", 1))
@@ -62,10 +62,10 @@ def place(context: Context) -> tuple[int, int]:
 def own_partition(context: Context) -> tuple[np.ndarray, np.ndarray]:
     """What this client trains on, read once in a process."""
     settings = context.run_config
-    key = (*place(context), settings["data"], settings["alpha"], settings["max-samples"])
+    key = (*partition_of(context), settings["data"], settings["alpha"], settings["max-samples"])
     if key not in partitions:
         partitions.clear()  # one at a time: a process that plays many clients must not hold them all
-        number, of = place(context)
+        number, of = partition_of(context)
         partitions[key] = data.partition(
             number,
             of,
@@ -76,7 +76,7 @@ def own_partition(context: Context) -> tuple[np.ndarray, np.ndarray]:
     return partitions[key]
 
 
-def with_captured(inputs: np.ndarray, labels: np.ndarray, context: Context) -> tuple[np.ndarray, np.ndarray]:
+def add_captured(inputs: np.ndarray, labels: np.ndarray, context: Context) -> tuple[np.ndarray, np.ndarray]:
     """And what the device has captured since, where there is anything."""
     file = Path(str(context.node_config.get("captured-data", "")))
     if not file.is_file():

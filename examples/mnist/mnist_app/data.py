@@ -36,7 +36,7 @@ def partition(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Inputs (n, 784) in 0…1 and labels (n,) that client *number* trains on."""
     images, labels = load(data).train
-    chosen = _parts(data, of, alpha)[number % of]
+    chosen = _partition_indices(data, of, alpha)[number % of]
     chosen = chosen[:max_samples] if max_samples else chosen
     return pixels(images[chosen]), labels[chosen]
 
@@ -73,8 +73,8 @@ def dataset_name() -> str:
 def _load(folder: str) -> Dataset:
     files = _files(Path(folder) / "mnist") if folder else None
     if files is None:
-        return _digits()
-    train_x, train_y, test_x, test_y = (_idx(file) for file in files)
+        return _load_digits()
+    train_x, train_y, test_x, test_y = (_read_idx(file) for file in files)
     return Dataset("MNIST", (train_x, train_y.astype(np.int64)), (test_x, test_y.astype(np.int64)))
 
 
@@ -84,7 +84,7 @@ def _files(folder: Path) -> list[Path] | None:
     return files if all(file.is_file() for file in files) else None
 
 
-def _idx(file: Path) -> np.ndarray:
+def _read_idx(file: Path) -> np.ndarray:
     """An array in the format of http://yann.lecun.com/exdb/mnist: magic number, shape, bytes."""
     content = gzip.decompress(file.read_bytes())
     if content[:3] != b"\x00\x00\x08":
@@ -94,7 +94,7 @@ def _idx(file: Path) -> np.ndarray:
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
-def _digits() -> Dataset:
+def _load_digits() -> Dataset:
     from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import, and seldom needed
 
     digits = load_digits()
@@ -112,14 +112,14 @@ def _split(total: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @cache
-def _parts(data: str, of: int, alpha: float) -> list[np.ndarray]:
+def _partition_indices(data: str, of: int, alpha: float) -> list[np.ndarray]:
     """Who trains on what."""
     labels = load(data).train[1]
     _, rest = _split(len(labels))
-    return _skewed(rest, labels[rest], of, alpha) if alpha > 0 else np.array_split(rest, of)
+    return _split_skewed(rest, labels[rest], of, alpha) if alpha > 0 else np.array_split(rest, of)
 
 
-def _skewed(rest: np.ndarray, labels: np.ndarray, of: int, alpha: float) -> list[np.ndarray]:
+def _split_skewed(rest: np.ndarray, labels: np.ndarray, of: int, alpha: float) -> list[np.ndarray]:
     """Each label's samples are shared out by a draw of its own; nobody gets nothing."""
     rng = np.random.default_rng(SPLIT_SEED)
     parts: list[list[np.ndarray]] = [[one] for one in np.array_split(rest[:of], of)]

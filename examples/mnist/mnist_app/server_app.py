@@ -17,16 +17,16 @@ app = ServerApp()
 def main(grid: Grid, context: Context) -> None:
     config = context.run_config
     torch.manual_seed(int(config["seed"]))
-    strategy_of(config).start(
+    make_strategy(config).start(
         grid=grid,
         initial_arrays=ArrayRecord(Net().state_dict()),
         num_rounds=int(config["num-server-rounds"]),
         train_config=ConfigRecord({"lr": float(config["lr"])}),
-        evaluate_fn=on_test_set(str(config["data"])),
+        evaluate_fn=make_evaluator(str(config["data"])),
     )
 
 
-def strategy_of(config: dict[str, bool | int | float | str]) -> Strategy:
+def make_strategy(config: dict[str, bool | int | float | str]) -> Strategy:
     """Each goes on as long as two clients are left."""
     makers: dict[str, Callable[..., Strategy]] = {
         "fedavg": FedAvg,
@@ -45,7 +45,7 @@ def strategy_of(config: dict[str, bool | int | float | str]) -> Strategy:
     )
 
 
-def on_test_set(folder: str) -> Callable[[int, ArrayRecord], MetricRecord]:
+def make_evaluator(folder: str) -> Callable[[int, ArrayRecord], MetricRecord]:
     """Judges a global model by all of the test set."""
     inputs, labels = data.evaluation_set(folder)
     model = Net()

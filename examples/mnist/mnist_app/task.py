@@ -46,7 +46,7 @@ def train(
             optimizer.zero_grad()
             loss = cross_entropy(model(batch), truth)
             total += loss.detach() * len(truth)
-            (loss + drift(model, anchor, proximal_mu)).backward()
+            (loss + proximal_term(model, anchor, proximal_mu)).backward()
             optimizer.step()
     return float(total) / len(y)
 
@@ -57,7 +57,7 @@ def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
         yield x[chosen], y[chosen]
 
 
-def drift(model: nn.Module, anchor: list[Tensor], mu: float) -> Tensor | float:
+def proximal_term(model: nn.Module, anchor: list[Tensor], mu: float) -> Tensor | float:
     """FedProx: how far the weights have gone from the global model's."""
     if not anchor:
         return 0.0

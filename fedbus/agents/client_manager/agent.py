@@ -19,23 +19,32 @@ from typing import Any, Final
 
 import structlog
 
-from fedbus.agents.client_manager.code import KEPT, Check, DeviceCode, NotReady
-from fedbus.agents.client_manager.eligibility import Ineligible, ineligible
-from fedbus.agents.client_manager.models import DeviceModels, Offered, offered_by
-from fedbus.agents.client_manager.training_slots import Slot, TrainingSlots
+from fedbus.agents.client_manager.code import VERSION_FILE, Check, CodeNotReady, DeviceCode
+from fedbus.agents.client_manager.eligibility import Ineligible, check_eligibility
+from fedbus.agents.client_manager.models import DeviceModels, ModelAnnouncement, announcement_from
+from fedbus.agents.client_manager.training_slots import TrainingSlot, TrainingSlots
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers, ask_until_answered, backoff, handle_each, until
-from fedbus.agents.common.debug_logging import told_step_by_step
+from fedbus.agents.common.asyncio_tools import (
+    Timers,
+    backoff_s,
+    handle_each,
+    request_until_answered,
+    run_until,
+)
+from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lifecycles import Life, Lives, Outbox
+from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     CLIENT,
-    ClientFacts,
+    ClientChanges,
+    ClientData,
+    ClientDeclined,
+    ClientEvent,
     ClientStart,
     ClientState,
-    Declined,
     FailTrain,
     FinTrain,
     InferReady,
@@ -45,6 +54,7 @@ from fedbus.contracts.client import (
 )
 from fedbus.contracts.code import CodePublished, CodeReady, CodeRefused
 from fedbus.contracts.identifiers import ClientId
+from fedbus.contracts.lifecycle import NO_CHANGES
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.server import (
@@ -56,10 +66,10 @@ from fedbus.contracts.server import (
     ServerInfo,
     UpdateReady,
 )
-from fedbus.contracts.serving import ModelReturned
+from fedbus.contracts.serving import ModelRolledBack
 from fedbus.contracts.task.task import Task
-from fedbus.domain.run_participation import can_wait, reason_to_decline, short
-from fedbus.stores.code.open import CodeRepository, FixedCode
+from fedbus.domain.run_participation import decline_reason, short_version, will_serve_soon
+from fedbus.stores.code.open import CodeRepository, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.signing import TrustedKeys
 
@@ -85,7 +95,7 @@ class BootstrapFailed(Exception):
     """The client could not begin: no server, no model, or it was turned away. The supervisor starts it anew."""
 
 
-@told_step_by_step
+@log_method_calls
 class ClientManager:
     """One client in one task. Models are kept under *directory*; *outbox* keeps what the bus has not taken."""
 
@@ -96,7 +106,7 @@ class ClientManager:
         client: ClientId,
         *,
         directory: Path,
-        outbox: Outbox,
+        outbox: TransitionOutbox,
         code: CodeRepository | None = None,
         check: Check | None = None,
         labels: Mapping[str, str] | None = None,
@@ -110,15 +120,15 @@ class ClientManager:
         self._labels = dict(labels or {})
         self._models = DeviceModels(bus, task.id, directory, trusted)
         self._slots = slots
-        self._slot: Slot | None = None
+        self._slot: TrainingSlot | None = None
         """Where this task trains, among the others of the device."""
         self._code = DeviceCode(
-            code or FixedCode(Path(task.path)),
+            code or DirectoryCodeRepository(Path(task.path)),
             task,
             client=client,
             labels=self._labels,
             check=check,
-            kept=directory / KEPT,
+            kept=directory / VERSION_FILE,
         )
         self._prepared: Task | None = None
         """Code that waits for the inference agent to answer with it."""
@@ -130,30 +140,35 @@ class ClientManager:
         self._attempt = 0
         self._declined = ("", "")
         """The run that was last declined by the task's rule, and what failed."""
+        self._target: ModelRef | None = None
+        """The model that is served, or about to be; the next transition records it."""
         self._failures: Counter[str] = Counter()
         """How often this client has failed in the run of the moment."""
-        self._life: Life[ClientState, ClientFacts]
+        self._life: LifecycleHandle[ClientState, ClientEvent, ClientData, ClientChanges]
         self._timers: Timers
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Be the client until *stop* is set. Raises BootstrapFailed where it cannot begin."""
-        async with Lives.open(self._bus, self._outbox) as lives, Timers.running() as self._timers:
+        async with LifecycleStore.open(self._bus, self._outbox) as lives, Timers.running() as self._timers:
             try:
-                await until(stop, self._live(lives))
+                await run_until(stop, self._live(lives))
             finally:
                 self._give_back_the_slot()
 
-    async def _live(self, lives: Lives) -> None:
-        own: dict[str, Any] = {"code_version": self._code.version, "labels": self._labels}
-        facts = ClientFacts(task=self._id, client=self._client, **own)
+    async def _live(self, lives: LifecycleStore) -> None:
+        version, labels = self._code.version, self._labels
+        facts = ClientData(task=self._id, client=self._client, code_version=version, labels=labels)
         self._life = await lives.of(CLIENT, facts)
+        self._target = self._life.facts.model
         if self._life.born and self._life.state is not ClientState.S0:
-            await self._life.move("restarted", run=None, **own)
+            await self._life.transition(
+                ClientEvent.RESTARTED, {"run": None, "code_version": version, "labels": labels}
+            )
         elif not self._life.born:
-            await self._life.bear("started")
+            await self._life.create()
         await self._enroll()
-        async with self._bus.listen("client-manager", task=self._id) as inbox:
+        async with self._bus.listen(AgentName.CLIENT_MANAGER, task=self._id) as inbox:
             await self._bootstrap()
             await self._hear_all(inbox)
 
@@ -167,7 +182,7 @@ class ClientManager:
         request = Enroll(task=self._id, client=self._client, labels=self._labels)
         try:
             async with asyncio.timeout(self._bootstrap_s):
-                await ask_until_answered(self._bus, request)
+                await request_until_answered(self._bus, request)
         except (RequestRefused, TimeoutError) as error:
             await self._give_up(error)
 
@@ -179,7 +194,10 @@ class ClientManager:
         except TimeoutError as error:
             await self._give_up(error)
         else:
-            await self._life.move("model_fetched", model=model, code_version=self._code.version)
+            self._target = model
+            await self._life.transition(
+                ClientEvent.MODEL_FETCHED, {"model": model, "code_version": self._code.version}
+            )
             await self._have_served(InferStart, model, path)
 
     async def _first_model(self) -> tuple[ModelRef, Path]:
@@ -187,11 +205,11 @@ class ClientManager:
         attempt, said = 0, ""
         while True:
             try:
-                info: ServerInfo = await ask_until_answered(self._bus, GetServerInfo(task=self._id))
+                info: ServerInfo = await request_until_answered(self._bus, GetServerInfo(task=self._id))
                 await self._first_code(info)
-                offered = offered_by(info)
+                offered = announcement_from(info)
                 assert offered is not None
-                self._models.check_seal(offered)
+                self._models.check_signature(offered)
                 self._models.newest = offered
                 return offered.model, await self._models.fetch(offered.model, offered.blob)
             except (RequestRefused, BlobUnavailable, BlobCorrupt, StoreError) as error:
@@ -199,7 +217,7 @@ class ClientManager:
                     say = log.info if isinstance(error, RequestRefused) else log.warning  # it may only begin
                     say("no model yet", reason=reason)
                     said = reason
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
 
     async def _first_code(self, info: ServerInfo) -> None:
@@ -208,15 +226,15 @@ class ClientManager:
         if (version := self._code.wanted) is None:
             return
         try:
-            await self._code.switch(await self._code.get_ready(version))
-        except NotReady as error:
+            await self._code.switch_to(await self._code.prepare(version))
+        except CodeNotReady as error:
             await self._refuse_code(version, str(error))
         else:
             await self._say_code_ready()
 
     async def _give_up(self, error: Exception) -> None:
         reason = str(error) or f"no server of {self._id} answered within {self._bootstrap_s:g} s"
-        await self._life.move("bootstrap_failed", reason=reason)
+        await self._life.transition(ClientEvent.BOOTSTRAP_FAILED, reason=reason)
         raise BootstrapFailed(f"client {self._client} cannot begin: {reason}")
 
     # --- what is heard ---------------------------------------------------------------------------
@@ -234,12 +252,12 @@ class ClientManager:
                     await self._infer_ready(message)
                 case InferRefused():
                     await self._infer_refused(message)
-                case ModelReturned():
+                case ModelRolledBack():
                     await self._model_returned(message)
                 case FinTrain() if self._learns(message.run):
                     await self._fin_train(message)
                 case FailTrain() if self._learns(message.run):
-                    event = "trainer_lost" if message.trainer_lost else "fail_train"
+                    event = ClientEvent.TRAINER_LOST if message.trainer_lost else ClientEvent.FAIL_TRAIN
                     await self._leave_run(event, message.reason)
                 case _:
                     log.debug("nothing to do", word=message.word, state=str(self._state))
@@ -257,17 +275,17 @@ class ClientManager:
         """Join the run, or say why not. Who will be serving in a moment keeps the invitation until then."""
         if self._learns(invitation.run):
             return
-        if can_wait(self._state):
+        if will_serve_soon(self._state):
             self._invitation = invitation
             return
-        reason = reason_to_decline(
+        reason = decline_reason(
             invitation,
             state=self._state,
             code_version=self._code.version,
             failures=self._failures[invitation.run],
             now=datetime.now(UTC),
         )
-        with tracing.going_on(invitation.traceparent):
+        with tracing.use_trace(invitation.traceparent):
             if reason is not None:
                 await self._decline(invitation, reason)
             elif (why_not := await self._ineligible()) is not None:
@@ -286,7 +304,7 @@ class ClientManager:
 
     def _crowded(self) -> Ineligible:
         assert self._slots is not None
-        others = ", ".join(self._slots.holders()) or "others"
+        others = ", ".join(self._slots.list_holders()) or "others"
         return Ineligible(f"this device trains {others}, and {self._slots.count} at a time", {})
 
     def _give_back_the_slot(self) -> None:
@@ -296,8 +314,8 @@ class ClientManager:
 
     async def _ineligible(self) -> Ineligible | None:
         """Why the task's rule does not hold on this device now, or None."""
-        model = self._life.facts.model
-        return await ineligible(
+        model = self._target
+        return await check_eligibility(
             self._code.task.table, self._directory, self._models.path_of(model) if model is not None else None
         )
 
@@ -318,7 +336,7 @@ class ClientManager:
 
     async def _decline(self, invitation: UpdateReady, reason: str, **more: Any) -> None:
         await self._bus.publish(
-            Declined.model_validate(
+            ClientDeclined.model_validate(
                 {"task": self._id, "client": self._client, "run": invitation.run, "reason": reason, **more}
             )
         )
@@ -327,7 +345,7 @@ class ClientManager:
         plan = invitation.plan
         longest_s = plan.recruit_s + plan.rounds * 2 * plan.round_s + SPARE_S
         deadline = datetime.now(UTC) + timedelta(seconds=longest_s)
-        await self._life.move("client_start", deadline=deadline, run=invitation.run)
+        await self._life.transition(ClientEvent.CLIENT_START, {"run": invitation.run}, deadline=deadline)
         self._timers.at(LEARNING, deadline, self._run_took_too_long)
         await self._bus.publish(
             ClientStart(
@@ -342,27 +360,27 @@ class ClientManager:
     async def _run_took_too_long(self) -> None:
         async with self._turn:
             if self._state is ClientState.LEARNING:
-                await self._leave_run("deadline", "the run did not end in time")
+                await self._leave_run(ClientEvent.DEADLINE, "the run did not end in time")
 
-    async def _leave_run(self, event: str, reason: str) -> None:
+    async def _leave_run(self, event: ClientEvent, reason: str) -> None:
         self._timers.cancel(LEARNING)
         self._give_back_the_slot()
         self._failures = Counter(
             {run: count for run, count in self._failures.items() if run == self._life.facts.run}
         )
         self._failures[str(self._life.facts.run)] += 1
-        await self._life.move(event, reason=reason, run=None)
+        await self._life.transition(event, {"run": None, "model": self._target}, reason=reason)
         await self._serving()
 
     async def _fin_train(self, message: FinTrain) -> None:
         """The run is over: what it came to is published, or will be in a moment, unless it is kept back."""
         self._timers.cancel(LEARNING)
         self._give_back_the_slot()
-        await self._life.move("fin_train", run=None)
+        await self._life.transition(ClientEvent.FIN_TRAIN, {"run": None, "model": self._target})
         if self._has_newer():
             await self._apply_newest()
         elif not message.new_model:
-            await self._back_to_serving("no_new_model", "what the run came to is kept back")
+            await self._back_to_serving(ClientEvent.NO_NEW_MODEL, "what the run came to is kept back")
         else:
             self._timers.after(AWAITED, APPLY_S, self._no_new_model)
 
@@ -370,30 +388,33 @@ class ClientManager:
 
     async def _model_published(self, message: ModelPublished) -> None:
         """Remember it; take it up now, unless something else is under way."""
-        offered = Offered(message.model, message.blob, message.term, message.seal, tracing.here())
+        offered = ModelAnnouncement(
+            message.model, message.blob, message.term, message.seal, tracing.current_traceparent()
+        )
         self._models.note(offered)
         if not self._has_newer():
             return
         if self._state is ClientState.SERVING:
-            await self._life.move("model_published", model=message.model)
+            self._target = message.model
+            await self._life.transition(ClientEvent.MODEL_PUBLISHED, {"model": message.model})
             await self._apply_newest()
         elif self._timers.waits(AWAITED):
             await self._apply_newest()
 
     def _has_newer(self) -> bool:
         """Whether another model than the one in service has been named since."""
-        return self._models.other_than(self._life.facts.model)
+        return self._models.has_other_than(self._target)
 
     async def _apply_newest(self) -> None:
         """Fetch the newest model and hand it to the inference agent; without it the old one goes on."""
         assert self._models.newest is not None
         self._timers.cancel(AWAITED)
         model = self._models.newest.model
-        self._aim_at(model)
+        self._target = model
         try:
-            self._models.check_seal(self._models.newest)
-            path = await self._models.fetch_anyhow(model, self._models.newest.blob)
-        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoAnswer, StoreError) as error:
+            self._models.check_signature(self._models.newest)
+            path = await self._models.fetch_with_fallback(model, self._models.newest.blob)
+        except (BlobUnavailable, BlobCorrupt, RequestRefused, NoResponse, StoreError) as error:
             await self._keep_the_old(str(error))
         else:
             self._timers.after(APPLYING, APPLY_S, self._not_applied)
@@ -414,7 +435,7 @@ class ClientManager:
 
     def _awaits(self, model: ModelRef) -> bool:
         """Whether it is this model that is to be applied: a word about an earlier one may come twice."""
-        return self._state is ClientState.PENDING_APPLICATION and self._life.facts.model == model
+        return self._state is ClientState.PENDING_APPLICATION and self._target == model
 
     async def _infer_ready(self, message: InferReady) -> None:
         if self._prepares(message.code_version):
@@ -423,7 +444,7 @@ class ClientManager:
         elif self._awaits(message.model) and not self._timers.waits(AGAIN):
             self._attempt = 0
             self._models.served = message.model
-            await self._back_to_serving("infer_ready", model=message.model)
+            await self._back_to_serving(ClientEvent.INFER_READY)
 
     async def _infer_refused(self, message: InferRefused) -> None:
         if self._prepares(message.code_version):
@@ -436,11 +457,13 @@ class ClientManager:
             self._models.served = message.still or self._models.served
             await self._keep_the_old(message.reason)
         else:
-            await self._life.move("infer_retried", reason=message.reason)
-            self._timers.after(AGAIN, backoff(self._attempt), self._try_again)
+            await self._life.transition(
+                ClientEvent.INFER_RETRIED, {"model": message.model}, reason=message.reason
+            )
+            self._timers.after(AGAIN, backoff_s(self._attempt), self._try_again)
             self._attempt += 1
 
-    async def _model_returned(self, message: ModelReturned) -> None:
+    async def _model_returned(self, message: ModelRolledBack) -> None:
         """The inference agent went back by itself, to another model than was believed; the new one is past."""
         if self._models.served != message.returned_from:
             return  # of a model before the one that serves now
@@ -448,40 +471,42 @@ class ClientManager:
         if self._models.newest is not None and self._models.newest.model == message.returned_from:
             self._models.newest = None
         if self._state is ClientState.SERVING:
-            await self._life.move("model_returned", reason=message.reason, model=message.model)
+            self._target = message.model
+            await self._life.transition(
+                ClientEvent.MODEL_RETURNED, {"model": message.model}, reason=message.reason
+            )
         elif self._state is not ClientState.PENDING_APPLICATION:  # which says what is *about* to be served
-            self._aim_at(message.model)
+            self._target = message.model
 
     async def _try_again(self) -> None:
         """There is nothing to serve yet: ask for the newest model anew, until one is taken."""
         async with self._turn:
             self._timers.cancel(AGAIN)
             model, path = await self._first_model()
-            self._aim_at(model)
+            self._target = model
             await self._have_served(InferStart, model, path)
 
     async def _no_new_model(self) -> None:
         async with self._turn:
             if self._state is ClientState.PENDING_APPLICATION:
-                await self._back_to_serving("no_new_model", "the run brought no new version")
+                await self._back_to_serving(ClientEvent.NO_NEW_MODEL, "the run brought no new version")
 
     async def _not_applied(self) -> None:
         async with self._turn:
             if self._state is ClientState.PENDING_APPLICATION:
                 await self._keep_the_old(f"the inference agent did not answer within {APPLY_S:g} s")
 
-    def _aim_at(self, model: ModelRef) -> None:
-        """The next transition says that this version is about to be served."""
-        self._life.facts = self._life.facts.model_copy(update={"model": model})
-
     async def _keep_the_old(self, reason: str) -> None:
         """The new model is not taken, and not tried again: the next version is."""
         self._models.newest = None
-        await self._back_to_serving("infer_refused", reason, model=self._models.served)
+        self._target = self._models.served
+        await self._back_to_serving(ClientEvent.INFER_REFUSED, reason)
 
-    async def _back_to_serving(self, event: str, reason: str = "", **facts: Any) -> None:
+    async def _back_to_serving(
+        self, event: ClientEvent, reason: str = "", changes: ClientChanges = NO_CHANGES
+    ) -> None:
         self._timers.cancel(APPLYING)
-        await self._life.move(event, reason=reason, **facts)
+        await self._life.transition(event, {"model": self._target, **changes}, reason=reason)
         await self._serving()
 
     # --- serving ------------------------------------------------------------------------------------------
@@ -493,7 +518,8 @@ class ClientManager:
             return
         if self._has_newer():
             assert self._models.newest is not None
-            await self._life.move("model_published", model=self._models.newest.model)
+            self._target = self._models.newest.model
+            await self._life.transition(ClientEvent.MODEL_PUBLISHED, {"model": self._target})
             await self._apply_newest()
             return
         invitation, self._invitation = self._invitation, None
@@ -506,7 +532,7 @@ class ClientManager:
         """The run that takes in clients now: who was away when it was told of may still join."""
         try:
             status: HealthStatus = await self._bus.request(HealthCheck(task=self._id))
-        except (NoAnswer, RequestRefused):
+        except (NoResponse, RequestRefused):
             return None
         return status.open_run
 
@@ -524,15 +550,17 @@ class ClientManager:
 
     async def _sync(self, version: str) -> None:
         deadline = datetime.now(UTC) + timedelta(seconds=SYNC_S)
-        await self._life.move("code_published", reason=f"code {short(version)}", deadline=deadline)
+        await self._life.transition(
+            ClientEvent.CODE_PUBLISHED, reason=f"code {short_version(version)}", deadline=deadline
+        )
         self._timers.after(SYNCING, 0, partial(self._get_code_ready, version))
 
     async def _get_code_ready(self, version: str) -> None:
         """Outside the turn, since it may take minutes: the device serves and hears all the while."""
         try:
             async with asyncio.timeout(SYNC_S):
-                task = await self._code.get_ready(version)
-        except (NotReady, TimeoutError) as error:
+                task = await self._code.prepare(version)
+        except (CodeNotReady, TimeoutError) as error:
             reason = str(error) or f"it was not ready within {SYNC_S:g} s"
             async with self._turn:
                 await self._code_refused(version, reason)
@@ -566,23 +594,25 @@ class ClientManager:
     async def _code_is_ready(self, task: Task) -> None:
         """Between two runs, and nothing under way: the device changes over."""
         self._prepared = None
-        await self._code.switch(task)
+        await self._code.switch_to(task)
         await self._say_code_ready()
         await self._ask_what_is_served()
-        await self._back_to_serving("code_ready", code_version=task.code_version)
+        await self._back_to_serving(ClientEvent.CODE_READY, changes={"code_version": task.code_version})
 
     async def _ask_what_is_served(self) -> None:
         """A model that did not fit the old code may fit this one."""
         try:
             info: ServerInfo = await self._bus.request(GetServerInfo(task=self._id))
-        except (NoAnswer, RequestRefused):
+        except (NoResponse, RequestRefused):
             return
-        self._models.newest = offered_by(info) or self._models.newest
+        self._models.newest = announcement_from(info) or self._models.newest
 
     async def _code_refused(self, version: str, reason: str) -> None:
         self._prepared = None
         await self._refuse_code(version, reason)
-        await self._back_to_serving("code_refused", f"code {short(version)}: {reason}"[:1000])
+        await self._back_to_serving(
+            ClientEvent.CODE_REFUSED, f"code {short_version(version)}: {reason}"[:1000]
+        )
 
     async def _refuse_code(self, version: str, reason: str) -> None:
         """Say it, and do not try again by ourselves."""

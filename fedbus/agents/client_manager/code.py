@@ -11,15 +11,15 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff
+from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.agents.common.code_check import CheckFailed
 from fedbus.contracts.code import CodePlan
 from fedbus.contracts.task.task import Task
-from fedbus.domain.code_rollout import code_for
+from fedbus.domain.code_rollout import target_code_version
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable
 from fedbus.stores.errors import StoreError
 
-KEPT: Final = "code-version"
+VERSION_FILE: Final = "code-version"
 """The file that remembers which version the device is on, for its next start."""
 
 log = structlog.get_logger("fedbus.device_code")
@@ -27,7 +27,7 @@ Check = Callable[[Task], Awaitable[object]]
 """Runs the task's code once, in a process of its own; raises CheckFailed with the reason."""
 
 
-class NotReady(Exception):
+class CodeNotReady(Exception):
     """This version is not to be had on this device; the text says why."""
 
 
@@ -48,7 +48,7 @@ class DeviceCode:
         self._client = client
         self._labels = labels
         self._check = check
-        self._kept = kept
+        self._version_file = kept
         self._checked = {first.code_version}
         self.task = first
         self.plan: CodePlan | None = None
@@ -76,43 +76,43 @@ class DeviceCode:
         """What it should be on and is not; None where all is well, or nothing can be done about it."""
         if self.plan is None:
             return None
-        version = code_for(self.plan, self._client, self._labels)
+        version = target_code_version(self.plan, self._client, self._labels)
         return version if version != self.version and version not in self.refused else None
 
-    async def get_ready(self, version: str) -> Task:
+    async def prepare(self, version: str) -> Task:
         """The task at *version*: fetched, verified, checked. Waits for a repository that is away; raises NotReady."""
         attempt = 0
         while True:
             try:
                 task = await self._code.task_at(version)
-                await self._try_out(task)
+                await self._check_once(task)
             except CodeUnavailable as error:
                 if attempt == 0:
                     log.warning("the code repository is away", reason=str(error))
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
             except CodeRejected as error:
-                raise NotReady(error.reason) from error
+                raise CodeNotReady(error.reason) from error
             except (CheckFailed, StoreError) as error:
-                raise NotReady(str(error)) from error
+                raise CodeNotReady(str(error)) from error
             else:
                 return task
 
-    async def _try_out(self, task: Task) -> None:
+    async def _check_once(self, task: Task) -> None:
         """Once for each version: a device goes back and forth between them at once."""
         if task.id != self.task.id:
-            raise NotReady(f"it is task {task.id!r}, and this device runs {self.task.id!r}")
+            raise CodeNotReady(f"it is task {task.id!r}, and this device runs {self.task.id!r}")
         if self._check is not None and task.code_version not in self._checked:
             await self._check(task)
             self._checked.add(task.code_version)
 
-    async def switch(self, task: Task) -> None:
+    async def switch_to(self, task: Task) -> None:
         """From here on the device is on *task*, also when it is started anew."""
         self.task = task
-        await asyncio.to_thread(_replace, self._kept, task.code_version)
+        await asyncio.to_thread(_write_atomically, self._version_file, task.code_version)
 
 
-def last_version(kept: Path) -> str:
+def read_last_version(kept: Path) -> str:
     """The version that the device was on when it ended; empty where that is not known."""
     try:
         return kept.read_text().strip()
@@ -120,7 +120,7 @@ def last_version(kept: Path) -> str:
         return ""
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     """Write *text* to *path*, which never holds a part of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     part = path.with_suffix(".part")

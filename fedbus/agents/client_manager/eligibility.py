@@ -17,18 +17,18 @@ from typing import Final
 import psutil
 
 from fedbus.agents.common.device_sensors import read_device
-from fedbus.contracts.expressions.eligibility_rule import Leaf, rule
+from fedbus.contracts.expressions.eligibility_rule import Predicate, parse_rule
 from fedbus.contracts.expressions.parser import leaves
 from fedbus.contracts.task.task import TaskTable
-from fedbus.domain.eligibility import IDLE_BELOW, clock_facts, holds, why_not
-from fedbus.stores.captured.reader import Shares, shares
+from fedbus.domain.eligibility import IDLE_BELOW, clock_inputs, unmet_reason
+from fedbus.stores.captured.reader import RowCounts, read_row_counts
 from fedbus.stores.errors import StoreError
 
-CPU_S: Final = 0.2
+CPU_SAMPLE_S: Final = 0.2
 """How long the processors are watched to say how busy they are."""
-CAPTURED: Final = "captured.db"
+CAPTURED_DATABASE: Final = "captured.db"
 
-Figures = dict[str, float | None]
+DeviceFacts = dict[str, float | None]
 
 
 @dataclass(frozen=True)
@@ -44,54 +44,52 @@ class Ineligible:
         return re.sub(r"\d+(?:\.\d+)?", "#", self.reason)
 
 
-async def ineligible(table: TaskTable, directory: Path, model_file: Path | None) -> Ineligible | None:
+async def check_eligibility(table: TaskTable, directory: Path, model_file: Path | None) -> Ineligible | None:
     """Why this device may not take part now, or None. *directory*: where it keeps what is its own in the task."""
     if table.eligibility.rule is None:
         return None
-    read = rule(table.eligibility.rule)
-    asked: list[Leaf] = leaves(read)
+    read = parse_rule(table.eligibility.rule)
+    asked: list[Predicate] = leaves(read)
     words = {leaf.name for leaf in asked}
     facts = await asyncio.to_thread(
-        device_facts, words, directory, model_file, holdout_share=table.capture.holdout_share
+        read_device_facts, words, directory, model_file, holdout_share=table.capture.holdout_share
     )
-    if holds(read, facts):
+    if (reason := unmet_reason(read, facts)) is None:
         return None
-    reason = why_not(read, facts)
-    assert reason is not None
     return Ineligible(reason, {name: value for name, value in facts.items() if value is not None})
 
 
-def device_facts(
+def read_device_facts(
     words: set[str], directory: Path, model_file: Path | None, *, holdout_share: float = 0.0
-) -> Figures:
+) -> DeviceFacts:
     """What is so on this device, of all that *words* name; None where it has no such thing. Blocking."""
-    found: Figures = {}
+    found: DeviceFacts = {}
     for of_group, read in _GROUPS.items():
         if words & of_group:
-            found |= read(_Place(directory, model_file, holdout_share))
+            found |= read(_FactSource(directory, model_file, holdout_share))
     return {word: found[word] for word in sorted(words)}
 
 
 @dataclass(frozen=True)
-class _Place:
+class _FactSource:
     directory: Path
     model_file: Path | None
     holdout_share: float
 
 
-def _rows(place: _Place) -> Figures:
-    database, found = place.directory / CAPTURED, Shares(0, 0, 0)
+def _read_rows(place: _FactSource) -> DeviceFacts:
+    database, found = place.directory / CAPTURED_DATABASE, RowCounts(0, 0, 0)
     with suppress(StoreError):  # it is not there, or just being made
-        found = shares(database, place.holdout_share)
+        found = read_row_counts(database, place.holdout_share)
     return {"labelled": found.labelled, "unlabelled": found.unlabelled}
 
 
-def _processors(_: _Place) -> Figures:
-    busy = psutil.cpu_percent(interval=CPU_S)
+def _read_cpu(_: _FactSource) -> DeviceFacts:
+    busy = psutil.cpu_percent(interval=CPU_SAMPLE_S)
     return {"cpu": busy, "idle": float(busy < IDLE_BELOW)}
 
 
-def _instruments(place: _Place) -> Figures:
+def _read_sensors(place: _FactSource) -> DeviceFacts:
     reading = read_device(place.directory)
     return {
         "memory": reading.memory * 100,
@@ -101,30 +99,30 @@ def _instruments(place: _Place) -> Figures:
     }
 
 
-def _battery(_: _Place) -> Figures:
+def _read_battery(_: _FactSource) -> DeviceFacts:
     battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
     if battery is None:
         return {"battery": None, "charging": None}
     return {"battery": float(battery.percent), "charging": float(bool(battery.power_plugged))}
 
 
-def _clock(_: _Place) -> Figures:
-    return dict(clock_facts(datetime.now().astimezone()))
+def _read_clock(_: _FactSource) -> DeviceFacts:
+    return dict(clock_inputs(datetime.now().astimezone()))
 
 
-def _model(place: _Place) -> Figures:
+def _read_model_age(place: _FactSource) -> DeviceFacts:
     """A model came when its file was written: that outlives a restart."""
     if place.model_file is None or not place.model_file.exists():
         return {"model_age": None}
     return {"model_age": max(0.0, time.time() - place.model_file.stat().st_mtime)}
 
 
-_GROUPS: Final[Mapping[frozenset[str], Callable[[_Place], Figures]]] = {
-    frozenset({"labelled", "unlabelled"}): _rows,
-    frozenset({"cpu", "idle"}): _processors,
-    frozenset({"memory", "disk", "temperature", "gpu"}): _instruments,
-    frozenset({"battery", "charging"}): _battery,
-    frozenset({"hour", "weekday"}): _clock,
-    frozenset({"model_age"}): _model,
+_GROUPS: Final[Mapping[frozenset[str], Callable[[_FactSource], DeviceFacts]]] = {
+    frozenset({"labelled", "unlabelled"}): _read_rows,
+    frozenset({"cpu", "idle"}): _read_cpu,
+    frozenset({"memory", "disk", "temperature", "gpu"}): _read_sensors,
+    frozenset({"battery", "charging"}): _read_battery,
+    frozenset({"hour", "weekday"}): _read_clock,
+    frozenset({"model_age"}): _read_model_age,
 }
 """What is read together. Every word of a rule is in one of these."""

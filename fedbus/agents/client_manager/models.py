@@ -11,10 +11,10 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff
+from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
-from fedbus.contracts.model import BlobRef, ModelRef, Seal
+from fedbus.contracts.model import BlobRef, ModelRef, ModelSignature
 from fedbus.contracts.server import GetServerInfo, ServerInfo
 from fedbus.stores.models.signing import TrustedKeys
 
@@ -24,22 +24,22 @@ log = structlog.get_logger("fedbus.client_manager")
 
 
 @dataclass(frozen=True)
-class Offered:
+class ModelAnnouncement:
     """A model that the server has named, and how its word ranks among others."""
 
     model: ModelRef
     blob: BlobRef
     term: int
-    seal: Seal | None
+    seal: ModelSignature | None
     named_in: str = ""
     """The trace in which it was, as a ``traceparent``."""
 
 
-def offered_by(info: ServerInfo) -> Offered | None:
+def announcement_from(info: ServerInfo) -> ModelAnnouncement | None:
     """The model that is served, as the server's answer has it."""
     if info.model is None or info.blob is None:
         return None
-    return Offered(info.model, info.blob, info.term, info.seal)
+    return ModelAnnouncement(info.model, info.blob, info.term, info.seal)
 
 
 class DeviceModels:
@@ -50,17 +50,17 @@ class DeviceModels:
         self._task = task
         self._directory = directory
         self._trusted = trusted
-        self.newest: Offered | None = None
+        self.newest: ModelAnnouncement | None = None
         """The one that is to be served, as far as was heard; None where it was turned down."""
         self.served: ModelRef | None = None
         """The one that the inference agent answers with, as it said last."""
 
-    def note(self, offered: Offered) -> None:
+    def note(self, offered: ModelAnnouncement) -> None:
         """Remember what was *offered*, unless something newer was: words may overtake each other."""
         if self.newest is None or offered.term >= self.newest.term:
             self.newest = offered
 
-    def other_than(self, model: ModelRef | None) -> bool:
+    def has_other_than(self, model: ModelRef | None) -> bool:
         """Whether another one than *model* has been named since. Its version may well be a lower one."""
         return self.newest is not None and (model is None or self.newest.model.version != model.version)
 
@@ -72,19 +72,19 @@ class DeviceModels:
         """Which champion *model* is, where it is the newest; else 0."""
         return self.newest.term if self.newest and self.newest.model == model else 0
 
-    def check_seal(self, offered: Offered) -> None:
+    def check_signature(self, offered: ModelAnnouncement) -> None:
         """Raises StoreError where keys are trusted here and none of them has signed this model."""
         if self._trusted is not None:
             self._trusted.check(self._task, offered.model, offered.seal)
 
-    async def fetch_anyhow(self, model: ModelRef, blob: BlobRef) -> Path:
+    async def fetch_with_fallback(self, model: ModelRef, blob: BlobRef) -> Path:
         """The model's file; where the giver has gone meanwhile, from the one that the server names now."""
         for attempt in range(FETCH_ATTEMPTS - 1):
             try:
                 return await self.fetch(model, blob)
             except (BlobUnavailable, BlobCorrupt) as error:
                 log.warning("the model was not fetched", version=model.version, reason=str(error))
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 info: ServerInfo = await self._bus.request(GetServerInfo(task=self._task))
                 if info.model == model and info.blob is not None:
                     blob = info.blob

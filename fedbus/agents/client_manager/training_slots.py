@@ -10,7 +10,7 @@ from contextlib import suppress
 from pathlib import Path
 
 
-class Slot:
+class TrainingSlot:
     """One place to train in, until it is given back."""
 
     def __init__(self, descriptor: int) -> None:
@@ -31,11 +31,11 @@ class TrainingSlots:
         self._directory = directory
         self.count = count
 
-    def take(self, run: str) -> Slot | None:
+    def take(self, run: str) -> TrainingSlot | None:
         """A slot for *run*, or None where others have them all. Never waits, but for the disk."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for number in range(self.count):
-            descriptor = os.open(self._file(number), os.O_RDWR | os.O_CREAT, 0o644)
+            descriptor = os.open(self._slot_file(number), os.O_RDWR | os.O_CREAT, 0o644)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
@@ -43,16 +43,16 @@ class TrainingSlots:
             else:
                 os.ftruncate(descriptor, 0)
                 os.write(descriptor, run.encode())
-                return Slot(descriptor)
+                return TrainingSlot(descriptor)
         return None
 
-    def holders(self) -> list[str]:
+    def list_holders(self) -> list[str]:
         """The runs that have taken the slots, as far as they say so."""
         found = []
         for number in range(self.count):
             with suppress(OSError):
-                found.append(self._file(number).read_text())
+                found.append(self._slot_file(number).read_text())
         return [run for run in found if run]
 
-    def _file(self, number: int) -> Path:
+    def _slot_file(self, number: int) -> Path:
         return self._directory / f"slot-{number}"

@@ -8,16 +8,16 @@ from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fedbus.bus.bus import Bus, Delivery
-from fedbus.bus.errors import NoAnswer
+from fedbus.bus.errors import NoResponse
 from fedbus.contracts.message import Request
 
-FIRST_RETRY_S = 0.1
-LONGEST_RETRY_S = 5.0
+MIN_RETRY_S = 0.1
+MAX_RETRY_S = 5.0
 
 T = TypeVar("T")
 
 
-async def first_of(*choices: Awaitable[Any]) -> None:
+async def wait_for_first(*choices: Awaitable[Any]) -> None:
     """Wait for the first of *choices*, and end the others before returning.
 
     An error in the first is raised here.
@@ -33,12 +33,12 @@ async def first_of(*choices: Awaitable[Any]) -> None:
         task.result()
 
 
-async def until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
+async def run_until(stop: asyncio.Event, work: Coroutine[Any, Any, None]) -> None:
     """Do *work* until *stop* is set; an error in it is raised here."""
-    await first_of(stop.wait(), work)
+    await wait_for_first(stop.wait(), work)
 
 
-async def within(seconds: float, waited_for: Awaitable[T]) -> T:
+async def wait_within(seconds: float, waited_for: Awaitable[T]) -> T:
     """What is *waited_for*; raises TimeoutError where it takes longer.
 
     Not `asyncio.wait_for`: before Python 3.12 that loses a cancellation that comes together with the result, and
@@ -48,27 +48,27 @@ async def within(seconds: float, waited_for: Awaitable[T]) -> T:
         return await waited_for
 
 
-async def every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
+async def repeat_every(seconds: float, do: Callable[[], Awaitable[None]]) -> None:
     """Do it again and again, so long after the last time; an error in it is raised here."""
     while True:
         await asyncio.sleep(seconds)
         await do()
 
 
-def backoff(attempt: int) -> float:
+def backoff_s(attempt: int) -> float:
     """How long to wait before the next try, in seconds: longer each time, with jitter."""
-    longest = min(LONGEST_RETRY_S, FIRST_RETRY_S * 2.0 ** min(attempt, 10))
+    longest = min(MAX_RETRY_S, MIN_RETRY_S * 2.0 ** min(attempt, 10))
     return random.uniform(0.5, 1.0) * longest  # noqa: S311 (jitter, not a secret)
 
 
-async def ask_until_answered(bus: Bus, request: Request, *, timeout_s: float = 5.0) -> Any:
+async def request_until_answered(bus: Bus, request: Request, *, timeout_s: float = 5.0) -> Any:
     """The answer to *request*, however long its server takes to come up; raises RequestRefused."""
     attempt = 0
     while True:
         try:
             return await bus.request(request, timeout_s=timeout_s)
-        except NoAnswer:
-            await asyncio.sleep(backoff(attempt))
+        except NoResponse:
+            await asyncio.sleep(backoff_s(attempt))
             attempt += 1
 
 
@@ -104,7 +104,7 @@ class Timers:
 
     def after(self, name: str, delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
         self.cancel(name)
-        self._tasks[name] = self._group.create_task(_later(delay_s, do), name=name)
+        self._tasks[name] = self._group.create_task(_run_after(delay_s, do), name=name)
 
     def waits(self, name: str) -> bool:
         """Whether a timer of this *name* is set and has not gone off."""
@@ -121,6 +121,6 @@ class Timers:
             self.cancel(name)
 
 
-async def _later(delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
+async def _run_after(delay_s: float, do: Callable[[], Awaitable[None]]) -> None:
     await asyncio.sleep(delay_s)
     await do()

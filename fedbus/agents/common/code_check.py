@@ -8,8 +8,8 @@ import asyncio
 from pathlib import Path
 from typing import Final
 
-from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess, how_it_ended
-from fedbus.agents.common.process_orders import CheckOrder, child_command
+from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess, describe_exit
+from fedbus.agents.common.process_orders import CheckProcessConfig, child_command
 from fedbus.contracts.code import CodeChecked
 
 _STOP_S: Final = 2.0
@@ -19,7 +19,7 @@ class CheckFailed(Exception):
     """The task's code cannot be used here; the text is one line that says why."""
 
 
-async def check(order: CheckOrder, *, log_file: Path) -> CodeChecked:
+async def check(order: CheckProcessConfig, *, log_file: Path) -> CodeChecked:
     """Import the task's code, build its model, run its own check; raises CheckFailed.
 
     What the process prints goes to *log_file*, after what stands there already.
@@ -40,7 +40,7 @@ async def check(order: CheckOrder, *, log_file: Path) -> CodeChecked:
     except ChildNotStarted as error:
         raise CheckFailed(str(error)) from None
     if code != 0:
-        raise CheckFailed(child.answer or f"the process that checked it {how_it_ended(code)}")
+        raise CheckFailed(child.answer or f"the process that checked it {describe_exit(code)}")
     if not child.answer:
         raise CheckFailed("its check ended the process: without a word")
     return CodeChecked.model_validate_json(child.answer)

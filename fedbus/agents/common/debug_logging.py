@@ -26,7 +26,7 @@ _switch: Final = logging.getLogger(LOGGER)
 T = TypeVar("T", bound=type)
 
 
-def told_step_by_step(agent: T) -> T:
+def log_method_calls(agent: T) -> T:
     """Have all methods of the class told of; properties and what it inherits are not."""
     for name, method in list(vars(agent).items()):
         if (
@@ -34,17 +34,17 @@ def told_step_by_step(agent: T) -> T:
             and not name.startswith("__")
             and not inspect.isasyncgenfunction(method)
         ):
-            wrapped = _async(method) if inspect.iscoroutinefunction(method) else _plain(method)
+            wrapped = _wrap_async(method) if inspect.iscoroutinefunction(method) else _wrap_sync(method)
             setattr(agent, name, wrapped)
     return agent
 
 
-def _async(method: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_async(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     async def told(*args: Any, **kwargs: Any) -> Any:
         if not _switch.isEnabledFor(logging.DEBUG):
             return await method(*args, **kwargs)
-        began = _entered(method, args)
+        began = _log_entry(method, args)
         how = "left"
         try:
             return await method(*args, **kwargs)
@@ -52,17 +52,17 @@ def _async(method: Callable[..., Any]) -> Callable[..., Any]:
             how = type(error).__name__
             raise
         finally:
-            _left(method, began, how)
+            _log_exit(method, began, how)
 
     return told
 
 
-def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+def _wrap_sync(method: Callable[..., Any]) -> Callable[..., Any]:
     @functools.wraps(method)
     def told(*args: Any, **kwargs: Any) -> Any:
         if not _switch.isEnabledFor(logging.DEBUG):
             return method(*args, **kwargs)
-        began = _entered(method, args)
+        began = _log_entry(method, args)
         how = "left"
         try:
             return method(*args, **kwargs)
@@ -70,17 +70,17 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
             how = type(error).__name__
             raise
         finally:
-            _left(method, began, how)
+            _log_exit(method, began, how)
 
     return told
 
 
-def _entered(method: Callable[..., Any], args: tuple[Any, ...]) -> float:
+def _log_entry(method: Callable[..., Any], args: tuple[Any, ...]) -> float:
     step = f"→ {method.__qualname__}"
     log.debug(step, given=[type(one).__name__ for one in args[1:]])
     return time.monotonic()
 
 
-def _left(method: Callable[..., Any], began: float, how: str) -> None:
+def _log_exit(method: Callable[..., Any], began: float, how: str) -> None:
     step = f"← {method.__qualname__}"
     log.debug(step, how=how, seconds=round(time.monotonic() - began, 6))

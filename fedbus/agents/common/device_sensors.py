@@ -21,7 +21,7 @@ SMI_QUERY: Final = (
     "--query-gpu=name,utilization.gpu,memory.used,memory.total",
     "--format=csv,noheader,nounits",
 )
-SMI_S: Final = 5.0
+SMI_TIMEOUT_S: Final = 5.0
 MIB: Final = 1024**2
 SYSFS: Final = Path("/sys")
 JETSON_LOADS: Final = (
@@ -34,7 +34,7 @@ AMD_BUSY: Final = "class/drm/card*/device/gpu_busy_percent"
 
 
 @dataclass(frozen=True)
-class Reading:
+class DeviceReading:
     """Shares from 0 to 1; degrees Celsius."""
 
     cpu: float
@@ -44,14 +44,14 @@ class Reading:
     gpus: tuple[GpuUse, ...]
 
 
-def read_device(disk: Path) -> Reading:
+def read_device(disk: Path) -> DeviceReading:
     """How things stand now; *disk*: a directory on the disk that counts. Processors: on average since the last call."""
-    return Reading(
+    return DeviceReading(
         cpu=_share(psutil.cpu_percent(interval=None)),
         memory=_share(psutil.virtual_memory().percent),
         disk=_share(psutil.disk_usage(str(disk)).percent),
-        temperature_c=_hottest(),
-        gpus=tuple([*nvidia_gpus(), *sysfs_gpus(SYSFS)][:MAX_GPUS]),
+        temperature_c=_max_temperature_c(),
+        gpus=tuple([*read_nvidia_gpus(), *read_sysfs_gpus(SYSFS)][:MAX_GPUS]),
     )
 
 
@@ -59,7 +59,7 @@ def _share(percent: float) -> float:
     return min(1.0, max(0.0, percent / 100))
 
 
-def _hottest() -> float | None:
+def _max_temperature_c() -> float | None:
     if not hasattr(psutil, "sensors_temperatures"):  # as on macOS
         return None
     return max(
@@ -67,31 +67,33 @@ def _hottest() -> float | None:
     )
 
 
-def nvidia_gpus() -> list[GpuUse]:
+def read_nvidia_gpus() -> list[GpuUse]:
     """What ``nvidia-smi`` says; nothing where there is none, or where it does not answer."""
     if shutil.which(SMI) is None:
         return []
     try:
-        said = subprocess.run([SMI, *SMI_QUERY], capture_output=True, text=True, timeout=SMI_S, check=True)
+        said = subprocess.run(
+            [SMI, *SMI_QUERY], capture_output=True, text=True, timeout=SMI_TIMEOUT_S, check=True
+        )
     except (OSError, subprocess.SubprocessError):
         return []
-    return list(parsed(said.stdout))
+    return list(parse_smi(said.stdout))
 
 
-def parsed(said: str) -> Iterator[GpuUse]:
+def parse_smi(said: str) -> Iterator[GpuUse]:
     """The lines of ``nvidia-smi``; what it calls [N/A] counts as nothing, for a Jetson or a slice of a GPU."""
     for row in csv.reader(said.splitlines(), skipinitialspace=True):
         if len(row) == 4:
             name, busy, used, total = row
             yield GpuUse(
                 name=name[:200],
-                utilization=_share(_number(busy)),
-                memory_bytes=int(_number(used) * MIB),
-                memory_total_bytes=int(_number(total) * MIB),
+                utilization=_share(_parse_number(busy)),
+                memory_bytes=int(_parse_number(used) * MIB),
+                memory_total_bytes=int(_parse_number(total) * MIB),
             )
 
 
-def sysfs_gpus(sysfs: Path) -> list[GpuUse]:
+def read_sysfs_gpus(sysfs: Path) -> list[GpuUse]:
     """Jetsons and AMD's, as the kernel tells of them under *sysfs*."""
     found = []
     for pattern, name, whole in (*((one, "Jetson", 1000) for one in JETSON_LOADS), (AMD_BUSY, "AMD", 100)):
@@ -101,7 +103,7 @@ def sysfs_gpus(sysfs: Path) -> list[GpuUse]:
     return found
 
 
-def _number(text: str) -> float:
+def _parse_number(text: str) -> float:
     try:
         return float(text)
     except ValueError:

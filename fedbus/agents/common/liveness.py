@@ -12,24 +12,27 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Final
 
-SUFFIX: Final = ".alive"
+LOCK_SUFFIX: Final = ".alive"
 
 
 @contextmanager
-def present(directory: Path, agent: str) -> Iterator[None]:
+def hold_liveness_lock(directory: Path, agent: str) -> Iterator[None]:
     """For as long as the block runs, *agent* is seen to be alive. Two of one name are seen as one."""
     directory.mkdir(parents=True, exist_ok=True)
-    with (directory / f"{agent}{SUFFIX}").open("w") as file:
+    with (directory / f"{agent}{LOCK_SUFFIX}").open("w") as file:
         fcntl.flock(file, fcntl.LOCK_SH)
         yield
 
 
-def agents_in(directory: Path) -> dict[str, bool]:
+def read_agent_liveness(directory: Path) -> dict[str, bool]:
     """Every agent that was ever here, and whether it is now."""
-    return {path.name.removesuffix(SUFFIX): _is_held(path) for path in sorted(directory.glob(f"*{SUFFIX}"))}
+    return {
+        path.name.removesuffix(LOCK_SUFFIX): _is_locked(path)
+        for path in sorted(directory.glob(f"*{LOCK_SUFFIX}"))
+    }
 
 
-def _is_held(path: Path) -> bool:
+def _is_locked(path: Path) -> bool:
     with path.open("r") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -10,15 +10,15 @@ from typing import Final, TypeVar
 
 from pydantic import BaseModel, ConfigDict
 
-from fedbus.agents.common.child_process import python_module
+from fedbus.agents.common.child_process import module_command
 from fedbus.bus.bus import Identity
-from fedbus.bus.credentials import Access
+from fedbus.bus.credentials import BusAccess
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import Task
 
-VARIABLE: Final = "FEDBUS_ORDER"
+PROCESS_CONFIG_VARIABLE: Final = "FEDBUS_ORDER"
 MEMORY_ENVIRONMENT: Final = {
     # Buffers of weights come and go each round: keep their memory mapped, since the first touch of
     # fresh pages costs more than any copy (glibc; ignored elsewhere).
@@ -28,7 +28,7 @@ MEMORY_ENVIRONMENT: Final = {
 }
 
 
-class Order(BaseModel):
+class ProcessConfig(BaseModel):
     """What a process is to do, and where it finds the bus."""
 
     model_config = ConfigDict(frozen=True)
@@ -43,8 +43,8 @@ class Order(BaseModel):
     """FEDBUS_HOME, where it is not what the environment says."""
 
     @property
-    def access(self) -> Access:
-        return Access(Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None)
+    def access(self) -> BusAccess:
+        return BusAccess(Path(self.creds) if self.creds else None, Path(self.ca) if self.ca else None)
 
     def identity(self, agent: str, owner: str = SERVER_SIDE) -> Identity:
         return Identity(FederationId(self.federation), agent, owner)
@@ -52,29 +52,29 @@ class Order(BaseModel):
     def environment(self) -> dict[str, str]:
         """What the process finds it in."""
         home = {"FEDBUS_HOME": self.home} if self.home else {}
-        return {VARIABLE: self.model_dump_json(), **home, **MEMORY_ENVIRONMENT}
+        return {PROCESS_CONFIG_VARIABLE: self.model_dump_json(), **home, **MEMORY_ENVIRONMENT}
 
 
 def child_command(work: str) -> tuple[str, ...]:
     """The command of a child process that does *work*."""
-    return python_module("fedbus", "child", work)
+    return module_command("fedbus", "child", work)
 
 
-OrderT = TypeVar("OrderT", bound=Order)
+ProcessConfigT = TypeVar("ProcessConfigT", bound=ProcessConfig)
 
 
-def order_of_this_process(kind: type[OrderT]) -> OrderT:
+def read_process_config(kind: type[ProcessConfigT]) -> ProcessConfigT:
     """The order that this process was started with."""
-    return kind.model_validate_json(os.environ[VARIABLE])
+    return kind.model_validate_json(os.environ[PROCESS_CONFIG_VARIABLE])
 
 
-class InitOrder(Order):
+class InitProcessConfig(ProcessConfig):
     """Build the first model of the task and put it into *store*."""
 
     store: str
 
 
-class CheckOrder(Order):
+class CheckProcessConfig(ProcessConfig):
     """Try the task's code: import it, build its model, run its own check."""
 
     server_side: bool
@@ -83,7 +83,7 @@ class CheckOrder(Order):
     """The file of the weights that its model should have the architecture of."""
 
 
-class ServerOrder(Order):
+class ServerProcessConfig(ProcessConfig):
     """Run the ServerApp of *run* from *first_round*, with the model *initial_sha256* of *store*."""
 
     run: str
@@ -93,7 +93,7 @@ class ServerOrder(Order):
     store: str
 
 
-class TrainerOrder(Order):
+class TrainerProcessConfig(ProcessConfig):
     """Train *run* as *client*."""
 
     client: str

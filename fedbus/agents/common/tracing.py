@@ -8,7 +8,7 @@ from opentelemetry.context import Context
 from opentelemetry.trace import Link
 
 
-def here() -> str:
+def current_traceparent() -> str:
     """The current trace as a ``traceparent`` (W3C Trace Context), or nothing where there is none."""
     carrier: dict[str, str] = {}
     propagate.inject(carrier)
@@ -16,7 +16,7 @@ def here() -> str:
 
 
 @contextmanager
-def going_on(traceparent: str) -> Iterator[None]:
+def use_trace(traceparent: str) -> Iterator[None]:
     """What is done inside belongs to the trace of *traceparent*; where it is empty, to the current one."""
     if not traceparent:
         yield
@@ -29,16 +29,16 @@ def going_on(traceparent: str) -> Iterator[None]:
 
 
 @contextmanager
-def joining(traceparent: str) -> Iterator[None]:
+def link_and_use_trace(traceparent: str) -> Iterator[None]:
     """The same, and the span that has led to it is linked to that trace, of which it is no part."""
     for link in links_to(traceparent):
         trace.get_current_span().add_link(link.context)
-    with going_on(traceparent):
+    with use_trace(traceparent):
         yield
 
 
 @contextmanager
-def apart() -> Iterator[None]:
+def detached_trace() -> Iterator[None]:
     """What is done inside belongs to no trace that there is."""
     token = context.attach(Context())
     try:

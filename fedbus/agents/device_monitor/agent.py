@@ -11,10 +11,10 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from fedbus.agents.common.asyncio_tools import first_of
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.common.device_sensors import Reading, read_device
-from fedbus.agents.common.liveness import agents_in
+from fedbus.agents.common.asyncio_tools import wait_for_first
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.device_sensors import DeviceReading, read_device
+from fedbus.agents.common.liveness import read_agent_liveness
 from fedbus.bus.bus import Bus
 from fedbus.contracts.device import DeviceReport, GpuUse
 from fedbus.contracts.identifiers import ClientId
@@ -28,21 +28,21 @@ from fedbus.contracts.telemetry import (
     GPU_MEMORY,
     MEMORY,
     TEMPERATURE,
-    About,
+    Attributes,
     Metric,
-    observed,
+    observable_gauge,
 )
 
-EVERY_S: Final = 15.0
-LOOK_S: Final = 1.0
+PUBLISH_INTERVAL_S: Final = 15.0
+AGENT_POLL_S: Final = 1.0
 """How often it is looked whether an agent came or went: a lock is asked, nothing else."""
 
-Errors = Callable[[], tuple[int, str]]
+ReadErrors = Callable[[], tuple[int, str]]
 """How many error lines there were, and the last of them."""
-Figures = Iterable[tuple[float, About]]
+GaugeValues = Iterable[tuple[float, Attributes]]
 
 
-@told_step_by_step
+@log_method_calls
 class DeviceMonitor:
     """One client's device. *directory* is where its agents show that they are there, and whose disk counts."""
 
@@ -53,8 +53,8 @@ class DeviceMonitor:
         client: ClientId,
         *,
         directory: Path,
-        errors: Errors = lambda: (0, ""),
-        every_s: float = EVERY_S,
+        errors: ReadErrors = lambda: (0, ""),
+        every_s: float = PUBLISH_INTERVAL_S,
     ) -> None:
         self._bus = bus
         self._task = task
@@ -62,22 +62,22 @@ class DeviceMonitor:
         self._directory = directory
         self._errors = errors
         self._every_s = every_s
-        self._reading: Reading | None = None
+        self._reading: DeviceReading | None = None
         self._agents: dict[str, bool] = {}
 
     async def run(self, stop: asyncio.Event) -> None:
         """Tell, until *stop* is set."""
         await asyncio.to_thread(self._directory.mkdir, parents=True, exist_ok=True)
         with ExitStack() as figures:
-            for metric, read in self._figures().items():
-                figures.enter_context(observed(metric, read))
+            for metric, read in self._gauges().items():
+                figures.enter_context(observable_gauge(metric, read))
             while not stop.is_set():
-                await self._tell()
-                await first_of(stop.wait(), asyncio.sleep(self._every_s), self._agents_change())
+                await self._publish_health()
+                await wait_for_first(stop.wait(), asyncio.sleep(self._every_s), self._wait_for_agent_change())
 
-    async def _tell(self) -> None:
+    async def _publish_health(self) -> None:
         self._reading = await asyncio.to_thread(read_device, self._directory)
-        self._agents = await asyncio.to_thread(agents_in, self._directory)
+        self._agents = await asyncio.to_thread(read_agent_liveness, self._directory)
         errors, last = self._errors()
         await self._bus.publish(
             DeviceReport(
@@ -94,16 +94,16 @@ class DeviceMonitor:
             )
         )
 
-    async def _agents_change(self) -> None:
-        while await asyncio.to_thread(agents_in, self._directory) == self._agents:  # noqa: ASYNC110
-            await asyncio.sleep(LOOK_S)  # the kernel tells nobody that a lock was let go of
+    async def _wait_for_agent_change(self) -> None:
+        while await asyncio.to_thread(read_agent_liveness, self._directory) == self._agents:  # noqa: ASYNC110
+            await asyncio.sleep(AGENT_POLL_S)  # the kernel tells nobody that a lock was let go of
 
-    def _figures(self) -> Mapping[Metric, Callable[[], Figures]]:
+    def _gauges(self) -> Mapping[Metric, Callable[[], GaugeValues]]:
         """What was last read, as figures."""
         own = {CLIENT: str(self._client)}
 
-        def of(name: str) -> Callable[[], Figures]:
-            def figure() -> Figures:
+        def of(name: str) -> Callable[[], GaugeValues]:
+            def figure() -> GaugeValues:
                 value = getattr(self._reading, name, None)
                 return [] if value is None else [(value, own)]
 
@@ -114,12 +114,14 @@ class DeviceMonitor:
             MEMORY: of("memory"),
             DISK: of("disk"),
             TEMPERATURE: of("temperature_c"),
-            GPU: lambda: [(gpu.utilization, own | {"hw.id": number}) for number, gpu in self._gpus()],
-            GPU_MEMORY: lambda: [(gpu.memory_bytes, own | {"hw.id": number}) for number, gpu in self._gpus()],
+            GPU: lambda: [(gpu.utilization, own | {"hw.id": number}) for number, gpu in self._gpu_samples()],
+            GPU_MEMORY: lambda: [
+                (gpu.memory_bytes, own | {"hw.id": number}) for number, gpu in self._gpu_samples()
+            ],
             AGENTS_ALIVE: lambda: [
                 (float(alive), own | {"fedbus.agent": name}) for name, alive in self._agents.items()
             ],
         }
 
-    def _gpus(self) -> list[tuple[str, GpuUse]]:
+    def _gpu_samples(self) -> list[tuple[str, GpuUse]]:
         return [(str(number), gpu) for number, gpu in enumerate(self._reading.gpus if self._reading else ())]

@@ -17,18 +17,21 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import first_of, handle_each, until
+from fedbus.agents.common.asyncio_tools import handle_each, run_until, wait_for_first
 from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.common.process_orders import TrainerOrder, child_command
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.process_orders import TrainerProcessConfig, child_command
 from fedbus.bus.bus import Bus
-from fedbus.bus.lifecycles import Life, Lives, Outbox
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     FL_CLIENT,
     ClientStart,
     FailTrain,
     FinTrain,
-    FlClientFacts,
+    FlClientChanges,
+    FlClientData,
+    FlClientEvent,
     FlClientState,
     Heartbeat,
     RoundStarted,
@@ -36,12 +39,20 @@ from fedbus.contracts.client import (
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.server import ServerClosed
+from fedbus.contracts.situations import (
+    FlClientFinished,
+    FlClientPending,
+    FlClientSituation,
+    FlClientTraining,
+    FlClientWaiting,
+    fl_client_situation,
+)
 from fedbus.contracts.task.task import Task
 from fedbus.stores.errors import StoreError
 
 HEARTBEAT_S: Final = 2.0
-GOODBYE_S: Final = 5.0
-RUNS_REMEMBERED: Final = 100
+STOP_REPORT_S: Final = 5.0
+MAX_CLOSED_RUNS: Final = 100
 
 log = structlog.get_logger("fedbus.flower_client")
 
@@ -53,7 +64,7 @@ class _Training:
     stop: asyncio.Event
 
 
-@told_step_by_step
+@log_method_calls
 class FlowerClient:
     """One client's trainer in one task. Its log goes to *logs*.
 
@@ -66,61 +77,61 @@ class FlowerClient:
         task: Task,
         client: ClientId,
         *,
-        order: Callable[[ClientStart], Awaitable[TrainerOrder]],
-        outbox: Outbox,
+        order: Callable[[ClientStart], Awaitable[TrainerProcessConfig]],
+        outbox: TransitionOutbox,
         logs: Path,
     ) -> None:
         self._bus = bus
         self._task = task
         self._client = client
-        self._order = order
+        self._build_config = order
         self._outbox = outbox
         self._logs = logs
-        self._turn = asyncio.Lock()
+        self._decision_lock = asyncio.Lock()
         self._training: _Training | None = None
-        self._closed_runs: deque[str] = deque(maxlen=RUNS_REMEMBERED)
-        self._life: Life[FlClientState, FlClientFacts]
+        self._closed_runs: deque[str] = deque(maxlen=MAX_CLOSED_RUNS)
+        self._lifecycle: LifecycleHandle[FlClientState, FlClientEvent, FlClientData, FlClientChanges]
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
         """Train when told to, until *stop* is set; a run under way then is left, and said to be."""
         async with (
-            Lives.open(self._bus, self._outbox) as lives,
-            self._bus.listen("flower-client", task=self._task.id) as inbox,
+            LifecycleStore.open(self._bus, self._outbox) as lives,
+            self._bus.listen(AgentName.FLOWER_CLIENT, task=self._task.id) as inbox,
             asyncio.TaskGroup() as self._group,
         ):
-            await self._wake(lives)
+            await self._resume(lives)
             self.ready.set()
-            await until(stop, handle_each(inbox, self._hear))
+            await run_until(stop, handle_each(inbox, self._on_message))
             with contextlib.suppress(TimeoutError):  # the bus is away: the silence will tell
-                async with asyncio.timeout(GOODBYE_S), self._turn:
+                async with asyncio.timeout(STOP_REPORT_S), self._decision_lock:
                     await self._fail("the client was stopped")
 
-    async def _wake(self, lives: Lives) -> None:
-        self._life = await lives.of(FL_CLIENT, FlClientFacts(task=self._task.id, client=self._client))
-        match self._life.state:
-            case FlClientState.PENDING | FlClientState.TRAINING:
+    async def _resume(self, lives: LifecycleStore) -> None:
+        self._lifecycle = await lives.of(FL_CLIENT, FlClientData(task=self._task.id, client=self._client))
+        match self._situation:
+            case FlClientPending() | FlClientTraining():
                 await self._fail("the FL client was restarted")
-            case FlClientState.FINISHED:
-                assert self._run is not None
-                await self._report(self._run, rounds=0)
-            case FlClientState.WAITING if not self._life.born:
-                await self._life.bear("started")
+            case FlClientFinished(run=run):
+                await self._report(run, rounds=0)
+            case FlClientWaiting():
+                if not self._lifecycle.born:
+                    await self._lifecycle.create()
 
     # --- what is heard -------------------------------------------------------------------
 
-    async def _hear(self, message: Message) -> None:
-        async with self._turn:
+    async def _on_message(self, message: Message) -> None:
+        async with self._decision_lock:
             match message:
                 case ClientStart():
                     await self._start(message)
                 case RoundStarted() if self._state is FlClientState.PENDING and message.run == self._run:
-                    await self._life.move("round_started")
+                    await self._lifecycle.transition(FlClientEvent.ROUND_STARTED)
                 case ServerClosed():
                     self._closed_runs.append(message.run)
                     if message.run == self._run:
-                        await self._closed(message)
+                        await self._on_run_closed(message)
                 case _:
                     log.debug("nothing to do", word=message.word, state=str(self._state))
 
@@ -128,21 +139,21 @@ class FlowerClient:
         if start.run == self._run:
             return  # told twice, or by a client manager that was restarted: it is under way
         if self._state is not FlClientState.WAITING:
-            await self._say_failed(start.run, f"this client is busy with {self._run}")
+            await self._report_failure(start.run, f"this client is busy with {self._run}")
             return
         if start.run in self._closed_runs:  # the invitation was older than it looked
-            await self._say_failed(start.run, "the run is over")
+            await self._report_failure(start.run, "the run is over")
             return
-        await self._life.move("client_start", run=start.run)
+        await self._lifecycle.transition(FlClientEvent.CLIENT_START, {"run": start.run})
         stop = asyncio.Event()
-        watch = self._group.create_task(self._watch(start, stop), name=f"trainer of {start.run}")
+        watch = self._group.create_task(self._supervise_training(start, stop), name=f"trainer of {start.run}")
         self._training = _Training(start.run, watch, stop)
 
-    async def _closed(self, closed: ServerClosed) -> None:
+    async def _on_run_closed(self, closed: ServerClosed) -> None:
         """The run is over: memory back first, then the word."""
         if self._state is FlClientState.TRAINING and closed.outcome == "finished":
-            await self._life.move("run_finished")
-            await self._end_training()
+            await self._lifecycle.transition(FlClientEvent.RUN_FINISHED)
+            await self._stop_training()
             await self._report(closed.run, closed.rounds, new_model=closed.new_model)
         else:
             await self._fail(f"the run {closed.outcome}: {closed.reason or 'before it needed this client'}")
@@ -151,19 +162,19 @@ class FlowerClient:
         await self._bus.publish(
             FinTrain(task=self._task.id, client=self._client, run=run, rounds=rounds, new_model=new_model)
         )
-        await self._life.move("reported", run=None)
+        await self._lifecycle.transition(FlClientEvent.REPORTED, {"run": None})
 
     async def _fail(self, reason: str, *, trainer_lost: bool = False) -> None:
         """Leave the run and say so; nothing to say where there is none."""
-        if not self._life.allows("failed"):
-            return
-        run = self._run
-        assert run is not None
-        await self._life.move("failed", reason=reason, run=None)
-        await self._end_training()
-        await self._say_failed(run, reason, trainer_lost=trainer_lost)
+        match self._situation:
+            case FlClientPending(run=run) | FlClientTraining(run=run):
+                await self._lifecycle.transition(FlClientEvent.FAILED, {"run": None}, reason=reason)
+                await self._stop_training()
+                await self._report_failure(run, reason, trainer_lost=trainer_lost)
+            case FlClientWaiting() | FlClientFinished():
+                return
 
-    async def _say_failed(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
+    async def _report_failure(self, run: str, reason: str, *, trainer_lost: bool = False) -> None:
         await self._bus.publish(
             FailTrain(
                 task=self._task.id,
@@ -176,32 +187,32 @@ class FlowerClient:
 
     # --- the process -----------------------------------------------------------------------
 
-    async def _watch(self, start: ClientStart, stop: asyncio.Event) -> None:
+    async def _supervise_training(self, start: ClientStart, stop: asyncio.Event) -> None:
         """The life of one training process; its end without our asking is a failure of this client alone."""
         try:
             child = ChildProcess(
                 f"trainer of {start.run}",
                 *child_command("trainer"),
-                environment=(await self._order(start)).environment(),
+                environment=(await self._build_config(start)).environment(),
                 output=self._logs / f"{start.run}.log",
             )
             async with child:
-                await first_of(child.ended(), stop.wait(), self._beat(start.run))
+                await wait_for_first(child.ended(), stop.wait(), self._send_heartbeats(start.run))
         except (ChildNotStarted, StoreError) as error:
             reason = str(error)
         else:
-            reason = f"the trainer {child.how_it_ended()}"
+            reason = f"the trainer {child.describe_exit()}"
         if not stop.is_set():
-            async with self._turn:
+            async with self._decision_lock:
                 await self._fail(reason, trainer_lost=True)
 
-    async def _beat(self, run: str) -> None:
+    async def _send_heartbeats(self, run: str) -> None:
         """Say that this client is there: from here and not from the process, which torch may hold for long."""
         while True:
             await self._bus.publish(Heartbeat(task=self._task.id, client=self._client, run=run))
             await asyncio.sleep(HEARTBEAT_S)
 
-    async def _end_training(self) -> None:
+    async def _stop_training(self) -> None:
         training, self._training = self._training, None
         if training is not None and training.watch is not asyncio.current_task():
             training.stop.set()
@@ -209,8 +220,12 @@ class FlowerClient:
 
     @property
     def _state(self) -> FlClientState:
-        return self._life.state
+        return self._lifecycle.state
+
+    @property
+    def _situation(self) -> FlClientSituation:
+        return fl_client_situation(self._lifecycle.state, self._lifecycle.facts)
 
     @property
     def _run(self) -> str | None:
-        return self._life.facts.run
+        return self._lifecycle.facts.run

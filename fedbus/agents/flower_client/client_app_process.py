@@ -18,14 +18,15 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from fedbus.agents.common.asyncio_tools import first_of
-from fedbus.agents.common.child_process import cause_of_parent, given_up, trace_of_parent
-from fedbus.agents.common.process_orders import TrainerOrder, order_of_this_process
-from fedbus.agents.flower_client.captured_training_data import NOTHING_WRITTEN, Written, write_captured
+from fedbus.agents.common.asyncio_tools import wait_for_first
+from fedbus.agents.common.child_process import exit_with_reason, parent_cause, parent_trace
+from fedbus.agents.common.process_orders import TrainerProcessConfig, read_process_config
+from fedbus.agents.flower_client.captured_training_data import NO_ROWS, WrittenRows, write_training_rows
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus, Delivery
-from fedbus.contracts.causation import handles
-from fedbus.contracts.client import Joined, RoundReply, RoundStarted
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.causation import set_current_cause
+from fedbus.contracts.client import ClientJoined, RoundReply, RoundStarted
 from fedbus.contracts.run import Scalar
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.telemetry import (
@@ -33,50 +34,50 @@ from fedbus.contracts.telemetry import (
     TASK,
     TRAIN_DURATION,
     TRAIN_LOSS,
-    failed,
-    note,
+    get_tracer,
+    mark_failed,
     record,
-    tracer_of,
+    set_gauge,
 )
-from fedbus.learning.bus_protocol import Offer
+from fedbus.learning.bus_protocol import OfferProtocol
 from fedbus.learning.flower import record_codec
-from fedbus.learning.flower.client_app_host import Answer, ClientHost, undelivered
-from fedbus.learning.flower.message_payload import Parcel, received
-from fedbus.learning.flower.record_codec import UnreadableRecords
+from fedbus.learning.flower.client_app_host import ClientAppHost, ClientAppReply, make_undelivered_reply
+from fedbus.learning.flower.message_payload import MessagePayload, fetch_content
+from fedbus.learning.flower.record_codec import RecordDecodeError
 from fedbus.learning.flower.task_code import BadTask
 from fedbus.stores.errors import StoreError
 
-CAPTURED_DATA: Final = "captured-data"
-OFFERS_KEPT: Final = 2
+CAPTURED_DATA_FILE: Final = "captured-data"
+MAX_OPEN_OFFERS: Final = 2
 """Replies that may still be fetched: this round's and the one before."""
 
 log = structlog.get_logger("fedbus.trainer_process")
-tracer = tracer_of("fedbus.trainer_process")
+tracer = get_tracer("fedbus.trainer_process")
 
 
 async def main(stop: asyncio.Event) -> int:
     """Train the run that this process was started for."""
-    order = order_of_this_process(TrainerOrder)
-    otel_context.attach(trace_of_parent())
-    handles(cause_of_parent())
+    order = read_process_config(TrainerProcessConfig)
+    otel_context.attach(parent_trace())
+    set_current_cause(parent_cause())
     async with Bus.connect(
-        order.nats_url, order.identity("trainer", order.client), access=order.access
+        order.nats_url, order.identity(AgentName.TRAINER, order.client), access=order.access
     ) as bus:
         try:
-            await first_of(TrainerProcess(bus, order).run(), stop.wait(), bus.lost())
+            await wait_for_first(ClientAppProcess(bus, order).run(), stop.wait(), bus.lost())
         except BadTask as error:
-            return given_up(str(error))
+            return exit_with_reason(str(error))
     return 0
 
 
-class TrainerProcess:
+class ClientAppProcess:
     """One client's ClientApp at work in one run."""
 
-    def __init__(self, bus: Bus, order: TrainerOrder) -> None:
+    def __init__(self, bus: Bus, order: TrainerProcessConfig) -> None:
         self._bus = bus
         self._order = order
         self._task = order.task
-        self._host = ClientHost(
+        self._host = ClientAppHost(
             Path(order.task.path),
             order.task.clientapp,
             client=order.client,
@@ -85,13 +86,13 @@ class TrainerProcess:
             node_config=order.node_config,
         )
         self._answered: set[str] = set()
-        self._offers: deque[Offer] = deque()
+        self._offers: deque[OfferProtocol] = deque()
 
     async def run(self) -> None:
-        async with self._bus.listen("trainer", task=self._task.id) as inbox:
+        async with self._bus.listen(AgentName.TRAINER, task=self._task.id) as inbox:
             await asyncio.to_thread(self._host.load)
             await self._bus.publish(
-                Joined(
+                ClientJoined(
                     task=self._task.id,
                     client=self._order.client,
                     run=self._order.run,
@@ -125,16 +126,20 @@ class TrainerProcess:
         """Download, train, upload: each a span, so that a slow one shows."""
         try:
             with self._phase("download", message):
-                data = await received(message.content, self._bus.blobs, timeout_s=self._order.plan.round_s)
+                data = await fetch_content(
+                    message.content, self._bus.blobs, timeout_s=self._order.plan.round_s
+                )
             answer, parcel = await asyncio.to_thread(self._trained, message, data)
-        except (BlobUnavailable, BlobCorrupt, UnreadableRecords) as error:
+        except (BlobUnavailable, BlobCorrupt, RecordDecodeError) as error:
             log.warning("the message could not be fetched", run=message.run, reason=str(error))
-            await self._bus.publish(undelivered(message, str(error)).event(None))
+            await self._bus.publish(make_undelivered_reply(message, str(error)).event(None))
             return
         with self._phase("upload", message):
             await self._bus.publish(await self._posted(answer, parcel))
 
-    def _trained(self, message: RoundMessage, data: bytes | memoryview) -> tuple[Answer, Parcel | None]:
+    def _trained(
+        self, message: RoundMessage, data: bytes | memoryview
+    ) -> tuple[ClientAppReply, MessagePayload | None]:
         """All that blocks, in one go: each change of threads costs a small round more than its work."""
         content = record_codec.decode(data)
         phase = message.message_type.partition(".")[0]
@@ -142,36 +147,38 @@ class TrainerProcess:
             captured = self._captured(message)
             answer = self._host.handle(message, content, node_config=self._node_config(captured))
             if answer.error_code is not None:
-                failed(span, answer.error_kind, answer.error_reason)
+                mark_failed(span, answer.error_kind, answer.error_reason)
         answer = replace(answer, left_out=captured.left_out)
         self._measure(phase, answer)
-        return answer, None if answer.content is None else Parcel.of(record_codec.encode(answer.content))
+        return answer, None if answer.content is None else MessagePayload.of(
+            record_codec.encode(answer.content)
+        )
 
-    def _captured(self, message: RoundMessage) -> Written:
+    def _captured(self, message: RoundMessage) -> WrittenRows:
         """What the device has captured and knows the truth of by now, written for a training."""
         database = Path(self._order.captured)
         if not message.message_type.startswith("train") or not database.exists():
-            return NOTHING_WRITTEN
+            return NO_ROWS
         try:
-            return write_captured(self._task, database, self._snapshot)
+            return write_training_rows(self._task, database, self._snapshot)
         except (StoreError, BadTask) as error:
             log.warning("trained without captured data", reason=str(error))
-            return NOTHING_WRITTEN
+            return NO_ROWS
 
-    def _node_config(self, captured: Written) -> dict[str, Scalar]:
+    def _node_config(self, captured: WrittenRows) -> dict[str, Scalar]:
         """The device's own configuration, with where the captured rows are."""
         if captured.left_out:
             log.warning(
                 "captured rows are not as the task wants them, and are left out", rows=captured.left_out
             )
-        more: dict[str, Scalar] = {CAPTURED_DATA: str(self._snapshot)} if captured.rows else {}
+        more: dict[str, Scalar] = {CAPTURED_DATA_FILE: str(self._snapshot)} if captured.rows else {}
         return {**self._order.node_config, **more}
 
     @property
     def _snapshot(self) -> Path:
         return Path(self._order.captured).with_name("captured.npz")
 
-    async def _posted(self, answer: Answer, parcel: Parcel | None) -> RoundReply:
+    async def _posted(self, answer: ClientAppReply, parcel: MessagePayload | None) -> RoundReply:
         if parcel is None:
             return answer.event(None)
         content, offer = await parcel.post(self._bus.blobs, receivers=1)
@@ -179,16 +186,16 @@ class TrainerProcess:
             self._keep(offer)
         return answer.event(content)
 
-    def _keep(self, offer: Offer) -> None:
+    def _keep(self, offer: OfferProtocol) -> None:
         self._offers.append(offer)
-        if len(self._offers) > OFFERS_KEPT:
+        if len(self._offers) > MAX_OPEN_OFFERS:
             self._offers.popleft().release()
 
-    def _measure(self, phase: str, answer: Answer) -> None:
+    def _measure(self, phase: str, answer: ClientAppReply) -> None:
         about = {TASK: self._task.id, CLIENT: self._order.client}
         record(TRAIN_DURATION, answer.train_s, about | {"fedbus.phase": phase})
         if (loss := answer.figures.get("train_loss")) is not None and math.isfinite(loss):
-            note(TRAIN_LOSS, loss, about)
+            set_gauge(TRAIN_LOSS, loss, about)
 
     def _phase(self, name: str, message: RoundMessage) -> AbstractContextManager[trace.Span]:
         attributes: dict[str, str | int] = {

@@ -16,18 +16,25 @@ from fedbus import __version__
 from fedbus.agents.common import tracing
 from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
 from fedbus.agents.common.code_check import CheckFailed, check
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.common.process_orders import CheckOrder, InitOrder, Order, ServerOrder, child_command
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.process_orders import (
+    CheckProcessConfig,
+    InitProcessConfig,
+    ProcessConfig,
+    ServerProcessConfig,
+    child_command,
+)
 from fedbus.agents.flower_server.launcher import ChildLauncher, Launcher
 from fedbus.bus.bus import Bus, Handler
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.code import CheckCode
-from fedbus.contracts.message import Body, Refused, Request
+from fedbus.contracts.message import Body, RefusalKind, Refused, Request
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
     FindServer,
     InitModel,
     ModelInitialised,
-    ServerFacts,
+    ServerData,
     ServerFound,
     ServerLost,
     ServerStarting,
@@ -36,23 +43,24 @@ from fedbus.contracts.server import (
     StartServer,
     StopServer,
 )
-from fedbus.stores.code.open import CodeRejected, CodeRepository, FixedCode
-from fedbus.stores.errors import StoreDamaged, StoreError
+from fedbus.contracts.situations import ServerRecruiting, ServerTraining, server_situation
+from fedbus.stores.code.open import CodeRejected, CodeRepository, DirectoryCodeRepository
+from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.open import ModelStore
 
-GRID = "flower-server-grid"
+GRID_AGENT = AgentName.FLOWER_SERVER_GRID
 
 log = structlog.get_logger("fedbus.flower_server")
 
 
 @dataclass(frozen=True)
-class _Running:
+class RunningServer:
     run: str
     watch: "asyncio.Task[None]"
     stop: asyncio.Event
 
 
-@told_step_by_step
+@log_method_calls
 class FlowerServer:
     """Starts and ends the processes that run the task's server-side code. Logs go to *logs*.
 
@@ -62,7 +70,7 @@ class FlowerServer:
     def __init__(
         self,
         bus: Bus,
-        order: Order,
+        order: ProcessConfig,
         models: ModelStore,
         *,
         logs: Path,
@@ -70,12 +78,12 @@ class FlowerServer:
         launcher: Launcher | None = None,
     ) -> None:
         self._bus = bus
-        self._order = order
+        self._config = order
         self._models = models
-        self._code = code or FixedCode(Path(order.task.path))
+        self._code = code or DirectoryCodeRepository(Path(order.task.path))
         self._logs = logs
         self._launcher = launcher or ChildLauncher(logs)
-        self._running: _Running | None = None
+        self._running: RunningServer | None = None
         self._group: asyncio.TaskGroup
         self.ready = asyncio.Event()
 
@@ -88,41 +96,41 @@ class FlowerServer:
             FindServer: self._find,
             CheckCode: self._check_code,
         }
-        await self._bus.make_streams()
+        await self._bus.create_streams()
         await self._launcher.sweep()
         async with asyncio.TaskGroup() as self._group:
-            async with self._bus.serve(answers, task=self._order.task.id, version=__version__):
-                await self._tell_of_the_one_before()
+            async with self._bus.serve(answers, task=self._config.task.id, version=__version__):
+                await self._report_orphaned_run()
                 self.ready.set()
                 await stop.wait()
-            await self._end_running()
+            await self._stop_running()
 
-    async def _order_at(self, version: str) -> Order:
+    async def _config_at(self, version: str) -> ProcessConfig:
         """The order for the task's code at *version*; empty: as it was when we started. Raises StoreError."""
-        if version in ("", self._order.task.code_version):
-            return self._order
-        return self._order.model_copy(update={"task": await self._code.task_at(version)})
+        if version in ("", self._config.task.code_version):
+            return self._config
+        return self._config.model_copy(update={"task": await self._code.task_at(version)})
 
     async def _check_code(self, request: CheckCode) -> Body:
         """Import the code and build its model in a process, beside whatever runs."""
         try:
-            at = await self._order_at(request.code_version)
+            at = await self._config_at(request.code_version)
             like = str(await self._models.path_of(request.like)) if request.like else ""
-            order = CheckOrder(**dict(at), like=like, server_side=True)
+            order = CheckProcessConfig(**dict(at), like=like, server_side=True)
             return await check(order, log_file=self._logs / "check.log")
         except (CodeRejected, CheckFailed) as error:
             return Refused(reason=str(error))
         except StoreError as error:  # which says nothing of the code
-            return Refused(reason=str(error), passing=True)
+            return Refused(reason=str(error), kind=RefusalKind.RETRYABLE)
 
     async def _init_model(self, request: InitModel) -> Body:
         """Build the model in a process: torch is loaded there and gone with it."""
         try:
-            at = await self._order_at(request.code_version)
+            at = await self._config_at(request.code_version)
             builder = ChildProcess(
                 "model builder",
                 *child_command("init"),
-                environment=InitOrder(**dict(at), store=self._models.url).environment(),
+                environment=InitProcessConfig(**dict(at), store=self._models.url).environment(),
                 output=self._logs / "init.log",
             )
             async with builder:
@@ -130,21 +138,25 @@ class FlowerServer:
         except (StoreError, ChildNotStarted) as error:
             return Refused(reason=str(error))
         if code != 0 or not builder.answer:
-            why = builder.answer or f"the process that builds it {builder.how_it_ended()}"
+            why = builder.answer or f"the process that builds it {builder.describe_exit()}"
             return Refused(reason=f"the first model was not built: {why}")
         return ModelInitialised(artifact=Artifact.model_validate_json(builder.answer))
 
     async def _start(self, request: StartServer) -> Body:
-        await self._end_running()  # who opens a run is done with the one before
-        await self._bus.forget(GRID, task=self._order.task.id)  # what was said to an earlier run's server
+        await self._stop_running()  # who opens a run is done with the one before
+        await self._bus.forget(
+            GRID_AGENT, task=self._config.task.id
+        )  # what was said to an earlier run's server
         try:
-            await self._have_at_hand(request.artifact)
-            at = await self._order_at(request.code_version)
+            await self._check_model_available(request.artifact)
+            at = await self._config_at(request.code_version)
         except CodeRejected as error:
             return Refused(reason=str(error))
         except StoreError as error:
-            return Refused(reason=str(error), passing=not isinstance(error, StoreDamaged), blameless=True)
-        order = ServerOrder(
+            is_damaged = isinstance(error, StoreCorrupt)
+            kind = RefusalKind.NEEDS_OPERATOR if is_damaged else RefusalKind.RETRYABLE
+            return Refused(reason=str(error), kind=kind)
+        order = ServerProcessConfig(
             **dict(at),
             run=request.run,
             plan=request.plan,
@@ -153,11 +165,13 @@ class FlowerServer:
             store=self._models.url,
         )
         stop = asyncio.Event()
-        watch = self._group.create_task(self._watch(order, stop), name=f"Flower server of {request.run}")
-        self._running = _Running(request.run, watch, stop)
+        watch = self._group.create_task(
+            self._supervise_run(order, stop), name=f"Flower server of {request.run}"
+        )
+        self._running = RunningServer(request.run, watch, stop)
         return ServerStarting()
 
-    async def _have_at_hand(self, artifact: Artifact) -> None:
+    async def _check_model_available(self, artifact: Artifact) -> None:
         """Whether a run can begin with this model is seen before its process is; raises StoreError.
 
         A ServerApp elsewhere fetches it for itself.
@@ -167,37 +181,38 @@ class FlowerServer:
 
     async def _stop(self, request: StopServer) -> Body:
         if self._running is not None and self._running.run == request.run:
-            await self._end_running()
+            await self._stop_running()
         return ServerStopped()
 
     async def _find(self, request: FindServer) -> Body:
         running = self._running
         up = running is not None and running.run == request.run and not running.watch.done()
         if request.say_so and not up:
-            await self._tell_lost(request.run, "the Flower server is gone")
+            await self._report_lost(request.run, "the Flower server is gone")
         return ServerFound(up=up)
 
-    async def _tell_of_the_one_before(self) -> None:
+    async def _report_orphaned_run(self) -> None:
         """A Flower server that ran when we ended has ended with us, and nobody has said so."""
-        for server in await self._bus.states("server", self._order.task.id):
-            facts = server.facts
-            if server.target in (ServerState.RECRUITING, ServerState.TRAINING):
-                assert isinstance(facts, ServerFacts)
-                assert facts.run is not None
-                with tracing.going_on(facts.traceparent):
-                    await self._tell_lost(facts.run, "the flower-server agent was restarted")
+        for server in await self._bus.states("server", self._config.task.id):
+            assert isinstance(server.facts, ServerData)
+            match server_situation(ServerState(server.target), server.facts):
+                case ServerRecruiting() | ServerTraining() as under_way:
+                    with tracing.use_trace(under_way.traceparent):
+                        await self._report_lost(under_way.run, "the flower-server agent was restarted")
+                case _:
+                    pass
 
-    async def _end_running(self) -> None:
+    async def _stop_running(self) -> None:
         if self._running is not None:
             self._running.stop.set()
             await self._running.watch
             self._running = None
 
-    async def _watch(self, order: ServerOrder, stop: asyncio.Event) -> None:
+    async def _supervise_run(self, order: ServerProcessConfig, stop: asyncio.Event) -> None:
         """The life of one run's server; its end without a word is told."""
         if lost := await self._launcher.run(order, stop):
-            await self._tell_lost(order.run, lost)
+            await self._report_lost(order.run, lost)
 
-    async def _tell_lost(self, run: str, reason: str) -> None:
+    async def _report_lost(self, run: str, reason: str) -> None:
         log.warning("the Flower server is lost", run=run, reason=reason)
-        await self._bus.publish(ServerLost(task=self._order.task.id, run=run, reason=reason[:500]))
+        await self._bus.publish(ServerLost(task=self._config.task.id, run=run, reason=reason[:500]))

@@ -9,9 +9,9 @@ import asyncio
 from pathlib import Path
 from typing import Protocol
 
-from fedbus.agents.common.asyncio_tools import first_of
+from fedbus.agents.common.asyncio_tools import wait_for_first
 from fedbus.agents.common.child_process import ChildNotStarted, ChildProcess
-from fedbus.agents.common.process_orders import ServerOrder, child_command
+from fedbus.agents.common.process_orders import ServerProcessConfig, child_command
 
 
 class Launcher(Protocol):
@@ -21,7 +21,7 @@ class Launcher(Protocol):
     def shares_files(self) -> bool:
         """Whether what lies on the wrapper's disk lies there as well."""
 
-    async def run(self, order: ServerOrder, stop: asyncio.Event) -> str:
+    async def run(self, order: ServerProcessConfig, stop: asyncio.Event) -> str:
         """Run *order* until it ends or *stop* is set, and leave nothing of it behind. How it was lost, or nothing."""
 
     async def sweep(self) -> None:
@@ -36,7 +36,7 @@ class ChildLauncher:
     def __init__(self, logs: Path) -> None:
         self._logs = logs
 
-    async def run(self, order: ServerOrder, stop: asyncio.Event) -> str:
+    async def run(self, order: ServerProcessConfig, stop: asyncio.Event) -> str:
         child = ChildProcess(
             f"Flower server of {order.run}",
             *child_command("server"),
@@ -45,13 +45,13 @@ class ChildLauncher:
         )
         try:
             async with child:
-                await first_of(child.ended(), stop.wait())
+                await wait_for_first(child.ended(), stop.wait())
                 code = child.returncode
         except ChildNotStarted as error:
             return str(error)
         if code in (None, 0) or stop.is_set():
             return ""
-        return f"the Flower server {child.how_it_ended()}"
+        return f"the Flower server {child.describe_exit()}"
 
     async def sweep(self) -> None:
         """There is nothing: a child ends with its parent."""

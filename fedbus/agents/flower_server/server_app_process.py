@@ -18,56 +18,59 @@ import structlog
 from opentelemetry import context as otel_context
 from opentelemetry import trace
 
-from fedbus.agents.common.asyncio_tools import first_of
-from fedbus.agents.common.child_process import cause_of_parent, trace_of_parent
-from fedbus.agents.common.process_orders import ServerOrder, order_of_this_process
+from fedbus.agents.common.asyncio_tools import wait_for_first
+from fedbus.agents.common.child_process import parent_cause, parent_trace
+from fedbus.agents.common.process_orders import ServerProcessConfig, read_process_config
 from fedbus.bus.bus import Bus, Delivery
-from fedbus.contracts.causation import handled, handles
-from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.causation import current_cause, set_current_cause
+from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import BeginTraining, RoundFinished, RunFailed, RunFinished, ServerStarted
-from fedbus.contracts.telemetry import tracer_of
-from fedbus.domain.client_scores import rounds_of, scores, standings
+from fedbus.contracts.telemetry import get_tracer
+from fedbus.domain.client_scores import collect_client_stats, compute_scores, task_rounds
 from fedbus.learning import weights
-from fedbus.learning.client_selection import Selection
+from fedbus.learning.client_selection import ClientSelection
 from fedbus.learning.flower import task_code
-from fedbus.learning.flower.contribution import Bounds
+from fedbus.learning.flower.contribution import ContributionLimits
 from fedbus.learning.flower.grid import BusGrid
 from fedbus.learning.flower.node_polling import NotEnoughClients
 from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.server_app_host import ServerAppFailed, ServerJob, run_server_app
-from fedbus.learning.weights import Arrays, BadWeights, Packed
+from fedbus.learning.weights import Arrays, BadWeights, SafetensorsFile
 from fedbus.stores.errors import StoreError
-from fedbus.stores.models.open import ModelStore, open_store
+from fedbus.stores.models.open import ModelStore, open_model_store
 
-GRID = "flower-server-grid"
-FAILURES = (task_code.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
+GRID_AGENT = AgentName.FLOWER_SERVER_GRID
+EXPECTED_ERRORS = (task_code.BadTask, BadWeights, NotEnoughClients, GridClosed, ServerAppFailed, StoreError)
 """What ends a run with a word; anything else is a bug, and the process falls."""
 
 log = structlog.get_logger("fedbus.server_process")
-tracer = tracer_of("fedbus.server_process")
+tracer = get_tracer("fedbus.server_process")
 
 
 async def main(stop: asyncio.Event) -> int:
     """Run the ServerApp that this process was started for, in the trace of who started it."""
-    order = order_of_this_process(ServerOrder)
-    otel_context.attach(trace_of_parent())
-    handles(cause_of_parent())
-    async with Bus.connect(order.nats_url, order.identity("flower-server"), access=order.access) as bus:
-        await first_of(ServerProcess(bus, order).run(), stop.wait(), bus.lost())
+    order = read_process_config(ServerProcessConfig)
+    otel_context.attach(parent_trace())
+    set_current_cause(parent_cause())
+    async with Bus.connect(
+        order.nats_url, order.identity(AgentName.FLOWER_SERVER), access=order.access
+    ) as bus:
+        await wait_for_first(ServerAppProcess(bus, order).run(), stop.wait(), bus.lost())
     return 0
 
 
-class ServerProcess:
+class ServerAppProcess:
     """One run's ServerApp at work."""
 
-    def __init__(self, bus: Bus, order: ServerOrder) -> None:
+    def __init__(self, bus: Bus, order: ServerProcessConfig) -> None:
         self._bus = bus
         self._order = order
         self._task = order.task
-        self._store = open_store(order.store, order.task.id)
+        self._store = open_model_store(order.store, order.task.id)
         self._grid = BusGrid(bus, task=order.task.id, run=order.run, plan=order.plan)
         self._begin: asyncio.Future[tuple[BeginTraining, str]] = asyncio.get_running_loop().create_future()
         """Whom to begin with, and the id of the message that says so."""
@@ -75,12 +78,12 @@ class ServerProcess:
     async def run(self) -> None:
         """From the first word to the last."""
         async with (
-            self._bus.listen(GRID, task=self._task.id) as inbox,
-            self._bus.overhear(Heartbeat, task=self._task.id) as beats,
+            self._bus.listen(GRID_AGENT, task=self._task.id) as inbox,
+            self._bus.subscribe_ephemeral(Heartbeat, task=self._task.id) as beats,
         ):
             hearing = asyncio.gather(self._hear(inbox), self._feel(beats))
             try:
-                await first_of(self._train(), hearing)
+                await wait_for_first(self._train(), hearing)
             finally:
                 self._grid.close("the run is over")
 
@@ -89,11 +92,11 @@ class ServerProcess:
             match delivery.message:
                 case BeginTraining() as begin if begin.run == self._order.run and not self._begin.done():
                     self._begin.set_result((begin, delivery.envelope.id))
-                case Joined() as joined if joined.code_version != self._task.code_version:
+                case ClientJoined() as joined if joined.code_version != self._task.code_version:
                     log.warning("a client with other code may not join", client=joined.client)
                 case RoundReply() as reply:
-                    self._grid.deliver(reply, came_from=delivery.sent_in, said_in=delivery.envelope.id)
-                case Joined() | FailTrain() as event:
+                    self._grid.deliver(reply, came_from=delivery.sender_span, said_in=delivery.envelope.id)
+                case ClientJoined() | FailTrain() as event:
                     self._grid.deliver(event)
             await delivery.ack()
 
@@ -106,10 +109,10 @@ class ServerProcess:
             job = await asyncio.to_thread(self._job, await self._initial(), await self._selection())
             await self._bus.publish(ServerStarted(task=self._task.id, run=self._order.run))
             begin, said_in = await self._begin
-            handles(said_in)
+            set_current_cause(said_in)
             self._grid.admit(begin.cohort)
             await self._run_app(job)
-        except FAILURES as error:
+        except EXPECTED_ERRORS as error:
             log.warning("the run failed", run=self._order.run, reason=str(error))
             await self._bus.publish(
                 RunFailed(task=self._task.id, run=self._order.run, reason=" ".join(str(error).split())[:500])
@@ -119,20 +122,20 @@ class ServerProcess:
         """The file that the run begins with, verified by this process, whatever others saw of it."""
         return await self._store.path_of(self._order.initial_sha256)
 
-    async def _selection(self) -> Selection:
+    async def _selection(self) -> ClientSelection:
         """Who is to train and what updates weigh, by what the log tells of each client; this run's rounds included."""
         table = self._task.table.selection
         if table.clients is None and table.weigh_by == "samples":
-            return Selection()
-        known = standings(rounds_of(self._task.id, await self._bus.states("run")))
-        return Selection(
+            return ClientSelection()
+        known = collect_client_stats(task_rounds(self._task.id, await self._bus.states("run")))
+        return ClientSelection(
             most=table.clients,
             explore=table.explore,
-            scores=scores(known, table.by),
-            weights=None if table.weigh_by == "samples" else scores(known, table.weigh_by),
+            scores=compute_scores(known, table.by),
+            weights=None if table.weigh_by == "samples" else compute_scores(known, table.weigh_by),
         )
 
-    def _job(self, initial: Path, selection: Selection) -> ServerJob:
+    def _job(self, initial: Path, selection: ClientSelection) -> ServerJob:
         """What is to be run; the app is loaded once here, so that a broken one fails before clients come."""
         path = Path(self._task.path)
         task_code.load_server_app(path, self._task.serverapp)
@@ -145,16 +148,16 @@ class ServerProcess:
             first_round=self._order.first_round,
             streaming=self._task.table.aggregation == "streaming",
             selection=selection,
-            contribution=Bounds(**self._task.table.contribution.model_dump(by_alias=False)),
+            contribution=ContributionLimits(**self._task.table.contribution.model_dump(by_alias=False)),
         )
 
     async def _run_app(self, job: ServerJob) -> None:
-        with Checkpoints(self._bus, self._order, self._store) as checkpoints:
-            with _begun("run the ServerApp", self._order.run):
+        with CheckpointWriter(self._bus, self._order, self._store) as checkpoints:
+            with _start_span("run the ServerApp", self._order.run):
                 final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
             await asyncio.to_thread(checkpoints.all_told)
-            handles(checkpoints.told or handled())
-        artifact = await _kept(weights.packed(final), self._store, self._order)
+            set_current_cause(checkpoints.told or current_cause())
+        artifact = await _store_model(weights.pack(final), self._store, self._order)
         await self._bus.publish(
             RunFinished(
                 task=self._task.id, run=self._order.run, artifact=artifact, rounds=self._order.plan.rounds
@@ -162,13 +165,13 @@ class ServerProcess:
         )
 
 
-class Checkpoints:
+class CheckpointWriter:
     """Keeps the global model after each round and says so, while the next round is under way.
 
     One at a time: if the disk is slower than the rounds, the app waits for it.
     """
 
-    def __init__(self, bus: Bus, order: ServerOrder, store: ModelStore) -> None:
+    def __init__(self, bus: Bus, order: ServerProcessConfig, store: ModelStore) -> None:
         self._bus = bus
         self._order = order
         self._store = store
@@ -187,7 +190,7 @@ class Checkpoints:
     def round_finished(self, result: RoundResult, arrays: Arrays) -> None:
         """Called by the app's thread after each round."""
         self.all_told()
-        work = self._keep_and_tell(result, weights.packed(arrays))
+        work = self._keep_and_tell(result, weights.pack(arrays))
         self._last = asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def all_told(self) -> None:
@@ -195,20 +198,22 @@ class Checkpoints:
         if self._last is not None:
             self._last.result()
 
-    async def _keep_and_tell(self, result: RoundResult, model: Packed) -> None:
+    async def _keep_and_tell(self, result: RoundResult, model: SafetensorsFile) -> None:
         finished = RoundFinished(
             task=self._order.task.id,
             run=self._order.run,
             round=result.round,
             result=result,
-            checkpoint=await _kept(model, self._store, self._order, result.round),
+            checkpoint=await _store_model(model, self._store, self._order, result.round),
         )
         told = uuid7()
         await self._bus.publish(finished, id=told)
         self.told = told
 
 
-async def _kept(model: Packed, store: ModelStore, order: ServerOrder, number: int | None = None) -> Artifact:
+async def _store_model(
+    model: SafetensorsFile, store: ModelStore, order: ServerProcessConfig, number: int | None = None
+) -> Artifact:
     """*model* in *store*, from where it lies in memory, its digest taken on the way."""
     about: dict[str, str | int] = {"fedbus.run": order.run, "fedbus.round": number or order.plan.rounds}
     with tracer.start_as_current_span("store", attributes=about):
@@ -216,7 +221,7 @@ async def _kept(model: Packed, store: ModelStore, order: ServerOrder, number: in
 
 
 @contextmanager
-def _begun(name: str, run: str) -> Iterator[None]:
+def _start_span(name: str, run: str) -> Iterator[None]:
     """What is done inside hangs on a span that is sent at once: one that lasts as long as a run shows too late."""
     span = tracer.start_span(name, attributes={"fedbus.run": run})
     span.end()

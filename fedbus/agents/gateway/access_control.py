@@ -17,9 +17,9 @@ from aiohttp import web
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
-WRONG_TOKEN_S: Final = 0.5
+WRONG_TOKEN_DELAY_S: Final = 0.5
 """What a guess costs."""
-HEADERS: Final = {
+SECURITY_HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
         "base-uri 'none'; form-action 'none'; frame-ancestors 'none'; "
@@ -34,7 +34,7 @@ HEADERS: Final = {
 }
 
 
-class Guard:
+class AccessControl:
     """Answers to the names in *hosts* alone; lets in who has the *token*, where there is one."""
 
     def __init__(self, hosts: Collection[str], token: str = "") -> None:
@@ -48,8 +48,8 @@ class Guard:
 
     @web.middleware
     async def middleware(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        if (host := _name(request.host)) not in self._hosts:
-            return _no(
+        if (host := _host_name(request.host)) not in self._hosts:
+            return _error_response(
                 421,
                 f"this dashboard is not known as {host[:100]!r}: name it with --allow-host, "
                 "or open it by the address that it printed",
@@ -57,22 +57,24 @@ class Guard:
         try:
             response = await handler(request)
         except web.HTTPException as error:
-            response = _no(error.status, error.text or error.reason)
+            response = _error_response(error.status, error.text or error.reason)
         if not response.prepared:
-            response.headers.update({name: HEADERS[name] for name in HEADERS if name not in response.headers})
+            response.headers.update(
+                {name: SECURITY_HEADERS[name] for name in SECURITY_HEADERS if name not in response.headers}
+            )
         return response
 
     async def refusal(self, request: web.Request) -> web.Response | None:
         """Why *request* may not change anything; None where it may."""
         if not self._token:
-            return _no(403, "this dashboard only shows: set FEDBUS_GATEWAY_TOKEN for it to act")
+            return _error_response(403, "this dashboard only shows: set FEDBUS_GATEWAY_TOKEN for it to act")
         if not self._same_origin(request):
-            return _no(403, "asked by another site's page")
+            return _error_response(403, "asked by another site's page")
         kind, _, given = request.headers.get("Authorization", "").partition(" ")
         right = hmac.compare_digest(given.strip().encode(), self._token)
         if kind.lower() != "bearer" or not right:
-            await asyncio.sleep(WRONG_TOKEN_S)
-            return _no(401, "the token is not the one that FEDBUS_GATEWAY_TOKEN holds")
+            await asyncio.sleep(WRONG_TOKEN_DELAY_S)
+            return _error_response(401, "the token is not the one that FEDBUS_GATEWAY_TOKEN holds")
         return None
 
     def _same_origin(self, request: web.Request) -> bool:
@@ -80,7 +82,7 @@ class Guard:
         return origin is None or urlsplit(origin).netloc.lower() == request.host.lower()
 
 
-def _name(host: str) -> str:
+def _host_name(host: str) -> str:
     """The host in a Host header, without its port; nothing where it is none."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
@@ -88,5 +90,5 @@ def _name(host: str) -> str:
         return ""
 
 
-def _no(status: int, reason: str) -> web.Response:
-    return web.json_response({"error": reason}, status=status, headers=HEADERS)
+def _error_response(status: int, reason: str) -> web.Response:
+    return web.json_response({"error": reason}, status=status, headers=SECURITY_HEADERS)

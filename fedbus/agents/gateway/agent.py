@@ -14,10 +14,10 @@ from typing import Final
 import structlog
 from aiohttp import web
 
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.gateway.access_control import Guard
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.gateway.access_control import AccessControl
 from fedbus.agents.gateway.feed import Feed
-from fedbus.agents.gateway.http_api import ModelsOf, Pages
+from fedbus.agents.gateway.http_api import DescribeModels, HttpApi
 from fedbus.bus.bus import Bus
 
 STOP_S: Final = 2.0
@@ -25,20 +25,20 @@ STOP_S: Final = 2.0
 log = structlog.get_logger("fedbus.gateway")
 
 
-class CannotListen(Exception):
+class GatewayBindError(Exception):
     """The port is taken, or the address is not this machine's."""
 
 
-@told_step_by_step
+@log_method_calls
 class Gateway:
     """The dashboard of one federation. See `Pages` for *models* and *trace_url*, `Guard` for the rest."""
 
     def __init__(
         self,
         bus: Bus,
-        guard: Guard,
+        guard: AccessControl,
         *,
-        models: ModelsOf,
+        models: DescribeModels,
         trace_url: str = "",
         host: str = "127.0.0.1",
         port: int = 0,
@@ -53,18 +53,18 @@ class Gateway:
         self._host = host
         self._port = port
         self._tls = tls
-        self._listening = listening
+        self._bound_socket = listening
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
         """Where it listens, once it does."""
 
     async def run(self, stop: asyncio.Event) -> None:
         """Serve until *stop*; raises CannotListen."""
         feed = Feed(self._bus)
-        pages = Pages(self._bus, feed, self._guard, stop, models=self._models, trace_url=self._trace_url)
+        pages = HttpApi(self._bus, feed, self._guard, stop, models=self._models, trace_url=self._trace_url)
         runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=STOP_S)
         await runner.setup()
         try:
-            self._listens(await self._listen(runner))
+            self._announce_url(await self._listen(runner))
             log.info("dashboard", url=self.url.result(), acts=self._guard.acts)
             async with asyncio.TaskGroup() as group:
                 reading = group.create_task(feed.run(), name="read the streams")
@@ -73,20 +73,20 @@ class Gateway:
         finally:
             await runner.cleanup()
 
-    def _listens(self, url: str) -> None:
+    def _announce_url(self, url: str) -> None:
         if not self.url.done():
             self.url.set_result(url)
 
-    def _site(self, runner: web.AppRunner) -> web.BaseSite:
-        if self._listening is not None:
-            return web.SockSite(runner, self._listening, ssl_context=self._tls)
+    def _make_site(self, runner: web.AppRunner) -> web.BaseSite:
+        if self._bound_socket is not None:
+            return web.SockSite(runner, self._bound_socket, ssl_context=self._tls)
         return web.TCPSite(runner, self._host, self._port, ssl_context=self._tls)
 
     async def _listen(self, runner: web.AppRunner) -> str:
         try:
-            await self._site(runner).start()
+            await self._make_site(runner).start()
         except OSError as error:
-            raise CannotListen(
+            raise GatewayBindError(
                 f"cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}; "
                 "choose another port, or 0 for any"
             ) from error

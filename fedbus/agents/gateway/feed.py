@@ -22,11 +22,11 @@ from typing import Any, Final, Self
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff, within
-from fedbus.agents.gateway.records import EVENTS, LIFE, Record, cut, readable, record
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.errors import NoFederation
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.agents.common.asyncio_tools import backoff_s, wait_within
+from fedbus.agents.gateway.records import EVENTS, LIFECYCLE, FeedRecord, to_jsonable, to_record, truncate
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.errors import FederationNotFound
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import MESSAGES, stream_subjects
 from fedbus.contracts.client import Heartbeat, RoundReply
@@ -34,17 +34,17 @@ from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import Family, Message
 from fedbus.contracts.transition import Transition
 
-KEPT: Final = 20_000
-KEPT_BYTES: Final = 64 * 1024**2
-WARM: Final = 2_000
+MAX_RECORDS: Final = 20_000
+MAX_RECORD_BYTES: Final = 64 * 1024**2
+INITIAL_RECORDS: Final = 2_000
 """How much of the past of each stream is read at the start."""
-READ_AT_ONCE: Final = 20_000
+MAX_CATCH_UP_RECORDS: Final = 20_000
 """How many messages a browser that was away is read from the streams; after that it begins anew."""
-TOLD_AT_ONCE: Final = 2_000
-SILENCE_S: Final = 2.0
+MAX_BATCH_RECORDS: Final = 2_000
+END_OF_HISTORY_S: Final = 2.0
 """When nothing more of the past has come for so long, that was all there is."""
 
-NOTES: Final[tuple[type[Message], ...]] = tuple(
+RETAINED_MESSAGES: Final[tuple[type[Message], ...]] = tuple(
     kind for kind in MESSAGES if kind.family is Family.CLIENT and kind.durable and kind is not RoundReply
 )
 """Of these words the last of each client is part of what the dashboard shows."""
@@ -52,11 +52,11 @@ NOTES: Final[tuple[type[Message], ...]] = tuple(
 log = structlog.get_logger("fedbus.gateway")
 
 
-class Lost(Exception):
+class CursorExpired(Exception):
     """The cursor is of another federation's life, or too old: begin anew."""
 
 
-class BadCursor(ValueError):
+class InvalidCursor(ValueError):
     """Not a cursor."""
 
 
@@ -71,23 +71,25 @@ class Cursor:
     def parse(cls, text: str) -> Self:
         """The cursor ``e812-l344``; raises BadCursor."""
         events, _, life = text.partition("-")
-        if not (events[:1] == EVENTS and life[:1] == LIFE and _number(events[1:]) and _number(life[1:])):
-            raise BadCursor(f"{text[:40]!r} is no cursor: it looks like e812-l344")
+        if not (
+            events[:1] == EVENTS and life[:1] == LIFECYCLE and _is_number(events[1:]) and _is_number(life[1:])
+        ):
+            raise InvalidCursor(f"{text[:40]!r} is no cursor: it looks like e812-l344")
         return cls(int(events[1:]), int(life[1:]))
 
     def __str__(self) -> str:
-        return f"{EVENTS}{self.events}-{LIFE}{self.life}"
+        return f"{EVENTS}{self.events}-{LIFECYCLE}{self.life}"
 
-    def past(self, one: Record) -> "Cursor":
+    def advance(self, one: FeedRecord) -> "Cursor":
         if one.stream == EVENTS:
             return Cursor(max(self.events, one.sequence), self.life)
         return Cursor(self.events, max(self.life, one.sequence))
 
-    def has(self, one: Record) -> bool:
+    def has(self, one: FeedRecord) -> bool:
         return one.sequence <= (self.events if one.stream == EVENTS else self.life)
 
 
-def _number(text: str) -> bool:
+def _is_number(text: str) -> bool:
     return text.isascii() and text.isdigit() and len(text) < 16
 
 
@@ -96,13 +98,13 @@ class Feed:
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
-        self._latest: dict[str, Record] = {}
-        self._recent: deque[Record] = deque()
+        self._latest: dict[str, FeedRecord] = {}
+        self._recent: deque[FeedRecord] = deque()
         self._recent_bytes = 0
         self._dropped = Cursor()
         """Up to where `_recent` no longer reaches back."""
         self._count = 0
-        self._moved = asyncio.Event()
+        self._changed = asyncio.Event()
         self.position = Cursor()
         self.ready = asyncio.Event()
         self.heard: dict[str, datetime] = {}
@@ -118,83 +120,85 @@ class Feed:
         while True:
             try:
                 await self._read()
-            except NoFederation:
+            except FederationNotFound:
                 log.info("no federation yet", federation=self._bus.fed)
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
 
     async def _read(self) -> None:
         streams = {
             EVENTS: (events_stream(self._bus.fed), stream_subjects(self._bus.fed)),
-            LIFE: (life_stream(self._bus.fed), [subjects.every(self._bus.fed, Transition)]),
+            LIFECYCLE: (lifecycle_stream(self._bus.fed), [subjects.wildcard_for(self._bus.fed, Transition)]),
         }
-        ends = {mark: (await self._bus.extent(stream))[1] for mark, (stream, _) in streams.items()}
-        await self._take_in_what_stands(streams)
-        self._dropped = Cursor(*(max(0, ends[mark] - WARM) for mark in (EVENTS, LIFE)))
+        ends = {mark: (await self._bus.sequence_range(stream))[1] for mark, (stream, _) in streams.items()}
+        await self._load_snapshot(streams)
+        self._dropped = Cursor(*(max(0, ends[mark] - INITIAL_RECORDS) for mark in (EVENTS, LIFECYCLE)))
         self.position = self._dropped
         async with AsyncExitStack() as watching, asyncio.TaskGroup() as group:
             for mark, (stream, wanted) in streams.items():
-                after = max(0, ends[mark] - WARM)
+                after = max(0, ends[mark] - INITIAL_RECORDS)
                 seen = await watching.enter_async_context(self._bus.watch(stream, wanted, after=after))
-                group.create_task(self._follow(_records(seen)), name=f"read {stream}")
+                group.create_task(self._follow(_iter_records(seen)), name=f"read {stream}")
             for kind in (Heartbeat, DeviceReport):
-                overheard = await watching.enter_async_context(self._bus.overhear(kind, task="*"))
-                group.create_task(self._hear(overheard), name=f"hear {kind.word}")
+                overheard = await watching.enter_async_context(self._bus.subscribe_ephemeral(kind, task="*"))
+                group.create_task(self._follow_heartbeats(overheard), name=f"hear {kind.word}")
             with suppress(TimeoutError):  # what is at the end may be unreadable: then it never comes
-                await within(SILENCE_S, self._reached(Cursor(ends[EVENTS], ends[LIFE])))
+                await wait_within(
+                    END_OF_HISTORY_S, self._wait_for_position(Cursor(ends[EVENTS], ends[LIFECYCLE]))
+                )
             self.position = Cursor(
-                max(self.position.events, ends[EVENTS]), max(self.position.life, ends[LIFE])
+                max(self.position.events, ends[EVENTS]), max(self.position.life, ends[LIFECYCLE])
             )
             self.ready.set()
 
-    async def _take_in_what_stands(self, streams: dict[str, tuple[str, list[str]]]) -> None:
-        stream, wanted = streams[LIFE]
-        for seen in await self._bus.snapshot(stream, wanted):
-            self._stand(record(seen))
-        notes = [subjects.every(self._bus.fed, kind) for kind in NOTES]
-        for seen in await self._bus.snapshot(streams[EVENTS][0], notes):
-            self._stand(record(seen))
+    async def _load_snapshot(self, streams: dict[str, tuple[str, list[str]]]) -> None:
+        stream, wanted = streams[LIFECYCLE]
+        for seen in await self._bus.last_per_subject(stream, wanted):
+            self._retain(to_record(seen))
+        notes = [subjects.wildcard_for(self._bus.fed, kind) for kind in RETAINED_MESSAGES]
+        for seen in await self._bus.last_per_subject(streams[EVENTS][0], notes):
+            self._retain(to_record(seen))
         for seen in await self._bus.latest(DeviceReport):
-            self._hear_one(seen.message, seen.envelope.time)
+            self._record_heartbeat(seen.message, seen.envelope.time)
 
-    async def _follow(self, records: AsyncIterator[Record]) -> None:
+    async def _follow(self, records: AsyncIterator[FeedRecord]) -> None:
         async for one in records:
             self._remember(one)
-            self._stand(one)
-            self._moved.set()
+            self._retain(one)
+            self._changed.set()
 
-    async def _hear(self, overheard: AsyncIterator[Message]) -> None:
+    async def _follow_heartbeats(self, overheard: AsyncIterator[Message]) -> None:
         async for one in overheard:
-            self._hear_one(one, datetime.now(UTC))
+            self._record_heartbeat(one, datetime.now(UTC))
 
-    def _hear_one(self, one: Message, at: datetime) -> None:
+    def _record_heartbeat(self, one: Message, at: datetime) -> None:
         match one:
             case Heartbeat():
                 self.heard[one.client] = at
             case DeviceReport():
                 self.heard[one.client] = at
-                self.devices[one.client] = (at, cut(readable(one.model_dump())))
+                self.devices[one.client] = (at, truncate(to_jsonable(one.model_dump())))
 
-    async def _reached(self, end: Cursor) -> None:
+    async def _wait_for_position(self, end: Cursor) -> None:
         while self.position.events < end.events or self.position.life < end.life:
-            await self._more_than(self._count)
+            await self._wait_for_more(self._count)
 
-    def _stand(self, one: Record) -> None:
+    def _retain(self, one: FeedRecord) -> None:
         before = self._latest.get(one.subject)
-        if (before is None or before.sequence < one.sequence) and _stands(one):
+        if (before is None or before.sequence < one.sequence) and _is_retained(one):
             self._latest[one.subject] = one
-        if one.speaker not in subjects.RESERVED and self.heard.get(one.speaker, one.at) <= one.at:
+        if one.speaker not in subjects.RESERVED_OWNERS and self.heard.get(one.speaker, one.at) <= one.at:
             self.heard[one.speaker] = one.at
 
-    def _remember(self, one: Record) -> None:
+    def _remember(self, one: FeedRecord) -> None:
         self._recent.append(one)
         self._recent_bytes += len(one.json)
         self._count += 1
-        self.position = self.position.past(one)
-        while len(self._recent) > KEPT or self._recent_bytes > KEPT_BYTES:
+        self.position = self.position.advance(one)
+        while len(self._recent) > MAX_RECORDS or self._recent_bytes > MAX_RECORD_BYTES:
             oldest = self._recent.popleft()
             self._recent_bytes -= len(oldest.json)
-            self._dropped = self._dropped.past(oldest)
+            self._dropped = self._dropped.advance(oldest)
 
     def presence(self, since: datetime) -> dict[str, Any]:
         """Which clients were heard of after *since*, and how their devices are."""
@@ -204,75 +208,77 @@ class Feed:
 
     # --- telling browsers -------------------------------------------------------------------------
 
-    def standing(self) -> Iterator[Record]:
+    def standing(self) -> Iterator[FeedRecord]:
         """The last word on every subject."""
         return iter(list(self._latest.values()))
 
-    def newest(self, limit: int) -> list[Record]:
+    def newest(self, limit: int) -> list[FeedRecord]:
         """What was said last, oldest first."""
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
 
-    def in_trace(self, trace: str) -> list[Record]:
+    def records_in_trace(self, trace: str) -> list[FeedRecord]:
         """What is remembered of one trace, oldest first."""
         return sorted((one for one in self._recent if one.trace == trace), key=lambda one: one.at)
 
-    async def following(self, cursor: Cursor) -> AsyncIterator[tuple[list[Record], Cursor]]:
+    async def follow(self, cursor: Cursor) -> AsyncIterator[tuple[list[FeedRecord], Cursor]]:
         """What came after *cursor* and what comes, some at a time, and how far that leads; raises Lost."""
         mark, records = self._count, await self.after(cursor)
         while True:
-            for at in range(0, len(records), TOLD_AT_ONCE):
-                part = records[at : at + TOLD_AT_ONCE]
+            for at in range(0, len(records), MAX_BATCH_RECORDS):
+                part = records[at : at + MAX_BATCH_RECORDS]
                 for one in part:
-                    cursor = cursor.past(one)
+                    cursor = cursor.advance(one)
                 yield part, cursor
-            await self._more_than(mark)
+            await self._wait_for_more(mark)
             missed = self._count - mark
             if missed <= len(self._recent):
                 mark, records = self._count, self.newest(missed)
             else:  # slower than what is remembered
                 mark, records = self._count, await self.after(cursor)
 
-    async def _more_than(self, mark: int) -> None:
+    async def _wait_for_more(self, mark: int) -> None:
         while self._count <= mark:
-            self._moved.clear()
-            await self._moved.wait()
+            self._changed.clear()
+            await self._changed.wait()
 
-    async def after(self, cursor: Cursor) -> list[Record]:
+    async def after(self, cursor: Cursor) -> list[FeedRecord]:
         """All that came after *cursor*, in order; raises Lost."""
         if cursor.events > self.position.events or cursor.life > self.position.life:
-            raise Lost
+            raise CursorExpired
         if cursor.events >= self._dropped.events and cursor.life >= self._dropped.life:
             return [one for one in self._recent if not cursor.has(one)]
-        return await self._read_again(cursor, self.position)
+        return await self._read_from_streams(cursor, self.position)
 
-    async def _read_again(self, begin: Cursor, end: Cursor) -> list[Record]:
+    async def _read_from_streams(self, begin: Cursor, end: Cursor) -> list[FeedRecord]:
         """From the streams themselves, for whoever was away; raises Lost where that is too much."""
-        if end.events - begin.events + end.life - begin.life > READ_AT_ONCE:
-            raise Lost
+        if end.events - begin.events + end.life - begin.life > MAX_CATCH_UP_RECORDS:
+            raise CursorExpired
         fed = self._bus.fed
-        events = await self.window(events_stream(fed), stream_subjects(fed), begin.events, end.events)
-        life = await self.window(life_stream(fed), [subjects.every(fed, Transition)], begin.life, end.life)
+        events = await self.read_window(events_stream(fed), stream_subjects(fed), begin.events, end.events)
+        life = await self.read_window(
+            lifecycle_stream(fed), [subjects.wildcard_for(fed, Transition)], begin.life, end.life
+        )
         return sorted([*events, *life], key=lambda one: one.at)
 
-    async def window(self, stream: str, wanted: list[str], after: int, until: int) -> list[Record]:
+    async def read_window(self, stream: str, wanted: list[str], after: int, until: int) -> list[FeedRecord]:
         """What *stream* holds between two sequences, the first one excluded."""
-        found: list[Record] = []
+        found: list[FeedRecord] = []
         if until <= after:
             return found
         async with self._bus.watch(stream, wanted, after=after) as seen:
             with suppress(TimeoutError):
                 while not found or found[-1].sequence < until:
-                    found.append(record(await within(SILENCE_S, anext(seen))))
+                    found.append(to_record(await wait_within(END_OF_HISTORY_S, anext(seen))))
         return [one for one in found if one.sequence <= until]
 
 
-async def _records(seen: AsyncIterator[Seen]) -> AsyncIterator[Record]:
+async def _iter_records(seen: AsyncIterator[StoredMessage]) -> AsyncIterator[FeedRecord]:
     async for one in seen:
-        yield record(one)
+        yield to_record(one)
 
 
-def _stands(one: Record) -> bool:
-    return one.stream == LIFE or one.subject.rpartition(".")[2] in _WORDS
+def _is_retained(one: FeedRecord) -> bool:
+    return one.stream == LIFECYCLE or one.subject.rpartition(".")[2] in _RETAINED_NAMES
 
 
-_WORDS: Final = frozenset(kind.word for kind in NOTES)
+_RETAINED_NAMES: Final = frozenset(kind.word for kind in RETAINED_MESSAGES)

@@ -29,13 +29,13 @@ from aiohttp import web
 from pydantic import ValidationError
 
 from fedbus import __version__
-from fedbus.agents.common.asyncio_tools import within
-from fedbus.agents.gateway.access_control import HEADERS, Guard
-from fedbus.agents.gateway.feed import BadCursor, Cursor, Feed, Lost
-from fedbus.agents.gateway.history import History
-from fedbus.agents.gateway.records import EVENTS, LIFE, Record
+from fedbus.agents.common.asyncio_tools import wait_within
+from fedbus.agents.gateway.access_control import SECURITY_HEADERS, AccessControl
+from fedbus.agents.gateway.feed import Cursor, CursorExpired, Feed, InvalidCursor
+from fedbus.agents.gateway.history import StreamHistory
+from fedbus.agents.gateway.records import EVENTS, LIFECYCLE, FeedRecord
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.contracts.champion import PromoteModel, RollBackModel
 from fedbus.contracts.code import RevertCode, RollOutCode
 from fedbus.contracts.envelope import pack
@@ -43,51 +43,51 @@ from fedbus.contracts.message import Request
 from fedbus.contracts.run import StartRun, StopRun
 from fedbus.contracts.transition import LIFECYCLES
 
-PAUSE_S: Final = 0.25
+BATCH_PAUSE_S: Final = 0.25
 """A browser is told at most every so often."""
-ALIVE_S: Final = 5.0
+PRESENCE_INTERVAL_S: Final = 5.0
 """So often it is told who was heard of, and by that, that the line is still there."""
-EVER: Final = datetime.min.replace(tzinfo=UTC)
-READ_S: Final = 15.0
+BEGINNING_OF_TIME: Final = datetime.min.replace(tzinfo=UTC)
+WRITE_TIMEOUT_S: Final = 15.0
 """A browser that has not taken what it was sent within this is let go; it comes back with its cursor."""
-READY_S: Final = 10.0
-ANSWER_S: Final = 15.0
-BROWSERS: Final = 64
-RECENT: Final = 5_000
-DIGITS: Final = 15
+READY_TIMEOUT_S: Final = 10.0
+REPLY_TIMEOUT_S: Final = 15.0
+MAX_BROWSERS: Final = 64
+MAX_RECENT: Final = 5_000
+MAX_DIGITS: Final = 15
 FIRST_YEAR: Final = 1970
 LAST_YEAR: Final = 9000
 """What a stream can be asked about."""
-GONE: Final = "the stream no longer holds this message"
-BODY_BYTES: Final = 64 * 1024
+MESSAGE_GONE: Final = "the stream no longer holds this message"
+MAX_BODY_BYTES: Final = 64 * 1024
 
 ACTIONS: Final[Mapping[str, type[Request]]] = {
     kind.word: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel, RollOutCode, RevertCode)
 }
 """What can be asked for from the dashboard."""
-TYPES: Final = {
+CONTENT_TYPES: Final = {
     ".html": "text/html",
     ".js": "text/javascript",
     ".css": "text/css",
     ".svg": "image/svg+xml",
 }
 
-ModelsOf = Callable[[str], Awaitable[dict[str, Any]]]
+DescribeModels = Callable[[str], Awaitable[dict[str, Any]]]
 
 log = structlog.get_logger("fedbus.gateway")
 
 
-class Pages:
+class HttpApi:
     """What the dashboard answers. *models* tells of a task's model repository; *trace_url* leads to a trace."""
 
     def __init__(
         self,
         bus: Bus,
         feed: Feed,
-        guard: Guard,
+        guard: AccessControl,
         stop: asyncio.Event,
         *,
-        models: ModelsOf,
+        models: DescribeModels,
         trace_url: str = "",
     ) -> None:
         self._bus = bus
@@ -96,12 +96,12 @@ class Pages:
         self._stop = stop
         self._models = models
         self._trace_url = trace_url
-        self._history = History(bus)
-        self._files = dict(_files())
+        self._history = StreamHistory(bus)
+        self._files = dict(_load_files())
         self._browsers = 0
 
     def application(self) -> web.Application:
-        application = web.Application(client_max_size=BODY_BYTES, middlewares=[self._guard.middleware])
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._guard.middleware])
         application.add_routes(
             [
                 web.get("/", self._file),
@@ -137,7 +137,7 @@ class Pages:
 
     async def _about(self, _: web.Request) -> web.Response:
         lives = {
-            kind: {"waits": {str(state): wait.awaited for state, wait in one.waits.items()}}
+            kind: {"waits": {str(state): wait.waiting_for for state, wait in one.waits.items()}}
             for kind, one in LIFECYCLES.items()
         }
         return web.json_response(
@@ -154,7 +154,7 @@ class Pages:
         await self._ready()
         cursor = self._feed.position
         records = ",".join(one.json for one in self._feed.standing())
-        presence = json.dumps(self._feed.presence(EVER))
+        presence = json.dumps(self._feed.presence(BEGINNING_OF_TIME))
         body = f'{{"cursor":"{cursor}","presence":{presence},"records":[{records}]}}'
         response = web.Response(text=body, content_type="application/json")
         response.enable_compression()
@@ -162,30 +162,32 @@ class Pages:
 
     async def _recent(self, request: web.Request) -> web.Response:
         await self._ready()
-        limit = _number(request.query.get("limit", "500"), "limit")
-        return _told(self._feed.newest(min(limit, RECENT)))
+        limit = _parse_number(request.query.get("limit", "500"), "limit")
+        return _records_response(self._feed.newest(min(limit, MAX_RECENT)))
 
     async def _run(self, request: web.Request) -> web.Response:
         found = await self._history.of_run(request.match_info["run"])
         if found is None:
             raise web.HTTPNotFound(text="there is no such run in the log")
-        return _told(found)
+        return _records_response(found)
 
     async def _trace(self, request: web.Request) -> web.Response:
         await self._ready()
         trace = request.match_info["trace"]
-        return _told(await self._history.of_trace(trace, _since(request)) or self._feed.in_trace(trace))
+        return _records_response(
+            await self._history.of_trace(trace, _parse_since(request)) or self._feed.records_in_trace(trace)
+        )
 
     async def _message(self, request: web.Request) -> web.Response:
-        found = await self._history.message(*_place(request))
+        found = await self._history.message(*_parse_position(request))
         if found is None:
-            raise web.HTTPNotFound(text=GONE)
+            raise web.HTTPNotFound(text=MESSAGE_GONE)
         return web.Response(text=found.json, content_type="application/json")
 
     async def _causes(self, request: web.Request) -> web.Response:
-        found = await self._history.causes(*_place(request))
+        found = await self._history.causes(*_parse_position(request))
         if found is None:
-            raise web.HTTPNotFound(text=GONE)
+            raise web.HTTPNotFound(text=MESSAGE_GONE)
         chain, whole = found
         text = f'{{"chain":[{",".join(one.json for one in chain)}],"whole":{json.dumps(whole)}}}'
         return web.Response(text=text, content_type="application/json")
@@ -195,7 +197,7 @@ class Pages:
 
     async def _ready(self) -> None:
         try:
-            await within(READY_S, self._feed.ready.wait())
+            await wait_within(READY_TIMEOUT_S, self._feed.ready.wait())
         except TimeoutError:
             raise web.HTTPServiceUnavailable(
                 text=f"federation {self._bus.fed} has no streams yet: start its server with fedbus up"
@@ -204,11 +206,11 @@ class Pages:
     # --- what comes -------------------------------------------------------------------------------
 
     async def _tell(self, request: web.Request) -> web.StreamResponse:
-        cursor = _cursor(request) or self._feed.position
+        cursor = _parse_cursor(request) or self._feed.position
         await self._ready()
-        if self._browsers >= BROWSERS:
-            raise web.HTTPServiceUnavailable(text=f"{BROWSERS} browsers look already: close one")
-        response = web.StreamResponse(headers={**HEADERS, "Content-Type": "text/event-stream"})
+        if self._browsers >= MAX_BROWSERS:
+            raise web.HTTPServiceUnavailable(text=f"{MAX_BROWSERS} browsers look already: close one")
+        response = web.StreamResponse(headers={**SECURITY_HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
         self._browsers += 1
         try:
@@ -222,22 +224,24 @@ class Pages:
 
     async def _tell_all(self, response: web.StreamResponse, cursor: Cursor) -> None:
         await _write(response, b"retry: 1000\n\n")
-        news = aiter(self._feed.following(cursor))
+        news = aiter(self._feed.follow(cursor))
         coming = asyncio.ensure_future(anext(news))
         stopped = asyncio.ensure_future(self._stop.wait())
         told_of = datetime.now(UTC)
         try:
             while not stopped.done():
-                await asyncio.wait([coming, stopped], timeout=ALIVE_S, return_when=asyncio.FIRST_COMPLETED)
-                if (now := datetime.now(UTC)) - told_of >= timedelta(seconds=ALIVE_S):
-                    await _write(response, _presence(self._feed.presence(told_of)))
+                await asyncio.wait(
+                    [coming, stopped], timeout=PRESENCE_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
+                )
+                if (now := datetime.now(UTC)) - told_of >= timedelta(seconds=PRESENCE_INTERVAL_S):
+                    await _write(response, _presence_event(self._feed.presence(told_of)))
                     told_of = now
                 if coming.done():
                     records, cursor = coming.result()
-                    await _write(response, _batch(records, cursor))
-                    await asyncio.wait([stopped], timeout=PAUSE_S)
+                    await _write(response, _batch_event(records, cursor))
+                    await asyncio.wait([stopped], timeout=BATCH_PAUSE_S)
                     coming = asyncio.ensure_future(anext(news))
-        except Lost:
+        except CursorExpired:
             await _write(response, b"event: lost\ndata: {}\n\n")
         finally:
             for task in (coming, stopped):
@@ -255,18 +259,18 @@ class Pages:
         kind = ACTIONS.get(request.match_info["word"])
         if kind is None:
             raise web.HTTPNotFound(text=f"choose one of {', '.join(ACTIONS)}")
-        wish = await _wish(kind, request)
+        wish = await _parse_action(kind, request)
         log.info("asked for", word=wish.word, task=wish.task, by=request.remote)
         try:
-            answer = await self._bus.request(wish, timeout_s=ANSWER_S)
+            answer = await self._bus.request(wish, timeout_s=REPLY_TIMEOUT_S)
         except RequestRefused as refused:
             return web.json_response({"error": refused.reason}, status=409)
-        except NoAnswer as silence:
+        except NoResponse as silence:
             return web.json_response({"error": str(silence)}, status=503)
         return web.json_response(answer.model_dump(mode="json"))
 
 
-async def _wish(kind: type[Request], request: web.Request) -> Request:
+async def _parse_action(kind: type[Request], request: web.Request) -> Request:
     if request.content_type != "application/json":
         raise web.HTTPUnsupportedMediaType(text="send application/json")
     try:
@@ -281,21 +285,21 @@ async def _wish(kind: type[Request], request: web.Request) -> Request:
     return wish
 
 
-def _batch(records: list[Record], cursor: Cursor) -> bytes:
+def _batch_event(records: list[FeedRecord], cursor: Cursor) -> bytes:
     return f"id: {cursor}\ndata: [{','.join(one.json for one in records)}]\n\n".encode()
 
 
-def _presence(presence: dict[str, Any]) -> bytes:
+def _presence_event(presence: dict[str, Any]) -> bytes:
     return f"event: heard\ndata: {json.dumps(presence)}\n\n".encode()
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
     """Send *data*; raises TimeoutError where nobody takes it."""
-    async with asyncio.timeout(READ_S):
+    async with asyncio.timeout(WRITE_TIMEOUT_S):
         await response.write(data)
 
 
-def _told(records: list[Record]) -> web.Response:
+def _records_response(records: list[FeedRecord]) -> web.Response:
     response = web.Response(
         text=f"[{','.join(one.json for one in records)}]", content_type="application/json"
     )
@@ -303,15 +307,15 @@ def _told(records: list[Record]) -> web.Response:
     return response
 
 
-def _cursor(request: web.Request) -> Cursor | None:
+def _parse_cursor(request: web.Request) -> Cursor | None:
     text = request.headers.get("Last-Event-ID") or request.query.get("after")
     try:
         return Cursor.parse(text) if text else None
-    except BadCursor as error:
+    except InvalidCursor as error:
         raise web.HTTPBadRequest(text=str(error)) from None
 
 
-def _since(request: web.Request) -> datetime | None:
+def _parse_since(request: web.Request) -> datetime | None:
     """A little before the moment that is asked about, if any is."""
     text = request.query.get("around")
     if text is None:
@@ -327,26 +331,26 @@ def _since(request: web.Request) -> datetime | None:
     return at - timedelta(minutes=10)
 
 
-def _place(request: web.Request) -> tuple[str, int]:
+def _parse_position(request: web.Request) -> tuple[str, int]:
     """The stream and the sequence in it that are asked about."""
-    return request.match_info["stream"], _number(request.match_info["sequence"], "a sequence")
+    return request.match_info["stream"], _parse_number(request.match_info["sequence"], "a sequence")
 
 
-def _number(text: str, what: str) -> int:
-    if not (text.isascii() and text.isdigit() and len(text) <= DIGITS and int(text) > 0):
+def _parse_number(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) > 0):
         raise web.HTTPBadRequest(
-            text=f"{what} is a number from 1 on, of at most {DIGITS} digits: not {text[:40]!r}"
+            text=f"{what} is a number from 1 on, of at most {MAX_DIGITS} digits: not {text[:40]!r}"
         )
     return int(text)
 
 
-def _files() -> Iterator[tuple[str, tuple[str, bytes, str]]]:
+def _load_files() -> Iterator[tuple[str, tuple[str, bytes, str]]]:
     """The pages' files, with their type and a tag that changes with them."""
     for file in (resources.files("fedbus") / "web").iterdir():
         suffix = file.name[file.name.rfind(".") :]
-        if suffix in TYPES:
+        if suffix in CONTENT_TYPES:
             body = file.read_bytes()
-            yield file.name, (TYPES[suffix], body, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
+            yield file.name, (CONTENT_TYPES[suffix], body, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
 
 
-assert {EVENTS, LIFE} == {"e", "l"}, "the route of a message spells them"
+assert {EVENTS, LIFECYCLE} == {"e", "l"}, "the route of a message spells them"

@@ -14,19 +14,19 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Final
 
-from fedbus.bus.bus import Seen
+from fedbus.bus.bus import StoredMessage
 from fedbus.contracts.message import Family
 
 EVENTS: Final = "e"
-LIFE: Final = "l"
-TEXT: Final = 2_000
+LIFECYCLE: Final = "l"
+MAX_TEXT_CHARS: Final = 2_000
 """Characters of one string."""
-ITEMS: Final = 2_000
+MAX_ITEMS: Final = 2_000
 """Entries of one list or table."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class FeedRecord:
     """One message of a stream, told."""
 
     stream: str
@@ -43,18 +43,18 @@ class Record:
     json: str
 
 
-def record(seen: Seen) -> Record:
+def to_record(seen: StoredMessage) -> FeedRecord:
     """*seen* as the feed tells it, cut to what a page can show."""
-    return _record(seen, cut)
+    return _record(seen, truncate)
 
 
-def whole(seen: Seen) -> Record:
+def to_full_record(seen: StoredMessage) -> FeedRecord:
     """*seen* with all that its body says."""
     return _record(seen, lambda told: told)
 
 
-def _record(seen: Seen, shorten: Callable[[Any], Any]) -> Record:
-    stream = LIFE if seen.message.family is Family.LIFE else EVENTS
+def _record(seen: StoredMessage, shorten: Callable[[Any], Any]) -> FeedRecord:
+    stream = LIFECYCLE if seen.message.family is Family.LIFE else EVENTS
     trace = trace_id(seen.envelope.trace.get("traceparent", ""))
     told = {
         "s": stream,
@@ -67,9 +67,9 @@ def _record(seen: Seen, shorten: Callable[[Any], Any]) -> Record:
         "source": seen.envelope.source,
         "about": seen.envelope.subject,
         "trace": trace,
-        "body": readable(seen.message.model_dump(mode="python")),
+        "body": to_jsonable(seen.message.model_dump(mode="python")),
     }
-    return Record(
+    return FeedRecord(
         stream=stream,
         sequence=seen.sequence,
         id=seen.envelope.id,
@@ -88,13 +88,13 @@ def trace_id(traceparent: str) -> str:
     return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
 
 
-def readable(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """*value* in what JSON has: times as ISO 8601, bytes by their size and beginning, "nan" as text."""
     match value:
         case dict():
-            return {str(name): readable(item) for name, item in value.items()}
+            return {str(name): to_jsonable(item) for name, item in value.items()}
         case list() | tuple():
-            return [readable(item) for item in value]
+            return [to_jsonable(item) for item in value]
         case None | bool() | int():
             return value
         case float():
@@ -107,17 +107,17 @@ def readable(value: Any) -> Any:
             return str(value).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
 
 
-def cut(value: Any) -> Any:
+def truncate(value: Any) -> Any:
     """*value* with long texts, lists and tables cut, and a mark where."""
     match value:
-        case str() if len(value) > TEXT:
-            return f"{value[:TEXT]}… ({len(value)} characters)"
+        case str() if len(value) > MAX_TEXT_CHARS:
+            return f"{value[:MAX_TEXT_CHARS]}… ({len(value)} characters)"
         case dict():
-            kept = list(value.items())[:ITEMS]
-            more = {"…": f"{len(value) - ITEMS} more"} if len(value) > ITEMS else {}
-            return {cut(name): cut(item) for name, item in kept} | more
+            kept = list(value.items())[:MAX_ITEMS]
+            more = {"…": f"{len(value) - MAX_ITEMS} more"} if len(value) > MAX_ITEMS else {}
+            return {truncate(name): truncate(item) for name, item in kept} | more
         case list():
-            more_items = [f"… {len(value) - ITEMS} more"] if len(value) > ITEMS else []
-            return [cut(item) for item in value[:ITEMS]] + more_items
+            more_items = [f"… {len(value) - MAX_ITEMS} more"] if len(value) > MAX_ITEMS else []
+            return [truncate(item) for item in value[:MAX_ITEMS]] + more_items
         case _:
             return value

@@ -22,23 +22,26 @@ from pydantic import TypeAdapter, ValidationError
 
 from fedbus import __version__
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import backoff, first_of, handle_each, until
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.inference.data_monitor import DataWatch
-from fedbus.agents.inference.engine import Pair
-from fedbus.agents.inference.event_queue import Sayings
+from fedbus.agents.common.asyncio_tools import backoff_s, handle_each, run_until, wait_for_first
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.inference.data_monitor import DataMonitor
+from fedbus.agents.inference.engine import ModelPair
+from fedbus.agents.inference.event_queue import EventQueue
 from fedbus.agents.inference.http_server import InferenceServer
-from fedbus.agents.inference.model_swap import Phases
-from fedbus.agents.inference.offline_evaluation import Trials
-from fedbus.agents.inference.plain_json import Refusal
+from fedbus.agents.inference.model_swap import ModelSwap
+from fedbus.agents.inference.offline_evaluation import OfflineEvaluation
+from fedbus.agents.inference.plain_json import HttpError
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import BusClosed, BusUnreachable, PublishRefused
-from fedbus.bus.lifecycles import Life, Lives, Outbox
-from fedbus.bus.raw_service import Answer, TurnedAway
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
+from fedbus.bus.raw_service import RawHandler, RequestRejected
 from fedbus.contracts import subjects
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     INFERENCE,
-    InferenceFacts,
+    InferenceChanges,
+    InferenceData,
+    InferenceEvent,
     InferenceState,
     InferReady,
     InferRefused,
@@ -47,29 +50,29 @@ from fedbus.contracts.client import (
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.task.task import Task
-from fedbus.contracts.telemetry import failed, tracer_of
+from fedbus.contracts.telemetry import get_tracer, mark_failed
 from fedbus.learning.predictor import ModelRefused, Predictor
 
-KEPT: Final = "serving.json"
+SERVED_MODEL_FILE: Final = "serving.json"
 """The model that was served last, so that a restarted device answers before it has found its server."""
-RETURNED: Final = "returned.json"
+ROLLED_BACK_FILE: Final = "returned.json"
 """The models that were returned from, each with its term: none is taken up again until it is named anew."""
-RETURNED_KEPT: Final = 50
-LEAVE_S: Final = 5.0
+MAX_ROLLED_BACK: Final = 50
+LEAVE_BUS_S: Final = 5.0
 """When asked to stop: how long the bus may take, where it is away."""
 SERVICE: Final = "fedbus-predict"
 _TERMS: Final = TypeAdapter(dict[str, int])
 
 log = structlog.get_logger("fedbus.inference")
-tracer = tracer_of("fedbus.inference")
-Load = Callable[[InferStart], Predictor]
+tracer = get_tracer("fedbus.inference")
+LoadPredictor = Callable[[InferStart], Predictor]
 """Builds the model that is asked for; blocking. Raises ModelRefused with the reason."""
-Join = Callable[[], AbstractAsyncContextManager[Bus]]
+ConnectBus = Callable[[], AbstractAsyncContextManager[Bus]]
 """The way to the bus; raises BusUnreachable."""
 
 
-@told_step_by_step
-class Inference:
+@log_method_calls
+class InferenceAgent:
     """One client's predictions in one task. *load* makes a predictor of a file, *trials* try and judge it.
 
     What is to be told goes into *sayings*; *watch* looks at the data.
@@ -81,12 +84,12 @@ class Inference:
         client: ClientId,
         server: InferenceServer,
         *,
-        load: Load,
-        trials: Trials,
-        outbox: Outbox,
+        load: LoadPredictor,
+        trials: OfflineEvaluation,
+        outbox: TransitionOutbox,
         directory: Path,
-        sayings: Sayings,
-        watch: DataWatch | None = None,
+        sayings: EventQueue,
+        watch: DataMonitor | None = None,
         host: str = "127.0.0.1",
         port: int = 0,
     ) -> None:
@@ -97,27 +100,26 @@ class Inference:
         self._outbox = outbox
         self._sayings = sayings
         self._watch = watch
-        self._kept = directory / KEPT
-        self._returned = directory / RETURNED
+        self._kept = directory / SERVED_MODEL_FILE
+        self._returned = directory / ROLLED_BACK_FILE
         self._host = host
         self._port = port
-        self._phases = Phases(
+        self._phases = ModelSwap(
             server.engine, trials, task.table.serving, sayings.say, task=task.id, client=client
         )
         self._served: InferStart | None = None
         """What serves, as it was asked for."""
-        self._next: tuple[InferStart, contextvars.Context] | None = None
-        self._asked = asyncio.Event()
-        self._life: Life[InferenceState, InferenceFacts]
+        self._next: asyncio.Queue[tuple[InferStart, contextvars.Context]] = asyncio.Queue()
+        self._life: LifecycleHandle[InferenceState, InferenceEvent, InferenceData, InferenceChanges]
         self.endpoint = ""
         self.ready = asyncio.Event()
 
-    async def run(self, stop: asyncio.Event, join: Join) -> None:
+    async def run(self, stop: asyncio.Event, join: ConnectBus) -> None:
         """Serve until *stop* is set; what was accepted by then is answered."""
         try:
             self.endpoint = await self._server.start(self._host, self._port)
             await self._serve_the_last()
-            await first_of(self._on_the_bus(stop, join), self._look_at_data())
+            await wait_for_first(self._on_the_bus(stop, join), self._look_at_data())
         finally:
             await self._server.stop()
 
@@ -140,57 +142,60 @@ class Inference:
 
     # --- on the bus ----------------------------------------------------------------------------------
 
-    async def _on_the_bus(self, stop: asyncio.Event, join: Join) -> None:
+    async def _on_the_bus(self, stop: asyncio.Event, join: ConnectBus) -> None:
         """Be there whenever the bus is; predictions go on without."""
         attempt = 0
         while not stop.is_set():
             try:
                 async with join() as bus:
                     attempt = 0
-                    await first_of(self._work(bus, stop), bus.lost(), _patience_with(stop))
+                    await wait_for_first(self._work(bus, stop), bus.lost(), _stop_within_limit(stop))
             except (BusUnreachable, BusClosed, PublishRefused) as error:
                 log.warning("predictions are served without the bus", reason=str(error))
-                await first_of(stop.wait(), asyncio.sleep(backoff(attempt)))
+                await wait_for_first(stop.wait(), asyncio.sleep(backoff_s(attempt)))
                 attempt += 1
 
     async def _work(self, bus: Bus, stop: asyncio.Event) -> None:
         async with AsyncExitStack() as stack:
-            lives = await stack.enter_async_context(Lives.open(bus, self._outbox))
-            inbox = await stack.enter_async_context(bus.listen("inference", task=self._task.id))
+            lives = await stack.enter_async_context(LifecycleStore.open(bus, self._outbox))
+            inbox = await stack.enter_async_context(bus.listen(AgentName.INFERENCE, task=self._task.id))
             await stack.enter_async_context(
                 bus.offer(SERVICE, self._endpoints(bus), task=self._task.id, version=__version__)
             )
             await self._wake(lives)
             self.ready.set()
-            await until(stop, self._be_there(bus, inbox))
+            await run_until(stop, self._be_there(bus, inbox))
 
     async def _be_there(self, bus: Bus, inbox: AsyncIterator[Any]) -> None:
-        await first_of(handle_each(inbox, self._hear), self._take_up(bus), self._sayings.tell(bus))
+        await wait_for_first(handle_each(inbox, self._hear), self._take_up(bus), self._sayings.tell(bus))
 
-    def _endpoints(self, bus: Bus) -> Mapping[str, tuple[str, Answer]]:
+    def _endpoints(self, bus: Bus) -> Mapping[str, tuple[str, RawHandler]]:
         async def predict(question: bytes) -> bytes:
             try:
                 return await self._server.service.predict(question)
-            except Refusal as refusal:
-                raise TurnedAway(refusal.status, refusal.reason, refusal.body) from refusal
+            except HttpError as refusal:
+                raise RequestRejected(refusal.status, refusal.reason, refusal.body) from refusal
 
         return {"predict": (subjects.predictions(bus.fed, self._client, self._task.id), predict)}
 
-    async def _wake(self, lives: Lives) -> None:
+    async def _wake(self, lives: LifecycleStore) -> None:
         """Tell how it stands: what serves already goes on."""
-        self._life = await lives.of(INFERENCE, InferenceFacts(task=self._task.id, client=self._client))
+        self._life = await lives.of(INFERENCE, InferenceData(task=self._task.id, client=self._client))
         if not self._life.born:
-            await self._life.bear("started")
+            await self._life.create()
         elif self._life.state is not InferenceState.EMPTY:
-            await self._life.move("restarted", model=None, endpoint="")
+            await self._life.transition(InferenceEvent.RESTARTED, {"model": None, "endpoint": ""})
         if (model := self._server.current) is not None:
-            await self._life.move("infer_start", model=model, endpoint=self.endpoint)
+            await self._life.transition(
+                InferenceEvent.INFER_START, {"model": model, "endpoint": self.endpoint}
+            )
 
     async def _hear(self, message: Message) -> None:
         """Remember the newest model that is to be served; it is taken up beside, in the trace of whoever asked."""
         if isinstance(message, InferStart):  # InferUpdate is one too
-            self._next = message, contextvars.copy_context()
-            self._asked.set()
+            while not self._next.empty():
+                self._next.get_nowait()  # an earlier request is superseded
+            self._next.put_nowait((message, contextvars.copy_context()))
         else:
             log.debug("nothing to do", word=message.word)
 
@@ -200,12 +205,9 @@ class Inference:
         watching: asyncio.Task[None] | None = None
         try:
             while True:
-                await self._asked.wait()
-                self._asked.clear()
-                assert self._next is not None
-                message, context = self._next
+                message, context = await self._next.get()
                 if self._is_news(message):
-                    await _ended(watching)
+                    await _wait_for_end(watching)
                     watching = None
                 pair = await asyncio.create_task(
                     self._serve(bus, message), name=f"serve v{message.model.version}", context=context
@@ -216,7 +218,7 @@ class Inference:
                         self._stand_behind(pair, message, before), name="watch the new model", context=context
                     )
         finally:
-            await _ended(watching)
+            await _wait_for_end(watching)
 
     def _is_news(self, message: InferStart) -> bool:
         """Whether it is another model than serves now, or the same one by other code."""
@@ -224,7 +226,7 @@ class Inference:
             return True
         return message.code_version not in ("", self._served.code_version)
 
-    async def _serve(self, bus: Bus, message: InferStart) -> Pair | None:
+    async def _serve(self, bus: Bus, message: InferStart) -> ModelPair | None:
         """Have the model of *message* served, and say what came of it; the pair to watch, where there is one."""
         if not self._is_news(message):
             await self._say_ready(bus, message)
@@ -249,38 +251,42 @@ class Inference:
             await self._say_refused(bus, message, str(error))
         else:
             self._served = message
-            await self._life.move("infer_start", model=message.model, endpoint=self.endpoint)
+            await self._life.transition(
+                InferenceEvent.INFER_START, {"model": message.model, "endpoint": self.endpoint}
+            )
             await self._keep(message)
             await self._say_ready(bus, message)
 
-    async def _update(self, bus: Bus, message: InferStart) -> Pair | None:
-        await self._life.move("infer_update")
+    async def _update(self, bus: Bus, message: InferStart) -> ModelPair | None:
+        await self._life.transition(InferenceEvent.INFER_UPDATE)
         try:
             await self._check_not_returned(message)
             pair = await self._phases.update(message.model, lambda: self._load(message))
         except ModelRefused as error:
-            await self._life.move("load_refused", reason=str(error))
+            await self._life.transition(InferenceEvent.LOAD_REFUSED, reason=str(error))
             await self._say_refused(bus, message, str(error))
             return None
-        await self._life.move("model_loaded", model=message.model)
+        await self._life.transition(InferenceEvent.MODEL_LOADED, {"model": message.model})
         await self._keep(message)
         await self._say_ready(bus, message)
         return pair
 
-    async def _stand_behind(self, pair: Pair, taken: InferStart, before: InferStart | None) -> None:
+    async def _stand_behind(self, pair: ModelPair, taken: InferStart, before: InferStart | None) -> None:
         """Go back to the old model where the new one, which was *taken* up, does not do."""
         if await self._phases.watched(pair) or before is None:
             return
         self._served = before
-        await asyncio.to_thread(_remember, self._returned, taken)
-        await self._life.move(
-            "model_returned", reason=f"returned from version {pair.new.ref.version}", model=pair.old.ref
+        await asyncio.to_thread(_record_rollback, self._returned, taken)
+        await self._life.transition(
+            InferenceEvent.MODEL_RETURNED,
+            {"model": pair.old.ref},
+            reason=f"returned from version {pair.new.ref.version}",
         )
         await self._keep(before)
 
     async def _check_not_returned(self, message: InferStart) -> None:
         """A person who promotes it once more, which is a new term, wants it to be tried again."""
-        returned = await asyncio.to_thread(_remembered, self._returned)
+        returned = await asyncio.to_thread(_read_rollbacks, self._returned)
         if message.term <= returned.get(message.model.sha256, -1):
             raise ModelRefused(
                 "this model was returned from on this device: it erred, or drifted. "
@@ -288,7 +294,7 @@ class Inference:
             )
 
     async def _keep(self, message: InferStart) -> None:
-        await asyncio.to_thread(_replace, self._kept, message.model_dump_json())
+        await asyncio.to_thread(_write_atomically, self._kept, message.model_dump_json())
 
     async def _say_ready(self, bus: Bus, message: InferStart) -> None:
         await bus.publish(
@@ -302,7 +308,7 @@ class Inference:
         )
 
     async def _say_refused(self, bus: Bus, message: InferStart, reason: str) -> None:
-        failed(trace.get_current_span(), ModelRefused.__name__, reason)
+        mark_failed(trace.get_current_span(), ModelRefused.__name__, reason)
         serving = self._server.current
         await bus.publish(
             InferRefused(
@@ -317,13 +323,13 @@ class Inference:
         )
 
 
-async def _patience_with(stop: asyncio.Event) -> None:
+async def _stop_within_limit(stop: asyncio.Event) -> None:
     """Asked to stop, one leaves the bus properly; unless it is away."""
     await stop.wait()
-    await asyncio.sleep(LEAVE_S)
+    await asyncio.sleep(LEAVE_BUS_S)
 
 
-async def _ended(task: asyncio.Task[None] | None) -> None:
+async def _wait_for_end(task: asyncio.Task[None] | None) -> None:
     """*task* is over, and whatever it broke of is raised here."""
     if task is None:
         return
@@ -333,14 +339,14 @@ async def _ended(task: asyncio.Task[None] | None) -> None:
         task.result()
 
 
-def _remember(path: Path, left: InferStart) -> None:
+def _record_rollback(path: Path, left: InferStart) -> None:
     """Note that the model of *left* was returned from, as the newest of those in *path*."""
-    known = [(sha256, term) for sha256, term in _remembered(path).items() if sha256 != left.model.sha256]
-    newest = [*known, (left.model.sha256, left.term)][-RETURNED_KEPT:]
-    _replace(path, json.dumps(dict(newest)))
+    known = [(sha256, term) for sha256, term in _read_rollbacks(path).items() if sha256 != left.model.sha256]
+    newest = [*known, (left.model.sha256, left.term)][-MAX_ROLLED_BACK:]
+    _write_atomically(path, json.dumps(dict(newest)))
 
 
-def _remembered(path: Path) -> dict[str, int]:
+def _read_rollbacks(path: Path) -> dict[str, int]:
     """The digests in *path*, and the terms of their models; nothing where it cannot be read."""
     try:
         return _TERMS.validate_json(path.read_bytes())
@@ -348,7 +354,7 @@ def _remembered(path: Path) -> dict[str, int]:
         return {}
 
 
-def _replace(path: Path, text: str) -> None:
+def _write_atomically(path: Path, text: str) -> None:
     """Write *text* to *path*, which never holds a part of it."""
     part = path.with_suffix(".part")
     part.write_text(text)

@@ -17,12 +17,12 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 import structlog
 
-from fedbus.agents.common.asyncio_tools import every
-from fedbus.agents.inference.engine import Engine, Served
-from fedbus.agents.inference.plain_json import one_line
+from fedbus.agents.common.asyncio_tools import repeat_every
+from fedbus.agents.inference.engine import InferenceEngine, LoadedModel
+from fedbus.agents.inference.plain_json import to_one_line
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
-from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, Sketch
+from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected, FeatureDistribution
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable
 from fedbus.contracts.telemetry import (
     CLIENT,
@@ -31,26 +31,40 @@ from fedbus.contracts.telemetry import (
     DATA_PSI,
     DATA_ROWS,
     TASK,
-    note,
     record,
+    set_gauge,
 )
 from fedbus.domain import drift
-from fedbus.domain.data_checks import Expected, answered_by, class_counts, expected, findings, live_accuracy
-from fedbus.domain.prediction_comparison import one_number_each
+from fedbus.domain.data_checks import (
+    DataExpectation,
+    check_data,
+    count_classes,
+    derive_expectation,
+    measure_live_accuracy,
+    restrict_classes,
+)
+from fedbus.domain.prediction_comparison import to_scalars
 from fedbus.learning.flower.task_code import BadTask
-from fedbus.stores.captured.reader import Ever, Rows, Shares, ever, newest_rows, shares
+from fedbus.stores.captured.reader import (
+    CapturedRows,
+    RowCounts,
+    TotalCounts,
+    read_newest_rows,
+    read_row_counts,
+    read_total_counts,
+)
 from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.errors import StoreError
 
-COUNT_S: Final = 5.0
-NO_SCIPY: Final = "SciPy is not installed on the device: pip install 'fedbus[drift]'"
+COUNT_INTERVAL_S: Final = 5.0
+SCIPY_MISSING: Final = "SciPy is not installed on the device: pip install 'fedbus[drift]'"
 NO_REFERENCE: Final = (
     "there is nothing to compare with: name `samples`, or `reference` in [tool.fedbus.checks]"
 )
-UNREADABLE: Final = "the task's reference cannot be had: the device's log says why"
-ASKED_OF_THE_MODEL: Final = 1000
+REFERENCE_UNREADABLE: Final = "the task's reference cannot be had: the device's log says why"
+MAX_REFERENCE_ROWS: Final = 1000
 """Samples of the reference that the model answers, to see what its answers are to be compared with."""
-_AT_ONCE: Final = 128
+_BATCH_ROWS: Final = 128
 
 log = structlog.get_logger("fedbus.inference_watch")
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -58,34 +72,34 @@ Labelled: TypeAlias = tuple[Array, Array]
 
 
 @dataclass(frozen=True)
-class _Counted:
+class _DataCounts:
     """What there is, and what has ever come: a full store has others without having more."""
 
-    there: Shares
-    ever: Ever
+    there: RowCounts
+    ever: TotalCounts
 
 
 @dataclass
-class _Known:
+class _Reference:
     """What the rows are compared with."""
 
-    expected: Expected
-    inputs: drift.Reference | None = None
+    expected: DataExpectation
+    inputs: drift.ReferenceDistribution | None = None
     samples: Array | None = None
-    answers: drift.Numbers | drift.Classes | None = None
-    answers_of: Served | None = None
+    answers: drift.NumericReference | drift.CategoricalReference | None = None
+    answers_of: LoadedModel | None = None
     """The model that gave them."""
     drift_unknown: str = ""
     """Why nothing is compared, where nothing is."""
 
 
-class DataWatch:
+class DataMonitor:
     """One client's data in one task. *reference* gives what the model was trained on; it blocks."""
 
     def __init__(
         self,
         captured: CapturedData,
-        engine: Engine,
+        engine: InferenceEngine,
         checks: ChecksTable,
         capture: CaptureTable,
         say: Callable[[Message], None],
@@ -93,7 +107,7 @@ class DataWatch:
         task: str,
         client: ClientId,
         reference: Callable[[], Labelled | None] = lambda: None,
-        count_s: float = COUNT_S,
+        count_s: float = COUNT_INTERVAL_S,
     ) -> None:
         self._captured = captured
         self._engine = engine
@@ -105,17 +119,17 @@ class DataWatch:
         self._reference = reference
         self._count_s = count_s
         self._about = {TASK: task, CLIENT: client}
-        self._counted: _Counted | None = None
-        self._checked: _Counted | None = None
+        self._counted: _DataCounts | None = None
+        self._checked: _DataCounts | None = None
         self._drifting: set[str] = set()
-        self._limits = drift.Limits(checks.max_psi, checks.max_p)
+        self._limits = drift.DriftLimits(checks.max_psi, checks.max_p)
 
     async def run(self) -> None:
         """Look, for ever."""
         known = await asyncio.to_thread(self._learn)
         async with asyncio.TaskGroup() as group:
-            group.create_task(every(self._count_s, self.count), name="count data")
-            group.create_task(every(self._table.every_s, lambda: self.check(known)), name="check data")
+            group.create_task(repeat_every(self._count_s, self.count), name="count data")
+            group.create_task(repeat_every(self._table.every_s, lambda: self.check(known)), name="check data")
 
     async def count(self) -> None:
         """Say how many rows there are and have come, if that has changed."""
@@ -124,7 +138,7 @@ class DataWatch:
             return
         self._counted = counted
         for use, number in vars(counted.there).items():
-            note(DATA_ROWS, number, self._about | {"fedbus.use": use})
+            set_gauge(DATA_ROWS, number, self._about | {"fedbus.use": use})
         self._say(
             DataCounted(
                 task=self._task,
@@ -136,7 +150,7 @@ class DataWatch:
             )
         )
 
-    async def check(self, known: _Known) -> None:
+    async def check(self, known: _Reference) -> None:
         """Check the newest rows, if there are new ones."""
         counted = await self._count()
         if counted is None or counted == self._checked or not any(vars(counted.there).values()):
@@ -145,67 +159,67 @@ class DataWatch:
         try:
             await asyncio.to_thread(self._look, known)
         except (StoreError, ValueError) as error:  # whatever the data are, predictions go on
-            log.warning("captured data are not checked", reason=one_line(error))
+            log.warning("captured data are not checked", reason=to_one_line(error))
 
-    async def _count(self) -> _Counted | None:
+    async def _count(self) -> _DataCounts | None:
         """What there is now, with all that was added before; None where the store cannot say."""
         try:
             await self._captured.written()
             path = self._captured.path
-            there = await asyncio.to_thread(shares, path, self._share)
-            return _Counted(there, await asyncio.to_thread(ever, path))
+            there = await asyncio.to_thread(read_row_counts, path, self._share)
+            return _DataCounts(there, await asyncio.to_thread(read_total_counts, path))
         except StoreError as error:
             log.warning("captured data are not counted", reason=str(error))
             return None
 
     # --- in a thread ------------------------------------------------------------------------------
 
-    def _learn(self) -> _Known:
+    def _learn(self) -> _Reference:
         """What the model was trained on, as far as the task says."""
         try:
             reference = self._reference()
         except BadTask as error:
             log.warning("data are checked without a reference", reason=str(error))
-            return _Known(expected(self._table), drift_unknown=UNREADABLE)
+            return _Reference(derive_expectation(self._table), drift_unknown=REFERENCE_UNREADABLE)
         if reference is None:
-            return _Known(expected(self._table), drift_unknown=NO_REFERENCE)
+            return _Reference(derive_expectation(self._table), drift_unknown=NO_REFERENCE)
         inputs, labels = reference
-        known = _Known(expected(self._table, inputs, labels))
-        if not drift.available():
-            log.warning("drift is not looked for", reason=NO_SCIPY)
-            known.drift_unknown = NO_SCIPY
+        known = _Reference(derive_expectation(self._table, inputs, labels))
+        if not drift.is_scipy_available():
+            log.warning("drift is not looked for", reason=SCIPY_MISSING)
+            known.drift_unknown = SCIPY_MISSING
             return known
-        known.inputs = drift.reference(inputs)
-        known.samples = inputs[:: max(1, len(inputs) // ASKED_OF_THE_MODEL)]
+        known.inputs = drift.build_reference(inputs)
+        known.samples = inputs[:: max(1, len(inputs) // MAX_REFERENCE_ROWS)]
         return known
 
-    def _look(self, known: _Known) -> None:
+    def _look(self, known: _Reference) -> None:
         began = time.monotonic()
-        rows = newest_rows(self._captured.path, self._table.max_rows)
+        rows = read_newest_rows(self._captured.path, self._table.max_rows)
         shifts = self._shifts_of_inputs(rows, known)
         answers = self._shift_of_answers(rows, known)
         drifted = {
             of: found
             for of, found in (
-                ("inputs", drift.worst(shifts, self._limits)),
-                ("predictions", drift.worst([answers], self._limits) if answers else None),
+                ("inputs", drift.most_drifted(shifts, self._limits)),
+                ("predictions", drift.most_drifted([answers], self._limits) if answers else None),
             )
             if found is not None
         }
-        wanted = answered_by(known.expected, rows.outputs, self._table)
+        wanted = restrict_classes(known.expected, rows.outputs, self._table)
         seconds = time.monotonic() - began
         checked = DataChecked(
             task=self._task,
             client=self._client,
             rows=len(rows),
-            findings=findings(rows.inputs, rows.labels, wanted, self._table),
-            classes=class_counts(rows.labels, wanted.classes),
-            inputs=tuple(map(_sketch, shifts)),
-            predictions=_sketch(answers) if answers else None,
+            findings=check_data(rows.inputs, rows.labels, wanted, self._table),
+            classes=count_classes(rows.labels, wanted.classes),
+            inputs=tuple(map(_to_distribution, shifts)),
+            predictions=_to_distribution(answers) if answers else None,
             drifting=bool(drifted),
             drift_unknown=known.drift_unknown,
             serving=self._engine.current.version if self._engine.current else None,
-            live=live_accuracy(rows.outputs, rows.labels, rows.versions, wanted.classes),
+            live=measure_live_accuracy(rows.outputs, rows.labels, rows.versions, wanted.classes),
             seconds=seconds,
         )
         self._measure(checked)
@@ -215,42 +229,43 @@ class DataWatch:
                 self._say(self._drift(of, worst, features, len(rows)))
         self._drifting = set(drifted)
 
-    def _shifts_of_inputs(self, rows: Rows, known: _Known) -> list[drift.Shift]:
+    def _shifts_of_inputs(self, rows: CapturedRows, known: _Reference) -> list[drift.FeatureShift]:
         if known.inputs is None or len(rows) < self._table.min_rows:
             return []
         if known.samples is not None and rows.inputs.shape[1:] != known.samples.shape[1:]:
             return []  # against the schema, and told as such
         return known.inputs.shifts(rows.inputs)
 
-    def _shift_of_answers(self, rows: Rows, known: _Known) -> drift.Shift | None:
+    def _shift_of_answers(self, rows: CapturedRows, known: _Reference) -> drift.FeatureShift | None:
         """The answers of the model that serves, against its own answers to the reference."""
         served = self._engine.serving
         if served is None or known.samples is None:
             return None
         own = rows.outputs[rows.versions == served.ref.version]
-        if len(own) < self._table.min_rows or not self._knows_answers_of(served, known):
+        if len(own) < self._table.min_rows:
             return None
-        assert known.answers is not None
-        return known.answers.shift(np.asarray(one_number_each(own)))
+        answers = self._answers_of(served, known, known.samples)
+        return answers.shift(np.asarray(to_scalars(own))) if answers is not None else None
 
-    def _knows_answers_of(self, served: Served, known: _Known) -> bool:
-        """Ask the model about the reference, once, between the requests that it answers."""
+    def _answers_of(
+        self, served: LoadedModel, known: _Reference, samples: Array
+    ) -> drift.NumericReference | drift.CategoricalReference | None:
+        """Ask the model about the reference, once, between the requests that it answers; None where it fails."""
         if known.answers_of is served:
-            return True
-        assert known.samples is not None
+            return known.answers
         try:
             answers = [
                 self._engine.in_turn(lambda some=some: served.predictor.predict(some))  # type: ignore[misc]
-                for some in np.array_split(known.samples, max(1, len(known.samples) // _AT_ONCE))
+                for some in np.array_split(samples, max(1, len(samples) // _BATCH_ROWS))
             ]
         except Exception as error:  # noqa: BLE001 - the task's own code; and on leaving, no more thread
-            log.warning("the model does not answer the reference", reason=one_line(error))
-            return False
-        known.answers = drift.answers_reference(np.asarray(one_number_each(np.concatenate(answers))))
+            log.warning("the model does not answer the reference", reason=to_one_line(error))
+            return None
+        known.answers = drift.build_prediction_reference(np.asarray(to_scalars(np.concatenate(answers))))
         known.answers_of = served
-        return True
+        return known.answers
 
-    def _drift(self, of: str, worst: drift.Shift, features: int, rows: int) -> DriftDetected:
+    def _drift(self, of: str, worst: drift.FeatureShift, features: int, rows: int) -> DriftDetected:
         return DriftDetected(
             task=self._task,
             client=self._client,
@@ -266,11 +281,13 @@ class DataWatch:
     def _measure(self, checked: DataChecked) -> None:
         record(DATA_CHECK_DURATION, checked.seconds, self._about)
         for finding in checked.findings:
-            note(DATA_CHECK, finding.value, self._about | {"fedbus.check": finding.check})
+            set_gauge(DATA_CHECK, finding.value, self._about | {"fedbus.check": finding.check})
         for sketch in (*checked.inputs, *filter(None, [checked.predictions])):
             if sketch.psi is not None:
-                note(DATA_PSI, sketch.psi, self._about | {"fedbus.feature": sketch.feature})
+                set_gauge(DATA_PSI, sketch.psi, self._about | {"fedbus.feature": sketch.feature})
 
 
-def _sketch(shift: drift.Shift) -> Sketch:
-    return Sketch(feature=shift.feature, counts=shift.counts, psi=shift.psi, ks=shift.ks, p=shift.p)
+def _to_distribution(shift: drift.FeatureShift) -> FeatureDistribution:
+    return FeatureDistribution(
+        feature=shift.feature, counts=shift.counts, psi=shift.psi, ks=shift.ks, p=shift.p
+    )

@@ -15,15 +15,15 @@ from fedbus.bus.bus import Bus
 from fedbus.bus.errors import PublishRefused
 from fedbus.contracts.message import Message
 
-MAX_WAITING: Final = 1000
+MAX_QUEUED_EVENTS: Final = 1000
 
 log = structlog.get_logger("fedbus.inference_sayings")
 
 
-class Sayings:
+class EventQueue:
     """What is said, until it is heard."""
 
-    def __init__(self, *, max_waiting: int = MAX_WAITING) -> None:
+    def __init__(self, *, max_waiting: int = MAX_QUEUED_EVENTS) -> None:
         self._waiting: deque[tuple[Message, contextvars.Context]] = deque(maxlen=max_waiting)
         self._more = asyncio.Event()
 

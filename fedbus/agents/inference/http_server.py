@@ -33,32 +33,38 @@ from aiohttp import web
 from opentelemetry.context import Context
 from opentelemetry.trace import SpanKind
 
-from fedbus.agents.inference.engine import BATCH_S, MAX_QUEUED, Array, Engine, Make
+from fedbus.agents.inference.engine import MAX_BATCH_S, MAX_QUEUED, Array, InferenceEngine, MakePredictor
 from fedbus.agents.inference.open_inference_protocol import HEADER_LENGTH
-from fedbus.agents.inference.plain_json import NOT_FOUND, TOO_SLOW, WRONG_TYPE, Refusal, bad
-from fedbus.agents.inference.request_memory import InHand
+from fedbus.agents.inference.plain_json import (
+    NOT_FOUND,
+    REQUEST_TIMEOUT,
+    UNSUPPORTED_MEDIA_TYPE,
+    HttpError,
+    bad_request,
+)
+from fedbus.agents.inference.request_memory import RequestMemoryLimit
 from fedbus.agents.inference.service import MAX_BODY_BYTES, MAX_INPUTS, PredictionService
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.telemetry import CLIENT, PREDICTION_DURATION, TASK, record, tracer_of
+from fedbus.contracts.telemetry import CLIENT, PREDICTION_DURATION, TASK, get_tracer, record
 from fedbus.stores.captured.store import CapturedData
 
 STOP_S: Final = 5.0
-EXAMPLE_S: Final = 1.0
-BODIES_AT_ONCE: Final = 8
+TRACE_INTERVAL_S: Final = 1.0
+MAX_CONCURRENT_BODIES: Final = 8
 """How many bodies of the greatest size may be read and taken apart at the same time; smaller ones count as such."""
-READ_S: Final = 30.0
+READ_TIMEOUT_S: Final = 30.0
 """How long a body may take to come: meanwhile its room is nobody else's."""
 MAX_ID_DIGITS: Final = 16
 _JSON: Final = "application/json"
 _BYTES: Final = "application/octet-stream"
-_SAY_WHAT_OR_WHENCE: Final = ("Content-Type", "Origin", "Sec-Fetch-Site")
+_BROWSER_HEADERS: Final = ("Content-Type", "Origin", "Sec-Fetch-Site")
 _V2_MODEL: Final = ("/v2/models/{model}", "/v2/models/{model}/versions/{version}")
 
-tracer = tracer_of("fedbus.inference_server")
+tracer = get_tracer("fedbus.inference_server")
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-class CannotListen(Exception):
+class InferenceBindError(Exception):
     """The port is taken, or the address is not this machine's."""
 
 
@@ -74,17 +80,17 @@ class InferenceServer:
         max_body_bytes: int = MAX_BODY_BYTES,
         max_inputs: int = MAX_INPUTS,
         max_queued: int = MAX_QUEUED,
-        batch_s: float = BATCH_S,
+        batch_s: float = MAX_BATCH_S,
         classes: int | None = None,
     ) -> None:
-        self.engine = Engine(max_queued=max_queued, batch_s=batch_s)
+        self.engine = InferenceEngine(max_queued=max_queued, batch_s=batch_s)
         self.service = PredictionService(
             self.engine, capture, name=name, max_inputs=max_inputs, classes=classes
         )
-        self.in_hand = InHand(BODIES_AT_ONCE * max_body_bytes)
+        self.memory_limit = RequestMemoryLimit(MAX_CONCURRENT_BODIES * max_body_bytes)
         self._max_body_bytes = max_body_bytes
         self._about = {TASK: name, CLIENT: client}
-        self._next_example = 0.0
+        self._next_trace_at = 0.0
         self._runner: web.AppRunner | None = None
 
     @property
@@ -98,10 +104,10 @@ class InferenceServer:
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port)
         try:
-            await _to_its_end(site.start())
+            await _run_uncancelled(site.start())
         except OSError as error:
             await self._runner.cleanup()
-            raise CannotListen(
+            raise InferenceBindError(
                 f"cannot serve predictions on {host}:{port}: {error.strerror}; choose another port, or 0 for any"
             ) from error
         actual = self._runner.addresses[0][1]
@@ -113,7 +119,7 @@ class InferenceServer:
             await self._runner.cleanup()
         await self.engine.stop()
 
-    async def load(self, ref: ModelRef, make: Make, probe: Array | None = None) -> None:
+    async def load(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> None:
         """Make and try a model beside the one that serves, then let it serve instead.
 
         *make* is called in a thread. Raises ModelRefused, and the old model stays.
@@ -123,11 +129,11 @@ class InferenceServer:
     # --- HTTP ------------------------------------------------------------------------------
 
     def _application(self) -> web.Application:
-        application = web.Application(client_max_size=self._max_body_bytes, middlewares=[_in_one_line])
+        application = web.Application(client_max_size=self._max_body_bytes, middlewares=[_json_errors])
         application.add_routes(
             [
-                web.post("/predict", self._timed(self._bounded(self._predict))),
-                web.post("/feedback/{id}", self._bounded(self._feedback)),
+                web.post("/predict", self._measure_duration(self._limit_memory(self._predict))),
+                web.post("/feedback/{id}", self._limit_memory(self._feedback)),
                 web.delete("/feedback/{id}", self._withdraw),
                 web.get("/live", self._live),
                 web.get("/ready", self._ready),
@@ -142,29 +148,29 @@ class InferenceServer:
                 [
                     web.get(model, self._model_metadata),
                     web.get(f"{model}/ready", self._model_ready),
-                    web.post(f"{model}/infer", self._timed(self._bounded(self._infer))),
+                    web.post(f"{model}/infer", self._measure_duration(self._limit_memory(self._infer))),
                 ]
             )
         return application
 
-    def _timed(self, handler: Handler) -> Handler:
+    def _measure_duration(self, handler: Handler) -> Handler:
         """*handler*, with the time it takes from request to answer measured."""
 
         async def timed(request: web.Request) -> web.StreamResponse:
             began = time.perf_counter()
-            with self._traced():
-                response = await _in_one_line(request, handler)
+            with self._sample_span():
+                response = await _json_errors(request, handler)
                 about = self._about | {"http.response.status_code": str(response.status)}
                 record(PREDICTION_DURATION, time.perf_counter() - began, about)
             return response
 
         return timed
 
-    def _bounded(self, handler: Handler) -> Handler:
+    def _limit_memory(self, handler: Handler) -> Handler:
         """*handler*, where there is room for the body."""
 
         async def bounded(request: web.Request) -> web.StreamResponse:
-            with self.in_hand.room_for(self._size_of(request)):
+            with self.memory_limit.room_for(self._size_of(request)):
                 return await handler(request)
 
         return bounded
@@ -174,56 +180,56 @@ class InferenceServer:
         said = None if "Content-Encoding" in request.headers else request.content_length
         return self._max_body_bytes if said is None else min(said, self._max_body_bytes)
 
-    def _traced(self) -> AbstractContextManager[object]:
+    def _sample_span(self) -> AbstractContextManager[object]:
         """One prediction in EXAMPLE_S is a span, so that a figure has an example to show; the others cost nothing."""
         now = time.monotonic()
-        if now < self._next_example:
+        if now < self._next_trace_at:
             return nullcontext()
-        self._next_example = now + EXAMPLE_S
+        self._next_trace_at = now + TRACE_INTERVAL_S
         about: dict[str, str | int] = dict(self._about)
         if self.current is not None:
             about["fedbus.model.version"] = self.current.version
         return tracer.start_as_current_span("predict", Context(), SpanKind.SERVER, about)
 
     async def _live(self, _: web.Request) -> web.Response:
-        return _said({"live": True})
+        return _json_response({"live": True})
 
     async def _ready(self, _: web.Request) -> web.Response:
-        return _said(self.service.ready())
+        return _json_response(self.service.ready())
 
     async def _model(self, _: web.Request) -> web.Response:
-        return _said(self.service.model())
+        return _json_response(self.service.model())
 
     async def _predict(self, request: web.Request) -> web.Response:
-        answer = await self.service.predict(await _json_content(request))
+        answer = await self.service.predict(await _read_json_body(request))
         return web.Response(body=answer, content_type=_JSON)
 
     async def _feedback(self, request: web.Request) -> web.Response:
-        row = _row(request)
-        await self.service.feedback(row, await _json_content(request))
+        row = _parse_row(request)
+        await self.service.feedback(row, await _read_json_body(request))
         return web.Response(status=204)
 
     async def _withdraw(self, request: web.Request) -> web.Response:
-        await self.service.withdraw(_row(request))
+        await self.service.withdraw(_parse_row(request))
         return web.Response(status=204)
 
     async def _server_metadata(self, _: web.Request) -> web.Response:
-        return _said(self.service.server_metadata())
+        return _json_response(self.service.build_server_metadata())
 
     async def _model_metadata(self, request: web.Request) -> web.Response:
-        return _said(self.service.model_metadata(*_asked_for(request)))
+        return _json_response(self.service.build_model_metadata(*_parse_model_path(request)))
 
     async def _model_ready(self, request: web.Request) -> web.Response:
-        return _said(self.service.ready(*_asked_for(request)))
+        return _json_response(self.service.ready(*_parse_model_path(request)))
 
     async def _infer(self, request: web.Request) -> web.Response:
-        json_bytes = _json_bytes(request)
+        json_bytes = _parse_json_length(request)
         if json_bytes is None:
             _check_json(request, unnamed=True)
-        content = await _content(request)
+        content = await _read_body(request)
         if json_bytes is not None and json_bytes > len(content):
-            raise bad(f"{HEADER_LENGTH} is {json_bytes}, and {len(content)} bytes came")
-        answer = await self.service.infer(content, json_bytes, *_asked_for(request))
+            raise bad_request(f"{HEADER_LENGTH} is {json_bytes}, and {len(content)} bytes came")
+        answer = await self.service.infer(content, json_bytes, *_parse_model_path(request))
         if answer.json_bytes is None:
             return web.Response(body=answer.content, content_type=_JSON)
         headers = {HEADER_LENGTH: str(answer.json_bytes)}
@@ -231,11 +237,11 @@ class InferenceServer:
 
 
 @web.middleware
-async def _in_one_line(request: web.Request, handler: Handler) -> web.StreamResponse:
+async def _json_errors(request: web.Request, handler: Handler) -> web.StreamResponse:
     """Every refusal, ours or the web framework's, as ``{"error": …}``."""
     try:
         return await handler(request)
-    except Refusal as refusal:
+    except HttpError as refusal:
         headers = {} if refusal.retry_after_s is None else {"Retry-After": str(refusal.retry_after_s)}
         return web.Response(body=refusal.body, status=refusal.status, headers=headers, content_type=_JSON)
     except web.HTTPException as error:
@@ -244,13 +250,13 @@ async def _in_one_line(request: web.Request, handler: Handler) -> web.StreamResp
         return web.json_response({"error": said}, status=error.status, headers=headers)
 
 
-def _said(body: dict[str, Any]) -> web.Response:
+def _json_response(body: dict[str, Any]) -> web.Response:
     return web.Response(body=json.dumps(body).encode(), content_type=_JSON)
 
 
-async def _json_content(request: web.Request) -> bytes:
+async def _read_json_body(request: web.Request) -> bytes:
     _check_json(request)
-    return await _content(request)
+    return await _read_body(request)
 
 
 def _check_json(request: web.Request, *, unnamed: bool = False) -> None:
@@ -259,50 +265,50 @@ def _check_json(request: web.Request, *, unnamed: bool = False) -> None:
     Triton's own client says nothing where all tensors are JSON. A page in a browser can send such a request too, but
     not without its browser saying where it comes from.
     """
-    if unnamed and not any(name in request.headers for name in _SAY_WHAT_OR_WHENCE):
+    if unnamed and not any(name in request.headers for name in _BROWSER_HEADERS):
         return
     if request.content_type != _JSON:
-        raise Refusal(WRONG_TYPE, "send JSON, with Content-Type: application/json")
+        raise HttpError(UNSUPPORTED_MEDIA_TYPE, "send JSON, with Content-Type: application/json")
 
 
-async def _content(request: web.Request) -> bytes:
+async def _read_body(request: web.Request) -> bytes:
     try:
-        async with asyncio.timeout(READ_S):
+        async with asyncio.timeout(READ_TIMEOUT_S):
             return await request.read()
     except TimeoutError:
-        raise Refusal(TOO_SLOW, f"the body did not come within {READ_S:g} s") from None
+        raise HttpError(REQUEST_TIMEOUT, f"the body did not come within {READ_TIMEOUT_S:g} s") from None
 
 
-def _json_bytes(request: web.Request) -> int | None:
+def _parse_json_length(request: web.Request) -> int | None:
     """How many bytes of the body are JSON, where the rest is tensors; None where all of it is."""
     given = request.headers.get(HEADER_LENGTH)
     if given is None:
         return None
     if not given.isascii() or not given.isdigit() or len(given) > 9:
-        raise bad(f"{HEADER_LENGTH} must be how many bytes of the body are JSON, and not {given!r}")
+        raise bad_request(f"{HEADER_LENGTH} must be how many bytes of the body are JSON, and not {given!r}")
     return int(given)
 
 
-def _row(request: web.Request) -> int:
+def _parse_row(request: web.Request) -> int:
     """The prediction that feedback is about."""
     given = request.match_info["id"]
     if not (given.isascii() and given.isdigit() and len(given) <= MAX_ID_DIGITS):
-        raise Refusal(
+        raise HttpError(
             NOT_FOUND,
             f"{given[:40]!r} is no id of a prediction: give one of the `ids` that came with the answer",
         )
     return int(given)
 
 
-def _asked_for(request: web.Request) -> tuple[str, str | None]:
+def _parse_model_path(request: web.Request) -> tuple[str, str | None]:
     """The model in the path, and its version where one is named."""
     version = request.match_info.get("version")
     if version is not None and not version.isdigit():
-        raise Refusal(NOT_FOUND, f"{version!r} is no version: versions are numbers")
+        raise HttpError(NOT_FOUND, f"{version!r} is no version: versions are numbers")
     return request.match_info["model"], version
 
 
-async def _to_its_end(work: Coroutine[Any, Any, None]) -> None:
+async def _run_uncancelled(work: Coroutine[Any, Any, None]) -> None:
     """Do *work* whole, also when cancelled meanwhile: asyncio loses a socket that it was about to listen on."""
     doing = asyncio.ensure_future(work)
     try:

@@ -16,46 +16,52 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, TypeAlias
 
-from fedbus.agents.inference.engine import Engine, Make, Pair, Role, Served
-from fedbus.agents.inference.offline_evaluation import Trial, Trials
+from fedbus.agents.inference.engine import (
+    ComparisonRole,
+    InferenceEngine,
+    LoadedModel,
+    MakePredictor,
+    ModelPair,
+)
+from fedbus.agents.inference.offline_evaluation import EvaluationResult, OfflineEvaluation
 from fedbus.contracts.identifiers import ClientId
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.serving import (
-    Beside,
     ModelCanaried,
     ModelCommitted,
+    ModelComparison,
     ModelPrepared,
-    ModelReturned,
+    ModelRejected,
+    ModelRolledBack,
     ModelShadowed,
-    ModelTurnedDown,
 )
 from fedbus.contracts.task.serving import ServingTable
-from fedbus.domain.prediction_comparison import shift
-from fedbus.domain.serving_gates import Verdict, of_canary, of_shadow, of_watch
+from fedbus.domain.prediction_comparison import prediction_psi
+from fedbus.domain.serving_gates import GateVerdict, judge_canary, judge_shadow, judge_watch
 from fedbus.learning.predictor import ModelRefused
 
-LOOK_S: Final = 0.05
+JUDGE_INTERVAL_S: Final = 0.05
 """Figures are not looked at more often than this."""
 
-Judge: TypeAlias = Callable[[Beside, float, ServingTable], Verdict | None]
+Judge: TypeAlias = Callable[[ModelComparison, float, ServingTable], GateVerdict | None]
 
 
 @dataclass(frozen=True)
-class Judged:
+class ComparisonOutcome:
     """What a pair of models came to."""
 
-    verdict: Verdict
-    beside: Beside
+    verdict: GateVerdict
+    beside: ModelComparison
 
 
-class Phases:
+class ModelSwap:
     """One client's way of taking up models in one task, as its *table* wants it."""
 
     def __init__(
         self,
-        engine: Engine,
-        trials: Trials,
+        engine: InferenceEngine,
+        trials: OfflineEvaluation,
         table: ServingTable,
         say: Callable[[Message], None],
         *,
@@ -69,12 +75,12 @@ class Phases:
         self._task = task
         self._client = client
 
-    async def first(self, ref: ModelRef, make: Make) -> None:
+    async def first(self, ref: ModelRef, make: MakePredictor) -> None:
         """Serve a model where nothing serves yet. Raises ModelRefused."""
         self._engine.serve(await self._prepared(ref, make))
         self._say(ModelCommitted(task=self._task, client=self._client, model=ref))
 
-    async def update(self, ref: ModelRef, make: Make) -> Pair:
+    async def update(self, ref: ModelRef, make: MakePredictor) -> ModelPair:
         """Let a model take the place of the one that serves, which stands behind it. Raises ModelRefused."""
         served = await self._prepared(ref, make)
         if self._table.shadow_samples:
@@ -83,22 +89,22 @@ class Phases:
             await self._canaried(served)
         return await self._committed(served)
 
-    async def watched(self, pair: Pair) -> bool:
+    async def watched(self, pair: ModelPair) -> bool:
         """Whether the new model of *pair* may stay, once that is known; else the old one serves again."""
         try:
-            judged = await self._judged(pair, of_watch, self._table.watch_s)
+            judged = await self._judged(pair, judge_watch, self._table.watch_s)
         finally:
             self._engine.part(pair)
         if judged.verdict.passed:
             return True
         self._engine.serve(pair.old)
         self._say(
-            ModelReturned(
+            ModelRolledBack(
                 task=self._task,
                 client=self._client,
                 model=pair.old.ref,
                 returned_from=pair.new.ref,
-                reason=_with_cause(judged.verdict.reason, pair),
+                reason=_append_cause(judged.verdict.reason, pair),
                 beside=judged.beside,
             )
         )
@@ -106,12 +112,12 @@ class Phases:
 
     # --- prepare -----------------------------------------------------------------------------
 
-    async def _prepared(self, ref: ModelRef, make: Make) -> Served:
+    async def _prepared(self, ref: ModelRef, make: MakePredictor) -> LoadedModel:
         began, old = time.monotonic(), self._engine.serving
         try:
             served = await self._engine.made(ref, make, self._trials.probe)
             load_s = time.monotonic() - began
-            trial: Trial = await self._engine.beside(
+            trial: EvaluationResult = await self._engine.beside(
                 lambda: self._trials.of(served, old, self._engine.in_turn)
             )
         except ModelRefused as error:
@@ -138,9 +144,9 @@ class Phases:
 
     # --- beside the old one --------------------------------------------------------------------
 
-    async def _shadowed(self, served: Served) -> None:
-        pair = self._engine.compare(served, Role.SHADOW)
-        judged = await self._passed(pair, "shadow", of_shadow, self._table.shadow_s)
+    async def _shadowed(self, served: LoadedModel) -> None:
+        pair = self._engine.compare(served, ComparisonRole.SHADOW)
+        judged = await self._passed(pair, "shadow", judge_shadow, self._table.shadow_s)
         self._say(
             ModelShadowed(
                 task=self._task,
@@ -152,10 +158,10 @@ class Phases:
             )
         )
 
-    async def _canaried(self, served: Served) -> None:
+    async def _canaried(self, served: LoadedModel) -> None:
         share = self._table.canary_share
-        pair = self._engine.compare(served, Role.CANARY, share=share)
-        judged = await self._passed(pair, "canary", of_canary, self._table.canary_s)
+        pair = self._engine.compare(served, ComparisonRole.CANARY, share=share)
+        judged = await self._passed(pair, "canary", judge_canary, self._table.canary_s)
         self._say(
             ModelCanaried(
                 task=self._task,
@@ -168,19 +174,19 @@ class Phases:
             )
         )
 
-    async def _passed(self, pair: Pair, step: str, judge: Judge, longest_s: float) -> Judged:
+    async def _passed(self, pair: ModelPair, step: str, judge: Judge, longest_s: float) -> ComparisonOutcome:
         """What *pair* came to, where the new one may go on. Raises ModelRefused."""
         try:
             judged = await self._judged(pair, judge, longest_s)
         finally:
             self._engine.part(pair)
         if not judged.verdict.passed:
-            reason = _with_cause(judged.verdict.reason, pair)
+            reason = _append_cause(judged.verdict.reason, pair)
             self._turn_down(pair.new.ref, step, reason, beside=judged.beside)
             raise ModelRefused(reason)
         return judged
 
-    async def _judged(self, pair: Pair, judge: Judge, longest_s: float) -> Judged:
+    async def _judged(self, pair: ModelPair, judge: Judge, longest_s: float) -> ComparisonOutcome:
         """Look whenever there is something new, until there is a verdict: when time is up there is one."""
         while True:
             pair.moved.clear()
@@ -189,19 +195,19 @@ class Phases:
                 beside = await self._with_answers(pair)
             verdict = judge(beside, pair.seconds, self._table)
             if verdict is not None:
-                return Judged(verdict, await self._with_answers(pair))
-            await _moved(pair, longest_s - pair.seconds)
+                return ComparisonOutcome(verdict, await self._with_answers(pair))
+            await _wait_for_change(pair, longest_s - pair.seconds)
 
-    async def _with_answers(self, pair: Pair) -> Beside:
+    async def _with_answers(self, pair: ModelPair) -> ModelComparison:
         """The figures, with how far the answers are distributed otherwise."""
         old, new = list(pair.old.answers), list(pair.new.answers)
-        psi = await asyncio.to_thread(shift, old, new, at_least=self._table.min_answers)
+        psi = await asyncio.to_thread(prediction_psi, old, new, at_least=self._table.min_answers)
         return pair.figures().model_copy(update={"answer_psi": psi})
 
     # --- commit ----------------------------------------------------------------------------------
 
-    async def _committed(self, served: Served) -> Pair:
-        pair = self._engine.compare(served, Role.WATCH)
+    async def _committed(self, served: LoadedModel) -> ModelPair:
+        pair = self._engine.compare(served, ComparisonRole.WATCH)
         old, began = pair.old, time.monotonic()
         left = old.waiting
         await old.idle.wait()
@@ -223,12 +229,12 @@ class Phases:
         step: str,
         reason: str,
         *,
-        trial: Trial | None = None,
-        beside: Beside | None = None,
+        trial: EvaluationResult | None = None,
+        beside: ModelComparison | None = None,
     ) -> None:
         serving = self._engine.current
         self._say(
-            ModelTurnedDown(
+            ModelRejected(
                 task=self._task,
                 client=self._client,
                 model=ref,
@@ -242,15 +248,15 @@ class Phases:
         )
 
 
-async def _moved(pair: Pair, within_s: float) -> None:
+async def _wait_for_change(pair: ModelPair, within_s: float) -> None:
     """Wait until there is something new to judge, or the time is up."""
     try:
         async with asyncio.timeout(max(0.0, within_s)):
             await pair.moved.wait()
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(JUDGE_INTERVAL_S)
     except TimeoutError:
         return
 
 
-def _with_cause(reason: str, pair: Pair) -> str:
+def _append_cause(reason: str, pair: ModelPair) -> str:
     return f"{reason}; the last time: {pair.reason}" if pair.errors and pair.reason else reason

@@ -7,10 +7,10 @@ size, and that happens before the queue. So room is taken before the body is rea
 from collections.abc import Iterator
 from contextlib import contextmanager
 
-from fedbus.agents.inference.plain_json import TOO_MANY, Refusal
+from fedbus.agents.inference.plain_json import TOO_MANY_REQUESTS, HttpError
 
 
-class InHand:
+class RequestMemoryLimit:
     """Room for bodies of *most_bytes* in all."""
 
     def __init__(self, most_bytes: int) -> None:
@@ -25,7 +25,7 @@ class InHand:
     def room_for(self, size_bytes: int) -> Iterator[None]:
         """Room for a body, as long as the block runs. Raises Refusal where there is none just now."""
         if self._bytes + size_bytes > self._most_bytes:
-            raise Refusal(TOO_MANY, "too many large requests are in hand already", retry_after_s=1)
+            raise HttpError(TOO_MANY_REQUESTS, "too many large requests are in hand already", retry_after_s=1)
         self._bytes += size_bytes
         try:
             yield

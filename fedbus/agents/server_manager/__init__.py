@@ -1,1 +1,1 @@
-"""The server manager: owns the lifecycle of one task's server, its code and its champion model."""
+"""The server manager: opens runs, decides which model and which code the clients of a task have."""

@@ -1,99 +1,171 @@
-"""The server manager: owns the server lifecycle of one task.
+"""The server manager agent: performs what `ServerMachine` decides for one task.
 
-It takes in clients for a run, has the Flower server train it, makes a version of what came
-out, and tells the clients. It alone moves the server; whatever comes is handled one at a
-time, so a decision is never interrupted half-way.
+Every message, request, timer and result is an event. One event at a time is handled: its effects are performed
+before the next one is decided on. An event that the machine does not accept yet waits in its own task, and so in
+its own trace; a message is acknowledged after it was handled. Jobs run in tasks of their own, and their results are
+events.
 
-    scheduler –open_run→ recruiting –quorum_reached→ training –run_finished→ publishing → waiting
-
-It runs no code of the task and holds no weights: the Flower server does the first, the model
-repository and the blobs the second. Which code is whose stands in `rollouts`, which model is served
-and why in `versions` and `promotions`, what becomes of it where the repository fails in `keeping`; all decide in the
-manager's turn.
+The agent runs no code of the task and holds no weights: the flower-server agent does the first, the model store and
+the blobs the second.
 """
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import suppress
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
+from functools import partial
+from itertools import count
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Final, assert_never
 
 import structlog
 
 from fedbus import __version__
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers, handle_each, until
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.server_manager.code_rollout import Rollouts
-from fedbus.agents.server_manager.code_watcher import CodeFollowing
-from fedbus.agents.server_manager.flower_server_client import FlowerAsked
-from fedbus.agents.server_manager.model_availability import Keeping
-from fedbus.agents.server_manager.model_promotion import Promotions
-from fedbus.agents.server_manager.model_versions import Served, Versions, waiting_for
-from fedbus.agents.server_manager.run_metrics import round_measured, run_measured
+from fedbus.agents.common.asyncio_tools import (
+    Timers,
+    backoff_s,
+    handle_each,
+    request_until_answered,
+    run_until,
+)
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.server_manager import training_run
+from fedbus.agents.server_manager.code_watcher import CodeWatcher, read_fleet
+from fedbus.agents.server_manager.effects import (
+    BuildFirstModel,
+    BuildLineage,
+    CancelCandidateRunRequest,
+    CancelTimer,
+    CheckFit,
+    CheckFitAtStartup,
+    CheckPromotion,
+    CheckStore,
+    Effect,
+    FindFlowerServer,
+    FinishStartup,
+    Job,
+    Log,
+    MoveCode,
+    MoveServer,
+    OfferModel,
+    PromoteVersion,
+    PruneCode,
+    Publish,
+    PublishVersion,
+    Query,
+    ReadDeclined,
+    ReadFleet,
+    ReadJoined,
+    RecordRound,
+    RecordRun,
+    Reply,
+    ReportFlowerServer,
+    RequestCandidateRun,
+    RetireVersions,
+    RetryLater,
+    StartFlowerServer,
+    StartTimer,
+    StopFlowerServer,
+)
+from fedbus.agents.server_manager.events import (
+    CancelRequested,
+    CandidateRunAnswered,
+    ChampionDetails,
+    CodeUnusable,
+    DeclinedRead,
+    Event,
+    FirstModelFailed,
+    FirstModelReady,
+    FitChecked,
+    FleetRead,
+    FlowerServerFound,
+    FlowerServerNotStarted,
+    FlowerServerStarted,
+    JoinedRead,
+    LineageBuilt,
+    LineageFailed,
+    LineageRequested,
+    ManagerStarted,
+    ModelOffered,
+    OfferFailed,
+    PromotionChecked,
+    PromotionRefused,
+    PromotionRequested,
+    PublishFailed,
+    RequestId,
+    RunRequested,
+    StartupFitChecked,
+    StoreChecked,
+    TimerFired,
+    TimerName,
+    VersionPromoted,
+    VersionPublished,
+    VersionsRetired,
+)
+from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
+from fedbus.agents.server_manager.machine import ServerMachine
+from fedbus.agents.server_manager.model_versions import ModelVersions, trouble_of, wait_for_store
+from fedbus.agents.server_manager.records import CodeRecord, ServerRecord
+from fedbus.agents.server_manager.run_metrics import record_round, record_run
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
-from fedbus.bus.lifecycles import Life, Lives
-from fedbus.contracts.catalogue import OF_A_CLIENT
-from fedbus.contracts.client import Declined, Joined
-from fedbus.contracts.code import CodeReady, CodeRefused
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.catalogue import CLIENT_CONSUMERS
+from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
+from fedbus.contracts.client import ClientDeclined, ClientJoined
+from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeReady, CodeRefused, CodeState
 from fedbus.contracts.identifiers import client_id
-from fedbus.contracts.message import Body, Message, Refused
-from fedbus.contracts.model import Artifact, Manifest, ModelRef
+from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.run import StartRun
 from fedbus.contracts.server import (
     SERVER,
-    BeginTraining,
     CancelRun,
     Enroll,
     Enrolled,
     GetServerInfo,
     HealthCheck,
-    HealthStatus,
-    ModelPublished,
     OpenRun,
-    RoundFinished,
-    RunCancelled,
-    RunFailed,
-    RunFinished,
-    RunOpened,
+    ServerChanges,
     ServerClosed,
-    ServerFacts,
-    ServerInfo,
-    ServerLost,
-    ServerStarted,
+    ServerData,
+    ServerEvent,
     ServerState,
-    StartServer,
-    StoreTrouble,
-    UpdateReady,
 )
-from fedbus.contracts.subjects import RESERVED
+from fedbus.contracts.situations import ServerPublishing
+from fedbus.contracts.subjects import RESERVED_OWNERS
 from fedbus.contracts.task.task import Task
-from fedbus.domain.code_rollout import Trial
-from fedbus.domain.model_promotion import Verdict
-from fedbus.domain.run_outcome import nothing_taken
-from fedbus.domain.run_participation import who_came
-from fedbus.domain.run_recovery import GiveUp, after_server_lost
-from fedbus.stores.code.open import CodeRepository, FixedCode
+from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, DirectoryCodeRepository
 from fedbus.stores.errors import StoreError
 from fedbus.stores.models.open import ModelStore
-from fedbus.stores.models.signing import Signer
+from fedbus.stores.models.signing import ModelSigner
 
-PUBLISH_S = 120.0
-"""How long a finished run's model may wait for the model repository before it is given up."""
-HINDERED_S = 60.0
-"""How long after a run that a store or a missing agent hindered a candidate is tried once more."""
-RECRUITING = "recruiting expires"
-FITTING = "see whether the code fits the served model"
-RUN_FAILED = frozenset({"recruiting_expired", "run_failed", "version_refused"})
-Outcome = Literal["finished", "failed", "cancelled"]
+NEW_CODE: Final = "new code"
+"""The trigger of a run that tries a candidate."""
+CANDIDATE_RUN_TIMEOUT_S: Final = 60.0
 
 log = structlog.get_logger("fedbus.server_manager")
 
 
-@told_step_by_step
+@log_method_calls
 class ServerManager:
-    """The server of one task. *models* is where versions are kept."""
+    """The server of one task.
+
+    Args:
+        bus: The bus, as the server manager.
+        task: The task, at the version that the server is started with.
+        models: The store of its model versions.
+        code: The repository of its code; left out: the directory of *task*, which does not change.
+        signer: Signs new model versions.
+
+    """
+
+    _server: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
+    _code: LifecycleHandle[CodeState, CodeEvent, CodeData, CodeChanges]
+    _timers: Timers
+    _machine: ServerMachine
+    _watcher: CodeWatcher
 
     def __init__(
         self,
@@ -102,559 +174,385 @@ class ServerManager:
         models: ModelStore,
         *,
         code: CodeRepository | None = None,
-        signer: Signer | None = None,
+        signer: ModelSigner | None = None,
     ) -> None:
         self._bus = bus
+        self._task = task
         self._id = task.id
-        self._turn = asyncio.Lock()
-        self._flower = FlowerAsked(bus, task.id)
-        self._versions = Versions(bus, task.id, models, signer)
-        code = code or FixedCode(Path(task.path))
-        self._rollouts = Rollouts(bus, code, task, self, self._turn)
-        self._following = CodeFollowing(bus, code, self._rollouts, self)
-        self._promotions = Promotions(self, self._versions)
-        self._joined: dict[str, None] = {}
-        self._life: Life[ServerState, ServerFacts]
-        self._timers: Timers
-        self._keeping: Keeping
+        self._repository = code or DirectoryCodeRepository(Path(task.path))
+        self._flower = FlowerServerClient(bus, task.id)
+        self._versions = ModelVersions(bus, task.id, models, signer)
+        self._decisions = asyncio.Condition()
+        """Held while one event is handled; notified when others may be accepted."""
+        self._request_ids = count(1)
+        self._replies: dict[RequestId, asyncio.Future[Body]] = {}
         self.ready = asyncio.Event()
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Be the server until *stop* is set. What is under way then is taken up by the next manager."""
-        await self._bus.make_streams()
+        """Manage the server until *stop* is set; the next manager continues from the log."""
+        await self._bus.create_streams()
         async with (
-            Lives.open(self._bus) as lives,
+            LifecycleStore.open(self._bus) as lives,
             Timers.running() as self._timers,
-            self._bus.listen("server-manager", task=self._id) as inbox,
+            self._bus.listen(AgentName.SERVER_MANAGER, task=self._id) as inbox,
         ):
-            self._life = await lives.of(SERVER, ServerFacts(task=self._id))
-            self._keeping = Keeping(self, self._versions, self._timers)
-            await self._rollouts.wake(lives, self._timers)
+            started = await self._load(lives)
             try:
-                async with self._bus.serve(self._answers, task=self._id, version=__version__):
-                    await until(stop, self._live(inbox))
+                async with self._bus.serve(self._handlers, task=self._id, version=__version__):
+                    await run_until(stop, self._live(started, inbox))
             finally:
                 self._versions.withdraw()
 
-    async def _live(self, inbox: AsyncIterator[Any]) -> None:
-        async with self._turn:
-            with tracing.going_on(await self._trace_to_go_on()):
-                await self._wake()
-        self.ready.set()
+    async def _live(self, started: ManagerStarted, inbox: AsyncIterator[Any]) -> None:
+        with tracing.use_trace(await self._trace_of_the_log()):
+            await self._decide(started)
+        await self.ready.wait()
         async with asyncio.TaskGroup() as group:
-            group.create_task(self._following.follow(), name="follow the code repository")
-            await handle_each(inbox, self._hear)
+            group.create_task(self._watcher.run(), name="follow the code repository")
+            await handle_each(inbox, self._decide)
 
-    # --- waking up ---------------------------------------------------------------------
+    # --- the start ----------------------------------------------------------------------------------
 
-    async def _trace_to_go_on(self) -> str:
-        """That of the run whose end is still to come, or to be told; what is only told again is of no run."""
-        told = await self._bus.said_last(ServerClosed, task=self._id)
-        is_over = self._life.state is ServerState.WAITING
-        if is_over and any(isinstance(one, ServerClosed) and one.run == self._facts.run for one in told):
-            return ""
-        return self._facts.traceparent
-
-    async def _wake(self) -> None:
-        """Go on from where the log says the server stands."""
-        if not self._life.born:
-            await self._life.bear("started")
-        found_waiting = self._life.state is ServerState.WAITING
-        event, reason = self._life.event, self._life.reason
-        match self._life.state:
-            case ServerState.MODEL_INIT:
-                await self._keeping.begin()
-            case ServerState.RECRUITING | ServerState.TRAINING:
-                await self._go_on_with_the_run()
-            case ServerState.PUBLISHING:
-                await self._publish()
-            case ServerState.WAITING:
-                pass
-        if self._facts.model is not None and self._keeping.on_offer is None:
-            await self._keeping.take_up()
-        if found_waiting and self._facts.run is not None:
-            await self._tell_the_end(event, reason)
-        if self.at_rest:
-            self._timers.after(FITTING, 0.0, self._tell_a_misfit)
-            await self._rollouts.at_rest()
-        await self._rollouts.tell()
-
-    async def _go_on_with_the_run(self) -> None:
-        """Count again who had joined. Whether the Flower server is there, we hear behind all that it said."""
-        assert self._facts.run is not None
-        self._joined = dict.fromkeys(self._facts.cohort)
-        for joined in await self._bus.said_last(Joined, task=self._id):
-            if isinstance(joined, Joined) and joined.run == self._facts.run:
-                await self._client_joined(joined)
-        if self._life.state is ServerState.RECRUITING:
-            assert self._facts.recruit_until is not None
-            self._timers.at(RECRUITING, self._facts.recruit_until, self._recruiting_expired)
-        await self._flower.is_up(self._facts.run, say_so=True)
-
-    async def _tell_the_end(self, event: str, reason: str) -> None:
-        """Of the last run, whose end we may not have come to tell. Who knows it already is not disturbed.
-
-        *event*, *reason*: what had last happened when we woke.
-        """
-        outcomes: dict[str, Outcome] = {
-            "version_published": "finished",
-            "candidate_kept": "finished",
-            "run_cancelled": "cancelled",
-        }
-        if event == "version_published" and self._keeping.on_offer is not None:
-            await self.tell_the_version()
-        if (outcome := outcomes.get(event)) or event in RUN_FAILED:
-            await self._close(outcome or "failed", reason, new_model=event != "candidate_kept")
-
-    async def first_version(self) -> Served:
-        """Have the first model of all built and crowned; raises StoreError, RequestRefused."""
-        return await self._first_version(self._rollouts.task)
-
-    async def begin_with(self, served: Served) -> None:
-        """There is a model now: from here on runs may come."""
-        version = self._rollouts.task.code_version
-        await self.serve("model_ready", served, code_version=version, trouble=None)
-
-    async def settle(self) -> None:
-        """All is well again: what has waited for that begins."""
-        if self.at_rest:
-            await self._rollouts.at_rest()
-
-    async def _first_version(self, task: Task, *, new_lineage: bool = False) -> Served:
-        """Have a first model built and make it the champion."""
-        artifact = await self._flower.first_model(task.code_version)
-        manifest = await self._versions.publish_first(
-            artifact, code_version=task.code_version, new_lineage=new_lineage
+    async def _load(self, lives: LifecycleStore) -> ManagerStarted:
+        """Read both lifecycles, and the code that they name."""
+        own = self._task.code_version
+        self._server = await lives.of(SERVER, ServerData(task=self._id))
+        facts = CodeData(task=self._id, code_version=own, source=self._repository.source)
+        self._code = await lives.of(CODE, facts)
+        server, code = self._server, self._code
+        if not server.born:
+            await server.create()
+        if not code.born:
+            await code.create()
+        self._machine = ServerMachine(
+            self._task,
+            ServerRecord(server.state, server.facts, server.event or SERVER.creation, server.reason),
+            CodeRecord(code.state, code.facts, code.event or CODE.creation, code.reason),
         )
-        return await self._versions.crown(manifest.version, f"the first model of lineage {manifest.lineage}")
-
-    # --- what is served ------------------------------------------------------------------
-
-    async def serve(self, event: str, served: Served, **facts: Any) -> None:
-        """Move by *event*: from here on *served* is the champion."""
-        manifest = served.manifest
-        await self._life.move(
-            event, model=manifest.ref, seal=manifest.seal, term=served.champion.term, **facts
+        self._watcher = CodeWatcher(
+            self._bus, self._repository, self._flower, self._machine, decide=self._decide, ask=self._ask
+        )
+        version = code.facts.code_version
+        deployed = self._task if version == own else await self._load_task(version)
+        if code.state is CodeState.STEADY or not isinstance(deployed, Task):
+            return ManagerStarted(deployed)
+        candidate = await self._load_task(code.facts.candidate)
+        answers = [
+            *await self._bus.last_per_sender(CodeReady, task=self._id),
+            *await self._bus.last_per_sender(CodeRefused, task=self._id),
+        ]
+        return ManagerStarted(
+            deployed, candidate, tuple(one for one in answers if isinstance(one, CodeReady | CodeRefused))
         )
 
-    async def serve_instead(self, event: str, served: Served, reason: str, **facts: Any) -> None:
-        """The same, and every client hears of it: the turn is ours."""
-        await self.serve(event, served, reason=reason, **facts)
-        await self._keeping.give_out(reason)
+    async def _load_task(self, version: str) -> Task | CodeUnusable:
+        """The task at *version*, however long the repository is unavailable."""
+        attempt = 0
+        while True:
+            try:
+                return await self._repository.task_at(version)
+            except CodeRejected as error:
+                return CodeUnusable(str(error))
+            except CodeUnavailable as error:
+                if attempt == 0:
+                    log.warning("Code repository unavailable; retrying", reason=str(error))
+                await asyncio.sleep(backoff_s(attempt))
+                attempt += 1
 
-    async def begin_lineage(self, task: Task, reason: str) -> None:
-        """Build a first model anew and serve it; raises StoreError and RequestRefused."""
-        served = await self._first_version(task, new_lineage=True)
-        await self.serve_instead("lineage_started", served, reason, code_version=task.code_version)
-
-    async def begin_lineage_by_hand(self, reason: str) -> None:
-        """The same, of the code that everybody has."""
-        await self.begin_lineage(self._rollouts.task, reason)
-
-    async def check_fits(self, model: Artifact) -> str:
-        """Where *model* is not what everybody's code makes, in words; empty where it is. Raises RequestRefused."""
-        return await self._flower.differs(model, self._rollouts.task.code_version)
-
-    def note_fit(self, code_version: str, model: ModelRef) -> None:
-        """It was found out by the check that came before the code was rolled out."""
-        self._flower.note_fit(code_version, model)
-
-    async def _misfit(self, task: Task) -> str:
-        """Why the code of *task* cannot train from the champion; empty where it can. Raises StoreError."""
-        model = self._facts.model
-        assert model is not None
-        if await self._versions.code_of(model) == task.code_version:
+    async def _trace_of_the_log(self) -> str:
+        """The trace of the run that is under way, or whose end is not published yet; empty for none."""
+        facts = self._server.facts
+        closed = await self._bus.last_per_sender(ServerClosed, task=self._id)
+        is_over = self._server.state is ServerState.WAITING
+        if is_over and any(isinstance(one, ServerClosed) and one.run == facts.run for one in closed):
             return ""
+        return facts.traceparent
+
+    # --- events -------------------------------------------------------------------------------------
+
+    async def _decide(self, event: Event) -> None:
+        """Have the machine handle *event*, as soon as it accepts it, and perform the effects."""
+        async with self._decisions:
+            await self._decisions.wait_for(lambda: self._machine.accepts(event))
+            events = [event]
+            while events:
+                for effect in self._machine.handle(events.pop(0), datetime.now(UTC)):
+                    result = await self._perform(effect)
+                    events += [result] if result is not None else []
+            self._decisions.notify_all()
+
+    async def _ask(self, request: Callable[[RequestId], Event]) -> Body:
+        """Have the machine handle a request, and wait for its reply."""
+        request_id = RequestId(next(self._request_ids))
+        reply: asyncio.Future[Body] = asyncio.get_running_loop().create_future()
+        self._replies[request_id] = reply
         try:
-            differs = await self._flower.differs(model, task.code_version)
-        except RequestRefused as error:  # the run itself will meet what is wrong, and say it
-            log.warning("whether the code fits the served model was not found out", reason=str(error))
-            return ""
-        return differs and (
-            f"version {model.version}, which is served, does not fit the task's code: {differs}; go back to code that "
-            "fits, or begin anew with this one: fedbus model init --new-lineage"
-        )
-
-    async def _tell_a_misfit(self) -> None:
-        """The code may have changed while we were away: whoever reads the log need not wait for the next run."""
-        with suppress(StoreError):
-            if misfit := await self._misfit(self._rollouts.task):
-                log.warning("runs will be refused", reason=misfit)
-
-    # --- what is asked -----------------------------------------------------------------
+            await self._decide(request(request_id))
+            return await reply
+        except Exception as error:  # nats-py would only log it: a half-performed decision ends the agent
+            self._timers.after("failed decision", 0.0, partial(_raise, error))
+            raise
+        finally:
+            del self._replies[request_id]
 
     @property
-    def _answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+    def _handlers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
         return {
             HealthCheck: self._health,
             GetServerInfo: self._info,
             Enroll: self._enroll,
             OpenRun: self._open_run,
-            CancelRun: self._cancel_run,
-            **self._promotions.answers,
-            **self._following.answers,
+            CancelRun: lambda request: self._ask(lambda request_id: CancelRequested(request_id, request)),
+            PromoteModel: lambda request: self._ask(
+                lambda request_id: PromotionRequested(request_id, request)
+            ),
+            RollBackModel: lambda request: self._ask(
+                lambda request_id: PromotionRequested(request_id, request)
+            ),
+            StartLineage: lambda request: self._ask(lambda request_id: LineageRequested(request_id, request)),
+            **self._watcher.handlers,
         }
 
     async def _health(self, _: HealthCheck) -> Body:
-        return HealthStatus(state=self._life.state, open_run=self._invitation())
+        return self._machine.health(datetime.now(UTC))
 
     async def _info(self, _: GetServerInfo) -> Body:
-        if (blob := self._keeping.on_offer) is None:
-            what = "has no model yet" if self._facts.model is None else "has no model to give out now"
-            why = self._keeping.trouble or f"its server is {self._life.state}"
-            return Refused(reason=f"task {self._id} {what}: {why}")
-        return ServerInfo(
-            code_version=self._rollouts.facts.code_version,
-            model=self._facts.model,
-            blob=blob,
-            term=self._facts.term,
-            seal=self._facts.seal,
-            code=self._rollouts.facts.plan,
-        )
-
-    async def _enroll(self, request: Enroll) -> Body:
-        if request.client in RESERVED:
-            return Refused(
-                reason=f"a client cannot be called {request.client!r}: on the bus that name stands for others"
-            )
-        client = client_id(request.client)
-        names = [await self._bus.enroll(agent, task=self._id, client=client) for agent in OF_A_CLIENT]
-        return Enrolled(consumers=tuple(names))
+        return self._machine.info()
 
     async def _open_run(self, request: OpenRun) -> Body:
-        if self._keeping.trouble and request.run != self._facts.run:
-            return Refused(reason=self._keeping.trouble)  # at once: the turn may be long in coming
-        async with self._turn:
-            if request.run == self._facts.run:  # asked for again by who did not hear our answer
-                assert self._facts.recruit_until is not None
-                return RunOpened(recruit_until=self._facts.recruit_until)
-            if self._life.state is not ServerState.WAITING:
-                return Refused(
-                    reason=f"the server of {self._id} is {self._life.state} with {self._facts.run}"
-                )
-            return await self._recruit(request)
+        traceparent = tracing.current_traceparent()
+        return await self._ask(lambda request_id: RunRequested(request_id, request, traceparent))
 
-    async def _cancel_run(self, request: CancelRun) -> Body:
-        async with self._turn:
-            if request.run != self._facts.run or not self._life.allows("run_cancelled"):
-                return Refused(reason=f"{request.run} is not under way: the server is {self._life.state}")
-            await self._flower.stop(request.run)
-            await self._end_run("run_cancelled", "cancelled", request.reason)
-            return RunCancelled()
+    async def _enroll(self, request: Enroll) -> Body:
+        if request.client in RESERVED_OWNERS:
+            return Refused(
+                reason=f"a client cannot be called {request.client!r}: that name is reserved in NATS subjects"
+            )
+        client = client_id(request.client)
+        names = [
+            await self._bus.create_client_consumer(agent, task=self._id, client=client)
+            for agent in CLIENT_CONSUMERS
+        ]
+        return Enrolled(consumers=tuple(names))
 
-    async def _recruit(self, request: OpenRun) -> Body:
-        task, plan = self._rollouts.for_a_run(request)
+    # --- effects ------------------------------------------------------------------------------------
+
+    async def _perform(self, effect: Effect) -> Event | None:  # noqa: PLR0912 - one line an effect
+        """Perform *effect*; the result of a query."""
+        match effect:
+            case MoveServer(event=event, changes=changes, reason=reason, deadline=deadline):
+                await self._server.transition(event, changes, reason=reason, deadline=deadline)
+            case MoveCode(event=event, changes=changes, reason=reason):
+                await self._code.transition(event, changes, reason=reason)
+            case Publish(message=message):
+                await self._bus.publish(message)
+            case Reply(id=id, body=body):
+                if (reply := self._replies.get(id)) is not None and not reply.done():
+                    reply.set_result(body)
+            case StartTimer(timer=timer, delay_s=delay_s):
+                self._start_timer(timer, delay_s)
+            case RetryLater(timer=timer, attempt=attempt):
+                self._start_timer(timer, backoff_s(attempt))
+            case CancelTimer(timer=timer):
+                self._timers.cancel(timer)
+            case CancelCandidateRunRequest():
+                self._timers.cancel(RequestCandidateRun.__name__)
+            case StopFlowerServer(run=run):
+                await self._flower.stop(run)
+            case RecordRound(result=result):
+                record_round(self._id, result)
+            case RecordRun(outcome=outcome):
+                record_run(self._id, outcome)
+            case Log(level=level, event=text, data=data):
+                getattr(log, level)(text, **data)
+            case FinishStartup():
+                self.ready.set()
+            case ReadJoined() | ReadDeclined() | ReadFleet() | OfferModel() | PromoteVersion():
+                return await self._query(effect)
+            case _:
+                self._start_job(effect)
+        return None
+
+    def _start_timer(self, timer: TimerName, delay_s: float) -> None:
+        self._timers.after(timer, delay_s, partial(self._decide, TimerFired(timer)))
+
+    async def _query(self, query: Query) -> Event:
+        match query:
+            case ReadJoined():
+                found = await self._bus.last_per_sender(ClientJoined, task=self._id)
+                return JoinedRead(tuple(one for one in found if isinstance(one, ClientJoined)))
+            case ReadDeclined(run=run):
+                found = await self._bus.last_per_sender(ClientDeclined, task=self._id)
+                declined = [one for one in found if isinstance(one, ClientDeclined) and one.run == run]
+                return DeclinedRead({one.client: one.reason for one in declined})
+            case ReadFleet():
+                return FleetRead(await read_fleet(self._bus, self._id))
+            case OfferModel(model=model, receivers=receivers):
+                return await self._offer(model, receivers)
+            case PromoteVersion(version=version, reason=reason):
+                try:
+                    return VersionPromoted(await self._versions.promote(version, reason, new_term=True))
+                except StoreError as error:
+                    return PromotionRefused(str(error))
+            case _:
+                assert_never(query)
+
+    async def _offer(self, model: ModelRef, receivers: int) -> Event:
         try:
-            hindrance = await self._misfit(task)
+            return ModelOffered(model, await self._versions.offer(model, receivers=receivers))
         except StoreError as error:
-            hindrance = str(error)
-        if hindrance:
-            return Refused(reason=hindrance)
-        expires = datetime.now(UTC) + timedelta(seconds=plan.recruit_s)
-        self._joined.clear()
-        await self._life.move(
-            "run_requested",
-            deadline=expires,
-            run=request.run,
-            plan=plan,
-            code_version=task.code_version,
-            base=self._facts.model,
-            candidate=None,
-            recruit_until=expires,
-            cohort=(),
-            round=0,
-            trainings=0,
-            failures=0,
-            last=None,
-            checkpoint=None,
-            recoveries=0,
-            missing=0,
-            traceparent=tracing.here(),
-        )
-        assert self._facts.model is not None
-        if (refusal := await self._start_server(self._facts.model, first_round=1)) is not None:
-            await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.blameless)
-            return refusal
-        self._timers.at(RECRUITING, expires, self._recruiting_expired)
-        return RunOpened(recruit_until=expires)
+            return OfferFailed(str(error), trouble_of(error))
 
-    async def _start_server(self, artifact: Artifact, *, first_round: int) -> Refused | None:
-        """Have the run's Flower server started; why not, where it was not."""
-        assert self._facts.run is not None
-        assert self._facts.plan is not None
-        start = StartServer(
-            task=self._id,
-            run=self._facts.run,
-            plan=self._facts.plan,
-            artifact=Artifact.model_validate(artifact.model_dump()),
-            first_round=first_round,
-            code_version=self._facts.code_version,
-        )
-        return await self._flower.start(start)
+    # --- jobs ---------------------------------------------------------------------------------------
 
-    # --- what is heard -----------------------------------------------------------------
+    def _start_job(self, job: Job) -> None:
+        """Do *job* in a task of its own; one of the same kind that is under way is cancelled."""
+        self._timers.after(type(job).__name__, 0.0, partial(self._do, job))
 
-    async def _hear(self, message: Message) -> None:
-        """One event. Of a run that is not ours any more there is nothing to be done."""
-        async with self._turn:
-            if isinstance(message, CodeReady | CodeRefused):
-                await self._rollouts.hear(message)
-                return
-            if getattr(message, "run", None) != self._facts.run:
-                return
-            match message:
-                case ServerStarted():
-                    await self._server_started()
-                case Joined():
-                    await self._client_joined(message)
-                case RoundFinished():
-                    await self._round_finished(message)
-                case RunFinished():
-                    await self._run_finished(message)
-                case RunFailed() if self._life.allows("run_failed"):
-                    await self._end_run("run_failed", "failed", message.reason)
-                case ServerLost() if self._invitation() is not None:
-                    await self._server_lost(message.reason)
-                case _:
-                    log.debug("too late", word=message.word, state=str(self._life.state))
+    async def _do(self, job: Job) -> None:
+        if (result := await self._result_of(job)) is not None:
+            await self._decide(result)
 
-    async def _server_started(self) -> None:
-        if self._life.state is ServerState.TRAINING:
-            await self._life.move("server_recovered", cohort=self._everyone())
-            await self._begin_training()
-        elif (invitation := self._invitation()) is not None:
-            await self._bus.publish(invitation)
-
-    async def _client_joined(self, message: Joined) -> None:
-        if message.code_version != self._facts.code_version:
-            log.warning(
-                "a client with other code may not join", client=message.client, code=message.code_version
-            )
-            return
-        self._joined[message.client] = None
-        plan = self._facts.plan
-        if plan and self._life.state is ServerState.RECRUITING and len(self._joined) >= plan.quorum:
-            self._timers.cancel(RECRUITING)
-            await self._life.move("quorum_reached", cohort=tuple(self._joined))
-            await self._begin_training()
-
-    async def _begin_training(self) -> None:
-        assert self._facts.run is not None
-        await self._bus.publish(BeginTraining(task=self._id, run=self._facts.run, cohort=self._facts.cohort))
-
-    async def _recruiting_expired(self) -> None:
-        async with self._turn:
-            if self._life.state is not ServerState.RECRUITING:
-                return
-            assert self._facts.run is not None
-            assert self._facts.plan is not None
-            there, wanted = list(self._joined), self._facts.plan.quorum
-            reason = who_came(there, wanted, await self._declined())
-            await self._flower.stop(self._facts.run)
-            await self._end_run("recruiting_expired", "failed", reason, missing=wanted - len(there))
-
-    async def _declined(self) -> dict[str, str]:
-        """Who said that it does not take part in this run, and why."""
-        said = await self._bus.said_last(Declined, task=self._id)
-        return {
-            one.client: one.reason
-            for one in said
-            if isinstance(one, Declined) and one.run == self._facts.run and one.client not in self._joined
-        }
-
-    async def _round_finished(self, message: RoundFinished) -> None:
-        if self._life.state is ServerState.TRAINING:
-            checkpoint = message.checkpoint or self._facts.checkpoint
-            failed = len(message.result.failures)
-            await self._life.move(
-                "round_finished",
-                round=message.round,
-                trainings=self._facts.trainings + len(message.result.participants) + failed,
-                failures=self._facts.failures + failed,
-                last=message.result,
-                checkpoint=checkpoint,
-                cohort=self._everyone(),
-            )
-            round_measured(self._id, message.result)
-
-    def _everyone(self) -> tuple[str, ...]:
-        """Who began the run, and who has joined it since."""
-        return tuple(dict.fromkeys((*self._facts.cohort, *self._joined)))
-
-    async def _server_lost(self, reason: str) -> None:
-        """So it was said. It may be up again by now: when we and its agent come back, both look for it."""
-        assert self._facts.run is not None
-        if await self._flower.is_up(self._facts.run):
-            return
-        if self._life.state is ServerState.TRAINING:
-            await self._recover(reason)
-        else:
-            await self._end_run("run_failed", "failed", f"{reason}, while the server was recruiting")
-
-    async def _recover(self, reason: str) -> None:
-        """The Flower server is gone: start another from the last round that was kept, or give the run up."""
-        match after_server_lost(self._facts, reason):
-            case GiveUp(reason=why):
-                await self._end_run("run_failed", "failed", why)
-            case resume:
-                await self._life.move("server_lost", reason=reason, recoveries=self._facts.recoveries + 1)
-                refusal = await self._start_server(resume.artifact, first_round=resume.first_round)
+    async def _result_of(self, job: Job) -> Event | None:  # noqa: PLR0911, PLR0912 - one line a job
+        match job:
+            case BuildFirstModel(code_version=code_version):
+                return await self._build_first_model(code_version)
+            case CheckStore(model=model, term=term):
+                return await self._check_store(model, term)
+            case CheckFit(code_version=code_version, model=model):
+                return await self._check_fit(code_version, model)
+            case CheckFitAtStartup(code_version=code_version, model=model):
+                fit = await self._check_fit(code_version, model)
+                return StartupFitChecked(fit.difference, model) if fit.difference else None
+            case StartFlowerServer(request=request):
+                refusal = await self._flower.start(request)
                 if refusal is not None:
-                    await self._end_run("run_failed", "failed", refusal.reason, hindered=refusal.blameless)
+                    return FlowerServerNotStarted(request.run, refusal)
+                return FlowerServerStarted(request.run)
+            case FindFlowerServer(run=run, reason=reason):
+                return FlowerServerFound(run, await self._flower.is_running(run), reason)
+            case ReportFlowerServer(run=run):
+                await self._flower.is_running(run, report_loss=True)
+                return None
+            case PublishVersion(run=run, task=task):
+                return await self._publish_version(run, task)
+            case CheckPromotion():
+                return await self._check_promotion(job)
+            case BuildLineage(code_version=code_version):
+                return await self._build_lineage(code_version)
+            case RetireVersions(keep=keep, spare=spare):
+                await self._versions.retire(spare, keep)
+                return VersionsRetired()
+            case RequestCandidateRun():
+                return await self._request_candidate_run()
+            case PruneCode():
+                await self._watcher.prune()
+                return None
+            case _:
+                assert_never(job)
 
-    # --- the end of a run ----------------------------------------------------------------
-
-    async def _run_finished(self, message: RunFinished) -> None:
-        if self._life.state is ServerState.TRAINING:
-            if why := nothing_taken(self._facts):
-                await self._end_run("run_failed", "failed", why)
-                return
-            deadline = datetime.now(UTC) + timedelta(seconds=PUBLISH_S)
-            await self._life.move(
-                "run_finished", deadline=deadline, checkpoint=message.artifact, round=message.rounds
-            )
-            await self._publish()
-
-    async def _publish(self) -> None:
-        """Make a version of the run's model, and have it served everywhere if it is good enough."""
-        task = await self._rollouts.at(self._facts.code_version)
+    async def _build_first_model(self, code_version: str) -> Event:
         try:
-            async with asyncio.timeout(PUBLISH_S):
-                manifest, verdict, served = await waiting_for(lambda: self._versioned(task))
+            served = await self._versions.load_first() or await self._first_version(code_version)
+        except StoreError as error:
+            return FirstModelFailed(str(error), trouble_of(error))
+        except RequestRefused as error:
+            return FirstModelFailed(str(error), None)
+        return FirstModelReady(served, code_version)
+
+    async def _build_lineage(self, code_version: str) -> Event:
+        try:
+            served = await self._first_version(code_version, new_lineage=True)
+        except (StoreError, RequestRefused) as error:
+            return LineageFailed(str(error))
+        return LineageBuilt(served, code_version)
+
+    async def _first_version(self, code_version: str, *, new_lineage: bool = False) -> ChampionDetails:
+        """Build a first model and promote it; raises StoreError and RequestRefused."""
+        artifact = await self._flower.build_first_model(code_version)
+        manifest = await self._versions.publish_first(
+            artifact, code_version=code_version, new_lineage=new_lineage
+        )
+        return await self._versions.promote(
+            manifest.version, f"the first model of lineage {manifest.lineage}"
+        )
+
+    async def _check_store(self, model: ModelRef, term: int) -> Event:
+        """Look for the champion's weights whatever else is wrong: a copy may be on this machine."""
+        served: ChampionDetails | None = None
+        has_file = False
+        errors: list[StoreError] = []
+        try:
+            served = await self._versions.load_known(model, term)
+        except StoreError as error:
+            errors.append(error)
+        champion = served.manifest if served is not None and served.champion.term > term else model
+        try:
+            await self._versions.local_path(champion)
+            has_file = True
+        except StoreError as error:
+            errors.append(error)
+        if not errors:
+            return StoreChecked(model, served, has_file)
+        return StoreChecked(model, served, has_file, str(errors[0]), trouble_of(errors[0]))
+
+    async def _check_fit(self, code_version: str, model: ModelRef) -> FitChecked:
+        """A refused check is only logged: the run itself would meet the same fault, and report it."""
+        try:
+            if await self._versions.read_code_version(model) == code_version:
+                return FitChecked()
+            return FitChecked(await self._flower.architecture_difference(model, code_version))
+        except StoreError as error:
+            return FitChecked(store_error=str(error))
+        except RequestRefused as error:
+            log.warning("Cannot check whether the code fits the champion", reason=str(error))
+            return FitChecked()
+
+    async def _publish_version(self, run: ServerPublishing, task: Task | None) -> Event:
+        loaded = task or await self._load_task(run.code_version)
+        if isinstance(loaded, CodeUnusable):
+            return PublishFailed(loaded.reason)
+        publish = partial(self._publish, loaded, run)
+        try:
+            async with asyncio.timeout(training_run.PUBLISH_S):
+                return await wait_for_store(publish)
         except (TimeoutError, StoreError) as error:
-            reason = str(error) or f"the model repository did not take the version within {PUBLISH_S:g} s"
-            await self._end_run("version_refused", "failed", reason, hindered=True)
-            return
-        if served is not None:
-            await self.serve("version_published", served, reason=verdict.reason, candidate=manifest.ref)
-            await self._keeping.give_out()
-            await self._close("finished")
-        else:
-            reason = f"version {manifest.version} is kept back: {verdict.reason}"
-            await self._end_run("candidate_kept", "finished", reason, candidate=manifest.ref)
-        await self._versions.retire(self._facts, task.table.keep_models)
-        kept_back = "" if verdict.promote or not verdict.judged else verdict.reason
-        await self._after_the_run(kept_back=kept_back, unjudged=not verdict.judged)
-
-    async def _versioned(self, task: Task) -> tuple[Manifest, Verdict, Served | None]:
-        """The run's version, what the gate says of it, and, where that is a yes, the new champion. Twice is fine."""
-        manifest = await self._versions.publish(self._facts)
-        verdict = await self._versions.verdict(task.table, manifest, self._facts)
-        served = await self._versions.crown(manifest.version, verdict.reason) if verdict.promote else None
-        return manifest, verdict, served
-
-    async def _after_the_run(self, *, failed: str = "", kept_back: str = "", unjudged: bool = False) -> None:
-        """The run is over: its code is judged by it, and what waited for its end begins."""
-        facts = self._facts
-        trial = Trial(failed, facts.trainings, facts.failures, kept_back, unjudged)
-        await self._rollouts.judge(facts.code_version, trial)
-        await self._rollouts.at_rest()
-
-    async def tell_the_version(self, reason: str = "") -> None:
-        assert self._facts.model is not None
-        blob = self._keeping.on_offer
-        assert blob is not None
-        await self._bus.publish(
-            ModelPublished(
-                task=self._id,
-                model=self._facts.model,
-                blob=blob,
-                run=self._facts.run,
-                term=self._facts.term,
-                seal=self._facts.seal,
-                reason=reason,
+            limit = (
+                f"the model repository did not take the version in time (limit {training_run.PUBLISH_S:g} s)"
             )
-        )
+            return PublishFailed(str(error) or limit)
 
-    async def _end_run(
-        self, event: str, outcome: Outcome, reason: str, *, hindered: bool = False, **facts: Any
-    ) -> None:
-        """The run came to nothing. *hindered*: by what says nothing of its code, and passes."""
-        self._timers.cancel(RECRUITING)
-        await self._life.move(event, reason=reason, **facts)
-        await self._close(outcome, reason, new_model=event != "candidate_kept")
-        if hindered:
-            await self._rollouts.at_rest(pause_s=HINDERED_S)
-        elif outcome == "failed":
-            await self._after_the_run(failed=reason)
-        elif outcome == "cancelled":  # which says nothing of its code
-            await self._rollouts.at_rest()
+    async def _publish(self, task: Task, run: ServerPublishing) -> VersionPublished:
+        """Publish, judge and promote the result of *run*; a repetition changes nothing."""
+        manifest = await self._versions.publish(run)
+        verdict = await self._versions.judge(task.table, manifest, run)
+        served = await self._versions.promote(manifest.version, verdict.reason) if verdict.promote else None
+        return VersionPublished(manifest, verdict, served, task.table.keep_models)
 
-    async def _close(self, outcome: Outcome, reason: str = "", *, new_model: bool = True) -> None:
-        """Say that the run is over: its trainers give their memory back."""
-        assert self._facts.run is not None
-        await self._bus.publish(
-            ServerClosed(
-                task=self._id,
-                run=self._facts.run,
-                outcome=outcome,
-                rounds=self._facts.round,
-                reason=reason,
-                new_model=new_model,
-            )
-        )
-        run_measured(self._id, outcome)
+    async def _check_promotion(self, job: CheckPromotion) -> Event:
+        try:
+            version = job.version or await self._versions.previous_champion()
+            manifest = await self._versions.read_manifest(version)
+            if manifest.architecture != job.champion.architecture:
+                difference = await self._flower.architecture_difference(manifest, job.code_version)
+                if difference:
+                    return PromotionRefused(
+                        f"version {version} does not fit the code that is in use: {difference}"
+                    )
+            await self._versions.local_path(manifest)
+        except (StoreError, RequestRefused) as error:
+            return PromotionRefused(str(error))
+        return PromotionChecked(version)
 
-    # --- what is so ------------------------------------------------------------------------
+    async def _request_candidate_run(self) -> Event:
+        """Ask the scheduler for a run; it asks for that run to be opened before it answers."""
+        request = StartRun(task=self._id, trigger=NEW_CODE)
+        try:
+            await request_until_answered(self._bus, request, timeout_s=CANDIDATE_RUN_TIMEOUT_S)
+        except RequestRefused as error:
+            return CandidateRunAnswered(str(error))
+        return CandidateRunAnswered()
 
-    @property
-    def _facts(self) -> ServerFacts:
-        return self._life.facts
 
-    @property
-    def turn(self) -> asyncio.Lock:
-        """Held while something is decided."""
-        return self._turn
-
-    @property
-    def term(self) -> int:
-        return self._facts.term
-
-    @property
-    def trouble(self) -> StoreTrouble | None:
-        """What is wrong with the model repository, as the log has it."""
-        return self._facts.trouble
-
-    @property
-    def receivers(self) -> int:
-        """How many clients may ask for the model at once."""
-        return len(self._facts.cohort)
-
-    async def move(self, event: str, reason: str = "", **facts: Any) -> None:
-        """Tell that *event* has happened to the server."""
-        await self._life.move(event, reason=reason, **facts)
-
-    def allows(self, event: str) -> bool:
-        """Whether the server can move by *event* now."""
-        return self._life.allows(event)
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether no run is under way, and there is a model."""
-        return self._life.state is ServerState.WAITING
-
-    @property
-    def champion(self) -> ModelRef | None:
-        return self._facts.model
-
-    def _invitation(self) -> UpdateReady | None:
-        """The run that takes in clients now: who is late may still join a run in training."""
-        facts = self._facts
-        if self._life.state not in (ServerState.RECRUITING, ServerState.TRAINING):
-            return None
-        assert facts.run is not None
-        assert facts.plan is not None
-        assert facts.recruit_until is not None
-        in_training = self._life.state is ServerState.TRAINING
-        until_when = (
-            datetime.now(UTC) + timedelta(seconds=facts.plan.round_s) if in_training else facts.recruit_until
-        )
-        return UpdateReady(
-            task=self._id,
-            run=facts.run,
-            plan=facts.plan,
-            recruit_until=until_when,
-            code_version=facts.code_version,
-            model=facts.model,
-            traceparent=facts.traceparent,
-        )
+async def _raise(error: Exception) -> None:
+    raise error

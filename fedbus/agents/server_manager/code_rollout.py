@@ -1,476 +1,479 @@
-"""A rollout of new code: tried by part of the clients, judged by a run, taken by everybody or sent back.
+"""Decides how a code version is rolled out: some clients try it, a run judges it, then it spreads or is reverted.
 
     proposed → code_found → the cohort is ready → a run → judged → the next stage …
         → rollout_finished, or → rollout_reverted
 
-It owns the `code` lifecycle and is part of the server manager, which lends it its turn: what is
-decided here is never interrupted half-way, and no run begins meanwhile. How versions are found and
-checked before they are proposed stands in `code_following`.
+Pure: every method returns the effects that the agent performs. `code_watcher` finds and checks versions before
+they are proposed.
 """
 
-import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Final, Protocol
+from dataclasses import dataclass, field
+from typing import Final, TypeAlias
 
-import structlog
-
-from fedbus.agents.common.asyncio_tools import Timers, ask_until_answered, backoff
-from fedbus.bus.bus import Bus
-from fedbus.bus.errors import RequestRefused
-from fedbus.bus.lifecycles import Life, Lives
-from fedbus.contracts.client import ClientFacts, ClientState
+from fedbus.agents.server_manager.effects import (
+    BuildLineage,
+    CancelCandidateRunRequest,
+    CancelTimer,
+    Effect,
+    Log,
+    PruneCode,
+    Publish,
+    ReadFleet,
+    RequestCandidateRun,
+    RetryLater,
+    StartTimer,
+)
+from fedbus.agents.server_manager.events import (
+    CodeMessage,
+    CodeUnusable,
+    ManagerStarted,
+    ProposedVersion,
+    TimerName,
+)
+from fedbus.agents.server_manager.records import CodeRecord
 from fedbus.contracts.code import (
-    CODE,
-    CodeFacts,
+    CodeChanges,
+    CodeData,
+    CodeEvent,
     CodePublished,
     CodeReady,
     CodeRefused,
     CodeState,
 )
-from fedbus.contracts.model import ModelRef
-from fedbus.contracts.run import RunPlan, StartRun
+from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import OpenRun
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import (
-    Trial,
-    all_answered,
-    cohort_of,
-    members,
-    refusal_of,
-    told,
-    unanswered,
-    verdict,
-    without_clients,
+    TrialResult,
+    cohort_members,
+    describe_stage,
+    describe_unanswered_stage,
+    have_all_answered,
+    rejection_reason,
+    revert_reason,
+    stage_cohort,
 )
-from fedbus.domain.run_participation import short
-from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable
-from fedbus.stores.errors import StoreError
+from fedbus.domain.run_participation import short_version
 
 VERSIONS_REMEMBERED: Final = 20
-WORKTREES_KEPT: Final = 3
-NEW_CODE: Final = "new code"
-AFTER_THE_RUN: Final = "it is rolled out when the run that is under way has ended"
-STAGE: Final = "the stage begins without the others"
-TRY: Final = "try the candidate"
-
-log = structlog.get_logger("fedbus.rollouts")
-
-
-class TheServer(Protocol):
-    """What the server manager does for a rollout."""
-
-    @property
-    def at_rest(self) -> bool:
-        """Whether no run is under way, so that code may change."""
-
-    @property
-    def champion(self) -> ModelRef | None:
-        """The model that is served."""
-
-    async def begin_lineage(self, task: Task, reason: str) -> None:
-        """Have a first model of *task* built, and serve it; raises StoreError and RequestRefused."""
-
-    def note_fit(self, code_version: str, model: ModelRef) -> None:
-        """This code has passed its check beside *model*: its runs need not be asked for that again."""
+CHECKOUTS_KEPT: Final = 3
+AFTER_THE_RUN: Final = "the rollout starts when the current run has ended"
+REASON_CHARS: Final = 500
+"""The longest reason for which a version is rejected."""
 
 
 @dataclass(frozen=True)
-class Proposed:
-    """A version that may be rolled out as soon as no run is under way."""
+class _Begin:
+    """The first stage of *proposal* waits for the labels of the clients."""
+
+    proposal: ProposedVersion
+
+
+@dataclass(frozen=True)
+class _Continue:
+    """The next stage of *rollout* waits for the labels of the clients."""
+
+    rollout: "_Rollout"
+
+
+_StageStart: TypeAlias = _Begin | _Continue
+
+
+@dataclass
+class _Rollout:
+    """A rollout that is under way."""
 
     task: Task
-    stages: tuple[str, ...]
-    new_lineage: bool = False
-    leaving: str = ""
-    """Why what is in use is left for it, and not to be taken again; empty where it is not left."""
+    """The candidate."""
+    ready: dict[str, None] = field(default_factory=dict)
+    """The clients that have it, in order of their answers."""
+    refused: dict[str, str] = field(default_factory=dict)
+    """Reasons by client."""
 
 
-class Rollouts:
-    """The code versions of one task. *first* is what the server was started with."""
+class CodeRollout:
+    """The code versions of one task.
 
-    def __init__(
-        self, bus: Bus, code: CodeRepository, first: Task, server: TheServer, turn: asyncio.Lock
-    ) -> None:
-        self._bus = bus
-        self._code = code
-        self._task = first
-        self._server = server
-        self._turn = turn
-        self._candidate: Task | None = None
-        self._proposed: Proposed | None = None
-        self._ready: dict[str, None] = {}
-        self._refused: dict[str, str] = {}
+    Args:
+        first: The version that the server was started with.
+        record: The code lifecycle.
+
+    """
+
+    def __init__(self, first: Task, record: CodeRecord) -> None:
+        self._record = record
+        self._deployed = first
+        self._rollout: _Rollout | None = None
+        self._proposal: ProposedVersion | None = None
         self._attempt = 0
-        self.considering = asyncio.Lock()
-        """Held while one version is considered, and while old ones are removed, which it must not be."""
-        self._life: Life[CodeState, CodeFacts]
-        self._timers: Timers
+        """How often the scheduler refused a run of the candidate."""
+        self._stage_start: _StageStart | None = None
+
+    # --- state --------------------------------------------------------------------------------------
 
     @property
-    def task(self) -> Task:
-        """The task as everybody has it, outside a rollout's cohort."""
-        return self._task
+    def data(self) -> CodeData:
+        return self._record.data
 
     @property
-    def facts(self) -> CodeFacts:
-        return self._life.facts
+    def deployed(self) -> Task:
+        """The task as every client outside a rollout's cohort has it."""
+        return self._deployed
 
     @property
-    def stages(self) -> tuple[str, ...]:
-        """Of the rollout that is under way, or will be in a moment."""
-        return self._proposed.stages if self._proposed else self.facts.stages
+    def is_rolling(self) -> bool:
+        return self._rollout is not None
 
     @property
-    def _rolling(self) -> bool:
-        return self._life.state is CodeState.ROLLING
+    def is_reading_fleet(self) -> bool:
+        """True while a stage waits for the labels of the clients."""
+        return self._stage_start is not None
 
-    # --- waking up ---------------------------------------------------------------------------
+    @property
+    def builds_lineage(self) -> bool:
+        """True where the candidate is tried by a first model of its own, and not by a run."""
+        return self.is_rolling and self.data.new_lineage
 
-    async def wake(self, lives: Lives, timers: Timers) -> None:
-        """Go on from where the log says the code stands."""
-        self._timers = timers
-        facts = CodeFacts(task=self._task.id, code_version=self._task.code_version, source=self._code.source)
-        self._life = await lives.of(CODE, facts)
-        if not self._life.born:
-            await self._life.bear("started")
-        elif self.facts.code_version != self._task.code_version:
-            await self._take_up_the_version()
-        if self._rolling:
-            await self._take_up_the_rollout()
-
-    async def _take_up_the_version(self) -> None:
-        """What the server was started with is not what the log has: the log is right, if its code can be had."""
-        try:
-            self._task = await self._had(self.facts.code_version)
-        except CodeRejected as error:
-            reason = f"{short(self.facts.code_version)} is not to be had any more: {error}"
-            if self._rolling:
-                await self._move("rollout_reverted", reason=reason, candidate="", clients=(), ready=())
-            await self._move("code_read", reason=reason, code_version=self._task.code_version)
-
-    async def _take_up_the_rollout(self) -> None:
-        try:
-            self._candidate = await self._had(self.facts.candidate)
-        except CodeRejected as error:
-            await self._revert(str(error))
-            return
-        for message in [
-            *await self._bus.said_last(CodeReady, task=self._task.id),
-            *await self._bus.said_last(CodeRefused, task=self._task.id),
-        ]:
-            self._note(message)
-        self._wait_for_the_stage()
-        if self.facts.ready:
-            self._go_on()
-
-    async def _had(self, version: str) -> Task:
-        """The task at *version*, however long the repository is away; raises CodeRejected."""
-        attempt = 0
-        while True:
-            try:
-                return await self._code.task_at(version)
-            except CodeUnavailable as error:
-                if attempt == 0:
-                    log.warning("the code repository is away", reason=str(error))
-                await asyncio.sleep(backoff(attempt))
-                attempt += 1
-
-    # --- what comes to it ------------------------------------------------------------------------
+    @property
+    def versions_in_use(self) -> tuple[str, ...]:
+        """The versions whose files must be kept."""
+        proposed = (self._proposal.task.code_version,) if self._proposal else ()
+        return (
+            self.data.code_version,
+            self.data.candidate,
+            *proposed,
+            *self.data.previous[:CHECKOUTS_KEPT],
+        )
 
     def is_known(self, version: str) -> bool:
-        """Whether something was made of it already: it is in use, on its way, or rejected."""
-        proposed = self._proposed.task.code_version if self._proposed else ""
-        return version in (self.facts.code_version, self.facts.candidate, proposed, *self.facts.rejected)
+        """True where *version* is deployed, rolled out, proposed or rejected."""
+        proposed = self._proposal.task.code_version if self._proposal else ""
+        return version in (self.data.code_version, self.data.candidate, proposed, *self.data.rejected)
+
+    def outcome_of(self, proposal: ProposedVersion) -> str:
+        """Describe what became of *proposal*, for people."""
+        return AFTER_THE_RUN if proposal is self._proposal else describe_stage(self.data)
 
     def waits_for_run_end(self, version: str) -> bool:
-        """Whether the rollout of *version* begins when the run that is under way has ended."""
-        return self._proposed is not None and self._proposed.task.code_version == version
+        """True where the rollout of *version* starts when the current run has ended."""
+        return self._proposal is not None and self._proposal.task.code_version == version
 
-    async def nobody_in(self, stages: Sequence[str]) -> str | None:
-        """Which of the *stages* is for labels that no client has, in words; None where each has somebody."""
-        return without_clients(stages, await self._fleet())
+    def task_for_run(self, request: OpenRun) -> tuple[Task, RunPlan]:
+        """The task that a run trains now, and its plan; the quorum is at most the size of the cohort."""
+        rollout = self._rollout
+        if rollout is None or not rollout.ready or self.data.new_lineage:
+            return self._deployed, _plan(request, self._deployed)
+        plan = _plan(request, rollout.task)
+        return rollout.task, plan.model_copy(update={"quorum": min(plan.quorum, len(rollout.ready))})
 
-    async def propose(self, proposed: Proposed) -> str:
-        """Roll it out as soon as no run is under way; what comes of it, in words."""
-        async with self._turn:
-            self._proposed = proposed
-            if not self._server.at_rest:
-                return AFTER_THE_RUN
-            await self.at_rest()
-            return told(self.facts)
+    def task_at(self, version: str) -> Task | None:
+        """The task at *version*; None where that is neither deployed nor rolled out."""
+        if self._rollout is not None and self._rollout.task.code_version == version:
+            return self._rollout.task
+        return self._deployed if self._deployed.code_version == version else None
 
-    async def reject(self, version: str, reason: str, *, not_signed: bool = False) -> str:
-        """Remember that *version* is not to be taken, and say why. *not_signed*: the signers may come to be others."""
-        async with self._turn:
-            rejected = self._with(version, reason)
-            if rejected[version] != self.facts.rejected.get(version):
-                log.warning("new code is rejected", code=version, reason=reason)
-                others = (one for one in self.facts.not_signed if one in rejected and one != version)
-                await self._move(
-                    "code_rejected",
-                    reason=f"{short(version)}: {reason}",
-                    rejected=rejected,
-                    not_signed=(*others, version) if not_signed else tuple(others),
-                )
-        return f"rejected: {reason}"
+    # --- the start ----------------------------------------------------------------------------------
 
-    async def held_up(self, reason: str) -> None:
-        """New code cannot be looked for or checked now; said once for each reason."""
-        async with self._turn:
-            if reason != self.facts.held_up:
-                log.warning("new code cannot be looked for or checked", reason=reason)
-                await self._move("following_held_up", reason=reason, held_up=reason[:1000])
+    def restore(self, started: ManagerStarted) -> list[Effect]:
+        """Continue from the log. Where the code that it names cannot be loaded, the task's own is deployed."""
+        effects: list[Effect] = []
+        match started.deployed:
+            case Task() as task:
+                self._deployed = task
+            case CodeUnusable(reason=reason):
+                effects += self._deploy_own(reason)
+        if self._record.state is CodeState.STEADY:
+            return effects
+        match started.candidate:
+            case Task() as task:
+                self._rollout = rollout = _Rollout(task)
+                return effects + self._restore_rollout(rollout, started.answers)
+            case CodeUnusable(reason=reason):
+                return effects + self._revert(reason)
+            case None:
+                return effects + self._revert("the candidate was not loaded")
 
-    async def resumed(self) -> None:
-        """It can be again."""
-        async with self._turn:
-            if self.facts.held_up:
-                await self._move("following_resumed", held_up="")
+    def _deploy_own(self, error: str) -> list[Effect]:
+        reason = f"{short_version(self.data.code_version)} is no longer available: {error}"
+        effects: list[Effect] = []
+        if self._record.state is CodeState.ROLLING:
+            changes = CodeChanges(candidate="", clients=(), ready=())
+            effects.append(self._record.move(CodeEvent.ROLLOUT_REVERTED, changes, reason=reason))
+        changes = CodeChanges(code_version=self._deployed.code_version)
+        return [*effects, self._record.move(CodeEvent.CODE_READ, changes, reason=reason)]
 
-    def _with(self, version: str, reason: str) -> dict[str, str]:
-        """What is rejected, and *version* too."""
-        return _newest({**_without(version, self.facts.rejected), version: reason[:500]})
+    def _restore_rollout(self, rollout: _Rollout, answers: Sequence[CodeMessage]) -> list[Effect]:
+        for answer in answers:
+            self._note(rollout, answer)
+        timer = _stage_timer(rollout)
+        return [timer, *self._try_candidate(rollout)] if self.data.ready else [timer]
 
-    async def end_by_hand(self, reason: str) -> bool:
-        """Bring everybody back from the rollout that is under way; False where there is none."""
-        async with self._turn:
-            if not self._rolling:
-                return False
-            await self._revert(reason)
-            return True
+    # --- versions -----------------------------------------------------------------------------------
 
-    # --- a rollout -----------------------------------------------------------------------------------------
+    def propose(self, proposal: ProposedVersion, *, is_idle: bool) -> list[Effect]:
+        """Roll *proposal* out as soon as no run is under way."""
+        self._proposal = proposal
+        return self.resume() if is_idle else []
 
-    async def at_rest(self, *, pause_s: float = 0.0) -> None:
-        """No run is under way, and the turn is ours: what was proposed begins, what waits for a run asks for it.
-
-        *pause_s*: how long the latter waits before.
-        """
-        if self._proposed is not None:
-            proposed, self._proposed = self._proposed, None
-            await self._begin(proposed)
-        elif self._rolling and self.facts.ready:
-            self._go_on(pause_s)
-
-    async def _begin(self, proposed: Proposed) -> None:
-        version = proposed.task.code_version
-        self._candidate, self._ready, self._refused = proposed.task, {}, {}
-        rejected = self._rejected_now(proposed)
-        await self._move(
-            "code_found",
-            reason=f"{short(version)}, stage by stage: {', '.join(proposed.stages)}",
-            candidate=version,
-            attempt=self.facts.attempt + 1,
-            stages=proposed.stages,
-            new_lineage=proposed.new_lineage,
-            rejected=rejected,
-            not_signed=tuple(one for one in self.facts.not_signed if one in rejected),
-            **await self._stage(0, proposed.stages, version),
+    def reject(self, version: str, reason: str, *, is_unsigned: bool) -> list[Effect]:
+        """Remember that *version* is not to be used. The same reason is published once."""
+        rejected = self._with_rejected(version, reason)
+        if rejected[version] == self.data.rejected.get(version):
+            return []
+        others = tuple(one for one in self.data.not_signed if one in rejected and one != version)
+        changes = CodeChanges(rejected=rejected, not_signed=(*others, version) if is_unsigned else others)
+        move = self._record.move(
+            CodeEvent.CODE_REJECTED, changes, reason=f"{short_version(version)}: {reason}"
         )
-        await self._ask_the_cohort()
+        return [Log("warning", "Code version rejected", {"code": version, "reason": reason}), move]
 
-    def _rejected_now(self, proposed: Proposed) -> dict[str, str]:
-        """What is rejected when *proposed* begins: not that one, but whatever is left for it."""
-        left = (self.facts.code_version, self.facts.candidate) if proposed.leaving else ()
-        why = dict.fromkeys(filter(None, left), proposed.leaving[:500])
-        return _newest(_without(proposed.task.code_version, {**self.facts.rejected, **why}))
+    def pause_following(self, reason: str) -> list[Effect]:
+        """The code cannot be followed now. The same reason is published once."""
+        if reason == self.data.held_up:
+            return []
+        changes = CodeChanges(held_up=reason[:1000])
+        move = self._record.move(CodeEvent.FOLLOWING_HELD_UP, changes, reason=reason)
+        return [Log("warning", "Cannot look for new code, or check it", {"reason": reason}), move]
 
-    async def _stage(self, number: int, stages: Sequence[str], version: str) -> dict[str, Any]:
-        """The facts of a stage: who is in it, and that nobody has answered yet."""
-        fleet = await self._fleet()
-        cohort = cohort_of(stages[number], fleet, version)
-        return {
-            "stage": number,
-            "cohort": cohort,
-            "clients": members(cohort, fleet, version),
+    def resume_following(self) -> list[Effect]:
+        """The code can be followed again."""
+        if not self.data.held_up:
+            return []
+        return [self._record.move(CodeEvent.FOLLOWING_RESUMED, CodeChanges(held_up=""))]
+
+    def revert(self, reason: str) -> list[Effect]:
+        """Bring every client back; no effects where there is no rollout."""
+        return self._revert(reason) if self.is_rolling else []
+
+    def _with_rejected(self, version: str, reason: str) -> dict[str, str]:
+        return _newest({**_without(version, self.data.rejected), version: reason[:REASON_CHARS]})
+
+    # --- stages -------------------------------------------------------------------------------------
+
+    def resume(self, *, pause_s: float = 0.0) -> list[Effect]:
+        """No run is under way: begin what was proposed, or try the candidate.
+
+        Args:
+            pause_s: How long to wait before the candidate is tried.
+
+        """
+        if self._stage_start is not None:
+            return []
+        if self._proposal is not None:
+            self._stage_start, self._proposal = _Begin(self._proposal), None
+            return [ReadFleet()]
+        if self._rollout is None or not self.data.ready:
+            return []
+        return self._try_candidate(self._rollout, pause_s)
+
+    def start_stage(self, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
+        """The labels of the clients are there: begin the stage that waits for them."""
+        start, self._stage_start = self._stage_start, None
+        match start:
+            case _Begin(proposal):
+                return self._begin(proposal, fleet)
+            case _Continue(rollout):
+                return self._begin_next_stage(rollout, fleet) + self.resume()
+            case None:
+                return []
+
+    def _begin(self, proposal: ProposedVersion, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
+        version = proposal.task.code_version
+        self._rollout = rollout = _Rollout(proposal.task)
+        rejected = self._rejected_when_begun(proposal)
+        changes = CodeChanges(
+            candidate=version,
+            attempt=self.data.attempt + 1,
+            stages=proposal.stages,
+            new_lineage=proposal.new_lineage,
+            rejected=rejected,
+            not_signed=tuple(one for one in self.data.not_signed if one in rejected),
+            **_stage(0, proposal.stages, version, fleet),
+        )
+        reason = f"{short_version(version)}, stage by stage: {', '.join(proposal.stages)}"
+        return [self._record.move(CodeEvent.CODE_FOUND, changes, reason=reason), *self._ask_cohort(rollout)]
+
+    def _rejected_when_begun(self, proposal: ProposedVersion) -> dict[str, str]:
+        """The rejected versions: without *proposal*, and with the versions that are abandoned for it."""
+        abandoned = (self.data.code_version, self.data.candidate) if proposal.revert_reason else ()
+        reasons = dict.fromkeys(filter(None, abandoned), proposal.revert_reason[:REASON_CHARS])
+        return _newest(_without(proposal.task.code_version, {**self.data.rejected, **reasons}))
+
+    def _begin_next_stage(self, rollout: _Rollout, fleet: Mapping[str, Mapping[str, str]]) -> list[Effect]:
+        passed = self.data.stages[self.data.stage]
+        changes = _stage(self.data.stage + 1, self.data.stages, self.data.candidate, fleet)
+        move = self._record.move(CodeEvent.STAGE_PASSED, changes, reason=f"{passed} passed")
+        return [move, *self._ask_cohort(rollout)]
+
+    def _ask_cohort(self, rollout: _Rollout) -> list[Effect]:
+        """Clients that were ready in the stage before are ready."""
+        return [*self.announce(), _stage_timer(rollout), *self._evaluate_answers(rollout)]
+
+    def announce(self) -> list[Effect]:
+        """Publish to every client which code it should have."""
+        plan = self.data.plan.model_dump(include=set(type(self.data.plan).model_fields))
+        return [Publish(CodePublished(task=self._deployed.id, **plan))]
+
+    # --- answers of clients -------------------------------------------------------------------------
+
+    def answer(self, message: CodeMessage) -> list[Effect]:
+        """A client has the candidate ready, or refuses it."""
+        if self._rollout is None:
+            return []
+        self._note(self._rollout, message)
+        return self._evaluate_answers(self._rollout)
+
+    def _note(self, rollout: _Rollout, message: CodeMessage) -> None:
+        if not self._is_of_this_rollout(message):
+            return
+        match message:
+            case CodeReady():
+                rollout.ready[message.client] = None
+                rollout.refused.pop(message.client, None)
+            case CodeRefused():
+                rollout.refused[message.client] = message.reason
+                rollout.ready.pop(message.client, None)
+
+    def _is_of_this_rollout(self, message: CodeMessage) -> bool:
+        """An older device does not name the attempt."""
+        return message.code_version == self.data.candidate and message.attempt in (None, self.data.attempt)
+
+    def _evaluate_answers(self, rollout: _Rollout) -> list[Effect]:
+        """Revert where too many refuse; go on where every client of the stage has answered."""
+        reason = rejection_reason(rollout.task.table.rollout, self.data, rollout.refused)
+        if reason is not None:
+            return self._revert(reason)
+        if self.data.ready or not have_all_answered(
+            self.data, frozenset(rollout.ready), frozenset(rollout.refused)
+        ):
+            return []
+        return self._finish_stage_wait(rollout, "")
+
+    def stage_deadline(self) -> list[Effect]:
+        """Not every client has answered in time: go on with those that have; without any, wait on."""
+        rollout = self._rollout
+        if rollout is None or self.data.ready:
+            return []
+        if rollout.ready:
+            silent = sorted(set(self.data.clients) - set(rollout.ready) - set(rollout.refused))
+            return self._finish_stage_wait(rollout, f"without {', '.join(silent[:10]) or 'other clients'}")
+        effects: list[Effect] = []
+        if (
+            self._record.event is not CodeEvent.STAGE_UNANSWERED
+        ):  # published once; a later answer still counts
+            effects.append(
+                self._record.move(CodeEvent.STAGE_UNANSWERED, reason=describe_unanswered_stage(self.data))
+            )
+        return [*effects, _stage_timer(rollout)]
+
+    def _finish_stage_wait(self, rollout: _Rollout, reason: str) -> list[Effect]:
+        changes = CodeChanges(ready=tuple(sorted(rollout.ready)), refused=dict(rollout.refused))
+        move = self._record.move(CodeEvent.STAGE_READY, changes, reason=reason)
+        return [CancelTimer(TimerName.STAGE), move, *self._try_candidate(rollout)]
+
+    # --- the trial ----------------------------------------------------------------------------------
+
+    def _try_candidate(self, rollout: _Rollout, pause_s: float = 0.0) -> list[Effect]:
+        """The clients have the candidate: have a run try it, or build its first model."""
+        if self.data.new_lineage or rollout.task.table.schedule.on_new_code:
+            return [CancelCandidateRunRequest(), StartTimer(TimerName.CANDIDATE, pause_s)]
+        return []
+
+    def candidate_due(self, *, is_idle: bool) -> list[Effect]:
+        """Try the candidate now. A first model waits for the end of a run; see `resume`."""
+        if self._rollout is None:
+            return []
+        if not self.data.new_lineage:
+            return [RequestCandidateRun()]
+        return [BuildLineage(self.data.candidate)] if is_idle else []
+
+    def candidate_run_answered(self, refusal: str, *, is_idle: bool) -> list[Effect]:
+        """The scheduler starts a run, or refuses it. While another run is under way, its end is waited for."""
+        if not refusal:
+            self._attempt = 0
+            return []
+        log = Log("info", "The run of the candidate waits", {"reason": refusal})
+        if not is_idle:
+            return [log]
+        self._attempt += 1
+        return [log, RetryLater(TimerName.CANDIDATE, self._attempt)]
+
+    def run_ended(self, version: str, trial: TrialResult) -> list[Effect]:
+        """Judge the candidate by a run of *version*, then begin what waits for the end of the run."""
+        rollout = self._rollout
+        if rollout is None or version != self.data.candidate:
+            return self.resume()
+        return self._judge(rollout, trial) + self.resume()
+
+    def _judge(self, rollout: _Rollout, trial: TrialResult) -> list[Effect]:
+        reason = revert_reason(rollout.task.table.rollout, trial)
+        if reason is not None:
+            return self._revert(reason)
+        if trial.unjudged:
+            data = {"code": self.data.candidate}
+            return [Log("info", "Candidate run was not evaluated; starting another trial run", data)]
+        if self.data.stage + 1 < len(self.data.stages):
+            self._stage_start = _Continue(rollout)
+            return [ReadFleet()]
+        return self.finish()
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def finish(self) -> list[Effect]:
+        """Every client is on the candidate from now on."""
+        if self._rollout is None:
+            return []
+        previous = tuple(dict.fromkeys((self.data.code_version, *self.data.previous)))[:VERSIONS_REMEMBERED]
+        self._deployed, self._rollout = self._rollout.task, None
+        changes = CodeChanges(code_version=self._deployed.code_version, previous=previous)
+        return self._end(CodeEvent.ROLLOUT_FINISHED, "", changes)
+
+    def _revert(self, reason: str) -> list[Effect]:
+        """The candidate is not tried again by itself."""
+        version, self._rollout = self.data.candidate, None
+        log = Log("warning", "Rollout reverted", {"code": version, "reason": reason})
+        rejected = CodeChanges(rejected=self._with_rejected(version, reason))
+        return [log, *self._end(CodeEvent.ROLLOUT_REVERTED, reason, rejected)]
+
+    def _end(self, event: CodeEvent, reason: str, changes: CodeChanges) -> list[Effect]:
+        version = short_version(self.data.candidate)
+        changes = {
+            **changes,
+            "candidate": "",
+            "stages": (),
+            "stage": 0,
+            "clients": (),
             "ready": (),
             "refused": {},
+            "new_lineage": False,
         }
-
-    async def _fleet(self) -> Mapping[str, Mapping[str, str]]:
-        """The labels of every client that has not been given up."""
-        found = await self._bus.states("client", f"*.{self._task.id}")
-        return {
-            one.facts.client: one.facts.labels
-            for one in found
-            if isinstance(one.facts, ClientFacts) and one.target != ClientState.TERMINATED
-        }
-
-    async def _ask_the_cohort(self) -> None:
-        await self.tell()
-        self._wait_for_the_stage()
-        await self._weigh()  # who was ready in the stage before is so still
-
-    def _wait_for_the_stage(self) -> None:
-        assert self._candidate is not None
-        self._timers.after(STAGE, self._candidate.table.rollout.wait_s, self._stage_waited)
-
-    async def tell(self) -> None:
-        """Tell all clients which code belongs where."""
-        plan = self.facts.plan.model_dump(include=set(type(self.facts.plan).model_fields))
-        await self._bus.publish(CodePublished(task=self._task.id, **plan))
-
-    async def hear(self, message: CodeReady | CodeRefused) -> None:
-        """A client has said yes or no; the turn is ours."""
-        self._note(message)
-        if self._rolling:
-            await self._weigh()
-
-    def _note(self, message: object) -> None:
-        match message:
-            case CodeReady() if self._is_of_this_rollout(message):
-                self._ready[message.client] = None
-                self._refused.pop(message.client, None)
-            case CodeRefused() if self._is_of_this_rollout(message):
-                self._refused[message.client] = message.reason
-                self._ready.pop(message.client, None)
-
-    def _is_of_this_rollout(self, message: CodeReady | CodeRefused) -> bool:
-        """An older device does not say of which it speaks."""
-        facts = self.facts
-        return message.code_version == facts.candidate and message.attempt in (None, facts.attempt)
-
-    async def _weigh(self) -> None:
-        """Whether too many refuse, or all have answered."""
-        assert self._candidate is not None
-        reason = refusal_of(self._candidate.table.rollout, self.facts, self._refused)
-        if reason is not None:
-            await self._revert(reason)
-        elif not self.facts.ready and all_answered(
-            self.facts, frozenset(self._ready), frozenset(self._refused)
-        ):
-            await self._stage_ready("")
-
-    async def _stage_waited(self) -> None:
-        """Not all have answered in time: go on with those that have; where there are none, wait on."""
-        async with self._turn:
-            if not self._rolling or self.facts.ready:
-                return
-            if self._ready:
-                silent = sorted(set(self.facts.clients) - set(self._ready) - set(self._refused))
-                await self._stage_ready(f"without {', '.join(silent[:10]) or 'anybody else'}")
-                return
-            if self._life.event != "stage_unanswered":  # once: who comes later is heard all the same
-                await self._move("stage_unanswered", reason=unanswered(self.facts))
-            self._wait_for_the_stage()
-
-    async def _stage_ready(self, reason: str) -> None:
-        self._timers.cancel(STAGE)
-        await self._move(
-            "stage_ready", reason=reason, ready=tuple(sorted(self._ready)), refused=dict(self._refused)
-        )
-        self._go_on()
-
-    def _go_on(self, pause_s: float = 0.0) -> None:
-        """The candidate is where it should be: have it tried, or its first model made."""
-        assert self._candidate is not None
-        if self.facts.new_lineage:
-            self._timers.after(TRY, pause_s, self._begin_lineage)
-        elif self._candidate.table.schedule.on_new_code:
-            self._timers.after(TRY, pause_s, self._ask_for_a_run)
-
-    async def _ask_for_a_run(self) -> None:
-        """Outside the turn: who starts the run will ask us to open it. A run under way is waited for: see `at_rest`."""
-        try:
-            await ask_until_answered(self._bus, StartRun(task=self._task.id, trigger=NEW_CODE), timeout_s=60)
-            self._attempt = 0
-        except RequestRefused as error:
-            log.info("the candidate's run waits", reason=str(error))
-            if self._server.at_rest:
-                self._attempt += 1
-                self._timers.after(TRY, backoff(self._attempt), self._ask_for_a_run)
-
-    async def _begin_lineage(self) -> None:
-        async with self._turn:
-            if not self._rolling or self._candidate is None:
-                return
-            try:
-                await self._server.begin_lineage(self._candidate, f"code {short(self.facts.candidate)}")
-            except (StoreError, RequestRefused) as error:
-                await self._revert(str(error))
-            else:
-                await self._finish()
-
-    # --- a run of the candidate ----------------------------------------------------------------------------------
-
-    def for_a_run(self, asked: OpenRun) -> tuple[Task, RunPlan]:
-        """The task that a run is to be made of now, and its plan: a cohort can bring no larger quorum than it is."""
-        if self._rolling and self._ready and self._candidate is not None and not self.facts.new_lineage:
-            plan = _plan(asked, self._candidate)
-            quorum = min(plan.quorum, len(self._ready))
-            return self._candidate, plan.model_copy(update={"quorum": quorum})
-        return self._task, _plan(asked, self._task)
-
-    async def at(self, version: str) -> Task:
-        """The task at a version that a run was opened with."""
-        known = {one.code_version: one for one in (self._task, self._candidate) if one is not None}
-        return known.get(version) or await self._had(version)
-
-    async def judge(self, version: str, trial: Trial) -> None:
-        """A run has ended and the turn is ours: where it was the candidate's, that goes on or back."""
-        if not self._rolling or version != self.facts.candidate:
-            return
-        assert self._candidate is not None
-        reason = verdict(self._candidate.table.rollout, trial)
-        if reason is not None:
-            await self._revert(reason)
-        elif trial.unjudged:
-            log.info("the candidate's run says nothing of its model: it is tried again", code=version)
-        elif self.facts.stage + 1 < len(self.facts.stages):
-            await self._next_stage()
-        else:
-            await self._finish()
-
-    async def _next_stage(self) -> None:
-        stage = await self._stage(self.facts.stage + 1, self.facts.stages, self.facts.candidate)
-        passed = self.facts.stages[self.facts.stage]
-        await self._move("stage_passed", reason=f"{passed} passed", **stage)
-        await self._ask_the_cohort()
-
-    async def _finish(self) -> None:
-        assert self._candidate is not None
-        before = tuple(dict.fromkeys((self.facts.code_version, *self.facts.previous)))[:VERSIONS_REMEMBERED]
-        self._task, self._candidate = self._candidate, None
-        await self._end("rollout_finished", "", code_version=self._task.code_version, previous=before)
-
-    async def _revert(self, reason: str) -> None:
-        """Bring everybody back. The candidate is not tried again unless somebody asks for it."""
-        log.warning("the rollout is reverted", code=self.facts.candidate, reason=reason)
-        self._candidate = None
-        await self._end("rollout_reverted", reason, rejected=self._with(self.facts.candidate, reason))
-
-    async def _end(self, event: str, reason: str, **facts: Any) -> None:
-        self._timers.cancel(STAGE)
-        self._timers.cancel(TRY)
-        said = f"{short(self.facts.candidate)}{f': {reason}' if reason else ''}"
-        await self._move(
-            event,
-            reason=said,
-            candidate="",
-            stages=(),
-            stage=0,
-            clients=(),
-            ready=(),
-            refused={},
-            new_lineage=False,
-            **facts,
-        )
-        await self.tell()
-        self._timers.after("old code is removed", 0, self._prune)
-
-    async def _prune(self) -> None:
-        async with self.considering:
-            waits = (self._proposed.task.code_version,) if self._proposed else ()
-            in_use = (self.facts.code_version, self.facts.candidate, *waits)
-            await self._code.prune((*in_use, *self.facts.previous[:WORKTREES_KEPT]))
-
-    async def _move(self, event: str, *, reason: str = "", **facts: Any) -> None:
-        await self._life.move(event, reason=reason[:1000], **facts)
+        return [
+            CancelTimer(TimerName.STAGE),
+            CancelTimer(TimerName.CANDIDATE),
+            CancelCandidateRunRequest(),
+            self._record.move(event, changes, reason=f"{version}: {reason}" if reason else version),
+            *self.announce(),
+            PruneCode(),
+        ]
 
 
-def _plan(asked: OpenRun, task: Task) -> RunPlan:
-    return asked.plan if asked.overrides is None else asked.overrides.over(task.table.plan)
+def _stage_timer(rollout: _Rollout) -> StartTimer:
+    return StartTimer(TimerName.STAGE, rollout.task.table.rollout.wait_s)
+
+
+def _stage(
+    number: int, stages: Sequence[str], version: str, fleet: Mapping[str, Mapping[str, str]]
+) -> CodeChanges:
+    """The data of a stage that begins: its cohort, and no answers."""
+    cohort = stage_cohort(stages[number], fleet, version)
+    return CodeChanges(
+        stage=number, cohort=cohort, clients=cohort_members(cohort, fleet, version), ready=(), refused={}
+    )
+
+
+def _plan(request: OpenRun, task: Task) -> RunPlan:
+    return request.plan if request.overrides is None else request.overrides.over(task.table.plan)
 
 
 def _without(version: str, rejected: Mapping[str, str]) -> dict[str, str]:

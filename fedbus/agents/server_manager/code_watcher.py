@@ -1,22 +1,34 @@
-"""Following a task's code repository: which commit is new, whether it may become a version, and what people ask.
+"""Follows the code repository of a task, and answers requests about its code.
 
-    look at the ref → fetched, verified → checked by the Flower server → proposed for a rollout, or rejected
+    poll the ref → fetch and verify → have the Flower server check it → propose it for a rollout, or reject it
 
-Rejected is what is the commit's own fault. Whatever else stands in the way, a repository or a store that is
-away, is said (`following_held_up`), and tried again, less and less often.
+A commit is rejected only for its own fault. Where the repository or the check is unavailable, that is published
+(`following_held_up`), and the poll is repeated with backoff.
 
-What takes long (git, the task's own check) is done here, outside the server manager's turn; what becomes of
-a version that passes stands in `rollouts`.
+Git and the check take long, and run here. `code_rollout` decides what becomes of a version that passes.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
-from fedbus.agents.common.asyncio_tools import ask_until_answered, first_of
-from fedbus.agents.server_manager.code_rollout import AFTER_THE_RUN, Proposed, Rollouts, TheServer
+from fedbus.agents.common.asyncio_tools import request_until_answered, wait_for_first
+from fedbus.agents.server_manager.code_rollout import AFTER_THE_RUN
+from fedbus.agents.server_manager.events import (
+    CodeProposed,
+    CodeRejectedByCheck,
+    Event,
+    FollowingPaused,
+    FollowingResumed,
+    ProposedVersion,
+    RequestId,
+    RevertRequested,
+)
+from fedbus.agents.server_manager.flower_server_client import FlowerServerClient
+from fedbus.agents.server_manager.machine import ServerMachine
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
+from fedbus.contracts.client import ClientData, ClientState
 from fedbus.contracts.code import (
     CheckCode,
     CodeChecked,
@@ -26,10 +38,10 @@ from fedbus.contracts.code import (
     RolloutBegun,
     RollOutCode,
 )
-from fedbus.contracts.message import Body, Refused
+from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.task.task import Task
-from fedbus.domain.code_rollout import EVERYBODY, before, told
-from fedbus.domain.run_participation import short
+from fedbus.domain.code_rollout import ALL_CLIENTS, describe_stage, previous_version, unmatched_stage_reason
+from fedbus.domain.run_participation import short_version
 from fedbus.stores.code.open import (
     CodeRejected,
     CodeRepository,
@@ -38,191 +50,245 @@ from fedbus.stores.code.open import (
     SignerNotAllowed,
 )
 
-LOOK_S: Final = 5.0
-LOOK_SELDOM_S: Final = 300.0
-"""The repository is looked at this often at first, and less and less while nothing comes; a nudge is heard at once."""
-LOOK_AGAIN_S: Final = 60.0
-"""How long it is left alone at most while it is away, or while nothing can be checked."""
-LESS_OFTEN: Final = 1.5
-MORE_TO_CHECK_S: Final = 60.0
-"""What a check may take beyond the task's own limit: a process starts, torch is loaded."""
+POLL_S: Final = 5.0
+MAX_POLL_S: Final = 300.0
+"""The interval of polls grows from `POLL_S` to this while nothing is new; a `LookForCode` request polls at once."""
+MAX_RETRY_S: Final = 60.0
+"""The longest interval while the repository or the check is unavailable."""
+POLL_BACKOFF: Final = 1.5
+CHECK_OVERHEAD_S: Final = 60.0
+"""How long a check may take beyond the task's own limit: it starts a process and loads torch."""
+
+Decide = Callable[[Event], Awaitable[None]]
+Ask = Callable[[Callable[[RequestId], Event]], Awaitable[Body]]
 
 
-class HeldUp(Exception):
-    """New code cannot be looked for or checked now, through no fault of its own; the text says why."""
+class FollowingBlocked(Exception):
+    """New code cannot be looked for or checked now, through no fault of its own; the text gives the reason."""
 
 
-class CodeFollowing:
-    """Follows *code* for the *rollouts* of one task."""
+class CodeWatcher:
+    """Follows *code* for one task.
 
-    def __init__(self, bus: Bus, code: CodeRepository, rollouts: Rollouts, server: TheServer) -> None:
+    Args:
+        bus: The bus of the server manager.
+        code: The repository.
+        flower: The flower-server agent, which checks code.
+        machine: The decisions of the server manager, to be read.
+        decide: Has the machine handle an event.
+        ask: The same for a request, whose reply is returned.
+
+    """
+
+    def __init__(
+        self,
+        bus: Bus,
+        code: CodeRepository,
+        flower: FlowerServerClient,
+        machine: ServerMachine,
+        *,
+        decide: Decide,
+        ask: Ask,
+    ) -> None:
         self._bus = bus
         self._code = code
-        self._rollouts = rollouts
-        self._server = server
-        self._nudge = asyncio.Event()
-        self._trust: object = None
-        """Whom we believed at the last look; a look after the start finds it changed, for it may have."""
+        self._flower = flower
+        self._machine = machine
+        self._rollout = machine.rollout
+        self._decide = decide
+        self._ask = ask
+        self._poll_requested = asyncio.Event()
+        self._signers: object = None
+        """The allowed signers at the last poll; None at first, so that the first poll counts as a change."""
+        self._review_lock = asyncio.Lock()
+        """Held while a version is reviewed, and while old ones are deleted, so that none is deleted in its review."""
 
-    async def follow(self) -> None:
-        """Look at the ref, again and again: often after news, seldom when there are none, at once when nudged."""
-        wait_s = LOOK_S
+    async def run(self) -> None:
+        """Poll the ref without end, in intervals that grow while nothing is new."""
+        wait_s = POLL_S
         while self._code.follows:
             try:
-                found = await self._look()
-            except HeldUp as error:
-                await self._rollouts.held_up(str(error))
-                wait_s = min(LOOK_AGAIN_S, wait_s * LESS_OFTEN)
+                found = await self._poll()
+            except FollowingBlocked as error:
+                await self._decide(FollowingPaused(str(error)))
+                wait_s = min(MAX_RETRY_S, wait_s * POLL_BACKOFF)
             else:
-                await self._rollouts.resumed()
-                wait_s = LOOK_S if found.news else min(LOOK_SELDOM_S, wait_s * LESS_OFTEN)
-            self._nudge.clear()
-            await first_of(self._nudge.wait(), asyncio.sleep(wait_s))
+                await self._decide(FollowingResumed())
+                wait_s = POLL_S if found.news else min(MAX_POLL_S, wait_s * POLL_BACKOFF)
+            self._poll_requested.clear()
+            await wait_for_first(self._poll_requested.wait(), asyncio.sleep(wait_s))
 
-    async def _look(self) -> CodeLookedFor:
-        """What the ref points at, and what comes of it, if that is new. Raises HeldUp."""
-        async with self._rollouts.considering:
-            trust = self._code.trust
+    async def prune(self) -> None:
+        """Delete the files of versions that are no longer in use."""
+        async with self._review_lock:
+            await self._code.prune(self._rollout.versions_in_use)
+
+    async def _poll(self) -> CodeLookedFor:
+        """Fetch the ref, and review its version where that is new. Raises FollowingBlocked."""
+        async with self._review_lock:
+            signers = self._code.trust
             try:
                 found = await self._code.newest()
             except HistoryRewritten as error:
-                return CodeLookedFor(found=error.new, news=await self._rewritten(error))
+                return CodeLookedFor(found=error.new, news=await self._reject_rewrite(error))
             except CodeUnavailable as error:
-                raise HeldUp(str(error)) from error
-            news = await self._consider(found) if self._is_to_be_considered(found) else ""
-            self._trust = trust
+                raise FollowingBlocked(str(error)) from error
+            news = await self._review(found) if self._needs_review(found) else ""
+            self._signers = signers
             return CodeLookedFor(found=found, news=news)
 
-    def _is_to_be_considered(self, version: str) -> bool:
-        """It is new; or nobody who was allowed had signed it, and the allowed signers are others now."""
-        signers_changed = self._code.trust != self._trust
-        is_in_doubt = version in self._rollouts.facts.not_signed and signers_changed
-        return is_in_doubt or not self._rollouts.is_known(version)
+    def _needs_review(self, version: str) -> bool:
+        """True for a new version, and for one that no allowed signer signed, when the allowed signers have changed."""
+        have_signers_changed = self._code.trust != self._signers
+        is_unsigned = version in self._rollout.data.not_signed
+        return (is_unsigned and have_signers_changed) or not self._rollout.is_known(version)
 
-    async def _rewritten(self, error: HistoryRewritten) -> str:
-        if error.new in self._rollouts.facts.rejected:
+    async def _reject_rewrite(self, error: HistoryRewritten) -> str:
+        if error.new in self._rollout.data.rejected:
             return ""
-        return await self._rollouts.reject(error.new, str(error))
+        return await self._reject(error.new, str(error))
 
-    async def _consider(self, version: str) -> str:
-        """Have *version* rolled out as soon as no run is under way, or reject it; what comes of it. Raises HeldUp."""
+    async def _review(self, version: str) -> str:
+        """Propose *version*, or reject it; describe which, for people. Raises FollowingBlocked."""
         try:
-            proposed = await self._passing(version)
+            proposal = await self._check_proposal(version)
         except CodeRejected as error:
-            not_signed = isinstance(error, SignerNotAllowed)
-            return await self._rollouts.reject(version, error.reason, not_signed=not_signed)
-        return await self._rollouts.propose(proposed)
+            return await self._reject(version, error.reason, is_unsigned=isinstance(error, SignerNotAllowed))
+        return await self._propose(proposal)
 
-    async def _passing(
+    async def _reject(self, version: str, reason: str, *, is_unsigned: bool = False) -> str:
+        await self._decide(CodeRejectedByCheck(version, reason, is_unsigned))
+        return f"rejected: {reason}"
+
+    async def _propose(self, proposal: ProposedVersion) -> str:
+        await self._decide(CodeProposed(proposal))
+        return self._rollout.outcome_of(proposal)
+
+    async def _check_proposal(
         self, version: str, stages: Sequence[str] = (), *, new_lineage: bool = False
-    ) -> Proposed:
-        """*version*, which is verified and passes its check; raises CodeRejected and HeldUp."""
-        task = await self._checked(version, new_lineage=new_lineage)
-        chosen = (EVERYBODY,) if new_lineage else tuple(stages) or task.table.rollout.stages
-        return Proposed(task, chosen, new_lineage)
+    ) -> ProposedVersion:
+        """*version*, verified and checked; raises CodeRejected and FollowingBlocked."""
+        task = await self._load_checked_task(version, new_lineage=new_lineage)
+        chosen = (ALL_CLIENTS,) if new_lineage else tuple(stages) or task.table.rollout.stages
+        return ProposedVersion(task, chosen, new_lineage)
 
-    async def _checked(self, version: str, *, new_lineage: bool) -> Task:
-        """The task at *version*, if it passes its check; raises CodeRejected and HeldUp."""
+    async def _load_checked_task(self, version: str, *, new_lineage: bool) -> Task:
+        """The task at *version*, where it passes its check; raises CodeRejected and FollowingBlocked."""
         try:
             task = await self._code.task_at(version)
         except CodeUnavailable as error:
-            raise HeldUp(str(error)) from error
-        if task.id != self._rollouts.task.id:
-            raise CodeRejected(
-                version, f"it is task {task.id!r}, and this is the server of {self._rollouts.task.id!r}"
-            )
-        champion = self._server.champion
-        check = CheckCode(
-            task=self._rollouts.task.id,
-            code_version=version,
-            like=champion.sha256 if champion and not new_lineage else "",
-        )
-        timeout_s = task.table.code.check_s + MORE_TO_CHECK_S
+            raise FollowingBlocked(str(error)) from error
+        own = self._rollout.deployed.id
+        if task.id != own:
+            raise CodeRejected(version, f"it is task {task.id!r}, and this is the server of {own!r}")
+        champion = self._machine.champion
+        like = champion.sha256 if champion and not new_lineage else ""
+        check = CheckCode(task=own, code_version=version, like=like)
+        timeout_s = task.table.code.check_s + CHECK_OVERHEAD_S
         try:
-            checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=timeout_s)
+            checked: CodeChecked = await request_until_answered(self._bus, check, timeout_s=timeout_s)
         except RequestRefused as error:
-            if error.passing:
-                raise HeldUp(f"{short(version)} cannot be checked: {error}") from error
+            if error.kind is RefusalKind.RETRYABLE:
+                raise FollowingBlocked(f"{short_version(version)} cannot be checked: {error}") from error
             raise CodeRejected(version, str(error)) from error
         if checked.differs:
             raise CodeRejected(
                 version,
-                f"its model is not the one that is served: {checked.differs}; a model of another architecture is "
-                f"begun by hand: fedbus code rollout {version[:12]} --new-lineage",
+                f"its model is not the one that is served: {checked.differs}; begin a model of another architecture "
+                f"by hand: fedbus code rollout {version[:12]} --new-lineage",
             )
         if champion and not new_lineage:
-            self._server.note_fit(version, champion)
+            self._flower.record_compatible(version, champion)
         return task
 
-    # --- what is asked by hand -------------------------------------------------------------------------
+    # --- requests -----------------------------------------------------------------------------------
 
     @property
-    def answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
-        return {LookForCode: self._look_now, RollOutCode: self._roll_out, RevertCode: self._revert_by_hand}
+    def handlers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
+        return {LookForCode: self._poll_now, RollOutCode: self._roll_out, RevertCode: self._revert}
 
-    async def _look_now(self, _: LookForCode) -> Body:
+    async def _poll_now(self, _: LookForCode) -> Body:
         if not self._code.follows:
             return Refused(
                 reason=f"the code is a directory, {self._code.source}, and no repository is followed: "
                 "start the server with --task git+URL"
             )
-        self._nudge.set()
+        self._poll_requested.set()
         try:
-            found = await self._look()
-        except HeldUp as error:
-            return Refused(reason=str(error), passing=True)
-        return found if found.news else found.model_copy(update={"news": self._old_news(found.found)})
+            found = await self._poll()
+        except FollowingBlocked as error:
+            return Refused(reason=str(error), kind=RefusalKind.RETRYABLE)
+        return found if found.news else found.model_copy(update={"news": self._describe_known(found.found)})
 
-    def _old_news(self, found: str) -> str:
-        if self._rollouts.waits_for_run_end(found):  # the regular look may have found it a moment ago
+    def _describe_known(self, version: str) -> str:
+        if self._rollout.waits_for_run_end(version):  # the regular poll may have found it a moment ago
             return AFTER_THE_RUN
-        reason = self._rollouts.facts.rejected.get(found)
+        reason = self._rollout.data.rejected.get(version)
         return (
             f"nothing new: it was rejected: {reason}"
             if reason
-            else f"nothing new: {told(self._rollouts.facts)}"
+            else f"nothing new: {describe_stage(self._rollout.data)}"
         )
 
     async def _roll_out(self, request: RollOutCode) -> Body:
-        """Roll out what the name means in the repository, because somebody said so."""
+        """Roll out the version that a name means in the repository, by request."""
         try:
             version = await self._code.resolve(request.code_version)
-            if version == self._rollouts.facts.code_version and not self._rollouts.facts.candidate:
-                return _is_there(version)
-            async with self._rollouts.considering:
-                proposed = await self._passing(version, request.stages, new_lineage=request.new_lineage)
-                if (why := await self._rollouts.nobody_in(proposed.stages)) is not None:
-                    return Refused(reason=why)
-                await self._rollouts.propose(proposed)
-        except (CodeRejected, CodeUnavailable, HeldUp) as error:
+            if version == self._rollout.data.code_version and not self._rollout.data.candidate:
+                return _already_in_use(version)
+            async with self._review_lock:
+                proposal = await self._check_proposal(
+                    version, request.stages, new_lineage=request.new_lineage
+                )
+                fleet = await read_fleet(self._bus, self._rollout.deployed.id)
+                if (reason := unmatched_stage_reason(proposal.stages, fleet)) is not None:
+                    return Refused(reason=reason)
+                await self._propose(proposal)
+        except (CodeRejected, CodeUnavailable, FollowingBlocked) as error:
             return Refused(reason=str(error))
-        return RolloutBegun(code_version=version, stages=proposed.stages)
+        return RolloutBegun(code_version=version, stages=proposal.stages)
 
-    async def _revert_by_hand(self, request: RevertCode) -> Body:
-        here = self._rollouts.facts
-        if not request.to and await self._rollouts.end_by_hand(request.reason):
-            return RolloutBegun(code_version=here.code_version)
-        to = request.to or before(here)
+    async def _revert(self, request: RevertCode) -> Body:
+        """End the rollout that is under way; without one, roll out the version before this one."""
+        if not request.to:
+            ended = await self._ask(lambda request_id: RevertRequested(request_id, request.reason))
+            if not isinstance(ended, Refused):
+                return ended
+        to = request.to or previous_version(self._rollout.data)
         if not to:
             return Refused(
-                reason=f"there is no version before {short(here.code_version)} that was not left or rejected: "
-                "name one with --to"
+                reason=f"there is no version before {short_version(self._rollout.data.code_version)} "
+                "that was not reverted or "
+                "rejected: name one with --to"
             )
         try:
-            async with self._rollouts.considering:
-                return await self._go_back(await self._code.resolve(to), request.reason)
-        except (CodeRejected, CodeUnavailable, HeldUp) as error:
+            async with self._review_lock:
+                return await self._replace_version(await self._code.resolve(to), request.reason)
+        except (CodeRejected, CodeUnavailable, FollowingBlocked) as error:
             return Refused(reason=f"nothing was changed: {error}")
 
-    async def _go_back(self, version: str, reason: str) -> Body:
-        """Leave what is in use for *version*, once that has passed its check. Raises CodeRejected and HeldUp."""
-        if version == self._rollouts.facts.code_version:
-            ended = await self._rollouts.end_by_hand(reason)
-            return RolloutBegun(code_version=version) if ended else _is_there(version)
-        task = await self._checked(version, new_lineage=False)
-        await self._rollouts.propose(Proposed(task, (EVERYBODY,), leaving=reason))
-        return RolloutBegun(code_version=version, stages=(EVERYBODY,))
+    async def _replace_version(self, version: str, reason: str) -> Body:
+        """Replace the deployed version by *version*, where that passes its check.
+
+        Raises CodeRejected and FollowingBlocked.
+        """
+        if version == self._rollout.data.code_version:
+            ended = await self._ask(lambda request_id: RevertRequested(request_id, reason))
+            return _already_in_use(version) if isinstance(ended, Refused) else ended
+        task = await self._load_checked_task(version, new_lineage=False)
+        await self._propose(ProposedVersion(task, (ALL_CLIENTS,), revert_reason=reason))
+        return RolloutBegun(code_version=version, stages=(ALL_CLIENTS,))
 
 
-def _is_there(version: str) -> Refused:
-    return Refused(reason=f"everybody is on {short(version)} already")
+async def read_fleet(bus: Bus, task: str) -> Mapping[str, Mapping[str, str]]:
+    """The labels of every client of *task* that is not terminated."""
+    found = await bus.states("client", f"*.{task}")
+    return {
+        one.facts.client: one.facts.labels
+        for one in found
+        if isinstance(one.facts, ClientData) and one.target != ClientState.TERMINATED
+    }
+
+
+def _already_in_use(version: str) -> Refused:
+    return Refused(reason=f"every client is on {short_version(version)} already")

@@ -1,6 +1,6 @@
-"""The flower-server agent as the server manager asks it: for a first model, a check of code, a run's server.
+"""Requests to the flower-server agent: a first model, a check of code, the Flower server of a run.
 
-It may be restarted, or held up by a store that does not answer: what passes is asked for again, the rest is a refusal.
+The agent may be restarted, or blocked by a store that does not answer: retryable refusals are retried.
 """
 
 import asyncio
@@ -9,11 +9,11 @@ from itertools import count
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import ask_until_answered, backoff
+from fedbus.agents.common.asyncio_tools import backoff_s, request_until_answered
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.contracts.code import CheckCode, CodeChecked
-from fedbus.contracts.message import Refused
+from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.server import (
     FindServer,
@@ -27,69 +27,79 @@ from fedbus.contracts.server import (
 START_TIMEOUT_S = 30.0
 INIT_TIMEOUT_S = 300.0
 
-log = structlog.get_logger("fedbus.flower_asked")
+log = structlog.get_logger("fedbus.flower_server_client")
 
 
-class FlowerAsked:
+class FlowerServerClient:
     """The flower-server agent of *task*."""
 
     def __init__(self, bus: Bus, task: str) -> None:
         self._bus = bus
         self._task = task
-        self._checking = asyncio.Lock()
-        self._differs: dict[tuple[str, str], str] = {}
-        """Of a code version and an architecture: where the first makes another model than the second."""
+        self._check_lock = asyncio.Lock()
+        self._differences: dict[tuple[str, str], str] = {}
+        """By code version and architecture: the first tensor of the code's model that differs."""
 
-    async def first_model(self, code_version: str) -> Artifact:
-        """The model that this code begins with, in the model repository; raises RequestRefused."""
+    async def build_first_model(self, code_version: str) -> Artifact:
+        """Have the first model of *code_version* built and stored; raises RequestRefused."""
         request = InitModel(task=self._task, code_version=code_version)
-        made: ModelInitialised = await ask_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
+        made: ModelInitialised = await request_until_answered(self._bus, request, timeout_s=INIT_TIMEOUT_S)
         return made.artifact
 
-    async def differs(self, model: Artifact, code_version: str) -> str:
-        """Where *model* is not what the code makes, in words; empty where it is. Raises RequestRefused."""
-        async with self._checking:
-            if (code_version, model.architecture) not in self._differs:
+    async def architecture_difference(self, model: Artifact, code_version: str) -> str:
+        """Describe how *model* differs from what the code makes; empty where it does not. Raises RequestRefused."""
+        async with self._check_lock:
+            key = (code_version, model.architecture)
+            if key not in self._differences:
                 check = CheckCode(task=self._task, code_version=code_version, like=model.sha256)
-                checked: CodeChecked = await ask_until_answered(self._bus, check, timeout_s=INIT_TIMEOUT_S)
-                self._differs[code_version, model.architecture] = checked.differs
-            return self._differs[code_version, model.architecture]
+                checked: CodeChecked = await request_until_answered(
+                    self._bus, check, timeout_s=INIT_TIMEOUT_S
+                )
+                self._differences[key] = checked.differs
+            return self._differences[key]
 
-    def note_fit(self, code_version: str, model: Artifact) -> None:
-        """It is known already that the code makes such a model."""
-        self._differs[code_version, model.architecture] = ""
+    def record_compatible(self, code_version: str, model: Artifact) -> None:
+        """Remember that the code makes models of this architecture."""
+        self._differences[code_version, model.architecture] = ""
 
     async def start(self, request: StartServer) -> Refused | None:
-        """Have a run's server started, and ask again where what hinders it may pass; why not, where it was not."""
-        nobody = f"no flower-server agent answered within {START_TIMEOUT_S:g} s"
-        refusal = Refused(reason=nobody, passing=True, blameless=True)
+        """Have the Flower server of a run started; the refusal, where it was not started in time."""
+        refusal = Refused(
+            reason=f"no flower-server agent answered within {START_TIMEOUT_S:g} s", kind=RefusalKind.RETRYABLE
+        )
         with suppress(TimeoutError):
             async with asyncio.timeout(START_TIMEOUT_S):
                 for attempt in count():
                     try:
-                        await ask_until_answered(self._bus, request)
+                        await request_until_answered(self._bus, request)
                     except RequestRefused as error:
-                        refusal = Refused(reason=str(error), passing=error.passing, blameless=error.blameless)
+                        refusal = Refused(reason=str(error), kind=error.kind)
                     else:
                         return None
-                    if not refusal.passing:
+                    if refusal.kind is not RefusalKind.RETRYABLE:
                         break
-                    await asyncio.sleep(backoff(attempt))
+                    await asyncio.sleep(backoff_s(attempt))
         return refusal
 
-    async def is_up(self, run: str, *, say_so: bool = False) -> bool:
-        """Whether the run's server is there, whatever was said of it; *say_so*: where it is not, its loss is told."""
-        request = FindServer(task=self._task, run=run, say_so=say_so)
+    async def is_running(self, run: str, *, report_loss: bool = False) -> bool:
+        """True where the Flower server of *run* is up.
+
+        Args:
+            run: The run.
+            report_loss: Have its loss published as `ServerLost`, behind everything that it published itself.
+
+        """
+        request = FindServer(task=self._task, run=run, say_so=report_loss)
         try:
             async with asyncio.timeout(START_TIMEOUT_S):
-                found: ServerFound = await ask_until_answered(self._bus, request)
+                found: ServerFound = await request_until_answered(self._bus, request)
         except (RequestRefused, TimeoutError):
             return False
         return found.up
 
     async def stop(self, run: str) -> None:
-        """Have the run's server stopped, if it still answers."""
+        """Have the Flower server of *run* stopped, if it still answers."""
         try:
             await self._bus.request(StopServer(task=self._task, run=run), timeout_s=START_TIMEOUT_S)
-        except (RequestRefused, NoAnswer) as error:
-            log.warning("the Flower server did not stop when asked", run=run, reason=str(error))
+        except (RequestRefused, NoResponse) as error:
+            log.warning("Cannot stop the Flower server", run=run, reason=str(error))

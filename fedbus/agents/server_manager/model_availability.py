@@ -1,189 +1,232 @@
-"""The model that is served, kept on offer; and the repository that it lies in, looked after.
+"""Decides how the champion is kept available to clients, and what is published about its store.
 
-Part of the server manager. The repository may be away, closed to us, damaged or empty: which of them is told
-once, as ``store_unavailable`` with its `StoreTrouble`, and it is asked again, later each time, until
-all is well (``store_recovered``). Meanwhile the server stays up, clients get whatever can still be had, and
-runs are refused with the reason. A model is begun only where the log knows of none and the repository
-has answered that it is empty: one that is empty *now* is not the one that the log knows.
+A store may be unavailable, denied, damaged or empty. Each reason is published once, as ``store_unavailable``; the
+store is checked again with backoff until ``store_recovered``. Meanwhile clients get the champion where its weights
+are on this machine, and runs are refused with the reason. A first model is built only where the log knows of no
+model and the store has answered that it is empty.
 
-An answer may take as long as the repository is patient. So it is waited for outside the turn, and only what
-is decided on it is decided in the turn.
+Pure: every method returns the effects that the agent performs.
 """
 
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
+from typing import TypeAlias
 
-import structlog
-
-from fedbus.agents.common.asyncio_tools import Timers, backoff
-from fedbus.agents.server_manager.model_promotion import TheServer
-from fedbus.agents.server_manager.model_versions import Served, StoreEmpty, Versions
-from fedbus.bus.errors import RequestRefused
+from fedbus.agents.server_manager.effects import (
+    BuildFirstModel,
+    CancelTimer,
+    CheckStore,
+    Effect,
+    Log,
+    OfferModel,
+    Publish,
+    RetryLater,
+)
+from fedbus.agents.server_manager.events import (
+    ChampionDetails,
+    FirstModelFailed,
+    FirstModelReady,
+    ModelOffered,
+    OfferFailed,
+    RequestId,
+    StoreChecked,
+    TimerName,
+)
+from fedbus.agents.server_manager.records import ServerRecord
 from fedbus.contracts.model import BlobRef
-from fedbus.contracts.server import StoreTrouble
-from fedbus.stores.errors import StoreDenied, StoreError, StoreUnavailable
-
-ASK_AGAIN: Final = "ask the model repository again"
-
-log = structlog.get_logger("fedbus.keeping")
+from fedbus.contracts.server import ModelPublished, ServerChanges, ServerEvent, StoreProblem
 
 
-class TheKeeper(TheServer, Protocol):
-    """What the server manager does for it, beside what it does for promotions."""
+@dataclass(frozen=True)
+class CloseRun:
+    """Announce the champion, and the end of the run that it is the result of."""
 
-    @property
-    def receivers(self) -> int:
-        """How many clients may ask for the model at once."""
-
-    async def move(self, event: str, reason: str = "", **facts: Any) -> None:
-        """Tell of the server that *event* has happened to it."""
-
-    async def tell_the_version(self, reason: str = "") -> None:
-        """Have every client hear which model is served."""
-
-    async def first_version(self) -> Served:
-        """Have the first model of all built and crowned; raises StoreError, RequestRefused."""
-
-    async def begin_with(self, served: Served) -> None:
-        """There is a model now: from here on runs may come."""
-
-    async def settle(self) -> None:
-        """All is well again: do what has waited for that."""
+    keep: int
+    """How many versions the task keeps."""
 
 
-class Keeping:
-    """The served version of one server, and its repository."""
+@dataclass(frozen=True)
+class AnswerPromotion:
+    """Announce the champion, and answer the request for it."""
 
-    def __init__(self, server: TheKeeper, versions: Versions, timers: Timers) -> None:
+    id: RequestId
+    previous: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class FinishLineageRollout:
+    """Announce the champion, and finish the rollout of the code that makes it."""
+
+    reason: str
+
+
+@dataclass(frozen=True)
+class RecordFirstModel:
+    """Runs may start from now on."""
+
+
+@dataclass(frozen=True)
+class RecordStore:
+    """Announce the champion, and publish whether its store is usable."""
+
+    announce: bool
+    reason: str
+    trouble: StoreProblem | None
+
+
+AfterOffer: TypeAlias = CloseRun | AnswerPromotion | FinishLineageRollout | RecordFirstModel | RecordStore
+"""What follows when the champion is offered, or cannot be offered."""
+
+
+class ModelAvailability:
+    """The champion of one task, and its store."""
+
+    def __init__(self, server: ServerRecord) -> None:
         self._server = server
-        self._versions = versions
-        self._timers = timers
+        self._blob: BlobRef | None = None
+        self._after_offer: AfterOffer | None = None
         self._attempt = 0
         self.trouble = ""
-        """What is wrong with the repository, or with the first model, in words; empty where all is well."""
+        """Why the store is unusable, or the first model could not be built; empty where neither is so."""
+        self.is_building = False
+        self.is_checking = False
 
     @property
-    def on_offer(self) -> BlobRef | None:
-        """Where clients get the served version; None where it could not be had yet."""
-        champion = self._server.champion
-        return self._versions.on_offer(champion) if champion else None
+    def blob(self) -> BlobRef | None:
+        """Where clients get the champion; None where it is not offered."""
+        model, blob = self._server.data.model, self._blob
+        return blob if blob is not None and model is not None and blob.sha256 == model.sha256 else None
 
-    # --- the turn is ours ------------------------------------------------------------------------
+    @property
+    def is_settled(self) -> bool:
+        """True where the store is usable, and nothing is asked of it."""
+        is_asking = self.is_building or self.is_checking or self.is_offering
+        return not self.trouble and not is_asking
 
-    async def begin(self) -> None:
-        """Take up the champion, or have a first model made where there never was one."""
-        try:
-            served = await self._versions.first() or await self._server.first_version()
-            self._all_is_well()  # before it is told: whoever hears of it may ask for a run at once
-            await self._server.begin_with(served)
-            await self._offer()
-        except StoreError as error:
-            await self._tell_trouble(error)
-        except RequestRefused as error:
-            await self._tell_once("model_not_built", str(error), trouble=None)
+    @property
+    def is_offering(self) -> bool:
+        return self._after_offer is not None
 
-    async def take_up(self) -> None:
-        """Go on with the champion that the log knows, or that was crowned in the moment in which a manager ended."""
-        try:
-            await self._follow(await self._look())
-            await self._offer()
-        except StoreError as error:
-            await self._tell_trouble(error)
-        else:
-            await self._recover()
+    # --- the first model ----------------------------------------------------------------------------
 
-    async def give_out(self, reason: str = "") -> None:
-        """There is another champion: every client is to have it, as soon as it can be had."""
-        try:
-            await self._offer()
-        except StoreError as error:
-            await self._tell_trouble(error)
-        else:
-            await self._server.tell_the_version(reason)
+    def build(self, code_version: str) -> list[Effect]:
+        self.is_building = True
+        return [BuildFirstModel(code_version)]
 
-    async def _offer(self) -> None:
-        champion = self._server.champion
-        assert champion is not None
-        if self.on_offer is None:
-            await self._versions.offer(champion, receivers=self._server.receivers)
+    def first_model_ready(self, event: FirstModelReady) -> list[Effect]:
+        self.is_building = False
+        recovered = self._clear_trouble()
+        changes = serve(event.served, ServerChanges(code_version=event.code_version, trouble=None))
+        move = self._server.move(ServerEvent.MODEL_READY, changes)
+        return [*recovered, move, *self.offer(RecordFirstModel())]
 
-    async def _follow(self, served: Served) -> None:
-        """The pointer in the repository may be ahead of the log, where a manager ended in between: it is right."""
-        if served.champion.term > self._server.term:
-            await self._server.serve("model_promoted", served)
+    def first_model_failed(self, event: FirstModelFailed) -> list[Effect]:
+        self.is_building = False
+        if event.trouble is not None:
+            return self.report(event.reason, event.trouble)
+        return self._report(ServerEvent.MODEL_NOT_BUILT, event.reason, None)
 
-    async def _recover(self) -> None:
-        self._all_is_well()
-        if self._server.trouble is not None:
-            await self._server.move("store_recovered", trouble=None)
+    # --- the offer ----------------------------------------------------------------------------------
 
-    def _all_is_well(self) -> None:
-        self._timers.cancel(ASK_AGAIN)
-        self.trouble, self._attempt = "", 0
+    def offer(self, then: AfterOffer) -> list[Effect]:
+        """Offer the champion to clients; *then* follows in any case."""
+        model = self._server.data.model
+        if model is None:
+            return []
+        self._after_offer = then
+        return [OfferModel(model, receivers=len(self._server.data.cohort))]
 
-    async def _tell_trouble(self, error: StoreError) -> None:
-        await self._tell_once("store_unavailable", str(error), trouble=trouble_of(error))
+    def offered(self, event: ModelOffered | OfferFailed) -> tuple[AfterOffer | None, list[Effect]]:
+        """What follows now, and the effects of the offer itself."""
+        then, self._after_offer = self._after_offer, None
+        if isinstance(event, ModelOffered):
+            self._blob = event.blob
+        match event, then:
+            case ModelOffered(), RecordStore(announce=announce, reason=reason, trouble=trouble):
+                return then, [*(self.announce() if announce else []), *self.record(reason, trouble)]
+            case OfferFailed(), RecordStore(reason=reason, trouble=StoreProblem() as trouble):
+                return then, self.report(reason, trouble)
+            case OfferFailed(), _:
+                return then, self.report(event.reason, event.trouble)
+            case _:
+                return then, []
 
-    async def _tell_once(self, event: str, reason: str, trouble: StoreTrouble | None) -> None:
-        """Once for each reason: the log is no heartbeat. Then it is asked again."""
+    def announce(self, reason: str = "") -> list[Effect]:
+        """Publish to every client which model is the champion, where it is offered."""
+        data, blob = self._server.data, self.blob
+        if data.model is None or blob is None:
+            return []
+        message = ModelPublished(
+            task=data.task,
+            model=data.model,
+            blob=blob,
+            run=data.run,
+            term=data.term,
+            seal=data.seal,
+            reason=reason,
+        )
+        return [Publish(message)]
+
+    # --- the store ----------------------------------------------------------------------------------
+
+    def check(self) -> list[Effect]:
+        """Have the store compared with the log."""
+        model = self._server.data.model
+        if model is None:
+            return []
+        self.is_checking = True
+        return [CheckStore(model, self._server.data.term)]
+
+    def checked(self, event: StoreChecked, *, announce: bool) -> list[Effect]:
+        """Follow the champion of the store where its term is higher, and offer it where its weights are here.
+
+        Args:
+            event: The result of the check. It is repeated where the champion has changed since.
+            announce: True where clients do not know yet that the champion is available.
+
+        """
+        self.is_checking = False
+        if event.model != self._server.data.model:
+            return self.check()
+        effects: list[Effect] = []
+        if event.served is not None and event.served.champion.term > self._server.data.term:
+            effects.append(self._server.move(ServerEvent.MODEL_PROMOTED, serve(event.served)))
+        if event.has_file and self.blob is None:
+            return effects + self.offer(RecordStore(announce, event.reason, event.trouble))
+        return effects + self.record(event.reason, event.trouble)
+
+    def record(self, reason: str, trouble: StoreProblem | None) -> list[Effect]:
+        """Publish whether the store is usable."""
+        return self.report(reason, trouble) if trouble is not None else self._recover()
+
+    def report(self, reason: str, trouble: StoreProblem) -> list[Effect]:
+        """Publish that the store is unusable, and check it again later."""
+        return self._report(ServerEvent.STORE_UNAVAILABLE, reason, trouble)
+
+    def _report(self, event: ServerEvent, reason: str, trouble: StoreProblem | None) -> list[Effect]:
+        """The same reason is published once."""
+        effects: list[Effect] = []
         if reason != self.trouble:
             self.trouble = reason
-            log.warning("the model is not to be had", because=event, reason=reason)
-            await self._server.move(event, reason, trouble=trouble)
-        self._timers.after(ASK_AGAIN, backoff(self._attempt), self._ask_again)
+            effects.append(Log("warning", "Champion model unavailable", {"cause": event, "reason": reason}))
+            effects.append(self._server.move(event, ServerChanges(trouble=trouble), reason=reason))
+        effects.append(RetryLater(TimerName.STORE, self._attempt))
         self._attempt += 1
+        return effects
 
-    # --- the turn is not ours ------------------------------------------------------------------------
+    def _recover(self) -> list[Effect]:
+        effects = self._clear_trouble()
+        if self._server.data.trouble is not None:
+            effects.append(self._server.move(ServerEvent.STORE_RECOVERED, ServerChanges(trouble=None)))
+        return effects
 
-    async def _ask_again(self) -> None:
-        if self._server.champion is None:
-            async with self._server.turn:
-                await self.begin()
-        else:
-            found = [await self._tried(one) for one in (self._look_after, self._fetch)]
-            error = next(filter(None, found), None)
-            async with self._server.turn:
-                await (self._tell_trouble(error) if error else self._recover())
-        if not self.trouble:
-            async with self._server.turn:
-                await self._server.settle()
-
-    async def _tried(self, what: Callable[[], Awaitable[None]]) -> StoreError | None:
-        try:
-            await what()
-        except StoreError as error:
-            return error
-        return None
-
-    async def _look_after(self) -> None:
-        served = await self._look()
-        async with self._server.turn:
-            await self._follow(served)
-
-    async def _fetch(self) -> None:
-        """Give out what can be had, whatever else is wrong: a copy may lie on this machine."""
-        champion = self._server.champion
-        assert champion is not None
-        await self._versions.file_of(champion)
-        async with self._server.turn:
-            if self.on_offer is None:
-                await self._offer()
-                await self._server.tell_the_version()
-
-    async def _look(self) -> Served:
-        champion = self._server.champion
-        assert champion is not None
-        return await self._versions.known(champion, self._server.term)
+    def _clear_trouble(self) -> list[Effect]:
+        self.trouble, self._attempt = "", 0
+        return [CancelTimer(TimerName.STORE)]
 
 
-def trouble_of(error: StoreError) -> StoreTrouble:
-    """Which of the four it is. What should be there and is not is damage."""
-    match error:
-        case StoreEmpty():
-            return StoreTrouble.EMPTY
-        case StoreDenied():
-            return StoreTrouble.DENIED
-        case StoreUnavailable():
-            return StoreTrouble.UNAVAILABLE
-        case _:
-            return StoreTrouble.DAMAGED
+def serve(served: ChampionDetails, more: ServerChanges | None = None) -> ServerChanges:
+    """The changes by which *served* becomes the champion of the log."""
+    manifest = served.manifest
+    changes = ServerChanges(model=manifest.ref, seal=manifest.seal, term=served.champion.term)
+    return {**changes, **(more or {})}

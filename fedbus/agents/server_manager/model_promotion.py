@@ -1,125 +1,150 @@
-"""Which version is served, changed by hand: promoted, rolled back, or begun anew.
+"""Decides on requests that change the champion: promote, roll back, begin a new lineage.
 
-Part of the server manager, and decided in its turn. A version whose architecture is not that of the
-model in service is first held against the code that would have to load it.
+A version whose architecture is not the champion's is compared with the deployed code first, which would have
+to load it. Pure: every method returns the effects that the agent performs.
 """
 
-import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Final, Protocol
+from dataclasses import dataclass
 
-from fedbus.agents.server_manager.model_versions import NothingBefore, Served, Versions
-from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.champion import ModelPromoted, PromoteModel, RollBackModel, StartLineage
-from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.model import Artifact, ModelRef
-from fedbus.contracts.server import StoreTrouble
-from fedbus.stores.errors import StoreError
-
-BUSY: Final = "a run is being published just now: try again in a moment"
-
-
-class TheServer(Protocol):
-    """What the server manager does for it."""
-
-    @property
-    def turn(self) -> asyncio.Lock:
-        """Held while something is decided, so that nothing interrupts it."""
-
-    @property
-    def champion(self) -> ModelRef | None:
-        """The model that is served."""
-
-    @property
-    def term(self) -> int:
-        """Which champion that is."""
-
-    @property
-    def trouble(self) -> StoreTrouble | None:
-        """What is wrong with the model repository, as the log has it."""
-
-    def allows(self, event: str) -> bool:
-        """Whether the server can move by *event* now."""
-
-    async def serve(self, event: str, served: Served) -> None:
-        """Move by *event*: *served* is the champion from here on."""
-
-    async def serve_instead(self, event: str, served: Served, reason: str) -> None:
-        """The same, and every client hears of it."""
-
-    async def check_fits(self, model: Artifact) -> str:
-        """Where *model* is not what the code makes, in words."""
-
-    async def begin_lineage_by_hand(self, reason: str) -> None:
-        """Build a first model of the code that everybody has, and serve it."""
+from fedbus.agents.server_manager.code_rollout import CodeRollout
+from fedbus.agents.server_manager.effects import BuildLineage, CheckPromotion, Effect, PromoteVersion, Reply
+from fedbus.agents.server_manager.events import (
+    LineageBuilt,
+    LineageRequested,
+    PromotionRequested,
+    RequestId,
+    VersionPromoted,
+)
+from fedbus.agents.server_manager.model_availability import (
+    AnswerPromotion,
+    FinishLineageRollout,
+    ModelAvailability,
+    serve,
+)
+from fedbus.agents.server_manager.records import ServerRecord
+from fedbus.contracts.champion import PromoteModel, RollBackModel
+from fedbus.contracts.message import Refused
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.server import ServerChanges, ServerEvent
+from fedbus.domain.run_participation import short_version
 
 
-class DoesNotFit(StoreError):
-    """A version of another architecture than the code's."""
+@dataclass(frozen=True)
+class _Promotion:
+    """A request whose version is checked, or promoted."""
+
+    id: RequestId
+    event: ServerEvent
+    reason: str
+    previous: ModelRef
+    may_repeat: bool
+    """True where the champion may be promoted again, so that devices that rolled it back try it again."""
 
 
-class Promotions:
-    """What people ask of the versions of one task."""
+@dataclass(frozen=True)
+class _Lineage:
+    """A new lineage whose first model is built."""
 
-    def __init__(self, server: TheServer, versions: Versions) -> None:
+    id: RequestId | None
+    """None where the rollout of a code version asks for it."""
+    reason: str
+    previous: ModelRef
+
+
+class ModelPromotion:
+    """The requests for another champion, one at a time."""
+
+    def __init__(self, server: ServerRecord, availability: ModelAvailability, rollout: CodeRollout) -> None:
         self._server = server
-        self._versions = versions
+        self._availability = availability
+        self._rollout = rollout
+        self._promotion: _Promotion | None = None
+        self._lineage: _Lineage | None = None
 
     @property
-    def answers(self) -> dict[Any, Callable[[Any], Awaitable[Body]]]:
-        return {
-            PromoteModel: self._promote,
-            RollBackModel: self._roll_back,
-            StartLineage: self._start_lineage,
-        }
+    def is_promoting(self) -> bool:
+        return self._promotion is not None
 
-    async def _promote(self, request: PromoteModel) -> Body:
-        return await self._serve("model_promoted", request.model_version, request.reason, anew=True)
+    @property
+    def is_building_lineage(self) -> bool:
+        return self._lineage is not None
 
-    async def _roll_back(self, request: RollBackModel) -> Body:
-        try:
-            version = request.to or await self._versions.before()
-        except NothingBefore as error:
-            return Refused(reason=str(error))
-        return await self._serve("model_rolled_back", version, request.reason)
+    # --- promote and roll back ----------------------------------------------------------------------
 
-    async def _serve(self, event: str, version: int, reason: str, *, anew: bool = False) -> Body:
-        """Serve *version*; *anew*: also where it is served, so that devices which went back from it try it again."""
-        async with self._server.turn:
-            before = self._server.champion
-            if before is None or not self._server.allows(event):
-                return Refused(reason=BUSY if before else "there is no model yet: wait for the first one")
-            if before.version == version and not anew:
-                return Refused(reason=f"version {version} is served already")
-            try:
-                served = await self._fitting(version, before, reason)
-            except (StoreError, RequestRefused) as error:
-                return Refused(reason=str(error))
-            await self._server.serve_instead(event, served, reason)
-            return ModelPromoted(model=served.manifest.ref, instead_of=before.version)
+    def requested(self, event: PromotionRequested) -> list[Effect]:
+        model = self._server.data.model
+        if model is None:
+            return _refuse(event.id, "there is no model yet: wait for the first one")
+        version: int | None
+        match event.request:
+            case PromoteModel(model_version=version):
+                moves, may_repeat = ServerEvent.MODEL_PROMOTED, True
+            case RollBackModel(to=version):
+                moves, may_repeat = ServerEvent.MODEL_ROLLED_BACK, False
+        if version == model.version and not may_repeat:
+            return _refuse(event.id, f"version {version} is served already")
+        self._promotion = _Promotion(event.id, moves, event.request.reason, model, may_repeat)
+        return [CheckPromotion(version, model, self._rollout.deployed.code_version)]
 
-    async def _fitting(self, version: int, before: ModelRef, reason: str) -> Served:
-        """Crown *version*, if the code can load it; raises StoreError and RequestRefused."""
-        manifest = await self._versions.manifest(version)
-        if manifest.architecture != before.architecture:
-            differs = await self._server.check_fits(manifest)
-            if differs:
-                raise DoesNotFit(f"version {version} does not fit the code that is in use: {differs}")
-        return await self._versions.crown(version, reason, anew=True)
+    def checked(self, version: int) -> list[Effect]:
+        promotion = self._promotion
+        if promotion is None:
+            return []
+        if version == promotion.previous.version and not promotion.may_repeat:
+            return self.refused(f"version {version} is served already")
+        return [PromoteVersion(version, promotion.reason)]
 
-    async def _start_lineage(self, request: StartLineage) -> Body:
-        async with self._server.turn:
-            before = self._server.champion
-            if before is None or not self._server.allows("lineage_started"):
-                return Refused(
-                    reason="a new lineage begins between two runs: wait for this one, or stop it"
-                    if before
-                    else "there is no model yet, and the first one is made by itself: see `fedbus events tail`"
-                )
-            try:
-                await self._server.begin_lineage_by_hand(request.reason)
-            except (StoreError, RequestRefused) as error:
-                return Refused(reason=str(error))
-            model = self._server.champion
-            assert model is not None
-            return ModelPromoted(model=model, instead_of=before.version)
+    def refused(self, reason: str) -> list[Effect]:
+        promotion, self._promotion = self._promotion, None
+        return _refuse(promotion.id, reason) if promotion is not None else []
+
+    def promoted(self, event: VersionPromoted) -> list[Effect]:
+        promotion, self._promotion = self._promotion, None
+        if promotion is None:
+            return []
+        move = self._server.move(promotion.event, serve(event.served), reason=promotion.reason)
+        then = AnswerPromotion(promotion.id, promotion.previous.version, promotion.reason)
+        return [move, *self._availability.offer(then)]
+
+    # --- a new lineage ------------------------------------------------------------------------------
+
+    def lineage_requested(self, event: LineageRequested) -> list[Effect]:
+        model = self._server.data.model
+        if model is None:
+            return _refuse(
+                event.id,
+                "there is no model yet, and the first one is built by itself: see `fedbus events tail`",
+            )
+        if not self._server.allows(ServerEvent.LINEAGE_STARTED):
+            return _refuse(event.id, "a new lineage begins between two runs: wait for this one, or stop it")
+        self._lineage = _Lineage(event.id, event.request.reason, model)
+        return [BuildLineage(self._rollout.deployed.code_version)]
+
+    def begin_lineage_of_rollout(self, build: BuildLineage) -> list[Effect]:
+        """The candidate begins a new lineage."""
+        model = self._server.data.model
+        if model is None:
+            return []
+        self._lineage = _Lineage(None, f"code {short_version(build.code_version)}", model)
+        return [build]
+
+    def lineage_built(self, event: LineageBuilt) -> list[Effect]:
+        lineage, self._lineage = self._lineage, None
+        if lineage is None:
+            return []
+        changes = serve(event.served, ServerChanges(code_version=event.code_version))
+        move = self._server.move(ServerEvent.LINEAGE_STARTED, changes, reason=lineage.reason)
+        if lineage.id is None:
+            return [move, *self._availability.offer(FinishLineageRollout(lineage.reason))]
+        then = AnswerPromotion(lineage.id, lineage.previous.version, lineage.reason)
+        return [move, *self._availability.offer(then)]
+
+    def lineage_failed(self, reason: str) -> list[Effect]:
+        lineage, self._lineage = self._lineage, None
+        if lineage is None:
+            return []
+        return _refuse(lineage.id, reason) if lineage.id is not None else self._rollout.revert(reason)
+
+
+def _refuse(id: RequestId, reason: str) -> list[Effect]:
+    return [Reply(id, Refused(reason=reason))]

@@ -1,175 +1,186 @@
-"""Model versions of one task: made from what a run came to, kept, signed, crowned, given out to clients.
+"""Model versions of one task: published, signed, promoted, offered to clients.
 
-The server manager decides when; here is how. Whatever the repository answers goes to the caller, a no above all;
-who can wait for one that is away does so with `waiting_for`.
+The machine decides when; here is how. Every answer of the store goes to the caller; `wait_for_store` retries one
+that is unavailable.
 
-The *champion* is the version that is served. The pointer to it stands in the repository and is moved by
-compare-and-set, so that a manager that was cut off cannot put back what another has moved.
+The *champion* is the version that is served. The pointer to it is in the store and moves by compare-and-set, so
+that a manager that was cut off cannot undo what another has promoted.
 """
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff
-from fedbus.bus.blobs import Offer
+from fedbus.agents.common.asyncio_tools import backoff_s
+from fedbus.agents.server_manager.events import ChampionDetails
+from fedbus.bus.blobs import BlobOffer
 from fedbus.bus.bus import Bus
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
-from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.server import StoreProblem
+from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.task.task import TaskTable
-from fedbus.contracts.telemetry import tracer_of
-from fedbus.domain.model_promotion import Verdict, judge
-from fedbus.stores.errors import StoreDamaged, StoreError, StoreUnavailable
+from fedbus.contracts.telemetry import get_tracer
+from fedbus.domain.model_promotion import PromotionVerdict, judge_candidate
+from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable
 from fedbus.stores.models.open import ModelStore, VersionMissing
 
 if TYPE_CHECKING:
-    from fedbus.stores.models.signing import Signer
+    from fedbus.stores.models.signing import ModelSigner
 
-REMEMBERED: Final = 20
-"""Former champions that can be gone back to by a plain rollback."""
+MAX_FORMER_CHAMPIONS: Final = 20
+"""Former champions that a rollback without a version can reach."""
 
 T = TypeVar("T")
 
-log = structlog.get_logger("fedbus.versions")
-tracer = tracer_of("fedbus.versions")
+log = structlog.get_logger("fedbus.model_versions")
+tracer = get_tracer("fedbus.versions")
 
 
-class NothingBefore(StoreError):
-    """There is no champion to go back to."""
+class NoPreviousChampion(StoreError):
+    """There is no champion to roll back to."""
 
 
-class StrangeStore(StoreError):
-    """The repository is there, and not the one that the log knows."""
+class WrongStore(StoreError):
+    """The store is usable, and is not the one that the log knows."""
 
-    def __init__(self, url: str, why: str, model: ModelRef) -> None:
+    def __init__(self, url: str, reason: str, model: ModelRef) -> None:
         super().__init__(
-            f"{url} is not the model repository that the log knows, with version {model.version}: {why}; "
-            "name that one with --store, or put back what it held: no model is begun anew in its place"
+            f"{url} is not the model repository that the log knows, with version {model.version}: {reason}. "
+            "Pass the original store with --store, or restore its contents; fedbus will not create a new model in a "
+            "store that lost one"
         )
 
 
-class StoreEmpty(StrangeStore):
-    """It is there and holds nothing."""
+class StoreEmpty(WrongStore):
+    """The store is usable, and holds nothing."""
 
     def __init__(self, url: str, model: ModelRef) -> None:
         super().__init__(url, "it is empty", model)
 
 
-@dataclass(frozen=True)
-class Served:
-    """The champion, and all that is known of it."""
+def trouble_of(error: StoreError) -> StoreProblem:
+    """Classify *error*. What a store should have and does not have counts as damage."""
+    match error:
+        case StoreEmpty():
+            return StoreProblem.EMPTY
+        case StoreDenied():
+            return StoreProblem.DENIED
+        case StoreUnavailable():
+            return StoreProblem.UNAVAILABLE
+        case _:
+            return StoreProblem.DAMAGED
 
-    champion: Champion
-    manifest: Manifest
 
+class ModelVersions:
+    """The versions of *task* in *models*; the champion is offered on *bus*.
 
-class Versions:
-    """The versions of *task* in *models*; the one that is served is on offer on *bus*.
-
-    What it makes is signed by *signer*, where there is one.
+    New versions are signed by *signer*, where there is one.
     """
 
-    def __init__(self, bus: Bus, task: str, models: ModelStore, signer: "Signer | None" = None) -> None:
+    def __init__(self, bus: Bus, task: str, models: ModelStore, signer: "ModelSigner | None" = None) -> None:
         self._bus = bus
         self._task = task
         self._models = models
         self._signer = signer
-        self._offer: Offer | None = None
-        self._made_with: dict[str, str] = {}
-        """By the digest of a model that was served here: the code version that made it."""
-
-    def on_offer(self, model: Artifact) -> BlobRef | None:
-        """Where clients get *model*; None where that is not given out."""
-        return self._offer.ref if self._offer and self._offer.ref.sha256 == model.sha256 else None
+        self._offer: BlobOffer | None = None
+        self._code_of_model: dict[str, str] = {}
+        """By the digest of a model: the code version that made it."""
 
     # --- the champion ------------------------------------------------------------------------
 
-    async def first(self) -> Served | None:
-        """The champion, or None where the repository has answered that it is empty; it is made where there is none.
+    async def load_first(self) -> ChampionDetails | None:
+        """The champion, which is the latest version where none is promoted; None where the store is empty.
 
-        Only for a federation that never had a model: see `known`. Raises StoreError.
+        For a federation that never had a model; see `load_known`. Raises StoreError.
         """
         await self._models.prepare()
         latest = await self._models.latest()
-        return await self._served(latest) if latest else None
+        return await self._load_served(latest) if latest else None
 
-    async def known(self, model: ModelRef, term: int) -> Served:
-        """The champion, in the repository that holds *model*, which the log says is champion in *term*.
+    async def load_known(self, model: ModelRef, term: int) -> ChampionDetails:
+        """The champion of the store, which must hold *model*, the champion of the log in *term*.
 
-        Raises StoreError; StoreEmpty where the repository answers that it holds nothing.
+        Raises StoreError; StoreEmpty where the store is empty.
         """
         latest = await self._models.latest()
         if latest is None:
             raise StoreEmpty(self._models.url, model)
-        await self._assert_it_has(model)
+        await self._check_holds(model)
         if term and await self._models.champion() is None:
-            raise StoreDamaged(
-                f"{self._models.url}, champion", f"it is gone, and version {model.version} was served"
+            raise StoreCorrupt(
+                f"{self._models.url}, champion", f"it is missing, and version {model.version} was served"
             )
-        return await self._served(latest)
+        return await self._load_served(latest)
 
-    async def _assert_it_has(self, model: ModelRef) -> None:
+    async def _check_holds(self, model: ModelRef) -> None:
         try:
             manifest = await self._models.manifest(model.version)
         except VersionMissing as error:
-            raise StrangeStore(self._models.url, str(error), model) from error
+            raise WrongStore(self._models.url, str(error), model) from error
         if manifest.sha256 != model.sha256:
-            raise StrangeStore(self._models.url, f"its version {model.version} is another model", model)
+            raise WrongStore(self._models.url, f"its version {model.version} is another model", model)
 
-    async def _served(self, latest: Manifest) -> Served:
-        """In a repository of before there were champions, that is the newest version."""
+    async def _load_served(self, latest: Manifest) -> ChampionDetails:
+        """In a store without a champion pointer, the latest version becomes the champion."""
         champion = await self._models.champion()
         if champion is not None:
-            return self._noted(champion, await self._models.manifest(champion.version))
-        return await self._crown(latest, "the newest version there was")
+            return self._record_champion(champion, await self._models.manifest(champion.version))
+        return await self._promote(latest, "the latest version of the store")
 
-    async def crown(self, version: int, reason: str, *, anew: bool = False) -> Served:
-        """Make *version* the champion; it may be that already, and *anew* it gets another term all the same.
+    async def promote(self, version: int, reason: str, *, new_term: bool = False) -> ChampionDetails:
+        """Make *version* the champion; raises StoreError.
 
-        Raises StoreError.
+        Args:
+            version: The version; it may be the champion already.
+            reason: Why it is promoted.
+            new_term: Begin another term even where *version* is the champion.
+
         """
-        return await self._crown(await self._models.manifest(version), reason, anew=anew)
+        return await self._promote(await self._models.manifest(version), reason, new_term=new_term)
 
-    async def _crown(self, manifest: Manifest, reason: str, *, anew: bool = False) -> Served:
+    async def _promote(self, manifest: Manifest, reason: str, *, new_term: bool = False) -> ChampionDetails:
         present = await self._models.champion()
-        if present is not None and present.version == manifest.version and not anew:
-            return self._noted(present, manifest)
-        await self._models.path_of(manifest.sha256)  # its weights must be here: they may have been retired
+        if present is not None and present.version == manifest.version and not new_term:
+            return self._record_champion(present, manifest)
+        await self._models.path_of(manifest.sha256)  # fails here where its weights were deleted
         before = (present.version, *present.before) if present else ()
         champion = Champion(
             version=manifest.version,
             term=present.term + 1 if present else 1,
-            before=tuple(dict.fromkeys(one for one in before if one != manifest.version))[:REMEMBERED],
+            before=tuple(dict.fromkeys(one for one in before if one != manifest.version))[
+                :MAX_FORMER_CHAMPIONS
+            ],
             since=datetime.now(UTC),
             reason=reason[:500],
         )
-        return self._noted(await self._models.crown(champion), manifest)
+        return self._record_champion(await self._models.crown(champion), manifest)
 
-    def _noted(self, champion: Champion, manifest: Manifest) -> Served:
-        self._made_with[manifest.sha256] = manifest.code_version
-        return Served(champion, manifest)
+    def _record_champion(self, champion: Champion, manifest: Manifest) -> ChampionDetails:
+        self._code_of_model[manifest.sha256] = manifest.code_version
+        return ChampionDetails(champion, manifest)
 
-    async def code_of(self, model: ModelRef) -> str:
+    async def read_code_version(self, model: ModelRef) -> str:
         """The code version that made *model*; raises StoreError."""
-        if model.sha256 not in self._made_with:
-            self._made_with[model.sha256] = (await self._models.manifest(model.version)).code_version
-        return self._made_with[model.sha256]
+        if model.sha256 not in self._code_of_model:
+            self._code_of_model[model.sha256] = (await self._models.manifest(model.version)).code_version
+        return self._code_of_model[model.sha256]
 
-    async def manifest(self, version: int) -> Manifest:
-        """All that is known of *version*; raises StoreError."""
+    async def read_manifest(self, version: int) -> Manifest:
+        """The manifest of *version*; raises StoreError."""
         return await self._models.manifest(version)
 
-    async def before(self) -> int:
-        """The champion before this one; raises NothingBefore."""
+    async def previous_champion(self) -> int:
+        """The champion before this one; raises NoPreviousChampion."""
         present = await self._models.champion()
         if present is None or not present.before:
-            raise NothingBefore("there is no champion before this one to go back to: see fedbus model ls")
+            raise NoPreviousChampion(
+                "there is no champion before this one to roll back to: see fedbus model ls"
+            )
         return present.before[0]
 
     # --- new versions -----------------------------------------------------------------------------
@@ -177,11 +188,11 @@ class Versions:
     async def publish_first(
         self, artifact: Artifact, *, code_version: str, new_lineage: bool = False
     ) -> Manifest:
-        """Make the first version, of the task or of a new lineage. Raises StoreError."""
+        """Publish the first version of the task, or of a new lineage; raises StoreError."""
         versions = await self._models.versions()
         lineage = max((one.lineage for one in versions), default=0)
         if versions and not new_lineage:
-            return versions[-1]  # made by who was here before us, between two steps
+            return versions[-1]  # published by a manager that stopped before it was promoted
         manifest = Manifest(
             **artifact.model_dump(include=set(Artifact.model_fields)),
             version=versions[-1].version + 1 if versions else 1,
@@ -190,96 +201,98 @@ class Versions:
             code_version=code_version,
             lineage=lineage + 1,
         )
-        return await self._models.publish(self._sealed(manifest))
+        return await self._models.publish(self._sign(manifest))
 
-    async def publish(self, facts: ServerFacts) -> Manifest:
-        """Make the next version of the run's checkpoint, or find the one that was made before a restart.
+    async def publish(self, run: ServerPublishing) -> Manifest:
+        """Publish the result of *run* as the next version, or find the version that was published before a restart.
 
         Raises StoreError.
         """
-        assert facts.checkpoint is not None
         latest = await self._models.latest()
-        if latest is not None and (latest.run, latest.sha256) == (facts.run, facts.checkpoint.sha256):
-            return latest  # another server's run may have the same name, and not the same weights
-        base = facts.base or facts.model
-        parent = await self._models.manifest(base.version) if base else None
-        last = facts.last
+        if latest is not None and (latest.run, latest.sha256) == (run.run, run.result.sha256):
+            return latest  # the run of another server may have the same name, but not the same weights
+        parent = await self._models.manifest(run.base.version)
+        last = run.last
         manifest = Manifest(
-            **facts.checkpoint.model_dump(include=set(Artifact.model_fields)),
+            **run.result.model_dump(include=set(Artifact.model_fields)),
             version=latest.version + 1 if latest else 1,
             task=self._task,
             created=datetime.now(UTC),
-            parent=parent.version if parent else None,
-            lineage=parent.lineage if parent else 1,
-            run=facts.run,
-            rounds=facts.round,
+            parent=parent.version,
+            lineage=parent.lineage,
+            run=run.run,
+            rounds=run.round,
             participants=last.participants if last else {},
             metrics=last.metrics if last else {},
-            config=facts.plan.config if facts.plan else {},
-            code_version=facts.code_version,
+            config=run.plan.config,
+            code_version=run.code_version,
         )
-        about: dict[str, str | int] = {"fedbus.model.version": manifest.version}
-        with tracer.start_as_current_span("store", attributes=about | {"fedbus.run": facts.run or ""}):
-            return await self._models.publish(self._sealed(manifest))
+        attributes: dict[str, str | int] = {"fedbus.model.version": manifest.version}
+        with tracer.start_as_current_span("store", attributes=attributes | {"fedbus.run": run.run}):
+            return await self._models.publish(self._sign(manifest))
 
-    def _sealed(self, manifest: Manifest) -> Manifest:
+    def _sign(self, manifest: Manifest) -> Manifest:
         return self._signer.seal(manifest) if self._signer else manifest
 
-    async def verdict(self, table: TaskTable, candidate: Manifest, facts: ServerFacts) -> Verdict:
-        """Whether *candidate* takes the champion's place by itself; raises StoreError."""
-        assert facts.model is not None
-        if candidate.version == facts.model.version:
-            return Verdict(promote=True, reason="it is served already")
-        if facts.base is not None and facts.base.version != facts.model.version:
-            return Verdict(
+    async def judge(self, table: TaskTable, candidate: Manifest, run: ServerPublishing) -> PromotionVerdict:
+        """Decide whether *candidate*, the result of *run*, replaces the champion by itself; raises StoreError."""
+        if candidate.version == run.model.version:
+            return PromotionVerdict(promote=True, reason="it is served already")
+        if run.base.version != run.model.version:
+            return PromotionVerdict(
                 promote=False,
                 judged=False,
-                reason=f"it was made from version {facts.base.version}, and version {facts.model.version} has been "
+                reason=f"it was made from version {run.base.version}, and version {run.model.version} has been "
                 f"served since: fedbus model promote {candidate.version} serves it all the same",
             )
-        served = await self._models.manifest(facts.model.version)
-        return judge(table.gate, candidate.metrics, served.metrics)
+        served = await self._models.manifest(run.model.version)
+        return judge_candidate(table.gate, candidate.metrics, served.metrics)
 
-    # --- giving out ---------------------------------------------------------------------------------
+    # --- the offer ----------------------------------------------------------------------------------
 
     async def offer(self, model: ModelRef, *, receivers: int) -> BlobRef:
-        """Give *model* out to whoever asks for it, once for all who ask at the same time. Raises StoreError."""
-        path = await self.file_of(model)
-        before = self._offer
+        """Offer *model* to every client that asks for it, once for all that ask at the same time. Raises StoreError."""
+        path = await self.local_path(model)
+        previous = self._offer
         self._offer = await self._bus.blobs.offer(path, receivers=max(1, receivers), sha256=model.sha256)
-        if before is not None:
-            before.release()
+        if previous is not None:
+            previous.release()
         return self._offer.ref
 
-    async def file_of(self, artifact: Artifact) -> Path:
-        """A local file with these weights; raises StoreError."""
+    async def local_path(self, artifact: Artifact) -> Path:
+        """The local file with these weights; raises StoreError."""
         return await self._models.path_of(artifact.sha256)
 
     def withdraw(self) -> None:
-        """Give nothing out any more."""
+        """End the offer."""
         if self._offer is not None:
             self._offer.release()
 
-    async def retire(self, facts: ServerFacts, keep: int) -> None:
-        """Make room in the repository; where it does not work now, after the next run."""
-        spare = {one.sha256 for one in (facts.model, facts.base, facts.checkpoint) if one is not None}
+    async def retire(self, spare: frozenset[str], keep: int) -> None:
+        """Delete old versions; an error is logged, and the next run tries again.
+
+        Args:
+            spare: Digests of weights that must stay.
+            keep: How many versions stay at least.
+
+        """
         try:
-            gone = await self._models.retire(keep=keep, spare=spare)
+            gone = await self._models.retire(keep=keep, spare=set(spare))
         except StoreError as error:
-            log.warning("old models are kept for now", reason=str(error))
+            log.warning("Cannot delete old model versions", reason=str(error))
         else:
             if gone:
-                log.info("old models were retired", count=len(gone))
+                log.info("Old model versions deleted", count=len(gone))
 
 
-async def waiting_for(ask: Callable[[], Awaitable[T]]) -> T:
-    """The repository's answer, however long it is away; raises every other StoreError."""
+async def wait_for_store(request: Callable[[], Awaitable[T]]) -> T:
+    """The answer of the store, however long it is unavailable; raises every other StoreError."""
     attempt = 0
     while True:
         try:
-            return await ask()
+            return await request()
         except StoreUnavailable as error:
             if attempt == 0:
-                log.warning("the model repository is away", reason=str(error))
-            await asyncio.sleep(backoff(attempt))
+                log.warning("Model store unavailable; retrying", reason=str(error))
+            await asyncio.sleep(backoff_s(attempt))
             attempt += 1

@@ -1,4 +1,4 @@
-"""A run as figures: what its rounds came to, and how it ended."""
+"""Metrics of a run: the results of its rounds, and how it ended."""
 
 import math
 from typing import Final
@@ -12,29 +12,30 @@ from fedbus.contracts.telemetry import (
     ROUNDS,
     RUNS,
     TASK,
-    add,
-    note,
+    increment,
     record,
+    set_gauge,
 )
 
-METRICS_TOLD: Final = 20
-"""Of one round: an app may have as many as it likes, and each is a series."""
+MAX_METRICS: Final = 20
+"""Of one round: an app may report any number of metrics, and each is a time series."""
 
 
-def round_measured(task: str, result: RoundResult) -> None:
-    """Round 0, which is the model that a run began with, has figures and is no round."""
-    about = {TASK: task}
-    for name in sorted(result.metrics)[:METRICS_TOLD]:
+def record_round(task: str, result: RoundResult) -> None:
+    """Record the metrics of a round. Round 0 is the model that a run begins with, and does not count as a round."""
+    attributes = {TASK: task}
+    for name in sorted(result.metrics)[:MAX_METRICS]:
         if math.isfinite(result.metrics[name]):
-            note(ROUND_METRIC, result.metrics[name], about | {"fedbus.metric": name})
+            set_gauge(ROUND_METRIC, result.metrics[name], attributes | {"fedbus.metric": name})
     if result.round == 0:
         return
-    add(ROUNDS, about)
-    record(ROUND_DURATION, result.seconds, about)
-    note(ROUND_PARTICIPANTS, len(result.participants), about)
+    increment(ROUNDS, attributes)
+    record(ROUND_DURATION, result.seconds, attributes)
+    set_gauge(ROUND_PARTICIPANTS, len(result.participants), attributes)
     if result.failures:
-        add(ROUND_FAILURES, about, len(result.failures))
+        increment(ROUND_FAILURES, attributes, len(result.failures))
 
 
-def run_measured(task: str, outcome: str) -> None:
-    add(RUNS, {TASK: task, "fedbus.outcome": outcome})
+def record_run(task: str, outcome: str) -> None:
+    """Count a run that has ended."""
+    increment(RUNS, {TASK: task, "fedbus.outcome": outcome})

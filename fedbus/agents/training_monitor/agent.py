@@ -14,44 +14,44 @@ from typing import Final, TypeAlias
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff, first_of
-from fedbus.agents.common.debug_logging import told_step_by_step
+from fedbus.agents.common.asyncio_tools import backoff_s, wait_for_first
+from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.bus.bus import Bus
-from fedbus.bus.errors import NoFederation
-from fedbus.bus.streams import life_stream
+from fedbus.bus.errors import FederationNotFound
+from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.run import RUN, RoundResult, RunFacts
-from fedbus.contracts.telemetry import CLIENT, CLIENT_CONTRIBUTION, CLIENT_RELIABILITY, TASK, note
+from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent
+from fedbus.contracts.telemetry import CLIENT, CLIENT_CONTRIBUTION, CLIENT_RELIABILITY, TASK, set_gauge
 from fedbus.contracts.transition import Transition
-from fedbus.domain.client_scores import Standings
-from fedbus.stores.trackers.interface import RoundSeen, RunBegun, RunEnded, Tracker
+from fedbus.domain.client_scores import ClientStatsCollector
+from fedbus.stores.trackers.interface import RunEnded, TrackedRound, TrackedRun, Tracker
 from fedbus.stores.trackers.local import LocalTracker
 
-CLIENTS_TRACKED: Final = 100
+MAX_TRACKED_CLIENTS: Final = 100
 """Of a round's clients, those whose own figures are kept: curves of more are read by nobody."""
-WORDS_WAITING: Final = 1000
+MAX_QUEUED_EVENTS: Final = 1000
 """What may wait for a tracker that is slow, before it misses something."""
-FAILURES_BORNE: Final = 3
+MAX_FAILURES: Final = 3
 CLOSE_S: Final = 30.0
 
-Word: TypeAlias = RunBegun | RoundSeen | RunEnded
+TrackerEvent: TypeAlias = TrackedRun | TrackedRound | RunEnded
 
 log = structlog.get_logger("fedbus.training_monitor")
 
 
-class Told:
+class TrackerThread:
     """One tracker, in a thread of its own. *memory* knows what it was told before."""
 
     def __init__(self, name: str, tracker: Tracker, memory: LocalTracker) -> None:
         self._name = name
         self._tracker = tracker
         self._memory = memory
-        self._waiting: queue.Queue[Word | None] = queue.Queue(WORDS_WAITING)
+        self._waiting: queue.Queue[TrackerEvent | None] = queue.Queue(MAX_QUEUED_EVENTS)
         self._failures = 0
         self._thread = threading.Thread(target=self._work, name=f"tracker {name}", daemon=True)
         self._thread.start()
 
-    def tell(self, word: Word) -> None:
+    def tell(self, word: TrackerEvent) -> None:
         """Never waits: what does not fit is missed, and said to be."""
         try:
             self._waiting.put_nowait(word)
@@ -68,21 +68,21 @@ class Told:
 
     def _work(self) -> None:
         while (word := self._waiting.get()) is not None:
-            if self._failures < FAILURES_BORNE:
+            if self._failures < MAX_FAILURES:
                 self._hand_over(word)
         self._guarded(self._tracker.close, "close")
 
-    def _hand_over(self, word: Word) -> None:
-        what = f"round {word.round}" if isinstance(word, RoundSeen) else type(word).__name__
+    def _hand_over(self, word: TrackerEvent) -> None:
+        what = f"round {word.round}" if isinstance(word, TrackedRound) else type(word).__name__
         self._guarded(lambda: self._once(word, what), what)
 
-    def _once(self, word: Word, what: str) -> None:
-        if self._memory.was_told(self._name, word.run, what):
+    def _once(self, word: TrackerEvent, what: str) -> None:
+        if self._memory.was_delivered(self._name, word.run, what):
             return
         match word:
-            case RunBegun():
+            case TrackedRun():
                 self._tracker.begin(word)
-            case RoundSeen():
+            case TrackedRound():
                 self._tracker.round(word)
             case RunEnded():
                 self._tracker.end(word)
@@ -97,13 +97,13 @@ class Told:
             log.warning(
                 "a tracker failed", tracker=self._name, at=what, reason=" ".join(str(error).split())[:300]
             )
-            if self._failures == FAILURES_BORNE:
+            if self._failures == MAX_FAILURES:
                 log.warning("the tracker is left out until the monitor is started anew", tracker=self._name)
         else:
             self._failures = 0
 
 
-@told_step_by_step
+@log_method_calls
 class TrainingMonitor:
     """Follows the runs of *task*. *trackers* are told, by their names; *memory* is the one that is always there."""
 
@@ -114,8 +114,8 @@ class TrainingMonitor:
         self._task = task
         self._memory = memory
         self._trackers = {"local": memory, **(trackers or {})}
-        self._told: Sequence[Told] = ()
-        self._standings = Standings()
+        self._threads: Sequence[TrackerThread] = ()
+        self._client_stats = ClientStatsCollector()
         self._steps: dict[str, int] = {}
         """Rounds of all runs before each run."""
         self._next_step = 0
@@ -123,11 +123,13 @@ class TrainingMonitor:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Follow until *stop* is set: from the beginning of the log, since a tracker knows what it has heard."""
-        self._told = [Told(name, tracker, self._memory) for name, tracker in self._trackers.items()]
+        self._threads = [
+            TrackerThread(name, tracker, self._memory) for name, tracker in self._trackers.items()
+        ]
         try:
-            await first_of(stop.wait(), self._follow())
+            await wait_for_first(stop.wait(), self._follow())
         finally:
-            for told in reversed(self._told):  # the first of them is the memory of all
+            for told in reversed(self._threads):  # the first of them is the memory of all
                 await asyncio.to_thread(told.close)
 
     async def _follow(self) -> None:
@@ -135,72 +137,72 @@ class TrainingMonitor:
         while True:
             try:
                 await self._follow_runs()
-            except NoFederation:  # the server side has not made its streams yet
-                await asyncio.sleep(backoff(attempt))
+            except FederationNotFound:  # the server side has not made its streams yet
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
 
     async def _follow_runs(self) -> None:
-        wanted = [subjects.life(self._bus.fed, "run", ">")]
-        async with self._bus.watch(life_stream(self._bus.fed), wanted, whole=True) as moves:
+        wanted = [subjects.lifecycle(self._bus.fed, "run", ">")]
+        async with self._bus.watch(lifecycle_stream(self._bus.fed), wanted, whole=True) as moves:
             self.ready.set()
             async for seen in moves:
                 move = seen.message
                 if (
                     isinstance(move, Transition)
-                    and isinstance(move.facts, RunFacts)
+                    and isinstance(move.facts, RunData)
                     and move.task == self._task
                 ):
-                    self._run_moved(move, move.facts, seen.envelope.time)
+                    self._on_run_transition(move, move.facts, seen.envelope.time)
 
-    def _run_moved(self, move: Transition, facts: RunFacts, at: datetime) -> None:
+    def _on_run_transition(self, move: Transition, facts: RunData, at: datetime) -> None:
         if facts.run not in self._steps:
             self._steps[facts.run] = self._next_step
         match move.event:
-            case "quorum_reached":
-                self._tell(_begun(facts, at))
-            case "round_finished" if facts.rounds:
-                self._round_finished(facts, facts.rounds[-1], at)
+            case RunEvent.QUORUM_REACHED:
+                self._enqueue(_tracked_run(facts, at))
+            case RunEvent.ROUND_FINISHED if facts.rounds:
+                self._on_round_finished(facts, facts.rounds[-1], at)
         if move.target in RUN.final:
-            self._tell(_ended(move, facts, at, self._next_step))
+            self._enqueue(_run_ended(move, facts, at, self._next_step))
 
-    def _round_finished(self, facts: RunFacts, result: RoundResult, at: datetime) -> None:
+    def _on_round_finished(self, facts: RunData, result: RoundResult, at: datetime) -> None:
         step = self._steps[facts.run] + result.round
         self._next_step = max(self._next_step, step)
-        self._standings.see(result)
-        clients = self._clients(result)
-        self._tell(
-            RoundSeen(
+        self._client_stats.see(result)
+        clients = self._client_metrics(result)
+        self._enqueue(
+            TrackedRound(
                 run=facts.run,
                 task=self._task,
                 round=result.round,
                 step=step,
                 at=at,
-                metrics=_figures(result),
+                metrics=_round_metrics(result),
                 clients=clients,
             )
         )
         for client, figures in clients.items():
             about = {TASK: self._task, CLIENT: client}
-            note(CLIENT_RELIABILITY, figures["reliability"], about)
+            set_gauge(CLIENT_RELIABILITY, figures["reliability"], about)
             if (contribution := figures.get("contribution")) is not None:
-                note(CLIENT_CONTRIBUTION, contribution, about)
+                set_gauge(CLIENT_CONTRIBUTION, contribution, about)
 
-    def _clients(self, result: RoundResult) -> dict[str, dict[str, float]]:
+    def _client_metrics(self, result: RoundResult) -> dict[str, dict[str, float]]:
         """What a round was to each client: its own figures, where its time went, and what it is worth by now."""
-        asked = sorted(result.participants.keys() | result.failures.keys())[:CLIENTS_TRACKED]
-        return {client: result.of_client(client) | self._worth(client) for client in asked}
+        asked = sorted(result.participants.keys() | result.failures.keys())[:MAX_TRACKED_CLIENTS]
+        return {client: result.of_client(client) | self._client_score(client) for client in asked}
 
-    def _worth(self, client: str) -> dict[str, float]:
-        standing = self._standings.of(client)
+    def _client_score(self, client: str) -> dict[str, float]:
+        standing = self._client_stats.of(client)
         worth = {"reliability": standing.reliability, "contribution": standing.contribution}
         return {name: value for name, value in worth.items() if value is not None}
 
-    def _tell(self, word: Word) -> None:
-        for told in self._told:
+    def _enqueue(self, word: TrackerEvent) -> None:
+        for told in self._threads:
             told.tell(word)
 
 
-def _figures(result: RoundResult) -> dict[str, float]:
+def _round_metrics(result: RoundResult) -> dict[str, float]:
     """What the app reports, loss and accuracy under these very names, and what the round itself was like."""
     joined = {"loss": result.loss, "accuracy": result.accuracy}
     reported = result.metrics | {name: value for name, value in joined.items() if value is not None}
@@ -215,8 +217,8 @@ def _figures(result: RoundResult) -> dict[str, float]:
     }
 
 
-def _begun(facts: RunFacts, at: datetime) -> RunBegun:
-    return RunBegun(
+def _tracked_run(facts: RunData, at: datetime) -> TrackedRun:
+    return TrackedRun(
         run=facts.run,
         task=facts.task,
         at=at,
@@ -227,7 +229,7 @@ def _begun(facts: RunFacts, at: datetime) -> RunBegun:
     )
 
 
-def _ended(move: Transition, facts: RunFacts, at: datetime, step: int) -> RunEnded:
+def _run_ended(move: Transition, facts: RunData, at: datetime, step: int) -> RunEnded:
     return RunEnded(
         run=facts.run,
         task=facts.task,

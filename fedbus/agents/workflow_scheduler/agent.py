@@ -22,29 +22,36 @@ import structlog
 from pydantic import ValidationError
 
 from fedbus import __version__
-from fedbus.agents.common.asyncio_tools import Timers, backoff, handle_each, until
-from fedbus.agents.common.debug_logging import told_step_by_step
-from fedbus.agents.workflow_scheduler.runs import Runs
-from fedbus.agents.workflow_scheduler.schedule import Schedule
-from fedbus.agents.workflow_scheduler.trigger_inputs import News
+from fedbus.agents.common.asyncio_tools import Timers, backoff_s, handle_each, run_until
+from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.workflow_scheduler.runs import ScheduledRuns
+from fedbus.agents.workflow_scheduler.schedule import RunSchedule
+from fedbus.agents.workflow_scheduler.trigger_inputs import TriggerInputTracker
 from fedbus.bus.bus import Bus, Delivery
-from fedbus.bus.errors import LeaseLost, MovedByAnother
+from fedbus.bus.errors import LeaseLost, StaleOwner
 from fedbus.bus.lease import Lease
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.causation import handling
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.scheduling import ScheduleOverrides, ScheduleTable
 from fedbus.contracts.task.task import Task
-from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable, FixedCode, short
+from fedbus.stores.code.open import (
+    CodeRejected,
+    CodeRepository,
+    CodeUnavailable,
+    DirectoryCodeRepository,
+    short_version,
+)
 
-AGENT = "workflow-scheduler"
-NEWS = "workflow-scheduler-news"
+AGENT = AgentName.WORKFLOW_SCHEDULER
+INPUTS_CONSUMER = AgentName.WORKFLOW_SCHEDULER_NEWS
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
 
 
 @dataclass(frozen=True)
-class Given:
+class SchedulerConfig:
     """What the scheduler of one task is given to schedule by."""
 
     task: Task
@@ -66,7 +73,7 @@ class Given:
             return task.table.schedule
 
 
-@told_step_by_step
+@log_method_calls
 class WorkflowScheduler:
     """The scheduler of one task; *overrides* and *schedule* stand in the place of what that says of both.
 
@@ -83,9 +90,9 @@ class WorkflowScheduler:
         code: CodeRepository | None = None,
     ) -> None:
         self._bus = bus
-        self._given = Given(
+        self._given = SchedulerConfig(
             task,
-            code or FixedCode(Path(task.path)),
+            code or DirectoryCodeRepository(Path(task.path)),
             overrides or RunOverrides(),
             schedule or ScheduleOverrides(),
         )
@@ -94,34 +101,34 @@ class WorkflowScheduler:
 
     async def run(self, stop: asyncio.Event) -> None:
         """Schedule until *stop* is set; a run under way goes on without us, and we follow it when we are back."""
-        await self._bus.make_streams()
+        await self._bus.create_streams()
         attempt = 0
         while not stop.is_set():
             try:
-                await until(stop, self._lead())
-            except* (LeaseLost, MovedByAnother) as lost:
+                await run_until(stop, self._lead())
+            except* (LeaseLost, StaleOwner) as lost:
                 log.warning("another scheduler leads now: standing by", reason=str(lost.exceptions[0]))
                 self.ready.clear()
-            await asyncio.sleep(0 if stop.is_set() else backoff(attempt))
+            await asyncio.sleep(0 if stop.is_set() else backoff_s(attempt))
             attempt += 1
 
     async def _lead(self) -> None:
         """Wait for the lease, and schedule for as long as it is ours."""
         async with (
             Lease.held(self._bus, task=self._given.task.id, agent=AGENT) as lease,
-            Lives.open(self._bus) as lives,
+            LifecycleStore.open(self._bus) as lives,
             Timers.running() as timers,
             self._bus.listen(AGENT, task=self._given.task.id) as server,
-            self._bus.listen(NEWS, task=self._given.task.id) as news,
+            self._bus.listen(INPUTS_CONSUMER, task=self._given.task.id) as news,
         ):
-            known = News(self._bus, self._given.task)
+            known = TriggerInputTracker(self._bus, self._given.task)
             await known.read()
-            task = await _everybodys(known, self._given)
-            leading = _Leading(self._bus, replace(self._given, task=task), known, lives, timers)
+            task = await _deployed_task(known, self._given)
+            leading = _Leadership(self._bus, replace(self._given, task=task), known, lives, timers)
             await leading.run(lease, server, news, self.ready)
 
 
-async def _everybodys(news: News, given: Given) -> Task:
+async def _deployed_task(news: TriggerInputTracker, given: SchedulerConfig) -> Task:
     """The task at the code that everybody is on, where that can be had at once; else as we were started with it."""
     try:
         return given.task if news.code is None else await given.code.task_at(news.code[0])
@@ -130,19 +137,26 @@ async def _everybodys(news: News, given: Given) -> Task:
         return given.task
 
 
-class _Leading:
+class _Leadership:
     """One spell of scheduling."""
 
-    def __init__(self, bus: Bus, given: Given, news: News, lives: Lives, timers: Timers) -> None:
+    def __init__(
+        self,
+        bus: Bus,
+        given: SchedulerConfig,
+        news: TriggerInputTracker,
+        lives: LifecycleStore,
+        timers: Timers,
+    ) -> None:
         self._bus = bus
         self._given = given
         self._lives = lives
         self._news = news
-        self._runs = Runs(
+        self._runs = ScheduledRuns(
             bus, given.task, given.overrides, lives=lives, timers=timers, on_change=self._consider
         )
         table = given.table_of(given.task)
-        self._schedule = Schedule(given.task.id, table, runs=self._runs, news=news, timers=timers)
+        self._schedule = RunSchedule(given.task.id, table, runs=self._runs, news=news, timers=timers)
         self._heard = asyncio.Event()
         self._group: asyncio.TaskGroup
         self._sees_others = False
@@ -173,7 +187,7 @@ class _Leading:
         async for delivery in news:
             self._news.hear(delivery.message, delivery.envelope.time)
             self._heard.set()
-            with handling(delivery.envelope.id):
+            with cause_scope(delivery.envelope.id):
                 await self._runs.in_turn(self._consider)()
             await delivery.ack()
 
@@ -188,7 +202,7 @@ class _Leading:
             except CodeUnavailable as error:
                 if attempt == 0:
                     log.warning("the code repository is away: runs are as before", reason=str(error))
-                await asyncio.sleep(backoff(attempt))
+                await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
             else:
                 attempt = 0
@@ -210,7 +224,7 @@ class _Leading:
 
     async def _go_by(self, task: Task) -> None:
         self._runs.task = self._news.task = task
-        await self._schedule.change_to(self._given.table_of(task), f"code {short(task.code_version)}")
+        await self._schedule.change_to(self._given.table_of(task), f"code {short_version(task.code_version)}")
         self._see_others_if_need_be()
         await self._consider()
 
@@ -224,5 +238,5 @@ class _Leading:
     async def _see_others(self) -> None:
         async for seen in self._news.others():
             if self._news.see(seen):
-                with handling(seen.envelope.id):
+                with cause_scope(seen.envelope.id):
                     await self._runs.in_turn(self._consider)()

@@ -9,22 +9,24 @@ import asyncio
 from collections.abc import Awaitable, Callable, Mapping
 from datetime import UTC, datetime
 from functools import partial
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import structlog
 from opentelemetry import trace
 
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import Timers, ask_until_answered
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.errors import NoAnswer, RequestRefused
-from fedbus.bus.lifecycles import Life, Lives
-from fedbus.contracts.causation import handling
+from fedbus.agents.common.asyncio_tools import Timers, request_until_answered
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.contracts.causation import cause_scope
 from fedbus.contracts.identifiers import TaskId, run_id
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.run import (
     RUN,
-    RunFacts,
+    RunChanges,
+    RunData,
+    RunEvent,
     RunOverrides,
     RunStarted,
     RunState,
@@ -32,44 +34,46 @@ from fedbus.contracts.run import (
     StartRun,
     StopRun,
 )
-from fedbus.contracts.server import CancelRun, OpenRun, ServerFacts, ServerState
+from fedbus.contracts.server import CancelRun, OpenRun, ServerData, ServerEvent, ServerState
 from fedbus.contracts.task.task import Task
-from fedbus.contracts.telemetry import tracer_of
+from fedbus.contracts.telemetry import get_tracer
 from fedbus.contracts.transition import Transition
-from fedbus.domain.round_history import with_round
-from fedbus.domain.triggers import Figure
+from fedbus.domain.round_history import append_round
+from fedbus.domain.triggers import RunMetric
 
-REQUEST_S: Final = 45.0
+OPEN_RUN_TIMEOUT_S: Final = 45.0
 """How long the server manager may take for one answer; then it is asked again."""
-ANSWER_S: Final = 10.0
+START_RUN_REPLY_S: Final = 10.0
 """How long whoever starts a run waits to hear whether it was opened; a busy manager may open it later."""
 SCHEDULED: Final = "schedule"
 OPENING: Final = "the run is opened"
 CANCELLING: Final = "the run is cancelled"
 
-FOLLOWS: Final[Mapping[str, str]] = {
-    "run_requested": "recruiting_started",
-    "quorum_reached": "quorum_reached",
-    "recruiting_expired": "recruiting_expired",
-    "round_finished": "round_finished",
-    "server_lost": "server_lost",
-    "server_recovered": "server_recovered",
-    "run_failed": "run_failed",
-    "run_cancelled": "cancelled",
-    "version_published": "run_finished",
-    "candidate_kept": "run_finished",
-    "version_refused": "run_failed",
+RUN_EVENT_OF_SERVER_EVENT: Final[Mapping[str, RunEvent]] = {
+    ServerEvent.RUN_REQUESTED: RunEvent.RECRUITING_STARTED,
+    ServerEvent.QUORUM_REACHED: RunEvent.QUORUM_REACHED,
+    ServerEvent.RECRUITING_EXPIRED: RunEvent.RECRUITING_EXPIRED,
+    ServerEvent.ROUND_FINISHED: RunEvent.ROUND_FINISHED,
+    ServerEvent.SERVER_LOST: RunEvent.SERVER_LOST,
+    ServerEvent.SERVER_RECOVERED: RunEvent.SERVER_RECOVERED,
+    ServerEvent.RUN_FAILED: RunEvent.RUN_FAILED,
+    ServerEvent.RUN_CANCELLED: RunEvent.CANCELLED,
+    ServerEvent.VERSION_PUBLISHED: RunEvent.RUN_FINISHED,
+    ServerEvent.CANDIDATE_KEPT: RunEvent.RUN_FINISHED,
+    ServerEvent.VERSION_REFUSED: RunEvent.RUN_FAILED,
 }
 """What an event of the server is to its run."""
-HINDERS: Final = frozenset({"store_unavailable", "model_not_built"})
+BLOCKING_STATES: Final = frozenset({ServerEvent.STORE_UNAVAILABLE, ServerEvent.MODEL_NOT_BUILT})
 NO_MODEL: Final = "it has no model yet, see `fedbus events tail`"
-TROUBLE: Final = "its model repository is {}, see `fedbus events tail`"
+STORE_TROUBLE: Final = "its model repository is {}, see `fedbus events tail`"
+
+RunHandle: TypeAlias = LifecycleHandle[RunState, RunEvent, RunData, RunChanges]
 
 log = structlog.get_logger("fedbus.workflow_scheduler")
-tracer = tracer_of("fedbus.workflow_scheduler")
+tracer = get_tracer("fedbus.workflow_scheduler")
 
 
-class Runs:
+class ScheduledRuns:
     """For as long as the scheduler leads. *on_change* is called, in turn, when a run has ended or a model is there."""
 
     def __init__(
@@ -78,7 +82,7 @@ class Runs:
         task: Task,
         overrides: RunOverrides,
         *,
-        lives: Lives,
+        lives: LifecycleStore,
         timers: Timers,
         on_change: Callable[[], Awaitable[None]],
     ) -> None:
@@ -90,10 +94,10 @@ class Runs:
         self._timers = timers
         self._on_change = on_change
         self._turn = asyncio.Lock()
-        self._run: Life[RunState, RunFacts] | None = None
+        self._run: RunHandle | None = None
         self._opened: asyncio.Future[Refused | None] | None = None
         self._numbered = 0
-        self._ends: list[tuple[RunFacts, datetime]] = []
+        self._ends: list[tuple[RunData, datetime]] = []
         """The last two runs that finished, and when."""
         self.scheduled = 0
         """How many runs the log knows that a schedule has started."""
@@ -105,18 +109,18 @@ class Runs:
         """What the log tells of this task's runs: how many, and whether one is under way."""
         server = await self._bus.states("server", self.task.id)
         for transition in server:
-            self.hindrance = _hindrance(transition, self.hindrance)
-        told = [one for one in await self._bus.last_moves("run") if one.message.task == self.task.id]
-        told = sorted((one for one in told if _facts_in(one) is not None), key=_number_of)
-        runs = [facts for one in told if (facts := _facts_in(one)) is not None]
+            self.hindrance = _blocked_reason(transition, self.hindrance)
+        told = [one for one in await self._bus.last_transitions("run") if one.message.task == self.task.id]
+        told = sorted((one for one in told if _run_facts(one) is not None), key=_number_of)
+        runs = [facts for one in told if (facts := _run_facts(one)) is not None]
         if not runs:
             return
         self._numbered = _number(runs[-1])
         self.scheduled = sum(facts.trigger == SCHEDULED for facts in runs)
         self.last_ended = max((one.envelope.time for one in told if _is_final(one)), default=None)
-        done = [one for one in told if _target(one) == RunState.FINISHED]
+        done = [one for one in told if _target_state(one) == RunState.FINISHED]
         self._ends = [
-            (facts, one.envelope.time) for one in done[-2:] if (facts := _facts_in(one)) is not None
+            (facts, one.envelope.time) for one in done[-2:] if (facts := _run_facts(one)) is not None
         ]
         last = await self._lives.of(RUN, runs[-1])
         if last.state not in RUN.final:
@@ -139,13 +143,13 @@ class Runs:
         return int(run.rpartition("-")[2]) <= self._numbered
 
     @property
-    def figures(self) -> dict[str, Figure]:
+    def figures(self) -> dict[str, RunMetric]:
         """What the last two runs that finished ended with."""
         if len(self._ends) < 2:
             return {}
         (before, _), (latest, at) = self._ends
-        old, new = _metrics(before), _metrics(latest)
-        return {name: Figure(old[name], new[name], at) for name in new if name in old}
+        old, new = _trigger_metrics(before), _trigger_metrics(latest)
+        return {name: RunMetric(old[name], new[name], at) for name in new if name in old}
 
     def in_turn(self, work: Callable[[], Awaitable[None]]) -> Callable[[], Awaitable[None]]:
         """*work*, when nothing else is being decided."""
@@ -172,9 +176,9 @@ class Runs:
             if self.hindrance:
                 return Refused(reason=f"task {self.task.id} can have no run now: {self.hindrance}")
             with tracer.start_as_current_span(f"run by {request.trigger}"):
-                asked = self._overrides.then(request.overrides)
+                asked = self._overrides.merge(request.overrides)
                 run, opened = await self._make(asked, request.trigger, request.trigger)
-        done, _ = await asyncio.wait([opened], timeout=ANSWER_S)
+        done, _ = await asyncio.wait([opened], timeout=START_RUN_REPLY_S)
         refusal = opened.result() if done else None
         return refusal or RunStarted(run=run.facts.run)
 
@@ -182,41 +186,45 @@ class Runs:
         async with self._turn:
             if self._run is None or self._run.facts.run != request.run:
                 return Refused(reason=f"{request.run} is not under way: see `fedbus run ls`")
-            with tracing.joining(self._run.facts.traceparent):  # its end is the end of its own trace
+            with tracing.link_and_use_trace(
+                self._run.facts.traceparent
+            ):  # its end is the end of its own trace
                 return await self._stop(self._run, request.reason)
 
-    async def _stop(self, run: Life[RunState, RunFacts], reason: str) -> Body:
+    async def _stop(self, run: RunHandle, reason: str) -> Body:
         name = run.facts.run
         if run.state is RunState.REQUESTED:
             await self._stop_before_it_is_opened(run, reason)
             return RunStopped(run=name)
         try:
             await self._cancel(name, reason)
-        except (RequestRefused, NoAnswer) as error:
+        except (RequestRefused, NoResponse) as error:
             return Refused(reason=str(error))
         return RunStopped(run=name)
 
-    async def _stop_before_it_is_opened(self, run: Life[RunState, RunFacts], reason: str) -> None:
+    async def _stop_before_it_is_opened(self, run: RunHandle, reason: str) -> None:
         """Nobody has opened it yet; should the server manager do so all the same, `follow` cancels it there."""
         self._timers.cancel(OPENING)
         if self._opened is not None and not self._opened.done():
             self._opened.set_result(Refused(reason=f"{run.facts.run} was stopped: {reason}"))
-        await run.move("cancelled", reason=reason)
+        await run.transition(RunEvent.CANCELLED, reason=reason)
         await self._ended(run)
 
     async def _cancel(self, run: str, reason: str) -> None:
-        await self._bus.request(CancelRun(task=self.task.id, run=run, reason=reason), timeout_s=REQUEST_S)
+        await self._bus.request(
+            CancelRun(task=self.task.id, run=run, reason=reason), timeout_s=OPEN_RUN_TIMEOUT_S
+        )
 
     def cancel(self, reason: str) -> None:
         """Have the run that is under way cancelled, beside whatever else is done."""
         if self._run is not None:
-            with tracing.going_on(self._run.facts.traceparent):  # its end is the end of its own trace
+            with tracing.use_trace(self._run.facts.traceparent):  # its end is the end of its own trace
                 self._timers.after(CANCELLING, 0.0, partial(self._cancel_anyhow, self._run.facts.run, reason))
 
     async def _cancel_anyhow(self, run: str, reason: str) -> None:
         try:
             await self._cancel(run, reason)
-        except (RequestRefused, NoAnswer) as error:
+        except (RequestRefused, NoResponse) as error:
             log.warning("the run was not cancelled", run=run, reason=str(error))
 
     # --- making runs -----------------------------------------------------------------------------
@@ -227,10 +235,10 @@ class Runs:
 
     async def _make(
         self, overrides: RunOverrides, trigger: str, cause: str
-    ) -> tuple[Life[RunState, RunFacts], "asyncio.Future[Refused | None]"]:
+    ) -> tuple[RunHandle, "asyncio.Future[Refused | None]"]:
         """The next run of the task, told of, in the current trace, which is its own; and whether it was opened."""
         span = trace.get_current_span()
-        facts = RunFacts(
+        facts = RunData(
             task=self.task.id,
             run=self.next_id,
             plan=overrides.over(self.task.table.plan),
@@ -238,40 +246,40 @@ class Runs:
             trigger=trigger,
             requested_at=datetime.now(UTC),
             trace_id=f"{span.get_span_context().trace_id:032x}",
-            traceparent=tracing.here(),
+            traceparent=tracing.current_traceparent(),
         )
         self._numbered += 1
         span.set_attribute("fedbus.run", facts.run)
         run = await self._lives.of(RUN, facts)
-        await run.bear("requested", reason=cause)
+        await run.create(reason=cause)
         self._run = run
-        with handling(run.told):
+        with cause_scope(run.told):
             return run, self._begin_to_open(run)
 
-    def _begin_to_open(self, run: Life[RunState, RunFacts]) -> "asyncio.Future[Refused | None]":
+    def _begin_to_open(self, run: RunHandle) -> "asyncio.Future[Refused | None]":
         self._opened = opened = asyncio.get_running_loop().create_future()
         self._timers.after(OPENING, 0.0, partial(self._open, run, opened))
         return opened
 
-    async def _open(self, run: Life[RunState, RunFacts], opened: "asyncio.Future[Refused | None]") -> None:
+    async def _open(self, run: RunHandle, opened: "asyncio.Future[Refused | None]") -> None:
         """Have the server manager open it, in the run's own trace, however long that is busy or away."""
         facts = run.facts
         request = OpenRun(task=self.task.id, run=facts.run, plan=facts.plan, overrides=facts.overrides)
         answer: Refused | None = None
-        with tracing.going_on(facts.traceparent):
+        with tracing.use_trace(facts.traceparent):
             try:
-                await ask_until_answered(self._bus, request, timeout_s=REQUEST_S)
+                await request_until_answered(self._bus, request, timeout_s=OPEN_RUN_TIMEOUT_S)
             except RequestRefused as error:
                 await self._refused(run, str(error))
                 answer = Refused(reason=str(error))
         if not opened.done():
             opened.set_result(answer)
 
-    async def _refused(self, run: Life[RunState, RunFacts], reason: str) -> None:
+    async def _refused(self, run: RunHandle, reason: str) -> None:
         async with self._turn:
             log.warning("the run was refused", run=run.facts.run, reason=reason)
-            if run.allows("run_refused"):
-                await run.move("run_refused", reason=reason)
+            if run.allows(RunEvent.RUN_REFUSED):
+                await run.transition(RunEvent.RUN_REFUSED, reason=reason)
                 await self._ended(run)
 
     # --- following the server ------------------------------------------------------------------------
@@ -280,27 +288,29 @@ class Runs:
         """The run moves as the server did. What is not of this run, or is told twice, changes nothing."""
         async with self._turn:
             server, run = transition.facts, self._run
-            assert isinstance(server, ServerFacts)
-            hindered, self.hindrance = self.hindrance, _hindrance(transition, self.hindrance)
+            assert isinstance(server, ServerData)
+            hindered, self.hindrance = self.hindrance, _blocked_reason(transition, self.hindrance)
             if hindered and not self.hindrance:
                 await self._on_change()
             if run is None or server.run != run.facts.run:
                 self._disown(transition, server)
                 return
-            event = FOLLOWS.get(transition.event)
+            event = RUN_EVENT_OF_SERVER_EVENT.get(transition.event)
             if event is None or not run.allows(event):
                 return
-            await run.move(event, reason=transition.reason, **_what_it_came_to(transition, server, run.facts))
+            await run.transition(
+                event, _outcome_facts(transition, server, run.facts), reason=transition.reason
+            )
             if run.state in RUN.final:
                 await self._ended(run)
 
-    def _disown(self, transition: Transition, server: ServerFacts) -> None:
+    def _disown(self, transition: Transition, server: ServerData) -> None:
         """The server has opened a run that was stopped meanwhile."""
-        if transition.event == "run_requested" and server.run is not None:
+        if transition.event == ServerEvent.RUN_REQUESTED and server.run is not None:
             stop = partial(self._cancel_anyhow, server.run, "it was stopped before it was opened")
             self._timers.after(CANCELLING, 0.0, stop)
 
-    async def _ended(self, run: Life[RunState, RunFacts]) -> None:
+    async def _ended(self, run: RunHandle) -> None:
         self._run = None
         self.last_ended = datetime.now(UTC)
         if run.state is RunState.FINISHED:
@@ -308,41 +318,41 @@ class Runs:
         await self._on_change()
 
 
-def _hindrance(transition: Transition, before: str) -> str:
+def _blocked_reason(transition: Transition, before: str) -> str:
     """Why no run can be started after the server's *transition*, where *before* is why there was none before it."""
-    assert isinstance(transition.facts, ServerFacts)
-    if transition.event in HINDERS:
+    assert isinstance(transition.facts, ServerData)
+    if transition.event in BLOCKING_STATES:
         return transition.reason
     if transition.target == ServerState.MODEL_INIT:
         return NO_MODEL
     if transition.facts.trouble is None:
         return ""
-    return before if before not in ("", NO_MODEL) else TROUBLE.format(transition.facts.trouble)
+    return before if before not in ("", NO_MODEL) else STORE_TROUBLE.format(transition.facts.trouble)
 
 
-def _facts_in(seen: Seen) -> RunFacts | None:
+def _run_facts(seen: StoredMessage) -> RunData | None:
     facts = getattr(seen.message, "facts", None)
-    return facts if isinstance(facts, RunFacts) else None
+    return facts if isinstance(facts, RunData) else None
 
 
-def _target(seen: Seen) -> str:
+def _target_state(seen: StoredMessage) -> str:
     return seen.message.target if isinstance(seen.message, Transition) else ""
 
 
-def _is_final(seen: Seen) -> bool:
-    return _target(seen) in RUN.final
+def _is_final(seen: StoredMessage) -> bool:
+    return _target_state(seen) in RUN.final
 
 
-def _number_of(seen: Seen) -> int:
-    facts = _facts_in(seen)
+def _number_of(seen: StoredMessage) -> int:
+    facts = _run_facts(seen)
     return _number(facts) if facts is not None else 0
 
 
-def _number(facts: RunFacts) -> int:
+def _number(facts: RunData) -> int:
     return int(facts.run.rpartition("-")[2])
 
 
-def _metrics(facts: RunFacts) -> dict[str, float]:
+def _trigger_metrics(facts: RunData) -> dict[str, float]:
     """What the run ended with, by the names that triggers know it by."""
     if not facts.rounds:
         return {}
@@ -351,18 +361,18 @@ def _metrics(facts: RunFacts) -> dict[str, float]:
     return last.metrics | {name: value for name, value in common.items() if value is not None}
 
 
-def _what_it_came_to(transition: Transition, server: ServerFacts, run: RunFacts) -> dict[str, Any]:
+def _outcome_facts(transition: Transition, server: ServerData, run: RunData) -> RunChanges:
     """What the run's facts become by the server's transition."""
     match transition.event:
-        case "quorum_reached":
+        case ServerEvent.QUORUM_REACHED:
             return {"cohort": server.cohort}
-        case "round_finished" if server.last is not None:
-            return {"rounds": with_round(run.rounds, server.last), "cohort": server.cohort}
-        case "run_requested":
+        case ServerEvent.ROUND_FINISHED if server.last is not None:
+            return {"rounds": append_round(run.rounds, server.last), "cohort": server.cohort}
+        case ServerEvent.RUN_REQUESTED:
             return {"code_version": server.code_version, "plan": server.plan or run.plan}
-        case "version_published":
+        case ServerEvent.VERSION_PUBLISHED:
             return {"model": server.model}
-        case "candidate_kept":
+        case ServerEvent.CANDIDATE_KEPT:
             return {"model": server.candidate, "promoted": False}
         case _:
             return {}

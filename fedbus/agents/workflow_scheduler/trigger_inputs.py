@@ -6,21 +6,21 @@ Nothing of it is state of the scheduler's own: a new one reads the same from the
 from collections.abc import AsyncIterator, Mapping
 from datetime import datetime
 
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.message import Message
-from fedbus.contracts.run import RunFacts, RunState
+from fedbus.contracts.run import RunData, RunState
 from fedbus.contracts.serving import DataChecked, DataCounted, DriftDetected
 from fedbus.contracts.task.task import Task
 from fedbus.contracts.transition import Transition
-from fedbus.domain.triggers import Count, Judged
+from fedbus.domain.triggers import ClientAccuracy, ClientRowCount
 
-HEARD = (DataCounted, DataChecked, DriftDetected, CodePublished)
+TRIGGER_MESSAGES = (DataCounted, DataChecked, DriftDetected, CodePublished)
 
 
-class News:
+class TriggerInputTracker:
     """What was said last, of each sender."""
 
     def __init__(self, bus: Bus, task: Task) -> None:
@@ -29,7 +29,7 @@ class News:
         self._counted: dict[str, tuple[DataCounted, datetime]] = {}
         self.drifted: dict[str, datetime] = {}
         """Which clients are drifted, and since when: from what they said of it until a check finds them well."""
-        self.judged: dict[str, Judged] = {}
+        self.judged: dict[str, ClientAccuracy] = {}
         """How often the model was right that each client serves, where it says so of enough answers."""
         self._looked_at: dict[str, datetime] = {}
         """When each client last said of both."""
@@ -42,8 +42,8 @@ class News:
 
     async def read(self) -> None:
         """What the bus holds of it."""
-        wanted = [subjects.every(self._bus.fed, kind, task=self.task.id) for kind in HEARD]
-        for seen in await self._bus.snapshot(events_stream(self._bus.fed), wanted):
+        wanted = [subjects.wildcard_for(self._bus.fed, kind, task=self.task.id) for kind in TRIGGER_MESSAGES]
+        for seen in await self._bus.last_per_subject(events_stream(self._bus.fed), wanted):
             self.hear(seen.message, seen.envelope.time)
 
     def hear(self, message: Message, at: datetime) -> None:
@@ -88,14 +88,14 @@ class News:
         before = self.judged.pop(checked.client, None)
         for one in checked.live:
             if one.version == checked.serving and one.labelled >= self.task.table.checks.min_labelled:
-                self.judged[checked.client] = Judged(one.right / one.labelled, at)
+                self.judged[checked.client] = ClientAccuracy(one.right / one.labelled, at)
         now = self.judged.get(checked.client)
         return (before and before.accuracy) != (now and now.accuracy)
 
-    def see(self, seen: Seen) -> bool:
+    def see(self, seen: StoredMessage) -> bool:
         """A run of another task has moved; whether it has finished."""
         move = seen.message
-        if not (isinstance(move, Transition) and isinstance(move.facts, RunFacts)):
+        if not (isinstance(move, Transition) and isinstance(move.facts, RunData)):
             return False
         if move.target != RunState.FINISHED or move.task == self.task.id:
             return False
@@ -103,41 +103,45 @@ class News:
         self.finished[move.task] = max(seen.envelope.time, before or seen.envelope.time)
         return True
 
-    async def others(self) -> AsyncIterator[Seen]:
+    async def others(self) -> AsyncIterator[StoredMessage]:
         """Moves of all tasks' runs: the last of each, and then as they come."""
-        wanted = [subjects.life(self._bus.fed, "run", "*")]
-        async with self._bus.watch(life_stream(self._bus.fed), wanted) as moves:
-            for seen in await self._bus.last_moves("run"):
+        wanted = [subjects.lifecycle(self._bus.fed, "run", "*")]
+        async with self._bus.watch(lifecycle_stream(self._bus.fed), wanted) as moves:
+            for seen in await self._bus.last_transitions("run"):
                 yield seen
             async for seen in moves:
                 yield seen
 
     def came(self, word: str) -> dict[str, int]:
         """How many *word* rows have come of each client: ``labelled`` or ``unlabelled``."""
-        return {client: _came(counted, word) for client, (counted, _) in self._counted.items()}
+        return {client: _total_rows(counted, word) for client, (counted, _) in self._counted.items()}
 
     @property
     def databases(self) -> dict[str, str]:
         """What each client counts them in."""
         return {client: counted.database for client, (counted, _) in self._counted.items()}
 
-    def gained(self, word: str, since: Mapping[str, int], databases: Mapping[str, str]) -> dict[str, Count]:
+    def gained(
+        self, word: str, since: Mapping[str, int], databases: Mapping[str, str]
+    ) -> dict[str, ClientRowCount]:
         """How many more have come than *since* says, which was counted in *databases*."""
         return {
-            client: Count(_gained(counted, word, since.get(client, 0), databases.get(client, "")), at)
+            client: ClientRowCount(
+                _new_rows(counted, word, since.get(client, 0), databases.get(client, "")), at
+            )
             for client, (counted, at) in self._counted.items()
         }
 
 
-def _gained(counted: DataCounted, word: str, since: int, database: str) -> int:
-    came = _came(counted, word)
+def _new_rows(counted: DataCounted, word: str, since: int, database: str) -> int:
+    came = _total_rows(counted, word)
     if not database:  # what was counted then may be what an older device held: less of that is not more
         return max(0, came - since)
     is_another = database != counted.database or came < since
     return came if is_another else came - since
 
 
-def _came(counted: DataCounted, word: str) -> int:
+def _total_rows(counted: DataCounted, word: str) -> int:
     """What has ever come; of an older device, which does not say so, what it holds."""
     ever, held = {
         "labelled": (counted.labelled_ever, counted.labelled),

@@ -18,9 +18,9 @@ from fedbus.app.cli.commands.top import top
 from fedbus.app.cli.commands.trace import trace
 from fedbus.app.cli.commands.verify import verify
 from fedbus.app.cli.commands.why import why
-from fedbus.app.failures import MEANINGS, edge
+from fedbus.app.failures import EXIT_CODE_TEXT, run_cli
 
-EXIT_CODES = "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in MEANINGS.items())
+EXIT_CODES = "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODE_TEXT.items())
 
 app = typer.Typer(
     name="fedbus",
@@ -56,7 +56,7 @@ app.command()(version)
 
 def main() -> NoReturn:
     """The entry point ``fedbus``."""
-    edge(app)
+    run_cli(app)
 
 
 if __name__ == "__main__":

@@ -16,29 +16,30 @@ import structlog
 from fedbus import __version__
 from fedbus.agents.client_manager.agent import ClientManager
 from fedbus.agents.client_manager.training_slots import TrainingSlots
-from fedbus.agents.common.asyncio_tools import backoff, first_of
+from fedbus.agents.common.asyncio_tools import backoff_s, wait_for_first
 from fedbus.agents.common.code_check import check
-from fedbus.agents.common.liveness import present
-from fedbus.agents.common.process_orders import CheckOrder, Order, TrainerOrder
+from fedbus.agents.common.liveness import hold_liveness_lock
+from fedbus.agents.common.process_orders import CheckProcessConfig, ProcessConfig, TrainerProcessConfig
 from fedbus.agents.device_monitor.agent import DeviceMonitor
 from fedbus.agents.flower_client.agent import FlowerClient
 from fedbus.agents.flower_server.agent import FlowerServer
-from fedbus.agents.flower_server.kubernetes.api import Cluster
-from fedbus.agents.flower_server.kubernetes.launcher import KubernetesJobs
+from fedbus.agents.flower_server.kubernetes.api import ClusterConfig
+from fedbus.agents.flower_server.kubernetes.launcher import KubernetesLauncher
 from fedbus.agents.flower_server.launcher import ChildLauncher, Launcher
-from fedbus.agents.inference.agent import KEPT, Inference
-from fedbus.agents.inference.data_monitor import DataWatch
-from fedbus.agents.inference.event_queue import Sayings
+from fedbus.agents.inference.agent import SERVED_MODEL_FILE, InferenceAgent
+from fedbus.agents.inference.data_monitor import DataMonitor
+from fedbus.agents.inference.event_queue import EventQueue
 from fedbus.agents.inference.http_server import InferenceServer
-from fedbus.agents.inference.offline_evaluation import Score, Trials
+from fedbus.agents.inference.offline_evaluation import OfflineEvaluation, Score
 from fedbus.agents.server_manager.agent import ServerManager
-from fedbus.agents.server_manager.state_registrar import registrar
+from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.agents.training_monitor.agent import TrainingMonitor
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
-from fedbus.app.telemetry.log_lines import errors_so_far
+from fedbus.app.telemetry.log_lines import error_summary
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.credentials import OPEN, Access
+from fedbus.bus.credentials import ANONYMOUS, BusAccess
 from fedbus.bus.errors import BusUnreachable
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import ClientStart, InferStart
 from fedbus.contracts.identifiers import ClientId, FederationId
 from fedbus.contracts.message import Message
@@ -54,10 +55,10 @@ from fedbus.learning.predictor import ModelRefused, TorchPredictor
 from fedbus.stores.captured.store import CapturedData
 from fedbus.stores.code.open import CodeRepository
 from fedbus.stores.errors import StoreError
-from fedbus.stores.models.open import open_store
-from fedbus.stores.models.signing import Signer, TrustedKeys
-from fedbus.stores.outbox import Outbox
-from fedbus.stores.trackers.interface import Place, open_trackers
+from fedbus.stores.models.open import open_model_store
+from fedbus.stores.models.signing import ModelSigner, TrustedKeys
+from fedbus.stores.outbox import SqliteOutbox
+from fedbus.stores.trackers.interface import TrackerContext, open_trackers
 from fedbus.stores.trackers.local import LocalTracker
 
 log = structlog.get_logger("fedbus.compose")
@@ -65,7 +66,7 @@ Scalar = bool | int | float | str
 
 
 @dataclass(frozen=True)
-class Site:
+class AgentConfig:
     """Where agents run: their bus, their files, their task."""
 
     nats_url: str
@@ -80,13 +81,13 @@ class Site:
     """When they start, likewise."""
     code: CodeRepository | None = None
     """Where other versions of the task come from; left out: from nowhere."""
-    signer: Signer | None = None
+    signer: ModelSigner | None = None
     """Signs the model versions that are made here."""
     trusted: TrustedKeys | None = None
     """Whose models may be served here; left out: anybody's."""
     trackers: tuple[str, ...] = ()
     """Where the curves of training go, beside a file of our own."""
-    access: Access = OPEN
+    access: BusAccess = ANONYMOUS
     """Who we are to the bus, and whom we believe."""
     job_template: str = ""
     """The PodTemplate of the Kubernetes Jobs that ServerApps are run in; left out: they are child processes."""
@@ -99,8 +100,8 @@ class Site:
     def logs(self) -> Path:
         return self.home / "logs"
 
-    def order(self, task: Task | None = None) -> Order:
-        return Order(
+    def order(self, task: Task | None = None) -> ProcessConfig:
+        return ProcessConfig(
             nats_url=self.nats_url,
             federation=self.federation,
             task=task or self.task,
@@ -120,16 +121,16 @@ class Site:
         identity = Identity(self.federation, agent, owner)
         async with (
             Bus.connect(self.nats_url, identity, access=self.access) as bus,
-            bus.introduced(task=self.task.id, version=__version__),
+            bus.advertise_service(task=self.task.id, version=__version__),
         ):
             yield bus
 
 
 @dataclass(frozen=True)
-class Device:
+class ClientConfig:
     """One client of a site: what is its own."""
 
-    site: Site
+    site: AgentConfig
     client: ClientId
     node_config: Mapping[str, Scalar] = field(default_factory=dict)
     """As Flower's SuperNode has it: ``partition-id``, ``num-partitions`` and whatever the app reads."""
@@ -148,16 +149,16 @@ class Device:
     def directory(self) -> Path:
         return self.site.home / "clients" / self.client / self.site.task.id
 
-    def outbox(self, agent: str) -> Outbox:
+    def outbox(self, agent: str) -> SqliteOutbox:
         self.directory.mkdir(parents=True, exist_ok=True)
-        return Outbox(self.directory / f"outbox-{agent}.db")
+        return SqliteOutbox(self.directory / f"outbox-{agent}.db")
 
     def captured(self) -> Path:
         return self.directory / "captured.db"
 
-    async def trainer_order(self, start: ClientStart) -> TrainerOrder:
+    async def trainer_order(self, start: ClientStart) -> TrainerProcessConfig:
         task = await self.site.task_at(start.code_version)
-        return TrainerOrder(
+        return TrainerProcessConfig(
             **dict(self.site.order(task)),
             client=self.client,
             run=start.run,
@@ -168,131 +169,133 @@ class Device:
 
     async def check(self, task: Task) -> None:
         """Run new code of the task once, in a process of its own; raises CheckFailed."""
-        order = CheckOrder(**dict(self.site.order(task)), server_side=False)
+        order = CheckProcessConfig(**dict(self.site.order(task)), server_side=False)
         await check(order, log_file=self.site.logs / self.client / "check.log")
 
 
-Agent = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
+AgentFunction = Callable[[asyncio.Event], Coroutine[Any, Any, None]]
 """Runs until the event is set."""
-DeviceAgent = Callable[[Device, asyncio.Event], Coroutine[Any, Any, None]]
+ClientAgentFunction = Callable[[ClientConfig, asyncio.Event], Coroutine[Any, Any, None]]
 
 
 # --- the server side ---------------------------------------------------------------------------
 
 
-async def server_manager(site: Site, stop: asyncio.Event) -> None:
+async def server_manager(site: AgentConfig, stop: asyncio.Event) -> None:
     async with (
-        site.bus("registrar") as registers,
-        registrar(registers, site.task.id),
-        site.bus("server-manager") as bus,
+        site.bus(AgentName.REGISTRAR) as registers,
+        serve_registrar(registers, site.task.id),
+        site.bus(AgentName.SERVER_MANAGER) as bus,
     ):
-        models = open_store(site.store_url, site.task.id)
+        models = open_model_store(site.store_url, site.task.id)
         manager = ServerManager(bus, site.task, models, code=site.code, signer=site.signer)
-        await first_of(manager.run(stop), bus.lost())
+        await wait_for_first(manager.run(stop), bus.lost())
 
 
-async def workflow_scheduler(site: Site, stop: asyncio.Event) -> None:
-    async with site.bus("workflow-scheduler") as bus:
+async def workflow_scheduler(site: AgentConfig, stop: asyncio.Event) -> None:
+    async with site.bus(AgentName.WORKFLOW_SCHEDULER) as bus:
         scheduler = WorkflowScheduler(
             bus, site.task, overrides=site.overrides, schedule=site.schedule, code=site.code
         )
-        await first_of(scheduler.run(stop), bus.lost())
+        await wait_for_first(scheduler.run(stop), bus.lost())
 
 
-async def flower_server(site: Site, stop: asyncio.Event) -> None:
-    async with site.bus("flower-server") as bus:
-        models = open_store(site.store_url, site.task.id)
+async def flower_server(site: AgentConfig, stop: asyncio.Event) -> None:
+    async with site.bus(AgentName.FLOWER_SERVER) as bus:
+        models = open_model_store(site.store_url, site.task.id)
         server = FlowerServer(
             bus,
             site.order(),
             models,
             logs=site.logs / "server",
             code=site.code,
-            launcher=_launcher(site),
+            launcher=_make_launcher(site),
         )
-        await first_of(server.run(stop), bus.lost())
+        await wait_for_first(server.run(stop), bus.lost())
 
 
-def _launcher(site: Site) -> Launcher:
+def _make_launcher(site: AgentConfig) -> Launcher:
     if not site.job_template:
         return ChildLauncher(site.logs / "server")
-    return KubernetesJobs(
-        Cluster.of_this_pod(), template=site.job_template, federation=site.federation, task=site.task.id
+    return KubernetesLauncher(
+        ClusterConfig.of_this_pod(), template=site.job_template, federation=site.federation, task=site.task.id
     )
 
 
 # --- a client ------------------------------------------------------------------------------------
 
 
-async def client_manager(device: Device, stop: asyncio.Event) -> None:
-    async with device.site.bus("client-manager", device.client) as bus:
+async def client_manager(device: ClientConfig, stop: asyncio.Event) -> None:
+    async with device.site.bus(AgentName.CLIENT_MANAGER, device.client) as bus:
         manager = ClientManager(
             bus,
             device.site.task,
             device.client,
             directory=device.directory,
-            outbox=device.outbox("client-manager"),
+            outbox=device.outbox(AgentName.CLIENT_MANAGER),
             code=device.site.code,
             check=device.check,
             labels=device.labels,
             trusted=device.site.trusted,
             slots=device.slots,
         )
-        await first_of(manager.run(stop), bus.lost())
+        await wait_for_first(manager.run(stop), bus.lost())
 
 
-async def flower_client(device: Device, stop: asyncio.Event) -> None:
-    async with device.site.bus("flower-client", device.client) as bus:
+async def flower_client(device: ClientConfig, stop: asyncio.Event) -> None:
+    async with device.site.bus(AgentName.FLOWER_CLIENT, device.client) as bus:
         trainer = FlowerClient(
             bus,
             device.site.task,
             device.client,
             order=device.trainer_order,
-            outbox=device.outbox("flower-client"),
+            outbox=device.outbox(AgentName.FLOWER_CLIENT),
             logs=device.site.logs / device.client,
         )
-        await first_of(trainer.run(stop), bus.lost())
+        await wait_for_first(trainer.run(stop), bus.lost())
 
 
-async def inference(device: Device, stop: asyncio.Event) -> None:
+async def inference(device: ClientConfig, stop: asyncio.Event) -> None:
     """Predictions: they begin before the bus is there, on a device that has served before."""
-    task, sayings = device.site.task, Sayings()
+    task, sayings = device.site.task, EventQueue()
     given = DeviceData(task, device.node_config)
     probe, holdout = await asyncio.to_thread(lambda: (given.probe(), given.holdout()))
-    async with _capturing(device, sayings) as captured:
+    async with _open_capture(device, sayings) as captured:
         server = _inference_server(device, captured)
-        agent = Inference(
+        agent = InferenceAgent(
             task,
             device.client,
             server,
-            load=_loader(device, asyncio.get_running_loop()),
-            trials=Trials(
+            load=_model_loader(device, asyncio.get_running_loop()),
+            trials=OfflineEvaluation(
                 task.table.serving,
                 task.table.capture,
                 database=captured.path if captured else None,
                 probe=probe,
                 holdout=holdout,
-                score=_score(task),
+                score=_score_function(task),
             ),
-            outbox=device.outbox("inference"),
+            outbox=device.outbox(AgentName.INFERENCE),
             directory=device.directory,
             sayings=sayings,
-            watch=_watch(device, captured, server, sayings, given),
+            watch=_data_monitor(device, captured, server, sayings, given),
             host=device.host,
             port=device.port,
         )
-        await agent.run(stop, lambda: device.site.bus("inference", device.client))
+        await agent.run(stop, lambda: device.site.bus(AgentName.INFERENCE, device.client))
 
 
-async def device_monitor(device: Device, stop: asyncio.Event) -> None:
-    async with device.site.bus("device-monitor", device.client) as bus:
+async def device_monitor(device: ClientConfig, stop: asyncio.Event) -> None:
+    async with device.site.bus(AgentName.DEVICE_MONITOR, device.client) as bus:
         monitor = DeviceMonitor(
-            bus, device.site.task, device.client, directory=device.directory, errors=errors_so_far
+            bus, device.site.task, device.client, directory=device.directory, errors=error_summary
         )
-        await first_of(monitor.run(stop), bus.lost())
+        await wait_for_first(monitor.run(stop), bus.lost())
 
 
-def _loader(device: Device, loop: asyncio.AbstractEventLoop) -> Callable[[InferStart], TorchPredictor]:
+def _model_loader(
+    device: ClientConfig, loop: asyncio.AbstractEventLoop
+) -> Callable[[InferStart], TorchPredictor]:
     """Makes a model by the code that it is to be served with; for a thread beside *loop*."""
 
     def load(start: InferStart) -> TorchPredictor:
@@ -305,7 +308,7 @@ def _loader(device: Device, loop: asyncio.AbstractEventLoop) -> Callable[[InferS
     return load
 
 
-def _inference_server(device: Device, captured: CapturedData | None) -> InferenceServer:
+def _inference_server(device: ClientConfig, captured: CapturedData | None) -> InferenceServer:
     task = device.site.task
     table = task.table.serving
     return InferenceServer(
@@ -320,7 +323,7 @@ def _inference_server(device: Device, captured: CapturedData | None) -> Inferenc
     )
 
 
-def _score(task: Task) -> Score:
+def _score_function(task: Task) -> Score:
     """How a model is judged: as the task says, else by accuracy or R²."""
     if task.table.serving.score is None:
         return score
@@ -328,17 +331,17 @@ def _score(task: Task) -> Score:
     return own
 
 
-def _watch(
-    device: Device,
+def _data_monitor(
+    device: ClientConfig,
     captured: CapturedData | None,
     server: InferenceServer,
-    sayings: Sayings,
+    sayings: EventQueue,
     given: DeviceData,
-) -> DataWatch | None:
+) -> DataMonitor | None:
     if captured is None:
         return None
     table = device.site.task.table
-    return DataWatch(
+    return DataMonitor(
         captured,
         server.engine,
         table.checks,
@@ -351,7 +354,7 @@ def _watch(
 
 
 @asynccontextmanager
-async def _capturing(device: Device, sayings: Sayings) -> AsyncIterator[CapturedData | None]:
+async def _open_capture(device: ClientConfig, sayings: EventQueue) -> AsyncIterator[CapturedData | None]:
     """What the device keeps of its predictions, where the task has it keep any."""
     table, loop = device.site.task.table.capture, asyncio.get_running_loop()
     if not table.enabled:
@@ -387,41 +390,41 @@ async def _capturing(device: Device, sayings: Sayings) -> AsyncIterator[Captured
         await captured.close()
 
 
-async def training_monitor(site: Site, stop: asyncio.Event) -> None:
-    place = Place(site.task.id, site.home / "training")
+async def training_monitor(site: AgentConfig, stop: asyncio.Event) -> None:
+    place = TrackerContext(site.task.id, site.home / "training")
     trackers = await asyncio.to_thread(open_trackers, site.trackers, place)
-    async with site.bus("training-monitor") as bus:
+    async with site.bus(AgentName.TRAINING_MONITOR) as bus:
         monitor = TrainingMonitor(bus, site.task.id, LocalTracker(place), trackers)
-        await first_of(monitor.run(stop), bus.lost())
+        await wait_for_first(monitor.run(stop), bus.lost())
 
 
 SERVER_AGENTS: Final = {
-    "server-manager": server_manager,
-    "workflow-scheduler": workflow_scheduler,
-    "flower-server": flower_server,
-    "training-monitor": training_monitor,
+    AgentName.SERVER_MANAGER: server_manager,
+    AgentName.WORKFLOW_SCHEDULER: workflow_scheduler,
+    AgentName.FLOWER_SERVER: flower_server,
+    AgentName.TRAINING_MONITOR: training_monitor,
 }
 
 
 CLIENT_AGENTS: Final = {
-    "client-manager": client_manager,
-    "flower-client": flower_client,
-    "inference": inference,
-    "device-monitor": device_monitor,
+    AgentName.CLIENT_MANAGER: client_manager,
+    AgentName.FLOWER_CLIENT: flower_client,
+    AgentName.INFERENCE: inference,
+    AgentName.DEVICE_MONITOR: device_monitor,
 }
 
 
-def on_device(agent: str, device: Device) -> Agent:
+def client_agent(agent: AgentName, device: ClientConfig) -> AgentFunction:
     """An agent of a client, seen to be there by its device monitor for as long as it runs."""
 
     async def run(stop: asyncio.Event) -> None:
-        with present(device.directory, agent):
-            await _patiently(CLIENT_AGENTS[agent], device, stop)
+        with hold_liveness_lock(device.directory, agent):
+            await _retry_until_bus(CLIENT_AGENTS[agent], device, stop)
 
     return run
 
 
-async def _patiently(agent: DeviceAgent, device: Device, stop: asyncio.Event) -> None:
+async def _retry_until_bus(agent: ClientAgentFunction, device: ClientConfig, stop: asyncio.Event) -> None:
     """Be *agent*. A device that has served before waits for the bus: its predictions go on meanwhile.
 
     To a new one a bus that is not there is an error, and told at once: BusUnreachable.
@@ -431,16 +434,16 @@ async def _patiently(agent: DeviceAgent, device: Device, stop: asyncio.Event) ->
         try:
             await agent(device, stop)
         except BusUnreachable as error:
-            if not (device.directory / KEPT).exists():
+            if not (device.directory / SERVED_MODEL_FILE).exists():
                 raise
             log.warning("the bus is not there yet", reason=str(error))
-            await first_of(stop.wait(), asyncio.sleep(backoff(attempt)))
+            await wait_for_first(stop.wait(), asyncio.sleep(backoff_s(attempt)))
             attempt += 1
         else:
             return
 
 
-async def run_together(agents: Mapping[str, Agent], stop: asyncio.Event) -> None:
+async def run_together(agents: Mapping[str, AgentFunction], stop: asyncio.Event) -> None:
     """Several agents in this process: the first that breaks ends them all, and the process with them."""
     async with asyncio.TaskGroup() as group:
         for name, agent in agents.items():

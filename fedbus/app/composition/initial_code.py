@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from fedbus.agents.client_manager.code import KEPT, last_version
+from fedbus.agents.client_manager.code import VERSION_FILE, read_last_version
 from fedbus.app.settings import Settings
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code.address import is_address
@@ -25,7 +25,7 @@ from fedbus.stores.code.open import (
 log = structlog.get_logger("fedbus.code")
 
 
-def code_of(settings: Settings, where: str) -> CodeRepository:
+def code_from_settings(settings: Settings, where: str) -> CodeRepository:
     """The code repository at *where*, or of FEDBUS_TASK; raises BadCodeSource and GitMissing."""
     source = where or settings.task
     code = open_code(
@@ -38,7 +38,7 @@ def code_of(settings: Settings, where: str) -> CodeRepository:
     return code
 
 
-def followed(settings: Settings, source: str) -> str:
+def code_address(settings: Settings, source: str) -> str:
     """The address in FEDBUS_TASK; else *source*, what the server says that it follows, as an address again.
 
     ``https://host/x.git main examples/mnist/`` is ``git+https://host/x.git@main#subdirectory=examples/mnist``.
@@ -50,14 +50,16 @@ def followed(settings: Settings, source: str) -> str:
     return f"git+{url}{at}" + "".join(f"#subdirectory={one.rstrip('/')}" for one in below)
 
 
-def first_task(code: CodeRepository, settings: Settings, client: str = "") -> Task:
+def load_initial_task(code: CodeRepository, settings: Settings, client: str = "") -> Task:
     """The task to start with, on the server side or on *client*; raises CodeUnavailable and CodeRejected."""
-    return asyncio.run(_first_task(code, list(_kept(settings, client)) if client and code.follows else []))
+    return asyncio.run(
+        _load_initial_task(code, list(_last_versions(settings, client)) if client and code.follows else [])
+    )
 
 
-async def _first_task(code: CodeRepository, kept: list[str]) -> Task:
+async def _load_initial_task(code: CodeRepository, kept: list[str]) -> Task:
     rejected: CodeRejected | None = None
-    for version in [*kept, *await _newest_first(code)]:
+    for version in [*kept, *await _versions_newest_first(code)]:
         try:
             return await code.task_at(version)
         except CodeRejected as error:
@@ -66,7 +68,7 @@ async def _first_task(code: CodeRepository, kept: list[str]) -> Task:
     raise rejected or CodeUnavailable(code.source, "it has no commit that could be run")
 
 
-async def _newest_first(code: CodeRepository) -> list[str]:
+async def _versions_newest_first(code: CodeRepository) -> list[str]:
     """What the ref points at and what it pointed at before; what is known here where the repository is away."""
     newest: list[str] = []
     try:
@@ -81,7 +83,7 @@ async def _newest_first(code: CodeRepository) -> list[str]:
     return [*newest, *(commit.sha for commit in await code.history() if commit.sha not in newest)]
 
 
-def _kept(settings: Settings, client: str) -> Iterable[str]:
+def _last_versions(settings: Settings, client: str) -> Iterable[str]:
     """The versions that *client* was on when it ended, in all of its tasks: another repository refuses them."""
-    found: Iterable[Path] = (settings.home / "clients" / client).glob(f"*/{KEPT}")
-    return (version for path in found if (version := last_version(path)))
+    found: Iterable[Path] = (settings.home / "clients" / client).glob(f"*/{VERSION_FILE}")
+    return (version for path in found if (version := read_last_version(path)))

@@ -9,16 +9,16 @@ import re
 from pathlib import Path
 
 from fedbus.contracts.task.task import Task
-from fedbus.stores.code.demo_repository import Authored
+from fedbus.stores.code.demo_repository import DemoRepository
 
-_RATE = re.compile(r"^(?P<name>lr|learning-rate)(?P<is>\s*=\s*)(?P<value>[0-9.eE+-]+)", re.MULTILINE)
+_LEARNING_RATE = re.compile(r"^(?P<name>lr|learning-rate)(?P<is>\s*=\s*)(?P<value>[0-9.eE+-]+)", re.MULTILINE)
 
 
-class Commits:
+class DemoCommits:
     """The repository of a demonstration, and what was committed to it."""
 
     def __init__(self, home: Path, task: Task) -> None:
-        self._repository = Authored.create(home / "task", Path(task.path))
+        self._repository = DemoRepository.create(home / "task", Path(task.path))
         self._package = task.clientapp.partition(":")[0].partition(".")[0]
         self.made: list[str] = []
         """The full SHAs of the commits since the first."""
@@ -40,7 +40,7 @@ class Commits:
 
     def _slower(self) -> str:
         text = (self._repository.directory / "pyproject.toml").read_text(encoding="utf-8")
-        return _RATE.sub(
+        return _LEARNING_RATE.sub(
             lambda rate: f"{rate['name']}{rate['is']}{float(rate['value']) / 2:g}", text, count=1
         )
 

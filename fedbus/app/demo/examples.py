@@ -4,17 +4,17 @@ from pathlib import Path
 from typing import Final
 
 import fedbus
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
-IN_THE_TREE: Final = Path(fedbus.__file__).parents[1] / "examples"
+EXAMPLES_DIRECTORY: Final = Path(fedbus.__file__).parents[1] / "examples"
 
 
-def mnist() -> Path:
+def mnist_path() -> Path:
     """The task of the demonstration; raises Failure where fedbus was installed without its examples."""
-    path = IN_THE_TREE / "mnist"
+    path = EXAMPLES_DIRECTORY / "mnist"
     if not path.is_dir():
-        raise Failure(
+        raise CliError(
             "the example tasks are not here: clone fedbus's repository, or say --task DIRECTORY",
-            Exit.NOT_FOUND,
+            ExitCode.NOT_FOUND,
         )
     return path

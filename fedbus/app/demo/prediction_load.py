@@ -11,11 +11,11 @@ from typing import Any, Final
 import aiohttp
 import numpy as np
 
-from fedbus.agents.common.asyncio_tools import within
+from fedbus.agents.common.asyncio_tools import wait_within
 
 REQUESTS_PER_S: Final = 20.0
 """To each client."""
-LABELLED: Final = 0.5
+LABELLED_SHARE: Final = 0.5
 """The share of requests that say the true answer too, as a user who corrects the device would."""
 TIMEOUT_S: Final = 10.0
 
@@ -23,7 +23,7 @@ Samples = tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]
 
 
 @dataclass
-class Counts:
+class PredictionCounts:
     """What became of the requests, once a client had said that it serves."""
 
     answered: int = 0
@@ -58,16 +58,16 @@ class Counts:
         }
 
 
-class Traffic:
+class PredictionLoad:
     """The users of all clients. *endpoints* says where each client serves now; *samples* what they ask."""
 
     def __init__(self, endpoints: Callable[[], Mapping[str, str]], samples: Mapping[str, Samples]) -> None:
         self._endpoints = endpoints
         self._samples = samples
-        self.counts = Counts()
+        self.counts = PredictionCounts()
 
     @asynccontextmanager
-    async def flowing(self) -> AsyncIterator[Counts]:
+    async def flowing(self) -> AsyncIterator[PredictionCounts]:
         """Requests for as long as the block runs; the last ones are waited for."""
         stop = asyncio.Event()
         timeout = aiohttp.ClientTimeout(total=TIMEOUT_S)
@@ -85,12 +85,12 @@ class Traffic:
         while not stop.is_set():
             if endpoint := self._endpoints().get(client):
                 at = chosen.randrange(len(inputs))
-                label = int(labels[at]) if chosen.random() < LABELLED else None
+                label = int(labels[at]) if chosen.random() < LABELLED_SHARE else None
                 asking = (session, client, endpoint, inputs[at], int(labels[at]))
                 await self._ask(*asking, told=label is not None)
             with_pause = chosen.uniform(0.5, 1.5) / REQUESTS_PER_S
             try:
-                await within(with_pause, stop.wait())
+                await wait_within(with_pause, stop.wait())
             except TimeoutError:
                 continue
 

@@ -9,19 +9,19 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from fedbus.app.demo.prediction_load import Counts
+from fedbus.app.demo.prediction_load import PredictionCounts
 from fedbus.app.views.fleet import Fleet, rounds_as_json
-from fedbus.contracts.run import RunFacts, RunState
-from fedbus.domain.run_participation import short
+from fedbus.contracts.run import RunData, RunState
+from fedbus.domain.run_participation import short_version
 
 
 @dataclass(frozen=True)
-class Report:
+class DemoReport:
     """The end of a demonstration."""
 
     dataset: str
     fleet: Fleet
-    predictions: Counts
+    predictions: PredictionCounts
     captured_samples: int
     seconds: float
 
@@ -37,7 +37,7 @@ class Report:
         """For each two runs: the loss that one ended with, and that of the model the next began with."""
         runs = self.fleet.ended
         return [
-            {"from_loss": _last(before), "to_loss": _first(after)}
+            {"from_loss": _last_loss(before), "to_loss": _first_loss(after)}
             for before, after in itertools.pairwise(runs)
         ]
 
@@ -65,8 +65,8 @@ class Report:
         console.print(_rounds_table(self.fleet.ended))
         for step in self.continuity:
             console.print(
-                f"continuity: the last run ended at loss {_number(step['from_loss'])}, "
-                f"the next began at {_number(step['to_loss'])}"
+                f"continuity: the last run ended at loss {_format_number(step['from_loss'])}, "
+                f"the next began at {_format_number(step['to_loss'])}"
             )
         console.print(_models_table(self.fleet))
         console.print(_transitions_table(self.fleet))
@@ -86,7 +86,7 @@ class Report:
         )
 
 
-def plot(runs: Sequence[RunFacts], path: Path) -> None:
+def plot_runs(runs: Sequence[RunData], path: Path) -> None:
     """Loss and accuracy over all rounds, one line over the runs, as a PNG."""
     import matplotlib as mpl  # noqa: PLC0415 (an extra, and slow to load)
 
@@ -112,7 +112,7 @@ def plot(runs: Sequence[RunFacts], path: Path) -> None:
     plt.close(figure)
 
 
-def _run_as_json(run: RunFacts, fleet: Fleet) -> dict[str, Any]:
+def _run_as_json(run: RunData, fleet: Fleet) -> dict[str, Any]:
     return {
         "run": run.run,
         "state": str(fleet.run_states[run.run]),
@@ -126,7 +126,7 @@ def _run_as_json(run: RunFacts, fleet: Fleet) -> dict[str, Any]:
     }
 
 
-def _rounds_table(runs: Sequence[RunFacts]) -> Table:
+def _rounds_table(runs: Sequence[RunData]) -> Table:
     table = Table(title="rounds", title_justify="left")
     for name in ("run", "round", "loss", "accuracy", "seconds", "clients", "samples"):
         table.add_column(name, justify="left" if name == "run" else "right")
@@ -135,7 +135,7 @@ def _rounds_table(runs: Sequence[RunFacts]) -> Table:
             table.add_row(
                 run.run,
                 str(one.round) if one.round else "start",
-                _number(one.loss),
+                _format_number(one.loss),
                 f"{one.accuracy:.2%}" if one.accuracy is not None else "–",
                 f"{one.seconds:.1f}",
                 str(len(one.participants) or "–"),
@@ -153,7 +153,7 @@ def _models_table(fleet: Fleet) -> Table:
         version = f"v{run.model.version}" if run.model else "–"
         digest = run.model.sha256[:16] if run.model else "–"
         state = str(fleet.run_states[run.run])
-        table.add_row(run.run, state, short(run.code_version), version, digest, run.trace_id)
+        table.add_row(run.run, state, short_version(run.code_version), version, digest, run.trace_id)
     return table
 
 
@@ -171,13 +171,13 @@ def _transitions_table(fleet: Fleet) -> Table:
     return table
 
 
-def _number(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "–" if value is None else f"{value:.4f}"
 
 
-def _first(run: RunFacts) -> float | None:
+def _first_loss(run: RunData) -> float | None:
     return run.rounds[0].loss if run.rounds else None
 
 
-def _last(run: RunFacts) -> float | None:
+def _last_loss(run: RunData) -> float | None:
     return run.rounds[-1].loss if run.rounds else None

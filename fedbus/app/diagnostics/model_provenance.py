@@ -12,50 +12,57 @@ from functools import cached_property
 from pathlib import Path
 from typing import Final
 
-from fedbus.agents.common.asyncio_tools import within
-from fedbus.app.bus_session import moved
-from fedbus.app.composition.initial_code import code_of, followed
-from fedbus.app.failures import Exit, Failure
+from fedbus.agents.common.asyncio_tools import wait_within
+from fedbus.app.bus_session import transition_of
+from fedbus.app.composition.initial_code import code_address, code_from_settings
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import Settings
-from fedbus.app.views.event_replay import TICK, is_of
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.app.views.event_replay import CLOCK_RESOLUTION, is_about_run
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.champion import Champion
-from fedbus.contracts.client import Joined, RoundReply
-from fedbus.contracts.code import CODE, CodeFacts
+from fedbus.contracts.client import ClientJoined, RoundReply
+from fedbus.contracts.code import CODE, CodeData
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import Artifact, Manifest, ModelRef
-from fedbus.contracts.run import RUN, RoundResult, RunFacts, RunState
-from fedbus.contracts.server import SERVER, RoundMessage, ServerFacts
+from fedbus.contracts.run import RUN, RoundResult, RunData, RunState
+from fedbus.contracts.server import SERVER, RoundMessage, ServerData
 from fedbus.contracts.transition import Transition
 from fedbus.domain import provenance
-from fedbus.domain.provenance import Finding, Fit, Update, finding
+from fedbus.domain.provenance import CheckOutcome, ClientUpdate, ProvenanceFinding, make_finding
 from fedbus.stores.code.address import is_address
 from fedbus.stores.code.open import (
-    BadCodeSource,
     CodeRejected,
     CodeRepository,
     CodeUnavailable,
-    GitMissing,
-    short,
+    GitNotInstalled,
+    InvalidCodeSource,
+    short_version,
 )
-from fedbus.stores.errors import StoreDamaged
+from fedbus.stores.errors import StoreCorrupt
 from fedbus.stores.models.open import ArtifactMissing, ArtifactRetired, ModelStore, VersionMissing
-from fedbus.stores.models.signing import TrustedKeys, Unsigned, WronglySigned, manifest_digest
+from fedbus.stores.models.signing import (
+    SignatureInvalid,
+    SignatureMissing,
+    TrustedKeys,
+    compute_manifest_digest,
+)
 from fedbus.stores.tasks.task_directory import TaskInvalid
 
-FIRST_S: Final = 2.0
+FIRST_EVENT_TIMEOUT_S: Final = 2.0
 """How long the oldest event that is kept may take to come."""
-NO_KEYS: Final = "whose signature is to be believed is not said: name the public keys in FEDBUS_TRUSTED_KEYS"
+NO_TRUSTED_KEYS: Final = (
+    "whose signature is to be believed is not said: name the public keys in FEDBUS_TRUSTED_KEYS"
+)
 
 
 # --- what the bus keeps ----------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class Told:
+class RunLog:
     """What the log tells of a run."""
 
     last: Transition
@@ -71,61 +78,63 @@ class Told:
     """Where the log begins, if that is after the run did."""
 
     @property
-    def facts(self) -> RunFacts:
-        assert isinstance(self.last.facts, RunFacts)
+    def facts(self) -> RunData:
+        assert isinstance(self.last.facts, RunData)
         return self.last.facts
 
     @cached_property
     def rounds(self) -> list[RoundResult]:
-        return provenance.rounds_of(self.facts, self.moves)
+        return provenance.all_rounds(self.facts, self.moves)
 
     @cached_property
-    def updates(self) -> list[Update]:
-        return provenance.updates_of(self.said)
+    def updates(self) -> list[ClientUpdate]:
+        return provenance.collect_updates(self.said)
 
 
-async def told_of(bus: Bus, run: str, *, read: Callable[[str], None] = lambda _: None) -> Told:
+async def load_run_log(bus: Bus, run: str, *, read: Callable[[str], None] = lambda _: None) -> RunLog:
     """All that the bus keeps of *run*; raises Failure where it knows of none. *read* hears whose update was read."""
-    last = await bus.last(subjects.life(bus.fed, RUN.kind, run))
+    last = await bus.last(subjects.lifecycle(bus.fed, RUN.kind, run))
     if last is None:
-        raise Failure(f"no run {run} in federation {bus.fed}: see fedbus run ls", Exit.NOT_FOUND)
-    move = moved(last)
-    assert isinstance(move.facts, RunFacts)
-    since = move.facts.requested_at - TICK
-    life, events = life_stream(bus.fed), events_stream(bus.fed)
-    moves = await _since(bus, life, subjects.life(bus.fed, RUN.kind, run), since)
-    of_server = await _since(bus, life, subjects.life(bus.fed, SERVER.kind, move.task), since)
+        raise CliError(f"no run {run} in federation {bus.fed}: see fedbus run ls", ExitCode.NOT_FOUND)
+    move = transition_of(last)
+    assert isinstance(move.facts, RunData)
+    since = move.facts.requested_at - CLOCK_RESOLUTION
+    life, events = lifecycle_stream(bus.fed), events_stream(bus.fed)
+    moves = await _read_since(bus, life, subjects.lifecycle(bus.fed, RUN.kind, run), since)
+    of_server = await _read_since(bus, life, subjects.lifecycle(bus.fed, SERVER.kind, move.task), since)
     said = [
         one
-        for kind in (RoundMessage, RoundReply, Joined)  # one at a time, see _since
-        for one in await _since(bus, events, subjects.every(bus.fed, kind, task=move.task), since, read)
-        if is_of(run, one)
+        for kind in (RoundMessage, RoundReply, ClientJoined)  # one at a time, see _since
+        for one in await _read_since(
+            bus, events, subjects.wildcard_for(bus.fed, kind, task=move.task), since, read
+        )
+        if is_about_run(run, one)
     ]
-    code = await bus.last(subjects.life(bus.fed, CODE.kind, move.task))
-    return Told(
+    code = await bus.last(subjects.lifecycle(bus.fed, CODE.kind, move.task))
+    return RunLog(
         last=move,
         since=last.envelope.time,
-        moves=[moved(one) for one in moves],
+        moves=[transition_of(one) for one in moves],
         said=[one.message for one in said],
-        base=next(_bases([moved(one) for one in of_server if is_of(run, one)]), None),
-        source=_source(moved(code)) if code else "",
-        forgotten_before=await _forgotten_before(bus, since),
+        base=next(_base_models([transition_of(one) for one in of_server if is_about_run(run, one)]), None),
+        source=_code_source(transition_of(code)) if code else "",
+        forgotten_before=await _log_begin(bus, since),
     )
 
 
-async def _since(
+async def _read_since(
     bus: Bus,
     stream: str,
     subject: str,
     since: datetime,
     read: Callable[[str], None] = lambda _: None,
-) -> list[Seen]:
+) -> list[StoredMessage]:
     """What *stream* holds of one subject since then.
 
     One at a time: nats-server 2.15.1 leaves messages out where a start time meets many filters.
     """
-    newest = [one for one in await bus.snapshot(stream, [subject]) if one.envelope.time >= since]
-    found: list[Seen] = []
+    newest = [one for one in await bus.last_per_subject(stream, [subject]) if one.envelope.time >= since]
+    found: list[StoredMessage] = []
     if newest:
         last = max(one.sequence for one in newest)
         async with bus.watch(stream, [subject], since=since) as held:
@@ -138,21 +147,21 @@ async def _since(
     return found
 
 
-def _bases(lives: Sequence[Transition]) -> Iterator[ModelRef]:
+def _base_models(lives: Sequence[Transition]) -> Iterator[ModelRef]:
     for one in lives:
-        if isinstance(one.facts, ServerFacts) and one.facts.base is not None:
+        if isinstance(one.facts, ServerData) and one.facts.base is not None:
             yield one.facts.base
 
 
-def _source(move: Transition) -> str:
-    assert isinstance(move.facts, CodeFacts)
+def _code_source(move: Transition) -> str:
+    assert isinstance(move.facts, CodeData)
     return move.facts.source
 
 
-async def _forgotten_before(bus: Bus, requested: datetime) -> datetime | None:
+async def _log_begin(bus: Bus, requested: datetime) -> datetime | None:
     """When the events begin that are kept, where that is after *requested*; None where nothing is lacking."""
     stream = events_stream(bus.fed)
-    first, last = await bus.extent(stream)
+    first, last = await bus.sequence_range(stream)
     if first <= 1 <= last:
         return None
     async with bus.watch(stream, stream_subjects(bus.fed), whole=True) as seen:
@@ -164,7 +173,7 @@ async def _forgotten_before(bus: Bus, requested: datetime) -> datetime | None:
 
 async def _first_time(seen: AsyncIterator[object]) -> datetime | None:
     try:
-        one = await within(FIRST_S, anext(seen))
+        one = await wait_within(FIRST_EVENT_TIMEOUT_S, anext(seen))
     except TimeoutError:
         return None
     time: datetime = one.envelope.time  # type: ignore[attr-defined]
@@ -175,7 +184,7 @@ async def _first_time(seen: AsyncIterator[object]) -> datetime | None:
 
 
 @dataclass(frozen=True)
-class Kept:
+class StoredVersion:
     """A version of the model, and all that could be read of the others."""
 
     manifest: Manifest
@@ -183,34 +192,34 @@ class Kept:
     unreadable: dict[int, str] = field(default_factory=dict)
 
 
-async def kept_of(models: ModelStore, version: int) -> Kept | str:
+async def load_stored_version(models: ModelStore, version: int) -> StoredVersion | str:
     """What the repository has of *version*, or why it has nothing that can be used."""
     unreadable: dict[int, str] = {}
     try:
         known = {one.version: one for one in await models.versions()}
-    except StoreDamaged:
-        known, unreadable = await _one_by_one(models)
+    except StoreCorrupt:
+        known, unreadable = await _read_each_manifest(models)
     if version in known:
-        return Kept(known[version], known, unreadable)
+        return StoredVersion(known[version], known, unreadable)
     there = sorted({*known, *unreadable})
     return unreadable.get(version) or str(VersionMissing(version, there))
 
 
-async def served(models: ModelStore) -> Champion | None:
+async def load_champion(models: ModelStore) -> Champion | None:
     """The version that is served; None also where its pointer cannot be read: `fedbus model verify` tells of that."""
     try:
         return await models.champion()
-    except StoreDamaged:
+    except StoreCorrupt:
         return None
 
 
-async def _one_by_one(models: ModelStore) -> tuple[dict[int, Manifest], dict[int, str]]:
+async def _read_each_manifest(models: ModelStore) -> tuple[dict[int, Manifest], dict[int, str]]:
     known: dict[int, Manifest] = {}
     unreadable: dict[int, str] = {}
-    for number in await models.numbers():
+    for number in await models.list_version_numbers():
         try:
             known[number] = await models.manifest(number)
-        except StoreDamaged as error:
+        except StoreCorrupt as error:
             unreadable[number] = str(error)
     return known, unreadable
 
@@ -218,125 +227,132 @@ async def _one_by_one(models: ModelStore) -> tuple[dict[int, Manifest], dict[int
 # --- what is checked -------------------------------------------------------------------------------
 
 
-def of_run(told: Told) -> Iterator[Finding]:
+def check_run(told: RunLog) -> Iterator[ProvenanceFinding]:
     """What the log alone can answer: the run, its configuration, its rounds, its clients and their updates."""
     facts, moves = told.facts, told.moves
     how = f"{told.last.target}, after {len(moves)} transitions that the table allows"
-    yield finding("run", how, provenance.broken_life(moves))
+    yield make_finding("run", how, provenance.lifecycle_violations(moves))
     done = [one for one in told.rounds if one.round > 0]
     clients = sorted({client for one in done for client in one.participants})
-    yield finding(
+    yield make_finding(
         "clients",
-        f"{_named(clients)}, all of them with the code of the run",
-        provenance.other_code(facts, told.said),
+        f"{_name_clients(clients)}, all of them with the code of the run",
+        provenance.code_mismatches(facts, told.said),
     )
-    yield _of_updates(told)
+    yield _check_updates(told)
 
 
-def _of_updates(told: Told) -> Finding:
-    wanting = list(provenance.without_update(told.rounds, told.updates))
+def _check_updates(told: RunLog) -> ProvenanceFinding:
+    wanting = list(provenance.missing_updates(told.rounds, told.updates))
     came = sum(not one.error for one in told.updates)
     if told.forgotten_before is not None:
         begins = f"{told.forgotten_before:%Y-%m-%d %H:%M} UTC"
         says = f"the log keeps {came}; it goes back to {begins} only, when the run was under way or over"
-        return Finding("updates", Fit.OPEN, says)
-    return finding("updates", f"{came}, one from each client of each round, by their digests", wanting)
+        return ProvenanceFinding("updates", CheckOutcome.OPEN, says)
+    return make_finding("updates", f"{came}, one from each client of each round, by their digests", wanting)
 
 
-async def of_version(
-    models: ModelStore, told: Told, kept: Kept, trusted: TrustedKeys | None
-) -> AsyncIterator[Finding]:
+async def check_version(
+    models: ModelStore, told: RunLog, kept: StoredVersion, trusted: TrustedKeys | None
+) -> AsyncIterator[ProvenanceFinding]:
     """The version that the run came to: its manifest, its bytes, its signature, and what it was made from."""
     manifest = kept.manifest
     last = told.rounds[-1] if told.rounds else None
-    yield finding(
+    yield make_finding(
         "manifest",
         f"version {manifest.version} of {manifest.task}, as the log tells of it",
-        provenance.differences(manifest, told.facts, last),
+        provenance.manifest_mismatches(manifest, told.facts, last),
     )
-    for one in await _of_bytes(models, manifest):
+    for one in await _check_bytes(models, manifest):
         yield one
-    yield _of_signature(manifest, trusted)
-    yield await _of_beginning(models, told.base)
-    yield _of_ancestry(told, kept, trusted)
+    yield _check_signature(manifest, trusted)
+    yield await _check_base_model(models, told.base)
+    yield _check_ancestry(told, kept, trusted)
     config = ", ".join(f"{name}={value}" for name, value in manifest.config.items())
     plan = told.facts.plan
-    yield finding(
+    yield make_finding(
         "configuration",
         f"{plan.rounds} rounds, quorum {plan.quorum}, {config or 'nothing of the app overridden'}",
-        provenance.configured_otherwise(manifest, told.facts),
+        provenance.config_mismatches(manifest, told.facts),
     )
 
 
-async def _of_beginning(models: ModelStore, base: ModelRef | None) -> Finding:
+async def _check_base_model(models: ModelStore, base: ModelRef | None) -> ProvenanceFinding:
     """The digest of what the run began with, taken anew: of spoilt weights nothing good can have come."""
     about = "began with"
     if base is None:
-        return Finding(about, Fit.OPEN, "the log no longer keeps what the server said of it")
+        return ProvenanceFinding(
+            about, CheckOutcome.OPEN, "the log no longer keeps what the server said of it"
+        )
     try:
         await models.verify(base.sha256)
     except ArtifactRetired as error:
-        return Finding(about, Fit.OPEN, f"v{base.version}; {error}")
-    except (ArtifactMissing, StoreDamaged) as error:
-        return Finding(about, Fit.NO, f"v{base.version}; {error}")
-    return Finding(about, Fit.YES, f"v{base.version}, {_named_bytes(base)}, the digest taken anew")
+        return ProvenanceFinding(about, CheckOutcome.OPEN, f"v{base.version}; {error}")
+    except (ArtifactMissing, StoreCorrupt) as error:
+        return ProvenanceFinding(about, CheckOutcome.NO, f"v{base.version}; {error}")
+    return ProvenanceFinding(
+        about, CheckOutcome.YES, f"v{base.version}, {_describe_bytes(base)}, the digest taken anew"
+    )
 
 
-def _named_bytes(artifact: Artifact) -> str:
+def _describe_bytes(artifact: Artifact) -> str:
     return f"{artifact.sha256[:12]}, {artifact.size_bytes} bytes"
 
 
-async def _of_bytes(models: ModelStore, manifest: Manifest) -> list[Finding]:
+async def _check_bytes(models: ModelStore, manifest: Manifest) -> list[ProvenanceFinding]:
     """The digest of what is at rest, taken anew, and the architecture of what it holds."""
     try:
         await models.verify(manifest.sha256)
         path = await models.path_of(manifest.sha256)
     except ArtifactRetired as error:
-        return [Finding(about, Fit.OPEN, str(error)) for about in ("weights", "architecture")]
-    except (ArtifactMissing, StoreDamaged) as error:
-        return [Finding("weights", Fit.NO, str(error))]
+        return [
+            ProvenanceFinding(about, CheckOutcome.OPEN, str(error)) for about in ("weights", "architecture")
+        ]
+    except (ArtifactMissing, StoreCorrupt) as error:
+        return [ProvenanceFinding("weights", CheckOutcome.NO, str(error))]
     size = path.stat().st_size
     wrong = [f"there are {size} bytes, the manifest says {manifest.size_bytes}"]
-    weights = finding(
+    weights = make_finding(
         "weights",
-        f"{_named_bytes(manifest)}, the digest taken anew",
+        f"{_describe_bytes(manifest)}, the digest taken anew",
         wrong if size != manifest.size_bytes else (),
     )
-    return [weights, await asyncio.to_thread(_of_architecture, path, manifest)]
+    return [weights, await asyncio.to_thread(_check_architecture, path, manifest)]
 
 
-def _of_architecture(path: Path, manifest: Manifest) -> Finding:
+def _check_architecture(path: Path, manifest: Manifest) -> ProvenanceFinding:
     from fedbus.learning import weights  # noqa: PLC0415  # takes a second, which the log need not wait for
 
     try:
         arrays = weights.load(path)
     except weights.BadWeights as error:
-        return Finding("architecture", Fit.NO, str(error))
-    found = weights.architecture(arrays)
+        return ProvenanceFinding("architecture", CheckOutcome.NO, str(error))
+    found = weights.architecture_digest(arrays)
     wrong = [f"the weights are of the architecture {found}, the manifest says {manifest.architecture}"]
     says = f"{len(arrays)} tensors, {sum(one.size for one in arrays.values()):,} numbers"
-    return finding("architecture", says, wrong if found != manifest.architecture else ())
+    return make_finding("architecture", says, wrong if found != manifest.architecture else ())
 
 
-def _of_signature(manifest: Manifest, trusted: TrustedKeys | None) -> Finding:
-    seal = manifest.seal
+def _check_signature(manifest: Manifest, trusted: TrustedKeys | None) -> ProvenanceFinding:
     if trusted is not None:
         try:
-            trusted.check_manifest(manifest)
-        except (Unsigned, WronglySigned) as error:
-            return Finding("signature", Fit.NO, str(error))
-        assert seal is not None
-        return Finding("signature", Fit.YES, f"by the key {seal.key}, which is trusted here")
+            checked = trusted.verify_manifest(manifest)
+        except (SignatureMissing, SignatureInvalid) as error:
+            return ProvenanceFinding("signature", CheckOutcome.NO, str(error))
+        return ProvenanceFinding(
+            "signature", CheckOutcome.YES, f"by the key {checked.key}, which is trusted here"
+        )
+    seal = manifest.seal
     if seal is None:
-        return Finding("signature", Fit.OPEN, "there is none")
-    if seal.manifest != manifest_digest(manifest):
-        return Finding("signature", Fit.NO, "the manifest was changed after it was signed")
-    return Finding("signature", Fit.OPEN, f"by the key {seal.key}; {NO_KEYS}")
+        return ProvenanceFinding("signature", CheckOutcome.OPEN, "there is none")
+    if seal.manifest != compute_manifest_digest(manifest):
+        return ProvenanceFinding("signature", CheckOutcome.NO, "the manifest was changed after it was signed")
+    return ProvenanceFinding("signature", CheckOutcome.OPEN, f"by the key {seal.key}; {NO_TRUSTED_KEYS}")
 
 
-def _of_ancestry(told: Told, kept: Kept, trusted: TrustedKeys | None) -> Finding:
+def _check_ancestry(told: RunLog, kept: StoredVersion, trusted: TrustedKeys | None) -> ProvenanceFinding:
     manifest = kept.manifest
-    line, broken = provenance.ancestry(manifest, kept.known)
+    line, broken = provenance.trace_ancestry(manifest, kept.known)
     wrong = [broken] if broken else []
     if told.base is not None and told.base.version != manifest.parent:
         wrong.append(f"the run began with version {told.base.version}, the manifest says {manifest.parent}")
@@ -346,72 +362,80 @@ def _of_ancestry(told: Told, kept: Kept, trusted: TrustedKeys | None) -> Finding
     for one in line if trusted else ():
         assert trusted is not None
         try:
-            trusted.check_manifest(one)
-        except Unsigned:
+            trusted.verify_manifest(one)
+        except SignatureMissing:
             unsigned.append(f"v{one.version}")
-        except WronglySigned as error:
+        except SignatureInvalid as error:
             wrong.append(str(error))
     says = ", ".join(f"v{one.version}" for one in line) or "nothing"
     if line and not broken:
         says += f", the first of lineage {line[-1].lineage}"
     if unsigned and not wrong:
-        return Finding("made from", Fit.OPEN, f"{says}; not signed: {', '.join(unsigned)}")
-    return finding("made from", says, wrong)
+        return ProvenanceFinding("made from", CheckOutcome.OPEN, f"{says}; not signed: {', '.join(unsigned)}")
+    return make_finding("made from", says, wrong)
 
 
-async def of_code(told: Told, manifest: Manifest | None, repo: str, settings: Settings) -> Finding:
+async def check_code(
+    told: RunLog, manifest: Manifest | None, repo: str, settings: Settings
+) -> ProvenanceFinding:
     """Whether the code is what the version says, and its commit one that may be run."""
     version = told.facts.code_version
     if manifest is not None and manifest.code_version != version:
         wrong = f"the run was trained with {version or 'no code'}, the manifest says {manifest.code_version}"
-        return Finding("code", Fit.NO, wrong)
+        return ProvenanceFinding("code", CheckOutcome.NO, wrong)
     try:
-        code = _repository(told, repo, settings)
-    except (BadCodeSource, GitMissing) as error:
+        code = _open_repository(told, repo, settings)
+    except (InvalidCodeSource, GitNotInstalled) as error:
         if repo:
             raise
-        return Finding("code", Fit.OPEN, f"{short(version)}; {error}")
+        return ProvenanceFinding("code", CheckOutcome.OPEN, f"{short_version(version)}; {error}")
     if code is None:
-        return Finding("code", Fit.OPEN, f"{short(version)}; name its repository with --repo")
-    return await _of_commit(code, version)
+        return ProvenanceFinding(
+            "code", CheckOutcome.OPEN, f"{short_version(version)}; name its repository with --repo"
+        )
+    return await _check_commit(code, version)
 
 
-def _repository(told: Told, repo: str, settings: Settings) -> CodeRepository | None:
+def _open_repository(told: RunLog, repo: str, settings: Settings) -> CodeRepository | None:
     """The one that was named, else the one that the server follows; None where neither can be found here."""
     if repo or is_address(settings.task) or is_address(told.source):
-        return code_of(settings, repo or followed(settings, told.source))
-    return code_of(settings, told.source) if told.source and Path(told.source).is_dir() else None
+        return code_from_settings(settings, repo or code_address(settings, told.source))
+    return code_from_settings(settings, told.source) if told.source and Path(told.source).is_dir() else None
 
 
-async def _of_commit(code: CodeRepository, version: str) -> Finding:
-    name = short(version)
+async def _check_commit(code: CodeRepository, version: str) -> ProvenanceFinding:
+    name = short_version(version)
     try:
         await code.verify(version)
     except CodeUnavailable as error:
-        return Finding("code", Fit.OPEN, f"{name}; {error}")
+        return ProvenanceFinding("code", CheckOutcome.OPEN, f"{name}; {error}")
     except (CodeRejected, TaskInvalid) as error:
         if code.follows:
-            return Finding("code", Fit.NO, str(error))
-        return Finding(
-            "code", Fit.OPEN, f"{name}; {code.source} is a directory, and holds another version now"
+            return ProvenanceFinding("code", CheckOutcome.NO, str(error))
+        return ProvenanceFinding(
+            "code", CheckOutcome.OPEN, f"{name}; {code.source} is a directory, and holds another version now"
         )
     if not code.follows:
-        return Finding("code", Fit.YES, f"{name}, which {code.source} still holds")
+        return ProvenanceFinding("code", CheckOutcome.YES, f"{name}, which {code.source} still holds")
     if not code.verifies:
         unsaid = "who may sign it is not said: FEDBUS_ALLOWED_SIGNERS"
-        return Finding("code", Fit.OPEN, f"{name}, on the history of {code.source}; {unsaid}")
-    return Finding("code", Fit.YES, f"{name}, of an allowed signer, on the history of {code.source}")
+        return ProvenanceFinding(
+            "code", CheckOutcome.OPEN, f"{name}, on the history of {code.source}; {unsaid}"
+        )
+    return ProvenanceFinding(
+        "code", CheckOutcome.YES, f"{name}, of an allowed signer, on the history of {code.source}"
+    )
 
 
-def of_nothing(told: Told) -> Finding:
+def missing_version_finding(told: RunLog) -> ProvenanceFinding:
     """A run that has no version to show."""
     reason = f": {told.last.reason}" if told.last.reason else ""
     over = told.last.target in RUN.final and told.last.target != RunState.FINISHED
     says = f"the run made no version, it is {told.last.target}{reason}"
-    return Finding("manifest", Fit.NO if over else Fit.OPEN, says)
+    return ProvenanceFinding("manifest", CheckOutcome.NO if over else CheckOutcome.OPEN, says)
 
 
-def _named(clients: Sequence[str], most: int = 8) -> str:
+def _name_clients(clients: Sequence[str], most: int = 8) -> str:
     if not clients:
         return "none"
     more = f" and {len(clients) - most} more" if len(clients) > most else ""

@@ -11,10 +11,10 @@ from typing import Final
 from fedbus.app.settings import Settings
 from fedbus.contracts import subjects
 
-INBOX: Final = subjects.inbox(subjects.PEOPLE, "nats")
+INBOX: Final = subjects.inbox(subjects.USERS, "nats")
 
 
-def context_of(settings: Settings) -> str:
+def render_context(settings: Settings) -> str:
     """The context's JSON."""
     return json.dumps(
         {
@@ -28,14 +28,14 @@ def context_of(settings: Settings) -> str:
     )
 
 
-def folder() -> Path:
+def context_folder() -> Path:
     """Where the `nats` program keeps its contexts."""
     home = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
     return Path(home) / "nats"
 
 
 def write_context(name: str, text: str) -> Path:
-    path = folder() / "context" / f"{name}.json"
+    path = context_folder() / "context" / f"{name}.json"
     path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     path.write_text(f"{text}\n")
     path.chmod(0o600)
@@ -43,4 +43,4 @@ def write_context(name: str, text: str) -> Path:
 
 
 def select_context(name: str) -> None:
-    (folder() / "context.txt").write_text(name)
+    (context_folder() / "context.txt").write_text(name)

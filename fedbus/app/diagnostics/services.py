@@ -7,49 +7,50 @@ import asyncio
 from collections.abc import Sequence
 from typing import Final
 
-from fedbus.app.finding import Finding, Health
+from fedbus.app.finding import DoctorFinding, Severity
 from fedbus.app.settings import Settings
-from fedbus.bus.bus import Answering
+from fedbus.bus.bus import ServiceInfo
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.stores.code.address import is_address
-from fedbus.stores.code.interface import BadCodeSource, GitMissing
+from fedbus.stores.code.interface import GitNotInstalled, InvalidCodeSource
 from fedbus.stores.code.open import open_code
 from fedbus.stores.errors import StoreError
-from fedbus.stores.models.open import tasks_in
+from fedbus.stores.models.open import list_tasks
 
-PATIENCE_S: Final = 3.0
+STORE_TIMEOUT_S: Final = 3.0
 """How long a repository that is afar is asked."""
-CODE_S: Final = 15.0
-OF_THE_SERVER: Final = (
-    "registrar",
-    "server-manager",
-    "workflow-scheduler",
-    "flower-server",
-    "training-monitor",
+CODE_TIMEOUT_S: Final = 15.0
+SERVER_AGENT_NAMES: Final = (
+    AgentName.REGISTRAR,
+    AgentName.SERVER_MANAGER,
+    AgentName.WORKFLOW_SCHEDULER,
+    AgentName.FLOWER_SERVER,
+    AgentName.TRAINING_MONITOR,
 )
-GATEWAY: Final = "gateway"
-OF_A_DEVICE: Final = "client-manager"
+GATEWAY_NAME: Final = AgentName.GATEWAY
+CLIENT_MANAGER_NAME: Final = AgentName.CLIENT_MANAGER
 
 
-async def repositories(settings: Settings) -> list[Finding]:
+async def check_repositories(settings: Settings) -> list[DoctorFinding]:
     """The model repository and the code, where they are named: what is only a folder of our own is here anyway."""
-    store = [await _store(settings)] if settings.given_store and not settings.client else []
-    return store + ([await _code(settings)] if is_address(settings.task) else [])
+    store = [await _check_store(settings)] if settings.configured_store and not settings.client else []
+    return store + ([await _check_code(settings)] if is_address(settings.task) else [])
 
 
-async def _store(settings: Settings) -> Finding:
+async def _check_store(settings: Settings) -> DoctorFinding:
     url = settings.store_url
     try:
-        tasks = await tasks_in(url, patience_s=PATIENCE_S)
+        tasks = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
     except (StoreError, OSError) as error:
-        return Finding(
-            "models", Health.ILL, str(error), "see FEDBUS_STORE; no run can keep a model until then"
+        return DoctorFinding(
+            "models", Severity.ILL, str(error), "see FEDBUS_STORE; no run can keep a model until then"
         )
     held = f"models of {', '.join(tasks)}" if tasks else "no models yet"
-    return Finding("models", Health.WELL, f"{url}: {held}")
+    return DoctorFinding("models", Severity.WELL, f"{url}: {held}")
 
 
-async def _code(settings: Settings) -> Finding:
+async def _check_code(settings: Settings) -> DoctorFinding:
     try:
         code = open_code(
             settings.task,
@@ -57,44 +58,56 @@ async def _code(settings: Settings) -> Finding:
             signers=settings.allowed_signers,
             allow_install=settings.allowed_installs,
         )
-        async with asyncio.timeout(CODE_S):
+        async with asyncio.timeout(CODE_TIMEOUT_S):
             newest = await code.newest()
     except TimeoutError:
         advice = "see whether this machine reaches it, and FEDBUS_TASK"
-        return Finding("code", Health.ILL, f"{settings.task}: no answer within {CODE_S:g} s", advice)
-    except (StoreError, BadCodeSource, GitMissing) as error:
-        return Finding("code", Health.ILL, str(error), "see FEDBUS_TASK; no new commit comes here until then")
+        return DoctorFinding(
+            "code", Severity.ILL, f"{settings.task}: no answer within {CODE_TIMEOUT_S:g} s", advice
+        )
+    except (StoreError, InvalidCodeSource, GitNotInstalled) as error:
+        return DoctorFinding(
+            "code", Severity.ILL, str(error), "see FEDBUS_TASK; no new commit comes here until then"
+        )
     found = f"{settings.task}, newest commit {newest[:12]}"
     if settings.allowed_signers is None:
         advice = "name who may sign commits in FEDBUS_ALLOWED_SIGNERS: until then anybody's are run"
-        return Finding("code", Health.REMARK, f"{found}, not verified", advice)
-    return Finding("code", Health.WELL, f"{found}, signed by those in {settings.allowed_signers}")
+        return DoctorFinding("code", Severity.REMARK, f"{found}, not verified", advice)
+    return DoctorFinding("code", Severity.WELL, f"{found}, signed by those in {settings.allowed_signers}")
 
 
-def judge_agents(answering: Sequence[Answering]) -> list[Finding]:
+def check_agents(answering: Sequence[ServiceInfo]) -> list[DoctorFinding]:
     """Who is at work in the federation, and who should be and is not."""
     server = {one.name.removeprefix("fedbus-") for one in answering if one.owner == SERVER_SIDE}
-    devices = sorted({one.owner for one in answering if one.name == f"fedbus-{OF_A_DEVICE}"})
-    return [_server_side(server), _devices(devices), _dashboard(answers=GATEWAY in server)]
+    devices = sorted({one.owner for one in answering if one.name == f"fedbus-{CLIENT_MANAGER_NAME}"})
+    return [
+        _check_server_agents(server),
+        _check_clients(devices),
+        _check_dashboard(answers=GATEWAY_NAME in server),
+    ]
 
 
-def _server_side(there: set[str]) -> Finding:
-    missing = [name for name in OF_THE_SERVER if name not in there]
+def _check_server_agents(there: set[str]) -> DoctorFinding:
+    missing = [name for name in SERVER_AGENT_NAMES if name not in there]
     if not missing:
-        return Finding("server's agents", Health.WELL, f"all answer: {', '.join(OF_THE_SERVER)}")
-    if len(missing) == len(OF_THE_SERVER):
-        return Finding("server's agents", Health.REMARK, "none answers", "start them: fedbus server up")
+        return DoctorFinding("server's agents", Severity.WELL, f"all answer: {', '.join(SERVER_AGENT_NAMES)}")
+    if len(missing) == len(SERVER_AGENT_NAMES):
+        return DoctorFinding(
+            "server's agents", Severity.REMARK, "none answers", "start them: fedbus server up"
+        )
     advice = "see the log of the process that it runs in, or start it: fedbus agent NAME"
-    return Finding("server's agents", Health.ILL, f"no answer from {', '.join(missing)}", advice)
+    return DoctorFinding("server's agents", Severity.ILL, f"no answer from {', '.join(missing)}", advice)
 
 
-def _devices(there: list[str]) -> Finding:
+def _check_clients(there: list[str]) -> DoctorFinding:
     if there:
-        return Finding("devices", Health.WELL, f"{len(there)} answer")
-    return Finding("devices", Health.REMARK, "none answers", "start one: fedbus client up ID")
+        return DoctorFinding("devices", Severity.WELL, f"{len(there)} answer")
+    return DoctorFinding("devices", Severity.REMARK, "none answers", "start one: fedbus client up ID")
 
 
-def _dashboard(*, answers: bool) -> Finding:
+def _check_dashboard(*, answers: bool) -> DoctorFinding:
     if answers:
-        return Finding("dashboard", Health.WELL, "it answers")
-    return Finding("dashboard", Health.REMARK, "none runs", "fedbus gateway starts one, where one is wanted")
+        return DoctorFinding("dashboard", Severity.WELL, "it answers")
+    return DoctorFinding(
+        "dashboard", Severity.REMARK, "none runs", "fedbus gateway starts one, where one is wanted"
+    )

@@ -19,25 +19,26 @@ class FieldEntry:
     meaning: str
 
 
-def meaning(kind: type[BaseModel]) -> str:
+def docstring_of(kind: type[BaseModel]) -> str:
     """The docstring of *kind*, as one paragraph."""
     return " ".join((kind.__doc__ or "").split())
 
 
-def fields(kind: type[BaseModel]) -> list[FieldEntry]:
+def field_entries(kind: type[BaseModel]) -> list[FieldEntry]:
     return [
         FieldEntry(
             field.serialization_alias or name,
-            _type(field.annotation),
-            "" if field.is_required() else in_json(field.get_default(call_default_factory=True)),
-            _meanings(kind).get(name, ""),
+            _format_type(field.annotation),
+            "" if field.is_required() else to_json_text(field.get_default(call_default_factory=True)),
+            _field_docstrings(kind).get(name, ""),
         )
         for name, field in kind.model_fields.items()
+        if not field.exclude
     ]
 
 
 @cache
-def _meanings(kind: type[BaseModel]) -> dict[str, str]:
+def _field_docstrings(kind: type[BaseModel]) -> dict[str, str]:
     """What stands under each field of *kind* and of the classes above it: pydantic would read it at each start."""
     found: dict[str, str] = {}
     ours = [one for one in kind.__mro__ if one.__module__.startswith("fedbus.")]
@@ -51,7 +52,7 @@ def _meanings(kind: type[BaseModel]) -> dict[str, str]:
     return found
 
 
-def _type(annotation: Any) -> str:
+def _format_type(annotation: Any) -> str:
     text = inspect.formatannotation(annotation).replace("NoneType", "None")
     for prefix in ("fedbus.contracts.", "typing.", "datetime."):
         text = text.replace(prefix, "")
@@ -61,7 +62,7 @@ def _type(annotation: Any) -> str:
     return " ".join(words)
 
 
-def in_json(default: Any) -> str:
+def to_json_text(default: Any) -> str:
     if isinstance(default, BaseModel):
         return type(default).__name__ + "()"
     return json.dumps(default, default=str)

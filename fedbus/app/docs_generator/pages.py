@@ -20,21 +20,21 @@ from typing import Any, Final
 
 from pydantic import BaseModel
 
-from fedbus.app.docs_generator.model_docs import fields, meaning
-from fedbus.app.docs_generator.permissions_page import permissions_page
+from fedbus.app.docs_generator.model_docs import docstring_of, field_entries
+from fedbus.app.docs_generator.permissions_page import render_permissions_page
 from fedbus.app.docs_generator.task_keys_page import task_keys_page
 from fedbus.contracts import catalogue as tables
 from fedbus.contracts import subjects
-from fedbus.contracts.envelope import CAUSE, CONTENT_TYPE, MAX_EVENT_BYTES, SPEC_VERSION
-from fedbus.contracts.examples import ANSWERS, EXAMPLES
+from fedbus.contracts.envelope import CAUSATION_HEADER, CONTENT_TYPE, MAX_EVENT_BYTES, SPEC_VERSION
+from fedbus.contracts.examples import EXAMPLES, REPLIES
 from fedbus.contracts.identifiers import ID_PATTERN, FederationId
-from fedbus.contracts.lifecycle import Lifecycle
-from fedbus.contracts.message import REFUSED, Body, Family, Message, Refused, Request, type_name
+from fedbus.contracts.lifecycle import AnyLifecycle
+from fedbus.contracts.message import REFUSED_HEADER, Body, Family, Message, Refused, Request, type_name
 from fedbus.contracts.transition import LIFECYCLES, Transition
 
-ANY: Final = FederationId("<fed>")
-ANSWERS_GO: Final = "answers"
-BETWEEN: Final = {
+ANY_FEDERATION: Final = FederationId("<fed>")
+REPLY_CHANNEL: Final = "answers"
+FAMILY_TITLES: Final = {
     Family.SVC: "Requests to the server side",
     Family.SRV: "Between the agents of the server side",
     Family.CAST: "From the server side to all clients",
@@ -43,25 +43,25 @@ BETWEEN: Final = {
     Family.LOCAL: "Between the agents of one client",
     Family.LIFE: "What has become of everything",
 }
-ENVELOPE: Final = (
+ENVELOPE_TEXT: Final = (
     "Every message travels in an envelope: CloudEvents 1.0 attributes as `ce-…` NATS headers, among them the id of "
     "the message that led to it (`ce-causationid`, where there was one), the trace in "
     f"`traceparent`, the body as msgpack (at most {MAX_EVENT_BYTES // 1024} KiB; what is larger travels as a "
     "blob). See it on a running bus with `fedbus events tail`, or with the NATS command line:"
 )
-RULES: Final = (
+RULES_TEXT: Final = (
     f"`<fed>` is the federation, `<thing>` a task, a run, or `<client>.<task>`. Ids match `{ID_PATTERN}`. "
     "Fields are only ever added, with a default; nothing is renamed or retyped inside a version."
 )
-LOG_IS_STATE: Final = (
+LOG_IS_STATE_TEXT: Final = (
     "A transition is one message on `fedbus.<fed>.life.<kind>.<thing>`, and the last one is the state. It is "
     "taken only if nobody has moved the thing since, so there is never a second owner."
 )
-WRITTEN: Final = "Written from the tables in `fedbus/contracts` by `make docs`; do not edit."
+GENERATED_NOTE: Final = "Written from the tables in `fedbus/contracts` by `make docs`; do not edit."
 
 
 @dataclass(frozen=True)
-class Entry:
+class CatalogueEntry:
     """What the catalogue says of one kind of message."""
 
     kind: type[Message]
@@ -73,27 +73,27 @@ class Entry:
     @property
     def subject(self) -> str:
         if self.kind is Transition:
-            return subjects.life(ANY, "<kind>", "<thing>")
-        return subjects.every(ANY, self.kind, client="<client>", task="<task>")
+            return subjects.lifecycle(ANY_FEDERATION, "<kind>", "<thing>")
+        return subjects.wildcard_for(ANY_FEDERATION, self.kind, client="<client>", task="<task>")
 
     @property
     def said_by(self) -> str:
         if self.kind is Transition:
             return "the owner of the lifecycle"
-        return next(agent for agent, said in tables.SAYS.items() if self.kind in said)
+        return next(agent for agent, said in tables.PUBLISHES.items() if self.kind in said)
 
     @property
     def heard_by(self) -> tuple[str, ...]:
         if issubclass(self.kind, Request):
             return (self.kind.server,)
         if self.kind is Transition:
-            return tuple(tables.FOLLOWS)
-        return tuple(agent for agent, heard in tables.HEARS.items() if self.kind in heard)
+            return tuple(tables.FOLLOWS_LIFECYCLES)
+        return tuple(agent for agent, heard in tables.SUBSCRIBES.items() if self.kind in heard)
 
     @property
     def gist(self) -> str:
         """The first sentence of what the class says of itself."""
-        return meaning(self.kind).split(". ")[0].split(": ")[0].rstrip(".")
+        return docstring_of(self.kind).split(". ")[0].split(": ")[0].rstrip(".")
 
     @property
     def answer(self) -> type[Body] | None:
@@ -109,19 +109,21 @@ class Entry:
             "heard_by": list(self.heard_by),
             "durable": self.kind.durable,
             "answer": self.answer.__name__ if self.answer else None,
-            "meaning": meaning(self.kind),
-            "fields": [vars(field) for field in fields(self.kind)],
-            "example": example(self.kind),
+            "meaning": docstring_of(self.kind),
+            "fields": [vars(field) for field in field_entries(self.kind)],
+            "example": example_of(self.kind),
         }
 
 
-def catalogue() -> list[Entry]:
+def catalogue_entries() -> list[CatalogueEntry]:
     """Every kind of message, by family."""
-    order = list(BETWEEN)
-    return sorted((Entry(kind) for kind in tables.MESSAGES), key=lambda entry: order.index(entry.kind.family))
+    order = list(FAMILY_TITLES)
+    return sorted(
+        (CatalogueEntry(kind) for kind in tables.MESSAGES), key=lambda entry: order.index(entry.kind.family)
+    )
 
 
-def example(kind: type[Message]) -> Any:
+def example_of(kind: type[Message]) -> Any:
     return json.loads(EXAMPLES[kind].model_dump_json())
 
 
@@ -132,62 +134,62 @@ def events_page() -> str:
     lines = [
         "# Events, commands and requests",
         "",
-        WRITTEN,
+        GENERATED_NOTE,
         "",
-        ENVELOPE,
+        ENVELOPE_TEXT,
         "",
         "    nats sub 'fedbus.>' --translate 'fedbus events decode'",
         "",
-        RULES,
+        RULES_TEXT,
         "",
         "| word | says | subject | said by | heard by |",
         "|---|---|---|---|---|",
     ]
-    entries = catalogue()
+    entries = catalogue_entries()
     lines += [
-        f"| [`{one.word}`](#{one.word}) | {one.gist} | `{one.subject}` | {one.said_by} | {_heard(one)} |"
+        f"| [`{one.word}`](#{one.word}) | {one.gist} | `{one.subject}` | {one.said_by} | {_subscribers_text(one)} |"
         for one in entries
     ]
-    for family, title in BETWEEN.items():
+    for family, title in FAMILY_TITLES.items():
         lines += ["", f"## {title}"]
         for one in entries:
             if one.kind.family is family:
                 lines += _section(one)
     lines += ["", "## Parts of messages", ""]
-    for part in _parts():
-        lines += [f"### {part.__name__}", "", meaning(part), "", *_field_table(part)]
+    for part in _body_types():
+        lines += [f"### {part.__name__}", "", docstring_of(part), "", *_field_table(part)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def _heard(entry: Entry) -> str:
+def _subscribers_text(entry: CatalogueEntry) -> str:
     return ", ".join(entry.heard_by) or "whoever listens"
 
 
-def _kept_last(kind: type[Message]) -> str:
-    return "the last of each device is kept" if kind.stands else "not kept"
+def _retention_text(kind: type[Message]) -> str:
+    return "the last of each device is kept" if kind.keeps_last_value else "not kept"
 
 
-def _section(entry: Entry) -> list[str]:
-    kept = "kept in the stream" if entry.kind.durable else _kept_last(entry.kind)
+def _section(entry: CatalogueEntry) -> list[str]:
+    kept = "kept in the stream" if entry.kind.durable else _retention_text(entry.kind)
     lines = [
         "",
         f"### {entry.word}",
         "",
-        meaning(entry.kind),
+        docstring_of(entry.kind),
         "",
         f"- subject: `{entry.subject}`",
         f"- type: `{type_name(entry.kind)}`, {kept}",
         f"- said by: {entry.said_by}",
-        f"- heard by: {_heard(entry)}",
+        f"- heard by: {_subscribers_text(entry)}",
         "",
         *_field_table(entry.kind),
         "```json",
-        json.dumps(example(entry.kind), indent=2),
+        json.dumps(example_of(entry.kind), indent=2),
         "```",
     ]
     if entry.answer:
         lines += ["", f"Answered with `{entry.answer.__name__}`, or `Refused` and the reason:", ""]
-        lines += ["```json", ANSWERS[entry.answer].model_dump_json(indent=2), "```"]
+        lines += ["```json", REPLIES[entry.answer].model_dump_json(indent=2), "```"]
     return lines
 
 
@@ -197,12 +199,12 @@ def _field_table(kind: type[BaseModel]) -> list[str]:
     rows = [
         f"| `{one.name}` | `{one.type.replace('|', chr(92) + '|')}` | {f'`{one.default}`' if one.default else ''} "
         f"| {one.meaning} |"
-        for one in fields(kind)
+        for one in field_entries(kind)
     ]
     return ["| field | type | default | meaning |", "|---|---|---|---|", *rows, ""]
 
 
-def _parts() -> list[type[Body]]:
+def _body_types() -> list[type[Body]]:
     """The bodies that fields and answers are made of."""
     found: dict[str, type[Body]] = {}
 
@@ -236,21 +238,22 @@ def lifecycles_page() -> str:
     lines = [
         "# Lifecycles",
         "",
-        WRITTEN,
+        GENERATED_NOTE,
         "",
-        LOG_IS_STATE,
+        LOG_IS_STATE_TEXT,
     ]
     for lifecycle in LIFECYCLES.values():
         lines += _lifecycle(lifecycle)
     return "\n".join(lines) + "\n"
 
 
-def _lifecycle(lifecycle: Lifecycle[Any]) -> list[str]:
+def _lifecycle(lifecycle: AnyLifecycle) -> list[str]:
+    subject = subjects.lifecycle(ANY_FEDERATION, lifecycle.kind, KEY_PATTERNS[lifecycle.kind])
     lines = [
         "",
         f"## {lifecycle.kind}",
         "",
-        f"Moved by the {lifecycle.owner} alone, on `{subjects.life(ANY, lifecycle.kind, THINGS[lifecycle.kind])}`.",
+        f"Moved by the {lifecycle.owner} alone, on `{subject}`.",
         "",
         "```mermaid",
         lifecycle.mermaid().rstrip(),
@@ -259,12 +262,12 @@ def _lifecycle(lifecycle: Lifecycle[Any]) -> list[str]:
     if lifecycle.waits:
         lines += ["", "| state | waits for | no longer than |", "|---|---|---|"]
         lines += [
-            f"| {state} | {wait.awaited} | {wait.deadline} |" for state, wait in lifecycle.waits.items()
+            f"| {state} | {wait.waiting_for} | {wait.deadline} |" for state, wait in lifecycle.waits.items()
         ]
     return lines
 
 
-THINGS: Final = {
+KEY_PATTERNS: Final = {
     "server": "<task>",
     "code": "<task>",
     "schedule": "<task>",
@@ -280,14 +283,14 @@ THINGS: Final = {
 
 def asyncapi_page() -> str:
     """The catalogue as AsyncAPI 3. JSON is YAML, and needs no library."""
-    entries = catalogue()
+    entries = catalogue_entries()
     answers: list[type[Body]] = [*(one.answer for one in entries if one.answer), Refused]
     schemas: dict[str, Any] = {}
     document = {
         "asyncapi": "3.0.0",
-        "info": {"title": "fedbus", "version": "1", "description": f"Events over NATS. {WRITTEN}"},
+        "info": {"title": "fedbus", "version": "1", "description": f"Events over NATS. {GENERATED_NOTE}"},
         "defaultContentType": CONTENT_TYPE,
-        "channels": {one.word: _channel(one) for one in entries} | {ANSWERS_GO: _answers_channel(answers)},
+        "channels": {one.word: _channel(one) for one in entries} | {REPLY_CHANNEL: _answers_channel(answers)},
         "operations": {one.word: _operation(one) for one in entries},
         "components": {
             "messages": {one.word: _message(one, schemas) for one in entries}
@@ -296,10 +299,10 @@ def asyncapi_page() -> str:
             "schemas": schemas,
         },
     }
-    return f"# {WRITTEN}\n{json.dumps(document, indent=1)}\n"
+    return f"# {GENERATED_NOTE}\n{json.dumps(document, indent=1)}\n"
 
 
-def _channel(entry: Entry) -> dict[str, Any]:
+def _channel(entry: CatalogueEntry) -> dict[str, Any]:
     address = entry.subject.replace("<", "{").replace(">", "}")
     names = [part[1:-1] for part in address.split(".") if part.startswith("{")]
     return {
@@ -317,11 +320,11 @@ def _answers_channel(answers: list[type[Body]]) -> dict[str, Any]:
     }
 
 
-def _operation(entry: Entry) -> dict[str, Any]:
+def _operation(entry: CatalogueEntry) -> dict[str, Any]:
     channel = {"$ref": f"#/channels/{entry.word}"}
     operation: dict[str, Any] = {"action": "send", "channel": channel, "summary": entry.gist}
     if entry.answer:
-        answers = f"#/channels/{ANSWERS_GO}"
+        answers = f"#/channels/{REPLY_CHANNEL}"
         operation["reply"] = {
             "channel": {"$ref": answers},
             "messages": [{"$ref": f"{answers}/messages/{kind.__name__}"} for kind in (entry.answer, Refused)],
@@ -329,27 +332,27 @@ def _operation(entry: Entry) -> dict[str, Any]:
     return operation
 
 
-def _message(entry: Entry, schemas: dict[str, Any]) -> dict[str, Any]:
+def _message(entry: CatalogueEntry, schemas: dict[str, Any]) -> dict[str, Any]:
     return {
         "name": type_name(entry.kind),
-        "summary": meaning(entry.kind),
+        "summary": docstring_of(entry.kind),
         "traits": [{"$ref": "#/components/messageTraits/envelope"}],
         "payload": _payload(entry.kind, schemas),
-        "examples": [{"payload": example(entry.kind)}],
+        "examples": [{"payload": example_of(entry.kind)}],
     }
 
 
 def _answer(kind: type[Body], schemas: dict[str, Any]) -> dict[str, Any]:
     """An answer has no envelope: it goes to who asked; a no has a header that says so."""
-    answer = {"name": kind.__name__, "summary": meaning(kind), "payload": _payload(kind, schemas)}
+    answer = {"name": kind.__name__, "summary": docstring_of(kind), "payload": _payload(kind, schemas)}
     if kind is Refused:
-        return answer | {"headers": _header_schema({REFUSED: "refused, or unreadable"})}
-    return answer | {"examples": [{"payload": json.loads(ANSWERS[kind].model_dump_json())}]}
+        return answer | {"headers": _header_schema({REFUSED_HEADER: "refused, or unreadable"})}
+    return answer | {"examples": [{"payload": json.loads(REPLIES[kind].model_dump_json())}]}
 
 
 def _headers() -> dict[str, Any]:
     optional = {
-        CAUSE: "The id of the message that led to it",
+        CAUSATION_HEADER: "The id of the message that led to it",
         "traceparent": "W3C Trace Context",
         "tracestate": "W3C Trace Context",
     }
@@ -377,25 +380,27 @@ def _header_schema(always: dict[str, str], optional: dict[str, str] | None = Non
 
 def _payload(kind: type[BaseModel], schemas: dict[str, Any]) -> Any:
     """The schema of a body; what it leans on goes to *schemas*, once."""
-    schema = _told_apart(kind.model_json_schema(ref_template="#/components/schemas/{model}"))
+    schema = _without_discriminators(kind.model_json_schema(ref_template="#/components/schemas/{model}"))
     schemas.update(schema.pop("$defs", {}))
     return schema
 
 
-def _told_apart(schema: Any) -> Any:
+def _without_discriminators(schema: Any) -> Any:
     """*schema* without OpenAPI's discriminators: the constants that each choice has say as much, to everybody."""
     match schema:
         case dict():
             return {
-                name: _told_apart(item) for name, item in schema.items() if not _discriminates(name, item)
+                name: _without_discriminators(item)
+                for name, item in schema.items()
+                if not _is_discriminator(name, item)
             }
         case list():
-            return [_told_apart(item) for item in schema]
+            return [_without_discriminators(item) for item in schema]
         case _:
             return schema
 
 
-def _discriminates(name: str, item: object) -> bool:
+def _is_discriminator(name: str, item: object) -> bool:
     return name == "discriminator" and isinstance(item, dict) and "propertyName" in item
 
 
@@ -407,8 +412,8 @@ DIALECT: Final = "https://json-schema.org/draft/2020-12/schema"
 def body_schema(kind: type[BaseModel]) -> dict[str, Any]:
     """The JSON Schema of a body, as `fedbus events decode` shows it."""
     title = type_name(kind) if issubclass(kind, Message) else kind.__name__
-    described: dict[str, Any] = _told_apart(kind.model_json_schema(mode="serialization"))
-    return {"$schema": DIALECT} | described | {"title": title, "description": meaning(kind)}
+    described: dict[str, Any] = _without_discriminators(kind.model_json_schema(mode="serialization"))
+    return {"$schema": DIALECT} | described | {"title": title, "description": docstring_of(kind)}
 
 
 def schema_page(kind: type[BaseModel]) -> str:
@@ -416,7 +421,7 @@ def schema_page(kind: type[BaseModel]) -> str:
 
 
 def _schema_pages() -> dict[str, Callable[[], str]]:
-    entries = catalogue()
+    entries = catalogue_entries()
     named: dict[str, type[BaseModel]] = {one.word: one.kind for one in entries}
     named |= {one.answer.__name__: one.answer for one in entries if one.answer}
     named[Refused.__name__] = Refused
@@ -428,7 +433,7 @@ def _schema_pages() -> dict[str, Callable[[], str]]:
 PAGES: Final[dict[str, Callable[[], str]]] = {
     "events.md": events_page,
     "lifecycles.md": lifecycles_page,
-    "permissions.md": permissions_page,
+    "permissions.md": render_permissions_page,
     "task-keys.md": task_keys_page,
     "asyncapi.yaml": asyncapi_page,
     **_schema_pages(),

@@ -3,7 +3,7 @@
 from typing import Final
 
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.permissions import ABOUT, Permissions, Role, permissions
+from fedbus.contracts.permissions import ROLE_DESCRIPTIONS, Permissions, Role, permissions_for
 
 HEAD: Final = """\
 # Permissions
@@ -17,10 +17,10 @@ fits together: [security](security.md).
 |---|---|---|"""
 
 
-def permissions_page() -> str:
-    roles = {role: permissions(FederationId("dev"), role) for role in Role}
+def render_permissions_page() -> str:
+    roles = {role: permissions_for(FederationId("dev"), role) for role in Role}
     rows = [
-        f"| [{role}](#{role}) | {ABOUT[role]} | {'yes' if may.answers else 'no'} |"
+        f"| [{role}](#{role}) | {ROLE_DESCRIPTIONS[role]} | {'yes' if may.answers else 'no'} |"
         for role, may in roles.items()
     ]
     sections = [line for role, may in roles.items() for line in _section(role, may)]
@@ -33,7 +33,7 @@ def _section(role: Role, may: Permissions) -> list[str]:
         "",
         f"## {role}",
         "",
-        f"For {ABOUT[role]}.",
+        f"For {ROLE_DESCRIPTIONS[role]}.",
         "",
         "Publishes:",
         *publishes,

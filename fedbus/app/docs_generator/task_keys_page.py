@@ -4,12 +4,12 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import Any, Final
 
-from fedbus.app.docs_generator.model_docs import FieldEntry, fields, in_json, meaning
-from fedbus.contracts.task.base import Table
+from fedbus.app.docs_generator.model_docs import FieldEntry, docstring_of, field_entries, to_json_text
+from fedbus.contracts.task.base import ConfigSection
 from fedbus.contracts.task.task import TaskTable
 
 ROOT: Final = "tool.fedbus"
-LEFT_OUT: Final = ("null", '""')
+EMPTY_DEFAULTS: Final = ("null", '""')
 """A default that is none: what then happens, the key's own words say."""
 TITLE: Final = """\
 # Every key of a task
@@ -18,55 +18,56 @@ Written from the tables in `fedbus/contracts` by `make docs`; do not edit. What 
 [your own task](tasks.md). With the values of one task: `fedbus task validate --keys DIRECTORY`."""
 
 
-def tables() -> dict[str, type[Table]]:
+def task_tables() -> dict[str, type[ConfigSection]]:
     """Each table by its name in the file: ``tool.fedbus``, ``tool.fedbus.gate``, …"""
-    parts = {f"{ROOT}.{_alias(name)}": kind for name, kind in _parts(TaskTable)}
+    parts = {f"{ROOT}.{_alias(name)}": kind for name, kind in _sub_tables(TaskTable)}
     return {ROOT: TaskTable, **parts}
 
 
-def keys(kind: type[Table]) -> list[FieldEntry]:
+def table_keys(kind: type[ConfigSection]) -> list[FieldEntry]:
     """The keys of one table; a table in it is one of its own, and none of its keys."""
-    own = {kind.model_fields[name].alias or name for name in _own(kind)}
-    return [field for field in fields(kind) if field.name in own]
+    own = {kind.model_fields[name].alias or name for name in _own_fields(kind)}
+    return [field for field in field_entries(kind) if field.name in own]
 
 
-def values(table: TaskTable) -> list[dict[str, Any]]:
+def table_values(table: TaskTable) -> list[dict[str, Any]]:
     """Every key with its value in one task's *table*, its default, and whether the task says it."""
     found: list[dict[str, Any]] = []
-    for name, kind in tables().items():
+    for name, kind in task_tables().items():
         part = table if kind is TaskTable else getattr(table, name.rpartition(".")[2])
-        for field, one in zip(_own(kind), keys(kind), strict=True):
+        for field, one in zip(_own_fields(kind), table_keys(kind), strict=True):
             given = field in part.model_fields_set
-            value = in_json(getattr(part, field))
+            value = to_json_text(getattr(part, field))
             found.append({"table": name, **asdict(one), "value": value, "given": given})
     return found
 
 
 def task_keys_page() -> str:
     lines = [TITLE]
-    for name, kind in tables().items():
-        lines += ["", f"## `[{name}]`", "", *([] if kind is TaskTable else [meaning(kind), ""])]
+    for name, kind in task_tables().items():
+        lines += ["", f"## `[{name}]`", "", *([] if kind is TaskTable else [docstring_of(kind), ""])]
         lines += ["| key | default | meaning |", "|---|---|---|"]
         lines += [
-            f"| `{one.name}` | {_default(one)} | {one.meaning.replace('``', '`')} |" for one in keys(kind)
+            f"| `{one.name}` | {_format_default(one)} | {one.meaning.replace('``', '`')} |"
+            for one in table_keys(kind)
         ]
     return "\n".join(lines) + "\n"
 
 
-def _default(one: FieldEntry) -> str:
+def _format_default(one: FieldEntry) -> str:
     if not one.default:
         return "has to be there"
-    return "none" if one.default in LEFT_OUT else f"`{one.default}`"
+    return "none" if one.default in EMPTY_DEFAULTS else f"`{one.default}`"
 
 
-def _parts(kind: type[Table]) -> Iterator[tuple[str, type[Table]]]:
+def _sub_tables(kind: type[ConfigSection]) -> Iterator[tuple[str, type[ConfigSection]]]:
     for name, field in kind.model_fields.items():
-        if isinstance(field.annotation, type) and issubclass(field.annotation, Table):
+        if isinstance(field.annotation, type) and issubclass(field.annotation, ConfigSection):
             yield name, field.annotation
 
 
-def _own(kind: type[Table]) -> list[str]:
-    inner = {name for name, _ in _parts(kind)}
+def _own_fields(kind: type[ConfigSection]) -> list[str]:
+    inner = {name for name, _ in _sub_tables(kind)}
     return [name for name in kind.model_fields if name not in inner]
 
 

@@ -10,15 +10,15 @@ import os
 import sys
 from typing import NoReturn
 
-from fedbus.agents.common.child_process import answer, parent_watch
+from fedbus.agents.common.child_process import exit_when_parent_dies, write_answer
 from fedbus.app import telemetry
-from fedbus.app.entrypoints.signals import stopping
+from fedbus.app.entrypoints.signals import stop_on_signals
 from fedbus.app.telemetry.log_lines import use_root_handlers
 from fedbus.app.telemetry.process_metrics import measure_process
 
-MOST_SAID = 500
+MAX_ERROR_CHARS = 500
 """Letters of an error that are answered."""
-WORK = {
+ENTRY_MODULES = {
     "server": "fedbus.agents.flower_server.server_app_process",
     "trainer": "fedbus.agents.flower_client.client_app_process",
     "init": "fedbus.agents.flower_server.model_init_process",
@@ -27,8 +27,8 @@ WORK = {
 
 
 async def _run(name: str) -> int:
-    with stopping() as stop, measure_process():
-        work = importlib.import_module(WORK[name])
+    with stop_on_signals() as stop, measure_process():
+        work = importlib.import_module(ENTRY_MODULES[name])
         use_root_handlers("flwr")
         code: int = await work.main(stop)
         return code
@@ -36,24 +36,24 @@ async def _run(name: str) -> int:
 
 def main(name: str) -> NoReturn:
     """Do the work *name* as a child process."""
-    parent_watch()
-    work(name)
+    exit_when_parent_dies()
+    run_child(name)
 
 
-def work(name: str) -> NoReturn:
+def run_child(name: str) -> NoReturn:
     """Do the work *name*, and end with its exit code."""
-    with telemetry.configured(f"fedbus-{name}"):
+    with telemetry.configure_telemetry(f"fedbus-{name}"):
         try:
             code = asyncio.run(_run(name))
         except Exception as error:  # where it came from is for the log
-            answer(_in_a_line(error))
+            write_answer(_one_line(error))
             raise
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(code)  # all is said: taking torch apart object by object takes longer than the goodbye
 
 
-def _in_a_line(error: BaseException) -> str:
+def _one_line(error: BaseException) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:MOST_SAID]}"
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:MAX_ERROR_CHARS]}"

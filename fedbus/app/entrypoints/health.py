@@ -19,53 +19,53 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Final, NoReturn
 
-FILE: Final = "FEDBUS_PULSE"
-SYSTEMD: Final = "NOTIFY_SOCKET"
-EVERY_S: Final = 5.0
+HEALTH_FILE_VARIABLE: Final = "FEDBUS_PULSE"
+NOTIFY_SOCKET_VARIABLE: Final = "NOTIFY_SOCKET"
+INTERVAL_S: Final = 5.0
 STALE_S: Final = 30.0
 """So long without a sign, and the process counts as stuck."""
 
 
 @asynccontextmanager
-async def pulse(every_s: float = EVERY_S) -> AsyncIterator[None]:
+async def report_health(every_s: float = INTERVAL_S) -> AsyncIterator[None]:
     """Signs of life from the loop, to whom the environment names, for as long as the block runs."""
-    file, systemd = os.environ.get(FILE), os.environ.get(SYSTEMD)
-    beating = asyncio.create_task(_beat(file, systemd, every_s), name="pulse")
+    file, systemd = os.environ.get(HEALTH_FILE_VARIABLE), os.environ.get(NOTIFY_SOCKET_VARIABLE)
+    beating = asyncio.create_task(_report_forever(file, systemd, every_s), name="pulse")
     try:
         yield
     finally:
         beating.cancel()
         await asyncio.wait([beating])
-        _tell(systemd, "STOPPING=1")
+        _notify_systemd(systemd, "STOPPING=1")
         if file:
-            _forget(file)
+            _remove(file)
 
 
-async def _beat(file: str | None, systemd: str | None, every_s: float) -> None:
-    _tell(systemd, "READY=1")
+async def _report_forever(file: str | None, systemd: str | None, every_s: float) -> None:
+    _notify_systemd(systemd, "READY=1")
     while file or systemd:
         if file:
-            _renew(file)
-        _tell(systemd, "WATCHDOG=1")
+            _touch(file)
+        _notify_systemd(systemd, "WATCHDOG=1")
         await asyncio.sleep(every_s)
 
 
-def _renew(file: str) -> None:
+def _touch(file: str) -> None:
     Path(file).touch()
 
 
-def _forget(file: str) -> None:
+def _remove(file: str) -> None:
     Path(file).unlink(missing_ok=True)
 
 
-def _tell(systemd: str | None, word: str) -> None:
+def _notify_systemd(systemd: str | None, word: str) -> None:
     """One word to systemd; a name that begins with @ is of its abstract kind."""
     if systemd:
         with suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as line:
             line.sendto(word.encode(), systemd.replace("@", "\0", 1) if systemd.startswith("@") else systemd)
 
 
-def how_it_is(file: Path, *, stale_s: float = STALE_S) -> str:
+def health_problem(file: Path, *, stale_s: float = STALE_S) -> str:
     """What is wrong with the process whose pulse is in *file*; empty where it is well."""
     try:
         age_s = time.time() - file.stat().st_mtime
@@ -76,10 +76,10 @@ def how_it_is(file: Path, *, stale_s: float = STALE_S) -> str:
 
 def main() -> NoReturn:
     """The health check."""
-    file = os.environ.get(FILE)
+    file = os.environ.get(HEALTH_FILE_VARIABLE)
     if not file:
-        sys.exit(f"{FILE} names no file: whom should I feel the pulse of?")
-    sys.exit(how_it_is(Path(file)) or 0)
+        sys.exit(f"{HEALTH_FILE_VARIABLE} names no file: whom should I feel the pulse of?")
+    sys.exit(health_problem(Path(file)) or 0)
 
 
 if __name__ == "__main__":

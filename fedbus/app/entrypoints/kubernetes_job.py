@@ -11,28 +11,28 @@ import os
 from functools import partial
 from typing import NoReturn
 
-from fedbus.agents.common.process_orders import VARIABLE, Order
-from fedbus.app.composition.initial_code import code_of
+from fedbus.agents.common.process_orders import PROCESS_CONFIG_VARIABLE, ProcessConfig
+from fedbus.app.composition.initial_code import code_from_settings
 from fedbus.app.entrypoints import child
-from fedbus.app.failures import edge
+from fedbus.app.failures import run_cli
 from fedbus.app.settings import Settings
 from fedbus.contracts.task.task import Task
 
 
 def main(name: str) -> NoReturn:
     """Do the work *name* as the process of a Job."""
-    edge(partial(_run, name))
+    run_cli(partial(_run, name))
 
 
 def _run(name: str) -> None:
     settings = Settings.from_environment()
-    order = Order.model_validate_json(os.environ[VARIABLE])
-    task = asyncio.run(code_of(settings, "").task_at(order.task.code_version))
-    os.environ[VARIABLE] = _at_home_here(os.environ[VARIABLE], task)
-    child.work(name)
+    order = ProcessConfig.model_validate_json(os.environ[PROCESS_CONFIG_VARIABLE])
+    task = asyncio.run(code_from_settings(settings, "").task_at(order.task.code_version))
+    os.environ[PROCESS_CONFIG_VARIABLE] = _with_local_task(os.environ[PROCESS_CONFIG_VARIABLE], task)
+    child.run_child(name)
 
 
-def _at_home_here(order: str, task: Task) -> str:
+def _with_local_task(order: str, task: Task) -> str:
     """*order* with the task where it lies in this pod; how it is to be run stays as the wrapper read it."""
     told = json.loads(order)
     told["task"] |= {"path": task.path, "libraries": task.libraries}

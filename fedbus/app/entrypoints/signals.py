@@ -14,11 +14,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Final
 
-ASKED_BY: Final = (signal.SIGINT, signal.SIGTERM)
+STOP_SIGNALS: Final = (signal.SIGINT, signal.SIGTERM)
 
 
 @contextmanager
-def stopping() -> Iterator[asyncio.Event]:
+def stop_on_signals() -> Iterator[asyncio.Event]:
     """An event that SIGINT or SIGTERM sets, for as long as the block runs. The second signal ends us at once.
 
     Children need no care then: they end with us, see `fedbus.agents.common.child_process`.
@@ -32,10 +32,10 @@ def stopping() -> Iterator[asyncio.Event]:
             print("stopping; press Ctrl-C again to end at once", file=sys.stderr)
         stop.set()
 
-    for how in ASKED_BY:
+    for how in STOP_SIGNALS:
         loop.add_signal_handler(how, asked, how)
     try:
         yield stop
     finally:
-        for how in ASKED_BY:
+        for how in STOP_SIGNALS:
             loop.remove_signal_handler(how)

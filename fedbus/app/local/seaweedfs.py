@@ -23,15 +23,15 @@ from typing import Final
 
 from fedbus.app.local.supervisor import (
     HOST,
-    Home,
+    ProgramDirectory,
     ProgramMissing,
-    Running,
-    chosen_port,
-    found_program,
-    free_port,
-    is_free,
-    kept,
-    said_on,
+    RunningProgram,
+    choose_port,
+    find_free_port,
+    find_program,
+    is_port_free,
+    read_reply,
+    supervised,
 )
 from fedbus.stores.errors import StoreDenied
 
@@ -39,7 +39,7 @@ PROGRAM: Final = "weed"
 BUCKET: Final = "fedbus"
 PREFIX: Final = "models"
 CREDENTIALS_FILE: Final = "FEDBUS_S3_CREDENTIALS"
-INNER_PORTS: Final = (
+INTERNAL_PORTS: Final = (
     "s3.port.grpc",
     "master.port",
     "master.port.grpc",
@@ -63,11 +63,11 @@ OPTIONS: Final = {
     "s3.autoCreateBucket": "false",  # a mistaken name is an error
     "volume.preStopSeconds": "0",
 }
-SOCKETS: Final = Path("/tmp")  # noqa: S108 (its choice, not ours)
+SOCKET_DIRECTORY: Final = Path("/tmp")  # noqa: S108 (its choice, not ours)
 MAX_SOCKET_PATH: Final = 100
 
 
-class WeedMissing(ProgramMissing):
+class SeaweedMissing(ProgramMissing):
     def __init__(self) -> None:
         super().__init__(
             PROGRAM,
@@ -76,10 +76,10 @@ class WeedMissing(ProgramMissing):
 
 
 @dataclass
-class EmbeddedS3(Running):
+class EmbeddedS3(RunningProgram):
     """A SeaweedFS that answers, and will again if it dies."""
 
-    inner_ports: dict[str, int]
+    internal_ports: dict[str, int]
     credentials: Path
     """Its key, as AWS writes them; for this user alone."""
 
@@ -107,49 +107,51 @@ async def embedded_s3(
     """
     used: list[int] = []
     try:
-        async with kept(_Weed(weed_program(), Home(directory, "weed")), port) as running:
-            used += [running.port, *running.inner_ports.values()]
-            await _bucket_made(running, public_models=public_models)
+        async with supervised(
+            _SeaweedProgram(find_seaweedfs(), ProgramDirectory(directory, "weed")), port
+        ) as running:
+            used += [running.port, *running.internal_ports.values()]
+            await _create_bucket(running, public_models=public_models)
             yield running
     finally:
-        _swept(used)
+        _remove_sockets(used)
 
 
-def weed_program() -> Path:
+def find_seaweedfs() -> Path:
     """The SeaweedFS to run: the one installed with fedbus, else the one on PATH; raises WeedMissing."""
-    found = found_program(PROGRAM)
+    found = find_program(PROGRAM)
     if found is None:
-        raise WeedMissing
+        raise SeaweedMissing
     return found
 
 
-async def _bucket_made(running: EmbeddedS3, *, public_models: bool) -> None:
-    from fedbus.stores.s3.bucket import Address, Bucket  # noqa: PLC0415 (needs the extra, and a second)
+async def _create_bucket(running: EmbeddedS3, *, public_models: bool) -> None:
+    from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
     from fedbus.stores.s3.public_access import set_public  # noqa: PLC0415
 
-    bucket = Bucket(Address.parse(running.store_url), credentials=running.credentials)
+    bucket = Bucket(BucketAddress.parse(running.store_url), credentials=running.credentials)
     async with bucket.open():
         await bucket.make()
         await set_public(bucket, public=public_models)
 
 
-def _swept(ports: list[int]) -> None:
+def _remove_sockets(ports: list[int]) -> None:
     """Remove the sockets that it makes in /tmp, named by our ports, and leaves there (4.48)."""
     for port in ports:
-        for left in SOCKETS.glob(f"seaweedfs-*-{port}.sock"):
+        for left in SOCKET_DIRECTORY.glob(f"seaweedfs-*-{port}.sock"):
             left.unlink(missing_ok=True)
 
 
 # --- SeaweedFS -----------------------------------------------------------------------------------
 
 
-class _Weed:
+class _SeaweedProgram:
     """How SeaweedFS is started, and seen to answer."""
 
     name = "SeaweedFS"
     environment: Mapping[str, str] = MappingProxyType({})
 
-    def __init__(self, program: Path, home: Home) -> None:
+    def __init__(self, program: Path, home: ProgramDirectory) -> None:
         self.home = home
         self._program = program
         self._data = home.directory / "data"
@@ -160,12 +162,12 @@ class _Weed:
     def placed(self, port: int | None) -> EmbeddedS3:
         """All ports as before, where they are free: its parts know each other by them."""
         before = self._kept_ports()
-        inner = {name: chosen_port(None, before.get(name)) for name in INNER_PORTS}
+        inner = {name: choose_port(None, before.get(name)) for name in INTERNAL_PORTS}
         while len(set(inner.values())) < len(inner):
-            inner = {name: free_port() for name in INNER_PORTS}
+            inner = {name: find_free_port() for name in INTERNAL_PORTS}
         _write_private(self._ports, json.dumps(inner))
         return EmbeddedS3(
-            port=chosen_port(port, self.home.kept_port), inner_ports=inner, credentials=self._credentials
+            port=choose_port(port, self.home.kept_port), internal_ports=inner, credentials=self._credentials
         )
 
     def command(self, running: EmbeddedS3) -> tuple[str, ...]:
@@ -177,7 +179,7 @@ class _Weed:
             "s3.config": self._identity,
             "s3.port": running.port,
             **OPTIONS,
-            **running.inner_ports,
+            **running.internal_ports,
             **self._sockets(),
         }
         told = (f"-{name}={value}" for name, value in options.items())
@@ -189,7 +191,7 @@ class _Weed:
         )  # else it leaves files in the system's /tmp, too
 
     async def answers(self, running: EmbeddedS3) -> bool:
-        greeting = await said_on(
+        greeting = await read_reply(
             running.port, f"GET / HTTP/1.0\r\nHost: {HOST}\r\n\r\n".encode(), end=b"\r\n\r\n"
         )
         if b"SeaweedFS" not in greeting:
@@ -198,9 +200,9 @@ class _Weed:
 
     async def _takes_our_key(self, running: EmbeddedS3) -> bool:
         """Whether it is ours: another's would not know our key."""
-        from fedbus.stores.s3.bucket import Address, Bucket  # noqa: PLC0415 (needs the extra, and a second)
+        from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415 (needs the extra, and a second)
 
-        address = Address.parse(running.store_url)
+        address = BucketAddress.parse(running.store_url)
         try:
             await Bucket(address, patience_s=2.0, credentials=running.credentials).make()
         except StoreDenied:
@@ -212,7 +214,7 @@ class _Weed:
             found = json.loads(self._ports.read_text())
         except (OSError, ValueError):
             return {}
-        return {name: port for name, port in found.items() if isinstance(port, int) and is_free(port)}
+        return {name: port for name, port in found.items() if isinstance(port, int) and is_port_free(port)}
 
     def _write_identity(self) -> None:
         """The one key there is, made at the first start; for SeaweedFS and, as AWS writes it, for its users."""

@@ -28,17 +28,17 @@ from typing import Final, Generic, Protocol, TypeVar
 
 import structlog
 
-from fedbus.agents.common.child_process import ChildProcess, how_it_ended, last_words
+from fedbus.agents.common.child_process import ChildProcess, describe_exit, log_tail
 from fedbus.app.local import orphan_guard
 
 HOST: Final = "127.0.0.1"
-READY_S: Final = 60.0
+READY_TIMEOUT_S: Final = 60.0
 """A store that was not closed is read through at the start, on slow disks for a while."""
-STOP_S: Final = 10.0
-QUICK_DEATH_S: Final = 5.0
-MAX_QUICK_DEATHS: Final = 5
-FIRST_PAUSE_S: Final = 0.1
-LOOK_AGAIN_S: Final = 0.02
+STOP_TIMEOUT_S: Final = 10.0
+QUICK_EXIT_S: Final = 5.0
+MAX_QUICK_EXITS: Final = 5
+FIRST_BACKOFF_S: Final = 0.1
+POLL_S: Final = 0.02
 PORT_TRIES: Final = 5
 IN_USE: Final = "address already in use"
 
@@ -79,24 +79,24 @@ class AlreadyRunning(EmbeddedError):
         )
 
 
-class NotReady(EmbeddedError):
+class ProgramNotReady(EmbeddedError):
     """It was started and did not come to answer."""
 
-    def __init__(self, name: str, what: str, home: "Home") -> None:
+    def __init__(self, name: str, what: str, home: "ProgramDirectory") -> None:
         super().__init__(f"{name} {what}. Its log ({home.log}) ends: {home.last_words()}")
         self.what = what
 
 
-class KeepsDying(EmbeddedError):
-    def __init__(self, name: str, deaths: int, home: "Home") -> None:
+class CrashLooping(EmbeddedError):
+    def __init__(self, name: str, deaths: int, home: "ProgramDirectory") -> None:
         super().__init__(
-            f"{name} died {deaths} times in a row, within {QUICK_DEATH_S:g} s of its start. "
+            f"{name} died {deaths} times in a row, within {QUICK_EXIT_S:g} s of its start. "
             f"Its log ({home.log}) ends: {home.last_words()}"
         )
 
 
 @dataclass
-class Running:
+class RunningProgram:
     """A program that answers on *port*, and will again if it dies."""
 
     port: int
@@ -105,7 +105,7 @@ class Running:
     starts: int = field(default=0, compare=False, kw_only=True)
 
 
-RunningT = TypeVar("RunningT", bound=Running)
+RunningT = TypeVar("RunningT", bound=RunningProgram)
 
 
 class Program(Protocol[RunningT]):
@@ -115,7 +115,7 @@ class Program(Protocol[RunningT]):
     def name(self) -> str: ...
 
     @property
-    def home(self) -> "Home": ...
+    def home(self) -> "ProgramDirectory": ...
 
     @property
     def environment(self) -> Mapping[str, str]: ...
@@ -131,14 +131,14 @@ class Program(Protocol[RunningT]):
 
 
 @asynccontextmanager
-async def kept(program: Program[RunningT], port: int | None = None) -> AsyncIterator[RunningT]:
+async def supervised(program: Program[RunningT], port: int | None = None) -> AsyncIterator[RunningT]:
     """*program* at work on *port*, or one that is free, for as long as the block runs.
 
     Raises an EmbeddedError: at the start, or out of the block when the program keeps dying.
     """
-    writable(program.home.directory)
+    check_writable(program.home.directory)
     with program.home.locked(program.name):
-        keeper = _Keeper(program)
+        keeper = _Supervisor(program)
         running = await keeper.start_first(port)
         try:
             async with asyncio.TaskGroup() as group:
@@ -155,14 +155,14 @@ async def kept(program: Program[RunningT], port: int | None = None) -> AsyncIter
             await keeper.stop()
 
 
-def found_program(name: str) -> Path | None:
+def find_program(name: str) -> Path | None:
     """The program *name*: the one installed with fedbus, else the one on PATH."""
     beside = shutil.which(name, path=str(Path(sys.executable).parent))
     found = beside or shutil.which(name)
     return Path(found) if found else None
 
 
-def writable(directory: Path) -> None:
+def check_writable(directory: Path) -> None:
     """See that files can be written in *directory*, made if it is not there; raises NotWritable."""
     try:
         directory.mkdir(parents=True, exist_ok=True)
@@ -175,7 +175,7 @@ def writable(directory: Path) -> None:
 # --- starting and watching -----------------------------------------------------------------
 
 
-class _Keeper(Generic[RunningT]):
+class _Supervisor(Generic[RunningT]):
     """Starts the program, and again when it dies."""
 
     def __init__(self, program: Program[RunningT]) -> None:
@@ -189,7 +189,7 @@ class _Keeper(Generic[RunningT]):
             running = self._program.placed(port)
             try:
                 await self._start(running)
-            except NotReady:
+            except ProgramNotReady:
                 if IN_USE not in self._home.last_words() or tries_left == 0:
                     raise
             else:
@@ -203,22 +203,22 @@ class _Keeper(Generic[RunningT]):
         quick_deaths = 0
         while True:
             started = time.monotonic()
-            how = how_it_ended(await self._child.ended())
-            quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_DEATH_S else 1
+            how = describe_exit(await self._child.ended())
+            quick_deaths = quick_deaths + 1 if time.monotonic() - started < QUICK_EXIT_S else 1
             quick_deaths = await self._start_again(running, how, quick_deaths)
 
     async def _start_again(self, running: RunningT, how: str, quick_deaths: int) -> int:
         """Try until it answers; how many quick deaths there have been by then."""
-        while quick_deaths < MAX_QUICK_DEATHS:
+        while quick_deaths < MAX_QUICK_EXITS:
             log.warning("started again", program=self._program.name, how=how, deaths=quick_deaths)
-            await asyncio.sleep(FIRST_PAUSE_S * 2 ** (quick_deaths - 1))
+            await asyncio.sleep(FIRST_BACKOFF_S * 2 ** (quick_deaths - 1))
             try:
                 await self._start(running)
-            except NotReady as failure:
+            except ProgramNotReady as failure:
                 how, quick_deaths = failure.what, quick_deaths + 1
             else:
                 return quick_deaths
-        raise KeepsDying(self._program.name, quick_deaths, self._home)
+        raise CrashLooping(self._program.name, quick_deaths, self._home)
 
     async def stop(self) -> None:
         if self._child is not None:
@@ -227,13 +227,13 @@ class _Keeper(Generic[RunningT]):
     async def _start(self, running: RunningT) -> None:
         """The program, answering as ours; raises NotReady."""
         self._home.output.unlink(missing_ok=True)
-        command = (*orphan_guard.command(), *self._program.command(running))
+        command = (*orphan_guard.wrapper_command(), *self._program.command(running))
         child = ChildProcess(
             self._program.name,
             *command,
             environment=self._program.environment,
             output=self._home.output,
-            stop_s=STOP_S,
+            stop_s=STOP_TIMEOUT_S,
         )
         self._child = await child.__aenter__()
         try:
@@ -246,16 +246,16 @@ class _Keeper(Generic[RunningT]):
     async def _ready(self, child: ChildProcess, running: RunningT) -> None:
         name = self._program.name
         try:
-            async with asyncio.timeout(READY_S):
+            async with asyncio.timeout(READY_TIMEOUT_S):
                 while not await self._program.answers(running):
                     if child.returncode is not None:
-                        raise NotReady(name, how_it_ended(child.returncode), self._home)
-                    await asyncio.sleep(LOOK_AGAIN_S)
+                        raise ProgramNotReady(name, describe_exit(child.returncode), self._home)
+                    await asyncio.sleep(POLL_S)
         except TimeoutError:
-            raise NotReady(name, f"did not answer within {READY_S:g} s", self._home) from None
+            raise ProgramNotReady(name, f"did not answer within {READY_TIMEOUT_S:g} s", self._home) from None
 
 
-async def said_on(port: int, request: bytes, *, end: bytes) -> bytes:
+async def read_reply(port: int, request: bytes, *, end: bytes) -> bytes:
     """What comes first on *port*, as far as *end*; nothing where nobody listens."""
     try:
         reader, writer = await asyncio.open_connection(HOST, port)
@@ -274,7 +274,7 @@ async def said_on(port: int, request: bytes, *, end: bytes) -> bytes:
 # --- the directory -----------------------------------------------------------------------------
 
 
-class Home:
+class ProgramDirectory:
     """What a program has on disk. *short* begins the names of its files."""
 
     def __init__(self, directory: Path, short: str) -> None:
@@ -305,23 +305,23 @@ class Home:
 
     def last_words(self) -> str:
         """What it said on its way out: complaints about its settings go to its output, the rest to its log."""
-        said = [last_words(self.output), last_words(self.log, 2)]
+        said = [log_tail(self.output), log_tail(self.log, 2)]
         return " | ".join(line for line in said if line) or "(nothing)"
 
 
 # --- ports ---------------------------------------------------------------------------------------
 
 
-def chosen_port(asked: int | None, kept: int | None) -> int:
+def choose_port(asked: int | None, kept: int | None) -> int:
     """The port that was *asked* for, else the one *kept* from before, else one that is free; raises PortTaken."""
     if asked is not None:
-        if not is_free(asked):
+        if not is_port_free(asked):
             raise PortTaken(asked)
         return asked
-    return kept if kept is not None and is_free(kept) else free_port()
+    return kept if kept is not None and is_port_free(kept) else find_free_port()
 
 
-def listening_on(port: int) -> socket.socket:
+def bind_port(port: int) -> socket.socket:
     """A socket that holds *port* from here on, 0: one that is free; raises PortTaken."""
     try:
         return socket.create_server((HOST, port))
@@ -329,7 +329,7 @@ def listening_on(port: int) -> socket.socket:
         raise PortTaken(port) from None
 
 
-def is_free(port: int) -> bool:
+def is_port_free(port: int) -> bool:
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)  # a port that was left lately is free
         try:
@@ -339,7 +339,7 @@ def is_free(port: int) -> bool:
         return True
 
 
-def free_port() -> int:
+def find_free_port() -> int:
     with socket.socket() as probe:
         probe.bind((HOST, 0))
         port: int = probe.getsockname()[1]

@@ -14,24 +14,24 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import ExtendedKeyUsageOID, NameOID
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.provision.keys import write_secret
 
 CA_DAYS: Final = 3650
 SERVER_DAYS: Final = 397
 """What browsers accept at most, for the dashboard's sake."""
-CLOCKS_DIFFER: Final = timedelta(hours=1)
+CLOCK_SKEW: Final = timedelta(hours=1)
 """So much behind a clock may be and still believe a certificate of this moment."""
 
 
 def make_authority(federation: str, certificate: Path, key: Path) -> None:
     """A new authority, in two files."""
     private = ec.generate_private_key(ec.SECP256R1())
-    name = _named(f"fedbus {federation}")
+    name = _subject_name(f"fedbus {federation}")
     constraints = x509.BasicConstraints(ca=True, path_length=0)
-    usage = _usage(signs_certificates=True)
+    usage = _key_usage(signs_certificates=True)
     builder = (
-        _begun(name, name, private.public_key(), CA_DAYS)
+        _certificate_builder(name, name, private.public_key(), CA_DAYS)
         .add_extension(constraints, critical=True)
         .add_extension(usage, critical=True)
         .add_extension(x509.SubjectKeyIdentifier.from_public_key(private.public_key()), critical=False)
@@ -49,10 +49,10 @@ def make_server_certificate(
     private = ec.generate_private_key(ec.SECP256R1())
     believed = x509.AuthorityKeyIdentifier.from_issuer_public_key(ca_key.public_key())
     builder = (
-        _begun(_named(hosts[0]), ca.subject, private.public_key(), SERVER_DAYS)
-        .add_extension(x509.SubjectAlternativeName([_general(host) for host in hosts]), critical=False)
+        _certificate_builder(_subject_name(hosts[0]), ca.subject, private.public_key(), SERVER_DAYS)
+        .add_extension(x509.SubjectAlternativeName([_general_name(host) for host in hosts]), critical=False)
         .add_extension(x509.BasicConstraints(ca=False, path_length=None), critical=True)
-        .add_extension(_usage(signs_certificates=False), critical=True)
+        .add_extension(_key_usage(signs_certificates=False), critical=True)
         .add_extension(
             x509.ExtendedKeyUsage([ExtendedKeyUsageOID.SERVER_AUTH, ExtendedKeyUsageOID.CLIENT_AUTH]),
             critical=False,
@@ -67,29 +67,29 @@ def read_certificate(path: Path) -> x509.Certificate:
     try:
         return x509.load_pem_x509_certificate(path.read_bytes())
     except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}", Exit.NOT_FOUND) from None
+        raise CliError(f"{path} cannot be read: {error.strerror}", ExitCode.NOT_FOUND) from None
     except ValueError:
-        raise Failure(f"{path} holds no certificate", Exit.NOT_FOUND) from None
+        raise CliError(f"{path} holds no certificate", ExitCode.NOT_FOUND) from None
 
 
-def first_in(path: Path) -> str:
+def read_first_pem(path: Path) -> str:
     """The first certificate in *path*, as PEM: of an authority that was renewed, the newest. Raises Failure."""
     return read_certificate(path).public_bytes(serialization.Encoding.PEM).decode()
 
 
-def all_in(path: Path) -> list[x509.Certificate]:
+def read_authorities(path: Path) -> list[x509.Certificate]:
     """All authorities that *path* has us believe, the newest first; raises Failure."""
     read_certificate(path)
     return x509.load_pem_x509_certificates(path.read_bytes())
 
 
-def name_of(name: x509.Name) -> str:
+def common_name_of(name: x509.Name) -> str:
     """The common name: ``fedbus dev`` for the authority of federation dev."""
     found = name.get_attributes_for_oid(NameOID.COMMON_NAME)
     return str(found[0].value) if found else name.rfc4514_string()
 
 
-def _begun(
+def _certificate_builder(
     subject: x509.Name, issuer: x509.Name, public: ec.EllipticCurvePublicKey, days: int
 ) -> x509.CertificateBuilder:
     now = datetime.now(UTC)
@@ -99,23 +99,23 @@ def _begun(
         .issuer_name(issuer)
         .public_key(public)
         .serial_number(x509.random_serial_number())
-        .not_valid_before(now - CLOCKS_DIFFER)
+        .not_valid_before(now - CLOCK_SKEW)
         .not_valid_after(now + timedelta(days=days))
     )
 
 
-def _named(common_name: str) -> x509.Name:
+def _subject_name(common_name: str) -> x509.Name:
     return x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, common_name[:64])])
 
 
-def _general(host: str) -> x509.GeneralName:
+def _general_name(host: str) -> x509.GeneralName:
     try:
         return x509.IPAddress(ipaddress.ip_address(host))
     except ValueError:
         return x509.DNSName(host)
 
 
-def _usage(*, signs_certificates: bool) -> x509.KeyUsage:
+def _key_usage(*, signs_certificates: bool) -> x509.KeyUsage:
     return x509.KeyUsage(
         digital_signature=True,
         content_commitment=False,

@@ -18,107 +18,119 @@ from cryptography import x509
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from fedbus.app.failures import Failure
-from fedbus.app.finding import SET_CLOCK, Finding, Health
-from fedbus.app.provision.certificates import all_in, name_of, read_certificate
-from fedbus.app.provision.keys import Key, verify
-from fedbus.contracts.credentials import NotCredentials, jwt_in, seed_in, user_in
+from fedbus.app.failures import CliError
+from fedbus.app.finding import SET_CLOCK_ADVICE, DoctorFinding, Severity
+from fedbus.app.provision.certificates import common_name_of, read_authorities, read_certificate
+from fedbus.app.provision.keys import Key, verify_signature
+from fedbus.contracts.credentials import InvalidCredentials, extract_jwt, extract_seed, parse_user
 
-SOON: Final = timedelta(days=30)
-KNOCK_S: Final = 5.0
+EXPIRY_WARNING: Final = timedelta(days=30)
+CONNECT_TIMEOUT_S: Final = 5.0
 CREDENTIALS: Final = "credentials"
 AUTHORITY: Final = "authority"
 CERTIFICATE: Final = "certificate"
-NEW_KIT: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
+NEW_KIT_ADVICE: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
 
 
-def examine_credentials(path: Path, now: datetime, *, fed: str = "", client: str = "") -> Finding:
+def check_credentials(path: Path, now: datetime, *, fed: str = "", client: str = "") -> DoctorFinding:
     """Whether the credentials file can be what the broker wants, of that *client* of *fed* where it is said."""
     try:
         text = path.read_text()
-        claims, seed = user_in(text), seed_in(text)
+        claims, seed = parse_user(text), extract_seed(text)
     except OSError as error:
-        return _ill(f"{path}: {error.strerror}", "copy it from the kit again, for this user to read")
-    except NotCredentials as error:
-        return _ill(f"{path}: {error}", "copy it from the kit again")
+        return _credentials_error(
+            f"{path}: {error.strerror}", "copy it from the kit again, for this user to read"
+        )
+    except InvalidCredentials as error:
+        return _credentials_error(f"{path}: {error}", "copy it from the kit again")
     if claims.issued > now:
-        return _ill(f"{claims.name}, of {claims.issued:%Y-%m-%d}, in the future of this clock", SET_CLOCK)
-    if not _is_signed_by(jwt_in(text), claims.iss):
-        return _ill(f"{claims.name}: the signature is wrong: damaged, or forged", NEW_KIT)
+        return _credentials_error(
+            f"{claims.name}, of {claims.issued:%Y-%m-%d}, in the future of this clock", SET_CLOCK_ADVICE
+        )
+    if not _is_signed_by(extract_jwt(text), claims.iss):
+        return _credentials_error(
+            f"{claims.name}: the signature is wrong: damaged, or forged", NEW_KIT_ADVICE
+        )
     if Key(seed).public != claims.sub:
-        return _ill(f"{claims.name}: the key is not the one they are for", NEW_KIT)
-    if fed and (mistake := claims.mistaken_for(fed, client)):
-        return _ill(*mistake.split(": ", 1))
+        return _credentials_error(f"{claims.name}: the key is not the one they are for", NEW_KIT_ADVICE)
+    if fed and (mistake := claims.mismatch(fed, client)):
+        return _credentials_error(*mistake.split(": ", 1))
     if path.stat().st_mode & 0o077:
         found = f"{claims.name}: others on this machine can read them"
-        return Finding(CREDENTIALS, Health.REMARK, found, f"chmod 600 {path}")
-    return _until(CREDENTIALS, claims.name, claims.expires, now, NEW_KIT)
+        return DoctorFinding(CREDENTIALS, Severity.REMARK, found, f"chmod 600 {path}")
+    return _check_expiry(CREDENTIALS, claims.name, claims.expires, now, NEW_KIT_ADVICE)
 
 
-def _ill(found: str, advice: str) -> Finding:
-    return Finding(CREDENTIALS, Health.ILL, found, advice)
+def _credentials_error(found: str, advice: str) -> DoctorFinding:
+    return DoctorFinding(CREDENTIALS, Severity.ILL, found, advice)
 
 
-def examine_authority(path: Path, now: datetime) -> Finding:
+def check_authority(path: Path, now: datetime) -> DoctorFinding:
     """Whether the certificate authority can be believed now."""
     try:
         ca = read_certificate(path)
-    except Failure as failure:
-        return Finding(AUTHORITY, Health.ILL, str(failure), "copy ca.pem from the kit again")
+    except CliError as failure:
+        return DoctorFinding(AUTHORITY, Severity.ILL, str(failure), "copy ca.pem from the kit again")
     if ca.not_valid_before_utc > now:
-        return Finding(AUTHORITY, Health.ILL, f"{name_of(ca.subject)} is {_from_the_future(ca)}", SET_CLOCK)
-    return _until(AUTHORITY, name_of(ca.subject), ca.not_valid_after_utc, now, NEW_KIT)
+        return DoctorFinding(
+            AUTHORITY, Severity.ILL, f"{common_name_of(ca.subject)} is {_future_date(ca)}", SET_CLOCK_ADVICE
+        )
+    return _check_expiry(AUTHORITY, common_name_of(ca.subject), ca.not_valid_after_utc, now, NEW_KIT_ADVICE)
 
 
-async def examine_server(url: str, ca_path: Path | None, now: datetime) -> Finding | None:
+async def check_server(url: str, ca_path: Path | None, now: datetime) -> DoctorFinding | None:
     """The certificate that the bus at *url* shows, whether we would believe it or not; None where it shows none."""
-    shown = await _shown_certificate(url)
+    shown = await _fetch_certificate(url)
     if shown is None:
         return None
     try:
-        believed = await asyncio.to_thread(all_in, ca_path) if ca_path else []
-    except Failure:  # which is a finding of its own
+        believed = await asyncio.to_thread(read_authorities, ca_path) if ca_path else []
+    except CliError:  # which is a finding of its own
         believed = []
     signer = next((ca for ca in believed if _is_from(shown, ca)), believed[0] if believed else None)
-    return judge_server(shown, signer, urlsplit(url).hostname or "", now)
+    return check_server_certificate(shown, signer, urlsplit(url).hostname or "", now)
 
 
-def judge_server(shown: x509.Certificate, ca: x509.Certificate | None, host: str, now: datetime) -> Finding:
+def check_server_certificate(
+    shown: x509.Certificate, ca: x509.Certificate | None, host: str, now: datetime
+) -> DoctorFinding:
     """What we make of the certificate that is *shown* for *host*."""
-    issuer, of_the_bus = name_of(shown.issuer), "that of the bus"
+    issuer, of_the_bus = common_name_of(shown.issuer), "that of the bus"
     if shown.not_valid_before_utc > now:
-        return _ill_certificate(f"{of_the_bus} is {_from_the_future(shown)}", SET_CLOCK)
+        return _certificate_error(f"{of_the_bus} is {_future_date(shown)}", SET_CLOCK_ADVICE)
     if ca is not None and not _is_from(shown, ca):
         advice = "use the kit of that federation, or set FEDBUS_NATS_URL to ours"
-        if name_of(ca.subject) == issuer:
+        if common_name_of(ca.subject) == issuer:
             advice = "its authority was made anew: copy ca.pem from the server again"
-        return _ill_certificate(
-            f"{of_the_bus} is from {issuer!r}, and we believe {name_of(ca.subject)!r}", advice
+        return _certificate_error(
+            f"{of_the_bus} is from {issuer!r}, and we believe {common_name_of(ca.subject)!r}", advice
         )
     if host not in (names := _names(shown)):
         advice = f"reach it by one of {', '.join(sorted(names))}, or give it this name: fedbus provision init --host"
-        return _ill_certificate(f"{of_the_bus} is not for {host}", advice)
+        return _certificate_error(f"{of_the_bus} is not for {host}", advice)
     renew = "fedbus provision rotate --tls, on the machine that has the keys"
-    return _until(CERTIFICATE, f"{issuer} for the bus", shown.not_valid_after_utc, now, renew)
+    return _check_expiry(CERTIFICATE, f"{issuer} for the bus", shown.not_valid_after_utc, now, renew)
 
 
-def _ill_certificate(found: str, advice: str) -> Finding:
-    return Finding(CERTIFICATE, Health.ILL, found, advice)
+def _certificate_error(found: str, advice: str) -> DoctorFinding:
+    return DoctorFinding(CERTIFICATE, Severity.ILL, found, advice)
 
 
-def _from_the_future(certificate: x509.Certificate) -> str:
+def _future_date(certificate: x509.Certificate) -> str:
     return f"of {certificate.not_valid_before_utc:%Y-%m-%d}, in the future of this clock"
 
 
-def _until(what: str, name: str, end: datetime | None, now: datetime, advice: str) -> Finding:
+def _check_expiry(what: str, name: str, end: datetime | None, now: datetime, advice: str) -> DoctorFinding:
     if end is None:
-        return Finding(what, Health.WELL, f"{name}, good until revoked")
+        return DoctorFinding(what, Severity.WELL, f"{name}, good until revoked")
     if end <= now:
-        wrong_clock = f"or, if this clock is ahead: {SET_CLOCK}"
-        return Finding(what, Health.ILL, f"{name}: expired on {end:%Y-%m-%d}", f"{advice}; {wrong_clock}")
-    if end - now < SOON:
-        return Finding(what, Health.REMARK, f"{name}, good until {end:%Y-%m-%d}: soon", advice)
-    return Finding(what, Health.WELL, f"{name}, good until {end:%Y-%m-%d}")
+        wrong_clock = f"or, if this clock is ahead: {SET_CLOCK_ADVICE}"
+        return DoctorFinding(
+            what, Severity.ILL, f"{name}: expired on {end:%Y-%m-%d}", f"{advice}; {wrong_clock}"
+        )
+    if end - now < EXPIRY_WARNING:
+        return DoctorFinding(what, Severity.REMARK, f"{name}, good until {end:%Y-%m-%d}: soon", advice)
+    return DoctorFinding(what, Severity.WELL, f"{name}, good until {end:%Y-%m-%d}")
 
 
 def _is_signed_by(jwt: str, issuer: str) -> bool:
@@ -127,7 +139,7 @@ def _is_signed_by(jwt: str, issuer: str) -> bool:
         raw = base64.urlsafe_b64decode(signature + "=" * (-len(signature) % 4))
     except ValueError:
         return False
-    return verify(issuer, said.encode(), raw)
+    return verify_signature(issuer, said.encode(), raw)
 
 
 def _is_from(certificate: x509.Certificate, ca: x509.Certificate) -> bool:
@@ -150,21 +162,21 @@ def _names(certificate: x509.Certificate) -> set[str]:
         names = certificate.extensions.get_extension_for_class(x509.SubjectAlternativeName).value
     except x509.ExtensionNotFound:
         return set()
-    return set(_spelled(names))
+    return set(_name_values(names))
 
 
-def _spelled(names: x509.SubjectAlternativeName) -> Iterator[str]:
+def _name_values(names: x509.SubjectAlternativeName) -> Iterator[str]:
     yield from names.get_values_for_type(x509.DNSName)
     yield from (str(address) for address in names.get_values_for_type(x509.IPAddress))
 
 
-async def _shown_certificate(url: str) -> x509.Certificate | None:
+async def _fetch_certificate(url: str) -> x509.Certificate | None:
     """Looked at, and believed in nothing: no word of ours is sent."""
     at = urlsplit(url)
     curious = ssl.create_default_context()
     curious.check_hostname, curious.verify_mode = False, ssl.CERT_NONE
     try:
-        async with asyncio.timeout(KNOCK_S):
+        async with asyncio.timeout(CONNECT_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(at.hostname, at.port or 4222)
             greeting = await reader.readline()
             if b'"tls_required":true' not in greeting:

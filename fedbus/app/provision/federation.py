@@ -17,30 +17,30 @@ from pathlib import Path
 from typing import Final
 from urllib.parse import urlsplit
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.provision import certificates, jwt_claims, nats_config
 from fedbus.app.provision.hosts import check_host, check_url
-from fedbus.app.provision.keys import Key, Of, check_public
-from fedbus.app.provision.kit import Kit, waiting, write_file
-from fedbus.app.provision.registry import MONITOR_PORT, Kind, Member, Record, Site
-from fedbus.contracts.credentials import federation_tag, role_tag, user_in
+from fedbus.app.provision.keys import Key, KeyType, check_public_key
+from fedbus.app.provision.kit import Kit, pending_credentials, write_file
+from fedbus.app.provision.registry import MONITOR_PORT, FederationRegistry, Member, MemberKind, Site
+from fedbus.contracts.credentials import federation_tag, parse_user, role_tag
 from fedbus.contracts.identifiers import FederationId, check_id, client_id, task_id
-from fedbus.contracts.permissions import Role, permissions
-from fedbus.contracts.subjects import RESERVED
+from fedbus.contracts.permissions import Role, permissions_for
+from fedbus.contracts.subjects import RESERVED_OWNERS
 
-RECORD: Final = "federation.json"
-SYSTEM: Final = "system"
+REGISTRY_FILE: Final = "federation.json"
+SYSTEM_NAME: Final = "system"
 DEVICE_DAYS: Final = 365.0
 AGENTS_DAYS: Final = 365.0
-OF_PEOPLE: Final = (Role.USER, Role.OBSERVER)
-GIVEN_OUT: Final = tuple(role for role in Role if role not in (Role.DEVICE, Role.SITE))
+PEOPLE_ROLES: Final = (Role.USER, Role.OBSERVER)
+STORED_ROLES: Final = tuple(role for role in Role if role not in (Role.DEVICE, Role.SITE))
 """Roles whose credentials lie in the folder from the beginning."""
 
 
 class Federation:
     """One federation's keys. Make one with `begin` or `open`."""
 
-    def __init__(self, folder: Path, record: Record) -> None:
+    def __init__(self, folder: Path, record: FederationRegistry) -> None:
         self.folder = folder
         self.record = record
 
@@ -56,21 +56,21 @@ class Federation:
         monitor_port: int = MONITOR_PORT,
     ) -> "Federation":
         """A new federation; raises Failure where the folder holds one, or an address is none."""
-        url = check_url(url or f"tls://{_in_a_url(check_host(hosts[0]))}:{port}")
+        url = check_url(url or f"tls://{_url_host(check_host(hosts[0]))}:{port}")
         for host in hosts:
             check_host(host)
-        if (folder / RECORD).exists():
-            raise Failure(f"{folder} holds a federation already: its keys are not made anew", Exit.USAGE)
+        if (folder / REGISTRY_FILE).exists():
+            raise CliError(f"{folder} holds a federation already: its keys are not made anew", ExitCode.USAGE)
         folder.mkdir(parents=True, exist_ok=True, mode=0o700)
-        record = Record(
+        record = FederationRegistry(
             federation=federation, hosts=list(hosts), port=port, url=url, monitor_port=monitor_port
         )
         begun = cls(folder, record)
         begun._make_keys()
         begun.renew_server_certificate(new_authority=True)
-        for role in GIVEN_OUT:
+        for role in STORED_ROLES:
             begun._issue_to_role(role, AGENTS_DAYS)
-        begun._issue_to_the_broker_s_own()
+        begun._issue_system_credentials()
         begun._save()
         return begun
 
@@ -78,15 +78,15 @@ class Federation:
     def open(cls, folder: Path) -> "Federation":
         """The federation in *folder*; raises Failure."""
         try:
-            record = Record.model_validate_json((folder / RECORD).read_text())
+            record = FederationRegistry.model_validate_json((folder / REGISTRY_FILE).read_text())
         except FileNotFoundError:
-            raise Failure(
-                f"no federation in {folder}: fedbus provision init makes one", Exit.NOT_FOUND
+            raise CliError(
+                f"no federation in {folder}: fedbus provision init makes one", ExitCode.NOT_FOUND
             ) from None
         except ValueError as error:
-            raise Failure(f"{folder / RECORD} is damaged: {error}") from None
+            raise CliError(f"{folder / REGISTRY_FILE} is damaged: {error}") from None
         found = cls(folder, record)
-        found._note_roles()
+        found._adopt_existing_roles()
         return found
 
     @property
@@ -109,40 +109,40 @@ class Federation:
 
     def admit(self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS) -> Kit:
         """The kit of the client *name*; raises BadId and Failure."""
-        client = check_client(name)
-        self.record.check_free(Kind.CLIENT, client)
-        return self._let_in(client, public_key, days)
+        client = check_client_name(name)
+        self.record.check_free(MemberKind.CLIENT, client)
+        return self._admit_client(client, public_key, days)
 
-    def admit_anew(
+    def reissue(
         self, name: str, *, public_key: str = "", days: float = DEVICE_DAYS, keep_old: bool = False
     ) -> Kit:
         """Another key for the client or person *name*; the old one is worth nothing from now on, or *keep_old*."""
         kind, member = self.record.find(name)
         if not keep_old:
-            self.put_out(name)
+            self.revoke(name)
         earlier = member.keys if keep_old else ()
-        if kind is Kind.PERSON:
-            return self._let_person_in(name, Role(member.role), public_key, days, earlier)
-        return self._let_in(name, public_key, days, earlier)
+        if kind is MemberKind.PERSON:
+            return self._admit_person(name, Role(member.role), public_key, days, earlier)
+        return self._admit_client(name, public_key, days, earlier)
 
     def admit_person(
         self, name: str, role: Role = Role.USER, *, public_key: str = "", days: float = DEVICE_DAYS
     ) -> Kit:
         """The kit of a person, of role user or observer; raises BadId and Failure."""
-        person = check_client(check_id("person", name))
-        self.record.check_free(Kind.PERSON, person)
-        return self._let_person_in(person, role, public_key, days)
+        person = check_client_name(check_id("person", name))
+        self.record.check_free(MemberKind.PERSON, person)
+        return self._admit_person(person, role, public_key, days)
 
     def renew_role(self, role: Role, *, days: float = AGENTS_DAYS, keep_old: bool = False) -> Path:
         """Other credentials for a *role* of the server side, in the place of the old, which are worth nothing."""
         earlier = self.record.roles[role].keys if keep_old and role in self.record.roles else ()
         if not keep_old and role in self.record.roles:
-            self.put_out(role)
+            self.revoke(role)
         self._issue_to_role(role, days, earlier)
         self._save()
         return self.creds(role)
 
-    def put_out(self, name: str) -> None:
+    def revoke(self, name: str) -> None:
         """All keys of whoever is called *name* are worth nothing from now on; raises Failure."""
         _, member = self.record.find(name)
         before = int(time.time()) + 1
@@ -152,9 +152,9 @@ class Federation:
         member.revoked = member.revoked or datetime.now(UTC)
         self._save()
 
-    def put_out_all_devices(self) -> None:
+    def revoke_all_devices(self) -> None:
         """Another signing key for devices: every kit that was given out is worth nothing from now on."""
-        Key.new(Of.ACCOUNT).save(self._signing_path(Role.DEVICE))
+        Key.new(KeyType.ACCOUNT).save(self._signing_path(Role.DEVICE))
         now = datetime.now(UTC)
         for member in self.record.clients.values():
             member.revoked = member.revoked or now
@@ -166,7 +166,7 @@ class Federation:
         clients: Sequence[str],
         tasks: Sequence[str],
         where: Path,
-        place: nats_config.Place,
+        place: nats_config.ServerLocation,
         *,
         hosts: Sequence[str],
         days: float,
@@ -176,13 +176,15 @@ class Federation:
         It is for these clients in these tasks, and no others. Raises BadId and Failure.
         """
         site = check_id("site", name)
-        self.record.check_free(Kind.SITE, site)
+        self.record.check_free(MemberKind.SITE, site)
         if not clients or not tasks:
-            raise Failure("a site carries clients in tasks: name both, with --client and --task", Exit.USAGE)
+            raise CliError(
+                "a site carries clients in tasks: name both, with --client and --task", ExitCode.USAGE
+            )
         made = Site(
             public_key="",
             issued=datetime.now(UTC),
-            clients=tuple(self._known_client(client) for client in clients),
+            clients=tuple(self._check_known_client(client) for client in clients),
             tasks=tuple(task_id(task) for task in tasks),
             hosts=tuple(check_host(host) for host in hosts),
             directory=str(place.directory),
@@ -197,64 +199,68 @@ class Federation:
         """The folder of the site *name* with other keys; the old are worth nothing. Raises Failure."""
         site = self.record.sites[name]
         if not site.tasks:
-            raise Failure(
+            raise CliError(
                 f"how site {name} was made is not written down: fedbus provision revoke {name}, then site {name}",
-                Exit.USAGE,
+                ExitCode.USAGE,
             )
         if not keep_old:
-            self.put_out(name)
+            self.revoke(name)
         kept = {"earlier_keys": site.keys} if keep_old else {"earlier_keys": (), "system_keys": ()}
         renewed = site.model_copy(update=kept | {"revoked": None, "issued": datetime.now(UTC)})
         self._write_site(name, renewed, where, days)
         return renewed
 
     def _write_site(self, name: str, site: Site, where: Path, days: float) -> None:
-        key, system_key, expires = Key.new(Of.USER), Key.new(Of.USER), _expiry(days)
+        key, system_key, expires = Key.new(KeyType.USER), Key.new(KeyType.USER), _expiry(days)
         carried = (*(f"client:{client}" for client in site.clients), *(f"task:{task}" for task in site.tasks))
-        jwt = self._signed(Role.SITE, key.public, name, expires, carried)
-        system_jwt = jwt_claims.system_user(
-            self._system, system_key.public, f"site-{name}", nats_config.OF_A_LEAF, expires=_stamp(expires)
+        jwt = self._sign_user(Role.SITE, key.public, name, expires, carried)
+        system_jwt = jwt_claims.system_user_jwt(
+            self._system,
+            system_key.public,
+            f"site-{name}",
+            nats_config.LEAF_PERMISSIONS,
+            expires=_timestamp(expires),
         )
         site.public_key, site.expires = key.public, expires
         site.system_keys = (system_key.public, *site.system_keys)
         self.record.sites[name] = site
         self._save()
-        place = nats_config.Place(Path(site.directory), site.port, listen=site.listen)
-        hub = f"tls://{_in_a_url(self.record.hosts[0])}:{nats_config.leaf_port(self.record.port)}"
+        place = nats_config.ServerLocation(Path(site.directory), site.port, listen=site.listen)
+        hub = f"tls://{_url_host(self.record.hosts[0])}:{nats_config.leaf_port(self.record.port)}"
         files = {
             "site.creds": key.credentials(jwt),
             "system.creds": system_key.credentials(system_jwt),
             "ca.pem": self.ca.read_text(),
-            "leaf.conf": nats_config.leaf(name, place, self.claims(), url=hub),
+            "leaf.conf": nats_config.render_leaf_config(name, place, self.server_claims(), url=hub),
         }
         for file, text in files.items():
             write_file(where / file, text)
-        self.certify(site.hosts, where / "server.pem", where / "server.key")
+        self.issue_certificate(site.hosts, where / "server.pem", where / "server.key")
 
-    def _known_client(self, name: str) -> str:
-        client = check_client(name)
+    def _check_known_client(self, name: str) -> str:
+        client = check_client_name(name)
         if client not in self.record.clients:
-            raise Failure(
-                f"no client {client} was let in: fedbus provision client {client}, first", Exit.NOT_FOUND
+            raise CliError(
+                f"no client {client} was let in: fedbus provision client {client}, first", ExitCode.NOT_FOUND
             )
         return client
 
-    def _let_in(self, client: str, public_key: str, days: float, earlier: tuple[str, ...] = ()) -> Kit:
+    def _admit_client(self, client: str, public_key: str, days: float, earlier: tuple[str, ...] = ()) -> Kit:
         member, creds = self._issue(Role.DEVICE, client, public_key, days, earlier)
         self.record.clients[client] = member
         self._save()
-        return self._kit(creds, {"FEDBUS_CLIENT": client})
+        return self._make_kit(creds, {"FEDBUS_CLIENT": client})
 
-    def _let_person_in(
+    def _admit_person(
         self, name: str, role: Role, public_key: str, days: float, earlier: tuple[str, ...] = ()
     ) -> Kit:
         member, creds = self._issue(role, name, public_key, days, earlier)
         member.role = role
         self.record.people[name] = member
         self._save()
-        return self._kit(creds, {})
+        return self._make_kit(creds, {})
 
-    def _kit(self, creds: str, settings: dict[str, str]) -> Kit:
+    def _make_kit(self, creds: str, settings: dict[str, str]) -> Kit:
         return Kit(
             creds=creds,
             ca=self.ca.read_text(),
@@ -263,80 +269,82 @@ class Federation:
                 "FEDBUS_FEDERATION": self.record.federation,
                 **settings,
             },
-            signers=self._text("allowed_signers"),
-            trusted=self._text("trusted_keys"),
+            allowed_signers=self._read_optional("allowed_signers"),
+            trusted=self._read_optional("trusted_keys"),
         )
 
     def _issue(
         self, role: Role, name: str, public_key: str, days: float, earlier: tuple[str, ...]
     ) -> tuple[Member, str]:
         """A member, and the text of its credentials; with a *public_key* they wait for the key."""
-        key = None if public_key else Key.new(Of.USER)
-        public = key.public if key else check_public(public_key)
+        key = None if public_key else Key.new(KeyType.USER)
+        public = key.public if key else check_public_key(public_key)
         expires = _expiry(days)
-        jwt = self._signed(role, public, name, expires)
+        jwt = self._sign_user(role, public, name, expires)
         self.record.revocations.pop(public, None)
         member = Member(public_key=public, issued=datetime.now(UTC), expires=expires, earlier_keys=earlier)
-        return member, key.credentials(jwt) if key else waiting(jwt)
+        return member, key.credentials(jwt) if key else pending_credentials(jwt)
 
-    def _signed(
+    def _sign_user(
         self, role: Role, public: str, name: str, expires: datetime | None, tags: tuple[str, ...] = ()
     ) -> str:
         """A user's JWT, which says of which federation and for what it is, so that whoever mistakes it is told."""
-        return jwt_claims.user(
+        return jwt_claims.user_jwt(
             self._signing_key(role),
             self._account.public,
             public,
             name,
             tags=(federation_tag(self.fed), role_tag(role), *tags),
-            expires=_stamp(expires),
+            expires=_timestamp(expires),
         )
 
     # --- what servers read ----------------------------------------------------------------------------
 
     def account_jwt(self) -> str:
         """The federation's account as it stands."""
-        roles = {role: (self._signing_key(role).public, permissions(self.fed, role)) for role in Role}
-        return jwt_claims.account(
+        roles = {role: (self._signing_key(role).public, permissions_for(self.fed, role)) for role in Role}
+        return jwt_claims.account_jwt(
             self._operator, self._account.public, f"fedbus-{self.fed}", roles, self.record.revocations
         )
 
     def system_jwt(self) -> str:
         """The broker's own account as it stands."""
-        return jwt_claims.system_account(self._operator, self._system.public, self.record.system_revocations)
+        return jwt_claims.system_account_jwt(
+            self._operator, self._system.public, self.record.system_revocations
+        )
 
-    def name_at(self, url: str) -> str:
+    def certificate_host(self, url: str) -> str:
         """The name that the server's certificate is for, where it is reached by *url*."""
         asked = urlsplit(url).hostname or ""
         return asked if asked in self.record.hosts else self.record.hosts[0]
 
-    def jwts(self) -> tuple[str, str]:
+    def account_jwts(self) -> tuple[str, str]:
         """What a running server is told."""
         return self.account_jwt(), self.system_jwt()
 
-    def claims(self) -> nats_config.Claims:
+    def server_claims(self) -> nats_config.ServerClaims:
         operator, system = self._operator, self._system
-        return nats_config.Claims(
-            operator=jwt_claims.operator(operator, system_account=system.public),
+        return nats_config.ServerClaims(
+            operator=jwt_claims.operator_jwt(operator, system_account=system.public),
             system=system.public,
             system_jwt=self.system_jwt(),
             account=self._account.public,
             account_jwt=self.account_jwt(),
         )
 
-    def write_server_files(self, place: nats_config.Place | None = None) -> Path:
+    def write_server_files(self, place: nats_config.ServerLocation | None = None) -> Path:
         """Everything that the nats-server's machine needs, for a server that will find it at *place*."""
         record = self.record
-        place = place or nats_config.Place(
+        place = place or nats_config.ServerLocation(
             Path(record.at or self.nats), record.port, monitor_port=record.monitor_port
         )
         for name in ("server.pem", "server.key"):
             write_file(self.nats / "tls" / name, (self.folder / "tls" / name).read_text())
         config = self.nats / "nats.conf"
-        config.write_text(nats_config.hub(f"fedbus-{self.fed}", place, self.claims()))
+        config.write_text(nats_config.render_hub_config(f"fedbus-{self.fed}", place, self.server_claims()))
         return config
 
-    def stand_at(self, place: Path) -> None:
+    def set_server_path(self, place: Path) -> None:
         """The nats-server's machine has the folder nats/ at *place*."""
         self.record.at = str(place)
         self._save()
@@ -348,12 +356,12 @@ class Federation:
         """
         tls = self.folder / "tls"
         if new_authority:
-            before = certificates.first_in(self.ca) if self.ca.exists() else ""
+            before = certificates.read_first_pem(self.ca) if self.ca.exists() else ""
             certificates.make_authority(self.fed, self.ca, tls / "ca.key")
             self.ca.write_text(self.ca.read_text() + before)
-        self.certify(self.record.hosts, tls / "server.pem", tls / "server.key")
+        self.issue_certificate(self.record.hosts, tls / "server.pem", tls / "server.key")
 
-    def certify(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
+    def issue_certificate(self, hosts: Sequence[str], certificate: Path, key: Path) -> None:
         """A certificate for a server of the federation: a leaf node, the S3, the dashboard."""
         authority_key = self.folder / "tls" / "ca.key"
         certificates.make_server_certificate(self.ca, authority_key, hosts, certificate, key)
@@ -380,28 +388,29 @@ class Federation:
 
     def _make_keys(self) -> None:
         keys = self.folder / "keys"
-        Key.new(Of.OPERATOR).save(keys / "operator.nk")
-        Key.new(Of.ACCOUNT).save(keys / "account.nk")
-        Key.new(Of.ACCOUNT).save(keys / "system.nk")
+        Key.new(KeyType.OPERATOR).save(keys / "operator.nk")
+        Key.new(KeyType.ACCOUNT).save(keys / "account.nk")
+        Key.new(KeyType.ACCOUNT).save(keys / "system.nk")
         for role in Role:
-            Key.new(Of.ACCOUNT).save(self._signing_path(role))
+            Key.new(KeyType.ACCOUNT).save(self._signing_path(role))
 
     def _issue_to_role(self, role: Role, days: float, earlier: tuple[str, ...] = ()) -> None:
         member, creds = self._issue(role, role, "", days, earlier)
         self.record.roles[role] = member
         write_file(self.creds(role), creds)
 
-    def _issue_to_the_broker_s_own(self) -> None:
-        key = Key.new(Of.USER)
+    def _issue_system_credentials(self) -> None:
+        key = Key.new(KeyType.USER)
         write_file(
-            self.creds(SYSTEM), key.credentials(jwt_claims.system_user(self._system, key.public, SYSTEM))
+            self.creds(SYSTEM_NAME),
+            key.credentials(jwt_claims.system_user_jwt(self._system, key.public, SYSTEM_NAME)),
         )
 
-    def _note_roles(self) -> None:
+    def _adopt_existing_roles(self) -> None:
         """A folder that was made before roles were written down holds their credentials all the same."""
-        for role in GIVEN_OUT:
+        for role in STORED_ROLES:
             if role not in self.record.roles and self.creds(role).exists():
-                found = user_in(self.creds(role).read_text())
+                found = parse_user(self.creds(role).read_text())
                 self.record.roles[role] = Member(
                     public_key=found.sub, issued=found.issued, expires=found.expires
                 )
@@ -409,26 +418,28 @@ class Federation:
     # --- the record ---------------------------------------------------------------------------------------
 
     def _save(self) -> None:
-        part = self.folder / f"{RECORD}.part"
+        part = self.folder / f"{REGISTRY_FILE}.part"
         part.write_text(self.record.model_dump_json(indent=2))
-        part.replace(self.folder / RECORD)
+        part.replace(self.folder / REGISTRY_FILE)
         self.write_server_files()
 
-    def _text(self, name: str) -> str:
+    def _read_optional(self, name: str) -> str:
         """What was put beside the keys for every kit: who signs commits, whose models are served."""
         path = self.folder / name
         return path.read_text() if path.exists() else ""
 
 
-def check_client(name: str) -> str:
+def check_client_name(name: str) -> str:
     """*name*, if a client may be called so; raises BadId."""
     client = client_id(name)
-    if client in RESERVED:
-        raise Failure(f"no client can be called {client}: on the bus that name stands for others", Exit.USAGE)
+    if client in RESERVED_OWNERS:
+        raise CliError(
+            f"no client can be called {client}: on the bus that name stands for others", ExitCode.USAGE
+        )
     return client
 
 
-def _in_a_url(host: str) -> str:
+def _url_host(host: str) -> str:
     return f"[{host}]" if ":" in host else host
 
 
@@ -436,5 +447,5 @@ def _expiry(days: float) -> datetime | None:
     return datetime.now(UTC) + timedelta(days=days) if days else None
 
 
-def _stamp(moment: datetime | None) -> int | None:
+def _timestamp(moment: datetime | None) -> int | None:
     return int(moment.timestamp()) if moment else None

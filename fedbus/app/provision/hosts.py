@@ -5,17 +5,17 @@ import re
 from typing import Final
 from urllib.parse import urlsplit
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.settings import SCHEMES
 
 _LABEL: Final = r"[A-Za-z0-9_]([A-Za-z0-9_-]{0,61}[A-Za-z0-9_])?"
 _NAME: Final = re.compile(rf"{_LABEL}(\.{_LABEL})*\.?")
-LONGEST: Final = 253
+MAX_HOST_LENGTH: Final = 253
 
 
 def check_host(host: str) -> str:
     """*host*, if it is an address or a name that a certificate can be for; raises Failure."""
-    if _is_address(host) or (_NAME.fullmatch(host) and len(host) <= LONGEST):
+    if _is_address(host) or (_NAME.fullmatch(host) and len(host) <= MAX_HOST_LENGTH):
         return host
     advice = "write a name like bus.example.org, or an address; for the port there is --port"
     try:
@@ -24,7 +24,7 @@ def check_host(host: str) -> str:
         ascii_form = host
     if ascii_form != host and _NAME.fullmatch(ascii_form):
         advice = f"write it as the network does: {ascii_form}"
-    raise Failure(f"--host {host!r} is no name that a certificate can be for: {advice}", Exit.USAGE)
+    raise CliError(f"--host {host!r} is no name that a certificate can be for: {advice}", ExitCode.USAGE)
 
 
 def check_url(url: str) -> str:
@@ -36,8 +36,9 @@ def check_url(url: str) -> str:
     except ValueError:
         well = False
     if not well:
-        raise Failure(
-            f"--url {url!r} is not the address of a nats-server: write tls://bus.example.org:4222", Exit.USAGE
+        raise CliError(
+            f"--url {url!r} is not the address of a nats-server: write tls://bus.example.org:4222",
+            ExitCode.USAGE,
         )
     return url
 

@@ -16,19 +16,19 @@ from collections.abc import Mapping
 from typing import Any, Final
 
 from fedbus.app.provision.keys import Key
-from fedbus.contracts.permissions import ANSWER_WITHIN_S, ANSWERS_EACH, Permissions, Role
+from fedbus.contracts.permissions import MAX_RESPONSES, RESPONSE_TTL_S, Permissions, Role
 
 UNLIMITED: Final = {
     **dict.fromkeys(("subs", "data", "payload", "imports", "exports", "conn", "leaf"), -1),
     "wildcards": True,
 }
-STORED: Final = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
+UNLIMITED_STORAGE: Final = dict.fromkeys(("mem_storage", "disk_storage", "streams", "consumer"), -1)
 UNLIMITED_USER: Final = dict.fromkeys(("subs", "data", "payload"), -1)
-EVERYBODY: Final = "*"
+ALL_USERS: Final = "*"
 """In the revocations of an account: all users that were signed before."""
 
 
-def signed(
+def sign_claims(
     signer: Key,
     subject: str,
     name: str,
@@ -47,23 +47,26 @@ def signed(
     }
     if expires is not None:
         claims["exp"] = expires
-    digest = hashlib.new("sha512_256", _json(claims)).digest()
+    digest = hashlib.new("sha512_256", _encode_json(claims)).digest()
     claims["jti"] = base64.b32encode(digest).decode().rstrip("=")
-    said = f"{_base64({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_base64(claims)}"
+    said = f"{_encode_base64({'typ': 'JWT', 'alg': 'ed25519-nkey'})}.{_encode_base64(claims)}"
     return f"{said}.{_unpadded(signer.sign(said))}"
 
 
-def operator(key: Key, *, system_account: str) -> str:
-    return signed(key, key.public, "fedbus", {"type": "operator", "system_account": system_account})
+def operator_jwt(key: Key, *, system_account: str) -> str:
+    return sign_claims(key, key.public, "fedbus", {"type": "operator", "system_account": system_account})
 
 
-def system_account(operator_key: Key, public: str, revocations: Mapping[str, int]) -> str:
-    return signed(
-        operator_key, public, "SYS", {"type": "account", "limits": UNLIMITED} | _revoked(revocations)
+def system_account_jwt(operator_key: Key, public: str, revocations: Mapping[str, int]) -> str:
+    return sign_claims(
+        operator_key,
+        public,
+        "SYS",
+        {"type": "account", "limits": UNLIMITED} | _revocation_claims(revocations),
     )
 
 
-def account(
+def account_jwt(
     operator_key: Key,
     public: str,
     name: str,
@@ -71,12 +74,12 @@ def account(
     revocations: Mapping[str, int],
 ) -> str:
     """The federation's account: for each role the public key that signs for it, and what it may do."""
-    scopes = [_scope(role, key, may) for role, (key, may) in roles.items()]
-    nats = {"type": "account", "limits": UNLIMITED | STORED, "signing_keys": scopes}
-    return signed(operator_key, public, name, nats | _revoked(revocations))
+    scopes = [_signing_scope(role, key, may) for role, (key, may) in roles.items()]
+    nats = {"type": "account", "limits": UNLIMITED | UNLIMITED_STORAGE, "signing_keys": scopes}
+    return sign_claims(operator_key, public, name, nats | _revocation_claims(revocations))
 
 
-def user(
+def user_jwt(
     signing_key: Key,
     account_public: str,
     public: str,
@@ -89,39 +92,39 @@ def user(
     nats: dict[str, Any] = {"type": "user", "issuer_account": account_public}
     if tags:
         nats["tags"] = list(tags)
-    return signed(signing_key, public, name, nats, issued=issued, expires=expires)
+    return sign_claims(signing_key, public, name, nats, issued=issued, expires=expires)
 
 
-def system_user(
+def system_user_jwt(
     system: Key, public: str, name: str, may: Permissions | None = None, *, expires: int | None = None
 ) -> str:
     """Of the broker's own account, which has no signing keys: what he *may* stands with him, or he may all."""
     nats: dict[str, Any] = {"type": "user", "issuer_account": system.public, **UNLIMITED_USER}
     if may is not None:
         nats |= {"pub": {"allow": list(may.publish)}, "sub": {"allow": list(may.subscribe)}}
-    return signed(system, public, name, nats, expires=expires)
+    return sign_claims(system, public, name, nats, expires=expires)
 
 
-def _revoked(revocations: Mapping[str, int]) -> dict[str, Any]:
+def _revocation_claims(revocations: Mapping[str, int]) -> dict[str, Any]:
     return {"revocations": dict(revocations)} if revocations else {}
 
 
-def _scope(role: Role, key: str, may: Permissions) -> dict[str, Any]:
+def _signing_scope(role: Role, key: str, may: Permissions) -> dict[str, Any]:
     template: dict[str, Any] = {
         "pub": {"allow": list(may.publish)},
         "sub": {"allow": list(may.subscribe)},
         **UNLIMITED_USER,
     }
     if may.answers:
-        template["resp"] = {"max": ANSWERS_EACH, "ttl": int(ANSWER_WITHIN_S * 1e9)}
+        template["resp"] = {"max": MAX_RESPONSES, "ttl": int(RESPONSE_TTL_S * 1e9)}
     return {"kind": "user_scope", "key": key, "role": str(role), "template": template}
 
 
-def _base64(claims: Mapping[str, Any]) -> str:
-    return _unpadded(_json(claims))
+def _encode_base64(claims: Mapping[str, Any]) -> str:
+    return _unpadded(_encode_json(claims))
 
 
-def _json(claims: Mapping[str, Any]) -> bytes:
+def _encode_json(claims: Mapping[str, Any]) -> bytes:
     return json.dumps(claims, separators=(",", ":")).encode()
 
 

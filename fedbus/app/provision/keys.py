@@ -13,12 +13,12 @@ import nkeys
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric import ed25519
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
 SECRET_MODE: Final = 0o600
 
 
-class Of(IntEnum):
+class KeyType(IntEnum):
     """What a key is of. Public keys begin with the letter, seeds with S and the letter."""
 
     OPERATOR = nkeys.PREFIX_BYTE_OPERATOR
@@ -42,7 +42,7 @@ class Key:
         return f"Key({self.public})"
 
     @classmethod
-    def new(cls, of: Of) -> Self:
+    def new(cls, of: KeyType) -> Self:
         return cls(bytes(nkeys.encode_seed(os.urandom(32), of)).decode())
 
     @classmethod
@@ -52,7 +52,7 @@ class Key:
             return cls(path.read_text().strip())
         except (OSError, ValueError, nkeys.NkeysError) as error:
             why = getattr(error, "strerror", None) or "it holds no key"
-            raise Failure(f"{path} cannot be used: {why}", Exit.NOT_FOUND) from None
+            raise CliError(f"{path} cannot be used: {why}", ExitCode.NOT_FOUND) from None
 
     def save(self, path: Path) -> None:
         write_secret(path, f"{self._seed}\n")
@@ -63,34 +63,35 @@ class Key:
 
     def credentials(self, jwt: str) -> str:
         """The content of a credentials file: who one is, and this key to prove it."""
-        return credentials(jwt, self._seed)
+        return render_credentials(jwt, self._seed)
 
 
-def credentials(jwt: str, seed: str) -> str:
+def render_credentials(jwt: str, seed: str) -> str:
     """The content of a credentials file; without a *seed* it waits for the device's own."""
     who = f"-----BEGIN NATS USER JWT-----\n{jwt}\n------END NATS USER JWT------\n"
     proof = f"-----BEGIN USER NKEY SEED-----\n{seed}\n------END USER NKEY SEED------\n"
     return f"{who}\n{proof}" if seed else who
 
 
-def check_public(text: str) -> str:
+def check_public_key(text: str) -> str:
     """*text*, if it is the public key of a user; raises Failure."""
     if text.startswith("SU"):
-        raise Failure("that is the secret seed: never send it; the public key begins with U", Exit.USAGE)
-    if not _is_public(text):
-        raise Failure(
-            f"{text!r} is no public key of a user: it begins with U, see: fedbus provision key", Exit.USAGE
+        raise CliError("that is the secret seed: never send it; the public key begins with U", ExitCode.USAGE)
+    if not _is_public_key(text):
+        raise CliError(
+            f"{text!r} is no public key of a user: it begins with U, see: fedbus provision key",
+            ExitCode.USAGE,
         )
     return text
 
 
-def _is_public(text: str) -> bool:
+def _is_public_key(text: str) -> bool:
     try:
         raw = base64.b32decode(text + "=" * (-len(text) % 8))
     except ValueError:
         return False
     sum_at_end = int.from_bytes(raw[-2:], "little")
-    return len(raw) == 35 and raw[0] == Of.USER and nkeys.crc16(bytearray(raw[:-2])) == sum_at_end
+    return len(raw) == 35 and raw[0] == KeyType.USER and nkeys.crc16(bytearray(raw[:-2])) == sum_at_end
 
 
 def public_bytes(public: str) -> bytes:
@@ -98,7 +99,7 @@ def public_bytes(public: str) -> bytes:
     return base64.b32decode(public + "=" * (-len(public) % 8))[1:-2]
 
 
-def verify(public: str, said: bytes, signature: bytes) -> bool:
+def verify_signature(public: str, said: bytes, signature: bytes) -> bool:
     """Whether the key *public* has signed *said*."""
     try:
         ed25519.Ed25519PublicKey.from_public_bytes(public_bytes(public)).verify(signature, said)

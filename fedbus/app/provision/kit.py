@@ -14,15 +14,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedbus.app.failures import Exit, Failure
-from fedbus.app.provision.keys import SECRET_MODE, Key, credentials, write_secret
-from fedbus.contracts.credentials import NotCredentials, jwt_in, user_in
+from fedbus.app.failures import CliError, ExitCode
+from fedbus.app.provision.keys import SECRET_MODE, Key, render_credentials, write_secret
+from fedbus.contracts.credentials import InvalidCredentials, extract_jwt, parse_user
 
 CREDS: Final = "client.creds"
 CA: Final = "ca.pem"
 SETTINGS: Final = "settings.env"
-SIGNERS: Final = "allowed_signers"
-TRUSTED: Final = "trusted_keys"
+ALLOWED_SIGNERS: Final = "allowed_signers"
+TRUSTED_KEYS: Final = "trusted_keys"
 READABLE_MODE: Final = 0o644
 
 
@@ -33,15 +33,15 @@ class Kit:
     creds: str
     ca: str
     settings: Mapping[str, str]
-    signers: str = ""
+    allowed_signers: str = ""
     trusted: str = ""
 
     @property
     def files(self) -> dict[str, str]:
         """Their names and contents; what would be empty is left out, for an empty list is another thing than none."""
-        optional = {SIGNERS: self.signers, TRUSTED: self.trusted}
+        optional = {ALLOWED_SIGNERS: self.allowed_signers, TRUSTED_KEYS: self.trusted}
         given = {name: text for name, text in optional.items() if text}
-        names = {SIGNERS: "FEDBUS_ALLOWED_SIGNERS", TRUSTED: "FEDBUS_TRUSTED_KEYS"}
+        names = {ALLOWED_SIGNERS: "FEDBUS_ALLOWED_SIGNERS", TRUSTED_KEYS: "FEDBUS_TRUSTED_KEYS"}
         lines = dict(self.settings) | {"FEDBUS_CREDS": CREDS, "FEDBUS_CA": CA}
         lines |= {names[name]: name for name in given}
         settings = "".join(f"{name}={value}\n" for name, value in lines.items())
@@ -53,7 +53,7 @@ class Kit:
         Raises Failure where there is one, unless it is a kit that is written *anew*.
         """
         if where.exists() and not (anew and is_kit(where)):
-            raise Failure(f"{where} is there already: name another place with --out", Exit.USAGE)
+            raise CliError(f"{where} is there already: name another place with --out", ExitCode.USAGE)
         if where.suffix == ".tar":
             write_tar(where, self.files)
             return
@@ -66,25 +66,25 @@ def is_kit(where: Path) -> bool:
     return (where / SETTINGS).exists() or (where.suffix == ".tar" and where.is_file())
 
 
-def complete(folder: Path, key: Key) -> str:
+def complete_kit(folder: Path, key: Key) -> str:
     """Put the device's own *key* to the credentials in *folder*; whose they are. Raises Failure."""
     path = folder / CREDS
     try:
         text = path.read_text()
-        claims = user_in(text)
+        claims = parse_user(text)
     except OSError as error:
-        raise Failure(f"{path} cannot be read: {error.strerror}", Exit.NOT_FOUND) from None
-    except NotCredentials as error:
-        raise Failure(f"{path}: {error}") from None
+        raise CliError(f"{path} cannot be read: {error.strerror}", ExitCode.NOT_FOUND) from None
+    except InvalidCredentials as error:
+        raise CliError(f"{path}: {error}") from None
     if claims.sub != key.public:
-        raise Failure(f"the kit is for the key {claims.sub}, and this is {key.public}", Exit.USAGE)
-    write_secret(path, key.credentials(jwt_in(text)))
+        raise CliError(f"the kit is for the key {claims.sub}, and this is {key.public}", ExitCode.USAGE)
+    write_secret(path, key.credentials(extract_jwt(text)))
     return claims.name
 
 
-def waiting(jwt: str) -> str:
+def pending_credentials(jwt: str) -> str:
     """Credentials that wait for the device's own key."""
-    return credentials(jwt, "")
+    return render_credentials(jwt, "")
 
 
 def write_file(path: Path, text: str) -> None:

@@ -19,7 +19,7 @@ from fedbus.contracts.permissions import Permissions
 LEAF_PORT_OFFSET: Final = 3200
 """4222 for clients and 7422 for leaf nodes, as everywhere with NATS."""
 
-HUB: Final = """\
+HUB_CONFIG: Final = """\
 # Written by `fedbus provision`; made anew by each change of who belongs to the federation.
 server_name: {name}
 listen: {listen}
@@ -51,7 +51,7 @@ resolver_preload {{
 }}
 """
 
-LEAF: Final = """\
+LEAF_CONFIG: Final = """\
 # A leaf node for the site {site}: its clients connect here, and one connection goes out to the federation.
 # Written by `fedbus provision site`. Start it with: nats-server -c leaf.conf
 server_name: {name}
@@ -87,14 +87,14 @@ resolver_preload {{
 }}
 """
 
-OF_A_LEAF: Final = Permissions(
+LEAF_PERMISSIONS: Final = Permissions(
     publish=("$SYS.REQ.CLAIMS.PACK",), subscribe=("$SYS.REQ.CLAIMS.UPDATE", "$SYS._INBOX.>")
 )
 """What a leaf may in the broker's own account: ask which claims are new, and hear of new ones."""
 
 
 @dataclass(frozen=True)
-class Claims:
+class ServerClaims:
     """What every nats-server of the federation must know."""
 
     operator: str
@@ -105,7 +105,7 @@ class Claims:
 
 
 @dataclass(frozen=True)
-class Place:
+class ServerLocation:
     """Where a nats-server runs, and where its files are on that machine."""
 
     directory: Path
@@ -114,33 +114,33 @@ class Place:
     monitor_port: int = MONITOR_PORT
 
 
-def hub(name: str, place: Place, claims: Claims) -> str:
+def render_hub_config(name: str, place: ServerLocation, claims: ServerClaims) -> str:
     """The configuration of the federation's nats-server."""
-    return HUB.format(
+    return HUB_CONFIG.format(
         name=json.dumps(name),
         listen=json.dumps(f"{place.listen}:{place.port}"),
         leaf_listen=json.dumps(f"{place.listen}:{leaf_port(place.port)}"),
         monitor_port=place.monitor_port,
-        cert=_path(place, "tls/server.pem"),
-        key=_path(place, "tls/server.key"),
-        store=_path(place, "data"),
-        resolver=_path(place, "accounts"),
+        cert=_quoted_path(place, "tls/server.pem"),
+        key=_quoted_path(place, "tls/server.key"),
+        store=_quoted_path(place, "data"),
+        resolver=_quoted_path(place, "accounts"),
         **vars(claims),
     )
 
 
-def leaf(site: str, place: Place, claims: Claims, *, url: str) -> str:
+def render_leaf_config(site: str, place: ServerLocation, claims: ServerClaims, *, url: str) -> str:
     """The configuration of a leaf node; *url* is where the federation's server takes leaf nodes."""
-    return LEAF.format(
+    return LEAF_CONFIG.format(
         site=site,
         name=json.dumps(f"fedbus-leaf-{site}"),
         listen=json.dumps(f"{place.listen}:{place.port}"),
-        cert=_path(place, "server.pem"),
-        key=_path(place, "server.key"),
-        creds=_path(place, "site.creds"),
-        system_creds=_path(place, "system.creds"),
-        accounts=_path(place, "accounts"),
-        ca=_path(place, "ca.pem"),
+        cert=_quoted_path(place, "server.pem"),
+        key=_quoted_path(place, "server.key"),
+        creds=_quoted_path(place, "site.creds"),
+        system_creds=_quoted_path(place, "system.creds"),
+        accounts=_quoted_path(place, "accounts"),
+        ca=_quoted_path(place, "ca.pem"),
         url=json.dumps(url),
         **vars(claims),
     )
@@ -150,5 +150,5 @@ def leaf_port(port: int) -> int:
     return port + LEAF_PORT_OFFSET if port + LEAF_PORT_OFFSET < 65536 else port - LEAF_PORT_OFFSET
 
 
-def _path(place: Place, name: str) -> str:
+def _quoted_path(place: ServerLocation, name: str) -> str:
     return json.dumps(str(place.directory / name))

@@ -6,12 +6,12 @@ from typing import Final
 
 from pydantic import BaseModel, Field
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
 MONITOR_PORT: Final = 8222
 
 
-class Kind(StrEnum):
+class MemberKind(StrEnum):
     """What somebody was let in as. A name stands for one of them only."""
 
     CLIENT = "client"
@@ -60,7 +60,7 @@ class Site(Member):
     """By which it is told who belongs to the federation; none: it was made before sites were told."""
 
 
-class Record(BaseModel):
+class FederationRegistry(BaseModel):
     """All of it."""
 
     federation: str
@@ -80,32 +80,32 @@ class Record(BaseModel):
     """The same in the broker's own account, of which sites have a key each."""
 
     @property
-    def members(self) -> list[tuple[Kind, str, Member]]:
+    def members(self) -> list[tuple[MemberKind, str, Member]]:
         """Everybody who was ever let in."""
-        of_each: tuple[tuple[Kind, dict[str, Member] | dict[str, Site]], ...] = (
-            (Kind.CLIENT, self.clients),
-            (Kind.SITE, self.sites),
-            (Kind.PERSON, self.people),
-            (Kind.ROLE, self.roles),
+        of_each: tuple[tuple[MemberKind, dict[str, Member] | dict[str, Site]], ...] = (
+            (MemberKind.CLIENT, self.clients),
+            (MemberKind.SITE, self.sites),
+            (MemberKind.PERSON, self.people),
+            (MemberKind.ROLE, self.roles),
         )
         return [(kind, name, member) for kind, some in of_each for name, member in some.items()]
 
-    def find(self, name: str) -> tuple[Kind, Member]:
+    def find(self, name: str) -> tuple[MemberKind, Member]:
         """Who has this *name*; raises Failure."""
         for kind, called, member in self.members:
             if called == name:
                 return kind, member
-        raise Failure(f"nobody called {name} was ever let in: see fedbus provision list", Exit.NOT_FOUND)
+        raise CliError(f"nobody called {name} was ever let in: see fedbus provision list", ExitCode.NOT_FOUND)
 
-    def check_free(self, kind: Kind, name: str) -> None:
+    def check_free(self, kind: MemberKind, name: str) -> None:
         """Raises Failure where *name* is in, or stands for somebody of another kind."""
         for other, called, member in self.members:
             if called == name and other is not kind:
-                raise Failure(f"{name} is the name of a {other} already: choose another", Exit.USAGE)
+                raise CliError(f"{name} is the name of a {other} already: choose another", ExitCode.USAGE)
             if called == name and member.standing == "in":
-                raise Failure(
+                raise CliError(
                     f"{kind} {name} is in already: fedbus provision rotate {name} gives it another key",
-                    Exit.USAGE,
+                    ExitCode.USAGE,
                 )
 
     def carriers(self, client: str) -> dict[str, Site]:

@@ -33,11 +33,11 @@ DISABLED: Final = "OTEL_SDK_DISABLED"
 FLUSH_S: Final = 2.0
 """How long the shutdown waits for the last signals to be written or sent."""
 
-__all__ = ["configured", "log_to_stderr"]
+__all__ = ["configure_telemetry", "log_to_stderr"]
 
 
 @contextmanager
-def configured(service: str, *, level: str = "INFO", **about: str) -> Iterator[None]:
+def configure_telemetry(service: str, *, level: str = "INFO", **about: str) -> Iterator[None]:
     """Configure telemetry of this process as *service* until the block ends; *about* is added to every signal."""
     log_to_stderr(level=level, agent=service.removeprefix("fedbus-"), **about)
     with nullcontext() if _is_disabled() else _sdk(_resource(service, about)):
@@ -74,12 +74,12 @@ def _sdk(resource: dict[str, str | int]) -> Iterator[None]:
 
 
 def _span_files(resource: dict[str, str | int]) -> "SpanFileExporter | None":
-    from fedbus.app.settings import BadSetting, Settings  # noqa: PLC0415
+    from fedbus.app.settings import InvalidSetting, Settings  # noqa: PLC0415
     from fedbus.app.telemetry.span_files import SpanFileExporter  # noqa: PLC0415
 
     try:
         settings = Settings.from_environment()
-    except BadSetting:  # reported where the settings are used
+    except InvalidSetting:  # reported where the settings are used
         return None
     if not settings.traces_mb:
         return None

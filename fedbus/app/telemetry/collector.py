@@ -22,11 +22,11 @@ from opentelemetry.sdk.trace import TracerProvider
 from fedbus.app.telemetry import FLUSH_S, exceptions
 from fedbus.app.telemetry_endpoints import LOGS, METRICS, TRACES, is_configured
 from fedbus.app.telemetry_settings import INTERVAL, TIMEOUT
-from fedbus.contracts.telemetry import SERIES
+from fedbus.contracts.telemetry import MAX_SERIES
 
 EXPORT_S: Final = 5.0
 """Limit of one export with all its retries; OTEL_EXPORTER_OTLP_TIMEOUT overrides it."""
-METRICS_EVERY_S: Final = 15.0
+METRICS_INTERVAL_S: Final = 15.0
 FAILING_FLUSH_S: Final = 0.3
 
 
@@ -85,7 +85,7 @@ class OtlpExport:
         from opentelemetry.sdk.metrics.export import PeriodicExportingMetricReader  # noqa: PLC0415
 
         exporter = self._watch(METRICS, OTLPMetricExporter(timeout=_timeout_s()))
-        every_s = float(os.environ[INTERVAL]) / 1000 if os.environ.get(INTERVAL) else METRICS_EVERY_S
+        every_s = float(os.environ[INTERVAL]) / 1000 if os.environ.get(INTERVAL) else METRICS_INTERVAL_S
         reader = PeriodicExportingMetricReader(exporter, every_s * 1000, cardinality_limits=series_limits())
         provider = MeterProvider([reader], self._spans.resource, shutdown_on_exit=False)
         metrics.set_meter_provider(provider)
@@ -116,7 +116,7 @@ def series_limits() -> dict[Any, int]:
         sdk.ObservableUpDownCounter,
         sdk.ObservableGauge,
     )
-    return dict.fromkeys(kinds, SERIES)
+    return dict.fromkeys(kinds, MAX_SERIES)
 
 
 class OtlpLogHandler(logging.Handler):

@@ -20,10 +20,10 @@ from structlog.typing import Processor
 
 from fedbus.app.telemetry import exceptions
 from fedbus.app.telemetry_settings import FORMAT, FORMATS, LEVEL
-from fedbus.contracts.telemetry import LOG_LINES, add
+from fedbus.contracts.telemetry import LOG_LINES, increment
 
 REPEAT_AFTER_S: Final = 60.0
-as_json: Final = json.JSONEncoder(default=repr).encode
+encode_json: Final = json.JSONEncoder(default=repr).encode
 LIBRARY_LEVELS: Final = {
     "asyncio": logging.WARNING,
     "aiohttp.access": logging.WARNING,
@@ -36,8 +36,8 @@ LIBRARY_LEVELS: Final = {
 
 def log_to_stderr(*, level: str = "INFO", **about: str) -> None:
     """Write log lines of fedbus and of all libraries to standard error. FEDBUS_LOG_LEVEL overrides *level*."""
-    number = level_of(os.environ.get(LEVEL) or level, level)
-    is_readable = _is_readable(os.environ.get(FORMAT, ""))
+    number = parse_level(os.environ.get(LEVEL) or level, level)
+    is_readable = _uses_console_format(os.environ.get(FORMAT, ""))
     structlog.configure(
         processors=[ProcessorFormatter.wrap_for_formatter],  # the formatter does the rest
         wrapper_class=structlog.make_filtering_bound_logger(number),
@@ -61,13 +61,13 @@ def use_root_handlers(library: str) -> None:
     logger.setLevel(logging.NOTSET)
 
 
-def level_of(name: str, default: str) -> int:
+def parse_level(name: str, default: str) -> int:
     """The number of the level *name*; that of *default* if there is no such level."""
     names = logging.getLevelNamesMapping()
     return names.get(name.strip().upper(), names[default.upper()])
 
 
-def _is_readable(log_format: str) -> bool:
+def _uses_console_format(log_format: str) -> bool:
     return log_format == "console" if log_format in FORMATS else sys.stderr.isatty()
 
 
@@ -76,7 +76,7 @@ def _renderers(*, readable: bool) -> list[Processor]:
         return [structlog.dev.ConsoleRenderer(pad_event_to=0, exception_formatter=exceptions.as_text)]
     return [
         structlog.processors.ExceptionRenderer(exceptions.as_json_objects),
-        lambda _logger, _level, line: as_json(line),
+        lambda _logger, _level, line: encode_json(line),
     ]
 
 
@@ -129,7 +129,7 @@ def _short_timestamp(created: float) -> str:
     return time.strftime("%H:%M:%S", time.localtime(created))
 
 
-def errors_so_far() -> tuple[int, str]:
+def error_summary() -> tuple[int, str]:
     """The number of error lines of this process, and the event of the last one."""
     return _errors.count, _errors.last
 
@@ -155,7 +155,7 @@ def _count(record: logging.LogRecord) -> bool:
             str(record.msg.get("event", "")) if isinstance(record.msg, dict) else record.getMessage()
         )
     if record.levelno >= logging.WARNING:
-        add(LOG_LINES, {"fedbus.level": record.levelname.lower()})
+        increment(LOG_LINES, {"fedbus.level": record.levelname.lower()})
     return True
 
 

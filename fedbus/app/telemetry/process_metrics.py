@@ -19,21 +19,21 @@ from fedbus.contracts.telemetry import (
     NATS_IO,
     NATS_MEMORY,
     NATS_MESSAGES,
-    NATS_SLOW,
+    NATS_SLOW_CONSUMERS,
     NATS_STREAM_MESSAGES,
     NATS_STREAM_SIZE,
-    About,
+    Attributes,
     Metric,
-    observed,
+    observable_gauge,
     record,
 )
 
-EVERY_S: Final = 1.0
+LAG_INTERVAL_S: Final = 1.0
 REQUEST_S: Final = 1.0
-FRESH_S: Final = 5.0
+CACHE_S: Final = 5.0
 """How long an answer of nats-server is reused, so that one export sends one request of each kind."""
-STREAMS: Final = 100
-Samples = Iterable[tuple[float, About]]
+MAX_STREAMS: Final = 100
+Samples = Iterable[tuple[float, Attributes]]
 
 
 @contextmanager
@@ -52,36 +52,36 @@ def measure_process(nats_monitor: str = "") -> Iterator[None]:
 @contextmanager
 def _loop_lag(loop: asyncio.AbstractEventLoop) -> Iterator[None]:
     """Measure how much later than scheduled the loop calls a callback."""
-    lag = _Lag(loop)
+    lag = _LoopLag(loop)
     try:
         yield
     finally:
         lag.timer.cancel()
 
 
-class _Lag:
+class _LoopLag:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._due = loop.time() + EVERY_S
+        self._due = loop.time() + LAG_INTERVAL_S
         self.timer = loop.call_at(self._due, self._on_timer)
 
     def _on_timer(self) -> None:
         record(LOOP_LAG, max(0.0, self._loop.time() - self._due))
-        self._due = self._loop.time() + EVERY_S
+        self._due = self._loop.time() + LAG_INTERVAL_S
         self.timer = self._loop.call_at(self._due, self._on_timer)
 
 
 @contextmanager
 def nats_server_metrics(monitor: str) -> Iterator[None]:
     """Read ``/varz`` and ``/jsz`` at *monitor*. A server that does not answer has no metrics."""
-    server = _NatsServer(monitor.rstrip("/"))
+    server = _NatsMonitor(monitor.rstrip("/"))
     with ExitStack() as gauges:
         for metric, read in server.readers().items():
-            gauges.enter_context(observed(metric, read))
+            gauges.enter_context(observable_gauge(metric, read))
         yield
 
 
-class _NatsServer:
+class _NatsMonitor:
     """The monitoring port of a nats-server. The exporter's thread sends the requests, so they may block."""
 
     def __init__(self, monitor: str) -> None:
@@ -93,29 +93,29 @@ class _NatsServer:
             NATS_CONNECTIONS: lambda: self._varz("connections"),
             NATS_CPU: lambda: [(percent / 100, about) for percent, about in self._varz("cpu")],
             NATS_MEMORY: lambda: self._varz("mem"),
-            NATS_SLOW: lambda: self._varz("slow_consumers"),
+            NATS_SLOW_CONSUMERS: lambda: self._varz("slow_consumers"),
             NATS_MESSAGES: lambda: [*self._varz("in_msgs", "receive"), *self._varz("out_msgs", "transmit")],
             NATS_IO: lambda: [*self._varz("in_bytes", "receive"), *self._varz("out_bytes", "transmit")],
             NATS_STREAM_MESSAGES: lambda: self._streams("messages"),
             NATS_STREAM_SIZE: lambda: self._streams("bytes"),
         }
 
-    def _varz(self, name: str, direction: str = "") -> list[tuple[float, About]]:
+    def _varz(self, name: str, direction: str = "") -> list[tuple[float, Attributes]]:
         value = self._cached("varz").get(name)
         about = {"network.io.direction": direction} if direction else {}
         return [(float(value), about)] if isinstance(value, int | float) else []
 
-    def _streams(self, name: str) -> list[tuple[float, About]]:
+    def _streams(self, name: str) -> list[tuple[float, Attributes]]:
         accounts = self._cached("jsz?streams=true").get("account_details") or []
         streams = [stream for account in accounts for stream in account.get("stream_detail") or []]
         return [
             (float(stream["state"][name]), {"fedbus.stream": str(stream["name"])})
-            for stream in streams[:STREAMS]
+            for stream in streams[:MAX_STREAMS]
         ]
 
     def _cached(self, path: str) -> Mapping[str, Any]:
         when, answer = self._answers.get(path, (float("-inf"), {}))
-        if time.monotonic() - when > FRESH_S:
+        if time.monotonic() - when > CACHE_S:
             answer = self._request(path)
             self._answers[path] = time.monotonic(), answer
         return answer

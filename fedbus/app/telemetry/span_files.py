@@ -30,7 +30,7 @@ MAX_QUEUE: Final = 16_384
 """Queue entries, two for each span; when the queue is full, the oldest are dropped."""
 MAX_BATCH: Final = 2048
 """Queue entries that are written without waiting for the end of the second."""
-EVERY_S: Final = 1.0
+WRITE_INTERVAL_S: Final = 1.0
 SUFFIX: Final = ".spans"
 LENGTH_BYTES: Final = 4
 MESSAGE_CHARS: Final = 1000
@@ -39,7 +39,7 @@ NOT_STORED: Final = ("exception.stacktrace", "exception.escaped")
 log = structlog.get_logger("fedbus.telemetry")
 
 
-class Record(NamedTuple):
+class SpanRecord(NamedTuple):
     """One stored span: raw ids, times in nanoseconds, kinds and codes with OTLP's numbers.
 
     The *end* of an open span is 0.
@@ -80,7 +80,7 @@ class SpanFileExporter(SpanExporter):
         if not records:
             return SpanExportResult.SUCCESS
         try:
-            self._append(block(self._resource, records))
+            self._append(encode_block(self._resource, records))
         except OSError as error:
             if not self._is_failing:
                 log.warning("Cannot store spans", directory=str(self._directory), reason=str(error))
@@ -104,7 +104,7 @@ class SpanFileExporter(SpanExporter):
 class SpanFileProcessor(BatchSpanProcessor):
     """Passes each span to *exporter* when it starts and when it ends, in batches of a second. Never blocks."""
 
-    def __init__(self, exporter: SpanFileExporter, *, every_s: float = EVERY_S) -> None:
+    def __init__(self, exporter: SpanFileExporter, *, every_s: float = WRITE_INTERVAL_S) -> None:
         super().__init__(
             exporter,
             max_queue_size=MAX_QUEUE,
@@ -117,11 +117,11 @@ class SpanFileProcessor(BatchSpanProcessor):
         self.on_end(span)
 
 
-def record_of(span: ReadableSpan) -> Record:
+def record_of(span: ReadableSpan) -> SpanRecord:
     """Copy *span*, which another thread may be changing: the SDK's lists and ``copy`` are safe then."""
     assert span.context is not None
     trace_id, span_id = _ids_of(span.context)
-    return Record(
+    return SpanRecord(
         trace_id,
         span_id,
         _ids_of(span.parent)[1] if span.parent else b"",
@@ -138,7 +138,7 @@ def record_of(span: ReadableSpan) -> Record:
     )
 
 
-def block(resource: Mapping[str, Any], records: list[Record]) -> bytes:
+def encode_block(resource: Mapping[str, Any], records: list[SpanRecord]) -> bytes:
     """One block of a file: the *records* of one process."""
     packed: bytes = msgpack.packb([resource, records], default=str)
     return len(packed).to_bytes(LENGTH_BYTES, "big") + packed

@@ -15,18 +15,18 @@ from typing import Any, Final
 import msgpack
 import psutil
 
-from fedbus.app.telemetry.span_files import LENGTH_BYTES, SUFFIX, Record
-from fedbus.domain.critical_path import Ending, Traced
+from fedbus.app.telemetry.span_files import LENGTH_BYTES, SUFFIX, SpanRecord
+from fedbus.domain.critical_path import SpanStatus, TracedSpan
 
-FIRST_MOVE: Final = "run • → requested"
+FIRST_TRANSITION: Final = "run • → requested"
 NANO: Final = 1e-9
-FAILED: Final = 2
+STATUS_ERROR: Final = 2
 """The status code of a span that an exception ended."""
-ENDING: Final = "fedbus.ending"
+ENDING_ATTRIBUTE: Final = "fedbus.ending"
 """Marks spans without an end in an export, whose format requires one."""
 
 Resource = Mapping[str, Any]
-Block = tuple[Resource, list[Record]]
+Block = tuple[Resource, list[SpanRecord]]
 
 
 @dataclass(frozen=True)
@@ -41,12 +41,12 @@ class StoredTrace:
     def processes(self) -> int:
         return len({resource.get("service.instance.id") for resource, _ in self.blocks})
 
-    def spans(self) -> list[Traced]:
+    def spans(self) -> list[TracedSpan]:
         """List the spans. ``service`` is the client of a span's process, or its agent if it has no client."""
         return [
-            _traced(record, ending, str(resource.get("fedbus.client") or resource.get("service.name", "")))
+            _to_traced(record, ending, str(resource.get("fedbus.client") or resource.get("service.name", "")))
             for resource, records in self.blocks
-            for record, ending in _endings(resource, records, self.at)
+            for record, ending in _with_endings(resource, records, self.at)
         ]
 
     def as_otlp(self) -> dict[str, Any]:
@@ -54,32 +54,32 @@ class StoredTrace:
         return {
             "resourceSpans": [
                 {
-                    "resource": {"attributes": _attributes(resource)},
-                    "scopeSpans": _scopes(_endings(resource, records, self.at)),
+                    "resource": {"attributes": _otlp_attributes(resource)},
+                    "scopeSpans": _otlp_scopes(_with_endings(resource, records, self.at)),
                 }
                 for resource, records in self.blocks
             ]
         }
 
 
-def trace_of_run(directory: Path, run: str) -> str | None:
+def find_trace_of_run(directory: Path, run: str) -> str | None:
     """The id of the trace in which *run* was requested; else of the trace with most spans of the run."""
     votes: Counter[str] = Counter()
-    for _, records in _blocks(directory, run.encode()):
+    for _, records in _read_blocks(directory, run.encode()):
         for record in records:
             if record.attributes.get("fedbus.run") == run:
-                if record.name == FIRST_MOVE:
+                if record.name == FIRST_TRANSITION:
                     return record.trace_id.hex()
                 votes[record.trace_id.hex()] += 1
     return votes.most_common(1)[0][0] if votes else None
 
 
-def runs_in(directory: Path) -> list[str]:
+def list_runs(directory: Path) -> list[str]:
     """The runs that were requested on this machine and whose spans are stored, newest last."""
     found: dict[str, int] = {}
-    for _, records in _blocks(directory, FIRST_MOVE.encode()):
+    for _, records in _read_blocks(directory, FIRST_TRANSITION.encode()):
         for record in records:
-            if record.name == FIRST_MOVE:
+            if record.name == FIRST_TRANSITION:
                 found[str(record.attributes.get("fedbus.run", ""))] = record.start
     return sorted(found, key=lambda run: found[run])
 
@@ -87,8 +87,8 @@ def runs_in(directory: Path) -> list[str]:
 def read_trace(directory: Path, trace_id: str) -> StoredTrace:
     """Read one trace."""
     wanted = bytes.fromhex(trace_id)
-    by_process: dict[str, tuple[Resource, dict[bytes, Record]]] = {}
-    for resource, records in _blocks(directory, wanted):
+    by_process: dict[str, tuple[Resource, dict[bytes, SpanRecord]]] = {}
+    for resource, records in _read_blocks(directory, wanted):
         _, spans = by_process.setdefault(repr(resource), (resource, {}))
         for record in records:
             if record.trace_id == wanted and (record.end or record.span_id not in spans):
@@ -123,37 +123,40 @@ def _writers(directory: Path, service: str) -> Iterator[tuple[int, int]]:
             yield int(pid), int(began, 16)
 
 
-def _blocks(directory: Path, holding: bytes) -> Iterator[Block]:
+def _read_blocks(directory: Path, holding: bytes) -> Iterator[Block]:
     """Unpack the blocks that contain the bytes *holding*: most are of other traces, and unpacking is the cost."""
     for path in sorted(directory.glob(f"*{SUFFIX}")):
         try:
             with path.open("rb") as file:
                 while len(length := file.read(LENGTH_BYTES)) == LENGTH_BYTES:
                     block = file.read(int.from_bytes(length, "big"))
-                    if holding in block and (found := _unpacked(block)) is not None:
+                    if holding in block and (found := _decode_block(block)) is not None:
                         yield found
         except OSError:  # pruned in the meantime
             continue
 
 
-def _unpacked(block: bytes) -> Block | None:
+def _decode_block(block: bytes) -> Block | None:
     try:
         resource, records = msgpack.unpackb(block)
-        return resource, [Record(*record) for record in records]
+        return resource, [SpanRecord(*record) for record in records]
     except (ValueError, TypeError, msgpack.UnpackException):
         return None
 
 
-def _endings(resource: Resource, records: list[Record], now: int) -> list[tuple[Record, Ending]]:
+def _with_endings(
+    resource: Resource, records: list[SpanRecord], now: int
+) -> list[tuple[SpanRecord, SpanStatus]]:
     """Give each record an end: an open span ends now, or at the last record of its process if that has ended."""
     if all(record.end for record in records):
-        return [(record, Ending.ENDED) for record in records]
+        return [(record, SpanStatus.ENDED) for record in records]
     if _is_running(resource, before=min(record.start for record in records)):
-        until, ending = now, Ending.UNDER_WAY
+        until, ending = now, SpanStatus.UNDER_WAY
     else:
-        until, ending = max(max(record.start, record.end) for record in records), Ending.CUT_OFF
+        until, ending = max(max(record.start, record.end) for record in records), SpanStatus.CUT_OFF
     return [
-        (record, Ending.ENDED) if record.end else (record._replace(end=until), ending) for record in records
+        (record, SpanStatus.ENDED) if record.end else (record._replace(end=until), ending)
+        for record in records
     ]
 
 
@@ -173,15 +176,15 @@ def _runs(pid: int, *, before: int) -> bool:
         return True
 
 
-def _traced(record: Record, ending: Ending, service: str) -> Traced:
-    return Traced(
+def _to_traced(record: SpanRecord, ending: SpanStatus, service: str) -> TracedSpan:
+    return TracedSpan(
         id=record.span_id.hex(),
         name=record.name,
         start=record.start * NANO,
         end=record.end * NANO,
         parent=record.parent_id.hex(),
         links=tuple(span_id.hex() for _, span_id in record.links),
-        attributes={**record.attributes, "service": service, "failed": record.status == FAILED},
+        attributes={**record.attributes, "service": service, "failed": record.status == STATUS_ERROR},
         ending=ending,
     )
 
@@ -189,15 +192,19 @@ def _traced(record: Record, ending: Ending, service: str) -> Traced:
 # --- OTLP as JSON --------------------------------------------------------------------------------
 
 
-def _scopes(records: list[tuple[Record, Ending]]) -> list[dict[str, Any]]:
+def _otlp_scopes(records: list[tuple[SpanRecord, SpanStatus]]) -> list[dict[str, Any]]:
     scopes: dict[str, list[dict[str, Any]]] = {}
     for record, ending in records:
-        marked = record.attributes if ending is Ending.ENDED else {**record.attributes, ENDING: str(ending)}
-        scopes.setdefault(record.scope, []).append(_span(record._replace(attributes=marked)))
+        marked = (
+            record.attributes
+            if ending is SpanStatus.ENDED
+            else {**record.attributes, ENDING_ATTRIBUTE: str(ending)}
+        )
+        scopes.setdefault(record.scope, []).append(_otlp_span(record._replace(attributes=marked)))
     return [{"scope": {"name": name}, "spans": spans} for name, spans in scopes.items()]
 
 
-def _span(record: Record) -> dict[str, Any]:
+def _otlp_span(record: SpanRecord) -> dict[str, Any]:
     span: dict[str, Any] = {
         "traceId": record.trace_id.hex(),
         "spanId": record.span_id.hex(),
@@ -206,10 +213,10 @@ def _span(record: Record) -> dict[str, Any]:
         "kind": record.kind,
         "startTimeUnixNano": str(record.start),
         "endTimeUnixNano": str(record.end),
-        "attributes": _attributes(record.attributes),
+        "attributes": _otlp_attributes(record.attributes),
         "links": [{"traceId": trace.hex(), "spanId": linked.hex()} for trace, linked in record.links],
         "events": [
-            {"name": name, "timeUnixNano": str(when), "attributes": _attributes(about)}
+            {"name": name, "timeUnixNano": str(when), "attributes": _otlp_attributes(about)}
             for name, when, about in record.events
         ],
         "status": {"code": record.status, "message": record.message} if record.status else {},
@@ -217,11 +224,11 @@ def _span(record: Record) -> dict[str, Any]:
     return {name: value for name, value in span.items() if value or name == "kind"}
 
 
-def _attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
-    return [{"key": key, "value": _value(value)} for key, value in attributes.items()]
+def _otlp_attributes(attributes: Mapping[str, Any]) -> list[dict[str, Any]]:
+    return [{"key": key, "value": _otlp_value(value)} for key, value in attributes.items()]
 
 
-def _value(value: object) -> dict[str, Any]:
+def _otlp_value(value: object) -> dict[str, Any]:
     match value:
         case bool():
             return {"boolValue": value}
@@ -230,6 +237,6 @@ def _value(value: object) -> dict[str, Any]:
         case float():
             return {"doubleValue": value}
         case list() | tuple():
-            return {"arrayValue": {"values": [_value(one) for one in value]}}
+            return {"arrayValue": {"values": [_otlp_value(one) for one in value]}}
         case _:
             return {"stringValue": str(value)}

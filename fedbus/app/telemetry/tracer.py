@@ -18,7 +18,7 @@ from opentelemetry.trace import Link, SpanKind
 from opentelemetry.trace.propagation import _SPAN_KEY as SPAN_KEY
 from opentelemetry.util import types
 
-from fedbus.contracts.telemetry import failed
+from fedbus.contracts.telemetry import mark_failed
 
 # A context stores its span under SPAN_KEY: the API's own functions for it look the current context up once more each.
 
@@ -87,6 +87,6 @@ class SpanBlock(AbstractContextManager[trace.Span]):
     ) -> None:
         if isinstance(error, Exception):
             self._span.record_exception(error)
-            failed(self._span, type(error).__name__, f"{type(error).__name__}: {error}")
+            mark_failed(self._span, type(error).__name__, f"{type(error).__name__}: {error}")
         otel_context.detach(self._token)
         self._span.end()

@@ -10,14 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from math import isfinite, log
 from typing import Final
 
-DOTS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
+DOT_BITS: Final = ((0x01, 0x08), (0x02, 0x10), (0x04, 0x20), (0x40, 0x80))
 """Of a letter of braille the bits, by row and column."""
 BLANK: Final = 0x2800
-LABEL: Final = 10
-STEEP: Final = 10
+LABEL_WIDTH: Final = 10
+LOG_SCALE_RATIO: Final = 10
 
 
-def chart(
+def render_chart(
     points: Sequence[tuple[float, float]],
     *,
     width: int,
@@ -35,7 +35,7 @@ def chart(
     left, right = points[0][0], points[-1][0]
     low, high = min(y for _, y in points), max(y for _, y in points)
     scale = log if logarithmic else float
-    columns, rows = max(1, width - LABEL - 1), max(1, height)
+    columns, rows = max(1, width - LABEL_WIDTH - 1), max(1, height)
     across, down = columns * 2 - 1, rows * 4 - 1
 
     def dot(point: tuple[float, float]) -> tuple[int, int]:
@@ -48,20 +48,21 @@ def chart(
     dots = [dot(point) for point in points]
     for begin, end in zip(dots, [*dots[1:], dots[-1]], strict=True):
         for x, y in _line(begin, end):
-            cells[y // 4][x // 2] |= DOTS[y % 4][x % 2]
+            cells[y // 4][x // 2] |= DOT_BITS[y % 4][x % 2]
     labels = {rows - 1: low, 0: high}
     lines = [
-        f"{_label(labels.get(row)):>{LABEL}} {''.join(chr(BLANK + bits) for bits in cells[row]).rstrip(chr(BLANK))}"
+        f"{_label(labels.get(row)):>{LABEL_WIDTH}} "
+        f"{''.join(chr(BLANK + bits) for bits in cells[row]).rstrip(chr(BLANK))}"
         for row in range(rows)
     ]
     at = {round(_share(x, left, right) * (columns - 1)): text for x, text in (marks or {}).items()}
-    return lines + ([" " * (LABEL + 1) + _marked(at, columns)] if at else [])
+    return lines + ([" " * (LABEL_WIDTH + 1) + _render_marks(at, columns)] if at else [])
 
 
-def is_steep(heights: Sequence[float]) -> bool:
+def needs_log_scale(heights: Sequence[float]) -> bool:
     """Whether on a plain scale nothing would be seen of the small ones."""
     low, high = min(heights), max(heights)
-    return low > 0 and high > STEEP * low
+    return low > 0 and high > LOG_SCALE_RATIO * low
 
 
 def _share(value: float, low: float, high: float) -> float:
@@ -82,7 +83,7 @@ def _line(begin: tuple[int, int], end: tuple[int, int]) -> Iterator[tuple[int, i
         )
 
 
-def _marked(at: Mapping[int, str], columns: int) -> str:
+def _render_marks(at: Mapping[int, str], columns: int) -> str:
     """The marks in one line; one that would touch the one before is left out."""
     line = ""
     for column, text in sorted(at.items()):

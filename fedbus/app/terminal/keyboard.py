@@ -14,9 +14,9 @@ from typing import Final, TextIO
 
 HUNG_UP: Final = "hung up"
 """Told once when the terminal is gone."""
-AT_ONCE: Final = 256
+READ_BYTES: Final = 256
 
-NAMES: Final = {
+KEY_NAMES: Final = {
     "\x1b[A": "up",
     "\x1b[B": "down",
     "\x1bOA": "up",
@@ -31,21 +31,21 @@ NAMES: Final = {
     "\x1bOF": "end",
     " ": "page down",
 }
-_ONE: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Za-z]|.", re.DOTALL)
+_KEY_PATTERN: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Za-z]|.", re.DOTALL)
 
 
 @contextmanager
-def keyboard(terminal: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
+def read_keys(terminal: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
     """Hand every key to *pressed*, from the running loop, and echo none; the terminal is as before afterwards."""
     loop, descriptor = asyncio.get_running_loop(), terminal.fileno()
     before = termios.tcgetattr(descriptor)
 
     def read() -> None:
-        found = os.read(descriptor, AT_ONCE)
+        found = os.read(descriptor, READ_BYTES)
         if not found:
             loop.remove_reader(descriptor)
             pressed(HUNG_UP)
-        for key in keys_in(found.decode(errors="ignore")):
+        for key in parse_keys(found.decode(errors="ignore")):
             pressed(key)
 
     tty.setcbreak(descriptor)
@@ -57,6 +57,6 @@ def keyboard(terminal: TextIO, pressed: Callable[[str], None]) -> Iterator[None]
         termios.tcsetattr(descriptor, termios.TCSADRAIN, before)
 
 
-def keys_in(text: str) -> list[str]:
+def parse_keys(text: str) -> list[str]:
     """What was pressed: the sequence of an arrow and ``q`` are ``down`` and ``q``."""
-    return [NAMES.get(one, one) for one in _ONE.findall(text)]
+    return [KEY_NAMES.get(one, one) for one in _KEY_PATTERN.findall(text)]

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from rich.table import Table
     from rich.text import Text
 
-AsJson = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
-UNCUT: Final = 400
+JsonOption = Annotated[bool, typer.Option("--json", help="Print facts as JSON, for programs.")]
+PIPE_WIDTH: Final = 400
 
-STYLES: Final = {
+STATE_STYLES: Final = {
     "serving": "green",
     "finished": "green",
     "waiting": "green",
@@ -53,31 +53,33 @@ def console() -> "Console":
     from rich.console import Console  # noqa: PLC0415  # 30 ms that `fedbus events decode` does not need
 
     seen = sys.stdout.isatty()
-    return Console(width=None if seen else UNCUT, highlight=False, soft_wrap=not seen)
+    return Console(width=None if seen else PIPE_WIDTH, highlight=False, soft_wrap=not seen)
 
 
-def as_json(facts: Any) -> None:
+def print_json(facts: Any) -> None:
     """*facts* as one JSON document: indented for a terminal, one line otherwise."""
     print(to_json(facts, indent=2 if sys.stdout.isatty() else None), flush=True)
 
 
 def to_json(facts: Any, indent: int | None = None) -> str:
     """*facts* as JSON, with the numbers of letters that a terminal would obey."""
-    document = json.dumps(readable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
-    return "\n".join(line if line.isprintable() else _by_number(line) for line in document.split("\n"))
+    document = json.dumps(to_jsonable(facts), ensure_ascii=False, allow_nan=False, indent=indent)
+    return "\n".join(
+        line if line.isprintable() else _escape_control_chars(line) for line in document.split("\n")
+    )
 
 
-def _by_number(line: str) -> str:
+def _escape_control_chars(line: str) -> str:
     return "".join(one if one.isprintable() else json.dumps(one)[1:-1] for one in line)
 
 
-def readable(value: Any) -> Any:
+def to_jsonable(value: Any) -> Any:
     """*value* in words that JSON has: times as ISO 8601, bytes as their size and beginning, "nan" as text."""
     match value:
         case dict():
-            return {str(readable(name)): readable(item) for name, item in value.items()}
+            return {str(to_jsonable(name)): to_jsonable(item) for name, item in value.items()}
         case list() | tuple():
-            return [readable(item) for item in value]
+            return [to_jsonable(item) for item in value]
         case None | bool() | int() | str():
             return value
         case float():
@@ -90,7 +92,7 @@ def readable(value: Any) -> Any:
             return str(value)
 
 
-def table(
+def print_table(
     headings: Sequence[str], rows: Iterable[Sequence[object]], *, empty: str, least: Sequence[str] = ()
 ) -> None:
     """*rows* under *headings*; where there are none, the sentence *empty* on standard error.
@@ -99,20 +101,22 @@ def table(
     """
     rows, left_out = list(rows), list[str]()
     if not rows:
-        note(empty)
+        print_note(empty)
         return
-    grid = _grid(headings, rows, left_out)
+    grid = _build_table(headings, rows, left_out)
     for heading in least:
         if _fits(grid):
             break
         left_out.append(heading)
-        grid = _grid(headings, rows, left_out)
+        grid = _build_table(headings, rows, left_out)
     console().print(grid, soft_wrap=False)
     if left_out:
-        note(f"too narrow here for {', '.join(left_out)}: see --json, or a wider terminal")
+        print_note(f"too narrow here for {', '.join(left_out)}: see --json, or a wider terminal")
 
 
-def _grid(headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: Sequence[str]) -> "Table":
+def _build_table(
+    headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: Sequence[str]
+) -> "Table":
     from rich.table import Table  # noqa: PLC0415
 
     grid = Table(box=None, header_style="bold", pad_edge=False)
@@ -121,7 +125,7 @@ def _grid(headings: Sequence[str], rows: Iterable[Sequence[object]], left_out: S
             grid.add_column(heading, no_wrap=not sys.stdout.isatty(), overflow="fold")
     for row in rows:
         shown = [cell for heading, cell in zip(headings, row, strict=True) if heading not in left_out]
-        grid.add_row(*[_cell(cell) for cell in shown])
+        grid.add_row(*[_cell_text(cell) for cell in shown])
     return grid
 
 
@@ -130,27 +134,27 @@ def _fits(grid: "Table") -> bool:
     from rich.measure import Measurement  # noqa: PLC0415
 
     here = console()
-    return Measurement.get(here, here.options.update(max_width=UNCUT), grid).maximum <= here.width
+    return Measurement.get(here, here.options.update(max_width=PIPE_WIDTH), grid).maximum <= here.width
 
 
-def _cell(fact: object) -> "Text":
+def _cell_text(fact: object) -> "Text":
     """Text, and never markup: anybody may have said it."""
     from rich.text import Text  # noqa: PLC0415
 
     if not isinstance(fact, Text):
-        return Text(in_words(fact))
+        return Text(format_value(fact))
     fact.plain = printable(fact.plain)
     return fact
 
 
-def in_words(fact: object) -> str:
+def format_value(fact: object) -> str:
     """*fact* for a person: times are those of this machine."""
     if isinstance(fact, datetime):
         return f"{fact.astimezone():%Y-%m-%d %H:%M:%S}"
     return printable(str(fact))
 
 
-def note(line: str) -> None:
+def print_note(line: str) -> None:
     """Something to know that is not what was asked for."""
     if sys.stderr.isatty():
         columns = shutil.get_terminal_size().columns
@@ -158,10 +162,10 @@ def note(line: str) -> None:
     print(line, file=sys.stderr)
 
 
-def state(name: str) -> "Text":
+def state_text(name: str) -> "Text":
     from rich.text import Text  # noqa: PLC0415
 
-    return Text(name, style=STYLES.get(name, ""))
+    return Text(name, style=STATE_STYLES.get(name, ""))
 
 
 def printable(text: str) -> str:
@@ -169,7 +173,7 @@ def printable(text: str) -> str:
     return "".join(one if one.isprintable() else " " for one in text)
 
 
-def ago(moment: datetime) -> str:
+def format_age(moment: datetime) -> str:
     """How long ago that was: ``3 s``, ``5 min``, ``2 h``, ``4 d``."""
     seconds = max(0.0, (datetime.now(UTC) - moment).total_seconds())
     for size, unit in ((86400, "d"), (3600, "h"), (60, "min")):
@@ -178,7 +182,7 @@ def ago(moment: datetime) -> str:
     return f"{seconds:.0f} s ago"
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Bytes as a person says them: ``1.2 MB``."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:

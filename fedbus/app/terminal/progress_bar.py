@@ -24,14 +24,14 @@ from rich.progress import (
 from rich.status import Status
 from rich.text import Text
 
-Step: TypeAlias = Callable[[int, str], None]
-Tell: TypeAlias = Callable[[str], None]
+Advance: TypeAlias = Callable[[int, str], None]
+ShowStatus: TypeAlias = Callable[[str], None]
 
 
 @contextmanager
-def working(
+def progress_bar(
     what: str, *, total: int | None = None, console: Console | None = None, wanted: bool = True
-) -> Iterator[Step]:
+) -> Iterator[Advance]:
     """A bar for as long as the block runs. A step: how much is done more, and what is next. *total*: of what.
 
     *console*: where it is, below what that prints; not *wanted*, there is none.
@@ -54,7 +54,7 @@ def working(
 
 
 @contextmanager
-def awaiting(console: Console) -> Iterator[Tell]:
+def status_line(console: Console) -> Iterator[ShowStatus]:
     """What is awaited: a line that changes on a terminal, elsewhere a line each time that it is another."""
     if console.is_terminal and not console.is_dumb_terminal:
         with Status("", console=console) as status:

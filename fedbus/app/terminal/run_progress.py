@@ -12,18 +12,18 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
-from fedbus.app.terminal.output import STYLES, printable
-from fedbus.app.terminal.top_screen import bar, counted, rounds_done
-from fedbus.bus.background import beside
-from fedbus.bus.bus import Bus, Seen
+from fedbus.app.terminal.output import STATE_STYLES, printable
+from fedbus.app.terminal.top_screen import pluralize, render_bar, rounds_done
+from fedbus.bus.background import background_task
+from fedbus.bus.bus import Bus, StoredMessage
 from fedbus.bus.streams import events_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply
-from fedbus.contracts.run import RUN, RunFacts, RunState
+from fedbus.contracts.run import RUN, RunData, RunEvent, RunState
 from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 
-BAR: Final = 24
+BAR_WIDTH: Final = 24
 REFRESH_PER_S: Final = 4
 
 
@@ -34,83 +34,89 @@ class RunProgress:
         self._run = run
         self._state = ""
         self._waits_for = ""
-        self._facts: RunFacts | None = None
+        self._facts: RunData | None = None
         self._phase = (0, "")
         """The round and the kind of message that were asked last."""
         self._waiting: dict[str, str] = {}
         """Whom an answer is awaited of, by the message."""
-        self._asked = 0
+        self._asked_count = 0
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StoredMessage) -> None:
         match seen.message:
-            case Transition(facts=RunFacts(run=self._run) as facts) as move:
+            case Transition(facts=RunData(run=self._run) as facts) as move:
                 self._state, self._waits_for, self._facts = move.target, move.waits_for, facts
             case RoundMessage(run=self._run) as message:
-                self._ask(message)
+                self._apply_request(message)
             case RoundReply(run=self._run) as reply:
                 self._waiting.pop(reply.reply_to, None)
 
-    def _ask(self, message: RoundMessage) -> None:
+    def _apply_request(self, message: RoundMessage) -> None:
         phase = (message.round or 0, message.message_type)
         if phase != self._phase:
-            self._phase, self._asked, self._waiting = phase, 0, {}
-        self._asked += 1
+            self._phase, self._asked_count, self._waiting = phase, 0, {}
+        self._asked_count += 1
         self._waiting[message.message_id] = message.client
 
     def line(self) -> Text:
         """It, now."""
-        begin = Text.assemble((self._run, "bold"), " ", (self._state, STYLES.get(self._state, "")), " ")
+        begin = Text.assemble((self._run, "bold"), " ", (self._state, STATE_STYLES.get(self._state, "")), " ")
         if self._facts is None:
             return begin
         done, of = rounds_done(self._facts), self._facts.plan.rounds
-        parts = [f"round {min(done + 1, of)} of {of}", *self._answers(), *self._figures(self._facts)]
-        whole = Text.assemble(begin, bar(done, of, BAR), " ", "  ".join(parts))
+        parts = [
+            f"round {min(done + 1, of)} of {of}",
+            *self._describe_answers(),
+            *self._describe_loss(self._facts),
+        ]
+        whole = Text.assemble(begin, render_bar(done, of, BAR_WIDTH), " ", "  ".join(parts))
         whole.no_wrap, whole.overflow = True, "ellipsis"
         return whole
 
-    def _answers(self) -> list[str]:
+    def _describe_answers(self) -> list[str]:
         if self._state in RUN.final:
             return []
-        if self._state != RunState.RUNNING or not self._asked:
+        if self._state != RunState.RUNNING or not self._asked_count:
             return [f"waits for {printable(self._waits_for)}"] if self._waits_for else []
-        answered = self._asked - len(self._waiting)
+        answered = self._asked_count - len(self._waiting)
         kind = self._phase[1].partition(".")[0]
-        told = f"{kind}: {answered} of {counted(self._asked, 'client')} answered"
+        told = f"{kind}: {answered} of {pluralize(self._asked_count, 'client')} answered"
         left = ", ".join(sorted(self._waiting.values())[:3])
         return [f"{told}, not {left}" if answered and self._waiting else told]
 
     @staticmethod
-    def _figures(facts: RunFacts) -> list[str]:
+    def _describe_loss(facts: RunData) -> list[str]:
         last = facts.rounds[-1] if facts.rounds else None
         return [f"loss {last.loss:.4f}"] if last and last.loss is not None else []
 
-    async def follow(self, said: AsyncIterator[Seen]) -> None:
+    async def follow(self, said: AsyncIterator[StoredMessage]) -> None:
         async for seen in said:
             self.see(seen)
 
 
-def told(seen: Seen) -> Text:
+def render_transition(seen: StoredMessage) -> Text:
     """A move of a run in a line that fits a terminal."""
     move = seen.message
     assert isinstance(move, Transition)
     match move:
-        case Transition(event="round_finished", facts=RunFacts(rounds=(*_, last))):
+        case Transition(event=RunEvent.ROUND_FINISHED, facts=RunData(rounds=(*_, last))):
             failures = [f"{client} failed: {printable(why)}" for client, why in last.failures.items()]
             figures = [
                 f"loss {last.loss:.4f}" if last.loss is not None else "",
                 f"accuracy {last.accuracy:.2%}" if last.accuracy is not None else "",
                 f"{last.seconds:.2f} s",
-                counted(len(last.participants), "client") if last.round else "the model it begins with",
+                pluralize(len(last.participants), "client") if last.round else "the model it begins with",
                 *failures,
             ]
             said = Text("  ".join([f"round {last.round}", *filter(None, figures)]))
         case _:
-            said = Text.assemble((move.target, STYLES.get(move.target, "")), "  ", printable(move.reason))
+            said = Text.assemble(
+                (move.target, STATE_STYLES.get(move.target, "")), "  ", printable(move.reason)
+            )
     return Text.assemble((f"{seen.envelope.time.astimezone():%H:%M:%S}  ", "dim"), said)
 
 
 @asynccontextmanager
-async def progress_shown(
+async def show_progress(
     bus: Bus, run: str, *, task: str, since: datetime, console: Console, wanted: bool = True
 ) -> AsyncIterator[RunProgress]:
     """The bar below what *console* prints, for as long as the block runs.
@@ -121,10 +127,10 @@ async def progress_shown(
     if not wanted or not console.is_terminal or console.is_dumb_terminal:
         yield progress
         return
-    words = [subjects.every(bus.fed, kind, task=task) for kind in (RoundMessage, RoundReply)]
+    words = [subjects.wildcard_for(bus.fed, kind, task=task) for kind in (RoundMessage, RoundReply)]
     async with (
         bus.watch(events_stream(bus.fed), words, since=since) as said,
-        beside(progress.follow(said), name=f"answers in {run}"),
+        background_task(progress.follow(said), name=f"answers in {run}"),
     ):
         with Live(
             console=console,

@@ -9,21 +9,21 @@ from typing import Final
 
 from rich.console import Console
 
-from fedbus.app.bus_session import lives, moved
-from fedbus.app.terminal.progress_bar import awaiting
+from fedbus.app.bus_session import latest_transitions, transition_of
+from fedbus.app.terminal.progress_bar import status_line
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.streams import life_stream
+from fedbus.bus.streams import lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.client import ClientState
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import ServerFacts, ServerState
+from fedbus.contracts.server import ServerData, ServerState
 from fedbus.contracts.transition import Transition
 
 AGENT: Final = "up"
-NAMED: Final = 3
+MAX_NAMES: Final = 3
 
 
-class Arrivals:
+class StartupProgress:
     """Who is there, of the servers of *tasks* and of *clients* in each of them."""
 
     def __init__(self, tasks: Sequence[str], clients: Sequence[str]) -> None:
@@ -38,7 +38,7 @@ class Arrivals:
         match move.kind, move.target:
             case "server", state if state != ServerState.MODEL_INIT:
                 self._servers.discard(move.task)
-                if isinstance(move.facts, ServerFacts) and move.facts.model:
+                if isinstance(move.facts, ServerData) and move.facts.model:
                     self._version = move.facts.model.version
             case "client", ClientState.SERVING:
                 self._clients.discard(move.thing)
@@ -63,33 +63,33 @@ class Arrivals:
             thing, reason = next(iter(sorted(self._gave_up.items())))
             return f"{serve}; {self._name(thing)} could not begin, and is started again: {reason}"
         missing = [self._name(thing) for thing in sorted(self._clients)]
-        return f"{serve}; waiting for {named(missing)}"
+        return f"{serve}; waiting for {shorten_names(missing)}"
 
     def _name(self, thing: str) -> str:
         client, _, task = thing.partition(".")
         return client if self._one_task else f"{client} in {task}"
 
 
-def named(who: Sequence[str]) -> str:
+def shorten_names(who: Sequence[str]) -> str:
     """The first few of them, and how many more there are."""
-    more = f" and {len(who) - NAMED} more" if len(who) > NAMED else ""
-    return f"{', '.join(who[:NAMED])}{more}"
+    more = f" and {len(who) - MAX_NAMES} more" if len(who) > MAX_NAMES else ""
+    return f"{', '.join(who[:MAX_NAMES])}{more}"
 
 
-async def until_all_serve(
-    url: str, fed: FederationId, arrivals: Arrivals, console: Console, *, began: datetime
+async def wait_until_serving(
+    url: str, fed: FederationId, arrivals: StartupProgress, console: Console, *, began: datetime
 ) -> None:
     """Tell what is awaited until nothing is. *began*: when the start began."""
     async with Bus.connect(url, Identity(fed, AGENT)) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         # a server goes on from where it was without a word; a client always begins anew
-        wanted = [subjects.life(fed, kind, ">") for kind in ("server", "client")]
-        async with bus.watch(life_stream(fed), wanted, since=began) as moves:
-            for seen in await lives(bus, "server"):
-                arrivals.see(moved(seen))
-            with awaiting(console) as tell:
+        wanted = [subjects.lifecycle(fed, kind, ">") for kind in ("server", "client")]
+        async with bus.watch(lifecycle_stream(fed), wanted, since=began) as moves:
+            for seen in await latest_transitions(bus, "server"):
+                arrivals.see(transition_of(seen))
+            with status_line(console) as tell:
                 while not arrivals.all_there:
                     tell(str(arrivals))
-                    arrivals.see(moved(await anext(moves)))
+                    arrivals.see(transition_of(await anext(moves)))
     took_s = (datetime.now(UTC) - began).total_seconds()
     console.print(f"{arrivals}, after {took_s:.1f} s", soft_wrap=True, highlight=False)

@@ -15,14 +15,14 @@ from typing import Any, Final
 from rich.console import Console
 from rich.live import Live
 
-from fedbus.agents.common.asyncio_tools import within
-from fedbus.app.entrypoints.signals import stopping
-from fedbus.app.terminal.keyboard import HUNG_UP, keyboard
-from fedbus.app.terminal.top_screen import KEYS, Look, picture
-from fedbus.app.views.federation_status import NOTES, Member, Overview, Rate
-from fedbus.bus.background import beside
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.agents.common.asyncio_tools import wait_within
+from fedbus.app.entrypoints.signals import stop_on_signals
+from fedbus.app.terminal.keyboard import HUNG_UP, read_keys
+from fedbus.app.terminal.top_screen import SORT_BY_KEY, ScreenOptions, render_screen
+from fedbus.app.views.federation_status import NOTE_MESSAGES, ClientStatus, EventRate, FederationOverview
+from fedbus.bus.background import background_task
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 from fedbus.contracts.catalogue import stream_subjects
 from fedbus.contracts.client import Heartbeat
@@ -32,93 +32,105 @@ from fedbus.contracts.transition import Transition
 
 FRAME_S: Final = 0.1
 TICK_S: Final = 1.0
-PAGE: Final = 10
-STEPS: Final = {
+PAGE_ROWS: Final = 10
+SCROLL_STEPS: Final = {
     "up": -1,
     "k": -1,
     "down": 1,
     "j": 1,
-    "page up": -PAGE,
-    "page down": PAGE,
+    "page up": -PAGE_ROWS,
+    "page down": PAGE_ROWS,
     "home": -(10**9),
     "end": 10**9,
 }
 
 
 @asynccontextmanager
-async def followed(bus: Bus, overview: Overview, moved: Callable[[], None]) -> AsyncIterator[None]:
+async def follow_federation(
+    bus: Bus, overview: FederationOverview, moved: Callable[[], None]
+) -> AsyncIterator[None]:
     """*overview* is what is so when the block begins, and follows; *moved* is called for each message that comes.
 
     Raises NoFederation, and BusClosed where the connection is gone for good.
     """
     ready = asyncio.Event()
-    async with beside(_follow(bus, overview, moved, ready), name="follow the federation"):
+    async with background_task(_follow(bus, overview, moved, ready), name="follow the federation"):
         await ready.wait()
         yield
 
 
-async def _follow(bus: Bus, overview: Overview, moved: Callable[[], None], ready: asyncio.Event) -> None:
+async def _follow(
+    bus: Bus, overview: FederationOverview, moved: Callable[[], None], ready: asyncio.Event
+) -> None:
     streams = {
-        life_stream(bus.fed): [subjects.every(bus.fed, Transition)],
+        lifecycle_stream(bus.fed): [subjects.wildcard_for(bus.fed, Transition)],
         events_stream(bus.fed): stream_subjects(bus.fed),
     }
-    ends = {name: (await bus.extent(name))[1] for name in streams}
+    ends = {name: (await bus.sequence_range(name))[1] for name in streams}
     async with AsyncExitStack() as watching:
         comes = [
             await watching.enter_async_context(bus.watch(name, wanted, after=ends[name]))
             for name, wanted in streams.items()
         ]
         heard = [
-            await watching.enter_async_context(bus.overhear(kind, task="*"))
+            await watching.enter_async_context(bus.subscribe_ephemeral(kind, task="*"))
             for kind in (DeviceReport, Heartbeat)
         ]
-        await take_in(bus, overview)
+        await load_overview(bus, overview)
         ready.set()
         async with asyncio.TaskGroup() as group:
-            group.create_task(_until_lost(bus), name="the connection")
+            group.create_task(_wait_until_lost(bus), name="the connection")
             for stream in comes:
-                group.create_task(_see(stream, overview, moved), name="see")
+                group.create_task(_apply_stream(stream, overview, moved), name="see")
             for words in heard:
-                group.create_task(_hear(words, overview, moved), name="hear")
+                group.create_task(_apply_reports(words, overview, moved), name="hear")
 
 
-async def _until_lost(bus: Bus) -> None:
+async def _wait_until_lost(bus: Bus) -> None:
     await bus.lost()
 
 
-async def take_in(bus: Bus, overview: Overview) -> None:
+async def load_overview(bus: Bus, overview: FederationOverview) -> None:
     """Have *overview* be what is so now: the last word on everything, in the order in which it was said."""
-    lives = await bus.snapshot(life_stream(bus.fed), [subjects.every(bus.fed, Transition)])
-    notes = await bus.snapshot(events_stream(bus.fed), [subjects.every(bus.fed, kind) for kind in NOTES])
+    lives = await bus.last_per_subject(
+        lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)]
+    )
+    notes = await bus.last_per_subject(
+        events_stream(bus.fed), [subjects.wildcard_for(bus.fed, kind) for kind in NOTE_MESSAGES]
+    )
     for seen in sorted([*lives, *notes], key=lambda seen: seen.envelope.time):
         overview.see(seen)
     for seen in await bus.latest(DeviceReport):
         overview.hear(seen.message, seen.envelope.time)
 
 
-async def _see(stream: AsyncIterator[Seen], overview: Overview, moved: Callable[[], None]) -> None:
+async def _apply_stream(
+    stream: AsyncIterator[StoredMessage], overview: FederationOverview, moved: Callable[[], None]
+) -> None:
     async for seen in stream:
         overview.see(seen)
         moved()
 
 
-async def _hear(words: AsyncIterator[Message], overview: Overview, moved: Callable[[], None]) -> None:
+async def _apply_reports(
+    words: AsyncIterator[Message], overview: FederationOverview, moved: Callable[[], None]
+) -> None:
     async for message in words:
         overview.hear(message, datetime.now(UTC))
         moved()
 
 
-class Screen:
+class TopScreen:
     """The terminal, drawn when somebody moved, a key was pressed or its size has changed."""
 
-    def __init__(self, console: Console, bus: Bus, look: Look) -> None:
+    def __init__(self, console: Console, bus: Bus, look: ScreenOptions) -> None:
         self._console = console
         self._bus = bus
         self._look = look
         self._wake = asyncio.Event()
         self._over = False
-        self._rate = Rate()
-        self.overview = Overview()
+        self._rate = EventRate()
+        self.overview = FederationOverview()
 
     def moved(self) -> None:
         self._rate.count(datetime.now(UTC).timestamp())
@@ -127,9 +139,9 @@ class Screen:
     async def run(self) -> None:
         """Until q, Ctrl-C, or the end of the terminal."""
         loop = asyncio.get_running_loop()
-        with stopping() as stop, keyboard(sys.stdin, self._pressed), self._live() as live:
+        with stop_on_signals() as stop, read_keys(sys.stdin, self._pressed), self._live() as live:
             loop.add_signal_handler(signal.SIGWINCH, self._wake.set)
-            async with beside(self._ended(stop), name="wait for the end"):
+            async with background_task(self._ended(stop), name="wait for the end"):
                 while not self._over:
                     self._wake.clear()
                     live.update(self._picture(), refresh=True)
@@ -147,14 +159,14 @@ class Screen:
     async def _next(self) -> None:
         """Wait for something to draw."""
         try:
-            await within(TICK_S, self._wake.wait())
+            await wait_within(TICK_S, self._wake.wait())
         except TimeoutError:
             return
 
     def _picture(self) -> Any:
         now, size = datetime.now(UTC), self._console.size
         self._look.bus_is_there = self._bus.connected
-        return picture(
+        return render_screen(
             self.overview,
             self._look,
             now,
@@ -170,10 +182,10 @@ class Screen:
             self._leave()
         elif key == "r":
             look.reverse = not look.reverse
-        elif key in KEYS:
-            look.sort, look.first = KEYS[key], 0
-        elif key in STEPS:
-            look.first += STEPS[key]
+        elif key in SORT_BY_KEY:
+            look.sort, look.first = SORT_BY_KEY[key], 0
+        elif key in SCROLL_STEPS:
+            look.first += SCROLL_STEPS[key]
         self._wake.set()
 
     def _leave(self) -> None:
@@ -181,7 +193,7 @@ class Screen:
         self._wake.set()
 
 
-def record(overview: Overview, one: Member) -> dict[str, Any]:
+def client_record(overview: FederationOverview, one: ClientStatus) -> dict[str, Any]:
     """*one* for a program."""
     heard, report = overview.heard.get(one.client), overview.devices.get(one.client)
     return {

@@ -10,73 +10,77 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from fedbus.agents.common.asyncio_tools import within
-from fedbus.app.failures import Exit, Failure
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.agents.common.asyncio_tools import wait_within
+from fedbus.app.failures import CliError, ExitCode
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.run import RUN, RunFacts
+from fedbus.contracts.run import RUN, RunData
 from fedbus.contracts.transition import Transition
 
-SILENCE_S: Final = 2.0
-TICK: Final = timedelta(milliseconds=1)
+IDLE_TIMEOUT_S: Final = 2.0
+CLOCK_RESOLUTION: Final = timedelta(milliseconds=1)
 """Envelopes have times of whole milliseconds, bodies finer ones."""
-AFTERWARDS: Final = timedelta(seconds=60)
+AFTER_RUN: Final = timedelta(seconds=60)
 """So long after a run its clients are still putting its model to use."""
 
 
 @dataclass(frozen=True)
-class Window:
+class TimeWindow:
     """From when, until when, and of which run."""
 
     since: datetime
     until: datetime
     run: str | None = None
 
-    def holds(self, seen: Seen) -> bool:
-        return self.since <= seen.envelope.time <= self.until and (self.run is None or is_of(self.run, seen))
+    def holds(self, seen: StoredMessage) -> bool:
+        return self.since <= seen.envelope.time <= self.until and (
+            self.run is None or is_about_run(self.run, seen)
+        )
 
 
-def is_of(run: str, seen: Seen) -> bool:
+def is_about_run(run: str, seen: StoredMessage) -> bool:
     """Whether a message is about *run*: by its body, or by the facts of the transition that it is."""
     message = seen.message
     about = message.facts if isinstance(message, Transition) else message
     return getattr(about, "run", None) == run
 
 
-async def window(bus: Bus, since: datetime | None, until: datetime | None, run: str | None) -> Window:
+async def resolve_window(
+    bus: Bus, since: datetime | None, until: datetime | None, run: str | None
+) -> TimeWindow:
     """What was asked for; of a *run*, where no times are given, from its request to a little after its end.
 
     Raises Failure where there is no such run.
     """
     if run is None:
         assert since is not None
-        return Window(since, until or datetime.now(UTC))
-    seen = await bus.last(subjects.life(bus.fed, RUN.kind, run))
+        return TimeWindow(since, until or datetime.now(UTC))
+    seen = await bus.last(subjects.lifecycle(bus.fed, RUN.kind, run))
     if seen is None or not isinstance(seen.message, Transition):
-        raise Failure(f"no run {run} in federation {bus.fed}: see fedbus run ls", Exit.NOT_FOUND)
+        raise CliError(f"no run {run} in federation {bus.fed}: see fedbus run ls", ExitCode.NOT_FOUND)
     facts = seen.message.facts
-    assert isinstance(facts, RunFacts)
+    assert isinstance(facts, RunData)
     over = seen.message.target in RUN.final
-    end = seen.envelope.time + AFTERWARDS if over else datetime.now(UTC)
-    return Window(since or facts.requested_at - TICK, until or end, run)
+    end = seen.envelope.time + AFTER_RUN if over else datetime.now(UTC)
+    return TimeWindow(since or facts.requested_at - CLOCK_RESOLUTION, until or end, run)
 
 
-async def replayed(bus: Bus, window: Window) -> AsyncGenerator[Seen, None]:
+async def read_window(bus: Bus, window: TimeWindow) -> AsyncGenerator[StoredMessage, None]:
     """What the streams held in *window*, by the time at which it was said."""
     async with AsyncExitStack() as open_things:
         streams = [
-            await open_things.enter_async_context(aclosing(_stream(bus, name, wanted, window)))
+            await open_things.enter_async_context(aclosing(_read_stream(bus, name, wanted, window)))
             for name, wanted in (
-                (events_stream(bus.fed), [subjects.everything(bus.fed)]),
-                (life_stream(bus.fed), [subjects.every(bus.fed, Transition)]),
+                (events_stream(bus.fed), [subjects.federation_wildcard(bus.fed)]),
+                (lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)]),
             )
         ]
-        async for seen in _merged(streams):
+        async for seen in _merge(streams):
             yield seen
 
 
-async def paced(stream: AsyncIterator[Seen], speed: float) -> AsyncGenerator[Seen, None]:
+async def pace(stream: AsyncIterator[StoredMessage], speed: float) -> AsyncGenerator[StoredMessage, None]:
     """*stream* at so many times the pace at which it was said; 0: at once."""
     loop, begin, began = asyncio.get_running_loop(), None, 0.0
     async for seen in stream:
@@ -88,20 +92,22 @@ async def paced(stream: AsyncIterator[Seen], speed: float) -> AsyncGenerator[See
         yield seen
 
 
-async def _stream(bus: Bus, name: str, wanted: list[str], window: Window) -> AsyncGenerator[Seen, None]:
+async def _read_stream(
+    bus: Bus, name: str, wanted: list[str], window: TimeWindow
+) -> AsyncGenerator[StoredMessage, None]:
     """What one stream holds now of *window*; what comes meanwhile is not of the past."""
-    _, last = await bus.extent(name)
+    _, last = await bus.sequence_range(name)
     async with bus.watch(name, wanted, since=window.since) as seen:
         with suppress(TimeoutError):  # where the last one is unreadable it never comes
             while last:
-                one = await within(SILENCE_S, anext(seen))
+                one = await wait_within(IDLE_TIMEOUT_S, anext(seen))
                 if window.holds(one):
                     yield one
                 if one.sequence >= last:
                     return
 
 
-async def _merged(streams: Sequence[AsyncIterator[Seen]]) -> AsyncGenerator[Seen, None]:
+async def _merge(streams: Sequence[AsyncIterator[StoredMessage]]) -> AsyncGenerator[StoredMessage, None]:
     heads = {stream: await anext(stream, None) for stream in streams}
     while waiting := {stream: head for stream, head in heads.items() if head is not None}:
         stream, head = min(waiting.items(), key=lambda one: one[1].envelope.time)

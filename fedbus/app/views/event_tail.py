@@ -6,37 +6,39 @@ from contextlib import AsyncExitStack, suppress
 from datetime import datetime
 from typing import Any, Final
 
-from fedbus.agents.common.asyncio_tools import within
-from fedbus.bus.bus import Bus, Seen
-from fedbus.bus.streams import events_stream, life_stream
+from fedbus.agents.common.asyncio_tools import wait_within
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
 
 SETTLE_S: Final = 0.05
 """Two streams are read as one: what comes within this time is put in the order of its time."""
-HELD_AT_ONCE: Final = 1000
+MAX_BATCH: Final = 1000
 
 
-async def everything(bus: Bus, since: datetime | None) -> AsyncGenerator[Seen, None]:
+async def follow_streams(bus: Bus, since: datetime | None) -> AsyncGenerator[StoredMessage, None]:
     """Events and transitions from *since* on, or from now; raises BusClosed at the end."""
     streams = {
-        events_stream(bus.fed): [subjects.everything(bus.fed)],
-        life_stream(bus.fed): [subjects.life(bus.fed, "*", ">")],
+        events_stream(bus.fed): [subjects.federation_wildcard(bus.fed)],
+        lifecycle_stream(bus.fed): [subjects.lifecycle(bus.fed, "*", ">")],
     }
-    queue: asyncio.Queue[Seen] = asyncio.Queue(HELD_AT_ONCE)
+    queue: asyncio.Queue[StoredMessage] = asyncio.Queue(MAX_BATCH)
     async with AsyncExitStack() as watching:
         readers: list[asyncio.Future[Any]] = [asyncio.ensure_future(bus.lost())]
         try:
             for stream, wanted in streams.items():
                 seen = await watching.enter_async_context(bus.watch(stream, wanted, since=since))
-                readers.append(asyncio.create_task(_into(queue, seen), name=f"read {stream}"))
+                readers.append(asyncio.create_task(_forward(queue, seen), name=f"read {stream}"))
             while True:
-                for one in await _settled(queue, readers):
+                for one in await _next_batch(queue, readers):
                     yield one
         finally:
-            await _end(readers)
+            await _cancel_all(readers)
 
 
-async def until_lost(bus: Bus, stream: AsyncIterator[Seen]) -> AsyncGenerator[Seen, None]:
+async def read_until_lost(
+    bus: Bus, stream: AsyncIterator[StoredMessage]
+) -> AsyncGenerator[StoredMessage, None]:
     """*stream* as it comes; raises BusClosed when the connection is gone for good."""
     gone: asyncio.Future[Any] = asyncio.ensure_future(bus.lost())
     pending: list[asyncio.Future[Any]] = [gone]
@@ -48,15 +50,17 @@ async def until_lost(bus: Bus, stream: AsyncIterator[Seen]) -> AsyncGenerator[Se
                 gone.result()
             yield await pending[1]
     finally:
-        await _end(pending)
+        await _cancel_all(pending)
 
 
-async def _into(queue: asyncio.Queue[Seen], stream: AsyncIterator[Seen]) -> None:
+async def _forward(queue: asyncio.Queue[StoredMessage], stream: AsyncIterator[StoredMessage]) -> None:
     async for seen in stream:
         await queue.put(seen)
 
 
-async def _settled(queue: asyncio.Queue[Seen], readers: list[asyncio.Future[Any]]) -> list[Seen]:
+async def _next_batch(
+    queue: asyncio.Queue[StoredMessage], readers: list[asyncio.Future[Any]]
+) -> list[StoredMessage]:
     """What comes until nothing has come for a moment, sorted by time."""
     first: asyncio.Future[Any] = asyncio.ensure_future(queue.get())
     try:
@@ -69,12 +73,12 @@ async def _settled(queue: asyncio.Queue[Seen], readers: list[asyncio.Future[Any]
             first.cancel()
     held = [await first]
     with suppress(TimeoutError):
-        while len(held) < HELD_AT_ONCE:
-            held.append(await within(SETTLE_S, queue.get()))
+        while len(held) < MAX_BATCH:
+            held.append(await wait_within(SETTLE_S, queue.get()))
     return sorted(held, key=lambda seen: seen.envelope.time)
 
 
-async def _end(tasks: Sequence["asyncio.Future[Any]"]) -> None:
+async def _cancel_all(tasks: Sequence["asyncio.Future[Any]"]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

@@ -15,31 +15,38 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Final
 
-from fedbus.bus.bus import Seen
+from fedbus.bus.bus import StoredMessage
 from fedbus.contracts import subjects
-from fedbus.contracts.client import ClientState, Declined, FailTrain, FlClientState, Heartbeat, Joined
+from fedbus.contracts.client import (
+    ClientDeclined,
+    ClientJoined,
+    ClientState,
+    FailTrain,
+    FlClientState,
+    Heartbeat,
+)
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import Message
-from fedbus.contracts.run import RUN, RunFacts, RunState
+from fedbus.contracts.run import RUN, RunData, RunState
 from fedbus.contracts.transition import Transition
 
-OF_A_CLIENT: Final = frozenset({"client", "fl_client", "inference"})
-NOTES: Final[tuple[type[Message], ...]] = (Joined, Declined, FailTrain)
+CLIENT_LIFECYCLES: Final = frozenset({"client", "fl_client", "inference"})
+NOTE_MESSAGES: Final[tuple[type[Message], ...]] = (ClientJoined, ClientDeclined, FailTrain)
 """The words that tell why a client does not train: of each the last one counts."""
-RATE_S: Final = 10.0
+RATE_WINDOW_S: Final = 10.0
 """Over how long the rate of events is taken."""
-SINCE_EVER: Final = float("-inf")
+LOWEST: Final = float("-inf")
 
 
 @dataclass
-class Member:
+class ClientStatus:
     """One client in one task."""
 
     client: str
     task: str
     moves: dict[str, Transition] = field(default_factory=dict)
     """The last of each of its three lifecycles."""
-    no: Declined | FailTrain | None = None
+    no: ClientDeclined | FailTrain | None = None
     """Why it was not in a run, or out of it, since it last joined one."""
     noted_at: datetime | None = None
 
@@ -68,13 +75,13 @@ class Member:
         """Remember a no; who joins has said yes since."""
         if self.noted_at is None or at >= self.noted_at:
             self.noted_at = at
-            self.no = message if isinstance(message, Declined | FailTrain) else None
+            self.no = message if isinstance(message, ClientDeclined | FailTrain) else None
 
 
-class Rate:
+class EventRate:
     """How many came in the last seconds; costs one number a second."""
 
-    def __init__(self, over_s: float = RATE_S) -> None:
+    def __init__(self, over_s: float = RATE_WINDOW_S) -> None:
         self._over_s = over_s
         self._counts: deque[tuple[int, int]] = deque()
         self._begin: float | None = None
@@ -94,11 +101,11 @@ class Rate:
         return sum(count for _, count in self._counts) / watched_s
 
 
-class Overview:
+class FederationOverview:
     """Servers, runs and clients as they are now."""
 
     def __init__(self) -> None:
-        self.members: dict[str, Member] = {}
+        self.members: dict[str, ClientStatus] = {}
         self.servers: dict[str, Transition] = {}
         self.heard: dict[str, datetime] = {}
         """When each client was last heard of."""
@@ -107,16 +114,16 @@ class Overview:
 
     # --- taking in ----------------------------------------------------------------------------
 
-    def see(self, seen: Seen) -> None:
+    def see(self, seen: StoredMessage) -> None:
         """Take in what a stream holds."""
         message, at = seen.message, seen.envelope.time
         speaker = seen.envelope.source.rpartition("/")[2]
-        if speaker not in subjects.RESERVED:
+        if speaker not in subjects.RESERVED_OWNERS:
             self._heard_of(speaker, at)
         match message:
             case Transition():
                 self._moved(message)
-            case Joined() | Declined() | FailTrain():
+            case ClientJoined() | ClientDeclined() | FailTrain():
                 self._member(message.client, message.task).note(message, at)
 
     def hear(self, message: Message, at: datetime) -> None:
@@ -133,11 +140,11 @@ class Overview:
             self.servers[move.task] = move
         elif move.kind == RUN.kind:
             self._runs[move.thing] = move
-        elif move.kind in OF_A_CLIENT:
+        elif move.kind in CLIENT_LIFECYCLES:
             self._member(move.thing.partition(".")[0], move.task).moves[move.kind] = move
 
-    def _member(self, client: str, task: str) -> Member:
-        return self.members.setdefault(f"{client}.{task}", Member(client, task))
+    def _member(self, client: str, task: str) -> ClientStatus:
+        return self.members.setdefault(f"{client}.{task}", ClientStatus(client, task))
 
     def _heard_of(self, client: str, at: datetime) -> None:
         self.heard[client] = max(at, self.heard.get(client, at))
@@ -149,7 +156,7 @@ class Overview:
         """The runs that are not over, oldest first."""
         return [
             move
-            for _, move in sorted(self._runs.items(), key=lambda one: natural(one[0]))
+            for _, move in sorted(self._runs.items(), key=lambda one: natural_key(one[0]))
             if move.target not in RUN.final
         ]
 
@@ -160,14 +167,14 @@ class Overview:
     @property
     def last_run(self) -> Transition | None:
         """The newest run that there was, however it ended."""
-        runs = [move for move in self._runs.values() if isinstance(move.facts, RunFacts)]
+        runs = [move for move in self._runs.values() if isinstance(move.facts, RunData)]
         return max(runs, key=lambda move: move.facts.requested_at, default=None)  # type: ignore[union-attr]
 
     @property
     def training(self) -> int:
         return sum(one.trains for one in self.members.values())
 
-    def why(self, one: Member) -> str:
+    def why(self, one: ClientStatus) -> str:
         """Why *one* does not train, in a few words; nothing where it does."""
         state, run = one.state("client"), self.run_of(one.task)
         if one.trains:
@@ -177,9 +184,7 @@ class Overview:
         if state == ClientState.S0:
             return "begins: waits for the server and the models"
         if one.no is not None and run in (None, one.no.run):
-            return (
-                f"{'declined' if isinstance(one.no, Declined) else 'failed in'} {one.no.run}: {one.no.reason}"
-            )
+            return f"{'declined' if isinstance(one.no, ClientDeclined) else 'failed in'} {one.no.run}: {one.no.reason}"
         if state == ClientState.SYNCING:
             return "gets other code ready"
         if state == ClientState.PENDING_APPLICATION:
@@ -189,28 +194,28 @@ class Overview:
         recruits = self._runs[run].target in (RunState.REQUESTED, RunState.RECRUITING)
         return f"has not joined {run} yet" if recruits else f"is not in {run}"
 
-    def sorted(self, by: str, *, reverse: bool = False) -> list[Member]:
+    def sorted(self, by: str, *, reverse: bool = False) -> list[ClientStatus]:
         """All clients, by a key of `SORTS`; those of equal rank by their names."""
-        key = SORTS[by]
-        in_order = sorted(self.members.values(), key=lambda one: natural(f"{one.client}.{one.task}"))
+        key = SORT_KEYS[by]
+        in_order = sorted(self.members.values(), key=lambda one: natural_key(f"{one.client}.{one.task}"))
         return sorted(in_order, key=lambda one: key(self, one), reverse=reverse)
 
-    def usage(self, one: Member, what: str) -> float | None:
+    def usage(self, one: ClientStatus, what: str) -> float | None:
         """A figure of the last report of its device: ``cpu``, ``memory``, ``temperature_c``."""
         report = self.devices.get(one.client)
         return None if report is None else getattr(report, what)
 
 
-Key = Callable[[Overview, Member], Any]
+SortKey = Callable[[FederationOverview, ClientStatus], Any]
 
-SORTS: Final[dict[str, Key]] = {
-    "name": lambda _, one: natural(f"{one.client}.{one.task}"),
+SORT_KEYS: Final[dict[str, SortKey]] = {
+    "name": lambda _, one: natural_key(f"{one.client}.{one.task}"),
     "state": lambda _, one: (one.state("client"), one.state("fl_client")),
     "training": lambda _, one: (not one.trains, one.state("fl_client")),
     "model": lambda _, one: one.model_version or 0,
-    "cpu": lambda overview, one: -_or_least(overview.usage(one, "cpu")),
-    "memory": lambda overview, one: -_or_least(overview.usage(one, "memory")),
-    "heat": lambda overview, one: -_or_least(overview.usage(one, "temperature_c")),
+    "cpu": lambda overview, one: -_or_lowest(overview.usage(one, "cpu")),
+    "memory": lambda overview, one: -_or_lowest(overview.usage(one, "memory")),
+    "heat": lambda overview, one: -_or_lowest(overview.usage(one, "temperature_c")),
     "seen": lambda overview, one: (
         overview.heard[one.client].timestamp() if one.client in overview.heard else 0.0
     ),
@@ -219,10 +224,10 @@ SORTS: Final[dict[str, Key]] = {
 """What clients can be sorted by; what is busiest, hottest, oldest or trains comes first."""
 
 
-def natural(name: str) -> list[tuple[int, str]]:
+def natural_key(name: str) -> list[tuple[int, str]]:
     """So that c10 comes after c9."""
     return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
 
 
-def _or_least(figure: float | None) -> float:
-    return SINCE_EVER if figure is None else figure
+def _or_lowest(figure: float | None) -> float:
+    return LOWEST if figure is None else figure

@@ -5,15 +5,15 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
-from fedbus.contracts.client import ClientFacts, FlClientFacts, InferenceFacts
+from fedbus.contracts.client import ClientData, FlClientData, InferenceData
 from fedbus.contracts.model import ModelRef
-from fedbus.contracts.run import RUN, RunFacts, RunState
-from fedbus.contracts.server import ServerFacts
+from fedbus.contracts.run import RUN, RunData, RunState
+from fedbus.contracts.server import ServerData
 from fedbus.contracts.transition import Transition
 
 
 @dataclass(frozen=True)
-class Step:
+class TransitionView:
     """One transition as it is told to people."""
 
     at: datetime
@@ -50,10 +50,10 @@ class ClientView:
     inference: str = "empty"
     endpoint: str = ""
     served: ModelRef | None = None
-    steps: list[Step] = field(default_factory=list)
+    steps: list[TransitionView] = field(default_factory=list)
 
     @property
-    def settled(self) -> bool:
+    def is_settled(self) -> bool:
         """Serving, and nothing under way."""
         return (self.state, self.training, self.inference) == ("serving", "waiting", "serving")
 
@@ -63,22 +63,22 @@ class Fleet:
     """The server, its runs and its clients."""
 
     server: str = "model_init"
-    server_facts: ServerFacts | None = None
-    runs: dict[str, RunFacts] = field(default_factory=dict)
+    server_facts: ServerData | None = None
+    runs: dict[str, RunData] = field(default_factory=dict)
     run_states: dict[str, RunState] = field(default_factory=dict)
     run_reasons: dict[str, str] = field(default_factory=dict)
     clients: dict[str, ClientView] = field(default_factory=dict)
-    steps: list[Step] = field(default_factory=list)
-    _moved: asyncio.Event = field(default_factory=asyncio.Event)
+    steps: list[TransitionView] = field(default_factory=list)
+    _transition_seen: asyncio.Event = field(default_factory=asyncio.Event)
 
-    async def changed(self) -> None:
+    async def wait_for_change(self) -> None:
         """Wait for the next transition."""
-        self._moved.clear()
-        await self._moved.wait()
+        self._transition_seen.clear()
+        await self._transition_seen.wait()
 
-    def see(self, transition: Transition, at: datetime) -> Step:
+    def see(self, transition: Transition, at: datetime) -> TransitionView:
         """Take *transition* in; what it was, for whoever prints it."""
-        step = Step(
+        step = TransitionView(
             at,
             transition.kind,
             transition.thing,
@@ -88,49 +88,49 @@ class Fleet:
             transition.reason,
         )
         self.steps.append(step)
-        self._moved.set()
+        self._transition_seen.set()
         match transition.facts:
-            case ServerFacts() as facts:
+            case ServerData() as facts:
                 self.server, self.server_facts = transition.target, facts
-            case RunFacts() as facts:
+            case RunData() as facts:
                 self.runs[facts.run] = facts
                 self.run_states[facts.run] = RunState(transition.target)
                 self.run_reasons[facts.run] = transition.reason
-            case ClientFacts() as facts:
-                self._client(facts.client, step).state = transition.target
-            case FlClientFacts() as facts:
-                self._client(facts.client, step).training = transition.target
-            case InferenceFacts() as facts:
-                view = self._client(facts.client, step)
+            case ClientData() as facts:
+                self._update_client(facts.client, step).state = transition.target
+            case FlClientData() as facts:
+                self._update_client(facts.client, step).training = transition.target
+            case InferenceData() as facts:
+                view = self._update_client(facts.client, step)
                 view.inference, view.endpoint, view.served = transition.target, facts.endpoint, facts.model
         return step
 
-    def _client(self, client: str, step: Step) -> ClientView:
+    def _update_client(self, client: str, step: TransitionView) -> ClientView:
         view = self.clients.setdefault(client, ClientView(client))
         view.steps.append(step)
         return view
 
     @property
-    def ended(self) -> list[RunFacts]:
+    def ended(self) -> list[RunData]:
         """The runs that are over, in the order in which they were asked for."""
         return [facts for run, facts in self.runs.items() if self.run_states[run] in RUN.final]
 
     @property
-    def current(self) -> RunFacts | None:
+    def current(self) -> RunData | None:
         """The run that is under way."""
         under_way = [facts for run, facts in self.runs.items() if self.run_states[run] not in RUN.final]
         return under_way[-1] if under_way else None
 
-    def all_settled(self, clients: int) -> bool:
+    def are_all_settled(self, clients: int) -> bool:
         """Whether *clients* are there and each serves the version that the server has."""
         version = self.server_facts.model.version if self.server_facts and self.server_facts.model else None
         return len(self.clients) >= clients and all(
-            view.settled and view.served is not None and view.served.version == version
+            view.is_settled and view.served is not None and view.served.version == version
             for view in self.clients.values()
         )
 
 
-def rounds_as_json(run: RunFacts) -> list[dict[str, Any]]:
+def rounds_as_json(run: RunData) -> list[dict[str, Any]]:
     """The rounds of *run*; round 0, the model that it began with, is not one."""
     return [
         {"round": one.round, "loss": one.loss, "accuracy": one.accuracy, "seconds": round(one.seconds, 3)}

@@ -9,16 +9,16 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Final
 
-from fedbus.app.bus_session import lives, moved
+from fedbus.app.bus_session import latest_transitions, transition_of
 from fedbus.bus.bus import Bus
-from fedbus.contracts.run import RoundResult, RunFacts
-from fedbus.domain.client_scores import Standing, standings
+from fedbus.contracts.run import RoundResult, RunData
+from fedbus.domain.client_scores import ClientStats, collect_client_stats
 
-PARTS: Final = ("train_s", "transfer_s", "wait_s")
+TIME_PARTS: Final = ("train_s", "transfer_s", "wait_s")
 
 
 @dataclass(frozen=True)
-class Point:
+class CurvePoint:
     """One round. *step* counts over all runs: each begins where the last one ended, with its round 0."""
 
     run: str
@@ -37,27 +37,29 @@ class Point:
 
 
 @dataclass(frozen=True)
-class Curve:
+class LearningCurve:
     """All rounds of a task that the log remembers, oldest first."""
 
     task: str
-    points: tuple[Point, ...]
+    points: tuple[CurvePoint, ...]
 
     @property
-    def rounds(self) -> list[Point]:
+    def rounds(self) -> list[CurvePoint]:
         """To be drawn: round 0 is the end of the run before, but for the first."""
         return [point for at, point in enumerate(self.points) if point.result.round > 0 or at == 0]
 
     @property
-    def standings(self) -> dict[str, Standing]:
-        return standings(point.result for point in self.points)
+    def standings(self) -> dict[str, ClientStats]:
+        return collect_client_stats(point.result for point in self.points)
 
     def times_of(self, client: str) -> dict[str, float] | None:
         """Where the time of *client* went in a round, on average."""
         mine = [
-            found for point in self.points if set(PARTS) <= (found := point.result.of_client(client)).keys()
+            found
+            for point in self.points
+            if set(TIME_PARTS) <= (found := point.result.of_client(client)).keys()
         ]
-        return {part: fmean(one[part] for one in mine) for part in PARTS} if mine else None
+        return {part: fmean(one[part] for one in mine) for part in TIME_PARTS} if mine else None
 
     def series_of(self, client: str, name: str) -> list[float]:
         """What *client*'s own app said of its *name*, round by round: ``loss`` or ``accuracy``.
@@ -75,18 +77,20 @@ class Curve:
         )
 
 
-async def curve_of(bus: Bus, task: str, *, last: int | None = None) -> Curve:
+async def load_curve(bus: Bus, task: str, *, last: int | None = None) -> LearningCurve:
     """The curve of *task*, over its *last* runs or all of them."""
-    seen = [one for one in await lives(bus, "run") if one.message.task == task]
-    runs = [facts for one in seen if isinstance(facts := moved(one).facts, RunFacts)][-(last or len(seen)) :]
-    return Curve(task, tuple(join(runs)))
+    seen = [one for one in await latest_transitions(bus, "run") if one.message.task == task]
+    runs = [facts for one in seen if isinstance(facts := transition_of(one).facts, RunData)][
+        -(last or len(seen)) :
+    ]
+    return LearningCurve(task, tuple(join_runs(runs)))
 
 
-def join(runs: Iterable[RunFacts]) -> list[Point]:
+def join_runs(runs: Iterable[RunData]) -> list[CurvePoint]:
     """The rounds of *runs*, oldest first, as one curve."""
-    points: list[Point] = []
+    points: list[CurvePoint] = []
     begin = 0
     for facts in runs:
-        points.extend(Point(facts.run, begin + one.round, one) for one in facts.rounds)
+        points.extend(CurvePoint(facts.run, begin + one.round, one) for one in facts.rounds)
         begin = points[-1].step if points else 0
     return points

@@ -19,7 +19,7 @@ receiver's side with `progress`, and `malloc` a word with the allocator.
 
 from fedbus.bus.blobs.blobs import Blobs
 from fedbus.bus.blobs.errors import BlobCorrupt, BlobError, BlobUnavailable
-from fedbus.bus.blobs.offer import Offer
+from fedbus.bus.blobs.offer import BlobOffer
 from fedbus.bus.blobs.protocol import CHUNK_BYTES, WINDOW_BYTES
 
-__all__ = ["CHUNK_BYTES", "WINDOW_BYTES", "BlobCorrupt", "BlobError", "BlobUnavailable", "Blobs", "Offer"]
+__all__ = ["CHUNK_BYTES", "WINDOW_BYTES", "BlobCorrupt", "BlobError", "BlobOffer", "BlobUnavailable", "Blobs"]

@@ -9,17 +9,17 @@ from nats.aio.client import Client
 from nats.aio.subscription import Subscription
 from nats.errors import BadSubscriptionError, ConnectionClosedError, ConnectionDrainingError
 
-from fedbus.bus.background import beside
+from fedbus.bus.background import background_task
 from fedbus.bus.blobs import protocol
 from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
-from fedbus.bus.blobs.malloc import keep_freed_memory
-from fedbus.bus.blobs.offer import Offer
-from fedbus.bus.blobs.receiver import Fetching
-from fedbus.bus.blobs.sender import Holding
+from fedbus.bus.blobs.malloc import configure_malloc
+from fedbus.bus.blobs.offer import BlobOffer
+from fedbus.bus.blobs.receiver import BlobReceiver
+from fedbus.bus.blobs.sender import BlobSender
 from fedbus.bus.blobs.sinks import INLINE_BYTES, FileSink, MemorySink
-from fedbus.bus.blobs.sources import Content, Data, content_of, digest_of
-from fedbus.bus.blobs.threads import in_thread, opened_in_thread
-from fedbus.bus.nats.flush import reached_the_broker
+from fedbus.bus.blobs.sources import BlobData, BlobSource, compute_digest, open_source
+from fedbus.bus.blobs.threads import open_in_thread, run_in_thread
+from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
 
@@ -32,8 +32,8 @@ class Blobs:
         self.holder = holder
         self._connection = connection
         self._fed = fed
-        self._holding = Holding(connection, fed, holder)
-        self._fetching = Fetching(connection, fed, holder)
+        self._sender = BlobSender(connection, fed, holder)
+        self._receiver = BlobReceiver(connection, fed, holder)
 
     @classmethod
     @asynccontextmanager
@@ -41,34 +41,36 @@ class Blobs:
         """Serves what is offered, under the name *holder*, which no other process may have, until
         the block ends; so leave it before the connection is closed.
         """
-        keep_freed_memory()
+        configure_malloc()
         blobs = cls(connection, fed, holder)
-        asked = await connection.subscribe(protocol.asks(fed, holder), cb=blobs._holding.hear)
-        arriving = await connection.subscribe(protocol.inbox(fed, holder, ">"), cb=blobs._fetching.hear)
-        await reached_the_broker(connection)  # whoever hears of an offer from now on, finds us
+        asked = await connection.subscribe(protocol.request_subject(fed, holder), cb=blobs._sender.hear)
+        arriving = await connection.subscribe(
+            protocol.inbox_subject(fed, holder, ">"), cb=blobs._receiver.hear
+        )
+        await flush_subscriptions(connection)  # whoever hears of an offer from now on, finds us
         try:
-            async with beside(blobs._holding.serve(), name=f"blobs of {holder}"):
+            async with background_task(blobs._sender.serve(), name=f"blobs of {holder}"):
                 try:
                     yield blobs
                 finally:
-                    blobs._holding.close()
+                    blobs._sender.close()
         finally:
             await _unsubscribe(asked, arriving)
 
-    async def offer(self, data: Data, *, receivers: int = 1, sha256: str | None = None) -> Offer:
+    async def offer(self, data: BlobData, *, receivers: int = 1, sha256: str | None = None) -> BlobOffer:
         """Give *data* to whoever asks for it, until the Offer is released.
 
         A list of buffers is one blob, as if they were joined. *receivers* are expected at about the
         same time: more than one get it by cast. *sha256*, where it is known, saves the hashing.
         """
-        content = await _opened(data) if isinstance(data, Path) else content_of(data)
+        content = await _open_source(data) if isinstance(data, Path) else open_source(data)
         try:
             _check_offered(content)
-            digest = sha256 or await _digest(content)
+            digest = sha256 or await _compute_sha256(content)
         except BaseException:
             content.close()
             raise
-        return self._holding.offer(content, sha256=digest, receivers=receivers)
+        return self._sender.offer(content, sha256=digest, receivers=receivers)
 
     async def fetch(
         self, ref: BlobRef, into: memoryview | None = None, *, timeout_s: float = TIMEOUT_S
@@ -80,7 +82,7 @@ class Blobs:
         """
         _check_size(ref)
         sink = MemorySink(ref, into)
-        await self._fetching.fetch(ref, sink, timeout_s)
+        await self._receiver.fetch(ref, sink, timeout_s)
         return sink.view
 
     async def fetch_to(self, ref: BlobRef, path: Path, *, timeout_s: float = TIMEOUT_S) -> None:
@@ -93,14 +95,14 @@ class Blobs:
         while True:
             async with FileSink.open(ref, path) as sink:
                 try:
-                    return await self._fetching.fetch(ref, sink, timeout_s)
+                    return await self._receiver.fetch(ref, sink, timeout_s)
                 except BlobCorrupt:
                     await sink.discard()
                     if not sink.held_bytes:  # or what was left here may be what was wrong: once more without
                         raise
 
 
-def _check_offered(content: Content) -> None:
+def _check_offered(content: BlobSource) -> None:
     if content.size_bytes > MAX_BLOB_BYTES:
         raise ValueError(f"{content.size_bytes} bytes are too many for a blob: at most {MAX_BLOB_BYTES}")
 
@@ -113,8 +115,12 @@ def _check_size(ref: BlobRef) -> None:
         )
 
 
-async def _digest(content: Content) -> str:
-    return digest_of(content) if content.size_bytes <= INLINE_BYTES else await in_thread(digest_of, content)
+async def _compute_sha256(content: BlobSource) -> str:
+    return (
+        compute_digest(content)
+        if content.size_bytes <= INLINE_BYTES
+        else await run_in_thread(compute_digest, content)
+    )
 
 
 async def _unsubscribe(*subscriptions: Subscription) -> None:
@@ -123,5 +129,5 @@ async def _unsubscribe(*subscriptions: Subscription) -> None:
             await subscription.unsubscribe()
 
 
-async def _opened(path: Path) -> Content:
-    return await opened_in_thread(lambda: content_of(path), lambda content: content.close())
+async def _open_source(path: Path) -> BlobSource:
+    return await open_in_thread(lambda: open_source(path), lambda content: content.close())

@@ -11,18 +11,20 @@ import sys
 
 _M_TRIM_THRESHOLD = -1
 _M_MMAP_THRESHOLD = -3
-KEPT_BYTES = 64 * 1024**2
+TRIM_THRESHOLD_BYTES = 64 * 1024**2
 """How much freed memory a process may keep: a few windows."""
-MAPPED_FROM_BYTES = 32 * 1024**2
+MMAP_THRESHOLD_BYTES = 32 * 1024**2
 """The most that glibc takes; from here on (whole models) memory is given back when freed."""
 
 
 @functools.cache
-def keep_freed_memory() -> bool:
+def configure_malloc() -> bool:
     """Ask once a process; says whether the allocator has agreed."""
     if not sys.platform.startswith("linux"):
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is None:
         return False
-    return bool(mallopt(_M_MMAP_THRESHOLD, MAPPED_FROM_BYTES) and mallopt(_M_TRIM_THRESHOLD, KEPT_BYTES))
+    return bool(
+        mallopt(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES) and mallopt(_M_TRIM_THRESHOLD, TRIM_THRESHOLD_BYTES)
+    )

@@ -11,20 +11,20 @@ from collections.abc import Mapping
 from enum import StrEnum
 
 
-class Phase(StrEnum):
+class MulticastPhase(StrEnum):
     GATHERING = "gathering"
     CASTING = "casting"
     OVER = "over"
 
 
-class Cast:
+class MulticastState:
     def __init__(self, *, chunks: int, receivers: int) -> None:
         self._chunks = chunks
         self._expected = receivers
         self._invited: dict[str, range] = {}
         self._credit: dict[str, int] = {}
-        self.phase = Phase.GATHERING
-        self.number = _any_number()
+        self.phase = MulticastPhase.GATHERING
+        self.number = _random_number()
         self.position = 0
         """The chunk that is cast next."""
 
@@ -35,7 +35,7 @@ class Cast:
     @property
     def held_up(self) -> bool:
         """Whether a listener has not asked for the next chunk yet."""
-        return self.phase is Phase.CASTING and min(self._credit.values()) <= self.position
+        return self.phase is MulticastPhase.CASTING and min(self._credit.values()) <= self.position
 
     def covers(self, place: str) -> bool:
         """Whether *place* is sent what it asks for by this cast: by now, the chunks below `position`."""
@@ -43,7 +43,7 @@ class Cast:
 
     def invite(self, place: str, asked: range) -> bool:
         """Whether whoever asks at *place*, outside of the cast, is to listen to it instead of being answered."""
-        if self.phase is not Phase.GATHERING or len(self._invited.keys() | {place}) > self._expected:
+        if self.phase is not MulticastPhase.GATHERING or len(self._invited.keys() | {place}) > self._expected:
             return False
         if asked or place not in self._invited:  # a probe asks for nothing, and takes nothing back
             self._invited[place] = asked
@@ -63,16 +63,16 @@ class Cast:
         left_behind = {place: asked for place, asked in self._invited.items() if place not in self._credit}
         for place in left_behind:
             del self._invited[place]
-        self.phase = Phase.CASTING if self._credit else Phase.OVER
+        self.phase = MulticastPhase.CASTING if self._credit else MulticastPhase.OVER
         return left_behind
 
     def next_chunk(self) -> int | None:
         """The chunk to send now, if there is one that every listener has asked for."""
-        if self.phase is not Phase.CASTING or self.held_up:
+        if self.phase is not MulticastPhase.CASTING or self.held_up:
             return None
         chunk, self.position = self.position, self.position + 1
         if self.position == self._chunks:
-            self.phase = Phase.OVER
+            self.phase = MulticastPhase.OVER
         return chunk
 
     def drop_laggards(self) -> frozenset[str]:
@@ -84,11 +84,11 @@ class Cast:
         }
         self._credit = {}
         self._expected = len(self._invited)
-        self.number = _any_number()
-        self.phase = Phase.GATHERING if self._invited else Phase.OVER
+        self.number = _random_number()
+        self.phase = MulticastPhase.GATHERING if self._invited else MulticastPhase.OVER
         return frozenset(self._invited)
 
 
-def _any_number() -> int:
+def _random_number() -> int:
     """Never 0, which in an Ask says: in no cast."""
     return secrets.randbits(62) + 1

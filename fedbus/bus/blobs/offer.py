@@ -3,23 +3,27 @@
 from collections.abc import Callable
 from typing import Final, Self
 
-from fedbus.bus.blobs.multicast import Cast
-from fedbus.bus.blobs.sources import Bytes, Content, Gone
+from fedbus.bus.blobs.multicast import MulticastState
+from fedbus.bus.blobs.sources import BlobGone, BlobSource, BytesLike
 from fedbus.contracts.model import BlobRef
 
-CAST_FROM_BYTES: Final = 2 * 1024**2
+MULTICAST_MIN_SAVED_BYTES: Final = 2 * 1024**2
 """What a cast must save to be worth its invitation, which every receiver has to accept before the first chunk."""
 
 
-class Offer:
+class BlobOffer:
     """Given to whoever asks, until it is released. Its bytes must not change until then."""
 
     def __init__(
-        self, ref: BlobRef, content: Content, *, receivers: int, withdraw: Callable[["Offer"], None]
+        self, ref: BlobRef, content: BlobSource, *, receivers: int, withdraw: Callable[["BlobOffer"], None]
     ) -> None:
         self.ref = ref
         saved_bytes = (receivers - 1) * ref.size_bytes
-        self.cast = Cast(chunks=ref.chunks, receivers=receivers) if saved_bytes >= CAST_FROM_BYTES else None
+        self.cast = (
+            MulticastState(chunks=ref.chunk_count, receivers=receivers)
+            if saved_bytes >= MULTICAST_MIN_SAVED_BYTES
+            else None
+        )
         self.released = False
         self._content = content
         self._withdraw = withdraw
@@ -31,10 +35,10 @@ class Offer:
             self._withdraw(self)
             self._content.close()
 
-    async def chunk(self, index: int) -> Bytes:
+    async def chunk(self, index: int) -> BytesLike:
         """The bytes of one chunk; raises Gone."""
         if self.released:
-            raise Gone
+            raise BlobGone
         start = index * self.ref.chunk_bytes
         return await self._content.read(start, min(start + self.ref.chunk_bytes, self.ref.size_bytes))
 

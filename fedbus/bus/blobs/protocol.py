@@ -32,19 +32,19 @@ WINDOW_BYTES: Final = 8 * 1024**2
 """What one fetch has in flight: asked for, and not yet in its place."""
 SHARED_WINDOW_BYTES: Final = 64 * 1024**2
 """What all fetches of a process have in flight together, as long as each has a chunk."""
-MAX_ASK_CHUNKS: Final = 4096
+MAX_REQUEST_CHUNKS: Final = 4096
 """The most that a holder remembers for one fetch."""
 
-HERE: Final = "here"
-NOT_HERE: Final = "no"
-CAST: Final = "cast"
+PROBE_REPLY: Final = "here"
+UNAVAILABLE: Final = "no"
+MULTICAST: Final = "cast"
 
-_ASK: Final = struct.Struct(">32sIIQI")
-_HERE: Final = struct.Struct(">II")
+_CHUNK_REQUEST: Final = struct.Struct(">32sIIQI")
+_PROBE_REPLY: Final = struct.Struct(">II")
 
 
 @dataclass(frozen=True)
-class Ask:
+class ChunkRequest:
     """Send me the chunks from *first* up to, not including, *until*; by *cast*, if I am in one.
     With a *probe*, say so when all has been sent.
     """
@@ -56,38 +56,38 @@ class Ask:
     probe: int = 0
 
     def pack(self) -> bytes:
-        return _ASK.pack(bytes.fromhex(self.sha256), self.first, self.until, self.cast, self.probe)
+        return _CHUNK_REQUEST.pack(bytes.fromhex(self.sha256), self.first, self.until, self.cast, self.probe)
 
     def within(self, chunks: int) -> range:
         """What of a blob of so many chunks is asked for, as far as a holder remembers it."""
-        return range(self.first, min(self.until, chunks, self.first + MAX_ASK_CHUNKS))
+        return range(self.first, min(self.until, chunks, self.first + MAX_REQUEST_CHUNKS))
 
     @classmethod
-    def unpack(cls, packed: bytes) -> "Ask | None":
+    def unpack(cls, packed: bytes) -> "ChunkRequest | None":
         """The Ask in *packed*, or None where there is none."""
-        if len(packed) != _ASK.size:
+        if len(packed) != _CHUNK_REQUEST.size:
             return None
-        digest, *numbers = _ASK.unpack(packed)
+        digest, *numbers = _CHUNK_REQUEST.unpack(packed)
         return cls(digest.hex(), *numbers)
 
 
 @dataclass(frozen=True)
-class Here:
+class ProbeReply:
     """What was asked for before the *probe* has been sent, as far as it lies below *until*."""
 
     probe: int
     until: int
 
     def pack(self) -> bytes:
-        return _HERE.pack(self.probe, self.until)
+        return _PROBE_REPLY.pack(self.probe, self.until)
 
     @classmethod
-    def unpack(cls, packed: bytes) -> "Here | None":
+    def unpack(cls, packed: bytes) -> "ProbeReply | None":
         """The Here in *packed*, or None where there is none."""
-        return cls(*_HERE.unpack(packed)) if len(packed) == _HERE.size else None
+        return cls(*_PROBE_REPLY.unpack(packed)) if len(packed) == _PROBE_REPLY.size else None
 
 
-def asks(fed: FederationId, holder: str, asker: str = "*") -> str:
+def request_subject(fed: FederationId, holder: str, asker: str = "*") -> str:
     """Where *holder* is asked: by anybody, or by one *asker*."""
     return subjects.blob(fed, holder, f"ask.{asker}")
 
@@ -97,17 +97,17 @@ def owner_of(holder: str) -> str:
     return holder.partition(".")[0]
 
 
-def inbox(fed: FederationId, receiver: str, fetch: str) -> str:
+def inbox_subject(fed: FederationId, receiver: str, fetch: str) -> str:
     """Where the chunks of one *fetch* go, less the index."""
     return subjects.blob(fed, receiver, f"in.{fetch}")
 
 
-def cast(fed: FederationId, holder: str, number: int) -> str:
+def multicast_subject(fed: FederationId, holder: str, number: int) -> str:
     """Where the chunks of one cast go, less the index."""
     return subjects.blob(fed, holder, f"cast.{number}")
 
 
-def may_send_to(fed: FederationId, place: str, asker: str) -> bool:
+def is_inbox_of(fed: FederationId, place: str, asker: str) -> bool:
     """Whether *place* is one of the *asker*'s own: a holder sends nowhere else, whoever asks."""
     root = re.escape(subjects.blob(fed, asker, ""))
     return re.fullmatch(rf"{root}([A-Za-z0-9_-]+\.)?in\.[A-Za-z0-9_-]+", place) is not None

@@ -7,7 +7,7 @@ awaited (one window at most), and not yet asked for.
 from collections.abc import Iterator
 
 
-class Progress:
+class ReceiveProgress:
     def __init__(self, *, chunks: int, first: int = 0) -> None:
         self._chunks = chunks
         self._first = first

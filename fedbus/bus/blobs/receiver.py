@@ -24,33 +24,33 @@ from nats.errors import (
 
 from fedbus.bus.blobs import protocol
 from fedbus.bus.blobs.errors import BlobCorrupt, BlobUnavailable
-from fedbus.bus.blobs.protocol import Ask, Here
-from fedbus.bus.blobs.receive_progress import Progress
-from fedbus.bus.blobs.sinks import Sink
-from fedbus.bus.nats.cancellation import heeded
+from fedbus.bus.blobs.protocol import ChunkRequest, ProbeReply
+from fedbus.bus.blobs.receive_progress import ReceiveProgress
+from fedbus.bus.blobs.sinks import BlobSink
+from fedbus.bus.nats.cancellation import propagate_cancellation
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.model import BlobRef
-from fedbus.contracts.telemetry import BLOB_IO, add
+from fedbus.contracts.telemetry import BLOB_IO, increment
 
-FIRST_SILENCE_S: Final = 0.1
-LAST_SILENCE_S: Final = 4.0
+MIN_PROBE_S: Final = 0.1
+MAX_PROBE_S: Final = 4.0
 """How long a fetch waits for a chunk before it probes: the first time, and at most."""
 MAX_REASON_BYTES: Final = 300
-RECEIVED: Final = {"network.io.direction": "receive"}
+RECEIVE_ATTRIBUTES: Final = {"network.io.direction": "receive"}
 NO_RESPONDERS: Final = "503"
-NOBODY_THERE: Final = "nobody of that name is on the bus; see whether its process runs"
-SILENCE: Final = "it does not answer; see whether its process and the broker run"
+HOLDER_NOT_FOUND: Final = "nobody of that name is on the bus; see whether its process runs"
+HOLDER_SILENT: Final = "it does not answer; see whether its process and the broker run"
 
 
-class Fetching:
+class BlobReceiver:
     """All fetches of a process."""
 
     def __init__(self, connection: Client, fed: FederationId, receiver: str) -> None:
         self._connection = connection
         self._fed = fed
         self._receiver = receiver
-        self._inbox_length = len(protocol.inbox(fed, receiver, ""))
-        self._fetches: dict[str, Fetch] = {}
+        self._inbox_length = len(protocol.inbox_subject(fed, receiver, ""))
+        self._fetches: dict[str, BlobDownload] = {}
 
     async def hear(self, message: Msg) -> None:
         """A chunk, or word, for one of the fetches; what comes too late is for none."""
@@ -58,10 +58,10 @@ class Fetching:
         if (fetch := self._fetches.get(name)) is not None:
             fetch.hear(word[0] if word else "", message)
 
-    async def fetch(self, ref: BlobRef, sink: Sink, timeout_s: float) -> None:
+    async def fetch(self, ref: BlobRef, sink: BlobSink, timeout_s: float) -> None:
         name = secrets.token_hex(8)
-        place = protocol.inbox(self._fed, self._receiver, name)
-        fetch = Fetch(self._connection, self._fed, ref, self._receiver, place, self._share)
+        place = protocol.inbox_subject(self._fed, self._receiver, name)
+        fetch = BlobDownload(self._connection, self._fed, ref, self._receiver, place, self._share)
         self._fetches[name] = fetch
         try:
             await fetch.run(sink, timeout_s)
@@ -74,7 +74,7 @@ class Fetching:
         return min(protocol.WINDOW_BYTES, protocol.SHARED_WINDOW_BYTES // len(self._fetches))
 
 
-class Fetch:
+class BlobDownload:
     """One blob on its way to one place."""
 
     def __init__(
@@ -90,15 +90,15 @@ class Fetch:
         self._fed = fed
         self._ref = ref
         self._place = place
-        self._asks = protocol.asks(fed, ref.holder, protocol.owner_of(receiver))
+        self._asks = protocol.request_subject(fed, ref.holder, protocol.owner_of(receiver))
         self._share = share
-        self._progress = Progress(chunks=ref.chunks)
+        self._progress = ReceiveProgress(chunks=ref.chunk_count)
         self._news = asyncio.Event()
         self._probe = 0
         self._lost_below = 0
         self._lie = ""
         self._refusal = ""
-        self._trouble = SILENCE
+        self._trouble = HOLDER_SILENT
         self._invitation = 0
         self._cast = 0
         self._cast_subscription: Subscription | None = None
@@ -107,33 +107,33 @@ class Fetch:
 
     def hear(self, word: str, message: Msg) -> None:
         match word:
-            case protocol.CAST:
-                self._hear_invitation(_number(message.data))
-            case protocol.HERE:
-                self._hear_answer(Here.unpack(message.data))
-            case protocol.NOT_HERE:
+            case protocol.MULTICAST:
+                self._hear_invitation(_parse_number(message.data))
+            case protocol.PROBE_REPLY:
+                self._hear_answer(ProbeReply.unpack(message.data))
+            case protocol.UNAVAILABLE:
                 self._hear_refusal(message.data[:MAX_REASON_BYTES].decode(errors="replace"))
             case "":
                 if (message.headers or {}).get("Status") == NO_RESPONDERS:
-                    self._trouble = NOBODY_THERE
+                    self._trouble = HOLDER_NOT_FOUND
             case _:
-                self._hear_chunk(_number(word.encode()), message.data)
+                self._hear_chunk(_parse_number(word.encode()), message.data)
 
     async def _hear_cast(self, message: Msg) -> None:
         self.hear(message.subject.rpartition(".")[2], message)
 
     def _hear_chunk(self, index: int, chunk: bytes) -> None:
-        expected = self._ref.size_of_chunk(index)
+        expected = self._ref.chunk_size(index)
         if expected < 0:
-            self._lie = f"it is sent a chunk that it has not: {self._ref.chunks} are all"
+            self._lie = f"it is sent a chunk that it has not: {self._ref.chunk_count} are all"
         elif len(chunk) != expected:
             self._lie = f"chunk {index} has {len(chunk)} bytes, and should have {expected}"
         elif not self._progress.arrive(index, chunk):
             return
-        add(BLOB_IO, RECEIVED, len(chunk))
+        increment(BLOB_IO, RECEIVE_ATTRIBUTES, len(chunk))
         self._news.set()
 
-    def _hear_answer(self, here: Here | None) -> None:
+    def _hear_answer(self, here: ProbeReply | None) -> None:
         """What was sent before has come, or never will."""
         if here is not None and here.probe == self._probe:
             self._lost_below = here.until
@@ -153,10 +153,12 @@ class Fetch:
 
     # --- what is done ---------------------------------------------------------------
 
-    async def run(self, sink: Sink, timeout_s: float) -> None:
+    async def run(self, sink: BlobSink, timeout_s: float) -> None:
         """Until *sink* has all of it, and has found it right."""
-        self._progress = Progress(chunks=self._ref.chunks, first=-(-sink.held_bytes // self._ref.chunk_bytes))
-        patience = Patience(timeout_s)
+        self._progress = ReceiveProgress(
+            chunks=self._ref.chunk_count, first=-(-sink.held_bytes // self._ref.chunk_bytes)
+        )
+        patience = ProbeTimer(timeout_s)
         await self._ask_for_more()
         while not self._progress.complete:
             if not await self._heard_something(patience.next_probe_s()):
@@ -195,7 +197,7 @@ class Fetch:
         if self._lost_below:
             await self._ask_for_missing()
 
-    async def _took_chunks(self, sink: Sink) -> bool:
+    async def _took_chunks(self, sink: BlobSink) -> bool:
         if not (chunks := self._progress.take()):
             return False
         await sink.put(chunks)
@@ -206,7 +208,7 @@ class Fetch:
         """Subscribe, and only then say what may be sent: nothing can be lost in between."""
         await self.leave_cast()
         self._cast, self._invitation = self._invitation, 0
-        subject = f"{protocol.cast(self._fed, self._ref.holder, self._cast)}.*"
+        subject = f"{protocol.multicast_subject(self._fed, self._ref.holder, self._cast)}.*"
         self._cast_subscription = await self._connection.subscribe(subject, cb=self._hear_cast)
         credit = self._progress.asked_until
         await self._ask(range(credit, credit))
@@ -226,9 +228,9 @@ class Fetch:
         await self._ask(range(credit, credit), probe=self._probe)
 
     async def _ask(self, chunks: range, *, probe: int = 0) -> None:
-        ask = Ask(self._ref.sha256, chunks.start, chunks.stop, self._cast, probe)
+        ask = ChunkRequest(self._ref.sha256, chunks.start, chunks.stop, self._cast, probe)
         try:
-            with heeded():
+            with propagate_cancellation():
                 await self._connection.publish(self._asks, ask.pack(), reply=self._place)
         except OutboundBufferLimitError:  # the broker is away; the next probe will tell
             pass
@@ -236,7 +238,7 @@ class Fetch:
             raise BlobUnavailable(self._ref, "the connection to the bus is closed; open it again") from None
 
 
-class Patience:
+class ProbeTimer:
     """When to probe, and when to give up: both counted from the last chunk."""
 
     def __init__(self, timeout_s: float) -> None:
@@ -245,11 +247,11 @@ class Patience:
 
     def progressed(self) -> None:
         self._since = time.monotonic()
-        self._silence_s = FIRST_SILENCE_S
+        self._silence_s = MIN_PROBE_S
         self._probe_at = self._since + self._silence_s
 
     def probed(self) -> None:
-        self._silence_s = min(2 * self._silence_s, LAST_SILENCE_S)
+        self._silence_s = min(2 * self._silence_s, MAX_PROBE_S)
         self._probe_at = time.monotonic() + self._silence_s
 
     def next_probe_s(self) -> float:
@@ -259,6 +261,6 @@ class Patience:
         return time.monotonic() - self._since >= self._timeout_s
 
 
-def _number(text: bytes) -> int:
+def _parse_number(text: bytes) -> int:
     """The number in *text*, or one that nobody has given."""
     return int(text) if text.isdigit() and len(text) <= 20 else -1

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy
 
 from fedbus.bus.blobs.errors import BlobCorrupt
-from fedbus.bus.blobs.threads import in_thread, opened_in_thread
+from fedbus.bus.blobs.threads import open_in_thread, run_in_thread
 from fedbus.contracts.model import BlobRef
 
 INLINE_BYTES = 64 * 1024
@@ -24,7 +24,7 @@ INLINE_BYTES = 64 * 1024
 _BLOCK_BYTES = 1024**2
 
 
-class Sink(Protocol):
+class BlobSink(Protocol):
     held_bytes: int
     """What was there before: whole chunks from the left."""
 
@@ -44,7 +44,7 @@ class MemorySink:
         self._ref = ref
         self._digest = hashlib.sha256()
         self._end = 0
-        self.view = (_fresh(ref.size_bytes) if into is None else _bytes_of(into))[: ref.size_bytes]
+        self.view = (_allocate(ref.size_bytes) if into is None else _as_bytes(into))[: ref.size_bytes]
         if self.view.readonly or len(self.view) < ref.size_bytes:
             raise ValueError(f"the buffer must be writable and have {ref.size_bytes} bytes")
 
@@ -52,10 +52,10 @@ class MemorySink:
         if sum(map(len, chunks)) <= INLINE_BYTES:
             self._put(chunks)
         else:
-            await in_thread(self._put, chunks)
+            await run_in_thread(self._put, chunks)
 
     async def finish(self) -> None:
-        _check(self._ref, self._digest.hexdigest())
+        _check_digest(self._ref, self._digest.hexdigest())
 
     def _put(self, chunks: Sequence[bytes]) -> None:
         for chunk in chunks:
@@ -80,23 +80,23 @@ class FileSink:
     @classmethod
     @asynccontextmanager
     async def open(cls, ref: BlobRef, path: Path) -> AsyncIterator["FileSink"]:
-        part, file = await opened_in_thread(lambda: _open_part(ref, path), lambda opened: opened[1].close())
+        part, file = await open_in_thread(lambda: _open_part(ref, path), lambda opened: opened[1].close())
         sink = cls(ref, path, part, file)
         try:
-            await in_thread(sink._resume)
+            await run_in_thread(sink._resume)
             yield sink
         finally:
             file.close()
 
     async def put(self, chunks: Sequence[bytes]) -> None:
-        await in_thread(self._put, chunks)
+        await run_in_thread(self._put, chunks)
 
     async def finish(self) -> None:
-        await in_thread(self._finish)
+        await run_in_thread(self._finish)
 
     async def discard(self) -> None:
         """Keep nothing of it."""
-        await in_thread(self._part.unlink, missing_ok=True)
+        await run_in_thread(self._part.unlink, missing_ok=True)
 
     def _resume(self) -> None:
         """Keep the whole chunks that are there, and take their digest anew."""
@@ -115,23 +115,23 @@ class FileSink:
             self._digest.update(chunk)
 
     def _finish(self) -> None:
-        _check(self._ref, self._digest.hexdigest())
+        _check_digest(self._ref, self._digest.hexdigest())
         os.fsync(self._file.fileno())
         self._part.replace(self._path)
         _sync_directory(self._path.parent)
 
 
-def _check(ref: BlobRef, digest: str) -> None:
+def _check_digest(ref: BlobRef, digest: str) -> None:
     if digest != ref.sha256:
         raise BlobCorrupt(ref, f"its sha256 is {digest[:12]}…")
 
 
-def _fresh(size_bytes: int) -> memoryview:
+def _allocate(size_bytes: int) -> memoryview:
     """Memory that is touched for the first time when a chunk is put there, and not before."""
     return numpy.empty(size_bytes, dtype=numpy.uint8).data.cast("B")
 
 
-def _bytes_of(buffer: memoryview) -> memoryview:
+def _as_bytes(buffer: memoryview) -> memoryview:
     return buffer.cast("B") if buffer.nbytes else memoryview(bytearray())
 
 
@@ -148,12 +148,12 @@ def _open_part(ref: BlobRef, path: Path) -> tuple[Path, FileIO]:
         except BlockingIOError:
             part = part.with_name(f"{part.name}.{secrets.token_hex(4)}")
         else:
-            if _still_named(part, file):  # or it was renamed between the opening and the lock
+            if _is_current(part, file):  # or it was renamed between the opening and the lock
                 return part, file
         file.close()
 
 
-def _still_named(part: Path, file: FileIO) -> bool:
+def _is_current(part: Path, file: FileIO) -> bool:
     try:
         return part.stat().st_ino == os.fstat(file.fileno()).st_ino
     except FileNotFoundError:

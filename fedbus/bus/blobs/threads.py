@@ -8,7 +8,7 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+async def run_in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
     """*work*, done in a thread. When this returns, even by a cancellation, the thread has let go:
     the caller may use the buffer again, or close the file.
     """
@@ -20,7 +20,7 @@ async def in_thread(work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> 
         raise
 
 
-async def opened_in_thread(opening: Callable[[], T], close: Callable[[T], None]) -> T:
+async def open_in_thread(opening: Callable[[], T], close: Callable[[T], None]) -> T:
     """What *opening* opens in a thread; closed again where we are cancelled, so that nobody has it."""
     job = asyncio.ensure_future(asyncio.to_thread(opening))
     try:

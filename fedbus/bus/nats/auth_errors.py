@@ -12,32 +12,32 @@ from pathlib import Path
 from typing import Final
 
 from fedbus.bus.errors import AccessDenied
-from fedbus.contracts.credentials import NotCredentials, user_in
+from fedbus.contracts.credentials import InvalidCredentials, parse_user
 
-DOCTOR: Final = "`fedbus doctor` says more"
-NEW_KIT: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
+DOCTOR_HINT: Final = "`fedbus doctor` says more"
+NEW_KIT_HINT: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
 
-_FORBIDDEN: Final = re.compile(
+_PERMISSION_ERROR: Final = re.compile(
     r'permissions violation for (publish|subscription) to "([^"]+)"', re.IGNORECASE
 )
-_REFUSED: Final = (
+_AUTH_ERRORS: Final = (
     (
         "user authentication revoked",
         "these credentials were revoked",
-        f"If that was a mistake, {NEW_KIT}",
+        f"If that was a mistake, {NEW_KIT_HINT}",
     ),
     (
         "user authentication expired",
         "these credentials have expired",
-        f"G{NEW_KIT[1:]}",
+        f"G{NEW_KIT_HINT[1:]}",
     ),
     (
         "account authentication expired",
         "the account of this federation has expired or was replaced",
-        f"G{NEW_KIT[1:]}",
+        f"G{NEW_KIT_HINT[1:]}",
     ),
 )
-_CERTIFICATE: Final = (
+_CERTIFICATE_ERRORS: Final = (
     (
         "certificate has expired",
         "its certificate has expired",
@@ -57,55 +57,55 @@ _CERTIFICATE: Final = (
 
 
 @dataclass(frozen=True)
-class ForbiddenSubject:
+class PermissionViolation:
     action: str
     subject: str
 
 
-def forbidden_by(error: Exception) -> ForbiddenSubject | None:
+def parse_permission_error(error: Exception) -> PermissionViolation | None:
     """What a permissions violation was about; None where *error* is none. The subject is in lower case."""
-    found = _FORBIDDEN.search(str(error))
-    return ForbiddenSubject(found[1].lower(), found[2].lower()) if found else None
+    found = _PERMISSION_ERROR.search(str(error))
+    return PermissionViolation(found[1].lower(), found[2].lower()) if found else None
 
 
-def denied_by(url: str, error: Exception, creds: Path | None) -> AccessDenied | None:
+def access_denied_from(url: str, error: Exception, creds: Path | None) -> AccessDenied | None:
     """What it means that the bus at *url* will not have us, or we not it; None where *error* is something else."""
     if isinstance(error, ssl.SSLCertVerificationError):
-        return AccessDenied(url, *_of_certificate(error))
+        return AccessDenied(url, *_explain_certificate_error(error))
     said = str(error).lower()
-    for word, reason, advice in _REFUSED:
+    for word, reason, advice in _AUTH_ERRORS:
         if word in said:
             return AccessDenied(url, reason, advice)
     if "authorization violation" in said or "authorization" in type(error).__name__.lower():
-        return AccessDenied(url, *_of_credentials(creds))
+        return AccessDenied(url, *_explain_credentials_error(creds))
     if isinstance(error, ValueError) and creds is not None:
         return AccessDenied(url, f"{creds} holds no usable credentials", "Copy it from the kit again")
     return None
 
 
-def _of_certificate(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
+def _explain_certificate_error(error: ssl.SSLCertVerificationError) -> tuple[str, str]:
     said = (error.verify_message or str(error)).lower()
-    for word, reason, advice in _CERTIFICATE:
+    for word, reason, advice in _CERTIFICATE_ERRORS:
         if word in said:
             return f"{reason} ({error.verify_message})", advice
     advice = "Its authority is not the one in FEDBUS_CA: the kit is of another federation, or that is no server of ours"
-    return f"we do not believe its certificate ({error.verify_message})", f"{advice}; {DOCTOR}"
+    return f"we do not believe its certificate ({error.verify_message})", f"{advice}; {DOCTOR_HINT}"
 
 
-def _of_credentials(creds: Path | None) -> tuple[str, str]:
+def _explain_credentials_error(creds: Path | None) -> tuple[str, str]:
     if creds is None:
         return (
             "it wants credentials and none are set",
             "Set FEDBUS_KIT or FEDBUS_CREDS to what came with your kit",
         )
     try:
-        claims = user_in(creds.read_text())
-    except (OSError, NotCredentials) as error:
+        claims = parse_user(creds.read_text())
+    except (OSError, InvalidCredentials) as error:
         return f"{creds} is of no use ({error})", "Copy it from the kit again"
-    if complaint := claims.complaint(datetime.now(UTC)):
+    if complaint := claims.validity_problem(datetime.now(UTC)):
         reason, _, advice = complaint.partition(": ")
         return reason, f"{advice[0].upper()}{advice[1:]}"
     return (
         f"the credentials of {claims.name} are revoked, forged or of another federation",
-        f"G{NEW_KIT[1:]}; {DOCTOR}",
+        f"G{NEW_KIT_HINT[1:]}; {DOCTOR_HINT}",
     )

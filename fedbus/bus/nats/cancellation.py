@@ -14,7 +14,7 @@ from nats.aio.subscription import Subscription
 
 
 @contextmanager
-def heeded() -> Iterator[None]:
+def propagate_cancellation() -> Iterator[None]:
     """Raises CancelledError at the end of a block in which the current task was cancelled, if nothing else did."""
     task = asyncio.current_task()
     before = task.cancelling() if task else 0
@@ -25,5 +25,5 @@ def heeded() -> Iterator[None]:
 
 async def next_message(subscription: Subscription, within_s: float) -> Msg:
     """The next message of *subscription*; raises nats.errors.TimeoutError where none comes."""
-    with heeded():
+    with propagate_cancellation():
         return await subscription.next_msg(timeout=within_s)

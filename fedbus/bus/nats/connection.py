@@ -23,25 +23,25 @@ from nats.aio.subscription import Subscription
 from nats.errors import Error as NatsError
 from nats.errors import NoServersError
 
-from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable, Forbidden
+from fedbus.bus.errors import AccessDenied, BusClosed, BusUnreachable, PermissionDenied
 from fedbus.bus.nats import auth_errors
-from fedbus.bus.nats.cancellation import heeded
-from fedbus.bus.nats.parser import make_lean
+from fedbus.bus.nats.cancellation import propagate_cancellation
+from fedbus.bus.nats.parser import use_large_payload_parser
 
 CONNECT_TIMEOUT_S = 5
-FIRST_RECONNECT_S = 0.05
-LONGEST_RECONNECT_S = 5.0
+MIN_RECONNECT_S = 0.05
+MAX_RECONNECT_S = 5.0
 PENDING_BYTES = 64 * 1024**2
 """What may wait in this process while the server is away, before a publish is an error."""
 DRAIN_TIMEOUT_S = 5
-WAITING_REMEMBERED = 1000
-REFUSALS_BELIEVED = 3
+MAX_TRACKED_REQUESTS = 1000
+MAX_AUTH_REJECTIONS = 3
 """A server that starts again may not know its accounts yet: only so many refusals in a row are meant."""
 
 log = structlog.get_logger("fedbus.bus")
 
 
-class HeedfulClient(Client):
+class CancellationSafeClient(Client):
     """A client that never loses a cancellation: neither while it waits for an answer nor for the socket."""
 
     def __init__(self) -> None:
@@ -53,12 +53,12 @@ class HeedfulClient(Client):
 
     async def request(self, *args: Any, **kwargs: Any) -> Msg:
         if self._not_heard is not None:
-            raise _no_answers(self._not_heard)
-        with heeded():
+            raise _reply_denied(self._not_heard)
+        with propagate_cancellation():
             return await super().request(*args, **kwargs)
 
     async def _flush_pending(self, force_flush: bool = False) -> Any:  # noqa: FBT001, FBT002  # nats-py's
-        with heeded():
+        with propagate_cancellation():
             return await super()._flush_pending(force_flush)
 
     async def publish(
@@ -66,7 +66,7 @@ class HeedfulClient(Client):
     ) -> None:
         if reply:
             self._waiting[subject.lower()] = reply
-            if len(self._waiting) > WAITING_REMEMBERED:
+            if len(self._waiting) > MAX_TRACKED_REQUESTS:
                 del self._waiting[next(iter(self._waiting))]
         await super().publish(subject, payload, reply, headers)
 
@@ -94,7 +94,7 @@ class HeedfulClient(Client):
             return
         answer = self._resp_map.get(reply.rpartition(".")[2])
         if answer is not None and not answer.done():
-            answer.set_exception(Forbidden(f"publish on {subject}"))
+            answer.set_exception(PermissionDenied(f"publish on {subject}"))
 
     def forbid_answers(self, subject: str) -> None:
         """The broker will not let us hear on *subject*; where answers come there, nobody needs to wait for one."""
@@ -104,12 +104,12 @@ class HeedfulClient(Client):
         self._not_heard = subject
         for answer in self._resp_map.values():
             if not answer.done():
-                answer.set_exception(_no_answers(subject))
+                answer.set_exception(_reply_denied(subject))
 
 
-def _no_answers(subject: str) -> Forbidden:
+def _reply_denied(subject: str) -> PermissionDenied:
     whose = subject.rsplit(".", 2)[0]  # without what is new with each connection
-    return Forbidden(f"hear answers on {whose} with these credentials")
+    return PermissionDenied(f"hear answers on {whose} with these credentials")
 
 
 class Connection:
@@ -117,11 +117,11 @@ class Connection:
 
     def __init__(self, client: Client, gone: asyncio.Future[None]) -> None:
         self.client = client
-        self._gone = gone
+        self._closed = gone
 
     async def lost(self) -> None:
         """Wait until the connection is closed for good, which raises BusClosed or AccessDenied."""
-        await asyncio.shield(self._gone)
+        await asyncio.shield(self._closed)
         raise BusClosed(
             "the connection to NATS was closed: see the log for the reason, and start the process anew"
         )
@@ -139,34 +139,34 @@ class Connection:
         """
         async for message in subscription.messages:
             yield message
-        if self.client.is_closed and not self._gone.cancelled():
+        if self.client.is_closed and not self._closed.cancelled():
             await self.lost()
 
 
 @asynccontextmanager
-async def connection(
+async def open_connection(
     url: str, *, name: str, inbox: str, options: dict[str, Any] | None = None
 ) -> AsyncIterator[Connection]:
     """A connection for as long as the block runs; what was sent is flushed before it closes.
 
     Raises BusUnreachable where nobody answers at first, and AccessDenied where we are turned away.
     """
-    watch = _Watch(url, name, options or {})
+    watch = _ConnectionMonitor(url, name, options or {})
     client = await _connect(url, name, inbox, watch, options or {})
     try:
         yield Connection(client, watch.gone)
     finally:
         if not watch.gone.cancel() and not watch.gone.cancelled():
             watch.gone.exception()  # whoever waited has heard it
-        await _leave(client)
+        await _drain(client)
 
 
-class _Watch:
+class _ConnectionMonitor:
     """What nats-py says of a connection, and what we make of it."""
 
     def __init__(self, url: str, name: str, options: dict[str, Any]) -> None:
         self.gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self.client: HeedfulClient | None = None
+        self.client: CancellationSafeClient | None = None
         """From the moment on that it is connected."""
         self.obstacle: Exception | None = None
         """What kept us from connecting at all."""
@@ -176,19 +176,19 @@ class _Watch:
         self._attempts = self._refusals = 0
 
     def denial(self, error: Exception) -> AccessDenied | None:
-        return auth_errors.denied_by(self._url, error, self._creds)
+        return auth_errors.access_denied_from(self._url, error, self._creds)
 
     async def on_error(self, error: Exception) -> None:
         if self.client is None:
             self.obstacle = error  # told once, by the exception that ends the attempt
-        elif (forbidden := auth_errors.forbidden_by(error)) is not None:
+        elif (forbidden := auth_errors.parse_permission_error(error)) is not None:
             log.error("not permitted", action=forbidden.action, subject=forbidden.subject, name=self._name)
             self.client.forbid(forbidden.subject)
             if forbidden.action == "subscription":
                 self.client.forbid_answers(forbidden.subject)
         elif (denied := self.denial(error)) is not None:
             self._refusals += 1
-            if self._refusals >= REFUSALS_BELIEVED:
+            if self._refusals >= MAX_AUTH_REJECTIONS:
                 self._end(denied)
         else:
             log.warning("nats says", error=str(error) or type(error).__name__, name=self._name)
@@ -211,7 +211,7 @@ class _Watch:
 
     def next_server(self, servers: list[Server], _: dict[str, Any]) -> tuple[Server | None, float]:
         self._attempts += 1
-        ceiling = min(LONGEST_RECONNECT_S, FIRST_RECONNECT_S * 2**self._attempts)
+        ceiling = min(MAX_RECONNECT_S, MIN_RECONNECT_S * 2**self._attempts)
         return random.choice(servers), random.uniform(0, ceiling)  # noqa: S311 (jitter, not a secret)
 
     def _end(self, denied: AccessDenied) -> None:
@@ -220,11 +220,13 @@ class _Watch:
             self.gone.set_exception(denied)
 
 
-async def _connect(url: str, name: str, inbox: str, watch: _Watch, options: dict[str, Any]) -> Client:
-    client = HeedfulClient()
-    make_lean(client)
+async def _connect(
+    url: str, name: str, inbox: str, watch: _ConnectionMonitor, options: dict[str, Any]
+) -> Client:
+    client = CancellationSafeClient()
+    use_large_payload_parser(client)
     if "tls" in options:
-        logging.getLogger("asyncio").addFilter(_is_news)
+        logging.getLogger("asyncio").addFilter(_is_worth_logging)
     try:
         async with asyncio.timeout(CONNECT_TIMEOUT_S):
             await client.connect(
@@ -234,7 +236,7 @@ async def _connect(url: str, name: str, inbox: str, watch: _Watch, options: dict
                 connect_timeout=CONNECT_TIMEOUT_S,
                 allow_reconnect=True,
                 max_reconnect_attempts=1,
-                reconnect_time_wait=FIRST_RECONNECT_S,  # type: ignore[arg-type]  # declared int, and slept
+                reconnect_time_wait=MIN_RECONNECT_S,  # type: ignore[arg-type]  # declared int, and slept
                 reconnect_to_server_handler=watch.next_server,
                 pending_size=PENDING_BYTES,
                 drain_timeout=DRAIN_TIMEOUT_S,
@@ -249,26 +251,26 @@ async def _connect(url: str, name: str, inbox: str, watch: _Watch, options: dict
             raise denied from None
         if isinstance(error, ValueError):
             raise
-        raise BusUnreachable(url, _why(error, watch.obstacle)) from None
+        raise BusUnreachable(url, _describe_failure(error, watch.obstacle)) from None
     watch.client = client
     # Twice at first, so that a wrong address is told at once; for ever from now on.
     client.options["max_reconnect_attempts"] = -1
     return client
 
 
-def _is_news(record: logging.LogRecord) -> bool:
+def _is_worth_logging(record: logging.LogRecord) -> bool:
     """Asyncio 3.11 warns of each end of a connection that became TLS after it was opened, as NATS's do."""
     return "eof_received() has no effect when using ssl" not in record.getMessage()
 
 
-def _why(error: Exception, obstacle: Exception | None) -> str:
+def _describe_failure(error: Exception, obstacle: Exception | None) -> str:
     if isinstance(error, TimeoutError) and obstacle is None:
         return f"nobody answered within {CONNECT_TIMEOUT_S} s"
     cause = obstacle or error
     return getattr(cause, "strerror", None) or str(cause) or type(cause).__name__
 
 
-async def _leave(client: Client) -> None:
+async def _drain(client: Client) -> None:
     """Flush and close. Shielded: a cancelled drain kills nats-py's read loop and loses what was sent."""
     if client.is_closed:
         return

@@ -5,7 +5,7 @@ import asyncio
 from nats.aio.client import Client
 
 
-async def reached_the_broker(connection: Client) -> None:
+async def flush_subscriptions(connection: Client) -> None:
     """Wait until all that was sent so far, a subscription for one, has reached the broker.
 
     nats-py 2.16 writes the PING of a flush ahead of what waits to be sent: only a second one comes

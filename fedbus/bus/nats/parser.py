@@ -18,9 +18,9 @@ READ_BYTES: Final = 512 * 1024
 """How much is read from the socket at a time."""
 
 
-def make_lean(client: Client) -> None:
+def use_large_payload_parser(client: Client) -> None:
     """To be done before *client* connects."""
-    client._ps = LeanParser(client)  # noqa: SLF001 - no public way in nats-py 2.16
+    client._ps = LargePayloadParser(client)  # noqa: SLF001 - no public way in nats-py 2.16
     nats_client.DEFAULT_BUFFER_SIZE = READ_BYTES
     command.pub_cmd = pub_cmd
 
@@ -30,7 +30,7 @@ def pub_cmd(subject: str, reply: str, payload: bytes | memoryview) -> bytes:
     return b"".join((f"PUB {subject} {reply} {len(payload)}\r\n".encode(), payload, b"\r\n"))
 
 
-class LeanParser(Parser):
+class LargePayloadParser(Parser):
     """Collects a large payload as it comes, and joins it once. All else is nats-py's own work."""
 
     large_bytes = 64 * 1024

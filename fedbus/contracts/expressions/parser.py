@@ -13,8 +13,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Final, Generic, NamedTuple, NoReturn, TypeAlias, TypeVar
 
-LONGEST: Final = 1000
-DEEPEST: Final = 20
+MAX_CHARS: Final = 1000
+MAX_DEPTH: Final = 20
 """Brackets and nots inside each other."""
 
 Leaf = TypeVar("Leaf")
@@ -72,34 +72,34 @@ class Tokens:
 
     def __init__(self, text: str, without_not: str = "") -> None:
         self.text = text
-        self.without_not = without_not
-        if len(text) > LONGEST:
-            raise BadExpression(f"it has more than {LONGEST} characters", text[:60], 0)
-        self._tokens = self._read()
+        self.no_not_reason = without_not
+        if len(text) > MAX_CHARS:
+            raise BadExpression(f"it has more than {MAX_CHARS} characters", text[:60], 0)
+        self._tokens = self._tokenize()
         self._next = 0
 
     @property
-    def here(self) -> Token:
+    def current(self) -> Token:
         return self._tokens[self._next]
 
     def take(self) -> Token:
-        token = self.here
+        token = self.current
         if token.kind != "end":
             self._next += 1
         return token
 
-    def takes(self, *texts: str) -> bool:
+    def accept(self, *texts: str) -> bool:
         """Whether the next word is one of these; then it is taken."""
-        if self.here.kind != "text" and self.here.text in texts:
+        if self.current.kind != "text" and self.current.text in texts:
             self.take()
             return True
         return False
 
-    def wrong(self, what: str, at: int | None = None) -> NoReturn:
+    def fail(self, what: str, at: int | None = None) -> NoReturn:
         """Raise BadExpression, with the caret under the next word or under *at*."""
-        raise BadExpression(what, self.text, self.here.at if at is None else at)
+        raise BadExpression(what, self.text, self.current.at if at is None else at)
 
-    def _read(self) -> list[Token]:
+    def _tokenize(self) -> list[Token]:
         found, at, end = [], 0, len(self.text.rstrip())
         while at < end:
             match = _TOKEN.match(self.text, at)
@@ -112,17 +112,17 @@ class Tokens:
         return [*found, Token("end", "", end)]
 
 
-def parse(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: str = "") -> Expression[Leaf]:
+def parse_expression(text: str, leaf: Callable[[Tokens], Leaf], *, without_not: str = "") -> Expression[Leaf]:
     """The expression in *text*, whose leaves *leaf* reads; raises BadExpression.
 
     *without_not*: why the language has no ``not``, where it has none.
     """
     tokens = Tokens(text, without_not)
-    if tokens.here.kind == "end":
-        tokens.wrong("it is empty")
-    found = _either(tokens, leaf, 0)
-    if tokens.here.kind != "end":
-        tokens.wrong(f"expected `and`, `or` or the end, not {tokens.here.text!r}")
+    if tokens.current.kind == "end":
+        tokens.fail("it is empty")
+    found = _parse_or(tokens, leaf, 0)
+    if tokens.current.kind != "end":
+        tokens.fail(f"expected `and`, `or` or the end, not {tokens.current.text!r}")
     return found
 
 
@@ -137,31 +137,31 @@ def leaves(expression: Expression[Leaf]) -> list[Leaf]:
             return [expression]
 
 
-def _either(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
-    parts = [_both(tokens, leaf, depth)]
-    while tokens.takes("or"):
-        parts.append(_both(tokens, leaf, depth))
+def _parse_or(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
+    parts = [_parse_and(tokens, leaf, depth)]
+    while tokens.accept("or"):
+        parts.append(_parse_and(tokens, leaf, depth))
     return Or(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
-def _both(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
-    parts = [_one(tokens, leaf, depth)]
-    while tokens.takes("and"):
-        parts.append(_one(tokens, leaf, depth))
+def _parse_and(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
+    parts = [_parse_not(tokens, leaf, depth)]
+    while tokens.accept("and"):
+        parts.append(_parse_not(tokens, leaf, depth))
     return And(tuple(parts)) if len(parts) > 1 else parts[0]
 
 
-def _one(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
-    if depth > DEEPEST:
-        tokens.wrong(f"it is nested more than {DEEPEST} deep")
-    if tokens.here.text == "not" and tokens.without_not:
-        tokens.wrong(tokens.without_not)
-    if tokens.takes("not"):
-        return Not(_one(tokens, leaf, depth + 1))
-    opened = tokens.here.at
-    if tokens.takes("("):
-        inside = _either(tokens, leaf, depth + 1)
-        if not tokens.takes(")"):
-            tokens.wrong("this bracket is never closed", opened)
+def _parse_not(tokens: Tokens, leaf: Callable[[Tokens], Leaf], depth: int) -> Expression[Leaf]:
+    if depth > MAX_DEPTH:
+        tokens.fail(f"it is nested more than {MAX_DEPTH} deep")
+    if tokens.current.text == "not" and tokens.no_not_reason:
+        tokens.fail(tokens.no_not_reason)
+    if tokens.accept("not"):
+        return Not(_parse_not(tokens, leaf, depth + 1))
+    opened = tokens.current.at
+    if tokens.accept("("):
+        inside = _parse_or(tokens, leaf, depth + 1)
+        if not tokens.accept(")"):
+            tokens.fail("this bracket is never closed", opened)
         return inside
     return leaf(tokens)

@@ -15,27 +15,27 @@ from typing import Final, TypeAlias
 
 from cronsim import CronSim, CronSimError
 
-from fedbus.contracts.expressions.eligibility_rule import SECONDS, quantity
+from fedbus.contracts.expressions.eligibility_rule import SECONDS_PER_UNIT, parse_quantity
 from fedbus.contracts.expressions.parser import BadExpression as BadTrigger
-from fedbus.contracts.expressions.parser import Expression, Token, Tokens, parse
+from fedbus.contracts.expressions.parser import Expression, Token, Tokens, parse_expression
 from fedbus.contracts.identifiers import BadId, task_id
 
 __all__ = [
-    "After",
     "BadTrigger",
-    "Cron",
-    "Drift",
-    "Every",
-    "LiveAccuracy",
-    "Moved",
-    "NewCode",
-    "Rows",
-    "Source",
+    "CronCondition",
+    "DriftCondition",
+    "IntervalCondition",
+    "LiveAccuracyCondition",
+    "MetricChangeCondition",
+    "NewCodeCondition",
+    "RowCountCondition",
+    "TaskFinishedCondition",
     "Trigger",
-    "trigger",
+    "TriggerCondition",
+    "parse_trigger",
 ]
 
-SHAPES: Final = (
+SYNTAX_HELP: Final = (
     "write cron '0 3 * * *', every 6h, labelled >= 64 on 3 clients, unlabelled >= 1000 on 1 client, "
     "drift on 2 clients, live_accuracy < 0.8 on 2 clients, accuracy drops 0.05, loss rises 10%, "
     "new_code or after other-task"
@@ -43,7 +43,7 @@ SHAPES: Final = (
 
 
 @dataclass(frozen=True)
-class Cron:
+class CronCondition:
     """``cron '0 3 * * *'``, in the schedule's time zone."""
 
     text: str
@@ -53,7 +53,7 @@ class Cron:
 
 
 @dataclass(frozen=True)
-class Every:
+class IntervalCondition:
     """``every 6h``: so long after the last run ended, whoever started that; the first at once."""
 
     seconds: float
@@ -63,7 +63,7 @@ class Every:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowCountCondition:
     """``labelled >= 64 on 3 clients``: that many new rows since the last scheduled run, on each of so many."""
 
     word: str
@@ -71,32 +71,32 @@ class Rows:
     clients: int
 
     def __str__(self) -> str:
-        return f"{self.word} >= {self.least} on {_clients(self.clients)}"
+        return f"{self.word} >= {self.least} on {_format_clients(self.clients)}"
 
 
 @dataclass(frozen=True)
-class Drift:
+class DriftCondition:
     """``drift on 2 clients``: so many are drifted now, and not only those of the last scheduled run."""
 
     clients: int
 
     def __str__(self) -> str:
-        return f"drift on {_clients(self.clients)}"
+        return f"drift on {_format_clients(self.clients)}"
 
 
 @dataclass(frozen=True)
-class LiveAccuracy:
+class LiveAccuracyCondition:
     """``live_accuracy < 0.8 on 2 clients``: what their models answer to users is right so seldom now."""
 
     below: float
     clients: int
 
     def __str__(self) -> str:
-        return f"live_accuracy < {self.below:g} on {_clients(self.clients)}"
+        return f"live_accuracy < {self.below:g} on {_format_clients(self.clients)}"
 
 
 @dataclass(frozen=True)
-class Moved:
+class MetricChangeCondition:
     """``accuracy drops 0.05``, ``loss rises 10%``: from what one run ended with to what the next one did."""
 
     metric: str
@@ -110,7 +110,7 @@ class Moved:
 
 
 @dataclass(frozen=True)
-class NewCode:
+class NewCodeCondition:
     """``new_code``: everybody has other code than the last run had."""
 
     def __str__(self) -> str:
@@ -118,7 +118,7 @@ class NewCode:
 
 
 @dataclass(frozen=True)
-class After:
+class TaskFinishedCondition:
     """``after other-task``: a run of another task has finished."""
 
     task: str
@@ -127,69 +127,82 @@ class After:
         return f"after {self.task}"
 
 
-Source: TypeAlias = Cron | Every | Rows | Drift | LiveAccuracy | Moved | NewCode | After
-Trigger: TypeAlias = Expression[Source]
+TriggerCondition: TypeAlias = (
+    CronCondition
+    | IntervalCondition
+    | RowCountCondition
+    | DriftCondition
+    | LiveAccuracyCondition
+    | MetricChangeCondition
+    | NewCodeCondition
+    | TaskFinishedCondition
+)
+Trigger: TypeAlias = Expression[TriggerCondition]
 
 
-def trigger(text: str) -> Trigger:
+def parse_trigger(text: str) -> Trigger:
     """The trigger in *text*; raises BadTrigger."""
-    return parse(text, _source, without_not="a trigger is something that happens: there is no `not`")
+    return parse_expression(
+        text, _parse_condition, without_not="a trigger is something that happens: there is no `not`"
+    )
 
 
-def _source(tokens: Tokens) -> Source:
-    here = tokens.here
+def _parse_condition(tokens: Tokens) -> TriggerCondition:
+    here = tokens.current
     if here.kind != "name" or here.text in ("and", "or"):
-        tokens.wrong(SHAPES)
+        tokens.fail(SYNTAX_HELP)
     tokens.take()
     match here.text:
         case "cron":
-            return _cron(tokens)
+            return _parse_cron(tokens)
         case "every":
-            return Every(_amount(tokens, "every", SECONDS))
+            return IntervalCondition(_parse_amount(tokens, "every", SECONDS_PER_UNIT))
         case "labelled" | "unlabelled":
-            if not tokens.takes(">="):
-                tokens.wrong(f"write {here.text} >= 64 on 3 clients")
-            return Rows(here.text, _count(tokens, here.text), _on_clients(tokens))
+            if not tokens.accept(">="):
+                tokens.fail(f"write {here.text} >= 64 on 3 clients")
+            return RowCountCondition(here.text, _parse_count(tokens, here.text), _parse_client_count(tokens))
         case "drift":
-            return Drift(_on_clients(tokens))
+            return DriftCondition(_parse_client_count(tokens))
         case "live_accuracy":
-            return _live_accuracy(tokens)
+            return _parse_live_accuracy(tokens)
         case "new_code":
-            return NewCode()
+            return NewCodeCondition()
         case "after":
-            return _after(tokens)
+            return _parse_task_finished(tokens)
         case _:
-            return _moved(tokens, here)
+            return _parse_metric_change(tokens, here)
 
 
-def _live_accuracy(tokens: Tokens) -> LiveAccuracy:
-    if not tokens.takes("<"):
-        tokens.wrong("write live_accuracy < 0.8 on 2 clients")
-    at, below = tokens.here.at, _amount(tokens, "live_accuracy", {"": 1.0, "%": 0.01})
+def _parse_live_accuracy(tokens: Tokens) -> LiveAccuracyCondition:
+    if not tokens.accept("<"):
+        tokens.fail("write live_accuracy < 0.8 on 2 clients")
+    at, below = tokens.current.at, _parse_amount(tokens, "live_accuracy", {"": 1.0, "%": 0.01})
     if below > 1:
-        tokens.wrong("an accuracy is at most 1: write live_accuracy < 0.8, or < 80%", at)
-    return LiveAccuracy(below, _on_clients(tokens))
+        tokens.fail("an accuracy is at most 1: write live_accuracy < 0.8, or < 80%", at)
+    return LiveAccuracyCondition(below, _parse_client_count(tokens))
 
 
-def _moved(tokens: Tokens, metric: Token) -> Moved:
-    rises = tokens.here.text == "rises"
-    if not tokens.takes("drops", "rises"):
-        tokens.wrong(f"{metric.text!r} starts no run: {SHAPES}", metric.at)
-    relative = tokens.here.text.endswith("%")
-    return Moved(metric.text, rises, _amount(tokens, metric.text, {"": 1.0, "%": 1.0}), relative)
+def _parse_metric_change(tokens: Tokens, metric: Token) -> MetricChangeCondition:
+    rises = tokens.current.text == "rises"
+    if not tokens.accept("drops", "rises"):
+        tokens.fail(f"{metric.text!r} starts no run: {SYNTAX_HELP}", metric.at)
+    relative = tokens.current.text.endswith("%")
+    return MetricChangeCondition(
+        metric.text, rises, _parse_amount(tokens, metric.text, {"": 1.0, "%": 1.0}), relative
+    )
 
 
-def _cron(tokens: Tokens) -> Cron:
-    here = tokens.here
+def _parse_cron(tokens: Tokens) -> CronCondition:
+    here = tokens.current
     if here.kind != "text":
-        tokens.wrong("cron is followed by five fields in quotes, as in cron '0 3 * * *'")
+        tokens.fail("cron is followed by five fields in quotes, as in cron '0 3 * * *'")
     text = " ".join(tokens.take().text[1:-1].split())
-    if (what := wrong_with_cron(text)) is not None:
-        tokens.wrong(f"{text!r} is no cron expression ({what}): minute hour day month weekday", here.at)
-    return Cron(text)
+    if (what := cron_error(text)) is not None:
+        tokens.fail(f"{text!r} is no cron expression ({what}): minute hour day month weekday", here.at)
+    return CronCondition(text)
 
 
-def wrong_with_cron(text: str) -> str | None:
+def cron_error(text: str) -> str | None:
     """What is wrong with a cron expression of five fields, or None."""
     if len(text.split()) != 5:
         return "it has five fields"
@@ -202,39 +215,39 @@ def wrong_with_cron(text: str) -> str | None:
     return None
 
 
-def _after(tokens: Tokens) -> After:
-    here = tokens.here
+def _parse_task_finished(tokens: Tokens) -> TaskFinishedCondition:
+    here = tokens.current
     try:
-        return After(task_id(tokens.take().text.strip("'\"")))
+        return TaskFinishedCondition(task_id(tokens.take().text.strip("'\"")))
     except BadId:
-        tokens.wrong("after is followed by the id of a task", here.at)
+        tokens.fail("after is followed by the id of a task", here.at)
 
 
-def _on_clients(tokens: Tokens) -> int:
-    if not tokens.takes("on"):
+def _parse_client_count(tokens: Tokens) -> int:
+    if not tokens.accept("on"):
         return 1
-    count = _count(tokens, "on")
-    if not tokens.takes("client", "clients"):
-        tokens.wrong("write `clients` after their number, as in on 3 clients")
+    count = _parse_count(tokens, "on")
+    if not tokens.accept("client", "clients"):
+        tokens.fail("write `clients` after their number, as in on 3 clients")
     return count
 
 
-def _count(tokens: Tokens, name: str) -> int:
-    at, value = tokens.here.at, _amount(tokens, name, {"": 1.0})
+def _parse_count(tokens: Tokens, name: str) -> int:
+    at, value = tokens.current.at, _parse_amount(tokens, name, {"": 1.0})
     if value != int(value):
-        tokens.wrong("a whole number is meant", at)
+        tokens.fail("a whole number is meant", at)
     return int(value)
 
 
-def _amount(tokens: Tokens, name: str, units: dict[str, float]) -> float:
-    at = tokens.here.at
-    if tokens.here.kind != "number":
-        tokens.wrong(f"{name} is followed by a number")
-    value = quantity(tokens, units, name)
+def _parse_amount(tokens: Tokens, name: str, units: dict[str, float]) -> float:
+    at = tokens.current.at
+    if tokens.current.kind != "number":
+        tokens.fail(f"{name} is followed by a number")
+    value = parse_quantity(tokens, units, name)
     if value <= 0:
-        tokens.wrong("it must be more than 0", at)
+        tokens.fail("it must be more than 0", at)
     return value
 
 
-def _clients(count: int) -> str:
+def _format_clients(count: int) -> str:
     return f"{count} client{'s' if count > 1 else ''}"

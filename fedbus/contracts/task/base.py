@@ -4,13 +4,13 @@ from typing import Annotated, TypeAlias
 
 from pydantic import BaseModel, ConfigDict, StringConstraints
 
-Reference: TypeAlias = Annotated[
+ObjectReference: TypeAlias = Annotated[
     str, StringConstraints(pattern=r"^[A-Za-z_][A-Za-z0-9_.]*:[A-Za-z_][A-Za-z0-9_.]*$")
 ]
 """A function or class of the task's code: ``module:name``."""
 
 
-class Table(BaseModel):
+class ConfigSection(BaseModel):
     """Part of the table: a name it does not know is a mistake, and said to be one."""
 
     model_config = ConfigDict(

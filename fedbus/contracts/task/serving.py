@@ -9,9 +9,9 @@ from typing import Final, Literal, Self
 
 from pydantic import Field, model_validator
 
-from fedbus.contracts.task.base import Reference, Table
+from fedbus.contracts.task.base import ConfigSection, ObjectReference
 
-LONGEST_TRIAL_S: Final = 90.0
+MAX_TRIAL_S: Final = 90.0
 """The client manager waits two minutes for a new model: what it is tried for stays well below."""
 
 Dtype = Literal[
@@ -30,7 +30,7 @@ Dtype = Literal[
 ]
 
 
-class ServingTable(Table):
+class ServingTable(ConfigSection):
     """What a request may be, how requests go through the model, and how a new model takes the old one's place."""
 
     input_dtype: Dtype | None = None
@@ -46,9 +46,9 @@ class ServingTable(Table):
     batch_ms: float = Field(default=50.0, gt=0)
     """How long one batch may keep the model busy: so long waits, at most, who comes just after it began."""
 
-    holdout: Reference | None = None
+    holdout: ObjectReference | None = None
     """``(partition_id, num_partitions) -> (inputs, labels)``: labelled samples of the device, never trained on."""
-    score: Reference | None = None
+    score: ObjectReference | None = None
     """``(outputs, labels) -> float``, more is better; left out: accuracy, or R² where labels are no classes."""
     tolerance: float = Field(default=0.05, ge=0)
     """By how much a new model's score on the holdout may be below the old one's."""
@@ -79,15 +79,15 @@ class ServingTable(Table):
     """Answers of each model that it takes to say so."""
 
     @model_validator(mode="after")
-    def _ends_in_time(self) -> Self:
+    def _check_trial_duration(self) -> Self:
         shadow_s = self.shadow_s if self.shadow_samples else 0.0
         canary_s = self.canary_s if self.canary_share else 0.0
-        if shadow_s + canary_s > LONGEST_TRIAL_S:
-            raise ValueError(f"shadow-s and canary-s may come to {LONGEST_TRIAL_S:g} s in all")
+        if shadow_s + canary_s > MAX_TRIAL_S:
+            raise ValueError(f"shadow-s and canary-s may come to {MAX_TRIAL_S:g} s in all")
         return self
 
 
-class CaptureTable(Table):
+class CaptureTable(ConfigSection):
     """What a device keeps of the predictions it made, and what training gets of it."""
 
     enabled: bool = True
@@ -102,16 +102,16 @@ class CaptureTable(Table):
     """How long capture rests where the disk takes nothing, before it tries again."""
     holdout_share: float = Field(default=0.2, ge=0, lt=1)
     """The share of rows that no training gets: by their labels new models are judged."""
-    training_data: Reference | None = None
+    training_data: ObjectReference | None = None
     """``(inputs, outputs, labels) -> (inputs, labels)``; left out: the rows with a label, as they are."""
 
 
-class ChecksTable(Table):
+class ChecksTable(ConfigSection):
     """What is checked of a device's data, against what the model was trained on."""
 
     every_s: float = Field(default=60.0, gt=0)
     """From one look to the next."""
-    reference: Reference | None = None
+    reference: ObjectReference | None = None
     """``(partition_id, num_partitions) -> (inputs, labels)``: as the model's training data; left out: `samples`."""
     min_rows: int = Field(default=200, ge=20)
     """Rows that it takes to speak of drift."""

@@ -11,8 +11,8 @@ from pydantic import BaseModel, ConfigDict, Field, StringConstraints
 from fedbus.contracts.identifiers import Id
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.scheduling import ContributionTable, EligibilityTable, ScheduleTable, SelectionTable
-from fedbus.contracts.task.base import Reference
-from fedbus.contracts.task.base import Table as _Table
+from fedbus.contracts.task.base import ConfigSection as _Table
+from fedbus.contracts.task.base import ObjectReference
 from fedbus.contracts.task.serving import CaptureTable, ChecksTable, ServingTable
 
 __all__ = ["CodeTable", "GateTable", "RolloutTable", "ScheduleTable", "Stage", "Task", "TaskTable"]
@@ -52,7 +52,7 @@ class RolloutTable(_Table):
 class CodeTable(_Table):
     """What a device does with new code before it is used."""
 
-    check: Reference | None = None
+    check: ObjectReference | None = None
     """Called without arguments in a process of its own; what it raises refuses the code."""
     check_s: float = Field(default=120.0, gt=0)
     """How long that may take."""
@@ -65,11 +65,11 @@ class TaskTable(_Table):
 
     task: Id
     """Its name on the bus: lower-case letters, digits and hyphens."""
-    model: Reference
+    model: ObjectReference
     """Makes the model: ``() -> torch.nn.Module``."""
-    predict: Reference | None = None
+    predict: ObjectReference | None = None
     """``(model, inputs: ndarray (n, …)) -> ndarray (n, …)``; left out: the class with the highest output."""
-    samples: Reference | None = None
+    samples: ObjectReference | None = None
     """``(partition_id, num_partitions) -> (inputs (n, …), labels (n,))``: probes for new models, and live traffic."""
     rounds: int = Field(default=3, ge=1)
     """Of each run."""
@@ -100,7 +100,7 @@ class TaskTable(_Table):
         return RunPlan(rounds=self.rounds, quorum=self.quorum, recruit_s=self.recruit_s, round_s=self.round_s)
 
 
-LIBRARIES: Final = ".libs"
+LIBRARIES_SUFFIX: Final = ".libs"
 """Added to the directory of a task, it names the directory of what the task had installed for itself."""
 
 
@@ -110,8 +110,8 @@ class Task(BaseModel):
     model_config = ConfigDict(frozen=True)
 
     table: TaskTable
-    serverapp: Reference
-    clientapp: Reference
+    serverapp: ObjectReference
+    clientapp: ObjectReference
     run_config: dict[str, bool | int | float | str] = Field(default_factory=dict)
     """``[tool.flwr.app.config]``, flattened as Flower does: ``{"optimizer.lr": 0.1}``."""
     code_version: str

@@ -17,7 +17,7 @@ from flwr.clientapp import ClientApp
 
 from fedbus.contracts.client import RoundReply
 from fedbus.contracts.run import Scalar
-from fedbus.contracts.server import Content, RoundMessage
+from fedbus.contracts.server import MessageContent, RoundMessage
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.node_ids import node_id, run_number
 from fedbus.learning.flower.private_api import (
@@ -25,20 +25,20 @@ from fedbus.learning.flower.private_api import (
     LOAD_CLIENT_APP_FAILED,
     MESSAGE_UNAVAILABLE,
     SERVER_NODE_ID,
-    message_of,
+    build_message,
 )
-from fedbus.learning.round_metrics import normalised
+from fedbus.learning.round_metrics import normalize_metrics
 
 MAX_REASON_CHARS: Final = 1000
 
-PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}
+METRIC_PREFIXES: Final = {"train": "train_", "evaluate": "eval_"}
 """Of the figures, by what the client was asked to do."""
 
 log = structlog.get_logger("fedbus.learning")
 
 
 @dataclass(frozen=True)
-class Answer:
+class ClientAppReply:
     """What came of a message: content to send back, or an error."""
 
     asked: RoundMessage
@@ -53,7 +53,7 @@ class Answer:
     left_out: int = 0
     """Captured rows that the app was not given."""
 
-    def event(self, content: Content | None) -> RoundReply:
+    def event(self, content: MessageContent | None) -> RoundReply:
         """The reply on the bus; *content* is this answer's, packed, or None for an error."""
         return RoundReply(
             task=self.asked.task,
@@ -75,12 +75,14 @@ class Answer:
     @property
     def figures(self) -> dict[str, float]:
         """What the app says of its training or evaluation, by its common names: ``train_loss``, ``eval_accuracy``."""
-        prefix = PREFIXES.get(self.asked.message_type.partition(".")[0])
+        prefix = METRIC_PREFIXES.get(self.asked.message_type.partition(".")[0])
         told = self.content.metric_records.values() if self.content is not None and prefix else ()
-        return {name: value for one in told for name, value in normalised(one, prefix=prefix or "").items()}
+        return {
+            name: value for one in told for name, value in normalize_metrics(one, prefix=prefix or "").items()
+        }
 
 
-class ClientHost:
+class ClientAppHost:
     """The ClientApp of one client and run."""
 
     def __init__(
@@ -110,7 +112,7 @@ class ClientHost:
         content: RecordDict,
         *,
         node_config: dict[str, Scalar] | None = None,
-    ) -> Answer:
+    ) -> ClientAppReply:
         """Let the app answer. Takes as long as training takes; raises nothing that an app could raise.
 
         *node_config*, where given, takes the place of the one before: what is on the device changes.
@@ -121,14 +123,14 @@ class ClientHost:
         try:
             app = self._loaded()
         except task_code.BadTask as error:
-            return _failed(asked, LOAD_CLIENT_APP_FAILED, str(error), began, type(error).__name__)
+            return _make_error_reply(asked, LOAD_CLIENT_APP_FAILED, str(error), began, type(error).__name__)
         try:
             reply = app(self._message(asked, content), self._context)
-            return _answer(asked, reply, began)
+            return _make_reply(asked, reply, began)
         except (Exception, SystemExit) as error:
             log.warning("the ClientApp raised", run=asked.run, round=asked.round, exc_info=error)
-            why = f"the ClientApp raised {task_code.one_line(error)}"
-            return _failed(asked, CLIENT_APP_RAISED, why, began, type(error).__name__)
+            why = f"the ClientApp raised {task_code.format_error(error)}"
+            return _make_error_reply(asked, CLIENT_APP_RAISED, why, began, type(error).__name__)
 
     def load(self) -> None:
         """Import the app now, before the first message; raises BadTask."""
@@ -151,20 +153,22 @@ class ClientHost:
             ttl=asked.ttl_s,
             message_type=asked.message_type,
         )
-        return message_of(metadata, content=content)
+        return build_message(metadata, content=content)
 
 
-def undelivered(asked: RoundMessage, reason: str) -> Answer:
+def make_undelivered_reply(asked: RoundMessage, reason: str) -> ClientAppReply:
     """The answer to a message whose content did not get here."""
-    return _failed(asked, MESSAGE_UNAVAILABLE, f"the message did not arrive: {reason}", time.monotonic())
+    return _make_error_reply(
+        asked, MESSAGE_UNAVAILABLE, f"the message did not arrive: {reason}", time.monotonic()
+    )
 
 
-def _answer(asked: RoundMessage, reply: object, began: float) -> Answer:
+def _make_reply(asked: RoundMessage, reply: object, began: float) -> ClientAppReply:
     if not isinstance(reply, Message):
         raise TypeError(f"it returned {type(reply).__name__} where Flower wants a Message")
     if reply.has_error():
-        return _failed(asked, reply.error.code, reply.error.reason or "", began)
-    return Answer(
+        return _make_error_reply(asked, reply.error.code, reply.error.reason or "", began)
+    return ClientAppReply(
         asked,
         created_at=reply.metadata.created_at,
         ttl_s=reply.metadata.ttl,
@@ -173,8 +177,10 @@ def _answer(asked: RoundMessage, reply: object, began: float) -> Answer:
     )
 
 
-def _failed(asked: RoundMessage, code: int, reason: str, began: float, kind: str = "") -> Answer:
-    return Answer(
+def _make_error_reply(
+    asked: RoundMessage, code: int, reason: str, began: float, kind: str = ""
+) -> ClientAppReply:
+    return ClientAppReply(
         asked,
         created_at=time.time(),
         ttl_s=asked.ttl_s,

@@ -12,8 +12,14 @@ from typing import Any, TypeVar
 import structlog
 from flwr.app import ArrayRecord, Message
 
-from fedbus.learning.client_selection import Selection
-from fedbus.learning.flower.contribution import Bounds, Contributions, Updates, Watch, a_place
+from fedbus.learning.client_selection import ClientSelection
+from fedbus.learning.flower.contribution import (
+    ContributionEvaluator,
+    ContributionLimits,
+    RoundUpdates,
+    UpdateRecorder,
+    make_update_directory,
+)
 from fedbus.learning.flower.replies import Replies
 from fedbus.learning.flower.round_log import RoundLog
 
@@ -22,12 +28,14 @@ log = structlog.get_logger("fedbus.learning")
 
 
 @dataclass
-class Cohort:
+class CohortPolicy:
     """For one run. *client_of*: the client that Flower knows as a node."""
 
     client_of: Callable[[int], str] = str
-    selection: Selection = field(default_factory=Selection)
-    contributions: Contributions = field(default_factory=lambda: Contributions(Bounds()))
+    selection: ClientSelection = field(default_factory=ClientSelection)
+    contributions: ContributionEvaluator = field(
+        default_factory=lambda: ContributionEvaluator(ContributionLimits())
+    )
     _members: list[str] = field(default_factory=list)
     _start: ArrayRecord | None = None
 
@@ -55,21 +63,21 @@ class Cohort:
             return aggregate(replies)
         with ExitStack() as stack:
             see: list[Callable[[Message], None]] = [self._weigh] if self.selection.weights is not None else []
-            updates: Updates | None = None
+            updates: RoundUpdates | None = None
             if looks:
-                place = Path(stack.enter_context(a_place()))
-                updates = Updates(place, self.contributions.players(self._members), start=self._start)
-                see.append(Watch(updates, self.client_of, WEIGHTED_BY).see)
-            result = aggregate(_seen_by(replies, see))
+                place = Path(stack.enter_context(make_update_directory()))
+                updates = RoundUpdates(place, self.contributions.players(self._members), start=self._start)
+                see.append(UpdateRecorder(updates, self.client_of, WEIGHTED_BY).see)
+            result = aggregate(_observe_replies(replies, see))
             if updates is not None and evaluate is not None:
                 self._value(updates, evaluate, round_number, log)
         return result
 
     def _value(
-        self, updates: Updates, evaluate: Callable[..., Any], round_number: int, rounds: RoundLog
+        self, updates: RoundUpdates, evaluate: Callable[..., Any], round_number: int, rounds: RoundLog
     ) -> None:
         try:
-            rounds.valued(self.contributions.worth(updates, evaluate, round_number))
+            rounds.set_contributions(self.contributions.worth(updates, evaluate, round_number))
         except Exception as error:  # noqa: BLE001 - the app's evaluation is asked beside the run, and may not end it
             log.warning("contributions were not found out", round=round_number, reason=str(error))
 
@@ -88,7 +96,7 @@ WEIGHTED_BY = "num-examples"
 """Flower's own name for the samples of an update."""
 
 
-def _seen_by(replies: Replies, see: list[Callable[[Message], None]]) -> Replies:
+def _observe_replies(replies: Replies, see: list[Callable[[Message], None]]) -> Replies:
     """The same replies, each shown to all of *see* before it is handed on."""
     source = replies.drain()
 

@@ -20,12 +20,12 @@ import numpy as np
 import structlog
 from flwr.app import Array, ArrayRecord, Message
 
-from fedbus.learning.round_metrics import normalised
+from fedbus.learning.round_metrics import normalize_metrics
 
-TRUNCATED_BELOW: Final = 1e-3
+TRUNCATION_TOLERANCE: Final = 1e-3
 """A random order is cut short when what it has come to is this close, in shares, to what all come to."""
 
-NOBODY: Final = 1e-9
+NEGLIGIBLE_SHARE: Final = 1e-9
 """Less than this share of the weight is only what rounding has left."""
 
 Sums = dict[str, np.ndarray[Any, Any]]
@@ -35,7 +35,7 @@ log = structlog.get_logger("fedbus.learning")
 
 
 @dataclass(frozen=True)
-class Bounds:
+class ContributionLimits:
     """What it may cost. See ``[tool.fedbus.contribution]``."""
 
     every: int = 0
@@ -44,10 +44,10 @@ class Bounds:
     permutations: int = 0
 
 
-class Contributions:
+class ContributionEvaluator:
     """For one run; remembers who was looked at when."""
 
-    def __init__(self, bounds: Bounds, *, seed: int = 0) -> None:
+    def __init__(self, bounds: ContributionLimits, *, seed: int = 0) -> None:
         self._bounds = bounds
         self._looked: dict[str, int] = {}
         self._random = np.random.default_rng(seed)
@@ -63,10 +63,10 @@ class Contributions:
         """Whose updates are looked at: of *clients*, those that were not for longest."""
         return sorted(sorted(clients), key=lambda one: self._looked.get(one, 0))[: self._bounds.clients]
 
-    def worth(self, updates: "Updates", evaluate: Evaluate, round_number: int) -> dict[str, float]:
+    def worth(self, updates: "RoundUpdates", evaluate: Evaluate, round_number: int) -> dict[str, float]:
         """What each update was worth; of those that there was no time for, nothing."""
         until = time.monotonic() + self._bounds.seconds
-        value = _Value(evaluate, round_number)
+        value = _ValueFunction(evaluate, round_number)
         found = (
             self._shapley(updates, value, until)
             if self._bounds.permutations
@@ -75,7 +75,7 @@ class Contributions:
         self._looked |= dict.fromkeys(found, round_number)
         return found
 
-    def _left_out(self, updates: "Updates", value: "_Value", until: float) -> dict[str, float]:
+    def _left_out(self, updates: "RoundUpdates", value: "_ValueFunction", until: float) -> dict[str, float]:
         whole = value.of(updates.mean())
         found: dict[str, float] = {}
         for client in updates.clients:
@@ -86,7 +86,7 @@ class Contributions:
                 found[client] = whole - without
         return found
 
-    def _shapley(self, updates: "Updates", value: "_Value", until: float) -> dict[str, float]:
+    def _shapley(self, updates: "RoundUpdates", value: "_ValueFunction", until: float) -> dict[str, float]:
         """The mean of the marginals over the orders that there was time for: only whole ones count."""
         whole = value.of(updates.mean())
         marginals: dict[str, list[float]] = {client: [] for client in updates.clients}
@@ -98,14 +98,14 @@ class Contributions:
         return {client: float(np.mean(each)) for client, each in marginals.items() if each}
 
     def _along_one_order(
-        self, updates: "Updates", value: "_Value", whole: float, until: float
+        self, updates: "RoundUpdates", value: "_ValueFunction", whole: float, until: float
     ) -> dict[str, float]:
         order = [str(one) for one in self._random.permutation(updates.clients)]
         growing = updates.without_players()
         before = value.of(growing.mean())
         found: dict[str, float] = {}
         for position, client in enumerate(order):
-            if before is not None and abs(whole - before) <= TRUNCATED_BELOW * max(abs(whole), 1e-12):
+            if before is not None and abs(whole - before) <= TRUNCATION_TOLERANCE * max(abs(whole), 1e-12):
                 return found | dict.fromkeys(order[position:], 0.0)
             if time.monotonic() > until:
                 return {}
@@ -118,7 +118,7 @@ class Contributions:
         return found
 
 
-class _Growing:
+class _RunningMean:
     """A weighted mean to which updates are added."""
 
     def __init__(
@@ -139,10 +139,10 @@ class _Growing:
         self.weight += weight
 
     def mean(self) -> ArrayRecord | None:
-        return _record(self._sums, self.weight, self._like) if self._sums else self._start
+        return _to_record(self._sums, self.weight, self._like) if self._sums else self._start
 
 
-class Updates:
+class RoundUpdates:
     """The updates of one round: their sum, and those of *players* put aside in *directory*."""
 
     def __init__(self, directory: Path, players: Iterable[str], *, start: ArrayRecord | None = None) -> None:
@@ -180,33 +180,33 @@ class Updates:
     def mean(self, *, without: str | None = None) -> ArrayRecord | None:
         """The weighted mean of all, or of all but one; the model as it was where nobody is left."""
         if without is None:
-            return _record(self._sums, self._weight, self._like) if self._weight else self._start
+            return _to_record(self._sums, self._weight, self._like) if self._weight else self._start
         arrays, weight = self.put_aside(without)
-        if self._weight - weight <= NOBODY * self._weight:
+        if self._weight - weight <= NEGLIGIBLE_SHARE * self._weight:
             return self._start
         rest = {
             name: self._sums[name] - np.multiply(array, weight, dtype=np.float64)
             for name, array in arrays.items()
         }
-        return _record(rest, self._weight - weight, self._like)
+        return _to_record(rest, self._weight - weight, self._like)
 
-    def without_players(self) -> _Growing:
+    def without_players(self) -> _RunningMean:
         """The others, to whom players are added one by one."""
-        growing = _Growing(
+        growing = _RunningMean(
             {name: total.copy() for name, total in self._sums.items()}, self._weight, self._like
         )
         for client in self.clients:
             arrays, weight = self.put_aside(client)
             growing.add(arrays, -weight)
-        if growing.weight <= NOBODY * self._weight:
-            return _Growing({}, 0.0, self._like, self._start)
+        if growing.weight <= NEGLIGIBLE_SHARE * self._weight:
+            return _RunningMean({}, 0.0, self._like, self._start)
         return growing
 
     def _file(self, client: str) -> Path:
         return self._directory / f"{client}.npz"
 
 
-class _Value:
+class _ValueFunction:
     """What the app's own evaluation says of a model, as one number: more is better."""
 
     def __init__(self, evaluate: Evaluate, round_number: int) -> None:
@@ -216,15 +216,15 @@ class _Value:
     def of(self, arrays: ArrayRecord | None) -> float | None:
         if arrays is None:
             return None
-        metrics = normalised(self._evaluate(self._round, arrays) or {})
+        metrics = normalize_metrics(self._evaluate(self._round, arrays) or {})
         value = -metrics["loss"] if "loss" in metrics else metrics.get("accuracy")
         return value if value is not None and np.isfinite(value) else None
 
 
-class Watch:
+class UpdateRecorder:
     """Sees each reply of a round go by, on its way into the aggregate."""
 
-    def __init__(self, updates: Updates, client_of: Callable[[int], str], weighted_by: str) -> None:
+    def __init__(self, updates: RoundUpdates, client_of: Callable[[int], str], weighted_by: str) -> None:
         self._updates = updates
         self._client_of = client_of
         self._weighted_by = weighted_by
@@ -240,14 +240,14 @@ class Watch:
             self._updates.add(self._client_of(reply.metadata.src_node_id), arrays, float(weight))
 
 
-def a_place() -> "tempfile.TemporaryDirectory[str]":
+def make_update_directory() -> "tempfile.TemporaryDirectory[str]":
     """Where updates are put aside: gone with the round."""
     return tempfile.TemporaryDirectory(prefix="fedbus-updates-")
 
 
-def _record(sums: Sums, weight: float, like: Mapping[str, np.dtype[Any]]) -> ArrayRecord:
-    return ArrayRecord({name: Array(_as(like[name], total / weight)) for name, total in sums.items()})
+def _to_record(sums: Sums, weight: float, like: Mapping[str, np.dtype[Any]]) -> ArrayRecord:
+    return ArrayRecord({name: Array(_cast(like[name], total / weight)) for name, total in sums.items()})
 
 
-def _as(dtype: np.dtype[Any], mean: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _cast(dtype: np.dtype[Any], mean: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return np.asarray(np.rint(mean) if dtype.kind in "iu" else mean).astype(dtype)

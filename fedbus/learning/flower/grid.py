@@ -28,54 +28,54 @@ from flwr.serverapp import Grid
 from opentelemetry import trace
 from opentelemetry.trace import NonRecordingSpan, SpanContext
 
-from fedbus.contracts.causation import handled, handles
+from fedbus.contracts.causation import current_cause, set_current_cause
 from fedbus.contracts.client import RoundReply
 from fedbus.contracts.envelope import uuid7
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import Content, RoundMessage
-from fedbus.contracts.telemetry import tracer_of
-from fedbus.learning.bus_protocol import Bus
+from fedbus.contracts.server import MessageContent, RoundMessage
+from fedbus.contracts.telemetry import get_tracer
+from fedbus.learning.bus_protocol import BusProtocol
 from fedbus.learning.flower import record_codec
-from fedbus.learning.flower.message_payload import Parcel, received
+from fedbus.learning.flower.message_payload import MessagePayload, fetch_content
 from fedbus.learning.flower.node_ids import node_id, run_number
-from fedbus.learning.flower.node_polling import LONGEST_BLOCK_S, Asker, NotEnoughClients
-from fedbus.learning.flower.private_api import NO_REPLY, NODE_UNAVAILABLE, Run, empty_run, stamp
+from fedbus.learning.flower.node_polling import MAX_BLOCK_S, NodePoller, NotEnoughClients
+from fedbus.learning.flower.private_api import NO_REPLY, NODE_UNAVAILABLE, Run, empty_run, set_message_id
 from fedbus.learning.flower.replies import (
-    FETCHES,
-    Arrival,
-    Exchange,
+    MAX_PREFETCHED_REPLIES,
+    FetchedReply,
     GridClosed,
-    Pending,
-    Postage,
+    OfferLease,
+    PendingMessage,
     Replies,
-    arrival_of,
+    ReplyQueue,
+    decode_reply,
     has_blob,
-    message_in,
-    round_of,
-    samples_in,
+    make_fetched_reply,
+    round_number_of,
+    sample_count,
 )
-from fedbus.learning.round_timing import Answered as Exchanged
+from fedbus.learning.round_timing import ExchangeTiming as Exchanged
 from fedbus.learning.round_tracker import (
-    Answered,
     Effect,
     Event,
-    Gone,
+    LostReason,
     NodesChanged,
-    RoundBook,
-    Sent,
-    Unanswered,
+    ReplyLost,
+    ReplyReceived,
+    RoundTracker,
+    SentMessage,
 )
 
-PUBLISHES: Final = 64
+MAX_CONCURRENT_PUBLISHES: Final = 64
 """How many messages are on their way into the stream at a time."""
 
 log = structlog.get_logger("fedbus.learning")
-tracer = tracer_of("fedbus.learning")
+tracer = get_tracer("fedbus.learning")
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Tally:
+class RoundTally:
     """Who took part in a round."""
 
     participants: dict[str, int] = field(default_factory=dict)
@@ -93,7 +93,9 @@ class Tally:
 class BusGrid(Grid):
     """The Grid of one run. Made on the loop that the bus lives on."""
 
-    def __init__(self, bus: Bus, *, task: str, run: str, plan: RunPlan, lost_after_s: float = 10.0) -> None:
+    def __init__(
+        self, bus: BusProtocol, *, task: str, run: str, plan: RunPlan, lost_after_s: float = 10.0
+    ) -> None:
         self._bus = bus
         self._task = task
         self._run_name = run
@@ -102,12 +104,12 @@ class BusGrid(Grid):
         self._loop = asyncio.get_running_loop()
         self._loop_thread = threading.get_ident()
         # on the loop
-        self._book = RoundBook(run, lost_after_s=lost_after_s)
-        self._pending: dict[str, Pending] = {}
-        self._unclaimed: dict[str, tuple[Pending, RoundReply | Error]] = {}
-        self._publishes = asyncio.Semaphore(PUBLISHES)
+        self._tracker = RoundTracker(run, lost_after_s=lost_after_s)
+        self._pending: dict[str, PendingMessage] = {}
+        self._unclaimed: dict[str, tuple[PendingMessage, RoundReply | Error]] = {}
+        self._publishes = asyncio.Semaphore(MAX_CONCURRENT_PUBLISHES)
         self._fetching: set[asyncio.Task[None]] = set()
-        self._alarm: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
         # between the threads, under the condition
         self._changed = threading.Condition()
         self._nodes: dict[int, str] = {}
@@ -116,28 +118,28 @@ class BusGrid(Grid):
         """Whoever has sent or pulled something was not merely waiting for nodes."""
         self._closed: GridClosed | None = None
         self._calls: set[Future[Any]] = set()
-        self._asker = threading.local()
+        self._pollers = threading.local()
         self._latest_round = 0
-        self._came_from: SpanContext | None = None
+        self._event_span: SpanContext | None = None
         """Of the event that is being handled."""
-        self._said_in = ""
+        self._event_id = ""
         """Its id."""
-        self._tallies: dict[int, Tally] = defaultdict(Tally)
+        self._tallies: dict[int, RoundTally] = defaultdict(RoundTally)
 
     # --- on the loop ------------------------------------------------------------------------
 
     def admit(self, clients: Iterable[str]) -> None:
         """These have joined, as somebody else heard."""
-        self._apply(self._book.admit(clients, self._now()))
+        self._apply(self._tracker.admit(clients, self._now()))
 
     def deliver(self, event: Event, *, came_from: SpanContext | None = None, said_in: str = "") -> None:
         """An event from a client, the span it was sent in, and the message's id.
 
         Foreign runs, late and repeated answers are dropped.
         """
-        self._came_from, self._said_in = came_from, said_in
-        self._apply(self._book.handle(event, self._now()))
-        self._came_from, self._said_in = None, ""
+        self._event_span, self._event_id = came_from, said_in
+        self._apply(self._tracker.handle(event, self._now()))
+        self._event_span, self._event_id = None, ""
 
     def close(self, reason: str) -> None:
         """End every call, now and later, with GridClosed."""
@@ -150,8 +152,8 @@ class BusGrid(Grid):
             call.cancel()
         for task in self._fetching:
             task.cancel()
-        if self._alarm:
-            self._alarm.cancel()
+        if self._timer:
+            self._timer.cancel()
         for pending in self._pending.values():
             pending.postage.answered()
             if pending.exchange:
@@ -164,68 +166,74 @@ class BusGrid(Grid):
     def _apply(self, effects: list[Effect]) -> None:
         for effect in effects:
             match effect:
-                case Answered(sent=sent, reply=reply):
-                    self._answered(sent, reply)
-                case Unanswered(sent=sent, gone=gone, reason=reason):
-                    code = NODE_UNAVAILABLE if gone is Gone.NODE else NO_REPLY
-                    self._answered(sent, Error(code, f"{sent.client}: {reason}"))
+                case ReplyReceived(sent=sent, reply=reply):
+                    self._on_reply(sent, reply)
+                case ReplyLost(sent=sent, gone=gone, reason=reason):
+                    code = NODE_UNAVAILABLE if gone is LostReason.NODE else NO_REPLY
+                    self._on_reply(sent, Error(code, f"{sent.client}: {reason}"))
                 case NodesChanged():
-                    self._show_nodes()
-        self._set_alarm()
+                    self._update_nodes()
+        self._schedule_timer()
 
-    def _show_nodes(self) -> None:
+    def _update_nodes(self) -> None:
         with self._changed:
-            self._nodes = {node_id(client): client for client in self._book.nodes}
-            self._failed = self._book.failed
+            self._nodes = {node_id(client): client for client in self._tracker.nodes}
+            self._failed = self._tracker.failed
             self._changed.notify_all()
 
-    def _set_alarm(self) -> None:
+    def _schedule_timer(self) -> None:
         """Wake up when the book will have something to say; an alarm that is early enough stays."""
-        wake = self._book.next_wake()
-        if wake is None or self._closed or (self._alarm and self._alarm.when() <= wake):
+        wake = self._tracker.next_wake()
+        if wake is None or self._closed or (self._timer and self._timer.when() <= wake):
             return
-        if self._alarm:
-            self._alarm.cancel()
-        self._alarm = self._loop.call_at(wake, self._time_passed)
+        if self._timer:
+            self._timer.cancel()
+        self._timer = self._loop.call_at(wake, self._on_timer)
 
-    def _time_passed(self) -> None:
-        self._alarm = None
-        self._apply(self._book.passed(self._now(), connected=self._bus.connected))
+    def _on_timer(self) -> None:
+        self._timer = None
+        self._apply(self._tracker.passed(self._now(), connected=self._bus.connected))
 
-    def _answered(self, sent: Sent, answer: RoundReply | Error) -> None:
+    def _on_reply(self, sent: SentMessage, answer: RoundReply | Error) -> None:
         pending = self._pending.pop(sent.message_id, None)
         if pending is None:
             return
         pending.postage.answered()
-        pending = replace(pending, came_from=self._came_from, said_in=self._said_in, answered_at=self._now())
+        pending = replace(
+            pending, came_from=self._event_span, said_in=self._event_id, answered_at=self._now()
+        )
         if pending.exchange is None:
             self._unclaimed[sent.message_id] = pending, answer
         elif isinstance(answer, Error) or not has_blob(answer):
-            pending.exchange.put(arrival_of(pending, answer))
+            pending.exchange.put(make_fetched_reply(pending, answer))
         else:
-            task = self._loop.create_task(self._fetch_for(pending.exchange, pending, answer))
+            task = self._loop.create_task(self._fetch_into_queue(pending.exchange, pending, answer))
             self._fetching.add(task)
             task.add_done_callback(self._fetching.discard)
 
-    async def _fetch_for(self, exchange: Exchange, pending: Pending, reply: RoundReply) -> None:
+    async def _fetch_into_queue(
+        self, exchange: ReplyQueue, pending: PendingMessage, reply: RoundReply
+    ) -> None:
         try:
             await exchange.slots.acquire()
-            exchange.put(await self._fetched(pending, reply, holds_slot=True))
+            exchange.put(await self._fetch_reply(pending, reply, holds_slot=True))
         except asyncio.CancelledError:
             exchange.put(self._closed or GridClosed("the Grid was closed"))
             raise
 
-    async def _fetched(self, pending: Pending, reply: RoundReply, *, holds_slot: bool) -> Arrival:
+    async def _fetch_reply(
+        self, pending: PendingMessage, reply: RoundReply, *, holds_slot: bool
+    ) -> FetchedReply:
         try:
-            with _receiving(pending, self._run_name):
-                data = await received(reply.content, self._bus.blobs, timeout_s=self._plan.round_s)
+            with _receive_span(pending, self._run_name):
+                data = await fetch_content(reply.content, self._bus.blobs, timeout_s=self._plan.round_s)
         except Exception as error:  # noqa: BLE001 - whatever kept the blob away, it is this client's failure alone
             log.warning("a reply could not be fetched", client=pending.sent.client, reason=str(error))
             failure = Error(NO_REPLY, f"{pending.sent.client}: its reply could not be fetched: {error}")
-            return Arrival(pending, error=failure, holds_slot=holds_slot)
-        return Arrival(pending, reply=reply, data=data, holds_slot=holds_slot)
+            return FetchedReply(pending, error=failure, holds_slot=holds_slot)
+        return FetchedReply(pending, reply=reply, data=data, holds_slot=holds_slot)
 
-    async def _send(self, batches: list[tuple[Parcel, list[Pending]]]) -> None:
+    async def _send(self, batches: list[tuple[MessagePayload, list[PendingMessage]]]) -> None:
         """Offer each parcel once, and publish its messages."""
         outgoing = []
         for parcel, pendings in batches:
@@ -234,11 +242,11 @@ class BusGrid(Grid):
             outgoing += [(pending, content) for pending in pendings]
         for pending, _ in outgoing:
             self._pending[pending.sent.message_id] = pending
-            self._apply(self._book.sent(pending.sent))
+            self._apply(self._tracker.sent(pending.sent))
         await asyncio.gather(*(self._publish(pending, content) for pending, content in outgoing))
 
-    async def _publish(self, pending: Pending, content: Content) -> None:
-        if not self._book.is_open(pending.sent.message_id):
+    async def _publish(self, pending: PendingMessage, content: MessageContent) -> None:
+        if not self._tracker.is_open(pending.sent.message_id):
             return
         metadata = pending.message.metadata
         message = RoundMessage(
@@ -256,15 +264,15 @@ class BusGrid(Grid):
         async with self._publishes:
             await self._bus.publish(message, id=pending.sent.message_id)
 
-    async def _pull(self, message_ids: list[str]) -> list[Arrival]:
+    async def _pull(self, message_ids: list[str]) -> list[FetchedReply]:
         ready = [self._unclaimed.pop(one) for one in message_ids if one in self._unclaimed]
-        at_a_time = asyncio.Semaphore(FETCHES)
+        at_a_time = asyncio.Semaphore(MAX_PREFETCHED_REPLIES)
 
-        async def arrival(pending: Pending, answer: RoundReply | Error) -> Arrival:
+        async def arrival(pending: PendingMessage, answer: RoundReply | Error) -> FetchedReply:
             if isinstance(answer, Error) or not has_blob(answer):
-                return arrival_of(pending, answer)
+                return make_fetched_reply(pending, answer)
             async with at_a_time:
-                return await self._fetched(pending, answer, holds_slot=False)
+                return await self._fetch_reply(pending, answer, holds_slot=False)
 
         return list(await asyncio.gather(*(arrival(pending, answer) for pending, answer in ready)))
 
@@ -299,9 +307,9 @@ class BusGrid(Grid):
         Raises NotEnoughClients to one that has waited longer than the plan gives for recruiting.
         """
         with self._changed:
-            self._must_be_open()
-            self._wait_for_more()
-            self._must_be_open()
+            self._check_open()
+            self._wait_for_nodes()
+            self._check_open()
             return list(self._nodes)
 
     def push_messages(self, messages: Iterable[Message]) -> list[str]:
@@ -309,15 +317,15 @@ class BusGrid(Grid):
 
     def pull_messages(self, message_ids: Iterable[str]) -> list[Message]:
         """The answers that are there by now, each once."""
-        return [self._received(arrival) for arrival in self._call(self._pull(list(message_ids)))]
+        return [self._take_reply(arrival) for arrival in self._call(self._pull(list(message_ids)))]
 
     def send_and_receive(self, messages: Iterable[Message], *, timeout: float | None = None) -> Replies:
         """The replies as they come, one for each message: those that fail to come are errors."""
-        exchange = Exchange(self._loop)
+        exchange = ReplyQueue(self._loop)
         ids = self._push(list(messages), timeout=timeout, exchange=exchange)
-        return Replies(len(ids), lambda: self._received(exchange.take()))
+        return Replies(len(ids), lambda: self._take_reply(exchange.take()))
 
-    def tally(self, round_number: int) -> Tally:
+    def tally(self, round_number: int) -> RoundTally:
         """Who took part in the round so far."""
         with self._changed:
             tally = self._tallies[round_number]
@@ -326,58 +334,58 @@ class BusGrid(Grid):
     def client_of(self, node: int) -> str:
         """The client that Flower knows as *node*."""
         with self._changed:
-            return self._nodes.get(node) or self._known(node)
+            return self._nodes.get(node) or self._client_of_failed_node(node)
 
     def _push(
-        self, messages: list[Message], *, timeout: float | None, exchange: Exchange | None
+        self, messages: list[Message], *, timeout: float | None, exchange: ReplyQueue | None
     ) -> list[str]:
-        self._must_be_open()
+        self._check_open()
         by_content: dict[int, list[Message]] = {}
         for message in messages:
             by_content.setdefault(id(message.content), []).append(message)
-        batches = [self._batch(same, timeout, exchange) for same in by_content.values()]
+        batches = [self._encode_batch(same, timeout, exchange) for same in by_content.values()]
         if batches:
             self._call(self._send(batches))
         return [message.metadata.message_id for message in messages]
 
-    def _batch(
-        self, messages: list[Message], timeout: float | None, exchange: Exchange | None
-    ) -> tuple[Parcel, list[Pending]]:
+    def _encode_batch(
+        self, messages: list[Message], timeout: float | None, exchange: ReplyQueue | None
+    ) -> tuple[MessagePayload, list[PendingMessage]]:
         """Messages of one and the same content: encoded and hashed once, here, not on the loop."""
-        parcel = Parcel.of(record_codec.encode(messages[0].content))
-        postage = Postage(len(messages))
-        return parcel, [self._pending_of(message, timeout, postage, exchange) for message in messages]
+        parcel = MessagePayload.of(record_codec.encode(messages[0].content))
+        postage = OfferLease(len(messages))
+        return parcel, [self._make_pending(message, timeout, postage, exchange) for message in messages]
 
-    def _pending_of(
-        self, message: Message, timeout: float | None, postage: Postage, exchange: Exchange | None
-    ) -> Pending:
-        stamp(message, uuid7())
+    def _make_pending(
+        self, message: Message, timeout: float | None, postage: OfferLease, exchange: ReplyQueue | None
+    ) -> PendingMessage:
+        set_message_id(message, uuid7())
         limits = (timeout, self._plan.round_s, message.metadata.ttl)
         timeout_s = min(limit for limit in limits if limit is not None)
         with self._changed:
             node = message.metadata.dst_node_id
-            client = self._nodes.get(node) or self._known(node)
-            round_number = round_of(message)
+            client = self._nodes.get(node) or self._client_of_failed_node(node)
+            round_number = round_number_of(message)
             self._latest_round = self._latest_round if round_number is None else round_number
             number = self._latest_round
-        sent = Sent(message.metadata.message_id, client, timeout_s, self._loop.time() + timeout_s)
-        return Pending(sent, message, number, postage, exchange)
+        sent = SentMessage(message.metadata.message_id, client, timeout_s, self._loop.time() + timeout_s)
+        return PendingMessage(sent, message, number, postage, exchange)
 
-    def _known(self, node: int) -> str:
+    def _client_of_failed_node(self, node: int) -> str:
         """The client of a node that has just left; whoever sends to it is told by an error reply."""
         gone = {node_id(client): client for client in self._failed}
         return gone.get(node, f"node {node}")
 
-    def _received(self, arrival: Arrival) -> Message:
-        message = message_in(arrival, self._run.run_id)
+    def _take_reply(self, arrival: FetchedReply) -> Message:
+        message = decode_reply(arrival, self._run.run_id)
         by_whom = trace.get_current_span()
         if arrival.pending.came_from is not None and by_whom.is_recording():
             by_whom.add_link(arrival.pending.came_from)
-        self._count(arrival, message)
-        handles(arrival.pending.said_in or handled())
+        self._add_to_tally(arrival, message)
+        set_current_cause(arrival.pending.said_in or current_cause())
         return message
 
-    def _count(self, arrival: Arrival, reply: Message) -> None:
+    def _add_to_tally(self, arrival: FetchedReply, reply: Message) -> None:
         pending, client = arrival.pending, arrival.pending.sent.client
         with self._changed:
             tally = self._tallies[pending.round]
@@ -388,7 +396,7 @@ class BusGrid(Grid):
             tally.answers.append(Exchanged(client, pending.sent.at, pending.answered_at, train_s))
             tally.figures.setdefault(client, {}).update(arrival.reply.figures if arrival.reply else {})
             if pending.message.metadata.message_type.partition(".")[0] == "train":
-                tally.participants[client] = samples_in(reply.content)
+                tally.participants[client] = sample_count(reply.content)
                 tally.train_s[client] = train_s
 
     def _call(self, coroutine: Coroutine[Any, Any, T]) -> T:
@@ -410,26 +418,26 @@ class BusGrid(Grid):
                 self._calls.discard(call)
                 self._calls_made += 1
 
-    def _must_be_open(self) -> None:
+    def _check_open(self) -> None:
         if self._closed:
             raise self._closed
 
-    def _wait_for_more(self) -> None:
+    def _wait_for_nodes(self) -> None:
         """Hold the calling thread if it is one that polls; under the condition."""
         now = time.monotonic()
-        asker: Asker = self._asker.__dict__.setdefault("state", Asker(now))
+        asker: NodePoller = self._pollers.__dict__.setdefault("state", NodePoller(now))
         if asker.polls(now, self._calls_made) and not self._pending:
             left = asker.since + self._plan.recruit_s - now
             if left <= 0:
                 raise NotEnoughClients(self._nodes.values(), self._failed, self._plan.recruit_s)
             before = set(self._nodes)
             self._changed.wait_for(
-                lambda: self._closed is not None or set(self._nodes) != before, min(left, LONGEST_BLOCK_S)
+                lambda: self._closed is not None or set(self._nodes) != before, min(left, MAX_BLOCK_S)
             )
         asker.answered(time.monotonic(), self._calls_made)
 
 
-def _receiving(pending: Pending, run: str) -> AbstractContextManager[trace.Span]:
+def _receive_span(pending: PendingMessage, run: str) -> AbstractContextManager[trace.Span]:
     """The span of fetching a reply, behind the one in which it was sent."""
     sent_in = pending.came_from
     return tracer.start_as_current_span(

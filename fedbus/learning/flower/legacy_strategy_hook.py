@@ -15,7 +15,7 @@ from flwr.server.workflow import DefaultWorkflow
 
 from fedbus.learning.flower.node_polling import NotEnoughClients
 from fedbus.learning.flower.round_log import RoundLog
-from fedbus.learning.flower.strategy_hook import family
+from fedbus.learning.flower.strategy_hook import loaded_subclasses
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
 
@@ -31,54 +31,54 @@ class LegacyHook:
         self._recruit_s = recruit_s
         self._log = log
         self._round = self._offset
-        self.used = False
+        self.was_used = False
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         with ExitStack() as undo:
-            for kind in family(Server):
+            for kind in loaded_subclasses(Server):
                 if "fit" in vars(kind):
                     undo.callback(setattr, kind, "fit", kind.fit)
-                    kind.fit = self._fitting(kind.fit)
+                    kind.fit = self._wrap_fit(kind.fit)
             undo.callback(setattr, DefaultWorkflow, "__call__", DefaultWorkflow.__call__)
-            DefaultWorkflow.__call__ = self._working(DefaultWorkflow.__call__)  # type: ignore[method-assign]
+            DefaultWorkflow.__call__ = self._wrap_workflow(DefaultWorkflow.__call__)  # type: ignore[method-assign]
             yield
 
-    def _fitting(self, fit: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_fit(self, fit: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(fit)
         def hooked(server: Server, num_rounds: int, timeout: float | None) -> Any:
-            if self.used:
+            if self.was_used:
                 return fit(server, num_rounds, timeout)
-            with self._watched(server.strategy, server.client_manager()):
+            with self._wrap_methods(server.strategy, server.client_manager()):
                 return fit(server, self._rounds, timeout)
 
         return hooked
 
-    def _working(self, work: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_workflow(self, work: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(work)
         def hooked(workflow: DefaultWorkflow, grid: Any, context: Any) -> Any:
-            if self.used:
+            if self.was_used:
                 return work(workflow, grid, context)
             context.config.num_rounds = self._rounds
-            with self._watched(context.strategy, context.client_manager):
+            with self._wrap_methods(context.strategy, context.client_manager):
                 return work(workflow, grid, context)
 
         return hooked
 
     @contextmanager
-    def _watched(self, strategy: Any, clients: Any) -> Iterator[None]:
+    def _wrap_methods(self, strategy: Any, clients: Any) -> Iterator[None]:
         """Methods of the strategy's own, in front of those of its class, while the training runs."""
-        self.used = True
+        self.was_used = True
         watched = {
-            "initialize_parameters": self._initialising(strategy.initialize_parameters),
-            "configure_fit": self._configuring(strategy.configure_fit),
-            "configure_evaluate": self._shifted(strategy.configure_evaluate),
-            "aggregate_fit": self._aggregating(strategy.aggregate_fit),
-            "aggregate_evaluate": self._aggregating_evaluation(strategy.aggregate_evaluate),
-            "evaluate": self._evaluating(strategy.evaluate),
+            "initialize_parameters": self._wrap_initialize(strategy.initialize_parameters),
+            "configure_fit": self._wrap_configure(strategy.configure_fit),
+            "configure_evaluate": self._wrap_round_offset(strategy.configure_evaluate),
+            "aggregate_fit": self._wrap_aggregate(strategy.aggregate_fit),
+            "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
+            "evaluate": self._wrap_evaluate(strategy.evaluate),
         }
         vars(strategy).update(watched)
-        vars(clients)["wait_for"] = self._waiting(clients)
+        vars(clients)["wait_for"] = self._wrap_wait_for(clients)
         try:
             yield
         finally:
@@ -88,18 +88,18 @@ class LegacyHook:
             self._log.trace.ends()
         self._log.ended(self._round)
 
-    def _initialising(self, initialise: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_initialize(self, initialise: Callable[..., Any]) -> Callable[..., Any]:
         def initialize_parameters(client_manager: Any) -> Parameters:
             own = initialise(client_manager=client_manager)
             if own is not None and own.tensors:
-                self._check(self._named(own))
+                self._check_architecture(self._name_arrays(own))
             return ndarrays_to_parameters(list(self._model.values()))
 
         return initialize_parameters
 
-    def _configuring(self, configure: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_configure(self, configure: Callable[..., Any]) -> Callable[..., Any]:
         def configure_fit(server_round: int, parameters: Parameters, client_manager: Any) -> Any:
-            self._log.has_model(self._named(parameters))
+            self._log.set_model(self._name_arrays(parameters))
             self._log.ended(self._round)
             self._round = server_round + self._offset
             self._log.trace.begins(self._round)
@@ -107,42 +107,42 @@ class LegacyHook:
 
         return configure_fit
 
-    def _aggregating(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_aggregate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_fit(server_round: int, results: Any, failures: Any) -> Any:
-            with self._log.trace.aggregating(server_round + self._offset):
+            with self._log.trace.aggregate_span(server_round + self._offset):
                 parameters, metrics = aggregate(server_round + self._offset, results, failures)
             if parameters is not None:
-                self._log.has_model(self._named(parameters))
-            self._log.saw(metrics, prefix="train_")
+                self._log.set_model(self._name_arrays(parameters))
+            self._log.add_metrics(metrics, prefix="train_")
             return parameters, metrics
 
         return aggregate_fit
 
-    def _aggregating_evaluation(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_aggregate_evaluate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_evaluate(server_round: int, results: Any, failures: Any) -> Any:
             loss, metrics = aggregate(server_round + self._offset, results, failures)
-            self._log.saw({**(metrics or {}), "loss": loss}, prefix="eval_")
+            self._log.add_metrics({**(metrics or {}), "loss": loss}, prefix="eval_")
             return loss, metrics
 
         return aggregate_evaluate
 
-    def _evaluating(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
         def evaluated(server_round: int, parameters: Parameters) -> Any:
             found = evaluate(server_round + self._offset, parameters)
             if found is not None:
                 loss, metrics = found
-                self._log.saw({**(metrics or {}), "loss": loss})
+                self._log.add_metrics({**(metrics or {}), "loss": loss})
             return found
 
         return evaluated
 
-    def _shifted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_round_offset(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def shifted(server_round: int, **kwargs: Any) -> Any:
             return method(server_round=server_round + self._offset, **kwargs)
 
         return shifted
 
-    def _waiting(self, clients: Any) -> Callable[..., bool]:
+    def _wrap_wait_for(self, clients: Any) -> Callable[..., bool]:
         """Flower's client manager waits a day for clients; the plan says how long it may be."""
         wait_for: Callable[..., bool] = clients.wait_for
 
@@ -155,7 +155,7 @@ class LegacyHook:
 
         return wait_as_planned
 
-    def _named(self, parameters: Parameters) -> Arrays:
+    def _name_arrays(self, parameters: Parameters) -> Arrays:
         arrays = parameters_to_ndarrays(parameters)
         if len(arrays) != len(self._model):
             raise ArchitectureMismatch(
@@ -163,6 +163,6 @@ class LegacyHook:
             )
         return dict(zip(self._model, arrays, strict=True))
 
-    def _check(self, own: Arrays) -> None:
+    def _check_architecture(self, own: Arrays) -> None:
         if difference := first_difference(own, self._model):
             raise ArchitectureMismatch(f"the stored model is not of the app's architecture: {difference}")

@@ -4,9 +4,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-ASKED_AGAIN_S: Final = (0.5, 3.0)
+POLL_INTERVAL_S: Final = (0.5, 3.0)
 """Who asks for the nodes again after such a pause, and sends nothing in between, waits for more of them."""
-LONGEST_BLOCK_S: Final = 2.0
+MAX_BLOCK_S: Final = 2.0
 """How long such a caller is held at a time: it may have reasons of its own to look elsewhere."""
 
 
@@ -23,7 +23,7 @@ class NotEnoughClients(RuntimeError):
 
 
 @dataclass
-class Asker:
+class NodePoller:
     """A thread that asks who is there. Flower waits for nodes by asking once a second, for ever."""
 
     since: float
@@ -33,7 +33,7 @@ class Asker:
 
     def polls(self, now: float, calls_made: int) -> bool:
         """Whether it has done nothing but wait since it last asked. If not, its patience starts anew."""
-        shortest, longest = ASKED_AGAIN_S
+        shortest, longest = POLL_INTERVAL_S
         idle = calls_made == self.calls_made and now - self.last <= longest
         if not idle:
             self.since = now

@@ -35,16 +35,16 @@ __all__ = [
     "NUMPY",
     "SERVER_NODE_ID",
     "UNKNOWN_ERROR",
-    "LentArray",
+    "BorrowedArray",
     "Run",
     "RunNotRunningException",
     "aggregate_metricrecords",
     "array_view",
+    "build_message",
     "empty_run",
-    "identify_process",
-    "message_of",
-    "serialised",
-    "stamp",
+    "serialized_buffer",
+    "set_message_id",
+    "set_process_identity",
 ]
 
 SERVER_NODE_ID: Final[int] = SUPERLINK_NODE_ID
@@ -58,19 +58,19 @@ NODE_UNAVAILABLE: Final[int] = ErrorCode.NODE_UNAVAILABLE
 NO_REPLY: Final[int] = ErrorCode.REPLY_MESSAGE_UNAVAILABLE
 
 
-def identify_process(run_id: int) -> None:
+def set_process_identity(run_id: int) -> None:
     """Say who this process is, as Flower's own launcher does: without it `Message(…)` raises on the server side."""
     TaskIdentity.task_id = 1
     TaskIdentity.run_id = run_id
     TaskIdentity.node_id = SERVER_NODE_ID
 
 
-def stamp(message: Message, message_id: str) -> None:
+def set_message_id(message: Message, message_id: str) -> None:
     """Give *message* its id: in Flower the SuperLink does, and `Metadata` has no setter for it."""
     message.metadata.__dict__["_message_id"] = message_id
 
 
-def message_of(
+def build_message(
     metadata: Metadata, *, content: RecordDict | None = None, error: Error | None = None
 ) -> Message:
     """The message with this metadata: the public constructor knows only new messages and replies to them."""
@@ -81,7 +81,7 @@ def empty_run(run_id: int) -> Run:
     return Run.create_empty(run_id)
 
 
-class LentArray(Array):
+class BorrowedArray(Array):
     """An `Array` whose bytes lie in a buffer that somebody else allocated, such as a blob as it came in.
 
     `view` is the array itself, without a copy; `numpy` makes the one copy that Flower promises;
@@ -118,7 +118,7 @@ class LentArray(Array):
         if not isinstance(other, Array):
             return NotImplemented
         mine = (self.dtype, self.shape, self.stype, self.buffer)
-        return mine == (other.dtype, other.shape, other.stype, serialised(other))
+        return mine == (other.dtype, other.shape, other.stype, serialized_buffer(other))
 
     __hash__ = None  # type: ignore[assignment]
 
@@ -133,9 +133,9 @@ def array_view(array: Array) -> np.ndarray[Any, Any]:
     """The numbers in *array* without a copy; raises npy.BadArray. Do not write into it."""
     if array.stype != NUMPY:
         raise npy.BadArray(f"its serialization is {array.stype!r}, and only {NUMPY!r} is understood")
-    return npy.view(serialised(array))
+    return npy.array_from_npy(serialized_buffer(array))
 
 
-def serialised(array: Array) -> memoryview:
+def serialized_buffer(array: Array) -> memoryview:
     """The bytes of *array* where they lie."""
-    return array.buffer if isinstance(array, LentArray) else memoryview(array.data)
+    return array.buffer if isinstance(array, BorrowedArray) else memoryview(array.data)

@@ -21,7 +21,7 @@ import msgpack
 from flwr.app import ArrayRecord, ConfigRecord, MetricRecord, RecordDict
 
 from fedbus.learning import npy
-from fedbus.learning.flower.private_api import NUMPY, LentArray, serialised
+from fedbus.learning.flower.private_api import NUMPY, BorrowedArray, serialized_buffer
 
 MAGIC: Final = b"FBRD"
 VERSION: Final = 1
@@ -35,12 +35,12 @@ _ZEROS = bytes(ALIGNMENT)
 _ARRAYS, _METRICS, _CONFIGS = "a", "m", "c"
 
 
-class UnreadableRecords(ValueError):
+class RecordDecodeError(ValueError):
     """What came in is not a RecordDict as this module writes it; the text says what is wrong."""
 
 
 @dataclass(frozen=True)
-class Encoded:
+class EncodedRecords:
     """A RecordDict ready to send: buffers that together are its bytes, the arrays' own among them."""
 
     buffers: list[memoryview]
@@ -61,30 +61,30 @@ class Encoded:
         return b"".join(self.buffers)
 
 
-def encode(records: RecordDict) -> Encoded:
+def encode(records: RecordDict) -> EncodedRecords:
     """*records* as buffers, without a copy of any array; raises ValueError for what msgpack cannot say."""
     arrays: list[memoryview] = []
-    entries = [[name, *_entry(record, arrays)] for name, record in records.items()]
+    entries = [[name, *_encode_record(record, arrays)] for name, record in records.items()]
     try:
         head = msgpack.packb(entries)
     except (OverflowError, ValueError, TypeError) as error:
         raise ValueError(f"these records cannot be sent: {error}") from error
     prefix = _PREFIX.pack(MAGIC, VERSION, len(head)) + head
-    buffers = list(_padded([memoryview(prefix), *arrays])) if arrays else [memoryview(prefix)]
-    return Encoded(buffers, has_arrays=bool(arrays))
+    buffers = list(_pad_buffers([memoryview(prefix), *arrays])) if arrays else [memoryview(prefix)]
+    return EncodedRecords(buffers, has_arrays=bool(arrays))
 
 
 def decode(data: bytes | bytearray | memoryview) -> RecordDict:
     """The RecordDict in *data*, whose arrays lend their bytes from it; raises UnreadableRecords."""
     view = memoryview(data).cast("B")
-    entries, end = _head(view)
-    reader = _Arrays(view, end)
+    entries, end = _parse_head(view)
+    reader = _ArrayReader(view, end)
     records = RecordDict()
     for entry in entries:
-        name, kind, payload = _three(entry)
+        name, kind, payload = _parse_entry(entry)
         if name in records:
-            raise UnreadableRecords(f"the record {name!r} is there twice")
-        records[name] = _record(name, kind, payload, reader)
+            raise RecordDecodeError(f"the record {name!r} is there twice")
+        records[name] = _decode_record(name, kind, payload, reader)
     reader.must_be_at_the_end()
     return records
 
@@ -92,19 +92,19 @@ def decode(data: bytes | bytearray | memoryview) -> RecordDict:
 # --- encoding ---------------------------------------------------------------------------
 
 
-def _entry(record: ArrayRecord | MetricRecord | ConfigRecord, arrays: list[memoryview]) -> list[Any]:
+def _encode_record(record: ArrayRecord | MetricRecord | ConfigRecord, arrays: list[memoryview]) -> list[Any]:
     if not isinstance(record, ArrayRecord):
         kind = _METRICS if isinstance(record, MetricRecord) else _CONFIGS
         return [kind, dict(record)]
     rows = []
     for key, array in record.items():
-        data = serialised(array)
+        data = serialized_buffer(array)
         rows.append([key, array.dtype, list(array.shape), array.stype, len(data)])
         arrays.append(data)
     return [_ARRAYS, rows]
 
 
-def _padded(buffers: list[memoryview]) -> Iterator[memoryview]:
+def _pad_buffers(buffers: list[memoryview]) -> Iterator[memoryview]:
     """*buffers*, each but the last followed by what brings the next to an aligned place."""
     for buffer in buffers[:-1]:
         yield buffer
@@ -116,35 +116,35 @@ def _padded(buffers: list[memoryview]) -> Iterator[memoryview]:
 # --- decoding ---------------------------------------------------------------------------
 
 
-def _head(view: memoryview) -> tuple[list[Any], int]:
+def _parse_head(view: memoryview) -> tuple[list[Any], int]:
     if len(view) < _PREFIX.size:
-        raise UnreadableRecords(f"{len(view)} bytes are too few to be records")
+        raise RecordDecodeError(f"{len(view)} bytes are too few to be records")
     magic, version, length = _PREFIX.unpack_from(view)
     if magic != MAGIC:
-        raise UnreadableRecords(f"they begin with {magic!r} instead of {MAGIC!r}")
+        raise RecordDecodeError(f"they begin with {magic!r} instead of {MAGIC!r}")
     if version != VERSION:
-        raise UnreadableRecords(f"they are of version {version}, and only {VERSION} is understood")
+        raise RecordDecodeError(f"they are of version {version}, and only {VERSION} is understood")
     end = _PREFIX.size + length
     if end > len(view) or length > MAX_HEAD_BYTES:
-        raise UnreadableRecords(f"their head of {length} bytes goes beyond their end")
+        raise RecordDecodeError(f"their head of {length} bytes goes beyond their end")
     try:
         entries = msgpack.unpackb(view[_PREFIX.size : end], strict_map_key=True)
     except (ValueError, TypeError, msgpack.UnpackException, RecursionError) as error:
-        raise UnreadableRecords(f"their head is not msgpack: {error or type(error).__name__}") from None
+        raise RecordDecodeError(f"their head is not msgpack: {error or type(error).__name__}") from None
     if not isinstance(entries, list) or len(entries) > MAX_RECORDS:
-        raise UnreadableRecords("their head is not a list of records")
+        raise RecordDecodeError("their head is not a list of records")
     return entries, end
 
 
-def _three(entry: Any) -> tuple[str, str, Any]:
+def _parse_entry(entry: Any) -> tuple[str, str, Any]:
     match entry:
         case [str() as name, str() as kind, payload]:
             return name, kind, payload
-    raise UnreadableRecords("an entry of their head is not a name, a kind and what belongs to it")
+    raise RecordDecodeError("an entry of their head is not a name, a kind and what belongs to it")
 
 
-def _record(
-    name: str, kind: str, payload: Any, reader: "_Arrays"
+def _decode_record(
+    name: str, kind: str, payload: Any, reader: "_ArrayReader"
 ) -> ArrayRecord | MetricRecord | ConfigRecord:
     try:
         match kind, payload:
@@ -155,11 +155,11 @@ def _record(
             case "c", dict():
                 return ConfigRecord(payload)
     except (TypeError, ValueError) as error:
-        raise UnreadableRecords(f"the record {name!r} is wrong: {' '.join(str(error).split())}") from None
-    raise UnreadableRecords(f"the record {name!r} is of no kind that is known")
+        raise RecordDecodeError(f"the record {name!r} is wrong: {' '.join(str(error).split())}") from None
+    raise RecordDecodeError(f"the record {name!r} is of no kind that is known")
 
 
-class _Arrays:
+class _ArrayReader:
     """Hands out the arrays that follow the head, in order, each where it lies."""
 
     def __init__(self, view: memoryview, at: int) -> None:
@@ -172,42 +172,42 @@ class _Arrays:
         for row in rows:
             key, array = self._array(row)
             if key in record:
-                raise UnreadableRecords(f"the array {key!r} is there twice")
+                raise RecordDecodeError(f"the array {key!r} is there twice")
             record[key] = array
         return record
 
     def must_be_at_the_end(self) -> None:
         if self._at != len(self._view):
-            raise UnreadableRecords(f"{len(self._view) - self._at} bytes belong to nothing")
+            raise RecordDecodeError(f"{len(self._view) - self._at} bytes belong to nothing")
 
-    def _array(self, row: Any) -> tuple[str, LentArray]:
+    def _array(self, row: Any) -> tuple[str, BorrowedArray]:
         match row:
             case [str() as key, str() as dtype, list() as sizes, str() as stype, int() as size]:
-                shape = _shape(sizes)
+                shape = _parse_shape(sizes)
             case _:
-                raise UnreadableRecords(
+                raise RecordDecodeError(
                     "an array's row is not its name, dtype, shape, serialization and size"
                 )
         self._count += 1
         if self._count > MAX_ARRAYS:
-            raise UnreadableRecords(f"there are more than {MAX_ARRAYS} arrays")
-        array = LentArray(dtype, shape, stype, self._take(key, size))
+            raise RecordDecodeError(f"there are more than {MAX_ARRAYS} arrays")
+        array = BorrowedArray(dtype, shape, stype, self._take(key, size))
         if stype == NUMPY and dtype:  # Flower's legacy parameters leave dtype and shape out
             try:
-                npy.check(array.buffer, dtype=dtype, shape=shape)
+                npy.check_array(array.buffer, dtype=dtype, shape=shape)
             except npy.BadArray as error:
-                raise UnreadableRecords(f"the array {key!r} is wrong: {error}") from None
+                raise RecordDecodeError(f"the array {key!r} is wrong: {error}") from None
         return key, array
 
     def _take(self, key: str, size: int) -> memoryview:
         start = self._at + -self._at % ALIGNMENT
         if size < 0 or start + size > len(self._view):
-            raise UnreadableRecords(f"the array {key!r} goes beyond their end")
+            raise RecordDecodeError(f"the array {key!r} goes beyond their end")
         self._at = start + size
         return self._view[start : self._at]
 
 
-def _shape(sizes: list[Any]) -> tuple[int, ...]:
+def _parse_shape(sizes: list[Any]) -> tuple[int, ...]:
     if len(sizes) > npy.MAX_DIMENSIONS or any(type(size) is not int or size < 0 for size in sizes):
-        raise UnreadableRecords("an array's shape is not a short list of sizes")
+        raise RecordDecodeError("an array's shape is not a short list of sizes")
     return tuple(sizes)

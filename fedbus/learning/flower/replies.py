@@ -16,17 +16,17 @@ from flwr.app import ConfigRecord, Error, Message, Metadata, RecordDict
 from opentelemetry.trace import SpanContext
 
 from fedbus.contracts.client import RoundReply
-from fedbus.learning.bus_protocol import Offer
+from fedbus.learning.bus_protocol import OfferProtocol
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower.private_api import (
     SERVER_NODE_ID,
     UNKNOWN_ERROR,
     RunNotRunningException,
-    message_of,
+    build_message,
 )
-from fedbus.learning.round_tracker import Sent
+from fedbus.learning.round_tracker import SentMessage
 
-FETCHES: Final = 3
+MAX_PREFETCHED_REPLIES: Final = 3
 """How many replies with arrays are fetched ahead of the app that takes them."""
 
 
@@ -35,11 +35,11 @@ class GridClosed(RuntimeError, RunNotRunningException):
 
 
 @dataclass
-class Postage:
+class OfferLease:
     """What was paid for messages of one content: the offer ends with the last answer."""
 
     owed: int
-    offer: Offer | None = None
+    offer: OfferProtocol | None = None
 
     def answered(self) -> None:
         self.owed -= 1
@@ -48,14 +48,14 @@ class Postage:
 
 
 @dataclass(frozen=True)
-class Pending:
+class PendingMessage:
     """A message that waits for its answer, as the Grid sees it."""
 
-    sent: Sent
+    sent: SentMessage
     message: Message
     round: int
-    postage: Postage
-    exchange: "Exchange | None"
+    postage: OfferLease
+    exchange: "ReplyQueue | None"
     came_from: SpanContext | None = None
     """Where its answer was sent, once it is here."""
     answered_at: float = 0.0
@@ -65,28 +65,28 @@ class Pending:
 
 
 @dataclass(frozen=True)
-class Arrival:
+class FetchedReply:
     """An answer on its way to the app: bytes, or an error."""
 
-    pending: Pending
+    pending: PendingMessage
     reply: RoundReply | None = None
     data: bytes | memoryview | None = None
     error: Error | None = None
     holds_slot: bool = False
 
 
-class Exchange:
+class ReplyQueue:
     """The answers to the messages of one call, from the loop to the thread that waits for them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
-        self._arrived: SimpleQueue[Arrival | GridClosed] = SimpleQueue()
-        self.slots = asyncio.Semaphore(FETCHES)
+        self._arrived: SimpleQueue[FetchedReply | GridClosed] = SimpleQueue()
+        self.slots = asyncio.Semaphore(MAX_PREFETCHED_REPLIES)
 
-    def put(self, arrival: Arrival | GridClosed) -> None:
+    def put(self, arrival: FetchedReply | GridClosed) -> None:
         self._arrived.put(arrival)
 
-    def take(self) -> Arrival:
+    def take(self) -> FetchedReply:
         arrival = self._arrived.get()
         if isinstance(arrival, GridClosed):
             self._arrived.put(arrival)  # for whoever else waits here
@@ -103,7 +103,7 @@ class Replies(Sequence[Message]):
         self._missing = count
         self._count = count
         self._take = take
-        self._kept: list[Message] = []
+        self._cached: list[Message] = []
         self._drained = False
 
     def __bool__(self) -> bool:
@@ -113,11 +113,11 @@ class Replies(Sequence[Message]):
         return self._count
 
     def __iter__(self) -> Iterator[Message]:
-        self._must_be_whole()
+        self._check_not_drained()
         at = 0
         while at < self._count:
-            self._keep(at + 1)
-            yield self._kept[at]
+            self._cache_until(at + 1)
+            yield self._cached[at]
             at += 1
 
     @overload
@@ -125,26 +125,26 @@ class Replies(Sequence[Message]):
     @overload
     def __getitem__(self, at: slice) -> list[Message]: ...
     def __getitem__(self, at: int | slice) -> Message | list[Message]:
-        self._must_be_whole()
-        self._keep(self._count)
-        return self._kept[at]
+        self._check_not_drained()
+        self._cache_until(self._count)
+        return self._cached[at]
 
     def drain(self) -> Iterator[Message]:
         """Each reply once; nothing of it stays here."""
-        self._must_be_whole()
+        self._check_not_drained()
         self._drained = True
-        while self._kept:
-            yield self._kept.pop(0)
+        while self._cached:
+            yield self._cached.pop(0)
         while self._missing:
             self._missing -= 1
             yield self._take()
 
-    def _keep(self, count: int) -> None:
-        while len(self._kept) < count:
-            self._kept.append(self._take())
+    def _cache_until(self, count: int) -> None:
+        while len(self._cached) < count:
+            self._cached.append(self._take())
             self._missing -= 1
 
-    def _must_be_whole(self) -> None:
+    def _check_not_drained(self) -> None:
         if self._drained:
             raise RuntimeError(
                 "the replies of this round were added up as they came and are gone: "
@@ -152,7 +152,7 @@ class Replies(Sequence[Message]):
             )
 
 
-def round_of(message: Message) -> int | None:
+def round_number_of(message: Message) -> int | None:
     """The round of *message*: Flower's group, where it is a number, else what strategies write into the config."""
     if message.metadata.group_id.isdecimal():
         return int(message.metadata.group_id)
@@ -164,7 +164,7 @@ def round_of(message: Message) -> int | None:
     return None
 
 
-def samples_in(content: RecordDict) -> int:
+def sample_count(content: RecordDict) -> int:
     """How many samples the client says it trained on; 0 where it does not say."""
     for record in content.metric_records.values():
         for key in ("num-examples", "num_examples"):
@@ -178,30 +178,30 @@ def has_blob(reply: RoundReply) -> bool:
     return reply.content is not None and reply.content.blob is not None
 
 
-def arrival_of(pending: Pending, answer: RoundReply | Error) -> Arrival:
+def make_fetched_reply(pending: PendingMessage, answer: RoundReply | Error) -> FetchedReply:
     """An answer that needs no fetching."""
     if isinstance(answer, Error):
-        return Arrival(pending, error=answer)
+        return FetchedReply(pending, error=answer)
     if answer.error_code is not None:
-        return Arrival(pending, reply=answer, error=Error(answer.error_code, answer.error_reason))
+        return FetchedReply(pending, reply=answer, error=Error(answer.error_code, answer.error_reason))
     inline = answer.content.inline if answer.content else None
-    return Arrival(pending, reply=answer, data=inline)
+    return FetchedReply(pending, reply=answer, data=inline)
 
 
-def message_in(arrival: Arrival, run_id: int) -> Message:
+def decode_reply(arrival: FetchedReply, run_id: int) -> Message:
     """The Flower message of *arrival*; what cannot be read is an error of the client that sent it."""
     metadata = _reply_metadata(arrival, run_id)
     if arrival.error:
-        return message_of(metadata, error=arrival.error)
+        return build_message(metadata, error=arrival.error)
     try:
         content = record_codec.decode(arrival.data or b"")
-    except record_codec.UnreadableRecords as error:
+    except record_codec.RecordDecodeError as error:
         reason = f"{arrival.pending.sent.client}: its reply cannot be read: {error}"
-        return message_of(metadata, error=Error(UNKNOWN_ERROR, reason))
-    return message_of(metadata, content=content)
+        return build_message(metadata, error=Error(UNKNOWN_ERROR, reason))
+    return build_message(metadata, content=content)
 
 
-def _reply_metadata(arrival: Arrival, run_id: int) -> Metadata:
+def _reply_metadata(arrival: FetchedReply, run_id: int) -> Metadata:
     asked, reply = arrival.pending.message.metadata, arrival.reply
     return Metadata(
         run_id=run_id,

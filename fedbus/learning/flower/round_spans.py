@@ -11,9 +11,9 @@ from opentelemetry import context, trace
 from opentelemetry.context import Context
 from opentelemetry.trace import Span
 
-from fedbus.contracts.telemetry import tracer_of
+from fedbus.contracts.telemetry import get_tracer
 
-tracer = tracer_of("fedbus.learning")
+tracer = get_tracer("fedbus.learning")
 
 
 class RoundTrace:
@@ -26,7 +26,7 @@ class RoundTrace:
     def begins(self, number: int) -> None:
         """The round before, if it is still open, ends."""
         self.ends()
-        span = tracer.start_span("round", attributes=self._about(number))
+        span = tracer.start_span("round", attributes=self._attributes(number))
         self._open = span, context.attach(trace.set_span_in_context(span))
 
     def ends(self) -> None:
@@ -37,10 +37,10 @@ class RoundTrace:
             span.end()
 
     @contextmanager
-    def aggregating(self, number: int) -> Iterator[None]:
+    def aggregate_span(self, number: int) -> Iterator[None]:
         """Whoever takes a reply inside links it to where it came from: see `BusGrid`."""
-        with tracer.start_as_current_span("aggregate", attributes=self._about(number)):
+        with tracer.start_as_current_span("aggregate", attributes=self._attributes(number)):
             yield
 
-    def _about(self, number: int) -> dict[str, str | int]:
+    def _attributes(self, number: int) -> dict[str, str | int]:
         return {"fedbus.run": self._run, "fedbus.round": number}

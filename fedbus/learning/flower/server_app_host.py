@@ -14,23 +14,23 @@ from flwr.app import ArrayRecord, Context, RecordDict
 from flwr.serverapp import ServerApp
 
 from fedbus.contracts.run import RunPlan, Scalar
-from fedbus.learning.client_selection import Selection
+from fedbus.learning.client_selection import ClientSelection
 from fedbus.learning.flower import task_code
 from fedbus.learning.flower.array_records import from_record, to_record
-from fedbus.learning.flower.cohort import Cohort
-from fedbus.learning.flower.contribution import Bounds, Contributions
+from fedbus.learning.flower.cohort import CohortPolicy
+from fedbus.learning.flower.contribution import ContributionEvaluator, ContributionLimits
 from fedbus.learning.flower.grid import BusGrid
 from fedbus.learning.flower.legacy_strategy_hook import LegacyHook
 from fedbus.learning.flower.node_polling import NotEnoughClients
-from fedbus.learning.flower.private_api import SERVER_NODE_ID, identify_process
+from fedbus.learning.flower.private_api import SERVER_NODE_ID, set_process_identity
 from fedbus.learning.flower.replies import GridClosed
 from fedbus.learning.flower.round_log import OnRound, RoundLog
 from fedbus.learning.flower.strategy_hook import StrategyHook
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 from fedbus.learning.weights import Arrays, BadWeights
 
-MODEL: Final = "fedbus.model"
-RESULT: Final = "fedbus.result"
+MODEL_KEY: Final = "fedbus.model"
+RESULT_KEY: Final = "fedbus.result"
 ROUNDS_KEY: Final = "num-server-rounds"
 
 
@@ -38,13 +38,13 @@ class ServerAppFailed(RuntimeError):
     """The task's ServerApp raised; the text is one line that says what."""
 
 
-class NoResult(ServerAppFailed):
+class NoModelResult(ServerAppFailed):
     """The ServerApp ended, and its model is nowhere."""
 
     def __init__(self, reference: str) -> None:
         super().__init__(
             f"the ServerApp {reference!r} ended without a model: train by a Flower strategy's start, "
-            f"or put the final ArrayRecord into context.state[{RESULT!r}]"
+            f"or put the final ArrayRecord into context.state[{RESULT_KEY!r}]"
         )
 
 
@@ -62,8 +62,8 @@ class ServerJob:
     first_round: int = 1
     """Beyond 1 where a lost server is taken up again: *model* is what the round before it came to."""
     streaming: bool = True
-    selection: Selection = field(default_factory=Selection)
-    contribution: Bounds = field(default_factory=Bounds)
+    selection: ClientSelection = field(default_factory=ClientSelection)
+    contribution: ContributionLimits = field(default_factory=ContributionLimits)
 
     @property
     def rounds(self) -> int:
@@ -83,36 +83,36 @@ def run_server_app(grid: BusGrid, job: ServerJob, on_round: OnRound) -> Arrays:
     )
     record = to_record(job.model)
     where = {"rounds": job.rounds, "first_round": job.first_round}
-    cohort = Cohort(grid.client_of, job.selection, Contributions(job.contribution))
+    cohort = CohortPolicy(grid.client_of, job.selection, ContributionEvaluator(job.contribution))
     strategies = StrategyHook(job.model, record, log=log, cohort=cohort, **where)
     legacy = LegacyHook(job.model, recruit_s=job.plan.recruit_s, log=log, **where)
-    context = _context(grid, job, record)
+    context = _make_context(grid, job, record)
     with ExitStack() as hooks:
-        hooks.enter_context(strategies.installed())
-        hooks.enter_context(legacy.installed())
+        hooks.enter_context(strategies.install())
+        hooks.enter_context(legacy.install())
         if job.streaming:
             hooks.enter_context(streaming_aggregation())
-        _call(app, grid, context)
-    if isinstance(result := context.state.get(RESULT), ArrayRecord):
+        _run_app(app, grid, context)
+    if isinstance(result := context.state.get(RESULT_KEY), ArrayRecord):
         return from_record(result)
-    if strategies.used or legacy.used:
+    if strategies.was_used or legacy.was_used:
         return log.latest
-    raise NoResult(job.serverapp)
+    raise NoModelResult(job.serverapp)
 
 
-def _context(grid: BusGrid, job: ServerJob, record: ArrayRecord) -> Context:
-    identify_process(grid.run.run_id)
+def _make_context(grid: BusGrid, job: ServerJob, record: ArrayRecord) -> Context:
+    set_process_identity(grid.run.run_id)
     config = {**job.run_config, **job.plan.config}
     if ROUNDS_KEY in config:
         config[ROUNDS_KEY] = job.rounds
-    state = RecordDict({MODEL: record})
+    state = RecordDict({MODEL_KEY: record})
     return Context(grid.run.run_id, SERVER_NODE_ID, node_config={}, state=state, run_config=config)
 
 
-def _call(app: ServerApp, grid: BusGrid, context: Context) -> None:
+def _run_app(app: ServerApp, grid: BusGrid, context: Context) -> None:
     try:
         app(grid, context)
     except (BadWeights, NotEnoughClients, GridClosed):
         raise
     except (Exception, SystemExit) as error:
-        raise ServerAppFailed(f"the ServerApp raised {task_code.one_line(error)}") from error
+        raise ServerAppFailed(f"the ServerApp raised {task_code.format_error(error)}") from error

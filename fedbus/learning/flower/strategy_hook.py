@@ -19,7 +19,7 @@ from flwr.app import ArrayRecord
 from flwr.serverapp.strategy import Strategy
 
 from fedbus.learning.flower.array_records import from_record
-from fedbus.learning.flower.cohort import Cohort
+from fedbus.learning.flower.cohort import CohortPolicy
 from fedbus.learning.flower.round_log import RoundLog
 from fedbus.learning.weights import ArchitectureMismatch, Arrays, first_difference
 
@@ -35,7 +35,7 @@ class StrategyHook:
         rounds: int,
         first_round: int,
         log: RoundLog,
-        cohort: Cohort,
+        cohort: CohortPolicy,
     ) -> None:
         self._model = model
         self._record = record
@@ -45,60 +45,60 @@ class StrategyHook:
         self._cohort = cohort
         self._evaluate: Callable[..., Any] | None = None
         self._round = self._offset
-        self._inside = False
+        self._is_running = False
         self._model_names: dict[str, str] = {}
         """The stored model's names by the app's, where an app only numbers its arrays."""
-        self.used = False
+        self.was_used = False
 
     @contextmanager
-    def installed(self) -> Iterator[None]:
+    def install(self) -> Iterator[None]:
         with ExitStack() as undo:
-            for kind in family(Strategy):
+            for kind in loaded_subclasses(Strategy):
                 if "start" in vars(kind):
                     undo.callback(setattr, kind, "start", kind.start)
-                    kind.start = self._wrapped(kind.start)
+                    kind.start = self._wrap_start(kind.start)
             yield
 
-    def _wrapped(self, start: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_start(self, start: Callable[..., Any]) -> Callable[..., Any]:
         @wraps(start)
         def hooked(strategy: Strategy, *args: Any, **kwargs: Any) -> Any:
-            if self._inside:  # a strategy's own start that calls the one it inherits
+            if self._is_running:  # a strategy's own start that calls the one it inherits
                 return start(strategy, *args, **kwargs)
             call = inspect.signature(start).bind(strategy, *args, **kwargs)
             call.apply_defaults()
-            self._put_in(call.arguments)
-            self._inside = True
+            self._inject_initial_model(call.arguments)
+            self._is_running = True
             try:
-                with self._watched(strategy):
+                with self._wrap_methods(strategy):
                     result = start(*call.args, **call.kwargs)
                 self._log.ended(self._round)
             finally:
-                self._inside = False
+                self._is_running = False
                 self._log.trace.ends()
             self._offset = self._round
-            return self._renumbered(result)
+            return self._renumber_rounds(result)
 
         return hooked
 
-    def _put_in(self, arguments: dict[str, Any]) -> None:
+    def _inject_initial_model(self, arguments: dict[str, Any]) -> None:
         """The stored model and the rounds asked for; a second `start` of one app goes on as the app says."""
-        if not self.used:
-            own = self._model_for(arguments.get("initial_arrays"))
+        if not self.was_used:
+            own = self._model_as_named_by(arguments.get("initial_arrays"))
             ours = {"initial_arrays": own, "num_rounds": self._rounds}
             arguments.update({name: value for name, value in ours.items() if name in arguments})
-        self.used = True
+        self.was_used = True
         evaluate = arguments.get("evaluate_fn")
         self._evaluate = evaluate
         if evaluate is not None:
-            arguments["evaluate_fn"] = self._evaluating(evaluate)
+            arguments["evaluate_fn"] = self._wrap_evaluate(evaluate)
 
-    def _model_for(self, own: ArrayRecord | None) -> ArrayRecord:
+    def _model_as_named_by(self, own: ArrayRecord | None) -> ArrayRecord:
         """The stored model by the names that the app itself uses; raises ArchitectureMismatch."""
         if not own:
             return self._record
         if list(own) == [str(number) for number in range(len(self._model))]:
             self._model_names = dict(zip(own, self._model, strict=True))
-        if difference := first_difference(self._seen(own), self._model):
+        if difference := first_difference(self._rename_arrays(own), self._model):
             raise ArchitectureMismatch(
                 f"the stored model is not of the app's architecture: {difference}. "
                 "Start a new lineage for the new architecture, or go back to the code that made the model"
@@ -106,19 +106,19 @@ class StrategyHook:
         names = {model: app for app, model in self._model_names.items()}
         return ArrayRecord({names.get(name, name): array for name, array in self._record.items()})
 
-    def _seen(self, record: ArrayRecord) -> Arrays:
+    def _rename_arrays(self, record: ArrayRecord) -> Arrays:
         """The arrays of *record* by the stored model's names."""
         arrays = from_record(record)
         return {self._model_names.get(name, name): array for name, array in arrays.items()}
 
     @contextmanager
-    def _watched(self, strategy: Strategy) -> Iterator[None]:
+    def _wrap_methods(self, strategy: Strategy) -> Iterator[None]:
         """Methods of the strategy's own, in front of those of its class, while `start` runs."""
         watched = {
-            "configure_train": self._configuring(strategy.configure_train),
-            "configure_evaluate": self._shifted(strategy.configure_evaluate),
-            "aggregate_train": self._aggregating(strategy.aggregate_train),
-            "aggregate_evaluate": self._aggregating_evaluation(strategy.aggregate_evaluate),
+            "configure_train": self._wrap_configure(strategy.configure_train),
+            "configure_evaluate": self._wrap_round_offset(strategy.configure_evaluate),
+            "aggregate_train": self._wrap_aggregate(strategy.aggregate_train),
+            "aggregate_evaluate": self._wrap_aggregate_evaluate(strategy.aggregate_evaluate),
         }
         before = {name: vars(strategy)[name] for name in watched if name in vars(strategy)}
         vars(strategy).update(watched)
@@ -129,9 +129,9 @@ class StrategyHook:
                 vars(strategy).pop(name)
             vars(strategy).update(before)
 
-    def _configuring(self, configure: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_configure(self, configure: Callable[..., Any]) -> Callable[..., Any]:
         def configure_train(server_round: int, arrays: ArrayRecord, *args: Any, **kwargs: Any) -> Any:
-            self._log.has_model(self._seen(arrays))
+            self._log.set_model(self._rename_arrays(arrays))
             self._log.ended(self._round)
             self._round = server_round + self._offset
             self._log.trace.begins(self._round)
@@ -139,9 +139,9 @@ class StrategyHook:
 
         return configure_train
 
-    def _aggregating(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_aggregate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_train(server_round: int, replies: Any) -> Any:
-            with self._log.trace.aggregating(server_round + self._offset):
+            with self._log.trace.aggregate_span(server_round + self._offset):
                 arrays, metrics = self._cohort.aggregated(
                     lambda watched: aggregate(server_round + self._offset, watched),
                     replies,
@@ -150,35 +150,35 @@ class StrategyHook:
                     log=self._log,
                 )
             if arrays is not None:
-                self._log.has_model(self._seen(arrays))
-            self._log.saw(metrics, prefix="train_")
+                self._log.set_model(self._rename_arrays(arrays))
+            self._log.add_metrics(metrics, prefix="train_")
             return arrays, metrics
 
         return aggregate_train
 
-    def _aggregating_evaluation(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_aggregate_evaluate(self, aggregate: Callable[..., Any]) -> Callable[..., Any]:
         def aggregate_evaluate(server_round: int, replies: Any) -> Any:
             metrics = aggregate(server_round + self._offset, replies)
-            self._log.saw(metrics, prefix="eval_")
+            self._log.add_metrics(metrics, prefix="eval_")
             return metrics
 
         return aggregate_evaluate
 
-    def _evaluating(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_evaluate(self, evaluate: Callable[..., Any]) -> Callable[..., Any]:
         def evaluate_fn(server_round: int, arrays: ArrayRecord) -> Any:
             metrics = evaluate(server_round + self._offset, arrays)
-            self._log.saw(metrics)
+            self._log.add_metrics(metrics)
             return metrics
 
         return evaluate_fn
 
-    def _shifted(self, method: Callable[..., Any]) -> Callable[..., Any]:
+    def _wrap_round_offset(self, method: Callable[..., Any]) -> Callable[..., Any]:
         def shifted(server_round: int, *args: Any, **kwargs: Any) -> Any:
             return method(server_round + self._offset, *args, **kwargs)
 
         return shifted
 
-    def _renumbered(self, result: Any) -> Any:
+    def _renumber_rounds(self, result: Any) -> Any:
         """What the app reads of the run counts rounds as the run does."""
         first = self._round - self._rounds
         for name in ("train_metrics_clientapp", "evaluate_metrics_clientapp", "evaluate_metrics_serverapp"):
@@ -187,7 +187,7 @@ class StrategyHook:
         return result
 
 
-def family(kind: type) -> list[Any]:
+def loaded_subclasses(kind: type) -> list[Any]:
     """*kind* and all that derives from it, as far as it is loaded."""
     found: set[type] = {kind}
     todo: list[type] = [kind]

@@ -23,10 +23,10 @@ from flwr.serverapp.strategy import FedAvg
 from fedbus.learning import npy
 from fedbus.learning.flower.private_api import (
     NUMPY,
-    LentArray,
+    BorrowedArray,
     aggregate_metricrecords,
     array_view,
-    message_of,
+    build_message,
 )
 from fedbus.learning.flower.replies import Replies
 
@@ -35,7 +35,7 @@ BLOCK_BYTES: Final = 512 * 1024
 
 _STOCK_AGGREGATE = FedAvg.aggregate_train
 _STOCK_CHECKS = FedAvg._check_and_log_replies  # noqa: SLF001 - an overridden one may look into the arrays
-_NOTHING = Array("", (), "", b"")
+_EMPTY_ARRAY = Array("", (), "", b"")
 
 
 @contextmanager
@@ -56,7 +56,7 @@ def aggregate_train(
         stock: tuple[ArrayRecord | None, MetricRecord | None] = _STOCK_AGGREGATE(self, server_round, replies)
         return stock
     mean = WeightedMean(self.weighted_by_key)
-    outlines = [mean.add(reply) for reply in _once(replies)]
+    outlines = [mean.add(reply) for reply in _drain_once(replies)]
     valid, _ = self._check_and_log_replies(outlines, is_train=True)
     if not valid:
         return None, None
@@ -79,7 +79,7 @@ class WeightedMean:
         self._weighted_by = weighted_by
         self._total = 0.0
         self._keys: tuple[str, ...] | None = None
-        self._sums: dict[str, _Sum] = {}
+        self._sums: dict[str, _WeightedSum] = {}
         self._outline = ArrayRecord()
 
     def add(self, reply: Message) -> Message:
@@ -89,10 +89,10 @@ class WeightedMean:
         """
         if reply.has_error():
             return reply
-        weight, record = self._weight(reply.content), _only_arrays(reply.content)
-        if weight is not None and record is not None and self._has_our_keys(record):
+        weight, record = self._weight(reply.content), _single_array_record(reply.content)
+        if weight is not None and record is not None and self._has_expected_keys(record):
             self._add(record, weight)
-        return message_of(reply.metadata, content=self._outline_of(reply.content))
+        return build_message(reply.metadata, content=self._outline_of(reply.content))
 
     def arrays(self) -> ArrayRecord:
         """The mean, as a record of arrays that are not copied again."""
@@ -107,7 +107,7 @@ class WeightedMean:
         weight = None if metrics is None else metrics.get(self._weighted_by)
         return float(weight) if isinstance(weight, int | float) else None  # an int would wrap int8 arrays
 
-    def _has_our_keys(self, record: ArrayRecord) -> bool:
+    def _has_expected_keys(self, record: ArrayRecord) -> bool:
         self._keys = self._keys or tuple(record)
         return set(record) == set(self._keys)
 
@@ -118,7 +118,7 @@ class WeightedMean:
             if key in self._sums:
                 self._sums[key].add(numbers, weight)
             else:
-                self._sums[key] = _Sum(numbers, weight)
+                self._sums[key] = _WeightedSum(numbers, weight)
 
     def _outline_of(self, content: RecordDict) -> RecordDict:
         return RecordDict(
@@ -131,17 +131,17 @@ class WeightedMean:
     def _without_arrays(self, record: ArrayRecord) -> ArrayRecord:
         """The keys of *record*; one object for all replies that have the same."""
         if tuple(record) != tuple(self._outline):
-            self._outline = ArrayRecord(dict.fromkeys(record, _NOTHING))
+            self._outline = ArrayRecord(dict.fromkeys(record, _EMPTY_ARRAY))
         return self._outline
 
 
-class _Sum:
+class _WeightedSum:
     """A weighted sum, in the precision that Flower's own would have, laid out as the .npy blob it will be."""
 
     def __init__(self, first: np.ndarray[Any, Any], weight: float) -> None:
         self._dtype = (np.empty(0, first.dtype) * 0.5).dtype  # Flower multiplies by a Python float
         summed_in = np.dtype(np.float32) if self._dtype == np.float16 else self._dtype
-        header = npy.header(summed_in, first.shape)
+        header = npy.make_header(summed_in, first.shape)
         self._blob = bytearray(len(header) + first.size * summed_in.itemsize)
         self._blob[: len(header)] = header
         self._sum = np.frombuffer(self._blob, summed_in, offset=len(header)).reshape(first.shape)
@@ -158,7 +158,7 @@ class _Sum:
         self._sum *= scale
         if self._sum.dtype != self._dtype:
             return Array(np.asarray(self._sum.astype(self._dtype)))
-        return LentArray(str(self._dtype), self._sum.shape, NUMPY, memoryview(self._blob))
+        return BorrowedArray(str(self._dtype), self._sum.shape, NUMPY, memoryview(self._blob))
 
 
 def _add_with_torch(ours: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], weight: float) -> bool:
@@ -179,12 +179,12 @@ def _add_in_blocks(ours: np.ndarray[Any, Any], numbers: np.ndarray[Any, Any], we
         np.add(block, product, out=block)
 
 
-def _only_arrays(content: RecordDict) -> ArrayRecord | None:
+def _single_array_record(content: RecordDict) -> ArrayRecord | None:
     """The ArrayRecord of *content*, if there is exactly one."""
     found = list(content.array_records.values())
     return found[0] if len(found) == 1 else None
 
 
-def _once(replies: Iterable[Message]) -> Iterable[Message]:
+def _drain_once(replies: Iterable[Message]) -> Iterable[Message]:
     """The replies, each to be seen once and then forgotten."""
     return replies.drain() if isinstance(replies, Replies) else replies

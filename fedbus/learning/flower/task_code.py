@@ -15,11 +15,11 @@ from typing import Any
 from flwr.clientapp import ClientApp
 from flwr.serverapp import ServerApp
 
-from fedbus.contracts.task.task import LIBRARIES
+from fedbus.contracts.task.task import LIBRARIES_SUFFIX
 
-_roots: set[str] = set()
+_task_roots: set[str] = set()
 """The task directories that modules were imported from so far."""
-_importing = RLock()
+_import_lock = RLock()
 """Where modules are looked for is the whole process's: several agents in one may load at the same time."""
 
 
@@ -32,24 +32,24 @@ def load(path: Path, reference: str) -> Any:
     module_name, colon, names = reference.partition(":")
     if not (module_name and colon and names):
         raise BadTask(f"{reference!r} is not a reference: write module:name")
-    with _importing:
-        found: Any = _module(path, module_name)
+    with _import_lock:
+        found: Any = _import_module(path, module_name)
     for name in names.split("."):
         if not hasattr(found, name):
             raise BadTask(
-                f"{_file(found, path)} has no {name!r}, which {reference!r} names{_instead(found, name)}"
+                f"{_module_file(found, path)} has no {name!r}, which {reference!r} names{_suggest_names(found, name)}"
             )
         found = getattr(found, name)
     return found
 
 
 def load_server_app(path: Path, reference: str) -> ServerApp:
-    found: ServerApp = _of_kind(load(path, reference), ServerApp, reference)
+    found: ServerApp = _check_type(load(path, reference), ServerApp, reference)
     return found
 
 
 def load_client_app(path: Path, reference: str) -> ClientApp:
-    found: ClientApp = _of_kind(load(path, reference), ClientApp, reference)
+    found: ClientApp = _check_type(load(path, reference), ClientApp, reference)
     return found
 
 
@@ -61,10 +61,10 @@ def load_function(path: Path, reference: str) -> Any:
     return found
 
 
-def _module(path: Path, name: str) -> ModuleType:
+def _import_module(path: Path, name: str) -> ModuleType:
     if not path.is_dir():
         raise BadTask(f"there is no task at {path}")
-    _go_first(str(path.resolve()), name.partition(".")[0])
+    _put_first_on_path(str(path.resolve()), name.partition(".")[0])
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
@@ -74,23 +74,25 @@ def _module(path: Path, name: str) -> ModuleType:
             ) from None
         raise BadTask(f"module {name!r} of {path} needs {error.name!r}, which is not installed") from None
     except Exception as error:
-        raise BadTask(f"module {name!r} of {path} cannot be imported: {one_line(error)}") from error
+        raise BadTask(f"module {name!r} of {path} cannot be imported: {format_error(error)}") from error
 
 
-def _go_first(root: str, package: str) -> None:
+def _put_first_on_path(root: str, package: str) -> None:
     """Make *root* where modules are looked for first; forget a module of this name from another task or version."""
-    own, others = root + LIBRARIES, {one + LIBRARIES for one in _roots - {root}}
+    own, others = root + LIBRARIES_SUFFIX, {one + LIBRARIES_SUFFIX for one in _task_roots - {root}}
     rest = [entry for entry in sys.path if entry not in {root, own, *others}]
     path = [root, *rest, *([own] if Path(own).is_dir() else [])]
     if sys.path != path:
         sys.path[:] = path
         importlib.invalidate_caches()
     file = getattr(sys.modules.get(package), "__file__", None)
-    other = next((one for one in _roots if file and one != root and Path(file).is_relative_to(one)), None)
-    _roots.add(root)
+    other = next(
+        (one for one in _task_roots if file and one != root and Path(file).is_relative_to(one)), None
+    )
+    _task_roots.add(root)
     if other:
         sys.path[:] = [entry for entry in sys.path if entry != other]
-        _forget_modules_in(other, other + LIBRARIES)
+        _forget_modules_in(other, other + LIBRARIES_SUFFIX)
 
 
 def _forget_modules_in(*directories: str) -> None:
@@ -100,18 +102,18 @@ def _forget_modules_in(*directories: str) -> None:
             del sys.modules[name]
 
 
-def _of_kind(found: Any, kind: type[Any], reference: str) -> Any:
+def _check_type(found: Any, kind: type[Any], reference: str) -> Any:
     if not isinstance(found, kind):
         raise BadTask(f"{reference!r} is of type {type(found).__name__}, and should be a {kind.__name__}")
     return found
 
 
-def _file(found: Any, path: Path) -> str:
+def _module_file(found: Any, path: Path) -> str:
     where = getattr(found, "__file__", None)
     return str(where or f"{getattr(found, '__name__', found)} in {path}")
 
 
-def _instead(found: Any, name: str) -> str:
+def _suggest_names(found: Any, name: str) -> str:
     """What there is, nearest names first."""
     public = [one for one in vars(found) if not one.startswith("_")] if hasattr(found, "__dict__") else []
     near = difflib.get_close_matches(name, public, n=3, cutoff=0.5)
@@ -129,7 +131,7 @@ def _is_own(module: Any, name: str) -> bool:
     }
 
 
-def one_line(error: BaseException) -> str:
+def format_error(error: BaseException) -> str:
     """*error* as one line: its kind and what it says."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:500]}" if text else type(error).__name__

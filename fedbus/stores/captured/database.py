@@ -5,7 +5,7 @@ on; but the newest of them, a quarter of the room (`WAITING_SHARE`), stay, becau
 and then the oldest with a label go instead. So a store that is full of labelled rows takes new ones in, the
 newest rows are always there, and labelled ones have three quarters of the room at the least, once they are so many.
 
-How many rows have come is counted in the file too, by numbers that only grow (`fedbus.stores.captured.reader.Ever`):
+The file also counts the rows that have come, by numbers that only grow (see `reader.TotalCounts`):
 what makes room is not counted back.
 
     durably()    a transaction that outlives a power cut
@@ -27,17 +27,17 @@ from typing import Final
 
 from fedbus.stores.captured.reader import Label, is_held_out
 from fedbus.stores.errors import StoreError
-from fedbus.stores.sqlite import opened
+from fedbus.stores.sqlite import open_database
 
-WAITING_SHARE: Final = 0.25
+UNLABELLED_SHARE: Final = 0.25
 """Of the room, how much the newest rows without a label have for themselves."""
 
-_INSERTED_AT_ONCE: Final = 64
+_INSERT_BATCH_ROWS: Final = 64
 """Rows in one statement: while SQLite is at it, Python is free to predict."""
 _PAGE_BYTES: Final = 4096
-_FULL: Final = 0.9
+_FILL_SHARE: Final = 0.9
 """Of *max_bytes*, how much is filled before the oldest rows make room; the rest is the database's own."""
-_AT_ONCE: Final = 0.1
+_EVICT_SHARE: Final = 0.1
 """The share of the rows that make room at a time: to drop them one by one is slow."""
 _IDS_PER_OPENING: Final = 10**10
 
@@ -60,7 +60,7 @@ CREATE TABLE IF NOT EXISTS ever (
     holdout_share REAL NOT NULL
 );
 """
-_BEGIN_TO_COUNT = """
+_INIT_TOTALS = """
 INSERT INTO ever SELECT ?, count(label), count(*) - count(label), 0 FROM captured WHERE NOT held_out(id, ?)
 """
 _INSERT = "INSERT INTO captured (id, label, model_version, captured_at, output, input) VALUES "
@@ -91,7 +91,7 @@ class UnknownRow(StoreError):
         self.row = row
 
 
-class LabelContradicted(StoreError):
+class LabelConflict(StoreError):
     """The row has another label already."""
 
     def __init__(self, row: int, label: Label) -> None:
@@ -101,7 +101,7 @@ class LabelContradicted(StoreError):
 
 
 @dataclass(frozen=True)
-class Row:
+class CapturedRow:
     """One prediction: *input* and *output* as `packed` makes them."""
 
     id: int
@@ -121,7 +121,7 @@ class Row:
         return (self.id, label, self.model_version, self.captured_at, self.output, self.input)
 
 
-class Database:
+class CapturedDatabase:
     """The captured rows in the file at *path*, which is made where there is none.
 
     Of *holdout_share* of the rows nothing is counted: no training gets them. Raises StoreUnavailable and
@@ -132,7 +132,7 @@ class Database:
         self._max_rows = max_rows
         self._max_bytes = max_bytes
         self._holdout_share = holdout_share
-        self._connection = opened(path, lambda connection: _made(connection, max_bytes))
+        self._connection = open_database(path, lambda connection: _prepare(connection, max_bytes))
         self.first_id, self._rows = self._begin()
 
     def _begin(self) -> tuple[int, int]:
@@ -144,7 +144,7 @@ class Database:
         opening = self._connection.execute("INSERT INTO openings DEFAULT VALUES").lastrowid
         assert opening is not None
         if self._connection.execute("SELECT * FROM ever").fetchone() is None:
-            self._connection.execute(_BEGIN_TO_COUNT, (uuid.uuid4().hex, self._holdout_share))
+            self._connection.execute(_INIT_TOTALS, (uuid.uuid4().hex, self._holdout_share))
         self._connection.execute("UPDATE ever SET holdout_share = ?", (self._holdout_share,))
         return (opening - 1) * _IDS_PER_OPENING + 1, self.counts()[0]
 
@@ -181,26 +181,26 @@ class Database:
             self._connection.execute("UPDATE captured SET label = ? WHERE id = ?", (json.dumps(label), row))
             self._connection.execute(_COUNT, (0 if is_held_out(row, self._holdout_share) else 1, 0))
         elif (before := json.loads(found[0])) != label:
-            raise LabelContradicted(row, before)
+            raise LabelConflict(row, before)
 
     def withdraw(self, row: int) -> None:
         """Forget what was said to be true of *row*; raises UnknownRow."""
         if not self._connection.execute("UPDATE captured SET label = NULL WHERE id = ?", (row,)).rowcount:
             raise UnknownRow(row)
 
-    def insert(self, rows: list[Row]) -> None:
+    def insert(self, rows: list[CapturedRow]) -> None:
         """Take *rows* in, and let the oldest go where there are too many then."""
         with self._connection:
             self._connection.execute("BEGIN")
             gone = self._make_room_on_disk(sum(row.size_bytes for row in rows))
-            for some in _parts(rows):
-                self._connection.execute(*_insertion(some))
+            for some in _split_batches(rows):
+                self._connection.execute(*_insert_statement(some))
             self._connection.execute(_COUNT, self._counted(rows))
             there = self._rows + len(rows) - gone
             there -= self._drop(there - self._max_rows, of=self._max_rows)
         self._rows = there
 
-    def _counted(self, rows: list[Row]) -> tuple[int, int]:
+    def _counted(self, rows: list[CapturedRow]) -> tuple[int, int]:
         """How many of *rows* have a label and how many have none, without those that are held out."""
         labelled = [row.label is not None for row in rows if not is_held_out(row.id, self._holdout_share)]
         return labelled.count(True), labelled.count(False)
@@ -208,16 +208,16 @@ class Database:
     def _make_room_on_disk(self, needed_bytes: int) -> int:
         """Drop the oldest rows until *needed_bytes* more fit; how many went."""
         gone = 0
-        while self._rows > gone and self._used_bytes() + needed_bytes > _FULL * self._max_bytes:
+        while self._rows > gone and self._used_bytes() + needed_bytes > _FILL_SHARE * self._max_bytes:
             there = self._rows - gone
-            gone += self._drop(max(1, int(_AT_ONCE * there)), of=there - 1)
+            gone += self._drop(max(1, int(_EVICT_SHARE * there)), of=there - 1)
         return gone
 
     def _drop(self, count: int, *, of: int) -> int:
         """Let *count* rows go, where there is room for so many as *of* says; how many went."""
         if count <= 0:
             return 0
-        waiting = math.ceil(WAITING_SHARE * of)
+        waiting = math.ceil(UNLABELLED_SHARE * of)
         gone = self._connection.execute(_DROP_UNLABELLED, (waiting, count)).rowcount
         return gone + self._connection.execute(_DROP_LABELLED, (count - gone,)).rowcount
 
@@ -233,18 +233,18 @@ class Database:
         return used
 
 
-def _made(connection: sqlite3.Connection, max_bytes: int) -> None:
+def _prepare(connection: sqlite3.Connection, max_bytes: int) -> None:
     connection.create_function("held_out", 2, is_held_out, deterministic=True)
     connection.execute(f"PRAGMA max_page_count = {max_bytes // _PAGE_BYTES}")
     connection.executescript(_SCHEMA)
 
 
-def _parts(rows: list[Row]) -> Iterator[list[Row]]:
-    for at in range(0, len(rows), _INSERTED_AT_ONCE):
-        yield rows[at : at + _INSERTED_AT_ONCE]
+def _split_batches(rows: list[CapturedRow]) -> Iterator[list[CapturedRow]]:
+    for at in range(0, len(rows), _INSERT_BATCH_ROWS):
+        yield rows[at : at + _INSERT_BATCH_ROWS]
 
 
-def _insertion(rows: list[Row]) -> tuple[str, list[object]]:
+def _insert_statement(rows: list[CapturedRow]) -> tuple[str, list[object]]:
     """One statement that inserts all *rows*, and its values."""
     statement = _INSERT + ", ".join([_ONE_ROW] * len(rows))
     return statement, [value for row in rows for value in row.values]

@@ -19,20 +19,20 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fedbus.stores.captured.reader import is_held_out, reading, unpacked
+from fedbus.stores.captured.reader import decode_array, is_held_out, read_transaction
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
 FORMATS: Final = {".parquet": "Parquet", ".arrow": "Arrow"}
 BATCH_ROWS: Final = 1000
 
 _ROWS: Final = "SELECT id, captured_at, model_version, label, output, input FROM captured ORDER BY id"
-_KINDS: Final = """
+_DISTINCT_HEADERS: Final = """
 SELECT DISTINCT substr(input, 1, 128), substr(output, 1, 128) FROM captured
 """
-Write: TypeAlias = Callable[[Any], None]
+WriteBatch: TypeAlias = Callable[[Any], None]
 
 
-class CannotExport(StoreError):
+class ExportFailed(StoreError):
     """Nothing was written; the text says why, and what to do."""
 
 
@@ -50,23 +50,23 @@ def export(
     Blocks. Raises CannotExport for a format that is not known or without pyarrow, and StoreUnavailable.
     """
     check_format(path)
-    with reading(database) as connection:
-        schema = _schema(connection)
-        batches = _batches(connection, schema, holdout_share, labelled=labelled)
-        with _new_file(path) as part, _writer(part, path.suffix, schema) as write:
-            return _written(batches, write, told)
+    with read_transaction(database) as connection:
+        schema = _arrow_schema(connection)
+        batches = _iter_batches(connection, schema, holdout_share, labelled=labelled)
+        with _new_file(path) as part, _open_writer(part, path.suffix, schema) as write:
+            return _write_batches(batches, write, told)
 
 
 def check_format(path: Path) -> None:
     """Whether *path* can be written at all: known by how it ends, and with pyarrow there."""
     if path.suffix not in FORMATS:
         known = " or ".join(FORMATS)
-        raise CannotExport(f"{path.name} is of no format that is known: let it end in {known}")
+        raise ExportFailed(f"{path.name} is of no format that is known: let it end in {known}")
     if importlib.util.find_spec("pyarrow") is None:
-        raise CannotExport("exporting needs pyarrow: pip install 'fedbus[data]'")
+        raise ExportFailed("exporting needs pyarrow: pip install 'fedbus[data]'")
 
 
-def _written(batches: Iterator[Any], write: Write, told: Callable[[int], None]) -> int:
+def _write_batches(batches: Iterator[Any], write: WriteBatch, told: Callable[[int], None]) -> int:
     count = 0
     for batch in batches:
         write(batch)
@@ -75,11 +75,11 @@ def _written(batches: Iterator[Any], write: Write, told: Callable[[int], None]) 
     return count
 
 
-def _schema(connection: sqlite3.Connection) -> Any:
+def _arrow_schema(connection: sqlite3.Connection) -> Any:
     """Of what type numbers are: one in which all rows fit."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
-    inputs, outputs = _types(connection)
+    inputs, outputs = _common_dtypes(connection)
     lists = any(
         isinstance(json.loads(one), list)
         for (one,) in connection.execute("SELECT DISTINCT label FROM captured WHERE label LIKE '[%' LIMIT 1")
@@ -98,22 +98,22 @@ def _schema(connection: sqlite3.Connection) -> Any:
     )
 
 
-def _types(connection: sqlite3.Connection) -> tuple["np.dtype[Any]", "np.dtype[Any]"]:
+def _common_dtypes(connection: sqlite3.Connection) -> tuple["np.dtype[Any]", "np.dtype[Any]"]:
     """The types of inputs and outputs, in which every row's fit; read off the rows' headers."""
     inputs, outputs = {np.dtype(np.float32)}, {np.dtype(np.float32)}
-    found = connection.execute(_KINDS).fetchall()
+    found = connection.execute(_DISTINCT_HEADERS).fetchall()
     if found:
-        inputs, outputs = ({_type_in(header) for header in column} for column in zip(*found, strict=True))
+        inputs, outputs = ({_read_dtype(header) for header in column} for column in zip(*found, strict=True))
     return np.result_type(*inputs), np.result_type(*outputs)
 
 
-def _type_in(header: bytes) -> "np.dtype[Any]":
+def _read_dtype(header: bytes) -> "np.dtype[Any]":
     """The type of numbers that an .npy file of this beginning holds."""
     described = header[10:].decode("latin-1")
     return np.dtype(described.partition("'descr': '")[2].partition("'")[0])
 
 
-def _batches(
+def _iter_batches(
     connection: sqlite3.Connection, schema: Any, holdout_share: float, *, labelled: bool
 ) -> Iterator[Any]:
     import pyarrow as pa  # noqa: PLC0415 - an extra
@@ -122,13 +122,13 @@ def _batches(
     lists = pa.types.is_list(schema.field("label").type)
     while rows := cursor.fetchmany(BATCH_ROWS):
         chosen = [row for row in rows if not labelled or row[3] is not None]
-        records = [_record(row, holdout_share, lists=lists) for row in chosen]
+        records = [_to_record(row, holdout_share, lists=lists) for row in chosen]
         yield pa.RecordBatch.from_pylist(records, schema=schema)
 
 
-def _record(row: Any, holdout_share: float, *, lists: bool) -> dict[str, Any]:
+def _to_record(row: Any, holdout_share: float, *, lists: bool) -> dict[str, Any]:
     row_id, captured_at, version, label, output, content = row
-    sample = unpacked(content)
+    sample = decode_array(content)
     truth = None if label is None else json.loads(label)
     return {
         "id": row_id,
@@ -136,14 +136,14 @@ def _record(row: Any, holdout_share: float, *, lists: bool) -> dict[str, Any]:
         "model_version": version,
         "held_out": is_held_out(row_id, holdout_share),
         "label": [truth] if lists and truth is not None and not isinstance(truth, list) else truth,
-        "output": unpacked(output).ravel().tolist(),
+        "output": decode_array(output).ravel().tolist(),
         "input": sample.ravel().tolist(),
         "input_shape": list(sample.shape),
     }
 
 
 @contextmanager
-def _writer(part: Path, suffix: str, schema: Any) -> Iterator[Write]:
+def _open_writer(part: Path, suffix: str, schema: Any) -> Iterator[WriteBatch]:
     import pyarrow as pa  # noqa: PLC0415 - an extra
     import pyarrow.parquet as pq  # noqa: PLC0415
 

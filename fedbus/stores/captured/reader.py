@@ -19,9 +19,9 @@ from typing import Any, Final, TypeAlias
 
 import numpy as np
 
-from fedbus.stores.errors import OR_BEGIN_ANEW, StoreDamaged, StoreUnavailable
+from fedbus.stores.errors import REMEDY_RESTORE_OR_MOVE, StoreCorrupt, StoreUnavailable
 
-_SPREAD: Final = 2_654_435_761
+_KNUTH_MULTIPLIER: Final = 2_654_435_761
 """Knuth's multiplier: ids that follow one another fall far from each other."""
 _LABELLED = (
     "SELECT input, label FROM captured WHERE label IS NOT NULL AND NOT held_out(id, :share) ORDER BY id"
@@ -34,7 +34,7 @@ _HELD_OUT = """
 SELECT input, output, label, model_version FROM captured
 WHERE label IS NOT NULL AND held_out(id, ?) ORDER BY id DESC LIMIT ?
 """
-_SHARES = """
+_ROW_COUNTS = """
 SELECT label IS NOT NULL, held_out(id, ?), count(*) FROM captured GROUP BY 1, 2
 """
 
@@ -43,7 +43,7 @@ Label: TypeAlias = int | float | list[float]
 
 
 @dataclass(frozen=True)
-class Shares:
+class RowCounts:
     """How many rows there are for training, and how many labelled ones are held out of it."""
 
     labelled: int
@@ -52,7 +52,7 @@ class Shares:
 
 
 @dataclass(frozen=True)
-class Ever:
+class TotalCounts:
     """How many rows have come since the database began, with a label and without; they only grow.
 
     What is held out is not among them. A row that came without a label and got one later is among both.
@@ -65,7 +65,7 @@ class Ever:
 
 
 @dataclass(frozen=True)
-class Rows:
+class CapturedRows:
     """Captured rows of one shape: *inputs* (n, …), *outputs* (n, …), and of each its label or None."""
 
     inputs: Array
@@ -80,7 +80,7 @@ class Rows:
 
 def is_held_out(row: int, share: float) -> bool:
     """Whether the row with this id is kept out of training, where a *share* of all is."""
-    return row * _SPREAD % 2**32 < share * 2**32
+    return row * _KNUTH_MULTIPLIER % 2**32 < share * 2**32
 
 
 def snapshot_labelled(database: Path, path: Path, *, holdout_share: float = 0.0) -> int:
@@ -88,15 +88,15 @@ def snapshot_labelled(database: Path, path: Path, *, holdout_share: float = 0.0)
 
     Of the rows, *holdout_share* is left out.
     """
-    return write_training_data(path, *labelled_rows(database, holdout_share=holdout_share))
+    return write_training_data(path, *read_labelled_rows(database, holdout_share=holdout_share))
 
 
-def labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[Array, Array]:
+def read_labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[Array, Array]:
     """The inputs (n, …) and labels of the rows that are shaped as the newest, but for a *holdout_share*; blocks."""
     if not database.exists():
         return np.empty(0), np.empty(0)
-    with reading(database) as connection:
-        return _labelled(connection, holdout_share)
+    with read_transaction(database) as connection:
+        return _select_labelled(connection, holdout_share)
 
 
 def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
@@ -108,74 +108,74 @@ def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
     return len(labels)
 
 
-def shares(database: Path, holdout_share: float) -> Shares:
+def read_row_counts(database: Path, holdout_share: float) -> RowCounts:
     """What there is for training, and what is held out; blocks."""
-    with reading(database) as connection:
-        found = connection.execute(_SHARES, (holdout_share,)).fetchall()
+    with read_transaction(database) as connection:
+        found = connection.execute(_ROW_COUNTS, (holdout_share,)).fetchall()
     count = {(bool(labelled), bool(held)): rows for labelled, held, rows in found}
-    return Shares(count.get((True, False), 0), count.get((False, False), 0), count.get((True, True), 0))
+    return RowCounts(count.get((True, False), 0), count.get((False, False), 0), count.get((True, True), 0))
 
 
-def ever(database: Path) -> Ever:
+def read_total_counts(database: Path) -> TotalCounts:
     """What has come since the database began; blocks. Whoever writes it must have opened it in this version."""
-    with reading(database) as connection:
-        return Ever(*connection.execute("SELECT database, labelled, unlabelled FROM ever").fetchone())
+    with read_transaction(database) as connection:
+        return TotalCounts(*connection.execute("SELECT database, labelled, unlabelled FROM ever").fetchone())
 
 
-def kept_holdout_share(database: Path) -> float | None:
+def read_holdout_share(database: Path) -> float | None:
     """Which share its task holds out, as it was last opened with; None where an older version wrote it. Blocks."""
-    with reading(database) as connection:
+    with read_transaction(database) as connection:
         if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'ever'").fetchone():
             return None
         share: float = connection.execute("SELECT holdout_share FROM ever").fetchone()[0]
         return share
 
 
-def size_bytes(database: Path) -> int:
+def size_on_disk_bytes(database: Path) -> int:
     """What it takes of the disk, with what SQLite keeps beside it while it is open."""
     files = (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm")))
     return sum(file.stat().st_size for file in files if file.exists())
 
 
-def newest_rows(database: Path, most: int) -> Rows:
+def read_newest_rows(database: Path, most: int) -> CapturedRows:
     """The newest rows, of the shape of the newest, at most so many; blocks."""
-    with reading(database) as connection:
+    with read_transaction(database) as connection:
         found = connection.execute(_NEWEST, (most,)).fetchall()
-    return _alike(found)
+    return _select_same_shape(found)
 
 
-def rows_for_training(database: Path, *, holdout_share: float = 0.0) -> Rows:
+def read_training_rows(database: Path, *, holdout_share: float = 0.0) -> CapturedRows:
     """All rows that are not held out, labelled or not, of the shape of the newest, oldest first; blocks."""
-    with reading(database) as connection:
+    with read_transaction(database) as connection:
         found = connection.execute(_FOR_TRAINING, (holdout_share,)).fetchall()
-    rows = _alike(found)
-    return Rows(rows.inputs[::-1], rows.outputs[::-1], rows.labels[::-1], rows.versions[::-1])
+    rows = _select_same_shape(found)
+    return CapturedRows(rows.inputs[::-1], rows.outputs[::-1], rows.labels[::-1], rows.versions[::-1])
 
 
-def held_out(database: Path, share: float, most: int) -> Rows:
+def read_holdout_rows(database: Path, share: float, most: int) -> CapturedRows:
     """The newest labelled rows that are held out, at most so many; blocks."""
-    with reading(database) as connection:
+    with read_transaction(database) as connection:
         found = connection.execute(_HELD_OUT, (share, most)).fetchall()
-    return _alike(found)
+    return _select_same_shape(found)
 
 
 def count_rows(database: Path) -> int:
     """How many rows there are, for a process that has not opened the store itself; blocks."""
-    with reading(database) as connection:
+    with read_transaction(database) as connection:
         count: int = connection.execute("SELECT count(*) FROM captured").fetchone()[0]
         return count
 
 
-def packed(array: Array | np.generic) -> bytes:
+def encode_array(array: Array | np.generic) -> bytes:
     """*array* in NumPy's own format, with its shape and type, and never a pickle."""
     whole = np.asarray(array)
     if whole.dtype.hasobject:
         raise ValueError("an array of Python objects is not captured: it would be a pickle")
-    return _header(whole.dtype, whole.shape) + whole.tobytes()
+    return _npy_header(whole.dtype, whole.shape) + whole.tobytes()
 
 
 @lru_cache(maxsize=64)
-def _header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
+def _npy_header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
     """The beginning of an .npy file: the same for every row, and slower to make than the rest of it."""
     file = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
@@ -183,13 +183,13 @@ def _header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
     return file.getvalue()
 
 
-def unpacked(content: bytes) -> Array:
+def decode_array(content: bytes) -> Array:
     array: Array = np.load(io.BytesIO(content), allow_pickle=False)
     return array
 
 
 @contextmanager
-def reading(database: Path) -> Iterator[sqlite3.Connection]:
+def read_transaction(database: Path) -> Iterator[sqlite3.Connection]:
     """One moment of *database*, beside the writer and without holding it up."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
@@ -199,32 +199,34 @@ def reading(database: Path) -> Iterator[sqlite3.Connection]:
     except sqlite3.OperationalError as error:
         raise StoreUnavailable(database, error) from error
     except sqlite3.DatabaseError as error:
-        raise StoreDamaged(database, error, remedy=OR_BEGIN_ANEW) from error
+        raise StoreCorrupt(database, error, remedy=REMEDY_RESTORE_OR_MOVE) from error
 
 
-def _alike(found: list[tuple[bytes, bytes, str | None, int]]) -> Rows:
+def _select_same_shape(found: list[tuple[bytes, bytes, str | None, int]]) -> CapturedRows:
     """The *found* rows, newest first, that are shaped as the newest."""
-    rows = [(unpacked(one), unpacked(answer), label, version) for one, answer, label, version in found]
+    rows = [
+        (decode_array(one), decode_array(answer), label, version) for one, answer, label, version in found
+    ]
     if not rows:
-        return Rows(np.empty(0), np.empty(0), [], np.empty(0))
+        return CapturedRows(np.empty(0), np.empty(0), [], np.empty(0))
     shapes = rows[0][0].shape, rows[0][1].shape
     inputs, outputs, labels, versions = zip(
         *(row for row in rows if (row[0].shape, row[1].shape) == shapes), strict=True
     )
     truth = [None if label is None else json.loads(label) for label in labels]
-    return Rows(np.stack(inputs), np.stack(outputs), truth, np.asarray(versions))
+    return CapturedRows(np.stack(inputs), np.stack(outputs), truth, np.asarray(versions))
 
 
-def _labelled(connection: sqlite3.Connection, holdout_share: float) -> tuple[Array, Array]:
+def _select_labelled(connection: sqlite3.Connection, holdout_share: float) -> tuple[Array, Array]:
     """The inputs and labels of the rows that are shaped as the newest."""
     found = connection.execute(_LABELLED, (holdout_share,)).fetchall()
     if not found:
         return np.empty(0), np.empty(0)
-    sample, label_shape = unpacked(found[-1][0]), np.shape(json.loads(found[-1][1]))
+    sample, label_shape = decode_array(found[-1][0]), np.shape(json.loads(found[-1][1]))
     inputs = np.empty((len(found), *sample.shape), sample.dtype)
     labels: list[Label] = []
     for content, label in found:
-        one, truth = unpacked(content), json.loads(label)
+        one, truth = decode_array(content), json.loads(label)
         if one.shape == sample.shape and np.shape(truth) == label_shape:
             inputs[len(labels)] = one
             labels.append(truth)

@@ -34,11 +34,11 @@ from typing import Any, Final, TypeAlias, TypeVar
 
 import numpy as np
 
-from fedbus.stores.captured.database import Database, LabelContradicted, Row, UnknownRow
-from fedbus.stores.captured.reader import Label, packed, snapshot_labelled
+from fedbus.stores.captured.database import CapturedDatabase, CapturedRow, LabelConflict, UnknownRow
+from fedbus.stores.captured.reader import Label, encode_array, snapshot_labelled
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
-__all__ = ["CapturedData", "Counts", "LabelContradicted", "UnknownRow"]
+__all__ = ["CaptureStats", "CapturedData", "LabelConflict", "UnknownRow"]
 
 MAX_ROWS: Final = 20_000
 MAX_BYTES: Final = 1024**3
@@ -48,9 +48,9 @@ MAX_QUEUED_BYTES: Final = 64 * 1024**2
 RETRY_S: Final = 60.0
 
 _BATCH_ROWS: Final = 512
-_GATHER_S: Final = 0.01
+_BATCH_WAIT_S: Final = 0.01
 """Where rows come fast, the writer waits so long for more: one transaction each would cost as much as a prediction."""
-_LOOK_S: Final = 30.0
+_AGE_CHECK_S: Final = 30.0
 """How often rows are looked through for those that are too old, while nothing comes."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
@@ -58,7 +58,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Counts:
+class CaptureStats:
     """What the store holds, and what it could not take since it was opened."""
 
     rows: int
@@ -70,7 +70,7 @@ class Counts:
 class _Job:
     """Something else for the writer to do, in its turn."""
 
-    work: Callable[[Database], Any]
+    work: Callable[[CapturedDatabase], Any]
     done: "Future[Any]"
 
 
@@ -102,17 +102,17 @@ class CapturedData:
         self._on_failure = on_failure
         self._on_recovery = on_recovery
         self._failing = False
-        self._looked_at = 0.0
-        self._wrote = 0.0
+        self._age_checked_at = 0.0
+        self._last_write_at = 0.0
         self._lock = threading.Lock()
-        self._queue: queue.Queue[Row | _Job | None] = queue.Queue(max_queued_rows)
-        self._hurry = threading.Event()
+        self._queue: queue.Queue[CapturedRow | _Job | None] = queue.Queue(max_queued_rows)
+        self._flush_requested = threading.Event()
         """Somebody waits for what is written."""
         self._queued_bytes = 0
         self._dropped = 0
-        self._rests_until = 0.0
+        self._paused_until = 0.0
         self._closed = False
-        database = Database(path, max_rows=max_rows, max_bytes=max_bytes, holdout_share=holdout_share)
+        database = CapturedDatabase(path, max_rows=max_rows, max_bytes=max_bytes, holdout_share=holdout_share)
         self._next_id = database.first_id
         self._writer = threading.Thread(
             target=self._write_all, args=(database,), name=f"capture {path.name}", daemon=True
@@ -123,12 +123,14 @@ class CapturedData:
         self, input: Array, output: Array | np.generic, label: Label | None = None, *, model_version: int
     ) -> int | None:
         """The id under which this prediction will be kept; None where it cannot be. Never waits for the disk."""
-        row = Row(0, label, model_version, time.time(), packed(output), packed(input))
+        row = CapturedRow(0, label, model_version, time.time(), encode_array(output), encode_array(input))
         with self._lock:
             if self._closed or not self._has_room_for(row):
                 self._dropped += 1
                 return None
-            row = Row(self._next_id, row.label, row.model_version, row.captured_at, row.output, row.input)
+            row = CapturedRow(
+                self._next_id, row.label, row.model_version, row.captured_at, row.output, row.input
+            )
             try:
                 self._queue.put_nowait(row)
             except queue.Full:
@@ -143,16 +145,16 @@ class CapturedData:
 
         The same twice is fine. Raises UnknownRow and LabelContradicted.
         """
-        await self._in_turn(lambda database: database.label(row, label))
+        await self._run_in_writer(lambda database: database.label(row, label))
 
     async def withdraw(self, row: int) -> None:
         """Forget what was said to be true of *row*, if anything was. Raises UnknownRow."""
-        await self._in_turn(lambda database: database.withdraw(row))
+        await self._run_in_writer(lambda database: database.withdraw(row))
 
-    async def counts(self) -> Counts:
+    async def counts(self) -> CaptureStats:
         """What is there now, with all that was added before."""
-        rows, labelled = await self._in_turn(Database.counts)
-        return Counts(rows, labelled, self._dropped)
+        rows, labelled = await self._run_in_writer(CapturedDatabase.counts)
+        return CaptureStats(rows, labelled, self._dropped)
 
     @property
     def path(self) -> Path:
@@ -165,7 +167,7 @@ class CapturedData:
 
     async def written(self) -> None:
         """Wait until all that was added before is in."""
-        await self._in_turn(lambda _: None)
+        await self._run_in_writer(lambda _: None)
 
     async def snapshot_labelled(self, path: Path) -> int:
         """Write all rows with a label to *path*, an .npz with ``inputs`` and ``labels``; how many there are.
@@ -182,25 +184,25 @@ class CapturedData:
             already, self._closed = self._closed, True
         if not already:
             await asyncio.to_thread(self._queue.put, None)
-            self._hurry.set()
+            self._flush_requested.set()
         await asyncio.to_thread(self._writer.join)
 
-    def _has_room_for(self, row: Row) -> bool:
-        resting = time.monotonic() < self._rests_until
+    def _has_room_for(self, row: CapturedRow) -> bool:
+        resting = time.monotonic() < self._paused_until
         return not resting and self._queued_bytes + row.size_bytes <= self._max_queued_bytes
 
-    async def _in_turn(self, work: Callable[[Database], T]) -> T:
+    async def _run_in_writer(self, work: Callable[[CapturedDatabase], T]) -> T:
         """Let the writer do *work* after all that was queued before."""
         job = _Job(work, Future())
-        await asyncio.to_thread(self._hand_over, job)
+        await asyncio.to_thread(self._submit, job)
         result: T = await asyncio.wrap_future(job.done)
         return result
 
-    def _hand_over(self, job: _Job) -> None:
-        while not self._handed_over(job):
+    def _submit(self, job: _Job) -> None:
+        while not self._try_submit(job):
             time.sleep(0.01)  # the queue is full: the writer is at it
 
-    def _handed_over(self, job: _Job) -> bool:
+    def _try_submit(self, job: _Job) -> bool:
         with self._lock:  # nothing comes after the end that `close` puts into the queue
             if self._closed:
                 raise StoreUnavailable(self._path, "the store is closed")
@@ -208,31 +210,31 @@ class CapturedData:
                 self._queue.put_nowait(job)
             except queue.Full:
                 return False
-            self._hurry.set()
+            self._flush_requested.set()
             return True
 
     # --- the writer's thread ------------------------------------------------------------
 
-    def _write_all(self, database: Database) -> None:
+    def _write_all(self, database: CapturedDatabase) -> None:
         going_on = True
         while going_on:
             items = self._next_items()
             going_on = None not in items
-            self._keep([item for item in items if isinstance(item, Row)], database)
-            self._do([item for item in items if isinstance(item, _Job)], database)
+            self._insert_rows([item for item in items if isinstance(item, CapturedRow)], database)
+            self._run_jobs([item for item in items if isinstance(item, _Job)], database)
             self._drop_aged(database)
         database.close()
 
-    def _next_items(self) -> list[Row | _Job | None]:
+    def _next_items(self) -> list[CapturedRow | _Job | None]:
         """At least one, and whatever comes soon after it; nothing where nothing comes for a while."""
         try:
-            items = [self._queue.get(timeout=min(_LOOK_S, self._max_age_s))]
+            items = [self._queue.get(timeout=min(_AGE_CHECK_S, self._max_age_s))]
         except queue.Empty:
             return []
-        if time.monotonic() - self._wrote < 2 * _GATHER_S and self._queue.qsize() < _BATCH_ROWS:
-            self._hurry.wait(_GATHER_S)
-        self._hurry.clear()
-        self._wrote = time.monotonic()
+        if time.monotonic() - self._last_write_at < 2 * _BATCH_WAIT_S and self._queue.qsize() < _BATCH_ROWS:
+            self._flush_requested.wait(_BATCH_WAIT_S)
+        self._flush_requested.clear()
+        self._last_write_at = time.monotonic()
         while len(items) < _BATCH_ROWS:
             try:
                 items.append(self._queue.get_nowait())
@@ -240,7 +242,7 @@ class CapturedData:
                 break
         return items
 
-    def _keep(self, rows: list[Row], database: Database) -> None:
+    def _insert_rows(self, rows: list[CapturedRow], database: CapturedDatabase) -> None:
         if not rows:
             return
         with self._lock:
@@ -248,47 +250,47 @@ class CapturedData:
         try:
             database.insert(rows)
         except (sqlite3.Error, OSError) as error:
-            self._rest(len(rows), error)
+            self._pause(len(rows), error)
         else:
-            self._goes_on()
+            self._resume()
 
-    def _drop_aged(self, database: Database) -> None:
+    def _drop_aged(self, database: CapturedDatabase) -> None:
         """Let go of what is too old, now and then."""
         now = time.monotonic()
-        if now - self._looked_at < min(_LOOK_S, self._max_age_s / 2):
+        if now - self._age_checked_at < min(_AGE_CHECK_S, self._max_age_s / 2):
             return
-        self._looked_at = now
+        self._age_checked_at = now
         try:
             database.drop_aged(self._max_age_s)
         except (sqlite3.Error, OSError) as error:
-            self._rest(0, error)
+            self._pause(0, error)
 
-    def _goes_on(self) -> None:
+    def _resume(self) -> None:
         if self._failing:
             self._failing = False
             with self._lock:  # rows that were queued before the rest may be the ones that tell
-                self._rests_until = 0.0
+                self._paused_until = 0.0
             self._on_recovery()
 
-    def _rest(self, lost: int, error: Exception) -> None:
+    def _pause(self, lost: int, error: Exception) -> None:
         """The disk does not take it: capture nothing for a while, instead of holding predictions up."""
         with self._lock:
             self._dropped += lost
-            self._rests_until = time.monotonic() + self._retry_s
+            self._paused_until = time.monotonic() + self._retry_s
         if not self._failing:  # told once, however often it is tried again
             self._failing = True
             self._on_failure(
                 f"{self._path} takes no more captured data ({error}): predictions go on without; free some space"
             )
 
-    def _do(self, jobs: list[_Job], database: Database) -> None:
+    def _run_jobs(self, jobs: list[_Job], database: CapturedDatabase) -> None:
         """All *jobs* in one transaction: to wait for the disk once for each would hold up what is captured."""
         wanted = [job for job in jobs if job.done.set_running_or_notify_cancel()]
         if not wanted:
             return
         try:
             with database.durably():
-                ends = [_outcome(job, database) for job in wanted]
+                ends = [_run_job(job, database) for job in wanted]
         except (sqlite3.Error, OSError) as error:
             for job in wanted:
                 job.done.set_exception(StoreUnavailable(self._path, error))
@@ -297,7 +299,7 @@ class CapturedData:
                 end()
 
 
-def _outcome(job: _Job, database: Database) -> Callable[[], None]:
+def _run_job(job: _Job, database: CapturedDatabase) -> Callable[[], None]:
     """Do *job*; who waits for it is told how it ended by what this returns, once that is on the disk."""
     try:
         return partial(job.done.set_result, job.work(database))

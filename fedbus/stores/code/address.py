@@ -15,11 +15,11 @@ from pathlib import PurePosixPath
 from typing import Final
 from urllib.parse import parse_qsl, urlsplit
 
-from fedbus.stores.code.interface import BadCodeSource
+from fedbus.stores.code.interface import InvalidCodeSource
 
 PREFIX: Final = "git+"
-_SAFE: Final = ("https", "ssh", "file")
-_PLAIN: Final = ("http", "git")
+_SAFE_SCHEMES: Final = ("https", "ssh", "file")
+_UNENCRYPTED_SCHEMES: Final = ("http", "git")
 """Whoever sits on the wire can say anything here, so that only a signature tells whose a commit is."""
 
 _SHA: Final = re.compile(r"[0-9a-f]{40}")
@@ -27,7 +27,7 @@ _REF: Final = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)))[A-Za-z0-9_][A-Za-
 
 
 @dataclass(frozen=True)
-class Address:
+class CodeAddress:
     """Where a task's code comes from."""
 
     url: str
@@ -68,70 +68,70 @@ def is_sha(text: str) -> bool:
     return _SHA.fullmatch(text) is not None
 
 
-def parse_address(where: str, *, signed: bool) -> Address:
+def parse_address(where: str, *, signed: bool) -> CodeAddress:
     """The address that *where* spells; raises BadCodeSource. *signed*: whether commits will be verified."""
     if not where.startswith(PREFIX):
-        raise BadCodeSource(
+        raise InvalidCodeSource(
             f"{where!r} is no address of a Git repository: write git+https://host/repository@main"
         )
     try:
         parts = urlsplit(where.removeprefix(PREFIX))
         _ = parts.port
     except ValueError as error:
-        raise BadCodeSource(f"{_without_credentials(where)} is no address: {error}") from None
+        raise InvalidCodeSource(f"{_redact_credentials(where)} is no address: {error}") from None
     _check_scheme(parts.scheme, signed=signed)
     _check_authority(parts.scheme, parts.netloc)
     if parts.query:
-        raise BadCodeSource(
-            f"{_without_credentials(where)} has a query, which no address of a repository has"
+        raise InvalidCodeSource(
+            f"{_redact_credentials(where)} has a query, which no address of a repository has"
         )
     path, at, ref = parts.path.rpartition("@")
     if not at:
         path, ref = parts.path, ""
     elif not (path and _REF.fullmatch(ref)):
-        raise BadCodeSource(f"{ref!r} can be no branch or tag: write …@main")
+        raise InvalidCodeSource(f"{ref!r} can be no branch or tag: write …@main")
     if not path.strip("/"):
-        raise BadCodeSource(
-            f"{_without_credentials(where)} names no repository: write git+https://host/repository"
+        raise InvalidCodeSource(
+            f"{_redact_credentials(where)} names no repository: write git+https://host/repository"
         )
-    return Address(f"{parts.scheme}://{parts.netloc}{path}", ref, _subdirectory(parts.fragment))
+    return CodeAddress(f"{parts.scheme}://{parts.netloc}{path}", ref, _subdirectory(parts.fragment))
 
 
 def _check_scheme(scheme: str, *, signed: bool) -> None:
-    if scheme in _SAFE or (scheme in _PLAIN and signed):
+    if scheme in _SAFE_SCHEMES or (scheme in _UNENCRYPTED_SCHEMES and signed):
         return
-    if scheme in _PLAIN:
-        raise BadCodeSource(
+    if scheme in _UNENCRYPTED_SCHEMES:
+        raise InvalidCodeSource(
             f"git+{scheme}:// says nothing of who answers: use git+https:// or git+ssh://, or give allowed signers"
         )
-    raise BadCodeSource(
-        f"git+{scheme}:// is not understood: use {', '.join(f'git+{one}://' for one in _SAFE)}"
+    raise InvalidCodeSource(
+        f"git+{scheme}:// is not understood: use {', '.join(f'git+{one}://' for one in _SAFE_SCHEMES)}"
     )
 
 
 def _check_authority(scheme: str, authority: str) -> None:
     user, _, host = authority.rpartition("@")
     if ":" in user or (user and scheme != "ssh"):
-        raise BadCodeSource(
+        raise InvalidCodeSource(
             f"credentials do not belong in the address of {host}: git's credential helper, or an ssh key, has them"
         )
     if scheme == "file" and authority:
-        raise BadCodeSource(
+        raise InvalidCodeSource(
             "a file on another host cannot be opened: write git+file:///path, with three slashes"
         )
     if scheme != "file" and not re.fullmatch(r"[A-Za-z0-9\[][A-Za-z0-9.:\[\]_-]*", host):
-        raise BadCodeSource(f"{host!r} is no host: write git+{scheme}://host/repository")
+        raise InvalidCodeSource(f"{host!r} is no host: write git+{scheme}://host/repository")
     if user and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", user):
-        raise BadCodeSource(f"{user!r} is no user name")
+        raise InvalidCodeSource(f"{user!r} is no user name")
 
 
 def _subdirectory(fragment: str) -> str:
     wishes = dict(parse_qsl(fragment, keep_blank_values=True))
     given = wishes.pop("subdirectory", "")
     if wishes:
-        raise BadCodeSource(f"#{fragment} is not understood: write #subdirectory=path/of/the/task")
+        raise InvalidCodeSource(f"#{fragment} is not understood: write #subdirectory=path/of/the/task")
     if fragment and (not given or not all(_is_name(part) for part in given.strip("/").split("/"))):
-        raise BadCodeSource(f"#{fragment} is no directory inside the repository")
+        raise InvalidCodeSource(f"#{fragment} is no directory inside the repository")
     return given.strip("/")
 
 
@@ -139,5 +139,5 @@ def _is_name(part: str) -> bool:
     return bool(part) and part not in {".", ".."} and part.lower() != ".git" and "\\" not in part
 
 
-def _without_credentials(where: str) -> str:
+def _redact_credentials(where: str) -> str:
     return re.sub(r"//[^/@]*@", "//", where)

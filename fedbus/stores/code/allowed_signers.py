@@ -9,28 +9,34 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Final
 
-from fedbus.stores.code.git_mirror import Mirror
-from fedbus.stores.code.git_objects import CommitObject, Objects
-from fedbus.stores.code.interface import BadCodeSource, CodeRejected, GitMissing, SignerNotAllowed, short
+from fedbus.stores.code.git_mirror import GitMirror
+from fedbus.stores.code.git_objects import CommitObject, GitObjects
+from fedbus.stores.code.interface import (
+    CodeRejected,
+    GitNotInstalled,
+    InvalidCodeSource,
+    SignerNotAllowed,
+    short_version,
+)
 from fedbus.stores.tasks import git_version
 
-OLDEST_GIT: Final = (2, 29)
-OLDEST_GIT_THAT_VERIFIES: Final = (2, 34)
-CLOCKS_DIFFER: Final = timedelta(hours=1)
+MIN_GIT_VERSION: Final = (2, 29)
+MIN_GIT_VERSION_FOR_SIGNATURES: Final = (2, 34)
+MAX_CLOCK_SKEW: Final = timedelta(hours=1)
 
 
 class AllowedSigners:
     """The signers in *file*. Raises BadCodeSource where it names nobody, GitMissing where nothing can be verified."""
 
     def __init__(self, file: Path) -> None:
-        check_git(OLDEST_GIT_THAT_VERIFIES)
+        check_git(MIN_GIT_VERSION_FOR_SIGNATURES)
         ssh_keygen = shutil.which("ssh-keygen")
         if ssh_keygen is None:
-            raise GitMissing(
+            raise GitNotInstalled(
                 "signatures cannot be verified without ssh-keygen: install OpenSSH's client programs"
             )
-        if not _names_somebody(file):
-            raise BadCodeSource(
+        if not _has_signers(file):
+            raise InvalidCodeSource(
                 f'{file} names no allowed signers: write lines as `NAME namespaces="git" ssh-ed25519 …`'
             )
         self._file = file.absolute()
@@ -38,49 +44,50 @@ class AllowedSigners:
         self._ssh_keygen = ssh_keygen
 
     @property
-    def stamp(self) -> object:
+    def fingerprint(self) -> object:
         """Changes when the files do."""
-        return [_stamp(file) for file in (self._file, self._revoked)]
+        return [_file_fingerprint(file) for file in (self._file, self._revoked)]
 
-    def check(self, mirror: Mirror, objects: Objects, version: str) -> None:
+    def check(self, mirror: GitMirror, objects: GitObjects, version: str) -> None:
         """Raises CodeRejected where the commit *version* is not to be believed."""
         commit = objects.commit(version)
         if not mirror.is_signed(
             version, signers=self._file, revoked=self._revoked, ssh_keygen=self._ssh_keygen
         ):
-            raise SignerNotAllowed(version, _why_not(commit))
+            raise SignerNotAllowed(version, _rejection_reason(commit))
         for parent in commit.parents:
-            if objects.commit(parent).when - commit.when > CLOCKS_DIFFER:
+            if objects.commit(parent).when - commit.when > MAX_CLOCK_SKEW:
                 raise CodeRejected(
                     version,
-                    f"it says that it was made before {short(parent)}, which it follows: "
+                    f"it says that it was made before {short_version(parent)}, which it follows: "
                     "a date that is set back can make an old key look good; commit it again",
                 )
 
 
-def check_git(oldest: tuple[int, int] = OLDEST_GIT) -> None:
+def check_git(oldest: tuple[int, int] = MIN_GIT_VERSION) -> None:
     """Raises GitMissing where this machine has no git, or one before *oldest*."""
     try:
-        found = git_version.version()
+        found = git_version.read_version()
     except git_version.GitFailed as error:
-        raise GitMissing(f"a repository cannot be followed without git: install it ({error})") from None
+        raise GitNotInstalled(f"a repository cannot be followed without git: install it ({error})") from None
     if found < oldest:
-        what = "verify ssh signatures" if oldest == OLDEST_GIT_THAT_VERIFIES else "be used here"
-        raise GitMissing(
-            f"this machine has git {_dotted(found)}, and {_dotted(oldest)} is the first that can {what}: "
+        what = "verify ssh signatures" if oldest == MIN_GIT_VERSION_FOR_SIGNATURES else "be used here"
+        raise GitNotInstalled(
+            f"this machine has git {_format_version(found)}, "
+            f"and {_format_version(oldest)} is the first that can {what}: "
             "install a newer one"
         )
 
 
-def _names_somebody(signers: Path) -> bool:
+def _has_signers(signers: Path) -> bool:
     try:
         lines = signers.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise BadCodeSource(f"the allowed signers in {signers} cannot be read: {error}") from None
+        raise InvalidCodeSource(f"the allowed signers in {signers} cannot be read: {error}") from None
     return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
-def _why_not(commit: CommitObject) -> str:
+def _rejection_reason(commit: CommitObject) -> str:
     match commit.signature:
         case "":
             return "it is not signed: sign it (git commit -S, with gpg.format ssh)"
@@ -90,7 +97,7 @@ def _why_not(commit: CommitObject) -> str:
             return "it is signed with another kind of key than ssh: sign it with gpg.format ssh"
 
 
-def _stamp(file: Path) -> tuple[int, int, int] | None:
+def _file_fingerprint(file: Path) -> tuple[int, int, int] | None:
     try:
         found = file.stat()
     except OSError:
@@ -98,5 +105,5 @@ def _stamp(file: Path) -> tuple[int, int, int] | None:
     return found.st_mtime_ns, found.st_size, found.st_ino
 
 
-def _dotted(version: tuple[int, int]) -> str:
+def _format_version(version: tuple[int, int]) -> str:
     return ".".join(map(str, version))

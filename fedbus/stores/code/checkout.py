@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedbus.stores.code.git_objects import Objects, ObjectTooLarge, TreeEntry
+from fedbus.stores.code.git_objects import GitObjects, ObjectTooLarge, TreeEntry
 from fedbus.stores.tasks import git_version
 from fedbus.stores.tasks.task_directory import MAX_SOURCE_FILES
 
@@ -24,17 +24,17 @@ MAX_BYTES: Final = 512 * 1024**2
 _MAX_LINK_BYTES: Final = 4096
 _MAX_DEPTH: Final = 64
 
-_DIRECTORY, _LINK, _REPOSITORY = "40000", "120000", "160000"
-_FILES: Final = {"100644": 0o444, "100664": 0o444, "100755": 0o555}
+_DIRECTORY_MODE, _LINK_MODE, _SUBMODULE_MODE = "40000", "120000", "160000"
+_FILE_MODES: Final = {"100644": 0o444, "100664": 0o444, "100755": 0o555}
 _BYTECODE: Final = "__pycache__"
 
 
-class BadTree(Exception):
+class InvalidTree(Exception):
     """The files of a commit cannot be used; the text says which and why."""
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckoutEntry:
     """A file or link of a commit."""
 
     path: str
@@ -43,57 +43,59 @@ class Entry:
 
     @property
     def is_link(self) -> bool:
-        return self.mode == _LINK
+        return self.mode == _LINK_MODE
 
 
-def entries_of(objects: Objects, tree: str, subdirectory: str) -> list[Entry]:
+def list_tree_files(objects: GitObjects, tree: str, subdirectory: str) -> list[CheckoutEntry]:
     """All files in *subdirectory* of *tree*; raises BadTree."""
     for part in [part for part in subdirectory.split("/") if part]:
         below = [
-            one for one in objects.tree(tree) if one.name == os.fsencode(part) and one.mode == _DIRECTORY
+            one for one in objects.tree(tree) if one.name == os.fsencode(part) and one.mode == _DIRECTORY_MODE
         ]
         if not below:
-            raise BadTree(f"it has no directory {subdirectory}: correct #subdirectory=")
+            raise InvalidTree(f"it has no directory {subdirectory}: correct #subdirectory=")
         tree = below[0].id
     found = []
-    for entry in _below(objects, tree, "", 0):
+    for entry in _walk_tree(objects, tree, "", 0):
         found.append(entry)
         if len(found) > MAX_SOURCE_FILES:
-            raise BadTree(f"it has more than {MAX_SOURCE_FILES} files: name the task's own, #subdirectory=…")
+            raise InvalidTree(
+                f"it has more than {MAX_SOURCE_FILES} files: name the task's own, #subdirectory=…"
+            )
     return found
 
 
-def _below(objects: Objects, tree: str, prefix: str, depth: int) -> Iterator[Entry]:
+def _walk_tree(objects: GitObjects, tree: str, prefix: str, depth: int) -> Iterator[CheckoutEntry]:
     if depth > _MAX_DEPTH:
-        raise BadTree(f"{prefix} is deeper than {_MAX_DEPTH} directories")
+        raise InvalidTree(f"{prefix} is deeper than {_MAX_DEPTH} directories")
     for entry in objects.tree(tree):
-        path = prefix + _name(entry, prefix)
-        if entry.mode == _DIRECTORY:
-            yield from _below(objects, entry.id, f"{path}/", depth + 1)
-        elif entry.mode == _LINK or entry.mode in _FILES:
-            yield Entry(path, entry.mode, entry.id)
-        elif entry.mode == _REPOSITORY:
-            raise BadTree(
+        path = prefix + _check_name(entry, prefix)
+        if entry.mode == _DIRECTORY_MODE:
+            yield from _walk_tree(objects, entry.id, f"{path}/", depth + 1)
+        elif entry.mode == _LINK_MODE or entry.mode in _FILE_MODES:
+            yield CheckoutEntry(path, entry.mode, entry.id)
+        elif entry.mode == _SUBMODULE_MODE:
+            raise InvalidTree(
                 f"{path} is a submodule, whose files no signature of this commit is for: copy them in"
             )
         else:
-            raise BadTree(f"{path} is of a kind ({entry.mode}) that no task needs")
+            raise InvalidTree(f"{path} is of a kind ({entry.mode}) that no task needs")
 
 
-def _name(entry: TreeEntry, prefix: str) -> str:
+def _check_name(entry: TreeEntry, prefix: str) -> str:
     try:
         name = entry.name.decode()
     except UnicodeDecodeError:
-        raise BadTree(f"{prefix}{entry.name!r} is no name in UTF-8") from None
+        raise InvalidTree(f"{prefix}{entry.name!r} is no name in UTF-8") from None
     if name in {"", ".", ".."} or "/" in name or "\\" in name or name.lower() == ".git":
-        raise BadTree(f"{prefix}{name!r} is no name that a file may have here")
+        raise InvalidTree(f"{prefix}{name!r} is no name that a file may have here")
     return name
 
 
 # --- written ---------------------------------------------------------------------------------
 
 
-def write(objects: Objects, entries: Sequence[Entry], directory: Path) -> None:
+def write(objects: GitObjects, entries: Sequence[CheckoutEntry], directory: Path) -> None:
     """Make *directory* with exactly *entries*, for reading only; raises BadTree."""
     directory.mkdir()
     left = MAX_BYTES
@@ -103,30 +105,30 @@ def write(objects: Objects, entries: Sequence[Entry], directory: Path) -> None:
         for entry in (one for one in entries if one.is_link):  # last, so that nothing is written through one
             _write_link(objects, entry, directory)
     except FileExistsError as error:
-        raise BadTree(f"{error.filename} is in it twice") from None
+        raise InvalidTree(f"{error.filename} is in it twice") from None
     except ObjectTooLarge as error:
-        raise BadTree(f"it is too large: {error}") from None
+        raise InvalidTree(f"it is too large: {error}") from None
     _check_links(entries, directory)
     for one, _, _ in os.walk(directory, topdown=False):
         Path(one).chmod(0o555)
 
 
-def _write_file(objects: Objects, entry: Entry, directory: Path, at_most: int) -> int:
+def _write_file(objects: GitObjects, entry: CheckoutEntry, directory: Path, at_most: int) -> int:
     path = directory / entry.path
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("xb") as file:
         size = objects.copy(entry.id, file, at_most)
-        os.fchmod(file.fileno(), _FILES[entry.mode])
+        os.fchmod(file.fileno(), _FILE_MODES[entry.mode])
     return size
 
 
-def _write_link(objects: Objects, entry: Entry, directory: Path) -> None:
+def _write_link(objects: GitObjects, entry: CheckoutEntry, directory: Path) -> None:
     path = directory / entry.path
     path.parent.mkdir(parents=True, exist_ok=True)
     path.symlink_to(os.fsdecode(objects.blob(entry.id, _MAX_LINK_BYTES)))
 
 
-def _check_links(entries: Sequence[Entry], directory: Path) -> None:
+def _check_links(entries: Sequence[CheckoutEntry], directory: Path) -> None:
     inside = directory.resolve()
     for entry in (one for one in entries if one.is_link):
         link = directory / entry.path
@@ -135,29 +137,32 @@ def _check_links(entries: Sequence[Entry], directory: Path) -> None:
         except (OSError, RuntimeError, ValueError):
             stays = False
         if not stays:
-            raise BadTree(f"{entry.path} is a link that leads out of the task: copy the file in")
+            raise InvalidTree(f"{entry.path} is a link that leads out of the task: copy the file in")
 
 
 # --- compared -----------------------------------------------------------------------------------
 
 
-def difference(entries: Sequence[Entry], directory: Path) -> str | None:
+def describe_difference(entries: Sequence[CheckoutEntry], directory: Path) -> str | None:
     """Where *directory* departs from *entries*, in words; None where it is exactly them.
 
     Bytecode that Python has left is removed: it would be run in the place of the source that was verified.
     """
-    present = set(_present(directory, {entry.path for entry in entries}))
+    present = set(_list_present(directory, {entry.path for entry in entries}))
     for entry in entries:
         path = directory / entry.path
         if entry.path not in present:
             return f"{entry.path} is missing"
-        if path.is_symlink() != entry.is_link or git_version.object_id(path, like=entry.id) != entry.id:
+        if (
+            path.is_symlink() != entry.is_link
+            or git_version.compute_object_id(path, like=entry.id) != entry.id
+        ):
             return f"{entry.path} was changed"
     extra = sorted(present - {entry.path for entry in entries})
     return f"{extra[0]} was added" if extra else None
 
 
-def _present(directory: Path, committed: set[str]) -> Iterator[str]:
+def _list_present(directory: Path, committed: set[str]) -> Iterator[str]:
     for one, below, files in os.walk(directory):
         links = [name for name in below if (Path(one) / name).is_symlink()]
         for path in (Path(one) / name for name in [*files, *links]):

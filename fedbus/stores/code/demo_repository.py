@@ -15,35 +15,35 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from fedbus.stores.code.interface import GitMissing
+from fedbus.stores.code.interface import GitNotInstalled
 from fedbus.stores.errors import StoreError
 
 AUTHOR: Final = "fedbus-demo@localhost"
 TIMEOUT_S: Final = 30.0
-_LEFT_OUT: Final = shutil.ignore_patterns("__pycache__", ".git", ".*_cache", "*.egg-info", ".venv")
+_IGNORED: Final = shutil.ignore_patterns("__pycache__", ".git", ".*_cache", "*.egg-info", ".venv")
 
 
-class CannotCommit(StoreError):
+class CommitFailed(StoreError):
     """Git said no; the text says why."""
 
 
 @dataclass(frozen=True)
-class Authored:
+class DemoRepository:
     """A repository with one branch, main, whose work tree is *directory*."""
 
     directory: Path
     key: Path | None
 
     @classmethod
-    def create(cls, directory: Path, like: Path) -> "Authored":
+    def create(cls, directory: Path, like: Path) -> "DemoRepository":
         """A new repository in *directory* with the files of *like* as its first commit.
 
         Raises GitMissing and CannotCommit.
         """
         if shutil.which("git") is None:
-            raise GitMissing("nothing can be committed without git: install it, or leave --commit out")
-        shutil.copytree(like, directory, ignore=_LEFT_OUT)
-        repository = cls(directory, _new_key(directory.with_name(f"{directory.name}-key")))
+            raise GitNotInstalled("nothing can be committed without git: install it, or leave --commit out")
+        shutil.copytree(like, directory, ignore=_IGNORED)
+        repository = cls(directory, _create_key(directory.with_name(f"{directory.name}-key")))
         repository._git("init", "--quiet", "--initial-branch=main")
         repository.commit(f"The task as it was in {like.name}")
         return repository
@@ -79,7 +79,7 @@ class Authored:
         return _run(["git", "-C", str(self.directory), *arguments], environment)
 
 
-def _new_key(path: Path) -> Path | None:
+def _create_key(path: Path) -> Path | None:
     """A new ssh key at *path* and, beside it, the list of signers that names it; None without ssh-keygen."""
     if shutil.which("ssh-keygen") is None:
         return None
@@ -96,7 +96,7 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CannotCommit(f"{command[0]} cannot be used: {error}") from error
+        raise CommitFailed(f"{command[0]} cannot be used: {error}") from error
     if done.returncode:
-        raise CannotCommit(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
+        raise CommitFailed(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

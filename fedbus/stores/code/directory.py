@@ -13,7 +13,7 @@ _HOW_TO_FOLLOW = "follow a Git repository for that: give git+https://host/reposi
 _MIN_PREFIX = 4
 
 
-class FixedCode:
+class DirectoryCodeRepository:
     """The task in *directory*, as it is. Raises TaskInvalid from whatever reads it first."""
 
     follows = False

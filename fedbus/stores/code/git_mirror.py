@@ -15,21 +15,21 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Final
 
-from fedbus.stores.code.address import Address, is_sha
-from fedbus.stores.code.git_objects import Objects, objects_in
+from fedbus.stores.code.address import CodeAddress, is_sha
+from fedbus.stores.code.git_objects import GitObjects, open_objects
 from fedbus.stores.code.interface import CodeUnavailable, Commit
-from fedbus.stores.code.subprocesses import Done, ProgramFailed, Programs
+from fedbus.stores.code.subprocesses import ProcessResult, SubprocessFailed, SubprocessRunner
 from fedbus.stores.tasks import git_version
 
-ASK_S: Final = 60.0
-FETCH_S: Final = 900.0
-LOCAL_S: Final = 60.0
+QUERY_TIMEOUT_S: Final = 60.0
+FETCH_TIMEOUT_S: Final = 900.0
+LOCAL_TIMEOUT_S: Final = 60.0
 
-_SEEN: Final = "refs/fedbus/seen"
+_FOLLOWED_REF: Final = "refs/fedbus/seen"
 _NO_SUCH_REF: Final = 2
 """The exit code of ``git ls-remote --exit-code`` for a repository that answers, and has no such ref."""
-_PATIENCE: Final = ("http.lowSpeedLimit=1000", "http.lowSpeedTime=30")
-_STRICT: Final = (
+_STALL_SETTINGS: Final = ("http.lowSpeedLimit=1000", "http.lowSpeedTime=30")
+_STRICT_SETTINGS: Final = (
     "transfer.fsckObjects=true",
     "fetch.recurseSubmodules=false",
     "gc.auto=0",
@@ -37,10 +37,10 @@ _STRICT: Final = (
 )
 
 
-class Mirror:
+class GitMirror:
     """The copy at *directory* of what is at *address*. Its methods block, and raise CodeUnavailable."""
 
-    def __init__(self, directory: Path, address: Address, programs: Programs) -> None:
+    def __init__(self, directory: Path, address: CodeAddress, programs: SubprocessRunner) -> None:
         self._directory = directory
         self._address = address
         self._programs = programs
@@ -82,7 +82,7 @@ class Mirror:
 
     def seen(self) -> str | None:
         """What the ref pointed at when it was fetched last."""
-        return self.commit(_SEEN)
+        return self.commit(_FOLLOWED_REF)
 
     def _pinned(self) -> str:
         if self.commit(self._address.ref) is None or self.seen() is None:
@@ -119,9 +119,9 @@ class Mirror:
                 *options,
                 "--",
                 self._address.url,
-                f"{name}:{_SEEN}",
+                f"{name}:{_FOLLOWED_REF}",
                 to_fetch=True,
-                timeout_s=FETCH_S,
+                timeout_s=FETCH_TIMEOUT_S,
             )
         )
 
@@ -139,7 +139,7 @@ class Mirror:
 
     def history(self, limit: int, *, of: str | None = None) -> list[Commit]:
         """What leads to *of*, or else to what the ref points at; newest first."""
-        start = self.commit(of or _SEEN)
+        start = self.commit(of or _FOLLOWED_REF)
         if start is None:
             return []
         done = self._git(
@@ -149,7 +149,7 @@ class Mirror:
             line.split("\0") for line in self._done(done).out.decode(errors="replace").split("\n") if line
         )
         return [
-            Commit(sha, _printable(subject), _printable(author), datetime.fromtimestamp(int(when), UTC))
+            Commit(sha, _sanitize(subject), _sanitize(author), datetime.fromtimestamp(int(when), UTC))
             for sha, when, author, subject in lines
         ]
 
@@ -166,8 +166,8 @@ class Mirror:
         return self._git("verify-commit", sha, settings=settings).code == 0
 
     @contextmanager
-    def objects(self) -> Iterator[Objects]:
-        with objects_in(self._directory, self._programs) as objects:
+    def objects(self) -> Iterator[GitObjects]:
+        with open_objects(self._directory, self._programs) as objects:
             yield objects
 
     def tidy(self) -> None:
@@ -181,36 +181,40 @@ class Mirror:
         *arguments: str,
         to_fetch: bool = False,
         settings: list[str] | None = None,
-        timeout_s: float = LOCAL_S,
+        timeout_s: float = LOCAL_TIMEOUT_S,
         directory: Path | None = None,
-    ) -> Done:
-        road = [f"protocol.{self._address.scheme}.allow=always", *_PATIENCE, *_STRICT] if to_fetch else []
-        command = git_version.command(
+    ) -> ProcessResult:
+        road = (
+            [f"protocol.{self._address.scheme}.allow=always", *_STALL_SETTINGS, *_STRICT_SETTINGS]
+            if to_fetch
+            else []
+        )
+        command = git_version.build_command(
             directory or self._directory, *arguments, settings=[*road, *(settings or [])]
         )
         try:
             return self._programs.run(
-                command, environment=git_version.environment(to_fetch=to_fetch), timeout_s=timeout_s
+                command, environment=git_version.build_environment(to_fetch=to_fetch), timeout_s=timeout_s
             )
-        except ProgramFailed as error:
+        except SubprocessFailed as error:
             raise self._unavailable(str(error)) from None
 
-    def _done(self, done: Done) -> Done:
+    def _done(self, done: ProcessResult) -> ProcessResult:
         if done.code != 0:
-            raise self._unavailable(_telling(done).reason)
+            raise self._unavailable(_select_error_line(done).reason)
         return done
 
     def _unavailable(self, reason: str) -> CodeUnavailable:
         return CodeUnavailable(str(self._address), re.sub(r"//[^/@\s]*@", "//", reason))
 
 
-def _telling(done: Done) -> Done:
+def _select_error_line(done: ProcessResult) -> ProcessResult:
     """What was said before git sums it up: that is ssh's word, or the other side's."""
     said, _, _ = done.err.partition("fatal: Could not read from remote repository")
     return replace(done, err=said) if said.strip() else done
 
 
-def remember(file: Path, text: str) -> None:
+def write_atomically(file: Path, text: str) -> None:
     """Write *text* to *file*, whole or not at all."""
     descriptor, temporary = tempfile.mkstemp(dir=file.parent, prefix=".making-")
     try:
@@ -224,6 +228,6 @@ def remember(file: Path, text: str) -> None:
             Path(temporary).unlink()
 
 
-def _printable(text: str) -> str:
+def _sanitize(text: str) -> str:
     """What others wrote, without what would steer a terminal."""
     return "".join(letter if letter.isprintable() else " " for letter in text)[:200]

@@ -14,17 +14,17 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import IO, Final
 
-from fedbus.stores.code.subprocesses import ProgramFailed, Programs
+from fedbus.stores.code.subprocesses import SubprocessFailed, SubprocessRunner
 from fedbus.stores.tasks import git_version
 
 MAX_TREE_BYTES: Final = 16 * 1024**2
 MAX_COMMIT_BYTES: Final = 1024**2
 _PIECE_BYTES: Final = 1024**2
 _SIGNATURE: Final = re.compile(rb"^gpgsig (-----BEGIN [A-Z ]+-----)", re.MULTILINE)
-_WHEN: Final = re.compile(rb"^committer .*> (\d+) [+-]\d{4}$", re.MULTILINE)
+_COMMITTED_AT: Final = re.compile(rb"^committer .*> (\d+) [+-]\d{4}$", re.MULTILINE)
 
 
-class ObjectDamaged(Exception):
+class ObjectCorrupt(Exception):
     """An object is not there, or is not what its name says."""
 
 
@@ -51,7 +51,7 @@ class TreeEntry:
     id: str
 
 
-class Objects:
+class GitObjects:
     """The objects of one repository, for as long as the program runs that reads them."""
 
     def __init__(self, program: "subprocess.Popen[bytes]") -> None:
@@ -65,9 +65,9 @@ class Objects:
         names = [
             line.split(b" ", 1) for line in header.split(b"\n") if line.startswith((b"tree ", b"parent "))
         ]
-        signature, when = _SIGNATURE.search(header), _WHEN.search(header)
+        signature, when = _SIGNATURE.search(header), _COMMITTED_AT.search(header)
         if not names or names[0][0] != b"tree" or when is None:
-            raise ObjectDamaged(f"{id} is no commit that can be read")
+            raise ObjectCorrupt(f"{id} is no commit that can be read")
         return CommitObject(
             tree=names[0][1].decode(),
             parents=tuple(name.decode() for _, name in names[1:]),
@@ -82,7 +82,7 @@ class Objects:
             head, nul, rest = listing.partition(b"\0")
             mode, space, name = head.partition(b" ")
             if not (nul and space and len(rest) >= 20):
-                raise ObjectDamaged(f"{id} is no tree that can be read")
+                raise ObjectCorrupt(f"{id} is no tree that can be read")
             found.append(TreeEntry(mode.decode(), name, rest[:20].hex()))
             listing = rest[20:]
         return found
@@ -97,7 +97,7 @@ class Objects:
         while left:
             piece = self._answer.read(min(left, _PIECE_BYTES))
             if not piece:
-                raise ObjectDamaged(f"{id} ends too early")
+                raise ObjectCorrupt(f"{id} ends too early")
             digest.update(piece)
             into.write(piece)
             left -= len(piece)
@@ -115,28 +115,28 @@ class Objects:
             self._ask.write(f"{id}\n".encode())
             self._ask.flush()
         except OSError:
-            raise ObjectDamaged(f"{id} cannot be read") from None
+            raise ObjectCorrupt(f"{id} cannot be read") from None
         match self._answer.readline().split():
             case [name, found, size] if name.decode() == id and found == kind:
                 if int(size) > at_most:
                     raise ObjectTooLarge(f"{int(size)} bytes, and {at_most} are allowed")
                 return int(size)
             case _:
-                raise ObjectDamaged(f"{id} is not there, or is no {kind.decode()}")
+                raise ObjectCorrupt(f"{id} is not there, or is no {kind.decode()}")
 
     def _end_of(self, id: str, digest: str) -> None:
         if self._answer.read(1) != b"\n" or digest != id:
-            raise ObjectDamaged(f"{id} is not what its name says")
+            raise ObjectCorrupt(f"{id} is not what its name says")
 
 
 @contextmanager
-def objects_in(directory: Path, programs: Programs) -> Iterator[Objects]:
+def open_objects(directory: Path, programs: SubprocessRunner) -> Iterator[GitObjects]:
     """The objects of the repository at *directory*; raises ObjectDamaged where it cannot be read at all."""
-    command = git_version.command(directory, "cat-file", "--batch")
+    command = git_version.build_command(directory, "cat-file", "--batch")
     try:
         with programs.started(
-            command, environment=git_version.environment(), stdin=subprocess.PIPE
+            command, environment=git_version.build_environment(), stdin=subprocess.PIPE
         ) as program:
-            yield Objects(program)
-    except ProgramFailed as error:
-        raise ObjectDamaged(str(error)) from None
+            yield GitObjects(program)
+    except SubprocessFailed as error:
+        raise ObjectCorrupt(str(error)) from None

@@ -24,32 +24,32 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Concatenate, Final, ParamSpec, TypeVar
 
-from fedbus.contracts.task.task import LIBRARIES, Task
+from fedbus.contracts.task.task import LIBRARIES_SUFFIX, Task
 from fedbus.stores.code import checkout, requirements
-from fedbus.stores.code.address import Address, is_sha
+from fedbus.stores.code.address import CodeAddress, is_sha
 from fedbus.stores.code.allowed_signers import AllowedSigners, check_git
-from fedbus.stores.code.checkout import BadTree, Entry
-from fedbus.stores.code.git_mirror import Mirror, remember
-from fedbus.stores.code.git_objects import ObjectDamaged, Objects
+from fedbus.stores.code.checkout import CheckoutEntry, InvalidTree
+from fedbus.stores.code.git_mirror import GitMirror, write_atomically
+from fedbus.stores.code.git_objects import GitObjects, ObjectCorrupt
 from fedbus.stores.code.interface import CodeRejected, CodeUnavailable, Commit, HistoryRewritten
 from fedbus.stores.code.requirements import NotInstallable
-from fedbus.stores.code.subprocesses import Programs
+from fedbus.stores.code.subprocesses import SubprocessRunner
 from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
 
-LOCK_S: Final = 1800.0
+LOCK_TIMEOUT_S: Final = 1800.0
 """How long others may be at work here: a fetch, a check-out, an installation."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
-class GitCode:
+class GitCodeRepository:
     """The task at *address*, whose versions are kept under *home*. Raises BadCodeSource and GitMissing."""
 
     follows = True
 
     def __init__(
-        self, address: Address, home: Path, *, signers: Path | None, allow_install: Collection[str] = ()
+        self, address: CodeAddress, home: Path, *, signers: Path | None, allow_install: Collection[str] = ()
     ) -> None:
         self.source = str(address)
         self.verifies = signers is not None
@@ -60,11 +60,11 @@ class GitCode:
         self._allow_install = frozenset(allow_install)
         self._ready: dict[str, tuple[Task, object]] = {}
         self._held: dict[str, int] = {}
-        weakref.finalize(self, _release, self._held)
+        weakref.finalize(self, _release_locks, self._held)
 
     @property
     def trust(self) -> object:
-        return None if self._signers is None else self._signers.stamp
+        return None if self._signers is None else self._signers.fingerprint
 
     async def newest(self) -> str:
         return await self._in_thread(self._newest)
@@ -87,9 +87,9 @@ class GitCode:
         await self._in_thread(self._prune, frozenset(keep))
 
     async def _in_thread(
-        self, work: Callable[Concatenate[Programs, P], T], *args: P.args, **kwargs: P.kwargs
+        self, work: Callable[Concatenate[SubprocessRunner, P], T], *args: P.args, **kwargs: P.kwargs
     ) -> T:
-        programs = Programs()
+        programs = SubprocessRunner()
         try:
             return await asyncio.to_thread(work, programs, *args, **kwargs)
         except asyncio.CancelledError:
@@ -102,23 +102,23 @@ class GitCode:
 
     # --- the ref -------------------------------------------------------------------------------
 
-    def _newest(self, programs: Programs) -> str:
+    def _newest(self, programs: SubprocessRunner) -> str:
         with self._mirror(programs) as mirror:
             old, new = self._tip(), mirror.look()
             if old is not None and not mirror.is_ancestor(old, new):
                 raise HistoryRewritten(self.source, old, new)
             if old != new:
-                remember(self.home / "tip", new)
+                write_atomically(self.home / "tip", new)
             return new
 
-    def _resolve(self, programs: Programs, name: str) -> str:
+    def _resolve(self, programs: SubprocessRunner, name: str) -> str:
         with self._mirror(programs) as mirror:
             is_here = is_sha(name) and self._is_on_history(mirror, name)  # then nobody needs to be asked
             sha = name if is_here else self._asked_for(mirror, name)
             self._accept(mirror, sha)
             return sha
 
-    def _asked_for(self, mirror: Mirror, name: str) -> str:
+    def _asked_for(self, mirror: GitMirror, name: str) -> str:
         """The commit that *name* means in the repository now."""
         mirror.look()
         sha = self._meaning(mirror, name)
@@ -128,7 +128,7 @@ class GitCode:
             )
         return sha
 
-    def _meaning(self, mirror: Mirror, name: str) -> str:
+    def _meaning(self, mirror: GitMirror, name: str) -> str:
         """The commit that *name* means: a whole SHA, a branch or tag, or the beginning of a SHA."""
         if is_sha(name):
             return name
@@ -138,11 +138,11 @@ class GitCode:
             raise CodeRejected(name, f"{self.source} has no one commit, tag or branch of this name")
         return found
 
-    def _abbreviated(self, mirror: Mirror, name: str) -> str | None:
+    def _abbreviated(self, mirror: GitMirror, name: str) -> str | None:
         is_hex = len(name) >= 4 and all(letter in "0123456789abcdef" for letter in name)
         return mirror.commit(name) if is_hex else None
 
-    def _history(self, programs: Programs, limit: int) -> list[Commit]:
+    def _history(self, programs: SubprocessRunner, limit: int) -> list[Commit]:
         with self._mirror(programs) as mirror:
             try:
                 mirror.look()
@@ -152,16 +152,16 @@ class GitCode:
             tip = self._tip()
             return mirror.history(limit, of=tip if tip and self._is_rewritten(mirror) else None)
 
-    def _is_rewritten(self, mirror: Mirror) -> bool:
+    def _is_rewritten(self, mirror: GitMirror) -> bool:
         """Whether what was followed so far has gone from the history of what the ref points at."""
         tip, seen = self._tip(), mirror.seen()
         return tip is not None and seen is not None and not mirror.is_ancestor(tip, seen)
 
-    def _accept(self, mirror: Mirror, version: str) -> None:
+    def _accept(self, mirror: GitMirror, version: str) -> None:
         """Somebody has named *version*: where it is on the new history alone, that is the one from here on."""
         tip, seen = self._tip(), mirror.seen()
         if tip and seen and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
-            remember(self.home / "tip", seen)
+            write_atomically(self.home / "tip", seen)
 
     def _tip(self) -> str | None:
         """What the ref pointed at when it was last followed."""
@@ -171,7 +171,7 @@ class GitCode:
             return None
         return text if is_sha(text) else None
 
-    def _is_on_history(self, mirror: Mirror, version: str) -> bool:
+    def _is_on_history(self, mirror: GitMirror, version: str) -> bool:
         known = (mirror.seen(), self._tip())
         return any(mirror.is_ancestor(version, one) for one in known if one is not None)
 
@@ -182,7 +182,7 @@ class GitCode:
         task, trusted = self._ready.get(version, (None, None))
         return task if task and trusted == self.trust and Path(task.path).is_dir() else None
 
-    def _verify(self, programs: Programs, version: str) -> None:
+    def _verify(self, programs: SubprocessRunner, version: str) -> None:
         self._assert_sha(version)
         with self._mirror(programs) as mirror:
             try:
@@ -190,20 +190,20 @@ class GitCode:
                 with mirror.objects() as objects:
                     if self._signers is not None:
                         self._signers.check(mirror, objects, version)
-            except ObjectDamaged as error:
+            except ObjectCorrupt as error:
                 raise CodeRejected(version, f"the repository is damaged: {error}") from None
 
     def _assert_sha(self, version: str) -> None:
         if not is_sha(version):
             raise CodeRejected(version, f"{self.source} has full commit SHAs of 40 digits for versions")
 
-    def _task_at(self, programs: Programs, version: str) -> Task:
+    def _task_at(self, programs: SubprocessRunner, version: str) -> Task:
         self._assert_sha(version)
         with self._mirror(programs) as mirror:
             trusted = self.trust
             try:
                 task = self._verified(mirror, programs, version)
-            except ObjectDamaged:  # perhaps only here
+            except ObjectCorrupt:  # perhaps only here
                 mirror.forget()
                 mirror.prepare()
                 task = self._afresh(mirror, programs, version)
@@ -212,13 +212,13 @@ class GitCode:
             self._ready[version] = (task, trusted)
             return task
 
-    def _afresh(self, mirror: Mirror, programs: Programs, version: str) -> Task:
+    def _afresh(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
         try:
             return self._verified(mirror, programs, version)
-        except ObjectDamaged as error:
+        except ObjectCorrupt as error:
             raise CodeRejected(version, f"the repository is damaged: {error}") from None
 
-    def _verified(self, mirror: Mirror, programs: Programs, version: str) -> Task:
+    def _verified(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
         """The task at *version*, in its directory; every step that may refuse it comes before it has one."""
         directory = self.home / version
         if not (directory.is_dir() and mirror.commit(version)):
@@ -227,24 +227,24 @@ class GitCode:
             if self._signers is not None:
                 self._signers.check(mirror, objects, version)
             try:
-                entries = checkout.entries_of(
+                entries = checkout.list_tree_files(
                     objects, objects.commit(version).tree, self._address.subdirectory
                 )
                 self._check_out(objects, entries, directory)
-            except BadTree as error:
+            except InvalidTree as error:
                 raise CodeRejected(version, str(error)) from None
         return self._with_libraries(self._read(version, directory), programs)
 
-    def _fetch(self, mirror: Mirror, version: str) -> None:
+    def _fetch(self, mirror: GitMirror, version: str) -> None:
         if self._is_on_history(mirror, version):
             return
         mirror.look()
         if not self._is_on_history(mirror, version):
             raise CodeRejected(version, f"there is no such commit on the history of {self.source}")
 
-    def _check_out(self, objects: Objects, entries: list[Entry], directory: Path) -> None:
+    def _check_out(self, objects: GitObjects, entries: list[CheckoutEntry], directory: Path) -> None:
         if directory.is_dir():
-            if checkout.difference(entries, directory) is None:
+            if checkout.describe_difference(entries, directory) is None:
                 return
             checkout.remove(directory)
         new = directory.with_name(f".making-{directory.name}")
@@ -262,12 +262,12 @@ class GitCode:
             more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
             raise CodeRejected(version, f"its task is not in order: {error.problems[0]}{more}") from None
 
-    def _with_libraries(self, task: Task, programs: Programs) -> Task:
-        libraries = Path(f"{task.path}{LIBRARIES}")
+    def _with_libraries(self, task: Task, programs: SubprocessRunner) -> Task:
+        libraries = Path(f"{task.path}{LIBRARIES_SUFFIX}")
         try:
-            if not requirements.are_in(libraries):
+            if not requirements.is_installed(libraries):
                 checkout.remove(libraries)
-                wanting = requirements.unmet(task.table.code.install)
+                wanting = requirements.unmet_requirements(task.table.code.install)
                 if not wanting:
                     return task
                 requirements.install(wanting, libraries, allowed=self._allow_install, programs=programs)
@@ -277,7 +277,7 @@ class GitCode:
 
     # --- what is kept ------------------------------------------------------------------------------
 
-    def _prune(self, programs: Programs, keep: frozenset[str]) -> None:
+    def _prune(self, programs: SubprocessRunner, keep: frozenset[str]) -> None:
         with self._mirror(programs) as mirror:
             for version in [one for one in self._held if one not in keep]:
                 os.close(self._held.pop(version))
@@ -294,7 +294,7 @@ class GitCode:
         except BlockingIOError:
             return
         else:
-            for directory in (self.home / version, self.home / f"{version}{LIBRARIES}"):
+            for directory in (self.home / version, self.home / f"{version}{LIBRARIES_SUFFIX}"):
                 checkout.remove(directory)
             mark.unlink()
         finally:
@@ -308,19 +308,19 @@ class GitCode:
             fcntl.flock(self._held[version], fcntl.LOCK_SH)
 
     @contextmanager
-    def _mirror(self, programs: Programs) -> Iterator[Mirror]:
+    def _mirror(self, programs: SubprocessRunner) -> Iterator[GitMirror]:
         """What was fetched so far, for us alone."""
         self.home.mkdir(parents=True, exist_ok=True)
-        with _locked(self.home / "lock", programs):
+        with _lock_file(self.home / "lock", programs):
             for left_behind in [*self.home.glob(".making-*"), *self.home.glob(".gone-*")]:
                 left_behind.unlink() if left_behind.is_file() else checkout.sweep(left_behind)
-            mirror = Mirror(self.home / "mirror.git", self._address, programs)
+            mirror = GitMirror(self.home / "mirror.git", self._address, programs)
             mirror.prepare()
             yield mirror
 
 
 @contextmanager
-def _locked(file: Path, programs: Programs) -> Iterator[None]:
+def _lock_file(file: Path, programs: SubprocessRunner) -> Iterator[None]:
     """Hold *file*, and let the programs hold it too: who is killed may leave one at work."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
@@ -331,8 +331,8 @@ def _locked(file: Path, programs: Programs) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _wait_for(descriptor: int, file: Path, programs: Programs) -> None:
-    until = time.monotonic() + LOCK_S
+def _wait_for(descriptor: int, file: Path, programs: SubprocessRunner) -> None:
+    until = time.monotonic() + LOCK_TIMEOUT_S
     while True:
         try:
             return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -344,7 +344,7 @@ def _wait_for(descriptor: int, file: Path, programs: Programs) -> None:
             time.sleep(0.02)
 
 
-def _release(held: dict[str, int]) -> None:
+def _release_locks(held: dict[str, int]) -> None:
     for descriptor in held.values():
         os.close(descriptor)
     held.clear()

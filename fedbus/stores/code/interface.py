@@ -17,7 +17,7 @@ from typing import Final, Protocol
 from fedbus.contracts.task.task import Task
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
-_SEE_THAT_IT_ANSWERS: Final = "see that it is there and lets this machine in"
+_REMEDY_CHECK_ACCESS: Final = "see that it is there and lets this machine in"
 
 
 @dataclass(frozen=True)
@@ -85,18 +85,18 @@ class CodeRepository(Protocol):
         """Remove all versions but those in *keep*, and those that another process of this machine uses."""
 
 
-class BadCodeSource(StoreError):
+class InvalidCodeSource(StoreError):
     """What was given is neither the directory of a task nor the address of a repository, or cannot be used as one."""
 
 
-class GitMissing(StoreError):
+class GitNotInstalled(StoreError):
     """This machine lacks git, a git that is new enough, or ssh-keygen."""
 
 
 class CodeUnavailable(StoreUnavailable):
     """The code repository cannot be reached: try again later, and conclude nothing from it."""
 
-    def __init__(self, source: str, reason: object, *, remedy: str = _SEE_THAT_IT_ANSWERS) -> None:
+    def __init__(self, source: str, reason: object, *, remedy: str = _REMEDY_CHECK_ACCESS) -> None:
         super().__init__(source, reason, remedy=remedy)
         self.source = source
 
@@ -105,7 +105,7 @@ class CodeRejected(StoreError):
     """This code is not to be run here; *reason* says why, on one line."""
 
     def __init__(self, version: str, reason: str) -> None:
-        super().__init__(f"the code at {short(version)} is refused: {reason}")
+        super().__init__(f"the code at {short_version(version)} is refused: {reason}")
         self.version = version
         self.reason = reason
 
@@ -119,14 +119,14 @@ class HistoryRewritten(StoreError):
 
     def __init__(self, source: str, old: str, new: str) -> None:
         super().__init__(
-            f"the history of {source} was rewritten: {short(old)} is not in that of {short(new)}; "
-            f"look at it, and roll out {short(new)} by hand if that is meant"
+            f"the history of {source} was rewritten: {short_version(old)} is not in that of {short_version(new)}; "
+            f"look at it, and roll out {short_version(new)} by hand if that is meant"
         )
         self.old = old
         self.new = new
 
 
-def short(version: str) -> str:
+def short_version(version: str) -> str:
     """A version as people write it."""
     prefix, colon, digest = version.partition(":")
     return f"{prefix}:{digest[:12]}" if colon else version[:12]

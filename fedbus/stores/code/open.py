@@ -10,33 +10,33 @@ from collections.abc import Collection
 from pathlib import Path
 
 from fedbus.stores.code.address import is_address, parse_address
-from fedbus.stores.code.directory import FixedCode
-from fedbus.stores.code.git_repository import GitCode
+from fedbus.stores.code.directory import DirectoryCodeRepository
+from fedbus.stores.code.git_repository import GitCodeRepository
 from fedbus.stores.code.interface import (
-    BadCodeSource,
     CodeRejected,
     CodeRepository,
     CodeUnavailable,
     Commit,
-    GitMissing,
+    GitNotInstalled,
     HistoryRewritten,
+    InvalidCodeSource,
     SignerNotAllowed,
-    short,
+    short_version,
 )
 
 __all__ = [
-    "BadCodeSource",
     "CodeRejected",
     "CodeRepository",
     "CodeUnavailable",
     "Commit",
-    "FixedCode",
-    "GitCode",
-    "GitMissing",
+    "DirectoryCodeRepository",
+    "GitCodeRepository",
+    "GitNotInstalled",
     "HistoryRewritten",
+    "InvalidCodeSource",
     "SignerNotAllowed",
     "open_code",
-    "short",
+    "short_version",
 ]
 
 
@@ -50,6 +50,8 @@ def open_code(
     Nothing is fetched yet. Raises BadCodeSource and GitMissing.
     """
     if not is_address(where):
-        return FixedCode(Path(where))
+        return DirectoryCodeRepository(Path(where))
     address = parse_address(where, signed=signers is not None)
-    return GitCode(address, home / "code" / address.key, signers=signers, allow_install=allow_install)
+    return GitCodeRepository(
+        address, home / "code" / address.key, signers=signers, allow_install=allow_install
+    )

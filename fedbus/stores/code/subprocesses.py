@@ -21,7 +21,7 @@ _REAP_S: Final = 5.0
 
 
 @dataclass(frozen=True)
-class Done:
+class ProcessResult:
     """How a program ended, and what it said."""
 
     code: int
@@ -36,11 +36,11 @@ class Done:
         return (errors or lines or [f"it ended with code {self.code}"])[-1][:500]
 
 
-class ProgramFailed(Exception):
+class SubprocessFailed(Exception):
     """A program could not be started, took too long, or was ended with the work it was for."""
 
 
-class Programs:
+class SubprocessRunner:
     """What one piece of work runs, one after the other; `end`, from any thread, ends it."""
 
     def __init__(self) -> None:
@@ -67,7 +67,7 @@ class Programs:
         environment: Mapping[str, str],
         timeout_s: float,
         cwd: Path | None = None,
-    ) -> Done:
+    ) -> ProcessResult:
         """Run *command* to its end; raises ProgramFailed.
 
         It speaks into files: whatever it leaves behind (a cache of credentials, say) keeps nobody waiting.
@@ -77,9 +77,9 @@ class Programs:
                 try:
                     code = program.wait(timeout_s)
                 except subprocess.TimeoutExpired:
-                    raise ProgramFailed(f"{command[0]} took longer than {timeout_s:.0f} s") from None
+                    raise SubprocessFailed(f"{command[0]} took longer than {timeout_s:.0f} s") from None
             self._check()
-            return Done(code, _said_in(out), _said_in(err).decode(errors="replace"))
+            return ProcessResult(code, _read_stderr(out), _read_stderr(err).decode(errors="replace"))
 
     @contextmanager
     def started(
@@ -107,7 +107,7 @@ class Programs:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise ProgramFailed(f"{command[0]} cannot be started: {error.strerror}") from None
+                raise SubprocessFailed(f"{command[0]} cannot be started: {error.strerror}") from None
             self._running = program
         try:
             yield program
@@ -126,7 +126,7 @@ class Programs:
 
     def _check(self) -> None:
         if self._over:
-            raise ProgramFailed("the work was given up")
+            raise SubprocessFailed("the work was given up")
 
 
 def _kill_group(program: subprocess.Popen[bytes]) -> None:
@@ -135,6 +135,6 @@ def _kill_group(program: subprocess.Popen[bytes]) -> None:
         os.killpg(program.pid, signal.SIGKILL)
 
 
-def _said_in(file: IO[bytes]) -> bytes:
+def _read_stderr(file: IO[bytes]) -> bytes:
     file.seek(0)
     return file.read(MAX_OUTPUT_BYTES)

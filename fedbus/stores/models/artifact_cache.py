@@ -24,12 +24,12 @@ from fedbus.stores.errors import StoreUnavailable
 from fedbus.stores.models.interface import DigestMismatch
 
 MAX_BYTES: Final = 4 * 1024**3
-MAX_HELD: Final = 4
+MAX_LOCKED_FILES: Final = 4
 """How many files one user of the cache holds: the last ones it was given."""
-ABANDONED_S: Final = 24 * 3600.0
-LOOK_AGAIN_S: Final = 0.1
+STALE_PART_S: Final = 24 * 3600.0
+LOCK_POLL_S: Final = 0.1
 
-Fetch: TypeAlias = "Callable[[Part], Awaitable[None]]"
+FetchPart: TypeAlias = "Callable[[PartialDownload], Awaitable[None]]"
 
 
 class ArtifactCache:
@@ -38,53 +38,53 @@ class ArtifactCache:
     def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self._directory = directory
         self._max_bytes = max_bytes
-        self._held: OrderedDict[str, BinaryIO] = OrderedDict()
+        self._locked_files: OrderedDict[str, BinaryIO] = OrderedDict()
 
-    async def path_of(self, sha256: str, fetch: Fetch) -> Path:
+    async def path_of(self, sha256: str, fetch: FetchPart) -> Path:
         """The file of *sha256*, from here or by *fetch*; raises what that does, DigestMismatch, StoreUnavailable."""
         path = self._directory / f"{sha256}.safetensors"
-        while not await asyncio.to_thread(self._taken, path, sha256):
-            await self._fetched(path, sha256, fetch)
-        await asyncio.to_thread(self._make_room)
+        while not await asyncio.to_thread(self._try_lock, path, sha256):
+            await self._download(path, sha256, fetch)
+        await asyncio.to_thread(self._evict)
         return path
 
     def close(self) -> None:
         """Let go of what was held."""
-        while self._held:
-            self._held.popitem()[1].close()
+        while self._locked_files:
+            self._locked_files.popitem()[1].close()
 
     def __del__(self) -> None:
         self.close()
 
-    def _taken(self, path: Path, sha256: str) -> bool:
+    def _try_lock(self, path: Path, sha256: str) -> bool:
         """Whether the file is there, whole, and now held by us."""
-        if sha256 in self._held and path.exists():
-            self._held.move_to_end(sha256)
+        if sha256 in self._locked_files and path.exists():
+            self._locked_files.move_to_end(sha256)
             return True
         try:
             file = path.open("rb")
         except FileNotFoundError:
             return False
         fcntl.flock(file, fcntl.LOCK_SH)  # whoever makes room may be about to remove it
-        if not _is_at(file, path) or not _has_digest(file, sha256):
+        if not _is_file_at(file, path) or not _has_digest(file, sha256):
             with suppress(FileNotFoundError):
                 path.unlink()
             file.close()
             return False
         os.utime(path)
-        self._hold(sha256, file)
+        self._remember_lock(sha256, file)
         return True
 
-    def _hold(self, sha256: str, file: BinaryIO) -> None:
-        if (before := self._held.pop(sha256, None)) is not None:
+    def _remember_lock(self, sha256: str, file: BinaryIO) -> None:
+        if (before := self._locked_files.pop(sha256, None)) is not None:
             before.close()
-        self._held[sha256] = file
-        while len(self._held) > MAX_HELD:
-            self._held.popitem(last=False)[1].close()
+        self._locked_files[sha256] = file
+        while len(self._locked_files) > MAX_LOCKED_FILES:
+            self._locked_files.popitem(last=False)[1].close()
 
-    async def _fetched(self, path: Path, sha256: str, fetch: Fetch) -> None:
+    async def _download(self, path: Path, sha256: str, fetch: FetchPart) -> None:
         """Download it, unless another process has by the time we have the lock."""
-        part = await self._locked_part(path)
+        part = await self._lock_part(path)
         try:
             if await asyncio.to_thread(path.exists):
                 return
@@ -93,26 +93,26 @@ class ArtifactCache:
         finally:
             part.close()
 
-    async def _locked_part(self, path: Path) -> "Part":
+    async def _lock_part(self, path: Path) -> "PartialDownload":
         while True:
-            part = await asyncio.to_thread(Part.opened, path.with_suffix(".part"))
+            part = await asyncio.to_thread(PartialDownload.opened, path.with_suffix(".part"))
             if part is not None:
                 return part
-            await asyncio.sleep(LOOK_AGAIN_S)
+            await asyncio.sleep(LOCK_POLL_S)
 
-    def _make_room(self) -> None:
+    def _evict(self) -> None:
         """Remove what was not used for longest and is in nobody's use."""
         files = sorted((file.stat().st_mtime, file) for file in self._directory.glob("*.safetensors"))
         excess = sum(file.stat().st_size for _, file in files) - self._max_bytes
         for _, file in files:
             if excess > 0:
-                excess -= _removed(file)
+                excess -= _remove_unless_locked(file)
         for part in self._directory.glob("*.part"):
-            if time.time() - part.stat().st_mtime > ABANDONED_S:
-                _removed(part)
+            if time.time() - part.stat().st_mtime > STALE_PART_S:
+                _remove_unless_locked(part)
 
 
-class Part:
+class PartialDownload:
     """A download under way, in a file that we alone write."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
@@ -122,9 +122,9 @@ class Part:
         self.size_bytes = 0
 
     @classmethod
-    def opened(cls, path: Path) -> "Part | None":
+    def opened(cls, path: Path) -> "PartialDownload | None":
         """The part at *path*, with what is there already; None while another process is at it."""
-        with _local(path.parent):
+        with _translate_os_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
         part = cls(path, file)
@@ -133,7 +133,7 @@ class Part:
         except BlockingIOError:
             file.close()
             return None
-        if not _is_at(file, path):  # it has its name by now
+        if not _is_file_at(file, path):  # it has its name by now
             file.close()
             return None
         file.seek(0)
@@ -145,7 +145,7 @@ class Part:
         await asyncio.to_thread(self._add, piece)
 
     def _add(self, piece: bytes) -> None:
-        with _local(self._path):
+        with _translate_os_errors(self._path):
             self._file.write(piece)
         self._count(piece)
 
@@ -167,7 +167,7 @@ class Part:
         if (actual := self.digest) != sha256:
             self.begin_anew()
             raise DigestMismatch(sha256, actual)
-        with _local(path):
+        with _translate_os_errors(path):
             self._file.flush()
             os.fsync(self._file.fileno())
             self._path.replace(path)
@@ -177,7 +177,7 @@ class Part:
 
 
 @contextmanager
-def _local(path: Path) -> Iterator[None]:
+def _translate_os_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
@@ -187,7 +187,7 @@ def _local(path: Path) -> Iterator[None]:
         raise StoreUnavailable(path, error, remedy=remedy) from error
 
 
-def _is_at(file: BinaryIO, path: Path) -> bool:
+def _is_file_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -202,7 +202,7 @@ def _has_digest(file: BinaryIO, sha256: str) -> bool:
     return digest.hexdigest() == sha256
 
 
-def _removed(path: Path) -> int:
+def _remove_unless_locked(path: Path) -> int:
     """How many bytes it freed: none where somebody uses it."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         try:

@@ -29,27 +29,27 @@ from pydantic import ValidationError
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.errors import StoreCorrupt, StoreUnavailable
 from fedbus.stores.models.interface import (
-    FRESH_S,
+    UNVERSIONED_GRACE_S,
     ArtifactMissing,
     ArtifactRetired,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
-    assert_next,
-    champion_as_json,
-    champion_in,
-    pointer_damaged,
-    says_the_same,
-    weights_to_keep,
+    check_term,
+    decode_champion,
+    encode_champion,
+    is_same_manifest,
+    pointer_corrupt_error,
+    select_weights_to_keep,
 )
-from fedbus.stores.models.source import Source, pieces
+from fedbus.stores.models.source import Source, iter_pieces
 
-_PIECE_BYTES: Final = 1024 * 1024
-_ABANDONED_S: Final = 3600.0
-_MARK: Final = "fedbus-models.json"
+_CHUNK_BYTES: Final = 1024 * 1024
+_STALE_PART_S: Final = 3600.0
+_MARKER: Final = "fedbus-models.json"
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -63,50 +63,52 @@ class DirectoryModelStore:
         self._home = root / task
         self._versions = self._home / "versions"
         self._pointer = self._home / "latest"
-        self._crown_file = self._home / "champion"
+        self._champion_file = self._home / "champion"
 
     async def prepare(self) -> None:
-        await self._in_thread(self._prepare)
+        await self._run_in_thread(self._prepare)
 
     async def put(self, source: Source, sha256: str | None = None) -> str:
-        return await self._in_thread(self._put, source, sha256)
+        return await self._run_in_thread(self._put, source, sha256)
 
     async def path_of(self, sha256: str) -> Path:
-        return await self._in_thread(self._path_of, sha256)
+        return await self._run_in_thread(self._local_path, sha256)
 
     async def held(self) -> set[str]:
-        return await self._in_thread(self._held)
+        return await self._run_in_thread(self._list_artifacts)
 
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
-        return await self._in_thread(self._retire, keep, frozenset(spare))
+        return await self._run_in_thread(self._retire, keep, frozenset(spare))
 
     async def verify(self, sha256: str) -> None:
-        await self._in_thread(self._verify, sha256)
+        await self._run_in_thread(self._verify, sha256)
 
     async def publish(self, manifest: Manifest) -> Manifest:
-        return await self._in_thread(self._publish, manifest)
+        return await self._run_in_thread(self._publish, manifest)
 
     async def latest(self) -> Manifest | None:
-        return await self._in_thread(self._latest)
+        return await self._run_in_thread(self._read_latest)
 
     async def champion(self) -> Champion | None:
-        return await self._in_thread(self._champion)
+        return await self._run_in_thread(self._read_champion)
 
     async def crown(self, champion: Champion) -> Champion:
-        return await self._in_thread(self._crown, champion)
+        return await self._run_in_thread(self._set_champion, champion)
 
-    async def numbers(self) -> list[int]:
-        return await self._in_thread(self._numbers)
+    async def list_version_numbers(self) -> list[int]:
+        return await self._run_in_thread(self._list_version_numbers)
 
     async def manifest(self, version: int) -> Manifest:
-        if version not in (known := await self.numbers()):
+        if version not in (known := await self.list_version_numbers()):
             raise VersionMissing(version, known)
-        return await self._in_thread(self._manifest, version)
+        return await self._run_in_thread(self._read_manifest, version)
 
     async def versions(self) -> list[Manifest]:
-        return await self._in_thread(lambda: [self._manifest(n) for n in self._numbers()])
+        return await self._run_in_thread(
+            lambda: [self._read_manifest(n) for n in self._list_version_numbers()]
+        )
 
-    async def _in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
+    async def _run_in_thread(self, work: Callable[P, T], *args: P.args, **kwargs: P.kwargs) -> T:
         def translated() -> T:
             try:
                 return work(*args, **kwargs)
@@ -118,17 +120,17 @@ class DirectoryModelStore:
     def _prepare(self) -> None:
         self._versions.mkdir(parents=True, exist_ok=True)
         for abandoned in self._home.glob(".*.part"):
-            if time.time() - abandoned.stat().st_mtime > _ABANDONED_S:
+            if time.time() - abandoned.stat().st_mtime > _STALE_PART_S:
                 abandoned.unlink(missing_ok=True)
-        mark = self._home / _MARK
+        mark = self._home / _MARKER
         if not mark.exists():
-            with _written(self._home, b'{"layout": 1}\n') as part:
+            with _temporary_file(self._home, b'{"layout": 1}\n') as part:
                 part.replace(mark)
             _sync_directory(self._home)
 
-    def _assert_there(self) -> None:
+    def _check_exists(self) -> None:
         # a volume that is not mounted looks like an empty directory: only the mark says that it is ours
-        if not (self._home / _MARK).is_file():
+        if not (self._home / _MARKER).is_file():
             raise StoreUnavailable(
                 self._home,
                 "there is no model repository, or its volume is not mounted",
@@ -136,204 +138,208 @@ class DirectoryModelStore:
             )
 
     def _put(self, source: Source, sha256: str | None) -> str:
-        self._assert_there()
-        with _copied(source, sha256, into=self._home) as (part, digest):
-            part.replace(self._artifact(digest))
+        self._check_exists()
+        with _temporary_copy(source, sha256, into=self._home) as (part, digest):
+            part.replace(self._artifact_path(digest))
         _sync_directory(self._home)
         return digest
 
-    def _path_of(self, sha256: str) -> Path:
-        path = self._file_of(sha256)
-        if (actual := _digest_of(path, _identity(path))) != sha256:
-            raise _damaged(path, actual)
+    def _local_path(self, sha256: str) -> Path:
+        path = self._artifact_file(sha256)
+        if (actual := _cached_digest(path, _file_identity(path))) != sha256:
+            raise _corrupt_error(path, actual)
         return path
 
-    def _file_of(self, sha256: str) -> Path:
-        self._assert_there()
-        path = self._artifact(sha256)
+    def _artifact_file(self, sha256: str) -> Path:
+        self._check_exists()
+        path = self._artifact_path(sha256)
         if not path.is_file():
-            raise ArtifactRetired(sha256) if self._tombstone(sha256).exists() else ArtifactMissing(sha256)
+            raise (
+                ArtifactRetired(sha256) if self._tombstone_path(sha256).exists() else ArtifactMissing(sha256)
+            )
         return path
 
-    def _held(self) -> set[str]:
-        self._assert_there()
+    def _list_artifacts(self) -> set[str]:
+        self._check_exists()
         return {path.stem for path in self._home.glob("*.safetensors")}
 
     def _verify(self, sha256: str) -> None:
-        path = self._file_of(sha256)
-        if (actual := _digest(path)) != sha256:
-            raise _damaged(path, actual)
+        path = self._artifact_file(sha256)
+        if (actual := _compute_digest(path)) != sha256:
+            raise _corrupt_error(path, actual)
 
     def _retire(self, keep: int, spare: frozenset[str]) -> list[str]:
-        with self._alone():
-            versions = [self._manifest(number) for number in self._numbers()]
-            kept = weights_to_keep(versions, self._settled(), keep, self._champion()) | spare
+        with self._lock_store():
+            versions = [self._read_manifest(number) for number in self._list_version_numbers()]
+            kept = (
+                select_weights_to_keep(versions, self._resolve_latest(), keep, self._read_champion()) | spare
+            )
             once = {one.sha256 for one in versions}
             found = [path for path in self._home.glob("*.safetensors") if path.stem not in kept]
             gone = [path for path in found if path.stem in once or _is_old(path)]
-            self._tombstone("").mkdir(exist_ok=True)
+            self._tombstone_path("").mkdir(exist_ok=True)
             for path in gone:
                 if path.stem in once:
-                    self._tombstone(path.stem).touch()  # first: what is gone without one is a loss
+                    self._tombstone_path(path.stem).touch()  # first: what is gone without one is a loss
                 path.unlink()
         return sorted(path.stem for path in gone)
 
-    def _tombstone(self, sha256: str) -> Path:
+    def _tombstone_path(self, sha256: str) -> Path:
         return self._home / "retired" / sha256
 
-    def _artifact(self, sha256: str) -> Path:
+    def _artifact_path(self, sha256: str) -> Path:
         return self._home / f"{sha256}.safetensors"
 
     def _publish(self, manifest: Manifest) -> Manifest:
         self._check_artifact(manifest)
-        with self._alone():
-            latest = self._settled()
+        with self._lock_store():
+            latest = self._resolve_latest()
             if manifest.version > latest + 1:
                 raise VersionSkipped(manifest.version, latest)
             if manifest.version <= latest:
-                return self._same(manifest, latest)
+                return self._check_same_manifest(manifest, latest)
             self._write_once(manifest)
-            self._point_to(manifest.version)
+            self._write_pointer(manifest.version)
         return manifest
 
     def _check_artifact(self, manifest: Manifest) -> None:
-        path = self._path_of(manifest.sha256)
+        path = self._local_path(manifest.sha256)
         if (size := path.stat().st_size) != manifest.size_bytes:
-            raise StoreDamaged(path, f"it has {size} bytes and not {manifest.size_bytes}")
+            raise StoreCorrupt(path, f"it has {size} bytes and not {manifest.size_bytes}")
 
-    def _same(self, manifest: Manifest, latest: int) -> Manifest:
-        if not says_the_same(self._manifest(manifest.version), manifest):
+    def _check_same_manifest(self, manifest: Manifest, latest: int) -> Manifest:
+        if not is_same_manifest(self._read_manifest(manifest.version), manifest):
             raise VersionTaken(manifest.version, latest)
         return manifest
 
     def _write_once(self, manifest: Manifest) -> None:
-        with _written(self._home, manifest.model_dump_json(indent=2).encode() + b"\n") as part:
+        with _temporary_file(self._home, manifest.model_dump_json(indent=2).encode() + b"\n") as part:
             try:
                 os.link(part, self._version_file(manifest.version))  # like O_EXCL, and whole at once
             except FileExistsError:  # where the file system does not honour locks
                 raise VersionTaken(manifest.version, manifest.version) from None
         _sync_directory(self._versions)
 
-    def _point_to(self, version: int) -> None:
-        with _written(self._home, json.dumps({"version": version}).encode() + b"\n") as part:
+    def _write_pointer(self, version: int) -> None:
+        with _temporary_file(self._home, json.dumps({"version": version}).encode() + b"\n") as part:
             part.replace(self._pointer)
         _sync_directory(self._home)
 
-    def _latest(self) -> Manifest | None:
-        number = self._latest_number()
+    def _read_latest(self) -> Manifest | None:
+        number = self._read_latest_number()
         if self._version_file(number + 1).exists():
-            with self._alone():
-                number = self._settled()
-        return self._manifest(number) if number else None
+            with self._lock_store():
+                number = self._resolve_latest()
+        return self._read_manifest(number) if number else None
 
-    def _settled(self) -> int:
+    def _resolve_latest(self) -> int:
         """The latest version, after finishing what a publisher has left when it died; 0 where there is none."""
-        pointer = number = self._latest_number()
+        pointer = number = self._read_latest_number()
         while self._version_file(number + 1).exists():
             number += 1
         if number != pointer:
-            self._point_to(number)
+            self._write_pointer(number)
         return number
 
-    def _champion(self) -> Champion | None:
-        self._assert_there()
+    def _read_champion(self) -> Champion | None:
+        self._check_exists()
         try:
-            return champion_in(self._crown_file.read_bytes(), self._crown_file)
+            return decode_champion(self._champion_file.read_bytes(), self._champion_file)
         except FileNotFoundError:
             return None
 
-    def _crown(self, champion: Champion) -> Champion:
-        with self._alone():
-            present = self._champion()
+    def _set_champion(self, champion: Champion) -> Champion:
+        with self._lock_store():
+            present = self._read_champion()
             if present == champion:
                 return champion
-            assert_next(champion, present)
-            if champion.version not in (known := self._numbers()):
+            check_term(champion, present)
+            if champion.version not in (known := self._list_version_numbers()):
                 raise VersionMissing(champion.version, known)
-            with _written(self._home, champion_as_json(champion)) as part:
-                part.replace(self._crown_file)
+            with _temporary_file(self._home, encode_champion(champion)) as part:
+                part.replace(self._champion_file)
             _sync_directory(self._home)
         return champion
 
-    def _latest_number(self) -> int:
+    def _read_latest_number(self) -> int:
         """What the pointer says; 0 where nothing was ever published."""
-        number = self._pointer_to()
-        if number is None and self._numbers() not in ([], [1]):
-            raise pointer_damaged(self._pointer, "it is gone, but there are versions")
+        number = self._read_pointer()
+        if number is None and self._list_version_numbers() not in ([], [1]):
+            raise pointer_corrupt_error(self._pointer, "it is gone, but there are versions")
         return number or 0
 
-    def _pointer_to(self) -> int | None:
-        self._assert_there()
+    def _read_pointer(self) -> int | None:
+        self._check_exists()
         try:
             number = json.loads(self._pointer.read_text())["version"]
         except FileNotFoundError:
             return None
         except (ValueError, KeyError, TypeError) as error:
-            raise pointer_damaged(self._pointer, f"it does not name a version ({error})") from error
+            raise pointer_corrupt_error(self._pointer, f"it does not name a version ({error})") from error
         if type(number) is not int or number < 1:
-            raise pointer_damaged(self._pointer, f"it names version {number!r}")
+            raise pointer_corrupt_error(self._pointer, f"it names version {number!r}")
         return number
 
     def _version_file(self, version: int) -> Path:
         return self._versions / f"{version}.json"
 
-    def _manifest(self, version: int) -> Manifest:
+    def _read_manifest(self, version: int) -> Manifest:
         path = self._version_file(version)
         try:
             manifest = Manifest.model_validate_json(path.read_bytes())
         except FileNotFoundError as error:
-            raise StoreDamaged(path, "it is the latest version, and is not there") from error
+            raise StoreCorrupt(path, "it is the latest version, and is not there") from error
         except ValidationError as error:
-            raise StoreDamaged(path, error.errors()[0]["msg"]) from error
+            raise StoreCorrupt(path, error.errors()[0]["msg"]) from error
         if manifest.version != version:
-            raise StoreDamaged(path, f"it says that it is version {manifest.version}")
+            raise StoreCorrupt(path, f"it says that it is version {manifest.version}")
         return manifest
 
-    def _numbers(self) -> list[int]:
-        self._assert_there()
+    def _list_version_numbers(self) -> list[int]:
+        self._check_exists()
         return sorted(int(path.stem) for path in self._versions.glob("*.json") if path.stem.isdecimal())
 
     @contextmanager
-    def _alone(self) -> Iterator[None]:
+    def _lock_store(self) -> Iterator[None]:
         """No other process moves the pointer meanwhile."""
         with (self._home / ".lock").open("a") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             yield
 
 
-def tasks_in_directory(root: Path) -> list[str]:
-    return sorted(mark.parent.name for mark in root.glob(f"*/{_MARK}"))
+def list_tasks_in_directory(root: Path) -> list[str]:
+    return sorted(mark.parent.name for mark in root.glob(f"*/{_MARKER}"))
 
 
-def _identity(path: Path) -> tuple[int, ...]:
+def _file_identity(path: Path) -> tuple[int, ...]:
     """What changes when somebody writes to the file, or puts another in its place."""
     of = path.stat()
     return of.st_dev, of.st_ino, of.st_size, of.st_mtime_ns, of.st_ctime_ns
 
 
 @lru_cache(4096)
-def _digest_of(path: Path, _: tuple[int, ...]) -> str:
+def _cached_digest(path: Path, _: tuple[int, ...]) -> str:
     """The digest of the file that has this identity, taken once."""
-    return _digest(path)
+    return _compute_digest(path)
 
 
-def _digest(path: Path) -> str:
+def _compute_digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _damaged(path: Path, actual: str) -> StoreDamaged:
-    return StoreDamaged(path, f"its bytes have digest {actual}")
+def _corrupt_error(path: Path, actual: str) -> StoreCorrupt:
+    return StoreCorrupt(path, f"its bytes have digest {actual}")
 
 
 def _is_old(path: Path) -> bool:
-    return time.time() - path.stat().st_mtime > FRESH_S
+    return time.time() - path.stat().st_mtime > UNVERSIONED_GRACE_S
 
 
 @contextmanager
-def _written(directory: Path, content: bytes) -> Iterator[Path]:
+def _temporary_file(directory: Path, content: bytes) -> Iterator[Path]:
     """A file in *directory* with *content*, on disk, that goes away unless it is renamed."""
-    with _part(directory) as (descriptor, path):
+    with _open_part(directory) as (descriptor, path):
         with os.fdopen(descriptor, "wb") as file:
             file.write(content)
             _sync(file.fileno(), file.flush)
@@ -341,12 +347,12 @@ def _written(directory: Path, content: bytes) -> Iterator[Path]:
 
 
 @contextmanager
-def _copied(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple[Path, str]]:
+def _temporary_copy(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple[Path, str]]:
     """A copy of *source* on disk, and its digest, if that is *sha256* or nobody says what it should be."""
     digest = hashlib.sha256()
-    with _part(into) as (descriptor, path):
+    with _open_part(into) as (descriptor, path):
         with os.fdopen(descriptor, "wb") as file:
-            for piece in pieces(source, _PIECE_BYTES):
+            for piece in iter_pieces(source, _CHUNK_BYTES):
                 digest.update(piece)
                 file.write(piece)
             if sha256 not in (None, digest.hexdigest()):
@@ -356,7 +362,7 @@ def _copied(source: Source, sha256: str | None, *, into: Path) -> Iterator[tuple
 
 
 @contextmanager
-def _part(directory: Path) -> Iterator[tuple[int, Path]]:
+def _open_part(directory: Path) -> Iterator[tuple[int, Path]]:
     descriptor, name = tempfile.mkstemp(prefix=".", suffix=".part", dir=directory)
     os.fchmod(descriptor, 0o644)
     path = Path(name)

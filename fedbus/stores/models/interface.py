@@ -19,10 +19,10 @@ from pydantic import ValidationError
 
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreError
+from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.source import Source
 
-FRESH_S: Final = 24 * 3600.0
+UNVERSIONED_GRACE_S: Final = 24 * 3600.0
 """An artifact without a version may yet become one for so long."""
 
 
@@ -81,7 +81,7 @@ class VersionMissing(StoreError):
         self.version = version
 
 
-class ChampionMoved(StoreError):
+class ChampionConflict(StoreError):
     """Somebody else has made another version the champion meanwhile. Read it again."""
 
     def __init__(self, wanted: Champion, present: Champion | None) -> None:
@@ -127,7 +127,7 @@ class ModelStore(Protocol):
     async def versions(self) -> list[Manifest]:
         """All versions, oldest first."""
 
-    async def numbers(self) -> list[int]:
+    async def list_version_numbers(self) -> list[int]:
         """The versions that are there, oldest first, whether or not their manifests can be read."""
 
     async def manifest(self, version: int) -> Manifest:
@@ -154,36 +154,36 @@ class ModelStore(Protocol):
         """Read an artifact where it is kept, not a copy of it; raises StoreDamaged, ArtifactMissing."""
 
 
-def assert_next(champion: Champion, present: Champion | None) -> None:
+def check_term(champion: Champion, present: Champion | None) -> None:
     """Raises ChampionMoved unless *champion* follows on the *present* one."""
     if champion.term != (present.term if present else 0) + 1:
-        raise ChampionMoved(champion, present)
+        raise ChampionConflict(champion, present)
 
 
-def says_the_same(ours: Manifest, theirs: Manifest) -> bool:
+def is_same_manifest(ours: Manifest, theirs: Manifest) -> bool:
     """Whether they are one manifest, as it is written: a loss that is no number is not equal to itself."""
     return bool(json.loads(ours.model_dump_json()) == json.loads(theirs.model_dump_json()))
 
 
-def champion_as_json(champion: Champion) -> bytes:
+def encode_champion(champion: Champion) -> bytes:
     return champion.model_dump_json(indent=2).encode() + b"\n"
 
 
-def champion_in(content: bytes, place: Path | str) -> Champion:
+def decode_champion(content: bytes, place: Path | str) -> Champion:
     """What the pointer at *place* says; raises StoreDamaged."""
     try:
         return Champion.model_validate_json(content)
     except ValidationError as error:
-        raise StoreDamaged(place, f"it names no champion ({error.errors()[0]['msg']})") from error
+        raise StoreCorrupt(place, f"it names no champion ({error.errors()[0]['msg']})") from error
 
 
-def pointer_damaged(place: Path | str, reason: object) -> StoreDamaged:
+def pointer_corrupt_error(place: Path | str, reason: object) -> StoreCorrupt:
     """What is said where ``latest`` cannot be followed: all that it points to may be there."""
     remedy = 'write {"version": n} into it, with the last n that `fedbus model verify` finds sound'
-    return StoreDamaged(place, reason, remedy=remedy)
+    return StoreCorrupt(place, reason, remedy=remedy)
 
 
-def weights_to_keep(
+def select_weights_to_keep(
     versions: list[Manifest], latest: int, keep: int, champion: Champion | None = None
 ) -> set[str]:
     """The digests of the newest *keep* versions, of the latest, of the champion and the one before it, and of

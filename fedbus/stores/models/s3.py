@@ -32,42 +32,42 @@ from pydantic import ValidationError
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreUnavailable
-from fedbus.stores.models.artifact_cache import ArtifactCache, Part
+from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreUnavailable
+from fedbus.stores.models.artifact_cache import ArtifactCache, PartialDownload
 from fedbus.stores.models.interface import (
-    FRESH_S,
+    UNVERSIONED_GRACE_S,
     ArtifactMissing,
     ArtifactRetired,
-    ChampionMoved,
+    ChampionConflict,
     DigestMismatch,
     VersionMissing,
     VersionSkipped,
     VersionTaken,
-    assert_next,
-    champion_as_json,
-    champion_in,
-    pointer_damaged,
-    says_the_same,
-    weights_to_keep,
+    check_term,
+    decode_champion,
+    encode_champion,
+    is_same_manifest,
+    pointer_corrupt_error,
+    select_weights_to_keep,
 )
-from fedbus.stores.models.source import Source, parts, pieces, size_of
-from fedbus.stores.s3.bucket import MAX_PARTS, PART_BYTES, Address, Bucket, ConditionsUnknown
-from fedbus.stores.s3.lock import locked
+from fedbus.stores.models.source import Source, iter_parts, iter_pieces, source_size_bytes
+from fedbus.stores.s3.bucket import MAX_PARTS, PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported
+from fedbus.stores.s3.lock import hold_lock
 
-MARK: Final = "fedbus-models.json"
-READ_AT_ONCE: Final = 8
+MARKER: Final = "fedbus-models.json"
+MAX_CONCURRENT_READS: Final = 8
 """How many manifests are read at the same time."""
 
-ASKING_S: Final = 10.0
+READ_RETRY_S: Final = 10.0
 """How patient we are with an S3 that does not answer; who asked will ask again, knowing better what for."""
-FREIGHT_S: Final = 90.0
+TRANSFER_RETRY_S: Final = 90.0
 """The same for weights: a run's work is in them, so that an S3 may be away for a minute."""
 
 log = structlog.get_logger("fedbus.models_s3")
 
 
 @dataclass(frozen=True)
-class _Pointer:
+class _LatestPointer:
     """What ``latest`` says: 0 and no tag where it is not there."""
 
     version: int
@@ -79,7 +79,7 @@ class S3ModelStore:
 
     def __init__(
         self,
-        address: Address,
+        address: BucketAddress,
         task: TaskId,
         *,
         patience_s: float | None = None,
@@ -87,78 +87,82 @@ class S3ModelStore:
     ) -> None:
         self.url = address.url
         self._place = str(address)
-        self._bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
-        self._freight = Bucket(address, patience_s=FREIGHT_S if patience_s is None else patience_s)
+        self._bucket = Bucket(address, patience_s=READ_RETRY_S if patience_s is None else patience_s)
+        self._transfer_bucket = Bucket(
+            address, patience_s=TRANSFER_RETRY_S if patience_s is None else patience_s
+        )
         self._home = f"{address.prefix}/{task}" if address.prefix else str(task)
         self._cache = cache or ArtifactCache((address.cache or _default_cache()) / task)
-        self._honours_conditions: bool | None = None
-        self._put_here: set[str] = set()
+        self._has_conditional_puts: bool | None = None
+        self._uploaded: set[str] = set()
         """What we have sent whole. What lies there of others may be damaged, whatever its size: it is sent again."""
 
     async def prepare(self) -> None:
         async with self._bucket.open():
-            if await self._bucket.read(self._key(MARK)) is None:
-                await self._bucket.write(self._key(MARK), b'{"layout": 1}\n')
+            if await self._bucket.read(self._key(MARKER)) is None:
+                await self._bucket.write(self._key(MARKER), b'{"layout": 1}\n')
 
     async def put(self, source: Source, sha256: str | None = None) -> str:
-        size = await asyncio.to_thread(size_of, source)
-        digest = await asyncio.to_thread(_digest, source) if sha256 is None else sha256  # it has a name first
-        key = self._artifact(digest)
-        async with self._freight.open():
-            if digest in self._put_here and await self._freight.size_of(key) == size:
-                await asyncio.to_thread(_exhaust, _parts(source, size, digest))
+        size = await asyncio.to_thread(source_size_bytes, source)
+        digest = (
+            await asyncio.to_thread(_compute_digest, source) if sha256 is None else sha256
+        )  # it has a name first
+        key = self._artifact_key(digest)
+        async with self._transfer_bucket.open():
+            if digest in self._uploaded and await self._transfer_bucket.read_size(key) == size:
+                await asyncio.to_thread(_consume, _iter_parts(source, size, digest))
                 return digest
-            await self._assert_there(self._freight)
+            await self._check_exists(self._transfer_bucket)
             if size > PART_BYTES:
-                await self._freight.upload(key, size, _parts(source, size, digest))
+                await self._transfer_bucket.upload(key, size, _iter_parts(source, size, digest))
             else:
-                whole = await asyncio.to_thread(b"".join, _parts(source, size, digest))
-                await self._freight.write(key, whole)
-        self._put_here.add(digest)
+                whole = await asyncio.to_thread(b"".join, _iter_parts(source, size, digest))
+                await self._transfer_bucket.write(key, whole)
+        self._uploaded.add(digest)
         return digest
 
     async def path_of(self, sha256: str) -> Path:
-        async def fetch(part: Part) -> None:
-            if not await self._freight.download(self._artifact(sha256), part):
-                raise await self._missing(sha256)
+        async def fetch(part: PartialDownload) -> None:
+            if not await self._transfer_bucket.download(self._artifact_key(sha256), part):
+                raise await self._missing_error(sha256)
             if part.digest != sha256:  # a part from before may be to blame: once more, from the start
                 part.begin_anew()
-                await self._freight.download(self._artifact(sha256), part)
+                await self._transfer_bucket.download(self._artifact_key(sha256), part)
 
         try:
             return await self._cache.path_of(sha256, fetch)
         except DigestMismatch as mismatch:
-            raise self._damaged(sha256, mismatch.actual) from None
+            raise self._corrupt_error(sha256, mismatch.actual) from None
 
     async def held(self) -> set[str]:
         async with self._bucket.open():
-            listed = {one.key for one in await self._bucket.listing(f"{self._home}/")}
+            listed = {one.key for one in await self._bucket.list_objects(f"{self._home}/")}
             if not listed:
-                await self._assert_there()
+                await self._check_exists()
         names = {Path(key).stem for key in listed}
-        return {name for name in names if self._artifact(name) in listed}
+        return {name for name in names if self._artifact_key(name) in listed}
 
     async def verify(self, sha256: str) -> None:
-        reader = _Reader()
-        if not await self._freight.download(self._artifact(sha256), reader):
-            raise await self._missing(sha256)
+        reader = _HashingSink()
+        if not await self._transfer_bucket.download(self._artifact_key(sha256), reader):
+            raise await self._missing_error(sha256)
         if reader.digest.hexdigest() != sha256:
-            raise self._damaged(sha256, reader.digest.hexdigest())
+            raise self._corrupt_error(sha256, reader.digest.hexdigest())
 
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
         async with self._bucket.open():
             versions = await self.versions()
-            latest, _ = await self._settled()
-            kept = weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
+            latest, _ = await self._resolve_latest()
+            kept = select_weights_to_keep(versions, latest, keep, await self.champion()) | set(spare)
             once = {one.sha256 for one in versions}
             gone = []
-            for one in await self._bucket.listing(f"{self._home}/"):
+            for one in await self._bucket.list_objects(f"{self._home}/"):
                 name = Path(one.key)
-                if one.key != self._artifact(name.stem) or name.stem in kept:
+                if one.key != self._artifact_key(name.stem) or name.stem in kept:
                     continue
                 if name.stem in once:  # first the tombstone: what is gone without one is a loss
-                    await self._bucket.write(self._tombstone(name.stem), b"")
-                elif (datetime.now(UTC) - one.modified).total_seconds() < FRESH_S:
+                    await self._bucket.write(self._tombstone_key(name.stem), b"")
+                elif (datetime.now(UTC) - one.modified).total_seconds() < UNVERSIONED_GRACE_S:
                     continue
                 await self._bucket.delete(one.key)
                 gone.append(name.stem)
@@ -167,153 +171,155 @@ class S3ModelStore:
     async def publish(self, manifest: Manifest) -> Manifest:
         async with self._bucket.open():
             await self._check_artifact(manifest)
-            async with self._exclusively():
-                latest, pointer = await self._settled()
+            async with self._lock_unless_conditional():
+                latest, pointer = await self._resolve_latest()
                 if manifest.version > latest + 1:
                     raise VersionSkipped(manifest.version, latest)
                 if manifest.version > latest and not await self._create(
-                    self._version(manifest.version), _written(manifest)
+                    self._version_key(manifest.version), _encode_manifest(manifest)
                 ):
                     latest = manifest.version  # somebody was quicker, or we were and the answer was lost
                 if manifest.version <= latest:
-                    await self._same(manifest, latest)
-                await self._point_to(manifest.version, pointer)
+                    await self._check_same_manifest(manifest, latest)
+                await self._write_pointer(manifest.version, pointer)
         return manifest
 
     async def latest(self) -> Manifest | None:
         async with self._bucket.open():
-            pointer = await self._pointer()
+            pointer = await self._read_pointer()
             number = pointer.version
-            if await self._bucket.read(self._version(number + 1)) is not None:
-                number = await self._finished()
-            return await self._manifest(number) if number else None
+            if await self._bucket.read(self._version_key(number + 1)) is not None:
+                number = await self._finish_pending_publish()
+            return await self._read_manifest(number) if number else None
 
     async def versions(self) -> list[Manifest]:
         async with self._bucket.open():
-            numbers = await self.numbers()
-            gate = asyncio.Semaphore(READ_AT_ONCE)
+            numbers = await self.list_version_numbers()
+            gate = asyncio.Semaphore(MAX_CONCURRENT_READS)
 
             async def read(number: int) -> Manifest:
                 async with gate:
-                    return await self._manifest(number)
+                    return await self._read_manifest(number)
 
             return list(await asyncio.gather(*(read(number) for number in numbers)))
 
-    async def numbers(self) -> list[int]:
+    async def list_version_numbers(self) -> list[int]:
         async with self._bucket.open():
-            if not (found := await self._numbers()):
-                await self._assert_there()
+            if not (found := await self._list_version_numbers()):
+                await self._check_exists()
             return found
 
     async def manifest(self, version: int) -> Manifest:
         async with self._bucket.open():
-            if version not in (known := await self.numbers()):
+            if version not in (known := await self.list_version_numbers()):
                 raise VersionMissing(version, known)
-            return await self._manifest(version)
+            return await self._read_manifest(version)
 
     async def champion(self) -> Champion | None:
         async with self._bucket.open():
-            return (await self._throne())[0]
+            return (await self._read_champion())[0]
 
     async def crown(self, champion: Champion) -> Champion:
         async with self._bucket.open():
-            if champion.version not in (known := await self.numbers()):
+            if champion.version not in (known := await self.list_version_numbers()):
                 raise VersionMissing(champion.version, known)
-            async with self._exclusively():
-                present, tag = await self._throne()
+            async with self._lock_unless_conditional():
+                present, tag = await self._read_champion()
                 if present == champion:
                     return champion
-                assert_next(champion, present)
-                if not await self._replace(self._key("champion"), champion_as_json(champion), tag):
+                check_term(champion, present)
+                if not await self._replace(self._key("champion"), encode_champion(champion), tag):
                     (
                         present,
                         _,
-                    ) = await self._throne()  # somebody was quicker, or we were and the answer was lost
+                    ) = (
+                        await self._read_champion()
+                    )  # somebody was quicker, or we were and the answer was lost
                     if present != champion:
-                        raise ChampionMoved(champion, present)
+                        raise ChampionConflict(champion, present)
         return champion
 
-    async def _throne(self) -> tuple[Champion | None, str]:
+    async def _read_champion(self) -> tuple[Champion | None, str]:
         """The champion, and the tag that its pointer has; None and no tag where there is none."""
         found = await self._bucket.read(self._key("champion"))
         if found is None:
-            await self._assert_there()
+            await self._check_exists()
             return None, ""
-        return champion_in(found.content, f"{self._place}, {self._key('champion')}"), found.tag
+        return decode_champion(found.content, f"{self._place}, {self._key('champion')}"), found.tag
 
     # --- the pointer ---------------------------------------------------------------------------
 
-    async def _finished(self) -> int:
+    async def _finish_pending_publish(self) -> int:
         """The latest version, after finishing what a publisher has left; a reader may see it, and not finish it."""
         try:
-            async with self._exclusively():
-                number, pointer = await self._settled()
-                await self._point_to(number, pointer)
+            async with self._lock_unless_conditional():
+                number, pointer = await self._resolve_latest()
+                await self._write_pointer(number, pointer)
         except StoreDenied:
-            number, _ = await self._settled()
+            number, _ = await self._resolve_latest()
         return number
 
-    async def _settled(self) -> tuple[int, _Pointer]:
+    async def _resolve_latest(self) -> tuple[int, _LatestPointer]:
         """The latest version, whether or not the pointer is there yet; 0 where there is none."""
-        pointer = await self._pointer()
+        pointer = await self._read_pointer()
         number = pointer.version
-        while await self._bucket.read(self._version(number + 1)) is not None:
+        while await self._bucket.read(self._version_key(number + 1)) is not None:
             number += 1
         return number, pointer
 
-    async def _pointer(self) -> _Pointer:
+    async def _read_pointer(self) -> _LatestPointer:
         found = await self._bucket.read(self._key("latest"))
         if found is None:
-            numbers = await self._numbers()
+            numbers = await self._list_version_numbers()
             if numbers not in ([], [1]):
-                raise pointer_damaged(
+                raise pointer_corrupt_error(
                     f"{self._place}, {self._key('latest')}", "it is gone, but there are versions"
                 )
             if not numbers:
-                await self._assert_there()
-            return _Pointer(0, "")
-        return _Pointer(self._pointed_to(found.content), found.tag)
+                await self._check_exists()
+            return _LatestPointer(0, "")
+        return _LatestPointer(self._parse_pointer(found.content), found.tag)
 
-    def _pointed_to(self, content: bytes) -> int:
+    def _parse_pointer(self, content: bytes) -> int:
         place = f"{self._place}, {self._key('latest')}"
         try:
             number = json.loads(content)["version"]
         except (ValueError, KeyError, TypeError) as error:
-            raise pointer_damaged(place, f"it does not name a version ({error})") from error
+            raise pointer_corrupt_error(place, f"it does not name a version ({error})") from error
         if type(number) is not int or number < 1:
-            raise pointer_damaged(place, f"it names version {number!r}")
+            raise pointer_corrupt_error(place, f"it names version {number!r}")
         return number
 
-    async def _point_to(self, number: int, pointer: _Pointer) -> None:
+    async def _write_pointer(self, number: int, pointer: _LatestPointer) -> None:
         """Move the pointer on to *number*; whoever has moved it there or further was quicker, and right."""
         while pointer.version < number:
             content = json.dumps({"version": number}).encode() + b"\n"
             if await self._replace(self._key("latest"), content, pointer.tag):
                 return
-            pointer = await self._pointer()
+            pointer = await self._read_pointer()
 
     # --- compare and set -------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def _exclusively(self) -> AsyncIterator[None]:
+    async def _lock_unless_conditional(self) -> AsyncIterator[None]:
         """Alone, where the S3 itself does not tell publishers apart."""
-        if await self._conditions_are_honoured():
+        if await self._check_conditional_puts():
             yield
             return
-        async with locked(self._bucket, self._key("lock/")):
+        async with hold_lock(self._bucket, self._key("lock/")):
             yield
 
-    async def _conditions_are_honoured(self) -> bool:
-        if self._honours_conditions is None:
-            self._honours_conditions = await self._tried_out()
-            if not self._honours_conditions:
+    async def _check_conditional_puts(self) -> bool:
+        if self._has_conditional_puts is None:
+            self._has_conditional_puts = await self._probe_conditional_puts()
+            if not self._has_conditional_puts:
                 log.warning(
                     "this S3 knows no conditional puts: a lock in the bucket takes their place",
                     store=self._place,
                 )
-        return self._honours_conditions
+        return self._has_conditional_puts
 
-    async def _tried_out(self) -> bool:
+    async def _probe_conditional_puts(self) -> bool:
         """Whether a put that must not succeed does not."""
         key = self._key(f"trial/{os.urandom(8).hex()}")
         try:
@@ -321,19 +327,19 @@ class S3ModelStore:
             return not (
                 await self._bucket.create(key, b"2") or await self._bucket.replace(key, b"3", f'"{"0" * 32}"')
             )
-        except ConditionsUnknown:
+        except ConditionalPutsUnsupported:
             return False
         finally:
             await self._bucket.delete(key)
 
     async def _create(self, key: str, content: bytes) -> bool:
-        if self._honours_conditions:
+        if self._has_conditional_puts:
             return await self._bucket.create(key, content)
         return await self._replace(key, content, "")
 
     async def _replace(self, key: str, content: bytes, tag: str) -> bool:
         """Put it in the place of what has *tag*, or of nothing."""
-        if self._honours_conditions:
+        if self._has_conditional_puts:
             put = self._bucket.replace(key, content, tag) if tag else self._bucket.create(key, content)
             return await put
         there = await self._bucket.read(key)  # under the lock
@@ -345,79 +351,79 @@ class S3ModelStore:
     # --- what is there -----------------------------------------------------------------------------
 
     async def _check_artifact(self, manifest: Manifest) -> None:
-        size = await self._bucket.size_of(self._artifact(manifest.sha256))
+        size = await self._bucket.read_size(self._artifact_key(manifest.sha256))
         if size is None:
-            await self._assert_there()
+            await self._check_exists()
             raise ArtifactMissing(manifest.sha256)
         if size != manifest.size_bytes:
-            raise StoreDamaged(
-                f"{self._place}, {self._artifact(manifest.sha256)}",
+            raise StoreCorrupt(
+                f"{self._place}, {self._artifact_key(manifest.sha256)}",
                 f"it has {size} bytes and not {manifest.size_bytes}",
             )
 
-    async def _same(self, manifest: Manifest, latest: int) -> None:
-        if not says_the_same(await self._manifest(manifest.version), manifest):
+    async def _check_same_manifest(self, manifest: Manifest, latest: int) -> None:
+        if not is_same_manifest(await self._read_manifest(manifest.version), manifest):
             raise VersionTaken(manifest.version, latest)
 
-    async def _manifest(self, version: int) -> Manifest:
-        key = self._version(version)
+    async def _read_manifest(self, version: int) -> Manifest:
+        key = self._version_key(version)
         place = f"{self._place}, {key}"
         found = await self._bucket.read(key)
         if found is None:
-            raise StoreDamaged(place, "it is the latest version, and is not there")
+            raise StoreCorrupt(place, "it is the latest version, and is not there")
         try:
             manifest = Manifest.model_validate_json(found.content)
         except ValidationError as error:
-            raise StoreDamaged(place, error.errors()[0]["msg"]) from error
+            raise StoreCorrupt(place, error.errors()[0]["msg"]) from error
         if manifest.version != version:
-            raise StoreDamaged(place, f"it says that it is version {manifest.version}")
+            raise StoreCorrupt(place, f"it says that it is version {manifest.version}")
         return manifest
 
-    async def _numbers(self) -> list[int]:
-        names = [Path(one.key) for one in await self._bucket.listing(self._key("versions/"))]
+    async def _list_version_numbers(self) -> list[int]:
+        names = [Path(one.key) for one in await self._bucket.list_objects(self._key("versions/"))]
         return sorted(int(name.stem) for name in names if name.suffix == ".json" and name.stem.isdecimal())
 
-    async def _assert_there(self, bucket: Bucket | None = None) -> None:
+    async def _check_exists(self, bucket: Bucket | None = None) -> None:
         # a mistaken prefix looks like an empty repository: only the mark says that it is ours
-        if await (bucket or self._bucket).read(self._key(MARK)) is None:
+        if await (bucket or self._bucket).read(self._key(MARKER)) is None:
             raise StoreUnavailable(
                 self._place,
                 f"there is no model repository under {self._home}/",
                 remedy="correct its address; where there never was one, a server makes it when it starts",
             )
 
-    def _damaged(self, sha256: str, actual: str) -> StoreDamaged:
-        return StoreDamaged(f"{self._place}, {self._artifact(sha256)}", f"its bytes have digest {actual}")
+    def _corrupt_error(self, sha256: str, actual: str) -> StoreCorrupt:
+        return StoreCorrupt(f"{self._place}, {self._artifact_key(sha256)}", f"its bytes have digest {actual}")
 
-    async def _missing(self, sha256: str) -> ArtifactMissing:
-        retired = await self._bucket.read(self._tombstone(sha256)) is not None
+    async def _missing_error(self, sha256: str) -> ArtifactMissing:
+        retired = await self._bucket.read(self._tombstone_key(sha256)) is not None
         return ArtifactRetired(sha256) if retired else ArtifactMissing(sha256)
 
-    def _tombstone(self, sha256: str) -> str:
+    def _tombstone_key(self, sha256: str) -> str:
         return self._key(f"retired/{sha256}")
 
     def _key(self, name: str) -> str:
         return f"{self._home}/{name}"
 
-    def _artifact(self, sha256: str) -> str:
+    def _artifact_key(self, sha256: str) -> str:
         return self._key(f"{sha256}.safetensors")
 
-    def _version(self, version: int) -> str:
+    def _version_key(self, version: int) -> str:
         return self._key(f"versions/{version}.json")
 
 
-async def tasks_in_bucket(url: str, patience_s: float | None) -> list[str]:
-    address = Address.parse(url)
-    bucket = Bucket(address, patience_s=ASKING_S if patience_s is None else patience_s)
+async def list_tasks_in_bucket(url: str, patience_s: float | None) -> list[str]:
+    address = BucketAddress.parse(url)
+    bucket = Bucket(address, patience_s=READ_RETRY_S if patience_s is None else patience_s)
     prefix = f"{address.prefix}/" if address.prefix else ""
     async with bucket.open():
-        folders = await bucket.folders(prefix)
-        marks = await asyncio.gather(*(bucket.size_of(f"{folder}{MARK}") for folder in folders))
+        folders = await bucket.list_folders(prefix)
+        marks = await asyncio.gather(*(bucket.read_size(f"{folder}{MARKER}") for folder in folders))
     names = [folder.removeprefix(prefix).strip("/") for folder in folders]
     return sorted(name for name, mark in zip(names, marks, strict=True) if mark is not None)
 
 
-class _Reader:
+class _HashingSink:
     """Hashes what it is given, and keeps nothing."""
 
     def __init__(self) -> None:
@@ -429,30 +435,30 @@ class _Reader:
         self.size_bytes += len(piece)
 
 
-def _parts(source: Source, size_bytes: int, sha256: str) -> Iterator[bytes]:
+def _iter_parts(source: Source, size_bytes: int, sha256: str) -> Iterator[bytes]:
     """*source* in parts; raises DigestMismatch in the place of its end, where it is not what it should be."""
     digest = hashlib.sha256()
     part_bytes = max(PART_BYTES, -(-size_bytes // MAX_PARTS))
-    for part in parts(source, part_bytes):
+    for part in iter_parts(source, part_bytes):
         digest.update(part)
         yield part
     if digest.hexdigest() != sha256:
         raise DigestMismatch(sha256, digest.hexdigest())
 
 
-def _digest(source: Source) -> str:
+def _compute_digest(source: Source) -> str:
     digest = hashlib.sha256()
-    for piece in pieces(source, PART_BYTES):
+    for piece in iter_pieces(source, PART_BYTES):
         digest.update(piece)
     return digest.hexdigest()
 
 
-def _exhaust(parts: Iterator[bytes]) -> None:
+def _consume(parts: Iterator[bytes]) -> None:
     for _ in parts:
         pass
 
 
-def _written(manifest: Manifest) -> bytes:
+def _encode_manifest(manifest: Manifest) -> bytes:
     return manifest.model_dump_json(indent=2).encode() + b"\n"
 
 

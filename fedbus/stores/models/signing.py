@@ -23,32 +23,34 @@ from cryptography.exceptions import InvalidSignature, UnsupportedAlgorithm
 from cryptography.hazmat.primitives import serialization
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
-from fedbus.contracts.model import Manifest, ModelRef, Seal
+from fedbus.contracts.model import Manifest, ModelRef, ModelSignature
 from fedbus.stores.errors import StoreError
 
-WHAT: Final = b"application/vnd.fedbus.model+json"
-KIND: Final = "ed25519"
+PAYLOAD_TYPE: Final = b"application/vnd.fedbus.model+json"
+ALGORITHM: Final = "ed25519"
 _KEY_ID_CHARS: Final = 16
 _PRIVATE_MODE: Final = 0o600
 
 
-class BadKey(StoreError):
+class InvalidKey(StoreError):
     """A file holds no key that can be used here; the text says which and what it should be."""
 
 
-class Unsigned(StoreError):
+class SignatureMissing(StoreError):
     """A model without a signature, where only signed ones may be served."""
 
 
-class WronglySigned(StoreError):
+class SignatureInvalid(StoreError):
     """A signature that is not one of a trusted key over this model."""
 
 
-def generate(path: Path) -> Path:
+def generate_key(path: Path) -> Path:
     """Write a new private key to *path*, and its public part beside it; the latter's path. Raises BadKey."""
     public = path.with_name(f"{path.name}.pub")
     if path.exists() or public.exists():
-        raise BadKey(f"{path} is there already: a key is never overwritten, since models are signed with it")
+        raise InvalidKey(
+            f"{path} is there already: a key is never overwritten, since models are signed with it"
+        )
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(
         serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption()
@@ -56,11 +58,11 @@ def generate(path: Path) -> Path:
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, _PRIVATE_MODE)
     with os.fdopen(descriptor, "wb") as file:
         file.write(pem)
-    public.write_text(f"{_line(key.public_key())}  # {path.name}\n")
+    public.write_text(f"{_format_key(key.public_key())}  # {path.name}\n")
     return public
 
 
-class Signer:
+class ModelSigner:
     """Who makes models in this federation."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
@@ -68,25 +70,27 @@ class Signer:
         self.key_id = _key_id(key.public_key())
 
     @classmethod
-    def read(cls, path: Path) -> "Signer":
+    def read(cls, path: Path) -> "ModelSigner":
         """The private key in *path*; raises BadKey."""
-        content = _content(path)
+        content = _read_key_file(path)
         try:
             key = serialization.load_pem_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
-            raise BadKey(
+            raise InvalidKey(
                 f"{path} holds no private key: make one with fedbus model keygen ({error})"
             ) from None
         if not isinstance(key, Ed25519PrivateKey):
-            raise BadKey(f"{path} holds another kind of key than Ed25519: make one with fedbus model keygen")
+            raise InvalidKey(
+                f"{path} holds another kind of key than Ed25519: make one with fedbus model keygen"
+            )
         return cls(key)
 
     def seal(self, manifest: Manifest) -> Manifest:
         """*manifest* with the signature under it."""
-        digest = manifest_digest(manifest)
-        signature = self._key.sign(_statement(manifest.task, manifest, digest))
+        digest = compute_manifest_digest(manifest)
+        signature = self._key.sign(_signed_payload(manifest.task, manifest, digest))
         return manifest.model_copy(
-            update={"seal": Seal(key=self.key_id, manifest=digest, signature=signature)}
+            update={"seal": ModelSignature(key=self.key_id, manifest=digest, signature=signature)}
         )
 
 
@@ -99,67 +103,74 @@ class TrustedKeys:
     @classmethod
     def read(cls, path: Path) -> "TrustedKeys":
         """The public keys in *path*, one a line, with comments after ``#``; raises BadKey."""
-        content = _content(path).decode(errors="replace")
+        content = _read_key_file(path).decode(errors="replace")
         if "PRIVATE KEY" in content:
-            raise BadKey(
+            raise InvalidKey(
                 f"{path} holds a private key, which stays on the server: give the file that ends in .pub"
             )
         lines = [line.partition("#")[0].strip() for line in content.splitlines()]
-        keys = [_public_key(path, line) for line in lines if line]
+        keys = [_parse_public_key(path, line) for line in lines if line]
         if not keys:
-            raise BadKey(
+            raise InvalidKey(
                 f"{path} holds no key: it should have the lines of the .pub files of fedbus model keygen"
             )
         return cls({_key_id(key): key for key in keys})
 
     @property
-    def ids(self) -> list[str]:
+    def key_ids(self) -> list[str]:
         return sorted(self._keys)
 
-    def check(self, task: str, ref: ModelRef, seal: Seal | None) -> None:
-        """Raises Unsigned and WronglySigned, unless a trusted key has signed this model of *task*."""
+    def check(self, task: str, ref: ModelRef, seal: ModelSignature | None) -> ModelSignature:
+        """Return *seal* if a trusted key has signed this model of *task*; raises Unsigned and WronglySigned."""
         what = f"version {ref.version} of {task}"
         if seal is None:
-            raise Unsigned(f"{what} is not signed, and only models signed by {self._names} are served here")
+            raise SignatureMissing(
+                f"{what} is not signed, and only models signed by {self._key_names} are served here"
+            )
         key = self._keys.get(seal.key)
         if key is None:
-            raise WronglySigned(f"{what} is signed with the key {seal.key}, and trusted is {self._names}")
+            raise SignatureInvalid(
+                f"{what} is signed with the key {seal.key}, and trusted is {self._key_names}"
+            )
         try:
-            key.verify(seal.signature, _statement(task, ref, seal.manifest))
+            key.verify(seal.signature, _signed_payload(task, ref, seal.manifest))
         except InvalidSignature:
-            raise WronglySigned(f"{what} has a signature that is not of this model: do not use it") from None
+            raise SignatureInvalid(
+                f"{what} has a signature that is not of this model: do not use it"
+            ) from None
+        return seal
 
-    def check_manifest(self, manifest: Manifest) -> None:
+    def verify_manifest(self, manifest: Manifest) -> ModelSignature:
         """The same, and that nothing in *manifest* was changed since."""
-        self.check(manifest.task, manifest.ref, manifest.seal)
-        assert manifest.seal is not None
-        if manifest.seal.manifest != manifest_digest(manifest):
-            raise WronglySigned(
+        seal = self.check(manifest.task, manifest.ref, manifest.seal)
+        if seal.manifest != compute_manifest_digest(manifest):
+            raise SignatureInvalid(
                 f"the manifest of version {manifest.version} of {manifest.task} was changed after it was signed"
             )
+        return seal
 
     @property
-    def _names(self) -> str:
-        return " or ".join(self.ids)
+    def _key_names(self) -> str:
+        return " or ".join(self.key_ids)
 
 
-def manifest_digest(manifest: Manifest) -> str:
+def compute_manifest_digest(manifest: Manifest) -> str:
     """The SHA-256 of *manifest* without its seal. A field that is at its default is left out.
 
     So a manifest that was signed before a field was thought of keeps its digest.
     """
     return hashlib.sha256(
-        _canonical(manifest.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True))
+        _canonical_json(manifest.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True))
     ).hexdigest()
 
 
-def _statement(task: str, ref: ModelRef, digest: str) -> bytes:
+def _signed_payload(task: str, ref: ModelRef, digest: str) -> bytes:
     stated = {name: getattr(ref, name) for name in ModelRef.model_fields}
-    body = _canonical({"task": task, "manifest": digest, **stated})
-    return b"DSSEv1 %d %b %d %b" % (len(WHAT), WHAT, len(body), body)
+    body = _canonical_json({"task": task, "manifest": digest, **stated})
+    return b"DSSEv1 %d %b %d %b" % (len(PAYLOAD_TYPE), PAYLOAD_TYPE, len(body), body)
 
 
-def _canonical(value: Any) -> bytes:
+def _canonical_json(value: Any) -> bytes:
     return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False).encode()
 
 
@@ -167,24 +178,24 @@ def _key_id(key: Ed25519PublicKey) -> str:
     return hashlib.sha256(key.public_bytes_raw()).hexdigest()[:_KEY_ID_CHARS]
 
 
-def _line(key: Ed25519PublicKey) -> str:
-    return f"{KIND} {base64.b64encode(key.public_bytes_raw()).decode()}"
+def _format_key(key: Ed25519PublicKey) -> str:
+    return f"{ALGORITHM} {base64.b64encode(key.public_bytes_raw()).decode()}"
 
 
-def _public_key(path: Path, line: str) -> Ed25519PublicKey:
+def _parse_public_key(path: Path, line: str) -> Ed25519PublicKey:
     kind, _, text = line.partition(" ")
     try:
-        key = base64.b64decode(text.strip(), validate=True) if kind == KIND else b""
+        key = base64.b64decode(text.strip(), validate=True) if kind == ALGORITHM else b""
         return Ed25519PublicKey.from_public_bytes(key)
     except ValueError:
-        raise BadKey(
-            f"{path} has a line that is no public key of fedbus model keygen, such as {KIND} MCowBQYDK2VwAyEA…: "
+        raise InvalidKey(
+            f"{path} has a line that is no public key of fedbus model keygen, such as {ALGORITHM} MCowBQYDK2VwAyEA…: "
             f"{line[:40]!r}"
         ) from None
 
 
-def _content(path: Path) -> bytes:
+def _read_key_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise BadKey(f"{path} cannot be read: {error.strerror}") from error
+        raise InvalidKey(f"{path} cannot be read: {error.strerror}") from error

@@ -11,29 +11,29 @@ Buffer: TypeAlias = bytes | bytearray | memoryview
 Source: TypeAlias = Path | Buffer | Sequence[Buffer]
 
 
-def size_of(source: Source) -> int:
+def source_size_bytes(source: Source) -> int:
     if isinstance(source, Path):
         return source.stat().st_size
-    return sum(memoryview(buffer).nbytes for buffer in _buffers(source))
+    return sum(memoryview(buffer).nbytes for buffer in _as_buffers(source))
 
 
-def pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
+def iter_pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
     """All of *source* in order, at most *piece_bytes* at a time, copied only out of a file."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             while piece := file.read(piece_bytes):
                 yield piece
         return
-    for buffer in _buffers(source):
+    for buffer in _as_buffers(source):
         view = memoryview(buffer).cast("B")
         for start in range(0, len(view), piece_bytes):
             yield view[start : start + piece_bytes]
 
 
-def parts(source: Source, part_bytes: int) -> Iterator[bytes]:
+def iter_parts(source: Source, part_bytes: int) -> Iterator[bytes]:
     """All of *source* in parts of exactly *part_bytes*, but for the last."""
     held = bytearray()
-    for piece in pieces(source, part_bytes):
+    for piece in iter_pieces(source, part_bytes):
         held += piece
         while len(held) >= part_bytes:
             yield bytes(held[:part_bytes])
@@ -42,5 +42,5 @@ def parts(source: Source, part_bytes: int) -> Iterator[bytes]:
         yield bytes(held)
 
 
-def _buffers(source: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
+def _as_buffers(source: Buffer | Sequence[Buffer]) -> Sequence[Buffer]:
     return [source] if isinstance(source, bytes | bytearray | memoryview) else source

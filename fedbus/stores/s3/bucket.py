@@ -36,25 +36,25 @@ from aiobotocore.session import AioSession, get_session
 from botocore import UNSIGNED
 from botocore.exceptions import BotoCoreError, ClientError
 
-from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreError, StoreUnavailable, UnknownStore
+from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable, UnknownStore
 
 CREDENTIALS_FILE: Final = "FEDBUS_S3_CREDENTIALS"
 DEFAULT_REGION: Final = "us-east-1"
-PATIENCE_S: Final = 30.0
-CONNECT_S: Final = 5.0
-SILENCE_S: Final = 30.0
+RETRY_S: Final = 30.0
+CONNECT_TIMEOUT_S: Final = 5.0
+READ_TIMEOUT_S: Final = 30.0
 """How long a server may say nothing in the middle of an answer."""
-FIRST_PAUSE_S: Final = 0.1
-LONGEST_PAUSE_S: Final = 3.0
-PIECE_BYTES: Final = 1024**2
+MIN_BACKOFF_S: Final = 0.1
+MAX_BACKOFF_S: Final = 3.0
+CHUNK_BYTES: Final = 1024**2
 PART_BYTES: Final = 8 * 1024**2
 MAX_PARTS: Final = 10_000
-MAX_SMALL_BYTES: Final = 16 * 1024**2
+MAX_READ_BYTES: Final = 16 * 1024**2
 """Manifests and pointers: what is read whole."""
 
-FAILURES: Final = (ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError, ConnectionError)
-_DENIED: Final = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AccessDenied"}
-_PASSING: Final = {
+CLIENT_ERRORS: Final = (ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError, ConnectionError)
+_DENIED_CODES: Final = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AccessDenied"}
+_RETRYABLE_CODES: Final = {
     "SlowDown",
     "RequestTimeout",
     "ConditionalRequestConflict",
@@ -63,14 +63,14 @@ _PASSING: Final = {
     "ThrottlingException",
     "TooManyRequests",
 }
-_NO_CONDITIONS: Final = {"NotImplemented", "501", "MethodNotAllowed"}
-_ABSENT: Final = {"NoSuchKey", "404", "NotFound"}
+_UNSUPPORTED_CODES: Final = {"NotImplemented", "501", "MethodNotAllowed"}
+_NOT_FOUND_CODES: Final = {"NoSuchKey", "404", "NotFound"}
 
 T = TypeVar("T")
 
 
 @dataclass(frozen=True)
-class Address:
+class BucketAddress:
     """Where a repository is: the bucket, what its keys begin with, and which S3."""
 
     bucket: str
@@ -116,7 +116,7 @@ class Address:
 
 
 @dataclass(frozen=True)
-class Small:
+class ObjectContent:
     """An object that was read whole, and the tag of what it was then."""
 
     content: bytes
@@ -124,7 +124,7 @@ class Small:
 
 
 @dataclass(frozen=True)
-class Listed:
+class ObjectInfo:
     """An object that is there."""
 
     key: str
@@ -132,7 +132,7 @@ class Listed:
     modified: datetime
 
 
-class Sink(Protocol):
+class DownloadSink(Protocol):
     """Takes in a download piece by piece, and goes on where it stands."""
 
     size_bytes: int
@@ -141,7 +141,7 @@ class Sink(Protocol):
         """Take the next piece; a trouble of the sink's own is a StoreError."""
 
 
-class Patience:
+class RetryBudget:
     """How long somebody insists: pauses that grow, with jitter, until *limit_s* after the last success."""
 
     def __init__(self, limit_s: float) -> None:
@@ -151,7 +151,7 @@ class Patience:
     def renew(self) -> None:
         """Something has moved."""
         self._ends = time.monotonic() + self._limit_s
-        self._pause_s = FIRST_PAUSE_S
+        self._pause_s = MIN_BACKOFF_S
 
     @property
     def is_spent(self) -> bool:
@@ -159,69 +159,69 @@ class Patience:
 
     async def pause(self) -> None:
         await asyncio.sleep(random.uniform(0.5, 1.0) * self._pause_s)  # noqa: S311 (jitter, not a secret)
-        self._pause_s = min(LONGEST_PAUSE_S, self._pause_s * 2)
+        self._pause_s = min(MAX_BACKOFF_S, self._pause_s * 2)
 
 
 class Bucket:
     """The bucket at *address*. Keys are whole: the prefix is the caller's."""
 
     def __init__(
-        self, address: Address, *, patience_s: float = PATIENCE_S, credentials: Path | None = None
+        self, address: BucketAddress, *, patience_s: float = RETRY_S, credentials: Path | None = None
     ) -> None:
         self.address = address
         self._credentials = credentials
-        self._patience_s = patience_s
-        self._opening = asyncio.Lock()
+        self._retry_s = patience_s
+        self._open_lock = asyncio.Lock()
         self._users = 0
         self._client: Any = None
-        self._open_things = AsyncExitStack()
-        self._signed = True
+        self._exit_stack = AsyncExitStack()
+        self._is_signed = True
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
         """The client; those who ask while it is open share it, and the last one closes it."""
-        async with self._opening:
+        async with self._open_lock:
             if self._users == 0:
-                self._open_things = AsyncExitStack()
-                self._client = await self._opened()
+                self._exit_stack = AsyncExitStack()
+                self._client = await self._open_client()
             self._users += 1
         try:
             yield self._client
         finally:
             self._users -= 1
             if self._users == 0:
-                await self._open_things.pop_all().aclose()
+                await self._exit_stack.pop_all().aclose()
 
     # --- verbs ---------------------------------------------------------------------------------
 
-    async def read(self, key: str) -> Small | None:
+    async def read(self, key: str) -> ObjectContent | None:
         """A small object; None where there is none."""
 
-        async def read(client: Any) -> Small | None:
+        async def read(client: Any) -> ObjectContent | None:
             try:
                 answer = await client.get_object(Bucket=self.address.bucket, Key=key)
             except ClientError as error:
-                if _code(error) in _ABSENT:
+                if _error_code(error) in _NOT_FOUND_CODES:
                     return None
                 raise
             async with answer["Body"] as body:
-                return Small(await _whole(body), answer["ETag"])
+                return ObjectContent(await _read_body(body), answer["ETag"])
 
-        return await self._insist(read)
+        return await self._with_retries(read)
 
-    async def size_of(self, key: str) -> int | None:
+    async def read_size(self, key: str) -> int | None:
         """How large the object is; None where there is none."""
 
         async def look(client: Any) -> int | None:
             try:
                 return int((await client.head_object(Bucket=self.address.bucket, Key=key))["ContentLength"])
             except ClientError as error:
-                if _code(error) not in _ABSENT:
+                if _error_code(error) not in _NOT_FOUND_CODES:
                     raise
             await client.list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
             return None  # the bucket is there: a HEAD has no body that would say which of both is missing
 
-        return await self._insist(look)
+        return await self._with_retries(look)
 
     async def write(self, key: str, content: bytes) -> None:
         """Put an object there, whatever was there before."""
@@ -239,33 +239,33 @@ class Bucket:
         async def delete(client: Any) -> None:
             await client.delete_object(Bucket=self.address.bucket, Key=key)
 
-        await self._insist(delete)
+        await self._with_retries(delete)
 
-    async def listing(self, prefix: str) -> list[Listed]:
+    async def list_objects(self, prefix: str) -> list[ObjectInfo]:
         """All objects whose keys begin with *prefix*."""
-        found: list[Listed] = []
+        found: list[ObjectInfo] = []
         more: dict[str, str] = {}
         while True:
 
             async def page(client: Any, more: dict[str, str] = more) -> Any:
                 return await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, **more)
 
-            answer = await self._insist(page)
+            answer = await self._with_retries(page)
             found += [
-                Listed(one["Key"], one["Size"], one["LastModified"]) for one in answer.get("Contents", ())
+                ObjectInfo(one["Key"], one["Size"], one["LastModified"]) for one in answer.get("Contents", ())
             ]
             if not answer.get("IsTruncated"):
                 return found
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 
-    async def folders(self, prefix: str) -> list[str]:
+    async def list_folders(self, prefix: str) -> list[str]:
         """What stands between *prefix* and the next slash, of the first thousand."""
 
         async def look(client: Any) -> list[str]:
             answer = await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, Delimiter="/")
             return [one["Prefix"] for one in answer.get("CommonPrefixes", ())]
 
-        return await self._insist(look)
+        return await self._with_retries(look)
 
     async def make(self) -> None:
         """Make the bucket where there is none."""
@@ -274,24 +274,24 @@ class Bucket:
             try:
                 await client.create_bucket(Bucket=self.address.bucket)
             except ClientError as error:
-                if _code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
+                if _error_code(error) not in {"BucketAlreadyOwnedByYou", "BucketAlreadyExists"}:
                     raise
 
-        await self._insist(make)
+        await self._with_retries(make)
 
-    async def policy(self) -> str | None:
+    async def read_policy(self) -> str | None:
         """Who else may do what with the bucket, as AWS writes it; None where nothing is said."""
 
         async def read(client: Any) -> str | None:
             try:
                 policy: str = (await client.get_bucket_policy(Bucket=self.address.bucket))["Policy"]
             except ClientError as error:
-                if _code(error) != "NoSuchBucketPolicy":
+                if _error_code(error) != "NoSuchBucketPolicy":
                     raise
                 return None
             return policy
 
-        return await self._insist(read)
+        return await self._with_retries(read)
 
     async def set_policy(self, policy: str | None) -> None:
         """Who else may do what with the bucket, as AWS writes it; None: nobody."""
@@ -303,61 +303,63 @@ class Bucket:
             try:
                 await client.delete_bucket_policy(Bucket=self.address.bucket)
             except ClientError as error:
-                if _code(error) != "NoSuchBucketPolicy":
+                if _error_code(error) != "NoSuchBucketPolicy":
                     raise
 
-        await self._insist(set_it)
+        await self._with_retries(set_it)
 
     # --- what is large -------------------------------------------------------------------------
 
-    async def download(self, key: str, sink: Sink) -> bool:
+    async def download(self, key: str, sink: DownloadSink) -> bool:
         """Give *sink* what it lacks of an object, and go on after each break; False where there is none."""
-        patience = Patience(self._patience_s)
+        patience = RetryBudget(self._retry_s)
         async with self.open() as client:
-            total = await self.size_of(key)
+            total = await self.read_size(key)
             if total is None:
                 return False
             while sink.size_bytes < total:
                 before = sink.size_bytes
-                failure: Exception = StoreDamaged(f"{self.address}, {key}", "its body ends early")
+                failure: Exception = StoreCorrupt(f"{self.address}, {key}", "its body ends early")
                 try:
-                    await self._pour(client, key, sink)
-                except FAILURES as error:
+                    await self._stream_into(client, key, sink)
+                except CLIENT_ERRORS as error:
                     failure = error
                 if sink.size_bytes > before:
                     patience.renew()
                 if sink.size_bytes < total:
-                    await self._after(failure, patience)
+                    await self._back_off(failure, patience)
         return True
 
-    async def _pour(self, client: Any, key: str, sink: Sink) -> None:
+    async def _stream_into(self, client: Any, key: str, sink: DownloadSink) -> None:
         start = {"Range": f"bytes={sink.size_bytes}-"} if sink.size_bytes else {}
         answer = await client.get_object(Bucket=self.address.bucket, Key=key, **start)
         async with answer["Body"] as body:
-            async for piece in body.iter_chunks(PIECE_BYTES):
+            async for piece in body.iter_chunks(CHUNK_BYTES):
                 await sink.add(piece)
 
     async def upload(self, key: str, size_bytes: int, parts: Iterator[bytes]) -> None:
         """Put a large object there, part by part, whole or not at all. What *parts* raises comes out."""
         async with self.open():
-            upload = (await self._insist(lambda client: self._begin(client, key)))["UploadId"]
+            upload = (await self._with_retries(lambda client: self._open_object(client, key)))["UploadId"]
             try:
                 tags = await self._upload_parts(key, upload, parts)
-                await self._insist(lambda client: self._complete(client, key, upload, tags, size_bytes))
+                await self._with_retries(
+                    lambda client: self._complete_upload(client, key, upload, tags, size_bytes)
+                )
             except BaseException:
                 with suppress(StoreError):
-                    await Bucket(self.address, patience_s=0, credentials=self._credentials).abandon(
+                    await Bucket(self.address, patience_s=0, credentials=self._credentials).abort_upload(
                         key, upload
                     )
                 raise
 
-    async def abandon(self, key: str, upload: str) -> None:
+    async def abort_upload(self, key: str, upload: str) -> None:
         """Have the parts of an upload removed that will not be completed."""
 
         async def abort(client: Any) -> None:
             await client.abort_multipart_upload(Bucket=self.address.bucket, Key=key, UploadId=upload)
 
-        await self._insist(abort)
+        await self._with_retries(abort)
 
     async def _upload_parts(self, key: str, upload: str, parts: Iterator[bytes]) -> list[str]:
         tags: list[str] = []
@@ -370,13 +372,15 @@ class Bucket:
                 tag: str = answer["ETag"]
                 return tag
 
-            tags.append(await self._insist(send))
+            tags.append(await self._with_retries(send))
         return tags
 
-    async def _begin(self, client: Any, key: str) -> Any:
+    async def _open_object(self, client: Any, key: str) -> Any:
         return await client.create_multipart_upload(Bucket=self.address.bucket, Key=key)
 
-    async def _complete(self, client: Any, key: str, upload: str, tags: list[str], size_bytes: int) -> None:
+    async def _complete_upload(
+        self, client: Any, key: str, upload: str, tags: list[str], size_bytes: int
+    ) -> None:
         parts = [{"PartNumber": number, "ETag": tag} for number, tag in enumerate(tags, 1)]
         try:
             await client.complete_multipart_upload(
@@ -384,7 +388,7 @@ class Bucket:
             )
         except ClientError as error:
             # done before, and only the answer was lost
-            if _code(error) != "NoSuchUpload" or await self.size_of(key) != size_bytes:
+            if _error_code(error) != "NoSuchUpload" or await self.read_size(key) != size_bytes:
                 raise
 
     # --- insisting -----------------------------------------------------------------------------
@@ -393,74 +397,76 @@ class Bucket:
         async def put(client: Any) -> None:
             await client.put_object(Bucket=self.address.bucket, Key=key, Body=content, **conditions)
 
-        await self._insist(put)
+        await self._with_retries(put)
 
     async def _put_if(self, key: str, content: bytes, **conditions: str) -> bool:
         async def put(client: Any) -> bool:
             try:
                 await client.put_object(Bucket=self.address.bucket, Key=key, Body=content, **conditions)
             except ClientError as error:
-                if _status(error) == 412 or (_code(error) in _ABSENT and "IfMatch" in conditions):
+                if _error_status(error) == 412 or (
+                    _error_code(error) in _NOT_FOUND_CODES and "IfMatch" in conditions
+                ):
                     return False
-                if _code(error) in _NO_CONDITIONS or _status(error) == 501:
-                    raise ConditionsUnknown from None
+                if _error_code(error) in _UNSUPPORTED_CODES or _error_status(error) == 501:
+                    raise ConditionalPutsUnsupported from None
                 raise
             return True
 
-        return await self._insist(put)
+        return await self._with_retries(put)
 
-    async def _insist(self, what: Callable[[Any], Awaitable[T]]) -> T:
-        patience = Patience(self._patience_s)
+    async def _with_retries(self, what: Callable[[Any], Awaitable[T]]) -> T:
+        patience = RetryBudget(self._retry_s)
         async with self.open() as client:
             while True:
                 try:
                     return await what(client)
-                except FAILURES as error:
-                    await self._after(error, patience)
+                except CLIENT_ERRORS as error:
+                    await self._back_off(error, patience)
 
-    async def _after(self, failure: Exception, patience: Patience) -> None:
+    async def _back_off(self, failure: Exception, patience: RetryBudget) -> None:
         """Wait a while where it may pass; raise what it is where not, or where patience is at its end."""
-        if not _passes(failure) or patience.is_spent:
-            raise self._complaint(failure) from failure
+        if not _is_retryable(failure) or patience.is_spent:
+            raise self._to_store_error(failure) from failure
         await patience.pause()
 
-    def _complaint(self, failure: Exception) -> StoreError:
+    def _to_store_error(self, failure: Exception) -> StoreError:
         if isinstance(failure, StoreError):
             return failure
-        code, status = _code(failure), _status(failure)
-        if code in _DENIED or status in (401, 403):
-            return self._denied(code)
+        code, status = _error_code(failure), _error_status(failure)
+        if code in _DENIED_CODES or status in (401, 403):
+            return self._denied_error(code)
         if code == "NoSuchBucket":
             remedy = "make it, or correct the address of the repository"
             return StoreUnavailable(
                 str(self.address), f"there is no bucket {self.address.bucket}", remedy=remedy
             )
         remedy = "see that it runs and can be reached from here, and that the address is right"
-        return StoreUnavailable(str(self.address), _in_words(failure), remedy=remedy)
+        return StoreUnavailable(str(self.address), _describe_error(failure), remedy=remedy)
 
-    def _denied(self, code: str) -> StoreDenied:
-        if not self._signed:
+    def _denied_error(self, code: str) -> StoreDenied:
+        if not self._is_signed:
             reason = f"{code}, and there are no credentials"
             remedy = f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {CREDENTIALS_FILE}"
         else:
             reason, remedy = code, "check the credentials, and that they may read, write and list there"
         return StoreDenied(str(self.address), reason, remedy=remedy)
 
-    async def _opened(self) -> Any:
+    async def _open_client(self) -> Any:
         try:
-            return await self._open_things.enter_async_context(await self._new_client())
+            return await self._exit_stack.enter_async_context(await self._new_client())
         except (BotoCoreError, ValueError) as error:  # before the first request: nothing that would pass
             remedy = "correct what AWS's tools are told (AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, ~/.aws)"
-            raise StoreDenied(str(self.address), _in_words(error), remedy=remedy) from error
+            raise StoreDenied(str(self.address), _describe_error(error), remedy=remedy) from error
 
     async def _new_client(self) -> Any:
         session = await asyncio.to_thread(_session)
         file = self._credentials or os.environ.get(CREDENTIALS_FILE)
-        keys = await asyncio.to_thread(_keys_in, Path(file)) if file else {}
-        self._signed = bool(keys) or await session.get_credentials() is not None
+        keys = await asyncio.to_thread(_read_credentials, Path(file)) if file else {}
+        self._is_signed = bool(keys) or await session.get_credentials() is not None
         config = AioConfig(
-            connect_timeout=CONNECT_S,
-            read_timeout=SILENCE_S,
+            connect_timeout=CONNECT_TIMEOUT_S,
+            read_timeout=READ_TIMEOUT_S,
             retries={"total_max_attempts": 1},  # we insist ourselves, and say for how long
             s3={
                 "addressing_style": "path" if self.address.endpoint else "auto",
@@ -468,7 +474,7 @@ class Bucket:
             },
             request_checksum_calculation="when_required",  # not every S3 knows the newer ones
             response_checksum_validation="when_required",  # we check all digests ourselves
-            signature_version=None if self._signed else UNSIGNED,
+            signature_version=None if self._is_signed else UNSIGNED,
         )
         return session.create_client(
             "s3",
@@ -479,15 +485,15 @@ class Bucket:
         )
 
 
-async def _whole(body: Any) -> bytes:
+async def _read_body(body: Any) -> bytes:
     """All of a small body; of one that is too large, enough to see that it is no good."""
     content = b""
-    while len(content) < MAX_SMALL_BYTES and (piece := await body.read(MAX_SMALL_BYTES - len(content))):
+    while len(content) < MAX_READ_BYTES and (piece := await body.read(MAX_READ_BYTES - len(content))):
         content += piece
     return content
 
 
-class ConditionsUnknown(Exception):
+class ConditionalPutsUnsupported(Exception):
     """This S3 says that it does not know conditional puts."""
 
 
@@ -501,7 +507,7 @@ def _session() -> AioSession:
     return session
 
 
-def _keys_in(file: Path) -> dict[str, str]:
+def _read_credentials(file: Path) -> dict[str, str]:
     """What *file* holds, which no message of ours repeats."""
     parser = configparser.RawConfigParser()
     try:
@@ -516,23 +522,27 @@ def _keys_in(file: Path) -> dict[str, str]:
     return keys | ({"aws_session_token": token} if token else {})
 
 
-def _code(error: Exception) -> str:
+def _error_code(error: Exception) -> str:
     return str(error.response.get("Error", {}).get("Code", "")) if isinstance(error, ClientError) else ""
 
 
-def _status(error: Exception) -> int:
+def _error_status(error: Exception) -> int:
     if not isinstance(error, ClientError):
         return 0
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
 
-def _passes(error: Exception) -> bool:
+def _is_retryable(error: Exception) -> bool:
     if isinstance(error, ClientError):
-        return _code(error) in _PASSING or _status(error) >= 500 or _status(error) in (408, 429)
+        return (
+            _error_code(error) in _RETRYABLE_CODES
+            or _error_status(error) >= 500
+            or _error_status(error) in (408, 429)
+        )
     return True
 
 
-def _in_words(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     if isinstance(error, ClientError):
-        return f"it answers {_code(error)} ({_status(error)})"
-    return " ".join(str(error).split())[:200] or f"{type(error).__name__} within {SILENCE_S:g} s"
+        return f"it answers {_error_code(error)} ({_error_status(error)})"
+    return " ".join(str(error).split())[:200] or f"{type(error).__name__} within {READ_TIMEOUT_S:g} s"

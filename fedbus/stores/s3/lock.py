@@ -21,18 +21,18 @@ from fedbus.stores.errors import StoreUnavailable
 from fedbus.stores.s3.bucket import Bucket
 
 LEASE_S: Final = 60.0
-WORK_S: Final = LEASE_S / 3
-WAIT_S: Final = 2 * LEASE_S
-LONGEST_PAUSE_S: Final = 1.0
+MAX_WORK_S: Final = LEASE_S / 3
+MAX_WAIT_S: Final = 2 * LEASE_S
+MAX_BACKOFF_S: Final = 1.0
 
 
 @asynccontextmanager
-async def locked(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
+async def hold_lock(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
     """Nobody else is in such a block over *prefix* meanwhile; raises StoreUnavailable."""
     claim = f"{prefix}{uuid.uuid4().hex}"
     try:
-        async with asyncio.timeout(WAIT_S):
-            ends = await _acquired(bucket, prefix, claim)
+        async with asyncio.timeout(MAX_WAIT_S):
+            ends = await _acquire(bucket, prefix, claim)
         async with asyncio.timeout_at(ends):
             yield
     except TimeoutError:
@@ -45,21 +45,21 @@ async def locked(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
         await bucket.delete(claim)
 
 
-async def _acquired(bucket: Bucket, prefix: str, claim: str) -> float:
+async def _acquire(bucket: Bucket, prefix: str, claim: str) -> float:
     """Until when the lock is ours, on the loop's clock."""
     pause_s = 0.05
     while True:
         began = asyncio.get_running_loop().time()
         await bucket.write(claim, b"claim\n")
-        if await _is_alone(bucket, prefix, claim):
-            return began + WORK_S
+        if await _is_sole_claim(bucket, prefix, claim):
+            return began + MAX_WORK_S
         await bucket.delete(claim)
         await asyncio.sleep(random.uniform(0.0, pause_s))  # noqa: S311 (jitter, not a secret)
-        pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
+        pause_s = min(MAX_BACKOFF_S, 2 * pause_s)
 
 
-async def _is_alone(bucket: Bucket, prefix: str, claim: str) -> bool:
-    claims = await bucket.listing(prefix)
+async def _is_sole_claim(bucket: Bucket, prefix: str, claim: str) -> bool:
+    claims = await bucket.list_objects(prefix)
     ours = next((one for one in claims if one.key == claim), None)
     if ours is None:
         return False

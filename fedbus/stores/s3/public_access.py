@@ -11,7 +11,7 @@ from hashlib import sha256
 from typing import Any, Final
 
 from fedbus.stores.errors import StoreDenied
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 VERSION: Final = "2012-10-17"
 _REMEDY: Final = (
@@ -22,34 +22,36 @@ _REMEDY: Final = (
 
 async def is_public(bucket: Bucket) -> bool:
     """Whether our statement is in the policy. Raises StoreError."""
-    return _ours(bucket.address) in [_said(one) for one in _statements(await _policy_of(bucket))]
+    return _public_read_statement(bucket.address) in [
+        _normalize_statement(one) for one in _statements(await _read_policy(bucket))
+    ]
 
 
 async def set_public(bucket: Bucket, *, public: bool) -> None:
     """Put our statement into the policy, or take it out. Raises StoreError."""
-    policy = await _policy_of(bucket)
-    ours = _ours(bucket.address)
-    kept = [one for one in _statements(policy) if _said(one) != ours]
-    wanted = [*kept, {"Sid": _sid(bucket.address), **ours}] if public else kept
+    policy = await _read_policy(bucket)
+    ours = _public_read_statement(bucket.address)
+    kept = [one for one in _statements(policy) if _normalize_statement(one) != ours]
+    wanted = [*kept, {"Sid": _statement_id(bucket.address), **ours}] if public else kept
     if wanted == _statements(policy):
         return
     document = {"Version": VERSION, **policy, "Statement": wanted}
     try:
         await bucket.set_policy(json.dumps(document) if wanted else None)
     except StoreDenied as error:
-        raise _not_ours_to_say(bucket, error) from error
+        raise _policy_denied(bucket, error) from error
 
 
-async def _policy_of(bucket: Bucket) -> dict[str, Any]:
+async def _read_policy(bucket: Bucket) -> dict[str, Any]:
     try:
-        policy = await bucket.policy()
+        policy = await bucket.read_policy()
     except StoreDenied as error:
-        raise _not_ours_to_say(bucket, error) from error
+        raise _policy_denied(bucket, error) from error
     document: dict[str, Any] = json.loads(policy) if policy else {}
     return document
 
 
-def _not_ours_to_say(bucket: Bucket, error: StoreDenied) -> StoreDenied:
+def _policy_denied(bucket: Bucket, error: StoreDenied) -> StoreDenied:
     return StoreDenied(str(bucket.address), f"{error.reason} (its policy)", remedy=_REMEDY)
 
 
@@ -58,7 +60,7 @@ def _statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
     return found if isinstance(found, list) else [found]
 
 
-def _ours(address: Address) -> dict[str, Any]:
+def _public_read_statement(address: BucketAddress) -> dict[str, Any]:
     under = f"{address.prefix}/*" if address.prefix else "*"
     return {
         "Effect": "Allow",
@@ -68,12 +70,12 @@ def _ours(address: Address) -> dict[str, Any]:
     }
 
 
-def _sid(address: Address) -> str:
+def _statement_id(address: BucketAddress) -> str:
     """A name for it that no other repository in the bucket has."""
     return f"FedbusModels{sha256(address.prefix.encode()).hexdigest()[:12]}"
 
 
-def _said(statement: dict[str, Any]) -> dict[str, Any]:
+def _normalize_statement(statement: dict[str, Any]) -> dict[str, Any]:
     """What *statement* says, whatever its name is: an S3 may give a list of one back as its one, and the other way."""
     said = {name: value for name, value in statement.items() if name != "Sid"}
     for name in ("Action", "Resource"):

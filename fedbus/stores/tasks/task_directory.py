@@ -20,7 +20,7 @@ from typing import Any, Final
 from pydantic import TypeAdapter, ValidationError
 
 from fedbus.contracts.identifiers import check_id
-from fedbus.contracts.task.base import Reference
+from fedbus.contracts.task.base import ObjectReference
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.stores.errors import StoreError
 from fedbus.stores.tasks import git_version
@@ -30,13 +30,13 @@ PYPROJECT: Final = "pyproject.toml"
 MAX_SOURCE_FILES: Final = 10_000
 MAX_PYPROJECT_BYTES: Final = 1024 * 1024
 
-_COMPONENTS: Final = ("tool", "flwr", "app", "components")
-_CONFIG: Final = ("tool", "flwr", "app", "config")
-_FEDBUS: Final = ("tool", "fedbus")
-_CODE: Final = (*_FEDBUS, "code")
-_NO_SOURCE: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
+_COMPONENTS_TABLE: Final = ("tool", "flwr", "app", "components")
+_CONFIG_TABLE: Final = ("tool", "flwr", "app", "config")
+_FEDBUS_TABLE: Final = ("tool", "fedbus")
+_CODE_TABLE: Final = (*_FEDBUS_TABLE, "code")
+_IGNORED_DIRECTORIES: Final = {"__pycache__", "build", "dist", "node_modules", "venv"}
 
-_REFERENCE = TypeAdapter(Reference)
+_REFERENCE = TypeAdapter(ObjectReference)
 Keys = tuple[str, ...]
 _REFERENCES: Final[tuple[Keys, ...]] = (
     ("model",),
@@ -81,12 +81,12 @@ def read_task(path: Path, *, version: str = "") -> Task:
     if problems := validate_task(path):
         raise TaskInvalid(path, problems)
     document = tomllib.loads((path / PYPROJECT).read_text(encoding="utf-8"))
-    components = _at(document, _COMPONENTS)
+    components = _get_nested(document, _COMPONENTS_TABLE)
     return Task(
-        table=TaskTable.model_validate(_at(document, _FEDBUS)),
+        table=TaskTable.model_validate(_get_nested(document, _FEDBUS_TABLE)),
         serverapp=components["serverapp"],
         clientapp=components["clientapp"],
-        run_config=dict(_flat(_at(document, _CONFIG) or {})),
+        run_config=dict(_flatten(_get_nested(document, _CONFIG_TABLE) or {})),
         code_version=version or code_version(path),
         path=str(path.resolve()),
     )
@@ -96,35 +96,41 @@ def code_version(path: Path) -> str:
     """The commit, if *path* is exactly as committed; else ``sha256:`` and the digest of its files."""
     try:
         if git_version.is_clean(path):
-            return git_version.head(path)
-        names = git_version.files(path)
+            return git_version.read_head(path)
+        names = git_version.list_files(path)
     except git_version.GitFailed:
         names = []
-    return f"sha256:{_digest(path, names or _source_files(path))}"
+    return f"sha256:{_compute_digest(path, names or _list_source_files(path))}"
 
 
 def validate_task(path: Path) -> list[Problem]:
     """All that is wrong with the task in *path*, in the order of its files and lines."""
     pyproject = path / PYPROJECT
     if not path.is_dir():
-        return [_no_line(str(path), "there is no such directory", "give the directory of a task")]
+        return [
+            _problem_without_line(str(path), "there is no such directory", "give the directory of a task")
+        ]
     if not pyproject.is_file():
-        return [_no_line(PYPROJECT, f"{path} has none", "give a Flower app, or write one: fedbus task new")]
+        return [
+            _problem_without_line(
+                PYPROJECT, f"{path} has none", "give a Flower app, or write one: fedbus task new"
+            )
+        ]
     try:
         text = _read_bounded(pyproject)
         document = tomllib.loads(text)
     except (OSError, UnicodeDecodeError, ValueError) as error:
         return [Problem(PYPROJECT, _line_named_in(error), "cannot be read", _first_line(error))]
-    return sorted(_Check(path, document, _Lines(text)).problems())
+    return sorted(_TaskValidator(path, document, _LineIndex(text)).problems())
 
 
-def new_task(path: Path, id: str) -> None:
+def create_task(path: Path, id: str) -> None:
     """Write a small Flower app that runs as it is into *path*, as the task *id*."""
     check_id("task", id)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
         raise StoreError(f"{path} is not empty: choose a directory that does not exist yet")
     words = {"id": id, "package": _package_name(id)}
-    for template, target in _templates(path, words["package"]):
+    for template, target in _render_templates(path, words["package"]):
         target.parent.mkdir(parents=True, exist_ok=True)
         target.write_text(Template(template).substitute(words), encoding="utf-8")
 
@@ -132,10 +138,10 @@ def new_task(path: Path, id: str) -> None:
 # --- checking ----------------------------------------------------------------------------
 
 
-class _Check:
+class _TaskValidator:
     """Goes through one task and says what it finds."""
 
-    def __init__(self, path: Path, document: Mapping[str, Any], lines: "_Lines") -> None:
+    def __init__(self, path: Path, document: Mapping[str, Any], lines: "_LineIndex") -> None:
         self._path = path
         self._document = document
         self._lines = lines
@@ -146,35 +152,35 @@ class _Check:
         yield from self._fedbus()
 
     def _components(self) -> Iterator[Problem]:
-        table = _at(self._document, _COMPONENTS)
+        table = _get_nested(self._document, _COMPONENTS_TABLE)
         if not isinstance(table, dict):
             yield self._problem(
-                _COMPONENTS,
-                f"there is no section [{_dotted(_COMPONENTS)}]",
+                _COMPONENTS_TABLE,
+                f"there is no section [{_join_keys(_COMPONENTS_TABLE)}]",
                 "name the serverapp and clientapp in it",
             )
             return
         for key in ("serverapp", "clientapp"):
             if key in table:
-                yield from self._reference((*_COMPONENTS, key), table[key])
+                yield from self._reference((*_COMPONENTS_TABLE, key), table[key])
             else:
-                yield self._missing(_COMPONENTS, key, table)
+                yield self._missing(_COMPONENTS_TABLE, key, table)
 
     def _run_config(self) -> Iterator[Problem]:
-        for key, value in _flat(_at(self._document, _CONFIG) or {}):
+        for key, value in _flatten(_get_nested(self._document, _CONFIG_TABLE) or {}):
             if not isinstance(value, bool | int | float | str):
                 yield self._problem(
-                    (*_CONFIG, key),
+                    (*_CONFIG_TABLE, key),
                     f"`{key}` is of type {type(value).__name__}, which no run configuration can hold",
                     "use a number, a string, true or false",
                 )
 
     def _fedbus(self) -> Iterator[Problem]:
-        table = _at(self._document, _FEDBUS)
+        table = _get_nested(self._document, _FEDBUS_TABLE)
         if not isinstance(table, dict):
             yield self._problem(
-                _FEDBUS,
-                f"there is no section [{_dotted(_FEDBUS)}]",
+                _FEDBUS_TABLE,
+                f"there is no section [{_join_keys(_FEDBUS_TABLE)}]",
                 "add one with at least `task` and `model`",
             )
             return
@@ -184,39 +190,39 @@ class _Check:
             for one in error.errors():
                 yield self._of_table(tuple(map(str, one["loc"])), one["type"], one["msg"], table)
         for keys in _REFERENCES:
-            if _is_reference(value := _at(table, keys)):
-                yield from self._reference((*_FEDBUS, *keys), value)
+            if _is_reference(value := _get_nested(table, keys)):
+                yield from self._reference((*_FEDBUS_TABLE, *keys), value)
         yield from self._code(table.get("code"))
 
     def _code(self, table: object) -> Iterator[Problem]:
         """Whether the task's own check is there, and each of its requirements is one."""
         code = table if isinstance(table, dict) else {}
         if _is_reference(code.get("check")):
-            yield from self._reference((*_CODE, "check"), code["check"])
+            yield from self._reference((*_CODE_TABLE, "check"), code["check"])
         install = code.get("install")
         for one in install if isinstance(install, list) else ():
             if isinstance(one, str) and (what := problem_with(one)):
-                yield self._problem((*_CODE, "install"), f"{one!r} is no requirement", what)
+                yield self._problem((*_CODE_TABLE, "install"), f"{one!r} is no requirement", what)
 
     def _of_table(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
         """What pydantic has found, in the words of the table."""
         *parents, key = where
-        section = (*_FEDBUS, *parents)
+        section = (*_FEDBUS_TABLE, *parents)
         if kind == "missing":
             return self._missing(section, key, table)
         if kind == "extra_forbidden":
             return self._problem(
-                (*section, key), f"[{_dotted(section)}] knows no `{key}`", _near(key, section)
+                (*section, key), f"[{_join_keys(section)}] knows no `{key}`", _suggest_key(key, section)
             )
-        value = _at(self._document, (*section, key))
+        value = _get_nested(self._document, (*section, key))
         return self._problem(
-            (*section, key), f"`{key}` in [{_dotted(section)}] cannot be {value!r}", _advice(key, message)
+            (*section, key), f"`{key}` in [{_join_keys(section)}] cannot be {value!r}", _advice(key, message)
         )
 
     def _missing(self, section: Keys, key: str, table: Mapping[str, Any]) -> Problem:
         near = difflib.get_close_matches(key, table, n=1)
         advice = f"`{near[0]}` is perhaps meant to be it" if near else f"add a line: {key} = …"
-        return self._problem(section, f"[{_dotted(section)}] lacks `{key}`", advice)
+        return self._problem(section, f"[{_join_keys(section)}] lacks `{key}`", advice)
 
     def _reference(self, where: Keys, value: object) -> Iterator[Problem]:
         """Whether the source has what *value* names."""
@@ -241,14 +247,14 @@ class _Check:
             return
         if not _defines(tree, name):
             yield self._problem(
-                where, f"{where[-1]} {value!r} is not there", _what_there_is(source, tree, name)
+                where, f"{where[-1]} {value!r} is not there", _describe_definitions(source, tree, name)
             )
 
     def _problem(self, where: Keys, what: str, advice: str) -> Problem:
         return Problem(PYPROJECT, self._lines.of(where), what, advice)
 
 
-class _Lines:
+class _LineIndex:
     """Where the keys of a TOML file stand: the parser does not say."""
 
     _SECTION = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
@@ -259,10 +265,10 @@ class _Lines:
         section: Keys = ()
         for number, line in enumerate(text.splitlines(), start=1):
             if header := self._SECTION.match(line):
-                section = _keys(header[1])
+                section = _split_keys(header[1])
                 self._found.setdefault(section, number)
             elif entry := self._KEY.match(line):
-                self._found.setdefault(section + _keys(entry[1]), number)
+                self._found.setdefault(section + _split_keys(entry[1]), number)
 
     def of(self, where: Keys) -> int:
         """The line of *where*, or of the innermost section around it; 1 where there is none."""
@@ -270,28 +276,28 @@ class _Lines:
         return next((self._found[flat[:n]] for n in range(len(flat), 0, -1) if flat[:n] in self._found), 1)
 
 
-def _keys(dotted: str) -> Keys:
+def _split_keys(dotted: str) -> Keys:
     return tuple(part.strip().strip("\"'") for part in dotted.split("."))
 
 
-def _dotted(keys: Iterable[str]) -> str:
+def _join_keys(keys: Iterable[str]) -> str:
     return ".".join(keys)
 
 
-def _no_line(file: str, what: str, advice: str) -> Problem:
+def _problem_without_line(file: str, what: str, advice: str) -> Problem:
     return Problem(file, 1, what, advice)
 
 
-def _near(key: str, section: Keys) -> str:
-    names = _names_in(section)
+def _suggest_key(key: str, section: Keys) -> str:
+    names = _list_keys(section)
     near = difflib.get_close_matches(key, names, n=1)
     return f"did you mean `{near[0]}`?" if near else f"it knows {', '.join(names)}"
 
 
-def _names_in(section: Keys) -> list[str]:
+def _list_keys(section: Keys) -> list[str]:
     """The keys that a section of the table may have."""
     model: Any = TaskTable
-    for key in section[len(_FEDBUS) :]:
+    for key in section[len(_FEDBUS_TABLE) :]:
         model = next(field.annotation for field in model.model_fields.values() if field.alias == key)
     return [str(field.alias) for field in model.model_fields.values()]
 
@@ -322,11 +328,11 @@ def _module_file(path: Path, module: str) -> Path | None:
 
 
 def _defines(tree: ast.Module, name: str) -> bool:
-    names = set(_defined(tree.body))
+    names = set(_iter_defined_names(tree.body))
     return name.partition(".")[0] in names or "*" in names
 
 
-def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
+def _iter_defined_names(body: Iterable[ast.stmt]) -> Iterator[str]:
     """The names that a module has once it is imported, as far as its source shows."""
     for statement in body:
         match statement:
@@ -335,21 +341,21 @@ def _defined(body: Iterable[ast.stmt]) -> Iterator[str]:
             case ast.Import(names=aliases) | ast.ImportFrom(names=aliases):
                 yield from (alias.asname or alias.name.split(".")[0] for alias in aliases)
             case ast.Assign(targets=targets):
-                yield from _assigned(targets)
+                yield from _iter_assigned_names(targets)
             case ast.AnnAssign(target=target, value=value) if value is not None:
-                yield from _assigned([target])
+                yield from _iter_assigned_names([target])
             case ast.If() | ast.Try() | ast.With() | ast.For() | ast.While():
-                yield from _defined(_inside(statement))
+                yield from _iter_defined_names(_iter_nested(statement))
             case _:
                 pass
 
 
-def _assigned(targets: Iterable[ast.expr]) -> Iterator[str]:
+def _iter_assigned_names(targets: Iterable[ast.expr]) -> Iterator[str]:
     for target in targets:
         yield from (node.id for node in ast.walk(target) if isinstance(node, ast.Name))
 
 
-def _inside(statement: ast.stmt) -> Iterator[ast.stmt]:
+def _iter_nested(statement: ast.stmt) -> Iterator[ast.stmt]:
     for child in ast.iter_child_nodes(statement):
         if isinstance(child, ast.stmt):
             yield child
@@ -357,8 +363,8 @@ def _inside(statement: ast.stmt) -> Iterator[ast.stmt]:
             yield from child.body
 
 
-def _what_there_is(source: Path, tree: ast.Module, name: str) -> str:
-    names = [one for one in dict.fromkeys(_defined(tree.body)) if not one.startswith("_")]
+def _describe_definitions(source: Path, tree: ast.Module, name: str) -> str:
+    names = [one for one in dict.fromkeys(_iter_defined_names(tree.body)) if not one.startswith("_")]
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
@@ -368,17 +374,17 @@ def _what_there_is(source: Path, tree: ast.Module, name: str) -> str:
 # --- files -----------------------------------------------------------------------------------
 
 
-def _at(document: Any, keys: Keys) -> Any:
+def _get_nested(document: Any, keys: Keys) -> Any:
     for key in keys:
         document = document.get(key) if isinstance(document, dict) else None
     return document
 
 
-def _flat(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
     """As Flower flattens a run configuration: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
     for key, value in table.items():
         if isinstance(value, dict):
-            yield from _flat(value, f"{prefix}{key}.")
+            yield from _flatten(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
 
@@ -398,14 +404,14 @@ def _first_line(error: Exception) -> str:
     return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _source_files(path: Path) -> list[str]:
+def _list_source_files(path: Path) -> list[str]:
     """The files of a directory that is in no git repository, without what tools leave behind."""
 
     def inside(directory: Path) -> Iterator[Path]:
         for entry in directory.iterdir():
             if (
                 entry.name.startswith(".")
-                or entry.name in _NO_SOURCE
+                or entry.name in _IGNORED_DIRECTORIES
                 or entry.suffix in {".pyc", ".egg-info"}
             ):
                 continue
@@ -417,7 +423,7 @@ def _source_files(path: Path) -> list[str]:
     return sorted(entry.relative_to(path).as_posix() for entry in inside(path))
 
 
-def _digest(path: Path, names: list[str]) -> str:
+def _compute_digest(path: Path, names: list[str]) -> str:
     """Over names and contents of all regular files."""
     if len(names) > MAX_SOURCE_FILES:
         raise StoreError(
@@ -440,7 +446,7 @@ def _package_name(id: str) -> str:
     return name if name[0].isalpha() else f"task_{name}"
 
 
-def _templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
+def _render_templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
     """Each template's text and where it goes."""
     for template in resources.files("fedbus.stores").joinpath("templates").iterdir():
         if template.name.endswith(".tmpl"):

@@ -33,7 +33,7 @@ class TrackerMissing(StoreError):
 
 
 @dataclass(frozen=True)
-class Place:
+class TrackerContext:
     """What a tracker is made for: the task, and a directory for what it keeps on this machine."""
 
     task: str
@@ -41,7 +41,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class RunBegun:
+class TrackedRun:
     """A run that begins, or goes on after we were away."""
 
     run: str
@@ -54,7 +54,7 @@ class RunBegun:
 
 
 @dataclass(frozen=True)
-class RoundSeen:
+class TrackedRound:
     """What a round came to. *step* counts the rounds over all runs: each run goes on where the last one ended."""
 
     run: str
@@ -88,10 +88,10 @@ class RunEnded:
 class Tracker(Protocol):
     """Is told of every run in order; of what it was told before a restart it is told again only in part."""
 
-    def begin(self, run: RunBegun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         """May come more than once for a run."""
 
-    def round(self, seen: RoundSeen) -> None: ...
+    def round(self, seen: TrackedRound) -> None: ...
 
     def end(self, run: RunEnded) -> None: ...
 
@@ -99,7 +99,7 @@ class Tracker(Protocol):
         """Nothing more will come from this process."""
 
 
-def flat(seen: RoundSeen) -> dict[str, float]:
+def flatten_metrics(seen: TrackedRound) -> dict[str, float]:
     """All figures of a round under one name each: ``loss``, ``clients/c1/train_s``."""
     by_client = {
         f"clients/{client}/{name}": value
@@ -109,7 +109,7 @@ def flat(seen: RoundSeen) -> dict[str, float]:
     return {**seen.metrics, **by_client}
 
 
-def open_trackers(names: Sequence[str], place: Place) -> dict[str, Tracker]:
+def open_trackers(names: Sequence[str], place: TrackerContext) -> dict[str, Tracker]:
     """The trackers that can be had now; one that is there and does not begin is left out, and the log says why.
 
     Raises UnknownTracker and TrackerMissing: what is not installed was asked for by mistake.
@@ -125,7 +125,7 @@ def open_trackers(names: Sequence[str], place: Place) -> dict[str, Tracker]:
     return trackers
 
 
-def open_tracker(name: str, place: Place) -> Tracker:
+def open_tracker(name: str, place: TrackerContext) -> Tracker:
     """The tracker *name*; raises UnknownTracker, TrackerMissing, and whatever it raises itself."""
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
@@ -133,7 +133,7 @@ def open_tracker(name: str, place: Place) -> Tracker:
             f"there is no tracker {name!r}: installed are {', '.join(sorted(found)) or 'none'}"
         )
     try:
-        make: Callable[[Place], Tracker] = found[name].load()
+        make: Callable[[TrackerContext], Tracker] = found[name].load()
         return make(place)
     except ImportError as error:
         raise TrackerMissing(

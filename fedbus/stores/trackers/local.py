@@ -11,12 +11,18 @@ from typing import Any, Final
 
 import structlog
 
-from fedbus.stores.errors import StoreDamaged
-from fedbus.stores.sqlite import opened
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+from fedbus.stores.errors import StoreCorrupt
+from fedbus.stores.sqlite import open_database
+from fedbus.stores.trackers.interface import (
+    RunEnded,
+    TrackedRound,
+    TrackedRun,
+    TrackerContext,
+    flatten_metrics,
+)
 
 log = structlog.get_logger("fedbus.trackers")
-FILE: Final = "training.db"
+DATABASE_FILE: Final = "training.db"
 SCHEMA: Final = """
 CREATE TABLE IF NOT EXISTS runs (
     task TEXT, run TEXT, began TEXT, trigger TEXT, code_version TEXT, config TEXT, trace_id TEXT,
@@ -31,11 +37,11 @@ CREATE TABLE IF NOT EXISTS told (
 class LocalTracker:
     """Keeps the curves in *place*, whichever other tracker does. For any thread; raises StoreError where it cannot."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackerContext) -> None:
         self._task = place.task
-        self._database = _opened(place.directory / FILE)
+        self._database = _open_database(place.directory / DATABASE_FILE)
 
-    def begin(self, run: RunBegun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         self._database.execute(
             "INSERT INTO runs (task, run, began, trigger, code_version, config, trace_id) VALUES (?, ?, ?, ?, ?, ?, ?)"
             " ON CONFLICT DO UPDATE SET code_version = excluded.code_version",
@@ -50,10 +56,17 @@ class LocalTracker:
             ),
         )
 
-    def round(self, seen: RoundSeen) -> None:
+    def round(self, seen: TrackedRound) -> None:
         self._database.execute(
             "INSERT OR REPLACE INTO rounds VALUES (?, ?, ?, ?, ?, ?)",
-            (seen.task, seen.run, seen.round, seen.step, seen.at.isoformat(), json.dumps(flat(seen))),
+            (
+                seen.task,
+                seen.run,
+                seen.round,
+                seen.step,
+                seen.at.isoformat(),
+                json.dumps(flatten_metrics(seen)),
+            ),
         )
 
     def end(self, run: RunEnded) -> None:
@@ -77,7 +90,7 @@ class LocalTracker:
 
     # --- what others were told -------------------------------------------------------------------
 
-    def was_told(self, tracker: str, run: str, what: str) -> bool:
+    def was_delivered(self, tracker: str, run: str, what: str) -> bool:
         """Whether *tracker* has been told of it, by this process or one before."""
         found = self._database.execute(
             "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
@@ -92,11 +105,11 @@ class LocalTracker:
         )
 
 
-def _opened(path: Path) -> sqlite3.Connection:
+def _open_database(path: Path) -> sqlite3.Connection:
     """A file that is damaged is set aside: the log of the runs, which is told from its beginning, fills a new one."""
     try:
-        return opened(path, _prepare)
-    except StoreDamaged as error:
+        return open_database(path, _prepare)
+    except StoreCorrupt as error:
         for suffix in ("", "-wal", "-shm"):
             file = path.with_name(path.name + suffix)
             if file.exists():
@@ -104,16 +117,16 @@ def _opened(path: Path) -> sqlite3.Connection:
         log.warning(
             "the curves are damaged, set aside and begun anew", file=str(path), reason=str(error.__cause__)
         )
-        return opened(path, _prepare)
+        return open_database(path, _prepare)
 
 
 def _prepare(connection: sqlite3.Connection) -> None:
     connection.executescript(SCHEMA)
 
 
-def rounds_in(directory: Path, task: str) -> list[dict[str, Any]]:
+def read_rounds(directory: Path, task: str) -> list[dict[str, Any]]:
     """All rounds of *task* that were kept in *directory*, by step: ``{"run", "round", "step", "at", "loss", …}``."""
-    path = directory / FILE
+    path = directory / DATABASE_FILE
     if not path.exists():
         return []
     with closing(sqlite3.connect(path, timeout=10)) as database:

@@ -12,14 +12,14 @@ import mlflow
 from mlflow.entities import Metric, Param, RunStatus, RunTag
 from mlflow.tracking import MlflowClient
 
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded
+from fedbus.stores.trackers.interface import RunEnded, TrackedRound, TrackedRun, TrackerContext
 
-URI: Final = "MLFLOW_TRACKING_URI"
-TAG: Final = "fedbus.run"
+TRACKING_URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
+RUN_TAG: Final = "fedbus.run"
 MAX_PARAM_CHARS: Final = 500
-METRICS_AT_ONCE: Final = 1000
+MAX_METRICS_PER_CALL: Final = 1000
 """More in one call MLflow refuses."""
-REFUSED: Final = re.compile(r"[^\w\-. :]", re.ASCII)
+INVALID_NAME_CHARS: Final = re.compile(r"[^\w\-. :]", re.ASCII)
 """What a name may not have, and the slash."""
 _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
@@ -27,8 +27,8 @@ _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILL
 class MlflowTracker:
     """Finds a run again by its tag, so that a monitor that was started anew goes on with it."""
 
-    def __init__(self, place: Place) -> None:
-        uri = os.environ.get(URI) or f"file://{(place.directory / 'mlruns').absolute()}"
+    def __init__(self, place: TrackerContext) -> None:
+        uri = os.environ.get(TRACKING_URI_VARIABLE) or f"file://{(place.directory / 'mlruns').absolute()}"
         os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a directory is what needs no server
         mlflow.set_tracking_uri(uri)
         self._client = MlflowClient(tracking_uri=uri)
@@ -37,20 +37,24 @@ class MlflowTracker:
         self._experiment: str = there.experiment_id if there else self._client.create_experiment(name)
         self._ids: dict[str, str] = {}
 
-    def begin(self, run: RunBegun) -> None:
-        mine = self._id(run.run)
+    def begin(self, run: TrackedRun) -> None:
+        mine = self._run_id(run.run)
         params = {"trigger": run.trigger, "code_version": run.code_version, **run.config}
         self._client.log_batch(
             mine,
-            params=[Param(_name(name), str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()],
+            params=[
+                Param(_metric_name(name), str(value)[:MAX_PARAM_CHARS]) for name, value in params.items()
+            ],
             tags=[RunTag("fedbus.trace_id", run.trace_id)],
         )
 
-    def round(self, seen: RoundSeen) -> None:
+    def round(self, seen: TrackedRound) -> None:
         at_ms = int(seen.at.timestamp() * 1000)
-        metrics = [Metric(name, value, at_ms, seen.step) for name, value in _figures(seen).items()]
-        for begin in range(0, len(metrics), METRICS_AT_ONCE):
-            self._client.log_batch(self._id(seen.run), metrics=metrics[begin : begin + METRICS_AT_ONCE])
+        metrics = [Metric(name, value, at_ms, seen.step) for name, value in _to_metrics(seen).items()]
+        for begin in range(0, len(metrics), MAX_METRICS_PER_CALL):
+            self._client.log_batch(
+                self._run_id(seen.run), metrics=metrics[begin : begin + MAX_METRICS_PER_CALL]
+            )
 
     def end(self, run: RunEnded) -> None:
         tags = {
@@ -59,40 +63,40 @@ class MlflowTracker:
             "reason": run.reason,
         }
         self._client.log_batch(
-            self._id(run.run),
+            self._run_id(run.run),
             tags=[RunTag(name, str(value)) for name, value in tags.items() if value not in (None, "")],
         )
         status = RunStatus.from_string(_STATUS.get(run.state, "FAILED"))
-        self._client.set_terminated(self._id(run.run), RunStatus.to_string(status))
+        self._client.set_terminated(self._run_id(run.run), RunStatus.to_string(status))
 
     def close(self) -> None:
         """Each call has been made by the time it returned."""
 
-    def _id(self, run: str) -> str:
+    def _run_id(self, run: str) -> str:
         if run not in self._ids:
-            self._ids[run] = self._found(run) or self._made(run)
+            self._ids[run] = self._find_run(run) or self._create_run(run)
         return self._ids[run]
 
-    def _found(self, run: str) -> str | None:
-        there: list[Any] = self._client.search_runs([self._experiment], f"tags.`{TAG}` = '{run}'")
+    def _find_run(self, run: str) -> str | None:
+        there: list[Any] = self._client.search_runs([self._experiment], f"tags.`{RUN_TAG}` = '{run}'")
         return str(there[0].info.run_id) if there else None
 
-    def _made(self, run: str) -> str:
-        made = self._client.create_run(self._experiment, tags={TAG: run}, run_name=run)
+    def _create_run(self, run: str) -> str:
+        made = self._client.create_run(self._experiment, tags={RUN_TAG: run}, run_name=run)
         return str(made.info.run_id)
 
 
-def _figures(seen: RoundSeen) -> dict[str, float]:
-    of_all = {_name(name): value for name, value in seen.metrics.items()}
+def _to_metrics(seen: TrackedRound) -> dict[str, float]:
+    of_all = {_metric_name(name): value for name, value in seen.metrics.items()}
     if (clients := of_all.pop("clients", None)) is not None:
         of_all["participants"] = clients
     by_client = {
-        f"clients/{client}/{_name(name)}": value
+        f"clients/{client}/{_metric_name(name)}": value
         for client, figures in seen.clients.items()
         for name, value in figures.items()
     }
     return of_all | by_client
 
 
-def _name(name: str) -> str:
-    return REFUSED.sub("_", name.replace("/", "."))
+def _metric_name(name: str) -> str:
+    return INVALID_NAME_CHARS.sub("_", name.replace("/", "."))

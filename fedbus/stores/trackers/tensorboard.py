@@ -4,20 +4,28 @@ from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+from fedbus.stores.trackers.interface import (
+    RunEnded,
+    TrackedRound,
+    TrackedRun,
+    TrackerContext,
+    flatten_metrics,
+)
 
 
 class TensorBoardTracker:
     """Writes event files; the step is that of the round over all runs."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackerContext) -> None:
         self._writer = EventFileWriter(str(place.directory / "tensorboard" / place.task))
 
-    def begin(self, run: RunBegun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         """TensorBoard knows curves, not runs: the step joins them."""
 
-    def round(self, seen: RoundSeen) -> None:
-        values = [Summary.Value(tag=name, simple_value=value) for name, value in flat(seen).items()]
+    def round(self, seen: TrackedRound) -> None:
+        values = [
+            Summary.Value(tag=name, simple_value=value) for name, value in flatten_metrics(seen).items()
+        ]
         event = Event(wall_time=seen.at.timestamp(), step=seen.step, summary=Summary(value=values))
         self._writer.add_event(event)
         self._writer.flush()

@@ -5,31 +5,37 @@ from typing import Any
 
 import wandb
 
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, flat
+from fedbus.stores.trackers.interface import (
+    RunEnded,
+    TrackedRound,
+    TrackedRun,
+    TrackerContext,
+    flatten_metrics,
+)
 
 
 class WandbTracker:
     """One run of W&B at a time, as fedbus has one a task; it is taken up again by its id."""
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: TrackerContext) -> None:
         self._task = place.task
         self._directory: Path = place.directory
         self._run: Any = None
 
-    def begin(self, run: RunBegun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         config = {
             **run.config,
             "trigger": run.trigger,
             "code_version": run.code_version,
             "trace_id": run.trace_id,
         }
-        self._open(run.run).config.update(config, allow_val_change=True)
+        self._open_run(run.run).config.update(config, allow_val_change=True)
 
-    def round(self, seen: RoundSeen) -> None:
-        self._open(seen.run).log(flat(seen), step=seen.step)
+    def round(self, seen: TrackedRound) -> None:
+        self._open_run(seen.run).log(flatten_metrics(seen), step=seen.step)
 
     def end(self, run: RunEnded) -> None:
-        opened = self._open(run.run)
+        opened = self._open_run(run.run)
         opened.summary.update({"state": run.state, "reason": run.reason, "model_version": run.model_version})
         opened.finish(exit_code=0 if run.state == "finished" else 1)
         self._run = None
@@ -38,7 +44,7 @@ class WandbTracker:
         if self._run is not None:
             self._run.finish()
 
-    def _open(self, run: str) -> Any:
+    def _open_run(self, run: str) -> Any:
         if self._run is None or self._run.id != run:
             self.close()
             self._run = wandb.init(

@@ -9,24 +9,34 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 from support import eventually
-from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused, returned
-from support.federation import TASK, AgentAtWork, Federation
+from support.client_side import (
+    CLIENT_NAME,
+    RUN,
+    FakeServer,
+    send_infer_ready,
+    send_infer_refused,
+    send_model_rolled_back,
+    wait_for_infer_start,
+)
+from support.federation import TASK, FederationHarness, RunningAgent
 
 from fedbus.agents.client_manager.agent import BootstrapFailed, ClientManager
-from fedbus.app.composition.agents import Device, client_manager
-from fedbus.bus.errors import MovedByAnother
-from fedbus.bus.lifecycles import Lives
+from fedbus.app.composition.agents import ClientConfig, client_manager
+from fedbus.bus.errors import StaleOwner
+from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import (
     CLIENT,
-    ClientFacts,
+    ClientData,
+    ClientDeclined,
+    ClientEvent,
     ClientStart,
-    Declined,
     FailTrain,
     FinTrain,
     InferStart,
     InferUpdate,
 )
 from fedbus.contracts.code import CodePublished, CodeRefused
+from fedbus.contracts.examples import MODEL
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
     ModelPublished,
@@ -35,13 +45,13 @@ from fedbus.learning import weights
 
 
 @pytest.fixture
-async def server(fed: Federation) -> AsyncIterator[ServerPlayed]:
-    async with ServerPlayed(fed).serving() as server:
+async def server(fed: FederationHarness) -> AsyncIterator[FakeServer]:
+    async with FakeServer(fed).serving() as server:
         await server.has(1)
         yield server
 
 
-def manager_of(device: Device, bootstrap_s: float = 20.0) -> Any:
+def make_manager(device: ClientConfig, bootstrap_s: float = 20.0) -> Any:
     async def run(stop: asyncio.Event) -> None:
         async with device.site.bus("client-manager", device.client) as bus:
             await ClientManager(
@@ -57,75 +67,77 @@ def manager_of(device: Device, bootstrap_s: float = 20.0) -> Any:
 
 
 @pytest.fixture
-async def starting(fed: Federation, server: ServerPlayed) -> AsyncIterator[AgentAtWork]:
+async def starting(fed: FederationHarness, server: FakeServer) -> AsyncIterator[RunningAgent]:
     """A client that has fetched its first model and has not heard that it is served."""
-    async with fed.agent(lambda stop: client_manager(fed.device(NAME), stop)) as agent:
+    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)) as agent:
         await fed.hears(InferStart)
         yield agent
 
 
 @pytest.fixture
-async def client(fed: Federation, starting: AgentAtWork) -> AgentAtWork:
+async def client(fed: FederationHarness, starting: RunningAgent) -> RunningAgent:
     """A client that serves."""
-    await ready(fed, await asked_to_serve(fed))
+    await send_infer_ready(fed, await wait_for_infer_start(fed))
     await fed.reaches("client", "serving")
     return starting
 
 
-async def finished(fed: Federation, run: str = RUN) -> None:
-    await fed.say(FinTrain(task=TASK, client=NAME, run=run), by="flower-client")
+async def send_fin_train(fed: FederationHarness, run: str = RUN) -> None:
+    await fed.say(FinTrain(task=TASK, client=CLIENT_NAME, run=run), by="flower-client")
 
 
-async def failed(fed: Federation, run: str = RUN, *, lost: bool = False) -> None:
-    said = FailTrain(task=TASK, client=NAME, run=run, reason="it broke", trainer_lost=lost)
+async def send_fail_train(fed: FederationHarness, run: str = RUN, *, lost: bool = False) -> None:
+    said = FailTrain(task=TASK, client=CLIENT_NAME, run=run, reason="it broke", trainer_lost=lost)
     await fed.say(said, by="flower-client")
 
 
-async def learn(fed: Federation, server: ServerPlayed) -> None:
+async def begin_learning(fed: FederationHarness, server: FakeServer) -> None:
     await server.invites()
     await fed.hears(ClientStart)
     await fed.reaches("client", "learning")
 
 
-def served(fed: Federation) -> int | None:
+def served_version(fed: FederationHarness) -> int | None:
     facts = fed.last("client").facts
-    assert isinstance(facts, ClientFacts)
+    assert isinstance(facts, ClientData)
     return facts.model.version if facts.model else None
 
 
 # --- beginning -------------------------------------------------------------------------------------------
 
 
-async def test_a_client_fetches_the_model_and_has_it_served(fed: Federation, starting: AgentAtWork) -> None:
+async def test_a_client_fetches_the_model_and_has_it_served(
+    fed: FederationHarness, starting: RunningAgent
+) -> None:
     start = fed.heard(InferStart)[0]
     np.testing.assert_array_equal(weights.load(Path(start.path))["w"], np.ones(8))
-    await ready(fed, start.model)
+    await send_infer_ready(fed, start.model)
     await fed.reaches("client", "serving")
     assert fed.events("client") == ["started", "model_fetched", "infer_ready"]
-    assert served(fed) == 1
+    assert served_version(fed) == 1
 
 
 async def test_a_model_that_is_there_already_is_not_fetched_again(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     assert server.offer
     server.offer.release()
     server.offers.clear()  # nobody gives it out any more
     await client.restart()
-    await asked_to_serve(fed, times=2)
+    await wait_for_infer_start(fed, times=2)
 
 
-async def test_a_server_that_is_not_there_yet_is_waited_for(fed: Federation) -> None:
-    async with fed.agent(manager_of(fed.device(NAME))):
+async def test_a_server_that_is_not_there_yet_is_waited_for(fed: FederationHarness) -> None:
+    async with fed.agent(make_manager(fed.device(CLIENT_NAME))):
         await fed.happens("client", "started")
-        async with ServerPlayed(fed).serving() as server:
+        async with FakeServer(fed).serving() as server:
             await eventually(lambda: server.infos > 0)
             await server.has(1)
-            await asked_to_serve(fed)
+            await wait_for_infer_start(fed)
 
 
-async def test_a_client_that_finds_no_server_in_time_has_failed_and_ends(fed: Federation) -> None:
-    async with fed.agent(manager_of(fed.device(NAME), bootstrap_s=0.3)) as agent:
+async def test_a_client_that_finds_no_server_in_time_has_failed_and_ends(fed: FederationHarness) -> None:
+    async with fed.agent(make_manager(fed.device(CLIENT_NAME), bootstrap_s=0.3)) as agent:
         with pytest.RaisesGroup(BootstrapFailed, allow_unwrapped=True, flatten_subgroups=True):
             await agent.ended()
     told = await fed.reaches("client", "terminated")
@@ -133,32 +145,34 @@ async def test_a_client_that_finds_no_server_in_time_has_failed_and_ends(fed: Fe
 
 
 async def test_a_client_that_finds_no_model_in_time_has_failed_and_tries_again_when_it_is_restarted(
-    fed: Federation,
+    fed: FederationHarness,
 ) -> None:
-    async with ServerPlayed(fed).serving() as server:
-        async with fed.agent(manager_of(fed.device(NAME), bootstrap_s=0.5)) as agent:
+    async with FakeServer(fed).serving() as server:
+        async with fed.agent(make_manager(fed.device(CLIENT_NAME), bootstrap_s=0.5)) as agent:
             with pytest.RaisesGroup(BootstrapFailed, allow_unwrapped=True, flatten_subgroups=True):
                 await agent.ended()
         await server.has(1)
-        async with fed.agent(manager_of(fed.device(NAME))):
-            await asked_to_serve(fed)
+        async with fed.agent(make_manager(fed.device(CLIENT_NAME))):
+            await wait_for_infer_start(fed)
     assert fed.events("client") == ["started", "bootstrap_failed", "restarted", "model_fetched"]
 
 
-async def test_a_server_that_has_no_model_yet_is_told_of_once_and_is_no_warning(fed: Federation) -> None:
+async def test_a_server_that_has_no_model_yet_is_told_of_once_and_is_no_warning(
+    fed: FederationHarness,
+) -> None:
     with capture_logs() as said:
-        async with ServerPlayed(fed).serving() as server, fed.agent(manager_of(fed.device(NAME))):
+        async with FakeServer(fed).serving() as server, fed.agent(make_manager(fed.device(CLIENT_NAME))):
             await eventually(lambda: server.infos >= 3)
             await server.has(1)
-            await asked_to_serve(fed)
+            await wait_for_infer_start(fed)
     assert [one["log_level"] for one in said if one["event"] == "no model yet"] == ["info"]
 
 
 async def test_a_client_that_is_turned_away_ends_with_the_reason(
-    fed: Federation, server: ServerPlayed
+    fed: FederationHarness, server: FakeServer
 ) -> None:
     server.refuses = "not in this federation"
-    async with fed.agent(manager_of(fed.device(NAME))) as agent:
+    async with fed.agent(make_manager(fed.device(CLIENT_NAME))) as agent:
         with pytest.RaisesGroup(
             pytest.RaisesExc(BootstrapFailed, match="client c1 cannot begin: not in this federation"),
             allow_unwrapped=True,
@@ -171,68 +185,68 @@ async def test_a_client_that_is_turned_away_ends_with_the_reason(
 
 
 async def test_a_run_ends_with_its_model_being_served(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
-    await learn(fed, server)
+    await begin_learning(fed, server)
     start = fed.heard(ClientStart)[0]
     assert (start.run, start.code_version) == (RUN, fed.site.task.code_version)
     second = await server.publishes(2)
-    await finished(fed)
+    await send_fin_train(fed)
     update = await fed.hears(InferUpdate)
     assert update.model == second
-    await ready(fed, second)
+    await send_infer_ready(fed, second)
     await fed.reaches("client", "serving")
     assert fed.events("client")[3:] == ["client_start", "fin_train", "infer_ready"]
-    assert served(fed) == 2
+    assert served_version(fed) == 2
 
 
 async def test_a_version_that_comes_after_the_end_of_training_is_waited_for(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
-    await learn(fed, server)
-    await finished(fed)
+    await begin_learning(fed, server)
+    await send_fin_train(fed)
     await fed.reaches("client", "pending_application")
     await server.publishes(2)
     assert (await fed.hears(InferUpdate)).model.version == 2
-    await ready(fed, fed.heard(InferUpdate)[0].model)
+    await send_infer_ready(fed, fed.heard(InferUpdate)[0].model)
     await fed.reaches("client", "serving")
 
 
 async def test_a_run_that_brings_no_version_is_not_waited_for_for_ever(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, monkeypatch: pytest.MonkeyPatch
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.agents.client_manager.agent.APPLY_S", 0.2)
-    await learn(fed, server)
-    await finished(fed)
+    await begin_learning(fed, server)
+    await send_fin_train(fed)
     assert (await fed.happens("client", "no_new_model")).target == "serving"
-    assert served(fed) == 1
+    assert served_version(fed) == 1
 
 
 @pytest.mark.parametrize(("lost", "event"), [(False, "fail_train"), (True, "trainer_lost")])
 async def test_a_failure_in_training_leaves_the_client_serving(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, lost: bool, event: str
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, lost: bool, event: str
 ) -> None:
-    await learn(fed, server)
-    await failed(fed, lost=lost)
+    await begin_learning(fed, server)
+    await send_fail_train(fed, lost=lost)
     told = await fed.happens("client", event)
     assert (told.target, told.reason) == ("serving", "it broke")
 
 
 async def test_who_failed_may_try_once_more_and_then_stays_out(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
-    await learn(fed, server)
+    await begin_learning(fed, server)
     server.open_run = server.invitation()
-    await failed(fed)
+    await send_fail_train(fed)
     await fed.hears(ClientStart, times=2)
-    await failed(fed)
-    assert (await fed.hears(Declined)).reason == f"this client has failed 2 times in {RUN}"
+    await send_fail_train(fed)
+    assert (await fed.hears(ClientDeclined)).reason == f"this client has failed 2 times in {RUN}"
     await server.invites(f"{TASK}-2")  # another run is another matter
     await fed.hears(ClientStart, times=3)
 
 
 async def test_a_run_that_does_not_end_is_left(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, monkeypatch: pytest.MonkeyPatch
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.agents.client_manager.agent.SPARE_S", 0.1)
     await server.invites(plan=RunPlan(rounds=1, recruit_s=0.1, round_s=0.1))
@@ -242,40 +256,40 @@ async def test_a_run_that_does_not_end_is_left(
 
 
 async def test_words_about_another_run_change_nothing(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
-    await learn(fed, server)
-    await finished(fed, f"{TASK}-7")
-    await failed(fed, f"{TASK}-7")
-    await failed(fed)
+    await begin_learning(fed, server)
+    await send_fin_train(fed, f"{TASK}-7")
+    await send_fail_train(fed, f"{TASK}-7")
+    await send_fail_train(fed)
     await fed.happens("client", "fail_train")
     assert fed.events("client")[3:] == ["client_start", "fail_train"]
 
 
 async def test_other_code_is_a_reason_to_stay_out(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await server.invites(code_version="sha256:fedcba98765432100")
-    declined = await fed.hears(Declined)
-    assert (declined.client, declined.run) == (NAME, RUN)
+    declined = await fed.hears(ClientDeclined)
+    assert (declined.client, declined.run) == (CLIENT_NAME, RUN)
     assert declined.reason.startswith("the run is on code fedcba987654, this client on ")
     assert not fed.heard(ClientStart)
 
 
 async def test_who_will_serve_in_a_moment_keeps_the_invitation(
-    fed: Federation, server: ServerPlayed, starting: AgentAtWork
+    fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     await server.invites()
-    await ready(fed, await asked_to_serve(fed))
+    await send_infer_ready(fed, await wait_for_infer_start(fed))
     assert (await fed.hears(ClientStart)).run == RUN
-    assert not fed.heard(Declined)
+    assert not fed.heard(ClientDeclined)
 
 
 async def test_who_was_away_when_a_run_opened_asks_and_joins(
-    fed: Federation, server: ServerPlayed, starting: AgentAtWork
+    fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     server.open_run = server.invitation()
-    await ready(fed, await asked_to_serve(fed))
+    await send_infer_ready(fed, await wait_for_infer_start(fed))
     assert (await fed.hears(ClientStart)).run == RUN
 
 
@@ -283,19 +297,19 @@ async def test_who_was_away_when_a_run_opened_asks_and_joins(
 
 
 async def test_a_published_model_is_served_in_place_of_the_old(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     second = await server.publishes(2)
     update = await fed.hears(InferUpdate)
     assert weights.load(Path(update.path))["w"][0] == 2
-    await ready(fed, second)
+    await send_infer_ready(fed, second)
     await fed.reaches("client", "serving")
     assert fed.events("client")[3:] == ["model_published", "infer_ready"]
-    assert served(fed) == 2
+    assert served_version(fed) == 2
 
 
 async def test_the_same_version_once_more_is_no_news(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await server.publishes(1)
     await server.publishes(2)
@@ -303,52 +317,52 @@ async def test_the_same_version_once_more_is_no_news(
 
 
 async def test_a_refused_model_leaves_the_old_one_serving_and_the_next_is_taken(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     second = await server.publishes(2)
     await fed.hears(InferUpdate)
-    await refused(fed, second, serving=1)
+    await send_infer_refused(fed, second, serving=1)
     told = await fed.happens("client", "infer_refused")
-    assert (told.target, told.reason, served(fed)) == ("serving", "NaN", 1)
+    assert (told.target, told.reason, served_version(fed)) == ("serving", "NaN", 1)
     third = await server.publishes(3)
     await fed.hears(InferUpdate, times=2)
-    await ready(fed, third)
+    await send_infer_ready(fed, third)
     await fed.happens("client", "infer_ready", times=2)
-    assert served(fed) == 3
+    assert served_version(fed) == 3
 
 
 async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_nor_tried_again(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
     await fed.hears(InferUpdate)
-    await ready(fed, second)
+    await send_infer_ready(fed, second)
     await fed.happens("client", "infer_ready", times=2)
-    await returned(fed, first, second)
+    await send_model_rolled_back(fed, first, second)
     assert (await fed.happens("client", "model_returned")).reason == "it errs"
-    assert served(fed) == 1
-    await learn(fed, server)
-    await failed(fed)  # it looks about for what is new, and there is nothing
+    assert served_version(fed) == 1
+    await begin_learning(fed, server)
+    await send_fail_train(fed)  # it looks about for what is new, and there is nothing
     await fed.happens("client", "fail_train")
-    assert served(fed) == 1
-    await returned(fed, first, second)  # told twice
+    assert served_version(fed) == 1
+    await send_model_rolled_back(fed, first, second)  # told twice
     third = await server.publishes(3)
     await fed.hears(InferUpdate, times=2)
-    await ready(fed, third)
+    await send_infer_ready(fed, third)
     await fed.happens("client", "infer_ready", times=3)
     assert fed.events("client").count("model_returned") == 1
-    assert served(fed) == 3
+    assert served_version(fed) == 3
 
 
 async def test_a_model_that_was_gone_back_from_is_handed_over_again_when_the_server_names_it_anew(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     server.term = 4
     first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
     assert (await fed.hears(InferUpdate)).term == 4
-    await ready(fed, second)
+    await send_infer_ready(fed, second)
     await fed.happens("client", "infer_ready", times=2)
-    await returned(fed, first, second)
+    await send_model_rolled_back(fed, first, second)
     await fed.happens("client", "model_returned")
     server.term = 5
     await server.publishes(2)
@@ -356,68 +370,68 @@ async def test_a_model_that_was_gone_back_from_is_handed_over_again_when_the_ser
 
 
 async def test_who_goes_back_while_its_device_learns_says_so_with_the_next_step(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
     await fed.hears(InferUpdate)
-    await ready(fed, second)
+    await send_infer_ready(fed, second)
     await fed.happens("client", "infer_ready", times=2)
-    await learn(fed, server)
-    await returned(fed, first, second)
-    await failed(fed)
+    await begin_learning(fed, server)
+    await send_model_rolled_back(fed, first, second)
+    await send_fail_train(fed)
     assert (await fed.happens("client", "fail_train")).target == "serving"
-    assert served(fed) == 1
+    assert served_version(fed) == 1
 
 
 async def test_a_client_that_starts_and_is_refused_the_newest_model_says_which_one_serves_still(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     first = fed.heard(InferStart)[0].model
     await server.has(2)
     await client.restart()
-    second = await asked_to_serve(fed, times=2)
-    await refused(fed, second, serving=1, still=first)
+    second = await wait_for_infer_start(fed, times=2)
+    await send_infer_refused(fed, second, serving=1, still=first)
     await fed.happens("client", "infer_refused")
-    assert served(fed) == 1
+    assert served_version(fed) == 1
 
 
 async def test_where_nothing_serves_yet_a_refused_model_is_tried_again_until_one_is_taken(
-    fed: Federation, server: ServerPlayed, starting: AgentAtWork
+    fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
-    await refused(fed, await asked_to_serve(fed), serving=None)
-    await refused(fed, await asked_to_serve(fed, times=2), serving=None)
+    await send_infer_refused(fed, await wait_for_infer_start(fed), serving=None)
+    await send_infer_refused(fed, await wait_for_infer_start(fed, times=2), serving=None)
     await server.has(2)
-    again = await asked_to_serve(fed, times=3)
-    await ready(fed, again)
+    again = await wait_for_infer_start(fed, times=3)
+    await send_infer_ready(fed, again)
     await fed.reaches("client", "serving")
     assert fed.events("client")[2:] == ["infer_retried", "infer_retried", "infer_ready"]
 
 
 async def test_a_word_about_an_older_model_is_not_taken_for_the_new_one(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     first = fed.heard(InferStart)[0].model
     second = await server.publishes(2)
     await fed.hears(InferUpdate)
-    await ready(fed, first)  # told twice
-    await ready(fed, second)
+    await send_infer_ready(fed, first)  # told twice
+    await send_infer_ready(fed, second)
     await fed.happens("client", "infer_ready", times=2)
-    assert served(fed) == 2
+    assert served_version(fed) == 2
     assert fed.events("client")[3:] == ["model_published", "infer_ready"]
 
 
 async def test_an_inference_agent_that_says_nothing_is_not_waited_for_for_ever(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, monkeypatch: pytest.MonkeyPatch
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.agents.client_manager.agent.APPLY_S", 0.2)
     await server.publishes(2)
     told = await fed.happens("client", "infer_refused")
     assert "did not answer within 0.2 s" in told.reason
-    assert served(fed) == 1
+    assert served_version(fed) == 1
 
 
 async def test_a_model_that_is_not_given_out_for_a_moment_is_fetched_all_the_same(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     model, blob = await server.has(2)
     server.offers.pop().release()  # the server manager was restarted in between
@@ -433,7 +447,7 @@ async def test_a_model_that_is_not_given_out_for_a_moment_is_fetched_all_the_sam
 
 
 async def test_code_that_is_ours_is_no_news(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     ours = fed.site.task.code_version
     await fed.say(CodePublished(task=TASK, code_version=ours), by="server-manager")
@@ -443,7 +457,7 @@ async def test_code_that_is_ours_is_no_news(
 
 
 async def test_a_device_whose_code_is_a_directory_says_how_to_follow_a_repository(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await fed.say(CodePublished(task=TASK, code_version="sha256:abcdef0123456"), by="server-manager")
     told = await fed.happens("client", "code_refused")
@@ -458,70 +472,71 @@ async def test_a_device_whose_code_is_a_directory_says_how_to_follow_a_repositor
 
 
 async def test_killed_while_it_serves_it_begins_again_and_serves(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await client.restart()
-    await ready(fed, await asked_to_serve(fed, times=2))
+    await send_infer_ready(fed, await wait_for_infer_start(fed, times=2))
     await fed.happens("client", "infer_ready", times=2)
     assert fed.events("client")[3:] == ["restarted", "model_fetched", "infer_ready"]
 
 
 async def test_killed_while_it_applies_a_model_it_begins_again(
-    fed: Federation, server: ServerPlayed, starting: AgentAtWork
+    fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     await starting.restart()
     told = await fed.happens("client", "restarted")
     assert told.source == "pending_application"
-    await asked_to_serve(fed, times=2)
+    await wait_for_infer_start(fed, times=2)
 
 
 async def test_killed_while_it_learns_it_finds_its_run_again(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
-    await learn(fed, server)
+    await begin_learning(fed, server)
     server.open_run = server.invitation()
     await client.restart()
-    await ready(fed, await asked_to_serve(fed, times=2))
+    await send_infer_ready(fed, await wait_for_infer_start(fed, times=2))
     await fed.hears(ClientStart, times=2)
     second = await server.publishes(2)
     server.open_run = None
-    await finished(fed)
+    await send_fin_train(fed)
     await fed.hears(InferUpdate)
-    await ready(fed, second)
+    await send_infer_ready(fed, second)
     await fed.reaches("client", "serving")
-    assert served(fed) == 2
+    assert served_version(fed) == 2
 
 
-async def test_killed_while_it_syncs_it_begins_again(fed: Federation, server: ServerPlayed) -> None:
-    device = fed.device(NAME)
-    bus = await fed.speaker("client-manager", NAME)
-    async with Lives.open(bus, device.outbox("client-manager")) as lives:
-        life = await lives.of(CLIENT, ClientFacts(task=TASK, client=NAME))
-        await life.bear("started")
-        for event in ("model_fetched", "infer_ready", "code_published"):
-            await life.move(event)
+async def test_killed_while_it_syncs_it_begins_again(fed: FederationHarness, server: FakeServer) -> None:
+    device = fed.device(CLIENT_NAME)
+    bus = await fed.speaker("client-manager", CLIENT_NAME)
+    async with LifecycleStore.open(bus, device.outbox("client-manager")) as lives:
+        life = await lives.of(CLIENT, ClientData(task=TASK, client=CLIENT_NAME))
+        await life.create()
+        await life.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
+        await life.transition(ClientEvent.INFER_READY)
+        await life.transition(ClientEvent.CODE_PUBLISHED)
     async with fed.agent(lambda stop: client_manager(device, stop)):
-        await asked_to_serve(fed)
+        await wait_for_infer_start(fed)
     assert (await fed.happens("client", "restarted")).source == "syncing"
 
 
 async def test_of_two_owners_of_one_client_the_first_is_refused_and_ends(
-    fed: Federation, server: ServerPlayed
+    fed: FederationHarness, server: FakeServer
 ) -> None:
-    async with fed.agent(manager_of(fed.device(NAME))) as first:
-        await ready(fed, await asked_to_serve(fed))
+    async with fed.agent(make_manager(fed.device(CLIENT_NAME))) as first:
+        await send_infer_ready(fed, await wait_for_infer_start(fed))
         await fed.reaches("client", "serving")
-        copy = Device(
+        copy = ClientConfig(
             fed.site.__class__(fed.site.nats_url, fed.site.federation, fed.site.home / "copy", fed.site.task),
-            fed.device(NAME).client,
+            fed.device(CLIENT_NAME).client,
         )
-        async with fed.agent(manager_of(copy)):
-            await asked_to_serve(fed, times=2)
-            await ready(fed, fed.heard(InferStart)[0].model)
+        async with fed.agent(make_manager(copy)):
+            await wait_for_infer_start(fed, times=2)
+            await send_infer_ready(fed, fed.heard(InferStart)[0].model)
             await fed.happens("client", "infer_ready", times=2)
             await server.publishes(2)  # both hear of it, and both would move
-            with pytest.RaisesGroup(MovedByAnother, allow_unwrapped=True, flatten_subgroups=True):
+            with pytest.RaisesGroup(StaleOwner, allow_unwrapped=True, flatten_subgroups=True):
                 await first.ended()
     # what was refused is not said after the next start either: the history stays a walk
-    async with fed.agent(manager_of(fed.device(NAME))):
+    async with fed.agent(make_manager(fed.device(CLIENT_NAME))):
         await fed.happens("client", "restarted", times=2)

@@ -7,23 +7,29 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.client_side import NAME, RUN, ServerPlayed, asked_to_serve, ready, refused
-from support.federation import TASK, TINY, AgentAtWork, Federation
-from support.repositories import Repository, Signer, signer
+from support.client_side import (
+    CLIENT_NAME,
+    RUN,
+    FakeServer,
+    send_infer_ready,
+    send_infer_refused,
+    wait_for_infer_start,
+)
+from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
+from support.repositories import CommitSigner, Repository, make_signer
 
 from fedbus.app.composition.agents import client_manager
-from fedbus.contracts.client import ClientFacts, ClientStart, Declined, FinTrain, InferUpdate
-from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused, Cohort
+from fedbus.contracts.client import ClientData, ClientDeclined, ClientStart, FinTrain, InferUpdate
+from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused, RolloutCohort
 from fedbus.stores.code.open import open_code
-from fedbus.stores.models.signing import Signer as ModelSigner
-from fedbus.stores.models.signing import TrustedKeys, generate
+from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
 
 @pytest.fixture
-async def repository(fed: Federation, ada: Signer, tmp_path: Path) -> Repository:
+async def repository(fed: FederationHarness, ada: CommitSigner, tmp_path: Path) -> Repository:
     """The tiny task's; the federation's devices follow it."""
     path = tmp_path / "repository"
-    shutil.copytree(TINY, path, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TINY_TASK, path, ignore=shutil.ignore_patterns("__pycache__"))
     repository = Repository(path)
     repository.git("init", "--quiet", "--initial-branch=main")
     repository.commit(subject="the task", by=ada)
@@ -36,35 +42,39 @@ async def repository(fed: Federation, ada: Signer, tmp_path: Path) -> Repository
 
 
 @pytest.fixture
-async def server(fed: Federation, repository: Repository) -> AsyncIterator[ServerPlayed]:
-    async with ServerPlayed(fed).serving() as server:
+async def server(fed: FederationHarness, repository: Repository) -> AsyncIterator[FakeServer]:
+    async with FakeServer(fed).serving() as server:
         await server.has(1)
         server.code = CodePlan(code_version=repository.head)
         yield server
 
 
 @pytest.fixture
-async def client(fed: Federation, server: ServerPlayed) -> AsyncIterator[AgentAtWork]:
+async def client(fed: FederationHarness, server: FakeServer) -> AsyncIterator[RunningAgent]:
     """A client that serves."""
-    async with fed.agent(lambda stop: client_manager(fed.device(NAME), stop)) as agent:
-        await ready(fed, await asked_to_serve(fed))
+    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)) as agent:
+        await send_infer_ready(fed, await wait_for_infer_start(fed))
         await fed.reaches("client", "serving")
         yield agent
 
 
-async def publish(fed: Federation, stable: str, candidate: str = "", **more: object) -> None:
+async def publish(fed: FederationHarness, stable: str, candidate: str = "", **more: object) -> None:
     said = {"task": TASK, "code_version": stable, "candidate": candidate, **more}
     await fed.say(CodePublished.model_validate(said), by="server-manager")
 
 
-def version_of(fed: Federation) -> str:
+def version_of(fed: FederationHarness) -> str:
     facts = fed.last("client").facts
-    assert isinstance(facts, ClientFacts)
+    assert isinstance(facts, ClientData)
     return facts.code_version
 
 
 async def test_new_code_is_fetched_checked_tried_by_the_inference_agent_and_then_ready(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
@@ -72,22 +82,26 @@ async def test_new_code_is_fetched_checked_tried_by_the_inference_agent_and_then
     update = await fed.hears(InferUpdate)
     assert (update.model.version, update.code_version) == (1, new)
     assert fed.heard(CodeReady) == []
-    await ready(fed, update.model, new)
+    await send_infer_ready(fed, update.model, new)
     said = await fed.hears(CodeReady)
-    assert (said.client, said.code_version) == (NAME, new)
+    assert (said.client, said.code_version) == (CLIENT_NAME, new)
     await fed.happens("client", "code_ready")
     assert fed.events("client")[3:] == ["code_published", "code_ready"]
     assert version_of(fed) == new
 
 
 async def test_code_that_the_inference_agent_cannot_serve_with_is_refused(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
     update = await fed.hears(InferUpdate)
-    await refused(fed, update.model, serving=1, code_version=new)
+    await send_infer_refused(fed, update.model, serving=1, code_version=new)
     said = await fed.hears(CodeRefused)
     assert (said.reason, said.stays_on) == ("NaN", old)
     await fed.happens("client", "code_refused")
@@ -104,11 +118,11 @@ async def test_code_that_the_inference_agent_cannot_serve_with_is_refused(
     ids=["an import that fails", "no model", "no task"],
 )
 async def test_code_that_does_not_work_is_refused_and_the_device_serves_on(
-    fed: Federation,
-    server: ServerPlayed,
-    client: AgentAtWork,
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
     repository: Repository,
-    ada: Signer,
+    ada: CommitSigner,
     files: dict[str, str],
     reason: str,
 ) -> None:
@@ -121,7 +135,7 @@ async def test_code_that_does_not_work_is_refused_and_the_device_serves_on(
 
 
 async def test_unsigned_code_is_refused_whatever_the_server_says(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
 ) -> None:
     old = repository.head
     unsigned = repository.commit({"tiny/__init__.py": "print('gotcha')\n"})
@@ -131,7 +145,7 @@ async def test_unsigned_code_is_refused_whatever_the_server_says(
 
 
 async def test_refused_code_is_not_tried_again_but_said_again(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
 ) -> None:
     old = repository.head
     unsigned = repository.commit({"tiny/__init__.py": "REVISION = 2\n"})
@@ -144,14 +158,14 @@ async def test_refused_code_is_not_tried_again_but_said_again(
 
 
 async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
-    fed: Federation,
-    server: ServerPlayed,
-    client: AgentAtWork,
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
     repository: Repository,
     tmp_path: Path,
 ) -> None:
     old = repository.head
-    bob = signer("bob", tmp_path)
+    bob = make_signer("bob", tmp_path)
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=bob)
     await publish(fed, old, new, attempt=1)
     assert (await fed.hears(CodeRefused)).attempt == 1
@@ -159,16 +173,20 @@ async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
     with (tmp_path / "allowed_signers").open("a") as allowed:
         allowed.write(bob.line())
     await publish(fed, old, new, attempt=2)
-    await ready(fed, (await fed.hears(InferUpdate)).model, new)
+    await send_infer_ready(fed, (await fed.hears(InferUpdate)).model, new)
     assert (await fed.hears(CodeReady)).attempt == 2
 
 
 async def test_who_is_not_of_the_cohort_stays_where_it_is(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await publish(fed, old, new, cohort=Cohort(labels={"site": "lab"}).model_dump())
+    await publish(fed, old, new, cohort=RolloutCohort(labels={"site": "lab"}).model_dump())
     await server.publishes(2)  # heard after it
     update = await fed.hears(InferUpdate)
     assert update.code_version == old
@@ -176,22 +194,26 @@ async def test_who_is_not_of_the_cohort_stays_where_it_is(
 
 
 async def test_labels_make_a_device_one_of_the_cohort(
-    fed: Federation, server: ServerPlayed, repository: Repository, ada: Signer
+    fed: FederationHarness, server: FakeServer, repository: Repository, ada: CommitSigner
 ) -> None:
-    device = replace(fed.device(NAME), labels={"site": "lab"})
+    device = replace(fed.device(CLIENT_NAME), labels={"site": "lab"})
     old = repository.head
     async with fed.agent(lambda stop: client_manager(device, stop)):
-        await ready(fed, await asked_to_serve(fed))
+        await send_infer_ready(fed, await wait_for_infer_start(fed))
         facts = (await fed.reaches("client", "serving")).facts
-        assert isinstance(facts, ClientFacts)
+        assert isinstance(facts, ClientData)
         assert facts.labels == {"site": "lab"}
         new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-        await publish(fed, old, new, cohort=Cohort(labels={"site": "lab"}).model_dump())
+        await publish(fed, old, new, cohort=RolloutCohort(labels={"site": "lab"}).model_dump())
         assert (await fed.hears(InferUpdate)).code_version == new
 
 
 async def test_a_device_that_trains_changes_over_when_the_run_is_over(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     await server.invites()
@@ -199,50 +221,62 @@ async def test_a_device_that_trains_changes_over_when_the_run_is_over(
     await fed.reaches("client", "learning")
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
-    closed = FinTrain(task=TASK, client=NAME, run=RUN, new_model=False)
+    closed = FinTrain(task=TASK, client=CLIENT_NAME, run=RUN, new_model=False)
     await fed.say(closed, by="flower-client")
     assert (await fed.hears(InferUpdate)).code_version == new
     assert fed.events("client")[3:] == ["client_start", "fin_train", "no_new_model", "code_published"]
 
 
 async def test_a_device_that_comes_back_catches_up_before_it_serves(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await client.kill()
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     server.code = CodePlan(code_version=new)
     client.start()
-    await asked_to_serve(fed, times=2)
+    await wait_for_infer_start(fed, times=2)
     assert (await fed.hears(CodeReady)).code_version == new
     assert (await fed.happens("client", "model_fetched", times=2)).facts.code_version == new  # type: ignore[union-attr]
 
 
 async def test_everybody_goes_back_when_a_rollout_is_reverted(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
-    await ready(fed, (await fed.hears(InferUpdate)).model, new)
+    await send_infer_ready(fed, (await fed.hears(InferUpdate)).model, new)
     await fed.happens("client", "code_ready")
     await publish(fed, old)
     back = await fed.hears(InferUpdate, times=2)
     assert back.code_version == old
-    await ready(fed, back.model, old)
+    await send_infer_ready(fed, back.model, old)
     await fed.happens("client", "code_ready", times=2)
     assert version_of(fed) == old
 
 
 async def test_a_run_of_other_code_is_declined_and_both_are_named(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository
+    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
 ) -> None:
     await server.invites(code_version="b" * 40)
-    said = await fed.hears(Declined)
+    said = await fed.hears(ClientDeclined)
     assert said.reason == f"the run is on code {'b' * 12}, this client on {repository.head[:12]}"
 
 
 async def test_a_repository_that_is_away_is_waited_for_while_the_device_serves(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: FakeServer,
+    client: RunningAgent,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
@@ -260,17 +294,17 @@ async def test_a_repository_that_is_away_is_waited_for_while_the_device_serves(
 
 @pytest.fixture
 def keys(tmp_path: Path) -> tuple[ModelSigner, TrustedKeys]:
-    public = generate(tmp_path / "fedbus.key")
+    public = generate_key(tmp_path / "fedbus.key")
     return ModelSigner.read(tmp_path / "fedbus.key"), TrustedKeys.read(public)
 
 
 async def test_where_keys_are_trusted_a_signed_model_is_served_and_an_unsigned_one_is_not(
-    fed: Federation, server: ServerPlayed, keys: tuple[ModelSigner, TrustedKeys]
+    fed: FederationHarness, server: FakeServer, keys: tuple[ModelSigner, TrustedKeys]
 ) -> None:
     server.signer, trusted = keys
     fed.site = replace(fed.site, trusted=trusted)
-    async with fed.agent(lambda stop: client_manager(fed.device(NAME), stop)):
-        await ready(fed, await asked_to_serve(fed))
+    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)):
+        await send_infer_ready(fed, await wait_for_infer_start(fed))
         await fed.reaches("client", "serving")
         server.signer = None
         await server.publishes(2)
@@ -280,14 +314,14 @@ async def test_where_keys_are_trusted_a_signed_model_is_served_and_an_unsigned_o
 
 
 async def test_a_model_with_a_stranger_s_signature_is_never_active(
-    fed: Federation, server: ServerPlayed, keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path
+    fed: FederationHarness, server: FakeServer, keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path
 ) -> None:
     server.signer, trusted = keys
     fed.site = replace(fed.site, trusted=trusted)
-    async with fed.agent(lambda stop: client_manager(fed.device(NAME), stop)):
-        await ready(fed, await asked_to_serve(fed))
+    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)):
+        await send_infer_ready(fed, await wait_for_infer_start(fed))
         await fed.reaches("client", "serving")
-        generate(tmp_path / "stranger.key")
+        generate_key(tmp_path / "stranger.key")
         server.signer = ModelSigner.read(tmp_path / "stranger.key")
         await server.publishes(2)
         told = await fed.happens("client", "infer_refused")
@@ -296,11 +330,11 @@ async def test_a_model_with_a_stranger_s_signature_is_never_active(
 
 
 async def test_what_a_run_came_to_and_was_kept_back_is_not_waited_for(
-    fed: Federation, server: ServerPlayed, client: AgentAtWork
+    fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await server.invites()
     await fed.hears(ClientStart)
     await fed.reaches("client", "learning")
-    await fed.say(FinTrain(task=TASK, client=NAME, run=RUN, new_model=False), by="flower-client")
+    await fed.say(FinTrain(task=TASK, client=CLIENT_NAME, run=RUN, new_model=False), by="flower-client")
     told = await fed.happens("client", "no_new_model")
     assert (told.source, told.target) == ("pending_application", "serving")

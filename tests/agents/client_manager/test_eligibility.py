@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import NatsServer
-from support.client_side import RUN, ServerPlayed, asked_to_serve, ready
-from support.federation import TASK, Federation, federation, tiny_task
+from support.client_side import RUN, FakeServer, send_infer_ready, wait_for_infer_start
+from support.federation import TASK, FederationHarness, open_federation, tiny_task
 
-from fedbus.agents.client_manager.eligibility import CAPTURED, device_facts, ineligible
+from fedbus.agents.client_manager.eligibility import CAPTURED_DATABASE, check_eligibility, read_device_facts
 from fedbus.app.composition.agents import client_manager
-from fedbus.contracts.client import ClientStart, Declined
-from fedbus.contracts.expressions.eligibility_rule import WORDS
+from fedbus.contracts.client import ClientDeclined, ClientStart
+from fedbus.contracts.expressions.eligibility_rule import RULE_VARIABLES
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.stores.captured.store import CapturedData
 
@@ -30,7 +30,7 @@ def task_with(directory: Path, rule: str, again_s: float = 0.1) -> Task:
 
 
 async def capture(directory: Path, labelled: int) -> None:
-    captured = CapturedData(directory / CAPTURED)
+    captured = CapturedData(directory / CAPTURED_DATABASE)
     for _ in range(labelled):
         captured.add(np.zeros(3, np.float32), np.zeros(4, np.float32), 1, model_version=1)
     await captured.written()
@@ -38,15 +38,15 @@ async def capture(directory: Path, labelled: int) -> None:
 
 
 def test_every_word_of_a_rule_is_read_on_every_device(tmp_path: Path) -> None:
-    facts = device_facts(set(WORDS), tmp_path, None)
-    assert facts.keys() == WORDS.keys()
+    facts = read_device_facts(set(RULE_VARIABLES), tmp_path, None)
+    assert facts.keys() == RULE_VARIABLES.keys()
     assert facts["labelled"] == 0
     assert facts["model_age"] is None
     assert all(0 <= (facts[name] or 0) <= 100 for name in ("cpu", "memory", "disk"))
 
 
 def test_only_what_a_rule_speaks_of_is_read(tmp_path: Path) -> None:
-    assert device_facts({"hour"}, tmp_path, None).keys() == {"hour"}
+    assert read_device_facts({"hour"}, tmp_path, None).keys() == {"hour"}
 
 
 def test_a_model_is_as_old_as_its_file_and_so_over_a_restart(tmp_path: Path) -> None:
@@ -54,14 +54,14 @@ def test_a_model_is_as_old_as_its_file_and_so_over_a_restart(tmp_path: Path) -> 
     model.touch()
     an_hour_ago = time.time() - 3600
     os.utime(model, (an_hour_ago, an_hour_ago))
-    assert device_facts({"model_age"}, tmp_path, model)["model_age"] == pytest.approx(3600, abs=60)
+    assert read_device_facts({"model_age"}, tmp_path, model)["model_age"] == pytest.approx(3600, abs=60)
 
 
 async def test_captured_rows_count_without_those_that_are_held_out(tmp_path: Path) -> None:
     await capture(tmp_path, 12)
-    assert device_facts({"labelled"}, tmp_path, None)["labelled"] == 12
+    assert read_device_facts({"labelled"}, tmp_path, None)["labelled"] == 12
     table = task_with(tmp_path, "labelled >= 64 and weekday in mon..sun").table
-    why_not = await ineligible(table, tmp_path, None)
+    why_not = await check_eligibility(table, tmp_path, None)
     assert why_not is not None
     assert why_not.facts["labelled"] < 12
     assert why_not.reason == f"labelled is {why_not.facts['labelled']:g}, and should be at least 64"
@@ -69,25 +69,27 @@ async def test_captured_rows_count_without_those_that_are_held_out(tmp_path: Pat
 
 
 @pytest.fixture
-async def ruled(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Federation]:
-    async with federation(nats.url, tmp_path, task=task_with(tmp_path, "labelled >= 3")) as fed:
+async def ruled(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarness]:
+    async with open_federation(nats.url, tmp_path, task=task_with(tmp_path, "labelled >= 3")) as fed:
         yield fed
 
 
-async def test_it_declines_with_the_figures_and_joins_the_same_run_when_it_may(ruled: Federation) -> None:
+async def test_it_declines_with_the_figures_and_joins_the_same_run_when_it_may(
+    ruled: FederationHarness,
+) -> None:
     device = ruled.device("c1")
-    async with ServerPlayed(ruled).serving() as server:
+    async with FakeServer(ruled).serving() as server:
         await server.has(1)
         async with ruled.agent(lambda stop: client_manager(device, stop)):
-            await ready(ruled, await asked_to_serve(ruled))
+            await send_infer_ready(ruled, await wait_for_infer_start(ruled))
             await ruled.reaches("client", "serving")
             server.open_run = server.invitation()
             await server.invites()
-            declined = await ruled.hears(Declined)
+            declined = await ruled.hears(ClientDeclined)
             assert (declined.run, declined.rule, declined.facts) == (RUN, "labelled >= 3", {"labelled": 0})
             assert declined.reason == "labelled is 0, and should be at least 3"
 
             await capture(device.directory, 20)
             start = await ruled.hears(ClientStart)
             assert (start.run, start.task) == (RUN, TASK)
-            assert len(ruled.heard(Declined)) == 1, "the same no is not said again and again"
+            assert len(ruled.heard(ClientDeclined)) == 1, "the same no is not said again and again"

@@ -13,7 +13,7 @@ def test_so_many_are_given_and_no_more(tmp_path: Path) -> None:
     assert first
     assert second
     assert slots.take("cifar-1") is None
-    assert sorted(slots.holders()) == ["fashion-1", "mnist-1"]
+    assert sorted(slots.list_holders()) == ["fashion-1", "mnist-1"]
 
 
 def test_what_is_given_back_may_be_taken_again_and_by_others(tmp_path: Path) -> None:

@@ -16,20 +16,22 @@ from fedbus.agents.common.child_process import (
     MAX_ANSWER_BYTES,
     ChildNotStarted,
     ChildProcess,
-    how_it_ended,
-    last_words,
-    python_module,
+    describe_exit,
+    log_tail,
+    module_command,
 )
 
 SLEEPS = "import time; print('up', flush=True); time.sleep(1000)"
-DEAF = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
+IGNORES_SIGTERM = f"import signal; signal.signal(signal.SIGTERM, signal.SIG_IGN); {SLEEPS}"
 STARTS_ANOTHER = (
-    f"import subprocess, sys; print(subprocess.Popen([sys.executable, '-c', {DEAF!r}]).pid, flush=True)"
+    "import subprocess, sys; "
+    f"print(subprocess.Popen([sys.executable, '-c', {IGNORES_SIGTERM!r}]).pid, flush=True)"
 )
-WATCHES = f"from fedbus.agents.common.child_process import parent_watch; parent_watch(grace_s=0.1); {SLEEPS}"
-WATCHES_DEAF = (
-    f"from fedbus.agents.common.child_process import parent_watch; parent_watch(grace_s=0.1); {DEAF}"
+WATCH = (
+    "from fedbus.agents.common.child_process import exit_when_parent_dies; exit_when_parent_dies(grace_s=0.1)"
 )
+WATCHES = f"{WATCH}; {SLEEPS}"
+WATCHES_IGNORING_SIGTERM = f"{WATCH}; {IGNORES_SIGTERM}"
 LEAVES_TO_THE_LOOP = """
 import asyncio, sys
 from fedbus.agents.common.child_process import ChildProcess
@@ -76,7 +78,7 @@ async def test_leaving_the_block_ends_the_child() -> None:
 
 async def test_a_deaf_child_is_killed_after_the_bound() -> None:
     said: list[str] = []
-    async with ChildProcess("deaf", *python(DEAF), output=said.append, stop_s=0.05) as child:
+    async with ChildProcess("deaf", *python(IGNORES_SIGTERM), output=said.append, stop_s=0.05) as child:
         await eventually(lambda: said == ["up"])
 
     assert child.returncode == -signal.SIGKILL
@@ -125,7 +127,7 @@ async def test_a_cancelled_block_still_ends_the_child() -> None:
 
 async def test_cancelled_while_it_waits_for_a_deaf_child_it_kills_at_once() -> None:
     said: list[str] = []
-    async with ChildProcess("deaf", *python(DEAF), output=said.append, stop_s=1000) as child:
+    async with ChildProcess("deaf", *python(IGNORES_SIGTERM), output=said.append, stop_s=1000) as child:
         await eventually(lambda: said == ["up"])
         stop = asyncio.create_task(child.stop())
         await asyncio.sleep(0)
@@ -137,7 +139,7 @@ async def test_cancelled_while_it_waits_for_a_deaf_child_it_kills_at_once() -> N
 
 async def test_however_often_it_is_cancelled_the_child_is_over_when_its_block_is() -> None:
     said: list[str] = []
-    deaf = ChildProcess("deaf", *python(DEAF), output=said.append, stop_s=1000)
+    deaf = ChildProcess("deaf", *python(IGNORES_SIGTERM), output=said.append, stop_s=1000)
 
     async def hold() -> None:
         async with deaf as child:
@@ -155,13 +157,15 @@ async def test_however_often_it_is_cancelled_the_child_is_over_when_its_block_is
 async def test_a_child_that_is_left_to_a_loop_that_closes_leaves_no_complaint() -> None:
     """As a handler of nats-py is, whose connection goes while it builds a model."""
     said: list[str] = []
-    async with ChildProcess("leaves", *python(LEAVES_TO_THE_LOOP, DEAF), output=said.append) as leaves:
+    async with ChildProcess(
+        "leaves", *python(LEAVES_TO_THE_LOOP, IGNORES_SIGTERM), output=said.append
+    ) as leaves:
         assert await leaves.ended() == 0
 
     assert said == ["up", str(-signal.SIGKILL.value)]
 
 
-@pytest.mark.parametrize("child", [WATCHES, WATCHES_DEAF], ids=["hearing", "deaf"])
+@pytest.mark.parametrize("child", [WATCHES, WATCHES_IGNORING_SIGTERM], ids=["hearing", "deaf"])
 async def test_a_child_ends_when_its_parent_is_killed(child: str) -> None:
     said: list[str] = []
     async with ChildProcess("parent", *python(PARENT, child), output=said.append) as parent:
@@ -175,7 +179,8 @@ async def test_a_child_ends_when_its_parent_is_killed(child: str) -> None:
 async def test_what_a_watched_child_starts_does_not_share_the_lifeline() -> None:
     said: list[str] = []
     code = (
-        "from fedbus.agents.common.child_process import parent_watch; import subprocess; parent_watch(); "
+        "from fedbus.agents.common.child_process import exit_when_parent_dies; "
+        "import subprocess; exit_when_parent_dies(); "
         "print(subprocess.run(['cat'], capture_output=True).returncode, flush=True)"
     )
     async with ChildProcess("child", *python(code), output=said.append) as child:
@@ -193,18 +198,18 @@ async def test_output_goes_to_a_file_whose_end_tells_why(tmp_path: Path) -> None
 
 
 async def test_an_answer_is_its_own_whatever_the_child_prints_after_it(tmp_path: Path) -> None:
-    code = "from fedbus.agents.common.child_process import given_up; n = given_up('no model'); print('{}'); raise SystemExit(n)"  # noqa: E501
+    code = "from fedbus.agents.common.child_process import exit_with_reason; n = exit_with_reason('no model'); print('{}'); raise SystemExit(n)"  # noqa: E501
     async with ChildProcess("builder", *python(code), output=tmp_path / "child.log") as child:
         await child.ended()
 
     assert child.answer == "no model"
-    assert child.how_it_ended() == "ended with code 1: no model"
+    assert child.describe_exit() == "ended with code 1: no model"
     assert "no model" in (tmp_path / "child.log").read_text(), "for whoever looks there"
 
 
 async def test_an_answer_is_heard_of_a_child_that_was_stopped_or_killed() -> None:
     said: list[str] = []
-    code = f"from fedbus.agents.common.child_process import answer; answer('so far'); {DEAF}"
+    code = f"from fedbus.agents.common.child_process import write_answer; write_answer('so far'); {IGNORES_SIGTERM}"
     async with ChildProcess("deaf", *python(code), output=said.append, stop_s=0.05) as child:
         await eventually(lambda: said == ["up"])
 
@@ -212,7 +217,7 @@ async def test_an_answer_is_heard_of_a_child_that_was_stopped_or_killed() -> Non
 
 
 async def test_an_answer_is_taken_up_to_its_bound() -> None:
-    code = "from fedbus.agents.common.child_process import answer; answer('x' * 1_000_000)"
+    code = "from fedbus.agents.common.child_process import write_answer; write_answer('x' * 1_000_000)"
     async with ChildProcess("talker", *python(code)) as child:
         await child.ended()
 
@@ -223,7 +228,7 @@ async def test_who_died_without_a_word_is_told_of_by_its_end_and_its_log(tmp_pat
     async with ChildProcess("falls", *python("raise SystemExit('two')"), output=tmp_path / "log") as child:
         await child.ended()
 
-    assert (child.answer, child.how_it_ended()) == ("", "ended with code 1: two")
+    assert (child.answer, child.describe_exit()) == ("", "ended with code 1: two")
 
 
 async def test_a_line_without_end_comes_in_pieces() -> None:
@@ -238,7 +243,7 @@ async def test_a_line_without_end_comes_in_pieces() -> None:
 async def test_a_child_is_in_the_trace_of_its_parent() -> None:
     said: list[str] = []
     code = (
-        "from fedbus.agents.common.child_process import trace_of_parent; from opentelemetry import trace; "
+        "from fedbus.agents.common.child_process import parent_trace; from opentelemetry import trace; "
         "print(format(trace.get_current_span(trace_of_parent()).get_span_context().trace_id, '032x'))"
     )
     with TracerProvider().get_tracer("test").start_as_current_span("a run") as span:
@@ -255,13 +260,13 @@ async def test_a_program_that_is_not_there_is_named() -> None:
 
 
 def test_a_module_runs_in_this_python() -> None:
-    assert python_module("fedbus.x", "a") == (sys.executable, "-m", "fedbus.x", "a")
+    assert module_command("fedbus.x", "a") == (sys.executable, "-m", "fedbus.x", "a")
 
 
 def test_an_end_in_words() -> None:
-    assert how_it_ended(1) == "ended with code 1"
-    assert how_it_ended(-signal.SIGKILL) == "was killed (SIGKILL, perhaps for want of memory)"
+    assert describe_exit(1) == "ended with code 1"
+    assert describe_exit(-signal.SIGKILL) == "was killed (SIGKILL, perhaps for want of memory)"
 
 
 def test_there_are_no_last_words_where_there_is_no_log(tmp_path: Path) -> None:
-    assert last_words(tmp_path / "nothing") == ""
+    assert log_tail(tmp_path / "nothing") == ""

@@ -2,17 +2,17 @@
 
 import aiohttp
 import numpy as np
-from support.traces import in_memory, measure_here, own_figures
+from support.traces import enable_metrics, own_metrics, record_spans
 
 from fedbus.agents.inference.http_server import InferenceServer
-from fedbus.agents.server_manager.run_metrics import METRICS_TOLD, round_measured
+from fedbus.agents.server_manager.run_metrics import MAX_METRICS, record_round
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult
 
 MODEL = ModelRef(version=3, sha256="3" * 64, size_bytes=1, architecture="0" * 64)
 
 
-class Doubler:
+class DoublingPredictor:
     """A model that doubles."""
 
     input_shape: tuple[int, ...] | None = (1,)
@@ -23,17 +23,17 @@ class Doubler:
         return inputs * 2
 
 
-def points(name: str) -> list[dict[str, object]]:
-    return [dict(point.attributes or {}) for point in own_figures()[name].data.data_points]
+def metric_points(name: str) -> list[dict[str, object]]:
+    return [dict(point.attributes or {}) for point in own_metrics()[name].data.data_points]
 
 
 async def test_predictions_are_measured_and_one_of_them_is_traced_as_the_example() -> None:
-    measure_here()
+    enable_metrics()
     server = InferenceServer(name="doubler", client="c9")
-    await server.load(MODEL, Doubler)
+    await server.load(MODEL, DoublingPredictor)
     url = await server.start()
     try:
-        with in_memory() as spans:
+        with record_spans() as spans:
             async with aiohttp.ClientSession() as session:
                 for _ in range(3):
                     async with session.post(f"{url}/predict", json={"inputs": [[1.0]]}) as answer:
@@ -41,7 +41,7 @@ async def test_predictions_are_measured_and_one_of_them_is_traced_as_the_example
     finally:
         await server.stop()
 
-    measured = own_figures()[
+    measured = own_metrics()[
         "fedbus.prediction.duration"
     ].data.data_points  # a look takes the examples with it
     ours = {"fedbus.task": "doubler", "fedbus.client": "c9", "http.response.status_code": "200"}
@@ -56,19 +56,21 @@ async def test_predictions_are_measured_and_one_of_them_is_traced_as_the_example
 
 
 def test_failed_updates_are_counted_and_an_app_with_many_figures_is_heard_of_some() -> None:
-    measure_here()
+    enable_metrics()
     metrics = {f"m{number:03}": float(number) for number in range(50)} | {"broken": float("nan")}
-    round_measured("figures", RoundResult(round=1, seconds=1.0, metrics=metrics, failures={"c1": "no power"}))
+    record_round("figures", RoundResult(round=1, seconds=1.0, metrics=metrics, failures={"c1": "no power"}))
 
-    assert {"fedbus.task": "figures"} in points("fedbus.round.failures")
-    told = [one for one in points("fedbus.round.metric") if one["fedbus.task"] == "figures"]
-    assert len(told) <= METRICS_TOLD
+    assert {"fedbus.task": "figures"} in metric_points("fedbus.round.failures")
+    told = [one for one in metric_points("fedbus.round.metric") if one["fedbus.task"] == "figures"]
+    assert len(told) <= MAX_METRICS
     assert "broken" not in {one["fedbus.metric"] for one in told}
 
 
 def test_the_model_that_a_run_begins_with_is_no_round() -> None:
-    measure_here()
-    round_measured("round-0", RoundResult(round=0, seconds=1.0, metrics={"loss": 2.0}))
+    enable_metrics()
+    record_round("round-0", RoundResult(round=0, seconds=1.0, metrics={"loss": 2.0}))
 
-    assert {"fedbus.task": "round-0", "fedbus.metric": "loss"} in points("fedbus.round.metric")
-    assert "fedbus.rounds" not in own_figures() or {"fedbus.task": "round-0"} not in points("fedbus.rounds")
+    assert {"fedbus.task": "round-0", "fedbus.metric": "loss"} in metric_points("fedbus.round.metric")
+    assert "fedbus.rounds" not in own_metrics() or {"fedbus.task": "round-0"} not in metric_points(
+        "fedbus.rounds"
+    )

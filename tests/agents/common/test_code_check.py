@@ -7,11 +7,11 @@ import numpy as np
 import psutil
 import pytest
 from support.processes import command_of
-from support.repositories import new_repository
-from support.wheels import nowhere_but, wheel
+from support.repositories import create_repository
+from support.wheels import build_wheel, restrict_pip_to
 
 from fedbus.agents.common.code_check import CheckFailed, check
-from fedbus.agents.common.process_orders import CheckOrder
+from fedbus.agents.common.process_orders import CheckProcessConfig
 from fedbus.contracts.code import CodeChecked
 from fedbus.contracts.task.task import Task
 from fedbus.learning import weights
@@ -19,7 +19,7 @@ from fedbus.stores.code.open import open_code
 from fedbus.stores.tasks.task_directory import read_task
 
 TINY = Path(__file__).parents[2] / "support" / "tiny_task"
-LIKE_IT = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
+COMPARED_CODE = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
 
 
 @pytest.fixture
@@ -36,46 +36,46 @@ def declare(task: Path, check: str, *, check_s: float = 60) -> Task:
     return read_task(task)
 
 
-async def checked(task: Task, *, server_side: bool = False, like: str = "") -> CodeChecked:
-    order = CheckOrder(nats_url="", federation="local", task=task, server_side=server_side, like=like)
+async def run_check(task: Task, *, server_side: bool = False, like: str = "") -> CodeChecked:
+    order = CheckProcessConfig(nats_url="", federation="local", task=task, server_side=server_side, like=like)
     return await check(order, log_file=Path(task.path).parent / "check.log")
 
 
-async def why_not(task: Task, *, server_side: bool = False) -> str:
+async def check_error(task: Task, *, server_side: bool = False) -> str:
     with pytest.raises(CheckFailed) as failed:
-        await checked(task, server_side=server_side)
+        await run_check(task, server_side=server_side)
     assert "\n" not in str(failed.value)
     return str(failed.value)
 
 
 async def test_code_that_works_says_which_architecture_its_models_have(tiny: Path) -> None:
-    assert await checked(read_task(tiny), server_side=True) == CodeChecked(
-        architecture=weights.architecture(LIKE_IT)
+    assert await run_check(read_task(tiny), server_side=True) == CodeChecked(
+        architecture=weights.architecture_digest(COMPARED_CODE)
     )
 
 
 async def test_the_first_tensor_that_differs_is_named(tiny: Path) -> None:
     narrow = tiny.parent / "narrow.safetensors"
-    weights.save({**LIKE_IT, "weight": np.zeros((4, 2), np.float32)}, narrow)
-    found = await checked(read_task(tiny), like=str(narrow))
+    weights.save({**COMPARED_CODE, "weight": np.zeros((4, 2), np.float32)}, narrow)
+    found = await run_check(read_task(tiny), like=str(narrow))
     assert found.differs == "'weight' is float32[4, 3] instead of float32[4, 2]"
 
 
 async def test_code_that_cannot_be_imported_says_why(tiny: Path) -> None:
     (tiny / "tiny" / "client_app.py").write_text("import no_such_library\napp = None")
-    assert "needs 'no_such_library', which is not installed" in await why_not(read_task(tiny))
+    assert "needs 'no_such_library', which is not installed" in await check_error(read_task(tiny))
 
 
 async def test_the_server_app_is_the_servers_to_try(tiny: Path) -> None:
     (tiny / "tiny" / "server_app.py").write_text("import no_such_library\napp = None")
     task = read_task(tiny)
-    assert (await checked(task)).architecture
-    assert "no_such_library" in await why_not(task, server_side=True)
+    assert (await run_check(task)).architecture
+    assert "no_such_library" in await check_error(task, server_side=True)
 
 
 async def test_a_model_that_cannot_be_built_says_why(tiny: Path) -> None:
     (tiny / "tiny" / "model.py").write_text("class Net:\n    def __init__(self): self.depth = 1 / 0\n")
-    assert "tiny.model:Net did not make a model: ZeroDivisionError" in await why_not(read_task(tiny))
+    assert "tiny.model:Net did not make a model: ZeroDivisionError" in await check_error(read_task(tiny))
 
 
 @pytest.mark.parametrize(
@@ -90,32 +90,32 @@ async def test_a_model_that_cannot_be_built_says_why(tiny: Path) -> None:
 )
 async def test_a_check_that_fails_refuses_the_code_however_it_fails(tiny: Path, body: str, said: str) -> None:
     assert (
-        await checked(read_task(tiny))
+        await run_check(read_task(tiny))
     ).architecture  # its word stands in the log, and is not the next one's
-    assert said in await why_not(declare(tiny, f"def check():\n    {body}\n"))
+    assert said in await check_error(declare(tiny, f"def check():\n    {body}\n"))
 
 
 async def test_a_check_may_say_what_it_likes(tiny: Path) -> None:
     task = declare(
         tiny, "import sys\ndef check():\n    print('{}', end='')\n    print('no', file=sys.stderr, end='')\n"
     )
-    assert (await checked(task)).architecture == weights.architecture(LIKE_IT)
+    assert (await run_check(task)).architecture == weights.architecture_digest(COMPARED_CODE)
 
 
 async def test_a_check_that_does_not_end_is_ended(tiny: Path) -> None:
     task = declare(tiny, "import time\ndef check(): time.sleep(600)\n", check_s=2)
-    assert await why_not(task) == "its check took longer than 2 s (code.check-s)"
+    assert await check_error(task) == "its check took longer than 2 s (code.check-s)"
     own = [command_of(child) for child in psutil.Process().children(recursive=True)]
     assert not [command for command in own if "check" in command]
 
 
 async def test_code_finds_what_it_had_installed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    nowhere_but(tmp_path / "index", monkeypatch)
-    wheel(tmp_path / "index", "moonlib", "1.0", "phase = 'full'\n")
-    repository = new_repository(tmp_path / "origin")
+    restrict_pip_to(tmp_path / "index", monkeypatch)
+    build_wheel(tmp_path / "index", "moonlib", "1.0", "phase = 'full'\n")
+    repository = create_repository(tmp_path / "origin")
     module = (repository.path / "moons_app" / "task.py").read_text()
     table = (repository.path / "pyproject.toml").read_text()
     declared = '\n[tool.fedbus.code]\ninstall = ["moonlib"]\n'
     repository.commit({"moons_app/task.py": f"import moonlib\n{module}", "pyproject.toml": table + declared})
     code = open_code(repository.url, tmp_path / "home", allow_install=["moonlib"])
-    assert (await checked(await code.task_at(repository.head))).architecture
+    assert (await run_check(await code.task_at(repository.head))).architecture

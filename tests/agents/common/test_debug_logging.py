@@ -6,11 +6,11 @@ import pytest
 import structlog
 from structlog.testing import capture_logs
 
-from fedbus.agents.common.debug_logging import LOGGER, told_step_by_step
+from fedbus.agents.common.debug_logging import LOGGER, log_method_calls
 
 
-@told_step_by_step
-class Cook:
+@log_method_calls
+class TracedCook:
     async def cook(self, what: str) -> str:
         return self._salted(what)
 
@@ -35,7 +35,7 @@ def as_before() -> object:
 @pytest.mark.usefixtures("at_debug")
 async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
     with capture_logs() as lines:
-        assert await Cook().cook("fish") == "salted fish"
+        assert await TracedCook().cook("fish") == "salted fish"
 
     assert [line["event"] for line in lines] == [
         "→ Cook.cook",
@@ -49,7 +49,7 @@ async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
 @pytest.mark.usefixtures("at_debug")
 async def test_how_a_step_broke_is_told() -> None:
     with capture_logs() as lines, pytest.raises(ValueError, match="no salt"):
-        await Cook().cook("ice")
+        await TracedCook().cook("ice")
 
     assert [line["how"] for line in lines if line["event"].startswith("←")] == ["ValueError", "ValueError"]
 
@@ -57,6 +57,6 @@ async def test_how_a_step_broke_is_told() -> None:
 async def test_above_debug_nothing_is_told() -> None:
     logging.getLogger(LOGGER).setLevel(logging.INFO)
     with capture_logs() as lines:
-        await Cook().cook("fish")
+        await TracedCook().cook("fish")
 
     assert lines == []

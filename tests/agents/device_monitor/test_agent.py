@@ -7,10 +7,10 @@ from functools import partial
 from pathlib import Path
 
 from support import eventually
-from support.federation import Federation
+from support.federation import FederationHarness
 
-from fedbus.agents.common.device_sensors import parsed, read_device, sysfs_gpus
-from fedbus.agents.common.liveness import agents_in, present
+from fedbus.agents.common.device_sensors import parse_smi, read_device, read_sysfs_gpus
+from fedbus.agents.common.liveness import hold_liveness_lock, read_agent_liveness
 from fedbus.agents.device_monitor.agent import DeviceMonitor
 from fedbus.app.composition.agents import device_monitor
 from fedbus.contracts.device import DeviceReport, GpuUse
@@ -26,10 +26,12 @@ with present(Path(sys.argv[1]), "inference"):
 """
 
 
-async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_goes(fed: Federation) -> None:
+async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_goes(
+    fed: FederationHarness,
+) -> None:
     device = fed.device("c1")
     async with (
-        fed.bus.overhear(DeviceReport, task=fed.site.task.id) as reports,
+        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.site.task.id) as reports,
         fed.agent(partial(device_monitor, device)),
     ):
         first = await asyncio.wait_for(anext(reports), 20)
@@ -38,17 +40,20 @@ async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_
         assert 0 < first.memory <= 1
         assert 0 < first.disk <= 1
 
-        with present(device.directory, "inference"):
+        with hold_liveness_lock(device.directory, "inference"):
             assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": True}  # type: ignore[attr-defined]
         assert (await asyncio.wait_for(anext(reports), 20)).agents == {"inference": False}  # type: ignore[attr-defined]
 
 
-async def test_errors_are_counted_and_the_last_is_told(fed: Federation, tmp_path: Path) -> None:
+async def test_errors_are_counted_and_the_last_is_told(fed: FederationHarness, tmp_path: Path) -> None:
     speaker = await fed.speaker("device-monitor", "c1")
     monitor = DeviceMonitor(
         speaker, fed.site.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
     )
-    async with fed.bus.overhear(DeviceReport, task=fed.site.task.id) as reports, fed.agent(monitor.run):
+    async with (
+        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.site.task.id) as reports,
+        fed.agent(monitor.run),
+    ):
         report = await asyncio.wait_for(anext(reports), 20)
 
     assert isinstance(report, DeviceReport)
@@ -59,9 +64,9 @@ async def test_an_agent_that_is_killed_is_gone_at_once_and_known_to_have_been_th
     with subprocess.Popen([sys.executable, "-c", HOLDS, str(tmp_path)], stdout=subprocess.PIPE) as agent:  # noqa: ASYNC220
         assert agent.stdout
         assert agent.stdout.readline() == b"here\n"
-        assert agents_in(tmp_path) == {"inference": True}
+        assert read_agent_liveness(tmp_path) == {"inference": True}
         agent.kill()
-    await eventually(lambda: agents_in(tmp_path) == {"inference": False})
+    await eventually(lambda: read_agent_liveness(tmp_path) == {"inference": False})
 
 
 def test_what_this_machine_shows_is_within_its_bounds(tmp_path: Path) -> None:
@@ -73,7 +78,7 @@ def test_what_this_machine_shows_is_within_its_bounds(tmp_path: Path) -> None:
 def test_nvidia_smi_is_understood_and_what_it_does_not_know_counts_as_nothing() -> None:
     said = "NVIDIA H200, 37, 1024, 143771\nOrin (nvgpu), [N/A], [N/A], [N/A]\nnot a line of it\n"
 
-    assert list(parsed(said)) == [
+    assert list(parse_smi(said)) == [
         GpuUse(
             name="NVIDIA H200", utilization=0.37, memory_bytes=1024**3, memory_total_bytes=143771 * 1024**2
         ),
@@ -91,4 +96,7 @@ def test_gpus_without_a_program_are_read_from_the_kernels_files(tmp_path: Path) 
         file.parent.mkdir(parents=True)
         file.write_text(text)
 
-    assert [(gpu.name, gpu.utilization) for gpu in sysfs_gpus(tmp_path)] == [("Jetson", 0.25), ("AMD", 0.4)]
+    assert [(gpu.name, gpu.utilization) for gpu in read_sysfs_gpus(tmp_path)] == [
+        ("Jetson", 0.25),
+        ("AMD", 0.4),
+    ]

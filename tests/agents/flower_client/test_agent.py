@@ -11,25 +11,26 @@ import psutil
 import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation
+from support.federation import TASK, FederationHarness, RunningAgent
 from support.processes import children
-from support.traces import listening
+from support.traces import record_telemetry
 
 from fedbus.app.composition.agents import flower_client
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.client import (
     FL_CLIENT,
+    ClientJoined,
     ClientStart,
     FailTrain,
     FinTrain,
-    FlClientFacts,
+    FlClientData,
+    FlClientEvent,
     Heartbeat,
-    Joined,
     RoundReply,
 )
 from fedbus.contracts.run import RunPlan
-from fedbus.contracts.server import Content, RoundMessage, ServerClosed
+from fedbus.contracts.server import MessageContent, RoundMessage, ServerClosed
 from fedbus.learning.flower import record_codec
 from fedbus.stores.captured.store import CapturedData
 
@@ -39,26 +40,31 @@ PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
 
 
 @pytest.fixture
-async def enrolled(fed: Federation) -> None:
-    for agent in OF_A_CLIENT:
-        await fed.bus.enroll(agent, task=TASK, client=CLIENT)
+async def enrolled(fed: FederationHarness) -> None:
+    for agent in CLIENT_CONSUMERS:
+        await fed.bus.create_client_consumer(agent, task=TASK, client=CLIENT)
 
 
 @pytest.fixture
-async def trainer(fed: Federation, enrolled: None) -> AsyncIterator[AgentAtWork]:
+async def trainer(fed: FederationHarness, enrolled: None) -> AsyncIterator[RunningAgent]:
     """A Flower client that waits for a run."""
     async with fed.agent(lambda stop: flower_client(fed.device(CLIENT), stop)) as agent:
         await fed.reaches("fl_client", "waiting")
         yield agent
 
 
-async def start(fed: Federation, run: str = RUN, **config: object) -> None:
+async def start_training(fed: FederationHarness, run: str = RUN, **config: object) -> None:
     plan = PLAN.model_copy(update={"config": config})
     await fed.say(ClientStart(task=TASK, client=CLIENT, run=run, plan=plan), by="client-manager")
 
 
-async def ask(
-    fed: Federation, message_id: str = "m1", run: str = RUN, *, to: str = "evaluate", **more: ArrayRecord
+async def send_round_message(
+    fed: FederationHarness,
+    message_id: str = "m1",
+    run: str = RUN,
+    *,
+    to: str = "evaluate",
+    **more: ArrayRecord,
 ) -> None:
     """A Flower message of the run: evaluate, which needs no weights, or another that is given *more*."""
     content = record_codec.encode(RecordDict({"config": ConfigRecord({"server-round": 1}), **more})).joined()
@@ -71,21 +77,21 @@ async def ask(
         round=1,
         created_at=time.time(),
         ttl_s=60,
-        content=Content(inline=content),
+        content=MessageContent(inline=content),
     )
     await fed.say(message, by="flower-server")
 
 
-async def close(fed: Federation, outcome: str = "finished", run: str = RUN) -> None:
+async def send_server_closed(fed: FederationHarness, outcome: str = "finished", run: str = RUN) -> None:
     closed = {"task": TASK, "run": run, "outcome": outcome, "rounds": 1, "reason": "it was so"}
     await fed.say(ServerClosed.model_validate(closed), by="server-manager")
 
 
-async def train(fed: Federation) -> psutil.Process:
+async def train(fed: FederationHarness) -> psutil.Process:
     """The process of a client that is in the middle of its run."""
-    await start(fed)
-    await fed.hears(Joined)
-    await ask(fed)
+    await start_training(fed)
+    await fed.hears(ClientJoined)
+    await send_round_message(fed)
     await fed.reaches("fl_client", "training")
     (process,) = children("trainer")
     return process
@@ -95,39 +101,43 @@ async def train(fed: Federation) -> psutil.Process:
 
 
 async def test_a_client_trains_a_run_in_a_process_that_goes_when_it_is_over(
-    fed: Federation, trainer: AgentAtWork
+    fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     process = await train(fed)
     reply = await fed.hears(RoundReply)
     assert (reply.client, reply.reply_to, reply.round, reply.error_code) == (CLIENT, "m1", 1, None)
-    assert (await fed.hears(Joined)).code_version == fed.site.task.code_version
-    await close(fed)
+    assert (await fed.hears(ClientJoined)).code_version == fed.site.task.code_version
+    await send_server_closed(fed)
     assert await fed.hears(FinTrain) == FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=1)
     await fed.reaches("fl_client", "waiting")
     assert not process.is_running()
     assert fed.events("fl_client") == ["started", "client_start", "round_started", "run_finished", "reported"]
 
 
-async def test_a_message_that_comes_twice_is_answered_once(fed: Federation, trainer: AgentAtWork) -> None:
+async def test_a_message_that_comes_twice_is_answered_once(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
     await train(fed)
-    await ask(fed, "m1")
-    await ask(fed, "m2")
+    await send_round_message(fed, "m1")
+    await send_round_message(fed, "m2")
     await fed.hears(RoundReply, times=2)
     assert [reply.reply_to for reply in fed.heard(RoundReply)] == ["m1", "m2"]
 
 
-async def test_a_client_that_trains_says_so_all_the_time(fed: Federation, trainer: AgentAtWork) -> None:
-    async with fed.bus.overhear(Heartbeat, task=TASK) as beats:
-        await start(fed)
+async def test_a_client_that_trains_says_so_all_the_time(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
+    async with fed.bus.subscribe_ephemeral(Heartbeat, task=TASK) as beats:
+        await start_training(fed)
         assert await anext(beats) == Heartbeat(task=TASK, client=CLIENT, run=RUN)
 
 
 async def test_an_app_that_raises_is_an_answer_and_a_failed_training_and_the_process_goes_on(
-    fed: Federation, trainer: AgentAtWork, monkeypatch: pytest.MonkeyPatch
+    fed: FederationHarness, trainer: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     app = Path(fed.site.task.path) / "tiny" / "client_app.py"
     app.write_text(app.read_text().replace('MetricRecord({"num-examples": 1})', "1 / 0"))
-    async with listening(monkeypatch) as heard:
+    async with record_telemetry(monkeypatch) as heard:
         await train(fed)
         reply = await fed.hears(RoundReply)
         assert "ZeroDivisionError" in reply.error_reason
@@ -137,7 +147,9 @@ async def test_an_app_that_raises_is_an_answer_and_a_failed_training_and_the_pro
     assert training.attributes["error.type"] == "ZeroDivisionError"
 
 
-async def test_a_training_says_how_many_captured_rows_it_did_not_get(fed: Federation, enrolled: None) -> None:
+async def test_a_training_says_how_many_captured_rows_it_did_not_get(
+    fed: FederationHarness, enrolled: None
+) -> None:
     """Of four, one has a label that is none of the two classes: by it every training of the device would fail."""
     tables = {"capture": {"holdout-share": 0.0}, "checks": {"classes": 2}}
     table = fed.site.task.table.model_validate({**fed.site.task.table.model_dump(), **tables})
@@ -149,10 +161,10 @@ async def test_a_training_says_how_many_captured_rows_it_did_not_get(fed: Federa
     await captured.close()
     weights = ArrayRecord({"bias": Array(np.zeros(4, np.float32))})
     async with fed.agent(lambda stop: flower_client(device, stop)):
-        await start(fed)
-        await fed.hears(Joined)
-        await ask(fed, "m1", to="train", arrays=weights)
-        await ask(fed, "m2")
+        await start_training(fed)
+        await fed.hears(ClientJoined)
+        await send_round_message(fed, "m1", to="train", arrays=weights)
+        await send_round_message(fed, "m2")
         await fed.hears(RoundReply, times=2)
         trained, evaluated = fed.heard(RoundReply)
         assert (trained.error_reason, trained.left_out, evaluated.left_out) == ("", 1, 0)
@@ -163,65 +175,69 @@ async def test_a_training_says_how_many_captured_rows_it_did_not_get(fed: Federa
 # --- failures are this client's alone -----------------------------------------------------------------
 
 
-async def test_a_trainer_that_is_killed_is_told_of_at_once(fed: Federation, trainer: AgentAtWork) -> None:
+async def test_a_trainer_that_is_killed_is_told_of_at_once(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
     (await train(fed)).send_signal(signal.SIGKILL)
     failed = await fed.hears(FailTrain)
     assert failed.trainer_lost
     assert failed.reason.startswith("the trainer was killed (SIGKILL")
     assert (await fed.reaches("fl_client", "waiting")).source == "training"
-    await start(fed, f"{TASK}-2")  # and may train again
-    await fed.hears(Joined, times=2)
+    await start_training(fed, f"{TASK}-2")  # and may train again
+    await fed.hears(ClientJoined, times=2)
 
 
 async def test_an_app_that_cannot_be_loaded_fails_before_it_joins(
-    fed: Federation, trainer: AgentAtWork
+    fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     app = Path(fed.site.task.path) / "tiny" / "client_app.py"
     app.write_text(app.read_text().replace("import os", "import not_there"))
-    await start(fed)
+    await start_training(fed)
     failed = await fed.hears(FailTrain)
     assert "not_there" in failed.reason
     assert (await fed.happens("fl_client", "failed")).source == "pending"
-    assert not fed.heard(Joined)
+    assert not fed.heard(ClientJoined)
 
 
-async def test_a_run_that_failed_is_left_with_the_reason(fed: Federation, trainer: AgentAtWork) -> None:
+async def test_a_run_that_failed_is_left_with_the_reason(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
     process = await train(fed)
-    await close(fed, "failed")
+    await send_server_closed(fed, "failed")
     assert (await fed.hears(FailTrain)).reason == "the run failed: it was so"
     assert not process.is_running()
 
 
 async def test_a_run_that_ended_without_this_client_is_left_too(
-    fed: Federation, trainer: AgentAtWork
+    fed: FederationHarness, trainer: RunningAgent
 ) -> None:
-    await start(fed)
-    await close(fed)
+    await start_training(fed)
+    await send_server_closed(fed)
     assert (await fed.happens("fl_client", "failed")).source == "pending"
     await fed.hears(FailTrain)
 
 
-async def test_the_end_of_another_run_changes_nothing(fed: Federation, trainer: AgentAtWork) -> None:
+async def test_the_end_of_another_run_changes_nothing(fed: FederationHarness, trainer: RunningAgent) -> None:
     await train(fed)
-    await close(fed, run=f"{TASK}-7")
-    await close(fed)
+    await send_server_closed(fed, run=f"{TASK}-7")
+    await send_server_closed(fed)
     assert (await fed.hears(FinTrain)).run == RUN
     assert not fed.heard(FailTrain)
 
 
 async def test_a_run_that_was_over_before_it_began_here_is_not_begun(
-    fed: Federation, trainer: AgentAtWork
+    fed: FederationHarness, trainer: RunningAgent
 ) -> None:
-    await close(fed)
-    await start(fed)
+    await send_server_closed(fed)
+    await start_training(fed)
     assert (await fed.hears(FailTrain)).reason == "the run is over"
     assert fed.events("fl_client") == ["started"]
 
 
-async def test_a_client_trains_one_run_at_a_time(fed: Federation, trainer: AgentAtWork) -> None:
-    await start(fed)
-    await start(fed)  # the client manager was restarted: it is the same run
-    await start(fed, f"{TASK}-2")
+async def test_a_client_trains_one_run_at_a_time(fed: FederationHarness, trainer: RunningAgent) -> None:
+    await start_training(fed)
+    await start_training(fed)  # the client manager was restarted: it is the same run
+    await start_training(fed, f"{TASK}-2")
     failed = await fed.hears(FailTrain)
     assert (failed.run, failed.reason) == (f"{TASK}-2", f"this client is busy with {RUN}")
     assert len(children("trainer")) <= 1
@@ -230,7 +246,9 @@ async def test_a_client_trains_one_run_at_a_time(fed: Federation, trainer: Agent
 # --- coming and going ------------------------------------------------------------------------------------
 
 
-async def test_asked_to_stop_it_leaves_its_run_and_says_so(fed: Federation, trainer: AgentAtWork) -> None:
+async def test_asked_to_stop_it_leaves_its_run_and_says_so(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
     process = await train(fed)
     await trainer.stop()
     assert (await fed.hears(FailTrain)).reason == "the client was stopped"
@@ -239,31 +257,35 @@ async def test_asked_to_stop_it_leaves_its_run_and_says_so(fed: Federation, trai
 
 
 async def test_killed_and_back_it_says_that_it_is_out_of_its_run(
-    fed: Federation, trainer: AgentAtWork
+    fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     await train(fed)
     await trainer.restart()
     assert (await fed.hears(FailTrain)).reason == "the FL client was restarted"
-    await start(fed, f"{TASK}-2")
-    await fed.hears(Joined, times=2)
+    await start_training(fed, f"{TASK}-2")
+    await fed.hears(ClientJoined, times=2)
 
 
-async def test_killed_between_the_end_and_the_report_it_reports(fed: Federation, enrolled: None) -> None:
+async def test_killed_between_the_end_and_the_report_it_reports(
+    fed: FederationHarness, enrolled: None
+) -> None:
     device = fed.device(CLIENT)
     bus = await fed.speaker("flower-client", CLIENT)
-    async with Lives.open(bus, device.outbox("flower-client")) as lives:
-        life = await lives.of(FL_CLIENT, FlClientFacts(task=TASK, client=CLIENT, run=RUN))
-        await life.bear("started")
-        for event in ("client_start", "round_started", "run_finished"):
-            await life.move(event)
+    async with LifecycleStore.open(bus, device.outbox("flower-client")) as lives:
+        life = await lives.of(FL_CLIENT, FlClientData(task=TASK, client=CLIENT, run=RUN))
+        await life.create()
+        for event in (FlClientEvent.CLIENT_START, FlClientEvent.ROUND_STARTED, FlClientEvent.RUN_FINISHED):
+            await life.transition(event)
     async with fed.agent(lambda stop: flower_client(device, stop)):
         await fed.hears(FinTrain)
         await fed.reaches("fl_client", "waiting")
     assert fed.last("fl_client").event == "reported"
 
 
-async def test_what_an_earlier_run_still_wanted_is_let_go(fed: Federation, trainer: AgentAtWork) -> None:
-    await ask(fed, "of the run before", run=f"{TASK}-0")
+async def test_what_an_earlier_run_still_wanted_is_let_go(
+    fed: FederationHarness, trainer: RunningAgent
+) -> None:
+    await send_round_message(fed, "of the run before", run=f"{TASK}-0")
     await train(fed)
     await fed.hears(RoundReply)
     assert [reply.reply_to for reply in fed.heard(RoundReply)] == ["m1"]

@@ -9,16 +9,18 @@ import numpy as np
 import psutil
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation
+from support.federation import TASK, FederationHarness, RunningAgent
 from support.processes import children
-from support.traces import in_memory
+from support.traces import record_spans
 
 from fedbus.agents.flower_server.agent import FlowerServer
 from fedbus.app.composition.agents import flower_server
 from fedbus.bus.errors import RequestRefused
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.client import Joined
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CheckCode
+from fedbus.contracts.examples import MODEL, NOON
+from fedbus.contracts.message import RefusalKind
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import (
@@ -28,23 +30,25 @@ from fedbus.contracts.server import (
     InitModel,
     RoundMessage,
     RunFailed,
-    ServerFacts,
+    ServerData,
+    ServerEvent,
     ServerLost,
     ServerStarted,
     StartServer,
     StopServer,
 )
 from fedbus.learning import weights
-from fedbus.stores.models.open import open_store
+from fedbus.stores.models.open import open_model_store
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
+OF_THE_RUN = ServerData(task=TASK, run=RUN, plan=PLAN, model=MODEL, recruit_until=NOON)
 
 
 @pytest.fixture
-async def model(fed: Federation) -> Artifact:
+async def model(fed: FederationHarness) -> Artifact:
     """The first model, in the repository."""
-    store = open_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.site.store_url, TASK)
     await store.prepare()
     arrays = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
     artifact = weights.save(arrays, fed.site.home / "first.safetensors")
@@ -53,22 +57,24 @@ async def model(fed: Federation) -> Artifact:
 
 
 @pytest.fixture
-async def wrapper(fed: Federation) -> AsyncIterator[AgentAtWork]:
+async def wrapper(fed: FederationHarness) -> AsyncIterator[RunningAgent]:
     async with fed.agent(lambda stop: flower_server(fed.site, stop)) as agent:
-        await eventually(lambda: answers(fed))
+        await eventually(lambda: is_answered(fed))
         yield agent
 
 
-async def answers(fed: Federation) -> bool:
+async def is_answered(fed: FederationHarness) -> bool:
     return await fed.is_served(FindServer(task=TASK, run=RUN))
 
 
-async def up(fed: Federation, run: str = RUN) -> bool:
+async def is_up(fed: FederationHarness, run: str = RUN) -> bool:
     found: bool = (await fed.bus.request(FindServer(task=TASK, run=run))).up
     return found
 
 
-async def start(fed: Federation, model: Artifact, run: str = RUN, first_round: int = 1) -> psutil.Process:
+async def start_server(
+    fed: FederationHarness, model: Artifact, run: str = RUN, first_round: int = 1
+) -> psutil.Process:
     """The process of a run's Flower server, once it has said that it is up."""
     before = len(fed.heard(ServerStarted))
     await fed.bus.request(StartServer(task=TASK, run=run, plan=PLAN, artifact=model, first_round=first_round))
@@ -81,9 +87,9 @@ async def start(fed: Federation, model: Artifact, run: str = RUN, first_round: i
 
 
 async def test_the_first_model_is_built_in_a_process_and_lies_in_the_repository(
-    fed: Federation, wrapper: AgentAtWork
+    fed: FederationHarness, wrapper: RunningAgent
 ) -> None:
-    store = open_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.site.store_url, TASK)
     await store.prepare()
     made = await fed.bus.request(InitModel(task=TASK), timeout_s=60)
     arrays = weights.load(await store.path_of(made.artifact.sha256))
@@ -92,10 +98,10 @@ async def test_the_first_model_is_built_in_a_process_and_lies_in_the_repository(
     assert not children("init")
 
 
-async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: Federation) -> None:
+async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: FederationHarness) -> None:
     table = fed.site.task.table.model_copy(update={"model": "tiny.samples:Nothing"})
     order = fed.site.order().model_copy(update={"task": fed.site.task.model_copy(update={"table": table})})
-    store = open_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.site.store_url, TASK)
     await store.prepare()
 
     async def run(stop: asyncio.Event) -> None:
@@ -103,14 +109,14 @@ async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: Federatio
             await FlowerServer(bus, order, store, logs=fed.site.logs).run(stop)
 
     async with fed.agent(run):
-        await eventually(lambda: answers(fed))
+        await eventually(lambda: is_answered(fed))
         with pytest.raises(RequestRefused, match=r"the first model was not built: .*Nothing") as refused:
             await fed.bus.request(InitModel(task=TASK), timeout_s=60)
     assert "\n" not in refused.value.reason
 
 
 async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_code(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
     version = fed.site.task.code_version
     check = CheckCode(task=TASK, code_version=version, like=model.sha256)
@@ -118,91 +124,94 @@ async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_cod
     away = models.rename(models.with_name("away"))
     with pytest.raises(RequestRefused, match="is not mounted") as hindered:
         await fed.bus.request(check, timeout_s=60)
-    assert hindered.value.passing
+    assert hindered.value.kind is RefusalKind.RETRYABLE
     away.rename(models)
     assert (await fed.bus.request(check, timeout_s=60)).differs == ""
     with pytest.raises(RequestRefused, match="one version") as refused:
         await fed.bus.request(check.model_copy(update={"code_version": "b" * 40}), timeout_s=60)
-    assert not refused.value.passing
+    assert refused.value.kind is RefusalKind.CALLER
 
 
 async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_and_is_no_fault_of_its_code(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    store = open_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.site.store_url, TASK)
     await store.prepare()
     (await store.path_of(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
     with pytest.raises(RequestRefused, match="damaged") as refused:
-        await start(fed, model)
-    assert refused.value.blameless
-    assert not refused.value.passing
+        await start_server(fed, model)
+    assert refused.value.kind is RefusalKind.NEEDS_OPERATOR
 
 
 # --- the server of a run -------------------------------------------------------------------------
 
 
 async def test_a_server_is_up_from_its_start_to_its_stop(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    process = await start(fed, model)
-    assert await up(fed)
-    assert not await up(fed, f"{TASK}-2")
+    process = await start_server(fed, model)
+    assert await is_up(fed)
+    assert not await is_up(fed, f"{TASK}-2")
     await fed.bus.request(StopServer(task=TASK, run=RUN), timeout_s=15)
     assert not process.is_running()
-    assert not await up(fed)
+    assert not await is_up(fed)
     assert not fed.heard(ServerLost)
 
 
 async def test_a_server_that_is_killed_is_told_of_and_another_may_take_its_place(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    (await start(fed, model)).send_signal(signal.SIGKILL)
+    (await start_server(fed, model)).send_signal(signal.SIGKILL)
     lost = await fed.hears(ServerLost)
     assert lost.run == RUN
     assert lost.reason.startswith("the Flower server was killed (SIGKILL")
-    assert not await up(fed)
-    await start(fed, model, first_round=2)
-    assert await up(fed)
+    assert not await is_up(fed)
+    await start_server(fed, model, first_round=2)
+    assert await is_up(fed)
 
 
 async def test_who_opens_a_run_is_done_with_the_one_before(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    first = await start(fed, model)
-    second = await start(fed, model, run=f"{TASK}-2")
+    first = await start_server(fed, model)
+    second = await start_server(fed, model, run=f"{TASK}-2")
     assert (first.is_running(), second.is_running()) == (False, True)
     assert not fed.heard(ServerLost)
 
 
 async def test_a_wrapper_that_ends_takes_its_server_with_it(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    process = await start(fed, model)
+    process = await start_server(fed, model)
     await wrapper.stop()
     assert not process.is_running()
     wrapper.start()
-    await eventually(lambda: answers(fed))
+    await eventually(lambda: is_answered(fed))
 
 
-async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_it(fed: Federation) -> None:
-    async with Lives.open(await fed.speaker("server-manager")) as lives:
-        server = await lives.of(SERVER, ServerFacts(task=TASK, run=RUN, plan=PLAN))
-        await server.bear("started")
-        for event in ("model_ready", "run_requested", "quorum_reached"):
-            await server.move(event)
+async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_it(
+    fed: FederationHarness,
+) -> None:
+    async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+        server = await lives.of(SERVER, OF_THE_RUN)
+        await server.create()
+        for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
+            await server.transition(event)
     async with fed.agent(lambda stop: flower_server(fed.site, stop)):
         assert (await fed.hears(ServerLost)).run == RUN
 
 
-async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_run(fed: Federation) -> None:
+async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_run(
+    fed: FederationHarness,
+) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    async with Lives.open(await fed.speaker("server-manager")) as lives:
-        facts = ServerFacts(task=TASK, run=RUN, plan=PLAN, traceparent=f"00-{trace_id}-00f067aa0ba902b7-01")
+    async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+        facts = OF_THE_RUN.model_copy(update={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
         server = await lives.of(SERVER, facts)
-        await server.bear("started")
-        for event in ("model_ready", "run_requested", "quorum_reached"):
-            await server.move(event)
-    with in_memory() as spans:
+        await server.create()
+        for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
+            await server.transition(event)
+    with record_spans() as spans:
         async with fed.agent(lambda stop: flower_server(fed.site, stop)):
             await fed.hears(ServerLost)
     said = [one for one in spans.get_finished_spans() if one.name == "publish server_lost"]
@@ -210,7 +219,7 @@ async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_ru
 
 
 async def test_the_absence_of_a_server_is_told_where_it_is_asked_for(
-    fed: Federation, wrapper: AgentAtWork
+    fed: FederationHarness, wrapper: RunningAgent
 ) -> None:
     await fed.bus.request(FindServer(task=TASK, run=RUN))
     assert not fed.heard(ServerLost)
@@ -219,7 +228,7 @@ async def test_the_absence_of_a_server_is_told_where_it_is_asked_for(
 
 
 async def test_an_app_that_is_not_there_fails_the_run_before_a_client_is_asked(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
     app = Path(fed.site.task.path) / "tiny" / "server_app.py"
     app.write_text(app.read_text().replace("app = ServerApp()", "app = SeverApp()"))
@@ -230,12 +239,12 @@ async def test_an_app_that_is_not_there_fails_the_run_before_a_client_is_asked(
 
 
 async def test_a_client_with_other_code_is_sent_nothing(
-    fed: Federation, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    await start(fed, model)
-    other = Joined(task=TASK, client="c9", run=RUN, code_version="sha256:other")
+    await start_server(fed, model)
+    other = ClientJoined(task=TASK, client="c9", run=RUN, code_version="sha256:other")
     await fed.say(other, by="trainer")
-    ours = Joined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
+    ours = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
     await fed.say(ours, by="trainer")
     await fed.say(BeginTraining(task=TASK, run=RUN, cohort=("c1",)), by="server-manager")
     await fed.hears(RoundMessage)

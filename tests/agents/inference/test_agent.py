@@ -17,19 +17,20 @@ from nats import connect as nats_connect
 from nats.aio.client import Client
 from nats.aio.msg import Msg
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation
+from support.federation import TASK, FederationHarness, RunningAgent
 
-from fedbus.agents.inference.agent import Inference
-from fedbus.agents.inference.event_queue import Sayings
-from fedbus.agents.inference.http_server import CannotListen, InferenceServer
-from fedbus.agents.inference.offline_evaluation import Trials
-from fedbus.app.composition.agents import Device
-from fedbus.bus.lifecycles import Lives
+from fedbus.agents.inference.agent import InferenceAgent
+from fedbus.agents.inference.event_queue import EventQueue
+from fedbus.agents.inference.http_server import InferenceBindError, InferenceServer
+from fedbus.agents.inference.offline_evaluation import OfflineEvaluation
+from fedbus.app.composition.agents import ClientConfig
+from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.bus.streams import events_stream
-from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.client import (
     INFERENCE,
-    InferenceFacts,
+    InferenceData,
+    InferenceEvent,
     InferReady,
     InferRefused,
     InferStart,
@@ -43,9 +44,9 @@ from fedbus.contracts.serving import (
     ModelCanaried,
     ModelCommitted,
     ModelPrepared,
-    ModelReturned,
+    ModelRejected,
+    ModelRolledBack,
     ModelShadowed,
-    ModelTurnedDown,
 )
 from fedbus.contracts.task.serving import ServingTable
 from fedbus.learning import weights
@@ -58,7 +59,7 @@ Array = np.ndarray[Any, Any]
 PROBE = np.ones((2, 3), np.float32)
 
 
-class Sums:
+class WeightedSumPredictor:
     """Answers with the sum of a sample, times its weight: a model that needs no torch. A weight above 99 is lame."""
 
     input_shape = None
@@ -78,20 +79,22 @@ class Sums:
         return answers
 
 
-def agent_of(device: Device, *, port: int = 0, looks_for: list[str] | None = None, **serving: Any) -> Any:
+def make_agent(
+    device: ClientConfig, *, port: int = 0, looks_for: list[str] | None = None, **serving: Any
+) -> Any:
     """An agent of *device*, in a task that wants its models served so; it *looks for* the bus at the last of these."""
 
     async def run(stop: asyncio.Event) -> None:
-        urls, task, sayings = looks_for or [device.site.nats_url], device.site.task, Sayings()
+        urls, task, sayings = looks_for or [device.site.nats_url], device.site.task, EventQueue()
         table = task.table.model_copy(update={"serving": ServingTable.model_validate(serving)})
         task = task.model_copy(update={"table": table})
         captured = CapturedData(device.captured())
-        agent = Inference(
+        agent = InferenceAgent(
             task,
             device.client,
             InferenceServer(captured, name=task.id),
-            load=Sums,
-            trials=Trials(table.serving, table.capture, database=captured.path, probe=PROBE),
+            load=WeightedSumPredictor,
+            trials=OfflineEvaluation(table.serving, table.capture, database=captured.path, probe=PROBE),
             outbox=device.outbox("inference"),
             directory=device.directory,
             sayings=sayings,
@@ -108,44 +111,44 @@ def agent_of(device: Device, *, port: int = 0, looks_for: list[str] | None = Non
 
 
 @pytest.fixture
-async def enrolled(fed: Federation) -> None:
-    for agent in OF_A_CLIENT:
-        await fed.bus.enroll(agent, task=TASK, client=NAME)
+async def enrolled(fed: FederationHarness) -> None:
+    for agent in CLIENT_CONSUMERS:
+        await fed.bus.create_client_consumer(agent, task=TASK, client=NAME)
 
 
 @pytest.fixture
-async def inference(fed: Federation, enrolled: None) -> AsyncIterator[AgentAtWork]:
+async def inference(fed: FederationHarness, enrolled: None) -> AsyncIterator[RunningAgent]:
     """An inference agent without a model."""
-    async with fed.agent(agent_of(fed.device(NAME))) as agent:
+    async with fed.agent(make_agent(fed.device(NAME))) as agent:
         await fed.reaches("inference", "empty")
         yield agent
 
 
 @pytest.fixture
-async def serving(fed: Federation, inference: AgentAtWork) -> AgentAtWork:
+async def serving(fed: FederationHarness, inference: RunningAgent) -> RunningAgent:
     """One that serves version 1, whose weight is 1."""
-    await say(fed, InferStart, model_file(fed, 1))
+    await send_model(fed, InferStart, model_file(fed, 1))
     await fed.hears(InferReady)
     await fed.happens("inference", "infer_start")  # events and transitions come by two roads
     return inference
 
 
-def model_file(fed: Federation, version: int, **arrays: Array) -> tuple[ModelRef, Path]:
+def model_file(fed: FederationHarness, version: int, **arrays: Array) -> tuple[ModelRef, Path]:
     path = fed.site.home / f"v{version}.safetensors"
     artifact = weights.save(arrays or {"w": np.array([version], np.float32)}, path)
     return ModelRef(**artifact.model_dump(), version=version), path
 
 
-async def say(
-    fed: Federation, word: type[InferStart], model: tuple[ModelRef, Path], *, term: int = 0
+async def send_model(
+    fed: FederationHarness, word: type[InferStart], model: tuple[ModelRef, Path], *, term: int = 0
 ) -> None:
     said = word(task=TASK, client=NAME, model=model[0], path=str(model[1]), term=term)
     await fed.say(said, by="client-manager")
 
 
-def endpoint(fed: Federation) -> str:
+def inference_endpoint(fed: FederationHarness) -> str:
     facts = fed.last("inference").facts
-    assert isinstance(facts, InferenceFacts)
+    assert isinstance(facts, InferenceData)
     return facts.endpoint
 
 
@@ -160,17 +163,21 @@ async def predict(url: str, *inputs: float, **more: Any) -> tuple[float, int]:
         return answer["outputs"][0], answer["model_version"]
 
 
-async def test_the_first_model_is_served_where_the_agent_says(fed: Federation, serving: AgentAtWork) -> None:
+async def test_the_first_model_is_served_where_the_agent_says(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
     ready = fed.heard(InferReady)[0]
-    assert ready.endpoint == endpoint(fed)
+    assert ready.endpoint == inference_endpoint(fed)
     assert await predict(ready.endpoint) == (6.0, 1)
     assert fed.events("inference") == ["started", "infer_start"]
 
 
-async def test_a_newer_model_takes_the_place_of_the_old(fed: Federation, serving: AgentAtWork) -> None:
-    await say(fed, InferUpdate, model_file(fed, 2))
+async def test_a_newer_model_takes_the_place_of_the_old(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
+    await send_model(fed, InferUpdate, model_file(fed, 2))
     assert (await fed.hears(InferReady, times=2)).model.version == 2
-    assert await predict(endpoint(fed)) == (12.0, 2)
+    assert await predict(inference_endpoint(fed)) == (12.0, 2)
     assert fed.events("inference")[2:] == ["infer_update", "model_loaded"]
 
 
@@ -184,48 +191,50 @@ async def test_a_newer_model_takes_the_place_of_the_old(fed: Federation, serving
     ids=["not a number", "another architecture", "no answer to the probe"],
 )
 async def test_a_bad_model_is_refused_and_the_old_one_goes_on(
-    fed: Federation, serving: AgentAtWork, arrays: dict[str, Array], reason: str
+    fed: FederationHarness, serving: RunningAgent, arrays: dict[str, Array], reason: str
 ) -> None:
     bad = model_file(fed, 2, **arrays)
-    await say(fed, InferUpdate, bad)
+    await send_model(fed, InferUpdate, bad)
     refused = await fed.hears(InferRefused)
     assert (refused.model, refused.serving) == (bad[0], 1)
     assert re.search(reason, refused.reason)
-    assert await predict(endpoint(fed)) == (6.0, 1)
+    assert await predict(inference_endpoint(fed)) == (6.0, 1)
     assert fed.events("inference")[2:] == ["infer_update", "load_refused"]
-    await say(fed, InferUpdate, model_file(fed, 3))
+    await send_model(fed, InferUpdate, model_file(fed, 3))
     await fed.hears(InferReady, times=2)
-    assert await predict(endpoint(fed)) == (18.0, 3)
+    assert await predict(inference_endpoint(fed)) == (18.0, 3)
 
 
 async def test_where_nothing_serves_a_bad_model_is_refused_and_a_good_one_begins(
-    fed: Federation, inference: AgentAtWork
+    fed: FederationHarness, inference: RunningAgent
 ) -> None:
-    await say(fed, InferStart, model_file(fed, 1, w=np.array([np.inf], np.float32)))
+    await send_model(fed, InferStart, model_file(fed, 1, w=np.array([np.inf], np.float32)))
     assert (await fed.hears(InferRefused)).serving is None
     assert fed.events("inference") == ["started"]
-    await say(fed, InferStart, model_file(fed, 2))
+    await send_model(fed, InferStart, model_file(fed, 2))
     await fed.hears(InferReady)
-    assert await predict(endpoint(fed)) == (12.0, 2)
+    assert await predict(inference_endpoint(fed)) == (12.0, 2)
 
 
-async def test_a_model_that_is_served_already_is_ready_at_once(fed: Federation, serving: AgentAtWork) -> None:
-    await say(fed, InferStart, model_file(fed, 1))
+async def test_a_model_that_is_served_already_is_ready_at_once(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
+    await send_model(fed, InferStart, model_file(fed, 1))
     await fed.hears(InferReady, times=2)
     assert fed.events("inference") == ["started", "infer_start"]
 
 
-async def test_a_file_that_is_gone_is_a_refusal(fed: Federation, serving: AgentAtWork) -> None:
+async def test_a_file_that_is_gone_is_a_refusal(fed: FederationHarness, serving: RunningAgent) -> None:
     model, path = model_file(fed, 2)
     path.unlink()
-    await say(fed, InferUpdate, (model, path))
+    await send_model(fed, InferUpdate, (model, path))
     assert "there are no weights at" in (await fed.hears(InferRefused)).reason
 
 
 async def test_predictions_do_not_stop_for_a_model_that_changes(
-    fed: Federation, serving: AgentAtWork
+    fed: FederationHarness, serving: RunningAgent
 ) -> None:
-    url, versions, done = endpoint(fed), list[int](), asyncio.Event()
+    url, versions, done = inference_endpoint(fed), list[int](), asyncio.Event()
 
     async def users() -> None:
         while not done.is_set():
@@ -237,7 +246,7 @@ async def test_predictions_do_not_stop_for_a_model_that_changes(
         for _ in range(3):
             group.create_task(users())
         for version in range(2, 12):
-            await say(fed, InferUpdate, model_file(fed, version))
+            await send_model(fed, InferUpdate, model_file(fed, version))
             await fed.hears(InferReady, times=version)
         await eventually(lambda: bool(versions) and versions[-1] == 11)
         done.set()
@@ -248,31 +257,33 @@ async def test_predictions_do_not_stop_for_a_model_that_changes(
 
 
 async def test_restarted_it_serves_what_it_served_before_it_is_told_anything(
-    fed: Federation, serving: AgentAtWork
+    fed: FederationHarness, serving: RunningAgent
 ) -> None:
-    await say(fed, InferUpdate, model_file(fed, 2))
+    await send_model(fed, InferUpdate, model_file(fed, 2))
     await fed.hears(InferReady, times=2)
     await fed.happens("inference", "model_loaded")  # events and transitions come by two roads
     before = len(fed.of("inference"))
     await serving.restart()
     await fed.happens("inference", "infer_start", times=2)
-    assert await predict(endpoint(fed)) == (12.0, 2)
+    assert await predict(inference_endpoint(fed)) == (12.0, 2)
     assert fed.events("inference")[before:] == ["restarted", "infer_start"]
     assert len(fed.heard(InferReady)) == 2
 
 
-async def test_restarted_without_its_file_it_waits_to_be_told(fed: Federation, serving: AgentAtWork) -> None:
+async def test_restarted_without_its_file_it_waits_to_be_told(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
     await serving.kill()
     (fed.site.home / "v1.safetensors").unlink()
     serving.start()
     await fed.happens("inference", "restarted")
-    await say(fed, InferStart, model_file(fed, 2))
+    await send_model(fed, InferStart, model_file(fed, 2))
     await fed.hears(InferReady, times=2)
-    assert await predict(endpoint(fed)) == (12.0, 2)
+    assert await predict(inference_endpoint(fed)) == (12.0, 2)
 
 
 async def test_a_note_of_the_last_model_that_cannot_be_read_is_let_go(
-    fed: Federation, serving: AgentAtWork
+    fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await serving.kill()
     (fed.device(NAME).directory / "serving.json").write_text(
@@ -280,63 +291,63 @@ async def test_a_note_of_the_last_model_that_cannot_be_read_is_let_go(
     )  # the power went while it was written
     serving.start()
     await fed.happens("inference", "restarted")
-    await say(fed, InferStart, model_file(fed, 2))
+    await send_model(fed, InferStart, model_file(fed, 2))
     await fed.hears(InferReady, times=2)
 
 
-async def test_killed_while_it_changes_models_it_begins_again(fed: Federation, enrolled: None) -> None:
+async def test_killed_while_it_changes_models_it_begins_again(fed: FederationHarness, enrolled: None) -> None:
     device = fed.device(NAME)
     bus = await fed.speaker("inference", NAME)
-    async with Lives.open(bus, device.outbox("inference")) as lives:
-        life = await lives.of(INFERENCE, InferenceFacts(task=TASK, client=NAME))
-        await life.bear("started")
-        await life.move("infer_start")
-        await life.move("infer_update")
-    async with fed.agent(agent_of(device)):
+    async with LifecycleStore.open(bus, device.outbox("inference")) as lives:
+        life = await lives.of(INFERENCE, InferenceData(task=TASK, client=NAME))
+        await life.create()
+        await life.transition(InferenceEvent.INFER_START)
+        await life.transition(InferenceEvent.INFER_UPDATE)
+    async with fed.agent(make_agent(device)):
         assert (await fed.happens("inference", "restarted")).source == "updating"
-        await say(fed, InferStart, model_file(fed, 2))
+        await send_model(fed, InferStart, model_file(fed, 2))
         await fed.hears(InferReady)
 
 
-async def test_a_port_that_is_taken_is_one_clear_line(fed: Federation, serving: AgentAtWork) -> None:
-    port = int(endpoint(fed).rpartition(":")[2])
-    with pytest.raises(CannotListen, match="choose another port"):
-        await agent_of(fed.device("c2"), port=port)(asyncio.Event())
+async def test_a_port_that_is_taken_is_one_clear_line(fed: FederationHarness, serving: RunningAgent) -> None:
+    port = int(inference_endpoint(fed).rpartition(":")[2])
+    with pytest.raises(InferenceBindError, match="choose another port"):
+        await make_agent(fed.device("c2"), port=port)(asyncio.Event())
 
 
 # --- without the bus --------------------------------------------------------------------------------------
 
 
-NOWHERE = "nats://127.0.0.1:1"
+UNREACHABLE_URL = "nats://127.0.0.1:1"
 
 
 async def test_it_serves_before_the_bus_is_there_and_joins_when_it_comes(
-    fed: Federation, serving: AgentAtWork
+    fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await serving.stop()
-    before, port, urls = len(fed.of("inference")), unused_port(), [NOWHERE]
-    async with fed.agent(agent_of(fed.device(NAME), port=port, looks_for=urls)):
+    before, port, urls = len(fed.of("inference")), unused_port(), [UNREACHABLE_URL]
+    async with fed.agent(make_agent(fed.device(NAME), port=port, looks_for=urls)):
         url = f"http://127.0.0.1:{port}"
-        await eventually(lambda: answers(url))
+        await eventually(lambda: responds(url))
         assert await predict(url) == (6.0, 1)
         urls.append(fed.site.nats_url)
         await fed.happens("inference", "infer_start", times=2)
         assert fed.events("inference")[before:] == ["restarted", "infer_start"]
-        await say(fed, InferUpdate, model_file(fed, 2))
+        await send_model(fed, InferUpdate, model_file(fed, 2))
         await fed.hears(InferReady, times=2)
         assert await predict(url) == (12.0, 2)
 
 
-async def test_a_new_device_waits_for_the_bus_and_says_that_it_has_no_model(fed: Federation) -> None:
+async def test_a_new_device_waits_for_the_bus_and_says_that_it_has_no_model(fed: FederationHarness) -> None:
     port = unused_port()
-    async with fed.agent(agent_of(fed.device(NAME), port=port, looks_for=[NOWHERE])):
+    async with fed.agent(make_agent(fed.device(NAME), port=port, looks_for=[UNREACHABLE_URL])):
         url = f"http://127.0.0.1:{port}"
-        await eventually(lambda: answers(url, "/live"))
+        await eventually(lambda: responds(url, "/live"))
         async with aiohttp.ClientSession() as session, session.get(f"{url}/ready") as response:
             assert response.status == 503
 
 
-async def answers(url: str, path: str = "/ready") -> bool:
+async def responds(url: str, path: str = "/ready") -> bool:
     try:
         async with aiohttp.ClientSession() as session, session.get(f"{url}{path}") as response:
             return response.status == 200
@@ -354,24 +365,26 @@ def unused_port() -> int:
 # --- asked over the bus -----------------------------------------------------------------------------------
 
 
-async def test_predictions_can_be_asked_for_over_the_bus(fed: Federation, serving: AgentAtWork) -> None:
+async def test_predictions_can_be_asked_for_over_the_bus(
+    fed: FederationHarness, serving: RunningAgent
+) -> None:
     """As `nats req fedbus.test.local.c1.tiny.predict '{"inputs": [[1, 2, 3]]}'` does, with no envelope."""
-    answer = json.loads((await asked_plainly(fed, b'{"inputs": [[1, 2, 3]]}')).data)
+    answer = json.loads((await request_raw(fed, b'{"inputs": [[1, 2, 3]]}')).data)
     assert (answer["outputs"], answer["model_version"]) == ([6.0], 1)
     assert isinstance(answer["ids"][0], int)
 
 
 async def test_a_question_over_the_bus_that_makes_no_sense_is_refused_with_the_reason(
-    fed: Federation, serving: AgentAtWork
+    fed: FederationHarness, serving: RunningAgent
 ) -> None:
-    reply = await asked_plainly(fed, b'{"inputs": []}')
+    reply = await request_raw(fed, b'{"inputs": []}')
     assert reply.headers is not None
     assert reply.headers["Nats-Service-Error-Code"] == "400"
     assert "at least one sample" in reply.headers["Nats-Service-Error"]
     assert json.loads(reply.data)["error"] == reply.headers["Nats-Service-Error"]
 
 
-async def test_nats_micro_shows_who_answers(fed: Federation, serving: AgentAtWork) -> None:
+async def test_nats_micro_shows_who_answers(fed: FederationHarness, serving: RunningAgent) -> None:
     async with plain_nats(fed) as client:
         info = json.loads((await client.request("$SRV.INFO.fedbus-predict", b"", timeout=5)).data)
     assert info["metadata"] == {"task": TASK, "federation": "test", "owner": NAME}
@@ -379,7 +392,7 @@ async def test_nats_micro_shows_who_answers(fed: Federation, serving: AgentAtWor
 
 
 @asynccontextmanager
-async def plain_nats(fed: Federation) -> AsyncIterator[Client]:
+async def plain_nats(fed: FederationHarness) -> AsyncIterator[Client]:
     client = await nats_connect(fed.site.nats_url)
     try:
         yield client
@@ -387,7 +400,7 @@ async def plain_nats(fed: Federation) -> AsyncIterator[Client]:
         await client.close()
 
 
-async def asked_plainly(fed: Federation, content: bytes) -> Msg:
+async def request_raw(fed: FederationHarness, content: bytes) -> Msg:
     async with plain_nats(fed) as client:
         return await client.request("fedbus.test.local.c1.tiny.predict", content, timeout=5)
 
@@ -396,15 +409,15 @@ async def asked_plainly(fed: Federation, content: bytes) -> Msg:
 
 
 @asynccontextmanager
-async def serving_with(fed: Federation, **table: Any) -> AsyncIterator[str]:
+async def serve_with(fed: FederationHarness, **table: Any) -> AsyncIterator[str]:
     """One that serves version 1 and takes up models so; where it is asked."""
-    async with fed.agent(agent_of(fed.device(NAME), **table)):
-        await say(fed, InferStart, model_file(fed, 1))
+    async with fed.agent(make_agent(fed.device(NAME), **table)):
+        await send_model(fed, InferStart, model_file(fed, 1))
         yield (await fed.hears(InferReady)).endpoint  # its transition comes by another road
 
 
 @asynccontextmanager
-async def users_of(url: str, *inputs: float) -> AsyncIterator[list[tuple[float, int]]]:
+async def send_predictions(url: str, *inputs: float) -> AsyncIterator[list[tuple[float, int]]]:
     """Somebody who asks and asks; what came of it."""
     given, over = list[tuple[float, int]](), asyncio.Event()
 
@@ -420,9 +433,9 @@ async def users_of(url: str, *inputs: float) -> AsyncIterator[list[tuple[float, 
             over.set()
 
 
-async def test_what_the_bus_will_not_have_is_let_go_and_the_rest_is_told(fed: Federation) -> None:
+async def test_what_the_bus_will_not_have_is_let_go_and_the_rest_is_told(fed: FederationHarness) -> None:
     """A body that is too large for any stream, and one that the stream refuses: neither ends who says it."""
-    sayings, stream = Sayings(), events_stream(fed.site.federation)
+    sayings, stream = EventQueue(), events_stream(fed.site.federation)
     speaker = await fed.speaker("inference", NAME)
     for reason in ("x" * (MAX_EVENT_BYTES + 1), "y" * 2000):
         sayings.say(CapturePaused(task=TASK, client=NAME, reason=reason))
@@ -440,12 +453,12 @@ async def test_what_the_bus_will_not_have_is_let_go_and_the_rest_is_told(fed: Fe
     telling.cancel()
 
 
-async def test_each_step_is_told_with_its_figures(fed: Federation, serving: AgentAtWork) -> None:
+async def test_each_step_is_told_with_its_figures(fed: FederationHarness, serving: RunningAgent) -> None:
     url = fed.heard(InferReady)[0].endpoint
     for _ in range(3):
         await predict(url)
     await eventually(lambda: count_rows(fed.device(NAME).captured()) == 3)
-    await say(fed, InferUpdate, model_file(fed, 2))
+    await send_model(fed, InferUpdate, model_file(fed, 2))
     prepared = await fed.hears(ModelPrepared, times=2)
     assert (prepared.model.version, prepared.serving, prepared.probed, prepared.replayed) == (2, 1, 2, 3)
     committed = await fed.hears(ModelCommitted, times=2)
@@ -453,38 +466,38 @@ async def test_each_step_is_told_with_its_figures(fed: Federation, serving: Agen
 
 
 async def test_a_model_that_does_not_answer_the_last_captured_inputs_is_refused(
-    fed: Federation, serving: AgentAtWork
+    fed: FederationHarness, serving: RunningAgent
 ) -> None:
     await predict(fed.heard(InferReady)[0].endpoint, 13, 0, 0)
     await eventually(lambda: count_rows(fed.device(NAME).captured()) == 1)
-    await say(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
+    await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
     assert "last 1 captured inputs: it stumbles over a 13" in (await fed.hears(InferRefused)).reason
-    assert (await fed.hears(ModelTurnedDown)).step == "load"
+    assert (await fed.hears(ModelRejected)).step == "load"
 
 
 async def test_a_model_that_is_worse_on_the_devices_own_labels_is_refused(
-    fed: Federation, enrolled: None
+    fed: FederationHarness, enrolled: None
 ) -> None:
-    async with serving_with(fed, **{"min-holdout": 10}) as url:
+    async with serve_with(fed, **{"min-holdout": 10}) as url:
         for n in range(100):
             await predict(url, n, 0, 0, labels=[n])  # version 1 is right
         await eventually(lambda: count_rows(fed.device(NAME).captured()) == 100)
-        await say(fed, InferUpdate, model_file(fed, 2))
+        await send_model(fed, InferUpdate, model_file(fed, 2))
         assert "labelled samples of this device" in (await fed.hears(InferRefused)).reason
-        down = await fed.hears(ModelTurnedDown)
+        down = await fed.hears(ModelRejected)
         assert (down.step, down.old_score, down.serving) == ("holdout", 1.0, 1)
         assert await predict(url) == (6.0, 1)
-        await say(fed, InferUpdate, model_file(fed, 3, w=np.array([1], np.float32)))
+        await send_model(fed, InferUpdate, model_file(fed, 3, w=np.array([1], np.float32)))
         prepared = await fed.hears(ModelPrepared, times=2)
         assert (prepared.old_score, prepared.new_score) == (1.0, 1.0)
         assert prepared.holdout >= 10
 
 
 async def test_in_the_shadow_both_answer_and_the_old_ones_answers_are_given(
-    fed: Federation, enrolled: None
+    fed: FederationHarness, enrolled: None
 ) -> None:
-    async with serving_with(fed, **{"shadow-samples": 20}) as url, users_of(url) as given:
-        await say(fed, InferUpdate, model_file(fed, 2))
+    async with serve_with(fed, **{"shadow-samples": 20}) as url, send_predictions(url) as given:
+        await send_model(fed, InferUpdate, model_file(fed, 2))
         shadowed = await fed.hears(ModelShadowed)
         assert shadowed.beside.samples >= 20
         assert shadowed.beside.disagreement == 1.0  # twice as much is another answer
@@ -496,23 +509,23 @@ async def test_in_the_shadow_both_answer_and_the_old_ones_answers_are_given(
 
 
 async def test_a_model_that_disagrees_in_the_shadow_is_refused_and_nobody_has_seen_its_answers(
-    fed: Federation, enrolled: None
+    fed: FederationHarness, enrolled: None
 ) -> None:
     table = {"shadow-samples": 10, "max-disagreement": 0.5}
-    async with serving_with(fed, **table) as url, users_of(url) as given:
-        await say(fed, InferUpdate, model_file(fed, 2))
+    async with serve_with(fed, **table) as url, send_predictions(url) as given:
+        await send_model(fed, InferUpdate, model_file(fed, 2))
         assert "otherwise than the old model" in (await fed.hears(InferRefused)).reason
-        down = await fed.hears(ModelTurnedDown)
+        down = await fed.hears(ModelRejected)
         assert down.step == "shadow"
         assert down.beside is not None
         assert down.beside.disagreement == 1.0
         assert set(given) == {(6.0, 1)}
 
 
-async def test_a_canary_answers_its_share(fed: Federation, enrolled: None) -> None:
+async def test_a_canary_answers_its_share(fed: FederationHarness, enrolled: None) -> None:
     table = {"canary-share": 0.25, "canary-samples": 10}
-    async with serving_with(fed, **table) as url, users_of(url) as given:
-        await say(fed, InferUpdate, model_file(fed, 2))
+    async with serve_with(fed, **table) as url, send_predictions(url) as given:
+        await send_model(fed, InferUpdate, model_file(fed, 2))
         canaried = await fed.hears(ModelCanaried)
         await fed.hears(ModelCommitted, times=2)
         first = given.index((12.0, 2))
@@ -522,16 +535,16 @@ async def test_a_canary_answers_its_share(fed: Federation, enrolled: None) -> No
 
 
 async def test_what_a_canary_fails_the_old_model_answers_and_the_canary_is_refused(
-    fed: Federation, enrolled: None
+    fed: FederationHarness, enrolled: None
 ) -> None:
     lame = {"w": np.array([100], np.float32)}
     table = {"canary-share": 0.5, "canary-samples": 1000}
-    async with serving_with(fed, **table) as url:
-        await say(fed, InferUpdate, model_file(fed, 2, **lame))
+    async with serve_with(fed, **table) as url:
+        await send_model(fed, InferUpdate, model_file(fed, 2, **lame))
         await fed.hears(ModelPrepared, times=2)  # what it was tried on held no 13
-        async with users_of(url, 13, 0, 0) as given:
+        async with send_predictions(url, 13, 0, 0) as given:
             assert "stumbles over a 13" in (await fed.hears(InferRefused)).reason
-        down = await fed.hears(ModelTurnedDown)
+        down = await fed.hears(ModelRejected)
         assert down.step == "canary"
         assert down.beside is not None
         assert down.beside.errors >= 3
@@ -539,67 +552,71 @@ async def test_what_a_canary_fails_the_old_model_answers_and_the_canary_is_refus
 
 
 async def test_the_old_model_is_back_when_the_new_one_errs_and_nobody_was_told_no(
-    fed: Federation, enrolled: None
+    fed: FederationHarness, enrolled: None
 ) -> None:
-    async with serving_with(fed) as url:
-        await say(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
+    async with serve_with(fed) as url:
+        await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
         await fed.hears(InferReady, times=2)
         assert await predict(url) == (600.0, 2)
-        async with users_of(url, 13, 0, 0) as given:
-            returned = await fed.hears(ModelReturned)
+        async with send_predictions(url, 13, 0, 0) as given:
+            returned = await fed.hears(ModelRolledBack)
             assert (returned.model.version, returned.returned_from.version) == (1, 2)
             assert returned.beside.errors >= 3
             assert "stumbles over a 13" in returned.reason
             await fed.happens("inference", "model_returned")
         assert set(given) == {(13.0, 1)}
         assert await predict(url) == (6.0, 1)
-        await say(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
+        await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([100], np.float32)))
         assert "returned from on this device" in (await fed.hears(InferRefused)).reason
-        await say(fed, InferUpdate, model_file(fed, 3))
+        await send_model(fed, InferUpdate, model_file(fed, 3))
         await fed.hears(InferReady, times=3)
         assert await predict(url) == (18.0, 3)
 
 
 async def test_a_model_that_was_returned_from_is_tried_again_when_it_was_named_anew(
-    fed: Federation, enrolled: None
+    fed: FederationHarness, enrolled: None
 ) -> None:
-    async with serving_with(fed) as url:
+    async with serve_with(fed) as url:
         model = model_file(fed, 2, w=np.array([100], np.float32))
-        await say(fed, InferUpdate, model, term=7)
+        await send_model(fed, InferUpdate, model, term=7)
         await fed.hears(InferReady, times=2)
-        async with users_of(url, 13, 0, 0):
-            await fed.hears(ModelReturned)
+        async with send_predictions(url, 13, 0, 0):
+            await fed.hears(ModelRolledBack)
             await fed.happens("inference", "model_returned")
-        await say(fed, InferUpdate, model, term=7)
+        await send_model(fed, InferUpdate, model, term=7)
         assert "tried again: fedbus model promote 2" in (await fed.hears(InferRefused)).reason
-        await say(fed, InferUpdate, model, term=8)
+        await send_model(fed, InferUpdate, model, term=8)
         tried = (await fed.hears(InferRefused, times=2)).reason
         assert tried.endswith("captured inputs: it stumbles over a 13")
 
 
-async def test_the_old_model_is_back_when_the_new_ones_answers_drift(fed: Federation, enrolled: None) -> None:
-    async with serving_with(fed, **{"max-answer-psi": 0.5, "min-answers": 20}) as url:
+async def test_the_old_model_is_back_when_the_new_ones_answers_drift(
+    fed: FederationHarness, enrolled: None
+) -> None:
+    async with serve_with(fed, **{"max-answer-psi": 0.5, "min-answers": 20}) as url:
         for n in range(40):
             await predict(url, n % 4, 0, 0)
-        await say(fed, InferUpdate, model_file(fed, 2, w=np.array([50], np.float32)))
+        await send_model(fed, InferUpdate, model_file(fed, 2, w=np.array([50], np.float32)))
         await fed.hears(InferReady, times=2)
         for n in range(40):
             await predict(url, n % 4, 0, 0)
-        returned = await fed.hears(ModelReturned)
+        returned = await fed.hears(ModelRolledBack)
         assert "answers have drifted" in returned.reason
         assert returned.beside.answer_psi is not None
         assert returned.beside.answer_psi > 0.5
         await fed.happens("inference", "model_returned")
 
 
-async def test_of_models_that_come_too_fast_the_newest_is_taken_up(fed: Federation, enrolled: None) -> None:
-    async with serving_with(fed, **{"shadow-samples": 1000, "shadow-s": 1.0}) as url:
+async def test_of_models_that_come_too_fast_the_newest_is_taken_up(
+    fed: FederationHarness, enrolled: None
+) -> None:
+    async with serve_with(fed, **{"shadow-samples": 1000, "shadow-s": 1.0}) as url:
         for version in (2, 3, 4, 5):
-            await say(fed, InferUpdate, model_file(fed, version))
-        await eventually(lambda: serves(url, 5))
+            await send_model(fed, InferUpdate, model_file(fed, version))
+        await eventually(lambda: is_serving(url, 5))
         await fed.until(lambda: fed.heard(ModelCommitted)[-1].model.version == 5)  # told after it answers
     assert [one.model.version for one in fed.heard(ModelCommitted)] in ([1, 2, 5], [1, 5])
 
 
-async def serves(url: str, version: int) -> bool:
+async def is_serving(url: str, version: int) -> bool:
     return (await predict(url))[1] == version

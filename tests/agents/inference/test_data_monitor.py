@@ -13,13 +13,13 @@ import numpy as np
 import pytest
 from nats import connect as nats_connect
 from support import NatsServer
-from support.federation import TASK, Federation
+from support.federation import TASK, FederationHarness
 
-from fedbus.agents.flower_client.captured_training_data import Written, write_captured
-from fedbus.agents.inference.data_monitor import NO_REFERENCE, NO_SCIPY, DataWatch
-from fedbus.agents.inference.engine import Engine
+from fedbus.agents.flower_client.captured_training_data import WrittenRows, write_training_rows
+from fedbus.agents.inference.data_monitor import NO_REFERENCE, SCIPY_MISSING, DataMonitor
+from fedbus.agents.inference.engine import InferenceEngine
 from fedbus.app.composition.agents import inference
-from fedbus.contracts.catalogue import OF_A_CLIENT
+from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.client import InferReady, InferStart
 from fedbus.contracts.envelope import pack
 from fedbus.contracts.identifiers import client_id
@@ -48,7 +48,7 @@ REF = ModelRef(version=1, sha256="0" * 64, size_bytes=1, architecture="0" * 64)
 Array = np.ndarray[Any, Any]
 
 
-class Sign:
+class SignPredictor:
     """Says whether a sample's sum is above nought."""
 
     input_shape = (3,)
@@ -63,7 +63,7 @@ def samples(count: int, *, around: float = 0.0, seed: int = 0) -> Array:
     return np.random.default_rng(seed).normal(around, 1, (count, 3)).astype(np.float32)
 
 
-class Told(list[Message]):
+class RecordedMessages(list[Message]):
     """What was said, by kind."""
 
     def of(self, kind: type[Any]) -> list[Any]:
@@ -78,16 +78,18 @@ async def captured(tmp_path: Path) -> AsyncIterator[CapturedData]:
 
 
 @pytest.fixture
-async def engine() -> AsyncIterator[Engine]:
-    engine = Engine()
-    engine.serve(await engine.made(REF, Sign))
+async def engine() -> AsyncIterator[InferenceEngine]:
+    engine = InferenceEngine()
+    engine.serve(await engine.made(REF, SignPredictor))
     yield engine
     await engine.stop()
 
 
-def watch(captured: CapturedData, engine: Engine, told: Told, **more: Any) -> DataWatch:
+def make_monitor(
+    captured: CapturedData, engine: InferenceEngine, told: RecordedMessages, **more: Any
+) -> DataMonitor:
     reference = samples(1000, seed=1)
-    return DataWatch(
+    return DataMonitor(
         captured,
         engine,
         more.pop("checks", CHECKS),
@@ -95,24 +97,24 @@ def watch(captured: CapturedData, engine: Engine, told: Told, **more: Any) -> Da
         told.append,
         task=TASK,
         client=C1,
-        reference=lambda: (reference, Sign().predict(reference)),
+        reference=lambda: (reference, SignPredictor().predict(reference)),
         **more,
     )
 
 
-def keep(captured: CapturedData, inputs: Array, *, labelled: bool = False) -> None:
-    for sample, answer in zip(inputs, Sign().predict(inputs), strict=True):
+def capture(captured: CapturedData, inputs: Array, *, labelled: bool = False) -> None:
+    for sample, answer in zip(inputs, SignPredictor().predict(inputs), strict=True):
         assert captured.add(sample, answer, int(answer) if labelled else None, model_version=1)
 
 
-async def looked_at(watch: DataWatch) -> None:
+async def run_check(watch: DataMonitor) -> None:
     await watch.check(await asyncio.to_thread(watch._learn))
 
 
-async def test_data_like_the_reference_are_well(captured: CapturedData, engine: Engine) -> None:
-    told = Told()
-    keep(captured, samples(300, seed=2), labelled=True)
-    await looked_at(watch(captured, engine, told))
+async def test_data_like_the_reference_are_well(captured: CapturedData, engine: InferenceEngine) -> None:
+    told = RecordedMessages()
+    capture(captured, samples(300, seed=2), labelled=True)
+    await run_check(make_monitor(captured, engine, told))
     (checked,) = told.of(DataChecked)
     assert not told.of(DriftDetected)
     assert not checked.drifting
@@ -130,16 +132,16 @@ async def test_data_like_the_reference_are_well(captured: CapturedData, engine: 
 
 
 async def test_inputs_and_predictions_that_drift_are_told_once_until_they_are_well_again(
-    captured: CapturedData, engine: Engine
+    captured: CapturedData, engine: InferenceEngine
 ) -> None:
-    told, table = Told(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
-    looks = watch(captured, engine, told, checks=table)
+    told, table = RecordedMessages(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    looks = make_monitor(captured, engine, told, checks=table)
     known = await asyncio.to_thread(looks._learn)
-    keep(captured, samples(200, around=3.0))
+    capture(captured, samples(200, around=3.0))
     await looks.check(known)
     await looks.check(known)  # nothing new: nothing is looked at
     assert len(told.of(DataChecked)) == 1
-    keep(captured, samples(50, around=3.0, seed=5))
+    capture(captured, samples(50, around=3.0, seed=5))
     await looks.check(known)
     assert len(told.of(DataChecked)) == 2
     drifts = told.of(DriftDetected)
@@ -148,21 +150,23 @@ async def test_inputs_and_predictions_that_drift_are_told_once_until_they_are_we
     assert of_inputs.score > 0.25
     assert of_inputs.p < 0.01
     assert of_inputs.features == 3
-    keep(captured, samples(200, seed=3))
+    capture(captured, samples(200, seed=3))
     await looks.check(known)
     assert not told.of(DataChecked)[-1].drifting
-    keep(captured, samples(200, around=3.0, seed=4))
+    capture(captured, samples(200, around=3.0, seed=4))
     await looks.check(known)
     assert len(told.of(DriftDetected)) == 4
 
 
-async def test_a_full_store_is_counted_checked_and_found_to_drift(tmp_path: Path, engine: Engine) -> None:
+async def test_a_full_store_is_counted_checked_and_found_to_drift(
+    tmp_path: Path, engine: InferenceEngine
+) -> None:
     captured = CapturedData(tmp_path / "captured.db", max_rows=300)
-    told, table = Told(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
-    looks = watch(captured, engine, told, checks=table)
+    told, table = RecordedMessages(), ChecksTable.model_validate({"min-rows": 100, "max-rows": 200})
+    looks = make_monitor(captured, engine, told, checks=table)
     known = await asyncio.to_thread(looks._learn)
     for seed, around in ((2, 0.0), (3, 3.0)):
-        keep(captured, samples(600, around=around, seed=seed), labelled=True)
+        capture(captured, samples(600, around=around, seed=seed), labelled=True)
         await looks.count()
         await looks.check(known)
     first, second = told.of(DataCounted)
@@ -174,23 +178,25 @@ async def test_a_full_store_is_counted_checked_and_found_to_drift(tmp_path: Path
 
 
 async def test_few_rows_are_checked_and_nothing_is_said_of_drift(
-    captured: CapturedData, engine: Engine
+    captured: CapturedData, engine: InferenceEngine
 ) -> None:
-    told = Told()
-    keep(captured, samples(20, around=9.0))
-    await looked_at(watch(captured, engine, told))
+    told = RecordedMessages()
+    capture(captured, samples(20, around=9.0))
+    await run_check(make_monitor(captured, engine, told))
     (checked,) = told.of(DataChecked)
     assert (checked.inputs, checked.predictions, checked.drifting) == ((), None, False)
     assert not next(one for one in checked.findings if one.check == "range").ok
 
 
-async def test_rows_are_counted_when_there_are_others(captured: CapturedData, engine: Engine) -> None:
-    told = Told()
-    looks = watch(captured, engine, told)
-    keep(captured, samples(10), labelled=True)
+async def test_rows_are_counted_when_there_are_others(
+    captured: CapturedData, engine: InferenceEngine
+) -> None:
+    told = RecordedMessages()
+    looks = make_monitor(captured, engine, told)
+    capture(captured, samples(10), labelled=True)
     await looks.count()
     await looks.count()
-    keep(captured, samples(5))
+    capture(captured, samples(5))
     await looks.count()
     first, second = told.of(DataCounted)
     assert (first.labelled + first.holdout, first.unlabelled) == (10, 0)
@@ -200,25 +206,25 @@ async def test_rows_are_counted_when_there_are_others(captured: CapturedData, en
 
 
 async def test_a_device_without_scipy_says_that_it_does_not_look_for_drift(
-    captured: CapturedData, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    captured: CapturedData, engine: InferenceEngine, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "available", lambda: False)
-    told = Told()
-    keep(captured, samples(200, around=9.0))
-    await looked_at(watch(captured, engine, told))
+    monkeypatch.setattr(drift, "is_scipy_available", lambda: False)
+    told = RecordedMessages()
+    capture(captured, samples(200, around=9.0))
+    await run_check(make_monitor(captured, engine, told))
     (checked,) = told.of(DataChecked)
-    assert checked.drift_unknown == NO_SCIPY
+    assert checked.drift_unknown == SCIPY_MISSING
     assert not checked.drifting
 
 
 async def test_a_device_without_a_reference_checks_what_the_table_says(
-    captured: CapturedData, engine: Engine
+    captured: CapturedData, engine: InferenceEngine
 ) -> None:
-    told = Told()
-    keep(captured, samples(150))
+    told = RecordedMessages()
+    capture(captured, samples(150))
     table = ChecksTable.model_validate({"maximum": 0.5, "max-unlabelled-share": 0.5})
-    await looked_at(
-        DataWatch(captured, engine, table, CAPTURE, told.append, task=TASK, client=C1)  # no reference
+    await run_check(
+        DataMonitor(captured, engine, table, CAPTURE, told.append, task=TASK, client=C1)  # no reference
     )
     (checked,) = told.of(DataChecked)
     assert {one.check: one.ok for one in checked.findings} == {
@@ -232,18 +238,18 @@ async def test_a_device_without_a_reference_checks_what_the_table_says(
 # --- the whole agent ------------------------------------------------------------------------------------
 
 
-def wants(task: Task, **tables: dict[str, Any]) -> Task:
+def with_tables(task: Task, **tables: dict[str, Any]) -> Task:
     changed = task.table.model_validate({**task.table.model_dump(), **tables})
     return task.model_copy(update={"table": changed})
 
 
-async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) -> None:
+async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarness) -> None:
     """All that goes over the bus is looked through for what was predicted, in every way to write it."""
     fed.site = replace(
-        fed.site, task=wants(fed.site.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
+        fed.site, task=with_tables(fed.site.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
     )
-    for agent in OF_A_CLIENT:
-        await fed.bus.enroll(agent, task=TASK, client="c1")
+    for agent in CLIENT_CONSUMERS:
+        await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
     heard: list[bytes] = []
 
     async def hear(message: Any) -> None:
@@ -277,11 +283,11 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: Federation) ->
     assert b"data_checked" in said
     assert fed.heard(DataChecked)[-1].classes == {"0": 15, "1": 15, "2": 15, "3": 15}
     for value in secret:
-        for written in written_as(value):
+        for written in encodings_of(value):
             assert written not in said
 
 
-class Price:
+class PricePredictor:
     """Says what a sample is worth: a regression."""
 
     input_shape = (3,)
@@ -294,16 +300,16 @@ class Price:
 
 @pytest.mark.parametrize("prices", [[48_999, 52_000.0, 61_234], [18, 43, 99]], ids=["large", "small"])
 async def test_no_label_of_a_regression_leaves_the_device(
-    captured: CapturedData, engine: Engine, prices: list[float]
+    captured: CapturedData, engine: InferenceEngine, prices: list[float]
 ) -> None:
-    told = Told()
-    engine.serve(await engine.made(REF.model_copy(update={"version": 2}), Price))
+    told = RecordedMessages()
+    engine.serve(await engine.made(REF.model_copy(update={"version": 2}), PricePredictor))
     given = samples(300)
-    for n, (sample, answer) in enumerate(zip(given, Price().predict(given), strict=True)):
+    for n, (sample, answer) in enumerate(zip(given, PricePredictor().predict(given), strict=True)):
         captured.add(sample, answer, prices[n % 3], model_version=2)
     reference = given, np.array([int(price) for price in prices] * 100)
     table = ChecksTable.model_validate({"min-class-share": 0.9})
-    looks = DataWatch(
+    looks = DataMonitor(
         captured,
         engine,
         table,
@@ -314,7 +320,7 @@ async def test_no_label_of_a_regression_leaves_the_device(
         reference=lambda: reference,
     )
     await looks.count()
-    await looked_at(looks)
+    await run_check(looks)
     (checked,) = told.of(DataChecked)
     assert (checked.classes, checked.live) == ({}, ())
     assert checked.predictions is not None
@@ -322,10 +328,10 @@ async def test_no_label_of_a_regression_leaves_the_device(
     assert not any(str(int(price)) in one for one in words for price in prices)
     if min(prices) > 1000:  # whatever is no count
         said = b"".join(map(pack, told))
-        assert not any(written in said for price in prices for written in written_as(price))
+        assert not any(written in said for price in prices for written in encodings_of(price))
 
 
-def written_as(value: float) -> list[bytes]:
+def encodings_of(value: float) -> list[bytes]:
     single = float(np.float32(value))
     return [
         *(struct.pack(f"{order}{size}", value) for order in "<>" for size in "fd"),
@@ -336,12 +342,12 @@ def written_as(value: float) -> list[bytes]:
 
 
 async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_again(
-    fed: Federation,
+    fed: FederationHarness,
 ) -> None:
     """What the store does when the disk itself is full is tried where the store is; here its table is away."""
-    fed.site = replace(fed.site, task=wants(fed.site.task, capture={"retry-s": 0.05}))
-    for agent in OF_A_CLIENT:
-        await fed.bus.enroll(agent, task=TASK, client="c1")
+    fed.site = replace(fed.site, task=with_tables(fed.site.task, capture={"retry-s": 0.05}))
+    for agent in CLIENT_CONSUMERS:
+        await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
     device = fed.device("c1")
     async with fed.agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
         await fed.reaches("inference", "empty")
@@ -358,10 +364,10 @@ async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_aga
                 return found
 
         assert await ask() is not None
-        table_of(device.captured(), "ALTER TABLE captured RENAME TO elsewhere")
+        execute_sql(device.captured(), "ALTER TABLE captured RENAME TO elsewhere")
         while not fed.heard(CapturePaused):
             await ask()
-        table_of(device.captured(), "ALTER TABLE elsewhere RENAME TO captured")
+        execute_sql(device.captured(), "ALTER TABLE elsewhere RENAME TO captured")
         while not fed.heard(CaptureResumed):
             await ask()
         assert await ask() is not None
@@ -369,7 +375,7 @@ async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_aga
         assert "predictions go on" in fed.heard(CapturePaused)[0].reason
 
 
-def table_of(database: Path, statement: str) -> None:
+def execute_sql(database: Path, statement: str) -> None:
     with sqlite3.connect(database) as connection:
         connection.execute(statement)
     connection.close()
@@ -394,15 +400,15 @@ def broken(inputs, outputs, labels):
 @pytest.fixture
 async def database(captured: CapturedData, tmp_path: Path) -> Path:
     """Sixty rows, half of them with a label."""
-    keep(captured, samples(30))
-    keep(captured, samples(30, seed=1), labelled=True)
+    capture(captured, samples(30))
+    capture(captured, samples(30, seed=1), labelled=True)
     await captured.written()
     return tmp_path / "captured.db"
 
 
 def task_with(fed_task: Task, function: str | None, module: str) -> Task:
     capture = {} if function is None else {"training-data": f"{module}:{function}"}
-    return wants(fed_task, capture=capture)
+    return with_tables(fed_task, capture=capture)
 
 
 @pytest.fixture
@@ -422,7 +428,7 @@ async def test_training_gets_the_labelled_rows_that_are_not_held_out(
     database: Path, task: Task, tmp_path: Path
 ) -> None:
     kept = [row for row in range(31, 61) if not is_held_out(row, CAPTURE.holdout_share)]
-    assert write_captured(task, database, tmp_path / "d.npz") == Written(len(kept))
+    assert write_training_rows(task, database, tmp_path / "d.npz") == WrittenRows(len(kept))
     with np.load(tmp_path / "d.npz") as data:
         assert data["inputs"].tolist() == [samples(30, seed=1)[row - 31].tolist() for row in kept]
 
@@ -432,7 +438,7 @@ async def test_a_task_says_what_becomes_of_its_captured_rows(
 ) -> None:
     wanted = task_with(task, "all_of_it", module_of(request))
     kept = [row for row in range(1, 61) if not is_held_out(row, CAPTURE.holdout_share)]
-    assert write_captured(wanted, database, tmp_path / "d.npz") == Written(len(kept))
+    assert write_training_rows(wanted, database, tmp_path / "d.npz") == WrittenRows(len(kept))
 
 
 @pytest.mark.parametrize("function", [None, "all_of_it"])
@@ -447,13 +453,13 @@ async def test_rows_that_are_not_as_the_task_wants_them_are_left_out_of_training
     for sample, label in ((good, 0), (good, 99), (wild, 1), (good, 1), (good, 0.5)):
         assert captured.add(sample, np.int64(0), label, model_version=1)
     await captured.written()
-    wanted = wants(
+    wanted = with_tables(
         task,
         capture={"holdout-share": 0.0}
         | ({"training-data": f"{module_of(request)}:{function}"} if function else {}),
         checks={"classes": 2, "maximum": 5.0},
     )
-    assert write_captured(wanted, captured.path, tmp_path / "d.npz") == Written(2, left_out=3)
+    assert write_training_rows(wanted, captured.path, tmp_path / "d.npz") == WrittenRows(2, left_out=3)
     with np.load(tmp_path / "d.npz") as data:
         assert data["inputs"].tolist() == [[0, 0, 0]] * 2
         assert data["labels"].tolist() == [0, 1]
@@ -465,8 +471,8 @@ async def test_where_no_row_fits_training_has_no_captured_data(
     captured.add(np.zeros(3, np.float32), np.int64(0), 99, model_version=1)
     await captured.written()
     (tmp_path / "d.npz").write_bytes(b"of a round before")
-    wanted = wants(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
-    assert write_captured(wanted, captured.path, tmp_path / "d.npz") == Written(0, left_out=1)
+    wanted = with_tables(task, capture={"holdout-share": 0.0}, serving={"input-shape": [2]})
+    assert write_training_rows(wanted, captured.path, tmp_path / "d.npz") == WrittenRows(0, left_out=1)
     assert not (tmp_path / "d.npz").exists()
 
 
@@ -482,4 +488,4 @@ async def test_a_task_whose_function_does_not_do_is_told_so(
     database: Path, task: Task, tmp_path: Path, request: pytest.FixtureRequest, function: str, reason: str
 ) -> None:
     with pytest.raises(BadTask, match=reason):
-        write_captured(task_with(task, function, module_of(request)), database, tmp_path / "d.npz")
+        write_training_rows(task_with(task, function, module_of(request)), database, tmp_path / "d.npz")

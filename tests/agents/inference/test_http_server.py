@@ -18,16 +18,16 @@ import pytest
 from support import eventually
 
 from fedbus.agents.inference import http_server
-from fedbus.agents.inference.http_server import BODIES_AT_ONCE, CannotListen, InferenceServer
-from fedbus.agents.inference.model_swap import Phases
-from fedbus.agents.inference.offline_evaluation import Trials
+from fedbus.agents.inference.http_server import MAX_CONCURRENT_BODIES, InferenceBindError, InferenceServer
+from fedbus.agents.inference.model_swap import ModelSwap
+from fedbus.agents.inference.offline_evaluation import OfflineEvaluation
 from fedbus.contracts.identifiers import client_id
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.serving import ModelCommitted
 from fedbus.contracts.task.serving import CaptureTable, ServingTable
 from fedbus.learning.predictor import ModelRefused
-from fedbus.stores.captured.store import CapturedData, Counts
+from fedbus.stores.captured.store import CapturedData, CaptureStats
 
 T = TypeVar("T")
 PROBE = np.zeros((2, 3), np.float32)
@@ -40,7 +40,7 @@ def ref(version: int) -> ModelRef:
 
 
 @dataclass
-class Adder:
+class AddingPredictor:
     """A model that adds its number to the sum of each sample: the answer shows which model gave it."""
 
     number: int
@@ -55,7 +55,7 @@ class Adder:
 
 
 @dataclass
-class Slow(Adder):
+class SlowAdder(AddingPredictor):
     """Takes its time: until it is told to go on. Nobody knows what it takes, so it is not warmed up."""
 
     input_shape: tuple[int, ...] | None = None
@@ -68,14 +68,14 @@ class Slow(Adder):
         return super().predict(inputs)
 
 
-class Silly(Adder):
+class NanPredictor(AddingPredictor):
     """Answers, but not with numbers."""
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
         return np.full(len(inputs), np.nan)
 
 
-class Touchy(Slow):
+class FailsOnThirteen(SlowAdder):
     """Cannot bear a 13."""
 
     def predict(self, inputs: np.ndarray) -> np.ndarray:
@@ -86,7 +86,7 @@ class Touchy(Slow):
 
 
 @dataclass
-class Client:
+class PlainJsonClient:
     """Somebody who asks."""
 
     session: aiohttp.ClientSession
@@ -114,8 +114,8 @@ class Client:
         return status, answer["error"]
 
 
-async def waiting_behind(
-    model: Slow, server: InferenceServer, first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, T]
+async def queue_behind(
+    model: SlowAdder, server: InferenceServer, first: Coroutine[Any, Any, T], *others: Coroutine[Any, Any, T]
 ) -> "list[asyncio.Task[T]]":
     """*model* is at work on *first*, and *others* wait in the queue."""
     tasks = [asyncio.create_task(first)]
@@ -127,11 +127,11 @@ async def waiting_behind(
 
 
 @asynccontextmanager
-async def asking(server: InferenceServer) -> AsyncIterator[Client]:
+async def open_client(server: InferenceServer) -> AsyncIterator[PlainJsonClient]:
     url = await server.start()
     try:
         async with aiohttp.ClientSession() as session:
-            yield Client(session, url)
+            yield PlainJsonClient(session, url)
     finally:
         await server.stop()
 
@@ -149,17 +149,17 @@ async def server(captured: CapturedData) -> InferenceServer:
 
 
 @pytest.fixture
-async def client(server: InferenceServer) -> AsyncIterator[Client]:
+async def client(server: InferenceServer) -> AsyncIterator[PlainJsonClient]:
     """Somebody who asks a server with the first model."""
-    await server.load(ref(1), lambda: Adder(100))
-    async with asking(server) as client:
+    await server.load(ref(1), lambda: AddingPredictor(100))
+    async with open_client(server) as client:
         yield client
 
 
 # --- answers ---------------------------------------------------------------------------------
 
 
-async def test_a_prediction_says_which_model_made_it(client: Client) -> None:
+async def test_a_prediction_says_which_model_made_it(client: PlainJsonClient) -> None:
     answer = await client.predict([1, 2, 3], [0, 0, 0.5])
     assert answer["outputs"] == [106.0, 100.5]
     assert answer["model_version"] == 1
@@ -167,7 +167,7 @@ async def test_a_prediction_says_which_model_made_it(client: Client) -> None:
 
 
 async def test_before_the_first_model_one_is_told_when_to_come_again(server: InferenceServer) -> None:
-    async with asking(server) as client:
+    async with open_client(server) as client:
         for ask in (
             client.session.get(client.url + "/ready"),
             client.session.post(client.url + "/predict", json={}),
@@ -177,16 +177,16 @@ async def test_before_the_first_model_one_is_told_when_to_come_again(server: Inf
                 assert int(response.headers["Retry-After"]) >= 1
         assert await client.get("/live") == (200, {"live": True})
         assert await client.get("/model") == (200, {"model": None})
-        await server.load(ref(1), lambda: Adder(1))
+        await server.load(ref(1), lambda: AddingPredictor(1))
         assert await client.get("/ready") == (200, {"ready": True, "model_version": 1})
         assert (await client.get("/model"))[1]["model"]["sha256"] == ref(1).sha256
 
 
 async def test_requests_that_wait_go_through_the_model_together(server: InferenceServer) -> None:
-    model = Slow(0)
+    model = SlowAdder(0)
     await server.load(ref(1), lambda: model)
-    async with asking(server) as client:
-        asked = await waiting_behind(model, server, *(client.predict([n, 0, 0]) for n in range(20)))
+    async with open_client(server) as client:
+        asked = await queue_behind(model, server, *(client.predict([n, 0, 0]) for n in range(20)))
         model.go_on.set()
         answers = await asyncio.gather(*asked)
     assert [answer["outputs"] for answer in answers] == [[float(n)] for n in range(20)]
@@ -194,11 +194,11 @@ async def test_requests_that_wait_go_through_the_model_together(server: Inferenc
 
 
 async def test_what_one_asks_wrongly_does_not_fail_the_others(server: InferenceServer) -> None:
-    model = Touchy(0)
+    model = FailsOnThirteen(0)
     await server.load(ref(1), lambda: model)
-    async with asking(server) as client:
+    async with open_client(server) as client:
         requests = (client.post("/predict", {"inputs": [[n, 0, 0]]}) for n in (1, 2, 13, 4))
-        asked = await waiting_behind(model, server, *requests)
+        asked = await queue_behind(model, server, *requests)
         model.go_on.set()
         answers = await asyncio.gather(*asked)
     assert [status for status, _ in answers] == [200, 200, 500, 200]
@@ -209,21 +209,21 @@ async def test_what_one_asks_wrongly_does_not_fail_the_others(server: InferenceS
 
 
 async def test_no_request_fails_while_models_change(server: InferenceServer, captured: CapturedData) -> None:
-    await server.load(ref(1), lambda: Adder(1))
+    await server.load(ref(1), lambda: AddingPredictor(1))
     over = asyncio.Event()
     versions: list[int] = []
 
-    async def keep_asking(client: Client) -> None:
+    async def keep_asking(client: PlainJsonClient) -> None:
         while not over.is_set():
             answer = await client.predict([0, 0, 0])
             assert answer["outputs"] == [float(answer["model_version"])]
             versions.append(answer["model_version"])
 
-    async with asking(server) as client, asyncio.TaskGroup() as group:
+    async with open_client(server) as client, asyncio.TaskGroup() as group:
         for _ in range(4):
             group.create_task(keep_asking(client))
         for version in range(1, 42):
-            await server.load(ref(version), partial(Adder, version), PROBE)
+            await server.load(ref(version), partial(AddingPredictor, version), PROBE)
             await eventually(partial(versions.__contains__, version))
         over.set()
     assert set(versions) == set(range(1, 42))
@@ -231,13 +231,13 @@ async def test_no_request_fails_while_models_change(server: InferenceServer, cap
 
 
 async def test_a_new_model_is_loaded_while_the_old_one_answers(
-    client: Client, server: InferenceServer
+    client: PlainJsonClient, server: InferenceServer
 ) -> None:
     built = threading.Event()
 
-    def slowly_built() -> Adder:
+    def slowly_built() -> AddingPredictor:
         assert built.wait(20)
-        return Adder(200)
+        return AddingPredictor(200)
 
     loading = asyncio.create_task(server.load(ref(2), slowly_built))
     for _ in range(5):
@@ -248,11 +248,11 @@ async def test_a_new_model_is_loaded_while_the_old_one_answers(
 
 
 async def test_a_request_is_answered_by_the_model_it_came_in_under(server: InferenceServer) -> None:
-    old = Slow(1)
+    old = SlowAdder(1)
     await server.load(ref(1), lambda: old)
-    async with asking(server) as client:
-        asked = await waiting_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
-        await server.load(ref(2), lambda: Adder(2))
+    async with open_client(server) as client:
+        asked = await queue_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
+        await server.load(ref(2), lambda: AddingPredictor(2))
         later = asyncio.create_task(client.predict([0, 0, 0]))
         await eventually(lambda: server.engine.queued == 3)
         old.go_on.set()
@@ -261,13 +261,13 @@ async def test_a_request_is_answered_by_the_model_it_came_in_under(server: Infer
 
 
 async def test_after_the_swap_the_old_model_answers_what_came_in_under_it(server: InferenceServer) -> None:
-    old, said = Slow(1), list[Message]()
+    old, said = SlowAdder(1), list[Message]()
     await server.load(ref(1), lambda: old)
-    trials = Trials(ServingTable(), CaptureTable())
-    phases = Phases(server.engine, trials, ServingTable(), said.append, task="t", client=client_id("c1"))
-    async with asking(server) as client:
-        asked = await waiting_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
-        updating = asyncio.create_task(phases.update(ref(2), lambda: Adder(2)))
+    trials = OfflineEvaluation(ServingTable(), CaptureTable())
+    phases = ModelSwap(server.engine, trials, ServingTable(), said.append, task="t", client=client_id("c1"))
+    async with open_client(server) as client:
+        asked = await queue_behind(old, server, *(client.predict([0, 0, 0]) for _ in range(3)))
+        updating = asyncio.create_task(phases.update(ref(2), lambda: AddingPredictor(2)))
         await eventually(lambda: server.current == ref(2))
         assert not [one for one in said if isinstance(one, ModelCommitted)]  # it drains
         old.go_on.set()
@@ -281,7 +281,7 @@ async def test_after_the_swap_the_old_model_answers_what_came_in_under_it(server
 async def test_a_model_without_samples_to_be_tried_on_is_warm_before_it_serves(
     server: InferenceServer,
 ) -> None:
-    model = Adder(1, input_shape=(-1, 3))
+    model = AddingPredictor(1, input_shape=(-1, 3))
     await server.load(ref(1), lambda: model)
     assert model.batches == [1, 1]  # the first time it may still have things to set up
     assert server.engine.serving is not None
@@ -289,24 +289,24 @@ async def test_a_model_without_samples_to_be_tried_on_is_warm_before_it_serves(
 
 
 async def test_a_model_to_which_nought_is_no_sample_serves_all_the_same(server: InferenceServer) -> None:
-    await server.load(ref(1), lambda: Silly(1))
+    await server.load(ref(1), lambda: NanPredictor(1))
     assert server.current == ref(1)
 
 
-def refuses() -> Adder:
+def load_rejected() -> AddingPredictor:
     raise ModelRefused("tensor 'fc1.weight' is missing")
 
 
-def breaks() -> Adder:
+def load_failing() -> AddingPredictor:
     raise RuntimeError("out\nof memory")
 
 
-def silly() -> Adder:
-    return Silly(1)
+def load_nan_predictor() -> AddingPredictor:
+    return NanPredictor(1)
 
 
-def unlucky() -> Adder:
-    model = Touchy(1)
+def load_failing_on_thirteen() -> AddingPredictor:
+    model = FailsOnThirteen(1)
     model.go_on.set()
     return model
 
@@ -314,14 +314,14 @@ def unlucky() -> Adder:
 @pytest.mark.parametrize(
     ("make", "reason"),
     [
-        (refuses, "^tensor 'fc1.weight' is missing$"),
-        (breaks, "^the model cannot be loaded: out of memory$"),
-        (silly, "NaN or infinity"),
-        (unlucky, "thirteen is unlucky"),
+        (load_rejected, "^tensor 'fc1.weight' is missing$"),
+        (load_failing, "^the model cannot be loaded: out of memory$"),
+        (load_nan_predictor, "NaN or infinity"),
+        (load_failing_on_thirteen, "thirteen is unlucky"),
     ],
 )
 async def test_a_bad_model_is_refused_and_the_old_one_stays(
-    client: Client, server: InferenceServer, make: Callable[[], Adder], reason: str
+    client: PlainJsonClient, server: InferenceServer, make: Callable[[], AddingPredictor], reason: str
 ) -> None:
     with pytest.raises(ModelRefused, match=reason):
         await server.load(ref(2), make, np.full((1, 3), 13, np.float32))
@@ -331,7 +331,7 @@ async def test_a_bad_model_is_refused_and_the_old_one_stays(
 
 async def test_a_bad_first_model_leaves_the_server_without_one(server: InferenceServer) -> None:
     with pytest.raises(ModelRefused):
-        await server.load(ref(1), breaks)
+        await server.load(ref(1), load_failing)
     assert server.current is None
 
 
@@ -339,16 +339,16 @@ async def test_a_bad_first_model_leaves_the_server_without_one(server: Inference
 
 
 async def test_what_was_asked_is_captured_with_its_answer(
-    client: Client, captured: CapturedData, tmp_path: Path
+    client: PlainJsonClient, captured: CapturedData, tmp_path: Path
 ) -> None:
     await client.predict([1, 2, 3], [4, 5, 6], labels=[7, None])
-    assert await captured.counts() == Counts(rows=2, labelled=1, dropped=0)
+    assert await captured.counts() == CaptureStats(rows=2, labelled=1, dropped=0)
     assert await captured.snapshot_labelled(tmp_path / "data.npz") == 1
     with np.load(tmp_path / "data.npz") as data:
         assert data["inputs"].tolist() == [[1.0, 2.0, 3.0]]
 
 
-async def test_feedback_labels_what_was_predicted(client: Client, captured: CapturedData) -> None:
+async def test_feedback_labels_what_was_predicted(client: PlainJsonClient, captured: CapturedData) -> None:
     first, second = (await client.predict([1, 2, 3], [4, 5, 6]))["ids"]
     assert (await client.post(f"/feedback/{first}", {"label": 3}))[0] == 204
     assert (await client.post(f"/feedback/{first}", {"label": 3}))[0] == 204
@@ -362,14 +362,14 @@ async def test_feedback_labels_what_was_predicted(client: Client, captured: Capt
 
 
 async def test_feedback_that_was_withdrawn_may_be_given_otherwise(
-    client: Client, captured: CapturedData, tmp_path: Path
+    client: PlainJsonClient, captured: CapturedData, tmp_path: Path
 ) -> None:
     (row,) = (await client.predict([1, 2, 3]))["ids"]
     await client.post(f"/feedback/{row}", {"label": 3})
     for _ in range(2):  # the same twice is fine, as with feedback itself
         async with client.session.delete(f"{client.url}/feedback/{row}") as response:
             assert response.status == 204
-        assert await captured.counts() == Counts(rows=1, labelled=0, dropped=0)
+        assert await captured.counts() == CaptureStats(rows=1, labelled=0, dropped=0)
     assert (await client.post(f"/feedback/{row}", {"label": 4}))[0] == 204
     await captured.snapshot_labelled(tmp_path / "data.npz")
     with np.load(tmp_path / "data.npz") as data:
@@ -377,13 +377,13 @@ async def test_feedback_that_was_withdrawn_may_be_given_otherwise(
 
 
 @pytest.mark.parametrize("row", ["99", "abc"])
-async def test_feedback_that_is_unknown_cannot_be_withdrawn(client: Client, row: str) -> None:
+async def test_feedback_that_is_unknown_cannot_be_withdrawn(client: PlainJsonClient, row: str) -> None:
     async with client.session.delete(f"{client.url}/feedback/{row}") as response:
         assert response.status == 404
         assert list(await response.json()) == ["error"]
 
 
-async def test_an_id_that_is_none_is_told_what_an_id_is(client: Client) -> None:
+async def test_an_id_that_is_none_is_told_what_an_id_is(client: PlainJsonClient) -> None:
     status, answer = await client.post("/feedback/abc", {"label": 1})
     assert status == 404
     assert answer["error"] == (
@@ -395,18 +395,20 @@ async def test_an_id_that_is_none_is_told_what_an_id_is(client: Client) -> None:
 
 
 @pytest.fixture(params=["the task says so", "the model has as many outputs"])
-async def of_two_classes(request: pytest.FixtureRequest, captured: CapturedData) -> AsyncIterator[Client]:
+async def of_two_classes(
+    request: pytest.FixtureRequest, captured: CapturedData
+) -> AsyncIterator[PlainJsonClient]:
     """Somebody who asks where there are two classes."""
     said = request.param == "the task says so"
     server = InferenceServer(captured, classes=2 if said else None)
-    await server.load(ref(1), lambda: Adder(0, classes=3 if said else 2))
-    async with asking(server) as client:
+    await server.load(ref(1), lambda: AddingPredictor(0, classes=3 if said else 2))
+    async with open_client(server) as client:
         yield client
 
 
 @pytest.mark.parametrize("label", [99, 2, -1, 0.5, [0.0, 1.0]])
 async def test_a_label_that_is_no_class_is_refused_with_a_prediction_and_later(
-    of_two_classes: Client, captured: CapturedData, label: Any
+    of_two_classes: PlainJsonClient, captured: CapturedData, label: Any
 ) -> None:
     reason = f"a label must be a class of the model, a whole number from 0 to 1, and not {label}"
     assert await of_two_classes.refusal({"inputs": [[0, 0, 0]], "labels": [label]}) == (400, reason)
@@ -414,7 +416,7 @@ async def test_a_label_that_is_no_class_is_refused_with_a_prediction_and_later(
     (row,) = (await of_two_classes.predict([0, 0, 0]))["ids"]
     assert await of_two_classes.post(f"/feedback/{row}", {"label": label}) == (400, {"error": reason})
     assert (await of_two_classes.post(f"/feedback/{row}", {"label": 1.0}))[0] == 204
-    assert await captured.counts() == Counts(rows=1, labelled=1, dropped=0)
+    assert await captured.counts() == CaptureStats(rows=1, labelled=1, dropped=0)
 
 
 @pytest.mark.parametrize(
@@ -432,7 +434,7 @@ async def test_a_label_that_is_no_class_is_refused_with_a_prediction_and_later(
     ],
 )
 async def test_feedback_that_makes_no_sense_is_refused(
-    client: Client, path: str, body: Any, status: int
+    client: PlainJsonClient, path: str, body: Any, status: int
 ) -> None:
     answered, answer = await client.post(path, body)
     assert (answered, list(answer)) == (status, ["error"])
@@ -440,13 +442,15 @@ async def test_feedback_that_makes_no_sense_is_refused(
 
 async def test_without_capture_nothing_has_an_id(tmp_path: Path) -> None:
     server = InferenceServer()
-    await server.load(ref(1), lambda: Adder(0))
-    async with asking(server) as client:
+    await server.load(ref(1), lambda: AddingPredictor(0))
+    async with open_client(server) as client:
         assert (await client.predict([0, 0, 0]))["ids"] == [None]
         assert (await client.post("/feedback/1", {"label": 1}))[0] == 404
 
 
-async def test_predictions_go_on_when_the_store_is_gone(client: Client, captured: CapturedData) -> None:
+async def test_predictions_go_on_when_the_store_is_gone(
+    client: PlainJsonClient, captured: CapturedData
+) -> None:
     await captured.close()
     assert (await client.predict([0, 0, 0]))["ids"] == [None]
     assert (await client.post("/feedback/1", {"label": 1}))[0] == 503
@@ -481,7 +485,7 @@ async def test_predictions_go_on_when_the_store_is_gone(client: Client, captured
     ids=lambda value: value.replace(" ", "-") if isinstance(value, str) else "",
 )
 async def test_a_request_that_makes_no_sense_is_refused_with_the_reason(
-    client: Client, captured: CapturedData, body: Any, reason: str
+    client: PlainJsonClient, captured: CapturedData, body: Any, reason: str
 ) -> None:
     status, error = await client.refusal(body)
     assert status == 400
@@ -494,7 +498,7 @@ async def test_a_request_that_makes_no_sense_is_refused_with_the_reason(
     [b"", b"{", b"\xff\xfe", b'{"inputs": [[NaN, 0, 0]]}', b'{"inputs": [[Infinity, 0, 0]]}', b"[" * 100_000],
     ids=["empty", "cut off", "not text", "NaN", "infinity", "deep"],
 )
-async def test_a_body_that_is_not_json_is_refused(client: Client, content: bytes) -> None:
+async def test_a_body_that_is_not_json_is_refused(client: PlainJsonClient, content: bytes) -> None:
     headers = {"Content-Type": "application/json"}
     async with client.session.post(client.url + "/predict", data=content, headers=headers) as response:
         assert response.status == 400
@@ -502,36 +506,38 @@ async def test_a_body_that_is_not_json_is_refused(client: Client, content: bytes
     assert (await client.predict([0, 0, 0]))["outputs"] == [100.0]
 
 
-async def test_what_a_page_in_a_browser_could_send_is_refused(client: Client) -> None:
+async def test_what_a_page_in_a_browser_could_send_is_refused(client: PlainJsonClient) -> None:
     async with client.session.post(client.url + "/predict", data=b'{"inputs": [[1, 2, 3]]}') as response:
         assert response.status == 415
         assert "Content-Type: application/json" in (await response.json())["error"]
 
 
-async def test_a_body_that_is_too_large_is_refused(client: Client) -> None:
+async def test_a_body_that_is_too_large_is_refused(client: PlainJsonClient) -> None:
     status, error = await client.refusal({"inputs": [[0.0] * 2_000_000]})
     assert status == 413
     assert error
 
 
-async def test_too_many_samples_at_once_are_refused(client: Client) -> None:
+async def test_too_many_samples_at_once_are_refused(client: PlainJsonClient) -> None:
     status, error = await client.refusal({"inputs": [[0, 0, 0]] * 1025})
     assert (status, error) == (413, "1025 samples are too many: send at most 1024 at once")
     assert len((await client.predict(*[[0.0, 0.0, 0.0]] * 1024))["outputs"]) == 1024
 
 
-async def test_a_large_body_is_checked_beside_the_loop(client: Client, server: InferenceServer) -> None:
-    await server.load(ref(2), lambda: Adder(0, input_shape=(700,)))
+async def test_a_large_body_is_checked_beside_the_loop(
+    client: PlainJsonClient, server: InferenceServer
+) -> None:
+    await server.load(ref(2), lambda: AddingPredictor(0, input_shape=(700,)))
     assert len((await client.predict(*[[0.25] * 700] * 900))["outputs"]) == 900
     status, error = await client.refusal({"inputs": [["x"] * 700] * 900})
     assert (status, error) == (400, "inputs must be numbers, and not text")
 
 
 async def test_who_finds_the_queue_full_is_told_to_come_again() -> None:
-    server, model = InferenceServer(max_queued=5), Slow(0)
+    server, model = InferenceServer(max_queued=5), SlowAdder(0)
     await server.load(ref(1), lambda: model)
-    async with asking(server) as client:
-        asked = await waiting_behind(model, server, *(client.predict([0, 0, 0]) for _ in range(6)))
+    async with open_client(server) as client:
+        asked = await queue_behind(model, server, *(client.predict([0, 0, 0]) for _ in range(6)))
         async with client.session.post(client.url + "/predict", json={"inputs": [[0, 0, 0]]}) as response:
             assert response.status == 429
             assert int(response.headers["Retry-After"]) >= 1
@@ -554,7 +560,7 @@ async def chunks(content: bytes) -> AsyncIterator[bytes]:
     yield content
 
 
-async def refused_for_want_of_room(client: Client, **request: Any) -> bool:
+async def is_rejected_for_memory(client: PlainJsonClient, **request: Any) -> bool:
     headers = {"Content-Type": "application/json"} | request.pop("headers", {})
     async with client.session.post(client.url + "/predict", headers=headers, **request) as response:
         if response.status == 200:
@@ -566,46 +572,46 @@ async def refused_for_want_of_room(client: Client, **request: Any) -> bool:
 
 async def test_bodies_that_would_take_too_much_memory_at_once_are_not_read(roomy: InferenceServer) -> None:
     """Eight wait for a slow model, with room for half a body left; what does not say its size counts as a whole one."""
-    model = Slow(0)
+    model = SlowAdder(0)
     await roomy.load(ref(1), lambda: model)
-    async with asking(roomy) as client:
-        sizes = [MAX_BODY] * (BODIES_AT_ONCE - 1) + [MAX_BODY // 2]
-        asked = await waiting_behind(
-            model, roomy, *(refused_for_want_of_room(client, data=large_body(size)) for size in sizes)
+    async with open_client(roomy) as client:
+        sizes = [MAX_BODY] * (MAX_CONCURRENT_BODIES - 1) + [MAX_BODY // 2]
+        asked = await queue_behind(
+            model, roomy, *(is_rejected_for_memory(client, data=large_body(size)) for size in sizes)
         )
-        assert roomy.in_hand.bytes == sum(sizes)
+        assert roomy.memory_limit.bytes == sum(sizes)
         small = gzip.compress(large_body(200))
-        assert await refused_for_want_of_room(client, data=large_body())
-        assert await refused_for_want_of_room(client, data=chunks(large_body(200)))
-        assert await refused_for_want_of_room(client, data=small, headers={"Content-Encoding": "gzip"})
-        fits = asyncio.create_task(refused_for_want_of_room(client, data=large_body(200)))
+        assert await is_rejected_for_memory(client, data=large_body())
+        assert await is_rejected_for_memory(client, data=chunks(large_body(200)))
+        assert await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
+        fits = asyncio.create_task(is_rejected_for_memory(client, data=large_body(200)))
         await eventually(lambda: roomy.engine.queued == len(sizes))
         model.go_on.set()
         assert not any(await asyncio.gather(fits, *asked))
-        assert not await refused_for_want_of_room(client, data=large_body())
-        assert not await refused_for_want_of_room(client, data=small, headers={"Content-Encoding": "gzip"})
-    assert roomy.in_hand.bytes == 0
+        assert not await is_rejected_for_memory(client, data=large_body())
+        assert not await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
+    assert roomy.memory_limit.bytes == 0
 
 
 async def test_a_body_that_does_not_come_gives_its_room_back(
     roomy: InferenceServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(http_server, "READ_S", 0.05)
-    await roomy.load(ref(1), lambda: Adder(0))
+    monkeypatch.setattr(http_server, "READ_TIMEOUT_S", 0.05)
+    await roomy.load(ref(1), lambda: AddingPredictor(0))
 
     async def forever() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.Event().wait()
 
-    async with asking(roomy) as client:
+    async with open_client(roomy) as client:
         headers = {"Content-Type": "application/json"}
         async with client.session.post(client.url + "/predict", headers=headers, data=forever()) as response:
             assert response.status == 408
             assert await response.json() == {"error": "the body did not come within 0.05 s"}
-        assert roomy.in_hand.bytes == 0
+        assert roomy.memory_limit.bytes == 0
 
 
-async def test_a_path_that_is_not_there_is_refused_in_one_line(client: Client) -> None:
+async def test_a_path_that_is_not_there_is_refused_in_one_line(client: PlainJsonClient) -> None:
     assert await client.get("/nowhere") == (404, {"error": "Not Found"})
     assert await client.get("/predict") == (405, {"error": "Method Not Allowed"})
 
@@ -613,19 +619,19 @@ async def test_a_path_that_is_not_there_is_refused_in_one_line(client: Client) -
 # --- beginning and end --------------------------------------------------------------------------------------
 
 
-async def test_a_port_that_is_taken_is_said_to_be(client: Client) -> None:
+async def test_a_port_that_is_taken_is_said_to_be(client: PlainJsonClient) -> None:
     port = int(client.url.rpartition(":")[2])
-    with pytest.raises(CannotListen, match=f"127.0.0.1:{port}: .*choose another port"):
+    with pytest.raises(InferenceBindError, match=f"127.0.0.1:{port}: .*choose another port"):
         await InferenceServer().start("127.0.0.1", port)
 
 
 async def test_stopping_answers_what_was_accepted(server: InferenceServer) -> None:
-    model = Slow(7)
+    model = SlowAdder(7)
     await server.load(ref(1), lambda: model)
     url = await server.start()
     async with aiohttp.ClientSession() as session:
-        client = Client(session, url)
-        (asked,) = await waiting_behind(model, server, client.predict([0, 0, 0]))
+        client = PlainJsonClient(session, url)
+        (asked,) = await queue_behind(model, server, client.predict([0, 0, 0]))
         stopping = asyncio.create_task(server.stop())
         model.go_on.set()
         assert (await asked)["outputs"] == [7.0]
@@ -635,10 +641,10 @@ async def test_stopping_answers_what_was_accepted(server: InferenceServer) -> No
 
 
 async def test_a_slow_model_does_not_hold_up_the_loop(server: InferenceServer) -> None:
-    model = Slow(0)
+    model = SlowAdder(0)
     await server.load(ref(1), lambda: model)
-    async with asking(server) as client:
-        (asked,) = await waiting_behind(model, server, client.predict([0, 0, 0]))
+    async with open_client(server) as client:
+        (asked,) = await queue_behind(model, server, client.predict([0, 0, 0]))
         assert (await client.get("/live"))[0] == 200
         assert not asked.done()
         model.go_on.set()

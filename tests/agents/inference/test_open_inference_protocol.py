@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 from support import eventually
 
 from fedbus.agents.inference.http_server import InferenceServer
-from fedbus.agents.inference.open_inference_protocol import DATATYPES, read
-from fedbus.agents.inference.plain_json import Refusal, Takes, samples
+from fedbus.agents.inference.open_inference_protocol import DATATYPES, parse_request
+from fedbus.agents.inference.plain_json import HttpError, ModelInput, parse_samples
 from fedbus.contracts.model import ModelRef
-from fedbus.stores.captured.store import CapturedData, Counts
+from fedbus.stores.captured.store import CapturedData, CaptureStats
 
 REF = ModelRef(version=3, sha256="0" * 64, size_bytes=1, architecture="0" * 64)
 LENGTH = "Inference-Header-Content-Length"
@@ -29,7 +29,7 @@ Array = np.ndarray[Any, Any]
 
 
 @dataclass
-class Sum:
+class SumPredictor:
     """Answers with the sum of a sample, in the type that it takes."""
 
     input_dtype: np.dtype[Any]
@@ -44,7 +44,7 @@ class Sum:
 
 
 @dataclass
-class Asked:
+class HttpResponse:
     """What came back."""
 
     status: int
@@ -64,32 +64,34 @@ TENSOR = {"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3
 
 
 @dataclass
-class Client:
+class OpenInferenceClient:
     """Somebody who asks."""
 
     session: aiohttp.ClientSession
     url: str
 
-    async def get(self, path: str) -> Asked:
+    async def get(self, path: str) -> HttpResponse:
         async with self.session.get(self.url + path) as response:
-            return Asked(response.status, dict(response.headers), await response.read())
+            return HttpResponse(response.status, dict(response.headers), await response.read())
 
-    async def post(self, path: str, content: bytes, **headers: str) -> Asked:
+    async def post(self, path: str, content: bytes, **headers: str) -> HttpResponse:
         own = ("Content-Type",)  # aiohttp would name one
         async with self.session.post(
             self.url + path, data=io.BytesIO(content), headers=headers, skip_auto_headers=own
         ) as response:
-            return Asked(response.status, dict(response.headers), await response.read())
+            return HttpResponse(response.status, dict(response.headers), await response.read())
 
-    async def infer(self, *data: Any, shape: Any = (1, 3), datatype: str = "FP32", **more: Any) -> Asked:
+    async def infer(
+        self, *data: Any, shape: Any = (1, 3), datatype: str = "FP32", **more: Any
+    ) -> HttpResponse:
         tensor = {"name": "input", "shape": shape, "datatype": datatype, "data": data}
         return await self.infer_raw({"inputs": [tensor], **more})
 
-    async def infer_raw(self, body: Any) -> Asked:
+    async def infer_raw(self, body: Any) -> HttpResponse:
         headers = {"Content-Type": "application/json"}
         return await self.post("/v2/models/sum/infer", json.dumps(body).encode(), **headers)
 
-    async def infer_binary(self, array: Array, datatype: str = "FP32", **more: Any) -> Asked:
+    async def infer_binary(self, array: Array, datatype: str = "FP32", **more: Any) -> HttpResponse:
         content, length = binary(array, datatype, **more)
         headers = {"Content-Type": "application/octet-stream", LENGTH: str(length)}
         return await self.post("/v2/models/sum/infer", content, **headers)
@@ -121,22 +123,22 @@ def dtype() -> str:
 @pytest.fixture
 async def server(captured: CapturedData, dtype: str) -> AsyncIterator[InferenceServer]:
     server = InferenceServer(captured, name="sum")
-    await server.load(REF, lambda: Sum(np.dtype(dtype)), np.ones((2, 3), dtype))
+    await server.load(REF, lambda: SumPredictor(np.dtype(dtype)), np.ones((2, 3), dtype))
     yield server
     await server.stop()
 
 
 @pytest.fixture
-async def client(server: InferenceServer) -> AsyncIterator[Client]:
+async def client(server: InferenceServer) -> AsyncIterator[OpenInferenceClient]:
     url = await server.start()
     async with aiohttp.ClientSession() as session:
-        yield Client(session, url)
+        yield OpenInferenceClient(session, url)
 
 
 # --- what there is to know -------------------------------------------------------------------
 
 
-async def test_health_is_told(client: Client) -> None:
+async def test_health_is_told(client: OpenInferenceClient) -> None:
     for path in ("live", "ready"):
         assert (await client.get(f"/v2/health/{path}")).status == 200
     assert (await client.get("/v2/models/sum/ready")).status == 200
@@ -147,7 +149,7 @@ async def test_without_a_model_one_is_alive_and_not_ready() -> None:
     server = InferenceServer(name="sum")
     url = await server.start()
     async with aiohttp.ClientSession() as session:
-        client = Client(session, url)
+        client = OpenInferenceClient(session, url)
         assert (await client.get("/v2/health/live")).status == 200
         for path in ("/v2/health/ready", "/v2/models/sum/ready", "/v2/models/sum"):
             answer = await client.get(path)
@@ -155,7 +157,7 @@ async def test_without_a_model_one_is_alive_and_not_ready() -> None:
     await server.stop()
 
 
-async def test_metadata_say_what_the_model_takes_and_gives(client: Client) -> None:
+async def test_metadata_say_what_the_model_takes_and_gives(client: OpenInferenceClient) -> None:
     assert (await client.get("/v2")).body["extensions"] == ["binary_tensor_data"]
     assert (await client.get("/v2/models/sum")).body == {
         "name": "sum",
@@ -173,7 +175,7 @@ async def test_metadata_say_what_the_model_takes_and_gives(client: Client) -> No
     "path",
     ["/v2/models/other", "/v2/models/sum/versions/2", "/v2/models/sum/versions/x", "/v2/models/other/ready"],
 )
-async def test_another_model_or_version_is_not_here(client: Client, path: str) -> None:
+async def test_another_model_or_version_is_not_here(client: OpenInferenceClient, path: str) -> None:
     answer = await client.get(path)
     assert (answer.status, list(answer.body)) == (404, ["error"])
 
@@ -181,7 +183,7 @@ async def test_another_model_or_version_is_not_here(client: Client, path: str) -
 # --- inference ----------------------------------------------------------------------------------
 
 
-async def test_json_tensors_are_answered(client: Client, captured: CapturedData) -> None:
+async def test_json_tensors_are_answered(client: OpenInferenceClient, captured: CapturedData) -> None:
     answer = (await client.infer([1, 2, 3], [4, 5, 6], shape=[2, 3], id="7")).body
     ids = answer["outputs"][1].pop("data")
     assert answer == {
@@ -197,14 +199,16 @@ async def test_json_tensors_are_answered(client: Client, captured: CapturedData)
         f"/feedback/{ids[0]}", b'{"label": 6}', **{"Content-Type": "application/json"}
     )
     assert feedback.status == 204
-    assert await captured.counts() == Counts(rows=2, labelled=1, dropped=0)
+    assert await captured.counts() == CaptureStats(rows=2, labelled=1, dropped=0)
 
 
-async def test_data_may_be_flat_as_the_protocol_has_it(client: Client) -> None:
+async def test_data_may_be_flat_as_the_protocol_has_it(client: OpenInferenceClient) -> None:
     assert (await client.infer(1, 2, 3, 4, 5, 6, shape=[2, 3])).output == [6.0, 15.0]
 
 
-async def test_binary_tensors_are_answered_in_binary_where_that_is_asked_for(client: Client) -> None:
+async def test_binary_tensors_are_answered_in_binary_where_that_is_asked_for(
+    client: OpenInferenceClient,
+) -> None:
     array = np.array([[1, 2, 3], [4, 5, 6]], "<f4")
     answer = await client.infer_binary(array, parameters={"binary_data_output": True})
     assert answer.headers["Content-Type"] == "application/octet-stream"
@@ -222,7 +226,7 @@ async def test_binary_tensors_are_answered_in_binary_where_that_is_asked_for(cli
 
 
 @pytest.mark.parametrize("dtype", sorted(set(DATATYPES.values()) - {"bool"}))
-async def test_every_type_of_number_goes_in_and_comes_out(client: Client, dtype: str) -> None:
+async def test_every_type_of_number_goes_in_and_comes_out(client: OpenInferenceClient, dtype: str) -> None:
     """Token ids as whole numbers, pixels as floats: what the model takes is what it is given."""
     name = next(name for name, known in DATATYPES.items() if known == dtype)
     assert (await client.infer(1, 2, 3, datatype=name)).output == [6]
@@ -233,14 +237,14 @@ async def test_every_type_of_number_goes_in_and_comes_out(client: Client, dtype:
 
 
 @pytest.mark.parametrize("dtype", ["int64"])
-async def test_what_is_no_whole_number_is_no_token(client: Client, dtype: str) -> None:
+async def test_what_is_no_whole_number_is_no_token(client: OpenInferenceClient, dtype: str) -> None:
     plain = {"Content-Type": "application/json"}
     answer = await client.post("/predict", b'{"inputs": [[1, 2, 1.5]]}', **plain)
     assert (answer.status, "whole numbers: the model takes int64" in answer.body["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("dtype", ["uint8"])
-async def test_a_number_that_does_not_fit_is_refused(client: Client, dtype: str) -> None:
+async def test_a_number_that_does_not_fit_is_refused(client: OpenInferenceClient, dtype: str) -> None:
     for value in (-1, 256):
         answer = await client.infer(1, 2, value, datatype="UINT8")
         assert (answer.status, "from 0 to 255" in answer.body["error"]) == (400, True)
@@ -276,7 +280,7 @@ async def test_a_number_that_does_not_fit_is_refused(client: Client, dtype: str)
     ids=lambda value: str(value)[:40],
 )
 async def test_a_tensor_that_makes_no_sense_is_refused_with_the_reason(
-    client: Client, captured: CapturedData, change: dict[str, Any], reason: str
+    client: OpenInferenceClient, captured: CapturedData, change: dict[str, Any], reason: str
 ) -> None:
     tensor = {"name": "input", "shape": [1, 3], "datatype": "FP32", "data": [1, 2, 3], **change}
     answer = await client.infer_raw({"inputs": [tensor]})
@@ -295,7 +299,9 @@ async def test_a_tensor_that_makes_no_sense_is_refused_with_the_reason(
     ],
     ids=str,
 )
-async def test_a_request_without_its_tensor_is_refused(client: Client, body: Any, reason: str) -> None:
+async def test_a_request_without_its_tensor_is_refused(
+    client: OpenInferenceClient, body: Any, reason: str
+) -> None:
     answer = await client.infer_raw(body)
     assert (answer.status, reason in answer.body["error"]) == (400, True)
 
@@ -310,13 +316,15 @@ async def test_a_request_without_its_tensor_is_refused(client: Client, body: Any
     ],
     ids=str,
 )
-async def test_a_wish_that_cannot_be_met_is_refused(client: Client, more: Any, reason: str) -> None:
+async def test_a_wish_that_cannot_be_met_is_refused(
+    client: OpenInferenceClient, more: Any, reason: str
+) -> None:
     answer = await client.infer(1, 2, 3, **more)
     assert (answer.status, reason in answer.body["error"]) == (400, True)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-async def test_bytes_that_are_no_number_are_refused(client: Client, value: float) -> None:
+async def test_bytes_that_are_no_number_are_refused(client: OpenInferenceClient, value: float) -> None:
     answer = await client.infer_binary(np.array([[1, 2, value]], "<f4"))
     assert (answer.status, "finite numbers" in answer.body["error"]) == (400, True)
 
@@ -330,26 +338,28 @@ async def test_bytes_that_are_no_number_are_refused(client: Client, value: float
         ("5", "not JSON"),
     ],
 )
-async def test_a_header_length_that_is_wrong_is_refused(client: Client, length: str, reason: str) -> None:
+async def test_a_header_length_that_is_wrong_is_refused(
+    client: OpenInferenceClient, length: str, reason: str
+) -> None:
     content, _ = binary(np.ones((1, 3), "<f4"), "FP32")
     answer = await client.post("/v2/models/sum/infer", content, **{LENGTH: length})
     assert (answer.status, reason in answer.body["error"]) == (400, True)
 
 
-async def test_bytes_too_few_or_too_many_are_refused(client: Client) -> None:
+async def test_bytes_too_few_or_too_many_are_refused(client: OpenInferenceClient) -> None:
     content, length = binary(np.ones((1, 3), "<f4"), "FP32")
     for changed in (content[:-1], content + b"\0"):
         answer = await client.post("/v2/models/sum/infer", changed, **{LENGTH: str(length)})
         assert (answer.status, "takes 12 bytes" in answer.body["error"]) == (400, True)
 
 
-async def test_a_huge_body_is_refused(client: Client) -> None:
+async def test_a_huge_body_is_refused(client: OpenInferenceClient) -> None:
     answer = await client.infer_binary(np.zeros((1, 2_000_000), "<f4"))
     assert (answer.status, list(answer.body)) == (413, ["error"])
     assert (await client.infer(1, 2, 3)).output == [6.0]
 
 
-async def test_too_many_samples_are_refused(client: Client) -> None:
+async def test_too_many_samples_are_refused(client: OpenInferenceClient) -> None:
     answer = await client.infer_binary(np.zeros((1025, 3), "<f4"))
     assert (answer.status, answer.body["error"]) == (
         413,
@@ -369,14 +379,14 @@ async def test_too_many_samples_are_refused(client: Client) -> None:
     ids=str,
 )
 async def test_what_a_page_in_a_browser_could_send_is_refused(
-    client: Client, headers: dict[str, str]
+    client: OpenInferenceClient, headers: dict[str, str]
 ) -> None:
     content = json.dumps({"inputs": [TENSOR]}).encode()
     assert (await client.post("/v2/models/sum/infer", content, **headers)).status == 415
 
 
 async def test_json_that_is_not_said_to_be_any_is_taken_as_tritons_own_client_sends_it(
-    client: Client,
+    client: OpenInferenceClient,
 ) -> None:
     """What tritonclient 2.73 sends for one JSON input and no named output: no Content-Type, an answer in bytes."""
     content = json.dumps({"inputs": [TENSOR], "parameters": {"binary_data_output": True}}).encode()
@@ -406,29 +416,29 @@ requests = st.fixed_dictionaries(
     optional={"id": json_values, "outputs": json_values, "parameters": json_values},
 )
 takes = st.builds(
-    Takes,
+    ModelInput,
     st.sampled_from(sorted(DATATYPES.values())).map(np.dtype),
     st.none() | st.just((3,)) | st.just((-1,)) | st.just((2, 2)),
     st.just(8),
 )
 
 
-def understood(ask: Callable[[], Any]) -> Any:
+def result_or_refusal(ask: Callable[[], Any]) -> Any:
     """What *ask* makes of it, or the refusal."""
     try:
         return ask()
-    except Refusal as refusal:
+    except HttpError as refusal:
         return refusal
 
 
 @given(requests, takes, st.binary(max_size=64), st.booleans())
 def test_whatever_is_said_is_understood_or_refused(
-    body: Any, takes: Takes, rest: bytes, with_bytes: bool
+    body: Any, takes: ModelInput, rest: bytes, with_bytes: bool
 ) -> None:
     header = json.dumps(body).encode()
     content, length = (header + rest, len(header)) if with_bytes else (header, None)
-    asked = understood(lambda: read(content, length, takes))
-    if isinstance(asked, Refusal):
+    asked = result_or_refusal(lambda: parse_request(content, length, takes))
+    if isinstance(asked, HttpError):
         assert asked.status in (400, 413)
         assert "\n" not in asked.reason
     else:
@@ -437,9 +447,9 @@ def test_whatever_is_said_is_understood_or_refused(
 
 
 @given(requests | json_values, takes)
-def test_whatever_is_said_plainly_is_understood_or_refused(body: Any, takes: Takes) -> None:
-    asked = understood(lambda: samples(json.dumps(body).encode(), takes))
-    if isinstance(asked, Refusal):
+def test_whatever_is_said_plainly_is_understood_or_refused(body: Any, takes: ModelInput) -> None:
+    asked = result_or_refusal(lambda: parse_samples(json.dumps(body).encode(), takes))
+    if isinstance(asked, HttpError):
         assert asked.status in (400, 413)
     else:
         assert asked.inputs.dtype == takes.dtype
@@ -450,7 +460,7 @@ def test_whatever_is_said_plainly_is_understood_or_refused(body: Any, takes: Tak
 
 
 @dataclass
-class Slow(Sum):
+class SlowSum(SumPredictor):
     """Takes its time: until it is told to go on."""
 
     go_on: threading.Event = field(default_factory=threading.Event)
@@ -463,11 +473,14 @@ class Slow(Sum):
 
 
 async def test_a_slow_model_gets_smaller_batches() -> None:
-    server, model = InferenceServer(name="sum", batch_s=0.001), Slow(np.dtype(np.float32), input_shape=None)
+    server, model = (
+        InferenceServer(name="sum", batch_s=0.001),
+        SlowSum(np.dtype(np.float32), input_shape=None),
+    )
     await server.load(REF, lambda: model)
     url = await server.start()
     async with aiohttp.ClientSession() as session:
-        client = Client(session, url)
+        client = OpenInferenceClient(session, url)
         first = asyncio.create_task(client.infer(1, 2, 3))
         await eventually(model.busy.is_set)  # and so its only batch so far takes much longer than it may
         others = [asyncio.create_task(client.infer(n, 0, 0)) for n in range(10)]

@@ -1,4 +1,4 @@
-"""The server manager, heard from outside: requests and events in, transitions and events out."""
+"""The server manager on a real bus: requests and events in, transitions and events out."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -12,22 +12,24 @@ from opentelemetry import trace
 from support import eventually
 from support.federation import (
     TASK,
-    AgentAtWork,
-    Federation,
+    FederationHarness,
+    RunningAgent,
 )
-from support.played_flower import FlowerServerPlayed
-from support.traces import in_memory
+from support.played_flower import FakeFlowerServer
+from support.traces import record_spans
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.composition.agents import server_manager
-from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import Declined, Joined
+from fedbus.bus.errors import RequestRefused, StaleOwner
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import ClientDeclined, ClientJoined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.message import Body, Refused
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
 from fedbus.contracts.server import (
+    SERVER,
     BeginTraining,
     CancelRun,
     Enroll,
@@ -41,13 +43,17 @@ from fedbus.contracts.server import (
     RoundFinished,
     RunFailed,
     RunFinished,
+    ServerChanges,
     ServerClosed,
+    ServerData,
+    ServerEvent,
     ServerFound,
     ServerLost,
     ServerStarted,
     ServerStarting,
     StartServer,
     StopServer,
+    StoreProblem,
     UpdateReady,
 )
 from fedbus.learning import weights
@@ -59,8 +65,8 @@ PLAN = RunPlan(rounds=2, quorum=2, recruit_s=30, round_s=30)
 
 
 @dataclass
-class Flower(FlowerServerPlayed):
-    """It says when it is up, and knows whether it is."""
+class StatefulFlowerServer(FakeFlowerServer):
+    """It reports when a Flower server is up, and knows whether one is."""
 
     up: str = ""
     """The run whose server is up."""
@@ -78,7 +84,7 @@ class Flower(FlowerServerPlayed):
         await self.fed.say(said, by="flower-server")
 
     async def round_of_failures(self, number: int, **failures: str) -> None:
-        """A round that nobody's update is in."""
+        """A round without any update."""
         said = RoundFinished(
             task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
         )
@@ -117,31 +123,31 @@ class Flower(FlowerServerPlayed):
 
 
 @pytest.fixture
-async def flower(fed: Federation) -> AsyncIterator[Flower]:
-    flower = Flower(fed)
+async def flower(fed: FederationHarness) -> AsyncIterator[StatefulFlowerServer]:
+    flower = StatefulFlowerServer(fed)
     await flower.store.prepare()
     async with flower.serving():
         yield flower
 
 
 @pytest.fixture
-async def manager(fed: Federation, flower: Flower) -> AsyncIterator[AgentAtWork]:
-    """A server manager that waits for runs."""
+async def manager(fed: FederationHarness, flower: StatefulFlowerServer) -> AsyncIterator[RunningAgent]:
+    """A server manager without a run."""
     async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
-        await fed.hears(CodePublished)  # the last that is said before it listens
+        await fed.hears(CodePublished)  # the last message before it consumes
         yield agent
 
 
-async def open_run(fed: Federation, **changes: Any) -> None:
+async def open_run(fed: FederationHarness, **changes: Any) -> None:
     await fed.bus.request(OpenRun(task=TASK, run=RUN, plan=PLAN.model_copy(update=changes)))
 
 
-async def join(fed: Federation, client: str, *, code: str | None = None) -> None:
+async def join(fed: FederationHarness, client: str, *, code: str | None = None) -> None:
     code = fed.site.task.code_version if code is None else code
-    await fed.say(Joined(task=TASK, client=client, run=RUN, code_version=code), by="trainer")
+    await fed.say(ClientJoined(task=TASK, client=client, run=RUN, code_version=code), by="trainer")
 
 
-async def train(fed: Federation) -> None:
+async def train(fed: FederationHarness) -> None:
     """A run with its quorum there."""
     await open_run(fed)
     await fed.hears(UpdateReady)
@@ -154,7 +160,7 @@ async def train(fed: Federation) -> None:
 
 
 async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await flower.round(1, c1=10, c2=20)
@@ -184,7 +190,7 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
 
 
 async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     for number in (1, 2):
@@ -201,7 +207,7 @@ async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
 
 
 async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
-    fed: Federation, manager: AgentAtWork, flower: Flower, tmp_path: Path
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer, tmp_path: Path
 ) -> None:
     info = await fed.bus.request(GetServerInfo(task=TASK))
     await fed.bus.blobs.fetch_to(info.blob, tmp_path / "fetched")
@@ -210,7 +216,7 @@ async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
 
 
 async def test_health_says_which_run_takes_in_clients(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     assert (await fed.bus.request(HealthCheck(task=TASK))).open_run is None
     await train(fed)
@@ -225,8 +231,8 @@ async def test_health_says_which_run_takes_in_clients(
 # --- beginning -----------------------------------------------------------------------------------
 
 
-class ModelsAway(DirectoryModelStore):
-    """A model repository whose volume comes and goes."""
+class UnavailableModelStore(DirectoryModelStore):
+    """A model store whose volume can be unmounted."""
 
     away = True
 
@@ -247,7 +253,7 @@ class ModelsAway(DirectoryModelStore):
             raise StoreUnavailable(Path(self.url), "the volume is away")
 
 
-def manager_with(fed: Federation, store: ModelStore) -> Any:
+def make_manager(fed: FederationHarness, store: ModelStore) -> Any:
     async def run(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
             await ServerManager(bus, fed.site.task, store).run(stop)
@@ -256,7 +262,7 @@ def manager_with(fed: Federation, store: ModelStore) -> Any:
 
 
 async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
-    fed: Federation, flower: Flower
+    fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
     flower.refuses = "tiny.model:Net did not make a model: NameError"
     async with fed.agent(lambda stop: server_manager(fed.site, stop)):
@@ -267,7 +273,7 @@ async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
 
 
 async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
-    fed: Federation, manager: AgentAtWork
+    fed: FederationHarness, manager: RunningAgent
 ) -> None:
     enrolled = await fed.bus.request(Enroll(task=TASK, client="c1"))
     assert "c1_tiny_inference" in enrolled.consumers
@@ -278,61 +284,33 @@ async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
 # --- recruiting ------------------------------------------------------------------------------------
 
 
-async def test_recruiting_expires_and_says_who_was_there_and_how_many_were_missing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await open_run(fed, recruit_s=0.5)
-    await join(fed, "c1")
-    told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "1 of 2 clients joined in time (c1)"
-    assert fed.server().missing == 1
-    closed = await fed.hears(ServerClosed)
-    assert (closed.outcome, closed.reason) == ("failed", told.reason)
-    assert flower.stopped == [RUN]
-
-
 async def test_recruiting_that_expires_says_who_declined_and_why(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed, recruit_s=1)
     for client, run in (("c1", RUN), ("c2", RUN), ("c3", f"{TASK}-9")):
         reason = f"{client} trains for another task"
-        await fed.say(Declined(task=TASK, client=client, run=run, reason=reason), by="client-manager")
+        await fed.say(ClientDeclined(task=TASK, client=client, run=run, reason=reason), by="client-manager")
     await join(fed, "c2")  # which has looked again
     told = await fed.happens("server", "recruiting_expired")
     assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
 
 
-async def test_a_client_with_other_code_may_not_join(fed: Federation, manager: AgentAtWork) -> None:
-    await open_run(fed, recruit_s=1)
-    await join(fed, "c1")
-    await join(fed, "c2", code="sha256:other")
-    await join(fed, "c1")  # joining twice is joining once
-    told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "1 of 2 clients joined in time (c1)"
-
-
-async def test_a_second_run_is_refused_while_one_is_under_way(fed: Federation, manager: AgentAtWork) -> None:
-    await open_run(fed)
-    with pytest.raises(RequestRefused, match=f"the server of {TASK} is recruiting with {RUN}"):
-        await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
-
-
 async def test_a_run_is_opened_once_however_often_it_is_asked_for(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
-    await open_run(fed)  # the scheduler never heard the answer
+    await open_run(fed)  # the scheduler did not receive the reply
     await train(fed)
     await flower.finish()
     await fed.hears(ServerClosed)
-    await open_run(fed)  # nor that it is over
+    await open_run(fed)  # nor the end
     assert fed.events("server").count("run_requested") == 1
     assert len(flower.starts) == 1
 
 
 async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     flower.refuses = "no such app"
     with pytest.raises(RequestRefused, match="no such app"):
@@ -342,7 +320,7 @@ async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
 
 
 async def test_a_flower_server_lost_while_recruiting_fails_the_run(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
     await flower.lost()
@@ -353,7 +331,7 @@ async def test_a_flower_server_lost_while_recruiting_fails_the_run(
 
 
 async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
@@ -367,7 +345,7 @@ async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
 
 
 async def test_a_run_may_be_cancelled_in_training_too(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
@@ -375,7 +353,7 @@ async def test_a_run_may_be_cancelled_in_training_too(
 
 
 async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await fed.say(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), by="flower-server")
@@ -385,7 +363,7 @@ async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
 
 
 async def test_a_version_that_another_has_published_is_not_overwritten(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     versions = Path(fed.site.store_url) / TASK / "versions"
@@ -397,21 +375,11 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     assert not fed.heard(ModelPublished)
 
 
-async def test_words_of_another_run_change_nothing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    await fed.say(RunFailed(task=TASK, run=f"{TASK}-9", reason="not yours"), by="flower-server")
-    await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert "run_failed" not in fed.events("server")
-
-
 # --- a Flower server that is lost ----------------------------------------------------------------------
 
 
 async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kept(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await flower.round(1)
@@ -427,34 +395,25 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
     assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
 
 
-async def test_a_flower_server_that_is_lost_again_and_again_is_given_up(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    for number in range(1, PLAN.max_recoveries + 1):
-        await flower.lost()
-        await fed.happens("server", "server_recovered", times=number)
-    await flower.lost()
-    assert (await fed.happens("server", "run_failed")).reason == "it was killed; given up after 2 recoveries"
-
-
-async def test_a_word_of_loss_that_is_out_of_date_costs_nothing(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await train(fed)
-    lost = ServerLost(task=TASK, run=RUN, reason="an earlier one was killed")
-    await fed.say(lost, by="flower-server")  # while one is up
-    await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert "server_lost" not in fed.events("server")
-    assert len(flower.starts) == 1
+    async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+        other = await lives.of(SERVER, ServerData(task=TASK))
+        changes = ServerChanges(trouble=StoreProblem.UNAVAILABLE)
+        await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
+    with pytest.raises(RequestRefused, match="moved by another owner"):
+        await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
+    with pytest.RaisesGroup(StaleOwner, flatten_subgroups=True):
+        await manager.ended()
 
 
 # --- a manager that is killed goes on from the log ---------------------------------------------------------
 
 
 async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model(
-    fed: Federation, manager: AgentAtWork
+    fed: FederationHarness, manager: RunningAgent
 ) -> None:
     await fed.hears(CodePublished)
     await manager.restart()
@@ -464,12 +423,12 @@ async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model
 
 
 async def test_restarted_while_recruiting_it_counts_who_had_joined(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
     await fed.hears(UpdateReady)
     await join(fed, "c1")
-    await fed.hears(Joined)
+    await fed.hears(ClientJoined)
     await manager.restart()
     await join(fed, "c2")
     begin = await fed.hears(BeginTraining)
@@ -478,7 +437,7 @@ async def test_restarted_while_recruiting_it_counts_who_had_joined(
 
 
 async def test_restarted_while_recruiting_it_still_gives_up_in_time(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed, recruit_s=1.5)
     await manager.restart()
@@ -487,7 +446,7 @@ async def test_restarted_while_recruiting_it_still_gives_up_in_time(
 
 
 async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the_run(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
     await manager.kill()
@@ -498,7 +457,7 @@ async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the
 
 
 async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await manager.kill()
@@ -519,7 +478,7 @@ async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
 
 
 async def test_restarted_in_training_without_its_flower_server_it_starts_another(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await flower.round(1)
@@ -529,11 +488,13 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
     manager.start()
     await fed.happens("server", "server_recovered")
     assert [start.first_round for start in flower.starts] == [1, 2]
-    assert fed.events("server").count("server_lost") == 1  # the word of it waited, and was out of date
+    assert (
+        fed.events("server").count("server_lost") == 1
+    )  # the first report was out of date when it was delivered
 
 
 async def test_restarted_in_training_after_its_flower_server_had_finished_it_publishes(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await manager.kill()
@@ -543,13 +504,15 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
     manager.start()
     await fed.hears(ModelPublished)
     assert (await fed.hears(ServerClosed)).outcome == "finished"
-    assert flower.up == ""  # nothing was left running that nobody needs
+    assert flower.up == ""  # no process is left running
 
 
-async def test_restarted_while_publishing_it_publishes_once(fed: Federation, flower: Flower) -> None:
-    store = ModelsAway(Path(fed.site.store_url), TaskId(TASK))
+async def test_restarted_while_publishing_it_publishes_once(
+    fed: FederationHarness, flower: StatefulFlowerServer
+) -> None:
+    store = UnavailableModelStore(Path(fed.site.store_url), TaskId(TASK))
     store.away = False
-    async with fed.agent(manager_with(fed, store)) as manager:
+    async with fed.agent(make_manager(fed, store)) as manager:
         await fed.hears(CodePublished)
         await train(fed)
         store.away = True
@@ -565,7 +528,7 @@ async def test_restarted_while_publishing_it_publishes_once(fed: Federation, flo
 
 
 async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_it_is_back(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
     await flower.finish()
@@ -578,9 +541,9 @@ async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_i
 
 
 async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
-    with in_memory() as spans:
+    with record_spans() as spans:
         with trace.get_tracer("test").start_as_current_span("a run") as begun:
             await train(fed)
             await flower.finish()

@@ -1,8 +1,8 @@
-"""A server manager whose model repository fails it: when it starts first, and when it comes back.
+"""A server manager whose model store is unusable: at its first start, and after a restart.
 
-Empty, away, denied and damaged are four things, in a directory and in a real S3 at the end of a road. Of each it is
-told which it is, the manager stays and answers, no model is begun where there was one, and it goes on by itself
-when all is well again.
+A store, in a directory or in a real S3 behind a proxy, may be empty, unavailable, denied or damaged. The manager
+publishes which it is, keeps answering, builds no model where there was one, and resumes by itself when the store is
+usable again.
 """
 
 import asyncio
@@ -16,15 +16,15 @@ from typing import Any
 
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation
-from support.played_flower import FlowerServerPlayed
-from support.seaweed import Road, road, seaweed
+from support.federation import TASK, FederationHarness, RunningAgent
+from support.played_flower import FakeFlowerServer
+from support.seaweed import FaultyProxy, run_faulty_proxy, run_seaweed
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.champion import Champion, PromoteModel
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
@@ -35,11 +35,11 @@ from fedbus.contracts.server import (
     ModelPublished,
     OpenRun,
     ServerState,
-    StoreTrouble,
+    StoreProblem,
 )
 from fedbus.stores.errors import StoreDenied
-from fedbus.stores.models.open import DirectoryModelStore, open_store
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.models.open import DirectoryModelStore, open_model_store
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=1, quorum=1, recruit_s=60, round_s=60)
@@ -48,7 +48,7 @@ MARK = "fedbus-models.json"
 
 @pytest.fixture(scope="module")
 def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
+    with run_seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
         yield s3
 
 
@@ -56,8 +56,8 @@ def s3_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 
 @dataclass
-class InADirectory:
-    """A directory; what is spoilt is kept beside it."""
+class DirectoryStore:
+    """A directory; damaged files have a backup."""
 
     url: str
     beside: Path
@@ -66,15 +66,15 @@ class InADirectory:
     def home(self) -> Path:
         return Path(self.url) / TASK
 
-    async def spoil(self, trouble: StoreTrouble) -> None:
+    async def spoil(self, trouble: StoreProblem) -> None:
         match trouble:
-            case StoreTrouble.DAMAGED:
+            case StoreProblem.DAMAGED:
                 (self.home / "latest").rename(self.beside / "latest")
                 (self.home / "latest").write_text("{")
             case _:
                 self.home.rename(self.beside / TASK)
-        if trouble is StoreTrouble.EMPTY:
-            await open_store(self.url, TASK).prepare()
+        if trouble is StoreProblem.EMPTY:
+            await open_model_store(self.url, TASK).prepare()
 
     async def mend(self) -> None:
         if (self.beside / "latest").exists():
@@ -89,12 +89,12 @@ class InADirectory:
 
 
 @dataclass
-class InS3:
-    """A place in an S3, at the end of a road of its own; with a key that can be exchanged for a wrong one."""
+class S3Store:
+    """A store in an S3 behind a proxy of its own, with a key that can be replaced by a wrong one."""
 
     url: str
     s3: EmbeddedS3
-    way: Road
+    way: FaultyProxy
     monkeypatch: pytest.MonkeyPatch
     beside: Path
     gone: dict[str, bytes] = field(default_factory=dict)
@@ -111,25 +111,25 @@ class InS3:
     @property
     def bucket(self) -> Bucket:
         return Bucket(
-            Address.parse(self.url.replace(f":{self.way.port}", f":{self.s3.port}")),
+            BucketAddress.parse(self.url.replace(f":{self.way.port}", f":{self.s3.port}")),
             credentials=self.s3.credentials,
         )
 
     def key(self, name: str) -> str:
-        return f"{Address.parse(self.url).prefix}/{TASK}/{name}"
+        return f"{BucketAddress.parse(self.url).prefix}/{TASK}/{name}"
 
-    async def spoil(self, trouble: StoreTrouble) -> None:
+    async def spoil(self, trouble: StoreProblem) -> None:
         match trouble:
-            case StoreTrouble.UNAVAILABLE:
+            case StoreProblem.UNAVAILABLE:
                 self.way.close()
-            case StoreTrouble.DENIED:
+            case StoreProblem.DENIED:
                 self.take_key(self.beside / "wrong")
-            case StoreTrouble.DAMAGED:
+            case StoreProblem.DAMAGED:
                 await self._put_aside("latest")
                 await self.overwrite("latest", b"{")
-            case StoreTrouble.EMPTY:
+            case StoreProblem.EMPTY:
                 prefix = self.key("")
-                for one in await self.bucket.listing(prefix):
+                for one in await self.bucket.list_objects(prefix):
                     if not one.key.endswith(MARK):
                         await self._put_aside(one.key.removeprefix(prefix))
 
@@ -149,40 +149,40 @@ class InS3:
         await self.bucket.delete(self.key(name))
 
 
-Place = InADirectory | InS3
-IN_A_DIRECTORY = [StoreTrouble.UNAVAILABLE, StoreTrouble.DAMAGED, StoreTrouble.EMPTY]
+StoreUnderTest = DirectoryStore | S3Store
+DIRECTORY_TROUBLES = [StoreProblem.UNAVAILABLE, StoreProblem.DAMAGED, StoreProblem.EMPTY]
 """Whom the file system denies something finds it unavailable: that it is there cannot be seen then."""
-SAYS = {
-    StoreTrouble.UNAVAILABLE: "cannot use ",
-    StoreTrouble.DENIED: "lets us in no further",
-    StoreTrouble.DAMAGED: "latest is damaged",
-    StoreTrouble.EMPTY: "is not the model repository that the log knows, with version 1: it is empty",
+ERROR_TEXT = {
+    StoreProblem.UNAVAILABLE: "cannot use ",
+    StoreProblem.DENIED: "lets us in no further",
+    StoreProblem.DAMAGED: "latest is damaged",
+    StoreProblem.EMPTY: "is not the model repository that the log knows, with version 1: it is empty",
 }
 
 
 @pytest.fixture
 async def place(
     request: pytest.FixtureRequest,
-    fed: Federation,
+    fed: FederationHarness,
     s3_server: EmbeddedS3,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
-) -> AsyncIterator[Place]:
+) -> AsyncIterator[StoreUnderTest]:
     """Where the models of the federation lie; each manager that starts finds its cache empty."""
     beside = tmp_path / "beside"
     beside.mkdir()
     if request.param == "directory":
-        yield InADirectory(fed.site.store_url, beside)
+        yield DirectoryStore(fed.site.store_url, beside)
         return
-    async with road(s3_server.port) as way:
+    async with run_faulty_proxy(s3_server.port) as way:
         url = f"s3://fedbus/{tmp_path.name}?endpoint=http://127.0.0.1:{way.port}&cache={tmp_path / 'cache'}"
         fed.site = replace(fed.site, store=url)
-        place = InS3(url, s3_server, way, monkeypatch, beside)
+        place = S3Store(url, s3_server, way, monkeypatch, beside)
         yield place
         await place.mend()
 
 
-def of_each(in_directory: list[StoreTrouble], in_s3: list[StoreTrouble]) -> pytest.MarkDecorator:
+def for_each_store(in_directory: list[StoreProblem], in_s3: list[StoreProblem]) -> pytest.MarkDecorator:
     cases = [("directory", one) for one in in_directory] + [("s3", one) for one in in_s3]
     return pytest.mark.parametrize(("place", "trouble"), cases, indirect=["place"])
 
@@ -191,40 +191,40 @@ def of_each(in_directory: list[StoreTrouble], in_s3: list[StoreTrouble]) -> pyte
 
 
 @pytest.fixture
-async def builder(fed: Federation, place: Place) -> AsyncIterator[FlowerServerPlayed]:
-    async with FlowerServerPlayed(fed).serving() as builder:
+async def builder(fed: FederationHarness, place: StoreUnderTest) -> AsyncIterator[FakeFlowerServer]:
+    async with FakeFlowerServer(fed).serving() as builder:
         yield builder
 
 
 @asynccontextmanager
-async def managing(fed: Federation, *, keeps_copies: bool = False) -> AsyncIterator[AgentAtWork]:
+async def run_manager(fed: FederationHarness, *, keeps_copies: bool = False) -> AsyncIterator[RunningAgent]:
     """A server manager that is not patient with an S3; its cache is empty whenever it starts, or keeps its copies."""
 
     async def run(stop: asyncio.Event) -> None:
         if not keeps_copies:
             shutil.rmtree(fed.site.home.parent / "cache", ignore_errors=True)
         async with fed.site.bus("server-manager") as bus:
-            store = open_store(fed.site.store_url, fed.site.task.id, patience_s=0.2)
+            store = open_model_store(fed.site.store_url, fed.site.task.id, patience_s=0.2)
             await ServerManager(bus, fed.site.task, store).run(stop)
 
     async with fed.agent(run) as manager:
         yield manager
 
 
-async def a_version(fed: Federation, builder: FlowerServerPlayed, number: int) -> Manifest:
-    """A version that somebody has published; nothing of it is in the log."""
+async def publish_version(fed: FederationHarness, builder: FakeFlowerServer, number: int) -> Manifest:
+    """A version that is published in the store, and unknown to the log."""
     facts = (await builder.artifact()).model_dump()
     manifest = Manifest(**facts, version=number, task=TASK, created=datetime.now(UTC))
-    return await open_store(fed.site.store_url, TASK).publish(manifest)
+    return await open_model_store(fed.site.store_url, TASK).publish(manifest)
 
 
-async def refused(asks: Callable[[], Awaitable[Any]]) -> str:
+async def refusal_reason(asks: Callable[[], Awaitable[Any]]) -> str:
     with pytest.raises(RequestRefused) as error:
         await asks()
     return error.value.reason
 
 
-async def is_given_out(fed: Federation) -> bool:
+async def is_model_served(fed: FederationHarness) -> bool:
     try:
         await fed.bus.request(GetServerInfo(task=TASK))
     except RequestRefused:
@@ -232,7 +232,7 @@ async def is_given_out(fed: Federation) -> bool:
     return True
 
 
-def ask_for_a_run(fed: Federation) -> Callable[[], Awaitable[Any]]:
+def request_run(fed: FederationHarness) -> Callable[[], Awaitable[Any]]:
     return lambda: fed.bus.request(OpenRun(task=TASK, run=RUN, plan=PLAN))
 
 
@@ -241,45 +241,45 @@ def ask_for_a_run(fed: Federation) -> Callable[[], Awaitable[Any]]:
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
 async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_begun(
-    fed: Federation, builder: FlowerServerPlayed
+    fed: FederationHarness, builder: FakeFlowerServer
 ) -> None:
-    async with managing(fed):
+    async with run_manager(fed):
         await fed.reaches("server", "waiting")
     assert builder.made == 1
     assert fed.events("server") == ["started", "model_ready"]
 
 
-@of_each([StoreTrouble.DAMAGED], [StoreTrouble.UNAVAILABLE, StoreTrouble.DENIED, StoreTrouble.DAMAGED])
+@for_each_store([StoreProblem.DAMAGED], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED, StoreProblem.DAMAGED])
 async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes_up_what_there_is(
-    fed: Federation, place: Place, builder: FlowerServerPlayed, trouble: StoreTrouble
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
-    await open_store(fed.site.store_url, TASK).prepare()
-    there = await a_version(fed, builder, 1)
+    await open_model_store(fed.site.store_url, TASK).prepare()
+    there = await publish_version(fed, builder, 1)
     await place.spoil(trouble)
-    async with managing(fed):
+    async with run_manager(fed):
         told = await fed.happens("server", "store_unavailable")
         assert (told.target, fed.server().trouble) == (ServerState.MODEL_INIT, trouble)
-        assert SAYS[trouble] in told.reason
+        assert ERROR_TEXT[trouble] in told.reason
         assert "hush" not in told.reason
-        for asks in (ask_for_a_run(fed), lambda: fed.bus.request(GetServerInfo(task=TASK))):
-            assert told.reason in await refused(asks)
+        for asks in (request_run(fed), lambda: fed.bus.request(GetServerInfo(task=TASK))):
+            assert told.reason in await refusal_reason(asks)
         await place.mend()
         await fed.reaches("server", "waiting")
         assert (fed.server().model, fed.server().trouble) == (there.ref, None)
-        await ask_for_a_run(fed)()
+        await request_run(fed)()
     assert builder.made == 1, "only what was there before"
 
 
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_stays(
-    fed: Federation, builder: FlowerServerPlayed, tmp_path: Path
+    fed: FederationHarness, builder: FakeFlowerServer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
     fed.site = replace(fed.site, store=str(tmp_path / "file" / "models"))
-    async with managing(fed) as manager:
+    async with run_manager(fed) as manager:
         told = await fed.happens("server", "store_unavailable")
         assert "make it a directory that exists" in told.reason
-        assert fed.server().trouble is StoreTrouble.UNAVAILABLE
+        assert fed.server().trouble is StoreProblem.UNAVAILABLE
         assert not manager.broken
     assert builder.made == 0
 
@@ -287,11 +287,11 @@ async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_sta
 # --- a restart -------------------------------------------------------------------------------------------------------
 
 
-@of_each(IN_A_DIRECTORY, list(StoreTrouble))
+@for_each_store(DIRECTORY_TROUBLES, list(StoreProblem))
 async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothing_and_goes_on_when_it_is_over(
-    fed: Federation, place: Place, builder: FlowerServerPlayed, trouble: StoreTrouble
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
-    async with managing(fed) as manager:
+    async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
         model = fed.server().model
         await manager.kill()
@@ -299,63 +299,63 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
         manager.start()
         told = await fed.happens("server", "store_unavailable")
         assert (told.target, fed.server().trouble) == (ServerState.WAITING, trouble)
-        assert SAYS[trouble] in told.reason
-        assert await refused(ask_for_a_run(fed)) == told.reason
-        if trouble is not StoreTrouble.DAMAGED:  # then the champion itself can be had
-            assert told.reason in await refused(lambda: fed.bus.request(GetServerInfo(task=TASK)))
-        if trouble is StoreTrouble.UNAVAILABLE and isinstance(place, InADirectory):
+        assert ERROR_TEXT[trouble] in told.reason
+        assert await refusal_reason(request_run(fed)) == told.reason
+        if trouble is not StoreProblem.DAMAGED:  # then the champion itself can be had
+            assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
+        if trouble is StoreProblem.UNAVAILABLE and isinstance(place, DirectoryStore):
             assert not place.home.exists(), "nothing is made in the place of what is away"
 
         await place.mend()
         await fed.happens("server", "store_recovered")
         info = await fed.bus.request(GetServerInfo(task=TASK))
         assert (info.model, fed.server().trouble) == (model, None)
-        await ask_for_a_run(fed)()
+        await request_run(fed)()
     assert builder.made == 1
 
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
 async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_same(
-    fed: Federation, place: Place, builder: FlowerServerPlayed
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
-    async with managing(fed) as manager:
+    async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
-        await place.spoil(StoreTrouble.DAMAGED)
+        await place.spoil(StoreProblem.DAMAGED)
         await manager.restart()
         await fed.happens("server", "store_unavailable")
-        await eventually(lambda: is_given_out(fed))
-        assert fed.server().trouble is StoreTrouble.DAMAGED
+        await eventually(lambda: is_model_served(fed))
+        assert fed.server().trouble is StoreProblem.DAMAGED
         assert (await fed.hears(ModelPublished)).model == fed.server().model
 
 
-@of_each([], [StoreTrouble.UNAVAILABLE, StoreTrouble.DENIED])
+@for_each_store([], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED])
 async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out(
-    fed: Federation, place: Place, builder: FlowerServerPlayed, trouble: StoreTrouble
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
-    async with managing(fed, keeps_copies=True) as manager:
+    async with run_manager(fed, keeps_copies=True) as manager:
         await fed.hears(CodePublished)
         await manager.kill()
         await place.spoil(trouble)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
-        await eventually(lambda: is_given_out(fed))
-        assert await refused(ask_for_a_run(fed)) == told.reason
+        await eventually(lambda: is_model_served(fed))
+        assert await refusal_reason(request_run(fed)) == told.reason
 
 
 @pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
 async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_be_served_instead(
-    fed: Federation, place: Place, builder: FlowerServerPlayed
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
-    async with managing(fed) as manager:
+    async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
         champion = fed.server().model
         assert champion is not None
-        other = await a_version(fed, builder, 2)
+        other = await publish_version(fed, builder, 2)
         await place.overwrite(f"{champion.sha256}.safetensors", b"\xff" * champion.size_bytes)
         await manager.restart()
         told = await fed.happens("server", "store_unavailable")
         assert "its bytes have digest" in told.reason
-        assert fed.server().trouble is StoreTrouble.DAMAGED
+        assert fed.server().trouble is StoreProblem.DAMAGED
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
         assert (await fed.hears(ModelPublished)).model == other.ref
         await fed.happens("server", "store_recovered")
@@ -363,21 +363,21 @@ async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_
 
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
-    fed: Federation, place: Place, builder: FlowerServerPlayed
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
-    async with managing(fed) as manager:
+    async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
         await manager.kill()
-        await place.spoil(StoreTrouble.EMPTY)
-        await a_version(fed, builder, 1)
+        await place.spoil(StoreProblem.EMPTY)
+        await publish_version(fed, builder, 1)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
         assert "its version 1 is another model" in told.reason
-        assert fed.server().trouble is StoreTrouble.DAMAGED
-        assert not await is_given_out(fed)
+        assert fed.server().trouble is StoreProblem.DAMAGED
+        assert not await is_model_served(fed)
 
 
-class ClosesOnceItIsCrowned(DirectoryModelStore):
+class DeniedAfterPromotion(DirectoryModelStore):
     """A directory whose weights may not be read any more from the moment in which a version is crowned."""
 
     closes = False
@@ -396,9 +396,9 @@ class ClosesOnceItIsCrowned(DirectoryModelStore):
 
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they_can_and_the_manager_stays(
-    fed: Federation, place: Place, builder: FlowerServerPlayed
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
-    store = ClosesOnceItIsCrowned(Path(place.url), TaskId(TASK))
+    store = DeniedAfterPromotion(Path(place.url), TaskId(TASK))
 
     async def run(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
@@ -406,12 +406,12 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
 
     async with fed.agent(run):
         await fed.hears(CodePublished)
-        other = await a_version(fed, builder, 2)
+        other = await publish_version(fed, builder, 2)
         store.closes = True
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
         told = await fed.happens("server", "store_unavailable")
-        assert fed.server().trouble is StoreTrouble.DENIED
-        assert told.reason in await refused(lambda: fed.bus.request(GetServerInfo(task=TASK)))
+        assert fed.server().trouble is StoreProblem.DENIED
+        assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
         assert fed.heard(ModelPublished) == []
         store.closed = False
         assert (await fed.hears(ModelPublished)).model == other.ref
@@ -421,28 +421,28 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
 @pytest.mark.parametrize("place", ["directory"], indirect=True)
 async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
-    fed: Federation, place: Place, builder: FlowerServerPlayed, training: bool
+    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, training: bool
 ) -> None:
-    async with managing(fed) as manager:
+    async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
-        await ask_for_a_run(fed)()
+        await request_run(fed)()
         if training:
-            await joined(fed)
+            await send_joined(fed)
         await manager.kill()
-        await place.spoil(StoreTrouble.UNAVAILABLE)
+        await place.spoil(StoreProblem.UNAVAILABLE)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
         assert told.target == ("training" if training else "recruiting")
         if not training:
             await place.mend()
             await fed.happens("server", "store_recovered")
-            await joined(fed)
+            await send_joined(fed)
         else:
             await place.mend()
             assert (await fed.happens("server", "store_recovered")).target == "training"
 
 
-async def joined(fed: Federation) -> None:
-    said = Joined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
+async def send_joined(fed: FederationHarness) -> None:
+    said = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
     await fed.say(said, by="trainer")
     await fed.hears(BeginTraining)

@@ -1,4 +1,4 @@
-"""Which version is served, and why: the gate after a run, and what people ask for. The Flower server is played."""
+"""Which version is the champion, and why: the gate after a run, and requests. The Flower server is simulated."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, AgentRun, Federation
-from support.played_flower import FlowerServerPlayed
+from support.federation import TASK, AgentFunction, FederationHarness, RunningAgent
+from support.played_flower import FakeFlowerServer
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.errors import RequestRefused
@@ -23,12 +23,12 @@ from fedbus.contracts.server import (
     OpenRun,
     ServerClosed,
 )
-from fedbus.stores.models.signing import Signer, TrustedKeys, generate
+from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
 PLAN = RunPlan(rounds=1, quorum=1, recruit_s=30, round_s=30)
 
 
-class Flower(FlowerServerPlayed):
+class OneClientFlowerServer(FakeFlowerServer):
     """It trains with one client."""
 
     async def begins(self, number: int) -> None:
@@ -48,21 +48,23 @@ class Flower(FlowerServerPlayed):
 
 
 @pytest.fixture
-async def flower(fed: Federation) -> AsyncIterator[Flower]:
-    flower = Flower(fed)
+async def flower(fed: FederationHarness) -> AsyncIterator[OneClientFlowerServer]:
+    flower = OneClientFlowerServer(fed)
     await flower.store.prepare()
     async with flower.serving():
         yield flower
 
 
 @pytest.fixture
-def signer(tmp_path: Path) -> Signer:
-    generate(tmp_path / "fedbus.key")
-    return Signer.read(tmp_path / "fedbus.key")
+def signer(tmp_path: Path) -> ModelSigner:
+    generate_key(tmp_path / "fedbus.key")
+    return ModelSigner.read(tmp_path / "fedbus.key")
 
 
 @pytest.fixture
-async def manager(fed: Federation, flower: Flower, signer: Signer) -> AsyncIterator[AgentAtWork]:
+async def manager(
+    fed: FederationHarness, flower: OneClientFlowerServer, signer: ModelSigner
+) -> AsyncIterator[RunningAgent]:
     async def manage(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
             await ServerManager(bus, fed.site.task, flower.store, signer=signer).run(stop)
@@ -72,8 +74,8 @@ async def manager(fed: Federation, flower: Flower, signer: Signer) -> AsyncItera
         yield agent
 
 
-def server_of(fed: Federation, flower: Flower) -> AgentRun:
-    """A server manager that signs nothing."""
+def make_server(fed: FederationHarness, flower: OneClientFlowerServer) -> AgentFunction:
+    """A server manager without a signer."""
 
     async def manage(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
@@ -82,8 +84,8 @@ def server_of(fed: Federation, flower: Flower) -> AgentRun:
     return manage
 
 
-async def published(flower: Flower, *, code_version: str) -> None:
-    """A first version that was made before anybody here was."""
+async def publish_first_version(flower: OneClientFlowerServer, *, code_version: str) -> None:
+    """A first version that was published before."""
     facts = (await flower.artifact()).model_dump()
     created = datetime.now(UTC)
     await flower.store.publish(
@@ -91,7 +93,7 @@ async def published(flower: Flower, *, code_version: str) -> None:
     )
 
 
-async def served(fed: Federation) -> tuple[int, int]:
+async def served_version(fed: FederationHarness) -> tuple[int, int]:
     """The version that clients are given, and the term."""
     told: list[tuple[int, int]] = []
 
@@ -105,7 +107,7 @@ async def served(fed: Federation) -> tuple[int, int]:
     return told[0]
 
 
-async def champion(flower: Flower) -> Champion:
+async def read_champion(flower: OneClientFlowerServer) -> Champion:
     found = await flower.store.champion()
     assert found is not None
     return found
@@ -115,24 +117,24 @@ async def champion(flower: Flower) -> Champion:
 
 
 async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.4)
-    assert await served(fed) == (3, 3)
+    assert await served_version(fed) == (3, 3)
     assert [one.model.version for one in fed.heard(ModelPublished)] == [2, 3]
     assert [one.term for one in fed.heard(ModelPublished)] == [2, 3]
-    assert (await champion(flower)).before == (2, 1)
+    assert (await read_champion(flower)).before == (2, 1)
 
 
 async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_served_on(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.8)
     kept = await fed.happens("server", "candidate_kept")
     assert "loss 0.8 against 0.5 of the served model: 60.0% worse, 10% is allowed" in kept.reason
-    assert await served(fed) == (2, 2)
+    assert await served_version(fed) == (2, 2)
     assert len(fed.heard(ModelPublished)) == 1
     assert not fed.heard(ServerClosed)[-1].new_model
     assert [one.version for one in await flower.store.versions()] == [1, 2, 3]
@@ -142,7 +144,7 @@ async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_s
 
 
 async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_the_one_that_was_kept_back(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.8)
@@ -150,19 +152,19 @@ async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_th
     second = await flower.store.manifest(2)
     assert flower.starts[2].artifact.sha256 == second.sha256
     assert [one.parent for one in await flower.store.versions()] == [None, 1, 2, 2]
-    assert await served(fed) == (4, 3)
+    assert await served_version(fed) == (4, 3)
 
 
 async def test_a_model_whose_loss_is_no_number_is_never_served(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=float("nan"))
     assert "nan" in (await fed.happens("server", "candidate_kept")).reason
-    assert await served(fed) == (1, 1)
+    assert await served_version(fed) == (1, 1)
 
 
 async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_person(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.begins(2)
@@ -170,14 +172,14 @@ async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_
     await flower.ends(2, loss=0.1)
     kept = await fed.happens("server", "candidate_kept")
     assert "it was made from version 2, and version 1 has been served since" in kept.reason
-    assert (await served(fed))[0] == 1
+    assert (await served_version(fed))[0] == 1
 
 
 # --- by hand ---------------------------------------------------------------------------------------
 
 
 async def test_a_version_that_was_kept_back_is_promoted_by_hand(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.8)
@@ -187,12 +189,12 @@ async def test_a_version_that_was_kept_back_is_promoted_by_hand(
     assert (answer.model.version, answer.instead_of) == (3, 2)
     told = await fed.hears(ModelPublished, times=2)
     assert (told.model.version, told.term, told.reason) == (3, 3, "it is right where it counts")
-    assert (await champion(flower)).reason == "it is right where it counts"
+    assert (await read_champion(flower)).reason == "it is right where it counts"
     assert fed.events("server")[-1] == "model_promoted"
 
 
 async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.4)
@@ -200,19 +202,21 @@ async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
     assert (answer.model.version, answer.instead_of) == (2, 3)
     told = await fed.hears(ModelPublished, times=3)
     assert (told.model.version, told.term) == (2, 4)
-    assert await served(fed) == (2, 4)
+    assert await served_version(fed) == (2, 4)
 
 
-async def test_a_rollback_may_name_the_version(fed: Federation, manager: AgentAtWork, flower: Flower) -> None:
+async def test_a_rollback_may_name_the_version(
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
+) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.4)
     await fed.bus.request(RollBackModel(task=TASK, to=1))
-    assert (await served(fed))[0] == 1
+    assert (await served_version(fed))[0] == 1
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
 async def test_what_is_served_may_change_while_a_run_is_under_way(
-    fed: Federation, manager: AgentAtWork, flower: Flower, training: bool
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer, training: bool
 ) -> None:
     await flower.run(1, loss=0.5)
     if training:
@@ -227,7 +231,7 @@ async def test_what_is_served_may_change_while_a_run_is_under_way(
 
 
 async def test_what_cannot_be_served_is_refused_in_words(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     for request, reason in (
         (RollBackModel(task=TASK), "no champion before this one"),
@@ -236,39 +240,39 @@ async def test_what_cannot_be_served_is_refused_in_words(
     ):
         with pytest.raises(RequestRefused, match=reason):
             await fed.bus.request(request)
-    assert await served(fed) == (1, 1)
+    assert await served_version(fed) == (1, 1)
 
 
 async def test_to_promote_the_version_that_is_served_names_it_anew_to_the_devices_that_went_back_from_it(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     answer: ModelPromoted = await fed.bus.request(PromoteModel(task=TASK, model_version=1, reason="again"))
     assert (answer.model.version, answer.instead_of) == (1, 1)
     told = await fed.hears(ModelPublished)
     assert (told.model.version, told.term, told.reason) == (1, 2, "again")
-    assert await served(fed) == (1, 2)
+    assert await served_version(fed) == (1, 2)
     with pytest.raises(RequestRefused, match="no champion before this one"):
         await fed.bus.request(RollBackModel(task=TASK))
 
 
 async def test_a_version_that_does_not_fit_the_code_is_refused_and_the_tensor_is_named(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     flower.width = 5
     await fed.bus.request(StartLineage(task=TASK))
     flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
     with pytest.raises(RequestRefused, match=r"does not fit the code that is in use: w is float32 \(3,\)"):
         await fed.bus.request(RollBackModel(task=TASK))
-    assert await served(fed) == (2, 2)
+    assert await served_version(fed) == (2, 2)
 
 
 async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_and_the_way_out(
-    fed: Federation, flower: Flower
+    fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
-    await published(flower, code_version="of yesterday")
+    await publish_first_version(flower, code_version="of yesterday")
     flower.width = 5
     flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
-    async with fed.agent(server_of(fed, flower)):
+    async with fed.agent(make_server(fed, flower)):
         await fed.hears(CodePublished)
         open_run = OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN)
         for _ in range(2):
@@ -283,16 +287,18 @@ async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_a
         assert len(flower.checked) == 1
 
 
-async def test_a_run_of_new_code_that_makes_the_same_model_begins(fed: Federation, flower: Flower) -> None:
-    await published(flower, code_version="of yesterday")
-    async with fed.agent(server_of(fed, flower)):
+async def test_a_run_of_new_code_that_makes_the_same_model_begins(
+    fed: FederationHarness, flower: OneClientFlowerServer
+) -> None:
+    await publish_first_version(flower, code_version="of yesterday")
+    async with fed.agent(make_server(fed, flower)):
         await fed.hears(CodePublished)
         await flower.begins(1)
     assert [one.code_version for one in flower.checked] == [fed.site.task.code_version]
 
 
 async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     flower.width = 5
@@ -303,27 +309,19 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     assert (await fed.hears(ModelPublished, times=2)).reason == "a wider layer"
     await flower.run(2, loss=9.0)  # there is nothing to compare it with
     assert [one.lineage for one in await flower.store.versions()] == [1, 1, 2, 2]
-    assert (await served(fed))[0] == 4
-
-
-async def test_a_lineage_begins_between_two_runs(
-    fed: Federation, manager: AgentAtWork, flower: Flower
-) -> None:
-    await flower.begins(1)
-    with pytest.raises(RequestRefused, match="between two runs"):
-        await fed.bus.request(StartLineage(task=TASK))
+    assert (await served_version(fed))[0] == 4
 
 
 # --- signatures, and a manager that comes back -----------------------------------------------------
 
 
 async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
-    fed: Federation, manager: AgentAtWork, flower: Flower, tmp_path: Path
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer, tmp_path: Path
 ) -> None:
     trusted = TrustedKeys.read(tmp_path / "fedbus.key.pub")
     await flower.run(1, loss=0.5)
     for manifest in await flower.store.versions():
-        trusted.check_manifest(manifest)
+        trusted.verify_manifest(manifest)
     info = await fed.bus.request(GetServerInfo(task=TASK))
     trusted.check(TASK, info.model, info.seal)
     told = fed.heard(ModelPublished)[0]
@@ -331,22 +329,22 @@ async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
 
 
 async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_it_is_back(
-    fed: Federation, manager: AgentAtWork, flower: Flower
+    fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=0.5)
     await manager.kill()
-    before = await champion(flower)
+    before = await read_champion(flower)
     moved = before.model_copy(update={"version": 1, "term": before.term + 1, "before": (2,)})
     await flower.store.crown(moved)
     manager.start()
     await fed.happens("server", "model_promoted")
-    assert await served(fed) == (1, 3)
+    assert await served_version(fed) == (1, 3)
 
 
 async def test_a_repository_of_before_there_were_champions_serves_its_newest_version(
-    fed: Federation, flower: Flower
+    fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
-    await published(flower, code_version="x")
-    async with fed.agent(server_of(fed, flower)):
+    await publish_first_version(flower, code_version="x")
+    async with fed.agent(make_server(fed, flower)):
         await fed.happens("server", "model_ready")
-        assert (await champion(flower)).version == 1
+        assert (await read_champion(flower)).version == 1

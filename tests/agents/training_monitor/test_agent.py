@@ -10,21 +10,21 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.federation import TASK, Federation
-from support.traces import measure_here, own_figures
+from support.federation import TASK, FederationHarness
+from support.traces import enable_metrics, own_metrics
 
-from fedbus.agents.training_monitor.agent import FAILURES_BORNE, TrainingMonitor
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.run import RUN, RoundResult, RunFacts, RunPlan
-from fedbus.stores.trackers.interface import Place, RoundSeen, RunBegun, RunEnded, Tracker
-from fedbus.stores.trackers.local import LocalTracker, rounds_in
+from fedbus.agents.training_monitor.agent import MAX_FAILURES, TrainingMonitor
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent, RunPlan
+from fedbus.stores.trackers.interface import RunEnded, TrackedRound, TrackedRun, Tracker, TrackerContext
+from fedbus.stores.trackers.local import LocalTracker, read_rounds
 
 
 @dataclass
-class Kept:
+class RecordingTracker:
     """A tracker that keeps what it is told, and may be told to fail or to take for ever."""
 
-    words: list[RunBegun | RoundSeen | RunEnded] = field(default_factory=list)
+    words: list[TrackedRun | TrackedRound | RunEnded] = field(default_factory=list)
     fails: bool = False
     asked: int = 0
     gate: threading.Event = field(default_factory=threading.Event)
@@ -33,10 +33,10 @@ class Kept:
     def __post_init__(self) -> None:
         self.gate.set()
 
-    def begin(self, run: RunBegun) -> None:
+    def begin(self, run: TrackedRun) -> None:
         self._take(run)
 
-    def round(self, seen: RoundSeen) -> None:
+    def round(self, seen: TrackedRound) -> None:
         self._take(seen)
 
     def end(self, run: RunEnded) -> None:
@@ -45,7 +45,7 @@ class Kept:
     def close(self) -> None:
         self.closed = True
 
-    def _take(self, word: RunBegun | RoundSeen | RunEnded) -> None:
+    def _take(self, word: TrackedRun | TrackedRound | RunEnded) -> None:
         self.asked += 1
         self.gate.wait(20)
         if self.fails:
@@ -53,17 +53,19 @@ class Kept:
         self.words.append(word)
 
     @property
-    def rounds(self) -> list[RoundSeen]:
-        return [word for word in self.words if isinstance(word, RoundSeen)]
+    def rounds(self) -> list[TrackedRound]:
+        return [word for word in self.words if isinstance(word, TrackedRound)]
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(TASK, tmp_path / "training")
+def place(tmp_path: Path) -> TrackerContext:
+    return TrackerContext(TASK, tmp_path / "training")
 
 
 @asynccontextmanager
-async def watching(fed: Federation, place: Place, **trackers: Tracker) -> AsyncIterator[None]:
+async def run_monitor(
+    fed: FederationHarness, place: TrackerContext, **trackers: Tracker
+) -> AsyncIterator[None]:
     async def monitor(stop: asyncio.Event) -> None:
         async with fed.site.bus("training-monitor") as bus:
             watcher = TrainingMonitor(bus, TASK, LocalTracker(place), trackers)
@@ -78,75 +80,77 @@ async def watching(fed: Federation, place: Place, **trackers: Tracker) -> AsyncI
         yield
 
 
-def came_to(number: int, loss: float) -> RoundResult:
+def make_result(number: int, loss: float) -> RoundResult:
     return RoundResult(round=number, metrics={"loss": loss}, participants={"c1": 10}, seconds=1.0)
 
 
-async def play(fed: Federation, number: int, *rounds: float | RoundResult) -> None:
+async def simulate_run(fed: FederationHarness, number: int, *rounds: float | RoundResult) -> None:
     """A run of so many rounds, each a loss or all of a result, in the log as the scheduler would have it."""
     scheduler = await fed.speaker("workflow-scheduler")
     plan = RunPlan(rounds=len(rounds), config={"lr": 0.1})
-    facts = RunFacts(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
-    async with Lives.open(scheduler) as lives:
+    facts = RunData(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
+    async with LifecycleStore.open(scheduler) as lives:
         run = await lives.of(RUN, facts)
-        await run.bear("requested")
-        await run.move("recruiting_started")
-        await run.move("quorum_reached", cohort=("c1",))
+        await run.create()
+        await run.transition(RunEvent.RECRUITING_STARTED)
+        await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1",)})
         results: tuple[RoundResult, ...] = ()
         for at, one in enumerate(rounds, 1):
-            results += (one if isinstance(one, RoundResult) else came_to(at, one),)
-            await run.move("round_finished", rounds=results)
-        await run.move("run_finished")
+            results += (one if isinstance(one, RoundResult) else make_result(at, one),)
+            await run.transition(RunEvent.ROUND_FINISHED, {"rounds": results})
+        await run.transition(RunEvent.RUN_FINISHED)
 
 
-async def test_the_curve_goes_on_over_all_runs(fed: Federation, place: Place) -> None:
-    async with watching(fed, place):
-        await play(fed, 1, 1.0, 0.5)
-        await play(fed, 2, 0.4, 0.3)
-        await eventually(lambda: len(rounds_in(place.directory, TASK)) == 4)
-    rounds = rounds_in(place.directory, TASK)
+async def test_the_curve_goes_on_over_all_runs(fed: FederationHarness, place: TrackerContext) -> None:
+    async with run_monitor(fed, place):
+        await simulate_run(fed, 1, 1.0, 0.5)
+        await simulate_run(fed, 2, 0.4, 0.3)
+        await eventually(lambda: len(read_rounds(place.directory, TASK)) == 4)
+    rounds = read_rounds(place.directory, TASK)
     assert [one["step"] for one in rounds] == [1, 2, 3, 4]
     assert [one["loss"] for one in rounds] == [1.0, 0.5, 0.4, 0.3]
     assert rounds[0]["clients/c1/samples"] == 10
 
 
 async def test_what_happened_while_it_was_away_is_told_and_nothing_twice(
-    fed: Federation, place: Place
+    fed: FederationHarness, place: TrackerContext
 ) -> None:
-    kept = Kept()
-    async with watching(fed, place, kept=kept):
-        await play(fed, 1, 1.0)
+    kept = RecordingTracker()
+    async with run_monitor(fed, place, kept=kept):
+        await simulate_run(fed, 1, 1.0)
         await eventually(lambda: len(kept.words) == 3)
-    await play(fed, 2, 0.5)
-    again = Kept()
-    async with watching(fed, place, kept=again):
+    await simulate_run(fed, 2, 0.5)
+    again = RecordingTracker()
+    async with run_monitor(fed, place, kept=again):
         await eventually(lambda: len(again.words) == 3)
     assert [word.run for word in again.words] == [f"{TASK}-2"] * 3
     assert kept.closed
 
 
-async def test_a_run_is_told_with_its_configuration_and_its_end(fed: Federation, place: Place) -> None:
-    kept = Kept()
-    async with watching(fed, place, kept=kept):
-        await play(fed, 1, 1.0)
+async def test_a_run_is_told_with_its_configuration_and_its_end(
+    fed: FederationHarness, place: TrackerContext
+) -> None:
+    kept = RecordingTracker()
+    async with run_monitor(fed, place, kept=kept):
+        await simulate_run(fed, 1, 1.0)
         await eventually(lambda: len(kept.words) == 3)
     begun, _, ended = kept.words
-    assert isinstance(begun, RunBegun)
+    assert isinstance(begun, TrackedRun)
     assert begun.config == {"lr": 0.1}
     assert isinstance(ended, RunEnded)
     assert ended.state == "finished"
 
 
 async def test_the_model_that_a_run_begins_with_is_told_as_no_round_and_its_end_at_its_last(
-    fed: Federation, place: Place
+    fed: FederationHarness, place: TrackerContext
 ) -> None:
-    kept = Kept()
+    kept = RecordingTracker()
     first = RoundResult(round=0, metrics={"loss": 0.5}, seconds=2.0)
-    async with watching(fed, place, kept=kept):
-        await play(fed, 1, 1.0, 0.5)
-        await play(fed, 2, first, came_to(1, 0.25))
+    async with run_monitor(fed, place, kept=kept):
+        await simulate_run(fed, 1, 1.0, 0.5)
+        await simulate_run(fed, 2, first, make_result(1, 0.25))
         await eventually(lambda: len(kept.words) == 8)
-    assert [one.step for one in kept.words if not isinstance(one, RunBegun)] == [1, 2, 2, 2, 3, 3]
+    assert [one.step for one in kept.words if not isinstance(one, TrackedRun)] == [1, 2, 2, 2, 3, 3]
     assert [sorted(one.metrics) for one in kept.rounds[2:]] == [
         ["loss"],
         ["clients", "failures", "loss", "samples", "seconds"],
@@ -154,21 +158,23 @@ async def test_the_model_that_a_run_begins_with_is_told_as_no_round_and_its_end_
 
 
 async def test_a_tracker_that_fails_again_and_again_is_left_out_and_the_others_are_told(
-    fed: Federation, place: Place
+    fed: FederationHarness, place: TrackerContext
 ) -> None:
-    broken, good = Kept(fails=True), Kept()
-    async with watching(fed, place, broken=broken, good=good):
-        await play(fed, 1, *[1.0] * 6)
+    broken, good = RecordingTracker(fails=True), RecordingTracker()
+    async with run_monitor(fed, place, broken=broken, good=good):
+        await simulate_run(fed, 1, *[1.0] * 6)
         await eventually(lambda: len(good.words) == 8)
-    assert broken.asked == FAILURES_BORNE
-    assert len(rounds_in(place.directory, TASK)) == 6
+    assert broken.asked == MAX_FAILURES
+    assert len(read_rounds(place.directory, TASK)) == 6
 
 
-async def test_a_tracker_that_takes_for_ever_keeps_nobody_waiting(fed: Federation, place: Place) -> None:
-    slow, good = Kept(), Kept()
+async def test_a_tracker_that_takes_for_ever_keeps_nobody_waiting(
+    fed: FederationHarness, place: TrackerContext
+) -> None:
+    slow, good = RecordingTracker(), RecordingTracker()
     slow.gate.clear()
-    async with watching(fed, place, slow=slow, good=good):
-        await play(fed, 1, 1.0, 0.5)
+    async with run_monitor(fed, place, slow=slow, good=good):
+        await simulate_run(fed, 1, 1.0, 0.5)
         await eventually(lambda: len(good.words) == 4)
         assert slow.words == []
         slow.gate.set()
@@ -179,15 +185,15 @@ def gauge(name: str) -> dict[object, float]:
     """What the metric shows now, by client; of other tests' in this process, too."""
     return {
         point.attributes["fedbus.client"]: getattr(point, "value", 0.0)
-        for point in own_figures()[name].data.data_points
+        for point in own_metrics()[name].data.data_points
         if point.attributes and point.attributes["fedbus.task"] == TASK
     }
 
 
 async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went_and_what_it_is_worth(
-    fed: Federation, place: Place
+    fed: FederationHarness, place: TrackerContext
 ) -> None:
-    kept = Kept()
+    kept = RecordingTracker()
     first = RoundResult(
         round=1,
         participants={"c1": 10},
@@ -199,9 +205,9 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
         figures={"c1": {"train_loss": 0.75, "eval_accuracy": 0.5}},
     )
     second = RoundResult(round=2, participants={"c1": 12, "c2": 20}, contributions={"c1": 0.25})
-    measure_here()
-    async with watching(fed, place, kept=kept):
-        await play(fed, 1, first, second)
+    enable_metrics()
+    async with run_monitor(fed, place, kept=kept):
+        await simulate_run(fed, 1, first, second)
         await eventually(lambda: len(kept.rounds) == 2)
     assert kept.rounds[0].clients == {
         "c1": {
@@ -218,7 +224,7 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
     }
     assert kept.rounds[1].clients["c1"]["contribution"] == pytest.approx(0.375)
     assert kept.rounds[1].clients["c2"] == {"samples": 20.0, "reliability": 0.5}
-    assert rounds_in(place.directory, TASK)[0]["clients/c1/train_loss"] == 0.75
+    assert read_rounds(place.directory, TASK)[0]["clients/c1/train_loss"] == 0.75
     assert gauge("fedbus.client.contribution")["c1"] == pytest.approx(0.375)
     reliable = gauge("fedbus.client.reliability")
     assert [reliable["c1"], reliable["c2"]] == pytest.approx([0.75, 0.5])

@@ -5,27 +5,35 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation
-from support.played_server import FAST, SECOND, ServerManagerPlayed, answers, every, scheduler_with, start
-from support.traces import in_memory
+from support.federation import TASK, FederationHarness, RunningAgent
+from support.played_server import (
+    FAST_PLAN,
+    SECOND_MODEL,
+    FakeServerManager,
+    make_scheduler,
+    schedule_every,
+    start_run,
+    wait_for_scheduler,
+)
+from support.traces import record_spans
 
-from fedbus.bus.errors import NoAnswer, RequestRefused
+from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.contracts.run import StartRun, StopRun
-from fedbus.contracts.server import StoreTrouble
+from fedbus.contracts.server import ServerEvent, StoreProblem
 
 
 @pytest.fixture
-async def server(fed: Federation) -> AsyncIterator[ServerManagerPlayed]:
-    async with ServerManagerPlayed.living(fed) as server, server.serving():
+async def server(fed: FederationHarness) -> AsyncIterator[FakeServerManager]:
+    async with FakeServerManager.living(fed) as server, server.serving():
         yield server
 
 
 @pytest.fixture
-async def scheduler(fed: Federation, server: ServerManagerPlayed) -> AsyncIterator[AgentAtWork]:
+async def scheduler(fed: FederationHarness, server: FakeServerManager) -> AsyncIterator[RunningAgent]:
     """A scheduler that starts runs when asked to, of a task that has a model."""
     await server.has_a_model()
-    async with fed.agent(scheduler_with(fed)) as agent:
-        await answers(fed)
+    async with fed.agent(make_scheduler(fed)) as agent:
+        await wait_for_scheduler(fed)
         yield agent
 
 
@@ -33,9 +41,9 @@ async def scheduler(fed: Federation, server: ServerManagerPlayed) -> AsyncIterat
 
 
 async def test_a_run_follows_the_server_from_the_request_to_the_version(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    assert await start(fed) == f"{TASK}-1"
+    assert await start_run(fed) == f"{TASK}-1"
     await server.train()
     await server.round(0, loss=2.0)
     await server.round(1, loss=1.5)
@@ -52,50 +60,54 @@ async def test_a_run_follows_the_server_from_the_request_to_the_version(
     ]
     run = fed.run()
     assert [one.loss for one in run.rounds] == [2.0, 1.5, 1.0]
-    assert (run.cohort, run.model, run.trigger) == (("c1", "c2"), SECOND, "manual")
+    assert (run.cohort, run.model, run.trigger) == (("c1", "c2"), SECOND_MODEL, "manual")
 
 
 async def test_what_is_asked_for_goes_over_the_tasks_own_plan(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start(fed, rounds=7, config={"strategy": "krum"})
+    await start_run(fed, rounds=7, config={"strategy": "krum"})
     (opened,) = server.opened
-    assert opened.plan == FAST.model_copy(update={"rounds": 7, "config": {"lr": 0.1, "strategy": "krum"}})
+    assert opened.plan == FAST_PLAN.model_copy(
+        update={"rounds": 7, "config": {"lr": 0.1, "strategy": "krum"}}
+    )
 
 
 async def test_a_run_tells_the_plan_that_the_server_has_made_of_it(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    server.plan = FAST.model_copy(update={"rounds": 9})
-    await start(fed)
+    server.plan = FAST_PLAN.model_copy(update={"rounds": 9})
+    await start_run(fed)
     await fed.reaches("run", "recruiting")
     assert fed.run().plan == server.plan
 
 
 async def test_a_task_has_one_run_at_a_time_and_the_refusal_says_what_to_do(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start(fed)
+    await start_run(fed)
     with pytest.raises(
         RequestRefused, match=f"{TASK}-1 is .*: wait for it, or stop it with `fedbus run stop"
     ):
-        await start(fed)
-    await server.life.move("recruiting_expired", reason="0 of 2")
+        await start_run(fed)
+    await server.life.transition(ServerEvent.RECRUITING_EXPIRED, reason="0 of 2")
     await fed.reaches("run", "failed")
     assert fed.last("run").reason == "0 of 2"
-    assert await start(fed) == f"{TASK}-2"
+    assert await start_run(fed) == f"{TASK}-2"
 
 
-async def test_there_is_no_run_before_there_is_a_model(fed: Federation, server: ServerManagerPlayed) -> None:
-    async with fed.agent(scheduler_with(fed)):
-        await answers(fed)
+async def test_there_is_no_run_before_there_is_a_model(
+    fed: FederationHarness, server: FakeServerManager
+) -> None:
+    async with fed.agent(make_scheduler(fed)):
+        await wait_for_scheduler(fed)
         with pytest.raises(RequestRefused, match="has no model yet"):
-            await start(fed)
+            await start_run(fed)
         await server.has_a_model()
 
         async def starts() -> bool:
             try:
-                return bool(await start(fed))
+                return bool(await start_run(fed))
             except RequestRefused:
                 return False
 
@@ -103,40 +115,42 @@ async def test_there_is_no_run_before_there_is_a_model(fed: Federation, server: 
 
 
 async def test_while_the_model_repository_is_in_trouble_no_run_is_made_and_whoever_asks_hears_why(
-    fed: Federation, server: ServerManagerPlayed
+    fed: FederationHarness, server: FakeServerManager
 ) -> None:
     await server.has_a_model()
-    await server.life.move("store_unavailable", reason="the volume is away", trouble=StoreTrouble.UNAVAILABLE)
-    async with server.serving(), fed.agent(scheduler_with(fed, every(0.05, at_most=1))) as scheduler:
-        await answers(fed)
+    await server.life.transition(
+        ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.UNAVAILABLE}, reason="the volume is away"
+    )
+    async with server.serving(), fed.agent(make_scheduler(fed, schedule_every(0.05, at_most=1))) as scheduler:
+        await wait_for_scheduler(fed)
         for _ in range(2):
             with pytest.raises(RequestRefused, match=r"can have no run now: the volume is away"):
-                await start(fed)
+                await start_run(fed)
             await scheduler.restart()
-            await answers(fed)
+            await wait_for_scheduler(fed)
         assert fed.of("run") == []
-        await server.life.move("store_recovered", trouble=None)
+        await server.life.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
         await fed.happens("run", "recruiting_started")  # what was due begins by itself
 
 
 async def test_a_run_that_the_server_will_not_open_has_failed_and_the_next_may_be_asked_for(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     server.refuses = "no such app"
     with pytest.raises(RequestRefused, match="no such app"):
-        await start(fed)
+        await start_run(fed)
     await fed.happens("run", "run_refused")
     server.refuses = ""
-    assert await start(fed) == f"{TASK}-2"
+    assert await start_run(fed) == f"{TASK}-2"
 
 
 # --- other ends -----------------------------------------------------------------------------------
 
 
 async def test_a_run_is_stopped_by_hand(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    run = await start(fed)
+    run = await start_run(fed)
     await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"))
     told = await fed.reaches("run", "cancelled")
     assert (told.source, told.reason) == ("recruiting", "enough")
@@ -145,10 +159,10 @@ async def test_a_run_is_stopped_by_hand(
 
 
 async def test_the_end_of_a_run_that_is_stopped_is_in_its_trace_to_which_the_stopping_is_linked(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    with in_memory() as spans:
-        run = await start(fed)
+    with record_spans() as spans:
+        run = await start_run(fed)
         await fed.bus.request(StopRun(task=TASK, run=run))
         await fed.reaches("run", "cancelled")
     of_the_run = int(fed.run().trace_id, 16)
@@ -160,13 +174,13 @@ async def test_the_end_of_a_run_that_is_stopped_is_in_its_trace_to_which_the_sto
 
 
 async def test_a_run_may_be_stopped_while_it_trains_and_while_it_recovers(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     for number, before in enumerate(("running", "recovering"), start=1):
-        run = await start(fed)
+        run = await start_run(fed)
         await server.train(1)
         if before == "recovering":
-            await server.life.move("server_lost", reason="it was killed")
+            await server.life.transition(ServerEvent.SERVER_LOST, reason="it was killed")
         await fed.reaches("run", before, run)
         await fed.bus.request(StopRun(task=TASK, run=run))
         told = await fed.reaches("run", "cancelled", f"{TASK}-{number}")
@@ -174,22 +188,22 @@ async def test_a_run_may_be_stopped_while_it_trains_and_while_it_recovers(
 
 
 async def test_a_stop_that_comes_too_late_is_refused_with_the_reason(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    run = await start(fed)
+    run = await start_run(fed)
     await server.train()
-    await server.life.move("run_finished")
+    await server.life.transition(ServerEvent.RUN_FINISHED)
     with pytest.raises(RequestRefused, match="the server is publishing"):
         await fed.bus.request(StopRun(task=TASK, run=run))
 
 
 async def test_a_run_recovers_with_its_server_and_repeats_no_round(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start(fed)
+    await start_run(fed)
     await server.train(1, 2)
-    await server.life.move("server_lost", reason="it was killed")
-    await server.life.move("server_recovered")
+    await server.life.transition(ServerEvent.SERVER_LOST, reason="it was killed")
+    await server.life.transition(ServerEvent.SERVER_RECOVERED)
     await server.round(2, loss=0.5)  # done again: the checkpoint was not kept
     await fed.happens("run", "round_finished", times=3)
     assert fed.events("run")[-3:] == ["server_lost", "server_recovered", "round_finished"]
@@ -197,23 +211,23 @@ async def test_a_run_recovers_with_its_server_and_repeats_no_round(
 
 
 async def test_a_run_that_cannot_recover_has_failed(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start(fed)
+    await start_run(fed)
     await server.train()
-    await server.life.move("server_lost")
-    await server.life.move("run_failed", reason="given up")
+    await server.life.transition(ServerEvent.SERVER_LOST)
+    await server.life.transition(ServerEvent.RUN_FAILED, reason="given up")
     assert (await fed.reaches("run", "failed")).source == "recovering"
 
 
 async def test_a_run_fails_with_its_server_while_recruiting_and_while_training(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     for before in ("recruiting", "running"):
-        run = await start(fed)
+        run = await start_run(fed)
         if before == "running":
             await server.train()
-        await server.life.move("run_failed", reason="the ServerApp raised")
+        await server.life.transition(ServerEvent.RUN_FAILED, reason="the ServerApp raised")
         told = await fed.reaches("run", "failed", run)
         assert (told.source, told.reason) == (before, "the ServerApp raised")
 
@@ -222,25 +236,25 @@ async def test_a_run_fails_with_its_server_while_recruiting_and_while_training(
 
 
 async def test_the_schedule_starts_runs_by_itself_and_as_many_as_it_may(
-    fed: Federation, server: ServerManagerPlayed
+    fed: FederationHarness, server: FakeServerManager
 ) -> None:
     await server.has_a_model()
-    async with fed.agent(scheduler_with(fed, every(0.1, at_most=2))):
+    async with fed.agent(make_scheduler(fed, schedule_every(0.1, at_most=2))):
         for number in (1, 2):
             await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-            await server.life.move("recruiting_expired")
+            await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
             await fed.reaches("run", "failed", f"{TASK}-{number}")
-        assert await start(fed) == f"{TASK}-3"
+        assert await start_run(fed) == f"{TASK}-3"
     assert [fed.run(number).trigger for number in (1, 2, 3)] == ["schedule", "schedule", "manual"]
 
 
 async def test_a_scheduler_that_was_restarted_counts_on_and_waits_as_long_as_it_would_have(
-    fed: Federation, server: ServerManagerPlayed
+    fed: FederationHarness, server: FakeServerManager
 ) -> None:
     await server.has_a_model()
-    async with fed.agent(scheduler_with(fed, every(0.7, at_most=2))) as scheduler:
+    async with fed.agent(make_scheduler(fed, schedule_every(0.7, at_most=2))) as scheduler:
         await fed.reaches("run", "recruiting")
-        await server.life.move("recruiting_expired")
+        await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
         await fed.reaches("run", "failed")
         ended = datetime.now(UTC)
         await scheduler.restart()
@@ -252,9 +266,9 @@ async def test_a_scheduler_that_was_restarted_counts_on_and_waits_as_long_as_it_
 
 
 async def test_restarted_in_the_middle_of_a_run_it_follows_what_it_missed(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await start(fed)
+    await start_run(fed)
     await fed.reaches("run", "recruiting")
     await scheduler.kill()
     await server.train(1, 2)
@@ -266,12 +280,12 @@ async def test_restarted_in_the_middle_of_a_run_it_follows_what_it_missed(
 
 
 async def test_restarted_before_its_run_was_opened_it_opens_it(
-    fed: Federation,
+    fed: FederationHarness,
 ) -> None:
-    async with ServerManagerPlayed.living(fed) as server, fed.agent(scheduler_with(fed)) as scheduler:
+    async with FakeServerManager.living(fed) as server, fed.agent(make_scheduler(fed)) as scheduler:
         await server.has_a_model()
-        await answers(fed)
-        with pytest.raises(NoAnswer):
+        await wait_for_scheduler(fed)
+        with pytest.raises(NoResponse):
             await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
         await fed.reaches("run", "requested")
         await scheduler.kill()
@@ -284,25 +298,25 @@ async def test_restarted_before_its_run_was_opened_it_opens_it(
 
 
 async def test_a_run_waits_for_a_server_manager_that_is_busy_and_may_be_stopped_until_then(
-    fed: Federation,
+    fed: FederationHarness,
 ) -> None:
-    async with ServerManagerPlayed.living(fed) as server, fed.agent(scheduler_with(fed)):
+    async with FakeServerManager.living(fed) as server, fed.agent(make_scheduler(fed)):
         await server.has_a_model()
-        await answers(fed)
-        with pytest.raises(NoAnswer):  # nobody opens it
+        await wait_for_scheduler(fed)
+        with pytest.raises(NoResponse):  # nobody opens it
             await fed.bus.request(StartRun(task=TASK), timeout_s=0.5)
         await fed.reaches("run", "requested")
         await fed.bus.request(StopRun(task=TASK, run=f"{TASK}-1", reason="never mind"))
         told = await fed.reaches("run", "cancelled")
         assert (told.source, told.reason) == ("requested", "never mind")
         async with server.serving():
-            assert await start(fed) == f"{TASK}-2"
+            assert await start_run(fed) == f"{TASK}-2"
     assert [one.run for one in server.opened] == [f"{TASK}-2"]
 
 
 async def test_a_run_that_was_opened_although_it_was_stopped_is_cancelled_there(
-    fed: Federation, scheduler: AgentAtWork, server: ServerManagerPlayed
+    fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await server.life.move("run_requested", run=f"{TASK}-7", plan=FAST)
+    await server.life.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST_PLAN})
     await fed.happens("server", "run_cancelled")
     assert fed.last("server").reason == "it was stopped before it was opened"

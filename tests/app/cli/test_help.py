@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 import typer.main
-from support.command_line import Fedbus
+from support.command_line import FedbusCli
 
 from fedbus.app.cli.main import app
 
@@ -35,10 +35,10 @@ def test_a_command_and_all_that_it_takes_has_words(words: tuple[str, ...]) -> No
 
 
 async def test_what_stands_in_brackets_is_shown_too(tmp_path: Path) -> None:
-    said = (await Fedbus(tmp_path)("trace", "--help")).out
+    said = (await FedbusCli(tmp_path)("trace", "--help")).out
     assert "the newest that is kept" in said
     assert "the terminal's" in said
 
 
 async def test_an_argument_is_explained_in_the_terminal(tmp_path: Path) -> None:
-    assert "The run, as `fedbus run ls` calls it." in (await Fedbus(tmp_path)("run", "show", "--help")).out
+    assert "The run, as `fedbus run ls` calls it." in (await FedbusCli(tmp_path)("run", "show", "--help")).out

@@ -11,72 +11,68 @@ from pathlib import Path
 import msgpack
 import pytest
 from support import NatsServer, eventually
-from support.command_line import Fedbus
+from support.command_line import FedbusCli
 
 from fedbus import __version__
 from fedbus.agents.common.child_process import ChildProcess
-from fedbus.app.diagnostics.doctor import judge_clock
-from fedbus.app.finding import Health
+from fedbus.app.diagnostics.doctor import check_clock
+from fedbus.app.finding import Severity
 from fedbus.app.settings import Settings
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.client import CLIENT, ClientFacts, FinTrain
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import CLIENT, ClientData, ClientEvent, FinTrain
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.examples import MODEL, RESULT
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.message import Body, Refused
-from fedbus.contracts.run import RUN, RunFacts, RunPlan, RunStarted, RunStopped, StartRun, StopRun
-from fedbus.contracts.server import SERVER, ServerFacts
+from fedbus.contracts.run import RUN, RunData, RunEvent, RunPlan, RunStarted, RunStopped, StartRun, StopRun
+from fedbus.contracts.server import SERVER, ServerData
 
 DEV = FederationId("dev")
 HEAVY = {"torch", "flwr", "aiohttp", "nats", "numpy", "ray", "sklearn", "opentelemetry.sdk"}
 
 
 @pytest.fixture
-def fedbus(tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path / "home")
+def fedbus(tmp_path: Path) -> FedbusCli:
+    return FedbusCli(tmp_path / "home")
 
 
 @pytest.fixture
-async def bus(nats: NatsServer, fedbus: Fedbus) -> AsyncIterator[Bus]:
+async def bus(nats: NatsServer, fedbus: FedbusCli) -> AsyncIterator[Bus]:
     """The server side's bus, with a federation on it that `fedbus` finds."""
     fedbus.environment["FEDBUS_NATS_URL"] = nats.url
     async with Bus.connect(nats.url, Identity(DEV, "workflow-scheduler")) as bus:
-        await bus.make_streams()
+        await bus.create_streams()
         yield bus
 
 
 RUNS = {1: "recruiting_started quorum_reached", 2: "recruiting_started", 10: "recruiting_started"}
 
 
-async def tell_of_runs(bus: Bus) -> None:
+async def simulate_runs(bus: Bus) -> None:
     """Run 1 has finished, run 10 recruits, run 2 has failed."""
-    async with Lives.open(bus) as lives:
-        server = await lives.of(SERVER, ServerFacts(task="mnist"))
-        await server.bear("started")
-        for number, moves in (
-            (1, "recruiting_started quorum_reached"),
-            (2, "recruiting_started"),
-            (10, "recruiting_started"),
-        ):
-            facts = RunFacts(
+    async with LifecycleStore.open(bus) as lives:
+        server = await lives.of(SERVER, ServerData(task="mnist"))
+        await server.create()
+        for number in (1, 2, 10):
+            facts = RunData(
                 task="mnist", run=f"mnist-{number}", plan=RunPlan(rounds=4), requested_at=datetime.now(UTC)
             )
             run = await lives.of(RUN, facts)
-            await run.bear("requested")
-            for move in moves.split():
-                await run.move(move, cohort=("c1", "c2"))
+            await run.create()
+            await run.transition(RunEvent.RECRUITING_STARTED)
             if number == 1:
-                await run.move("round_finished", rounds=(RESULT,))
-                await run.move("run_finished", model=MODEL)
+                await run.transition(RunEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
+                await run.transition(RunEvent.ROUND_FINISHED, {"rounds": (RESULT,)})
+                await run.transition(RunEvent.RUN_FINISHED, {"model": MODEL})
             if number == 2:
-                await run.move("recruiting_expired", reason="c2 and c3 did not come")
+                await run.transition(RunEvent.RECRUITING_EXPIRED, reason="c2 and c3 did not come")
 
 
 # --- the frame -----------------------------------------------------------------------------------
 
 
-async def test_help_imports_nothing_heavy(fedbus: Fedbus) -> None:
+async def test_help_imports_nothing_heavy(fedbus: FedbusCli) -> None:
     code = f"import sys, fedbus.app.cli.main; print(sorted({HEAVY!r} & set(sys.modules)))"
     process = await asyncio.create_subprocess_exec(
         sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=fedbus.environment
@@ -85,7 +81,7 @@ async def test_help_imports_nothing_heavy(fedbus: Fedbus) -> None:
     assert out.decode().strip() == "[]"
 
 
-async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: Fedbus) -> None:
+async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: FedbusCli) -> None:
     began = time.monotonic()
     said = await fedbus("--help")
 
@@ -95,20 +91,20 @@ async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: Fedbus) 
     assert "no nats-server answers" in said.out
 
 
-async def test_version_names_what_a_report_should(fedbus: Fedbus) -> None:
+async def test_version_names_what_a_report_should(fedbus: FedbusCli) -> None:
     said = await fedbus("version", "--json")
     assert said.facts["fedbus"] == __version__
     assert said.facts["nats-server"].startswith("2.")
 
 
-async def test_a_command_that_there_is_not_is_a_mistake_in_usage(fedbus: Fedbus) -> None:
+async def test_a_command_that_there_is_not_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
     said = await fedbus("rnu", "ls")
     assert said.code == 2
     assert "No such command 'rnu'" in said.err
 
 
 @pytest.mark.parametrize("words", [("run", "ls"), ("events", "tail")])
-async def test_no_bus_is_one_line_and_code_3(fedbus: Fedbus, words: tuple[str, ...]) -> None:
+async def test_no_bus_is_one_line_and_code_3(fedbus: FedbusCli, words: tuple[str, ...]) -> None:
     said = await fedbus(*words, FEDBUS_NATS_URL="nats://127.0.0.1:9")
 
     assert (said.code, said.out) == (3, "")
@@ -118,7 +114,7 @@ async def test_no_bus_is_one_line_and_code_3(fedbus: Fedbus, words: tuple[str, .
     )
 
 
-async def test_a_bad_setting_is_one_line_and_code_2(fedbus: Fedbus) -> None:
+async def test_a_bad_setting_is_one_line_and_code_2(fedbus: FedbusCli) -> None:
     said = await fedbus("run", "ls", FEDBUS_FEDERATION="All Clinics")
     assert said.code == 2
     assert said.err.startswith(
@@ -126,29 +122,31 @@ async def test_a_bad_setting_is_one_line_and_code_2(fedbus: Fedbus) -> None:
     )
 
 
-async def test_a_bus_without_the_federation_is_one_line_and_code_5(fedbus: Fedbus, nats: NatsServer) -> None:
+async def test_a_bus_without_the_federation_is_one_line_and_code_5(
+    fedbus: FedbusCli, nats: NatsServer
+) -> None:
     said = await fedbus("run", "ls", FEDBUS_NATS_URL=nats.url)
     assert said.code == 5
     assert said.err.startswith("fedbus: federation dev has nothing on this bus yet: start its server side")
 
 
-async def test_where_an_error_comes_from_is_shown_to_whoever_asks(fedbus: Fedbus) -> None:
+async def test_where_an_error_comes_from_is_shown_to_whoever_asks(fedbus: FedbusCli) -> None:
     said = await fedbus("run", "ls", FEDBUS_NATS_URL="nats://127.0.0.1:9", FEDBUS_DEBUG="1")
     assert said.code == 1
     assert "Traceback" in said.err
 
 
-async def test_a_running_bus_is_found_without_a_flag(fedbus: Fedbus, bus: Bus) -> None:
+async def test_a_running_bus_is_found_without_a_flag(fedbus: FedbusCli, bus: Bus) -> None:
     settings = Settings.from_environment(fedbus.environment)
-    with settings.announced(fedbus.environment.pop("FEDBUS_NATS_URL")):
+    with settings.announce_url(fedbus.environment.pop("FEDBUS_NATS_URL")):
         assert (await fedbus("run", "ls")).code == 0
 
 
 # --- runs ----------------------------------------------------------------------------------------------
 
 
-async def test_runs_are_listed_in_the_order_of_their_numbers(fedbus: Fedbus, bus: Bus) -> None:
-    await tell_of_runs(bus)
+async def test_runs_are_listed_in_the_order_of_their_numbers(fedbus: FedbusCli, bus: Bus) -> None:
+    await simulate_runs(bus)
     facts = (await fedbus("run", "ls", "--json")).facts
     shown = (await fedbus("run", "ls")).out.splitlines()
 
@@ -162,13 +160,13 @@ async def test_runs_are_listed_in_the_order_of_their_numbers(fedbus: Fedbus, bus
     assert "0.2500" in shown[1]
 
 
-async def test_no_runs_yet_is_said_with_how_to_start_one(fedbus: Fedbus, bus: Bus) -> None:
+async def test_no_runs_yet_is_said_with_how_to_start_one(fedbus: FedbusCli, bus: Bus) -> None:
     said = await fedbus("run", "ls")
     assert (said.code, said.out, said.err) == (0, "", "no runs yet. Start one: fedbus run start\n")
 
 
-async def test_a_run_is_shown_round_by_round(fedbus: Fedbus, bus: Bus) -> None:
-    await tell_of_runs(bus)
+async def test_a_run_is_shown_round_by_round(fedbus: FedbusCli, bus: Bus) -> None:
+    await simulate_runs(bus)
     said = await fedbus("run", "show", "mnist-1")
 
     assert said.code == 0
@@ -176,14 +174,14 @@ async def test_a_run_is_shown_round_by_round(fedbus: Fedbus, bus: Bus) -> None:
     assert "c3: no reply within 120 s" in said.out
 
 
-async def test_a_run_that_there_is_not_is_one_line_and_code_5(fedbus: Fedbus, bus: Bus) -> None:
+async def test_a_run_that_there_is_not_is_one_line_and_code_5(fedbus: FedbusCli, bus: Bus) -> None:
     for words in (("show",), ("watch",), ("stop",)):
         said = await fedbus("run", *words, "mnist-7")
         assert (said.code, said.err) == (5, "fedbus: no run mnist-7 here. See: fedbus run ls\n")
 
 
-async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: Fedbus, bus: Bus) -> None:
-    await tell_of_runs(bus)
+async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: FedbusCli, bus: Bus) -> None:
+    await simulate_runs(bus)
     finished, failed = await asyncio.gather(
         fedbus("run", "watch", "mnist-1"), fedbus("run", "watch", "mnist-2", "--json")
     )
@@ -199,8 +197,8 @@ async def test_watching_a_run_tells_its_life_and_ends_with_it(fedbus: Fedbus, bu
     assert (failed.code, failed.err) == (1, "fedbus: run mnist-2 failed: c2 and c3 did not come\n")
 
 
-async def test_a_wish_goes_to_the_scheduler_and_its_answer_comes_back(fedbus: Fedbus, bus: Bus) -> None:
-    await tell_of_runs(bus)
+async def test_a_wish_goes_to_the_scheduler_and_its_answer_comes_back(fedbus: FedbusCli, bus: Bus) -> None:
+    await simulate_runs(bus)
     asked: list[Body] = []
 
     async def start(wish: StartRun) -> Body:
@@ -227,8 +225,8 @@ async def test_a_wish_goes_to_the_scheduler_and_its_answer_comes_back(fedbus: Fe
     assert asked[2] == StopRun(task="mnist", run="mnist-10", reason="enough")
 
 
-async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: Fedbus, bus: Bus) -> None:
-    await tell_of_runs(bus)
+async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: FedbusCli, bus: Bus) -> None:
+    await simulate_runs(bus)
     said = await fedbus("run", "start")
     assert (said.code, said.err) == (
         4,
@@ -236,13 +234,13 @@ async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: Fedbus, bus: Bu
     )
 
 
-async def test_an_unknown_task_is_named_with_those_that_there_are(fedbus: Fedbus, bus: Bus) -> None:
-    await tell_of_runs(bus)
+async def test_an_unknown_task_is_named_with_those_that_there_are(fedbus: FedbusCli, bus: Bus) -> None:
+    await simulate_runs(bus)
     said = await fedbus("run", "start", "--task", "cifar")
     assert (said.code, said.err) == (5, "fedbus: no task cifar here: choose one of mnist\n")
 
 
-async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: Fedbus) -> None:
+async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
     said = await fedbus("run", "start", "-c", "lr")
     assert said.code == 2
     assert said.err == "fedbus: 'lr' is not an override: write name=value, as in --config lr=0.1\n"
@@ -252,22 +250,22 @@ async def test_an_override_without_a_value_is_a_mistake_in_usage(fedbus: Fedbus)
 
 
 async def test_clients_are_listed_and_shown_with_what_they_wait_for(
-    fedbus: Fedbus, bus: Bus, nats: NatsServer
+    fedbus: FedbusCli, bus: Bus, nats: NatsServer
 ) -> None:
     async with (
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as of_c1,
-        Lives.open(of_c1) as lives,
+        LifecycleStore.open(of_c1) as lives,
     ):
-        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
-        await client.bear("started")
-        await client.move("model_fetched", model=MODEL)
+        client = await lives.of(CLIENT, ClientData(client="c1", task="mnist"))
+        await client.create()
+        await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
     worth = RESULT.model_copy(update={"train_s": {"c1": 4.5}, "contributions": {"c1": 0.125}})
-    async with Lives.open(bus) as lives:
+    async with LifecycleStore.open(bus) as lives:
         plan, now = RunPlan(), datetime.now(UTC)
         run = await lives.of(
-            RUN, RunFacts(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
+            RUN, RunData(task="mnist", run="mnist-1", plan=plan, requested_at=now, rounds=(worth,))
         )
-        await run.bear("requested")
+        await run.create()
     listed, shown, unknown = await asyncio.gather(
         fedbus("clients", "ls", "--json"), fedbus("clients", "show", "c1"), fedbus("clients", "show", "c9")
     )
@@ -285,12 +283,12 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
 
 
 async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
-    fedbus: Fedbus, bus: Bus, nats: NatsServer
+    fedbus: FedbusCli, bus: Bus, nats: NatsServer
 ) -> None:
     await bus.publish(CodePublished(task="mnist", code_version="a" * 40))
-    async with Lives.open(bus) as lives:
-        server = await lives.of(SERVER, ServerFacts(task="mnist"))
-        await server.bear("started")
+    async with LifecycleStore.open(bus) as lives:
+        server = await lives.of(SERVER, ServerData(task="mnist"))
+        await server.create()
     async with Bus.connect(nats.url, Identity(DEV, "flower-client", "c1")) as of_c1:
         await of_c1.publish(FinTrain(task="mnist", client="c1", run="mnist-1", rounds=4))
 
@@ -316,7 +314,7 @@ async def test_what_was_said_is_told_in_the_order_of_time_over_both_streams(
     assert of_c1_alone.out.split()[1] == "fin_train"
 
 
-async def test_what_is_said_now_is_told_at_once(fedbus: Fedbus, bus: Bus) -> None:
+async def test_what_is_said_now_is_told_at_once(fedbus: FedbusCli, bus: Bus) -> None:
     said: list[str] = []
     command = (sys.executable, "-m", "fedbus.app.cli.main", "events", "tail", "--json")
     async with ChildProcess("tail", *command, environment=fedbus.environment, output=said.append) as tail:
@@ -331,7 +329,7 @@ async def test_what_is_said_now_is_told_at_once(fedbus: Fedbus, bus: Bus) -> Non
         assert tail.returncode is None
 
 
-async def test_nonsense_for_a_time_is_a_mistake_in_usage(fedbus: Fedbus) -> None:
+async def test_nonsense_for_a_time_is_a_mistake_in_usage(fedbus: FedbusCli) -> None:
     said = await fedbus("events", "tail", "--since", "yesterday")
     assert (said.code, said.err) == (
         2,
@@ -339,7 +337,7 @@ async def test_nonsense_for_a_time_is_a_mistake_in_usage(fedbus: Fedbus) -> None
     )
 
 
-async def test_a_body_is_decoded_with_times_and_bytes_that_can_be_read(fedbus: Fedbus) -> None:
+async def test_a_body_is_decoded_with_times_and_bytes_that_can_be_read(fedbus: FedbusCli) -> None:
     body = msgpack.packb(
         {"at": datetime(2026, 3, 14, 12, tzinfo=UTC), "raw": bytes(20), "loss": float("nan"), b"k": [1]},
         datetime=True,
@@ -356,14 +354,14 @@ async def test_a_body_is_decoded_with_times_and_bytes_that_can_be_read(fedbus: F
 
 
 @pytest.mark.parametrize("body", [b"hello", b"", b"\xc0" * 300_000])
-async def test_what_is_no_body_is_refused_in_one_line(fedbus: Fedbus, body: bytes) -> None:
+async def test_what_is_no_body_is_refused_in_one_line(fedbus: FedbusCli, body: bytes) -> None:
     said = await fedbus("events", "decode", stdin=body)
     assert (said.code, said.out) == (1, "")
     assert said.err.startswith("fedbus: ")
     assert said.err.count("\n") == 1
 
 
-async def test_the_catalogue_is_listed(fedbus: Fedbus) -> None:
+async def test_the_catalogue_is_listed(fedbus: FedbusCli) -> None:
     facts = (await fedbus("events", "catalog", "--json")).facts
     (update_ready,) = [one for one in facts if one["word"] == "update_ready"]
     assert update_ready["subject"] == "fedbus.<fed>.cast.<task>.update_ready"
@@ -374,7 +372,7 @@ async def test_the_catalogue_is_listed(fedbus: Fedbus) -> None:
 
 
 async def test_a_new_task_is_valid_and_a_broken_one_is_told_line_by_line(
-    fedbus: Fedbus, tmp_path: Path
+    fedbus: FedbusCli, tmp_path: Path
 ) -> None:
     made = await fedbus("task", "new", str(tmp_path / "fresh"), "--json")
     valid = await fedbus("task", "validate", str(tmp_path / "fresh"))
@@ -388,7 +386,7 @@ async def test_a_new_task_is_valid_and_a_broken_one_is_told_line_by_line(
     assert "ruonds" in broken.out
 
 
-async def test_a_directory_that_is_not_there_is_code_5(fedbus: Fedbus, tmp_path: Path) -> None:
+async def test_a_directory_that_is_not_there_is_code_5(fedbus: FedbusCli, tmp_path: Path) -> None:
     said = await fedbus("task", "validate", str(tmp_path / "nowhere"))
     assert said.code == 5
     assert "is not a directory: name the one that holds the task's pyproject.toml" in said.err
@@ -397,7 +395,7 @@ async def test_a_directory_that_is_not_there_is_code_5(fedbus: Fedbus, tmp_path:
 # --- doctor -------------------------------------------------------------------------------------------------
 
 
-async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: Fedbus, bus: Bus) -> None:
+async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: FedbusCli, bus: Bus) -> None:
     said = await fedbus("doctor", "--json")
     findings = {one["what"]: one for one in said.facts}
 
@@ -408,12 +406,12 @@ async def test_the_doctor_finds_a_healthy_machine_healthy(fedbus: Fedbus, bus: B
 
 
 def test_the_doctor_says_which_way_a_clock_is_wrong() -> None:
-    assert judge_clock(2.5).health is Health.WELL
-    assert "42 s ahead of that of the bus: set the clock of this machine" in str(judge_clock(42.4).line())
-    assert "3600 s behind that of the bus" in str(judge_clock(-3600).line())
+    assert check_clock(2.5).health is Severity.WELL
+    assert "42 s ahead of that of the bus: set the clock of this machine" in str(check_clock(42.4).line())
+    assert "3600 s behind that of the bus" in str(check_clock(-3600).line())
 
 
-async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: Fedbus, tmp_path: Path) -> None:
+async def test_the_doctor_names_what_is_wrong_and_what_to_do(fedbus: FedbusCli, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file where the directory should be")
     said = await fedbus("doctor", FEDBUS_NATS_URL="nats://127.0.0.1:9")
 

@@ -4,14 +4,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import Fedbus
+from support.command_line import FedbusCli
 from support.federation import tiny_task
 
-from fedbus.app.cli.options import schedule
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.cli.options import apply_schedule_options
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.contracts.scheduling import ScheduleTable
 
-IN_FULL = {
+FULL_SCHEDULE = {
     "when": "labelled >= 5 on 1 clients",
     "timezone": "Europe/Berlin",
     "quiet": "hour in 22..6",
@@ -23,27 +23,31 @@ IN_FULL = {
 }
 
 
-def table(**keys: Any) -> ScheduleTable:
+def make_table(**keys: Any) -> ScheduleTable:
     return ScheduleTable.model_validate(keys)
 
 
 def test_at_most_leaves_the_rest_of_the_schedule_as_the_task_has_it() -> None:
-    assert schedule(table(**IN_FULL), None, 3) == table(**{**IN_FULL, "at-most": 3})
+    assert apply_schedule_options(make_table(**FULL_SCHEDULE), None, 3) == make_table(
+        **{**FULL_SCHEDULE, "at-most": 3}
+    )
 
 
 def test_every_leaves_the_rest_of_the_schedule_as_the_task_has_it() -> None:
-    own = {name: value for name, value in IN_FULL.items() if name != "when"}
-    assert schedule(table(**own, **{"every-s": 9}), "90s", None) == table(**own, **{"every-s": 90})
+    own = {name: value for name, value in FULL_SCHEDULE.items() if name != "when"}
+    assert apply_schedule_options(make_table(**own, **{"every-s": 9}), "90s", None) == make_table(
+        **own, **{"every-s": 90}
+    )
 
 
 def test_without_options_the_schedule_is_the_tasks() -> None:
-    assert schedule(table(**IN_FULL), None, None) == table(**IN_FULL)
+    assert apply_schedule_options(make_table(**FULL_SCHEDULE), None, None) == make_table(**FULL_SCHEDULE)
 
 
 def test_every_beside_when_is_refused_with_what_to_write_instead() -> None:
-    with pytest.raises(Failure, match=r"write every-s into when: when = .* or every 90s") as caught:
-        schedule(table(**IN_FULL), "90s", None)
-    assert caught.value.code is Exit.USAGE
+    with pytest.raises(CliError, match=r"write every-s into when: when = .* or every 90s") as caught:
+        apply_schedule_options(make_table(**FULL_SCHEDULE), "90s", None)
+    assert caught.value.code is ExitCode.USAGE
 
 
 @pytest.mark.parametrize("command", [("up",), ("server", "up"), ("agent", "workflow-scheduler")])
@@ -53,7 +57,7 @@ async def test_a_command_with_every_says_so_before_anything_begins(
     task = Path(tiny_task(tmp_path).path)
     settings = task / "pyproject.toml"
     settings.write_text(f'{settings.read_text()}\n[tool.fedbus.schedule]\nwhen = "after other"\n')
-    said = await Fedbus(tmp_path / "home")(*command, "--task", str(task), "--every", "90s")
-    assert (said.code, said.out) == (Exit.USAGE, "")
+    said = await FedbusCli(tmp_path / "home")(*command, "--task", str(task), "--every", "90s")
+    assert (said.code, said.out) == (ExitCode.USAGE, "")
     assert 'when = "(after other) or every 90s"' in said.err
     assert said.err.count("\n") == 1

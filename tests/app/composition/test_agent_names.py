@@ -3,9 +3,9 @@
 import pytest
 from typer.testing import CliRunner
 
-from fedbus.app.cli.commands.run_agents import service_of
+from fedbus.app.cli.commands.run_agents import service_name
 from fedbus.app.cli.main import app
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
 
 @pytest.mark.parametrize(
@@ -19,9 +19,9 @@ from fedbus.app.failures import Exit, Failure
 )
 def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint: str) -> None:
     error = CliRunner().invoke(app, ["agent", *arguments]).exception
-    assert isinstance(error, Failure)
+    assert isinstance(error, CliError)
     assert complaint in str(error)
-    assert error.code is Exit.USAGE
+    assert error.code is ExitCode.USAGE
 
 
 @pytest.mark.parametrize(
@@ -33,4 +33,4 @@ def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint:
     ],
 )
 def test_a_few_agents_in_one_process_are_the_service_of_their_side(agents: list[str], service: str) -> None:
-    assert service_of(agents) == service
+    assert service_name(agents) == service

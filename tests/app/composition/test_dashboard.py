@@ -15,15 +15,15 @@ import psutil
 import pytest
 from support import NatsServer, eventually
 from support.processes import command_of
-from support.told import COMMIT, model
+from support.told import COMMIT, make_model_ref
 
-from fedbus.app.composition.dashboard import Dashboard, token_in, trace_template
-from fedbus.app.local.stack import stack
+from fedbus.app.composition.dashboard import Dashboard, load_token, trace_url_template
+from fedbus.app.local.stack import run_stack
 from fedbus.app.local.supervisor import PortTaken
-from fedbus.app.settings import BadSetting, Settings
+from fedbus.app.settings import InvalidSetting, Settings
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
-from fedbus.stores.models.open import open_store
+from fedbus.stores.models.open import open_model_store
 
 OBSERVABILITY = Path(__file__).parents[3] / "deploy" / "observability"
 
@@ -31,18 +31,19 @@ OBSERVABILITY = Path(__file__).parents[3] / "deploy" / "observability"
 def test_a_token_comes_from_the_environment_or_from_a_file(tmp_path: Path) -> None:
     file = tmp_path / "token"
     file.write_text("a token of the file\n")
-    assert token_in({}, None) == ""
-    assert token_in({}, file) == "a token of the file"
+    assert load_token({}, None) == ""
+    assert load_token({}, file) == "a token of the file"
     assert (
-        token_in({"FEDBUS_GATEWAY_TOKEN": "a token of the environment"}, file) == "a token of the environment"
+        load_token({"FEDBUS_GATEWAY_TOKEN": "a token of the environment"}, file)
+        == "a token of the environment"
     )
 
 
 def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="a token of 6 characters is guessed"):
-        token_in({"FEDBUS_GATEWAY_TOKEN": "secret"}, None)
-    with pytest.raises(BadSetting, match=r"FEDBUS_GATEWAY_TOKEN_FILE.*No such file"):
-        token_in({}, tmp_path / "none")
+    with pytest.raises(InvalidSetting, match="a token of 6 characters is guessed"):
+        load_token({"FEDBUS_GATEWAY_TOKEN": "secret"}, None)
+    with pytest.raises(InvalidSetting, match=r"FEDBUS_GATEWAY_TOKEN_FILE.*No such file"):
+        load_token({}, tmp_path / "none")
 
 
 @pytest.mark.parametrize(
@@ -55,23 +56,24 @@ def test_a_token_that_can_be_guessed_or_read_by_nobody_is_refused(tmp_path: Path
     ],
 )
 def test_a_dashboard_that_others_cannot_reach_or_that_asks_who_they_are_is_served(served: Any) -> None:
-    Dashboard(Settings(), **served).refuse_to_be_open()
+    Dashboard(Settings(), **served).check_access()
 
 
 @pytest.mark.parametrize("served", [{}, {"token": "0123456789abcdef"}, {"certificate": Path("c")}])
 def test_a_dashboard_that_everybody_could_reach_is_refused_with_what_to_do(served: Any) -> None:
     with pytest.raises(
-        BadSetting, match=r"others can reach 0\.0\.0\.0: set FEDBUS_GATEWAY_TOKEN and .*--insecure"
+        InvalidSetting, match=r"others can reach 0\.0\.0\.0: set FEDBUS_GATEWAY_TOKEN and .*--insecure"
     ):
-        Dashboard(Settings(), host="0.0.0.0", **served).refuse_to_be_open()
+        Dashboard(Settings(), host="0.0.0.0", **served).check_access()
 
 
 def test_an_address_without_a_place_for_the_trace_is_grafanas() -> None:
-    assert trace_template("") == ""
+    assert trace_url_template("") == ""
     assert (
-        trace_template("https://jaeger.example/trace/{trace_id}") == "https://jaeger.example/trace/{trace_id}"
+        trace_url_template("https://jaeger.example/trace/{trace_id}")
+        == "https://jaeger.example/trace/{trace_id}"
     )
-    url = urlsplit(trace_template("http://127.0.0.1:3000/").replace("{trace_id}", "4bf9"))
+    url = urlsplit(trace_url_template("http://127.0.0.1:3000/").replace("{trace_id}", "4bf9"))
     assert (url.netloc, url.path) == ("127.0.0.1:3000", "/explore")
     (pane,) = json.loads(parse_qs(url.query)["panes"][0]).values()
     assert [one["query"] for one in pane["queries"]] == ["4bf9"]
@@ -80,11 +82,11 @@ def test_an_address_without_a_place_for_the_trace_is_grafanas() -> None:
 
 
 async def test_versions_are_told_as_the_repository_has_them(tmp_path: Path) -> None:
-    store = open_store(str(tmp_path / "models"), "mnist")
+    store = open_model_store(str(tmp_path / "models"), "mnist")
     await store.prepare()
     weights = tmp_path / "weights"
     weights.write_bytes(b"weights")
-    made = model(1).model_copy(update={"sha256": await store.put(weights), "size_bytes": 7})
+    made = make_model_ref(1).model_copy(update={"sha256": await store.put(weights), "size_bytes": 7})
     now = datetime.now(UTC)
     await store.publish(Manifest(**dict(made), task="mnist", created=now, code_version=COMMIT))
     await store.crown(Champion(version=1, term=1, since=now))
@@ -126,7 +128,7 @@ async def test_the_command_serves_it_and_says_where(nats: NatsServer, tmp_path: 
 
 async def test_the_port_of_a_stack_is_nobody_elses_from_before_it_is_told_to_its_end(tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": "0"})
-    async with stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
+    async with run_stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
         port = int(running.dashboard.rpartition(":")[2])
 
         def taken() -> bool:
@@ -162,9 +164,9 @@ async def test_where_the_usual_port_is_taken_another_is_told(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
-        monkeypatch.setattr("fedbus.app.local.stack.USUAL_PORT", taken.getsockname()[1])
+        monkeypatch.setattr("fedbus.app.local.stack.DEFAULT_DASHBOARD_PORT", taken.getsockname()[1])
         settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
-        async with stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
+        async with run_stack(settings, ["nowhere"], clients=0, dashboard=True) as running:
             assert running.dashboard
             assert not running.dashboard.endswith(f":{taken.getsockname()[1]}")
 
@@ -174,6 +176,6 @@ async def test_a_port_that_is_asked_for_and_taken_is_said_before_anything_starts
         port = str(taken.getsockname()[1])
         settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path), "FEDBUS_GATEWAY_PORT": port})
         with pytest.raises(PortTaken, match=f"port {port} is taken.*or set FEDBUS_GATEWAY_PORT"):
-            async with stack(settings, ["nowhere"], clients=1, dashboard=True):
+            async with run_stack(settings, ["nowhere"], clients=1, dashboard=True):
                 pass
     assert not settings.nats_dir.exists()

@@ -2,27 +2,27 @@
 
 import pytest
 
-from fedbus.app.cli.options import node_config
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.cli.options import parse_node_config
+from fedbus.app.failures import CliError, ExitCode
 
 
 @pytest.mark.parametrize("part", [0, 2])
 def test_a_part_of_the_data_is_one_of_those_there_are(part: int) -> None:
     given = f"partition-id={part} num-partitions=3 site=lab"
-    assert node_config(given) == {"partition-id": part, "num-partitions": 3, "site": "lab"}
+    assert parse_node_config(given) == {"partition-id": part, "num-partitions": 3, "site": "lab"}
 
 
 @pytest.mark.parametrize(
     "given", ["partition-id=3 num-partitions=3", '{"partition-id": -1, "num-partitions": 3}']
 )
 def test_a_client_too_many_is_told_that_the_data_has_no_part_for_it(given: str) -> None:
-    with pytest.raises(Failure, match="is none of num-partitions=3: they count from 0") as refused:
-        node_config(given)
-    assert refused.value.code is Exit.USAGE
+    with pytest.raises(CliError, match="is none of num-partitions=3: they count from 0") as refused:
+        parse_node_config(given)
+    assert refused.value.code is ExitCode.USAGE
 
 
 @pytest.mark.parametrize(
     "given", ["", "partition-id=7", "num-partitions=3", "partition-id=first num-partitions=3"]
 )
 def test_what_names_no_part_by_number_is_the_app_s_own_business(given: str) -> None:
-    node_config(given)
+    parse_node_config(given)

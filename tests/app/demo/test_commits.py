@@ -5,11 +5,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.command_line import Fedbus
-from support.federation import TINY
+from support.command_line import FedbusCli
+from support.federation import TINY_TASK
 
-from fedbus.app.demo.commits import Commits
-from fedbus.app.demo.examples import mnist
+from fedbus.app.demo.commits import DemoCommits
+from fedbus.app.demo.examples import mnist_path
 from fedbus.stores.code.open import open_code
 from fedbus.stores.tasks.task_directory import read_task
 
@@ -23,7 +23,7 @@ def rate(task: Path) -> float:
 
 
 async def test_each_commit_halves_the_steps_and_counts_the_revision(tmp_path: Path) -> None:
-    commits = Commits(tmp_path / "home", read_task(mnist()))
+    commits = DemoCommits(tmp_path / "home", read_task(mnist_path()))
     code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
     before = rate(Path((await code.task_at(await code.newest())).path))
     for number in (1, 2):
@@ -41,11 +41,11 @@ async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_t
     tmp_path: Path,
 ) -> None:
     source = tmp_path / "one"
-    shutil.copytree(TINY, source, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TINY_TASK, source, ignore=shutil.ignore_patterns("__pycache__"))
     (source / "tiny" / "client_app.py").rename(source / "alone.py")
     table = source / "pyproject.toml"
     table.write_text(table.read_text().replace("tiny.client_app:app", "alone:app"))
-    commits = Commits(tmp_path / "home", read_task(source))
+    commits = DemoCommits(tmp_path / "home", read_task(source))
     code = open_code(commits.source, tmp_path / "fetched", signers=commits.allowed_signers)
     task = await code.task_at(commits.change_something())
     assert (Path(task.path) / "alone.py").read_text().endswith("\n\nREVISION = 2\n")
@@ -53,14 +53,14 @@ async def test_an_app_without_a_learning_rate_and_of_one_module_is_changed_all_t
 
 async def test_the_task_that_is_shown_is_left_as_it_was(tmp_path: Path) -> None:
     source = tmp_path / "mine"
-    shutil.copytree(TINY, source, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TINY_TASK, source, ignore=shutil.ignore_patterns("__pycache__"))
     before = {path: path.read_bytes() for path in source.rglob("*") if path.is_file()}
-    Commits(tmp_path / "home", read_task(source)).change_something()
+    DemoCommits(tmp_path / "home", read_task(source)).change_something()
     assert {path: path.read_bytes() for path in source.rglob("*") if path.is_file()} == before
 
 
 async def test_without_git_the_demo_says_so_in_one_line(tmp_path: Path) -> None:
-    fedbus = Fedbus(tmp_path / "home", PATH=str(tmp_path))
-    said = await fedbus("demo", "--commit", "--task", str(TINY), "--clients", "1")
+    fedbus = FedbusCli(tmp_path / "home", PATH=str(tmp_path))
+    said = await fedbus("demo", "--commit", "--task", str(TINY_TASK), "--clients", "1")
     assert said.code == 6
     assert said.err == "fedbus: nothing can be committed without git: install it, or leave --commit out\n"

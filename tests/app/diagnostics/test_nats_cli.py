@@ -16,15 +16,15 @@ from typing import Any
 import nats as nats_py
 import pytest
 from support import NatsServer, eventually
-from support.federation import AgentAtWork, tiny_task
+from support.federation import RunningAgent, tiny_task
 
-from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, Device, Site
+from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, AgentConfig, ClientConfig
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.errors import NoFederation
-from fedbus.bus.streams import names
+from fedbus.bus.errors import FederationNotFound
+from fedbus.bus.streams import stream_names
 from fedbus.contracts.identifiers import FederationId, client_id
-from fedbus.contracts.permissions import Role, permissions
-from fedbus.contracts.subjects import PEOPLE
+from fedbus.contracts.permissions import Role, permissions_for
+from fedbus.contracts.subjects import USERS
 
 PAGE = Path(__file__).parents[3] / "docs" / "nats-cli.md"
 DEV = FederationId("dev")
@@ -38,30 +38,30 @@ WITHOUT_WORDS = ("nats sub 'fedbus.dev.client", "nats req ")
 
 
 @pytest.fixture
-async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Site]:
+async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[AgentConfig]:
     """A server and one client at work."""
-    site = Site(nats.url, DEV, tmp_path / "home", tiny_task(tmp_path))
-    device = Device(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1})
+    site = AgentConfig(nats.url, DEV, tmp_path / "home", tiny_task(tmp_path))
+    device = ClientConfig(site, client_id("c1"), {"partition-id": 0, "num-partitions": 1})
     agents = [partial(run, site) for run in SERVER_AGENTS.values()]
     agents += [partial(run, device) for run in CLIENT_AGENTS.values()]
     async with AsyncExitStack() as stack:
         for run in agents:
-            agent = AgentAtWork(run)
+            agent = RunningAgent(run)
             agent.start()
             stack.push_async_callback(agent.stop)
-        bus = await stack.enter_async_context(Bus.connect(nats.url, Identity(DEV, "cli", PEOPLE)))
+        bus = await stack.enter_async_context(Bus.connect(nats.url, Identity(DEV, "cli", USERS)))
 
         async def serves() -> bool:
             try:
                 return [one.target for one in await bus.states("client")] == ["serving"]
-            except NoFederation:
+            except FederationNotFound:
                 return False
 
         await eventually(serves, within_s=60)
         yield site
 
 
-async def asked(url: str, verb: str) -> list[dict[str, Any]]:
+async def request_all(url: str, verb: str) -> list[dict[str, Any]]:
     """What the micro services on the bus answer to PING, INFO or STATS."""
     connection = await nats_py.connect(url)
     inbox = connection.new_inbox()
@@ -79,21 +79,21 @@ async def asked(url: str, verb: str) -> list[dict[str, Any]]:
     return found
 
 
-async def test_every_agent_answers_ping_info_and_stats(site: Site) -> None:
+async def test_every_agent_answers_ping_info_and_stats(site: AgentConfig) -> None:
     wanted = {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS, "registrar")}
 
     async def all_there() -> bool:
-        return wanted <= {one["name"] for one in await asked(site.nats_url, "PING")}
+        return wanted <= {one["name"] for one in await request_all(site.nats_url, "PING")}
 
     await eventually(all_there, within_s=60)
     for verb in ("INFO", "STATS"):
-        assert wanted <= {one["name"] for one in await asked(site.nats_url, verb)}
-    for one in await asked(site.nats_url, "INFO"):
+        assert wanted <= {one["name"] for one in await request_all(site.nats_url, verb)}
+    for one in await request_all(site.nats_url, "INFO"):
         assert one["description"], one
         assert one["metadata"]["federation"] == "dev", one
 
 
-async def test_streams_and_consumers_say_what_they_are_for(site: Site) -> None:
+async def test_streams_and_consumers_say_what_they_are_for(site: AgentConfig) -> None:
     connection = await nats_py.connect(site.nats_url)
     js = connection.jetstream()
 
@@ -116,7 +116,7 @@ async def test_streams_and_consumers_say_what_they_are_for(site: Site) -> None:
 
 @pytest.mark.skipif(shutil.which("nats") is None, reason="the nats program is not on this machine")
 @pytest.mark.parametrize("command", [one for one in COMMANDS if not one.startswith(WITHOUT_WORDS)])
-async def test_a_command_of_the_page_works(site: Site, tmp_path: Path, command: str) -> None:
+async def test_a_command_of_the_page_works(site: AgentConfig, tmp_path: Path, command: str) -> None:
     environment = os.environ | {
         "FEDBUS_NATS_URL": site.nats_url,
         "XDG_CONFIG_HOME": str(tmp_path / "config"),
@@ -142,16 +142,16 @@ def test_every_stream_subject_and_service_on_the_page_is_one_that_there_is() -> 
     assert len(streams) > 3
     assert len(asked) > 2
     assert len(services) > 0
-    assert streams <= set(names(DEV))
-    readable = permissions(DEV, Role.USER)
+    assert streams <= set(stream_names(DEV))
+    readable = permissions_for(DEV, Role.USER)
     for subject in asked:
-        assert any(_covers(one, subject) for one in (*readable.subscribe, *readable.publish)), subject
+        assert any(_is_covered(one, subject) for one in (*readable.subscribe, *readable.publish)), subject
     assert services <= {f"fedbus-{agent}" for agent in (*SERVER_AGENTS, *CLIENT_AGENTS)}
     lasting = [one for one in COMMANDS if one.startswith("nats sub")]
     assert all(re.search(r" --(count|wait) ", one) for one in lasting), "each ends by itself"
 
 
-def _covers(allowed: str, subject: str) -> bool:
+def _is_covered(allowed: str, subject: str) -> bool:
     """Whether all that *subject* stands for is among what is *allowed*."""
     ours, theirs = allowed.split("."), subject.split(".")
     for place, token in enumerate(ours):

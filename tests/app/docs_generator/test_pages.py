@@ -6,16 +6,22 @@ from pathlib import Path
 import jsonschema
 import pytest
 
-from fedbus.app.docs_generator.pages import PAGES, body_schema, catalogue, events_page, lifecycles_page
+from fedbus.app.docs_generator.pages import (
+    PAGES,
+    body_schema,
+    catalogue_entries,
+    events_page,
+    lifecycles_page,
+)
 from fedbus.contracts.catalogue import MESSAGES
-from fedbus.contracts.envelope import envelop
-from fedbus.contracts.examples import ANSWERS, EXAMPLES
+from fedbus.contracts.envelope import make_envelope
+from fedbus.contracts.examples import EXAMPLES, REPLIES
 from fedbus.contracts.message import Body
 from fedbus.contracts.transition import LIFECYCLES
 
 DOCS = Path(__file__).parents[3] / "docs"
 ASYNCAPI = Path(__file__).with_name("asyncapi") / "3.0.0.json"
-EVERY_BODY = [*EXAMPLES.values(), *ANSWERS.values()]
+EVERY_BODY = [*EXAMPLES.values(), *REPLIES.values()]
 
 
 @pytest.mark.parametrize("name", PAGES)
@@ -55,7 +61,7 @@ def test_every_reference_of_the_asyncapi_page_leads_somewhere() -> None:
                 check(value)
 
     check(document)
-    assert set(document["channels"]) == {entry.word for entry in catalogue()} | {"answers"}
+    assert set(document["channels"]) == {entry.word for entry in catalogue_entries()} | {"answers"}
 
 
 def test_the_asyncapi_page_tells_the_headers_of_each_message_and_what_each_request_is_answered_with() -> None:
@@ -64,7 +70,7 @@ def test_the_asyncapi_page_tells_the_headers_of_each_message_and_what_each_reque
     headers = document["components"]["messageTraits"]["envelope"]["headers"]
     assert said.keys() == headers["properties"].keys() - {"tracestate"}
     jsonschema.Draft202012Validator(headers).validate(said)
-    for entry in catalogue():
+    for entry in catalogue_entries():
         assert messages[entry.word]["traits"] == [{"$ref": "#/components/messageTraits/envelope"}]
         replies = document["operations"][entry.word].get("reply", {}).get("messages", [])
         told = [one["$ref"].rpartition("/")[2] for one in replies]
@@ -75,7 +81,9 @@ def test_the_asyncapi_page_tells_the_headers_of_each_message_and_what_each_reque
 def envelope_headers() -> dict[str, str]:
     message = next(iter(EXAMPLES.values()))
     trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01"}
-    return envelop(message, source="fedbus/dev/some-agent/server", trace=trace, cause="01957f2c").headers()
+    return make_envelope(
+        message, source="fedbus/dev/some-agent/server", trace=trace, cause="01957f2c"
+    ).headers()
 
 
 def test_the_asyncapi_page_is_asyncapi() -> None:

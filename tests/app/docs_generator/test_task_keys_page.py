@@ -3,43 +3,45 @@
 from pathlib import Path
 
 import pytest
-from support.command_line import Fedbus
+from support.command_line import FedbusCli
 from support.federation import tiny_task
 
-from fedbus.app.docs_generator.task_keys_page import ROOT, keys, tables, task_keys_page
-from fedbus.contracts.task.base import Table
+from fedbus.app.docs_generator.task_keys_page import ROOT, table_keys, task_keys_page, task_tables
+from fedbus.contracts.task.base import ConfigSection
 from fedbus.contracts.task.task import TaskTable
 
 GUIDE = (Path(__file__).parents[3] / "docs" / "tasks.md").read_text()
 
 
 def test_every_part_of_a_task_is_a_table_of_the_page() -> None:
-    assert set(tables().values()) == {TaskTable, *Table.__subclasses__()}
-    assert all(f"## `[{name}]`" in task_keys_page() for name in tables())
+    assert set(task_tables().values()) == {TaskTable, *ConfigSection.__subclasses__()}
+    assert all(f"## `[{name}]`" in task_keys_page() for name in task_tables())
 
 
-@pytest.mark.parametrize("name", tables())
+@pytest.mark.parametrize("name", task_tables())
 def test_each_key_says_what_it_is_for(name: str) -> None:
-    assert [one.name for one in keys(tables()[name]) if not one.meaning] == []
+    assert [one.name for one in table_keys(task_tables()[name]) if not one.meaning] == []
 
 
-@pytest.mark.parametrize("name", sorted(tables().keys() - {ROOT}))
+@pytest.mark.parametrize("name", sorted(task_tables().keys() - {ROOT}))
 def test_the_guide_names_every_table(name: str) -> None:
     assert f"`{name.removeprefix(ROOT + '.')}." in GUIDE or f"`[{name}]`" in GUIDE
 
 
 def test_the_guide_names_every_key_of_the_task_itself() -> None:
-    assert [one.name for one in keys(TaskTable) if f"`{one.name}`" not in GUIDE] == []
+    assert [one.name for one in table_keys(TaskTable) if f"`{one.name}`" not in GUIDE] == []
 
 
 async def test_validation_tells_every_key_with_its_value_and_its_default(tmp_path: Path) -> None:
     path = tiny_task(tmp_path).path
-    fedbus = Fedbus(tmp_path / "home")
+    fedbus = FedbusCli(tmp_path / "home")
     told = (await fedbus("task", "validate", "--keys", "--json", path)).facts["keys"]
     found = {(one["table"], one["name"]): one for one in told}
-    assert found.keys() == {(name, one.name) for name, kind in tables().items() for one in keys(kind)}
+    assert found.keys() == {
+        (name, one.name) for name, kind in task_tables().items() for one in table_keys(kind)
+    }
     assert found[ROOT, "task"]["given"]
     tolerance = found[f"{ROOT}.gate", "tolerance"]
     assert (tolerance["value"], tolerance["default"], tolerance["given"]) == ("0.1", "0.1", False)
     said = (await fedbus("task", "validate", "--keys", path)).out
-    assert all(f"[{name}]" in said for name in tables())
+    assert all(f"[{name}]" in said for name in task_tables())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import eventually
 
-from fedbus.app.entrypoints.health import how_it_is, pulse
+from fedbus.app.entrypoints.health import health_problem, report_health
 
 
 @pytest.fixture
@@ -21,22 +21,22 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_a_loop_that_turns_renews_its_sign_of_life(file: Path) -> None:
-    async with pulse(every_s=0.01):
+    async with report_health(every_s=0.01):
         await eventually(file.exists)
         os.utime(file, (0, 0))
-        await eventually(lambda: how_it_is(file) == "")
+        await eventually(lambda: health_problem(file) == "")
 
 
 async def test_a_process_that_has_left_gives_none(file: Path) -> None:
-    async with pulse():
+    async with report_health():
         await eventually(file.exists)
-    assert how_it_is(file) == f"no sign of life in {file} yet"
+    assert health_problem(file) == f"no sign of life in {file} yet"
 
 
 def test_a_loop_that_is_stuck_is_told_from_one_that_turns(file: Path) -> None:
     file.touch()
     os.utime(file, (time.time() - 100,) * 2)
-    assert how_it_is(file) == "the last sign of life is 100 s old"
+    assert health_problem(file) == "the last sign of life is 100 s old"
 
 
 @pytest.mark.parametrize(("fresh", "code"), [(True, 0), (False, 1)])
@@ -56,7 +56,7 @@ async def test_systemd_hears_that_we_are_ready_alive_and_leaving(
         systemd.bind(str(tmp_path / "notify"))
         systemd.setblocking(False)
         monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
-        async with pulse():
+        async with report_health():
             loop = asyncio.get_running_loop()
             assert [await loop.sock_recv(systemd, 99) for _ in range(2)] == [b"READY=1", b"WATCHDOG=1"]
         assert systemd.recv(99) == b"STOPPING=1"

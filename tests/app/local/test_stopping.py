@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import support
 from support import eventually
-from support.command_line import Fedbus
+from support.command_line import FedbusCli
 from support.processes import descendants_of, does
 
 from fedbus.agents.common.child_process import ChildProcess
@@ -30,13 +30,13 @@ def slow_task(directory: Path) -> Path:
     return task
 
 
-def at_work(process: ChildProcess, work: str) -> bool:
+def has_child(process: ChildProcess, work: str) -> bool:
     """Whether one of the processes below *process* does *work*."""
     return any(does(one, work) for one in descendants_of(process.pid))
 
 
 @asynccontextmanager
-async def up(task: Path, home: Path, said: list[str]) -> AsyncIterator[ChildProcess]:
+async def run_up(task: Path, home: Path, said: list[str]) -> AsyncIterator[ChildProcess]:
     """`fedbus up` with one client, for as long as the block runs."""
     command = (sys.executable, "-m", "fedbus.app.cli.main", "up", "--task", str(task), "--clients", "1")
     environment = {"FEDBUS_HOME": str(home)}
@@ -46,13 +46,13 @@ async def up(task: Path, home: Path, said: list[str]) -> AsyncIterator[ChildProc
         yield one
 
 
-async def stopped(process: ChildProcess) -> int:
+async def stop_process(process: ChildProcess) -> int:
     os.kill(process.pid, signal.SIGTERM)
     async with asyncio.timeout(60):
         return await process.ended()
 
 
-def complaints(home: Path, said: list[str]) -> list[str]:
+def find_complaints(home: Path, said: list[str]) -> list[str]:
     logs = list((home / "logs").glob("*.log"))
     assert logs, "nothing was written that could complain"
     lines = [line for log in logs for line in log.read_text().splitlines()]
@@ -61,19 +61,19 @@ def complaints(home: Path, said: list[str]) -> list[str]:
 
 async def test_stopped_while_the_first_model_is_built_it_ends_without_a_complaint(tmp_path: Path) -> None:
     home, said = tmp_path / "home", list[str]()
-    async with up(slow_task(tmp_path), home, said) as process:
-        await eventually(lambda: at_work(process, "init"), within_s=60)
-        assert await stopped(process) == 0
-    assert complaints(home, said) == []
+    async with run_up(slow_task(tmp_path), home, said) as process:
+        await eventually(lambda: has_child(process, "init"), within_s=60)
+        assert await stop_process(process) == 0
+    assert find_complaints(home, said) == []
 
 
 @pytest.mark.slow
 async def test_stopped_in_the_middle_of_a_training_it_ends_without_a_complaint(tmp_path: Path) -> None:
     home, said = tmp_path / "home", list[str]()
-    fedbus = Fedbus(home)
-    async with up(slow_task(tmp_path), home, said) as process:
+    fedbus = FedbusCli(home)
+    async with run_up(slow_task(tmp_path), home, said) as process:
         await eventually(lambda: any("1 of 1 clients serve" in line for line in said), within_s=120)
         assert (await fedbus("run", "start")).code == 0
-        await eventually(lambda: at_work(process, "trainer"), within_s=120)
-        assert await stopped(process) == 0
-    assert complaints(home, said) == []
+        await eventually(lambda: has_child(process, "trainer"), within_s=120)
+        assert await stop_process(process) == 0
+    assert find_complaints(home, said) == []

@@ -16,10 +16,10 @@ from fedbus.app.cli.main import app
 from fedbus.app.composition.dashboard import Dashboard
 from fedbus.app.local.seaweedfs import embedded_s3
 from fedbus.app.provision.certificates import make_authority, read_certificate
-from fedbus.app.settings import BadSetting, Settings
+from fedbus.app.settings import InvalidSetting, Settings
 from fedbus.contracts.permissions import Role
 from fedbus.stores.errors import StoreUnavailable
-from fedbus.stores.models.open import open_store
+from fedbus.stores.models.open import open_model_store
 
 
 @pytest.fixture
@@ -28,13 +28,13 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         yield bus
 
 
-def shown(bus: TrustedBus) -> tuple[Path, Path]:
+def served_certificate(bus: TrustedBus) -> tuple[Path, Path]:
     tls = bus.federation.nats / "tls"
     return tls / "server.pem", tls / "server.key"
 
 
 @asynccontextmanager
-async def by_tls(port: int, certificate: Path, key: Path) -> AsyncIterator[int]:
+async def run_tls_proxy(port: int, certificate: Path, key: Path) -> AsyncIterator[int]:
     """What listens on *port*, by TLS."""
     context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
     context.load_cert_chain(certificate, key)
@@ -63,7 +63,7 @@ async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
     bus: TrustedBus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_authority("other", tmp_path / "other.pem", tmp_path / "other.key")
-    async with embedded_s3(tmp_path / "s3") as s3, by_tls(s3.port, *shown(bus)) as port:
+    async with embedded_s3(tmp_path / "s3") as s3, run_tls_proxy(s3.port, *served_certificate(bus)) as port:
         for name, value in s3.environment.items():
             monkeypatch.setenv(name, value)
         url = s3.store_url.replace(f"http://127.0.0.1:{s3.port}", f"https://localhost:{port}")
@@ -71,10 +71,10 @@ async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
 
         monkeypatch.setenv("AWS_CA_BUNDLE", str(tmp_path / "other.pem"))
         with pytest.raises(StoreUnavailable, match=r"(?i)certificate|ssl"):
-            await open_store(url, "mnist", patience_s=2).prepare()
+            await open_model_store(url, "mnist", patience_s=2).prepare()
 
         monkeypatch.setenv("AWS_CA_BUNDLE", str(bus.federation.ca))
-        store = open_store(url, "mnist", patience_s=20)
+        store = open_model_store(url, "mnist", patience_s=20)
         await store.prepare()
         assert await store.versions() == []
 
@@ -92,7 +92,7 @@ async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentia
             "FEDBUS_CA": str(access.ca),
         }
     )
-    certificate, key = shown(bus)
+    certificate, key = served_certificate(bus)
     dashboard = Dashboard(settings, hosts=["localhost"], certificate=certificate, key=key)
     stop = asyncio.Event()
     serving = asyncio.create_task(dashboard.serve(stop))
@@ -117,10 +117,10 @@ async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentia
 
 def test_a_certificate_without_its_key_is_a_bad_setting(bus: TrustedBus, tmp_path: Path) -> None:
     settings = Settings.from_environment({"FEDBUS_HOME": str(tmp_path)})
-    certificate, _ = shown(bus)
-    with pytest.raises(BadSetting, match="set both, or neither"):
+    certificate, _ = served_certificate(bus)
+    with pytest.raises(InvalidSetting, match="set both, or neither"):
         _ = Dashboard(settings, certificate=certificate).tls
-    with pytest.raises(BadSetting, match="do not belong together"):
+    with pytest.raises(InvalidSetting, match="do not belong together"):
         _ = Dashboard(settings, certificate=certificate, key=bus.federation.folder / "tls" / "ca.key").tls
 
 

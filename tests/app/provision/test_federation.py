@@ -19,25 +19,25 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import eventually
 from support.ports import free_port
-from support.trusted import FED, Nats, TrustedBus, trusted_bus
+from support.trusted import FED, ConfiguredNatsServer, TrustedBus, trusted_bus
 
-from fedbus.agents.server_manager.state_registrar import registrar
-from fedbus.app.failures import Exit, Failure, told
+from fedbus.agents.server_manager.state_registrar import serve_registrar
+from fedbus.app.failures import CliError, ExitCode, describe_error
 from fedbus.app.provision import jwt_claims
-from fedbus.app.provision.federation import GIVEN_OUT, Federation
-from fedbus.app.provision.keys import Key, Of, check_public
-from fedbus.app.provision.kit import complete
-from fedbus.app.provision.nats_config import Place
-from fedbus.app.settings import BadSetting, Settings, adopted_kit
+from fedbus.app.provision.federation import STORED_ROLES, Federation
+from fedbus.app.provision.keys import Key, KeyType, check_public_key
+from fedbus.app.provision.kit import complete_kit
+from fedbus.app.provision.nats_config import ServerLocation
+from fedbus.app.settings import InvalidSetting, Settings, apply_kit
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.credentials import Access
-from fedbus.bus.errors import AccessDenied, AccessUnusable, Forbidden
+from fedbus.bus.credentials import BusAccess
+from fedbus.bus.errors import AccessDenied, InvalidCredentialsFile, PermissionDenied
 from fedbus.contracts import subjects
-from fedbus.contracts.client import Heartbeat, Joined
-from fedbus.contracts.credentials import claims_in, jwt_in, user_in
+from fedbus.contracts.client import ClientJoined, Heartbeat
+from fedbus.contracts.credentials import decode_claims, extract_jwt, parse_user
 from fedbus.contracts.identifiers import ID_PATTERN, BadId, FederationId, check_id
 from fedbus.contracts.permissions import Role
-from fedbus.contracts.subjects import PEOPLE
+from fedbus.contracts.subjects import USERS
 
 TRAINER = Identity(FED, "trainer", "c1")
 
@@ -54,11 +54,13 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         yield bus
 
 
-async def turned_away(bus: TrustedBus, access: Access, identity: Identity = TRAINER) -> AccessDenied:
+async def rejected_connection(
+    bus: TrustedBus, access: BusAccess, identity: Identity = TRAINER
+) -> AccessDenied:
     with pytest.raises(AccessDenied) as caught:
         async with Bus.connect(bus.url, identity, access=access):
             pass
-    assert told(caught.value)[1] is Exit.DENIED
+    assert describe_error(caught.value)[1] is ExitCode.DENIED
     return caught.value
 
 
@@ -88,17 +90,17 @@ hostile = st.one_of(
     st.from_regex(r"[a-z0-9-]{0,10}[*>. \t\r\n/\\{}$A-Z_][a-z0-9*>. -]{0,10}", fullmatch=True),
     st.from_regex(r"[a-z0-9-]{64,80}", fullmatch=True),
     st.from_regex(r"-[a-z0-9-]{0,10}", fullmatch=True),
-).filter(lambda name: not _is_fine(name))
+).filter(lambda name: not _is_valid_name(name))
 
 
-def _is_fine(name: str) -> bool:
+def _is_valid_name(name: str) -> bool:
     return re.fullmatch(ID_PATTERN[1:-1], name) is not None and name not in ("server", "people")
 
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(Health))
 @given(name=hostile)
 def test_no_hostile_name_is_let_in(begun: Federation, name: str) -> None:
-    with pytest.raises((BadId, Failure)):
+    with pytest.raises((BadId, CliError)):
         begun.admit(name)
     assert name not in begun.record.clients
 
@@ -124,7 +126,7 @@ def test_what_is_secret_is_its_owners_alone(begun: Federation, tmp_path: Path) -
 
 
 def test_no_secret_is_shown(begun: Federation) -> None:
-    key = Key.new(Of.USER)
+    key = Key.new(KeyType.USER)
     assert key._seed not in repr(key)
     for path in (begun.nats / "nats.conf", begun.folder / "federation.json"):
         text = path.read_text()
@@ -135,25 +137,25 @@ def test_no_secret_is_shown(begun: Federation) -> None:
 def test_a_kit_is_all_that_a_device_needs(begun: Federation, tmp_path: Path) -> None:
     (begun.folder / "allowed_signers").write_text("who ssh-ed25519 AAAA\n")
     begun.admit("kitted").write(tmp_path / "kit")
-    environment = adopted_kit({"FEDBUS_KIT": str(tmp_path / "kit")})
+    environment = apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")})
     read = Settings.from_environment(environment)
 
     assert (read.nats_url, read.federation, read.client) == ("tls://localhost:4222", "test", "kitted")
-    assert read.access == Access(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
+    assert read.access == BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
     assert environment["AWS_CA_BUNDLE"] == environment["FEDBUS_CA"]
     assert Path(environment["FEDBUS_ALLOWED_SIGNERS"]).read_text() == "who ssh-ed25519 AAAA\n"
-    assert user_in(read.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
+    assert parse_user(read.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
 
 
 def test_what_stands_in_the_environment_is_not_changed_by_a_kit(begun: Federation, tmp_path: Path) -> None:
     begun.admit("overruled").write(tmp_path / "kit")
     environment = {"FEDBUS_KIT": str(tmp_path / "kit"), "FEDBUS_NATS_URL": "tls://leaf:4222"}
-    assert adopted_kit(environment)["FEDBUS_NATS_URL"] == "tls://leaf:4222"
+    assert apply_kit(environment)["FEDBUS_NATS_URL"] == "tls://leaf:4222"
 
 
 def test_what_is_no_kit_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(BadSetting, match="is no kit"):
-        adopted_kit({"FEDBUS_KIT": str(tmp_path)})
+    with pytest.raises(InvalidSetting, match="is no kit"):
+        apply_kit({"FEDBUS_KIT": str(tmp_path)})
 
 
 def test_a_kit_may_be_one_file(begun: Federation, tmp_path: Path) -> None:
@@ -166,47 +168,47 @@ def test_a_kit_may_be_one_file(begun: Federation, tmp_path: Path) -> None:
 
 
 def test_a_device_s_own_key_never_leaves_it(begun: Federation, tmp_path: Path) -> None:
-    own = Key.new(Of.USER)
+    own = Key.new(KeyType.USER)
     begun.admit("own-key", public_key=own.public).write(tmp_path / "kit")
     kit = tmp_path / "kit" / "client.creds"
     assert "SEED" not in kit.read_text()
 
-    assert complete(tmp_path / "kit", own) == "own-key"
+    assert complete_kit(tmp_path / "kit", own) == "own-key"
     assert "SEED" in kit.read_text()
-    with pytest.raises(Failure, match="the kit is for the key"):
-        complete(tmp_path / "kit", Key.new(Of.USER))
+    with pytest.raises(CliError, match="the kit is for the key"):
+        complete_kit(tmp_path / "kit", Key.new(KeyType.USER))
 
 
 @pytest.mark.parametrize(
     "text",
-    ["", "U", "UAAA", "A" * 56, Key.new(Of.ACCOUNT).public, Key.new(Of.USER).public[:-1] + "1"],
+    ["", "U", "UAAA", "A" * 56, Key.new(KeyType.ACCOUNT).public, Key.new(KeyType.USER).public[:-1] + "1"],
     ids=["nothing", "one letter", "short", "no checksum", "an account's", "a typing error"],
 )
 def test_what_is_no_public_key_of_a_user_is_refused(text: str) -> None:
-    with pytest.raises(Failure, match="no public key"):
-        check_public(text)
+    with pytest.raises(CliError, match="no public key"):
+        check_public_key(text)
 
 
 def test_who_sends_the_secret_key_is_told(tmp_path: Path) -> None:
-    Key.new(Of.USER).save(tmp_path / "device.nk")
-    with pytest.raises(Failure, match="never send it"):
-        check_public((tmp_path / "device.nk").read_text().strip())
+    Key.new(KeyType.USER).save(tmp_path / "device.nk")
+    with pytest.raises(CliError, match="never send it"):
+        check_public_key((tmp_path / "device.nk").read_text().strip())
 
 
 def test_a_federation_is_not_made_twice_in_one_place(begun: Federation) -> None:
-    with pytest.raises(Failure, match="holds a federation already"):
+    with pytest.raises(CliError, match="holds a federation already"):
         Federation.begin(begun.folder, FED, hosts=["localhost"], port=4222)
 
 
 def test_who_is_in_is_not_let_in_again(begun: Federation) -> None:
     begun.admit("once")
-    with pytest.raises(Failure, match="rotate once"):
+    with pytest.raises(CliError, match="rotate once"):
         begun.admit("once")
 
 
 def test_nothing_that_a_user_s_claims_could_say_gives_permissions(begun: Federation) -> None:
     """They stand with the key that signed: so none can be forged into a kit."""
-    said = claims_in(jwt_in(begun.admit("plain").creds))
+    said = decode_claims(extract_jwt(begun.admit("plain").creds))
     assert set(said["nats"]) == {"type", "version", "issuer_account", "tags"}
     assert said["nats"]["tags"] == ["federation:test", "role:device"], "which no template of a device reads"
 
@@ -224,49 +226,49 @@ async def test_who_is_put_out_is_dropped_and_does_not_come_back(
 ) -> None:
     access = bus.access("c1")
     async with Bus.connect(bus.url, TRAINER, access=access) as trainer:
-        bus.federation.put_out("c1")
+        bus.federation.revoke("c1")
         await bus.push()
         with pytest.raises(AccessDenied, match=r"revoked"):
             async with asyncio.timeout(20):
                 await trainer.lost()
     assert "turned away" in capfd.readouterr().out
-    refused = await turned_away(bus, access)
+    refused = await rejected_connection(bus, access)
     assert "revoked, forged or of another federation" in str(refused)
 
 
 async def test_another_key_lets_the_same_client_in_again(bus: TrustedBus, tmp_path: Path) -> None:
     old = bus.access("c1")
-    bus.federation.admit_anew("c1").write(tmp_path / "new")
+    bus.federation.reissue("c1").write(tmp_path / "new")
     await bus.push()
-    new = Access(tmp_path / "new" / "client.creds", bus.federation.ca)
-    await turned_away(bus, old)
+    new = BusAccess(tmp_path / "new" / "client.creds", bus.federation.ca)
+    await rejected_connection(bus, old)
     async with Bus.connect(bus.url, TRAINER, access=new):
         pass
 
 
 async def test_all_devices_are_put_out_by_another_signing_key(bus: TrustedBus) -> None:
     old, server = bus.access("c1"), bus.access(Role.SERVER)
-    bus.federation.put_out_all_devices()
+    bus.federation.revoke_all_devices()
     await bus.push()
-    await turned_away(bus, old)
+    await rejected_connection(bus, old)
     async with Bus.connect(bus.url, Identity(FED, "server-manager"), access=server):
         pass
 
 
 async def test_a_server_that_starts_again_remembers_who_was_put_out(bus: TrustedBus) -> None:
     access = bus.access("c1")
-    bus.federation.put_out("c1")
+    bus.federation.revoke("c1")
     await bus.server.stop()
     bus.federation.write_server_files(bus.place)
     await bus.server.start()
-    await turned_away(bus, access)
+    await rejected_connection(bus, access)
 
 
 async def test_a_request_that_is_not_permitted_fails_at_once_with_the_reason(bus: TrustedBus) -> None:
     async with Bus.connect(bus.url, TRAINER, access=bus.access("c1")) as trainer:
         began = time.monotonic()
-        with pytest.raises(Forbidden, match=r"publish on fedbus\.test\.client\.c2"):
-            await trainer.publish(Joined(task="mnist", client="c2", run="mnist-1"))
+        with pytest.raises(PermissionDenied, match=r"publish on fedbus\.test\.client\.c2"):
+            await trainer.publish(ClientJoined(task="mnist", client="c2", run="mnist-1"))
         assert time.monotonic() - began < 60, "it does not wait for its time-out"
 
 
@@ -275,13 +277,13 @@ async def test_a_request_that_is_not_permitted_fails_at_once_with_the_reason(bus
 
 async def test_an_expired_kit_is_said_to_be_expired(bus: TrustedBus, tmp_path: Path) -> None:
     bus.federation.admit("c1", days=-1).write(tmp_path / "kit")
-    refused = await turned_away(bus, Access(tmp_path / "kit" / "client.creds", bus.federation.ca))
+    refused = await rejected_connection(bus, BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca))
     assert "the credentials of c1 have expired on" in str(refused)
 
 
 async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp_path: Path) -> None:
     bus.federation.admit("c1", days=3 / 86400).write(tmp_path / "kit")
-    access = Access(tmp_path / "kit" / "client.creds", bus.federation.ca)
+    access = BusAccess(tmp_path / "kit" / "client.creds", bus.federation.ca)
     async with Bus.connect(bus.url, TRAINER, access=access) as trainer:
         with pytest.raises(AccessDenied, match="expired"):
             async with asyncio.timeout(30):
@@ -290,18 +292,18 @@ async def test_credentials_that_expire_in_use_end_the_agent(bus: TrustedBus, tmp
 
 async def test_a_forged_kit_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
     """Signed by a key of the forger's own, as if by the account."""
-    own = Key.new(Of.USER)
-    said = claims_in(jwt_in(bus.federation.admit("c1").creds))
-    forged = jwt_claims.user(Key.new(Of.ACCOUNT), said["nats"]["issuer_account"], own.public, "c1")
+    own = Key.new(KeyType.USER)
+    said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
+    forged = jwt_claims.user_jwt(Key.new(KeyType.ACCOUNT), said["nats"]["issuer_account"], own.public, "c1")
     (tmp_path / "forged.creds").write_text(own.credentials(forged))
-    refused = await turned_away(bus, Access(tmp_path / "forged.creds", bus.federation.ca))
+    refused = await rejected_connection(bus, BusAccess(tmp_path / "forged.creds", bus.federation.ca))
     assert "forged" in str(refused)
 
 
 async def test_a_stolen_jwt_without_its_key_is_refused(bus: TrustedBus, tmp_path: Path) -> None:
-    jwt = jwt_in(bus.federation.admit("c1").creds)
-    (tmp_path / "stolen.creds").write_text(Key.new(Of.USER).credentials(jwt))
-    await turned_away(bus, Access(tmp_path / "stolen.creds", bus.federation.ca))
+    jwt = extract_jwt(bus.federation.admit("c1").creds)
+    (tmp_path / "stolen.creds").write_text(Key.new(KeyType.USER).credentials(jwt))
+    await rejected_connection(bus, BusAccess(tmp_path / "stolen.creds", bus.federation.ca))
 
 
 async def test_the_kit_of_another_federation_is_refused_by_its_authority(
@@ -309,12 +311,12 @@ async def test_the_kit_of_another_federation_is_refused_by_its_authority(
 ) -> None:
     other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=1)
     other.admit("c1").write(tmp_path / "kit")
-    access = Access(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
-    refused = await turned_away(bus, access, replace(TRAINER, fed=FederationId("other")))
+    access = BusAccess(tmp_path / "kit" / "client.creds", tmp_path / "kit" / "ca.pem")
+    refused = await rejected_connection(bus, access, replace(TRAINER, fed=FederationId("other")))
     assert "we do not believe its certificate" in str(refused)
     assert "another federation" in str(refused)
     believed = replace(access, ca=bus.federation.ca)
-    refused = await turned_away(bus, believed, replace(TRAINER, fed=FederationId("other")))
+    refused = await rejected_connection(bus, believed, replace(TRAINER, fed=FederationId("other")))
     assert "of another federation" in str(refused)
 
 
@@ -327,7 +329,7 @@ async def test_the_kit_of_another_federation_is_refused_by_its_authority(
             Identity(FederationId("other"), "trainer", "c1"),
             "of federation other: set FEDBUS_KIT or FEDBUS_CREDS to its own, or use FEDBUS_FEDERATION=test",
         ),
-        ("c1", Identity(FED, "cli", PEOPLE), "or use FEDBUS_CLIENT=c1"),
+        ("c1", Identity(FED, "cli", USERS), "or use FEDBUS_CLIENT=c1"),
         (Role.SERVER, TRAINER, "of server of federation test, and this is client c1"),
         (Role.SERVER, Identity(FederationId("dev"), "registrar"), "or use FEDBUS_FEDERATION=test"),
     ],
@@ -335,11 +337,11 @@ async def test_the_kit_of_another_federation_is_refused_by_its_authority(
 async def test_the_credentials_of_another_are_told_apart_before_anything_is_said(
     bus: TrustedBus, who: Role | str, identity: Identity, told_as: str
 ) -> None:
-    with pytest.raises(AccessUnusable, match="these are the credentials of") as caught:
+    with pytest.raises(InvalidCredentialsFile, match="these are the credentials of") as caught:
         async with Bus.connect("tls://localhost:1", identity, access=bus.access(who)):
             pass
-    line, code = told(caught.value)
-    assert (told_as in line, code) == (True, Exit.DENIED), line
+    line, code = describe_error(caught.value)
+    assert (told_as in line, code) == (True, ExitCode.DENIED), line
 
 
 # --- everybody can be put out, and renewed ----------------------------------------------------------------
@@ -348,13 +350,13 @@ async def test_the_credentials_of_another_are_told_apart_before_anything_is_said
 async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
-    person = Identity(FED, "cli", PEOPLE)
+    person = Identity(FED, "cli", USERS)
     for name in ("ana", "ben"):
         bus.federation.admit_person(name).write(tmp_path / name)
     bus.federation.admit_person("eve", Role.OBSERVER).write(tmp_path / "eve")
-    ana, ben = (Access(tmp_path / name / "client.creds", bus.federation.ca) for name in ("ana", "ben"))
+    ana, ben = (BusAccess(tmp_path / name / "client.creds", bus.federation.ca) for name in ("ana", "ben"))
     async with Bus.connect(bus.url, person, access=ana) as dropped:
-        bus.federation.put_out("ana")
+        bus.federation.revoke("ana")
         await bus.push()
         with pytest.raises(AccessDenied, match="revoked"):
             async with asyncio.timeout(20):
@@ -368,16 +370,16 @@ async def test_a_person_has_credentials_of_his_own_that_are_revoked_alone(
     }
 
 
-@pytest.mark.parametrize("role", GIVEN_OUT)
+@pytest.mark.parametrize("role", STORED_ROLES)
 async def test_the_credentials_of_each_role_are_renewed_and_the_old_are_worth_nothing(
     bus: TrustedBus, tmp_path: Path, role: Role
 ) -> None:
     shutil.copy(bus.federation.creds(role), tmp_path / "old.creds")
-    old = Access(tmp_path / "old.creds", bus.federation.ca)
+    old = BusAccess(tmp_path / "old.creds", bus.federation.ca)
     bus.federation.renew_role(role)
     await bus.push()
-    identity = Identity(FED, "cli", PEOPLE)
-    await turned_away(bus, old, identity)
+    identity = Identity(FED, "cli", USERS)
+    await rejected_connection(bus, old, identity)
     async with Bus.connect(bus.url, identity, access=bus.access(role)):
         pass
 
@@ -386,31 +388,31 @@ async def test_an_old_key_that_was_left_good_is_revoked_with_its_owner(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
     shutil.copy(bus.federation.creds(Role.SERVER), tmp_path / "old.creds")
-    old, identity = Access(tmp_path / "old.creds", bus.federation.ca), Identity(FED, "registrar")
+    old, identity = BusAccess(tmp_path / "old.creds", bus.federation.ca), Identity(FED, "registrar")
     bus.federation.renew_role(Role.SERVER, keep_old=True)
     await bus.push()
     for good in (old, bus.access(Role.SERVER)):
         async with Bus.connect(bus.url, identity, access=good):
             pass
-    bus.federation.put_out("server")
+    bus.federation.revoke("server")
     await bus.push()
     for bad in (old, bus.access(Role.SERVER)):
-        await turned_away(bus, bad, identity)
+        await rejected_connection(bus, bad, identity)
 
 
 def test_roles_of_a_folder_that_was_made_before_they_were_written_down_can_be_put_out(tmp_path: Path) -> None:
     made = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
     made.record.roles.clear()
-    made.put_out_all_devices()  # writes the record
-    Federation.open(made.folder).put_out("gateway")
-    key = user_in(made.creds(Role.GATEWAY).read_text()).sub
+    made.revoke_all_devices()  # writes the record
+    Federation.open(made.folder).revoke("gateway")
+    key = parse_user(made.creds(Role.GATEWAY).read_text()).sub
     assert key in Federation.open(made.folder).record.revocations
 
 
 async def test_a_new_authority_is_believed_before_and_after_the_server_shows_it(bus: TrustedBus) -> None:
     access = bus.access("c1")
     bus.federation.renew_server_certificate(new_authority=True)
-    renewed = Access(access.creds, bus.federation.ca)
+    renewed = BusAccess(access.creds, bus.federation.ca)
     async with Bus.connect(bus.url, TRAINER, access=renewed):  # the server still has the old one
         pass
     await bus.server.stop()
@@ -418,29 +420,29 @@ async def test_a_new_authority_is_believed_before_and_after_the_server_shows_it(
     await bus.server.start()
     async with Bus.connect(bus.url, TRAINER, access=renewed):
         pass
-    assert "do not believe its certificate" in str(await turned_away(bus, access))
+    assert "do not believe its certificate" in str(await rejected_connection(bus, access))
 
 
 # --- sites -------------------------------------------------------------------------------------------------
 
 
-def write_lab(
+def write_lab_site(
     federation: Federation, folder: Path, port: int = 4222, clients: tuple[str, ...] = ("c1",)
 ) -> None:
-    place = Place(folder, port, listen="127.0.0.1")
+    place = ServerLocation(folder, port, listen="127.0.0.1")
     federation.write_site("lab", clients, ["mnist"], folder, place, hosts=["localhost"], days=30)
 
 
 def test_a_site_is_let_in_once_for_clients_that_are_known_and_renewed_as_a_site(tmp_path: Path) -> None:
     federation = Federation.begin(tmp_path / "trust", FED, hosts=["localhost"], port=4222)
-    with pytest.raises(Failure, match="no client c1 was let in"):
-        write_lab(federation, tmp_path / "lab")
+    with pytest.raises(CliError, match="no client c1 was let in"):
+        write_lab_site(federation, tmp_path / "lab")
     federation.admit("c1")
-    write_lab(federation, tmp_path / "lab")
+    write_lab_site(federation, tmp_path / "lab")
     first = federation.record.sites["lab"].public_key
-    with pytest.raises(Failure, match="site lab is in already: fedbus provision rotate lab"):
-        write_lab(federation, tmp_path / "lab")
-    with pytest.raises(Failure, match="lab is the name of a site already"):
+    with pytest.raises(CliError, match="site lab is in already: fedbus provision rotate lab"):
+        write_lab_site(federation, tmp_path / "lab")
+    with pytest.raises(CliError, match="lab is the name of a site already"):
         federation.admit("lab")
 
     federation.renew_site("lab", tmp_path / "lab")
@@ -455,19 +457,19 @@ async def test_a_leaf_node_puts_out_at_once_who_is_revoked_and_hears_later_of_wh
 ) -> None:
     port = free_port()
     first, second = bus.access("c1"), bus.access("c2")
-    write_lab(bus.federation, tmp_path / "lab", port, ("c1", "c2"))
-    leaf, url = Nats(tmp_path / "lab" / "leaf.conf", port), f"tls://localhost:{port}"
+    write_lab_site(bus.federation, tmp_path / "lab", port, ("c1", "c2"))
+    leaf, url = ConfiguredNatsServer(tmp_path / "lab" / "leaf.conf", port), f"tls://localhost:{port}"
     await leaf.start()
     try:
         await eventually(lambda: "System account connected" in leaf.log.read_text())
         async with Bus.connect(url, TRAINER, access=first) as trainer:
-            bus.federation.put_out("c1")
+            bus.federation.revoke("c1")
             await bus.push()
             with pytest.raises(AccessDenied, match="revoked"):
                 async with asyncio.timeout(20):
                     await trainer.lost()
         await leaf.stop()
-        bus.federation.put_out("c2")
+        bus.federation.revoke("c2")
         await bus.push()
         await leaf.start()
 
@@ -487,8 +489,8 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
     bus: TrustedBus, tmp_path: Path
 ) -> None:
     bus.access("c1")
-    write_lab(bus.federation, tmp_path / "lab")
-    access = Access(tmp_path / "lab" / "system.creds", bus.federation.ca)
+    write_lab_site(bus.federation, tmp_path / "lab")
+    access = BusAccess(tmp_path / "lab" / "system.creds", bus.federation.ca)
     async with bus.connected(access) as (client, complaints):
         for subject in (
             "$SYS.REQ.CLAIMS.UPDATE",
@@ -501,7 +503,7 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
             await client.subscribe(subject)
         await client.flush()
         await eventually(lambda: len(complaints) >= 8)
-    bus.federation.put_out("lab")
+    bus.federation.revoke("lab")
     await bus.push()
     with pytest.raises(Exception, match=r"(?i)authorization"):
         async with bus.connected(access):
@@ -511,14 +513,14 @@ async def test_a_leaf_s_key_in_the_broker_s_own_account_is_good_for_nothing_else
 async def test_credentials_from_the_future_mean_that_the_clock_is_off(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
-    own = Key.new(Of.USER)
-    said = claims_in(jwt_in(bus.federation.admit("c1").creds))
-    signer = Key.new(Of.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
-    jwt = jwt_claims.user(
+    own = Key.new(KeyType.USER)
+    said = decode_claims(extract_jwt(bus.federation.admit("c1").creds))
+    signer = Key.new(KeyType.ACCOUNT)  # the server refuses it anyway; what we say of it is what is asked
+    jwt = jwt_claims.user_jwt(
         signer, said["nats"]["issuer_account"], own.public, "c1", issued=int(time.time()) + 86400
     )
     (tmp_path / "future.creds").write_text(own.credentials(jwt))
-    refused = await turned_away(bus, Access(tmp_path / "future.creds", bus.federation.ca))
+    refused = await rejected_connection(bus, BusAccess(tmp_path / "future.creds", bus.federation.ca))
     assert "Set the clock" in str(refused)
 
 
@@ -535,17 +537,17 @@ async def test_a_name_that_the_certificate_does_not_have_is_said(bus: TrustedBus
 )
 async def test_a_damaged_kit_is_said_to_be_damaged(bus: TrustedBus, tmp_path: Path, content: str) -> None:
     (tmp_path / "damaged.creds").write_text(content)
-    with pytest.raises(AccessUnusable, match=r"damaged\.creds is of no use") as caught:
+    with pytest.raises(InvalidCredentialsFile, match=r"damaged\.creds is of no use") as caught:
         async with Bus.connect(
-            bus.url, TRAINER, access=Access(tmp_path / "damaged.creds", bus.federation.ca)
+            bus.url, TRAINER, access=BusAccess(tmp_path / "damaged.creds", bus.federation.ca)
         ):
             pass
-    assert told(caught.value)[1] is Exit.DENIED
+    assert describe_error(caught.value)[1] is ExitCode.DENIED
 
 
 async def test_a_kit_that_is_not_there_is_said_to_be_missing(bus: TrustedBus, tmp_path: Path) -> None:
-    with pytest.raises(AccessUnusable, match="FEDBUS_CREDS"):
-        async with Bus.connect(bus.url, TRAINER, access=Access(tmp_path / "none", bus.federation.ca)):
+    with pytest.raises(InvalidCredentialsFile, match="FEDBUS_CREDS"):
+        async with Bus.connect(bus.url, TRAINER, access=BusAccess(tmp_path / "none", bus.federation.ca)):
             pass
 
 
@@ -557,20 +559,20 @@ async def test_an_agent_whose_clock_is_not_the_server_s_says_so_in_one_line(
     access = bus.access("c1" if of_client else Role.WORKFLOW_SCHEDULER)
     async with (
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
-        registrar(server, "mnist"),
+        serve_registrar(server, "mnist"),
         Bus.connect(bus.url, identity, access=access) as agent,
     ):
-        await server.make_streams()
-        monkeypatch.setattr("fedbus.bus.bus.datetime", TenMinutesBehind)
+        await server.create_streams()
+        monkeypatch.setattr("fedbus.bus.bus.datetime", SlowClock)
         for _ in range(2):
-            async with agent.introduced(task="mnist", version="1.0.0"):
-                await agent.last(subjects.life(FED, "client", "c1.mnist"))
+            async with agent.advertise_service(task="mnist", version="1.0.0"):
+                await agent.last(subjects.lifecycle(FED, "client", "c1.mnist"))
     said = capfd.readouterr().out
     assert said.count("the clocks differ") == 1
     assert "-600" in said
 
 
-class TenMinutesBehind(datetime):
+class SlowClock(datetime):
     """The clock of the agent; the server's is right."""
 
     @classmethod

@@ -9,20 +9,20 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.collector import black_hole, collecting
+from support.collector import run_collector, unresponsive_collector
 
 from fedbus.app.local.nats_server import embedded_nats
 from fedbus.app.telemetry import FLUSH_S, span_reader
 from fedbus.app.telemetry.collector import FAILING_FLUSH_S
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.telemetry import METRICS, SERIES
+from fedbus.contracts.telemetry import MAX_SERIES, METRICS
 
 ENDPOINT = "OTEL_EXPORTER_OTLP_ENDPOINT"
 LONGEST_S = 60
 """Far above the flush limit, and far below the limit of an exporter without it."""
 
-TELLS = """
+LOGS_AND_TRACES = """
 import logging, structlog
 from opentelemetry import trace
 from fedbus.app.telemetry import configured
@@ -99,7 +99,7 @@ with configured("fedbus-server"):
 """
 
 
-async def run(home: Path, code: str, *arguments: str, **environment: str) -> tuple[str, str]:
+async def run_python(home: Path, code: str, *arguments: str, **environment: str) -> tuple[str, str]:
     """Its standard output and standard error; the process must end."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     process = await asyncio.create_subprocess_exec(
@@ -118,8 +118,8 @@ async def run(home: Path, code: str, *arguments: str, **environment: str) -> tup
 
 
 async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp_path: Path) -> None:
-    async with collecting() as collector:
-        await run(tmp_path, TELLS, **{ENDPOINT: collector.url})
+    async with run_collector() as collector:
+        await run_python(tmp_path, LOGS_AND_TRACES, **{ENDPOINT: collector.url})
 
     (span,) = collector.spans
     lines = {line.body: line for line in collector.lines}
@@ -136,16 +136,16 @@ async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp
 
 
 async def test_a_span_that_an_exception_ended_has_its_type(tmp_path: Path) -> None:
-    async with collecting() as collector:
-        await run(tmp_path, BREAKS, **{ENDPOINT: collector.url})
+    async with run_collector() as collector:
+        await run_python(tmp_path, BREAKS, **{ENDPOINT: collector.url})
 
     about = {span.name: span.attributes.get("error.type", "") for span in collector.spans}
     assert about == {"below": "ZeroDivisionError", "above": ""}
 
 
 async def test_metrics_arrive_with_their_unit_and_an_exemplar(tmp_path: Path) -> None:
-    async with collecting() as collector:
-        await run(tmp_path, TELLS, **{ENDPOINT: collector.url})
+    async with run_collector() as collector:
+        await run_python(tmp_path, LOGS_AND_TRACES, **{ENDPOINT: collector.url})
 
     (span,) = collector.spans
     latency = collector.figures["fedbus.prediction.duration"]
@@ -159,17 +159,19 @@ async def test_metrics_arrive_with_their_unit_and_an_exemplar(tmp_path: Path) ->
 
 
 async def test_the_series_of_a_metric_are_limited(tmp_path: Path) -> None:
-    async with collecting() as collector:
-        await run(tmp_path, MANY, **{ENDPOINT: collector.url})
+    async with run_collector() as collector:
+        await run_python(tmp_path, MANY, **{ENDPOINT: collector.url})
 
     series = collector.figures["fedbus.rounds"].series
-    assert len(series) == SERIES + 1
+    assert len(series) == MAX_SERIES + 1
     assert [name for one in series for name in one].count("otel.metric.overflow") == 1, "the rest, together"
 
 
 async def test_each_signal_has_its_own_endpoint_or_none(tmp_path: Path) -> None:
-    async with collecting() as collector:
-        await run(tmp_path, TELLS, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces")
+    async with run_collector() as collector:
+        await run_python(
+            tmp_path, LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces"
+        )
 
     assert (len(collector.spans), collector.lines, collector.figures) == (1, [], {})
 
@@ -178,11 +180,11 @@ async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
     async with (
         embedded_nats(tmp_path / "nats") as nats,
         Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus,
-        collecting() as collector,
+        run_collector() as collector,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         often = {ENDPOINT: collector.url, "OTEL_METRIC_EXPORT_INTERVAL": "300"}
-        await run(tmp_path, WATCHES_NATS, nats.monitor_url, **often)
+        await run_python(tmp_path, WATCHES_NATS, nats.monitor_url, **often)
 
     of_nats = {name for name in METRICS if name.startswith("fedbus.nats.")}
     assert set(collector.figures) >= of_nats | {"fedbus.loop.lag"}
@@ -191,8 +193,8 @@ async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
 
 
 async def test_an_unavailable_nats_server_has_no_metrics(tmp_path: Path) -> None:
-    async with collecting() as collector:
-        await run(tmp_path, WATCHES_NATS, "http://127.0.0.1:9", **{ENDPOINT: collector.url})
+    async with run_collector() as collector:
+        await run_python(tmp_path, WATCHES_NATS, "http://127.0.0.1:9", **{ENDPOINT: collector.url})
 
     assert not [name for name in collector.figures if name.startswith("fedbus.nats.")]
 
@@ -200,7 +202,7 @@ async def test_an_unavailable_nats_server_has_no_metrics(tmp_path: Path) -> None
 # --- collectors as they should not be -----------------------------------------------------------------
 
 
-def undisturbed(out: str, errors: str, home: Path) -> None:
+def assert_undisturbed(out: str, errors: str, home: Path) -> None:
     """The process did its work, logged few failures, and stored all its spans."""
     assert out == "worked\n"
     lines = [json.loads(line) for line in errors.splitlines()]
@@ -210,24 +212,24 @@ def undisturbed(out: str, errors: str, home: Path) -> None:
     assert "Traceback" not in errors
     files = sorted((home / "traces").iterdir())
     assert files
-    assert span_reader.runs_in(home / "traces") == ["digits-1"]
+    assert span_reader.list_runs(home / "traces") == ["digits-1"]
 
 
 async def test_an_absent_collector_disturbs_nothing(tmp_path: Path) -> None:
-    undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: "http://127.0.0.1:9"}), tmp_path)
+    assert_undisturbed(*await run_python(tmp_path, BUSY, **{ENDPOINT: "http://127.0.0.1:9"}), tmp_path)
 
 
 async def test_a_black_hole_disturbs_nothing(tmp_path: Path) -> None:
-    with black_hole() as url:
-        undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: url}), tmp_path)
+    with unresponsive_collector() as url:
+        assert_undisturbed(*await run_python(tmp_path, BUSY, **{ENDPOINT: url}), tmp_path)
 
 
 @pytest.mark.parametrize(("slow_s", "status"), [(30.0, 200), (0.0, 500), (0.0, 503), (0.0, 429), (0.0, 400)])
 async def test_a_slow_or_broken_collector_disturbs_nothing(
     tmp_path: Path, slow_s: float, status: int
 ) -> None:
-    async with collecting(slow_s, status) as collector:
-        undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: collector.url}), tmp_path)
+    async with run_collector(slow_s, status) as collector:
+        assert_undisturbed(*await run_python(tmp_path, BUSY, **{ENDPOINT: collector.url}), tmp_path)
         assert collector.requests >= 1
 
 
@@ -235,13 +237,17 @@ async def test_a_slow_or_broken_collector_disturbs_nothing(
 async def test_the_last_flush_to_a_failing_collector_is_short(
     tmp_path: Path, status: int, waits: list[float]
 ) -> None:
-    async with collecting(status=status) as collector:
-        output = await run(tmp_path, LEAVES, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs")
+    async with run_collector(status=status) as collector:
+        output = await run_python(
+            tmp_path, LEAVES, OTEL_EXPORTER_OTLP_LOGS_ENDPOINT=f"{collector.url}/v1/logs"
+        )
     assert [float(line) for line in output[0].split()] == waits
 
 
 async def test_an_unknown_host_name_disturbs_nothing(tmp_path: Path) -> None:
-    undisturbed(*await run(tmp_path, BUSY, **{ENDPOINT: "http://collector.invalid:4318"}), tmp_path)
+    assert_undisturbed(
+        *await run_python(tmp_path, BUSY, **{ENDPOINT: "http://collector.invalid:4318"}), tmp_path
+    )
 
 
 async def test_a_collector_that_comes_late_gets_what_waits(tmp_path: Path) -> None:
@@ -265,7 +271,7 @@ async def test_a_collector_that_comes_late_gets_what_waits(tmp_path: Path) -> No
         stderr=asyncio.subprocess.DEVNULL,
     )
     assert process.stdin
-    async with collecting(port=port) as collector, asyncio.timeout(LONGEST_S):
+    async with run_collector(port=port) as collector, asyncio.timeout(LONGEST_S):
         await eventually(lambda: bool(collector.lines or collector.spans), within_s=40)
         process.stdin.write(b"\n")
         await process.communicate()

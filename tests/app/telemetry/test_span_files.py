@@ -21,22 +21,22 @@ from support import eventually
 from typer.testing import CliRunner
 
 from fedbus.app.cli.commands.trace import trace as draw
-from fedbus.app.failures import Failure
+from fedbus.app.failures import CliError
 from fedbus.app.telemetry import span_reader
 from fedbus.app.telemetry.span_files import (
     MESSAGE_CHARS,
     SUFFIX,
-    Record,
     SpanFileExporter,
     SpanFileProcessor,
-    block,
+    SpanRecord,
+    encode_block,
     prune,
 )
 from fedbus.app.telemetry.tracer import ErrorTypeProvider, sdk_provider
-from fedbus.domain.critical_path import Ending, Tree
+from fedbus.domain.critical_path import SpanStatus, SpanTree
 
 RUN = "digits-1"
-SPEAKS = """
+WRITES_SPANS = """
 import sys
 from opentelemetry import trace
 from fedbus.app.telemetry import configured
@@ -62,13 +62,15 @@ def stored_in(directory: Path, **limits: int) -> Iterator[trace.Tracer]:
         provider.shutdown()
 
 
-def records(directory: Path, span: trace.Span) -> list[Record]:
+def records(directory: Path, span: trace.Span) -> list[SpanRecord]:
     """All stored records of the trace of *span*."""
     blocks = span_reader.read_trace(directory, f"{span.get_span_context().trace_id:032x}").blocks
     return [record for _, found in blocks for record in found]
 
 
-def run(home: Path, code: str, *arguments: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run_python(
+    home: Path, code: str, *arguments: str, **environment: str
+) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     return subprocess.run(
         [sys.executable, "-c", code, *arguments],
@@ -83,7 +85,7 @@ def run(home: Path, code: str, *arguments: str, **environment: str) -> "subproce
 def home(tmp_path: Path) -> Path:
     """A machine on which two processes have stored a trace each."""
     for service in ("fedbus-server", "fedbus-trainer"):
-        run(tmp_path, SPEAKS, service)
+        run_python(tmp_path, WRITES_SPANS, service)
     return tmp_path
 
 
@@ -94,8 +96,8 @@ def test_each_process_writes_its_own_file(home: Path) -> None:
 
 
 def test_a_disabled_sdk_and_a_limit_of_zero_store_nothing(tmp_path: Path) -> None:
-    run(tmp_path, SPEAKS, "fedbus-server", OTEL_SDK_DISABLED="true")
-    run(tmp_path, SPEAKS, "fedbus-server", FEDBUS_TRACES_MB="0")
+    run_python(tmp_path, WRITES_SPANS, "fedbus-server", OTEL_SDK_DISABLED="true")
+    run_python(tmp_path, WRITES_SPANS, "fedbus-server", FEDBUS_TRACES_MB="0")
 
     assert not (tmp_path / "traces").exists()
 
@@ -174,13 +176,13 @@ def test_a_span_keeps_the_links_to_many_clients(tmp_path: Path) -> None:
 
 
 def test_the_sampler_of_the_standard_variable_is_used(tmp_path: Path) -> None:
-    run(tmp_path, SPEAKS, "fedbus-server", OTEL_TRACES_SAMPLER="always_off")
+    run_python(tmp_path, WRITES_SPANS, "fedbus-server", OTEL_TRACES_SAMPLER="always_off")
 
     assert not (tmp_path / "traces").exists()
 
 
 def test_a_tracer_made_before_the_provider_uses_it_later(tmp_path: Path) -> None:
-    said = run(
+    said = run_python(
         tmp_path,
         """
 from fedbus.contracts.telemetry import tracer_of
@@ -237,7 +239,7 @@ def test_the_file_written_to_longest_ago_is_dropped_first(tmp_path: Path) -> Non
 
 def test_a_full_disk_stops_no_process_and_is_logged_once(tmp_path: Path) -> None:
     (tmp_path / "traces").write_text("in the way")
-    said = run(tmp_path, SPEAKS + SPEAKS.partition("\n\n")[2], "fedbus-server")
+    said = run_python(tmp_path, WRITES_SPANS + WRITES_SPANS.partition("\n\n")[2], "fedbus-server")
 
     assert said.stderr.count("Cannot store spans") <= 2
     assert "Traceback" not in said.stderr
@@ -245,7 +247,7 @@ def test_a_full_disk_stops_no_process_and_is_logged_once(tmp_path: Path) -> None
 
 def test_truncated_and_foreign_blocks_are_skipped(tmp_path: Path) -> None:
     first, second = (
-        block({"service.name": "x"}, [Record(b"t" * 16, span_id, b"", "whole", 1, 1, 2, {})])
+        encode_block({"service.name": "x"}, [SpanRecord(b"t" * 16, span_id, b"", "whole", 1, 1, 2, {})])
         for span_id in (b"s" * 8, b"r" * 8)
     )
     (tmp_path / f"a{SUFFIX}").write_bytes(first + first[:-5])
@@ -260,7 +262,7 @@ def test_truncated_and_foreign_blocks_are_skipped(tmp_path: Path) -> None:
 # --- open spans -----------------------------------------------------------------------------------
 
 
-STAYS = """
+WAITS_IN_ROUND = """
 import sys
 from opentelemetry import trace
 from fedbus.app.telemetry import configured
@@ -277,11 +279,11 @@ with configured("fedbus-server"):
 
 
 @contextmanager
-def staying(home: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
+def run_waiting_process(home: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]:
     """A process inside a round, until its standard input is closed."""
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     with subprocess.Popen(
-        [sys.executable, "-c", STAYS],
+        [sys.executable, "-c", WAITS_IN_ROUND],
         env=clean | {"FEDBUS_HOME": str(home)} | environment,
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
@@ -293,8 +295,8 @@ def staying(home: Path, **environment: str) -> Iterator["subprocess.Popen[str]"]
             process.kill()
 
 
-def endings(home: Path) -> dict[str, Ending]:
-    found = span_reader.trace_of_run(home / "traces", RUN)
+def read_endings(home: Path) -> dict[str, SpanStatus]:
+    found = span_reader.find_trace_of_run(home / "traces", RUN)
     return (
         {one.name: one.ending for one in span_reader.read_trace(home / "traces", found).spans()}
         if found
@@ -304,14 +306,16 @@ def endings(home: Path) -> dict[str, Ending]:
 
 @pytest.mark.parametrize("collector", ["", "http://127.0.0.1:9"], ids=["alone", "with a collector named"])
 async def test_a_run_in_progress_is_one_tree_of_open_spans(tmp_path: Path, collector: str) -> None:
-    with staying(tmp_path, **({"OTEL_EXPORTER_OTLP_ENDPOINT": collector} if collector else {})) as process:
-        await eventually(lambda: len(endings(tmp_path)) == 3)
-        assert endings(tmp_path) == {
-            "run by manual": Ending.UNDER_WAY,
-            "run • → requested": Ending.ENDED,
-            "round": Ending.UNDER_WAY,
+    with run_waiting_process(
+        tmp_path, **({"OTEL_EXPORTER_OTLP_ENDPOINT": collector} if collector else {})
+    ) as process:
+        await eventually(lambda: len(read_endings(tmp_path)) == 3)
+        assert read_endings(tmp_path) == {
+            "run by manual": SpanStatus.UNDER_WAY,
+            "run • → requested": SpanStatus.ENDED,
+            "round": SpanStatus.UNDER_WAY,
         }
-        said = asked(tmp_path, RUN)
+        said = run_trace(tmp_path, RUN)
         assert said.startswith(f"{RUN} is requested: ")
         assert "\n3 spans (2 under way), of 1 processes" in said
         assert "\nround 1 has taken " in said
@@ -319,17 +323,17 @@ async def test_a_run_in_progress_is_one_tree_of_open_spans(tmp_path: Path, colle
         assert said.endswith(f"live: fedbus run watch {RUN} · again: fedbus trace {RUN}\n")
 
         process.communicate("")
-        assert set(endings(tmp_path).values()) == {Ending.ENDED}
+        assert set(read_endings(tmp_path).values()) == {SpanStatus.ENDED}
 
 
 async def test_the_open_spans_of_a_killed_process_are_cut_off(tmp_path: Path) -> None:
-    with staying(tmp_path) as process:
-        await eventually(lambda: len(endings(tmp_path)) == 3)
+    with run_waiting_process(tmp_path) as process:
+        await eventually(lambda: len(read_endings(tmp_path)) == 3)
         process.kill()
         process.wait()
 
-    assert endings(tmp_path)["round"] is Ending.CUT_OFF
-    said = asked(tmp_path, RUN)
+    assert read_endings(tmp_path)["round"] is SpanStatus.CUT_OFF
+    said = run_trace(tmp_path, RUN)
     assert said.startswith(f"{RUN} was left requested: whoever ran it is gone, last heard of at ")
     assert "✗ was cut off: its process ended before it did" in said
     assert "fedbus run watch" not in said
@@ -338,9 +342,9 @@ async def test_the_open_spans_of_a_killed_process_are_cut_off(tmp_path: Path) ->
 async def test_an_export_gives_open_spans_an_end_and_marks_them(
     tmp_path: Path,
 ) -> None:
-    with staying(tmp_path):
-        await eventually(lambda: len(endings(tmp_path)) == 3)
-        said = asked(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
+    with run_waiting_process(tmp_path):
+        await eventually(lambda: len(read_endings(tmp_path)) == 3)
+        said = run_trace(tmp_path, RUN, "--otlp-json", str(tmp_path / "trace.json"))
 
     assert said == f"3 spans (2 under way) are in {tmp_path / 'trace.json'}\n"
     exported = TracesData()
@@ -356,33 +360,33 @@ async def test_an_export_gives_open_spans_an_end_and_marks_them(
 
 def test_a_later_process_with_the_same_pid_is_another_one() -> None:
     here = {"host.name": platform.node(), "process.pid": os.getpid()}
-    of_old = Record(b"t" * 16, b"s" * 8, b"", "round", 1, 1, 0, {})
+    of_old = SpanRecord(b"t" * 16, b"s" * 8, b"", "round", 1, 1, 0, {})
 
     (span,) = span_reader.StoredTrace("74" * 16, [(here, [of_old])]).spans()
-    assert span.ending is Ending.CUT_OFF
+    assert span.ending is SpanStatus.CUT_OFF
 
 
 def test_open_spans_of_another_machine_are_under_way() -> None:
     there = {"host.name": "another", "process.pid": os.getpid()}
 
     (span,) = span_reader.StoredTrace(
-        "74" * 16, [(there, [Record(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], at=9
+        "74" * 16, [(there, [SpanRecord(b"t" * 16, b"s" * 8, b"", "x", 1, 1, 0, {})])], at=9
     ).spans()
-    assert span.ending is Ending.UNDER_WAY
+    assert span.ending is SpanStatus.UNDER_WAY
     assert span.end == pytest.approx(9e-9)
 
 
 # --- fedbus trace ------------------------------------------------------------------------------------
 
 
-def asked(home: Path, *arguments: str) -> str:
+def run_trace(home: Path, *arguments: str) -> str:
     app = typer.Typer()
     app.command()(draw)
     return CliRunner(env={"FEDBUS_HOME": str(home)}).invoke(app, arguments, catch_exceptions=False).output
 
 
 def test_a_run_is_drawn_with_every_span_by_name(home: Path) -> None:
-    said = asked(home, RUN, "--width", "100")
+    said = run_trace(home, RUN, "--width", "100")
 
     assert "run • → requested" in said
     assert "round 1 took" in said
@@ -390,11 +394,11 @@ def test_a_run_is_drawn_with_every_span_by_name(home: Path) -> None:
 
 
 def test_the_newest_run_is_drawn_where_none_is_named(home: Path) -> None:
-    assert RUN in asked(home)
+    assert RUN in run_trace(home)
 
 
 def test_only_the_words(home: Path) -> None:
-    (line,) = asked(home, RUN, "--words").splitlines()
+    (line,) = run_trace(home, RUN, "--words").splitlines()
 
     assert line.startswith("round 1 took")
     assert line.endswith("% waiting for the ServerApp")
@@ -402,7 +406,7 @@ def test_only_the_words(home: Path) -> None:
 
 def test_the_export_is_otlp_that_a_collector_reads(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "trace.json"
-    said = asked(home, RUN, "--otlp-json", str(file))
+    said = run_trace(home, RUN, "--otlp-json", str(file))
 
     assert said == f"2 spans are in {file}\n"
     document = json.loads(file.read_text())
@@ -420,24 +424,24 @@ def test_the_export_is_otlp_that_a_collector_reads(home: Path, tmp_path: Path) -
 
 def test_a_file_that_cannot_be_written_is_one_line(home: Path, tmp_path: Path) -> None:
     file = tmp_path / "nowhere" / "trace.json"
-    with pytest.raises(Failure, match=rf"cannot write {file}: No such file or directory"):
-        asked(home, RUN, "--otlp-json", str(file))
+    with pytest.raises(CliError, match=rf"cannot write {file}: No such file or directory"):
+        run_trace(home, RUN, "--otlp-json", str(file))
 
 
 def test_an_unknown_run_is_one_line_that_says_what_there_is(home: Path) -> None:
-    with pytest.raises(Failure, match=rf"no trace of digits-9 in .*: kept are: {RUN}"):
-        asked(home, "digits-9")
+    with pytest.raises(CliError, match=rf"no trace of digits-9 in .*: kept are: {RUN}"):
+        run_trace(home, "digits-9")
 
 
 def test_a_machine_without_traces_says_so(tmp_path: Path) -> None:
-    with pytest.raises(Failure, match=r"no trace of any run in .*: none is kept"):
-        asked(tmp_path)
+    with pytest.raises(CliError, match=r"no trace of any run in .*: none is kept"):
+        run_trace(tmp_path)
 
 
 def test_a_tree_of_what_was_kept_is_whole(home: Path) -> None:
-    found = span_reader.trace_of_run(home / "traces", RUN)
+    found = span_reader.find_trace_of_run(home / "traces", RUN)
     assert found is not None
-    tree = Tree(span_reader.read_trace(home / "traces", found).spans())
+    tree = SpanTree(span_reader.read_trace(home / "traces", found).spans())
 
     (root,) = tree.roots
     assert [child.name for child in tree.children(root)] == ["round"]
@@ -448,4 +452,4 @@ def test_the_traces_of_the_demo_are_found_by_default(home: Path, tmp_path: Path)
     (home / "demo").mkdir()
     (tmp_path / "aside").rename(home / "demo" / "traces")
 
-    assert RUN in asked(home)
+    assert RUN in run_trace(home)

@@ -13,9 +13,9 @@ from typing import Final
 import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
-from fedbus.app.telemetry.exceptions import CHAIN_LENGTH, FRAMES, MESSAGE_CHARS
+from fedbus.app.telemetry.exceptions import CHAIN_LENGTH, MAX_FRAMES, MESSAGE_CHARS
 
-SPEAKS = """
+LOGS_AND_TRACES = """
 import logging
 import structlog
 from opentelemetry import trace
@@ -60,7 +60,7 @@ with configured("fedbus-trainer"):
 """
 
 
-def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
+def run_python(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     clean = {name: value for name, value in os.environ.items() if not name.startswith("OTEL")}
     return subprocess.run(
         [sys.executable, "-c", code],
@@ -72,7 +72,7 @@ def run(code: str, **environment: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_without_a_terminal_each_line_is_json_with_its_trace() -> None:
-    said = run(SPEAKS)
+    said = run_python(LOGS_AND_TRACES)
     ours, theirs = (json.loads(line) for line in said.stderr.splitlines())
 
     assert said.stdout == ""
@@ -84,12 +84,12 @@ def test_without_a_terminal_each_line_is_json_with_its_trace() -> None:
 
 
 def test_the_level_is_a_setting() -> None:
-    assert "a detail" in run(SPEAKS, FEDBUS_LOG_LEVEL="debug").stderr
-    assert run(SPEAKS, FEDBUS_LOG_LEVEL="error").stderr == ""
+    assert "a detail" in run_python(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="debug").stderr
+    assert run_python(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="error").stderr == ""
 
 
 def test_a_dict_logged_by_a_library_is_its_message() -> None:
-    (line,) = run("""
+    (line,) = run_python("""
 import logging
 from fedbus.app import telemetry
 telemetry.log_to_stderr()
@@ -100,14 +100,14 @@ logging.getLogger("some.library").info({3: ("a", 4)})
 
 
 def test_an_exception_stays_one_line() -> None:
-    (line,) = run(FAILS).stderr.splitlines()
+    (line,) = run_python(FAILS).stderr.splitlines()
 
     assert json.loads(line)["exception"][0]["exc_type"] == "ZeroDivisionError"
 
 
 @pytest.mark.parametrize("form", ["json", "console"])
 def test_a_logged_exception_has_no_local_variables(form: str) -> None:
-    said = run(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
+    said = run_python(HOLDS_DATA, FEDBUS_LOG_FORMAT=form).stderr
 
     assert "ValueError" in said
     assert "train" in said
@@ -115,7 +115,7 @@ def test_a_logged_exception_has_no_local_variables(form: str) -> None:
 
 
 def test_a_logged_exception_is_limited() -> None:
-    (line,) = run(HOLDS_DATA).stderr.splitlines()
+    (line,) = run_python(HOLDS_DATA).stderr.splitlines()
 
     assert len(line) < 200_000
     (group,) = json.loads(line)["exception"]
@@ -123,12 +123,12 @@ def test_a_logged_exception_is_limited() -> None:
     ((error,), *_) = group["exceptions"]
     assert error["exc_value"].startswith("xxx")
     assert len(error["exc_value"]) < 2 * MESSAGE_CHARS
-    assert len(error["frames"]) == FRAMES
+    assert len(error["frames"]) == MAX_FRAMES
 
 
 def test_an_absent_collector_costs_no_time_and_no_stack_trace() -> None:
     began = time.monotonic()
-    said = run(SPEAKS, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
+    said = run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT="http://127.0.0.1:9")
 
     assert time.monotonic() - began < 10
     assert "Traceback" not in said.stderr
@@ -139,11 +139,11 @@ class SpanReceiver(HTTPServer):
     """Receives spans as an OpenTelemetry collector does."""
 
     def __init__(self) -> None:
-        super().__init__(("127.0.0.1", 0), TakesSpans)
+        super().__init__(("127.0.0.1", 0), SpanRequestHandler)
         self.requests: list[ExportTraceServiceRequest] = []
 
 
-class TakesSpans(BaseHTTPRequestHandler):
+class SpanRequestHandler(BaseHTTPRequestHandler):
     server: SpanReceiver
 
     def do_POST(self) -> None:
@@ -168,7 +168,7 @@ def collector() -> Iterator[SpanReceiver]:
 
 
 def test_spans_reach_the_collector_before_the_process_ends(collector: SpanReceiver) -> None:
-    run(SPEAKS, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
+    run_python(LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{collector.server_port}")
 
     (sent,) = collector.requests[0].resource_spans
     resource = {attribute.key: attribute.value.string_value for attribute in sent.resource.attributes}
@@ -178,15 +178,15 @@ def test_spans_reach_the_collector_before_the_process_ends(collector: SpanReceiv
 
 
 def test_the_format_is_a_setting() -> None:
-    said = run(SPEAKS, FEDBUS_LOG_FORMAT="console").stderr
+    said = run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="console").stderr
 
     assert "round finished" in said
     assert not said.startswith("{")
-    assert run(SPEAKS, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
+    assert run_python(LOGS_AND_TRACES, FEDBUS_LOG_FORMAT="json").stderr.startswith("{")
 
 
 def test_an_invalid_level_is_ignored() -> None:
-    assert "round finished" in run(SPEAKS, FEDBUS_LOG_LEVEL="loud").stderr
+    assert "round finished" in run_python(LOGS_AND_TRACES, FEDBUS_LOG_LEVEL="loud").stderr
 
 
 FLOWER: Final = """
@@ -201,18 +201,18 @@ flwr.supercore.logger.log(logging.INFO, "a round")
 
 
 def test_a_library_with_its_own_handler_is_logged_once() -> None:
-    said = run(FLOWER)
+    said = run_python(FLOWER)
 
     assert (said.stdout + said.stderr).count("a round") == 1
 
 
 def test_a_library_with_its_own_level_uses_the_configured_one() -> None:
-    assert run(FLOWER, FEDBUS_LOG_LEVEL="warning").stderr == ""
+    assert run_python(FLOWER, FEDBUS_LOG_LEVEL="warning").stderr == ""
 
 
 def test_blank_lines_of_a_library_are_dropped() -> None:
     """Flower separates its lines with them."""
-    said = run(
+    said = run_python(
         """
 import logging
 from fedbus.app import telemetry
@@ -226,7 +226,7 @@ for words in ("", "\\t", "Final results:"):
 
 def test_a_library_with_its_own_file_formats_it_itself() -> None:
     """Weights & Biases does; a formatting error would print twenty lines to standard error."""
-    said = run(
+    said = run_python(
         """
 import logging, sys
 from fedbus.app import telemetry
@@ -256,22 +256,24 @@ said.append("changed since")
 
 
 def test_lines_are_in_order_and_formatted_when_logged() -> None:
-    lines = [json.loads(line) for line in run(ORDERED.format(then='log.error("then")')).stderr.splitlines()]
+    lines = [
+        json.loads(line) for line in run_python(ORDERED.format(then='log.error("then")')).stderr.splitlines()
+    ]
 
     assert [line["event"] for line in lines] == ["first []", "then"]
     assert lines[0]["timestamp"] < lines[1]["timestamp"]
 
 
 def test_all_lines_are_written_when_a_process_exits_at_once() -> None:
-    said = run(ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')).stderr
+    said = run_python(ORDERED.format(then='log.error("the disk is full"); __import__("os")._exit(0)')).stderr
 
     assert [json.loads(line)["event"] for line in said.splitlines()] == ["first []", "the disk is full"]
 
 
 def test_all_lines_of_a_block_are_written_before_it_ends() -> None:
-    leaves = SPEAKS + "\nimport os; os._exit(0)"
+    leaves = LOGS_AND_TRACES + "\nimport os; os._exit(0)"
 
-    assert len(run(leaves).stderr.splitlines()) == 2
+    assert len(run_python(leaves).stderr.splitlines()) == 2
 
 
 def test_a_line_is_written_when_it_is_logged() -> None:
@@ -279,4 +281,4 @@ def test_a_line_is_written_when_it_is_logged() -> None:
         then="print(os.read(r, 1000).decode())"
     )
 
-    assert "first []" in run(waits).stdout
+    assert "first []" in run_python(waits).stdout

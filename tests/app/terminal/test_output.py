@@ -5,7 +5,7 @@ import json
 import pytest
 from rich.text import Text
 
-from fedbus.app.failures import told
+from fedbus.app.failures import describe_error
 from fedbus.app.terminal import output
 from fedbus.bus.errors import RequestRefused
 
@@ -14,7 +14,9 @@ SHOWN = "[/] [bold]x[/bold]  ]0;owned  [2J 31m  said"
 
 
 def test_a_cell_of_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
-    output.table(("run", "state"), [(HOSTILE, output.state("running")), (Text(HOSTILE), 1)], empty="")
+    output.print_table(
+        ("run", "state"), [(HOSTILE, output.state_text("running")), (Text(HOSTILE), 1)], empty=""
+    )
 
     _, *rows = capsys.readouterr().out.splitlines()
     assert [" ".join(row.split()) for row in rows] == [
@@ -24,7 +26,7 @@ def test_a_cell_of_a_table_is_text(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_a_fact_is_text() -> None:
-    assert output.in_words(HOSTILE) == SHOWN
+    assert output.format_value(HOSTILE) == SHOWN
 
 
 def test_json_means_what_was_said_and_moves_no_cursor() -> None:
@@ -36,6 +38,6 @@ def test_json_means_what_was_said_and_moves_no_cursor() -> None:
 
 
 def test_the_reason_of_a_refusal_is_text() -> None:
-    line, _ = told(RequestRefused("start_run", HOSTILE))
+    line, _ = describe_error(RequestRefused("start_run", HOSTILE))
 
     assert line.isprintable()

@@ -10,62 +10,68 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support import NatsServer, eventually
-from support.command_line import Fedbus
-from support.terminal import terminal
-from support.told import TASK, Told
+from support.command_line import FedbusCli
+from support.terminal import open_terminal
+from support.told import TASK, SimulatedFederation
 
 from fedbus.app.cli.commands.top import Sort
-from fedbus.app.terminal.keyboard import keys_in
-from fedbus.app.terminal.top import followed, take_in
-from fedbus.app.terminal.top_screen import KEYS, Look, bar, picture
-from fedbus.app.views.federation_status import SORTS, Overview, Rate
+from fedbus.app.terminal.keyboard import parse_keys
+from fedbus.app.terminal.top import follow_federation, load_overview
+from fedbus.app.terminal.top_screen import SORT_BY_KEY, ScreenOptions, render_bar, render_screen
+from fedbus.app.views.federation_status import SORT_KEYS, EventRate, FederationOverview
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.client import ClientFacts, Declined, FailTrain, FlClientFacts, Joined
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import ClientData, ClientDeclined, ClientJoined, FailTrain, FlClientData
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import SERVER, ServerFacts, StoreTrouble
+from fedbus.contracts.server import SERVER, ServerData, ServerEvent, StoreProblem
 
 DEV = FederationId("dev")
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[Told]:
+async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
-        await bus.make_streams()
-        yield Told(bus)
+        await bus.create_streams()
+        yield SimulatedFederation(bus)
 
 
 @pytest.fixture
-def fedbus(nats: NatsServer, tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
+    return FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
 
 
-def drawn(overview: Overview, *, width: int = 80, height: int = 24, look: Look | None = None) -> list[str]:
+def render_lines(
+    overview: FederationOverview, *, width: int = 80, height: int = 24, look: ScreenOptions | None = None
+) -> list[str]:
     file = StringIO()
     console = Console(file=file, width=width, height=height, force_terminal=True, color_system=None)
-    console.print(picture(overview, look or Look(), datetime.now(UTC), width=width, height=height, fed="dev"))
+    console.print(
+        render_screen(
+            overview, look or ScreenOptions(), datetime.now(UTC), width=width, height=height, fed="dev"
+        )
+    )
     return [line.rstrip() for line in file.getvalue().splitlines()]
 
 
-async def overview_of(bus: Bus) -> Overview:
-    overview = Overview()
-    await take_in(bus, overview)
+async def make_overview(bus: Bus) -> FederationOverview:
+    overview = FederationOverview()
+    await load_overview(bus, overview)
     return overview
 
 
-def row(lines: list[str], client: str) -> str:
+def find_row(lines: list[str], client: str) -> str:
     return next(line for line in lines if line.startswith(f"{client} "))
 
 
 # --- what is told ---------------------------------------------------------------------------------
 
 
-async def test_a_screen_shows_servers_runs_and_clients(told: Told) -> None:
+async def test_a_screen_shows_servers_runs_and_clients(told: SimulatedFederation) -> None:
     await told.server()
     await told.clients(["c1", "c2", "c10"])
     await told.move(told.run(1, 2), "round_finished", "running", "running")
-    lines = drawn(await overview_of(told.bus))
+    lines = render_lines(await make_overview(told.bus))
 
     assert len(lines) == 24
     assert "3 clients · 0 train" in lines[0]
@@ -73,39 +79,43 @@ async def test_a_screen_shows_servers_runs_and_clients(told: Told) -> None:
     assert lines[2].startswith("mnist-1    running")
     assert "2/4  loss 0.5760  accuracy 71.20%  3 clients" in lines[2]
     assert [line.split()[0] for line in lines[5:8]] == ["c1", "c2", "c10"]
-    assert row(lines, "c1").split()[1:4] == ["serving", "waiting", "v2"]
+    assert find_row(lines, "c1").split()[1:4] == ["serving", "waiting", "v2"]
     assert lines[-1].startswith("q quit")
     assert lines[-1].endswith("1–3 of 3")
 
 
-async def test_a_server_says_what_is_wrong_with_its_model_repository_until_it_is_over(told: Told) -> None:
+async def test_a_server_says_what_is_wrong_with_its_model_repository_until_it_is_over(
+    told: SimulatedFederation,
+) -> None:
     async def shown() -> str:
-        return drawn(await overview_of(told.bus), width=120)[1]
+        return render_lines(await make_overview(told.bus), width=120)[1]
 
-    async with Lives.open(told.bus) as lives:
-        server = await lives.of(SERVER, ServerFacts(task=TASK))
-        await server.bear("started")
-        await server.move("model_ready")
-        await server.move("store_unavailable", reason="no answer", trouble=StoreTrouble.UNAVAILABLE)
+    async with LifecycleStore.open(told.bus) as lives:
+        server = await lives.of(SERVER, ServerData(task=TASK))
+        await server.create()
+        await server.transition(ServerEvent.MODEL_READY)
+        await server.transition(
+            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.UNAVAILABLE}, reason="no answer"
+        )
         assert (await shown()).endswith("model repository unavailable: no answer")
-        await server.move("model_rolled_back", reason="by hand")
+        await server.transition(ServerEvent.MODEL_ROLLED_BACK, reason="by hand")
         assert (await shown()).endswith("model repository unavailable: by hand")
-        await server.move("store_recovered", trouble=None)
+        await server.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
         assert "model repository" not in await shown()
 
 
-async def test_each_client_says_why_it_does_not_train(told: Told) -> None:
+async def test_each_client_says_why_it_does_not_train(told: SimulatedFederation) -> None:
     await told.clients(["c1", "c2", "c3", "c4"])
     about = {"task": TASK, "run": f"{TASK}-1"}
-    await told.say(Declined(client="c1", reason="labelled is 3, and should be at least 64", **about))
+    await told.say(ClientDeclined(client="c1", reason="labelled is 3, and should be at least 64", **about))
     await told.say(FailTrain(client="c2", reason="out of memory", **about))
-    await told.say(Declined(client="c3", reason="it is not charging", **about))
+    await told.say(ClientDeclined(client="c3", reason="it is not charging", **about))
     told.passes(1)
-    await told.say(Joined(client="c3", **about))
-    trains = FlClientFacts(task=TASK, client="c4", run=f"{TASK}-1")
+    await told.say(ClientJoined(client="c3", **about))
+    trains = FlClientData(task=TASK, client="c4", run=f"{TASK}-1")
     await told.move(trains, "round_started", "pending", "training")
     await told.move(told.run(1, 1), "round_finished", "running", "running")
-    overview = await overview_of(told.bus)
+    overview = await make_overview(told.bus)
 
     why = {one.client: overview.why(one) for one in overview.sorted("name")}
     assert why == {
@@ -117,57 +127,57 @@ async def test_each_client_says_why_it_does_not_train(told: Told) -> None:
     told.passes(1)
     await told.move(told.run(1, 4), "run_finished", "running", "finished")
     await told.move(told.run(2, 0), "recruiting_started", "requested", "recruiting")
-    again = await overview_of(told.bus)
+    again = await make_overview(told.bus)
     assert next(again.why(one) for one in again.sorted("name")) == "has not joined mnist-2 yet"
 
 
-async def test_a_client_that_gave_up_says_what_of(told: Told) -> None:
-    facts = ClientFacts(task=TASK, client="c1")
+async def test_a_client_that_gave_up_says_what_of(told: SimulatedFederation) -> None:
+    facts = ClientData(task=TASK, client="c1")
     await told.move(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
-    overview = await overview_of(told.bus)
+    overview = await make_overview(told.bus)
     assert [overview.why(one) for one in overview.sorted("name")] == ["gave up: no model in 60 s"]
 
 
-async def test_what_devices_tell_is_heard_and_sorted_by(told: Told, nats: NatsServer) -> None:
+async def test_what_devices_tell_is_heard_and_sorted_by(told: SimulatedFederation, nats: NatsServer) -> None:
     await told.clients(["c1", "c2", "c3"])
-    overview, heard = Overview(), asyncio.Event()
-    async with AsyncExitStack() as devices, followed(told.bus, overview, heard.set):
+    overview, heard = FederationOverview(), asyncio.Event()
+    async with AsyncExitStack() as devices, follow_federation(told.bus, overview, heard.set):
         for client, cpu, heat in (("c1", 0.1, 40.0), ("c2", 0.95, None)):
             who = Identity(DEV, "device-monitor", client)
             device = await devices.enter_async_context(Bus.connect(nats.url, who))
             report = DeviceReport(task=TASK, client=client, cpu=cpu, memory=0.5, disk=0, temperature_c=heat)
             await device.publish(report)
         await eventually(lambda: len(overview.devices) == 2)
-    assert (await overview_of(told.bus)).devices.keys() == {"c1", "c2"}, "and of who comes later"
-    lines = drawn(overview, width=140, look=Look(sort="cpu"))
+    assert (await make_overview(told.bus)).devices.keys() == {"c1", "c2"}, "and of who comes later"
+    lines = render_lines(overview, width=140, look=ScreenOptions(sort="cpu"))
 
     assert [one.client for one in overview.sorted("cpu")] == ["c2", "c1", "c3"]
     assert next(one.client for one in overview.sorted("heat")) == "c1"
-    assert "95%  50%     –" in row(lines, "c2")
-    assert "10%  50%   40°" in row(lines, "c1")
-    assert row(lines, "c3").count("–") >= 3
+    assert "95%  50%     –" in find_row(lines, "c2")
+    assert "10%  50%   40°" in find_row(lines, "c1")
+    assert find_row(lines, "c3").count("–") >= 3
     assert heard.is_set()
 
 
-async def test_hostile_words_stay_in_their_cell(told: Told) -> None:
+async def test_hostile_words_stay_in_their_cell(told: SimulatedFederation) -> None:
     await told.clients(["c1"])
     reason = "\x1b]0;owned\x07\x1b[2J[red]no[/red]\nc9 is fine"
-    await told.say(Declined(task=TASK, run=f"{TASK}-1", client="c1", reason=reason))
-    lines = drawn(await overview_of(told.bus), width=200)
+    await told.say(ClientDeclined(task=TASK, run=f"{TASK}-1", client="c1", reason=reason))
+    lines = render_lines(await make_overview(told.bus), width=200)
 
     assert len(lines) == 24
     assert "\x1b" not in "".join(lines)
     assert "\x07" not in "".join(lines)
-    assert "[red]no[/red] c9 is fine" in row(lines, "c1")
+    assert "[red]no[/red] c9 is fine" in find_row(lines, "c1")
 
 
 # --- what is drawn ---------------------------------------------------------------------------------
 
 
-async def test_of_a_thousand_clients_only_what_is_seen_is_drawn(told: Told) -> None:
+async def test_of_a_thousand_clients_only_what_is_seen_is_drawn(told: SimulatedFederation) -> None:
     await told.clients([f"c{number}" for number in range(1000)])
-    overview, look = await overview_of(told.bus), Look(first=10**6)
-    lines = drawn(overview, look=look)
+    overview, look = await make_overview(told.bus), ScreenOptions(first=10**6)
+    lines = render_lines(overview, look=look)
 
     assert len(lines) == 24
     assert lines[-1].endswith("981–1000 of 1000")
@@ -176,16 +186,16 @@ async def test_of_a_thousand_clients_only_what_is_seen_is_drawn(told: Told) -> N
 
 
 def test_a_screen_without_anybody_says_so() -> None:
-    lines = drawn(Overview(), height=12)
+    lines = render_lines(FederationOverview(), height=12)
     assert len(lines) == 12
     assert lines[-1].endswith("no clients yet")
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
-async def test_neither_the_headline_nor_the_keys_are_cut(told: Told, width: int) -> None:
+async def test_neither_the_headline_nor_the_keys_are_cut(told: SimulatedFederation, width: int) -> None:
     await told.clients(["c1", "c2"])
-    overview = await overview_of(told.bus)
-    lines = drawn(overview, width=width, look=Look(bus_is_there=False))
+    overview = await make_overview(told.bus)
+    lines = render_lines(overview, width=width, look=ScreenOptions(bus_is_there=False))
     assert "the bus is away" in lines[0]
     assert "…" not in lines[0] + lines[-1]
     assert lines[-1].startswith("q quit")
@@ -193,19 +203,19 @@ async def test_neither_the_headline_nor_the_keys_are_cut(told: Told, width: int)
 
 
 def test_every_key_sorts_by_something_and_so_does_the_option() -> None:
-    assert set(KEYS.values()) == set(SORTS) == {str(one) for one in Sort}
+    assert set(SORT_BY_KEY.values()) == set(SORT_KEYS) == {str(one) for one in Sort}
 
 
 def test_keys_come_one_by_one_with_names() -> None:
-    assert keys_in("c\x1b[Bq\x1b[6~\x1b[1;5A") == ["c", "down", "q", "page down", "\x1b[1;5A"]
+    assert parse_keys("c\x1b[Bq\x1b[6~\x1b[1;5A") == ["c", "down", "q", "page down", "\x1b[1;5A"]
 
 
 def test_a_bar_is_seen_without_colours() -> None:
-    assert [bar(done, 4, 8).plain for done in (0, 3, 9)] == ["╌" * 8, "━" * 6 + "╌" * 2, "━" * 8]
+    assert [render_bar(done, 4, 8).plain for done in (0, 3, 9)] == ["╌" * 8, "━" * 6 + "╌" * 2, "━" * 8]
 
 
 def test_the_rate_forgets_what_is_long_ago() -> None:
-    rate = Rate(over_s=10)
+    rate = EventRate(over_s=10)
     for at in range(100, 120):
         rate.count(at)
         rate.count(at + 0.5)
@@ -216,7 +226,7 @@ def test_the_rate_forgets_what_is_long_ago() -> None:
 # --- the command ---------------------------------------------------------------------------------------
 
 
-async def test_piped_it_is_told_once_and_whole(told: Told, fedbus: Fedbus) -> None:
+async def test_piped_it_is_told_once_and_whole(told: SimulatedFederation, fedbus: FedbusCli) -> None:
     await told.server()
     await told.clients([f"c{number}" for number in range(40)])
     said = await fedbus("top")
@@ -231,10 +241,12 @@ async def test_piped_it_is_told_once_and_whole(told: Told, fedbus: Fedbus) -> No
     assert facts[0]["device"] is None
 
 
-async def test_on_a_terminal_it_follows_sorts_resizes_and_quits(told: Told, fedbus: Fedbus) -> None:
+async def test_on_a_terminal_it_follows_sorts_resizes_and_quits(
+    told: SimulatedFederation, fedbus: FedbusCli
+) -> None:
     await told.server()
     await told.clients(["c1", "c2"])
-    async with terminal("top", environment=fedbus.environment) as shown:
+    async with open_terminal("top", environment=fedbus.environment) as shown:
         await eventually(lambda: "1–2 of 2" in shown.text)
         assert len(shown.lines) == 24
         told.clock = datetime.now(UTC) + timedelta(seconds=1)

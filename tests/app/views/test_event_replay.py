@@ -7,48 +7,48 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
-from support.command_line import Fedbus
-from support.terminal import terminal
-from support.told import TASK, Told
+from support.command_line import FedbusCli
+from support.terminal import open_terminal
+from support.told import TASK, SimulatedFederation
 
-from fedbus.app.failures import Failure
-from fedbus.app.views.event_replay import Window, paced, replayed, window
+from fedbus.app.failures import CliError
+from fedbus.app.views.event_replay import TimeWindow, pace, read_window, resolve_window
 from fedbus.bus.bus import Bus, Identity
-from fedbus.contracts.client import ClientFacts, Declined, Joined
+from fedbus.contracts.client import ClientData, ClientDeclined, ClientJoined
 from fedbus.contracts.identifiers import FederationId
 
 FED = FederationId("test")
 BEGIN = datetime(2026, 3, 14, 12, tzinfo=UTC)
 
 
-async def told_of_a_run(bus: Bus) -> Told:
-    await bus.make_streams()
-    told = Told(bus, clock=BEGIN)
+async def simulate_run(bus: Bus) -> SimulatedFederation:
+    await bus.create_streams()
+    told = SimulatedFederation(bus, clock=BEGIN)
     await told.clients(["c1"])
     run = told.run(1, 0)
     await told.move(run, "recruiting_started", "requested", "recruiting")
     told.passes(1)
-    await told.say(Joined(task=TASK, client="c1", run=run.run))
+    await told.say(ClientJoined(task=TASK, client="c1", run=run.run))
     told.passes(1)
     await told.move(
-        ClientFacts(task=TASK, client="c1", run=run.run), "client_start", "serving", "learning", "the run"
+        ClientData(task=TASK, client="c1", run=run.run), "client_start", "serving", "learning", "the run"
     )
     told.passes(1)
-    await told.say(Declined(task=TASK, client="c2", run="mnist-2", reason="another run's"))
+    await told.say(ClientDeclined(task=TASK, client="c2", run="mnist-2", reason="another run's"))
     await told.move(run, "cancelled", "recruiting", "cancelled")
     return told
 
 
-async def words(bus: Bus, asked: Window) -> list[str]:
-    async with aclosing(replayed(bus, asked)) as said:
+async def message_names(bus: Bus, asked: TimeWindow) -> list[str]:
+    async with aclosing(read_window(bus, asked)) as said:
         return [getattr(one.message, "kind", one.message.word) async for one in said]
 
 
 async def test_a_run_is_told_again_in_order_and_nothing_else_with_it(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await told_of_a_run(bus)
-        asked = await window(bus, None, None, "mnist-1")
-        assert await words(bus, asked) == ["run", "joined", "client", "run"]
+        await simulate_run(bus)
+        asked = await resolve_window(bus, None, None, "mnist-1")
+        assert await message_names(bus, asked) == ["run", "joined", "client", "run"]
 
 
 async def test_nothing_is_left_out_at_the_beginning_of_a_window_whatever_words_were_said_before_it(
@@ -58,20 +58,20 @@ async def test_nothing_is_left_out_at_the_beginning_of_a_window_whatever_words_w
         Bus.connect(nats.url, Identity(FED, "test")) as bus,
         Bus.connect(nats.url, Identity(FED, "client-manager", "c1")) as device,
     ):
-        await bus.make_streams()
+        await bus.create_streams()
         for _ in range(20):
-            await device.publish(Joined(task=TASK, client="c1", run="mnist-1"))
-        begin = await eventually_later()
+            await device.publish(ClientJoined(task=TASK, client="c1", run="mnist-1"))
+        begin = await wait_for_later_time()
         for _ in range(10):
-            await device.publish(Joined(task=TASK, client="c1", run="mnist-2"))
-            await device.publish(Declined(task=TASK, client="c1", run="mnist-2", reason="it rests"))
+            await device.publish(ClientJoined(task=TASK, client="c1", run="mnist-2"))
+            await device.publish(ClientDeclined(task=TASK, client="c1", run="mnist-2", reason="it rests"))
         for _ in range(20):
-            await device.publish(Declined(task=TASK, client="c1", run="mnist-3", reason="it rests"))
-        told = await words(bus, Window(begin, datetime.now(UTC)))
+            await device.publish(ClientDeclined(task=TASK, client="c1", run="mnist-3", reason="it rests"))
+        told = await message_names(bus, TimeWindow(begin, datetime.now(UTC)))
         assert told == ["joined", "declined"] * 10 + ["declined"] * 20
 
 
-async def eventually_later() -> datetime:
+async def wait_for_later_time() -> datetime:
     """A moment after all that was said so far: envelopes have times of whole milliseconds."""
     before = datetime.now(UTC)
     await eventually(lambda: datetime.now(UTC) - before > timedelta(milliseconds=5))
@@ -80,30 +80,30 @@ async def eventually_later() -> datetime:
 
 async def test_a_window_ends_where_it_is_to_end(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await told_of_a_run(bus)
-        asked = await window(bus, BEGIN + timedelta(seconds=1), BEGIN + timedelta(seconds=2), None)
-        assert await words(bus, asked) == ["joined", "client"]
+        await simulate_run(bus)
+        asked = await resolve_window(bus, BEGIN + timedelta(seconds=1), BEGIN + timedelta(seconds=2), None)
+        assert await message_names(bus, asked) == ["joined", "client"]
 
 
 async def test_nobody_on_the_bus_hears_the_past_again(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await told_of_a_run(bus)
-        before = await bus.existing_streams()
-        assert await words(bus, Window(BEGIN, datetime.now(UTC)))
-        assert await bus.existing_streams() == before
+        await simulate_run(bus)
+        before = await bus.list_streams()
+        assert await message_names(bus, TimeWindow(BEGIN, datetime.now(UTC)))
+        assert await bus.list_streams() == before
 
 
 async def test_an_empty_past_ends_at_once(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
-        assert await words(bus, Window(BEGIN, datetime.now(UTC))) == []
+        await bus.create_streams()
+        assert await message_names(bus, TimeWindow(BEGIN, datetime.now(UTC))) == []
 
 
 async def test_a_replay_keeps_the_pace_that_it_is_asked_for(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        told = await told_of_a_run(bus)
-        asked = Window(BEGIN, told.clock, "mnist-1")
-        async with aclosing(paced(replayed(bus, asked), speed=10)) as said:
+        told = await simulate_run(bus)
+        asked = TimeWindow(BEGIN, told.clock, "mnist-1")
+        async with aclosing(pace(read_window(bus, asked), speed=10)) as said:
             assert len([one async for one in said]) == 4
 
 
@@ -111,12 +111,12 @@ async def test_on_a_terminal_it_tells_how_far_it_is_and_in_a_pipe_only_what_was_
     nats: NatsServer, tmp_path: Path
 ) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await told_of_a_run(bus)
+        await simulate_run(bus)
     words = ("events", "replay", "--run", "mnist-1")
-    fedbus = Fedbus(tmp_path, FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
+    fedbus = FedbusCli(tmp_path, FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
     piped = await fedbus(*words)
     assert (piped.code, piped.err, len(piped.out.splitlines())) == (0, "", 4)
-    async with terminal(*words, environment=fedbus.environment) as shown:
+    async with open_terminal(*words, environment=fedbus.environment) as shown:
         async with asyncio.timeout(60):
             assert await shown.process.wait() == 0
         await eventually(lambda: shown.raw.count("→") == 3)
@@ -126,6 +126,6 @@ async def test_on_a_terminal_it_tells_how_far_it_is_and_in_a_pipe_only_what_was_
 
 async def test_a_run_that_never_was_is_named(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
-        with pytest.raises(Failure, match="no run mnist-9 in federation test"):
-            await window(bus, None, None, "mnist-9")
+        await bus.create_streams()
+        with pytest.raises(CliError, match="no run mnist-9 in federation test"):
+            await resolve_window(bus, None, None, "mnist-9")

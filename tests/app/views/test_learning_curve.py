@@ -6,11 +6,11 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.command_line import Fedbus
-from support.told import TASK, Told
+from support.command_line import FedbusCli
+from support.told import TASK, SimulatedFederation
 
-from fedbus.app.terminal.chart import chart
-from fedbus.app.views.learning_curve import PARTS
+from fedbus.app.terminal.chart import render_chart
+from fedbus.app.views.learning_curve import TIME_PARTS
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
 
@@ -18,18 +18,18 @@ DEV = FederationId("dev")
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[Told]:
+async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
-        await bus.make_streams()
-        yield Told(bus)
+        await bus.create_streams()
+        yield SimulatedFederation(bus)
 
 
 @pytest.fixture
-def fedbus(nats: NatsServer, tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
+    return FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
 
 
-async def two_runs(told: Told) -> None:
+async def simulate_two_runs(told: SimulatedFederation) -> None:
     """Of four rounds each; in the last, c1 trains 3 s of 5 s and waits 2 s for c2."""
     await told.server()
     await told.move(told.run(1, 4), "run_finished", "running", "finished")
@@ -49,8 +49,10 @@ async def two_runs(told: Told) -> None:
     await told.move(second, "run_finished", "running", "finished")
 
 
-async def test_each_run_goes_on_where_the_last_one_ended(told: Told, fedbus: Fedbus) -> None:
-    await two_runs(told)
+async def test_each_run_goes_on_where_the_last_one_ended(
+    told: SimulatedFederation, fedbus: FedbusCli
+) -> None:
+    await simulate_two_runs(told)
     facts = (await fedbus("run", "curve", "--json")).facts
 
     assert [(one["run"], one["round"], one["step"]) for one in facts["rounds"]] == [
@@ -60,12 +62,12 @@ async def test_each_run_goes_on_where_the_last_one_ended(told: Told, fedbus: Fed
     assert [one["loss"] for one in facts["rounds"]][4:6] == [pytest.approx(0.36864), 0.4]
 
 
-async def test_the_time_of_a_round_is_split_by_client(told: Told, fedbus: Fedbus) -> None:
-    await two_runs(told)
+async def test_the_time_of_a_round_is_split_by_client(told: SimulatedFederation, fedbus: FedbusCli) -> None:
+    await simulate_two_runs(told)
     facts = (await fedbus("run", "curve", "--json", "--last", "1")).facts
 
     last = facts["rounds"][-1]["clients"]
-    assert {client: [one.get(part) for part in PARTS] for client, one in last.items()} == {
+    assert {client: [one.get(part) for part in TIME_PARTS] for client, one in last.items()} == {
         "c1": [3.0, 2.0, 2.0],
         "c2": [7.0, 0.0, 0.0],
         "c3": [None] * 3,
@@ -74,9 +76,9 @@ async def test_the_time_of_a_round_is_split_by_client(told: Told, fedbus: Fedbus
 
 
 async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_came_to(
-    told: Told, fedbus: Fedbus
+    told: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await two_runs(told)
+    await simulate_two_runs(told)
     facts = (await fedbus("run", "curve", "--json")).facts
     said = (await fedbus("run", "curve")).out.splitlines()
 
@@ -95,8 +97,10 @@ async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_cam
     ]
 
 
-async def test_it_is_drawn_in_a_width_that_any_terminal_has(told: Told, fedbus: Fedbus) -> None:
-    await two_runs(told)
+async def test_it_is_drawn_in_a_width_that_any_terminal_has(
+    told: SimulatedFederation, fedbus: FedbusCli
+) -> None:
+    await simulate_two_runs(told)
     said = await fedbus("run", "curve")
     lines = said.out.splitlines()
 
@@ -108,8 +112,10 @@ async def test_it_is_drawn_in_a_width_that_any_terminal_has(told: Told, fedbus: 
     assert next(line for line in lines if line.startswith("       run")).split() == ["run", "1", "2"]
 
 
-async def test_the_rounds_are_written_a_line_each(told: Told, fedbus: Fedbus, tmp_path: Path) -> None:
-    await two_runs(told)
+async def test_the_rounds_are_written_a_line_each(
+    told: SimulatedFederation, fedbus: FedbusCli, tmp_path: Path
+) -> None:
+    await simulate_two_runs(told)
     path = tmp_path / "curve.csv"
     said = await fedbus("run", "curve", "--csv", str(path))
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -120,7 +126,9 @@ async def test_the_rounds_are_written_a_line_each(told: Told, fedbus: Fedbus, tm
     assert (await fedbus("run", "curve", "--csv", str(tmp_path / "no" / "where"))).code == 6
 
 
-async def test_before_the_first_round_it_says_what_to_do(told: Told, fedbus: Fedbus) -> None:
+async def test_before_the_first_round_it_says_what_to_do(
+    told: SimulatedFederation, fedbus: FedbusCli
+) -> None:
     await told.server()
     said = await fedbus("run", "curve")
     assert (said.code, said.out) == (0, "")
@@ -128,7 +136,7 @@ async def test_before_the_first_round_it_says_what_to_do(told: Told, fedbus: Fed
 
 
 def test_a_curve_falls_from_its_top_left_to_its_bottom_right() -> None:
-    lines = chart([(0, 1.0), (1, 0.5), (2, 0.2)], width=31, height=4, marks={0: "1", 2: "2"})
+    lines = render_chart([(0, 1.0), (1, 0.5), (2, 0.2)], width=31, height=4, marks={0: "1", 2: "2"})
     assert len(lines) == 5
     assert [lines[0].split()[0], lines[3].split()[0]] == ["1", "0.2"]
     assert lines[0][11] != "⠀"
@@ -138,9 +146,9 @@ def test_a_curve_falls_from_its_top_left_to_its_bottom_right() -> None:
 
 @pytest.mark.parametrize("points", [[], [(0, float("nan"))]])
 def test_nothing_is_drawn_of_nothing(points: list[tuple[float, float]]) -> None:
-    assert chart(points, width=40, height=4) == []
+    assert render_chart(points, width=40, height=4) == []
 
 
 def test_one_point_and_a_flat_line_are_drawn_too() -> None:
-    assert len(chart([(3, 0.5)], width=20, height=3)) == 3
-    assert len(chart([(0, 0.5), (9, 0.5)], width=20, height=3)) == 3
+    assert len(render_chart([(3, 0.5)], width=20, height=3)) == 3
+    assert len(render_chart([(0, 0.5), (9, 0.5)], width=20, height=3)) == 3

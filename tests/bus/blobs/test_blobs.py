@@ -18,7 +18,7 @@ from nats.aio.msg import Msg
 from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, BlobCorrupt, Blobs, BlobUnavailable, protocol
-from fedbus.bus.blobs.protocol import Ask
+from fedbus.bus.blobs.protocol import ChunkRequest
 from fedbus.bus.blobs.sinks import MemorySink
 from fedbus.contracts.identifiers import federation_id
 from fedbus.contracts.model import MAX_BLOB_BYTES, BlobRef
@@ -176,11 +176,11 @@ async def test_a_broken_download_goes_on_from_where_it_was(
     data, path = os.urandom(SEVERAL), tmp_path / "m"
     offer = await holder.offer(data)
     fetching = asyncio.create_task(receiver.fetch_to(offer.ref, path))
-    await eventually(lambda: part_of(path) > WINDOW_BYTES)
+    await eventually(lambda: part_bytes(path) > WINDOW_BYTES)
     fetching.cancel()
     with pytest.raises(asyncio.CancelledError):
         await fetching
-    there, sent = part_of(path), sent_bytes(holder)
+    there, sent = part_bytes(path), sent_bytes(holder)
     if path.exists():
         pytest.skip("it was faster than the cancellation")
 
@@ -216,7 +216,7 @@ def files_in(directory: Path) -> list[str]:
     return [path.name for path in directory.iterdir() if path.is_file()]
 
 
-def part_of(path: Path) -> int:
+def part_bytes(path: Path) -> int:
     return sum(part.stat().st_size for part in path.parent.glob(f".{path.name}.*.part"))
 
 
@@ -271,23 +271,23 @@ async def test_a_file_that_shrinks_while_it_is_offered_is_withdrawn(
 
 
 Answers: TypeAlias = Callable[[int], list[tuple[str, bytes]]]
-Liar: TypeAlias = Callable[[Answers], Awaitable[None]]
+ServeAnswers: TypeAlias = Callable[[Answers], Awaitable[None]]
 
 
 @pytest.fixture
-async def liar(connect: Connect) -> Liar:
+async def liar(connect: Connect) -> ServeAnswers:
     """Answers each chunk that is asked for with whatever it is told to say."""
     connection = await connect()
 
     async def lie(say: Answers) -> None:
         async def answer(message: Msg) -> None:
-            ask = Ask.unpack(message.data)
+            ask = ChunkRequest.unpack(message.data)
             assert ask is not None
             for index in range(ask.first, ask.until):
                 for word, body in say(index):
                     await connection.publish(f"{message.reply}.{word}", body)
 
-        await connection.subscribe(protocol.asks(FED, HOLDER), cb=answer)
+        await connection.subscribe(protocol.request_subject(FED, HOLDER), cb=answer)
         await connection.flush()
         await connection.flush()  # the first PING of nats-py goes ahead of the SUB
 
@@ -295,7 +295,7 @@ async def liar(connect: Connect) -> Liar:
 
 
 async def test_bytes_of_another_blob_are_corrupt_and_nothing_is_kept(
-    receiver: Blobs, liar: Liar, tmp_path: Path
+    receiver: Blobs, liar: ServeAnswers, tmp_path: Path
 ) -> None:
     await liar(lambda index: [(str(index), b"y" * CHUNK_BYTES)])
     ref = reference_to(b"x" * 2 * CHUNK_BYTES)
@@ -317,14 +317,16 @@ async def test_bytes_of_another_blob_are_corrupt_and_nothing_is_kept(
         ("-1", 5),
     ],
 )
-async def test_a_chunk_that_cannot_be_is_corrupt(receiver: Blobs, liar: Liar, index: str, size: int) -> None:
+async def test_a_chunk_that_cannot_be_is_corrupt(
+    receiver: Blobs, liar: ServeAnswers, index: str, size: int
+) -> None:
     await liar(lambda _: [(index, bytes(size))])
     with pytest.raises(BlobCorrupt, match="chunk"):
         await receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=2)
 
 
 async def test_a_holder_that_repeats_itself_does_no_harm_and_does_not_count_as_progress(
-    receiver: Blobs, liar: Liar
+    receiver: Blobs, liar: ServeAnswers
 ) -> None:
     await liar(
         lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7" * 8)]
@@ -342,29 +344,35 @@ async def test_nobody_can_make_a_holder_send_elsewhere(holder: Blobs, connect: C
 
     await stranger.subscribe("fedbus.>", cb=note)
     offer = await holder.offer(b"weights")
-    ask = Ask(offer.ref.sha256, 0, 1).pack()
+    ask = ChunkRequest(offer.ref.sha256, 0, 1).pack()
     for place in (
         "fedbus.fed.cmd.c1.mnist.client_start",
         "fedbus.other.blob.c1.in.x",
         "",
-        protocol.inbox(FED, "c1", "x"),
+        protocol.inbox_subject(FED, "c1", "x"),
     ):
-        await stranger.publish(protocol.asks(FED, HOLDER, "c1"), ask, reply=place)
+        await stranger.publish(protocol.request_subject(FED, HOLDER, "c1"), ask, reply=place)
     await stranger.publish(
-        protocol.asks(FED, HOLDER, "c1"), ask, reply=protocol.inbox(FED, "c2.trainer_0123", "x")
+        protocol.request_subject(FED, HOLDER, "c1"),
+        ask,
+        reply=protocol.inbox_subject(FED, "c2.trainer_0123", "x"),
     )
     await stranger.publish(
-        protocol.asks(FED, HOLDER, "c1"), b"no ask at all", reply=protocol.inbox(FED, "c1", "x")
+        protocol.request_subject(FED, HOLDER, "c1"),
+        b"no ask at all",
+        reply=protocol.inbox_subject(FED, "c1", "x"),
     )
-    await eventually(lambda: f"{protocol.inbox(FED, 'c1', 'x')}.0" in heard)
-    assert {subject for subject in heard if ".ask." not in subject} == {f"{protocol.inbox(FED, 'c1', 'x')}.0"}
+    await eventually(lambda: f"{protocol.inbox_subject(FED, 'c1', 'x')}.0" in heard)
+    assert {subject for subject in heard if ".ask." not in subject} == {
+        f"{protocol.inbox_subject(FED, 'c1', 'x')}.0"
+    }
 
 
 # --- the receiver's pace ----------------------------------------------------------------------
 
 
 async def test_what_a_receiver_does_not_ask_for_is_not_sent(holder: Blobs, connect: Connect) -> None:
-    receiver, place = await connect(), protocol.inbox(FED, "c1", "x")
+    receiver, place = await connect(), protocol.inbox_subject(FED, "c1", "x")
     heard: list[str] = []
 
     async def note(message: Msg) -> None:
@@ -372,9 +380,9 @@ async def test_what_a_receiver_does_not_ask_for_is_not_sent(holder: Blobs, conne
 
     await receiver.subscribe(f"{place}.*", cb=note)
     offer = await holder.offer(bytes(SEVERAL))
-    asks = protocol.asks(FED, HOLDER, "c1")
-    await receiver.publish(asks, Ask(offer.ref.sha256, 1, 3).pack(), reply=place)
-    await receiver.publish(asks, Ask(offer.ref.sha256, 2, 2, probe=5).pack(), reply=place)
+    asks = protocol.request_subject(FED, HOLDER, "c1")
+    await receiver.publish(asks, ChunkRequest(offer.ref.sha256, 1, 3).pack(), reply=place)
+    await receiver.publish(asks, ChunkRequest(offer.ref.sha256, 2, 2, probe=5).pack(), reply=place)
     await eventually(lambda: "here" in heard)
     assert heard == ["1", "2", "here"]
 
@@ -402,7 +410,7 @@ async def test_a_fetch_has_no_more_than_a_window_in_flight(
     assert await fetching == data
 
 
-def frozen(nats: OwnNatsServer) -> ExitStack:
+def freeze_server(nats: OwnNatsServer) -> ExitStack:
     """The broker neither reads nor writes, until the block ends."""
     process, stack = nats._process, ExitStack()
     assert process is not None
@@ -424,8 +432,8 @@ async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
     connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
     data = os.urandom(4 * WINDOW_BYTES)
     offer = await holder.offer(data)
-    with frozen(own_nats):
-        holder._holding._owe(offer, protocol.inbox(FED, "somebody", "x"), range(offer.ref.chunks))
+    with freeze_server(own_nats):
+        holder._sender._owe(offer, protocol.inbox_subject(FED, "somebody", "x"), range(offer.ref.chunk_count))
         await eventually(lambda: unwritten_bytes(connection) > 0)
         with contextlib.suppress(TimeoutError):
             await eventually(lambda: unwritten_bytes(connection) > 3 * CHUNK_BYTES, within_s=0.5)
@@ -439,7 +447,7 @@ async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
     connection = receiver._connection
     offer = await holder.offer(b"weights")
 
-    with frozen(own_nats):
+    with freeze_server(own_nats):
         flooding = asyncio.create_task(connection.publish("nowhere", bytes(8_000_000)))
         await eventually(lambda: unwritten_bytes(connection) > CHUNK_BYTES)
         connection._max_pending_size = 1  # from here on a publish waits for the socket
@@ -501,7 +509,7 @@ async def test_a_holder_that_restarts_goes_on_from_where_the_receiver_is(
 async def test_chunks_that_are_lost_on_the_way_are_fetched_again(
     holder: Blobs, receiver: Blobs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    hear, lost = receiver._fetching.hear, set[str]()
+    hear, lost = receiver._receiver.hear, set[str]()
     data = os.urandom(SEVERAL)
     offer = await holder.offer(data)
 
@@ -515,7 +523,7 @@ async def test_chunks_that_are_lost_on_the_way_are_fetched_again(
     [arriving] = [
         one
         for one in receiver._connection._subs.values()
-        if one.subject == protocol.inbox(FED, receiver.holder, ">")
+        if one.subject == protocol.inbox_subject(FED, receiver.holder, ">")
     ]
     monkeypatch.setattr(arriving, "_cb", forgetful)
     assert await receiver.fetch(offer.ref) == data
@@ -532,7 +540,7 @@ async def test_a_cancelled_fetch_ends_and_leaves_the_others_alone(holder: Blobs,
     with pytest.raises(asyncio.CancelledError):
         await cancelled
     assert await other == data
-    assert not receiver._fetching._fetches
+    assert not receiver._receiver._fetches
 
 
 async def test_leaving_the_block_lets_go_of_everything(connect: Connect) -> None:

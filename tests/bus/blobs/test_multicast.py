@@ -13,9 +13,9 @@ from nats.aio.msg import Msg
 from support import NatsServer, eventually
 
 from fedbus.bus.blobs import WINDOW_BYTES, Blobs, protocol, sender
-from fedbus.bus.blobs.multicast import Cast, Phase
-from fedbus.bus.blobs.offer import CAST_FROM_BYTES
-from fedbus.bus.blobs.protocol import Ask, Here
+from fedbus.bus.blobs.multicast import MulticastPhase, MulticastState
+from fedbus.bus.blobs.offer import MULTICAST_MIN_SAVED_BYTES
+from fedbus.bus.blobs.protocol import ChunkRequest, ProbeReply
 from fedbus.contracts.identifiers import federation_id
 
 FED = federation_id("fed")
@@ -33,8 +33,8 @@ async def exits() -> AsyncIterator[AsyncExitStack]:
 @pytest.fixture
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """A machine that is busy with other tests must not make a cohort incomplete."""
-    monkeypatch.setattr(sender, "GATHER_S", 5.0)
-    monkeypatch.setattr(sender, "LAGGARD_S", 1.0)
+    monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 5.0)
+    monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 1.0)
 
 
 @pytest.fixture
@@ -77,7 +77,10 @@ async def test_a_cohort_gets_a_blob_that_is_sent_once(holder: Blobs, party: Part
 
 @pytest.mark.usefixtures("patience")
 async def test_a_cast_of_one_chunk_is_sent_once_too(holder: Blobs, party: Party) -> None:
-    data, cohort = os.urandom(CAST_FROM_BYTES // 3 + 1), [await party(f"c{number}") for number in range(4)]
+    data, cohort = (
+        os.urandom(MULTICAST_MIN_SAVED_BYTES // 3 + 1),
+        [await party(f"c{number}") for number in range(4)],
+    )
     offer = await holder.offer(data, receivers=4)
     assert await asyncio.gather(*(one.fetch(offer.ref) for one in cohort)) == [data] * 4
     assert sent_bytes(holder) < 1.1 * len(data)
@@ -118,20 +121,22 @@ async def test_a_listener_that_stops_listening_holds_up_nobody_and_nothing_piles
 ) -> None:
     data, receivers = os.urandom(SEVERAL), [await party("c1"), await party("c2")]
     offer = await holder.offer(data, receivers=3)
-    place, got = protocol.inbox(FED, "frozen", "x"), list[int]()
+    place, got = protocol.inbox_subject(FED, "frozen", "x"), list[int]()
 
     async def accept_and_freeze(message: Msg) -> None:
         cast = int(message.data)
-        await connection.subscribe(f"{protocol.cast(FED, 'holder', cast)}.*", cb=count)
-        ask = Ask(offer.ref.sha256, 0, 2, cast)
-        await connection.publish(protocol.asks(FED, "holder", "frozen"), ask.pack(), reply=place)
+        await connection.subscribe(f"{protocol.multicast_subject(FED, 'holder', cast)}.*", cb=count)
+        ask = ChunkRequest(offer.ref.sha256, 0, 2, cast)
+        await connection.publish(protocol.request_subject(FED, "holder", "frozen"), ask.pack(), reply=place)
 
     async def count(message: Msg) -> None:
         got.append(int(message.subject.rpartition(".")[2]))
 
     await connection.subscribe(f"{place}.cast", cb=accept_and_freeze)
     await connection.publish(
-        protocol.asks(FED, "holder", "frozen"), Ask(offer.ref.sha256, 0, 2).pack(), reply=place
+        protocol.request_subject(FED, "holder", "frozen"),
+        ChunkRequest(offer.ref.sha256, 0, 2).pack(),
+        reply=place,
     )
     await connection.flush()
 
@@ -169,15 +174,15 @@ async def test_the_listener_that_fell_out_fetches_the_rest_alone(
 # --- the decisions, by themselves -------------------------------------------------------------
 
 
-def gathered(cast: Cast, **credit: int) -> None:
+def make_requests(cast: MulticastState, **credit: int) -> None:
     for place, until in credit.items():
         assert cast.invite(place, range(until))
         assert cast.grant(place, cast.number, until)
 
 
 def test_a_cast_goes_as_far_as_its_slowest_listener_has_asked() -> None:
-    cast = Cast(chunks=9, receivers=2)
-    gathered(cast, a=4, b=2)
+    cast = MulticastState(chunks=9, receivers=2)
+    make_requests(cast, a=4, b=2)
     assert cast.all_here
     assert not cast.begin()
     assert [cast.next_chunk() for _ in range(3)] == [0, 1, None]
@@ -187,17 +192,17 @@ def test_a_cast_goes_as_far_as_its_slowest_listener_has_asked() -> None:
 
 
 def test_a_cast_is_over_with_its_last_chunk() -> None:
-    cast = Cast(chunks=2, receivers=2)
-    gathered(cast, a=2, b=2)
+    cast = MulticastState(chunks=2, receivers=2)
+    make_requests(cast, a=2, b=2)
     cast.begin()
     assert [cast.next_chunk() for _ in range(3)] == [0, 1, None]
-    assert cast.phase is Phase.OVER
+    assert cast.phase is MulticastPhase.OVER
     assert not cast.held_up
 
 
 def test_who_was_invited_and_did_not_come_is_still_owed_what_it_asked_for() -> None:
-    cast = Cast(chunks=9, receivers=3)
-    gathered(cast, a=4)
+    cast = MulticastState(chunks=9, receivers=3)
+    make_requests(cast, a=4)
     assert cast.invite("b", range(1, 3))
     assert cast.begin() == {"b": range(1, 3)}
     assert not cast.grant("b", cast.number, 3)
@@ -205,21 +210,21 @@ def test_who_was_invited_and_did_not_come_is_still_owed_what_it_asked_for() -> N
 
 
 def test_who_is_left_gathers_under_a_number_that_the_laggard_does_not_hear() -> None:
-    cast = Cast(chunks=9, receivers=3)
-    gathered(cast, a=4, b=2, c=5)
+    cast = MulticastState(chunks=9, receivers=3)
+    make_requests(cast, a=4, b=2, c=5)
     cast.begin()
     assert [cast.next_chunk() for _ in range(3)] == [0, 1, None]
     before = cast.number
     assert cast.drop_laggards() == {"a", "c"}
     assert cast.number != before
     assert not cast.grant("b", before, 9)
-    gathered(cast, a=4)
+    make_requests(cast, a=4)
     assert cast.begin() == {"c": range(2, 5)}
     assert cast.next_chunk() == 2
 
 
 def test_a_probe_takes_back_nothing_of_what_was_asked_for() -> None:
-    cast = Cast(chunks=9, receivers=2)
+    cast = MulticastState(chunks=9, receivers=2)
     assert cast.invite("a", range(4))
     assert cast.invite("a", range(4, 4))
     assert cast.begin() == {"a": range(4)}
@@ -229,18 +234,18 @@ async def test_a_probe_in_a_cast_is_answered_with_how_far_the_cast_is(
     holder: Blobs, connection: Client, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Or what is on its way to a slow listener would be sent to it once more."""
-    monkeypatch.setattr(sender, "GATHER_S", 1.0)
-    monkeypatch.setattr(sender, "LAGGARD_S", 60.0)
+    monkeypatch.setattr(sender, "MULTICAST_GATHER_S", 1.0)
+    monkeypatch.setattr(sender, "SLOW_RECEIVER_S", 60.0)
     offer = await holder.offer(bytes(SEVERAL), receivers=2)
     assert offer.cast is not None
-    place, said = protocol.inbox(FED, "c1", "x"), list[Msg]()
+    place, said = protocol.inbox_subject(FED, "c1", "x"), list[Msg]()
 
     async def note(message: Msg) -> None:
         said.append(message)
 
     async def ask(first: int, until: int, *, cast: int = 0, probe: int = 0) -> None:
-        asked = Ask(offer.ref.sha256, first, until, cast, probe)
-        await connection.publish(protocol.asks(FED, "holder", "c1"), asked.pack(), reply=place)
+        asked = ChunkRequest(offer.ref.sha256, first, until, cast, probe)
+        await connection.publish(protocol.request_subject(FED, "holder", "c1"), asked.pack(), reply=place)
 
     await connection.subscribe(f"{place}.*", cb=note)
     await ask(0, 3)
@@ -249,4 +254,4 @@ async def test_a_probe_in_a_cast_is_answered_with_how_far_the_cast_is(
     await eventually(lambda: offer.cast is not None and offer.cast.position == 3)
     await ask(3, 3, cast=offer.cast.number, probe=5)
     await eventually(lambda: len(said) == 2)
-    assert Here.unpack(said[1].data) == Here(probe=5, until=3)
+    assert ProbeReply.unpack(said[1].data) == ProbeReply(probe=5, until=3)

@@ -14,9 +14,9 @@ from hypothesis import strategies as st
 from support import nats_server
 
 from fedbus.bus.blobs import CHUNK_BYTES, WINDOW_BYTES, Blobs
-from fedbus.bus.blobs.protocol import Ask
-from fedbus.bus.blobs.receive_progress import Progress
-from fedbus.bus.blobs.sources import content_of
+from fedbus.bus.blobs.protocol import ChunkRequest
+from fedbus.bus.blobs.receive_progress import ReceiveProgress
+from fedbus.bus.blobs.sources import open_source
 from fedbus.contracts.identifiers import federation_id
 from fedbus.contracts.model import BlobRef
 
@@ -81,7 +81,7 @@ async def test_whatever_an_earlier_download_has_left_the_file_is_right(
 @given(cuts=st.lists(st.integers(0, 999), max_size=6), start=st.integers(0, 999), length=st.integers(0, 999))
 async def test_buffers_read_as_if_they_were_one(cuts: list[int], start: int, length: int) -> None:
     ends = sorted({0, *cuts, 999})
-    content = content_of([NOISE[a:b] for a, b in pairwise(ends)])
+    content = open_source([NOISE[a:b] for a, b in pairwise(ends)])
     end = min(start + length, 999)
     assert content.size_bytes == 999
     assert bytes(await content.read(start, max(start, end))) == NOISE[start:end]
@@ -96,7 +96,7 @@ async def test_buffers_read_as_if_they_were_one(cuts: list[int], start: int, len
 def test_every_chunk_is_taken_once_and_in_order_and_never_more_than_a_window_is_under_way(
     chunks: int, window: int, order: object, losses: set[int]
 ) -> None:
-    progress, taken, on_the_way = Progress(chunks=chunks), list[bytes](), list[int]()
+    progress, taken, on_the_way = ReceiveProgress(chunks=chunks), list[bytes](), list[int]()
     lost = set(losses)
     while not progress.complete:
         on_the_way += progress.ask(window)
@@ -117,17 +117,21 @@ def test_every_chunk_is_taken_once_and_in_order_and_never_more_than_a_window_is_
 @given(size=st.integers(0, 10**9), chunk=st.integers(1024, 16 * 1024**2))
 def test_the_chunks_of_a_reference_make_up_its_size(size: int, chunk: int) -> None:
     ref = BlobRef(sha256="ab" * 32, size_bytes=size, chunk_bytes=chunk, holder="h")
-    *full, last = (ref.size_of_chunk(index) for index in sorted({0, max(0, ref.chunks - 2), ref.chunks - 1}))
+    *full, last = (
+        ref.chunk_size(index) for index in sorted({0, max(0, ref.chunk_count - 2), ref.chunk_count - 1})
+    )
     assert all(one == chunk for one in full)
-    assert (ref.chunks - 1) * chunk + last == size
-    assert ref.size_of_chunk(ref.chunks) < 0 > ref.size_of_chunk(-1)
+    assert (ref.chunk_count - 1) * chunk + last == size
+    assert ref.chunk_size(ref.chunk_count) < 0 > ref.chunk_size(-1)
 
 
-@given(st.builds(Ask, st.just("ab" * 32), *[st.integers(0, 2**32 - 1)] * 2, st.integers(0, 2**64 - 1)))
-def test_an_ask_reads_as_it_was_written(ask: Ask) -> None:
-    assert Ask.unpack(ask.pack()) == ask
+@given(
+    st.builds(ChunkRequest, st.just("ab" * 32), *[st.integers(0, 2**32 - 1)] * 2, st.integers(0, 2**64 - 1))
+)
+def test_an_ask_reads_as_it_was_written(ask: ChunkRequest) -> None:
+    assert ChunkRequest.unpack(ask.pack()) == ask
 
 
 @given(st.binary(max_size=200).filter(lambda text: len(text) != 52))
 def test_what_is_no_ask_reads_as_none(text: bytes) -> None:
-    assert Ask.unpack(text) is None
+    assert ChunkRequest.unpack(text) is None

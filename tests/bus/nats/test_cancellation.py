@@ -7,24 +7,24 @@ from support import NatsServer
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.nats.cancellation import next_message
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.identifiers import FederationId
 
 FED = FederationId("test")
 
 
-async def say_and_go_on(bus: Bus, said: Joined) -> None:
+async def publish_and_continue(bus: Bus, said: ClientJoined) -> None:
     await bus.publish(said)
     await asyncio.Event().wait()
 
 
 async def test_a_cancellation_that_meets_the_answer_is_not_lost(nats: NatsServer) -> None:
     async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus:
-        await bus.make_streams()
-        async with bus.overhear(Joined, task="tiny") as heard:
+        await bus.create_streams()
+        async with bus.subscribe_ephemeral(ClientJoined, task="tiny") as heard:
             for number in range(200):
-                joined = Joined(task="tiny", client="c1", run=f"tiny-{number}")
-                saying = asyncio.create_task(say_and_go_on(bus, joined))
+                joined = ClientJoined(task="tiny", client="c1", run=f"tiny-{number}")
+                saying = asyncio.create_task(publish_and_continue(bus, joined))
                 await anext(heard)  # on the same connection: the acknowledgement comes in the same breath
                 saying.cancel()
                 ended, _ = await asyncio.wait([saying], timeout=5)
@@ -32,7 +32,7 @@ async def test_a_cancellation_that_meets_the_answer_is_not_lost(nats: NatsServer
 
 
 async def test_a_cancellation_that_meets_the_next_message_is_not_lost(nats: NatsServer) -> None:
-    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscription("told") as told:
+    async with Bus.connect(nats.url, Identity(FED, "trainer", "c1")) as bus, bus.subscribe("told") as told:
 
         async def hear_and_go_on() -> None:
             await next_message(told, within_s=10)

@@ -9,11 +9,11 @@ from nats.protocol.command import pub_cmd as stock_pub_cmd
 from nats.protocol.parser import Parser
 from support import NatsServer
 
-from fedbus.bus.nats.connection import connection
-from fedbus.bus.nats.parser import READ_BYTES, LeanParser, pub_cmd
+from fedbus.bus.nats.connection import open_connection
+from fedbus.bus.nats.parser import READ_BYTES, LargePayloadParser, pub_cmd
 
 
-class Heard:
+class RecordingClient:
     """Stands where a client would, and notes what the parser tells it."""
 
     def __init__(self) -> None:
@@ -29,7 +29,7 @@ class Heard:
         self.told.append(("pong",))
 
 
-class EarlyCollector(LeanParser):
+class SmallThresholdParser(LargePayloadParser):
     large_bytes = 10
 
 
@@ -58,8 +58,8 @@ lines = (
 )
 
 
-async def told_by(parser: type[Parser], reads: list[bytes]) -> list[tuple[Any, ...]]:
-    heard = Heard()
+async def calls_by(parser: type[Parser], reads: list[bytes]) -> list[tuple[Any, ...]]:
+    heard = RecordingClient()
     one = parser(heard)
     for read in reads:
         await one.parse(read)
@@ -74,12 +74,12 @@ async def test_however_the_bytes_come_the_same_messages_are_told(said: list[byte
         size = sizes[len(reads) % len(sizes)]
         reads.append(wire[at : at + size])
         at += size
-    assert await told_by(EarlyCollector, reads) == await told_by(Parser, [wire])
+    assert await calls_by(SmallThresholdParser, reads) == await calls_by(Parser, [wire])
 
 
 async def test_a_parser_that_is_reset_in_the_middle_of_a_payload_begins_anew() -> None:
-    heard = Heard()
-    parser = EarlyCollector(heard)
+    heard = RecordingClient()
+    parser = SmallThresholdParser(heard)
     await parser.parse(message(b"x" * 50)[:40])
     await parser.parse(b"x" * 5)
     parser.reset()
@@ -93,7 +93,7 @@ def test_a_publish_is_the_same_on_the_wire(payload: bytes | memoryview) -> None:
 
 
 async def test_a_connection_reads_in_large_pieces_by_the_lean_parser(nats: NatsServer) -> None:
-    async with connection(nats.url, name="reader", inbox="_INBOX") as connected:
+    async with open_connection(nats.url, name="reader", inbox="_INBOX") as connected:
         transport: Any = connected.client._transport
         assert transport._io_reader._limit == READ_BYTES
-        assert isinstance(connected.client._ps, LeanParser)
+        assert isinstance(connected.client._ps, LargePayloadParser)

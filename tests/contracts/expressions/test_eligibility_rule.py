@@ -4,19 +4,34 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.contracts.expressions.eligibility_rule import WORDS, Check, Flag, Within, rule
-from fedbus.contracts.expressions.parser import DEEPEST, LONGEST, And, BadExpression, Not, Or, leaves
-from fedbus.contracts.expressions.trigger import After, Cron, Drift, Every, Moved, NewCode, Rows, trigger
+from fedbus.contracts.expressions.eligibility_rule import (
+    RULE_VARIABLES,
+    Comparison,
+    FlagCheck,
+    InRange,
+    parse_rule,
+)
+from fedbus.contracts.expressions.parser import MAX_CHARS, MAX_DEPTH, And, BadExpression, Not, Or, leaves
+from fedbus.contracts.expressions.trigger import (
+    CronCondition,
+    DriftCondition,
+    IntervalCondition,
+    MetricChangeCondition,
+    NewCodeCondition,
+    RowCountCondition,
+    TaskFinishedCondition,
+    parse_trigger,
+)
 
 PIECES = st.sampled_from(
-    [*WORDS, "and", "or", "not", "in", "(", ")", "..", ">=", "<", "==", "64", "1h", "30%", "'x'", "sat", "22", "cron",
-     "every", "on", "clients", "drift", "drops", "after", "'0 3 * * *'", "9" * 400, "é", "\n", "$"]
+    [*RULE_VARIABLES, "and", "or", "not", "in", "(", ")", "..", ">=", "<", "==", "64", "1h", "30%", "'x'", "sat", "22",
+     "cron", "every", "on", "clients", "drift", "drops", "after", "'0 3 * * *'", "9" * 400, "é", "\n", "$"]
 )  # fmt: skip
 
 
 @given(st.one_of(st.text(max_size=60), st.lists(PIECES, max_size=14).map(" ".join)))
 def test_whatever_is_written_is_read_or_refused_with_a_caret(text: str) -> None:
-    for language in (rule, trigger):
+    for language in (parse_rule, parse_trigger):
         try:
             language(text)
         except BadExpression as error:
@@ -27,16 +42,16 @@ def test_whatever_is_written_is_read_or_refused_with_a_caret(text: str) -> None:
 
 
 def test_and_binds_closer_than_or_and_not_closest() -> None:
-    charging, idle, gpu = Flag("charging"), Flag("idle"), Flag("gpu")
-    assert rule("charging or idle and not gpu") == Or((charging, And((idle, Not(gpu)))))
-    assert rule("(charging or idle) and gpu") == And((Or((charging, idle)), gpu))
+    charging, idle, gpu = FlagCheck("charging"), FlagCheck("idle"), FlagCheck("gpu")
+    assert parse_rule("charging or idle and not gpu") == Or((charging, And((idle, Not(gpu)))))
+    assert parse_rule("(charging or idle) and gpu") == And((Or((charging, idle)), gpu))
 
 
 def test_values_have_units() -> None:
-    assert rule("model_age > 1.5h") == Check("model_age", ">", 5400)
-    assert rule("battery > 30%") == rule("battery > 30") == Check("battery", ">", 30)
-    assert rule("hour in 22..6") == Within("hour", 22, 6)
-    assert rule("weekday in sat..mon") == Within("weekday", 5, 0)
+    assert parse_rule("model_age > 1.5h") == Comparison("model_age", ">", 5400)
+    assert parse_rule("battery > 30%") == parse_rule("battery > 30") == Comparison("battery", ">", 30)
+    assert parse_rule("hour in 22..6") == InRange("hour", 22, 6)
+    assert parse_rule("weekday in sat..mon") == InRange("weekday", 5, 0)
 
 
 @pytest.mark.parametrize(
@@ -60,16 +75,16 @@ def test_values_have_units() -> None:
 )
 def test_a_rule_that_is_wrong_is_told_what_and_where(text: str, what: str, at: int) -> None:
     with pytest.raises(BadExpression) as refused:
-        rule(text)
+        parse_rule(text)
     assert what in str(refused.value)
     assert refused.value.at == at
 
 
 def test_an_expression_is_bounded() -> None:
-    with pytest.raises(BadExpression, match=f"more than {LONGEST} characters"):
-        rule("idle or " * 200 + "idle")
-    with pytest.raises(BadExpression, match=f"more than {DEEPEST} deep"):
-        rule("(" * 100 + "idle" + ")" * 100)
+    with pytest.raises(BadExpression, match=f"more than {MAX_CHARS} characters"):
+        parse_rule("idle or " * 200 + "idle")
+    with pytest.raises(BadExpression, match=f"more than {MAX_DEPTH} deep"):
+        parse_rule("(" * 100 + "idle" + ")" * 100)
 
 
 def test_a_trigger_names_each_of_its_sources() -> None:
@@ -77,15 +92,15 @@ def test_a_trigger_names_each_of_its_sources() -> None:
         "cron '0  3 * * MON' or every 6h or labelled >= 64 on 3 clients or drift or accuracy drops 0.05 "
         "or loss rises 10% or new_code or after fashion-mnist"
     )
-    assert leaves(trigger(text)) == [
-        Cron("0 3 * * MON"),
-        Every(6 * 3600),
-        Rows("labelled", 64, 3),
-        Drift(1),
-        Moved("accuracy", rises=False, by=0.05, relative=False),
-        Moved("loss", rises=True, by=10, relative=True),
-        NewCode(),
-        After("fashion-mnist"),
+    assert leaves(parse_trigger(text)) == [
+        CronCondition("0 3 * * MON"),
+        IntervalCondition(6 * 3600),
+        RowCountCondition("labelled", 64, 3),
+        DriftCondition(1),
+        MetricChangeCondition("accuracy", rises=False, by=0.05, relative=False),
+        MetricChangeCondition("loss", rises=True, by=10, relative=True),
+        NewCodeCondition(),
+        TaskFinishedCondition("fashion-mnist"),
     ]
 
 
@@ -110,7 +125,7 @@ def test_a_trigger_names_each_of_its_sources() -> None:
 )
 def test_a_trigger_that_is_wrong_is_told_what(text: str, what: str) -> None:
     with pytest.raises(BadExpression, match=what):
-        trigger(text)
+        parse_trigger(text)
 
 
 def test_a_source_is_told_as_it_was_written() -> None:
@@ -121,4 +136,4 @@ def test_a_source_is_told_as_it_was_written() -> None:
         "live_accuracy < 0.8 on 2 clients",
         "loss rises 10%",
     ):
-        assert str(trigger(text)) == text
+        assert str(parse_trigger(text)) == text

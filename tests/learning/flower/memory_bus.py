@@ -14,7 +14,7 @@ from uuid import uuid4
 
 import numpy as np
 
-from fedbus.contracts.client import Joined, RoundReply
+from fedbus.contracts.client import ClientJoined, RoundReply
 from fedbus.contracts.envelope import pack, unpack
 from fedbus.contracts.message import Message
 from fedbus.contracts.model import BlobRef
@@ -22,9 +22,9 @@ from fedbus.contracts.run import RoundResult, RunPlan, Scalar
 from fedbus.contracts.server import RoundMessage
 from fedbus.learning import bus_protocol
 from fedbus.learning.flower import record_codec
-from fedbus.learning.flower.client_app_host import ClientHost
+from fedbus.learning.flower.client_app_host import ClientAppHost
 from fedbus.learning.flower.grid import BusGrid
-from fedbus.learning.flower.message_payload import Parcel, received
+from fedbus.learning.flower.message_payload import MessagePayload, fetch_content
 from fedbus.learning.flower.server_app_host import ServerJob, run_server_app
 from fedbus.learning.weights import Arrays
 
@@ -51,9 +51,9 @@ class MemoryBlobs:
     offered: int = 0
     released: int = 0
     fetching: int = 0
-    most_fetching: int = 0
+    max_concurrent_fetches: int = 0
     fetched: int = 0
-    stuck_after: int = 1_000_000
+    stall_after: int = 1_000_000
     """Of the fetches after so many, nothing comes, for as long as it may take."""
 
     async def offer(
@@ -72,9 +72,9 @@ class MemoryBlobs:
     async def fetch(self, ref: BlobRef, *, timeout_s: float) -> memoryview:
         assert timeout_s > 0
         self.fetching += 1
-        self.most_fetching = max(self.most_fetching, self.fetching)
+        self.max_concurrent_fetches = max(self.max_concurrent_fetches, self.fetching)
         try:
-            await asyncio.sleep(3600 if self.fetched >= self.stuck_after else 0)
+            await asyncio.sleep(3600 if self.fetched >= self.stall_after else 0)
             if ref.sha256 not in self.held:
                 raise ConnectionError(f"nobody holds {ref.sha256[:8]}")
             return memoryview(bytearray(self.held[ref.sha256]))
@@ -99,12 +99,12 @@ class MemoryBus:
 
 
 @dataclass
-class Device:
+class MemoryDevice:
     """A client: one worker thread with its ClientHost, and a `delay_s` that makes it slow."""
 
-    host: ClientHost
+    host: ClientAppHost
     client: str
-    bus: bus_protocol.Bus
+    bus: bus_protocol.BusProtocol
     deliver: Callable[[Any], object]
     handled: list[RoundMessage] = field(default_factory=list)
     silent: bool = False
@@ -117,12 +117,14 @@ class Device:
             self.tasks.add(asyncio.get_running_loop().create_task(self.answer(message)))
 
     async def answer(self, message: RoundMessage) -> None:
-        content = record_codec.decode(await received(message.content, self.bus.blobs, timeout_s=5))
+        content = record_codec.decode(await fetch_content(message.content, self.bus.blobs, timeout_s=5))
         loop = asyncio.get_running_loop()
         answer = await loop.run_in_executor(self.thread, self.host.handle, message, content)
         packed = None
         if answer.content is not None:
-            packed, _ = await Parcel.of(record_codec.encode(answer.content)).post(self.bus.blobs, receivers=1)
+            packed, _ = await MessagePayload.of(record_codec.encode(answer.content)).post(
+                self.bus.blobs, receivers=1
+            )
         reply = RoundReply.model_validate(unpack(pack(answer.event(packed))))
         self.deliver(reply)
 
@@ -136,7 +138,7 @@ class Device:
 
 
 @dataclass
-class Federation:
+class MemoryFederation:
     """A Grid and its devices, and the task that they run."""
 
     path: Path
@@ -144,11 +146,11 @@ class Federation:
     bus: MemoryBus
     grid: BusGrid
     plan: RunPlan
-    devices: dict[str, Device] = field(default_factory=dict)
+    devices: dict[str, MemoryDevice] = field(default_factory=dict)
     rounds: list[tuple[RoundResult, Arrays]] = field(default_factory=list)
 
-    def add(self, client: str, **node_config: Scalar) -> Device:
-        host = ClientHost(
+    def add(self, client: str, **node_config: Scalar) -> MemoryDevice:
+        host = ClientAppHost(
             self.path,
             f"{self.package}.client_app:app",
             client=client,
@@ -156,10 +158,10 @@ class Federation:
             run_config={"lr": 1.0},
             node_config=node_config,
         )
-        device = Device(host, client, self.bus, self.grid.deliver)
+        device = MemoryDevice(host, client, self.bus, self.grid.deliver)
         self.devices[client] = device
         self.bus.listeners[client] = device.hear
-        self.grid.deliver(Joined(task=TASK, client=client, run=RUN))
+        self.grid.deliver(ClientJoined(task=TASK, client=client, run=RUN))
         return device
 
     async def run(self, model: Arrays, **job: Any) -> Arrays:
@@ -247,29 +249,29 @@ SERVER_APP = """
 """
 
 
-def model() -> Arrays:
+def initial_model() -> Arrays:
     return {"w": np.zeros((4, 3), np.float32), "b": np.zeros(2, np.float64)}
 
 
-def server_app(strategy: str = "FedAvg()", evaluate_fn: str = "None") -> str:
+def render_server_app(strategy: str = "FedAvg()", evaluate_fn: str = "None") -> str:
     return dedent(SERVER_APP).format(strategy=strategy, evaluate_fn=evaluate_fn)
 
 
 @asynccontextmanager
-async def federation(
+async def open_memory_federation(
     path: Path, *, server: str = "", client: str = "", lost_after_s: float = 60.0, **plan: Any
-) -> AsyncIterator[Federation]:
+) -> AsyncIterator[MemoryFederation]:
     """A federation in memory; its task's package has a name of its own, since modules are process-wide."""
     package = f"task_{uuid4().hex[:8]}"
     home = path / package
     home.mkdir()
     (home / "__init__.py").touch()
-    (home / "server_app.py").write_text(server or server_app())
+    (home / "server_app.py").write_text(server or render_server_app())
     (home / "client_app.py").write_text(dedent(client or CLIENT_APP))
     bus = MemoryBus()
     run_plan = RunPlan(**{"rounds": 2, "round_s": 20.0, "recruit_s": 5.0, **plan})
     grid = BusGrid(bus, task=TASK, run=RUN, plan=run_plan, lost_after_s=lost_after_s)
-    federation = Federation(path, package, bus, grid, run_plan)
+    federation = MemoryFederation(path, package, bus, grid, run_plan)
     try:
         yield federation
     finally:

@@ -14,10 +14,10 @@ from learning.flower.memory_bus import (
     QUERY_APP,
     RUN,
     TASK,
-    Federation,
-    federation,
-    model,
-    server_app,
+    MemoryFederation,
+    initial_model,
+    open_memory_federation,
+    render_server_app,
 )
 from support import eventually
 
@@ -26,17 +26,17 @@ from fedbus.contracts.server import RoundMessage
 from fedbus.learning.flower.array_records import to_record
 from fedbus.learning.flower.node_ids import node_id
 from fedbus.learning.flower.node_polling import NotEnoughClients
-from fedbus.learning.flower.private_api import identify_process
-from fedbus.learning.flower.replies import FETCHES, GridClosed
+from fedbus.learning.flower.private_api import set_process_identity
+from fedbus.learning.flower.replies import MAX_PREFETCHED_REPLIES, GridClosed
 from fedbus.learning.flower.server_app_host import ServerAppFailed
 
 
 async def test_fedavg_trains_and_every_round_is_told(tmp_path: Path) -> None:
-    async with federation(tmp_path, server=server_app(evaluate_fn="centralized")) as fed:
+    async with open_memory_federation(tmp_path, server=render_server_app(evaluate_fn="centralized")) as fed:
         fed.add("c1", step=1, samples=30)
         fed.add("c2", step=2, samples=10)
 
-        final = await fed.run(model())
+        final = await fed.run(initial_model())
 
     np.testing.assert_allclose(final["w"], np.full((4, 3), 2 * 1.25), rtol=1e-6)
     assert final["b"].dtype == np.float64
@@ -52,10 +52,10 @@ async def test_a_round_tells_what_each_client_said_of_itself_and_where_its_time_
         'step = context.node_config["step"]',
         'step = context.node_config["step"]; import time; time.sleep(context.node_config["slow"])',
     )
-    async with federation(tmp_path, client=client, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, client=client, rounds=1) as fed:
         fed.add("c1", step=1, samples=30, slow=0.0)
         fed.add("c2", step=2, samples=10, slow=0.3)
-        await fed.run(model())
+        await fed.run(initial_model())
 
     told = fed.results[1]
     assert list(told.figures) == ["c2", "c1"]  # the slowest first
@@ -75,17 +75,17 @@ async def test_a_round_tells_what_each_client_said_of_itself_and_where_its_time_
 
 
 async def test_the_model_of_a_round_is_offered_once_to_all_and_released(tmp_path: Path) -> None:
-    async with federation(tmp_path, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, rounds=1) as fed:
         for number in range(4):
             fed.add(f"c{number}", step=1, samples=1)
-        await fed.run(model())
+        await fed.run(initial_model())
 
     to_clients = [message for message in fed.bus.published if isinstance(message, RoundMessage)]
     assert len(to_clients) == 8
     assert len({message.content.blob for message in to_clients}) == 2  # one to train, one to evaluate
     assert fed.bus.blobs.released == 2
     assert {message.round for message in to_clients} == {1}
-    assert fed.bus.blobs.most_fetching <= FETCHES + 4
+    assert fed.bus.blobs.max_concurrent_fetches <= MAX_PREFETCHED_REPLIES + 4
 
 
 @pytest.mark.parametrize(
@@ -103,10 +103,10 @@ async def test_the_model_of_a_round_is_offered_once_to_all_and_released(tmp_path
     ],
 )
 async def test_any_strategy_runs_unchanged(tmp_path: Path, strategy: str) -> None:
-    async with federation(tmp_path, server=server_app(strategy)) as fed:
+    async with open_memory_federation(tmp_path, server=render_server_app(strategy)) as fed:
         for number in range(3):
             fed.add(f"c{number}", step=1 + number, samples=10)
-        final = await fed.run(model())
+        final = await fed.run(initial_model())
 
     assert final["w"].shape == (4, 3)
     assert final["w"].dtype == np.float32
@@ -117,12 +117,12 @@ async def test_any_strategy_runs_unchanged(tmp_path: Path, strategy: str) -> Non
 
 
 async def test_a_client_that_raises_fails_alone_and_says_why(tmp_path: Path) -> None:
-    async with federation(tmp_path, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, rounds=1) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
         fed.add("c3")  # without the configuration that the app reads
 
-        final = await fed.run(model())
+        final = await fed.run(initial_model())
 
     assert fed.results[1].failures == {"c3": "the ClientApp raised KeyError: 'step'"}
     assert set(fed.results[1].participants) == {"c1", "c2"}
@@ -130,25 +130,25 @@ async def test_a_client_that_raises_fails_alone_and_says_why(tmp_path: Path) -> 
 
 
 async def test_a_slow_client_is_left_behind_at_its_deadline(tmp_path: Path) -> None:
-    async with federation(tmp_path, rounds=1, round_s=0.3) as fed:
+    async with open_memory_federation(tmp_path, rounds=1, round_s=0.3) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1).silent = True
 
-        await fed.run(model())
+        await fed.run(initial_model())
 
     assert fed.results[1].failures == {"c2": "no answer within 0.3 s"}
     assert fed.results[1].participants == {"c1": 1}
 
 
 async def test_a_client_that_leaves_takes_its_debt_with_it_at_once(tmp_path: Path) -> None:
-    async with federation(
-        tmp_path, rounds=1, server=server_app("FedAvg(min_evaluate_nodes=1, min_available_nodes=1)")
+    async with open_memory_federation(
+        tmp_path, rounds=1, server=render_server_app("FedAvg(min_evaluate_nodes=1, min_available_nodes=1)")
     ) as fed:
         fed.add("c1", step=1, samples=1)
         gone = fed.add("c2", step=1, samples=1)
         gone.silent = True
 
-        run = asyncio.create_task(fed.run(model()))
+        run = asyncio.create_task(fed.run(initial_model()))
         await eventually(lambda: bool(gone.handled))
         fed.grid.deliver(FailTrain(task=TASK, client="c2", run=RUN, reason="the battery is low"))
         await asyncio.wait_for(run, 5)
@@ -157,7 +157,7 @@ async def test_a_client_that_leaves_takes_its_debt_with_it_at_once(tmp_path: Pat
 
 
 async def test_a_client_that_falls_silent_is_gone_and_comes_back_with_a_heartbeat(tmp_path: Path) -> None:
-    async with federation(tmp_path, lost_after_s=0.2) as fed:
+    async with open_memory_federation(tmp_path, lost_after_s=0.2) as fed:
         fed.add("c1", step=1, samples=1)
         assert fed.grid.get_node_ids() == [node_id("c1")]
         await eventually(lambda: fed.grid.get_node_ids() == [])
@@ -166,17 +166,17 @@ async def test_a_client_that_falls_silent_is_gone_and_comes_back_with_a_heartbea
 
 
 async def test_silence_says_nothing_while_the_bus_is_away(tmp_path: Path) -> None:
-    async with federation(tmp_path, lost_after_s=0.1) as fed:
+    async with open_memory_federation(tmp_path, lost_after_s=0.1) as fed:
         fed.bus.connected = False
         fed.add("c1", step=1, samples=1)
-        checks = fed.grid._book
+        checks = fed.grid._tracker
         await eventually(lambda: (checks.next_wake() or 0) > fed.grid._now() + 0.05)
         await asyncio.sleep(0.3)
         assert fed.grid.get_node_ids() == [node_id("c1")]
 
 
 async def test_a_reply_that_cannot_be_fetched_or_read_is_that_clients_failure(tmp_path: Path) -> None:
-    async with federation(tmp_path, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, rounds=1) as fed:
         fed.add("c1", step=1, samples=1)
         bad = fed.add("c2", step=2, samples=1)
         honest = bad.deliver
@@ -188,26 +188,26 @@ async def test_a_reply_that_cannot_be_fetched_or_read_is_that_clients_failure(tm
             honest(reply)
 
         bad.deliver = damaged
-        await fed.run(model())
+        await fed.run(initial_model())
 
     assert "its reply cannot be read: they begin with b'xxxx'" in fed.results[1].failures["c2"]
 
 
 async def test_a_strategy_that_waits_for_more_clients_than_come_is_told_who_is_there(tmp_path: Path) -> None:
-    server = server_app("FedAvg(min_available_nodes=3)")
-    async with federation(tmp_path, server=server, recruit_s=1.5) as fed:
+    server = render_server_app("FedAvg(min_available_nodes=3)")
+    async with open_memory_federation(tmp_path, server=server, recruit_s=1.5) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
         fed.grid.deliver(FailTrain(task=TASK, client="c9", run=RUN, reason="no disk"))
 
         with pytest.raises(NotEnoughClients, match=r"waited 1.5 s .* there: c1, c2; c9 is out \(no disk\)"):
-            await fed.run(model())
+            await fed.run(initial_model())
 
 
 async def test_who_waits_for_clients_goes_on_when_one_comes(tmp_path: Path) -> None:
-    async with federation(tmp_path, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, rounds=1) as fed:
         fed.add("c1", step=1, samples=1)
-        run = asyncio.create_task(fed.run(model()))
+        run = asyncio.create_task(fed.run(initial_model()))
         await asyncio.sleep(0.2)
         fed.add("c2", step=1, samples=1)
         await asyncio.wait_for(run, 10)
@@ -217,14 +217,14 @@ async def test_who_waits_for_clients_goes_on_when_one_comes(tmp_path: Path) -> N
 
 @pytest.mark.parametrize("blocked", ["in its replies", "in a fetch", "waiting for nodes"])
 async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, blocked: str) -> None:
-    async with federation(tmp_path) as fed:
+    async with open_memory_federation(tmp_path) as fed:
         mute = fed.add("c1", step=1, samples=1)
         mute.silent = True
         blobs = fed.bus.blobs
-        blobs.stuck_after = 1  # c2 gets the model
+        blobs.stall_after = 1  # c2 gets the model
         if blocked != "waiting for nodes":
             fed.add("c2", step=1, samples=1)
-        run = asyncio.create_task(fed.run(model()))
+        run = asyncio.create_task(fed.run(initial_model()))
         if blocked == "in its replies":
             await eventually(lambda: bool(mute.handled))
         elif blocked == "in a fetch":
@@ -242,19 +242,19 @@ async def test_closing_the_grid_ends_a_blocked_app_at_once(tmp_path: Path, block
 
 
 async def test_the_grid_refuses_to_wait_for_itself(tmp_path: Path) -> None:
-    async with federation(tmp_path) as fed:
+    async with open_memory_federation(tmp_path) as fed:
         with pytest.raises(RuntimeError, match="on its own loop"):
             fed.grid.pull_messages([])
 
 
-def _queries(fed: Federation, count: int) -> list[Message]:
-    identify_process(fed.grid.run.run_id)
+def _queries(fed: MemoryFederation, count: int) -> list[Message]:
+    set_process_identity(fed.grid.run.run_id)
     content = RecordDict({"config": ConfigRecord({"ask": "me"})})
     return [Message(content, node_id(f"c{number}"), "query") for number in range(count)]
 
 
 async def test_messages_can_be_pushed_now_and_pulled_later(tmp_path: Path) -> None:
-    async with federation(tmp_path, client=QUERY_APP) as fed:
+    async with open_memory_federation(tmp_path, client=QUERY_APP) as fed:
         for number in range(3):
             fed.add(f"c{number}")
         messages = _queries(fed, 3)
@@ -274,7 +274,7 @@ async def test_messages_can_be_pushed_now_and_pulled_later(tmp_path: Path) -> No
 
 
 async def test_replies_are_flowers_list_to_whoever_wants_one(tmp_path: Path) -> None:
-    async with federation(tmp_path, client=QUERY_APP) as fed:
+    async with open_memory_federation(tmp_path, client=QUERY_APP) as fed:
         for number in range(3):
             fed.add(f"c{number}")
 
@@ -293,7 +293,7 @@ async def test_replies_are_flowers_list_to_whoever_wants_one(tmp_path: Path) -> 
 
 
 async def test_a_message_to_a_node_that_is_not_there_is_an_error_reply(tmp_path: Path) -> None:
-    async with federation(tmp_path, client=QUERY_APP) as fed:
+    async with open_memory_federation(tmp_path, client=QUERY_APP) as fed:
         replies = await asyncio.to_thread(lambda: list(fed.grid.send_and_receive(_queries(fed, 1))))
 
     assert isinstance(replies[0].error, Error)
@@ -302,21 +302,21 @@ async def test_a_message_to_a_node_that_is_not_there_is_an_error_reply(tmp_path:
 
 async def test_only_a_few_replies_are_fetched_ahead_of_the_app(tmp_path: Path) -> None:
     client = QUERY_APP.replace("Message(message.content", "Message(message.content.copy()")
-    async with federation(tmp_path, client=client) as fed:
+    async with open_memory_federation(tmp_path, client=client) as fed:
         for number in range(12):
             fed.add(f"c{number}")
-        identify_process(fed.grid.run.run_id)
-        content = RecordDict({"arrays": to_record(model())})
+        set_process_identity(fed.grid.run.run_id)
+        content = RecordDict({"arrays": to_record(initial_model())})
         messages = [Message(content, node_id(f"c{number}"), "query") for number in range(12)]
         replies = await asyncio.to_thread(fed.grid.send_and_receive, messages)
         asked = 12  # by the devices
-        await eventually(lambda: fed.bus.blobs.fetched >= asked + FETCHES)
+        await eventually(lambda: fed.bus.blobs.fetched >= asked + MAX_PREFETCHED_REPLIES)
         await asyncio.sleep(0.1)
-        assert fed.bus.blobs.fetched == asked + FETCHES
+        assert fed.bus.blobs.fetched == asked + MAX_PREFETCHED_REPLIES
 
         drain = replies.drain()
         await asyncio.to_thread(next, drain)
-        await eventually(lambda: fed.bus.blobs.fetched == asked + FETCHES + 1)
+        await eventually(lambda: fed.bus.blobs.fetched == asked + MAX_PREFETCHED_REPLIES + 1)
         assert len(await asyncio.to_thread(list, drain)) == 11
 
 
@@ -353,10 +353,10 @@ LEGACY_SERVER = """
 
 
 async def test_a_legacy_app_trains_the_stored_model_too(tmp_path: Path) -> None:
-    async with federation(tmp_path, server=dedent(LEGACY_SERVER), client=LEGACY_CLIENT) as fed:
+    async with open_memory_federation(tmp_path, server=dedent(LEGACY_SERVER), client=LEGACY_CLIENT) as fed:
         fed.add("c1", step=1, samples=30)
         fed.add("c2", step=2, samples=10)
-        start = {name: array + 100 for name, array in model().items()}
+        start = {name: array + 100 for name, array in initial_model().items()}
 
         final = await fed.run(start)
 
@@ -369,10 +369,12 @@ async def test_a_legacy_app_trains_the_stored_model_too(tmp_path: Path) -> None:
 
 
 async def test_a_legacy_app_short_of_clients_does_not_wait_for_a_day(tmp_path: Path) -> None:
-    async with federation(tmp_path, server=dedent(LEGACY_SERVER), client=LEGACY_CLIENT, recruit_s=0.5) as fed:
+    async with open_memory_federation(
+        tmp_path, server=dedent(LEGACY_SERVER), client=LEGACY_CLIENT, recruit_s=0.5
+    ) as fed:
         fed.add("c1", step=1, samples=30)
         with pytest.raises(NotEnoughClients):
-            await fed.run(model())
+            await fed.run(initial_model())
 
 
 SECAGG_SERVER = """
@@ -398,10 +400,10 @@ async def test_secure_aggregation_runs_unchanged(tmp_path: Path) -> None:
     client = client.replace("\n    )\n", ",\n        mods=[secaggplus_mod],\n    )\n").replace(
         ".to_client()\n,", ".to_client(),\n"
     )
-    async with federation(tmp_path, server=dedent(SECAGG_SERVER), client=client, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, server=dedent(SECAGG_SERVER), client=client, rounds=1) as fed:
         for number in range(3):
             fed.add(f"c{number}", step=1 + number, samples=10)
-        final = await fed.run(model())
+        final = await fed.run(initial_model())
 
     assert not any(result.failures for result in fed.results)
     np.testing.assert_allclose(final["w"], 2.0, atol=1e-3)
@@ -427,29 +429,29 @@ OWN_LOOP = """
 
 
 async def test_an_app_with_a_loop_of_its_own_finds_the_model_and_leaves_the_result(tmp_path: Path) -> None:
-    async with federation(tmp_path, server=dedent(OWN_LOOP), rounds=3) as fed:
+    async with open_memory_federation(tmp_path, server=dedent(OWN_LOOP), rounds=3) as fed:
         fed.add("c1", step=2, samples=1)
-        final = await fed.run(model())
+        final = await fed.run(initial_model())
 
     np.testing.assert_allclose(final["w"], 6.0)
 
 
 async def test_an_app_that_leaves_no_model_anywhere_is_told_where_to_put_it(tmp_path: Path) -> None:
     server = dedent(OWN_LOOP).replace('context.state["fedbus.result"] = ', "")
-    async with federation(tmp_path, server=server) as fed:
+    async with open_memory_federation(tmp_path, server=server) as fed:
         fed.add("c1", step=2, samples=1)
         with pytest.raises(
             ServerAppFailed, match=r"ended without a model: .*context.state\['fedbus.result'\]"
         ):
-            await fed.run(model())
+            await fed.run(initial_model())
 
 
 async def test_a_no_op_round_costs_the_grid_little(tmp_path: Path) -> None:
     """Measured at 2 ms a round for 2 clients and 0.25 MB with everything in one process; 20 is a machine in trouble."""
-    async with federation(tmp_path, client=QUERY_APP, rounds=1) as fed:
+    async with open_memory_federation(tmp_path, client=QUERY_APP, rounds=1) as fed:
         fed.add("c0")
         fed.add("c1")
-        identify_process(fed.grid.run.run_id)
+        set_process_identity(fed.grid.run.run_id)
         content = RecordDict({"arrays": to_record({"w": np.zeros(65536, np.float32)})})
 
         def rounds(count: int) -> float:
@@ -470,7 +472,7 @@ async def test_a_no_op_round_costs_the_grid_little(tmp_path: Path) -> None:
 
 
 async def test_several_threads_may_use_the_grid_at_once(tmp_path: Path) -> None:
-    async with federation(tmp_path, client=QUERY_APP) as fed:
+    async with open_memory_federation(tmp_path, client=QUERY_APP) as fed:
         for number in range(4):
             fed.add(f"c{number}")
         messages = _queries(fed, 4)

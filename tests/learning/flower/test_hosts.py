@@ -7,13 +7,20 @@ import numpy as np
 import pytest
 from flwr.app import ConfigRecord, RecordDict
 from flwr.serverapp.strategy import Strategy
-from learning.flower.memory_bus import QUERY_APP, RUN, TASK, federation, model, server_app
+from learning.flower.memory_bus import (
+    QUERY_APP,
+    RUN,
+    TASK,
+    initial_model,
+    open_memory_federation,
+    render_server_app,
+)
 
-from fedbus.contracts.server import Content, RoundMessage
-from fedbus.learning.flower.client_app_host import ClientHost
+from fedbus.contracts.server import MessageContent, RoundMessage
+from fedbus.learning.flower.client_app_host import ClientAppHost
 from fedbus.learning.flower.private_api import CLIENT_APP_RAISED, LOAD_CLIENT_APP_FAILED
 from fedbus.learning.flower.server_app_host import ServerAppFailed
-from fedbus.learning.flower.strategy_hook import family
+from fedbus.learning.flower.strategy_hook import loaded_subclasses
 from fedbus.learning.flower.task_code import BadTask
 from fedbus.learning.weights import ArchitectureMismatch, first_difference
 
@@ -21,8 +28,8 @@ from fedbus.learning.weights import ArchitectureMismatch, first_difference
 
 
 async def test_the_stored_model_goes_in_and_the_rounds_asked_for_are_run(tmp_path: Path) -> None:
-    stored = {name: array + 50 for name, array in model().items()}
-    async with federation(tmp_path, rounds=3) as fed:
+    stored = {name: array + 50 for name, array in initial_model().items()}
+    async with open_memory_federation(tmp_path, rounds=3) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
         final = await fed.run(stored, run_config={"num-server-rounds": 99})
@@ -32,15 +39,17 @@ async def test_the_stored_model_goes_in_and_the_rounds_asked_for_are_run(tmp_pat
     assert fed.results[0].metrics == {}
     assert fed.results[0].participants == {}
     for (result, arrays), expected in zip(fed.rounds, (50, 51, 52, 53), strict=True):
-        assert first_difference(model(), arrays) is None
+        assert first_difference(initial_model(), arrays) is None
         np.testing.assert_allclose(arrays["w"], expected, err_msg=str(result.round))
 
 
 async def test_a_lost_server_is_taken_up_where_it_was(tmp_path: Path) -> None:
-    async with federation(tmp_path, rounds=5, server=server_app(evaluate_fn="centralized")) as fed:
+    async with open_memory_federation(
+        tmp_path, rounds=5, server=render_server_app(evaluate_fn="centralized")
+    ) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
-        await fed.run(model(), first_round=4)
+        await fed.run(initial_model(), first_round=4)
 
     assert [result.round for result in fed.results] == [4, 5]
     assert [result.loss for result in fed.results] == [96.0, 95.0]
@@ -50,13 +59,13 @@ async def test_a_lost_server_is_taken_up_where_it_was(tmp_path: Path) -> None:
 
 
 async def test_a_model_of_another_architecture_is_refused_with_the_first_difference(tmp_path: Path) -> None:
-    async with federation(tmp_path) as fed:
+    async with open_memory_federation(tmp_path) as fed:
         with pytest.raises(ArchitectureMismatch, match=r"'w' is float32\[5, 3\] instead of float32\[4, 3\]"):
-            await fed.run(model() | {"w": np.zeros((5, 3), np.float32)})
+            await fed.run(initial_model() | {"w": np.zeros((5, 3), np.float32)})
 
 
 async def test_an_app_that_only_numbers_its_arrays_gets_the_model_by_numbers(tmp_path: Path) -> None:
-    server = server_app().replace('{"w": ', '{"0": ').replace('"b": ', '"1": ')
+    server = render_server_app().replace('{"w": ', '{"0": ').replace('"b": ', '"1": ')
     client = """
         from flwr.app import Message, MetricRecord, RecordDict
         from flwr.clientapp import ClientApp
@@ -70,10 +79,10 @@ async def test_an_app_that_only_numbers_its_arrays_gets_the_model_by_numbers(tmp
         def evaluate(message, context):
             return Message(RecordDict({"metrics": MetricRecord({"num-examples": 1})}), reply_to=message)
     """
-    async with federation(tmp_path, server=server, client=client) as fed:
+    async with open_memory_federation(tmp_path, server=server, client=client) as fed:
         fed.add("c1")
         fed.add("c2")
-        final = await fed.run({name: array + 3 for name, array in model().items()})
+        final = await fed.run({name: array + 3 for name, array in initial_model().items()})
 
     assert not fed.results[1].failures
     assert list(final) == ["w", "b"]
@@ -81,11 +90,11 @@ async def test_an_app_that_only_numbers_its_arrays_gets_the_model_by_numbers(tmp
 
 
 async def test_counters_keep_their_dtype_although_a_mean_has_none(tmp_path: Path) -> None:
-    server = server_app().replace("np.zeros(2, np.float64)", "np.zeros((), np.int64)")
-    async with federation(tmp_path, server=server) as fed:
+    server = render_server_app().replace("np.zeros(2, np.float64)", "np.zeros((), np.int64)")
+    async with open_memory_federation(tmp_path, server=server) as fed:
         fed.add("c1", step=1, samples=10)
         fed.add("c2", step=1, samples=39)  # 49 * (1 / 49) is 0.9999999999999999
-        final = await fed.run(model() | {"b": np.zeros((), np.int64)})
+        final = await fed.run(initial_model() | {"b": np.zeros((), np.int64)})
 
     assert final["b"].dtype == np.int64
     assert int(final["b"]) == 2
@@ -96,15 +105,15 @@ async def test_with_stock_aggregation_the_outcome_is_the_same(tmp_path: Path) ->
     for streaming in (True, False):
         home = tmp_path / str(streaming)
         home.mkdir()
-        async with federation(home) as fed:
+        async with open_memory_federation(home) as fed:
             fed.add("c1", step=1, samples=30)
             fed.add("c2", step=2, samples=10)
-            finals.append(await fed.run(model(), streaming=streaming))
+            finals.append(await fed.run(initial_model(), streaming=streaming))
     np.testing.assert_allclose(finals[0]["w"], finals[1]["w"], rtol=1e-6)
 
 
 async def test_a_strategy_with_a_start_of_its_own_is_hooked_too(tmp_path: Path) -> None:
-    server = server_app("Own()").replace(
+    server = render_server_app("Own()").replace(
         "rounds_seen = []",
         dedent("""
         class Own(FedAvg):
@@ -114,11 +123,11 @@ async def test_a_strategy_with_a_start_of_its_own_is_hooked_too(tmp_path: Path) 
         rounds_seen = []
         """),
     )
-    starts = {kind: vars(kind)["start"] for kind in family(Strategy) if "start" in vars(kind)}
-    async with federation(tmp_path, server=server) as fed:
+    starts = {kind: vars(kind)["start"] for kind in loaded_subclasses(Strategy) if "start" in vars(kind)}
+    async with open_memory_federation(tmp_path, server=server) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
-        await fed.run(model())
+        await fed.run(initial_model())
 
     assert [result.round for result in fed.results] == [0, 1, 2]
     assert all(vars(kind)["start"] is start for kind, start in starts.items())
@@ -135,29 +144,29 @@ async def test_a_strategy_with_a_start_of_its_own_is_hooked_too(tmp_path: Path) 
 async def test_an_app_that_fails_says_why(
     tmp_path: Path, strategy: str, error: type[Exception], said: str
 ) -> None:
-    async with federation(tmp_path, server=server_app(strategy)) as fed:
+    async with open_memory_federation(tmp_path, server=render_server_app(strategy)) as fed:
         fed.add("c1", step=1, samples=1)
         fed.add("c2", step=1, samples=1)
         with pytest.raises(error, match=said):
-            await fed.run(model())
+            await fed.run(initial_model())
 
 
 async def test_a_task_without_its_app_is_told(tmp_path: Path) -> None:
-    async with federation(tmp_path, server="apq = 5\n") as fed:
+    async with open_memory_federation(tmp_path, server="apq = 5\n") as fed:
         with pytest.raises(BadTask, match="has no 'app'"):
-            await fed.run(model())
+            await fed.run(initial_model())
 
 
 # --- ClientApps ---------------------------------------------------------------------------------
 
 
-def host(tmp_path: Path, text: str) -> ClientHost:
+def make_host(tmp_path: Path, text: str) -> ClientAppHost:
     name = f"client_of_{tmp_path.name.replace('-', '_')}"
     (tmp_path / f"{name}.py").write_text(dedent(text))
-    return ClientHost(tmp_path, f"{name}:app", client="c1", run=RUN, run_config={"lr": 0.5})
+    return ClientAppHost(tmp_path, f"{name}:app", client="c1", run=RUN, run_config={"lr": 0.5})
 
 
-def asked(kind: str = "query") -> RoundMessage:
+def make_round_message(kind: str = "query") -> RoundMessage:
     return RoundMessage(
         task=TASK,
         client="c1",
@@ -168,7 +177,7 @@ def asked(kind: str = "query") -> RoundMessage:
         group_id="3",
         created_at=1e9,
         ttl_s=1e9,
-        content=Content(inline=b""),
+        content=MessageContent(inline=b""),
     )
 
 
@@ -177,9 +186,9 @@ def content() -> RecordDict:
 
 
 def test_a_message_in_a_reply_out(tmp_path: Path) -> None:
-    answer = host(tmp_path, QUERY_APP).handle(asked(), content())
+    answer = make_host(tmp_path, QUERY_APP).handle(make_round_message(), content())
     assert answer.content == content()
-    event = answer.event(Content(inline=b"x"))
+    event = answer.event(MessageContent(inline=b"x"))
     assert (event.reply_to, event.client, event.run, event.round, event.error_code) == (
         "m1",
         "c1",
@@ -228,7 +237,7 @@ def test_a_message_in_a_reply_out(tmp_path: Path) -> None:
 def test_whatever_goes_wrong_is_an_error_reply_of_one_line(
     tmp_path: Path, text: str, code: int, said: str
 ) -> None:
-    answer = host(tmp_path, text).handle(asked(), content())
+    answer = make_host(tmp_path, text).handle(make_round_message(), content())
     assert answer.content is None
     assert answer.error_code == code
     assert said in answer.error_reason
@@ -240,8 +249,8 @@ def test_what_is_on_the_device_may_change_from_message_to_message(tmp_path: Path
         "return Message(message.content",
         'message.content["config"]["rows"] = context.node_config["rows"]; return Message(message.content',
     )
-    one = host(tmp_path, app)
+    one = make_host(tmp_path, app)
     for rows in (1, 2):
-        answer = one.handle(asked(), content(), node_config={"rows": rows})
+        answer = one.handle(make_round_message(), content(), node_config={"rows": rows})
         assert answer.content is not None
         assert answer.content["config"]["rows"] == rows

@@ -8,67 +8,82 @@ from pathlib import Path
 
 import numpy as np
 from flwr.app import Message, RecordDict
-from learning.flower.memory_bus import QUERY_APP, RUN, TASK, Device, Federation, federation, model
+from learning.flower.memory_bus import (
+    QUERY_APP,
+    RUN,
+    TASK,
+    MemoryDevice,
+    MemoryFederation,
+    initial_model,
+    open_memory_federation,
+)
 from support import NatsServer, eventually
 
 from fedbus.bus.bus import Bus, Delivery, Identity
-from fedbus.contracts.client import FailTrain, Heartbeat, Joined, RoundReply
+from fedbus.contracts.agent_names import AgentName
+from fedbus.contracts.client import ClientJoined, FailTrain, Heartbeat, RoundReply
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.server import RoundMessage
 from fedbus.learning import bus_protocol
 from fedbus.learning.flower.array_records import to_record
-from fedbus.learning.flower.client_app_host import ClientHost
+from fedbus.learning.flower.client_app_host import ClientAppHost
 from fedbus.learning.flower.grid import BusGrid
 from fedbus.learning.flower.node_ids import node_id
-from fedbus.learning.flower.private_api import identify_process
+from fedbus.learning.flower.private_api import set_process_identity
 
 FED = FederationId("test")
 
 
-def as_learning_sees_it(bus: Bus) -> bus_protocol.Bus:
+def as_learning_bus(bus: Bus) -> bus_protocol.BusProtocol:
     return bus
 
 
 @asynccontextmanager
-async def on_nats(url: str, fed: Federation, clients: dict[str, dict[str, int]]) -> AsyncIterator[BusGrid]:
+async def run_on_nats(
+    url: str, fed: MemoryFederation, clients: dict[str, dict[str, int]]
+) -> AsyncIterator[BusGrid]:
     """The task of *fed*, with a Grid and clients that have connections of their own."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(Bus.connect(url, Identity(FED, "flower-server")))
-        await server.make_streams()
-        grid = BusGrid(as_learning_sees_it(server), task=TASK, run=RUN, plan=fed.plan)
+        await server.create_streams()
+        grid = BusGrid(as_learning_bus(server), task=TASK, run=RUN, plan=fed.plan)
         stack.callback(grid.close, "the test is over")
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        hearing = [group.create_task(_grid_hears(server, grid))]
+        hearing = [group.create_task(_consume_for_grid(server, grid))]
         for client, node_config in clients.items():
-            await server.enroll("trainer", task=TASK, client=client)
+            await server.create_client_consumer(AgentName.TRAINER, task=TASK, client=client)
             bus = await stack.enter_async_context(Bus.connect(url, Identity(FED, "trainer", client)))
-            hearing.append(group.create_task(_client_hears(bus, fed, client, node_config)))
+            hearing.append(group.create_task(_consume_for_client(bus, fed, client, node_config)))
         await eventually(lambda: len(grid.get_node_ids()) == len(clients))
         yield grid
         for task in hearing:
             task.cancel()
 
 
-async def _grid_hears(bus: Bus, grid: BusGrid) -> None:
-    async with bus.listen("flower-server-grid", task=TASK) as inbox:
+async def _consume_for_grid(bus: Bus, grid: BusGrid) -> None:
+    async with bus.listen(AgentName.FLOWER_SERVER_GRID, task=TASK) as inbox:
         async for delivery in inbox:
             match delivery.message:
-                case Joined() | RoundReply() | FailTrain() | Heartbeat() as event:
+                case ClientJoined() | RoundReply() | FailTrain() | Heartbeat() as event:
                     grid.deliver(event)
             await delivery.ack()
 
 
-async def _client_hears(bus: Bus, fed: Federation, client: str, node_config: dict[str, int]) -> None:
+async def _consume_for_client(
+    bus: Bus, fed: MemoryFederation, client: str, node_config: dict[str, int]
+) -> None:
     reference = f"{fed.package}.client_app:app"
-    host = ClientHost(fed.path, reference, client=client, run=RUN, run_config={}, node_config={**node_config})
-    async with asyncio.TaskGroup() as group, bus.listen("trainer", task=TASK) as inbox:
-        await bus.publish(Joined(task=TASK, client=client, run=RUN))
-        device = Device(host, client, bus, lambda reply: group.create_task(bus.publish(reply)))
+    host = ClientAppHost(
+        fed.path, reference, client=client, run=RUN, run_config={}, node_config={**node_config}
+    )
+    async with asyncio.TaskGroup() as group, bus.listen(AgentName.TRAINER, task=TASK) as inbox:
+        await bus.publish(ClientJoined(task=TASK, client=client, run=RUN))
+        device = MemoryDevice(host, client, bus, lambda reply: group.create_task(bus.publish(reply)))
         async for delivery in inbox:
             await _handle(device, delivery)
 
 
-async def _handle(device: Device, delivery: Delivery) -> None:
+async def _handle(device: MemoryDevice, delivery: Delivery) -> None:
     await delivery.ack()
     assert isinstance(delivery.message, RoundMessage)
     device.hear(delivery.message)
@@ -76,9 +91,9 @@ async def _handle(device: Device, delivery: Delivery) -> None:
 
 async def test_fedavg_trains_over_a_real_bus(nats: NatsServer, tmp_path: Path) -> None:
     clients = {"c1": {"step": 1, "samples": 30}, "c2": {"step": 2, "samples": 10}}
-    async with federation(tmp_path, rounds=3) as fed, on_nats(nats.url, fed, clients) as grid:
+    async with open_memory_federation(tmp_path, rounds=3) as fed, run_on_nats(nats.url, fed, clients) as grid:
         fed.grid = grid
-        final = await fed.run(model())
+        final = await fed.run(initial_model())
 
     np.testing.assert_allclose(final["w"], 3 * 1.25, rtol=1e-6)
     assert [result.participants for result in fed.results[1:]] == [{"c1": 30, "c2": 10}] * 3
@@ -86,10 +101,10 @@ async def test_fedavg_trains_over_a_real_bus(nats: NatsServer, tmp_path: Path) -
 
 async def test_a_no_op_round_takes_milliseconds(nats: NatsServer, tmp_path: Path) -> None:
     async with (
-        federation(tmp_path, client=QUERY_APP) as fed,
-        on_nats(nats.url, fed, {"c0": {}, "c1": {}}) as grid,
+        open_memory_federation(tmp_path, client=QUERY_APP) as fed,
+        run_on_nats(nats.url, fed, {"c0": {}, "c1": {}}) as grid,
     ):
-        identify_process(grid.run.run_id)
+        set_process_identity(grid.run.run_id)
         content = RecordDict({"arrays": to_record({"w": np.zeros(65536, np.float32)})})
 
         def seconds_a_round(rounds: int) -> float:

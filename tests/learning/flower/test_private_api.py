@@ -20,12 +20,12 @@ from fedbus.learning.flower.private_api import (
     NODE_UNAVAILABLE,
     NUMPY,
     SERVER_NODE_ID,
-    LentArray,
+    BorrowedArray,
     aggregate_metricrecords,
+    build_message,
     empty_run,
-    identify_process,
-    message_of,
-    stamp,
+    set_message_id,
+    set_process_identity,
 )
 from fedbus.learning.flower.replies import GridClosed
 
@@ -36,18 +36,18 @@ def test_a_message_of_the_server_takes_its_identity_from_the_process(monkeypatch
     with pytest.raises(RuntimeError, match="TaskIdentity"):  # else the touch is no longer needed
         Message(RecordDict(), 5, "train")
 
-    identify_process(77)
+    set_process_identity(77)
     message = Message(RecordDict(), 5, "train")
 
     assert (message.metadata.run_id, message.metadata.src_node_id) == (77, SERVER_NODE_ID)
 
 
 def test_a_messages_id_has_no_setter_but_can_be_stamped() -> None:
-    identify_process(77)
+    set_process_identity(77)
     message = Message(RecordDict(), 5, "train")
     with pytest.raises(AttributeError):  # else the touch is no longer needed
         message.metadata.message_id = "m1"  # type: ignore[misc]
-    stamp(message, "m1")
+    set_message_id(message, "m1")
     assert message.metadata.message_id == "m1"
     assert Message(RecordDict(), reply_to=message).metadata.reply_to_message_id == "m1"
 
@@ -56,7 +56,7 @@ def test_a_message_off_the_wire_needs_no_identity(monkeypatch: pytest.MonkeyPatc
     for name in ("_task_id", "_run_id", "_node_id"):
         monkeypatch.setattr(TaskIdentity, name, None)
     metadata = Metadata(1, "m1", 1, 5, "", "3", time.time(), 60.0, "train")
-    message = message_of(metadata, content=RecordDict({"c": ConfigRecord({"a": 1})}))
+    message = build_message(metadata, content=RecordDict({"c": ConfigRecord({"a": 1})}))
     reply = Message(Error(CLIENT_APP_RAISED, "why"), reply_to=message)
     assert (reply.metadata.src_node_id, reply.metadata.dst_node_id, reply.metadata.group_id) == (5, 1, "3")
     assert reply.error.reason == "why"
@@ -75,7 +75,7 @@ def test_the_numbers_and_names_that_flower_gives() -> None:
 def test_a_lent_array_is_what_array_would_be() -> None:
     numbers = np.asfortranarray(np.arange(6.0).reshape(2, 3))
     array = Array(numbers)
-    lent = LentArray(array.dtype, array.shape, array.stype, memoryview(bytearray(array.data)))
+    lent = BorrowedArray(array.dtype, array.shape, array.stype, memoryview(bytearray(array.data)))
     assert lent.deflate() == array.deflate()
     assert lent.object_id == array.object_id
     assert [chunk for chunk, _ in lent.slice_array()] == [chunk for chunk, _ in array.slice_array()]

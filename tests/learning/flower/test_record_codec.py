@@ -20,7 +20,7 @@ from fedbus.learning.flower.record_codec import (
     ALIGNMENT,
     MAGIC,
     VERSION,
-    UnreadableRecords,
+    RecordDecodeError,
     decode,
     encode,
 )
@@ -202,7 +202,7 @@ HOSTILE = {
 
 @pytest.mark.parametrize("what", HOSTILE)
 def test_refused_as_a_whole(what: str) -> None:
-    with pytest.raises(UnreadableRecords):
+    with pytest.raises(RecordDecodeError):
         decode(HOSTILE[what])
 
 
@@ -211,5 +211,5 @@ def test_refused_as_a_whole(what: str) -> None:
 def test_damage_is_refused_or_harmless(noise: bytes, at: int) -> None:
     whole = bytearray(encode(some_records()).joined())
     whole[at : at + len(noise)] = noise
-    with contextlib.suppress(UnreadableRecords):
+    with contextlib.suppress(RecordDecodeError):
         assert isinstance(decode(whole), RecordDict)

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from fedbus.learning.flower import record_codec
 from fedbus.learning.flower import streaming_aggregation as streaming
-from fedbus.learning.flower.private_api import message_of
+from fedbus.learning.flower.private_api import build_message
 from fedbus.learning.flower.streaming_aggregation import streaming_aggregation
 
 DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int8, np.uint8, np.bool_, np.complex64)
@@ -34,8 +34,10 @@ DTYPES = (np.float32, np.float64, np.float16, np.int64, np.int8, np.uint8, np.bo
 def reply(content: RecordDict | Error, node: int = 5) -> Message:
     metadata = Metadata(1, "m", node, 1, "q", "1", time.time(), 60.0, "train")
     if isinstance(content, Error):
-        return message_of(metadata, error=content)
-    return message_of(metadata, content=record_codec.decode(bytearray(record_codec.encode(content).joined())))
+        return build_message(metadata, error=content)
+    return build_message(
+        metadata, content=record_codec.decode(bytearray(record_codec.encode(content).joined()))
+    )
 
 
 def arrays(seed: int, dtypes: tuple[Any, ...] = DTYPES) -> ArrayRecord:
@@ -51,7 +53,7 @@ def update(seed: int, weight: float, **options: Any) -> RecordDict:
     return RecordDict({"arrays": arrays(seed, **options), "metrics": metrics})
 
 
-def both(
+def aggregate_both_ways(
     make: Callable[[], FedAvg], replies: Callable[[], list[Message]], rounds: int = 1
 ) -> tuple[Any, Any]:
     """What the strategy makes of the same replies without and with streaming."""
@@ -94,14 +96,18 @@ def test_the_mean_is_flowers_for_every_dtype(
     monkeypatch.setattr(streaming, "BLOCK_BYTES", block_bytes)
     if not with_torch:
         monkeypatch.setattr(streaming, "_add_with_torch", lambda *_: False)
-    assert_same(*both(FedAvg, lambda: [reply(update(seed, 10 + seed)) for seed in range(4)]))
+    assert_same(*aggregate_both_ways(FedAvg, lambda: [reply(update(seed, 10 + seed)) for seed in range(4)]))
 
 
 @given(st.lists(st.integers(1, 10_000) | st.floats(0.01, 100), min_size=1, max_size=5))
 @settings(max_examples=25, deadline=None)
 def test_the_mean_is_flowers_for_every_weight(weights: list[float]) -> None:
     kind = type(weights[0])
-    assert_same(*both(FedAvg, lambda: [reply(update(n, kind(weight))) for n, weight in enumerate(weights)]))
+    assert_same(
+        *aggregate_both_ways(
+            FedAvg, lambda: [reply(update(n, kind(weight))) for n, weight in enumerate(weights)]
+        )
+    )
 
 
 @pytest.mark.parametrize(
@@ -116,20 +122,24 @@ def test_the_mean_is_flowers_for_every_weight(weights: list[float]) -> None:
     ids=["FedProx", "FedAdam", "FedAvgM", "FedMedian", "own metrics"],
 )
 def test_strategies_built_on_it_are_what_they_were(make: Callable[[], FedAvg]) -> None:
-    assert_same(*both(make, lambda: [reply(update(n, 1 + n, dtypes=FLOATS)) for n in range(4)], rounds=2))
+    assert_same(
+        *aggregate_both_ways(
+            make, lambda: [reply(update(n, 1 + n, dtypes=FLOATS)) for n in range(4)], rounds=2
+        )
+    )
 
 
 def test_failures_among_the_replies_are_left_out() -> None:
     replies = lambda: [reply(Error(2, "oh")), reply(update(1, 3)), reply(Error(2, "oh"))]  # noqa: E731
-    assert_same(*both(FedAvg, replies))
+    assert_same(*aggregate_both_ways(FedAvg, replies))
 
 
 def test_nothing_comes_of_nothing() -> None:
-    assert both(FedAvg, list) == ((None, None), (None, None))
-    assert both(FedAvg, lambda: [reply(Error(2, "oh"))]) == ((None, None), (None, None))
+    assert aggregate_both_ways(FedAvg, list) == ((None, None), (None, None))
+    assert aggregate_both_ways(FedAvg, lambda: [reply(Error(2, "oh"))]) == ((None, None), (None, None))
 
 
-def broken(name: str) -> list[Message]:
+def make_broken_reply(name: str) -> list[Message]:
     good: Any = update(1, 3)
     bad: Any = update(2, 3)
     match name:
@@ -171,9 +181,9 @@ def broken(name: str) -> list[Message]:
 def test_replies_that_do_not_belong_together_are_refused_as_flower_refuses_them(name: str) -> None:
     refusals = (InconsistentMessageReplies, ZeroDivisionError, ValueError)
     with pytest.raises(refusals) as stock:
-        FedAvg().aggregate_train(1, broken(name))
+        FedAvg().aggregate_train(1, make_broken_reply(name))
     with streaming_aggregation(), pytest.raises(refusals) as streamed:
-        FedAvg().aggregate_train(1, broken(name))
+        FedAvg().aggregate_train(1, make_broken_reply(name))
 
     assert streamed.type is stock.type
     if stock.type is InconsistentMessageReplies:

@@ -19,23 +19,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import eventually
 
-from fedbus.stores.captured.database import WAITING_SHARE, Database, Row
+from fedbus.stores.captured.database import UNLABELLED_SHARE, CapturedDatabase, CapturedRow
 from fedbus.stores.captured.reader import (
     Label,
     count_rows,
-    ever,
-    held_out,
+    encode_array,
     is_held_out,
-    newest_rows,
-    packed,
-    rows_for_training,
-    shares,
+    read_holdout_rows,
+    read_newest_rows,
+    read_row_counts,
+    read_total_counts,
+    read_training_rows,
     snapshot_labelled,
 )
-from fedbus.stores.captured.store import CapturedData, Counts, LabelContradicted, UnknownRow
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.captured.store import CapturedData, CaptureStats, LabelConflict, UnknownRow
+from fedbus.stores.errors import StoreCorrupt, StoreUnavailable
 
-ADDS_FOR_EVER = """
+ADDS_FOREVER = """
 import asyncio, sys
 from pathlib import Path
 import numpy as np
@@ -71,7 +71,7 @@ async def captured(tmp_path: Path) -> AsyncIterator[CapturedData]:
 async def test_what_was_added_is_counted(captured: CapturedData) -> None:
     add(captured, 1.0)
     add(captured, 2.0, label=3)
-    assert await captured.counts() == Counts(rows=2, labelled=1, dropped=0)
+    assert await captured.counts() == CaptureStats(rows=2, labelled=1, dropped=0)
 
 
 async def test_labelled_rows_come_out_as_arrays(captured: CapturedData, tmp_path: Path) -> None:
@@ -115,7 +115,7 @@ async def test_a_label_may_be_said_twice_but_not_changed(captured: CapturedData)
     row = add(captured, 1.0)
     await captured.label(row, 3)
     await captured.label(row, 3)
-    with pytest.raises(LabelContradicted) as refused:
+    with pytest.raises(LabelConflict) as refused:
         await captured.label(row, 4)
     assert refused.value.label == 3
 
@@ -128,7 +128,7 @@ async def test_a_row_that_was_never_there_cannot_be_labelled(captured: CapturedD
 async def test_the_oldest_unlabelled_rows_make_room(captured: CapturedData, tmp_path: Path) -> None:
     labelled = [add(captured, n, label=n) for n in range(10)]
     unlabelled = [add(captured, n) for n in range(150)]
-    assert await captured.counts() == Counts(rows=100, labelled=10, dropped=0)
+    assert await captured.counts() == CaptureStats(rows=100, labelled=10, dropped=0)
     with pytest.raises(UnknownRow):
         await captured.label(unlabelled[59], 1)
     await captured.label(unlabelled[60], 1)
@@ -145,8 +145,8 @@ def test_what_just_came_is_there_and_labelled_rows_go_only_where_few_wait_for_a_
     tmp_path_factory: pytest.TempPathFactory, max_rows: int, batches: list[list[bool]], feedback: int
 ) -> None:
     path = tmp_path_factory.mktemp("law") / "captured.db"
-    database = Database(path, max_rows=max_rows, max_bytes=1024**3, holdout_share=0)
-    waiting, came, there = math.ceil(WAITING_SHARE * max_rows), 0, dict[int, bool]()
+    database = CapturedDatabase(path, max_rows=max_rows, max_bytes=1024**3, holdout_share=0)
+    waiting, came, there = math.ceil(UNLABELLED_SHARE * max_rows), 0, dict[int, bool]()
     for batch in batches:
         rows = {came + n: labelled for n, labelled in enumerate(batch)}
         database.insert([bare_row(row, labelled=labelled) for row, labelled in rows.items()])
@@ -163,8 +163,10 @@ def test_what_just_came_is_there_and_labelled_rows_go_only_where_few_wait_for_a_
     database.close()
 
 
-def bare_row(id: int, *, labelled: bool) -> Row:
-    return Row(id, 1 if labelled else None, 1, time.time(), packed(ANSWER), packed(sample()))
+def bare_row(id: int, *, labelled: bool) -> CapturedRow:
+    return CapturedRow(
+        id, 1 if labelled else None, 1, time.time(), encode_array(ANSWER), encode_array(sample())
+    )
 
 
 def labelled_in(path: Path) -> dict[int, bool]:
@@ -182,7 +184,7 @@ async def test_a_store_full_of_labelled_rows_takes_feedback_to_what_comes_next(
         row = add(captured, n)
         await captured.written()
         await captured.label(row, n)
-    assert await captured.counts() == Counts(rows=100, labelled=100, dropped=0)
+    assert await captured.counts() == CaptureStats(rows=100, labelled=100, dropped=0)
 
 
 async def test_where_all_are_labelled_the_oldest_make_room(captured: CapturedData) -> None:
@@ -297,12 +299,12 @@ async def test_what_is_held_out_is_in_no_training(captured: CapturedData, tmp_pa
     trained = snapshot_labelled(database, tmp_path / "d.npz", holdout_share=0.2)
     with np.load(tmp_path / "d.npz") as data:
         training = set(data["labels"].tolist())
-    judged = set(held_out(database, 0.2, 100).labels)
+    judged = set(read_holdout_rows(database, 0.2, 100).labels)
     assert training | judged == set(range(100))
     assert not training & judged
     assert len(judged) == 100 - trained
     assert 10 <= len(judged) <= 30
-    counted = shares(database, 0.2)
+    counted = read_row_counts(database, 0.2)
     assert (counted.labelled, counted.unlabelled, counted.holdout) == (trained, 0, len(judged))
 
 
@@ -315,14 +317,14 @@ async def test_what_came_is_counted_for_ever_whatever_makes_room_or_restarts(tmp
     await captured.label(without[-1], 1)  # the same once more is nothing new
     await captured.close()
     captured = CapturedData(path, max_rows=20, holdout_share=share)
-    counted = ever(path)
+    counted = read_total_counts(path)
     trained = [row for row in (*with_label, without[-1]) if not is_held_out(row, share)]
     assert counted.labelled == len(trained)
     assert counted.unlabelled == len([row for row in without if not is_held_out(row, share)])
     await captured.close()
     path.unlink()
     captured = CapturedData(path)
-    anew = ever(path)
+    anew = read_total_counts(path)
     assert (anew.labelled, anew.unlabelled) == (0, 0)
     assert anew.database != counted.database
     await captured.close()
@@ -337,26 +339,26 @@ async def test_a_database_of_before_there_was_a_count_begins_with_what_it_holds(
     with closing(sqlite3.connect(path)) as database:
         database.execute("DROP TABLE ever")
     captured = CapturedData(path)
-    assert (ever(path).labelled, ever(path).unlabelled) == (1, 1)
+    assert (read_total_counts(path).labelled, read_total_counts(path).unlabelled) == (1, 1)
     await captured.close()
 
 
 async def test_feedback_waits_for_the_disk_and_predictions_do_not(captured: CapturedData) -> None:
     """What a power cut would show: how SQLite is told to wait, at the moment of each."""
     how: list[int] = []
-    insert, label = Database.insert, Database.label
+    insert, label = CapturedDatabase.insert, CapturedDatabase.label
 
-    def inserted(database: Database, rows: list[Row]) -> None:
+    def inserted(database: CapturedDatabase, rows: list[CapturedRow]) -> None:
         how.append(database.synchronous())
         insert(database, rows)
 
-    def labelled(database: Database, row: int, truth: Label) -> None:
+    def labelled(database: CapturedDatabase, row: int, truth: Label) -> None:
         how.append(database.synchronous())
         label(database, row, truth)
 
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(Database, "insert", inserted)
-        patched.setattr(Database, "label", labelled)
+        patched.setattr(CapturedDatabase, "insert", inserted)
+        patched.setattr(CapturedDatabase, "label", labelled)
         for n in range(3):
             row = add(captured, n)
             await captured.label(row, n)
@@ -369,10 +371,10 @@ async def test_rows_without_a_label_are_there_for_a_task_that_wants_them(
     add(captured, 1.0)
     add(captured, 2.0, label=5)
     await captured.written()
-    rows = rows_for_training(tmp_path / "captured.db")
+    rows = read_training_rows(tmp_path / "captured.db")
     assert rows.labels == [None, 5]
     assert rows.outputs.tolist() == [7, 7]
-    newest = newest_rows(tmp_path / "captured.db", 1)
+    newest = read_newest_rows(tmp_path / "captured.db", 1)
     assert newest.inputs.tolist() == [sample(2.0).tolist()]
 
 
@@ -430,7 +432,7 @@ async def test_a_writer_that_cannot_keep_up_costs_rows_and_no_memory(
     other.close()
     assert taken.count(None) > 1500
     counts = await captured.counts()
-    assert counts == Counts(rows=2000 - taken.count(None), labelled=0, dropped=taken.count(None))
+    assert counts == CaptureStats(rows=2000 - taken.count(None), labelled=0, dropped=taken.count(None))
     await captured.close()
 
 
@@ -468,7 +470,7 @@ async def test_closing_writes_out_what_is_queued(tmp_path: Path) -> None:
 async def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
     path = tmp_path / "captured.db"
     writer = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", ADDS_FOR_EVER, str(path)), stdout=subprocess.PIPE
+        *(sys.executable, "-c", ADDS_FOREVER, str(path)), stdout=subprocess.PIPE
     )
     assert writer.stdout is not None
     last = [int(await writer.stdout.readline()) for _ in range(20)][-1]
@@ -477,7 +479,7 @@ async def test_what_was_committed_survives_kill_9(tmp_path: Path) -> None:
     captured = CapturedData(path)
     counts = await captured.counts()
     assert counts.rows >= 20 * 50
-    with pytest.raises(LabelContradicted):  # the last of them is there, with its label
+    with pytest.raises(LabelConflict):  # the last of them is there, with its label
         await captured.label(last, 1)
     fresh = add(captured, 0.0)
     assert fresh > last + 1_000_000
@@ -509,7 +511,7 @@ print(snapshot_labelled(Path(sys.argv[1]), Path(sys.argv[2])))
 
 async def test_a_database_that_is_none_is_damaged(tmp_path: Path) -> None:
     shutil.copy(sys.executable, tmp_path / "captured.db")
-    with pytest.raises(StoreDamaged, match="is damaged"):
+    with pytest.raises(StoreCorrupt, match="is damaged"):
         CapturedData(tmp_path / "captured.db")
 
 

@@ -5,11 +5,17 @@ import zlib
 from pathlib import Path
 
 import pytest
-from support.repositories import Repository, Signer
+from support.repositories import CommitSigner, Repository
 
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code import git_repository
-from fedbus.stores.code.open import BadCodeSource, CodeRejected, CodeRepository, GitMissing, open_code
+from fedbus.stores.code.open import (
+    CodeRejected,
+    CodeRepository,
+    GitNotInstalled,
+    InvalidCodeSource,
+    open_code,
+)
 from fedbus.stores.tasks import git_version
 
 MODULE = "moons_app/task.py"
@@ -24,7 +30,7 @@ def spy(tmp_path: Path) -> Path:
     return program
 
 
-def was_run(spy: Path) -> bool:
+def has_run(spy: Path) -> bool:
     return spy.with_name("was-run").exists()
 
 
@@ -45,7 +51,7 @@ def module_of(task: Task) -> str:
 
 
 def home_of(code: CodeRepository) -> Path:
-    assert isinstance(code, git_repository.GitCode)
+    assert isinstance(code, git_repository.GitCodeRepository)
     return code.home
 
 
@@ -64,13 +70,13 @@ async def test_an_unsigned_commit_is_refused(code: CodeRepository, repository: R
 
 
 async def test_a_strangers_commit_is_refused(
-    code: CodeRepository, repository: Repository, mallory: Signer
+    code: CodeRepository, repository: Repository, mallory: CommitSigner
 ) -> None:
     assert "not that of an allowed signer" in await refusal(code, repository.commit(by=mallory))
 
 
 async def test_it_is_the_last_commit_that_is_verified(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     unsigned = repository.commit()
     assert (await code.task_at(repository.commit(by=ada))).code_version == repository.head
@@ -79,7 +85,7 @@ async def test_it_is_the_last_commit_that_is_verified(
 
 @pytest.mark.parametrize("what", ["message", "tree", "signature"])
 async def test_a_forged_commit_is_refused(
-    code: CodeRepository, repository: Repository, ada: Signer, what: str
+    code: CodeRepository, repository: Repository, ada: CommitSigner, what: str
 ) -> None:
     """A signature is for one commit, and for no other."""
     signed = repository.git("cat-file", "commit", "HEAD")
@@ -117,7 +123,7 @@ async def test_a_signature_of_another_kind_does_not_count(
         repository.git("update-ref", "refs/heads/main", sha)
         assert "another kind of key than ssh" in await refusal(code, sha)
         repository.git("update-ref", "refs/heads/main", f"{sha}^{{commit}}")
-    assert not was_run(spy)
+    assert not has_run(spy)
 
 
 async def test_without_signers_anything_on_the_ref_is_taken(repository: Repository, tmp_path: Path) -> None:
@@ -127,7 +133,7 @@ async def test_without_signers_anything_on_the_ref_is_taken(repository: Reposito
 
 
 async def test_a_key_is_good_for_as_long_as_its_line_says(
-    code: CodeRepository, repository: Repository, ada: Signer, signers: Path
+    code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
     allow(signers, ada.line('namespaces="git",valid-after="20190101",valid-before="20200101"'))
     repository.git("checkout", "--quiet", "--orphan", "anew")
@@ -141,14 +147,14 @@ async def test_a_key_is_good_for_as_long_as_its_line_says(
 
 
 async def test_a_key_for_something_else_is_no_key_for_commits(
-    code: CodeRepository, repository: Repository, ada: Signer, signers: Path
+    code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
     allow(signers, ada.line('namespaces="file"'))
     assert "not that of an allowed signer" in await refusal(code, repository.head)
 
 
 async def test_who_is_trusted_no_longer_is_not_trusted_from_then_on(
-    code: CodeRepository, repository: Repository, ada: Signer, mallory: Signer, signers: Path
+    code: CodeRepository, repository: Repository, ada: CommitSigner, mallory: CommitSigner, signers: Path
 ) -> None:
     await code.task_at(repository.head)
     allow(signers, mallory.line())
@@ -181,7 +187,7 @@ PROGRAMS = (
 
 
 async def test_nothing_that_a_repository_configures_is_run(
-    code: CodeRepository, repository: Repository, ada: Signer, spy: Path
+    code: CodeRepository, repository: Repository, ada: CommitSigner, spy: Path
 ) -> None:
     repository.commit({"weights.bin": LFS}, by=ada)
     attributes = repository.git("hash-object", "-w", "--stdin", "--no-filters", stdin=ATTRIBUTES)
@@ -196,11 +202,11 @@ async def test_nothing_that_a_repository_configures_is_run(
     await code.history()
     await code.prune([task.code_version])
     assert (Path(task.path) / "weights.bin").read_text() == LFS
-    assert not was_run(spy)
+    assert not has_run(spy)
 
 
 async def test_the_files_are_those_of_the_commit_whatever_git_was_told_to_show_instead(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     """``git replace``, here and there."""
     good = repository.head
@@ -218,13 +224,13 @@ async def test_an_object_that_was_tampered_with_is_fetched_anew(
     version = await code.newest()
     text = (repository.path / MODULE).read_text()
     blob = repository.git("rev-parse", f"HEAD:{MODULE}")
-    stored = loose(home_of(code) / "mirror.git", blob)
+    stored = loose_object_path(home_of(code) / "mirror.git", blob)
     stored.write_bytes(zlib.compress(b"blob %d\0%s" % (len(text), b"#" * len(text))))
     assert Repository(home_of(code) / "mirror.git").git("cat-file", "blob", blob).startswith("###")
     assert module_of(await code.task_at(version)) == text
 
 
-def loose(mirror: Path, blob: str) -> Path:
+def loose_object_path(mirror: Path, blob: str) -> Path:
     """The file that holds *blob*, now that no pack does."""
     for pack in (mirror / "objects" / "pack").glob("*.pack"):
         apart = pack.rename(mirror / pack.name)
@@ -236,7 +242,9 @@ def loose(mirror: Path, blob: str) -> Path:
     return file
 
 
-async def test_a_submodule_is_refused(code: CodeRepository, repository: Repository, ada: Signer) -> None:
+async def test_a_submodule_is_refused(
+    code: CodeRepository, repository: Repository, ada: CommitSigner
+) -> None:
     repository.git("update-index", "--add", "--cacheinfo", f"160000,{'1' * 40},library")
     repository.git("commit", "--quiet", "-m", "a submodule", by=ada)
     assert "library is a submodule" in await refusal(code, repository.head)
@@ -253,7 +261,7 @@ async def test_a_submodule_is_refused(code: CodeRepository, repository: Reposito
     ],
 )
 async def test_a_link_that_leads_out_of_the_task_is_refused(
-    code: CodeRepository, repository: Repository, ada: Signer, links: dict[str, str]
+    code: CodeRepository, repository: Repository, ada: CommitSigner, links: dict[str, str]
 ) -> None:
     for name, target in links.items():
         (repository.path / name).parent.mkdir(exist_ok=True)
@@ -263,7 +271,7 @@ async def test_a_link_that_leads_out_of_the_task_is_refused(
 
 
 async def test_a_file_that_would_be_written_through_a_link_is_refused(
-    code: CodeRepository, repository: Repository, ada: Signer, tmp_path: Path
+    code: CodeRepository, repository: Repository, ada: CommitSigner, tmp_path: Path
 ) -> None:
     """A tree with one name twice, which git itself would not make."""
     link = repository.git("hash-object", "-w", "--stdin", stdin=str(tmp_path))
@@ -291,9 +299,9 @@ def with_entries(repository: Repository, *entries: str) -> str:
 def test_a_git_that_cannot_verify_is_told_before_anything_is_fetched(
     repository: Repository, tmp_path: Path, signers: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(git_version, "version", lambda: (2, 30))
+    monkeypatch.setattr(git_version, "read_version", lambda: (2, 30))
     with pytest.raises(
-        GitMissing, match=r"has git 2\.30, and 2\.34 is the first that can verify ssh signatures"
+        GitNotInstalled, match=r"has git 2\.30, and 2\.34 is the first that can verify ssh signatures"
     ):
         open_code(repository.url, tmp_path, signers=signers)
     assert open_code(repository.url, tmp_path).follows
@@ -305,10 +313,10 @@ def test_a_machine_without_git_or_ssh_keygen_is_told_what_it_lacks(
     where = subprocess.run(["which", "git"], check=True, capture_output=True, text=True).stdout.strip()
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(GitMissing, match="without git: install it"):
+    with pytest.raises(GitNotInstalled, match="without git: install it"):
         open_code(repository.url, tmp_path)
     (tmp_path / "bin" / "git").symlink_to(where)
-    with pytest.raises(GitMissing, match="without ssh-keygen: install OpenSSH"):
+    with pytest.raises(GitNotInstalled, match="without ssh-keygen: install OpenSSH"):
         open_code(repository.url, tmp_path, signers=signers)
 
 
@@ -319,5 +327,5 @@ def test_signers_that_name_nobody_are_a_mistake(
     file = tmp_path / "nobody"
     if text is not None:
         file.write_text(text)
-    with pytest.raises(BadCodeSource, match="allowed signers"):
+    with pytest.raises(InvalidCodeSource, match="allowed signers"):
         open_code(repository.url, tmp_path, signers=file)

@@ -19,7 +19,7 @@ SECRET = "s3cr3t"
 Configure = Callable[[str], object]
 
 
-class Guarded(SimpleHTTPRequestHandler):
+class PasswordProtectedHandler(SimpleHTTPRequestHandler):
     """The files of a repository, as any web server gives them out to those it knows."""
 
     def send_head(self) -> Any:
@@ -41,8 +41,8 @@ def guarded(repository: Repository) -> Iterator[str]:
     """The address of the repository, behind a password."""
     repository.git("update-server-info")
 
-    def handler(*args: Any) -> Guarded:
-        return Guarded(*args, directory=str(repository.path))
+    def handler(*args: Any) -> PasswordProtectedHandler:
+        return PasswordProtectedHandler(*args, directory=str(repository.path))
 
     with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         serving = threading.Thread(target=server.serve_forever)

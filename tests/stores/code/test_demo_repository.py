@@ -4,27 +4,27 @@ from pathlib import Path
 
 import pytest
 
-from fedbus.stores.code.demo_repository import Authored, CannotCommit
-from fedbus.stores.code.open import GitMissing, open_code
-from fedbus.stores.tasks.task_directory import new_task
+from fedbus.stores.code.demo_repository import CommitFailed, DemoRepository
+from fedbus.stores.code.open import GitNotInstalled, open_code
+from fedbus.stores.tasks.task_directory import create_task
 
 
 @pytest.fixture
 def like(tmp_path: Path) -> Path:
     """A task in a directory, with what no repository should have beside it."""
     path = tmp_path / "moons"
-    new_task(path, "moons")
+    create_task(path, "moons")
     (path / "__pycache__").mkdir()
     (path / "__pycache__" / "x.pyc").write_bytes(b"")
     return path
 
 
-def tracked(repository: Authored) -> set[str]:
+def tracked_files(repository: DemoRepository) -> set[str]:
     return set(repository._git("ls-files").splitlines())
 
 
 async def test_what_is_authored_is_followed_and_its_signature_believed(tmp_path: Path, like: Path) -> None:
-    repository = Authored.create(tmp_path / "task", like)
+    repository = DemoRepository.create(tmp_path / "task", like)
     code = open_code(repository.source, tmp_path / "home", signers=repository.allowed_signers)
     first = await code.newest()
     assert (await code.task_at(first)).id == "moons"
@@ -37,7 +37,7 @@ async def test_what_is_authored_is_followed_and_its_signature_believed(tmp_path:
 
 
 def test_what_is_no_source_is_left_out(tmp_path: Path, like: Path) -> None:
-    names = tracked(Authored.create(tmp_path / "task", like))
+    names = tracked_files(DemoRepository.create(tmp_path / "task", like))
     assert "pyproject.toml" in names
     assert not any("__pycache__" in name for name in names)
 
@@ -49,7 +49,7 @@ def test_settings_of_whoever_is_at_the_machine_do_not_matter(
     hostile.write_text("[commit]\n\tgpgSign = true\n[core]\n\thooksPath = /nowhere\n[gpg]\n\tformat = x509\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(hostile))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
-    repository = Authored.create(tmp_path / "task", like)
+    repository = DemoRepository.create(tmp_path / "task", like)
     assert (
         repository.commit("Nothing but this", {"note.txt": "x"})
         == repository._git("rev-parse", "HEAD").strip()
@@ -57,8 +57,8 @@ def test_settings_of_whoever_is_at_the_machine_do_not_matter(
 
 
 def test_a_commit_of_nothing_is_refused_with_what_git_says(tmp_path: Path, like: Path) -> None:
-    repository = Authored.create(tmp_path / "task", like)
-    with pytest.raises(CannotCommit, match="nothing to commit"):
+    repository = DemoRepository.create(tmp_path / "task", like)
+    with pytest.raises(CommitFailed, match="nothing to commit"):
         repository.commit("Nothing")
 
 
@@ -66,6 +66,6 @@ def test_without_git_it_is_one_line_that_says_what_to_do(
     tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(GitMissing, match="install it, or leave --commit out"):
-        Authored.create(tmp_path / "task", like)
+    with pytest.raises(GitNotInstalled, match="install it, or leave --commit out"):
+        DemoRepository.create(tmp_path / "task", like)
     assert not (tmp_path / "task").exists(), "nothing was begun"

@@ -12,11 +12,11 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.repositories import Repository, Signer
+from support.repositories import CommitSigner, Repository
 from support.waiting import eventually
 
 from fedbus.contracts.task.task import Task
-from fedbus.stores.code.open import CodeRejected, CodeRepository, GitCode, open_code
+from fedbus.stores.code.open import CodeRejected, CodeRepository, GitCodeRepository, open_code
 
 MODULE = "moons_app/task.py"
 
@@ -35,7 +35,7 @@ def where(repository: Repository) -> str:
 
 
 @contextmanager
-def another_process(where: str, home: Path, version: str) -> Iterator[subprocess.Popen[str]]:
+def run_other_process(where: str, home: Path, version: str) -> Iterator[subprocess.Popen[str]]:
     """A process that gets *version* ready, and prints where it is."""
     command = [sys.executable, "-c", GET_READY, where, str(home), version]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
@@ -46,7 +46,7 @@ def another_process(where: str, home: Path, version: str) -> Iterator[subprocess
 
 
 def home_of(code: CodeRepository) -> Path:
-    assert isinstance(code, GitCode)
+    assert isinstance(code, GitCodeRepository)
     return code.home
 
 
@@ -54,7 +54,7 @@ def many_files(number: int) -> dict[str, str]:
     return {f"data/{n}.txt": f"{n}\n" * 100 for n in range(number)}
 
 
-def lies_in(home: Path) -> set[str]:
+def leftover_names(home: Path) -> set[str]:
     """The names in *home* that are neither a mirror nor a mark."""
     return {path.name for path in home.iterdir()} - {"mirror.git", "lock", "tip"}
 
@@ -67,8 +67,8 @@ async def test_two_processes_get_the_same_version_ready_at_the_same_time(
 ) -> None:
     version = repository.commit(many_files(300))
     with (
-        another_process(where, tmp_path, version) as one,
-        another_process(where, tmp_path, version) as other,
+        run_other_process(where, tmp_path, version) as one,
+        run_other_process(where, tmp_path, version) as other,
     ):
         here = await open_code(where, tmp_path).task_at(version)
         said = [await asyncio.to_thread(process.communicate) for process in (one, other)]
@@ -92,14 +92,14 @@ async def test_whoever_waits_is_not_kept_waiting_by_a_server_that_says_nothing(
         port = silent.getsockname()[1]
         code = open_code(f"git+git://127.0.0.1:{port}/x@main", tmp_path / "home", signers=signers)
         waiting = asyncio.create_task(code.newest())
-        await eventually(lambda: is_held(home_of(code) / "lock"))
+        await eventually(lambda: is_locked(home_of(code) / "lock"))
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        await eventually(lambda: not is_held(home_of(code) / "lock"))  # git has ended with it
+        await eventually(lambda: not is_locked(home_of(code) / "lock"))  # git has ended with it
 
 
-def is_held(lock: Path) -> bool:
+def is_locked(lock: Path) -> bool:
     if not lock.exists():
         return False
     with lock.open() as file:
@@ -118,18 +118,18 @@ async def test_whoever_is_killed_while_files_are_written_leaves_nothing_half(
 ) -> None:
     version = repository.commit(many_files(3000))
     home = home_of(open_code(where, tmp_path))
-    with another_process(where, tmp_path, version) as process:
+    with run_other_process(where, tmp_path, version) as process:
         await eventually(lambda: any(home.glob(".making-*/data/1*.txt")))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (home / version).exists()
     task = await open_code(where, tmp_path).task_at(version)
     assert len(listing(task)) > 3000
-    assert lies_in(home) == {version, f"{version}.in-use"}
+    assert leftover_names(home) == {version, f"{version}.in-use"}
 
 
 async def test_what_a_killed_git_leaves_behind_is_in_nobodys_way(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     await code.newest()
     refs = home_of(code) / "mirror.git" / "refs" / "fedbus"
@@ -137,7 +137,7 @@ async def test_what_a_killed_git_leaves_behind_is_in_nobodys_way(
     (home_of(code) / ".gone-x").mkdir()
     version = repository.commit(by=ada)
     assert await code.newest() == version
-    assert lies_in(home_of(code)) == set()
+    assert leftover_names(home_of(code)) == set()
 
 
 # --- edited ---------------------------------------------------------------------------------------------
@@ -200,14 +200,14 @@ async def test_a_version_that_was_removed_comes_back(code: CodeRepository, repos
 
 
 async def test_versions_that_nobody_needs_are_removed(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
     new = repository.commit(by=ada)
     for version in (old, new):
         await code.task_at(version)
     await code.prune([new])
-    assert lies_in(home_of(code)) == {new, f"{new}.in-use"}
+    assert leftover_names(home_of(code)) == {new, f"{new}.in-use"}
 
 
 async def test_a_version_that_another_agent_uses_stays(
@@ -218,13 +218,13 @@ async def test_a_version_that_another_agent_uses_stays(
     for one in (code, other):
         await one.task_at(version)
     await code.prune([])
-    assert version in lies_in(home_of(code))
+    assert version in leftover_names(home_of(code))
     await other.prune([])
-    assert lies_in(home_of(code)) == set()
+    assert leftover_names(home_of(code)) == set()
 
 
 async def test_a_task_with_too_many_files_is_refused(
-    code: CodeRepository, repository: Repository, ada: Signer, monkeypatch: pytest.MonkeyPatch
+    code: CodeRepository, repository: Repository, ada: CommitSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_SOURCE_FILES", 5)
     with pytest.raises(CodeRejected, match="more than 5 files: name the task's own"):
@@ -232,9 +232,9 @@ async def test_a_task_with_too_many_files_is_refused(
 
 
 async def test_a_task_with_too_many_bytes_is_refused(
-    code: CodeRepository, repository: Repository, ada: Signer, monkeypatch: pytest.MonkeyPatch
+    code: CodeRepository, repository: Repository, ada: CommitSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_BYTES", 100)
     with pytest.raises(CodeRejected, match="too large"):
         await code.task_at(repository.head)
-    assert lies_in(home_of(code)) == set()
+    assert leftover_names(home_of(code)) == set()

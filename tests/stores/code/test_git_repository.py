@@ -9,25 +9,25 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.repositories import Repository, Signer, new_repository
+from support.repositories import CommitSigner, Repository, create_repository
 from support.waiting import eventually
 
 from fedbus.stores.code.open import (
-    BadCodeSource,
     CodeRejected,
     CodeRepository,
     CodeUnavailable,
     HistoryRewritten,
+    InvalidCodeSource,
     open_code,
 )
-from fedbus.stores.tasks.task_directory import TaskInvalid, new_task, read_task
+from fedbus.stores.tasks.task_directory import TaskInvalid, create_task, read_task
 
 # --- a directory -----------------------------------------------------------------------------
 
 
 @pytest.fixture
 def directory(tmp_path: Path) -> Path:
-    new_task(tmp_path / "moons", "moons")
+    create_task(tmp_path / "moons", "moons")
     return tmp_path / "moons"
 
 
@@ -68,7 +68,7 @@ async def test_a_directory_that_is_no_task_is_said_to_be_none(tmp_path: Path) ->
 
 
 async def test_the_newest_version_is_what_the_branch_points_at_now(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     assert await code.newest() == repository.head
     commit = repository.commit(by=ada)
@@ -78,7 +78,7 @@ async def test_the_newest_version_is_what_the_branch_points_at_now(
 
 
 async def test_another_branch_is_not_followed(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     main = repository.head
     repository.git("switch", "--quiet", "-c", "try")
@@ -118,7 +118,7 @@ async def test_a_whole_sha_never_moves(repository: Repository, tmp_path: Path) -
 
 
 async def test_the_history_is_told_newest_first(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = repository.head
     second = repository.commit(subject="A better \x1b[31mmodel", by=ada)
@@ -134,7 +134,7 @@ async def test_the_history_is_told_newest_first(
 
 
 async def test_a_commit_may_be_named_in_each_of_its_ways(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = repository.head
     repository.git("tag", "v1")
@@ -161,7 +161,7 @@ async def test_a_version_is_a_full_sha_and_nothing_else(code: CodeRepository, ve
 
 @pytest.mark.parametrize("by", ["a person", "the server"])
 async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
-    code: CodeRepository, repository: Repository, ada: Signer, by: str
+    code: CodeRepository, repository: Repository, ada: CommitSigner, by: str
 ) -> None:
     repository.commit(by=ada)
     old = await code.newest()
@@ -182,7 +182,7 @@ async def test_a_rewritten_history_is_not_followed_until_somebody_says_so(
 
 
 async def test_a_ref_that_goes_back_is_a_rewritten_history_too(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     last = repository.commit(by=ada)
     await code.newest()
@@ -194,7 +194,7 @@ async def test_a_ref_that_goes_back_is_a_rewritten_history_too(
 
 
 async def test_a_rewritten_history_is_noticed_after_a_restart(
-    code: CodeRepository, repository: Repository, tmp_path: Path, ada: Signer, signers: Path
+    code: CodeRepository, repository: Repository, tmp_path: Path, ada: CommitSigner, signers: Path
 ) -> None:
     await code.newest()
     repository.git("checkout", "--quiet", "--orphan", "anew")
@@ -206,7 +206,7 @@ async def test_a_rewritten_history_is_noticed_after_a_restart(
 
 
 async def test_a_full_sha_that_is_known_here_is_not_asked_for(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = repository.head
     repository.commit(by=ada)
@@ -221,7 +221,7 @@ async def test_a_full_sha_that_is_known_here_is_not_asked_for(
 
 
 async def test_a_repository_that_is_away_changes_nothing(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     version = await code.newest()
     await code.task_at(version)
@@ -296,7 +296,7 @@ def git_daemon(base: Path) -> Iterator[tuple[str, Callable[[], None]]]:
 
 
 async def test_a_version_is_a_task_in_a_directory_of_its_own(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     first = await code.newest()
     module = (repository.path / "moons_app" / "task.py").read_text()
@@ -310,7 +310,7 @@ async def test_a_version_is_a_task_in_a_directory_of_its_own(
 
 
 async def test_a_task_may_lie_deep_in_its_repository(tmp_path: Path) -> None:
-    repository = new_repository(tmp_path / "origin", below="tasks/moons")
+    repository = create_repository(tmp_path / "origin", below="tasks/moons")
     repository.commit({"elsewhere.txt": "no part of the task"})
     code = open_code(f"{repository.url}#subdirectory=tasks/moons", tmp_path / "home")
     task = await code.task_at(await code.newest())
@@ -325,7 +325,7 @@ def visible(directory: str) -> set[str]:
 
 
 async def test_files_are_as_they_were_committed(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     (repository.path / "run.sh").write_text("#!/bin/sh\n")
     (repository.path / "run.sh").chmod(0o755)
@@ -342,7 +342,7 @@ async def test_files_are_as_they_were_committed(
 
 
 async def test_a_task_that_is_not_in_order_is_no_version(
-    code: CodeRepository, repository: Repository, ada: Signer
+    code: CodeRepository, repository: Repository, ada: CommitSigner
 ) -> None:
     text = (repository.path / "pyproject.toml").read_text()
     repository.commit({"pyproject.toml": text.replace("quorum = 2", "qorum = 2")}, by=ada)
@@ -359,7 +359,7 @@ async def test_a_task_that_is_not_in_order_is_no_version(
 async def test_a_version_is_not_recognised_by_a_repository_around_it(
     repository: Repository, tmp_path: Path
 ) -> None:
-    around = new_repository(tmp_path / "around")
+    around = create_repository(tmp_path / "around")
     code = open_code(repository.url, around.path / ".fedbus")
     version = await code.newest()
     assert (await code.task_at(version)).code_version == version
@@ -420,7 +420,7 @@ def test_an_address_is_written_as_for_pip(where: str, source: str, tmp_path: Pat
     ],
 )
 def test_what_is_no_address_is_refused_and_no_secret_repeated(where: str, said: str, tmp_path: Path) -> None:
-    with pytest.raises(BadCodeSource, match=said) as refused:
+    with pytest.raises(InvalidCodeSource, match=said) as refused:
         open_code(where, tmp_path)
     assert "secret" not in str(refused.value)
     assert "token" not in str(refused.value)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from support.repositories import Repository
-from support.wheels import nowhere_but, wheel
+from support.wheels import build_wheel, restrict_pip_to
 
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code.open import CodeRejected, open_code
@@ -14,44 +14,44 @@ from fedbus.stores.code.open import CodeRejected, open_code
 @pytest.fixture
 def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The only packages that pip knows."""
-    nowhere_but(tmp_path / "index", monkeypatch)
+    restrict_pip_to(tmp_path / "index", monkeypatch)
     return tmp_path / "index"
 
 
-async def ready(repository: Repository, *requirements: str, allowed: Collection[str] = ()) -> Task:
+async def prepare_code(repository: Repository, *requirements: str, allowed: Collection[str] = ()) -> Task:
     """The task, with *requirements* declared."""
-    version = needs(repository, *requirements)
+    version = commit_requirements(repository, *requirements)
     return await open_code(repository.url, repository.path.parent / "home", allow_install=allowed).task_at(
         version
     )
 
 
-def needs(repository: Repository, *requirements: str) -> str:
+def commit_requirements(repository: Repository, *requirements: str) -> str:
     text = (repository.path / "pyproject.toml").read_text()
     table = f"\n[tool.fedbus.code]\ninstall = {list(requirements)!r}\n"
     return repository.commit({"pyproject.toml": text.partition(table)[0] + table})
 
 
 async def test_what_is_there_already_is_not_installed(repository: Repository, index: Path) -> None:
-    task = await ready(repository, "numpy>=2", "pydantic", 'nonsense; python_version < "3"')
+    task = await prepare_code(repository, "numpy>=2", "pydantic", 'nonsense; python_version < "3"')
     assert task.libraries == ""
 
 
 async def test_what_the_device_does_not_allow_is_refused_by_name(repository: Repository, index: Path) -> None:
-    wheel(index, "moonlib", "1.0", "")
+    build_wheel(index, "moonlib", "1.0", "")
     with pytest.raises(
         CodeRejected, match="allows no installation of moonlib: allow it, or install it there"
     ):
-        await ready(repository, "moonlib>=1")
+        await prepare_code(repository, "moonlib>=1")
 
 
 @pytest.mark.parametrize("allowed", [{"Moon_Lib"}, {"*"}])
 async def test_what_the_device_allows_is_installed_beside_the_code(
     repository: Repository, index: Path, allowed: set[str]
 ) -> None:
-    wheel(index, "moon_lib", "1.0", "old = True")
-    wheel(index, "moon_lib", "1.2", "phase = 'full'")
-    task = await ready(repository, "moon-lib>=1.1", allowed=allowed)
+    build_wheel(index, "moon_lib", "1.0", "old = True")
+    build_wheel(index, "moon_lib", "1.2", "phase = 'full'")
+    task = await prepare_code(repository, "moon-lib>=1.1", allowed=allowed)
     assert task.libraries == f"{task.path}.libs"
     assert (Path(task.libraries) / "moon_lib.py").read_text() == "phase = 'full'"
     (index / "moon_lib-1.2-py3-none-any.whl").unlink()  # it is not asked for again
@@ -60,29 +60,29 @@ async def test_what_the_device_allows_is_installed_beside_the_code(
 
 
 async def test_what_comes_along_must_be_allowed_too(repository: Repository, index: Path) -> None:
-    wheel(index, "moonlib", "1.0", "", needs=("tidelib>=1",))
-    wheel(index, "tidelib", "1.0", "high = 1")
+    build_wheel(index, "moonlib", "1.0", "", needs=("tidelib>=1",))
+    build_wheel(index, "tidelib", "1.0", "high = 1")
     with pytest.raises(CodeRejected, match="allows no installation of tidelib"):
-        await ready(repository, "moonlib", allowed=["moonlib"])
-    task = await ready(repository, "moonlib", allowed=["moonlib", "tidelib"])
+        await prepare_code(repository, "moonlib", allowed=["moonlib"])
+    task = await prepare_code(repository, "moonlib", allowed=["moonlib", "tidelib"])
     assert (Path(task.libraries) / "tidelib.py").exists()
 
 
 async def test_nothing_that_the_machine_has_is_replaced(repository: Repository, index: Path) -> None:
-    wheel(index, "numpy", "1.0", "")
+    build_wheel(index, "numpy", "1.0", "")
     with pytest.raises(CodeRejected, match=r"needs numpy 1\.0 and this machine has 2\."):
-        await ready(repository, "numpy<2", allowed=["*"])
+        await prepare_code(repository, "numpy<2", allowed=["*"])
 
 
 async def test_what_pip_cannot_find_is_told_in_its_words(repository: Repository, index: Path) -> None:
     with pytest.raises(CodeRejected, match="pip: No matching distribution found for moonlib"):
-        await ready(repository, "moonlib", allowed=["*"])
+        await prepare_code(repository, "moonlib", allowed=["*"])
 
 
 async def test_nothing_is_built_from_source(repository: Repository, index: Path) -> None:
     (index / "moonlib-1.0.tar.gz").write_bytes(b"its setup.py would be run")
     with pytest.raises(CodeRejected, match="No matching distribution"):
-        await ready(repository, "moonlib", allowed=["*"])
+        await prepare_code(repository, "moonlib", allowed=["*"])
 
 
 @pytest.mark.parametrize("requirement", ["--index-url=http://x", "a b", "x @ https://host/x.whl", "./here"])
@@ -90,7 +90,7 @@ async def test_what_is_no_requirement_makes_no_task(
     repository: Repository, index: Path, requirement: str
 ) -> None:
     with pytest.raises(CodeRejected, match="is no requirement"):
-        await ready(repository, requirement, allowed=["*"])
+        await prepare_code(repository, requirement, allowed=["*"])
 
 
 async def test_a_check_that_is_not_there_makes_no_task(repository: Repository) -> None:

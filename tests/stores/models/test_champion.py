@@ -10,9 +10,9 @@ from stores.models.test_stores import digest, manifest
 
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged
-from fedbus.stores.models.interface import ChampionMoved
-from fedbus.stores.models.open import ModelStore, VersionMissing, VersionTaken, open_store
+from fedbus.stores.errors import StoreCorrupt
+from fedbus.stores.models.interface import ChampionConflict
+from fedbus.stores.models.open import ModelStore, VersionMissing, VersionTaken, open_model_store
 
 
 def champion(version: int, term: int, *before: int) -> Champion:
@@ -27,7 +27,7 @@ def content(version: int) -> bytes:
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
     """Five versions, and none of them served."""
     url: str = request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "models")
-    store = open_store(url, "mnist")
+    store = open_model_store(url, "mnist")
     await store.prepare()
     for version in range(1, 6):
         await store.put(content(version))
@@ -49,7 +49,7 @@ async def test_a_champion_is_read_as_it_was_crowned_and_twice_is_fine(store: Mod
 @pytest.mark.parametrize("term", [1, 3])
 async def test_a_champion_of_another_term_than_the_next_is_refused(store: ModelStore, term: int) -> None:
     first = await store.crown(champion(2, 1))
-    with pytest.raises(ChampionMoved, match="version 2 is, in term 1; read it and decide again"):
+    with pytest.raises(ChampionConflict, match="version 2 is, in term 1; read it and decide again"):
         await store.crown(champion(3, term, 2))
     assert await store.champion() == first
 
@@ -61,14 +61,14 @@ async def test_a_version_that_is_not_there_is_not_crowned(store: ModelStore) -> 
 
 
 async def test_of_two_who_crown_at_once_exactly_one_does(store: ModelStore) -> None:
-    other = open_store(store.url, "mnist")
+    other = open_model_store(store.url, "mnist")
     await store.crown(champion(1, 1))
     answers = await asyncio.gather(
         store.crown(champion(2, 2, 1)), other.crown(champion(3, 2, 1)), return_exceptions=True
     )
     crowned = [one for one in answers if isinstance(one, Champion)]
     assert len(crowned) == 1
-    assert [type(one) for one in answers if not isinstance(one, Champion)] == [ChampionMoved]
+    assert [type(one) for one in answers if not isinstance(one, Champion)] == [ChampionConflict]
     assert await store.champion() == crowned[0]
 
 
@@ -108,8 +108,8 @@ async def test_the_same_manifest_twice_is_fine_with_a_loss_that_is_no_number_too
 async def test_a_pointer_that_makes_no_sense_is_damage_and_not_the_lack_of_one(
     tmp_path: Path, written: str
 ) -> None:
-    store = open_store(str(tmp_path / "models"), "mnist")
+    store = open_model_store(str(tmp_path / "models"), "mnist")
     await store.prepare()
     (tmp_path / "models" / "mnist" / "champion").write_text(written)
-    with pytest.raises(StoreDamaged, match="it names no champion"):
+    with pytest.raises(StoreCorrupt, match="it names no champion"):
         await store.champion()

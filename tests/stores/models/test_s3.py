@@ -11,26 +11,26 @@ from stores.models.test_champion import champion
 from stores.models.test_stores import WEIGHTS, digest, manifest
 from structlog.testing import capture_logs
 from support import eventually
-from support.seaweed import Road, road
+from support.seaweed import FaultyProxy, run_faulty_proxy
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.identifiers import TaskId
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreDenied, StoreError, StoreUnavailable
+from fedbus.stores.errors import StoreCorrupt, StoreDenied, StoreError, StoreUnavailable
 from fedbus.stores.models import s3 as models_s3
 from fedbus.stores.models.artifact_cache import ArtifactCache
-from fedbus.stores.models.interface import ChampionMoved
+from fedbus.stores.models.interface import ChampionConflict
 from fedbus.stores.models.open import (
     ArtifactMissing,
     DigestMismatch,
     UnknownStore,
     VersionTaken,
-    open_store,
+    open_model_store,
 )
 from fedbus.stores.models.s3 import S3ModelStore
 from fedbus.stores.s3 import lock
-from fedbus.stores.s3.bucket import PART_BYTES, Address, Bucket, ConditionsUnknown, _session
+from fedbus.stores.s3.bucket import PART_BYTES, Bucket, BucketAddress, ConditionalPutsUnsupported, _session
 
 MNIST = TaskId("mnist")
 LARGE = os.urandom(2 * PART_BYTES + 12345)
@@ -38,13 +38,13 @@ LARGE = os.urandom(2 * PART_BYTES + 12345)
 
 
 @pytest.fixture
-async def way(s3: EmbeddedS3) -> AsyncIterator[Road]:
-    async with road(s3.port) as way:
+async def way(s3: EmbeddedS3) -> AsyncIterator[FaultyProxy]:
+    async with run_faulty_proxy(s3.port) as way:
         yield way
 
 
 @pytest.fixture
-def far_url(s3_url: str, s3: EmbeddedS3, way: Road) -> str:
+def far_url(s3_url: str, s3: EmbeddedS3, way: FaultyProxy) -> str:
     """The same place, at the end of the road."""
     return s3_url.replace(f":{s3.port}", f":{way.port}")
 
@@ -52,16 +52,16 @@ def far_url(s3_url: str, s3: EmbeddedS3, way: Road) -> str:
 @pytest.fixture
 def bucket(s3: EmbeddedS3, s3_url: str) -> Bucket:
     """The place itself, to look into and to spoil."""
-    return Bucket(Address.parse(s3_url))
+    return Bucket(BucketAddress.parse(s3_url))
 
 
-def stored(url: str, *, patience_s: float = 20.0, cache: Path | None = None) -> S3ModelStore:
+def open_s3_store(url: str, *, patience_s: float = 20.0, cache: Path | None = None) -> S3ModelStore:
     kept = ArtifactCache(cache) if cache else None
-    return S3ModelStore(Address.parse(url), MNIST, patience_s=patience_s, cache=kept)
+    return S3ModelStore(BucketAddress.parse(url), MNIST, patience_s=patience_s, cache=kept)
 
 
-async def two_versions(url: str) -> S3ModelStore:
-    store = stored(url)
+async def publish_two_versions(url: str) -> S3ModelStore:
+    store = open_s3_store(url)
     await store.prepare()
     await store.put(WEIGHTS, digest(WEIGHTS))
     await store.publish(manifest(1))
@@ -69,12 +69,12 @@ async def two_versions(url: str) -> S3ModelStore:
     return store
 
 
-def cached(directory: Path) -> list[Path]:
+def cached_files(directory: Path) -> list[Path]:
     return list(directory.glob("*.safetensors"))
 
 
 def key(url: str, name: str) -> str:
-    return f"{Address.parse(url).prefix}/mnist/{name}"
+    return f"{BucketAddress.parse(url).prefix}/mnist/{name}"
 
 
 # --- addresses -----------------------------------------------------------------------------------
@@ -93,22 +93,22 @@ def key(url: str, name: str) -> str:
 )
 def test_an_address_that_cannot_be_is_refused_in_a_line_without_secrets(url: str, says: str) -> None:
     with pytest.raises(UnknownStore, match=says) as refused:
-        open_store(url, "mnist")
+        open_model_store(url, "mnist")
     assert "hush" not in str(refused.value)
 
 
 def test_an_address_means_the_same_in_another_process() -> None:
     url = "s3://bucket/some/models?endpoint=http://127.0.0.1:8333&region=eu-west-1&cache=/var/cache"
-    assert open_store(url, "mnist").url == url
-    assert Address.parse("s3://bucket").url == "s3://bucket/"
+    assert open_model_store(url, "mnist").url == url
+    assert BucketAddress.parse("s3://bucket").url == "s3://bucket/"
 
 
 # --- four answers that are not one another ---------------------------------------------------------
 
 
-async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, way: Road) -> None:
+async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, way: FaultyProxy) -> None:
     way.close()
-    store = stored(far_url, patience_s=0.2)
+    store = open_s3_store(far_url, patience_s=0.2)
     attempts: list[Callable[[], object]] = [
         store.prepare,
         store.latest,
@@ -123,7 +123,7 @@ async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, way: Road
 
 
 async def test_a_bucket_that_is_not_there_is_unavailable_and_named(s3: EmbeddedS3) -> None:
-    store = stored(f"s3://no-such-bucket/models?endpoint={s3.endpoint}")
+    store = open_s3_store(f"s3://no-such-bucket/models?endpoint={s3.endpoint}")
     for attempt in (store.prepare, store.latest, lambda: store.put(WEIGHTS, digest(WEIGHTS))):
         with pytest.raises(StoreUnavailable, match="there is no bucket no-such-bucket; make it"):
             await attempt()
@@ -132,11 +132,11 @@ async def test_a_bucket_that_is_not_there_is_unavailable_and_named(s3: EmbeddedS
 async def test_a_wrong_secret_is_denied_at_once_and_never_repeated(
     s3_url: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    await two_versions(s3_url)
+    await publish_two_versions(s3_url)
     wrong = tmp_path / "credentials"
     wrong.write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(wrong))
-    store = stored(s3_url)
+    store = open_s3_store(s3_url)
     for attempt in (store.prepare, store.latest, store.versions, lambda: store.path_of(digest(WEIGHTS))):
         with pytest.raises(StoreDenied, match=r"lets us in no further: .*; check the credentials") as denied:
             await attempt()
@@ -146,7 +146,7 @@ async def test_a_wrong_secret_is_denied_at_once_and_never_repeated(
 async def test_without_credentials_it_says_so(s3_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("FEDBUS_S3_CREDENTIALS")
     with pytest.raises(StoreDenied, match="there are no credentials; set AWS_ACCESS_KEY_ID"):
-        await stored(s3_url).latest()
+        await open_s3_store(s3_url).latest()
 
 
 async def test_credentials_are_taken_from_where_aws_tools_take_them(
@@ -158,7 +158,7 @@ async def test_credentials_are_taken_from_where_aws_tools_take_them(
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     _session.cache_clear()  # it keeps what it found, as a process may
     try:
-        await stored(s3_url).prepare()
+        await open_s3_store(s3_url).prepare()
     finally:
         _session.cache_clear()
 
@@ -181,7 +181,7 @@ async def test_settings_of_aws_tools_that_make_no_sense_are_told(
     _session.cache_clear()
     try:
         with pytest.raises(StoreDenied, match=f"{says}.*; correct what AWS's tools are told"):
-            await stored(s3_url).latest()
+            await open_s3_store(s3_url).latest()
     finally:
         _session.cache_clear()
 
@@ -194,23 +194,23 @@ async def test_a_file_of_credentials_that_cannot_be_read_is_named(
         (tmp_path / "keys").write_text(content)
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(tmp_path / "keys"))
     with pytest.raises(StoreDenied, match=rf"{tmp_path}/keys lets us in no further: .*write \[default\]"):
-        await stored(s3_url).latest()
+        await open_s3_store(s3_url).latest()
 
 
 @pytest.mark.parametrize(
     "content", [b"", b"{", b"[]", b'{"version": "2"}', b'{"version": 0}', b'{"version": 9}']
 )
 async def test_a_pointer_that_makes_no_sense_is_damage(content: bytes, s3_url: str, bucket: Bucket) -> None:
-    store = await two_versions(s3_url)
+    store = await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, "latest"), content)
-    with pytest.raises(StoreDamaged, match="is damaged"):
+    with pytest.raises(StoreCorrupt, match="is damaged"):
         await store.latest()
 
 
 async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(s3_url: str, bucket: Bucket) -> None:
-    store = await two_versions(s3_url)
+    store = await publish_two_versions(s3_url)
     await bucket.delete(key(s3_url, "latest"))
-    with pytest.raises(StoreDamaged, match="there are versions"):
+    with pytest.raises(StoreCorrupt, match="there are versions"):
         await store.latest()
 
 
@@ -218,7 +218,7 @@ async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(s3_url: str, b
 async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_crowned_over_it(
     content: bytes, s3_url: str, bucket: Bucket
 ) -> None:
-    store = await two_versions(s3_url)
+    store = await publish_two_versions(s3_url)
     await store.crown(champion(1, 1))
     await bucket.write(key(s3_url, "champion"), content)
     attempts: list[Callable[[], Any]] = [
@@ -227,15 +227,15 @@ async def test_a_champion_s_pointer_that_makes_no_sense_is_damage_and_nobody_is_
         lambda: store.retire(keep=1),  # it does not know whose weights are in use
     ]
     for attempt in attempts:
-        with pytest.raises(StoreDamaged, match="mnist/champion is damaged: it names no champion"):
+        with pytest.raises(StoreCorrupt, match="mnist/champion is damaged: it names no champion"):
             await attempt()
     assert await store.held() == {digest(WEIGHTS)}
 
 
 async def test_a_manifest_that_cannot_be_read_is_damage(s3_url: str, bucket: Bucket) -> None:
-    store = await two_versions(s3_url)
+    store = await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, "versions/2.json"), b'{"version": 2')
-    with pytest.raises(StoreDamaged, match=r"versions/2\.json is damaged"):
+    with pytest.raises(StoreCorrupt, match=r"versions/2\.json is damaged"):
         await store.latest()
 
 
@@ -243,7 +243,7 @@ async def test_a_manifest_that_cannot_be_read_is_damage(s3_url: str, bucket: Buc
 async def test_the_move_that_a_dead_publisher_left_is_finished(
     pointed_to: int, s3_url: str, bucket: Bucket
 ) -> None:
-    store = await two_versions(s3_url)
+    store = await publish_two_versions(s3_url)
     if pointed_to:
         await bucket.write(key(s3_url, "latest"), b'{"version": 1}')
     else:
@@ -262,7 +262,7 @@ async def test_the_move_that_a_dead_publisher_left_is_finished(
 
 async def test_what_goes_up_in_parts_comes_down_whole(s3_url: str, tmp_path: Path) -> None:
     (tmp_path / "large").write_bytes(LARGE)
-    store = stored(s3_url)
+    store = open_s3_store(s3_url)
     await store.prepare()
     await store.put(tmp_path / "large", digest(LARGE))
     assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
@@ -270,7 +270,7 @@ async def test_what_goes_up_in_parts_comes_down_whole(s3_url: str, tmp_path: Pat
 
 
 async def test_parts_that_are_not_what_was_announced_leave_nothing(s3_url: str, bucket: Bucket) -> None:
-    store = stored(s3_url)
+    store = open_s3_store(s3_url)
     await store.prepare()
     with pytest.raises(DigestMismatch):
         await store.put(LARGE, digest(WEIGHTS))
@@ -280,8 +280,8 @@ async def test_parts_that_are_not_what_was_announced_leave_nothing(s3_url: str, 
         assert not (await client.list_multipart_uploads(Bucket="fedbus")).get("Uploads")
 
 
-async def test_what_was_sent_is_not_sent_again(far_url: str, way: Road) -> None:
-    store = stored(far_url)
+async def test_what_was_sent_is_not_sent_again(far_url: str, way: FaultyProxy) -> None:
+    store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     sent = len(way.requested)
@@ -292,15 +292,15 @@ async def test_what_was_sent_is_not_sent_again(far_url: str, way: Road) -> None:
 async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
     s3_url: str, bucket: Bucket
 ) -> None:
-    await two_versions(s3_url)
+    await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, f"{digest(WEIGHTS)}.safetensors"), WEIGHTS[::-1])
-    store = stored(s3_url)
+    store = open_s3_store(s3_url)
     await store.put(WEIGHTS, digest(WEIGHTS))
     await store.verify(digest(WEIGHTS))
 
 
-async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, way: Road) -> None:
-    store = stored(far_url)
+async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, way: FaultyProxy) -> None:
+    store = open_s3_store(far_url)
     await store.prepare()
     way.close()
     putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
@@ -311,8 +311,8 @@ async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, way: 
     await store.verify(digest(LARGE))
 
 
-async def test_an_upload_that_is_cut_goes_on(far_url: str, way: Road) -> None:
-    store = stored(far_url)
+async def test_an_upload_that_is_cut_goes_on(far_url: str, way: FaultyProxy) -> None:
+    store = open_s3_store(far_url)
     await store.prepare()
     putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
     await eventually(lambda: b"partNumber=2" in way.requested)
@@ -322,8 +322,8 @@ async def test_an_upload_that_is_cut_goes_on(far_url: str, way: Road) -> None:
     await store.verify(digest(LARGE))
 
 
-async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, way: Road) -> None:
-    store = stored(far_url)
+async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, way: FaultyProxy) -> None:
+    store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     way.cut_answers_after, way.answered_bytes = [3 * 1024**2, 5 * 1024**2, 1024**2], 0
@@ -334,25 +334,25 @@ async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, way: Ro
 
 
 async def test_a_download_that_was_given_up_is_gone_on_with_later(
-    far_url: str, way: Road, tmp_path: Path
+    far_url: str, way: FaultyProxy, tmp_path: Path
 ) -> None:
-    store = stored(far_url, cache=tmp_path)
+    store = open_s3_store(far_url, cache=tmp_path)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     way.cut_answers_after = [6 * 1024**2]
     way.closes_at = b"Range:"
     with pytest.raises(StoreUnavailable):
-        await stored(far_url, cache=tmp_path, patience_s=0.2).path_of(digest(LARGE))
+        await open_s3_store(far_url, cache=tmp_path, patience_s=0.2).path_of(digest(LARGE))
     way.closes_at, way.answered_bytes = None, 0
     way.reopen()
-    assert (await stored(far_url, cache=tmp_path).path_of(digest(LARGE))).read_bytes() == LARGE
+    assert (await open_s3_store(far_url, cache=tmp_path).path_of(digest(LARGE))).read_bytes() == LARGE
     assert way.answered_bytes < len(LARGE) - 4 * 1024**2
 
 
 async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
-    far_url: str, way: Road
+    far_url: str, way: FaultyProxy
 ) -> None:
-    store = stored(far_url)
+    store = open_s3_store(far_url)
     await store.prepare()
     await store.put(WEIGHTS, digest(WEIGHTS))
     long = manifest(1).model_copy(update={"participants": {f"c{number}": number for number in range(20_000)}})
@@ -363,19 +363,19 @@ async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
 
 
 async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
-    far_url: str, way: Road, tmp_path: Path
+    far_url: str, way: FaultyProxy, tmp_path: Path
 ) -> None:
-    store = stored(far_url)
+    store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     way.cut_answers_after = [1] * 1000
     with pytest.raises(StoreUnavailable, match="see that it runs"):
-        await stored(far_url, cache=tmp_path, patience_s=0.5).path_of(digest(LARGE))
-    assert not cached(tmp_path)
+        await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).path_of(digest(LARGE))
+    assert not cached_files(tmp_path)
 
 
-async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, way: Road) -> None:
-    store = stored(far_url, patience_s=0.1)
+async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, way: FaultyProxy) -> None:
+    store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
     way.pause_up_s = 0.002
     await store.put(LARGE, digest(LARGE))
@@ -383,8 +383,10 @@ async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, way: Road) -
     await store.verify(digest(LARGE))
 
 
-async def test_which_weights_are_kept_is_one_question_however_many_there_are(far_url: str, way: Road) -> None:
-    store = stored(far_url)
+async def test_which_weights_are_kept_is_one_question_however_many_there_are(
+    far_url: str, way: FaultyProxy
+) -> None:
+    store = open_s3_store(far_url)
     await store.prepare()
     contents = [b"weights %d" % number for number in range(12)]
     for content in contents:
@@ -394,8 +396,8 @@ async def test_which_weights_are_kept_is_one_question_however_many_there_are(far
     assert way.requested.count(b"HTTP/1.1\r\n") == 1
 
 
-async def test_a_slow_road_is_no_broken_one(far_url: str, way: Road) -> None:
-    store = stored(far_url, patience_s=0.1)
+async def test_a_slow_road_is_no_broken_one(far_url: str, way: FaultyProxy) -> None:
+    store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     way.pause_s = 0.002
@@ -403,34 +405,34 @@ async def test_a_slow_road_is_no_broken_one(far_url: str, way: Road) -> None:
 
 
 async def test_damaged_bytes_are_not_kept_in_the_cache(s3_url: str, bucket: Bucket, tmp_path: Path) -> None:
-    await two_versions(s3_url)
+    await publish_two_versions(s3_url)
     await bucket.write(key(s3_url, f"{digest(WEIGHTS)}.safetensors"), WEIGHTS[::-1])
-    with pytest.raises(StoreDamaged, match="its bytes have digest"):
-        await stored(s3_url, cache=tmp_path).path_of(digest(WEIGHTS))
-    assert not cached(tmp_path)
+    with pytest.raises(StoreCorrupt, match="its bytes have digest"):
+        await open_s3_store(s3_url, cache=tmp_path).path_of(digest(WEIGHTS))
+    assert not cached_files(tmp_path)
 
 
 # --- the cache --------------------------------------------------------------------------------------
 
 
-async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, way: Road) -> None:
-    await (await two_versions(far_url)).path_of(digest(WEIGHTS))
+async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, way: FaultyProxy) -> None:
+    await (await publish_two_versions(far_url)).path_of(digest(WEIGHTS))
     way.close()
-    assert (await stored(far_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await open_s3_store(far_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
 async def test_a_cached_file_that_was_changed_is_fetched_again(s3_url: str) -> None:
-    path = await (await two_versions(s3_url)).path_of(digest(WEIGHTS))
+    path = await (await publish_two_versions(s3_url)).path_of(digest(WEIGHTS))
     path.write_bytes(b"not what it was")
-    assert (await stored(s3_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
+    assert (await open_s3_store(s3_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
-async def test_who_asks_at_once_downloads_once(far_url: str, way: Road, tmp_path: Path) -> None:
-    store = stored(far_url)
+async def test_who_asks_at_once_downloads_once(far_url: str, way: FaultyProxy, tmp_path: Path) -> None:
+    store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
     way.answered_bytes = 0
-    askers = [stored(far_url, cache=tmp_path) for _ in range(4)]
+    askers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
     paths = await asyncio.gather(*(asker.path_of(digest(LARGE)) for asker in askers))
     assert len(set(paths)) == 1
     assert way.answered_bytes < 1.5 * len(LARGE)
@@ -453,13 +455,13 @@ async def test_room_is_made_and_never_by_what_is_in_use(tmp_path: Path) -> None:
     other.close()
     await ask(other, os.urandom(1000))
     assert held.exists()
-    assert sum(path.stat().st_size for path in cached(tmp_path)) <= 2500
+    assert sum(path.stat().st_size for path in cached_files(tmp_path)) <= 2500
 
 
 # --- an S3 without conditional puts ---------------------------------------------------------------
 
 
-class Overlooking(Bucket):
+class IgnoresConditions(Bucket):
     """In an S3 that takes no notice of conditions: every put succeeds."""
 
     async def create(self, key: str, content: bytes) -> bool:
@@ -471,17 +473,17 @@ class Overlooking(Bucket):
         return True
 
 
-class Refusing(Bucket):
+class RejectsConditions(Bucket):
     """In an S3 that says that it knows no conditions."""
 
     async def create(self, key: str, content: bytes) -> bool:
-        raise ConditionsUnknown
+        raise ConditionalPutsUnsupported
 
     async def replace(self, key: str, content: bytes, tag: str) -> bool:
-        raise ConditionsUnknown
+        raise ConditionalPutsUnsupported
 
 
-@pytest.fixture(params=[Overlooking, Refusing])
+@pytest.fixture(params=[IgnoresConditions, RejectsConditions])
 def plain_url(request: pytest.FixtureRequest, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> str:
     """A place in an S3 without conditional puts."""
     monkeypatch.setattr(models_s3, "Bucket", request.param)
@@ -492,7 +494,7 @@ async def test_where_conditions_are_overlooked_a_lock_takes_their_place_and_the_
     plain_url: str,
 ) -> None:
     with capture_logs() as said:
-        store = await two_versions(plain_url)
+        store = await publish_two_versions(plain_url)
     assert [one["event"] for one in said] == [
         "this S3 knows no conditional puts: a lock in the bucket takes their place"
     ]
@@ -502,8 +504,8 @@ async def test_where_conditions_are_overlooked_a_lock_takes_their_place_and_the_
 
 
 async def test_of_publishers_under_the_lock_exactly_one_gets_the_version(plain_url: str) -> None:
-    await two_versions(plain_url)
-    stores = [stored(plain_url) for _ in range(3)]
+    await publish_two_versions(plain_url)
+    stores = [open_s3_store(plain_url) for _ in range(3)]
     results = await asyncio.gather(
         *(one.publish(manifest(3, run=f"run-{n}")) for n, one in enumerate(stores)), return_exceptions=True
     )
@@ -512,38 +514,44 @@ async def test_of_publishers_under_the_lock_exactly_one_gets_the_version(plain_u
 
 
 async def test_of_those_who_crown_under_the_lock_exactly_one_does(plain_url: str) -> None:
-    await two_versions(plain_url)
-    first = await stored(plain_url).crown(champion(1, 1))
+    await publish_two_versions(plain_url)
+    first = await open_s3_store(plain_url).crown(champion(1, 1))
     crowns = [champion(1, 2, 1), champion(2, 2, 1), champion(2, 2)]
-    answers = await asyncio.gather(*(stored(plain_url).crown(one) for one in crowns), return_exceptions=True)
+    answers = await asyncio.gather(
+        *(open_s3_store(plain_url).crown(one) for one in crowns), return_exceptions=True
+    )
     crowned = [one for one in answers if isinstance(one, Champion)]
-    assert sorted(type(one).__name__ for one in answers) == ["Champion", "ChampionMoved", "ChampionMoved"]
-    assert await stored(plain_url).champion() == crowned[0]
-    with pytest.raises(ChampionMoved):
-        await stored(plain_url).crown(first)
+    assert sorted(type(one).__name__ for one in answers) == [
+        "Champion",
+        "ChampionConflict",
+        "ChampionConflict",
+    ]
+    assert await open_s3_store(plain_url).champion() == crowned[0]
+    with pytest.raises(ChampionConflict):
+        await open_s3_store(plain_url).crown(first)
 
 
 async def test_a_claim_that_a_dead_publisher_left_counts_for_a_while_only(
     plain_url: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await Bucket(Address.parse(plain_url)).write(key(plain_url, "lock/left-behind"), b"claim\n")
+    await Bucket(BucketAddress.parse(plain_url)).write(key(plain_url, "lock/left-behind"), b"claim\n")
     monkeypatch.setattr(lock, "LEASE_S", 1.0)
-    await two_versions(plain_url)
+    await publish_two_versions(plain_url)
 
 
 async def test_a_lock_that_somebody_keeps_is_unavailable(
     s3_url: str, bucket: Bucket, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "WAIT_S", 0.3)
-    async with lock.locked(bucket, key(s3_url, "lock/")):
+    monkeypatch.setattr(lock, "MAX_WAIT_S", 0.3)
+    async with lock.hold_lock(bucket, key(s3_url, "lock/")):
         with pytest.raises(StoreUnavailable, match="its lock was not to be had"):
-            async with lock.locked(Bucket(Address.parse(s3_url)), key(s3_url, "lock/")):
+            async with lock.hold_lock(Bucket(BucketAddress.parse(s3_url)), key(s3_url, "lock/")):
                 pytest.fail("two at once")
 
 
 async def test_every_error_is_one_line(s3_url: str) -> None:
     errors: list[StoreError] = []
-    for attempt in (stored(s3_url).latest(), stored(s3_url).publish(manifest(1))):
+    for attempt in (open_s3_store(s3_url).latest(), open_s3_store(s3_url).publish(manifest(1))):
         try:
             await attempt
         except StoreError as error:

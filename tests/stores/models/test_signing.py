@@ -7,10 +7,17 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.contracts.model import Manifest, Seal
-from fedbus.stores.models.signing import BadKey, Signer, TrustedKeys, Unsigned, WronglySigned, generate
+from fedbus.contracts.model import Manifest, ModelSignature
+from fedbus.stores.models.signing import (
+    InvalidKey,
+    ModelSigner,
+    SignatureInvalid,
+    SignatureMissing,
+    TrustedKeys,
+    generate_key,
+)
 
-MADE = Manifest(
+MODEL_TIME = Manifest(
     sha256="a" * 64,
     size_bytes=100,
     architecture="b" * 64,
@@ -25,23 +32,23 @@ MADE = Manifest(
 )
 
 
-def pair(directory: Path, name: str = "fedbus.key") -> tuple[Signer, TrustedKeys]:
-    public = generate(directory / name)
-    return Signer.read(directory / name), TrustedKeys.read(public)
+def pair(directory: Path, name: str = "fedbus.key") -> tuple[ModelSigner, TrustedKeys]:
+    public = generate_key(directory / name)
+    return ModelSigner.read(directory / name), TrustedKeys.read(public)
 
 
 @pytest.fixture(scope="module")
-def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[Signer, TrustedKeys]:
+def keys(tmp_path_factory: pytest.TempPathFactory) -> tuple[ModelSigner, TrustedKeys]:
     return pair(tmp_path_factory.mktemp("keys"))
 
 
 def test_a_private_key_is_for_its_owner_alone_and_never_overwritten(tmp_path: Path) -> None:
     path = tmp_path / "fedbus.key"
-    generate(path)
+    generate_key(path)
     before = path.read_bytes()
     assert path.stat().st_mode & 0o777 == 0o600
-    with pytest.raises(BadKey, match="never overwritten"):
-        generate(path)
+    with pytest.raises(InvalidKey, match="never overwritten"):
+        generate_key(path)
     assert path.read_bytes() == before
 
 
@@ -52,7 +59,7 @@ def test_a_private_key_is_for_its_owner_alone_and_never_overwritten(tmp_path: Pa
     st.datetimes(timezones=st.just(UTC)),
 )
 def test_what_was_signed_written_and_read_again_is_still_signed(
-    keys: tuple[Signer, TrustedKeys],
+    keys: tuple[ModelSigner, TrustedKeys],
     metrics: dict[str, float],
     participants: dict[str, int],
     config: dict[str, bool | int | float | str],
@@ -60,34 +67,34 @@ def test_what_was_signed_written_and_read_again_is_still_signed(
 ) -> None:
     signer, trusted = keys
     changed = {"metrics": metrics, "participants": participants, "config": config, "created": created}
-    sealed = signer.seal(MADE.model_copy(update=changed))
-    trusted.check_manifest(Manifest.model_validate_json(sealed.model_dump_json(indent=2)))
+    sealed = signer.seal(MODEL_TIME.model_copy(update=changed))
+    trusted.verify_manifest(Manifest.model_validate_json(sealed.model_dump_json(indent=2)))
 
 
-def test_the_reference_and_the_seal_are_enough(keys: tuple[Signer, TrustedKeys]) -> None:
+def test_the_reference_and_the_seal_are_enough(keys: tuple[ModelSigner, TrustedKeys]) -> None:
     signer, trusted = keys
-    trusted.check("mnist", MADE.ref, signer.seal(MADE).seal)
+    trusted.check("mnist", MODEL_TIME.ref, signer.seal(MODEL_TIME).seal)
 
 
-def test_a_model_without_a_signature_is_refused(keys: tuple[Signer, TrustedKeys]) -> None:
-    with pytest.raises(Unsigned, match="version 3 of mnist is not signed"):
-        keys[1].check("mnist", MADE.ref, None)
+def test_a_model_without_a_signature_is_refused(keys: tuple[ModelSigner, TrustedKeys]) -> None:
+    with pytest.raises(SignatureMissing, match="version 3 of mnist is not signed"):
+        keys[1].check("mnist", MODEL_TIME.ref, None)
 
 
 @pytest.mark.parametrize(
     "changed", [{"version": 4}, {"sha256": "c" * 64}, {"size_bytes": 101}, {"architecture": "c" * 64}]
 )
 def test_a_signature_is_of_one_model_only(
-    keys: tuple[Signer, TrustedKeys], changed: dict[str, object]
+    keys: tuple[ModelSigner, TrustedKeys], changed: dict[str, object]
 ) -> None:
     signer, trusted = keys
-    with pytest.raises(WronglySigned, match="not of this model"):
-        trusted.check("mnist", MADE.ref.model_copy(update=changed), signer.seal(MADE).seal)
+    with pytest.raises(SignatureInvalid, match="not of this model"):
+        trusted.check("mnist", MODEL_TIME.ref.model_copy(update=changed), signer.seal(MODEL_TIME).seal)
 
 
-def test_a_signature_is_of_one_task_only(keys: tuple[Signer, TrustedKeys]) -> None:
-    with pytest.raises(WronglySigned, match="not of this model"):
-        keys[1].check("cifar", MADE.ref, keys[0].seal(MADE).seal)
+def test_a_signature_is_of_one_task_only(keys: tuple[ModelSigner, TrustedKeys]) -> None:
+    with pytest.raises(SignatureInvalid, match="not of this model"):
+        keys[1].check("cifar", MODEL_TIME.ref, keys[0].seal(MODEL_TIME).seal)
 
 
 @pytest.mark.parametrize(
@@ -101,22 +108,22 @@ def test_a_signature_is_of_one_task_only(keys: tuple[Signer, TrustedKeys]) -> No
     ],
 )
 def test_a_manifest_that_was_changed_afterwards_is_found(
-    keys: tuple[Signer, TrustedKeys], changed: dict[str, object]
+    keys: tuple[ModelSigner, TrustedKeys], changed: dict[str, object]
 ) -> None:
     signer, trusted = keys
-    with pytest.raises(WronglySigned, match="was changed after it was signed"):
-        trusted.check_manifest(signer.seal(MADE).model_copy(update=changed))
+    with pytest.raises(SignatureInvalid, match="was changed after it was signed"):
+        trusted.verify_manifest(signer.seal(MODEL_TIME).model_copy(update=changed))
 
 
-def test_a_stranger_cannot_sign(keys: tuple[Signer, TrustedKeys], tmp_path: Path) -> None:
+def test_a_stranger_cannot_sign(keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path) -> None:
     stranger, _ = pair(tmp_path)
-    seal = stranger.seal(MADE).seal
+    seal = stranger.seal(MODEL_TIME).seal
     assert seal is not None
-    with pytest.raises(WronglySigned, match=f"signed with the key {stranger.key_id}"):
-        keys[1].check("mnist", MADE.ref, seal)
-    borrowed = Seal(key=keys[0].key_id, manifest=seal.manifest, signature=seal.signature)
-    with pytest.raises(WronglySigned, match="not of this model"):
-        keys[1].check("mnist", MADE.ref, borrowed)
+    with pytest.raises(SignatureInvalid, match=f"signed with the key {stranger.key_id}"):
+        keys[1].check("mnist", MODEL_TIME.ref, seal)
+    borrowed = ModelSignature(key=keys[0].key_id, manifest=seal.manifest, signature=seal.signature)
+    with pytest.raises(SignatureInvalid, match="not of this model"):
+        keys[1].check("mnist", MODEL_TIME.ref, borrowed)
 
 
 def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path) -> None:
@@ -126,8 +133,8 @@ def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path
         f"# until March\n{(tmp_path / 'old.pub').read_text()}\n{(tmp_path / 'new.pub').read_text()}"
     )
     trusted = TrustedKeys.read(both)
-    trusted.check_manifest(old.seal(MADE))
-    trusted.check_manifest(new.seal(MADE))
+    trusted.verify_manifest(old.seal(MODEL_TIME))
+    trusted.verify_manifest(new.seal(MODEL_TIME))
 
 
 @pytest.mark.parametrize(
@@ -143,17 +150,17 @@ def test_two_keys_are_trusted_while_one_takes_over_from_the_other(tmp_path: Path
 def test_a_file_that_holds_no_public_keys_is_told(tmp_path: Path, content: str, says: str) -> None:
     path = tmp_path / "trusted"
     path.write_text(content)
-    with pytest.raises(BadKey, match=says):
+    with pytest.raises(InvalidKey, match=says):
         TrustedKeys.read(path)
 
 
 def test_a_private_key_given_to_a_device_is_told(tmp_path: Path) -> None:
-    generate(tmp_path / "key")
-    with pytest.raises(BadKey, match=r"stays on the server: give the file that ends in \.pub"):
+    generate_key(tmp_path / "key")
+    with pytest.raises(InvalidKey, match=r"stays on the server: give the file that ends in \.pub"):
         TrustedKeys.read(tmp_path / "key")
 
 
 def test_a_public_key_given_to_the_server_is_told(tmp_path: Path) -> None:
-    public = generate(tmp_path / "key")
-    with pytest.raises(BadKey, match="holds no private key"):
-        Signer.read(public)
+    public = generate_key(tmp_path / "key")
+    with pytest.raises(InvalidKey, match="holds no private key"):
+        ModelSigner.read(public)

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fedbus.stores.models.source import Source, parts, pieces, size_of
+from fedbus.stores.models.source import Source, iter_parts, iter_pieces, source_size_bytes
 
 
 @pytest.mark.parametrize("kind", ["file", "bytes", "buffers"])
@@ -19,13 +19,13 @@ def test_every_source_is_read_in_order_in_parts_of_one_size(tmp_path: Path, kind
         "buffers": [content[:7], b"", memoryview(content)[7:80], bytearray(content[80:])],
     }
     source = kinds[kind]
-    assert size_of(source) == 100
-    assert [len(part) for part in parts(source, 30)] == [30, 30, 30, 10]
-    assert b"".join(parts(source, 30)) == content
-    assert b"".join(pieces(source, 30)) == content
-    assert max(len(piece) for piece in pieces(source, 30)) <= 30
+    assert source_size_bytes(source) == 100
+    assert [len(part) for part in iter_parts(source, 30)] == [30, 30, 30, 10]
+    assert b"".join(iter_parts(source, 30)) == content
+    assert b"".join(iter_pieces(source, 30)) == content
+    assert max(len(piece) for piece in iter_pieces(source, 30)) <= 30
 
 
 @given(st.lists(st.binary(max_size=40)), st.integers(1, 50))
 def test_parts_of_buffers_are_those_of_the_buffers_joined(buffers: list[bytes], part_bytes: int) -> None:
-    assert list(parts(buffers, part_bytes)) == list(parts(b"".join(buffers), part_bytes))
+    assert list(iter_parts(buffers, part_bytes)) == list(iter_parts(b"".join(buffers), part_bytes))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from fedbus.contracts.model import Manifest
-from fedbus.stores.errors import StoreDamaged, StoreUnavailable
+from fedbus.stores.errors import StoreCorrupt, StoreUnavailable
 from fedbus.stores.models.open import (
     ArtifactMissing,
     ArtifactRetired,
@@ -21,9 +21,9 @@ from fedbus.stores.models.open import (
     UnknownStore,
     VersionSkipped,
     VersionTaken,
-    open_store,
+    open_model_store,
 )
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 WEIGHTS = b"weights of the first model"
 
@@ -51,12 +51,12 @@ def manifest(version: int, content: bytes = WEIGHTS, run: str | None = None) -> 
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> ModelStore:
     """An empty repository of each kind."""
     url: str = request.getfixturevalue("s3_url") if request.param == "s3" else str(tmp_path / "models")
-    store = open_store(url, "mnist")
+    store = open_model_store(url, "mnist")
     await store.prepare()
     return store
 
 
-async def holding(store: ModelStore, *contents: bytes) -> ModelStore:
+async def put_all(store: ModelStore, *contents: bytes) -> ModelStore:
     for content in contents or (WEIGHTS,):
         await store.put(content, digest(content))
     return store
@@ -101,7 +101,7 @@ async def test_an_artifact_that_is_not_there_is_missing_and_not_an_empty_reposit
 
 
 async def test_a_published_version_is_the_latest(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     first, second = manifest(1), manifest(2, run="mnist-1")
     assert await store.publish(first) == first
     assert await store.publish(second) == second
@@ -110,14 +110,14 @@ async def test_a_published_version_is_the_latest(store: ModelStore) -> None:
 
 
 async def test_more_than_nine_versions_stay_in_order(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     for version in range(1, 12):
         await store.publish(manifest(version))
     assert [one.version for one in await store.versions()] == list(range(1, 12))
 
 
 async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     many = {f"client-{number}": number for number in range(20_000)}
     long = manifest(1).model_copy(update={"participants": many})
     await store.publish(long)
@@ -125,14 +125,14 @@ async def test_a_long_manifest_comes_back_whole(store: ModelStore) -> None:
 
 
 async def test_the_same_manifest_twice_is_fine(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     first = manifest(1)
     await store.publish(first)
     assert await store.publish(first) == first
 
 
 async def test_a_version_is_never_written_again(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     first = await store.publish(manifest(1))
     with pytest.raises(VersionTaken) as taken:
         await store.publish(manifest(1, run="mnist-7"))
@@ -141,7 +141,7 @@ async def test_a_version_is_never_written_again(store: ModelStore) -> None:
 
 
 async def test_no_version_is_skipped(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     await store.publish(manifest(1))
     with pytest.raises(VersionSkipped, match="publish 2"):
         await store.publish(manifest(3))
@@ -154,7 +154,7 @@ async def test_a_version_without_its_artifact_is_not_published(store: ModelStore
 
 
 async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     for version in range(1, 6):
         results = await asyncio.gather(
             *(store.publish(manifest(version, run=f"run-{n}")) for n in range(4)), return_exceptions=True
@@ -178,7 +178,7 @@ except VersionTaken:
 
 
 async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     publishers = [
         await asyncio.create_subprocess_exec(
             *(sys.executable, "-c", PUBLISHES, store.url, manifest(1, run=f"run-{n}").model_dump_json()),
@@ -194,7 +194,7 @@ async def test_of_publishers_in_several_processes_exactly_one_gets_the_version(s
 
 
 async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(store: ModelStore) -> None:
-    unprepared = open_store(store.url, "unprepared")
+    unprepared = open_model_store(store.url, "unprepared")
     for attempt in (unprepared.latest, unprepared.versions):
         with pytest.raises(StoreUnavailable, match="no model repository"):
             await attempt()
@@ -203,7 +203,7 @@ async def test_a_repository_that_nobody_prepared_is_unavailable_and_not_empty(st
 
 
 async def test_what_is_whole_is_verified(store: ModelStore) -> None:
-    await holding(store)
+    await put_all(store)
     await store.verify(digest(WEIGHTS))
     with pytest.raises(ArtifactMissing):
         await store.verify(digest(b"never stored"))
@@ -214,7 +214,7 @@ async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
     if "://" not in store.url:
         (Path(store.url) / "mnist" / name).write_bytes(content)
         return
-    address = Address.parse(store.url)
+    address = BucketAddress.parse(store.url)
     await Bucket(address).write(f"{address.prefix}/mnist/{name}", content)
 
 
@@ -222,11 +222,11 @@ async def overwrite(store: ModelStore, name: str, content: bytes) -> None:
 async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
     store: ModelStore, content: bytes
 ) -> None:
-    await holding(store)
+    await put_all(store)
     await store.publish(manifest(1))
     await overwrite(store, f"{digest(WEIGHTS)}.safetensors", content)
     for attempt in (store.path_of, store.verify):
-        with pytest.raises(StoreDamaged, match="its bytes have digest"):
+        with pytest.raises(StoreCorrupt, match="its bytes have digest"):
             await attempt(digest(WEIGHTS))
     assert await store.held() == {digest(WEIGHTS)}  # it is there still, for whoever looks into it
 
@@ -267,7 +267,7 @@ async def test_a_large_model_is_put_and_fetched_in_little_memory(store: ModelSto
 
 async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> None:
     contents = [f"weights {version}".encode() for version in range(1, 6)]
-    await holding(store, *contents, b"of a round that goes on")
+    await put_all(store, *contents, b"of a round that goes on")
     made_from = {1: None, 2: 1, 3: 2, 4: 3, 5: 1}
     for version, content in enumerate(contents, 1):
         made = manifest(version, content).model_copy(update={"parent": made_from[version]})
@@ -283,7 +283,7 @@ async def test_old_weights_make_room_and_manifests_stay(store: ModelStore) -> No
 
 
 async def test_retired_weights_may_come_back(store: ModelStore) -> None:
-    await holding(store, b"1", b"2", b"3")
+    await put_all(store, b"1", b"2", b"3")
     for version in (1, 2, 3):
         await store.publish(manifest(version, b"%d" % version))
     await store.retire(keep=1)
@@ -292,9 +292,9 @@ async def test_retired_weights_may_come_back(store: ModelStore) -> None:
 
 
 async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:
-    other = open_store(store.url, "cifar10")
+    other = open_model_store(store.url, "cifar10")
     await other.prepare()
-    await holding(store)
+    await put_all(store)
     await store.publish(manifest(1))
     assert await other.latest() is None
 
@@ -305,9 +305,9 @@ async def test_a_second_task_has_versions_of_its_own(store: ModelStore) -> None:
 @pytest.fixture
 async def home(tmp_path: Path) -> Path:
     """The directory of a repository with two versions."""
-    store = open_store(str(tmp_path), "mnist")
+    store = open_model_store(str(tmp_path), "mnist")
     await store.prepare()
-    await holding(store)
+    await put_all(store)
     await store.publish(manifest(1))
     await store.publish(manifest(2))
     return tmp_path / "mnist"
@@ -316,11 +316,11 @@ async def home(tmp_path: Path) -> Path:
 async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_whatever_its_date_says(
     home: Path,
 ) -> None:
-    store, file = open_store(str(home.parent), "mnist"), home / f"{digest(WEIGHTS)}.safetensors"
+    store, file = open_model_store(str(home.parent), "mnist"), home / f"{digest(WEIGHTS)}.safetensors"
     path, before = await store.path_of(digest(WEIGHTS)), file.stat()
     file.write_bytes(WEIGHTS[::-1])
     os.utime(file, ns=(before.st_atime_ns, before.st_mtime_ns))
-    with pytest.raises(StoreDamaged, match="its bytes have digest"):
+    with pytest.raises(StoreCorrupt, match="its bytes have digest"):
         await store.path_of(digest(WEIGHTS))
     file.write_bytes(WEIGHTS)
     assert await store.path_of(digest(WEIGHTS)) == path
@@ -328,13 +328,13 @@ async def test_a_file_that_was_verified_is_read_again_once_it_was_written_to_wha
 
 async def test_a_version_whose_weights_were_damaged_meanwhile_is_not_published(home: Path) -> None:
     (home / f"{digest(WEIGHTS)}.safetensors").write_bytes(WEIGHTS[::-1])
-    with pytest.raises(StoreDamaged):
-        await open_store(str(home.parent), "mnist").publish(manifest(3))
+    with pytest.raises(StoreCorrupt):
+        await open_model_store(str(home.parent), "mnist").publish(manifest(3))
 
 
 async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp_path: Path) -> None:
     (tmp_path / "mnist").mkdir()
-    store = open_store(str(tmp_path), "mnist")
+    store = open_model_store(str(tmp_path), "mnist")
     for attempt in (store.latest, store.versions):
         with pytest.raises(StoreUnavailable, match="no model repository"):
             await attempt()
@@ -345,32 +345,32 @@ async def test_a_directory_that_nobody_prepared_is_unavailable_and_not_empty(tmp
 async def test_a_directory_that_cannot_be_made_is_unavailable(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StoreUnavailable, match="cannot use"):
-        await open_store(str(tmp_path / "file"), "mnist").prepare()
+        await open_model_store(str(tmp_path / "file"), "mnist").prepare()
 
 
 async def test_a_volume_that_went_away_is_unavailable(home: Path) -> None:
     shutil.move(home, home.with_name("unmounted"))
     with pytest.raises(StoreUnavailable):
-        await open_store(str(home.parent), "mnist").latest()
+        await open_model_store(str(home.parent), "mnist").latest()
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "2"}', '{"version": 0}', '{"version": 9}'])
 async def test_a_pointer_that_makes_no_sense_is_damage(home: Path, content: str) -> None:
     (home / "latest").write_text(content)
-    with pytest.raises(StoreDamaged, match="is damaged"):
-        await open_store(str(home.parent), "mnist").latest()
+    with pytest.raises(StoreCorrupt, match="is damaged"):
+        await open_model_store(str(home.parent), "mnist").latest()
 
 
 async def test_a_pointer_that_is_gone_is_damage_and_not_emptiness(home: Path) -> None:
     (home / "latest").unlink()
-    with pytest.raises(StoreDamaged, match="there are versions"):
-        await open_store(str(home.parent), "mnist").latest()
+    with pytest.raises(StoreCorrupt, match="there are versions"):
+        await open_model_store(str(home.parent), "mnist").latest()
 
 
 async def test_a_manifest_that_cannot_be_read_is_damage(home: Path) -> None:
     (home / "versions" / "2.json").write_text('{"version": 2')
-    with pytest.raises(StoreDamaged, match=r"2\.json"):
-        await open_store(str(home.parent), "mnist").latest()
+    with pytest.raises(StoreCorrupt, match=r"2\.json"):
+        await open_model_store(str(home.parent), "mnist").latest()
 
 
 @pytest.mark.parametrize("pointed_to", [0, 1])
@@ -381,22 +381,22 @@ async def test_the_move_that_a_dead_publisher_left_is_finished(home: Path, point
     else:
         (home / "latest").unlink()
         (home / "versions" / "2.json").unlink()
-    latest = await open_store(str(home.parent), "mnist").latest()
+    latest = await open_model_store(str(home.parent), "mnist").latest()
     assert latest is not None
     assert latest.version == pointed_to + 1
 
 
-def half_written(home: Path) -> list[Path]:
+def partial_files(home: Path) -> list[Path]:
     return list(home.glob(".*.part"))
 
 
 async def test_nothing_half_written_is_left_behind(home: Path) -> None:
-    store = open_store(str(home.parent), "mnist")
+    store = open_model_store(str(home.parent), "mnist")
     with pytest.raises(DigestMismatch):
         await store.put(b"other", digest(b"wrong"))
-    assert half_written(home) == []
+    assert partial_files(home) == []
 
 
 def test_a_kind_of_repository_that_is_not_known_is_refused() -> None:
     with pytest.raises(UnknownStore, match="'gopher'"):
-        open_store("gopher://models", "mnist")
+        open_model_store("gopher://models", "mnist")

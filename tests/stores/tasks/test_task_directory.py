@@ -12,7 +12,7 @@ from fedbus.stores.tasks.task_directory import (
     Problem,
     TaskInvalid,
     code_version,
-    new_task,
+    create_task,
     read_task,
     validate_task,
 )
@@ -29,7 +29,7 @@ def git(directory: Path, *arguments: str) -> str:
 
 @pytest.fixture
 def task(tmp_path: Path) -> Path:
-    new_task(tmp_path / "moons", "moons")
+    create_task(tmp_path / "moons", "moons")
     return tmp_path / "moons"
 
 
@@ -62,19 +62,19 @@ def only_problem(task: Path) -> Problem:
 
 @pytest.mark.parametrize("id", ["moons", "my-task", "1st"])
 def test_a_new_task_has_nothing_wrong_with_it(tmp_path: Path, id: str) -> None:
-    new_task(tmp_path / "new", id)
+    create_task(tmp_path / "new", id)
     assert validate_task(tmp_path / "new") == []
     assert read_task(tmp_path / "new").id == id
 
 
 def test_a_new_task_is_not_written_over_anything(task: Path) -> None:
     with pytest.raises(StoreError, match="is not empty"):
-        new_task(task, "other")
+        create_task(task, "other")
 
 
 def test_a_new_task_needs_a_name_that_can_stand_in_a_subject(tmp_path: Path) -> None:
     with pytest.raises(BadId):
-        new_task(tmp_path / "new", "No Id")
+        create_task(tmp_path / "new", "No Id")
     assert not (tmp_path / "new").exists()
 
 
@@ -225,7 +225,7 @@ def test_the_version_of_clean_code_is_its_commit(committed: Path) -> None:
 
 def test_the_version_is_the_commit_for_a_task_deep_in_a_repository(tmp_path: Path) -> None:
     git(tmp_path, "init", "-q")
-    new_task(tmp_path / "tasks" / "moons", "moons")
+    create_task(tmp_path / "tasks" / "moons", "moons")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "the task")
     (tmp_path / "elsewhere.txt").write_text("changed, but not in the task")
@@ -271,7 +271,7 @@ def test_a_task_that_its_repository_ignores_has_a_digest_of_its_own(tmp_path: Pa
     (tmp_path / ".gitignore").write_text("moons/\n")
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-q", "-m", "no task")
-    new_task(tmp_path / "moons", "moons")
+    create_task(tmp_path / "moons", "moons")
     before = code_version(tmp_path / "moons")
     assert before.startswith("sha256:")
     edit(tmp_path / "moons" / "moons_app" / "task.py", "Two numbers", "2 numbers")

@@ -8,55 +8,55 @@ from structlog.testing import capture_logs
 from support import eventually
 
 from fedbus.stores.trackers.interface import (
-    Place,
-    RoundSeen,
-    RunBegun,
     RunEnded,
+    TrackedRound,
+    TrackedRun,
     Tracker,
+    TrackerContext,
     TrackerMissing,
     UnknownTracker,
-    flat,
+    flatten_metrics,
     open_tracker,
     open_trackers,
 )
-from fedbus.stores.trackers.local import LocalTracker, rounds_in
+from fedbus.stores.trackers.local import LocalTracker, read_rounds
 
 NOON = datetime(2026, 3, 14, 12, 0, tzinfo=UTC)
 TASK = "mnist"
 
 
-def begun(run: str) -> RunBegun:
-    return RunBegun(run, TASK, NOON, "schedule", "a" * 40, {"lr": 0.1, "strategy": "fedavg"}, "4bf92f35")
+def make_run_begun(run: str) -> TrackedRun:
+    return TrackedRun(run, TASK, NOON, "schedule", "a" * 40, {"lr": 0.1, "strategy": "fedavg"}, "4bf92f35")
 
 
-def seen(run: str, number: int, step: int, loss: float) -> RoundSeen:
+def make_round_seen(run: str, number: int, step: int, loss: float) -> TrackedRound:
     clients = {"c1": {"samples": 10.0, "train_s": 1.5}}
     metrics = {"loss": loss, "top-5 %/val": 0.75, "seconds": 2.0, "clients": 1.0}
-    return RoundSeen(run, TASK, number, step, NOON, metrics, clients)
+    return TrackedRound(run, TASK, number, step, NOON, metrics, clients)
 
 
-def ended(run: str, step: int) -> RunEnded:
+def make_run_ended(run: str, step: int) -> RunEnded:
     return RunEnded(run, TASK, NOON, "finished", model_version=2, step=step)
 
 
-def tell_two_runs(tracker: Tracker) -> None:
+def send_two_runs(tracker: Tracker) -> None:
     """Two rounds each; the second run goes on where the first one ended."""
     for number, run in enumerate(("mnist-1", "mnist-2")):
-        tracker.begin(begun(run))
+        tracker.begin(make_run_begun(run))
         for one in (1, 2):
             step = 2 * number + one
-            tracker.round(seen(run, one, step, 1.0 / step))
-        tracker.end(ended(run, step))
+            tracker.round(make_round_seen(run, one, step, 1.0 / step))
+        tracker.end(make_run_ended(run, step))
     tracker.close()
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> Place:
-    return Place(TASK, tmp_path / "training")
+def place(tmp_path: Path) -> TrackerContext:
+    return TrackerContext(TASK, tmp_path / "training")
 
 
 def test_a_rounds_figures_have_one_name_each() -> None:
-    assert flat(seen("mnist-1", 1, 1, 0.5)) == {
+    assert flatten_metrics(make_round_seen("mnist-1", 1, 1, 0.5)) == {
         "loss": 0.5,
         "top-5 %/val": 0.75,
         "seconds": 2.0,
@@ -66,46 +66,46 @@ def test_a_rounds_figures_have_one_name_each() -> None:
     }
 
 
-def test_the_local_one_keeps_the_curve_over_all_runs(place: Place) -> None:
-    tell_two_runs(open_tracker("local", place))
-    rounds = rounds_in(place.directory, TASK)
+def test_the_local_one_keeps_the_curve_over_all_runs(place: TrackerContext) -> None:
+    send_two_runs(open_tracker("local", place))
+    rounds = read_rounds(place.directory, TASK)
     assert [one["step"] for one in rounds] == [1, 2, 3, 4]
     assert [one["loss"] for one in rounds] == pytest.approx([1, 1 / 2, 1 / 3, 1 / 4])
     assert [one["run"] for one in rounds] == ["mnist-1", "mnist-1", "mnist-2", "mnist-2"]
 
 
-def test_what_is_told_twice_is_kept_once(place: Place) -> None:
-    tell_two_runs(open_tracker("local", place))
-    tell_two_runs(open_tracker("local", place))
-    assert len(rounds_in(place.directory, TASK)) == 4
+def test_what_is_told_twice_is_kept_once(place: TrackerContext) -> None:
+    send_two_runs(open_tracker("local", place))
+    send_two_runs(open_tracker("local", place))
+    assert len(read_rounds(place.directory, TASK)) == 4
 
 
-def test_the_local_one_remembers_what_others_were_told_after_a_restart_too(place: Place) -> None:
+def test_the_local_one_remembers_what_others_were_told_after_a_restart_too(place: TrackerContext) -> None:
     LocalTracker(place).tell("wandb", "mnist-1", "round 1")
     memory = LocalTracker(place)
-    assert memory.was_told("wandb", "mnist-1", "round 1")
-    assert not memory.was_told("wandb", "mnist-1", "round 2")
-    assert not memory.was_told("mlflow", "mnist-1", "round 1")
+    assert memory.was_delivered("wandb", "mnist-1", "round 1")
+    assert not memory.was_delivered("wandb", "mnist-1", "round 2")
+    assert not memory.was_delivered("mlflow", "mnist-1", "round 1")
 
 
-def test_a_damaged_file_is_set_aside_and_begun_anew(place: Place) -> None:
-    tell_two_runs(open_tracker("local", place))
+def test_a_damaged_file_is_set_aside_and_begun_anew(place: TrackerContext) -> None:
+    send_two_runs(open_tracker("local", place))
     file = place.directory / "training.db"
     file.write_bytes(b"no database at all, and long enough to be taken for one" * 100)
     with capture_logs() as said:
-        tell_two_runs(open_tracker("local", place))
+        send_two_runs(open_tracker("local", place))
     assert [line["reason"] for line in said] == ["file is not a database"]
-    assert len(rounds_in(place.directory, TASK)) == 4
+    assert len(read_rounds(place.directory, TASK)) == 4
     assert file.with_name("training.db.damaged").read_bytes().startswith(b"no database at all")
 
 
 def test_nothing_was_kept_where_nothing_was_ever_told(tmp_path: Path) -> None:
-    assert rounds_in(tmp_path, TASK) == []
+    assert read_rounds(tmp_path, TASK) == []
 
 
-def test_tensorboard_shows_one_line_over_all_runs(place: Place) -> None:
+def test_tensorboard_shows_one_line_over_all_runs(place: TrackerContext) -> None:
     accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
-    tell_two_runs(open_tracker("tensorboard", place))
+    send_two_runs(open_tracker("tensorboard", place))
     shown = accumulator.EventAccumulator(str(place.directory / "tensorboard" / TASK))
     shown.Reload()
     assert [(one.step, one.value) for one in shown.Scalars("loss")] == [
@@ -126,10 +126,12 @@ def mlflow_there(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of MLflow's own making
-def test_mlflow_has_a_run_for_each_with_its_figures_and_its_end(place: Place, mlflow_there: None) -> None:
+def test_mlflow_has_a_run_for_each_with_its_figures_and_its_end(
+    place: TrackerContext, mlflow_there: None
+) -> None:
     from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
-    tell_two_runs(open_tracker("mlflow", place))
+    send_two_runs(open_tracker("mlflow", place))
     client = MlflowClient(tracking_uri=f"file://{place.directory / 'mlruns'}")
     experiment = client.get_experiment_by_name(f"fedbus/{TASK}")
     assert experiment is not None
@@ -150,13 +152,15 @@ def test_mlflow_has_a_run_for_each_with_its_figures_and_its_end(place: Place, ml
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_takes_a_round_of_more_figures_than_it_takes_at_once(place: Place, mlflow_there: None) -> None:
+def test_mlflow_takes_a_round_of_more_figures_than_it_takes_at_once(
+    place: TrackerContext, mlflow_there: None
+) -> None:
     from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
     clients = {f"c{number}": {f"figure_{one}": 1.0 for one in range(12)} for number in range(100)}
     tracker = open_tracker("mlflow", place)
-    tracker.begin(begun("mnist-1"))
-    tracker.round(RoundSeen("mnist-1", TASK, 1, 1, NOON, {"loss": 0.5}, clients))
+    tracker.begin(make_run_begun("mnist-1"))
+    tracker.round(TrackedRound("mnist-1", TASK, 1, 1, NOON, {"loss": 0.5}, clients))
     client = MlflowClient(tracking_uri=f"file://{place.directory / 'mlruns'}")
     experiment = client.get_experiment_by_name(f"fedbus/{TASK}")
     assert experiment is not None
@@ -165,13 +169,13 @@ def test_mlflow_takes_a_round_of_more_figures_than_it_takes_at_once(place: Place
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_mlflow_takes_a_run_up_again_after_a_restart(place: Place, mlflow_there: None) -> None:
+def test_mlflow_takes_a_run_up_again_after_a_restart(place: TrackerContext, mlflow_there: None) -> None:
     from mlflow.tracking import MlflowClient  # noqa: PLC0415
 
     first = open_tracker("mlflow", place)
-    first.begin(begun("mnist-1"))
-    first.round(seen("mnist-1", 1, 1, 0.5))
-    open_tracker("mlflow", place).round(seen("mnist-1", 2, 2, 0.25))
+    first.begin(make_run_begun("mnist-1"))
+    first.round(make_round_seen("mnist-1", 1, 1, 0.5))
+    open_tracker("mlflow", place).round(make_round_seen("mnist-1", 2, 2, 0.25))
     client = MlflowClient(tracking_uri=f"file://{place.directory / 'mlruns'}")
     experiment = client.get_experiment_by_name(f"fedbus/{TASK}")
     assert experiment is not None
@@ -181,14 +185,14 @@ def test_mlflow_takes_a_run_up_again_after_a_restart(place: Place, mlflow_there:
 
 @pytest.mark.filterwarnings("ignore")
 async def test_weights_and_biases_has_its_files_without_a_network(
-    place: Place, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    place: TrackerContext, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     pytest.importorskip("wandb")
     monkeypatch.setenv("WANDB_MODE", "offline")
     for name in ("WANDB_CONFIG_DIR", "WANDB_CACHE_DIR", "WANDB_DATA_DIR"):
         monkeypatch.setenv(name, str(tmp_path / "wandb"))
     place.directory.mkdir()
-    tell_two_runs(open_tracker("wandb", place))
+    send_two_runs(open_tracker("wandb", place))
     kept = list((place.directory / "wandb").rglob("*.wandb"))
     assert sorted(path.stem for path in kept) == ["run-mnist-1", "run-mnist-2"]
     await eventually(
@@ -196,13 +200,13 @@ async def test_weights_and_biases_has_its_files_without_a_network(
     )  # a process of its own writes them
 
 
-def test_a_tracker_that_nobody_installed_is_named_with_those_that_are(place: Place) -> None:
+def test_a_tracker_that_nobody_installed_is_named_with_those_that_are(place: TrackerContext) -> None:
     with pytest.raises(UnknownTracker, match=r"no tracker 'neptune': installed are .*local"):
         open_tracker("neptune", place)
 
 
 def test_a_tracker_whose_library_is_missing_says_what_to_install(
-    place: Place, monkeypatch: pytest.MonkeyPatch
+    place: TrackerContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(__import__("sys").modules, "wandb", None)
     monkeypatch.delitem(__import__("sys").modules, "fedbus.stores.trackers.wandb", raising=False)
@@ -210,7 +214,7 @@ def test_a_tracker_whose_library_is_missing_says_what_to_install(
         open_tracker("wandb", place)
 
 
-def test_a_tracker_that_does_not_begin_is_left_out(place: Place) -> None:
+def test_a_tracker_that_does_not_begin_is_left_out(place: TrackerContext) -> None:
     place.directory.parent.mkdir(exist_ok=True)
     place.directory.write_text("a file where a directory should be")
     assert open_trackers(["local"], place) == {}

@@ -16,8 +16,8 @@ from typing import Any, Final, Self
 
 import aiohttp
 
-MOUNTED: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
-ANSWER_S: Final = 15.0
+SERVICE_ACCOUNT_DIRECTORY: Final = Path("/var/run/secrets/kubernetes.io/serviceaccount")
+REQUEST_TIMEOUT_S: Final = 15.0
 WATCH_S: Final = 240
 """How long one watch lasts; then the next begins."""
 MAX_LINE_BYTES: Final = 4 * 1024**2
@@ -37,7 +37,7 @@ class NotInACluster(KubernetesError):
     """This process has no service account of a cluster."""
 
 
-class Refused(KubernetesError):
+class ApiRequestRejected(KubernetesError):
     """The API server said no."""
 
     def __init__(self, status: int, message: str) -> None:
@@ -49,12 +49,12 @@ class Refused(KubernetesError):
         return self.status in (404, 410)
 
 
-class Away(KubernetesError):
+class ApiUnavailable(KubernetesError):
     """The API server does not answer, or cannot now: ask again."""
 
 
 @dataclass(frozen=True)
-class Cluster:
+class ClusterConfig:
     """Where the API server is, and as whom we speak to it."""
 
     url: str
@@ -63,7 +63,9 @@ class Cluster:
     ca: Path | None = None
 
     @classmethod
-    def of_this_pod(cls, environment: Mapping[str, str] | None = None, mounted: Path = MOUNTED) -> Self:
+    def of_this_pod(
+        cls, environment: Mapping[str, str] | None = None, mounted: Path = SERVICE_ACCOUNT_DIRECTORY
+    ) -> Self:
         """The cluster that we run in; raises NotInACluster."""
         found = os.environ if environment is None else environment
         host, port = found.get("KUBERNETES_SERVICE_HOST"), found.get("KUBERNETES_SERVICE_PORT", "443")
@@ -77,21 +79,21 @@ class Cluster:
         return cls(f"https://{host}:{port}", namespace, mounted / "token", mounted / "ca.crt")
 
     @asynccontextmanager
-    async def open(self) -> AsyncIterator["Kubernetes"]:
+    async def open(self) -> AsyncIterator["KubernetesClient"]:
         """The API, for as long as the block runs."""
         tls = ssl.create_default_context(cafile=self.ca) if self.ca else None
         async with aiohttp.ClientSession(
             connector=aiohttp.TCPConnector(ssl=tls if tls is not None else True),
-            timeout=aiohttp.ClientTimeout(total=ANSWER_S),
+            timeout=aiohttp.ClientTimeout(total=REQUEST_TIMEOUT_S),
             read_bufsize=MAX_LINE_BYTES,
         ) as session:
-            yield Kubernetes(self, session)
+            yield KubernetesClient(self, session)
 
 
-class Kubernetes:
+class KubernetesClient:
     """Jobs, their pods and their logs, in one namespace."""
 
-    def __init__(self, cluster: Cluster, session: aiohttp.ClientSession) -> None:
+    def __init__(self, cluster: ClusterConfig, session: aiohttp.ClientSession) -> None:
         self._cluster = cluster
         self._session = session
 
@@ -106,14 +108,14 @@ class Kubernetes:
         return await self._json("GET", f"{JOBS}/{name}")
 
     async def jobs(self, labels: Mapping[str, str]) -> list[Object]:
-        found = await self._json("GET", JOBS, {"labelSelector": _selector(labels)})
+        found = await self._json("GET", JOBS, {"labelSelector": _label_selector(labels)})
         return list(found["items"])
 
     async def delete_job(self, name: str) -> None:
         """Ask for its end; it is there until its pods have gone. One that is not there is fine."""
         try:
             await self._json("DELETE", f"{JOBS}/{name}", {"propagationPolicy": "Foreground"})
-        except Refused as refused:
+        except ApiRequestRejected as refused:
             if not refused.is_gone:
                 raise
 
@@ -125,11 +127,13 @@ class Kubernetes:
             "resourceVersion": since,
             "timeoutSeconds": str(WATCH_S),
         }
-        async with self._asked("GET", JOBS, query, total_s=WATCH_S + ANSWER_S) as answer:
+        async with self._asked("GET", JOBS, query, total_s=WATCH_S + REQUEST_TIMEOUT_S) as answer:
             async for line in answer.content:
                 event = json.loads(line)
                 if event["type"] == "ERROR":
-                    raise Refused(event["object"].get("code", 500), event["object"].get("message", "?"))
+                    raise ApiRequestRejected(
+                        event["object"].get("code", 500), event["object"].get("message", "?")
+                    )
                 yield event["type"], event["object"]
 
     async def pods_of(self, job: str) -> list[Object]:
@@ -160,7 +164,7 @@ class Kubernetes:
         path: str,
         query: Mapping[str, str] | None = None,
         body: Object | None = None,
-        total_s: float = ANSWER_S,
+        total_s: float = REQUEST_TIMEOUT_S,
     ) -> AsyncIterator[aiohttp.ClientResponse]:
         url = self._cluster.url + path.format(namespace=self._cluster.namespace)
         token = await asyncio.to_thread(self._cluster.token.read_text)
@@ -173,15 +177,15 @@ class Kubernetes:
                 headers={"Authorization": f"Bearer {token.strip()}"},
                 timeout=aiohttp.ClientTimeout(total=total_s),
             ) as answer:
-                await _check(answer)
+                await _raise_for_status(answer)
                 yield answer
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise Away(
+            raise ApiUnavailable(
                 f"the API server at {self._cluster.url} does not answer: {error or 'too late'}"
             ) from None
 
 
-async def _check(answer: aiohttp.ClientResponse) -> None:
+async def _raise_for_status(answer: aiohttp.ClientResponse) -> None:
     if answer.status < 400:
         return
     said = await answer.text()
@@ -190,9 +194,9 @@ async def _check(answer: aiohttp.ClientResponse) -> None:
     except ValueError:
         message = said or (answer.reason or "")
     if answer.status == 429 or answer.status >= 500:
-        raise Away(f"the API server cannot now: {message}")
-    raise Refused(answer.status, message)
+        raise ApiUnavailable(f"the API server cannot now: {message}")
+    raise ApiRequestRejected(answer.status, message)
 
 
-def _selector(labels: Mapping[str, str]) -> str:
+def _label_selector(labels: Mapping[str, str]) -> str:
     return ",".join(f"{name}={value}" for name, value in labels.items())

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 Object = dict[str, Any]
 
-ON_ITS_WAY: Final = frozenset({"ContainerCreating", "PodInitializing"})
+STARTING_REASONS: Final = frozenset({"ContainerCreating", "PodInitializing"})
 """Reasons for which a container waits that are none for worry: images are pulled, volumes mounted."""
 
 
@@ -18,31 +18,31 @@ def has_started(pod: Object) -> bool:
     return any(one.get("state", {}).keys() & {"running", "terminated"} for one in _containers(pod))
 
 
-def obstacle(pod: Object) -> str:
+def scheduling_problem(pod: Object) -> str:
     """What keeps *pod* from starting now; nothing where it is on its way."""
     for condition in pod.get("status", {}).get("conditions") or []:
         if condition["type"] == "PodScheduled" and condition["status"] == "False":
-            return _said(condition)
+            return _describe(condition)
     for container in _containers(pod):
         waits = container.get("state", {}).get("waiting") or {}
-        if waits.get("reason", "ContainerCreating") not in ON_ITS_WAY:
-            return _said(waits)
+        if waits.get("reason", "ContainerCreating") not in STARTING_REASONS:
+            return _describe(waits)
     return ""
 
 
-def warned_of(events: Sequence[Object]) -> str:
+def last_warning(events: Sequence[Object]) -> str:
     """The last warning among *events*; nothing where there is none."""
     warnings = [one for one in events if one.get("type") == "Warning"]
-    return _said(max(warnings, key=_when)) if warnings else ""
+    return _describe(max(warnings, key=_event_time)) if warnings else ""
 
 
 def _containers(pod: Object) -> list[Object]:
     return list(pod.get("status", {}).get("containerStatuses") or [])
 
 
-def _when(event: Object) -> str:
+def _event_time(event: Object) -> str:
     return event.get("lastTimestamp") or event.get("eventTime") or ""
 
 
-def _said(about: Object) -> str:
+def _describe(about: Object) -> str:
     return ": ".join(filter(None, (about.get("reason"), about.get("message"))))

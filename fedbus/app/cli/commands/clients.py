@@ -5,18 +5,18 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
-    from fedbus.bus.bus import Seen
+    from fedbus.bus.bus import StoredMessage
     from fedbus.contracts.identifiers import ClientId
     from fedbus.contracts.transition import Transition
 
 app = typer.Typer(no_args_is_help=True, help="Who takes part, what each does now, which model it serves.")
 
-KINDS: Final = ("client", "fl_client", "inference")
-DEVICE: Final = ("cpu", "memory", "disk", "heat", "gpu", "errors", "reported")
+LIFECYCLE_KINDS: Final = ("client", "fl_client", "inference")
+DEVICE_COLUMNS: Final = ("cpu", "memory", "disk", "heat", "gpu", "errors", "reported")
 
 
 @app.command()
@@ -24,34 +24,34 @@ def ls(
     *,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     wide: Annotated[bool, typer.Option("--wide", help="Tell how the devices are, too.")] = False,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """List all clients and how they stand."""
-    clients = [one for one in _clients() if task in (None, one["task"])]
+    clients = [one for one in _load_clients() if task in (None, one["task"])]
     if json:
-        output.as_json(clients)
+        output.print_json(clients)
         return
-    output.table(
+    output.print_table(
         (
             *("client", "task", "state", "training", "inference", "model", "run"),
             *("rounds", "failed", "contribution", "endpoint", "since"),
-            *(DEVICE if wide else ()),
+            *(DEVICE_COLUMNS if wide else ()),
         ),
         [
             (
                 one["client"],
                 one["task"],
-                output.state(one["state"]),
-                output.state(one["training"]),
-                output.state(one["inference"]),
+                output.state_text(one["state"]),
+                output.state_text(one["training"]),
+                output.state_text(one["inference"]),
                 f"v{one['model_version']}" if one["model_version"] else "",
                 one["run"] or "",
                 one["standing"]["rounds"],
                 one["standing"]["failed"],
-                _figure(one["standing"]["contribution"]),
+                _format_number(one["standing"]["contribution"]),
                 one["endpoint"],
-                output.ago(one["since"]),
-                *(_device_in_cells(one["device"]) if wide else ()),
+                output.format_age(one["since"]),
+                *(_device_cells(one["device"]) if wide else ()),
             )
             for one in clients
         ],
@@ -64,75 +64,74 @@ def ls(
 def show_(
     client: Annotated[str, typer.Argument(help="The client, as `fedbus clients ls` calls it.")],
     *,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Show one client: its three lifecycles, and what each waits for."""
     from rich.markup import escape
 
     from fedbus.contracts.identifiers import client_id
 
-    known = _clients(with_checks_of=client_id(client))
+    known = _load_clients(with_checks_of=client_id(client))
     found = [one for one in known if one["client"] == client_id(client)]
     if not found:
         names = ", ".join(sorted({one["client"] for one in known})) or "none yet"
-        raise Failure(f"no client {client} here. Known are: {names}", Exit.NOT_FOUND)
+        raise CliError(f"no client {client} here. Known are: {names}", ExitCode.NOT_FOUND)
     if json:
-        output.as_json(found)
+        output.print_json(found)
         return
     for one in found:
-        heading = (
-            f"[bold]{client}[/] in task [bold]{one['task']}[/]  {escape(output.printable(_serves(one)))}"
-        )
+        serving = escape(output.printable(_describe_serving(one)))
+        heading = f"[bold]{client}[/] in task [bold]{one['task']}[/]  {serving}"
         output.console().print(heading)
-        output.table(
+        output.print_table(
             ("lifecycle", "state", "on", "reason", "waits for", "until", "since"),
             [
                 (
                     life["kind"],
-                    output.state(life["state"]),
+                    output.state_text(life["state"]),
                     life["event"],
                     life["reason"],
                     life["waits_for"],
                     life["deadline"] or "",
-                    output.ago(life["since"]),
+                    output.format_age(life["since"]),
                 )
                 for life in one["lives"]
             ],
             empty="",
         )
         told = (
-            _standing_in_words(one["standing"]),
-            _device_in_words(one["device"]),
-            _live_in_words(one["live"]),
+            _describe_stats(one["standing"]),
+            _describe_device(one["device"]),
+            _describe_live_accuracy(one["live"]),
         )
         for line in told:
             output.console().print(output.printable(line), markup=False)
 
 
-def _serves(one: dict[str, Any]) -> str:
+def _describe_serving(one: dict[str, Any]) -> str:
     return (
         f"serves v{one['model_version']} at {one['endpoint']}" if one["model_version"] else "serves nothing"
     )
 
 
-def _device_in_cells(device: dict[str, Any] | None) -> tuple[str, ...]:
+def _device_cells(device: dict[str, Any] | None) -> tuple[str, ...]:
     """How a device is, for the columns of `DEVICE`."""
     if device is None:
-        return ("",) * len(DEVICE)
+        return ("",) * len(DEVICE_COLUMNS)
     heat = device["temperature_c"]
     return (
         *(f"{device[name]:.0%}" for name in ("cpu", "memory", "disk")),
         "" if heat is None else f"{heat:.0f} °C",
         ", ".join(f"{gpu['utilization']:.0%}" for gpu in device["gpus"]),
         str(device["errors"] or ""),
-        output.ago(device["at"]),
+        output.format_age(device["at"]),
     )
 
 
-def _device_in_words(device: dict[str, Any] | None) -> str:
+def _describe_device(device: dict[str, Any] | None) -> str:
     if device is None:
         return "its device: nothing heard of it yet"
-    cells = dict(zip(DEVICE, _device_in_cells(device), strict=True))
+    cells = dict(zip(DEVICE_COLUMNS, _device_cells(device), strict=True))
     said = [f"{name} {cell}" for name, cell in cells.items() if cell and name not in ("errors", "reported")]
     said += [f"{name} does not run" for name, runs in device["agents"].items() if not runs]
     if device["errors"]:
@@ -140,7 +139,7 @@ def _device_in_words(device: dict[str, Any] | None) -> str:
     return f"its device {cells['reported']}: {', '.join(said)}"
 
 
-def _live_in_words(live: list[dict[str, Any]]) -> str:
+def _describe_live_accuracy(live: list[dict[str, Any]]) -> str:
     """How often its models were right, by what its users have told: the newest first."""
     told = [
         f"v{one['version']} {one['right'] / one['labelled']:.1%} of {one['labelled']}"
@@ -149,11 +148,11 @@ def _live_in_words(live: list[dict[str, Any]]) -> str:
     return f"right of the newest answers whose truth is known: {', '.join(told) or 'nothing is known of any'}"
 
 
-def _figure(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.4g}"
 
 
-def _standing_in_words(standing: dict[str, Any]) -> str:
+def _describe_stats(standing: dict[str, Any]) -> str:
     """What it has done so far, as the rounds in the log tell."""
     parts = [
         f"{standing['rounds']} round{'s' if standing['rounds'] != 1 else ''}",
@@ -171,58 +170,64 @@ def _standing_in_words(standing: dict[str, Any]) -> str:
     return "so far: " + ", ".join(parts)
 
 
-def _clients(with_checks_of: "ClientId | None" = None) -> list[dict[str, Any]]:
+def _load_clients(with_checks_of: "ClientId | None" = None) -> list[dict[str, Any]]:
     """What the log says of every client in every task: its three lifecycles put together.
 
     What the checks of its data found is told of one only: of all, that may be much.
     """
-    from fedbus.app.bus_session import last_said, lives, moved, now, on_the_bus
+    from fedbus.app.bus_session import (
+        connect_bus,
+        latest_messages,
+        latest_transitions,
+        run_async,
+        transition_of,
+    )
     from fedbus.contracts.device import DeviceReport
     from fedbus.contracts.serving import DataChecked
 
-    async def look() -> "tuple[list[Seen], list[Seen], list[Seen]]":
-        async with on_the_bus() as bus:
+    async def look() -> "tuple[list[StoredMessage], list[StoredMessage], list[StoredMessage]]":
+        async with connect_bus() as bus:
             return (
-                await lives(bus, *KINDS, "run"),
+                await latest_transitions(bus, *LIFECYCLE_KINDS, "run"),
                 await bus.latest(DeviceReport),
-                await last_said(bus, DataChecked, client=with_checks_of) if with_checks_of else [],
+                await latest_messages(bus, DataChecked, client=with_checks_of) if with_checks_of else [],
             )
 
-    told: dict[str, dict[str, Seen]] = defaultdict(dict)
-    found, reports, checks = now(look())
-    live = {thing: facts["live"] for seen in checks for thing, facts in [_device(seen)]}
-    devices = {thing: facts for seen in reports for thing, facts in [_device(seen)]}
-    runs = [move for seen in found if (move := moved(seen)).kind == "run"]
+    told: dict[str, dict[str, StoredMessage]] = defaultdict(dict)
+    found, reports, checks = run_async(look())
+    live = {thing: facts["live"] for seen in checks for thing, facts in [_device_facts(seen)]}
+    devices = {thing: facts for seen in reports for thing, facts in [_device_facts(seen)]}
+    runs = [move for seen in found if (move := transition_of(seen)).kind == "run"]
     for seen in found:
-        if moved(seen).kind == "run":
+        if transition_of(seen).kind == "run":
             continue
         *_, kind, client, task = seen.subject.split(".")
         told[f"{client}.{task}"][kind] = seen
     return [
-        _client(thing, lives)
-        | {"standing": _standing(thing, runs), "device": devices.get(thing), "live": live.get(thing, [])}
+        _client_facts(thing, lives)
+        | {"standing": _client_stats(thing, runs), "device": devices.get(thing), "live": live.get(thing, [])}
         for thing, lives in told.items()
     ]
 
 
-def _device(seen: "Seen") -> "tuple[str, dict[str, Any]]":
+def _device_facts(seen: "StoredMessage") -> "tuple[str, dict[str, Any]]":
     """Which client in which task has reported, and what."""
     facts = seen.message.model_dump()
     return f"{facts.pop('client')}.{facts.pop('task')}", facts | {"at": seen.envelope.time}
 
 
-def _standing(thing: str, runs: "list[Transition]") -> dict[str, Any]:
+def _client_stats(thing: str, runs: "list[Transition]") -> dict[str, Any]:
     """What the client has done so far in the task, as the rounds in the log tell."""
-    from fedbus.domain.client_scores import Standing, rounds_of, standings
+    from fedbus.domain.client_scores import ClientStats, collect_client_stats, task_rounds
 
     client, task = thing.split(".")
-    standing = standings(rounds_of(task, runs)).get(client, Standing())
+    standing = collect_client_stats(task_rounds(task, runs)).get(client, ClientStats())
     return vars(standing) | {"reliability": standing.reliability}
 
 
-def _client(thing: str, told: "dict[str, Seen]") -> dict[str, Any]:
+def _client_facts(thing: str, told: "dict[str, StoredMessage]") -> dict[str, Any]:
     client, task = thing.split(".")
-    lives = [_life(seen) for seen in told.values()]
+    lives = [_lifecycle_facts(seen) for seen in told.values()]
     state = {life["kind"]: life["state"] for life in lives}
     facts = [seen.message.facts for seen in told.values()]  # type: ignore[attr-defined]
     served = next((one.model for one in facts if one.kind == "inference"), None)
@@ -241,10 +246,10 @@ def _client(thing: str, told: "dict[str, Seen]") -> dict[str, Any]:
     }
 
 
-def _life(seen: "Seen") -> dict[str, Any]:
-    from fedbus.app.bus_session import moved
+def _lifecycle_facts(seen: "StoredMessage") -> dict[str, Any]:
+    from fedbus.app.bus_session import transition_of
 
-    move = moved(seen)
+    move = transition_of(seen)
     return {
         "kind": move.kind,
         "state": move.target,

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
@@ -26,9 +26,9 @@ Source = Annotated[
         help="The repository, as `fedbus up --task` has it. [default: FEDBUS_TASK, or what the server follows]",
     ),
 ]
-CHECK_S = 900.0
+CHECK_TIMEOUT_S = 900.0
 """How long fetching and checking a version may take, before a person gives up on it."""
-SHORT = 12
+SHORT_LENGTH = 12
 
 
 @app.command()
@@ -37,15 +37,15 @@ def ls(
     repo: Source = "",
     task: TaskId = None,
     limit: Annotated[int, typer.Option(min=1, max=500, help="How many commits.")] = 20,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """List the commits of the ref that is followed, newest first, and who is on which."""
-    facts = _status(task)
-    commits = _commits(repo, facts["source"], limit)
+    facts = _load_status(task)
+    commits = _load_commits(repo, facts["source"], limit)
     rows = [
         {
             "code_version": one.sha,
-            "where": _where(one.sha, facts),
+            "where": _rollout_state(one.sha, facts),
             "clients": facts["clients_on"].get(one.sha, 0),
             "subject": one.subject,
             "author": one.author,
@@ -54,16 +54,16 @@ def ls(
         for one in commits
     ]
     if json:
-        output.as_json(rows)
+        output.print_json(rows)
         return
-    output.table(
+    output.print_table(
         ("version", "is", "clients", "made", "subject", "author"),
         [
             (
-                row["code_version"][:SHORT],
-                output.state(row["where"]),
+                row["code_version"][:SHORT_LENGTH],
+                output.state_text(row["where"]),
                 str(row["clients"] or ""),
-                output.ago(row["made"]),
+                output.format_age(row["made"]),
                 row["subject"],
                 row["author"],
             )
@@ -75,18 +75,18 @@ def ls(
 
 
 @app.command()
-def status(*, task: TaskId = None, json: output.AsJson = False) -> None:
+def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
     """Say which version everybody is on, what is being rolled out and how far, and what was rejected."""
-    facts = _status(task)
+    facts = _load_status(task)
     if json:
-        output.as_json(facts)
+        output.print_json(facts)
         return
     from rich.table import Table
     from rich.text import Text
 
-    output.console().print(Text.assemble((facts["task"], "bold"), f" {_whence(facts['source'])}"))
+    output.console().print(Text.assemble((facts["task"], "bold"), f" {_describe_source(facts['source'])}"))
     grid = Table.grid(padding=(0, 2, 0, 0))
-    for name, said, style in _standing(facts):
+    for name, said, style in _status_rows(facts):
         grid.add_row(f"  {name}", Text(said, style=style, overflow="fold"))
     output.console().print(grid, soft_wrap=False)
 
@@ -96,8 +96,8 @@ def look(*, task: TaskId = None) -> None:
     """Have the server look at the repository now: for a hook, after a push."""
     from fedbus.contracts.code import CodeLookedFor, LookForCode
 
-    found: CodeLookedFor = _ask(task, lambda name: LookForCode(task=name))
-    typer.echo(f"{found.found[:SHORT]}: {found.news}")
+    found: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
+    typer.echo(f"{found.found[:SHORT_LENGTH]}: {found.news}")
 
 
 @app.command()
@@ -123,13 +123,13 @@ def rollout(
     """Bring a version to the clients, stage by stage."""
     from fedbus.contracts.code import RolloutBegun, RollOutCode
 
-    stages = _stages(stage or [])
-    begun: RolloutBegun = _ask(
+    stages = _parse_stages(stage or [])
+    begun: RolloutBegun = _send_request(
         task,
         lambda name: RollOutCode(task=name, code_version=version, stages=stages, new_lineage=new_lineage),
     )
     typer.echo(
-        f"{begun.code_version[:SHORT]} is rolled out, {', then '.join(begun.stages)}: fedbus code status"
+        f"{begun.code_version[:SHORT_LENGTH]} is rolled out, {', then '.join(begun.stages)}: fedbus code status"
     )
 
 
@@ -143,52 +143,54 @@ def revert(
     """End the rollout and bring everybody back; without one, to the version before this one."""
     from fedbus.contracts.code import RevertCode, RolloutBegun
 
-    begun: RolloutBegun = _ask(task, lambda name: RevertCode(task=name, to=to, reason=reason))
-    typer.echo(f"everybody goes to {begun.code_version[:SHORT]}: fedbus code status")
+    begun: RolloutBegun = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
+    typer.echo(f"everybody goes to {begun.code_version[:SHORT_LENGTH]}: fedbus code status")
 
 
 # --- what they ask --------------------------------------------------------------------------
 
 
-def _stages(given: list[str]) -> tuple[str, ...]:
+def _parse_stages(given: list[str]) -> tuple[str, ...]:
     import re
 
     from fedbus.contracts.task.task import STAGE_PATTERN
 
     for one in given:
         if not re.fullmatch(STAGE_PATTERN, one):
-            raise Failure(f"{one!r} is no stage: write 10%, or labels: site=lab,board=jetson", Exit.USAGE)
+            raise CliError(
+                f"{one!r} is no stage: write 10%, or labels: site=lab,board=jetson", ExitCode.USAGE
+            )
     return tuple(given)
 
 
-def _ask(task: str | None, request: Any) -> Any:
-    from fedbus.app.bus_session import now, on_the_bus, the_task
-    from fedbus.app.terminal.progress_bar import working
+def _send_request(task: str | None, request: Any) -> Any:
+    from fedbus.app.bus_session import connect_bus, resolve_task, run_async
+    from fedbus.app.terminal.progress_bar import progress_bar
 
     async def ask() -> Any:
-        async with on_the_bus() as bus:
-            question: Request = request(await the_task(bus, task))
-            with working(f"waiting for the server of {question.task}, which may try the code first"):
-                return await bus.request(question, timeout_s=CHECK_S)
+        async with connect_bus() as bus:
+            question: Request = request(await resolve_task(bus, task))
+            with progress_bar(f"waiting for the server of {question.task}, which may try the code first"):
+                return await bus.request(question, timeout_s=CHECK_TIMEOUT_S)
 
-    return now(ask())
+    return run_async(ask())
 
 
-def _status(task: str | None) -> dict[str, Any]:
-    from fedbus.app.bus_session import lives, moved, now, on_the_bus, the_task
+def _load_status(task: str | None) -> dict[str, Any]:
+    from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
 
     async def look() -> tuple["Transition", list["Transition"], Any]:
-        async with on_the_bus() as bus:
-            name = await the_task(bus, task)
-            code = await lives(bus, "code", thing=name)
+        async with connect_bus() as bus:
+            name = await resolve_task(bus, task)
+            code = await latest_transitions(bus, "code", thing=name)
             if not code:
-                raise Failure(
-                    f"the server of {name} has not said which code it has: is it up?", Exit.NOT_FOUND
+                raise CliError(
+                    f"the server of {name} has not said which code it has: is it up?", ExitCode.NOT_FOUND
                 )
-            clients = await lives(bus, "client", thing=f"*.{name}")
-            return moved(code[0]), [moved(one) for one in clients], code[0].envelope.time
+            clients = await latest_transitions(bus, "client", thing=f"*.{name}")
+            return transition_of(code[0]), [transition_of(one) for one in clients], code[0].envelope.time
 
-    last, clients, since = now(look())
+    last, clients, since = run_async(look())
     on: Counter[str] = Counter(getattr(one.facts, "code_version", "") for one in clients)
     return {
         **last.facts.model_dump(mode="json"),
@@ -200,7 +202,7 @@ def _status(task: str | None) -> dict[str, Any]:
     }
 
 
-def _where(version: str, facts: dict[str, Any]) -> str:
+def _rollout_state(version: str, facts: dict[str, Any]) -> str:
     if version == facts["candidate"]:
         return "candidate"
     if version == facts["code_version"]:
@@ -210,32 +212,40 @@ def _where(version: str, facts: dict[str, Any]) -> str:
     return "previous" if version in facts["previous"][:1] else ""
 
 
-def _whence(source: str) -> str:
+def _describe_source(source: str) -> str:
     from fedbus.stores.code.address import is_address
 
     return f"follows {source}" if is_address(source) else f"is a directory, and stays as it is: {source}"
 
 
-def _standing(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+def _status_rows(facts: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """How the code stands: a name, what is so, and the style of it."""
     on = facts["clients_on"]
     everybody = "the others are on" if facts["candidate"] else "everybody is on"
-    yield everybody, f"{_short(facts['code_version'])}{_count(on.get(facts['code_version'], 0))}", ""
+    yield (
+        everybody,
+        f"{_short_version(facts['code_version'])}{_client_count(on.get(facts['code_version'], 0))}",
+        "",
+    )
     if facts["candidate"]:
-        yield "is tried", f"{_short(facts['candidate'])}, {_stage(facts)}", "yellow"
+        yield "is tried", f"{_short_version(facts['candidate'])}, {_describe_stage(facts)}", "yellow"
     if facts["held_up"]:
         yield "held up", f"no new code for now: {facts['held_up']}", "red"
     for version, count in sorted(on.items(), key=lambda one: -one[1]):
         if version not in (facts["code_version"], facts["candidate"]):
-            yield "still elsewhere", f"{_short(version)}{_count(count)}", "yellow"
+            yield "still elsewhere", f"{_short_version(version)}{_client_count(count)}", "yellow"
     for client, reason in facts["refused"].items():
         yield "refused", f"by {client}: {reason}", "red"
     for version, reason in reversed(facts["rejected"].items()):
-        yield "rejected", f"{_short(version)}: {reason}", "red"
-    yield "last", f"{facts['event']} {output.ago(facts['since'])}{_because(facts['reason'])}", "dim"
+        yield "rejected", f"{_short_version(version)}: {reason}", "red"
+    yield (
+        "last",
+        f"{facts['event']} {output.format_age(facts['since'])}{_reason_suffix(facts['reason'])}",
+        "dim",
+    )
 
 
-def _stage(facts: dict[str, Any]) -> str:
+def _describe_stage(facts: dict[str, Any]) -> str:
     asked = len(facts["clients"])
     have_it = facts["clients_on"].get(facts["candidate"], 0)
     return (
@@ -244,30 +254,30 @@ def _stage(facts: dict[str, Any]) -> str:
     )
 
 
-def _short(version: str) -> str:
-    from fedbus.domain.run_participation import short
+def _short_version(version: str) -> str:
+    from fedbus.domain.run_participation import short_version
 
-    return short(version)
+    return short_version(version)
 
 
-def _count(clients: int) -> str:
+def _client_count(clients: int) -> str:
     return f" · {clients} {'client' if clients == 1 else 'clients'}"
 
 
-def _because(reason: str) -> str:
+def _reason_suffix(reason: str) -> str:
     return f": {reason}" if reason else ""
 
 
-def _commits(repo: str, source: str, limit: int) -> list["Commit"]:
+def _load_commits(repo: str, source: str, limit: int) -> list["Commit"]:
     import asyncio
 
-    from fedbus.app.composition.initial_code import code_of, followed
+    from fedbus.app.composition.initial_code import code_address, code_from_settings
     from fedbus.app.settings import Settings
-    from fedbus.app.terminal.progress_bar import working
+    from fedbus.app.terminal.progress_bar import progress_bar
     from fedbus.stores.code.open import CodeUnavailable, HistoryRewritten
 
     settings = Settings.from_environment()
-    code = code_of(settings, repo or followed(settings, source))
+    code = code_from_settings(settings, repo or code_address(settings, source))
     if not code.follows:
         return []
 
@@ -278,5 +288,5 @@ def _commits(repo: str, source: str, limit: int) -> list["Commit"]:
             typer.echo(f"fedbus: {error}", err=True)
         return await code.history(limit)
 
-    with working(f"reading the history of {code.source}"):
+    with progress_bar(f"reading the history of {code.source}"):
         return asyncio.run(read())

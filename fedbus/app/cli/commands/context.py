@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
 
 def context(
@@ -17,14 +17,14 @@ def context(
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it, and write nothing.")] = False,
 ) -> None:
     """Write a context for the `nats` program: address, credentials, authority and inbox."""
-    from fedbus.app.diagnostics.nats_context import context_of, select_context, write_context
+    from fedbus.app.diagnostics.nats_context import render_context, select_context, write_context
     from fedbus.app.settings import Settings
 
     settings = Settings.from_environment()
     called = name or f"fedbus-{settings.fed}"
     if not called.replace("-", "").replace("_", "").isalnum():
-        raise Failure(f"{called!r} cannot be a context's name: use letters, digits, hyphens", Exit.USAGE)
-    text = context_of(settings)
+        raise CliError(f"{called!r} cannot be a context's name: use letters, digits, hyphens", ExitCode.USAGE)
+    text = render_context(settings)
     if stdout:
         print(text)
         return

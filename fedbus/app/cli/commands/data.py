@@ -5,30 +5,30 @@ from typing import Annotated, Any, Final
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 app = typer.Typer(
     no_args_is_help=True, help="What the clients on this machine have captured. It never leaves it by itself."
 )
 
-NO_SHARE: Final = (
+NO_HOLDOUT_SHARE: Final = (
     "an older fedbus wrote these rows, and not which share is held out: "
     "give the task's capture.holdout-share, as in --holdout 0.2"
 )
 
-Client = Annotated[str | None, typer.Option(help="Only this client.")]
-OfTask = Annotated[str | None, typer.Option("--task", help="Only this task.")]
+ClientOption = Annotated[str | None, typer.Option(help="Only this client.")]
+TaskOption = Annotated[str | None, typer.Option("--task", help="Only this task.")]
 
 
 @app.command()
-def ls(*, client: Client = None, task: OfTask = None, json: output.AsJson = False) -> None:
+def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.JsonOption = False) -> None:
     """List what each client has captured: rows, and how many have a label."""
-    found = [_counted(database) for database in _databases(client, task)]
+    found = [_database_facts(database) for database in _find_databases(client, task)]
     if json:
-        output.as_json(found)
+        output.print_json(found)
         return
-    output.table(
+    output.print_table(
         ("client", "task", "rows", "labelled", "size", "file"),
         [
             (
@@ -36,7 +36,7 @@ def ls(*, client: Client = None, task: OfTask = None, json: output.AsJson = Fals
                 one["task"],
                 str(one["rows"]),
                 str(one["labelled"]),
-                output.size(one["size_bytes"]),
+                output.format_size(one["size_bytes"]),
                 one["file"],
             )
             for one in found
@@ -49,8 +49,8 @@ def ls(*, client: Client = None, task: OfTask = None, json: output.AsJson = Fals
 def export(
     path: Annotated[Path, typer.Argument(help="The file to write: it ends in .parquet or .arrow.")],
     *,
-    client: Client = None,
-    task: OfTask = None,
+    client: ClientOption = None,
+    task: TaskOption = None,
     labelled: Annotated[bool, typer.Option("--labelled", help="Only rows whose truth is known.")] = False,
     holdout: Annotated[
         float | None,
@@ -62,24 +62,24 @@ def export(
     ] = None,
 ) -> None:
     """Write a client's captured rows as a table, for pandas, DuckDB or Spark."""
-    from fedbus.app.terminal.progress_bar import working
+    from fedbus.app.terminal.progress_bar import progress_bar
     from fedbus.stores.captured.export import check_format
     from fedbus.stores.captured.export import export as write
-    from fedbus.stores.captured.reader import kept_holdout_share
+    from fedbus.stores.captured.reader import read_holdout_share
 
     check_format(path)
-    database = _the_database(client, task)
-    expected = _counted(database)["labelled" if labelled else "rows"]
-    share = kept_holdout_share(database) if holdout is None else holdout
+    database = _find_single_database(client, task)
+    expected = _database_facts(database)["labelled" if labelled else "rows"]
+    share = read_holdout_share(database) if holdout is None else holdout
     if share is None:
-        raise Failure(NO_SHARE, Exit.USAGE)
-    with working("exporting rows", total=expected) as step:
+        raise CliError(NO_HOLDOUT_SHARE, ExitCode.USAGE)
+    with progress_bar("exporting rows", total=expected) as step:
         rows = write(database, path, holdout_share=share, labelled=labelled, told=lambda more: step(more, ""))
-    size = output.size(path.stat().st_size)
-    output.console().print(f"{rows} rows of {_whose(database)} are in {path} ({size})", highlight=False)
+    size = output.format_size(path.stat().st_size)
+    output.console().print(f"{rows} rows of {_owner_of(database)} are in {path} ({size})", highlight=False)
 
 
-def _databases(client: str | None, task: str | None) -> list[Path]:
+def _find_databases(client: str | None, task: str | None) -> list[Path]:
     """The captured data of this machine's clients."""
     from fedbus.app.settings import Settings
     from fedbus.contracts.identifiers import client_id, task_id
@@ -89,34 +89,34 @@ def _databases(client: str | None, task: str | None) -> list[Path]:
     return sorted((Settings.from_environment().home / "clients").glob(f"{whose}/{what}/captured.db"))
 
 
-def _the_database(client: str | None, task: str | None) -> Path:
+def _find_single_database(client: str | None, task: str | None) -> Path:
     """The only one that is meant."""
-    found = _databases(client, task)
+    found = _find_databases(client, task)
     if not found:
-        raise Failure(
+        raise CliError(
             "no such client has captured anything here: FEDBUS_HOME says where `here` is, "
             "and `fedbus data ls` what there is",
-            Exit.NOT_FOUND,
+            ExitCode.NOT_FOUND,
         )
     if len(found) > 1:
-        names = ", ".join(map(_whose, found))
-        raise Failure(f"several have captured data: {names}. Choose by --client and --task", Exit.USAGE)
+        names = ", ".join(map(_owner_of, found))
+        raise CliError(f"several have captured data: {names}. Choose by --client and --task", ExitCode.USAGE)
     return found[0]
 
 
-def _whose(database: Path) -> str:
+def _owner_of(database: Path) -> str:
     return f"{database.parents[1].name}/{database.parent.name}"
 
 
-def _counted(database: Path) -> dict[str, Any]:
-    from fedbus.stores.captured.reader import shares, size_bytes
+def _database_facts(database: Path) -> dict[str, Any]:
+    from fedbus.stores.captured.reader import read_row_counts, size_on_disk_bytes
 
-    counted = shares(database, 0.0)
+    counted = read_row_counts(database, 0.0)
     return {
         "client": database.parents[1].name,
         "task": database.parent.name,
         "rows": counted.labelled + counted.unlabelled,
         "labelled": counted.labelled,
-        "size_bytes": size_bytes(database),
+        "size_bytes": size_on_disk_bytes(database),
         "file": str(database),
     }

@@ -4,39 +4,39 @@ from typing import Annotated
 
 import typer
 
-from fedbus.app.failures import Failure
+from fedbus.app.failures import CliError
 from fedbus.app.terminal import output
 
 
 def doctor(
     *,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
     offline: Annotated[bool, typer.Option("--offline", help="Leave out what needs a bus.")] = False,
 ) -> None:
     """Check what this machine has and lacks, and say what to do about it."""
-    from fedbus.app.diagnostics.doctor import examine
+    from fedbus.app.diagnostics.doctor import run_checks
     from fedbus.app.settings import Settings
-    from fedbus.app.terminal.progress_bar import working
+    from fedbus.app.terminal.progress_bar import progress_bar
 
     settings = Settings.from_environment()
-    with working("looking at this machine" if offline else "looking at this machine and the bus"):
-        findings = examine(settings, offline=offline)
+    with progress_bar("looking at this machine" if offline else "looking at this machine and the bus"):
+        findings = run_checks(settings, offline=offline)
     if json:
-        output.as_json([finding.as_facts() for finding in findings])
+        output.print_json([finding.as_facts() for finding in findings])
     else:
         for finding in findings:
             output.console().print(finding.line())
     if ill := [finding for finding in findings if finding.is_ill]:
-        raise Failure(f"{len(ill)} thing{'s' if len(ill) > 1 else ''} to mend")
+        raise CliError(f"{len(ill)} thing{'s' if len(ill) > 1 else ''} to mend")
 
 
-def version(*, json: output.AsJson = False) -> None:
+def version(*, json: output.JsonOption = False) -> None:
     """Print the versions that a report of an error should name."""
-    from fedbus.app.diagnostics.doctor import versions
+    from fedbus.app.diagnostics.doctor import installed_versions
 
-    found = versions()
+    found = installed_versions()
     if json:
-        output.as_json(found)
+        output.print_json(found)
     else:
         for name, number in found.items():
             print(f"{name:<12} {number}")

@@ -5,11 +5,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
-    from fedbus.bus.bus import Seen
+    from fedbus.bus.bus import StoredMessage
 
 app = typer.Typer(no_args_is_help=True, help="What is said on the bus: live, decoded, and listed.")
 
@@ -24,34 +24,34 @@ def tail(
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
     word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Show events and transitions as they happen, one a line."""
-    from fedbus.app.bus_session import moment, now
+    from fedbus.app.bus_session import parse_time, run_async
 
-    beginning = moment(since) if since else None
+    beginning = parse_time(since) if since else None
 
     async def tell() -> None:
         from contextlib import aclosing
 
-        from fedbus.app.bus_session import on_the_bus
-        from fedbus.app.terminal.event_lines import line, record
-        from fedbus.app.views.event_tail import everything
+        from fedbus.app.bus_session import connect_bus
+        from fedbus.app.terminal.event_lines import message_record, render_line
+        from fedbus.app.views.event_tail import follow_streams
 
         left, console = count, output.console()
-        async with on_the_bus() as bus, aclosing(everything(bus, beginning)) as said:
+        async with connect_bus() as bus, aclosing(follow_streams(bus, beginning)) as said:
             async for seen in said:
-                if not _wanted(seen, task, client, word):
+                if not _matches(seen, task, client, word):
                     continue
                 if json:
-                    print(output.to_json(record(seen)), flush=True)
+                    print(output.to_json(message_record(seen)), flush=True)
                 else:
-                    console.print(line(seen, width=console.width))
+                    console.print(render_line(seen, width=console.width))
                 left = left - 1 if left is not None else None
                 if left == 0:
                     return
 
-    now(tell())
+    run_async(tell())
 
 
 @app.command()
@@ -60,56 +60,59 @@ def replay(
     since: Annotated[
         str | None, typer.Option(help="From then on: 90s, 10m, 2h or 1d ago, or a time as ISO 8601.")
     ] = None,
-    until: Annotated[str | None, typer.Option(help="Until then.", show_default="now")] = None,
+    until: Annotated[str | None, typer.Option(help="Until then.", show_default="run_async")] = None,
     run: Annotated[str | None, typer.Option(help="Only this run, from its request to its end.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
     word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
     speed: Annotated[float, typer.Option(min=0, help="So many times as fast as it was; 0: all at once.")] = 0,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Show once more what was said in a window of the past, in order. Nothing is said again on the bus."""
-    from fedbus.app.bus_session import moment, now
+    from fedbus.app.bus_session import parse_time, run_async
 
     if since is None and run is None:
-        raise Failure("say which part of the past: --since 10m, or --run RUN", Exit.USAGE)
-    begin, end = (moment(text) if text else None for text in (since, until))
+        raise CliError("say which part of the past: --since 10m, or --run RUN", ExitCode.USAGE)
+    begin, end = (parse_time(text) if text else None for text in (since, until))
     if begin and end and end < begin:
-        raise Failure("--until is before --since", Exit.USAGE)
+        raise CliError("--until is before --since", ExitCode.USAGE)
 
     async def tell() -> None:
         from contextlib import aclosing
 
-        from fedbus.app.bus_session import on_the_bus
-        from fedbus.app.terminal.event_lines import clock, line, record
-        from fedbus.app.terminal.progress_bar import working
-        from fedbus.app.views.event_replay import paced, replayed, window
+        from fedbus.app.bus_session import connect_bus
+        from fedbus.app.terminal.event_lines import format_time, message_record, render_line
+        from fedbus.app.terminal.progress_bar import progress_bar
+        from fedbus.app.views.event_replay import pace, read_window, resolve_window
 
         console = output.console()
         lines_at = console if console.is_terminal else None
-        async with on_the_bus() as bus:
-            asked = await window(bus, begin, end, run)
-            with working("replaying", console=lines_at, wanted=not (json and lines_at)) as step:
-                async with aclosing(paced(replayed(bus, asked), speed)) as said:
+        async with connect_bus() as bus:
+            asked = await resolve_window(bus, begin, end, run)
+            with progress_bar("replaying", console=lines_at, wanted=not (json and lines_at)) as step:
+                async with aclosing(pace(read_window(bus, asked), speed)) as said:
                     async for seen in said:
-                        step(1, f"what was said at {clock(seen.envelope.time)}, until {clock(asked.until)}")
-                        if not _wanted(seen, task, client, word):
+                        step(
+                            1,
+                            f"what was said at {format_time(seen.envelope.time)}, until {format_time(asked.until)}",
+                        )
+                        if not _matches(seen, task, client, word):
                             continue
                         if json:
-                            print(output.to_json(record(seen)), flush=True)
+                            print(output.to_json(message_record(seen)), flush=True)
                         else:
-                            console.print(line(seen, width=console.width))
+                            console.print(render_line(seen, width=console.width))
 
-    now(tell())
+    run_async(tell())
 
 
-def _wanted(seen: "Seen", task: str | None, client: str | None, word: str | None) -> bool:
-    from fedbus.app.terminal.event_lines import word_of
+def _matches(seen: "StoredMessage", task: str | None, client: str | None, word: str | None) -> bool:
+    from fedbus.app.terminal.event_lines import message_name
 
     return (
         (task is None or seen.message.task == task)
         and (client is None or client in seen.subject.split("."))
-        and (word is None or word in (seen.message.word, word_of(seen.message)))
+        and (word is None or word in (seen.message.word, message_name(seen.message)))
     )
 
 
@@ -118,15 +121,15 @@ def schema(
     word: Annotated[str | None, typer.Argument(help="Of this word; left out: all of them.")] = None,
 ) -> None:
     """Print the JSON Schema of a message's body, or of all by their words."""
-    from fedbus.app.docs_generator.pages import body_schema, catalogue
+    from fedbus.app.docs_generator.pages import body_schema, catalogue_entries
 
-    kinds = {entry.word: entry.kind for entry in catalogue()}
+    kinds = {entry.word: entry.kind for entry in catalogue_entries()}
     if word is None:
-        output.as_json({name: body_schema(kind) for name, kind in kinds.items()})
+        output.print_json({name: body_schema(kind) for name, kind in kinds.items()})
     elif word in kinds:
-        output.as_json(body_schema(kinds[word]))
+        output.print_json(body_schema(kinds[word]))
     else:
-        raise Failure(f"nobody says {word!r}: see fedbus events catalog", Exit.NOT_FOUND)
+        raise CliError(f"nobody says {word!r}: see fedbus events catalog", ExitCode.NOT_FOUND)
 
 
 @app.command()
@@ -135,22 +138,22 @@ def decode() -> None:
     from fedbus.contracts.envelope import MAX_EVENT_BYTES, unpack
 
     if sys.stdin.isatty():
-        raise Failure(
+        raise CliError(
             "nothing on standard input. Use it so: nats sub 'fedbus.>' --translate 'fedbus events decode'"
         )
-    output.as_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))
+    output.print_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))
 
 
 @app.command()
-def catalog(*, json: output.AsJson = False) -> None:
+def catalog(*, json: output.JsonOption = False) -> None:
     """List every kind of message: its word, its subject, who says it and who hears it."""
-    from fedbus.app.docs_generator.pages import catalogue
+    from fedbus.app.docs_generator.pages import catalogue_entries
 
-    entries = catalogue()
+    entries = catalogue_entries()
     if json:
-        output.as_json([entry.as_facts() for entry in entries])
+        output.print_json([entry.as_facts() for entry in entries])
         return
-    output.table(
+    output.print_table(
         ("word", "subject", "said by", "heard by", "what it says"),
         [(one.word, one.subject, one.said_by, ", ".join(one.heard_by), one.gist) for one in entries],
         empty="nothing is ever said",

@@ -57,24 +57,24 @@ def gateway(
     ] = False,
 ) -> None:
     """Serve the dashboard: the fleet, runs, training, events, models and schedules, live in a browser."""
-    from fedbus.agents.common.child_process import parent_watch
-    from fedbus.app.cli.commands.run_agents import _until_told
-    from fedbus.app.composition.dashboard import Dashboard, token_in
-    from fedbus.app.local.stack import held_socket, is_kept
+    from fedbus.agents.common.child_process import exit_when_parent_dies
+    from fedbus.app.cli.commands.run_agents import _run_until_signal
+    from fedbus.app.composition.dashboard import Dashboard, load_token
+    from fedbus.app.local.stack import inherited_socket, is_supervised
     from fedbus.app.settings import Settings
 
-    if is_kept():  # by `fedbus up`: then our standard input is its life line
-        parent_watch()
+    if is_supervised():  # by `fedbus up`: then our standard input is its life line
+        exit_when_parent_dies()
     dashboard = Dashboard(
         Settings.from_environment(),
         host,
         port,
         allow_host or (),
         trace_url,
-        token_in(dict(os.environ), token_file),
+        load_token(dict(os.environ), token_file),
         certificate,
         key,
         insecure,
-        held_socket(),
+        inherited_socket(),
     )
-    _until_told(dashboard.serve, "gateway")
+    _run_until_signal(dashboard.serve, "gateway")

@@ -10,10 +10,13 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
 if TYPE_CHECKING:
-    from fedbus.app.composition.agents import Device, Site
+    from collections.abc import Sequence
+
+    from fedbus.app.composition.agents import AgentConfig, ClientConfig
+    from fedbus.contracts.agent_names import AgentName
 
 TaskSource = Annotated[
     str,
@@ -60,7 +63,7 @@ Store = Annotated[
         show_default="FEDBUS_STORE",
     ),
 ]
-StoreHere = Annotated[
+StoreOrEmbedded = Annotated[
     str,
     typer.Option(
         "--store",
@@ -71,8 +74,8 @@ Host = Annotated[str, typer.Option(help="Where predictions are served.")]
 Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
 Dashboard = Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")]
 
-LOOK_WITH = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
-FOLLOWED = "a new commit comes by itself, or at once: fedbus code look · how it goes: fedbus code status"
+INSPECT_HINT = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
+FOLLOW_HINT = "a new commit comes by itself, or at once: fedbus code look · how it goes: fedbus code status"
 
 server = typer.Typer(no_args_is_help=True, help="The server side of a task.")
 client = typer.Typer(no_args_is_help=True, help="One client, on this machine.")
@@ -91,7 +94,7 @@ def demo(
     json: Annotated[Path | None, typer.Option(help="Write what it came to into this file, as JSON.")] = None,
     plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
     task: Annotated[Path | None, typer.Option(help="Another task.", show_default="the MNIST example")] = None,
-    store: StoreHere = "",
+    store: StoreOrEmbedded = "",
     commit: Annotated[
         bool,
         typer.Option(
@@ -104,24 +107,24 @@ def demo(
     """Show the whole life of a federated model on this machine, on real data."""
     from rich.console import Console
 
-    from fedbus.app.demo.demo import Wishes
-    from fedbus.app.demo.demo import demo as show
-    from fedbus.app.demo.examples import mnist
+    from fedbus.app.demo.demo import DemoOptions
+    from fedbus.app.demo.demo import run_demo as show
+    from fedbus.app.demo.examples import mnist_path
     from fedbus.app.settings import Settings
 
-    wishes = Wishes(
-        task or mnist(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit, dashboard
+    wishes = DemoOptions(
+        task or mnist_path(), clients, rounds, runs, epochs, data, keep, json, plot, store, commit, dashboard
     )
     settings, console = Settings.from_environment(), Console()
 
     async def work(stop: asyncio.Event) -> None:
         report = await show(wishes, settings, stop, console)
         if stop.is_set() and len(report.fleet.ended) < runs:
-            raise Failure("ended before its runs were over", Exit.INTERRUPTED)
+            raise CliError("ended before its runs were over", ExitCode.INTERRUPTED)
         if not report.ok:
-            raise Failure("the demo did not come to a good end: see the tables above and the logs")
+            raise CliError("the demo did not come to a good end: see the tables above and the logs")
 
-    _until_told(work, "demo", level="ERROR")
+    _run_until_signal(work, "demo", level="ERROR")
 
 
 def up(
@@ -136,7 +139,7 @@ def up(
     every: Every = None,
     at_most: AtMost = None,
     run_config: RunConfig = "",
-    store: StoreHere = "",
+    store: StoreOrEmbedded = "",
     public_models: Annotated[
         bool, typer.Option("--public-models", help="With --store s3: anybody who reaches it may read models.")
     ] = False,
@@ -145,17 +148,17 @@ def up(
     """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
     from rich.console import Console
 
-    from fedbus.agents.common.asyncio_tools import first_of
-    from fedbus.app.cli.options import schedule
-    from fedbus.app.composition.initial_code import code_of, first_task
-    from fedbus.app.local.stack import EMBEDDED, stack
+    from fedbus.agents.common.asyncio_tools import wait_for_first
+    from fedbus.app.cli.options import apply_schedule_options
+    from fedbus.app.composition.initial_code import code_from_settings, load_initial_task
+    from fedbus.app.local.stack import EMBEDDED_STORE, run_stack
     from fedbus.app.settings import Settings
-    from fedbus.app.terminal.startup_progress import Arrivals, until_all_serve
+    from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving
 
-    if public_models and store != EMBEDDED:
-        raise Failure(
+    if public_models and store != EMBEDDED_STORE:
+        raise CliError(
             "--public-models is for --store s3; in an S3 of your own: fedbus model access public --store s3://…",
-            Exit.USAGE,
+            ExitCode.USAGE,
         )
     options = {
         "rounds": rounds,
@@ -167,15 +170,15 @@ def up(
     given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
     settings, console = Settings.from_environment(), Console()
     sources = [one if "://" in one else str(Path(one).absolute()) for one in task or [settings.task]]
-    tasks = [first_task(code_of(settings, one), settings) for one in sources]
+    tasks = [load_initial_task(code_from_settings(settings, one), settings) for one in sources]
     names = [one.id for one in tasks]
-    _assert_different(names)
+    _check_unique(names)
     for one in tasks:  # told here: the server's process would say it into its log, again and again
-        schedule(one.table.schedule, every, at_most)
+        apply_schedule_options(one.table.schedule, every, at_most)
 
     async def work(stop: asyncio.Event) -> None:
         began = datetime.now(UTC)
-        async with stack(
+        async with run_stack(
             settings,
             sources,
             clients=clients,
@@ -191,15 +194,15 @@ def up(
             console.print(f"models are in {running.store_url}", soft_wrap=True, highlight=False)
             if running.dashboard:
                 console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
-            console.print(LOOK_WITH, soft_wrap=True, highlight=False)
+            console.print(INSPECT_HINT, soft_wrap=True, highlight=False)
             if any("://" in one for one in sources):
-                console.print(FOLLOWED, soft_wrap=True, highlight=False)
-            arrivals = Arrivals(names, running.clients)
-            here = until_all_serve(running.nats.url, settings.fed, arrivals, console, began=began)
-            await first_of(here, stop.wait())
+                console.print(FOLLOW_HINT, soft_wrap=True, highlight=False)
+            arrivals = StartupProgress(names, running.clients)
+            here = wait_until_serving(running.nats.url, settings.fed, arrivals, console, began=began)
+            await wait_for_first(here, stop.wait())
             await stop.wait()
 
-    _until_told(work, "up", level="WARNING")
+    _run_until_signal(work, "up", level="WARNING")
 
 
 @server.command("up")
@@ -216,8 +219,8 @@ def server_up(
     """Run the server's four agents in this process: manager, scheduler, Flower server wrapper, training monitor."""
     from fedbus.app.composition.agents import SERVER_AGENTS
 
-    sites = [_site(one, store, rounds, quorum, every, at_most, run_config) for one in task or [""]]
-    _assert_different([site.task.id for site in sites])
+    sites = [_agent_config(one, store, rounds, quorum, every, at_most, run_config) for one in task or [""]]
+    _check_unique([site.task.id for site in sites])
     _run_agents(
         "server",
         {
@@ -239,17 +242,17 @@ def client_up(
     port: Port = 0,
 ) -> None:
     """Run a client's four agents in this process, for each of its tasks; ports count up with the tasks."""
-    from fedbus.app.composition.agents import CLIENT_AGENTS, on_device
+    from fedbus.app.composition.agents import CLIENT_AGENTS, client_agent
 
     devices = [
-        _device(id, one, node_config, label, host, port + number if port else 0)
+        _client_config(id, one, node_config, label, host, port + number if port else 0)
         for number, one in enumerate(task or [""])
     ]
-    _assert_different([device.site.task.id for device in devices])
+    _check_unique([device.site.task.id for device in devices])
     _run_agents(
         "client",
         {
-            f"{name} {device.site.task.id}": on_device(name, device)
+            f"{name} {device.site.task.id}": client_agent(name, device)
             for device in devices
             for name in CLIENT_AGENTS
         },
@@ -280,34 +283,35 @@ def agent(
     port: Port = 0,
 ) -> None:
     """Run one agent in the foreground, or a few in one process."""
-    from fedbus.app.composition.agents import SERVER_AGENTS, on_device
+    from fedbus.app.composition.agents import SERVER_AGENTS, client_agent
 
-    names = _agents_in(name)
+    names = _parse_agents(name)
     if SERVER_AGENTS.keys() >= set(names):
-        site = _site(task, store, rounds, quorum, every, at_most, run_config)
-        _run_agents(service_of(names), {name: partial(SERVER_AGENTS[name], site) for name in names})
+        site = _agent_config(task, store, rounds, quorum, every, at_most, run_config)
+        _run_agents(service_name(names), {name: partial(SERVER_AGENTS[name], site) for name in names})
     else:
         if client is None:
-            raise Failure(f"{name} belongs to a client: say which with --client ID", Exit.USAGE)
-        device = _device(client, task, node_config, label, host, port)
-        _run_agents(service_of(names), {name: on_device(name, device) for name in names}, client=client)
+            raise CliError(f"{name} belongs to a client: say which with --client ID", ExitCode.USAGE)
+        device = _client_config(client, task, node_config, label, host, port)
+        _run_agents(service_name(names), {name: client_agent(name, device) for name in names}, client=client)
 
 
-def _agents_in(text: str) -> list[str]:
+def _parse_agents(text: str) -> "list[AgentName]":
     """The agents that *text* names, all of one side; raises Failure."""
     from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS
+    from fedbus.contracts.agent_names import AgentName
 
     names = list(dict.fromkeys(text.split(",")))
     known = [*SERVER_AGENTS, *CLIENT_AGENTS]
     for one in names:
         if one not in known:
-            raise Failure(f"there is no agent {one!r}: choose one of {', '.join(known)}", Exit.USAGE)
+            raise CliError(f"there is no agent {one!r}: choose one of {', '.join(known)}", ExitCode.USAGE)
     if not (SERVER_AGENTS.keys() >= set(names) or CLIENT_AGENTS.keys() >= set(names)):
-        raise Failure(f"{text}: agents of the server and of a client do not go together", Exit.USAGE)
-    return names
+        raise CliError(f"{text}: agents of the server and of a client do not go together", ExitCode.USAGE)
+    return [AgentName(one) for one in names]
 
 
-def service_of(names: list[str]) -> str:
+def service_name(names: "Sequence[str]") -> str:
     """The service that a process of these agents is, to whoever watches: of several it is that of their side."""
     from fedbus.app.composition.agents import SERVER_AGENTS
 
@@ -316,15 +320,15 @@ def service_of(names: list[str]) -> str:
     return "server" if names[0] in SERVER_AGENTS else "client"
 
 
-def _assert_different(tasks: list[str]) -> None:
+def _check_unique(tasks: list[str]) -> None:
     if len(set(tasks)) < len(tasks):
-        raise Failure(f"each task can be given once: {', '.join(tasks)}", Exit.USAGE)
+        raise CliError(f"each task can be given once: {', '.join(tasks)}", ExitCode.USAGE)
 
 
 # --- what the options mean ---------------------------------------------------------------------
 
 
-def _site(
+def _agent_config(
     task: str,
     store: str = "",
     rounds: int | None = None,
@@ -333,25 +337,27 @@ def _site(
     at_most: int | None = None,
     run_config: str = "",
     client: str = "",
-) -> "Site":
-    from fedbus.app.cli.options import key_values, schedule, schedule_overrides
-    from fedbus.app.composition.agents import Site
-    from fedbus.app.composition.initial_code import code_of, first_task
+) -> "AgentConfig":
+    from fedbus.app.cli.options import apply_schedule_options, parse_key_values, schedule_overrides
+    from fedbus.app.composition.agents import AgentConfig
+    from fedbus.app.composition.initial_code import code_from_settings, load_initial_task
     from fedbus.app.settings import Settings
     from fedbus.contracts.run import RunOverrides
 
     settings = Settings.from_environment()
-    code = code_of(settings, task)
-    read = first_task(code, settings, client)
-    schedule(read.table.schedule, every, at_most)  # where the two do not go together it is told here
-    where = store or settings.given_store or ""
-    return Site(
+    code = code_from_settings(settings, task)
+    read = load_initial_task(code, settings, client)
+    apply_schedule_options(
+        read.table.schedule, every, at_most
+    )  # where the two do not go together it is told here
+    where = store or settings.configured_store or ""
+    return AgentConfig(
         settings.nats_url,
         settings.fed,
         settings.home,
         read,
         where,
-        RunOverrides(rounds=rounds, quorum=quorum, config=key_values(run_config)),
+        RunOverrides(rounds=rounds, quorum=quorum, config=parse_key_values(run_config)),
         schedule_overrides(every, at_most),
         code=code,
         signer=None if client else settings.signer(),
@@ -362,16 +368,20 @@ def _site(
     )
 
 
-def _device(id: str, task: str, node_config: str, label: list[str] | None, host: str, port: int) -> "Device":
-    from fedbus.app.cli.options import node_config as device_config
-    from fedbus.app.composition.agents import Device
-    from fedbus.app.settings import Settings, labels_in
+def _client_config(
+    id: str, task: str, node_config: str, label: list[str] | None, host: str, port: int
+) -> "ClientConfig":
+    from fedbus.app.cli.options import parse_node_config as device_config
+    from fedbus.app.composition.agents import ClientConfig
+    from fedbus.app.settings import Settings, parse_labels
     from fedbus.contracts.identifiers import client_id
 
-    site = _site(task, client=client_id(id))
+    site = _agent_config(task, client=client_id(id))
     settings = Settings.from_environment()
-    labels = labels_in(" ".join(label)) if label else settings.labels
-    return Device(site, client_id(id), device_config(node_config), labels, host, port, settings.train_at_once)
+    labels = parse_labels(" ".join(label)) if label else settings.labels
+    return ClientConfig(
+        site, client_id(id), device_config(node_config), labels, host, port, settings.train_at_once
+    )
 
 
 # --- running until told to stop -------------------------------------------------------------------
@@ -380,33 +390,33 @@ def _device(id: str, task: str, node_config: str, label: list[str] | None, host:
 def _run_agents(
     name: str, agents: dict[str, Callable[[asyncio.Event], Coroutine[Any, Any, None]]], **about: str
 ) -> None:
-    from fedbus.agents.common.child_process import parent_watch
+    from fedbus.agents.common.child_process import exit_when_parent_dies
     from fedbus.app.composition.agents import run_together
-    from fedbus.app.local.stack import is_kept
+    from fedbus.app.local.stack import is_supervised
 
-    if is_kept():  # by `fedbus up`: then our standard input is its life line
-        parent_watch()
+    if is_supervised():  # by `fedbus up`: then our standard input is its life line
+        exit_when_parent_dies()
 
     async def work(stop: asyncio.Event) -> None:
         await run_together(agents, stop)
 
-    _until_told(work, name, **about)
+    _run_until_signal(work, name, **about)
 
 
-def _until_told(
+def _run_until_signal(
     work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO", **about: str
 ) -> None:
     """Do *work* as the process *name*; *about* stands in all that it tells."""
     from fedbus.app import telemetry
-    from fedbus.app.entrypoints.health import pulse
-    from fedbus.app.entrypoints.signals import stopping
+    from fedbus.app.entrypoints.health import report_health
+    from fedbus.app.entrypoints.signals import stop_on_signals
     from fedbus.app.settings import NATS_MONITOR
     from fedbus.app.telemetry.process_metrics import measure_process
 
     async def run() -> None:
-        async with pulse():
-            with stopping() as stop, measure_process(os.environ.get(NATS_MONITOR, "")):
+        async with report_health():
+            with stop_on_signals() as stop, measure_process(os.environ.get(NATS_MONITOR, "")):
                 await work(stop)
 
-    with telemetry.configured(f"fedbus-{name}", level=level, **about):
+    with telemetry.configure_telemetry(f"fedbus-{name}", level=level, **about):
         asyncio.run(run())

@@ -7,14 +7,14 @@ import typer
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
-    from fedbus.bus.bus import Seen
+    from fedbus.bus.bus import StoredMessage
 
-OVERLAP: Final = {
+OVERLAP_TEXT: Final = {
     "skip": "the next one is left out",
     "queue": "the next one begins after its end",
     "cancel-running": "it is stopped for the next one",
 }
-MISSED: Final = {
+MISSED_TEXT: Final = {
     "skip": "are let go",
     "once": "are made up for by one run",
     "all": "are each made up for",
@@ -24,34 +24,38 @@ MISSED: Final = {
 def schedule(
     *,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Tell when the next run starts by itself: the rule, what it waits for, when it last did and why."""
-    from fedbus.app.bus_session import lives, now, on_the_bus
+    from fedbus.app.bus_session import connect_bus, latest_transitions, run_async
 
-    async def look() -> "list[Seen]":
-        async with on_the_bus() as bus:
-            return [seen for seen in await lives(bus, "schedule") if task in (None, seen.message.task)]
+    async def look() -> "list[StoredMessage]":
+        async with connect_bus() as bus:
+            return [
+                seen
+                for seen in await latest_transitions(bus, "schedule")
+                if task in (None, seen.message.task)
+            ]
 
-    found = [_facts(seen) for seen in now(look())]
+    found = [_schedule_facts(seen) for seen in run_async(look())]
     if json:
-        output.as_json(found)
+        output.print_json(found)
     elif not found:
-        output.note(
+        output.print_note(
             "no schedule: runs start when somebody asks. See docs/scheduling.md, or: fedbus run start"
         )
     else:
         for one in found:
-            _tell(one)
+            _print_schedule(one)
 
 
-def _facts(seen: "Seen") -> dict[str, Any]:
-    from fedbus.app.bus_session import moved
-    from fedbus.contracts.scheduling import ScheduleFacts
+def _schedule_facts(seen: "StoredMessage") -> dict[str, Any]:
+    from fedbus.app.bus_session import transition_of
+    from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
 
-    move = moved(seen)
+    move = transition_of(seen)
     facts = move.facts
-    assert isinstance(facts, ScheduleFacts)
+    assert isinstance(facts, ScheduleData)
     rule = facts.rule.model_dump() if facts.rule else None
     used_up = (
         facts.rule is not None and facts.rule.at_most is not None and facts.started >= facts.rule.at_most
@@ -64,7 +68,7 @@ def _facts(seen: "Seen") -> dict[str, Any]:
         "awaits": [] if used_up else list(facts.awaits),
         "used_up": used_up,
         "due_to": facts.cause,
-        "held_back_by": move.reason if move.event == "postponed" else "",
+        "held_back_by": move.reason if move.event == ScheduleEvent.POSTPONED else "",
         "started": facts.started,
         "run": facts.run,
         "fired_at": facts.fired_at,
@@ -73,17 +77,17 @@ def _facts(seen: "Seen") -> dict[str, Any]:
     }
 
 
-def _tell(one: dict[str, Any]) -> None:
+def _print_schedule(one: dict[str, Any]) -> None:
     console = output.console()
-    console.print(f"[bold]{one['task']}[/]: ", output.state(one["state"]), sep="")
-    lines = [*_rule_in_words(one["rule"] or {}), *_next_in_words(one), *_last_in_words(one)]
+    console.print(f"[bold]{one['task']}[/]: ", output.state_text(one["state"]), sep="")
+    lines = [*_describe_rule(one["rule"] or {}), *_describe_next(one), *_describe_last(one)]
     for name, text in lines:
         if text:
             console.print(f"  [bold]{name:<15}[/] ", end="")
             console.print(output.printable(str(text)), markup=False)
 
 
-def _rule_in_words(rule: dict[str, Any]) -> list[tuple[str, str]]:
+def _describe_rule(rule: dict[str, Any]) -> list[tuple[str, str]]:
     if not rule:
         return []
     calm = f"until devices have said nothing new for {rule['debounce_s']:g} s" if rule["debounce_s"] else ""
@@ -92,13 +96,13 @@ def _rule_in_words(rule: dict[str, Any]) -> list[tuple[str, str]]:
         ("time zone", rule["timezone"]),
         ("not while", rule["quiet"]),
         ("waits for calm", calm),
-        ("while one runs", OVERLAP.get(rule["overlap"], rule["overlap"])),
-        ("missed moments", MISSED.get(rule["missed"], rule["missed"])),
+        ("while one runs", OVERLAP_TEXT.get(rule["overlap"], rule["overlap"])),
+        ("missed moments", MISSED_TEXT.get(rule["missed"], rule["missed"])),
         ("at most", f"{rule['at_most']} runs" if rule["at_most"] else ""),
     ]
 
 
-def _next_in_words(one: dict[str, Any]) -> list[tuple[str, str]]:
+def _describe_next(one: dict[str, Any]) -> list[tuple[str, str]]:
     at = f"{one['next_at'].astimezone():%Y-%m-%d %H:%M:%S %Z}" if one["next_at"] else ""
     if one["used_up"]:
         return [("next", f"none: all {one['started']} were started")]
@@ -107,7 +111,7 @@ def _next_in_words(one: dict[str, Any]) -> list[tuple[str, str]]:
     return [("next", at or "as soon as it happens"), *(("waits for", each) for each in one["awaits"])]
 
 
-def _last_in_words(one: dict[str, Any]) -> list[tuple[str, str]]:
+def _describe_last(one: dict[str, Any]) -> list[tuple[str, str]]:
     if not one["fired_at"]:
         return [("last", "none yet")]
-    return [("last", f"{one['run']}, {output.ago(one['fired_at'])}"), ("because of", one["fired_for"])]
+    return [("last", f"{one['run']}, {output.format_age(one['fired_at'])}"), ("because of", one["fired_for"])]

@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 app = typer.Typer(no_args_is_help=True, help="Write a new task, and say what is wrong with one.")
@@ -16,16 +16,16 @@ def new(
     path: Annotated[Path, typer.Argument(help="The directory to write; must be empty or not there.")],
     *,
     id: Annotated[str | None, typer.Option(help="The task's id; default: the directory's name.")] = None,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Write a new task: a small Flower app that trains, with all settings of fedbus explained."""
     from fedbus.contracts.identifiers import task_id
-    from fedbus.stores.tasks.task_directory import new_task
+    from fedbus.stores.tasks.task_directory import create_task
 
     task = task_id(id or path.resolve().name)
-    new_task(path, task)
+    create_task(path, task)
     if json:
-        output.as_json({"task": task, "path": str(path)})
+        output.print_json({"task": task, "path": str(path)})
     else:
         output.console().print(f"task {task} is in {path}. Next: fedbus task validate {path}")
 
@@ -35,40 +35,41 @@ def validate(
     path: Annotated[Path, typer.Argument(help="The task's directory.")] = Path(),
     *,
     keys: Annotated[bool, typer.Option("--keys", help="Tell every key, with its value and default.")] = False,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Say what is wrong with a task, line by line; nothing wrong is exit code 0."""
     from fedbus.stores.tasks.task_directory import validate_task
 
     if not path.is_dir():
-        raise Failure(
-            f"{path} is not a directory: name the one that holds the task's pyproject.toml", Exit.NOT_FOUND
+        raise CliError(
+            f"{path} is not a directory: name the one that holds the task's pyproject.toml",
+            ExitCode.NOT_FOUND,
         )
     problems = validate_task(path)
     if json:
         facts = {"path": str(path), "problems": [str(problem) for problem in problems]}
-        output.as_json(facts | ({"keys": _keys(path)} if keys and not problems else {}))
+        output.print_json(facts | ({"keys": _load_keys(path)} if keys and not problems else {}))
     else:
         from rich.markup import escape
 
         for problem in problems:
             output.console().print(f"[red]✗[/] {escape(str(problem))}")
     if problems:
-        raise Failure(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} to mend")
+        raise CliError(f"{path}: {len(problems)} problem{'s' if len(problems) > 1 else ''} to mend")
     if not json:
         output.console().print(f"[green]✓[/] {path} is a task that fedbus can run")
         if keys:
-            _tell_keys(_keys(path))
+            _print_keys(_load_keys(path))
 
 
-def _keys(path: Path) -> list[dict[str, Any]]:
-    from fedbus.app.docs_generator.task_keys_page import values
+def _load_keys(path: Path) -> list[dict[str, Any]]:
+    from fedbus.app.docs_generator.task_keys_page import table_values
     from fedbus.stores.tasks.task_directory import read_task
 
-    return values(read_task(path).table)
+    return table_values(read_task(path).table)
 
 
-def _tell_keys(keys: list[dict[str, Any]]) -> None:
+def _print_keys(keys: list[dict[str, Any]]) -> None:
     """A table of its own for each table of the task; what the task says itself is marked."""
     for name in dict.fromkeys(one["table"] for one in keys):
         output.console().print(f"\n[{name}]", markup=False, style="bold")
@@ -82,4 +83,4 @@ def _tell_keys(keys: list[dict[str, Any]]) -> None:
             for one in keys
             if one["table"] == name
         ]
-        output.table(("", "key", "value", "default", "meaning"), rows, empty="")
+        output.print_table(("", "key", "value", "default", "meaning"), rows, empty="")

@@ -9,12 +9,12 @@ import typer
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
-    from fedbus.app.views.federation_status import Overview
+    from fedbus.app.views.federation_status import FederationOverview
     from fedbus.bus.bus import Bus
 
 
 class Sort(StrEnum):
-    """What clients can be sorted by: see `fedbus.app.views.federation_status.SORTS`."""
+    """What clients can be sorted by: see `fedbus.app.views.federation_status.SORT_KEYS`."""
 
     NAME = "name"
     STATE = "state"
@@ -31,62 +31,64 @@ def top(
     *,
     sort: Annotated[Sort, typer.Option(help="What clients are sorted by, to begin with.")] = Sort.NAME,
     once: Annotated[bool, typer.Option("--once", help="Show it once, all of it, and leave.")] = False,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Watch servers, runs and clients, live: states, models, load, when last seen, why one does not train.
 
     q quits; n s t v c m h l w sort by name, state, training, model version, cpu, memory, heat, last seen, why;
     r turns the order; arrows and page keys scroll. Piped, or with --once, it is told once.
     """
-    from fedbus.app.bus_session import now, on_the_bus
+    from fedbus.app.bus_session import connect_bus, run_async
 
     can_draw = sys.stdin.isatty() and sys.stdout.isatty() and not output.console().is_dumb_terminal
 
     async def look() -> None:
-        async with on_the_bus() as bus:
+        async with connect_bus() as bus:
             if once or json or not can_draw:
-                await _told_once(bus, sort, json=json)
+                await _print_once(bus, sort, json=json)
             else:
-                await _live(bus, sort)
+                await _run_screen(bus, sort)
 
-    now(look())
+    run_async(look())
 
 
-async def _live(bus: "Bus", sort: str) -> None:
+async def _run_screen(bus: "Bus", sort: str) -> None:
     from rich.console import Console
 
-    from fedbus.app.terminal.top import Screen, followed
-    from fedbus.app.terminal.top_screen import Look
+    from fedbus.app.terminal.top import TopScreen, follow_federation
+    from fedbus.app.terminal.top_screen import ScreenOptions
 
-    screen = Screen(Console(highlight=False), bus, Look(sort=sort))
-    async with followed(bus, screen.overview, screen.moved):
+    screen = TopScreen(Console(highlight=False), bus, ScreenOptions(sort=sort))
+    async with follow_federation(bus, screen.overview, screen.moved):
         await screen.run()
 
 
-async def _told_once(bus: "Bus", sort: str, *, json: bool) -> None:
-    from fedbus.app.terminal.top import record, take_in
-    from fedbus.app.views.federation_status import Overview
+async def _print_once(bus: "Bus", sort: str, *, json: bool) -> None:
+    from fedbus.app.terminal.top import client_record, load_overview
+    from fedbus.app.views.federation_status import FederationOverview
 
-    overview = Overview()
-    await take_in(bus, overview)
+    overview = FederationOverview()
+    await load_overview(bus, overview)
     if json:
-        output.as_json([record(overview, one) for one in overview.sorted(sort)])
+        output.print_json([client_record(overview, one) for one in overview.sorted(sort)])
     else:
-        _print(overview, sort)
+        _print_overview(overview, sort)
 
 
-def _print(overview: "Overview", sort: str) -> None:
+def _print_overview(overview: "FederationOverview", sort: str) -> None:
     from datetime import UTC, datetime
 
-    from fedbus.app.terminal.top_screen import COLUMNS, run_cells, runs_shown, server_cells
+    from fedbus.app.terminal.top_screen import COLUMNS, run_cells, server_cells, visible_runs
 
     now = datetime.now(UTC)
     servers = [server_cells(move) for _, move in sorted(overview.servers.items())]
-    output.table(
+    output.print_table(
         ("task", "server", "model", "code", ""), servers, empty="no server yet. Start one: fedbus up"
     )
-    output.table(("run", "state", "how it goes"), map(run_cells, runs_shown(overview)), empty="no run yet")
-    output.table(
+    output.print_table(
+        ("run", "state", "how it goes"), map(run_cells, visible_runs(overview)), empty="no run yet"
+    )
+    output.print_table(
         [one.heading for one in COLUMNS],
         [[one.of(overview, member, now) for one in COLUMNS] for member in overview.sorted(sort)],
         empty="no clients yet. Start one: fedbus client up c1",

@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Annotated, Final
 
 import typer
 
-from fedbus.app.failures import Exit, Failure, writing
+from fedbus.app.failures import CliError, ExitCode, report_write_errors
 
 if TYPE_CHECKING:
     from fedbus.app.telemetry.span_reader import StoredTrace
-    from fedbus.domain.critical_path import Tree
+    from fedbus.domain.critical_path import SpanTree
 
 PIPED_WIDTH: Final = 120
 
@@ -42,62 +42,62 @@ def trace(
     from fedbus.app.settings import Settings
     from fedbus.app.telemetry import span_reader
     from fedbus.app.terminal.trace_waterfall import (
-        Standing,
-        headline,
-        in_words,
-        legend,
-        standing,
-        waterfall,
+        RunStatus,
+        describe_run,
+        describe_waits,
+        render_legend,
+        render_waterfall,
+        run_status,
     )
-    from fedbus.domain.critical_path import Tree
+    from fedbus.domain.critical_path import SpanTree
 
     directory = Settings.from_environment().traces_dir
-    run, kept = _kept(directory, run)
-    tree = Tree(kept.spans())
+    run, kept = _find_trace(directory, run)
+    tree = SpanTree(kept.spans())
     if otlp_json is not None:
-        with writing(otlp_json):
+        with report_write_errors(otlp_json):
             otlp_json.write_text(json.dumps(kept.as_otlp(), ensure_ascii=False) + "\n")
-        print(f"{_counted(tree)} are in {otlp_json}")
+        print(f"{_count_spans(tree)} are in {otlp_json}")
         return
     console = Console(width=width or (None if sys.stdout.isatty() else PIPED_WIDTH), highlight=False)
-    stands = standing(tree, run, looked_after=span_reader.has_running_owner(directory, kept, run))
+    stands = run_status(tree, run, looked_after=span_reader.has_running_owner(directory, kept, run))
     if not words:
-        console.print(headline(tree, run, stands), style="bold", soft_wrap=True)
-        about = f"{_counted(tree)}, of {kept.processes} processes · trace {kept.trace_id}\n"
+        console.print(describe_run(tree, run, stands), style="bold", soft_wrap=True)
+        about = f"{_count_spans(tree)}, of {kept.processes} processes · trace {kept.trace_id}\n"
         console.print(about, style="dim", soft_wrap=True)
-        for line in waterfall(tree, console.width):
+        for line in render_waterfall(tree, console.width):
             console.print(line, no_wrap=True, crop=True)
-        console.print(*legend(tree), "", sep="\n", style="dim", soft_wrap=True)
-    for said in in_words(tree):
+        console.print(*render_legend(tree), "", sep="\n", style="dim", soft_wrap=True)
+    for said in describe_waits(tree):
         console.print(said, soft_wrap=True)
-    if stands is Standing.UNDER_WAY and not words:
+    if stands is RunStatus.UNDER_WAY and not words:
         console.print(
             f"live: fedbus run watch {run} · again: fedbus trace {run}", style="dim", soft_wrap=True
         )
 
 
-def _counted(tree: "Tree") -> str:
-    from fedbus.domain.critical_path import Ending
+def _count_spans(tree: "SpanTree") -> str:
+    from fedbus.domain.critical_path import SpanStatus
 
     endings = Counter(span.ending for span in tree.by_id.values())
-    without = [f"{endings[one]} {one}" for one in (Ending.UNDER_WAY, Ending.CUT_OFF) if endings[one]]
+    without = [f"{endings[one]} {one}" for one in (SpanStatus.UNDER_WAY, SpanStatus.CUT_OFF) if endings[one]]
     return f"{endings.total()} spans" + (f" ({', '.join(without)})" if without else "")
 
 
-def _kept(directory: Path, run: str) -> "tuple[str, StoredTrace]":
+def _find_trace(directory: Path, run: str) -> "tuple[str, StoredTrace]":
     """The run that is meant, and its trace."""
     from fedbus.app.telemetry import span_reader
 
     if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
         directory = of_demo  # `fedbus demo` has a home of its own
-    known = span_reader.runs_in(directory)
+    known = span_reader.list_runs(directory)
     wanted = run or (known[-1] if known else "")
-    found = span_reader.trace_of_run(directory, wanted) if wanted else None
+    found = span_reader.find_trace_of_run(directory, wanted) if wanted else None
     if found is None:
         kept = f"kept are: {', '.join(known[-10:])}" if known else "none is kept"
-        raise Failure(
+        raise CliError(
             f"no trace of {run or 'any run'} in {directory}: {kept}. The machine on which a run was started "
             "keeps its trace; FEDBUS_HOME says where",
-            Exit.NOT_FOUND,
+            ExitCode.NOT_FOUND,
         )
     return wanted, span_reader.read_trace(directory, found)

@@ -4,16 +4,16 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
-    from fedbus.bus.bus import Bus, Seen
+    from fedbus.bus.bus import Bus, StoredMessage
     from fedbus.contracts.transition import Transition
 
-LAST_NOES: Final = 5
+MAX_DECLINES: Final = 5
 
-NOW: Final = {
+STATE_TEXT: Final = {
     ("client", "s0"): "begins: it fetches the newest model",
     ("client", "pending_application"): "hands its inference agent a model",
     ("client", "serving"): "serves, and may be asked to train",
@@ -29,145 +29,151 @@ NOW: Final = {
     ("inference", "updating"): "answers with v{model} at {endpoint}, and tries another beside it",
 }
 """What each state is in words; in braces what the facts say."""
-OF: Final = {"client": "the client", "fl_client": "its trainer", "inference": "its predictor"}
+OWNER_TEXT: Final = {"client": "the client", "fl_client": "its trainer", "inference": "its predictor"}
 
 
 def why(
     client: Annotated[str, typer.Argument(help="The client, as `fedbus clients ls` calls it.")],
     *,
     task: Annotated[str | None, typer.Option(help="Only in this task.")] = None,
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Say why a client does what it does, and why it does not take part in a run."""
-    from fedbus.app.bus_session import now
+    from fedbus.app.bus_session import run_async
     from fedbus.contracts.identifiers import client_id
 
-    found = now(_look(client_id(client), task))
+    found = run_async(_load_clients(client_id(client), task))
     if json:
-        output.as_json(found)
+        output.print_json(found)
         return
     for one in found:
-        _tell(one)
+        _print_client(one)
 
 
-def _tell(one: dict[str, Any]) -> None:
+def _print_client(one: dict[str, Any]) -> None:
     from rich.markup import escape
 
     console = output.console()
     console.print(f"[bold]{one['client']}[/] in task [bold]{one['task']}[/]")
     for life in one["lives"]:
         reason = f": {life['reason']}" if life["reason"] else ""
-        line = f"{life['says']}, since {output.ago(life['since']).removesuffix(' ago')} ({life['event']}{reason})"
-        console.print(f"  {OF[life['kind']]:<14}{escape(output.printable(line))}")
+        age = output.format_age(life["since"]).removesuffix(" ago")
+        line = f"{life['says']}, since {age} ({life['event']}{reason})"
+        console.print(f"  {OWNER_TEXT[life['kind']]:<14}{escape(output.printable(line))}")
     if trouble := one["trouble"]:
         line = f"its model repository is {trouble['kind']}, and no run can begin: {trouble['reason']}"
         console.print(f"  {'its server':<14}{escape(output.printable(line))}")
     if one["device"]:
-        console.print(f"  {'its device':<14}{escape(output.printable(_device_in_words(one['device'])))}")
+        console.print(f"  {'its device':<14}{escape(output.printable(_describe_device(one['device'])))}")
     if one["data"]:
         data = one["data"]
         rows = f"{data['labelled']} labelled, {data['unlabelled']} unlabelled"
-        console.print(f"  {'its data':<14}{rows}, counted {output.ago(data['at'])}")
+        console.print(f"  {'its data':<14}{rows}, counted {output.format_age(data['at'])}")
     if one["checked"]:
-        console.print(f"  {'its checks':<14}{escape(output.printable(_checks_in_words(one['checked'])))}")
+        console.print(f"  {'its checks':<14}{escape(output.printable(_describe_checks(one['checked'])))}")
     if not one["declined"]:
         console.print("  It has declined no run, as far as the log goes back.")
         return
     console.print("  It last declined:")
     for no in one["declined"]:
-        console.print(f"    {no['run']}, {output.ago(no['at'])}: {escape(output.printable(no['reason']))}")
+        console.print(
+            f"    {no['run']}, {output.format_age(no['at'])}: {escape(output.printable(no['reason']))}"
+        )
     if rule := one["declined"][0]["rule"]:
         figures = ", ".join(f"{name} {value:.4g}" for name, value in one["declined"][0]["facts"].items())
         console.print(f"  The rule: {escape(rule)}   (it had: {escape(figures)})")
 
 
-def _checks_in_words(checked: dict[str, Any]) -> str:
+def _describe_checks(checked: dict[str, Any]) -> str:
     """What is wrong with its newest rows, and whether they are as the training data were."""
     drift = "has drifted" if checked["drifting"] else "no drift"
     parts = [f"{one['check']}: {one['what']}" for one in checked["findings"] if not one["ok"]]
     parts += [f"drift is not looked for: {checked['drift_unknown']}" if checked["drift_unknown"] else drift]
-    return f"{'; '.join(parts)} ({checked['rows']} rows, {output.ago(checked['at'])})"
+    return f"{'; '.join(parts)} ({checked['rows']} rows, {output.format_age(checked['at'])})"
 
 
-def _device_in_words(device: dict[str, Any]) -> str:
+def _describe_device(device: dict[str, Any]) -> str:
     """How busy it is, what of it does not run, and what went wrong last."""
     heat = f", {device['temperature_c']:.0f} °C" if device["temperature_c"] is not None else ""
     parts = [f"cpu {device['cpu']:.0%}, memory {device['memory']:.0%}, disk {device['disk']:.0%}{heat}"]
     down = ", ".join(sorted(agent for agent, runs in device["agents"].items() if not runs))
     parts += [f"not running: {down}"] if down else []
     parts += [f"last error: {device['last_error']}"] if device["last_error"] else []
-    return f"{'; '.join(parts)}, told {output.ago(device['at'])}"
+    return f"{'; '.join(parts)}, told {output.format_age(device['at'])}"
 
 
-async def _look(client: str, task: str | None) -> list[dict[str, Any]]:
-    from fedbus.app.bus_session import lives, moved, on_the_bus
+async def _load_clients(client: str, task: str | None) -> list[dict[str, Any]]:
+    from fedbus.app.bus_session import connect_bus, latest_transitions, transition_of
 
-    async with on_the_bus() as bus:
-        told = await lives(bus, *OF, thing=f"{client}.{task or '*'}")
+    async with connect_bus() as bus:
+        told = await latest_transitions(bus, *OWNER_TEXT, thing=f"{client}.{task or '*'}")
         if not told:
-            raise Failure(await _not_here(bus, client, task), Exit.NOT_FOUND)
-        tasks = sorted({moved(seen).task for seen in told})
+            raise CliError(await _missing_client_message(bus, client, task), ExitCode.NOT_FOUND)
+        tasks = sorted({transition_of(seen).task for seen in told})
         return [
-            await _of_task(bus, client, one, [seen for seen in told if moved(seen).task == one])
+            await _client_facts(bus, client, one, [seen for seen in told if transition_of(seen).task == one])
             for one in tasks
         ]
 
 
-async def _not_here(bus: "Bus", client: str, task: str | None) -> str:
+async def _missing_client_message(bus: "Bus", client: str, task: str | None) -> str:
     """That *client* is not here, or where it is: then it was asked for in another task."""
-    from fedbus.app.bus_session import lives, moved
+    from fedbus.app.bus_session import latest_transitions, transition_of
 
-    tasks = sorted({moved(seen).task for seen in await lives(bus, *OF, thing=f"{client}.*")})
+    tasks = sorted(
+        {transition_of(seen).task for seen in await latest_transitions(bus, *OWNER_TEXT, thing=f"{client}.*")}
+    )
     if not tasks:
         return f"no client {client} here. See: fedbus clients ls"
     return f"{client} has no task {task}: it is in {', '.join(tasks)}"
 
 
-async def _of_task(bus: "Bus", client: str, task: str, told: "list[Seen]") -> dict[str, Any]:
-    from fedbus.app.bus_session import last_said
-    from fedbus.contracts.client import Declined
+async def _client_facts(bus: "Bus", client: str, task: str, told: "list[StoredMessage]") -> dict[str, Any]:
+    from fedbus.app.bus_session import latest_messages
+    from fedbus.contracts.client import ClientDeclined
     from fedbus.contracts.device import DeviceReport
     from fedbus.contracts.serving import DataChecked, DataCounted
 
-    declined = await _said(bus, Declined, client, task)
-    counted = await last_said(bus, DataCounted, client=client, task=task)
-    checked = await last_said(bus, DataChecked, client=client, task=task)
-    reports = [seen for seen in await bus.latest(DeviceReport) if _is_of(seen, client, task)]
+    declined = await _events_of_kind(bus, ClientDeclined, client, task)
+    counted = await latest_messages(bus, DataCounted, client=client, task=task)
+    checked = await latest_messages(bus, DataChecked, client=client, task=task)
+    reports = [seen for seen in await bus.latest(DeviceReport) if _is_from(seen, client, task)]
     return {
         "client": client,
         "task": task,
-        "device": _facts(reports[-1]) if reports else None,
-        "lives": [_life(seen) for seen in told],
-        "trouble": await _trouble(bus, task),
-        "data": _facts(counted[-1]) if counted else None,
-        "checked": _facts(checked[-1]) if checked else None,
-        "declined": [_facts(seen) for seen in reversed(declined[-LAST_NOES:])],
+        "device": _message_facts(reports[-1]) if reports else None,
+        "lives": [_lifecycle_facts(seen) for seen in told],
+        "trouble": await _store_problem(bus, task),
+        "data": _message_facts(counted[-1]) if counted else None,
+        "checked": _message_facts(checked[-1]) if checked else None,
+        "declined": [_message_facts(seen) for seen in reversed(declined[-MAX_DECLINES:])],
     }
 
 
-async def _trouble(bus: "Bus", task: str) -> dict[str, Any] | None:
+async def _store_problem(bus: "Bus", task: str) -> dict[str, Any] | None:
     """What is wrong with the server's model repository, where something is."""
-    from fedbus.contracts.server import ServerFacts
+    from fedbus.contracts.server import ServerData, ServerEvent
 
     for server in await bus.states("server", task):
-        if isinstance(server.facts, ServerFacts) and server.facts.trouble:
-            reason = server.reason if server.event == "store_unavailable" else server.event.replace("_", " ")
+        if isinstance(server.facts, ServerData) and server.facts.trouble:
+            is_about_it = server.event == ServerEvent.STORE_UNAVAILABLE
+            reason = server.reason if is_about_it else server.event.replace("_", " ")
             return {"kind": str(server.facts.trouble), "reason": reason}
     return None
 
 
-def _is_of(seen: "Seen", client: str, task: str) -> bool:
+def _is_from(seen: "StoredMessage", client: str, task: str) -> bool:
     return (getattr(seen.message, "client", None), seen.message.task) == (client, task)
 
 
-async def _said(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[Seen]":
+async def _events_of_kind(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[StoredMessage]":
     """All that the client has said of this *kind*, as far as the event stream goes back."""
     from fedbus.bus.streams import events_stream
     from fedbus.contracts import subjects
 
-    stream, subject = events_stream(bus.fed), subjects.every(bus.fed, kind, client=client, task=task)
-    last = await bus.snapshot(stream, [subject])
-    found: list[Seen] = []
+    stream, subject = events_stream(bus.fed), subjects.wildcard_for(bus.fed, kind, client=client, task=task)
+    last = await bus.last_per_subject(stream, [subject])
+    found: list[StoredMessage] = []
     if last:
         async with bus.watch(stream, [subject], whole=True) as said:
             async for seen in said:
@@ -177,27 +183,27 @@ async def _said(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[Se
     return found
 
 
-def _facts(seen: "Seen") -> dict[str, Any]:
+def _message_facts(seen: "StoredMessage") -> dict[str, Any]:
     return seen.message.model_dump() | {"at": seen.envelope.time}
 
 
-def _life(seen: "Seen") -> dict[str, Any]:
-    from fedbus.app.bus_session import moved
+def _lifecycle_facts(seen: "StoredMessage") -> dict[str, Any]:
+    from fedbus.app.bus_session import transition_of
 
-    move = moved(seen)
+    move = transition_of(seen)
     return {
         "kind": move.kind,
         "state": move.target,
-        "says": _in_words(move),
+        "says": _describe_state(move),
         "event": move.event,
         "reason": move.reason,
         "since": seen.envelope.time,
     }
 
 
-def _in_words(move: "Transition") -> str:
+def _describe_state(move: "Transition") -> str:
     model = getattr(move.facts, "model", None)
-    return NOW.get((move.kind, move.target), move.target).format(
+    return STATE_TEXT.get((move.kind, move.target), move.target).format(
         run=getattr(move.facts, "run", None) or "a run",
         model=model.version if model else "?",
         endpoint=getattr(move.facts, "endpoint", "") or "no address",

@@ -8,19 +8,19 @@ from typing import Any
 import numpy as np
 import pytest
 from support import eventually
-from support.federation import TASK, AgentAtWork, Federation
+from support.federation import TASK, FederationHarness, RunningAgent
 from support.kubernetes import FakeKubernetes, fake_kubernetes
 
-from fedbus.agents.common.process_orders import Order
+from fedbus.agents.common.process_orders import ProcessConfig
 from fedbus.agents.flower_server.agent import FlowerServer
-from fedbus.agents.flower_server.kubernetes.api import Cluster, NotInACluster
-from fedbus.agents.flower_server.kubernetes.launcher import KubernetesJobs, job_name
-from fedbus.agents.flower_server.kubernetes.pod_status import has_started, obstacle
+from fedbus.agents.flower_server.kubernetes.api import ClusterConfig, NotInACluster
+from fedbus.agents.flower_server.kubernetes.launcher import KubernetesLauncher, job_name
+from fedbus.agents.flower_server.kubernetes.pod_status import has_started, scheduling_problem
 from fedbus.contracts.model import Artifact
 from fedbus.contracts.run import RunPlan
 from fedbus.contracts.server import FindServer, RunFailed, ServerLost, ServerStarted, StartServer, StopServer
 from fedbus.learning import weights
-from fedbus.stores.models.open import open_store
+from fedbus.stores.models.open import open_model_store
 
 RUN = f"{TASK}-1"
 PLAN = RunPlan(rounds=2, quorum=1, recruit_s=30, round_s=30)
@@ -44,8 +44,8 @@ TEMPLATE: dict[str, Any] = {
 
 
 @pytest.fixture
-async def model(fed: Federation) -> Artifact:
-    store = open_store(fed.site.store_url, TASK)
+async def model(fed: FederationHarness) -> Artifact:
+    store = open_model_store(fed.site.store_url, TASK)
     await store.prepare()
     arrays = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
     artifact = weights.save(arrays, fed.site.home / "first.safetensors")
@@ -54,7 +54,7 @@ async def model(fed: Federation) -> Artifact:
 
 
 @pytest.fixture
-async def cluster(fed: Federation, tmp_path: Path) -> AsyncIterator[FakeKubernetes]:
+async def cluster(fed: FederationHarness, tmp_path: Path) -> AsyncIterator[FakeKubernetes]:
     """Its pods have a disk of their own, and the task where its image has it."""
     pods = tmp_path / "pods"
     pods.mkdir()
@@ -63,34 +63,38 @@ async def cluster(fed: Federation, tmp_path: Path) -> AsyncIterator[FakeKubernet
         yield cluster
 
 
-def jobs(fed: Federation, cluster: FakeKubernetes, template: str = "flower-server") -> KubernetesJobs:
-    return KubernetesJobs(
+def make_launcher(
+    fed: FederationHarness, cluster: FakeKubernetes, template: str = "flower-server"
+) -> KubernetesLauncher:
+    return KubernetesLauncher(
         cluster.cluster(), template=template, federation=fed.site.federation, task=TASK, starts_within_s=0.2
     )
 
 
 @pytest.fixture
-async def wrapper(fed: Federation, cluster: FakeKubernetes) -> AsyncIterator[AgentAtWork]:
-    async with fed.agent(lambda stop: wrapped(fed, jobs(fed, cluster), stop)) as agent:
+async def wrapper(fed: FederationHarness, cluster: FakeKubernetes) -> AsyncIterator[RunningAgent]:
+    async with fed.agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop)) as agent:
         await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
         yield agent
 
 
-async def wrapped(fed: Federation, launcher: KubernetesJobs, stop: Any, order: Order | None = None) -> None:
+async def run_flower_server(
+    fed: FederationHarness, launcher: KubernetesLauncher, stop: Any, order: ProcessConfig | None = None
+) -> None:
     async with fed.site.bus("flower-server") as bus:
-        models = open_store(fed.site.store_url, TASK)
+        models = open_model_store(fed.site.store_url, TASK)
         order = order or fed.site.order()
         await FlowerServer(bus, order, models, logs=fed.site.logs, launcher=launcher).run(stop)
 
 
-async def start(fed: Federation, model: Artifact) -> None:
+async def request_start(fed: FederationHarness, model: Artifact) -> None:
     await fed.bus.request(StartServer(task=TASK, run=RUN, plan=PLAN, artifact=model))
 
 
 async def test_a_run_is_a_job_like_the_template_that_gets_its_model_out_of_the_repository(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    await start(fed, model)
+    await request_start(fed, model)
     await fed.hears(ServerStarted)
     (job,) = cluster.created
     pod = job["spec"]["template"]
@@ -103,9 +107,9 @@ async def test_a_run_is_a_job_like_the_template_that_gets_its_model_out_of_the_r
 
 
 async def test_a_run_that_is_stopped_leaves_no_job_behind(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    await start(fed, model)
+    await request_start(fed, model)
     await fed.hears(ServerStarted)
     (job,) = cluster.jobs.values()
     await fed.bus.request(StopServer(task=TASK, run=RUN), timeout_s=30)
@@ -115,9 +119,9 @@ async def test_a_run_that_is_stopped_leaves_no_job_behind(
 
 
 async def test_a_pod_that_is_killed_is_told_of_with_its_reason(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    await start(fed, model)
+    await request_start(fed, model)
     await fed.hears(ServerStarted)
     (job,) = cluster.jobs.values()
     job.process.send_signal(signal.SIGKILL)
@@ -127,31 +131,31 @@ async def test_a_pod_that_is_killed_is_told_of_with_its_reason(
 
 
 async def test_a_job_that_falls_is_told_of_in_its_own_word_whatever_is_logged_after_it(
-    fed: Federation, cluster: FakeKubernetes, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
     cluster.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
     nowhere = fed.site.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
-    async with fed.agent(lambda stop: wrapped(fed, jobs(fed, cluster), stop, nowhere)):
+    async with fed.agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop, nowhere)):
         await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
-        await start(fed, model)
+        await request_start(fed, model)
         lost = await fed.hears(ServerLost)
     assert lost.reason.startswith("the Flower server ended with code 3: BusUnreachable: ")
 
 
 async def test_a_job_that_somebody_removes_is_told_of(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    await start(fed, model)
+    await request_start(fed, model)
     await fed.hears(ServerStarted)
     await cluster.remove(next(iter(cluster.jobs)))
     assert (await fed.hears(ServerLost)).reason == "the Job of the Flower server was removed by somebody else"
 
 
 async def test_a_cluster_that_says_no_is_told_of_in_its_own_words(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     cluster.refuses["POST"] = (403, "jobs.batch is forbidden: exceeded quota")
-    await start(fed, model)
+    await request_start(fed, model)
     lost = await fed.hears(ServerLost)
     assert lost.reason == "the Flower server was not run as a Job: jobs.batch is forbidden: exceeded quota"
 
@@ -181,54 +185,59 @@ NO_IMAGE = {
     [(NO_ROOM, "Unschedulable: 0/3 nodes: too little memory"), (NO_IMAGE, "ImagePullBackOff: no such image")],
 )
 async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact, status: Any, reason: str
+    fed: FederationHarness,
+    cluster: FakeKubernetes,
+    wrapper: RunningAgent,
+    model: Artifact,
+    status: Any,
+    reason: str,
 ) -> None:
-    cluster.pods_wait = status
-    await start(fed, model)
+    cluster.pending_pod_status = status
+    await request_start(fed, model)
     lost = await fed.hears(ServerLost)
     assert lost.reason == f"the pod of the Flower server does not start: {reason}"
     await eventually(lambda: not cluster.jobs)
 
 
 async def test_a_job_whose_pod_is_not_let_in_is_told_of_with_what_its_event_says(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    cluster.pods_refused = 'pods "x" is forbidden: violates PodSecurity "restricted"'
-    await start(fed, model)
+    cluster.pod_creation_error = 'pods "x" is forbidden: violates PodSecurity "restricted"'
+    await request_start(fed, model)
     assert (await fed.hears(ServerLost)).reason.endswith(
-        f"does not start: FailedCreate: {cluster.pods_refused}"
+        f"does not start: FailedCreate: {cluster.pod_creation_error}"
     )
 
 
 def test_a_pod_whose_image_is_being_pulled_is_on_its_way() -> None:
     pulling = {"status": {"containerStatuses": [{"state": {"waiting": {"reason": "ContainerCreating"}}}]}}
-    assert not obstacle(pulling)
+    assert not scheduling_problem(pulling)
     assert not has_started(pulling)
 
 
 async def test_a_cluster_that_is_away_is_waited_for(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     cluster.refuses["POST"] = (503, "etcdserver: leader changed")
-    await start(fed, model)
+    await request_start(fed, model)
     del cluster.refuses["POST"]
     await fed.hears(ServerStarted)
 
 
 async def test_a_model_that_the_repository_does_not_hold_fails_its_run_and_the_job_is_done(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     absent = Artifact(sha256="0" * 64, size_bytes=1, architecture="0" * 64)
-    await start(fed, absent)
+    await request_start(fed, absent)
     assert "0000" in (await fed.hears(RunFailed)).reason
     await eventually(lambda: not cluster.jobs)
     assert not fed.heard(ServerLost)
 
 
 async def test_a_new_wrapper_removes_what_the_one_before_left(
-    fed: Federation, cluster: FakeKubernetes, wrapper: AgentAtWork, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    await start(fed, model)
+    await request_start(fed, model)
     await fed.hears(ServerStarted)
     (left,) = cluster.jobs.values()
     cluster.refuses["DELETE"] = (403, "not now")
@@ -240,11 +249,11 @@ async def test_a_new_wrapper_removes_what_the_one_before_left(
 
 
 async def test_a_template_that_is_not_there_is_named(
-    fed: Federation, cluster: FakeKubernetes, model: Artifact
+    fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
-    async with fed.agent(lambda stop: wrapped(fed, jobs(fed, cluster, "no-such"), stop)):
+    async with fed.agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster, "no-such"), stop)):
         await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
-        await start(fed, model)
+        await request_start(fed, model)
         assert 'podtemplates "no-such" not found' in (await fed.hears(ServerLost)).reason
 
 
@@ -256,4 +265,4 @@ def test_a_jobs_name_fits_whatever_the_runs_name() -> None:
 
 def test_outside_of_a_cluster_one_is_told_so(tmp_path: Path) -> None:
     with pytest.raises(NotInACluster, match="FEDBUS_LAUNCHER=process"):
-        Cluster.of_this_pod({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)
+        ClusterConfig.of_this_pod({"KUBERNETES_SERVICE_HOST": "10.0.0.1"}, tmp_path)

@@ -1,14 +1,14 @@
-"""A repository of a task, the server manager that follows it, and the others, played."""
+"""A repository of a task, the server manager that follows it, and simulated peers."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.federation import Federation
-from support.followed import tiny_repository
-from support.repositories import Repository, Signer
-from support.rollout import Others, Server
+from support.federation import FederationHarness
+from support.followed import create_tiny_repository
+from support.repositories import CommitSigner, Repository
+from support.rollout import FakePeers, RolloutServer
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.contracts.code import CodePublished
@@ -16,16 +16,16 @@ from fedbus.stores.code.open import CodeRepository, open_code
 
 
 @pytest.fixture
-async def others(fed: Federation) -> AsyncIterator[Others]:
-    others = Others(fed)
+async def others(fed: FederationHarness) -> AsyncIterator[FakePeers]:
+    others = FakePeers(fed)
     await others.store.prepare()
     async with others.there():
         yield others
 
 
 @pytest.fixture
-def repository(tmp_path: Path, ada: Signer) -> Repository:
-    return tiny_repository(tmp_path / "repository", by=ada)
+def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
+    return create_tiny_repository(tmp_path / "repository", by=ada)
 
 
 @pytest.fixture
@@ -34,7 +34,9 @@ def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepositor
 
 
 @pytest.fixture
-async def server(fed: Federation, others: Others, code: CodeRepository) -> AsyncIterator[Server]:
+async def server(
+    fed: FederationHarness, others: FakePeers, code: CodeRepository
+) -> AsyncIterator[RolloutServer]:
     first = await code.task_at(await code.newest())
 
     async def manage(stop: asyncio.Event) -> None:
@@ -43,4 +45,4 @@ async def server(fed: Federation, others: Others, code: CodeRepository) -> Async
 
     async with fed.agent(manage) as agent:
         await fed.hears(CodePublished)
-        yield Server(fed, code, agent)
+        yield RolloutServer(fed, code, agent)

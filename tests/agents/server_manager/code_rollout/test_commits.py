@@ -1,29 +1,33 @@
-"""From a commit to everybody, and what is no version: a real repository, a real bus; the clients are played."""
+"""From a commit to every client, and which commits are rejected: a real repository and bus, simulated clients."""
 
 import asyncio
 import re
 from pathlib import Path
 
 import pytest
-from support.federation import TASK, Federation
-from support.repositories import Repository, Signer, signer
-from support.rollout import PLAN, REVISED, Others, Server, laid_out
+from support.federation import TASK, FederationHarness
+from support.repositories import CommitSigner, Repository, make_signer
+from support.rollout import PLAN, REVISED_FILES, FakePeers, RolloutServer, has_checkout
 
-from fedbus.agents.server_manager import agent, flower_server_client
+from fedbus.agents.server_manager import flower_server_client, training_run
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import Joined
+from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodePublished, RollOutCode
 from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
 
-# --- everybody at once ---------------------------------------------------------------------------
+# --- all clients at once ---------------------------------------------------------------------------
 
 
 async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     await others.clients("c1", "c2")
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     told = await fed.hears(CodePublished, times=2)
     assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
@@ -42,7 +46,7 @@ async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
 
 
 async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
-    fed: Federation, server: Server, others: Others, repository: Repository
+    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository
 ) -> None:
     await others.run(1, repository.head, "c1", "c2")
     assert others.built[0].code_version == repository.head
@@ -52,10 +56,15 @@ async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
 
 
 async def test_old_code_is_removed_without_what_is_being_checked(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer, tmp_path: Path
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
+    tmp_path: Path,
 ) -> None:
     await others.clients("c1", "c2")
-    second = repository.commit(REVISED, by=ada)
+    second = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     for client in ("c1", "c2"):
         await others.ready(client, second)
@@ -70,19 +79,23 @@ async def test_old_code_is_removed_without_what_is_being_checked(
         await server.code.history()  # behind whatever is at work there
     others.checks_until.set()
     assert "is tried by" in await looking
-    assert laid_out(tmp_path, third)
+    assert has_checkout(tmp_path, third)
 
 
 async def test_a_commit_during_a_run_waits_for_its_end(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     for _ in range(2):  # the second finds nothing new
-        assert await server.look() == "it is rolled out when the run that is under way has ended"
+        assert await server.look() == "the rollout starts when the current run has ended"
     for client in ("c1", "c2"):
-        joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
+        joined = ClientJoined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
         await fed.say(joined, by="trainer")
     await fed.hears(BeginTraining)
     assert fed.events("code") == ["started"]
@@ -96,9 +109,9 @@ async def test_a_commit_during_a_run_waits_for_its_end(
 
 
 async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
-    fed: Federation, server: Server, repository: Repository
+    fed: FederationHarness, server: RolloutServer, repository: Repository
 ) -> None:
-    unsigned = repository.commit(REVISED)
+    unsigned = repository.commit(REVISED_FILES)
     assert "it is not signed" in await server.look()
     await fed.happens("code", "code_rejected")
     assert unsigned in server.facts.rejected
@@ -106,19 +119,23 @@ async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
 
 
 async def test_a_stranger_s_commit_is_rejected(
-    fed: Federation, server: Server, repository: Repository, tmp_path: Path
+    fed: FederationHarness, server: RolloutServer, repository: Repository, tmp_path: Path
 ) -> None:
     (tmp_path / "stranger").mkdir()
-    forged = repository.commit({"tiny/__init__.py": "X = 1\n"}, by=signer("eve", tmp_path / "stranger"))
+    forged = repository.commit({"tiny/__init__.py": "X = 1\n"}, by=make_signer("eve", tmp_path / "stranger"))
     await server.look()
     await fed.happens("code", "code_rejected")
     assert forged in server.facts.rejected
 
 
 async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
-    broken = repository.commit(REVISED, by=ada)
+    broken = repository.commit(REVISED_FILES, by=ada)
     others.broken[broken] = "module 'tiny.client_app' cannot be imported"
     await server.look()
     assert "cannot be imported" in (await fed.happens("code", "code_rejected")).reason
@@ -127,9 +144,13 @@ async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
 
 
 async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
-    other = repository.commit(REVISED, by=ada)
+    other = repository.commit(REVISED_FILES, by=ada)
     others.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
     await server.look()
     reason = (await fed.happens("code", "code_rejected")).reason
@@ -138,7 +159,11 @@ async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and
 
 
 async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_somebody_says_so(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1")
     old = repository.head
@@ -153,9 +178,13 @@ async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_some
 
 
 async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_when_it_can(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     others.hindered = "cannot use s3://models: it does not answer"
     with pytest.raises(RequestRefused, match="cannot be checked: cannot use s3://models"):
         await server.look()
@@ -179,16 +208,16 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
 async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_one_tries_it(
     hindrance: str,
     passes: bool,
-    fed: Federation,
-    server: Server,
-    others: Others,
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
     repository: Repository,
-    ada: Signer,
+    ada: CommitSigner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
-    monkeypatch.setattr(agent, "HINDERED_S", 0.1)
-    new = await others.take(server, REVISED, repository, ada)
+    monkeypatch.setattr(training_run, "HINDERED_S", 0.1)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     others.hindered, others.passes = hindrance, passes
     with pytest.raises(RequestRefused, match=re.escape(hindrance)):
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
@@ -198,7 +227,7 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
 
 
 async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
-    fed: Federation, server: Server, others: Others, repository: Repository
+    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository
 ) -> None:
     away = repository.path.rename(repository.path.with_name("away"))
     for _ in range(3):
@@ -212,10 +241,10 @@ async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
 
 
 async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
-    fed: Federation, server: Server, others: Others, repository: Repository, tmp_path: Path
+    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
-    bob = signer("bob", tmp_path)
-    new = repository.commit(REVISED, by=bob)
+    bob = make_signer("bob", tmp_path)
+    new = repository.commit(REVISED_FILES, by=bob)
     assert "not that of an allowed signer" in await server.look()
     assert (await server.look()).startswith("nothing new: it was rejected")
     with (tmp_path / "allowed_signers").open("a") as allowed:
@@ -225,9 +254,9 @@ async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
 
 
 async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed_and_rejects_it_without_a_word(
-    fed: Federation, server: Server, others: Others, repository: Repository, tmp_path: Path
+    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
-    repository.commit(REVISED, by=signer("bob", tmp_path))
+    repository.commit(REVISED_FILES, by=make_signer("bob", tmp_path))
     await server.look()
     await fed.happens("code", "code_rejected")
     await server.agent.restart()
@@ -240,9 +269,13 @@ async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed
 
 
 async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
-    new = await others.take(server, REVISED, repository, ada)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     repository.commit({"tiny/__init__.py": "REVISION = 3\n"})
     assert "it is not signed" in await server.look()
     assert (await fed.happens("code", "code_rejected")).target == "rolling"
@@ -250,9 +283,13 @@ async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
 
 
 async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
-    new = await others.take(server, REVISED, repository, ada)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("away"))
     with pytest.raises(RequestRefused, match="see that it is there"):
         await server.look()
@@ -261,12 +298,17 @@ async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
 
 
 async def test_a_restarted_manager_whose_version_is_gone_goes_back_to_its_own(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer, tmp_path: Path
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
+    tmp_path: Path,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED_FILES, repository, ada)
     await server.agent.kill()
-    (tmp_path / "allowed_signers").write_text(signer("bob", tmp_path).line())
+    (tmp_path / "allowed_signers").write_text(make_signer("bob", tmp_path).line())
     server.agent.start()
     assert "not that of an allowed signer" in (await fed.happens("code", "code_read")).reason
     assert server.facts.code_version == old

@@ -1,9 +1,9 @@
-"""Back from new code, by itself or by hand, and managers that come back in between."""
+"""Reverting code, by itself or by request, and managers that restart in between."""
 
 import pytest
-from support.federation import TASK, Federation
-from support.repositories import Repository, Signer
-from support.rollout import REVISED, Others, Server
+from support.federation import TASK, FederationHarness
+from support.repositories import CommitSigner, Repository
+from support.rollout import REVISED_FILES, FakePeers, RolloutServer
 
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.champion import RollBackModel
@@ -14,10 +14,14 @@ from fedbus.contracts.server import GetServerInfo
 
 
 async def test_failing_trainings_send_everybody_back_by_themselves(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take(server, REVISED, repository, ada)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     await others.run(1, new, "c1", "c2", failures=("c2",))
     back = await fed.happens("code", "rollout_reverted")
     assert "1 of 2 trainings failed" in back.reason
@@ -27,10 +31,14 @@ async def test_failing_trainings_send_everybody_back_by_themselves(
 
 
 async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.run(1, repository.head, "c1", "c2", loss=0.2)
-    new = await others.take(server, REVISED, repository, ada)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     await others.run(2, new, "c1", "c2", loss=2.0)
     assert "kept back" in (await fed.happens("code", "rollout_reverted")).reason
     assert fed.events("server")[-1] == "candidate_kept"
@@ -39,10 +47,14 @@ async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
 
 
 async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_code_s_door_and_it_is_tried_again(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.run(1, repository.head, "c1", "c2", loss=0.2)
-    new = await others.take(server, REVISED, repository, ada)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     async with others.in_a_run(2, new, "c1", "c2", loss=0.1):
         await fed.bus.request(RollBackModel(task=TASK))
     assert "version 1 has been served since" in (await fed.happens("server", "candidate_kept")).reason
@@ -52,23 +64,15 @@ async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_cod
     assert (server.facts.code_version, server.facts.rejected) == (new, {})
 
 
-async def test_devices_that_refuse_send_it_back_before_any_run(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    await others.clients("c1", "c2")
-    new = repository.commit(REVISED, by=ada)
-    await server.look()
-    await fed.happens("code", "code_found")
-    await others.refuses("c1", new, "it needs scikit-learn, which may not be installed here")
-    assert "scikit-learn" in (await fed.happens("code", "rollout_reverted")).reason
-    assert others.asked_to_run == []
-
-
 async def test_a_person_goes_back_to_the_version_before(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take_and_try(server, REVISED, repository, ada)
+    new = await others.take_and_try(server, REVISED_FILES, repository, ada)
     begun = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
     assert (begun.code_version, begun.stages) == (old, ("100%",))
     assert server.facts.candidate == old
@@ -76,25 +80,35 @@ async def test_a_person_goes_back_to_the_version_before(
 
 
 async def test_going_back_twice_does_not_lead_to_what_was_left(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED_FILES, repository, ada)
     await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
     for client in ("c1", "c2"):
         await others.ready(client, old)
     await fed.until(lambda: len(others.asked_to_run) == 2)
     await others.run(2, old, "c1", "c2")
     await fed.happens("code", "rollout_finished", times=2)
-    with pytest.raises(RequestRefused, match=f"no version before {old[:12]} that was not left or rejected"):
+    with pytest.raises(
+        RequestRefused, match=f"no version before {old[:12]} that was not reverted or rejected"
+    ):
         await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
 
 
 async def test_going_back_to_another_architecture_changes_nothing_and_names_the_way(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED_FILES, repository, ada)
     others.differs[old] = "weight is float32 (4, 3) there and float32 (5, 3) here"
     before, told = server.facts, fed.events("code")
     with pytest.raises(RequestRefused, match=r"nothing was changed: .* --new-lineage"):
@@ -103,20 +117,28 @@ async def test_going_back_to_another_architecture_changes_nothing_and_names_the_
 
 
 async def test_a_person_goes_back_while_the_repository_is_away(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED, repository, ada)
+    await others.take_and_try(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("elsewhere"))
     begun = await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
     assert begun.code_version == server.facts.candidate == old
 
 
 async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_over(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take_and_try(server, REVISED, repository, ada)
+    new = await others.take_and_try(server, REVISED_FILES, repository, ada)
     async with others.in_a_run(2, new, "c1", "c2"):
         await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
         assert (server.facts.rejected, server.facts.candidate) == ({}, "")
@@ -124,26 +146,16 @@ async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_ove
     assert (server.facts.rejected, server.facts.candidate) == ({new: "users complain"}, old)
 
 
-async def test_who_goes_back_further_during_a_rollout_leaves_the_candidate_and_what_was_before_it(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    first = repository.head
-    second = await others.take_and_try(server, REVISED, repository, ada)
-    third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
-    await server.look()
-    await fed.happens("code", "code_found", times=2)
-    await fed.bus.request(RevertCode(task=TASK, to=first[:12], reason="both are bad"), timeout_s=30)
-    await fed.happens("code", "code_found", times=3)
-    assert server.facts.candidate == first
-    assert server.facts.rejected == dict.fromkeys((second, third), "both are bad")
-
-
 async def test_a_person_ends_a_rollout(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
     await others.clients("c1")
-    repository.commit(REVISED, by=ada)
+    repository.commit(REVISED_FILES, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
     begun = await fed.bus.request(RevertCode(task=TASK))
@@ -151,7 +163,7 @@ async def test_a_person_ends_a_rollout(
     await fed.happens("code", "rollout_reverted")
 
 
-async def test_what_is_not_there_is_refused_in_words(fed: Federation, server: Server) -> None:
+async def test_what_is_not_there_is_refused_in_words(fed: FederationHarness, server: RolloutServer) -> None:
     with pytest.raises(RequestRefused, match="there is no version before"):
         await fed.bus.request(RevertCode(task=TASK))
     with pytest.raises(RequestRefused):
@@ -162,10 +174,14 @@ async def test_what_is_not_there_is_refused_in_words(fed: Federation, server: Se
 
 
 async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1", "c2")
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
     await others.ready("c1", new)
@@ -178,10 +194,14 @@ async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
 
 
 async def test_a_new_lineage_is_begun_with_the_code_that_makes_it(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1")
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     others.differs[new] = "weight is another"
     await server.look()
     await fed.happens("code", "code_rejected")

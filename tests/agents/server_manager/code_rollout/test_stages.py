@@ -1,26 +1,30 @@
-"""New code that comes to some first: a real repository, a real bus; the clients are played."""
+"""Rollouts in stages: a real repository and bus, simulated clients."""
 
 import pytest
-from support.federation import TASK, TINY, Federation
-from support.repositories import Repository, Signer
-from support.rollout import PLAN, REVISED, Others, Server, stages
+from support.federation import TASK, TINY_TASK, FederationHarness
+from support.repositories import CommitSigner, Repository
+from support.rollout import PLAN, REVISED_FILES, FakePeers, RolloutServer, rollout_table
 
 from fedbus.bus.errors import RequestRefused
-from fedbus.contracts.client import Joined
-from fedbus.contracts.code import CodeFacts, CodePublished, RollOutCode
+from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.code import CodeData, CodePublished, RollOutCode
 from fedbus.contracts.run import RunOverrides
 from fedbus.contracts.server import BeginTraining, OpenRun
 
 
 async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_run(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     fleet = [f"c{number}" for number in range(1, 6)]
     await others.clients(*fleet)
-    new = repository.commit({"pyproject.toml": stages("40%", "100%")}, by=ada)
+    new = repository.commit({"pyproject.toml": rollout_table("40%", "100%")}, by=ada)
     await server.look()
     first = (await fed.happens("code", "code_found")).facts
-    assert isinstance(first, CodeFacts)
+    assert isinstance(first, CodeData)
     assert len(first.clients) == 2
 
     for client in first.clients:
@@ -28,7 +32,7 @@ async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_ru
     await fed.until(lambda: bool(others.asked_to_run))
     await others.run(1, new, *first.clients)
     second = (await fed.happens("code", "stage_passed")).facts
-    assert isinstance(second, CodeFacts)
+    assert isinstance(second, CodeData)
     assert sorted(second.clients) == fleet
 
     for client in set(fleet) - set(first.clients):
@@ -38,24 +42,15 @@ async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_ru
     await fed.happens("code", "rollout_finished")
 
 
-async def test_a_run_of_a_small_cohort_asks_for_no_larger_quorum_than_it_has(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    await others.clients("c1", "c2", "c3")
-    new = repository.commit({"pyproject.toml": stages("10%", "100%")}, by=ada)
-    await server.look()
-    (only,) = (await fed.happens("code", "code_found")).facts.clients  # type: ignore[union-attr]
-    await others.ready(only, new)
-    await fed.until(lambda: bool(others.asked_to_run))
-    await others.run(1, new, only)  # the plan's quorum is 2
-    await fed.happens("code", "stage_passed")
-
-
 async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked_for_stands_over_that(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1", "c2")
-    own = (TINY / "pyproject.toml").read_text().replace("\nrounds = 2", "\nrounds = 5")
+    own = (TINY_TASK / "pyproject.toml").read_text().replace("\nrounds = 2", "\nrounds = 5")
     new = repository.commit({"pyproject.toml": own}, by=ada)
     await server.look()
     for client in ("c1", "c2"):
@@ -70,44 +65,60 @@ async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked
 
 
 async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take(server, REVISED, repository, ada)
+    new = await others.take(server, REVISED_FILES, repository, ada)
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
     for client, version in (("c1", old), ("c1", new), ("c2", new)):
-        joined = Joined(task=TASK, client=client, run=f"{TASK}-1", code_version=version)
+        joined = ClientJoined(task=TASK, client=client, run=f"{TASK}-1", code_version=version)
         await fed.say(joined, by="trainer")
     assert (await fed.hears(BeginTraining)).cohort == ("c1", "c2")
 
 
 async def test_labels_choose_a_stage_s_clients(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1", "c2", site="ward")
     await others.clients("c3", site="lab")
-    repository.commit({"pyproject.toml": stages("site=lab", "100%")}, by=ada)
+    repository.commit({"pyproject.toml": rollout_table("site=lab", "100%")}, by=ada)
     await server.look()
     facts = (await fed.happens("code", "code_found")).facts
-    assert isinstance(facts, CodeFacts)
+    assert isinstance(facts, CodeData)
     assert facts.clients == ("c3",)
 
 
 async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that_there_are(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1", site="ward")
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     request = RollOutCode(task=TASK, code_version=new, stages=("site=nowhere", "100%"))
     with pytest.raises(RequestRefused, match="no client has site=nowhere: there are site=ward"):
         await fed.bus.request(request, timeout_s=30)
 
 
 async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_comes(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1", site="ward")
-    new = repository.commit({"pyproject.toml": stages("site=lab", "100%", wait_s=0.3)}, by=ada)
+    new = repository.commit({"pyproject.toml": rollout_table("site=lab", "100%", wait_s=0.3)}, by=ada)
     await server.look()
     told = await fed.happens("code", "stage_unanswered")
     assert told.reason.startswith("stage site=lab: no client is in it; it waits on")
@@ -118,10 +129,14 @@ async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_
 
 
 async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a_restart(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
 ) -> None:
     await others.clients("c1")
-    new = repository.commit(REVISED, by=ada)
+    new = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
     await others.refuses("c1", new, "it is not installed", attempt=1)
@@ -133,15 +148,3 @@ async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a
     await others.ready("c1", new)
     await fed.happens("code", "stage_ready")
     assert fed.events("code").count("rollout_reverted") == 1
-
-
-async def test_who_is_silent_is_waited_for_only_so_long(
-    fed: Federation, server: Server, others: Others, repository: Repository, ada: Signer
-) -> None:
-    await others.clients("c1", "c2")
-    new = repository.commit({"pyproject.toml": stages("100%", wait_s=1.0)}, by=ada)
-    await server.look()
-    await fed.happens("code", "code_found")
-    await others.ready("c1", new)
-    ready = await fed.happens("code", "stage_ready")
-    assert ready.reason == "without c2"

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
-from support.command_line import Fedbus
-from support.terminal import terminal
-from support.told import COMMIT, TASK, Told, model
+from support.command_line import FedbusCli
+from support.terminal import open_terminal
+from support.told import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 from fedbus.bus.bus import Bus, Identity
-from fedbus.contracts.client import ClientFacts, InferenceFacts
+from fedbus.contracts.client import ClientData, InferenceData
 from fedbus.contracts.device import DeviceReport, GpuUse
 from fedbus.contracts.identifiers import FederationId
 from fedbus.contracts.serving import DataChecked, LiveAccuracy
@@ -20,18 +20,18 @@ FED = FederationId("dev")
 
 
 @pytest.fixture
-def fedbus(tmp_path: Path, nats: NatsServer) -> Fedbus:
-    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+def fedbus(tmp_path: Path, nats: NatsServer) -> FedbusCli:
+    return FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[Told]:
+async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
-        await bus.make_streams()
-        yield Told(bus)
+        await bus.create_streams()
+        yield SimulatedFederation(bus)
 
 
-def report(client: str, cpu: float = 0.25, **more: object) -> DeviceReport:
+def make_report(client: str, cpu: float = 0.25, **more: object) -> DeviceReport:
     known = {"task": TASK, "client": client, "cpu": cpu, "memory": 0.5, "disk": 0.75}
     return DeviceReport.model_validate(known | more)
 
@@ -40,26 +40,32 @@ def report(client: str, cpu: float = 0.25, **more: object) -> DeviceReport:
 
 
 async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_that_is_tried(
-    fedbus: Fedbus, told: Told
+    fedbus: FedbusCli, told: SimulatedFederation
 ) -> None:
     await told.clients(["c1"], version=1)
-    tried = ClientFacts(task=TASK, client="c1", model=model(2), code_version=COMMIT)
+    tried = ClientData(task=TASK, client="c1", model=make_model_ref(2), code_version=COMMIT)
     await told.move(tried, "model_published", "serving", "pending_application")
     (one,) = (await fedbus("clients", "ls", "--json")).facts
-    assert (one["state"], one["model_version"], one["sha256"]) == ("pending_application", 1, model(1).sha256)
+    assert (one["state"], one["model_version"], one["sha256"]) == (
+        "pending_application",
+        1,
+        make_model_ref(1).sha256,
+    )
     assert "serves v1 at http://" in (await fedbus("clients", "show", "c1")).out
-    back = InferenceFacts(task=TASK, client="c1", endpoint="http://127.0.0.1:8080")
+    back = InferenceData(task=TASK, client="c1", endpoint="http://127.0.0.1:8080")
     await told.move(back, "restarted", "serving", "empty")
     (one,) = (await fedbus("clients", "ls", "--json")).facts
     assert one["model_version"] is None
     assert "serves nothing" in (await fedbus("clients", "show", "c1")).out
 
 
-async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(fedbus: Fedbus, told: Told) -> None:
+async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(
+    fedbus: FedbusCli, told: SimulatedFederation
+) -> None:
     await told.clients(["c1"], version=1)
     always = {"client", "state", "training", "inference", "model", "since"}
     for columns, spare in ((60, set[str]()), (200, {"contribution", "endpoint", "failed"})):
-        async with terminal("clients", "ls", environment=fedbus.environment, columns=columns) as shown:
+        async with open_terminal("clients", "ls", environment=fedbus.environment, columns=columns) as shown:
             async with asyncio.timeout(60):
                 assert await shown.process.wait() == 0
             await eventually(lambda shown=shown: len(shown.lines) > 2)  # type: ignore[misc]
@@ -71,7 +77,7 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(fedbus:
 
 
 async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
-    fedbus: Fedbus, told: Told
+    fedbus: FedbusCli, told: SimulatedFederation
 ) -> None:
     await told.clients(["c1", "c2"])
     live = tuple(LiveAccuracy(version=one, labelled=80, right=20 * one) for one in (1, 2))
@@ -81,12 +87,12 @@ async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
     assert "nothing is known of any" in (await fedbus("clients", "show", "c2")).out
 
 
-async def test_what_a_client_says_of_itself_is_text(fedbus: Fedbus, told: Told) -> None:
+async def test_what_a_client_says_of_itself_is_text(fedbus: FedbusCli, told: SimulatedFederation) -> None:
     hostile = "[/] \x1b]0;owned\x07\x1b[2J\x9b31m"
     await told.clients(["c1"])
-    stands = InferenceFacts(task=TASK, client="c1", model=model(1), endpoint=f"http://{hostile}")
+    stands = InferenceData(task=TASK, client="c1", model=make_model_ref(1), endpoint=f"http://{hostile}")
     await told.move(stands, "model_loaded", "updating", "serving", hostile)
-    await told.say(report("c1", errors=1, last_error=hostile, agents={hostile: False}))
+    await told.say(make_report("c1", errors=1, last_error=hostile, agents={hostile: False}))
     for command in ("show c1", "ls", "ls --wide", "ls --json"):
         shown = (await fedbus("clients", *command.split())).out
         assert all(line.isprintable() for line in shown.splitlines()), command
@@ -96,11 +102,13 @@ async def test_what_a_client_says_of_itself_is_text(fedbus: Fedbus, told: Told) 
 # --- how the devices are ---------------------------------------------------------------------------
 
 
-async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(fedbus: Fedbus, told: Told) -> None:
+async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(
+    fedbus: FedbusCli, told: SimulatedFederation
+) -> None:
     await told.clients(["c1", "c2"])
     gpu = GpuUse(name="orin", utilization=0.4)
     for cpu in (0.99, 0.25):
-        await told.say(report("c1", cpu, temperature_c=61.4, gpus=(gpu,), agents={"inference": False}))
+        await told.say(make_report("c1", cpu, temperature_c=61.4, gpus=(gpu,), agents={"inference": False}))
     wide = (await fedbus("clients", "ls", "--wide")).out.splitlines()
     assert wide[0].split()[-7:] == ["cpu", "memory", "disk", "heat", "gpu", "errors", "reported"]
     assert "25%  50%     75%   61 °C  40%" in wide[1]
@@ -113,10 +121,10 @@ async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(fedbus: Fedbu
     assert (first["device"]["cpu"], second["device"]) == (0.25, None)
 
 
-async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(told: Told) -> None:
+async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(told: SimulatedFederation) -> None:
     for number in range(1, 4):
         for _ in range(3):
-            await told.say(report(f"c{number}"))
+            await told.say(make_report(f"c{number}"))
     kept = await told.bus.latest(DeviceReport)
     assert sorted(seen.subject.split(".")[3] for seen in kept) == ["c1", "c2", "c3"]
-    assert (await told.bus.existing_streams() or {})["FEDBUS_dev_DEVICES"] == 3
+    assert (await told.bus.list_streams() or {})["FEDBUS_dev_DEVICES"] == 3

@@ -9,41 +9,41 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.command_line import Fedbus
-from support.federation import FED, TASK, TINY, AgentAtWork, Federation, federation
-from support.followed import tiny_repository
-from support.played_flower import FlowerServerPlayed
-from support.repositories import Repository, Signer
+from support.command_line import FedbusCli
+from support.federation import FED, TASK, TINY_TASK, FederationHarness, RunningAgent, open_federation
+from support.followed import create_tiny_repository
+from support.played_flower import FakeFlowerServer
+from support.repositories import CommitSigner, Repository
 
 from fedbus.agents.server_manager.agent import ServerManager
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.client import CLIENT, ClientFacts
-from fedbus.contracts.code import CodeFacts, CodePublished, CodeReady
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import CLIENT, ClientData
+from fedbus.contracts.code import CodeData, CodePublished, CodeReady
 from fedbus.stores.code.open import CodeRepository, open_code
 
 REVISED = {"tiny/__init__.py": "REVISION = 2\n"}
 
 
 @dataclass
-class Server:
+class CodeServer:
     """A server manager at work, and who is asked about it."""
 
-    fed: Federation
-    flower: FlowerServerPlayed
-    agent: AgentAtWork
-    fedbus: Fedbus
+    fed: FederationHarness
+    flower: FakeFlowerServer
+    agent: RunningAgent
+    fedbus: FedbusCli
 
     @property
-    def facts(self) -> CodeFacts:
+    def facts(self) -> CodeData:
         facts = self.fed.last("code").facts
-        assert isinstance(facts, CodeFacts)
+        assert isinstance(facts, CodeData)
         return facts
 
     async def client(self, name: str, version: str) -> None:
         """A client that the log knows, on *version*."""
-        async with Lives.open(await self.fed.speaker("client-manager", name)) as lives:
-            facts = ClientFacts(task=TASK, client=name, code_version=version)
-            await (await lives.of(CLIENT, facts)).bear("started")
+        async with LifecycleStore.open(await self.fed.speaker("client-manager", name)) as lives:
+            facts = ClientData(task=TASK, client=name, code_version=version)
+            await (await lives.of(CLIENT, facts)).create()
 
     async def ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)
@@ -51,8 +51,8 @@ class Server:
 
 
 @pytest.fixture
-def repository(tmp_path: Path, ada: Signer) -> Repository:
-    return tiny_repository(tmp_path / "repository", by=ada)
+def repository(tmp_path: Path, ada: CommitSigner) -> Repository:
+    return create_tiny_repository(tmp_path / "repository", by=ada)
 
 
 @pytest.fixture
@@ -61,10 +61,10 @@ def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepositor
 
 
 @asynccontextmanager
-async def serving(nats: NatsServer, directory: Path, code: CodeRepository) -> AsyncIterator[Server]:
+async def run_server(nats: NatsServer, directory: Path, code: CodeRepository) -> AsyncIterator[CodeServer]:
     """The server manager of *code*, which is on its bus and has a model."""
-    async with federation(nats.url, directory) as fed:
-        flower = FlowerServerPlayed(fed)
+    async with open_federation(nats.url, directory) as fed:
+        flower = FakeFlowerServer(fed)
         await flower.store.prepare()
         first = await code.task_at(await code.newest())
 
@@ -72,15 +72,15 @@ async def serving(nats: NatsServer, directory: Path, code: CodeRepository) -> As
             async with fed.site.bus("server-manager") as bus:
                 await ServerManager(bus, first, flower.store, code=code).run(stop)
 
-        fedbus = Fedbus(directory / "person", FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
+        fedbus = FedbusCli(directory / "person", FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
         async with flower.serving(), fed.agent(manage) as agent:
             await fed.hears(CodePublished)
-            yield Server(fed, flower, agent, fedbus)
+            yield CodeServer(fed, flower, agent, fedbus)
 
 
 @pytest.fixture
-async def server(nats: NatsServer, tmp_path: Path, code: CodeRepository) -> AsyncIterator[Server]:
-    async with serving(nats, tmp_path, code) as server:
+async def server(nats: NatsServer, tmp_path: Path, code: CodeRepository) -> AsyncIterator[CodeServer]:
+    async with run_server(nats, tmp_path, code) as server:
         yield server
 
 
@@ -88,7 +88,7 @@ async def server(nats: NatsServer, tmp_path: Path, code: CodeRepository) -> Asyn
 
 
 async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_and_who_is_on_it(
-    server: Server, repository: Repository, ada: Signer
+    server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
     await server.client("c1", old)
@@ -112,7 +112,7 @@ async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_an
 
 
 async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
-    server: Server, repository: Repository, ada: Signer
+    server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
     await server.client("c1", old)
@@ -130,7 +130,7 @@ async def test_status_says_in_words_where_everybody_is_and_how_far_a_rollout_is(
 
 
 async def test_a_reason_with_brackets_in_it_is_shown_as_it_is(
-    server: Server, repository: Repository, ada: Signer
+    server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     broken = repository.commit(REVISED, by=ada)
     server.flower.broken[broken] = "expected [/4, 3] but found [bold]"
@@ -141,7 +141,7 @@ async def test_a_reason_with_brackets_in_it_is_shown_as_it_is(
 
 
 async def test_look_says_what_was_found_and_what_comes_of_it(
-    server: Server, repository: Repository, ada: Signer
+    server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
     assert (
@@ -157,7 +157,7 @@ async def test_look_says_what_was_found_and_what_comes_of_it(
 
 
 async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
-    server: Server, repository: Repository
+    server: CodeServer, repository: Repository
 ) -> None:
     assert (await server.fedbus("code", "ls")).code == 0
     repository.path.rename(repository.path.with_name("elsewhere"))
@@ -174,7 +174,7 @@ async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
 
 
 async def test_a_commit_is_rolled_out_by_hand_in_stages_of_one_s_own(
-    server: Server, repository: Repository, ada: Signer
+    server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     await server.client("c1", repository.head)
     repository.git("checkout", "--quiet", "-b", "later")
@@ -187,7 +187,7 @@ async def test_a_commit_is_rolled_out_by_hand_in_stages_of_one_s_own(
 
 
 async def test_revert_ends_a_rollout_and_says_where_everybody_goes_and_why(
-    server: Server, repository: Repository, ada: Signer
+    server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     old = repository.head
     await server.client("c1", old)
@@ -200,7 +200,7 @@ async def test_revert_ends_a_rollout_and_says_where_everybody_goes_and_why(
 
 
 async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
-    server: Server, repository: Repository
+    server: CodeServer, repository: Repository
 ) -> None:
     nothing_before = await server.fedbus("code", "revert")
     assert nothing_before.code == 1
@@ -215,7 +215,7 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     )
     already = await server.fedbus("code", "rollout", "main")
     assert (already.code, already.err.count("\n")) == (1, 1)
-    assert "everybody is on" in already.err
+    assert "every client is on" in already.err
     other = await server.fedbus("code", "status", "--task", "mnist")
     assert (other.code, other.err) == (5, "fedbus: no task mnist here: choose one of tiny\n")
 
@@ -227,9 +227,9 @@ async def test_a_task_from_a_directory_is_said_to_be_one_and_to_stay_so(
     nats: NatsServer, tmp_path: Path
 ) -> None:
     directory = tmp_path / "task"
-    shutil.copytree(TINY, directory, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(TINY_TASK, directory, ignore=shutil.ignore_patterns("__pycache__"))
     fixed = open_code(str(directory), tmp_path / "server")
-    async with serving(nats, tmp_path, fixed) as server:
+    async with run_server(nats, tmp_path, fixed) as server:
         listed = await server.fedbus("code", "ls")
         assert (listed.code, listed.out) == (0, "")
         assert "is a directory" in listed.err
@@ -242,7 +242,7 @@ async def test_a_task_from_a_directory_is_said_to_be_one_and_to_stay_so(
 
 
 async def test_where_no_server_is_up_it_says_so(nats: NatsServer, tmp_path: Path) -> None:
-    fedbus = Fedbus(tmp_path, FEDBUS_NATS_URL=nats.url)
+    fedbus = FedbusCli(tmp_path, FEDBUS_NATS_URL=nats.url)
     said = await fedbus("code", "status")
     assert said.code == 5
     assert said.err.count("\n") == 1

@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.command_line import Said, fedbus_said
+from support.command_line import CliResult, run_fedbus
 
 from fedbus.stores.captured.reader import is_held_out
 from fedbus.stores.captured.store import CapturedData
@@ -16,16 +16,16 @@ from fedbus.stores.captured.store import CapturedData
 SHARE = 0.5
 
 
-async def captured(home: Path, client: str, labels: list[int | float | list[float] | None]) -> None:
+async def capture_rows(home: Path, client: str, labels: list[int | float | list[float] | None]) -> None:
     store = CapturedData(home / "clients" / client / "mnist" / "captured.db", holdout_share=SHARE)
     for n, label in enumerate(labels):
         store.add(np.full((2, 2), n, np.float32), np.int64(n), label, model_version=3)
     await store.close()
 
 
-def fedbus(home: Path, *arguments: str | Path) -> Said:
+def run_cli(home: Path, *arguments: str | Path) -> CliResult:
     environment = {"FEDBUS_HOME": str(home), "PATH": "/usr/bin:/bin", "COLUMNS": "200"}
-    return fedbus_said(*map(str, arguments), environment=environment)
+    return run_fedbus(*map(str, arguments), environment=environment)
 
 
 def files_in(directory: Path) -> list[str]:
@@ -33,10 +33,10 @@ def files_in(directory: Path) -> list[str]:
 
 
 async def test_what_is_there_is_listed(tmp_path: Path) -> None:
-    assert "nothing is captured" in fedbus(tmp_path, "data", "ls").err
-    await captured(tmp_path, "c1", [1, None, 2])
-    await captured(tmp_path, "c2", [None])
-    listed = fedbus(tmp_path, "data", "ls", "--json").facts
+    assert "nothing is captured" in run_cli(tmp_path, "data", "ls").err
+    await capture_rows(tmp_path, "c1", [1, None, 2])
+    await capture_rows(tmp_path, "c2", [None])
+    listed = run_cli(tmp_path, "data", "ls", "--json").facts
     assert [(one["client"], one["task"], one["rows"], one["labelled"]) for one in listed] == [
         ("c1", "mnist", 3, 2),
         ("c2", "mnist", 1, 0),
@@ -45,9 +45,9 @@ async def test_what_is_there_is_listed(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("suffix", ["parquet", "arrow"])
 async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
-    await captured(tmp_path, "c1", [1, None, 0.5])
+    await capture_rows(tmp_path, "c1", [1, None, 0.5])
     path = tmp_path / f"rows.{suffix}"
-    done = fedbus(tmp_path, "data", "export", path)
+    done = run_cli(tmp_path, "data", "export", path)
     assert done.out.startswith(f"3 rows of c1/mnist are in {path}"), done
     table = pq.read_table(path) if suffix == "parquet" else pa.ipc.open_file(str(path)).read_all()
     assert table["label"].to_pylist() == [1.0, None, 0.5]
@@ -63,15 +63,15 @@ async def test_rows_come_out_as_a_table(tmp_path: Path, suffix: str) -> None:
 async def test_which_share_is_held_out_may_be_said_and_must_be_where_an_older_fedbus_did_not(
     tmp_path: Path,
 ) -> None:
-    await captured(tmp_path, "c1", [1, 2, 3])
+    await capture_rows(tmp_path, "c1", [1, 2, 3])
     path = tmp_path / "rows.parquet"
-    assert fedbus(tmp_path, "data", "export", path, "--holdout", "1").code == 0
+    assert run_cli(tmp_path, "data", "export", path, "--holdout", "1").code == 0
     assert pq.read_table(path)["held_out"].to_pylist() == [True] * 3
     with closing(sqlite3.connect(tmp_path / "clients" / "c1" / "mnist" / "captured.db")) as database:
         database.execute("DROP TABLE ever")
-    unknown = fedbus(tmp_path, "data", "export", path)
+    unknown = run_cli(tmp_path, "data", "export", path)
     assert (unknown.code, "as in --holdout 0.2" in unknown.err) == (2, True)
-    assert fedbus(tmp_path, "data", "export", path, "--holdout", "0").code == 0
+    assert run_cli(tmp_path, "data", "export", path, "--holdout", "0").code == 0
     assert pq.read_table(path)["held_out"].to_pylist() == [False] * 3
 
 
@@ -81,14 +81,14 @@ async def test_what_is_not_yet_in_the_file_itself_is_counted_as_well(tmp_path: P
     for n in range(60):
         store.add(np.zeros(1000, np.float32), np.int64(n), model_version=1)
     await store.written()
-    (listed,) = fedbus(tmp_path, "data", "ls", "--json").facts
+    (listed,) = run_cli(tmp_path, "data", "ls", "--json").facts
     assert listed["size_bytes"] > 60 * 4000 > path.stat().st_size
     await store.close()
 
 
 async def test_only_labelled_rows_where_that_is_asked_for(tmp_path: Path) -> None:
-    await captured(tmp_path, "c1", [[0.5, 0.5], None, 2])
-    assert fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet", "--labelled").code == 0
+    await capture_rows(tmp_path, "c1", [[0.5, 0.5], None, 2])
+    assert run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet", "--labelled").code == 0
     table = pq.read_table(tmp_path / "rows.parquet")
     assert table["label"].to_pylist() == [[0.5, 0.5], [2.0]]
 
@@ -99,21 +99,21 @@ async def test_rows_are_exported_while_more_are_captured(tmp_path: Path) -> None
         store.add(np.zeros(4, np.float32), np.int64(n), model_version=1)
     await store.written()
     store.add(np.zeros(4, np.float32), np.int64(0), model_version=1)
-    assert fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet").code == 0
+    assert run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet").code == 0
     assert pq.read_table(tmp_path / "rows.parquet").num_rows in (3000, 3001)
     await store.close()
 
 
 async def test_what_cannot_be_exported_is_said_in_one_line(tmp_path: Path) -> None:
-    missing = fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet")
+    missing = run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet")
     assert (missing.code, "no such client" in missing.err) == (5, True)
-    await captured(tmp_path, "c1", [1])
-    await captured(tmp_path, "c2", [1])
-    several = fedbus(tmp_path, "data", "export", tmp_path / "rows.parquet")
+    await capture_rows(tmp_path, "c1", [1])
+    await capture_rows(tmp_path, "c2", [1])
+    several = run_cli(tmp_path, "data", "export", tmp_path / "rows.parquet")
     assert (several.code, "c1/mnist, c2/mnist" in several.err) == (2, True)
-    strange = fedbus(tmp_path, "data", "export", tmp_path / "rows.csv", "--client", "c1")
+    strange = run_cli(tmp_path, "data", "export", tmp_path / "rows.csv", "--client", "c1")
     assert (strange.code, ".parquet or .arrow" in strange.err) == (1, True)
-    nowhere = fedbus(tmp_path, "data", "export", "/nowhere/rows.parquet", "--client", "c1")
+    nowhere = run_cli(tmp_path, "data", "export", "/nowhere/rows.parquet", "--client", "c1")
     assert nowhere.code == 6
     assert nowhere.err.startswith(
         "fedbus: cannot use /nowhere: No such file or directory; make it a directory"

@@ -12,42 +12,46 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from support import NatsServer
-from support.command_line import Said, fedbus_said, settings_left_out
+from support.command_line import CliResult, clean_environment, run_fedbus
 from support.federation import tiny_task
 from support.ports import free_port
-from support.trusted import FED, Nats, TrustedBus, trusted_bus
+from support.trusted import FED, ConfiguredNatsServer, TrustedBus, trusted_bus
 
-from fedbus.agents.server_manager.state_registrar import registrar
-from fedbus.app.diagnostics.doctor import examine
-from fedbus.app.diagnostics.services import judge_agents
-from fedbus.app.failures import Exit
-from fedbus.app.finding import Finding, Health
+from fedbus.agents.server_manager.state_registrar import serve_registrar
+from fedbus.app.diagnostics.doctor import run_checks
+from fedbus.app.diagnostics.services import check_agents
+from fedbus.app.failures import ExitCode
+from fedbus.app.finding import DoctorFinding, Severity
 from fedbus.app.provision.certificates import make_authority, make_server_certificate, read_certificate
-from fedbus.app.provision.credential_checks import examine_authority, examine_credentials, judge_server
+from fedbus.app.provision.credential_checks import (
+    check_authority,
+    check_credentials,
+    check_server_certificate,
+)
 from fedbus.app.provision.federation import Federation
-from fedbus.app.provision.nats_config import Place
-from fedbus.app.settings import Settings, adopted_kit
-from fedbus.bus.bus import Answering, Bus, Identity
+from fedbus.app.provision.nats_config import ServerLocation
+from fedbus.app.settings import Settings, apply_kit
+from fedbus.bus.bus import Bus, Identity, ServiceInfo
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.permissions import OF_THE_SERVER, Role
+from fedbus.contracts.permissions import SERVER_ROLES, Role
 
 
-def now() -> datetime:
+def utc_now() -> datetime:
     return datetime.now(UTC)
 
 
-class Fedbus:
+class ProvisionCli:
     """`fedbus …` in a process of its own, in a directory of its own."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        self.environment = settings_left_out() | {
+        self.environment = clean_environment() | {
             "COLUMNS": "200",
             "XDG_CONFIG_HOME": str(directory / "config"),
         }
 
-    def __call__(self, *words: str, **environment: str) -> Said:
-        return fedbus_said(*words, environment=self.environment | environment, directory=self.directory)
+    def __call__(self, *words: str, **environment: str) -> CliResult:
+        return run_fedbus(*words, environment=self.environment | environment, directory=self.directory)
 
 
 @pytest.fixture(autouse=True)
@@ -58,8 +62,8 @@ def logs_as_before() -> Iterator[None]:
 
 
 @pytest.fixture
-def fedbus(tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path)
+def fedbus(tmp_path: Path) -> ProvisionCli:
+    return ProvisionCli(tmp_path)
 
 
 @pytest.fixture
@@ -68,7 +72,9 @@ async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
         yield bus
 
 
-async def test_from_nothing_to_a_client_that_is_in_and_out_again(fedbus: Fedbus, tmp_path: Path) -> None:
+async def test_from_nothing_to_a_client_that_is_in_and_out_again(
+    fedbus: ProvisionCli, tmp_path: Path
+) -> None:
     port = free_port()
     made = fedbus(
         "provision", "init", "--host", "localhost", "--port", str(port), FEDBUS_FEDERATION="hospitals"
@@ -76,7 +82,7 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(fedbus: Fedbus,
     assert made.code == 0, made.err
     assert "nats-server -c" in made.out
     trust = tmp_path / ".fedbus" / "trust"
-    server = Nats(_locally(trust, port), port)
+    server = ConfiguredNatsServer(_listen_locally(trust, port), port)
     await server.start()
     try:
         let_in = fedbus("provision", "client", "ward-7")
@@ -94,23 +100,25 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(fedbus: Fedbus,
         out = fedbus("provision", "revoke", "ward-7")
         assert (out.code, out.out) == (0, "ward-7 is out\n"), out.err
         ill = fedbus("doctor", "--json", **kit)
-        assert ill.code == Exit.FAILED
+        assert ill.code == ExitCode.FAILED
         found = {one["what"]: one for one in ill.facts}
         assert "revoked" in found["bus"]["found"]
         refused = fedbus("clients", "ls", **kit)
-        assert refused.code == Exit.DENIED
+        assert refused.code == ExitCode.DENIED
         assert "will not have us" in refused.err
     finally:
         await server.stop()
 
 
-def _locally(trust: Path, port: int) -> Path:
+def _listen_locally(trust: Path, port: int) -> Path:
     federation = Federation.open(trust)
-    place = Place(federation.nats, port, listen="127.0.0.1", monitor_port=free_port())
+    place = ServerLocation(federation.nats, port, listen="127.0.0.1", monitor_port=free_port())
     return federation.write_server_files(place)
 
 
-def test_a_device_makes_its_own_key_and_sends_only_the_public_part(fedbus: Fedbus, tmp_path: Path) -> None:
+def test_a_device_makes_its_own_key_and_sends_only_the_public_part(
+    fedbus: ProvisionCli, tmp_path: Path
+) -> None:
     fedbus("provision", "init")
     public = fedbus("provision", "key").out.strip()
     assert public.startswith("U")
@@ -119,37 +127,37 @@ def test_a_device_makes_its_own_key_and_sends_only_the_public_part(fedbus: Fedbu
     done = fedbus("provision", "complete", "kits/c1", "--key", "device.nk")
     assert done.code == 0, done.err
     assert (
-        examine_credentials(tmp_path / "kits/c1/client.creds", now() + timedelta(minutes=1)).health
-        is Health.WELL
+        check_credentials(tmp_path / "kits/c1/client.creds", utc_now() + timedelta(minutes=1)).health
+        is Severity.WELL
     )
 
 
 @pytest.mark.parametrize("name", ["*", ">", "a.b", "C1", "server", "people", "c1 c2", "-c", ""])
-def test_a_hostile_name_is_one_line_and_no_kit(fedbus: Fedbus, tmp_path: Path, name: str) -> None:
+def test_a_hostile_name_is_one_line_and_no_kit(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
     Federation.begin(tmp_path / ".fedbus" / "trust", FederationId("dev"), hosts=["localhost"], port=4222)
     refused = fedbus("provision", "client", "--", name)
-    assert refused.code == Exit.USAGE
+    assert refused.code == ExitCode.USAGE
     assert refused.err.count("\n") == 1
     assert not (tmp_path / "kits").exists()
 
 
-def test_without_a_federation_every_command_says_so(fedbus: Fedbus) -> None:
+def test_without_a_federation_every_command_says_so(fedbus: ProvisionCli) -> None:
     for words in (("client", "c1"), ("list",), ("revoke", "c1"), ("rotate", "--tls"), ("push",)):
         refused = fedbus("provision", *words)
-        assert refused.code == Exit.NOT_FOUND
+        assert refused.code == ExitCode.NOT_FOUND
         assert "fedbus provision init makes one" in refused.err
 
 
-def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: Fedbus) -> None:
+def test_what_cannot_be_told_to_the_server_is_written_and_said_to_be(fedbus: ProvisionCli) -> None:
     fedbus("provision", "init", "--port", str(free_port()))
     fedbus("provision", "client", "c1")
     out = fedbus("provision", "revoke", "c1")
-    assert out.code == Exit.UNREACHABLE
+    assert out.code == ExitCode.UNREACHABLE
     assert "it is written, but the server does not know yet" in out.err
     assert "revoked" in fedbus("provision", "list").out
 
 
-def test_the_server_s_certificate_is_renewed(fedbus: Fedbus, tmp_path: Path) -> None:
+def test_the_server_s_certificate_is_renewed(fedbus: ProvisionCli, tmp_path: Path) -> None:
     fedbus("provision", "init")
     certificate = tmp_path / ".fedbus" / "trust" / "nats" / "tls" / "server.pem"
     before = read_certificate(certificate).serial_number
@@ -172,16 +180,16 @@ def test_the_server_s_certificate_is_renewed(fedbus: Fedbus, tmp_path: Path) -> 
     ],
 )
 def test_an_address_that_is_none_is_one_line_and_no_federation(
-    fedbus: Fedbus, tmp_path: Path, words: tuple[str, str]
+    fedbus: ProvisionCli, tmp_path: Path, words: tuple[str, str]
 ) -> None:
     refused = fedbus("provision", "init", *words)
-    assert (refused.code, refused.err.count("\n")) == (Exit.USAGE, 1), refused.err
+    assert (refused.code, refused.err.count("\n")) == (ExitCode.USAGE, 1), refused.err
     assert words[0] in refused.err
     assert not (tmp_path / ".fedbus").exists()
 
 
 async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
-    fedbus: Fedbus, bus: TrustedBus
+    fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     trust = ("--trust", str(bus.federation.folder))
     let_in = fedbus("provision", "user", "ana", *trust)
@@ -196,7 +204,7 @@ async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
         assert (renewed.code, word in renewed.out) == (0, True), renewed
     assert fedbus("doctor", FEDBUS_KIT="kits/ana").code == 0
     assert fedbus("provision", "revoke", "ana", *trust).out == "ana is out\n"
-    assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").code == Exit.DENIED
+    assert fedbus("clients", "ls", FEDBUS_KIT="kits/ana").code == ExitCode.DENIED
     listed = {one["name"]: one for one in fedbus("provision", "list", "--json", *trust).facts}
     assert (listed["ana"]["kind"], listed["ana"]["standing"]) == ("person", "revoked")
     assert (listed["server"]["kind"], listed["server"]["standing"]) == ("role", "in")
@@ -204,7 +212,7 @@ async def test_a_person_and_a_role_are_let_in_listed_renewed_and_put_out(
 
 
 async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
-    fedbus: Fedbus, bus: TrustedBus
+    fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     trust = ("--trust", str(bus.federation.folder))
     fedbus("provision", "client", "c1", *trust)
@@ -218,15 +226,15 @@ async def test_who_is_carried_by_a_site_is_said_to_be_put_out_there_too(
     renewed = fedbus("provision", "rotate", "lab", *trust)
     assert "the folder of site lab is sites/lab" in renewed.out, renewed.err
     unknown = fedbus("provision", "site", "other", "--client", "nosuch", "--task", "mnist", *trust)
-    assert (unknown.code, "no client nosuch" in unknown.err) == (Exit.NOT_FOUND, True)
+    assert (unknown.code, "no client nosuch" in unknown.err) == (ExitCode.NOT_FOUND, True)
 
 
 async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
-    fedbus: Fedbus, bus: TrustedBus
+    fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     """As through `kubectl port-forward`: what the certificate is for stays what it was."""
     bus.federation.record.url = "tls://nats:1"
-    bus.federation.stand_at(bus.federation.nats)
+    bus.federation.set_server_path(bus.federation.nats)
     trust = ("--trust", str(bus.federation.folder))
     assert "--url" in fedbus("provision", "push", *trust).err
     told = fedbus("provision", "push", "--url", f"tls://127.0.0.1:{bus.port}", *trust)
@@ -239,17 +247,17 @@ async def test_the_server_is_told_at_another_address_than_that_of_the_kits(
 async def test_the_doctor_tells_the_kit_of_another_federation(bus: TrustedBus, tmp_path: Path) -> None:
     other = Federation.begin(tmp_path / "other", FederationId("other"), hosts=["localhost"], port=bus.port)
     other.admit("c1").write(tmp_path / "kit")
-    settings = Settings.from_environment(adopted_kit({"FEDBUS_KIT": str(tmp_path / "kit")}))
-    found = {one.what: one for one in await _examined(settings)}
-    assert found["credentials"].health is Health.WELL
+    settings = Settings.from_environment(apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")}))
+    found = {one.what: one for one in await _check_credentials(settings)}
+    assert found["credentials"].health is Severity.WELL
     assert (
         found["certificate"].found == "that of the bus is from 'fedbus test', and we believe 'fedbus other'"
     )
     assert "the kit of that federation" in found["certificate"].advice
 
 
-async def _examined(settings: Settings) -> list[Finding]:
-    return list(await asyncio.to_thread(examine, settings))
+async def _check_credentials(settings: Settings) -> list[DoctorFinding]:
+    return list(await asyncio.to_thread(run_checks, settings))
 
 
 @pytest.fixture(scope="module")
@@ -261,28 +269,28 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
 @pytest.mark.parametrize(
     ("after", "health", "words"),
     [
-        (timedelta(minutes=1), Health.WELL, "good until"),
-        (timedelta(days=350), Health.REMARK, "soon"),
-        (timedelta(days=366), Health.ILL, "expired on"),
-        (timedelta(days=-1), Health.ILL, "in the future of this clock"),
+        (timedelta(minutes=1), Severity.WELL, "good until"),
+        (timedelta(days=350), Severity.REMARK, "soon"),
+        (timedelta(days=366), Severity.ILL, "expired on"),
+        (timedelta(days=-1), Severity.ILL, "in the future of this clock"),
     ],
 )
 def test_the_dates_of_credentials_are_looked_at(
-    begun: Federation, after: timedelta, health: Health, words: str
+    begun: Federation, after: timedelta, health: Severity, words: str
 ) -> None:
-    finding = examine_credentials(begun.creds(Role.USER), now() + after)
+    finding = check_credentials(begun.creds(Role.USER), utc_now() + after)
     assert (finding.health, words in finding.found) == (health, True), finding
-    assert bool(finding.advice) == (health is not Health.WELL)
+    assert bool(finding.advice) == (health is not Severity.WELL)
 
 
 @pytest.mark.parametrize(("fed", "client"), [("other", ""), ("dev", "c1")])
 def test_credentials_for_another_federation_or_client_are_told(
     begun: Federation, fed: str, client: str
 ) -> None:
-    finding = examine_credentials(
-        begun.creds(Role.USER), now() + timedelta(minutes=1), fed=fed, client=client
+    finding = check_credentials(
+        begun.creds(Role.USER), utc_now() + timedelta(minutes=1), fed=fed, client=client
     )
-    assert (finding.health, "these are the credentials of user" in finding.found) == (Health.ILL, True)
+    assert (finding.health, "these are the credentials of user" in finding.found) == (Severity.ILL, True)
 
 
 def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_told(
@@ -299,20 +307,22 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
     ca, shown = read_certificate(begun.ca), read_certificate(begun.folder / "tls" / "server.pem")
     anew = read_certificate(tmp_path / "server.pem")
 
-    assert judge_server(shown, ca, "bus.lab", now()).health is Health.WELL
-    assert "not for other.lab" in judge_server(shown, ca, "other.lab", now()).found
-    assert "made anew" in judge_server(anew, ca, "bus.lab", now()).advice
-    assert "in the future" in judge_server(shown, ca, "bus.lab", now() - timedelta(days=2)).found
-    assert "expired" in judge_server(shown, ca, "bus.lab", now() + timedelta(days=400)).found
-    assert "in the future" in examine_authority(begun.ca, now() - timedelta(days=2)).found
-    assert examine_authority(tmp_path / "none.pem", now()).health is Health.ILL
+    assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.WELL
+    assert "not for other.lab" in check_server_certificate(shown, ca, "other.lab", utc_now()).found
+    assert "made anew" in check_server_certificate(anew, ca, "bus.lab", utc_now()).advice
+    assert (
+        "in the future" in check_server_certificate(shown, ca, "bus.lab", utc_now() - timedelta(days=2)).found
+    )
+    assert "expired" in check_server_certificate(shown, ca, "bus.lab", utc_now() + timedelta(days=400)).found
+    assert "in the future" in check_authority(begun.ca, utc_now() - timedelta(days=2)).found
+    assert check_authority(tmp_path / "none.pem", utc_now()).health is Severity.ILL
 
 
 def test_credentials_that_others_can_read_are_a_remark(begun: Federation, tmp_path: Path) -> None:
     shutil.copy(begun.creds(Role.USER), tmp_path / "open.creds")
     (tmp_path / "open.creds").chmod(0o644)
-    finding = examine_credentials(tmp_path / "open.creds", now() + timedelta(minutes=1))
-    assert (finding.health, finding.advice) == (Health.REMARK, f"chmod 600 {tmp_path / 'open.creds'}")
+    finding = check_credentials(tmp_path / "open.creds", utc_now() + timedelta(minutes=1))
+    assert (finding.health, finding.advice) == (Severity.REMARK, f"chmod 600 {tmp_path / 'open.creds'}")
 
 
 def test_a_signature_that_was_tampered_with_is_told(begun: Federation, tmp_path: Path) -> None:
@@ -320,12 +330,12 @@ def test_a_signature_that_was_tampered_with_is_told(begun: Federation, tmp_path:
     end = text.index("\n------END NATS USER JWT") - 4
     changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
     (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])
-    forged = examine_credentials(tmp_path / "forged.creds", now() + timedelta(minutes=1))
-    assert (forged.health, "damaged, or forged" in forged.found) == (Health.ILL, True)
+    forged = check_credentials(tmp_path / "forged.creds", utc_now() + timedelta(minutes=1))
+    assert (forged.health, "damaged, or forged" in forged.found) == (Severity.ILL, True)
 
 
 async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
-    fedbus: Fedbus, bus: TrustedBus
+    fedbus: ProvisionCli, bus: TrustedBus
 ) -> None:
     dead = f"127.0.0.1:{free_port()}"
     said = fedbus(
@@ -339,20 +349,20 @@ async def test_a_store_and_a_code_repository_that_do_not_answer_are_told(
         FEDBUS_TASK=f"git+https://{dead}/x.git@main",
     )
     found = {one["what"]: one for one in said.facts}
-    assert said.code == Exit.FAILED
+    assert said.code == ExitCode.FAILED
     for what in ("models", "code"):
         assert (found[what]["health"], dead in found[what]["found"]) == ("ill", True)
         assert found[what]["advice"]
     assert found["server's agents"]["found"] == "none answers"
 
 
-@pytest.mark.parametrize("role", [*OF_THE_SERVER, Role.SERVER, Role.GATEWAY, Role.USER, Role.OBSERVER])
+@pytest.mark.parametrize("role", [*SERVER_ROLES, Role.SERVER, Role.GATEWAY, Role.USER, Role.OBSERVER])
 async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_and_is_not_forbidden_it(
-    fedbus: Fedbus, bus: TrustedBus, role: Role
+    fedbus: ProvisionCli, bus: TrustedBus, role: Role
 ) -> None:
     manager = Identity(FED, "server-manager")
     async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
-        await server.make_streams()
+        await server.create_streams()
     said = fedbus(
         "doctor",
         "--json",
@@ -367,9 +377,10 @@ async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_
 
 def test_of_the_agents_of_the_server_those_are_told_that_do_not_answer() -> None:
     some = [
-        Answering(f"fedbus-{name}", "server", "mnist") for name in ("registrar", "server-manager", "gateway")
+        ServiceInfo(f"fedbus-{name}", "server", "mnist")
+        for name in ("registrar", "server-manager", "gateway")
     ]
-    server, devices, dashboard = judge_agents([*some, Answering("fedbus-client-manager", "c1", "mnist")])
+    server, devices, dashboard = check_agents([*some, ServiceInfo("fedbus-client-manager", "c1", "mnist")])
     assert server.is_ill
     assert server.found == "no answer from workflow-scheduler, flower-server, training-monitor"
     assert (devices.found, dashboard.found) == ("1 answer", "it answers")
@@ -384,22 +395,22 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
     bus.access("c1")
     async with (
         Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
-        registrar(server, task.id),
+        serve_registrar(server, task.id),
     ):
-        await server.make_streams()
+        await server.create_streams()
         environment = {"FEDBUS_KIT": str(tmp_path / "kits" / "c1"), "FEDBUS_TASK": str(task.path)}
-        settings = Settings.from_environment(adopted_kit(environment))
-        well = {one.what: one for one in await _examined(settings)}
+        settings = Settings.from_environment(apply_kit(environment))
+        well = {one.what: one for one in await _check_credentials(settings)}
         monkeypatch.setattr("fedbus.bus.bus.time", ahead)
-        ill = {one.what: one for one in await _examined(settings)}
-    assert well["clock"].health is Health.WELL
+        ill = {one.what: one for one in await _check_credentials(settings)}
+    assert well["clock"].health is Severity.WELL
     assert ill["clock"].found == "600 s behind that of the bus"
 
 
 # --- the nats program ---------------------------------------------------------------------------------------
 
 
-def test_a_context_is_what_the_nats_program_reads(fedbus: Fedbus, tmp_path: Path) -> None:
+def test_a_context_is_what_the_nats_program_reads(fedbus: ProvisionCli, tmp_path: Path) -> None:
     environment = {
         "FEDBUS_NATS_URL": "tls://bus.lab:4222",
         "FEDBUS_CREDS": str(tmp_path / "user.creds"),
@@ -419,14 +430,16 @@ def test_a_context_is_what_the_nats_program_reads(fedbus: Fedbus, tmp_path: Path
     assert (tmp_path / "config" / "nats" / "context.txt").read_text() == "lab"
 
 
-def test_a_context_on_a_laptop_names_the_bus_and_nothing_secret(fedbus: Fedbus, nats: NatsServer) -> None:
+def test_a_context_on_a_laptop_names_the_bus_and_nothing_secret(
+    fedbus: ProvisionCli, nats: NatsServer
+) -> None:
     said = fedbus("context", "--stdout", FEDBUS_NATS_URL=nats.url)
     context = said.facts
     assert (context["url"], context["creds"], context["ca"]) == (nats.url, "", "")
 
 
 @pytest.mark.parametrize("name", ["../etc", "a/b", "", " "])
-def test_a_context_s_name_is_no_path(fedbus: Fedbus, tmp_path: Path, name: str) -> None:
+def test_a_context_s_name_is_no_path(fedbus: ProvisionCli, tmp_path: Path, name: str) -> None:
     said = fedbus("context", name or "..")
-    assert said.code == Exit.USAGE
+    assert said.code == ExitCode.USAGE
     assert not (tmp_path / "config").exists()

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.command_line import Fedbus
-from support.told import TASK, Told
+from support.command_line import FedbusCli
+from support.told import TASK, SimulatedFederation
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.scheduling import ScheduleFacts, ScheduleRule
+from fedbus.contracts.scheduling import ScheduleData, ScheduleRule
 
 NOON = datetime(2026, 3, 14, 12, tzinfo=UTC)
 RULE = ScheduleRule(
@@ -20,26 +20,26 @@ RULE = ScheduleRule(
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[Told]:
+async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus:
-        await bus.make_streams()
-        yield Told(bus)
+        await bus.create_streams()
+        yield SimulatedFederation(bus)
 
 
 @pytest.fixture
-def fedbus(nats: NatsServer, tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url, TZ="UTC")
+def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
+    return FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url, TZ="UTC")
 
 
-def facts(started: int = 1, **more: object) -> ScheduleFacts:
+def schedule_facts(started: int = 1, **more: object) -> ScheduleData:
     told = {"task": TASK, "since": NOON, "clock_since": NOON, "rule": RULE.model_dump(), "started": started}
-    return ScheduleFacts.model_validate(told | more)
+    return ScheduleData.model_validate(told | more)
 
 
 async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last(
-    told: Told, fedbus: Fedbus
+    told: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    waits = facts(
+    waits = schedule_facts(
         next_at=NOON,
         awaits=("cron '0 3 * * *'", "drift on 2 clients (1 so far)"),
         run="mnist-4",
@@ -64,19 +64,19 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
 
 
 async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
-    told: Told, fedbus: Fedbus
+    told: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    due = facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
+    due = schedule_facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
     await told.move(due, "postponed", "due", "due", "mnist-4 is under way")
     said = (await fedbus("run", "schedule")).out
     assert "due to          drift on 2 clients (c1, c2)" in said
     assert "held back       mnist-4 is under way" in said
 
-    await told.move(facts(started=3, next_at=NOON), "fired", "due", "watching")
+    await told.move(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
     assert "next            none: all 3 were started" in (await fedbus("run", "schedule")).out
 
 
-async def test_where_there_is_none_it_says_so(told: Told, fedbus: Fedbus) -> None:
+async def test_where_there_is_none_it_says_so(told: SimulatedFederation, fedbus: FedbusCli) -> None:
     said = await fedbus("run", "schedule")
     assert (said.code, said.out) == (0, "")
     assert said.err.startswith("no schedule: runs start when somebody asks.")

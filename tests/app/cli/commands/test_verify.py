@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support import NatsServer, eventually, nats_server
-from support.command_line import Fedbus, Said
-from support.federation import FED, TASK, federation
-from support.followed import followed
+from support.command_line import CliResult, FedbusCli
+from support.federation import FED, TASK, open_federation
+from support.followed import follow_repository
 from support.processes import children
-from support.repositories import signer
-from support.terminal import terminal
-from support.whole import ended, start_run, whole
+from support.repositories import make_signer
+from support.terminal import open_terminal
+from support.whole import run_all_agents, start_run, wait_for_run_end
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.streams import events_stream
@@ -30,7 +30,7 @@ from fedbus.contracts import subjects
 from fedbus.contracts.client import RoundReply
 from fedbus.contracts.run import StopRun
 from fedbus.learning import weights
-from fedbus.stores.models.signing import Signer, TrustedKeys, generate
+from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
 RUN = f"{TASK}-2"
 STOPPED = f"{TASK}-3"
@@ -41,18 +41,18 @@ ABOUT = [
 
 
 @dataclass
-class Left:
+class FinishedFederation:
     """What a federation left: its log, its models, its keys; and a person who asks."""
 
     directory: Path
     nats: NatsServer
-    fedbus: Fedbus
+    fedbus: FedbusCli
 
     @property
     def models(self) -> Path:
         return self.directory / "home" / "models" / TASK
 
-    async def verify(self, *words: str, run: str = RUN) -> Said:
+    async def verify(self, *words: str, run: str = RUN) -> CliResult:
         return await self.fedbus("verify", run, *words)
 
     async def found(self, run: str = RUN) -> tuple[int, dict[str, tuple[str, str]]]:
@@ -73,37 +73,37 @@ class Left:
 def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of two clients, signed code and signed models; and a third run that was stopped."""
     directory = tmp_path_factory.mktemp("lived")
-    asyncio.run(_live(directory))
+    asyncio.run(_run_federation(directory))
     return directory
 
 
-async def _live(directory: Path) -> None:
+async def _run_federation(directory: Path) -> None:
     (directory / "nats").mkdir()
-    generate(directory / "fedbus.key")
-    async with nats_server(directory / "nats") as nats, federation(nats.url, directory) as fed:
-        await followed(fed, signer("ada", directory), directory)
+    generate_key(directory / "fedbus.key")
+    async with nats_server(directory / "nats") as nats, open_federation(nats.url, directory) as fed:
+        await follow_repository(fed, make_signer("ada", directory), directory)
         trusted = TrustedKeys.read(directory / "fedbus.key.pub")
-        fed.site = replace(fed.site, signer=Signer.read(directory / "fedbus.key"), trusted=trusted)
-        async with whole(fed):
-            await ended(fed, await start_run(fed))
-            await ended(fed, await start_run(fed, config={"pause-s": 0.01}))
+        fed.site = replace(fed.site, signer=ModelSigner.read(directory / "fedbus.key"), trusted=trusted)
+        async with run_all_agents(fed):
+            await wait_for_run_end(fed, await start_run(fed))
+            await wait_for_run_end(fed, await start_run(fed, config={"pause-s": 0.01}))
             stopped = await start_run(fed, quorum=2, config={"pause-s": 30.0})
             await fed.reaches("run", "running", stopped)
             await fed.bus.request(StopRun(task=TASK, run=stopped, reason="enough of it"))
-            await ended(fed, stopped)
-            await eventually(_nobody_trains)
+            await wait_for_run_end(fed, stopped)
+            await eventually(_is_idle)
 
 
-def _nobody_trains() -> bool:
+def _is_idle() -> bool:
     return not children("trainer") and not children("server")
 
 
 @pytest.fixture
-async def left(lived: Path, tmp_path: Path) -> AsyncIterator[Left]:
+async def left(lived: Path, tmp_path: Path) -> AsyncIterator[FinishedFederation]:
     directory = tmp_path / "left"
     shutil.copytree(lived, directory, symlinks=True)
     async with nats_server(directory / "nats") as nats:
-        fedbus = Fedbus(
+        fedbus = FedbusCli(
             tmp_path / "person",
             FEDBUS_NATS_URL=nats.url,
             FEDBUS_FEDERATION=FED,
@@ -111,13 +111,15 @@ async def left(lived: Path, tmp_path: Path) -> AsyncIterator[Left]:
             FEDBUS_TRUSTED_KEYS=str(directory / "fedbus.key.pub"),
             FEDBUS_ALLOWED_SIGNERS=str(directory / "allowed_signers"),
         )
-        yield Left(directory, nats, fedbus)
+        yield FinishedFederation(directory, nats, fedbus)
 
 
 # --- where all fits ----------------------------------------------------------------------------
 
 
-async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fits(left: Left) -> None:
+async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fits(
+    left: FinishedFederation,
+) -> None:
     said = await left.verify("--json")
     assert said.code == 0, said.err
     facts = said.facts
@@ -131,7 +133,7 @@ async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fi
     assert len(facts["trace_id"]) == 32
 
 
-async def test_each_update_is_told_by_its_digest(left: Left) -> None:
+async def test_each_update_is_told_by_its_digest(left: FinishedFederation) -> None:
     updates = (await left.verify("--json")).facts["updates"]
     assert sorted((one["round"], one["client"]) for one in updates) == [
         *((1, "c1"), (1, "c2")),
@@ -142,8 +144,8 @@ async def test_each_update_is_told_by_its_digest(left: Left) -> None:
     assert all(one["sha256"][:12] in said.out for one in updates)
 
 
-async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(left: Left) -> None:
-    async with terminal("verify", RUN, environment=left.fedbus.environment, columns=120) as shown:
+async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(left: FinishedFederation) -> None:
+    async with open_terminal("verify", RUN, environment=left.fedbus.environment, columns=120) as shown:
         async with asyncio.timeout(60):
             await shown.process.wait()
         await eventually(lambda: "verifying tiny-2: its code" in shown.raw)
@@ -151,7 +153,7 @@ async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(left: 
     assert (await left.verify()).err == ""
 
 
-async def test_people_are_told_the_same_in_lines(left: Left) -> None:
+async def test_people_are_told_the_same_in_lines(left: FinishedFederation) -> None:
     said = await left.verify()
     assert said.code == 0
     assert said.err == ""
@@ -166,71 +168,71 @@ async def test_people_are_told_the_same_in_lines(left: Left) -> None:
 # --- where something does not fit --------------------------------------------------------------
 
 
-def other_bytes(left: Left) -> None:
+def other_bytes(left: FinishedFederation) -> None:
     (left.models / f"{left.manifest(3)['sha256']}.safetensors").write_bytes(b"other bytes")
 
 
-def no_bytes(left: Left) -> None:
+def no_bytes(left: FinishedFederation) -> None:
     (left.models / f"{left.manifest(3)['sha256']}.safetensors").unlink()
 
 
-def other_beginning(left: Left) -> None:
+def other_beginning(left: FinishedFederation) -> None:
     (left.models / f"{left.manifest(2)['sha256']}.safetensors").write_bytes(b"other bytes")
 
 
-def better_metrics(left: Left) -> None:
+def better_metrics(left: FinishedFederation) -> None:
     left.rewrite(3, metrics={"loss": 0.001})
 
 
-def other_participants(left: Left) -> None:
+def other_participants(left: FinishedFederation) -> None:
     left.rewrite(3, participants={"c1": 10, "c9": 20})
 
 
-def no_signature(left: Left) -> None:
+def no_signature(left: FinishedFederation) -> None:
     left.rewrite(3, seal=None)
 
 
-def other_configuration(left: Left) -> None:
+def other_configuration(left: FinishedFederation) -> None:
     left.rewrite(3, config={"pause-s": 5.0})
 
 
-def other_code(left: Left) -> None:
+def other_code(left: FinishedFederation) -> None:
     left.rewrite(3, code_version="f" * 40)
 
 
-def other_model(left: Left) -> None:
+def other_model(left: FinishedFederation) -> None:
     """Weights and manifest were exchanged together: only the log knows better."""
     made = weights.save({"weight": np.ones((2, 2), np.float32)}, left.directory / "made")
     (left.directory / "made").rename(left.models / f"{made.sha256}.safetensors")
     left.rewrite(3, **made.model_dump(include={"sha256", "size_bytes", "architecture"}))
 
 
-def other_architecture(left: Left) -> None:
+def other_architecture(left: FinishedFederation) -> None:
     left.rewrite(3, architecture="0" * 64)
 
 
-def other_parent(left: Left) -> None:
+def other_parent(left: FinishedFederation) -> None:
     left.rewrite(3, parent=1)
 
 
-def parent_gone(left: Left) -> None:
+def parent_gone(left: FinishedFederation) -> None:
     (left.models / "versions" / "1.json").unlink()
 
 
-def parent_changed(left: Left) -> None:
+def parent_changed(left: FinishedFederation) -> None:
     left.rewrite(2, metrics={"loss": 0.001})
 
 
-def parent_unreadable(left: Left) -> None:
+def parent_unreadable(left: FinishedFederation) -> None:
     (left.models / "versions" / "2.json").write_text("{")
 
 
-def version_unreadable(left: Left) -> None:
+def version_unreadable(left: FinishedFederation) -> None:
     (left.models / "versions" / "3.json").write_text("{")
 
 
-def signer_gone(left: Left) -> None:
-    signer("mallory", left.directory)
+def signer_gone(left: FinishedFederation) -> None:
+    make_signer("mallory", left.directory)
     (left.directory / "allowed_signers").write_text(
         f"mallory@example.org {(left.directory / 'mallory.pub').read_text()}"
     )
@@ -260,7 +262,7 @@ def signer_gone(left: Left) -> None:
     ],
 )
 async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(
-    left: Left, spoil: Callable[[Left], None], about: str, says: str
+    left: FinishedFederation, spoil: Callable[[FinishedFederation], None], about: str, says: str
 ) -> None:
     spoil(left)
     code, found = await left.found()
@@ -269,7 +271,7 @@ async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(
     assert says in found[about][1]
 
 
-async def test_what_does_not_fit_is_one_line_on_standard_error(left: Left) -> None:
+async def test_what_does_not_fit_is_one_line_on_standard_error(left: FinishedFederation) -> None:
     other_bytes(left)
     said = await left.verify()
     assert said.code == 1
@@ -278,9 +280,9 @@ async def test_what_does_not_fit_is_one_line_on_standard_error(left: Left) -> No
     assert "✗  weights" in said.out
 
 
-async def test_a_client_whose_update_the_log_lacks_is_named(left: Left) -> None:
+async def test_a_client_whose_update_the_log_lacks_is_named(left: FinishedFederation) -> None:
     async with Bus.connect(left.nats.url, Identity(FED, "test")) as bus:
-        stream, wanted = events_stream(FED), subjects.every(FED, RoundReply, client="c1")
+        stream, wanted = events_stream(FED), subjects.wildcard_for(FED, RoundReply, client="c1")
         async with bus.watch(stream, [wanted], whole=True) as replies:
             async for seen in replies:
                 reply = seen.message
@@ -292,13 +294,13 @@ async def test_a_client_whose_update_the_log_lacks_is_named(left: Left) -> None:
     assert found["updates"] == ("does not fit", "the log has no update of c1 in round 2")
 
 
-async def test_a_run_that_made_no_version_says_how_it_ended(left: Left) -> None:
+async def test_a_run_that_made_no_version_says_how_it_ended(left: FinishedFederation) -> None:
     code, found = await left.found(run=STOPPED)
     assert code == 1
     assert found["manifest"] == ("does not fit", "the run made no version, it is cancelled: enough of it")
 
 
-async def test_a_run_that_there_is_not_is_one_line_and_code_5(left: Left) -> None:
+async def test_a_run_that_there_is_not_is_one_line_and_code_5(left: FinishedFederation) -> None:
     said = await left.verify(run="tiny-99")
     assert (said.code, said.out) == (5, "")
     assert said.err == "fedbus: no run tiny-99 in federation test: see fedbus run ls\n"
@@ -307,7 +309,7 @@ async def test_a_run_that_there_is_not_is_one_line_and_code_5(left: Left) -> Non
 # --- what can not be told ----------------------------------------------------------------------
 
 
-async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(left: Left) -> None:
+async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(left: FinishedFederation) -> None:
     del left.fedbus.environment["FEDBUS_TRUSTED_KEYS"]
     del left.fedbus.environment["FEDBUS_ALLOWED_SIGNERS"]
     code, found = await left.found()
@@ -318,7 +320,7 @@ async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(left
     assert "FEDBUS_ALLOWED_SIGNERS" in found["code"][1]
 
 
-async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(left: Left) -> None:
+async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(left: FinishedFederation) -> None:
     async with Bus.connect(left.nats.url, Identity(FED, "test")) as bus:
         await bus._js.purge_stream(events_stream(FED))
     code, found = await left.found()
@@ -328,7 +330,7 @@ async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(left: Left) 
     assert found["manifest"][0] == "fits"  # the life of the run is kept longer
 
 
-async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(left: Left) -> None:
+async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(left: FinishedFederation) -> None:
     said = await left.verify("--json", "--repo", f"git+file://{left.directory}/nowhere@main")
     found = {one["about"]: one for one in said.facts["findings"]}
     assert said.code == 0
@@ -336,7 +338,7 @@ async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(left:
     assert "nowhere" in found["code"]["says"]
 
 
-async def test_a_repository_that_is_none_is_a_mistake_in_usage(left: Left) -> None:
+async def test_a_repository_that_is_none_is_a_mistake_in_usage(left: FinishedFederation) -> None:
     said = await left.verify("--repo", "gopher://somewhere")
     assert said.code == 2
     assert said.err.count("\n") == 1

@@ -3,43 +3,43 @@
 from pathlib import Path
 
 from support import NatsServer, eventually
-from support.command_line import Fedbus
+from support.command_line import FedbusCli
 
-from fedbus.app.cli.commands.why import NOW
+from fedbus.app.cli.commands.why import STATE_TEXT
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.lifecycles import Lives
-from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientFacts, Declined
+from fedbus.bus.lifecycles import LifecycleStore
+from fedbus.contracts.client import CLIENT, FL_CLIENT, INFERENCE, ClientData, ClientDeclined, ClientEvent
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.examples import MODEL
 from fedbus.contracts.identifiers import FederationId
-from fedbus.contracts.server import SERVER, ServerFacts, StoreTrouble
-from fedbus.contracts.serving import DataChecked, DataCounted, Finding
+from fedbus.contracts.server import SERVER, ServerData, ServerEvent, StoreProblem
+from fedbus.contracts.serving import DataChecked, DataCheckResult, DataCounted
 
 DEV = FederationId("dev")
 
 
 def test_every_state_of_a_client_has_words() -> None:
     for lifecycle in (CLIENT, FL_CLIENT, INFERENCE):
-        assert {(lifecycle.kind, str(state)) for state in lifecycle.states} <= NOW.keys()
+        assert {(lifecycle.kind, str(state)) for state in lifecycle.states} <= STATE_TEXT.keys()
 
 
 async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
     nats: NatsServer, tmp_path: Path
 ) -> None:
-    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
-        await server.make_streams()
+        await server.create_streams()
     async with (
         Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
-        Lives.open(bus) as lives,
+        LifecycleStore.open(bus) as lives,
     ):
-        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
-        await client.bear("started")
-        await client.move("model_fetched", model=MODEL)
-        await client.move("infer_ready")
+        client = await lives.of(CLIENT, ClientData(client="c1", task="mnist"))
+        await client.create()
+        await client.transition(ClientEvent.MODEL_FETCHED, {"model": MODEL})
+        await client.transition(ClientEvent.INFER_READY)
         for number, labelled in ((1, 3), (2, 12)):
             await bus.publish(
-                Declined(
+                ClientDeclined(
                     task="mnist",
                     client="c1",
                     run=f"mnist-{number}",
@@ -49,7 +49,9 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
                 )
             )
         await bus.publish(DataCounted(task="mnist", client="c1", labelled=12, unlabelled=500))
-        much = Finding(check="labels", ok=False, value=0.9, limit=0.5, what="9 of 10 rows have no label")
+        much = DataCheckResult(
+            check="labels", ok=False, value=0.9, limit=0.5, what="9 of 10 rows have no label"
+        )
         await bus.publish(
             DataChecked(task="mnist", client="c1", rows=10, findings=(much,), drift_unknown="no SciPy")
         )
@@ -74,14 +76,22 @@ async def test_why_tells_the_states_the_data_and_the_last_noes_in_words(
 
 
 async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServer, tmp_path: Path) -> None:
-    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
-    async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus, Lives.open(bus) as lives:
-        await bus.make_streams()
-        server = await lives.of(SERVER, ServerFacts(task="mnist"))
-        await server.bear("started")
-        await server.move("store_unavailable", reason="it lacks v2", trouble=StoreTrouble.EMPTY)
-    async with Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus, Lives.open(bus) as lives:
-        await (await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))).bear("started")
+    fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "server-manager")) as bus,
+        LifecycleStore.open(bus) as lives,
+    ):
+        await bus.create_streams()
+        server = await lives.of(SERVER, ServerData(task="mnist"))
+        await server.create()
+        await server.transition(
+            ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.EMPTY}, reason="it lacks v2"
+        )
+    async with (
+        Bus.connect(nats.url, Identity(DEV, "client-manager", "c1")) as bus,
+        LifecycleStore.open(bus) as lives,
+    ):
+        await (await lives.of(CLIENT, ClientData(client="c1", task="mnist"))).create()
 
     said = (await fedbus("why", "c1")).out.splitlines()
     assert said[2] == "  its server    its model repository is empty, and no run can begin: it lacks v2"
@@ -94,19 +104,19 @@ async def test_why_tells_what_is_wrong_with_the_model_repository(nats: NatsServe
 async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
     nats: NatsServer, tmp_path: Path
 ) -> None:
-    fedbus = Fedbus(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
+    fedbus = FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
     async with Bus.connect(nats.url, Identity(DEV, "server-manager")) as server:
-        await server.make_streams()
+        await server.create_streams()
     async with (
         Bus.connect(nats.url, Identity(DEV, "device-monitor", "c1")) as bus,
-        Lives.open(bus) as lives,
+        LifecycleStore.open(bus) as lives,
     ):
-        client = await lives.of(CLIENT, ClientFacts(client="c1", task="mnist"))
-        await client.bear("started")
+        client = await lives.of(CLIENT, ClientData(client="c1", task="mnist"))
+        await client.create()
         agents = {"inference": True, "flower-client": False}
         report = DeviceReport(task="mnist", client="c1", cpu=0.5, memory=0.25, disk=0.1, agents=agents)
         await bus.publish(report.model_copy(update={"last_error": "\x1b[2J[bold]no room"}))
-        await eventually(lambda: _is_kept(bus))
+        await eventually(lambda: _is_stored(bus))
         said = await fedbus("why", "c1")
 
     assert said.out.splitlines()[2].startswith(
@@ -115,5 +125,5 @@ async def test_why_tells_how_the_device_is_in_letters_that_do_nothing(
     )
 
 
-async def _is_kept(bus: Bus) -> bool:
+async def _is_stored(bus: Bus) -> bool:
     return bool(await bus.latest(DeviceReport))

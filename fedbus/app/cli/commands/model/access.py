@@ -5,49 +5,50 @@ from typing import Annotated
 
 import typer
 
-from fedbus.app.cli.commands.model.repository import PATIENCE_S, Store, address_of
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.cli.commands.model.repository import STORE_TIMEOUT_S, Store, store_address
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 
-class Who(StrEnum):
+class AccessMode(StrEnum):
     PUBLIC = "public"
     PRIVATE = "private"
 
 
 def access(
     who: Annotated[
-        Who | None, typer.Argument(help="public or private.", show_default="tell which it is now")
+        AccessMode | None,
+        typer.Argument(help="public or private.", show_default="tell which it is run_async"),
     ] = None,
     *,
     store: Store = "",
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Let anybody read the models of an S3, or only who has a key; or tell which is so.
 
     Reading is all that anybody may then: no listing, no writing. Other rules of the bucket's policy stay.
     """
-    from fedbus.app.bus_session import now
-    from fedbus.stores.s3.bucket import Address, Bucket
+    from fedbus.app.bus_session import run_async
+    from fedbus.stores.s3.bucket import Bucket, BucketAddress
     from fedbus.stores.s3.public_access import is_public, set_public
 
-    url = address_of(store)
+    url = store_address(store)
     if not url.startswith("s3://"):
-        raise Failure(
+        raise CliError(
             f"{url} is a directory: who may read it is said by its files' permissions; this is for s3:// addresses",
-            Exit.USAGE,
+            ExitCode.USAGE,
         )
-    bucket = Bucket(Address.parse(url), patience_s=PATIENCE_S)
+    bucket = Bucket(BucketAddress.parse(url), patience_s=STORE_TIMEOUT_S)
 
     async def change() -> bool:
         async with bucket.open():
             if who is not None:
-                await set_public(bucket, public=who is Who.PUBLIC)
+                await set_public(bucket, public=who is AccessMode.PUBLIC)
             return await is_public(bucket)
 
-    public = now(change())
+    public = run_async(change())
     if json:
-        output.as_json({"store": url, "access": Who.PUBLIC if public else Who.PRIVATE})
+        output.print_json({"store": url, "access": AccessMode.PUBLIC if public else AccessMode.PRIVATE})
     elif public:
         typer.echo(
             f"anybody who reaches {bucket.address} may read its models; to list and to write takes a key"

@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, find, with_store
+from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, find_manifest, run_with_store
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
@@ -17,36 +17,40 @@ def diff(
     *,
     task: TaskId = None,
     store: Store = "",
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Compare two versions: how far each tensor has moved, and each metric."""
     import asyncio
 
-    from fedbus.app.terminal.progress_bar import working
+    from fedbus.app.terminal.progress_bar import progress_bar
     from fedbus.learning import weights
 
     async def read(models: "ModelStore") -> list[tuple["Manifest", "Arrays"]]:
-        found = [await find(models, version) for version in (old, new)]
+        found = [await find_manifest(models, version) for version in (old, new)]
         paths = [await models.path_of(one.sha256) for one in found]
         return [
             (one, await asyncio.to_thread(weights.load, path)) for one, path in zip(found, paths, strict=True)
         ]
 
-    with working(f"comparing {old} and {new}"):
-        (before, ours), (after, theirs) = with_store(read, task, store)
+    with progress_bar(f"comparing {old} and {new}"):
+        (before, ours), (after, theirs) = run_with_store(read, task, store)
         difference = weights.first_difference(ours, theirs)
-        tensors = [_moved(name, ours[name], theirs[name]) for name in ours if _comparable(name, ours, theirs)]
+        tensors = [
+            _tensor_change(name, ours[name], theirs[name])
+            for name in ours
+            if _is_comparable(name, ours, theirs)
+        ]
     metrics: list[dict[str, Any]] = [
         {"metric": name, "old": before.metrics.get(name), "new": after.metrics.get(name)}
         for name in sorted(before.metrics.keys() | after.metrics.keys())
     ]
     if json:
         facts = {"old": before.version, "new": after.version, "architecture": difference}
-        output.as_json(facts | {"tensors": tensors, "metrics": metrics})
+        output.print_json(facts | {"tensors": tensors, "metrics": metrics})
         return
     if difference is not None:
         output.console().print(f"another architecture: in v{after.version}, {difference}")
-    output.table(
+    output.print_table(
         (
             "tensor",
             "shape",
@@ -66,22 +70,22 @@ def diff(
         ],
         empty="no tensor can be compared",
     )
-    output.table(
+    output.print_table(
         ("metric", f"v{before.version}", f"v{after.version}"),
-        [(one["metric"], _figure(one["old"]), _figure(one["new"])) for one in metrics],
+        [(one["metric"], _format_number(one["old"]), _format_number(one["new"])) for one in metrics],
         empty="no metrics",
     )
 
 
-def _figure(value: float | None) -> str:
+def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _comparable(name: str, ours: "Arrays", theirs: "Arrays") -> bool:
+def _is_comparable(name: str, ours: "Arrays", theirs: "Arrays") -> bool:
     return name in theirs and ours[name].shape == theirs[name].shape
 
 
-def _moved(name: str, old: Any, new: Any) -> dict[str, Any]:
+def _tensor_change(name: str, old: Any, new: Any) -> dict[str, Any]:
     """Euclidean norms, in double precision."""
     import numpy as np
 

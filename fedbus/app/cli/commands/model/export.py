@@ -5,8 +5,15 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, facts_of, find, with_store
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.cli.commands.model.repository import (
+    Store,
+    TaskId,
+    Version,
+    find_manifest,
+    manifest_facts,
+    run_with_store,
+)
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
@@ -21,28 +28,28 @@ def export(
     force: Annotated[bool, typer.Option("--force", help="Also over a file that is there.")] = False,
     task: TaskId = None,
     store: Store = "",
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Copy the weights of a version into a file."""
-    from fedbus.app.terminal.progress_bar import working
+    from fedbus.app.terminal.progress_bar import progress_bar
 
     if path.is_dir():
-        raise Failure(f"{path} is a directory: name the file to write in it", Exit.USAGE)
+        raise CliError(f"{path} is a directory: name the file to write in it", ExitCode.USAGE)
     if path.exists() and not force:
-        raise Failure(f"{path} is there already: name another file, or say --force", Exit.USAGE)
+        raise CliError(f"{path} is there already: name another file, or say --force", ExitCode.USAGE)
 
     async def read(models: "ModelStore") -> "Manifest":
-        found = await find(models, version)
-        with working(f"exporting v{found.version}, {output.size(found.size_bytes)}"):
+        found = await find_manifest(models, version)
+        with progress_bar(f"exporting v{found.version}, {output.format_size(found.size_bytes)}"):
             _copy(await models.path_of(found.sha256), path, found.sha256)
         return found
 
-    found = with_store(read, task, store)
+    found = run_with_store(read, task, store)
     if json:
-        output.as_json(facts_of(found) | {"path": str(path.absolute())})
+        output.print_json(manifest_facts(found) | {"path": str(path.absolute())})
     else:
         output.console().print(
-            f"v{found.version} is in {path}, {output.size(found.size_bytes)}, {found.sha256}"
+            f"v{found.version} is in {path}, {output.format_size(found.size_bytes)}, {found.sha256}"
         )
 
 
@@ -57,9 +64,9 @@ def _copy(source: Path, target: Path, sha256: str) -> None:
         with part.open("rb") as file:
             actual = hashlib.file_digest(file, "sha256").hexdigest()
         if actual != sha256:
-            raise Failure(f"what came out has digest {actual}, not {sha256}. See: fedbus model verify")
+            raise CliError(f"what came out has digest {actual}, not {sha256}. See: fedbus model verify")
         part.replace(target)
     except OSError as error:
-        raise Failure(f"cannot write {target}: {error.strerror or error}", Exit.MACHINE) from None
+        raise CliError(f"cannot write {target}: {error.strerror or error}", ExitCode.MACHINE) from None
     finally:
         part.unlink(missing_ok=True)

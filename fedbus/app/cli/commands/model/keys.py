@@ -12,8 +12,8 @@ def keygen(
     ] = Path("fedbus.key"),
 ) -> None:
     """Make a key that the server signs its models with."""
-    from fedbus.stores.models.signing import generate
+    from fedbus.stores.models.signing import generate_key
 
-    public = generate(path)
+    public = generate_key(path)
     typer.echo(f"the server's, and nobody else's:  FEDBUS_SIGNING_KEY={path}")
     typer.echo(f"the devices':                     FEDBUS_TRUSTED_KEYS={public}")

@@ -5,14 +5,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from fedbus.app.cli.commands.model.repository import (
-    SHORT,
+    SHORT_LENGTH,
     Store,
     TaskId,
     Version,
-    facts_of,
-    find,
-    headline,
-    with_store,
+    find_manifest,
+    format_metrics,
+    manifest_facts,
+    run_with_store,
 )
 from fedbus.app.terminal import output
 
@@ -24,18 +24,18 @@ if TYPE_CHECKING:
     from fedbus.stores.models.open import ModelStore
 
 
-def ls(*, task: TaskId = None, store: Store = "", json: output.AsJson = False) -> None:
+def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = False) -> None:
     """List all versions, newest first."""
-    rows = with_store(_listed, task, store)
+    rows = run_with_store(_list_versions, task, store)
     if json:
-        output.as_json(rows)
+        output.print_json(rows)
         return
-    output.table(
+    output.print_table(
         (
             *("version", "", "lineage", "parent", "sha256", "size", "run", "rounds"),
             *("clients (samples)", "metrics", "code", "signed", "weights", "made"),
         ),
-        [_row(one) for one in rows],
+        [_version_row(one) for one in rows],
         empty="no version yet: the server makes the first one when it starts. See: fedbus up",
         least=(
             "signed",
@@ -51,38 +51,38 @@ def ls(*, task: TaskId = None, store: Store = "", json: output.AsJson = False) -
     )
 
 
-async def _listed(models: "ModelStore") -> list[dict[str, Any]]:
-    from fedbus.domain.version_status import standing
+async def _list_versions(models: "ModelStore") -> list[dict[str, Any]]:
+    from fedbus.domain.version_status import status_of
 
     latest, champion, held = await models.latest(), await models.champion(), await models.held()
     return [
-        facts_of(one)
+        manifest_facts(one)
         | {
             "latest": latest is not None and one.version == latest.version,
-            "standing": standing(one.version, champion),
+            "standing": status_of(one.version, champion),
             "weights_kept": one.sha256 in held,
         }
         for one in reversed(await models.versions())
     ]
 
 
-def _row(one: dict[str, Any]) -> tuple[object, ...]:
+def _version_row(one: dict[str, Any]) -> tuple[object, ...]:
     clients = one["participants"]
     return (
         f"v{one['version']}",
         one["standing"] or ("latest" if one["latest"] else ""),
         one["lineage"],
         f"v{one['parent']}" if one["parent"] else "",
-        one["sha256"][:SHORT],
-        output.size(one["size_bytes"]),
+        one["sha256"][:SHORT_LENGTH],
+        output.format_size(one["size_bytes"]),
         one["run"] or "the first model",
         one["rounds"],
         f"{len(clients)} ({sum(clients.values())})" if clients else "",
-        headline(one["metrics"]),
-        one["code_version"][:SHORT],
-        one["seal"]["key"][:SHORT] if one["seal"] else "no",
+        format_metrics(one["metrics"]),
+        one["code_version"][:SHORT_LENGTH],
+        one["seal"]["key"][:SHORT_LENGTH] if one["seal"] else "no",
         "kept" if one["weights_kept"] else "retired",
-        output.ago(one["created"]),
+        output.format_age(one["created"]),
     )
 
 
@@ -92,50 +92,54 @@ def show_(
     lineage: Annotated[bool, typer.Option("--lineage", help="From which version each was made.")] = False,
     task: TaskId = None,
     store: Store = "",
-    json: output.AsJson = False,
+    json: output.JsonOption = False,
 ) -> None:
     """Show all that is known of a version."""
     if lineage:
         _show_lineage(version, task, store, json=json)
         return
-    found = with_store(lambda models: find(models, version), task, store)
-    facts = facts_of(found)
+    found = run_with_store(lambda models: find_manifest(models, version), task, store)
+    facts = manifest_facts(found)
     if json:
-        output.as_json(facts)
+        output.print_json(facts)
         return
     rows = {name: value for name, value in facts.items() if name not in ("participants", "metrics", "config")}
     rows["seal"] = f"signed with the key {found.seal.key}" if found.seal else "not signed"
     output.console().print(f"[bold]{found.task}[/] v{found.version}")
-    output.table(("", ""), [(name, "" if value is None else value) for name, value in rows.items()], empty="")
-    output.table(("client", "samples"), found.participants.items(), empty="no client took part in it")
-    output.table(("metric", "value"), [(n, f"{v:.6g}") for n, v in found.metrics.items()], empty="no metrics")
+    output.print_table(
+        ("", ""), [(name, "" if value is None else value) for name, value in rows.items()], empty=""
+    )
+    output.print_table(("client", "samples"), found.participants.items(), empty="no client took part in it")
+    output.print_table(
+        ("metric", "value"), [(n, f"{v:.6g}") for n, v in found.metrics.items()], empty="no metrics"
+    )
     if found.config:
-        output.table(("configuration", "value"), found.config.items(), empty="")
+        output.print_table(("configuration", "value"), found.config.items(), empty="")
 
 
 # --- lineage ----------------------------------------------------------------------------------
 
 
 def _show_lineage(version: str, task: str | None, store: str, *, json: bool) -> None:
-    from fedbus.domain.version_status import standing
+    from fedbus.domain.version_status import status_of
 
     async def read(models: "ModelStore") -> tuple[list["Manifest"], "Manifest", "Champion | None"]:
-        return await models.versions(), await find(models, version), await models.champion()
+        return await models.versions(), await find_manifest(models, version), await models.champion()
 
-    versions, asked, champion = with_store(read, task, store)
+    versions, asked, champion = run_with_store(read, task, store)
     if json:
-        output.as_json(
+        output.print_json(
             [
-                facts_of(one)
-                | {"shown": one.version == asked.version, "standing": standing(one.version, champion)}
+                manifest_facts(one)
+                | {"shown": one.version == asked.version, "standing": status_of(one.version, champion)}
                 for one in versions
             ]
         )
     else:
-        output.console().print(_tree(versions, asked, champion))
+        output.console().print(_lineage_tree(versions, asked, champion))
 
 
-def _tree(versions: list["Manifest"], asked: "Manifest", champion: "Champion | None") -> "Tree":
+def _lineage_tree(versions: list["Manifest"], asked: "Manifest", champion: "Champion | None") -> "Tree":
     """Each version under the one that it was made from."""
     from rich.tree import Tree
 
@@ -143,17 +147,16 @@ def _tree(versions: list["Manifest"], asked: "Manifest", champion: "Champion | N
     branches: dict[int, Tree] = {}
     for one in versions:  # oldest first: a parent comes before its children
         under = branches.get(one.parent or 0, root)
-        branches[one.version] = under.add(_leaf(one, champion, asked=one.version == asked.version))
+        branches[one.version] = under.add(_tree_label(one, champion, asked=one.version == asked.version))
     return root
 
 
-def _leaf(one: "Manifest", champion: "Champion | None", *, asked: bool) -> str:
-    from fedbus.domain.version_status import standing
+def _tree_label(one: "Manifest", champion: "Champion | None", *, asked: bool) -> str:
+    from fedbus.domain.version_status import status_of
 
     name = f"[bold]v{one.version}[/]" if asked else f"v{one.version}"
-    how = standing(one.version, champion)
+    how = status_of(one.version, champion)
     mark = {"champion": "  [green]champion[/]", "": ""}.get(how, f"  [dim]{how}[/]")
     run = one.run or f"the first model of lineage {one.lineage}"
-    return (
-        f"{name}{mark}  {one.sha256[:SHORT]}  {run}  {headline(one.metrics)}  code {one.code_version[:SHORT]}"
-    )
+    digest, code = one.sha256[:SHORT_LENGTH], one.code_version[:SHORT_LENGTH]
+    return f"{name}{mark}  {digest}  {run}  {format_metrics(one.metrics)}  code {code}"

@@ -10,25 +10,23 @@ from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from fedbus.app.cli.commands.model.repository import TaskId, number_of
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.cli.commands.model.repository import TaskId, parse_version
+from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
 if TYPE_CHECKING:
-    from fedbus.app.terminal.progress_bar import Tell
-    from fedbus.bus.bus import Bus, Seen
+    from fedbus.app.terminal.progress_bar import ShowStatus
+    from fedbus.bus.bus import Bus, StoredMessage
     from fedbus.contracts.message import Request
     from fedbus.contracts.model import ModelRef
 
-ANSWER_S: Final = 120.0
+ANSWER_TIMEOUT_S: Final = 120.0
 """A first model may have to be built, and an S3 waited for."""
-WATCHED_S: Final = 10.0
-WATCHED: Final = ("client", "inference")
-NOES: Final = ("infer_refused", "load_refused", "model_returned")
-"""On these the device stays with, or goes back to, the model before."""
+WATCH_S: Final = 10.0
+WATCHED_KINDS: Final = ("client", "inference")
 
-Reason = Annotated[str, typer.Option(help="Why; everybody can read it.")]
-Wait = Annotated[
+ReasonOption = Annotated[str, typer.Option(help="Why; everybody can read it.")]
+WaitOption = Annotated[
     float, typer.Option("--wait", help="For how many seconds the devices are watched.", min=0, max=600)
 ]
 
@@ -37,15 +35,15 @@ def promote(
     version: Annotated[str, typer.Argument(help="A version's number, v3 or 3.")],
     *,
     task: TaskId = None,
-    reason: Reason = "promoted by hand",
-    wait_s: Wait = WATCHED_S,
-    json: output.AsJson = False,
+    reason: ReasonOption = "promoted by hand",
+    wait_s: WaitOption = WATCH_S,
+    json: output.JsonOption = False,
 ) -> None:
     """Serve a version from now on, whatever the gate said of it, or a device that went back from it."""
     from fedbus.contracts.champion import PromoteModel
 
-    number = number_of(version, 0)
-    _change(
+    number = parse_version(version, 0)
+    _request_change(
         lambda name: PromoteModel(task=name, model_version=number, reason=reason), task, wait_s, json=json
     )
 
@@ -56,15 +54,15 @@ def rollback(
         str, typer.Option(help="The version to go back to.", show_default="the champion before")
     ] = "",
     task: TaskId = None,
-    reason: Reason = "rolled back by hand",
-    wait_s: Wait = WATCHED_S,
-    json: output.AsJson = False,
+    reason: ReasonOption = "rolled back by hand",
+    wait_s: WaitOption = WATCH_S,
+    json: output.JsonOption = False,
 ) -> None:
     """Serve the champion before this one again."""
     from fedbus.contracts.champion import RollBackModel
 
-    number = number_of(to, 0) if to else None
-    _change(lambda name: RollBackModel(task=name, to=number, reason=reason), task, wait_s, json=json)
+    number = parse_version(to, 0) if to else None
+    _request_change(lambda name: RollBackModel(task=name, to=number, reason=reason), task, wait_s, json=json)
 
 
 def init(
@@ -76,44 +74,44 @@ def init(
         ),
     ] = False,
     task: TaskId = None,
-    reason: Reason = "a new lineage was asked for",
-    wait_s: Wait = WATCHED_S,
-    json: output.AsJson = False,
+    reason: ReasonOption = "a new lineage was asked for",
+    wait_s: WaitOption = WATCH_S,
+    json: output.JsonOption = False,
 ) -> None:
     """With --new-lineage: begin anew with a first model, of the code that everybody has; all versions stay."""
     from fedbus.contracts.champion import StartLineage
 
     if not new_lineage:
-        raise Failure(
+        raise CliError(
             "the server makes the first model of a task by itself; to have another first model built and served "
             "beside the versions that there are, say --new-lineage",
-            Exit.USAGE,
+            ExitCode.USAGE,
         )
-    _change(lambda name: StartLineage(task=name, reason=reason), task, wait_s, json=json)
+    _request_change(lambda name: StartLineage(task=name, reason=reason), task, wait_s, json=json)
 
 
-def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> None:
+def _request_change(request: Any, task: str | None, wait_s: float, *, json: bool) -> None:
     from rich.console import Console
 
-    from fedbus.app.bus_session import now, on_the_bus, the_task
-    from fedbus.app.terminal.progress_bar import awaiting, working
-    from fedbus.bus.streams import life_stream
+    from fedbus.app.bus_session import connect_bus, resolve_task, run_async
+    from fedbus.app.terminal.progress_bar import progress_bar, status_line
+    from fedbus.bus.streams import lifecycle_stream
 
     async def change() -> dict[str, Any]:
-        async with on_the_bus() as bus:
-            question: Request = request(await the_task(bus, task))
-            _, asked_at = await bus.extent(life_stream(bus.fed))
-            with working(f"asking the server of {question.task}"):
-                answer = await bus.request(question, timeout_s=ANSWER_S)
+        async with connect_bus() as bus:
+            question: Request = request(await resolve_task(bus, task))
+            _, asked_at = await bus.sequence_range(lifecycle_stream(bus.fed))
+            with progress_bar(f"asking the server of {question.task}"):
+                answer = await bus.request(question, timeout_s=ANSWER_TIMEOUT_S)
             if not json:
-                typer.echo(_sentence(answer.model, answer.instead_of))
-            with awaiting(Console(stderr=True)) as tell:
-                devices = await _who_serves(bus, question.task, answer.model, asked_at, wait_s, tell)
+                typer.echo(_describe_change(answer.model, answer.instead_of))
+            with status_line(Console(stderr=True)) as tell:
+                devices = await _watch_devices(bus, question.task, answer.model, asked_at, wait_s, tell)
             return {"model": answer.model.model_dump(), "instead_of": answer.instead_of, **devices}
 
-    facts = now(change())
+    facts = run_async(change())
     if json:
-        output.as_json(facts)
+        output.print_json(facts)
         return
     if facts["serving"]:
         typer.echo(f"serving it already: {', '.join(facts['serving'])}")
@@ -125,7 +123,7 @@ def _change(request: Any, task: str | None, wait_s: float, *, json: bool) -> Non
         typer.echo("no device serves a model yet")
 
 
-def _sentence(model: "ModelRef", instead_of: int | None) -> str:
+def _describe_change(model: "ModelRef", instead_of: int | None) -> str:
     if instead_of == model.version:
         return f"version {model.version} is served already; a device that went back from it tries it again"
     return f"version {model.version} is served from now on" + (
@@ -133,35 +131,37 @@ def _sentence(model: "ModelRef", instead_of: int | None) -> str:
     )
 
 
-async def _who_serves(
-    bus: "Bus", task: str, model: "ModelRef", asked_at: int, wait_s: float, tell: "Tell"
+async def _watch_devices(
+    bus: "Bus", task: str, model: "ModelRef", asked_at: int, wait_s: float, tell: "ShowStatus"
 ) -> dict[str, Any]:
     """The devices that say within *wait_s* that they serve *model*, those that do not take it, and the others.
 
     *asked_at* is how long the log was when the model was asked for: what was refused before then was another one.
     *tell* hears how many do, each time that it is another number.
     """
-    from fedbus.app.bus_session import lives
-    from fedbus.bus.streams import life_stream
+    from fedbus.app.bus_session import latest_transitions
+    from fedbus.bus.streams import lifecycle_stream
     from fedbus.contracts import subjects
 
     devices: dict[str, str | None] = {}
-    known = sorted(await lives(bus, *WATCHED, thing=f"*.{task}"), key=lambda seen: seen.sequence)
+    known = sorted(
+        await latest_transitions(bus, *WATCHED_KINDS, thing=f"*.{task}"), key=lambda seen: seen.sequence
+    )
     for seen in known:
-        _note(devices, seen, model, asked_at)
+        _record_device(devices, seen, model, asked_at)
     if None in devices.values():
-        wanted = [subjects.life(bus.fed, kind, f"*.{task}") for kind in WATCHED]
+        wanted = [subjects.lifecycle(bus.fed, kind, f"*.{task}") for kind in WATCHED_KINDS]
         with contextlib.suppress(TimeoutError):
             async with (
                 asyncio.timeout(wait_s),
-                bus.watch(life_stream(bus.fed), wanted, after=known[-1].sequence) as stream,
+                bus.watch(lifecycle_stream(bus.fed), wanted, after=known[-1].sequence) as stream,
             ):
-                tell(_how_many(devices, model))
+                tell(_describe_progress(devices, model))
                 async for seen in stream:
-                    _note(devices, seen, model, asked_at)
+                    _record_device(devices, seen, model, asked_at)
                     if None not in devices.values():
                         break
-                    tell(_how_many(devices, model))
+                    tell(_describe_progress(devices, model))
     return {
         "serving": sorted(client for client, why_not in devices.items() if why_not == ""),
         "refused": {client: why_not for client, why_not in sorted(devices.items()) if why_not},
@@ -169,22 +169,26 @@ async def _who_serves(
     }
 
 
-def _how_many(devices: dict[str, str | None], model: "ModelRef") -> str:
+def _describe_progress(devices: dict[str, str | None], model: "ModelRef") -> str:
     """``2 of 3 devices serve version 4; waiting for c3``."""
-    from fedbus.app.terminal.startup_progress import named
+    from fedbus.app.terminal.startup_progress import shorten_names
 
     serve = sum(why_not == "" for why_not in devices.values())
     missing = sorted(client for client, why_not in devices.items() if why_not is None)
-    return f"{serve} of {len(devices)} devices serve version {model.version}; waiting for {named(missing)}"
+    return f"{serve} of {len(devices)} devices serve version {model.version}; waiting for {shorten_names(missing)}"
 
 
-def _note(devices: dict[str, str | None], seen: "Seen", model: "ModelRef", asked_at: int) -> None:
+def _record_device(
+    devices: dict[str, str | None], seen: "StoredMessage", model: "ModelRef", asked_at: int
+) -> None:
     """What *seen* says of its device: that it serves *model* (no reason), why it does not, or nothing yet (None)."""
-    from fedbus.app.bus_session import moved
+    from fedbus.app.bus_session import transition_of
+    from fedbus.contracts.client import ClientEvent, InferenceEvent
 
-    move = moved(seen)
+    keeps_the_old = (ClientEvent.INFER_REFUSED, InferenceEvent.LOAD_REFUSED, InferenceEvent.MODEL_RETURNED)
+    move = transition_of(seen)
     client = move.thing.split(".")[0]
-    if seen.sequence > asked_at and move.event in NOES:
+    if seen.sequence > asked_at and move.event in keeps_the_old:
         devices[client] = move.reason or "it gave no reason"
     elif move.kind == "inference":
         served = move.facts.model  # type: ignore[union-attr]

@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
 
 import typer
 
-from fedbus.app.failures import Exit, Failure
+from fedbus.app.failures import CliError, ExitCode
 
 if TYPE_CHECKING:
     from fedbus.contracts.model import Manifest
     from fedbus.stores.models.open import ModelStore
 
-PATIENCE_S: Final = 3.0
+STORE_TIMEOUT_S: Final = 3.0
 """How long a person waits for an S3 that does not answer."""
-SHORT: Final = 12
+SHORT_LENGTH: Final = 12
 
 TaskId = Annotated[
     str | None, typer.Option("--task", help="The task's id.", show_default="the only one there")
@@ -30,35 +30,35 @@ Version = Annotated[str, typer.Argument(help="A version's number, v3 or 3, or: l
 T = TypeVar("T")
 
 
-def with_store(work: "Callable[[ModelStore], Awaitable[T]]", task: str | None, store: str) -> T:
+def run_with_store(work: "Callable[[ModelStore], Awaitable[T]]", task: str | None, store: str) -> T:
     """What *work* finds in the repository of *task*."""
-    from fedbus.app.bus_session import now
+    from fedbus.app.bus_session import run_async
 
-    url = address_of(store)
+    url = store_address(store)
 
     async def run() -> T:
-        return await work(opened(url, await the_task_in(url, task)))
+        return await work(open_models(url, await resolve_stored_task(url, task)))
 
-    return now(run())
+    return run_async(run())
 
 
-def address_of(store: str) -> str:
+def store_address(store: str) -> str:
     """Where the models are: the *store* that was given, else what the settings say; with its key at hand."""
     from fedbus.app.settings import Settings
 
     settings = Settings.from_environment()
-    _take_key(settings.s3_dir / "credentials", given=bool(store or settings.given_store))
+    _use_embedded_credentials(settings.s3_dir / "credentials", given=bool(store or settings.configured_store))
     return store or settings.store_url
 
 
-def opened(url: str, task: str) -> "ModelStore":
+def open_models(url: str, task: str) -> "ModelStore":
     """The models of *task* there, as somebody who does not wait for long reads them."""
-    from fedbus.stores.models.open import open_store
+    from fedbus.stores.models.open import open_model_store
 
-    return open_store(url, task, patience_s=PATIENCE_S)
+    return open_model_store(url, task, patience_s=STORE_TIMEOUT_S)
 
 
-def _take_key(credentials: Path, *, given: bool) -> None:
+def _use_embedded_credentials(credentials: Path, *, given: bool) -> None:
     """The key of the S3 that `fedbus up --store s3` runs here; whoever names a repository has one of their own."""
     import os
 
@@ -68,61 +68,61 @@ def _take_key(credentials: Path, *, given: bool) -> None:
         os.environ.setdefault(CREDENTIALS_FILE, str(credentials))
 
 
-async def the_task_in(url: str, asked: str | None) -> str:
+async def resolve_stored_task(url: str, asked: str | None) -> str:
     """The task that was *asked* for, or the only one there is."""
     from fedbus.contracts.identifiers import task_id
-    from fedbus.stores.models.open import tasks_in
+    from fedbus.stores.models.open import list_tasks
 
     if asked is not None:
         return task_id(asked)
-    known = await tasks_in(url, patience_s=PATIENCE_S)
+    known = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
     if len(known) == 1:
         return known[0]
     if not known:
-        raise Failure(
+        raise CliError(
             f"there is no model repository at {url}: a server makes one, see fedbus up; or name it with --store",
-            Exit.NOT_FOUND,
+            ExitCode.NOT_FOUND,
         )
-    raise Failure(f"several tasks are there: choose one of {', '.join(known)} with --task", Exit.USAGE)
+    raise CliError(f"several tasks are there: choose one of {', '.join(known)} with --task", ExitCode.USAGE)
 
 
-async def find(models: "ModelStore", version: str) -> "Manifest":
+async def find_manifest(models: "ModelStore", version: str) -> "Manifest":
     if version == "champion":
-        return await _served(models)
+        return await _champion_manifest(models)
     if version != "latest":
-        return await models.manifest(number_of(version, 0))
+        return await models.manifest(parse_version(version, 0))
     latest = await models.latest()
     if latest is None:
-        raise Failure(
-            "there is no version yet: the server makes the first one when it starts", Exit.NOT_FOUND
+        raise CliError(
+            "there is no version yet: the server makes the first one when it starts", ExitCode.NOT_FOUND
         )
     return latest
 
 
-async def _served(models: "ModelStore") -> "Manifest":
+async def _champion_manifest(models: "ModelStore") -> "Manifest":
     champion = await models.champion()
     if champion is None:
-        raise Failure(
-            "there is no champion yet: the server crowns the first version when it starts", Exit.NOT_FOUND
+        raise CliError(
+            "there is no champion yet: the server crowns the first version when it starts", ExitCode.NOT_FOUND
         )
     return await models.manifest(champion.version)
 
 
-def number_of(version: str, latest: int) -> int:
+def parse_version(version: str, latest: int) -> int:
     """``3``, ``v3`` or ``latest``."""
     if version == "latest" and latest:
         return latest
     digits = version.removeprefix("v")
     if not (digits.isascii() and digits.isdecimal()) or len(digits) > 9:
-        raise Failure(f"{version!r} is no version: write 3, v3 or latest", Exit.USAGE)
+        raise CliError(f"{version!r} is no version: write 3, v3 or latest", ExitCode.USAGE)
     return int(digits)
 
 
-def facts_of(manifest: "Manifest") -> dict[str, Any]:
+def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
     return manifest.model_dump()
 
 
-def headline(metrics: Mapping[str, float]) -> str:
+def format_metrics(metrics: Mapping[str, float]) -> str:
     """Loss and accuracy, where a version has them: `fedbus model show` tells the rest."""
     named = {name: metrics[name] for name in ("loss", "accuracy") if name in metrics} or metrics
     return ", ".join(f"{name} {value:.4g}" for name, value in named.items())

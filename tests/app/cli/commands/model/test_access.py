@@ -7,12 +7,12 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from support.command_line import Fedbus
-from support.seaweed import seaweed
+from support.command_line import FedbusCli
+from support.seaweed import run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.stores.errors import StoreDenied
-from fedbus.stores.s3.bucket import Address, Bucket
+from fedbus.stores.s3.bucket import Bucket, BucketAddress
 
 OTHERS = {
     "Sid": "Others",
@@ -28,14 +28,14 @@ BY_HAND = OTHERS | {"Sid": "ByHand", "Resource": ["arn:aws:s3:::fedbus/models/*"
 
 @pytest.fixture(scope="module")
 def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
-    with seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
+    with run_seaweed(tmp_path_factory.mktemp("seaweed")) as s3:
         yield s3
 
 
 @pytest.fixture
 async def bucket(s3: EmbeddedS3) -> Bucket:
     """The bucket, with a model, something beside it, and no policy."""
-    bucket = Bucket(Address.parse(s3.store_url), credentials=s3.credentials)
+    bucket = Bucket(BucketAddress.parse(s3.store_url), credentials=s3.credentials)
     await bucket.set_policy(None)
     await bucket.write("models/tiny/latest", b"a model")
     await bucket.write("elsewhere/secret", b"a secret")
@@ -43,8 +43,8 @@ async def bucket(s3: EmbeddedS3) -> Bucket:
 
 
 @pytest.fixture
-def fedbus(s3: EmbeddedS3, tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path / "person", FEDBUS_STORE=s3.store_url, **s3.environment)
+def fedbus(s3: EmbeddedS3, tmp_path: Path) -> FedbusCli:
+    return FedbusCli(tmp_path / "person", FEDBUS_STORE=s3.store_url, **s3.environment)
 
 
 @pytest.fixture
@@ -53,17 +53,17 @@ def anybody(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "FEDBUS_S3_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
-    return Bucket(Address.parse(s3.store_url))
+    return Bucket(BucketAddress.parse(s3.store_url))
 
 
 async def policy(bucket: Bucket) -> list[str]:
     """The names of the statements that there are."""
-    found = await bucket.policy()
+    found = await bucket.read_policy()
     return [one["Sid"] for one in json.loads(found)["Statement"]] if found else []
 
 
 async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_written(
-    fedbus: Fedbus, s3: EmbeddedS3, bucket: Bucket, anybody: Bucket
+    fedbus: FedbusCli, s3: EmbeddedS3, bucket: Bucket, anybody: Bucket
 ) -> None:
     assert (await fedbus("model", "access", "--json")).facts["access"] == "private"
     said = await fedbus("model", "access", "public")
@@ -72,7 +72,7 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
     assert page.read() == b"a model"
     for attempt in (
         anybody.read("elsewhere/secret"),
-        anybody.listing("models/"),
+        anybody.list_objects("models/"),
         anybody.write("models/tiny/latest", b"another"),
     ):
         with pytest.raises(StoreDenied):
@@ -82,10 +82,10 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
     assert (await fedbus("model", "access", "private")).out.startswith("only who has a key")
     with pytest.raises(StoreDenied):
         await anybody.read("models/tiny/latest")
-    assert await bucket.policy() is None
+    assert await bucket.read_policy() is None
 
 
-async def test_what_others_have_said_in_the_policy_stays(fedbus: Fedbus, bucket: Bucket) -> None:
+async def test_what_others_have_said_in_the_policy_stays(fedbus: FedbusCli, bucket: Bucket) -> None:
     await bucket.set_policy(json.dumps({"Version": "2012-10-17", "Statement": [OTHERS]}))
     for who, ours in (("public", 1), ("public", 1), ("private", 0), ("private", 0)):
         assert (await fedbus("model", "access", who)).code == 0
@@ -95,7 +95,7 @@ async def test_what_others_have_said_in_the_policy_stays(fedbus: Fedbus, bucket:
 
 
 async def test_a_rule_of_the_same_meaning_that_was_written_by_hand_is_taken_back_too(
-    fedbus: Fedbus, bucket: Bucket
+    fedbus: FedbusCli, bucket: Bucket
 ) -> None:
     await bucket.set_policy(json.dumps({"Version": "2012-10-17", "Statement": [OTHERS, BY_HAND]}))
     assert (await fedbus("model", "access", "--json")).facts["access"] == "public"
@@ -103,7 +103,7 @@ async def test_a_rule_of_the_same_meaning_that_was_written_by_hand_is_taken_back
     assert await policy(bucket) == ["Others"]
 
 
-async def test_who_may_not_say_so_is_told_what_the_key_needs(fedbus: Fedbus, tmp_path: Path) -> None:
+async def test_who_may_not_say_so_is_told_what_the_key_needs(fedbus: FedbusCli, tmp_path: Path) -> None:
     (tmp_path / "wrong").write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
     said = await fedbus("model", "access", "public", FEDBUS_S3_CREDENTIALS=str(tmp_path / "wrong"))
     assert said.code != 0
@@ -111,6 +111,6 @@ async def test_who_may_not_say_so_is_told_what_the_key_needs(fedbus: Fedbus, tmp
     assert "s3:PutBucketPolicy" in said.err
 
 
-async def test_a_directory_has_permissions_of_its_own(fedbus: Fedbus, tmp_path: Path) -> None:
+async def test_a_directory_has_permissions_of_its_own(fedbus: FedbusCli, tmp_path: Path) -> None:
     said = await fedbus("model", "access", "public", "--store", str(tmp_path))
     assert (said.code, "its files' permissions" in said.err) == (2, True)

@@ -7,32 +7,32 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import eventually
-from support.command_line import Said, fedbus_said, settings_left_out
-from support.seaweed import seaweed
-from support.terminal import terminal
+from support.command_line import CliResult, clean_environment, run_fedbus
+from support.seaweed import run_seaweed
+from support.terminal import open_terminal
 
-from fedbus.app.cli.commands.model.repository import headline
+from fedbus.app.cli.commands.model.repository import format_metrics
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Manifest
 from fedbus.learning import weights
-from fedbus.stores.models.open import ModelStore, open_store
+from fedbus.stores.models.open import ModelStore, open_model_store
 
 
-class Fedbus:
+class ModelCli:
     """`fedbus model …` in a process of its own."""
 
     def __init__(self, home: Path) -> None:
         self.home = home
-        self.environment = settings_left_out("AWS") | {"FEDBUS_HOME": str(home), "COLUMNS": "200"}
+        self.environment = clean_environment("AWS") | {"FEDBUS_HOME": str(home), "COLUMNS": "200"}
         self.environment["AWS_EC2_METADATA_DISABLED"] = "true"
 
-    def __call__(self, *words: str) -> Said:
-        return fedbus_said("model", *words, environment=self.environment)
+    def __call__(self, *words: str) -> CliResult:
+        return run_fedbus("model", *words, environment=self.environment)
 
 
 @pytest.fixture
-def fedbus(tmp_path: Path) -> Fedbus:
-    return Fedbus(tmp_path / "home")
+def fedbus(tmp_path: Path) -> ModelCli:
+    return ModelCli(tmp_path / "home")
 
 
 def arrays(version: int) -> weights.Arrays:
@@ -42,7 +42,7 @@ def arrays(version: int) -> weights.Arrays:
     }
 
 
-async def publish(store: ModelStore, directory: Path, version: int, parent: int | None) -> Manifest:
+async def publish_version(store: ModelStore, directory: Path, version: int, parent: int | None) -> Manifest:
     path = directory / f"{version}.safetensors"
     artifact = weights.save(arrays(version), path)
     await store.put(path, artifact.sha256)
@@ -62,19 +62,19 @@ async def publish(store: ModelStore, directory: Path, version: int, parent: int 
     )
 
 
-async def three_versions(url: str, directory: Path) -> list[Manifest]:
+async def publish_three_versions(url: str, directory: Path) -> list[Manifest]:
     """The third was made from the first."""
-    store = open_store(url, "mnist")
+    store = open_model_store(url, "mnist")
     await store.prepare()
-    return [await publish(store, directory, *of) for of in ((1, None), (2, 1), (3, 1))]
+    return [await publish_version(store, directory, *of) for of in ((1, None), (2, 1), (3, 1))]
 
 
 @pytest.fixture
-async def made(fedbus: Fedbus, tmp_path: Path) -> list[Manifest]:
-    return await three_versions(str(fedbus.home / "models"), tmp_path)
+async def made(fedbus: ModelCli, tmp_path: Path) -> list[Manifest]:
+    return await publish_three_versions(str(fedbus.home / "models"), tmp_path)
 
 
-async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: Fedbus, made: list[Manifest]) -> None:
+async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: ModelCli, made: list[Manifest]) -> None:
     said = fedbus("ls", "--json")
     assert [(one["version"], one["latest"]) for one in said.facts] == [(3, True), (2, False), (1, False)]
     assert said.facts[0]["sha256"] == made[2].sha256
@@ -86,9 +86,9 @@ async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: Fedbus, ma
 
 
 async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
-    fedbus: Fedbus, made: list[Manifest]
+    fedbus: ModelCli, made: list[Manifest]
 ) -> None:
-    async with terminal("model", "ls", environment=fedbus.environment, columns=60) as shown:
+    async with open_terminal("model", "ls", environment=fedbus.environment, columns=60) as shown:
         async with asyncio.timeout(60):
             assert await shown.process.wait() == 0
         await eventually(lambda: "a wider terminal" in " ".join(shown.text.split()))
@@ -103,25 +103,25 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
 
 def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
     metrics = {"train_loss": 0.5, "eval_loss": 0.25, "loss": 0.25, "accuracy": 0.875}
-    assert headline(metrics) == "loss 0.25, accuracy 0.875"
-    assert headline({"rmse": 0.5}) == "rmse 0.5"
+    assert format_metrics(metrics) == "loss 0.25, accuracy 0.875"
+    assert format_metrics({"rmse": 0.5}) == "rmse 0.5"
 
 
 @pytest.mark.parametrize("version", ["2", "v2"])
-async def test_show_tells_all_of_a_version(fedbus: Fedbus, made: list[Manifest], version: str) -> None:
+async def test_show_tells_all_of_a_version(fedbus: ModelCli, made: list[Manifest], version: str) -> None:
     assert Manifest.model_validate(fedbus("show", version, "--json").facts) == made[1]
     assert made[1].sha256 in fedbus("show", version).out
     assert fedbus("show", "--json").facts["version"] == 3
 
 
-async def test_lineage_is_a_tree(fedbus: Fedbus, made: list[Manifest]) -> None:
+async def test_lineage_is_a_tree(fedbus: ModelCli, made: list[Manifest]) -> None:
     lines = fedbus("show", "--lineage").out.splitlines()
     assert lines[0] == "mnist"
     assert [line.index("v") for line in lines[1:]] == [4, 8, 8]
     assert [one["parent"] for one in fedbus("show", "--lineage", "--json").facts] == [None, 1, 1]
 
 
-async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: Fedbus, made: list[Manifest]) -> None:
+async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: ModelCli, made: list[Manifest]) -> None:
     facts = fedbus("diff", "1", "3", "--json").facts
     first, second = facts["tensors"]
     assert facts["architecture"] is None
@@ -135,9 +135,9 @@ async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: Fedbus, made
 
 
 async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
-    fedbus: Fedbus, made: list[Manifest]
+    fedbus: ModelCli, made: list[Manifest]
 ) -> None:
-    store = open_store(str(fedbus.home / "models"), "mnist")
+    store = open_model_store(str(fedbus.home / "models"), "mnist")
     await store.crown(Champion(version=1, term=1, since=datetime.now(UTC)))
     await store.crown(Champion(version=2, term=2, before=(1,), since=datetime.now(UTC)))
     standings = [one["standing"] for one in fedbus("ls", "--json").facts]
@@ -147,7 +147,7 @@ async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
 
 
 async def test_verify_wants_signatures_where_keys_are_trusted(
-    fedbus: Fedbus, made: list[Manifest], tmp_path: Path
+    fedbus: ModelCli, made: list[Manifest], tmp_path: Path
 ) -> None:
     assert fedbus("keygen", str(tmp_path / "key")).code == 0
     fedbus.environment["FEDBUS_TRUSTED_KEYS"] = str(tmp_path / "key.pub")
@@ -156,20 +156,22 @@ async def test_verify_wants_signatures_where_keys_are_trusted(
     assert "version 1 of mnist is not signed" in said.err
 
 
-async def test_verify_looks_at_the_pointer_to_the_champion_too(fedbus: Fedbus, made: list[Manifest]) -> None:
+async def test_verify_looks_at_the_pointer_to_the_champion_too(
+    fedbus: ModelCli, made: list[Manifest]
+) -> None:
     (fedbus.home / "models" / "mnist" / "champion").write_text("{")
     said = fedbus("verify")
     assert said.code == 1
     assert "it names no champion" in said.err
 
 
-def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: Fedbus) -> None:
+def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: ModelCli) -> None:
     said = fedbus("init")
     assert said.code == 2
     assert "say --new-lineage" in said.err
 
 
-async def test_verify_finds_what_is_not_what_it_says(fedbus: Fedbus, made: list[Manifest]) -> None:
+async def test_verify_finds_what_is_not_what_it_says(fedbus: ModelCli, made: list[Manifest]) -> None:
     assert fedbus("verify").code == 0
     home = fedbus.home / "models" / "mnist"
     (home / f"{made[1].sha256}.safetensors").write_bytes(b"other bytes")
@@ -183,7 +185,7 @@ async def test_verify_finds_what_is_not_what_it_says(fedbus: Fedbus, made: list[
 
 
 async def test_export_copies_a_version_out_and_over_nothing(
-    fedbus: Fedbus, made: list[Manifest], tmp_path: Path
+    fedbus: ModelCli, made: list[Manifest], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
     assert fedbus("export", "2", str(out)).code == 0
@@ -209,7 +211,7 @@ async def test_export_copies_a_version_out_and_over_nothing(
     ],
 )
 async def test_what_cannot_be_is_one_line_and_a_code(
-    fedbus: Fedbus, made: list[Manifest], words: tuple[str, ...], code: int, says: str
+    fedbus: ModelCli, made: list[Manifest], words: tuple[str, ...], code: int, says: str
 ) -> None:
     said = fedbus(*words)
     assert said.code == code, said.err
@@ -218,19 +220,19 @@ async def test_what_cannot_be_is_one_line_and_a_code(
     assert said.out == ""
 
 
-async def test_one_of_several_tasks_is_to_be_named(fedbus: Fedbus, made: list[Manifest]) -> None:
-    await open_store(str(fedbus.home / "models"), "cifar").prepare()
+async def test_one_of_several_tasks_is_to_be_named(fedbus: ModelCli, made: list[Manifest]) -> None:
+    await open_model_store(str(fedbus.home / "models"), "cifar").prepare()
     assert "choose one of cifar, mnist with --task" in fedbus("ls").err
     assert fedbus("ls", "--task", "cifar", "--json").facts == []
 
 
 async def test_the_s3_that_runs_here_is_found_with_its_key(
-    fedbus: Fedbus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    fedbus: ModelCli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def look() -> None:
-        with seaweed(fedbus.home / "s3") as s3:
+        with run_seaweed(fedbus.home / "s3") as s3:
             monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
-            asyncio.run(three_versions(s3.store_url, tmp_path))
+            asyncio.run(publish_three_versions(s3.store_url, tmp_path))
             (fedbus.home / "store.url").write_text(s3.store_url)
             assert [one["version"] for one in fedbus("ls", "--json").facts] == [3, 2, 1]
             assert fedbus("verify").code == 0

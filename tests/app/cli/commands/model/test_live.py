@@ -7,67 +7,75 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import NatsServer, eventually
-from support.command_line import Fedbus, Said
-from support.federation import FED, TASK, AgentAtWork, Federation, federation
-from support.users import requests_flowing
-from support.whole import client_side, ended, served, server_side, start_run, whole
+from support.command_line import CliResult, FedbusCli
+from support.federation import FED, TASK, FederationHarness, RunningAgent, open_federation
+from support.users import send_predictions
+from support.whole import (
+    run_all_agents,
+    run_client_side,
+    run_server_side,
+    served_versions,
+    start_run,
+    wait_for_run_end,
+)
 
+from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.server import GetServerInfo
 from fedbus.learning import weights
-from fedbus.stores.models.open import ModelStore, open_store
+from fedbus.stores.models.open import ModelStore, open_model_store
 
 
 @dataclass
-class Live:
+class LiveFederation:
     """A server and two clients that have done one run: version 2 is served, and was made from 1."""
 
-    fed: Federation
-    agents: dict[str, dict[str, AgentAtWork]]
-    fedbus: Fedbus
+    fed: FederationHarness
+    agents: dict[str, dict[AgentName, RunningAgent]]
+    fedbus: FedbusCli
 
     @property
     def store(self) -> ModelStore:
-        return open_store(self.fed.site.store_url, TASK)
+        return open_model_store(self.fed.site.store_url, TASK)
 
-    async def model(self, *words: str) -> Said:
+    async def model(self, *words: str) -> CliResult:
         return await self.fedbus("model", *words)
 
 
-def person(fed: Federation, nats: NatsServer, directory: Path) -> Fedbus:
+def make_cli(fed: FederationHarness, nats: NatsServer, directory: Path) -> FedbusCli:
     settings = {"FEDBUS_NATS_URL": nats.url, "FEDBUS_FEDERATION": FED, "FEDBUS_STORE": fed.site.store_url}
-    return Fedbus(directory / "person", **settings)
+    return FedbusCli(directory / "person", **settings)
 
 
 @pytest.fixture
-async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[Federation]:
-    async with federation(nats.url, tmp_path) as fed:
+async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarness]:
+    async with open_federation(nats.url, tmp_path) as fed:
         yield fed
 
 
 @pytest.fixture
-async def live(fed: Federation, nats: NatsServer, tmp_path: Path) -> AsyncIterator[Live]:
-    async with whole(fed) as agents:
-        await ended(fed, await start_run(fed, quorum=2))
-        yield Live(fed, agents, person(fed, nats, tmp_path))
+async def live(fed: FederationHarness, nats: NatsServer, tmp_path: Path) -> AsyncIterator[LiveFederation]:
+    async with run_all_agents(fed) as agents:
+        await wait_for_run_end(fed, await start_run(fed, quorum=2))
+        yield LiveFederation(fed, agents, make_cli(fed, nats, tmp_path))
 
 
 async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no_prediction(
-    live: Live,
+    live: LiveFederation,
 ) -> None:
-    async with requests_flowing(live.fed) as asked:
+    async with send_predictions(live.fed) as asked:
         back = await live.model("rollback", "--reason", "version 2 was poisoned")
         assert back.code == 0, back.err
         assert back.out.splitlines() == [
             "version 1 is served from now on, instead of version 2",
             "serving it already: c1, c2",
         ]
-        assert served(live.fed) == {"c1": 1, "c2": 1}
+        assert served_versions(live.fed) == {"c1": 1, "c2": 1}
 
         on = await live.model("promote", "v2", "--json")
         assert on.code == 0, on.err
         assert (on.facts["model"]["version"], on.facts["instead_of"]) == (2, 1)
         assert (on.facts["serving"], on.facts["not_yet"]) == (["c1", "c2"], [])
-        assert served(live.fed) == {"c1": 2, "c2": 2}
+        assert served_versions(live.fed) == {"c1": 2, "c2": 2}
     assert asked.failed == []
     assert {1, 2} <= set(asked.versions)
     rows = (await live.model("ls", "--json")).facts
@@ -77,7 +85,9 @@ async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no
     assert (champion.term, champion.reason) == (4, "promoted by hand")
 
 
-async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it_returns(live: Live) -> None:
+async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it_returns(
+    live: LiveFederation,
+) -> None:
     for agent in live.agents["c2"].values():
         await agent.kill()
     said = await live.model("rollback", "--wait", "2")
@@ -89,10 +99,10 @@ async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it
     assert said.err.splitlines()[-1] == "1 of 2 devices serve version 1; waiting for c2"
     for agent in live.agents["c2"].values():
         agent.start()
-    await live.fed.until(lambda: served(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")
+    await live.fed.until(lambda: served_versions(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")
 
 
-async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: Live) -> None:
+async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: LiveFederation) -> None:
     await start_run(live.fed, quorum=2, rounds=1, config={"poison": True})
     await live.fed.happens("server", "candidate_kept", within_s=60)
     said = await live.model("promote", "v3")
@@ -106,7 +116,7 @@ async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: L
     assert {one["client"]: one["model_version"] for one in rows} == {"c1": 2, "c2": 2}
 
 
-async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(live: Live) -> None:
+async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(live: LiveFederation) -> None:
     said = await live.model("init", "--new-lineage", "--reason", "begin again")
     assert said.code == 0, said.err
     assert said.out.splitlines() == [
@@ -119,7 +129,7 @@ async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(li
     assert "the first model of lineage 2" in lines[-1]
 
 
-async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: Live) -> None:
+async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: LiveFederation) -> None:
     for words, code, says in (
         (("rollback", "--to", "v2"), 1, "version 2 is served already"),
         (("promote", "9"), 1, "has no version 9: there are 1 to 2"),
@@ -136,7 +146,7 @@ async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: Liv
 
 
 async def test_a_version_that_does_not_fit_the_code_is_refused_with_the_first_tensor_that_differs(
-    live: Live, tmp_path: Path
+    live: LiveFederation, tmp_path: Path
 ) -> None:
     arrays = {"weight": np.zeros((4, 7), np.float32), "bias": np.zeros(4, np.float32)}
     artifact = weights.save(arrays, tmp_path / "wide.safetensors")
@@ -148,14 +158,14 @@ async def test_a_version_that_does_not_fit_the_code_is_refused_with_the_first_te
     assert said.err.endswith(
         "version 3 does not fit the code that is in use: 'weight' is float32[4, 3] instead of float32[4, 7]\n"
     )
-    assert served(live.fed) == {"c1": 2, "c2": 2}
+    assert served_versions(live.fed) == {"c1": 2, "c2": 2}
 
 
 async def test_without_devices_the_version_changes_all_the_same(
-    fed: Federation, nats: NatsServer, tmp_path: Path
+    fed: FederationHarness, nats: NatsServer, tmp_path: Path
 ) -> None:
-    async with server_side(fed):
-        fedbus = person(fed, nats, tmp_path)
+    async with run_server_side(fed):
+        fedbus = make_cli(fed, nats, tmp_path)
         refused = await fedbus("model", "rollback")
         assert (refused.code, refused.out) == (1, "")
         assert "no champion before this one" in refused.err
@@ -165,8 +175,8 @@ async def test_without_devices_the_version_changes_all_the_same(
             "version 2 is served from now on, instead of version 1",
             "no device serves a model yet",
         ]
-        async with client_side(fed, "c1", 0, 1):
-            await eventually(lambda: served(fed) == {"c1": 2}, within_s=60)
+        async with run_client_side(fed, "c1", 0, 1):
+            await eventually(lambda: served_versions(fed) == {"c1": 2}, within_s=60)
     away = await fedbus("model", "promote", "1")
     assert (away.code, away.out) == (4, "")
     assert "nobody serves it" in away.err

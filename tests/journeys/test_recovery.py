@@ -4,11 +4,11 @@ from pathlib import Path
 from typing import Any
 
 from support import NatsServer
-from support.federation import Federation, federation, tiny_task
-from support.whole import ended, start_run, trained, whole
+from support.federation import FederationHarness, open_federation, tiny_task
+from support.whole import run_all_agents, start_run, training_count, wait_for_run_end
 
 from fedbus.contracts.task.task import Task, TaskTable
-from fedbus.domain.client_scores import standings
+from fedbus.domain.client_scores import collect_client_stats
 
 
 def task_with(directory: Path, **tables: Any) -> Task:
@@ -17,10 +17,10 @@ def task_with(directory: Path, **tables: Any) -> Task:
     return task.model_copy(update={"table": table})
 
 
-async def one_run(fed: Federation) -> list[Any]:
-    async with whole(fed, clients=3):
-        facts = await ended(fed, await start_run(fed, rounds=2, quorum=3))
-        assert await trained(fed) == 2, "that they are looked at changes nothing of the model"
+async def one_run(fed: FederationHarness) -> list[Any]:
+    async with run_all_agents(fed, clients=3):
+        facts = await wait_for_run_end(fed, await start_run(fed, rounds=2, quorum=3))
+        assert await training_count(fed) == 2, "that they are looked at changes nothing of the model"
     return list(facts.rounds)
 
 
@@ -28,19 +28,19 @@ async def test_every_round_tells_how_long_each_client_took_and_what_it_was_worth
     nats: NatsServer, tmp_path: Path
 ) -> None:
     task = task_with(tmp_path, contribution={"every": 1})
-    async with federation(nats.url, tmp_path, task=task) as fed:
+    async with open_federation(nats.url, tmp_path, task=task) as fed:
         rounds = await one_run(fed)
     first, second = rounds[1], rounds[2]
     assert first.train_s.keys() == {"c1", "c2", "c3"}
     assert first.contributions == {"c1": 0.0, "c2": 0.0, "c3": 0.0}, "each learns the same: nobody is missed"
     assert second.contributions.keys() == first.contributions.keys()
-    assert standings(rounds)["c1"].contribution == 0.0
+    assert collect_client_stats(rounds)["c1"].contribution == 0.0
 
 
 async def test_so_many_train_in_a_round_and_each_gets_its_turn(nats: NatsServer, tmp_path: Path) -> None:
     selection = {"clients": 2, "by": "data", "explore": 0.5, "weigh-by": "reliability"}
     task = task_with(tmp_path, selection=selection)
-    async with federation(nats.url, tmp_path, task=task) as fed:
+    async with open_federation(nats.url, tmp_path, task=task) as fed:
         rounds = await one_run(fed)
     trained_in = [set(one.participants) for one in rounds[1:]]
     assert [len(clients) for clients in trained_in] == [2, 2]

@@ -1,0 +1,294 @@
+"""Effects of the server manager: everything that its decisions have the agent do.
+
+There are three kinds:
+
+- *Action*: performed at once, without a result.
+- *Query*: performed at once; its result is the next event, before any other. It is the last effect of its event.
+- *Job*: performed in a task of its own; its result is an event among others.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import datetime
+from typing import Literal, TypeAlias
+
+from fedbus.agents.server_manager.events import RequestId, TimerName
+from fedbus.contracts.code import CodeChanges, CodeEvent
+from fedbus.contracts.message import Body, Message
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.run import RoundResult
+from fedbus.contracts.server import ServerChanges, ServerEvent, StartServer
+from fedbus.contracts.situations import ServerPublishing
+from fedbus.contracts.task.task import Task
+
+Outcome: TypeAlias = Literal["finished", "failed", "cancelled"]
+
+# --- actions ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class MoveServer:
+    """Publish a transition of the server."""
+
+    event: ServerEvent
+    changes: ServerChanges = field(default_factory=ServerChanges)
+    reason: str = ""
+    deadline: datetime | None = None
+
+
+@dataclass(frozen=True)
+class MoveCode:
+    """Publish a transition of the code."""
+
+    event: CodeEvent
+    changes: CodeChanges = field(default_factory=CodeChanges)
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Publish:
+    message: Message
+
+
+@dataclass(frozen=True)
+class Reply:
+    id: RequestId
+    body: Body
+
+
+@dataclass(frozen=True)
+class StartTimer:
+    """Fire *timer* after *delay_s*; a timer of the same name is replaced."""
+
+    timer: TimerName
+    delay_s: float
+
+
+@dataclass(frozen=True)
+class RetryLater:
+    """Fire *timer* after the backoff of *attempt*, which has jitter."""
+
+    timer: TimerName
+    attempt: int
+
+
+@dataclass(frozen=True)
+class CancelTimer:
+    timer: TimerName
+
+
+@dataclass(frozen=True)
+class CancelCandidateRunRequest:
+    """Stop a `RequestCandidateRun` that has no answer yet."""
+
+
+@dataclass(frozen=True)
+class StopFlowerServer:
+    run: str
+
+
+@dataclass(frozen=True)
+class RecordRound:
+    """Update the metrics of a round."""
+
+    result: RoundResult
+
+
+@dataclass(frozen=True)
+class RecordRun:
+    """Update the metrics of a run that has ended."""
+
+    outcome: Outcome
+
+
+@dataclass(frozen=True)
+class Log:
+    level: Literal["debug", "info", "warning"]
+    event: str
+    data: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class FinishStartup:
+    """Consume messages from now on."""
+
+
+# --- queries ----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ReadJoined:
+    """Result: `JoinedRead`."""
+
+
+@dataclass(frozen=True)
+class ReadDeclined:
+    """Result: `DeclinedRead`."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class ReadFleet:
+    """Result: `FleetRead`."""
+
+
+@dataclass(frozen=True)
+class OfferModel:
+    """Give *model* to every client that asks for it. Result: `ModelOffered` or `OfferFailed`."""
+
+    model: ModelRef
+    receivers: int
+    """How many clients may ask at once."""
+
+
+@dataclass(frozen=True)
+class PromoteVersion:
+    """Make *version* the champion of the store. Result: `VersionPromoted` or `PromotionRefused`."""
+
+    version: int
+    reason: str
+
+
+# --- jobs -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class BuildFirstModel:
+    """Read the champion, or build a first model where the store is empty.
+
+    Result: `FirstModelReady` or `FirstModelFailed`.
+    """
+
+    code_version: str
+
+
+@dataclass(frozen=True)
+class CheckStore:
+    """Compare the store with the log. Result: `StoreChecked`."""
+
+    model: ModelRef
+    term: int
+
+
+@dataclass(frozen=True)
+class CheckFit:
+    """Compare the model that *code_version* makes with the champion. Result: `FitChecked`."""
+
+    code_version: str
+    model: ModelRef
+
+
+@dataclass(frozen=True)
+class CheckFitAtStartup:
+    """The same, for the log. Result: `StartupFitChecked`, where there is a difference."""
+
+    code_version: str
+    model: ModelRef
+
+
+@dataclass(frozen=True)
+class StartFlowerServer:
+    """Result: `FlowerServerStarted` or `FlowerServerNotStarted`."""
+
+    request: StartServer
+
+
+@dataclass(frozen=True)
+class FindFlowerServer:
+    """Result: `FlowerServerFound`."""
+
+    run: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ReportFlowerServer:
+    """Have a lost Flower server reported as `ServerLost`, behind everything that it published itself. No result."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class PublishVersion:
+    """Publish the result of a run as a version, and promote it where the task's gate lets it.
+
+    Result: `VersionPublished` or `PublishFailed`.
+    """
+
+    run: ServerPublishing
+    task: Task | None
+    """The task at the code version of the run; None where the code repository has to be asked for it."""
+
+
+@dataclass(frozen=True)
+class CheckPromotion:
+    """Find *version*, and compare it with the deployed code where its architecture is not the champion's.
+
+    Result: `PromotionChecked` or `PromotionRefused`.
+    """
+
+    version: int | None
+    """None: the champion before this one."""
+    champion: ModelRef
+    code_version: str
+
+
+@dataclass(frozen=True)
+class BuildLineage:
+    """Build the first model of a new lineage, and promote it. Result: `LineageBuilt` or `LineageFailed`."""
+
+    code_version: str
+
+
+@dataclass(frozen=True)
+class RetireVersions:
+    """Delete old versions. Result: `VersionsRetired`."""
+
+    keep: int
+    spare: frozenset[str]
+    """Digests of weights that must stay."""
+
+
+@dataclass(frozen=True)
+class RequestCandidateRun:
+    """Ask the scheduler for a run of the candidate. Result: `CandidateRunAnswered`."""
+
+
+@dataclass(frozen=True)
+class PruneCode:
+    """Delete code that is no longer in use. No result."""
+
+
+Action: TypeAlias = (
+    MoveServer
+    | MoveCode
+    | Publish
+    | Reply
+    | StartTimer
+    | RetryLater
+    | CancelTimer
+    | CancelCandidateRunRequest
+    | StopFlowerServer
+    | RecordRound
+    | RecordRun
+    | Log
+    | FinishStartup
+)
+Query: TypeAlias = ReadJoined | ReadDeclined | ReadFleet | OfferModel | PromoteVersion
+Job: TypeAlias = (
+    BuildFirstModel
+    | CheckStore
+    | CheckFit
+    | CheckFitAtStartup
+    | StartFlowerServer
+    | FindFlowerServer
+    | ReportFlowerServer
+    | PublishVersion
+    | CheckPromotion
+    | BuildLineage
+    | RetireVersions
+    | RequestCandidateRun
+    | PruneCode
+)
+Effect: TypeAlias = Action | Query | Job

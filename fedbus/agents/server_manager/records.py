@@ -1,0 +1,70 @@
+"""The lifecycles that the server manager owns, as its decisions see them: state and data, without the bus.
+
+A record moves when a decision is taken; the effect that it returns has the agent publish the same transition.
+"""
+
+from datetime import datetime
+from enum import StrEnum
+from typing import Generic, TypeVar
+
+from fedbus.agents.server_manager.effects import MoveCode, MoveServer
+from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeState
+from fedbus.contracts.message import LifecycleData
+from fedbus.contracts.server import SERVER, ServerChanges, ServerData, ServerEvent, ServerState
+from fedbus.contracts.situations import ServerSituation, server_situation
+
+REASON_CHARS = 1000
+"""The longest reason of a transition of the code."""
+
+State = TypeVar("State", bound=StrEnum)
+Event = TypeVar("Event", bound=StrEnum)
+Data = TypeVar("Data", bound=LifecycleData)
+
+
+class LifecycleRecord(Generic[State, Event, Data]):
+    """The state, the data and the last event of an entity."""
+
+    def __init__(self, state: State, data: Data, event: Event, reason: str = "") -> None:
+        self.state = state
+        self.data = data
+        self.event = event
+        self.reason = reason
+
+
+class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerData]):
+    """The server of a task."""
+
+    @property
+    def situation(self) -> ServerSituation:
+        """What is certain in the current state; raises IncompleteData."""
+        return server_situation(self.state, self.data)
+
+    def allows(self, event: ServerEvent) -> bool:
+        return SERVER.allows(self.state, event)
+
+    def move(
+        self,
+        event: ServerEvent,
+        changes: ServerChanges | None = None,
+        *,
+        reason: str = "",
+        deadline: datetime | None = None,
+    ) -> MoveServer:
+        """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
+        changes = changes or {}
+        target = SERVER.advance(self.state, event)
+        self.data = SERVER.change(event, self.data, changes)
+        self.state, self.event, self.reason = target, event, reason
+        return MoveServer(event, changes, reason, deadline)
+
+
+class CodeRecord(LifecycleRecord[CodeState, CodeEvent, CodeData]):
+    """The code versions of a task."""
+
+    def move(self, event: CodeEvent, changes: CodeChanges | None = None, *, reason: str = "") -> MoveCode:
+        """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
+        changes = changes or {}
+        target = CODE.advance(self.state, event)
+        self.data = CODE.change(event, self.data, changes)
+        self.state, self.event, self.reason = target, event, reason
+        return MoveCode(event, changes, reason[:REASON_CHARS])

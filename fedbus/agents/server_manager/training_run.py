@@ -1,0 +1,560 @@
+"""Decides on a run: who takes part, when it trains, what a lost Flower server means, and how it ends.
+
+    open_run → does the code fit? → recruiting → quorum → training → run_finished → publishing → the end
+
+Pure: every method returns the effects that the agent performs.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from typing import Final
+
+from fedbus.agents.server_manager.code_rollout import CodeRollout
+from fedbus.agents.server_manager.effects import (
+    CancelTimer,
+    CheckFit,
+    Effect,
+    FindFlowerServer,
+    Log,
+    Outcome,
+    Publish,
+    PublishVersion,
+    ReadDeclined,
+    ReadJoined,
+    RecordRound,
+    RecordRun,
+    Reply,
+    ReportFlowerServer,
+    RetireVersions,
+    StartFlowerServer,
+    StartTimer,
+    StopFlowerServer,
+)
+from fedbus.agents.server_manager.events import (
+    CancelRequested,
+    FitChecked,
+    FlowerServerFound,
+    FlowerServerNotStarted,
+    RequestId,
+    RunMessage,
+    RunRequested,
+    TimerName,
+    VersionPublished,
+)
+from fedbus.agents.server_manager.model_availability import CloseRun, ModelAvailability, serve
+from fedbus.agents.server_manager.records import ServerRecord
+from fedbus.contracts.client import ClientJoined
+from fedbus.contracts.message import RefusalKind, Refused
+from fedbus.contracts.model import Artifact, ModelRef
+from fedbus.contracts.run import RunPlan
+from fedbus.contracts.server import (
+    BeginTraining,
+    RoundFinished,
+    RunCancelled,
+    RunFailed,
+    RunFinished,
+    RunOpened,
+    ServerChanges,
+    ServerClosed,
+    ServerEvent,
+    ServerLost,
+    ServerStarted,
+    ServerState,
+    StartServer,
+    UpdateReady,
+)
+from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTraining, server_publishing
+from fedbus.contracts.task.task import Task
+from fedbus.domain.code_rollout import TrialResult
+from fedbus.domain.run_outcome import no_update_reason
+from fedbus.domain.run_participation import recruiting_summary
+from fedbus.domain.run_recovery import GiveUp, Resume, decide_recovery
+
+PUBLISH_S: Final = 120.0
+"""How long the model store may take for the version of a finished run."""
+HINDERED_S: Final = 60.0
+"""How long after a run that failed through no fault of its code the candidate is tried again."""
+
+OUTCOMES: Final[Mapping[ServerEvent, Outcome]] = {
+    ServerEvent.VERSION_PUBLISHED: "finished",
+    ServerEvent.CANDIDATE_KEPT: "finished",
+    ServerEvent.RUN_CANCELLED: "cancelled",
+    ServerEvent.RECRUITING_EXPIRED: "failed",
+    ServerEvent.RUN_FAILED: "failed",
+    ServerEvent.VERSION_REFUSED: "failed",
+}
+"""The events that end a run."""
+
+
+@dataclass(frozen=True)
+class _Opening:
+    """A run whose code is compared with the champion."""
+
+    id: RequestId
+    run: str
+    task: Task
+    plan: RunPlan
+    model: ModelRef
+    traceparent: str
+
+
+@dataclass(frozen=True)
+class _Starting:
+    """A run whose Flower server is being started."""
+
+    run: str
+    id: RequestId | None
+    """None where the server was lost, and no request waits."""
+
+
+class TrainingRun:
+    """The runs of one task, one at a time."""
+
+    def __init__(self, server: ServerRecord, availability: ModelAvailability, rollout: CodeRollout) -> None:
+        self._server = server
+        self._availability = availability
+        self._rollout = rollout
+        self._joined: dict[str, None] = {}
+        self._opening: _Opening | None = None
+        self._starting: _Starting | None = None
+        self._finding = ""
+        """The run whose Flower server is looked for."""
+        self.is_restoring = False
+        self.is_publishing = False
+        self.is_retiring = False
+
+    @property
+    def is_opening(self) -> bool:
+        return self._opening is not None
+
+    @property
+    def is_starting(self) -> bool:
+        return self._starting is not None
+
+    @property
+    def is_finding(self) -> bool:
+        return self._finding != ""
+
+    def invitation(self, now: datetime) -> UpdateReady | None:
+        """The run that clients may join; during training, a late client may still join."""
+        match self._server.situation:
+            case ServerRecruiting() as run:
+                return _invite(self._server.data.task, run, run.recruit_until)
+            case ServerTraining() as run:
+                return _invite(self._server.data.task, run, now + timedelta(seconds=run.plan.round_s))
+            case _:
+                return None
+
+    # --- opening a run ------------------------------------------------------------------------------
+
+    def refuses_at_once(self, event: RunRequested) -> bool:
+        """True where the answer is known: the model store is unusable."""
+        return self._availability.trouble != "" and event.request.run != self._server.data.run
+
+    def requested(self, event: RunRequested) -> list[Effect]:
+        data, request = self._server.data, event.request
+        if self.refuses_at_once(event):
+            return [Reply(event.id, Refused(reason=self._availability.trouble))]
+        if request.run == data.run and data.recruit_until is not None:  # a repeated request
+            return [Reply(event.id, RunOpened(recruit_until=data.recruit_until))]
+        if self._server.state is not ServerState.WAITING or data.model is None:
+            reason = f"the server of {data.task} is {self._server.state} with {data.run}"
+            return [Reply(event.id, Refused(reason=reason))]
+        task, plan = self._rollout.task_for_run(request)
+        self._opening = _Opening(event.id, request.run, task, plan, data.model, event.traceparent)
+        return [CheckFit(task.code_version, data.model)]
+
+    def fit_checked(self, event: FitChecked, now: datetime) -> list[Effect]:
+        opening, self._opening = self._opening, None
+        if opening is None:
+            return []
+        reason = event.store_error or (event.difference and misfit(opening.model, event.difference))
+        if reason:
+            return [Reply(opening.id, Refused(reason=reason))]
+        return self._recruit(opening, now)
+
+    def _recruit(self, opening: _Opening, now: datetime) -> list[Effect]:
+        recruit_until = now + timedelta(seconds=opening.plan.recruit_s)
+        self._joined.clear()
+        changes = ServerChanges(
+            run=opening.run,
+            plan=opening.plan,
+            code_version=opening.task.code_version,
+            base=opening.model,
+            candidate=None,
+            recruit_until=recruit_until,
+            cohort=(),
+            round=0,
+            trainings=0,
+            failures=0,
+            last=None,
+            checkpoint=None,
+            recoveries=0,
+            missing=0,
+            traceparent=opening.traceparent,
+        )
+        move = self._server.move(ServerEvent.RUN_REQUESTED, changes, deadline=recruit_until)
+        self._starting = _Starting(opening.run, opening.id)
+        start = _start_server(
+            self._server.data.task,
+            opening.run,
+            opening.plan,
+            opening.task.code_version,
+            opening.model,
+            first_round=1,
+        )
+        return [move, start]
+
+    def server_starts(self, run: str, now: datetime) -> list[Effect]:
+        """The Flower server starts; it may be of a run that has ended meanwhile."""
+        starting, self._starting = self._starting, None
+        effects: list[Effect] = []
+        if self._current(run) is None:
+            effects.append(StopFlowerServer(run))
+        recruit_until = self._server.data.recruit_until
+        if starting is None or starting.id is None or recruit_until is None:
+            return effects
+        if self._server.state is ServerState.RECRUITING:
+            effects.append(StartTimer(TimerName.RECRUITING, _seconds_until(recruit_until, now)))
+        return [*effects, Reply(starting.id, RunOpened(recruit_until=recruit_until))]
+
+    def server_not_started(self, event: FlowerServerNotStarted) -> list[Effect]:
+        starting, self._starting = self._starting, None
+        refusal = event.refusal
+        effects: list[Effect] = []
+        if self._current(event.run) is not None:
+            is_hindered = refusal.kind is not RefusalKind.CALLER
+            effects += self._fail(ServerEvent.RUN_FAILED, refusal.reason, is_hindered=is_hindered)
+        if starting is not None and starting.id is not None:
+            effects.append(Reply(starting.id, refusal))
+        return effects
+
+    # --- after a restart ----------------------------------------------------------------------------
+
+    def restore(self) -> list[Effect]:
+        """Continue the run that the log names."""
+        self._joined = dict.fromkeys(self._server.data.cohort)
+        self.is_restoring = True
+        return [ReadJoined()]
+
+    def restore_joined(self, messages: tuple[ClientJoined, ...], now: datetime) -> list[Effect]:
+        """Count again who has joined. A Flower server that is lost reports that behind its own messages."""
+        self.is_restoring = False
+        run = self._server.data.run
+        effects = [effect for one in messages if one.run == run for effect in self._client_joined(one)]
+        match self._server.situation:
+            case ServerRecruiting() as recruiting:
+                delay_s = _seconds_until(recruiting.recruit_until, now)
+                return [
+                    *effects,
+                    StartTimer(TimerName.RECRUITING, delay_s),
+                    ReportFlowerServer(recruiting.run),
+                ]
+            case ServerTraining() as training:
+                return [*effects, ReportFlowerServer(training.run)]
+            case _:
+                return effects
+
+    def announce_end(self, event: ServerEvent, reason: str) -> list[Effect]:
+        """Publish the end of the last run again, which a manager that stopped may not have published.
+
+        Args:
+            event: The last event of the server before the restart.
+            reason: Its reason.
+
+        """
+        if (outcome := OUTCOMES.get(event)) is None:
+            return []
+        announced = self._availability.announce() if event is ServerEvent.VERSION_PUBLISHED else []
+        return announced + self._close(event, outcome, reason)
+
+    # --- messages of a run --------------------------------------------------------------------------
+
+    def handle(self, message: RunMessage, now: datetime) -> list[Effect]:  # noqa: PLR0911 - one line a message
+        """Handle a message of the run; one of another run changes nothing."""
+        if message.run != self._server.data.run:
+            return []
+        situation = self._server.situation
+        match message, situation:
+            case ServerStarted(), ServerRecruiting():
+                return [Publish(_invite(message.task, situation, situation.recruit_until))]
+            case ServerStarted(), ServerTraining():
+                changes = ServerChanges(cohort=self._members(situation))
+                move = self._server.move(ServerEvent.SERVER_RECOVERED, changes)
+                return [move, *self._begin_training()]
+            case ClientJoined(), _:
+                return self._client_joined(message)
+            case RoundFinished(), ServerTraining():
+                return self._round_finished(message, situation)
+            case RunFinished(), ServerTraining():
+                return self._run_finished(message, situation, now)
+            case RunFailed(), ServerRecruiting() | ServerTraining():
+                return self._fail(ServerEvent.RUN_FAILED, message.reason)
+            case ServerLost(), ServerRecruiting() | ServerTraining():
+                self._finding = message.run
+                return [FindFlowerServer(message.run, message.reason)]
+            case _:
+                data = {"message": message.word, "state": str(self._server.state)}
+                return [Log("debug", "Ignoring message for a finished run", data)]
+
+    def _client_joined(self, message: ClientJoined) -> list[Effect]:
+        if message.code_version != self._server.data.code_version:
+            data = {"client": message.client, "code": message.code_version}
+            return [Log("warning", "Ignoring a client with another code version", data)]
+        self._joined[message.client] = None
+        match self._server.situation:
+            case ServerRecruiting(plan=plan) if len(self._joined) >= plan.quorum:
+                changes = ServerChanges(cohort=tuple(self._joined))
+                move = self._server.move(ServerEvent.QUORUM_REACHED, changes)
+                return [CancelTimer(TimerName.RECRUITING), move, *self._begin_training()]
+            case _:
+                return []
+
+    def _begin_training(self) -> list[Effect]:
+        match self._server.situation:
+            case ServerTraining(run=run, cohort=cohort):
+                return [Publish(BeginTraining(task=self._server.data.task, run=run, cohort=cohort))]
+            case _:
+                return []
+
+    def _round_finished(self, message: RoundFinished, training: ServerTraining) -> list[Effect]:
+        failed = len(message.result.failures)
+        changes = ServerChanges(
+            round=message.round,
+            trainings=training.trainings + len(message.result.participants) + failed,
+            failures=training.failures + failed,
+            last=message.result,
+            checkpoint=message.checkpoint or training.checkpoint,
+            cohort=self._members(training),
+        )
+        return [self._server.move(ServerEvent.ROUND_FINISHED, changes), RecordRound(message.result)]
+
+    def _members(self, training: ServerTraining) -> tuple[str, ...]:
+        """The cohort, and the clients that have joined since."""
+        return tuple(dict.fromkeys((*training.cohort, *self._joined)))
+
+    # --- deadlines and losses -----------------------------------------------------------------------
+
+    def recruiting_deadline(self) -> list[Effect]:
+        match self._server.situation:
+            case ServerRecruiting(run=run):
+                return [ReadDeclined(run)]
+            case _:
+                return []
+
+    def recruiting_expired(self, declined: Mapping[str, str]) -> list[Effect]:
+        """The quorum did not join in time.
+
+        Args:
+            declined: The clients that declined the run, with their reasons.
+
+        """
+        match self._server.situation:
+            case ServerRecruiting(run=run, plan=plan):
+                joined = list(self._joined)
+                others = {client: why for client, why in declined.items() if client not in self._joined}
+                reason = recruiting_summary(joined, plan.quorum, others)
+                changes = ServerChanges(missing=plan.quorum - len(joined))
+                return [
+                    StopFlowerServer(run),
+                    *self._fail(ServerEvent.RECRUITING_EXPIRED, reason, changes),
+                ]
+            case _:
+                return []
+
+    def server_found(self, event: FlowerServerFound) -> list[Effect]:
+        """The loss of a Flower server was reported; it may have been started again since."""
+        self._finding = ""
+        if event.is_up:
+            return []
+        match self._current(event.run):
+            case ServerTraining() as training:
+                return self._recover(training, event.reason)
+            case ServerRecruiting():
+                reason = f"{event.reason}, while the server was recruiting"
+                return self._fail(ServerEvent.RUN_FAILED, reason)
+            case _:
+                return []
+
+    def _recover(self, training: ServerTraining, reason: str) -> list[Effect]:
+        """Start another Flower server at the last round that was stored, or give the run up."""
+        match decide_recovery(training, reason):
+            case GiveUp(reason=why):
+                return self._fail(ServerEvent.RUN_FAILED, why)
+            case Resume(artifact=artifact, first_round=first_round):
+                changes = ServerChanges(recoveries=training.recoveries + 1)
+                move = self._server.move(ServerEvent.SERVER_LOST, changes, reason=reason)
+                self._starting = _Starting(training.run, None)
+                start = _start_server(
+                    self._server.data.task,
+                    training.run,
+                    training.plan,
+                    training.code_version,
+                    artifact,
+                    first_round=first_round,
+                )
+                return [move, start]
+
+    def _current(self, run: str) -> ServerRecruiting | ServerTraining | None:
+        """The situation of *run*, while clients may join it."""
+        match self._server.situation:
+            case ServerRecruiting() | ServerTraining() as situation if situation.run == run:
+                return situation
+            case _:
+                return None
+
+    # --- the end ------------------------------------------------------------------------------------
+
+    def cancel(self, event: CancelRequested) -> list[Effect]:
+        run = event.request.run
+        if self._current(run) is None:
+            reason = f"{run} is not under way: the server is {self._server.state}"
+            return [Reply(event.id, Refused(reason=reason))]
+        return [
+            StopFlowerServer(run),
+            *self._end(ServerEvent.RUN_CANCELLED, event.request.reason),
+            *self._rollout.resume(),
+            Reply(event.id, RunCancelled()),
+        ]
+
+    def _run_finished(self, message: RunFinished, training: ServerTraining, now: datetime) -> list[Effect]:
+        if reason := no_update_reason(training):
+            return self._fail(ServerEvent.RUN_FAILED, reason)
+        changes = ServerChanges(checkpoint=message.artifact, round=message.rounds)
+        deadline = now + timedelta(seconds=PUBLISH_S)
+        move = self._server.move(ServerEvent.RUN_FINISHED, changes, deadline=deadline)
+        return [move, *self.publish()]
+
+    def publish(self) -> list[Effect]:
+        """Make a version of the result, and promote it where the task's gate lets it."""
+        run = server_publishing(self._server.data)
+        self.is_publishing = True
+        return [PublishVersion(run, self._rollout.task_at(run.code_version))]
+
+    def published(self, event: VersionPublished) -> list[Effect]:
+        """The result is a version: promoted, or kept back."""
+        self.is_publishing = False
+        manifest, verdict = event.manifest, event.verdict
+        if event.served is not None:
+            changes = serve(event.served, ServerChanges(candidate=manifest.ref))
+            move = self._server.move(ServerEvent.VERSION_PUBLISHED, changes, reason=verdict.reason)
+            return [move, *self._availability.offer(CloseRun(event.keep))]
+        reason = f"version {manifest.version} is kept back: {verdict.reason}"
+        changes = ServerChanges(candidate=manifest.ref)
+        return [
+            *self._end(ServerEvent.CANDIDATE_KEPT, reason, changes),
+            self._retire(event.keep),
+            *self._judge(kept_back=verdict.reason if verdict.judged else "", is_unjudged=not verdict.judged),
+        ]
+
+    def offered(self, then: CloseRun) -> list[Effect]:
+        """Clients may get the new champion: announce it, and the end of the run."""
+        return [
+            *self._availability.announce(),
+            *self._close(ServerEvent.VERSION_PUBLISHED, "finished", ""),
+            self._retire(then.keep),
+            *self._judge(),
+        ]
+
+    def retired(self) -> list[Effect]:
+        self.is_retiring = False
+        return []
+
+    def _retire(self, keep: int) -> RetireVersions:
+        """No run begins and no version is promoted before it is over: it could delete what they need."""
+        data = self._server.data
+        self.is_retiring = True
+        spare = {one.sha256 for one in (data.model, data.base, data.checkpoint) if one is not None}
+        return RetireVersions(keep, frozenset(spare))
+
+    def publish_failed(self, reason: str) -> list[Effect]:
+        """The model store did not take the version."""
+        self.is_publishing = False
+        return self._fail(ServerEvent.VERSION_REFUSED, reason, is_hindered=True)
+
+    def _fail(
+        self,
+        event: ServerEvent,
+        reason: str,
+        changes: ServerChanges | None = None,
+        *,
+        is_hindered: bool = False,
+    ) -> list[Effect]:
+        """End a run without a version.
+
+        Args:
+            event: What ended it.
+            reason: Why.
+            changes: The data that *event* changes.
+            is_hindered: True where a store or a missing agent is the cause, and not the code.
+
+        """
+        effects = self._end(event, reason, changes)
+        if is_hindered:
+            return effects + self._rollout.resume(pause_s=HINDERED_S)
+        return effects + self._judge(failed=reason)
+
+    def _end(self, event: ServerEvent, reason: str, changes: ServerChanges | None = None) -> list[Effect]:
+        move = self._server.move(event, changes, reason=reason)
+        return [CancelTimer(TimerName.RECRUITING), move, *self._close(event, OUTCOMES[event], reason)]
+
+    def _close(self, event: ServerEvent, outcome: Outcome, reason: str) -> list[Effect]:
+        """Publish the end of the run; its trainers free their memory."""
+        data = self._server.data
+        if data.run is None:
+            return []
+        message = ServerClosed(
+            task=data.task,
+            run=data.run,
+            outcome=outcome,
+            rounds=data.round,
+            reason=reason,
+            new_model=event is not ServerEvent.CANDIDATE_KEPT,
+        )
+        return [Publish(message), RecordRun(outcome)]
+
+    def _judge(self, *, failed: str = "", kept_back: str = "", is_unjudged: bool = False) -> list[Effect]:
+        """The run judges its code, and what waits for its end begins."""
+        data = self._server.data
+        trial = TrialResult(failed, data.trainings, data.failures, kept_back, is_unjudged)
+        return self._rollout.run_ended(data.code_version, trial)
+
+
+def misfit(model: ModelRef, difference: str) -> str:
+    """Explain why no run can begin with *model*."""
+    return (
+        f"version {model.version}, which is served, does not fit the task's code: {difference}; go back to code that "
+        "fits, or begin a new lineage with this one: fedbus model init --new-lineage"
+    )
+
+
+def _invite(task: str, run: ServerRun, recruit_until: datetime) -> UpdateReady:
+    return UpdateReady(
+        task=task,
+        run=run.run,
+        plan=run.plan,
+        recruit_until=recruit_until,
+        code_version=run.code_version,
+        model=run.model,
+        traceparent=run.traceparent,
+    )
+
+
+def _start_server(
+    task: str, run: str, plan: RunPlan, code_version: str, artifact: Artifact, *, first_round: int
+) -> StartFlowerServer:
+    return StartFlowerServer(
+        StartServer(
+            task=task,
+            run=run,
+            plan=plan,
+            artifact=Artifact.model_validate(artifact.model_dump()),
+            first_round=first_round,
+            code_version=code_version,
+        )
+    )
+
+
+def _seconds_until(moment: datetime, now: datetime) -> float:
+    return max(0.0, (moment - now).total_seconds())

@@ -1,0 +1,449 @@
+"""What is certain in each state: typed views of the flat data of a lifecycle.
+
+The data on the wire has every field in every state, and most of them may be empty. A *situation* is
+the same data as one state sees it: a frozen dataclass whose required fields are there. One function
+for each lifecycle makes it from the state and the data:
+
+    match server_situation(handle.state, handle.facts):
+        case ServerTraining(run=run, checkpoint=checkpoint): ...
+
+It raises `IncompleteData` where a transition left out what its state needs.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Generic, TypeAlias, TypeVar, assert_never
+
+from fedbus.contracts.client import ClientData, ClientState, FlClientData, FlClientState
+from fedbus.contracts.code import CodeData, CodeState, RolloutCohort
+from fedbus.contracts.message import LifecycleData
+from fedbus.contracts.model import Artifact, ModelRef
+from fedbus.contracts.run import RoundResult, RunData, RunPlan, RunState
+from fedbus.contracts.scheduling import ScheduleData, ScheduleState
+from fedbus.contracts.server import ServerData, ServerState
+
+Data = TypeVar("Data", bound=LifecycleData)
+T = TypeVar("T")
+
+
+class IncompleteData(Exception):
+    """The last transition of an entity lacks data that its state needs: a bug of the owner."""
+
+    def __init__(self, kind: str, key: str, state: str, missing: str) -> None:
+        super().__init__(
+            f"{kind} {key} is in state {state} without {missing}: its last transition is incomplete. "
+            f"Look at it with `fedbus events tail --since 1d`, and report it"
+        )
+        self.kind = kind
+        self.key = key
+        self.state = state
+        self.missing = missing
+
+
+@dataclass(frozen=True)
+class _Parser(Generic[Data]):
+    state: str
+    data: Data
+
+    def need(self, value: T | None, name: str) -> T:
+        """*value*, the content of the field *name*; raises IncompleteData where it is empty."""
+        if value is None or value == "":
+            raise IncompleteData(self.data.kind, self.data.thing, self.state, name)
+        return value
+
+
+# --- the server of a task ---------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ServerInitializing:
+    """There is no model yet."""
+
+
+@dataclass(frozen=True)
+class ServerWaiting:
+    """No run is under way."""
+
+    model: ModelRef
+    """The champion."""
+    last_run: str | None
+    candidate: ModelRef | None
+    """The result of the last run, promoted or not."""
+
+
+@dataclass(frozen=True)
+class ServerRun:
+    """What is certain of a run that is under way."""
+
+    run: str
+    plan: RunPlan
+    recruit_until: datetime
+    code_version: str
+    model: ModelRef
+    """The champion, which may have changed since the run began."""
+    base: ModelRef
+    """The model that the run began with."""
+    cohort: tuple[str, ...]
+    traceparent: str
+
+
+@dataclass(frozen=True)
+class ServerRecruiting(ServerRun):
+    """A run waits for its quorum."""
+
+
+@dataclass(frozen=True)
+class ServerTraining(ServerRun):
+    """A run trains its rounds."""
+
+    round: int
+    """The last round that is finished."""
+    trainings: int
+    failures: int
+    last: RoundResult | None
+    """The result of *round*; None before the first one."""
+    checkpoint: Artifact | None
+    """The global model after *round*; None before the first one that was stored."""
+    recoveries: int
+
+    @property
+    def latest(self) -> Artifact:
+        """Where a lost Flower server starts again."""
+        return self.checkpoint or self.base
+
+
+@dataclass(frozen=True)
+class ServerPublishing(ServerRun):
+    """All rounds are done, and the result becomes a version."""
+
+    round: int
+    trainings: int
+    failures: int
+    last: RoundResult | None
+    """None where the app reported no rounds."""
+    result: Artifact
+
+
+ServerSituation: TypeAlias = (
+    ServerInitializing | ServerWaiting | ServerRecruiting | ServerTraining | ServerPublishing
+)
+
+
+def server_situation(state: ServerState, data: ServerData) -> ServerSituation:
+    """The situation of a task's server; raises IncompleteData."""
+    match state:
+        case ServerState.MODEL_INIT:
+            return ServerInitializing()
+        case ServerState.WAITING:
+            model = _Parser(state, data).need(data.model, "model")
+            return ServerWaiting(model=model, last_run=data.run, candidate=data.candidate)
+        case ServerState.RECRUITING:
+            return server_recruiting(data)
+        case ServerState.TRAINING:
+            return server_training(data)
+        case ServerState.PUBLISHING:
+            return server_publishing(data)
+        case _:
+            assert_never(state)
+
+
+def server_recruiting(data: ServerData) -> ServerRecruiting:
+    run = _server_run(ServerState.RECRUITING, data)
+    return ServerRecruiting(**vars(run))
+
+
+def server_training(data: ServerData) -> ServerTraining:
+    run = _server_run(ServerState.TRAINING, data)
+    return ServerTraining(
+        **vars(run),
+        round=data.round,
+        trainings=data.trainings,
+        failures=data.failures,
+        last=data.last,
+        checkpoint=data.checkpoint,
+        recoveries=data.recoveries,
+    )
+
+
+def server_publishing(data: ServerData) -> ServerPublishing:
+    run = _server_run(ServerState.PUBLISHING, data)
+    return ServerPublishing(
+        **vars(run),
+        round=data.round,
+        trainings=data.trainings,
+        failures=data.failures,
+        last=data.last,
+        result=_Parser(ServerState.PUBLISHING, data).need(data.checkpoint, "checkpoint"),
+    )
+
+
+def _server_run(state: ServerState, data: ServerData) -> ServerRun:
+    parser = _Parser(state, data)
+    model = parser.need(data.model, "model")
+    return ServerRun(
+        run=parser.need(data.run, "run"),
+        plan=parser.need(data.plan, "plan"),
+        recruit_until=parser.need(data.recruit_until, "recruit_until"),
+        code_version=data.code_version,
+        model=model,
+        base=data.base or model,
+        cohort=data.cohort,
+        traceparent=data.traceparent,
+    )
+
+
+# --- the code of a task -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class CodeSteady:
+    """Every client is on one version."""
+
+    code_version: str
+
+
+@dataclass(frozen=True)
+class CodeRolling:
+    """A candidate is rolled out, stage by stage."""
+
+    code_version: str
+    """The version of the clients outside the cohort."""
+    candidate: str
+    attempt: int
+    stages: tuple[str, ...]
+    stage: int
+    """The index of the current stage in *stages*."""
+    cohort: RolloutCohort
+    clients: tuple[str, ...]
+    """The members of the cohort when the stage began."""
+    ready: tuple[str, ...]
+    """The clients that the stage goes on with; empty while it waits for answers."""
+    refused: dict[str, str]
+    """Reasons by client."""
+    new_lineage: bool
+
+
+CodeSituation: TypeAlias = CodeSteady | CodeRolling
+
+
+def code_situation(state: CodeState, data: CodeData) -> CodeSituation:
+    """The situation of a task's code; raises IncompleteData."""
+    match state:
+        case CodeState.STEADY:
+            return CodeSteady(code_version=data.code_version)
+        case CodeState.ROLLING:
+            return CodeRolling(
+                code_version=data.code_version,
+                candidate=_Parser(state, data).need(data.candidate, "candidate"),
+                attempt=data.attempt,
+                stages=data.stages,
+                stage=data.stage,
+                cohort=data.cohort,
+                clients=data.clients,
+                ready=data.ready,
+                refused=data.refused,
+                new_lineage=data.new_lineage,
+            )
+        case _:
+            assert_never(state)
+
+
+# --- the schedule of a task -------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ScheduleWatching:
+    """The trigger does not hold."""
+
+    next_at: datetime | None
+    """When the clock alone may start a run; None where the trigger takes an event."""
+    awaits: tuple[str, ...]
+    """The parts of the trigger that do not hold yet."""
+
+
+@dataclass(frozen=True)
+class ScheduleDue:
+    """The trigger holds, and the run has not been started yet."""
+
+    due_since: datetime
+    cause: str
+    traceparent: str
+    """The trace that the run continues; empty where none began."""
+
+
+ScheduleSituation: TypeAlias = ScheduleWatching | ScheduleDue
+
+
+def schedule_situation(state: ScheduleState, data: ScheduleData) -> ScheduleSituation:
+    """The situation of a task's schedule; raises IncompleteData."""
+    match state:
+        case ScheduleState.WATCHING:
+            return ScheduleWatching(next_at=data.next_at, awaits=data.awaits)
+        case ScheduleState.DUE:
+            return schedule_due(data)
+        case _:
+            assert_never(state)
+
+
+def schedule_due(data: ScheduleData) -> ScheduleDue:
+    return ScheduleDue(
+        due_since=_Parser(ScheduleState.DUE, data).need(data.due_since, "due_since"),
+        cause=data.cause,
+        traceparent=data.traceparent,
+    )
+
+
+# --- a run ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class RunUnderWay:
+    """It is requested, recruits, trains or recovers."""
+
+    state: RunState
+
+
+@dataclass(frozen=True)
+class RunCompleted:
+    """It ended with a model version."""
+
+    model: ModelRef
+    promoted: bool
+    """True if that version became the champion."""
+
+
+@dataclass(frozen=True)
+class RunAborted:
+    """It failed or was cancelled: there is no model version."""
+
+    state: RunState
+
+
+RunSituation: TypeAlias = RunUnderWay | RunCompleted | RunAborted
+
+
+def run_situation(state: RunState, data: RunData) -> RunSituation:
+    """The situation of a run; raises IncompleteData."""
+    match state:
+        case RunState.REQUESTED | RunState.RECRUITING | RunState.RUNNING | RunState.RECOVERING:
+            return RunUnderWay(state)
+        case RunState.FINISHED:
+            model = _Parser(state, data).need(data.model, "model")
+            return RunCompleted(model=model, promoted=data.promoted)
+        case RunState.FAILED | RunState.CANCELLED:
+            return RunAborted(state)
+        case _:
+            assert_never(state)
+
+
+# --- a client ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class ClientBootstrapping:
+    """It has no model yet, or starts again."""
+
+
+@dataclass(frozen=True)
+class ClientApplying:
+    """A model is about to be served."""
+
+    model: ModelRef
+
+
+@dataclass(frozen=True)
+class ClientServing:
+    """It serves, and may take part in a run."""
+
+    model: ModelRef
+
+
+@dataclass(frozen=True)
+class ClientSyncing:
+    """It serves, and changes its code."""
+
+    model: ModelRef
+
+
+@dataclass(frozen=True)
+class ClientLearning:
+    """It serves, and takes part in a run."""
+
+    model: ModelRef
+    run: str
+
+
+@dataclass(frozen=True)
+class ClientTerminated:
+    """It could not start."""
+
+
+ClientSituation: TypeAlias = (
+    ClientBootstrapping | ClientApplying | ClientServing | ClientSyncing | ClientLearning | ClientTerminated
+)
+
+
+def client_situation(state: ClientState, data: ClientData) -> ClientSituation:
+    """The situation of a client; raises IncompleteData."""
+    parser = _Parser(state, data)
+    match state:
+        case ClientState.S0:
+            return ClientBootstrapping()
+        case ClientState.TERMINATED:
+            return ClientTerminated()
+        case ClientState.PENDING_APPLICATION:
+            return ClientApplying(parser.need(data.model, "model"))
+        case ClientState.SERVING:
+            return ClientServing(parser.need(data.model, "model"))
+        case ClientState.SYNCING:
+            return ClientSyncing(parser.need(data.model, "model"))
+        case ClientState.LEARNING:
+            return ClientLearning(parser.need(data.model, "model"), parser.need(data.run, "run"))
+        case _:
+            assert_never(state)
+
+
+# --- a client's training ----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class FlClientWaiting:
+    """It is in no run."""
+
+
+@dataclass(frozen=True)
+class FlClientPending:
+    """Its training process waits for the first message of the run."""
+
+    run: str
+
+
+@dataclass(frozen=True)
+class FlClientTraining:
+    run: str
+
+
+@dataclass(frozen=True)
+class FlClientFinished:
+    """The run ended, and that is not published yet."""
+
+    run: str
+
+
+FlClientSituation: TypeAlias = FlClientWaiting | FlClientPending | FlClientTraining | FlClientFinished
+
+
+def fl_client_situation(state: FlClientState, data: FlClientData) -> FlClientSituation:
+    """The situation of a client's training; raises IncompleteData."""
+    parser = _Parser(state, data)
+    match state:
+        case FlClientState.WAITING:
+            return FlClientWaiting()
+        case FlClientState.PENDING:
+            return FlClientPending(parser.need(data.run, "run"))
+        case FlClientState.TRAINING:
+            return FlClientTraining(parser.need(data.run, "run"))
+        case FlClientState.FINISHED:
+            return FlClientFinished(parser.need(data.run, "run"))
+        case _:
+            assert_never(state)

@@ -1,0 +1,38 @@
+"""A refusal's kind, and the two booleans that stand for it on the wire."""
+
+import pytest
+
+from fedbus.contracts.envelope import decode_body, pack, unpack
+from fedbus.contracts.message import Body, RefusalKind, Refused
+
+WIRE = {
+    RefusalKind.CALLER: {"passing": False, "blameless": False},
+    RefusalKind.RETRYABLE: {"passing": True, "blameless": True},
+    RefusalKind.NEEDS_OPERATOR: {"passing": False, "blameless": True},
+}
+
+
+@pytest.mark.parametrize("kind", RefusalKind)
+def test_a_kind_is_two_booleans_on_the_wire_and_comes_back(kind: RefusalKind) -> None:
+    refused = Refused(reason="not now", kind=kind)
+    assert unpack(pack(refused)) == {"reason": "not now", **WIRE[kind]}
+    assert decode_body(Refused, pack(refused)) == refused
+
+
+@pytest.mark.parametrize(
+    ("wire", "kind"),
+    [
+        ({}, RefusalKind.CALLER),
+        ({"passing": True}, RefusalKind.RETRYABLE),
+        ({"passing": True, "blameless": False}, RefusalKind.RETRYABLE),
+        ({"blameless": True}, RefusalKind.NEEDS_OPERATOR),
+    ],
+)
+def test_the_refusal_of_an_older_sender_has_a_kind(wire: dict[str, bool], kind: RefusalKind) -> None:
+    assert Refused.model_validate({"reason": "no", **wire}).kind is kind
+
+
+def test_a_refusal_is_the_callers_fault_where_no_kind_is_given() -> None:
+    refused: Body = Refused(reason="no such run")
+    assert isinstance(refused, Refused)
+    assert refused.kind is RefusalKind.CALLER

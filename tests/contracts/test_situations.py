@@ -1,0 +1,133 @@
+"""What is certain in each state: the views that agents decide by."""
+
+from typing import Any
+
+import pytest
+
+from fedbus.contracts.client import ClientData, ClientState, FlClientData, FlClientState
+from fedbus.contracts.code import CodeData, CodeState
+from fedbus.contracts.examples import ARTIFACT, FACTS, MODEL, NOON, PLAN, RESULT
+from fedbus.contracts.run import RunData, RunState
+from fedbus.contracts.scheduling import ScheduleData, ScheduleState
+from fedbus.contracts.server import ServerData, ServerState
+from fedbus.contracts.situations import (
+    ClientApplying,
+    ClientLearning,
+    ClientServing,
+    FlClientTraining,
+    IncompleteData,
+    RunAborted,
+    RunCompleted,
+    RunUnderWay,
+    ScheduleDue,
+    ServerInitializing,
+    ServerPublishing,
+    ServerRecruiting,
+    ServerTraining,
+    ServerWaiting,
+    client_situation,
+    code_situation,
+    fl_client_situation,
+    run_situation,
+    schedule_situation,
+    server_situation,
+)
+
+SITUATION: dict[str, Any] = {
+    "server": server_situation,
+    "code": code_situation,
+    "schedule": schedule_situation,
+    "run": run_situation,
+    "client": client_situation,
+    "fl_client": fl_client_situation,
+}
+STATES: dict[str, Any] = {
+    "server": ServerState,
+    "code": CodeState,
+    "schedule": ScheduleState,
+    "run": RunState,
+    "client": ClientState,
+    "fl_client": FlClientState,
+}
+SERVER = next(one for one in FACTS if isinstance(one, ServerData))
+
+
+@pytest.mark.parametrize("kind", SITUATION)
+def test_every_state_has_its_own_situation(kind: str) -> None:
+    (data,) = [one for one in FACTS if one.kind == kind]
+    found = [SITUATION[kind](state, data) for state in STATES[kind]]
+    assert len(set(map(repr, found))) == len(found)
+
+
+def test_a_run_in_training_has_its_plan_its_last_round_and_where_it_starts_again() -> None:
+    training = server_situation(ServerState.TRAINING, SERVER)
+    assert isinstance(training, ServerTraining)
+    assert (training.run, training.plan, training.round, training.last) == ("mnist-2", PLAN, 2, RESULT)
+    assert training.latest == ARTIFACT
+    fresh = server_situation(ServerState.TRAINING, SERVER.model_copy(update={"checkpoint": None}))
+    assert isinstance(fresh, ServerTraining)
+    assert fresh.latest == fresh.base == MODEL
+
+
+@pytest.mark.parametrize("state", ServerState)
+def test_a_server_is_in_the_situation_of_its_state(state: ServerState) -> None:
+    expected = {
+        ServerState.MODEL_INIT: ServerInitializing,
+        ServerState.WAITING: ServerWaiting,
+        ServerState.RECRUITING: ServerRecruiting,
+        ServerState.TRAINING: ServerTraining,
+        ServerState.PUBLISHING: ServerPublishing,
+    }
+    assert type(server_situation(state, SERVER)) is expected[state]
+
+
+@pytest.mark.parametrize(
+    ("state", "missing"),
+    [
+        (ServerState.WAITING, "model"),
+        (ServerState.RECRUITING, "run"),
+        (ServerState.RECRUITING, "plan"),
+        (ServerState.TRAINING, "recruit_until"),
+        (ServerState.PUBLISHING, "checkpoint"),
+    ],
+)
+def test_incomplete_data_of_a_server_names_it_and_what_is_missing(state: ServerState, missing: str) -> None:
+    with pytest.raises(IncompleteData, match=f"server mnist is in state {state} without {missing}"):
+        server_situation(state, SERVER.model_copy(update={missing: None}))
+
+
+def test_a_rollout_without_a_candidate_is_incomplete() -> None:
+    with pytest.raises(IncompleteData, match="code mnist is in state rolling without candidate"):
+        code_situation(CodeState.ROLLING, CodeData(task="mnist"))
+
+
+def test_a_schedule_is_due_since_some_time() -> None:
+    data = ScheduleData(task="mnist", since=NOON, clock_since=NOON, due_since=NOON, cause="every 6h")
+    assert schedule_situation(ScheduleState.DUE, data) == ScheduleDue(NOON, "every 6h", "")
+    with pytest.raises(IncompleteData, match="schedule mnist is in state due without due_since"):
+        schedule_situation(ScheduleState.DUE, data.model_copy(update={"due_since": None}))
+
+
+def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
+    data = RunData(task="mnist", run="mnist-2", plan=PLAN, requested_at=NOON, model=MODEL, promoted=False)
+    assert run_situation(RunState.FINISHED, data) == RunCompleted(MODEL, promoted=False)
+    assert run_situation(RunState.CANCELLED, data) == RunAborted(RunState.CANCELLED)
+    assert run_situation(RunState.RECOVERING, data) == RunUnderWay(RunState.RECOVERING)
+    with pytest.raises(IncompleteData, match="run mnist-2 is in state finished without model"):
+        run_situation(RunState.FINISHED, data.model_copy(update={"model": None}))
+
+
+def test_a_client_that_learns_has_a_run_and_a_model() -> None:
+    data = ClientData(task="mnist", client="c1", model=MODEL, run="mnist-2")
+    assert client_situation(ClientState.LEARNING, data) == ClientLearning(MODEL, "mnist-2")
+    assert client_situation(ClientState.PENDING_APPLICATION, data) == ClientApplying(MODEL)
+    assert client_situation(ClientState.SERVING, data) == ClientServing(MODEL)
+    with pytest.raises(IncompleteData, match=r"client c1\.mnist is in state learning without run"):
+        client_situation(ClientState.LEARNING, data.model_copy(update={"run": None}))
+
+
+def test_a_training_is_of_a_run() -> None:
+    data = FlClientData(task="mnist", client="c1", run="mnist-2")
+    assert fl_client_situation(FlClientState.TRAINING, data) == FlClientTraining("mnist-2")
+    with pytest.raises(IncompleteData, match=r"fl_client c1\.mnist is in state pending without run"):
+        fl_client_situation(FlClientState.PENDING, FlClientData(task="mnist", client="c1"))
