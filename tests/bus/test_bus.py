@@ -67,7 +67,10 @@ async def test_what_is_published_arrives_as_it_was_said(server_bus: Bus, client_
     assert ear.deliveries[0].envelope.source == "fedbus/test/flower-client/c1"
 
 
-async def test_a_durable_message_waits_for_a_listener_that_is_away(server_bus: Bus, client_bus: Bus) -> None:
+async def test_a_durable_message_waits_for_a_listener_that_is_away(
+    server_bus: Bus, client_bus: Bus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "ACK_WAIT_S", 0.5)  # the broker may send it to who has just gone
     async with RecordingConsumer(server_bus, AgentName.SERVER_MANAGER):
         pass
     await client_bus.publish(JOINED)
