@@ -1,6 +1,6 @@
-"""What may go wrong in a store, told apart by what the caller can do about it.
+"""The errors of all stores, one class for each reaction of the caller.
 
-Each message is one line that says what is wrong and what to do.
+Each message is one line: what is wrong, why, what to do.
 """
 
 from pathlib import Path
@@ -8,16 +8,16 @@ from typing import Final
 
 _REMEDY_DIRECTORY: Final = "make it a directory that exists, is writable and has space"
 _REMEDY_RESTORE: Final = "restore it from a copy"
-REMEDY_RESTORE_OR_MOVE: Final = f"{_REMEDY_RESTORE}, or move it away to begin anew"
-"""Of what may be lost without harm."""
+REMEDY_RESTORE_OR_MOVE: Final = f"{_REMEDY_RESTORE}, or move it away to start with a new one"
+"""For files whose content may be lost without harm."""
 
 
 class StoreError(Exception):
-    """A store could not do what it was asked."""
+    """Base class of the errors of a store."""
 
 
 class StoreUnavailable(StoreError):
-    """The store does not answer, or cannot be written: try again later, and conclude nothing from it."""
+    """The store does not answer or cannot be written. Retry later; nothing follows about its content."""
 
     def __init__(self, place: Path | str, reason: object, *, remedy: str = _REMEDY_DIRECTORY) -> None:
         why = getattr(reason, "strerror", None) or reason
@@ -26,19 +26,19 @@ class StoreUnavailable(StoreError):
 
 
 class StoreDenied(StoreError):
-    """The store answers, and lets us in no further: a person has to give us the right."""
+    """The store denies access. A person has to grant the permission."""
 
     def __init__(self, place: Path | str, reason: object, *, remedy: str) -> None:
-        super().__init__(f"{place} lets us in no further: {reason}; {remedy}")
+        super().__init__(f"access to {place} denied: {reason}; {remedy}")
         self.place = place
         self.reason = str(reason)
 
 
 class StoreCorrupt(StoreError):
-    """The store answers nonsense: a person has to look."""
+    """The content of the store is invalid. A person has to repair it."""
 
     def __init__(self, place: Path | str, reason: object, *, remedy: str = _REMEDY_RESTORE) -> None:
-        super().__init__(f"{place} is damaged: {reason}; {remedy}")
+        super().__init__(f"{place} is corrupt: {reason}; {remedy}")
         self.place = place
 
 

@@ -1,12 +1,11 @@
-"""What could not be said yet: messages in order, kept on disk until the bus takes them.
+"""The outbox: messages in order, on disk, until NATS acknowledges them.
 
-A thing with one possible owner moves even while its owner is cut off from the bus. Its
-transitions wait here, oldest first, and outlive the process: what `append` has returned is
-there after ``kill -9``. (After a power cut the last few may be missing, and the rest is in
-order: a write waits for the kernel, not for the platter, which is what keeps it well under
-a millisecond.)
+An entity with one possible owner changes its state even while the owner is disconnected. Its transitions wait here,
+oldest first. A message survives ``kill -9`` once `append` has returned. After a power failure the newest messages
+may be missing, never one in between: a write waits for the kernel and not for the disk, and takes less than a
+millisecond.
 
-Everything is synchronous and short; calls may come from any thread.
+All calls block for a short time only, and may come from any thread.
 """
 
 import json
@@ -35,16 +34,16 @@ _SELECT = "SELECT number, subject, headers, body FROM outbox"
 
 
 class OutboxFull(StoreError):
-    """As much waits as may wait: the bus has been away for very long."""
+    """The outbox holds its maximum number of messages: NATS was unreachable for too long."""
 
     def __init__(self, path: Path, entries: int) -> None:
-        super().__init__(f"{entries} messages already wait in {path}: bring the bus back before going on")
+        super().__init__(f"the outbox {path} is full with {entries} messages; restore the connection to NATS")
         self.entries = entries
 
 
 @dataclass(frozen=True)
 class SqliteOutboxEntry:
-    """One message that waits; its number grows with every `append` and is never used twice."""
+    """One waiting message; its number grows with every `append` and is never reused."""
 
     number: int
     subject: str
@@ -53,7 +52,7 @@ class SqliteOutboxEntry:
 
 
 class SqliteOutbox:
-    """The messages that wait in the file at *path*, which is made where there is none."""
+    """The waiting messages in the file at *path*, which is created if it does not exist."""
 
     def __init__(self, path: Path, *, max_entries: int = MAX_ENTRIES) -> None:
         self._path = path
@@ -63,7 +62,7 @@ class SqliteOutbox:
         self._length: int = self._connection.execute("SELECT count(*) FROM outbox").fetchone()[0]
 
     def append(self, subject: str, headers: dict[str, str], body: bytes) -> int:
-        """Keep a message behind all others; when this returns, it is kept."""
+        """Append a message durably; its number. Raises OutboxFull and StoreUnavailable."""
         with self._lock:
             if self._length >= self._max_entries:
                 raise OutboxFull(self._path, self._length)
@@ -76,15 +75,15 @@ class SqliteOutbox:
             return number
 
     def first(self) -> SqliteOutboxEntry | None:
-        """The oldest message, or None where nothing waits."""
+        """The oldest message; None if there is none."""
         return self._one("ORDER BY number LIMIT 1")
 
     def last(self, subject: str) -> SqliteOutboxEntry | None:
-        """The newest message on *subject*, or None where none waits."""
+        """The newest message on *subject*; None if there is none."""
         return self._one("WHERE subject = ? ORDER BY number DESC LIMIT 1", subject)
 
     def remove(self, number: int) -> None:
-        """Forget a message: the bus has it. To forget it twice is fine."""
+        """Remove an acknowledged message. Removing it twice is no error."""
         with self._lock:
             self._length -= self._write("DELETE FROM outbox WHERE number = ?", (number,)).rowcount
 

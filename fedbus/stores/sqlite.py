@@ -1,4 +1,4 @@
-"""Opening a file of SQLite's that is ours alone, so that what is wrong with it is told as of every store."""
+"""Open a SQLite database, with the errors of a store."""
 
 import sqlite3
 from collections.abc import Callable
@@ -8,10 +8,10 @@ from fedbus.stores.errors import REMEDY_RESTORE_OR_MOVE, StoreCorrupt, StoreUnav
 
 
 def open_database(path: Path, prepare: Callable[[sqlite3.Connection], object]) -> sqlite3.Connection:
-    """The database at *path*, made where there is none, for any thread; *prepare* makes its tables.
+    """Open the database at *path*, created if it does not exist, for any thread; *prepare* creates the tables.
 
-    A write waits for the kernel and not for the platter, as SQLite has it for ``synchronous = NORMAL`` with a WAL.
-    Raises StoreUnavailable, and StoreDamaged where the file is none of SQLite's.
+    A write waits for the kernel and not for the disk (``synchronous = NORMAL`` with a WAL).
+    Raises StoreUnavailable, and StoreCorrupt if the file is not a SQLite database.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

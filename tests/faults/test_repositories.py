@@ -209,9 +209,9 @@ async def test_damaged_weights_in_a_directory_are_never_trained_from_nor_served(
         await wait_for_model(fed, await start_run(fed))
         for version in (2, 3):
             await overwrite_artifact(fed, version)
-        with pytest.raises(RequestRefused, match="is damaged: its bytes have digest"):
+        with pytest.raises(RequestRefused, match="is corrupt: its bytes have digest"):
             await start_run(fed)
-        with pytest.raises(RequestRefused, match="is damaged: its bytes have digest"):
+        with pytest.raises(RequestRefused, match="is corrupt: its bytes have digest"):
             await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
         assert set(served_versions(fed).values()) == {3}
         assert set(asked.versions[-2:]) == {3}
@@ -244,7 +244,7 @@ async def test_an_s3_that_takes_no_version_any_more_is_named_and_the_old_model_g
         await fed.until(lambda: is_in_round(fed, 2), "the second round", 60)
         monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(wrong))  # the run's own process has the right ones
         reason = await wait_for_failure(fed, run)
-        assert "lets us in no further" in reason
+        assert " denied: " in reason
         assert "hush" not in reason
         assert set(asked.versions) == {1}
         monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
@@ -288,7 +288,7 @@ NO = 'def check() -> None:\n    raise ValueError("the labels are gone")\n'
 def commit_forged(repository: Repository, directory: Path) -> str:
     directory.joinpath("eve").mkdir()
     repository.commit({"tiny/__init__.py": "X = 1\n"}, by=make_signer("eve", directory / "eve"))
-    return "not that of an allowed signer"
+    return "not from an allowed signer"
 
 
 def commit_unsigned(repository: Repository, _: Path) -> str:

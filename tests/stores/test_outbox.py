@@ -85,7 +85,7 @@ def test_a_full_outbox_refuses_and_keeps_what_it_has(tmp_path: Path) -> None:
     with SqliteOutbox(tmp_path / "outbox.db", max_entries=2) as outbox:
         outbox.append("a", {}, b"1")
         outbox.append("a", {}, b"2")
-        with pytest.raises(OutboxFull, match="2 messages already wait"):
+        with pytest.raises(OutboxFull, match="is full with 2 messages"):
             outbox.append("a", {}, b"3")
         assert list(drain(outbox)) == [b"1", b"2"]
 
@@ -120,7 +120,7 @@ def test_appending_takes_well_under_a_millisecond(outbox: SqliteOutbox) -> None:
 def test_a_file_that_is_no_database_is_said_to_be_damaged(tmp_path: Path) -> None:
     path = tmp_path / "outbox.db"
     path.write_bytes(b"this is not a database " * 100)
-    with pytest.raises(StoreCorrupt, match="is damaged"):
+    with pytest.raises(StoreCorrupt, match="is corrupt"):
         SqliteOutbox(path)
 
 

@@ -1,17 +1,16 @@
-"""The file of captured rows, as the one thread sees it that writes it: what comes in, what makes room, what is counted.
+"""The database of captured rows, used by its one writer thread: insert, evict, count.
 
-Room is made by one rule. The oldest rows without a label go first, since only rows with a label can be trained
-on; but the newest of them, a quarter of the room (`WAITING_SHARE`), stay, because feedback to them may still come,
-and then the oldest with a label go instead. So a store that is full of labelled rows takes new ones in, the
-newest rows are always there, and labelled ones have three quarters of the room at the least, once they are so many.
+Eviction removes the oldest rows without a label first, because training needs labels. The newest unlabelled rows
+stay, up to a quarter of the space (`UNLABELLED_SHARE`), because feedback for them may still arrive; then the oldest
+labelled rows are removed instead. So a store full of labelled rows still takes new rows, and labelled rows keep at
+least three quarters of the space once there are enough of them.
 
-The file also counts the rows that have come, by numbers that only grow (see `reader.TotalCounts`):
-what makes room is not counted back.
+The database also counts all rows ever inserted (see `reader.TotalCounts`); eviction does not reduce these counts.
 
-    durably()    a transaction that outlives a power cut
-    insert()     one that outlives the process, and is cheaper
+    durably()    a transaction that survives a power failure
+    insert()     a transaction that survives the process, and is cheaper
 
-Everything here blocks. Once it is open, it raises what SQLite raises, and what `label` says.
+All methods block. After the open they raise the errors of SQLite, and those that `label` names.
 """
 
 import json
@@ -30,15 +29,15 @@ from fedbus.stores.errors import StoreError
 from fedbus.stores.sqlite import open_database
 
 UNLABELLED_SHARE: Final = 0.25
-"""Of the room, how much the newest rows without a label have for themselves."""
+"""The share of the space reserved for the newest rows without a label."""
 
 _INSERT_BATCH_ROWS: Final = 64
-"""Rows in one statement: while SQLite is at it, Python is free to predict."""
+"""Rows in one statement; SQLite releases the GIL while it runs one."""
 _PAGE_BYTES: Final = 4096
 _FILL_SHARE: Final = 0.9
-"""Of *max_bytes*, how much is filled before the oldest rows make room; the rest is the database's own."""
+"""The share of *max_bytes* at which eviction starts; the rest is for SQLite itself."""
 _EVICT_SHARE: Final = 0.1
-"""The share of the rows that make room at a time: to drop them one by one is slow."""
+"""The share of the rows evicted at a time; evicting single rows is slow."""
 _IDS_PER_OPENING: Final = 10**10
 
 _SCHEMA = """
@@ -82,27 +81,25 @@ DELETE FROM captured WHERE id IN (
 
 
 class UnknownRow(StoreError):
-    """There is no such row: it was never captured, or had to make room."""
+    """The row was never captured, or was evicted."""
 
     def __init__(self, row: int) -> None:
-        super().__init__(
-            f"no captured prediction has the id {row}: it is unknown, or was dropped to make room"
-        )
+        super().__init__(f"no captured prediction has the id {row}; it is unknown or was evicted")
         self.row = row
 
 
 class LabelConflict(StoreError):
-    """The row has another label already."""
+    """The row already has a different label."""
 
     def __init__(self, row: int, label: Label) -> None:
-        super().__init__(f"captured prediction {row} is labelled {label} already: the first answer stays")
+        super().__init__(f"captured prediction {row} is already labelled {label}; the first label is kept")
         self.row = row
         self.label = label
 
 
 @dataclass(frozen=True)
 class CapturedRow:
-    """One prediction: *input* and *output* as `packed` makes them."""
+    """One prediction; *input* and *output* come from `encode_array`."""
 
     id: int
     label: Label | None
@@ -122,10 +119,9 @@ class CapturedRow:
 
 
 class CapturedDatabase:
-    """The captured rows in the file at *path*, which is made where there is none.
+    """The captured rows in the file at *path*, which is created if it does not exist.
 
-    Of *holdout_share* of the rows nothing is counted: no training gets them. Raises StoreUnavailable and
-    StoreDamaged.
+    *holdout_share* of the rows is not counted: no training gets them. Raises StoreUnavailable and StoreCorrupt.
     """
 
     def __init__(self, path: Path, *, max_rows: int, max_bytes: int, holdout_share: float) -> None:
@@ -136,10 +132,9 @@ class CapturedDatabase:
         self.first_id, self._rows = self._begin()
 
     def _begin(self) -> tuple[int, int]:
-        """The first id of this opening, and how many rows there are.
+        """The first id of this opening, and the number of rows.
 
-        An id that was given out and never committed must not come back as another's: feedback to it
-        would label the wrong row.
+        An id that was returned and never committed must not be reused: feedback for it would label another row.
         """
         opening = self._connection.execute("INSERT INTO openings DEFAULT VALUES").lastrowid
         assert opening is not None
@@ -152,18 +147,18 @@ class CapturedDatabase:
         self._connection.close()
 
     def counts(self) -> tuple[int, int]:
-        """How many rows there are, and how many of them have a label."""
+        """The number of rows, and the number of those with a label."""
         rows, labelled = self._connection.execute("SELECT count(*), count(label) FROM captured").fetchone()
         return rows, labelled
 
     def synchronous(self) -> int:
-        """How SQLite now waits for the disk: 1, when it has to; 2, at each commit."""
+        """SQLite's ``PRAGMA synchronous``: 1 is NORMAL, 2 is FULL (fsync at each commit)."""
         found: int = self._connection.execute("PRAGMA synchronous").fetchone()[0]
         return found
 
     @contextmanager
     def durably(self) -> Iterator[None]:
-        """One transaction: when this ends, what was done in it is on the disk, and all that was done before."""
+        """One transaction; at its end, it and all earlier ones are on disk."""
         self._connection.execute("PRAGMA synchronous = FULL")
         try:
             with self._connection:
@@ -173,7 +168,7 @@ class CapturedDatabase:
             self._connection.execute("PRAGMA synchronous = NORMAL")
 
     def label(self, row: int, label: Label) -> None:
-        """Say what is true of *row*. The same twice is fine; raises UnknownRow and LabelContradicted."""
+        """Set the label of *row*. The same label twice is no error. Raises UnknownRow and LabelConflict."""
         found = self._connection.execute("SELECT label FROM captured WHERE id = ?", (row,)).fetchone()
         if found is None:
             raise UnknownRow(row)
@@ -184,12 +179,12 @@ class CapturedDatabase:
             raise LabelConflict(row, before)
 
     def withdraw(self, row: int) -> None:
-        """Forget what was said to be true of *row*; raises UnknownRow."""
+        """Remove the label of *row*. Raises UnknownRow."""
         if not self._connection.execute("UPDATE captured SET label = NULL WHERE id = ?", (row,)).rowcount:
             raise UnknownRow(row)
 
     def insert(self, rows: list[CapturedRow]) -> None:
-        """Take *rows* in, and let the oldest go where there are too many then."""
+        """Insert *rows*, and evict the oldest if there are too many."""
         with self._connection:
             self._connection.execute("BEGIN")
             gone = self._make_room_on_disk(sum(row.size_bytes for row in rows))
@@ -201,12 +196,12 @@ class CapturedDatabase:
         self._rows = there
 
     def _counted(self, rows: list[CapturedRow]) -> tuple[int, int]:
-        """How many of *rows* have a label and how many have none, without those that are held out."""
+        """The numbers of *rows* with and without a label, without those that are held out."""
         labelled = [row.label is not None for row in rows if not is_held_out(row.id, self._holdout_share)]
         return labelled.count(True), labelled.count(False)
 
     def _make_room_on_disk(self, needed_bytes: int) -> int:
-        """Drop the oldest rows until *needed_bytes* more fit; how many went."""
+        """Evict rows until *needed_bytes* more fit; the number of evicted rows."""
         gone = 0
         while self._rows > gone and self._used_bytes() + needed_bytes > _FILL_SHARE * self._max_bytes:
             there = self._rows - gone
@@ -214,7 +209,7 @@ class CapturedDatabase:
         return gone
 
     def _drop(self, count: int, *, of: int) -> int:
-        """Let *count* rows go, where there is room for so many as *of* says; how many went."""
+        """Evict *count* rows, with space for *of* rows; the number of evicted rows."""
         if count <= 0:
             return 0
         waiting = math.ceil(UNLABELLED_SHARE * of)
@@ -222,11 +217,11 @@ class CapturedDatabase:
         return gone + self._connection.execute(_DROP_LABELLED, (count - gone,)).rowcount
 
     def drop_aged(self, max_age_s: float) -> None:
-        """Let go of what is too old."""
+        """Evict rows that are older than *max_age_s*."""
         self._rows -= self._connection.execute(_DROP_AGED, (time.time() - max_age_s,)).rowcount
 
     def _used_bytes(self) -> int:
-        """What the rows take of the file; pages that are free again do not count."""
+        """The bytes of the file that rows use, without free pages."""
         (pages,) = self._connection.execute("PRAGMA page_count").fetchone()
         (free,) = self._connection.execute("PRAGMA freelist_count").fetchone()
         used: int = (pages - free) * _PAGE_BYTES

@@ -1,10 +1,10 @@
-"""Captured rows as a table for other tools: Parquet, or Arrow's own format, on the device itself.
+"""Export captured rows as a table for other tools, in Parquet or Arrow IPC format, on the device.
 
     id  captured_at  model_version  held_out  label  output  input  input_shape
 
-Rows are read a batch at a time, from one moment of the database, beside the process that captures. ``input`` and
-``output`` are lists of numbers, flattened; ``label`` is a number, or a list where some label is one. pyarrow is
-imported when it is needed: ``pip install 'fedbus[data]'``.
+Rows are read in batches in one read transaction, while another process captures. ``input`` and ``output`` are
+flattened lists of numbers; ``label`` is a number, or a list if any label is a list. It needs pyarrow:
+``pip install 'fedbus[data]'``.
 """
 
 import importlib.util
@@ -32,7 +32,7 @@ WriteBatch: TypeAlias = Callable[[Any], None]
 
 
 class ExportFailed(StoreError):
-    """Nothing was written; the text says why, and what to do."""
+    """The export cannot be written in this format, or pyarrow is missing."""
 
 
 def export(
@@ -41,41 +41,41 @@ def export(
     *,
     holdout_share: float = 0.0,
     labelled: bool = False,
-    told: Callable[[int], None] = lambda _: None,
+    on_batch: Callable[[int], None] = lambda _: None,
 ) -> int:
-    """Write all rows, or the *labelled* ones, to *path*, which never holds a part of them; how many.
+    """Write all rows, or only the *labelled* ones, to *path* atomically; the number of rows. Blocks.
 
-    *told* of each batch: how many rows it had.
-    Blocks. Raises CannotExport for a format that is not known or without pyarrow, and StoreUnavailable.
+    *on_batch* is called with the number of rows of each batch.
+    Raises ExportFailed for an unknown format or without pyarrow, and StoreUnavailable.
     """
     check_format(path)
     with read_transaction(database) as connection:
         schema = _arrow_schema(connection)
         batches = _iter_batches(connection, schema, holdout_share, labelled=labelled)
         with _new_file(path) as part, _open_writer(part, path.suffix, schema) as write:
-            return _write_batches(batches, write, told)
+            return _write_batches(batches, write, on_batch)
 
 
 def check_format(path: Path) -> None:
-    """Whether *path* can be written at all: known by how it ends, and with pyarrow there."""
+    """Raise ExportFailed if the suffix of *path* is unknown or pyarrow is missing."""
     if path.suffix not in FORMATS:
         known = " or ".join(FORMATS)
-        raise ExportFailed(f"{path.name} is of no format that is known: let it end in {known}")
+        raise ExportFailed(f"unknown format of {path.name}; use the suffix {known}")
     if importlib.util.find_spec("pyarrow") is None:
-        raise ExportFailed("exporting needs pyarrow: pip install 'fedbus[data]'")
+        raise ExportFailed("the export needs pyarrow; pip install 'fedbus[data]'")
 
 
-def _write_batches(batches: Iterator[Any], write: WriteBatch, told: Callable[[int], None]) -> int:
+def _write_batches(batches: Iterator[Any], write: WriteBatch, on_batch: Callable[[int], None]) -> int:
     count = 0
     for batch in batches:
         write(batch)
         count += batch.num_rows
-        told(batch.num_rows)
+        on_batch(batch.num_rows)
     return count
 
 
 def _arrow_schema(connection: sqlite3.Connection) -> Any:
-    """Of what type numbers are: one in which all rows fit."""
+    """The Arrow schema, with number types that fit all rows."""
     import pyarrow as pa  # noqa: PLC0415 - an extra
 
     inputs, outputs = _common_dtypes(connection)
@@ -98,7 +98,7 @@ def _arrow_schema(connection: sqlite3.Connection) -> Any:
 
 
 def _common_dtypes(connection: sqlite3.Connection) -> tuple["np.dtype[Any]", "np.dtype[Any]"]:
-    """The types of inputs and outputs, in which every row's fit; read off the rows' headers."""
+    """The common types of all inputs and of all outputs, from the headers of the rows."""
     inputs, outputs = {np.dtype(np.float32)}, {np.dtype(np.float32)}
     found = connection.execute(_DISTINCT_HEADERS).fetchall()
     if found:
@@ -107,7 +107,7 @@ def _common_dtypes(connection: sqlite3.Connection) -> tuple["np.dtype[Any]", "np
 
 
 def _read_dtype(header: bytes) -> "np.dtype[Any]":
-    """The type of numbers that an .npy file of this beginning holds."""
+    """The dtype in the header of an .npy file."""
     described = header[10:].decode("latin-1")
     return np.dtype(described.partition("'descr': '")[2].partition("'")[0])
 
@@ -152,7 +152,7 @@ def _open_writer(part: Path, suffix: str, schema: Any) -> Iterator[WriteBatch]:
 
 @contextmanager
 def _new_file(path: Path) -> Iterator[Path]:
-    """A file to write to, which takes the place of *path* when all went well."""
+    """A temporary file that replaces *path* if the block succeeds."""
     try:
         with temporary_file(path) as part:
             yield part

@@ -1,8 +1,7 @@
-"""Captured rows, read beside the process that captures: for training, for judging new models, for checks.
+"""Read captured rows while another process captures: for training, for the evaluation of models, for checks.
 
-A share of the rows is *held out*: which ones follows from their ids, and stays so. No training gets them, and
-by their labels new models are judged. Everything here blocks, sees one moment of the database, and holds
-nobody up.
+A share of the rows is *held out* for evaluation: the id of a row decides, so that the choice never changes. No
+training gets these rows. All functions block; each reads in one transaction and does not block the writer.
 """
 
 import io
@@ -21,7 +20,7 @@ from fedbus.common.filesystem import atomic_open
 from fedbus.stores.errors import REMEDY_RESTORE_OR_MOVE, StoreCorrupt, StoreUnavailable
 
 _KNUTH_MULTIPLIER: Final = 2_654_435_761
-"""Knuth's multiplier: ids that follow one another fall far from each other."""
+"""Knuth's multiplicative hash: spreads consecutive ids."""
 _LABELLED = (
     "SELECT input, label FROM captured WHERE label IS NOT NULL AND NOT held_out(id, :share) ORDER BY id"
 )
@@ -43,7 +42,7 @@ Label: TypeAlias = int | float | list[float]
 
 @dataclass(frozen=True)
 class RowCounts:
-    """How many rows there are for training, and how many labelled ones are held out of it."""
+    """The numbers of rows for training, and of labelled rows that are held out."""
 
     labelled: int
     unlabelled: int
@@ -52,46 +51,43 @@ class RowCounts:
 
 @dataclass(frozen=True)
 class TotalCounts:
-    """How many rows have come since the database began, with a label and without; they only grow.
+    """The numbers of rows inserted since the database was created, with and without a label; they only grow.
 
-    What is held out is not among them. A row that came without a label and got one later is among both.
+    Held-out rows are not counted. A row that got its label later is counted in both.
     """
 
     database: str
-    """Which one: after it was deleted, another begins at nought."""
+    """Id of the database file: a new file starts at 0."""
     labelled: int
     unlabelled: int
 
 
 @dataclass(frozen=True)
 class CapturedRows:
-    """Captured rows of one shape: *inputs* (n, …), *outputs* (n, …), and of each its label or None."""
+    """Captured rows of one shape: *inputs* (n, …), *outputs* (n, …), and a label or None for each."""
 
     inputs: Array
     outputs: Array
     labels: list[Label | None]
     versions: Array
-    """Which model gave each output."""
+    """The model version of each output, shape (n,)."""
 
     def __len__(self) -> int:
         return len(self.labels)
 
 
 def is_held_out(row: int, share: float) -> bool:
-    """Whether the row with this id is kept out of training, where a *share* of all is."""
+    """Whether the row with this id belongs to the held-out *share*."""
     return row * _KNUTH_MULTIPLIER % 2**32 < share * 2**32
 
 
 def snapshot_labelled(database: Path, path: Path, *, holdout_share: float = 0.0) -> int:
-    """`CapturedData.snapshot_labelled` for a process that has not opened the store itself; blocks.
-
-    Of the rows, *holdout_share* is left out.
-    """
+    """Do `CapturedData.snapshot_labelled` in a process that has not opened the store, without the held-out rows."""
     return write_training_data(path, *read_labelled_rows(database, holdout_share=holdout_share))
 
 
 def read_labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[Array, Array]:
-    """The inputs (n, …) and labels of the rows that are shaped as the newest, but for a *holdout_share*; blocks."""
+    """The inputs (n, …) and labels of all rows of the shape of the newest, without the held-out ones."""
     if not database.exists():
         return np.empty(0), np.empty(0)
     with read_transaction(database) as connection:
@@ -99,7 +95,7 @@ def read_labelled_rows(database: Path, *, holdout_share: float = 0.0) -> tuple[A
 
 
 def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
-    """Write *inputs* and *labels* to *path*, an .npz; where there are none, there is no file. How many there are."""
+    """Write *inputs* and *labels* to *path* as .npz; without rows, remove *path*. The number of rows."""
     if len(labels):
         _write_npz(path, inputs=inputs, labels=labels)
     else:
@@ -108,7 +104,7 @@ def write_training_data(path: Path, inputs: Array, labels: Array) -> int:
 
 
 def read_row_counts(database: Path, holdout_share: float) -> RowCounts:
-    """What there is for training, and what is held out; blocks."""
+    """The numbers of rows for training and held out."""
     with read_transaction(database) as connection:
         found = connection.execute(_ROW_COUNTS, (holdout_share,)).fetchall()
     count = {(bool(labelled), bool(held)): rows for labelled, held, rows in found}
@@ -116,13 +112,13 @@ def read_row_counts(database: Path, holdout_share: float) -> RowCounts:
 
 
 def read_total_counts(database: Path) -> TotalCounts:
-    """What has come since the database began; blocks. Whoever writes it must have opened it in this version."""
+    """The numbers of rows inserted so far. The writer must have opened the database with this version of fedbus."""
     with read_transaction(database) as connection:
         return TotalCounts(*connection.execute("SELECT database, labelled, unlabelled FROM ever").fetchone())
 
 
 def read_holdout_share(database: Path) -> float | None:
-    """Which share its task holds out, as it was last opened with; None where an older version wrote it. Blocks."""
+    """The held-out share of the last writer; None for a database of an older version."""
     with read_transaction(database) as connection:
         if not connection.execute("SELECT * FROM sqlite_master WHERE name = 'ever'").fetchone():
             return None
@@ -131,20 +127,20 @@ def read_holdout_share(database: Path) -> float | None:
 
 
 def size_on_disk_bytes(database: Path) -> int:
-    """What it takes of the disk, with what SQLite keeps beside it while it is open."""
+    """The size on disk, with the WAL and shared-memory files of SQLite."""
     files = (database, *(database.with_name(database.name + end) for end in ("-wal", "-shm")))
     return sum(file.stat().st_size for file in files if file.exists())
 
 
 def read_newest_rows(database: Path, most: int) -> CapturedRows:
-    """The newest rows, of the shape of the newest, at most so many; blocks."""
+    """The newest *most* rows, of those of the shape of the newest."""
     with read_transaction(database) as connection:
         found = connection.execute(_NEWEST, (most,)).fetchall()
     return _select_same_shape(found)
 
 
 def read_training_rows(database: Path, *, holdout_share: float = 0.0) -> CapturedRows:
-    """All rows that are not held out, labelled or not, of the shape of the newest, oldest first; blocks."""
+    """All rows that are not held out, labelled or not, of the shape of the newest; oldest first."""
     with read_transaction(database) as connection:
         found = connection.execute(_FOR_TRAINING, (holdout_share,)).fetchall()
     rows = _select_same_shape(found)
@@ -152,30 +148,30 @@ def read_training_rows(database: Path, *, holdout_share: float = 0.0) -> Capture
 
 
 def read_holdout_rows(database: Path, share: float, most: int) -> CapturedRows:
-    """The newest labelled rows that are held out, at most so many; blocks."""
+    """The newest *most* labelled rows that are held out."""
     with read_transaction(database) as connection:
         found = connection.execute(_HELD_OUT, (share, most)).fetchall()
     return _select_same_shape(found)
 
 
 def count_rows(database: Path) -> int:
-    """How many rows there are, for a process that has not opened the store itself; blocks."""
+    """The number of rows, in a process that has not opened the store."""
     with read_transaction(database) as connection:
         count: int = connection.execute("SELECT count(*) FROM captured").fetchone()[0]
         return count
 
 
 def encode_array(array: Array | np.generic) -> bytes:
-    """*array* in NumPy's own format, with its shape and type, and never a pickle."""
+    """Encode *array* in the .npy format, never as a pickle."""
     whole = np.asarray(array)
     if whole.dtype.hasobject:
-        raise ValueError("an array of Python objects is not captured: it would be a pickle")
+        raise ValueError("an array of Python objects cannot be captured; it would need pickle")
     return _npy_header(whole.dtype, whole.shape) + whole.tobytes()
 
 
 @lru_cache(maxsize=64)
 def _npy_header(dtype: "np.dtype[Any]", shape: tuple[int, ...]) -> bytes:
-    """The beginning of an .npy file: the same for every row, and slower to make than the rest of it."""
+    """The header of an .npy file, cached because it takes longer than the data."""
     file = io.BytesIO()
     described = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
     np.lib.format.write_array_header_1_0(file, described)
@@ -189,7 +185,7 @@ def decode_array(content: bytes) -> Array:
 
 @contextmanager
 def read_transaction(database: Path) -> Iterator[sqlite3.Connection]:
-    """One moment of *database*, beside the writer and without holding it up."""
+    """A read-only transaction on *database* that does not block the writer."""
     try:
         with closing(sqlite3.connect(f"{database.resolve().as_uri()}?mode=ro", uri=True)) as connection:
             connection.create_function("held_out", 2, is_held_out, deterministic=True)
@@ -202,7 +198,7 @@ def read_transaction(database: Path) -> Iterator[sqlite3.Connection]:
 
 
 def _select_same_shape(found: list[tuple[bytes, bytes, str | None, int]]) -> CapturedRows:
-    """The *found* rows, newest first, that are shaped as the newest."""
+    """The *found* rows, newest first, of the shape of the newest."""
     rows = [
         (decode_array(one), decode_array(answer), label, version) for one, answer, label, version in found
     ]
@@ -217,7 +213,7 @@ def _select_same_shape(found: list[tuple[bytes, bytes, str | None, int]]) -> Cap
 
 
 def _select_labelled(connection: sqlite3.Connection, holdout_share: float) -> tuple[Array, Array]:
-    """The inputs and labels of the rows that are shaped as the newest."""
+    """The inputs and labels of the rows of the shape of the newest."""
     found = connection.execute(_LABELLED, (holdout_share,)).fetchall()
     if not found:
         return np.empty(0), np.empty(0)

@@ -1,23 +1,21 @@
-"""What a device was asked and what it answered: the next round's extra training data.
+"""Captured predictions of a device: inputs, outputs and labels, as additional training data.
 
-Predictions come first: `add` never waits, not for the disk and not for a lock that the disk
-holds. It puts a copy into a bounded queue that one thread writes out in batches. When the
-queue is full, or the disk is, rows are dropped and counted, and the predictions go on; a
-minute later capture tries again.
+Predictions have priority: `add` never waits for the disk. It puts a copy into a bounded queue, and one thread writes
+the queue in batches. If the queue or the disk is full, rows are dropped and counted; `RETRY_S` later capture resumes.
 
-    id      counted up within one opening of the store, never used twice
+    id      increases within one opening of the store; never reused
     input   one sample, as it went into the model
-    output  what the model said
-    label   what is true, if somebody said so, with the request or later
+    output  the prediction of the model
+    label   the true value, given with the request or later as feedback
 
-At most *max_rows*, *max_bytes* and *max_age_s* are kept. Which make room first, and how what comes is counted, stands
-in `captured_database`; how rows are read, for training and else, in `captured_rows`.
+At most *max_rows*, *max_bytes* and *max_age_s* are kept. `database` describes the eviction and the counts, `reader`
+how rows are read.
 
-What outlives what:
+Durability:
 
-    an answer's id    ``kill -9`` once its row is written, a hundredth of a second later; a power cut, once
-                      some feedback has come after it, or SQLite has made a checkpoint
-    feedback          both, as soon as `label` returns
+    a row       survives ``kill -9`` once it is written, about 10 ms after `add`; survives a power failure once later
+                feedback was written or SQLite has made a checkpoint
+    feedback    survives both as soon as `label` returns
 """
 
 import asyncio
@@ -49,9 +47,9 @@ RETRY_S: Final = 60.0
 
 _BATCH_ROWS: Final = 512
 _BATCH_WAIT_S: Final = 0.01
-"""Where rows come fast, the writer waits so long for more: one transaction each would cost as much as a prediction."""
+"""At a high rate, the writer waits this long for more rows: a transaction costs as much as a prediction."""
 _AGE_CHECK_S: Final = 30.0
-"""How often rows are looked through for those that are too old, while nothing comes."""
+"""The interval between removals of rows that are too old."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
 T = TypeVar("T")
@@ -59,7 +57,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class CaptureStats:
-    """What the store holds, and what it could not take since it was opened."""
+    """The numbers of rows in the store, and of rows dropped since it was opened."""
 
     rows: int
     labelled: int
@@ -68,17 +66,17 @@ class CaptureStats:
 
 @dataclass(frozen=True)
 class _Job:
-    """Something else for the writer to do, in its turn."""
+    """A job for the writer thread, run after all rows queued before."""
 
     work: Callable[[CapturedDatabase], Any]
     done: "Future[Any]"
 
 
 class CapturedData:
-    """The captured predictions in the file at *path*, which is made where there is none.
+    """The captured predictions in the file at *path*, which is created if it does not exist.
 
-    *holdout_share* of the rows are not counted among those that came. *on_failure* hears, from the writer's
-    thread, why capture has stopped for a while; *on_recovery*, that it goes on.
+    *holdout_share* of the rows is not counted in the totals. The writer thread calls *on_failure* with the reason
+    when capture pauses, and *on_recovery* when it resumes.
     """
 
     def __init__(
@@ -107,7 +105,7 @@ class CapturedData:
         self._lock = threading.Lock()
         self._queue: queue.Queue[CapturedRow | _Job | None] = queue.Queue(max_queued_rows)
         self._flush_requested = threading.Event()
-        """Somebody waits for what is written."""
+        """Set while a job waits for the writer."""
         self._queued_bytes = 0
         self._dropped = 0
         self._paused_until = 0.0
@@ -122,7 +120,7 @@ class CapturedData:
     def add(
         self, input: Array, output: Array | np.generic, label: Label | None = None, *, model_version: int
     ) -> int | None:
-        """The id under which this prediction will be kept; None where it cannot be. Never waits for the disk."""
+        """Queue a prediction; its id, or None if it was dropped. Never waits for the disk."""
         row = CapturedRow(0, label, model_version, time.time(), encode_array(output), encode_array(input))
         with self._lock:
             if self._closed or not self._has_room_for(row):
@@ -141,18 +139,15 @@ class CapturedData:
             return row.id
 
     async def label(self, row: int, label: Label) -> None:
-        """Say what is true of *row*; afterwards that outlives a power cut.
-
-        The same twice is fine. Raises UnknownRow and LabelContradicted.
-        """
+        """Set the label of *row*, durably. The same label twice is no error. Raises UnknownRow and LabelConflict."""
         await self._run_in_writer(lambda database: database.label(row, label))
 
     async def withdraw(self, row: int) -> None:
-        """Forget what was said to be true of *row*, if anything was. Raises UnknownRow."""
+        """Remove the label of *row*, if it has one. Raises UnknownRow."""
         await self._run_in_writer(lambda database: database.withdraw(row))
 
     async def counts(self) -> CaptureStats:
-        """What is there now, with all that was added before."""
+        """The present counts, including all rows added before."""
         rows, labelled = await self._run_in_writer(CapturedDatabase.counts)
         return CaptureStats(rows, labelled, self._dropped)
 
@@ -162,24 +157,23 @@ class CapturedData:
 
     @property
     def dropped(self) -> int:
-        """Rows that could not be kept since the store was opened."""
+        """The number of rows dropped since the store was opened."""
         return self._dropped
 
     async def written(self) -> None:
-        """Wait until all that was added before is in."""
+        """Wait until all rows added before are written."""
         await self._run_in_writer(lambda _: None)
 
     async def snapshot_labelled(self, path: Path) -> int:
-        """Write all rows with a label to *path*, an .npz with ``inputs`` and ``labels``; how many there are.
+        """Write all labelled rows to *path*, an .npz with ``inputs`` and ``labels``; the number of rows.
 
-        Rows whose shape is not that of the newest one are left out. Where there are none, no file is
-        written, and one from before is removed.
+        Rows whose shape differs from the newest one are left out. Without rows, *path* is removed.
         """
         await self.written()
         return await asyncio.to_thread(snapshot_labelled, self._path, path)
 
     async def close(self) -> None:
-        """Write out what is queued; nothing is captured any more."""
+        """Write the queued rows and close the store."""
         with self._lock:
             already, self._closed = self._closed, True
         if not already:
@@ -188,11 +182,11 @@ class CapturedData:
         await asyncio.to_thread(self._writer.join)
 
     def _has_room_for(self, row: CapturedRow) -> bool:
-        resting = time.monotonic() < self._paused_until
-        return not resting and self._queued_bytes + row.size_bytes <= self._max_queued_bytes
+        paused = time.monotonic() < self._paused_until
+        return not paused and self._queued_bytes + row.size_bytes <= self._max_queued_bytes
 
     async def _run_in_writer(self, work: Callable[[CapturedDatabase], T]) -> T:
-        """Let the writer do *work* after all that was queued before."""
+        """Run *work* in the writer thread, after all rows queued before."""
         job = _Job(work, Future())
         await asyncio.to_thread(self._submit, job)
         result: T = await asyncio.wrap_future(job.done)
@@ -200,10 +194,10 @@ class CapturedData:
 
     def _submit(self, job: _Job) -> None:
         while not self._try_submit(job):
-            time.sleep(0.01)  # the queue is full: the writer is at it
+            time.sleep(0.01)  # the queue is full; the writer empties it
 
     def _try_submit(self, job: _Job) -> bool:
-        with self._lock:  # nothing comes after the end that `close` puts into the queue
+        with self._lock:  # nothing may follow the end mark that `close` queues
             if self._closed:
                 raise StoreUnavailable(self._path, "the store is closed")
             try:
@@ -213,7 +207,7 @@ class CapturedData:
             self._flush_requested.set()
             return True
 
-    # --- the writer's thread ------------------------------------------------------------
+    # --- writer thread ---
 
     def _write_all(self, database: CapturedDatabase) -> None:
         going_on = True
@@ -226,7 +220,7 @@ class CapturedData:
         database.close()
 
     def _next_items(self) -> list[CapturedRow | _Job | None]:
-        """At least one, and whatever comes soon after it; nothing where nothing comes for a while."""
+        """The next batch: at least one item and those that follow soon; empty after a timeout."""
         try:
             items = [self._queue.get(timeout=min(_AGE_CHECK_S, self._max_age_s))]
         except queue.Empty:
@@ -255,7 +249,7 @@ class CapturedData:
             self._resume()
 
     def _drop_aged(self, database: CapturedDatabase) -> None:
-        """Let go of what is too old, now and then."""
+        """Evict rows that are too old, at most once per interval."""
         now = time.monotonic()
         if now - self._age_checked_at < min(_AGE_CHECK_S, self._max_age_s / 2):
             return
@@ -268,23 +262,24 @@ class CapturedData:
     def _resume(self) -> None:
         if self._failing:
             self._failing = False
-            with self._lock:  # rows that were queued before the rest may be the ones that tell
+            with self._lock:  # rows queued before the pause may end it
                 self._paused_until = 0.0
             self._on_recovery()
 
     def _pause(self, lost: int, error: Exception) -> None:
-        """The disk does not take it: capture nothing for a while, instead of holding predictions up."""
+        """Pause capture after a disk error, so that it does not delay predictions."""
         with self._lock:
             self._dropped += lost
             self._paused_until = time.monotonic() + self._retry_s
-        if not self._failing:  # told once, however often it is tried again
+        if not self._failing:  # reported once, not at every retry
             self._failing = True
             self._on_failure(
-                f"{self._path} takes no more captured data ({error}): predictions go on without; free some space"
+                f"cannot write captured data to {self._path} ({error}); "
+                "predictions go on without capture; free disk space"
             )
 
     def _run_jobs(self, jobs: list[_Job], database: CapturedDatabase) -> None:
-        """All *jobs* in one transaction: to wait for the disk once for each would hold up what is captured."""
+        """Run all *jobs* in one transaction: one fsync for each would delay capture."""
         wanted = [job for job in jobs if job.done.set_running_or_notify_cancel()]
         if not wanted:
             return
@@ -300,7 +295,7 @@ class CapturedData:
 
 
 def _run_job(job: _Job, database: CapturedDatabase) -> Callable[[], None]:
-    """Do *job*; who waits for it is told how it ended by what this returns, once that is on the disk."""
+    """Run *job*; the returned function completes its future, for after the commit."""
     try:
         return partial(job.done.set_result, job.work(database))
     except StoreError as error:

@@ -1,11 +1,11 @@
-"""The address of a code repository, in pip's form:
+"""The address of a code repository, in the format of pip:
 
     git+https://host/org/repository@main#subdirectory=examples/mnist
     git+ssh://git@host/org/repository.git
     git+file:///srv/git/task.git@stable
 
-``@`` names a branch, a tag or a full SHA; left out, it is the branch that the repository itself has
-as its first (HEAD). Credentials never stand in an address: git's own helpers have them.
+``@`` names a branch, a tag or a full SHA; without it, the HEAD of the repository is followed. An address never holds
+credentials; the credential helpers of git have them.
 """
 
 import hashlib
@@ -20,7 +20,7 @@ from fedbus.stores.code.interface import InvalidCodeSource
 PREFIX: Final = "git+"
 _SAFE_SCHEMES: Final = ("https", "ssh", "file")
 _UNENCRYPTED_SCHEMES: Final = ("http", "git")
-"""Whoever sits on the wire can say anything here, so that only a signature tells whose a commit is."""
+"""Without authentication of the server; allowed only with signature verification."""
 
 _SHA: Final = re.compile(r"[0-9a-f]{40}")
 _REF: Final = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)))[A-Za-z0-9_][A-Za-z0-9_./+=@-]*(?<![./])")
@@ -28,14 +28,14 @@ _REF: Final = re.compile(r"(?!.*(?:\.\.|//|@\{|\.lock(?:/|$)))[A-Za-z0-9_][A-Za-
 
 @dataclass(frozen=True)
 class CodeAddress:
-    """Where a task's code comes from."""
+    """A Git repository, a ref and a directory in it."""
 
     url: str
-    """For git; without credentials."""
+    """The URL for git, without credentials."""
     ref: str
-    """A branch, a tag or a full SHA; empty: the repository's HEAD."""
+    """A branch, a tag or a full SHA; empty for HEAD."""
     subdirectory: str
-    """Where in the repository the task is; empty: at its root."""
+    """The directory of the task in the repository; empty for the root."""
 
     @property
     def scheme(self) -> str:
@@ -43,12 +43,12 @@ class CodeAddress:
 
     @property
     def pinned(self) -> bool:
-        """Whether it names one commit, which never moves."""
+        """Whether the ref is a commit and never moves."""
         return is_sha(self.ref)
 
     @property
     def key(self) -> str:
-        """A name for its directory: readable, and different for each address."""
+        """A readable directory name, unique for each address."""
         name = re.sub(r"[^a-z0-9]+", "-", PurePosixPath(urlsplit(self.url).path).stem.lower()).strip("-")
         digest = hashlib.sha256(f"{self.url}\0{self.ref}\0{self.subdirectory}".encode()).hexdigest()
         return f"{name or 'code'}-{digest[:12]}"
@@ -59,40 +59,38 @@ class CodeAddress:
 
 
 def is_address(where: str) -> bool:
-    """Whether *where* means a repository rather than a directory."""
+    """Whether *where* is a repository address and not a directory."""
     return "://" in where or where.startswith(PREFIX)
 
 
 def is_sha(text: str) -> bool:
-    """Whether *text* is a whole commit SHA."""
+    """Whether *text* is a full commit SHA."""
     return _SHA.fullmatch(text) is not None
 
 
 def parse_address(where: str, *, signed: bool) -> CodeAddress:
-    """The address that *where* spells; raises BadCodeSource. *signed*: whether commits will be verified."""
+    """Parse *where*. Raises InvalidCodeSource. *signed*: whether commits will be verified."""
     if not where.startswith(PREFIX):
         raise InvalidCodeSource(
-            f"{where!r} is no address of a Git repository: write git+https://host/repository@main"
+            f"{where!r} is not the address of a Git repository; write git+https://host/repository@main"
         )
     try:
         parts = urlsplit(where.removeprefix(PREFIX))
         _ = parts.port
     except ValueError as error:
-        raise InvalidCodeSource(f"{_redact_credentials(where)} is no address: {error}") from None
+        raise InvalidCodeSource(f"invalid address {_redact_credentials(where)}: {error}") from None
     _check_scheme(parts.scheme, signed=signed)
     _check_authority(parts.scheme, parts.netloc)
     if parts.query:
-        raise InvalidCodeSource(
-            f"{_redact_credentials(where)} has a query, which no address of a repository has"
-        )
+        raise InvalidCodeSource(f"the address {_redact_credentials(where)} must not have a query")
     path, at, ref = parts.path.rpartition("@")
     if not at:
         path, ref = parts.path, ""
     elif not (path and _REF.fullmatch(ref)):
-        raise InvalidCodeSource(f"{ref!r} can be no branch or tag: write …@main")
+        raise InvalidCodeSource(f"invalid branch or tag {ref!r}; write …@main")
     if not path.strip("/"):
         raise InvalidCodeSource(
-            f"{_redact_credentials(where)} names no repository: write git+https://host/repository"
+            f"{_redact_credentials(where)} names no repository; write git+https://host/repository"
         )
     return CodeAddress(f"{parts.scheme}://{parts.netloc}{path}", ref, _subdirectory(parts.fragment))
 
@@ -102,10 +100,10 @@ def _check_scheme(scheme: str, *, signed: bool) -> None:
         return
     if scheme in _UNENCRYPTED_SCHEMES:
         raise InvalidCodeSource(
-            f"git+{scheme}:// says nothing of who answers: use git+https:// or git+ssh://, or give allowed signers"
+            f"git+{scheme}:// does not authenticate the server; use git+https:// or git+ssh://, or give allowed signers"
         )
     raise InvalidCodeSource(
-        f"git+{scheme}:// is not understood: use {', '.join(f'git+{one}://' for one in _SAFE_SCHEMES)}"
+        f"unknown scheme git+{scheme}://; use {', '.join(f'git+{one}://' for one in _SAFE_SCHEMES)}"
     )
 
 
@@ -113,25 +111,23 @@ def _check_authority(scheme: str, authority: str) -> None:
     user, _, host = authority.rpartition("@")
     if ":" in user or (user and scheme != "ssh"):
         raise InvalidCodeSource(
-            f"credentials do not belong in the address of {host}: git's credential helper, or an ssh key, has them"
+            f"the address of {host} must not hold credentials; use a credential helper of git or an SSH key"
         )
     if scheme == "file" and authority:
-        raise InvalidCodeSource(
-            "a file on another host cannot be opened: write git+file:///path, with three slashes"
-        )
+        raise InvalidCodeSource("a file URL must not have a host; write git+file:///path, with three slashes")
     if scheme != "file" and not re.fullmatch(r"[A-Za-z0-9\[][A-Za-z0-9.:\[\]_-]*", host):
-        raise InvalidCodeSource(f"{host!r} is no host: write git+{scheme}://host/repository")
+        raise InvalidCodeSource(f"invalid host {host!r}; write git+{scheme}://host/repository")
     if user and not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]*", user):
-        raise InvalidCodeSource(f"{user!r} is no user name")
+        raise InvalidCodeSource(f"invalid user name {user!r}")
 
 
 def _subdirectory(fragment: str) -> str:
     wishes = dict(parse_qsl(fragment, keep_blank_values=True))
     given = wishes.pop("subdirectory", "")
     if wishes:
-        raise InvalidCodeSource(f"#{fragment} is not understood: write #subdirectory=path/of/the/task")
+        raise InvalidCodeSource(f"invalid fragment #{fragment}; write #subdirectory=path/of/the/task")
     if fragment and (not given or not all(_is_name(part) for part in given.strip("/").split("/"))):
-        raise InvalidCodeSource(f"#{fragment} is no directory inside the repository")
+        raise InvalidCodeSource(f"#{fragment} is not a directory inside the repository")
     return given.strip("/")
 
 

@@ -1,7 +1,7 @@
-"""Whose commits are believed: those that one of the allowed signers has signed with ssh, when the key was good.
+"""Verify that an allowed signer has signed a commit with an SSH key that was valid at that time.
 
-The file is ssh-keygen's ``allowed_signers``; it comes with the device and never from a repository. A
-file beside it, of the same name and ``.revoked``, names keys that are good no longer, whatever they signed.
+The file has the ``allowed_signers`` format of ssh-keygen and is provisioned with the device, never read from a
+repository. A second file with the suffix ``.revoked`` lists revoked keys; a revoked key is invalid for every commit.
 """
 
 import shutil
@@ -26,18 +26,16 @@ MAX_CLOCK_SKEW: Final = timedelta(hours=1)
 
 
 class AllowedSigners:
-    """The signers in *file*. Raises BadCodeSource where it names nobody, GitMissing where nothing can be verified."""
+    """The signers in *file*. Raises InvalidCodeSource without signers, GitNotInstalled without tools."""
 
     def __init__(self, file: Path) -> None:
         check_git(MIN_GIT_VERSION_FOR_SIGNATURES)
         ssh_keygen = shutil.which("ssh-keygen")
         if ssh_keygen is None:
-            raise GitNotInstalled(
-                "signatures cannot be verified without ssh-keygen: install OpenSSH's client programs"
-            )
+            raise GitNotInstalled("cannot verify signatures without ssh-keygen; install the OpenSSH client")
         if not _has_signers(file):
             raise InvalidCodeSource(
-                f'{file} names no allowed signers: write lines as `NAME namespaces="git" ssh-ed25519 …`'
+                f'{file} names no allowed signers; write lines such as `NAME namespaces="git" ssh-ed25519 …`'
             )
         self._file = file.absolute()
         self._revoked = self._file.with_name(f"{file.name}.revoked")
@@ -45,11 +43,11 @@ class AllowedSigners:
 
     @property
     def fingerprint(self) -> object:
-        """Changes when the files do."""
+        """A value that changes when the files change."""
         return [_file_fingerprint(file) for file in (self._file, self._revoked)]
 
     def check(self, mirror: GitMirror, objects: GitObjects, version: str) -> None:
-        """Raises CodeRejected where the commit *version* is not to be believed."""
+        """Raise CodeRejected unless an allowed signer has signed the commit *version*."""
         commit = objects.commit(version)
         if not mirror.is_signed(
             version, signers=self._file, revoked=self._revoked, ssh_keygen=self._ssh_keygen
@@ -59,23 +57,22 @@ class AllowedSigners:
             if objects.commit(parent).when - commit.when > MAX_CLOCK_SKEW:
                 raise CodeRejected(
                     version,
-                    f"it says that it was made before {short_version(parent)}, which it follows: "
-                    "a date that is set back can make an old key look good; commit it again",
+                    f"its date is before that of its parent {short_version(parent)}; "
+                    "an earlier date could make an expired key valid; commit it again",
                 )
 
 
 def check_git(oldest: tuple[int, int] = MIN_GIT_VERSION) -> None:
-    """Raises GitMissing where this machine has no git, or one before *oldest*."""
+    """Raise GitNotInstalled unless git is installed in version *oldest* or later."""
     try:
         found = git_version.read_version()
     except git_version.GitFailed as error:
-        raise GitNotInstalled(f"a repository cannot be followed without git: install it ({error})") from None
+        raise GitNotInstalled(f"cannot follow a repository without git; install it ({error})") from None
     if found < oldest:
-        what = "verify ssh signatures" if oldest == MIN_GIT_VERSION_FOR_SIGNATURES else "be used here"
+        what = "to verify SSH signatures" if oldest == MIN_GIT_VERSION_FOR_SIGNATURES else "by fedbus"
         raise GitNotInstalled(
-            f"this machine has git {_format_version(found)}, "
-            f"and {_format_version(oldest)} is the first that can {what}: "
-            "install a newer one"
+            f"git {_format_version(found)} is too old; "
+            f"git {_format_version(oldest)} or later is needed {what}; install a newer version"
         )
 
 
@@ -83,18 +80,18 @@ def _has_signers(signers: Path) -> bool:
     try:
         lines = signers.read_text(encoding="utf-8").splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise InvalidCodeSource(f"the allowed signers in {signers} cannot be read: {error}") from None
+        raise InvalidCodeSource(f"cannot read the allowed signers in {signers}: {error}") from None
     return any(line.strip() and not line.lstrip().startswith("#") for line in lines)
 
 
 def _rejection_reason(commit: CommitObject) -> str:
     match commit.signature:
         case "":
-            return "it is not signed: sign it (git commit -S, with gpg.format ssh)"
+            return "it is not signed; sign it with git commit -S and gpg.format=ssh"
         case "-----BEGIN SSH SIGNATURE-----":
-            return "its signature is not that of an allowed signer whose key was good then"
+            return "its signature is not from an allowed signer whose key was valid then"
         case _:
-            return "it is signed with another kind of key than ssh: sign it with gpg.format ssh"
+            return "its signature is not an SSH signature; sign it with gpg.format=ssh"
 
 
 def _file_fingerprint(file: Path) -> tuple[int, int, int] | None:

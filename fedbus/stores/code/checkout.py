@@ -1,8 +1,8 @@
-"""The files of a commit, as a directory.
+"""Write the files of a commit to a directory.
 
-Git's own checkout would run what a repository asks for: filters, hooks, large-file downloads. Here
-files are written as they are, for reading only, and what could lead elsewhere is refused: a link
-that leaves the directory, another repository inside this one, a name that is no name.
+``git checkout`` runs what a repository configures: filters, hooks, large-file downloads. Here files are written
+unchanged and read-only. Entries that lead out of the directory are rejected: links to the outside, submodules,
+invalid names.
 """
 
 import os
@@ -20,7 +20,7 @@ from fedbus.stores.tasks import git_version
 from fedbus.stores.tasks.task_directory import MAX_SOURCE_FILES
 
 MAX_BYTES: Final = 512 * 1024**2
-"""All files of a task together: data and weights have places of their own."""
+"""Limit for all files of a task together; data and weights do not belong in the repository."""
 _MAX_LINK_BYTES: Final = 4096
 _MAX_DEPTH: Final = 64
 
@@ -30,7 +30,7 @@ _BYTECODE: Final = "__pycache__"
 
 
 class InvalidTree(Exception):
-    """The files of a commit cannot be used; the text says which and why."""
+    """A file of the commit is not allowed."""
 
 
 @dataclass(frozen=True)
@@ -47,27 +47,27 @@ class CheckoutEntry:
 
 
 def list_tree_files(objects: GitObjects, tree: str, subdirectory: str) -> list[CheckoutEntry]:
-    """All files in *subdirectory* of *tree*; raises BadTree."""
+    """All files in *subdirectory* of *tree*. Raises InvalidTree."""
     for part in [part for part in subdirectory.split("/") if part]:
         below = [
             one for one in objects.tree(tree) if one.name == os.fsencode(part) and one.mode == _DIRECTORY_MODE
         ]
         if not below:
-            raise InvalidTree(f"it has no directory {subdirectory}: correct #subdirectory=")
+            raise InvalidTree(f"it has no directory {subdirectory}; correct #subdirectory=")
         tree = below[0].id
     found = []
     for entry in _walk_tree(objects, tree, "", 0):
         found.append(entry)
         if len(found) > MAX_SOURCE_FILES:
             raise InvalidTree(
-                f"it has more than {MAX_SOURCE_FILES} files: name the task's own, #subdirectory=…"
+                f"it has too many files (limit {MAX_SOURCE_FILES}); name the directory of the task with #subdirectory=…"
             )
     return found
 
 
 def _walk_tree(objects: GitObjects, tree: str, prefix: str, depth: int) -> Iterator[CheckoutEntry]:
     if depth > _MAX_DEPTH:
-        raise InvalidTree(f"{prefix} is deeper than {_MAX_DEPTH} directories")
+        raise InvalidTree(f"{prefix} is nested too deeply (limit {_MAX_DEPTH} directories)")
     for entry in objects.tree(tree):
         path = prefix + _check_name(entry, prefix)
         if entry.mode == _DIRECTORY_MODE:
@@ -76,36 +76,38 @@ def _walk_tree(objects: GitObjects, tree: str, prefix: str, depth: int) -> Itera
             yield CheckoutEntry(path, entry.mode, entry.id)
         elif entry.mode == _SUBMODULE_MODE:
             raise InvalidTree(
-                f"{path} is a submodule, whose files no signature of this commit is for: copy them in"
+                f"{path} is a submodule; the signature of the commit does not cover its files; copy them in"
             )
         else:
-            raise InvalidTree(f"{path} is of a kind ({entry.mode}) that no task needs")
+            raise InvalidTree(f"{path} has the mode {entry.mode}, which is not allowed")
 
 
 def _check_name(entry: TreeEntry, prefix: str) -> str:
     try:
         name = entry.name.decode()
     except UnicodeDecodeError:
-        raise InvalidTree(f"{prefix}{entry.name!r} is no name in UTF-8") from None
+        raise InvalidTree(f"the name {prefix}{entry.name!r} is not UTF-8") from None
     if name in {"", ".", ".."} or "/" in name or "\\" in name or name.lower() == ".git":
-        raise InvalidTree(f"{prefix}{name!r} is no name that a file may have here")
+        raise InvalidTree(f"the file name {prefix}{name!r} is not allowed")
     return name
 
 
-# --- written ---------------------------------------------------------------------------------
+# --- write ---
 
 
 def write(objects: GitObjects, entries: Sequence[CheckoutEntry], directory: Path) -> None:
-    """Make *directory* with exactly *entries*, for reading only; raises BadTree."""
+    """Create *directory* with exactly *entries*, read-only. Raises InvalidTree."""
     directory.mkdir()
     left = MAX_BYTES
     try:
         for entry in (one for one in entries if not one.is_link):
             left -= _write_file(objects, entry, directory, left)
-        for entry in (one for one in entries if one.is_link):  # last, so that nothing is written through one
+        for entry in (
+            one for one in entries if one.is_link
+        ):  # last, so that no file is written through a link
             _write_link(objects, entry, directory)
     except FileExistsError as error:
-        raise InvalidTree(f"{error.filename} is in it twice") from None
+        raise InvalidTree(f"{error.filename} occurs twice") from None
     except ObjectTooLarge as error:
         raise InvalidTree(f"it is too large: {error}") from None
     _check_links(entries, directory)
@@ -137,16 +139,16 @@ def _check_links(entries: Sequence[CheckoutEntry], directory: Path) -> None:
         except (OSError, RuntimeError, ValueError):
             stays = False
         if not stays:
-            raise InvalidTree(f"{entry.path} is a link that leads out of the task: copy the file in")
+            raise InvalidTree(f"{entry.path} is a link out of the task; copy the file in")
 
 
-# --- compared -----------------------------------------------------------------------------------
+# --- compare ---
 
 
 def describe_difference(entries: Sequence[CheckoutEntry], directory: Path) -> str | None:
-    """Where *directory* departs from *entries*, in words; None where it is exactly them.
+    """Describe the first difference between *directory* and *entries*; None if there is none.
 
-    Bytecode that Python has left is removed: it would be run in the place of the source that was verified.
+    Bytecode files are removed first: Python would run them instead of the verified source.
     """
     present = set(_list_present(directory, {entry.path for entry in entries}))
     for entry in entries:
@@ -174,17 +176,17 @@ def _list_present(directory: Path, committed: set[str]) -> Iterator[str]:
 
 
 def remove(directory: Path) -> None:
-    """Remove *directory*, whatever of it may only be read; it is gone from its place at once, or not there."""
-    out_of_the_way = directory.with_name(f".gone-{directory.name}-{os.getpid()}-{time.monotonic_ns()}")
+    """Remove *directory* with its read-only content. It is renamed first, so that it disappears at once."""
+    renamed = directory.with_name(f".gone-{directory.name}-{os.getpid()}-{time.monotonic_ns()}")
     try:
-        directory.rename(out_of_the_way)
+        directory.rename(renamed)
     except FileNotFoundError:
         return
-    sweep(out_of_the_way)
+    sweep(renamed)
 
 
 def sweep(directory: Path) -> None:
-    """Remove what is left of a directory."""
+    """Remove a directory with read-only content, as far as possible."""
     for one, _, _ in os.walk(directory):
         with suppress(OSError):
             Path(one).chmod(stat.S_IRWXU)

@@ -1,10 +1,10 @@
-"""A Git repository of our own making, for showing what a commit sets off: a task's directory, signed commits.
+"""A Git repository for demonstrations: a copy of a task, with signed commits.
 
-    repository = Authored.create(Path(".fedbus/demo/task"), task.path)
+    repository = DemoRepository.create(Path(".fedbus/demo/task"), task.path)
     repository.commit("Smaller steps", {"pyproject.toml": text})
 
-It is written to and never read from: what follows it stands in `code`. Commits are signed with an ssh key
-of its own, where this machine has ssh-keygen; `allowed_signers` names that key.
+`fedbus.stores.code.open` follows it like any other repository. Commits are signed with an SSH key of its own if
+ssh-keygen is installed; `allowed_signers` lists that key.
 """
 
 import os
@@ -24,7 +24,7 @@ _IGNORED: Final = shutil.ignore_patterns("__pycache__", ".git", ".*_cache", "*.e
 
 
 class CommitFailed(StoreError):
-    """Git said no; the text says why."""
+    """git or ssh-keygen failed."""
 
 
 @dataclass(frozen=True)
@@ -36,12 +36,12 @@ class DemoRepository:
 
     @classmethod
     def create(cls, directory: Path, like: Path) -> "DemoRepository":
-        """A new repository in *directory* with the files of *like* as its first commit.
+        """Create a repository in *directory* with the files of *like* as its first commit.
 
-        Raises GitMissing and CannotCommit.
+        Raises GitNotInstalled and CommitFailed.
         """
         if shutil.which("git") is None:
-            raise GitNotInstalled("nothing can be committed without git: install it, or leave --commit out")
+            raise GitNotInstalled("cannot commit without git; install it, or omit --commit")
         shutil.copytree(like, directory, ignore=_IGNORED)
         repository = cls(directory, _create_key(directory.with_name(f"{directory.name}-key")))
         repository._git("init", "--quiet", "--initial-branch=main")
@@ -50,16 +50,16 @@ class DemoRepository:
 
     @property
     def source(self) -> str:
-        """How fedbus is told to follow it."""
+        """The address for `open_code`."""
         return f"git+file://{self.directory}@main"
 
     @property
     def allowed_signers(self) -> Path | None:
-        """Who may sign here, as ssh-keygen knows it; None where nobody signs."""
+        """The allowed_signers file; None if commits are not signed."""
         return self.key.with_suffix(".signers") if self.key else None
 
     def commit(self, message: str, files: Mapping[str, str] | None = None) -> str:
-        """Write *files*, commit all there is, and answer the full SHA; raises CannotCommit."""
+        """Write *files* and commit everything; the full SHA. Raises CommitFailed."""
         for name, text in (files or {}).items():
             (self.directory / name).write_text(text, encoding="utf-8")
         self._git("add", "--all")
@@ -80,7 +80,7 @@ class DemoRepository:
 
 
 def _create_key(path: Path) -> Path | None:
-    """A new ssh key at *path* and, beside it, the list of signers that names it; None without ssh-keygen."""
+    """Create an SSH key at *path* with an allowed_signers file for it; None without ssh-keygen."""
     if shutil.which("ssh-keygen") is None:
         return None
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -96,7 +96,7 @@ def _run(command: list[str], environment: dict[str, str]) -> str:
             command, env=environment, capture_output=True, text=True, timeout=TIMEOUT_S, check=False
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        raise CommitFailed(f"{command[0]} cannot be used: {error}") from error
+        raise CommitFailed(f"cannot run {command[0]}: {error}") from error
     if done.returncode:
         raise CommitFailed(f"{command[0]} failed: {done.stderr.strip() or done.stdout.strip()}")
     return done.stdout

@@ -1,4 +1,4 @@
-"""The code of a task in a plain directory: one version, which is what lies there when it is first asked for."""
+"""The code of a task in a plain directory: one version, the content at the first call."""
 
 import asyncio
 import threading
@@ -9,12 +9,12 @@ from fedbus.contracts.task.task import Task
 from fedbus.stores.code.interface import CodeRejected, Commit
 from fedbus.stores.tasks.task_directory import read_task
 
-_HOW_TO_FOLLOW = "follow a Git repository for that: give git+https://host/repository@branch as the task"
+_HOW_TO_FOLLOW = "to follow new versions, give git+https://host/repository@branch as the task"
 _MIN_PREFIX = 4
 
 
 class DirectoryCodeRepository:
-    """The task in *directory*, as it is. Raises TaskInvalid from whatever reads it first."""
+    """The task in *directory*. The first method that reads it raises TaskInvalid if it is invalid."""
 
     follows = False
     verifies = False
@@ -24,7 +24,7 @@ class DirectoryCodeRepository:
         self.source = str(directory)
         self._directory = directory
         self._task: Task | None = None
-        self._reading = threading.Lock()  # and not asyncio's: it may be asked from one loop after another
+        self._reading = threading.Lock()  # not asyncio.Lock: several event loops may use it in turn
 
     async def newest(self) -> str:
         return (await self._read()).code_version
@@ -36,7 +36,7 @@ class DirectoryCodeRepository:
             return version
         raise self._only_one(name)
 
-    async def history(self, limit: int = 20) -> list[Commit]:  # noqa: ARG002  # there is none
+    async def history(self, limit: int = 20) -> list[Commit]:  # noqa: ARG002  # a directory has no history
         return []
 
     async def task_at(self, version: str) -> Task:
@@ -49,7 +49,7 @@ class DirectoryCodeRepository:
         await self.task_at(version)
 
     async def prune(self, keep: Collection[str]) -> None:
-        """Nothing of it is ours to remove."""
+        """Do nothing: fedbus does not own the directory."""
 
     async def _read(self) -> Task:
         if self._task is not None:

@@ -1,7 +1,7 @@
-"""A copy of somebody's Git repository on this machine: what its ref has pointed at so far, and all that leads there.
+"""A local bare copy of the followed ref of a remote Git repository, with its history.
 
-The copy's own configuration is ours and says nothing; the other repository's is never read. What
-git answers is told by exit codes, and never by the text of its messages.
+The copy has an empty configuration, and the one of the remote repository is never read. Results of git come from
+exit codes, never from the text of its messages.
 """
 
 import re
@@ -26,7 +26,7 @@ LOCAL_TIMEOUT_S: Final = 60.0
 
 _FOLLOWED_REF: Final = "refs/fedbus/seen"
 _NO_SUCH_REF: Final = 2
-"""The exit code of ``git ls-remote --exit-code`` for a repository that answers, and has no such ref."""
+"""The exit code of ``git ls-remote --exit-code`` for a repository without such a ref."""
 _STALL_SETTINGS: Final = ("http.lowSpeedLimit=1000", "http.lowSpeedTime=30")
 _STRICT_SETTINGS: Final = (
     "transfer.fsckObjects=true",
@@ -37,7 +37,7 @@ _STRICT_SETTINGS: Final = (
 
 
 class GitMirror:
-    """The copy at *directory* of what is at *address*. Its methods block, and raise CodeUnavailable."""
+    """The copy in *directory* of the repository at *address*. All methods block and raise CodeUnavailable."""
 
     def __init__(self, directory: Path, address: CodeAddress, programs: SubprocessRunner) -> None:
         self._directory = directory
@@ -45,9 +45,9 @@ class GitMirror:
         self._programs = programs
 
     def prepare(self) -> None:
-        """Make it, where it is not there yet. Nobody else is at work in it."""
+        """Create the copy if it does not exist. The caller holds the lock."""
         if self._directory.is_dir():
-            for left_behind in self._directory.rglob("*.lock"):  # by a git that was killed
+            for left_behind in self._directory.rglob("*.lock"):  # left by a git that was killed
                 left_behind.unlink(missing_ok=True)
             return
         new = Path(tempfile.mkdtemp(dir=self._directory.parent, prefix=".making-"))
@@ -57,13 +57,13 @@ class GitMirror:
         new.rename(self._directory)
 
     def forget(self) -> None:
-        """Remove it: it is damaged, and will be fetched anew."""
+        """Remove a corrupt copy; the next fetch creates it again."""
         shutil.rmtree(self._directory, ignore_errors=True)
 
-    # --- the other side ------------------------------------------------------------------------
+    # --- remote repository ---
 
     def look(self) -> str:
-        """Ask for the ref, fetch what is new; the commit that it points at now."""
+        """Fetch the ref; the commit that it points to now."""
         if self._address.pinned:
             return self._pinned()
         name, sha = self._find_ref()
@@ -71,16 +71,16 @@ class GitMirror:
             self._fetch(name)
         seen = self.seen()
         if seen is None:
-            raise self._unavailable(f"what {self._address.ref or 'HEAD'} points at is no commit")
+            raise self._unavailable(f"{self._address.ref or 'HEAD'} does not point to a commit")
         return seen
 
     def named(self, name: str) -> str | None:
-        """What the branch or tag *name* points at on the other side; None where it has none."""
+        """The commit of the branch or tag *name* in the remote repository; None if there is none."""
         found = self._advertised(name)
         return found[1] if found else None
 
     def seen(self) -> str | None:
-        """What the ref pointed at when it was fetched last."""
+        """The commit that the ref pointed to at the last fetch."""
         return self.commit(_FOLLOWED_REF)
 
     def _pinned(self) -> str:
@@ -94,12 +94,12 @@ class GitMirror:
             raise CodeUnavailable(
                 str(self._address),
                 f"it has no branch or tag {self._address.ref or 'HEAD'}",
-                remedy="make one there, or correct the address",
+                remedy="create it there, or correct the address",
             )
         return found
 
     def _advertised(self, name: str) -> tuple[str, str] | None:
-        """The full name of the ref *name* on the other side, and the commit it points at; a branch before a tag."""
+        """The full name and commit of the remote ref *name*; a branch takes precedence over a tag."""
         wanted = [f"refs/heads/{name}", f"refs/tags/{name}"] if name else ["HEAD"]
         asked = [*wanted, f"refs/tags/{name}^{{}}"] if name else wanted
         done = self._git("ls-remote", "--exit-code", "--", self._address.url, *asked, to_fetch=True)
@@ -124,20 +124,20 @@ class GitMirror:
             )
         )
 
-    # --- what is here -----------------------------------------------------------------------------
+    # --- local copy ---
 
     def commit(self, name: str) -> str | None:
-        """The full SHA of the commit *name* here; None where there is none, or more than one."""
+        """The full SHA of the local commit *name*; None if there is none or more than one."""
         done = self._git("rev-parse", "--verify", "--quiet", "--end-of-options", f"{name}^{{commit}}")
         sha = done.out.decode().strip()
         return sha if done.code == 0 and is_sha(sha) else None
 
     def is_ancestor(self, old: str, new: str) -> bool:
-        """Whether *old* stands on the history of *new*, or is it."""
+        """Whether *old* is in the history of *new*, or equal to it."""
         return self._git("merge-base", "--is-ancestor", old, new).code == 0
 
     def history(self, limit: int, *, of: str | None = None) -> list[Commit]:
-        """What leads to *of*, or else to what the ref points at; newest first."""
+        """The history of *of*, or of the followed ref; newest first."""
         start = self.commit(of or _FOLLOWED_REF)
         if start is None:
             return []
@@ -153,13 +153,15 @@ class GitMirror:
         ]
 
     def is_signed(self, sha: str, *, signers: Path, revoked: Path, ssh_keygen: str) -> bool:
-        """Whether one of *signers* has signed the commit, when that key was good; *revoked*, if there, has bad keys."""
+        """Whether one of *signers* has signed the commit with a valid key that is not in *revoked*."""
         settings = [
             "gpg.format=ssh",
             f"gpg.ssh.program={ssh_keygen}",
             f"gpg.ssh.allowedSignersFile={signers}",
             "gpg.minTrustLevel=fully",
-            *(f"gpg.{other}program=false" for other in ("", "openpgp.", "x509.")),  # no other kind counts
+            *(
+                f"gpg.{other}program=false" for other in ("", "openpgp.", "x509.")
+            ),  # only SSH signatures count
             *([f"gpg.ssh.revocationFile={revoked}"] if revoked.exists() else []),
         ]
         return self._git("verify-commit", sha, settings=settings).code == 0
@@ -170,7 +172,7 @@ class GitMirror:
             yield objects
 
     def tidy(self) -> None:
-        """Let git pack what has piled up; nothing is thrown away."""
+        """Let git pack its objects; no object is deleted."""
         self._git("gc", "--auto", "--quiet", settings=["gc.pruneExpire=never", "gc.autoDetach=false"])
 
     # --- git ------------------------------------------------------------------------------------------
@@ -183,13 +185,13 @@ class GitMirror:
         timeout_s: float = LOCAL_TIMEOUT_S,
         directory: Path | None = None,
     ) -> ProcessResult:
-        road = (
+        transport = (
             [f"protocol.{self._address.scheme}.allow=always", *_STALL_SETTINGS, *_STRICT_SETTINGS]
             if to_fetch
             else []
         )
         command = git_version.build_command(
-            directory or self._directory, *arguments, settings=[*road, *(settings or [])]
+            directory or self._directory, *arguments, settings=[*transport, *(settings or [])]
         )
         try:
             return self._programs.run(
@@ -208,11 +210,11 @@ class GitMirror:
 
 
 def _select_error_line(done: ProcessResult) -> ProcessResult:
-    """What was said before git sums it up: that is ssh's word, or the other side's."""
-    said, _, _ = done.err.partition("fatal: Could not read from remote repository")
-    return replace(done, err=said) if said.strip() else done
+    """Keep only the error output before git's own summary: the message of ssh or of the server."""
+    cause, _, _ = done.err.partition("fatal: Could not read from remote repository")
+    return replace(done, err=cause) if cause.strip() else done
 
 
 def _sanitize(text: str) -> str:
-    """What others wrote, without what would steer a terminal."""
+    """Remove control characters from text of a remote repository."""
     return "".join(letter if letter.isprintable() else " " for letter in text)[:200]

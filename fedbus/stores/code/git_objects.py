@@ -1,7 +1,7 @@
-"""Git's objects, each checked against its own name as it is read.
+"""Read Git objects and check each against its object id.
 
-Git trusts what lies in its object store. Here a name is a promise: whoever has verified a commit
-has verified every tree and file that it leads to, or reading one raises ObjectDamaged.
+Git trusts the content of its object store. Here, a verified commit also verifies every tree and file below it:
+reading an object whose content does not match its id raises ObjectCorrupt.
 """
 
 import hashlib
@@ -25,23 +25,23 @@ _COMMITTED_AT: Final = re.compile(rb"^committer .*> (\d+) [+-]\d{4}$", re.MULTIL
 
 
 class ObjectCorrupt(Exception):
-    """An object is not there, or is not what its name says."""
+    """An object does not exist, or does not match its id."""
 
 
 class ObjectTooLarge(Exception):
-    """An object is larger than anything that a task needs."""
+    """An object exceeds the size limit."""
 
 
 @dataclass(frozen=True)
 class CommitObject:
-    """What a commit says of itself."""
+    """The header fields of a commit."""
 
     tree: str
     parents: tuple[str, ...]
     when: datetime
-    """When it was committed, as whoever committed it says."""
+    """Time of the commit, as set by the committer."""
     signature: str
-    """The first line of its signature; empty where it has none."""
+    """The first line of the signature; empty if there is none."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class TreeEntry:
 
 
 class GitObjects:
-    """The objects of one repository, for as long as the program runs that reads them."""
+    """The objects of one repository, read by a ``git cat-file --batch`` process."""
 
     def __init__(self, program: "subprocess.Popen[bytes]") -> None:
         assert program.stdin is not None
@@ -67,7 +67,7 @@ class GitObjects:
         ]
         signature, when = _SIGNATURE.search(header), _COMMITTED_AT.search(header)
         if not names or names[0][0] != b"tree" or when is None:
-            raise ObjectCorrupt(f"{id} is no commit that can be read")
+            raise ObjectCorrupt(f"{id} is not a valid commit")
         return CommitObject(
             tree=names[0][1].decode(),
             parents=tuple(name.decode() for _, name in names[1:]),
@@ -76,13 +76,13 @@ class GitObjects:
         )
 
     def tree(self, id: str) -> list[TreeEntry]:
-        """What stands in one directory."""
+        """The entries of one directory."""
         listing, found = self._read(id, b"tree", MAX_TREE_BYTES), []
         while listing:
             head, nul, rest = listing.partition(b"\0")
             mode, space, name = head.partition(b" ")
             if not (nul and space and len(rest) >= 20):
-                raise ObjectCorrupt(f"{id} is no tree that can be read")
+                raise ObjectCorrupt(f"{id} is not a valid tree")
             found.append(TreeEntry(mode.decode(), name, rest[:20].hex()))
             listing = rest[20:]
         return found
@@ -91,7 +91,7 @@ class GitObjects:
         return self._read(id, b"blob", at_most)
 
     def copy(self, id: str, into: IO[bytes], at_most: int) -> int:
-        """Write the file *id* to *into*; its size in bytes."""
+        """Copy the file *id* to *into*; its size in bytes."""
         size = self._header(id, b"blob", at_most)
         digest, left = hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False), size
         while left:
@@ -119,19 +119,19 @@ class GitObjects:
         match self._answer.readline().split():
             case [name, found, size] if name.decode() == id and found == kind:
                 if int(size) > at_most:
-                    raise ObjectTooLarge(f"{int(size)} bytes, and {at_most} are allowed")
+                    raise ObjectTooLarge(f"{int(size)} bytes (limit {at_most})")
                 return int(size)
             case _:
-                raise ObjectCorrupt(f"{id} is not there, or is no {kind.decode()}")
+                raise ObjectCorrupt(f"{id} does not exist, or is not a {kind.decode()}")
 
     def _end_of(self, id: str, digest: str) -> None:
         if self._answer.read(1) != b"\n" or digest != id:
-            raise ObjectCorrupt(f"{id} is not what its name says")
+            raise ObjectCorrupt(f"{id} does not match its content")
 
 
 @contextmanager
 def open_objects(directory: Path, programs: SubprocessRunner) -> Iterator[GitObjects]:
-    """The objects of the repository at *directory*; raises ObjectDamaged where it cannot be read at all."""
+    """The objects of the repository in *directory*. Raises ObjectCorrupt if it cannot be read."""
     command = git_version.build_command(directory, "cat-file", "--batch")
     try:
         with programs.started(

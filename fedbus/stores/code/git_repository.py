@@ -1,17 +1,17 @@
-"""A task's code in a Git repository that is followed: what may become a version, and where it lies on this machine.
+"""The code of a task in a Git repository that is followed.
 
-    <home>/mirror.git        what was fetched: the ref and all that leads to it
-    <home>/tip               what the ref pointed at when it was last followed
-    <home>/<sha>/            the task at a commit, for reading only
-    <home>/<sha>.libs/       what it had installed for itself
-    <home>/<sha>.in-use      held by every process that uses it
-    <home>/lock              held by whoever changes any of that
+    <home>/mirror.git        the fetched ref with its history
+    <home>/tip               the commit of the ref when it was last followed
+    <home>/<sha>/            the task at a commit, read-only
+    <home>/<sha>.libs/       the packages installed for it
+    <home>/<sha>.in-use      locked (shared) by every process that uses the version
+    <home>/lock              locked by the process that changes anything here
 
-All agents of a device share it. What is made is made beside, under a name that begins with a dot,
-and gets its own by a rename; so whatever is killed leaves nothing half, and the next one sweeps up.
+All agents of a device share the home. New files and directories get a temporary name that begins with a dot, and are
+renamed when complete: a killed process leaves nothing incomplete, and the next one removes the leftovers.
 
-A commit is looked at once more in each process that uses it, its signature and each of its files: what
-lay here may have been changed meanwhile, and a signer may be trusted no longer.
+Each process verifies the signature and all files of a version before its first use: files may have changed on disk,
+and a signer may have been revoked.
 """
 
 import asyncio
@@ -39,16 +39,16 @@ from fedbus.stores.code.subprocesses import SubprocessRunner
 from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
 
 LOCK_TIMEOUT_S: Final = 1800.0
-"""How long others may be at work here: a fetch, a check-out, an installation."""
+"""The longest wait for another process that fetches, checks out or installs."""
 LEFTOVERS: Final = (TEMPORARY_FILES, ".making-*", ".gone-*")
-"""What a process that was killed may leave in the home."""
+"""Glob patterns of what a killed process may leave in the home."""
 
 P = ParamSpec("P")
 T = TypeVar("T")
 
 
 class GitCodeRepository:
-    """The task at *address*, whose versions are kept under *home*. Raises BadCodeSource and GitMissing."""
+    """The task at *address*, with its versions under *home*. Raises InvalidCodeSource and GitNotInstalled."""
 
     follows = True
 
@@ -101,10 +101,10 @@ class GitCodeRepository:
             raise
         except OSError as error:
             raise CodeUnavailable(
-                str(self.home), error, remedy="make it a directory that is writable and has space"
+                str(self.home), error, remedy="use a writable directory with free space"
             ) from error
 
-    # --- the ref -------------------------------------------------------------------------------
+    # --- ref ---
 
     def _newest(self, programs: SubprocessRunner) -> str:
         with self._mirror(programs) as mirror:
@@ -117,29 +117,29 @@ class GitCodeRepository:
 
     def _resolve(self, programs: SubprocessRunner, name: str) -> str:
         with self._mirror(programs) as mirror:
-            is_here = is_sha(name) and self._is_on_history(mirror, name)  # then nobody needs to be asked
+            is_here = is_sha(name) and self._is_on_history(mirror, name)  # then no fetch is needed
             sha = name if is_here else self._asked_for(mirror, name)
             self._accept(mirror, sha)
             return sha
 
     def _asked_for(self, mirror: GitMirror, name: str) -> str:
-        """The commit that *name* means in the repository now."""
+        """Fetch the ref and find the commit of *name* in its history."""
         mirror.look()
         sha = self._meaning(mirror, name)
         if not self._is_on_history(mirror, sha):
-            raise CodeRejected(
-                sha, f"it is not on the history of {self.source}: only what is there may be run"
-            )
+            raise CodeRejected(sha, f"it is not in the history of {self.source}; only commits in it may run")
         return sha
 
     def _meaning(self, mirror: GitMirror, name: str) -> str:
-        """The commit that *name* means: a whole SHA, a branch or tag, or the beginning of a SHA."""
+        """The commit of a full SHA, a branch, a tag or an abbreviated SHA."""
         if is_sha(name):
             return name
-        word = name if name.isprintable() and not name.startswith("-") and "*" not in name else ""
-        found = (mirror.named(word) if word else None) or self._abbreviated(mirror, word)
+        ref = name if name.isprintable() and not name.startswith("-") and "*" not in name else ""
+        found = (mirror.named(ref) if ref else None) or self._abbreviated(mirror, ref)
         if found is None:
-            raise CodeRejected(name, f"{self.source} has no one commit, tag or branch of this name")
+            raise CodeRejected(
+                name, f"{self.source} has no commit, tag or branch with this name, or more than one"
+            )
         return found
 
     def _abbreviated(self, mirror: GitMirror, name: str) -> str | None:
@@ -157,18 +157,18 @@ class GitCodeRepository:
             return mirror.history(limit, of=tip if tip and self._is_rewritten(mirror) else None)
 
     def _is_rewritten(self, mirror: GitMirror) -> bool:
-        """Whether what was followed so far has gone from the history of what the ref points at."""
+        """Whether the followed commit is no longer in the history of the ref."""
         tip, seen = self._tip(), mirror.seen()
         return tip is not None and seen is not None and not mirror.is_ancestor(tip, seen)
 
     def _accept(self, mirror: GitMirror, version: str) -> None:
-        """Somebody has named *version*: where it is on the new history alone, that is the one from here on."""
+        """Follow the new history from now on, if *version* is only in the new one."""
         tip, seen = self._tip(), mirror.seen()
         if tip and seen and self._is_rewritten(mirror) and not mirror.is_ancestor(version, tip):
             atomic_write(self.home / "tip", seen)
 
     def _tip(self) -> str | None:
-        """What the ref pointed at when it was last followed."""
+        """The commit of the ref when it was last followed."""
         try:
             text = (self.home / "tip").read_text()
         except FileNotFoundError:
@@ -179,10 +179,10 @@ class GitCodeRepository:
         known = (mirror.seen(), self._tip())
         return any(mirror.is_ancestor(version, one) for one in known if one is not None)
 
-    # --- a version ---------------------------------------------------------------------------------
+    # --- version ---
 
     def _at_hand(self, version: str) -> Task | None:
-        """The task, where this process has looked at it already and still trusts whom it trusted then."""
+        """The task, if this process has verified it with the present allowed signers."""
         task, trusted = self._ready.get(version, (None, None))
         return task if task and trusted == self.trust and Path(task.path).is_dir() else None
 
@@ -195,11 +195,13 @@ class GitCodeRepository:
                     if self._signers is not None:
                         self._signers.check(mirror, objects, version)
             except ObjectCorrupt as error:
-                raise CodeRejected(version, f"the repository is damaged: {error}") from None
+                raise CodeRejected(version, f"the repository is corrupt: {error}") from None
 
     def _assert_sha(self, version: str) -> None:
         if not is_sha(version):
-            raise CodeRejected(version, f"{self.source} has full commit SHAs of 40 digits for versions")
+            raise CodeRejected(
+                version, f"a version of {self.source} is a full commit SHA of 40 hexadecimal digits"
+            )
 
     def _task_at(self, programs: SubprocessRunner, version: str) -> Task:
         self._assert_sha(version)
@@ -207,7 +209,7 @@ class GitCodeRepository:
             trusted = self.trust
             try:
                 task = self._verified(mirror, programs, version)
-            except ObjectCorrupt:  # perhaps only here
+            except ObjectCorrupt:  # perhaps only the local copy
                 mirror.forget()
                 mirror.prepare()
                 task = self._afresh(mirror, programs, version)
@@ -220,10 +222,10 @@ class GitCodeRepository:
         try:
             return self._verified(mirror, programs, version)
         except ObjectCorrupt as error:
-            raise CodeRejected(version, f"the repository is damaged: {error}") from None
+            raise CodeRejected(version, f"the repository is corrupt: {error}") from None
 
     def _verified(self, mirror: GitMirror, programs: SubprocessRunner, version: str) -> Task:
-        """The task at *version*, in its directory; every step that may refuse it comes before it has one."""
+        """The task at *version*. All checks of the commit come before its directory exists."""
         directory = self.home / version
         if not (directory.is_dir() and mirror.commit(version)):
             self._fetch(mirror, version)
@@ -244,7 +246,7 @@ class GitCodeRepository:
             return
         mirror.look()
         if not self._is_on_history(mirror, version):
-            raise CodeRejected(version, f"there is no such commit on the history of {self.source}")
+            raise CodeRejected(version, f"it is not in the history of {self.source}")
 
     def _check_out(self, objects: GitObjects, entries: list[CheckoutEntry], directory: Path) -> None:
         if directory.is_dir():
@@ -264,7 +266,7 @@ class GitCodeRepository:
         except TaskInvalid as error:
             checkout.remove(directory)
             more = f" (and {len(error.problems) - 1} more)" if len(error.problems) > 1 else ""
-            raise CodeRejected(version, f"its task is not in order: {error.problems[0]}{more}") from None
+            raise CodeRejected(version, f"its task is invalid: {error.problems[0]}{more}") from None
 
     def _with_libraries(self, task: Task, programs: SubprocessRunner) -> Task:
         libraries = Path(f"{task.path}{LIBRARIES_SUFFIX}")
@@ -279,7 +281,7 @@ class GitCodeRepository:
             raise CodeRejected(task.code_version, str(error)) from None
         return task.model_copy(update={"libraries": str(libraries)})
 
-    # --- what is kept ------------------------------------------------------------------------------
+    # --- locks and cleanup ---
 
     def _prune(self, programs: SubprocessRunner, keep: frozenset[str]) -> None:
         with self._mirror(programs) as mirror:
@@ -305,7 +307,7 @@ class GitCodeRepository:
             os.close(descriptor)
 
     def _hold(self, version: str) -> None:
-        """Nobody removes *version* while this process lives, or until it is pruned here."""
+        """Lock *version* against removal, until this process ends or prunes it."""
         if version not in self._held:
             mark = self.home / f"{version}.in-use"
             self._held[version] = os.open(mark, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
@@ -313,7 +315,7 @@ class GitCodeRepository:
 
     @contextmanager
     def _mirror(self, programs: SubprocessRunner) -> Iterator[GitMirror]:
-        """What was fetched so far, for us alone."""
+        """The local copy of the repository, with the lock held."""
         self.home.mkdir(parents=True, exist_ok=True)
         with _lock_file(self.home / "lock", programs):
             for left_behind in chain.from_iterable(map(self.home.glob, LEFTOVERS)):
@@ -325,7 +327,7 @@ class GitCodeRepository:
 
 @contextmanager
 def _lock_file(file: Path, programs: SubprocessRunner) -> Iterator[None]:
-    """Hold *file*, and let the programs hold it too: who is killed may leave one at work."""
+    """Lock *file*, for this process and its programs, which may survive it if it is killed."""
     descriptor = os.open(file, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         _wait_for(descriptor, file, programs)
@@ -343,7 +345,7 @@ def _wait_for(descriptor: int, file: Path, programs: SubprocessRunner) -> None:
         except BlockingIOError:
             if programs.over or time.monotonic() > until:
                 raise CodeUnavailable(
-                    str(file.parent), "another process is at work there", remedy="see what holds its lock"
+                    str(file.parent), "another process holds its lock", remedy="find that process and end it"
                 ) from None
             time.sleep(0.02)
 

@@ -1,12 +1,11 @@
-"""What a code repository promises, and the errors that tell its answers apart.
+"""The interface of a code repository, and its errors.
 
-A *version* is a full commit SHA. Which code may become one is decided here, and by nothing that
-the repository itself says: the commit stands on the history of the ref that is followed, an
-allowed signer has signed it, its files are exactly those that it names, and its task is in order.
+A *version* is a full commit SHA. A commit is accepted if it is in the history of the followed ref, an allowed signer
+has signed it, its files match it exactly, and its task is valid. Nothing in the repository can change these rules.
 
-    unavailable    CodeUnavailable: the repository is not there now; nothing is to be concluded from it
-    rewritten      HistoryRewritten: what the ref pointed at has gone from its history; a person has to look
-    rejected       CodeRejected: this commit is not to be run, and trying again changes nothing
+    unavailable    CodeUnavailable: the repository cannot be reached; nothing follows about its content
+    rewritten      HistoryRewritten: the earlier commit of the ref is no longer in its history; a person has to decide
+    rejected       CodeRejected: this commit must not run, and a retry does not help
 """
 
 from collections.abc import Collection
@@ -17,12 +16,12 @@ from typing import Final, Protocol
 from fedbus.contracts.task.task import Task
 from fedbus.stores.errors import StoreError, StoreUnavailable
 
-_REMEDY_CHECK_ACCESS: Final = "see that it is there and lets this machine in"
+_REMEDY_CHECK_ACCESS: Final = "check that it exists and that this machine has access"
 
 
 @dataclass(frozen=True)
 class Commit:
-    """One commit of a history, for people."""
+    """A commit, for display."""
 
     sha: str
     subject: str
@@ -31,15 +30,15 @@ class Commit:
 
 
 class CodeRepository(Protocol):
-    """Where the versions of one task's code come from, and where they lie on this machine."""
+    """The versions of one task's code, and their directories on this machine."""
 
     @property
     def source(self) -> str:
-        """What is followed, without credentials: ``https://host/x.git main``; a directory's path for a fixed one."""
+        """The followed ref without credentials (``https://host/x.git main``), or the path of a directory."""
 
     @property
     def follows(self) -> bool:
-        """Whether anything new can come from it."""
+        """Whether new versions can appear."""
 
     @property
     def verifies(self) -> bool:
@@ -47,54 +46,54 @@ class CodeRepository(Protocol):
 
     @property
     def trust(self) -> object:
-        """Is another, after a change of the allowed signers, than it was before."""
+        """A value that changes whenever the set of allowed signers changes."""
 
     async def newest(self) -> str:
-        """Ask the repository; the version that the ref points at now.
+        """Fetch the ref; the version that it points to now.
 
-        Raises CodeUnavailable, and HistoryRewritten until somebody names a commit of the new history
-        (`resolve`, `task_at`).
+        Raises CodeUnavailable, and HistoryRewritten until a call of `resolve` or `task_at` names a commit of the new
+        history.
         """
 
     async def resolve(self, name: str) -> str:
-        """The version that a SHA, the beginning of one, a tag or a branch means now.
+        """The version of a SHA, an abbreviated SHA, a tag or a branch.
 
-        For a full SHA that is known here the repository is not asked. Raises CodeUnavailable, and CodeRejected
-        where there is no such thing on the ref's history.
+        A full SHA that is known locally needs no fetch. Raises CodeUnavailable, and CodeRejected if *name* is not in
+        the history of the ref.
         """
 
     async def history(self, limit: int = 20) -> list[Commit]:
-        """The latest commits of the ref, newest first; those known here, where the repository is away.
+        """The latest commits of the ref, newest first; those known locally if the repository is unavailable.
 
-        Of a rewritten history, those that were followed: the new ones, once somebody has named one of them.
+        After a rewrite, the old history, until a call of `resolve` or `task_at` names a commit of the new one.
         """
 
     async def task_at(self, version: str) -> Task:
-        """The task at *version*: fetched, verified, in a directory of its own, with what it needs installed.
+        """The task at *version*: fetched, verified, checked out, with its requirements installed.
 
-        Quick where it was here before. Raises CodeRejected and CodeUnavailable.
+        Fast if the version was checked out before. Raises CodeRejected and CodeUnavailable.
         """
 
     async def verify(self, version: str) -> None:
-        """Raises CodeRejected unless *version* is on the ref's history, and an allowed signer's where there are any.
+        """Verify that *version* is in the history of the ref and, with *signers*, signed by one of them.
 
-        Nothing of it is laid out here, nothing is installed. Raises CodeUnavailable.
+        Nothing is checked out or installed. Raises CodeRejected and CodeUnavailable.
         """
 
     async def prune(self, keep: Collection[str]) -> None:
-        """Remove all versions but those in *keep*, and those that another process of this machine uses."""
+        """Remove all versions except those in *keep* and those that another process uses."""
 
 
 class InvalidCodeSource(StoreError):
-    """What was given is neither the directory of a task nor the address of a repository, or cannot be used as one."""
+    """The given source is neither the directory of a task nor a valid repository address."""
 
 
 class GitNotInstalled(StoreError):
-    """This machine lacks git, a git that is new enough, or ssh-keygen."""
+    """git or ssh-keygen is not installed, or git is too old."""
 
 
 class CodeUnavailable(StoreUnavailable):
-    """The code repository cannot be reached: try again later, and conclude nothing from it."""
+    """The code repository cannot be reached. Retry later; nothing follows about its content."""
 
     def __init__(self, source: str, reason: object, *, remedy: str = _REMEDY_CHECK_ACCESS) -> None:
         super().__init__(source, reason, remedy=remedy)
@@ -102,31 +101,31 @@ class CodeUnavailable(StoreUnavailable):
 
 
 class CodeRejected(StoreError):
-    """This code is not to be run here; *reason* says why, on one line."""
+    """The code of *version* must not run; *reason* is one line."""
 
     def __init__(self, version: str, reason: str) -> None:
-        super().__init__(f"the code at {short_version(version)} is refused: {reason}")
+        super().__init__(f"code version {short_version(version)} is rejected: {reason}")
         self.version = version
         self.reason = reason
 
 
 class SignerNotAllowed(CodeRejected):
-    """No allowed signer has signed the commit: it is to be looked at again when the allowed signers are others."""
+    """No allowed signer has signed the commit. It is checked again when the allowed signers change."""
 
 
 class HistoryRewritten(StoreError):
-    """The ref was moved to where its earlier commits are not: nothing of it is followed by itself."""
+    """The earlier commit of the ref is not in its history. The new history is not followed automatically."""
 
     def __init__(self, source: str, old: str, new: str) -> None:
         super().__init__(
-            f"the history of {source} was rewritten: {short_version(old)} is not in that of {short_version(new)}; "
-            f"look at it, and roll out {short_version(new)} by hand if that is meant"
+            f"the history of {source} was rewritten: {short_version(old)} is not an ancestor of {short_version(new)}; "
+            f"check the repository, and roll out {short_version(new)} by hand if this is intended"
         )
         self.old = old
         self.new = new
 
 
 def short_version(version: str) -> str:
-    """A version as people write it."""
+    """The short form of a version, for display."""
     prefix, colon, digest = version.partition(":")
     return f"{prefix}:{digest[:12]}" if colon else version[:12]

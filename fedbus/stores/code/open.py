@@ -1,9 +1,9 @@
-"""The code repository: which commits of a task's code there are, and each as a directory on this machine.
+"""Open the code repository of a task: a directory or a Git repository.
 
-    open_code("examples/mnist", home)                                 a directory: one version, nothing comes
-    open_code("git+https://host/org/repo@main", home, signers=file)   a ref that is followed
+    open_code("examples/mnist", home)                                 a directory: one fixed version
+    open_code("git+https://host/org/repo@main", home, signers=file)   a Git ref that is followed
 
-What both promise stands in `code_interface`; the rules for a commit in `code_git`.
+`fedbus.stores.code.interface` describes both, `fedbus.stores.code.git_repository` the rules for commits.
 """
 
 from collections.abc import Collection
@@ -43,11 +43,11 @@ __all__ = [
 def open_code(
     where: str, home: Path, *, signers: Path | None = None, allow_install: Collection[str] = ()
 ) -> CodeRepository:
-    """The code at *where*: the directory of a task, or a Git repository; what is fetched is kept under *home*.
+    """Open the code at *where*, a directory or the address of a Git repository, without fetching it.
 
-    *signers* is a file as ssh-keygen knows it (allowed_signers): without one, commits are not verified.
-    *allow_install* names what tasks may have installed on this machine, ``*`` for anything.
-    Nothing is fetched yet. Raises BadCodeSource and GitMissing.
+    *home* is where fetched code is stored. *signers* is an allowed_signers file of ssh-keygen; without it, commits
+    are not verified. *allow_install* names the packages that tasks may install on this machine, ``*`` for any.
+    Raises InvalidCodeSource and GitNotInstalled.
     """
     if not is_address(where):
         return DirectoryCodeRepository(Path(where))

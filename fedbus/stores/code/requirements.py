@@ -1,7 +1,7 @@
-"""What a task needs beside Flower and torch: there already, or installed beside its code where the device allows it.
+"""Install the Python packages that a task requires, next to its code, if the device allows them.
 
-Nothing is built here: only wheels are taken. Nothing that this machine has is replaced, and
-whatever comes along must be allowed as well, since a wheel's code runs as the task's own does.
+Only wheels are installed; nothing is built. Packages of this machine are never replaced. Dependencies must be allowed
+too, because their code runs with the rights of the task.
 """
 
 import importlib.metadata
@@ -27,18 +27,18 @@ _WHEELS_ONLY: Final = ("--only-binary", ":all:", "--no-input", "--disable-pip-ve
 
 
 class NotInstallable(Exception):
-    """What the task needs cannot be had here; the text says why, and what to do."""
+    """A requirement of the task is not installed and cannot be installed here."""
 
 
 def unmet_requirements(requirements: Iterable[str]) -> list[str]:
-    """Those of *requirements* that this Python does not meet."""
+    """The *requirements* that this Python environment does not meet."""
     return [one for one in requirements if not _is_met(Requirement(one))]
 
 
 def install(
     requirements: Iterable[str], target: Path, *, allowed: Collection[str], programs: SubprocessRunner
 ) -> None:
-    """Install *requirements*, and what they need themselves, into *target*; raises NotInstallable."""
+    """Install *requirements* and their dependencies into *target*. Raises NotInstallable."""
     names = [str(Requirement(one)) for one in requirements]
     _check_allowed([Requirement(one).name for one in names], allowed)
     _check_pip()
@@ -54,7 +54,7 @@ def install(
 
 
 def is_installed(target: Path) -> bool:
-    """Whether something was installed into *target*, for this very Python."""
+    """Whether *target* holds packages installed for this Python version."""
     try:
         return (target / _PYTHON_MARKER).read_text() == sys.version
     except OSError:
@@ -62,14 +62,14 @@ def is_installed(target: Path) -> bool:
 
 
 def _resolve(names: list[str], programs: SubprocessRunner) -> Iterator[tuple[str, str]]:
-    """What pip would install for *names* beside what is there: names and versions."""
+    """The names and versions that pip would install for *names*."""
     done = _pip("install", "--dry-run", "--report", "-", *names, programs=programs)
     try:
         for one in json.loads(done.out)["install"]:
             yield one["metadata"]["name"], one["metadata"]["version"]
     except (ValueError, KeyError, TypeError) as error:
         raise NotInstallable(
-            f"pip does not say what it would install: {error!r}; is it older than 22.3?"
+            f"the report of pip is invalid ({error!r}); pip 22.3 or later is needed"
         ) from None
 
 
@@ -79,21 +79,21 @@ def _check_allowed(names: Iterable[str], allowed: Collection[str]) -> None:
     known = {canonicalize_name(name) for name in allowed}
     if wanting := sorted(name for name in names if canonicalize_name(name) not in known):
         raise NotInstallable(
-            f"this device allows no installation of {', '.join(wanting)}: allow it, or install it there"
+            f"this device does not allow the installation of {', '.join(wanting)}; allow it, or install it by hand"
         )
 
 
 def _check_replaces_nothing(chosen: dict[str, str]) -> None:
     for name, version in chosen.items():
         if here := _installed_version(name):
-            raise NotInstallable(
-                f"it needs {name} {version} and this machine has {here}: change it there by hand"
-            )
+            raise NotInstallable(f"it needs {name} {version}, but this machine has {here}; change it by hand")
 
 
 def _check_pip() -> None:
     if importlib.util.find_spec("pip") is None:
-        raise NotInstallable(f"there is no pip in {sys.prefix}: install it there, or what the task needs")
+        raise NotInstallable(
+            f"there is no pip in {sys.prefix}; install pip, or the packages that the task needs"
+        )
 
 
 def _pip(*arguments: str, programs: SubprocessRunner) -> ProcessResult:

@@ -1,8 +1,7 @@
-"""Other people's programs (git, pip), run from a thread: bounded, and ended with the work that they are for.
+"""Run external programs (git, pip) from a thread, with a time limit, and stop them with the work they belong to.
 
-A program leads a group of its own, so that its end is also that of the helpers it starts (ssh,
-git-remote-https). It inherits the lock under which it works: should this process be killed, the
-next one waits for what is left of the work instead of working beside it.
+Each program gets its own process group, so that its helpers (ssh, git-remote-https) end with it. It inherits the
+file lock of the work: if this process is killed, the next one waits until the program has ended too.
 """
 
 import os
@@ -22,7 +21,7 @@ _REAP_S: Final = 5.0
 
 @dataclass(frozen=True)
 class ProcessResult:
-    """How a program ended, and what it said."""
+    """The exit code and output of a program."""
 
     code: int
     out: bytes
@@ -33,19 +32,19 @@ class ProcessResult:
         """The line of its error output that is most likely the reason."""
         lines = [line.strip() for line in self.err.splitlines() if line.strip()]
         errors = [line for line in lines if line.lower().startswith(("fatal:", "error:"))]
-        return (errors or lines or [f"it ended with code {self.code}"])[-1][:500]
+        return (errors or lines or [f"exit code {self.code}"])[-1][:500]
 
 
 class SubprocessFailed(Exception):
-    """A program could not be started, took too long, or was ended with the work it was for."""
+    """A program could not be started, exceeded its time limit, or was stopped because its work was cancelled."""
 
 
 class SubprocessRunner:
-    """What one piece of work runs, one after the other; `end`, from any thread, ends it."""
+    """Runs the programs of one piece of work, one at a time; `end` may be called from any thread."""
 
     def __init__(self) -> None:
         self.inherited: tuple[int, ...] = ()
-        """Files that stay open for as long as a program runs."""
+        """File descriptors that a program inherits."""
         self._guard = threading.Lock()
         self._running: subprocess.Popen[bytes] | None = None
         self._over = False
@@ -68,16 +67,18 @@ class SubprocessRunner:
         timeout_s: float,
         cwd: Path | None = None,
     ) -> ProcessResult:
-        """Run *command* to its end; raises ProgramFailed.
+        """Run *command* to its end. Raises SubprocessFailed.
 
-        It speaks into files: whatever it leaves behind (a cache of credentials, say) keeps nobody waiting.
+        The output goes to files: with a pipe, a helper that stays behind (a credential cache) would block the reader.
         """
         with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
             with self.started(command, environment=environment, cwd=cwd, stdout=out, stderr=err) as program:
                 try:
                     code = program.wait(timeout_s)
                 except subprocess.TimeoutExpired:
-                    raise SubprocessFailed(f"{command[0]} took longer than {timeout_s:.0f} s") from None
+                    raise SubprocessFailed(
+                        f"{command[0]} did not end in time (limit {timeout_s:.0f} s)"
+                    ) from None
             self._check()
             return ProcessResult(code, _read_stderr(out), _read_stderr(err).decode(errors="replace"))
 
@@ -92,7 +93,7 @@ class SubprocessRunner:
         stdout: int | IO[bytes] = subprocess.PIPE,
         stderr: int | IO[bytes] = subprocess.DEVNULL,
     ) -> Iterator[subprocess.Popen[bytes]]:
-        """*command*, for as long as a block runs; raises ProgramFailed."""
+        """Run *command* while the block runs. Raises SubprocessFailed."""
         with self._guard:
             self._check()
             try:
@@ -107,7 +108,7 @@ class SubprocessRunner:
                     start_new_session=True,
                 )
             except OSError as error:
-                raise SubprocessFailed(f"{command[0]} cannot be started: {error.strerror}") from None
+                raise SubprocessFailed(f"cannot start {command[0]}: {error.strerror}") from None
             self._running = program
         try:
             yield program
@@ -126,11 +127,11 @@ class SubprocessRunner:
 
     def _check(self) -> None:
         if self._over:
-            raise SubprocessFailed("the work was given up")
+            raise SubprocessFailed("the work was cancelled")
 
 
 def _kill_group(program: subprocess.Popen[bytes]) -> None:
-    """The program and what it has left behind: that would go on holding our lock."""
+    """Kill the program and its helpers, which would keep the lock."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(program.pid, signal.SIGKILL)
 

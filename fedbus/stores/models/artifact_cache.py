@@ -1,11 +1,11 @@
-"""Artifacts that were fetched from afar, in a local directory of bounded size.
+"""A local cache of bounded size for the artifacts of a remote store.
 
-    <sha256>.part           what has come so far, and goes on there after a break
-    <sha256>.safetensors    whole, and verified by whoever gave it its name
+    <sha256>.part           a download under way; it continues here after a break
+    <sha256>.safetensors    a complete file, verified before it got this name
 
-Processes of one machine share it: the lock on a part lets one of them download while the others
-wait, and whoever was given a file holds a shared lock on it, so that nobody makes room by removing it.
-Each process verifies a file once before it gives it out.
+The processes of one machine share the cache. The lock on a part lets one process download while the others wait. A
+process that uses a file holds a shared lock on it, so that eviction does not remove it. Each process verifies a file
+once before it returns it.
 """
 
 import asyncio
@@ -20,12 +20,13 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Final, TypeAlias
 
+from fedbus.common.filesystem import publish_file
 from fedbus.stores.errors import StoreUnavailable
 from fedbus.stores.models.interface import DigestMismatch
 
 MAX_BYTES: Final = 4 * 1024**3
 MAX_LOCKED_FILES: Final = 4
-"""How many files one user of the cache holds: the last ones it was given."""
+"""How many files one cache object keeps locked: the last ones it returned."""
 STALE_PART_S: Final = 24 * 3600.0
 LOCK_POLL_S: Final = 0.1
 
@@ -33,7 +34,7 @@ FetchPart: TypeAlias = "Callable[[PartialDownload], Awaitable[None]]"
 
 
 class ArtifactCache:
-    """The cache in *directory*."""
+    """The artifacts in *directory*."""
 
     def __init__(self, directory: Path, *, max_bytes: int = MAX_BYTES) -> None:
         self._directory = directory
@@ -41,7 +42,10 @@ class ArtifactCache:
         self._locked_files: OrderedDict[str, BinaryIO] = OrderedDict()
 
     async def path_of(self, sha256: str, fetch: FetchPart) -> Path:
-        """The file of *sha256*, from here or by *fetch*; raises what that does, DigestMismatch, StoreUnavailable."""
+        """The file of *sha256*, cached or downloaded by *fetch*.
+
+        Raises DigestMismatch, StoreUnavailable and the errors of *fetch*.
+        """
         path = self._directory / f"{sha256}.safetensors"
         while not await asyncio.to_thread(self._try_lock, path, sha256):
             await self._download(path, sha256, fetch)
@@ -49,7 +53,7 @@ class ArtifactCache:
         return path
 
     def close(self) -> None:
-        """Let go of what was held."""
+        """Release the locks on the returned files."""
         while self._locked_files:
             self._locked_files.popitem()[1].close()
 
@@ -57,7 +61,7 @@ class ArtifactCache:
         self.close()
 
     def _try_lock(self, path: Path, sha256: str) -> bool:
-        """Whether the file is there, whole, and now held by us."""
+        """Lock the file; whether it exists and has the right digest."""
         if sha256 in self._locked_files and path.exists():
             self._locked_files.move_to_end(sha256)
             return True
@@ -65,7 +69,7 @@ class ArtifactCache:
             file = path.open("rb")
         except FileNotFoundError:
             return False
-        fcntl.flock(file, fcntl.LOCK_SH)  # whoever makes room may be about to remove it
+        fcntl.flock(file, fcntl.LOCK_SH)  # an eviction may be about to remove it
         if not _is_file_at(file, path) or not _has_digest(file, sha256):
             with suppress(FileNotFoundError):
                 path.unlink()
@@ -83,7 +87,7 @@ class ArtifactCache:
             self._locked_files.popitem(last=False)[1].close()
 
     async def _download(self, path: Path, sha256: str, fetch: FetchPart) -> None:
-        """Download it, unless another process has by the time we have the lock."""
+        """Download the artifact, unless another process has done so before this one gets the lock."""
         part = await self._lock_part(path)
         try:
             if await asyncio.to_thread(path.exists):
@@ -101,7 +105,7 @@ class ArtifactCache:
             await asyncio.sleep(LOCK_POLL_S)
 
     def _evict(self) -> None:
-        """Remove what was not used for longest and is in nobody's use."""
+        """Remove the least recently used files that no process has locked."""
         files = sorted((file.stat().st_mtime, file) for file in self._directory.glob("*.safetensors"))
         excess = sum(file.stat().st_size for _, file in files) - self._max_bytes
         for _, file in files:
@@ -113,7 +117,7 @@ class ArtifactCache:
 
 
 class PartialDownload:
-    """A download under way, in a file that we alone write."""
+    """A download under way, in a file that is locked for this process."""
 
     def __init__(self, path: Path, file: BinaryIO) -> None:
         self._path = path
@@ -123,7 +127,7 @@ class PartialDownload:
 
     @classmethod
     def opened(cls, path: Path) -> "PartialDownload | None":
-        """The part at *path*, with what is there already; None while another process is at it."""
+        """The part at *path* with its present content; None while another process has locked it."""
         with _translate_os_errors(path.parent):
             path.parent.mkdir(parents=True, exist_ok=True)
             file = path.open("a+b")
@@ -133,7 +137,7 @@ class PartialDownload:
         except BlockingIOError:
             file.close()
             return None
-        if not _is_file_at(file, path):  # it has its name by now
+        if not _is_file_at(file, path):  # renamed by another process between open and lock
             file.close()
             return None
         file.seek(0)
@@ -153,8 +157,8 @@ class PartialDownload:
         self._digest.update(piece)
         self.size_bytes += len(piece)
 
-    def begin_anew(self) -> None:
-        """Throw away what has come."""
+    def restart(self) -> None:
+        """Drop the content and start from the first byte."""
         self._file.truncate(0)
         self._digest, self.size_bytes = hashlib.sha256(), 0
 
@@ -163,14 +167,13 @@ class PartialDownload:
         return self._digest.hexdigest()
 
     def keep_as(self, path: Path, sha256: str) -> None:
-        """Give it its name, if it is what it should be; raises DigestMismatch."""
+        """Rename the complete file to *path*. Raises DigestMismatch."""
         if (actual := self.digest) != sha256:
-            self.begin_anew()
+            self.restart()
             raise DigestMismatch(sha256, actual)
         with _translate_os_errors(path):
             self._file.flush()
-            os.fsync(self._file.fileno())
-            self._path.replace(path)
+            publish_file(self._path, path)
 
     def close(self) -> None:
         self._file.close()
@@ -182,7 +185,7 @@ def _translate_os_errors(path: Path) -> Iterator[None]:
         yield
     except OSError as error:
         remedy = (
-            "free some space" if error.errno == errno.ENOSPC else "make its directory writable for this user"
+            "free disk space" if error.errno == errno.ENOSPC else "make its directory writable for this user"
         )
         raise StoreUnavailable(path, error, remedy=remedy) from error
 
@@ -203,7 +206,7 @@ def _has_digest(file: BinaryIO, sha256: str) -> bool:
 
 
 def _remove_unless_locked(path: Path) -> int:
-    """How many bytes it freed: none where somebody uses it."""
+    """Remove the file; the number of bytes freed, 0 if a process has locked it."""
     with suppress(FileNotFoundError), path.open("rb") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -1,13 +1,13 @@
-"""What every backend of the model repository promises, and the errors that tell its answers apart.
+"""The interface of a model repository, and its errors.
 
-Four answers are kept apart, because a model must never be initialised anew on an error:
+Four results are distinct, because an error must never lead to a new first model:
 
-    empty          `ModelStore.latest` returned None: the repository is there and holds no version
-    unavailable    StoreUnavailable: it is not there, or cannot be read or written now
-    denied         StoreDenied: it is there, and not for us
-    damaged        StoreDamaged: it answers nonsense
+    empty          `ModelStore.latest` returned None: the repository exists and holds no version
+    unavailable    StoreUnavailable: it does not exist, or cannot be read or written now
+    denied         StoreDenied: it exists, and denies access
+    corrupt        StoreCorrupt: its content is invalid
 
-and beside them *missing*, ArtifactMissing: a digest that it does not hold.
+A fifth one, ArtifactMissing, is about one artifact: the repository does not hold this digest.
 """
 
 import json
@@ -23,145 +23,150 @@ from fedbus.stores.errors import StoreCorrupt, StoreError
 from fedbus.stores.models.source import Source
 
 UNVERSIONED_GRACE_S: Final = 24 * 3600.0
-"""An artifact without a version may yet become one for so long."""
+"""For this long an artifact without a version is kept: a publisher may still be about to use it."""
 
 
 class ArtifactMissing(StoreError):
     """The repository does not hold this artifact."""
 
     def __init__(self, sha256: str) -> None:
-        super().__init__(f"the model repository holds no artifact {sha256}: restore it from a copy")
+        super().__init__(f"the model repository holds no artifact {sha256}; restore it from a backup")
         self.sha256 = sha256
 
 
 class ArtifactRetired(ArtifactMissing):
-    """It was here, and had to make room: only its manifest is left."""
+    """The weights of this version were removed to save space; the manifest is kept."""
 
     def __init__(self, sha256: str) -> None:
         StoreError.__init__(
             self,
-            f"the artifact {sha256} was retired: only the newest versions keep their weights (keep-models)",
+            f"the artifact {sha256} was retired; only the newest versions keep their weights (keep-models)",
         )
         self.sha256 = sha256
 
 
 class DigestMismatch(StoreError):
-    """The bytes are not those that were announced."""
+    """The bytes do not have the expected digest."""
 
     def __init__(self, expected: str, actual: str) -> None:
-        super().__init__(f"the bytes have digest {actual}, not {expected}: fetch them again")
+        super().__init__(f"the bytes have digest {actual} instead of {expected}; fetch them again")
         self.expected = expected
         self.actual = actual
 
 
 class VersionTaken(StoreError):
-    """Somebody has published this version, or a later one, before. Read `latest` again."""
+    """Another publisher has published this version or a later one. Read `latest` again."""
 
     def __init__(self, version: int, latest: int) -> None:
-        super().__init__(f"version {version} is taken, the latest is {latest}: read it and decide again")
+        super().__init__(
+            f"version {version} exists already, the latest is {latest}; read it and decide again"
+        )
         self.version = version
         self.latest = latest
 
 
 class VersionSkipped(StoreError):
-    """Versions count up one by one."""
+    """The version number is not the one after the latest."""
 
     def __init__(self, version: int, latest: int) -> None:
-        super().__init__(f"version {version} cannot follow version {latest}: publish {latest + 1}")
+        super().__init__(f"version {version} cannot follow version {latest}; publish {latest + 1}")
         self.version = version
         self.latest = latest
 
 
 class VersionMissing(StoreError):
-    """There is no such version."""
+    """The version does not exist."""
 
     def __init__(self, version: int, known: list[int]) -> None:
-        there = f"there are {known[0]} to {known[-1]}" if known else "there is none yet"
-        super().__init__(f"the model repository has no version {version}: {there}")
+        there = f"it has {known[0]} to {known[-1]}" if known else "it has no version yet"
+        super().__init__(f"the model repository has no version {version}; {there}")
         self.version = version
 
 
 class ChampionConflict(StoreError):
-    """Somebody else has made another version the champion meanwhile. Read it again."""
+    """Another process has changed the champion. Read it again."""
 
     def __init__(self, wanted: Champion, present: Champion | None) -> None:
-        there = f"version {present.version} is, in term {present.term}" if present else "there is none"
+        there = f"version {present.version} has term {present.term}" if present else "there is no champion"
         super().__init__(
-            f"version {wanted.version} cannot be champion in term {wanted.term}: {there}; read it and decide again"
+            f"version {wanted.version} cannot become champion in term {wanted.term}; {there}; read it and decide again"
         )
         self.wanted = wanted
         self.present = present
 
 
 class ModelStore(Protocol):
-    """What every backend does, for the models of one task."""
+    """The models of one task."""
 
     @property
     def url(self) -> str:
-        """Where it is, for `open_store` in another process."""
+        """The URL that opens this repository in another process."""
 
     async def prepare(self) -> None:
-        """Make the repository where there is none. For whoever sets it up, not for whoever uses it."""
+        """Create the repository if it does not exist. Only the process that sets it up calls this."""
 
     async def put(self, source: Source, sha256: str | None = None) -> str:
-        """Keep an artifact; when this returns its digest, it is whole and on disk. Twice is fine.
+        """Store an artifact durably; its digest. Storing it twice is no error.
 
-        *sha256*: what it should be; raises DigestMismatch. Left out, it is taken on the way.
+        *sha256* is the expected digest: raises DigestMismatch. Without it, the digest is computed.
         """
 
     async def path_of(self, sha256: str) -> Path:
-        """A local file with this artifact, verified, to be read and never written.
+        """A local file with this artifact, verified, for reading only.
 
-        Raises ArtifactMissing, ArtifactRetired; StoreDamaged where its bytes are not those of the digest.
+        Raises ArtifactMissing and ArtifactRetired, and StoreCorrupt where the bytes have another digest.
         """
 
     async def held(self) -> set[str]:
-        """The digests of all artifacts that are here, by their names alone: `verify` reads one."""
+        """The digests of all stored artifacts, from their names alone; `verify` reads one."""
 
     async def publish(self, manifest: Manifest) -> Manifest:
-        """Make *manifest* the latest version. Its artifact must be here. The same manifest twice is fine."""
+        """Make *manifest* the latest version. Its artifact must be stored. The same manifest twice is no error.
+
+        Raises VersionTaken, VersionSkipped and ArtifactMissing.
+        """
 
     async def latest(self) -> Manifest | None:
-        """The manifest of the latest version; None where nothing was ever published."""
+        """The manifest of the latest version; None if nothing was ever published."""
 
     async def versions(self) -> list[Manifest]:
         """All versions, oldest first."""
 
     async def list_version_numbers(self) -> list[int]:
-        """The versions that are there, oldest first, whether or not their manifests can be read."""
+        """All version numbers, oldest first, whether or not their manifests can be read."""
 
     async def manifest(self, version: int) -> Manifest:
-        """The manifest of *version*; raises VersionMissing, StoreDamaged."""
+        """The manifest of *version*. Raises VersionMissing and StoreCorrupt."""
 
     async def champion(self) -> Champion | None:
-        """The version that is served; None where none was ever made champion."""
+        """The version to be served; None if there never was one."""
 
     async def crown(self, champion: Champion) -> Champion:
-        """Make it the champion, if the term before is the present one (no champion: 0); the same twice is fine.
+        """Make *champion* the champion, if its term follows the present one (0 without a champion).
 
-        Raises ChampionMoved, VersionMissing.
+        The same champion twice is no error. Raises ChampionConflict and VersionMissing.
         """
 
     async def retire(self, *, keep: int, spare: Collection[str] = ()) -> list[str]:
-        """Remove the weights of all but the newest *keep* versions, and those that never came to be one.
+        """Remove the weights of all but the newest *keep* versions, and artifacts that never became a version.
 
-        Never removed are those of the latest version, of the champion, of the one before it and of the versions
-        that these were made from, what *spare* names, and what was put within a day. Manifests stay. Answers what
-        was removed.
+        Kept in any case: the weights of the latest version, of the champion, of the champion before it and of the
+        parents of these; the digests in *spare*; artifacts younger than `UNVERSIONED_GRACE_S`. Manifests are kept.
+        Returns the removed digests.
         """
 
     async def verify(self, sha256: str) -> None:
-        """Read an artifact where it is kept, not a copy of it; raises StoreDamaged, ArtifactMissing."""
+        """Read the stored artifact, not a local copy. Raises StoreCorrupt and ArtifactMissing."""
 
 
 def check_term(champion: Champion, present: Champion | None) -> None:
-    """Raises ChampionMoved unless *champion* follows on the *present* one."""
+    """Raise ChampionConflict unless the term of *champion* follows that of *present*."""
     if champion.term != (present.term if present else 0) + 1:
         raise ChampionConflict(champion, present)
 
 
 def is_same_manifest(ours: Manifest, theirs: Manifest) -> bool:
-    """Whether they are one manifest, as it is written: a loss that is no number is not equal to itself."""
+    """Whether both are written as the same JSON; a loss that is NaN is not equal to itself."""
     return bool(json.loads(ours.model_dump_json()) == json.loads(theirs.model_dump_json()))
 
 
@@ -170,7 +175,7 @@ def encode_champion(champion: Champion) -> bytes:
 
 
 def decode_champion(content: bytes, place: Path | str) -> Champion:
-    """What the pointer at *place* says; raises StoreDamaged."""
+    """The champion in *content*, read from *place*. Raises StoreCorrupt."""
     try:
         return Champion.model_validate_json(content)
     except ValidationError as error:
@@ -178,17 +183,15 @@ def decode_champion(content: bytes, place: Path | str) -> Champion:
 
 
 def pointer_corrupt_error(place: Path | str, reason: object) -> StoreCorrupt:
-    """What is said where ``latest`` cannot be followed: all that it points to may be there."""
-    remedy = 'write {"version": n} into it, with the last n that `fedbus model verify` finds sound'
+    """The error for an invalid ``latest``; all versions may still exist."""
+    remedy = 'write {"version": n} into it, with the last n that `fedbus model verify` reports as valid'
     return StoreCorrupt(place, reason, remedy=remedy)
 
 
 def select_weights_to_keep(
     versions: list[Manifest], latest: int, keep: int, champion: Champion | None = None
 ) -> set[str]:
-    """The digests of the newest *keep* versions, of the latest, of the champion and the one before it, and of
-    those that they were made from.
-    """
+    """The digests of the newest *keep* versions, the latest, the champion and the one before, and their parents."""
     assert keep >= 1
     in_use = {latest, champion.version, *champion.before[:1]} if champion else {latest}
     parents = {one.parent for one in versions if one.version in in_use}

@@ -152,7 +152,7 @@ class S3ObjectStore:
             if (
                 part.digest != sha256
             ):  # what an earlier download left may be the cause: once more, from the start
-                part.begin_anew()
+                part.restart()
                 await self.read_artifact(sha256, part)
 
         try:

@@ -1,14 +1,15 @@
-"""The federation's signature under its models: Ed25519 (RFC 8032), by keys in files.
+"""Signatures of model versions: Ed25519 (RFC 8032), with keys in files.
 
     fedbus model keygen fedbus.key        the server's: FEDBUS_SIGNING_KEY=fedbus.key
                         fedbus.key.pub    the devices': FEDBUS_TRUSTED_KEYS=fedbus.key.pub
 
-What is signed is a short statement: the task, the version, the digest, size and architecture of the weights,
-and the digest of the whole manifest. So whoever has the reference and the seal can check them without the
-manifest, whose size grows with the clients, and whoever has the manifest can check that too. Statement and
-manifest are written as canonical JSON: keys in order, no spaces, UTF-8, numbers as Python's shortest that
-read back the same (RFC 8785 but for the form of exponents); before the statement stands what it is, as in
-DSSE's pre-authentication encoding, so that a signature can never be taken for one of something else.
+The signature covers a short statement: the task, the version, the digest, size and architecture of the weights, and
+the digest of the whole manifest. With the reference and the signature, a device can verify a model without the
+manifest, whose size grows with the number of clients. With the manifest, the signature covers that too.
+
+Statement and manifest are canonical JSON: sorted keys, no spaces, UTF-8, numbers in the shortest form that Python
+reads back unchanged (RFC 8785 except for the form of exponents). The payload type precedes the statement, as in the
+pre-authentication encoding of DSSE, so that a signature is not valid for data of another type.
 """
 
 import base64
@@ -33,23 +34,23 @@ _PRIVATE_MODE: Final = 0o600
 
 
 class InvalidKey(StoreError):
-    """A file holds no key that can be used here; the text says which and what it should be."""
+    """A key file does not hold a valid key of the expected kind."""
 
 
 class SignatureMissing(StoreError):
-    """A model without a signature, where only signed ones may be served."""
+    """The model has no signature, and only signed models may be served."""
 
 
 class SignatureInvalid(StoreError):
-    """A signature that is not one of a trusted key over this model."""
+    """The signature was not made over this model by a trusted key."""
 
 
 def generate_key(path: Path) -> Path:
-    """Write a new private key to *path*, and its public part beside it; the latter's path. Raises BadKey."""
+    """Write a new private key to *path* and the public key to ``<path>.pub``; the latter path. Raises InvalidKey."""
     public = path.with_name(f"{path.name}.pub")
     if path.exists() or public.exists():
         raise InvalidKey(
-            f"{path} is there already: a key is never overwritten, since models are signed with it"
+            f"{path} exists already; a key is never overwritten, because models are signed with it"
         )
     key = Ed25519PrivateKey.generate()
     pem = key.private_bytes(
@@ -63,7 +64,7 @@ def generate_key(path: Path) -> Path:
 
 
 class ModelSigner:
-    """Who makes models in this federation."""
+    """Signs the model versions of a federation."""
 
     def __init__(self, key: Ed25519PrivateKey) -> None:
         self._key = key
@@ -71,22 +72,20 @@ class ModelSigner:
 
     @classmethod
     def read(cls, path: Path) -> "ModelSigner":
-        """The private key in *path*; raises BadKey."""
+        """Read the private key in *path*. Raises InvalidKey."""
         content = _read_key_file(path)
         try:
             key = serialization.load_pem_private_key(content, password=None)
         except (ValueError, TypeError, UnsupportedAlgorithm) as error:
             raise InvalidKey(
-                f"{path} holds no private key: make one with fedbus model keygen ({error})"
+                f"{path} holds no private key; create one with fedbus model keygen ({error})"
             ) from None
         if not isinstance(key, Ed25519PrivateKey):
-            raise InvalidKey(
-                f"{path} holds another kind of key than Ed25519: make one with fedbus model keygen"
-            )
+            raise InvalidKey(f"{path} holds a key that is not Ed25519; create one with fedbus model keygen")
         return cls(key)
 
     def seal(self, manifest: Manifest) -> Manifest:
-        """*manifest* with the signature under it."""
+        """Return *manifest* with its signature."""
         digest = compute_manifest_digest(manifest)
         signature = self._key.sign(_signed_payload(manifest.task, manifest, digest))
         return manifest.model_copy(
@@ -95,24 +94,24 @@ class ModelSigner:
 
 
 class TrustedKeys:
-    """Whose models may be served: one key, or several while one takes over from another."""
+    """The public keys whose models may be served; several during a key rotation."""
 
     def __init__(self, keys: Mapping[str, Ed25519PublicKey]) -> None:
         self._keys = dict(keys)
 
     @classmethod
     def read(cls, path: Path) -> "TrustedKeys":
-        """The public keys in *path*, one a line, with comments after ``#``; raises BadKey."""
+        """Read the public keys in *path*, one per line, with comments after ``#``. Raises InvalidKey."""
         content = _read_key_file(path).decode(errors="replace")
         if "PRIVATE KEY" in content:
             raise InvalidKey(
-                f"{path} holds a private key, which stays on the server: give the file that ends in .pub"
+                f"{path} holds a private key, which must stay on the server; give the file that ends in .pub"
             )
         lines = [line.partition("#")[0].strip() for line in content.splitlines()]
         keys = [_parse_public_key(path, line) for line in lines if line]
         if not keys:
             raise InvalidKey(
-                f"{path} holds no key: it should have the lines of the .pub files of fedbus model keygen"
+                f"{path} holds no key; it must contain the lines of the .pub files of fedbus model keygen"
             )
         return cls({_key_id(key): key for key in keys})
 
@@ -121,27 +120,28 @@ class TrustedKeys:
         return sorted(self._keys)
 
     def check(self, task: str, ref: ModelRef, seal: ModelSignature | None) -> ModelSignature:
-        """Return *seal* if a trusted key has signed this model of *task*; raises Unsigned and WronglySigned."""
+        """Return *seal* if a trusted key has signed this model of *task*.
+
+        Raises SignatureMissing and SignatureInvalid.
+        """
         what = f"version {ref.version} of {task}"
         if seal is None:
             raise SignatureMissing(
-                f"{what} is not signed, and only models signed by {self._key_names} are served here"
+                f"{what} is not signed; only models signed by {self._key_names} are served here"
             )
         key = self._keys.get(seal.key)
         if key is None:
-            raise SignatureInvalid(
-                f"{what} is signed with the key {seal.key}, and trusted is {self._key_names}"
-            )
+            raise SignatureInvalid(f"{what} is signed with the key {seal.key}; trusted is {self._key_names}")
         try:
             key.verify(seal.signature, _signed_payload(task, ref, seal.manifest))
         except InvalidSignature:
             raise SignatureInvalid(
-                f"{what} has a signature that is not of this model: do not use it"
+                f"{what} has a signature that does not match this model; do not use it"
             ) from None
         return seal
 
     def verify_manifest(self, manifest: Manifest) -> ModelSignature:
-        """The same, and that nothing in *manifest* was changed since."""
+        """Do the same as `check`, and verify that *manifest* did not change after it was signed."""
         seal = self.check(manifest.task, manifest.ref, manifest.seal)
         if seal.manifest != compute_manifest_digest(manifest):
             raise SignatureInvalid(
@@ -155,9 +155,9 @@ class TrustedKeys:
 
 
 def compute_manifest_digest(manifest: Manifest) -> str:
-    """The SHA-256 of *manifest* without its seal. A field that is at its default is left out.
+    """The SHA-256 of *manifest* without its signature and without fields that have their default value.
 
-    So a manifest that was signed before a field was thought of keeps its digest.
+    So a new field does not change the digest of a manifest that was signed before.
     """
     return hashlib.sha256(
         _canonical_json(manifest.model_dump(mode="json", exclude={"seal"}, exclude_defaults=True))

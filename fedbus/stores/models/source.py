@@ -1,6 +1,6 @@
-"""What is put into a repository: a file, bytes, or buffers that are one after the other; read in pieces.
+"""The bytes of an artifact to be stored: a file, a buffer, or a sequence of buffers, read in pieces.
 
-Buffers, so that a model is written from where it lies: joined they would be one more model in memory.
+A sequence of buffers is not joined: that would put one more model into memory.
 """
 
 from collections.abc import Iterator, Sequence
@@ -18,7 +18,7 @@ def source_size_bytes(source: Source) -> int:
 
 
 def iter_pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
-    """All of *source* in order, at most *piece_bytes* at a time, copied only out of a file."""
+    """All bytes of *source* in order, at most *piece_bytes* at a time; only a file is copied."""
     if isinstance(source, Path):
         with source.open("rb") as file:
             while piece := file.read(piece_bytes):
@@ -31,7 +31,7 @@ def iter_pieces(source: Source, piece_bytes: int) -> Iterator[Buffer]:
 
 
 def iter_parts(source: Source, part_bytes: int) -> Iterator[bytes]:
-    """All of *source* in parts of exactly *part_bytes*, but for the last."""
+    """All bytes of *source* in parts of exactly *part_bytes*, except the last."""
     held = bytearray()
     for piece in iter_pieces(source, part_bytes):
         held += piece

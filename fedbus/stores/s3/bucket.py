@@ -1,18 +1,16 @@
-"""A bucket of an S3, as the model repository needs it: few verbs, each bounded, each failure told apart.
+"""A client for one S3 bucket, with retries and with errors by what the caller can do.
 
     s3://bucket/prefix?endpoint=http://127.0.0.1:8333&region=us-east-1&cache=/var/cache/fedbus
 
-Any S3 will do: AWS (no endpoint), SeaweedFS, MinIO, Ceph. Credentials never stand in the
-address. They come from the file that FEDBUS_S3_CREDENTIALS names, written as AWS writes its
-own; else from where AWS's tools take them: AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY,
-AWS_PROFILE, the role of the machine. Where there are none, requests go unsigned, which is
-enough to read what is public.
+It works with any S3: AWS (no endpoint), SeaweedFS, MinIO, Ceph. The address never holds credentials. They come
+from the file that FEDBUS_S3_CREDENTIALS names, in the format of AWS; without it, from the sources of the AWS tools:
+AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, AWS_PROFILE, the role of the machine. Without credentials, requests are
+unsigned, which is enough to read public objects.
 
-What passes by itself (no connection, a broken body, 5xx, "slow down") is tried again, later
-each time and with jitter, until nothing has moved for as long as the bucket is patient; then it is
-StoreUnavailable. A refusal is StoreDenied at once.
+Transient failures (no connection, a broken body, 5xx, "slow down") are retried with backoff until there was no
+progress for *patience_s*; then the call raises StoreUnavailable. A refusal raises StoreDenied at once.
 
-The client is there for as long as somebody uses it, and no connection outlives its use.
+All calls inside `Bucket.open` share one client; the last user closes it.
 """
 
 import asyncio
@@ -42,14 +40,14 @@ DEFAULT_REGION: Final = "us-east-1"
 RETRY_S: Final = 30.0
 CONNECT_TIMEOUT_S: Final = 5.0
 READ_TIMEOUT_S: Final = 30.0
-"""How long a server may say nothing in the middle of an answer."""
+"""The longest silence in the middle of a response."""
 MIN_BACKOFF_S: Final = 0.1
 MAX_BACKOFF_S: Final = 3.0
 CHUNK_BYTES: Final = 1024**2
 PART_BYTES: Final = 8 * 1024**2
 MAX_PARTS: Final = 10_000
 MAX_READ_BYTES: Final = 16 * 1024**2
-"""Manifests and pointers: what is read whole."""
+"""The largest object that `Bucket.read` reads."""
 
 CLIENT_ERRORS: Final = (ClientError, BotoCoreError, aiohttp.ClientError, TimeoutError, ConnectionError)
 _DENIED_CODES: Final = {"ExpiredToken", "InvalidToken", "TokenRefreshRequired", "AccessDenied"}
@@ -70,7 +68,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class BucketAddress:
-    """Where a repository is: the bucket, what its keys begin with, and which S3."""
+    """The address of a repository: bucket, key prefix and S3 endpoint."""
 
     bucket: str
     prefix: str
@@ -80,26 +78,26 @@ class BucketAddress:
 
     @classmethod
     def parse(cls, url: str) -> Self:
-        """The address in *url*; raises UnknownStore, which repeats no secret."""
+        """Parse *url*. Raises UnknownStore, without any secret in its text."""
         parts = urlsplit(url)
         options = dict(parse_qsl(parts.query))
         endpoint = options.pop("endpoint", None)
         if "@" in parts.netloc or "@" in urlsplit(endpoint or "").netloc:
             raise UnknownStore(
-                "credentials do not belong into the address of a repository: "
+                "the address of a repository must not hold credentials; "
                 f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {CREDENTIALS_FILE}"
             )
         if not re.fullmatch(r"[a-z0-9][a-z0-9.-]{1,61}[a-z0-9]", parts.netloc):
             raise UnknownStore(
-                f"{parts.netloc!r} is no name of a bucket: write s3://bucket/prefix, "
-                "the bucket in 3 to 63 small letters, digits, dots and hyphens"
+                f"invalid bucket name {parts.netloc!r}; write s3://bucket/prefix with "
+                "3 to 63 lower-case letters, digits, dots and hyphens"
             )
         if endpoint is not None and not endpoint.startswith(("http://", "https://")):
-            raise UnknownStore(f"{endpoint!r} is no endpoint of an S3: write endpoint=https://host:port")
+            raise UnknownStore(f"invalid S3 endpoint {endpoint!r}; write endpoint=https://host:port")
         region, cache = options.pop("region", None), options.pop("cache", None)
         if options:
             raise UnknownStore(
-                f"{min(options)!r} is no option of an s3:// address: there are endpoint, region and cache"
+                f"unknown option {min(options)!r} in the s3:// address; known are endpoint, region and cache"
             )
         prefix = parts.path.strip("/")
         return cls(parts.netloc, prefix, endpoint, region, Path(cache) if cache else None)
@@ -115,7 +113,7 @@ class BucketAddress:
 
 
 class Bucket:
-    """The bucket at *address*. Keys are whole: the prefix is the caller's."""
+    """The bucket at *address*. Keys are complete: the caller adds the prefix."""
 
     def __init__(
         self, address: BucketAddress, *, patience_s: float = RETRY_S, credentials: Path | None = None
@@ -131,7 +129,7 @@ class Bucket:
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[Any]:
-        """The client; those who ask while it is open share it, and the last one closes it."""
+        """The client. Concurrent users share it, and the last one closes it."""
         async with self._open_lock:
             if self._users == 0:
                 self._exit_stack = AsyncExitStack()
@@ -144,10 +142,10 @@ class Bucket:
             if self._users == 0:
                 await self._exit_stack.pop_all().aclose()
 
-    # --- verbs ---------------------------------------------------------------------------------
+    # --- small objects ---
 
     async def read(self, key: str) -> ObjectContent | None:
-        """A small object; None where there is none."""
+        """Read a small object; None if it does not exist."""
 
         async def read(client: Any) -> ObjectContent | None:
             try:
@@ -162,7 +160,7 @@ class Bucket:
         return await self._with_retries(read)
 
     async def read_size(self, key: str) -> int | None:
-        """How large the object is; None where there is none."""
+        """The size of an object in bytes; None if it does not exist."""
 
         async def look(client: Any) -> int | None:
             try:
@@ -171,20 +169,20 @@ class Bucket:
                 if _error_code(error) not in _NOT_FOUND_CODES:
                     raise
             await client.list_objects_v2(Bucket=self.address.bucket, Prefix=key, MaxKeys=1)
-            return None  # the bucket is there: a HEAD has no body that would say which of both is missing
+            return None  # the bucket exists; the HEAD response does not tell a missing bucket from a missing object
 
         return await self._with_retries(look)
 
     async def write(self, key: str, content: bytes) -> None:
-        """Put an object there, whatever was there before."""
+        """Write an object, whether or not it exists."""
         await self._put(key, content)
 
     async def create(self, key: str, content: bytes) -> bool:
-        """Put an object there if there is none; whether we did. Of several at once, one does."""
+        """Write an object only if none exists; whether it was written. Of several writers at once, one succeeds."""
         return await self._put_if(key, content, IfNoneMatch="*")
 
     async def replace(self, key: str, content: bytes, tag: str) -> bool:
-        """Put an object in the place of the one with *tag*; whether we did. Of several at once, one does."""
+        """Write an object only if the present one has *tag*; whether it was written. One of several succeeds."""
         return await self._put_if(key, content, IfMatch=tag)
 
     async def delete(self, key: str) -> None:
@@ -194,7 +192,7 @@ class Bucket:
         await self._with_retries(delete)
 
     async def list_objects(self, prefix: str) -> list[ObjectInfo]:
-        """All objects whose keys begin with *prefix*."""
+        """List all objects whose keys begin with *prefix*."""
         found: list[ObjectInfo] = []
         more: dict[str, str] = {}
         while True:
@@ -211,7 +209,7 @@ class Bucket:
             more = {"ContinuationToken": answer["NextContinuationToken"]}
 
     async def list_folders(self, prefix: str) -> list[str]:
-        """What stands between *prefix* and the next slash, of the first thousand."""
+        """The key prefixes up to the next slash after *prefix*, of the first 1000."""
 
         async def look(client: Any) -> list[str]:
             answer = await client.list_objects_v2(Bucket=self.address.bucket, Prefix=prefix, Delimiter="/")
@@ -220,7 +218,7 @@ class Bucket:
         return await self._with_retries(look)
 
     async def make(self) -> None:
-        """Make the bucket where there is none."""
+        """Create the bucket if it does not exist."""
 
         async def make(client: Any) -> None:
             try:
@@ -232,7 +230,7 @@ class Bucket:
         await self._with_retries(make)
 
     async def read_policy(self) -> str | None:
-        """Who else may do what with the bucket, as AWS writes it; None where nothing is said."""
+        """The bucket policy as JSON; None if there is none."""
 
         async def read(client: Any) -> str | None:
             try:
@@ -246,7 +244,7 @@ class Bucket:
         return await self._with_retries(read)
 
     async def set_policy(self, policy: str | None) -> None:
-        """Who else may do what with the bucket, as AWS writes it; None: nobody."""
+        """Replace the bucket policy with this JSON; None deletes it."""
 
         async def set_it(client: Any) -> None:
             if policy is not None:
@@ -260,10 +258,10 @@ class Bucket:
 
         await self._with_retries(set_it)
 
-    # --- what is large -------------------------------------------------------------------------
+    # --- large objects ---
 
     async def download(self, key: str, sink: DownloadSink) -> bool:
-        """Give *sink* what it lacks of an object, and go on after each break; False where there is none."""
+        """Send the rest of an object to *sink* and continue after each broken connection; False if it is missing."""
         backoff = self._new_backoff()
         async with self.open() as client:
             total = await self.read_size(key)
@@ -271,7 +269,7 @@ class Bucket:
                 return False
             while sink.size_bytes < total:
                 before = sink.size_bytes
-                failure: Exception = StoreCorrupt(f"{self.address}, {key}", "its body ends early")
+                failure: Exception = StoreCorrupt(f"{self.address}, {key}", "the response body ends early")
                 try:
                     await self._stream_into(client, key, sink)
                 except CLIENT_ERRORS as error:
@@ -290,7 +288,7 @@ class Bucket:
                 await sink.add(piece)
 
     async def upload(self, key: str, size_bytes: int, parts: Iterator[bytes]) -> None:
-        """Put a large object there, part by part, whole or not at all. What *parts* raises comes out."""
+        """Write a large object in parts, whole or not at all. An error in *parts* is raised."""
         async with self.open():
             upload = (await self._with_retries(lambda client: self._open_object(client, key)))["UploadId"]
             try:
@@ -306,7 +304,7 @@ class Bucket:
                 raise
 
     async def abort_upload(self, key: str, upload: str) -> None:
-        """Have the parts of an upload removed that will not be completed."""
+        """Remove the parts of an incomplete upload."""
 
         async def abort(client: Any) -> None:
             await client.abort_multipart_upload(Bucket=self.address.bucket, Key=key, UploadId=upload)
@@ -339,11 +337,11 @@ class Bucket:
                 Bucket=self.address.bucket, Key=key, UploadId=upload, MultipartUpload={"Parts": parts}
             )
         except ClientError as error:
-            # done before, and only the answer was lost
+            # an earlier attempt succeeded, and its response was lost
             if _error_code(error) != "NoSuchUpload" or await self.read_size(key) != size_bytes:
                 raise
 
-    # --- insisting -----------------------------------------------------------------------------
+    # --- retry and errors ---
 
     async def _put(self, key: str, content: bytes, **conditions: str) -> None:
         async def put(client: Any) -> None:
@@ -380,7 +378,7 @@ class Bucket:
         return RetryBackoff(first_s=MIN_BACKOFF_S, max_s=MAX_BACKOFF_S, limit_s=self._retry_s)
 
     async def _back_off(self, failure: Exception, backoff: RetryBackoff) -> None:
-        """Wait a while where it may pass; raise what it is where not, or where patience is at its end."""
+        """Pause before the next attempt; raise the store error if *failure* is permanent or the limit is exhausted."""
         if not _is_retryable(failure) or backoff.is_exhausted:
             raise self._to_store_error(failure) from failure
         await backoff.pause()
@@ -392,11 +390,11 @@ class Bucket:
         if code in _DENIED_CODES or status in (401, 403):
             return self._denied_error(code)
         if code == "NoSuchBucket":
-            remedy = "make it, or correct the address of the repository"
+            remedy = "create it, or correct the address of the repository"
             return StoreUnavailable(
                 str(self.address), f"there is no bucket {self.address.bucket}", remedy=remedy
             )
-        remedy = "see that it runs and can be reached from here, and that the address is right"
+        remedy = "check that it runs, that it is reachable from here and that the address is right"
         return StoreUnavailable(str(self.address), _describe_error(failure), remedy=remedy)
 
     def _denied_error(self, code: str) -> StoreDenied:
@@ -404,14 +402,16 @@ class Bucket:
             reason = f"{code}, and there are no credentials"
             remedy = f"set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY, or {CREDENTIALS_FILE}"
         else:
-            reason, remedy = code, "check the credentials, and that they may read, write and list there"
+            reason, remedy = code, "check the credentials and their permissions to read, write and list"
         return StoreDenied(str(self.address), reason, remedy=remedy)
 
     async def _open_client(self) -> Any:
         try:
             return await self._exit_stack.enter_async_context(await self._new_client())
-        except (BotoCoreError, ValueError) as error:  # before the first request: nothing that would pass
-            remedy = "correct what AWS's tools are told (AWS_ACCESS_KEY_ID and its like, AWS_PROFILE, ~/.aws)"
+        except (BotoCoreError, ValueError) as error:  # before the first request: a retry cannot help
+            remedy = (
+                "correct the AWS settings (AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY, AWS_PROFILE, ~/.aws)"
+            )
             raise StoreDenied(str(self.address), _describe_error(error), remedy=remedy) from error
 
     async def _new_client(self) -> Any:
@@ -422,13 +422,13 @@ class Bucket:
         config = AioConfig(
             connect_timeout=CONNECT_TIMEOUT_S,
             read_timeout=READ_TIMEOUT_S,
-            retries={"total_max_attempts": 1},  # we insist ourselves, and say for how long
+            retries={"total_max_attempts": 1},  # this class retries
             s3={
                 "addressing_style": "path" if self.address.endpoint else "auto",
-                "payload_signing_enabled": True,  # bytes that were changed on their way are refused
+                "payload_signing_enabled": True,  # the server rejects bytes that changed on the way
             },
-            request_checksum_calculation="when_required",  # not every S3 knows the newer ones
-            response_checksum_validation="when_required",  # we check all digests ourselves
+            request_checksum_calculation="when_required",  # not every S3 supports the newer checksums
+            response_checksum_validation="when_required",  # the model repository verifies all digests
             signature_version=None if self._is_signed else UNSIGNED,
         )
         return session.create_client(
@@ -441,7 +441,7 @@ class Bucket:
 
 
 async def _read_body(body: Any) -> bytes:
-    """All of a small body; of one that is too large, enough to see that it is no good."""
+    """Read a small body; of a body that is too large, only the first `MAX_READ_BYTES`."""
     content = b""
     while len(content) < MAX_READ_BYTES and (piece := await body.read(MAX_READ_BYTES - len(content))):
         content += piece
@@ -449,12 +449,12 @@ async def _read_body(body: Any) -> bytes:
 
 
 class ConditionalPutsUnsupported(Exception):
-    """This S3 says that it does not know conditional puts."""
+    """The S3 does not support conditional puts."""
 
 
 @lru_cache(1)
 def _session() -> AioSession:
-    """One for the process, with what takes long to read already read."""
+    """The session of the process, with the slow service models loaded."""
     session = get_session()
     loader = session.get_component("data_loader")
     loader.load_service_model("s3", "service-2")
@@ -463,7 +463,7 @@ def _session() -> AioSession:
 
 
 def _read_credentials(file: Path) -> dict[str, str]:
-    """What *file* holds, which no message of ours repeats."""
+    """The keys in *file*; no error text repeats them."""
     parser = configparser.RawConfigParser()
     try:
         parser.read_string(file.read_text())
@@ -471,8 +471,12 @@ def _read_credentials(file: Path) -> dict[str, str]:
         keys = {key: section[key] for key in ("aws_access_key_id", "aws_secret_access_key")}
         token = section.get("aws_session_token")
     except (OSError, UnicodeDecodeError, configparser.Error, KeyError, IndexError) as error:
-        why = error.strerror if isinstance(error, OSError) else "it is not written as AWS writes its own"
-        remedy = "write [default], aws_access_key_id = … and aws_secret_access_key = … into it"
+        why = (
+            error.strerror
+            if isinstance(error, OSError)
+            else "it is not in the format of an AWS credentials file"
+        )
+        remedy = "write the lines [default], aws_access_key_id = … and aws_secret_access_key = …"
         raise StoreDenied(str(file), why, remedy=remedy) from None
     return keys | ({"aws_session_token": token} if token else {})
 
@@ -499,5 +503,5 @@ def _is_retryable(error: Exception) -> bool:
 
 def _describe_error(error: Exception) -> str:
     if isinstance(error, ClientError):
-        return f"it answers {_error_code(error)} ({_error_status(error)})"
+        return f"the response is {_error_code(error)} ({_error_status(error)})"
     return " ".join(str(error).split())[:200] or f"{type(error).__name__} within {READ_TIMEOUT_S:g} s"

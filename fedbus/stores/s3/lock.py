@@ -1,12 +1,11 @@
-"""A lock in a bucket, for an S3 that knows no conditional puts. It asks of it only what every S3 promises by now:
-that whoever lists after a put sees what was put.
+"""A lock in a bucket, for an S3 without conditional puts. It needs only that a listing after a put shows the object.
 
-Each contender puts a claim of its own and then lists all claims. It has the lock if it sees
-no other; else it takes its claim back and tries again, after a while of chance length. Two can not both
-see nobody: each put its claim before it listed, so the later lister sees the other's.
+Each contender writes a claim of its own and then lists all claims. It has the lock if it sees no other claim;
+otherwise it deletes its claim and retries with backoff. Two contenders cannot both see no other claim: each wrote
+its claim before it listed, so the later listing shows both.
 
-A contender that died leaves its claim. It counts for *LEASE_S* by the server's clock, and nobody
-works under the lock for longer than a third of that.
+A contender that dies leaves its claim. The claim counts for `LEASE_S` by the server's clock, and no holder works
+under the lock for longer than a third of that.
 """
 
 import asyncio
@@ -29,7 +28,7 @@ MAX_BACKOFF_S: Final = 1.0
 
 @asynccontextmanager
 async def hold_lock(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
-    """Nobody else is in such a block over *prefix* meanwhile; raises StoreUnavailable."""
+    """Hold the lock under *prefix* while the block runs. Raises StoreUnavailable."""
     claim = f"{prefix}{uuid.uuid4().hex}"
     try:
         async with asyncio.timeout(MAX_WAIT_S):
@@ -39,15 +38,15 @@ async def hold_lock(bucket: Bucket, prefix: str) -> AsyncIterator[None]:
     except TimeoutError:
         raise StoreUnavailable(
             str(bucket.address),
-            "its lock was not to be had, or was held for too long",
-            remedy="try again later",
+            f"the lock was not free within {MAX_WAIT_S:g} s, or was held for more than {MAX_WORK_S:g} s",
+            remedy="retry later",
         ) from None
     finally:
         await bucket.delete(claim)
 
 
 async def _acquire(bucket: Bucket, prefix: str, claim: str) -> float:
-    """Until when the lock is ours, on the loop's clock."""
+    """Acquire the lock; the deadline for the work under it, on the clock of the event loop."""
     backoff = RetryBackoff(first_s=MIN_BACKOFF_S, max_s=MAX_BACKOFF_S)
     while True:
         began = asyncio.get_running_loop().time()

@@ -1,9 +1,9 @@
-"""Who may read the models of a bucket without a key: nobody, or anybody.
+"""Public read access to the models of a bucket, by one statement in the bucket policy.
 
-It is one statement in the bucket's policy, beside those of others, which stay as they are. It lets everybody read
-artifacts and manifests under the repository's prefix, and neither list nor write.
+The statement allows anonymous clients to read the objects under the repository's prefix, and neither to list nor to
+write. Other statements of the policy are kept.
 
-What a policy cannot say is left to its owner: the bucket's ACLs, "Block Public Access" of AWS, broader statements.
+Not covered: ACLs of the bucket, "Block Public Access" of AWS, broader statements in the policy.
 """
 
 import json
@@ -16,19 +16,19 @@ from fedbus.stores.s3.bucket import Bucket, BucketAddress
 VERSION: Final = "2012-10-17"
 _REMEDY: Final = (
     "the key needs s3:GetBucketPolicy, s3:PutBucketPolicy and s3:DeleteBucketPolicy; on AWS, Block Public Access "
-    "of the bucket must let public policies be"
+    "of the bucket must allow public policies"
 )
 
 
 async def is_public(bucket: Bucket) -> bool:
-    """Whether our statement is in the policy. Raises StoreError."""
+    """Whether the policy holds the statement. Raises StoreError."""
     return _public_read_statement(bucket.address) in [
         _normalize_statement(one) for one in _statements(await _read_policy(bucket))
     ]
 
 
 async def set_public(bucket: Bucket, *, public: bool) -> None:
-    """Put our statement into the policy, or take it out. Raises StoreError."""
+    """Add the statement to the policy, or remove it. Raises StoreError."""
     policy = await _read_policy(bucket)
     ours = _public_read_statement(bucket.address)
     kept = [one for one in _statements(policy) if _normalize_statement(one) != ours]
@@ -52,7 +52,7 @@ async def _read_policy(bucket: Bucket) -> dict[str, Any]:
 
 
 def _policy_denied(bucket: Bucket, error: StoreDenied) -> StoreDenied:
-    return StoreDenied(str(bucket.address), f"{error.reason} (its policy)", remedy=_REMEDY)
+    return StoreDenied(str(bucket.address), f"{error.reason} (bucket policy)", remedy=_REMEDY)
 
 
 def _statements(policy: dict[str, Any]) -> list[dict[str, Any]]:
@@ -71,16 +71,16 @@ def _public_read_statement(address: BucketAddress) -> dict[str, Any]:
 
 
 def _statement_id(address: BucketAddress) -> str:
-    """A name for it that no other repository in the bucket has."""
+    """An id of the statement, unique for each repository in the bucket."""
     return f"FedbusModels{sha256(address.prefix.encode()).hexdigest()[:12]}"
 
 
 def _normalize_statement(statement: dict[str, Any]) -> dict[str, Any]:
-    """What *statement* says, whatever its name is: an S3 may give a list of one back as its one, and the other way."""
-    said = {name: value for name, value in statement.items() if name != "Sid"}
+    """*statement* without its id, with lists where an S3 may return a single value instead."""
+    normalized = {name: value for name, value in statement.items() if name != "Sid"}
     for name in ("Action", "Resource"):
-        if isinstance(said.get(name), str):
-            said[name] = [said[name]]
-    if said.get("Principal") in ({"AWS": "*"}, {"AWS": ["*"]}):
-        said["Principal"] = "*"
-    return said
+        if isinstance(normalized.get(name), str):
+            normalized[name] = [normalized[name]]
+    if normalized.get("Principal") in ({"AWS": "*"}, {"AWS": ["*"]}):
+        normalized["Principal"] = "*"
+    return normalized

@@ -1,8 +1,7 @@
-"""Asking git about a directory that may be somebody else's.
+"""Read the version of a directory from git, safely for a repository that is not trusted.
 
-Git does what a repository's own configuration says: file-system monitors, filters and hooks in it
-are programs that would run here. So nothing is asked that would start one: the names of the
-objects come from git's plumbing, the files are hashed here, and no transport may be opened.
+The configuration of a repository can make git run programs: file-system monitors, filters, hooks. So only commands
+that start none are used: object ids come from plumbing commands, files are hashed here, and transports are disabled.
 """
 
 import hashlib
@@ -36,26 +35,26 @@ _ENVIRONMENT: Final = {
 }
 _EMPTY_CONFIGURATION: Final = {"GIT_CONFIG_GLOBAL": os.devnull, "GIT_CONFIG_NOSYSTEM": "1"}
 _USER_VARIABLES: Final = ("GIT_CONFIG_", "GIT_SSH", "GIT_SSL_", "GIT_ASKPASS", "GIT_PROXY_")
-"""How the owner of this machine tells git of roads and credentials: needed to fetch, and for nothing else."""
+"""Prefixes of the user's settings for transports and credentials; passed to git only for a fetch."""
 
 
 class GitFailed(Exception):
-    """Git said no: this is no work tree, there is no commit yet, or there is no git."""
+    """git failed: no work tree, no commit yet, or git is not installed."""
 
 
 def read_head(directory: Path) -> str:
-    """The full SHA of the commit that *directory* stands at; raises GitFailed."""
+    """The full SHA of HEAD in *directory*. Raises GitFailed."""
     return _run_git(directory, "rev-parse", "--verify", "HEAD^{commit}").decode().strip()
 
 
 def list_files(directory: Path) -> list[str]:
-    """What git knows of in *directory* or would take in: all but what is ignored."""
+    """All files in *directory* that git does not ignore, tracked or not."""
     listed = _run_git(directory, "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", ".")
     return sorted({name.decode() for name in listed.split(b"\0") if name})
 
 
 def is_clean(directory: Path) -> bool:
-    """Whether what is in *directory* is what the commit has there: no more, no less, nothing changed."""
+    """Whether the files in *directory* are exactly those of HEAD."""
     committed = _committed_object_ids(directory)
     present = {name for name in list_files(directory) if os.path.lexists(directory / name)}
     if not committed or present != set(committed):
@@ -64,13 +63,13 @@ def is_clean(directory: Path) -> bool:
 
 
 def build_command(directory: Path, *arguments: str, settings: Sequence[str] = ()) -> list[str]:
-    """The command that asks git about *directory*, disarmed; *settings* (``key=value``) come on top."""
-    given = [word for setting in settings for word in ("-c", setting)]
+    """The arguments for a safe git command in *directory*; *settings* (``key=value``) are added."""
+    given = [argument for setting in settings for argument in ("-c", setting)]
     return ["git", "-C", str(directory), *_SAFE_OPTIONS, *given, *arguments]
 
 
 def build_environment(*, to_fetch: bool = False) -> dict[str, str]:
-    """What git is to find; the configuration of this machine's owner counts where it is *to_fetch*, and not else."""
+    """The environment for git; only *to_fetch* includes the configuration of the user."""
     if to_fetch:
         of_the_owner = {name: value for name, value in os.environ.items() if name.startswith(_USER_VARIABLES)}
         return _environment_without_git() | of_the_owner | _ENVIRONMENT
@@ -78,15 +77,15 @@ def build_environment(*, to_fetch: bool = False) -> dict[str, str]:
 
 
 def read_version() -> tuple[int, int]:
-    """Which git this is: ``(2, 39)``; raises GitFailed where there is none."""
+    """The version of git, e.g. ``(2, 39)``. Raises GitFailed."""
     found = re.search(rb"(\d+)\.(\d+)", _run_git(Path(), "--version"))
     if found is None:
-        raise GitFailed("git does not say which it is")
+        raise GitFailed("the output of git --version has no version number")
     return int(found[1]), int(found[2])
 
 
 def compute_object_id(path: Path, *, like: str) -> str:
-    """What git would call this file, by the same kind of hash as *like*; empty where it is no file."""
+    """The object id of a file or link, with the hash function of *like*; empty if it is neither."""
     if path.is_symlink():
         content = os.fsencode(path.readlink())
     elif path.is_file():
@@ -98,7 +97,7 @@ def compute_object_id(path: Path, *, like: str) -> str:
 
 
 def _committed_object_ids(directory: Path) -> dict[str, str]:
-    """The object ids of all files that the commit has in *directory*, by name."""
+    """The object ids of all files of HEAD in *directory*, by name."""
     listed = _run_git(directory, "ls-tree", "-r", "-z", "HEAD", "--", ".").decode()
     entries = [entry.split("\t", 1) for entry in listed.split("\0") if entry]
     return {name: what.split()[2] for what, name in entries}
@@ -122,5 +121,5 @@ def _run_git(directory: Path, *arguments: str) -> bytes:
 
 
 def _environment_without_git() -> dict[str, str]:
-    """Our environment without what a caller may have said to git: where a repository is, above all."""
+    """The environment without GIT_* variables, which could name another repository."""
     return {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}

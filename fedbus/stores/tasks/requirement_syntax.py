@@ -9,4 +9,4 @@ def problem_with(requirement: str) -> str | None:
         parsed = Requirement(requirement)
     except InvalidRequirement as error:
         return str(error).splitlines()[0]
-    return "name a package and its versions, no address" if parsed.url else None
+    return "name a package and its versions, not a URL" if parsed.url else None

@@ -1,8 +1,8 @@
-"""Tasks as they lie on disk: read, checked line by line, and written anew.
+"""Read, check and create task directories.
 
-A task is a directory with an ordinary Flower app and a ``[tool.fedbus]`` table in its
-``pyproject.toml``. Its code is never imported here: whether a function is there is read off
-the source, so that a task can be checked by whoever has neither torch nor trust in it.
+A task is a directory with a Flower app and a ``[tool.fedbus]`` table in its ``pyproject.toml``. Its code is never
+imported here: the source shows whether a function exists. So a task can be checked without its dependencies and
+without trust in its code.
 """
 
 import ast
@@ -47,12 +47,12 @@ _REFERENCES: Final[tuple[Keys, ...]] = (
     ("capture", "training-data"),
     ("checks", "reference"),
 )
-"""Where the table names a function or class of the task."""
+"""The keys of the table that name a function or class of the task."""
 
 
 @dataclass(frozen=True, order=True)
 class Problem:
-    """What is wrong with a task, where, and what to do about it."""
+    """A problem of a task: file, line, description and advice."""
 
     file: str
     line: int
@@ -64,19 +64,19 @@ class Problem:
 
 
 class TaskInvalid(StoreError):
-    """The task cannot be used as it is."""
+    """The task directory has problems."""
 
     def __init__(self, path: Path, problems: list[Problem]) -> None:
         more = f" (and {len(problems) - 1} more)" if len(problems) > 1 else ""
-        super().__init__(f"{path} is not a task that can run: {problems[0]}{more}")
+        super().__init__(f"{path} is not a valid task: {problems[0]}{more}")
         self.path = path
         self.problems = problems
 
 
 def read_task(path: Path, *, version: str = "") -> Task:
-    """The task in the directory *path*; raises TaskInvalid with all that is wrong.
+    """Read the task in the directory *path*. Raises TaskInvalid with all problems.
 
-    *version* is said by whoever knows it: of a directory that was fetched, git itself knows nothing.
+    *version* is the known code version, for a directory that is no Git work tree.
     """
     if problems := validate_task(path):
         raise TaskInvalid(path, problems)
@@ -93,7 +93,7 @@ def read_task(path: Path, *, version: str = "") -> Task:
 
 
 def code_version(path: Path) -> str:
-    """The commit, if *path* is exactly as committed; else ``sha256:`` and the digest of its files."""
+    """The commit SHA if *path* is unchanged since HEAD, otherwise ``sha256:`` and the digest of its files."""
     try:
         if git_version.is_clean(path):
             return git_version.read_head(path)
@@ -104,16 +104,18 @@ def code_version(path: Path) -> str:
 
 
 def validate_task(path: Path) -> list[Problem]:
-    """All that is wrong with the task in *path*, in the order of its files and lines."""
+    """All problems of the task in *path*, sorted by file and line."""
     pyproject = path / PYPROJECT
     if not path.is_dir():
         return [
-            _problem_without_line(str(path), "there is no such directory", "give the directory of a task")
+            _problem_without_line(str(path), "the directory does not exist", "give the directory of a task")
         ]
     if not pyproject.is_file():
         return [
             _problem_without_line(
-                PYPROJECT, f"{path} has none", "give a Flower app, or write one: fedbus task new"
+                PYPROJECT,
+                f"{path} has none",
+                "give the directory of a Flower app, or create one with fedbus task new",
             )
         ]
     try:
@@ -125,21 +127,21 @@ def validate_task(path: Path) -> list[Problem]:
 
 
 def create_task(path: Path, id: str) -> None:
-    """Write a small Flower app that runs as it is into *path*, as the task *id*."""
+    """Create a small runnable Flower app in *path*, as the task *id*."""
     check_id("task", id)
     if path.exists() and (not path.is_dir() or any(path.iterdir())):
-        raise StoreError(f"{path} is not empty: choose a directory that does not exist yet")
-    words = {"id": id, "package": _package_name(id)}
-    for template, target in _render_templates(path, words["package"]):
+        raise StoreError(f"{path} is not empty; choose a directory that does not exist")
+    values = {"id": id, "package": _package_name(id)}
+    for template, target in _render_templates(path, values["package"]):
         target.parent.mkdir(parents=True, exist_ok=True)
-        target.write_text(Template(template).substitute(words), encoding="utf-8")
+        target.write_text(Template(template).substitute(values), encoding="utf-8")
 
 
-# --- checking ----------------------------------------------------------------------------
+# --- check ---
 
 
 class _TaskValidator:
-    """Goes through one task and says what it finds."""
+    """Finds the problems of one task."""
 
     def __init__(self, path: Path, document: Mapping[str, Any], lines: "_LineIndex") -> None:
         self._path = path
@@ -171,7 +173,7 @@ class _TaskValidator:
             if not isinstance(value, bool | int | float | str):
                 yield self._problem(
                     (*_CONFIG_TABLE, key),
-                    f"`{key}` is of type {type(value).__name__}, which no run configuration can hold",
+                    f"`{key}` has the type {type(value).__name__}, which a run configuration cannot hold",
                     "use a number, a string, true or false",
                 )
 
@@ -195,40 +197,42 @@ class _TaskValidator:
         yield from self._code(table.get("code"))
 
     def _code(self, table: object) -> Iterator[Problem]:
-        """Whether the task's own check is there, and each of its requirements is one."""
+        """Problems of the check function and of the package requirements."""
         code = table if isinstance(table, dict) else {}
         if _is_reference(code.get("check")):
             yield from self._reference((*_CODE_TABLE, "check"), code["check"])
         install = code.get("install")
         for one in install if isinstance(install, list) else ():
             if isinstance(one, str) and (what := problem_with(one)):
-                yield self._problem((*_CODE_TABLE, "install"), f"{one!r} is no requirement", what)
+                yield self._problem((*_CODE_TABLE, "install"), f"{one!r} is not a package requirement", what)
 
     def _of_table(self, where: Keys, kind: str, message: str, table: dict[str, Any]) -> Problem:
-        """What pydantic has found, in the words of the table."""
+        """A problem that pydantic found, described by the keys of the table."""
         *parents, key = where
         section = (*_FEDBUS_TABLE, *parents)
         if kind == "missing":
             return self._missing(section, key, table)
         if kind == "extra_forbidden":
             return self._problem(
-                (*section, key), f"[{_join_keys(section)}] knows no `{key}`", _suggest_key(key, section)
+                (*section, key), f"unknown key `{key}` in [{_join_keys(section)}]", _suggest_key(key, section)
             )
         value = _get_nested(self._document, (*section, key))
         return self._problem(
-            (*section, key), f"`{key}` in [{_join_keys(section)}] cannot be {value!r}", _advice(key, message)
+            (*section, key),
+            f"invalid value {value!r} of `{key}` in [{_join_keys(section)}]",
+            _advice(key, message),
         )
 
     def _missing(self, section: Keys, key: str, table: Mapping[str, Any]) -> Problem:
         near = difflib.get_close_matches(key, table, n=1)
-        advice = f"`{near[0]}` is perhaps meant to be it" if near else f"add a line: {key} = …"
+        advice = f"did you mean `{key}` instead of `{near[0]}`?" if near else f"add a line: {key} = …"
         return self._problem(section, f"[{_join_keys(section)}] lacks `{key}`", advice)
 
     def _reference(self, where: Keys, value: object) -> Iterator[Problem]:
-        """Whether the source has what *value* names."""
+        """Problems of a reference: whether the source defines what *value* names."""
         if not _is_reference(value):
             yield self._problem(
-                where, f"{where[-1]} {value!r} names no function or class", "write module:name"
+                where, f"{where[-1]} {value!r} is not a reference to a function or class", "write module:name"
             )
             return
         module, _, name = str(value).partition(":")
@@ -236,7 +240,7 @@ class _TaskValidator:
         if source is None:
             expected = module.replace(".", "/") + ".py"
             yield self._problem(
-                where, f"{where[-1]} {value!r} is not there", f"write {expected}, or correct the name"
+                where, f"{where[-1]} {value!r} does not exist", f"create {expected}, or correct the name"
             )
             return
         try:
@@ -247,7 +251,7 @@ class _TaskValidator:
             return
         if not _defines(tree, name):
             yield self._problem(
-                where, f"{where[-1]} {value!r} is not there", _describe_definitions(source, tree, name)
+                where, f"{where[-1]} {value!r} does not exist", _describe_definitions(source, tree, name)
             )
 
     def _problem(self, where: Keys, what: str, advice: str) -> Problem:
@@ -255,7 +259,7 @@ class _TaskValidator:
 
 
 class _LineIndex:
-    """Where the keys of a TOML file stand: the parser does not say."""
+    """The line numbers of the keys in a TOML file, which the parser does not report."""
 
     _SECTION = re.compile(r"^\s*\[\s*([^\[\]]+?)\s*\]\s*(#.*)?$")
     _KEY = re.compile(r"^\s*([A-Za-z0-9_\-.\"']+)\s*=")
@@ -271,7 +275,7 @@ class _LineIndex:
                 self._found.setdefault(section + _split_keys(entry[1]), number)
 
     def of(self, where: Keys) -> int:
-        """The line of *where*, or of the innermost section around it; 1 where there is none."""
+        """The line of *where*, or of the innermost section around it; 1 if there is none."""
         flat = tuple(part for key in where for part in key.split("."))
         return next((self._found[flat[:n]] for n in range(len(flat), 0, -1) if flat[:n] in self._found), 1)
 
@@ -291,11 +295,11 @@ def _problem_without_line(file: str, what: str, advice: str) -> Problem:
 def _suggest_key(key: str, section: Keys) -> str:
     names = _list_keys(section)
     near = difflib.get_close_matches(key, names, n=1)
-    return f"did you mean `{near[0]}`?" if near else f"it knows {', '.join(names)}"
+    return f"did you mean `{near[0]}`?" if near else f"known keys: {', '.join(names)}"
 
 
 def _list_keys(section: Keys) -> list[str]:
-    """The keys that a section of the table may have."""
+    """The valid keys of a section of the table."""
     model: Any = TaskTable
     for key in section[len(_FEDBUS_TABLE) :]:
         model = next(field.annotation for field in model.model_fields.values() if field.alias == key)
@@ -319,7 +323,7 @@ def _is_reference(value: object) -> bool:
     return True
 
 
-# --- what the source defines, without importing it ----------------------------------------
+# --- definitions in the source ---
 
 
 def _module_file(path: Path, module: str) -> Path | None:
@@ -333,7 +337,7 @@ def _defines(tree: ast.Module, name: str) -> bool:
 
 
 def _iter_defined_names(body: Iterable[ast.stmt]) -> Iterator[str]:
-    """The names that a module has once it is imported, as far as its source shows."""
+    """The names that a module defines when it is imported, as far as its source shows."""
     for statement in body:
         match statement:
             case ast.FunctionDef(name=name) | ast.AsyncFunctionDef(name=name) | ast.ClassDef(name=name):
@@ -368,10 +372,10 @@ def _describe_definitions(source: Path, tree: ast.Module, name: str) -> str:
     near = difflib.get_close_matches(name, names, n=1)
     if near:
         return f"did you mean {near[0]!r}?"
-    return f"{source.name} has {', '.join(names[:8]) or 'nothing'}: define {name!r} there"
+    return f"{source.name} defines {', '.join(names[:8]) or 'nothing'}; define {name!r} there"
 
 
-# --- files -----------------------------------------------------------------------------------
+# --- files ---
 
 
 def _get_nested(document: Any, keys: Keys) -> Any:
@@ -381,7 +385,7 @@ def _get_nested(document: Any, keys: Keys) -> Any:
 
 
 def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """As Flower flattens a run configuration: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
+    """Flatten a run configuration as Flower does: ``{"optimizer": {"lr": 0.1}}`` is ``optimizer.lr``."""
     for key, value in table.items():
         if isinstance(value, dict):
             yield from _flatten(value, f"{prefix}{key}.")
@@ -391,7 +395,7 @@ def _flatten(table: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, 
 
 def _read_bounded(path: Path) -> str:
     if path.stat().st_size > MAX_PYPROJECT_BYTES:
-        raise ValueError(f"it has more than {MAX_PYPROJECT_BYTES} bytes")
+        raise ValueError(f"the file is too large (limit {MAX_PYPROJECT_BYTES} bytes)")
     return path.read_text(encoding="utf-8")
 
 
@@ -405,7 +409,7 @@ def _first_line(error: Exception) -> str:
 
 
 def _list_source_files(path: Path) -> list[str]:
-    """The files of a directory that is in no git repository, without what tools leave behind."""
+    """The files of a directory that is not in a Git repository, without caches and build outputs."""
 
     def inside(directory: Path) -> Iterator[Path]:
         for entry in directory.iterdir():
@@ -424,10 +428,10 @@ def _list_source_files(path: Path) -> list[str]:
 
 
 def _compute_digest(path: Path, names: list[str]) -> str:
-    """Over names and contents of all regular files."""
+    """The digest of the names and contents of all regular files."""
     if len(names) > MAX_SOURCE_FILES:
         raise StoreError(
-            f"{path} has more than {MAX_SOURCE_FILES} files: give the directory of the task alone"
+            f"{path} has too many files (limit {MAX_SOURCE_FILES}); give the directory of the task alone"
         )
     digest = hashlib.sha256()
     for name in names:
@@ -438,7 +442,7 @@ def _compute_digest(path: Path, names: list[str]) -> str:
     return digest.hexdigest()
 
 
-# --- a new task ---------------------------------------------------------------------------------
+# --- new task ---
 
 
 def _package_name(id: str) -> str:
@@ -447,7 +451,7 @@ def _package_name(id: str) -> str:
 
 
 def _render_templates(path: Path, package: str) -> Iterator[tuple[str, Path]]:
-    """Each template's text and where it goes."""
+    """The text and the target path of each template."""
     for template in resources.files("fedbus.stores").joinpath("templates").iterdir():
         if template.name.endswith(".tmpl"):
             name = template.name.removesuffix(".tmpl")

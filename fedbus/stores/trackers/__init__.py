@@ -1,1 +1,1 @@
-"""Where the figures of training go: one interface, and an adapter for each tool people keep their curves in."""
+"""Experiment trackers: one interface, and an adapter for each tool."""

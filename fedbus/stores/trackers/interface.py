@@ -1,8 +1,8 @@
-"""What a tracker is told of training, and what it does with it.
+"""The interface of an experiment tracker, which records the metrics of training.
 
-A tracker is a plug-in: any package may bring one by an entry point of the group ``fedbus.trackers``, whose
-value is called with a `Place`. It may block and it may fail; who calls it does so in a thread of its own and
-goes on without it (see `fedbus.agents.training_monitor.agent`).
+A tracker is a plug-in: an entry point of the group ``fedbus.trackers``, which is called with a `TrackerContext`. It
+may block and it may fail: the training monitor calls each tracker in a thread of its own and continues without one
+that failed (see `fedbus.agents.training_monitor.agent`).
 
     [project.entry-points."fedbus.trackers"]
     mine = "my_package:MyTracker"
@@ -25,16 +25,16 @@ Scalar: TypeAlias = bool | int | float | str
 
 
 class UnknownTracker(StoreError):
-    """No tracker of this name is installed."""
+    """No tracker with this name is installed."""
 
 
 class TrackerMissing(StoreError):
-    """The tracker's own library is not installed here."""
+    """The library that the tracker needs is not installed."""
 
 
 @dataclass(frozen=True)
 class TrackerContext:
-    """What a tracker is made for: the task, and a directory for what it keeps on this machine."""
+    """The task of a tracker, and a directory for its files on this machine."""
 
     task: str
     directory: Path
@@ -42,7 +42,7 @@ class TrackerContext:
 
 @dataclass(frozen=True)
 class TrackedRun:
-    """A run that begins, or goes on after we were away."""
+    """A run that starts, or continues after a restart of the monitor."""
 
     run: str
     task: str
@@ -55,7 +55,7 @@ class TrackedRun:
 
 @dataclass(frozen=True)
 class TrackedRound:
-    """What a round came to. *step* counts the rounds over all runs: each run goes on where the last one ended."""
+    """The metrics of a round. *step* counts the rounds over all runs of the task."""
 
     run: str
     task: str
@@ -63,11 +63,11 @@ class TrackedRound:
     step: int
     at: datetime
     metrics: Mapping[str, float]
-    """``loss``, ``accuracy`` and what else the app reports; ``seconds``, ``clients``, ``failures``, ``samples``.
-    Of round 0, which is the model that the run began with, only what the app reports."""
+    """``loss``, ``accuracy`` and other metrics of the app; ``seconds``, ``clients``, ``failures``, ``samples``.
+    Round 0 is the model that the run started with; it has only the metrics of the app."""
     clients: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
-    """By client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, what its ClientApp said (``train_loss``,
-    ``eval_accuracy``, …), and over all rounds so far ``reliability`` and ``contribution``; each where it is known."""
+    """By client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, the metrics of its ClientApp (``train_loss``,
+    ``eval_accuracy``, …), and over all rounds so far ``reliability`` and ``contribution``; each only if known."""
 
 
 @dataclass(frozen=True)
@@ -82,25 +82,25 @@ class RunEnded:
     model_version: int | None = None
     promoted: bool = True
     step: int = 0
-    """That of its last round."""
+    """The step of its last round."""
 
 
 class Tracker(Protocol):
-    """Is told of every run in order; of what it was told before a restart it is told again only in part."""
+    """Receives the events of all runs in order. After a restart of the monitor, some of them come again."""
 
     def begin(self, run: TrackedRun) -> None:
-        """May come more than once for a run."""
+        """Start or continue a run; may be called more than once for a run."""
 
     def round(self, seen: TrackedRound) -> None: ...
 
     def end(self, run: RunEnded) -> None: ...
 
     def close(self) -> None:
-        """Nothing more will come from this process."""
+        """Close the tracker; no other call follows."""
 
 
 def flatten_metrics(seen: TrackedRound) -> dict[str, float]:
-    """All figures of a round under one name each: ``loss``, ``clients/c1/train_s``."""
+    """All metrics of a round under one name each: ``loss``, ``clients/c1/train_s``."""
     by_client = {
         f"clients/{client}/{name}": value
         for client, figures in seen.clients.items()
@@ -110,9 +110,9 @@ def flatten_metrics(seen: TrackedRound) -> dict[str, float]:
 
 
 def open_trackers(names: Sequence[str], place: TrackerContext) -> dict[str, Tracker]:
-    """The trackers that can be had now; one that is there and does not begin is left out, and the log says why.
+    """Open the trackers *names*. A tracker that fails to start is left out, with a warning.
 
-    Raises UnknownTracker and TrackerMissing: what is not installed was asked for by mistake.
+    Raises UnknownTracker and TrackerMissing: a tracker that is not installed is a mistake in the configuration.
     """
     trackers = {}
     for name in names:
@@ -120,22 +120,22 @@ def open_trackers(names: Sequence[str], place: TrackerContext) -> dict[str, Trac
             trackers[name] = open_tracker(name, place)
         except (UnknownTracker, TrackerMissing):
             raise
-        except Exception as error:  # noqa: BLE001 - somebody else's code: no run depends on it
-            log.warning("a tracker does not begin, and is left out", tracker=name, reason=str(error)[:300])
+        except Exception as error:  # noqa: BLE001 - third-party code; no run depends on it
+            log.warning(
+                "Tracker failed to start; continuing without it", tracker=name, reason=str(error)[:300]
+            )
     return trackers
 
 
 def open_tracker(name: str, place: TrackerContext) -> Tracker:
-    """The tracker *name*; raises UnknownTracker, TrackerMissing, and whatever it raises itself."""
+    """Open the tracker *name*. Raises UnknownTracker, TrackerMissing and the errors of the tracker."""
     found = {point.name: point for point in entry_points(group=GROUP)}
     if name not in found:
-        raise UnknownTracker(
-            f"there is no tracker {name!r}: installed are {', '.join(sorted(found)) or 'none'}"
-        )
+        raise UnknownTracker(f"unknown tracker {name!r}; installed: {', '.join(sorted(found)) or 'none'}")
     try:
         make: Callable[[TrackerContext], Tracker] = found[name].load()
         return make(place)
     except ImportError as error:
         raise TrackerMissing(
-            f"the tracker {name} needs {error.name}: pip install 'fedbus[{name}]'"
+            f"the tracker {name} needs {error.name}; pip install 'fedbus[{name}]'"
         ) from error

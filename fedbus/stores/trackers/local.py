@@ -1,6 +1,6 @@
-"""The tracker that needs nothing: a SQLite file with a line for each round, for `fedbus run curve` and any script.
+"""The built-in tracker: a SQLite file with a row for each round, for `fedbus run curve` and for scripts.
 
-It also remembers what the others were told, so that a monitor that is started again tells them nothing twice.
+It also records which events the other trackers received, so that a restarted monitor does not send them twice.
 """
 
 import json
@@ -35,7 +35,7 @@ CREATE TABLE IF NOT EXISTS told (
 
 
 class LocalTracker:
-    """Keeps the curves in *place*, whichever other tracker does. For any thread; raises StoreError where it cannot."""
+    """Keeps the metrics in the directory of *place*. May be used from any thread. Raises StoreError."""
 
     def __init__(self, place: TrackerContext) -> None:
         self._task = place.task
@@ -85,13 +85,13 @@ class LocalTracker:
         )
 
     def close(self) -> None:
-        """Each word was kept when it was taken; others' words are not remembered from here on."""
+        """Close the database. Events of other trackers are not recorded any more."""
         self._database.close()
 
-    # --- what others were told -------------------------------------------------------------------
+    # --- deliveries to other trackers ---
 
     def was_delivered(self, tracker: str, run: str, what: str) -> bool:
-        """Whether *tracker* has been told of it, by this process or one before."""
+        """Whether *tracker* has received the event *what* of *run*, from this process or an earlier one."""
         found = self._database.execute(
             "SELECT 1 FROM told WHERE tracker = ? AND task = ? AND run = ? AND what = ?",
             (tracker, self._task, run, what),
@@ -99,14 +99,14 @@ class LocalTracker:
         return found.fetchone() is not None
 
     def tell(self, tracker: str, run: str, what: str) -> None:
-        """Remember that it was told."""
+        """Record that *tracker* has received the event *what* of *run*."""
         self._database.execute(
             "INSERT OR IGNORE INTO told VALUES (?, ?, ?, ?)", (tracker, self._task, run, what)
         )
 
 
 def _open_database(path: Path) -> sqlite3.Connection:
-    """A file that is damaged is set aside: the log of the runs, which is told from its beginning, fills a new one."""
+    """Open the database. A corrupt file is moved aside; the monitor fills a new one from the event log."""
     try:
         return open_database(path, _prepare)
     except StoreCorrupt as error:
@@ -115,7 +115,9 @@ def _open_database(path: Path) -> sqlite3.Connection:
             if file.exists():
                 file.replace(path.with_name(f"{path.name}.damaged{suffix}"))
         log.warning(
-            "the curves are damaged, set aside and begun anew", file=str(path), reason=str(error.__cause__)
+            "Metrics database corrupt; moved to *.damaged and recreated",
+            file=str(path),
+            reason=str(error.__cause__),
         )
         return open_database(path, _prepare)
 
@@ -125,7 +127,7 @@ def _prepare(connection: sqlite3.Connection) -> None:
 
 
 def read_rounds(directory: Path, task: str) -> list[dict[str, Any]]:
-    """All rounds of *task* that were kept in *directory*, by step: ``{"run", "round", "step", "at", "loss", …}``."""
+    """All rounds of *task* in *directory*, by step: ``{"run", "round", "step", "at", "loss", …}``."""
     path = directory / DATABASE_FILE
     if not path.exists():
         return []

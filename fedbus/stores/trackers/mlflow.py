@@ -1,7 +1,8 @@
-"""MLflow: an experiment a task, a run each. Where to is MLflow's own MLFLOW_TRACKING_URI; else a directory here.
+"""MLflow: one experiment per task, one MLflow run per run.
 
-In a directory each metric is a file, and a slash in its name a folder: no name may be another's folder. So a slash
-stands in the names of clients' figures alone, ``clients/c1/train_s``, and how many there were is ``participants``.
+MLFLOW_TRACKING_URI names the server; without it, MLflow writes to a directory. There each metric is a file and a
+slash in its name makes a folder, so no metric may have the name of a folder. Only the metrics of clients have a slash
+(``clients/c1/train_s``), and the number of clients is ``participants``.
 """
 
 import os
@@ -18,18 +19,18 @@ TRACKING_URI_VARIABLE: Final = "MLFLOW_TRACKING_URI"
 RUN_TAG: Final = "fedbus.run"
 MAX_PARAM_CHARS: Final = 500
 MAX_METRICS_PER_CALL: Final = 1000
-"""More in one call MLflow refuses."""
+"""The limit of MLflow."""
 INVALID_NAME_CHARS: Final = re.compile(r"[^\w\-. :]", re.ASCII)
-"""What a name may not have, and the slash."""
+"""Characters that MLflow does not allow in a name, and the slash."""
 _STATUS: Final = {"finished": "FINISHED", "failed": "FAILED", "cancelled": "KILLED"}
 
 
 class MlflowTracker:
-    """Finds a run again by its tag, so that a monitor that was started anew goes on with it."""
+    """Finds a run by its tag, so that a restarted monitor continues it."""
 
     def __init__(self, place: TrackerContext) -> None:
         uri = os.environ.get(TRACKING_URI_VARIABLE) or f"file://{(place.directory / 'mlruns').absolute()}"
-        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a directory is what needs no server
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")  # a directory needs no server
         mlflow.set_tracking_uri(uri)
         self._client = MlflowClient(tracking_uri=uri)
         name = f"fedbus/{place.task}"
@@ -70,7 +71,7 @@ class MlflowTracker:
         self._client.set_terminated(self._run_id(run.run), RunStatus.to_string(status))
 
     def close(self) -> None:
-        """Each call has been made by the time it returned."""
+        """Do nothing: each call is complete when it returns."""
 
     def _run_id(self, run: str) -> str:
         if run not in self._ids:

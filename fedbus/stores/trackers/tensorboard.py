@@ -1,4 +1,7 @@
-"""TensorBoard: a directory a task, a line over all its runs: ``tensorboard --logdir .fedbus/training/tensorboard``."""
+"""TensorBoard: one directory per task, one curve over all its runs.
+
+tensorboard --logdir .fedbus/training/tensorboard
+"""
 
 from tensorboard.compat.proto.event_pb2 import Event
 from tensorboard.compat.proto.summary_pb2 import Summary
@@ -14,13 +17,13 @@ from fedbus.stores.trackers.interface import (
 
 
 class TensorBoardTracker:
-    """Writes event files; the step is that of the round over all runs."""
+    """Writes event files; the step counts the rounds over all runs."""
 
     def __init__(self, place: TrackerContext) -> None:
         self._writer = EventFileWriter(str(place.directory / "tensorboard" / place.task))
 
     def begin(self, run: TrackedRun) -> None:
-        """TensorBoard knows curves, not runs: the step joins them."""
+        """Do nothing: TensorBoard has no runs, and the step joins them to one curve."""
 
     def round(self, seen: TrackedRound) -> None:
         values = [

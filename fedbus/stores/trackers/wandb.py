@@ -1,4 +1,4 @@
-"""Weights & Biases: a project a task, a run each. Who we are and where to is its own: WANDB_API_KEY, WANDB_MODE."""
+"""Weights & Biases: one project per task, one W&B run per run. WANDB_API_KEY and WANDB_MODE configure it."""
 
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from fedbus.stores.trackers.interface import (
 
 
 class WandbTracker:
-    """One run of W&B at a time, as fedbus has one a task; it is taken up again by its id."""
+    """Keeps one W&B run open, as a task has one run at a time; it is resumed by its id."""
 
     def __init__(self, place: TrackerContext) -> None:
         self._task = place.task

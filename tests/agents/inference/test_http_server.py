@@ -355,7 +355,7 @@ async def test_feedback_labels_what_was_predicted(client: PlainJsonClient, captu
     status, answer = await client.post(f"/feedback/{first}", {"label": 4})
     assert (status, answer["error"]) == (
         409,
-        f"captured prediction {first} is labelled 3 already: the first answer stays; DELETE it to give another",
+        f"captured prediction {first} is already labelled 3; the first label is kept; DELETE it to give another",
     )
     assert (await client.post(f"/feedback/{second}", {"label": [0.5, 0.5]}))[0] == 204
     assert (await captured.counts()).labelled == 2

@@ -371,7 +371,7 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     (versions / "1.json").write_text("not a manifest")
     await flower.finish()
     told = await fed.happens("server", "version_refused")
-    assert "is damaged" in told.reason
+    assert "is corrupt" in told.reason
     assert (await fed.hears(ServerClosed)).outcome == "failed"
     assert not fed.heard(ModelPublished)
 

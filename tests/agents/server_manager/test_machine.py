@@ -554,10 +554,10 @@ def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> Non
 
 def test_a_store_that_takes_no_version_fails_the_run() -> None:
     driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
-    assert driver.handle(PublishFailed("latest is damaged")) == [
+    assert driver.handle(PublishFailed("latest is corrupt")) == [
         STOPS_RECRUITING,
-        MoveServer(ServerEvent.VERSION_REFUSED, reason="latest is damaged"),
-        closed("failed", "latest is damaged", rounds=2),
+        MoveServer(ServerEvent.VERSION_REFUSED, reason="latest is corrupt"),
+        closed("failed", "latest is corrupt", rounds=2),
         RecordRun("failed"),
     ]
 
@@ -726,7 +726,7 @@ def test_a_finished_run_waits_for_the_check_of_a_promotion() -> None:
     driver.handle(PROMOTE)
     assert not driver.machine.accepts(RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2)))
     assert driver.machine.accepts(joined("late"))
-    driver.handle(PromotionRefused("it is damaged"))
+    driver.handle(PromotionRefused("it is corrupt"))
     assert driver.machine.accepts(RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2)))
 
 

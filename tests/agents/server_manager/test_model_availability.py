@@ -155,8 +155,8 @@ DIRECTORY_TROUBLES = [StoreProblem.UNAVAILABLE, StoreProblem.DAMAGED, StoreProbl
 """Whom the file system denies something finds it unavailable: that it is there cannot be seen then."""
 ERROR_TEXT = {
     StoreProblem.UNAVAILABLE: "cannot use ",
-    StoreProblem.DENIED: "lets us in no further",
-    StoreProblem.DAMAGED: "latest is damaged",
+    StoreProblem.DENIED: " denied: ",
+    StoreProblem.DAMAGED: "latest is corrupt",
     StoreProblem.EMPTY: "is not the model repository that the log knows, with version 1: it is empty",
 }
 

@@ -235,7 +235,7 @@ async def test_what_cannot_be_served_is_refused_in_words(
 ) -> None:
     for request, reason in (
         (RollBackModel(task=TASK), "no champion before this one"),
-        (PromoteModel(task=TASK, model_version=9), "has no version 9: there are 1 to 1"),
+        (PromoteModel(task=TASK, model_version=9), "has no version 9; it has 1 to 1"),
         (RollBackModel(task=TASK, to=1), "version 1 is served already"),
     ):
         with pytest.raises(RequestRefused, match=reason):

@@ -63,4 +63,4 @@ async def test_without_git_the_demo_says_so_in_one_line(tmp_path: Path) -> None:
     fedbus = FedbusCli(tmp_path / "home", PATH=str(tmp_path))
     said = await fedbus("demo", "--commit", "--task", str(TINY_TASK), "--clients", "1")
     assert said.code == 6
-    assert said.err == "fedbus: nothing can be committed without git: install it, or leave --commit out\n"
+    assert said.err == "fedbus: cannot commit without git; install it, or omit --commit\n"

@@ -511,7 +511,7 @@ print(snapshot_labelled(Path(sys.argv[1]), Path(sys.argv[2])))
 
 async def test_a_database_that_is_none_is_damaged(tmp_path: Path) -> None:
     shutil.copy(sys.executable, tmp_path / "captured.db")
-    with pytest.raises(StoreCorrupt, match="is damaged"):
+    with pytest.raises(StoreCorrupt, match="is corrupt"):
         CapturedData(tmp_path / "captured.db")
 
 

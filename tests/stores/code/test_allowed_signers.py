@@ -72,7 +72,7 @@ async def test_an_unsigned_commit_is_refused(code: CodeRepository, repository: R
 async def test_a_strangers_commit_is_refused(
     code: CodeRepository, repository: Repository, mallory: CommitSigner
 ) -> None:
-    assert "not that of an allowed signer" in await refusal(code, repository.commit(by=mallory))
+    assert "not from an allowed signer" in await refusal(code, repository.commit(by=mallory))
 
 
 async def test_it_is_the_last_commit_that_is_verified(
@@ -102,7 +102,7 @@ async def test_a_forged_commit_is_refused(
             assert forged != signed
     sha = repository.git("hash-object", "-t", "commit", "-w", "--stdin", "--literally", stdin=forged)
     repository.git("update-ref", "refs/heads/main", sha)
-    assert "not that of an allowed signer" in await refusal(code, sha)
+    assert "not from an allowed signer" in await refusal(code, sha)
 
 
 async def test_a_signature_of_another_kind_does_not_count(
@@ -121,7 +121,7 @@ async def test_a_signature_of_another_kind_does_not_count(
         forged = f"{plain}gpgsig -----BEGIN {kind}-----\n \n YQ==\n -----END {kind}-----\n\n{message}\n"
         sha = repository.git("hash-object", "-t", "commit", "-w", "--stdin", stdin=forged)
         repository.git("update-ref", "refs/heads/main", sha)
-        assert "another kind of key than ssh" in await refusal(code, sha)
+        assert "not an SSH signature" in await refusal(code, sha)
         repository.git("update-ref", "refs/heads/main", f"{sha}^{{commit}}")
     assert not has_run(spy)
 
@@ -142,15 +142,15 @@ async def test_a_key_is_good_for_as_long_as_its_line_says(
     back = repository.commit(by=ada, when="2019-07-01T00:00:00Z")
     repository.git("branch", "--quiet", "-M", "main")
     assert (await code.task_at(then)).code_version == then
-    assert "whose key was good then" in await refusal(code, now)
-    assert "a date that is set back" in await refusal(code, back)
+    assert "whose key was valid then" in await refusal(code, now)
+    assert "its date is before that of its parent" in await refusal(code, back)
 
 
 async def test_a_key_for_something_else_is_no_key_for_commits(
     code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
     allow(signers, ada.line('namespaces="file"'))
-    assert "not that of an allowed signer" in await refusal(code, repository.head)
+    assert "not from an allowed signer" in await refusal(code, repository.head)
 
 
 async def test_who_is_trusted_no_longer_is_not_trusted_from_then_on(
@@ -158,11 +158,11 @@ async def test_who_is_trusted_no_longer_is_not_trusted_from_then_on(
 ) -> None:
     await code.task_at(repository.head)
     allow(signers, mallory.line())
-    assert "not that of an allowed signer" in await refusal(code, repository.head)
+    assert "not from an allowed signer" in await refusal(code, repository.head)
     allow(signers, ada.line())
     await code.task_at(repository.head)
     allow(signers.with_name(f"{signers.name}.revoked"), f"{ada.public}\n")  # or rather: revoke
-    assert "not that of an allowed signer" in await refusal(code, repository.head)
+    assert "not from an allowed signer" in await refusal(code, repository.head)
 
 
 # --- what a repository would have us run ----------------------------------------------------------
@@ -266,7 +266,7 @@ async def test_a_link_that_leads_out_of_the_task_is_refused(
     for name, target in links.items():
         (repository.path / name).parent.mkdir(exist_ok=True)
         (repository.path / name).symlink_to(target)
-    assert "is a link that leads out" in await refusal(code, repository.commit(by=ada))
+    assert "is a link out of the task" in await refusal(code, repository.commit(by=ada))
     assert not (home_of(code) / repository.head).exists()
 
 
@@ -301,7 +301,7 @@ def test_a_git_that_cannot_verify_is_told_before_anything_is_fetched(
 ) -> None:
     monkeypatch.setattr(git_version, "read_version", lambda: (2, 30))
     with pytest.raises(
-        GitNotInstalled, match=r"has git 2\.30, and 2\.34 is the first that can verify ssh signatures"
+        GitNotInstalled, match=r"git 2\.30 is too old; git 2\.34 or later is needed to verify SSH signatures"
     ):
         open_code(repository.url, tmp_path, signers=signers)
     assert open_code(repository.url, tmp_path).follows
@@ -313,10 +313,10 @@ def test_a_machine_without_git_or_ssh_keygen_is_told_what_it_lacks(
     where = subprocess.run(["which", "git"], check=True, capture_output=True, text=True).stdout.strip()
     (tmp_path / "bin").mkdir()
     monkeypatch.setenv("PATH", str(tmp_path / "bin"))
-    with pytest.raises(GitNotInstalled, match="without git: install it"):
+    with pytest.raises(GitNotInstalled, match="without git; install it"):
         open_code(repository.url, tmp_path)
     (tmp_path / "bin" / "git").symlink_to(where)
-    with pytest.raises(GitNotInstalled, match="without ssh-keygen: install OpenSSH"):
+    with pytest.raises(GitNotInstalled, match="without ssh-keygen; install the OpenSSH"):
         open_code(repository.url, tmp_path, signers=signers)
 
 

@@ -79,7 +79,7 @@ def helper(tmp_path: Path) -> str:
 async def test_without_credentials_nobody_is_asked_for_any(
     code: CodeRepository, configure: Configure
 ) -> None:
-    with pytest.raises(CodeUnavailable, match="lets this machine in"):
+    with pytest.raises(CodeUnavailable, match="this machine has access"):
         await code.newest()
 
 

@@ -66,6 +66,6 @@ def test_without_git_it_is_one_line_that_says_what_to_do(
     tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(GitNotInstalled, match="install it, or leave --commit out"):
+    with pytest.raises(GitNotInstalled, match="install it, or omit --commit"):
         DemoRepository.create(tmp_path / "task", like)
     assert not (tmp_path / "task").exists(), "nothing was begun"

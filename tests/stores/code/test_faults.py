@@ -227,7 +227,7 @@ async def test_a_task_with_too_many_files_is_refused(
     code: CodeRepository, repository: Repository, ada: CommitSigner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.stores.code.checkout.MAX_SOURCE_FILES", 5)
-    with pytest.raises(CodeRejected, match="more than 5 files: name the task's own"):
+    with pytest.raises(CodeRejected, match=r"too many files \(limit 5\); name the directory of the task"):
         await code.task_at(repository.head)
 
 

@@ -53,14 +53,14 @@ async def test_nothing_else_comes_from_a_directory_and_it_says_how_it_would(
     directory: Path, tmp_path: Path
 ) -> None:
     code = open_code(str(directory), tmp_path / "home")
-    with pytest.raises(CodeRejected, match=r"one version; follow a Git repository.*git\+https://"):
+    with pytest.raises(CodeRejected, match=r"one version; to follow new versions.*git\+https://"):
         await code.task_at("0" * 40)
     with pytest.raises(CodeRejected):
         await code.resolve("main")
 
 
 async def test_a_directory_that_is_no_task_is_said_to_be_none(tmp_path: Path) -> None:
-    with pytest.raises(TaskInvalid, match="no such directory"):
+    with pytest.raises(TaskInvalid, match="the directory does not exist"):
         await open_code(str(tmp_path / "nowhere"), tmp_path / "home").newest()
 
 
@@ -84,9 +84,9 @@ async def test_another_branch_is_not_followed(
     repository.git("switch", "--quiet", "-c", "try")
     other = repository.commit(by=ada)
     assert await code.newest() == main
-    with pytest.raises(CodeRejected, match="no such commit on the history"):
+    with pytest.raises(CodeRejected, match="not in the history"):
         await code.task_at(other)
-    with pytest.raises(CodeRejected, match="not on the history of"):
+    with pytest.raises(CodeRejected, match="not in the history of"):
         await code.resolve("try")
 
 
@@ -250,7 +250,7 @@ async def test_a_version_that_was_here_once_needs_no_repository(
 async def test_a_ref_that_is_deleted_is_told_as_such(code: CodeRepository, repository: Repository) -> None:
     await code.newest()
     repository.git("branch", "--quiet", "-m", "main", "gone")
-    with pytest.raises(CodeUnavailable, match="no branch or tag main; make one there"):
+    with pytest.raises(CodeUnavailable, match="no branch or tag main; create it there"):
         await code.newest()
 
 
@@ -346,7 +346,7 @@ async def test_a_task_that_is_not_in_order_is_no_version(
 ) -> None:
     text = (repository.path / "pyproject.toml").read_text()
     repository.commit({"pyproject.toml": text.replace("quorum = 2", "qorum = 2")}, by=ada)
-    with pytest.raises(CodeRejected, match=r"pyproject.toml:\d+: .* knows no `qorum`") as rejected:
+    with pytest.raises(CodeRejected, match=r"pyproject.toml:\d+: unknown key `qorum`") as rejected:
         await code.task_at(await code.newest())
     assert "\n" not in str(rejected.value)
     repository.commit({"pyproject.toml": text, "moons_app/task.py": "def broken("}, by=ada)
@@ -367,7 +367,7 @@ async def test_a_version_is_not_recognised_by_a_repository_around_it(
 
 async def test_a_home_that_cannot_be_written_is_told(repository: Repository, tmp_path: Path) -> None:
     (tmp_path / "home").write_text("a file")
-    with pytest.raises(CodeUnavailable, match="make it a directory that is writable"):
+    with pytest.raises(CodeUnavailable, match="use a writable directory"):
         await open_code(repository.url, tmp_path / "home").newest()
 
 
@@ -395,28 +395,28 @@ def test_an_address_is_written_as_for_pip(where: str, source: str, tmp_path: Pat
     ("where", "said"),
     [
         ("https://host/org/repo", r"write git\+https://"),
-        ("git+ext::sh -c id", "is not understood"),
-        ("git+ext://sh", "is not understood"),
-        ("git+ftp://host/repo", "is not understood"),
-        ("git+http://host/repo", r"says nothing of who answers: use git\+https://"),
-        ("git+https://user:secret@host/repo", "credentials do not belong"),
-        ("git+https://token@host/repo", "credentials do not belong"),
-        ("git+ssh://git:secret@host/repo", "credentials do not belong"),
-        ("git+ssh://-oProxyCommand=id/repo", "is no host"),
-        ("git+ssh://-l@host/repo", "is no user name"),
-        ("git+https:///repo", "is no host"),
+        ("git+ext::sh -c id", "unknown scheme"),
+        ("git+ext://sh", "unknown scheme"),
+        ("git+ftp://host/repo", "unknown scheme"),
+        ("git+http://host/repo", r"does not authenticate the server; use git\+https://"),
+        ("git+https://user:secret@host/repo", "must not hold credentials"),
+        ("git+https://token@host/repo", "must not hold credentials"),
+        ("git+ssh://git:secret@host/repo", "must not hold credentials"),
+        ("git+ssh://-oProxyCommand=id/repo", "invalid host"),
+        ("git+ssh://-l@host/repo", "invalid user name"),
+        ("git+https:///repo", "invalid host"),
         ("git+https://host", "names no repository"),
-        ("git+https://host:port/repo", "is no address"),
+        ("git+https://host:port/repo", "invalid address"),
         ("git+file://host/repo", "three slashes"),
-        ("git+https://host/repo?x=1", "has a query"),
-        ("git+https://host/repo@", "no branch or tag"),
-        ("git+https://host/repo@-x", "no branch or tag"),
-        ("git+https://host/repo@a..b", "no branch or tag"),
-        ("git+https://host/repo@a:b", "no branch or tag"),
+        ("git+https://host/repo?x=1", "must not have a query"),
+        ("git+https://host/repo@", "invalid branch or tag"),
+        ("git+https://host/repo@-x", "invalid branch or tag"),
+        ("git+https://host/repo@a..b", "invalid branch or tag"),
+        ("git+https://host/repo@a:b", "invalid branch or tag"),
         ("git+https://host/repo@main#egg=x", "write #subdirectory="),
-        ("git+https://host/repo@main#subdirectory=../x", "no directory inside"),
-        ("git+https://host/repo@main#subdirectory=", "no directory inside"),
-        ("git+https://host/repo@main#subdirectory=a/.git", "no directory inside"),
+        ("git+https://host/repo@main#subdirectory=../x", "not a directory inside"),
+        ("git+https://host/repo@main#subdirectory=", "not a directory inside"),
+        ("git+https://host/repo@main#subdirectory=a/.git", "not a directory inside"),
     ],
 )
 def test_what_is_no_address_is_refused_and_no_secret_repeated(where: str, said: str, tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ async def test_a_champion_is_read_as_it_was_crowned_and_twice_is_fine(store: Mod
 @pytest.mark.parametrize("term", [1, 3])
 async def test_a_champion_of_another_term_than_the_next_is_refused(store: ModelStore, term: int) -> None:
     first = await store.crown(champion(2, 1))
-    with pytest.raises(ChampionConflict, match="version 2 is, in term 1; read it and decide again"):
+    with pytest.raises(ChampionConflict, match="version 2 has term 1; read it and decide again"):
         await store.crown(champion(3, term, 2))
     assert await store.champion() == first
 

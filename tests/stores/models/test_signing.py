@@ -88,12 +88,12 @@ def test_a_signature_is_of_one_model_only(
     keys: tuple[ModelSigner, TrustedKeys], changed: dict[str, object]
 ) -> None:
     signer, trusted = keys
-    with pytest.raises(SignatureInvalid, match="not of this model"):
+    with pytest.raises(SignatureInvalid, match="does not match this model"):
         trusted.check("mnist", MODEL_TIME.ref.model_copy(update=changed), signer.seal(MODEL_TIME).seal)
 
 
 def test_a_signature_is_of_one_task_only(keys: tuple[ModelSigner, TrustedKeys]) -> None:
-    with pytest.raises(SignatureInvalid, match="not of this model"):
+    with pytest.raises(SignatureInvalid, match="does not match this model"):
         keys[1].check("cifar", MODEL_TIME.ref, keys[0].seal(MODEL_TIME).seal)
 
 
@@ -122,7 +122,7 @@ def test_a_stranger_cannot_sign(keys: tuple[ModelSigner, TrustedKeys], tmp_path:
     with pytest.raises(SignatureInvalid, match=f"signed with the key {stranger.key_id}"):
         keys[1].check("mnist", MODEL_TIME.ref, seal)
     borrowed = ModelSignature(key=keys[0].key_id, manifest=seal.manifest, signature=seal.signature)
-    with pytest.raises(SignatureInvalid, match="not of this model"):
+    with pytest.raises(SignatureInvalid, match="does not match this model"):
         keys[1].check("mnist", MODEL_TIME.ref, borrowed)
 
 
@@ -156,7 +156,7 @@ def test_a_file_that_holds_no_public_keys_is_told(tmp_path: Path, content: str, 
 
 def test_a_private_key_given_to_a_device_is_told(tmp_path: Path) -> None:
     generate_key(tmp_path / "key")
-    with pytest.raises(InvalidKey, match=r"stays on the server: give the file that ends in \.pub"):
+    with pytest.raises(InvalidKey, match=r"stay on the server; give the file that ends in \.pub"):
         TrustedKeys.read(tmp_path / "key")
 
 

@@ -383,7 +383,7 @@ async def test_a_volume_that_went_away_is_unavailable(home: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"version": "2"}', '{"version": 0}', '{"version": 9}'])
 async def test_a_pointer_that_makes_no_sense_is_damage(home: Path, content: str) -> None:
     (home / "latest").write_text(content)
-    with pytest.raises(StoreCorrupt, match="is damaged"):
+    with pytest.raises(StoreCorrupt, match="is corrupt"):
         await open_model_store(str(home.parent), "mnist").latest()
 
 

@@ -99,32 +99,42 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
 @pytest.mark.parametrize(
     ("old", "new", "what", "advice"),
     [
-        ("quorum = 2", "qorum = 2", "knows no `qorum`", "did you mean `quorum`?"),
-        ("every-s", "every", "[tool.fedbus.schedule] knows no `every`", "did you mean `every-s`?"),
-        ("recruit-s = 60", "hue = 60", "knows no `hue`", "it knows task, model"),
+        ("quorum = 2", "qorum = 2", "unknown key `qorum`", "did you mean `quorum`?"),
+        ("every-s", "every", "unknown key `every` in [tool.fedbus.schedule]", "did you mean `every-s`?"),
+        ("recruit-s = 60", "hue = 60", "unknown key `hue`", "known keys: task, model"),
         (
             "rounds = 3   ",
             "rounds = 0   ",
-            "`rounds` in [tool.fedbus] cannot be 0",
+            "invalid value 0 of `rounds` in [tool.fedbus]",
             "greater than or equal to 1",
         ),
-        ("rounds = 3   ", "rounds = 'x' ", "cannot be 'x'", "valid integer"),
-        ("round-s = 600", "round-s = -1", "`round-s` in [tool.fedbus] cannot be -1", "greater than 0"),
-        ('task = "moons"', 'task = "a.b"', "`task` in [tool.fedbus] cannot be 'a.b'", "lower-case letters"),
-        ("moons_app.task:Net", "moons_app.task.Net", "cannot be 'moons_app.task.Net'", "write module:name"),
+        ("rounds = 3   ", "rounds = 'x' ", "invalid value 'x'", "valid integer"),
+        ("round-s = 600", "round-s = -1", "invalid value -1 of `round-s` in [tool.fedbus]", "greater than 0"),
+        (
+            'task = "moons"',
+            'task = "a.b"',
+            "invalid value 'a.b' of `task` in [tool.fedbus]",
+            "lower-case letters",
+        ),
+        (
+            "moons_app.task:Net",
+            "moons_app.task.Net",
+            "invalid value 'moons_app.task.Net'",
+            "write module:name",
+        ),
         (
             "moons_app.task:Net",
             "moons_app.tusk:Net",
-            "model 'moons_app.tusk:Net' is not there",
+            "model 'moons_app.tusk:Net' does not exist",
             "moons_app/tusk.py",
         ),
         (
             "moons_app.task:Net",
             "moons_app.task:Nett",
-            "'moons_app.task:Nett' is not there",
+            "'moons_app.task:Nett' does not exist",
             "did you mean 'Net'?",
         ),
-        ("moons_app.task:samples", "moons_app.task:probes", "is not there", "task.py has np, torch"),
+        ("moons_app.task:samples", "moons_app.task:probes", "does not exist", "task.py defines np, torch"),
         (
             "server_app:app",
             "server_app:main2",
@@ -136,9 +146,9 @@ def test_the_run_configuration_is_flattened_as_flower_does(task: Path) -> None:
             "clientapp = ",
             "clientap = ",
             "[tool.flwr.app.components] lacks `clientapp`",
-            "`clientap` is perhaps",
+            "instead of `clientap`",
         ),
-        ("lr = 0.1", "lr = [0.1]", "`lr` is of type list", "use a number"),
+        ("lr = 0.1", "lr = [0.1]", "`lr` has the type list", "use a number"),
     ],
 )
 def test_what_is_wrong_is_said_with_its_line(task: Path, old: str, new: str, what: str, advice: str) -> None:
@@ -175,7 +185,7 @@ def test_toml_that_cannot_be_read_is_said_with_its_line(task: Path) -> None:
 
 def test_a_directory_without_an_app_is_said_to_be_none(tmp_path: Path) -> None:
     assert "has none" in only_problem(tmp_path).what
-    assert "no such directory" in only_problem(tmp_path / "nowhere").what
+    assert "the directory does not exist" in only_problem(tmp_path / "nowhere").what
 
 
 def test_source_that_is_not_python_is_said_with_its_own_line(task: Path) -> None:

@@ -201,7 +201,7 @@ async def test_weights_and_biases_has_its_files_without_a_network(
 
 
 def test_a_tracker_that_nobody_installed_is_named_with_those_that_are(place: TrackerContext) -> None:
-    with pytest.raises(UnknownTracker, match=r"no tracker 'neptune': installed are .*local"):
+    with pytest.raises(UnknownTracker, match=r"unknown tracker 'neptune'; installed: .*local"):
         open_tracker("neptune", place)
 
 

@@ -74,7 +74,9 @@ def export(
     if share is None:
         raise CliError(NO_HOLDOUT_SHARE, ExitCode.USAGE)
     with progress_bar("exporting rows", total=expected) as step:
-        rows = write(database, path, holdout_share=share, labelled=labelled, told=lambda more: step(more, ""))
+        rows = write(
+            database, path, holdout_share=share, labelled=labelled, on_batch=lambda more: step(more, "")
+        )
     size = output.format_size(path.stat().st_size)
     output.console().print(f"{rows} rows of {_owner_of(database)} are in {path} ({size})", highlight=False)
 

@@ -201,7 +201,7 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
     ("hindrance", "passes"),
     [
         ("cannot use s3://models: it does not answer", True),
-        ("models/1.safetensors is damaged: restore it from a copy", False),
+        ("models/1.safetensors is corrupt: restore it from a copy", False),
     ],
     ids=["away", "damaged"],
 )
@@ -231,7 +231,7 @@ async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
 ) -> None:
     away = repository.path.rename(repository.path.with_name("away"))
     for _ in range(3):
-        with pytest.raises(RequestRefused, match="see that it is there"):
+        with pytest.raises(RequestRefused, match="check that it exists"):
             await server.look()
     await fed.happens("code", "following_held_up")
     away.rename(repository.path)
@@ -245,7 +245,7 @@ async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
 ) -> None:
     bob = make_signer("bob", tmp_path)
     new = repository.commit(REVISED_FILES, by=bob)
-    assert "not that of an allowed signer" in await server.look()
+    assert "not from an allowed signer" in await server.look()
     assert (await server.look()).startswith("nothing new: it was rejected")
     with (tmp_path / "allowed_signers").open("a") as allowed:
         allowed.write(bob.line())
@@ -291,7 +291,7 @@ async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
 ) -> None:
     new = await others.take(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("away"))
-    with pytest.raises(RequestRefused, match="see that it is there"):
+    with pytest.raises(RequestRefused, match="check that it exists"):
         await server.look()
     assert (await fed.happens("code", "following_held_up")).target == "rolling"
     assert server.facts.candidate == new
@@ -310,5 +310,5 @@ async def test_a_restarted_manager_whose_version_is_gone_goes_back_to_its_own(
     await server.agent.kill()
     (tmp_path / "allowed_signers").write_text(make_signer("bob", tmp_path).line())
     server.agent.start()
-    assert "not that of an allowed signer" in (await fed.happens("code", "code_read")).reason
+    assert "not from an allowed signer" in (await fed.happens("code", "code_read")).reason
     assert server.facts.code_version == old

@@ -163,7 +163,7 @@ async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
     repository.path.rename(repository.path.with_name("elsewhere"))
     said = await server.fedbus("code", "ls")
     assert said.code == 0
-    assert "see that it is there" in said.err
+    assert "check that it exists" in said.err
     assert "the task" in said.out
     assert (await server.fedbus("code", "look")).code == 1
     await server.fed.happens("code", "following_held_up")
@@ -207,7 +207,7 @@ async def test_what_cannot_be_done_is_one_line_and_an_exit_code(
     assert f"there is no version before {repository.head[:12]}" in nothing_before.err
     unknown = await server.fedbus("code", "rollout", "v9.9")
     assert unknown.code == 1
-    assert "no one commit, tag or branch of this name" in unknown.err
+    assert "no commit, tag or branch with this name" in unknown.err
     no_stage = await server.fedbus("code", "rollout", "main", "--stage", "half")
     assert (no_stage.code, no_stage.err) == (
         2,

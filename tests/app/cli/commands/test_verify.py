@@ -241,10 +241,10 @@ def signer_gone(left: FinishedFederation) -> None:
 @pytest.mark.parametrize(
     ("spoil", "about", "says"),
     [
-        (other_bytes, "weights", "is damaged: its bytes have digest"),
+        (other_bytes, "weights", "is corrupt: its bytes have digest"),
         (no_bytes, "weights", "holds no artifact"),
         (other_beginning, "began with", "v2; "),
-        (other_beginning, "began with", "is damaged: its bytes have digest"),
+        (other_beginning, "began with", "is corrupt: its bytes have digest"),
         (better_metrics, "manifest", "the manifest and the log differ in accuracy, loss"),
         (better_metrics, "signature", "was changed after it was signed"),
         (other_participants, "manifest", "says that c1, c9 were in the last round, the log c1, c2"),
@@ -257,8 +257,8 @@ def signer_gone(left: FinishedFederation) -> None:
         (parent_gone, "made from", "version 2 was made from version 1, which is not there"),
         (parent_changed, "made from", "the manifest of version 2 of tiny was changed after it was signed"),
         (parent_unreadable, "made from", "version 3 was made from version 2, which is not there"),
-        (version_unreadable, "manifest", "3.json is damaged"),
-        (signer_gone, "code", "its signature is not that of an allowed signer"),
+        (version_unreadable, "manifest", "3.json is corrupt"),
+        (signer_gone, "code", "its signature is not from an allowed signer"),
     ],
 )
 async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(

@@ -200,7 +200,7 @@ async def test_export_copies_a_version_out_and_over_nothing(
 @pytest.mark.parametrize(
     ("words", "code", "says"),
     [
-        (("show", "9"), 5, "has no version 9: there are 1 to 3"),
+        (("show", "9"), 5, "has no version 9; it has 1 to 3"),
         (("show", "newest"), 2, "'newest' is no version"),
         (("show", "1", "--task", "cifar"), 6, "there is no model repository"),
         (("ls", "--store", "gopher://x"), 2, "unknown model store scheme 'gopher'"),

@@ -132,7 +132,7 @@ async def test_a_new_lineage_is_built_by_the_server_and_served_by_the_devices(li
 async def test_what_the_server_refuses_is_one_line_and_changes_nothing(live: LiveFederation) -> None:
     for words, code, says in (
         (("rollback", "--to", "v2"), 1, "version 2 is served already"),
-        (("promote", "9"), 1, "has no version 9: there are 1 to 2"),
+        (("promote", "9"), 1, "has no version 9; it has 1 to 2"),
         (("rollback", "--to", "v9"), 1, "has no version 9"),
         (("promote", "newest"), 2, "'newest' is no version"),
         (("promote", "1", "--task", "cifar"), 5, f"no task cifar here: choose one of {TASK}"),
