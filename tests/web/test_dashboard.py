@@ -300,9 +300,7 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
         await page.run("document.querySelector('.chain li button').click()")
         await page.until("document.querySelector('.drawer').innerText.includes('drift on 2 clients')")
         await page.run(f"{find_button('Show causes')}.click()")
-        await page.until(
-            "document.querySelector('.drawer').innerText.includes('No message caused it')"
-        )
+        await page.until("document.querySelector('.drawer').innerText.includes('No message caused it')")
         await page.run(f"{find_button('Show trace')}.click()")
         await page.until("document.querySelectorAll('.chain li').length > 20")
         await page.press("Escape")
