@@ -1,10 +1,10 @@
-"""How many events a second the dashboard keeps up with, and whether its page still answers.
+"""Measure how many events a second the dashboard can show, and whether its page stays responsive.
 
     python -m benchmarks.dashboard_feed [--rate 1000] [--seconds 20]
 
-A real nats-server, the gateway in a process of its own, and a real Chromium on the Events page, all on this machine.
-Events are published at the rate asked for. What counts are ratios of one run: how much of what was said the page has
-at the end, how far it is behind, and how long a frame takes under load against the same page at rest.
+A real nats-server, the gateway in a separate process, and a real Chromium on the Events page, all on this machine.
+Events are published at the given rate. The results are ratios within one run: the share of events that the page has
+at the end, its delay, and the duration of a frame under load relative to the idle page.
 """
 
 import argparse
@@ -87,7 +87,7 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
 
 
 async def publish_events(bus: Bus, rate: float, seconds: float) -> int:
-    """Publish so many events a second, unacknowledged: the stream takes them as they come."""
+    """Publish that many events a second, without waiting for acknowledgements."""
     said, began = 0, time.monotonic()
     source = f"fedbus/{bus.fed}/client-manager"
     while (spent := time.monotonic() - began) < seconds:
