@@ -1,5 +1,5 @@
-"""The rounds on fedbus with default settings: the embedded nats-server that syncs each event, one process for the server
-side, one for each client with its three agents, and the child processes of ServerApp and ClientApps.
+"""The rounds on fedbus with default settings: the embedded nats-server that syncs each event, one process for the
+server side, one for each client with its three agents, and the child processes of ServerApp and ClientApps.
 """
 
 import asyncio
@@ -31,7 +31,7 @@ async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
 
 @asynccontextmanager
 async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """Start a federation in *directory* with a run of *count* rounds; yield a function that waits for the end of the run."""
+    """Start a federation in *directory* with a run of *count* rounds; yield a function that waits for its end."""
     os.environ.update(case.environment(directory / STAMPS))  # inherited by every process
     settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
     options = ["--rounds", str(count), "--quorum", str(case.clients), "--every", "1s", "--at-most", "1"]
