@@ -4,8 +4,8 @@
                                  [--json FILE]
 
 *Default*: spans are created and stored in FEDBUS_HOME/traces, log lines are written at level info. *Without*:
-OpenTelemetry's SDK is disabled and nothing is logged. Two whole federations run at the same time, one of each kind. They take
-turns of some seconds: while one runs, the other waits in its ServerApp. So a machine that
+OpenTelemetry's SDK is disabled and nothing is logged. Two whole federations run at the same time, one of each
+kind. They take turns of some seconds: while one runs, the other waits in its ServerApp. So a machine that
 is slower for a minute is slower for both, and no two starts are compared. The output is the median ratio over the
 pairs of turns with its 95 % interval (bootstrap), for the duration of a round
 and for the CPU time of all processes of a federation. With ``--same`` both
