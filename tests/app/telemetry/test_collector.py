@@ -26,7 +26,7 @@ LOGS_AND_TRACES = """
 import logging, structlog
 from opentelemetry import trace
 from fedbus.app.telemetry import configure_telemetry
-from fedbus.contracts.telemetry import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, increment, record, set_gauge
+from fedbus.contracts.telemetry import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, increment, set_gauge, record
 
 with configure_telemetry("fedbus-trainer", client="c1"):
     log = structlog.get_logger("fedbus.test")
