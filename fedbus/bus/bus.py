@@ -18,7 +18,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mappin
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import structlog
 from nats.aio.client import Client
@@ -47,6 +47,7 @@ from fedbus.bus.nats.cancellation import next_message
 from fedbus.bus.nats.connection import Connection, open_connection
 from fedbus.bus.nats.flush import flush_subscriptions
 from fedbus.bus.nats.micro_service import micro_service
+from fedbus.common.retry import RetryBackoff, retry
 from fedbus.contracts import subjects
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import NO_BLOB_AGENTS, requests_answered_by
@@ -65,6 +66,8 @@ from fedbus.contracts.state_recall import GetLastTransition, LastTransition
 from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.telemetry import DEAD_LETTERS, QUEUE_DEPTH, increment, observable_gauge
 from fedbus.contracts.transition import Transition
+
+T = TypeVar("T")
 
 ACK_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
@@ -248,20 +251,14 @@ class Bus:
 
         A repeat is dropped by its ``Nats-Msg-Id``. Raises PublishRefused where the stream says no.
         """
-        while True:
+
+        async def publish() -> int:
             try:
-                ack = await self._js.publish(subject, body, headers=dict(headers))
+                return int((await self._js.publish(subject, body, headers=dict(headers))).seq)
             except APIError as error:
                 raise PublishRefused(subject, f"{error.description} ({error.err_code})") from error
-            except TRANSIENT_ERRORS as error:
-                log.warning(
-                    "Publish not acknowledged; retrying",
-                    subject=subject,
-                    reason=str(error) or type(error).__name__,
-                )
-                await asyncio.sleep(RETRY_S)
-            else:
-                return int(ack.seq)
+
+        return await _retry(publish, TRANSIENT_ERRORS, "Publish not acknowledged; retrying", subject)
 
     # --- asking and answering -------------------------------------------------------------
 
@@ -558,34 +555,32 @@ class Bus:
 
     async def last_raw_message(self, stream: str, subject: str) -> RawStreamMsg | None:
         """The last message of any stream, unread: for the package's own."""
-        while True:
+
+        async def read() -> RawStreamMsg | None:
             try:
                 return await self._js.get_last_msg(stream, subject)
             except NotFoundError:
                 return None
-            except (*TRANSIENT_ERRORS, ServiceUnavailableError) as error:
-                log.warning(
-                    "Stream read failed; retrying", subject=subject, reason=str(error) or type(error).__name__
-                )
-                await asyncio.sleep(RETRY_S)
+
+        errors = (*TRANSIENT_ERRORS, ServiceUnavailableError)
+        return await _retry(read, errors, "Stream read failed; retrying", subject)
 
     async def _request_last_transition(self, subject: str) -> StoredMessage | None:
         """The same, as a client with credentials learns it: see `fedbus.contracts.state_recall`."""
         *_, kind, client, task = subject.split(".")
         request = GetLastTransition.model_validate({"task": task, "client": client, "kind": kind})
-        while True:
+
+        async def ask() -> LastTransition:
             asked = datetime.now(UTC)
-            try:
-                told: LastTransition = await self.request(request)
-                self._warn_on_clock_skew(_clock_skew_s(asked, told.answered_at))
-                break
-            except (NoResponse, RequestRefused) as error:
-                log.warning("State read failed; retrying", subject=subject, reason=str(error))
-                await asyncio.sleep(RETRY_S)
-        if not told.sequence:
+            answer: LastTransition = await self.request(request)
+            self._warn_on_clock_skew(_clock_skew_s(asked, answer.answered_at))
+            return answer
+
+        last = await _retry(ask, (NoResponse, RequestRefused), "State read failed; retrying", subject)
+        if not last.sequence:
             return None
-        envelope, message = decode_message(subject, told.headers, told.body)
-        return StoredMessage(message, envelope, subject, told.sequence)
+        envelope, message = decode_message(subject, last.headers, last.body)
+        return StoredMessage(message, envelope, subject, last.sequence)
 
     async def answer_last_transition(self, request: GetLastTransition) -> LastTransition:
         """The answer to a client that asks where it stands. For the server side."""
@@ -612,6 +607,19 @@ async def _open_blobs(client: Client, identity: Identity) -> AsyncIterator[Blobs
             yield blobs
     else:
         yield Blobs(client, identity.fed, identity.holder)
+
+
+async def _retry(
+    attempt: Callable[[], Awaitable[T]], errors: tuple[type[Exception], ...], event: str, subject: str
+) -> T:
+    """Call *attempt* every `RETRY_S` until it succeeds; log *event* at each of *errors*."""
+
+    def report(error: Exception, _: int) -> None:
+        log.warning(event, subject=subject, reason=str(error) or type(error).__name__)
+
+    return await retry(
+        attempt, on=errors, backoff=RetryBackoff(first_s=RETRY_S, max_s=RETRY_S), on_failure=report
+    )
 
 
 def _clock_skew_s(asked: datetime, said_s: float) -> float | None:
