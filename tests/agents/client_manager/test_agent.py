@@ -165,7 +165,7 @@ async def test_a_server_that_has_no_model_yet_is_told_of_once_and_is_no_warning(
             await eventually(lambda: server.infos >= 3)
             await server.has(1)
             await wait_for_infer_start(fed)
-    assert [one["log_level"] for one in said if one["event"] == "no model yet"] == ["info"]
+    assert [one["log_level"] for one in said if one["event"] == "No model yet"] == ["info"]
 
 
 async def test_a_client_that_is_turned_away_ends_with_the_reason(
@@ -174,7 +174,7 @@ async def test_a_client_that_is_turned_away_ends_with_the_reason(
     server.refuses = "not in this federation"
     async with fed.agent(make_manager(fed.device(CLIENT_NAME))) as agent:
         with pytest.RaisesGroup(
-            pytest.RaisesExc(BootstrapFailed, match="client c1 cannot begin: not in this federation"),
+            pytest.RaisesExc(BootstrapFailed, match="client c1 cannot start: not in this federation"),
             allow_unwrapped=True,
             flatten_subgroups=True,
         ):
@@ -215,7 +215,7 @@ async def test_a_version_that_comes_after_the_end_of_training_is_waited_for(
 async def test_a_run_that_brings_no_version_is_not_waited_for_for_ever(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.agent.APPLY_S", 0.2)
+    monkeypatch.setattr("fedbus.agents.client_manager.machine.APPLY_S", 0.2)
     await begin_learning(fed, server)
     await send_fin_train(fed)
     assert (await fed.happens("client", "no_new_model")).target == "serving"
@@ -248,7 +248,7 @@ async def test_who_failed_may_try_once_more_and_then_stays_out(
 async def test_a_run_that_does_not_end_is_left(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.agent.SPARE_S", 0.1)
+    monkeypatch.setattr("fedbus.agents.client_manager.machine.SPARE_S", 0.1)
     await server.invites(plan=RunPlan(rounds=1, recruit_s=0.1, round_s=0.1))
     told = await fed.happens("client", "client_start")
     assert told.deadline is not None
@@ -423,10 +423,10 @@ async def test_a_word_about_an_older_model_is_not_taken_for_the_new_one(
 async def test_an_inference_agent_that_says_nothing_is_not_waited_for_for_ever(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.agent.APPLY_S", 0.2)
+    monkeypatch.setattr("fedbus.agents.client_manager.machine.APPLY_S", 0.2)
     await server.publishes(2)
     told = await fed.happens("client", "infer_refused")
-    assert "did not answer within 0.2 s" in told.reason
+    assert "did not answer in time (limit 0.2 s)" in told.reason
     assert served_version(fed) == 1
 
 

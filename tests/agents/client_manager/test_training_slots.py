@@ -21,8 +21,8 @@ def test_what_is_given_back_may_be_taken_again_and_by_others(tmp_path: Path) -> 
     slot = slots.take("mnist-1")
     assert slot
     assert others.take("fashion-1") is None
-    slot.give_back()
-    slot.give_back()  # twice is fine
+    slot.release()
+    slot.release()  # twice is fine
     assert others.take("fashion-1")
 
 
