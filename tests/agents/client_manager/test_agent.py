@@ -27,7 +27,6 @@ from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import (
     CLIENT,
     ClientData,
-    ClientDeclined,
     ClientEvent,
     ClientStart,
     FailTrain,
@@ -200,18 +199,6 @@ async def test_a_run_ends_with_its_model_being_served(
     assert served_version(fed) == 2
 
 
-async def test_a_version_that_comes_after_the_end_of_training_is_waited_for(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await begin_learning(fed, server)
-    await send_fin_train(fed)
-    await fed.reaches("client", "pending_application")
-    await server.publishes(2)
-    assert (await fed.hears(InferUpdate)).model.version == 2
-    await send_infer_ready(fed, fed.heard(InferUpdate)[0].model)
-    await fed.reaches("client", "serving")
-
-
 async def test_a_run_that_brings_no_version_is_not_waited_for_for_ever(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -232,19 +219,6 @@ async def test_a_failure_in_training_leaves_the_client_serving(
     assert (told.target, told.reason) == ("serving", "it broke")
 
 
-async def test_who_failed_may_try_once_more_and_then_stays_out(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await begin_learning(fed, server)
-    server.open_run = server.invitation()
-    await send_fail_train(fed)
-    await fed.hears(ClientStart, times=2)
-    await send_fail_train(fed)
-    assert (await fed.hears(ClientDeclined)).reason == f"this client has failed 2 times in {RUN}"
-    await server.invites(f"{TASK}-2")  # another run is another matter
-    await fed.hears(ClientStart, times=3)
-
-
 async def test_a_run_that_does_not_end_is_left(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -253,36 +227,6 @@ async def test_a_run_that_does_not_end_is_left(
     told = await fed.happens("client", "client_start")
     assert told.deadline is not None
     assert (await fed.happens("client", "deadline")).target == "serving"
-
-
-async def test_words_about_another_run_change_nothing(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await begin_learning(fed, server)
-    await send_fin_train(fed, f"{TASK}-7")
-    await send_fail_train(fed, f"{TASK}-7")
-    await send_fail_train(fed)
-    await fed.happens("client", "fail_train")
-    assert fed.events("client")[3:] == ["client_start", "fail_train"]
-
-
-async def test_other_code_is_a_reason_to_stay_out(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await server.invites(code_version="sha256:fedcba98765432100")
-    declined = await fed.hears(ClientDeclined)
-    assert (declined.client, declined.run) == (CLIENT_NAME, RUN)
-    assert declined.reason.startswith("the run is on code fedcba987654, this client on ")
-    assert not fed.heard(ClientStart)
-
-
-async def test_who_will_serve_in_a_moment_keeps_the_invitation(
-    fed: FederationHarness, server: FakeServer, starting: RunningAgent
-) -> None:
-    await server.invites()
-    await send_infer_ready(fed, await wait_for_infer_start(fed))
-    assert (await fed.hears(ClientStart)).run == RUN
-    assert not fed.heard(ClientDeclined)
 
 
 async def test_who_was_away_when_a_run_opened_asks_and_joins(
@@ -306,14 +250,6 @@ async def test_a_published_model_is_served_in_place_of_the_old(
     await fed.reaches("client", "serving")
     assert fed.events("client")[3:] == ["model_published", "infer_ready"]
     assert served_version(fed) == 2
-
-
-async def test_the_same_version_once_more_is_no_news(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await server.publishes(1)
-    await server.publishes(2)
-    assert (await fed.hears(InferUpdate)).model.version == 2
 
 
 async def test_a_refused_model_leaves_the_old_one_serving_and_the_next_is_taken(
@@ -354,47 +290,6 @@ async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_no
     assert served_version(fed) == 3
 
 
-async def test_a_model_that_was_gone_back_from_is_handed_over_again_when_the_server_names_it_anew(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    server.term = 4
-    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
-    assert (await fed.hears(InferUpdate)).term == 4
-    await send_infer_ready(fed, second)
-    await fed.happens("client", "infer_ready", times=2)
-    await send_model_rolled_back(fed, first, second)
-    await fed.happens("client", "model_returned")
-    server.term = 5
-    await server.publishes(2)
-    assert (await fed.hears(InferUpdate, times=2)).term == 5
-
-
-async def test_who_goes_back_while_its_device_learns_says_so_with_the_next_step(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
-    await fed.hears(InferUpdate)
-    await send_infer_ready(fed, second)
-    await fed.happens("client", "infer_ready", times=2)
-    await begin_learning(fed, server)
-    await send_model_rolled_back(fed, first, second)
-    await send_fail_train(fed)
-    assert (await fed.happens("client", "fail_train")).target == "serving"
-    assert served_version(fed) == 1
-
-
-async def test_a_client_that_starts_and_is_refused_the_newest_model_says_which_one_serves_still(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    first = fed.heard(InferStart)[0].model
-    await server.has(2)
-    await client.restart()
-    second = await wait_for_infer_start(fed, times=2)
-    await send_infer_refused(fed, second, serving=1, still=first)
-    await fed.happens("client", "infer_refused")
-    assert served_version(fed) == 1
-
-
 async def test_where_nothing_serves_yet_a_refused_model_is_tried_again_until_one_is_taken(
     fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
@@ -405,19 +300,6 @@ async def test_where_nothing_serves_yet_a_refused_model_is_tried_again_until_one
     await send_infer_ready(fed, again)
     await fed.reaches("client", "serving")
     assert fed.events("client")[2:] == ["infer_retried", "infer_retried", "infer_ready"]
-
-
-async def test_a_word_about_an_older_model_is_not_taken_for_the_new_one(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    first = fed.heard(InferStart)[0].model
-    second = await server.publishes(2)
-    await fed.hears(InferUpdate)
-    await send_infer_ready(fed, first)  # told twice
-    await send_infer_ready(fed, second)
-    await fed.happens("client", "infer_ready", times=2)
-    assert served_version(fed) == 2
-    assert fed.events("client")[3:] == ["model_published", "infer_ready"]
 
 
 async def test_an_inference_agent_that_says_nothing_is_not_waited_for_for_ever(
@@ -444,16 +326,6 @@ async def test_a_model_that_is_not_given_out_for_a_moment_is_fetched_all_the_sam
 
 
 # --- code -------------------------------------------------------------------------------------------------------
-
-
-async def test_code_that_is_ours_is_no_news(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    ours = fed.site.task.code_version
-    await fed.say(CodePublished(task=TASK, code_version=ours), by="server-manager")
-    await server.publishes(2)  # heard after it
-    await fed.hears(InferUpdate)
-    assert fed.events("client")[3:] == ["model_published"]
 
 
 async def test_a_device_whose_code_is_a_directory_says_how_to_follow_a_repository(

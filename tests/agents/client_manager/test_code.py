@@ -19,8 +19,8 @@ from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
 from support.repositories import CommitSigner, Repository, make_signer
 
 from fedbus.app.composition.agents import client_manager
-from fedbus.contracts.client import ClientData, ClientDeclined, ClientStart, FinTrain, InferUpdate
-from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused, RolloutCohort
+from fedbus.contracts.client import ClientData, ClientStart, FinTrain, InferUpdate
+from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused
 from fedbus.stores.code.open import open_code
 from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
@@ -144,19 +144,6 @@ async def test_unsigned_code_is_refused_whatever_the_server_says(
     assert version_of(fed) == old
 
 
-async def test_refused_code_is_not_tried_again_but_said_again(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
-) -> None:
-    old = repository.head
-    unsigned = repository.commit({"tiny/__init__.py": "REVISION = 2\n"})
-    await publish(fed, old, unsigned)
-    await fed.hears(CodeRefused)
-    await fed.happens("client", "code_refused")
-    await publish(fed, old, unsigned)
-    await fed.hears(CodeRefused, times=2)
-    assert fed.events("client").count("code_published") == 1
-
-
 async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
     fed: FederationHarness,
     server: FakeServer,
@@ -175,37 +162,6 @@ async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
     await publish(fed, old, new, attempt=2)
     await send_infer_ready(fed, (await fed.hears(InferUpdate)).model, new)
     assert (await fed.hears(CodeReady)).attempt == 2
-
-
-async def test_who_is_not_of_the_cohort_stays_where_it_is(
-    fed: FederationHarness,
-    server: FakeServer,
-    client: RunningAgent,
-    repository: Repository,
-    ada: CommitSigner,
-) -> None:
-    old = repository.head
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await publish(fed, old, new, cohort=RolloutCohort(labels={"site": "lab"}).model_dump())
-    await server.publishes(2)  # heard after it
-    update = await fed.hears(InferUpdate)
-    assert update.code_version == old
-    assert fed.heard(CodeReady) == []
-
-
-async def test_labels_make_a_device_one_of_the_cohort(
-    fed: FederationHarness, server: FakeServer, repository: Repository, ada: CommitSigner
-) -> None:
-    device = replace(fed.device(CLIENT_NAME), labels={"site": "lab"})
-    old = repository.head
-    async with fed.agent(lambda stop: client_manager(device, stop)):
-        await send_infer_ready(fed, await wait_for_infer_start(fed))
-        facts = (await fed.reaches("client", "serving")).facts
-        assert isinstance(facts, ClientData)
-        assert facts.labels == {"site": "lab"}
-        new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-        await publish(fed, old, new, cohort=RolloutCohort(labels={"site": "lab"}).model_dump())
-        assert (await fed.hears(InferUpdate)).code_version == new
 
 
 async def test_a_device_that_trains_changes_over_when_the_run_is_over(
@@ -261,14 +217,6 @@ async def test_everybody_goes_back_when_a_rollout_is_reverted(
     await send_infer_ready(fed, back.model, old)
     await fed.happens("client", "code_ready", times=2)
     assert version_of(fed) == old
-
-
-async def test_a_run_of_other_code_is_declined_and_both_are_named(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
-) -> None:
-    await server.invites(code_version="b" * 40)
-    said = await fed.hears(ClientDeclined)
-    assert said.reason == f"the run is on code {'b' * 12}, this client on {repository.head[:12]}"
 
 
 async def test_a_repository_that_is_away_is_waited_for_while_the_device_serves(
@@ -327,14 +275,3 @@ async def test_a_model_with_a_stranger_s_signature_is_never_active(
         told = await fed.happens("client", "infer_refused")
         assert "is signed with the key" in told.reason
         assert fed.heard(InferUpdate) == []
-
-
-async def test_what_a_run_came_to_and_was_kept_back_is_not_waited_for(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await server.invites()
-    await fed.hears(ClientStart)
-    await fed.reaches("client", "learning")
-    await fed.say(FinTrain(task=TASK, client=CLIENT_NAME, run=RUN, new_model=False), by="flower-client")
-    told = await fed.happens("client", "no_new_model")
-    assert (told.source, told.target) == ("pending_application", "serving")

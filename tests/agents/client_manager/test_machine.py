@@ -326,6 +326,12 @@ def test_an_invitation_waits_until_the_client_serves() -> None:
     assert client.handle(infer_ready(1)) == [STOPS_APPLY, moves(ClientEvent.INFER_READY, 1), *begins()]
 
 
+def test_an_invitation_that_waited_is_used_once() -> None:
+    client = starting_client()
+    client.handle(invitation(), infer_ready(1), SlotTaken())
+    assert client.handle(fail_train())[-1] == ReadOpenRun()
+
+
 def test_a_client_asks_for_an_open_run_when_it_serves() -> None:
     client = serving_client()
     assert client.handle(OpenRunRead(None)) == []
@@ -632,6 +638,12 @@ def test_a_roll_back_during_an_application_does_not_stop_it() -> None:
     client.handle(infer_ready(2), announced(3), ModelFetched(model(3)))
     assert client.handle(rolled_back(2, to=1)) == []
     assert client.handle(fired(ClientTimer.APPLY))[1] == moves(ClientEvent.INFER_REFUSED, 1, NO_ANSWER)
+
+
+def test_a_model_accepted_after_a_roll_back_is_recorded() -> None:
+    client = applying_client()
+    client.handle(infer_ready(2), announced(3), ModelFetched(model(3)), rolled_back(2, to=1))
+    assert client.handle(infer_ready(3))[1] == moves(ClientEvent.INFER_READY, 3)
 
 
 # --- code -----------------------------------------------------------------------------------------
