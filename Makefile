@@ -8,6 +8,8 @@ READY := $(VENV)/.ready
 # Data sets that lie beside the checkout are used where there are any; see the README of examples/mnist.
 FEDBUS_DATA_DIR ?= $(wildcard ../shared/data)
 export FEDBUS_DATA_DIR
+# The tests start hundreds of processes that import the same.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all lint types unit faults bench docs try-compose clean
 

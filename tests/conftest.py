@@ -13,7 +13,9 @@ from support.repositories import CommitSigner, make_signer
 
 SETTINGS = ("FEDBUS", "OTEL", "AWS", "NATS")
 LONG = ("journeys", "faults")
-"""Whole stories: few of them to a file, and each as long as a hundred others."""
+"""Whole federations: few of them to a file, and each as long as a hundred others."""
+SHORT_FOR_A_LONG = 4
+"""So many short files come between two long ones."""
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -21,8 +23,13 @@ def pytest_configure(config: pytest.Config) -> None:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The long ones first, so that at the end no worker is alone with them."""
-    items.sort(key=lambda item: item.path.parent.name not in LONG)
+    """Bring the long files early, between short ones: they need the processor, and most others wait for something."""
+    files = list(dict.fromkeys(item.path for item in items))
+    long = [path for path in files if path.parent.name in LONG]
+    short = [path for path in files if path.parent.name not in LONG]
+    place = {path: (SHORT_FOR_A_LONG * number, 0) for number, path in enumerate(long)}
+    place |= {path: (number, 1) for number, path in enumerate(short)}
+    items.sort(key=lambda item: place[item.path])
 
 
 @pytest.fixture(scope="module", autouse=True)

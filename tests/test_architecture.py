@@ -9,6 +9,8 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator
 from functools import cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -88,6 +90,8 @@ SHARED_CLASS_NAMES: Final[dict[str, str]] = {}
 """A class name that may occur more than once, and the reason."""
 
 MODULE_PATH: Final = re.compile(r"\bfedbus(?:\.[a-z_]\w*){2,}")
+
+IMPORT_IN_A_STRING: Final = re.compile(r"^\s*from (fedbus[\w.]*) import ([\w, ]+)", re.MULTILINE)
 
 Violations = Iterator[str]
 
@@ -286,6 +290,21 @@ def test_only_app_names_modules_in_strings() -> None:
     assert_none(violations())
 
 
+def test_programs_in_strings_import_what_exists() -> None:
+    """A test may run a program that is a string; neither a rename nor mypy sees its imports."""
+
+    def violations() -> Violations:
+        for module in sorted((REPOSITORY / "tests").rglob("*.py")):
+            for node in ast.walk(tree_of(module)):
+                if isinstance(node, ast.Constant) and isinstance(node.value, str):
+                    for name, members in IMPORT_IN_A_STRING.findall(node.value):
+                        for member in filter(None, re.split(r"[,\s]+", members)):
+                            if not exists(name, member):
+                                yield f"{place(module, node)}: from {name} import {member}"
+
+    assert_none(violations())
+
+
 def test_class_names_are_unique() -> None:
     places: dict[str, list[str]] = defaultdict(list)
     for top in ("fedbus", "tests", "benchmarks"):
@@ -306,6 +325,13 @@ def test_every_package_has_a_layer() -> None:
 
 def test_every_module_has_a_docstring() -> None:
     assert_none(place(module) for module in MODULES if not ast.get_docstring(tree_of(module)))
+
+
+def exists(module: str, member: str) -> bool:
+    try:
+        return hasattr(import_module(module), member) or find_spec(f"{module}.{member}") is not None
+    except ModuleNotFoundError:
+        return False
 
 
 def is_package(path: Path) -> bool:

@@ -236,13 +236,13 @@ def test_every_sample_is_in_one_partition_or_live_and_in_no_other(
 ) -> None:
     total = len(data.load(str(tmp_path)).train[1])
     live, _ = data._split(total)
-    everywhere = np.concatenate([*data._parts(str(tmp_path), 5, alpha), live])
+    everywhere = np.concatenate([*data._partition_indices(str(tmp_path), 5, alpha), live])
     assert sorted(everywhere.tolist()) == list(range(total))
 
 
 def test_everybody_gets_the_same_partition_each_time(data: ModuleType, tmp_path: Path) -> None:
     first = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
-    data._parts.cache_clear()
+    data._partition_indices.cache_clear()
     again = data.partition(2, 5, data=str(tmp_path), alpha=0.5)
     assert np.array_equal(first[0], again[0])
     assert np.array_equal(first[1], again[1])

@@ -1,10 +1,12 @@
 """What all tests build on: waiting for a condition, and which failures CI repeats."""
 
 import re
+from importlib.util import find_spec
 
 import psutil
 import pytest
 from support import ConditionNotMet, eventually
+from support.command_line import PRELOADED
 from support.processes import children, command_of, is_running
 
 
@@ -31,6 +33,11 @@ def test_only_a_condition_not_met_is_repeated(pytestconfig: pytest.Config) -> No
 def repeated(pattern: str, error: Exception) -> bool:
     """As pytest-rerunfailures decides it."""
     return re.search(pattern, f"{type(error).__name__}: {error}") is not None
+
+
+def test_what_commands_are_forked_with_exists() -> None:
+    """The fork server of multiprocessing leaves out in silence what it cannot import."""
+    assert [name for name in PRELOADED if find_spec(name) is None] == []
 
 
 def test_a_process_that_ends_while_it_is_looked_at_has_no_command(monkeypatch: pytest.MonkeyPatch) -> None:

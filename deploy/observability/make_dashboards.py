@@ -317,9 +317,13 @@ BUS: Final = [
     gauge_panel("Streams: messages", telemetry.NATS_STREAM_MESSAGES, "fedbus.stream", how="max"),
     gauge_panel("Streams: on disk", telemetry.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
     Panel(
-        "Set aside, not stored yet, not read yet",
+        "Dead letters, unacknowledged publishes, failed reads",
         "What the bus complains of",
-        [log_query('{service_namespace="fedbus"} |~ "set aside|not stored yet|not read yet"')],
+        [
+            log_query(
+                '{service_namespace="fedbus"} |~ "Message dead-lettered|Publish not acknowledged|Stream read failed"'
+            )
+        ],
         kind="logs",
         datasource="loki",
         width=24,

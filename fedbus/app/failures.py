@@ -31,19 +31,19 @@ class ExitCode(IntEnum):
 
 EXIT_CODE_TEXT: Final = {
     ExitCode.OK: "done",
-    ExitCode.FAILED: "refused, or failed; the line on standard error says why",
-    ExitCode.USAGE: "the command, an option or a setting is not what it may be",
-    ExitCode.UNREACHABLE: "no nats-server answers, or the connection was lost for good",
-    ExitCode.NO_ANSWER: "the bus is there, but not the agent that would answer",
+    ExitCode.FAILED: "request rejected or command failed; standard error has the reason",
+    ExitCode.USAGE: "invalid command, option or setting",
+    ExitCode.UNREACHABLE: "nats-server unreachable, or connection closed",
+    ExitCode.NO_ANSWER: "connected to NATS, but the agent did not respond",
     ExitCode.NOT_FOUND: "no such run, client, task, file or federation",
-    ExitCode.MACHINE: "this machine lacks something: a program, a free port, a directory that can be written",
-    ExitCode.DENIED: "the bus will not have us, or we not it: credentials or certificate; to start again mends nothing",
-    ExitCode.INTERRUPTED: "ended by Ctrl-C",
+    ExitCode.MACHINE: "missing on this machine: a program, a free port or a writable directory",
+    ExitCode.DENIED: "authentication or TLS verification failed; restarting will not help",
+    ExitCode.INTERRUPTED: "interrupted by Ctrl-C",
 }
 
 
 class CliError(Exception):
-    """A command cannot do what it was asked; the text says what to do about it."""
+    """A command failed; the text says why and what to do."""
 
     def __init__(self, message: str, code: ExitCode = ExitCode.FAILED) -> None:
         super().__init__(message)
@@ -84,7 +84,7 @@ def describe_error(error: BaseException) -> tuple[str, ExitCode]:
     code = _exit_code_of(error)
     if code is None:
         return (
-            f"something unforeseen: {type(error).__name__}: {_one_line(error)}. {_HOW_TO_REPORT}",
+            f"unexpected error ({type(error).__name__}): {_one_line(error)}. {_HOW_TO_REPORT}",
             ExitCode.FAILED,
         )
     return _one_line(error), code
@@ -95,7 +95,7 @@ def _describe_group(all_told: list[tuple[str, ExitCode]]) -> tuple[str, ExitCode
     return next((one for one in all_told if one[1] is ExitCode.DENIED), all_told[0])
 
 
-_HOW_TO_REPORT: Final = f"Run it again with {DEBUG}=1 to see where, and please report it"
+_HOW_TO_REPORT: Final = f"Run the command again with {DEBUG}=1 for the traceback, and report it"
 
 
 def _one_line(error: BaseException) -> str:

@@ -17,7 +17,7 @@ REPLY_TIMEOUT_S: Final = 5.0
 
 
 class AccountUpdateRejected(BusError):
-    """The server would not have the account's new claims."""
+    """The server rejected the new claims of the account."""
 
 
 async def push_account_jwts(url: str, access: BusAccess, jwts: Sequence[str], *, host: str = "") -> None:
@@ -38,11 +38,13 @@ async def _push(client: Client, url: str, jwt: str) -> None:
     try:
         reply = await client.request(CLAIMS_UPDATE_SUBJECT, jwt.encode(), timeout=REPLY_TIMEOUT_S)
     except NoRespondersError:
-        raise AccountUpdateRejected(f"{url} keeps no accounts: its resolver must be of type full") from None
+        raise AccountUpdateRejected(
+            f"{url} does not store accounts: set its account resolver to type full"
+        ) from None
     except NatsError as error:
         raise AccountUpdateRejected(f"{url} did not answer within {REPLY_TIMEOUT_S:g} s: {error}") from None
     answer = json.loads(reply.data)
     if "error" in answer:
         raise AccountUpdateRejected(
-            f"{url} would not have the account: {answer['error'].get('description', answer['error'])}"
+            f"{url} rejected the account: {answer['error'].get('description', answer['error'])}"
         )

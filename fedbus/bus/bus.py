@@ -138,7 +138,7 @@ class Delivery:
         return tracing.span_context_from(self.envelope.trace)
 
     async def ack(self) -> None:
-        with contextlib.suppress(NatsError):  # the bus is away: it will be delivered again, and dropped then
+        with contextlib.suppress(NatsError):  # disconnected: NATS redelivers it, and it is dropped then
             await self._raw.ack()
 
     @contextmanager
@@ -225,7 +225,7 @@ class Bus:
     # --- saying ------------------------------------------------------------------------
 
     async def publish(self, message: Message, *, id: str | None = None) -> None:
-        """Say *message*. A durable one is in the stream when this returns, however long the bus is away.
+        """Publish *message*. A durable one is stored in the stream when this returns, after any number of retries.
 
         *id*: a key under which the stream drops a repeat. Raises PublishRefused where the stream says no,
         and ValueError for a message that is too large.
@@ -254,7 +254,11 @@ class Bus:
             except APIError as error:
                 raise PublishRefused(subject, f"{error.description} ({error.err_code})") from error
             except TRANSIENT_ERRORS as error:
-                log.warning("not stored yet", subject=subject, reason=str(error) or type(error).__name__)
+                log.warning(
+                    "Publish not acknowledged; retrying",
+                    subject=subject,
+                    reason=str(error) or type(error).__name__,
+                )
                 await asyncio.sleep(RETRY_S)
             else:
                 return int(ack.seq)
@@ -270,11 +274,9 @@ class Bus:
             try:
                 reply = await self._client.request(subject, body, timeout=timeout_s, headers=headers)
             except NoRespondersError:
-                raise NoResponse(request.word, request.server, "nobody serves it") from None
+                raise NoResponse(request.word, request.server, "no agent serves it") from None
             except (*TRANSIENT_ERRORS, ConnectionClosedError):
-                raise NoResponse(
-                    request.word, request.server, f"nothing came within {timeout_s:g} s"
-                ) from None
+                raise NoResponse(request.word, request.server, f"no reply within {timeout_s:g} s") from None
             return _parse_reply(request, reply)
 
     @asynccontextmanager
@@ -414,7 +416,7 @@ class Bus:
 
     async def _dead_letter(self, raw: Msg, agent: AgentName, reason: DecodeError) -> None:
         """A dead letter, and the consumer goes on: what is wrong with it will not get better."""
-        log.warning("set aside", subject=raw.subject, reason=str(reason))
+        log.warning("Message dead-lettered", subject=raw.subject, reason=str(reason))
         increment(DEAD_LETTERS)
         headers = {"fedbus-reason": " ".join(str(reason).split())[:500], "fedbus-subject": raw.subject}
         dead = subjects.dead_letter(self.fed, self.identity.owner, agent)
@@ -522,7 +524,7 @@ class Bus:
         if ahead_s is not None and abs(ahead_s) > CLOCK_SKEW_WARNING_S and not self._has_warned_of_skew:
             self._has_warned_of_skew = True
             advice = "set the clock of this machine, or that of the server, whichever is wrong"
-            log.warning("the clocks differ", ahead_s=round(ahead_s, 1), advice=advice)
+            log.warning("Clock skew against the NATS server", ahead_s=round(ahead_s, 1), advice=advice)
 
     async def list_streams(self) -> dict[str, int] | None:
         """The federation's streams that are there, with their messages; None where JetStream is off."""
@@ -545,7 +547,7 @@ class Bus:
         return [one.message for one in await self.last_per_subject(streams.events_stream(self.fed), [wanted])]
 
     async def last(self, subject: str) -> StoredMessage | None:
-        """The last message that the life stream holds on *subject*, however long the bus is away."""
+        """The last message of the lifecycle stream on *subject*; disconnections are retried without limit."""
         if self._is_restricted:
             return await self._request_last_transition(subject)
         raw = await self.last_raw_message(streams.lifecycle_stream(self.fed), subject)
@@ -562,7 +564,9 @@ class Bus:
             except NotFoundError:
                 return None
             except (*TRANSIENT_ERRORS, ServiceUnavailableError) as error:
-                log.warning("not read yet", subject=subject, reason=str(error) or type(error).__name__)
+                log.warning(
+                    "Stream read failed; retrying", subject=subject, reason=str(error) or type(error).__name__
+                )
                 await asyncio.sleep(RETRY_S)
 
     async def _request_last_transition(self, subject: str) -> StoredMessage | None:
@@ -576,7 +580,7 @@ class Bus:
                 self._warn_on_clock_skew(_clock_skew_s(asked, told.answered_at))
                 break
             except (NoResponse, RequestRefused) as error:
-                log.warning("not recalled yet", subject=subject, reason=str(error))
+                log.warning("State read failed; retrying", subject=subject, reason=str(error))
                 await asyncio.sleep(RETRY_S)
         if not told.sequence:
             return None
@@ -630,7 +634,7 @@ def _parse_reply(request: Request, reply: Msg) -> Any:
         raise RequestRefused(request.word, refused.reason, kind=refused.kind)
     if reply.headers and "Nats-Service-Error" in reply.headers:
         raise RequestRefused(
-            request.word, f"the {request.server} broke: {reply.headers['Nats-Service-Error']}"
+            request.word, f"internal error in the {request.server}: {reply.headers['Nats-Service-Error']}"
         )
     return decode_body(request.answer, reply.data)
 
@@ -640,8 +644,8 @@ def _make_endpoint(handler: Handler, who: str) -> Callable[[MicroRequest], Await
 
     async def answer(raw: MicroRequest) -> None:
         if not raw._msg.reply.startswith(f"{subjects.INBOX}."):  # noqa: SLF001 - no public way in nats-py 2.16
-            log.warning("not answered: the answer was to go to no inbox", subject=raw.subject)
-            return  # whoever may ask could else have us speak for him where he may not
+            log.warning("Dropping request: reply subject is not an inbox", subject=raw.subject)
+            return  # else a requester could use our permissions to publish to a subject it may not use
         try:
             envelope, message = decode_message(raw.subject, raw.headers, raw.data)
         except DecodeError as error:

@@ -58,7 +58,7 @@ class BusAccess:
                 context.load_verify_locations(self.ca)
             except ssl.SSLError:
                 raise InvalidCredentialsFile(
-                    f"FEDBUS_CA: {self.ca} holds no certificate: copy ca.pem from the kit again"
+                    f"FEDBUS_CA: {self.ca} contains no certificate: copy ca.pem from the kit again"
                 ) from None
         context.minimum_version = ssl.TLSVersion.TLSv1_2
         return context
@@ -74,7 +74,7 @@ def _read_credentials(path: Path) -> UserClaims:
         extract_seed(text)
         return parse_user(text)
     except InvalidCredentials as error:
-        raise InvalidCredentialsFile(f"FEDBUS_CREDS: {path} is of no use: {error}") from None
+        raise InvalidCredentialsFile(f"FEDBUS_CREDS: {path} is invalid: {error}") from None
 
 
 def _check_readable(path: Path, variable: str) -> None:

@@ -1,14 +1,14 @@
-"""What a caller of the bus can do something about."""
+"""Exceptions of the bus that a caller can handle."""
 
 from fedbus.contracts.message import RefusalKind
 
 
 class BusError(Exception):
-    """Something the bus could not do; the text says what to do about it."""
+    """Base class of bus failures; the text names the cause and the remedy."""
 
 
 class BusUnreachable(BusError):
-    """No nats-server answers at the address."""
+    """No nats-server responds at the address."""
 
     def __init__(self, url: str, reason: object) -> None:
         super().__init__(f"no nats-server at {url}: {reason}. Start one (fedbus up) or set FEDBUS_NATS_URL")
@@ -16,56 +16,56 @@ class BusUnreachable(BusError):
 
 
 class InvalidCredentialsFile(BusError):
-    """The files that say who we are, or whom to believe, are not what they should be."""
+    """The credentials or CA file is invalid."""
 
 
 class AccessDenied(BusError):
-    """The bus is there and will not have us, or we do not believe that it is the bus.
+    """The NATS server rejected the connection, or its TLS certificate failed verification.
 
-    To come again changes nothing: a person must mend it.
+    Reconnecting cannot succeed: an operator must correct the credentials or the certificate.
     """
 
     def __init__(self, url: str, reason: str, advice: str) -> None:
-        super().__init__(f"{url} will not have us: {reason}. {advice}")
+        super().__init__(f"NATS server {url} rejected the connection: {reason}. {advice}")
         self.url = url
         self.reason = reason
         self.advice = advice
 
 
 class PermissionDenied(BusError):
-    """The bus knows us, and does not let us do this."""
+    """The permissions of the authenticated user do not allow the action."""
 
     def __init__(self, what: str) -> None:
-        super().__init__(f"the bus does not permit us to {what}: see docs/security.md for what each role may")
+        super().__init__(f"permission denied: {what}. See docs/security.md for the permissions of each role")
         self.what = what
 
 
 class FederationNotFound(BusError):
-    """The bus is there, and nothing of the federation on it."""
+    """The NATS server has no stream of the federation."""
 
     def __init__(self, fed: str) -> None:
         super().__init__(
-            f"federation {fed} has nothing on this bus yet: start its server side (fedbus up), "
+            f"federation {fed} not found on this NATS server. Start its server side (fedbus up), "
             "or set FEDBUS_FEDERATION or FEDBUS_NATS_URL"
         )
         self.fed = fed
 
 
 class BusClosed(BusError):
-    """The connection is gone for good: refused, or closed from outside. The process should end and be started anew."""
+    """The connection is closed for good: rejected, or closed from outside. The process must be restarted."""
 
 
 class NoResponse(BusError):
-    """Nobody serves the request, or whoever does was too slow."""
+    """No agent serves the request, or its reply did not arrive in time."""
 
     def __init__(self, word: str, server: str, reason: str) -> None:
-        super().__init__(f"no answer to {word}: {reason}. Is the {server} running?")
+        super().__init__(f"no reply to {word}: {reason}. Check that the {server} is running")
         self.word = word
         self.server = server
 
 
 class RequestRefused(BusError):
-    """The answer is a refusal; *kind* tells who can do something about it."""
+    """The reply is a refusal; *kind* names who can resolve it."""
 
     def __init__(self, word: str, reason: str, *, kind: RefusalKind = RefusalKind.CALLER) -> None:
         super().__init__(reason)
@@ -75,27 +75,27 @@ class RequestRefused(BusError):
 
 
 class PublishRefused(BusError):
-    """The event stream would not take the message."""
+    """The event stream rejected the message."""
 
     def __init__(self, subject: str, reason: str) -> None:
-        super().__init__(f"the stream refused what was said on {subject}: {reason}")
+        super().__init__(f"the stream rejected the message on {subject}: {reason}")
         self.subject = subject
 
 
 class StaleOwner(BusError):
-    """Somebody else has moved this thing: a second owner runs, and this one must end."""
+    """Another owner has published a transition of this entity; this agent must exit."""
 
     def __init__(self, kind: str, thing: str) -> None:
         super().__init__(
-            f"{kind} {thing} was moved by another owner: two agents with one identity are running, and this one ends"
+            f"another owner changed {kind} {thing}: two agents with the same identity are running, and this one exits"
         )
         self.kind = kind
         self.thing = thing
 
 
 class LeaseLost(BusError):
-    """Another agent of the same kind has taken over: this one may act no more."""
+    """The lease is lost; this agent must stop acting."""
 
     def __init__(self, subject: str) -> None:
-        super().__init__(f"the lease {subject} was lost: another holds it, or nobody does")
+        super().__init__(f"lease {subject} lost: another agent took it over, or it expired")
         self.subject = subject

@@ -71,12 +71,12 @@ class Lease:
         async with self._bus.subscribe(self._subject) as said:
             while not await self._try_acquire():
                 if not waits:
-                    log.info("another holds the lease: standing by", lease=self._subject)
+                    log.info("Lease held by another agent; waiting", lease=self._subject)
                 waits = True
                 with contextlib.suppress(NatsTimeout):
                     while (await next_message(said, LEASE_S)).data:  # its holder is there
                         pass
-        log.info("the lease is ours", lease=self._subject)
+        log.info("Lease acquired", lease=self._subject)
 
     async def _try_acquire(self) -> bool:
         """Try once."""

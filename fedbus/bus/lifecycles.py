@@ -282,16 +282,19 @@ class LifecycleStore:
         stands = getattr(seen.message, "target", "") if seen else ""
         said_already = seen is not None and seen.envelope.id == entry.headers["ce-id"]
         if waiting.source != stands and not said_already:
-            log.warning("what waited in the outbox was overtaken by another owner", thing=waiting.thing)
+            log.warning(
+                "Discarding stale outbox transition: another owner has moved this entity",
+                entity=waiting.thing,
+            )
             _remove_from_outbox(outbox, entry.subject)
 
     async def _say_the_rest(self, within_s: float = 2.0) -> None:
-        """On leaving, a moment for what waits; if the bus is away it is said after the next start."""
+        """Flush the outbox for at most *within_s* at shutdown; the rest is published after the next start."""
         try:
             async with asyncio.timeout(within_s):
                 await self._said.wait()
         except TimeoutError:
-            log.warning("transitions wait in the outbox for the next start")
+            log.warning("Shutdown timeout: transitions stay in the outbox until the next start")
 
     async def _store(self, subject: str, headers: dict[str, str], body: bytes) -> None:
         if subject not in self._sequences:

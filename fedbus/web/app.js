@@ -1,4 +1,4 @@
-// The pages put together: which is shown, the line to the gateway, the details of a message, and dialogs.
+// The application: the current page, the connection to the gateway, message details, and dialogs.
 
 import { h, put, inFrame } from "./dom.js";
 import { Store } from "./store.js";
@@ -11,7 +11,7 @@ import { SchedulesPage } from "./schedules.js";
 import { clip, clock, gist, stateName, who } from "./words.js";
 
 const PAGES = { fleet: ["Fleet", FleetPage], runs: ["Runs", RunsPage], training: ["Training", TrainingPage], events: ["Events", EventsPage], models: ["Models", ModelsPage], schedules: ["Schedules", SchedulesPage] };
-const THEMES = { auto: "As the system", light: "Light", dark: "Dark" };
+const THEMES = { auto: "System", light: "Light", dark: "Dark" };
 const LINKS = { live: "live", lost: "not connected", connecting: "connecting" };
 const SPOKEN_EVERY_MS = 10000;
 const TYPED_MS = 700;
@@ -23,9 +23,9 @@ class App {
     this.store = store;
     this.shown = "";
     this.changes = [];
-    this.drawer = h("aside", { class: "drawer", "aria-label": "The chosen message", hidden: true, tabindex: -1 });
+    this.drawer = h("aside", { class: "drawer", "aria-label": "Selected message", hidden: true, tabindex: -1 });
     document.body.append(this.drawer);
-    this.reads = h("p", { class: "blank" }, "Reads how the federation stands…");
+    this.loading = h("p", { class: "blank" }, "Loading the state of the federation…");
     this.redraw = inFrame(() => this.drawChanges());
     store.addEventListener("change", ({ detail }) => {
       this.changes.push(detail);
@@ -33,7 +33,7 @@ class App {
     });
     store.addEventListener("link", () => this.drawLink());
     addEventListener("hashchange", () => this.go());
-    document.querySelector(".skip").addEventListener("click", (event) => { // the address says which page it is
+    document.querySelector(".skip").addEventListener("click", (event) => { // the fragment of the address selects the page
       event.preventDefault();
       at("main").focus();
     });
@@ -57,7 +57,7 @@ class App {
     this.page = new Page(this.store, this, rest, new URLSearchParams(query));
     this.enter();
     put(at("pages"), Object.entries(PAGES).map(([one, [title]]) => h("li", {}, h("a", { href: `#/${one}`, "aria-current": one === this.name ? "page" : null }, title))));
-    this.bringIntoSight(at("pages").querySelector("[aria-current]"));
+    this.scrollToLink(at("pages").querySelector("[aria-current]"));
     document.title = `${this.page.title} · ${this.store.about.federation || "fedbus"}`;
     this.page.update({ type: "reset" });
     if (this.gone) at("main").focus({ preventScroll: true });
@@ -65,23 +65,23 @@ class App {
     scrollTo(0, 0);
   }
 
-  /** Show the page; before anything is known there is none, as it would tell of an empty federation. */
+  /** Show the page. While the state is loading there is none: it would show an empty federation. */
   enter() {
-    const shown = this.store.cursor ? this.page.root : this.reads;
+    const shown = this.store.cursor ? this.page.root : this.loading;
     if (at("main").firstChild !== shown) put(at("main"), shown);
   }
 
-  /** On a narrow screen the names of the pages scroll, and a long list of runs does. Not scrollIntoView: that would have Tab begin there. */
-  bringIntoSight(link, row = link?.closest("nav")) {
+  /** Scroll *link* into view in its row or list. scrollIntoView would also move the start of the Tab order. */
+  scrollToLink(link, row = link?.closest("nav")) {
     if (!link) return;
     const [here, all] = [link.getBoundingClientRect(), row.getBoundingClientRect()];
     row.scrollLeft += Math.min(0, here.left - all.left) + Math.max(0, here.right - all.right);
     row.scrollTop += Math.min(0, here.top - all.top) + Math.max(0, here.bottom - all.bottom);
   }
 
-  /** Put what the page is asked for into its address, so that a reload or a link finds it again. */
-  remember(wish) {
-    const query = new URLSearchParams(Object.entries(wish).filter(([, value]) => value)).toString();
+  /** Write the filter of the page to its address, so that a reload or a link restores it. */
+  remember(filter) {
+    const query = new URLSearchParams(Object.entries(filter).filter(([, value]) => value)).toString();
     history.replaceState(null, "", `#/${this.name}${query ? `?${query}` : ""}`);
   }
 
@@ -99,7 +99,7 @@ class App {
     this.page.update(records.length ? { type: "news", records } : { type: "heard" });
   }
 
-  /** Said to screen readers: seldom, but what was *asked* for always, when whoever types has come to the end. */
+  /** Announce *text* to screen readers: rarely, but always what the user *asked* for, after the user has stopped typing. */
   speak(text, asked = false) {
     if (!asked && (text === this.spoken || Date.now() - (this.spokenAt ?? 0) < SPOKEN_EVERY_MS)) return;
     this.spoken = text;
@@ -108,16 +108,16 @@ class App {
     this.speaking = setTimeout(() => (at("spoken").textContent = text), asked ? TYPED_MS : 0);
   }
 
-  // --- the line, the theme, the token --------------------------------------------------------------
+  // --- connection, theme, token --------------------------------------------------------------
 
   drawLink() {
     const { link, reason, about, token } = this.store;
     const line = at("link");
     line.dataset.state = link;
-    tell(line, LINKS[link] + (about.federation ? ` · ${about.federation}` : ""));
+    setText(line, LINKS[link] + (about.federation ? ` · ${about.federation}` : ""));
     const banner = at("banner");
     banner.hidden = link !== "lost";
-    if (link === "lost") tell(banner, `Not connected: ${reason}. What you see is of ${clock(this.store.lostAt)}; it is tried again, and nothing will be missed.`);
+    if (link === "lost") setText(banner, `Not connected: ${reason}. The page shows the state at ${clock(this.store.lostAt)}. Reconnecting; no event will be lost.`);
     const unlock = at("unlock");
     unlock.hidden = !about.acts;
     unlock.textContent = token ? "Lock actions" : "Unlock actions";
@@ -140,24 +140,24 @@ class App {
 
   async askToken() {
     const field = h("input", { type: "password", autocomplete: "off", required: true, "aria-describedby": "ask-wrong" });
-    const wrong = h("p", { id: "ask-wrong", class: "wrong", role: "alert" });
-    const right = async () => {
-      put(wrong);
-      const refusal = await this.store.refuses(field.value.trim()).catch((error) => error.message);
-      put(wrong, refusal);
+    const error = h("p", { id: "ask-wrong", class: "wrong", role: "alert" });
+    const isAccepted = async () => {
+      put(error);
+      const refusal = await this.store.refuses(field.value.trim()).catch((failure) => failure.message);
+      put(error, refusal);
       if (refusal) field.select();
       return !refusal;
     };
-    const says = h("p", {}, "The token is what ", h("code", {}, "FEDBUS_GATEWAY_TOKEN"), " holds where the gateway runs. It stays in this tab.");
-    if (await this.ask("Unlock actions", [says, h("label", { class: "field" }, "Token", field), wrong], "Unlock", right)) this.store.unlock(field.value.trim());
+    const help = h("p", {}, "The token is the value of ", h("code", {}, "FEDBUS_GATEWAY_TOKEN"), " in the environment of the gateway. It is stored in this tab only.");
+    if (await this.ask("Unlock actions", [help, h("label", { class: "field" }, "Token", field), error], "Unlock", isAccepted)) this.store.unlock(field.value.trim());
   }
 
   confirm(title, text, yes) {
     return this.ask(title, [h("p", {}, text)], yes);
   }
 
-  /** Whether *yes* was chosen; it is only taken where *holds* comes to true. */
-  ask(title, content, yes, holds = async () => true) {
+  /** Resolve to true if the user chose *yes* and *isValid* accepts it. */
+  ask(title, content, yes, isValid = async () => true) {
     const dialog = at("ask");
     return new Promise((resolve) => {
       const done = (answer) => {
@@ -166,19 +166,19 @@ class App {
       };
       const submit = async (event) => {
         event.preventDefault();
-        if (await holds()) done(true);
+        if (await isValid()) done(true);
       };
       put(dialog, h("form", { method: "dialog", onsubmit: submit }, h("h2", { id: "ask-title" }, title), content,
-        h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => done(false) }, "Leave it"), h("button", { type: "submit", class: "primary" }, yes))));
+        h("div", { class: "buttons" }, h("button", { type: "button", onclick: () => done(false) }, "Cancel"), h("button", { type: "submit", class: "primary" }, yes))));
       dialog.oncancel = () => resolve(false);
       dialog.showModal();
     });
   }
 
-  async act(word, wish) {
+  async act(name, request) {
     try {
-      await this.store.act(word, wish);
-      this.toast(`${stateName(word)}: done`);
+      await this.store.act(name, request);
+      this.toast(`${stateName(name)}: done`);
     } catch (error) {
       this.toast(error.message, "bad");
     }
@@ -190,29 +190,29 @@ class App {
     setTimeout(() => note.remove(), 8000);
   }
 
-  // --- a message, whole ----------------------------------------------------------------------------
+  // --- message details ----------------------------------------------------------------------------
 
-  /** A link to where traces are looked at, if that is an address of the web. */
+  /** A link to the trace viewer, if its address is http or https. */
   traceLink(trace, text = "Open the trace") {
     const template = this.store.about.trace_url;
     if (!trace || !/^https?:\/\//.test(template)) return null;
     return h("a", { class: "button", href: template.replaceAll("{trace_id}", encodeURIComponent(trace)), target: "_blank", rel: "noopener noreferrer" }, text);
   }
 
-  /** *back* takes the focus when the message is closed; left out: what has it now does. */
+  /** Show *record*. When it is closed, *back* restores the focus; default: the element that has it now. */
   async show(record, back = null) {
     this.shown = key(record);
     if (this.drawer.hidden) {
       const before = document.activeElement;
       this.back = back ?? (() => before?.focus?.({ preventScroll: true }));
     }
-    const body = h("pre", { tabindex: 0, "aria-label": "The body, as JSON" }, JSON.stringify(record.body, null, 2));
+    const body = h("pre", { tabindex: 0, "aria-label": "Body as JSON" }, JSON.stringify(record.body, null, 2));
     const chain = h("div");
     put(this.drawer,
       h("div", { class: "head" }, h("h2", {}, record.word.replaceAll("_", " ")), h("button", { type: "button", class: "quiet", onclick: () => this.hide() }, "Close")),
-      h("dl", {}, [["Time", clock(record.at, true)], ["Said by", who(record.source)], ["Subject", record.subject], ["About", record.about], ["Sequence", `${record.n} of ${record.s === "l" ? "life" : "events"}`], ["Id", record.id], ["Trace", record.trace || "none"]].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 200))])),
-      h("div", { class: "filters" }, h("button", { type: "button", class: "primary", onclick: () => this.causes(record, chain) }, "What led to it"),
-        record.trace ? h("button", { type: "button", onclick: () => this.whole(record, chain) }, "All of its trace") : null, this.traceLink(record.trace)),
+      h("dl", {}, [["Time", clock(record.at, true)], ["Source", who(record.source)], ["Subject", record.subject], ["Entity", record.about], ["Sequence", `${record.n} in the ${record.s === "l" ? "lifecycle" : "event"} stream`], ["Id", record.id], ["Trace", record.trace || "none"]].flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 200))])),
+      h("div", { class: "filters" }, h("button", { type: "button", class: "primary", onclick: () => this.causes(record, chain) }, "Show causes"),
+        record.trace ? h("button", { type: "button", onclick: () => this.whole(record, chain) }, "Show trace") : null, this.traceLink(record.trace)),
       chain, h("h3", {}, "Body"), body);
     this.drawer.hidden = false;
     this.drawer.focus({ preventScroll: true });
@@ -220,30 +220,30 @@ class App {
       const whole = await this.store.get(`api/messages/${record.s}/${record.n}`);
       if (this.shown === key(record)) body.textContent = JSON.stringify(whole.body, null, 2);
     } catch {
-      // the stream has let it go: what the feed told of it is shown already
+      // the stream no longer has it; the record of the feed is already shown
     }
   }
 
-  /** What led to *record*, from what began it all: each message was said because of the one before. */
+  /** Show the chain of causes of *record*, root cause first. */
   causes(record, place) {
-    return this.told(place, `api/causes/${record.s}/${record.n}`, ({ chain, whole }) => [
-      h("h3", {}, chain.length > 1 ? `${chain.length - 1} ${chain.length === 2 ? "message" : "messages"} led to it` : "Nothing on the bus led to it"),
-      chain.length === 1 && whole ? h("p", { class: "muted" }, "A person, a clock or its own beginning did.") : null,
-      whole ? null : h("p", { class: "note wait" }, "What came before the first of these is not known: the streams let go of it, or it is too far back."),
+    return this.load(place, `api/causes/${record.s}/${record.n}`, ({ chain, whole }) => [
+      h("h3", {}, chain.length > 1 ? `Caused by ${chain.length - 1} ${chain.length === 2 ? "message" : "messages"}` : "No message caused it"),
+      chain.length === 1 && whole ? h("p", { class: "muted" }, "The cause is a user, a timer or the start of an agent.") : null,
+      whole ? null : h("p", { class: "note wait" }, "Earlier causes are not known: the streams have deleted them, or the chain is too long."),
       chain.length > 1 ? this.list(chain, record) : null,
     ]);
   }
 
-  /** All messages of the same trace, in order. */
+  /** Show all messages of the trace, in order. */
   whole(record, place) {
-    return this.told(place, `api/traces/${record.trace}?around=${encodeURIComponent(record.at)}`, (found) => [
-      h("h3", {}, `${found.length} messages of its trace`), this.list(found, record)]);
+    return this.load(place, `api/traces/${record.trace}?around=${encodeURIComponent(record.at)}`, (found) => [
+      h("h3", {}, `${found.length} messages in its trace`), this.list(found, record)]);
   }
 
-  async told(place, path, say) {
-    put(place, h("p", { class: "muted" }, "Reads the streams…"));
+  async load(place, path, render) {
+    put(place, h("p", { class: "muted" }, "Reading the streams…"));
     try {
-      put(place, say(await this.store.get(path)));
+      put(place, render(await this.store.get(path)));
     } catch (error) {
       put(place, h("p", { class: "note bad" }, error.message));
     }
@@ -251,7 +251,7 @@ class App {
 
   list(records, record) {
     return h("ol", { class: "chain" }, records.slice(-LISTED).map((one) => h("li", { "aria-current": key(one) === key(record) ? "true" : null },
-      h("button", { type: "button", class: "link", onclick: () => this.show(one) }, one.word === "transition" ? `${stateName(one.body.facts.kind)} moves` : stateName(one.word)), h("span", { class: "muted" }, ` ${clock(one.at, true)} · ${clip(who(one.source), 40)}`), h("div", {}, clip(gist(one), 120)))));
+      h("button", { type: "button", class: "link", onclick: () => this.show(one) }, one.word === "transition" ? `${stateName(one.body.facts.kind)} transition` : stateName(one.word)), h("span", { class: "muted" }, ` ${clock(one.at, true)} · ${clip(who(one.source), 40)}`), h("div", {}, clip(gist(one), 120)))));
   }
 
   hide() {
@@ -262,8 +262,8 @@ class App {
   }
 }
 
-/** Said once: what a screen reader is to read aloud is touched only where it changes. */
-function tell(node, text) {
+/** Set the text only if it differs: a screen reader announces every write. */
+function setText(node, text) {
   if (node.textContent !== text) node.textContent = text;
 }
 
@@ -278,5 +278,5 @@ function plain(part) {
 const store = new Store();
 const app = new App(store);
 store.begin();
-// For whoever drives the page from outside: how far it has come.
+// For tests: the state of the page.
 Object.defineProperty(window, "fedbus", { value: { store, app } });

@@ -1,4 +1,4 @@
-// Curves, drawn as SVG; the same figures stand in a table below, for whoever cannot see them.
+// Curves as SVG, with the same numbers in a table below for screen readers.
 
 import { h, heads, s } from "./dom.js";
 import { figure, score } from "./words.js";
@@ -11,7 +11,7 @@ const TOP = 14;
 const BOTTOM = 36;
 
 /** series: [{name, tone, points: [{x, y, label}]}]; gaps: [{x, label}] are drawn as dotted lines. */
-export function chart({ title, series, xTitle, log = false, gaps = [], whose = "Run", none = "No round has told this figure yet." }) {
+export function chart({ title, series, xTitle, log = false, gaps = [], whose = "Run", none = "No round has reported this metric yet." }) {
   if (log) series = series.map((one) => ({ ...one, points: one.points.filter((point) => point.y > 0) }));
   const points = series.flatMap((one) => one.points);
   const readout = h("span", { class: "readout" }, " ");
@@ -53,12 +53,12 @@ export function chart({ title, series, xTitle, log = false, gaps = [], whose = "
     readout.textContent = `${best.one.name}, ${best.point.label}: ${score(best.point.y)}`;
   });
   const keys = h("ul", { class: "keys" }, series.map((one) => h("li", {}, h("span", { class: `swatch t${one.tone}`, "aria-hidden": "true" }), one.name)));
-  const figures = h("details", {}, h("summary", {}, `${title} in figures`), h("div", { class: "scroll short", tabindex: 0, role: "region", "aria-label": `${title}, as a table` }, h("table", {}, heads(whose, "Round", [title, "number"]),
+  const table = h("details", {}, h("summary", {}, `${title} as a table`), h("div", { class: "scroll short", tabindex: 0, role: "region", "aria-label": `${title}, as a table` }, h("table", {}, heads(whose, "Round", [title, "number"]),
     h("tbody", {}, series.flatMap((one) => one.points.map((point) => h("tr", {}, h("td", {}, one.name), h("td", {}, point.label), h("td", { class: "number" }, score(point.y)))))))));
-  return h("figure", { class: "chart" }, h("figcaption", {}, log ? `${title}, logarithmic` : title, readout), drawing, keys, figures);
+  return h("figure", { class: "chart" }, h("figcaption", {}, log ? `${title}, logarithmic` : title, readout), drawing, keys, table);
 }
 
-/** The least and the greatest of *values* with some room; none below nothing, where none of them is. */
+/** The range of *values* with a margin; it starts at zero or above if no value is negative. */
 function spread(values, exact, log = false) {
   let low = Infinity;
   let high = -Infinity;
@@ -71,7 +71,7 @@ function spread(values, exact, log = false) {
   return [low >= 0 && !exact && !log ? Math.max(0, low - room) : low - room, high + room];
 }
 
-/** Ticks of a logarithmic scale, of which *low* and *high* are the ends: the fewer of each power of ten, the more of those there are. */
+/** Ticks of a logarithmic scale from *low* to *high*: the more powers of ten, the fewer ticks for each. */
 function powers(low, high) {
   const steps = high - low > 3 ? [1] : high - low > 1 ? [1, 2, 5] : [1, 2, 3, 4, 6, 8];
   const found = [];

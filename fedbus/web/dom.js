@@ -1,13 +1,13 @@
-// Elements, made of data and never of markup: whatever a message says becomes text.
+// Elements built from data, never from markup: the content of a message becomes text.
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An element with properties and children; `on…` listen, `class` and the rest are attributes. */
+/** Create an HTML element. Properties `on…` are listeners, all others are attributes. */
 export function h(tag, props = {}, ...children) {
   return fill(document.createElement(tag), props, children);
 }
 
-/** The same for drawings. */
+/** Create an SVG element. */
 export function s(tag, props = {}, ...children) {
   return fill(document.createElementNS(SVG, tag), props, children);
 }
@@ -23,7 +23,7 @@ function fill(node, props, children) {
   return node;
 }
 
-/** Put *children* in the place of what *node* holds; what has the focus, is scrolled or open there, still is afterwards. */
+/** Replace the children of *node*; focus, scroll positions and open details are preserved. */
 export function put(node, ...children) {
   const here = document.activeElement;
   const focused = here !== node && node.contains(here) ? mark(here) : "";
@@ -38,18 +38,18 @@ export function put(node, ...children) {
   return node;
 }
 
-/** By what an element is known again when it was made anew; nothing where it has no name. */
+/** The name that identifies an element after it was recreated; empty if it has none. */
 function mark(one) {
   const name = one.getAttribute("href") ?? one.getAttribute("aria-label") ?? (one.tagName === "DETAILS" ? one.firstElementChild : one).textContent;
   return name && `${one.tagName} ${name}`;
 }
 
-/** The head of a table: each title with the class of its column, so that figures stand below theirs. */
+/** The head of a table; each title has the class of its column, so that numbers are aligned. */
 export function heads(...titles) {
   return h("thead", {}, h("tr", {}, titles.map((one) => [one].flat()).map(([title, kind]) => h("th", { scope: "col", class: kind }, title))));
 }
 
-/** While a button of the mouse or the space bar is down nothing is drawn anew: what it went down on must still be there when it comes up. */
+/** Nothing is redrawn while a mouse button or the space bar is down: the pressed element must exist until the release. */
 let pressed = false;
 const waiting = new Set();
 const press = (now) => {
@@ -61,17 +61,17 @@ for (const end of ["pointerup", "pointercancel"]) addEventListener(end, () => pr
 for (const [event, now] of [["keydown", true], ["keyup", false]]) addEventListener(event, ({ key }) => key === " " && press(now), true);
 addEventListener("blur", () => press(false));
 
-/** Run *work* once in the next frame, however often it is asked for; hidden pages wait. */
+/** Run *work* once in the next frame, no matter how often it is requested; hidden pages wait. */
 export function inFrame(work) {
-  let asked = false;
+  let isRequested = false;
   const run = () => {
     if (pressed) return waiting.add(run);
-    asked = false;
+    isRequested = false;
     work();
   };
   return () => {
-    if (asked) return;
-    asked = true;
+    if (isRequested) return;
+    isRequested = true;
     requestAnimationFrame(run);
   };
 }

@@ -1,4 +1,4 @@
-// The fleet: where each client stands in its three lifecycles, and why it does not train.
+// The Fleet page: the state of each client in its three lifecycles, and why it does not train.
 
 import { h, put } from "./dom.js";
 import { VirtualTable } from "./table.js";
@@ -18,8 +18,8 @@ export class FleetPage {
     this.state = "";
     this.summary = h("div", { class: "tiles" });
     this.search = h("input", { type: "search", placeholder: "Client, task or reason", "aria-label": "Filter the clients", oninput: (event) => this.filter({ text: event.target.value.toLowerCase() }) });
-    this.states = h("select", { "aria-label": "Only clients in this state", onchange: (event) => this.filter({ state: event.target.value }) });
-    this.details = h("aside", { class: "details", "aria-label": "The chosen client", hidden: true });
+    this.states = h("select", { "aria-label": "Filter by state", onchange: (event) => this.filter({ state: event.target.value }) });
+    this.details = h("aside", { class: "details", "aria-label": "Selected client", hidden: true });
     this.table = new VirtualTable(COLUMNS(this), {
       caption: "Clients, their states and versions",
       by: "name",
@@ -61,17 +61,17 @@ export class FleetPage {
     const of = new Set(clients.map((one) => one.task));
     const open = tasks.map((task) => this.store.openRun(task)?.body.facts.run).filter(Boolean);
     put(this.summary,
-      tile("Clients", clients.length, !clients.length ? "none has come yet" : of.size === 1 ? `of task ${clip([...of][0], 40)}` : `of ${of.size} tasks`),
-      tile("Serve predictions", serving, !clients.length ? "nobody to do so" : serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
-      tile("Train now", training, open.length ? `in ${open.join(", ")}` : "no run is under way", training ? "busy" : "none"),
-      tile("Silent", silent, `in a run, for ${LATE_S} s`, silent ? "wait" : "none"),
+      tile("Clients", clients.length, !clients.length ? "none yet" : of.size === 1 ? `of task ${clip([...of][0], 40)}` : `of ${of.size} tasks`),
+      tile("Serving", serving, !clients.length ? "no clients" : serving === clients.length ? "all of them" : `${clients.length - serving} do not`, serving === clients.length ? "none" : "wait"),
+      tile("Training", training, open.length ? `in ${open.join(", ")}` : "no run in progress", training ? "busy" : "none"),
+      tile("Silent", silent, `no message for ${LATE_S} s during a run`, silent ? "wait" : "none"),
       tasks.map((task) => this.server(task)));
-    put(this.states, h("option", { value: "" }, "Every state"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
+    put(this.states, h("option", { value: "" }, "All states"), [...states].sort().map(([state, count]) => h("option", { value: state, selected: state === this.state }, `${stateName(state)} (${count})`)));
     const rows = clients.filter((one) => (!this.state || standing(one) === this.state) && this.matches(one));
     this.filtered = rows.length < clients.length;
     this.table.update(rows);
     this.detail();
-    if (change) this.app.speak(`${clients.length} clients, ${training} train, ${silent} silent`);
+    if (change) this.app.speak(`${clients.length} clients, ${training} training, ${silent} silent`);
     else this.app.speak(`${rows.length} of ${clients.length} clients shown`, true);
   }
 
@@ -101,15 +101,15 @@ export class FleetPage {
     const reason = why(this.store, one);
     put(this.details,
       h("div", { class: "head" }, h("h2", {}, one.name), h("button", { type: "button", class: "quiet", onclick: () => this.choose(one.key) }, "Close")),
-      h("p", { class: "muted" }, `task ${one.task}, last heard of ${ago(this.store.heard.get(one.name))}`),
-      h("p", { class: `note ${reason.tone}` }, reason.text || "It takes part in the run that is under way."),
+      h("p", { class: "muted" }, `task ${one.task}, last message ${ago(this.store.heard.get(one.name))}`),
+      h("p", { class: `note ${reason.tone}` }, reason.text || "Takes part in the current run."),
       h("dl", {}, lives.flatMap(([kind, record]) => [
         h("dt", {}, NAMES[kind]),
         h("dd", {}, badge(record.body.target), h("div", { class: "muted" }, `since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
       ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–"), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
       capture(one.said),
       device(this.store.devices.get(one.name)),
-      h("h3", {}, "What it said last"),
+      h("h3", {}, "Latest messages"),
       h("ul", { class: "said" }, Object.values(one.said).sort((a, b) => b.at.localeCompare(a.at)).slice(0, 12).map((record) => h("li", {},
         h("button", { type: "button", class: "link", onclick: () => this.app.show(record) }, record.word.replaceAll("_", " ")), h("span", { class: "muted" }, ` ${ago(record.at)} `), clip(record.body.reason ?? "", 160)))),
       h("p", {}, h("a", { href: `#/events?client=${encodeURIComponent(one.name)}` }, "All its events")));
@@ -132,11 +132,11 @@ const COLUMNS = (page) => [
 ];
 
 const standing = (one) => one.client?.body.target ?? "s0";
-const version = (one) => one.inference?.body.facts.model?.version; // what answers, not what is tried or was turned down
+const version = (one) => one.inference?.body.facts.model?.version; // the model that answers, not one that is tried or was rejected
 const code = (one) => one.client?.body.facts.code_version ?? "";
 const late = (store, one) => !(Date.now() - new Date(store.heard.get(one.name) ?? 0) < LATE_S * 1000) && standing(one) === "learning";
 
-/** How busy the device is, to sort by, and in words. */
+/** The load of the device: a number to sort by, and a text. */
 function load(store, one) {
   const report = store.devices.get(one.name);
   if (!report) return [-1, "–"];
@@ -146,30 +146,30 @@ function load(store, one) {
 
 const percent = (share) => `${Math.round(share * 100)} %`;
 
-/** A device that has stopped capturing trains all the same; that it learns of nothing new is for whoever looks. */
+/** A note if the device has paused data capture; it still trains, but without new data. */
 function capture({ capture_paused: paused, capture_resumed: resumed }) {
   if (!paused || resumed?.at > paused.at) return null;
-  return h("p", { class: "note wait" }, `It captures nothing since ${clock(paused.at)}: ${clip(shown(paused.body.reason), 300)}`);
+  return h("p", { class: "note wait" }, `Data capture paused since ${clock(paused.at)}: ${clip(shown(paused.body.reason), 300)}`);
 }
 
-/** All that the device said of itself, for its details. */
+/** The last report of the device, for the details. */
 function device(report) {
   if (!report) return null;
   const gpus = report.gpus.map((one) => `${clip(one.name, 40)} ${percent(one.utilization)}, ${bytes(one.memory_bytes)}`).join("; ");
   const down = Object.entries(report.agents).filter(([, runs]) => !runs).map(([name]) => name).join(", ");
-  return [h("h3", {}, "Device"), h("dl", {}, [["CPU", percent(report.cpu)], ["Memory", percent(report.memory)], ["Disk", percent(report.disk)], ["Heat", report.temperature_c === null ? "" : `${figure(report.temperature_c)} °C`], ["GPU", gpus], ["Not running", down], ["Last error", report.last_error]]
+  return [h("h3", {}, "Device"), h("dl", {}, [["CPU", percent(report.cpu)], ["Memory", percent(report.memory)], ["Disk", percent(report.disk)], ["Temperature", report.temperature_c === null ? "" : `${figure(report.temperature_c)} °C`], ["GPU", gpus], ["Not running", down], ["Last error", report.last_error]]
     .filter(([, value]) => value).flatMap(([name, value]) => [h("dt", {}, name), h("dd", {}, clip(value, 300))]))];
 }
 
-/** What a client may have said, what that is called, how bad it is, and the word by which it is over. */
-const REASONS = [["declined", "Declined", "wait"], ["fail_train", "Failed", "bad"], ["code_refused", "Refused the code", "bad", "code_ready"]];
+/** Messages that are a reason: the name, the label, the tone, and the message that ends the reason. */
+const REASONS = [["declined", "Declined", "wait"], ["fail_train", "Failed", "bad"], ["code_refused", "Rejected the code", "bad", "code_ready"]];
 
-/** Why *one* does not train: the newest of its own reasons, else what it waits for. */
+/** Why *one* does not train: the newest reason that it published, else what it waits for. */
 export function why(store, one) {
   const state = standing(one);
   if (["pending", "training"].includes(one.fl_client?.body.target)) return { text: "", tone: "none" };
-  if (state === "terminated") return { text: `It gave up: ${shown(one.client.body.reason)}`, tone: "bad" };
-  if (state === "s0") return { text: "It starts, and waits for the server and the model repository", tone: "wait" };
+  if (state === "terminated") return { text: `Gave up: ${shown(one.client.body.reason)}`, tone: "bad" };
+  if (state === "s0") return { text: "Starting: waits for the server and the model repository", tone: "wait" };
   const open = store.openRun(one.task);
   const reasons = REASONS.map(([word, name, tone, over]) => ({ record: one.said[word], name, tone, over: one.said[over] }))
     .filter(({ record, over }) => record && !(one.said.joined?.at > record.at) && !(over?.at > record.at))
@@ -178,10 +178,10 @@ export function why(store, one) {
     const { record, name, tone } = reasons[0];
     return { text: `${name}${record.body.run ? ` ${record.body.run}` : ""}: ${shown(record.body.reason)}`, tone: open?.body.facts.run === record.body.run || !record.body.run ? tone : "none" };
   }
-  if (state === "syncing") return { text: "It fetches the task's code", tone: "wait" };
-  if (state === "pending_application") return { text: "It takes a new model", tone: "wait" };
-  if (!open || OVER.has(open.body.target)) return { text: "No run is under way", tone: "none" };
-  return { text: `It was not taken into ${open.body.facts.run} yet`, tone: "wait" };
+  if (state === "syncing") return { text: "Fetching the task's code", tone: "wait" };
+  if (state === "pending_application") return { text: "Applying a new model", tone: "wait" };
+  if (!open || OVER.has(open.body.target)) return { text: "No run in progress", tone: "none" };
+  return { text: `Has not joined ${open.body.facts.run} yet`, tone: "wait" };
 }
 
 function tile(name, value, below, tone = "none") {

@@ -1,10 +1,10 @@
-// One run: how it stands, who did what when, and what its rounds came to.
+// The Runs page: the state of a run, its timeline, and the results of its rounds.
 
 import { h, heads, put, s } from "./dom.js";
 import { OVER } from "./store.js";
 import { ago, badge, clip, clock, metric, score, short, shown, span, stateName, tone } from "./words.js";
 
-const HINT = "Point at a bar to read it, or go from bar to bar with the arrow keys.";
+const HINT = "Point at a bar for details, or move between bars with the arrow keys.";
 const ROW = 26;
 const LISTED = 500;
 const LEFT = 132;
@@ -20,17 +20,17 @@ export class RunsPage {
     this.spans = new Map();
     this.folded = new Set();
     this.list = h("ul", { class: "runlist", "aria-label": "Runs" });
-    this.body = h("section", { class: "run", "aria-label": "The run" });
+    this.body = h("section", { class: "run", "aria-label": "Selected run" });
     this.facts = h("div");
     this.rounds = h("div");
     this.drawing = s("svg", { class: "gantt", role: "group" });
     this.drawing.addEventListener("keydown", (event) => this.pressed(event));
-    this.scroll = h("div", { class: "scroll ganttbox", role: "region", "aria-label": "Who did what when", onscroll: () => this.draw() }, this.drawing);
+    this.scroll = h("div", { class: "scroll ganttbox", role: "region", "aria-label": "Timeline", onscroll: () => this.draw() }, this.drawing);
     this.ruler = s("svg", { class: "gantt ruler", "aria-hidden": "true", height: 24 });
     this.readout = h("p", { class: "readout" }, HINT);
     this.bars = h("div");
-    this.table = h("details", { ontoggle: () => this.listBars() }, h("summary", {}, "The same as a table"), this.bars);
-    put(this.body, this.facts, h("h2", {}, "Who did what when"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, this.table, h("h2", {}, "Rounds"), this.rounds);
+    this.table = h("details", { ontoggle: () => this.listBars() }, h("summary", {}, "Timeline as a table"), this.bars);
+    put(this.body, this.facts, h("h2", {}, "Timeline"), LEGEND(), h("div", { class: "card flush" }, this.ruler, this.scroll), this.readout, this.table, h("h2", {}, "Rounds"), this.rounds);
     this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Runs")), h("div", { class: "withlist" }, this.list, this.body));
     new ResizeObserver(() => this.draw()).observe(this.scroll);
     this.every = setInterval(() => !this.over && this.draw(), 1000);
@@ -46,7 +46,7 @@ export class RunsPage {
     put(this.list, runs.slice(0, 200).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}`, "aria-current": one.body.facts.run === wanted ? "true" : null },
       h("strong", {}, one.body.facts.run), badge(one.body.target), h("span", { class: "muted" }, `${done(one.body.facts)} of ${one.body.facts.plan.rounds} rounds · ${ago(one.body.facts.requested_at)}`)))));
     if (runs.length && this.brought !== wanted) {
-      this.app.bringIntoSight(this.list.querySelector("[aria-current]"), this.list);
+      this.app.scrollToLink(this.list.querySelector("[aria-current]"), this.list);
       this.brought = wanted;
     }
     const record = this.store.runs.get(wanted);
@@ -59,34 +59,34 @@ export class RunsPage {
     this.over = OVER.has(record.body.target);
     if (this.shownRun !== wanted || change?.type === "reset") this.load(wanted);
     else if (change?.type === "news") this.add(change.records);
-    this.tell(record);
+    this.drawFacts(record);
     this.draw();
     this.listBars();
   }
 
-  /** What is said while the past is read comes after it: the feed does not say it twice. */
+  /** Load the messages of *run*. New ones that arrive meanwhile are added afterwards: the feed sends each once. */
   async load(run) {
     const loading = (this.loading = { run, news: [] });
     this.shownRun = run;
     this.spans.clear();
     this.folded.clear();
-    this.readout.textContent = "Reads what happened in it…";
+    this.readout.textContent = "Loading the timeline…";
     let past = [];
-    let says = HINT;
+    let text = HINT;
     try {
       past = await this.store.get(`api/runs/${encodeURIComponent(run)}`);
     } catch (error) {
-      says = `What happened in it cannot be read: ${error.message}`;
+      text = `Timeline unavailable: ${error.message}`;
     }
     if (loading !== this.loading) return;
     this.loading = null;
-    this.readout.textContent = says;
+    this.readout.textContent = text;
     this.add([...past, ...loading.news]);
     this.draw();
     this.listBars();
   }
 
-  /** Spans of each lane: a state lasts until the next one of the same thing. */
+  /** Add spans to the lanes; a state lasts until the next transition of the same entity. */
   add(records) {
     if (this.loading) return this.loading.news.push(...records);
     const facts = this.record.body.facts;
@@ -100,7 +100,7 @@ export class RunsPage {
       else if (record.word === "round_reply" && body.run === facts.run) {
         const begin = after(record.at, -(body.train_s || 0));
         const failed = body.error_code !== null && body.error_code !== undefined;
-        this.lane(body.client).push({ n: `e${record.n}`, from: begin, to: record.at, layer: "work", tone: failed ? "bad" : "work", says: `${body.client}: round ${shown(body.round)}, ${failed ? `failed: ${body.error_reason}` : `trained for ${span(body.train_s)}`}` });
+        this.lane(body.client).push({ n: `e${record.n}`, from: begin, to: record.at, layer: "work", tone: failed ? "bad" : "work", text: `${body.client}: round ${shown(body.round)}, ${failed ? `failed: ${body.error_reason}` : `trained for ${span(body.train_s)}`}` });
       }
     }
   }
@@ -113,7 +113,7 @@ export class RunsPage {
     if (last && last.at >= record.n) return;
     if (last) last.to = record.at;
     const quiet = (layer === "client" && target === "serving") || (layer === "fl_client" && target === "waiting") || (layer === "inference" && target === "serving") || (layer === "server" && target === "waiting");
-    lane.push({ n: `l${record.n}`, at: record.n, from: record.at, to: null, layer, tone: quiet ? "quiet" : tone(target), says: `${facts.client ?? "server"}: ${layer === "server" ? "" : `${layer.replace("_", " ")} `}${stateName(target)}${reason ? ` (${clip(reason)})` : ""}` });
+    lane.push({ n: `l${record.n}`, at: record.n, from: record.at, to: null, layer, tone: quiet ? "quiet" : tone(target), text: `${facts.client ?? "server"}: ${layer === "server" ? "" : `${layer.replace("_", " ")} `}${stateName(target)}${reason ? ` (${clip(reason)})` : ""}` });
   }
 
   lane(name) {
@@ -135,7 +135,7 @@ export class RunsPage {
     this.scroll.style.height = `${Math.min(520, Math.max(60, high + 4))}px`;
     this.drawing.setAttribute("width", wide);
     this.drawing.setAttribute("height", high);
-    this.drawing.setAttribute("aria-label", `${names.length} lanes over ${span((end - begin) / 1000)}: left and right go along a lane, up and down from one to the next`);
+    this.drawing.setAttribute("aria-label", `${names.length} lanes over ${span((end - begin) / 1000)}: left and right move along a lane, up and down between lanes`);
     const focused = this.drawing.contains(document.activeElement);
     const chosen = this.chosen(names);
     this.ruler.setAttribute("width", wide);
@@ -150,7 +150,7 @@ export class RunsPage {
     return +new Date(this.record.body.facts.requested_at);
   }
 
-  /** Who has anything to show, the server first. */
+  /** The lanes that have bars, the server first. */
   lanes() {
     const clients = [...this.spans.keys()].filter((one) => one !== "server").sort((a, b) => COLLATE.compare(a, b));
     return ["server", ...clients].filter((name) => this.barsOf(name).length);
@@ -161,9 +161,9 @@ export class RunsPage {
     return (this.spans.get(name) ?? []).filter((one) => this.counts(one, this.begin)).sort((a, b) => a.from.localeCompare(b.from));
   }
 
-  // --- by keyboard and by ear --------------------------------------------------------------------
+  // --- keyboard and screen reader --------------------------------------------------------------------
 
-  /** The one bar that Tab comes to: the one that was read last, else the first. */
+  /** The bar in the Tab order: the one that had the focus last, else the first. */
   chosen(names) {
     const lane = names.includes(this.at?.lane) ? this.at.lane : names[0];
     const bars = lane ? this.barsOf(lane) : [];
@@ -184,7 +184,7 @@ export class RunsPage {
     else if (bars[along]) this.goTo(names, lane, bars[along]);
   }
 
-  /** To the bar of *lane* that begins nearest to *like*, wherever it is scrolled to. */
+  /** Move the focus to the bar of *lane* whose start is nearest to that of *like*, and scroll to it. */
   goTo(names, lane, like) {
     if (!lane) return;
     const near = (one) => Math.abs(new Date(one.from) - new Date(like.from));
@@ -197,16 +197,16 @@ export class RunsPage {
     this.drawing.querySelector('[tabindex="0"]')?.focus({ preventScroll: true });
   }
 
-  /** All bars as rows, for whoever reads rather than sees; drawn only where it is open. */
+  /** All bars as table rows, for screen readers; drawn only while it is open. */
   listBars() {
     if (!this.table.open || !this.record) return;
     const rows = this.lanes().flatMap((name) => this.barsOf(name).map((one) => [name, one]));
-    put(this.bars, h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Who did what when, as a table" }, h("table", {}, heads("Who", "What", "From", ["For", "number"]),
-      h("tbody", {}, rows.slice(0, LISTED).map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, clip(name, 64)), h("td", {}, clip(one.says.slice(name.length + 2), 300)), h("td", { class: "time" }, clock(one.from, true)), h("td", { class: "number" }, lasted(one))))))),
+    put(this.bars, h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Timeline as a table" }, h("table", {}, heads("Participant", "Activity", "Start", ["Duration", "number"]),
+      h("tbody", {}, rows.slice(0, LISTED).map(([name, one]) => h("tr", {}, h("th", { scope: "row" }, clip(name, 64)), h("td", {}, clip(one.text.slice(name.length + 2), 300)), h("td", { class: "time" }, clock(one.from, true)), h("td", { class: "number" }, lasted(one))))))),
       rows.length > LISTED ? h("p", { class: "muted" }, `The first ${LISTED} of ${rows.length}.`) : null);
   }
 
-  /** Whether a span is worth a bar: something is under way in it, and it is not over before the run begins. */
+  /** True if a span gets a bar: it shows an activity, and it ends after the run begins. */
   counts(one, begin) {
     return one.tone !== "quiet" && !(one.layer !== "work" && one.tone === "good") && (one.to === null || +new Date(one.to) > begin + 1);
   }
@@ -218,7 +218,7 @@ export class RunsPage {
       this.barsOf(name).map((one) => {
         const from = x(one.from);
         const [y, high] = { work: [7, 11], fl_client: [4, 17], inference: [20, 4], server: [4, 17] }[one.layer] ?? [1, 3];
-        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2), role: "img", "aria-label": read(one), tabindex: chosen.lane === name && chosen.n === one.n ? 0 : -1 }, s("title", {}, one.says));
+        const bar = s("rect", { class: `bar ${one.layer} ${one.tone}`, x: from, y: top + y, width: Math.max(1.5, x(one.to ?? new Date(end).toISOString()) - from), height: high, rx: Math.min(3, high / 2), role: "img", "aria-label": read(one), tabindex: chosen.lane === name && chosen.n === one.n ? 0 : -1 }, s("title", {}, one.text));
         bar.addEventListener("pointerenter", () => (this.readout.textContent = read(one)));
         bar.addEventListener("focus", () => {
           this.at = { lane: name, n: one.n };
@@ -228,7 +228,7 @@ export class RunsPage {
       }));
   }
 
-  /** The moments that the ruler names, in seconds since the beginning: round ones, and not too many. */
+  /** The ticks of the ruler, in seconds since the start: round numbers, and not too many. */
   moments(begin, end, wide) {
     const all = (end - begin) / 1000;
     const step = STEPS_S.find((one) => all / one <= (wide - LEFT) / 90) ?? STEPS_S.at(-1) * Math.ceil((90 * all) / (wide - LEFT) / STEPS_S.at(-1));
@@ -242,7 +242,7 @@ export class RunsPage {
     });
   }
 
-  tell(record) {
+  drawFacts(record) {
     const { facts, target, reason } = record.body;
     const trace = this.app.traceLink(facts.trace_id);
     const took = (new Date(this.over ? record.at : Date.now()) - new Date(facts.requested_at)) / 1000;
@@ -251,19 +251,19 @@ export class RunsPage {
         !this.over && this.store.mayAct ? h("button", { type: "button", class: "danger", onclick: () => this.stop(facts) }, "Stop this run") : null)),
       reason ? h("p", { class: `note ${facts.promoted === false ? "wait" : tone(target)}` }, reason) : null,
       h("div", { class: "meter", role: "progressbar", "aria-valuemin": 0, "aria-valuemax": facts.plan.rounds, "aria-valuenow": done(facts), "aria-label": "Rounds done" }, bar(done(facts) / facts.plan.rounds)),
-      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair(this.over ? "Took" : "So far", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
-        pair("Begun by", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Came to", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
+      h("dl", { class: "across" }, pair("Rounds", `${done(facts)} of ${facts.plan.rounds}`), pair(this.over ? "Duration" : "Elapsed", span(took)), pair("Clients", facts.cohort.length || "–"), pair("Quorum", facts.plan.quorum),
+        pair("Trigger", clip(facts.trigger, 60)), pair("Code", short(facts.code_version)), pair("Model version", facts.model ? `v${facts.model.version}${facts.promoted === false ? ", kept back" : ""}` : "–"), pair("Requested", clock(facts.requested_at))));
     const rounds = facts.rounds;
     put(this.rounds, rounds.length
-      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, heads("Round", ...["Loss", "Accuracy", "Took", "Clients"].map((name) => [name, "number"]), "Failed"),
-        h("tbody", {}, rounds.map((one) => h("tr", {}, h("td", {}, one.round === 0 ? "at the start" : one.round), h("td", { class: "number" }, score(metric(one, "loss"))), h("td", { class: "number" }, score(metric(one, "accuracy"))), h("td", { class: "number" }, one.round ? span(one.seconds) : "–"),
+      ? h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Rounds" }, h("table", {}, heads("Round", ...["Loss", "Accuracy", "Duration", "Clients"].map((name) => [name, "number"]), "Failed"),
+        h("tbody", {}, rounds.map((one) => h("tr", {}, h("td", {}, one.round === 0 ? "initial" : one.round), h("td", { class: "number" }, score(metric(one, "loss"))), h("td", { class: "number" }, score(metric(one, "accuracy"))), h("td", { class: "number" }, one.round ? span(one.seconds) : "–"),
           h("td", { class: "number" }, Object.keys(one.participants).length || "–"), h("td", {}, clip(Object.entries(one.failures).map(([client, reason]) => `${client}: ${reason}`).join("; "), 200) || "–"))))))
-      : h("p", { class: "muted" }, "No round is over yet."));
+      : h("p", { class: "muted" }, "No round has finished yet."));
     if (change(this, target)) this.app.speak(`run ${facts.run} is ${stateName(target)}`);
   }
 
   async stop(facts) {
-    if (await this.app.confirm(`Stop ${facts.run}?`, "What its last round came to is not published.", "Stop it")) this.app.act("stop_run", { task: facts.task, run: facts.run });
+    if (await this.app.confirm(`Stop ${facts.run}?`, "The result of its last round is not published.", "Stop it")) this.app.act("stop_run", { task: facts.task, run: facts.run });
   }
 }
 
@@ -273,13 +273,13 @@ const pad = (number) => String(number).padStart(2, "0");
 const COLLATE = new Intl.Collator(undefined, { numeric: true });
 const done = (facts) => facts.rounds.reduce((most, one) => Math.max(most, one.round), 0);
 const after = (iso, seconds) => new Date(+new Date(iso) + seconds * 1000).toISOString();
-const lasted = (one) => (one.to ? span((new Date(one.to) - new Date(one.from)) / 1000) : "still");
-const read = (one) => `${one.says}, ${clock(one.from, true)}, ${one.to ? `for ${lasted(one)}` : "still"}`;
+const lasted = (one) => (one.to ? span((new Date(one.to) - new Date(one.from)) / 1000) : "ongoing");
+const read = (one) => `${one.text}, ${clock(one.from, true)}, ${one.to ? `for ${lasted(one)}` : "ongoing"}`;
 const pair = (name, value) => h("div", {}, h("dt", {}, name), h("dd", {}, String(value)));
 
 function change(page, state) {
-  const changed = page.told !== undefined && page.told !== state;
-  page.told = state;
+  const changed = page.lastState !== undefined && page.lastState !== state;
+  page.lastState = state;
   return changed;
 }
 
@@ -289,4 +289,4 @@ function bar(share) {
   return filled;
 }
 
-const LEGEND = () => h("ul", { class: "keys" }, [["wait", "gets ready"], ["busy", "in the run"], ["work", "trains"], ["bad", "failed"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says)));
+const LEGEND = () => h("ul", { class: "keys" }, [["wait", "preparing"], ["busy", "in the run"], ["work", "training"], ["bad", "failed"]].map(([name, label]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), label)));

@@ -1,8 +1,8 @@
-// What each client was to the rounds of a task: its own figures, where its time went, how reliable it is, what it brings.
+// Statistics of each client over the rounds of a task: metrics, time, reliability, contribution.
 
 const PARTS = ["train_s", "transfer_s", "wait_s"];
 
-/** Loss and accuracy as a client tells of itself: of its evaluation if it has one, else of its training. */
+/** Loss or accuracy as reported by a client: of its evaluation if there is one, else of its training. */
 export function own(round, client, name) {
   const figures = round.figures?.[client] ?? {};
   return [figures[`eval_${name}`], figures[`train_${name}`]].find((value) => typeof value === "number") ?? null;

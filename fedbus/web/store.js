@@ -1,7 +1,7 @@
-// What the page knows, folded from the feed: the last word on every subject, and the newest messages.
+// The state of the page, folded from the feed: the last message of each subject, and the newest messages.
 //
-// The feed's ids are cursors into both streams. The browser sends the last one when it comes back, so a
-// reload or a lost line misses nothing; folding is by sequence, so nothing counts twice.
+// The feed's ids are cursors into both streams. The browser sends the last one when it reconnects, so no
+// message is lost; folding is by sequence number, so no message counts twice.
 
 const KEPT = 5000;
 const RETRY_MS = [500, 1000, 2000, 4000, 8000];
@@ -30,7 +30,7 @@ export class Store extends EventTarget {
     this.cursor = "";
   }
 
-  // --- coming and staying in touch ----------------------------------------------------------
+  // --- connection ----------------------------------------------------------
 
   async begin() {
     try {
@@ -38,12 +38,12 @@ export class Store extends EventTarget {
       const state = await this.get("api/state");
       const recent = await this.get("api/recent?limit=2000");
       this.forget();
-      for (const record of state.records) this.stand(record);
+      for (const record of state.records) this.fold(record);
       this.hear(state.presence);
       this.recent = recent;
       this.count = recent.length;
       this.cursor = state.cursor;
-      this.say("reset");
+      this.notify("reset");
       this.listen();
     } catch (error) {
       this.lost(error.message);
@@ -63,7 +63,7 @@ export class Store extends EventTarget {
     };
     source.addEventListener("heard", (event) => {
       this.hear(JSON.parse(event.data));
-      this.say("heard");
+      this.notify("heard");
     });
     source.addEventListener("lost", () => {
       source.close();
@@ -72,7 +72,7 @@ export class Store extends EventTarget {
     source.onerror = () => {
       if (source !== this.source) return;
       source.close();
-      this.lost("the line to the gateway is broken");
+      this.lost("the connection to the gateway is broken");
     };
   }
 
@@ -97,9 +97,9 @@ export class Store extends EventTarget {
     return answer;
   }
 
-  /** Ask for something; throws an Error that says why not. */
-  async act(word, wish) {
-    const response = await this.post(`api/actions/${word}`, this.token, wish);
+  /** Send a request; throws an Error with the reason of a refusal. */
+  async act(name, request) {
+    const response = await this.post(`api/actions/${name}`, this.token, request);
     const answer = await response.json().catch(() => ({}));
     if (response.status === 401) this.unlock("");
     if (!response.ok) throw new Error(answer.error ?? `${response.status} ${response.statusText}`);
@@ -110,9 +110,9 @@ export class Store extends EventTarget {
     return fetch(path, { method: "POST", headers: { "Content-Type": "application/json", Authorization: `Bearer ${token}` }, body: JSON.stringify(body) });
   }
 
-  /** Why *token* lets nobody act; "" where it does. */
+  /** Why *token* is rejected; "" if it is accepted. */
   async refuses(token) {
-    if (!/^[\x21-\x7e]+$/.test(token)) return "that is no token: it has other characters than a header may";
+    if (!/^[\x21-\x7e]+$/.test(token)) return "Invalid token: it may have printable ASCII characters only";
     const response = await this.post("api/token", token, {});
     return response.ok ? "" : (await response.json().catch(() => ({}))).error ?? response.statusText;
   }
@@ -122,14 +122,14 @@ export class Store extends EventTarget {
     if (token) sessionStorage.setItem("fedbus-token", token);
     else sessionStorage.removeItem("fedbus-token");
     this.dispatchEvent(new Event("link"));
-    this.say("reset");
+    this.notify("reset");
   }
 
   get mayAct() {
     return this.about.acts && this.token !== "";
   }
 
-  /** Who was heard of, and how the devices are: of no record that has a number. */
+  /** Take in last-seen times and device reports, which have no sequence number. */
   hear({ heard, devices }) {
     for (const [client, at] of Object.entries(heard)) this.heard.set(client, at);
     for (const [client, report] of Object.entries(devices)) this.devices.set(client, report);
@@ -139,17 +139,17 @@ export class Store extends EventTarget {
 
   take(records) {
     for (const record of records) {
-      this.stand(record);
+      this.fold(record);
       this.recent.push(record);
     }
     this.count += records.length;
     if (this.recent.length > KEPT * 1.2) this.recent.splice(0, this.recent.length - KEPT);
-    this.say("news", records);
+    this.notify("news", records);
   }
 
-  stand(record) {
-    const speaker = record.source.slice(record.source.lastIndexOf("/") + 1);
-    if (record.body.client === speaker && !(this.heard.get(speaker) > record.at)) this.heard.set(speaker, record.at);
+  fold(record) {
+    const sender = record.source.slice(record.source.lastIndexOf("/") + 1);
+    if (record.body.client === sender && !(this.heard.get(sender) > record.at)) this.heard.set(sender, record.at);
     const before = this.subjects.get(record.subject);
     if (before && before.n >= record.n) return;
     if (record.word === "transition") {
@@ -200,12 +200,12 @@ export class Store extends EventTarget {
     return [...new Set([...this.servers.keys(), ...this.codes.keys(), ...[...this.runs.values()].map((run) => run.body.task)])].sort();
   }
 
-  /** The run of *task* that is under way. */
+  /** The run of *task* that has not ended. */
   openRun(task) {
     return this.runList().find((run) => run.body.task === task && !OVER.has(run.body.target));
   }
 
-  say(type, detail = null) {
+  notify(type, detail = null) {
     this.dispatchEvent(new CustomEvent("change", { detail: { type, records: detail } }));
   }
 }

@@ -1,4 +1,4 @@
-// A table that draws only the rows that are in sight, so that a thousand cost what thirty do.
+// A table that draws only the visible rows, so that a thousand rows cost as much as thirty.
 
 import { h, put, inFrame } from "./dom.js";
 
@@ -85,22 +85,22 @@ export class VirtualTable {
     if (focused) this.focus(focused);
   }
 
-  /** The one row that Tab comes to: where the keyboard was last, else the first in sight; the arrow keys go on from it. */
+  /** The row in the Tab order: the one that had the focus last, else the first visible row. Arrow keys start there. */
   entry(first, last) {
     const drawn = this.rows.slice(first, last);
     return drawn.find((row) => this.options.key(row) === this.at) ?? this.rows[Math.min(this.rows.length - 1, Math.ceil(this.node.scrollTop / this.options.rowHeight))];
   }
 
-  /** Where the keyboard is: in which row, and at which of the things in it that take it. */
+  /** The row that has the focus, and the index of the focused control in it. */
   focused() {
     const line = this.body.contains(document.activeElement) && document.activeElement.closest("tr");
-    return line ? { key: line.dataset.key, at: takers(line).indexOf(document.activeElement) } : null;
+    return line ? { key: line.dataset.key, at: focusable(line).indexOf(document.activeElement) } : null;
   }
 
-  /** To where the keyboard was; to the table itself where that row is out of sight now. */
+  /** Restore the focus; the table gets it if the row is no longer visible. */
   focus({ key, at }) {
     const line = [...this.body.rows].find((one) => one.dataset.key === key);
-    (line ? takers(line)[at] : this.node)?.focus({ preventScroll: true });
+    (line ? focusable(line)[at] : this.node)?.focus({ preventScroll: true });
   }
 
   pressed(event, row) {
@@ -129,7 +129,7 @@ export class VirtualTable {
   }
 }
 
-const takers = (line) => [line, ...line.querySelectorAll("a, button, input")];
+const focusable = (line) => [line, ...line.querySelectorAll("a, button, input")];
 
 const NUMBERS = new Intl.Collator(undefined, { numeric: true });
 

@@ -1,4 +1,4 @@
-// What training comes to: loss and accuracy of all rounds joined across runs, or runs laid over each other.
+// The Training page: loss and accuracy of all rounds, joined across runs or with runs overlaid.
 
 import { h, heads, put } from "./dom.js";
 import { chart } from "./chart.js";
@@ -9,7 +9,7 @@ import { badge, clip, figure, metric, score, span } from "./words.js";
 const FIGURES = [["loss", "Loss"], ["accuracy", "Accuracy"]];
 const TONES = 6;
 const DRAWN = 6;
-/** How curves are drawn: of the model over all runs, of its runs laid over each other, or of each client. */
+/** Chart modes: the model over all runs, its runs overlaid, or each client. */
 const WAYS = [["Joined", { laid: false, whose: "all" }], ["Compared", { laid: true, whose: "all" }], ["By client", { laid: false, whose: "each" }]];
 
 export class TrainingPage {
@@ -23,21 +23,21 @@ export class TrainingPage {
     this.whose = "all";
     this.chosen = new Set();
     this.picked = new Set();
-    this.tasks = h("select", { "aria-label": "The task", onchange: (event) => { this.task = event.target.value; this.chosen.clear(); this.update(); } });
-    this.ways = h("div", { class: "choice", role: "group", "aria-label": "How runs are drawn" });
+    this.tasks = h("select", { "aria-label": "Task", onchange: (event) => { this.task = event.target.value; this.chosen.clear(); this.update(); } });
+    this.ways = h("div", { class: "choice", role: "group", "aria-label": "Chart mode" });
     this.log = false;
-    this.scale = h("button", { type: "button", "aria-pressed": "false", title: "The loss on a logarithmic scale, for runs that differ by little", onclick: () => this.rescale() }, "Log loss");
+    this.scale = h("button", { type: "button", "aria-pressed": "false", title: "Logarithmic scale for the loss, to see small differences", onclick: () => this.rescale() }, "Log loss");
     this.charts = h("div", { class: "charts" });
     this.clients = new VirtualTable(CLIENTS(this), {
-      caption: "Clients and what each was to the rounds",
+      caption: "Clients and their rounds",
       class: "fitted",
       by: "client",
       key: (row) => row.client,
       empty: () => h("p", {}, "No client has trained yet."),
     });
     this.people = h("section", { class: "stack", "aria-label": "Clients" }, h("h2", {}, "Clients"),
-      h("p", { class: "muted" }, `Loss and accuracy as each client tells of itself; times are of a round, on average. Tick up to ${DRAWN} to draw those.`),
-      h("ul", { class: "keys" }, [["train", "trains"], ["transfer", "on the way"], ["waits", "waits for the others"]].map(([name, says]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), says))),
+      h("p", { class: "muted" }, `Loss and accuracy as reported by each client; times are averages per round. Select up to ${DRAWN} clients to draw their curves.`),
+      h("ul", { class: "keys" }, [["train", "training"], ["transfer", "transfer"], ["waits", "waiting for other clients"]].map(([name, label]) => h("li", {}, h("span", { class: `swatch ${name}`, "aria-hidden": "true" }), label))),
       this.clients.root);
     this.runs = h("section", { class: "stack", "aria-label": "Runs" });
     this.root = h("div", { class: "page" }, h("div", { class: "head" }, h("h1", {}, "Training"), h("div", { class: "filters" }, this.tasks, this.scale, this.ways)), this.charts, this.people, this.runs);
@@ -65,19 +65,19 @@ export class TrainingPage {
     this.last = now;
     this.people.hidden = !all.length;
     if (!all.length) {
-      put(this.charts, h("div", { class: "blank" }, h("h2", {}, "Nothing was trained yet"), h("p", {}, "When the first round of a run is over, its loss and accuracy stand here. Start a run with ", h("code", {}, "fedbus run start"), ".")));
+      put(this.charts, h("div", { class: "blank" }, h("h2", {}, "No training yet"), h("p", {}, "Loss and accuracy appear here after the first round of a run. Start a run with ", h("code", {}, "fedbus run start"), ".")));
       put(this.runs);
       return;
     }
     const rows = standings(runs.flatMap((one) => one.body.facts.rounds));
     const drawn = this.drawn(rows);
     put(this.charts, FIGURES.map(([name, title]) => chart({ title: this.whose === "each" ? `${title} on each client` : title, log: this.log && name === "loss", xTitle: this.laid ? "round of the run" : "rounds, all runs joined", whose: this.whose === "each" ? "Client" : "Run",
-      none: this.whose === "each" ? "The clients' apps report no such figure." : undefined, ...(this.whose === "each" ? this.ofClients(runs, name, drawn) : this.curves(runs, name)) })));
+      none: this.whose === "each" ? "The ClientApps do not report this metric." : undefined, ...(this.whose === "each" ? this.ofClients(runs, name, drawn) : this.curves(runs, name)) })));
     this.clients.update(rows);
-    put(this.runs, h("h2", {}, "Runs"), h("p", { class: "muted" }, "Tick some to look at those alone."), this.list(all));
+    put(this.runs, h("h2", {}, "Runs"), h("p", { class: "muted" }, "Select runs to show only those."), this.list(all));
   }
 
-  /** Whose curves are drawn: who was ticked, else the first by name. */
+  /** The clients whose curves are drawn: the selected ones, else the first by name. */
   drawn(rows) {
     const names = rows.map((one) => one.client).sort(COLLATE.compare);
     const ticked = names.filter((name) => this.picked.has(name));
@@ -129,10 +129,10 @@ export class TrainingPage {
   }
 
   list(all) {
-    return h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Runs and what they came to" }, h("table", {}, heads(h("span", { class: "unseen" }, "Chosen"), "Run", "State", ["Rounds", "number"], ["Loss, first → last", "number"], ["Accuracy, first → last", "number"], "Settings"),
+    return h("div", { class: "card flush scroll medium", tabindex: 0, role: "region", "aria-label": "Runs and their results" }, h("table", {}, heads(h("span", { class: "unseen" }, "Selected"), "Run", "State", ["Rounds", "number"], ["Loss, first → last", "number"], ["Accuracy, first → last", "number"], "Settings"),
       h("tbody", {}, [...all].reverse().map((one) => {
         const { run, rounds, plan } = one.body.facts;
-        const box = h("input", { type: "checkbox", "aria-label": `Look at ${run}`, checked: this.chosen.has(run), onchange: (event) => { event.target.checked ? this.chosen.add(run) : this.chosen.delete(run); this.update(); } });
+        const box = h("input", { type: "checkbox", "aria-label": `Select ${run}`, checked: this.chosen.has(run), onchange: (event) => { event.target.checked ? this.chosen.add(run) : this.chosen.delete(run); this.update(); } });
         return h("tr", {}, h("td", {}, box), h("td", {}, h("a", { href: `#/runs/${encodeURIComponent(run)}` }, run)), h("td", {}, badge(one.body.target)), h("td", { class: "number" }, rounds.at(-1).round),
           FIGURES.map(([name]) => h("td", { class: "number" }, `${score(metric(rounds[0], name))} → ${score(metric(rounds.at(-1), name))}`)), h("td", {}, clip(Object.entries(plan.config).map(([key, value]) => `${key}=${value}`).join(" "), 120) || "–"));
       }))));
@@ -149,12 +149,12 @@ const CLIENTS = (page) => [
   { key: "failed", title: "Failed", class: "number", sort: (row) => row.failed, cell: (row) => row.failed },
   { key: "loss", title: "Loss", class: "number", sort: (row) => known(row.loss.at(-1) ?? null), cell: (row) => way(row.loss) },
   { key: "accuracy", title: "Accuracy", class: "number", sort: (row) => known(row.accuracy.at(-1) ?? null), cell: (row) => way(row.accuracy) },
-  { key: "time", title: "Where its time went", class: "times", sort: (row) => known(row.train_s) + known(row.transfer_s), cell: parts },
+  { key: "time", title: "Time per round", class: "times", sort: (row) => known(row.train_s) + known(row.transfer_s), cell: parts },
   { key: "reliability", title: "Reliability", class: "number", sort: (row) => row.reliability, cell: (row) => `${Math.round(row.reliability * 100)} %` },
   { key: "contribution", title: "Contribution", class: "number", sort: (row) => known(row.contribution), cell: (row) => figure(row.contribution) },
 ];
 
-/** A bar of three parts, and the same in words. */
+/** A bar of three parts, with the durations as text. */
 function parts(row) {
   if (row.train_s === null || row.transfer_s === null) return "–";
   const whole = row.train_s + row.transfer_s + row.wait_s || 1;
@@ -163,5 +163,5 @@ function parts(row) {
     part.style.width = `${(100 * seconds) / whole}%`;
     return part;
   }));
-  return h("span", { class: "timesplit", title: "trains · on the way · waits" }, bar, `${span(row.train_s)} · ${span(row.transfer_s)} · ${span(row.wait_s)}`);
+  return h("span", { class: "timesplit", title: "training · transfer · waiting" }, bar, `${span(row.train_s)} · ${span(row.transfer_s)} · ${span(row.wait_s)}`);
 }

@@ -1,4 +1,4 @@
-// How facts are said: times, sizes, states. A state has a colour and always its name beside it.
+// Text for times, sizes and states. A state has a colour and always its name.
 
 import { h } from "./dom.js";
 
@@ -10,7 +10,7 @@ const TONES = {
   failed: "bad", terminated: "bad",
 };
 
-const NAMES = { s0: "starting", pending_application: "taking a model", model_init: "making a model" };
+const NAMES = { s0: "starting", pending_application: "applying a model", model_init: "building a model" };
 
 export const tone = (state) => TONES[state] ?? "none";
 export const stateName = (state) => NAMES[state] ?? clip((state || "unknown").replaceAll("_", " "), 40);
@@ -31,19 +31,19 @@ export function clock(iso, fine = false) {
   return fine ? `${text}.${String(at.getMilliseconds()).padStart(3, "0")}` : text;
 }
 
-/** How long ago that was, in words. */
+/** The time since *iso*. */
 export function ago(iso) {
   const seconds = (Date.now() - new Date(iso)) / 1000;
   return isNaN(seconds) ? "never" : seconds < 2 ? "now" : `${span(seconds < 10 ? Math.floor(seconds) : seconds).replace(".0", "")} ago`;
 }
 
-/** When that will be: the time, and how long there is to it. */
+/** A future time, and the time until then. */
 export function until(iso) {
   const seconds = (new Date(iso) - Date.now()) / 1000;
   return seconds > 1 ? `at ${clock(iso)}, in ${span(Math.round(seconds)).replace(".0", "")}` : `at ${clock(iso)}`;
 }
 
-/** A length of time in words. */
+/** A duration. */
 export function span(seconds) {
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 10) return `${seconds.toFixed(1)} s`;
@@ -60,15 +60,15 @@ export function bytes(count) {
   }
 }
 
-/** A loss or an accuracy, with as many places as its neighbours in a column. */
+/** A loss or an accuracy with a fixed number of decimals, so that a column is aligned. */
 export const score = (value) => (typeof value !== "number" ? value ?? "–" : value !== 0 && Math.abs(value) < 0.001 || Math.abs(value) >= 1000 ? figure(value) : value.toFixed(4));
 export const figure = (value) => (typeof value === "number" ? String(+value.toPrecision(4)) : value ?? "–");
 export const short = (version) => (!version ? "–" : version.startsWith("sha256:") ? version.slice(7, 15) : version.slice(0, 8));
 export const shown = (value) => (value === null || value === undefined || value === "" ? "–" : value);
-/** *text* no longer than *length*; the rest is in the title and in the details. */
+/** *text*, at most *length* characters; the rest is in the title and in the details. */
 export const clip = (text, length = 200) => (String(text).length > length ? `${String(text).slice(0, length)}…` : String(text));
 
-/** The loss or accuracy of a round, wherever it was taken: as RoundResult does. */
+/** The loss or accuracy of a round: measured on the server, else by evaluation, else in training; as RoundResult does. */
 export function metric(round, name) {
   for (const key of [name, `eval_${name}`, `train_${name}`]) {
     const value = round.metrics?.[key];
@@ -77,22 +77,22 @@ export function metric(round, name) {
   return null;
 }
 
-/** What an agent is called, and whose it is. */
+/** The name of an agent, and its client. */
 export function who(source) {
   const [, , agent = "", owner = ""] = String(source).split("/");
   return owner === "server" ? agent : `${agent} ${owner}`;
 }
 
-/** What stands in other columns already, or is for the agents alone; the details have it. */
+/** Fields that other columns show, or that only agents need; the details have them. */
 const ELSEWHERE = new Set(["task", "run", "client", "round", "message_id", "reply_to", "created_at", "content", "ttl_s"]);
 
-/** What a message says beyond its word, in a line. */
+/** The data of a message in one line. */
 export function gist(record) {
   const body = record.body;
   if (record.word === "transition") {
-    const why = body.reason ? `: ${body.reason}` : "";
+    const reason = body.reason ? `: ${body.reason}` : "";
     const kind = body.event === "store_unavailable" && body.facts.trouble ? ` (${body.facts.trouble})` : "";
-    return `${body.source || "•"} → ${body.target} on ${body.event}${kind}${why}`;
+    return `${body.source || "•"} → ${body.target} on ${body.event}${kind}${reason}`;
   }
   const parts = [];
   for (const [name, value] of Object.entries(body)) {
@@ -111,7 +111,7 @@ function brief(value) {
   return `{${(figures.length ? figures.map(([name, one]) => `${name} ${figure(one)}`) : Object.keys(value).slice(0, 4)).join(", ")}}`;
 }
 
-/** A single value: digests and commits short, times as times of the day. */
+/** One value: digests and commits shortened, times as time of day. */
 function plainly(value) {
   if (typeof value !== "string") return figure(value);
   if (/^(sha256:)?[0-9a-f]{40,64}$/.test(value)) return short(value);

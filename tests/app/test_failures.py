@@ -30,7 +30,7 @@ def test_every_error_with_a_code_is_there(name: str) -> None:
         (CliError("not here", ExitCode.NOT_FOUND), ExitCode.NOT_FOUND),
         (BadId("client", "*"), ExitCode.USAGE),
         (BusUnreachable("nats://far", "refused"), ExitCode.UNREACHABLE),
-        (NoResponse("start_run", "workflow-scheduler", "nobody serves it"), ExitCode.NO_ANSWER),
+        (NoResponse("start_run", "workflow-scheduler", "no agent serves it"), ExitCode.NO_ANSWER),
         (RequestRefused("start_run", "one is running"), ExitCode.FAILED),
         (PortTaken(4222), ExitCode.MACHINE),
         (InvalidKey("fedbus.key holds no private key"), ExitCode.USAGE),
@@ -51,7 +51,9 @@ def test_an_error_out_of_a_task_group_is_told_as_what_it_is() -> None:
 def test_what_nobody_foresaw_is_one_line_too_with_how_to_report_it() -> None:
     line, code = describe_error(TypeError("two\nlines"))
     assert code is ExitCode.FAILED
-    assert line.startswith("something unforeseen: TypeError: two lines. Run it again with FEDBUS_DEBUG=1")
+    assert line.startswith(
+        "unexpected error (TypeError): two lines. Run the command again with FEDBUS_DEBUG=1"
+    )
 
 
 def run_failing(command: str) -> "subprocess.CompletedProcess[str]":
@@ -60,7 +62,7 @@ def run_failing(command: str) -> "subprocess.CompletedProcess[str]":
 
 
 def test_a_process_leaves_with_the_code_and_the_line_alone() -> None:
-    left = run_failing("raise Failure('no run r here', Exit.NOT_FOUND)")
+    left = run_failing("raise CliError('no run r here', ExitCode.NOT_FOUND)")
     assert (left.returncode, left.stdout, left.stderr) == (5, "", "fedbus: no run r here\n")
 
 

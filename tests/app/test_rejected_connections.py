@@ -80,7 +80,7 @@ async def test_an_agent_whose_credentials_expire_while_it_runs_ends_with_one_lin
     bus: TrustedBus, tmp_path: Path
 ) -> None:
     tiny_task(tmp_path)
-    bus.federation.admit("c1", days=15 / 86400).write(tmp_path / "kit")
+    bus.federation.admit("c1", days=8 / 86400).write(tmp_path / "kit")
     ended = await make_cli(bus, tmp_path)("client", "up", "c1", FEDBUS_KIT=str(tmp_path / "kit"))
     assert_denied_with(ended, "expired")
 

@@ -8,18 +8,25 @@ import pytest
 from support import NatsServer, OwnNatsServer, eventually
 
 from fedbus.bus import lease as leases
+from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import LeaseLost
 from fedbus.bus.lease import Lease
-from fedbus.bus.streams import LEASE_S
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.identifiers import FederationId
 
 FED = FederationId("test")
 
 
+SHORT_LEASE_S = 2.0
+
+
 @pytest.fixture
-async def buses(nats: NatsServer) -> AsyncIterator[list[Bus]]:
+async def buses(nats: NatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[list[Bus]]:
+    """Two schedulers, whose lease is shorter than it is in a federation."""
+    for module in (streams, leases):
+        monkeypatch.setattr(module, "LEASE_S", SHORT_LEASE_S)
+    monkeypatch.setattr(leases, "RENEW_S", SHORT_LEASE_S / 4)
     async with AsyncExitStack() as stack:
         identity = Identity(FED, "workflow-scheduler")
         both = [await stack.enter_async_context(Bus.connect(nats.url, identity)) for _ in range(2)]
@@ -76,7 +83,7 @@ async def test_who_falls_silent_loses_it_and_is_told_so(
     buses: list[Bus], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patience:
-        patience.setattr(leases, "RENEW_S", 2 * LEASE_S)
+        patience.setattr(leases, "RENEW_S", 2 * SHORT_LEASE_S)
         silent = LeaseHolder(buses[0])
         await eventually(lambda: silent.holds)
         second = LeaseHolder(buses[1])

@@ -135,7 +135,7 @@ async def test_a_second_owner_is_refused(server_bus: Bus) -> None:
     async with LifecycleStore.open(server_bus) as ours, LifecycleStore.open(server_bus) as theirs:
         mine, other = await ours.of(SERVER, MNIST), await theirs.of(SERVER, MNIST)
         await mine.create()
-        with pytest.raises(StaleOwner, match="two agents with one identity"):
+        with pytest.raises(StaleOwner, match="two agents with the same identity"):
             await other.create()
 
 

@@ -463,7 +463,7 @@ async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
 
 
 async def test_nobody_without_credentials_comes_in(bus: TrustedBus) -> None:
-    with pytest.raises(AccessDenied, match="wants credentials"):
+    with pytest.raises(AccessDenied, match="requires credentials"):
         async with Bus.connect(
             bus.url, Identity(FED, "trainer", "c1"), access=BusAccess(ca=bus.federation.ca)
         ):

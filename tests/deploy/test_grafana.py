@@ -56,7 +56,7 @@ def targets(kind: str) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def test_the_four_dashboards_are_as_the_catalogue_makes_them(monkeypatch: pytest.MonkeyPatch) -> None:
-    written = load_generator(monkeypatch).written()
+    written = load_generator(monkeypatch).render_files()
 
     assert {path.name for path in FILES} == {"fleet.json", "run.json", "training.json", "bus.json"}
     stale = [path.name for path, text in written.items() if path.read_text() != text]

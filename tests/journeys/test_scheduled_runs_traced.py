@@ -11,7 +11,7 @@ from support.traces import expected_transitions
 from fedbus.app.telemetry import span_reader
 from fedbus.domain.critical_path import TracedSpan
 
-RUNS, ROUNDS, CLIENTS = 3, 2, 3
+RUNS, ROUNDS, CLIENTS = 2, 2, 3
 SCHEDULED = ("--rounds", str(ROUNDS), "--quorum", str(CLIENTS), "--every", "3s", "--at-most", str(RUNS))
 
 

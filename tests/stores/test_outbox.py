@@ -16,8 +16,8 @@ from fedbus.stores.outbox import OutboxFull, SqliteOutbox
 APPENDS_FOREVER = """
 import sys
 from pathlib import Path
-from fedbus.stores.outbox import Outbox
-outbox = Outbox(Path(sys.argv[1]))
+from fedbus.stores.outbox import SqliteOutbox
+outbox = SqliteOutbox(Path(sys.argv[1]))
 while True:
     print(outbox.append("fedbus.f.life.client.c1", {}, b"x" * 200), flush=True)
 """

@@ -24,12 +24,17 @@ from support import forked
 PRELOADED: Final = [
     "fedbus.app.cli.main",
     "fedbus.app.bus_session",
+    "fedbus.app.composition.agents",
+    "fedbus.app.diagnostics.doctor",
+    "fedbus.app.provision.federation",
+    "fedbus.app.telemetry.span_reader",
     "fedbus.app.views.event_tail",
     "fedbus.stores.models.directory",
     "fedbus.stores.models.s3",
     "fedbus.domain.provenance",
     "aiobotocore.session",
     "numpy.random",
+    "rich.markdown",
     "support.forked",
 ]
 _server: Final = multiprocessing.get_context("forkserver")

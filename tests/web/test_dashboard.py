@@ -144,7 +144,7 @@ async def test_a_reload_and_a_lost_line_miss_nothing(
         await page.until(f"{heard}.length === 1")
     await page.until("!document.getElementById('banner').hidden")
     says = await page.text("#banner")
-    assert "nothing will be missed" in says
+    assert "no event will be lost" in says
     await page.until("window.fedbus.store.tries > 2")
     assert await page.text("#banner") == says, "it is said once, and of when the line broke"
     await page.screenshot(SCREENSHOTS / "lost.png")
@@ -289,21 +289,19 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
             await page.run("document.querySelector('.drawer a').href")
             == f"https://traces.example/{told.trace}"
         )
-        await page.run(f"{find_button('What led to it')}.click()")
+        await page.run(f"{find_button('Show causes')}.click()")
         await page.until("document.querySelectorAll('.chain li').length === 4")
         steps = "[...document.querySelectorAll('.chain li button')].map((one) => one.textContent)"
-        assert await page.run(steps) == ["run moves", "server moves", "update ready", "declined"]
-        assert "3 messages led to it" in await page.text(".drawer")
+        assert await page.run(steps) == ["run transition", "server transition", "update ready", "declined"]
+        assert "Caused by 3 messages" in await page.text(".drawer")
         await page.screenshot(SCREENSHOTS / "events-chain.png")
         await page.look(wide=400, high=844, dark=True)
         await page.screenshot(SCREENSHOTS / "events-chain-phone-dark.png")
         await page.run("document.querySelector('.chain li button').click()")
         await page.until("document.querySelector('.drawer').innerText.includes('drift on 2 clients')")
-        await page.run(f"{find_button('What led to it')}.click()")
-        await page.until(
-            "document.querySelector('.drawer').innerText.includes('Nothing on the bus led to it')"
-        )
-        await page.run(f"{find_button('All of its trace')}.click()")
+        await page.run(f"{find_button('Show causes')}.click()")
+        await page.until("document.querySelector('.drawer').innerText.includes('No message caused it')")
+        await page.run(f"{find_button('Show trace')}.click()")
         await page.until("document.querySelectorAll('.chain li').length > 20")
         await page.press("Escape")
         await page.until("document.querySelector('.drawer').hidden")
@@ -343,7 +341,7 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
         await page.until("document.querySelector('.toast')?.textContent.includes('done')")
         await page.run("location.hash = '#/models'")
         await page.until(
-            "[...document.querySelectorAll('main button')].some((one) => one.textContent === 'Go back to v2')"
+            "[...document.querySelectorAll('main button')].some((one) => one.textContent === 'Roll back to v2')"
         )
         await page.screenshot(SCREENSHOTS / "models-unlocked.png")
 
@@ -448,10 +446,10 @@ async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 1")
         await page.click("tr[data-key]")
-        await page.until("document.querySelector('.details').innerText.includes('It captures nothing since')")
+        await page.until("document.querySelector('.details').innerText.includes('Data capture paused since')")
         told.passes(1)
         await told.say(CaptureResumed(task=TASK, client="c1"))
-        await page.until("!document.querySelector('.details').innerText.includes('It captures nothing')")
+        await page.until("!document.querySelector('.details').innerText.includes('Data capture paused')")
 
 
 async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wrong_with_it(
@@ -507,7 +505,7 @@ async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until("window.go")
-        assert await page.text("main") == "Reads how the federation stands…"
+        assert await page.text("main") == "Loading the state of the federation…"
         await page.run("window.go()")
         await page.until(f"{IS_LIVE} && {ROWS}.length === 6")
 
@@ -524,7 +522,7 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
         await page.run(f"{{{HELD_EVENTS.replace('WHAT', 'api/runs/')}}}")
         await page.run("location.hash = '#/runs'")
         await page.until("window.go")
-        assert await page.text(".run .readout") == "Reads what happened in it…"
+        assert await page.text(".run .readout") == "Loading the timeline…"
         await told.say(make_reply("c2", "mnist-2", 3, 4.5))
         await page.until("window.fedbus.store.recent.some((one) => one.body.round === 3)")
         await page.run(NEXT_FRAME)

@@ -98,7 +98,7 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
         await told.say(make_reply("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
         await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
         assert (await press_keys(page, "End"))[1].startswith("c2: round 3")
-        assert (await tab_to(page, "summary")) == "The same as a table"
+        assert (await tab_to(page, "summary")) == "Timeline as a table"
         await press_keys(page, "Enter")
         await page.until("document.querySelector('.run details table')")
         rows = "[...document.querySelectorAll('.run details tbody tr')].map((row) => row.innerText)"

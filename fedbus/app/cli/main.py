@@ -24,7 +24,7 @@ EXIT_CODES = "\n\n".join(f"{code:>3}  {meaning}" for code, meaning in EXIT_CODE_
 
 app = typer.Typer(
     name="fedbus",
-    help="Operates federated learning: the whole life of a Flower app over a fleet of devices.",
+    help="Operate federated learning: the full lifecycle of a Flower app on a fleet of devices.",
     epilog=f"Exit codes:\n\n{EXIT_CODES}",
     no_args_is_help=True,
     pretty_exceptions_enable=False,

@@ -104,14 +104,14 @@ class Blobs:
 
 def _check_offered(content: BlobSource) -> None:
     if content.size_bytes > MAX_BLOB_BYTES:
-        raise ValueError(f"{content.size_bytes} bytes are too many for a blob: at most {MAX_BLOB_BYTES}")
+        raise ValueError(f"content too large for a blob: {content.size_bytes} bytes (limit {MAX_BLOB_BYTES})")
 
 
 def _check_size(ref: BlobRef) -> None:
     if ref.size_bytes > MAX_BLOB_BYTES:
         raise BlobUnavailable(
             ref,
-            f"{ref.size_bytes} bytes are more than a blob may have ({MAX_BLOB_BYTES}); send it by the repository",
+            f"is too large: {ref.size_bytes} bytes (limit {MAX_BLOB_BYTES}); transfer it through the model store",
         )
 
 

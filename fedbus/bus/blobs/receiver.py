@@ -168,7 +168,7 @@ class BlobDownload:
             if await self._took_chunks(sink):
                 patience.progressed()
             elif patience.is_over():
-                raise BlobUnavailable(self._ref, f"nothing came for {timeout_s:g} s; {self._trouble}")
+                raise BlobUnavailable(self._ref, f"no data for {timeout_s:g} s; {self._trouble}")
         await sink.finish()
 
     async def leave_cast(self) -> None:

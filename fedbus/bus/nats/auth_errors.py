@@ -1,7 +1,7 @@
-"""What the broker's "no" means, and what to do about it.
+"""Explain why the NATS server rejected a connection, and what to do.
 
-It says little on purpose: whoever is turned away learns "Authorization Violation", and nothing of
-why. What we know ourselves, from our own credentials and our own clock, says the rest.
+For security, the server sends only "Authorization Violation" without a cause. The cause is derived
+from the local credentials file and the local clock.
 """
 
 import re
@@ -14,7 +14,7 @@ from typing import Final
 from fedbus.bus.errors import AccessDenied
 from fedbus.contracts.credentials import InvalidCredentials, parse_user
 
-DOCTOR_HINT: Final = "`fedbus doctor` says more"
+DOCTOR_HINT: Final = "run `fedbus doctor` for details"
 NEW_KIT_HINT: Final = "get a new kit: fedbus provision rotate NAME, on the machine that has the keys"
 
 _PERMISSION_ERROR: Final = re.compile(
@@ -63,13 +63,13 @@ class PermissionViolation:
 
 
 def parse_permission_error(error: Exception) -> PermissionViolation | None:
-    """What a permissions violation was about; None where *error* is none. The subject is in lower case."""
+    """Parse a permissions violation; None for any other *error*. The subject is in lower case."""
     found = _PERMISSION_ERROR.search(str(error))
     return PermissionViolation(found[1].lower(), found[2].lower()) if found else None
 
 
 def access_denied_from(url: str, error: Exception, creds: Path | None) -> AccessDenied | None:
-    """What it means that the bus at *url* will not have us, or we not it; None where *error* is something else."""
+    """Explain an authentication or TLS *error* of the server at *url*; None for any other error."""
     if isinstance(error, ssl.SSLCertVerificationError):
         return AccessDenied(url, *_explain_certificate_error(error))
     said = str(error).lower()
@@ -79,7 +79,7 @@ def access_denied_from(url: str, error: Exception, creds: Path | None) -> Access
     if "authorization violation" in said or "authorization" in type(error).__name__.lower():
         return AccessDenied(url, *_explain_credentials_error(creds))
     if isinstance(error, ValueError) and creds is not None:
-        return AccessDenied(url, f"{creds} holds no usable credentials", "Copy it from the kit again")
+        return AccessDenied(url, f"{creds} contains no valid credentials", "Copy it from the kit again")
     return None
 
 
@@ -88,24 +88,27 @@ def _explain_certificate_error(error: ssl.SSLCertVerificationError) -> tuple[str
     for word, reason, advice in _CERTIFICATE_ERRORS:
         if word in said:
             return f"{reason} ({error.verify_message})", advice
-    advice = "Its authority is not the one in FEDBUS_CA: the kit is of another federation, or that is no server of ours"
-    return f"we do not believe its certificate ({error.verify_message})", f"{advice}; {DOCTOR_HINT}"
+    advice = "The kit may belong to another federation, or the address to another server"
+    return (
+        f"its certificate is not signed by the CA in FEDBUS_CA ({error.verify_message})",
+        f"{advice}; {DOCTOR_HINT}",
+    )
 
 
 def _explain_credentials_error(creds: Path | None) -> tuple[str, str]:
     if creds is None:
         return (
-            "it wants credentials and none are set",
+            "the server requires credentials, and none are set",
             "Set FEDBUS_KIT or FEDBUS_CREDS to what came with your kit",
         )
     try:
         claims = parse_user(creds.read_text())
     except (OSError, InvalidCredentials) as error:
-        return f"{creds} is of no use ({error})", "Copy it from the kit again"
+        return f"{creds} is invalid ({error})", "Copy it from the kit again"
     if complaint := claims.validity_problem(datetime.now(UTC)):
         reason, _, advice = complaint.partition(": ")
         return reason, f"{advice[0].upper()}{advice[1:]}"
     return (
-        f"the credentials of {claims.name} are revoked, forged or of another federation",
+        f"the credentials of {claims.name} are revoked, forged or from another federation",
         f"G{NEW_KIT_HINT[1:]}; {DOCTOR_HINT}",
     )

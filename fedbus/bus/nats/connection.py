@@ -2,7 +2,7 @@
 
 A lost server is waited for, with jitter, so that a thousand devices do not return at the
 same moment. Only what waiting does not mend is an error, and then the process should end: a bus
-that will not have us (`AccessDenied`, see `denials`), and a connection that was closed for good.
+that rejects the connection (`AccessDenied`, see `auth_errors`), and a connection closed for good.
 
 What the bus does not permit is said in the log by its subject, and a request on it fails at
 once: the broker says so only on the side, and the request itself would time out.
@@ -123,7 +123,7 @@ class Connection:
         """Wait until the connection is closed for good, which raises BusClosed or AccessDenied."""
         await asyncio.shield(self._closed)
         raise BusClosed(
-            "the connection to NATS was closed: see the log for the reason, and start the process anew"
+            "the connection to NATS is closed: see the log for the cause, then restart the process"
         )
 
     async def messages(self, subscription: Subscription) -> AsyncIterator[Msg]:
@@ -149,7 +149,7 @@ async def open_connection(
 ) -> AsyncIterator[Connection]:
     """A connection for as long as the block runs; what was sent is flushed before it closes.
 
-    Raises BusUnreachable where nobody answers at first, and AccessDenied where we are turned away.
+    Raises BusUnreachable if no server responds at first, AccessDenied if it rejects the connection.
     """
     watch = _ConnectionMonitor(url, name, options or {})
     client = await _connect(url, name, inbox, watch, options or {})
@@ -182,7 +182,12 @@ class _ConnectionMonitor:
         if self.client is None:
             self.obstacle = error  # told once, by the exception that ends the attempt
         elif (forbidden := auth_errors.parse_permission_error(error)) is not None:
-            log.error("not permitted", action=forbidden.action, subject=forbidden.subject, name=self._name)
+            log.error(
+                "Permission denied by NATS",
+                action=forbidden.action,
+                subject=forbidden.subject,
+                name=self._name,
+            )
             self.client.forbid(forbidden.subject)
             if forbidden.action == "subscription":
                 self.client.forbid_answers(forbidden.subject)
@@ -191,15 +196,15 @@ class _ConnectionMonitor:
             if self._refusals >= MAX_AUTH_REJECTIONS:
                 self._end(denied)
         else:
-            log.warning("nats says", error=str(error) or type(error).__name__, name=self._name)
+            log.warning("NATS client error", error=str(error) or type(error).__name__, name=self._name)
 
     async def on_disconnect(self) -> None:
         if not self.gone.done():  # a goodbye of our own is no news
-            log.warning("the bus is away", name=self._name)
+            log.warning("Disconnected from NATS; reconnecting", name=self._name)
 
     async def on_reconnect(self) -> None:
         self._attempts = self._refusals = 0
-        log.info("the bus is back", name=self._name)
+        log.info("Reconnected to NATS", name=self._name)
 
     async def on_close(self) -> None:
         last = self.client.last_error if self.client else None
@@ -216,7 +221,7 @@ class _ConnectionMonitor:
 
     def _end(self, denied: AccessDenied) -> None:
         if not self.gone.done():
-            log.error("turned away", reason=denied.reason, advice=denied.advice, name=self._name)
+            log.error("Connection rejected", reason=denied.reason, advice=denied.advice, name=self._name)
             self.gone.set_exception(denied)
 
 
@@ -281,5 +286,5 @@ async def _drain(client: Client) -> None:
         await asyncio.wait([leaving], timeout=DRAIN_TIMEOUT_S)
         raise
     except NatsError as error:
-        log.warning("left the bus in a hurry", error=str(error))
+        log.warning("Drain failed; closed without flushing", error=str(error))
         await client.close()

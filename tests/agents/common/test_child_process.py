@@ -244,7 +244,7 @@ async def test_a_child_is_in_the_trace_of_its_parent() -> None:
     said: list[str] = []
     code = (
         "from fedbus.agents.common.child_process import parent_trace; from opentelemetry import trace; "
-        "print(format(trace.get_current_span(trace_of_parent()).get_span_context().trace_id, '032x'))"
+        "print(format(trace.get_current_span(parent_trace()).get_span_context().trace_id, '032x'))"
     )
     with TracerProvider().get_tracer("test").start_as_current_span("a run") as span:
         async with ChildProcess("child", *python(code), output=said.append) as child:

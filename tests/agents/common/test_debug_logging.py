@@ -38,10 +38,10 @@ async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
         assert await TracedCook().cook("fish") == "salted fish"
 
     assert [line["event"] for line in lines] == [
-        "→ Cook.cook",
-        "→ Cook._salted",
-        "← Cook._salted",
-        "← Cook.cook",
+        "→ TracedCook.cook",
+        "→ TracedCook._salted",
+        "← TracedCook._salted",
+        "← TracedCook.cook",
     ]
     assert lines[0]["given"] == ["str"], "what is given is told by its class: contents are nobody's business"
 

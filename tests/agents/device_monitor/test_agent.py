@@ -19,8 +19,8 @@ from fedbus.contracts.identifiers import client_id
 HOLDS = """
 import sys, time
 from pathlib import Path
-from fedbus.agents.common.liveness import present
-with present(Path(sys.argv[1]), "inference"):
+from fedbus.agents.common.liveness import hold_liveness_lock
+with hold_liveness_lock(Path(sys.argv[1]), "inference"):
     print("here", flush=True)
     time.sleep(60)
 """

@@ -403,7 +403,7 @@ async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
         other = await lives.of(SERVER, ServerData(task=TASK))
         changes = ServerChanges(trouble=StoreProblem.UNAVAILABLE)
         await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
-    with pytest.raises(RequestRefused, match="moved by another owner"):
+    with pytest.raises(RequestRefused, match="another owner changed"):
         await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
     with pytest.RaisesGroup(StaleOwner, flatten_subgroups=True):
         await manager.ended()

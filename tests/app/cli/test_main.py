@@ -88,7 +88,7 @@ async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: FedbusCl
     assert said.code == 0
     assert time.monotonic() - began < 5
     assert all(word in said.out for word in ("run", "clients", "events", "task", "doctor", "version"))
-    assert "no nats-server answers" in said.out
+    assert "nats-server unreachable" in said.out
 
 
 async def test_version_names_what_a_report_should(fedbus: FedbusCli) -> None:
@@ -127,7 +127,7 @@ async def test_a_bus_without_the_federation_is_one_line_and_code_5(
 ) -> None:
     said = await fedbus("run", "ls", FEDBUS_NATS_URL=nats.url)
     assert said.code == 5
-    assert said.err.startswith("fedbus: federation dev has nothing on this bus yet: start its server side")
+    assert said.err.startswith("fedbus: federation dev not found on this NATS server. Start its server side")
 
 
 async def test_where_an_error_comes_from_is_shown_to_whoever_asks(fedbus: FedbusCli) -> None:
@@ -230,7 +230,7 @@ async def test_nobody_who_answers_is_one_line_and_code_4(fedbus: FedbusCli, bus:
     said = await fedbus("run", "start")
     assert (said.code, said.err) == (
         4,
-        "fedbus: no answer to start_run: nobody serves it. Is the workflow-scheduler running?\n",
+        "fedbus: no reply to start_run: no agent serves it. Check that the workflow-scheduler is running\n",
     )
 
 

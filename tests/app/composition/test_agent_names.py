@@ -14,7 +14,7 @@ from fedbus.app.failures import CliError, ExitCode
         (["nobody"], "there is no agent 'nobody': choose one of server-manager"),
         (["client-manager,"], "there is no agent '': choose one of server-manager"),
         (["client-manager,server-manager"], "agents of the server and of a client do not go together"),
-        (["client-manager,device-monitor"], "say which with --client ID"),
+        (["client-manager,device-monitor"], "set the client with --client ID"),
     ],
 )
 def test_names_that_make_no_process_are_told_so(arguments: list[str], complaint: str) -> None:

@@ -10,10 +10,10 @@ from fedbus.agents.common.child_process import ChildProcess
 
 WORKS_FOREVER = """
 import asyncio
-from fedbus.app.entrypoints.signals import stopping
+from fedbus.app.entrypoints.signals import stop_on_signals
 
 async def main():
-    with stopping() as stop:
+    with stop_on_signals() as stop:
         print("up", flush=True)
         await stop.wait()
         print("asked", flush=True)

@@ -25,10 +25,10 @@ LONGEST_S = 60
 LOGS_AND_TRACES = """
 import logging, structlog
 from opentelemetry import trace
-from fedbus.app.telemetry import configured
-from fedbus.contracts.telemetry import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, add, note, record
+from fedbus.app.telemetry import configure_telemetry
+from fedbus.contracts.telemetry import LOOP_LAG, PREDICTION_DURATION, ROUNDS, TRAIN_LOSS, increment, set_gauge, record
 
-with configured("fedbus-trainer", client="c1"):
+with configure_telemetry("fedbus-trainer", client="c1"):
     log = structlog.get_logger("fedbus.test")
     with trace.get_tracer("test").start_as_current_span("predict"):
         record(PREDICTION_DURATION, 0.02, {"fedbus.client": "c1"})
@@ -39,14 +39,14 @@ with configured("fedbus-trainer", client="c1"):
             1 / 0
         except ZeroDivisionError:
             log.exception("it broke")
-    note(TRAIN_LOSS, 0.25, {"fedbus.client": "c1"})
+    set_gauge(TRAIN_LOSS, 0.25, {"fedbus.client": "c1"})
 """
 BREAKS = """
 from contextlib import suppress
 from opentelemetry import trace
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
-with configured("fedbus-trainer"):
+with configure_telemetry("fedbus-trainer"):
     tracer = trace.get_tracer("test")
     with tracer.start_as_current_span("above"):
         with suppress(ZeroDivisionError), tracer.start_as_current_span("below"):
@@ -64,19 +64,19 @@ get_logger_provider().force_flush()
 print(collector.flush_s)
 """
 MANY = """
-from fedbus.app.telemetry import configured
-from fedbus.contracts.telemetry import ROUNDS, add
+from fedbus.app.telemetry import configure_telemetry
+from fedbus.contracts.telemetry import ROUNDS, increment
 
-with configured("fedbus-server"):
+with configure_telemetry("fedbus-server"):
     for number in range(500):
-        add(ROUNDS, {"fedbus.task": f"task-{number}"})
+        increment(ROUNDS, {"fedbus.task": f"task-{number}"})
 """
 BUSY = """
 import structlog, time
 from opentelemetry import trace
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
-with configured("fedbus-server"):
+with configure_telemetry("fedbus-server"):
     tracer, log = trace.get_tracer("test"), structlog.get_logger("fedbus.test")
     for number in range(5000):
         with tracer.start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
@@ -87,14 +87,14 @@ with configured("fedbus-server"):
 """
 WATCHES_NATS = """
 import asyncio, sys
-from fedbus.app.telemetry import configured
-from fedbus.app.telemetry.process import measure_process
+from fedbus.app.telemetry import configure_telemetry
+from fedbus.app.telemetry.process_metrics import measure_process
 
 async def main():
     with measure_process(sys.argv[1]):
         await asyncio.sleep(1.5)
 
-with configured("fedbus-server"):
+with configure_telemetry("fedbus-server"):
     asyncio.run(main())
 """
 

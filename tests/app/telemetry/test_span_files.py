@@ -39,9 +39,9 @@ RUN = "digits-1"
 WRITES_SPANS = """
 import sys
 from opentelemetry import trace
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
-with configured(sys.argv[1], client="c1"):
+with configure_telemetry(sys.argv[1], client="c1"):
     with trace.get_tracer("test").start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
         with trace.get_tracer("test").start_as_current_span("round", attributes={"fedbus.round": 1}):
             pass
@@ -185,13 +185,13 @@ def test_a_tracer_made_before_the_provider_uses_it_later(tmp_path: Path) -> None
     said = run_python(
         tmp_path,
         """
-from fedbus.contracts.telemetry import tracer_of
-from fedbus.app.telemetry import configured
+from fedbus.contracts.telemetry import get_tracer
+from fedbus.app.telemetry import configure_telemetry
 
-tracer = tracer_of("a module")
+tracer = get_tracer("a module")
 with tracer.start_as_current_span("too soon") as span:
     assert not span.is_recording()
-with configured("fedbus-server"), tracer.start_as_current_span("kept") as span:
+with configure_telemetry("fedbus-server"), tracer.start_as_current_span("kept") as span:
     print(f"{span.get_span_context().trace_id:032x}")
 """,
     )
@@ -265,10 +265,10 @@ def test_truncated_and_foreign_blocks_are_skipped(tmp_path: Path) -> None:
 WAITS_IN_ROUND = """
 import sys
 from opentelemetry import trace
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
 tracer = trace.get_tracer("test")
-with configured("fedbus-server"):
+with configure_telemetry("fedbus-server"):
     with tracer.start_as_current_span("run by manual"):
         with tracer.start_as_current_span("run • → requested", attributes={"fedbus.run": "digits-1"}):
             pass

@@ -19,9 +19,9 @@ LOGS_AND_TRACES = """
 import logging
 import structlog
 from opentelemetry import trace
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
-with configured("fedbus-trainer", client="c1"):
+with configure_telemetry("fedbus-trainer", client="c1"):
     with trace.get_tracer("test").start_as_current_span("train"):
         structlog.get_logger("fedbus.test").info("round finished", round=2)
         logging.getLogger("some.library").warning("beware of %s", "this")
@@ -29,9 +29,9 @@ with configured("fedbus-trainer", client="c1"):
 """
 FAILS = """
 import structlog
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
-with configured("fedbus-trainer"):
+with configure_telemetry("fedbus-trainer"):
     try:
         1 / 0
     except ZeroDivisionError:
@@ -42,14 +42,14 @@ with configured("fedbus-trainer"):
 SECRET: Final = "patient 4711"
 HOLDS_DATA: Final = """
 import structlog
-from fedbus.app.telemetry import configured
+from fedbus.app.telemetry import configure_telemetry
 
 def train(rows, depth):
     if depth:
         return train(rows, depth - 1)
     raise ValueError("x" * 10_000)
 
-with configured("fedbus-trainer"):
+with configure_telemetry("fedbus-trainer"):
     try:
         try:
             train(["patient" + " 4711"] * 3, 200)
@@ -192,7 +192,7 @@ def test_an_invalid_level_is_ignored() -> None:
 FLOWER: Final = """
 import logging
 from fedbus.app import telemetry
-from fedbus.app.telemetry.lines import use_root_handlers
+from fedbus.app.telemetry.log_lines import use_root_handlers
 telemetry.log_to_stderr()
 import flwr.supercore.logger
 use_root_handlers("flwr")

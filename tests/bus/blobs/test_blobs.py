@@ -245,7 +245,7 @@ async def test_a_holder_that_comes_within_the_time_is_in_time(receiver: Blobs, p
 
 async def test_more_than_a_blob_may_have_is_refused_before_anything_is_asked(receiver: Blobs) -> None:
     ref = reference_to(b"x").model_copy(update={"size_bytes": MAX_BLOB_BYTES + 1})
-    with pytest.raises(BlobUnavailable, match="more than a blob may have"):
+    with pytest.raises(BlobUnavailable, match="is too large"):
         await receiver.fetch(ref)
 
 
@@ -331,7 +331,7 @@ async def test_a_holder_that_repeats_itself_does_no_harm_and_does_not_count_as_p
     await liar(
         lambda index: [("0", b"x" * CHUNK_BYTES)] * 3 if index == 0 else [("cast", b"7"), ("here", b"7" * 8)]
     )
-    with pytest.raises(BlobUnavailable, match="nothing came for 1 s"):
+    with pytest.raises(BlobUnavailable, match="no data for 1 s"):
         await asyncio.wait_for(receiver.fetch(reference_to(b"x" * 2 * CHUNK_BYTES), timeout_s=1), 5)
 
 

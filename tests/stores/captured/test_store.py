@@ -39,7 +39,7 @@ ADDS_FOREVER = """
 import asyncio, sys
 from pathlib import Path
 import numpy as np
-from fedbus.stores.captured import CapturedData
+from fedbus.stores.captured.store import CapturedData
 async def main():
     captured = CapturedData(Path(sys.argv[1]))
     while True:
@@ -209,7 +209,7 @@ FILLS_THE_DISK = """
 import asyncio, resource, sys, time
 from pathlib import Path
 import numpy as np
-from fedbus.stores.captured import CapturedData
+from fedbus.stores.captured.store import CapturedData
 
 def limit(size):  # the kernel refuses every write beyond it, as it does on a disk that is full
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))

@@ -23,7 +23,7 @@ MODULE = "moons_app/task.py"
 GET_READY = """
 import asyncio, sys
 from pathlib import Path
-from fedbus.stores.code import open_code
+from fedbus.stores.code.open import open_code
 where, home, version = sys.argv[1:]
 print(asyncio.run(open_code(where, Path(home)).task_at(version)).path)
 """

@@ -168,9 +168,9 @@ async def test_of_two_publishers_at_once_exactly_one_gets_the_version(store: Mod
 PUBLISHES = """
 import asyncio, sys
 from fedbus.contracts.model import Manifest
-from fedbus.stores.models import VersionTaken, open_store
+from fedbus.stores.models.open import VersionTaken, open_model_store
 try:
-    asyncio.run(open_store(sys.argv[1], "mnist").publish(Manifest.model_validate_json(sys.argv[2])))
+    asyncio.run(open_model_store(sys.argv[1], "mnist").publish(Manifest.model_validate_json(sys.argv[2])))
     print("published")
 except VersionTaken:
     print("taken")
@@ -234,16 +234,16 @@ async def test_other_bytes_under_a_digest_are_damage_and_never_given_out(
 MOVES_SOMETHING_LARGE = """
 import asyncio, resource, sys
 from pathlib import Path
-from fedbus.stores.models import open_store
+from fedbus.stores.models.open import open_model_store
 
 def peak_bytes():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 async def main(url, path):
-    store = open_store(url, "mnist")
+    store = open_model_store(url, "mnist")
     await store.path_of(await store.put(b"something small"))  # what is loaded is loaded now
     before = peak_bytes()
-    fetched = await open_store(url, "mnist").path_of(await store.put(path))
+    fetched = await open_model_store(url, "mnist").path_of(await store.put(path))
     print(peak_bytes() - before, fetched.stat().st_size)
 
 asyncio.run(main(sys.argv[1], Path(sys.argv[2])))

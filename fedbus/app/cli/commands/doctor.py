@@ -11,9 +11,9 @@ from fedbus.app.terminal import output
 def doctor(
     *,
     json: output.JsonOption = False,
-    offline: Annotated[bool, typer.Option("--offline", help="Leave out what needs a bus.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Skip checks that need NATS.")] = False,
 ) -> None:
-    """Check what this machine has and lacks, and say what to do about it."""
+    """Check this machine and its NATS connection, and print how to fix each problem."""
     from fedbus.app.diagnostics.doctor import run_checks
     from fedbus.app.settings import Settings
     from fedbus.app.terminal.progress_bar import progress_bar
@@ -31,7 +31,7 @@ def doctor(
 
 
 def version(*, json: output.JsonOption = False) -> None:
-    """Print the versions that a report of an error should name."""
+    """Print version information for bug reports."""
     from fedbus.app.diagnostics.doctor import installed_versions
 
     found = installed_versions()

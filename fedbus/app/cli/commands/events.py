@@ -11,7 +11,7 @@ from fedbus.app.terminal import output
 if TYPE_CHECKING:
     from fedbus.bus.bus import StoredMessage
 
-app = typer.Typer(no_args_is_help=True, help="What is said on the bus: live, decoded, and listed.")
+app = typer.Typer(no_args_is_help=True, help="Show, replay and decode messages.")
 
 
 @app.command()
@@ -22,7 +22,7 @@ def tail(
     ] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
-    word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
+    word: Annotated[str | None, typer.Option(help="Only this message type or lifecycle kind.")] = None,
     count: Annotated[int | None, typer.Option(min=1, help="End after so many.")] = None,
     json: output.JsonOption = False,
 ) -> None:
@@ -64,15 +64,15 @@ def replay(
     run: Annotated[str | None, typer.Option(help="Only this run, from its request to its end.")] = None,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     client: Annotated[str | None, typer.Option(help="Only this client.")] = None,
-    word: Annotated[str | None, typer.Option(help="Only this word, or kind of lifecycle.")] = None,
+    word: Annotated[str | None, typer.Option(help="Only this message type or lifecycle kind.")] = None,
     speed: Annotated[float, typer.Option(min=0, help="So many times as fast as it was; 0: all at once.")] = 0,
     json: output.JsonOption = False,
 ) -> None:
-    """Show once more what was said in a window of the past, in order. Nothing is said again on the bus."""
+    """Print the stored messages of a time window, in order. Publishes nothing."""
     from fedbus.app.bus_session import parse_time, run_async
 
     if since is None and run is None:
-        raise CliError("say which part of the past: --since 10m, or --run RUN", ExitCode.USAGE)
+        raise CliError("no time window given: set --since 10m or --run RUN", ExitCode.USAGE)
     begin, end = (parse_time(text) if text else None for text in (since, until))
     if begin and end and end < begin:
         raise CliError("--until is before --since", ExitCode.USAGE)
@@ -118,9 +118,9 @@ def _matches(seen: "StoredMessage", task: str | None, client: str | None, word: 
 
 @app.command()
 def schema(
-    word: Annotated[str | None, typer.Argument(help="Of this word; left out: all of them.")] = None,
+    word: Annotated[str | None, typer.Argument(help="Message type; default: all.")] = None,
 ) -> None:
-    """Print the JSON Schema of a message's body, or of all by their words."""
+    """Print the JSON Schema of one message type's body, or of all types."""
     from fedbus.app.docs_generator.pages import body_schema, catalogue_entries
 
     kinds = {entry.word: entry.kind for entry in catalogue_entries()}
@@ -129,7 +129,7 @@ def schema(
     elif word in kinds:
         output.print_json(body_schema(kinds[word]))
     else:
-        raise CliError(f"nobody says {word!r}: see fedbus events catalog", ExitCode.NOT_FOUND)
+        raise CliError(f"no message type {word!r}: see fedbus events catalog", ExitCode.NOT_FOUND)
 
 
 @app.command()
@@ -146,7 +146,7 @@ def decode() -> None:
 
 @app.command()
 def catalog(*, json: output.JsonOption = False) -> None:
-    """List every kind of message: its word, its subject, who says it and who hears it."""
+    """List every message type: its subject, publisher and subscribers."""
     from fedbus.app.docs_generator.pages import catalogue_entries
 
     entries = catalogue_entries()
@@ -154,7 +154,7 @@ def catalog(*, json: output.JsonOption = False) -> None:
         output.print_json([entry.as_facts() for entry in entries])
         return
     output.print_table(
-        ("word", "subject", "said by", "heard by", "what it says"),
+        ("type", "subject", "source", "subscribers", "data"),
         [(one.word, one.subject, one.said_by, ", ".join(one.heard_by), one.gist) for one in entries],
-        empty="nothing is ever said",
+        empty="no message types",
     )

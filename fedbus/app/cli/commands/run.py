@@ -37,7 +37,7 @@ def start(
     config: Annotated[
         list[str] | None, typer.Option("--config", "-c", help="Overrides the app's run config: lr=0.1.")
     ] = None,
-    watch: Annotated[bool, typer.Option("--watch", help="Stay, and tell how it goes.")] = False,
+    watch: Annotated[bool, typer.Option("--watch", help="Show progress until the run ends.")] = False,
     json: output.JsonOption = False,
 ) -> None:
     """Start a run now."""
@@ -64,7 +64,7 @@ def start(
 
 @app.command()
 def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
-    """List all runs and how they stand."""
+    """List all runs and their states."""
     from fedbus.app.bus_session import connect_bus, latest_transitions, run_async
 
     async def look() -> "list[StoredMessage]":
@@ -99,7 +99,7 @@ def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
 
 @app.command("show")
 def show_(run: RunArgument, *, json: output.JsonOption = False) -> None:
-    """Show one run: how it stands, each round, who took part, who failed and why."""
+    """Show one run: its state, and each round with its participants and failures."""
     from rich.text import Text
 
     from fedbus.app.bus_session import connect_bus, run_async
@@ -134,7 +134,7 @@ def show_(run: RunArgument, *, json: output.JsonOption = False) -> None:
 
 @app.command()
 def watch(run: RunArgument, *, json: output.JsonOption = False) -> None:
-    """Tell how a run goes until it ends; the exit code says how it ended."""
+    """Show a run's progress until it ends; the exit code is 0 if it finished."""
     from fedbus.app.bus_session import connect_bus, run_async
 
     async def look() -> None:
@@ -151,7 +151,7 @@ def stop(
     reason: Annotated[str, typer.Option(help="Why, for the log.")] = "stopped by hand",
     json: output.JsonOption = False,
 ) -> None:
-    """Cancel a run: what its last round came to is not published."""
+    """Cancel a run; the result of its last round is not published."""
     from fedbus.app.bus_session import connect_bus, run_async
     from fedbus.contracts.run import StopRun
 

@@ -37,20 +37,21 @@ TaskSources = Annotated[
     ),
 ]
 Label = Annotated[
-    list[str] | None, typer.Option(help="What the device is told apart by: site=lab. May be repeated.")
+    list[str] | None, typer.Option(help="Device label as key=value, e.g. site=lab. Repeatable.")
 ]
-Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each run, instead of the task's.")]
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each run. Overrides the task's.")]
 Quorum = Annotated[
-    int | None, typer.Option(min=1, help="Clients that a run waits for, instead of the task's.")
+    int | None, typer.Option(min=1, help="Clients that a run waits for. Overrides the task's.")
 ]
 Every = Annotated[
     str | None,
     typer.Option(
-        help="Start runs by themselves, so long after the last: 90s, 10m, 2h. Instead of the task's `every-s`."
+        help="Start a run automatically this long after the last one: 90s, 10m, 2h. Overrides the task's `every-s`."
     ),
 ]
 AtMost = Annotated[
-    int | None, typer.Option(min=1, help="How many runs the schedule starts in all, instead of the task's.")
+    int | None,
+    typer.Option(min=1, help="Maximum number of runs that the schedule starts. Overrides the task's."),
 ]
 RunConfig = Annotated[str, typer.Option(help='The app\'s run configuration: "lr=0.1 local-epochs=1".')]
 NodeConfig = Annotated[
@@ -67,11 +68,11 @@ StoreOrEmbedded = Annotated[
     str,
     typer.Option(
         "--store",
-        help="The model repository: a directory, s3://bucket/prefix?endpoint=…, or s3: one that is started here.",
+        help="The model repository: a directory, s3://bucket/prefix?endpoint=…, or s3: start an S3 on this machine.",
     ),
 ]
-Host = Annotated[str, typer.Option(help="Where predictions are served.")]
-Port = Annotated[int, typer.Option(min=0, max=65535, help="0: one that is free.")]
+Host = Annotated[str, typer.Option(help="Address of the inference server.")]
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the inference server; 0: a free one.")]
 Dashboard = Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")]
 
 INSPECT_HINT = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
@@ -91,7 +92,7 @@ def demo(
         Path | None, typer.Option(help="Where data sets are.", show_default="FEDBUS_DATA_DIR")
     ] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave it running at the end.")] = False,
-    json: Annotated[Path | None, typer.Option(help="Write what it came to into this file, as JSON.")] = None,
+    json: Annotated[Path | None, typer.Option(help="Write the results to this file, as JSON.")] = None,
     plot: Annotated[Path, typer.Option(help="Write the loss plot into this file.")] = Path("demo-loss.png"),
     task: Annotated[Path | None, typer.Option(help="Another task.", show_default="the MNIST example")] = None,
     store: StoreOrEmbedded = "",
@@ -122,7 +123,7 @@ def demo(
         if stop.is_set() and len(report.fleet.ended) < runs:
             raise CliError("ended before its runs were over", ExitCode.INTERRUPTED)
         if not report.ok:
-            raise CliError("the demo did not come to a good end: see the tables above and the logs")
+            raise CliError("the demo failed: see the tables above and the logs")
 
     _run_until_signal(work, "demo", level="ERROR")
 
@@ -141,7 +142,7 @@ def up(
     run_config: RunConfig = "",
     store: StoreOrEmbedded = "",
     public_models: Annotated[
-        bool, typer.Option("--public-models", help="With --store s3: anybody who reaches it may read models.")
+        bool, typer.Option("--public-models", help="With --store s3: allow reading models without a key.")
     ] = False,
     dashboard: Dashboard = True,
 ) -> None:
@@ -291,7 +292,7 @@ def agent(
         _run_agents(service_name(names), {name: partial(SERVER_AGENTS[name], site) for name in names})
     else:
         if client is None:
-            raise CliError(f"{name} belongs to a client: say which with --client ID", ExitCode.USAGE)
+            raise CliError(f"{name} is a client agent: set the client with --client ID", ExitCode.USAGE)
         device = _client_config(client, task, node_config, label, host, port)
         _run_agents(service_name(names), {name: client_agent(name, device) for name in names}, client=client)
 

@@ -26,7 +26,7 @@ def schedule(
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
     json: output.JsonOption = False,
 ) -> None:
-    """Tell when the next run starts by itself: the rule, what it waits for, when it last did and why."""
+    """Show the schedule: its rule, the next run, what that waits for, and the last run with its trigger."""
     from fedbus.app.bus_session import connect_bus, latest_transitions, run_async
 
     async def look() -> "list[StoredMessage]":
@@ -42,7 +42,7 @@ def schedule(
         output.print_json(found)
     elif not found:
         output.print_note(
-            "no schedule: runs start when somebody asks. See docs/scheduling.md, or: fedbus run start"
+            "no schedule: runs start on request only. See docs/scheduling.md, or: fedbus run start"
         )
     else:
         for one in found:

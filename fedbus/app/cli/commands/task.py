@@ -8,7 +8,7 @@ import typer
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
 
-app = typer.Typer(no_args_is_help=True, help="Write a new task, and say what is wrong with one.")
+app = typer.Typer(no_args_is_help=True, help="Create a task, or validate one.")
 
 
 @app.command()
@@ -34,10 +34,10 @@ def new(
 def validate(
     path: Annotated[Path, typer.Argument(help="The task's directory.")] = Path(),
     *,
-    keys: Annotated[bool, typer.Option("--keys", help="Tell every key, with its value and default.")] = False,
+    keys: Annotated[bool, typer.Option("--keys", help="Show every key, with its value and default.")] = False,
     json: output.JsonOption = False,
 ) -> None:
-    """Say what is wrong with a task, line by line; nothing wrong is exit code 0."""
+    """Validate a task: one line per problem; exit code 0 if there is none."""
     from fedbus.stores.tasks.task_directory import validate_task
 
     if not path.is_dir():

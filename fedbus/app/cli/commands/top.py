@@ -36,7 +36,7 @@ def top(
     """Watch servers, runs and clients, live: states, models, load, when last seen, why one does not train.
 
     q quits; n s t v c m h l w sort by name, state, training, model version, cpu, memory, heat, last seen, why;
-    r turns the order; arrows and page keys scroll. Piped, or with --once, it is told once.
+    r turns the order; arrows and page keys scroll. Piped, or with --once, it prints one snapshot.
     """
     from fedbus.app.bus_session import connect_bus, run_async
 

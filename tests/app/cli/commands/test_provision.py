@@ -105,7 +105,7 @@ async def test_from_nothing_to_a_client_that_is_in_and_out_again(
         assert "revoked" in found["bus"]["found"]
         refused = fedbus("clients", "ls", **kit)
         assert refused.code == ExitCode.DENIED
-        assert "will not have us" in refused.err
+        assert "rejected the connection" in refused.err
     finally:
         await server.stop()
 

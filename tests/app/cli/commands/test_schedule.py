@@ -79,4 +79,4 @@ async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
 async def test_where_there_is_none_it_says_so(told: SimulatedFederation, fedbus: FedbusCli) -> None:
     said = await fedbus("run", "schedule")
     assert (said.code, said.out) == (0, "")
-    assert said.err.startswith("no schedule: runs start when somebody asks.")
+    assert said.err.startswith("no schedule: runs start on request only.")

@@ -8,9 +8,7 @@ import typer
 
 from fedbus.app.cli.commands.model import access, bucket, diff, export, keys, ls, promote, verify
 
-app = typer.Typer(
-    no_args_is_help=True, help="The versions of a task's model: what is there, is it sound, which is served."
-)
+app = typer.Typer(no_args_is_help=True, help="Model versions of a task: list, verify, promote, export.")
 app.command()(ls.ls)
 app.command("show")(ls.show_)
 app.command()(diff.diff)

@@ -18,15 +18,15 @@ class AccessMode(StrEnum):
 def access(
     who: Annotated[
         AccessMode | None,
-        typer.Argument(help="public or private.", show_default="tell which it is run_async"),
+        typer.Argument(help="public or private.", show_default="show the current access"),
     ] = None,
     *,
     store: Store = "",
     json: output.JsonOption = False,
 ) -> None:
-    """Let anybody read the models of an S3, or only who has a key; or tell which is so.
+    """Make the models of an S3 readable without a key, or only with one; or show the current access.
 
-    Reading is all that anybody may then: no listing, no writing. Other rules of the bucket's policy stay.
+    Public access allows reading only: no listing, no writing. Other rules of the bucket policy stay.
     """
     from fedbus.app.bus_session import run_async
     from fedbus.stores.s3.bucket import Bucket, BucketAddress

@@ -5,7 +5,7 @@ from fedbus.app.failures import CliError, ExitCode
 
 
 def bucket(*, store: Store = "") -> None:
-    """Make the bucket of a repository in an S3; one that is there stays as it is."""
+    """Create the bucket of a repository in an S3; an existing bucket stays unchanged."""
     from fedbus.app.bus_session import run_async
     from fedbus.stores.models.open import open_model_store
 

@@ -8,10 +8,10 @@ import typer
 
 def keygen(
     path: Annotated[
-        Path, typer.Argument(help="Where to; the public part is written beside it, as .pub.")
+        Path, typer.Argument(help="File of the private key; the public key goes to the same path with .pub.")
     ] = Path("fedbus.key"),
 ) -> None:
-    """Make a key that the server signs its models with."""
+    """Create the key pair that signs models."""
     from fedbus.stores.models.signing import generate_key
 
     public = generate_key(path)

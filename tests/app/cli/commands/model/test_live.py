@@ -179,4 +179,4 @@ async def test_without_devices_the_version_changes_all_the_same(
             await eventually(lambda: served_versions(fed) == {"c1": 2}, within_s=60)
     away = await fedbus("model", "promote", "1")
     assert (away.code, away.out) == (4, "")
-    assert "nobody serves it" in away.err
+    assert "no agent serves it" in away.err
