@@ -364,7 +364,7 @@ def test_a_repeated_answer_does_not_end_the_wait_for_a_version() -> None:
     assert client.handle(refusal) == ignored("infer_refused", ClientState.PENDING_APPLICATION)
 
 
-def test_a_version_that_does_not_come_is_not_awaited_for_ever() -> None:
+def test_a_version_is_awaited_within_a_limit() -> None:
     client = learning_client()
     client.handle(fin_train())
     reason = f"the run published no model version in time (limit {APPLY_S:g} s)"
@@ -599,7 +599,7 @@ def test_code_that_is_changed_in_a_search_is_recorded() -> None:
     assert client.data.code_version == NEW
 
 
-def test_an_inference_agent_that_lost_its_model_gets_one_without_a_deadline() -> None:
+def test_an_inference_agent_without_a_model_has_no_deadline() -> None:
     client = applying_client()
     client.handle(infer_refused(2, serving=None))
     assert client.state is ClientState.PENDING_APPLICATION
@@ -712,7 +712,7 @@ def test_an_answer_without_the_new_code_is_not_one_about_it() -> None:
     assert client.handle(infer_ready(1)) == ignored("infer_ready", ClientState.SYNCING)
 
 
-def test_refused_code_is_refused_again_and_not_tried_in_the_same_rollout() -> None:
+def test_refused_code_is_not_tried_again_in_its_rollout() -> None:
     client = syncing_client()
     client.handle(infer_refused(1, serving=1, code_version=NEW))
     assert client.handle(code_published(OLD, NEW)) == [*code_refused(NEW, "NaN"), ReadOpenRun()]
