@@ -39,7 +39,7 @@ def test_a_short_run_remembers_everything() -> None:
     assert history(9) == tuple(result(number) for number in range(9))
 
 
-@pytest.mark.parametrize(("rounds", "clients", "failed"), [(3000, 3, 0), (400, 100, 5), (20, 1500, 0)])
+@pytest.mark.parametrize(("rounds", "clients", "failed"), [(1000, 3, 0), (400, 100, 5), (20, 1500, 0)])
 def test_a_long_or_a_large_run_fits_into_an_event(rounds: int, clients: int, failed: int) -> None:
     facts = RunData(
         task="mnist",

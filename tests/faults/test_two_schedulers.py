@@ -73,7 +73,7 @@ async def publish_drift(fed: FederationHarness, client: str) -> None:
 
 async def fail_run(fed: FederationHarness, server: FakeServerManager, number: int) -> None:
     await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-    await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
+    await server.transition(ServerEvent.RECRUITING_EXPIRED)
     await fed.reaches("run", "failed", f"{TASK}-{number}")
 
 

@@ -1,5 +1,6 @@
 """The server manager as a workflow scheduler knows it, played by a test; and schedulers to try with it."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -49,6 +50,7 @@ class FakeServerManager:
     plan: RunPlan | None = None
     """What it makes of each run that it opens; left out: what it was asked for."""
     opened: list[OpenRun] = field(default_factory=list)
+    _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     @asynccontextmanager
@@ -70,38 +72,46 @@ class FakeServerManager:
         ):
             yield
 
+    async def transition(
+        self, event: ServerEvent, changes: ServerChanges | None = None, *, reason: str = ""
+    ) -> None:
+        """Move once the transition under way is acknowledged: others hear of it before."""
+        async with self._lock:
+            await self.life.transition(event, changes or {}, reason=reason)
+
     async def has_a_model(self) -> None:
         await self.life.create()
-        await self.life.transition(ServerEvent.MODEL_READY, {"model": FIRST_MODEL})
+        await self.transition(ServerEvent.MODEL_READY, {"model": FIRST_MODEL})
 
     async def train(self, *rounds: int) -> None:
-        await self.life.transition(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
+        await self.transition(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
         for number in rounds:
             await self.round(number)
 
     async def round(self, number: int, **metrics: float) -> None:
         last = RoundResult(round=number, metrics=metrics)
-        await self.life.transition(ServerEvent.ROUND_FINISHED, {"round": number, "last": last})
+        await self.transition(ServerEvent.ROUND_FINISHED, {"round": number, "last": last})
 
     async def publish(self) -> None:
-        await self.life.transition(ServerEvent.RUN_FINISHED)
-        await self.life.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND_MODEL})
+        await self.transition(ServerEvent.RUN_FINISHED)
+        await self.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND_MODEL})
 
     async def _open(self, request: OpenRun) -> Body:
         self.opened.append(request)
         if self.refuses:
             return Refused(reason=self.refuses)
         expires = datetime.now(UTC)
-        await self.life.transition(
+        await self.transition(
             ServerEvent.RUN_REQUESTED,
             {"run": request.run, "plan": self.plan or request.plan, "recruit_until": expires},
         )
         return RunOpened(recruit_until=expires)
 
     async def _cancel(self, request: CancelRun) -> Body:
-        if not self.life.allows(ServerEvent.RUN_CANCELLED):
-            return Refused(reason=f"the server is {self.life.state}")
-        await self.life.transition(ServerEvent.RUN_CANCELLED, reason=request.reason)
+        async with self._lock:
+            if not self.life.allows(ServerEvent.RUN_CANCELLED):
+                return Refused(reason=f"the server is {self.life.state}")
+            await self.life.transition(ServerEvent.RUN_CANCELLED, reason=request.reason)
         return RunCancelled()
 
     async def _health(self, _: HealthCheck) -> Body:

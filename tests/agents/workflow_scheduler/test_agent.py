@@ -90,7 +90,7 @@ async def test_a_task_has_one_run_at_a_time_and_the_refusal_says_what_to_do(
         RequestRefused, match=f"{TASK}-1 is .*: wait for it, or stop it with `fedbus run stop"
     ):
         await start_run(fed)
-    await server.life.transition(ServerEvent.RECRUITING_EXPIRED, reason="0 of 2")
+    await server.transition(ServerEvent.RECRUITING_EXPIRED, reason="0 of 2")
     await fed.reaches("run", "failed")
     assert fed.last("run").reason == "0 of 2"
     assert await start_run(fed) == f"{TASK}-2"
@@ -118,7 +118,7 @@ async def test_while_the_model_repository_is_in_trouble_no_run_is_made_and_whoev
     fed: FederationHarness, server: FakeServerManager
 ) -> None:
     await server.has_a_model()
-    await server.life.transition(
+    await server.transition(
         ServerEvent.STORE_UNAVAILABLE, {"trouble": StoreProblem.UNAVAILABLE}, reason="the volume is away"
     )
     async with server.serving(), fed.agent(make_scheduler(fed, schedule_every(0.05, at_most=1))) as scheduler:
@@ -129,7 +129,7 @@ async def test_while_the_model_repository_is_in_trouble_no_run_is_made_and_whoev
             await scheduler.restart()
             await wait_for_scheduler(fed)
         assert fed.of("run") == []
-        await server.life.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
+        await server.transition(ServerEvent.STORE_RECOVERED, {"trouble": None})
         await fed.happens("run", "recruiting_started")  # what was due begins by itself
 
 
@@ -180,7 +180,7 @@ async def test_a_run_may_be_stopped_while_it_trains_and_while_it_recovers(
         run = await start_run(fed)
         await server.train(1)
         if before == "recovering":
-            await server.life.transition(ServerEvent.SERVER_LOST, reason="it was killed")
+            await server.transition(ServerEvent.SERVER_LOST, reason="it was killed")
         await fed.reaches("run", before, run)
         await fed.bus.request(StopRun(task=TASK, run=run))
         told = await fed.reaches("run", "cancelled", f"{TASK}-{number}")
@@ -192,7 +192,7 @@ async def test_a_stop_that_comes_too_late_is_refused_with_the_reason(
 ) -> None:
     run = await start_run(fed)
     await server.train()
-    await server.life.transition(ServerEvent.RUN_FINISHED)
+    await server.transition(ServerEvent.RUN_FINISHED)
     with pytest.raises(RequestRefused, match="the server is publishing"):
         await fed.bus.request(StopRun(task=TASK, run=run))
 
@@ -202,8 +202,8 @@ async def test_a_run_recovers_with_its_server_and_repeats_no_round(
 ) -> None:
     await start_run(fed)
     await server.train(1, 2)
-    await server.life.transition(ServerEvent.SERVER_LOST, reason="it was killed")
-    await server.life.transition(ServerEvent.SERVER_RECOVERED)
+    await server.transition(ServerEvent.SERVER_LOST, reason="it was killed")
+    await server.transition(ServerEvent.SERVER_RECOVERED)
     await server.round(2, loss=0.5)  # done again: the checkpoint was not kept
     await fed.happens("run", "round_finished", times=3)
     assert fed.events("run")[-3:] == ["server_lost", "server_recovered", "round_finished"]
@@ -215,8 +215,8 @@ async def test_a_run_that_cannot_recover_has_failed(
 ) -> None:
     await start_run(fed)
     await server.train()
-    await server.life.transition(ServerEvent.SERVER_LOST)
-    await server.life.transition(ServerEvent.RUN_FAILED, reason="given up")
+    await server.transition(ServerEvent.SERVER_LOST)
+    await server.transition(ServerEvent.RUN_FAILED, reason="given up")
     assert (await fed.reaches("run", "failed")).source == "recovering"
 
 
@@ -227,7 +227,7 @@ async def test_a_run_fails_with_its_server_while_recruiting_and_while_training(
         run = await start_run(fed)
         if before == "running":
             await server.train()
-        await server.life.transition(ServerEvent.RUN_FAILED, reason="the ServerApp raised")
+        await server.transition(ServerEvent.RUN_FAILED, reason="the ServerApp raised")
         told = await fed.reaches("run", "failed", run)
         assert (told.source, told.reason) == (before, "the ServerApp raised")
 
@@ -242,7 +242,7 @@ async def test_the_schedule_starts_runs_by_itself_and_as_many_as_it_may(
     async with fed.agent(make_scheduler(fed, schedule_every(0.1, at_most=2))):
         for number in (1, 2):
             await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-            await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
+            await server.transition(ServerEvent.RECRUITING_EXPIRED)
             await fed.reaches("run", "failed", f"{TASK}-{number}")
         assert await start_run(fed) == f"{TASK}-3"
     assert [fed.run(number).trigger for number in (1, 2, 3)] == ["schedule", "schedule", "manual"]
@@ -254,7 +254,7 @@ async def test_a_scheduler_that_was_restarted_counts_on_and_waits_as_long_as_it_
     await server.has_a_model()
     async with fed.agent(make_scheduler(fed, schedule_every(0.7, at_most=2))) as scheduler:
         await fed.reaches("run", "recruiting")
-        await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
+        await server.transition(ServerEvent.RECRUITING_EXPIRED)
         await fed.reaches("run", "failed")
         ended = datetime.now(UTC)
         await scheduler.restart()
@@ -317,6 +317,6 @@ async def test_a_run_waits_for_a_server_manager_that_is_busy_and_may_be_stopped_
 async def test_a_run_that_was_opened_although_it_was_stopped_is_cancelled_there(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
-    await server.life.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST_PLAN})
+    await server.transition(ServerEvent.RUN_REQUESTED, {"run": f"{TASK}-7", "plan": FAST_PLAN})
     await fed.happens("server", "run_cancelled")
     assert fed.last("server").reason == "it was stopped before it was opened"

@@ -58,7 +58,7 @@ def make_data_checked(client: str, *, drifting: bool) -> DataChecked:
 async def fail_run(fed: FederationHarness, server: FakeServerManager, number: int) -> None:
     """The run comes and goes."""
     await fed.reaches("run", "recruiting", f"{TASK}-{number}")
-    await server.life.transition(ServerEvent.RECRUITING_EXPIRED)
+    await server.transition(ServerEvent.RECRUITING_EXPIRED)
     await fed.reaches("run", "failed", f"{TASK}-{number}")
 
 
