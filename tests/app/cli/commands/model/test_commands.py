@@ -205,7 +205,7 @@ async def test_export_copies_a_version_out_and_over_nothing(
         (("show", "1", "--task", "cifar"), 6, "there is no model repository"),
         (("ls", "--store", "gopher://x"), 2, "unknown model store scheme 'gopher'"),
         (("ls", "--store", "/nowhere/at/all"), 5, "there is no model repository at /nowhere/at/all"),
-        (("ls", "--store", "s3://bucket/models?endpoint=http://127.0.0.1:9"), 6, "see that it runs"),
+        (("ls", "--store", "s3://bucket/models?endpoint=http://127.0.0.1:9"), 6, "check that it runs"),
         (("export", "1", "/nowhere/at/all"), 6, "cannot write /nowhere/at/all"),
         (("export", "1", "/tmp"), 2, "/tmp is a directory"),
     ],
