@@ -332,7 +332,7 @@ async def test_a_code_directory_cannot_follow_a_new_version(
     await fed.say(CodePublished(task=TASK, code_version="sha256:abcdef0123456"), by="server-manager")
     told = await fed.happens("client", "code_refused")
     assert told.reason.startswith("code abcdef012345: ")
-    assert "is a directory with one version; follow a Git repository for that" in told.reason
+    assert "is a directory with one version; to follow new versions, give git+https" in told.reason
     assert told.target == "serving"
     said = await fed.hears(CodeRefused)
     assert (said.code_version, said.stays_on) == ("sha256:abcdef0123456", fed.site.task.code_version)
