@@ -1,14 +1,14 @@
-# Two commands: `make demo` and `make test`. Both set up .venv first, if it is not there.
+# The main commands are `make demo` and `make test`. Both create .venv first, if it does not exist.
 
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-# Data sets that lie beside the checkout are used where there are any; see the README of examples/mnist.
+# Data sets next to the checkout are used if they exist; see examples/mnist/README.md.
 FEDBUS_DATA_DIR ?= $(wildcard ../shared/data)
 export FEDBUS_DATA_DIR
-# The tests start hundreds of processes that import the same.
+# The tests start hundreds of processes that import the same modules; byte code saves time.
 unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: demo test test-all lint types unit faults bench docs try-compose clean
@@ -34,19 +34,19 @@ types: $(READY)
 unit: $(READY)
 	$(BIN)/pytest -n 4 --dist loadfile --no-loadscope-reorder $(PYTEST)
 
-test-all: $(READY)  ## the slow ones too
+test-all: $(READY)  ## all tests, including the slow ones
 	$(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder -m "not bench" $(PYTEST)
 
-faults: $(READY)  ## kills and freezes things
+faults: $(READY)  ## fault tests: they kill and freeze processes
 	$(BIN)/pytest -m fault $(PYTEST)
 
-bench: $(READY)  ## fedbus beside Flower's own deployment, in one run
+bench: $(READY)  ## compare fedbus with Flower's own deployment
 	$(BIN)/python -m benchmarks.noop_round $(BENCH)
 
-docs: $(READY)  ## writes the generated pages anew
+docs: $(READY)  ## generate the reference pages
 	$(BIN)/python -m fedbus.app.docs_generator.pages docs
 
-try-compose: $(READY)  ## brings the compose stack up and sends a run through it; needs root and Debian
+try-compose: $(READY)  ## start the compose stack and execute runs in it; needs root and Debian
 	PIP=$(BIN)/pip deploy/try-compose $(TRY)
 
 clean:

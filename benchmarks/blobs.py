@@ -2,11 +2,11 @@
 
     python -m benchmarks.blobs [--clients 4] [--mib 0.25 10] [--repeats 7] [--object-store]
 
-One process is the server, and each client is a process of its own, all over one nats-server. A
-round sends so many MiB to every client and gets as many back from each. The ways take turns
-in every repetition, so that a busy machine is busy for all of them; medians are printed, and
-how many times as long as the bare way each takes. The bare way publishes the same chunks
-with no window, no digest and no repair: it is the limit of the wire, not a way to travel.
+One process is the server, and each client is a separate process, all on one nats-server. A
+round sends that many MiB to every client and receives as many from each. The methods run alternately
+in every repetition, so that load on the machine affects all of them. The output is the median of each, and
+its ratio to bare NATS. Bare NATS publishes the same chunks
+without window, digest and repair: it is the lower bound, not a usable protocol.
 """
 
 import argparse
@@ -37,7 +37,7 @@ MIB = 1024**2
 Round = Callable[[], Awaitable[None]]
 
 
-# --- a client: does what it is told on bench.<way>, and says so ---------------------------
+# --- a client: acts on messages on bench.<method>, and reports when it is done ---------------------------
 
 
 async def client(url: str, number: int, mib: float) -> None:
@@ -88,7 +88,7 @@ async def publish_bare(connection: Client, subject: str, weights: memoryview) ->
         await connection.publish(subject, bytes(weights[start : start + CHUNK_BYTES]))
 
 
-# --- the server: one round, each way ------------------------------------------------------
+# --- the server: one round with each method ------------------------------------------------------
 
 
 class BlobServer:
@@ -137,7 +137,7 @@ class BlobServer:
 
 
 async def measure_medians(ways: dict[str, Round], repeats: int) -> dict[str, float]:
-    """The median milliseconds of each way; they take turns."""
+    """The median milliseconds of each method; they run alternately."""
     for way in ways.values():
         await way()
     took: dict[str, list[float]] = {name: [] for name in ways}
@@ -191,7 +191,7 @@ async def run_case(url: str, mib: float, clients: int, repeats: int, *, with_sto
 
 
 async def measure_round_trip(url: str, repeats: int) -> None:
-    """A blob of one small chunk, beside a request and its answer of the same size."""
+    """Compare a blob of one small chunk with a request and reply of the same size."""
     here, there = await nats.connect(url), await nats.connect(url)
     weights = os.urandom(16 * 1024)
 

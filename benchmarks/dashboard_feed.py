@@ -1,10 +1,10 @@
-"""How many events a second the dashboard keeps up with, and whether its page still answers.
+"""Measure how many events a second the dashboard can show, and whether its page stays responsive.
 
     python -m benchmarks.dashboard_feed [--rate 1000] [--seconds 20]
 
-A real nats-server, the gateway in a process of its own, and a real Chromium on the Events page, all on this machine.
-Events are published at the rate asked for. What counts are ratios of one run: how much of what was said the page has
-at the end, how far it is behind, and how long a frame takes under load against the same page at rest.
+A real nats-server, the gateway in a separate process, and a real Chromium on the Events page, all on this machine.
+Events are published at the given rate. The results are ratios within one run: the share of events that the page has
+at the end, its delay, and the duration of a frame under load relative to the idle page.
 """
 
 import argparse
@@ -87,39 +87,39 @@ async def gateway_process(url: str, home: str) -> AsyncIterator[str]:
 
 
 async def publish_events(bus: Bus, rate: float, seconds: float) -> int:
-    """Publish so many events a second, unacknowledged: the stream takes them as they come."""
-    said, began = 0, time.monotonic()
+    """Publish that many events a second, without waiting for acknowledgements."""
+    published, began = 0, time.monotonic()
     source = f"fedbus/{bus.fed}/client-manager"
     while (spent := time.monotonic() - began) < seconds:
-        for _ in range(int(spent * rate) - said):
+        for _ in range(int(spent * rate) - published):
             message = ClientDeclined(
-                task=TASK, client=f"c{said % 1000}", run="mnist-1", reason="the battery is at 10 %"
+                task=TASK, client=f"c{published % 1000}", run="mnist-1", reason="the battery is at 10 %"
             )
             headers = make_envelope(message, source=f"{source}/{message.client}").headers()
             await bus._client.publish(subjects.subject_for(bus.fed, message), pack(message), headers=headers)  # noqa: SLF001
-            said += 1
+            published += 1
         await asyncio.sleep(TICK_S)
-    return said
+    return published
 
 
 async def measure(page: BrowserPage, bus: Bus, rate: float, seconds: float) -> dict[str, object]:
     rest = await page.run(f"{FRAMES}(3000)")
     frames = asyncio.ensure_future(page.run(f"{FRAMES}({int(seconds * 1000)})"))
-    said = await publish_events(bus, rate, seconds)
+    published = await publish_events(bus, rate, seconds)
     ended = time.monotonic()
     at_the_end = int(await page.run("window.fedbus.store.count"))
-    await page.until(f"window.fedbus.store.count >= {said}", within_s=120)
+    await page.until(f"window.fedbus.store.count >= {published}", within_s=120)
     behind = time.monotonic() - ended
     busy = await frames
     return {
-        "said": said,
-        "events_per_s": round(said / seconds),
-        "told_at_the_end": round(at_the_end / said, 4),
-        "told_in_all": round(int(await page.run("window.fedbus.store.count")) / said, 4),
-        "behind_s": round(behind, 2),
-        "frame_ms_at_rest": rest,
+        "published": published,
+        "events_per_s": round(published / seconds),
+        "reached_at_the_end": round(at_the_end / published, 4),
+        "reached_in_total": round(int(await page.run("window.fedbus.store.count")) / published, 4),
+        "delay_s": round(behind, 2),
+        "frame_ms_idle": rest,
         "frame_ms_under_load": busy,
-        "frames_under_load_to_rest": round((busy["frames"] / seconds) / (rest["frames"] / 3), 3),
+        "frames_under_load_to_idle": round((busy["frames"] / seconds) / (rest["frames"] / 3), 3),
     }
 
 

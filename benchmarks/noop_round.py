@@ -1,12 +1,12 @@
-"""A round in which nothing is learned, over fedbus, over Flower's own deployment, and over bare NATS.
+"""Measure a round without training on fedbus, on Flower's own deployment, and on bare NATS.
 
     python -m benchmarks.noop_round [--case 2x0.25 4x10] [--repeat 2] [--json FILE]
 
-One and the same Flower app (`benchmarks/noop_app`) runs unmodified on both systems: each client gives
-back the arrays that it got, FedAvg makes their mean, and the app itself notes the time at the
-end of each round. The systems take turns, everything started anew, so that a busy machine is busy for
-all of them. Medians over all rounds are printed, and how many times as long as fedbus each takes.
-docs/benchmarks.md says what is in a round, and what was seen.
+The same Flower app (`benchmarks/noop_app`) runs unmodified on both systems: each client returns
+the arrays that it received, FedAvg averages them, and the app records the time at the
+end of each round. The systems run alternately, each time with new processes, so that load on the machine affects
+all of them. The output is the median over all rounds, and its ratio to fedbus.
+docs/benchmarks.md describes the content of a round, and the results.
 """
 
 import argparse
@@ -33,10 +33,10 @@ from fedbus.app import telemetry
 from fedbus.app.entrypoints.signals import stop_on_signals
 
 SMALL_BYTES: Final = 1024**2
-"""Below, rounds are so short that there can be many of them."""
+"""Below this size rounds are short, so that more of them are measured."""
 FEW_ROUNDS, MANY_ROUNDS = 12, 30
 FLOWER_ROUNDS: Final = 2
-"""In each repetition: one takes six seconds and more."""
+"""In each repetition; one takes at least six seconds."""
 DEFAULT_CASES: Final = ("2x0.25", "4x10")
 ALL_CASES: Final = ("2x0.25", "4x0.25", "2x10", "4x10")
 INTERRUPTED: Final = 130
@@ -46,7 +46,7 @@ Side = Callable[[Case, Path], Awaitable[list[float]]]
 
 @dataclass
 class Result:
-    """What one case came to: seconds of each round, by side, repeat after repeat."""
+    """The result of one case: seconds of each round, by system, for all repetitions."""
 
     case: Case
     seconds: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -56,7 +56,7 @@ class Result:
         return statistics.median(rounds) if rounds else None
 
     def ratio(self, side: str) -> float | None:
-        """How many times as long as fedbus *side* takes."""
+        """The ratio of the median of *side* to that of fedbus."""
         ours, theirs = self.median("fedbus"), self.median(side)
         return theirs / ours if ours and theirs else None
 
@@ -71,7 +71,7 @@ class Result:
 
 
 def sides(options: argparse.Namespace) -> dict[str, Side]:
-    """Who takes turns, in which order."""
+    """The systems that run alternately, in order."""
     return {
         "fedbus": lambda case, directory: on_fedbus.run_rounds(case, _round_count(case), directory),
         "Flower": lambda case, directory: on_flower.run_rounds(
@@ -82,7 +82,7 @@ def sides(options: argparse.Namespace) -> dict[str, Side]:
 
 
 async def measure(options: argparse.Namespace, results: list[Result], console: Console) -> None:
-    """Fill *results*, so that what there is can be shown whenever it ends."""
+    """Fill *results*, so that partial results can be shown when it is interrupted."""
     chosen = {name: side for name, side in sides(options).items() if name not in options.without}
     for repeat in range(1, options.repeat + 1):
         for result in results:
@@ -97,11 +97,11 @@ async def measure(options: argparse.Namespace, results: list[Result], console: C
                 )
 
 
-# --- telling -----------------------------------------------------------------------------------
+# --- output -----------------------------------------------------------------------------------
 
 
 def table(results: list[Result]) -> Table:
-    shown = Table(title="a no-op round: median, and how many times as long as fedbus")
+    shown = Table(title="a no-op round: median, and ratio to fedbus")
     for column in ("case", "fedbus", "Flower", "", "bare NATS", ""):
         shown.add_column(column, justify="left" if column == "case" else "right")
     for result in results:
@@ -136,7 +136,7 @@ def _format_ratio(ratio: float | None) -> str:
     return "" if ratio is None else f"{ratio:.0f} ×" if ratio >= 10 else f"{ratio:.2f} ×"
 
 
-# --- asking ------------------------------------------------------------------------------------
+# --- arguments ------------------------------------------------------------------------------------
 
 
 def _round_count(case: Case) -> int:
@@ -150,7 +150,7 @@ def _parse_case(text: str) -> Case:
     except ValueError:
         case = Case(0, 0)
     if not (1 <= case.clients <= 64 and 0 < case.mib <= 1024):
-        raise argparse.ArgumentTypeError(f"{text!r} is no case: write clients x MiB, as in 4x10")
+        raise argparse.ArgumentTypeError(f"{text!r} is not a case: write clients x MiB, for example 4x10")
     return case
 
 
@@ -162,20 +162,20 @@ def _parse_options() -> argparse.Namespace:
         "--case", type=_parse_case, nargs="+", default=list(map(_parse_case, DEFAULT_CASES)), metavar="NxMIB"
     )
     parser.add_argument("--all", action="store_true", help=f"the cases {', '.join(ALL_CASES)}")
-    parser.add_argument("--repeat", type=int, default=2, help="how often the systems take turns")
+    parser.add_argument("--repeat", type=int, default=2, help="how many times each system runs")
     parser.add_argument("--flower-rounds", type=int, default=FLOWER_ROUNDS)
     parser.add_argument(
         "--flower-poll",
         type=float,
-        help="how often Flower looks for work, in seconds, instead of its own way",
+        help="Flower's poll interval in seconds, instead of its default",
     )
     parser.add_argument("--without", nargs="+", default=[], choices=("fedbus", "Flower", "bare NATS"))
-    parser.add_argument("--json", type=Path, help="write every round's time into this file")
+    parser.add_argument("--json", type=Path, help="write the time of every round to this file")
     return parser.parse_args()
 
 
 async def _run_until_signal(options: argparse.Namespace, results: list[Result], console: Console) -> bool:
-    """Whether it came to its end before somebody asked it to stop."""
+    """True if all rounds finished before a signal."""
     with stop_on_signals() as stop:
         await wait_for_first(measure(options, results, console), stop.wait())
         return not stop.is_set()

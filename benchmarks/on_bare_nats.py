@@ -1,7 +1,7 @@
-"""The limit: as many bytes over NATS as they are, published once to all clients, and back from each.
+"""The lower bound: the same number of bytes over bare NATS, published once to all clients, and back from each.
 
-No envelope, no digest, no window, nothing kept and nothing learned. Each client is a process of
-its own: ``python -m benchmarks.on_bare_nats URL SIZE``.
+No envelope, digest, window, storage or training. Each client is a separate
+process: ``python -m benchmarks.on_bare_nats URL SIZE``.
 """
 
 import asyncio
@@ -27,7 +27,7 @@ DOWN, UP, READY = "bench.down", "bench.up", "bench.ready"
 
 
 async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
-    """The seconds of *count* rounds; everything is started and ended here."""
+    """Start everything, run *count* rounds, and return their seconds."""
     command = module_command("benchmarks.on_bare_nats")
     async with AsyncExitStack() as open_things:
         server = await open_things.enter_async_context(embedded_nats(directory / "nats"))
@@ -45,7 +45,7 @@ async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
 
 
 class BareNatsServer:
-    """The server's end."""
+    """The server side."""
 
     def __init__(self, connection: Client, case: Case) -> None:
         self._connection = connection

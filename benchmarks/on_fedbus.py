@@ -1,5 +1,5 @@
-"""The rounds on fedbus as it is: the embedded nats-server that syncs each event, a process for the server
-side, one for each client with its three agents, the child processes of ServerApp and ClientApps.
+"""The rounds on fedbus with default settings: the embedded nats-server that syncs each event, one process for the
+server side, one for each client with its three agents, and the child processes of ServerApp and ClientApps.
 """
 
 import asyncio
@@ -23,7 +23,7 @@ STAMPS: Final = "stamps"
 
 
 async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
-    """The seconds of *count* rounds; everything is started and ended here."""
+    """Start everything, run *count* rounds, and return their seconds."""
     async with start_run(case, count + WARMUP_ROUNDS, directory) as finished:
         await finished()
     return seconds_of_rounds(directory / STAMPS, skip=WARMUP_ROUNDS)
@@ -31,8 +31,8 @@ async def run_rounds(case: Case, count: int, directory: Path) -> list[float]:
 
 @asynccontextmanager
 async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Callable[[], Awaitable[None]]]:
-    """A federation in *directory* that begins a run of *count* rounds; what is yielded waits for its end."""
-    os.environ.update(case.environment(directory / STAMPS))  # handed on to every process
+    """Start a federation in *directory* with a run of *count* rounds; yield a function that waits for its end."""
+    os.environ.update(case.environment(directory / STAMPS))  # inherited by every process
     settings = Settings(FEDBUS_HOME=directory, FEDBUS_FEDERATION="bench")
     options = ["--rounds", str(count), "--quorum", str(case.clients), "--every", "1s", "--at-most", "1"]
     async with (
@@ -40,7 +40,7 @@ async def start_run(case: Case, count: int, directory: Path) -> AsyncIterator[Ca
         Bus.connect(running.nats.url, Identity(settings.fed, "bench")) as bus,
     ):
         await bus.create_streams()
-        # not its transitions: each tells of all rounds so far, which is work for the machine that is measured
+        # not its transitions: each contains all rounds so far, which would add load to the measurement
         wanted = [subjects.wildcard_for(bus.fed, ServerClosed)]
         async with bus.watch(events_stream(bus.fed), wanted, whole=True) as closings:
             yield lambda: _wait_for_end(closings, running.home / "logs")
@@ -52,9 +52,7 @@ async def _wait_for_end(closings: AsyncIterator[StoredMessage], logs: Path) -> N
         async with asyncio.timeout(TIMEOUT_S):
             closed = (await anext(closings)).message
     except TimeoutError:
-        raise SideFailed(
-            f"fedbus did not come to the end of its rounds in {TIMEOUT_S:g} s; see {logs}"
-        ) from None
+        raise SideFailed(f"fedbus did not finish its rounds within {TIMEOUT_S:g} s; see {logs}") from None
     assert isinstance(closed, ServerClosed)
     if closed.outcome != "finished":
         raise SideFailed(f"the run of fedbus {closed.outcome}: {closed.reason}; see {logs}")

@@ -1,4 +1,4 @@
-"""The rounds on Flower's own deployment, as it comes: a SuperLink, a SuperNode for each client, `flwr run`."""
+"""The rounds on Flower's own deployment with default settings: a SuperLink, a SuperNode for each client, `flwr run`."""
 
 import asyncio
 import os
@@ -31,7 +31,7 @@ insecure = true
 
 
 async def run_rounds(case: Case, count: int, directory: Path, *, poll_s: float | None = None) -> list[float]:
-    """The seconds of *count* rounds; everything is started and ended here.
+    """Start everything, run *count* rounds, and return their seconds.
 
     *poll_s*: how often Flower looks for work, in the place of its own second.
     """
@@ -64,7 +64,7 @@ async def _superlink(
 
 @asynccontextmanager
 async def _kill_descendants(link: ChildProcess) -> AsyncIterator[None]:
-    """What the SuperLink has started goes before it does: its processes lead sessions of their own, and linger."""
+    """End the child processes of the SuperLink first: they are in their own sessions and would survive it."""
     try:
         yield
     finally:
@@ -80,7 +80,7 @@ def _supernode(number: int, directory: Path, port: int, environment: Mapping[str
 
 
 async def _submit(count: int, directory: Path, environment: Mapping[str, str]) -> None:
-    """Hand the app to the SuperLink."""
+    """Submit the app to the SuperLink."""
     config, log = f"num-server-rounds={count}", directory / "run.log"
     command = ("run", str(APP), "bench", "--run-config", config)
     async with _program("flwr", *command, log=log, env=environment) as run:
@@ -96,7 +96,7 @@ async def _wait_for_rounds(count: int, stamps: Path, link: ChildProcess, directo
     except TimeoutError:
         log = directory / "superlink.log"
         raise SideFailed(
-            f"Flower did not come to the end of its rounds in {TIMEOUT_S:g} s: {log_tail(log)}"
+            f"Flower did not finish its rounds within {TIMEOUT_S:g} s: {log_tail(log)}"
         ) from None
 
 
@@ -119,7 +119,7 @@ async def _check_running(link: ChildProcess, directory: Path) -> None:
 
 
 def _program(name: str, *options: str, log: Path, env: Mapping[str, str]) -> ChildProcess:
-    """A program of Flower's that ends with the block, and with us."""
+    """A program of Flower that ends with the block and with this process."""
     return ChildProcess(
         name, *orphan_guard.wrapper_command(), str(BIN / name), *options, environment=env, output=log
     )

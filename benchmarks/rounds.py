@@ -1,4 +1,4 @@
-"""What the benchmarks of a round share: the case, the environment of the app, and its stamps."""
+"""Shared code of the round benchmarks: the case, the environment of the app, and its time stamps."""
 
 import itertools
 import os
@@ -11,12 +11,12 @@ MIB: Final = 1024**2
 
 
 class SideFailed(Exception):
-    """One of the systems did not come to the end of its rounds; the text says where to look."""
+    """One of the systems did not finish its rounds; the text names its logs."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """So many clients, and a model of so many MiB, which goes to each of them and comes back from each."""
+    """The number of clients, and the size in MiB of the model that goes to and returns from each of them."""
 
     clients: int
     mib: float
@@ -29,7 +29,7 @@ class Case:
         return f"{self.clients} clients × {self.mib:g} MiB"
 
     def environment(self, stamps: Path) -> dict[str, str]:
-        """What tells the app its size, and where to write the time."""
+        """The environment of the app: the size of its model, and the file for time stamps."""
         return {
             "NOOP_BYTES": str(self.size_bytes),
             "NOOP_CLIENTS": str(self.clients),
@@ -38,7 +38,7 @@ class Case:
 
 
 def read_stamps(stamps: Path) -> list[float]:
-    """The times in *stamps*, by round: the first is the beginning of round 1. A repeated round counts once."""
+    """Read the times in *stamps*, by round: the first is the start of round 1. A repeated round counts once."""
     if not stamps.exists():
         return []
     times = dict(line.split() for line in stamps.read_text().splitlines() if line.count(" ") == 1)
@@ -46,11 +46,11 @@ def read_stamps(stamps: Path) -> list[float]:
 
 
 def seconds_of_rounds(stamps: Path, *, skip: int) -> list[float]:
-    """How long each round took, but for the first *skip*, in which everything is new to everybody."""
+    """The duration of each round without the first *skip*, which are a warm-up."""
     times = read_stamps(stamps)
     return [after - before for before, after in itertools.pairwise(times)][skip:]
 
 
 def load_average() -> float:
-    """How many processes wanted a core in the last minute: what else went on here."""
+    """The load average of the last minute, which includes other processes."""
     return os.getloadavg()[0]

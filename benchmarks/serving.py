@@ -1,16 +1,16 @@
-"""Predictions while models change, beside a bare aiohttp handler that runs the same model.
+"""Measure predictions while models change, and compare with a bare aiohttp handler that runs the same model.
 
-    python -m benchmarks.serving              100,000 predictions through 60 swaps, and both systems in turns
+    python -m benchmarks.serving              100,000 predictions during 60 swaps, both systems alternately
     python -m benchmarks.serving --help
 
-The model is the MNIST example's; a request is one sample of 784 numbers, as JSON. The server under test runs in a
-process of its own, with everything a device has: checks, the queue, capture into SQLite; each swap takes the whole
-way: the file is read and verified, the model is built, tried on the probe and on the last captured inputs, and
-then changes places with the old one, which drains. *bare* is an aiohttp handler that reads the JSON, runs the model
-and writes the JSON: no checks, no batches, nothing captured.
+The model is that of the MNIST example; a request is one sample of 784 numbers, as JSON. The server under test runs in a
+separate process, with everything that a device has: checks, the queue, capture into SQLite. Each swap includes all
+steps: the file is read and verified, the model is built, tested on probes and on the last captured inputs, and
+replaces the previous one, which drains. *bare* is an aiohttp handler that reads the JSON, runs the model
+and writes the JSON, without checks, batches and capture.
 
-The load comes from this process, over as many connections as asked, by raw sockets and ready-made requests, so that
-it costs little. Both take turns; printed are medians over the turns, and ratios.
+This process generates the load, over the given number of connections, with raw sockets and prepared requests, so that
+it costs little. Both systems run alternately; the output is the median over the turns, and ratios.
 """
 
 import argparse
@@ -48,12 +48,12 @@ from fedbus.stores.tasks.task_directory import read_task
 
 PIXELS = 784
 MODELS = 4
-"""Files that take turns in being served."""
+"""Model files that are served in turn."""
 
 
 @dataclass
 class Measurement:
-    """What one turn came to."""
+    """The result of one turn."""
 
     answered: int = 0
     failed: int = 0
@@ -69,7 +69,7 @@ class Measurement:
         return 1000 * float(np.quantile(self.latencies_s, share))
 
 
-# --- the two servers, each in a process of its own ------------------------------------------------
+# --- the two servers, each in a separate process ------------------------------------------------
 
 
 def load_task() -> Task:
@@ -77,7 +77,7 @@ def load_task() -> Task:
 
 
 def write_models(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
-    """Models of the task's architecture, all different."""
+    """Write different models of the task's architecture."""
     make = task_code.load_function(Path(task.path), task.table.model)
     files = []
     for number in range(1, MODELS + 1):
@@ -89,7 +89,7 @@ def write_models(directory: Path, task: Task) -> list[tuple[ModelRef, Path]]:
 
 
 async def serve_fedbus(directory: Path) -> None:
-    """Serve, and swap whenever a line comes in."""
+    """Serve, and swap the model for each input line."""
     task = load_task()
     captured = CapturedData(directory / "captured.db", max_rows=20_000)
     server = InferenceServer(captured, name=task.id)
@@ -116,7 +116,7 @@ async def serve_fedbus(directory: Path) -> None:
 
 
 async def serve_bare(directory: Path) -> None:
-    """The least that answers the same request with the same model."""
+    """A minimal server that answers the same request with the same model."""
     task = load_task()
     predictor = TorchPredictor(task, write_models(directory, task)[0][1])
 
@@ -141,7 +141,7 @@ def print_line(line: str) -> None:
 
 
 async def read_orders() -> AsyncIterator[int]:
-    """The lines of standard input, counted, until it ends."""
+    """The lines of standard input with their numbers, until it ends."""
     reader = asyncio.StreamReader()
     await asyncio.get_running_loop().connect_read_pipe(
         lambda: asyncio.StreamReaderProtocol(reader), sys.stdin
@@ -159,14 +159,14 @@ SERVERS = {"fedbus": serve_fedbus, "bare": serve_bare}
 
 
 class ServerUnderTest:
-    """One of the servers, up."""
+    """One of the servers, running."""
 
     def __init__(self, process: asyncio.subprocess.Process, port: int) -> None:
         self._process = process
         self.port = port
 
     async def swap(self) -> float:
-        """Have the model changed; how long it took, in seconds."""
+        """Swap the model, and return the duration in seconds."""
         assert self._process.stdin
         assert self._process.stdout
         self._process.stdin.write(b"swap\n")
@@ -194,7 +194,7 @@ async def run_server(system: str) -> AsyncIterator[ServerUnderTest]:
 
 
 def make_request() -> bytes:
-    """One sample, as JSON, ready for the wire."""
+    """A request with one sample as JSON."""
     pixels = np.random.default_rng(7).integers(0, 256, PIXELS) / 255
     body = json.dumps({"inputs": [[round(float(one), 4) for one in pixels]]}).encode()
     head = (
@@ -205,7 +205,7 @@ def make_request() -> bytes:
 
 
 async def send_requests(port: int, content: bytes, left: list[int], turn: Measurement) -> None:
-    """One connection: ask until nothing is left to ask."""
+    """One connection: send requests until none is left."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     while left[0] > 0:
         left[0] -= 1
@@ -225,7 +225,7 @@ async def send_requests(port: int, content: bytes, left: list[int], turn: Measur
 async def run_load(
     server: ServerUnderTest, requests: int, connections: int, *, swaps: int = 0
 ) -> Measurement:
-    """So many *requests*, and *swaps* of the model spread over them."""
+    """Send *requests* requests, with *swaps* swaps of the model spread over them."""
     turn, left, content = Measurement(), [requests], make_request()
     began = time.monotonic()
     swapping = asyncio.create_task(keep_swapping(server, turn, requests, swaps))
@@ -248,7 +248,7 @@ async def keep_swapping(server: ServerUnderTest, turn: Measurement, requests: in
 
 
 async def compare(options: argparse.Namespace) -> dict[str, Any]:
-    """All turns, in turns."""
+    """Run all turns, alternately."""
     turns: dict[str, list[Measurement]] = {"bare": [], "steady": [], "swaps": []}
     async with run_server("bare") as bare, run_server("fedbus") as fedbus:
         for server in (bare, fedbus):
@@ -291,12 +291,12 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument(
-        "--requests", type=int, default=100_000, help="while models change, in all turns together"
+        "--requests", type=int, default=100_000, help="requests while models change, in all turns together"
     )
     parser.add_argument("--swaps", type=int, default=60)
     parser.add_argument("--turns", type=int, default=4)
     parser.add_argument("--connections", type=int, default=16)
-    parser.add_argument("--json", type=Path, help="write the figures to this file, too")
+    parser.add_argument("--json", type=Path, help="also write the results to this file")
     parser.add_argument("--serve", choices=SERVERS, help=argparse.SUPPRESS)
     parser.add_argument("--directory", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()

@@ -1,16 +1,16 @@
-"""What traces and log lines cost: rounds with them and without, in turns.
+"""Measure the cost of traces and log lines: rounds with and without them, alternately.
 
     python -m benchmarks.tracing [--case 2x0.25] [--turns 20] [--turn 150] [--cold 5] [--products 0] [--same]
                                  [--json FILE]
 
-*As it comes*: spans are made and kept in FEDBUS_HOME/traces, lines are written at info. *Without*: OpenTelemetry's
-SDK is disabled and nothing is logged. Two whole federations stand beside each other, one of each kind; they take
-turns of some seconds, and while one has its turn the other waits in its ServerApp and does nothing. So a machine that
-is slower for a minute is slower for both, and no two starts are compared. Printed are the median over the
-pairs of turns of how many times as long the rounds take, with the span that holds the median 95 times in a
-hundred (by bootstrap), and the same of the processors' time of all processes of a federation. With ``--same`` both
-federations are as they come: what is printed then is what the measuring itself is worth. With ``--products`` each
-client multiplies so many matrices in a round, where a real one trains.
+*Default*: spans are created and stored in FEDBUS_HOME/traces, log lines are written at level info. *Without*:
+OpenTelemetry's SDK is disabled and nothing is logged. Two whole federations run at the same time, one of each
+kind. They take turns of some seconds: while one runs, the other waits in its ServerApp. So a machine that
+is slower for a minute is slower for both, and no two starts are compared. The output is the median ratio over the
+pairs of turns with its 95 % interval (bootstrap), for the duration of a round
+and for the CPU time of all processes of a federation. With ``--same`` both
+federations have default settings: the output is the error of the measurement. With ``--products`` each
+client multiplies that many matrices in a round instead of training.
 """
 
 import argparse
@@ -41,7 +41,7 @@ BOUND: Final = 1.03
 POLL_S: Final = 0.05
 START_S: Final = 120.0
 PIPE: Final = "turns"
-DEFAULT_SIDE: Final = "as it comes"
+DEFAULT_SIDE: Final = "default"
 SIDES: Final[Mapping[str, Mapping[str, str]]] = {
     DEFAULT_SIDE: {},
     "without": {"OTEL_SDK_DISABLED": "true", "FEDBUS_LOG_LEVEL": "critical"},
@@ -50,20 +50,20 @@ SIDES: Final[Mapping[str, Mapping[str, str]]] = {
 
 @dataclass
 class BenchmarkSide:
-    """One federation, and what its turns came to: seconds of a round, by the clock and of processors."""
+    """One federation, and the results of its turns: seconds of a round, wall-clock and CPU."""
 
     name: str
     home: Path
     cold: int
-    """Rounds at the beginning of a turn that do not count: the caches are still the other federation's."""
+    """Rounds at the start of a turn that do not count, because the caches hold the other federation's data."""
     seconds: list[float] = field(default_factory=list)
     cpu: list[float] = field(default_factory=list)
 
     async def take_turn(self, rounds: range) -> None:
-        """Let it go through *rounds*, and note how long they took."""
+        """Run *rounds*, and record their duration."""
         before = self._cpu_s()
         await self._let_go()
-        while len(read_stamps(self._stamps)) <= rounds.stop:  # noqa: ASYNC110  # the app tells nobody
+        while len(read_stamps(self._stamps)) <= rounds.stop:  # noqa: ASYNC110  # the app has no notification
             await asyncio.sleep(POLL_S)
         self.cpu.append((self._cpu_s() - before) / len(rounds))
         times = read_stamps(self._stamps)[rounds.start : rounds.stop + 1]
@@ -71,15 +71,15 @@ class BenchmarkSide:
         self.seconds.append(statistics.median(steady))
 
     async def waits(self) -> None:
-        """Until its run has begun, and waits for its first turn."""
+        """Wait until its run has started and waits for its first turn."""
         async with asyncio.timeout(START_S):
             while not read_stamps(self._stamps):  # noqa: ASYNC110
                 await asyncio.sleep(POLL_S)
 
     async def _let_go(self) -> None:
-        """Open its pipe and close it: that is what its ServerApp waits for."""
+        """Open and close the pipe that its ServerApp reads."""
         while True:
-            with contextlib.suppress(OSError):  # ENXIO: it has told the time, and does not read yet
+            with contextlib.suppress(OSError):  # ENXIO: it has written the time stamp, and does not read yet
                 os.close(os.open(self.home / PIPE, os.O_WRONLY | os.O_NONBLOCK))
                 return
             await asyncio.sleep(POLL_S)
@@ -89,7 +89,7 @@ class BenchmarkSide:
         return self.home / on_fedbus.STAMPS
 
     def _cpu_s(self) -> float:
-        """Of all its processes, so far."""
+        """The CPU time of all its processes so far."""
         total = 0.0
         for process in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.Error):
@@ -101,7 +101,7 @@ class BenchmarkSide:
 
 @dataclass(frozen=True)
 class PairedRatio:
-    """How many times as much, pair by pair of turns."""
+    """The ratios of the pairs of turns."""
 
     pairs: Sequence[float]
 
@@ -110,7 +110,7 @@ class PairedRatio:
         return statistics.median(self.pairs)
 
     def span(self, draws: int = 4000) -> tuple[float, float]:
-        """Where 95 of a hundred medians of pairs drawn anew lie (percentile bootstrap; Efron 1979)."""
+        """The 95 % interval of the median (percentile bootstrap; Efron 1979)."""
         dice = random.Random(1)
         drawn = sorted(statistics.median(dice.choices(self.pairs, k=len(self.pairs))) for _ in range(draws))
         return drawn[int(0.025 * draws)], drawn[int(0.975 * draws)]
@@ -122,7 +122,7 @@ class PairedRatio:
 
 @contextmanager
 def set_environment(of_side: Mapping[str, str]) -> Iterator[None]:
-    """Handed on to every process that is started inside."""
+    """Set variables that every process started inside inherits."""
     before = dict(os.environ)
     os.environ.update(of_side)
     try:
@@ -134,7 +134,7 @@ def set_environment(of_side: Mapping[str, str]) -> Iterator[None]:
 
 @asynccontextmanager
 async def run_side(side: BenchmarkSide, case: Case, options: argparse.Namespace) -> AsyncIterator[None]:
-    """Its federation, ready for the first turn."""
+    """Run its federation, ready for the first turn."""
     os.mkfifo(side.home / PIPE)
     turns = {
         "NOOP_TURNS": str(side.home / PIPE),
@@ -153,7 +153,7 @@ async def run_side(side: BenchmarkSide, case: Case, options: argparse.Namespace)
 
 
 async def measure(case: Case, options: argparse.Namespace) -> list[BenchmarkSide]:
-    """All turns of both."""
+    """Run all turns of both federations."""
     with tempfile.TemporaryDirectory(prefix="fedbus-tracing-", ignore_cleanup_errors=True) as where:
         sides = [BenchmarkSide(name, Path(where) / name.replace(" ", "-"), options.cold) for name in SIDES]
         for side in sides:
@@ -162,16 +162,16 @@ async def measure(case: Case, options: argparse.Namespace) -> list[BenchmarkSide
             for turn in range(options.turns):
                 for side in sides[:: 1 if turn % 2 else -1]:
                     await side.take_turn(range(turn * options.turn, (turn + 1) * options.turn))
-                told = "   ".join(
-                    f"{side.name} {side.seconds[-1] * 1000:6.2f} ms, {side.cpu[-1] * 1000:6.2f} ms of processors"
+                text = "   ".join(
+                    f"{side.name} {side.seconds[-1] * 1000:6.2f} ms, {side.cpu[-1] * 1000:6.2f} ms CPU"
                     for side in sides
                 )
-                print(f"{turn + 1:3}/{options.turns}  {case}  {told}  load {load_average():.1f}", flush=True)
+                print(f"{turn + 1:3}/{options.turns}  {case}  {text}  load {load_average():.1f}", flush=True)
     return sides
 
 
 def summarize(sides: Sequence[BenchmarkSide]) -> dict[str, PairedRatio]:
-    """By the clock, and of processors."""
+    """The ratios of wall-clock and CPU time."""
     ours, bare = sides
     return {
         "a round": PairedRatio([one / other for one, other in zip(ours.seconds, bare.seconds, strict=True)]),
@@ -204,12 +204,16 @@ def main() -> int:
     )
     parser.add_argument("--case", type=_parse_case, nargs="+", default=[Case(2, 0.25)], metavar="NxMIB")
     parser.add_argument("--turns", type=int, default=20)
-    parser.add_argument("--turn", type=int, default=150, help="rounds of a turn")
-    parser.add_argument("--cold", type=int, default=5, help="of them, at its beginning, that do not count")
+    parser.add_argument("--turn", type=int, default=150, help="rounds in each turn")
     parser.add_argument(
-        "--products", type=int, default=0, help="of matrices of 256 × 256, by each client in a round"
+        "--cold", type=int, default=5, help="rounds at the start of each turn that do not count"
     )
-    parser.add_argument("--same", action="store_true", help="both as they come: what the measuring is worth")
+    parser.add_argument(
+        "--products", type=int, default=0, help="products of 256 × 256 matrices by each client in a round"
+    )
+    parser.add_argument(
+        "--same", action="store_true", help="both with default settings: the measurement error"
+    )
     parser.add_argument("--json", type=Path)
     options = parser.parse_args()
     telemetry.log_to_stderr(level="ERROR")

@@ -1,7 +1,7 @@
-"""Makes what a federation begins with: its streams, the bucket of its models, and a task in a Git repository.
+"""Create the streams of a federation, the bucket of its models, and a task in a Git repository.
 
-Runs once, when the bus and the S3 answer; what is there already stays as it is. The repository is the
-MNIST example: commit to it (in the volume `author`), push, and the federation follows.
+Runs once, when the bus and the S3 are ready; existing ones stay unchanged. The repository is the
+MNIST example: commit to it (in the volume `author`), push, and the federation follows it.
 """
 
 import asyncio
@@ -31,18 +31,18 @@ async def streams_and_bucket(settings: Settings) -> None:
 
 
 def _patient(task: Path) -> dict[str, str]:
-    """Its pyproject.toml with the time that containers need which all load torch at once, on one machine."""
+    """The pyproject.toml of *task* with enough recruiting time for containers that all load torch at once."""
     text = (task / "pyproject.toml").read_text(encoding="utf-8")
     patient, found = re.subn(r"^recruit-s *=.*$", f"recruit-s = {RECRUIT_S}", text, flags=re.MULTILINE)
-    assert found == 1, "the example says how long a run waits for its clients"
+    assert found == 1, "the pyproject.toml of the example has no recruit-s"
     return {"pyproject.toml": patient}
 
 
 def task_repository() -> None:
-    """A bare repository that everybody reads, made of one that only its author has, with the key that signs."""
+    """Create a bare repository for all agents from the repository of the author, which has the signing key."""
     if (CODE / "mnist.git").exists():
         return
-    shutil.rmtree(AUTHOR / "mnist", ignore_errors=True)  # of a start that was cut off
+    shutil.rmtree(AUTHOR / "mnist", ignore_errors=True)  # left by an interrupted start
     authored = DemoRepository.create(AUTHOR / "mnist", EXAMPLE)
     assert authored.allowed_signers is not None
     authored.commit("More time for three clients on one machine to join", _patient(authored.directory))

@@ -1,12 +1,12 @@
-"""The first thing that runs in the compose stack: who belongs to it, and volumes that each may write.
+"""Create the identities and secrets of the compose stack, and set the owners of its volumes. Runs first.
 
-Makes the federation's keys, certificates and the bus's settings (`fedbus provision`), a kit for each client, the
-key of the S3 and the token of the dashboard, and hands each into the volume of who needs it and nobody else. What
-makes other keys stays in the volume `authority`, which nothing else mounts but the tool `provision`.
+Creates the federation's keys, certificates and the bus configuration (`fedbus provision`), a kit for each client, the
+key of the S3 and the token of the dashboard, and copies each into the volume of its user. The signing
+keys stay in the volume `authority`, which only the service `provision` mounts.
 
-Started as root with nothing but the right to change owners; everything after it runs as user 10001.
-What is made already is not made anew, but handed out again: what `provision` renewed comes to its place by
-another `docker compose up`.
+Runs as root with only the capability to change owners; all other services run as user 10001.
+Existing secrets are not created again, but copied again: the next `docker compose up` distributes what
+`provision` has renewed.
 """
 
 import json
@@ -26,15 +26,15 @@ ROLES = {
     "dashboard": "gateway",
     "people": "user",
 }
-"""Whose credentials are in the volume NAME-keys."""
+"""The role whose credentials are in the volume NAME-keys."""
 OPEN_THE_S3 = ("server-manager", "flower-server", "dashboard")
 VOLUMES = Path("/volumes")
 FEDERATION = VOLUMES / "authority" / "federation"
-"""As `provision` finds it: trust/, and kits/ of clients; beside them certificates/, and what only we make."""
+"""The directory of `provision`: trust/, kits/ of clients, certificates/, the S3 key and the token."""
 
 
 def make_federation(folder: Path) -> None:
-    """All of it, or nothing: a start that was cut off begins anew."""
+    """Create everything or nothing: an interrupted start begins again."""
     part = folder.with_name("part")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
@@ -47,7 +47,7 @@ def make_federation(folder: Path) -> None:
 
 
 def make_certificates(folder: Path) -> None:
-    """Those of the S3 and the dashboard, where there are none: taken away, they are made anew."""
+    """Create the certificates of the S3 and the dashboard, if they do not exist; delete them to renew them."""
     if not (made := folder / "certificates").exists():
         part = folder / "certificates.part"
         shutil.rmtree(part, ignore_errors=True)
@@ -61,12 +61,12 @@ def provision(folder: Path, *arguments: str | Path) -> None:
 
 
 def local_names() -> tuple[str, ...]:
-    """How this machine's people reach what listens on its loopback."""
+    """The host names of the loopback interface."""
     return ("--host", "localhost", "--host", "127.0.0.1")
 
 
 def make_s3_key(folder: Path) -> None:
-    """One key, for SeaweedFS as it writes keys and for the server's agents as AWS does."""
+    """Create one key, in the format of SeaweedFS, and in the format of AWS for the server's agents."""
     key, secret = f"fedbus{secrets.token_hex(8)}", secrets.token_urlsafe(32)
     identity = {
         "name": "fedbus",
@@ -79,8 +79,8 @@ def make_s3_key(folder: Path) -> None:
     (folder / "identity.json").write_text(json.dumps({"identities": [identity]}))
 
 
-def hand_out(made: Path) -> None:
-    """To each what is its own."""
+def distribute(made: Path) -> None:
+    """Copy each secret into the volume of its user."""
     trust = made / "trust"
     shutil.copytree(trust / "nats", VOLUMES / "nats", dirs_exist_ok=True)
     for client in CLIENTS:
@@ -100,7 +100,7 @@ os.umask(0o077)
 if not FEDERATION.exists():
     make_federation(FEDERATION)
 make_certificates(FEDERATION)
-hand_out(FEDERATION)
+distribute(FEDERATION)
 for volume in VOLUMES.iterdir():
     for path in (volume, *volume.rglob("*")):
         os.chown(path, USER, USER, follow_symlinks=False)

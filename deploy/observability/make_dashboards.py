@@ -1,9 +1,9 @@
-"""Writes the four Grafana dashboards, from the catalogue of what fedbus measures and traces.
+"""Generate the four Grafana dashboards from the catalogue of metrics and spans.
 
     python deploy/observability/make_dashboards.py
 
-Names come from `fedbus.contracts.telemetry`, so a metric that is renamed is renamed here; a test says when
-the files are older than this.
+Names come from `fedbus.contracts.telemetry`, so a renamed metric is renamed here; a test fails when
+the files are out of date.
 """
 
 import json
@@ -25,10 +25,10 @@ GRAFANA_UNITS: Final = {"s": "s", "By": "bytes", "Cel": "celsius"}
 
 @dataclass
 class Panel:
-    """One picture."""
+    """One panel of a dashboard."""
 
     title: str
-    says: str
+    description: str
     targets: list[dict[str, Any]]
     kind: str = "timeseries"
     unit: str = "short"
@@ -49,7 +49,7 @@ class Panel:
         return {
             "id": number,
             "title": self.title,
-            "description": self.says,
+            "description": self.description,
             "type": self.kind,
             "datasource": source,
             "gridPos": {"x": x, "y": y, "w": self.width, "h": self.height},
@@ -70,7 +70,7 @@ def query(expression: str, legend: str, *, exemplars: bool = False) -> dict[str,
 
 
 def variable_filter(metric: Metric) -> str:
-    """The dashboard's own choice, by what the metric can be chosen by."""
+    """The label filter for the variables of the dashboard, by the attributes of *metric*."""
     chosen = {TASK: '=~"$task"', CLIENT: '=~"$client"'}
     parts = [f"{label_name(name)}{how}" for name, how in chosen.items() if name in metric.attributes]
     return "{" + ", ".join(parts) + "}" if parts else ""
@@ -81,7 +81,7 @@ def label_list(*attributes: str) -> str:
 
 
 def current_value(metric: Metric, *attributes: str, how: str = "avg") -> dict[str, Any]:
-    """A gauge as it is."""
+    """The current value of a gauge."""
     (name,) = series_names(metric)
     legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
     grouping = f" by ({label_list(*attributes)})" if attributes else ""
@@ -96,7 +96,7 @@ def per_second(metric: Metric, *attributes: str) -> dict[str, Any]:
 
 
 def increase_in_range(metric: Metric, *attributes: str) -> dict[str, Any]:
-    """How many in the time that is shown."""
+    """The increase in the displayed time range."""
     (name,) = series_names(metric)
     legend = " ".join(f"{{{{{label_name(one)}}}}}" for one in attributes) or metric.says
     grouping = f" by ({label_list(*attributes)})" if attributes else ""
@@ -153,14 +153,14 @@ RUN_ATTRIBUTES: Final = "select(span.fedbus.run, span.fedbus.round, span.fedbus.
 
 FLEET: Final = [
     Panel(
-        "Agents that run",
-        "On all devices, by kind",
+        "Running agents",
+        "On all devices, by agent",
         [current_value(telemetry.AGENTS_ALIVE, "fedbus.agent", how="sum")],
         width=12,
     ),
     Panel(
-        "Agents that are gone",
-        "Their device tells so",
+        "Agents that ended",
+        "Reported by their device monitor",
         [
             query(
                 f"count by ({label_list(CLIENT, 'fedbus.agent')}) ({ALIVE_SERIES} == 0)",
@@ -178,7 +178,7 @@ FLEET: Final = [
     quantile_panel("Predictions", telemetry.PREDICTION_DURATION, CLIENT, shares=(0.95,)),
     rate_panel("Warnings and errors", telemetry.LOG_LINES, "fedbus.level"),
     Panel(
-        "Where a device stands changes",
+        "State transitions of devices",
         telemetry.TRANSITIONS.says,
         [
             query(
@@ -188,8 +188,8 @@ FLEET: Final = [
         ],
     ),
     Panel(
-        "What went wrong",
-        "Warnings and errors of all agents; a line leads to its trace",
+        "Problems",
+        "Warnings and errors of all agents; each line links to its trace",
         [log_query(PROBLEM_LOGS)],
         kind="logs",
         datasource="loki",
@@ -202,17 +202,17 @@ RUN: Final = [
     Panel("Runs", telemetry.RUNS.says, [increase_in_range(telemetry.RUNS, "fedbus.outcome")], kind="stat"),
     Panel("Rounds", telemetry.ROUNDS.says, [increase_in_range(telemetry.ROUNDS, TASK)], kind="stat"),
     gauge_panel("Clients in the last round", telemetry.ROUND_PARTICIPANTS, TASK, how="max", kind="stat"),
-    quantile_panel("A round takes", telemetry.ROUND_DURATION, TASK, width=12),
+    quantile_panel("Round duration", telemetry.ROUND_DURATION, TASK, width=12),
     Panel(
-        "Updates that failed",
+        "Failed updates",
         telemetry.ROUND_FAILURES.says,
         [per_second(telemetry.ROUND_FAILURES, TASK)],
         width=12,
         unit="cps",
     ),
     Panel(
-        "Runs that began",
-        "Each is one trace, from its trigger to every client's new model",
+        "Started runs",
+        "Each run is one trace, from its trigger to the new model of every client",
         [trace_query(f'{{{NAMESPACE_FILTER} && name="run • → requested"}}')],
         kind="table",
         datasource="tempo",
@@ -220,8 +220,8 @@ RUN: Final = [
         height=10,
     ),
     Panel(
-        "The slowest uploads",
-        "What rounds wait for",
+        "Slowest uploads",
+        "Rounds wait for uploads",
         [
             trace_query(
                 f'{{{NAMESPACE_FILTER} && (name="upload" || name="receive") && duration > 1s}} | {RUN_ATTRIBUTES}'
@@ -233,8 +233,8 @@ RUN: Final = [
         height=10,
     ),
     Panel(
-        "The slowest trainings",
-        "What rounds wait for otherwise",
+        "Slowest trainings",
+        "Rounds wait for trainings",
         [trace_query(f'{{{NAMESPACE_FILTER} && name="train" && duration > 1s}} | {RUN_ATTRIBUTES}')],
         kind="table",
         datasource="tempo",
@@ -242,8 +242,8 @@ RUN: Final = [
         height=10,
     ),
     Panel(
-        "What failed",
-        "Spans that ended by an exception",
+        "Failed spans",
+        "Spans that ended with an exception",
         [
             trace_query(
                 f"{{{NAMESPACE_FILTER} && status=error}} | select(span.fedbus.run, span.fedbus.client)"
@@ -258,22 +258,22 @@ RUN: Final = [
 
 TRAINING: Final = [
     Panel(
-        "What a round came to",
+        "Metrics of a round",
         telemetry.ROUND_METRIC.says,
         [current_value(telemetry.ROUND_METRIC, TASK, "fedbus.metric", how="max")],
         width=12,
         height=10,
     ),
     gauge_panel("Loss on each client", telemetry.TRAIN_LOSS, CLIENT, width=12, height=10),
-    gauge_panel("What each client brings", telemetry.CLIENT_CONTRIBUTION, CLIENT, width=12),
-    gauge_panel("How reliable each client is", telemetry.CLIENT_RELIABILITY, CLIENT, width=12),
+    gauge_panel("Contribution of each client", telemetry.CLIENT_CONTRIBUTION, CLIENT, width=12),
+    gauge_panel("Reliability of each client", telemetry.CLIENT_RELIABILITY, CLIENT, width=12),
     quantile_panel(
-        "A training takes", telemetry.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12
+        "Training duration", telemetry.TRAIN_DURATION, CLIENT, "fedbus.phase", shares=(0.5,), width=12
     ),
-    rate_panel("Weights on the way", telemetry.BLOB_IO, "network.io.direction", width=12),
+    rate_panel("Transfer of weights", telemetry.BLOB_IO, "network.io.direction", width=12),
     Panel(
         "Aggregations",
-        "Linked to each upload that is in them",
+        "With a link to each upload in the aggregation",
         [
             trace_query(
                 f'{{{NAMESPACE_FILTER} && name="aggregate"}} | select(span.fedbus.run, span.fedbus.round)'
@@ -287,29 +287,29 @@ TRAINING: Final = [
     gauge_panel("Captured rows", telemetry.DATA_ROWS, CLIENT, "fedbus.use", how="max", width=6),
     gauge_panel("Checks of captured rows", telemetry.DATA_CHECK, CLIENT, "fedbus.check", how="max", width=6),
     gauge_panel("Drift of features", telemetry.DATA_PSI, CLIENT, "fedbus.feature", how="max", width=6),
-    quantile_panel("A check takes", telemetry.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
+    quantile_panel("Duration of a check", telemetry.DATA_CHECK_DURATION, CLIENT, shares=(0.95,), width=6),
 ]
 
 BUS: Final = [
     rate_panel("Messages", telemetry.MESSAGES, MESSAGE, width=12),
     rate_panel("Bytes of messages", telemetry.MESSAGE_IO, "network.io.direction", width=12),
-    quantile_panel("From saying to hearing", telemetry.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
-    quantile_panel("The oldest words", telemetry.EVENT_AGE, MESSAGE, shares=(0.95,)),
+    quantile_panel("Delivery latency", telemetry.EVENT_AGE, shares=(0.5, 0.95, 0.99)),
+    quantile_panel("Slowest message types", telemetry.EVENT_AGE, MESSAGE, shares=(0.95,)),
     Panel(
-        "Came again, or was unreadable",
+        "Redeliveries and dead letters",
         "Deliveries that were not acknowledged in time, and dead letters",
         [per_second(telemetry.REDELIVERIES, MESSAGE), per_second(telemetry.DEAD_LETTERS)],
         unit="cps",
     ),
-    gauge_panel("What waits", telemetry.QUEUE_DEPTH, "fedbus.queue", how="max"),
-    quantile_panel("Loops are late", telemetry.LOOP_LAG, shares=(0.5, 0.99)),
-    gauge_panel("Who is connected", telemetry.NATS_CONNECTIONS, how="sum"),
+    gauge_panel("Queue length", telemetry.QUEUE_DEPTH, "fedbus.queue", how="max"),
+    quantile_panel("Event loop lag", telemetry.LOOP_LAG, shares=(0.5, 0.99)),
+    gauge_panel("Connections", telemetry.NATS_CONNECTIONS, how="sum"),
     rate_panel("Messages through nats-server", telemetry.NATS_MESSAGES, "network.io.direction"),
     rate_panel("Bytes through nats-server", telemetry.NATS_IO, "network.io.direction"),
     gauge_panel("nats-server: cores", telemetry.NATS_CPU, how="sum"),
     gauge_panel("nats-server: memory", telemetry.NATS_MEMORY, how="sum"),
     Panel(
-        "Cut off for reading slowly",
+        "Disconnected slow consumers",
         telemetry.NATS_SLOW_CONSUMERS.says,
         [per_second(telemetry.NATS_SLOW_CONSUMERS)],
         unit="cps",
@@ -318,7 +318,7 @@ BUS: Final = [
     gauge_panel("Streams: on disk", telemetry.NATS_STREAM_SIZE, "fedbus.stream", how="max"),
     Panel(
         "Dead letters, unacknowledged publishes, failed reads",
-        "What the bus complains of",
+        "Log lines of the bus",
         [
             log_query(
                 '{service_namespace="fedbus"} |~ "Message dead-lettered|Publish not acknowledged|Stream read failed"'
@@ -339,7 +339,7 @@ DASHBOARDS: Final = {
 
 
 def template_variable(name: str, label: str, metric: Metric) -> dict[str, Any]:
-    """A choice at the top: all values that *label* has."""
+    """A variable of the dashboard, with all values of *label*."""
     return {
         "name": name,
         "type": "query",
@@ -379,7 +379,7 @@ def dashboard(uid: str, title: str, panels: list[Panel]) -> dict[str, Any]:
 
 
 def lay_out(panels: list[Panel]) -> Iterable[dict[str, Any]]:
-    """From left to right, and on to the next row where one is full."""
+    """Place the panels from left to right, in as many rows as needed."""
     x = y = tallest = 0
     for number, panel in enumerate(panels, start=1):
         if x + panel.width > WIDTH:
@@ -389,7 +389,7 @@ def lay_out(panels: list[Panel]) -> Iterable[dict[str, Any]]:
 
 
 def render_files() -> dict[Path, str]:
-    """What each file is to hold."""
+    """The content of each file."""
     return {
         DASHBOARD_DIRECTORY / f"{uid}.json": json.dumps(
             dashboard(uid, title, panels), indent=1, ensure_ascii=False

@@ -15,7 +15,7 @@ export class EventsPage {
     this.matching = [];
     this.matchedCount = 0;
     const field = (name, label) => h("input", { type: "search", name, value: this.filter[name], placeholder: label, "aria-label": label, oninput: (event) => this.setFilter({ [name]: event.target.value }) });
-    this.words = h("select", { "aria-label": "Message type", onchange: (event) => this.setFilter({ word: event.target.value }) });
+    this.types = h("select", { "aria-label": "Message type", onchange: (event) => this.setFilter({ word: event.target.value }) });
     this.hold = h("button", { type: "button", "aria-pressed": "false", onclick: () => this.toggle() }, "Pause");
     this.count = h("span", { class: "muted" });
     this.table = new VirtualTable(COLUMNS, {
@@ -28,7 +28,7 @@ export class EventsPage {
       empty: () => this.empty(),
     });
     this.root = h("div", { class: "page" },
-      h("div", { class: "head" }, h("h1", {}, "Events"), h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, this.words, field("client", "Client"), field("task", "Task"), field("text", "Text"), this.hold)),
+      h("div", { class: "head" }, h("h1", {}, "Events"), h("form", { class: "filters", role: "search", onsubmit: (event) => event.preventDefault() }, this.types, field("client", "Client"), field("task", "Task"), field("text", "Text"), this.hold)),
       this.count, this.table.root);
   }
 
@@ -81,8 +81,8 @@ export class EventsPage {
     const known = this.known ?? (this.known = new Set([this.filter.word].filter(Boolean)));
     const before = known.size;
     for (const one of this.store.recent.slice(known.size ? -500 : 0)) known.add(name(one));
-    if (known.size === before && this.words.options.length) return;
-    put(this.words, h("option", { value: "" }, "All types"), [...known].sort().map((word) => h("option", { value: word, selected: word === this.filter.word }, word.replaceAll("_", " "))));
+    if (known.size === before && this.types.options.length) return;
+    put(this.types, h("option", { value: "" }, "All types"), [...known].sort().map((word) => h("option", { value: word, selected: word === this.filter.word }, word.replaceAll("_", " "))));
   }
 
   empty() {

@@ -107,10 +107,10 @@ export class FleetPage {
         h("dt", {}, NAMES[kind]),
         h("dd", {}, badge(record.body.target), h("div", { class: "muted" }, `since ${clock(record.at)}`), record.body.reason ? h("div", { class: "muted" }, record.body.reason) : null, record.body.waits_for ? h("div", { class: "muted" }, `waits for ${record.body.waits_for}`) : null),
       ]), h("dt", {}, "Model"), h("dd", {}, version(one) ? `v${version(one)}` : "–"), h("dt", {}, "Code"), h("dd", {}, h("code", { title: code(one) }, short(code(one))))),
-      capture(one.said),
+      capture(one.latest),
       device(this.store.devices.get(one.name)),
       h("h3", {}, "Latest messages"),
-      h("ul", { class: "said" }, Object.values(one.said).sort((a, b) => b.at.localeCompare(a.at)).slice(0, 12).map((record) => h("li", {},
+      h("ul", { class: "latest" }, Object.values(one.latest).sort((a, b) => b.at.localeCompare(a.at)).slice(0, 12).map((record) => h("li", {},
         h("button", { type: "button", class: "link", onclick: () => this.app.show(record) }, record.word.replaceAll("_", " ")), h("span", { class: "muted" }, ` ${ago(record.at)} `), clip(record.body.reason ?? "", 160)))),
       h("p", {}, h("a", { href: `#/events?client=${encodeURIComponent(one.name)}` }, "All its events")));
   }
@@ -171,8 +171,8 @@ export function why(store, one) {
   if (state === "terminated") return { text: `Gave up: ${shown(one.client.body.reason)}`, tone: "bad" };
   if (state === "s0") return { text: "Starting: waits for the server and the model repository", tone: "wait" };
   const open = store.openRun(one.task);
-  const reasons = REASONS.map(([word, name, tone, over]) => ({ record: one.said[word], name, tone, over: one.said[over] }))
-    .filter(({ record, over }) => record && !(one.said.joined?.at > record.at) && !(over?.at > record.at))
+  const reasons = REASONS.map(([word, name, tone, over]) => ({ record: one.latest[word], name, tone, over: one.latest[over] }))
+    .filter(({ record, over }) => record && !(one.latest.joined?.at > record.at) && !(over?.at > record.at))
     .sort((a, b) => b.record.at.localeCompare(a.record.at));
   if (reasons.length) {
     const { record, name, tone } = reasons[0];

@@ -36,9 +36,9 @@ export class SchedulesPage {
       h("div", { class: "head" }, h("h2", {}, task), record ? badge(record.body.target) : null),
       h("div", { class: "columns" }, h("div", {}, record ? schedule(record) : h("p", { class: "muted" }, "No schedule: runs start on request only.")),
       h("div", {}, h("h3", {}, "Triggers of its runs"),
-      triggers.size ? h("ul", { class: "said" }, [...triggers].sort((a, b) => b[1] - a[1]).map(([trigger, count]) => h("li", {}, h("strong", {}, clip(trigger, 80)), ` ${count} ${count === 1 ? "run" : "runs"}`))) : h("p", { class: "muted" }, "No run yet."),
+      triggers.size ? h("ul", { class: "latest" }, [...triggers].sort((a, b) => b[1] - a[1]).map(([trigger, count]) => h("li", {}, h("strong", {}, clip(trigger, 80)), ` ${count} ${count === 1 ? "run" : "runs"}`))) : h("p", { class: "muted" }, "No run yet."),
       h("h3", {}, "Newest runs"),
-      runs.length ? h("ul", { class: "said" }, runs.slice(0, 5).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}` }, one.body.facts.run), " ", badge(one.body.target), h("span", { class: "muted" }, ` ${ago(one.body.facts.requested_at)}, by ${clip(one.body.facts.trigger, 60)}`)))) : h("p", { class: "muted" }, "No run yet."),
+      runs.length ? h("ul", { class: "latest" }, runs.slice(0, 5).map((one) => h("li", {}, h("a", { href: `#/runs/${encodeURIComponent(one.body.facts.run)}` }, one.body.facts.run), " ", badge(one.body.target), h("span", { class: "muted" }, ` ${ago(one.body.facts.requested_at)}, by ${clip(one.body.facts.trigger, 60)}`)))) : h("p", { class: "muted" }, "No run yet."),
       this.start(task, this.store.openRun(task)))));
   }
 

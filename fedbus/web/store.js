@@ -39,7 +39,7 @@ export class Store extends EventTarget {
       const recent = await this.get("api/recent?limit=2000");
       this.forget();
       for (const record of state.records) this.fold(record);
-      this.hear(state.presence);
+      this.updatePresence(state.presence);
       this.recent = recent;
       this.count = recent.length;
       this.cursor = state.cursor;
@@ -62,7 +62,7 @@ export class Store extends EventTarget {
       this.take(JSON.parse(event.data));
     };
     source.addEventListener("heard", (event) => {
-      this.hear(JSON.parse(event.data));
+      this.updatePresence(JSON.parse(event.data));
       this.notify("heard");
     });
     source.addEventListener("lost", () => {
@@ -130,7 +130,7 @@ export class Store extends EventTarget {
   }
 
   /** Take in last-seen times and device reports, which have no sequence number. */
-  hear({ heard, devices }) {
+  updatePresence({ heard, devices }) {
     for (const [client, at] of Object.entries(heard)) this.heard.set(client, at);
     for (const [client, report] of Object.entries(devices)) this.devices.set(client, report);
   }
@@ -157,7 +157,7 @@ export class Store extends EventTarget {
       this.move(record);
     } else if (record.body.client && record.subject.split(".")[2] === "client" && record.word !== "round_reply") {
       this.subjects.set(record.subject, record);
-      this.client(record.body).said[record.word] = record;
+      this.client(record.body).latest[record.word] = record;
     }
   }
 
@@ -187,7 +187,7 @@ export class Store extends EventTarget {
   client({ client, task }) {
     const key = `${client} ${task}`;
     let view = this.clients.get(key);
-    if (!view) this.clients.set(key, (view = { key, name: client, task, said: {} }));
+    if (!view) this.clients.set(key, (view = { key, name: client, task, latest: {} }));
     return view;
   }
 

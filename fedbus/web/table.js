@@ -23,6 +23,7 @@ export class VirtualTable {
     this.blank = h("div", { class: "blank", hidden: true });
     this.root = h("div", { class: "tablebox" }, this.node, this.blank);
     new ResizeObserver(this.draw).observe(this.node);
+    if (options.onpick) this.body.addEventListener("focusin", ({ target }) => this.setTabRow(target.closest("tr")));
     this.drawHead();
   }
 
@@ -89,6 +90,12 @@ export class VirtualTable {
   entry(first, last) {
     const drawn = this.rows.slice(first, last);
     return drawn.find((row) => this.options.key(row) === this.at) ?? this.rows[Math.min(this.rows.length - 1, Math.ceil(this.node.scrollTop / this.options.rowHeight))];
+  }
+
+  /** Put *line* in the Tab order at once, and not only with the next frame: Tab must leave the table from there. */
+  setTabRow(line) {
+    for (const one of this.body.rows) if (one.dataset.key) one.tabIndex = one === line ? 0 : -1;
+    this.at = line.dataset.key;
   }
 
   /** The row that has the focus, and the index of the focused control in it. */

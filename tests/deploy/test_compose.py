@@ -194,7 +194,7 @@ def test_the_dockerfile_pins_its_base_and_leaves_root() -> None:
     assert has_fixed_tag(base)
     assert set(re.findall(r"^FROM (\S+)", text, re.MULTILINE)) <= {"${PYTHON}", "build", "base"}
     assert re.findall(r"^USER (\S+)$", text, re.MULTILINE) == ["10001:10001"]
-    assert not re.search(r"amd64|x86_64|aarch64", text.split("FROM", 1)[1].replace("for amd64 brings", ""))
+    assert not re.search(r"amd64|x86_64|aarch64", text.split("FROM", 1)[1].replace("for amd64 includes", ""))
 
 
 def test_what_builds_and_installs_is_pinned_and_comes_from_nowhere_else() -> None:

@@ -1,1 +1,1 @@
-"""Rounds in which nothing is learned."""
+"""Rounds without training."""

@@ -1,4 +1,4 @@
-"""A client that gives back what it got."""
+"""A client that returns the arrays that it received."""
 
 from flwr.app import Context, Message, MetricRecord, RecordDict
 from flwr.clientapp import ClientApp

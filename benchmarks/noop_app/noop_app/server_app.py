@@ -1,4 +1,4 @@
-"""FedAvg over all clients, and the time at the end of each round."""
+"""FedAvg over all clients; records the time at the end of each round."""
 
 import time
 from pathlib import Path
@@ -24,9 +24,9 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def stamp(server_round: int, _arrays: ArrayRecord) -> MetricRecord:
-    """Flower calls it before the first round, and when the model of each round is there."""
+    """Flower calls it before the first round, and with the model of each round."""
     with STAMPS.open("a") as file:
         file.write(f"{server_round} {time.monotonic():.6f}\n")
     if TURNS and server_round % TURN == 0:
-        Path(TURNS).read_bytes()  # until whoever measures opens the pipe and closes it: our turn
+        Path(TURNS).read_bytes()  # blocks until the benchmark opens and closes the pipe
     return MetricRecord({"loss": 0.0})

@@ -1,4 +1,4 @@
-"""What a round is made of, where the time is written, and whose turn it is: by the environment.
+"""The content of a round, the file for time stamps, and the turns: set by the environment.
 
 So that the model builder of fedbus, which sees no run configuration, agrees with the app.
 """
@@ -13,27 +13,27 @@ BYTES = int(os.environ.get("NOOP_BYTES", str(256 * 1024)))
 CLIENTS = int(os.environ.get("NOOP_CLIENTS", "2"))
 STAMPS = Path(os.environ.get("NOOP_STAMPS", os.devnull))
 TURN_PIPE = os.environ.get("NOOP_TURNS", "")
-"""A named pipe: where there is one, a byte from it is waited for before every *TURN* rounds."""
+"""A named pipe: if set, the app reads it before every *TURN* rounds, which blocks until it is this app's turn."""
 ROUNDS_PER_TURN = int(os.environ.get("NOOP_TURN", "1"))
 
 PRODUCTS = int(os.environ.get("NOOP_PRODUCTS", "0"))
-"""How many products of two matrices of 256 × 256 each client makes in a round, in the place of a training."""
+"""How many products of two 256 × 256 matrices each client computes in a round, instead of training."""
 
 
 def weights() -> np.ndarray:
-    """Numbers that no compression makes smaller."""
+    """Random numbers, which cannot be compressed."""
     return np.random.default_rng(1).standard_normal(BYTES // 4, dtype=np.float32)
 
 
-def Model() -> Any:  # noqa: N802  # it stands where a task has its torch module
-    """A module of one parameter. Torch is imported by who builds it alone: the app does without."""
+def Model() -> Any:  # noqa: N802  # a task has its torch module here
+    """A module with one parameter. Only the builder imports torch: the app does not need it."""
     import torch  # noqa: PLC0415
 
     return torch.nn.ParameterDict({"weights": torch.nn.Parameter(torch.from_numpy(weights()))})
 
 
 def work() -> None:
-    """A fixed amount, so that whoever is held up takes longer."""
+    """A fixed amount of work."""
     matrix = np.full((256, 256), 1 / 256, np.float32)
     for _ in range(PRODUCTS):
         matrix = matrix @ matrix

@@ -1,4 +1,4 @@
-"""What a client does when it is told to train or to evaluate."""
+"""Training and evaluation on a client."""
 
 import logging
 from pathlib import Path
@@ -54,17 +54,17 @@ def reply(message: Message, **records: ArrayRecord | MetricRecord) -> Message:
 
 
 def partition_of(context: Context) -> tuple[int, int]:
-    """Which client of how many this one is."""
+    """The number of this client, and the number of clients."""
     config = context.node_config
     return int(config.get("partition-id", 0)), int(config.get("num-partitions", 1))
 
 
 def own_partition(context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """What this client trains on, read once in a process."""
+    """The training data of this client, read once in a process."""
     settings = context.run_config
     key = (*partition_of(context), settings["data"], settings["alpha"], settings["max-samples"])
     if key not in partitions:
-        partitions.clear()  # one at a time: a process that plays many clients must not hold them all
+        partitions.clear()  # one at a time: a process that simulates many clients must not hold all partitions
         number, of = partition_of(context)
         partitions[key] = data.partition(
             number,
@@ -77,13 +77,15 @@ def own_partition(context: Context) -> tuple[np.ndarray, np.ndarray]:
 
 
 def add_captured(inputs: np.ndarray, labels: np.ndarray, context: Context) -> tuple[np.ndarray, np.ndarray]:
-    """And what the device has captured since, where there is anything."""
+    """Append the captured data of the device, if there are any."""
     file = Path(str(context.node_config.get("captured-data", "")))
     if not file.is_file():
         return inputs, labels
     with np.load(file, allow_pickle=False) as captured:
         more, truth = captured["inputs"].astype(np.float32), captured["labels"].astype(np.int64)
     if more.shape[1:] != inputs.shape[1:]:
-        log.warning("captured data of shape %s is left out: samples are %s", more.shape[1:], inputs.shape[1:])
+        log.warning(
+            "Ignoring captured data of shape %s: samples have shape %s", more.shape[1:], inputs.shape[1:]
+        )
         return inputs, labels
     return np.concatenate([inputs, more]), np.concatenate([labels, truth])

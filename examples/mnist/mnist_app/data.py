@@ -1,12 +1,12 @@
-"""Handwritten digits, divided over the clients. NumPy alone: who only asks for samples needs no torch.
+"""Handwritten digits, partitioned over the clients. Only NumPy: reading samples needs no torch.
 
-MNIST where its four files are, in ``mnist/`` of the folder *data* or ``$FEDBUS_DATA_DIR``; else
-scikit-learn's digits, blown up to the same 28×28 pixels. Everybody who asks with the same numbers
-gets the same answer.
+MNIST, if its four files are in ``mnist/`` of the folder *data* or ``$FEDBUS_DATA_DIR``; else
+scikit-learn's digits, enlarged to the same 28×28 pixels. The same arguments always return
+the same data.
 
-    training set ─┬─ live samples   one in ten: what devices are asked to predict; never trained on as such
+    training set ─┬─ live samples   one in ten: devices predict them; they are not in the partitions
                   └─ partitions     IID, or with label skew
-    test set                        for evaluation alone
+    test set                        for evaluation only
 """
 
 import gzip
@@ -24,7 +24,7 @@ FILES = ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-lab
 
 @dataclass(frozen=True)
 class Dataset:
-    """*source* says which data these are."""
+    """A data set; *source* is its name."""
 
     source: str
     train: tuple[np.ndarray, np.ndarray]
@@ -42,7 +42,7 @@ def partition(
 
 
 def samples(partition_id: int, num_partitions: int) -> tuple[np.ndarray, np.ndarray]:
-    """What client *partition_id* is asked to predict, and the answers: in nobody's training set."""
+    """Samples that client *partition_id* predicts, with labels; they are in no training set."""
     images, labels = load().train
     live, _ = _split(len(labels))
     chosen = np.array_split(live, num_partitions)[partition_id % num_partitions]
@@ -60,12 +60,12 @@ def pixels(images: np.ndarray) -> np.ndarray:
 
 
 def load(data: str = "") -> Dataset:
-    """The data set in the folder *data*, or ``$FEDBUS_DATA_DIR``; scikit-learn's digits where MNIST is not there."""
+    """The data set in the folder *data*, or ``$FEDBUS_DATA_DIR``; scikit-learn's digits without MNIST."""
     return _load(data or os.environ.get("FEDBUS_DATA_DIR", ""))
 
 
 def dataset_name() -> str:
-    """Which data set was found."""
+    """The name of the data set that was found."""
     return load().source
 
 
@@ -79,7 +79,7 @@ def _load(folder: str) -> Dataset:
 
 
 def _files(folder: Path) -> list[Path] | None:
-    """The four files, or None where one is missing."""
+    """The four files, or None if one is missing."""
     files = [folder / f"{name}-ubyte.gz" for name in FILES]
     return files if all(file.is_file() for file in files) else None
 
@@ -88,14 +88,14 @@ def _read_idx(file: Path) -> np.ndarray:
     """An array in the format of http://yann.lecun.com/exdb/mnist: magic number, shape, bytes."""
     content = gzip.decompress(file.read_bytes())
     if content[:3] != b"\x00\x00\x08":
-        raise ValueError(f"{file} is not an idx file of bytes: fetch it again")
+        raise ValueError(f"{file} is not an idx file of bytes: download it again")
     dimensions = content[3]
     shape = np.frombuffer(content, ">u4", count=dimensions, offset=4)
     return np.frombuffer(content, np.uint8, offset=4 + 4 * dimensions).reshape(shape)
 
 
 def _load_digits() -> Dataset:
-    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import, and seldom needed
+    from sklearn.datasets import load_digits  # noqa: PLC0415 - slow to import, and rarely needed
 
     digits = load_digits()
     images = np.pad(np.kron(digits.images, np.ones((3, 3))), ((0, 0), (2, 2), (2, 2)))
@@ -106,21 +106,21 @@ def _load_digits() -> Dataset:
 
 
 def _split(total: int) -> tuple[np.ndarray, np.ndarray]:
-    """Live samples and the rest, the same for everybody, however the rest is divided."""
+    """Indices of the live samples and of all others: the same for every partition."""
     order = np.random.default_rng(SPLIT_SEED).permutation(total)
     return np.split(order, [int(total * LIVE_SHARE)])
 
 
 @cache
 def _partition_indices(data: str, of: int, alpha: float) -> list[np.ndarray]:
-    """Who trains on what."""
+    """The indices of each client's partition."""
     labels = load(data).train[1]
     _, rest = _split(len(labels))
     return _split_skewed(rest, labels[rest], of, alpha) if alpha > 0 else np.array_split(rest, of)
 
 
 def _split_skewed(rest: np.ndarray, labels: np.ndarray, of: int, alpha: float) -> list[np.ndarray]:
-    """Each label's samples are shared out by a draw of its own; nobody gets nothing."""
+    """Distribute the samples of each label by a Dirichlet draw; each client gets at least one sample."""
     rng = np.random.default_rng(SPLIT_SEED)
     parts: list[list[np.ndarray]] = [[one] for one in np.array_split(rest[:of], of)]
     rest, labels = rest[of:], labels[of:]

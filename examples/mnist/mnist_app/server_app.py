@@ -1,4 +1,4 @@
-"""How the server goes about it: the strategy, the first model, and a test set of its own."""
+"""The server: the strategy, the first model, and a test set."""
 
 from collections.abc import Callable
 
@@ -27,7 +27,7 @@ def main(grid: Grid, context: Context) -> None:
 
 
 def make_strategy(config: dict[str, bool | int | float | str]) -> Strategy:
-    """Each goes on as long as two clients are left."""
+    """Create the strategy; each continues while two clients are left."""
     makers: dict[str, Callable[..., Strategy]] = {
         "fedavg": FedAvg,
         "fedprox": lambda **common: FedProx(**common, proximal_mu=float(config["proximal-mu"])),
@@ -36,7 +36,7 @@ def make_strategy(config: dict[str, bool | int | float | str]) -> Strategy:
     }
     name = str(config["strategy"])
     if name not in makers:
-        raise ValueError(f"there is no strategy {name!r}: choose one of {', '.join(makers)}")
+        raise ValueError(f"unknown strategy {name!r}: choose one of {', '.join(makers)}")
     return makers[name](
         fraction_evaluate=float(config["fraction-evaluate"]),
         min_train_nodes=2,
@@ -46,7 +46,7 @@ def make_strategy(config: dict[str, bool | int | float | str]) -> Strategy:
 
 
 def make_evaluator(folder: str) -> Callable[[int, ArrayRecord], MetricRecord]:
-    """Judges a global model by all of the test set."""
+    """Create a function that evaluates a global model on the whole test set."""
     inputs, labels = data.evaluation_set(folder)
     model = Net()
 

@@ -1,4 +1,4 @@
-"""The model, how it is trained, and how good it is."""
+"""The model, its training and its evaluation."""
 
 from collections.abc import Iterator
 
@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-# layers this small are slower on many threads than on one
+# layers of this size are slower on several threads than on one
 torch.set_num_threads(1)
 
 
@@ -35,7 +35,7 @@ def train(
     lr: float,
     proximal_mu: float = 0.0,
 ) -> float:
-    """Train *model* in place; the mean loss of the last epoch."""
+    """Train *model* in place, and return the mean loss of the last epoch."""
     model.train()
     optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=0.9, foreach=True)
     anchor = [parameter.detach().clone() for parameter in model.parameters()] if proximal_mu else []
@@ -52,13 +52,13 @@ def train(
 
 
 def batches(x: Tensor, y: Tensor, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """All of it once, in an order of its own."""
+    """All samples once, in random order."""
     for chosen in torch.randperm(len(y)).split(size):
         yield x[chosen], y[chosen]
 
 
 def proximal_term(model: nn.Module, anchor: list[Tensor], mu: float) -> Tensor | float:
-    """FedProx: how far the weights have gone from the global model's."""
+    """The proximal term of FedProx: the squared distance from the global model."""
     if not anchor:
         return 0.0
     return mu / 2 * sum((w - a).square().sum() for w, a in zip(model.parameters(), anchor, strict=True))
