@@ -111,9 +111,9 @@ CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
     changes={
         _CE.RESTARTED: {"run", "code_version", "labels"},
         _CE.MODEL_FETCHED: {"model", "code_version"},
-        _CE.INFER_READY: {"model"},
-        _CE.INFER_REFUSED: {"model"},
-        _CE.INFER_RETRIED: {"model"},
+        _CE.INFER_READY: {"model", "code_version"},
+        _CE.INFER_REFUSED: {"model", "code_version"},
+        _CE.INFER_RETRIED: {"model", "code_version"},
         _CE.NO_NEW_MODEL: {"model"},
         _CE.CLIENT_START: {"run"},
         _CE.MODEL_PUBLISHED: {"model"},

@@ -1,11 +1,11 @@
-"""The task's code on one device: which version it is on, which it should be on, and how it gets one ready.
+"""The task's code on one device: fetches, verifies and checks a version, and remembers which one the device has.
 
-Nothing here changes what the device does: a version is fetched beside the one in use, verified and
-checked, and only then `switch` makes it the device's own, at a moment that the client manager chooses.
+A version is prepared while the one in use goes on; `DeviceCode.switch_to` makes it the device's version, at a
+moment that the client manager chooses.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Final
 
@@ -13,14 +13,12 @@ import structlog
 
 from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.agents.common.code_check import CheckFailed
-from fedbus.contracts.code import CodePlan
 from fedbus.contracts.task.task import Task
-from fedbus.domain.code_rollout import target_code_version
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable
 from fedbus.stores.errors import StoreError
 
 VERSION_FILE: Final = "code-version"
-"""The file that remembers which version the device is on, for its next start."""
+"""The file with the version of the device, for its next start."""
 
 log = structlog.get_logger("fedbus.device_code")
 Check = Callable[[Task], Awaitable[object]]
@@ -28,67 +26,44 @@ Check = Callable[[Task], Awaitable[object]]
 
 
 class CodeNotReady(Exception):
-    """This version is not to be had on this device; the text says why."""
+    """This device cannot use a version."""
 
 
 class DeviceCode:
-    """What the device *client* runs of a task. *first* is what it was started with."""
+    """The code of one task on one device.
+
+    Args:
+        repository: Where versions come from.
+        task: The version that the device starts with.
+        check: Runs a version once; left out: versions are not run before they are used.
+        version_file: Where the version of the device is written.
+
+    """
 
     def __init__(
-        self,
-        code: CodeRepository,
-        first: Task,
-        *,
-        client: str,
-        labels: Mapping[str, str],
-        check: Check | None,
-        kept: Path,
+        self, repository: CodeRepository, task: Task, *, check: Check | None, version_file: Path
     ) -> None:
-        self._code = code
-        self._client = client
-        self._labels = labels
+        self._repository = repository
+        self._task = task.id
         self._check = check
-        self._version_file = kept
-        self._checked = {first.code_version}
-        self.task = first
-        self.plan: CodePlan | None = None
-        """What the server last said of code."""
-        self.refused: dict[str, str] = {}
-        """Versions that are not tried again in this rollout, and why."""
-
-    @property
-    def version(self) -> str:
-        """What the device is on."""
-        return self.task.code_version
-
-    def follow(self, plan: CodePlan | None) -> None:
-        """Go by *plan* from now on. In another rollout what was refused is tried again: its cause may be gone."""
-        before, self.plan = self.attempt, plan
-        if before is not None and before != self.attempt:
-            self.refused.clear()
-
-    @property
-    def attempt(self) -> int | None:
-        return None if self.plan is None else self.plan.attempt
-
-    @property
-    def wanted(self) -> str | None:
-        """What it should be on and is not; None where all is well, or nothing can be done about it."""
-        if self.plan is None:
-            return None
-        version = target_code_version(self.plan, self._client, self._labels)
-        return version if version != self.version and version not in self.refused else None
+        self._version_file = version_file
+        self._checked = {task.code_version}
 
     async def prepare(self, version: str) -> Task:
-        """The task at *version*: fetched, verified, checked. Waits for a repository that is away; raises NotReady."""
+        """The task at *version*: fetched, verified and checked. Retries while the repository is unavailable.
+
+        Raises:
+            CodeNotReady: The version is rejected, or has failed its check.
+
+        """
         attempt = 0
         while True:
             try:
-                task = await self._code.task_at(version)
+                task = await self._repository.task_at(version)
                 await self._check_once(task)
             except CodeUnavailable as error:
                 if attempt == 0:
-                    log.warning("the code repository is away", reason=str(error))
+                    log.warning("Code repository unavailable; retrying", reason=str(error))
                 await asyncio.sleep(backoff_s(attempt))
                 attempt += 1
             except CodeRejected as error:
@@ -99,23 +74,22 @@ class DeviceCode:
                 return task
 
     async def _check_once(self, task: Task) -> None:
-        """Once for each version: a device goes back and forth between them at once."""
-        if task.id != self.task.id:
-            raise CodeNotReady(f"it is task {task.id!r}, and this device runs {self.task.id!r}")
+        """Check each version once, so that a device changes back to an earlier one at once."""
+        if task.id != self._task:
+            raise CodeNotReady(f"the code is of task {task.id!r}; this device runs {self._task!r}")
         if self._check is not None and task.code_version not in self._checked:
             await self._check(task)
             self._checked.add(task.code_version)
 
     async def switch_to(self, task: Task) -> None:
-        """From here on the device is on *task*, also when it is started anew."""
-        self.task = task
+        """Remember that the device has the version of *task*."""
         await asyncio.to_thread(_write_atomically, self._version_file, task.code_version)
 
 
-def read_last_version(kept: Path) -> str:
-    """The version that the device was on when it ended; empty where that is not known."""
+def read_last_version(version_file: Path) -> str:
+    """The version that the device had when it ended; empty where that is not known."""
     try:
-        return kept.read_text().strip()
+        return version_file.read_text().strip()
     except OSError:
         return ""
 

@@ -1,7 +1,7 @@
-"""How many tasks train at the same time on one device: so many files, each locked by who trains.
+"""A limit of how many tasks train at the same time on one device: one file for each slot, locked while one trains.
 
-A device may run several tasks, in one process or in many; what they share is its directory. A lock goes with
-the process that holds it, however that ends, so that a slot can never be lost.
+A device may run several tasks, in one process or in several; they share its directory. The kernel releases a lock
+when its process ends, however it ends, so a slot is never lost.
 """
 
 import fcntl
@@ -11,13 +11,13 @@ from pathlib import Path
 
 
 class TrainingSlot:
-    """One place to train in, until it is given back."""
+    """A slot that is taken, until it is released."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
 
-    def give_back(self) -> None:
-        """Twice is fine."""
+    def release(self) -> None:
+        """Release the slot; a second call does nothing."""
         if self._descriptor is not None:
             os.close(self._descriptor)
             self._descriptor = None
@@ -32,7 +32,7 @@ class TrainingSlots:
         self.count = count
 
     def take(self, run: str) -> TrainingSlot | None:
-        """A slot for *run*, or None where others have them all. Never waits, but for the disk."""
+        """A slot for *run*, or None where others have all of them. Does not wait for a slot."""
         self._directory.mkdir(parents=True, exist_ok=True)
         for number in range(self.count):
             descriptor = os.open(self._slot_file(number), os.O_RDWR | os.O_CREAT, 0o644)
@@ -47,7 +47,7 @@ class TrainingSlots:
         return None
 
     def list_holders(self) -> list[str]:
-        """The runs that have taken the slots, as far as they say so."""
+        """The runs that took the slots last."""
         found = []
         for number in range(self.count):
             with suppress(OSError):

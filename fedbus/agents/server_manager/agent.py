@@ -29,28 +29,33 @@ from fedbus.agents.common.asyncio_tools import (
     run_until,
 )
 from fedbus.agents.common.debug_logging import log_method_calls
+from fedbus.agents.common.machine import (
+    CancelTimer,
+    FinishStartup,
+    Log,
+    Publish,
+    RetryLater,
+    StartTimer,
+    TimerFired,
+)
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.code_watcher import CodeWatcher, read_fleet
 from fedbus.agents.server_manager.effects import (
     BuildFirstModel,
     BuildLineage,
     CancelCandidateRunRequest,
-    CancelTimer,
     CheckFit,
     CheckFitAtStartup,
     CheckPromotion,
     CheckStore,
     Effect,
     FindFlowerServer,
-    FinishStartup,
     Job,
-    Log,
     MoveCode,
     MoveServer,
     OfferModel,
     PromoteVersion,
     PruneCode,
-    Publish,
     PublishVersion,
     Query,
     ReadDeclined,
@@ -62,9 +67,7 @@ from fedbus.agents.server_manager.effects import (
     ReportFlowerServer,
     RequestCandidateRun,
     RetireVersions,
-    RetryLater,
     StartFlowerServer,
-    StartTimer,
     StopFlowerServer,
 )
 from fedbus.agents.server_manager.events import (
@@ -96,7 +99,6 @@ from fedbus.agents.server_manager.events import (
     RunRequested,
     StartupFitChecked,
     StoreChecked,
-    TimerFired,
     TimerName,
     VersionPromoted,
     VersionPublished,

@@ -11,18 +11,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
+from fedbus.agents.common.machine import CancelTimer, Log, Publish, RetryLater, StartTimer
 from fedbus.agents.server_manager.effects import (
     BuildLineage,
     CancelCandidateRunRequest,
-    CancelTimer,
     Effect,
-    Log,
     PruneCode,
-    Publish,
     ReadFleet,
     RequestCandidateRun,
-    RetryLater,
-    StartTimer,
 )
 from fedbus.agents.server_manager.events import (
     CodeMessage,
@@ -458,7 +454,7 @@ class CodeRollout:
         ]
 
 
-def _stage_timer(rollout: _Rollout) -> StartTimer:
+def _stage_timer(rollout: _Rollout) -> StartTimer[TimerName]:
     return StartTimer(TimerName.STAGE, rollout.task.table.rollout.wait_s)
 
 

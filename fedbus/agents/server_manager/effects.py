@@ -7,14 +7,14 @@ There are three kinds:
 - *Job*: performed in a task of its own; its result is an event among others.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Literal, TypeAlias
 
+from fedbus.agents.common.machine import CancelTimer, FinishStartup, Log, Publish, RetryLater, StartTimer
 from fedbus.agents.server_manager.events import RequestId, TimerName
 from fedbus.contracts.code import CodeChanges, CodeEvent
-from fedbus.contracts.message import Body, Message
+from fedbus.contracts.message import Body
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import ServerChanges, ServerEvent, StartServer
@@ -46,35 +46,9 @@ class MoveCode:
 
 
 @dataclass(frozen=True)
-class Publish:
-    message: Message
-
-
-@dataclass(frozen=True)
 class Reply:
     id: RequestId
     body: Body
-
-
-@dataclass(frozen=True)
-class StartTimer:
-    """Fire *timer* after *delay_s*; a timer of the same name is replaced."""
-
-    timer: TimerName
-    delay_s: float
-
-
-@dataclass(frozen=True)
-class RetryLater:
-    """Fire *timer* after the backoff of *attempt*, which has jitter."""
-
-    timer: TimerName
-    attempt: int
-
-
-@dataclass(frozen=True)
-class CancelTimer:
-    timer: TimerName
 
 
 @dataclass(frozen=True)
@@ -99,18 +73,6 @@ class RecordRun:
     """Update the metrics of a run that has ended."""
 
     outcome: Outcome
-
-
-@dataclass(frozen=True)
-class Log:
-    level: Literal["debug", "info", "warning"]
-    event: str
-    data: Mapping[str, str] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
-class FinishStartup:
-    """Consume messages from now on."""
 
 
 # --- queries ----------------------------------------------------------------------------------------
@@ -265,9 +227,9 @@ Action: TypeAlias = (
     | MoveCode
     | Publish
     | Reply
-    | StartTimer
-    | RetryLater
-    | CancelTimer
+    | StartTimer[TimerName]
+    | RetryLater[TimerName]
+    | CancelTimer[TimerName]
     | CancelCandidateRunRequest
     | StopFlowerServer
     | RecordRound

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import NewType, TypeAlias
 
+from fedbus.agents.common.machine import TimerFired
 from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodeReady, CodeRefused
@@ -320,11 +321,6 @@ class DeclinedRead:
     reasons: Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class TimerFired:
-    timer: TimerName
-
-
 Request: TypeAlias = RunRequested | CancelRequested | PromotionRequested | LineageRequested | RevertRequested
 RunMessage: TypeAlias = ServerStarted | ClientJoined | RoundFinished | RunFinished | RunFailed | ServerLost
 CodeMessage: TypeAlias = CodeReady | CodeRefused
@@ -359,5 +355,5 @@ Event: TypeAlias = (
     | FlowerServerNotStarted
     | FlowerServerFound
     | DeclinedRead
-    | TimerFired
+    | TimerFired[TimerName]
 )

@@ -13,15 +13,9 @@ from datetime import datetime
 from enum import IntEnum
 from typing import assert_never
 
+from fedbus.agents.common.machine import FinishStartup, Log, TimerFired
 from fedbus.agents.server_manager.code_rollout import CodeRollout
-from fedbus.agents.server_manager.effects import (
-    BuildLineage,
-    CheckFitAtStartup,
-    Effect,
-    FinishStartup,
-    Log,
-    Reply,
-)
+from fedbus.agents.server_manager.effects import BuildLineage, CheckFitAtStartup, Effect, Reply
 from fedbus.agents.server_manager.events import (
     CancelRequested,
     CandidateRunAnswered,
@@ -54,7 +48,6 @@ from fedbus.agents.server_manager.events import (
     RunRequested,
     StartupFitChecked,
     StoreChecked,
-    TimerFired,
     TimerName,
     VersionPromoted,
     VersionPublished,

@@ -11,16 +11,8 @@ Pure: every method returns the effects that the agent performs.
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fedbus.agents.server_manager.effects import (
-    BuildFirstModel,
-    CancelTimer,
-    CheckStore,
-    Effect,
-    Log,
-    OfferModel,
-    Publish,
-    RetryLater,
-)
+from fedbus.agents.common.machine import CancelTimer, Log, Publish, RetryLater
+from fedbus.agents.server_manager.effects import BuildFirstModel, CheckStore, Effect, OfferModel
 from fedbus.agents.server_manager.events import (
     ChampionDetails,
     FirstModelFailed,

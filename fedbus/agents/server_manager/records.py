@@ -4,31 +4,15 @@ A record moves when a decision is taken; the effect that it returns has the agen
 """
 
 from datetime import datetime
-from enum import StrEnum
-from typing import Generic, TypeVar
 
+from fedbus.agents.common.machine import LifecycleRecord
 from fedbus.agents.server_manager.effects import MoveCode, MoveServer
 from fedbus.contracts.code import CODE, CodeChanges, CodeData, CodeEvent, CodeState
-from fedbus.contracts.message import LifecycleData
 from fedbus.contracts.server import SERVER, ServerChanges, ServerData, ServerEvent, ServerState
 from fedbus.contracts.situations import ServerSituation, server_situation
 
 REASON_CHARS = 1000
 """The longest reason of a transition of the code."""
-
-State = TypeVar("State", bound=StrEnum)
-Event = TypeVar("Event", bound=StrEnum)
-Data = TypeVar("Data", bound=LifecycleData)
-
-
-class LifecycleRecord(Generic[State, Event, Data]):
-    """The state, the data and the last event of an entity."""
-
-    def __init__(self, state: State, data: Data, event: Event, reason: str = "") -> None:
-        self.state = state
-        self.data = data
-        self.event = event
-        self.reason = reason
 
 
 class ServerRecord(LifecycleRecord[ServerState, ServerEvent, ServerData]):

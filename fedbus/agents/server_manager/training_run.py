@@ -10,15 +10,13 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
+from fedbus.agents.common.machine import CancelTimer, Log, Publish, StartTimer
 from fedbus.agents.server_manager.code_rollout import CodeRollout
 from fedbus.agents.server_manager.effects import (
-    CancelTimer,
     CheckFit,
     Effect,
     FindFlowerServer,
-    Log,
     Outcome,
-    Publish,
     PublishVersion,
     ReadDeclined,
     ReadJoined,
@@ -28,7 +26,6 @@ from fedbus.agents.server_manager.effects import (
     ReportFlowerServer,
     RetireVersions,
     StartFlowerServer,
-    StartTimer,
     StopFlowerServer,
 )
 from fedbus.agents.server_manager.events import (

@@ -1,4 +1,4 @@
-"""The client manager, heard from outside: models, invitations and the words of its fellow agents come in."""
+"""The client manager on a real bus: the server and the other agents of the device are simulated."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,7 +27,6 @@ from fedbus.bus.lifecycles import LifecycleStore
 from fedbus.contracts.client import (
     CLIENT,
     ClientData,
-    ClientDeclined,
     ClientEvent,
     ClientStart,
     FailTrain,
@@ -68,7 +67,7 @@ def make_manager(device: ClientConfig, bootstrap_s: float = 20.0) -> Any:
 
 @pytest.fixture
 async def starting(fed: FederationHarness, server: FakeServer) -> AsyncIterator[RunningAgent]:
-    """A client that has fetched its first model and has not heard that it is served."""
+    """A client that has handed over its first model and has no answer yet."""
     async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)) as agent:
         await fed.hears(InferStart)
         yield agent
@@ -103,7 +102,7 @@ def served_version(fed: FederationHarness) -> int | None:
     return facts.model.version if facts.model else None
 
 
-# --- beginning -------------------------------------------------------------------------------------------
+# --- the start -------------------------------------------------------------------------------------------
 
 
 async def test_a_client_fetches_the_model_and_has_it_served(
@@ -117,17 +116,17 @@ async def test_a_client_fetches_the_model_and_has_it_served(
     assert served_version(fed) == 1
 
 
-async def test_a_model_that_is_there_already_is_not_fetched_again(
+async def test_a_model_on_disk_is_not_fetched_again(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     assert server.offer
     server.offer.release()
-    server.offers.clear()  # nobody gives it out any more
+    server.offers.clear()  # no agent offers it any more
     await client.restart()
     await wait_for_infer_start(fed, times=2)
 
 
-async def test_a_server_that_is_not_there_yet_is_waited_for(fed: FederationHarness) -> None:
+async def test_a_client_waits_for_its_server(fed: FederationHarness) -> None:
     async with fed.agent(make_manager(fed.device(CLIENT_NAME))):
         await fed.happens("client", "started")
         async with FakeServer(fed).serving() as server:
@@ -136,7 +135,7 @@ async def test_a_server_that_is_not_there_yet_is_waited_for(fed: FederationHarne
             await wait_for_infer_start(fed)
 
 
-async def test_a_client_that_finds_no_server_in_time_has_failed_and_ends(fed: FederationHarness) -> None:
+async def test_a_client_without_a_server_ends_at_its_limit(fed: FederationHarness) -> None:
     async with fed.agent(make_manager(fed.device(CLIENT_NAME), bootstrap_s=0.3)) as agent:
         with pytest.RaisesGroup(BootstrapFailed, allow_unwrapped=True, flatten_subgroups=True):
             await agent.ended()
@@ -144,7 +143,7 @@ async def test_a_client_that_finds_no_server_in_time_has_failed_and_ends(fed: Fe
     assert told.reason == "no server of tiny answered within 0.3 s"
 
 
-async def test_a_client_that_finds_no_model_in_time_has_failed_and_tries_again_when_it_is_restarted(
+async def test_a_client_that_found_no_model_starts_after_a_restart(
     fed: FederationHarness,
 ) -> None:
     async with FakeServer(fed).serving() as server:
@@ -157,7 +156,7 @@ async def test_a_client_that_finds_no_model_in_time_has_failed_and_tries_again_w
     assert fed.events("client") == ["started", "bootstrap_failed", "restarted", "model_fetched"]
 
 
-async def test_a_server_that_has_no_model_yet_is_told_of_once_and_is_no_warning(
+async def test_a_server_without_a_model_is_logged_once_as_info(
     fed: FederationHarness,
 ) -> None:
     with capture_logs() as said:
@@ -165,16 +164,14 @@ async def test_a_server_that_has_no_model_yet_is_told_of_once_and_is_no_warning(
             await eventually(lambda: server.infos >= 3)
             await server.has(1)
             await wait_for_infer_start(fed)
-    assert [one["log_level"] for one in said if one["event"] == "no model yet"] == ["info"]
+    assert [one["log_level"] for one in said if one["event"] == "No model yet"] == ["info"]
 
 
-async def test_a_client_that_is_turned_away_ends_with_the_reason(
-    fed: FederationHarness, server: FakeServer
-) -> None:
+async def test_a_refused_client_ends_with_the_reason(fed: FederationHarness, server: FakeServer) -> None:
     server.refuses = "not in this federation"
     async with fed.agent(make_manager(fed.device(CLIENT_NAME))) as agent:
         with pytest.RaisesGroup(
-            pytest.RaisesExc(BootstrapFailed, match="client c1 cannot begin: not in this federation"),
+            pytest.RaisesExc(BootstrapFailed, match="client c1 cannot start: not in this federation"),
             allow_unwrapped=True,
             flatten_subgroups=True,
         ):
@@ -200,22 +197,10 @@ async def test_a_run_ends_with_its_model_being_served(
     assert served_version(fed) == 2
 
 
-async def test_a_version_that_comes_after_the_end_of_training_is_waited_for(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await begin_learning(fed, server)
-    await send_fin_train(fed)
-    await fed.reaches("client", "pending_application")
-    await server.publishes(2)
-    assert (await fed.hears(InferUpdate)).model.version == 2
-    await send_infer_ready(fed, fed.heard(InferUpdate)[0].model)
-    await fed.reaches("client", "serving")
-
-
-async def test_a_run_that_brings_no_version_is_not_waited_for_for_ever(
+async def test_a_run_without_a_version_is_awaited_within_a_limit(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.agent.APPLY_S", 0.2)
+    monkeypatch.setattr("fedbus.agents.client_manager.machine.APPLY_S", 0.2)
     await begin_learning(fed, server)
     await send_fin_train(fed)
     assert (await fed.happens("client", "no_new_model")).target == "serving"
@@ -232,60 +217,17 @@ async def test_a_failure_in_training_leaves_the_client_serving(
     assert (told.target, told.reason) == ("serving", "it broke")
 
 
-async def test_who_failed_may_try_once_more_and_then_stays_out(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await begin_learning(fed, server)
-    server.open_run = server.invitation()
-    await send_fail_train(fed)
-    await fed.hears(ClientStart, times=2)
-    await send_fail_train(fed)
-    assert (await fed.hears(ClientDeclined)).reason == f"this client has failed 2 times in {RUN}"
-    await server.invites(f"{TASK}-2")  # another run is another matter
-    await fed.hears(ClientStart, times=3)
-
-
-async def test_a_run_that_does_not_end_is_left(
+async def test_a_client_leaves_a_run_that_does_not_end(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.agent.SPARE_S", 0.1)
+    monkeypatch.setattr("fedbus.agents.client_manager.machine.SPARE_S", 0.1)
     await server.invites(plan=RunPlan(rounds=1, recruit_s=0.1, round_s=0.1))
     told = await fed.happens("client", "client_start")
     assert told.deadline is not None
     assert (await fed.happens("client", "deadline")).target == "serving"
 
 
-async def test_words_about_another_run_change_nothing(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await begin_learning(fed, server)
-    await send_fin_train(fed, f"{TASK}-7")
-    await send_fail_train(fed, f"{TASK}-7")
-    await send_fail_train(fed)
-    await fed.happens("client", "fail_train")
-    assert fed.events("client")[3:] == ["client_start", "fail_train"]
-
-
-async def test_other_code_is_a_reason_to_stay_out(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await server.invites(code_version="sha256:fedcba98765432100")
-    declined = await fed.hears(ClientDeclined)
-    assert (declined.client, declined.run) == (CLIENT_NAME, RUN)
-    assert declined.reason.startswith("the run is on code fedcba987654, this client on ")
-    assert not fed.heard(ClientStart)
-
-
-async def test_who_will_serve_in_a_moment_keeps_the_invitation(
-    fed: FederationHarness, server: FakeServer, starting: RunningAgent
-) -> None:
-    await server.invites()
-    await send_infer_ready(fed, await wait_for_infer_start(fed))
-    assert (await fed.hears(ClientStart)).run == RUN
-    assert not fed.heard(ClientDeclined)
-
-
-async def test_who_was_away_when_a_run_opened_asks_and_joins(
+async def test_a_client_that_missed_the_invitation_joins(
     fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     server.open_run = server.invitation()
@@ -308,15 +250,7 @@ async def test_a_published_model_is_served_in_place_of_the_old(
     assert served_version(fed) == 2
 
 
-async def test_the_same_version_once_more_is_no_news(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await server.publishes(1)
-    await server.publishes(2)
-    assert (await fed.hears(InferUpdate)).model.version == 2
-
-
-async def test_a_refused_model_leaves_the_old_one_serving_and_the_next_is_taken(
+async def test_after_a_refused_model_the_next_one_is_applied(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     second = await server.publishes(2)
@@ -331,7 +265,7 @@ async def test_a_refused_model_leaves_the_old_one_serving_and_the_next_is_taken(
     assert served_version(fed) == 3
 
 
-async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_nor_tried_again(
+async def test_a_model_that_was_rolled_back_is_not_applied_again(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
@@ -342,10 +276,10 @@ async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_no
     assert (await fed.happens("client", "model_returned")).reason == "it errs"
     assert served_version(fed) == 1
     await begin_learning(fed, server)
-    await send_fail_train(fed)  # it looks about for what is new, and there is nothing
+    await send_fail_train(fed)  # it looks for a newer model, and there is none
     await fed.happens("client", "fail_train")
     assert served_version(fed) == 1
-    await send_model_rolled_back(fed, first, second)  # told twice
+    await send_model_rolled_back(fed, first, second)  # delivered twice
     third = await server.publishes(3)
     await fed.hears(InferUpdate, times=2)
     await send_infer_ready(fed, third)
@@ -354,48 +288,7 @@ async def test_a_model_that_the_inference_agent_went_back_from_is_not_told_of_no
     assert served_version(fed) == 3
 
 
-async def test_a_model_that_was_gone_back_from_is_handed_over_again_when_the_server_names_it_anew(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    server.term = 4
-    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
-    assert (await fed.hears(InferUpdate)).term == 4
-    await send_infer_ready(fed, second)
-    await fed.happens("client", "infer_ready", times=2)
-    await send_model_rolled_back(fed, first, second)
-    await fed.happens("client", "model_returned")
-    server.term = 5
-    await server.publishes(2)
-    assert (await fed.hears(InferUpdate, times=2)).term == 5
-
-
-async def test_who_goes_back_while_its_device_learns_says_so_with_the_next_step(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    first, second = fed.heard(InferStart)[0].model, await server.publishes(2)
-    await fed.hears(InferUpdate)
-    await send_infer_ready(fed, second)
-    await fed.happens("client", "infer_ready", times=2)
-    await begin_learning(fed, server)
-    await send_model_rolled_back(fed, first, second)
-    await send_fail_train(fed)
-    assert (await fed.happens("client", "fail_train")).target == "serving"
-    assert served_version(fed) == 1
-
-
-async def test_a_client_that_starts_and_is_refused_the_newest_model_says_which_one_serves_still(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    first = fed.heard(InferStart)[0].model
-    await server.has(2)
-    await client.restart()
-    second = await wait_for_infer_start(fed, times=2)
-    await send_infer_refused(fed, second, serving=1, still=first)
-    await fed.happens("client", "infer_refused")
-    assert served_version(fed) == 1
-
-
-async def test_where_nothing_serves_yet_a_refused_model_is_tried_again_until_one_is_taken(
+async def test_a_refused_first_model_is_tried_until_one_is_accepted(
     fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     await send_infer_refused(fed, await wait_for_infer_start(fed), serving=None)
@@ -407,30 +300,17 @@ async def test_where_nothing_serves_yet_a_refused_model_is_tried_again_until_one
     assert fed.events("client")[2:] == ["infer_retried", "infer_retried", "infer_ready"]
 
 
-async def test_a_word_about_an_older_model_is_not_taken_for_the_new_one(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    first = fed.heard(InferStart)[0].model
-    second = await server.publishes(2)
-    await fed.hears(InferUpdate)
-    await send_infer_ready(fed, first)  # told twice
-    await send_infer_ready(fed, second)
-    await fed.happens("client", "infer_ready", times=2)
-    assert served_version(fed) == 2
-    assert fed.events("client")[3:] == ["model_published", "infer_ready"]
-
-
-async def test_an_inference_agent_that_says_nothing_is_not_waited_for_for_ever(
+async def test_a_silent_inference_agent_is_awaited_within_a_limit(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("fedbus.agents.client_manager.agent.APPLY_S", 0.2)
+    monkeypatch.setattr("fedbus.agents.client_manager.machine.APPLY_S", 0.2)
     await server.publishes(2)
     told = await fed.happens("client", "infer_refused")
-    assert "did not answer within 0.2 s" in told.reason
+    assert "did not answer in time (limit 0.2 s)" in told.reason
     assert served_version(fed) == 1
 
 
-async def test_a_model_that_is_not_given_out_for_a_moment_is_fetched_all_the_same(
+async def test_a_model_is_fetched_from_the_next_offer(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     model, blob = await server.has(2)
@@ -446,17 +326,7 @@ async def test_a_model_that_is_not_given_out_for_a_moment_is_fetched_all_the_sam
 # --- code -------------------------------------------------------------------------------------------------------
 
 
-async def test_code_that_is_ours_is_no_news(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    ours = fed.site.task.code_version
-    await fed.say(CodePublished(task=TASK, code_version=ours), by="server-manager")
-    await server.publishes(2)  # heard after it
-    await fed.hears(InferUpdate)
-    assert fed.events("client")[3:] == ["model_published"]
-
-
-async def test_a_device_whose_code_is_a_directory_says_how_to_follow_a_repository(
+async def test_a_code_directory_cannot_follow_a_new_version(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await fed.say(CodePublished(task=TASK, code_version="sha256:abcdef0123456"), by="server-manager")
@@ -471,7 +341,7 @@ async def test_a_device_whose_code_is_a_directory_says_how_to_follow_a_repositor
 # --- a client manager that is killed, or is not alone -------------------------------------------------------------
 
 
-async def test_killed_while_it_serves_it_begins_again_and_serves(
+async def test_a_client_killed_while_serving_serves_again(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await client.restart()
@@ -480,7 +350,7 @@ async def test_killed_while_it_serves_it_begins_again_and_serves(
     assert fed.events("client")[3:] == ["restarted", "model_fetched", "infer_ready"]
 
 
-async def test_killed_while_it_applies_a_model_it_begins_again(
+async def test_a_client_killed_while_applying_starts_again(
     fed: FederationHarness, server: FakeServer, starting: RunningAgent
 ) -> None:
     await starting.restart()
@@ -489,7 +359,7 @@ async def test_killed_while_it_applies_a_model_it_begins_again(
     await wait_for_infer_start(fed, times=2)
 
 
-async def test_killed_while_it_learns_it_finds_its_run_again(
+async def test_a_client_killed_while_learning_joins_its_run_again(
     fed: FederationHarness, server: FakeServer, client: RunningAgent
 ) -> None:
     await begin_learning(fed, server)
@@ -506,7 +376,7 @@ async def test_killed_while_it_learns_it_finds_its_run_again(
     assert served_version(fed) == 2
 
 
-async def test_killed_while_it_syncs_it_begins_again(fed: FederationHarness, server: FakeServer) -> None:
+async def test_a_client_killed_while_syncing_starts_again(fed: FederationHarness, server: FakeServer) -> None:
     device = fed.device(CLIENT_NAME)
     bus = await fed.speaker("client-manager", CLIENT_NAME)
     async with LifecycleStore.open(bus, device.outbox("client-manager")) as lives:
@@ -520,9 +390,7 @@ async def test_killed_while_it_syncs_it_begins_again(fed: FederationHarness, ser
     assert (await fed.happens("client", "restarted")).source == "syncing"
 
 
-async def test_of_two_owners_of_one_client_the_first_is_refused_and_ends(
-    fed: FederationHarness, server: FakeServer
-) -> None:
+async def test_the_first_of_two_owners_of_a_client_ends(fed: FederationHarness, server: FakeServer) -> None:
     async with fed.agent(make_manager(fed.device(CLIENT_NAME))) as first:
         await send_infer_ready(fed, await wait_for_infer_start(fed))
         await fed.reaches("client", "serving")
@@ -534,9 +402,9 @@ async def test_of_two_owners_of_one_client_the_first_is_refused_and_ends(
             await wait_for_infer_start(fed, times=2)
             await send_infer_ready(fed, fed.heard(InferStart)[0].model)
             await fed.happens("client", "infer_ready", times=2)
-            await server.publishes(2)  # both hear of it, and both would move
+            await server.publishes(2)  # both receive it, and both would move
             with pytest.RaisesGroup(StaleOwner, allow_unwrapped=True, flatten_subgroups=True):
                 await first.ended()
-    # what was refused is not said after the next start either: the history stays a walk
+    # the refused transition is not published after the next start either
     async with fed.agent(make_manager(fed.device(CLIENT_NAME))):
         await fed.happens("client", "restarted", times=2)

@@ -1,4 +1,4 @@
-"""A device and its task's code: from a real repository, checked in a real process; server and inference are played."""
+"""The code of a device: from a real repository, checked in a real process; the other agents are simulated."""
 
 import asyncio
 import shutil
@@ -19,8 +19,8 @@ from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
 from support.repositories import CommitSigner, Repository, make_signer
 
 from fedbus.app.composition.agents import client_manager
-from fedbus.contracts.client import ClientData, ClientDeclined, ClientStart, FinTrain, InferUpdate
-from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused, RolloutCohort
+from fedbus.contracts.client import ClientData, ClientStart, FinTrain, InferUpdate
+from fedbus.contracts.code import CodePlan, CodePublished, CodeReady, CodeRefused
 from fedbus.stores.code.open import open_code
 from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
@@ -69,7 +69,7 @@ def version_of(fed: FederationHarness) -> str:
     return facts.code_version
 
 
-async def test_new_code_is_fetched_checked_tried_by_the_inference_agent_and_then_ready(
+async def test_new_code_is_checked_and_tried_before_it_is_ready(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -90,7 +90,7 @@ async def test_new_code_is_fetched_checked_tried_by_the_inference_agent_and_then
     assert version_of(fed) == new
 
 
-async def test_code_that_the_inference_agent_cannot_serve_with_is_refused(
+async def test_code_that_cannot_serve_is_refused(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -117,7 +117,7 @@ async def test_code_that_the_inference_agent_cannot_serve_with_is_refused(
     ],
     ids=["an import that fails", "no model", "no task"],
 )
-async def test_code_that_does_not_work_is_refused_and_the_device_serves_on(
+async def test_a_device_with_broken_new_code_serves_on(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -134,7 +134,7 @@ async def test_code_that_does_not_work_is_refused_and_the_device_serves_on(
     assert fed.heard(InferUpdate) == []
 
 
-async def test_unsigned_code_is_refused_whatever_the_server_says(
+async def test_unsigned_code_is_refused_by_the_device(
     fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
 ) -> None:
     old = repository.head
@@ -144,20 +144,7 @@ async def test_unsigned_code_is_refused_whatever_the_server_says(
     assert version_of(fed) == old
 
 
-async def test_refused_code_is_not_tried_again_but_said_again(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
-) -> None:
-    old = repository.head
-    unsigned = repository.commit({"tiny/__init__.py": "REVISION = 2\n"})
-    await publish(fed, old, unsigned)
-    await fed.hears(CodeRefused)
-    await fed.happens("client", "code_refused")
-    await publish(fed, old, unsigned)
-    await fed.hears(CodeRefused, times=2)
-    assert fed.events("client").count("code_published") == 1
-
-
-async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
+async def test_refused_code_is_tried_again_in_another_rollout(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -177,38 +164,7 @@ async def test_in_another_rollout_a_device_tries_again_what_it_had_refused(
     assert (await fed.hears(CodeReady)).attempt == 2
 
 
-async def test_who_is_not_of_the_cohort_stays_where_it_is(
-    fed: FederationHarness,
-    server: FakeServer,
-    client: RunningAgent,
-    repository: Repository,
-    ada: CommitSigner,
-) -> None:
-    old = repository.head
-    new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-    await publish(fed, old, new, cohort=RolloutCohort(labels={"site": "lab"}).model_dump())
-    await server.publishes(2)  # heard after it
-    update = await fed.hears(InferUpdate)
-    assert update.code_version == old
-    assert fed.heard(CodeReady) == []
-
-
-async def test_labels_make_a_device_one_of_the_cohort(
-    fed: FederationHarness, server: FakeServer, repository: Repository, ada: CommitSigner
-) -> None:
-    device = replace(fed.device(CLIENT_NAME), labels={"site": "lab"})
-    old = repository.head
-    async with fed.agent(lambda stop: client_manager(device, stop)):
-        await send_infer_ready(fed, await wait_for_infer_start(fed))
-        facts = (await fed.reaches("client", "serving")).facts
-        assert isinstance(facts, ClientData)
-        assert facts.labels == {"site": "lab"}
-        new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
-        await publish(fed, old, new, cohort=RolloutCohort(labels={"site": "lab"}).model_dump())
-        assert (await fed.hears(InferUpdate)).code_version == new
-
-
-async def test_a_device_that_trains_changes_over_when_the_run_is_over(
+async def test_a_device_changes_its_code_after_its_run(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -227,7 +183,7 @@ async def test_a_device_that_trains_changes_over_when_the_run_is_over(
     assert fed.events("client")[3:] == ["client_start", "fin_train", "no_new_model", "code_published"]
 
 
-async def test_a_device_that_comes_back_catches_up_before_it_serves(
+async def test_a_device_that_reconnects_changes_its_code_first(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -243,7 +199,7 @@ async def test_a_device_that_comes_back_catches_up_before_it_serves(
     assert (await fed.happens("client", "model_fetched", times=2)).facts.code_version == new  # type: ignore[union-attr]
 
 
-async def test_everybody_goes_back_when_a_rollout_is_reverted(
+async def test_a_reverted_rollout_takes_the_device_back(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -263,15 +219,7 @@ async def test_everybody_goes_back_when_a_rollout_is_reverted(
     assert version_of(fed) == old
 
 
-async def test_a_run_of_other_code_is_declined_and_both_are_named(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent, repository: Repository
-) -> None:
-    await server.invites(code_version="b" * 40)
-    said = await fed.hears(ClientDeclined)
-    assert said.reason == f"the run is on code {'b' * 12}, this client on {repository.head[:12]}"
-
-
-async def test_a_repository_that_is_away_is_waited_for_while_the_device_serves(
+async def test_a_device_serves_while_its_repository_is_unavailable(
     fed: FederationHarness,
     server: FakeServer,
     client: RunningAgent,
@@ -298,7 +246,7 @@ def keys(tmp_path: Path) -> tuple[ModelSigner, TrustedKeys]:
     return ModelSigner.read(tmp_path / "fedbus.key"), TrustedKeys.read(public)
 
 
-async def test_where_keys_are_trusted_a_signed_model_is_served_and_an_unsigned_one_is_not(
+async def test_a_device_with_trusted_keys_refuses_an_unsigned_model(
     fed: FederationHarness, server: FakeServer, keys: tuple[ModelSigner, TrustedKeys]
 ) -> None:
     server.signer, trusted = keys
@@ -313,7 +261,7 @@ async def test_where_keys_are_trusted_a_signed_model_is_served_and_an_unsigned_o
         assert fed.heard(InferUpdate) == []
 
 
-async def test_a_model_with_a_stranger_s_signature_is_never_active(
+async def test_a_model_signed_with_another_key_is_refused(
     fed: FederationHarness, server: FakeServer, keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path
 ) -> None:
     server.signer, trusted = keys
@@ -327,14 +275,3 @@ async def test_a_model_with_a_stranger_s_signature_is_never_active(
         told = await fed.happens("client", "infer_refused")
         assert "is signed with the key" in told.reason
         assert fed.heard(InferUpdate) == []
-
-
-async def test_what_a_run_came_to_and_was_kept_back_is_not_waited_for(
-    fed: FederationHarness, server: FakeServer, client: RunningAgent
-) -> None:
-    await server.invites()
-    await fed.hears(ClientStart)
-    await fed.reaches("client", "learning")
-    await fed.say(FinTrain(task=TASK, client=CLIENT_NAME, run=RUN, new_model=False), by="flower-client")
-    told = await fed.happens("client", "no_new_model")
-    assert (told.source, told.target) == ("pending_application", "serving")

@@ -1,4 +1,4 @@
-"""How many tasks train at the same time on one device."""
+"""The limit of tasks that train at the same time on one device."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ from pathlib import Path
 from fedbus.agents.client_manager.training_slots import TrainingSlots
 
 
-def test_so_many_are_given_and_no_more(tmp_path: Path) -> None:
+def test_there_are_no_more_slots_than_the_limit(tmp_path: Path) -> None:
     slots = TrainingSlots(tmp_path, 2)
     first, second = slots.take("mnist-1"), slots.take("fashion-1")
     assert first
@@ -16,13 +16,13 @@ def test_so_many_are_given_and_no_more(tmp_path: Path) -> None:
     assert sorted(slots.list_holders()) == ["fashion-1", "mnist-1"]
 
 
-def test_what_is_given_back_may_be_taken_again_and_by_others(tmp_path: Path) -> None:
+def test_a_released_slot_may_be_taken_by_another_task(tmp_path: Path) -> None:
     slots, others = TrainingSlots(tmp_path, 1), TrainingSlots(tmp_path, 1)
     slot = slots.take("mnist-1")
     assert slot
     assert others.take("fashion-1") is None
-    slot.give_back()
-    slot.give_back()  # twice is fine
+    slot.release()
+    slot.release()  # a second call does nothing
     assert others.take("fashion-1")
 
 
@@ -36,7 +36,7 @@ signal.pause()
 """
 
 
-def test_a_process_that_is_killed_holds_nothing_any_more(tmp_path: Path) -> None:
+def test_a_killed_process_holds_no_slot(tmp_path: Path) -> None:
     slots = TrainingSlots(tmp_path, 1)
     command = [sys.executable, "-c", HOLD, str(tmp_path)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:

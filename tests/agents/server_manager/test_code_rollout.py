@@ -20,24 +20,20 @@ from support.server_machine import (
     task_at,
 )
 
+from fedbus.agents.common.machine import CancelTimer, Log, Publish, RetryLater, StartTimer, TimerFired
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.effects import (
     BuildLineage,
     CancelCandidateRunRequest,
-    CancelTimer,
     CheckFit,
     Effect,
-    Log,
     MoveCode,
     MoveServer,
     OfferModel,
     PruneCode,
-    Publish,
     ReadFleet,
     Reply,
     RequestCandidateRun,
-    RetryLater,
-    StartTimer,
 )
 from fedbus.agents.server_manager.events import (
     CandidateRunAnswered,
@@ -55,7 +51,6 @@ from fedbus.agents.server_manager.events import (
     RequestId,
     RevertRequested,
     RunRequested,
-    TimerFired,
     TimerName,
     VersionPublished,
 )

@@ -27,22 +27,27 @@ from support.server_machine import (
     task_at,
 )
 
+from fedbus.agents.common.machine import (
+    CancelTimer,
+    FinishStartup,
+    Log,
+    Publish,
+    RetryLater,
+    StartTimer,
+    TimerFired,
+)
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.effects import (
     BuildFirstModel,
     BuildLineage,
-    CancelTimer,
     CheckFit,
     CheckFitAtStartup,
     CheckPromotion,
     CheckStore,
     FindFlowerServer,
-    FinishStartup,
-    Log,
     MoveServer,
     OfferModel,
     PromoteVersion,
-    Publish,
     PublishVersion,
     ReadDeclined,
     ReadJoined,
@@ -51,9 +56,7 @@ from fedbus.agents.server_manager.effects import (
     Reply,
     ReportFlowerServer,
     RetireVersions,
-    RetryLater,
     StartFlowerServer,
-    StartTimer,
     StopFlowerServer,
 )
 from fedbus.agents.server_manager.events import (
@@ -82,7 +85,6 @@ from fedbus.agents.server_manager.events import (
     RunRequested,
     StartupFitChecked,
     StoreChecked,
-    TimerFired,
     TimerName,
     VersionPromoted,
     VersionPublished,

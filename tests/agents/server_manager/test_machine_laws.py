@@ -17,6 +17,7 @@ from support.server_machine import (
     task_at,
 )
 
+from fedbus.agents.common.machine import FinishStartup, Publish, RetryLater, StartTimer, TimerFired
 from fedbus.agents.server_manager.effects import (
     BuildFirstModel,
     BuildLineage,
@@ -25,12 +26,10 @@ from fedbus.agents.server_manager.effects import (
     CheckStore,
     Effect,
     FindFlowerServer,
-    FinishStartup,
     MoveCode,
     MoveServer,
     OfferModel,
     PromoteVersion,
-    Publish,
     PublishVersion,
     ReadDeclined,
     ReadFleet,
@@ -38,9 +37,7 @@ from fedbus.agents.server_manager.effects import (
     Reply,
     RequestCandidateRun,
     RetireVersions,
-    RetryLater,
     StartFlowerServer,
-    StartTimer,
 )
 from fedbus.agents.server_manager.events import (
     CancelRequested,
@@ -76,7 +73,6 @@ from fedbus.agents.server_manager.events import (
     RevertRequested,
     RunRequested,
     StoreChecked,
-    TimerFired,
     TimerName,
     VersionPromoted,
     VersionPublished,

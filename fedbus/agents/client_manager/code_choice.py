@@ -1,0 +1,48 @@
+"""Which version of the task's code the device has, and which one it should have. Pure."""
+
+from collections.abc import Mapping
+
+from fedbus.contracts.code import CodePlan
+from fedbus.contracts.task.task import Task
+from fedbus.domain.code_rollout import target_code_version
+
+
+class CodeChoice:
+    """The code of the device *client*, which was started with *task*."""
+
+    def __init__(self, task: Task, *, client: str, labels: Mapping[str, str]) -> None:
+        self._client = client
+        self._labels = labels
+        self.task = task
+        self.plan: CodePlan | None = None
+        """What the server announced last."""
+        self.refused: dict[str, str] = {}
+        """Versions that are not tried again in this rollout, and why."""
+
+    @property
+    def version(self) -> str:
+        return self.task.code_version
+
+    @property
+    def attempt(self) -> int | None:
+        """Which rollout of the task it is."""
+        return None if self.plan is None else self.plan.attempt
+
+    @property
+    def wanted(self) -> str | None:
+        """The version to change to; None where the device has it, or has refused it."""
+        if self.plan is None:
+            return None
+        version = target_code_version(self.plan, self._client, self._labels)
+        return version if version != self.version and version not in self.refused else None
+
+    @property
+    def starts_lineage(self) -> bool:
+        """True where the candidate's models have another architecture than the one that is served."""
+        return self.plan is not None and self.plan.new_lineage
+
+    def follow(self, plan: CodePlan | None) -> None:
+        """Take *plan*. In another rollout a refused version is tried again, since its cause may be gone."""
+        before, self.plan = self.attempt, plan
+        if before is not None and before != self.attempt:
+            self.refused.clear()

@@ -1,0 +1,722 @@
+"""The decisions of the client manager: events in, effects out. No bus, no store, no clock, no task.
+
+    s0 –model_fetched→ pending_application –infer_ready→ serving –client_start→ learning –fin_train→ …
+
+`ClientMachine.handle` takes one event and returns what the agent has to do about it. The state is that of the
+client's lifecycle; a *step* (`steps`) is what the client waits for in it. An event that no step waits for changes
+nothing, so a message that comes twice, or late, is harmless.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime, timedelta
+from typing import Final, Literal, assert_never
+
+from fedbus.agents.client_manager.code_choice import CodeChoice
+from fedbus.agents.client_manager.effects import (
+    Effect,
+    EnrollClient,
+    Fail,
+    FetchModel,
+    HandOverModel,
+    JoinTrace,
+    MoveClient,
+    OpenInbox,
+    PrepareCode,
+    ReadDeviceFacts,
+    ReadOpenRun,
+    ReadServerInfo,
+    ReleaseSlot,
+    SwitchCode,
+    TakeSlot,
+)
+from fedbus.agents.client_manager.events import (
+    ClientManagerStarted,
+    ClientTimer,
+    CodeNotPrepared,
+    CodePrepared,
+    DeviceFactsRead,
+    EnrollmentAnswered,
+    Event,
+    ModelAnnounced,
+    ModelAnnouncement,
+    ModelFetched,
+    ModelNotFetched,
+    OpenRunRead,
+    ServerInfoRead,
+    SlotsBusy,
+    SlotTaken,
+)
+from fedbus.agents.client_manager.model_choice import ModelChoice, announcement_from
+from fedbus.agents.client_manager.steps import (
+    STEPS,
+    Applying,
+    AskingServer,
+    AwaitingVersion,
+    CatchingUp,
+    ChangingCode,
+    CheckingRule,
+    Created,
+    Ended,
+    Enrolling,
+    Fetching,
+    FetchingFirst,
+    FirstRefused,
+    PreparingCode,
+    Ready,
+    Search,
+    SearchFailed,
+    Step,
+    TakingSlot,
+    Training,
+    TryingCode,
+)
+from fedbus.agents.common.machine import (
+    CancelTimer,
+    FinishStartup,
+    LifecycleRecord,
+    Log,
+    Publish,
+    RetryLater,
+    StartTimer,
+    TimerFired,
+)
+from fedbus.contracts.client import (
+    CLIENT,
+    ClientChanges,
+    ClientData,
+    ClientDeclined,
+    ClientEvent,
+    ClientStart,
+    ClientState,
+    FailTrain,
+    FinTrain,
+    InferReady,
+    InferRefused,
+)
+from fedbus.contracts.code import CodePublished, CodeReady, CodeRefused
+from fedbus.contracts.expressions.eligibility_rule import Predicate, parse_rule
+from fedbus.contracts.expressions.parser import leaves
+from fedbus.contracts.message import Message
+from fedbus.contracts.server import UpdateReady
+from fedbus.contracts.serving import ModelRolledBack
+from fedbus.contracts.task.task import Task
+from fedbus.domain.eligibility import unmet_reason
+from fedbus.domain.run_participation import decline_reason, short_version, will_serve_soon
+
+BOOTSTRAP_S: Final = 300.0
+"""The limit of the enrollment, and again of the search for the first model."""
+APPLY_S: Final = 120.0
+SYNC_S: Final = 900.0
+"""The limit to fetch, install and check new code, before the device stays on the old one."""
+SPARE_S: Final = 60.0
+"""What a run may take beyond its recruiting and its rounds."""
+SLOT_AGAIN_S: Final = 2.0
+FETCH_ATTEMPTS: Final = 5
+MAX_CODE_REASON: Final = 500
+MAX_TRANSITION_REASON: Final = 1000
+
+
+class ClientRecord(LifecycleRecord[ClientState, ClientEvent, ClientData]):
+    """The client, as its lifecycle has it."""
+
+    def move(
+        self,
+        event: ClientEvent,
+        changes: ClientChanges | None = None,
+        *,
+        reason: str = "",
+        deadline: datetime | None = None,
+    ) -> MoveClient:
+        """Follow the arrow of *event*; raises IllegalTransition and IllegalChange."""
+        changes = changes or {}
+        target = CLIENT.advance(self.state, event)
+        self.data = CLIENT.change(event, self.data, changes)
+        self.state, self.event, self.reason = target, event, reason
+        return MoveClient(event, changes, reason, deadline)
+
+
+@dataclass(frozen=True)
+class _Ineligible:
+    """Why this device does not train now, though it would like to be asked again."""
+
+    run: str
+    reason: str
+    facts: Mapping[str, float]
+
+    @property
+    def shape(self) -> str:
+        """The reason without its numbers: the same reason with other numbers is not published again."""
+        return re.sub(r"\d+(?:\.\d+)?", "#", self.reason)
+
+
+class ClientMachine:
+    """One client in one task.
+
+    Args:
+        task: The version of the task that the device has.
+        record: The client lifecycle, as the log has it.
+        labels: The labels of the device.
+        bootstrap_s: The limit of the enrollment, and again of the search for the first model.
+
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        record: ClientRecord,
+        labels: Mapping[str, str],
+        *,
+        bootstrap_s: float = BOOTSTRAP_S,
+    ) -> None:
+        self._task = task.id
+        self._record = record
+        self._client = record.data.client
+        self._labels = dict(labels)
+        self._bootstrap_s = bootstrap_s
+        self._code = CodeChoice(task, client=self._client, labels=labels)
+        self._models = ModelChoice(record.data.model)
+        self._step: Step = Created()
+        self._now: datetime
+        """The time of the event that is handled."""
+        self._refusals = 0
+        """How often the inference agent has refused a model in a row while it served none."""
+        self._invitation: UpdateReady | None = None
+        """The invitation that came while the client was about to serve."""
+        self._failures = ("", 0)
+        """The run that this client failed in last, and how often."""
+        self._declined: _Ineligible | None = None
+        """What was published last."""
+
+    @property
+    def state(self) -> ClientState:
+        return self._record.state
+
+    @property
+    def task(self) -> Task:
+        """The task at the version that the device has."""
+        return self._code.task
+
+    def validate(self) -> None:
+        """Check that the step belongs to the state; for tests."""
+        assert isinstance(self._step, STEPS[self.state]), f"{self._step} in {self.state}"
+
+    # --- events -------------------------------------------------------------------------------------
+
+    def handle(self, event: Event, now: datetime) -> list[Effect]:  # noqa: PLR0911, PLR0912 - one line an event
+        """Decide on *event*; the agent performs the effects in their order."""
+        self._now = now
+        match event:
+            case ClientManagerStarted():
+                return self._started()
+            case EnrollmentAnswered(refusal=refusal):
+                return self._enrolled(refusal)
+            case UpdateReady():
+                return self._invited(event)
+            case ModelAnnounced(announcement=announcement):
+                return self._announced(announcement)
+            case CodePublished():
+                return self._code_published(event)
+            case FinTrain():
+                return self._run_finished(event)
+            case FailTrain():
+                return self._run_failed(event)
+            case InferReady():
+                return self._infer_ready(event)
+            case InferRefused():
+                return self._infer_refused(event)
+            case ModelRolledBack():
+                return self._rolled_back(event)
+            case ServerInfoRead():
+                return self._server_info_read(event)
+            case OpenRunRead(invitation=invitation):
+                is_busy = self.state is ClientState.LEARNING
+                return [] if invitation is None or is_busy else self._invited(invitation)
+            case ModelFetched():
+                return self._fetched(event)
+            case ModelNotFetched():
+                return self._not_fetched(event)
+            case CodePrepared(task=task):
+                return self._code_prepared(task)
+            case CodeNotPrepared(version=version, reason=reason):
+                return self._code_not_prepared(version, reason)
+            case DeviceFactsRead(facts=facts):
+                return self._facts_read(facts)
+            case SlotTaken():
+                return self._join(self._step.invitation) if isinstance(self._step, TakingSlot) else []
+            case SlotsBusy():
+                return self._slots_busy(event)
+            case TimerFired(timer=timer):
+                return self._timer_fired(timer)
+            case _:
+                assert_never(event)
+
+    def _timer_fired(self, timer: ClientTimer) -> list[Effect]:  # noqa: PLR0911 - one line a timer
+        match timer, self._step:
+            case ClientTimer.BOOTSTRAP, _ if self.state is ClientState.S0:
+                return self._bootstrap_expired()
+            case ClientTimer.MODEL, SearchFailed(search=search):
+                return self._ask_server(search)
+            case ClientTimer.REFUSED, FirstRefused():
+                return self._ask_server(Search())
+            case ClientTimer.APPLY, Applying():
+                return self._keep_current(_no_answer())
+            case ClientTimer.APPLY, TryingCode(task=task):
+                return self._refuse_sync(task.code_version, _no_answer())
+            case ClientTimer.VERSION, AwaitingVersion():
+                reason = f"the run published no model version in time (limit {APPLY_S:g} s)"
+                return self._serve(ClientEvent.NO_NEW_MODEL, reason)
+            case ClientTimer.LEARN, Training(limit_s=limit_s):
+                reason = f"the run did not end in time (limit {limit_s:g} s)"
+                return self._leave_run(ClientEvent.DEADLINE, reason)
+            case ClientTimer.ELIGIBLE, Ready():
+                return [ReadOpenRun()]
+            case _:
+                return []
+
+    def _ignore(self, message: Message) -> list[Effect]:
+        return [Log("debug", "Ignoring message", {"message": message.word, "state": str(self.state)})]
+
+    # --- the start: enroll, and serve a first model -------------------------------------------------
+
+    def _started(self) -> list[Effect]:
+        effects: list[Effect] = []
+        if self.state is not ClientState.S0:
+            changes: ClientChanges = {
+                "run": None,
+                "code_version": self._code.version,
+                "labels": self._labels,
+            }
+            effects.append(self._record.move(ClientEvent.RESTARTED, changes))
+        self._step = Enrolling()
+        return [*effects, StartTimer(ClientTimer.BOOTSTRAP, self._bootstrap_s), EnrollClient()]
+
+    def _enrolled(self, refusal: str) -> list[Effect]:
+        if not isinstance(self._step, Enrolling):
+            return []
+        if refusal:
+            return self._give_up(refusal)
+        restart = StartTimer(ClientTimer.BOOTSTRAP, self._bootstrap_s)
+        return [OpenInbox(), restart, *self._ask_server(Search())]
+
+    def _bootstrap_expired(self) -> list[Effect]:
+        limit = f"{self._bootstrap_s:g} s"
+        match self._step:
+            case CatchingUp(version=version):
+                return self._give_up(f"code {short_version(version)} was not ready in time (limit {limit})")
+            case FetchingFirst(announcement=announcement):
+                number = announcement.model.version
+                return self._give_up(f"model version {number} was not fetched in time (limit {limit})")
+            case SearchFailed(search=search) | AskingServer(search=search) if search.reason:
+                return self._give_up(f"no model in time (limit {limit}): {search.reason}")
+            case _:
+                return self._give_up(f"no server of {self._task} answered within {limit}")
+
+    def _give_up(self, reason: str) -> list[Effect]:
+        self._step = Ended()
+        move = self._record.move(ClientEvent.BOOTSTRAP_FAILED, reason=reason)
+        return [move, Fail(f"client {self._client} cannot start: {reason}")]
+
+    def _ask_server(self, search: Search) -> list[Effect]:
+        self._step = AskingServer(search)
+        return [ReadServerInfo(until_answered=True)]
+
+    def _server_info_read(self, event: ServerInfoRead) -> list[Effect]:
+        info = event.info
+        announcement = announcement_from(info) if info is not None else None
+        match self._step:
+            case AskingServer(search=search):
+                if info is None or announcement is None:  # the server may just be starting
+                    reason = event.reason or f"the server of {self._task} has no model"
+                    return self._search_failed(search, reason, "info")
+                self._code.follow(info.code)
+                return self._catch_up(announcement, search)
+            case ChangingCode():
+                if announcement is not None:  # a model that the old code could not load may fit the new one
+                    self._models.note(announcement)
+                return self._serve(ClientEvent.CODE_READY)
+            case _:
+                return []
+
+    def _catch_up(self, announcement: ModelAnnouncement, search: Search) -> list[Effect]:
+        """Change to the code that belongs to the model; where that fails, start with the old code."""
+        if (version := self._code.wanted) is None:
+            return self._fetch_first(announcement, search)
+        self._step = CatchingUp(announcement, version, search)
+        return [PrepareCode(version, SYNC_S)]
+
+    def _fetch_first(self, announcement: ModelAnnouncement, search: Search) -> list[Effect]:
+        self._step = FetchingFirst(announcement, search)
+        return [FetchModel(announcement, attempts=1)]
+
+    def _search_failed(self, search: Search, reason: str, level: Literal["info", "warning"]) -> list[Effect]:
+        """Try again later; the same reason is logged once."""
+        log = Log(level, "No model yet", {"reason": reason})
+        self._step = SearchFailed(replace(search, attempt=search.attempt + 1, reason=reason))
+        retry = RetryLater(ClientTimer.MODEL, search.attempt)
+        return [retry] if reason == search.reason else [log, retry]
+
+    def _first_fetched(self, announcement: ModelAnnouncement) -> list[Effect]:
+        model = announcement.model
+        self._models.note(announcement)
+        self._models.target = model
+        self._step = Applying(model)
+        hand_over = self._hand_over(announcement, is_first=True)
+        if self.state is not ClientState.S0:
+            return [hand_over]
+        changes: ClientChanges = {"model": model, "code_version": self._code.version}
+        move = self._record.move(ClientEvent.MODEL_FETCHED, changes)
+        return [move, CancelTimer(ClientTimer.BOOTSTRAP), hand_over, FinishStartup()]
+
+    # --- training -----------------------------------------------------------------------------------
+
+    def _invited(self, invitation: UpdateReady) -> list[Effect]:
+        """Join the run, or publish why not. A client that is about to serve keeps the invitation until then."""
+        if isinstance(self._step, Training) and self._step.run == invitation.run:
+            return []
+        if will_serve_soon(self.state):
+            self._invitation = invitation
+            return []
+        failed_run, failures = self._failures
+        reason = decline_reason(
+            invitation,
+            state=self.state,
+            code_version=self._code.version,
+            failures=failures if failed_run == invitation.run else 0,
+            now=self._now,
+        )
+        join_trace = JoinTrace(invitation.traceparent)
+        if reason is not None:
+            return [join_trace, self._decline(invitation.run, reason)]
+        return [join_trace, *self._check_rule(invitation)]
+
+    def _check_rule(self, invitation: UpdateReady) -> list[Effect]:
+        table = self.task.table
+        if table.eligibility.rule is None:
+            return self._take_slot(invitation)
+        asked: list[Predicate] = leaves(parse_rule(table.eligibility.rule))
+        self._step = CheckingRule(invitation)
+        names = frozenset(leaf.name for leaf in asked)
+        return [ReadDeviceFacts(names, self._models.target, table.capture.holdout_share)]
+
+    def _facts_read(self, facts: Mapping[str, float | None]) -> list[Effect]:
+        rule = self.task.table.eligibility.rule
+        if not isinstance(self._step, CheckingRule) or rule is None:
+            return []
+        invitation = self._step.invitation
+        if (reason := unmet_reason(parse_rule(rule), facts)) is None:
+            return self._take_slot(invitation)
+        known = {name: value for name, value in facts.items() if value is not None}
+        again_s = self.task.table.eligibility.again_s
+        return self._wait_until_eligible(_Ineligible(invitation.run, reason, known), again_s)
+
+    def _take_slot(self, invitation: UpdateReady) -> list[Effect]:
+        self._step = TakingSlot(invitation)
+        return [TakeSlot(invitation.run)]
+
+    def _slots_busy(self, event: SlotsBusy) -> list[Effect]:
+        if not isinstance(self._step, TakingSlot):
+            return []
+        holders = ", ".join(event.holders) or "other tasks"
+        reason = f"this device already trains {holders} (limit {event.limit} at a time)"
+        return self._wait_until_eligible(_Ineligible(self._step.invitation.run, reason, {}), SLOT_AGAIN_S)
+
+    def _wait_until_eligible(self, why: _Ineligible, again_s: float) -> list[Effect]:
+        """Decline once for each reason, and check again for as long as the run recruits clients."""
+        self._step = Ready()
+        timer = StartTimer(ClientTimer.ELIGIBLE, again_s)
+        before, self._declined = self._declined, why
+        if before is not None and (before.run, before.shape) == (why.run, why.shape):
+            return [timer]
+        rule = self.task.table.eligibility.rule or ""
+        return [timer, self._decline(why.run, why.reason, rule=rule, facts=why.facts)]
+
+    def _decline(
+        self, run: str, reason: str, *, rule: str = "", facts: Mapping[str, float] | None = None
+    ) -> Publish:
+        declined = {
+            "task": self._task,
+            "client": self._client,
+            "run": run,
+            "reason": reason,
+            "rule": rule,
+            "facts": dict(facts or {}),
+        }
+        return Publish(ClientDeclined.model_validate(declined))
+
+    def _join(self, invitation: UpdateReady) -> list[Effect]:
+        plan = invitation.plan
+        limit_s = plan.recruit_s + plan.rounds * 2 * plan.round_s + SPARE_S
+        deadline = self._now + timedelta(seconds=limit_s)
+        self._step = Training(invitation.run, limit_s)
+        start = ClientStart(
+            task=self._task,
+            client=self._client,
+            run=invitation.run,
+            plan=plan,
+            code_version=invitation.code_version,
+        )
+        return [
+            self._record.move(ClientEvent.CLIENT_START, {"run": invitation.run}, deadline=deadline),
+            StartTimer(ClientTimer.LEARN, limit_s),
+            Publish(start),
+        ]
+
+    def _run_failed(self, event: FailTrain) -> list[Effect]:
+        if not isinstance(self._step, Training) or self._step.run != event.run:
+            return self._ignore(event)
+        lost = ClientEvent.TRAINER_LOST if event.trainer_lost else ClientEvent.FAIL_TRAIN
+        return self._leave_run(lost, event.reason)
+
+    def _leave_run(self, event: ClientEvent, reason: str) -> list[Effect]:
+        if not isinstance(self._step, Training):
+            return []
+        run, (failed_run, failures) = self._step.run, self._failures
+        self._failures = (run, failures + 1 if failed_run == run else 1)
+        return [*self._end_run(event, reason), *self._next_work()]
+
+    def _run_finished(self, event: FinTrain) -> list[Effect]:
+        """Wait for the model version of the run, unless it is known already, or was not promoted."""
+        if not isinstance(self._step, Training) or self._step.run != event.run:
+            return self._ignore(event)
+        effects = self._end_run(ClientEvent.FIN_TRAIN)
+        if (announcement := self._models.next) is not None:
+            return [*effects, *self._apply(announcement)]
+        if not event.new_model:
+            return [*effects, *self._serve(ClientEvent.NO_NEW_MODEL, "the result of the run is not promoted")]
+        self._step = AwaitingVersion()
+        return [*effects, StartTimer(ClientTimer.VERSION, APPLY_S)]
+
+    def _end_run(self, event: ClientEvent, reason: str = "") -> list[Effect]:
+        self._step = Ready()
+        changes: ClientChanges = {"run": None, "model": self._models.target}
+        return [
+            CancelTimer(ClientTimer.LEARN),
+            ReleaseSlot(),
+            self._record.move(event, changes, reason=reason),
+        ]
+
+    # --- models -------------------------------------------------------------------------------------
+
+    def _announced(self, announcement: ModelAnnouncement) -> list[Effect]:
+        """Apply the model now, unless something else is under way."""
+        self._models.note(announcement)
+        if (newer := self._models.next) is None:
+            return []
+        match self._step:
+            case Ready():
+                return self._apply_while_serving(newer)
+            case AwaitingVersion():
+                return [CancelTimer(ClientTimer.VERSION), *self._apply(newer)]
+            case _:
+                return []
+
+    def _apply_while_serving(self, announcement: ModelAnnouncement) -> list[Effect]:
+        move = self._record.move(ClientEvent.MODEL_PUBLISHED, {"model": announcement.model})
+        return [move, *self._apply(announcement)]
+
+    def _apply(self, announcement: ModelAnnouncement) -> list[Effect]:
+        """Fetch the model and hand it to the inference agent; the current one is served until then."""
+        self._models.target = announcement.model
+        self._step = Fetching(announcement)
+        return [FetchModel(announcement, FETCH_ATTEMPTS)]
+
+    def _fetched(self, event: ModelFetched) -> list[Effect]:
+        match self._step:
+            case Fetching(announcement=announcement) if announcement.model == event.model:
+                self._step = Applying(event.model)
+                again = self._models.announcement_of(event.model)
+                return [
+                    StartTimer(ClientTimer.APPLY, APPLY_S),
+                    self._hand_over(again or announcement),
+                ]
+            case FetchingFirst(announcement=announcement) if announcement.model == event.model:
+                return self._first_fetched(announcement)
+            case _:
+                return []
+
+    def _not_fetched(self, event: ModelNotFetched) -> list[Effect]:
+        match self._step:
+            case Fetching(announcement=announcement) if announcement.model == event.model:
+                return self._keep_current(event.reason)
+            case FetchingFirst(announcement=announcement, search=search) if announcement.model == event.model:
+                return self._search_failed(search, event.reason, "warning")
+            case _:
+                return []
+
+    def _hand_over(self, announcement: ModelAnnouncement, *, is_first: bool = False) -> HandOverModel:
+        return HandOverModel(
+            announcement.model,
+            self._code.version,
+            is_first=is_first,
+            term=announcement.term,
+            published_in=announcement.traceparent,
+        )
+
+    def _infer_ready(self, event: InferReady) -> list[Effect]:
+        match self._step:
+            case TryingCode(task=task) if task.code_version == event.code_version:
+                return self._change_code(task)
+            case Applying(model=model) if model == event.model:
+                self._refusals = 0
+                self._models.served = model
+                return self._serve(ClientEvent.INFER_READY)
+            case _:
+                return self._ignore(event)
+
+    def _infer_refused(self, event: InferRefused) -> list[Effect]:
+        match self._step:
+            case TryingCode(task=task) if task.code_version == event.code_version:
+                return self._refuse_sync(task.code_version, event.reason)
+            case Applying(model=model) if model == event.model:
+                data = {"version": str(model.version), "reason": event.reason}
+                log = Log("warning", "Inference agent refused the model", data)
+                if event.serving is None:
+                    return [log, *self._retry_first(event)]
+                self._models.served = event.still or self._models.served
+                return [log, *self._keep_current(event.reason)]
+            case _:
+                return self._ignore(event)
+
+    def _retry_first(self, event: InferRefused) -> list[Effect]:
+        """Nothing is served: search for a model again, until one is accepted."""
+        self._step = FirstRefused()
+        retry = RetryLater(ClientTimer.REFUSED, self._refusals)
+        self._refusals += 1
+        changes = self._served_changes()
+        move = self._record.move(ClientEvent.INFER_RETRIED, changes, reason=event.reason)
+        return [CancelTimer(ClientTimer.APPLY), move, retry]
+
+    def _rolled_back(self, event: ModelRolledBack) -> list[Effect]:
+        """The inference agent serves the model before again, by its own decision."""
+        if self._models.served != event.returned_from:
+            return self._ignore(event)  # it is about a model before the served one
+        self._models.roll_back(event.model, event.returned_from)
+        if self.state is ClientState.PENDING_APPLICATION:
+            return []  # the target is the model that is about to be served
+        self._models.target = event.model
+        if self.state is not ClientState.SERVING:
+            return []  # the next transition records it
+        return [self._record.move(ClientEvent.MODEL_RETURNED, {"model": event.model}, reason=event.reason)]
+
+    def _keep_current(self, reason: str) -> list[Effect]:
+        """Do not try the new model again; the next version is tried."""
+        self._models.keep_current()
+        return self._serve(ClientEvent.INFER_REFUSED, reason)
+
+    # --- serving ------------------------------------------------------------------------------------
+
+    def _serve(self, event: ClientEvent, reason: str = "", then: Sequence[Effect] = ()) -> list[Effect]:
+        """Serve what is served, perform *then*, and begin what waits."""
+        self._step = Ready()
+        move = self._record.move(event, self._served_changes(), reason=reason)
+        return [CancelTimer(ClientTimer.APPLY), move, *then, *self._next_work()]
+
+    def _served_changes(self) -> ClientChanges:
+        """What is served, and the code where it was changed since the last transition."""
+        changes: ClientChanges = {"model": self._models.target}
+        if self._code.version != self._record.data.code_version:
+            changes["code_version"] = self._code.version
+        return changes
+
+    def _next_work(self) -> list[Effect]:
+        """Nothing is under way: begin other code first, then a newer model, then a run that recruits clients."""
+        if (version := self._code.wanted) is not None:
+            return self._sync(version)
+        if (announcement := self._models.next) is not None:
+            return self._apply_while_serving(announcement)
+        invitation, self._invitation = self._invitation, None
+        return [ReadOpenRun()] if invitation is None else self._invited(invitation)
+
+    # --- code ---------------------------------------------------------------------------------------
+
+    def _code_published(self, event: CodePublished) -> list[Effect]:
+        """Follow the plan, now or when what is under way has ended."""
+        self._code.follow(event.plan)
+        effects: list[Effect] = []
+        if event.candidate == self._code.version:
+            effects = [self._code_ready()]  # the server may have lost the first answer
+        elif (reason := self._code.refused.get(event.candidate)) is not None:
+            effects = self._refuse_code(event.candidate, reason)
+        return [*effects, *self._next_work()] if isinstance(self._step, Ready) else effects
+
+    def _sync(self, version: str) -> list[Effect]:
+        self._step = PreparingCode(version)
+        deadline = self._now + timedelta(seconds=SYNC_S)
+        reason = f"code {short_version(version)}"
+        move = self._record.move(ClientEvent.CODE_PUBLISHED, reason=reason, deadline=deadline)
+        return [move, PrepareCode(version, SYNC_S)]
+
+    def _code_prepared(self, task: Task) -> list[Effect]:
+        """The last check of new code is that the inference agent serves with it, unless its models are others."""
+        match self._step:
+            case CatchingUp(announcement=announcement, version=version, search=search) if (
+                version == task.code_version
+            ):
+                return [*self._switch_to(task), *self._fetch_first(announcement, search)]
+            case PreparingCode(version=version) if version == task.code_version:
+                model = self._models.served
+                if model is None or self._code.starts_lineage:
+                    return self._change_code(task)
+                self._step = TryingCode(task)
+                known = self._models.announcement_of(model)
+                hand_over = HandOverModel(
+                    model,
+                    task.code_version,
+                    term=known.term if known else 0,
+                    published_in=known.traceparent if known else "",
+                )
+                return [StartTimer(ClientTimer.APPLY, APPLY_S), hand_over]
+            case _:
+                return []
+
+    def _code_not_prepared(self, version: str, reason: str) -> list[Effect]:
+        match self._step:
+            case CatchingUp(announcement=announcement, version=wanted, search=search) if wanted == version:
+                return [*self._refuse_code(version, reason), *self._fetch_first(announcement, search)]
+            case PreparingCode(version=wanted) if wanted == version:
+                return self._refuse_sync(version, reason)
+            case _:
+                return []
+
+    def _change_code(self, task: Task) -> list[Effect]:
+        """Change the device to *task*, between two runs, and ask which model is served with it."""
+        self._step = ChangingCode()
+        return [CancelTimer(ClientTimer.APPLY), *self._switch_to(task), ReadServerInfo()]
+
+    def _switch_to(self, task: Task) -> list[Effect]:
+        self._code.task = task
+        return [SwitchCode(task), self._code_ready()]
+
+    def _code_ready(self) -> Publish:
+        ready = CodeReady(
+            task=self._task,
+            client=self._client,
+            code_version=self._code.version,
+            attempt=self._code.attempt,
+        )
+        return Publish(ready)
+
+    def _refuse_sync(self, version: str, reason: str) -> list[Effect]:
+        refused = self._refuse_code(version, reason)
+        text = f"code {short_version(version)}: {reason}"[:MAX_TRANSITION_REASON]
+        return self._serve(ClientEvent.CODE_REFUSED, text, then=refused)
+
+    def _refuse_code(self, version: str, reason: str) -> list[Effect]:
+        """Publish the refusal; the version is not tried again in this rollout."""
+        self._code.refused[version] = reason
+        refused = CodeRefused(
+            task=self._task,
+            client=self._client,
+            code_version=version,
+            reason=reason[:MAX_CODE_REASON],
+            stays_on=self._code.version,
+            attempt=self._code.attempt,
+        )
+        log = Log("warning", "New code refused", {"code": version, "reason": reason})
+        return [log, Publish(refused)]
+
+
+def _no_answer() -> str:
+    return f"the inference agent did not answer in time (limit {APPLY_S:g} s)"

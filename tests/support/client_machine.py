@@ -1,0 +1,172 @@
+"""A `ClientMachine` in any state, and the values that its events are made of. No bus, no store, no clock."""
+
+from dataclasses import dataclass, field
+from datetime import datetime, timedelta
+from typing import Any
+
+from fedbus.agents.client_manager.effects import Effect, MoveClient
+from fedbus.agents.client_manager.events import (
+    ClientManagerStarted,
+    EnrollmentAnswered,
+    Event,
+    ModelAnnounced,
+    ModelAnnouncement,
+    ModelFetched,
+    ServerInfoRead,
+    SlotTaken,
+)
+from fedbus.agents.client_manager.machine import ClientMachine, ClientRecord
+from fedbus.agents.common.machine import Publish
+from fedbus.contracts.client import ClientData, ClientEvent, ClientState, InferReady, InferRefused
+from fedbus.contracts.code import CodePlan
+from fedbus.contracts.message import Message
+from fedbus.contracts.model import ModelRef
+from fedbus.contracts.server import ServerInfo, UpdateReady
+from fedbus.contracts.serving import ModelComparison, ModelRolledBack
+from support.server_machine import NAME, NOW, OLD, PLAN, RECRUIT_UNTIL, RUN, blob, model, task_at
+
+CLIENT_ID = "c1"
+LABELS = {"site": "lab"}
+LEARN_S = PLAN.recruit_s + PLAN.rounds * 2 * PLAN.round_s + 60
+RUN_TRACE = "00-run"
+
+
+def announced(version: int, term: int | None = None, traceparent: str = "00-model") -> ModelAnnounced:
+    """*version* as champion, in the term of the same number unless another is named."""
+    number = version if term is None else term
+    return ModelAnnounced(ModelAnnouncement(model(version), blob(version), number, None, traceparent))
+
+
+def server_info(version: int, term: int | None = None, code: CodePlan | None = None) -> ServerInfoRead:
+    number = version if term is None else term
+    return ServerInfoRead(
+        ServerInfo(code_version=OLD, model=model(version), blob=blob(version), term=number, code=code)
+    )
+
+
+def invitation(run: str = RUN, **changes: Any) -> UpdateReady:
+    known = {
+        "task": NAME,
+        "run": run,
+        "plan": PLAN,
+        "recruit_until": RECRUIT_UNTIL,
+        "code_version": OLD,
+        "traceparent": RUN_TRACE,
+    }
+    return UpdateReady.model_validate(known | changes)
+
+
+def infer_ready(version: int, code_version: str = OLD) -> InferReady:
+    return InferReady(
+        task=NAME,
+        client=CLIENT_ID,
+        model=model(version),
+        endpoint="http://127.0.0.1:1",
+        code_version=code_version,
+    )
+
+
+def infer_refused(
+    version: int, *, serving: int | None, still: ModelRef | None = None, code_version: str = OLD
+) -> InferRefused:
+    return InferRefused(
+        task=NAME,
+        client=CLIENT_ID,
+        model=model(version),
+        reason="NaN",
+        serving=serving,
+        still=still,
+        code_version=code_version,
+    )
+
+
+def rolled_back(version: int, to: int) -> ModelRolledBack:
+    return ModelRolledBack(
+        task=NAME,
+        client=CLIENT_ID,
+        model=model(to),
+        returned_from=model(version),
+        reason="it errs",
+        beside=ModelComparison(),
+    )
+
+
+@dataclass
+class ClientDriver:
+    """Hands events to a machine, checks it after each, and keeps the effects."""
+
+    machine: ClientMachine
+    now: datetime = NOW
+    effects: list[Effect] = field(default_factory=list)
+
+    def handle(self, *events: Event) -> list[Effect]:
+        """The effects of the last of *events*."""
+        effects: list[Effect] = []
+        for event in events:
+            effects = self.machine.handle(event, self.now)
+            self.machine.validate()
+            self.effects += effects
+        return effects
+
+    def wait(self, seconds: float) -> None:
+        self.now += timedelta(seconds=seconds)
+
+    @property
+    def data(self) -> ClientData:
+        return self.machine._record.data
+
+    @property
+    def state(self) -> ClientState:
+        return self.machine.state
+
+    @property
+    def events(self) -> list[str]:
+        """The transitions so far."""
+        return [one.event for one in self.effects if isinstance(one, MoveClient)]
+
+    @property
+    def published(self) -> list[Message]:
+        return [one.message for one in self.effects if isinstance(one, Publish)]
+
+
+def new_client(
+    state: ClientState = ClientState.S0, *, table: dict[str, Any] | None = None, **data: Any
+) -> ClientDriver:
+    """A client before its start."""
+    known = {"task": NAME, "client": CLIENT_ID, "code_version": OLD, "labels": LABELS, **data}
+    record = ClientRecord(state, ClientData.model_validate(known), ClientEvent.STARTED)
+    task = task_at(OLD, **(table or {}))
+    return ClientDriver(ClientMachine(task, record, LABELS, bootstrap_s=10.0))
+
+
+def starting_client(**more: Any) -> ClientDriver:
+    """A client that has handed over its first model, and has no answer yet."""
+    client = new_client(**more)
+    client.handle(ClientManagerStarted(), EnrollmentAnswered(), server_info(1), ModelFetched(model(1)))
+    return _without_past(client)
+
+
+def serving_client(**more: Any) -> ClientDriver:
+    """A client that serves version 1."""
+    client = starting_client(**more)
+    client.handle(infer_ready(1))
+    return _without_past(client)
+
+
+def learning_client(**more: Any) -> ClientDriver:
+    """A client that takes part in a run and serves version 1."""
+    client = serving_client(**more)
+    client.handle(invitation(), SlotTaken())
+    return _without_past(client)
+
+
+def applying_client(version: int = 2, **more: Any) -> ClientDriver:
+    """A client that serves version 1, and has handed over another one."""
+    client = serving_client(**more)
+    client.handle(announced(version), ModelFetched(model(version)))
+    return _without_past(client)
+
+
+def _without_past(client: ClientDriver) -> ClientDriver:
+    client.effects.clear()
+    return client
