@@ -71,6 +71,8 @@ T = TypeVar("T")
 
 ACK_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
+READ_ATTEMPTS: Final = 5
+"""How often a read is tried that JetStream does not answer within ACK_TIMEOUT_S, as on a machine that is overloaded."""
 SUBSCRIPTION_PENDING_BYTES: Final = 64 * 1024**2
 """What may wait in this process for a listener that is busy."""
 DEAD_LETTER_BYTES: Final = 16 * 1024
@@ -90,6 +92,7 @@ TRANSIENT_ERRORS: Final = (
 
 log = structlog.get_logger("fedbus.bus")
 
+T = TypeVar("T")
 Handler = Callable[[Any], Awaitable[Body]]
 
 
@@ -442,7 +445,7 @@ class Bus:
             opt_start_seq=None if after is None else after + 1,
             filter_subjects=wanted,
         )
-        subscription = await self._subscribe_ordered(stream, wanted, config)
+        subscription = await _retry_read(stream, lambda: self._subscribe_ordered(stream, wanted, config))
         try:
             yield _iter_stored(self._connection.messages(subscription))
         finally:
@@ -450,7 +453,16 @@ class Bus:
                 await subscription.unsubscribe()
 
     async def last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
-        """The last message on each of the *wanted* subjects that *stream* holds now."""
+        """The last message on each of the *wanted* subjects that *stream* holds now.
+
+        Raises:
+            FederationNotFound: there is no such stream.
+            NoResponse: JetStream does not answer.
+
+        """
+        return await _retry_read(stream, lambda: self._read_last_per_subject(stream, wanted))
+
+    async def _read_last_per_subject(self, stream: str, wanted: list[str]) -> list[StoredMessage]:
         config = ConsumerConfig(deliver_policy=DeliverPolicy.LAST_PER_SUBJECT, filter_subjects=wanted)
         subscription = await self._subscribe_ordered(stream, wanted, config)
         found: list[StoredMessage] = []
@@ -486,9 +498,15 @@ class Bus:
             raise FederationNotFound(self.fed) from None
 
     async def sequence_range(self, stream: str) -> tuple[int, int]:
-        """The sequences of the first and the last message that *stream* holds; raises NoFederation."""
+        """The sequences of the first and the last message that *stream* holds.
+
+        Raises:
+            FederationNotFound: there is no such stream.
+            NoResponse: JetStream does not answer.
+
+        """
         try:
-            state = (await self._js.stream_info(stream)).state
+            state = (await _retry_read(stream, lambda: self._js.stream_info(stream))).state
         except (NotFoundError, NoStreamResponseError, ServiceUnavailableError):
             raise FederationNotFound(self.fed) from None
         return state.first_seq, state.last_seq
@@ -673,6 +691,19 @@ async def _iter_messages(messages: AsyncIterator[Msg]) -> AsyncIterator[Message]
     async for raw in messages:
         with contextlib.suppress(DecodeError):  # nobody waits for it and nothing is lost by it
             yield decode_message(raw.subject, raw.headers, raw.data)[1]
+
+
+async def _retry_read(stream: str, read: Callable[[], Awaitable[T]]) -> T:
+    """Try *read* again while JetStream does not answer; raises NoResponse when it has not in the end."""
+    for _ in range(READ_ATTEMPTS):
+        try:
+            return await read()
+        except NatsTimeout:
+            log.warning(
+                "Stream read failed; retrying", stream=stream, reason=f"no reply within {ACK_TIMEOUT_S:g} s"
+            )
+    reason = f"no reply in {READ_ATTEMPTS} attempts of {ACK_TIMEOUT_S:g} s"
+    raise NoResponse(f"a read of {stream}", "nats-server", reason)
 
 
 async def _iter_stored(messages: AsyncIterator[Msg]) -> AsyncIterator[StoredMessage]:

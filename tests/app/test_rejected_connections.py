@@ -39,7 +39,7 @@ def make_cli(bus: TrustedBus, directory: Path) -> FedbusCli:
 def assert_denied_with(said: CliResult, why: str) -> None:
     assert said.code == ExitCode.DENIED, said
     *_, last = said.err.splitlines()
-    assert last.startswith("fedbus: tls://localhost:"), said.err
+    assert last.startswith("fedbus: NATS server tls://localhost:"), said.err
     assert why in last
     assert "Traceback" not in said.err + said.out
 

@@ -2,13 +2,16 @@
 
 import asyncio
 import itertools
+from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Self
 
 import nats as nats_py
 import pytest
 from opentelemetry import trace
+from structlog.testing import capture_logs
 from support import NatsServer, OwnNatsServer, eventually
 
+from fedbus.bus import bus as bus_module
 from fedbus.bus import streams
 from fedbus.bus.bus import Bus, Delivery, Identity
 from fedbus.bus.errors import BusClosed, BusUnreachable, NoResponse, RequestRefused
@@ -289,6 +292,40 @@ async def test_a_consumer_ends_with_its_own_bus(nats: NatsServer) -> None:
         consuming = asyncio.ensure_future(anext(heartbeats, None))
         await asyncio.sleep(0)
     assert await consuming is None
+
+
+@pytest.fixture
+async def impatient(own_nats: OwnNatsServer, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[Bus]:
+    """A bus that waits a moment for JetStream."""
+    monkeypatch.setattr(bus_module, "ACK_TIMEOUT_S", 0.1)
+    async with Bus.connect(own_nats.url, Identity(FED, "test")) as bus:
+        yield bus
+
+
+READS: dict[str, Callable[[Bus], Awaitable[object]]] = {
+    "last of each": lambda bus: bus.states("run"),
+    "range": lambda bus: bus.sequence_range(streams.lifecycle_stream(FED)),
+}
+
+
+@pytest.mark.parametrize("read", READS.values(), ids=READS)
+async def test_a_read_that_jetstream_does_not_answer_is_repeated(
+    own_nats: OwnNatsServer, server_bus: Bus, impatient: Bus, read: Callable[[Bus], Awaitable[object]]
+) -> None:
+    with own_nats.frozen(), capture_logs() as logs:
+        reading = asyncio.ensure_future(read(impatient))
+        await eventually(lambda: any("Stream read failed" in one["event"] for one in logs))
+    assert await reading in ([], (0, 0))
+
+
+async def test_a_read_that_jetstream_never_answers_fails_in_the_end(
+    own_nats: OwnNatsServer, server_bus: Bus, impatient: Bus
+) -> None:
+    with (
+        own_nats.frozen(),
+        pytest.raises(NoResponse, match="a read of FEDBUS_test_LIFE: no reply in 5 attempts"),
+    ):
+        await impatient.states("run")
 
 
 async def publish_update_ready(bus: Bus) -> bool:

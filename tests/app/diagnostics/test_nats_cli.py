@@ -20,7 +20,7 @@ from support.federation import RunningAgent, tiny_task
 
 from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, AgentConfig, ClientConfig
 from fedbus.bus.bus import Bus, Identity
-from fedbus.bus.errors import FederationNotFound
+from fedbus.bus.errors import FederationNotFound, NoResponse
 from fedbus.bus.streams import stream_names
 from fedbus.contracts.identifiers import FederationId, client_id
 from fedbus.contracts.permissions import Role, permissions_for
@@ -54,7 +54,7 @@ async def site(nats: NatsServer, tmp_path: Path) -> AsyncIterator[AgentConfig]:
         async def serves() -> bool:
             try:
                 return [one.target for one in await bus.states("client")] == ["serving"]
-            except FederationNotFound:
+            except (FederationNotFound, NoResponse):
                 return False
 
         await eventually(serves, within_s=60)

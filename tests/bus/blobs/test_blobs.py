@@ -5,9 +5,8 @@ import contextlib
 import hashlib
 import os
 import secrets
-import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack, ExitStack
+from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import TypeAlias
 
@@ -410,15 +409,6 @@ async def test_a_fetch_has_no_more_than_a_window_in_flight(
     assert await fetching == data
 
 
-def freeze_server(nats: OwnNatsServer) -> ExitStack:
-    """The broker neither reads nor writes, until the block ends."""
-    process, stack = nats._process, ExitStack()
-    assert process is not None
-    process.send_signal(signal.SIGSTOP)
-    stack.callback(process.send_signal, signal.SIGCONT)
-    return stack
-
-
 def unwritten_bytes(connection: Client) -> int:
     waiting: int = connection._pending_data_size
     in_transport: int = connection._transport._io_writer.transport.get_write_buffer_size()  # type: ignore[union-attr]
@@ -432,7 +422,7 @@ async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
     connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
     data = os.urandom(4 * WINDOW_BYTES)
     offer = await holder.offer(data)
-    with freeze_server(own_nats):
+    with own_nats.frozen():
         holder._sender._owe(offer, protocol.inbox_subject(FED, "somebody", "x"), range(offer.ref.chunk_count))
         await eventually(lambda: unwritten_bytes(connection) > 0)
         with contextlib.suppress(TimeoutError):
@@ -447,7 +437,7 @@ async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
     connection = receiver._connection
     offer = await holder.offer(b"weights")
 
-    with freeze_server(own_nats):
+    with own_nats.frozen():
         flooding = asyncio.create_task(connection.publish("nowhere", bytes(8_000_000)))
         await eventually(lambda: unwritten_bytes(connection) > CHUNK_BYTES)
         connection._max_pending_size = 1  # from here on a publish waits for the socket
