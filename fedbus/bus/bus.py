@@ -67,8 +67,6 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.telemetry import DEAD_LETTERS, QUEUE_DEPTH, increment, observable_gauge
 from fedbus.contracts.transition import Transition
 
-T = TypeVar("T")
-
 ACK_TIMEOUT_S: Final = 2.0
 RETRY_S: Final = 0.2
 READ_ATTEMPTS: Final = 5
