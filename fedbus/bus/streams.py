@@ -47,6 +47,8 @@ ACK_WAIT_S = 5.0
 """After this long without an acknowledgement a message is delivered again: its reader died, or the server did."""
 MAX_DELIVER = 10
 MAX_ACK_PENDING = 1000
+MAX_ACK_PENDING_IN_ORDER = 1
+"""Of a consumer that follows a lifecycle: with more, a redelivered transition comes after newer ones."""
 
 
 def events_stream(fed: FederationId) -> str:
@@ -125,7 +127,9 @@ async def create_consumer(
         ack_policy=AckPolicy.EXPLICIT,
         ack_wait=ACK_WAIT_S,
         max_deliver=MAX_DELIVER,
-        max_ack_pending=MAX_ACK_PENDING,
+        max_ack_pending=MAX_ACK_PENDING_IN_ORDER
+        if agent in catalogue.FOLLOWS_LIFECYCLES
+        else MAX_ACK_PENDING,
         filter_subjects=catalogue.subscribed_subjects(fed, agent, task=task, client=client),
         metadata={"fedbus-agent": agent, "fedbus-owner": owner, "fedbus-task": task},
     )

@@ -336,3 +336,12 @@ async def publish_update_ready(bus: Bus) -> bool:
 JOINED_BY_SERVER = UpdateReady.model_validate(
     {"task": "mnist", "run": "mnist-1", "plan": {}, "recruit_until": "2026-01-01T00:00:00Z"}
 )
+
+
+async def test_a_follower_of_a_lifecycle_has_one_transition_in_flight(server_bus: Bus) -> None:
+    """Otherwise a transition that is delivered again, after a loss, comes behind newer ones."""
+    async with server_bus.listen(AgentName.WORKFLOW_SCHEDULER, task="mnist"):
+        name = streams.consumer_name(server_bus.identity.owner, "mnist", AgentName.WORKFLOW_SCHEDULER)
+        found = await server_bus._js.consumer_info(streams.lifecycle_stream(FED), name)
+
+    assert found.config.max_ack_pending == 1
