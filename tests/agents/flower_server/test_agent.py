@@ -138,7 +138,7 @@ async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_a
     store = open_model_store(fed.site.store_url, TASK)
     await store.prepare()
     (await store.path_of(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
-    with pytest.raises(RequestRefused, match="damaged") as refused:
+    with pytest.raises(RequestRefused, match="is corrupt") as refused:
         await start_server(fed, model)
     assert refused.value.kind is RefusalKind.NEEDS_OPERATOR
 

@@ -151,6 +151,7 @@ async def test_a_run_is_stopped_by_hand(
     fed: FederationHarness, scheduler: RunningAgent, server: FakeServerManager
 ) -> None:
     run = await start_run(fed)
+    await fed.reaches("run", "recruiting")
     await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"))
     told = await fed.reaches("run", "cancelled")
     assert (told.source, told.reason) == ("recruiting", "enough")
@@ -163,6 +164,7 @@ async def test_the_end_of_a_run_that_is_stopped_is_in_its_trace_to_which_the_sto
 ) -> None:
     with record_spans() as spans:
         run = await start_run(fed)
+        await fed.reaches("run", "recruiting")
         await fed.bus.request(StopRun(task=TASK, run=run))
         await fed.reaches("run", "cancelled")
     of_the_run = int(fed.run().trace_id, 16)
