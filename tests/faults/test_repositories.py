@@ -194,7 +194,7 @@ async def test_weights_that_are_not_what_their_digest_says_are_never_served(
         first = await store.manifest(1)
         await corrupt_object(s3, f"{tmp_path.name}/{TASK}/{first.sha256}.safetensors", first.size_bytes)
         await asyncio.to_thread(shutil.rmtree, tmp_path / "cache")
-        with pytest.raises(RequestRefused, match="damaged"):
+        with pytest.raises(RequestRefused, match="is corrupt"):
             await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
         await fed.until(lambda: is_settled(fed))
         assert set(served_versions(fed).values()) == {2}
