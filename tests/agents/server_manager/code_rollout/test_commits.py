@@ -101,7 +101,7 @@ async def test_a_commit_during_a_run_waits_for_its_end(
     assert fed.events("code") == ["started"]
     artifact = await others.artifact()
     await fed.say(RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), by="flower-server")
-    await fed.happens("code", "code_found")
+    await fed.happens("code", "code_found", times=2)
     assert server.facts.candidate == new
 
 
@@ -280,6 +280,21 @@ async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
     assert "it is not signed" in await server.look()
     assert (await fed.happens("code", "code_rejected")).target == "rolling"
     assert server.facts.candidate == new
+
+
+async def test_a_newer_commit_in_a_rollout_becomes_the_candidate(
+    fed: FederationHarness,
+    server: RolloutServer,
+    others: FakePeers,
+    repository: Repository,
+    ada: CommitSigner,
+) -> None:
+    await others.take(server, REVISED_FILES, repository, ada)
+    newer = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
+    await server.look()
+    await fed.until(lambda: server.facts.candidate == newer)
+    found = await fed.happens("code", "code_found", times=2)
+    assert (found.source, found.target) == ("rolling", "rolling")
 
 
 async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
