@@ -1,6 +1,7 @@
 """Real nats-servers with JetStream: an account of a shared one for most tests, an own one for tests that stop it."""
 
 import asyncio
+import os
 import shutil
 import signal
 import socket
@@ -77,6 +78,7 @@ class OwnNatsServer(NatsServer):
         """The server neither reads nor writes for as long as the block runs."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
+        os.waitid(os.P_PID, self._process.pid, os.WSTOPPED | os.WNOWAIT)  # until then it may still answer
         try:
             yield
         finally:
