@@ -78,7 +78,7 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
         self.event: Event | None = lifecycle.events(last.event) if last else None
         """The event of the last transition."""
         self.reason = last.reason if last else ""
-        self.told = told
+        self.last_message_id = told
         """The id of the message that said so."""
 
     @property
@@ -173,7 +173,9 @@ class LifecycleHandle(Generic[State, Event, Data, Changes]):
             if failure:
                 mark_failed(span, failure, reason)
             waited = source in self._lifecycle.waits  # then its own clock may have moved it
-            self.told = await self._lives.tell(transition, cause=self.told if waited else "")
+            self.last_message_id = await self._lives.tell(
+                transition, cause=self.last_message_id if waited else ""
+            )
         moved = {"fedbus.kind": transition.kind, "fedbus.from": source, "fedbus.to": str(target)}
         increment(TRANSITIONS, moved)
         self._state, self._facts = target, data

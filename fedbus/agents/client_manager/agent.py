@@ -63,7 +63,6 @@ from fedbus.agents.client_manager.training_slots import TrainingSlot, TrainingSl
 from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import (
     Timers,
-    backoff_s,
     handle_each,
     request_until_answered,
     run_until,
@@ -82,6 +81,7 @@ from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore, TransitionOutbox
+from fedbus.common.retry import backoff_s
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.client import (
     CLIENT,

@@ -11,8 +11,9 @@ from typing import Final
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.agents.common.code_check import CheckFailed
+from fedbus.common.filesystem import atomic_write
+from fedbus.common.retry import backoff_s
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code.open import CodeRejected, CodeRepository, CodeUnavailable
 from fedbus.stores.errors import StoreError
@@ -83,7 +84,11 @@ class DeviceCode:
 
     async def switch_to(self, task: Task) -> None:
         """Remember that the device has the version of *task*."""
-        await asyncio.to_thread(_write_atomically, self._version_file, task.code_version)
+        await asyncio.to_thread(self._record_version, task.code_version)
+
+    def _record_version(self, version: str) -> None:
+        self._version_file.parent.mkdir(parents=True, exist_ok=True)
+        atomic_write(self._version_file, f"{version}\n")
 
 
 def read_last_version(version_file: Path) -> str:
@@ -92,11 +97,3 @@ def read_last_version(version_file: Path) -> str:
         return version_file.read_text().strip()
     except OSError:
         return ""
-
-
-def _write_atomically(path: Path, text: str) -> None:
-    """Write *text* to *path*, which never holds a part of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_suffix(".part")
-    part.write_text(f"{text}\n")
-    part.replace(path)

@@ -6,9 +6,9 @@ from pathlib import Path
 import structlog
 
 from fedbus.agents.client_manager.events import ModelAnnouncement
-from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.bus.blobs import BlobCorrupt, BlobUnavailable
 from fedbus.bus.bus import Bus
+from fedbus.common.retry import backoff_s
 from fedbus.contracts.model import BlobRef, ModelRef
 from fedbus.contracts.server import GetServerInfo, ServerInfo
 from fedbus.stores.models.signing import TrustedKeys

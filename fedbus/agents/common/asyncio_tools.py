@@ -8,7 +8,6 @@ from typing import Any, TypeVar
 
 from fedbus.bus.bus import Bus, Delivery
 from fedbus.bus.errors import NoResponse
-from fedbus.common.retry import backoff_s as backoff_s  # noqa: PLC0414 (until its importers name fedbus.common)
 from fedbus.common.retry import retry
 from fedbus.contracts.message import Request
 

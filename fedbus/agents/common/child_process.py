@@ -1,6 +1,6 @@
 """Child processes that can never be left behind.
 
-    async with ChildProcess("trainer", *python_module("fedbus.learning.trainer", run), output=log) as trainer:
+    async with ChildProcess("trainer", *python_module("my_package.trainer", run), output=log) as trainer:
         code = await trainer.ended()
 
 Leaving the block ends the child: it is asked (SIGTERM), and killed with all that it started

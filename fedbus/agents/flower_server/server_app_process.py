@@ -156,7 +156,7 @@ class ServerAppProcess:
             with _start_span("run the ServerApp", self._order.run):
                 final = await asyncio.to_thread(run_server_app, self._grid, job, checkpoints.round_finished)
             await asyncio.to_thread(checkpoints.all_told)
-            set_current_cause(checkpoints.told or current_cause())
+            set_current_cause(checkpoints.last_published or current_cause())
         artifact = await _store_model(weights.pack(final), self._store, self._order)
         await self._bus.publish(
             RunFinished(
@@ -177,7 +177,7 @@ class CheckpointWriter:
         self._store = store
         self._loop = asyncio.get_running_loop()
         self._last: Future[None] | None = None
-        self.told = ""
+        self.last_published = ""
         """The id of the last word on a round."""
 
     def __enter__(self) -> Self:
@@ -208,7 +208,7 @@ class CheckpointWriter:
         )
         told = uuid7()
         await self._bus.publish(finished, id=told)
-        self.told = told
+        self.last_published = told
 
 
 async def _store_model(

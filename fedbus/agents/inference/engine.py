@@ -216,10 +216,10 @@ class InferenceEngine:
 
     async def made(self, ref: ModelRef, make: MakePredictor, probe: Array | None = None) -> LoadedModel:
         """A model, made and tried beside the one that serves. Raises ModelRefused."""
-        served: LoadedModel = await self.beside(lambda: _load_and_probe(ref, make, probe))
+        served: LoadedModel = await self.run_in_load_thread(lambda: _load_and_probe(ref, make, probe))
         return served
 
-    async def beside(self, work: Callable[[], Any]) -> Any:
+    async def run_in_load_thread(self, work: Callable[[], Any]) -> Any:
         """Do *work*, which blocks, in the thread where models are loaded and tried."""
         return await asyncio.get_running_loop().run_in_executor(self._beside_thread, work)
 
@@ -340,7 +340,9 @@ class InferenceEngine:
     async def _shadowed(self, pair: ModelPair, inputs: Array, outputs: Array) -> None:
         began = time.monotonic()
         try:
-            theirs = await self.beside(lambda: check_outputs(pair.new.predictor.predict(inputs), len(inputs)))
+            theirs = await self.run_in_load_thread(
+                lambda: check_outputs(pair.new.predictor.predict(inputs), len(inputs))
+            )
         except Exception as error:  # noqa: BLE001 - the task's own code: whatever it raises is a figure
             pair.errors += 1
             pair.reason = to_one_line(error)

@@ -117,7 +117,7 @@ class ModelSwap:
         try:
             served = await self._engine.made(ref, make, self._trials.probe)
             load_s = time.monotonic() - began
-            trial: EvaluationResult = await self._engine.beside(
+            trial: EvaluationResult = await self._engine.run_in_load_thread(
                 lambda: self._trials.of(served, old, self._engine.in_turn)
             )
         except ModelRefused as error:

@@ -23,7 +23,6 @@ from fedbus import __version__
 from fedbus.agents.common import tracing
 from fedbus.agents.common.asyncio_tools import (
     Timers,
-    backoff_s,
     handle_each,
     request_until_answered,
     run_until,
@@ -112,6 +111,7 @@ from fedbus.agents.server_manager.run_metrics import record_round, record_run
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import RequestRefused
 from fedbus.bus.lifecycles import LifecycleHandle, LifecycleStore
+from fedbus.common.retry import backoff_s
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.catalogue import CLIENT_CONSUMERS
 from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage

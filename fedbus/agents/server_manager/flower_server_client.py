@@ -9,9 +9,10 @@ from itertools import count
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s, request_until_answered
+from fedbus.agents.common.asyncio_tools import request_until_answered
 from fedbus.bus.bus import Bus
 from fedbus.bus.errors import NoResponse, RequestRefused
+from fedbus.common.retry import backoff_s
 from fedbus.contracts.code import CheckCode, CodeChecked
 from fedbus.contracts.message import RefusalKind, Refused
 from fedbus.contracts.model import Artifact

@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 
-from fedbus.agents.common.asyncio_tools import backoff_s
 from fedbus.agents.server_manager.events import ChampionDetails
 from fedbus.bus.blobs import BlobOffer
 from fedbus.bus.bus import Bus
+from fedbus.common.retry import backoff_s
 from fedbus.contracts.champion import Champion
 from fedbus.contracts.model import Artifact, BlobRef, Manifest, ModelRef
 from fedbus.contracts.server import StoreProblem

@@ -253,7 +253,7 @@ class ScheduledRuns:
         run = await self._lives.of(RUN, facts)
         await run.create(reason=cause)
         self._run = run
-        with cause_scope(run.told):
+        with cause_scope(run.last_message_id):
             return run, self._begin_to_open(run)
 
     def _begin_to_open(self, run: RunHandle) -> "asyncio.Future[Refused | None]":

@@ -103,7 +103,7 @@ class RunSchedule:
         if not self._life.born:
             await self._life.create()
             return
-        clock_since = cron_start_after_restart(self._table, trigger, self._seen())
+        clock_since = cron_start_after_restart(self._table, trigger, self._trigger_inputs())
         await self._life.transition(
             ScheduleEvent.TAKEN_OVER,
             {"holder": self._holder, "clock_since": clock_since, "rule": self._table.rule},
@@ -160,7 +160,7 @@ class RunSchedule:
             return await self._hold_or_fire(trigger)
 
     async def _watch(self, trigger: Trigger) -> bool:
-        seen = self._seen()
+        seen = self._trigger_inputs()
         if (now_held := evaluate_trigger(trigger, seen)) is None:
             at = next_evaluation(trigger, seen)
             await self._plan_for(next_at=at, awaits=unmet_conditions(trigger, seen))
@@ -221,7 +221,9 @@ class RunSchedule:
         """Say once why the run that is due does not start yet; whether it was said now."""
         if self._life.event is ScheduleEvent.POSTPONED and self._life.reason == reason:
             return False
-        with cause_scope(self._life.told):  # whatever has come meanwhile, it is due to what triggered it
+        with cause_scope(
+            self._life.last_message_id
+        ):  # whatever has come meanwhile, it is due to what triggered it
             await self._life.transition(ScheduleEvent.POSTPONED, reason=reason, deadline=until)
         return True
 
@@ -233,14 +235,14 @@ class RunSchedule:
             "fired_for": cause,
             "fired_at": datetime.now(UTC),
         }
-        with cause_scope(self._life.told):
+        with cause_scope(self._life.last_message_id):
             await self._life.transition(ScheduleEvent.FIRED, fired, reason=cause)
-        with cause_scope(self._life.told):
+        with cause_scope(self._life.last_message_id):
             await self._runs.make(cause=cause)
 
     def _from_now_on(self, trigger: Trigger) -> ScheduleChanges:
         """Only what comes after this counts for the next run."""
-        seen = self._seen()
+        seen = self._trigger_inputs()
         return {
             "since": seen.now,
             "clock_since": cron_start_after_run(self._table, trigger, seen),
@@ -265,7 +267,7 @@ class RunSchedule:
                 self._timers.at, EVALUATE_TIMER, soonest, look
             )  # it is the clock's, and no longer of what is handled now
 
-    def _seen(self) -> TriggerInputs:
+    def _trigger_inputs(self) -> TriggerInputs:
         facts, news, runs = self._life.facts, self._news, self._runs
         code = news.code if news.code and news.code[0] != facts.code_version else None
         return TriggerInputs(
