@@ -89,7 +89,8 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
         await fed.happens("schedule", "started", within_s=60)
         frozen = lease_holder(fed)
         async with run_scheduler(fed, tmp_path / "second.txt"):
-            await eventually(lambda: "Lease held by another agent" in (tmp_path / "second.txt").read_text(), within_s=60)
+            second = tmp_path / "second.txt"
+            await eventually(lambda: "Lease held by another agent" in second.read_text(), within_s=60)
             await publish_drift(fed, "c1")
             await fail_run(fed, server, 1)
 
