@@ -19,10 +19,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests"))
 
-from support.chromium import BrowserPage, run_chromium
-from support.dashboards import FED
+from support.browser import BrowserPage, run_chromium
+from support.gateway import FED
 from support.nats_server import free_port, nats_server
-from support.told import TASK, SimulatedFederation
+from support.simulated_federation import TASK, SimulatedFederation
 from support.waiting import eventually
 
 from fedbus.bus.bus import Bus, Identity

@@ -8,9 +8,9 @@ import hypothesis
 import pytest
 from support import NatsServer, OwnNatsServer, nats_server
 from support.fork_server import ForkServer, forked_children
+from support.git_repositories import CommitSigner, make_signer
 from support.lifecycle_coverage import LifecycleCoverage
 from support.nats_server import SharedNatsServer
-from support.repositories import CommitSigner, make_signer
 
 hypothesis.settings.register_profile("fedbus", deadline=None)  # how long an example takes is no claim
 hypothesis.settings.load_profile("fedbus")

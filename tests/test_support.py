@@ -6,7 +6,7 @@ from importlib.util import find_spec
 import psutil
 import pytest
 from support import ConditionNotMet, eventually
-from support.command_line import PRELOADED
+from support.cli import PRELOADED
 from support.processes import children, command_of, is_running
 
 

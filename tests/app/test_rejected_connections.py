@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.command_line import CliResult, FedbusCli
+from support.cli import CliResult, FedbusCli
 from support.federation import tiny_task
-from support.trusted import FED, TrustedBus, trusted_bus
+from support.trusted_bus import FED, TrustedBus, trusted_bus
 
 from fedbus.app.failures import ExitCode, describe_error
 from fedbus.bus.bus import Bus, Identity

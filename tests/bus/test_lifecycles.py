@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 from opentelemetry.trace import StatusCode
 from support import NatsServer, OwnNatsServer, eventually
-from support.traces import record_spans
+from support.recorded_telemetry import record_spans
 
 from fedbus.bus.bus import ACK_TIMEOUT_S, Bus, Identity
 from fedbus.bus.errors import StaleOwner

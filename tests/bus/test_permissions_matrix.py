@@ -16,7 +16,7 @@ import pytest
 from nats.aio.client import Client
 from nats.errors import Error as NatsError
 from support import eventually
-from support.trusted import FED, TrustedBus, trusted_bus
+from support.trusted_bus import FED, TrustedBus, trusted_bus
 
 from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.app.failures import CliError

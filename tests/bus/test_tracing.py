@@ -5,7 +5,7 @@ import asyncio
 import pytest
 import structlog
 from support import NatsServer, eventually
-from support.traces import enable_metrics, own_metrics, record_spans
+from support.recorded_telemetry import enable_metrics, own_metrics, record_spans
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.errors import RequestRefused

@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 import yaml
 from deploy.manifests import DEPLOY, Object, containers, objects_of_kind, pods, render, role_of
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 from support.ports import free_port
-from support.trusted import ConfiguredNatsServer
+from support.trusted_bus import ConfiguredNatsServer
 from support.waiting import eventually
 
 from fedbus.app.local.seaweedfs import INTERNAL_PORTS, _remove_sockets, find_seaweedfs

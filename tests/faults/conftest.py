@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from support.plugs import ProcessFederation, run_process_federation
+from support.process_federation import ProcessFederation, run_process_federation
 
 
 @pytest.fixture

@@ -5,7 +5,7 @@ import signal
 
 import aiohttp
 import pytest
-from support.plugs import ProcessFederation
+from support.process_federation import ProcessFederation
 
 
 def read_states(site: ProcessFederation, run: str) -> list[str]:

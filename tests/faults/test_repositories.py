@@ -15,12 +15,7 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, nats_server
-from support.federation import TASK, TINY_TASK, FederationHarness, open_federation, read_transitions
-from support.followed import code_facts, follow_repository
-from support.repositories import CommitSigner, Repository, make_signer
-from support.seaweed import FaultyProxy, run_faulty_proxy, run_seaweed
-from support.users import PredictionTally, send_predictions
-from support.whole import (
+from support.all_agents import (
     is_settled,
     run_all_agents,
     served_versions,
@@ -28,6 +23,11 @@ from support.whole import (
     training_count,
     wait_for_run_end,
 )
+from support.federation import TASK, TINY_TASK, FederationHarness, open_federation, read_transitions
+from support.followed_repository import code_facts, follow_repository
+from support.git_repositories import CommitSigner, Repository, make_signer
+from support.prediction_load import PredictionTally, send_predictions
+from support.s3_server import FaultyProxy, run_faulty_proxy, run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.bus.errors import RequestRefused

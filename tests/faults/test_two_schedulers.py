@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
+from support.fake_server_manager import FakeServerManager
 from support.federation import FED, TASK, FederationHarness, open_federation, tiny_task
-from support.played_server import FakeServerManager
 
 from fedbus.contracts.scheduling import ScheduleData
 from fedbus.contracts.server import ServerEvent
@@ -101,7 +101,9 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
             await fail_run(fed, server, 2)
 
             first.send_signal(signal.SIGCONT)
-            await eventually(lambda: "Lease held by another agent" in (tmp_path / "first.txt").read_text(), within_s=60)
+            await eventually(
+                lambda: "Lease held by another agent" in (tmp_path / "first.txt").read_text(), within_s=60
+            )
             await publish_drift(fed, "c3")
             await fail_run(fed, server, 3)
             assert lease_holder(fed) != frozen

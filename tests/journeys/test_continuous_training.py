@@ -9,12 +9,7 @@ from pathlib import Path
 
 import pytest
 from rich.console import Console
-from support.federation import TINY_TASK, FederationHarness
-from support.followed import code_facts, follow_repository
-from support.repositories import CommitSigner, Repository
-from support.seaweed import run_seaweed
-from support.users import send_predictions
-from support.whole import (
+from support.all_agents import (
     is_settled,
     run_all_agents,
     served_versions,
@@ -22,6 +17,11 @@ from support.whole import (
     training_count,
     wait_for_run_end,
 )
+from support.federation import TINY_TASK, FederationHarness
+from support.followed_repository import code_facts, follow_repository
+from support.git_repositories import CommitSigner, Repository
+from support.prediction_load import send_predictions
+from support.s3_server import run_seaweed
 
 from fedbus.app.demo.demo import MIN_ANSWERS_BY_NEWEST, DemoOptions, run_demo
 from fedbus.app.local.seaweedfs import EmbeddedS3

@@ -5,8 +5,8 @@ from contextlib import AbstractContextManager
 from pathlib import Path
 
 import pytest
-from support.collector import closed_address, unresponsive_collector
-from support.plugs import run_process_federation
+from support.otlp_collector import closed_address, unresponsive_collector
+from support.process_federation import run_process_federation
 
 
 @pytest.mark.parametrize(

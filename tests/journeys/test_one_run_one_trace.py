@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from opentelemetry import trace
 from support import NatsServer, eventually
-from support.collector import ExportedSpan
+from support.all_agents import run_all_agents, start_run, wait_for_run_end
 from support.federation import TASK, FederationHarness, open_federation, read_transitions
-from support.traces import expected_transitions, record_telemetry
-from support.whole import run_all_agents, start_run, wait_for_run_end
+from support.otlp_collector import ExportedSpan
+from support.recorded_telemetry import expected_transitions, record_telemetry
 
 from fedbus.contracts.catalogue import MESSAGES
 from fedbus.contracts.lifecycle import span_name

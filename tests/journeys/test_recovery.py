@@ -4,8 +4,8 @@ from pathlib import Path
 from typing import Any
 
 from support import NatsServer
+from support.all_agents import run_all_agents, start_run, training_count, wait_for_run_end
 from support.federation import FederationHarness, open_federation, tiny_task
-from support.whole import run_all_agents, start_run, training_count, wait_for_run_end
 
 from fedbus.contracts.task.task import Task, TaskTable
 from fedbus.domain.client_scores import collect_client_stats

@@ -6,9 +6,7 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from support.federation import TASK, FederationHarness
-from support.processes import children
-from support.whole import (
+from support.all_agents import (
     is_settled,
     run_all_agents,
     served_versions,
@@ -16,6 +14,8 @@ from support.whole import (
     training_count,
     wait_for_run_end,
 )
+from support.federation import TASK, FederationHarness
+from support.processes import children
 
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.champion import PromoteModel

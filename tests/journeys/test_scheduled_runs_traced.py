@@ -5,8 +5,8 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from support.plugs import TASK, run_process_federation
-from support.traces import expected_transitions
+from support.process_federation import TASK, run_process_federation
+from support.recorded_telemetry import expected_transitions
 
 from fedbus.app.telemetry import span_reader
 from fedbus.domain.critical_path import TracedSpan

@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import NatsServer
+from support.all_agents import run_all_agents, start_run, wait_for_run_end
 from support.federation import FederationHarness, open_federation
-from support.whole import run_all_agents, start_run, wait_for_run_end
 
 from fedbus.contracts.run import RunState
 from fedbus.learning import weights

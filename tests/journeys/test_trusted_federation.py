@@ -11,7 +11,7 @@ import pytest
 from support import eventually
 from support.federation import FED, TASK, RunningAgent, tiny_task
 from support.ports import free_port
-from support.trusted import ConfiguredNatsServer, TrustedBus, trusted_bus
+from support.trusted_bus import ConfiguredNatsServer, TrustedBus, trusted_bus
 
 from fedbus.app.composition.agents import CLIENT_AGENTS, SERVER_AGENTS, AgentConfig, ClientConfig
 from fedbus.app.provision.nats_config import ServerLocation

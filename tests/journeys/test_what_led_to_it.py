@@ -3,8 +3,8 @@
 from datetime import timedelta
 from itertools import pairwise
 
+from support.all_agents import run_all_agents, start_run, wait_for_run_end
 from support.federation import FED, FederationHarness
-from support.whole import run_all_agents, start_run, wait_for_run_end
 
 from fedbus.agents.gateway.history import StreamHistory
 from fedbus.bus.bus import StoredMessage

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 from rich.console import Console
-from support.collector import ExportedSpan, OtlpCollector, run_collector
 from support.federation import tiny_task
+from support.otlp_collector import ExportedSpan, OtlpCollector, run_collector
 
 from fedbus.app.demo.demo import DemoOptions, run_demo
 from fedbus.app.demo.report import DemoReport

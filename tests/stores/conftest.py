@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.repositories import CommitSigner, Repository, create_repository, make_signer
-from support.seaweed import run_seaweed
+from support.git_repositories import CommitSigner, Repository, create_repository, make_signer
+from support.s3_server import run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.stores.code.open import CodeRepository, open_code

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.chromium import BrowserPage, find_chromium, run_chromium
-from support.dashboards import FED
-from support.told import TRACE, SimulatedFederation
+from support.browser import BrowserPage, find_chromium, run_chromium
+from support.gateway import FED
+from support.simulated_federation import TRACE, SimulatedFederation
 
 from fedbus.bus.bus import Bus, Identity
 

@@ -10,9 +10,8 @@ from urllib.parse import urlsplit
 import pytest
 from pydantic import BaseModel
 from support import NatsServer, eventually
-from support.chromium import BrowserPage
-from support.dashboards import FED, TOKEN, run_gateway
-from support.on_the_page import (
+from support.browser import BrowserPage
+from support.dashboard_page import (
     IS_LIVE,
     NEXT_FRAME,
     PAGES,
@@ -24,7 +23,8 @@ from support.on_the_page import (
     simulate_run,
     tab_to,
 )
-from support.told import COMMIT, TASK, SimulatedFederation, make_model_ref
+from support.gateway import FED, TOKEN, run_gateway
+from support.simulated_federation import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.catalogue import requests_answered_by

@@ -2,9 +2,8 @@
 
 import pytest
 from support import NatsServer
-from support.chromium import BrowserPage
-from support.dashboards import run_gateway
-from support.on_the_page import (
+from support.browser import BrowserPage
+from support.dashboard_page import (
     IS_LIVE,
     NEXT_FRAME,
     PAGES,
@@ -16,7 +15,8 @@ from support.on_the_page import (
     simulate_run,
     tab_to,
 )
-from support.told import TASK, SimulatedFederation
+from support.gateway import run_gateway
+from support.simulated_federation import TASK, SimulatedFederation
 
 from fedbus.contracts.client import (
     ClientDeclined,

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from structlog.testing import capture_logs
 from support import eventually
-from support.client_side import (
+from support.fake_server import (
     CLIENT_NAME,
     RUN,
     FakeServer,

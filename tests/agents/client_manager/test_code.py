@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from support.client_side import (
+from support.fake_server import (
     CLIENT_NAME,
     RUN,
     FakeServer,
@@ -16,7 +16,7 @@ from support.client_side import (
     wait_for_infer_start,
 )
 from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
-from support.repositories import CommitSigner, Repository, make_signer
+from support.git_repositories import CommitSigner, Repository, make_signer
 
 from fedbus.app.composition.agents import client_manager
 from fedbus.contracts.client import ClientData, ClientStart, FinTrain, InferUpdate

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import NatsServer
-from support.client_side import RUN, FakeServer, send_infer_ready, wait_for_infer_start
+from support.fake_server import RUN, FakeServer, send_infer_ready, wait_for_infer_start
 from support.federation import TASK, FederationHarness, open_federation, tiny_task
 
 from fedbus.agents.client_manager.eligibility import CAPTURED_DATABASE, read_device_facts

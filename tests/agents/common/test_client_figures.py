@@ -2,7 +2,7 @@
 
 import aiohttp
 import numpy as np
-from support.traces import enable_metrics, own_metrics, record_spans
+from support.recorded_telemetry import enable_metrics, own_metrics, record_spans
 
 from fedbus.agents.inference.http_server import InferenceServer
 from fedbus.agents.server_manager.run_metrics import MAX_METRICS, record_round

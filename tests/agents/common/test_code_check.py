@@ -6,8 +6,8 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
+from support.git_repositories import create_repository
 from support.processes import command_of
-from support.repositories import create_repository
 from support.wheels import build_wheel, restrict_pip_to
 
 from fedbus.agents.common.code_check import CheckFailed, check

@@ -13,7 +13,7 @@ from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from support import eventually
 from support.federation import TASK, FederationHarness, RunningAgent
 from support.processes import children
-from support.traces import record_telemetry
+from support.recorded_telemetry import record_telemetry
 
 from fedbus.app.composition.agents import flower_client
 from fedbus.bus.lifecycles import LifecycleStore

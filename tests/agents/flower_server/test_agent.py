@@ -11,7 +11,7 @@ import pytest
 from support import eventually
 from support.federation import TASK, FederationHarness, RunningAgent
 from support.processes import children
-from support.traces import record_spans
+from support.recorded_telemetry import record_spans
 
 from fedbus.agents.flower_server.agent import FlowerServer
 from fedbus.app.composition.agents import flower_server

@@ -10,8 +10,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import pytest
 from support import NatsServer, eventually
-from support.dashboards import FED, TOKEN, run_gateway
-from support.told import TASK, TRACE, SimulatedFederation
+from support.gateway import FED, TOKEN, run_gateway
+from support.simulated_federation import TASK, TRACE, SimulatedFederation
 from yarl import URL
 
 from fedbus.agents.gateway import feed, http_api

@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 from opentelemetry import trace
 from support import eventually
+from support.fake_flower_server import FakeFlowerServer
 from support.federation import (
     TASK,
     FederationHarness,
     RunningAgent,
 )
-from support.played_flower import FakeFlowerServer
-from support.traces import record_spans
+from support.recorded_telemetry import record_spans
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.composition.agents import server_manager

@@ -16,9 +16,9 @@ from typing import Any
 
 import pytest
 from support import eventually
+from support.fake_flower_server import FakeFlowerServer
 from support.federation import TASK, FederationHarness, RunningAgent
-from support.played_flower import FakeFlowerServer
-from support.seaweed import FaultyProxy, run_faulty_proxy, run_seaweed
+from support.s3_server import FaultyProxy, run_faulty_proxy, run_seaweed
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.app.local.seaweedfs import EmbeddedS3

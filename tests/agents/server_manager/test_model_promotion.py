@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 from support import eventually
+from support.fake_flower_server import FakeFlowerServer
 from support.federation import TASK, AgentFunction, FederationHarness, RunningAgent
-from support.played_flower import FakeFlowerServer
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.errors import RequestRefused

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from support import eventually
 from support.federation import TASK, FederationHarness
-from support.traces import enable_metrics, own_metrics
+from support.recorded_telemetry import enable_metrics, own_metrics
 
 from fedbus.agents.training_monitor.agent import MAX_FAILURES, TrainingMonitor
 from fedbus.bus.lifecycles import LifecycleStore

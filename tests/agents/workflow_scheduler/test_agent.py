@@ -5,8 +5,7 @@ from datetime import UTC, datetime, timedelta
 
 import pytest
 from support import eventually
-from support.federation import TASK, FederationHarness, RunningAgent
-from support.played_server import (
+from support.fake_server_manager import (
     FAST_PLAN,
     SECOND_MODEL,
     FakeServerManager,
@@ -15,7 +14,8 @@ from support.played_server import (
     start_run,
     wait_for_scheduler,
 )
-from support.traces import record_spans
+from support.federation import TASK, FederationHarness, RunningAgent
+from support.recorded_telemetry import record_spans
 
 from fedbus.bus.errors import NoResponse, RequestRefused
 from fedbus.contracts.run import StartRun, StopRun

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from support import eventually
+from support.fake_server_manager import FakeServerManager, make_scheduler, start_run, wait_for_scheduler
 from support.federation import TASK, TINY_TASK, FederationHarness
-from support.played_server import FakeServerManager, make_scheduler, start_run, wait_for_scheduler
-from support.repositories import Repository
+from support.git_repositories import Repository
 
 from fedbus.agents.workflow_scheduler.agent import WorkflowScheduler
 from fedbus.bus.lifecycles import LifecycleStore

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 import pytest
 import typer.main
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 
 from fedbus.app.cli.main import app
 

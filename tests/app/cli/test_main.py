@@ -11,7 +11,7 @@ from pathlib import Path
 import msgpack
 import pytest
 from support import NatsServer, eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 
 from fedbus import __version__
 from fedbus.agents.common.child_process import ChildProcess
@@ -274,7 +274,7 @@ async def test_clients_are_listed_and_shown_with_what_they_wait_for(
     assert (facts["client"], facts["task"], facts["state"]) == ("c1", "mnist", "pending_application")
     assert (facts["model_version"], facts["sha256"]) == (None, None)  # its inference agent has not said so
     assert (facts["standing"]["rounds"], facts["standing"]["contribution"]) == (1, 0.125)
-    assert "the inference agent to take the model" in shown.out
+    assert "the inference agent to load the model" in shown.out
     assert "so far: 1 round, 0 failed, reliability 0.67, 18000 samples, 4.50 s a training" in shown.out
     assert (unknown.code, unknown.err) == (5, "fedbus: no client c9 here. Known are: c1\n")
 

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 from support.federation import tiny_task
 
 from fedbus.app.cli.options import apply_schedule_options

@@ -15,7 +15,7 @@ import psutil
 import pytest
 from support import NatsServer, eventually
 from support.processes import command_of
-from support.told import COMMIT, make_model_ref
+from support.simulated_federation import COMMIT, make_model_ref
 
 from fedbus.app.composition.dashboard import Dashboard, load_token, trace_url_template
 from fedbus.app.local.stack import run_stack

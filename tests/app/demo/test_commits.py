@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 from support.federation import TINY_TASK
 
 from fedbus.app.demo.commits import DemoCommits

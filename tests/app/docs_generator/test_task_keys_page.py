@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 from support.federation import tiny_task
 
 from fedbus.app.docs_generator.task_keys_page import ROOT, table_keys, task_keys_page, task_tables

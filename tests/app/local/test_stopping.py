@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import support
 from support import eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 from support.processes import descendants_of, does
 
 from fedbus.agents.common.child_process import ChildProcess

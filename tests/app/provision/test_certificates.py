@@ -9,7 +9,7 @@ from pathlib import Path
 import aiohttp
 import pytest
 from cryptography import x509
-from support.trusted import TrustedBus, trusted_bus
+from support.trusted_bus import TrustedBus, trusted_bus
 from typer.testing import CliRunner
 
 from fedbus.app.cli.main import app

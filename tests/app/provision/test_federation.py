@@ -19,7 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from support import eventually
 from support.ports import free_port
-from support.trusted import FED, ConfiguredNatsServer, TrustedBus, trusted_bus
+from support.trusted_bus import FED, ConfiguredNatsServer, TrustedBus, trusted_bus
 
 from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.app.failures import CliError, ExitCode, describe_error

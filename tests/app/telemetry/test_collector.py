@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 from support import eventually
-from support.collector import run_collector, unresponsive_collector
+from support.otlp_collector import run_collector, unresponsive_collector
 
 from fedbus.app.local.nats_server import embedded_nats
 from fedbus.app.telemetry import FLUSH_S, span_reader

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 from support import NatsServer, eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
+from support.simulated_federation import TASK, SimulatedFederation
 from support.terminal import open_terminal
-from support.told import TASK, SimulatedFederation
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import RoundReply

@@ -8,7 +8,7 @@ from io import StringIO
 import pytest
 from rich.console import Console
 from support import NatsServer, eventually
-from support.told import TASK, SimulatedFederation
+from support.simulated_federation import TASK, SimulatedFederation
 
 from fedbus.app.terminal.progress_bar import progress_bar
 from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 from support import NatsServer, eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
+from support.simulated_federation import TASK, SimulatedFederation
 from support.terminal import open_terminal
-from support.told import TASK, SimulatedFederation
 
 from fedbus.app.cli.commands.top import Sort
 from fedbus.app.terminal.keyboard import parse_keys

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
+from support.simulated_federation import TASK, SimulatedFederation
 from support.terminal import open_terminal
-from support.told import TASK, SimulatedFederation
 
 from fedbus.app.failures import CliError
 from fedbus.app.views.event_replay import TimeWindow, pace, read_window, resolve_window

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.command_line import FedbusCli
-from support.told import TASK, SimulatedFederation
+from support.cli import FedbusCli
+from support.simulated_federation import TASK, SimulatedFederation
 
 from fedbus.app.terminal.chart import render_chart
 from fedbus.app.views.learning_curve import TIME_PARTS

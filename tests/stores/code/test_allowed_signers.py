@@ -5,7 +5,7 @@ import zlib
 from pathlib import Path
 
 import pytest
-from support.repositories import CommitSigner, Repository
+from support.git_repositories import CommitSigner, Repository
 
 from fedbus.contracts.task.task import Task
 from fedbus.stores.code import git_repository

@@ -10,7 +10,7 @@ from typing import Any
 
 import psutil
 import pytest
-from support.repositories import Repository
+from support.git_repositories import Repository
 from support.waiting import eventually
 
 from fedbus.stores.code.open import CodeRepository, CodeUnavailable, open_code

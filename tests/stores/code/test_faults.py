@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.repositories import CommitSigner, Repository
+from support.git_repositories import CommitSigner, Repository
 from support.waiting import eventually
 
 from fedbus.contracts.task.task import Task

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from support.repositories import CommitSigner, Repository, create_repository
+from support.git_repositories import CommitSigner, Repository, create_repository
 from support.waiting import eventually
 
 from fedbus.stores.code.open import (

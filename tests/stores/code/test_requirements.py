@@ -4,7 +4,7 @@ from collections.abc import Collection
 from pathlib import Path
 
 import pytest
-from support.repositories import Repository
+from support.git_repositories import Repository
 from support.wheels import build_wheel, restrict_pip_to
 
 from fedbus.contracts.task.task import Task

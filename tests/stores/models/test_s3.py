@@ -11,7 +11,7 @@ from stores.models.test_champion import champion
 from stores.models.test_stores import WEIGHTS, digest, manifest
 from structlog.testing import capture_logs
 from support import eventually
-from support.seaweed import FaultyProxy, run_faulty_proxy
+from support.s3_server import FaultyProxy, run_faulty_proxy
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.contracts.champion import Champion

@@ -8,8 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 from support import eventually
+from support.fake_kubernetes import FakeKubernetes, fake_kubernetes
 from support.federation import TASK, FederationHarness, RunningAgent
-from support.kubernetes import FakeKubernetes, fake_kubernetes
 
 from fedbus.agents.common.process_orders import ProcessConfig
 from fedbus.agents.flower_server.agent import FlowerServer

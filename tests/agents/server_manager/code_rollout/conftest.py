@@ -5,10 +5,10 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from support.fake_peers import FakePeers, RolloutServer
 from support.federation import FederationHarness
-from support.followed import create_tiny_repository
-from support.repositories import CommitSigner, Repository
-from support.rollout import FakePeers, RolloutServer
+from support.followed_repository import create_tiny_repository
+from support.git_repositories import CommitSigner, Repository
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.contracts.code import CodePublished

@@ -5,9 +5,9 @@ import re
 from pathlib import Path
 
 import pytest
+from support.fake_peers import PLAN, REVISED_FILES, FakePeers, RolloutServer, has_checkout
 from support.federation import TASK, FederationHarness
-from support.repositories import CommitSigner, Repository, make_signer
-from support.rollout import PLAN, REVISED_FILES, FakePeers, RolloutServer, has_checkout
+from support.git_repositories import CommitSigner, Repository, make_signer
 
 from fedbus.agents.server_manager import flower_server_client, training_run
 from fedbus.bus.errors import RequestRefused

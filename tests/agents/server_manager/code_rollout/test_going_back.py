@@ -1,9 +1,9 @@
 """Reverting code, by itself or by request, and managers that restart in between."""
 
 import pytest
+from support.fake_peers import REVISED_FILES, FakePeers, RolloutServer
 from support.federation import TASK, FederationHarness
-from support.repositories import CommitSigner, Repository
-from support.rollout import REVISED_FILES, FakePeers, RolloutServer
+from support.git_repositories import CommitSigner, Repository
 
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.champion import RollBackModel

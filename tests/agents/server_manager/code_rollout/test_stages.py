@@ -1,9 +1,9 @@
 """Rollouts in stages: a real repository and bus, simulated clients."""
 
 import pytest
+from support.fake_peers import PLAN, REVISED_FILES, FakePeers, RolloutServer, rollout_table
 from support.federation import TASK, TINY_TASK, FederationHarness
-from support.repositories import CommitSigner, Repository
-from support.rollout import PLAN, REVISED_FILES, FakePeers, RolloutServer, rollout_table
+from support.git_repositories import CommitSigner, Repository
 
 from fedbus.bus.errors import RequestRefused
 from fedbus.contracts.client import ClientJoined

@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer, eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
+from support.simulated_federation import COMMIT, TASK, SimulatedFederation, make_model_ref
 from support.terminal import open_terminal
-from support.told import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.client import ClientData, InferenceData

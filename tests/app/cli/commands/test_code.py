@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
+from support.fake_flower_server import FakeFlowerServer
 from support.federation import FED, TASK, TINY_TASK, FederationHarness, RunningAgent, open_federation
-from support.followed import create_tiny_repository
-from support.played_flower import FakeFlowerServer
-from support.repositories import CommitSigner, Repository
+from support.followed_repository import create_tiny_repository
+from support.git_repositories import CommitSigner, Repository
 
 from fedbus.agents.server_manager.agent import ServerManager
 from fedbus.bus.lifecycles import LifecycleStore

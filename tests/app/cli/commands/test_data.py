@@ -8,7 +8,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from support.command_line import CliResult, run_fedbus
+from support.cli import CliResult, run_fedbus
 
 from fedbus.stores.captured.reader import is_held_out
 from fedbus.stores.captured.store import CapturedData

@@ -12,10 +12,10 @@ from types import SimpleNamespace
 import pytest
 import structlog
 from support import NatsServer
-from support.command_line import CliResult, clean_environment, run_fedbus
+from support.cli import CliResult, clean_environment, run_fedbus
 from support.federation import tiny_task
 from support.ports import free_port
-from support.trusted import FED, ConfiguredNatsServer, TrustedBus, trusted_bus
+from support.trusted_bus import FED, ConfiguredNatsServer, TrustedBus, trusted_bus
 
 from fedbus.agents.server_manager.state_registrar import serve_registrar
 from fedbus.app.diagnostics.doctor import run_checks

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 from support import NatsServer
-from support.command_line import FedbusCli
-from support.told import TASK, SimulatedFederation
+from support.cli import FedbusCli
+from support.simulated_federation import TASK, SimulatedFederation
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.contracts.identifiers import FederationId

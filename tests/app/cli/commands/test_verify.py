@@ -16,13 +16,13 @@ from typing import Any
 import numpy as np
 import pytest
 from support import NatsServer, eventually, nats_server
-from support.command_line import CliResult, FedbusCli
+from support.all_agents import run_all_agents, start_run, wait_for_run_end
+from support.cli import CliResult, FedbusCli
 from support.federation import FED, TASK, open_federation
-from support.followed import follow_repository
+from support.followed_repository import follow_repository
+from support.git_repositories import make_signer
 from support.processes import children
-from support.repositories import make_signer
 from support.terminal import open_terminal
-from support.whole import run_all_agents, start_run, wait_for_run_end
 
 from fedbus.bus.bus import Bus, Identity
 from fedbus.bus.streams import events_stream

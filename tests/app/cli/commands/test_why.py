@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from support import NatsServer, eventually
-from support.command_line import FedbusCli
+from support.cli import FedbusCli
 
 from fedbus.app.cli.commands.why import STATE_TEXT
 from fedbus.bus.bus import Bus, Identity

@@ -7,8 +7,8 @@ from pathlib import Path
 from urllib.request import urlopen
 
 import pytest
-from support.command_line import FedbusCli
-from support.seaweed import run_seaweed
+from support.cli import FedbusCli
+from support.s3_server import run_seaweed
 
 from fedbus.app.local.seaweedfs import EmbeddedS3
 from fedbus.stores.errors import StoreDenied

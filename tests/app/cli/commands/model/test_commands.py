@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import eventually
-from support.command_line import CliResult, clean_environment, run_fedbus
-from support.seaweed import run_seaweed
+from support.cli import CliResult, clean_environment, run_fedbus
+from support.s3_server import run_seaweed
 from support.terminal import open_terminal
 
 from fedbus.app.cli.commands.model.repository import format_metrics

@@ -7,10 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support import NatsServer, eventually
-from support.command_line import CliResult, FedbusCli
-from support.federation import FED, TASK, FederationHarness, RunningAgent, open_federation
-from support.users import send_predictions
-from support.whole import (
+from support.all_agents import (
     run_all_agents,
     run_client_side,
     run_server_side,
@@ -18,6 +15,9 @@ from support.whole import (
     start_run,
     wait_for_run_end,
 )
+from support.cli import CliResult, FedbusCli
+from support.federation import FED, TASK, FederationHarness, RunningAgent, open_federation
+from support.prediction_load import send_predictions
 
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.server import GetServerInfo

@@ -15,8 +15,8 @@ from fedbus.contracts.client import (
 from fedbus.contracts.code import CodeData
 from fedbus.contracts.run import RoundResult, RunData
 from fedbus.contracts.scheduling import ScheduleData, ScheduleRule
-from support.chromium import BrowserPage
-from support.told import COMMIT, TASK, SimulatedFederation, make_model_ref
+from support.browser import BrowserPage
+from support.simulated_federation import COMMIT, TASK, SimulatedFederation, make_model_ref
 
 SCREENSHOTS = Path(__file__).parents[2] / "build" / "screenshots"
 PAGES = ("fleet", "runs", "training", "events", "models", "schedules")

@@ -14,9 +14,9 @@ from fedbus.contracts.message import Body, RefusalKind, Refused
 from fedbus.contracts.run import RoundResult, RunPlan, RunStarted, StartRun, StopRun
 from fedbus.contracts.server import StartServer
 from fedbus.stores.code.open import CodeRepository
+from support.fake_flower_server import FakeFlowerServer
 from support.federation import TASK, TINY_TASK, FederationHarness, RunningAgent
-from support.played_flower import FakeFlowerServer
-from support.repositories import CommitSigner, Repository
+from support.git_repositories import CommitSigner, Repository
 
 REVISED_FILES = {"tiny/__init__.py": "REVISION = 2\n"}
 PLAN = RunPlan(rounds=1, quorum=2, recruit_s=30, round_s=30)

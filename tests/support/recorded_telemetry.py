@@ -17,7 +17,7 @@ from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 
-from support.collector import ExportedSpan, OtlpCollector, run_collector
+from support.otlp_collector import ExportedSpan, OtlpCollector, run_collector
 
 
 def expected_transitions(*, rounds: int, clients: int) -> dict[str, int]:

@@ -19,7 +19,7 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 from unittest import mock
 
-from support import forked
+from support import forked_cli
 
 PRELOADED: Final = [
     "fedbus.app.cli.main",
@@ -35,7 +35,7 @@ PRELOADED: Final = [
     "aiobotocore.session",
     "numpy.random",
     "rich.markdown",
-    "support.forked",
+    "support.forked_cli",
 ]
 _server: Final = multiprocessing.get_context("forkserver")
 _server.set_forkserver_preload(["__main__", *PRELOADED])
@@ -100,7 +100,7 @@ def _start(
         with mock.patch.dict(os.environ, SERVER_ENVIRONMENT, clear=True):
             forkserver.ensure_running()
         arguments = (list(words), dict(environment), directory.absolute(), files)
-        process = _server.Process(target=forked.run_cli, args=arguments)
+        process = _server.Process(target=forked_cli.run_cli, args=arguments)
         process.start()
         try:
             yield process, files

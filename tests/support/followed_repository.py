@@ -7,7 +7,7 @@ from pathlib import Path
 from fedbus.contracts.code import CodeData
 from fedbus.stores.code.open import open_code
 from support.federation import TINY_TASK, FederationHarness
-from support.repositories import CommitSigner, Repository
+from support.git_repositories import CommitSigner, Repository
 
 
 async def follow_repository(fed: FederationHarness, by: CommitSigner, directory: Path) -> Repository:
