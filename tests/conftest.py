@@ -50,16 +50,16 @@ def _read_settings() -> dict[str, str]:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def forking() -> Iterator[ForkServer]:
+def fork_server() -> Iterator[ForkServer]:
     """Children of agents are forked from a process that has imported what they need."""
     with forked_children() as server:
         yield server
 
 
 @pytest.fixture
-def real_children(forking: ForkServer) -> Iterator[None]:
+def real_children(fork_server: ForkServer) -> Iterator[None]:
     """Children of agents start from nothing in this test, as they do in a federation."""
-    with forking.left_out():
+    with fork_server.left_out():
         yield
 
 

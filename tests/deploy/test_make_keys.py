@@ -68,7 +68,7 @@ def secrets(directory: Path) -> Secrets:
 
 
 @pytest.fixture
-def mounted(secrets: Secrets, tmp_path: Path) -> Path:
+def mounted_secrets(secrets: Secrets, tmp_path: Path) -> Path:
     """All Secrets as a kubelet writes them: a folder each."""
     for name, files in secrets.items():
         for file, content in files.items():
@@ -149,20 +149,20 @@ def test_run_again_it_keeps_what_is_there_and_lets_the_new_client_in(
 
 
 @asynccontextmanager
-async def run_bus(mounted: Path) -> AsyncIterator[str]:
+async def run_bus(mounted_secrets: Path) -> AsyncIterator[str]:
     """A nats-server on the configuration in its Secret, with its folders and ports on this machine."""
     port = free_port()
-    (mounted / "fedbus-nats-tls").rename(mounted / "tls")
-    text = (mounted / "fedbus-nats" / "nats.conf").read_text()
+    (mounted_secrets / "fedbus-nats-tls").rename(mounted_secrets / "tls")
+    text = (mounted_secrets / "fedbus-nats" / "nats.conf").read_text()
     for there, here in {
-        '"/data/': f'"{mounted}/',
+        '"/data/': f'"{mounted_secrets}/',
         "0.0.0.0:4222": f"127.0.0.1:{port}",
         "0.0.0.0:7422": f"127.0.0.1:{free_port()}",
         "127.0.0.1:8222": f"127.0.0.1:{free_port()}",
     }.items():
         assert there in text
         text = text.replace(there, here)
-    config = mounted / "nats.conf"
+    config = mounted_secrets / "nats.conf"
     config.write_text(text)
     server = ConfiguredNatsServer(config, port)
     await server.start()
@@ -173,12 +173,12 @@ async def run_bus(mounted: Path) -> AsyncIterator[str]:
 
 
 async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_by_its_kit(
-    mounted: Path,
+    mounted_secrets: Path,
 ) -> None:
     def access(secret: str, creds: str = "bus.creds") -> BusAccess:
-        return BusAccess(mounted / secret / creds, mounted / secret / "ca.pem")
+        return BusAccess(mounted_secrets / secret / creds, mounted_secrets / secret / "ca.pem")
 
-    async with run_bus(mounted) as url:
+    async with run_bus(mounted_secrets) as url:
         manager = Identity(FED, "server-manager")
         async with Bus.connect(url, manager, access=access("fedbus-server-manager-keys")) as bus:
             await bus.create_streams()
@@ -198,14 +198,14 @@ async def test_the_bus_answers_each_pod_as_the_agent_that_it_runs_and_a_client_b
 
 
 @asynccontextmanager
-async def run_s3(mounted: Path) -> AsyncIterator[str]:
+async def run_s3(mounted_secrets: Path) -> AsyncIterator[str]:
     """A SeaweedFS by the command of its pod, with its folders and ports on this machine; its endpoint."""
     (pod,) = (one for one in objects_of_kind(OBJECTS, "StatefulSet") if one["metadata"]["name"] == "s3")
     (container,) = pod["spec"]["template"]["spec"]["containers"]
-    port, data = free_port(), mounted / "data"
+    port, data = free_port(), mounted_secrets / "data"
     data.mkdir()
     command = [
-        word.replace("/keys/", f"{mounted}/fedbus-s3-keys/")
+        word.replace("/keys/", f"{mounted_secrets}/fedbus-s3-keys/")
         .replace("=/data", f"={data}")
         .replace("=8333", f"={port}")
         .replace("0.0.0.0", "127.0.0.1")
@@ -213,7 +213,7 @@ async def run_s3(mounted: Path) -> AsyncIterator[str]:
     ]
     ports = {name: free_port() for name in INTERNAL_PORTS}
     inner = [f"-{name}={number}" for name, number in ports.items()]
-    with (mounted / "weed.log").open("wb") as log:
+    with (mounted_secrets / "weed.log").open("wb") as log:
         process = await asyncio.create_subprocess_exec(
             find_seaweedfs(), *command, *inner, stdout=log, stderr=log, cwd=data
         )
@@ -225,15 +225,15 @@ async def run_s3(mounted: Path) -> AsyncIterator[str]:
         _remove_sockets([port, *ports.values()])
 
 
-async def test_the_bucket_s_job_makes_it_in_an_s3_that_speaks_tls_alone(mounted: Path) -> None:
+async def test_the_bucket_s_job_makes_it_in_an_s3_that_speaks_tls_alone(mounted_secrets: Path) -> None:
     (job,) = objects_of_kind(OBJECTS, "Job")
     pod = job["spec"]["template"]
-    keys = mounted / keys_of(pod)
-    async with run_s3(mounted) as endpoint:
+    keys = mounted_secrets / keys_of(pod)
+    async with run_s3(mounted_secrets) as endpoint:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("AWS")}
-        fedbus = FedbusCli(mounted / "home")
+        fedbus = FedbusCli(mounted_secrets / "home")
         fedbus.environment = clean | {
-            "FEDBUS_HOME": str(mounted / "home"),
+            "FEDBUS_HOME": str(mounted_secrets / "home"),
             "FEDBUS_CA": str(keys / "ca.pem"),
             "FEDBUS_S3_CREDENTIALS": str(keys / "s3-credentials"),
             "FEDBUS_STORE": f"s3://fedbus/models?endpoint={endpoint}",

@@ -57,25 +57,25 @@ def s3(tmp_path_factory: pytest.TempPathFactory) -> Iterator[EmbeddedS3]:
 
 
 @pytest.fixture
-async def way(s3: EmbeddedS3) -> AsyncIterator[FaultyProxy]:
-    async with run_faulty_proxy(s3.port) as way:
-        yield way
+async def proxy(s3: EmbeddedS3) -> AsyncIterator[FaultyProxy]:
+    async with run_faulty_proxy(s3.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture
 async def fed(
-    nats: NatsServer, tmp_path: Path, s3: EmbeddedS3, way: FaultyProxy, monkeypatch: pytest.MonkeyPatch
+    nats: NatsServer, tmp_path: Path, s3: EmbeddedS3, proxy: FaultyProxy, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[FederationHarness]:
     """A federation whose models lie in the S3 at the end of the road."""
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
     async with open_federation(nats.url, tmp_path) as fed:
-        fed.site = replace(fed.site, store=store_url(way, tmp_path))
+        fed.site = replace(fed.site, store=store_url(proxy, tmp_path))
         yield fed
 
 
-def store_url(way: FaultyProxy, directory: Path) -> str:
+def store_url(proxy: FaultyProxy, directory: Path) -> str:
     """A place of this test's own at the end of *way*, with a cache of its own."""
-    return f"s3://fedbus/{directory.name}?endpoint=http://127.0.0.1:{way.port}&cache={directory / 'cache'}"
+    return f"s3://fedbus/{directory.name}?endpoint=http://127.0.0.1:{proxy.port}&cache={directory / 'cache'}"
 
 
 @asynccontextmanager
@@ -132,17 +132,17 @@ async def wait_for_failure(fed: FederationHarness, run: str) -> str:
 
 
 async def test_an_s3_that_is_away_for_a_minute_in_the_middle_of_a_run_costs_no_prediction_and_no_run(
-    fed: FederationHarness, way: FaultyProxy
+    fed: FederationHarness, proxy: FaultyProxy
 ) -> None:
     async with run_everything(fed) as asked:
         run = await start_run(fed, config={"pause-s": 1.0}, rounds=3)
         await fed.until(lambda: is_in_round(fed, 2), "the second round", 60)
-        way.close()
+        proxy.close()
         since, before = time.monotonic(), asked.answered
         await fed.until(lambda: time.monotonic() - since > A_MINUTE_S, "a minute to pass", 2 * A_MINUTE_S)
         assert asked.answered > before, "predictions went on meanwhile"
         assert set(asked.versions[-2:]) == {1}
-        way.reopen()
+        proxy.reopen()
         facts = await wait_for_model(fed, run, within_s=120)
         assert len(facts.rounds) == 4
         assert await training_count(fed) == 3.0
@@ -150,38 +150,38 @@ async def test_an_s3_that_is_away_for_a_minute_in_the_middle_of_a_run_costs_no_p
 
 
 async def test_an_s3_that_goes_as_the_version_is_written_gets_it_when_it_is_back(
-    fed: FederationHarness, way: FaultyProxy
+    fed: FederationHarness, proxy: FaultyProxy
 ) -> None:
     async with run_everything(fed) as asked:
-        way.closes_at = b"/versions/2.json"
+        proxy.closes_at = b"/versions/2.json"
         run = await start_run(fed)
-        await fed.until(lambda: way.closed, "the version to be on its way", 60)
-        way.closes_at, before = None, asked.answered
+        await fed.until(lambda: proxy.closed, "the version to be on its way", 60)
+        proxy.closes_at, before = None, asked.answered
         await fed.until(lambda: asked.answered > before + 100, "predictions that go on", 60)
         assert fed.last("server").target == "publishing"
         assert set(asked.versions) == {1}
-        way.reopen()
+        proxy.reopen()
         await wait_for_model(fed, run, within_s=120)
         assert set(served_versions(fed).values()) == {2}
 
 
-async def test_a_slow_s3_is_waited_for(fed: FederationHarness, way: FaultyProxy) -> None:
+async def test_a_slow_s3_is_waited_for(fed: FederationHarness, proxy: FaultyProxy) -> None:
     async with run_everything(fed):
-        way.pause_s = 0.5
+        proxy.pause_s = 0.5
         await wait_for_model(fed, await start_run(fed), within_s=150)
-        way.pause_s = 0.0
+        proxy.pause_s = 0.0
 
 
 async def test_weights_that_are_cut_on_the_way_are_fetched_on_and_served_whole(
-    fed: FederationHarness, way: FaultyProxy, tmp_path: Path
+    fed: FederationHarness, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     for name, narrow, wide in WIDER:
         file = Path(fed.site.task.path) / "tiny" / name
         file.write_text(file.read_text().replace(narrow, wide))
-    way.cut_answers_after = [5_000, 50_000, 200]
+    proxy.cut_answers_after = [5_000, 50_000, 200]
     async with run_everything(fed):
         await wait_for_model(fed, await start_run(fed), within_s=120)
-        assert way.cut_answers_after == [], "all three were cut"
+        assert proxy.cut_answers_after == [], "all three were cut"
         assert await training_count(fed) == 2.0
 
 

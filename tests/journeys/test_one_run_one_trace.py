@@ -51,7 +51,7 @@ class TracedRuns:
 
 
 @pytest.fixture
-async def told(
+async def traced_runs(
     nats: NatsServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> AsyncIterator[TracedRuns]:
     async with (
@@ -80,15 +80,17 @@ def orphans(spans: list[ExportedSpan]) -> list[str]:
     return [span.name for span in spans if span.parent_id and span.parent_id not in known]
 
 
-async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(told: TracedRuns) -> None:
-    assert len(set(told.roots)) == 2
+async def test_two_runs_are_two_traces_and_each_tells_all_that_happened_in_it(
+    traced_runs: TracedRuns,
+) -> None:
+    assert len(set(traced_runs.roots)) == 2
     for number in (1, 2):
-        spans = told.of_run(number)
+        spans = traced_runs.of_run(number)
         assert_complete(spans, f"{TASK}-{number}")
         assert_connected(spans)
         assert_links(spans)
-    assert_nothing_missing(told)
-    assert_in_catalogue(told)
+    assert_nothing_missing(traced_runs)
+    assert_in_catalogue(traced_runs)
 
 
 def assert_complete(spans: list[ExportedSpan], run: str) -> None:
@@ -148,24 +150,25 @@ def ancestry(span: ExportedSpan, spans: dict[str, ExportedSpan]) -> list[str]:
     return above
 
 
-def assert_nothing_missing(told: TracedRuns) -> None:
+def assert_nothing_missing(traced_runs: TracedRuns) -> None:
     """Whatever the log holds has its span, with the same ids, and no span is an orphan, of a run or not."""
-    assert orphans(told.spans) == []
+    assert orphans(traced_runs.spans) == []
     logged = Counter(
-        (span_name(one.kind, one.source or "•", one.target), one.thing, one.event) for one in told.moves
+        (span_name(one.kind, one.source or "•", one.target), one.thing, one.event)
+        for one in traced_runs.moves
     )
     traced = Counter(
         (span.name, span.attributes["fedbus.thing"], span.attributes["fedbus.event"])
-        for span in told.spans
+        for span in traced_runs.spans
         if "→" in span.name
     )
     assert traced == logged
 
 
-def assert_in_catalogue(told: TracedRuns) -> None:
+def assert_in_catalogue(traced_runs: TracedRuns) -> None:
     """Every span has a name of the catalogue and no attribute that it does not know; each kind was seen."""
     seen = set()
-    for span in told.spans:
+    for span in traced_runs.spans:
         if span.name == "a person starts a run":
             continue
         (trail,) = [one for one in SPANS if re.fullmatch(pattern(one.name), span.name)]
@@ -175,8 +178,8 @@ def assert_in_catalogue(told: TracedRuns) -> None:
             assert_conventions(span)
     assert {one.name for one in SPANS} - seen == {"predict"}
 
-    assert told.figures <= set(METRICS)
-    assert set(METRICS) - told.figures - OF_HARDWARE - ELSEWHERE == set()
+    assert traced_runs.figures <= set(METRICS)
+    assert set(METRICS) - traced_runs.figures - OF_HARDWARE - ELSEWHERE == set()
 
 
 WORDS = "|".join(kind.word for kind in MESSAGES)

@@ -63,13 +63,13 @@ class TrustedFederation:
 
 
 @pytest.fixture
-async def everybody(tmp_path: Path) -> AsyncIterator[TrustedFederation]:
+async def trusted_federation(tmp_path: Path) -> AsyncIterator[TrustedFederation]:
     async with trusted_bus(tmp_path) as bus:
-        everybody = TrustedFederation(bus, tmp_path)
+        trusted_federation = TrustedFederation(bus, tmp_path)
         try:
-            yield everybody
+            yield trusted_federation
         finally:
-            await everybody.stop()
+            await trusted_federation.stop()
 
 
 async def client_transitions(person: Bus) -> list[Transition]:
@@ -79,18 +79,18 @@ async def client_transitions(person: Bus) -> list[Transition]:
         return []
 
 
-async def complete_run(everybody: TrustedFederation, person: Bus) -> None:
+async def complete_run(trusted_federation: TrustedFederation, person: Bus) -> None:
     """Both clients come to serve; a run is started, finishes, and both serve what it came to."""
 
     async def serving() -> bool:
-        everybody.look_for_the_broken()
+        trusted_federation.look_for_the_broken()
         return [one.target for one in await client_transitions(person)] == ["serving", "serving"]
 
     await eventually(serving, within_s=60)
     started = await person.request(StartRun(task=TASK))
 
     async def finished() -> bool:
-        everybody.look_for_the_broken()
+        trusted_federation.look_for_the_broken()
         last = (await person.states("run", started.run))[-1]
         assert isinstance(last.facts, RunData)
         return last.target == "finished"
@@ -98,7 +98,7 @@ async def complete_run(everybody: TrustedFederation, person: Bus) -> None:
     await eventually(finished, within_s=90)
 
     async def served() -> bool:
-        everybody.look_for_the_broken()
+        trusted_federation.look_for_the_broken()
         versions = {getattr(one.facts, "model").version for one in await person.states("inference")}  # noqa: B009
         return versions == {2}
 
@@ -110,64 +110,66 @@ async def complete_run(everybody: TrustedFederation, person: Bus) -> None:
 
 
 async def test_everything_that_is_allowed_works(
-    everybody: TrustedFederation, capfd: pytest.CaptureFixture[str]
+    trusted_federation: TrustedFederation, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    everybody.start_server()
-    everybody.start_client("c1", 0)
-    everybody.start_client("c2", 1)
-    user = everybody.bus.access(Role.USER)
-    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", USERS), access=user) as person:
-        await complete_run(everybody, person)
+    trusted_federation.start_server()
+    trusted_federation.start_client("c1", 0)
+    trusted_federation.start_client("c2", 1)
+    user = trusted_federation.bus.access(Role.USER)
+    async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=user) as person:
+        await complete_run(trusted_federation, person)
         assert {
             name: held for name, held in (await person.list_streams() or {}).items() if "DEAD" in name
         } == {"FEDBUS_test_DEAD": 0}
     assert "Permission denied by NATS" not in capfd.readouterr().out
-    assert "Violation" not in everybody.bus.server.log.read_text()
+    assert "Violation" not in trusted_federation.bus.server.log.read_text()
 
 
-async def test_a_client_that_starts_again_is_told_where_it_stands(everybody: TrustedFederation) -> None:
-    everybody.start_server()
-    everybody.start_client("c1", 0)
-    user = everybody.bus.access(Role.USER)
-    async with Bus.connect(everybody.bus.url, Identity(FED, "cli", USERS), access=user) as person:
+async def test_a_client_that_starts_again_is_told_where_it_stands(
+    trusted_federation: TrustedFederation,
+) -> None:
+    trusted_federation.start_server()
+    trusted_federation.start_client("c1", 0)
+    user = trusted_federation.bus.access(Role.USER)
+    async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=user) as person:
 
         async def transitions() -> list[tuple[str, str]]:
-            everybody.look_for_the_broken()
+            trusted_federation.look_for_the_broken()
             return [(one.target, one.event) for one in await client_transitions(person)]
 
         async def serves() -> bool:
             return [state for state, _ in await transitions()] == ["serving"]
 
         await eventually(serves, within_s=60)
-        for agent in everybody.agents[len(SERVER_AGENTS) :]:
+        for agent in trusted_federation.agents[len(SERVER_AGENTS) :]:
             await agent.restart()
         await eventually(serves, within_s=60)
 
 
 async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
-    everybody: TrustedFederation, tmp_path: Path
+    trusted_federation: TrustedFederation, tmp_path: Path
 ) -> None:
     """Their only way to the federation is the one connection that the leaf makes outward."""
-    bus, folder, port = everybody.bus, tmp_path / "lab", free_port()
+    bus, folder, port = trusted_federation.bus, tmp_path / "lab", free_port()
     place = ServerLocation(folder, port, listen="127.0.0.1")
     kits = {name: bus.access(name) for name in ("c1", "c2")}
     bus.federation.write_site("lab", list(kits), [TASK], folder, place, hosts=["localhost"], days=30)
     leaf = ConfiguredNatsServer(folder / "leaf.conf", port)
     await leaf.start()
     try:
-        everybody.start_server()
+        trusted_federation.start_server()
         for number, (name, access) in enumerate(kits.items()):
-            everybody.start_client(name, number, url=f"tls://localhost:{port}", access=access)
+            trusted_federation.start_client(name, number, url=f"tls://localhost:{port}", access=access)
         user = bus.access(Role.USER)
         async with Bus.connect(bus.url, Identity(FED, "cli", USERS), access=user) as person:
-            await complete_run(everybody, person)
+            await complete_run(trusted_federation, person)
         assert "Violation" not in leaf.log.read_text()
         assert "Violation" not in bus.server.log.read_text()
         access = bus.access(Role.SERVER_MANAGER)
         async with bus.connected(access, inbox="_INBOX.server.server-manager") as (server, _):
             consumers = await server.jetstream().consumers_info("FEDBUS_test_EVENTS")
         assert {one.name: one.num_redelivered for one in consumers if one.num_redelivered} == {}
-        await everybody.stop()
-        everybody.agents.clear()
+        await trusted_federation.stop()
+        trusted_federation.agents.clear()
     finally:
         await leaf.stop()

@@ -13,7 +13,7 @@ from fedbus.bus.bus import Bus, Identity
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
+async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
         await bus.create_streams()
         yield SimulatedFederation(bus, trace=TRACE)

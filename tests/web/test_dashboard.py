@@ -81,7 +81,7 @@ async def models_of(task: str) -> dict[str, Any]:
     ],
 )
 async def test_every_page_shows_what_is_so(
-    told: SimulatedFederation,
+    simulation: SimulatedFederation,
     nats: NatsServer,
     page: BrowserPage,
     name: str,
@@ -89,7 +89,7 @@ async def test_every_page_shows_what_is_so(
     high: int,
     dark: bool,
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     await page.look(wide=wide, high=high, dark=dark)
     says = {
         "fleet": "the battery is at 10 %",
@@ -113,26 +113,26 @@ async def test_every_page_shows_what_is_so(
 
 
 async def test_a_page_is_told_what_happens_while_somebody_looks(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 6")
-        await told.clients(["c7"])
+        await simulation.clients(["c7"])
         await page.until(f"{ROWS}.some((row) => row.textContent.startsWith('c7'))")
         await page.run("location.hash = '#/runs'")
         await page.until("document.querySelector('.gantt g')")
-        await told.say(make_reply("c2", "mnist-2", 3, 4.5))
+        await simulation.say(make_reply("c2", "mnist-2", 3, 4.5))
         await page.until(
             "[...document.querySelectorAll('title')].some((one) => one.textContent.includes('c2: round 3'))"
         )
 
 
 async def test_a_reload_and_a_lost_line_miss_nothing(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.clients(["c1"])
+    await simulation.clients(["c1"])
     heard = (
         "window.fedbus.store.recent.filter((one) => one.word === 'declined').map((one) => one.body.reason)"
     )
@@ -140,7 +140,7 @@ async def test_a_reload_and_a_lost_line_miss_nothing(
         port = urlsplit(url).port or 0
         await page.open(f"{url}/#/events")
         await page.until(IS_LIVE)
-        await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="one"))
+        await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="one"))
         await page.until(f"{heard}.length === 1")
     await page.until("!document.getElementById('banner').hidden")
     says = await page.text("#banner")
@@ -148,10 +148,10 @@ async def test_a_reload_and_a_lost_line_miss_nothing(
     await page.until("window.fedbus.store.tries > 2")
     assert await page.text("#banner") == says, "it is said once, and of when the line broke"
     await page.screenshot(SCREENSHOTS / "lost.png")
-    await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
+    await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
     async with run_gateway(nats.url, port=port):
         await page.until("document.getElementById('banner').hidden")
-        await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
+        await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
         await page.until(f"{heard}.length === 3")
         assert await page.run(heard) == ["one", "two", "three"]
         await page.send("Page.reload")
@@ -161,9 +161,9 @@ async def test_a_reload_and_a_lost_line_miss_nothing(
 
 
 async def test_a_thousand_clients_are_a_table_of_a_few_rows(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.clients([f"c{number}" for number in range(1, 1001)])
+    await simulation.clients([f"c{number}" for number in range(1, 1001)])
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
@@ -219,24 +219,24 @@ def _hostile_values(value: object) -> list[object]:
 
 
 async def test_whatever_a_message_says_is_shown_and_never_done(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.clients(["c1"])
+    await simulation.clients(["c1"])
     for kind in EXAMPLES:
         message = make_hostile(kind)
         if message.family not in (Family.SVC, Family.LIFE) and message.durable:
-            await told.say(message)
+            await simulation.say(message)
     about: dict[str, Any] = {"task": TASK, "client": "c1"}
     named = ClientData(**about, code_version=MARKUP, labels={MARKUP: MARKUP})
-    await told.move(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
-    await told.move(FlClientData(**about), MARKUP, "waiting", MARKUP, MARKUP)
-    await told.move(InferenceData(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
-    run = told.run(1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP)
+    await simulation.move(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
+    await simulation.move(FlClientData(**about), MARKUP, "waiting", MARKUP, MARKUP)
+    await simulation.move(InferenceData(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
+    run = simulation.run(1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP)
     rounds = [one.model_dump() | {"failures": {MARKUP: MARKUP}} for one in run.rounds]
     hurtful = RunData.model_validate(run.model_dump() | {"rounds": rounds})
-    await told.move(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
-    await told.server(cohort=(MARKUP,))
-    await told.move(
+    await simulation.move(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
+    await simulation.server(cohort=(MARKUP,))
+    await simulation.move(
         CodeData(task=TASK, source=MARKUP, candidate=MARKUP, stages=(MARKUP,), rejected={MARKUP: MARKUP}),
         MARKUP,
         "",
@@ -260,25 +260,25 @@ async def test_whatever_a_message_says_is_shown_and_never_done(
         assert await page.run("window.hurt === undefined")
 
 
-async def simulate_causes(told: SimulatedFederation) -> None:
+async def simulate_causes(simulation: SimulatedFederation) -> None:
     """c5 declines because it was invited, because the server opened the run, because that was asked for."""
-    run = told.run(3, 0)
-    began = await told.move(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
+    run = simulation.run(3, 0)
+    began = await simulation.move(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
     with cause_scope(began):
-        opened = await told.server(3)
+        opened = await simulation.server(3)
     with cause_scope(opened):
-        invited = await told.say(
+        invited = await simulation.say(
             EXAMPLES[UpdateReady].model_copy(update={"task": TASK, "run": run.run}), agent="server-manager"
         )
     with cause_scope(invited):
-        await told.say(ClientDeclined(task=TASK, client="c5", run=run.run, reason="battery is 12 %"))
+        await simulation.say(ClientDeclined(task=TASK, client="c5", run=run.run, reason="battery is 12 %"))
 
 
 async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
-    await simulate_causes(told)
+    await simulate_run(simulation)
+    await simulate_causes(simulation)
     async with run_gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
         await page.open(f"{url}/#/events?client=c5&word=declined")
         await page.until(f"{ROWS}.length === 1")
@@ -287,7 +287,7 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
         await page.until("document.querySelector('.drawer pre').textContent.includes('battery')")
         assert (
             await page.run("document.querySelector('.drawer a').href")
-            == f"https://traces.example/{told.trace}"
+            == f"https://traces.example/{simulation.trace}"
         )
         await page.run(f"{find_button('Show causes')}.click()")
         await page.until("document.querySelectorAll('.chain li').length === 4")
@@ -308,9 +308,9 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
 
 
 async def test_with_the_token_runs_are_started_and_models_chosen(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.server()
+    await simulation.server()
     wishes: list[object] = []
 
     async def start(wish: StartRun) -> RunStarted:
@@ -347,12 +347,12 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
 
 
 async def test_with_the_token_code_is_rolled_out_and_reverted(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.server()
-    await told.clients(["c1"])
+    await simulation.server()
+    await simulation.clients(["c1"])
     code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
-    await told.move(code, "code_read", "", "steady")
+    await simulation.move(code, "code_read", "", "steady")
     wishes: list[Request] = []
 
     async def answer(wish: Request) -> Body:
@@ -371,7 +371,7 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
         await page.until(f"{find_button('Roll out')}")
         await page.run("document.querySelector('main form input').focus()")
         await page.send("Input.insertText", text="v2.")
-        await told.server(3)  # what comes meanwhile interrupts nobody who types
+        await simulation.server(3)  # what comes meanwhile interrupts nobody who types
         await page.until("window.fedbus.store.servers.get('mnist').body.facts.term === 3")
         await page.send("Input.insertText", text="1")
         await page.press("Enter")
@@ -395,9 +395,9 @@ def _answering(scheduler: Bus, start: Any) -> Any:
 
 
 async def test_training_is_shown_by_client_with_its_time_its_reliability_and_what_it_brings(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until(f"{ROWS}.length === 3")
@@ -421,9 +421,9 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
 
 
 async def test_a_filter_outlives_a_reload(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/events")
         await page.until(f"{ROWS}.length > 3")
@@ -438,29 +438,29 @@ async def test_a_filter_outlives_a_reload(
 
 
 async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.clients(["c1"])
-    await told.say(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
+    await simulation.clients(["c1"])
+    await simulation.say(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 1")
         await page.click("tr[data-key]")
         await page.until("document.querySelector('.details').innerText.includes('Data capture paused since')")
-        told.passes(1)
-        await told.say(CaptureResumed(task=TASK, client="c1"))
+        simulation.passes(1)
+        await simulation.say(CaptureResumed(task=TASK, client="c1"))
         await page.until("!document.querySelector('.details').innerText.includes('Data capture paused')")
 
 
 async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wrong_with_it(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await told.server()
+    await simulation.server()
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(IS_LIVE)
         facts = ServerData(task=TASK, trouble=StoreProblem.DAMAGED)
-        await told.move(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
+        await simulation.move(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
         await page.until(
             "document.querySelector('main').innerText.toLowerCase().includes('model repository damaged')"
         )
@@ -472,7 +472,7 @@ async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wron
 
 
 async def test_a_federation_with_nobody_in_it_says_what_to_do(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     async with run_gateway(nats.url) as url:
         await page.open(url)
@@ -498,9 +498,9 @@ HELD_EVENTS = """
 
 
 async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     await page.send("Page.addScriptToEvaluateOnNewDocument", source=HELD_EVENTS.replace("WHAT", "api/state"))
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
@@ -511,9 +511,9 @@ async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
 
 
 async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     bars = "[...document.querySelectorAll('.gantt title')]"
     third = f"{bars}.filter((one) => one.textContent.includes('c2: round 3')).length"
     async with run_gateway(nats.url) as url:
@@ -523,7 +523,7 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
         await page.run("location.hash = '#/runs'")
         await page.until("window.go")
         assert await page.text(".run .readout") == "Loading the timeline…"
-        await told.say(make_reply("c2", "mnist-2", 3, 4.5))
+        await simulation.say(make_reply("c2", "mnist-2", 3, 4.5))
         await page.until("window.fedbus.store.recent.some((one) => one.body.round === 3)")
         await page.run(NEXT_FRAME)
         await page.run("window.go()")
@@ -533,9 +533,9 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
 
 
 async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     ticks = (
         "[...document.querySelectorAll('.chart')].map((one) =>"
         " [...one.querySelectorAll('text[text-anchor=end]')].map((tick) => tick.textContent))"
@@ -553,11 +553,11 @@ async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
 
 
 async def test_the_run_that_is_looked_at_is_in_sight_among_many(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     for number in range(1, 31):
-        told.passes(1)
-        await told.move(told.run(number, 4), "run_finished", "running", "finished")
+        simulation.passes(1)
+        await simulation.move(simulation.run(number, 4), "run_finished", "running", "finished")
     shown = """(() => {
         const [one, all] = [".runlist [aria-current]", ".runlist"]
             .map((name) => document.querySelector(name).getBoundingClientRect());

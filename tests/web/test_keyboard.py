@@ -26,9 +26,9 @@ pytestmark = pytest.mark.timeout(240)
 
 
 async def test_a_page_is_usable_by_keyboard_and_by_ear(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(url)
         await page.until(IS_LIVE)
@@ -41,9 +41,9 @@ async def test_a_page_is_usable_by_keyboard_and_by_ear(
 
 
 async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until("document.querySelector('.chart svg')")
@@ -54,9 +54,9 @@ async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
 
 
 async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 6")
@@ -81,9 +81,9 @@ async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
 
 
 async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs")
         await page.until("document.querySelectorAll('.gantt g').length > 2")
@@ -95,7 +95,9 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
         assert (await press_keys(page, "Home"))[1].startswith("c2: client learning")
         assert (await page.text(".run .readout")).startswith("c2: client learning")
         await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
-        await told.say(make_reply("c2", "mnist-2", 3, 4.5))  # what comes meanwhile takes nobody's place away
+        await simulation.say(
+            make_reply("c2", "mnist-2", 3, 4.5)
+        )  # what comes meanwhile takes nobody's place away
         await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
         assert (await press_keys(page, "End"))[1].startswith("c2: round 3")
         assert (await tab_to(page, "summary")) == "Timeline as a table"
@@ -109,9 +111,9 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
 
 
 async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_meanwhile(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
         await page.until(f"{ROWS}.length === 6")
@@ -120,7 +122,7 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
         )
         mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
         await page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
-        await told.clients(["c7"])
+        await simulation.clients(["c7"])
         await page.until("window.fedbus.store.clients.size === 7")
         await page.run(NEXT_FRAME)
         await page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
@@ -130,16 +132,16 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
 
 
 async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_meanwhile(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    run = await simulate_run(told)
+    run = await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
         await page.until(f"{ROWS}.length === 3")
         await page.run(f"{ROWS}[2].querySelector('input').focus()")
         await page.key("keyDown", " ")
-        further = told.run(2, 3, requested_at=run.requested_at)
-        await told.move(further, "round_finished", "running", "running")
+        further = simulation.run(2, 3, requested_at=run.requested_at)
+        await simulation.move(further, "round_finished", "running", "running")
         await page.until(
             "window.fedbus.store.recent.some((one) => one.body.facts?.rounds?.at(-1)?.round === 3)"
         )
@@ -149,28 +151,28 @@ async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_
 
 
 async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
-    long = told.run(3, 25, of=40)
-    await told.move(long, "round_finished", "running", "running")
+    await simulate_run(simulation)
+    long = simulation.run(3, 25, of=40)
+    await simulation.move(long, "round_finished", "running", "running")
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs/mnist-3")
         await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
         await page.until("document.querySelector('.run .readout').innerText.startsWith('Point at a bar')")
         await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
         await page.run("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
-        further = told.run(3, 26, of=40, requested_at=long.requested_at)
-        await told.move(further, "round_finished", "running", "running")
+        further = simulation.run(3, 26, of=40, requested_at=long.requested_at)
+        await simulation.move(further, "round_finished", "running", "running")
         await page.until("document.querySelector('.run').innerText.includes('26 of 40')")
         assert await page.run("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
         assert await page.run("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
 
 
 async def test_a_screen_reader_is_not_told_of_each_message(
-    told: SimulatedFederation, nats: NatsServer, page: BrowserPage
+    simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulate_run(told)
+    await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/events")
         await page.until(f"{IS_LIVE} && {ROWS}.length > 3")
@@ -182,6 +184,6 @@ async def test_a_screen_reader_is_not_told_of_each_message(
         )
         for number in range(3):
             reason = f"reason {number}"
-            await told.say(ClientDeclined(task=TASK, client="c4", run="mnist-2", reason=reason))
+            await simulation.say(ClientDeclined(task=TASK, client="c4", run="mnist-2", reason=reason))
             await page.until(f"{ROWS}[0].textContent.includes('{reason}')")
         assert await page.run("window.read") == 0

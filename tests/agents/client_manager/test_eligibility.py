@@ -66,27 +66,29 @@ async def test_rows_that_are_held_out_do_not_count(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-async def ruled(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarness]:
+async def federation_with_rule(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarness]:
     async with open_federation(nats.url, tmp_path, task=task_with(tmp_path, "labelled >= 3")) as fed:
         yield fed
 
 
 async def test_an_ineligible_client_joins_the_run_when_it_may(
-    ruled: FederationHarness,
+    federation_with_rule: FederationHarness,
 ) -> None:
-    device = ruled.device("c1")
-    async with FakeServer(ruled).serving() as server:
+    device = federation_with_rule.device("c1")
+    async with FakeServer(federation_with_rule).serving() as server:
         await server.has(1)
-        async with ruled.agent(lambda stop: client_manager(device, stop)):
-            await send_infer_ready(ruled, await wait_for_infer_start(ruled))
-            await ruled.reaches("client", "serving")
+        async with federation_with_rule.agent(lambda stop: client_manager(device, stop)):
+            await send_infer_ready(federation_with_rule, await wait_for_infer_start(federation_with_rule))
+            await federation_with_rule.reaches("client", "serving")
             server.open_run = server.invitation()
             await server.invites()
-            declined = await ruled.hears(ClientDeclined)
+            declined = await federation_with_rule.hears(ClientDeclined)
             assert (declined.run, declined.rule, declined.facts) == (RUN, "labelled >= 3", {"labelled": 0})
             assert declined.reason == "labelled is 0, and should be at least 3"
 
             await capture(device.directory, 20)
-            start = await ruled.hears(ClientStart)
+            start = await federation_with_rule.hears(ClientStart)
             assert (start.run, start.task) == (RUN, TASK)
-            assert len(ruled.heard(ClientDeclined)) == 1, "the same no is not said again and again"
+            assert len(federation_with_rule.heard(ClientDeclined)) == 1, (
+                "the same no is not said again and again"
+            )

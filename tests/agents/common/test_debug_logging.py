@@ -21,18 +21,18 @@ class TracedCook:
 
 
 @pytest.fixture
-def at_debug() -> None:
+def debug_logging() -> None:
     structlog.reset_defaults()
     logging.getLogger(LOGGER).setLevel(logging.DEBUG)
 
 
 @pytest.fixture(autouse=True)
-def as_before() -> object:
+def restore_log_level() -> object:
     yield
     logging.getLogger(LOGGER).setLevel(logging.NOTSET)
 
 
-@pytest.mark.usefixtures("at_debug")
+@pytest.mark.usefixtures("debug_logging")
 async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
     with capture_logs() as lines:
         assert await TracedCook().cook("fish") == "salted fish"
@@ -46,7 +46,7 @@ async def test_each_step_is_told_when_it_begins_and_when_it_ends() -> None:
     assert lines[0]["given"] == ["str"], "what is given is told by its class: contents are nobody's business"
 
 
-@pytest.mark.usefixtures("at_debug")
+@pytest.mark.usefixtures("debug_logging")
 async def test_how_a_step_broke_is_told() -> None:
     with capture_logs() as lines, pytest.raises(ValueError, match="no salt"):
         await TracedCook().cook("ice")

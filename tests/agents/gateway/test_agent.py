@@ -1,4 +1,4 @@
-"""The dashboard's answers, asked as a browser asks: a real gateway on a real bus, real sockets."""
+"""The HTTP API and feed of the gateway, over real sockets, with a real nats-server."""
 
 import asyncio
 import json
@@ -27,7 +27,7 @@ from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
+async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
         await bus.create_streams()
         yield SimulatedFederation(bus, trace=TRACE)
@@ -38,20 +38,20 @@ def make_declined(number: int, reason: str = "the battery is at 10 %") -> Client
 
 
 class FeedReader:
-    """A browser's line: what it was told, and the cursor that it would come back with."""
+    """A reader of the event feed, like a browser: its records, other events and cursor."""
 
     def __init__(self, response: aiohttp.ClientResponse) -> None:
         self._response = response
         self.cursor = ""
-        self.others: list[tuple[str, Any]] = []
-        self.told: list[dict[str, Any]] = []
+        self.other_events: list[tuple[str, Any]] = []
+        self.records: list[dict[str, Any]] = []
 
-    async def until(self, records: int) -> list[dict[str, Any]]:
-        """Read until it was told so many."""
+    async def until(self, count: int) -> list[dict[str, Any]]:
+        """Read until there are *count* records."""
         async with asyncio.timeout(30):
-            while len(self.told) < records:
+            while len(self.records) < count:
                 await self.read()
-        return self.told
+        return self.records
 
     async def read(self) -> None:
         name, cursor, data = "message", "", ""
@@ -65,10 +65,10 @@ class FeedReader:
                 case "data":
                     data = value
         if name != "message":
-            self.others.append((name, json.loads(data)))
+            self.other_events.append((name, json.loads(data)))
         elif data:
             self.cursor = cursor
-            self.told += json.loads(data)
+            self.records += json.loads(data)
 
 
 @asynccontextmanager
@@ -89,10 +89,10 @@ async def get_json(url: str, path: str, **options: Any) -> Any:
         return await response.json()
 
 
-async def post_action(url: str, word: str, wish: object, **headers: str) -> tuple[int, dict[str, Any]]:
+async def post_action(url: str, name: str, action: object, **headers: str) -> tuple[int, dict[str, Any]]:
     async with (
         aiohttp.ClientSession() as session,
-        session.post(f"{url}/api/actions/{word}", json=wish, headers=headers) as response,
+        session.post(f"{url}/api/actions/{name}", json=action, headers=headers) as response,
     ):
         return response.status, await response.json()
 
@@ -100,12 +100,12 @@ async def post_action(url: str, word: str, wish: object, **headers: str) -> tupl
 # --- the feed -------------------------------------------------------------------------------------
 
 
-async def test_the_state_is_the_last_word_on_every_subject(
-    told: SimulatedFederation, nats: NatsServer
+async def test_the_state_has_the_last_message_of_each_subject(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await told.clients(["c1", "c2"])
-    await told.say(make_declined(1, "before"))
-    await told.say(make_declined(1, "after"))
+    await simulation.clients(["c1", "c2"])
+    await simulation.say(make_declined(1, "before"))
+    await simulation.say(make_declined(1, "after"))
     async with run_gateway(nats.url) as url:
         state = await get_json(url, "/api/state")
     reasons = [one["body"]["reason"] for one in state["records"] if one["word"] == "declined"]
@@ -116,64 +116,69 @@ async def test_the_state_is_the_last_word_on_every_subject(
     assert set(state["presence"]["heard"]) == {"c1", "c2"}
 
 
-async def test_what_comes_after_the_state_is_told_whichever_stream_it_is_in(
-    told: SimulatedFederation, nats: NatsServer
+async def test_the_feed_continues_both_streams_after_the_state(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
     async with run_gateway(nats.url) as url:
         cursor = (await get_json(url, "/api/state"))["cursor"]
         async with open_feed(url, cursor) as line:
-            await told.say(make_declined(1))
-            await told.server()
+            await simulation.say(make_declined(1))
+            await simulation.server()
             words = [one["word"] for one in await line.until(2)]
     assert sorted(words) == ["declined", "transition"]
 
 
-async def test_a_browser_that_comes_back_misses_nothing_and_hears_nothing_twice(
-    told: SimulatedFederation, nats: NatsServer
+async def test_a_browser_that_reconnects_gets_each_record_once(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
     async with run_gateway(nats.url) as url:
         async with open_feed(url, "e0-l0") as line:
             for number in range(5):
-                await told.say(make_declined(number))
-            await told.server()
+                await simulation.say(make_declined(number))
+            await simulation.server()
             first = {(one["s"], one["n"]) for one in await line.until(6)}
         for number in range(5, 8):
-            await told.say(make_declined(number))
-        async with open_feed(url, "e0-l0", last_id=line.cursor) as again:
-            then = {(one["s"], one["n"]) for one in await again.until(3)}
+            await simulation.say(make_declined(number))
+        async with open_feed(url, "e0-l0", last_id=line.cursor) as second_line:
+            second = {(one["s"], one["n"]) for one in await second_line.until(3)}
     assert first == {("e", number) for number in range(1, 6)} | {("l", 1)}
-    assert then == {("e", 6), ("e", 7), ("e", 8)}
+    assert second == {("e", 6), ("e", 7), ("e", 8)}
 
 
-async def test_a_cursor_is_good_at_another_gateway_too(told: SimulatedFederation, nats: NatsServer) -> None:
+async def test_a_cursor_is_valid_at_another_gateway(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
     async with run_gateway(nats.url) as url, open_feed(url, "e0-l0") as line:
-        await told.say(make_declined(1))
+        await simulation.say(make_declined(1))
         await line.until(1)
-    await told.say(make_declined(2))
-    async with run_gateway(nats.url) as another, open_feed(another, "e0-l0", last_id=line.cursor) as again:
-        assert [one["n"] for one in await again.until(1)] == [2]
+    await simulation.say(make_declined(2))
+    async with (
+        run_gateway(nats.url) as other_url,
+        open_feed(other_url, "e0-l0", last_id=line.cursor) as other_line,
+    ):
+        assert [one["n"] for one in await other_line.until(1)] == [2]
 
 
-async def test_what_is_no_longer_in_memory_is_read_from_the_streams(
-    told: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+async def test_records_beyond_the_buffer_are_read_from_the_streams(
+    simulation: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(feed, "MAX_RECORDS", 3)
     async with run_gateway(nats.url) as url:
         await get_json(url, "/api/state")
         for number in range(10):
-            await told.say(make_declined(number))
+            await simulation.say(make_declined(number))
 
-        async def it_has_come() -> bool:
+        async def is_received() -> bool:
             return str((await get_json(url, "/api/state"))["cursor"]).startswith("e10-")
 
-        await eventually(it_has_come)
+        await eventually(is_received)
         async with open_feed(url, "e2-l0") as line:
             assert [one["n"] for one in await line.until(8)] == list(range(3, 11))
 
 
 @pytest.mark.parametrize("cursor", ["e999-l0", "e0-l999"])
-async def test_a_cursor_of_another_life_begins_anew(
-    told: SimulatedFederation, nats: NatsServer, cursor: str
+async def test_a_cursor_beyond_the_streams_is_expired(
+    simulation: SimulatedFederation, nats: NatsServer, cursor: str
 ) -> None:
     async with run_gateway(nats.url) as url, open_feed(url, cursor) as line:
         await eventually(lambda: _read_until(line, "lost"))
@@ -181,24 +186,22 @@ async def test_a_cursor_of_another_life_begins_anew(
 
 async def _read_until(line: FeedReader, event: str) -> bool:
     await line.read()
-    return any(name == event for name, _ in line.others)
+    return any(name == event for name, _ in line.other_events)
 
 
-async def test_updates_are_told_together_and_not_one_by_one(
-    told: SimulatedFederation, nats: NatsServer
-) -> None:
+async def test_updates_are_sent_in_batches(simulation: SimulatedFederation, nats: NatsServer) -> None:
     async with run_gateway(nats.url) as url, open_feed(url, "e0-l0") as line:
-        await asyncio.gather(*(told.say(make_declined(number)) for number in range(200)))
+        await asyncio.gather(*(simulation.say(make_declined(number)) for number in range(200)))
         batches = 0
-        while len(line.told) < 200:
-            before = len(line.told)
+        while len(line.records) < 200:
+            before = len(line.records)
             await line.read()
-            batches += len(line.told) > before
+            batches += len(line.records) > before
     assert batches < 40
 
 
-async def test_a_browser_that_never_reads_is_let_go_and_costs_nobody_anything(
-    told: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+async def test_a_browser_that_does_not_read_is_disconnected(
+    simulation: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_api, "WRITE_TIMEOUT_S", 0.2)
     monkeypatch.setattr(http_api, "MAX_BROWSERS", 1)
@@ -209,24 +212,24 @@ async def test_a_browser_that_never_reads_is_let_go_and_costs_nobody_anything(
         writer.write(f"GET /api/feed?after=e0-l0 HTTP/1.1\r\nHost: {at.netloc}\r\n\r\n".encode())
         await reader.readline()
         long = "x" * 1900
-        for _ in range(30):  # more than the sockets between us hold
-            await asyncio.gather(*(told.say(make_declined(number, long)) for number in range(200)))
+        for _ in range(30):  # more than the socket buffers can store
+            await asyncio.gather(*(simulation.say(make_declined(number, long)) for number in range(200)))
 
-        async def there_is_room_again() -> bool:
+        async def has_a_free_place() -> bool:
             async with aiohttp.ClientSession() as session, session.get(f"{url}/api/feed") as response:
                 return response.status == 200
 
-        await eventually(there_is_room_again, within_s=60)
+        await eventually(has_a_free_place, within_s=60)
         writer.transport.abort()
 
 
-async def test_a_gateway_that_starts_knows_at_once_how_the_devices_said_last_that_they_are(
-    told: SimulatedFederation, nats: NatsServer
+async def test_a_new_gateway_has_the_last_report_of_each_device(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
     async with Bus.connect(nats.url, Identity(FED, "device-monitor", "c7")) as device:
         for cpu in (0.9, 0.5):
             await device.publish(DeviceReport(task=TASK, client="c7", cpu=cpu, memory=0.25, disk=0.1))
-        await eventually(lambda: has_stored_report(told.bus), within_s=30)
+        await eventually(lambda: has_stored_report(simulation.bus), within_s=30)
     async with run_gateway(nats.url) as url:
         presence = (await get_json(url, "/api/state"))["presence"]
     assert presence["devices"]["c7"]["cpu"] == 0.5
@@ -237,8 +240,8 @@ async def has_stored_report(bus: Bus) -> bool:
     return [one.message.cpu for one in await bus.latest(DeviceReport)] == [0.5]  # type: ignore[attr-defined]
 
 
-async def test_presence_is_told_as_it_comes_though_no_record_holds_it(
-    told: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+async def test_heartbeats_and_device_reports_reach_the_browser(
+    simulation: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_api, "PRESENCE_INTERVAL_S", 0.1)
     async with (
@@ -246,18 +249,20 @@ async def test_presence_is_told_as_it_comes_though_no_record_holds_it(
         open_feed(url, "e0-l0") as line,
         Bus.connect(nats.url, Identity(FED, "device-monitor", "c7")) as device,
     ):
-        await get_json(url, "/api/state")  # from here on the gateway overhears
+        await get_json(url, "/api/state")  # the gateway is now subscribed
         await device.publish(Heartbeat(task=TASK, client="c7", run="mnist-1"))
         await device.publish(DeviceReport(task=TASK, client="c7", cpu=0.5, memory=0.25, disk=0.1))
 
         async def reported() -> bool:
             await line.read()
-            return any(seen["devices"].get("c7", {}).get("cpu") == 0.5 for _, seen in line.others)
+            return any(
+                presence["devices"].get("c7", {}).get("cpu") == 0.5 for _, presence in line.other_events
+            )
 
         await eventually(reported)
 
 
-async def test_a_gateway_that_is_there_first_waits_for_its_federation(nats: NatsServer) -> None:
+async def test_a_gateway_that_starts_first_waits_for_the_federation(nats: NatsServer) -> None:
     async with run_gateway(nats.url) as url:
         async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
             await bus.create_streams()
@@ -265,50 +270,52 @@ async def test_a_gateway_that_is_there_first_waits_for_its_federation(nats: Nats
         assert len((await get_json(url, "/api/state"))["records"]) == 3
 
 
-async def test_a_run_is_told_from_its_request_on(told: SimulatedFederation, nats: NatsServer) -> None:
-    await told.clients(["c1"])
-    told.passes(5)
-    run = told.run(1, 0)
-    await told.move(run, "recruiting_started", "requested", "recruiting")
-    await told.say(make_declined(1))
-    await told.say(ClientDeclined(task=TASK, client="c1", run="mnist-2", reason="another run's"))
+async def test_a_run_has_its_messages_since_its_request(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
+    await simulation.clients(["c1"])
+    simulation.passes(5)
+    run = simulation.run(1, 0)
+    await simulation.move(run, "recruiting_started", "requested", "recruiting")
+    await simulation.say(make_declined(1))
+    await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-2", reason="another run"))
     async with run_gateway(nats.url) as url:
-        told_of = await get_json(url, "/api/runs/mnist-1")
+        records = await get_json(url, "/api/runs/mnist-1")
         async with aiohttp.ClientSession() as session, session.get(f"{url}/api/runs/no-such") as response:
             assert response.status == 404
-    assert [one["word"] for one in told_of] == ["transition", "declined"]
+    assert [one["word"] for one in records] == ["transition", "declined"]
 
 
-async def test_a_trace_and_a_whole_message_are_read_again(
-    told: SimulatedFederation, nats: NatsServer
+async def test_a_trace_and_a_full_message_can_be_read(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await told.say(make_declined(1, "x" * (MAX_TEXT_CHARS + 1)))
+    await simulation.say(make_declined(1, "x" * (MAX_TEXT_CHARS + 1)))
     async with run_gateway(nats.url) as url:
         (short,) = await get_json(url, "/api/recent")
         assert short["body"]["reason"].endswith(f"… ({MAX_TEXT_CHARS + 1} characters)")
         whole = await get_json(url, "/api/messages/e/1")
         assert whole["body"]["reason"] == "x" * (MAX_TEXT_CHARS + 1)
-        chain = await get_json(url, f"/api/traces/{TRACE}", params={"around": told.clock.isoformat()})
+        chain = await get_json(url, f"/api/traces/{TRACE}", params={"around": simulation.clock.isoformat()})
         assert [one["n"] for one in chain] == [1]
 
 
-async def test_what_led_to_a_message_is_a_chain_back_to_what_began_it(
-    told: SimulatedFederation, nats: NatsServer
+async def test_the_causes_of_a_message_lead_back_to_the_root_cause(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    run = told.run(1, 0)
-    began = await told.move(run, "requested", "", "requested")
-    with cause_scope(began):
-        begun = await told.say(make_declined(1, "the first step"))
-        await told.say(make_declined(2, "what else came of it"))
+    run = simulation.run(1, 0)
+    root_id = await simulation.move(run, "requested", "", "requested")
+    with cause_scope(root_id):
+        first_step_id = await simulation.say(make_declined(1, "the first step"))
+        await simulation.say(make_declined(2, "another effect of the root cause"))
     for number in range(300):
-        await told.say(make_declined(number, "of no account"))
-    with cause_scope(begun):
-        step = await told.move(run, "recruiting_started", "requested", "recruiting")
-    with cause_scope(step):
-        await told.say(make_declined(3, "the end"))
+        await simulation.say(make_declined(number, "unrelated"))
+    with cause_scope(first_step_id):
+        second_step_id = await simulation.move(run, "recruiting_started", "requested", "recruiting")
+    with cause_scope(second_step_id):
+        await simulation.say(make_declined(3, "the end"))
     async with run_gateway(nats.url) as url:
         found = await get_json(url, "/api/causes/e/303")
-        assert (await get_json(url, "/api/causes/l/1"))["chain"][0]["id"] == began
+        assert (await get_json(url, "/api/causes/l/1"))["chain"][0]["id"] == root_id
     assert found["whole"]
     assert [one["body"].get("reason") or one["body"]["event"] for one in found["chain"]] == [
         "requested",
@@ -318,12 +325,12 @@ async def test_what_led_to_a_message_is_a_chain_back_to_what_began_it(
     ]
 
 
-async def test_a_chain_whose_beginning_nobody_holds_says_so_and_one_in_a_circle_ends(
-    told: SimulatedFederation, nats: NatsServer
+async def test_a_chain_without_its_root_cause_is_reported_as_incomplete(
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    for cause in (uuid7(), "no id of ours"):
+    for cause in (uuid7(), "not a UUID"):
         with cause_scope(cause):
-            await told.say(make_declined(1))
+            await simulation.say(make_declined(1))
     async with run_gateway(nats.url) as url:
         for number in (1, 2):
             found = await get_json(url, f"/api/causes/e/{number}")
@@ -331,25 +338,25 @@ async def test_a_chain_whose_beginning_nobody_holds_says_so_and_one_in_a_circle_
 
 
 @pytest.mark.parametrize(
-    ("path", "why"),
+    ("path", "error"),
     [
-        ("/api/messages/e/0", "a sequence is a number from 1 on, of at most 15 digits: not '0'"),
-        ("/api/messages/e/" + "9" * 5000, "a sequence is a number from 1 on"),
-        ("/api/messages/l/%C2%B2", "a sequence is a number from 1 on"),
-        ("/api/causes/l/-1", "a sequence is a number from 1 on"),
-        ("/api/recent?limit=" + "9" * 5000, "limit is a number from 1 on"),
-        ("/api/recent?limit=%D9%A3", "limit is a number from 1 on"),
+        ("/api/messages/e/0", "Invalid sequence '0'. Use a number from 1, with at most 15 digits."),
+        ("/api/messages/e/" + "9" * 5000, "Invalid sequence '999"),
+        ("/api/messages/l/%C2%B2", "Invalid sequence '²'."),
+        ("/api/causes/l/-1", "Invalid sequence '-1'."),
+        ("/api/recent?limit=" + "9" * 5000, "Invalid limit '999"),
+        ("/api/recent?limit=%D9%A3", "Invalid limit '٣'."),
         (
             f"/api/traces/{TRACE}?around=0001-01-01T00:00:00Z",
-            "around: '0001-01-01T00:00:00Z' is no time from",
+            "Invalid time '0001-01-01T00:00:00Z' in around.",
         ),
-        (f"/api/traces/{TRACE}?around=9999-12-31T23:59:59Z", "is no time from 1970 to 9000: write"),
-        (f"/api/traces/{TRACE}?around=yesterday", "around: 'yesterday' is no time"),
-        ("/api/feed?after=" + "9" * 5000, "is no cursor: it looks like e812-l344"),
+        (f"/api/traces/{TRACE}?around=9999-12-31T23:59:59Z", "with a year from 1970 to 9000."),
+        (f"/api/traces/{TRACE}?around=yesterday", "Invalid time 'yesterday' in around."),
+        ("/api/feed?after=" + "9" * 5000, "Use the form e812-l344."),
     ],
 )
-async def test_a_question_that_makes_no_sense_is_answered_by_what_is_wrong_with_it(
-    told: SimulatedFederation, nats: NatsServer, path: str, why: str
+async def test_an_invalid_parameter_is_answered_with_its_error(
+    simulation: SimulatedFederation, nats: NatsServer, path: str, error: str
 ) -> None:
     async with (
         run_gateway(nats.url) as url,
@@ -358,14 +365,14 @@ async def test_a_question_that_makes_no_sense_is_answered_by_what_is_wrong_with_
     ):
         status, answer = response.status, await response.json()
     assert status == 400
-    assert why in answer["error"]
+    assert error in answer["error"]
     assert len(answer["error"]) < 200
 
 
-# --- who may -----------------------------------------------------------------------------------------
+# --- access control ----------------------------------------------------------------------------------
 
 
-async def test_a_foreign_name_is_not_answered(told: SimulatedFederation, nats: NatsServer) -> None:
+async def test_an_unknown_host_name_is_rejected(simulation: SimulatedFederation, nats: NatsServer) -> None:
     async with run_gateway(nats.url, hosts=["board.example"]) as url, aiohttp.ClientSession() as session:
         for host, status in (
             ("evil.example", 421),
@@ -377,7 +384,9 @@ async def test_a_foreign_name_is_not_answered(told: SimulatedFederation, nats: N
                 assert response.status == status, host
 
 
-async def test_every_answer_forbids_foreign_scripts(told: SimulatedFederation, nats: NatsServer) -> None:
+async def test_every_response_forbids_foreign_scripts(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
     async with run_gateway(nats.url) as url, aiohttp.ClientSession() as session:
         for path in ("/", "/app.js", "/style.css", "/icon.svg", "/api/about", "/api/nothing", "/../cli.py"):
             async with session.get(f"{url}{path}") as response:
@@ -387,7 +396,9 @@ async def test_every_answer_forbids_foreign_scripts(told: SimulatedFederation, n
                 assert response.headers["X-Content-Type-Options"] == "nosniff"
 
 
-async def test_without_a_token_it_only_shows(told: SimulatedFederation, nats: NatsServer) -> None:
+async def test_without_a_token_the_dashboard_is_read_only(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
     async with run_gateway(nats.url) as url:
         status, answer = await post_action(url, "start_run", {"task": TASK}, Authorization="Bearer ")
         assert status == 403
@@ -395,46 +406,48 @@ async def test_without_a_token_it_only_shows(told: SimulatedFederation, nats: Na
         assert (await get_json(url, "/api/about"))["acts"] is False
 
 
-async def test_the_token_lets_runs_be_started_and_stopped(
-    told: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
+async def test_runs_are_started_and_stopped_with_the_token(
+    simulation: SimulatedFederation, nats: NatsServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("fedbus.agents.gateway.access_control.WRONG_TOKEN_DELAY_S", 0.0)
-    wishes: list[object] = []
+    received: list[object] = []
 
-    async def start(wish: StartRun) -> RunStarted:
-        wishes.append(wish)
+    async def start(request: StartRun) -> RunStarted:
+        received.append(request)
         return RunStarted(run="mnist-1")
 
-    async def stop(wish: StopRun) -> RunStopped:
-        wishes.append(wish)
-        return RunStopped(run=wish.run)
+    async def stop(request: StopRun) -> RunStopped:
+        received.append(request)
+        return RunStopped(run=request.run)
 
-    right = {"Authorization": f"Bearer {TOKEN}"}
+    authorized = {"Authorization": f"Bearer {TOKEN}"}
     async with (
         Bus.connect(nats.url, Identity(FED, "workflow-scheduler")) as scheduler,
         scheduler.serve({StartRun: start, StopRun: stop}, task=TASK, version="1.0.0"),
         run_gateway(nats.url, token=TOKEN) as url,
     ):
-        wish = {"task": TASK, "rounds": 2}
-        assert await post_action(url, "start_run", wish, **right) == (200, {"run": "mnist-1"})
-        assert (await post_action(url, "stop_run", {"task": TASK, "run": "mnist-1"}, **right))[0] == 200
-        assert await post_action(url, "../token", {}, **right) == (200, {})
+        action = {"task": TASK, "rounds": 2}
+        assert await post_action(url, "start_run", action, **authorized) == (200, {"run": "mnist-1"})
+        assert (await post_action(url, "stop_run", {"task": TASK, "run": "mnist-1"}, **authorized))[0] == 200
+        assert await post_action(url, "../token", {}, **authorized) == (200, {})
         assert (await post_action(url, "../token", {}, Authorization="Bearer guessed"))[0] == 401
-        assert (await post_action(url, "start_run", wish))[0] == 401
-        assert (await post_action(url, "start_run", wish, Authorization=f"Bearer {TOKEN}x"))[0] == 401
-        assert (await post_action(url, "start_run", wish, Origin="http://evil.example", **right))[0] == 403
-        assert (await post_action(url, "open_run", wish, **right))[0] == 404
-        status, answer = await post_action(url, "start_run", {"task": TASK, "rounds": 0}, **right)
+        assert (await post_action(url, "start_run", action))[0] == 401
+        assert (await post_action(url, "start_run", action, Authorization=f"Bearer {TOKEN}x"))[0] == 401
+        assert (await post_action(url, "start_run", action, Origin="http://evil.example", **authorized))[
+            0
+        ] == 403
+        assert (await post_action(url, "open_run", action, **authorized))[0] == 404
+        status, answer = await post_action(url, "start_run", {"task": TASK, "rounds": 0}, **authorized)
         assert (status, answer["error"]) == (400, "rounds: Input should be greater than or equal to 1")
-        status, answer = await post_action(url, "start_run", {"task": TASK, "rounds": 10**30}, **right)
+        status, answer = await post_action(url, "start_run", {"task": TASK, "rounds": 10**30}, **authorized)
         assert (status, answer["error"]) == (400, "StartRun has a number of more than 64 bits")
-    assert wishes == [StartRun(task=TASK, rounds=2), StopRun(task=TASK, run="mnist-1")]
+    assert received == [StartRun(task=TASK, rounds=2), StopRun(task=TASK, run="mnist-1")]
 
 
-async def test_a_port_that_is_taken_is_named(told: SimulatedFederation, nats: NatsServer) -> None:
+async def test_a_port_in_use_is_reported(simulation: SimulatedFederation, nats: NatsServer) -> None:
     async with run_gateway(nats.url) as url:
         port = urlsplit(url).port or 0
-        with pytest.raises(GatewayBindError, match=f"cannot serve the dashboard on 127.0.0.1:{port}"):
+        with pytest.raises(GatewayBindError, match=f"Cannot serve the dashboard on 127.0.0.1:{port}"):
             async with run_gateway(nats.url, port=port):
                 pass
 
@@ -445,16 +458,16 @@ async def test_a_port_that_is_taken_is_named(told: SimulatedFederation, nats: Na
 @pytest.mark.parametrize(
     "text", ["", "e1", "e1-l", "e-1-l2", "l1-e2", "e1-l٣", "e1-l2; x", "e" + "9" * 20 + "-l1"]
 )
-def test_what_is_no_cursor_is_refused(text: str) -> None:
+def test_an_invalid_cursor_is_rejected(text: str) -> None:
     with pytest.raises(InvalidCursor):
         Cursor.parse(text)
 
 
-def test_a_cursor_reads_as_it_is_written() -> None:
+def test_a_cursor_is_parsed_from_its_text() -> None:
     assert Cursor.parse(str(Cursor(812, 344))) == Cursor(812, 344)
 
 
-def test_what_is_long_is_cut_and_what_json_lacks_is_said_in_words() -> None:
-    said = to_jsonable({"a": float("nan"), "b": b"\x00\xff", "c": "half \ud800", "d": [1, None]})
-    assert said == {"a": "nan", "b": "<2 bytes: 00ff>", "c": "half ?", "d": [1, None]}
+def test_records_are_truncated_and_converted_to_json_types() -> None:
+    converted = to_jsonable({"a": float("nan"), "b": b"\x00\xff", "c": "half \ud800", "d": [1, None]})
+    assert converted == {"a": "nan", "b": "<2 bytes: 00ff>", "c": "half ?", "d": [1, None]}
     assert truncate({"a": list(range(MAX_ITEMS + 2))})["a"][-1] == "… 2 more"

@@ -395,7 +395,7 @@ async def test_an_id_that_is_none_is_told_what_an_id_is(client: PlainJsonClient)
 
 
 @pytest.fixture(params=["the task says so", "the model has as many outputs"])
-async def of_two_classes(
+async def two_class_client(
     request: pytest.FixtureRequest, captured: CapturedData
 ) -> AsyncIterator[PlainJsonClient]:
     """Somebody who asks where there are two classes."""
@@ -408,14 +408,14 @@ async def of_two_classes(
 
 @pytest.mark.parametrize("label", [99, 2, -1, 0.5, [0.0, 1.0]])
 async def test_a_label_that_is_no_class_is_refused_with_a_prediction_and_later(
-    of_two_classes: PlainJsonClient, captured: CapturedData, label: Any
+    two_class_client: PlainJsonClient, captured: CapturedData, label: Any
 ) -> None:
     reason = f"a label must be a class of the model, a whole number from 0 to 1, and not {label}"
-    assert await of_two_classes.refusal({"inputs": [[0, 0, 0]], "labels": [label]}) == (400, reason)
+    assert await two_class_client.refusal({"inputs": [[0, 0, 0]], "labels": [label]}) == (400, reason)
     assert (await captured.counts()).rows == 0
-    (row,) = (await of_two_classes.predict([0, 0, 0]))["ids"]
-    assert await of_two_classes.post(f"/feedback/{row}", {"label": label}) == (400, {"error": reason})
-    assert (await of_two_classes.post(f"/feedback/{row}", {"label": 1.0}))[0] == 204
+    (row,) = (await two_class_client.predict([0, 0, 0]))["ids"]
+    assert await two_class_client.post(f"/feedback/{row}", {"label": label}) == (400, {"error": reason})
+    assert (await two_class_client.post(f"/feedback/{row}", {"label": 1.0}))[0] == 204
     assert await captured.counts() == CaptureStats(rows=1, labelled=1, dropped=0)
 
 
@@ -546,7 +546,7 @@ async def test_who_finds_the_queue_full_is_told_to_come_again() -> None:
 
 
 @pytest.fixture
-async def roomy() -> InferenceServer:
+async def large_server() -> InferenceServer:
     """One that has room for eight bodies of the greatest size, and a model of large samples."""
     return InferenceServer(max_body_bytes=MAX_BODY)
 
@@ -570,45 +570,47 @@ async def is_rejected_for_memory(client: PlainJsonClient, **request: Any) -> boo
         return True
 
 
-async def test_bodies_that_would_take_too_much_memory_at_once_are_not_read(roomy: InferenceServer) -> None:
+async def test_bodies_that_would_take_too_much_memory_at_once_are_not_read(
+    large_server: InferenceServer,
+) -> None:
     """Eight wait for a slow model, with room for half a body left; what does not say its size counts as a whole one."""
     model = SlowAdder(0)
-    await roomy.load(ref(1), lambda: model)
-    async with open_client(roomy) as client:
+    await large_server.load(ref(1), lambda: model)
+    async with open_client(large_server) as client:
         sizes = [MAX_BODY] * (MAX_CONCURRENT_BODIES - 1) + [MAX_BODY // 2]
         asked = await queue_behind(
-            model, roomy, *(is_rejected_for_memory(client, data=large_body(size)) for size in sizes)
+            model, large_server, *(is_rejected_for_memory(client, data=large_body(size)) for size in sizes)
         )
-        assert roomy.memory_limit.bytes == sum(sizes)
+        assert large_server.memory_limit.bytes == sum(sizes)
         small = gzip.compress(large_body(200))
         assert await is_rejected_for_memory(client, data=large_body())
         assert await is_rejected_for_memory(client, data=chunks(large_body(200)))
         assert await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
         fits = asyncio.create_task(is_rejected_for_memory(client, data=large_body(200)))
-        await eventually(lambda: roomy.engine.queued == len(sizes))
+        await eventually(lambda: large_server.engine.queued == len(sizes))
         model.go_on.set()
         assert not any(await asyncio.gather(fits, *asked))
         assert not await is_rejected_for_memory(client, data=large_body())
         assert not await is_rejected_for_memory(client, data=small, headers={"Content-Encoding": "gzip"})
-    assert roomy.memory_limit.bytes == 0
+    assert large_server.memory_limit.bytes == 0
 
 
 async def test_a_body_that_does_not_come_gives_its_room_back(
-    roomy: InferenceServer, monkeypatch: pytest.MonkeyPatch
+    large_server: InferenceServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(http_server, "READ_TIMEOUT_S", 0.05)
-    await roomy.load(ref(1), lambda: AddingPredictor(0))
+    await large_server.load(ref(1), lambda: AddingPredictor(0))
 
     async def forever() -> AsyncIterator[bytes]:
         yield b"{"
         await asyncio.Event().wait()
 
-    async with open_client(roomy) as client:
+    async with open_client(large_server) as client:
         headers = {"Content-Type": "application/json"}
         async with client.session.post(client.url + "/predict", headers=headers, data=forever()) as response:
             assert response.status == 408
             assert await response.json() == {"error": "the body did not come within 0.05 s"}
-        assert roomy.memory_limit.bytes == 0
+        assert large_server.memory_limit.bytes == 0
 
 
 async def test_a_path_that_is_not_there_is_refused_in_one_line(client: PlainJsonClient) -> None:

@@ -162,7 +162,7 @@ ERROR_TEXT = {
 
 
 @pytest.fixture
-async def place(
+async def store_under_test(
     request: pytest.FixtureRequest,
     fed: FederationHarness,
     s3_server: EmbeddedS3,
@@ -178,21 +178,23 @@ async def place(
     async with run_faulty_proxy(s3_server.port) as way:
         url = f"s3://fedbus/{tmp_path.name}?endpoint=http://127.0.0.1:{way.port}&cache={tmp_path / 'cache'}"
         fed.site = replace(fed.site, store=url)
-        place = S3Store(url, s3_server, way, monkeypatch, beside)
-        yield place
-        await place.mend()
+        store_under_test = S3Store(url, s3_server, way, monkeypatch, beside)
+        yield store_under_test
+        await store_under_test.mend()
 
 
 def for_each_store(in_directory: list[StoreProblem], in_s3: list[StoreProblem]) -> pytest.MarkDecorator:
     cases = [("directory", one) for one in in_directory] + [("s3", one) for one in in_s3]
-    return pytest.mark.parametrize(("place", "trouble"), cases, indirect=["place"])
+    return pytest.mark.parametrize(("store_under_test", "trouble"), cases, indirect=["store_under_test"])
 
 
 # --- who is there --------------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
-async def builder(fed: FederationHarness, place: StoreUnderTest) -> AsyncIterator[FakeFlowerServer]:
+async def builder(
+    fed: FederationHarness, store_under_test: StoreUnderTest
+) -> AsyncIterator[FakeFlowerServer]:
     async with FakeFlowerServer(fed).serving() as builder:
         yield builder
 
@@ -240,7 +242,7 @@ def request_run(fed: FederationHarness) -> Callable[[], Awaitable[Any]]:
 # --- the first start -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
 async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_begun(
     fed: FederationHarness, builder: FakeFlowerServer
 ) -> None:
@@ -252,11 +254,11 @@ async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_beg
 
 @for_each_store([StoreProblem.DAMAGED], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED, StoreProblem.DAMAGED])
 async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes_up_what_there_is(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     await open_model_store(fed.site.store_url, TASK).prepare()
     there = await publish_version(fed, builder, 1)
-    await place.spoil(trouble)
+    await store_under_test.spoil(trouble)
     async with run_manager(fed):
         told = await fed.happens("server", "store_unavailable")
         assert (told.target, fed.server().trouble) == (ServerState.MODEL_INIT, trouble)
@@ -264,14 +266,14 @@ async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes
         assert "hush" not in told.reason
         for asks in (request_run(fed), lambda: fed.bus.request(GetServerInfo(task=TASK))):
             assert told.reason in await refusal_reason(asks)
-        await place.mend()
+        await store_under_test.mend()
         await fed.reaches("server", "waiting")
         assert (fed.server().model, fed.server().trouble) == (there.ref, None)
         await request_run(fed)()
     assert builder.made == 1, "only what was there before"
 
 
-@pytest.mark.parametrize("place", ["directory"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
 async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_stays(
     fed: FederationHarness, builder: FakeFlowerServer, tmp_path: Path
 ) -> None:
@@ -290,13 +292,13 @@ async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_sta
 
 @for_each_store(DIRECTORY_TROUBLES, list(StoreProblem))
 async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothing_and_goes_on_when_it_is_over(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
         model = fed.server().model
         await manager.kill()
-        await place.spoil(trouble)
+        await store_under_test.spoil(trouble)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
         assert (told.target, fed.server().trouble) == (ServerState.WAITING, trouble)
@@ -304,10 +306,10 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
         assert await refusal_reason(request_run(fed)) == told.reason
         if trouble is not StoreProblem.DAMAGED:  # then the champion itself can be had
             assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
-        if trouble is StoreProblem.UNAVAILABLE and isinstance(place, DirectoryStore):
-            assert not place.home.exists(), "nothing is made in the place of what is away"
+        if trouble is StoreProblem.UNAVAILABLE and isinstance(store_under_test, DirectoryStore):
+            assert not store_under_test.home.exists(), "nothing is made in the place of what is away"
 
-        await place.mend()
+        await store_under_test.mend()
         await fed.happens("server", "store_recovered")
         info = await fed.bus.request(GetServerInfo(task=TASK))
         assert (info.model, fed.server().trouble) == (model, None)
@@ -315,13 +317,13 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
     assert builder.made == 1
 
 
-@pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
 async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_same(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
-        await place.spoil(StoreProblem.DAMAGED)
+        await store_under_test.spoil(StoreProblem.DAMAGED)
         await manager.restart()
         await fed.happens("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
@@ -331,28 +333,28 @@ async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_sa
 
 @for_each_store([], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED])
 async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     async with run_manager(fed, keeps_copies=True) as manager:
         await fed.hears(CodePublished)
         await manager.kill()
-        await place.spoil(trouble)
+        await store_under_test.spoil(trouble)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
         assert await refusal_reason(request_run(fed)) == told.reason
 
 
-@pytest.mark.parametrize("place", ["directory", "s3"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
 async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_be_served_instead(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
         champion = fed.server().model
         assert champion is not None
         other = await publish_version(fed, builder, 2)
-        await place.overwrite(f"{champion.sha256}.safetensors", b"\xff" * champion.size_bytes)
+        await store_under_test.overwrite(f"{champion.sha256}.safetensors", b"\xff" * champion.size_bytes)
         await manager.restart()
         told = await fed.happens("server", "store_unavailable")
         assert "its bytes have digest" in told.reason
@@ -362,14 +364,14 @@ async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_
         await fed.happens("server", "store_recovered")
 
 
-@pytest.mark.parametrize("place", ["directory"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
 async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
         await manager.kill()
-        await place.spoil(StoreProblem.EMPTY)
+        await store_under_test.spoil(StoreProblem.EMPTY)
         await publish_version(fed, builder, 1)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
@@ -395,11 +397,11 @@ class DeniedAfterPromotion(ModelRepository):
         return await super().path_of(sha256)
 
 
-@pytest.mark.parametrize("place", ["directory"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
 async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they_can_and_the_manager_stays(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
-    store = DeniedAfterPromotion(DirectoryObjectStore(Path(place.url), TaskId(TASK)))
+    store = DeniedAfterPromotion(DirectoryObjectStore(Path(store_under_test.url), TaskId(TASK)))
 
     async def run(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
@@ -420,9 +422,9 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
-@pytest.mark.parametrize("place", ["directory"], indirect=True)
+@pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
 async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
-    fed: FederationHarness, place: StoreUnderTest, builder: FakeFlowerServer, training: bool
+    fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, training: bool
 ) -> None:
     async with run_manager(fed) as manager:
         await fed.hears(CodePublished)
@@ -430,16 +432,16 @@ async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
         if training:
             await send_joined(fed)
         await manager.kill()
-        await place.spoil(StoreProblem.UNAVAILABLE)
+        await store_under_test.spoil(StoreProblem.UNAVAILABLE)
         manager.start()
         told = await fed.happens("server", "store_unavailable")
         assert told.target == ("training" if training else "recruiting")
         if not training:
-            await place.mend()
+            await store_under_test.mend()
             await fed.happens("server", "store_recovered")
             await send_joined(fed)
         else:
-            await place.mend()
+            await store_under_test.mend()
             assert (await fed.happens("server", "store_recovered")).target == "training"
 
 

@@ -58,17 +58,17 @@ class RecordingTracker:
 
 
 @pytest.fixture
-def place(tmp_path: Path) -> TrackerContext:
+def tracker_context(tmp_path: Path) -> TrackerContext:
     return TrackerContext(TASK, tmp_path / "training")
 
 
 @asynccontextmanager
 async def run_monitor(
-    fed: FederationHarness, place: TrackerContext, **trackers: Tracker
+    fed: FederationHarness, tracker_context: TrackerContext, **trackers: Tracker
 ) -> AsyncIterator[None]:
     async def monitor(stop: asyncio.Event) -> None:
         async with fed.site.bus("training-monitor") as bus:
-            watcher = TrainingMonitor(bus, TASK, LocalTracker(place), trackers)
+            watcher = TrainingMonitor(bus, TASK, LocalTracker(tracker_context), trackers)
             async with asyncio.TaskGroup() as group:
                 group.create_task(watcher.run(stop))
                 await watcher.ready.wait()
@@ -101,37 +101,39 @@ async def simulate_run(fed: FederationHarness, number: int, *rounds: float | Rou
         await run.transition(RunEvent.RUN_FINISHED)
 
 
-async def test_the_curve_goes_on_over_all_runs(fed: FederationHarness, place: TrackerContext) -> None:
-    async with run_monitor(fed, place):
+async def test_the_curve_goes_on_over_all_runs(
+    fed: FederationHarness, tracker_context: TrackerContext
+) -> None:
+    async with run_monitor(fed, tracker_context):
         await simulate_run(fed, 1, 1.0, 0.5)
         await simulate_run(fed, 2, 0.4, 0.3)
-        await eventually(lambda: len(read_rounds(place.directory, TASK)) == 4)
-    rounds = read_rounds(place.directory, TASK)
+        await eventually(lambda: len(read_rounds(tracker_context.directory, TASK)) == 4)
+    rounds = read_rounds(tracker_context.directory, TASK)
     assert [one["step"] for one in rounds] == [1, 2, 3, 4]
     assert [one["loss"] for one in rounds] == [1.0, 0.5, 0.4, 0.3]
     assert rounds[0]["clients/c1/samples"] == 10
 
 
 async def test_what_happened_while_it_was_away_is_told_and_nothing_twice(
-    fed: FederationHarness, place: TrackerContext
+    fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     kept = RecordingTracker()
-    async with run_monitor(fed, place, kept=kept):
+    async with run_monitor(fed, tracker_context, kept=kept):
         await simulate_run(fed, 1, 1.0)
         await eventually(lambda: len(kept.words) == 3)
     await simulate_run(fed, 2, 0.5)
     again = RecordingTracker()
-    async with run_monitor(fed, place, kept=again):
+    async with run_monitor(fed, tracker_context, kept=again):
         await eventually(lambda: len(again.words) == 3)
     assert [word.run for word in again.words] == [f"{TASK}-2"] * 3
     assert kept.closed
 
 
 async def test_a_run_is_told_with_its_configuration_and_its_end(
-    fed: FederationHarness, place: TrackerContext
+    fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     kept = RecordingTracker()
-    async with run_monitor(fed, place, kept=kept):
+    async with run_monitor(fed, tracker_context, kept=kept):
         await simulate_run(fed, 1, 1.0)
         await eventually(lambda: len(kept.words) == 3)
     begun, _, ended = kept.words
@@ -142,11 +144,11 @@ async def test_a_run_is_told_with_its_configuration_and_its_end(
 
 
 async def test_the_model_that_a_run_begins_with_is_told_as_no_round_and_its_end_at_its_last(
-    fed: FederationHarness, place: TrackerContext
+    fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     kept = RecordingTracker()
     first = RoundResult(round=0, metrics={"loss": 0.5}, seconds=2.0)
-    async with run_monitor(fed, place, kept=kept):
+    async with run_monitor(fed, tracker_context, kept=kept):
         await simulate_run(fed, 1, 1.0, 0.5)
         await simulate_run(fed, 2, first, make_result(1, 0.25))
         await eventually(lambda: len(kept.words) == 8)
@@ -158,22 +160,22 @@ async def test_the_model_that_a_run_begins_with_is_told_as_no_round_and_its_end_
 
 
 async def test_a_tracker_that_fails_again_and_again_is_left_out_and_the_others_are_told(
-    fed: FederationHarness, place: TrackerContext
+    fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     broken, good = RecordingTracker(fails=True), RecordingTracker()
-    async with run_monitor(fed, place, broken=broken, good=good):
+    async with run_monitor(fed, tracker_context, broken=broken, good=good):
         await simulate_run(fed, 1, *[1.0] * 6)
         await eventually(lambda: len(good.words) == 8)
     assert broken.asked == MAX_FAILURES
-    assert len(read_rounds(place.directory, TASK)) == 6
+    assert len(read_rounds(tracker_context.directory, TASK)) == 6
 
 
 async def test_a_tracker_that_takes_for_ever_keeps_nobody_waiting(
-    fed: FederationHarness, place: TrackerContext
+    fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     slow, good = RecordingTracker(), RecordingTracker()
     slow.gate.clear()
-    async with run_monitor(fed, place, slow=slow, good=good):
+    async with run_monitor(fed, tracker_context, slow=slow, good=good):
         await simulate_run(fed, 1, 1.0, 0.5)
         await eventually(lambda: len(good.words) == 4)
         assert slow.words == []
@@ -191,7 +193,7 @@ def gauge(name: str) -> dict[object, float]:
 
 
 async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went_and_what_it_is_worth(
-    fed: FederationHarness, place: TrackerContext
+    fed: FederationHarness, tracker_context: TrackerContext
 ) -> None:
     kept = RecordingTracker()
     first = RoundResult(
@@ -206,7 +208,7 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
     )
     second = RoundResult(round=2, participants={"c1": 12, "c2": 20}, contributions={"c1": 0.25})
     enable_metrics()
-    async with run_monitor(fed, place, kept=kept):
+    async with run_monitor(fed, tracker_context, kept=kept):
         await simulate_run(fed, 1, first, second)
         await eventually(lambda: len(kept.rounds) == 2)
     assert kept.rounds[0].clients == {
@@ -224,7 +226,7 @@ async def test_a_tracker_is_told_of_each_client_what_it_said_where_its_time_went
     }
     assert kept.rounds[1].clients["c1"]["contribution"] == pytest.approx(0.375)
     assert kept.rounds[1].clients["c2"] == {"samples": 20.0, "reliability": 0.5}
-    assert read_rounds(place.directory, TASK)[0]["clients/c1/train_loss"] == 0.75
+    assert read_rounds(tracker_context.directory, TASK)[0]["clients/c1/train_loss"] == 0.75
     assert gauge("fedbus.client.contribution")["c1"] == pytest.approx(0.375)
     reliable = gauge("fedbus.client.reliability")
     assert [reliable["c1"], reliable["c2"]] == pytest.approx([0.75, 0.5])

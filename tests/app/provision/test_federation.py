@@ -43,7 +43,7 @@ TRAINER = Identity(FED, "trainer", "c1")
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder = tmp_path_factory.mktemp("federation") / "trust"
     return Federation.begin(folder, FED, hosts=["localhost"], port=4222)
 
@@ -99,10 +99,10 @@ def _is_valid_name(name: str) -> bool:
 
 @settings(max_examples=1000, deadline=None, suppress_health_check=list(Health))
 @given(name=hostile)
-def test_no_hostile_name_is_let_in(begun: Federation, name: str) -> None:
+def test_no_hostile_name_is_let_in(federation: Federation, name: str) -> None:
     with pytest.raises((BadId, CliError)):
-        begun.admit(name)
-    assert name not in begun.record.clients
+        federation.admit(name)
+    assert name not in federation.record.clients
 
 
 def test_a_line_s_end_is_no_part_of_a_name() -> None:
@@ -113,30 +113,30 @@ def test_a_line_s_end_is_no_part_of_a_name() -> None:
 # --- what lies in files ------------------------------------------------------------------------------------
 
 
-def test_what_is_secret_is_its_owners_alone(begun: Federation, tmp_path: Path) -> None:
-    begun.admit("secretive").write(tmp_path / "kit")
+def test_what_is_secret_is_its_owners_alone(federation: Federation, tmp_path: Path) -> None:
+    federation.admit("secretive").write(tmp_path / "kit")
     secret = [
-        *begun.folder.rglob("*.nk"),
-        *begun.folder.rglob("*.key"),
-        *begun.folder.rglob("*.creds"),
+        *federation.folder.rglob("*.nk"),
+        *federation.folder.rglob("*.key"),
+        *federation.folder.rglob("*.creds"),
         *(tmp_path / "kit").rglob("*.creds"),
     ]
     assert len(secret) > 20
     assert {stat.S_IMODE(path.stat().st_mode) for path in secret} == {0o600}
 
 
-def test_no_secret_is_shown(begun: Federation) -> None:
+def test_no_secret_is_shown(federation: Federation) -> None:
     key = Key.new(KeyType.USER)
     assert key._seed not in repr(key)
-    for path in (begun.nats / "nats.conf", begun.folder / "federation.json"):
+    for path in (federation.nats / "nats.conf", federation.folder / "federation.json"):
         text = path.read_text()
-        for seed in begun.folder.rglob("*.nk"):
+        for seed in federation.folder.rglob("*.nk"):
             assert seed.read_text().strip() not in text
 
 
-def test_a_kit_is_all_that_a_device_needs(begun: Federation, tmp_path: Path) -> None:
-    (begun.folder / "allowed_signers").write_text("who ssh-ed25519 AAAA\n")
-    begun.admit("kitted").write(tmp_path / "kit")
+def test_a_kit_is_all_that_a_device_needs(federation: Federation, tmp_path: Path) -> None:
+    (federation.folder / "allowed_signers").write_text("who ssh-ed25519 AAAA\n")
+    federation.admit("kitted").write(tmp_path / "kit")
     environment = apply_kit({"FEDBUS_KIT": str(tmp_path / "kit")})
     read = Settings.from_environment(environment)
 
@@ -147,8 +147,10 @@ def test_a_kit_is_all_that_a_device_needs(begun: Federation, tmp_path: Path) -> 
     assert parse_user(read.access.creds.read_text()).name == "kitted"  # type: ignore[union-attr]
 
 
-def test_what_stands_in_the_environment_is_not_changed_by_a_kit(begun: Federation, tmp_path: Path) -> None:
-    begun.admit("overruled").write(tmp_path / "kit")
+def test_what_stands_in_the_environment_is_not_changed_by_a_kit(
+    federation: Federation, tmp_path: Path
+) -> None:
+    federation.admit("overruled").write(tmp_path / "kit")
     environment = {"FEDBUS_KIT": str(tmp_path / "kit"), "FEDBUS_NATS_URL": "tls://leaf:4222"}
     assert apply_kit(environment)["FEDBUS_NATS_URL"] == "tls://leaf:4222"
 
@@ -158,8 +160,8 @@ def test_what_is_no_kit_is_said_to_be_none(tmp_path: Path) -> None:
         apply_kit({"FEDBUS_KIT": str(tmp_path)})
 
 
-def test_a_kit_may_be_one_file(begun: Federation, tmp_path: Path) -> None:
-    begun.admit("packed").write(tmp_path / "packed.tar")
+def test_a_kit_may_be_one_file(federation: Federation, tmp_path: Path) -> None:
+    federation.admit("packed").write(tmp_path / "packed.tar")
     with tarfile.open(tmp_path / "packed.tar") as tar:
         modes = {entry.name: entry.mode for entry in tar.getmembers()}
     assert modes["packed/client.creds"] == 0o600
@@ -167,9 +169,9 @@ def test_a_kit_may_be_one_file(begun: Federation, tmp_path: Path) -> None:
     assert stat.S_IMODE((tmp_path / "packed.tar").stat().st_mode) & 0o077 == 0
 
 
-def test_a_device_s_own_key_never_leaves_it(begun: Federation, tmp_path: Path) -> None:
+def test_a_device_s_own_key_never_leaves_it(federation: Federation, tmp_path: Path) -> None:
     own = Key.new(KeyType.USER)
-    begun.admit("own-key", public_key=own.public).write(tmp_path / "kit")
+    federation.admit("own-key", public_key=own.public).write(tmp_path / "kit")
     kit = tmp_path / "kit" / "client.creds"
     assert "SEED" not in kit.read_text()
 
@@ -195,20 +197,20 @@ def test_who_sends_the_secret_key_is_told(tmp_path: Path) -> None:
         check_public_key((tmp_path / "device.nk").read_text().strip())
 
 
-def test_a_federation_is_not_made_twice_in_one_place(begun: Federation) -> None:
+def test_a_federation_is_not_made_twice_in_one_place(federation: Federation) -> None:
     with pytest.raises(CliError, match="holds a federation already"):
-        Federation.begin(begun.folder, FED, hosts=["localhost"], port=4222)
+        Federation.begin(federation.folder, FED, hosts=["localhost"], port=4222)
 
 
-def test_who_is_in_is_not_let_in_again(begun: Federation) -> None:
-    begun.admit("once")
+def test_who_is_in_is_not_let_in_again(federation: Federation) -> None:
+    federation.admit("once")
     with pytest.raises(CliError, match="rotate once"):
-        begun.admit("once")
+        federation.admit("once")
 
 
-def test_nothing_that_a_user_s_claims_could_say_gives_permissions(begun: Federation) -> None:
+def test_nothing_that_a_user_s_claims_could_say_gives_permissions(federation: Federation) -> None:
     """They stand with the key that signed: so none can be forged into a kit."""
-    said = decode_claims(extract_jwt(begun.admit("plain").creds))
+    said = decode_claims(extract_jwt(federation.admit("plain").creds))
     assert set(said["nats"]) == {"type", "version", "issuer_account", "tags"}
     assert said["nats"]["tags"] == ["federation:test", "role:device"], "which no template of a device reads"
 

@@ -20,14 +20,14 @@ DEV = FederationId("dev")
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
+async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
         await bus.create_streams()
         yield SimulatedFederation(bus, clock=datetime.now(UTC))
 
 
 async def test_piped_each_arrival_is_a_line_and_the_last_says_that_all_serve(
-    told: SimulatedFederation, nats: NatsServer
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
     console = Console(file=StringIO(), width=80)
     arrivals = StartupProgress([TASK], ["c1", "c2"])
@@ -35,27 +35,29 @@ async def test_piped_each_arrival_is_a_line_and_the_last_says_that_all_serve(
     def lines() -> list[str]:
         return console.file.getvalue().splitlines()  # type: ignore[attr-defined,no-any-return]
 
-    waiting = asyncio.create_task(wait_until_serving(nats.url, DEV, arrivals, console, began=told.clock))
+    waiting = asyncio.create_task(
+        wait_until_serving(nats.url, DEV, arrivals, console, began=simulation.clock)
+    )
     await eventually(lambda: lines() == ["waiting for the server of mnist to have a first model"])
-    await told.server(version=1)
+    await simulation.server(version=1)
     await eventually(lambda: lines()[-1] == "0 of 2 clients serve; waiting for c1, c2")
-    await told.clients(["c2"], version=1)
+    await simulation.clients(["c2"], version=1)
     await eventually(lambda: lines()[-1] == "1 of 2 clients serve; waiting for c1")
     facts = ClientData(task=TASK, client="c1")
-    await told.move(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
+    await simulation.move(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
     await eventually(
         lambda: lines()[-1].endswith("c1 could not begin, and is started again: no model in 60 s")
     )
-    await told.clients(["c1"], version=1)
+    await simulation.clients(["c1"], version=1)
     async with asyncio.timeout(20):
         await waiting
     assert lines()[-1].startswith("2 of 2 clients serve, model v1, after ")
 
 
 async def test_a_server_that_was_there_before_and_says_nothing_is_not_waited_for(
-    told: SimulatedFederation, nats: NatsServer
+    simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await told.server(version=4)
+    await simulation.server(version=4)
     console = Console(file=StringIO(), width=80)
     async with asyncio.timeout(20):
         began = datetime.now(UTC)

@@ -30,7 +30,7 @@ DEV = FederationId("dev")
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
+async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
         await bus.create_streams()
         yield SimulatedFederation(bus)
@@ -67,11 +67,11 @@ def find_row(lines: list[str], client: str) -> str:
 # --- what is told ---------------------------------------------------------------------------------
 
 
-async def test_a_screen_shows_servers_runs_and_clients(told: SimulatedFederation) -> None:
-    await told.server()
-    await told.clients(["c1", "c2", "c10"])
-    await told.move(told.run(1, 2), "round_finished", "running", "running")
-    lines = render_lines(await make_overview(told.bus))
+async def test_a_screen_shows_servers_runs_and_clients(simulation: SimulatedFederation) -> None:
+    await simulation.server()
+    await simulation.clients(["c1", "c2", "c10"])
+    await simulation.move(simulation.run(1, 2), "round_finished", "running", "running")
+    lines = render_lines(await make_overview(simulation.bus))
 
     assert len(lines) == 24
     assert "3 clients · 0 train" in lines[0]
@@ -85,12 +85,12 @@ async def test_a_screen_shows_servers_runs_and_clients(told: SimulatedFederation
 
 
 async def test_a_server_says_what_is_wrong_with_its_model_repository_until_it_is_over(
-    told: SimulatedFederation,
+    simulation: SimulatedFederation,
 ) -> None:
     async def shown() -> str:
-        return render_lines(await make_overview(told.bus), width=120)[1]
+        return render_lines(await make_overview(simulation.bus), width=120)[1]
 
-    async with LifecycleStore.open(told.bus) as lives:
+    async with LifecycleStore.open(simulation.bus) as lives:
         server = await lives.of(SERVER, ServerData(task=TASK))
         await server.create()
         await server.transition(ServerEvent.MODEL_READY)
@@ -104,18 +104,20 @@ async def test_a_server_says_what_is_wrong_with_its_model_repository_until_it_is
         assert "model repository" not in await shown()
 
 
-async def test_each_client_says_why_it_does_not_train(told: SimulatedFederation) -> None:
-    await told.clients(["c1", "c2", "c3", "c4"])
+async def test_each_client_says_why_it_does_not_train(simulation: SimulatedFederation) -> None:
+    await simulation.clients(["c1", "c2", "c3", "c4"])
     about = {"task": TASK, "run": f"{TASK}-1"}
-    await told.say(ClientDeclined(client="c1", reason="labelled is 3, and should be at least 64", **about))
-    await told.say(FailTrain(client="c2", reason="out of memory", **about))
-    await told.say(ClientDeclined(client="c3", reason="it is not charging", **about))
-    told.passes(1)
-    await told.say(ClientJoined(client="c3", **about))
+    await simulation.say(
+        ClientDeclined(client="c1", reason="labelled is 3, and should be at least 64", **about)
+    )
+    await simulation.say(FailTrain(client="c2", reason="out of memory", **about))
+    await simulation.say(ClientDeclined(client="c3", reason="it is not charging", **about))
+    simulation.passes(1)
+    await simulation.say(ClientJoined(client="c3", **about))
     trains = FlClientData(task=TASK, client="c4", run=f"{TASK}-1")
-    await told.move(trains, "round_started", "pending", "training")
-    await told.move(told.run(1, 1), "round_finished", "running", "running")
-    overview = await make_overview(told.bus)
+    await simulation.move(trains, "round_started", "pending", "training")
+    await simulation.move(simulation.run(1, 1), "round_finished", "running", "running")
+    overview = await make_overview(simulation.bus)
 
     why = {one.client: overview.why(one) for one in overview.sorted("name")}
     assert why == {
@@ -124,31 +126,33 @@ async def test_each_client_says_why_it_does_not_train(told: SimulatedFederation)
         "c3": "is not in mnist-1",
         "c4": "",
     }
-    told.passes(1)
-    await told.move(told.run(1, 4), "run_finished", "running", "finished")
-    await told.move(told.run(2, 0), "recruiting_started", "requested", "recruiting")
-    again = await make_overview(told.bus)
+    simulation.passes(1)
+    await simulation.move(simulation.run(1, 4), "run_finished", "running", "finished")
+    await simulation.move(simulation.run(2, 0), "recruiting_started", "requested", "recruiting")
+    again = await make_overview(simulation.bus)
     assert next(again.why(one) for one in again.sorted("name")) == "has not joined mnist-2 yet"
 
 
-async def test_a_client_that_gave_up_says_what_of(told: SimulatedFederation) -> None:
+async def test_a_client_that_gave_up_says_what_of(simulation: SimulatedFederation) -> None:
     facts = ClientData(task=TASK, client="c1")
-    await told.move(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
-    overview = await make_overview(told.bus)
+    await simulation.move(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
+    overview = await make_overview(simulation.bus)
     assert [overview.why(one) for one in overview.sorted("name")] == ["gave up: no model in 60 s"]
 
 
-async def test_what_devices_tell_is_heard_and_sorted_by(told: SimulatedFederation, nats: NatsServer) -> None:
-    await told.clients(["c1", "c2", "c3"])
+async def test_what_devices_tell_is_heard_and_sorted_by(
+    simulation: SimulatedFederation, nats: NatsServer
+) -> None:
+    await simulation.clients(["c1", "c2", "c3"])
     overview, heard = FederationOverview(), asyncio.Event()
-    async with AsyncExitStack() as devices, follow_federation(told.bus, overview, heard.set):
+    async with AsyncExitStack() as devices, follow_federation(simulation.bus, overview, heard.set):
         for client, cpu, heat in (("c1", 0.1, 40.0), ("c2", 0.95, None)):
             who = Identity(DEV, "device-monitor", client)
             device = await devices.enter_async_context(Bus.connect(nats.url, who))
             report = DeviceReport(task=TASK, client=client, cpu=cpu, memory=0.5, disk=0, temperature_c=heat)
             await device.publish(report)
         await eventually(lambda: len(overview.devices) == 2)
-    assert (await make_overview(told.bus)).devices.keys() == {"c1", "c2"}, "and of who comes later"
+    assert (await make_overview(simulation.bus)).devices.keys() == {"c1", "c2"}, "and of who comes later"
     lines = render_lines(overview, width=140, look=ScreenOptions(sort="cpu"))
 
     assert [one.client for one in overview.sorted("cpu")] == ["c2", "c1", "c3"]
@@ -159,11 +163,11 @@ async def test_what_devices_tell_is_heard_and_sorted_by(told: SimulatedFederatio
     assert heard.is_set()
 
 
-async def test_hostile_words_stay_in_their_cell(told: SimulatedFederation) -> None:
-    await told.clients(["c1"])
+async def test_hostile_words_stay_in_their_cell(simulation: SimulatedFederation) -> None:
+    await simulation.clients(["c1"])
     reason = "\x1b]0;owned\x07\x1b[2J[red]no[/red]\nc9 is fine"
-    await told.say(ClientDeclined(task=TASK, run=f"{TASK}-1", client="c1", reason=reason))
-    lines = render_lines(await make_overview(told.bus), width=200)
+    await simulation.say(ClientDeclined(task=TASK, run=f"{TASK}-1", client="c1", reason=reason))
+    lines = render_lines(await make_overview(simulation.bus), width=200)
 
     assert len(lines) == 24
     assert "\x1b" not in "".join(lines)
@@ -174,9 +178,9 @@ async def test_hostile_words_stay_in_their_cell(told: SimulatedFederation) -> No
 # --- what is drawn ---------------------------------------------------------------------------------
 
 
-async def test_of_a_thousand_clients_only_what_is_seen_is_drawn(told: SimulatedFederation) -> None:
-    await told.clients([f"c{number}" for number in range(1000)])
-    overview, look = await make_overview(told.bus), ScreenOptions(first=10**6)
+async def test_of_a_thousand_clients_only_what_is_seen_is_drawn(simulation: SimulatedFederation) -> None:
+    await simulation.clients([f"c{number}" for number in range(1000)])
+    overview, look = await make_overview(simulation.bus), ScreenOptions(first=10**6)
     lines = render_lines(overview, look=look)
 
     assert len(lines) == 24
@@ -192,9 +196,9 @@ def test_a_screen_without_anybody_says_so() -> None:
 
 
 @pytest.mark.parametrize("width", [60, 80, 100, 140])
-async def test_neither_the_headline_nor_the_keys_are_cut(told: SimulatedFederation, width: int) -> None:
-    await told.clients(["c1", "c2"])
-    overview = await make_overview(told.bus)
+async def test_neither_the_headline_nor_the_keys_are_cut(simulation: SimulatedFederation, width: int) -> None:
+    await simulation.clients(["c1", "c2"])
+    overview = await make_overview(simulation.bus)
     lines = render_lines(overview, width=width, look=ScreenOptions(bus_is_there=False))
     assert "the bus is away" in lines[0]
     assert "…" not in lines[0] + lines[-1]
@@ -226,9 +230,9 @@ def test_the_rate_forgets_what_is_long_ago() -> None:
 # --- the command ---------------------------------------------------------------------------------------
 
 
-async def test_piped_it_is_told_once_and_whole(told: SimulatedFederation, fedbus: FedbusCli) -> None:
-    await told.server()
-    await told.clients([f"c{number}" for number in range(40)])
+async def test_piped_it_is_told_once_and_whole(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
+    await simulation.server()
+    await simulation.clients([f"c{number}" for number in range(40)])
     said = await fedbus("top")
     facts = (await fedbus("top", "--json")).facts
 
@@ -242,15 +246,15 @@ async def test_piped_it_is_told_once_and_whole(told: SimulatedFederation, fedbus
 
 
 async def test_on_a_terminal_it_follows_sorts_resizes_and_quits(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await told.server()
-    await told.clients(["c1", "c2"])
+    await simulation.server()
+    await simulation.clients(["c1", "c2"])
     async with open_terminal("top", environment=fedbus.environment) as shown:
         await eventually(lambda: "1–2 of 2" in shown.text)
         assert len(shown.lines) == 24
-        told.clock = datetime.now(UTC) + timedelta(seconds=1)
-        await told.move(told.run(1, 3), "round_finished", "running", "running")
+        simulation.clock = datetime.now(UTC) + timedelta(seconds=1)
+        await simulation.move(simulation.run(1, 3), "round_finished", "running", "running")
         await eventually(lambda: "3/4  loss" in shown.text)
         shown.press("nr")
         await eventually(

@@ -18,7 +18,7 @@ DEV = FederationId("dev")
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
+async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(DEV, "test")) as bus:
         await bus.create_streams()
         yield SimulatedFederation(bus)
@@ -29,11 +29,11 @@ def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
     return FedbusCli(tmp_path / "home", FEDBUS_NATS_URL=nats.url)
 
 
-async def simulate_two_runs(told: SimulatedFederation) -> None:
+async def simulate_two_runs(simulation: SimulatedFederation) -> None:
     """Of four rounds each; in the last, c1 trains 3 s of 5 s and waits 2 s for c2."""
-    await told.server()
-    await told.move(told.run(1, 4), "run_finished", "running", "finished")
-    second = told.run(2, 4, loss=0.4, requested_at=told.clock)
+    await simulation.server()
+    await simulation.move(simulation.run(1, 4), "run_finished", "running", "finished")
+    second = simulation.run(2, 4, loss=0.4, requested_at=simulation.clock)
     last = second.rounds[-1].model_copy(
         update={
             "train_s": {"c1": 3.0, "c2": 7.0},
@@ -45,14 +45,14 @@ async def simulate_two_runs(told: SimulatedFederation) -> None:
     )
     third = second.rounds[-2].model_copy(update={"figures": {"c2": {"train_loss": 1.0}}})
     second = second.model_copy(update={"rounds": (*second.rounds[:-2], third, last)})
-    await told.move(second, "round_finished", "running", "running")
-    await told.move(second, "run_finished", "running", "finished")
+    await simulation.move(second, "round_finished", "running", "running")
+    await simulation.move(second, "run_finished", "running", "finished")
 
 
 async def test_each_run_goes_on_where_the_last_one_ended(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await simulate_two_runs(told)
+    await simulate_two_runs(simulation)
     facts = (await fedbus("run", "curve", "--json")).facts
 
     assert [(one["run"], one["round"], one["step"]) for one in facts["rounds"]] == [
@@ -62,8 +62,10 @@ async def test_each_run_goes_on_where_the_last_one_ended(
     assert [one["loss"] for one in facts["rounds"]][4:6] == [pytest.approx(0.36864), 0.4]
 
 
-async def test_the_time_of_a_round_is_split_by_client(told: SimulatedFederation, fedbus: FedbusCli) -> None:
-    await simulate_two_runs(told)
+async def test_the_time_of_a_round_is_split_by_client(
+    simulation: SimulatedFederation, fedbus: FedbusCli
+) -> None:
+    await simulate_two_runs(simulation)
     facts = (await fedbus("run", "curve", "--json", "--last", "1")).facts
 
     last = facts["rounds"][-1]["clients"]
@@ -76,9 +78,9 @@ async def test_the_time_of_a_round_is_split_by_client(told: SimulatedFederation,
 
 
 async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_came_to(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await simulate_two_runs(told)
+    await simulate_two_runs(simulation)
     facts = (await fedbus("run", "curve", "--json")).facts
     said = (await fedbus("run", "curve")).out.splitlines()
 
@@ -98,9 +100,9 @@ async def test_what_each_client_says_of_itself_is_told_beside_what_the_model_cam
 
 
 async def test_it_is_drawn_in_a_width_that_any_terminal_has(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await simulate_two_runs(told)
+    await simulate_two_runs(simulation)
     said = await fedbus("run", "curve")
     lines = said.out.splitlines()
 
@@ -113,9 +115,9 @@ async def test_it_is_drawn_in_a_width_that_any_terminal_has(
 
 
 async def test_the_rounds_are_written_a_line_each(
-    told: SimulatedFederation, fedbus: FedbusCli, tmp_path: Path
+    simulation: SimulatedFederation, fedbus: FedbusCli, tmp_path: Path
 ) -> None:
-    await simulate_two_runs(told)
+    await simulate_two_runs(simulation)
     path = tmp_path / "curve.csv"
     said = await fedbus("run", "curve", "--csv", str(path))
     rows = list(csv.DictReader(path.read_text().splitlines()))
@@ -127,9 +129,9 @@ async def test_the_rounds_are_written_a_line_each(
 
 
 async def test_before_the_first_round_it_says_what_to_do(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await told.server()
+    await simulation.server()
     said = await fedbus("run", "curve")
     assert (said.code, said.out) == (0, "")
     assert said.err == "no round of mnist is over yet. Start a run: fedbus run start\n"

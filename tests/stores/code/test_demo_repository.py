@@ -10,7 +10,7 @@ from fedbus.stores.tasks.task_directory import create_task
 
 
 @pytest.fixture
-def like(tmp_path: Path) -> Path:
+def template(tmp_path: Path) -> Path:
     """A task in a directory, with what no repository should have beside it."""
     path = tmp_path / "moons"
     create_task(path, "moons")
@@ -23,12 +23,14 @@ def tracked_files(repository: DemoRepository) -> set[str]:
     return set(repository._git("ls-files").splitlines())
 
 
-async def test_what_is_authored_is_followed_and_its_signature_believed(tmp_path: Path, like: Path) -> None:
-    repository = DemoRepository.create(tmp_path / "task", like)
+async def test_what_is_authored_is_followed_and_its_signature_believed(
+    tmp_path: Path, template: Path
+) -> None:
+    repository = DemoRepository.create(tmp_path / "task", template)
     code = open_code(repository.source, tmp_path / "home", signers=repository.allowed_signers)
     first = await code.newest()
     assert (await code.task_at(first)).id == "moons"
-    table = (like / "pyproject.toml").read_text()
+    table = (template / "pyproject.toml").read_text()
     second = repository.commit("A remark", {"pyproject.toml": f"{table}\n# a remark\n"})
     assert await code.newest() == second
     laid_out = Path((await code.task_at(second)).path)
@@ -36,36 +38,36 @@ async def test_what_is_authored_is_followed_and_its_signature_believed(tmp_path:
     assert [one.subject for one in await code.history()] == ["A remark", "The task as it was in moons"]
 
 
-def test_what_is_no_source_is_left_out(tmp_path: Path, like: Path) -> None:
-    names = tracked_files(DemoRepository.create(tmp_path / "task", like))
+def test_what_is_no_source_is_left_out(tmp_path: Path, template: Path) -> None:
+    names = tracked_files(DemoRepository.create(tmp_path / "task", template))
     assert "pyproject.toml" in names
     assert not any("__pycache__" in name for name in names)
 
 
 def test_settings_of_whoever_is_at_the_machine_do_not_matter(
-    tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     hostile = tmp_path / "gitconfig"
     hostile.write_text("[commit]\n\tgpgSign = true\n[core]\n\thooksPath = /nowhere\n[gpg]\n\tformat = x509\n")
     monkeypatch.setenv("GIT_CONFIG_GLOBAL", str(hostile))
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "another"))
-    repository = DemoRepository.create(tmp_path / "task", like)
+    repository = DemoRepository.create(tmp_path / "task", template)
     assert (
         repository.commit("Nothing but this", {"note.txt": "x"})
         == repository._git("rev-parse", "HEAD").strip()
     )
 
 
-def test_a_commit_of_nothing_is_refused_with_what_git_says(tmp_path: Path, like: Path) -> None:
-    repository = DemoRepository.create(tmp_path / "task", like)
+def test_a_commit_of_nothing_is_refused_with_what_git_says(tmp_path: Path, template: Path) -> None:
+    repository = DemoRepository.create(tmp_path / "task", template)
     with pytest.raises(CommitFailed, match="nothing to commit"):
         repository.commit("Nothing")
 
 
 def test_without_git_it_is_one_line_that_says_what_to_do(
-    tmp_path: Path, like: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, template: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(GitNotInstalled, match="install it, or omit --commit"):
-        DemoRepository.create(tmp_path / "task", like)
+        DemoRepository.create(tmp_path / "task", template)
     assert not (tmp_path / "task").exists(), "nothing was begun"

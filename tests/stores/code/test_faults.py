@@ -30,14 +30,14 @@ print(asyncio.run(open_code(where, Path(home)).task_at(version)).path)
 
 
 @pytest.fixture
-def where(repository: Repository) -> str:
+def code_url(repository: Repository) -> str:
     return f"{repository.url}@main"
 
 
 @contextmanager
-def run_other_process(where: str, home: Path, version: str) -> Iterator[subprocess.Popen[str]]:
+def run_other_process(code_url: str, home: Path, version: str) -> Iterator[subprocess.Popen[str]]:
     """A process that gets *version* ready, and prints where it is."""
-    command = [sys.executable, "-c", GET_READY, where, str(home), version]
+    command = [sys.executable, "-c", GET_READY, code_url, str(home), version]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             yield process
@@ -63,24 +63,24 @@ def leftover_names(home: Path) -> set[str]:
 
 
 async def test_two_processes_get_the_same_version_ready_at_the_same_time(
-    where: str, repository: Repository, tmp_path: Path
+    code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     version = repository.commit(many_files(300))
     with (
-        run_other_process(where, tmp_path, version) as one,
-        run_other_process(where, tmp_path, version) as other,
+        run_other_process(code_url, tmp_path, version) as one,
+        run_other_process(code_url, tmp_path, version) as other,
     ):
-        here = await open_code(where, tmp_path).task_at(version)
+        here = await open_code(code_url, tmp_path).task_at(version)
         said = [await asyncio.to_thread(process.communicate) for process in (one, other)]
     assert [out for out, _ in said] == [f"{here.path}\n"] * 2
     assert len(listing(here)) > 300
 
 
 async def test_agents_of_one_process_do_not_get_in_each_others_way(
-    where: str, repository: Repository, tmp_path: Path
+    code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     versions = [repository.head, *(repository.commit({"n.txt": str(n)}) for n in range(3))]
-    agents = [open_code(where, tmp_path) for _ in range(4)]
+    agents = [open_code(code_url, tmp_path) for _ in range(4)]
     tasks = await asyncio.gather(*(agent.task_at(one) for agent in agents for one in versions))
     assert [task.code_version for task in tasks] == versions * 4
 
@@ -114,16 +114,16 @@ def is_locked(lock: Path) -> bool:
 
 
 async def test_whoever_is_killed_while_files_are_written_leaves_nothing_half(
-    where: str, repository: Repository, tmp_path: Path
+    code_url: str, repository: Repository, tmp_path: Path
 ) -> None:
     version = repository.commit(many_files(3000))
-    home = home_of(open_code(where, tmp_path))
-    with run_other_process(where, tmp_path, version) as process:
+    home = home_of(open_code(code_url, tmp_path))
+    with run_other_process(code_url, tmp_path, version) as process:
         await eventually(lambda: any(home.glob(".making-*/data/1*.txt")))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
     assert not (home / version).exists()
-    task = await open_code(where, tmp_path).task_at(version)
+    task = await open_code(code_url, tmp_path).task_at(version)
     assert len(listing(task)) > 3000
     assert leftover_names(home) == {version, f"{version}.in-use"}
 
@@ -168,13 +168,13 @@ def changed_in_place(task: Task, how: str) -> None:
 
 @pytest.mark.parametrize("how", ["edited", "removed", "added", "link", "link to a directory", "bytecode"])
 async def test_a_version_that_was_changed_in_place_is_made_anew(
-    code: CodeRepository, repository: Repository, where: str, tmp_path: Path, signers: Path, how: str
+    code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path, how: str
 ) -> None:
     task = await code.task_at(repository.head)
     before = listing(task)
     changed_in_place(task, how)
     assert listing(task) != before
-    again = await open_code(where, tmp_path / "home", signers=signers).task_at(repository.head)
+    again = await open_code(code_url, tmp_path / "home", signers=signers).task_at(repository.head)
     assert again == task
     assert listing(again) == before
 
@@ -211,10 +211,10 @@ async def test_versions_that_nobody_needs_are_removed(
 
 
 async def test_a_version_that_another_agent_uses_stays(
-    code: CodeRepository, repository: Repository, where: str, tmp_path: Path, signers: Path
+    code: CodeRepository, repository: Repository, code_url: str, tmp_path: Path, signers: Path
 ) -> None:
     version = repository.head
-    other = open_code(where, tmp_path / "home", signers=signers)
+    other = open_code(code_url, tmp_path / "home", signers=signers)
     for one in (code, other):
         await one.task_at(version)
     await code.prune([])

@@ -39,15 +39,15 @@ LARGE = os.urandom(2 * PART_BYTES + 12345)
 
 
 @pytest.fixture
-async def way(s3: EmbeddedS3) -> AsyncIterator[FaultyProxy]:
-    async with run_faulty_proxy(s3.port) as way:
-        yield way
+async def proxy(s3: EmbeddedS3) -> AsyncIterator[FaultyProxy]:
+    async with run_faulty_proxy(s3.port) as proxy:
+        yield proxy
 
 
 @pytest.fixture
-def far_url(s3_url: str, s3: EmbeddedS3, way: FaultyProxy) -> str:
+def far_url(s3_url: str, s3: EmbeddedS3, proxy: FaultyProxy) -> str:
     """The same place, at the end of the road."""
-    return s3_url.replace(f":{s3.port}", f":{way.port}")
+    return s3_url.replace(f":{s3.port}", f":{proxy.port}")
 
 
 @pytest.fixture
@@ -107,8 +107,8 @@ def test_an_address_means_the_same_in_another_process() -> None:
 # --- four answers that are not one another ---------------------------------------------------------
 
 
-async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, way: FaultyProxy) -> None:
-    way.close()
+async def test_an_s3_that_does_not_answer_is_unavailable(far_url: str, proxy: FaultyProxy) -> None:
+    proxy.close()
     store = open_s3_store(far_url, patience_s=0.2)
     attempts: list[Callable[[], object]] = [
         store.prepare,
@@ -281,13 +281,13 @@ async def test_parts_that_are_not_what_was_announced_leave_nothing(s3_url: str, 
         assert not (await client.list_multipart_uploads(Bucket="fedbus")).get("Uploads")
 
 
-async def test_what_was_sent_is_not_sent_again(far_url: str, way: FaultyProxy) -> None:
+async def test_what_was_sent_is_not_sent_again(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    sent = len(way.requested)
+    sent = len(proxy.requested)
     await store.put(LARGE, digest(LARGE))
-    assert len(way.requested) - sent < 4096
+    assert len(proxy.requested) - sent < 4096
 
 
 async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
@@ -300,108 +300,108 @@ async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
     await store.verify(digest(WEIGHTS))
 
 
-async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, way: FaultyProxy) -> None:
+async def test_an_s3_that_is_away_for_a_moment_is_waited_for(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
-    way.close()
+    proxy.close()
     putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
     await asyncio.sleep(0.3)  # it has tried by now, and must not have given up
     assert not putting.done()
-    way.reopen()
+    proxy.reopen()
     await putting
     await store.verify(digest(LARGE))
 
 
-async def test_an_upload_that_is_cut_goes_on(far_url: str, way: FaultyProxy) -> None:
+async def test_an_upload_that_is_cut_goes_on(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
-    await eventually(lambda: b"partNumber=2" in way.requested)
-    way.close()
-    way.reopen()
+    await eventually(lambda: b"partNumber=2" in proxy.requested)
+    proxy.close()
+    proxy.reopen()
     await putting
     await store.verify(digest(LARGE))
 
 
-async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, way: FaultyProxy) -> None:
+async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    way.cut_answers_after, way.answered_bytes = [3 * 1024**2, 5 * 1024**2, 1024**2], 0
+    proxy.cut_answers_after, proxy.answered_bytes = [3 * 1024**2, 5 * 1024**2, 1024**2], 0
     assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
-    assert not way.cut_answers_after
-    assert way.requested.count(b"Range: bytes=") == 3
-    assert way.answered_bytes < 1.2 * len(LARGE) + 3 * 1024**2  # a piece at each break comes twice
+    assert not proxy.cut_answers_after
+    assert proxy.requested.count(b"Range: bytes=") == 3
+    assert proxy.answered_bytes < 1.2 * len(LARGE) + 3 * 1024**2  # a piece at each break comes twice
 
 
 async def test_a_download_that_was_given_up_is_gone_on_with_later(
-    far_url: str, way: FaultyProxy, tmp_path: Path
+    far_url: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     store = open_s3_store(far_url, cache=tmp_path)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    way.cut_answers_after = [6 * 1024**2]
-    way.closes_at = b"Range:"
+    proxy.cut_answers_after = [6 * 1024**2]
+    proxy.closes_at = b"Range:"
     with pytest.raises(StoreUnavailable):
         await open_s3_store(far_url, cache=tmp_path, patience_s=0.2).path_of(digest(LARGE))
-    way.closes_at, way.answered_bytes = None, 0
-    way.reopen()
+    proxy.closes_at, proxy.answered_bytes = None, 0
+    proxy.reopen()
     assert (await open_s3_store(far_url, cache=tmp_path).path_of(digest(LARGE))).read_bytes() == LARGE
-    assert way.answered_bytes < len(LARGE) - 4 * 1024**2
+    assert proxy.answered_bytes < len(LARGE) - 4 * 1024**2
 
 
 async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
-    far_url: str, way: FaultyProxy
+    far_url: str, proxy: FaultyProxy
 ) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(WEIGHTS, digest(WEIGHTS))
     long = manifest(1).model_copy(update={"participants": {f"c{number}": number for number in range(20_000)}})
     await store.publish(long)
-    way.cut_answers_after = [5000, 70_000]
+    proxy.cut_answers_after = [5000, 70_000]
     assert await store.manifest(1) == long
-    assert not way.cut_answers_after
+    assert not proxy.cut_answers_after
 
 
 async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
-    far_url: str, way: FaultyProxy, tmp_path: Path
+    far_url: str, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    way.cut_answers_after = [1] * 1000
+    proxy.cut_answers_after = [1] * 1000
     with pytest.raises(StoreUnavailable, match="check that it runs"):
         await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).path_of(digest(LARGE))
     assert not cached_files(tmp_path)
 
 
-async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, way: FaultyProxy) -> None:
+async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
-    way.pause_up_s = 0.002
+    proxy.pause_up_s = 0.002
     await store.put(LARGE, digest(LARGE))
-    way.pause_up_s = 0.0
+    proxy.pause_up_s = 0.0
     await store.verify(digest(LARGE))
 
 
 async def test_which_weights_are_kept_is_one_question_however_many_there_are(
-    far_url: str, way: FaultyProxy
+    far_url: str, proxy: FaultyProxy
 ) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     contents = [b"weights %d" % number for number in range(12)]
     for content in contents:
         await store.put(content, digest(content))
-    way.requested.clear()
+    proxy.requested.clear()
     assert await store.held() == {digest(content) for content in contents}
-    assert way.requested.count(b"HTTP/1.1\r\n") == 1
+    assert proxy.requested.count(b"HTTP/1.1\r\n") == 1
 
 
-async def test_a_slow_road_is_no_broken_one(far_url: str, way: FaultyProxy) -> None:
+async def test_a_slow_road_is_no_broken_one(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    way.pause_s = 0.002
+    proxy.pause_s = 0.002
     assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
 
 
@@ -416,9 +416,9 @@ async def test_damaged_bytes_are_not_kept_in_the_cache(s3_url: str, bucket: Buck
 # --- the cache --------------------------------------------------------------------------------------
 
 
-async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, way: FaultyProxy) -> None:
+async def test_what_was_fetched_is_there_while_the_s3_is_away(far_url: str, proxy: FaultyProxy) -> None:
     await (await publish_two_versions(far_url)).path_of(digest(WEIGHTS))
-    way.close()
+    proxy.close()
     assert (await open_s3_store(far_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
@@ -428,15 +428,15 @@ async def test_a_cached_file_that_was_changed_is_fetched_again(s3_url: str) -> N
     assert (await open_s3_store(s3_url).path_of(digest(WEIGHTS))).read_bytes() == WEIGHTS
 
 
-async def test_who_asks_at_once_downloads_once(far_url: str, way: FaultyProxy, tmp_path: Path) -> None:
+async def test_who_asks_at_once_downloads_once(far_url: str, proxy: FaultyProxy, tmp_path: Path) -> None:
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    way.answered_bytes = 0
+    proxy.answered_bytes = 0
     askers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
     paths = await asyncio.gather(*(asker.path_of(digest(LARGE)) for asker in askers))
     assert len(set(paths)) == 1
-    assert way.answered_bytes < 1.5 * len(LARGE)
+    assert proxy.answered_bytes < 1.5 * len(LARGE)
 
 
 async def test_room_is_made_and_never_by_what_is_in_use(tmp_path: Path) -> None:

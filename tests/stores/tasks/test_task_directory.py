@@ -34,7 +34,7 @@ def task(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def committed(task: Path) -> Path:
+def task_repository(task: Path) -> Path:
     """The task, in a Git repository of its own, clean."""
     git(task, "init", "-q")
     git(task, "add", ".")
@@ -229,8 +229,8 @@ def test_a_reference_may_name_a_package(task: Path) -> None:
 # --- which code it is -----------------------------------------------------------------------------
 
 
-def test_the_version_of_clean_code_is_its_commit(committed: Path) -> None:
-    assert read_task(committed).code_version == git(committed, "rev-parse", "HEAD")
+def test_the_version_of_clean_code_is_its_commit(task_repository: Path) -> None:
+    assert read_task(task_repository).code_version == git(task_repository, "rev-parse", "HEAD")
 
 
 def test_the_version_is_the_commit_for_a_task_deep_in_a_repository(tmp_path: Path) -> None:
@@ -243,27 +243,27 @@ def test_the_version_is_the_commit_for_a_task_deep_in_a_repository(tmp_path: Pat
 
 
 @pytest.mark.parametrize("change", ["edited", "added", "removed", "staged"])
-def test_the_version_of_changed_code_is_a_digest(committed: Path, change: str) -> None:
-    module = committed / "moons_app" / "task.py"
+def test_the_version_of_changed_code_is_a_digest(task_repository: Path, change: str) -> None:
+    module = task_repository / "moons_app" / "task.py"
     match change:
         case "edited":
             module.write_text(module.read_text() + "\n")
         case "added":
-            (committed / "moons_app" / "new.py").write_text("")
+            (task_repository / "moons_app" / "new.py").write_text("")
         case "removed":
             module.unlink()
         case _:
-            (committed / "moons_app" / "new.py").write_text("")
-            git(committed, "add", ".")
-    assert code_version(committed).startswith("sha256:")
+            (task_repository / "moons_app" / "new.py").write_text("")
+            git(task_repository, "add", ".")
+    assert code_version(task_repository).startswith("sha256:")
 
 
-def test_what_git_ignores_is_no_part_of_the_code(committed: Path) -> None:
-    (committed / ".gitignore").write_text("*.log\n")
-    git(committed, "add", ".")
-    git(committed, "commit", "-q", "-m", "ignore logs")
-    (committed / "train.log").write_text("noise")
-    assert code_version(committed) == git(committed, "rev-parse", "HEAD")
+def test_what_git_ignores_is_no_part_of_the_code(task_repository: Path) -> None:
+    (task_repository / ".gitignore").write_text("*.log\n")
+    git(task_repository, "add", ".")
+    git(task_repository, "commit", "-q", "-m", "ignore logs")
+    (task_repository / "train.log").write_text("noise")
+    assert code_version(task_repository) == git(task_repository, "rev-parse", "HEAD")
 
 
 def test_without_git_the_version_follows_the_files(task: Path) -> None:
@@ -288,11 +288,11 @@ def test_a_task_that_its_repository_ignores_has_a_digest_of_its_own(tmp_path: Pa
     assert code_version(tmp_path / "moons") != before
 
 
-def test_nothing_that_a_repository_configures_is_run(committed: Path) -> None:
-    spy = committed.parent / "spy.sh"
-    spy.write_text(f'#!/bin/sh\ntouch "{committed.parent}/run"\ncat\n')
+def test_nothing_that_a_repository_configures_is_run(task_repository: Path) -> None:
+    spy = task_repository.parent / "spy.sh"
+    spy.write_text(f'#!/bin/sh\ntouch "{task_repository.parent}/run"\ncat\n')
     spy.chmod(0o755)
-    (committed / ".gitattributes").write_text("*.py filter=spy\n")
+    (task_repository / ".gitattributes").write_text("*.py filter=spy\n")
     for key in (
         "core.fsmonitor",
         "filter.spy.clean",
@@ -300,20 +300,20 @@ def test_nothing_that_a_repository_configures_is_run(committed: Path) -> None:
         "filter.spy.process",
         "core.pager",
     ):
-        git(committed, "config", key, str(spy))
-    module = committed / "moons_app" / "task.py"
+        git(task_repository, "config", key, str(spy))
+    module = task_repository / "moons_app" / "task.py"
     os.utime(module, (0, 0))  # git would look at it again, through the filter
     module.write_text(module.read_text() + "\n")
-    assert code_version(committed).startswith("sha256:")
-    assert not (committed.parent / "run").exists()
+    assert code_version(task_repository).startswith("sha256:")
+    assert not (task_repository.parent / "run").exists()
 
 
 def test_git_variables_of_the_caller_do_not_lead_astray(
-    committed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    task_repository: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expected = git(committed, "rev-parse", "HEAD")
+    expected = git(task_repository, "rev-parse", "HEAD")
     monkeypatch.setenv("GIT_DIR", str(tmp_path / "other.git"))
-    assert code_version(committed) == expected
+    assert code_version(task_repository) == expected
 
 
 def test_a_rule_or_trigger_that_is_wrong_is_pointed_at_with_a_caret(task: Path) -> None:

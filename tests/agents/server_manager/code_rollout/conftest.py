@@ -16,11 +16,11 @@ from fedbus.stores.code.open import CodeRepository, open_code
 
 
 @pytest.fixture
-async def others(fed: FederationHarness) -> AsyncIterator[FakePeers]:
-    others = FakePeers(fed)
-    await others.store.prepare()
-    async with others.there():
-        yield others
+async def peers(fed: FederationHarness) -> AsyncIterator[FakePeers]:
+    peers = FakePeers(fed)
+    await peers.store.prepare()
+    async with peers.there():
+        yield peers
 
 
 @pytest.fixture
@@ -35,13 +35,13 @@ def code(repository: Repository, signers: Path, tmp_path: Path) -> CodeRepositor
 
 @pytest.fixture
 async def server(
-    fed: FederationHarness, others: FakePeers, code: CodeRepository
+    fed: FederationHarness, peers: FakePeers, code: CodeRepository
 ) -> AsyncIterator[RolloutServer]:
     first = await code.task_at(await code.newest())
 
     async def manage(stop: asyncio.Event) -> None:
         async with fed.site.bus("server-manager") as bus:
-            await ServerManager(bus, first, others.store, code=code).run(stop)
+            await ServerManager(bus, first, peers.store, code=code).run(stop)
 
     async with fed.agent(manage) as agent:
         await fed.hears(CodePublished)

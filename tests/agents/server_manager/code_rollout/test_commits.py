@@ -21,36 +21,36 @@ from fedbus.contracts.server import BeginTraining, OpenRun, RunFinished
 async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.clients("c1", "c2")
+    await peers.clients("c1", "c2")
     new = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     told = await fed.hears(CodePublished, times=2)
     assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
 
-    await others.ready("c1", new)
-    await others.ready("c2", new)
-    await fed.until(lambda: bool(others.asked_to_run), "a run of the candidate to be asked for")
-    assert others.asked_to_run[0].trigger == "new code"
-    await others.run(1, new, "c1", "c2")
+    await peers.ready("c1", new)
+    await peers.ready("c2", new)
+    await fed.until(lambda: bool(peers.asked_to_run), "a run of the candidate to be asked for")
+    assert peers.asked_to_run[0].trigger == "new code"
+    await peers.run(1, new, "c1", "c2")
 
     await fed.happens("code", "rollout_finished")
     assert fed.events("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
     assert (server.facts.code_version, server.facts.previous, server.facts.candidate) == (new, (old,), "")
     await fed.until(lambda: fed.heard(CodePublished)[-1].code_version == new, "everybody to be told")
-    assert (others.starts[0].code_version, fed.server().code_version) == (new, new)
+    assert (peers.starts[0].code_version, fed.server().code_version) == (new, new)
 
 
 async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
-    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository
+    fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository
 ) -> None:
-    await others.run(1, repository.head, "c1", "c2")
-    assert others.built[0].code_version == repository.head
-    latest = await others.store.latest()
+    await peers.run(1, repository.head, "c1", "c2")
+    assert peers.built[0].code_version == repository.head
+    latest = await peers.store.latest()
     assert latest is not None
     assert latest.code_version == repository.head
 
@@ -58,26 +58,26 @@ async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
 async def test_old_code_is_removed_without_what_is_being_checked(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
     tmp_path: Path,
 ) -> None:
-    await others.clients("c1", "c2")
+    await peers.clients("c1", "c2")
     second = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     for client in ("c1", "c2"):
-        await others.ready(client, second)
-    await fed.until(lambda: bool(others.asked_to_run))
-    others.checks_until = asyncio.Event()
-    async with others.in_a_run(1, second, "c1", "c2"):
+        await peers.ready(client, second)
+    await fed.until(lambda: bool(peers.asked_to_run))
+    peers.checks_until = asyncio.Event()
+    async with peers.in_a_run(1, second, "c1", "c2"):
         third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
         looking = asyncio.ensure_future(server.look())
-        await fed.until(lambda: others.checked[-1].code_version == third, "it to be checked")
+        await fed.until(lambda: peers.checked[-1].code_version == third, "it to be checked")
     await fed.happens("code", "rollout_finished")
     for _ in range(3):
         await server.code.history()  # behind whatever is at work there
-    others.checks_until.set()
+    peers.checks_until.set()
     assert "is tried by" in await looking
     assert has_checkout(tmp_path, third)
 
@@ -85,7 +85,7 @@ async def test_old_code_is_removed_without_what_is_being_checked(
 async def test_a_commit_during_a_run_waits_for_its_end(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
@@ -99,7 +99,7 @@ async def test_a_commit_during_a_run_waits_for_its_end(
         await fed.say(joined, by="trainer")
     await fed.hears(BeginTraining)
     assert fed.events("code") == ["started"]
-    artifact = await others.artifact()
+    artifact = await peers.artifact()
     await fed.say(RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), by="flower-server")
     await fed.happens("code", "code_found")
     assert server.facts.candidate == new
@@ -131,27 +131,27 @@ async def test_a_stranger_s_commit_is_rejected(
 async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     broken = repository.commit(REVISED_FILES, by=ada)
-    others.broken[broken] = "module 'tiny.client_app' cannot be imported"
+    peers.broken[broken] = "module 'tiny.client_app' cannot be imported"
     await server.look()
     assert "cannot be imported" in (await fed.happens("code", "code_rejected")).reason
     assert (await server.look()).startswith("nothing new: it was rejected:")
-    assert len(others.checked) == 1
+    assert len(peers.checked) == 1
 
 
 async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     other = repository.commit(REVISED_FILES, by=ada)
-    others.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
+    peers.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
     await server.look()
     reason = (await fed.happens("code", "code_rejected")).reason
     assert "weight is float32 (4, 3)" in reason
@@ -161,11 +161,11 @@ async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and
 async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_somebody_says_so(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1")
+    await peers.clients("c1")
     old = repository.head
     repository.git("commit", "--quiet", "--amend", "-m", "another past", by=ada)
     assert "rewritten" in await server.look()
@@ -180,18 +180,18 @@ async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_some
 async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_when_it_can(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     new = repository.commit(REVISED_FILES, by=ada)
-    others.hindered = "cannot use s3://models: it does not answer"
+    peers.hindered = "cannot use s3://models: it does not answer"
     with pytest.raises(RequestRefused, match="cannot be checked: cannot use s3://models"):
         await server.look()
     told = await fed.happens("code", "following_held_up")
     assert "does not answer" in told.reason
     assert server.facts.held_up == told.reason
-    others.hindered = ""
+    peers.hindered = ""
     await server.look()
     await fed.happens("code", "following_resumed")
     assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
@@ -210,24 +210,24 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
     passes: bool,
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
     monkeypatch.setattr(training_run, "HINDERED_S", 0.1)
-    new = await others.take(server, REVISED_FILES, repository, ada)
-    others.hindered, others.passes = hindrance, passes
+    new = await peers.take(server, REVISED_FILES, repository, ada)
+    peers.hindered, peers.passes = hindrance, passes
     with pytest.raises(RequestRefused, match=re.escape(hindrance)):
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
-    others.hindered = ""
-    await fed.until(lambda: len(others.asked_to_run) == 2, "another run to be asked for")
+    peers.hindered = ""
+    await fed.until(lambda: len(peers.asked_to_run) == 2, "another run to be asked for")
     assert (server.facts.candidate, server.facts.rejected) == (new, {})
 
 
 async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
-    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository
+    fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository
 ) -> None:
     away = repository.path.rename(repository.path.with_name("away"))
     for _ in range(3):
@@ -241,7 +241,7 @@ async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
 
 
 async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
-    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository, tmp_path: Path
+    fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
     bob = make_signer("bob", tmp_path)
     new = repository.commit(REVISED_FILES, by=bob)
@@ -254,7 +254,7 @@ async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
 
 
 async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed_and_rejects_it_without_a_word(
-    fed: FederationHarness, server: RolloutServer, others: FakePeers, repository: Repository, tmp_path: Path
+    fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
     repository.commit(REVISED_FILES, by=make_signer("bob", tmp_path))
     await server.look()
@@ -271,11 +271,11 @@ async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed
 async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    new = await others.take(server, REVISED_FILES, repository, ada)
+    new = await peers.take(server, REVISED_FILES, repository, ada)
     repository.commit({"tiny/__init__.py": "REVISION = 3\n"})
     assert "it is not signed" in await server.look()
     assert (await fed.happens("code", "code_rejected")).target == "rolling"
@@ -285,11 +285,11 @@ async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
 async def test_a_newer_commit_in_a_rollout_becomes_the_candidate(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.take(server, REVISED_FILES, repository, ada)
+    await peers.take(server, REVISED_FILES, repository, ada)
     newer = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
     await server.look()
     await fed.until(lambda: server.facts.candidate == newer)
@@ -300,11 +300,11 @@ async def test_a_newer_commit_in_a_rollout_becomes_the_candidate(
 async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    new = await others.take(server, REVISED_FILES, repository, ada)
+    new = await peers.take(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("away"))
     with pytest.raises(RequestRefused, match="check that it exists"):
         await server.look()
@@ -315,13 +315,13 @@ async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
 async def test_a_restarted_manager_whose_version_is_gone_goes_back_to_its_own(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
     tmp_path: Path,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED_FILES, repository, ada)
+    await peers.take_and_try(server, REVISED_FILES, repository, ada)
     await server.agent.kill()
     (tmp_path / "allowed_signers").write_text(make_signer("bob", tmp_path).line())
     server.agent.start()

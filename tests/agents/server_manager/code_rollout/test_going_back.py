@@ -16,13 +16,13 @@ from fedbus.contracts.server import GetServerInfo
 async def test_failing_trainings_send_everybody_back_by_themselves(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take(server, REVISED_FILES, repository, ada)
-    await others.run(1, new, "c1", "c2", failures=("c2",))
+    new = await peers.take(server, REVISED_FILES, repository, ada)
+    await peers.run(1, new, "c1", "c2", failures=("c2",))
     back = await fed.happens("code", "rollout_reverted")
     assert "1 of 2 trainings failed" in back.reason
     assert (server.facts.code_version, server.facts.candidate) == (old, "")
@@ -33,13 +33,13 @@ async def test_failing_trainings_send_everybody_back_by_themselves(
 async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.run(1, repository.head, "c1", "c2", loss=0.2)
-    new = await others.take(server, REVISED_FILES, repository, ada)
-    await others.run(2, new, "c1", "c2", loss=2.0)
+    await peers.run(1, repository.head, "c1", "c2", loss=0.2)
+    new = await peers.take(server, REVISED_FILES, repository, ada)
+    await peers.run(2, new, "c1", "c2", loss=2.0)
     assert "kept back" in (await fed.happens("code", "rollout_reverted")).reason
     assert fed.events("server")[-1] == "candidate_kept"
     info = await fed.bus.request(GetServerInfo(task=TASK))
@@ -49,17 +49,17 @@ async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
 async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_code_s_door_and_it_is_tried_again(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.run(1, repository.head, "c1", "c2", loss=0.2)
-    new = await others.take(server, REVISED_FILES, repository, ada)
-    async with others.in_a_run(2, new, "c1", "c2", loss=0.1):
+    await peers.run(1, repository.head, "c1", "c2", loss=0.2)
+    new = await peers.take(server, REVISED_FILES, repository, ada)
+    async with peers.in_a_run(2, new, "c1", "c2", loss=0.1):
         await fed.bus.request(RollBackModel(task=TASK))
     assert "version 1 has been served since" in (await fed.happens("server", "candidate_kept")).reason
-    await fed.until(lambda: len(others.asked_to_run) == 2, "another run of the candidate to be asked for")
-    await others.run(3, new, "c1", "c2", loss=0.1)
+    await fed.until(lambda: len(peers.asked_to_run) == 2, "another run of the candidate to be asked for")
+    await peers.run(3, new, "c1", "c2", loss=0.1)
     await fed.happens("code", "rollout_finished")
     assert (server.facts.code_version, server.facts.rejected) == (new, {})
 
@@ -67,12 +67,12 @@ async def test_a_promotion_by_hand_in_the_candidate_s_run_is_not_laid_at_its_cod
 async def test_a_person_goes_back_to_the_version_before(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take_and_try(server, REVISED_FILES, repository, ada)
+    new = await peers.take_and_try(server, REVISED_FILES, repository, ada)
     begun = await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
     assert (begun.code_version, begun.stages) == (old, ("100%",))
     assert server.facts.candidate == old
@@ -82,17 +82,17 @@ async def test_a_person_goes_back_to_the_version_before(
 async def test_going_back_twice_does_not_lead_to_what_was_left(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED_FILES, repository, ada)
+    await peers.take_and_try(server, REVISED_FILES, repository, ada)
     await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
     for client in ("c1", "c2"):
-        await others.ready(client, old)
-    await fed.until(lambda: len(others.asked_to_run) == 2)
-    await others.run(2, old, "c1", "c2")
+        await peers.ready(client, old)
+    await fed.until(lambda: len(peers.asked_to_run) == 2)
+    await peers.run(2, old, "c1", "c2")
     await fed.happens("code", "rollout_finished", times=2)
     with pytest.raises(
         RequestRefused, match=f"no version before {old[:12]} that was not reverted or rejected"
@@ -103,13 +103,13 @@ async def test_going_back_twice_does_not_lead_to_what_was_left(
 async def test_going_back_to_another_architecture_changes_nothing_and_names_the_way(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED_FILES, repository, ada)
-    others.differs[old] = "weight is float32 (4, 3) there and float32 (5, 3) here"
+    await peers.take_and_try(server, REVISED_FILES, repository, ada)
+    peers.differs[old] = "weight is float32 (4, 3) there and float32 (5, 3) here"
     before, told = server.facts, fed.events("code")
     with pytest.raises(RequestRefused, match=r"nothing was changed: .* --new-lineage"):
         await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
@@ -119,12 +119,12 @@ async def test_going_back_to_another_architecture_changes_nothing_and_names_the_
 async def test_a_person_goes_back_while_the_repository_is_away(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.take_and_try(server, REVISED_FILES, repository, ada)
+    await peers.take_and_try(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("elsewhere"))
     begun = await fed.bus.request(RevertCode(task=TASK), timeout_s=30)
     assert begun.code_version == server.facts.candidate == old
@@ -133,13 +133,13 @@ async def test_a_person_goes_back_while_the_repository_is_away(
 async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_over(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take_and_try(server, REVISED_FILES, repository, ada)
-    async with others.in_a_run(2, new, "c1", "c2"):
+    new = await peers.take_and_try(server, REVISED_FILES, repository, ada)
+    async with peers.in_a_run(2, new, "c1", "c2"):
         await fed.bus.request(RevertCode(task=TASK, reason="users complain"), timeout_s=30)
         assert (server.facts.rejected, server.facts.candidate) == ({}, "")
     await fed.happens("code", "code_found", times=2)
@@ -149,12 +149,12 @@ async def test_who_goes_back_during_a_run_leaves_the_version_when_the_run_is_ove
 async def test_a_person_ends_a_rollout(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await others.clients("c1")
+    await peers.clients("c1")
     repository.commit(REVISED_FILES, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
@@ -176,41 +176,41 @@ async def test_what_is_not_there_is_refused_in_words(fed: FederationHarness, ser
 async def test_a_manager_that_comes_back_in_a_rollout_goes_on_with_it(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1", "c2")
+    await peers.clients("c1", "c2")
     new = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
-    await others.ready("c1", new)
+    await peers.ready("c1", new)
     await server.agent.restart()
-    await others.ready("c2", new)
+    await peers.ready("c2", new)
     await fed.happens("code", "stage_ready")
-    await fed.until(lambda: bool(others.asked_to_run))
-    await others.run(1, new, "c1", "c2")
+    await fed.until(lambda: bool(peers.asked_to_run))
+    await peers.run(1, new, "c1", "c2")
     await fed.happens("code", "rollout_finished")
 
 
 async def test_a_new_lineage_is_begun_with_the_code_that_makes_it(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1")
+    await peers.clients("c1")
     new = repository.commit(REVISED_FILES, by=ada)
-    others.differs[new] = "weight is another"
+    peers.differs[new] = "weight is another"
     await server.look()
     await fed.happens("code", "code_rejected")
-    others.differs.clear()
+    peers.differs.clear()
     await fed.bus.request(RollOutCode(task=TASK, code_version=new, new_lineage=True), timeout_s=30)
-    await others.ready("c1", new)
+    await peers.ready("c1", new)
     await fed.happens("server", "lineage_started")
     await fed.happens("code", "rollout_finished")
-    latest = await others.store.latest()
+    latest = await peers.store.latest()
     assert latest is not None
     assert (latest.version, latest.parent, latest.lineage, latest.code_version) == (2, None, 2, new)
     assert (await fed.bus.request(GetServerInfo(task=TASK))).model.version == 2

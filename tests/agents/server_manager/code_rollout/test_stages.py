@@ -15,12 +15,12 @@ from fedbus.contracts.server import BeginTraining, OpenRun
 async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_run(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     fleet = [f"c{number}" for number in range(1, 6)]
-    await others.clients(*fleet)
+    await peers.clients(*fleet)
     new = repository.commit({"pyproject.toml": rollout_table("40%", "100%")}, by=ada)
     await server.look()
     first = (await fed.happens("code", "code_found")).facts
@@ -28,37 +28,37 @@ async def test_a_share_of_the_clients_comes_first_and_the_others_after_a_good_ru
     assert len(first.clients) == 2
 
     for client in first.clients:
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
-    await others.run(1, new, *first.clients)
+        await peers.ready(client, new)
+    await fed.until(lambda: bool(peers.asked_to_run))
+    await peers.run(1, new, *first.clients)
     second = (await fed.happens("code", "stage_passed")).facts
     assert isinstance(second, CodeData)
     assert sorted(second.clients) == fleet
 
     for client in set(fleet) - set(first.clients):
-        await others.ready(client, new)
-    await fed.until(lambda: len(others.asked_to_run) == 2)
-    await others.run(2, new, *fleet)
+        await peers.ready(client, new)
+    await fed.until(lambda: len(peers.asked_to_run) == 2)
+    await peers.run(2, new, *fleet)
     await fed.happens("code", "rollout_finished")
 
 
 async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked_for_stands_over_that(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1", "c2")
+    await peers.clients("c1", "c2")
     own = (TINY_TASK / "pyproject.toml").read_text().replace("\nrounds = 2", "\nrounds = 5")
     new = repository.commit({"pyproject.toml": own}, by=ada)
     await server.look()
     for client in ("c1", "c2"):
-        await others.ready(client, new)
-    await fed.until(lambda: bool(others.asked_to_run))
+        await peers.ready(client, new)
+    await fed.until(lambda: bool(peers.asked_to_run))
     asked = RunOverrides(quorum=2, config={"lr": 0.1})
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN, overrides=asked))
-    (started,) = others.starts
+    (started,) = peers.starts
     assert (started.code_version, started.plan.rounds) == (new, 5)
     assert (started.plan.quorum, started.plan.config) == (2, {"lr": 0.1})
     assert fed.server().plan == started.plan
@@ -67,12 +67,12 @@ async def test_a_run_of_the_candidate_is_as_its_own_task_says_and_what_was_asked
 async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    new = await others.take(server, REVISED_FILES, repository, ada)
+    new = await peers.take(server, REVISED_FILES, repository, ada)
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
     for client, version in (("c1", old), ("c1", new), ("c2", new)):
         joined = ClientJoined(task=TASK, client=client, run=f"{TASK}-1", code_version=version)
@@ -83,12 +83,12 @@ async def test_a_client_with_the_old_code_does_not_join_the_candidate_s_run(
 async def test_labels_choose_a_stage_s_clients(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1", "c2", site="ward")
-    await others.clients("c3", site="lab")
+    await peers.clients("c1", "c2", site="ward")
+    await peers.clients("c3", site="lab")
     repository.commit({"pyproject.toml": rollout_table("site=lab", "100%")}, by=ada)
     await server.look()
     facts = (await fed.happens("code", "code_found")).facts
@@ -99,11 +99,11 @@ async def test_labels_choose_a_stage_s_clients(
 async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that_there_are(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1", site="ward")
+    await peers.clients("c1", site="ward")
     new = repository.commit(REVISED_FILES, by=ada)
     request = RollOutCode(task=TASK, code_version=new, stages=("site=nowhere", "100%"))
     with pytest.raises(RequestRefused, match="no client has site=nowhere: there are site=ward"):
@@ -113,17 +113,17 @@ async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that
 async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_comes(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1", site="ward")
+    await peers.clients("c1", site="ward")
     new = repository.commit({"pyproject.toml": rollout_table("site=lab", "100%", wait_s=0.3)}, by=ada)
     await server.look()
     told = await fed.happens("code", "stage_unanswered")
     assert told.reason.startswith("stage site=lab: no client is in it; it waits on")
-    await others.clients("c2", site="lab")
-    await others.ready("c2", new)
+    await peers.clients("c2", site="lab")
+    await peers.ready("c2", new)
     await fed.happens("code", "stage_ready")
     assert fed.events("code").count("stage_unanswered") == 1
 
@@ -131,20 +131,20 @@ async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_
 async def test_what_a_device_refused_in_an_earlier_rollout_counts_no_more_over_a_restart(
     fed: FederationHarness,
     server: RolloutServer,
-    others: FakePeers,
+    peers: FakePeers,
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await others.clients("c1")
+    await peers.clients("c1")
     new = repository.commit(REVISED_FILES, by=ada)
     await server.look()
     await fed.happens("code", "code_found")
-    await others.refuses("c1", new, "it is not installed", attempt=1)
+    await peers.refuses("c1", new, "it is not installed", attempt=1)
     await fed.happens("code", "rollout_reverted")
     await fed.bus.request(RollOutCode(task=TASK, code_version=new), timeout_s=30)
     told = await fed.hears(CodePublished, times=4)
     assert (told.candidate, told.attempt) == (new, 2)
     await server.agent.restart()
-    await others.ready("c1", new)
+    await peers.ready("c1", new)
     await fed.happens("code", "stage_ready")
     assert fed.events("code").count("rollout_reverted") == 1

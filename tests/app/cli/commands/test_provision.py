@@ -55,7 +55,7 @@ class ProvisionCli:
 
 
 @pytest.fixture(autouse=True)
-def logs_as_before() -> Iterator[None]:
+def restore_logging() -> Iterator[None]:
     """What the doctor asks for in this process is for a command's end."""
     yield
     structlog.reset_defaults()
@@ -261,7 +261,7 @@ async def _check_credentials(settings: Settings) -> list[DoctorFinding]:
 
 
 @pytest.fixture(scope="module")
-def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
+def federation(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     folder = tmp_path_factory.mktemp("doctor") / "trust"
     return Federation.begin(folder, FederationId("dev"), hosts=["bus.lab"], port=4222)
 
@@ -276,25 +276,25 @@ def begun(tmp_path_factory: pytest.TempPathFactory) -> Federation:
     ],
 )
 def test_the_dates_of_credentials_are_looked_at(
-    begun: Federation, after: timedelta, health: Severity, words: str
+    federation: Federation, after: timedelta, health: Severity, words: str
 ) -> None:
-    finding = check_credentials(begun.creds(Role.USER), utc_now() + after)
+    finding = check_credentials(federation.creds(Role.USER), utc_now() + after)
     assert (finding.health, words in finding.found) == (health, True), finding
     assert bool(finding.advice) == (health is not Severity.WELL)
 
 
 @pytest.mark.parametrize(("fed", "client"), [("other", ""), ("dev", "c1")])
 def test_credentials_for_another_federation_or_client_are_told(
-    begun: Federation, fed: str, client: str
+    federation: Federation, fed: str, client: str
 ) -> None:
     finding = check_credentials(
-        begun.creds(Role.USER), utc_now() + timedelta(minutes=1), fed=fed, client=client
+        federation.creds(Role.USER), utc_now() + timedelta(minutes=1), fed=fed, client=client
     )
     assert (finding.health, "these are the credentials of user" in finding.found) == (Severity.ILL, True)
 
 
 def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_told(
-    begun: Federation, tmp_path: Path
+    federation: Federation, tmp_path: Path
 ) -> None:
     make_authority("dev", tmp_path / "ca.pem", tmp_path / "ca.key")
     make_server_certificate(
@@ -304,7 +304,7 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
         tmp_path / "server.pem",
         tmp_path / "server.key",
     )
-    ca, shown = read_certificate(begun.ca), read_certificate(begun.folder / "tls" / "server.pem")
+    ca, shown = read_certificate(federation.ca), read_certificate(federation.folder / "tls" / "server.pem")
     anew = read_certificate(tmp_path / "server.pem")
 
     assert check_server_certificate(shown, ca, "bus.lab", utc_now()).health is Severity.WELL
@@ -314,19 +314,19 @@ def test_an_authority_and_a_certificate_that_are_not_what_they_should_be_are_tol
         "in the future" in check_server_certificate(shown, ca, "bus.lab", utc_now() - timedelta(days=2)).found
     )
     assert "expired" in check_server_certificate(shown, ca, "bus.lab", utc_now() + timedelta(days=400)).found
-    assert "in the future" in check_authority(begun.ca, utc_now() - timedelta(days=2)).found
+    assert "in the future" in check_authority(federation.ca, utc_now() - timedelta(days=2)).found
     assert check_authority(tmp_path / "none.pem", utc_now()).health is Severity.ILL
 
 
-def test_credentials_that_others_can_read_are_a_remark(begun: Federation, tmp_path: Path) -> None:
-    shutil.copy(begun.creds(Role.USER), tmp_path / "open.creds")
+def test_credentials_that_others_can_read_are_a_remark(federation: Federation, tmp_path: Path) -> None:
+    shutil.copy(federation.creds(Role.USER), tmp_path / "open.creds")
     (tmp_path / "open.creds").chmod(0o644)
     finding = check_credentials(tmp_path / "open.creds", utc_now() + timedelta(minutes=1))
     assert (finding.health, finding.advice) == (Severity.REMARK, f"chmod 600 {tmp_path / 'open.creds'}")
 
 
-def test_a_signature_that_was_tampered_with_is_told(begun: Federation, tmp_path: Path) -> None:
-    text = begun.creds(Role.OBSERVER).read_text()
+def test_a_signature_that_was_tampered_with_is_told(federation: Federation, tmp_path: Path) -> None:
+    text = federation.creds(Role.OBSERVER).read_text()
     end = text.index("\n------END NATS USER JWT") - 4
     changed = "AAAA" if text[end : end + 4] != "AAAA" else "BBBB"
     (tmp_path / "forged.creds").write_text(text[:end] + changed + text[end + 4 :])

@@ -20,7 +20,7 @@ RULE = ScheduleRule(
 
 
 @pytest.fixture
-async def told(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
+async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FederationId("dev"), "test")) as bus:
         await bus.create_streams()
         yield SimulatedFederation(bus)
@@ -37,7 +37,7 @@ def schedule_facts(started: int = 1, **more: object) -> ScheduleData:
 
 
 async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     waits = schedule_facts(
         next_at=NOON,
@@ -46,7 +46,7 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
         fired_at=NOON,
         fired_for="drift on 2 clients (c1, c2)",
     )
-    await told.move(waits, "planned", "watching", "watching")
+    await simulation.move(waits, "planned", "watching", "watching")
     said = await fedbus("run", "schedule")
     lines = {line[:17].strip(): line[17:].strip() for line in said.out.splitlines()}
 
@@ -64,19 +64,19 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
 
 
 async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
-    told: SimulatedFederation, fedbus: FedbusCli
+    simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     due = schedule_facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
-    await told.move(due, "postponed", "due", "due", "mnist-4 is under way")
+    await simulation.move(due, "postponed", "due", "due", "mnist-4 is under way")
     said = (await fedbus("run", "schedule")).out
     assert "due to          drift on 2 clients (c1, c2)" in said
     assert "held back       mnist-4 is under way" in said
 
-    await told.move(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
+    await simulation.move(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
     assert "next            none: all 3 were started" in (await fedbus("run", "schedule")).out
 
 
-async def test_where_there_is_none_it_says_so(told: SimulatedFederation, fedbus: FedbusCli) -> None:
+async def test_where_there_is_none_it_says_so(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
     said = await fedbus("run", "schedule")
     assert (said.code, said.out) == (0, "")
     assert said.err.startswith("no schedule: runs start on request only.")

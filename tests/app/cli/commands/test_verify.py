@@ -70,9 +70,9 @@ class FinishedFederation:
 
 
 @pytest.fixture(scope="module")
-def lived(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def recorded_federation(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Two runs of two clients, signed code and signed models; and a third run that was stopped."""
-    directory = tmp_path_factory.mktemp("lived")
+    directory = tmp_path_factory.mktemp("recorded")
     asyncio.run(_run_federation(directory))
     return directory
 
@@ -99,9 +99,9 @@ def _is_idle() -> bool:
 
 
 @pytest.fixture
-async def left(lived: Path, tmp_path: Path) -> AsyncIterator[FinishedFederation]:
-    directory = tmp_path / "left"
-    shutil.copytree(lived, directory, symlinks=True)
+async def finished_federation(recorded_federation: Path, tmp_path: Path) -> AsyncIterator[FinishedFederation]:
+    directory = tmp_path / "finished"
+    shutil.copytree(recorded_federation, directory, symlinks=True)
     async with nats_server(directory / "nats") as nats:
         fedbus = FedbusCli(
             tmp_path / "person",
@@ -118,43 +118,47 @@ async def left(lived: Path, tmp_path: Path) -> AsyncIterator[FinishedFederation]
 
 
 async def test_every_link_from_code_and_clients_to_the_version_is_checked_and_fits(
-    left: FinishedFederation,
+    finished_federation: FinishedFederation,
 ) -> None:
-    said = await left.verify("--json")
+    said = await finished_federation.verify("--json")
     assert said.code == 0, said.err
     facts = said.facts
     assert [(one["about"], one["fit"]) for one in facts["findings"]] == [(one, "fits") for one in ABOUT]
     assert (facts["sound"], facts["state"], facts["standing"]) == (True, "finished", "champion")
-    assert facts["manifest"]["sha256"] == left.manifest(3)["sha256"]
+    assert facts["manifest"]["sha256"] == finished_federation.manifest(3)["sha256"]
     assert facts["made_from"] == [2, 1]
     assert facts["plan"]["config"] == {"pause-s": 0.01}
-    assert facts["code_version"] == left.manifest(3)["code_version"]
+    assert facts["code_version"] == finished_federation.manifest(3)["code_version"]
     assert [one["participants"] for one in facts["rounds"]] == [{}, *[{"c1": 10, "c2": 20}] * 2]
     assert len(facts["trace_id"]) == 32
 
 
-async def test_each_update_is_told_by_its_digest(left: FinishedFederation) -> None:
-    updates = (await left.verify("--json")).facts["updates"]
+async def test_each_update_is_told_by_its_digest(finished_federation: FinishedFederation) -> None:
+    updates = (await finished_federation.verify("--json")).facts["updates"]
     assert sorted((one["round"], one["client"]) for one in updates) == [
         *((1, "c1"), (1, "c2")),
         *((2, "c1"), (2, "c2")),
     ]
     assert all(len(one["sha256"]) == 64 and one["size_bytes"] > 0 for one in updates)
-    said = await left.verify()
+    said = await finished_federation.verify()
     assert all(one["sha256"][:12] in said.out for one in updates)
 
 
-async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(left: FinishedFederation) -> None:
-    async with open_terminal("verify", RUN, environment=left.fedbus.environment, columns=120) as shown:
+async def test_on_a_terminal_it_tells_what_it_reads_and_in_a_pipe_nothing(
+    finished_federation: FinishedFederation,
+) -> None:
+    async with open_terminal(
+        "verify", RUN, environment=finished_federation.fedbus.environment, columns=120
+    ) as shown:
         async with asyncio.timeout(60):
             await shown.process.wait()
         await eventually(lambda: "verifying tiny-2: its code" in shown.raw)
     assert re.search(r"reading the log of tiny-2 what c\d answered in round \d", shown.raw)
-    assert (await left.verify()).err == ""
+    assert (await finished_federation.verify()).err == ""
 
 
-async def test_people_are_told_the_same_in_lines(left: FinishedFederation) -> None:
-    said = await left.verify()
+async def test_people_are_told_the_same_in_lines(finished_federation: FinishedFederation) -> None:
+    said = await finished_federation.verify()
     assert said.code == 0
     assert said.err == ""
     lines = said.out.splitlines()
@@ -168,73 +172,77 @@ async def test_people_are_told_the_same_in_lines(left: FinishedFederation) -> No
 # --- where something does not fit --------------------------------------------------------------
 
 
-def other_bytes(left: FinishedFederation) -> None:
-    (left.models / f"{left.manifest(3)['sha256']}.safetensors").write_bytes(b"other bytes")
+def other_bytes(finished_federation: FinishedFederation) -> None:
+    (finished_federation.models / f"{finished_federation.manifest(3)['sha256']}.safetensors").write_bytes(
+        b"other bytes"
+    )
 
 
-def no_bytes(left: FinishedFederation) -> None:
-    (left.models / f"{left.manifest(3)['sha256']}.safetensors").unlink()
+def no_bytes(finished_federation: FinishedFederation) -> None:
+    (finished_federation.models / f"{finished_federation.manifest(3)['sha256']}.safetensors").unlink()
 
 
-def other_beginning(left: FinishedFederation) -> None:
-    (left.models / f"{left.manifest(2)['sha256']}.safetensors").write_bytes(b"other bytes")
+def other_beginning(finished_federation: FinishedFederation) -> None:
+    (finished_federation.models / f"{finished_federation.manifest(2)['sha256']}.safetensors").write_bytes(
+        b"other bytes"
+    )
 
 
-def better_metrics(left: FinishedFederation) -> None:
-    left.rewrite(3, metrics={"loss": 0.001})
+def better_metrics(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, metrics={"loss": 0.001})
 
 
-def other_participants(left: FinishedFederation) -> None:
-    left.rewrite(3, participants={"c1": 10, "c9": 20})
+def other_participants(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, participants={"c1": 10, "c9": 20})
 
 
-def no_signature(left: FinishedFederation) -> None:
-    left.rewrite(3, seal=None)
+def no_signature(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, seal=None)
 
 
-def other_configuration(left: FinishedFederation) -> None:
-    left.rewrite(3, config={"pause-s": 5.0})
+def other_configuration(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, config={"pause-s": 5.0})
 
 
-def other_code(left: FinishedFederation) -> None:
-    left.rewrite(3, code_version="f" * 40)
+def other_code(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, code_version="f" * 40)
 
 
-def other_model(left: FinishedFederation) -> None:
+def other_model(finished_federation: FinishedFederation) -> None:
     """Weights and manifest were exchanged together: only the log knows better."""
-    made = weights.save({"weight": np.ones((2, 2), np.float32)}, left.directory / "made")
-    (left.directory / "made").rename(left.models / f"{made.sha256}.safetensors")
-    left.rewrite(3, **made.model_dump(include={"sha256", "size_bytes", "architecture"}))
+    made = weights.save({"weight": np.ones((2, 2), np.float32)}, finished_federation.directory / "made")
+    (finished_federation.directory / "made").rename(finished_federation.models / f"{made.sha256}.safetensors")
+    finished_federation.rewrite(3, **made.model_dump(include={"sha256", "size_bytes", "architecture"}))
 
 
-def other_architecture(left: FinishedFederation) -> None:
-    left.rewrite(3, architecture="0" * 64)
+def other_architecture(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, architecture="0" * 64)
 
 
-def other_parent(left: FinishedFederation) -> None:
-    left.rewrite(3, parent=1)
+def other_parent(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(3, parent=1)
 
 
-def parent_gone(left: FinishedFederation) -> None:
-    (left.models / "versions" / "1.json").unlink()
+def parent_gone(finished_federation: FinishedFederation) -> None:
+    (finished_federation.models / "versions" / "1.json").unlink()
 
 
-def parent_changed(left: FinishedFederation) -> None:
-    left.rewrite(2, metrics={"loss": 0.001})
+def parent_changed(finished_federation: FinishedFederation) -> None:
+    finished_federation.rewrite(2, metrics={"loss": 0.001})
 
 
-def parent_unreadable(left: FinishedFederation) -> None:
-    (left.models / "versions" / "2.json").write_text("{")
+def parent_unreadable(finished_federation: FinishedFederation) -> None:
+    (finished_federation.models / "versions" / "2.json").write_text("{")
 
 
-def version_unreadable(left: FinishedFederation) -> None:
-    (left.models / "versions" / "3.json").write_text("{")
+def version_unreadable(finished_federation: FinishedFederation) -> None:
+    (finished_federation.models / "versions" / "3.json").write_text("{")
 
 
-def signer_gone(left: FinishedFederation) -> None:
-    make_signer("mallory", left.directory)
-    (left.directory / "allowed_signers").write_text(
-        f"mallory@example.org {(left.directory / 'mallory.pub').read_text()}"
+def signer_gone(finished_federation: FinishedFederation) -> None:
+    make_signer("mallory", finished_federation.directory)
+    (finished_federation.directory / "allowed_signers").write_text(
+        f"mallory@example.org {(finished_federation.directory / 'mallory.pub').read_text()}"
     )
 
 
@@ -262,26 +270,31 @@ def signer_gone(left: FinishedFederation) -> None:
     ],
 )
 async def test_what_does_not_fit_is_named_and_the_exit_code_says_so(
-    left: FinishedFederation, spoil: Callable[[FinishedFederation], None], about: str, says: str
+    finished_federation: FinishedFederation,
+    spoil: Callable[[FinishedFederation], None],
+    about: str,
+    says: str,
 ) -> None:
-    spoil(left)
-    code, found = await left.found()
+    spoil(finished_federation)
+    code, found = await finished_federation.found()
     assert code == 1
     assert found[about][0] == "does not fit"
     assert says in found[about][1]
 
 
-async def test_what_does_not_fit_is_one_line_on_standard_error(left: FinishedFederation) -> None:
-    other_bytes(left)
-    said = await left.verify()
+async def test_what_does_not_fit_is_one_line_on_standard_error(
+    finished_federation: FinishedFederation,
+) -> None:
+    other_bytes(finished_federation)
+    said = await finished_federation.verify()
     assert said.code == 1
     assert said.err.startswith("fedbus: weights: ")
     assert said.err.count("\n") == 1
     assert "✗  weights" in said.out
 
 
-async def test_a_client_whose_update_the_log_lacks_is_named(left: FinishedFederation) -> None:
-    async with Bus.connect(left.nats.url, Identity(FED, "test")) as bus:
+async def test_a_client_whose_update_the_log_lacks_is_named(finished_federation: FinishedFederation) -> None:
+    async with Bus.connect(finished_federation.nats.url, Identity(FED, "test")) as bus:
         stream, wanted = events_stream(FED), subjects.wildcard_for(FED, RoundReply, client="c1")
         async with bus.watch(stream, [wanted], whole=True) as replies:
             async for seen in replies:
@@ -289,19 +302,21 @@ async def test_a_client_whose_update_the_log_lacks_is_named(left: FinishedFedera
                 if isinstance(reply, RoundReply) and (reply.run, reply.round) == (RUN, 2):
                     assert await bus._js.delete_msg(stream, seen.sequence)
                     break
-    code, found = await left.found()
+    code, found = await finished_federation.found()
     assert code == 1
     assert found["updates"] == ("does not fit", "the log has no update of c1 in round 2")
 
 
-async def test_a_run_that_made_no_version_says_how_it_ended(left: FinishedFederation) -> None:
-    code, found = await left.found(run=STOPPED)
+async def test_a_run_that_made_no_version_says_how_it_ended(finished_federation: FinishedFederation) -> None:
+    code, found = await finished_federation.found(run=STOPPED)
     assert code == 1
     assert found["manifest"] == ("does not fit", "the run made no version, it is cancelled: enough of it")
 
 
-async def test_a_run_that_there_is_not_is_one_line_and_code_5(left: FinishedFederation) -> None:
-    said = await left.verify(run="tiny-99")
+async def test_a_run_that_there_is_not_is_one_line_and_code_5(
+    finished_federation: FinishedFederation,
+) -> None:
+    said = await finished_federation.verify(run="tiny-99")
     assert (said.code, said.out) == (5, "")
     assert said.err == "fedbus: no run tiny-99 in federation test: see fedbus run ls\n"
 
@@ -309,10 +324,12 @@ async def test_a_run_that_there_is_not_is_one_line_and_code_5(left: FinishedFede
 # --- what can not be told ----------------------------------------------------------------------
 
 
-async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(left: FinishedFederation) -> None:
-    del left.fedbus.environment["FEDBUS_TRUSTED_KEYS"]
-    del left.fedbus.environment["FEDBUS_ALLOWED_SIGNERS"]
-    code, found = await left.found()
+async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(
+    finished_federation: FinishedFederation,
+) -> None:
+    del finished_federation.fedbus.environment["FEDBUS_TRUSTED_KEYS"]
+    del finished_federation.fedbus.environment["FEDBUS_ALLOWED_SIGNERS"]
+    code, found = await finished_federation.found()
     assert code == 0
     assert found["signature"][0] == "not checked"
     assert "FEDBUS_TRUSTED_KEYS" in found["signature"][1]
@@ -320,25 +337,33 @@ async def test_where_no_keys_are_named_signatures_are_open_and_no_complaint(left
     assert "FEDBUS_ALLOWED_SIGNERS" in found["code"][1]
 
 
-async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(left: FinishedFederation) -> None:
-    async with Bus.connect(left.nats.url, Identity(FED, "test")) as bus:
+async def test_where_the_log_no_longer_keeps_the_updates_it_says_so(
+    finished_federation: FinishedFederation,
+) -> None:
+    async with Bus.connect(finished_federation.nats.url, Identity(FED, "test")) as bus:
         await bus._js.purge_stream(events_stream(FED))
-    code, found = await left.found()
+    code, found = await finished_federation.found()
     assert code == 0
     assert found["updates"][0] == "not checked"
     assert "the log keeps 0; it goes back to" in found["updates"][1]
     assert found["manifest"][0] == "fits"  # the life of the run is kept longer
 
 
-async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(left: FinishedFederation) -> None:
-    said = await left.verify("--json", "--repo", f"git+file://{left.directory}/nowhere@main")
+async def test_where_the_repository_of_the_code_is_away_the_commit_is_open(
+    finished_federation: FinishedFederation,
+) -> None:
+    said = await finished_federation.verify(
+        "--json", "--repo", f"git+file://{finished_federation.directory}/nowhere@main"
+    )
     found = {one["about"]: one for one in said.facts["findings"]}
     assert said.code == 0
     assert found["code"]["fit"] == "not checked"
     assert "nowhere" in found["code"]["says"]
 
 
-async def test_a_repository_that_is_none_is_a_mistake_in_usage(left: FinishedFederation) -> None:
-    said = await left.verify("--repo", "gopher://somewhere")
+async def test_a_repository_that_is_none_is_a_mistake_in_usage(
+    finished_federation: FinishedFederation,
+) -> None:
+    said = await finished_federation.verify("--repo", "gopher://somewhere")
     assert said.code == 2
     assert said.err.count("\n") == 1

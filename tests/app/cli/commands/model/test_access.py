@@ -48,7 +48,7 @@ def fedbus(s3: EmbeddedS3, tmp_path: Path) -> FedbusCli:
 
 
 @pytest.fixture
-def anybody(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
+def anonymous_bucket(s3: EmbeddedS3, monkeypatch: pytest.MonkeyPatch) -> Bucket:
     """Who has no key."""
     for name in ("AWS_ACCESS_KEY_ID", "AWS_PROFILE", "FEDBUS_S3_CREDENTIALS"):
         monkeypatch.delenv(name, raising=False)
@@ -63,7 +63,7 @@ async def policy(bucket: Bucket) -> list[str]:
 
 
 async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_written(
-    fedbus: FedbusCli, s3: EmbeddedS3, bucket: Bucket, anybody: Bucket
+    fedbus: FedbusCli, s3: EmbeddedS3, bucket: Bucket, anonymous_bucket: Bucket
 ) -> None:
     assert (await fedbus("model", "access", "--json")).facts["access"] == "private"
     said = await fedbus("model", "access", "public")
@@ -71,9 +71,9 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
     page = await asyncio.to_thread(urlopen, f"{s3.endpoint}/fedbus/models/tiny/latest")
     assert page.read() == b"a model"
     for attempt in (
-        anybody.read("elsewhere/secret"),
-        anybody.list_objects("models/"),
-        anybody.write("models/tiny/latest", b"another"),
+        anonymous_bucket.read("elsewhere/secret"),
+        anonymous_bucket.list_objects("models/"),
+        anonymous_bucket.write("models/tiny/latest", b"another"),
     ):
         with pytest.raises(StoreDenied):
             await attempt
@@ -81,7 +81,7 @@ async def test_public_models_can_be_read_by_anybody_and_neither_listed_nor_writt
 
     assert (await fedbus("model", "access", "private")).out.startswith("only who has a key")
     with pytest.raises(StoreDenied):
-        await anybody.read("models/tiny/latest")
+        await anonymous_bucket.read("models/tiny/latest")
     assert await bucket.read_policy() is None
 
 

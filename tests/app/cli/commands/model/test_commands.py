@@ -70,14 +70,16 @@ async def publish_three_versions(url: str, directory: Path) -> list[Manifest]:
 
 
 @pytest.fixture
-async def made(fedbus: ModelCli, tmp_path: Path) -> list[Manifest]:
+async def published_versions(fedbus: ModelCli, tmp_path: Path) -> list[Manifest]:
     return await publish_three_versions(str(fedbus.home / "models"), tmp_path)
 
 
-async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: ModelCli, made: list[Manifest]) -> None:
+async def test_ls_lists_the_newest_first_and_marks_the_latest(
+    fedbus: ModelCli, published_versions: list[Manifest]
+) -> None:
     said = fedbus("ls", "--json")
     assert [(one["version"], one["latest"]) for one in said.facts] == [(3, True), (2, False), (1, False)]
-    assert said.facts[0]["sha256"] == made[2].sha256
+    assert said.facts[0]["sha256"] == published_versions[2].sha256
     assert said.facts[0]["participants"] == {"c1": 20, "c2": 30}
     table = fedbus("ls").out.splitlines()
     assert table[1].split()[:2] == ["v3", "latest"]
@@ -86,7 +88,7 @@ async def test_ls_lists_the_newest_first_and_marks_the_latest(fedbus: ModelCli, 
 
 
 async def test_on_a_narrow_terminal_columns_are_left_out_and_nothing_is_cut(
-    fedbus: ModelCli, made: list[Manifest]
+    fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     async with open_terminal("model", "ls", environment=fedbus.environment, columns=60) as shown:
         async with asyncio.timeout(60):
@@ -108,20 +110,24 @@ def test_of_many_metrics_loss_and_accuracy_are_the_headline() -> None:
 
 
 @pytest.mark.parametrize("version", ["2", "v2"])
-async def test_show_tells_all_of_a_version(fedbus: ModelCli, made: list[Manifest], version: str) -> None:
-    assert Manifest.model_validate(fedbus("show", version, "--json").facts) == made[1]
-    assert made[1].sha256 in fedbus("show", version).out
+async def test_show_tells_all_of_a_version(
+    fedbus: ModelCli, published_versions: list[Manifest], version: str
+) -> None:
+    assert Manifest.model_validate(fedbus("show", version, "--json").facts) == published_versions[1]
+    assert published_versions[1].sha256 in fedbus("show", version).out
     assert fedbus("show", "--json").facts["version"] == 3
 
 
-async def test_lineage_is_a_tree(fedbus: ModelCli, made: list[Manifest]) -> None:
+async def test_lineage_is_a_tree(fedbus: ModelCli, published_versions: list[Manifest]) -> None:
     lines = fedbus("show", "--lineage").out.splitlines()
     assert lines[0] == "mnist"
     assert [line.index("v") for line in lines[1:]] == [4, 8, 8]
     assert [one["parent"] for one in fedbus("show", "--lineage", "--json").facts] == [None, 1, 1]
 
 
-async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: ModelCli, made: list[Manifest]) -> None:
+async def test_diff_tells_how_far_tensors_and_metrics_moved(
+    fedbus: ModelCli, published_versions: list[Manifest]
+) -> None:
     facts = fedbus("diff", "1", "3", "--json").facts
     first, second = facts["tensors"]
     assert facts["architecture"] is None
@@ -135,7 +141,7 @@ async def test_diff_tells_how_far_tensors_and_metrics_moved(fedbus: ModelCli, ma
 
 
 async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
-    fedbus: ModelCli, made: list[Manifest]
+    fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     store = open_model_store(str(fedbus.home / "models"), "mnist")
     await store.crown(Champion(version=1, term=1, since=datetime.now(UTC)))
@@ -147,7 +153,7 @@ async def test_ls_and_lineage_say_which_is_served_and_which_was_kept_back(
 
 
 async def test_verify_wants_signatures_where_keys_are_trusted(
-    fedbus: ModelCli, made: list[Manifest], tmp_path: Path
+    fedbus: ModelCli, published_versions: list[Manifest], tmp_path: Path
 ) -> None:
     assert fedbus("keygen", str(tmp_path / "key")).code == 0
     fedbus.environment["FEDBUS_TRUSTED_KEYS"] = str(tmp_path / "key.pub")
@@ -157,7 +163,7 @@ async def test_verify_wants_signatures_where_keys_are_trusted(
 
 
 async def test_verify_looks_at_the_pointer_to_the_champion_too(
-    fedbus: ModelCli, made: list[Manifest]
+    fedbus: ModelCli, published_versions: list[Manifest]
 ) -> None:
     (fedbus.home / "models" / "mnist" / "champion").write_text("{")
     said = fedbus("verify")
@@ -171,10 +177,12 @@ def test_init_without_a_new_lineage_says_what_it_would_do(fedbus: ModelCli) -> N
     assert "say --new-lineage" in said.err
 
 
-async def test_verify_finds_what_is_not_what_it_says(fedbus: ModelCli, made: list[Manifest]) -> None:
+async def test_verify_finds_what_is_not_what_it_says(
+    fedbus: ModelCli, published_versions: list[Manifest]
+) -> None:
     assert fedbus("verify").code == 0
     home = fedbus.home / "models" / "mnist"
-    (home / f"{made[1].sha256}.safetensors").write_bytes(b"other bytes")
+    (home / f"{published_versions[1].sha256}.safetensors").write_bytes(b"other bytes")
     (home / "versions" / "1.json").write_text("{")
     said = fedbus("verify", "--json")
     assert said.code == 1
@@ -185,7 +193,7 @@ async def test_verify_finds_what_is_not_what_it_says(fedbus: ModelCli, made: lis
 
 
 async def test_export_copies_a_version_out_and_over_nothing(
-    fedbus: ModelCli, made: list[Manifest], tmp_path: Path
+    fedbus: ModelCli, published_versions: list[Manifest], tmp_path: Path
 ) -> None:
     out = tmp_path / "out.safetensors"
     assert fedbus("export", "2", str(out)).code == 0
@@ -211,7 +219,7 @@ async def test_export_copies_a_version_out_and_over_nothing(
     ],
 )
 async def test_what_cannot_be_is_one_line_and_a_code(
-    fedbus: ModelCli, made: list[Manifest], words: tuple[str, ...], code: int, says: str
+    fedbus: ModelCli, published_versions: list[Manifest], words: tuple[str, ...], code: int, says: str
 ) -> None:
     said = fedbus(*words)
     assert said.code == code, said.err
@@ -220,7 +228,9 @@ async def test_what_cannot_be_is_one_line_and_a_code(
     assert said.out == ""
 
 
-async def test_one_of_several_tasks_is_to_be_named(fedbus: ModelCli, made: list[Manifest]) -> None:
+async def test_one_of_several_tasks_is_to_be_named(
+    fedbus: ModelCli, published_versions: list[Manifest]
+) -> None:
     await open_model_store(str(fedbus.home / "models"), "cifar").prepare()
     assert "choose one of cifar, mnist with --task" in fedbus("ls").err
     assert fedbus("ls", "--task", "cifar", "--json").facts == []
