@@ -1,1 +1,1 @@
-"""The gateway: HTTP API and WebSocket feed of the dashboard."""
+"""The gateway: the HTTP API of the dashboard and its server-sent event feed."""

@@ -1,9 +1,10 @@
-"""Who may talk to the dashboard, and what a page of it may do.
+"""Access control of the dashboard: Host allow-list, bearer token and security headers.
 
-A page on the internet can have its visitor's browser ask any address, ours too, even under a
-name of its own that leads to 127.0.0.1. So only names that we are known by are answered, what
-changes something needs a token in a header (which no foreign page can send), and our pages may
-load nothing but our own files: whatever a message says, it cannot become a script.
+A page on another site can make its visitor's browser send requests to any address, including this
+gateway, and DNS rebinding lets it use a host name of its own that resolves to 127.0.0.1. Therefore
+the gateway answers only to allowed host names, an action needs a token in a header, which a page of
+another site cannot send, and the Content-Security-Policy lets the dashboard load only its own files,
+so that no content of a message can run as a script.
 """
 
 import asyncio
@@ -18,7 +19,7 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 LOOPBACK: Final = frozenset({"localhost", "127.0.0.1", "::1"})
 WRONG_TOKEN_DELAY_S: Final = 0.5
-"""What a guess costs."""
+"""Delay of the reply to a wrong token, to slow down guessing."""
 SECURITY_HEADERS: Final = {
     "Content-Security-Policy": (
         "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src 'self' data:; "
@@ -35,7 +36,10 @@ SECURITY_HEADERS: Final = {
 
 
 class AccessControl:
-    """Answers to the names in *hosts* alone; lets in who has the *token*, where there is one."""
+    """Checks of the Host header (*hosts*) and of the bearer *token*.
+
+    Without a token the dashboard is read-only.
+    """
 
     def __init__(self, hosts: Collection[str], token: str = "") -> None:
         self._hosts = LOOPBACK | {host.lower() for host in hosts}
@@ -43,7 +47,7 @@ class AccessControl:
 
     @property
     def acts(self) -> bool:
-        """Whether anything can be changed here at all."""
+        """True if actions are enabled, that is, if a token is set."""
         return bool(self._token)
 
     @web.middleware
@@ -51,8 +55,8 @@ class AccessControl:
         if (host := _host_name(request.host)) not in self._hosts:
             return _error_response(
                 421,
-                f"this dashboard is not known as {host[:100]!r}: name it with --allow-host, "
-                "or open it by the address that it printed",
+                f"Host name {host[:100]!r} is not allowed. Add it with --allow-host, "
+                "or open the address that the dashboard printed at its start.",
             )
         try:
             response = await handler(request)
@@ -65,16 +69,20 @@ class AccessControl:
         return response
 
     async def refusal(self, request: web.Request) -> web.Response | None:
-        """Why *request* may not change anything; None where it may."""
+        """Return the error response if *request* may not perform an action, otherwise None."""
         if not self._token:
-            return _error_response(403, "this dashboard only shows: set FEDBUS_GATEWAY_TOKEN for it to act")
+            return _error_response(
+                403, "This dashboard is read-only. Set FEDBUS_GATEWAY_TOKEN to enable actions."
+            )
         if not self._same_origin(request):
-            return _error_response(403, "asked by another site's page")
-        kind, _, given = request.headers.get("Authorization", "").partition(" ")
-        right = hmac.compare_digest(given.strip().encode(), self._token)
-        if kind.lower() != "bearer" or not right:
+            return _error_response(403, "Cross-origin request denied.")
+        scheme, _, token = request.headers.get("Authorization", "").partition(" ")
+        is_valid = hmac.compare_digest(token.strip().encode(), self._token)
+        if scheme.lower() != "bearer" or not is_valid:
             await asyncio.sleep(WRONG_TOKEN_DELAY_S)
-            return _error_response(401, "the token is not the one that FEDBUS_GATEWAY_TOKEN holds")
+            return _error_response(
+                401, "Invalid token. Use the value of FEDBUS_GATEWAY_TOKEN of this gateway."
+            )
         return None
 
     def _same_origin(self, request: web.Request) -> bool:
@@ -83,7 +91,7 @@ class AccessControl:
 
 
 def _host_name(host: str) -> str:
-    """The host in a Host header, without its port; nothing where it is none."""
+    """Return the host of a Host header without its port, or an empty string if the header is invalid."""
     try:
         return (urlsplit(f"//{host}").hostname or "").lower()
     except ValueError:

@@ -1,9 +1,9 @@
-"""The gateway: the dashboard and its live feed, for people with a browser.
+"""The gateway agent: serves the dashboard and its live feed to browsers.
 
-It reads what everybody may read, keeps a bounded memory of it (`gateway_feed`), and tells it to
-browsers over HTTP (`gateway_pages`). It owns no lifecycle and nobody waits for it: started,
-stopped or killed, no run notices. It only shows, unless it is given a token; then whoever has
-that may start and stop runs and choose which model version is served.
+It reads the events and lifecycle streams into a bounded buffer (`feed`) and serves them over HTTP
+(`http_api`). It owns no lifecycle and no agent depends on it, so starting, stopping or killing it
+affects no run. It is read-only unless a token is set; a user with the token can start and stop runs
+and choose the champion.
 """
 
 import asyncio
@@ -26,12 +26,12 @@ log = structlog.get_logger("fedbus.gateway")
 
 
 class GatewayBindError(Exception):
-    """The port is taken, or the address is not this machine's."""
+    """The gateway cannot bind its address: the port is in use, or the address is not a local one."""
 
 
 @log_method_calls
 class Gateway:
-    """The dashboard of one federation. See `Pages` for *models* and *trace_url*, `Guard` for the rest."""
+    """The dashboard of one federation; see `HttpApi` for *models* and *trace_url*."""
 
     def __init__(
         self,
@@ -45,7 +45,7 @@ class Gateway:
         tls: ssl.SSLContext | None = None,
         listening: socket.socket | None = None,
     ) -> None:
-        """*listening*: a socket that somebody has bound for us, in the place of *host* and *port*."""
+        """*listening* is a socket that the caller has bound; it replaces *host* and *port*."""
         self._bus = bus
         self._guard = guard
         self._models = models
@@ -55,21 +55,26 @@ class Gateway:
         self._tls = tls
         self._bound_socket = listening
         self.url: asyncio.Future[str] = asyncio.get_running_loop().create_future()
-        """Where it listens, once it does."""
+        """The URL of the dashboard; set when the gateway listens."""
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Serve until *stop*; raises CannotListen."""
+        """Serve until *stop* is set.
+
+        Raises:
+            GatewayBindError: the address cannot be bound.
+
+        """
         feed = Feed(self._bus)
-        pages = HttpApi(self._bus, feed, self._guard, stop, models=self._models, trace_url=self._trace_url)
-        runner = web.AppRunner(pages.application(), access_log=None, shutdown_timeout=STOP_S)
+        api = HttpApi(self._bus, feed, self._guard, stop, models=self._models, trace_url=self._trace_url)
+        runner = web.AppRunner(api.application(), access_log=None, shutdown_timeout=STOP_S)
         await runner.setup()
         try:
             self._announce_url(await self._listen(runner))
-            log.info("dashboard", url=self.url.result(), acts=self._guard.acts)
+            log.info("Dashboard started", url=self.url.result(), acts=self._guard.acts)
             async with asyncio.TaskGroup() as group:
-                reading = group.create_task(feed.run(), name="read the streams")
+                feed_task = group.create_task(feed.run(), name="read streams")
                 await stop.wait()
-                reading.cancel()
+                feed_task.cancel()
         finally:
             await runner.cleanup()
 
@@ -87,8 +92,8 @@ class Gateway:
             await self._make_site(runner).start()
         except OSError as error:
             raise GatewayBindError(
-                f"cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}; "
-                "choose another port, or 0 for any"
+                f"Cannot serve the dashboard on {self._host}:{self._port}: {error.strerror}. "
+                "Choose another port, or 0 for any free port."
             ) from error
         port = runner.addresses[0][1]
         scheme = "https" if self._tls else "http"

@@ -1,14 +1,15 @@
-"""What the dashboard knows: the last word on every subject, and the newest of what was said.
+"""The feed of the dashboard: the last message of each subject, and a buffer of the newest messages.
 
-Both streams are read once, by the gateway, and told to every browser from one bounded memory:
+The gateway reads both streams once and serves all browsers from one bounded buffer:
 
-    latest    by subject, the last transition of each thing and the last of each word that says how a client does
-    recent    the newest messages in the order in which they came
+    latest    by subject: the last transition of each entity, and the last message of each type that describes a client
+    recent    the newest messages, in order of arrival
 
-A browser is a *cursor*, ``e812-l344``: how far it has come in the events stream and in the life
-stream. It asks for what comes after; nobody keeps a queue for it, so a browser that is slow, or
-never reads, costs nothing. One that comes back with an old cursor is read the streams themselves,
-and one that was away for too long is told to begin anew (`Lost`).
+The state of a browser is a *cursor*, for example ``e812-l344``: its positions in the events stream
+and in the lifecycle stream. The browser requests the records after its cursor. The gateway keeps no
+queue for a browser, so a browser that reads slowly or never needs no memory. For a cursor older than
+the buffer, the gateway reads the streams again; if that is too much, it raises `CursorExpired` and the
+browser loads the state again.
 """
 
 import asyncio
@@ -38,56 +39,61 @@ from fedbus.contracts.transition import Transition
 MAX_RECORDS: Final = 20_000
 MAX_RECORD_BYTES: Final = 64 * 1024**2
 INITIAL_RECORDS: Final = 2_000
-"""How much of the past of each stream is read at the start."""
+"""Number of past messages of each stream that the gateway reads at its start."""
 MAX_CATCH_UP_RECORDS: Final = 20_000
-"""How many messages a browser that was away is read from the streams; after that it begins anew."""
+"""Number of messages that are read again for an old cursor; beyond it the cursor is expired."""
 MAX_BATCH_RECORDS: Final = 2_000
 END_OF_HISTORY_S: Final = 2.0
-"""When nothing more of the past has come for so long, that was all there is."""
+"""Reading of past messages ends when none has arrived for this time."""
 
 RETAINED_MESSAGES: Final[tuple[type[Message], ...]] = tuple(
     kind for kind in MESSAGES if kind.family is Family.CLIENT and kind.durable and kind is not RoundReply
 )
-"""Of these words the last of each client is part of what the dashboard shows."""
+"""Message types of which the dashboard shows the last message of each client."""
 
 log = structlog.get_logger("fedbus.gateway")
 
 
 class CursorExpired(Exception):
-    """The cursor is of another federation's life, or too old: begin anew."""
+    """The cursor is too old, or belongs to streams that were since deleted; load the state again."""
 
 
 class InvalidCursor(ValueError):
-    """Not a cursor."""
+    """The text is not a valid cursor."""
 
 
 @dataclass(frozen=True)
 class Cursor:
-    """How far somebody has come in both streams."""
+    """The sequences up to which a reader has read both streams."""
 
     events: int = 0
     life: int = 0
 
     @classmethod
     def parse(cls, text: str) -> Self:
-        """The cursor ``e812-l344``; raises BadCursor."""
+        """Parse a cursor such as ``e812-l344``.
+
+        Raises:
+            InvalidCursor: *text* has another form.
+
+        """
         events, _, life = text.partition("-")
         if not (
             events[:1] == EVENTS and life[:1] == LIFECYCLE and _is_number(events[1:]) and _is_number(life[1:])
         ):
-            raise InvalidCursor(f"{text[:40]!r} is no cursor: it looks like e812-l344")
+            raise InvalidCursor(f"Invalid cursor {text[:40]!r}. Use the form e812-l344.")
         return cls(int(events[1:]), int(life[1:]))
 
     def __str__(self) -> str:
         return f"{EVENTS}{self.events}-{LIFECYCLE}{self.life}"
 
-    def advance(self, one: FeedRecord) -> "Cursor":
-        if one.stream == EVENTS:
-            return Cursor(max(self.events, one.sequence), self.life)
-        return Cursor(self.events, max(self.life, one.sequence))
+    def advance(self, record: FeedRecord) -> "Cursor":
+        if record.stream == EVENTS:
+            return Cursor(max(self.events, record.sequence), self.life)
+        return Cursor(self.events, max(self.life, record.sequence))
 
-    def has(self, one: FeedRecord) -> bool:
-        return one.sequence <= (self.events if one.stream == EVENTS else self.life)
+    def has(self, record: FeedRecord) -> bool:
+        return record.sequence <= (self.events if record.stream == EVENTS else self.life)
 
 
 def _is_number(text: str) -> bool:
@@ -95,7 +101,7 @@ def _is_number(text: str) -> bool:
 
 
 class Feed:
-    """The two streams of one federation, as the dashboard tells them."""
+    """The events and lifecycle streams of one federation as records for the dashboard."""
 
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
@@ -103,23 +109,23 @@ class Feed:
         self._recent: deque[FeedRecord] = deque()
         self._recent_bytes = 0
         self._dropped = Cursor()
-        """Up to where `_recent` no longer reaches back."""
+        """Position of the newest record that `_recent` no longer contains."""
         self._count = 0
         self._changed = asyncio.Event()
         self.position = Cursor()
         self.ready = asyncio.Event()
         self.heard: dict[str, datetime] = {}
-        """When each client was last heard of."""
+        """Time of the last message from each client."""
         self.devices: dict[str, tuple[datetime, dict[str, Any]]] = {}
-        """How each device is, as it said last, and when."""
+        """Last device report of each client, with its time."""
 
     # --- reading the bus ----------------------------------------------------------------------
 
     async def run(self) -> None:
-        """Read both streams until cancelled; waits for a federation that is not there yet."""
+        """Read both streams until cancelled; wait while the federation does not exist."""
 
         def report(_: Exception, __: int) -> None:
-            log.info("no federation yet", federation=self._bus.fed)
+            log.info("Federation not found; retrying", federation=self._bus.fed)
 
         while True:
             await retry(self._read, on=FederationNotFound, on_failure=report)
@@ -133,15 +139,19 @@ class Feed:
         await self._load_snapshot(streams)
         self._dropped = Cursor(*(max(0, ends[mark] - INITIAL_RECORDS) for mark in (EVENTS, LIFECYCLE)))
         self.position = self._dropped
-        async with AsyncExitStack() as watching, asyncio.TaskGroup() as group:
-            for mark, (stream, wanted) in streams.items():
+        async with AsyncExitStack() as subscriptions, asyncio.TaskGroup() as group:
+            for mark, (stream, filters) in streams.items():
                 after = max(0, ends[mark] - INITIAL_RECORDS)
-                seen = await watching.enter_async_context(self._bus.watch(stream, wanted, after=after))
-                group.create_task(self._follow(_iter_records(seen)), name=f"read {stream}")
+                messages = await subscriptions.enter_async_context(
+                    self._bus.watch(stream, filters, after=after)
+                )
+                group.create_task(self._follow(_iter_records(messages)), name=f"read {stream}")
             for kind in (Heartbeat, DeviceReport):
-                overheard = await watching.enter_async_context(self._bus.subscribe_ephemeral(kind, task="*"))
-                group.create_task(self._follow_heartbeats(overheard), name=f"hear {kind.word}")
-            with suppress(TimeoutError):  # what is at the end may be unreadable: then it never comes
+                heartbeats = await subscriptions.enter_async_context(
+                    self._bus.subscribe_ephemeral(kind, task="*")
+                )
+                group.create_task(self._follow_heartbeats(heartbeats), name=f"subscribe {kind.word}")
+            with suppress(TimeoutError):  # an undecodable last message is never delivered
                 await wait_within(
                     END_OF_HISTORY_S, self._wait_for_position(Cursor(ends[EVENTS], ends[LIFECYCLE]))
                 )
@@ -151,88 +161,98 @@ class Feed:
             self.ready.set()
 
     async def _load_snapshot(self, streams: dict[str, tuple[str, list[str]]]) -> None:
-        stream, wanted = streams[LIFECYCLE]
-        for seen in await self._bus.last_per_subject(stream, wanted):
-            self._retain(to_record(seen))
-        notes = [subjects.wildcard_for(self._bus.fed, kind) for kind in RETAINED_MESSAGES]
-        for seen in await self._bus.last_per_subject(streams[EVENTS][0], notes):
-            self._retain(to_record(seen))
-        for seen in await self._bus.latest(DeviceReport):
-            self._record_heartbeat(seen.message, seen.envelope.time)
+        stream, filters = streams[LIFECYCLE]
+        for message in await self._bus.last_per_subject(stream, filters):
+            self._retain(to_record(message))
+        filters = [subjects.wildcard_for(self._bus.fed, kind) for kind in RETAINED_MESSAGES]
+        for message in await self._bus.last_per_subject(streams[EVENTS][0], filters):
+            self._retain(to_record(message))
+        for message in await self._bus.latest(DeviceReport):
+            self._record_heartbeat(message.message, message.envelope.time)
 
     async def _follow(self, records: AsyncIterator[FeedRecord]) -> None:
-        async for one in records:
-            self._remember(one)
-            self._retain(one)
+        async for record in records:
+            self._append(record)
+            self._retain(record)
             self._changed.set()
 
-    async def _follow_heartbeats(self, overheard: AsyncIterator[Message]) -> None:
-        async for one in overheard:
-            self._record_heartbeat(one, datetime.now(UTC))
+    async def _follow_heartbeats(self, heartbeats: AsyncIterator[Message]) -> None:
+        async for message in heartbeats:
+            self._record_heartbeat(message, datetime.now(UTC))
 
-    def _record_heartbeat(self, one: Message, at: datetime) -> None:
-        match one:
+    def _record_heartbeat(self, message: Message, at: datetime) -> None:
+        match message:
             case Heartbeat():
-                self.heard[one.client] = at
+                self.heard[message.client] = at
             case DeviceReport():
-                self.heard[one.client] = at
-                self.devices[one.client] = (at, truncate(to_jsonable(one.model_dump())))
+                self.heard[message.client] = at
+                self.devices[message.client] = (at, truncate(to_jsonable(message.model_dump())))
 
     async def _wait_for_position(self, end: Cursor) -> None:
         while self.position.events < end.events or self.position.life < end.life:
             await self._wait_for_more(self._count)
 
-    def _retain(self, one: FeedRecord) -> None:
-        before = self._latest.get(one.subject)
-        if (before is None or before.sequence < one.sequence) and _is_retained(one):
-            self._latest[one.subject] = one
-        if one.speaker not in subjects.RESERVED_OWNERS and self.heard.get(one.speaker, one.at) <= one.at:
-            self.heard[one.speaker] = one.at
+    def _retain(self, record: FeedRecord) -> None:
+        previous = self._latest.get(record.subject)
+        if (previous is None or previous.sequence < record.sequence) and _is_retained(record):
+            self._latest[record.subject] = record
+        if (
+            record.speaker not in subjects.RESERVED_OWNERS
+            and self.heard.get(record.speaker, record.at) <= record.at
+        ):
+            self.heard[record.speaker] = record.at
 
-    def _remember(self, one: FeedRecord) -> None:
-        self._recent.append(one)
-        self._recent_bytes += len(one.json)
+    def _append(self, record: FeedRecord) -> None:
+        self._recent.append(record)
+        self._recent_bytes += len(record.json)
         self._count += 1
-        self.position = self.position.advance(one)
+        self.position = self.position.advance(record)
         while len(self._recent) > MAX_RECORDS or self._recent_bytes > MAX_RECORD_BYTES:
             oldest = self._recent.popleft()
             self._recent_bytes -= len(oldest.json)
             self._dropped = self._dropped.advance(oldest)
 
     def presence(self, since: datetime) -> dict[str, Any]:
-        """Which clients were heard of after *since*, and how their devices are."""
+        """Return the clients with a message after *since* and the device reports after *since*."""
         heard = {client: at.isoformat() for client, at in self.heard.items() if at > since}
         devices = {client: report for client, (at, report) in self.devices.items() if at > since}
         return {"heard": heard, "devices": devices}
 
-    # --- telling browsers -------------------------------------------------------------------------
+    # --- serving browsers -------------------------------------------------------------------------
 
     def standing(self) -> Iterator[FeedRecord]:
-        """The last word on every subject."""
+        """Iterate over the last record of each retained subject."""
         return iter(list(self._latest.values()))
 
     def newest(self, limit: int) -> list[FeedRecord]:
-        """What was said last, oldest first."""
+        """Return the newest *limit* records, oldest first."""
         return list(islice(self._recent, max(0, len(self._recent) - limit), None))
 
     def records_in_trace(self, trace: str) -> list[FeedRecord]:
-        """What is remembered of one trace, oldest first."""
-        return sorted((one for one in self._recent if one.trace == trace), key=lambda one: one.at)
+        """Return the buffered records of one trace, oldest first."""
+        return sorted(
+            (record for record in self._recent if record.trace == trace), key=lambda record: record.at
+        )
 
     async def follow(self, cursor: Cursor) -> AsyncIterator[tuple[list[FeedRecord], Cursor]]:
-        """What came after *cursor* and what comes, some at a time, and how far that leads; raises Lost."""
+        """Yield all records after *cursor* in batches, each with the cursor behind it; never ends.
+
+        Raises:
+            CursorExpired: the cursor is too old or belongs to other streams.
+
+        """
         mark, records = self._count, await self.after(cursor)
         while True:
             for at in range(0, len(records), MAX_BATCH_RECORDS):
-                part = records[at : at + MAX_BATCH_RECORDS]
-                for one in part:
-                    cursor = cursor.advance(one)
-                yield part, cursor
+                batch = records[at : at + MAX_BATCH_RECORDS]
+                for record in batch:
+                    cursor = cursor.advance(record)
+                yield batch, cursor
             await self._wait_for_more(mark)
             missed = self._count - mark
             if missed <= len(self._recent):
                 mark, records = self._count, self.newest(missed)
-            else:  # slower than what is remembered
+            else:  # the reader is slower than the buffer is long
                 mark, records = self._count, await self.after(cursor)
 
     async def _wait_for_more(self, mark: int) -> None:
@@ -241,15 +261,25 @@ class Feed:
             await self._changed.wait()
 
     async def after(self, cursor: Cursor) -> list[FeedRecord]:
-        """All that came after *cursor*, in order; raises Lost."""
+        """Return all records after *cursor*, in order.
+
+        Raises:
+            CursorExpired: the cursor is too old or belongs to other streams.
+
+        """
         if cursor.events > self.position.events or cursor.life > self.position.life:
             raise CursorExpired
         if cursor.events >= self._dropped.events and cursor.life >= self._dropped.life:
-            return [one for one in self._recent if not cursor.has(one)]
+            return [record for record in self._recent if not cursor.has(record)]
         return await self._read_from_streams(cursor, self.position)
 
     async def _read_from_streams(self, begin: Cursor, end: Cursor) -> list[FeedRecord]:
-        """From the streams themselves, for whoever was away; raises Lost where that is too much."""
+        """Read the records between two cursors from the streams.
+
+        Raises:
+            CursorExpired: there are more than MAX_CATCH_UP_RECORDS.
+
+        """
         if end.events - begin.events + end.life - begin.life > MAX_CATCH_UP_RECORDS:
             raise CursorExpired
         fed = self._bus.fed
@@ -257,27 +287,27 @@ class Feed:
         life = await self.read_window(
             lifecycle_stream(fed), [subjects.wildcard_for(fed, Transition)], begin.life, end.life
         )
-        return sorted([*events, *life], key=lambda one: one.at)
+        return sorted([*events, *life], key=lambda record: record.at)
 
-    async def read_window(self, stream: str, wanted: list[str], after: int, until: int) -> list[FeedRecord]:
-        """What *stream* holds between two sequences, the first one excluded."""
-        found: list[FeedRecord] = []
+    async def read_window(self, stream: str, filters: list[str], after: int, until: int) -> list[FeedRecord]:
+        """Read the records of *stream* with a sequence above *after* and up to *until*."""
+        records: list[FeedRecord] = []
         if until <= after:
-            return found
-        async with self._bus.watch(stream, wanted, after=after) as seen:
+            return records
+        async with self._bus.watch(stream, filters, after=after) as messages:
             with suppress(TimeoutError):
-                while not found or found[-1].sequence < until:
-                    found.append(to_record(await wait_within(END_OF_HISTORY_S, anext(seen))))
-        return [one for one in found if one.sequence <= until]
+                while not records or records[-1].sequence < until:
+                    records.append(to_record(await wait_within(END_OF_HISTORY_S, anext(messages))))
+        return [record for record in records if record.sequence <= until]
 
 
-async def _iter_records(seen: AsyncIterator[StoredMessage]) -> AsyncIterator[FeedRecord]:
-    async for one in seen:
-        yield to_record(one)
+async def _iter_records(messages: AsyncIterator[StoredMessage]) -> AsyncIterator[FeedRecord]:
+    async for message in messages:
+        yield to_record(message)
 
 
-def _is_retained(one: FeedRecord) -> bool:
-    return one.stream == LIFECYCLE or one.subject.rpartition(".")[2] in _RETAINED_NAMES
+def _is_retained(record: FeedRecord) -> bool:
+    return record.stream == LIFECYCLE or record.subject.rpartition(".")[2] in _RETAINED_NAMES
 
 
 _RETAINED_NAMES: Final = frozenset(kind.word for kind in RETAINED_MESSAGES)

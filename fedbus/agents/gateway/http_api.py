@@ -1,19 +1,19 @@
-"""The dashboard over HTTP: its files, the state, the feed, and the few things that can be asked for.
+"""The HTTP API of the dashboard: static files, state, event feed, queries and actions.
 
-GET  /                         the pages; their files lie in `fedbus/web`
-GET  /api/about                which federation, which version, whether anything can be changed
-GET  /api/state                the last word on every subject, and the cursor that it goes up to
-GET  /api/feed?after=CURSOR    what comes, as server-sent events; `Last-Event-ID` goes before *after*
-GET  /api/recent?limit=N       what was said last
-GET  /api/runs/RUN             what happened between the beginning and the end of a run
-GET  /api/traces/ID            what is remembered of a trace
-GET  /api/messages/e/SEQ       one message with all that it says
-GET  /api/causes/e/SEQ         what led to it, back to what began it all
+GET  /                         the pages; their files are in `fedbus/web`
+GET  /api/about                federation, fedbus version, lifecycles, whether actions are enabled
+GET  /api/state                the last message of each subject, and the cursor of this state
+GET  /api/feed?after=CURSOR    new messages as server-sent events; `Last-Event-ID` has precedence over *after*
+GET  /api/recent?limit=N       the newest messages
+GET  /api/runs/RUN             the messages of a run
+GET  /api/traces/ID            the messages of a trace
+GET  /api/messages/e/SEQ       one message without truncation
+GET  /api/causes/e/SEQ         the chain of causes of a message, root cause first
 GET  /api/models/TASK          the versions in the model repository
-POST /api/token                whether the token is the right one
-POST /api/actions/WORD         one of `ACTIONS`: with the token
+POST /api/token                check the token
+POST /api/actions/NAME         send one of `ACTIONS`; requires the token
 
-A question that makes no sense is answered by 400 and a line that says what is wrong with it.
+An invalid parameter is answered with 400; each error is JSON, ``{"error": "…"}``.
 """
 
 import asyncio
@@ -44,12 +44,12 @@ from fedbus.contracts.run import StartRun, StopRun
 from fedbus.contracts.transition import LIFECYCLES
 
 BATCH_PAUSE_S: Final = 0.25
-"""A browser is told at most every so often."""
+"""Minimum pause between two batches for one browser."""
 PRESENCE_INTERVAL_S: Final = 5.0
-"""So often it is told who was heard of, and by that, that the line is still there."""
+"""Interval of the presence events, which also keep the connection alive."""
 BEGINNING_OF_TIME: Final = datetime.min.replace(tzinfo=UTC)
 WRITE_TIMEOUT_S: Final = 15.0
-"""A browser that has not taken what it was sent within this is let go; it comes back with its cursor."""
+"""A browser that does not read for this time is disconnected; it reconnects with its cursor."""
 READY_TIMEOUT_S: Final = 10.0
 REPLY_TIMEOUT_S: Final = 15.0
 MAX_BROWSERS: Final = 64
@@ -57,14 +57,14 @@ MAX_RECENT: Final = 5_000
 MAX_DIGITS: Final = 15
 FIRST_YEAR: Final = 1970
 LAST_YEAR: Final = 9000
-"""What a stream can be asked about."""
-MESSAGE_GONE: Final = "the stream no longer holds this message"
+"""Range of years that a query for a time accepts."""
+MESSAGE_GONE: Final = "The stream no longer contains this message."
 MAX_BODY_BYTES: Final = 64 * 1024
 
 ACTIONS: Final[Mapping[str, type[Request]]] = {
     kind.word: kind for kind in (StartRun, StopRun, PromoteModel, RollBackModel, RollOutCode, RevertCode)
 }
-"""What can be asked for from the dashboard."""
+"""Requests that the dashboard can send, by name."""
 CONTENT_TYPES: Final = {
     ".html": "text/html",
     ".js": "text/javascript",
@@ -78,7 +78,10 @@ log = structlog.get_logger("fedbus.gateway")
 
 
 class HttpApi:
-    """What the dashboard answers. *models* tells of a task's model repository; *trace_url* leads to a trace."""
+    """The routes of the dashboard.
+
+    *models* describes the model repository of a task; *trace_url* is the URL template of the trace viewer.
+    """
 
     def __init__(
         self,
@@ -107,15 +110,15 @@ class HttpApi:
                 web.get("/", self._file),
                 web.get("/api/about", self._about),
                 web.get("/api/state", self._state),
-                web.get("/api/feed", self._tell),
+                web.get("/api/feed", self._stream_feed),
                 web.get("/api/recent", self._recent),
                 web.get("/api/runs/{run}", self._run),
                 web.get("/api/traces/{trace:[0-9a-f]{32}}", self._trace),
                 web.get("/api/messages/{stream:[el]}/{sequence}", self._message),
                 web.get("/api/causes/{stream:[el]}/{sequence}", self._causes),
                 web.get("/api/models/{task}", self._versions),
-                web.post("/api/token", self._unlock),
-                web.post("/api/actions/{word}", self._act),
+                web.post("/api/token", self._check_token),
+                web.post("/api/actions/{name}", self._send_action),
                 web.get(r"/{name:[a-z_]+\.(?:js|css|svg)}", self._file),
             ]
         )
@@ -124,21 +127,21 @@ class HttpApi:
     # --- files ------------------------------------------------------------------------------------
 
     async def _file(self, request: web.Request) -> web.StreamResponse:
-        found = self._files.get(request.match_info.get("name", "index.html"))
-        if found is None:
-            raise web.HTTPNotFound(text="there is no such file here")
-        kind, body, tag = found
+        file = self._files.get(request.match_info.get("name", "index.html"))
+        if file is None:
+            raise web.HTTPNotFound(text="File not found.")
+        content_type, body, tag = file
         headers = {"ETag": tag, "Cache-Control": "no-cache"}
         if request.headers.get("If-None-Match") == tag:
             return web.Response(status=304, headers=headers)
-        return web.Response(body=body, content_type=kind, charset="utf-8", headers=headers)
+        return web.Response(body=body, content_type=content_type, charset="utf-8", headers=headers)
 
-    # --- what is so -------------------------------------------------------------------------------
+    # --- queries ----------------------------------------------------------------------------------
 
     async def _about(self, _: web.Request) -> web.Response:
-        lives = {
-            kind: {"waits": {str(state): wait.waiting_for for state, wait in one.waits.items()}}
-            for kind, one in LIFECYCLES.items()
+        lifecycles = {
+            kind: {"waits": {str(state): wait.waiting_for for state, wait in lifecycle.waits.items()}}
+            for kind, lifecycle in LIFECYCLES.items()
         }
         return web.json_response(
             {
@@ -146,14 +149,14 @@ class HttpApi:
                 "version": __version__,
                 "acts": self._guard.acts,
                 "trace_url": self._trace_url,
-                "lifecycles": lives,
+                "lifecycles": lifecycles,
             }
         )
 
     async def _state(self, _: web.Request) -> web.Response:
         await self._ready()
         cursor = self._feed.position
-        records = ",".join(one.json for one in self._feed.standing())
+        records = ",".join(record.json for record in self._feed.standing())
         presence = json.dumps(self._feed.presence(BEGINNING_OF_TIME))
         body = f'{{"cursor":"{cursor}","presence":{presence},"records":[{records}]}}'
         response = web.Response(text=body, content_type="application/json")
@@ -166,10 +169,10 @@ class HttpApi:
         return _records_response(self._feed.newest(min(limit, MAX_RECENT)))
 
     async def _run(self, request: web.Request) -> web.Response:
-        found = await self._history.of_run(request.match_info["run"])
-        if found is None:
-            raise web.HTTPNotFound(text="there is no such run in the log")
-        return _records_response(found)
+        records = await self._history.of_run(request.match_info["run"])
+        if records is None:
+            raise web.HTTPNotFound(text="Run not found in the lifecycle stream.")
+        return _records_response(records)
 
     async def _trace(self, request: web.Request) -> web.Response:
         await self._ready()
@@ -179,17 +182,17 @@ class HttpApi:
         )
 
     async def _message(self, request: web.Request) -> web.Response:
-        found = await self._history.message(*_parse_position(request))
-        if found is None:
+        record = await self._history.message(*_parse_position(request))
+        if record is None:
             raise web.HTTPNotFound(text=MESSAGE_GONE)
-        return web.Response(text=found.json, content_type="application/json")
+        return web.Response(text=record.json, content_type="application/json")
 
     async def _causes(self, request: web.Request) -> web.Response:
-        found = await self._history.causes(*_parse_position(request))
-        if found is None:
+        result = await self._history.causes(*_parse_position(request))
+        if result is None:
             raise web.HTTPNotFound(text=MESSAGE_GONE)
-        chain, whole = found
-        text = f'{{"chain":[{",".join(one.json for one in chain)}],"whole":{json.dumps(whole)}}}'
+        chain, is_complete = result
+        text = f'{{"chain":[{",".join(record.json for record in chain)}],"whole":{json.dumps(is_complete)}}}'
         return web.Response(text=text, content_type="application/json")
 
     async def _versions(self, request: web.Request) -> web.Response:
@@ -200,93 +203,95 @@ class HttpApi:
             await wait_within(READY_TIMEOUT_S, self._feed.ready.wait())
         except TimeoutError:
             raise web.HTTPServiceUnavailable(
-                text=f"federation {self._bus.fed} has no streams yet: start its server with fedbus up"
+                text=f"Federation {self._bus.fed} has no streams. Start its server side with fedbus up."
             ) from None
 
-    # --- what comes -------------------------------------------------------------------------------
+    # --- event feed -------------------------------------------------------------------------------
 
-    async def _tell(self, request: web.Request) -> web.StreamResponse:
+    async def _stream_feed(self, request: web.Request) -> web.StreamResponse:
         cursor = _parse_cursor(request) or self._feed.position
         await self._ready()
         if self._browsers >= MAX_BROWSERS:
-            raise web.HTTPServiceUnavailable(text=f"{MAX_BROWSERS} browsers look already: close one")
+            raise web.HTTPServiceUnavailable(
+                text=f"Too many open dashboards (limit {MAX_BROWSERS}). Close one."
+            )
         response = web.StreamResponse(headers={**SECURITY_HEADERS, "Content-Type": "text/event-stream"})
         await response.prepare(request)
         self._browsers += 1
         try:
-            await self._tell_all(response, cursor)
-        except (TimeoutError, ConnectionError):  # it reads no more: when it does again, it has its cursor
+            await self._write_feed(response, cursor)
+        except (TimeoutError, ConnectionError):  # the browser stopped reading; it reconnects with its cursor
             if request.transport is not None:
                 request.transport.abort()
         finally:
             self._browsers -= 1
         return response
 
-    async def _tell_all(self, response: web.StreamResponse, cursor: Cursor) -> None:
+    async def _write_feed(self, response: web.StreamResponse, cursor: Cursor) -> None:
         await _write(response, b"retry: 1000\n\n")
-        news = aiter(self._feed.follow(cursor))
-        coming = asyncio.ensure_future(anext(news))
+        batches = aiter(self._feed.follow(cursor))
+        next_batch = asyncio.ensure_future(anext(batches))
         stopped = asyncio.ensure_future(self._stop.wait())
-        told_of = datetime.now(UTC)
+        presence_sent_at = datetime.now(UTC)
         try:
             while not stopped.done():
                 await asyncio.wait(
-                    [coming, stopped], timeout=PRESENCE_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
+                    [next_batch, stopped], timeout=PRESENCE_INTERVAL_S, return_when=asyncio.FIRST_COMPLETED
                 )
-                if (now := datetime.now(UTC)) - told_of >= timedelta(seconds=PRESENCE_INTERVAL_S):
-                    await _write(response, _presence_event(self._feed.presence(told_of)))
-                    told_of = now
-                if coming.done():
-                    records, cursor = coming.result()
+                if (now := datetime.now(UTC)) - presence_sent_at >= timedelta(seconds=PRESENCE_INTERVAL_S):
+                    await _write(response, _presence_event(self._feed.presence(presence_sent_at)))
+                    presence_sent_at = now
+                if next_batch.done():
+                    records, cursor = next_batch.result()
                     await _write(response, _batch_event(records, cursor))
                     await asyncio.wait([stopped], timeout=BATCH_PAUSE_S)
-                    coming = asyncio.ensure_future(anext(news))
+                    next_batch = asyncio.ensure_future(anext(batches))
         except CursorExpired:
             await _write(response, b"event: lost\ndata: {}\n\n")
         finally:
-            for task in (coming, stopped):
+            for task in (next_batch, stopped):
                 task.cancel()
-            await asyncio.gather(coming, stopped, return_exceptions=True)
+            await asyncio.gather(next_batch, stopped, return_exceptions=True)
 
-    # --- what is asked for ----------------------------------------------------------------------------
+    # --- actions ----------------------------------------------------------------------------------
 
-    async def _unlock(self, request: web.Request) -> web.Response:
+    async def _check_token(self, request: web.Request) -> web.Response:
         return await self._guard.refusal(request) or web.json_response({})
 
-    async def _act(self, request: web.Request) -> web.Response:
+    async def _send_action(self, request: web.Request) -> web.Response:
         if (refusal := await self._guard.refusal(request)) is not None:
             return refusal
-        kind = ACTIONS.get(request.match_info["word"])
+        kind = ACTIONS.get(request.match_info["name"])
         if kind is None:
-            raise web.HTTPNotFound(text=f"choose one of {', '.join(ACTIONS)}")
-        wish = await _parse_action(kind, request)
-        log.info("asked for", word=wish.word, task=wish.task, by=request.remote)
+            raise web.HTTPNotFound(text=f"Unknown action. Use one of: {', '.join(ACTIONS)}.")
+        action = await _parse_action(kind, request)
+        log.info("Sending action", message=action.word, task=action.task, remote=request.remote)
         try:
-            answer = await self._bus.request(wish, timeout_s=REPLY_TIMEOUT_S)
+            reply = await self._bus.request(action, timeout_s=REPLY_TIMEOUT_S)
         except RequestRefused as refused:
             return web.json_response({"error": refused.reason}, status=409)
-        except NoResponse as silence:
-            return web.json_response({"error": str(silence)}, status=503)
-        return web.json_response(answer.model_dump(mode="json"))
+        except NoResponse as error:
+            return web.json_response({"error": str(error)}, status=503)
+        return web.json_response(reply.model_dump(mode="json"))
 
 
 async def _parse_action(kind: type[Request], request: web.Request) -> Request:
     if request.content_type != "application/json":
-        raise web.HTTPUnsupportedMediaType(text="send application/json")
+        raise web.HTTPUnsupportedMediaType(text="Unsupported media type. Send application/json.")
     try:
-        wish = kind.model_validate_json(await request.read())
-        pack(wish)
+        action = kind.model_validate_json(await request.read())
+        pack(action)
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise web.HTTPBadRequest(text=f"{where}: {first['msg']}".removeprefix(": ")) from None
-    except ValueError as error:  # it could not be sent
+        field = ".".join(str(part) for part in first["loc"])
+        raise web.HTTPBadRequest(text=f"{field}: {first['msg']}".removeprefix(": ")) from None
+    except ValueError as error:  # the message cannot be encoded
         raise web.HTTPBadRequest(text=str(error)) from None
-    return wish
+    return action
 
 
 def _batch_event(records: list[FeedRecord], cursor: Cursor) -> bytes:
-    return f"id: {cursor}\ndata: [{','.join(one.json for one in records)}]\n\n".encode()
+    return f"id: {cursor}\ndata: [{','.join(record.json for record in records)}]\n\n".encode()
 
 
 def _presence_event(presence: dict[str, Any]) -> bytes:
@@ -294,14 +299,19 @@ def _presence_event(presence: dict[str, Any]) -> bytes:
 
 
 async def _write(response: web.StreamResponse, data: bytes) -> None:
-    """Send *data*; raises TimeoutError where nobody takes it."""
+    """Write *data* to the browser.
+
+    Raises:
+        TimeoutError: the browser does not read within WRITE_TIMEOUT_S.
+
+    """
     async with asyncio.timeout(WRITE_TIMEOUT_S):
         await response.write(data)
 
 
 def _records_response(records: list[FeedRecord]) -> web.Response:
     response = web.Response(
-        text=f"[{','.join(one.json for one in records)}]", content_type="application/json"
+        text=f"[{','.join(record.json for record in records)}]", content_type="application/json"
     )
     response.enable_compression()
     return response
@@ -316,7 +326,7 @@ def _parse_cursor(request: web.Request) -> Cursor | None:
 
 
 def _parse_since(request: web.Request) -> datetime | None:
-    """A little before the moment that is asked about, if any is."""
+    """Return the start of the time window around the ``around`` parameter, or None without it."""
     text = request.query.get("around")
     if text is None:
         return None
@@ -326,26 +336,27 @@ def _parse_since(request: web.Request) -> datetime | None:
         at = None
     if at is None or at.tzinfo is None or not FIRST_YEAR <= at.year <= LAST_YEAR:
         raise web.HTTPBadRequest(
-            text=f"around: {text[:40]!r} is no time from {FIRST_YEAR} to {LAST_YEAR}: write 2026-03-14T12:00:00Z"
+            text=f"Invalid time {text[:40]!r} in around. Use the form 2026-03-14T12:00:00Z, "
+            f"with a year from {FIRST_YEAR} to {LAST_YEAR}."
         )
     return at - timedelta(minutes=10)
 
 
 def _parse_position(request: web.Request) -> tuple[str, int]:
-    """The stream and the sequence in it that are asked about."""
-    return request.match_info["stream"], _parse_number(request.match_info["sequence"], "a sequence")
+    """Return the stream and the sequence in the path."""
+    return request.match_info["stream"], _parse_number(request.match_info["sequence"], "sequence")
 
 
-def _parse_number(text: str, what: str) -> int:
+def _parse_number(text: str, name: str) -> int:
     if not (text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS and int(text) > 0):
         raise web.HTTPBadRequest(
-            text=f"{what} is a number from 1 on, of at most {MAX_DIGITS} digits: not {text[:40]!r}"
+            text=f"Invalid {name} {text[:40]!r}. Use a number from 1, with at most {MAX_DIGITS} digits."
         )
     return int(text)
 
 
 def _load_files() -> Iterator[tuple[str, tuple[str, bytes, str]]]:
-    """The pages' files, with their type and a tag that changes with them."""
+    """Yield each static file with its content type, its content and its ETag."""
     for file in (resources.files("fedbus") / "web").iterdir():
         suffix = file.name[file.name.rfind(".") :]
         if suffix in CONTENT_TYPES:
@@ -353,4 +364,4 @@ def _load_files() -> Iterator[tuple[str, tuple[str, bytes, str]]]:
             yield file.name, (CONTENT_TYPES[suffix], body, f'"{hashlib.sha256(body).hexdigest()[:16]}"')
 
 
-assert {EVENTS, LIFECYCLE} == {"e", "l"}, "the route of a message spells them"
+assert {EVENTS, LIFECYCLE} == {"e", "l"}, "the routes of messages and causes contain these names"

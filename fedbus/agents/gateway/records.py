@@ -1,10 +1,10 @@
-"""A message as a browser is told of it: JSON that is written once, however many look.
+"""Feed records: a stored message as JSON for browsers, serialized once for all of them.
 
     {"s": "l", "n": 812, "at": "…", "word": "transition", "subject": "fedbus.dev.life.client.c1.mnist",
      "source": "…", "about": "…", "trace": "4bf9…", "id": "0195…", "cause": "0195…", "body": {…}}
 
-``s`` and ``n`` say where it stands: in the events stream (``e``) or the life stream (``l``), and at which
-sequence. What is long is cut, with a mark that says so; the whole is had by `whole`.
+``s`` is the stream, events (``e``) or lifecycle (``l``), and ``n`` the sequence in it. Long values are
+truncated and marked; `to_full_record` keeps them.
 """
 
 import json
@@ -27,69 +27,69 @@ MAX_ITEMS: Final = 2_000
 
 @dataclass(frozen=True, slots=True)
 class FeedRecord:
-    """One message of a stream, told."""
+    """One message of a stream."""
 
     stream: str
     sequence: int
     id: str
     cause: str
-    """The id of the message that led to it, where there was one."""
+    """Id of the message that caused this one, or empty."""
     subject: str
     at: datetime
     trace: str
-    """The trace id, where there is one."""
+    """Trace id, or empty."""
     speaker: str
-    """Whose agent said it: a client's id, ``server`` or ``people``."""
+    """Owner of the agent that published it: a client id, ``server`` or ``people``."""
     json: str
 
 
-def to_record(seen: StoredMessage) -> FeedRecord:
-    """*seen* as the feed tells it, cut to what a page can show."""
-    return _record(seen, truncate)
+def to_record(stored: StoredMessage) -> FeedRecord:
+    """Convert *stored* to a record, truncated to what a page can show."""
+    return _record(stored, truncate)
 
 
-def to_full_record(seen: StoredMessage) -> FeedRecord:
-    """*seen* with all that its body says."""
-    return _record(seen, lambda told: told)
+def to_full_record(stored: StoredMessage) -> FeedRecord:
+    """Convert *stored* to a record without truncation."""
+    return _record(stored, lambda fields: fields)
 
 
-def _record(seen: StoredMessage, shorten: Callable[[Any], Any]) -> FeedRecord:
-    stream = LIFECYCLE if seen.message.family is Family.LIFE else EVENTS
-    trace = trace_id(seen.envelope.trace.get("traceparent", ""))
-    told = {
+def _record(stored: StoredMessage, shorten: Callable[[Any], Any]) -> FeedRecord:
+    stream = LIFECYCLE if stored.message.family is Family.LIFE else EVENTS
+    trace = trace_id(stored.envelope.trace.get("traceparent", ""))
+    fields = {
         "s": stream,
-        "n": seen.sequence,
-        "id": seen.envelope.id,
-        "cause": seen.envelope.cause,
-        "at": seen.envelope.time.isoformat(timespec="milliseconds"),
-        "word": seen.message.word,
-        "subject": seen.subject,
-        "source": seen.envelope.source,
-        "about": seen.envelope.subject,
+        "n": stored.sequence,
+        "id": stored.envelope.id,
+        "cause": stored.envelope.cause,
+        "at": stored.envelope.time.isoformat(timespec="milliseconds"),
+        "word": stored.message.word,
+        "subject": stored.subject,
+        "source": stored.envelope.source,
+        "about": stored.envelope.subject,
         "trace": trace,
-        "body": to_jsonable(seen.message.model_dump(mode="python")),
+        "body": to_jsonable(stored.message.model_dump(mode="python")),
     }
     return FeedRecord(
         stream=stream,
-        sequence=seen.sequence,
-        id=seen.envelope.id,
-        cause=seen.envelope.cause,
-        subject=seen.subject,
-        at=seen.envelope.time,
+        sequence=stored.sequence,
+        id=stored.envelope.id,
+        cause=stored.envelope.cause,
+        subject=stored.subject,
+        at=stored.envelope.time,
         trace=trace,
-        speaker=seen.envelope.source.rpartition("/")[2],
-        json=json.dumps(shorten(told), ensure_ascii=False, allow_nan=False),
+        speaker=stored.envelope.source.rpartition("/")[2],
+        json=json.dumps(shorten(fields), ensure_ascii=False, allow_nan=False),
     )
 
 
 def trace_id(traceparent: str) -> str:
-    """The second part of a W3C ``traceparent``; nothing where it is none."""
+    """Return the trace id of a W3C ``traceparent``, or an empty string if it is invalid."""
     parts = traceparent.split("-")
     return parts[1] if len(parts) >= 4 and len(parts[1]) == 32 else ""
 
 
 def to_jsonable(value: Any) -> Any:
-    """*value* in what JSON has: times as ISO 8601, bytes by their size and beginning, "nan" as text."""
+    """Convert *value* to JSON types: times to ISO 8601, bytes to their size and prefix, NaN and infinity to text."""
     match value:
         case dict():
             return {str(name): to_jsonable(item) for name, item in value.items()}
@@ -104,18 +104,18 @@ def to_jsonable(value: Any) -> Any:
         case bytes():
             return f"<{len(value)} bytes: {value[:16].hex()}{'…' if len(value) > 16 else ''}>"
         case _:
-            return str(value).encode("utf-8", "replace").decode()  # half a surrogate pair is no text
+            return str(value).encode("utf-8", "replace").decode()  # a lone surrogate cannot be encoded
 
 
 def truncate(value: Any) -> Any:
-    """*value* with long texts, lists and tables cut, and a mark where."""
+    """Truncate long strings, lists and tables in *value*, and mark where."""
     match value:
         case str() if len(value) > MAX_TEXT_CHARS:
             return f"{value[:MAX_TEXT_CHARS]}… ({len(value)} characters)"
         case dict():
-            kept = list(value.items())[:MAX_ITEMS]
+            items = list(value.items())[:MAX_ITEMS]
             more = {"…": f"{len(value) - MAX_ITEMS} more"} if len(value) > MAX_ITEMS else {}
-            return {truncate(name): truncate(item) for name, item in kept} | more
+            return {truncate(name): truncate(item) for name, item in items} | more
         case list():
             more_items = [f"… {len(value) - MAX_ITEMS} more"] if len(value) > MAX_ITEMS else []
             return [truncate(item) for item in value[:MAX_ITEMS]] + more_items
