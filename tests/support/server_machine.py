@@ -5,8 +5,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from fedbus.agents.common.machine import Publish
-from fedbus.agents.server_manager.effects import Effect, MoveCode, MoveServer, Reply
+from fedbus.agents.common.machine import Publish, Reply
+from fedbus.agents.server_manager.effects import Effect, MoveCode, MoveServer
 from fedbus.agents.server_manager.events import (
     ChampionDetails,
     Event,

@@ -7,14 +7,17 @@ reads no clock, so its tests compare lists of effects.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Generic, Literal, TypeVar
+from typing import Generic, Literal, NewType, TypeVar
 
-from fedbus.contracts.message import LifecycleData, Message
+from fedbus.contracts.message import Body, LifecycleData, Message
 
 Timer = TypeVar("Timer", bound=StrEnum)
 State = TypeVar("State", bound=StrEnum)
 Event = TypeVar("Event", bound=StrEnum)
 Data = TypeVar("Data", bound=LifecycleData)
+
+RequestId = NewType("RequestId", int)
+"""Identifies the reply that a request waits for, within one process."""
 
 
 # --- effects ----------------------------------------------------------------------------------------
@@ -23,6 +26,14 @@ Data = TypeVar("Data", bound=LifecycleData)
 @dataclass(frozen=True)
 class Publish:
     message: Message
+
+
+@dataclass(frozen=True)
+class Reply:
+    """Answer a request."""
+
+    id: RequestId
+    body: Body
 
 
 @dataclass(frozen=True)

@@ -21,18 +21,15 @@ import structlog
 
 from fedbus import __version__
 from fedbus.agents.common import tracing
-from fedbus.agents.common.asyncio_tools import (
-    Timers,
-    handle_each,
-    request_until_answered,
-    run_until,
-)
+from fedbus.agents.common.asyncio_tools import Timers, handle_each, request_until_answered, run_until
 from fedbus.agents.common.debug_logging import log_method_calls
 from fedbus.agents.common.machine import (
     CancelTimer,
     FinishStartup,
     Log,
     Publish,
+    Reply,
+    RequestId,
     RetryLater,
     StartTimer,
     TimerFired,
@@ -62,7 +59,6 @@ from fedbus.agents.server_manager.effects import (
     ReadJoined,
     RecordRound,
     RecordRun,
-    Reply,
     ReportFlowerServer,
     RequestCandidateRun,
     RetireVersions,
@@ -94,7 +90,6 @@ from fedbus.agents.server_manager.events import (
     PromotionRefused,
     PromotionRequested,
     PublishFailed,
-    RequestId,
     RunRequested,
     StartupFitChecked,
     StoreChecked,

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Any, Final
 
 from fedbus.agents.common.asyncio_tools import request_until_answered, wait_for_first
+from fedbus.agents.common.machine import RequestId
 from fedbus.agents.server_manager.code_rollout import AFTER_THE_RUN
 from fedbus.agents.server_manager.events import (
     CodeProposed,
@@ -21,7 +22,6 @@ from fedbus.agents.server_manager.events import (
     FollowingPaused,
     FollowingResumed,
     ProposedVersion,
-    RequestId,
     RevertRequested,
 )
 from fedbus.agents.server_manager.flower_server_client import FlowerServerClient

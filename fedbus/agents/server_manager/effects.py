@@ -9,19 +9,25 @@ There are three kinds:
 
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Literal, TypeAlias
+from typing import TypeAlias
 
-from fedbus.agents.common.machine import CancelTimer, FinishStartup, Log, Publish, RetryLater, StartTimer
-from fedbus.agents.server_manager.events import RequestId, TimerName
+from fedbus.agents.common.machine import (
+    CancelTimer,
+    FinishStartup,
+    Log,
+    Publish,
+    Reply,
+    RetryLater,
+    StartTimer,
+)
+from fedbus.agents.server_manager.events import TimerName
 from fedbus.contracts.code import CodeChanges, CodeEvent
-from fedbus.contracts.message import Body
 from fedbus.contracts.model import ModelRef
 from fedbus.contracts.run import RoundResult
 from fedbus.contracts.server import ServerChanges, ServerEvent, StartServer
 from fedbus.contracts.situations import ServerPublishing
 from fedbus.contracts.task.task import Task
-
-Outcome: TypeAlias = Literal["finished", "failed", "cancelled"]
+from fedbus.domain.run_outcome import RunOutcome
 
 # --- actions ----------------------------------------------------------------------------------------
 
@@ -46,12 +52,6 @@ class MoveCode:
 
 
 @dataclass(frozen=True)
-class Reply:
-    id: RequestId
-    body: Body
-
-
-@dataclass(frozen=True)
 class CancelCandidateRunRequest:
     """Stop a `RequestCandidateRun` that has no answer yet."""
 
@@ -72,7 +72,7 @@ class RecordRound:
 class RecordRun:
     """Update the metrics of a run that has ended."""
 
-    outcome: Outcome
+    outcome: RunOutcome
 
 
 # --- queries ----------------------------------------------------------------------------------------

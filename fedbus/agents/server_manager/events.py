@@ -7,9 +7,9 @@ effects, and timers. All are frozen, so that a test can write down a run as a li
 from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import NewType, TypeAlias
+from typing import TypeAlias
 
-from fedbus.agents.common.machine import TimerFired
+from fedbus.agents.common.machine import RequestId, TimerFired
 from fedbus.contracts.champion import Champion, PromoteModel, RollBackModel, StartLineage
 from fedbus.contracts.client import ClientJoined
 from fedbus.contracts.code import CodeReady, CodeRefused
@@ -27,9 +27,6 @@ from fedbus.contracts.server import (
 )
 from fedbus.contracts.task.task import Task
 from fedbus.domain.model_promotion import PromotionVerdict
-
-RequestId = NewType("RequestId", int)
-"""Identifies the reply that a request waits for, within one process."""
 
 
 class TimerName(StrEnum):

@@ -13,9 +13,9 @@ from datetime import datetime
 from enum import IntEnum
 from typing import assert_never
 
-from fedbus.agents.common.machine import FinishStartup, Log, TimerFired
+from fedbus.agents.common.machine import FinishStartup, Log, Reply, RequestId, TimerFired
 from fedbus.agents.server_manager.code_rollout import CodeRollout
-from fedbus.agents.server_manager.effects import BuildLineage, CheckFitAtStartup, Effect, Reply
+from fedbus.agents.server_manager.effects import BuildLineage, CheckFitAtStartup, Effect
 from fedbus.agents.server_manager.events import (
     CancelRequested,
     CandidateRunAnswered,
@@ -43,7 +43,6 @@ from fedbus.agents.server_manager.events import (
     PromotionRefused,
     PromotionRequested,
     PublishFailed,
-    RequestId,
     RevertRequested,
     RunRequested,
     StartupFitChecked,

@@ -11,7 +11,7 @@ Pure: every method returns the effects that the agent performs.
 from dataclasses import dataclass
 from typing import TypeAlias
 
-from fedbus.agents.common.machine import CancelTimer, Log, Publish, RetryLater
+from fedbus.agents.common.machine import CancelTimer, Log, Publish, RequestId, RetryLater
 from fedbus.agents.server_manager.effects import BuildFirstModel, CheckStore, Effect, OfferModel
 from fedbus.agents.server_manager.events import (
     ChampionDetails,
@@ -19,7 +19,6 @@ from fedbus.agents.server_manager.events import (
     FirstModelReady,
     ModelOffered,
     OfferFailed,
-    RequestId,
     StoreChecked,
     TimerName,
 )

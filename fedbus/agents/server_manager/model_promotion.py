@@ -6,13 +6,13 @@ to load it. Pure: every method returns the effects that the agent performs.
 
 from dataclasses import dataclass
 
+from fedbus.agents.common.machine import Reply, RequestId
 from fedbus.agents.server_manager.code_rollout import CodeRollout
-from fedbus.agents.server_manager.effects import BuildLineage, CheckPromotion, Effect, PromoteVersion, Reply
+from fedbus.agents.server_manager.effects import BuildLineage, CheckPromotion, Effect, PromoteVersion
 from fedbus.agents.server_manager.events import (
     LineageBuilt,
     LineageRequested,
     PromotionRequested,
-    RequestId,
     VersionPromoted,
 )
 from fedbus.agents.server_manager.model_availability import (

@@ -10,19 +10,17 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Final
 
-from fedbus.agents.common.machine import CancelTimer, Log, Publish, StartTimer
+from fedbus.agents.common.machine import CancelTimer, Log, Publish, Reply, RequestId, StartTimer
 from fedbus.agents.server_manager.code_rollout import CodeRollout
 from fedbus.agents.server_manager.effects import (
     CheckFit,
     Effect,
     FindFlowerServer,
-    Outcome,
     PublishVersion,
     ReadDeclined,
     ReadJoined,
     RecordRound,
     RecordRun,
-    Reply,
     ReportFlowerServer,
     RetireVersions,
     StartFlowerServer,
@@ -33,7 +31,6 @@ from fedbus.agents.server_manager.events import (
     FitChecked,
     FlowerServerFound,
     FlowerServerNotStarted,
-    RequestId,
     RunMessage,
     RunRequested,
     TimerName,
@@ -64,7 +61,7 @@ from fedbus.contracts.server import (
 from fedbus.contracts.situations import ServerRecruiting, ServerRun, ServerTraining, server_publishing
 from fedbus.contracts.task.task import Task
 from fedbus.domain.code_rollout import TrialResult
-from fedbus.domain.run_outcome import no_update_reason
+from fedbus.domain.run_outcome import no_update_reason, run_outcome
 from fedbus.domain.run_participation import recruiting_summary
 from fedbus.domain.run_recovery import GiveUp, Resume, decide_recovery
 
@@ -73,15 +70,6 @@ PUBLISH_S: Final = 120.0
 HINDERED_S: Final = 60.0
 """How long after a run that failed through no fault of its code the candidate is tried again."""
 
-OUTCOMES: Final[Mapping[ServerEvent, Outcome]] = {
-    ServerEvent.VERSION_PUBLISHED: "finished",
-    ServerEvent.CANDIDATE_KEPT: "finished",
-    ServerEvent.RUN_CANCELLED: "cancelled",
-    ServerEvent.RECRUITING_EXPIRED: "failed",
-    ServerEvent.RUN_FAILED: "failed",
-    ServerEvent.VERSION_REFUSED: "failed",
-}
-"""The events that end a run."""
 
 
 @dataclass(frozen=True)
@@ -261,10 +249,8 @@ class TrainingRun:
             reason: Its reason.
 
         """
-        if (outcome := OUTCOMES.get(event)) is None:
-            return []
         announced = self._availability.announce() if event is ServerEvent.VERSION_PUBLISHED else []
-        return announced + self._close(event, outcome, reason)
+        return announced + self._close(event, reason)
 
     # --- messages of a run --------------------------------------------------------------------------
 
@@ -437,7 +423,7 @@ class TrainingRun:
             changes = serve(event.served, ServerChanges(candidate=manifest.ref))
             move = self._server.move(ServerEvent.VERSION_PUBLISHED, changes, reason=verdict.reason)
             return [move, *self._availability.offer(CloseRun(event.keep))]
-        reason = f"version {manifest.version} is kept back: {verdict.reason}"
+        reason = f"version {manifest.version} is not promoted: {verdict.reason}"
         changes = ServerChanges(candidate=manifest.ref)
         return [
             *self._end(ServerEvent.CANDIDATE_KEPT, reason, changes),
@@ -449,7 +435,7 @@ class TrainingRun:
         """Clients may get the new champion: announce it, and the end of the run."""
         return [
             *self._availability.announce(),
-            *self._close(ServerEvent.VERSION_PUBLISHED, "finished", ""),
+            *self._close(ServerEvent.VERSION_PUBLISHED, ""),
             self._retire(then.keep),
             *self._judge(),
         ]
@@ -494,12 +480,13 @@ class TrainingRun:
 
     def _end(self, event: ServerEvent, reason: str, changes: ServerChanges | None = None) -> list[Effect]:
         move = self._server.move(event, changes, reason=reason)
-        return [CancelTimer(TimerName.RECRUITING), move, *self._close(event, OUTCOMES[event], reason)]
+        return [CancelTimer(TimerName.RECRUITING), move, *self._close(event, reason)]
 
-    def _close(self, event: ServerEvent, outcome: Outcome, reason: str) -> list[Effect]:
-        """Publish the end of the run; its trainers free their memory."""
+    def _close(self, event: ServerEvent, reason: str) -> list[Effect]:
+        """Publish the end of the run, so that its trainers end; no effect if *event* does not end a run."""
         data = self._server.data
-        if data.run is None:
+        outcome = run_outcome(event)
+        if data.run is None or outcome is None:
             return []
         message = ServerClosed(
             task=data.task,

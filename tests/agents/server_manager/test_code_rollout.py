@@ -20,7 +20,16 @@ from support.server_machine import (
     task_at,
 )
 
-from fedbus.agents.common.machine import CancelTimer, Log, Publish, RetryLater, StartTimer, TimerFired
+from fedbus.agents.common.machine import (
+    CancelTimer,
+    Log,
+    Publish,
+    Reply,
+    RequestId,
+    RetryLater,
+    StartTimer,
+    TimerFired,
+)
 from fedbus.agents.server_manager import training_run
 from fedbus.agents.server_manager.effects import (
     BuildLineage,
@@ -32,7 +41,6 @@ from fedbus.agents.server_manager.effects import (
     OfferModel,
     PruneCode,
     ReadFleet,
-    Reply,
     RequestCandidateRun,
 )
 from fedbus.agents.server_manager.events import (
@@ -48,7 +56,6 @@ from fedbus.agents.server_manager.events import (
     ManagerStarted,
     ProposedVersion,
     PublishFailed,
-    RequestId,
     RevertRequested,
     RunRequested,
     TimerName,
@@ -182,7 +189,7 @@ def test_a_proposal_during_a_run_begins_at_its_end() -> None:
     assert effects[-1] == ReadFleet()
     driver.handle(FLEET)
     assert driver.machine.rollout.data.candidate == NEW
-    assert "is tried by 100%" in driver.machine.rollout.outcome_of(event.proposal)
+    assert "is being rolled out to 100%" in driver.machine.rollout.outcome_of(event.proposal)
 
 
 def test_a_version_is_rejected_once_for_each_reason() -> None:
@@ -250,7 +257,7 @@ def test_an_answer_of_an_earlier_rollout_or_another_version_does_not_count() -> 
 
 
 def test_too_many_refusals_revert_the_rollout_before_any_run() -> None:
-    reason = "1 of 2 clients refused it, c1 because it needs scikit-learn"
+    reason = "1 of 2 clients refused it (limit 25 %); c1: it needs scikit-learn"
     assert rolling().handle(refuses("c1", "it needs scikit-learn")) == reverted(reason)
 
 
@@ -312,7 +319,7 @@ def test_a_good_run_brings_the_candidate_to_every_client() -> None:
 def test_a_failed_run_reverts_its_code() -> None:
     driver = in_training_of_the_candidate()
     effects = driver.handle(RunFailed(task=NAME, run=RUN, reason="it raised"))
-    assert effects[-len(reverted("")) :] == reverted("its run failed: it raised")
+    assert effects[-len(reverted("")) :] == reverted("run failed: it raised")
 
 
 def test_a_run_of_other_code_does_not_judge_the_candidate() -> None:

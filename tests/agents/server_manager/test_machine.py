@@ -32,6 +32,8 @@ from fedbus.agents.common.machine import (
     FinishStartup,
     Log,
     Publish,
+    Reply,
+    RequestId,
     RetryLater,
     StartTimer,
     TimerFired,
@@ -53,7 +55,6 @@ from fedbus.agents.server_manager.effects import (
     ReadJoined,
     RecordRound,
     RecordRun,
-    Reply,
     ReportFlowerServer,
     RetireVersions,
     StartFlowerServer,
@@ -81,7 +82,6 @@ from fedbus.agents.server_manager.events import (
     PromotionRequested,
     ProposedVersion,
     PublishFailed,
-    RequestId,
     RunRequested,
     StartupFitChecked,
     StoreChecked,
@@ -478,7 +478,7 @@ def test_a_server_that_is_lost_too_often_is_given_up() -> None:
     driver = Driver(running_machine(ServerState.TRAINING, recoveries=PLAN.max_recoveries, **TRAINED))
     driver.handle(ServerLost(task=NAME, run=RUN, reason="it was killed"))
     effects = driver.handle(FlowerServerFound(RUN, is_up=False, reason="it was killed"))
-    reason = "it was killed; given up after 2 recoveries"
+    reason = "it was killed; not resumed after 2 recoveries (limit 2)"
     assert effects[1] == MoveServer(ServerEvent.RUN_FAILED, reason=reason)
 
 
@@ -544,7 +544,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
 def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> None:
     driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     verdict = PromotionVerdict(promote=False, reason="loss 0.8 against 0.5")
-    reason = "version 2 is kept back: loss 0.8 against 0.5"
+    reason = "version 2 is not promoted: loss 0.8, champion 0.5"
     assert driver.handle(VersionPublished(manifest(2), verdict, None, keep=20)) == [
         STOPS_RECRUITING,
         MoveServer(ServerEvent.CANDIDATE_KEPT, {"candidate": model(2)}, reason),

@@ -4,20 +4,17 @@ from collections.abc import Callable, Sequence
 from random import Random
 
 import pytest
-from support.server_machine import (
-    NAME,
-    NEW,
-    NOW,
-    OLD,
-    PLAN,
-    artifact,
-    blob,
-    champion,
-    manifest,
-    task_at,
-)
+from support.server_machine import NAME, NEW, NOW, OLD, PLAN, artifact, blob, champion, manifest, task_at
 
-from fedbus.agents.common.machine import FinishStartup, Publish, RetryLater, StartTimer, TimerFired
+from fedbus.agents.common.machine import (
+    FinishStartup,
+    Publish,
+    Reply,
+    RequestId,
+    RetryLater,
+    StartTimer,
+    TimerFired,
+)
 from fedbus.agents.server_manager.effects import (
     BuildFirstModel,
     BuildLineage,
@@ -34,7 +31,6 @@ from fedbus.agents.server_manager.effects import (
     ReadDeclined,
     ReadFleet,
     ReadJoined,
-    Reply,
     RequestCandidateRun,
     RetireVersions,
     StartFlowerServer,
@@ -69,7 +65,6 @@ from fedbus.agents.server_manager.events import (
     PromotionRequested,
     ProposedVersion,
     PublishFailed,
-    RequestId,
     RevertRequested,
     RunRequested,
     StoreChecked,
