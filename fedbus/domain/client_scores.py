@@ -1,8 +1,9 @@
-"""What each client has done so far, folded from the rounds in the log, and what it scores by that.
+"""Statistics and scores of each client, computed from the round results in the log.
 
-rounds, failed    how often its update was in an aggregate, and how often it was asked for and failed
-reliability       (rounds + 1) / (rounds + failed + 2): a new client is at one half, and nobody ever at 0 or 1
-contribution      the mean of what its updates were worth, where that was looked at
+rounds, failed    how many aggregates contain an update of the client, and how many of its trainings failed
+reliability       (rounds + 1) / (rounds + failed + 2), Laplace's rule of succession: a new client has 0.5,
+                  and no client reaches 0 or 1
+contribution      the mean contribution of the client's updates, over the rounds that measured it
 """
 
 from collections.abc import Iterable, Mapping
@@ -14,19 +15,19 @@ from fedbus.contracts.transition import Transition
 
 ScoreKind = Literal["contribution", "reliability", "data"]
 DEFAULT_SCORE = 0.5
-"""The score of a client of which that is not known yet."""
+"""The score of a client whose value is not known yet."""
 
 
 @dataclass(frozen=True)
 class ClientStats:
-    """One client, over all rounds that are remembered."""
+    """The statistics of one client over all recorded rounds."""
 
     rounds: int = 0
     failed: int = 0
     samples: int = 0
-    """Of its last update."""
+    """The samples of the client's last update."""
     train_s: float | None = None
-    """How long a training took it, on average."""
+    """The mean training time, in seconds."""
     contribution: float | None = None
     last_failure: str = ""
 
@@ -36,18 +37,18 @@ class ClientStats:
 
 
 def task_rounds(task: str, moves: Iterable[Transition]) -> list[RoundResult]:
-    """All rounds that the log remembers of the *task*'s runs, oldest first; *moves*: the last of each run."""
+    """Collect the rounds of all runs of *task*, oldest first. *moves*: the last transition of each run."""
     runs = [one.facts for one in moves if isinstance(one.facts, RunData) and one.facts.task == task]
     runs.sort(key=lambda facts: int(facts.run.rpartition("-")[2]))
     return [one for facts in runs for one in facts.rounds]
 
 
 def collect_client_stats(rounds: Iterable[RoundResult]) -> dict[str, ClientStats]:
-    """Every client that was ever asked to train, in the order of their names. *rounds*: oldest first."""
-    told = ClientStatsCollector()
+    """Compute the statistics of every client that trained or failed, sorted by client id. *rounds*: oldest first."""
+    collector = ClientStatsCollector()
     for one in rounds:
-        told.see(one)
-    return {client: told.of(client) for client in sorted(told.clients)}
+        collector.see(one)
+    return {client: collector.of(client) for client in sorted(collector.clients)}
 
 
 @dataclass
@@ -66,7 +67,7 @@ class _Mean:
 
 @dataclass
 class _ClientTotals:
-    """What is remembered of one client, whatever the number of rounds."""
+    """The running totals of one client; their size does not depend on the number of rounds."""
 
     rounds: int = 0
     failed: int = 0
@@ -77,44 +78,44 @@ class _ClientTotals:
 
 
 class ClientStatsCollector:
-    """Standings that go on from round to round."""
+    """Client statistics that are updated round by round."""
 
     def __init__(self) -> None:
         self.clients: dict[str, _ClientTotals] = {}
 
     def see(self, result: RoundResult) -> None:
-        """A round further."""
+        """Add the result of the next round."""
         for client, samples in result.participants.items():
-            mine = self._record(client)
-            mine.rounds += 1
-            mine.samples = samples
+            totals = self._totals(client)
+            totals.rounds += 1
+            totals.samples = samples
         for client, reason in result.failures.items():
-            mine = self._record(client)
-            mine.failed += 1
-            mine.last_failure = reason
+            totals = self._totals(client)
+            totals.failed += 1
+            totals.last_failure = reason
         for client in self.clients.keys() & result.train_s.keys():
             self.clients[client].train_s.add(result.train_s[client])
         for client in self.clients.keys() & result.contributions.keys():
             self.clients[client].contribution.add(result.contributions[client])
 
     def of(self, client: str) -> ClientStats:
-        """Where *client* stands now."""
-        mine = self.clients.get(client, _ClientTotals())
+        """Return the statistics of *client* so far."""
+        totals = self.clients.get(client, _ClientTotals())
         return ClientStats(
-            rounds=mine.rounds,
-            failed=mine.failed,
-            samples=mine.samples,
-            train_s=mine.train_s.value,
-            contribution=mine.contribution.value,
-            last_failure=mine.last_failure,
+            rounds=totals.rounds,
+            failed=totals.failed,
+            samples=totals.samples,
+            train_s=totals.train_s.value,
+            contribution=totals.contribution.value,
+            last_failure=totals.last_failure,
         )
 
-    def _record(self, client: str) -> _ClientTotals:
+    def _totals(self, client: str) -> _ClientTotals:
         return self.clients.setdefault(client, _ClientTotals())
 
 
 def compute_scores(known: Mapping[str, ClientStats], by: ScoreKind) -> dict[str, float]:
-    """Each client's score from 0 to 1, by what *by* names."""
+    """Compute the score of each client, from 0 to 1, by the criterion *by*."""
     match by:
         case "reliability":
             return {client: one.reliability for client, one in known.items()}
@@ -126,9 +127,9 @@ def compute_scores(known: Mapping[str, ClientStats], by: ScoreKind) -> dict[str,
 
 
 def _normalize(values: Mapping[str, float | None]) -> dict[str, float]:
-    """From the least, which is 0, to the most, which is 1."""
-    found = [value for value in values.values() if value is not None]
-    low, high = min(found, default=0.0), max(found, default=0.0)
+    """Scale *values* linearly: the lowest is 0, the highest is 1."""
+    known = [value for value in values.values() if value is not None]
+    low, high = min(known, default=0.0), max(known, default=0.0)
     if low == high:
         return dict.fromkeys(values, DEFAULT_SCORE)
     return {

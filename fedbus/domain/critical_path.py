@@ -1,12 +1,13 @@
-"""What a run waited for: the critical path through its trace, by plain arithmetic over spans.
+"""The critical path of a run, computed from the spans of its trace: what each round waited for.
 
-A span's *reach* is the end of the last thing that hangs on it, which may be long after its own: a message
-is published in a millisecond, and what is done for it lasts minutes. Walked backwards from the end of a
-round, the path is always in that child whose reach came last; what no child covers is the span's own. Where
-spans join (links), the path goes on before the last of them that came. Of what is under way the end is now,
-and what is said of it holds so far.
+The *reach* of a span is the latest end among the span and its descendants. It may be long after the span's own
+end: publishing a message takes a millisecond, and handling it minutes. The path is walked backwards from the
+end of a round. At each point it follows the child with the latest reach; time that no child covers belongs to
+the span itself. A span with links (a join) starts to count at the last linked span that ended during it. The end
+of a span in progress is the current time.
 
-    spans → critical_path(…) → [Stretch(client c2, upload, 1.2 s), …] → waits_of_rounds → "81 % waiting for c2's upload"
+    spans → critical_path(…) → [PathSegment(client c2, upload, 1.2 s), …] → round_waits(…)
+        → "81 % waiting for c2's upload"
 """
 
 from collections import defaultdict
@@ -28,28 +29,28 @@ PHASES: Final[Mapping[str, str]] = {
     "store": "the model repository",
     "swap model": "model swap",
 }
-"""What a span is a part of, in words. All that is not named here is the bus, or the ServerApp itself."""
+"""The phase of a span, by its name. Any other span counts as the bus, or as the ServerApp."""
 JOIN: Final = "aggregate"
 ANSWER: Final = "answer"
 ANSWERS: Final = "the clients' answers"
-"""Where what the clients did is told on their own machines."""
+"""The phase of all clients together, if their own spans are not in this trace store."""
 BUS: Final = "the bus"
 SERVER: Final = "the ServerApp"
 
 
 class SpanStatus(StrEnum):
-    """How a span stands."""
+    """Whether a span has ended."""
 
     ENDED = "ended"
     UNDER_WAY = "under way"
-    CUT_OFF = "cut off"  # its process ended before it did
+    CUT_OFF = "cut off"  # the process ended before the span did
 
 
 @dataclass(frozen=True)
 class TracedSpan:
-    """One span, as far as this module wants to know it; times in seconds since whenever.
+    """One span; times in seconds since any fixed moment.
 
-    The *end* of one that has none is now, or the last that was heard of its process.
+    The *end* of a span in progress is now; of a span that was cut off, the last sign of life of its process.
     """
 
     id: str
@@ -77,7 +78,7 @@ class TracedSpan:
 
 @dataclass(frozen=True)
 class PathSegment:
-    """A part of the critical path: from *start* to *end* the run waited for this *span*."""
+    """A part of the critical path: from *start* to *end* the run waited for *span*."""
 
     span: TracedSpan
     start: float
@@ -90,20 +91,20 @@ class PathSegment:
 
 @dataclass(frozen=True)
 class WaitShare:
-    """What a round waited for: *share* of its time, 0 to 1, for *what* of *client*, or of the server side."""
+    """The *share* of a round's time, 0 to 1, spent on phase *what* of *client*, or of the server side if empty."""
 
     what: str
     client: str
     share: float
 
     def __str__(self) -> str:
-        whose = f"{self.client}'s {self.what}" if self.client else self.what
-        return f"{self.share * 100:.0f} % waiting for {whose}"
+        phase = f"{self.client}'s {self.what}" if self.client else self.what
+        return f"{self.share * 100:.0f} % waiting for {phase}"
 
 
 @dataclass(frozen=True)
 class RoundWaits:
-    """A round, and what it waited for, the longest first."""
+    """A round and its waits, the longest first."""
 
     round: int
     seconds: float
@@ -115,17 +116,17 @@ class RoundWaits:
 
 
 class SpanTree:
-    """The spans of one trace, by what hangs on what."""
+    """The spans of one trace as a tree."""
 
     def __init__(self, spans: Iterable[TracedSpan]) -> None:
         self.by_id = {span.id: span for span in spans}
         self._children: dict[str, list[TracedSpan]] = defaultdict(list)
-        self._apart: dict[str, list[TracedSpan]] = defaultdict(list)
-        """What hangs on a span that is not here, by that one's id."""
+        self._orphans: dict[str, list[TracedSpan]] = defaultdict(list)
+        """The children of spans that are not in the tree, by the id of the missing parent."""
         for span in self.by_id.values():
             self._children[span.parent if span.parent in self.by_id else ""].append(span)
             if span.parent not in self.by_id:
-                self._apart[span.parent].append(span)
+                self._orphans[span.parent].append(span)
         self._reach: dict[str, float] = {}
         for span in self._leaves_first():
             ends = [self._reach[child.id] for child in self._children[span.id]]
@@ -133,56 +134,56 @@ class SpanTree:
 
     @property
     def roots(self) -> list[TracedSpan]:
-        """Those without a parent here, the first first."""
+        """Spans whose parent is not in the tree, by start time."""
         return sorted(self._children[""], key=_start)
 
     @property
     def under_way(self) -> list[TracedSpan]:
-        """What is being done now: each span under way on which none hangs, at whatever depth, that is, too."""
-        going = {span.id: span for span in self.by_id.values() if span.ending is SpanStatus.UNDER_WAY}
-        above = set[str]()
-        for span in going.values():
+        """Spans in progress that have no descendant in progress, by start time."""
+        open_spans = {span.id: span for span in self.by_id.values() if span.ending is SpanStatus.UNDER_WAY}
+        ancestors = set[str]()
+        for span in open_spans.values():
             parent = span.parent
-            while parent in self.by_id and parent not in above:
-                above.add(parent)
+            while parent in self.by_id and parent not in ancestors:
+                ancestors.add(parent)
                 parent = self.by_id[parent].parent
-        return sorted((span for span in going.values() if span.id not in above), key=_start)
+        return sorted((span for span in open_spans.values() if span.id not in ancestors), key=_start)
 
     def children(self, span: TracedSpan) -> list[TracedSpan]:
-        """What hangs on *span*, in the order of beginning."""
+        """Return the children of *span*, by start time."""
         return sorted(self._children[span.id], key=_start)
 
     def reach(self, span: TracedSpan) -> float:
-        """When the last of all that hangs on *span* ended."""
+        """Return the latest end among *span* and its descendants."""
         return self._reach[span.id]
 
     def arrivals(self, span: TracedSpan) -> list[tuple[float, str]]:
-        """When what *span* joins came, and from whom, where the senders' own spans are not here."""
-        absent = [link for link in span.links if link not in self.by_id]
-        return [(one.start, one.client) for link in absent for one in self._apart[link]]
+        """Return arrival time and client of each link of *span* whose sender's span is not in the tree."""
+        missing = [link for link in span.links if link not in self.by_id]
+        return [(one.start, one.client) for link in missing for one in self._orphans[link]]
 
     def began(self, span: TracedSpan) -> float:
-        """When *span* had what it was waiting for: the last of what it joins that came while it lasted."""
-        came = [self._reach[link] for link in span.links if link in self._reach]
-        return max([span.start, *[end for end in came if span.start <= end <= span.end]])
+        """Return when *span* had all its inputs: the latest end, during the span, of the spans that it links to."""
+        ends = [self._reach[link] for link in span.links if link in self._reach]
+        return max([span.start, *[end for end in ends if span.start <= end <= span.end]])
 
     def _leaves_first(self) -> list[TracedSpan]:
-        """Every span once, each behind its children; a ring of parents, which no honest sender makes, is left out."""
-        order, todo = [], list(self._children[""])
-        while todo:
-            span = todo.pop()
+        """Return every span once, children before their parent. A cycle of parents (invalid input) is left out."""
+        order, stack = [], list(self._children[""])
+        while stack:
+            span = stack.pop()
             order.append(span)
-            todo += self._children[span.id]
+            stack += self._children[span.id]
         return order[::-1]
 
 
 def critical_path(tree: SpanTree, span: TracedSpan) -> list[PathSegment]:
-    """What *span* waited for from its end back to its beginning, in the order of time."""
+    """Compute the critical path of *span*: contiguous segments from its start to its end."""
     return _walk_backwards(tree, span)[::-1]
 
 
 def _walk_backwards(tree: SpanTree, top: TracedSpan) -> list[PathSegment]:
-    """Without recursion: a chain of messages may be longer than Python's stack."""
+    """Walk the path from the end, without recursion: a chain of messages may exceed Python's recursion limit."""
     path: list[PathSegment] = []
     stack = [(top, iter(_latest_first(tree, top)), top.start)]
     cursor = top.end
@@ -208,7 +209,7 @@ def _latest_first(tree: SpanTree, span: TracedSpan) -> list[TracedSpan]:
 
 
 def round_waits(tree: SpanTree) -> list[RoundWaits]:
-    """Every round of the trace, and what it waited for."""
+    """Compute for every round of the trace what it waited for."""
     rounds = [span for span in tree.by_id.values() if span.name == ROUND and span.round is not None]
     return [_waits_of_round(tree, span) for span in sorted(rounds, key=_start)]
 
@@ -216,8 +217,8 @@ def round_waits(tree: SpanTree) -> list[RoundWaits]:
 def _waits_of_round(tree: SpanTree, span: TracedSpan) -> RoundWaits:
     whole = span.seconds
     spent: dict[tuple[str, str], float] = defaultdict(float)
-    for stretch in critical_path(tree, span):
-        for part, seconds in _attribute_segment(tree, stretch):
+    for segment in critical_path(tree, span):
+        for part, seconds in _attribute_segment(tree, segment):
             spent[part] += seconds
     shares = [
         WaitShare(what, client, seconds / whole) for (what, client), seconds in spent.items() if whole > 0
@@ -226,21 +227,24 @@ def _waits_of_round(tree: SpanTree, span: TracedSpan) -> RoundWaits:
     return RoundWaits(span.round or 0, whole, tuple(waits), span.ending)
 
 
-def _attribute_segment(tree: SpanTree, stretch: PathSegment) -> Iterator[tuple[tuple[str, str], float]]:
-    """To whom it is put down. Until the last reply was there, what joins replies waited for whom it came from."""
-    span = stretch.span
-    arrived, client = max(tree.arrivals(span), default=(stretch.start, ""))
+def _attribute_segment(tree: SpanTree, segment: PathSegment) -> Iterator[tuple[tuple[str, str], float]]:
+    """Attribute the time of *segment* to phases and clients.
+
+    Until the last reply arrived, a span that joins replies waited for the client of that reply.
+    """
+    span = segment.span
+    arrived, client = max(tree.arrivals(span), default=(segment.start, ""))
     if span.ending is SpanStatus.UNDER_WAY and span.name == JOIN:
-        arrived, client = stretch.end, ""  # which have come is told when it ends
-    waited_until = min(max(arrived, stretch.start), stretch.end)
-    if waited_until > stretch.start:
-        yield (ANSWER if client else ANSWERS, client), waited_until - stretch.start
-    if stretch.end > waited_until:
-        yield _part_of(tree, span), stretch.end - waited_until
+        arrived, client = segment.end, ""  # its links are recorded when it ends
+    waited_until = min(max(arrived, segment.start), segment.end)
+    if waited_until > segment.start:
+        yield (ANSWER if client else ANSWERS, client), waited_until - segment.start
+    if segment.end > waited_until:
+        yield _part_of(tree, span), segment.end - waited_until
 
 
 def _part_of(tree: SpanTree, span: TracedSpan) -> tuple[str, str]:
-    """Which phase *span* belongs to, and whose: its own, or that of the first above it that has one."""
+    """Return the phase and the client of *span*: its own, else those of its nearest ancestor that has a phase."""
     for one in _ancestors(tree, span):
         if one.name in PHASES:
             return PHASES[one.name], one.client

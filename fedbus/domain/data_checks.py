@@ -1,11 +1,11 @@
-"""What is checked of the captured rows on a device: schema, range, class balance, missing labels.
+"""Checks of the captured rows on a device: schema, range, class balance, missing labels.
 
-Each check is one finding: what it came to, what it may come to, and whether that is well. What a
-finding says in words holds no value of a sample, and no label but a class: findings leave the device.
+Each check returns a value, its limit, and whether the check passed. Results leave the device, so their texts
+contain no value of a sample, and no label except a class.
 
-A label is a class where the task says how many there are (`checks.classes`), or where it is a small whole number and
-the model answers with classes: by whole numbers, or by one number for each of them. The labels of a regression are
-values of the data as inputs are, and are neither named nor counted one by one.
+A label is a class if the task declares the number of classes (`checks.classes`), or if it is a small integer and
+the model predicts classes: as integers, or as one number for each class. The labels of a regression are private
+like the inputs: they are neither named nor counted one by one.
 """
 
 from collections import Counter
@@ -23,16 +23,16 @@ from fedbus.domain.row_validation import out_of_range
 Array: TypeAlias = np.ndarray[Any, Any]
 Label: TypeAlias = int | float | list[float]
 RANGE_MARGIN = 0.1
-"""Of the width of the reference, by how much inputs may be beyond it."""
+"""How far inputs may exceed the range of the reference, as a share of its width."""
 MAX_CLASSES = 1000
-"""Beyond so many, on either side of nought, whole numbers are values and no classes, unless the task says so."""
+"""Integers with a larger absolute value are numbers and not classes, unless the task declares classes."""
 OTHER_CLASS = "other"
-"""What all labels that are no known class are counted under."""
+"""The key under which all labels outside the known classes are counted."""
 
 
 @dataclass(frozen=True)
 class DataExpectation:
-    """What inputs and labels should be; None: nothing is known of it."""
+    """The expected inputs and labels; None: not known, so not checked."""
 
     shape: tuple[int, ...] | None = None
     dtype: str | None = None
@@ -44,7 +44,7 @@ class DataExpectation:
 def derive_expectation(
     table: ChecksTable, inputs: Array | None = None, labels: Array | None = None
 ) -> DataExpectation:
-    """What the *table* says, and else what the reference *inputs* and *labels* have."""
+    """Derive the expectation from the task's *table*, and from the reference data where the table is silent."""
     known = DataExpectation() if inputs is None else _expectation_from_reference(inputs)
     classes = _label_classes(labels)
     return DataExpectation(
@@ -59,7 +59,7 @@ def derive_expectation(
 def check_data(
     inputs: Array, labels: list[Label | None], wanted: DataExpectation, table: ChecksTable
 ) -> tuple[DataCheckResult, ...]:
-    """What is found in *inputs* (n, …) and their *labels*, of which None is unknown; nothing in no rows."""
+    """Check *inputs* (n, …) and their *labels* (None: unknown). Without rows there are no results."""
     if not labels:
         return ()
     return (
@@ -71,14 +71,14 @@ def check_data(
 
 
 def restrict_classes(wanted: DataExpectation, outputs: Array, table: ChecksTable) -> DataExpectation:
-    """*wanted*, with no classes where the model's *outputs* (n, …) are none and the task declares none."""
+    """Remove the classes from *wanted* if the model's *outputs* (n, …) are not classes and the task declares none."""
     if table.classes is not None or not len(outputs):
         return wanted
     return replace(wanted, classes=_output_classes(outputs, wanted.classes))
 
 
 def count_classes(labels: list[Label | None], classes: frozenset[int] | None) -> dict[str, int]:
-    """How many rows have each of the known *classes*, and how many labels are none; nothing without classes."""
+    """Count the rows of each known class, and the labels that are no class; empty without *classes*."""
     if classes is None:
         return {}
     known = _labels_in_classes(labels, classes)
@@ -90,17 +90,20 @@ def count_classes(labels: list[Label | None], classes: frozenset[int] | None) ->
 def measure_live_accuracy(
     outputs: Array, labels: list[Label | None], versions: Array, classes: frozenset[int] | None
 ) -> tuple[LiveAccuracy, ...]:
-    """How often each of the *versions* was right where the truth is known, oldest first; nothing without *classes*."""
+    """Count the correct predictions of each model version on labelled rows, oldest version first.
+
+    *versions* (n,) has the model version that made each prediction. The result is empty without *classes*.
+    """
     known = [at for at, label in enumerate(labels) if label is not None]
     if classes is None or not known:
         return ()
-    answers, of_version = to_scalars(outputs[known]), versions[known].tolist()
+    predictions, row_versions = to_scalars(outputs[known]), versions[known].tolist()
     right = Counter(
         version
-        for version, answer, at in zip(of_version, answers, known, strict=True)
-        if answer == labels[at]
+        for version, prediction, at in zip(row_versions, predictions, known, strict=True)
+        if prediction == labels[at]
     )
-    counts = sorted(Counter(of_version).items())
+    counts = sorted(Counter(row_versions).items())
     return tuple(LiveAccuracy(version=one, labelled=count, right=right[one]) for one, count in counts)
 
 
@@ -118,39 +121,45 @@ def _label_classes(labels: Array | None) -> frozenset[int] | None:
 
 
 def _output_classes(outputs: Array, classes: frozenset[int] | None) -> frozenset[int] | None:
-    """Which of *classes* may be meant where the model answers so; a number that is no whole one may mean yes or no."""
-    of_each = outputs[0].size
-    if of_each > MAX_CLASSES:
+    """Return the classes that the model's *outputs* can mean; None if they are no classes.
+
+    One fractional output a sample is taken as the probability of class 1 if the classes are 0 and 1.
+    """
+    output_size = outputs[0].size
+    if output_size > MAX_CLASSES:
         return None
-    if of_each > 1:
-        return classes or frozenset(range(of_each))
-    yes_or_no = classes is not None and classes <= {0, 1}
-    return classes if outputs.dtype.kind in "iub" or yes_or_no else None
+    if output_size > 1:
+        return classes or frozenset(range(output_size))
+    is_binary = classes is not None and classes <= {0, 1}
+    return classes if outputs.dtype.kind in "iub" or is_binary else None
 
 
 def _check_schema(inputs: Array, labels: list[Label | None], wanted: DataExpectation) -> DataCheckResult:
-    """Rows come alike from the store; a label that is no known class is against the schema too."""
-    strange = 0
+    """Check shape, dtype and classes. All stored rows have one shape and dtype, so these fail for all or none."""
+    violations = 0
     if wanted.classes is not None:
-        strange = sum(one is not None for one in labels) - len(_labels_in_classes(labels, wanted.classes))
-    what = f"{strange} labels are none of the known classes" if strange else ""
+        violations = sum(one is not None for one in labels) - len(_labels_in_classes(labels, wanted.classes))
+    what = f"{violations} labels are not one of the known classes" if violations else ""
     if wanted.shape is not None and inputs.shape[1:] != wanted.shape:
-        strange, what = len(labels), f"inputs are {list(inputs.shape[1:])}, and were {list(wanted.shape)}"
+        violations = len(labels)
+        what = f"inputs have shape {list(inputs.shape[1:])}, expected {list(wanted.shape)}"
     elif wanted.dtype is not None and str(inputs.dtype) != wanted.dtype:
-        strange, what = len(labels), f"inputs are {inputs.dtype}, and were {wanted.dtype}"
-    return DataCheckResult(check="schema", ok=not strange, value=strange / len(labels), limit=0.0, what=what)
+        violations, what = len(labels), f"inputs have dtype {inputs.dtype}, expected {wanted.dtype}"
+    return DataCheckResult(
+        check="schema", ok=not violations, value=violations / len(labels), limit=0.0, what=what
+    )
 
 
 def _check_range(inputs: Array, wanted: DataExpectation) -> DataCheckResult:
     count = int(out_of_range(inputs, wanted.minimum, wanted.maximum).sum())
-    what = f"{count} of {len(inputs)} rows hold numbers beyond what is expected" if count else ""
+    what = f"{count} of {len(inputs)} rows have values outside the expected range" if count else ""
     return DataCheckResult(check="range", ok=not count, value=count / len(inputs), limit=0.0, what=what)
 
 
 def _check_balance(
     labels: list[Label | None], wanted: DataExpectation, table: ChecksTable
 ) -> Iterator[DataCheckResult]:
-    """The share of the rarest class among the labelled rows; where there are no classes, nothing."""
+    """Check the share of the rarest class among the labelled rows; no result without classes."""
     if wanted.classes is None or not (known := _labels_in_classes(labels, wanted.classes)):
         return
     counts = Counter(known)

@@ -1,14 +1,14 @@
-"""Whether data are still as they were when the model was trained: PSI and KS, by SciPy.
+"""Data drift: whether the inputs still have the distribution of the training data, by PSI and the KS test.
 
-The population stability index compares counts in bins that hold equal shares of the reference; it is
-the relative entropy in both directions, added up, which `scipy.stats.entropy` gives. The Kolmogorov-Smirnov
-test (`scipy.stats.ks_2samp`) compares the distributions themselves and says how sure it is.
+The population stability index (PSI) compares counts in bins that hold equal shares of the reference. It is
+the sum of the relative entropies in both directions (`scipy.stats.entropy`). The two-sample Kolmogorov-Smirnov
+test (`scipy.stats.ks_2samp`) compares the distributions themselves and returns a p-value.
 
-A *feature* is drifting where its PSI is above the limit and, where it is a number, the KS test is as sure as
-asked for; the second keeps a few noisy rows from being called drift. What has many numbers in a sample
-is looked at by summaries of a sample and a few of its numbers, so that the cost does not grow with it.
+A feature drifts if its PSI is above the limit and, for a numeric feature, the p-value of the KS test is below
+its limit; the KS test prevents a few noisy rows from counting as drift. Of large samples, such as images, only
+summaries and a few numbers are compared, so that the cost does not grow with the sample size.
 
-SciPy is imported when it is needed (`pip install 'fedbus[drift]'`); `available` says whether it is there.
+SciPy is an extra (`pip install 'fedbus[drift]'`) and is imported on use; see `is_scipy_available`.
 """
 
 import importlib.util
@@ -20,24 +20,24 @@ from typing import Any, Final, TypeAlias
 import numpy as np
 
 MAX_FEATURES: Final = 16
-"""Looked at in one sample, at most."""
+"""Features that are compared in one sample, at most."""
 BINS: Final = 10
 MAX_REFERENCE_VALUES: Final = 2000
-"""Values of each feature that are kept of the reference, for the KS test."""
+"""Values of each reference feature that are stored for the KS test."""
 _EMPTY_BIN_COUNT: Final = 0.5
-"""Counts as so much where a bin has nothing: the index is not infinite for one empty bin."""
+"""The count that an empty bin is given, so that the PSI stays finite."""
 
 Array: TypeAlias = np.ndarray[Any, Any]
 
 
 def is_scipy_available() -> bool:
-    """Whether SciPy is installed."""
+    """Return whether SciPy is installed."""
     return importlib.util.find_spec("scipy") is not None
 
 
 @dataclass(frozen=True)
 class DriftLimits:
-    """From when on it is drift: the PSI, and how sure the KS test is over all features together."""
+    """The limits beyond which a feature drifts: its PSI, and the p-value of the KS test over all features together."""
 
     psi: float = 0.25
     p: float = 0.01
@@ -45,30 +45,30 @@ class DriftLimits:
 
 @dataclass(frozen=True)
 class FeatureShift:
-    """One feature, against the reference."""
+    """The comparison of one feature with the reference."""
 
     feature: str
     counts: tuple[int, ...]
-    """In the bins of the reference; where its edges are stays with the reference."""
+    """Counts in the bins of the reference. The bin edges are values of samples and do not leave the device."""
     psi: float
     ks: float | None = None
     p: float | None = None
 
     def is_drift(self, limits: DriftLimits, features: int) -> bool:
-        sure = self.p is None or self.p < limits.p / features  # of many tests one is always odd
-        return self.psi > limits.psi and sure
+        significant = self.p is None or self.p < limits.p / features  # Bonferroni correction
+        return self.psi > limits.psi and significant
 
 
 @dataclass(frozen=True)
 class NumericReference:
-    """One feature that is a number, as the reference has it."""
+    """The reference distribution of a numeric feature."""
 
     name: str
     values: Array
 
     @cached_property
     def edges(self) -> Array:
-        """Inner edges of bins with equal shares of the reference; fewer where many values are the same."""
+        """The inner edges of bins with equal shares of the reference; fewer if many values are equal."""
         return np.unique(np.quantile(self.values, np.linspace(0, 1, BINS + 1)[1:-1]))
 
     @cached_property
@@ -76,7 +76,7 @@ class NumericReference:
         return self._binned(self.values)
 
     def shift(self, now: Array) -> FeatureShift:
-        from scipy.stats import ks_2samp  # noqa: PLC0415 - takes long, and is an extra
+        from scipy.stats import ks_2samp  # noqa: PLC0415 - an extra that is slow to import
 
         counts = self._binned(now)
         test = ks_2samp(self.values, now)
@@ -90,7 +90,7 @@ class NumericReference:
 
 @dataclass(frozen=True)
 class CategoricalReference:
-    """A feature that is one of a few, as the reference has it; what the reference never had is the last bin."""
+    """The reference distribution of a categorical feature; the last bin counts values that are not in the reference."""
 
     name: str
     known: Array
@@ -104,29 +104,29 @@ class CategoricalReference:
 
 @dataclass(frozen=True)
 class ReferenceDistribution:
-    """What inputs looked like when the model was trained, feature by feature."""
+    """The distribution of the training inputs, feature by feature."""
 
     features: tuple[NumericReference, ...]
-    _picked: Array
+    _selected: Array
 
     def shifts(self, inputs: Array) -> list[FeatureShift]:
-        """How each feature of *inputs* (n, …) stands to the reference."""
-        _, columns = _extract_features(inputs, self._picked)
+        """Compare each feature of *inputs* (n, …) with the reference."""
+        _, columns = _extract_features(inputs, self._selected)
         return [one.shift(column) for one, column in zip(self.features, columns, strict=True)]
 
 
 def build_reference(inputs: Array) -> ReferenceDistribution:
-    """Remember *inputs* (n, …), as far as is needed."""
-    kept = inputs[:: max(1, len(inputs) // MAX_REFERENCE_VALUES)]
-    picked = _select_columns(kept)
-    names, columns = _extract_features(kept, picked)
+    """Build the reference from *inputs* (n, …), with at most about 2 × `MAX_REFERENCE_VALUES` rows."""
+    sample = inputs[:: max(1, len(inputs) // MAX_REFERENCE_VALUES)]
+    selected = _select_columns(sample)
+    names, columns = _extract_features(sample, selected)
     return ReferenceDistribution(
-        tuple(NumericReference(*one) for one in zip(names, columns, strict=True)), picked
+        tuple(NumericReference(*one) for one in zip(names, columns, strict=True)), selected
     )
 
 
 def build_prediction_reference(answers: Array) -> NumericReference | CategoricalReference:
-    """Remember *answers* (n,): classes, or numbers where there are many different ones."""
+    """Build the reference from the predictions *answers* (n,): categorical, or numeric if many values are distinct."""
     known, counts = np.unique(answers, return_counts=True)
     if len(known) > 2 * BINS:
         return NumericReference("answer", answers[:: max(1, len(answers) // MAX_REFERENCE_VALUES)])
@@ -134,13 +134,13 @@ def build_prediction_reference(answers: Array) -> NumericReference | Categorical
 
 
 def most_drifted(shifts: list[FeatureShift], limits: DriftLimits) -> tuple[FeatureShift, int] | None:
-    """The feature that has drifted most, and how many have; None where none has."""
+    """Return the feature with the highest PSI among those that drift, and their number; None if none drifts."""
     drifted = [one for one in shifts if one.is_drift(limits, len(shifts))]
     return (max(drifted, key=lambda one: one.psi), len(drifted)) if drifted else None
 
 
 def psi_of_counts(before: Array, now: Array) -> float:
-    """The population stability index of two counts over the same bins."""
+    """Compute the population stability index of two counts over the same bins."""
     from scipy.stats import entropy  # noqa: PLC0415
 
     p, q = (
@@ -151,13 +151,13 @@ def psi_of_counts(before: Array, now: Array) -> float:
 
 
 def _select_columns(inputs: Array) -> Array:
-    """Which numbers of a sample to look at: all of a few, else those that vary most."""
+    """Select the columns of a flattened sample to compare: all of a few, else those with the highest variance."""
     flat = inputs.reshape(len(inputs), -1)
     if flat.shape[1] <= MAX_FEATURES:
         return np.arange(flat.shape[1])
     spread = flat.astype(np.float64).std(axis=0)
-    room = MAX_FEATURES - len(_SUMMARIES)
-    return np.sort(np.argsort(-spread, kind="stable")[:room])
+    available = MAX_FEATURES - len(_SUMMARIES)
+    return np.sort(np.argsort(-spread, kind="stable")[:available])
 
 
 _SUMMARIES: Final[dict[str, Callable[[Array], Array]]] = {
@@ -168,11 +168,11 @@ _SUMMARIES: Final[dict[str, Callable[[Array], Array]]] = {
 }
 
 
-def _extract_features(inputs: Array, picked: Array) -> tuple[list[str], list[Array]]:
-    """The names and columns of what is looked at in *inputs*."""
+def _extract_features(inputs: Array, selected: Array) -> tuple[list[str], list[Array]]:
+    """Return the names and the values of the compared features of *inputs*."""
     flat = inputs.reshape(len(inputs), -1).astype(np.float64)
-    names = [f"input[{at}]" for at in picked]
-    columns = [flat[:, at] for at in picked]
+    names = [f"input[{at}]" for at in selected]
+    columns = [flat[:, at] for at in selected]
     if flat.shape[1] > MAX_FEATURES:
         names = [*_SUMMARIES, *names]
         columns = [*(of(flat) for of in _SUMMARIES.values()), *columns]

@@ -1,7 +1,7 @@
-"""Whether a device may take part, by its task's rule; a no names the part that fails and the figures.
+"""Evaluation of a task's eligibility rule on a device, with the failing part and its values as the reason.
 
-`holds` and `why_not` agree: there is a reason exactly where the rule does not hold. What a
-device does not have counts as `rules.WORDS` says, so both have an answer on every device.
+Law: `unmet_reason` returns a reason if and only if `is_satisfied` is false. A variable that a device does not
+have counts as its `absent` value in `RULE_VARIABLES`, so that every rule can be evaluated on every device.
 """
 
 import operator
@@ -23,10 +23,10 @@ from fedbus.contracts.expressions.eligibility_rule import (
 from fedbus.contracts.expressions.parser import And, Not, Or
 
 IDLE_BELOW: Final = 20.0
-"""Percent of all cores: a device that is less busy is idle."""
+"""CPU usage, in percent of all cores, below which a device is idle."""
 
 RuleInputs: TypeAlias = Mapping[str, float | None]
-"""What is so on the device, by the words of a rule; None, or left out: it has no such thing."""
+"""The values of the rule variables on a device; None or missing: the device has no such value."""
 
 _COMPARE: Final[dict[str, Callable[[float, float], bool]]] = {
     "<": operator.lt,
@@ -47,39 +47,39 @@ _EXPECTED_TEXT: Final = {
 _OPPOSITE: Final = {"<": ">=", "<=": ">", ">": "<=", ">=": "<", "==": "!=", "!=": "=="}
 
 
-def is_satisfied(rule: Rule, facts: RuleInputs) -> bool:
+def is_satisfied(rule: Rule, inputs: RuleInputs) -> bool:
     match rule:
         case And(parts=parts):
-            return all(is_satisfied(part, facts) for part in parts)
+            return all(is_satisfied(part, inputs) for part in parts)
         case Or(parts=parts):
-            return any(is_satisfied(part, facts) for part in parts)
+            return any(is_satisfied(part, inputs) for part in parts)
         case Not(part=part):
-            return not is_satisfied(part, facts)
+            return not is_satisfied(part, inputs)
         case leaf:
-            return _is_predicate_satisfied(leaf, facts)
+            return _is_predicate_satisfied(leaf, inputs)
 
 
-def unmet_reason(rule: Rule, facts: RuleInputs) -> str | None:
-    """Which part of *rule* fails, with the figures: ``labelled is 12, and should be at least 64``.
+def unmet_reason(rule: Rule, inputs: RuleInputs) -> str | None:
+    """Describe the failing part of *rule* with its values: ``labelled is 12, and should be at least 64``.
 
-    Of parts joined by ``or`` it says "either … or …": one of them would do.
+    Failing parts joined by ``or`` read "either …, or …": one of them would be enough.
     """
-    return _unmet_part(rule, facts, wanted=True)
+    return _unmet_part(rule, inputs, wanted=True)
 
 
 def clock_inputs(local: datetime) -> dict[str, float]:
-    """What a rule may ask of the time of day."""
+    """Return the rule variables ``hour`` and ``weekday`` of a local time."""
     return {"hour": local.hour + local.minute / 60 + local.second / 3600, "weekday": float(local.weekday())}
 
 
-def input_value(name: str, facts: RuleInputs) -> float:
-    """The figure that a rule sees under *name*."""
-    value = facts.get(name)
+def input_value(name: str, inputs: RuleInputs) -> float:
+    """Return the value of the variable *name*, or its `absent` value."""
+    value = inputs.get(name)
     return RULE_VARIABLES[name].absent if value is None else float(value)
 
 
-def _is_predicate_satisfied(leaf: Predicate, facts: RuleInputs) -> bool:
-    value = input_value(leaf.name, facts)
+def _is_predicate_satisfied(leaf: Predicate, inputs: RuleInputs) -> bool:
+    value = input_value(leaf.name, inputs)
     match leaf:
         case FlagCheck():
             return value != 0
@@ -92,7 +92,7 @@ def _is_predicate_satisfied(leaf: Predicate, facts: RuleInputs) -> bool:
 
 
 def _floor_hour(name: str, value: float) -> float:
-    """``hour == 6`` is the whole hour; no other word is compared so."""
+    """Round an hour down, so that ``hour == 6`` matches the whole hour; other variables are unchanged."""
     return float(int(value)) if RULE_VARIABLES[name].kind is VariableKind.HOUR else value
 
 
@@ -104,29 +104,29 @@ def _is_in_range(kind: VariableKind, value: float, low: float, high: float) -> b
     return low <= value <= high
 
 
-def _unmet_part(rule: Rule, facts: RuleInputs, *, wanted: bool) -> str | None:
-    """Why *rule* is not as *wanted*, or None where it is."""
-    if is_satisfied(rule, facts) is wanted:
+def _unmet_part(rule: Rule, inputs: RuleInputs, *, wanted: bool) -> str | None:
+    """Describe why the truth value of *rule* is not *wanted*; None if it is."""
+    if is_satisfied(rule, inputs) is wanted:
         return None
     match rule:
         case Not(part=part):
-            return _unmet_part(part, facts, wanted=not wanted)
+            return _unmet_part(part, inputs, wanted=not wanted)
         case And(parts=parts) | Or(parts=parts):
-            found = (_unmet_part(part, facts, wanted=wanted) for part in parts)
+            found = (_unmet_part(part, inputs, wanted=wanted) for part in parts)
             reasons = list(dict.fromkeys(filter(None, found)))
-            if len(reasons) > 1 and isinstance(rule, Or) is wanted:  # to mend one of them will do
+            if len(reasons) > 1 and isinstance(rule, Or) is wanted:  # one of them would be enough
                 return f"either {', or '.join(reasons)}"
             return ", and ".join(reasons)
         case leaf:
-            return _describe_predicate(leaf, facts, wanted=wanted)
+            return _describe_predicate(leaf, inputs, wanted=wanted)
 
 
-def _describe_predicate(leaf: Predicate, facts: RuleInputs, *, wanted: bool) -> str:
+def _describe_predicate(leaf: Predicate, inputs: RuleInputs, *, wanted: bool) -> str:
     kind = RULE_VARIABLES[leaf.name].kind
     if isinstance(leaf, FlagCheck):
         return _describe_flag(leaf.name, wanted=wanted)
-    has = facts.get(leaf.name) is not None
-    said = format_value(kind, input_value(leaf.name, facts)) + ("" if has else " (there is none)")
+    is_present = inputs.get(leaf.name) is not None
+    value = format_value(kind, input_value(leaf.name, inputs)) + ("" if is_present else " (not available)")
     if isinstance(leaf, Comparison):
         should = _EXPECTED_TEXT[leaf.op if wanted else _OPPOSITE[leaf.op]].format(
             format_value(kind, leaf.value)
@@ -135,20 +135,20 @@ def _describe_predicate(leaf: Predicate, facts: RuleInputs, *, wanted: bool) -> 
         to = "before" if kind is VariableKind.HOUR else "to"
         low, high = format_value(kind, leaf.low), format_value(kind, leaf.high)
         should = f"should {'' if wanted else 'not '}be from {low} {to} {high}"
-    return f"{leaf.name} is {said}, and {should}"
+    return f"{leaf.name} is {value}, and {should}"
 
 
 def _describe_flag(name: str, *, wanted: bool) -> str:
-    says = {
-        "charging": ("it is not charging", "it is charging, and should not be"),
-        "idle": ("it is not idle", "it is idle, and should not be"),
-        "gpu": ("it has no GPU", "it has a GPU, and should not"),
+    texts = {
+        "charging": ("the device is not charging", "the device is charging, and should not be"),
+        "idle": ("the device is not idle", "the device is idle, and should not be"),
+        "gpu": ("the device has no GPU", "the device has a GPU, and should not"),
     }
-    return says[name][0 if wanted else 1]
+    return texts[name][0 if wanted else 1]
 
 
 def format_value(kind: VariableKind, value: float) -> str:
-    """*value* as a person says it: ``64``, ``30 %``, ``22:30``, ``sat``, ``1.5 h``."""
+    """Format *value* with its unit: ``64``, ``30 %``, ``22:30``, ``sat``, ``1.5 h``."""
     match kind:
         case VariableKind.PERCENT:
             return f"{value:.3g} %"

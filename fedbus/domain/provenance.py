@@ -1,8 +1,7 @@
-"""Whether what the log tells of a run and what the repository keeps of its model are one story.
+"""Provenance of a model version: compares the log of its run with its manifest in the repository.
 
-Who asks has read both; here they are laid side by side. Each check answers with what does not fit, in words,
-and with nothing where all fits. What can no longer be told, because the log has dropped it or nobody named the
-keys, is *open*: that is said, and is no accusation.
+The caller reads both. Each check yields a text for each mismatch, and nothing if both agree. A check that
+cannot be made, because the log has dropped its messages or no keys were given, is *open*; that is not a failure.
 """
 
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
@@ -19,11 +18,11 @@ from fedbus.contracts.server import RoundMessage
 from fedbus.contracts.transition import Transition
 
 TRAIN_TYPE: Final = "train"
-"""How the type of a Flower message begins whose answer is an update."""
+"""The category of a Flower message type (the part before the dot) whose reply is an update."""
 
 
 class CheckOutcome(StrEnum):
-    """What came of a check."""
+    """The outcome of a check."""
 
     YES = "fits"
     OPEN = "not checked"
@@ -32,7 +31,7 @@ class CheckOutcome(StrEnum):
 
 @dataclass(frozen=True)
 class ProvenanceFinding:
-    """*about* what was looked at, what came of it, and in words what there is."""
+    """The subject of a check, its outcome, and a description."""
 
     about: str
     fit: CheckOutcome
@@ -41,7 +40,7 @@ class ProvenanceFinding:
 
 @dataclass(frozen=True)
 class ClientUpdate:
-    """What a client answered when it was told to train: its bytes by their digest, or why there are none."""
+    """A client's reply to a train message: the digest and size of the update, or the error."""
 
     round: int | None
     client: str
@@ -52,10 +51,10 @@ class ClientUpdate:
 
 
 def make_finding(about: str, says: str, wrong: Iterable[str]) -> ProvenanceFinding:
-    """*says* where nothing is *wrong*, else all that is."""
-    complaints = list(wrong)
+    """Make a finding that describes all mismatches in *wrong*, or, if there are none, *says*."""
+    mismatches = list(wrong)
     return ProvenanceFinding(
-        about, CheckOutcome.NO if complaints else CheckOutcome.YES, "; ".join(complaints) or says
+        about, CheckOutcome.NO if mismatches else CheckOutcome.YES, "; ".join(mismatches) or says
     )
 
 
@@ -63,14 +62,14 @@ def make_finding(about: str, says: str, wrong: Iterable[str]) -> ProvenanceFindi
 
 
 def manifest_mismatches(manifest: Manifest, run: RunData, last: RoundResult | None) -> Iterator[str]:
-    """Where the manifest tells another story than the log; *last* is the run's last round."""
+    """Compare the manifest with the log; *last* is the run's last round."""
     if manifest.run != run.run:
-        yield f"version {manifest.version} says that it came of {manifest.run or 'no run'}"
+        yield f"the manifest of version {manifest.version} names {manifest.run or 'no run'}, the log {run.run}"
     if manifest.task != run.task:
-        yield f"version {manifest.version} says that it is of the task {manifest.task}"
+        yield f"the manifest of version {manifest.version} names the task {manifest.task}, the log {run.task}"
     if run.model is not None and manifest.ref != run.model:
         yield (
-            f"the log says that the run came to {_format_weights(run.model.sha256, run.model.size_bytes)}, "
+            f"the log records {_format_weights(run.model.sha256, run.model.size_bytes)} as the run's result, "
             f"the manifest {_format_weights(manifest.sha256, manifest.size_bytes)}"
         )
     if last is not None:
@@ -82,41 +81,41 @@ def _round_mismatches(manifest: Manifest, last: RoundResult) -> Iterator[str]:
         yield f"the manifest counts {manifest.rounds} rounds, the log {last.round}"
     if dict(manifest.participants) != dict(last.participants):
         yield (
-            f"the manifest says that {_format_clients(manifest.participants)} were in the last round, "
+            f"the manifest names {_format_clients(manifest.participants)} as clients of the last round, "
             f"the log {_format_clients(last.participants)}"
         )
     if _metrics_as_text(manifest.metrics) != _metrics_as_text(last.metrics):
         names = sorted(manifest.metrics.keys() | last.metrics.keys())
-        other = [name for name in names if _metric_as_text(manifest, name) != _metric_as_text(last, name)]
-        yield f"the manifest and the log differ in {', '.join(other)}"
+        different = [name for name in names if _metric_as_text(manifest, name) != _metric_as_text(last, name)]
+        yield f"the manifest and the log differ in {', '.join(different)}"
 
 
 def config_mismatches(manifest: Manifest, run: RunData) -> Iterator[str]:
-    """Where the run was planned with another configuration than the manifest has."""
+    """Compare the run configuration in the manifest with the run's plan in the log."""
     for name in sorted(manifest.config.keys() | run.plan.config.keys()):
-        theirs, ours = manifest.config.get(name), run.plan.config.get(name)
-        if theirs != ours:
-            yield f"{name} was planned as {ours!r} and the manifest has {theirs!r}"
+        recorded, planned = manifest.config.get(name), run.plan.config.get(name)
+        if recorded != planned:
+            yield f"{name} is {planned!r} in the run's plan and {recorded!r} in the manifest"
 
 
 def trace_ancestry(manifest: Manifest, known: Mapping[int, Manifest]) -> tuple[list[Manifest], str]:
-    """The versions that *manifest* was made from, the nearest first, and what is wrong with that line.
+    """Return the ancestors of *manifest*, the parent first, and what is wrong with that line (empty if nothing).
 
-    It should end at the first model of its lineage, which was made from nothing.
+    The line should end at the first model of the lineage, which has no parent.
     """
     line: list[Manifest] = []
     child = manifest
     while child.parent is not None:
         parent = known.get(child.parent)
         if parent is None:
-            return line, f"version {child.version} was made from version {child.parent}, which is not there"
+            return line, f"version {child.parent}, the parent of version {child.version}, does not exist"
         if parent.version >= child.version:
-            return line, f"version {child.version} cannot have been made from version {parent.version}"
+            return line, f"version {parent.version} cannot be the parent of version {child.version}"
         line.append(parent)
         if parent.lineage != child.lineage:
             return (
                 line,
-                f"version {child.version} is of lineage {child.lineage}, its parent of {parent.lineage}",
+                f"version {child.version} is of lineage {child.lineage}, its parent of lineage {parent.lineage}",
             )
         child = parent
     return line, ""
@@ -126,64 +125,64 @@ def trace_ancestry(manifest: Manifest, known: Mapping[int, Manifest]) -> tuple[l
 
 
 def lifecycle_violations(moves: Sequence[Transition]) -> Iterator[str]:
-    """Where the run's life in the log is not one that its table allows."""
+    """Find transitions of the run that its lifecycle does not allow, and gaps between them."""
     for before, after in pairwise(moves):
         if after.source != before.target:
-            yield f"the log jumps from {before.target} to {after.source}"
+            yield f"the log has a gap between {before.target} and {after.source}"
     for move in moves:
         if move.source and not move.is_legal:
-            yield f"no run goes from {move.source} to {move.target} by {move.event}"
+            yield f"no transition leads from {move.source} to {move.target} by {move.event}"
 
 
 def all_rounds(run: RunData, moves: Iterable[Transition]) -> list[RoundResult]:
-    """All rounds, with who took part as the log has it: the facts alone forget that of old rounds.
+    """Collect all rounds with their participants from the transitions: the run's data drops those of old rounds.
 
-    Of a round that came again, after its server was lost, the last.
+    Of a round that was repeated after its server was lost, the last result counts.
     """
-    found = {one.round: one for one in run.rounds}
+    rounds = {one.round: one for one in run.rounds}
     for move in moves:
         if move.event == RunEvent.ROUND_FINISHED and isinstance(move.facts, RunData) and move.facts.rounds:
-            found[move.facts.rounds[-1].round] = move.facts.rounds[-1]
-    return [found[number] for number in sorted(found)]
+            rounds[move.facts.rounds[-1].round] = move.facts.rounds[-1]
+    return [rounds[number] for number in sorted(rounds)]
 
 
-def code_mismatches(run: RunData, said: Iterable[Message]) -> Iterator[str]:
-    """Clients that joined with another version of the code than the run has."""
+def code_mismatches(run: RunData, messages: Iterable[Message]) -> Iterator[str]:
+    """Find clients that joined with a code version other than the run's."""
     for client, version in sorted(
-        {(one.client, one.code_version) for one in said if isinstance(one, ClientJoined)}
+        {(one.client, one.code_version) for one in messages if isinstance(one, ClientJoined)}
     ):
         if version not in ("", run.code_version):
-            yield f"{client} joined with the code {version}"
+            yield f"{client} joined with code version {version}"
 
 
-def collect_updates(said: Iterable[Message]) -> list[ClientUpdate]:
-    """The answers to what told clients to train, in the order in which they came."""
-    asked: dict[str, RoundMessage] = {}
-    found: list[ClientUpdate] = []
-    for one in said:
+def collect_updates(messages: Iterable[Message]) -> list[ClientUpdate]:
+    """Collect the replies to train messages, in log order."""
+    requests: dict[str, RoundMessage] = {}
+    updates: list[ClientUpdate] = []
+    for one in messages:
         match one:
             case RoundMessage():
-                asked[one.message_id] = one
-            case RoundReply() if _is_update(asked.get(one.reply_to)):
-                found.append(_update(one))
+                requests[one.message_id] = one
+            case RoundReply() if _is_update(requests.get(one.reply_to)):
+                updates.append(_update(one))
             case _:
                 pass
-    return found
+    return updates
 
 
 def missing_updates(rounds: Iterable[RoundResult], updates: Collection[ClientUpdate]) -> Iterator[str]:
-    """Clients that are said to have taken part in a round, and whose update the log does not have."""
-    sent = {(one.round, one.client) for one in updates if not one.error}
+    """Find participants of a round whose update is not in the log."""
+    logged = {(one.round, one.client) for one in updates if not one.error}
     for result in rounds:
-        absent = [
-            client for client in result.participants if not {(result.round, client), (None, client)} & sent
+        missing = [
+            client for client in result.participants if not {(result.round, client), (None, client)} & logged
         ]
-        if absent:
-            yield f"the log has no update of {_format_clients(absent)} in round {result.round}"
+        if missing:
+            yield f"the log has no update of {_format_clients(missing)} in round {result.round}"
 
 
-def _is_update(asked: RoundMessage | None) -> bool:
-    return asked is not None and asked.message_type.partition(".")[0] == TRAIN_TYPE
+def _is_update(request: RoundMessage | None) -> bool:
+    return request is not None and request.message_type.partition(".")[0] == TRAIN_TYPE
 
 
 def _update(reply: RoundReply) -> ClientUpdate:
@@ -199,7 +198,7 @@ def _update(reply: RoundReply) -> ClientUpdate:
     )
 
 
-# --- words -----------------------------------------------------------------------------------------
+# --- texts -----------------------------------------------------------------------------------------
 
 
 def _format_weights(sha256: str, size_bytes: int) -> str:
@@ -207,13 +206,13 @@ def _format_weights(sha256: str, size_bytes: int) -> str:
 
 
 def _format_clients(clients: Iterable[str]) -> str:
-    return ", ".join(sorted(clients)) or "nobody"
+    return ", ".join(sorted(clients)) or "no clients"
 
 
 def _metrics_as_text(metrics: Mapping[str, float]) -> dict[str, str]:
-    """As text: a figure that is no number is not equal to itself."""
+    """Convert *metrics* to text for comparison: NaN is not equal to itself, its text is."""
     return {name: repr(value) for name, value in metrics.items()}
 
 
-def _metric_as_text(told: Manifest | RoundResult, name: str) -> str:
-    return repr(told.metrics.get(name))
+def _metric_as_text(record: Manifest | RoundResult, name: str) -> str:
+    return repr(record.metrics.get(name))

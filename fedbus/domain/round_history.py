@@ -1,6 +1,6 @@
-"""What a run remembers of its rounds: bounded, because every transition of the run carries it.
+"""The bounded history of rounds in a run's data, which every transition of the run carries.
 
-The whole history is in the log, one transition a round; the facts keep what people look at.
+The complete history is in the log, one transition a round.
 """
 
 from collections.abc import Mapping
@@ -10,23 +10,26 @@ from fedbus.contracts.run import RoundResult
 
 MAX_ROUNDS: Final = 300
 MAX_ENTRIES: Final = 1500
-"""Of who took part, over all rounds, the newest first."""
+"""Entries by client over all rounds; the oldest rounds lose theirs first."""
 ENTRIES_PER_FAILURE: Final = 10
-"""What a failure counts for: it has its reason with it."""
+"""The weight of a failure in `MAX_ENTRIES`: its reason is longer than a number."""
 
 
 def append_round(rounds: tuple[RoundResult, ...], new: RoundResult) -> tuple[RoundResult, ...]:
-    """*rounds* and *new* after them: the first one and the newest, the older ones without who took part.
+    """Append *new* to *rounds*, and drop what exceeds the limits.
 
-    A round that comes again, after its server was lost, takes the place of the one before.
+    The first round and the newest rounds remain, the older of these without their entries by client. A round
+    that is repeated after its server was lost replaces its first result.
     """
     before = [one for one in rounds if one.round < new.round]
-    kept = [*before[:1], *before[1:][-(MAX_ROUNDS - 2) :], new]
-    left, remembered = MAX_ENTRIES, []
-    for one in reversed(kept):
-        left -= len(one.participants) + ENTRIES_PER_FAILURE * len(one.failures) + _count_entries(one.figures)
-        remembered.append(one if left >= 0 or one is new else _without_clients(one))
-    return tuple(reversed(remembered))
+    retained = [*before[:1], *before[1:][-(MAX_ROUNDS - 2) :], new]
+    remaining_entries, history = MAX_ENTRIES, []
+    for one in reversed(retained):
+        remaining_entries -= (
+            len(one.participants) + ENTRIES_PER_FAILURE * len(one.failures) + _count_entries(one.figures)
+        )
+        history.append(one if remaining_entries >= 0 or one is new else _without_clients(one))
+    return tuple(reversed(history))
 
 
 def _count_entries(figures: Mapping[str, Mapping[str, float]]) -> int:

@@ -1,7 +1,7 @@
-"""Which captured rows may be trained on: those that are as the task's own tables say that they must be.
+"""Validation of captured rows before training, by the limits that the task declares.
 
-What the reference happens to be like is no law here, see `data_checks`: what lies beyond it is just what there
-is to learn from. One wrong row, such as a label that is no class, would fail every training of its device.
+A row outside the range of the reference data is valid (see `data_checks`): the model should learn from it. One
+invalid row, such as a label that is not a class, would fail every training on its device.
 """
 
 from collections.abc import Iterable
@@ -16,7 +16,7 @@ Shape: TypeAlias = tuple[int, ...]
 
 
 def valid_rows(inputs: Array, labels: Iterable[Any], serving: ServingTable, checks: ChecksTable) -> Array:
-    """Of each of *inputs* (n, …) and its label, of which None is unknown, whether training may have it: (n,)."""
+    """Return a mask (n,) of the rows of *inputs* (n, …) that training may use. A label of None is unknown."""
     fits = ~out_of_range(inputs, checks.minimum, checks.maximum)
     if checks.classes is not None:
         fits &= np.asarray([one is None or is_class_label(one, checks.classes) for one in labels], bool)
@@ -28,7 +28,7 @@ def valid_rows(inputs: Array, labels: Iterable[Any], serving: ServingTable, chec
 
 
 def out_of_range(inputs: Array, minimum: float | None, maximum: float | None) -> Array:
-    """Of each of *inputs* (n, …), whether it holds a number beyond these; None: there is no such bound."""
+    """Return a mask (n,) of the *inputs* (n, …) with a value outside the bounds; None means no bound."""
     of_a_sample = tuple(range(1, inputs.ndim))
     found = np.zeros(len(inputs), bool)
     if minimum is not None:
@@ -39,12 +39,12 @@ def out_of_range(inputs: Array, minimum: float | None, maximum: float | None) ->
 
 
 def is_shape_allowed(shape: Shape, wanted: Shape) -> bool:
-    """Whether *shape* is the *wanted* one, in which -1 is any length."""
+    """Return whether *shape* matches *wanted*, where -1 matches any length."""
     return len(shape) == len(wanted) and all(
-        one in (-1, given) for one, given in zip(wanted, shape, strict=True)
+        expected in (-1, actual) for expected, actual in zip(wanted, shape, strict=True)
     )
 
 
 def is_class_label(label: Any, classes: int) -> bool:
-    """Whether *label* is one of so many classes: a whole number from 0."""
+    """Return whether *label* is an integer from 0 to *classes* - 1."""
     return bool(np.ndim(label) == 0 and 0 <= label < classes and label == int(label))

@@ -1,4 +1,4 @@
-"""Whether a client takes part in a run that invites it. Every no has its reason, in words."""
+"""Whether a client joins a run that invites it. Every decline has a reason."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -8,17 +8,17 @@ from fedbus.contracts.server import UpdateReady
 
 MAX_FAILURES = 2
 MAX_NAMED_CLIENTS = 5
-"""Clients whose reasons are told at once."""
+"""Declined clients that a recruiting summary names; it counts the others."""
 
 
 def decline_reason(
     invitation: UpdateReady, *, state: ClientState, code_version: str, failures: int, now: datetime
 ) -> str | None:
-    """Why the client does not join, or None: then it does.
+    """Return why the client declines the run; None if it joins.
 
-    A client that is not serving is busy with its model or its code; who asks may ask again when it
-    serves. Another code version would make the aggregate meaningless. *failures* counts how often the
-    client has failed in this very run: what broke it twice will break it again.
+    A client that is not serving is busy with its model or its code; the server may invite it again later.
+    Updates from different code versions cannot be aggregated. *failures* counts the failures of the client in
+    this run; from `MAX_FAILURES` on it declines.
     """
     if invitation.recruit_until <= now:
         return f"recruiting for {invitation.run} ended at {invitation.recruit_until:%H:%M:%S}"
@@ -33,18 +33,18 @@ def decline_reason(
 
 
 def recruiting_summary(joined: Sequence[str], wanted: int, declined: Mapping[str, str]) -> str:
-    """Why a run found too few clients: who *joined*, of so many that were *wanted*, and who *declined*, and why."""
-    came = f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'nobody'})"
-    noes = [f"{client} declined: {reason}" for client, reason in sorted(declined.items())]
-    more = [f"{len(noes) - MAX_NAMED_CLIENTS} more declined"] if len(noes) > MAX_NAMED_CLIENTS else []
-    return "; ".join([came, *noes[:MAX_NAMED_CLIENTS], *more])
+    """Describe why a run missed its quorum of *wanted* clients: the clients that *joined* and that *declined*."""
+    count = f"{len(joined)} of {wanted} clients joined in time ({', '.join(joined) or 'none'})"
+    reasons = [f"{client} declined: {reason}" for client, reason in sorted(declined.items())]
+    more = [f"{len(reasons) - MAX_NAMED_CLIENTS} more declined"] if len(reasons) > MAX_NAMED_CLIENTS else []
+    return "; ".join([count, *reasons[:MAX_NAMED_CLIENTS], *more])
 
 
 def will_serve_soon(state: ClientState) -> bool:
-    """Whether a client in *state* will be serving soon, so that an invitation is worth keeping."""
+    """Return whether serving is the next state of a client in *state*, so that it keeps an invitation."""
     return state in (ClientState.S0, ClientState.PENDING_APPLICATION, ClientState.SYNCING)
 
 
 def short_version(version: str) -> str:
-    """A code version as a person reads it."""
+    """Shorten a code version for people to read."""
     return version.removeprefix("sha256:")[:12] or "(none)"

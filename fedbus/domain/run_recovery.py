@@ -1,4 +1,4 @@
-"""Whether a run whose Flower server was lost is taken up again, and from where."""
+"""Recovery of a run whose Flower server was lost: resume it from a checkpoint, or give up."""
 
 from dataclasses import dataclass
 
@@ -20,7 +20,9 @@ class GiveUp:
 
 
 def decide_recovery(run: ServerTraining, reason: str) -> Resume | GiveUp:
-    """Decide whether *run* resumes, from its last checkpoint or from the model that it began with."""
+    """Decide whether *run* resumes, from its last checkpoint or from its initial model."""
     if run.recoveries >= run.plan.max_recoveries:
-        return GiveUp(f"{reason}; given up after {run.recoveries} recoveries")
+        return GiveUp(
+            f"{reason}; not resumed after {run.recoveries} recoveries (limit {run.plan.max_recoveries})"
+        )
     return Resume(run.latest, run.round + 1)

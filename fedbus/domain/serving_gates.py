@@ -1,11 +1,12 @@
-"""Whether a new model may serve on a device: what its figures have to be, at each step of its way.
+"""The gates that a new model passes on a device before it replaces the current model.
 
-    holdout   its score on the device's own labelled samples is no worse than the old one's, by *tolerance*
-    shadow    it answers what the old one answers, and not too differently
-    canary    it answers a share of the requests without failing
-    watch     after the swap it goes on like that; else the old one is back
+    holdout   its score on the device's own labelled samples is not worse than the current model's by more
+              than *tolerance*
+    shadow    it answers the same requests as the current model, without errors and with few disagreements
+    canary    it answers a share of the requests with few errors
+    watch     after the swap its errors and drift stay below the limits; otherwise the device rolls it back
 
-A *verdict* is None while there is too little to say.
+A verdict of None means that there are too few requests to decide.
 """
 
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ Array: TypeAlias = np.ndarray[Any, Any]
 
 @dataclass(frozen=True)
 class GateVerdict:
-    """Whether the new model may go on, and why not."""
+    """Whether the new model passed the gate, and why not."""
 
     passed: bool
     reason: str = ""
@@ -31,45 +32,50 @@ PASSED = GateVerdict(passed=True)
 
 
 def judge_holdout(old: float, new: float, samples: int, table: ServingTable) -> GateVerdict:
-    """Judge by the scores of both models on the same labelled *samples*; more is better."""
+    """Judge by the scores of both models on the same labelled *samples*; a higher score is better."""
     if new >= old - table.tolerance:
         return PASSED
     return _reject(
-        f"its score on {samples} labelled samples of this device is {new:.4g}, "
-        f"and the old model's is {old:.4g}: it may be {table.tolerance:g} less"
+        f"score {new:.4g} on {samples} labelled samples of this device, current model {old:.4g}: "
+        f"{old - new:.4g} lower (limit {table.tolerance:g})"
     )
 
 
-def judge_shadow(beside: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
-    """Judge a model that answers for the figures alone, as soon as it has answered enough, or when time is up."""
-    if beside.errors:
-        return _reject(f"it failed {beside.errors} of the requests that the old model answers")
-    over = beside.samples >= table.shadow_samples or seconds >= table.shadow_s
+def judge_shadow(comparison: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
+    """Judge a shadow model after `shadow_samples` requests or `shadow_s` seconds, whichever is first."""
+    if comparison.errors:
+        return _reject(f"{_count_errors(comparison)} (limit 0)")
+    over = comparison.samples >= table.shadow_samples or seconds >= table.shadow_s
     if not over:
         return None
-    return _judge_agreement(beside, table)
+    return _judge_agreement(comparison, table)
 
 
-def judge_canary(beside: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
-    """Judge a model that answers a share of the requests."""
-    if beside.errors >= table.max_errors:
-        return _reject(f"it failed {beside.errors} requests that the old model answers")
-    over = beside.samples >= table.canary_samples or seconds >= table.canary_s
-    return _judge_prediction_drift(beside, table) if over else None
+def judge_canary(comparison: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
+    """Judge a canary model after `canary_samples` requests or `canary_s` seconds, whichever is first."""
+    if comparison.errors >= table.max_errors:
+        return _reject(f"{_count_errors(comparison)} (limit {table.max_errors})")
+    over = comparison.samples >= table.canary_samples or seconds >= table.canary_s
+    return _judge_prediction_drift(comparison, table) if over else None
 
 
-def judge_watch(beside: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
-    """Judge a model that has taken the old one's place; passed when the time of the watch is over."""
-    if beside.errors >= table.max_errors:
-        return _reject(f"it failed {beside.errors} requests that the old model answers")
-    verdict = _judge_prediction_drift(beside, table)
+def judge_watch(comparison: ModelComparison, seconds: float, table: ServingTable) -> GateVerdict | None:
+    """Judge a model that answers all requests; it passes after `watch_s` seconds."""
+    if comparison.errors >= table.max_errors:
+        return _reject(f"{_count_errors(comparison)} (limit {table.max_errors})")
+    verdict = _judge_prediction_drift(comparison, table)
     if not verdict.passed:
         return verdict
     return PASSED if seconds >= table.watch_s else None
 
 
 def score(outputs: Array, labels: Array) -> float:
-    """Accuracy where the labels are classes, else R²: 1 is perfect, and more is better."""
+    """Compute the accuracy if the labels are classes, else R². A higher score is better; 1 is perfect.
+
+    Raises:
+        ValueError: The outputs and the labels have different shapes.
+
+    """
     classes = np.issubdtype(labels.dtype, np.integer) or bool(np.all(labels == np.round(labels)))
     if classes and outputs.shape == labels.shape:
         return float(np.mean(outputs == labels))
@@ -82,22 +88,27 @@ def score(outputs: Array, labels: Array) -> float:
     return 1.0 - float(np.sum((outputs - labels) ** 2)) / max(spread, 1e-12)
 
 
-def _judge_agreement(beside: ModelComparison, table: ServingTable) -> GateVerdict:
-    if beside.disagreement is None or beside.disagreement <= table.max_disagreement:
+def _judge_agreement(comparison: ModelComparison, table: ServingTable) -> GateVerdict:
+    if comparison.disagreement is None or comparison.disagreement <= table.max_disagreement:
         return PASSED
     return _reject(
-        f"it answers {beside.disagreement:.1%} of {beside.samples} samples otherwise than the old model: "
-        f"it may {table.max_disagreement:.1%}"
+        f"predictions differ from the current model on {comparison.disagreement * 100:.1f} % "
+        f"of {comparison.samples} samples (limit {table.max_disagreement * 100:.1f} %)"
     )
 
 
-def _judge_prediction_drift(beside: ModelComparison, table: ServingTable) -> GateVerdict:
+def _judge_prediction_drift(comparison: ModelComparison, table: ServingTable) -> GateVerdict:
     limit = table.max_answer_psi
-    if limit is None or beside.answer_psi is None or beside.answer_psi <= limit:
+    if limit is None or comparison.answer_psi is None or comparison.answer_psi <= limit:
         return PASSED
     return _reject(
-        f"its answers have drifted from the old model's: PSI {beside.answer_psi:.3g}, above {limit:g}"
+        f"the distribution of predictions differs from the current model's: PSI {comparison.answer_psi:.3g} "
+        f"(limit {limit:g})"
     )
+
+
+def _count_errors(comparison: ModelComparison) -> str:
+    return f"{comparison.errors} errors on requests that the current model answered"
 
 
 def _reject(reason: str) -> GateVerdict:

@@ -1,4 +1,4 @@
-"""How a version stands: whether it is served, was served, or was kept back."""
+"""The status of a model version: champion, served before, or never served."""
 
 from typing import Final
 
@@ -10,9 +10,10 @@ NEVER_SERVED: Final = "not served"
 
 
 def status_of(version: int, champion: Champion | None) -> str:
-    """What has become of *version*; nothing where there is no champion yet.
+    """Return the status of *version*; empty if there is no champion yet.
 
-    The champion remembers a bounded number of those before it: what was served longer ago counts as not served.
+    The champion record holds a bounded number of previous versions: one that was served longer ago counts as
+    not served.
     """
     if champion is None:
         return ""

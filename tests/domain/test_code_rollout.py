@@ -88,7 +88,7 @@ def test_more_refusals_than_may_be_send_it_back_and_one_of_them_is_quoted() -> N
     facts = CodeData(task="mnist", candidate=NEW, clients=("c1", "c2", "c3", "c4"))
     assert rejection_reason(TABLE, facts, {"c1": "it is not signed"}) is None
     reason = rejection_reason(TABLE, facts, {"c1": "it is not signed", "c2": "it is not signed"})
-    assert reason == "2 of 4 clients refused it, c1 because it is not signed"
+    assert reason == "2 of 4 clients refused it (limit 25 %); c1: it is not signed"
 
 
 @pytest.mark.parametrize(
@@ -96,19 +96,19 @@ def test_more_refusals_than_may_be_send_it_back_and_one_of_them_is_quoted() -> N
     [
         (TrialResult(trainings=8), None),
         (TrialResult(trainings=8, failures=2), None),
-        (TrialResult(trainings=8, failures=3), "3 of 8 trainings failed, and 25% may"),
+        (TrialResult(trainings=8, failures=3), "3 of 8 trainings failed (limit 25 %)"),
         (
             TrialResult(failed="0 of 1 clients joined in time"),
-            "its run failed: 0 of 1 clients joined in time",
+            "run failed: 0 of 1 clients joined in time",
         ),
-        (TrialResult(trainings=8, kept_back="the loss is 2.3"), "its model was kept back: the loss is 2.3"),
+        (TrialResult(trainings=8, kept_back="the loss is 2.3"), "model not promoted: the loss is 2.3"),
     ],
 )
 def test_a_trial_is_judged_by_its_end_its_failures_and_its_model(
     trial: TrialResult, reason: str | None
 ) -> None:
-    said = revert_reason(TABLE, trial)
-    assert said == reason or (said is not None and reason is not None and said.startswith(reason))
+    found = revert_reason(TABLE, trial)
+    assert found == reason or (found is not None and reason is not None and found.startswith(reason))
 
 
 @given(st.integers(0, 100), st.integers(0, 100))

@@ -61,7 +61,7 @@ def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[st
     ("text", "facts", "reason"),
     [
         ("labelled >= 64", {"labelled": 12}, "labelled is 12, and should be at least 64"),
-        ("labelled >= 64", {}, "labelled is 0 (there is none), and should be at least 64"),
+        ("labelled >= 64", {}, "labelled is 0 (not available), and should be at least 64"),
         (
             "cpu < 80 and labelled >= 3",
             {"cpu": 91.2, "labelled": 5},
@@ -70,19 +70,19 @@ def test_and_or_and_not_are_what_they_say(one: Rule, other: Rule, facts: dict[st
         (
             "labelled >= 64 and (battery > 30 or charging)",
             {"labelled": 70, "battery": 12, "charging": 0},
-            "either battery is 12 %, and should be above 30 %, or it is not charging",
+            "either battery is 12 %, and should be above 30 %, or the device is not charging",
         ),
         (
             "not (cpu > 50 and gpu)",
             {"cpu": 60, "gpu": 1},
-            "either cpu is 60 %, and should be at most 50 %, or it has a GPU, and should not",
+            "either cpu is 60 %, and should be at most 50 %, or the device has a GPU, and should not",
         ),
         (
             "not (cpu > 50 or gpu)",
             {"cpu": 60, "gpu": 1},
-            "cpu is 60 %, and should be at most 50 %, and it has a GPU, and should not",
+            "cpu is 60 %, and should be at most 50 %, and the device has a GPU, and should not",
         ),
-        ("not charging", {"charging": 1}, "it is charging, and should not be"),
+        ("not charging", {"charging": 1}, "the device is charging, and should not be"),
         ("not (cpu > 50)", {"cpu": 60}, "cpu is 60 %, and should be at most 50 %"),
         ("hour in 22..6", {"hour": 12.5}, "hour is 12:30, and should be from 22:00 before 06:00"),
         ("weekday in sat..sun", {"weekday": 2}, "weekday is wed, and should be from sat to sun"),

@@ -23,7 +23,7 @@ def gate(tolerance: float, **more: object) -> GateTable:
 def test_the_reason_gives_the_figures_and_what_is_allowed() -> None:
     verdict = judge_candidate(GATE, {"loss": 0.091}, {"loss": 0.080})
     assert not verdict.promote
-    assert verdict.reason == "loss 0.091 against 0.08 of the served model: 13.7% worse, 10% is allowed"
+    assert verdict.reason == "loss 0.091, champion 0.08: 13.7 % worse (limit 10 %)"
 
 
 @given(figures, tolerances)
@@ -80,13 +80,13 @@ def test_the_servers_own_loss_is_compared_before_the_clients_and_before_accuracy
 def test_with_nothing_to_compare_it_is_promoted_and_says_so() -> None:
     verdict = judge_candidate(GATE, {"accuracy": 0.5}, {"loss": 1.0})
     assert verdict.promote
-    assert verdict.reason == "there is nothing to compare it with"
+    assert verdict.reason == "no metric of the champion to compare with"
 
 
 def test_a_figure_that_the_gate_names_must_be_there() -> None:
     verdict = judge_candidate(gate(0.1, metric="f1"), {"loss": 0.1}, {"f1": 0.5})
     assert not verdict.promote
-    assert "it has no f1" in verdict.reason
+    assert "the run reported no f1" in verdict.reason
 
 
 def test_the_table_says_which_way_is_better_where_the_name_does_not() -> None:

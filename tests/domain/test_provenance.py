@@ -113,12 +113,12 @@ def test_a_loss_that_is_no_number_is_the_same_in_the_manifest_and_the_log() -> N
     [
         ([make_manifest(1, None)], [], ""),
         ([make_manifest(4, 2), make_manifest(2, 1), make_manifest(1, None)], [2, 1], ""),
-        ([make_manifest(4, 2)], [], "version 4 was made from version 2, which is not there"),
-        ([make_manifest(4, 4)], [], "version 4 cannot have been made from version 4"),
+        ([make_manifest(4, 2)], [], "version 2, the parent of version 4, does not exist"),
+        ([make_manifest(4, 4)], [], "version 4 cannot be the parent of version 4"),
         (
             [make_manifest(4, 2, lineage=2), make_manifest(2, None)],
             [2],
-            "version 4 is of lineage 2, its parent of 1",
+            "version 4 is of lineage 2, its parent of lineage 1",
         ),
     ],
 )
@@ -136,10 +136,10 @@ def test_a_life_that_jumps_or_goes_where_no_arrow_leads_is_told() -> None:
     ]
     assert list(lifecycle_violations(whole)) == []
     jump = make_transition("running", "run_finished", "finished")
-    assert list(lifecycle_violations([*whole, jump])) == ["the log jumps from recruiting to running"]
+    assert list(lifecycle_violations([*whole, jump])) == ["the log has a gap between recruiting and running"]
     forbidden = make_transition("recruiting", "run_finished", "finished")
     assert list(lifecycle_violations([*whole, forbidden])) == [
-        "no run goes from recruiting to finished by run_finished"
+        "no transition leads from recruiting to finished by run_finished"
     ]
 
 
@@ -179,4 +179,4 @@ def test_a_client_with_other_code_is_named() -> None:
         ClientJoined(task="mnist", client=client, run="mnist-1", code_version=code)
         for client, code in (("c1", "a" * 40), ("c2", "c" * 40), ("c3", ""))
     ]
-    assert list(code_mismatches(facts(), said)) == [f"c2 joined with the code {'c' * 40}"]
+    assert list(code_mismatches(facts(), said)) == [f"c2 joined with code version {'c' * 40}"]

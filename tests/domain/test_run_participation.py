@@ -98,6 +98,6 @@ def test_a_version_as_a_person_reads_it(version: str, read: str) -> None:
 
 def test_of_many_that_declined_the_first_few_are_told_and_the_rest_are_counted() -> None:
     assert recruiting_summary([], 2, {f"c{n}": "busy" for n in range(7)}) == (
-        "0 of 2 clients joined in time (nobody); c0 declined: busy; c1 declined: busy; c2 declined: busy; "
+        "0 of 2 clients joined in time (none); c0 declined: busy; c1 declined: busy; c2 declined: busy; "
         "c3 declined: busy; c4 declined: busy; 2 more declined"
     )

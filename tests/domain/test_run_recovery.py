@@ -45,7 +45,9 @@ def test_a_champion_promoted_during_the_run_is_not_what_it_begins_again_from() -
 
 
 def test_enough_is_enough_and_says_what_happened_last() -> None:
-    assert decide_recovery(training(recoveries=2), "killed") == GiveUp("killed; given up after 2 recoveries")
+    assert decide_recovery(training(recoveries=2), "killed") == GiveUp(
+        "killed; not resumed after 2 recoveries (limit 2)"
+    )
 
 
 @given(st.integers(0, 10), st.integers(0, 10), st.integers(0, 10))

@@ -44,7 +44,7 @@ def test_a_canary_may_stumble_but_not_fall() -> None:
     assert judge_canary(ModelComparison(samples=100, errors=2), 1, CANARY) == PASSED
     verdict = judge_canary(ModelComparison(samples=50, errors=3), 1, CANARY)
     assert verdict is not None
-    assert "failed 3 requests" in verdict.reason
+    assert verdict.reason == "3 errors on requests that the current model answered (limit 3)"
 
 
 def test_a_model_is_watched_for_its_time_and_returned_from_when_it_errs_or_drifts() -> None:

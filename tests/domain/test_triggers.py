@@ -183,7 +183,7 @@ def test_what_is_awaited_says_how_far_it_is() -> None:
     assert unmet_conditions(parse_trigger(text), so_far) == (
         "labelled >= 64 on 2 clients (1 so far)",
         "drift on 3 clients (1 so far)",
-        "every 21600 s, once the run under way is over",
+        "every 21600 s, after the current run ends",
         "after other",
     )
 

@@ -116,7 +116,7 @@ async def test_code_that_makes_the_model_worse_goes_back_and_its_model_is_not_se
         await wait_for_run_end(fed, await start_run(fed))
         repository.commit({"tiny/client_app.py": BACKWARDS}, subject="the wrong way", by=ada)
         await fed.bus.request(LookForCode(task="tiny"), timeout_s=60)
-        assert "kept back" in (await fed.happens("code", "rollout_reverted", within_s=60)).reason
+        assert "model not promoted" in (await fed.happens("code", "rollout_reverted", within_s=60)).reason
         assert code_facts(fed).code_version == old
         assert not run_facts(fed, 2).promoted
         await fed.until(lambda: is_settled(fed), within_s=60)

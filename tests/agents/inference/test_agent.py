@@ -515,7 +515,7 @@ async def test_a_model_that_disagrees_in_the_shadow_is_refused_and_nobody_has_se
     table = {"shadow-samples": 10, "max-disagreement": 0.5}
     async with serve_with(fed, **table) as url, send_predictions(url) as given:
         await send_model(fed, InferUpdate, model_file(fed, 2))
-        assert "otherwise than the old model" in (await fed.hears(InferRefused)).reason
+        assert "predictions differ from the current model" in (await fed.hears(InferRefused)).reason
         down = await fed.hears(ModelRejected)
         assert down.step == "shadow"
         assert down.beside is not None

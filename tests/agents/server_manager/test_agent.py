@@ -11,11 +11,7 @@ import pytest
 from opentelemetry import trace
 from support import eventually
 from support.fake_flower_server import FakeFlowerServer
-from support.federation import (
-    TASK,
-    FederationHarness,
-    RunningAgent,
-)
+from support.federation import TASK, FederationHarness, RunningAgent
 from support.recorded_telemetry import record_spans
 
 from fedbus.agents.server_manager.agent import ServerManager
@@ -443,7 +439,7 @@ async def test_restarted_while_recruiting_it_still_gives_up_in_time(
     await open_run(fed, recruit_s=1.5)
     await manager.restart()
     told = await fed.happens("server", "recruiting_expired")
-    assert told.reason == "0 of 2 clients joined in time (nobody)"
+    assert told.reason == "0 of 2 clients joined in time (none)"
 
 
 async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the_run(

@@ -17,12 +17,7 @@ from fedbus.contracts.champion import Champion, ModelPromoted, PromoteModel, Rol
 from fedbus.contracts.code import CodePublished
 from fedbus.contracts.model import Manifest
 from fedbus.contracts.run import RoundResult, RunPlan
-from fedbus.contracts.server import (
-    GetServerInfo,
-    ModelPublished,
-    OpenRun,
-    ServerClosed,
-)
+from fedbus.contracts.server import GetServerInfo, ModelPublished, OpenRun, ServerClosed
 from fedbus.stores.models.signing import ModelSigner, TrustedKeys, generate_key
 
 PLAN = RunPlan(rounds=1, quorum=1, recruit_s=30, round_s=30)
@@ -133,7 +128,7 @@ async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_s
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.8)
     kept = await fed.happens("server", "candidate_kept")
-    assert "loss 0.8 against 0.5 of the served model: 60.0% worse, 10% is allowed" in kept.reason
+    assert "loss 0.8, champion 0.5: 60.0 % worse (limit 10 %)" in kept.reason
     assert await served_version(fed) == (2, 2)
     assert len(fed.heard(ModelPublished)) == 1
     assert not fed.heard(ServerClosed)[-1].new_model
@@ -307,7 +302,7 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     manifest = await flower.store.manifest(3)
     assert (manifest.parent, manifest.lineage) == (None, 2)
     assert (await fed.hears(ModelPublished, times=2)).reason == "a wider layer"
-    await flower.run(2, loss=9.0)  # there is nothing to compare it with
+    await flower.run(2, loss=9.0)  # the champion has no metric to compare with
     assert [one.lineage for one in await flower.store.versions()] == [1, 1, 2, 2]
     assert (await served_version(fed))[0] == 4
 

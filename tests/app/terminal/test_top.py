@@ -111,7 +111,7 @@ async def test_each_client_says_why_it_does_not_train(simulation: SimulatedFeder
         ClientDeclined(client="c1", reason="labelled is 3, and should be at least 64", **about)
     )
     await simulation.say(FailTrain(client="c2", reason="out of memory", **about))
-    await simulation.say(ClientDeclined(client="c3", reason="it is not charging", **about))
+    await simulation.say(ClientDeclined(client="c3", reason="the device is not charging", **about))
     simulation.passes(1)
     await simulation.say(ClientJoined(client="c3", **about))
     trains = FlClientData(task=TASK, client="c4", run=f"{TASK}-1")

@@ -78,7 +78,7 @@ async def test_old_code_is_removed_without_what_is_being_checked(
     for _ in range(3):
         await server.code.history()  # behind whatever is at work there
     peers.checks_until.set()
-    assert "is tried by" in await looking
+    assert "is being rolled out to" in await looking
     assert has_checkout(tmp_path, third)
 
 
@@ -249,7 +249,7 @@ async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
     assert (await server.look()).startswith("nothing new: it was rejected")
     with (tmp_path / "allowed_signers").open("a") as allowed:
         allowed.write(bob.line())
-    assert "is tried by" in await server.look()
+    assert "is being rolled out to" in await server.look()
     assert (server.facts.candidate, server.facts.rejected, server.facts.not_signed) == (new, {}, ())
 
 

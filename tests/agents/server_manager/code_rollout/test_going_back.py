@@ -40,7 +40,7 @@ async def test_a_model_that_is_worse_sends_everybody_back_and_is_not_served(
     await peers.run(1, repository.head, "c1", "c2", loss=0.2)
     new = await peers.take(server, REVISED_FILES, repository, ada)
     await peers.run(2, new, "c1", "c2", loss=2.0)
-    assert "kept back" in (await fed.happens("code", "rollout_reverted")).reason
+    assert "model not promoted" in (await fed.happens("code", "rollout_reverted")).reason
     assert fed.events("server")[-1] == "candidate_kept"
     info = await fed.bus.request(GetServerInfo(task=TASK))
     assert info.model.version == 2

@@ -106,7 +106,7 @@ async def test_a_stage_that_nobody_is_in_is_refused_by_hand_with_the_labels_that
     await peers.clients("c1", site="ward")
     new = repository.commit(REVISED_FILES, by=ada)
     request = RollOutCode(task=TASK, code_version=new, stages=("site=nowhere", "100%"))
-    with pytest.raises(RequestRefused, match="no client has site=nowhere: there are site=ward"):
+    with pytest.raises(RequestRefused, match="no client has site=nowhere: existing labels are site=ward"):
         await fed.bus.request(request, timeout_s=30)
 
 
@@ -121,7 +121,7 @@ async def test_a_stage_that_nobody_answers_in_is_told_once_and_goes_on_with_who_
     new = repository.commit({"pyproject.toml": rollout_table("site=lab", "100%", wait_s=0.3)}, by=ada)
     await server.look()
     told = await fed.happens("code", "stage_unanswered")
-    assert told.reason.startswith("stage site=lab: no client is in it; it waits on")
+    assert told.reason.startswith("stage site=lab: the stage has no client; the rollout keeps waiting")
     await peers.clients("c2", site="lab")
     await peers.ready("c2", new)
     await fed.happens("code", "stage_ready")

@@ -146,10 +146,10 @@ async def test_look_says_what_was_found_and_what_comes_of_it(
     old = repository.head
     assert (
         await server.fedbus("code", "look")
-    ).out == f"{old[:12]}: nothing new: everybody is on {old[:12]}\n"
+    ).out == f"{old[:12]}: nothing new: all clients run {old[:12]}\n"
     new = repository.commit(REVISED, by=ada)
     looked = await server.fedbus("code", "look")  # the regular poll may have found it a moment ago
-    assert looked.out.endswith(f"{new[:12]} is tried by 100% of the clients\n")
+    assert looked.out.endswith(f"{new[:12]} is being rolled out to 100% of the clients\n")
     unsigned = repository.commit({"tiny/__init__.py": "REVISION = 3\n"})
     assert "rejected: it is not signed" in (await server.fedbus("code", "look")).out
     assert unsigned in server.facts.rejected
