@@ -1,4 +1,4 @@
-"""Everything that is on the wire: messages, subjects, lifecycles, permissions. No I/O.
+"""The wire format of fedbus: messages, subjects, lifecycles and permissions. No I/O.
 
-Every other package may import it; it imports none of them.
+All other packages may import it, and it imports none of them.
 """

@@ -4,13 +4,13 @@ from enum import StrEnum
 
 
 class AgentName(StrEnum):
-    """Every name under which an agent publishes, or reads by a consumer of its own."""
+    """The name of an agent, or of a part of an agent that has its own consumer."""
 
     # server side
     SERVER_MANAGER = "server-manager"
     WORKFLOW_SCHEDULER = "workflow-scheduler"
     WORKFLOW_SCHEDULER_NEWS = "workflow-scheduler-news"
-    """The workflow scheduler's consumer of what its triggers depend on."""
+    """The workflow scheduler's consumer of the events that its triggers depend on."""
     FLOWER_SERVER = "flower-server"
     FLOWER_SERVER_GRID = "flower-server-grid"
     """The consumer of a run's ServerApp process."""
@@ -23,5 +23,5 @@ class AgentName(StrEnum):
     TRAINER = "trainer"
     INFERENCE = "inference"
     DEVICE_MONITOR = "device-monitor"
-    # a person at a terminal
+    # a person or program with credentials of its own
     USER = "user"

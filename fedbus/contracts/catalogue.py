@@ -1,7 +1,7 @@
-"""Every kind of message, and who listens to which: two tables from which the rest is derived.
+"""The catalogue: all message classes, and the agents that publish and consume them.
 
-Derived are the decoder, the subjects of the streams, the consumers that the server side
-makes for each client, the documentation and the permissions.
+The decoder, the subjects of the streams, the durable consumers, the permissions and the documentation are
+derived from these tables.
 """
 
 from collections.abc import Mapping
@@ -14,7 +14,7 @@ from fedbus.contracts.message import Family, Message, Request, type_name
 from fedbus.contracts.transition import Transition
 
 MESSAGES: Final[tuple[type[Message], ...]] = (
-    # asked of the server side
+    # requests to the server side
     server.HealthCheck,
     server.GetServerInfo,
     server.Enroll,
@@ -76,7 +76,7 @@ MESSAGES: Final[tuple[type[Message], ...]] = (
     client.InferUpdate,
     client.InferReady,
     client.InferRefused,
-    # what has become of everything
+    # transitions of all lifecycles
     Transition,
 )
 
@@ -85,7 +85,7 @@ BY_TYPE: Final[Mapping[str, type[Message]]] = {type_name(kind): kind for kind in
 NO_BLOB_AGENTS: Final = frozenset(
     {AgentName.GATEWAY, AgentName.DEVICE_MONITOR, AgentName.TRAINING_MONITOR, AgentName.REGISTRAR}
 )
-"""Agents that neither give nor take blobs; people do not either."""
+"""Agents without permission for blob subjects. Users have none either."""
 
 SERVER_AGENTS: Final = (
     AgentName.SERVER_MANAGER,
@@ -164,7 +164,7 @@ PUBLISHES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
         code.RevertCode,
     ),
 }
-"""What each agent says, beside the transitions of what it owns."""
+"""The messages that each agent publishes, without the transitions of its entities."""
 
 SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     AgentName.SERVER_MANAGER: (
@@ -203,10 +203,10 @@ SUBSCRIBES: Final[Mapping[AgentName, tuple[type[Message], ...]]] = {
     AgentName.TRAINER: (server.RoundMessage,),
     AgentName.INFERENCE: (client.InferStart, client.InferUpdate),
 }
-"""What each agent is sent from the event stream, whether it was there at the time or not."""
+"""The messages that each agent consumes from the event stream."""
 
 FOLLOWS_LIFECYCLES: Final[Mapping[AgentName, str]] = {AgentName.WORKFLOW_SCHEDULER: "server"}
-"""Which kind of lifecycle an agent is sent every transition of."""
+"""The kind of lifecycle whose transitions an agent consumes."""
 
 CLIENT_CONSUMERS: Final = (
     AgentName.CLIENT_MANAGER,
@@ -214,11 +214,11 @@ CLIENT_CONSUMERS: Final = (
     AgentName.TRAINER,
     AgentName.INFERENCE,
 )
-"""The listeners on a device: their consumers are made for them when the client enrolls."""
+"""The agents of a client that have durable consumers. The server manager creates them when the client enrolls."""
 
 
 def stream_subjects(fed: FederationId) -> list[str]:
-    """What the event stream keeps: the durable words and nothing else, never a request."""
+    """Return the subjects of the event stream: all durable messages, and no requests."""
     return sorted(
         subjects.wildcard_for(fed, kind)
         for kind in MESSAGES
@@ -227,17 +227,17 @@ def stream_subjects(fed: FederationId) -> list[str]:
 
 
 def last_value_subjects(fed: FederationId) -> list[str]:
-    """What the stream of the devices keeps: of each device the last of these words."""
+    """Return the subjects of the device stream, which stores the last message of each device."""
     return sorted(subjects.wildcard_for(fed, kind) for kind in MESSAGES if kind.keeps_last_value)
 
 
 def subscribed_subjects(fed: FederationId, agent: AgentName, *, task: str, client: str = "*") -> list[str]:
-    """The subjects that *agent* is sent, for one task (and one client, where it is a client's)."""
+    """Return the subjects that *agent* consumes for one *task*, and for one *client* if it is an agent of a client."""
     if agent in FOLLOWS_LIFECYCLES:
         return [subjects.lifecycle(fed, FOLLOWS_LIFECYCLES[agent], task)]
     return [subjects.wildcard_for(fed, kind, task=task, client=client) for kind in SUBSCRIBES[agent]]
 
 
 def requests_answered_by(agent: str) -> list[type[Request]]:
-    """The requests that *agent* answers."""
+    """Return the requests that *agent* answers."""
     return [kind for kind in MESSAGES if issubclass(kind, Request) and kind.server == agent]

@@ -1,9 +1,9 @@
-"""What led to a message: the id of the one that was being handled when it was said, in the header ``ce-causationid``.
+"""The cause of a message: ``ce-causationid`` holds the id of the message whose handling published it.
 
-So from any message one leads back, message by message, to what began it all. The message at hand is known to whatever
-is done on its account, tasks and threads that are begun meanwhile included; a request is kept nowhere, so what it
-leads to names what led to the request. Where nothing is being handled, a lifecycle that leaves a state in which it
-waited names its own last transition, since that is where it has set the clock by which it now moves.
+Follow the header from message to message to find the root cause. The id is a context variable, so tasks and
+threads that start during the handling inherit it. Requests are not stored; a message that a request caused
+therefore names the cause of the request. A transition at a deadline, outside any handling, names the previous
+transition of its entity, which set the deadline.
 """
 
 from collections.abc import Iterator
@@ -14,18 +14,18 @@ _CURRENT_CAUSE: ContextVar[str] = ContextVar("fedbus_handled", default="")
 
 
 def current_cause() -> str:
-    """The id of the message that is being handled here; nothing where none is."""
+    """Return the id of the message that is being handled; empty if there is none."""
     return _CURRENT_CAUSE.get()
 
 
 def set_current_cause(id: str) -> None:
-    """From here on this task or thread works on account of message *id*."""
+    """Make message *id* the cause of all further messages of this task or thread."""
     _CURRENT_CAUSE.set(id)
 
 
 @contextmanager
 def cause_scope(id: str) -> Iterator[None]:
-    """What is done inside is done on account of message *id*."""
+    """Make message *id* the cause of the messages that are published inside the block."""
     token = _CURRENT_CAUSE.set(id)
     try:
         yield

@@ -1,8 +1,8 @@
-"""Which of a task's model versions is served: the *champion*, and how another takes its place.
+"""The *champion* of a task, which is the version that clients serve, and the requests that replace it.
 
-A run makes a candidate; the gate of the task promotes it to champion or keeps it back. A person may
-promote any version, go back to the champion before, or have a new lineage begin. The server
-manager answers, and tells the clients by `model_published`, whichever way it came about.
+A run produces a candidate; the gate of the task promotes or rejects it. A user may promote any version,
+return to the previous champion or start a new lineage. In each case the server manager publishes
+`model_published` to all clients.
 """
 
 from typing import ClassVar
@@ -15,26 +15,27 @@ from fedbus.contracts.model import ModelRef
 
 
 class Champion(Body):
-    """The pointer in the model repository, moved by compare-and-set on *term*."""
+    """The champion pointer in the model repository. It is replaced by compare-and-set on *term*."""
 
     version: int = Field(ge=1)
     term: int = Field(ge=1)
-    """Counts the champions there have been, whichever versions they were: the higher one is the newer word."""
+    """The number of champions so far, counting repeated versions too. A higher term is newer."""
     before: tuple[int, ...] = ()
-    """The versions that were champion before, newest first, each once; bounded."""
+    """Versions that were champion before, newest first, without repetition; bounded."""
     since: AwareDatetime
     reason: str = ""
 
 
 class ModelPromoted(Body):
-    """The answer to promote_model, roll_back_model and start_lineage: this is served from now on."""
+    """Reply to `promote_model`, `roll_back_model` and `start_lineage`: *model* is the champion."""
 
     model: ModelRef
     instead_of: int | None = None
+    """The version of the previous champion."""
 
 
 class PromoteModel(Request):
-    """Serve *model_version* from now on, whatever the gate said of it, or a device that went back from it."""
+    """Request to make *model_version* the champion, even if the gate rejected it or a device rolled it back."""
 
     word: ClassVar[str] = "promote_model"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -45,18 +46,19 @@ class PromoteModel(Request):
 
 
 class RollBackModel(Request):
-    """Serve the champion before this one again, or *to*."""
+    """Request to make the previous champion, or version *to*, the champion again."""
 
     word: ClassVar[str] = "roll_back_model"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = ModelPromoted
 
     to: int | None = Field(default=None, ge=1)
+    """The version to return to; None: the previous champion."""
     reason: str = "rolled back by hand"
 
 
 class StartLineage(Request):
-    """Build a first model anew, of whatever architecture the code has now, and serve it."""
+    """Request to build a new first model with the architecture of the current code, and to make it the champion."""
 
     word: ClassVar[str] = "start_lineage"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER

@@ -1,7 +1,7 @@
-"""A client: its three agents, what they say to the server and to each other, and their lifecycles.
+"""The three agents of a client: their lifecycles, and the messages they publish.
 
-The client manager decides, the FL client trains, the inference agent serves; serving never
-stops for any other lifecycle.
+The client manager decides, the FL client trains and the inference agent serves predictions. No
+transition of the other two lifecycles interrupts serving.
 """
 
 from enum import StrEnum
@@ -52,16 +52,16 @@ class ClientEvent(StrEnum):
 
 
 class ClientData(LifecycleData):
-    """All there is to know of a client in one task."""
+    """The data of a client in one task."""
 
     kind: Literal["client"] = "client"
     client: Id
     model: ModelRef | None = None
-    """The version that is served, or about to be."""
+    """The version that the client serves or is about to serve."""
     run: Id | None = None
     code_version: str = ""
     labels: dict[str, str] = Field(default_factory=dict)
-    """What the device was given to be told apart by: ``{"site": "lab"}``."""
+    """Labels that the operator gave the device: ``{"site": "lab"}``."""
 
     @property
     def thing(self) -> str:
@@ -127,7 +127,7 @@ CLIENT = Lifecycle[ClientState, ClientEvent, ClientData, ClientChanges](
     },
     waits={
         _C.S0: Wait("the server and the model repository", "bootstrap_s"),
-        _C.PENDING_APPLICATION: Wait("the inference agent to take the model", "apply_s"),
+        _C.PENDING_APPLICATION: Wait("the inference agent to load the model", "apply_s"),
         _C.SYNCING: Wait("the task's code", "sync_s"),
         _C.LEARNING: Wait("the run to end", "learn_s"),
     },
@@ -165,7 +165,7 @@ class FlClientEvent(StrEnum):
 
 
 class FlClientData(LifecycleData):
-    """All there is to know of a client's training in one task."""
+    """The data of a client's training in one task."""
 
     kind: Literal["fl_client"] = "fl_client"
     client: Id
@@ -231,13 +231,13 @@ class InferenceEvent(StrEnum):
 
 
 class InferenceData(LifecycleData):
-    """All there is to know of a client's predictions in one task."""
+    """The data of a client's inference agent in one task."""
 
     kind: Literal["inference"] = "inference"
     client: Id
     model: ModelRef | None = None
     endpoint: str = ""
-    """Where predictions are asked for: ``http://127.0.0.1:8080``."""
+    """The base URL for predictions: ``http://127.0.0.1:8080``."""
 
     @property
     def thing(self) -> str:
@@ -245,7 +245,7 @@ class InferenceData(LifecycleData):
 
 
 class InferenceChanges(TypedDict, total=False):
-    """The data of a client's predictions that a transition may change."""
+    """The data of a client's inference agent that a transition may change."""
 
     model: ModelRef | None
     endpoint: str
@@ -283,7 +283,7 @@ INFERENCE = Lifecycle[InferenceState, InferenceEvent, InferenceData, InferenceCh
 
 
 class ClientJoined(ClientMessage):
-    """This client's trainer is up and listens for the messages of *run*."""
+    """This client has joined *run*. Its trainer process is running and consumes the messages of the run."""
 
     word: ClassVar[str] = "joined"
     family: ClassVar[Family] = Family.CLIENT
@@ -293,7 +293,7 @@ class ClientJoined(ClientMessage):
 
 
 class ClientDeclined(ClientMessage):
-    """This client does not take part in *run*, and why."""
+    """This client does not take part in *run*, for *reason*."""
 
     word: ClassVar[str] = "declined"
     family: ClassVar[Family] = Family.CLIENT
@@ -301,13 +301,13 @@ class ClientDeclined(ClientMessage):
     run: Id
     reason: str
     rule: str = ""
-    """The task's rule that does not hold on it; empty where there is another reason."""
+    """The eligibility rule of the task that is false on this device; empty if the reason is another."""
     facts: dict[str, float] = Field(default_factory=dict)
-    """The figures that the rule was tried with, by its words."""
+    """The values that the rule was evaluated with, by variable."""
 
 
 class RoundReply(ClientMessage):
-    """A Flower reply: content, or an error with Flower's code and a reason."""
+    """Flower's reply to a `round_message`. It has either content, or an error with Flower's code and a reason."""
 
     word: ClassVar[str] = "round_reply"
     family: ClassVar[Family] = Family.CLIENT
@@ -323,13 +323,13 @@ class RoundReply(ClientMessage):
     error_reason: str = ""
     train_s: float = Field(default=0.0, ge=0)
     left_out: int = Field(default=0, ge=0)
-    """Captured rows that this training did not get, since they are not as the task's checks want them."""
+    """Captured rows that were excluded from this training because they failed the task's data checks."""
     figures: ClientMetrics = Field(default_factory=dict)
-    """What the ClientApp said of its training or evaluation: ``train_loss``, ``eval_accuracy``, …"""
+    """The metrics that the ClientApp reported: ``train_loss``, ``eval_accuracy``, …"""
 
 
 class FinTrain(ClientMessage):
-    """The run is over for this client, and its trainer gave its memory back."""
+    """This client has finished *run*, and its trainer process has ended."""
 
     word: ClassVar[str] = "fin_train"
     family: ClassVar[Family] = Family.CLIENT
@@ -337,11 +337,11 @@ class FinTrain(ClientMessage):
     run: Id
     rounds: int = 0
     new_model: bool = True
-    """Whether a new model is to be served after it."""
+    """True if the run produced a model that the clients will serve."""
 
 
 class FailTrain(ClientMessage):
-    """This client is out of *run*; the run goes on without it."""
+    """This client has left *run* because of a failure. The run continues without it."""
 
     word: ClassVar[str] = "fail_train"
     family: ClassVar[Family] = Family.CLIENT
@@ -349,11 +349,11 @@ class FailTrain(ClientMessage):
     run: Id
     reason: str
     trainer_lost: bool = False
-    """Whether its training process died, rather than said no."""
+    """True if the trainer process ended without reporting a reason."""
 
 
 class Heartbeat(ClientMessage):
-    """This client still trains *run*. Not kept: one that is late says nothing."""
+    """This client is still training *run*. It is not stored, because a late heartbeat has no meaning."""
 
     word: ClassVar[str] = "heartbeat"
     family: ClassVar[Family] = Family.CLIENT
@@ -366,7 +366,7 @@ class Heartbeat(ClientMessage):
 
 
 class ClientStart(ClientMessage):
-    """Train *run*: the client manager to the FL client."""
+    """Command to train *run*. The client manager sends it to the FL client."""
 
     word: ClassVar[str] = "client_start"
     family: ClassVar[Family] = Family.LOCAL
@@ -377,7 +377,7 @@ class ClientStart(ClientMessage):
 
 
 class RoundStarted(ClientMessage):
-    """The first message of *run* is being worked on: the trainer to its FL client."""
+    """The trainer has started to process the first message of *run*."""
 
     word: ClassVar[str] = "round_started"
     family: ClassVar[Family] = Family.LOCAL
@@ -387,7 +387,7 @@ class RoundStarted(ClientMessage):
 
 
 class InferStart(ClientMessage):
-    """Serve this model, the first one. *path* is a file on the client that both agents can read."""
+    """Command to load and serve the first model. *path* is a file on the client that both agents can read."""
 
     word: ClassVar[str] = "infer_start"
     family: ClassVar[Family] = Family.LOCAL
@@ -395,21 +395,21 @@ class InferStart(ClientMessage):
     model: ModelRef
     path: str
     code_version: str = ""
-    """The task's code to build the model with; left out: what the agent has."""
+    """The code version that builds the model; empty: the one that the agent already has."""
     published_in: str = ""
-    """The ``traceparent`` of the word that the version is out, which may be of long before."""
+    """The ``traceparent`` of the `model_published` message, which may be much older."""
     term: int = 0
-    """Which champion it is: a model that was returned from is tried again when it was named anew since."""
+    """The term of the champion. A model that this device rolled back is accepted again only with a higher term."""
 
 
 class InferUpdate(InferStart):
-    """Load and try this model beside the one that serves, then swap."""
+    """Command to load and check this model while the current one serves, then to replace the current one."""
 
     word: ClassVar[str] = "infer_update"
 
 
 class InferReady(ClientMessage):
-    """The model answers."""
+    """The inference agent has loaded the model and serves it."""
 
     word: ClassVar[str] = "infer_ready"
     family: ClassVar[Family] = Family.LOCAL
@@ -420,7 +420,7 @@ class InferReady(ClientMessage):
 
 
 class InferRefused(ClientMessage):
-    """The model was not taken; *serving* is the version that still answers, if there is one."""
+    """The inference agent has rejected the model. *serving* is the version that still serves, if there is one."""
 
     word: ClassVar[str] = "infer_refused"
     family: ClassVar[Family] = Family.LOCAL
@@ -429,5 +429,5 @@ class InferRefused(ClientMessage):
     reason: str
     serving: int | None = None
     still: ModelRef | None = None
-    """The model of that version."""
+    """The model of the version in *serving*."""
     code_version: str = ""

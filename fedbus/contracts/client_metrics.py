@@ -1,10 +1,10 @@
-"""What a ClientApp says of its training and evaluation: numbers by name, as a message carries them.
+"""The metrics of a ClientApp's training and evaluation, as a message carries them: numbers by name.
 
     {"train_loss": 0.42, "train_accuracy": 0.87, "train_num-examples": 1200.0, "eval_loss": 0.51}
 
-An app reports what it likes, and so may a client that means ill. So a message takes in only what is finite, under
-names that are no longer than `LONGEST_NAME`, and no more than `MOST_FIGURES`, loss and accuracy before the rest:
-what is left out costs nobody the message.
+An app, or a malicious client, may report anything. A message therefore keeps only finite values with valid
+names of at most `MAX_NAME_CHARS` characters, and at most `MAX_METRICS` of them, loss and accuracy first. The
+others are dropped without rejecting the message.
 """
 
 import math
@@ -13,17 +13,16 @@ from typing import Annotated, Final, TypeAlias
 from pydantic import AfterValidator
 
 MAX_METRICS: Final = 8
-"""Of one client in one round."""
+"""The limit for one client in one round."""
 MAX_NAME_CHARS: Final = 40
-"""In characters."""
 PRIORITY_SUFFIXES: Final = ("loss", "accuracy", "num-examples", "num_examples")
-"""What people look at: these are kept where there are too many."""
+"""Metrics with these suffixes are kept first."""
 
 
 def limit_metrics(figures: dict[str, float]) -> dict[str, float]:
-    """Those of *figures* that a message carries."""
-    told = {name: value for name, value in figures.items() if math.isfinite(value) and _is_valid_name(name)}
-    return {name: told[name] for name in sorted(told, key=_sort_key)[:MAX_METRICS]}
+    """Select the metrics that a message carries."""
+    valid = {name: value for name, value in figures.items() if math.isfinite(value) and _is_valid_name(name)}
+    return {name: valid[name] for name in sorted(valid, key=_sort_key)[:MAX_METRICS]}
 
 
 def _is_valid_name(name: str) -> bool:
@@ -35,4 +34,4 @@ def _sort_key(name: str) -> tuple[bool, str]:
 
 
 ClientMetrics: TypeAlias = Annotated[dict[str, float], AfterValidator(limit_metrics)]
-"""Numbers by name, bounded."""
+"""Numbers by name, limited by `limit_metrics`."""

@@ -1,12 +1,12 @@
-"""Versions of a task's code: which one everybody is to be on, and how a new one comes to them.
+"""Versions of a task's code: the deployed one, and the rollout of a candidate.
 
     steady –code_found→ rolling –stage_passed→ rolling –rollout_finished→ steady
                         rolling –rollout_reverted→ steady
 
-A new version comes to part of the clients first, the *cohort*; a run is trained with them alone
-and judged, then the next stage begins, or everybody goes back. The server manager owns the
-lifecycle. What a commit must be to become a version at all (on the ref, signed by an allowed
-signer, passing the task's own check) stands in `fedbus.stores.code.open`.
+A rollout has stages. In each stage a larger part of the clients, the *cohort*, gets the candidate, and a
+trial run with them alone is evaluated. Then the next stage starts, or all clients return to the deployed
+version. The server manager owns the lifecycle. `fedbus.stores.code.open` has the conditions for a commit
+to become a candidate: it is on the ref, an allowed signer signed it, and the task's own check passes.
 """
 
 from enum import StrEnum
@@ -18,14 +18,15 @@ from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.lifecycle import Lifecycle, Wait
 from fedbus.contracts.message import Body, ClientMessage, Family, LifecycleData, Message, Request
 
-# --- what is to run where --------------------------------------------------------------
+# --- which clients run which version ----------------------------------------------------
 
 
 class RolloutCohort(Body):
-    """The clients that a version is for: those with all *labels* whose rank is at most *up_to*.
+    """The clients that get a candidate: those that have all *labels* and a rank of at most *up_to*.
 
-    A client's rank is a number in [0, 1) drawn from its id and the version (see `fedbus.domain.code_rollout`), so
-    that a word of constant size tells a thousand clients apart, and those that come later too.
+    The rank of a client is a number in [0, 1) that is derived from its id and the code version, see
+    `fedbus.domain.code_rollout`. So a message of constant size selects among any number of clients, including
+    clients that enroll later.
     """
 
     labels: dict[str, str] = Field(default_factory=dict)
@@ -33,20 +34,20 @@ class RolloutCohort(Body):
 
 
 class CodePlan(Body):
-    """Which code belongs where: *candidate* on the clients of *cohort*, *code_version* on all others."""
+    """The code version of each client: *candidate* for the clients in *cohort*, *code_version* for all others."""
 
     code_version: str
-    """A full commit SHA, or ``sha256:`` and a digest where there is no Git."""
+    """A full commit SHA, or ``sha256:`` and the digest of a directory."""
     candidate: str = ""
     cohort: RolloutCohort = RolloutCohort()
     new_lineage: bool = False
-    """Whether the candidate's models have another architecture: the model that is served will not fit it."""
+    """True if the candidate's models have another architecture, so that it cannot use the champion."""
     attempt: int = 0
-    """Which rollout of the task's this is: what a device refused in an earlier one it tries again."""
+    """The number of this rollout. A device tries a version again that it refused in an earlier rollout."""
 
 
 class CodePublished(Message):
-    """The task's code is now at *code_version*; the clients of *cohort* try *candidate*, if there is one."""
+    """The deployed code is *code_version*. The clients in *cohort* switch to *candidate*, if there is one."""
 
     word: ClassVar[str] = "code_published"
     family: ClassVar[Family] = Family.CAST
@@ -63,18 +64,18 @@ class CodePublished(Message):
 
 
 class CodeReady(ClientMessage):
-    """This client has fetched, verified, prepared and checked *code_version*, and trains with it from now on."""
+    """This client has fetched, verified, prepared and checked *code_version*. It trains with it from now on."""
 
     word: ClassVar[str] = "code_ready"
     family: ClassVar[Family] = Family.CLIENT
 
     code_version: str
     attempt: int | None = None
-    """The rollout in which it was asked for, where that is known."""
+    """The number of the rollout; None if it is not known."""
 
 
 class CodeRefused(ClientMessage):
-    """This client does not take *code_version*, and stays on *stays_on*."""
+    """This client has rejected *code_version* and stays on *stays_on*."""
 
     word: ClassVar[str] = "code_refused"
     family: ClassVar[Family] = Family.CLIENT
@@ -83,7 +84,7 @@ class CodeRefused(ClientMessage):
     reason: str
     stays_on: str = ""
     attempt: int | None = None
-    """The rollout in which it was asked for, where that is known."""
+    """The number of the rollout; None if it is not known."""
 
 
 # --- the lifecycle ------------------------------------------------------------------------
@@ -109,36 +110,38 @@ class CodeEvent(StrEnum):
 
 
 class CodeData(LifecycleData):
-    """All there is to know of a task's code versions."""
+    """The data of a task's code versions."""
 
     kind: Literal["code"] = "code"
     code_version: str = ""
-    """What everybody is on, outside a rollout's cohort."""
+    """The deployed version: the one of all clients outside the cohort."""
     previous: tuple[str, ...] = ()
-    """What everybody was on before, newest first."""
+    """Versions that were deployed before, newest first."""
     candidate: str = ""
-    """What is being rolled out."""
+    """The version in rollout; empty outside a rollout."""
     attempt: int = 0
-    """How many rollouts there have been."""
+    """The number of rollouts so far."""
     stages: tuple[str, ...] = ()
     stage: int = 0
-    """Which of *stages* is under way, counted from 0."""
+    """The index of the current stage in *stages*."""
     cohort: RolloutCohort = RolloutCohort()
     clients: tuple[str, ...] = ()
-    """Who was in the cohort when the stage began."""
+    """The members of the cohort when the stage started."""
     ready: tuple[str, ...] = ()
+    """The clients that the stage continues with; empty while it waits for answers."""
     refused: dict[str, str] = Field(default_factory=dict)
     """Reasons by client."""
     new_lineage: bool = False
-    """Whether the candidate begins a new lineage of models with its own architecture."""
+    """True if the candidate starts a new lineage of models, with its own architecture."""
     rejected: dict[str, str] = Field(default_factory=dict)
-    """Commits that will not be tried again by themselves, and why."""
+    """Commits that are not tried again automatically, with the reason."""
     not_signed: tuple[str, ...] = ()
-    """Those of them that no allowed signer had signed: they are looked at again when the allowed signers change."""
+    """Rejected commits without the signature of an allowed signer. They are checked again when the allowed signers
+    change."""
     held_up: str = ""
-    """Why new code cannot be looked for or checked now; empty where it can."""
+    """Why fedbus cannot look for new code or check it now; empty if it can."""
     source: str = ""
-    """The repository and ref that is followed, without credentials."""
+    """The repository and ref that fedbus follows, without credentials."""
 
     @property
     def thing(self) -> str:
@@ -234,29 +237,25 @@ CODE = Lifecycle[CodeState, CodeEvent, CodeData, CodeChanges](
             "rejected",
         },
     },
-    waits={
-        _S.ROLLING: Wait(
-            "a run of the candidate to judge it by", "rollout.wait-s, and the run's own deadlines"
-        )
-    },
+    waits={_S.ROLLING: Wait("a trial run of the candidate", "rollout.wait-s, and the deadlines of the run")},
     failures=frozenset({_E.CODE_REJECTED, _E.FOLLOWING_HELD_UP, _E.ROLLOUT_REVERTED, _E.STAGE_UNANSWERED}),
 )
 
 
-# --- what a user asks of the server manager ---------------------------------------------------
+# --- requests of users to the server manager ---------------------------------------------------
 
 
 class CodeLookedFor(Body):
-    """The answer to look_for_code: what the ref was found at."""
+    """Reply to `look_for_code`: the commit that the ref points to."""
 
     found: str
-    """The full SHA."""
+    """The full commit SHA."""
     news: str = ""
-    """What comes of it, in words."""
+    """What fedbus does with this commit, as text."""
 
 
 class LookForCode(Request):
-    """Look at the code repository now: somebody has pushed."""
+    """Request to look for new code in the repository now, for example after a push."""
 
     word: ClassVar[str] = "look_for_code"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -264,36 +263,40 @@ class LookForCode(Request):
 
 
 class RolloutBegun(Body):
-    """The answer to roll_out_code and revert_code."""
+    """Reply to `roll_out_code` and `revert_code`: the rollout has started."""
 
     code_version: str
     stages: tuple[str, ...] = ()
 
 
 class RollOutCode(Request):
-    """Bring *code_version* to the clients, stage by stage, whatever the ref says."""
+    """Request to roll out *code_version* to the clients, stage by stage, even if the ref points to another commit."""
 
     word: ClassVar[str] = "roll_out_code"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = RolloutBegun
 
     code_version: str
-    """A commit of the repository: a SHA or the beginning of one, a tag or a branch."""
+    """A commit of the repository: a SHA or its prefix, a tag or a branch."""
     stages: tuple[str, ...] = ()
-    """Percentages (``10%``) and label selectors (``site=lab``); left out: the task's own."""
+    """Percentages (``10%``) and label selectors (``site=lab``); empty: the stages of the task."""
     new_lineage: bool = False
-    """Whether it may bring another architecture: then its own first model is the next version, everywhere at once."""
+    """True if the architecture may change. Then the code's own first model becomes the next version, on all clients at
+    once."""
 
 
 class RevertCode(Request):
-    """End the rollout and bring everybody back; without a rollout, to the version before this one."""
+    """Request to end the rollout and to return all clients to the deployed version.
+
+    Outside a rollout, all clients return to the version before the deployed one.
+    """
 
     word: ClassVar[str] = "revert_code"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
     answer: ClassVar[type[Body]] = RolloutBegun
 
     to: str = ""
-    """Another version to go to; left out: the one before."""
+    """The version to return to; empty: the previous one."""
     reason: str = "reverted by hand"
 
 
@@ -301,15 +304,15 @@ class RevertCode(Request):
 
 
 class CodeChecked(Body):
-    """The answer to check_code: the task's code works, and makes models of this *architecture*."""
+    """Reply to `check_code`: the code works and builds models of this *architecture*."""
 
     architecture: str
     differs: str = ""
-    """Where its model is not like the one that was to be compared with: the first tensor that differs, in words."""
+    """The first tensor in which the architecture differs from the one to compare with, as text."""
 
 
 class CheckCode(Request):
-    """Import the task's code at *code_version*, build its model, run its own check."""
+    """Request to import the task's code at *code_version*, to build its model and to run the task's own check."""
 
     word: ClassVar[str] = "check_code"
     server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
@@ -317,4 +320,4 @@ class CheckCode(Request):
 
     code_version: str
     like: str = ""
-    """The digest of the weights that its model should have the architecture of."""
+    """The digest of the weights whose architecture the model should have."""

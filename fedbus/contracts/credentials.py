@@ -1,10 +1,9 @@
-"""What stands in a NATS credentials file, for whoever must say what is wrong with one.
+"""Parser of NATS credentials files, for error messages about them.
 
-    -----BEGIN NATS USER JWT-----      who he is, signed by the account
-    -----BEGIN USER NKEY SEED-----     the key that proves it, which never leaves the file
+    -----BEGIN NATS USER JWT-----      the claims of the user, signed by the account
+    -----BEGIN USER NKEY SEED-----     the private key, which never leaves the file
 
-Only read here: nothing is believed because of it. The broker checks the signature; how one is
-made stands in `fedbus.app.provision`.
+Nothing here verifies a signature: nats-server does. `fedbus.app.provision` creates credentials.
 """
 
 import base64
@@ -26,7 +25,7 @@ _ROLE = "role:"
 
 
 def federation_tag(fed: str) -> str:
-    """What says in a user's claims of which federation they are."""
+    """Return the tag in a user's claims that names its federation."""
     return f"{_FEDERATION}{fed}"
 
 
@@ -35,7 +34,7 @@ def role_tag(role: str) -> str:
 
 
 class InvalidCredentials(ValueError):
-    """The text is no credentials file."""
+    """A text is not a valid credentials file."""
 
 
 class _NatsClaims(BaseModel):
@@ -44,15 +43,15 @@ class _NatsClaims(BaseModel):
 
 
 class UserClaims(BaseModel):
-    """Who somebody says he is."""
+    """The claims of a NATS user, not verified."""
 
     model_config = ConfigDict(frozen=True)
 
     name: str
     sub: str
-    """His public key."""
+    """The public key of the user."""
     iss: str
-    """The key that signed it: one of the account's signing keys."""
+    """The public key of the signer, which is one of the account's signing keys."""
     iat: int
     exp: int | None = None
     nats: _NatsClaims = Field(default_factory=_NatsClaims)
@@ -67,83 +66,88 @@ class UserClaims(BaseModel):
 
     @property
     def federation(self) -> str:
-        """Of which they are; empty where they were made before that was written into them."""
+        """The federation; empty in credentials of older fedbus versions."""
         return self._tag_value(_FEDERATION)
 
     @property
     def role(self) -> str:
-        """What they are for; empty where they were made before that was written into them."""
+        """The role; empty in credentials of older fedbus versions."""
         return self._tag_value(_ROLE)
 
     def _tag_value(self, prefix: str) -> str:
         return next((tag.removeprefix(prefix) for tag in self.nats.tags if tag.startswith(prefix)), "")
 
     def mismatch(self, fed: str, client: str) -> str:
-        """What is wrong with using them in *fed*, as *client* or (empty) as no client; empty where nothing is."""
-        of_device = self.role == Role.DEVICE
+        """Describe why they cannot be used in *fed* as *client*; empty if they can.
+
+        An empty *client* stands for an agent that belongs to no client.
+        """
+        is_device = self.role == Role.DEVICE
         other_federation = bool(self.federation) and self.federation != fed
-        other_client = bool(self.role) and (self.name if of_device else "") != client
+        other_client = bool(self.role) and (self.name if is_device else "") != client
         if not (other_federation or other_client):
             return ""
-        theirs = [f"FEDBUS_FEDERATION={self.federation}"] if other_federation else []
-        if other_client and of_device:
-            theirs.append(f"the client {self.name}" if client else f"FEDBUS_CLIENT={self.name}")
-        whose = f"client {self.name}" if of_device else self.name
+        alternatives = [f"FEDBUS_FEDERATION={self.federation}"] if other_federation else []
+        if other_client and is_device:
+            alternatives.append(f"the client {self.name}" if client else f"FEDBUS_CLIENT={self.name}")
+        owner = f"client {self.name}" if is_device else self.name
         here = f"client {client} of federation {fed}" if client else f"federation {fed}"
-        if of_device and not client:
+        if is_device and not client:
             here += " without a client"
         return (
-            f"these are the credentials of {whose} of federation {self.federation or fed}, and this is "
-            f"{here}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if theirs else ''}"
-            f"{' and '.join(theirs)}"
+            f"these are the credentials of {owner} of federation {self.federation or fed}, but this is "
+            f"{here}: set FEDBUS_KIT or FEDBUS_CREDS to its own{', or use ' if alternatives else ''}"
+            f"{' and '.join(alternatives)}"
         )
 
     def validity_problem(self, now: datetime) -> str:
-        """What is wrong with it at this time, and what to do; empty where nothing is."""
+        """Describe why they are not valid at *now*, and what to do; empty if they are valid."""
         if self.expires and self.expires <= now:
             return (
-                f"the credentials of {self.name} have expired on {self.expires:%Y-%m-%d %H:%M} UTC: "
+                f"the credentials of {self.name} expired on {self.expires:%Y-%m-%d %H:%M} UTC: "
                 "get a new kit (fedbus provision rotate NAME, on the machine that has the keys)"
             )
         if self.issued > now:
             return (
-                f"the credentials of {self.name} are of {self.issued:%Y-%m-%d %H:%M} UTC, and this clock "
-                f"says {now:%Y-%m-%d %H:%M}: set the clock"
+                f"the credentials of {self.name} were issued on {self.issued:%Y-%m-%d %H:%M} UTC, which is after "
+                f"{now:%Y-%m-%d %H:%M} UTC, the time of this machine: set its clock"
             )
         return ""
 
 
 def extract_jwt(text: str) -> str:
-    """The JWT in a credentials file; raises NotCredentials."""
+    """Return the JWT in a credentials file; raises InvalidCredentials."""
     if (found := _JWT.search(text)) is None:
-        raise InvalidCredentials("it holds no NATS user JWT")
+        raise InvalidCredentials("the file contains no NATS user JWT")
     return found[1]
 
 
 def extract_seed(text: str) -> str:
-    """The seed in a credentials file, which is secret; raises NotCredentials."""
+    """Return the secret seed in a credentials file; raises InvalidCredentials."""
     if (found := _SEED.search(text)) is None:
-        raise InvalidCredentials("it holds no key: `fedbus provision key` makes one on the device itself")
+        raise InvalidCredentials(
+            "the file contains no key: create one on the device with `fedbus provision key`"
+        )
     return found[1]
 
 
 def parse_user(text: str) -> UserClaims:
-    """Whose credentials *text* holds; raises NotCredentials."""
+    """Return the claims in a credentials file; raises InvalidCredentials."""
     try:
         return UserClaims.model_validate(decode_claims(extract_jwt(text)))
     except ValidationError as error:
         raise InvalidCredentials(
-            f"its JWT is no user's: {error.errors(include_url=False)[0]['msg']}"
+            f"the JWT is not that of a NATS user: {error.errors(include_url=False)[0]['msg']}"
         ) from None
 
 
 def decode_claims(jwt: str) -> dict[str, Any]:
-    """The claims of a JWT, unchecked; raises NotCredentials."""
+    """Return the claims of a JWT, not verified; raises InvalidCredentials."""
     try:
         _, claims, _ = jwt.split(".")
         found = json.loads(base64.urlsafe_b64decode(claims + "=" * (-len(claims) % 4)))
     except ValueError:
-        raise InvalidCredentials("its JWT is damaged") from None
+        raise InvalidCredentials("the JWT is corrupt") from None
     if not isinstance(found, dict):
-        raise InvalidCredentials("its JWT is damaged")
+        raise InvalidCredentials("the JWT is corrupt")
     return found

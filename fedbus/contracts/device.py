@@ -1,4 +1,4 @@
-"""What a device tells of itself: how much of it is in use, which of its agents run, what went wrong."""
+"""The report of a device: the use of its resources, the agents that run on it, and its errors."""
 
 from typing import ClassVar
 
@@ -16,12 +16,12 @@ class GpuUse(Body):
     name: str = Field(max_length=200)
     utilization: float = Field(ge=0, le=1)
     memory_bytes: int = Field(default=0, ge=0)
-    """In use."""
+    """Memory in use."""
     memory_total_bytes: int = Field(default=0, ge=0)
 
 
 class DeviceReport(ClientMessage):
-    """How the device is now. Shares are from 0 to 1. Of each device the last one is kept: it says it best."""
+    """The current state of a device. Shares are from 0 to 1. Only the last report of each device is stored."""
 
     word: ClassVar[str] = "device_report"
     family: ClassVar[Family] = Family.CLIENT
@@ -32,12 +32,11 @@ class DeviceReport(ClientMessage):
     memory: float = Field(ge=0, le=1)
     disk: float = Field(ge=0, le=1)
     temperature_c: float | None = None
-    """Of the hottest sensor, where there is any."""
+    """The hottest sensor; None if the device has none."""
     gpus: tuple[GpuUse, ...] = Field(default=(), max_length=MAX_GPUS)
     agents: dict[str, bool] = Field(default_factory=dict, max_length=MAX_AGENTS)
-    """Which of its agents run, by name; one that has never run here is not named."""
+    """True for each agent that runs, by name. Agents that have never run on this device are absent."""
     errors: int = Field(default=0, ge=0)
-    """Error lines since the monitor started, of the process it runs in: with `fedbus client up`, of all agents there.
-
-    Not those of child processes, nor of agents that run alone."""
+    """Error lines in the log of the device monitor's process since it started. With `fedbus client up` these are the
+    errors of all agents, without those of child processes or of agents in processes of their own."""
     last_error: str = Field(default="", max_length=500)

@@ -1,9 +1,9 @@
-"""How a message travels: CloudEvents 1.0, NATS binding, binary mode; the body is msgpack.
+"""The envelope of a message: CloudEvents 1.0, NATS binding, binary mode. The body is msgpack.
 
-The attributes are ``ce-…`` headers and the trace is in ``traceparent``, so that
-``nats sub --headers-only`` shows a person what goes on. Sources:
+The attributes are ``ce-…`` headers and the trace context is in ``traceparent``, so that
+``nats sub --headers-only`` shows a readable log. Sources:
 https://github.com/cloudevents/spec/blob/v1.0.2/cloudevents/bindings/nats-protocol-binding.md
-and RFC 9562 for the time-ordered ids.
+and RFC 9562 for the time-ordered message ids.
 """
 
 import os
@@ -30,18 +30,18 @@ CONTENT_TYPE: Final = "application/vnd.msgpack"
 MAX_EVENT_BYTES: Final = 256 * 1024
 TRACE_HEADERS: Final = ("traceparent", "tracestate")
 MAX_ID_CHARS: Final = 256
-"""What is due to a message carries its id."""
+"""Limit for a received id: messages that it causes carry it in ``ce-causationid``."""
 CAUSATION_HEADER: Final = "ce-causationid"
-"""An extension attribute, as CloudEvents has them; the name is the one that event stores use."""
+"""A CloudEvents extension attribute. The name is common among event stores."""
 
 
 class DecodeError(ValueError):
-    """What came in is not a message of ours. The reason is for its sender and for the dead letters."""
+    """Received data is not a valid fedbus message. The text is for the sender and for the dead letter."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Envelope:
-    """The travel of a message: everything about it that is not what it says."""
+    """The metadata of a message."""
 
     id: str
     type: str
@@ -50,7 +50,7 @@ class Envelope:
     time: datetime
     trace: Mapping[str, str] = field(default_factory=dict)
     cause: str = ""
-    """The id of the message that led to it, where there was one: see `causation`."""
+    """The id of the message that caused this one; empty if there is none. See `fedbus.contracts.causation`."""
 
     def headers(self) -> dict[str, str]:
         return {
@@ -75,9 +75,9 @@ def make_envelope(
     trace: Mapping[str, str] | None = None,
     cause: str = "",
 ) -> Envelope:
-    """The envelope for *message*, said on account of what is being handled, else of *cause*.
+    """Create the envelope of *message*. Its cause is the message that is being handled, else *cause*.
 
-    A deterministic *id* makes the stream drop a repeat.
+    With a deterministic *id*, the stream drops repeated publishes.
     """
     return Envelope(
         id=id or uuid7(),
@@ -91,42 +91,47 @@ def make_envelope(
 
 
 def pack(body: Body) -> bytes:
-    """*body* as msgpack; raises ValueError where it, or a number in it, is larger than an event may have it."""
+    """Encode *body* as msgpack.
+
+    Raises:
+        ValueError: The result has more than `MAX_EVENT_BYTES`, or an integer has more than 64 bits.
+
+    """
     try:
         packed: bytes = msgpack.packb(body.model_dump(mode="python"), datetime=True)
     except OverflowError:
-        raise ValueError(f"{type(body).__name__} has a number of more than 64 bits") from None
+        raise ValueError(f"{type(body).__name__} contains an integer of more than 64 bits") from None
     if len(packed) > MAX_EVENT_BYTES:
         raise ValueError(
-            f"{type(body).__name__} is {len(packed)} bytes; an event may have {MAX_EVENT_BYTES}. "
-            "What is large travels as a blob"
+            f"{type(body).__name__} has {len(packed)} bytes (limit {MAX_EVENT_BYTES}): "
+            "send large content as a blob"
         )
     return packed
 
 
 def unpack(data: bytes) -> Any:
-    """The msgpack in *data* as plain values; raises Unreadable."""
+    """Decode the msgpack in *data* to plain values; raises DecodeError."""
     if len(data) > MAX_EVENT_BYTES:
-        raise DecodeError(f"{len(data)} bytes are more than an event may have ({MAX_EVENT_BYTES})")
+        raise DecodeError(f"the body has {len(data)} bytes (limit {MAX_EVENT_BYTES})")
     try:
         return msgpack.unpackb(data, timestamp=3, strict_map_key=True)
     except (ValueError, OverflowError, msgpack.UnpackException) as error:  # overflow: a time beyond year 9999
-        raise DecodeError(f"not msgpack: {error or type(error).__name__}") from None
+        raise DecodeError(f"the body is not valid msgpack: {error or type(error).__name__}") from None
 
 
 def decode_message(subject: str, headers: Mapping[str, str] | None, data: bytes) -> tuple[Envelope, Message]:
-    """The message that came on *subject*; raises Unreadable with the reason."""
+    """Decode the message that arrived on *subject*; raises DecodeError."""
     envelope = _parse_headers(headers or {})
     kind = BY_TYPE.get(envelope.type)
     if kind is None:
-        raise DecodeError(f"type {envelope.type!r} is not one this version of fedbus knows")
+        raise DecodeError(f"this version of fedbus does not know the message type {envelope.type!r}")
     message = decode_body(kind, data)
     _check_identity(subject, envelope, message)
     return envelope, message
 
 
 def decode_body(kind: type[Body], data: bytes) -> Any:
-    """The *kind* of body in *data*; raises Unreadable, naming the first field that is wrong."""
+    """Decode a body of type *kind*; raises DecodeError, which names the first invalid field."""
     try:
         return kind.model_validate(unpack(data))
     except ValidationError as error:
@@ -138,11 +143,15 @@ def decode_body(kind: type[Body], data: bytes) -> Any:
 def _parse_headers(headers: Mapping[str, str]) -> Envelope:
     try:
         if headers["ce-specversion"] != SPEC_VERSION:
-            raise DecodeError(f"CloudEvents {headers['ce-specversion']} is not {SPEC_VERSION}")
+            raise DecodeError(
+                f"CloudEvents version {headers['ce-specversion']} is not supported (expected {SPEC_VERSION})"
+            )
         if headers["ce-datacontenttype"] != CONTENT_TYPE:
-            raise DecodeError(f"content type {headers['ce-datacontenttype']!r} is not {CONTENT_TYPE}")
+            raise DecodeError(
+                f"content type {headers['ce-datacontenttype']!r} is not supported (expected {CONTENT_TYPE})"
+            )
         if len(headers["ce-id"]) > MAX_ID_CHARS:
-            raise DecodeError(f"its id has {len(headers['ce-id'])} characters, more than {MAX_ID_CHARS}")
+            raise DecodeError(f"the message id has {len(headers['ce-id'])} characters (limit {MAX_ID_CHARS})")
         return Envelope(
             id=headers["ce-id"],
             type=headers["ce-type"],
@@ -153,7 +162,7 @@ def _parse_headers(headers: Mapping[str, str]) -> Envelope:
             cause=headers.get(CAUSATION_HEADER, ""),
         )
     except KeyError as missing:
-        raise DecodeError(f"no header {missing.args[0]}: not a message of fedbus") from None
+        raise DecodeError(f"header {missing.args[0]} is missing: this is not a fedbus message") from None
     except ValueError as error:
         raise DecodeError(str(error)) from None
 
@@ -166,31 +175,33 @@ def _parse_time(text: str) -> datetime:
 
 
 def _check_identity(subject: str, envelope: Envelope, message: Message) -> None:
-    """The subject is what the bus lets a sender say; the body and the source may not say otherwise."""
+    """Check body and source against the subject, the only part of a message that nats-server authorises."""
     try:
-        where, owner = (
+        expected, owner = (
             _expected_subject(subjects.federation_in(subject), message),
             subjects.client_in(subject),
         )
     except subjects.InvalidSubject as error:
         raise DecodeError(str(error)) from None
     if isinstance(message, ClientMessage) and owner is not None and message.client != owner:
-        raise DecodeError(f"forged: client {owner} speaks as {message.client}")
-    if subject != where:
-        raise DecodeError(f"forged: what belongs on {where} came on {subject}")
-    if (speaker := _expected_sender(message)) not in (None, envelope.source.rpartition("/")[2]):
-        raise DecodeError(f"forged: this is {speaker}'s to say, but the source is {envelope.source}")
+        raise DecodeError(
+            f"forged: the subject is of client {owner}, but the body is of client {message.client}"
+        )
+    if subject != expected:
+        raise DecodeError(f"forged: a message for {expected} was published on {subject}")
+    if (sender := _expected_sender(message)) not in (None, envelope.source.rpartition("/")[2]):
+        raise DecodeError(f"forged: only {sender} may publish this, but the source is {envelope.source}")
 
 
 def _expected_subject(fed: FederationId, message: Message) -> str:
-    """Where *message* belongs."""
+    """Return the subject that *message* must arrive on."""
     if isinstance(message, Transition):
         return subjects.lifecycle(fed, message.kind, message.thing)
     return subjects.subject_for(fed, message)
 
 
 def _expected_sender(message: Message) -> str | None:
-    """Whose *message* it is to say: a client's or the server side's; None where anybody may."""
+    """Return the owner that may publish *message*: a client or the server side; None if any sender may."""
     match message:
         case Transition():
             return getattr(message.facts, "client", SERVER_SIDE)
@@ -203,7 +214,7 @@ def _expected_sender(message: Message) -> str | None:
 
 
 def uuid7() -> str:
-    """A UUID, version 7: milliseconds since the epoch, then random bits (RFC 9562, section 5.7)."""
+    """Return a new UUID of version 7: milliseconds since the epoch, then random bits (RFC 9562, section 5.7)."""
     value = (time.time_ns() // 1_000_000 << 80) | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62
@@ -211,7 +222,7 @@ def uuid7() -> str:
 
 
 def id_timestamp(id: str) -> datetime | None:
-    """When a message of this *id* was said: a UUID of version 7 begins with that. None for any other id."""
+    """Return the creation time in a message *id* that is a UUID of version 7; None for any other id."""
     try:
         value = UUID(id)
         if value.version == 7:

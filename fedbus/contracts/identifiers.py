@@ -1,8 +1,7 @@
-"""Names that stand in subjects, and the one shape they may have.
+"""Ids of federations, clients, tasks and runs.
 
-An id is one token of a NATS subject and part of file names, so it holds nothing that a
-subject or a path could read as more than a name: a client called ``*`` would be sent
-everyone's commands.
+An id is one token of NATS subjects and a part of file names. Characters with a meaning in either are not
+allowed: a client with the id ``*`` would receive the commands of all clients.
 """
 
 import re
@@ -25,19 +24,19 @@ _ID = re.compile(ID_PATTERN)
 
 
 class BadId(ValueError):
-    """A name that cannot be an id; the text says which, and what an id looks like."""
+    """A text is not a valid id."""
 
     def __init__(self, what: str, value: object) -> None:
         super().__init__(
-            f"{value!r} cannot be a {what} id: use 1 to 63 lower-case letters, digits and hyphens, "
-            "beginning with a letter or digit"
+            f"{value!r} is not a valid {what} id: use 1 to 63 lower-case letters, digits and hyphens, "
+            "starting with a letter or digit"
         )
         self.what = what
         self.value = value
 
 
 def check_id(what: str, value: str) -> str:
-    """*value*, if it can be the id of a *what*; raises BadId otherwise."""
+    """Return *value* if it is a valid id of a *what*; raises BadId otherwise."""
     if not _ID.fullmatch(value):
         raise BadId(what, value)
     return value
@@ -56,5 +55,5 @@ def federation_id(value: str) -> FederationId:
 
 
 def run_id(task: TaskId, number: int) -> RunId:
-    """The *number*-th run of *task*, counted from 1: ``mnist-1``."""
+    """Return the id of the *number*-th run of *task*, counted from 1: ``mnist-1``."""
     return RunId(check_id("run", f"{task}-{number}"))

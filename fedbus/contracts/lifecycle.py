@@ -1,9 +1,8 @@
-"""Lifecycles written as tables.
+"""Lifecycles as tables.
 
-A lifecycle is a set of arrows: in this state, on this event, go to that state. A second table names,
-for each event, the data that it may change. Everything else is derived from the two: whether an event
-is legal now, whether a change is, the diagram in the documentation, the names of the spans, the walks
-that the tests take.
+A lifecycle is a set of arrows: in this state, on this event, go to that state. A second table lists the data
+that each event may change. The checks of transitions and changes, the diagrams of the documentation, the
+names of the spans and the random walks of the tests are derived from both tables.
 """
 
 from collections.abc import Iterator, Mapping
@@ -28,7 +27,7 @@ NO_CHANGES: Final[Any] = MappingProxyType({})
 
 
 class IllegalTransition(Exception):
-    """An event came in a state that has no arrow for it: a bug, or a stale sender."""
+    """An event occurred in a state that has no arrow for it, because of a bug or a stale sender."""
 
     def __init__(self, kind: str, state: str, event: str) -> None:
         super().__init__(f"{kind}: {event} is not possible in state {state}")
@@ -38,7 +37,7 @@ class IllegalTransition(Exception):
 
 
 class IllegalChange(Exception):
-    """A transition changes data that it must not change, or to a value of the wrong type: a bug of the owner."""
+    """A transition changes a field that it may not change, or sets a wrong type. It is a bug of the owner."""
 
     def __init__(self, kind: str, event: str, reason: str) -> None:
         super().__init__(f"{kind}: event {event} {reason}")
@@ -48,7 +47,7 @@ class IllegalChange(Exception):
 
 
 class Wait(NamedTuple):
-    """What a state waits for, and the setting that bounds the waiting."""
+    """What a state waits for, and the setting that limits the wait, both as text."""
 
     waiting_for: str
     deadline: str
@@ -76,10 +75,10 @@ class Lifecycle(Generic[State, Event, Data, Changes]):
     failures: AbstractSet[Event] = frozenset()
     """The events that report a failure."""
     between_runs: AbstractSet[State] = frozenset()
-    """The states in which a run that the data names is the last one, and not one that is under way."""
+    """The states in which the run in the data is the last one, not an active one."""
 
     def advance(self, state: State, event: Event) -> State:
-        """The state that *event* leads to from *state*.
+        """Return the state that *event* leads to from *state*.
 
         Raises:
             IllegalTransition: The table has no arrow for *event* in *state*.
@@ -94,11 +93,11 @@ class Lifecycle(Generic[State, Event, Data, Changes]):
         return (state, event) in self.arrows
 
     def change(self, event: Event, data: Data, changes: Changes) -> Data:
-        """*data* with *changes*, checked.
+        """Apply *changes* to *data* after checking them.
 
         Raises:
-            IllegalChange: A key of *changes* is no field of the data or is not in the table of *event*,
-                or a value has the wrong type.
+            IllegalChange: A key of *changes* is not a field of the data or may not change on *event*, or a
+                value has the wrong type.
 
         """
         if not changes:
@@ -106,7 +105,7 @@ class Lifecycle(Generic[State, Event, Data, Changes]):
         allowed = self.changes.get(event, frozenset())
         for name in changes:
             if name not in type(data).model_fields:
-                raise IllegalChange(self.kind, event, f"changes {name}, which is no field of the data")
+                raise IllegalChange(self.kind, event, f"changes {name}, which is not a field of the data")
             if name not in allowed:
                 raise IllegalChange(
                     self.kind,
@@ -137,7 +136,7 @@ class Lifecycle(Generic[State, Event, Data, Changes]):
         return frozenset(self.arrows.values()) - {source for source, _ in self.arrows}
 
     def mermaid(self) -> str:
-        """The table as a Mermaid state diagram."""
+        """Return the table as a Mermaid state diagram."""
         lines = ["stateDiagram-v2", f"    [*] --> {self.initial}"]
         lines += [f"    {arrow.source} --> {arrow.target}: {arrow.event}" for arrow in self]
         lines += [f"    {state} --> [*]" for state in sorted(self.final)]
@@ -148,5 +147,5 @@ AnyLifecycle: TypeAlias = Lifecycle[Any, Any, Any, Any]
 
 
 def span_name(kind: str, source: str, target: str) -> str:
-    """The name of a transition's span: ``server recruiting → training``."""
+    """Return the name of a transition's span: ``server recruiting → training``."""
     return f"{kind} {source} → {target}"

@@ -1,10 +1,12 @@
-"""What a message is. An event says what is so, a command asks that something be done, a request wants an answer.
+"""Base classes of messages: events, commands and requests.
 
-Each class of message has a *word*, which is its name on the bus, and a *family*, which
-says between whom it goes; `fedbus.contracts.subjects` makes its subject of the two.
+An event states a fact, a command asks for an action, and a request waits for a reply.
 
-A field added later needs a default, so that old senders stay understood; a field is never
-renamed or retyped: that is a new class with the next ``version``.
+Each message class has a *name*, the last token of its subject (``fin_train``), and a *family*, the token
+that names the kinds of sender and receiver. `fedbus.contracts.subjects` builds the subject from both.
+
+Compatibility: a new field needs a default, so that messages of older senders can be decoded. Fields are
+never renamed or retyped; such a change needs a new class with the next ``version``.
 """
 
 from enum import StrEnum
@@ -18,7 +20,7 @@ from fedbus.contracts.identifiers import Id
 
 
 class Family(StrEnum):
-    """Between whom a message goes: the token of the subject after the federation."""
+    """Sender and receiver of a message, as the subject token after the federation."""
 
     SVC = "svc"  # a request to the server side, answered on its reply subject
     SRV = "srv"  # between the agents of the server side
@@ -26,99 +28,99 @@ class Family(StrEnum):
     CMD = "cmd"  # from the server side to one client
     CLIENT = "client"  # from one client to the server side
     LOCAL = "local"  # between the agents of one client
-    LIFE = "life"  # a lifecycle has moved
+    LIFE = "life"  # the transitions of all lifecycles
 
 
 CLIENT_FAMILIES = frozenset({Family.CMD, Family.CLIENT, Family.LOCAL})
 
 
 class Body(BaseModel):
-    """Part of a message: frozen, and deaf to fields that a newer sender has added."""
+    """Part of a message. Frozen; unknown fields are ignored, so that newer senders are understood."""
 
     model_config = ConfigDict(frozen=True, extra="ignore", ser_json_bytes="base64", val_json_bytes="base64")
 
 
 class LifecycleData(Body):
-    """All there is to know of one thing with a lifecycle, beside its state."""
+    """The data of an entity that has a lifecycle, without its state."""
 
     kind: str
     task: Id
 
     @property
     def thing(self) -> str:
-        """Its id within its kind: the end of its subject."""
+        """The key of the entity, unique within its kind: the end of its subject."""
         raise NotImplementedError
 
 
 class Message(Body):
-    """What is said about one task."""
+    """A message about one task."""
 
     word: ClassVar[str]
     family: ClassVar[Family]
     version: ClassVar[int] = 1
     durable: ClassVar[bool] = True
-    """Whether the event stream keeps it. What is not kept is lost on whoever does not listen."""
+    """True if the event stream stores it. Otherwise only current subscribers receive it."""
     keeps_last_value: ClassVar[bool] = False
-    """Of what is not durable: whether the last one of each device is kept, for whoever comes to look."""
+    """True if the device stream stores the last one of each device. Only for messages that are not durable."""
 
     task: Id
 
     @property
     def about(self) -> str:
-        """What it is about, for ``ce-subject``: the run and round where there are any."""
-        told = vars(self)  # pydantic takes long to say that a field is not there
-        run, number = told.get("run"), told.get("round")
+        """The value of ``ce-subject``: run and round, or the task where there is no run."""
+        values = vars(self)  # getattr for a missing field is slow in pydantic
+        run, number = values.get("run"), values.get("round")
         return "/".join(str(part) for part in (run or self.task, number) if part is not None)
 
 
 class ClientMessage(Message):
-    """What is said to, by or within one client."""
+    """A message from, to or within one client."""
 
     client: Id
 
 
 class Request(Message):
-    """Wants an answer, and is kept nowhere: a stream that covered it would answer first."""
+    """A request. No stream stores it, because the acknowledgement of a stream would arrive as the reply."""
 
     family: ClassVar[Family] = Family.SVC
     durable: ClassVar[bool] = False
     server: ClassVar[AgentName]
     """The agent that answers."""
     answer: ClassVar[type[Body]]
-    """What a yes looks like; a no is `Refused`."""
+    """The type of the reply. A refusal is a `Refused`."""
 
 
 class ClientRequest(Request):
-    """A request about the client that asks. Its id stands in the subject, so that nobody asks for another."""
+    """A request about the requesting client. Its id is part of the subject, so permissions limit it to that client."""
 
     client: Id
 
 
 REFUSED_HEADER: Final = "fedbus-refused"
-"""The header of an answer that is a no."""
+"""The header that marks a reply as a refusal."""
 
 
 class RefusalKind(StrEnum):
-    """Who can do something about a refusal."""
+    """Who can remove the cause of a refusal."""
 
     CALLER = "caller"
-    """The request itself is at fault: the same request is refused again."""
+    """The request is wrong. The same request would be refused again."""
     RETRYABLE = "retryable"
-    """The request is not at fault, and the same request may succeed later."""
+    """The request is correct. The same request may succeed later."""
     NEEDS_OPERATOR = "needs_operator"
-    """The request is not at fault, and it is refused until an operator repairs what is."""
+    """The request is correct. It is refused until an operator repairs the cause."""
 
 
 class Refused(Body):
-    """The answer "no", and why. A refusal is an answer, not an error."""
+    """The reply that refuses a request, with the reason. A refusal is a reply, not an error."""
 
     reason: str
     kind: SkipJsonSchema[RefusalKind] = Field(default=RefusalKind.CALLER, exclude=True)
-    # two booleans stand for the kind on the wire
+    # the wire format has two booleans in place of the kind
     passing: bool = False
     """True if the same request may succeed later."""
     blameless: bool = False
-    """True if the request is not at fault."""
+    """True if the request is correct and the cause of the refusal is elsewhere."""
 
     @model_validator(mode="before")
     @classmethod
@@ -132,5 +134,5 @@ class Refused(Body):
 
 
 def type_name(kind: type[Message]) -> str:
-    """The CloudEvents type of a kind of message: ``dev.fedbus.fin_train.v1``."""
+    """Return the CloudEvents type of a message class: ``dev.fedbus.fin_train.v1``."""
     return f"dev.fedbus.{kind.word}.v{kind.version}"

@@ -1,18 +1,19 @@
-"""Who may say and hear what on a bus that knows its people: one table, read off the catalogue.
+"""The subjects that each role may publish and subscribe to, derived from the catalogue.
 
-A role is what a set of credentials stands for. `permissions` makes of it the subjects that the
-broker lets through; the accounts that `fedbus provision` writes, the page in the documentation
-and the tests come from the same place. A device's subjects are a template with the client's
-name in it, so a new client changes nothing on the server.
+Each set of credentials has one role. `permissions_for` returns the subjects that nats-server allows for it.
+The accounts of `fedbus provision`, the permissions page of the documentation and the tests use the same
+function. The subjects of a device are a template with the client's name, so a new client changes nothing on
+the server.
 
-Three rules hold the table together, each with a test:
+Three rules, each with a test:
 
-- What a device may publish, it may not subscribe to. A device may *answer* what it is sent, on whatever
-  reply subject that names (so it acknowledges what its consumers hand over, and nothing else);
-  could it send itself a message, it could name any subject there and then publish on it.
-- No device may use the JetStream API, not even to read one message of its own: the answer goes
-  where the asker says, the API that makes consumers included. See `recall`.
-- Who answers requests answers to inboxes alone.
+- A device may not subscribe to a subject that it may publish to. A device may publish to the reply subject
+  of each message it receives, which it needs for acknowledgements. If it could send a message to itself, it
+  could set any reply subject and then publish to that.
+- A device may not use the JetStream API, not even to read one of its own messages. JetStream sends its
+  response to any reply subject, including the API subject that creates consumers. See
+  `fedbus.contracts.state_recall`.
+- An agent that answers requests may publish replies to inboxes only.
 """
 
 from collections.abc import Mapping
@@ -28,23 +29,26 @@ from fedbus.contracts.subjects import ROOT, SERVER_SIDE, USERS
 from fedbus.contracts.transition import LIFECYCLES
 
 NAME_TEMPLATE: Final = "{{name()}}"
-"""Where the broker puts the name in somebody's credentials."""
+"""nats-server replaces it by the name in the credentials."""
 CLIENT_TAG_TEMPLATE: Final = "{{tag(client)}}"
-"""The same of every client that a site's credentials are tagged with."""
-
+"""nats-server replaces it by each client that the credentials of a site have as tag."""
 TASK_TAG_TEMPLATE: Final = "{{tag(task)}}"
-"""And of every task that they take part in."""
+"""nats-server replaces it by each task that the credentials of a site have as tag."""
 
 STREAMS: Final = ("EVENTS", "LIFE", "DEVICES", "DEAD", "LEASES")
 SERVICE_VERBS: Final = ("PING", "INFO", "STATS")
-"""What a NATS micro service is asked about itself."""
+"""The discovery requests of the NATS micro-service protocol."""
 MAX_RESPONSES: Final = 4
+"""How often a device may publish to the reply subject of one message."""
 RESPONSE_TTL_S: Final = 600.0
-"""How often, and how long after it came, a device may answer one message."""
+"""How long after a message a device may publish to its reply subject."""
 
 
 class Role(StrEnum):
-    """What credentials are for. The server side's agents may share those of the whole server, or have one each."""
+    """The role of a set of credentials.
+
+    The agents of the server side can share the credentials of ``server``, or have credentials of their own role.
+    """
 
     DEVICE = "device"
     SITE = "site"
@@ -59,16 +63,16 @@ class Role(StrEnum):
 
 
 ROLE_DESCRIPTIONS: Final = {
-    Role.DEVICE: "all agents of one client, and the processes they start",
-    Role.SITE: "a leaf node, for the clients of one site that it carries",
+    Role.DEVICE: "all agents of one client, and the processes that they start",
+    Role.SITE: "the leaf node of a site, which forwards the messages of the clients at the site",
     Role.SERVER: "all agents of the server side in one process",
-    Role.SERVER_MANAGER: "the server manager, and the registrar beside it",
+    Role.SERVER_MANAGER: "the server manager and the registrar",
     Role.WORKFLOW_SCHEDULER: "the workflow scheduler",
-    Role.FLOWER_SERVER: "the Flower server wrapper, and the processes it starts",
+    Role.FLOWER_SERVER: "the Flower server wrapper, and the processes that it starts",
     Role.TRAINING_MONITOR: "the training monitor",
-    Role.GATEWAY: "the dashboard: it reads everything but weights, and asks for what its token allows",
-    Role.USER: "a person at a terminal who may start and stop things",
-    Role.OBSERVER: "a person at a terminal who may look",
+    Role.GATEWAY: "the gateway of the dashboard, which reads everything except weights and sends the commands of users",
+    Role.USER: "a user who may read everything except weights and send commands",
+    Role.OBSERVER: "a user who may read everything except weights",
 }
 
 ROLE_AGENTS: Final = {
@@ -81,7 +85,7 @@ ROLE_AGENTS: Final = {
     Role.USER: (AgentName.USER,),
     Role.OBSERVER: (),
 }
-"""Whose words each role says."""
+"""The agents of each role."""
 SERVER_ROLES: Final = (
     Role.SERVER_MANAGER,
     Role.WORKFLOW_SCHEDULER,
@@ -95,7 +99,7 @@ SERVICE_NAMES: Final[Mapping[AgentName, tuple[str, ...]]] = {
     AgentName.WORKFLOW_SCHEDULER_NEWS: (),
     AgentName.USER: (),
 }
-"""Under which names an agent is a NATS micro service, where it is not its own alone."""
+"""The names of an agent's NATS micro services, if they differ from the agent's name."""
 READABLE_FAMILIES: Final = (
     "svc",
     "srv",
@@ -108,20 +112,21 @@ READABLE_FAMILIES: Final = (
     "lease",
     "deliver",
 )
-"""All but blobs: nobody's weights are for people's eyes."""
+"""The families that users may read: all except blobs, because weights stay among agents."""
 
 
 @dataclass(frozen=True)
 class Permissions:
-    """What the broker lets through; everything else it does not."""
+    """The subjects that nats-server allows. It denies all others."""
 
     publish: tuple[str, ...]
     subscribe: tuple[str, ...]
     answers: bool = False
-    """Whether it may publish on the reply subject of what it was sent, wherever that is."""
+    """True if it may publish to the reply subject of each message it receives."""
 
 
 def permissions_for(fed: FederationId, role: Role) -> Permissions:
+    """Return the permissions of *role* in federation *fed*."""
     match role:
         case Role.DEVICE:
             return _device_permissions(fed, NAME_TEMPLATE)
@@ -165,10 +170,12 @@ def _device_permissions(fed: FederationId, client: str) -> Permissions:
 
 
 def _site_permissions(fed: FederationId) -> Permissions:
-    """What its clients may, and their answers by name: the broker knows of no message that a leaf has handed on.
+    """Return the permissions of all clients of the site, and the subjects of their acknowledgements.
 
-    A leaf is told of a subscription only where it may publish on all that it covers, so where the server side listens
-    for chunks by ``in.>``, ``in.*.*`` would not do: no update would ever leave the site.
+    nats-server does not track the reply subjects of messages that it sends to a leaf node, so the
+    acknowledgements need explicit subjects. It announces a subscription to a leaf node only if the leaf may
+    publish to everything that the subscription covers. The server side subscribes to chunks with ``in.>``, so
+    with ``in.*.*`` no update would leave the site.
     """
     its_clients = _device_permissions(fed, CLIENT_TAG_TEMPLATE)
     consumers = [f"{CLIENT_TAG_TEMPLATE}_{TASK_TAG_TEMPLATE}_{agent}" for agent in catalogue.CLIENT_CONSUMERS]
@@ -183,7 +190,7 @@ def _site_permissions(fed: FederationId) -> Permissions:
 
 def _server_agent_permissions(fed: FederationId, role: Role) -> Permissions:
     agents = ROLE_AGENTS[role]
-    heard = [subject for agent in agents for subject in _served_subjects(fed, agent)]
+    served = [subject for agent in agents for subject in _served_subjects(fed, agent)]
     return Permissions(
         publish=_sort_unique(
             *_publish_subjects(fed, agents, "*"),
@@ -202,7 +209,7 @@ def _server_agent_permissions(fed: FederationId, role: Role) -> Permissions:
             *(f"{subjects.inbox(SERVER_SIDE, agent)}.>" for agent in agents),
             subjects.deliver(fed, SERVER_SIDE, "*.*"),
             *(subjects.lease(fed, "*", agent) for agent in agents),
-            *heard,
+            *served,
             subjects.blob(fed, f"{SERVER_SIDE}.*", "ask.*"),
             subjects.blob(fed, f"{SERVER_SIDE}.*", "in.>"),
             subjects.blob(fed, "*.*", "cast.*.*"),
@@ -212,25 +219,25 @@ def _server_agent_permissions(fed: FederationId, role: Role) -> Permissions:
 
 
 def _served_subjects(fed: FederationId, agent: AgentName) -> list[str]:
-    """The requests it answers, and what it hears as it is said."""
-    asked = [subjects.wildcard_for(fed, kind) for kind in catalogue.requests_answered_by(agent)]
-    said = [subjects.wildcard_for(fed, kind) for kind in catalogue.MESSAGES if kind.family == "client"]
-    return [*asked, *said]
+    """Return the subjects of the requests that *agent* answers, and of all events of clients."""
+    requests = [subjects.wildcard_for(fed, kind) for kind in catalogue.requests_answered_by(agent)]
+    events = [subjects.wildcard_for(fed, kind) for kind in catalogue.MESSAGES if kind.family == "client"]
+    return [*requests, *events]
 
 
-# --- people ----------------------------------------------------------------------------------------
+# --- users -----------------------------------------------------------------------------------------
 
 
 def _reader_permissions(fed: FederationId, role: Role, inbox: str) -> Permissions:
     agents = ROLE_AGENTS[role]
-    asks = [subjects.predictions(fed, "*", "*")] if role is not Role.OBSERVER else []
+    predictions = [subjects.predictions(fed, "*", "*")] if role is not Role.OBSERVER else []
     return Permissions(
         publish=_sort_unique(
             *_publish_subjects(fed, agents, "*"),
             *(subjects.wildcard_for(fed, kind) for kind in (HealthCheck, GetServerInfo)),
             *(f"$SRV.{verb}" for verb in SERVICE_VERBS),
             *(f"$SRV.{verb}.>" for verb in SERVICE_VERBS),
-            *asks,
+            *predictions,
             *([f"{subjects.INBOX}.{USERS}.>"] if role is Role.GATEWAY else []),
             *_stream_read_subjects(fed),
         ),
@@ -242,7 +249,7 @@ def _reader_permissions(fed: FederationId, role: Role, inbox: str) -> Permission
     )
 
 
-# --- what the roles are made of --------------------------------------------------------------------
+# --- parts of the roles ----------------------------------------------------------------------------
 
 
 def _publish_subjects(fed: FederationId, agents: tuple[AgentName, ...], client: str) -> list[str]:
@@ -253,9 +260,9 @@ def _publish_subjects(fed: FederationId, agents: tuple[AgentName, ...], client: 
     ]
 
 
-def _lifecycle_subjects(fed: FederationId, agents: tuple[AgentName, ...], thing: str) -> list[str]:
-    """The transitions of what they own."""
-    return [subjects.lifecycle(fed, kind, thing) for kind, one in LIFECYCLES.items() if one.owner in agents]
+def _lifecycle_subjects(fed: FederationId, agents: tuple[AgentName, ...], key: str) -> list[str]:
+    """Return the transition subjects of all lifecycles that *agents* own."""
+    return [subjects.lifecycle(fed, kind, key) for kind, one in LIFECYCLES.items() if one.owner in agents]
 
 
 def _service_subjects(agents: tuple[AgentName, ...]) -> list[str]:
@@ -265,7 +272,7 @@ def _service_subjects(agents: tuple[AgentName, ...]) -> list[str]:
 
 
 def _stream_read_subjects(fed: FederationId) -> list[str]:
-    """What looking into the streams takes, by consumers of one's own as well."""
+    """Return the API subjects for reading the streams, with consumers of the reader's own."""
     return [
         "$JS.API.INFO",
         "$JS.API.STREAM.NAMES",
@@ -275,7 +282,7 @@ def _stream_read_subjects(fed: FederationId) -> list[str]:
         ),
         *_stream_api_wildcards(fed, "CONSUMER.CREATE", "CONSUMER.INFO", "CONSUMER.MSG.NEXT", "DIRECT.GET"),
         *_stream_api_subjects(fed, "DIRECT.GET"),
-        *(f"$JS.{word}.{stream}.>" for stream in _stream_names(fed) for word in ("ACK", "FC")),
+        *(f"$JS.{name}.{stream}.>" for stream in _stream_names(fed) for name in ("ACK", "FC")),
     ]
 
 
@@ -298,5 +305,5 @@ def _merge_permissions(parts: list[Permissions]) -> Permissions:
     )
 
 
-def _sort_unique(*found: str) -> tuple[str, ...]:
-    return tuple(sorted(set(found)))
+def _sort_unique(*names: str) -> tuple[str, ...]:
+    return tuple(sorted(set(names)))

@@ -1,4 +1,4 @@
-"""What the metrics of `signals` are called where Prometheus keeps them, as its OTLP receiver translates names.
+"""The names of the metrics in Prometheus, as its OTLP receiver translates them.
 
     fedbus.round.duration, s, histogram  →  fedbus_round_duration_seconds_bucket, …_sum, …_count
 
@@ -16,7 +16,7 @@ GAUGES: Final = {MetricKind.GAUGE, MetricKind.OBSERVED}
 
 
 def series_names(metric: Metric) -> list[str]:
-    """The names under which queries find *metric*."""
+    """Return the names of the time series of *metric*."""
     name = label_name(metric.name)
     unit = UNIT_SUFFIXES.get(metric.unit)
     if unit and not name.endswith(f"_{unit}"):
@@ -31,5 +31,5 @@ def series_names(metric: Metric) -> list[str]:
 
 
 def label_name(attribute: str) -> str:
-    """The label of an *attribute*: ``fedbus.client`` → ``fedbus_client``."""
+    """Return the label of an *attribute*: ``fedbus.client`` → ``fedbus_client``."""
     return attribute.replace(".", "_")

@@ -1,10 +1,10 @@
-"""Runs: training campaigns of a task, R rounds each.
+"""Runs: training campaigns of a task, of R rounds each.
 
     requested → recruiting → running → finished, failed, cancelled
                                 running –server_lost→ recovering –server_recovered→ running
 
-The workflow scheduler owns the lifecycle: it alone makes runs, one at a time per task, and
-moves them by what the task's server says of itself.
+The workflow scheduler owns the lifecycle. It creates runs, one at a time for each task, and publishes their
+transitions when the lifecycle of the task's server changes.
 """
 
 from enum import StrEnum
@@ -22,27 +22,27 @@ Scalar = bool | int | float | str
 
 
 class RunPlan(Body):
-    """What a run is to be, decided before it starts and never changed."""
+    """The parameters of a run. They are fixed before the run starts."""
 
     rounds: int = Field(default=3, ge=1, le=100_000)
     quorum: int = Field(default=2, ge=1)
     """Clients that must have joined before training starts."""
     recruit_s: float = Field(default=60.0, gt=0)
-    """How long the quorum may take to come together."""
+    """Limit for the recruiting of the quorum."""
     round_s: float = Field(default=600.0, gt=0)
-    """How long a client may take over one message of the server; then the round goes on without it."""
+    """Limit for one message to a client. After it the round continues without the client."""
     max_recoveries: int = Field(default=2, ge=0)
-    """How often a run's Flower server is started again after it was lost."""
+    """How often a lost Flower server is restarted before the run fails."""
     config: dict[str, Scalar] = Field(default_factory=dict)
     """Overrides of the Flower app's run configuration."""
 
 
 MAX_REPORTED_CLIENTS: Final = 200
-"""Of how many clients of one round the figures and the times are told: a transition carries them."""
+"""Clients of one round whose metrics and durations are reported. The limit bounds the size of a transition."""
 
 
 class RunOverrides(Body):
-    """What a run is to be in the place of what its task says: of what is left out, the task's is so."""
+    """Values that replace those of the task's plan. A value that is None or absent keeps the task's own."""
 
     rounds: int | None = Field(default=None, ge=1, le=100_000)
     quorum: int | None = Field(default=None, ge=1)
@@ -52,36 +52,37 @@ class RunOverrides(Body):
     config: dict[str, Scalar] = Field(default_factory=dict)
 
     def over(self, plan: RunPlan) -> RunPlan:
-        """*plan* with these in it; the values of *config* are put in one by one."""
-        given = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
-        return plan.model_copy(update={**given, "config": {**plan.config, **self.config}})
+        """Apply the overrides to *plan*. *config* is merged key by key."""
+        changes = self.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
+        return plan.model_copy(update={**changes, "config": {**plan.config, **self.config}})
 
     def merge(self, later: "RunOverrides") -> "RunOverrides":
-        """Both, and *later* where they say of the same."""
-        given = later.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
-        return self.model_copy(update={**given, "config": {**self.config, **later.config}})
+        """Combine both. *later* wins where both set the same value."""
+        changes = later.model_dump(include=set(RunOverrides.model_fields) - {"config"}, exclude_none=True)
+        return self.model_copy(update={**changes, "config": {**self.config, **later.config}})
 
 
 class RoundResult(Body):
-    """What one round came to. Round 0 is the model that the run began with."""
+    """The result of one round. Round 0 is the evaluation of the model that the run started from."""
 
     round: int = Field(ge=0)
     metrics: dict[str, float] = Field(default_factory=dict)
     seconds: float = Field(default=0.0, ge=0)
     participants: dict[str, int] = Field(default_factory=dict)
-    """Samples by client."""
+    """Training samples by client."""
     failures: dict[str, str] = Field(default_factory=dict)
-    """Reasons by client."""
+    """Reasons of failed updates, by client."""
     train_s: dict[str, float] = Field(default_factory=dict)
-    """How long the training took each client."""
+    """Training duration by client."""
     contributions: dict[str, float] = Field(default_factory=dict)
-    """What each update was worth to the aggregate, of those that were looked at: see ``[tool.fedbus.contribution]``."""
+    """Contribution by client, for those that were measured: see ``[tool.fedbus.contribution]``."""
     figures: dict[str, dict[str, float]] = Field(default_factory=dict)
-    """What each ClientApp said of itself: ``train_loss``, ``eval_accuracy``, …; of the `CLIENTS_TOLD` slowest."""
+    """Metrics that the ClientApp reported (``train_loss``, ``eval_accuracy``, …), by client. At most 200 clients, the
+    slowest ones."""
     transfer_s: dict[str, float] = Field(default_factory=dict)
-    """How long what each client was asked and answered took on the way; of the same clients."""
+    """Time in transit of the message and its reply, by client. The same clients as in *figures*."""
     wait_s: dict[str, float] = Field(default_factory=dict)
-    """How long each client's last answer waited for the others; of the same clients."""
+    """Time that the last reply waited for the replies of other clients, by client. The same clients as in *figures*."""
 
     @property
     def loss(self) -> float | None:
@@ -92,18 +93,18 @@ class RoundResult(Body):
         return self._metric("accuracy")
 
     def of_client(self, client: str) -> dict[str, float]:
-        """All figures of one client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, and what its app said."""
+        """Return all values of a client: ``samples``, ``train_s``, ``transfer_s``, ``wait_s``, its app's metrics."""
         by_name: dict[str, dict[str, int] | dict[str, float]] = {
             "samples": self.participants,
             "train_s": self.train_s,
             "transfer_s": self.transfer_s,
             "wait_s": self.wait_s,
         }
-        known = {name: float(of[client]) for name, of in by_name.items() if client in of}
+        known = {name: float(values[client]) for name, values in by_name.items() if client in values}
         return known | self.figures.get(client, {})
 
     def _metric(self, name: str) -> float | None:
-        """The server's own figure if it has one, else the clients' evaluation, else their training."""
+        """Return the server's own metric, else the one of the clients' evaluation, else of their training."""
         return next(
             (self.metrics[key] for key in (name, f"eval_{name}", f"train_{name}") if key in self.metrics),
             None,
@@ -135,26 +136,27 @@ class RunEvent(StrEnum):
 
 
 class RunData(LifecycleData):
-    """All there is to know of a run: with its state, what a restarted scheduler goes on from."""
+    """The data of a run. Together with the state, a restarted workflow scheduler continues from it."""
 
     kind: Literal["run"] = "run"
     run: Id
     plan: RunPlan
-    """As the run was asked for, by the code that everybody was on; as it is, from its opening on."""
+    """The plan at the deployed code version. ``recruiting_started`` replaces it with the plan at the run's code
+    version."""
     overrides: RunOverrides | None = None
-    """What was asked for in the place of what the task says; None: the plan is the whole of it."""
+    """Values that replace those of the task's plan. None: *plan* is complete."""
     trigger: str = "manual"
     requested_at: AwareDatetime
     rounds: tuple[RoundResult, ...] = ()
     cohort: tuple[str, ...] = ()
     model: ModelRef | None = None
-    """The version that the run came to."""
+    """The model version that the run produced."""
     promoted: bool = True
-    """Whether that version became the one that is served."""
+    """True if *model* became champion."""
     code_version: str = ""
     trace_id: str = ""
     traceparent: str = ""
-    """Where the run's trace begins, so that a restarted scheduler stays in it."""
+    """The root of the run's trace, so that a restarted workflow scheduler continues the trace."""
 
     @property
     def thing(self) -> str:
@@ -204,7 +206,9 @@ RUN = Lifecycle[RunState, RunEvent, RunData, RunChanges](
         _E.RUN_FINISHED: {"model", "promoted"},
     },
     waits={
-        _S.REQUESTED: Wait("the server manager to open the run", "for as long as it is busy, or away"),
+        _S.REQUESTED: Wait(
+            "the server manager to open the run", "no limit, while the server manager is busy or unavailable"
+        ),
         _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
         _S.RUNNING: Wait("the last round", "plan.round_s, for each message"),
         _S.RECOVERING: Wait("a new Flower server", "plan.recruit_s"),
@@ -213,17 +217,17 @@ RUN = Lifecycle[RunState, RunEvent, RunData, RunChanges](
 )
 
 
-# --- what a user asks of the scheduler ---------------------------------------
+# --- requests of users to the workflow scheduler -----------------------------
 
 
 class RunStarted(Body):
-    """The answer to start_run."""
+    """Reply to `start_run`: the run is requested."""
 
     run: Id
 
 
 class StartRun(Request):
-    """Start a run now. Fields left out are the task's own."""
+    """Request to start a run now. A field that is absent keeps the value of the task."""
 
     word: ClassVar[str] = "start_run"
     server: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER
@@ -240,13 +244,13 @@ class StartRun(Request):
 
 
 class RunStopped(Body):
-    """The answer to stop_run: the run will be cancelled."""
+    """Reply to `stop_run`: the run will be cancelled."""
 
     run: Id
 
 
 class StopRun(Request):
-    """Cancel the run: what its last round came to is not published."""
+    """Request to cancel the run. Its last checkpoint does not become a model version."""
 
     word: ClassVar[str] = "stop_run"
     server: ClassVar[AgentName] = AgentName.WORKFLOW_SCHEDULER

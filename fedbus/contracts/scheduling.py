@@ -1,13 +1,13 @@
-"""Who takes part in a task's runs and when those start: four parts of ``[tool.fedbus]``, and the schedule's lifecycle.
+"""Scheduling of a task's runs: four tables of ``[tool.fedbus]``, and the lifecycle of the schedule.
 
-    [tool.fedbus.eligibility]    which devices take part: a rule, tried on each device
-    [tool.fedbus.schedule]       when runs start by themselves
-    [tool.fedbus.selection]      which of those that joined train in a round, and what their updates weigh
-    [tool.fedbus.contribution]   how it is found out what each client brings
+    [tool.fedbus.eligibility]    which devices take part: a rule that each device evaluates
+    [tool.fedbus.schedule]       when runs start automatically
+    [tool.fedbus.selection]      which of the joined clients train in a round, and the weight of their updates
+    [tool.fedbus.contribution]   how the contribution of each client is measured
 
     schedule: watching –triggered→ due –fired / skipped / rescheduled→ watching –planned→ watching
 
-The languages of the rule and the trigger stand in `rules` and `triggers`; docs/scheduling.md shows them.
+`fedbus.contracts.expressions` defines the languages of rules and triggers; docs/scheduling.md explains them.
 """
 
 from dataclasses import dataclass
@@ -26,7 +26,7 @@ from fedbus.contracts.message import Body, LifecycleData
 from fedbus.contracts.task.base import ConfigSection
 
 CLOCK_VARIABLES: Final = {name: RULE_VARIABLES[name] for name in ("hour", "weekday")}
-"""All that quiet hours may speak of."""
+"""The variables that quiet hours may use."""
 
 
 def _validate_rule(text: str) -> str:
@@ -48,7 +48,7 @@ def _validate_timezone(name: str) -> str:
     try:
         ZoneInfo(name)
     except (OSError, ValueError, KeyError):
-        raise ValueError(f"there is no time zone {name!r}: write one as in Europe/Berlin") from None
+        raise ValueError(f"unknown time zone {name!r}: use a name such as Europe/Berlin") from None
     return name
 
 
@@ -56,51 +56,55 @@ class EligibilityTable(ConfigSection):
     """Which devices take part in runs."""
 
     rule: Annotated[str, AfterValidator(_validate_rule)] | None = None
-    """Tried on the device when a run invites it; left out: every device takes part."""
+    """The rule that a device evaluates when a run recruits. Default: every device takes part."""
     again_s: float = Field(default=60.0, gt=0)
-    """While a run takes in clients, how long until a device that may not take part looks again."""
+    """Interval in which a device evaluates the rule again while a run recruits."""
 
 
 class ScheduleTable(ConfigSection):
-    """When runs start by themselves: *when* says so in full, *every_s* is short for ``every …``."""
+    """When runs start automatically. *every-s* is a short form of *when* = ``every …``."""
 
     every_s: float | None = Field(default=None, gt=0)
-    """So long after the last run ended; the first as soon as there is a model."""
+    """Seconds from the end of a run to the start of the next. The first run starts as soon as there is a model."""
     when: Annotated[str, AfterValidator(_validate_trigger)] | None = None
-    """What starts runs: ``cron '0 3 * * *'``, ``every 6h``, ``labelled >= 64 on 3 clients``, joined by and, or."""
+    """The trigger: conditions such as ``cron '0 3 * * *'``, ``every 6h`` or ``labelled >= 64 on 3 clients``, joined by
+    ``and`` and ``or``."""
     timezone: Annotated[str, AfterValidator(_validate_timezone)] = "UTC"
-    """Of cron and of the quiet hours."""
+    """The time zone of ``cron`` and of the quiet hours."""
     at_most: int | None = Field(default=None, ge=1)
-    """How many runs the schedule starts in all."""
+    """The total number of runs that the schedule may start. Default: no limit."""
     debounce_s: float = Field(default=0.0, ge=0)
-    """How long nothing new must have come of the devices before a run starts; ten times as long at most."""
+    """Seconds without a new report of a device before a due run starts. After ten times as long it starts anyway."""
     again_s: float = Field(default=24 * 3600.0, gt=0)
-    """How long after a run what it did not cure, drift or a poor live accuracy, starts another."""
+    """Seconds after a run until drift or a low live accuracy that the run did not remove can start another run."""
     quiet: Annotated[str, AfterValidator(_validate_clock_rule)] | None = None
-    """When no run starts, as a rule of hour and weekday; what comes due in between starts at the end."""
+    """Quiet hours, as a rule with ``hour`` and ``weekday``. A run that becomes due in them starts at their end."""
     overlap: Literal["skip", "queue", "cancel-running"] = "queue"
-    """What becomes of a run that is due while another is under way."""
+    """What happens when a run becomes due while another one is active: skip the new run, queue it, or cancel the
+    active one."""
     missed: Literal["skip", "once", "all"] = "once"
-    """What becomes of the moments of cron that came while no scheduler was there."""
+    """How many runs start for ``cron`` times that passed while no scheduler was running: none, one, or one for each."""
     on_new_code: bool = True
-    """Whether new code is tried by a run of its own, as soon as the clients of a stage have it."""
+    """If true, a trial run starts as soon as the clients of a rollout stage have the candidate code."""
 
     @model_validator(mode="after")
     def _check_exclusive_keys(self) -> Self:
         if self.every_s is not None and self.when is not None:
-            raise ValueError(f'write every-s into when: when = "({self.when}) or every {self.every_s:g}s"')
+            raise ValueError(
+                f'every-s and when exclude each other: use only when = "({self.when}) or every {self.every_s:g}s"'
+            )
         return self
 
     @property
     def trigger(self) -> Trigger | None:
-        """What starts runs, or None where nothing does."""
+        """The parsed trigger; None if runs do not start automatically."""
         if self.when is not None:
             return parse_trigger(self.when)
         return IntervalCondition(self.every_s) if self.every_s is not None else None
 
     @property
     def rule(self) -> "ScheduleRule | None":
-        """The same as others are told of it; None where nothing starts runs."""
+        """The published form of the schedule; None if runs do not start automatically."""
         if self.trigger is None:
             return None
         return ScheduleRule(
@@ -116,43 +120,43 @@ class ScheduleTable(ConfigSection):
 
 @dataclass(frozen=True)
 class ScheduleOverrides:
-    """What stands in the place of just these keys of a task's schedule."""
+    """Values that replace those of a task's schedule."""
 
     every_s: float | None = None
     at_most: int | None = None
 
     def over(self, own: ScheduleTable) -> ScheduleTable:
-        """*own* with these in it; raises ValidationError where they do not go together."""
-        asked = {"every-s": self.every_s, "at-most": self.at_most}
-        given = {name: value for name, value in asked.items() if value is not None}
-        return type(own).model_validate(own.model_dump(exclude_unset=True) | given)
+        """Apply the overrides to *own*; raises ValidationError if they conflict with it."""
+        overrides = {"every-s": self.every_s, "at-most": self.at_most}
+        changes = {name: value for name, value in overrides.items() if value is not None}
+        return type(own).model_validate(own.model_dump(exclude_unset=True) | changes)
 
 
 class SelectionTable(ConfigSection):
-    """Which of the clients that joined train in a round, and what their updates weigh."""
+    """Which of the joined clients train in a round, and the weight of their updates."""
 
     clients: int | None = Field(default=None, ge=1)
-    """How many at most; left out: as the app's strategy chooses."""
+    """The maximum number of clients in a round. Default: the app's strategy selects."""
     by: Literal["contribution", "reliability", "data"] = "reliability"
-    """Whose score is higher is chosen."""
+    """The score: clients with a higher score are selected first."""
     explore: float = Field(default=0.2, ge=0, le=1)
-    """The share of places that goes to those who have waited longest, whatever their score."""
+    """The share of places for the clients that have waited longest, independent of their score."""
     weigh_by: Literal["samples", "contribution", "reliability"] = "samples"
-    """What an update weighs: its samples, or its samples times the client's score."""
+    """The weight of an update: its samples, or its samples multiplied by the client's score."""
 
 
 class ContributionTable(ConfigSection):
-    """How it is found out what each client brings to the aggregate: by leaving it out, on the server's test data."""
+    """How the contribution of each client is measured: aggregate without it, evaluate on the server's test data."""
 
     every: int = Field(default=0, ge=0)
-    """Every so many rounds; 0: never. It takes a strategy that is given an evaluate_fn."""
+    """The interval in rounds; 0: never. The strategy needs an evaluate_fn."""
     clients: int = Field(default=10, ge=1)
-    """How many clients are looked at in one such round, those first that were not for longest."""
+    """The number of clients that are measured in such a round, starting with those measured longest ago."""
     seconds: float = Field(default=30.0, gt=0)
-    """After which no further client is looked at in that round."""
+    """Time limit in such a round, after which no further client is measured."""
     permutations: int = Field(default=0, ge=0)
-    """0: each client is left out once. More: Shapley values by so many random orders, which cost as many
-    times the clients."""
+    """0: leave out each client once. More: compute Shapley values from this number of random orders. The cost is this
+    number times the number of clients."""
 
 
 # --- the lifecycle ------------------------------------------------------------------------------
@@ -164,7 +168,7 @@ class ScheduleState(StrEnum):
 
 
 class ScheduleRule(Body):
-    """What a task's schedule says, see `ScheduleTable`: for whoever wants to know when the next run starts."""
+    """The schedule of a task as it is published, see `ScheduleTable`."""
 
     when: str
     timezone: str = "UTC"
@@ -187,44 +191,46 @@ class ScheduleEvent(StrEnum):
 
 
 class ScheduleData(LifecycleData):
-    """What a scheduler goes on from: all else that it decides by is in the log."""
+    """The data of a task's schedule. All other inputs of the workflow scheduler are in the event log."""
 
     kind: Literal["schedule"] = "schedule"
     holder: str = ""
-    """Who schedules: the scheduler that has the lease, and alone moves this."""
+    """The workflow scheduler that has the lease, the only one that may publish transitions of the schedule."""
     since: AwareDatetime
-    """What has come after this counts for the next run."""
+    """Events after this time count for the next run."""
     clock_since: AwareDatetime
-    """The same for the moments of cron."""
+    """``cron`` times after this time count for the next run."""
     due_since: AwareDatetime | None = None
+    """When the trigger became true; None while it is false."""
     cause: str = ""
-    """What the run is due to."""
+    """The conditions that made the trigger true, as text."""
     started: int = 0
-    """How many runs the schedule has started."""
+    """The number of runs that the schedule has started."""
     run: Id | None = None
-    """The last of them."""
+    """The last run that the schedule started."""
     labelled: dict[str, int] = Field(default_factory=dict)
-    """How many labelled rows had ever come of each client at *since*: only newer ones count."""
+    """The *labelled_ever* counter of each client at *since*. Only newer rows count."""
     unlabelled: dict[str, int] = Field(default_factory=dict)
+    """The *unlabelled_ever* counter of each client at *since*. Only newer rows count."""
     databases: dict[str, str] = Field(default_factory=dict)
-    """What each client had counted them in: in another database it counts from nought."""
+    """The id of the database of these counters, by client. In another database all rows are new."""
     drifted: tuple[str, ...] = ()
-    """Which clients were drifted at *since*."""
+    """The clients with drift at *since*."""
     accuracy: dict[str, float] = Field(default_factory=dict)
-    """How often the model was right that each client served at *since*, of what its users had told."""
+    """The live accuracy of each client's model at *since*."""
     code_version: str = ""
-    """What everybody's code was at *since*."""
+    """The deployed code version at *since*."""
     rule: ScheduleRule | None = None
     next_at: AwareDatetime | None = None
-    """While it watches: when a run may start only because time passes; None where it takes something that happens."""
+    """While watching: when a run can start because of time alone; None if the trigger also needs an event."""
     awaits: tuple[str, ...] = ()
-    """While it watches: the parts of the rule that do not hold yet, and how far they are."""
+    """While watching: the conditions that are not true yet, with their progress."""
     fired_at: AwareDatetime | None = None
-    """When it last started a run."""
+    """When the schedule last started a run."""
     fired_for: str = ""
-    """What that run was due to."""
+    """The cause of that run."""
     traceparent: str = ""
-    """Where the trace began that the run is to go on in: when it became due."""
+    """The trace context of the transition to ``due``, in which the run continues."""
 
     @property
     def thing(self) -> str:
@@ -273,7 +279,7 @@ _BASELINE = frozenset(
         "awaits",
     }
 )
-"""What counts as new is counted from these, which each run that the schedule starts or skips sets."""
+"""The baseline of the trigger. It is reset when the schedule starts or skips a run."""
 SCHEDULE = Lifecycle[ScheduleState, ScheduleEvent, ScheduleData, ScheduleChanges](
     kind="schedule",
     owner=AgentName.WORKFLOW_SCHEDULER,
@@ -301,7 +307,8 @@ SCHEDULE = Lifecycle[ScheduleState, ScheduleEvent, ScheduleData, ScheduleChanges
     },
     waits={
         _S.DUE: Wait(
-            "the quiet hours, the debounce or the run before to end", "the deadline, where there is one"
+            "the end of the quiet hours, of the debounce time or of the previous run",
+            "the deadline, if there is one",
         )
     },
     between_runs=frozenset(_S),

@@ -1,7 +1,7 @@
-"""The server of a task: what it is asked, what it tells everyone, and its lifecycle.
+"""The server of a task: its lifecycle, the requests it answers and the messages it publishes.
 
-The server manager owns the lifecycle. The Flower server wrapper does the work of a run and
-reports to it; the clients hear only what the server manager casts.
+The server manager owns the lifecycle. The Flower server wrapper executes a run and reports to the
+server manager, which alone publishes messages to all clients.
 """
 
 from enum import StrEnum
@@ -37,16 +37,16 @@ class ServerState(StrEnum):
 
 
 class StoreProblem(StrEnum):
-    """Why the model repository cannot be used: four things that call for four different acts."""
+    """Why the model repository cannot be used. Each value calls for a different action of the operator."""
 
     UNAVAILABLE = "unavailable"
-    """It does not answer, or is not there: see that it runs, or mount it."""
+    """It does not answer or does not exist. Start it, or mount it."""
     DENIED = "denied"
-    """It answers, and does not let us in: give us the right."""
+    """It answers and refuses access. Change the credentials or the permissions."""
     DAMAGED = "damaged"
-    """It answers nonsense, or lacks what it should hold: restore it."""
+    """Its content is not valid or incomplete. Restore it."""
     EMPTY = "empty"
-    """It holds nothing, and the log knows of a model: it is another repository than the one before."""
+    """It holds no version, although the event log names one. It is a different repository than before."""
 
 
 class ServerEvent(StrEnum):
@@ -73,40 +73,40 @@ class ServerEvent(StrEnum):
 
 
 class ServerData(LifecycleData):
-    """All there is to know of a task's server: with its state, what a restarted manager goes on from."""
+    """The data of a task's server. Together with the state, a restarted server manager continues from it."""
 
     kind: Literal["server"] = "server"
     code_version: str = ""
-    """Of the run under way, or of the last one."""
+    """The code version of the current run, or of the last one."""
     model: ModelRef | None = None
-    """The champion: what is served."""
+    """The champion."""
     seal: ModelSignature | None = None
-    """The federation's signature of the champion, where it signs its models."""
+    """The federation's signature of the champion; None if the federation does not sign models."""
     term: int = 0
-    """Which champion it is, counted from 1: a higher one is the newer word."""
+    """The term of the champion, counted from 1. A higher term is newer."""
     base: ModelRef | None = None
-    """What the run began with."""
+    """The model that the run started from."""
     candidate: ModelRef | None = None
-    """What the last run came to, promoted or not."""
+    """The result of the last run, promoted or not."""
     run: Id | None = None
     plan: RunPlan | None = None
     recruit_until: AwareDatetime | None = None
     cohort: tuple[str, ...] = ()
     round: int = 0
     trainings: int = 0
-    """How many clients' trainings the run's rounds have had, failed ones included."""
+    """The number of trainings in the run, summed over clients and rounds, including failed ones."""
     failures: int = 0
     last: RoundResult | None = None
-    """The round that this transition is about, on ``round_finished``."""
+    """The result of the finished round, on ``round_finished``."""
     checkpoint: Artifact | None = None
-    """The global model after *round*: where a lost Flower server is taken up again."""
+    """The global model after *round*. A lost Flower server restarts from it."""
     recoveries: int = 0
     traceparent: str = ""
-    """Where the run's trace goes on, so that a restarted manager stays in it."""
+    """The run's trace context, so that a restarted server manager continues the trace."""
     missing: int = 0
-    """How many clients the quorum lacked, on ``recruiting_expired``."""
+    """The number of clients that the quorum lacked, on ``recruiting_expired``."""
     trouble: StoreProblem | None = None
-    """What is wrong with the model repository, from ``store_unavailable`` to ``store_recovered``."""
+    """The problem of the model repository, from ``store_unavailable`` to ``store_recovered``."""
 
     @property
     def thing(self) -> str:
@@ -212,7 +212,7 @@ SERVER = Lifecycle[ServerState, ServerEvent, ServerData, ServerChanges](
         _E.LINEAGE_STARTED: {"model", "seal", "term", "code_version"},
     },
     waits={
-        _S.MODEL_INIT: Wait("the model repository", "back off, without end"),
+        _S.MODEL_INIT: Wait("the model repository", "no limit; retries with backoff"),
         _S.RECRUITING: Wait("the quorum of clients", "plan.recruit_s"),
         _S.TRAINING: Wait("the last round", "plan.round_s, for each message"),
         _S.PUBLISHING: Wait("the model repository", "publish_s"),
@@ -231,11 +231,11 @@ SERVER = Lifecycle[ServerState, ServerEvent, ServerData, ServerChanges](
 )
 
 
-# --- what the server tells all clients -------------------------------------------
+# --- messages to all clients ------------------------------------------------------
 
 
 class UpdateReady(Message):
-    """A Flower server is up and takes in clients for *run*."""
+    """*run* is recruiting: its Flower server is running, and clients may join until *recruit_until*."""
 
     word: ClassVar[str] = "update_ready"
     family: ClassVar[Family] = Family.CAST
@@ -246,11 +246,11 @@ class UpdateReady(Message):
     code_version: str = ""
     model: ModelRef | None = None
     traceparent: str = ""
-    """The run's trace, for whoever joins later than this was said."""
+    """The run's trace context, for clients that learn of the run from a later reply."""
 
 
 class ModelPublished(Message):
-    """A new model version is to be served; *blob* says where to get it."""
+    """A new champion. All clients fetch *blob* and serve it."""
 
     word: ClassVar[str] = "model_published"
     family: ClassVar[Family] = Family.CAST
@@ -259,14 +259,14 @@ class ModelPublished(Message):
     blob: BlobRef
     run: Id | None = None
     term: int = 0
-    """Which champion it is: of two words about the served version, the one with the higher term holds."""
+    """The term of the champion. Of two messages, the one with the higher term is valid."""
     seal: ModelSignature | None = None
     reason: str = ""
-    """Why it is served now, where that is not the end of a run: a rollback, say."""
+    """Why this version became champion, if not at the end of a run: for example a rollback."""
 
 
 class ServerClosed(Message):
-    """The run is over, whatever came of it: its trainers may give their memory back."""
+    """The run has ended, with any *outcome*. Its trainer processes may end."""
 
     word: ClassVar[str] = "server_closed"
     family: ClassVar[Family] = Family.CAST
@@ -276,21 +276,21 @@ class ServerClosed(Message):
     rounds: int = 0
     reason: str = ""
     new_model: bool = True
-    """Whether a new model is to be served after it: what a run came to may be kept back."""
+    """True if the run's model became champion. The gate may have rejected it."""
 
 
-# --- what the server manager answers -----------------------------------------------
+# --- requests to the server manager -------------------------------------------------
 
 
 class HealthStatus(Body):
-    """The answer to health_check: *open_run* is the run that takes in clients now."""
+    """Reply to `health_check`. *open_run* is the run that is recruiting now, if there is one."""
 
     state: ServerState
     open_run: UpdateReady | None = None
 
 
 class HealthCheck(Request):
-    """Is the Flower server up, and does it take in clients?"""
+    """Request for the state of the task's server and the run that clients may join."""
 
     word: ClassVar[str] = "health_check"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -298,7 +298,7 @@ class HealthCheck(Request):
 
 
 class ServerInfo(Body):
-    """The answer to get_server_info: what a client needs to bootstrap."""
+    """Reply to `get_server_info`: what a client needs to start."""
 
     code_version: str
     model: ModelRef | None = None
@@ -309,7 +309,7 @@ class ServerInfo(Body):
 
 
 class GetServerInfo(Request):
-    """Which code and which model does the task have?"""
+    """Request for the task's code version and champion."""
 
     word: ClassVar[str] = "get_server_info"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -317,13 +317,13 @@ class GetServerInfo(Request):
 
 
 class Enrolled(Body):
-    """The answer to enroll: the client's durable consumers exist."""
+    """Reply to `enroll`: the client's durable consumers exist."""
 
     consumers: tuple[str, ...]
 
 
 class Enroll(ClientRequest):
-    """Make the durable consumers of a client's agents: a client may not make its own."""
+    """Request to create the durable consumers of a client's agents. A client has no permission to create them."""
 
     word: ClassVar[str] = "enroll"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -333,13 +333,13 @@ class Enroll(ClientRequest):
 
 
 class RunOpened(Body):
-    """The answer to open_run."""
+    """Reply to `open_run`: clients may join until *recruit_until*."""
 
     recruit_until: AwareDatetime
 
 
 class OpenRun(Request):
-    """Take in clients for *run* and train it: the scheduler to the server manager."""
+    """Request to recruit clients for *run* and to train it. The workflow scheduler sends it."""
 
     word: ClassVar[str] = "open_run"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -348,16 +348,15 @@ class OpenRun(Request):
     run: Id
     plan: RunPlan
     overrides: RunOverrides | None = None
-    """What was asked for in the place of what the task says: the plan is then the task's own, at the code that the
-    run is made of, with these over it. None: *plan*, as it is."""
+    """Values that replace those of the task's plan at the code version of the run. None: use *plan* unchanged."""
 
 
 class RunCancelled(Body):
-    """The answer to cancel_run."""
+    """Reply to `cancel_run`: the run is cancelled."""
 
 
 class CancelRun(Request):
-    """End *run* without a new model version."""
+    """Request to end *run* without a new model version."""
 
     word: ClassVar[str] = "cancel_run"
     server: ClassVar[AgentName] = AgentName.SERVER_MANAGER
@@ -371,13 +370,13 @@ class CancelRun(Request):
 
 
 class ModelInitialised(Body):
-    """The answer to init_model: the artifact is in the model repository, not yet a version."""
+    """Reply to `init_model`: the artifact is stored in the model repository, but is not a version yet."""
 
     artifact: Artifact
 
 
 class InitModel(Request):
-    """Build the task's initial model and store it."""
+    """Request to build the task's initial model and to store it."""
 
     word: ClassVar[str] = "init_model"
     server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
@@ -387,11 +386,11 @@ class InitModel(Request):
 
 
 class ServerStarting(Body):
-    """The answer to start_server."""
+    """Reply to `start_server`: the process is starting."""
 
 
 class StartServer(Request):
-    """Start the Flower server of *run*, at *first_round*, from the model in *artifact*."""
+    """Request to start the Flower server of *run* at *first_round*, from the model in *artifact*."""
 
     word: ClassVar[str] = "start_server"
     server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
@@ -402,15 +401,15 @@ class StartServer(Request):
     artifact: Artifact
     first_round: int = Field(default=1, ge=1)
     code_version: str = ""
-    """What the ServerApp is to be run from; left out: whatever the wrapper has."""
+    """The code version of the ServerApp; empty: the one that the wrapper already has."""
 
 
 class ServerStopped(Body):
-    """The answer to stop_server: its process is gone."""
+    """Reply to `stop_server`: the process has ended."""
 
 
 class StopServer(Request):
-    """End the Flower server of *run*, if it is still there."""
+    """Request to stop the Flower server of *run*, if it is running."""
 
     word: ClassVar[str] = "stop_server"
     server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
@@ -420,13 +419,13 @@ class StopServer(Request):
 
 
 class ServerFound(Body):
-    """The answer to find_server."""
+    """Reply to `find_server`. *up* is true if the Flower server is running."""
 
     up: bool
 
 
 class FindServer(Request):
-    """Is the Flower server of *run* there? Who was away may have missed the word of its end."""
+    """Request to find out if the Flower server of *run* is running, for example after a restart of the requester."""
 
     word: ClassVar[str] = "find_server"
     server: ClassVar[AgentName] = AgentName.FLOWER_SERVER
@@ -434,11 +433,12 @@ class FindServer(Request):
 
     run: Id
     say_so: bool = False
-    """Whether, if it is gone, that is to be told as server_lost: behind all that it had said itself."""
+    """If true and the Flower server has ended, the wrapper also publishes `server_lost`, after all messages that the
+    Flower server had published itself."""
 
 
 class ServerStarted(Message):
-    """The Flower server of *run* is up and listens for clients."""
+    """The Flower server of *run* is running, and clients may join."""
 
     word: ClassVar[str] = "server_started"
     family: ClassVar[Family] = Family.SRV
@@ -447,7 +447,7 @@ class ServerStarted(Message):
 
 
 class BeginTraining(Message):
-    """The quorum is there: run the ServerApp with *cohort*, and with whoever joins later."""
+    """Command to start the ServerApp, because the quorum has joined. Clients that join later take part too."""
 
     word: ClassVar[str] = "begin_training"
     family: ClassVar[Family] = Family.SRV
@@ -457,7 +457,7 @@ class BeginTraining(Message):
 
 
 class RoundFinished(Message):
-    """A round came to an end; *checkpoint* is the global model after it."""
+    """A round has finished. *checkpoint* is the global model after it."""
 
     word: ClassVar[str] = "round_finished"
     family: ClassVar[Family] = Family.SRV
@@ -469,7 +469,7 @@ class RoundFinished(Message):
 
 
 class RunFinished(Message):
-    """All rounds are done and *artifact* is stored: it may become a version."""
+    """All rounds of *run* have finished, and the result is stored in *artifact*. It can become a version."""
 
     word: ClassVar[str] = "run_finished"
     family: ClassVar[Family] = Family.SRV
@@ -480,7 +480,7 @@ class RunFinished(Message):
 
 
 class RunFailed(Message):
-    """The ServerApp gave up: the model version does not change."""
+    """The ServerApp of *run* has failed. The champion does not change."""
 
     word: ClassVar[str] = "run_failed"
     family: ClassVar[Family] = Family.SRV
@@ -490,7 +490,7 @@ class RunFailed(Message):
 
 
 class ServerLost(Message):
-    """The Flower server's process may be gone without a word. Whoever acts on it asks find_server first."""
+    """The Flower server of *run* has probably ended without a report. Verify with `find_server` before acting on it."""
 
     word: ClassVar[str] = "server_lost"
     family: ClassVar[Family] = Family.SRV
@@ -503,14 +503,14 @@ class ServerLost(Message):
 
 
 class MessageContent(Body):
-    """A Flower RecordDict: inside the event if it is small and without arrays, else as a blob."""
+    """A Flower RecordDict. It is inline if it is small and has no arrays, otherwise a blob."""
 
     inline: bytes | None = None
     blob: BlobRef | None = None
 
 
 class RoundMessage(ClientMessage):
-    """A Flower message to one node: train, evaluate or query."""
+    """Flower's message to one client: train, evaluate or query."""
 
     word: ClassVar[str] = "round_message"
     family: ClassVar[Family] = Family.CMD
@@ -519,9 +519,9 @@ class RoundMessage(ClientMessage):
     message_id: str
     message_type: str
     round: int | None = None
-    """What Flower calls the group, where it is a number."""
+    """Flower's group id, if it is a number."""
     group_id: str = ""
     created_at: float
-    """Seconds since the epoch, as Flower counts."""
+    """Seconds since the epoch."""
     ttl_s: float
     content: MessageContent

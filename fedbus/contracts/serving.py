@@ -1,12 +1,12 @@
-"""What a device says of its predictions and its data: how each new model fared, counts, checks, drift.
+"""Events of a device about its models and its data: model replacement, row counts, data checks and drift.
 
-Every step of a model's way into service is an event with its figures:
+Each step of a model replacement is an event with its measurements:
 
     model_prepared → model_shadowed? → model_canaried? → model_committed → model_returned?
-                  ↘ model_turned_down, at any of them
+                  ↘ model_turned_down, at any step
 
-Of the data only counts leave a device: how many rows, how many of each class, how many in each
-bin. The bins' edges stay, since an edge is a value that somebody had; so do labels that are no classes.
+Only counts of the captured data leave a device: rows, rows of each class, rows in each bin. The edges of
+bins do not leave it, because an edge is a value of a sample; neither do labels that are not classes.
 """
 
 from typing import ClassVar
@@ -18,43 +18,44 @@ from fedbus.contracts.model import ModelRef
 
 
 class ModelComparison(Body):
-    """Two models on the same requests, or on like ones."""
+    """A comparison of the new and the current model, on the same requests or on similar ones."""
 
     samples: int = 0
-    """What the new model was asked."""
+    """Samples that the new model received."""
     errors: int = 0
-    """What it could not answer and the old one could."""
+    """Samples that the new model failed on and the current model did not."""
     disagreement: float | None = None
-    """The share of samples that both answered, and differently; None where none was answered by both."""
+    """The share of different answers among the samples that both answered; None if there are none."""
     answer_psi: float | None = None
-    """How far the new one's answers are distributed otherwise than the old one's."""
+    """The population stability index (PSI) between the answers of both models."""
     old_ms: float | None = None
+    """The median duration of one batch of the current model."""
     new_ms: float | None = None
-    """The median time of one batch."""
+    """The median duration of one batch of the new model."""
 
 
 class ModelPrepared(ClientMessage):
-    """A new model is loaded beside the old one, and has answered what it was tried on."""
+    """The device has loaded a new model in addition to the current one, and the new model has passed the probe."""
 
     word: ClassVar[str] = "model_prepared"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
     serving: int | None = None
-    """The version that answers meanwhile."""
+    """The current version, which still serves."""
     load_s: float = 0.0
     probed: int = 0
-    """Samples of the task that it answered."""
+    """Samples of the task that the new model answered."""
     replayed: int = 0
-    """Captured inputs that it answered."""
+    """Captured inputs that the new model answered."""
     holdout: int = 0
-    """Labelled samples that both were judged by; 0: too few, so that nothing was judged."""
+    """Labelled samples that both models were evaluated on; 0 if there were too few for a comparison."""
     old_score: float | None = None
     new_score: float | None = None
 
 
 class ModelRejected(ClientMessage):
-    """A new model does not get to serve: why, and at which step."""
+    """The device has rejected a new model, at *step* and for *reason*."""
 
     word: ClassVar[str] = "model_turned_down"
     family: ClassVar[Family] = Family.CLIENT
@@ -70,7 +71,7 @@ class ModelRejected(ClientMessage):
 
 
 class ModelShadowed(ClientMessage):
-    """Both models have answered the same requests; the users got the old one's answers."""
+    """The shadow step has ended: both models answered the same requests, users got the answers of the current one."""
 
     word: ClassVar[str] = "model_shadowed"
     family: ClassVar[Family] = Family.CLIENT
@@ -82,7 +83,7 @@ class ModelShadowed(ClientMessage):
 
 
 class ModelCanaried(ClientMessage):
-    """A share of the requests was answered by the new model."""
+    """The canary step has ended: the new model answered a share of the requests."""
 
     word: ClassVar[str] = "model_canaried"
     family: ClassVar[Family] = Family.CLIENT
@@ -95,7 +96,7 @@ class ModelCanaried(ClientMessage):
 
 
 class ModelCommitted(ClientMessage):
-    """The new model answers all, and the old one has answered its last request."""
+    """The new model answers all requests, and the previous one has answered its last."""
 
     word: ClassVar[str] = "model_committed"
     family: ClassVar[Family] = Family.CLIENT
@@ -103,36 +104,37 @@ class ModelCommitted(ClientMessage):
     model: ModelRef
     replaced: int | None = None
     drained: int = 0
-    """Requests that the old one still had to answer at the swap."""
+    """Requests that the previous model still had to answer at the swap."""
     drain_s: float = 0.0
 
 
 class ModelRolledBack(ClientMessage):
-    """The old model is back, by itself: the new one erred, or drifted."""
+    """The device has rolled back to the previous model because of errors or drift of the new one."""
 
     word: ClassVar[str] = "model_returned"
     family: ClassVar[Family] = Family.CLIENT
 
     model: ModelRef
-    """The old one, which serves again."""
+    """The previous model, which serves again."""
     returned_from: ModelRef
+    """The new model, which failed."""
     reason: str
     beside: ModelComparison
 
 
 class CapturePaused(ClientMessage):
-    """The device takes no more captured data for a while; predictions go on."""
+    """The device has paused data capture. Predictions continue."""
 
     word: ClassVar[str] = "capture_paused"
     family: ClassVar[Family] = Family.CLIENT
 
     reason: str
     dropped: int = 0
-    """Rows lost since the agent started, these among them."""
+    """Rows lost since the agent started."""
 
 
 class CaptureResumed(ClientMessage):
-    """The device captures again."""
+    """The device has resumed data capture."""
 
     word: ClassVar[str] = "capture_resumed"
     family: ClassVar[Family] = Family.CLIENT
@@ -141,7 +143,7 @@ class CaptureResumed(ClientMessage):
 
 
 class DataCounted(ClientMessage):
-    """How many captured rows the device holds for training."""
+    """The number of captured rows that the device has for training."""
 
     word: ClassVar[str] = "data_counted"
     family: ClassVar[Family] = Family.CLIENT
@@ -149,17 +151,19 @@ class DataCounted(ClientMessage):
     labelled: int = Field(ge=0)
     unlabelled: int = Field(ge=0)
     holdout: int = Field(default=0, ge=0)
-    """Labelled rows that are kept out of training; not among *labelled*."""
+    """Labelled rows that are excluded from training; *labelled* does not include them."""
     labelled_ever: int | None = Field(default=None, ge=0)
-    """Rows that got a label since the database began, also those that made room since; it only grows."""
+    """Rows that got a label since the database was created, including deleted ones. It never decreases."""
     unlabelled_ever: int | None = Field(default=None, ge=0)
-    """The same of rows that came without a label, whether they have got one since or not."""
+    """Rows that arrived without a label since the database was created, including deleted and later labelled ones. It
+    never decreases."""
     database: str = ""
-    """What these two are counted in: a device whose captured data were deleted begins another, at nought."""
+    """The id of the database of these two counters. After the captured data were deleted, a new database counts from
+    0."""
 
 
 class DataCheckResult(Body):
-    """One check: what was looked at, what it came to, and what it may come to."""
+    """The result of one data check: its value and its limit."""
 
     check: str
     """``schema``, ``range``, ``balance`` or ``labels``."""
@@ -167,30 +171,34 @@ class DataCheckResult(Body):
     value: float
     limit: float
     what: str = ""
-    """In words, with no value of a sample in them."""
+    """The finding as text, without any value of a sample."""
 
 
 class FeatureDistribution(Body):
-    """How one feature is distributed: counts in bins that have equal shares of the reference."""
+    """The distribution of one feature, as counts in bins that have equal shares of the reference."""
 
     feature: str
     counts: tuple[int, ...]
     psi: float | None = None
+    """The population stability index (PSI) against the reference."""
     ks: float | None = None
+    """The Kolmogorov-Smirnov statistic against the reference."""
     p: float | None = None
+    """The p-value of the Kolmogorov-Smirnov test."""
 
 
 class LiveAccuracy(Body):
-    """How often one version was right, of what users have said was true."""
+    """The accuracy of one model version on the rows with feedback."""
 
     version: int
     labelled: int
-    """Answers of it among the newest rows whose truth is known."""
+    """Labelled rows among the newest ones that this version answered."""
     right: int
+    """Those of them that it answered correctly."""
 
 
 class DataChecked(ClientMessage):
-    """What was checked of the newest captured rows, and how they are distributed."""
+    """The results of the data checks on the newest captured rows, and the distribution of these rows."""
 
     word: ClassVar[str] = "data_checked"
     family: ClassVar[Family] = Family.CLIENT
@@ -198,22 +206,22 @@ class DataChecked(ClientMessage):
     rows: int
     findings: tuple[DataCheckResult, ...] = ()
     classes: dict[str, int] = Field(default_factory=dict)
-    """Labelled rows of each known class, and of all others together (``other``); none where labels are no classes."""
+    """Labelled rows of each known class, and of all others together (``other``); empty if labels are not classes."""
     inputs: tuple[FeatureDistribution, ...] = ()
     predictions: FeatureDistribution | None = None
     drifting: bool = False
     drift_unknown: str = ""
-    """Why drift is not looked for, where it is not."""
+    """Why drift is not checked; empty if it is."""
     serving: int | None = None
-    """The version that answered at the time of the check."""
+    """The version that served at the time of the check."""
     live: tuple[LiveAccuracy, ...] = ()
-    """Of the newest rows, how often each version was right; nothing where labels are no classes."""
+    """The accuracy of each version on the newest rows; empty if labels are not classes."""
     seconds: float = 0.0
-    """What the check took, beside the loop."""
+    """The duration of the check."""
 
 
 class DriftDetected(ClientMessage):
-    """The inputs or predictions of the device are no longer as the training data were."""
+    """The distribution of the device's inputs or predictions differs from the reference."""
 
     word: ClassVar[str] = "drift_detected"
     family: ClassVar[Family] = Family.CLIENT
@@ -221,11 +229,13 @@ class DriftDetected(ClientMessage):
     of: str
     """``inputs`` or ``predictions``."""
     feature: str
-    """The one that has drifted most."""
+    """The feature with the strongest drift."""
     score: float
-    """Its population stability index."""
+    """The population stability index (PSI) of *feature*."""
     ks: float | None = None
+    """The Kolmogorov-Smirnov statistic of *feature*."""
     p: float | None = None
+    """The p-value of the Kolmogorov-Smirnov test of *feature*."""
     features: int = 1
-    """How many have drifted."""
+    """The number of features with drift."""
     rows: int = 0

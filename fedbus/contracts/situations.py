@@ -1,13 +1,13 @@
-"""What is certain in each state: typed views of the flat data of a lifecycle.
+"""Situations: typed views of the data of a lifecycle, one class for each state.
 
-The data on the wire has every field in every state, and most of them may be empty. A *situation* is
-the same data as one state sees it: a frozen dataclass whose required fields are there. One function
-for each lifecycle makes it from the state and the data:
+The data on the wire has every field in every state, and most of them may be empty. A *situation* is a
+frozen dataclass with the fields of one state, in which required fields are never None. Each lifecycle has a
+function that creates it from the state and the data:
 
     match server_situation(handle.state, handle.facts):
         case ServerTraining(run=run, checkpoint=checkpoint): ...
 
-It raises `IncompleteData` where a transition left out what its state needs.
+It raises `IncompleteData` if the last transition lacks a required field.
 """
 
 from dataclasses import dataclass
@@ -27,12 +27,12 @@ T = TypeVar("T")
 
 
 class IncompleteData(Exception):
-    """The last transition of an entity lacks data that its state needs: a bug of the owner."""
+    """The last transition of an entity lacks data that its state requires. It is a bug of the owner."""
 
     def __init__(self, kind: str, key: str, state: str, missing: str) -> None:
         super().__init__(
-            f"{kind} {key} is in state {state} without {missing}: its last transition is incomplete. "
-            f"Look at it with `fedbus events tail --since 1d`, and report it"
+            f"{kind} {key} is in state {state}, but its last transition lacks {missing}. "
+            f"Find the transition with `fedbus events tail --since 1d`, and report it as a bug"
         )
         self.kind = kind
         self.key = key
@@ -46,7 +46,7 @@ class _Parser(Generic[Data]):
     data: Data
 
     def need(self, value: T | None, name: str) -> T:
-        """*value*, the content of the field *name*; raises IncompleteData where it is empty."""
+        """Return *value*, the content of field *name*; raises IncompleteData if it is empty."""
         if value is None or value == "":
             raise IncompleteData(self.data.kind, self.data.thing, self.state, name)
         return value
@@ -62,7 +62,7 @@ class ServerInitializing:
 
 @dataclass(frozen=True)
 class ServerWaiting:
-    """No run is under way."""
+    """No run is active."""
 
     model: ModelRef
     """The champion."""
@@ -73,16 +73,16 @@ class ServerWaiting:
 
 @dataclass(frozen=True)
 class ServerRun:
-    """What is certain of a run that is under way."""
+    """The fields that every active run has."""
 
     run: str
     plan: RunPlan
     recruit_until: datetime
     code_version: str
     model: ModelRef
-    """The champion, which may have changed since the run began."""
+    """The champion, which may have changed since the run started."""
     base: ModelRef
-    """The model that the run began with."""
+    """The model that the run started from."""
     cohort: tuple[str, ...]
     traceparent: str
 
@@ -97,30 +97,30 @@ class ServerTraining(ServerRun):
     """A run trains its rounds."""
 
     round: int
-    """The last round that is finished."""
+    """The last finished round."""
     trainings: int
     failures: int
     last: RoundResult | None
     """The result of *round*; None before the first one."""
     checkpoint: Artifact | None
-    """The global model after *round*; None before the first one that was stored."""
+    """The last stored global model; None before the first one."""
     recoveries: int
 
     @property
     def latest(self) -> Artifact:
-        """Where a lost Flower server starts again."""
+        """The model from which a lost Flower server restarts."""
         return self.checkpoint or self.base
 
 
 @dataclass(frozen=True)
 class ServerPublishing(ServerRun):
-    """All rounds are done, and the result becomes a version."""
+    """All rounds have finished, and the result becomes a version."""
 
     round: int
     trainings: int
     failures: int
     last: RoundResult | None
-    """None where the app reported no rounds."""
+    """None if the app reported no rounds."""
     result: Artifact
 
 
@@ -130,7 +130,7 @@ ServerSituation: TypeAlias = (
 
 
 def server_situation(state: ServerState, data: ServerData) -> ServerSituation:
-    """The situation of a task's server; raises IncompleteData."""
+    """Return the situation of a task's server; raises IncompleteData."""
     match state:
         case ServerState.MODEL_INIT:
             return ServerInitializing()
@@ -215,9 +215,9 @@ class CodeRolling:
     """The index of the current stage in *stages*."""
     cohort: RolloutCohort
     clients: tuple[str, ...]
-    """The members of the cohort when the stage began."""
+    """The members of the cohort when the stage started."""
     ready: tuple[str, ...]
-    """The clients that the stage goes on with; empty while it waits for answers."""
+    """The clients that the stage continues with; empty while it waits for answers."""
     refused: dict[str, str]
     """Reasons by client."""
     new_lineage: bool
@@ -227,7 +227,7 @@ CodeSituation: TypeAlias = CodeSteady | CodeRolling
 
 
 def code_situation(state: CodeState, data: CodeData) -> CodeSituation:
-    """The situation of a task's code; raises IncompleteData."""
+    """Return the situation of a task's code; raises IncompleteData."""
     match state:
         case CodeState.STEADY:
             return CodeSteady(code_version=data.code_version)
@@ -253,29 +253,29 @@ def code_situation(state: CodeState, data: CodeData) -> CodeSituation:
 
 @dataclass(frozen=True)
 class ScheduleWatching:
-    """The trigger does not hold."""
+    """The trigger is false."""
 
     next_at: datetime | None
-    """When the clock alone may start a run; None where the trigger takes an event."""
+    """When a run can start because of time alone; None if the trigger also needs an event."""
     awaits: tuple[str, ...]
-    """The parts of the trigger that do not hold yet."""
+    """The conditions of the trigger that are not true yet."""
 
 
 @dataclass(frozen=True)
 class ScheduleDue:
-    """The trigger holds, and the run has not been started yet."""
+    """The trigger is true, and the run has not started yet."""
 
     due_since: datetime
     cause: str
     traceparent: str
-    """The trace that the run continues; empty where none began."""
+    """The trace context in which the run continues; empty if there is none."""
 
 
 ScheduleSituation: TypeAlias = ScheduleWatching | ScheduleDue
 
 
 def schedule_situation(state: ScheduleState, data: ScheduleData) -> ScheduleSituation:
-    """The situation of a task's schedule; raises IncompleteData."""
+    """Return the situation of a task's schedule; raises IncompleteData."""
     match state:
         case ScheduleState.WATCHING:
             return ScheduleWatching(next_at=data.next_at, awaits=data.awaits)
@@ -298,23 +298,23 @@ def schedule_due(data: ScheduleData) -> ScheduleDue:
 
 @dataclass(frozen=True)
 class RunUnderWay:
-    """It is requested, recruits, trains or recovers."""
+    """The run is requested, recruiting, running or recovering."""
 
     state: RunState
 
 
 @dataclass(frozen=True)
 class RunCompleted:
-    """It ended with a model version."""
+    """The run ended with a model version."""
 
     model: ModelRef
     promoted: bool
-    """True if that version became the champion."""
+    """True if *model* became champion."""
 
 
 @dataclass(frozen=True)
 class RunAborted:
-    """It failed or was cancelled: there is no model version."""
+    """The run failed or was cancelled, without a model version."""
 
     state: RunState
 
@@ -323,7 +323,7 @@ RunSituation: TypeAlias = RunUnderWay | RunCompleted | RunAborted
 
 
 def run_situation(state: RunState, data: RunData) -> RunSituation:
-    """The situation of a run; raises IncompleteData."""
+    """Return the situation of a run; raises IncompleteData."""
     match state:
         case RunState.REQUESTED | RunState.RECRUITING | RunState.RUNNING | RunState.RECOVERING:
             return RunUnderWay(state)
@@ -341,33 +341,33 @@ def run_situation(state: RunState, data: RunData) -> RunSituation:
 
 @dataclass(frozen=True)
 class ClientBootstrapping:
-    """It has no model yet, or starts again."""
+    """The client has no model yet, or is restarting."""
 
 
 @dataclass(frozen=True)
 class ClientApplying:
-    """A model is about to be served."""
+    """The inference agent of the client is loading a model."""
 
     model: ModelRef
 
 
 @dataclass(frozen=True)
 class ClientServing:
-    """It serves, and may take part in a run."""
+    """The client serves and may join a run."""
 
     model: ModelRef
 
 
 @dataclass(frozen=True)
 class ClientSyncing:
-    """It serves, and changes its code."""
+    """The client serves and switches to another code version."""
 
     model: ModelRef
 
 
 @dataclass(frozen=True)
 class ClientLearning:
-    """It serves, and takes part in a run."""
+    """The client serves and takes part in a run."""
 
     model: ModelRef
     run: str
@@ -375,7 +375,7 @@ class ClientLearning:
 
 @dataclass(frozen=True)
 class ClientTerminated:
-    """It could not start."""
+    """The client could not start."""
 
 
 ClientSituation: TypeAlias = (
@@ -384,7 +384,7 @@ ClientSituation: TypeAlias = (
 
 
 def client_situation(state: ClientState, data: ClientData) -> ClientSituation:
-    """The situation of a client; raises IncompleteData."""
+    """Return the situation of a client; raises IncompleteData."""
     parser = _Parser(state, data)
     match state:
         case ClientState.S0:
@@ -408,12 +408,12 @@ def client_situation(state: ClientState, data: ClientData) -> ClientSituation:
 
 @dataclass(frozen=True)
 class FlClientWaiting:
-    """It is in no run."""
+    """The client is in no run."""
 
 
 @dataclass(frozen=True)
 class FlClientPending:
-    """Its training process waits for the first message of the run."""
+    """The trainer process waits for the first message of the run."""
 
     run: str
 
@@ -425,7 +425,7 @@ class FlClientTraining:
 
 @dataclass(frozen=True)
 class FlClientFinished:
-    """The run ended, and that is not published yet."""
+    """The run has ended, and the FL client has not reported it yet."""
 
     run: str
 
@@ -434,7 +434,7 @@ FlClientSituation: TypeAlias = FlClientWaiting | FlClientPending | FlClientTrain
 
 
 def fl_client_situation(state: FlClientState, data: FlClientData) -> FlClientSituation:
-    """The situation of a client's training; raises IncompleteData."""
+    """Return the situation of a client's training; raises IncompleteData."""
     parser = _Parser(state, data)
     match state:
         case FlClientState.WAITING:

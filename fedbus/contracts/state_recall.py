@@ -1,9 +1,8 @@
-"""Where a client stands, asked of the server side.
+"""The request with which a client reads the last transition of its own entities.
 
-Whoever may read the life stream itself may have the answer sent wherever he likes, the API that
-makes consumers included, and so could read everything: a client with credentials is never
-allowed to. It asks the registrar, beside the server manager, which answers to
-inboxes and to no other place.
+A client has no permission to read the life stream. The JetStream API sends its response to any reply
+subject, including the API subject that creates consumers, so such a permission would give access to all
+messages. The client sends the request to the registrar, which replies to inboxes only.
 """
 
 from typing import ClassVar, Literal
@@ -15,18 +14,19 @@ from fedbus.contracts.message import Body, ClientRequest
 
 
 class LastTransition(Body):
-    """The answer to recall_life: the last transition as it was said; nothing, where none was."""
+    """Reply to `recall_life`: the last transition, as it is stored. All fields are empty if there is none."""
 
     sequence: int = 0
-    """Its place in the life stream."""
+    """The sequence number of the transition in the life stream."""
     headers: dict[str, str] = Field(default_factory=dict)
     body: bytes = b""
     answered_at: float = 0.0
-    """By the clock of the server side, in seconds since 1970; 0 where it does not say: a device may ask no other."""
+    """The time of the reply in seconds since the epoch, by the clock of the server side. A device has no other way to
+    compare its clock. 0 if unknown."""
 
 
 class GetLastTransition(ClientRequest):
-    """Tell a client the last transition of one of its own things."""
+    """Request for the last transition of one of the requesting client's own entities."""
 
     word: ClassVar[str] = "recall_life"
     server: ClassVar[AgentName] = AgentName.REGISTRAR

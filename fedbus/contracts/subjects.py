@@ -1,25 +1,24 @@
-"""The one place that knows how subjects are spelled. *fed* is the federation.
+"""The NATS subjects. No other module builds a subject. *fed* is the federation.
 
     fedbus.<fed>.svc.<task>.<request>             a request to the server side, answered on its reply subject
-    fedbus.<fed>.svc.<task>.<request>.<client>    the same, where it is about the client that asks
+    fedbus.<fed>.svc.<task>.<request>.<client>    a request about the requesting client
     fedbus.<fed>.srv.<task>.<event>               between the agents of the server side
     fedbus.<fed>.cast.<task>.<event>              server side -> all clients
-    fedbus.<fed>.cmd.<client>.<task>.<command>    server side -> one client; kept while it is away
+    fedbus.<fed>.cmd.<client>.<task>.<command>    server side -> one client; stored until the client consumes it
     fedbus.<fed>.client.<client>.<task>.<event>   one client -> server side
-    fedbus.<fed>.local.<client>.<task>.<word>     between the agents of one client
-    fedbus.<fed>.life.<kind>.<task or client.task or run>   a lifecycle has moved
-    fedbus.<fed>.blob.<owner>.<holder>.<word>     weights in flight, see `fedbus.bus.blobs`
-    fedbus.<fed>.dead.<owner>.<agent>             what could not be read, with the reason
-    fedbus.<fed>.lease.<task>.<agent>             which of several agents acts, see `fedbus.bus.lease`
-    fedbus.<fed>.deliver.<owner>.<task>.<agent>   where the bus puts what a durable consumer holds
-    _INBOX.<owner>.<agent>                        where the answers to requests go
+    fedbus.<fed>.local.<client>.<task>.<name>     between the agents of one client
+    fedbus.<fed>.life.<kind>.<task or client.task or run>   the transitions of one entity
+    fedbus.<fed>.blob.<owner>.<holder>.<name>     blobs, see `fedbus.bus.blobs`
+    fedbus.<fed>.dead.<owner>.<agent>             dead letters
+    fedbus.<fed>.lease.<task>.<agent>             the lease of an agent, see `fedbus.bus.lease`
+    fedbus.<fed>.deliver.<owner>.<task>.<agent>   the delivery subject of a durable consumer
+    _INBOX.<owner>.<agent>                        the replies to an agent's requests
 
-An *owner* is a client, or the server side, or people.
+An *owner* is a client, the server side or the users.
 
-The identity stands in a token of its own, so that permissions can be a template per client: see
-`fedbus.contracts.permissions_for`. A
-stream never covers ``svc`` or ``blob``: it acknowledges whatever it stores, and would
-answer before the agent could.
+The client has a token of its own, so that permissions are one template for all clients: see
+`fedbus.contracts.permissions`. No stream covers ``svc`` or ``blob``, because a stream acknowledges each
+message that it stores, and the requester would take the acknowledgement for the reply.
 """
 
 import functools
@@ -29,20 +28,19 @@ from fedbus.contracts.message import CLIENT_FAMILIES, ClientMessage, ClientReque
 
 ROOT = "fedbus"
 SERVER_SIDE = "server"
-"""Stands where a client's id would, for the agents of the server side. No client may be called so."""
+"""The owner token of the agents of the server side. No client may have this id."""
 USERS = "people"
-"""The same for whoever sits at a terminal."""
+"""The owner token of users. No client may have this id."""
 RESERVED_OWNERS = frozenset({SERVER_SIDE, USERS})
-"""Owners that are no clients."""
 INBOX = "_INBOX"
 
 
 class InvalidSubject(ValueError):
-    """A subject that is not spelled as this module spells them."""
+    """A subject that this module did not build."""
 
 
 def subject_for(fed: FederationId, message: Message) -> str:
-    """Where *message* goes. Transitions know their own place: see `life`."""
+    """Return the subject of *message*. For transitions, see `lifecycle`."""
     if isinstance(message, ClientMessage):
         return f"{ROOT}.{fed}.{message.family}.{message.client}.{message.task}.{message.word}"
     assert message.family not in CLIENT_FAMILIES | {Family.LIFE}, message.word
@@ -51,7 +49,7 @@ def subject_for(fed: FederationId, message: Message) -> str:
 
 
 def wildcard_for(fed: FederationId, kind: type[Message], *, client: str = "*", task: str = "*") -> str:
-    """All messages of one *kind*, or those of one *client* or one *task*."""
+    """Return the subject of all messages of one *kind*, optionally of one *client* or one *task*."""
     if kind.family is Family.LIFE:
         return f"{ROOT}.{fed}.life.>"
     if kind.family in CLIENT_FAMILIES:
@@ -62,34 +60,35 @@ def wildcard_for(fed: FederationId, kind: type[Message], *, client: str = "*", t
 
 @functools.cache
 def template(kind: type[Message]) -> str:
-    """Where messages of one *kind* go, with what differs among them in braces."""
+    """Return the subject of messages of one *kind*, with its variable tokens in braces."""
     fed = FederationId("{federation}")
     if kind.family is Family.LIFE:
-        return lifecycle(fed, "{kind}", "{thing}")
+        return lifecycle(fed, "{kind}", "{key}")
     return wildcard_for(fed, kind, client="{client}", task="{task}")
 
 
 def federation_wildcard(fed: FederationId) -> str:
-    """All that is said in *fed*. The one filter for a whole stream from some time on.
+    """Return the subject of all messages in *fed*.
 
-    nats-server 2.15.1 leaves out the first messages where a start time meets several filters.
+    Use it as the only filter of a consumer that starts at a time: with several filters and a start time,
+    nats-server 2.15.1 skips the first messages.
     """
     return f"{ROOT}.{fed}.>"
 
 
-def lifecycle(fed: FederationId, kind: str, thing: str) -> str:
-    """Where the transitions of one *thing* go: its last message is its state."""
-    return f"{ROOT}.{fed}.life.{kind}.{thing}"
+def lifecycle(fed: FederationId, kind: str, key: str) -> str:
+    """Return the subject of the transitions of one entity. The last message on it is the entity's state."""
+    return f"{ROOT}.{fed}.life.{kind}.{key}"
 
 
 def predictions(fed: FederationId, client: str, task: str) -> str:
-    """Where anybody on the bus may ask *client* for a prediction: plain JSON both ways, no envelope."""
+    """Return the subject for prediction requests to *client*. Request and reply are plain JSON without an envelope."""
     return f"{ROOT}.{fed}.{Family.LOCAL}.{client}.{task}.predict"
 
 
-def blob(fed: FederationId, holder: str, word: str) -> str:
-    """*holder* is an owner and a name of its own: ``c1.trainer_0123``."""
-    return f"{ROOT}.{fed}.blob.{holder}.{word}"
+def blob(fed: FederationId, holder: str, name: str) -> str:
+    """Return a subject of the blob protocol. *holder* is an owner and a process: ``c1.trainer_0123``."""
+    return f"{ROOT}.{fed}.blob.{holder}.{name}"
 
 
 def dead_letter(fed: FederationId, owner: str, agent: str) -> str:
@@ -105,12 +104,12 @@ def deliver(fed: FederationId, owner: str, agent: str) -> str:
 
 
 def inbox(owner: str, agent: str) -> str:
-    """The beginning of all places where the answers to one agent's requests go."""
+    """Return the prefix of the reply subjects of one agent's requests."""
     return f"{INBOX}.{owner}.{agent}"
 
 
 def client_in(subject: str) -> str | None:
-    """The client whose id stands in *subject*, or None where none does."""
+    """Return the client whose id is in *subject*; None if there is none."""
     _, _, family, *rest = _tokens(subject)
     return rest[0] if family in CLIENT_FAMILIES and len(rest) == 3 else None
 
@@ -122,5 +121,5 @@ def federation_in(subject: str) -> FederationId:
 def _tokens(subject: str) -> list[str]:
     tokens = subject.split(".")
     if len(tokens) < 4 or tokens[0] != ROOT:
-        raise InvalidSubject(f"{subject!r} is not a subject of fedbus")
+        raise InvalidSubject(f"{subject!r} is not a fedbus subject")
     return tokens

@@ -1,7 +1,7 @@
-"""A lifecycle has moved: the one kind of message that the life stream keeps.
+"""The transition of a lifecycle: the only message in the life stream.
 
-The last transition of a thing is its state: it carries the state it led to and all that
-the owner needs to go on from there.
+The last transition of an entity is its state. It carries the new state and all data that the owner needs
+to continue after a restart.
 """
 
 from typing import Annotated, ClassVar
@@ -27,7 +27,7 @@ AnyFacts = Annotated[
 
 
 class Transition(Message):
-    """*event* led from *source* to *target*; *reason* says why, in words."""
+    """A state transition of an entity: *event* led from state *source* to state *target*."""
 
     word: ClassVar[str] = "transition"
     family: ClassVar[Family] = Family.LIFE
@@ -36,15 +36,17 @@ class Transition(Message):
     source: str
     target: str
     reason: str = ""
+    """Why the event happened, as text."""
     waits_for: str = ""
-    """What the new state waits for."""
+    """What the new state waits for, as text; empty if it waits for nothing."""
     deadline: AwareDatetime | None = None
-    """Until when, where that is known."""
+    """The time limit of the new state; None if it is not known."""
     facts: AnyFacts
+    """The data of the entity after the transition."""
 
     @property
     def is_legal(self) -> bool:
-        """Whether the table has this arrow. Not checked on reading: old readers must bear newer tables."""
+        """True if the lifecycle's table has this arrow. Decoding does not check it, to accept newer tables."""
         lifecycle = LIFECYCLES[self.kind]
         return lifecycle.arrows.get((lifecycle.states(self.source), self.event)) == self.target
 

@@ -38,8 +38,8 @@ def test_an_empty_variable_is_none() -> None:
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
-        ("FEDBUS_FEDERATION", "All Clinics", "FEDBUS_FEDERATION: 'All Clinics' cannot be a federation id"),
-        ("FEDBUS_FEDERATION", "*", r"FEDBUS_FEDERATION: '\*' cannot be"),
+        ("FEDBUS_FEDERATION", "All Clinics", "FEDBUS_FEDERATION: 'All Clinics' is not a valid federation id"),
+        ("FEDBUS_FEDERATION", "*", r"FEDBUS_FEDERATION: '\*' is not a valid federation id"),
         ("FEDBUS_GATEWAY_PORT", "abc", "FEDBUS_GATEWAY_PORT: 'abc' is no whole number from 0 to 65535"),
         ("FEDBUS_TRAIN_AT_ONCE", "two", "FEDBUS_TRAIN_AT_ONCE: 'two' is no whole number from 1 on"),
         ("FEDBUS_NATS_URL", "localhost", "FEDBUS_NATS_URL: 'localhost' is not the address of a nats-server"),

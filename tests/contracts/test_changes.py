@@ -81,7 +81,7 @@ def test_without_changes_the_data_stays_the_same() -> None:
 
 def test_a_misspelt_field_is_refused() -> None:
     with pytest.raises(
-        IllegalChange, match="model_ready changes code_versoin, which is no field of the data"
+        IllegalChange, match="model_ready changes code_versoin, which is not a field of the data"
     ):
         SERVER.change(ServerEvent.MODEL_READY, MNIST, {"code_versoin": "x"})  # type: ignore[typeddict-unknown-key]
 

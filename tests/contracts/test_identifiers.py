@@ -40,7 +40,7 @@ def test_whatever_is_no_id_is_refused(text: str) -> None:
 
 @pytest.mark.parametrize("bad", ["*", ">", "a.b", "", "-a", "A", "c1\n", "ä", "a" * 64, "../up", "a b"])
 def test_a_bad_id_is_refused_with_what_an_id_looks_like(bad: str) -> None:
-    with pytest.raises(BadId, match="cannot be a client id: use 1 to 63 lower-case letters") as caught:
+    with pytest.raises(BadId, match="is not a valid client id: use 1 to 63 lower-case letters") as caught:
         client_id(bad)
 
     assert caught.value.value == bad

@@ -92,19 +92,25 @@ def test_a_server_is_in_the_situation_of_its_state(state: ServerState) -> None:
     ],
 )
 def test_incomplete_data_of_a_server_names_it_and_what_is_missing(state: ServerState, missing: str) -> None:
-    with pytest.raises(IncompleteData, match=f"server mnist is in state {state} without {missing}"):
+    with pytest.raises(
+        IncompleteData, match=f"server mnist is in state {state}, but its last transition lacks {missing}"
+    ):
         server_situation(state, SERVER.model_copy(update={missing: None}))
 
 
 def test_a_rollout_without_a_candidate_is_incomplete() -> None:
-    with pytest.raises(IncompleteData, match="code mnist is in state rolling without candidate"):
+    with pytest.raises(
+        IncompleteData, match="code mnist is in state rolling, but its last transition lacks candidate"
+    ):
         code_situation(CodeState.ROLLING, CodeData(task="mnist"))
 
 
 def test_a_schedule_is_due_since_some_time() -> None:
     data = ScheduleData(task="mnist", since=NOON, clock_since=NOON, due_since=NOON, cause="every 6h")
     assert schedule_situation(ScheduleState.DUE, data) == ScheduleDue(NOON, "every 6h", "")
-    with pytest.raises(IncompleteData, match="schedule mnist is in state due without due_since"):
+    with pytest.raises(
+        IncompleteData, match="schedule mnist is in state due, but its last transition lacks due_since"
+    ):
         schedule_situation(ScheduleState.DUE, data.model_copy(update={"due_since": None}))
 
 
@@ -113,7 +119,9 @@ def test_a_run_that_finished_has_a_model_and_no_other_has() -> None:
     assert run_situation(RunState.FINISHED, data) == RunCompleted(MODEL, promoted=False)
     assert run_situation(RunState.CANCELLED, data) == RunAborted(RunState.CANCELLED)
     assert run_situation(RunState.RECOVERING, data) == RunUnderWay(RunState.RECOVERING)
-    with pytest.raises(IncompleteData, match="run mnist-2 is in state finished without model"):
+    with pytest.raises(
+        IncompleteData, match="run mnist-2 is in state finished, but its last transition lacks model"
+    ):
         run_situation(RunState.FINISHED, data.model_copy(update={"model": None}))
 
 
@@ -122,12 +130,16 @@ def test_a_client_that_learns_has_a_run_and_a_model() -> None:
     assert client_situation(ClientState.LEARNING, data) == ClientLearning(MODEL, "mnist-2")
     assert client_situation(ClientState.PENDING_APPLICATION, data) == ClientApplying(MODEL)
     assert client_situation(ClientState.SERVING, data) == ClientServing(MODEL)
-    with pytest.raises(IncompleteData, match=r"client c1\.mnist is in state learning without run"):
+    with pytest.raises(
+        IncompleteData, match=r"client c1\.mnist is in state learning, but its last transition lacks run"
+    ):
         client_situation(ClientState.LEARNING, data.model_copy(update={"run": None}))
 
 
 def test_a_training_is_of_a_run() -> None:
     data = FlClientData(task="mnist", client="c1", run="mnist-2")
     assert fl_client_situation(FlClientState.TRAINING, data) == FlClientTraining("mnist-2")
-    with pytest.raises(IncompleteData, match=r"fl_client c1\.mnist is in state pending without run"):
+    with pytest.raises(
+        IncompleteData, match=r"fl_client c1\.mnist is in state pending, but its last transition lacks run"
+    ):
         fl_client_situation(FlClientState.PENDING, FlClientData(task="mnist", client="c1"))

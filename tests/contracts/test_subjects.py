@@ -39,7 +39,7 @@ def test_the_template_of_a_subject_is_the_subject_with_names_for_what_differs(ki
 
 
 def test_all_transitions_have_one_template() -> None:
-    assert subjects.template(Transition) == "fedbus.{federation}.life.{kind}.{thing}"
+    assert subjects.template(Transition) == "fedbus.{federation}.life.{kind}.{key}"
 
 
 @each_message
@@ -83,5 +83,5 @@ def test_the_roots_of_the_families_do_not_meet() -> None:
 
 @pytest.mark.parametrize("subject", ["", "orders", "fedbus.dev.svc", "other.dev.client.c1.mnist.fin_train"])
 def test_a_foreign_subject_is_refused(subject: str) -> None:
-    with pytest.raises(InvalidSubject, match="is not a subject of fedbus"):
+    with pytest.raises(InvalidSubject, match="is not a fedbus subject"):
         subjects.client_in(subject)

@@ -45,7 +45,7 @@ def test_without_options_the_schedule_is_the_tasks() -> None:
 
 
 def test_every_beside_when_is_refused_with_what_to_write_instead() -> None:
-    with pytest.raises(CliError, match=r"write every-s into when: when = .* or every 90s") as caught:
+    with pytest.raises(CliError, match=r"use only when = .* or every 90s") as caught:
         apply_schedule_options(make_table(**FULL_SCHEDULE), "90s", None)
     assert caught.value.code is ExitCode.USAGE
 

@@ -37,7 +37,7 @@ def test_every_message_is_on_the_page_with_each_of_its_fields() -> None:
 
 
 def test_a_field_is_explained_by_what_stands_under_it() -> None:
-    assert "Whether its training process died, rather than said no." in events_page()
+    assert "True if the trainer process ended without reporting a reason." in events_page()
 
 
 def test_every_lifecycle_is_drawn() -> None:
