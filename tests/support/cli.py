@@ -19,19 +19,28 @@ from tempfile import TemporaryDirectory
 from typing import Any, Final
 from unittest import mock
 
+from fedbus.app.cli.command_table import COMMANDS
+from fedbus.app.cli.lazy import CommandEntry, CommandTable, GroupEntry
 from support import forked_cli
+
+
+def command_modules(table: CommandTable) -> set[str]:
+    """Return the modules that the commands of *table* are in."""
+    modules: set[str] = set()
+    for entry in table.values():
+        match entry:
+            case CommandEntry(target):
+                modules.add(target.partition(":")[0])
+            case GroupEntry(commands=commands):
+                modules |= command_modules(commands)
+    return modules
+
 
 PRELOADED: Final = [
     "fedbus.app.cli.main",
-    "fedbus.app.bus_session",
-    "fedbus.app.composition.agents",
-    "fedbus.app.diagnostics.doctor",
-    "fedbus.app.provision.federation",
-    "fedbus.app.telemetry.span_reader",
-    "fedbus.app.views.event_tail",
+    *sorted(command_modules(COMMANDS)),
     "fedbus.stores.models.directory",
     "fedbus.stores.models.s3",
-    "fedbus.domain.provenance",
     "aiobotocore.session",
     "numpy.random",
     "rich.markdown",

@@ -66,6 +66,12 @@ def parse_node_config(text: str) -> dict[str, Scalar]:
     return found
 
 
+def check_unique_tasks(tasks: list[str]) -> None:
+    """Check that no task id occurs twice."""
+    if len(set(tasks)) < len(tasks):
+        raise CliError(f"each task can be given once: {', '.join(tasks)}", ExitCode.USAGE)
+
+
 def _parse_assignments(text: str) -> dict[str, object]:
     """Values are TOML; a bare word is taken as text."""
     found: dict[str, object] = {}

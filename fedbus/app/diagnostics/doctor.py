@@ -7,24 +7,25 @@ a remark; one that stops fedbus from working is an ailment, and the exit code te
 import asyncio
 import platform
 import shutil
-import subprocess
 import sys
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError
-from importlib.metadata import version as installed
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
-from fedbus import __version__
+from fedbus.app.bus_session import can_discover_agents, connect_bus, run_async
+from fedbus.app.diagnostics import services
+from fedbus.app.diagnostics.versions import installed_version, nats_server_version
 from fedbus.app.finding import SET_CLOCK_ADVICE, DoctorFinding, Severity
 from fedbus.app.local.nats_server import find_nats_server
 from fedbus.app.local.supervisor import EmbeddedError, check_writable, is_port_free
+from fedbus.app.provision import credential_checks
 from fedbus.app.settings import Settings
 from fedbus.app.terminal.output import format_size
-from fedbus.bus.errors import BusError
-
-if TYPE_CHECKING:
-    from fedbus.bus.bus import Bus
+from fedbus.bus.bus import CLOCK_SKEW_WARNING_S, Bus
+from fedbus.bus.errors import AccessDenied, BusError, InvalidCredentialsFile, PermissionDenied
+from fedbus.bus.nats.auth_errors import DOCTOR_HINT
+from fedbus.bus.streams import stream_names
+from fedbus.stores.tasks.task_directory import TaskInvalid, read_task
 
 MIN_PYTHON: Final = (3, 11)
 MIN_NATS: Final = (2, 12)
@@ -33,7 +34,6 @@ ANSWER_TIMEOUT_S: Final = 10.0
 DEFAULT_PORT: Final = 4222
 DATA_SETS: Final = ("mnist", "fashion-mnist", "cifar10")
 DIGITS_FALLBACK: Final = "until then the example learns scikit-learn's digits"
-REPORTED_PACKAGES: Final = ("torch", "flwr", "nats-py", "pydantic")
 
 
 def run_checks(settings: Settings, *, offline: bool = False) -> list[DoctorFinding]:
@@ -52,17 +52,6 @@ def run_checks(settings: Settings, *, offline: bool = False) -> list[DoctorFindi
     ]
 
 
-def installed_versions() -> dict[str, str]:
-    """What a report of an error should name."""
-    return {
-        "fedbus": __version__,
-        "python": platform.python_version(),
-        "nats-server": _nats_version() or "none",
-        **{name: _installed_version(name) or "none" for name in REPORTED_PACKAGES},
-        "system": platform.platform(),
-    }
-
-
 # --- the machine -------------------------------------------------------------------------------
 
 
@@ -78,7 +67,7 @@ def _check_nats_server() -> DoctorFinding:
         program = find_nats_server()
     except EmbeddedError as error:
         return DoctorFinding("nats-server", Severity.ILL, "not found", str(error))
-    version = _nats_version()
+    version = nats_server_version()
     if version is None:
         return DoctorFinding(
             "nats-server",
@@ -93,22 +82,8 @@ def _check_nats_server() -> DoctorFinding:
     return DoctorFinding("nats-server", Severity.WELL, f"{version} ({program})")
 
 
-def _nats_version() -> str | None:
-    try:
-        said = subprocess.run(
-            [find_nats_server(), "--version"],
-            capture_output=True,
-            text=True,
-            timeout=ANSWER_TIMEOUT_S,
-            check=True,
-        )
-    except (OSError, subprocess.SubprocessError, EmbeddedError):
-        return None
-    return said.stdout.strip().rpartition("v")[2]
-
-
 def _check_torch() -> DoctorFinding:
-    version = _installed_version("torch")
+    version = installed_version("torch")
     if version is None:
         advice = "pip install 'fedbus[torch]' where models are trained or served"
         return DoctorFinding("torch", Severity.REMARK, "not installed", advice)
@@ -116,18 +91,11 @@ def _check_torch() -> DoctorFinding:
 
 
 def _check_scipy() -> DoctorFinding:
-    version = _installed_version("scipy")
+    version = installed_version("scipy")
     if version is None:
         advice = "pip install 'fedbus[drift]' where devices are to look for drift"
         return DoctorFinding("SciPy", Severity.REMARK, "not installed: drift is not looked for", advice)
     return DoctorFinding("SciPy", Severity.WELL, version)
-
-
-def _installed_version(name: str) -> str | None:
-    try:
-        return installed(name)
-    except PackageNotFoundError:
-        return None
 
 
 def _check_directory(home: Path) -> DoctorFinding:
@@ -161,8 +129,6 @@ def _check_data_sets(settings: Settings) -> DoctorFinding:
 
 def _check_credentials(settings: Settings) -> list[DoctorFinding]:
     """What the files of a kit are worth; nothing is found where none are set, as on a laptop."""
-    from fedbus.app.provision import credential_checks  # noqa: PLC0415  # cryptography takes long to import
-
     now = datetime.now(UTC)
     found = []
     if settings.creds:
@@ -176,15 +142,10 @@ def _check_credentials(settings: Settings) -> list[DoctorFinding]:
 
 
 def _check_bus(settings: Settings) -> list[DoctorFinding]:
-    from fedbus.app.bus_session import run_async  # noqa: PLC0415  # nothing else here needs nats
-
     return run_async(_check_bus_and_certificate(settings))
 
 
 async def _check_bus_and_certificate(settings: Settings) -> list[DoctorFinding]:
-    from fedbus.app.diagnostics import services  # noqa: PLC0415
-    from fedbus.app.provision import credential_checks  # noqa: PLC0415
-
     shown = None
     if settings.nats_url.startswith("tls://") or settings.ca is not None:
         shown = await credential_checks.check_server(settings.nats_url, settings.ca, datetime.now(UTC))
@@ -197,12 +158,6 @@ async def _check_bus_and_certificate(settings: Settings) -> list[DoctorFinding]:
 
 async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
     """Whether a nats-server answers, keeps streams, and holds what the federation needs."""
-    from fedbus.app.bus_session import can_discover_agents, connect_bus  # noqa: PLC0415
-    from fedbus.app.diagnostics import services  # noqa: PLC0415
-    from fedbus.bus.errors import AccessDenied, InvalidCredentialsFile, PermissionDenied  # noqa: PLC0415
-    from fedbus.bus.nats.auth_errors import DOCTOR_HINT  # noqa: PLC0415
-    from fedbus.bus.streams import stream_names  # noqa: PLC0415
-
     where = f"{settings.nats_url} ({settings.nats_url_source})"
     well = DoctorFinding("bus", Severity.WELL, where)
     try:
@@ -239,10 +194,8 @@ async def _check_bus_services(settings: Settings) -> list[DoctorFinding]:
         ]
 
 
-async def _check_client_clock(settings: Settings, bus: "Bus") -> DoctorFinding:
+async def _check_client_clock(settings: Settings, bus: Bus) -> DoctorFinding:
     """Told by the server's side of the task that the device takes part in, which is all that it may ask."""
-    from fedbus.stores.tasks.task_directory import TaskInvalid, read_task  # noqa: PLC0415
-
     try:
         task = read_task(Path(settings.task)).id
     except TaskInvalid:
@@ -273,8 +226,6 @@ def _check_streams(settings: Settings, there: dict[str, int] | None, wanted: lis
 
 def check_clock(ahead_s: float) -> DoctorFinding:
     """Deadlines, credentials and traces are told by several clocks: they have to agree about the time."""
-    from fedbus.bus.bus import CLOCK_SKEW_WARNING_S  # noqa: PLC0415
-
     if abs(ahead_s) <= CLOCK_SKEW_WARNING_S:
         return DoctorFinding("clock", Severity.WELL, f"as the bus's, give or take {CLOCK_SKEW_WARNING_S:g} s")
     off = f"{abs(ahead_s):.0f} s {'ahead of' if ahead_s > 0 else 'behind'} that of the bus"

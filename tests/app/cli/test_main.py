@@ -29,7 +29,6 @@ from fedbus.contracts.run import RUN, RunData, RunEvent, RunPlan, RunStarted, Ru
 from fedbus.contracts.server import SERVER, ServerData
 
 DEV = FederationId("dev")
-HEAVY = {"torch", "flwr", "aiohttp", "nats", "numpy", "ray", "sklearn", "opentelemetry.sdk"}
 
 
 @pytest.fixture
@@ -72,15 +71,6 @@ async def simulate_runs(bus: Bus) -> None:
 # --- the frame -----------------------------------------------------------------------------------
 
 
-async def test_help_imports_nothing_heavy(fedbus: FedbusCli) -> None:
-    code = f"import sys, fedbus.app.cli.main; print(sorted({HEAVY!r} & set(sys.modules)))"
-    process = await asyncio.create_subprocess_exec(
-        sys.executable, "-c", code, stdout=asyncio.subprocess.PIPE, env=fedbus.environment
-    )
-    out, _ = await process.communicate()
-    assert out.decode().strip() == "[]"
-
-
 async def test_help_says_what_there_is_and_what_exit_codes_mean(fedbus: FedbusCli) -> None:
     began = time.monotonic()
     said = await fedbus("--help")
@@ -118,7 +108,7 @@ async def test_a_bad_setting_is_one_line_and_code_2(fedbus: FedbusCli) -> None:
     said = await fedbus("run", "ls", FEDBUS_FEDERATION="All Clinics")
     assert said.code == 2
     assert said.err.startswith(
-        "fedbus: FEDBUS_FEDERATION: 'All Clinics' cannot be a federation id: use 1 to 63"
+        "fedbus: FEDBUS_FEDERATION: 'All Clinics' is not a valid federation id: use 1 to 63"
     )
 
 

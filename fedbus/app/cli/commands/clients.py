@@ -1,25 +1,25 @@
 """`fedbus clients`: who takes part, what each does now, and which model it serves."""
 
 from collections import defaultdict
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from rich.markup import escape
 
+from fedbus.app.bus_session import connect_bus, latest_messages, latest_transitions, run_async, transition_of
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.bus.bus import StoredMessage
-    from fedbus.contracts.identifiers import ClientId
-    from fedbus.contracts.transition import Transition
-
-app = typer.Typer(no_args_is_help=True, help="Who takes part, what each does now, which model it serves.")
+from fedbus.bus.bus import StoredMessage
+from fedbus.contracts.device import DeviceReport
+from fedbus.contracts.identifiers import ClientId, client_id
+from fedbus.contracts.serving import DataChecked
+from fedbus.contracts.transition import Transition
+from fedbus.domain.client_scores import ClientStats, collect_client_stats, task_rounds
 
 LIFECYCLE_KINDS: Final = ("client", "fl_client", "inference")
 DEVICE_COLUMNS: Final = ("cpu", "memory", "disk", "heat", "gpu", "errors", "reported")
 
 
-@app.command()
 def ls(
     *,
     task: Annotated[str | None, typer.Option(help="Only this task.")] = None,
@@ -60,17 +60,12 @@ def ls(
     )
 
 
-@app.command("show")
-def show_(
+def show(
     client: Annotated[str, typer.Argument(help="The client, as `fedbus clients ls` calls it.")],
     *,
     json: output.JsonOption = False,
 ) -> None:
     """Show one client: its three lifecycles, and what each waits for."""
-    from rich.markup import escape
-
-    from fedbus.contracts.identifiers import client_id
-
     known = _load_clients(with_checks_of=client_id(client))
     found = [one for one in known if one["client"] == client_id(client)]
     if not found:
@@ -170,22 +165,13 @@ def _describe_stats(standing: dict[str, Any]) -> str:
     return "so far: " + ", ".join(parts)
 
 
-def _load_clients(with_checks_of: "ClientId | None" = None) -> list[dict[str, Any]]:
+def _load_clients(with_checks_of: ClientId | None = None) -> list[dict[str, Any]]:
     """What the log says of every client in every task: its three lifecycles put together.
 
     What the checks of its data found is told of one only: of all, that may be much.
     """
-    from fedbus.app.bus_session import (
-        connect_bus,
-        latest_messages,
-        latest_transitions,
-        run_async,
-        transition_of,
-    )
-    from fedbus.contracts.device import DeviceReport
-    from fedbus.contracts.serving import DataChecked
 
-    async def look() -> "tuple[list[StoredMessage], list[StoredMessage], list[StoredMessage]]":
+    async def look() -> tuple[list[StoredMessage], list[StoredMessage], list[StoredMessage]]:
         async with connect_bus() as bus:
             return (
                 await latest_transitions(bus, *LIFECYCLE_KINDS, "run"),
@@ -210,22 +196,20 @@ def _load_clients(with_checks_of: "ClientId | None" = None) -> list[dict[str, An
     ]
 
 
-def _device_facts(seen: "StoredMessage") -> "tuple[str, dict[str, Any]]":
+def _device_facts(seen: StoredMessage) -> tuple[str, dict[str, Any]]:
     """Which client in which task has reported, and what."""
     facts = seen.message.model_dump()
     return f"{facts.pop('client')}.{facts.pop('task')}", facts | {"at": seen.envelope.time}
 
 
-def _client_stats(thing: str, runs: "list[Transition]") -> dict[str, Any]:
+def _client_stats(thing: str, runs: list[Transition]) -> dict[str, Any]:
     """What the client has done so far in the task, as the rounds in the log tell."""
-    from fedbus.domain.client_scores import ClientStats, collect_client_stats, task_rounds
-
     client, task = thing.split(".")
     standing = collect_client_stats(task_rounds(task, runs)).get(client, ClientStats())
     return vars(standing) | {"reliability": standing.reliability}
 
 
-def _client_facts(thing: str, told: "dict[str, StoredMessage]") -> dict[str, Any]:
+def _client_facts(thing: str, told: dict[str, StoredMessage]) -> dict[str, Any]:
     client, task = thing.split(".")
     lives = [_lifecycle_facts(seen) for seen in told.values()]
     state = {life["kind"]: life["state"] for life in lives}
@@ -246,9 +230,7 @@ def _client_facts(thing: str, told: "dict[str, StoredMessage]") -> dict[str, Any
     }
 
 
-def _lifecycle_facts(seen: "StoredMessage") -> dict[str, Any]:
-    from fedbus.app.bus_session import transition_of
-
+def _lifecycle_facts(seen: StoredMessage) -> dict[str, Any]:
     move = transition_of(seen)
     return {
         "kind": move.kind,

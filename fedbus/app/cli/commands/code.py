@@ -1,22 +1,28 @@
 """`fedbus code`: which version of a task's code is where, how a rollout stands, and forwards and back by hand."""
 
+import asyncio
+import re
 from collections import Counter
 from collections.abc import Iterator
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
+from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
+from fedbus.app.composition.initial_code import code_address, code_from_settings
 from fedbus.app.failures import CliError, ExitCode
+from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.contracts.message import Request
-    from fedbus.contracts.transition import Transition
-    from fedbus.stores.code.open import Commit
-
-app = typer.Typer(
-    no_args_is_help=True, help="The versions of a task's code: what is where, and what is tried."
-)
+from fedbus.app.terminal.progress_bar import progress_bar
+from fedbus.contracts.code import CodeLookedFor, LookForCode, RevertCode, RolloutBegun, RollOutCode
+from fedbus.contracts.message import Request
+from fedbus.contracts.task.task import STAGE_PATTERN
+from fedbus.contracts.transition import Transition
+from fedbus.domain.run_participation import short_version
+from fedbus.stores.code.address import is_address
+from fedbus.stores.code.open import CodeUnavailable, Commit, HistoryRewritten
 
 TaskId = Annotated[str | None, typer.Option("--task", help="The task's id. [default: the only one there]")]
 Source = Annotated[
@@ -31,7 +37,6 @@ CHECK_TIMEOUT_S = 900.0
 SHORT_LENGTH = 12
 
 
-@app.command()
 def ls(
     *,
     repo: Source = "",
@@ -74,16 +79,12 @@ def ls(
     )
 
 
-@app.command()
 def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
     """Say which version everybody is on, what is being rolled out and how far, and what was rejected."""
     facts = _load_status(task)
     if json:
         output.print_json(facts)
         return
-    from rich.table import Table
-    from rich.text import Text
-
     output.console().print(Text.assemble((facts["task"], "bold"), f" {_describe_source(facts['source'])}"))
     grid = Table.grid(padding=(0, 2, 0, 0))
     for name, said, style in _status_rows(facts):
@@ -91,16 +92,12 @@ def status(*, task: TaskId = None, json: output.JsonOption = False) -> None:
     output.console().print(grid, soft_wrap=False)
 
 
-@app.command()
 def look(*, task: TaskId = None) -> None:
     """Have the server look at the repository now: for a hook, after a push."""
-    from fedbus.contracts.code import CodeLookedFor, LookForCode
-
     found: CodeLookedFor = _send_request(task, lambda name: LookForCode(task=name))
     typer.echo(f"{found.found[:SHORT_LENGTH]}: {found.news}")
 
 
-@app.command()
 def rollout(
     version: Annotated[
         str, typer.Argument(help="A commit: a SHA or the beginning of one, a tag or a branch.")
@@ -121,8 +118,6 @@ def rollout(
     ] = False,
 ) -> None:
     """Bring a version to the clients, stage by stage."""
-    from fedbus.contracts.code import RolloutBegun, RollOutCode
-
     stages = _parse_stages(stage or [])
     begun: RolloutBegun = _send_request(
         task,
@@ -133,7 +128,6 @@ def rollout(
     )
 
 
-@app.command()
 def revert(
     *,
     task: TaskId = None,
@@ -141,8 +135,6 @@ def revert(
     reason: Annotated[str, typer.Option(help="Why; everybody can read it.")] = "reverted by hand",
 ) -> None:
     """End the rollout and bring everybody back; without one, to the version before this one."""
-    from fedbus.contracts.code import RevertCode, RolloutBegun
-
     begun: RolloutBegun = _send_request(task, lambda name: RevertCode(task=name, to=to, reason=reason))
     typer.echo(f"everybody goes to {begun.code_version[:SHORT_LENGTH]}: fedbus code status")
 
@@ -151,10 +143,6 @@ def revert(
 
 
 def _parse_stages(given: list[str]) -> tuple[str, ...]:
-    import re
-
-    from fedbus.contracts.task.task import STAGE_PATTERN
-
     for one in given:
         if not re.fullmatch(STAGE_PATTERN, one):
             raise CliError(
@@ -164,9 +152,6 @@ def _parse_stages(given: list[str]) -> tuple[str, ...]:
 
 
 def _send_request(task: str | None, request: Any) -> Any:
-    from fedbus.app.bus_session import connect_bus, resolve_task, run_async
-    from fedbus.app.terminal.progress_bar import progress_bar
-
     async def ask() -> Any:
         async with connect_bus() as bus:
             question: Request = request(await resolve_task(bus, task))
@@ -177,9 +162,7 @@ def _send_request(task: str | None, request: Any) -> Any:
 
 
 def _load_status(task: str | None) -> dict[str, Any]:
-    from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
-
-    async def look() -> tuple["Transition", list["Transition"], Any]:
+    async def look() -> tuple[Transition, list[Transition], Any]:
         async with connect_bus() as bus:
             name = await resolve_task(bus, task)
             code = await latest_transitions(bus, "code", thing=name)
@@ -213,8 +196,6 @@ def _rollout_state(version: str, facts: dict[str, Any]) -> str:
 
 
 def _describe_source(source: str) -> str:
-    from fedbus.stores.code.address import is_address
-
     return f"follows {source}" if is_address(source) else f"is a directory, and stays as it is: {source}"
 
 
@@ -255,8 +236,6 @@ def _describe_stage(facts: dict[str, Any]) -> str:
 
 
 def _short_version(version: str) -> str:
-    from fedbus.domain.run_participation import short_version
-
     return short_version(version)
 
 
@@ -268,20 +247,13 @@ def _reason_suffix(reason: str) -> str:
     return f": {reason}" if reason else ""
 
 
-def _load_commits(repo: str, source: str, limit: int) -> list["Commit"]:
-    import asyncio
-
-    from fedbus.app.composition.initial_code import code_address, code_from_settings
-    from fedbus.app.settings import Settings
-    from fedbus.app.terminal.progress_bar import progress_bar
-    from fedbus.stores.code.open import CodeUnavailable, HistoryRewritten
-
+def _load_commits(repo: str, source: str, limit: int) -> list[Commit]:
     settings = Settings.from_environment()
     code = code_from_settings(settings, repo or code_address(settings, source))
     if not code.follows:
         return []
 
-    async def read() -> list["Commit"]:
+    async def read() -> list[Commit]:
         try:
             await code.newest()
         except (CodeUnavailable, HistoryRewritten) as error:

@@ -5,7 +5,9 @@ from typing import Annotated
 
 import typer
 
+from fedbus.app.diagnostics.nats_context import render_context, select_context, write_context
 from fedbus.app.failures import CliError, ExitCode
+from fedbus.app.settings import Settings
 
 
 def context(
@@ -17,9 +19,6 @@ def context(
     stdout: Annotated[bool, typer.Option("--stdout", help="Print it, and write nothing.")] = False,
 ) -> None:
     """Write a context for the `nats` program: address, credentials, authority and inbox."""
-    from fedbus.app.diagnostics.nats_context import render_context, select_context, write_context
-    from fedbus.app.settings import Settings
-
     settings = Settings.from_environment()
     called = name or f"fedbus-{settings.fed}"
     if not called.replace("-", "").replace("_", "").isalnum():

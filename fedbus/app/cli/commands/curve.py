@@ -1,16 +1,17 @@
 """`fedbus run curve`: how a task has learnt over all of its runs, and each of its clients in it."""
 
 import sys
+from csv import DictWriter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
+from fedbus.app.bus_session import connect_bus, resolve_task, run_async
 from fedbus.app.failures import CliError, ExitCode, report_write_errors
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.app.views.learning_curve import CurvePoint, LearningCurve
+from fedbus.app.terminal.chart import needs_log_scale, render_chart
+from fedbus.app.views.learning_curve import CurvePoint, LearningCurve, load_curve
 
 WIDTH: Final = 80
 """Of the charts where there is no terminal that has one."""
@@ -37,10 +38,8 @@ def curve(
     json: output.JsonOption = False,
 ) -> None:
     """Draw loss and accuracy over all runs, and what each client's are, where its time went and what it brings."""
-    from fedbus.app.bus_session import connect_bus, resolve_task, run_async
-    from fedbus.app.views.learning_curve import load_curve
 
-    async def look() -> "LearningCurve":
+    async def look() -> LearningCurve:
         async with connect_bus() as bus:
             return await load_curve(bus, await resolve_task(bus, task), last=last)
 
@@ -55,9 +54,7 @@ def curve(
         output.print_note(f"no round of {found.task} is over yet. Start a run: fedbus run start")
 
 
-def _draw(found: "LearningCurve") -> None:
-    from fedbus.app.terminal.chart import needs_log_scale, render_chart
-
+def _draw(found: LearningCurve) -> None:
     console = output.console()
     width = min(console.width, MAX_WIDTH) if sys.stdout.isatty() else WIDTH
     rounds = found.rounds
@@ -76,7 +73,7 @@ def _draw(found: "LearningCurve") -> None:
     _draw_clients(found)
 
 
-def _draw_clients(found: "LearningCurve") -> None:
+def _draw_clients(found: LearningCurve) -> None:
     """The slowest first: they are whom the others wait for."""
     clients = _client_rows(found)
     slowest = sorted(clients, key=lambda one: -(_seconds(one, "train_s") + _seconds(one, "transfer_s")))
@@ -128,12 +125,12 @@ def _format_cell(one: dict[str, Any], name: str) -> str:
 # --- for programs --------------------------------------------------------------------------------
 
 
-def _curve_facts(found: "LearningCurve") -> dict[str, Any]:
+def _curve_facts(found: LearningCurve) -> dict[str, Any]:
     rounds = [_round_facts(point) | {"clients": point.clients} for point in found.points]
     return {"task": found.task, "rounds": rounds, "clients": _client_rows(found)}
 
 
-def _round_facts(point: "CurvePoint") -> dict[str, Any]:
+def _round_facts(point: CurvePoint) -> dict[str, Any]:
     result = point.result
     return {
         "run": point.run,
@@ -148,7 +145,7 @@ def _round_facts(point: "CurvePoint") -> dict[str, Any]:
     } | {part: point.mean_s(part) for part in ("train_s", "transfer_s", "wait_s")}
 
 
-def _client_rows(found: "LearningCurve") -> list[dict[str, Any]]:
+def _client_rows(found: LearningCurve) -> list[dict[str, Any]]:
     return [
         {
             "client": client,
@@ -168,10 +165,8 @@ def _client_rows(found: "LearningCurve") -> list[dict[str, Any]]:
     ]
 
 
-def _write(path: Path, found: "LearningCurve") -> None:
+def _write(path: Path, found: LearningCurve) -> None:
     """Raises Failure where it cannot."""
-    from csv import DictWriter
-
     rounds = [_round_facts(point) for point in found.points]
     if not rounds:
         raise CliError(f"no round of {found.task} is over yet: there is nothing to write", ExitCode.NOT_FOUND)

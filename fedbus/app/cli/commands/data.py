@@ -6,11 +6,13 @@ from typing import Annotated, Any, Final
 import typer
 
 from fedbus.app.failures import CliError, ExitCode
+from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
-
-app = typer.Typer(
-    no_args_is_help=True, help="What the clients on this machine have captured. It never leaves it by itself."
-)
+from fedbus.app.terminal.progress_bar import progress_bar
+from fedbus.contracts.identifiers import client_id, task_id
+from fedbus.stores.captured.export import check_format
+from fedbus.stores.captured.export import export as write
+from fedbus.stores.captured.reader import read_holdout_share, read_row_counts, size_on_disk_bytes
 
 NO_HOLDOUT_SHARE: Final = (
     "an older fedbus wrote these rows, and not which share is held out: "
@@ -21,7 +23,6 @@ ClientOption = Annotated[str | None, typer.Option(help="Only this client.")]
 TaskOption = Annotated[str | None, typer.Option("--task", help="Only this task.")]
 
 
-@app.command()
 def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.JsonOption = False) -> None:
     """List what each client has captured: rows, and how many have a label."""
     found = [_database_facts(database) for database in _find_databases(client, task)]
@@ -45,7 +46,6 @@ def ls(*, client: ClientOption = None, task: TaskOption = None, json: output.Jso
     )
 
 
-@app.command()
 def export(
     path: Annotated[Path, typer.Argument(help="The file to write: it ends in .parquet or .arrow.")],
     *,
@@ -62,11 +62,6 @@ def export(
     ] = None,
 ) -> None:
     """Write a client's captured rows as a table, for pandas, DuckDB or Spark."""
-    from fedbus.app.terminal.progress_bar import progress_bar
-    from fedbus.stores.captured.export import check_format
-    from fedbus.stores.captured.export import export as write
-    from fedbus.stores.captured.reader import read_holdout_share
-
     check_format(path)
     database = _find_single_database(client, task)
     expected = _database_facts(database)["labelled" if labelled else "rows"]
@@ -83,9 +78,6 @@ def export(
 
 def _find_databases(client: str | None, task: str | None) -> list[Path]:
     """The captured data of this machine's clients."""
-    from fedbus.app.settings import Settings
-    from fedbus.contracts.identifiers import client_id, task_id
-
     whose = client_id(client) if client else "*"
     what = task_id(task) if task else "*"
     return sorted((Settings.from_environment().home / "clients").glob(f"{whose}/{what}/captured.db"))
@@ -111,8 +103,6 @@ def _owner_of(database: Path) -> str:
 
 
 def _database_facts(database: Path) -> dict[str, Any]:
-    from fedbus.stores.captured.reader import read_row_counts, size_on_disk_bytes
-
     counted = read_row_counts(database, 0.0)
     return {
         "client": database.parents[1].name,

@@ -1,11 +1,14 @@
-"""`fedbus doctor` and `fedbus version`: what this machine has, and what it lacks."""
+"""`fedbus doctor`: check this machine."""
 
 from typing import Annotated
 
 import typer
 
+from fedbus.app.diagnostics.doctor import run_checks
 from fedbus.app.failures import CliError
+from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
+from fedbus.app.terminal.progress_bar import progress_bar
 
 
 def doctor(
@@ -14,10 +17,6 @@ def doctor(
     offline: Annotated[bool, typer.Option("--offline", help="Skip checks that need NATS.")] = False,
 ) -> None:
     """Check this machine and its NATS connection, and print how to fix each problem."""
-    from fedbus.app.diagnostics.doctor import run_checks
-    from fedbus.app.settings import Settings
-    from fedbus.app.terminal.progress_bar import progress_bar
-
     settings = Settings.from_environment()
     with progress_bar("looking at this machine" if offline else "looking at this machine and the bus"):
         findings = run_checks(settings, offline=offline)
@@ -28,15 +27,3 @@ def doctor(
             output.console().print(finding.line())
     if ill := [finding for finding in findings if finding.is_ill]:
         raise CliError(f"{len(ill)} thing{'s' if len(ill) > 1 else ''} to mend")
-
-
-def version(*, json: output.JsonOption = False) -> None:
-    """Print version information for bug reports."""
-    from fedbus.app.diagnostics.doctor import installed_versions
-
-    found = installed_versions()
-    if json:
-        output.print_json(found)
-    else:
-        for name, number in found.items():
-            print(f"{name:<12} {number}")

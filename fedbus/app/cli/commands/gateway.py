@@ -6,6 +6,12 @@ from typing import Annotated
 
 import typer
 
+from fedbus.agents.common.child_process import exit_when_parent_dies
+from fedbus.app.cli.foreground import run_until_signal
+from fedbus.app.composition.dashboard import Dashboard, load_token
+from fedbus.app.local.stack import inherited_socket, is_supervised
+from fedbus.app.settings import Settings
+
 
 def gateway(
     *,
@@ -57,12 +63,6 @@ def gateway(
     ] = False,
 ) -> None:
     """Serve the dashboard: the fleet, runs, training, events, models and schedules, live in a browser."""
-    from fedbus.agents.common.child_process import exit_when_parent_dies
-    from fedbus.app.cli.commands.run_agents import _run_until_signal
-    from fedbus.app.composition.dashboard import Dashboard, load_token
-    from fedbus.app.local.stack import inherited_socket, is_supervised
-    from fedbus.app.settings import Settings
-
     if is_supervised():  # by `fedbus up`: then our standard input is its life line
         exit_when_parent_dies()
     dashboard = Dashboard(
@@ -77,4 +77,4 @@ def gateway(
         insecure,
         inherited_socket(),
     )
-    _run_until_signal(dashboard.serve, "gateway")
+    run_until_signal(dashboard.serve, "gateway")

@@ -4,20 +4,24 @@ Facts come from the life stream, where the last transition of a run is its state
 to the workflow scheduler, which may refuse them.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from contextlib import aclosing
+from datetime import datetime
+from typing import Annotated, Any, Final
 
 import typer
+from rich.text import Text
 
-from fedbus.app.cli.commands.curve import curve
-from fedbus.app.cli.commands.schedule import schedule
+from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.bus.bus import Bus, StoredMessage
-    from fedbus.contracts.run import RoundResult, RunData
-
-app = typer.Typer(no_args_is_help=True, help="Start training runs, look at them, stop them.")
+from fedbus.app.terminal.event_lines import message_record, render_line, short_text
+from fedbus.app.terminal.run_progress import render_transition, show_progress
+from fedbus.app.views.event_tail import read_until_lost
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import lifecycle_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.identifiers import check_id
+from fedbus.contracts.run import RUN, RoundResult, RunData, RunEvent, RunState, StartRun, StopRun
 
 REQUEST_TIMEOUT_S: Final = 15.0
 EPOCH: Final = "1970-01-01T00:00:00+00:00"
@@ -26,7 +30,6 @@ RunArgument = Annotated[str, typer.Argument(help="The run, as `fedbus run ls` ca
 TaskOption = Annotated[str | None, typer.Option(help="The task; needed where there are several.")]
 
 
-@app.command()
 def start(
     *,
     task: TaskOption = None,
@@ -41,9 +44,6 @@ def start(
     json: output.JsonOption = False,
 ) -> None:
     """Start a run now."""
-    from fedbus.app.bus_session import connect_bus, resolve_task, run_async
-    from fedbus.contracts.run import StartRun
-
     overrides = dict(_parse_override(text) for text in config or [])
 
     async def ask() -> None:
@@ -62,12 +62,10 @@ def start(
     run_async(ask())
 
 
-@app.command()
 def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
     """List all runs and their states."""
-    from fedbus.app.bus_session import connect_bus, latest_transitions, run_async
 
-    async def look() -> "list[StoredMessage]":
+    async def look() -> list[StoredMessage]:
         async with connect_bus() as bus:
             return [
                 seen for seen in await latest_transitions(bus, "run") if task in (None, seen.message.task)
@@ -97,14 +95,10 @@ def ls(*, task: TaskOption = None, json: output.JsonOption = False) -> None:
     )
 
 
-@app.command("show")
-def show_(run: RunArgument, *, json: output.JsonOption = False) -> None:
+def show(run: RunArgument, *, json: output.JsonOption = False) -> None:
     """Show one run: its state, and each round with its participants and failures."""
-    from rich.text import Text
 
-    from fedbus.app.bus_session import connect_bus, run_async
-
-    async def look() -> "StoredMessage":
+    async def look() -> StoredMessage:
         async with connect_bus() as bus:
             return await _find_run(bus, run)
 
@@ -132,10 +126,8 @@ def show_(run: RunArgument, *, json: output.JsonOption = False) -> None:
     _rounds_table(facts["rounds"])
 
 
-@app.command()
 def watch(run: RunArgument, *, json: output.JsonOption = False) -> None:
     """Show a run's progress until it ends; the exit code is 0 if it finished."""
-    from fedbus.app.bus_session import connect_bus, run_async
 
     async def look() -> None:
         async with connect_bus() as bus:
@@ -144,7 +136,6 @@ def watch(run: RunArgument, *, json: output.JsonOption = False) -> None:
     run_async(look())
 
 
-@app.command()
 def stop(
     run: RunArgument,
     *,
@@ -152,8 +143,6 @@ def stop(
     json: output.JsonOption = False,
 ) -> None:
     """Cancel a run; the result of its last round is not published."""
-    from fedbus.app.bus_session import connect_bus, run_async
-    from fedbus.contracts.run import StopRun
 
     async def ask() -> None:
         async with connect_bus() as bus:
@@ -167,39 +156,21 @@ def stop(
         output.console().print(f"run {run} is being cancelled")
 
 
-app.command()(curve)
-app.command()(schedule)
-
-
 # --- reading the log -----------------------------------------------------------------------
 
 
-async def _find_run(bus: "Bus", run: str) -> "StoredMessage":
-    from fedbus.app.bus_session import latest_transitions
-    from fedbus.contracts.identifiers import check_id
-
+async def _find_run(bus: Bus, run: str) -> StoredMessage:
     found = await latest_transitions(bus, "run", thing=check_id("run", run))
     if not found:
         raise CliError(f"no run {run} here. See: fedbus run ls", ExitCode.NOT_FOUND)
     return found[0]
 
 
-async def _watch_run(bus: "Bus", found: "StoredMessage", *, json: bool) -> None:
+async def _watch_run(bus: Bus, found: StoredMessage, *, json: bool) -> None:
     """Every move of the run that was *found*, from its first to its last; raises Failure where it did not finish.
 
     Below them, on a terminal, how far it is.
     """
-    from contextlib import aclosing
-    from datetime import datetime
-
-    from fedbus.app.bus_session import transition_of
-    from fedbus.app.terminal.event_lines import message_record, render_line
-    from fedbus.app.terminal.run_progress import render_transition, show_progress
-    from fedbus.app.views.event_tail import read_until_lost
-    from fedbus.bus.streams import lifecycle_stream
-    from fedbus.contracts import subjects
-    from fedbus.contracts.run import RUN, RunState
-
     console = output.console()
     facts: RunData = transition_of(found).facts  # type: ignore[assignment]
     run = facts.run
@@ -227,12 +198,8 @@ async def _watch_run(bus: "Bus", found: "StoredMessage", *, json: bool) -> None:
         raise CliError(f"run {run} {move.target}: {move.reason or move.event}")
 
 
-def _round_figures(seen: "StoredMessage") -> list[str]:
+def _round_figures(seen: StoredMessage) -> list[str]:
     """What the round came to, on a move that tells of one."""
-    from fedbus.app.bus_session import transition_of
-    from fedbus.app.terminal.event_lines import short_text
-    from fedbus.contracts.run import RunEvent
-
     move = transition_of(seen)
     rounds = getattr(move.facts, "rounds", ())
     if not rounds or move.event != RunEvent.ROUND_FINISHED:
@@ -240,9 +207,7 @@ def _round_figures(seen: "StoredMessage") -> list[str]:
     return [f"round {rounds[-1].round}", short_text(rounds[-1])]
 
 
-def _run_facts(seen: "StoredMessage") -> dict[str, Any]:
-    from fedbus.app.bus_session import transition_of
-
+def _run_facts(seen: StoredMessage) -> dict[str, Any]:
     move = transition_of(seen)
     facts: RunData = move.facts  # type: ignore[assignment]
     trained = [one for one in facts.rounds if one.round > 0]
@@ -270,7 +235,7 @@ def _run_facts(seen: "StoredMessage") -> dict[str, Any]:
     }
 
 
-def _round_facts(result: "RoundResult") -> dict[str, Any]:
+def _round_facts(result: RoundResult) -> dict[str, Any]:
     return result.model_dump() | {"loss": result.loss, "accuracy": result.accuracy}
 
 

@@ -1,13 +1,13 @@
 """`fedbus run schedule`: when each task's next run starts by itself, by which rule, and what it still waits for."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
 
+from fedbus.app.bus_session import connect_bus, latest_transitions, run_async, transition_of
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.bus.bus import StoredMessage
+from fedbus.bus.bus import StoredMessage
+from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
 
 OVERLAP_TEXT: Final = {
     "skip": "the next one is left out",
@@ -27,9 +27,8 @@ def schedule(
     json: output.JsonOption = False,
 ) -> None:
     """Show the schedule: its rule, the next run, what that waits for, and the last run with its trigger."""
-    from fedbus.app.bus_session import connect_bus, latest_transitions, run_async
 
-    async def look() -> "list[StoredMessage]":
+    async def look() -> list[StoredMessage]:
         async with connect_bus() as bus:
             return [
                 seen
@@ -49,10 +48,7 @@ def schedule(
             _print_schedule(one)
 
 
-def _schedule_facts(seen: "StoredMessage") -> dict[str, Any]:
-    from fedbus.app.bus_session import transition_of
-    from fedbus.contracts.scheduling import ScheduleData, ScheduleEvent
-
+def _schedule_facts(seen: StoredMessage) -> dict[str, Any]:
     move = transition_of(seen)
     facts = move.facts
     assert isinstance(facts, ScheduleData)

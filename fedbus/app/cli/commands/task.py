@@ -4,14 +4,15 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
+from fedbus.app.docs_generator.task_keys_page import table_values
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.contracts.identifiers import task_id
+from fedbus.stores.tasks.task_directory import create_task, read_task, validate_task
 
-app = typer.Typer(no_args_is_help=True, help="Create a task, or validate one.")
 
-
-@app.command()
 def new(
     path: Annotated[Path, typer.Argument(help="The directory to write; must be empty or not there.")],
     *,
@@ -19,9 +20,6 @@ def new(
     json: output.JsonOption = False,
 ) -> None:
     """Write a new task: a small Flower app that trains, with all settings of fedbus explained."""
-    from fedbus.contracts.identifiers import task_id
-    from fedbus.stores.tasks.task_directory import create_task
-
     task = task_id(id or path.resolve().name)
     create_task(path, task)
     if json:
@@ -30,7 +28,6 @@ def new(
         output.console().print(f"task {task} is in {path}. Next: fedbus task validate {path}")
 
 
-@app.command()
 def validate(
     path: Annotated[Path, typer.Argument(help="The task's directory.")] = Path(),
     *,
@@ -38,8 +35,6 @@ def validate(
     json: output.JsonOption = False,
 ) -> None:
     """Validate a task: one line per problem; exit code 0 if there is none."""
-    from fedbus.stores.tasks.task_directory import validate_task
-
     if not path.is_dir():
         raise CliError(
             f"{path} is not a directory: name the one that holds the task's pyproject.toml",
@@ -50,8 +45,6 @@ def validate(
         facts = {"path": str(path), "problems": [str(problem) for problem in problems]}
         output.print_json(facts | ({"keys": _load_keys(path)} if keys and not problems else {}))
     else:
-        from rich.markup import escape
-
         for problem in problems:
             output.console().print(f"[red]✗[/] {escape(str(problem))}")
     if problems:
@@ -63,9 +56,6 @@ def validate(
 
 
 def _load_keys(path: Path) -> list[dict[str, Any]]:
-    from fedbus.app.docs_generator.task_keys_page import table_values
-    from fedbus.stores.tasks.task_directory import read_task
-
     return table_values(read_task(path).table)
 
 

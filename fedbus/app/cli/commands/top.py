@@ -1,16 +1,20 @@
 """`fedbus top`: the federation on one screen, as it moves; one picture of it where nobody can look for long."""
 
 import sys
+from datetime import UTC, datetime
 from enum import StrEnum
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
+from rich.console import Console
 
+from fedbus.app.bus_session import connect_bus, run_async
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.app.views.federation_status import FederationOverview
-    from fedbus.bus.bus import Bus
+from fedbus.app.terminal.top import TopScreen, client_record
+from fedbus.app.terminal.top_screen import COLUMNS, ScreenOptions, run_cells, server_cells, visible_runs
+from fedbus.app.views.federation_status import follow_view, load_view, sort_clients
+from fedbus.bus.bus import Bus
+from fedbus.domain.federation_view import FederationView
 
 
 class Sort(StrEnum):
@@ -38,8 +42,6 @@ def top(
     q quits; n s t v c m h l w sort by name, state, training, model version, cpu, memory, heat, last seen, why;
     r turns the order; arrows and page keys scroll. Piped, or with --once, it prints one snapshot.
     """
-    from fedbus.app.bus_session import connect_bus, run_async
-
     can_draw = sys.stdin.isatty() and sys.stdout.isatty() and not output.console().is_dumb_terminal
 
     async def look() -> None:
@@ -52,44 +54,32 @@ def top(
     run_async(look())
 
 
-async def _run_screen(bus: "Bus", sort: str) -> None:
-    from rich.console import Console
-
-    from fedbus.app.terminal.top import TopScreen, follow_federation
-    from fedbus.app.terminal.top_screen import ScreenOptions
-
+async def _run_screen(bus: Bus, sort: str) -> None:
     screen = TopScreen(Console(highlight=False), bus, ScreenOptions(sort=sort))
-    async with follow_federation(bus, screen.overview, screen.moved):
+    async with follow_view(bus, screen.view, screen.on_message):
         await screen.run()
 
 
-async def _print_once(bus: "Bus", sort: str, *, json: bool) -> None:
-    from fedbus.app.terminal.top import client_record, load_overview
-    from fedbus.app.views.federation_status import FederationOverview
-
-    overview = FederationOverview()
-    await load_overview(bus, overview)
+async def _print_once(bus: Bus, sort: str, *, json: bool) -> None:
+    view = FederationView()
+    await load_view(bus, view)
     if json:
-        output.print_json([client_record(overview, one) for one in overview.sorted(sort)])
+        output.print_json([client_record(view, client) for client in sort_clients(view, sort)])
     else:
-        _print_overview(overview, sort)
+        _print_tables(view, sort)
 
 
-def _print_overview(overview: "FederationOverview", sort: str) -> None:
-    from datetime import UTC, datetime
-
-    from fedbus.app.terminal.top_screen import COLUMNS, run_cells, server_cells, visible_runs
-
+def _print_tables(view: FederationView, sort: str) -> None:
     now = datetime.now(UTC)
-    servers = [server_cells(move) for _, move in sorted(overview.servers.items())]
+    servers = [server_cells(server) for _, server in sorted(view.servers.items())]
     output.print_table(
         ("task", "server", "model", "code", ""), servers, empty="no server yet. Start one: fedbus up"
     )
     output.print_table(
-        ("run", "state", "how it goes"), map(run_cells, visible_runs(overview)), empty="no run yet"
+        ("run", "state", "how it goes"), map(run_cells, visible_runs(view)), empty="no run yet"
     )
     output.print_table(
         [one.heading for one in COLUMNS],
-        [[one.of(overview, member, now) for one in COLUMNS] for member in overview.sorted(sort)],
+        [[one.cell(view, client, now) for one in COLUMNS] for client in sort_clients(view, sort)],
         empty="no clients yet. Start one: fedbus client up c1",
     )

@@ -8,15 +8,24 @@ import json
 import sys
 from collections import Counter
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Final
+from typing import Annotated, Final
 
 import typer
+from rich.console import Console
 
 from fedbus.app.failures import CliError, ExitCode, report_write_errors
-
-if TYPE_CHECKING:
-    from fedbus.app.telemetry.span_reader import StoredTrace
-    from fedbus.domain.critical_path import SpanTree
+from fedbus.app.settings import Settings
+from fedbus.app.telemetry import span_reader
+from fedbus.app.telemetry.span_reader import StoredTrace
+from fedbus.app.terminal.trace_waterfall import (
+    RunStatus,
+    describe_run,
+    describe_waits,
+    render_legend,
+    render_waterfall,
+    run_status,
+)
+from fedbus.domain.critical_path import SpanStatus, SpanTree
 
 PIPED_WIDTH: Final = 120
 
@@ -37,20 +46,6 @@ def trace(
     ] = None,
 ) -> None:
     """Draw what happened in a run, and what it waited for."""
-    from rich.console import Console
-
-    from fedbus.app.settings import Settings
-    from fedbus.app.telemetry import span_reader
-    from fedbus.app.terminal.trace_waterfall import (
-        RunStatus,
-        describe_run,
-        describe_waits,
-        render_legend,
-        render_waterfall,
-        run_status,
-    )
-    from fedbus.domain.critical_path import SpanTree
-
     directory = Settings.from_environment().traces_dir
     run, kept = _find_trace(directory, run)
     tree = SpanTree(kept.spans())
@@ -76,18 +71,14 @@ def trace(
         )
 
 
-def _count_spans(tree: "SpanTree") -> str:
-    from fedbus.domain.critical_path import SpanStatus
-
+def _count_spans(tree: SpanTree) -> str:
     endings = Counter(span.ending for span in tree.by_id.values())
     without = [f"{endings[one]} {one}" for one in (SpanStatus.UNDER_WAY, SpanStatus.CUT_OFF) if endings[one]]
     return f"{endings.total()} spans" + (f" ({', '.join(without)})" if without else "")
 
 
-def _find_trace(directory: Path, run: str) -> "tuple[str, StoredTrace]":
+def _find_trace(directory: Path, run: str) -> tuple[str, StoredTrace]:
     """The run that is meant, and its trace."""
-    from fedbus.app.telemetry import span_reader
-
     if not directory.exists() and (of_demo := directory.parent / "demo" / directory.name).exists():
         directory = of_demo  # `fedbus demo` has a home of its own
     known = span_reader.list_runs(directory)

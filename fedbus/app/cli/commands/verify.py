@@ -4,19 +4,26 @@ Everything is read anew: the log of the bus, the bytes in the model repository, 
 longer be told is said to be open; what does not fit is listed, and the exit code says so.
 """
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from dataclasses import asdict
+from typing import Annotated, Any, Final
 
 import typer
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
 
+from fedbus.app.bus_session import connect_bus, run_async
 from fedbus.app.cli.commands.model.repository import SHORT_LENGTH, Store, open_models, store_address
+from fedbus.app.diagnostics import model_provenance
+from fedbus.app.diagnostics.model_provenance import RunLog, StoredVersion, load_run_log
 from fedbus.app.failures import CliError
+from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.app.diagnostics.model_provenance import RunLog, StoredVersion
-    from fedbus.app.terminal.progress_bar import Advance
-    from fedbus.contracts.champion import Champion
-    from fedbus.domain.provenance import ProvenanceFinding
+from fedbus.app.terminal.progress_bar import Advance, progress_bar
+from fedbus.contracts.champion import Champion
+from fedbus.contracts.identifiers import check_id
+from fedbus.domain.provenance import CheckOutcome, ProvenanceFinding, trace_ancestry
+from fedbus.domain.version_status import status_of
 
 MARKS: Final = {"fits": ("✓", "green"), "not checked": ("?", "yellow"), "does not fit": ("✗", "red")}
 MAX_UPDATES_SHOWN: Final = 40
@@ -43,9 +50,6 @@ def verify(
 
     With FEDBUS_TRUSTED_KEYS, also the model's signature; with FEDBUS_ALLOWED_SIGNERS, the commit's.
     """
-    from fedbus.app.bus_session import run_async
-    from fedbus.contracts.identifiers import check_id
-
     facts = run_async(_verify_run(check_id("run", run), repo, store_address(store)))
     if json:
         output.print_json(facts)
@@ -57,10 +61,6 @@ def verify(
 
 
 async def _verify_run(run: str, repo: str, url: str) -> dict[str, Any]:
-    from fedbus.app.bus_session import connect_bus
-    from fedbus.app.diagnostics.model_provenance import load_run_log
-    from fedbus.app.terminal.progress_bar import progress_bar
-
     with progress_bar(f"reading the log of {run}") as step:
         async with connect_bus() as bus:
             told = await load_run_log(bus, run, read=lambda what: step(1, what))
@@ -68,11 +68,7 @@ async def _verify_run(run: str, repo: str, url: str) -> dict[str, Any]:
         return await _check_run(told, repo, url, step)
 
 
-async def _check_run(told: "RunLog", repo: str, url: str, step: "Advance") -> dict[str, Any]:
-    from fedbus.app.diagnostics import model_provenance
-    from fedbus.app.settings import Settings
-    from fedbus.domain.provenance import CheckOutcome, ProvenanceFinding
-
+async def _check_run(told: RunLog, repo: str, url: str, step: Advance) -> dict[str, Any]:
     settings = Settings.from_environment()
     trusted, findings = settings.trusted(), list(model_provenance.check_run(told))
     kept, champion = None, None
@@ -96,16 +92,11 @@ async def _check_run(told: "RunLog", repo: str, url: str, step: "Advance") -> di
 
 
 def _report_facts(
-    told: "RunLog",
-    kept: "StoredVersion | None",
-    champion: "Champion | None",
-    findings: "list[ProvenanceFinding]",
+    told: RunLog,
+    kept: StoredVersion | None,
+    champion: Champion | None,
+    findings: list[ProvenanceFinding],
 ) -> dict[str, Any]:
-    from dataclasses import asdict
-
-    from fedbus.domain.provenance import CheckOutcome, trace_ancestry
-    from fedbus.domain.version_status import status_of
-
     facts, manifest = told.facts, kept.manifest if kept else None
     return {
         "run": facts.run,
@@ -133,9 +124,6 @@ def _report_facts(
 
 
 def _print_report(facts: dict[str, Any], *, limit: int | None) -> None:
-    from rich.table import Table
-    from rich.text import Text
-
     console = output.console()
     console.print(_format_heading(facts))
     grid = Table.grid(padding=(0, 2, 0, 0))
@@ -154,8 +142,6 @@ def _print_report(facts: dict[str, Any], *, limit: int | None) -> None:
 
 
 def _format_heading(facts: dict[str, Any]) -> str:
-    from rich.markup import escape
-
     made = f"version {facts['manifest']['version']}" if facts["manifest"] else "no version"
     standing = f", {facts['standing']}" if facts["standing"] else ""
     return f"[bold]{escape(facts['run'])}[/] {facts['state']} {output.format_age(facts['since'])}: {made}{standing}"
@@ -178,7 +164,7 @@ def _print_rounds(rounds: list[dict[str, Any]]) -> None:
     )
 
 
-def _print_updates(updates: "list[dict[str, Any]]", limit: int | None) -> None:
+def _print_updates(updates: list[dict[str, Any]], limit: int | None) -> None:
     if not updates:
         return
     output.console().print()

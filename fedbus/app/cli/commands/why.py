@@ -1,15 +1,22 @@
 """`fedbus why CLIENT`: in plain words, what a client does now, why it does not take part, and what it said before."""
 
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from rich.markup import escape
 
+from fedbus.app.bus_session import connect_bus, latest_messages, latest_transitions, run_async, transition_of
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.bus.bus import Bus, StoredMessage
-    from fedbus.contracts.transition import Transition
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.client import ClientDeclined
+from fedbus.contracts.device import DeviceReport
+from fedbus.contracts.identifiers import client_id
+from fedbus.contracts.server import ServerData, ServerEvent
+from fedbus.contracts.serving import DataChecked, DataCounted
+from fedbus.contracts.transition import Transition
 
 MAX_DECLINES: Final = 5
 
@@ -39,9 +46,6 @@ def why(
     json: output.JsonOption = False,
 ) -> None:
     """Say why a client does what it does, and why it does not take part in a run."""
-    from fedbus.app.bus_session import run_async
-    from fedbus.contracts.identifiers import client_id
-
     found = run_async(_load_clients(client_id(client), task))
     if json:
         output.print_json(found)
@@ -51,8 +55,6 @@ def why(
 
 
 def _print_client(one: dict[str, Any]) -> None:
-    from rich.markup import escape
-
     console = output.console()
     console.print(f"[bold]{one['client']}[/] in task [bold]{one['task']}[/]")
     for life in one["lives"]:
@@ -103,8 +105,6 @@ def _describe_device(device: dict[str, Any]) -> str:
 
 
 async def _load_clients(client: str, task: str | None) -> list[dict[str, Any]]:
-    from fedbus.app.bus_session import connect_bus, latest_transitions, transition_of
-
     async with connect_bus() as bus:
         told = await latest_transitions(bus, *OWNER_TEXT, thing=f"{client}.{task or '*'}")
         if not told:
@@ -116,10 +116,8 @@ async def _load_clients(client: str, task: str | None) -> list[dict[str, Any]]:
         ]
 
 
-async def _missing_client_message(bus: "Bus", client: str, task: str | None) -> str:
+async def _missing_client_message(bus: Bus, client: str, task: str | None) -> str:
     """That *client* is not here, or where it is: then it was asked for in another task."""
-    from fedbus.app.bus_session import latest_transitions, transition_of
-
     tasks = sorted(
         {transition_of(seen).task for seen in await latest_transitions(bus, *OWNER_TEXT, thing=f"{client}.*")}
     )
@@ -128,12 +126,7 @@ async def _missing_client_message(bus: "Bus", client: str, task: str | None) -> 
     return f"{client} has no task {task}: it is in {', '.join(tasks)}"
 
 
-async def _client_facts(bus: "Bus", client: str, task: str, told: "list[StoredMessage]") -> dict[str, Any]:
-    from fedbus.app.bus_session import latest_messages
-    from fedbus.contracts.client import ClientDeclined
-    from fedbus.contracts.device import DeviceReport
-    from fedbus.contracts.serving import DataChecked, DataCounted
-
+async def _client_facts(bus: Bus, client: str, task: str, told: list[StoredMessage]) -> dict[str, Any]:
     declined = await _events_of_kind(bus, ClientDeclined, client, task)
     counted = await latest_messages(bus, DataCounted, client=client, task=task)
     checked = await latest_messages(bus, DataChecked, client=client, task=task)
@@ -150,10 +143,8 @@ async def _client_facts(bus: "Bus", client: str, task: str, told: "list[StoredMe
     }
 
 
-async def _store_problem(bus: "Bus", task: str) -> dict[str, Any] | None:
+async def _store_problem(bus: Bus, task: str) -> dict[str, Any] | None:
     """What is wrong with the server's model repository, where something is."""
-    from fedbus.contracts.server import ServerData, ServerEvent
-
     for server in await bus.states("server", task):
         if isinstance(server.facts, ServerData) and server.facts.trouble:
             is_about_it = server.event == ServerEvent.STORE_UNAVAILABLE
@@ -162,15 +153,12 @@ async def _store_problem(bus: "Bus", task: str) -> dict[str, Any] | None:
     return None
 
 
-def _is_from(seen: "StoredMessage", client: str, task: str) -> bool:
+def _is_from(seen: StoredMessage, client: str, task: str) -> bool:
     return (getattr(seen.message, "client", None), seen.message.task) == (client, task)
 
 
-async def _events_of_kind(bus: "Bus", kind: type[Any], client: str, task: str) -> "list[StoredMessage]":
+async def _events_of_kind(bus: Bus, kind: type[Any], client: str, task: str) -> list[StoredMessage]:
     """All that the client has said of this *kind*, as far as the event stream goes back."""
-    from fedbus.bus.streams import events_stream
-    from fedbus.contracts import subjects
-
     stream, subject = events_stream(bus.fed), subjects.wildcard_for(bus.fed, kind, client=client, task=task)
     last = await bus.last_per_subject(stream, [subject])
     found: list[StoredMessage] = []
@@ -183,13 +171,11 @@ async def _events_of_kind(bus: "Bus", kind: type[Any], client: str, task: str) -
     return found
 
 
-def _message_facts(seen: "StoredMessage") -> dict[str, Any]:
+def _message_facts(seen: StoredMessage) -> dict[str, Any]:
     return seen.message.model_dump() | {"at": seen.envelope.time}
 
 
-def _lifecycle_facts(seen: "StoredMessage") -> dict[str, Any]:
-    from fedbus.app.bus_session import transition_of
-
+def _lifecycle_facts(seen: StoredMessage) -> dict[str, Any]:
     move = transition_of(seen)
     return {
         "kind": move.kind,
@@ -201,7 +187,7 @@ def _lifecycle_facts(seen: "StoredMessage") -> dict[str, Any]:
     }
 
 
-def _describe_state(move: "Transition") -> str:
+def _describe_state(move: Transition) -> str:
     model = getattr(move.facts, "model", None)
     return STATE_TEXT.get((move.kind, move.target), move.target).format(
         run=getattr(move.facts, "run", None) or "a run",

@@ -42,9 +42,9 @@ def make_report(client: str, cpu: float = 0.25, **more: object) -> DeviceReport:
 async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_that_is_tried(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
-    await simulation.clients(["c1"], version=1)
+    await simulation.create_clients(["c1"], version=1)
     tried = ClientData(task=TASK, client="c1", model=make_model_ref(2), code_version=COMMIT)
-    await simulation.move(tried, "model_published", "serving", "pending_application")
+    await simulation.transition(tried, "model_published", "serving", "pending_application")
     (one,) = (await fedbus("clients", "ls", "--json")).facts
     assert (one["state"], one["model_version"], one["sha256"]) == (
         "pending_application",
@@ -53,7 +53,7 @@ async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_th
     )
     assert "serves v1 at http://" in (await fedbus("clients", "show", "c1")).out
     back = InferenceData(task=TASK, client="c1", endpoint="http://127.0.0.1:8080")
-    await simulation.move(back, "restarted", "serving", "empty")
+    await simulation.transition(back, "restarted", "serving", "empty")
     (one,) = (await fedbus("clients", "ls", "--json")).facts
     assert one["model_version"] is None
     assert "serves nothing" in (await fedbus("clients", "show", "c1")).out
@@ -62,7 +62,7 @@ async def test_the_model_that_is_told_is_the_one_that_answers_and_not_the_one_th
 async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
-    await simulation.clients(["c1"], version=1)
+    await simulation.create_clients(["c1"], version=1)
     always = {"client", "state", "training", "inference", "model", "since"}
     for columns, spare in ((60, set[str]()), (200, {"contribution", "endpoint", "failed"})):
         async with open_terminal("clients", "ls", environment=fedbus.environment, columns=columns) as shown:
@@ -79,9 +79,9 @@ async def test_on_a_narrow_terminal_columns_are_left_out_and_none_is_cut(
 async def test_how_often_the_models_of_a_client_were_right_is_told_by_version(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
-    await simulation.clients(["c1", "c2"])
+    await simulation.create_clients(["c1", "c2"])
     live = tuple(LiveAccuracy(version=one, labelled=80, right=20 * one) for one in (1, 2))
-    await simulation.say(DataChecked(task=TASK, client="c1", rows=200, serving=2, live=live))
+    await simulation.publish(DataChecked(task=TASK, client="c1", rows=200, serving=2, live=live))
     shown = await fedbus("clients", "show", "c1")
     assert "truth is known: v2 50.0% of 80, v1 25.0% of 80\n" in shown.out
     assert "nothing is known of any" in (await fedbus("clients", "show", "c2")).out
@@ -91,10 +91,10 @@ async def test_what_a_client_says_of_itself_is_text(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
     hostile = "[/] \x1b]0;owned\x07\x1b[2J\x9b31m"
-    await simulation.clients(["c1"])
+    await simulation.create_clients(["c1"])
     stands = InferenceData(task=TASK, client="c1", model=make_model_ref(1), endpoint=f"http://{hostile}")
-    await simulation.move(stands, "model_loaded", "updating", "serving", hostile)
-    await simulation.say(make_report("c1", errors=1, last_error=hostile, agents={hostile: False}))
+    await simulation.transition(stands, "model_loaded", "updating", "serving", hostile)
+    await simulation.publish(make_report("c1", errors=1, last_error=hostile, agents={hostile: False}))
     for command in ("show c1", "ls", "ls --wide", "ls --json"):
         shown = (await fedbus("clients", *command.split())).out
         assert all(line.isprintable() for line in shown.splitlines()), command
@@ -107,10 +107,10 @@ async def test_what_a_client_says_of_itself_is_text(
 async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(
     fedbus: FedbusCli, simulation: SimulatedFederation
 ) -> None:
-    await simulation.clients(["c1", "c2"])
+    await simulation.create_clients(["c1", "c2"])
     gpu = GpuUse(name="orin", utilization=0.4)
     for cpu in (0.99, 0.25):
-        await simulation.say(
+        await simulation.publish(
             make_report("c1", cpu, temperature_c=61.4, gpus=(gpu,), agents={"inference": False})
         )
     wide = (await fedbus("clients", "ls", "--wide")).out.splitlines()
@@ -128,7 +128,7 @@ async def test_how_a_device_is_can_be_read_at_once_as_it_said_last(
 async def test_of_each_device_one_report_is_kept_and_of_a_beat_none(simulation: SimulatedFederation) -> None:
     for number in range(1, 4):
         for _ in range(3):
-            await simulation.say(make_report(f"c{number}"))
+            await simulation.publish(make_report(f"c{number}"))
     kept = await simulation.bus.latest(DeviceReport)
     assert sorted(seen.subject.split(".")[3] for seen in kept) == ["c1", "c2", "c3"]
     assert (await simulation.bus.list_streams() or {})["FEDBUS_dev_DEVICES"] == 3

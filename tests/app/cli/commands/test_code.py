@@ -35,19 +35,19 @@ class CodeServer:
 
     @property
     def facts(self) -> CodeData:
-        facts = self.fed.last("code").facts
+        facts = self.fed.last_transition("code").facts
         assert isinstance(facts, CodeData)
         return facts
 
     async def client(self, name: str, version: str) -> None:
         """A client that the log knows, on *version*."""
-        async with LifecycleStore.open(await self.fed.speaker("client-manager", name)) as lives:
+        async with LifecycleStore.open(await self.fed.connect_as("client-manager", name)) as lives:
             facts = ClientData(task=TASK, client=name, code_version=version)
             await (await lives.of(CLIENT, facts)).create()
 
     async def ready(self, client: str, version: str) -> None:
         said = CodeReady(task=TASK, client=client, code_version=version)
-        await self.fed.say(said, by="client-manager")
+        await self.fed.publish(said, sender="client-manager")
 
 
 @pytest.fixture
@@ -69,12 +69,12 @@ async def run_server(nats: NatsServer, directory: Path, code: CodeRepository) ->
         first = await code.task_at(await code.newest())
 
         async def manage(stop: asyncio.Event) -> None:
-            async with fed.site.bus("server-manager") as bus:
+            async with fed.config.bus("server-manager") as bus:
                 await ServerManager(bus, first, flower.store, code=code).run(stop)
 
         fedbus = FedbusCli(directory / "person", FEDBUS_NATS_URL=nats.url, FEDBUS_FEDERATION=FED)
-        async with flower.serving(), fed.agent(manage) as agent:
-            await fed.hears(CodePublished)
+        async with flower.serve(), fed.run_agent(manage) as agent:
+            await fed.wait_for_message(CodePublished)
             yield CodeServer(fed, flower, agent, fedbus)
 
 
@@ -94,7 +94,7 @@ async def test_ls_finds_the_repository_by_itself_and_says_what_each_commit_is_an
     await server.client("c1", old)
     await server.client("c2", old)
     broken = repository.commit(REVISED, subject="a mistake", by=ada)
-    server.flower.broken[broken] = "it cannot be imported"
+    server.flower.check_errors[broken] = "it cannot be imported"
     await server.fedbus("code", "look")
     new = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, subject="smaller steps", by=ada)
     await server.fedbus("code", "look")
@@ -133,7 +133,7 @@ async def test_a_reason_with_brackets_in_it_is_shown_as_it_is(
     server: CodeServer, repository: Repository, ada: CommitSigner
 ) -> None:
     broken = repository.commit(REVISED, by=ada)
-    server.flower.broken[broken] = "expected [/4, 3] but found [bold]"
+    server.flower.check_errors[broken] = "expected [/4, 3] but found [bold]"
     await server.fedbus("code", "look")
     said = await server.fedbus("code", "status")
     assert (said.code, said.err) == (0, "")
@@ -165,7 +165,7 @@ async def test_a_repository_that_is_away_is_said_and_what_is_known_is_listed(
     assert "check that it exists" in said.err
     assert "the task" in said.out
     assert (await server.fedbus("code", "look")).code == 1
-    await server.fed.happens("code", "following_held_up")
+    await server.fed.wait_for_event("code", "following_held_up")
     assert "no new code for now: cannot use" in (await server.fedbus("code", "status")).out.replace("\n", " ")
 
 

@@ -361,7 +361,7 @@ async def test_the_doctor_looks_at_the_streams_with_the_credentials_of_any_role_
     fedbus: ProvisionCli, bus: TrustedBus, role: Role
 ) -> None:
     manager = Identity(FED, "server-manager")
-    async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
+    async with Bus.connect(bus.url, manager, access=bus.access_for(Role.SERVER_MANAGER)) as server:
         await server.create_streams()
     said = fedbus(
         "doctor",
@@ -392,9 +392,9 @@ async def test_a_device_whose_clock_is_off_is_told_so_by_the_doctor(
     """The clock of the server side is ten minutes ahead here, which to the device is the same."""
     ahead = SimpleNamespace(time=lambda: time.time() + 600)
     task = tiny_task(tmp_path)
-    bus.access("c1")
+    bus.access_for("c1")
     async with (
-        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER)) as server,
+        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access_for(Role.SERVER)) as server,
         serve_registrar(server, task.id),
     ):
         await server.create_streams()

@@ -46,7 +46,7 @@ async def test_it_tells_the_rule_the_next_time_what_is_awaited_and_what_was_last
         fired_at=NOON,
         fired_for="drift on 2 clients (c1, c2)",
     )
-    await simulation.move(waits, "planned", "watching", "watching")
+    await simulation.transition(waits, "planned", "watching", "watching")
     said = await fedbus("run", "schedule")
     lines = {line[:17].strip(): line[17:].strip() for line in said.out.splitlines()}
 
@@ -67,12 +67,12 @@ async def test_a_run_that_is_held_back_and_a_schedule_that_is_used_up_are_told(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
     due = schedule_facts(cause="drift on 2 clients (c1, c2)", due_since=NOON)
-    await simulation.move(due, "postponed", "due", "due", "mnist-4 is under way")
+    await simulation.transition(due, "postponed", "due", "due", "mnist-4 is under way")
     said = (await fedbus("run", "schedule")).out
     assert "due to          drift on 2 clients (c1, c2)" in said
     assert "held back       mnist-4 is under way" in said
 
-    await simulation.move(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
+    await simulation.transition(schedule_facts(started=3, next_at=NOON), "fired", "due", "watching")
     assert "next            none: all 3 were started" in (await fedbus("run", "schedule")).out
 
 

@@ -21,7 +21,7 @@ from support.cli import CliResult, FedbusCli
 from support.federation import FED, TASK, open_federation
 from support.followed_repository import follow_repository
 from support.git_repositories import make_signer
-from support.processes import children
+from support.processes import child_processes
 from support.terminal import open_terminal
 
 from fedbus.bus.bus import Bus, Identity
@@ -83,19 +83,19 @@ async def _run_federation(directory: Path) -> None:
     async with nats_server(directory / "nats") as nats, open_federation(nats.url, directory) as fed:
         await follow_repository(fed, make_signer("ada", directory), directory)
         trusted = TrustedKeys.read(directory / "fedbus.key.pub")
-        fed.site = replace(fed.site, signer=ModelSigner.read(directory / "fedbus.key"), trusted=trusted)
+        fed.config = replace(fed.config, signer=ModelSigner.read(directory / "fedbus.key"), trusted=trusted)
         async with run_all_agents(fed):
             await wait_for_run_end(fed, await start_run(fed))
             await wait_for_run_end(fed, await start_run(fed, config={"pause-s": 0.01}))
             stopped = await start_run(fed, quorum=2, config={"pause-s": 30.0})
-            await fed.reaches("run", "running", stopped)
+            await fed.wait_for_state("run", "running", stopped)
             await fed.bus.request(StopRun(task=TASK, run=stopped, reason="enough of it"))
             await wait_for_run_end(fed, stopped)
             await eventually(_is_idle)
 
 
 def _is_idle() -> bool:
-    return not children("trainer") and not children("server")
+    return not child_processes("trainer") and not child_processes("server")
 
 
 @pytest.fixture

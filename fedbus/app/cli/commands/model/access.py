@@ -5,6 +5,7 @@ from typing import Annotated
 
 import typer
 
+from fedbus.app.bus_session import run_async
 from fedbus.app.cli.commands.model.repository import STORE_TIMEOUT_S, Store, store_address
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
@@ -28,9 +29,8 @@ def access(
 
     Public access allows reading only: no listing, no writing. Other rules of the bucket policy stay.
     """
-    from fedbus.app.bus_session import run_async
-    from fedbus.stores.s3.bucket import Bucket, BucketAddress
-    from fedbus.stores.s3.public_access import is_public, set_public
+    from fedbus.stores.s3.bucket import Bucket, BucketAddress  # noqa: PLC0415  # needs the extra
+    from fedbus.stores.s3.public_access import is_public, set_public  # noqa: PLC0415
 
     url = store_address(store)
     if not url.startswith("s3://"):

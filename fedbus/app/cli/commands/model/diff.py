@@ -1,14 +1,17 @@
 """`fedbus model diff`: how far two versions are apart."""
 
-from typing import TYPE_CHECKING, Any
+import asyncio
+from typing import Any
+
+import numpy as np
 
 from fedbus.app.cli.commands.model.repository import Store, TaskId, Version, find_manifest, run_with_store
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.contracts.model import Manifest
-    from fedbus.learning.weights import Arrays
-    from fedbus.stores.models.open import ModelStore
+from fedbus.app.terminal.progress_bar import progress_bar
+from fedbus.contracts.model import Manifest
+from fedbus.learning import weights
+from fedbus.learning.weights import Arrays
+from fedbus.stores.models.open import ModelStore
 
 
 def diff(
@@ -20,12 +23,8 @@ def diff(
     json: output.JsonOption = False,
 ) -> None:
     """Compare two versions: how far each tensor has moved, and each metric."""
-    import asyncio
 
-    from fedbus.app.terminal.progress_bar import progress_bar
-    from fedbus.learning import weights
-
-    async def read(models: "ModelStore") -> list[tuple["Manifest", "Arrays"]]:
+    async def read(models: ModelStore) -> list[tuple[Manifest, Arrays]]:
         found = [await find_manifest(models, version) for version in (old, new)]
         paths = [await models.path_of(one.sha256) for one in found]
         return [
@@ -81,14 +80,12 @@ def _format_number(value: float | None) -> str:
     return "" if value is None else f"{value:.6g}"
 
 
-def _is_comparable(name: str, ours: "Arrays", theirs: "Arrays") -> bool:
+def _is_comparable(name: str, ours: Arrays, theirs: Arrays) -> bool:
     return name in theirs and ours[name].shape == theirs[name].shape
 
 
 def _tensor_change(name: str, old: Any, new: Any) -> dict[str, Any]:
     """Euclidean norms, in double precision."""
-    import numpy as np
-
     before, after = (np.asarray(one, dtype=np.float64).ravel() for one in (old, new))
     old_norm, moved = float(np.linalg.norm(before)), float(np.linalg.norm(after - before))
     return {

@@ -1,7 +1,9 @@
 """`fedbus model export`: the weights of a version, out of the repository and into a file."""
 
+import hashlib
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import Annotated
 
 import typer
 
@@ -15,10 +17,10 @@ from fedbus.app.cli.commands.model.repository import (
 )
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.contracts.model import Manifest
-    from fedbus.stores.models.open import ModelStore
+from fedbus.app.terminal.progress_bar import progress_bar
+from fedbus.common.filesystem import SHARED_MODE, atomic_open
+from fedbus.contracts.model import Manifest
+from fedbus.stores.models.open import ModelStore
 
 
 def export(
@@ -31,14 +33,12 @@ def export(
     json: output.JsonOption = False,
 ) -> None:
     """Copy the weights of a version into a file."""
-    from fedbus.app.terminal.progress_bar import progress_bar
-
     if path.is_dir():
         raise CliError(f"{path} is a directory: name the file to write in it", ExitCode.USAGE)
     if path.exists() and not force:
         raise CliError(f"{path} is there already: name another file, or say --force", ExitCode.USAGE)
 
-    async def read(models: "ModelStore") -> "Manifest":
+    async def read(models: ModelStore) -> Manifest:
         found = await find_manifest(models, version)
         with progress_bar(f"exporting v{found.version}, {output.format_size(found.size_bytes)}"):
             _copy(await models.path_of(found.sha256), path, found.sha256)
@@ -55,11 +55,6 @@ def export(
 
 def _copy(source: Path, target: Path, sha256: str) -> None:
     """A copy that is whole and right, or none."""
-    import hashlib
-    import shutil
-
-    from fedbus.common.filesystem import SHARED_MODE, atomic_open
-
     try:
         with atomic_open(target, mode=SHARED_MODE) as part, source.open("rb") as file:
             shutil.copyfileobj(file, part)

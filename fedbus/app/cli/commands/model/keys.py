@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fedbus.stores.models.signing import generate_key
+
 
 def keygen(
     path: Annotated[
@@ -12,8 +14,6 @@ def keygen(
     ] = Path("fedbus.key"),
 ) -> None:
     """Create the key pair that signs models."""
-    from fedbus.stores.models.signing import generate_key
-
     public = generate_key(path)
     typer.echo(f"the server's, and nobody else's:  FEDBUS_SIGNING_KEY={path}")
     typer.echo(f"the devices':                     FEDBUS_TRUSTED_KEYS={public}")

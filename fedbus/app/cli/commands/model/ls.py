@@ -1,8 +1,9 @@
 """`fedbus model ls` and `show`: what there is, which is served, and what was made of what."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
+from rich.tree import Tree
 
 from fedbus.app.cli.commands.model.repository import (
     SHORT_LENGTH,
@@ -15,13 +16,10 @@ from fedbus.app.cli.commands.model.repository import (
     run_with_store,
 )
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from rich.tree import Tree
-
-    from fedbus.contracts.champion import Champion
-    from fedbus.contracts.model import Manifest
-    from fedbus.stores.models.open import ModelStore
+from fedbus.contracts.champion import Champion
+from fedbus.contracts.model import Manifest
+from fedbus.domain.version_status import status_of
+from fedbus.stores.models.open import ModelStore
 
 
 def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = False) -> None:
@@ -51,9 +49,7 @@ def ls(*, task: TaskId = None, store: Store = "", json: output.JsonOption = Fals
     )
 
 
-async def _list_versions(models: "ModelStore") -> list[dict[str, Any]]:
-    from fedbus.domain.version_status import status_of
-
+async def _list_versions(models: ModelStore) -> list[dict[str, Any]]:
     latest, champion, held = await models.latest(), await models.champion(), await models.held()
     return [
         manifest_facts(one)
@@ -86,7 +82,7 @@ def _version_row(one: dict[str, Any]) -> tuple[object, ...]:
     )
 
 
-def show_(
+def show(
     version: Version = "latest",
     *,
     lineage: Annotated[bool, typer.Option("--lineage", help="From which version each was made.")] = False,
@@ -121,9 +117,7 @@ def show_(
 
 
 def _show_lineage(version: str, task: str | None, store: str, *, json: bool) -> None:
-    from fedbus.domain.version_status import status_of
-
-    async def read(models: "ModelStore") -> tuple[list["Manifest"], "Manifest", "Champion | None"]:
+    async def read(models: ModelStore) -> tuple[list[Manifest], Manifest, Champion | None]:
         return await models.versions(), await find_manifest(models, version), await models.champion()
 
     versions, asked, champion = run_with_store(read, task, store)
@@ -139,10 +133,8 @@ def _show_lineage(version: str, task: str | None, store: str, *, json: bool) -> 
         output.console().print(_lineage_tree(versions, asked, champion))
 
 
-def _lineage_tree(versions: list["Manifest"], asked: "Manifest", champion: "Champion | None") -> "Tree":
+def _lineage_tree(versions: list[Manifest], asked: Manifest, champion: Champion | None) -> Tree:
     """Each version under the one that it was made from."""
-    from rich.tree import Tree
-
     root = Tree(f"[bold]{asked.task}[/]")
     branches: dict[int, Tree] = {}
     for one in versions:  # oldest first: a parent comes before its children
@@ -151,9 +143,7 @@ def _lineage_tree(versions: list["Manifest"], asked: "Manifest", champion: "Cham
     return root
 
 
-def _tree_label(one: "Manifest", champion: "Champion | None", *, asked: bool) -> str:
-    from fedbus.domain.version_status import status_of
-
+def _tree_label(one: Manifest, champion: Champion | None, *, asked: bool) -> str:
     name = f"[bold]v{one.version}[/]" if asked else f"v{one.version}"
     how = status_of(one.version, champion)
     mark = {"champion": "  [green]champion[/]", "": ""}.get(how, f"  [dim]{how}[/]")

@@ -6,19 +6,24 @@ for a moment: those that are connected take the version over within seconds, the
 
 import asyncio
 import contextlib
-from typing import TYPE_CHECKING, Annotated, Any, Final
+from typing import Annotated, Any, Final
 
 import typer
+from rich.console import Console
 
+from fedbus.app.bus_session import connect_bus, latest_transitions, resolve_task, run_async, transition_of
 from fedbus.app.cli.commands.model.repository import TaskId, parse_version
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.app.terminal.progress_bar import ShowStatus
-    from fedbus.bus.bus import Bus, StoredMessage
-    from fedbus.contracts.message import Request
-    from fedbus.contracts.model import ModelRef
+from fedbus.app.terminal.progress_bar import ShowStatus, progress_bar, status_line
+from fedbus.app.terminal.startup_progress import shorten_names
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import lifecycle_stream
+from fedbus.contracts import subjects
+from fedbus.contracts.champion import PromoteModel, RollBackModel, StartLineage
+from fedbus.contracts.client import ClientEvent, InferenceEvent
+from fedbus.contracts.message import Request
+from fedbus.contracts.model import ModelRef
 
 ANSWER_TIMEOUT_S: Final = 120.0
 """A first model may have to be built, and an S3 waited for."""
@@ -40,8 +45,6 @@ def promote(
     json: output.JsonOption = False,
 ) -> None:
     """Serve a version from now on, whatever the gate said of it, or a device that went back from it."""
-    from fedbus.contracts.champion import PromoteModel
-
     number = parse_version(version, 0)
     _request_change(
         lambda name: PromoteModel(task=name, model_version=number, reason=reason), task, wait_s, json=json
@@ -59,8 +62,6 @@ def rollback(
     json: output.JsonOption = False,
 ) -> None:
     """Serve the champion before this one again."""
-    from fedbus.contracts.champion import RollBackModel
-
     number = parse_version(to, 0) if to else None
     _request_change(lambda name: RollBackModel(task=name, to=number, reason=reason), task, wait_s, json=json)
 
@@ -79,8 +80,6 @@ def init(
     json: output.JsonOption = False,
 ) -> None:
     """With --new-lineage: begin anew with a first model, of the code that everybody has; all versions stay."""
-    from fedbus.contracts.champion import StartLineage
-
     if not new_lineage:
         raise CliError(
             "the server makes the first model of a task by itself; to have another first model built and served "
@@ -91,12 +90,6 @@ def init(
 
 
 def _request_change(request: Any, task: str | None, wait_s: float, *, json: bool) -> None:
-    from rich.console import Console
-
-    from fedbus.app.bus_session import connect_bus, resolve_task, run_async
-    from fedbus.app.terminal.progress_bar import progress_bar, status_line
-    from fedbus.bus.streams import lifecycle_stream
-
     async def change() -> dict[str, Any]:
         async with connect_bus() as bus:
             question: Request = request(await resolve_task(bus, task))
@@ -123,7 +116,7 @@ def _request_change(request: Any, task: str | None, wait_s: float, *, json: bool
         typer.echo("no device serves a model yet")
 
 
-def _describe_change(model: "ModelRef", instead_of: int | None) -> str:
+def _describe_change(model: ModelRef, instead_of: int | None) -> str:
     if instead_of == model.version:
         return f"version {model.version} is served already; a device that went back from it tries it again"
     return f"version {model.version} is served from now on" + (
@@ -132,17 +125,13 @@ def _describe_change(model: "ModelRef", instead_of: int | None) -> str:
 
 
 async def _watch_devices(
-    bus: "Bus", task: str, model: "ModelRef", asked_at: int, wait_s: float, tell: "ShowStatus"
+    bus: Bus, task: str, model: ModelRef, asked_at: int, wait_s: float, tell: ShowStatus
 ) -> dict[str, Any]:
     """The devices that say within *wait_s* that they serve *model*, those that do not take it, and the others.
 
     *asked_at* is how long the log was when the model was asked for: what was refused before then was another one.
     *tell* hears how many do, each time that it is another number.
     """
-    from fedbus.app.bus_session import latest_transitions
-    from fedbus.bus.streams import lifecycle_stream
-    from fedbus.contracts import subjects
-
     devices: dict[str, str | None] = {}
     known = sorted(
         await latest_transitions(bus, *WATCHED_KINDS, thing=f"*.{task}"), key=lambda seen: seen.sequence
@@ -169,22 +158,17 @@ async def _watch_devices(
     }
 
 
-def _describe_progress(devices: dict[str, str | None], model: "ModelRef") -> str:
+def _describe_progress(devices: dict[str, str | None], model: ModelRef) -> str:
     """``2 of 3 devices serve version 4; waiting for c3``."""
-    from fedbus.app.terminal.startup_progress import shorten_names
-
     serve = sum(why_not == "" for why_not in devices.values())
     missing = sorted(client for client, why_not in devices.items() if why_not is None)
     return f"{serve} of {len(devices)} devices serve version {model.version}; waiting for {shorten_names(missing)}"
 
 
 def _record_device(
-    devices: dict[str, str | None], seen: "StoredMessage", model: "ModelRef", asked_at: int
+    devices: dict[str, str | None], seen: StoredMessage, model: ModelRef, asked_at: int
 ) -> None:
     """What *seen* says of its device: that it serves *model* (no reason), why it does not, or nothing yet (None)."""
-    from fedbus.app.bus_session import transition_of
-    from fedbus.contracts.client import ClientEvent, InferenceEvent
-
     keeps_the_old = (ClientEvent.INFER_REFUSED, InferenceEvent.LOAD_REFUSED, InferenceEvent.MODEL_RETURNED)
     move = transition_of(seen)
     client = move.thing.split(".")[0]

@@ -1,16 +1,19 @@
 """The model repository as the commands find it: which one, of which task, and a version in it."""
 
+import os
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Final, TypeVar
+from typing import Annotated, Any, Final, TypeVar
 
 import typer
 
+from fedbus.app.bus_session import run_async
 from fedbus.app.failures import CliError, ExitCode
-
-if TYPE_CHECKING:
-    from fedbus.contracts.model import Manifest
-    from fedbus.stores.models.open import ModelStore
+from fedbus.app.local.seaweedfs import CREDENTIALS_FILE
+from fedbus.app.settings import Settings
+from fedbus.contracts.identifiers import task_id
+from fedbus.contracts.model import Manifest
+from fedbus.stores.models.open import ModelStore, list_tasks, open_model_store
 
 STORE_TIMEOUT_S: Final = 3.0
 """How long a person waits for an S3 that does not answer."""
@@ -30,10 +33,8 @@ Version = Annotated[str, typer.Argument(help="A version's number, v3 or 3, or: l
 T = TypeVar("T")
 
 
-def run_with_store(work: "Callable[[ModelStore], Awaitable[T]]", task: str | None, store: str) -> T:
+def run_with_store(work: Callable[[ModelStore], Awaitable[T]], task: str | None, store: str) -> T:
     """What *work* finds in the repository of *task*."""
-    from fedbus.app.bus_session import run_async
-
     url = store_address(store)
 
     async def run() -> T:
@@ -44,35 +45,24 @@ def run_with_store(work: "Callable[[ModelStore], Awaitable[T]]", task: str | Non
 
 def store_address(store: str) -> str:
     """Where the models are: the *store* that was given, else what the settings say; with its key at hand."""
-    from fedbus.app.settings import Settings
-
     settings = Settings.from_environment()
     _use_embedded_credentials(settings.s3_dir / "credentials", given=bool(store or settings.configured_store))
     return store or settings.store_url
 
 
-def open_models(url: str, task: str) -> "ModelStore":
+def open_models(url: str, task: str) -> ModelStore:
     """The models of *task* there, as somebody who does not wait for long reads them."""
-    from fedbus.stores.models.open import open_model_store
-
     return open_model_store(url, task, patience_s=STORE_TIMEOUT_S)
 
 
 def _use_embedded_credentials(credentials: Path, *, given: bool) -> None:
     """The key of the S3 that `fedbus up --store s3` runs here; whoever names a repository has one of their own."""
-    import os
-
-    from fedbus.app.local.seaweedfs import CREDENTIALS_FILE
-
     if not given and credentials.is_file():
         os.environ.setdefault(CREDENTIALS_FILE, str(credentials))
 
 
 async def resolve_stored_task(url: str, asked: str | None) -> str:
     """The task that was *asked* for, or the only one there is."""
-    from fedbus.contracts.identifiers import task_id
-    from fedbus.stores.models.open import list_tasks
-
     if asked is not None:
         return task_id(asked)
     known = await list_tasks(url, patience_s=STORE_TIMEOUT_S)
@@ -86,7 +76,7 @@ async def resolve_stored_task(url: str, asked: str | None) -> str:
     raise CliError(f"several tasks are there: choose one of {', '.join(known)} with --task", ExitCode.USAGE)
 
 
-async def find_manifest(models: "ModelStore", version: str) -> "Manifest":
+async def find_manifest(models: ModelStore, version: str) -> Manifest:
     if version == "champion":
         return await _champion_manifest(models)
     if version != "latest":
@@ -99,7 +89,7 @@ async def find_manifest(models: "ModelStore", version: str) -> "Manifest":
     return latest
 
 
-async def _champion_manifest(models: "ModelStore") -> "Manifest":
+async def _champion_manifest(models: ModelStore) -> Manifest:
     champion = await models.champion()
     if champion is None:
         raise CliError(
@@ -118,7 +108,7 @@ def parse_version(version: str, latest: int) -> int:
     return int(digits)
 
 
-def manifest_facts(manifest: "Manifest") -> dict[str, Any]:
+def manifest_facts(manifest: Manifest) -> dict[str, Any]:
     return manifest.model_dump()
 
 

@@ -1,6 +1,6 @@
 """`fedbus model verify`: whether what is kept is what it says, and signed where keys are trusted."""
 
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +12,12 @@ from fedbus.app.cli.commands.model.repository import (
     run_with_store,
 )
 from fedbus.app.failures import CliError
+from fedbus.app.settings import Settings
 from fedbus.app.terminal import output
-
-if TYPE_CHECKING:
-    from fedbus.stores.models.open import ModelStore
-    from fedbus.stores.models.signing import TrustedKeys
+from fedbus.app.terminal.progress_bar import progress_bar
+from fedbus.stores.errors import StoreCorrupt
+from fedbus.stores.models.open import ArtifactMissing, ArtifactRetired, ModelStore
+from fedbus.stores.models.signing import SignatureInvalid, SignatureMissing, TrustedKeys
 
 
 def verify(
@@ -30,10 +31,8 @@ def verify(
 
     With FEDBUS_TRUSTED_KEYS, also whether one of those keys has signed it.
     """
-    from fedbus.app.settings import Settings
-    from fedbus.app.terminal.progress_bar import progress_bar
 
-    async def read(models: "ModelStore") -> tuple[list[dict[str, Any]], str]:
+    async def read(models: ModelStore) -> tuple[list[dict[str, Any]], str]:
         numbers = await models.list_version_numbers()
         latest = await models.latest()
         asked = [parse_version(one, latest.version if latest else 0) for one in versions or ()] or numbers
@@ -70,13 +69,9 @@ def verify(
 
 
 async def _verify_version(
-    models: "ModelStore", number: int, known: list[int], trusted: "TrustedKeys | None"
+    models: ModelStore, number: int, known: list[int], trusted: TrustedKeys | None
 ) -> dict[str, Any]:
     """What is wrong with a version; an empty complaint where nothing is."""
-    from fedbus.stores.errors import StoreCorrupt
-    from fedbus.stores.models.open import ArtifactMissing, ArtifactRetired
-    from fedbus.stores.models.signing import SignatureInvalid, SignatureMissing
-
     facts: dict[str, Any] = {"version": number, "sha256": None, "size_bytes": None}
     facts |= {"retired": False, "complaint": ""}
     try:
@@ -94,10 +89,8 @@ async def _verify_version(
     return facts
 
 
-async def _champion_problem(models: "ModelStore", known: list[int]) -> str:
+async def _champion_problem(models: ModelStore, known: list[int]) -> str:
     """What is wrong with the pointer to the version that is served; empty where nothing is."""
-    from fedbus.stores.errors import StoreCorrupt
-
     try:
         champion = await models.champion()
     except StoreCorrupt as error:

@@ -35,14 +35,14 @@ class LiveFederation:
 
     @property
     def store(self) -> ModelStore:
-        return open_model_store(self.fed.site.store_url, TASK)
+        return open_model_store(self.fed.config.store_url, TASK)
 
     async def model(self, *words: str) -> CliResult:
         return await self.fedbus("model", *words)
 
 
 def make_cli(fed: FederationHarness, nats: NatsServer, directory: Path) -> FedbusCli:
-    settings = {"FEDBUS_NATS_URL": nats.url, "FEDBUS_FEDERATION": FED, "FEDBUS_STORE": fed.site.store_url}
+    settings = {"FEDBUS_NATS_URL": nats.url, "FEDBUS_FEDERATION": FED, "FEDBUS_STORE": fed.config.store_url}
     return FedbusCli(directory / "person", **settings)
 
 
@@ -76,7 +76,7 @@ async def test_a_rollback_and_a_promotion_say_which_devices_serve_it_and_cost_no
         assert (on.facts["model"]["version"], on.facts["instead_of"]) == (2, 1)
         assert (on.facts["serving"], on.facts["not_yet"]) == (["c1", "c2"], [])
         assert served_versions(live.fed) == {"c1": 2, "c2": 2}
-    assert asked.failed == []
+    assert asked.errors == []
     assert {1, 2} <= set(asked.versions)
     rows = (await live.model("ls", "--json")).facts
     assert [(one["version"], one["standing"]) for one in rows] == [(2, "champion"), (1, "served before")]
@@ -99,12 +99,12 @@ async def test_a_device_that_is_away_is_named_and_takes_the_version_over_when_it
     assert said.err.splitlines()[-1] == "1 of 2 devices serve version 1; waiting for c2"
     for agent in live.agents["c2"].values():
         agent.start()
-    await live.fed.until(lambda: served_versions(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")
+    await live.fed.wait_until(lambda: served_versions(live.fed) == {"c1": 1, "c2": 1}, "c2 to take it over")
 
 
 async def test_a_device_that_refuses_the_version_is_not_said_to_serve_it(live: LiveFederation) -> None:
     await start_run(live.fed, quorum=2, rounds=1, config={"poison": True})
-    await live.fed.happens("server", "candidate_kept", within_s=60)
+    await live.fed.wait_for_event("server", "candidate_kept", within_s=60)
     said = await live.model("promote", "v3")
     assert said.code == 0, said.err
     assert [line.partition(":")[0] for line in said.out.splitlines()] == [

@@ -1,20 +1,20 @@
-"""`fedbus events`: what is said on the bus, live, decoded, and listed."""
+"""`fedbus events tail` and `replay`: the messages on the bus, live or stored."""
 
-import sys
-from typing import TYPE_CHECKING, Annotated
+from contextlib import aclosing
+from typing import Annotated
 
 import typer
 
+from fedbus.app.bus_session import connect_bus, parse_time, run_async
 from fedbus.app.failures import CliError, ExitCode
 from fedbus.app.terminal import output
+from fedbus.app.terminal.event_lines import format_time, message_name, message_record, render_line
+from fedbus.app.terminal.progress_bar import progress_bar
+from fedbus.app.views.event_replay import pace, read_window, resolve_window
+from fedbus.app.views.event_tail import follow_streams
+from fedbus.bus.bus import StoredMessage
 
-if TYPE_CHECKING:
-    from fedbus.bus.bus import StoredMessage
 
-app = typer.Typer(no_args_is_help=True, help="Show, replay and decode messages.")
-
-
-@app.command()
 def tail(
     *,
     since: Annotated[
@@ -27,17 +27,9 @@ def tail(
     json: output.JsonOption = False,
 ) -> None:
     """Show events and transitions as they happen, one a line."""
-    from fedbus.app.bus_session import parse_time, run_async
-
     beginning = parse_time(since) if since else None
 
     async def tell() -> None:
-        from contextlib import aclosing
-
-        from fedbus.app.bus_session import connect_bus
-        from fedbus.app.terminal.event_lines import message_record, render_line
-        from fedbus.app.views.event_tail import follow_streams
-
         left, console = count, output.console()
         async with connect_bus() as bus, aclosing(follow_streams(bus, beginning)) as said:
             async for seen in said:
@@ -54,7 +46,6 @@ def tail(
     run_async(tell())
 
 
-@app.command()
 def replay(
     *,
     since: Annotated[
@@ -69,8 +60,6 @@ def replay(
     json: output.JsonOption = False,
 ) -> None:
     """Print the stored messages of a time window, in order. Publishes nothing."""
-    from fedbus.app.bus_session import parse_time, run_async
-
     if since is None and run is None:
         raise CliError("no time window given: set --since 10m or --run RUN", ExitCode.USAGE)
     begin, end = (parse_time(text) if text else None for text in (since, until))
@@ -78,13 +67,6 @@ def replay(
         raise CliError("--until is before --since", ExitCode.USAGE)
 
     async def tell() -> None:
-        from contextlib import aclosing
-
-        from fedbus.app.bus_session import connect_bus
-        from fedbus.app.terminal.event_lines import format_time, message_record, render_line
-        from fedbus.app.terminal.progress_bar import progress_bar
-        from fedbus.app.views.event_replay import pace, read_window, resolve_window
-
         console = output.console()
         lines_at = console if console.is_terminal else None
         async with connect_bus() as bus:
@@ -106,55 +88,9 @@ def replay(
     run_async(tell())
 
 
-def _matches(seen: "StoredMessage", task: str | None, client: str | None, word: str | None) -> bool:
-    from fedbus.app.terminal.event_lines import message_name
-
+def _matches(seen: StoredMessage, task: str | None, client: str | None, word: str | None) -> bool:
     return (
         (task is None or seen.message.task == task)
         and (client is None or client in seen.subject.split("."))
         and (word is None or word in (seen.message.word, message_name(seen.message)))
-    )
-
-
-@app.command()
-def schema(
-    word: Annotated[str | None, typer.Argument(help="Message type; default: all.")] = None,
-) -> None:
-    """Print the JSON Schema of one message type's body, or of all types."""
-    from fedbus.app.docs_generator.pages import body_schema, catalogue_entries
-
-    kinds = {entry.word: entry.kind for entry in catalogue_entries()}
-    if word is None:
-        output.print_json({name: body_schema(kind) for name, kind in kinds.items()})
-    elif word in kinds:
-        output.print_json(body_schema(kinds[word]))
-    else:
-        raise CliError(f"no message type {word!r}: see fedbus events catalog", ExitCode.NOT_FOUND)
-
-
-@app.command()
-def decode() -> None:
-    """Print the msgpack on standard input as JSON: nats sub '…' --translate 'fedbus events decode'."""
-    from fedbus.contracts.envelope import MAX_EVENT_BYTES, unpack
-
-    if sys.stdin.isatty():
-        raise CliError(
-            "nothing on standard input. Use it so: nats sub 'fedbus.>' --translate 'fedbus events decode'"
-        )
-    output.print_json(unpack(sys.stdin.buffer.read(MAX_EVENT_BYTES + 1)))
-
-
-@app.command()
-def catalog(*, json: output.JsonOption = False) -> None:
-    """List every message type: its subject, publisher and subscribers."""
-    from fedbus.app.docs_generator.pages import catalogue_entries
-
-    entries = catalogue_entries()
-    if json:
-        output.print_json([entry.as_facts() for entry in entries])
-        return
-    output.print_table(
-        ("type", "subject", "source", "subscribers", "data"),
-        [(one.word, one.subject, one.said_by, ", ".join(one.heard_by), one.gist) for one in entries],
-        empty="no message types",
     )

@@ -1,0 +1,88 @@
+"""Options that several commands share: the task of an agent, what overrides it, the store and the inference server."""
+
+from typing import Annotated
+
+import typer
+
+TaskSource = Annotated[
+    str,
+    typer.Option(
+        "--task",
+        help="The task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
+        "commits are followed.",
+        show_default="FEDBUS_TASK, or the working directory",
+    ),
+]
+
+
+TaskSources = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--task",
+        help="A task, a Flower app: its directory, or git+https://host/repo@branch#subdirectory=dir, whose "
+        "commits are followed. May be repeated.",
+        show_default="FEDBUS_TASK, or the working directory",
+    ),
+]
+
+
+Label = Annotated[
+    list[str] | None, typer.Option(help="Device label as key=value, e.g. site=lab. Repeatable.")
+]
+
+
+Rounds = Annotated[int | None, typer.Option(min=1, help="Rounds of each run. Overrides the task's.")]
+
+
+Quorum = Annotated[
+    int | None, typer.Option(min=1, help="Clients that a run waits for. Overrides the task's.")
+]
+
+
+Every = Annotated[
+    str | None,
+    typer.Option(
+        help="Start a run automatically this long after the last one: 90s, 10m, 2h. Overrides the task's `every-s`."
+    ),
+]
+
+
+AtMost = Annotated[
+    int | None,
+    typer.Option(min=1, help="Maximum number of runs that the schedule starts. Overrides the task's."),
+]
+
+
+RunConfig = Annotated[str, typer.Option(help='The app\'s run configuration: "lr=0.1 local-epochs=1".')]
+
+
+NodeConfig = Annotated[
+    str, typer.Option(help='The device\'s configuration: "partition-id=0 num-partitions=3", or JSON.')
+]
+
+
+Store = Annotated[
+    str,
+    typer.Option(
+        help="The model repository: a directory, or s3://bucket/prefix?endpoint=….",
+        show_default="FEDBUS_STORE",
+    ),
+]
+
+
+StoreOrEmbedded = Annotated[
+    str,
+    typer.Option(
+        "--store",
+        help="The model repository: a directory, s3://bucket/prefix?endpoint=…, or s3: start an S3 on this machine.",
+    ),
+]
+
+
+Host = Annotated[str, typer.Option(help="Address of the inference server.")]
+
+
+Port = Annotated[int, typer.Option(min=0, max=65535, help="Port of the inference server; 0: a free one.")]
+
+
+Dashboard = Annotated[bool, typer.Option(help="Serve the dashboard too, to browsers on this machine.")]

@@ -1,0 +1,1 @@
+"""`fedbus events`: show, replay and decode messages."""

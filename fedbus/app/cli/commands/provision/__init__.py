@@ -1,0 +1,1 @@
+"""`fedbus provision`: keys, credentials and certificates of a federation."""

@@ -1,0 +1,102 @@
+"""`fedbus up`: bus, server side and clients on this machine."""
+
+import asyncio
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from fedbus.agents.common.asyncio_tools import wait_for_first
+from fedbus.app.cli.agent_options import (
+    AtMost,
+    Dashboard,
+    Every,
+    Quorum,
+    Rounds,
+    RunConfig,
+    StoreOrEmbedded,
+    TaskSources,
+)
+from fedbus.app.cli.foreground import run_until_signal
+from fedbus.app.cli.options import apply_schedule_options, check_unique_tasks
+from fedbus.app.composition.initial_code import code_from_settings, load_initial_task
+from fedbus.app.failures import CliError, ExitCode
+from fedbus.app.local.stack import EMBEDDED_STORE, run_stack
+from fedbus.app.settings import Settings
+from fedbus.app.terminal.startup_progress import StartupProgress, wait_until_serving
+
+INSPECT_HINT = "look with: fedbus clients ls · fedbus run start · fedbus run watch · fedbus events tail"
+
+
+FOLLOW_HINT = "a new commit comes by itself, or at once: fedbus code look · how it goes: fedbus code status"
+
+
+def up(
+    *,
+    task: TaskSources = None,
+    clients: Annotated[int, typer.Option(min=0, max=64, help="How many clients, on this machine.")] = 3,
+    port: Annotated[
+        int | None, typer.Option(help="The port of the nats-server.", show_default="one that is free")
+    ] = None,
+    rounds: Rounds = None,
+    quorum: Quorum = None,
+    every: Every = None,
+    at_most: AtMost = None,
+    run_config: RunConfig = "",
+    store: StoreOrEmbedded = "",
+    public_models: Annotated[
+        bool, typer.Option("--public-models", help="With --store s3: allow reading models without a key.")
+    ] = False,
+    dashboard: Dashboard = True,
+) -> None:
+    """Bring up everything on this machine: bus, server and clients; it stays up until Ctrl-C."""
+    if public_models and store != EMBEDDED_STORE:
+        raise CliError(
+            "--public-models is for --store s3; in an S3 of your own: fedbus model access public --store s3://…",
+            ExitCode.USAGE,
+        )
+    options = {
+        "rounds": rounds,
+        "quorum": quorum,
+        "every": every,
+        "at-most": at_most,
+        "run-config": run_config,
+    }
+    given = [part for name, value in options.items() if value for part in (f"--{name}", str(value))]
+    settings, console = Settings.from_environment(), Console()
+    sources = [one if "://" in one else str(Path(one).absolute()) for one in task or [settings.task]]
+    tasks = [load_initial_task(code_from_settings(settings, one), settings) for one in sources]
+    names = [one.id for one in tasks]
+    check_unique_tasks(names)
+    for one in tasks:  # told here: the server's process would say it into its log, again and again
+        apply_schedule_options(one.table.schedule, every, at_most)
+
+    async def work(stop: asyncio.Event) -> None:
+        began = datetime.now(UTC)
+        async with run_stack(
+            settings,
+            sources,
+            clients=clients,
+            port=port,
+            server_options=given,
+            store=store,
+            public_models=public_models,
+            dashboard=dashboard,
+        ) as running:
+            what = f"task {names[0]} is" if len(names) == 1 else f"tasks {', '.join(names)} are"
+            up_now = f"{what} up on {running.nats.url} with {clients} clients"
+            console.print(f"{up_now}; logs in {running.home}/logs", soft_wrap=True, highlight=False)
+            console.print(f"models are in {running.store_url}", soft_wrap=True, highlight=False)
+            if running.dashboard:
+                console.print(f"the dashboard is on {running.dashboard}", soft_wrap=True, highlight=False)
+            console.print(INSPECT_HINT, soft_wrap=True, highlight=False)
+            if any("://" in one for one in sources):
+                console.print(FOLLOW_HINT, soft_wrap=True, highlight=False)
+            arrivals = StartupProgress(names, running.clients)
+            here = wait_until_serving(running.nats.url, settings.fed, arrivals, console, began=began)
+            await wait_for_first(here, stop.wait())
+            await stop.wait()
+
+    run_until_signal(work, "up", level="WARNING")

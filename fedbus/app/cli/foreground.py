@@ -1,0 +1,26 @@
+"""Run a command in the foreground until it ends or a signal stops it."""
+
+import asyncio
+import os
+from collections.abc import Callable
+from typing import Any
+
+from fedbus.app import telemetry
+from fedbus.app.entrypoints.health import report_health
+from fedbus.app.entrypoints.signals import stop_on_signals
+from fedbus.app.settings import NATS_MONITOR
+from fedbus.app.telemetry.process_metrics import measure_process
+
+
+def run_until_signal(
+    work: Callable[[asyncio.Event], Any], name: str, *, level: str = "INFO", **about: str
+) -> None:
+    """Do *work* as the process *name*; *about* stands in all that it tells."""
+
+    async def run() -> None:
+        async with report_health():
+            with stop_on_signals() as stop, measure_process(os.environ.get(NATS_MONITOR, "")):
+                await work(stop)
+
+    with telemetry.configure_telemetry(f"fedbus-{name}", level=level, **about):
+        asyncio.run(run())

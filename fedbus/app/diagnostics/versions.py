@@ -1,0 +1,47 @@
+"""The versions of fedbus, Python, nats-server and the libraries that a bug report names."""
+
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError
+from importlib.metadata import version as read_version
+from typing import Final
+
+from fedbus import __version__
+from fedbus.app.local.nats_server import find_nats_server
+from fedbus.app.local.supervisor import EmbeddedError
+
+PACKAGES: Final = ("torch", "flwr", "nats-py", "pydantic")
+TIMEOUT_S: Final = 10.0
+
+
+def installed_versions() -> dict[str, str]:
+    """Return the version of each component; "none" for one that is not installed."""
+    return {
+        "fedbus": __version__,
+        "python": platform.python_version(),
+        "nats-server": nats_server_version() or "none",
+        **{name: installed_version(name) or "none" for name in PACKAGES},
+        "system": platform.platform(),
+    }
+
+
+def nats_server_version() -> str | None:
+    """Run `nats-server --version`; None if it is missing or fails."""
+    try:
+        completed = subprocess.run(
+            [find_nats_server(), "--version"],
+            capture_output=True,
+            text=True,
+            timeout=TIMEOUT_S,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError, EmbeddedError):
+        return None
+    return completed.stdout.strip().rpartition("v")[2]
+
+
+def installed_version(name: str) -> str | None:
+    try:
+        return read_version(name)
+    except PackageNotFoundError:
+        return None
