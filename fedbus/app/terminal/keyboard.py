@@ -1,6 +1,6 @@
-"""Single keys as they are pressed, for a command that has the whole screen.
+"""Read single keys, for a command that uses the whole screen.
 
-with keyboard(sys.stdin, pressed): ...      pressed("q"), pressed("down"), pressed("page down")
+with read_keys(sys.stdin, on_key): ...      on_key("q"), on_key("down"), on_key("page down")
 """
 
 import asyncio
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Final, TextIO
 
-HUNG_UP: Final = "hung up"
-"""Told once when the terminal is gone."""
+TERMINAL_CLOSED: Final = "terminal closed"
+"""Passed once, in place of a key, when the terminal closes."""
 READ_BYTES: Final = 256
 
 KEY_NAMES: Final = {
@@ -35,18 +35,18 @@ _KEY_PATTERN: Final = re.compile(r"\x1b\[[0-9;]*[A-Za-z~]|\x1bO[A-Za-z]|.", re.D
 
 
 @contextmanager
-def read_keys(terminal: TextIO, pressed: Callable[[str], None]) -> Iterator[None]:
-    """Hand every key to *pressed*, from the running loop, and echo none; the terminal is as before afterwards."""
+def read_keys(terminal: TextIO, on_key: Callable[[str], None]) -> Iterator[None]:
+    """Pass each key to *on_key* on the running loop, without echo; restore the terminal at the end."""
     loop, descriptor = asyncio.get_running_loop(), terminal.fileno()
     before = termios.tcgetattr(descriptor)
 
     def read() -> None:
-        found = os.read(descriptor, READ_BYTES)
-        if not found:
+        data = os.read(descriptor, READ_BYTES)
+        if not data:
             loop.remove_reader(descriptor)
-            pressed(HUNG_UP)
-        for key in parse_keys(found.decode(errors="ignore")):
-            pressed(key)
+            on_key(TERMINAL_CLOSED)
+        for key in parse_keys(data.decode(errors="ignore")):
+            on_key(key)
 
     tty.setcbreak(descriptor)
     loop.add_reader(descriptor, read)
@@ -58,5 +58,5 @@ def read_keys(terminal: TextIO, pressed: Callable[[str], None]) -> Iterator[None
 
 
 def parse_keys(text: str) -> list[str]:
-    """What was pressed: the sequence of an arrow and ``q`` are ``down`` and ``q``."""
+    """Split *text* into keys and name them: an escape sequence and ``q`` become ``down`` and ``q``."""
     return [KEY_NAMES.get(one, one) for one in _KEY_PATTERN.findall(text)]

@@ -1,93 +1,167 @@
-"""The federation at a glance, folded from what is said: for `fedbus top`.
+"""A `FederationView` that follows the bus, and the order in which `fedbus top` lists its clients."""
 
-    overview = Overview()
-    overview.see(seen)            a transition, or a word of a client
-    overview.hear(report, at)     what is overheard: heartbeats, and how devices are
-    overview.sorted("cpu")        the clients, each in each of its tasks
-
-Nothing here waits, draws or looks at a clock.
-"""
-
+import asyncio
 import re
 from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
-from datetime import datetime
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
+from datetime import UTC, datetime
 from typing import Any, Final
 
-from fedbus.bus.bus import StoredMessage
+from fedbus.bus.background import background_task
+from fedbus.bus.bus import Bus, StoredMessage
+from fedbus.bus.streams import events_stream, lifecycle_stream
 from fedbus.contracts import subjects
-from fedbus.contracts.client import (
-    ClientDeclined,
-    ClientJoined,
-    ClientState,
-    FailTrain,
-    FlClientState,
-    Heartbeat,
-)
+from fedbus.contracts.catalogue import stream_subjects
+from fedbus.contracts.client import Heartbeat
 from fedbus.contracts.device import DeviceReport
 from fedbus.contracts.message import Message
-from fedbus.contracts.run import RUN, RunData, RunState
 from fedbus.contracts.transition import Transition
+from fedbus.domain.federation_view import PARTICIPATION_MESSAGES, ClientView, FederationView
 
-CLIENT_LIFECYCLES: Final = frozenset({"client", "fl_client", "inference"})
-NOTE_MESSAGES: Final[tuple[type[Message], ...]] = (ClientJoined, ClientDeclined, FailTrain)
-"""The words that tell why a client does not train: of each the last one counts."""
 RATE_WINDOW_S: Final = 10.0
-"""Over how long the rate of events is taken."""
 LOWEST: Final = float("-inf")
 
+OnChange = Callable[[], None]
 
-@dataclass
-class ClientStatus:
-    """One client in one task."""
 
-    client: str
-    task: str
-    moves: dict[str, Transition] = field(default_factory=dict)
-    """The last of each of its three lifecycles."""
-    no: ClientDeclined | FailTrain | None = None
-    """Why it was not in a run, or out of it, since it last joined one."""
-    noted_at: datetime | None = None
+# --- from the bus -----------------------------------------------------------------------------------
 
-    def state(self, kind: str) -> str:
-        return self.moves[kind].target if kind in self.moves else ""
 
-    @property
-    def trains(self) -> bool:
-        return self.state("fl_client") in (FlClientState.PENDING, FlClientState.TRAINING)
+async def load_view(bus: Bus, view: FederationView) -> None:
+    """Load the current state of the federation: the last report of each device and the last message of each subject."""
+    for stored in await bus.latest(DeviceReport):
+        view.apply(stored.message, at=stored.envelope.time)
+    transitions = await bus.last_per_subject(
+        lifecycle_stream(bus.fed), [subjects.wildcard_for(bus.fed, Transition)]
+    )
+    participations = await bus.last_per_subject(
+        events_stream(bus.fed), [subjects.wildcard_for(bus.fed, kind) for kind in PARTICIPATION_MESSAGES]
+    )
+    for stored in sorted([*transitions, *participations], key=lambda stored: stored.sequence):
+        apply_stored(view, stored)
 
-    @property
-    def model_version(self) -> int | None:
-        """What it answers with, else what it is about to."""
-        models = [
-            getattr(self.moves[kind].facts, "model", None)
-            for kind in ("inference", "client")
-            if kind in self.moves
+
+def apply_stored(view: FederationView, stored: StoredMessage) -> bool:
+    """Apply a message of a stream; return whether it changed the view."""
+    return view.apply(stored.message, at=stored.envelope.time, sequence=stored.sequence)
+
+
+@asynccontextmanager
+async def follow_view(bus: Bus, view: FederationView, on_change: OnChange) -> AsyncIterator[None]:
+    """Load *view* before the block runs, and keep it up to date meanwhile. Call *on_change* for each message.
+
+    Raises:
+        FederationNotFound: The federation has no streams.
+        BusClosed: The connection is lost for good.
+
+    """
+    ready = asyncio.Event()
+    async with background_task(_follow(bus, view, on_change, ready), name="follow the federation"):
+        await ready.wait()
+        yield
+
+
+async def _follow(bus: Bus, view: FederationView, on_change: OnChange, ready: asyncio.Event) -> None:
+    streams = {
+        lifecycle_stream(bus.fed): [subjects.wildcard_for(bus.fed, Transition)],
+        events_stream(bus.fed): stream_subjects(bus.fed),
+    }
+    ends = {name: (await bus.sequence_range(name))[1] for name in streams}
+    async with AsyncExitStack() as subscriptions:
+        stored_messages = [
+            await subscriptions.enter_async_context(bus.watch(name, wanted, after=ends[name]))
+            for name, wanted in streams.items()
         ]
-        return next((model.version for model in models if model), None)
+        reports = [
+            await subscriptions.enter_async_context(bus.subscribe_ephemeral(kind, task="*"))
+            for kind in (DeviceReport, Heartbeat)
+        ]
+        await load_view(bus, view)
+        ready.set()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_wait_until_lost(bus), name="wait for the end of the connection")
+            for stream in stored_messages:
+                group.create_task(_apply_stream(stream, view, on_change), name="apply a stream")
+            for subscription in reports:
+                group.create_task(_apply_reports(subscription, view, on_change), name="apply reports")
 
-    @property
-    def code_version(self) -> str:
-        return getattr(self.moves["client"].facts, "code_version", "") if "client" in self.moves else ""
 
-    def note(self, message: Message, at: datetime) -> None:
-        """Remember a no; who joins has said yes since."""
-        if self.noted_at is None or at >= self.noted_at:
-            self.noted_at = at
-            self.no = message if isinstance(message, ClientDeclined | FailTrain) else None
+async def _wait_until_lost(bus: Bus) -> None:
+    await bus.lost()
+
+
+async def _apply_stream(
+    stream: AsyncIterator[StoredMessage], view: FederationView, on_change: OnChange
+) -> None:
+    async for stored in stream:
+        apply_stored(view, stored)
+        on_change()
+
+
+async def _apply_reports(reports: AsyncIterator[Message], view: FederationView, on_change: OnChange) -> None:
+    async for report in reports:
+        view.apply(report, at=datetime.now(UTC))
+        on_change()
+
+
+# --- the order of clients ---------------------------------------------------------------------------
+
+SortKey = Callable[[FederationView, ClientView], Any]
+
+SORT_KEYS: Final[dict[str, SortKey]] = {
+    "name": lambda _, client: natural_key(f"{client.client}.{client.task}"),
+    "state": lambda _, client: (client.state, client.training_state),
+    "training": lambda _, client: (not client.is_training, client.training_state),
+    "model": lambda _, client: client.model_version or 0,
+    "cpu": lambda view, client: -_or_lowest(device_usage(view, client, "cpu")),
+    "memory": lambda view, client: -_or_lowest(device_usage(view, client, "memory")),
+    "heat": lambda view, client: -_or_lowest(device_usage(view, client, "temperature_c")),
+    "seen": lambda view, client: (
+        view.presence.last_seen[client.client].timestamp()
+        if client.client in view.presence.last_seen
+        else 0.0
+    ),
+    "why": lambda view, client: (client.is_training, view.not_training_reason(client)),
+}
+"""The busiest, hottest, longest unseen and training clients come first."""
+
+
+def sort_clients(view: FederationView, by: str, *, reverse: bool = False) -> list[ClientView]:
+    """Sort the clients by a key of `SORT_KEYS`; equal ones by name."""
+    key = SORT_KEYS[by]
+    by_name = sorted(view.clients.values(), key=lambda client: natural_key(f"{client.client}.{client.task}"))
+    return sorted(by_name, key=lambda client: key(view, client), reverse=reverse)
+
+
+def device_usage(view: FederationView, client: ClientView, field: str) -> float | None:
+    """Return *field* of the last report of the client's device: ``cpu``, ``memory`` or ``temperature_c``."""
+    device = view.presence.devices.get(client.client)
+    return None if device is None else getattr(device.report, field)
+
+
+def natural_key(name: str) -> list[tuple[int, str]]:
+    """Return a sort key that puts c10 after c9."""
+    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
+
+
+def _or_lowest(value: float | None) -> float:
+    return LOWEST if value is None else value
+
+
+# --- the rate of messages ---------------------------------------------------------------------------
 
 
 class EventRate:
-    """How many came in the last seconds; costs one number a second."""
+    """The rate of events over the last *window_s* seconds. It stores one number per second."""
 
-    def __init__(self, over_s: float = RATE_WINDOW_S) -> None:
-        self._over_s = over_s
+    def __init__(self, window_s: float = RATE_WINDOW_S) -> None:
+        self._window_s = window_s
         self._counts: deque[tuple[int, int]] = deque()
-        self._begin: float | None = None
+        self._start: float | None = None
 
     def count(self, now: float) -> None:
-        self._begin = now if self._begin is None else self._begin
+        self._start = now if self._start is None else self._start
         second = int(now)
         if self._counts and self._counts[-1][0] == second:
             self._counts[-1] = (second, self._counts[-1][1] + 1)
@@ -95,139 +169,7 @@ class EventRate:
             self._counts.append((second, 1))
 
     def per_s(self, now: float) -> float:
-        while self._counts and self._counts[0][0] < now - self._over_s:
+        while self._counts and self._counts[0][0] < now - self._window_s:
             self._counts.popleft()
-        watched_s = min(self._over_s, max(1.0, now - self._begin)) if self._begin is not None else 1.0
-        return sum(count for _, count in self._counts) / watched_s
-
-
-class FederationOverview:
-    """Servers, runs and clients as they are now."""
-
-    def __init__(self) -> None:
-        self.members: dict[str, ClientStatus] = {}
-        self.servers: dict[str, Transition] = {}
-        self.heard: dict[str, datetime] = {}
-        """When each client was last heard of."""
-        self.devices: dict[str, DeviceReport] = {}
-        self._runs: dict[str, Transition] = {}
-
-    # --- taking in ----------------------------------------------------------------------------
-
-    def see(self, seen: StoredMessage) -> None:
-        """Take in what a stream holds."""
-        message, at = seen.message, seen.envelope.time
-        speaker = seen.envelope.source.rpartition("/")[2]
-        if speaker not in subjects.RESERVED_OWNERS:
-            self._heard_of(speaker, at)
-        match message:
-            case Transition():
-                self._moved(message)
-            case ClientJoined() | ClientDeclined() | FailTrain():
-                self._member(message.client, message.task).note(message, at)
-
-    def hear(self, message: Message, at: datetime) -> None:
-        """Take in what is overheard."""
-        match message:
-            case DeviceReport():
-                self.devices[message.client] = message
-                self._heard_of(message.client, at)
-            case Heartbeat():
-                self._heard_of(message.client, at)
-
-    def _moved(self, move: Transition) -> None:
-        if move.kind == "server":
-            self.servers[move.task] = move
-        elif move.kind == RUN.kind:
-            self._runs[move.thing] = move
-        elif move.kind in CLIENT_LIFECYCLES:
-            self._member(move.thing.partition(".")[0], move.task).moves[move.kind] = move
-
-    def _member(self, client: str, task: str) -> ClientStatus:
-        return self.members.setdefault(f"{client}.{task}", ClientStatus(client, task))
-
-    def _heard_of(self, client: str, at: datetime) -> None:
-        self.heard[client] = max(at, self.heard.get(client, at))
-
-    # --- telling --------------------------------------------------------------------------------
-
-    @property
-    def under_way(self) -> list[Transition]:
-        """The runs that are not over, oldest first."""
-        return [
-            move
-            for _, move in sorted(self._runs.items(), key=lambda one: natural_key(one[0]))
-            if move.target not in RUN.final
-        ]
-
-    def run_of(self, task: str) -> str | None:
-        """The run of *task* that is under way."""
-        return next((move.thing for move in reversed(self.under_way) if move.task == task), None)
-
-    @property
-    def last_run(self) -> Transition | None:
-        """The newest run that there was, however it ended."""
-        runs = [move for move in self._runs.values() if isinstance(move.facts, RunData)]
-        return max(runs, key=lambda move: move.facts.requested_at, default=None)  # type: ignore[union-attr]
-
-    @property
-    def training(self) -> int:
-        return sum(one.trains for one in self.members.values())
-
-    def why(self, one: ClientStatus) -> str:
-        """Why *one* does not train, in a few words; nothing where it does."""
-        state, run = one.state("client"), self.run_of(one.task)
-        if one.trains:
-            return ""
-        if state == ClientState.TERMINATED:
-            return f"gave up: {one.moves['client'].reason}"
-        if state == ClientState.S0:
-            return "begins: waits for the server and the models"
-        if one.no is not None and run in (None, one.no.run):
-            return f"{'declined' if isinstance(one.no, ClientDeclined) else 'failed in'} {one.no.run}: {one.no.reason}"
-        if state == ClientState.SYNCING:
-            return "gets other code ready"
-        if state == ClientState.PENDING_APPLICATION:
-            return "takes a new model"
-        if run is None:
-            return "no run is under way"
-        recruits = self._runs[run].target in (RunState.REQUESTED, RunState.RECRUITING)
-        return f"has not joined {run} yet" if recruits else f"is not in {run}"
-
-    def sorted(self, by: str, *, reverse: bool = False) -> list[ClientStatus]:
-        """All clients, by a key of `SORTS`; those of equal rank by their names."""
-        key = SORT_KEYS[by]
-        in_order = sorted(self.members.values(), key=lambda one: natural_key(f"{one.client}.{one.task}"))
-        return sorted(in_order, key=lambda one: key(self, one), reverse=reverse)
-
-    def usage(self, one: ClientStatus, what: str) -> float | None:
-        """A figure of the last report of its device: ``cpu``, ``memory``, ``temperature_c``."""
-        report = self.devices.get(one.client)
-        return None if report is None else getattr(report, what)
-
-
-SortKey = Callable[[FederationOverview, ClientStatus], Any]
-
-SORT_KEYS: Final[dict[str, SortKey]] = {
-    "name": lambda _, one: natural_key(f"{one.client}.{one.task}"),
-    "state": lambda _, one: (one.state("client"), one.state("fl_client")),
-    "training": lambda _, one: (not one.trains, one.state("fl_client")),
-    "model": lambda _, one: one.model_version or 0,
-    "cpu": lambda overview, one: -_or_lowest(overview.usage(one, "cpu")),
-    "memory": lambda overview, one: -_or_lowest(overview.usage(one, "memory")),
-    "heat": lambda overview, one: -_or_lowest(overview.usage(one, "temperature_c")),
-    "seen": lambda overview, one: (
-        overview.heard[one.client].timestamp() if one.client in overview.heard else 0.0
-    ),
-    "why": lambda overview, one: (one.trains, overview.why(one)),
-}
-"""What clients can be sorted by; what is busiest, hottest, oldest or trains comes first."""
-
-
-def natural_key(name: str) -> list[tuple[int, str]]:
-    """So that c10 comes after c9."""
-    return [(int(part) if part.isdigit() else -1, part) for part in re.split(r"(\d+)", name)]
-
-
-def _or_lowest(figure: float | None) -> float:
-    return LOWEST if figure is None else figure
+        observed_s = min(self._window_s, max(1.0, now - self._start)) if self._start is not None else 1.0
+        return sum(count for _, count in self._counts) / observed_s
