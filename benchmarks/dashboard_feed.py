@@ -103,19 +103,19 @@ async def publish_events(bus: Bus, rate: float, seconds: float) -> int:
 
 
 async def measure(page: BrowserPage, bus: Bus, rate: float, seconds: float) -> dict[str, object]:
-    rest = await page.run(f"{FRAMES}(3000)")
-    frames = asyncio.ensure_future(page.run(f"{FRAMES}({int(seconds * 1000)})"))
+    rest = await page.evaluate(f"{FRAMES}(3000)")
+    frames = asyncio.ensure_future(page.evaluate(f"{FRAMES}({int(seconds * 1000)})"))
     published = await publish_events(bus, rate, seconds)
     ended = time.monotonic()
-    at_the_end = int(await page.run("window.fedbus.store.count"))
-    await page.until(f"window.fedbus.store.count >= {published}", within_s=120)
+    at_the_end = int(await page.evaluate("window.fedbus.store.count"))
+    await page.wait_until(f"window.fedbus.store.count >= {published}", within_s=120)
     behind = time.monotonic() - ended
     busy = await frames
     return {
         "published": published,
         "events_per_s": round(published / seconds),
         "reached_at_the_end": round(at_the_end / published, 4),
-        "reached_in_total": round(int(await page.run("window.fedbus.store.count")) / published, 4),
+        "reached_in_total": round(int(await page.evaluate("window.fedbus.store.count")) / published, 4),
         "delay_s": round(behind, 2),
         "frame_ms_idle": rest,
         "frame_ms_under_load": busy,
@@ -132,12 +132,12 @@ async def main(rate: float, seconds: float) -> None:
             Bus.connect(nats.url, Identity(FED, "test")) as bus,
         ):
             await bus.create_streams()
-            await SimulatedFederation(bus).clients([f"c{number}" for number in range(1000)])
+            await SimulatedFederation(bus).create_clients([f"c{number}" for number in range(1000)])
             async with gateway_process(nats.url, scratch) as url, run_chromium(place / "profile") as page:
-                await page.look()
+                await page.set_viewport()
                 await page.open(f"{url}/#/events")
-                await page.until("window.fedbus?.store.link === 'live'")
-                await page.run("window.fedbus.store.count = 0")
+                await page.wait_until("window.fedbus?.store.link === 'live'")
+                await page.evaluate("window.fedbus.store.count = 0")
                 print(json.dumps(await measure(page, bus, rate, seconds), indent=2))
 
 

@@ -59,7 +59,7 @@ def fork_server() -> Iterator[ForkServer]:
 @pytest.fixture
 def real_children(fork_server: ForkServer) -> Iterator[None]:
     """Children of agents start from nothing in this test, as they do in a federation."""
-    with fork_server.left_out():
+    with fork_server.disabled():
         yield
 
 
@@ -87,7 +87,7 @@ def nats(request: pytest.FixtureRequest, shared_nats: SharedNatsServer) -> NatsS
         own = request.getfixturevalue("own_nats")
         assert isinstance(own, NatsServer)
         return own
-    return shared_nats.account()
+    return shared_nats.new_account()
 
 
 @pytest.fixture(scope="session")
@@ -100,5 +100,5 @@ def ada(tmp_path_factory: pytest.TempPathFactory) -> CommitSigner:
 def signers(tmp_path: Path, ada: CommitSigner) -> Path:
     """The allowed signers: Ada."""
     file = tmp_path / "allowed_signers"
-    file.write_text(ada.line())
+    file.write_text(ada.allowed_signers_line())
     return file

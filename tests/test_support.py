@@ -7,7 +7,7 @@ import psutil
 import pytest
 from support import ConditionNotMet, eventually
 from support.cli import PRELOADED
-from support.processes import children, command_of, is_running
+from support.processes import child_processes, command_of, is_running
 
 
 async def test_a_condition_that_stays_false_ends_with_its_time() -> None:
@@ -48,4 +48,4 @@ def test_a_process_that_ends_while_it_is_looked_at_has_no_command(monkeypatch: p
     monkeypatch.setattr(psutil.Process, "status", gone)
     assert command_of(psutil.Process()) == []
     assert not is_running(psutil.Process())
-    assert children("trainer") == []
+    assert child_processes("trainer") == []

@@ -47,7 +47,7 @@ def assert_denied_with(said: CliResult, why: str) -> None:
 async def wait_for_services(bus: TrustedBus, *services: str) -> None:
     """All of these answer, of whatever owner."""
     person = Identity(FED, "cli", USERS)
-    async with Bus.connect(bus.url, person, access=bus.access(Role.USER)) as looking:
+    async with Bus.connect(bus.url, person, access=bus.access_for(Role.USER)) as looking:
 
         async def answer() -> bool:
             return set(services) <= {f"{one.name} {one.owner}" for one in await looking.discover_agents()}
@@ -59,9 +59,11 @@ async def test_every_agent_that_is_revoked_while_it_runs_ends_with_one_line_and_
     bus: TrustedBus, tmp_path: Path
 ) -> None:
     tiny_task(tmp_path)
-    fedbus, kit = make_cli(bus, tmp_path), str(bus.access("c1").creds)
+    fedbus, kit = make_cli(bus, tmp_path), str(bus.access_for("c1").creds)
     async with asyncio.TaskGroup() as group:
-        server = group.create_task(fedbus("server", "up", FEDBUS_CREDS=str(bus.access(Role.SERVER).creds)))
+        server = group.create_task(
+            fedbus("server", "up", FEDBUS_CREDS=str(bus.access_for(Role.SERVER).creds))
+        )
         agents = [
             group.create_task(fedbus("agent", names, "--client", "c1", FEDBUS_CREDS=kit)) for names in OF_C1
         ]
@@ -89,7 +91,7 @@ async def test_the_credentials_of_another_federation_are_told_in_one_line(
     bus: TrustedBus, tmp_path: Path
 ) -> None:
     tiny_task(tmp_path)
-    kit = str(bus.access("c1").creds)
+    kit = str(bus.access_for("c1").creds)
     said = await make_cli(bus, tmp_path)("client", "up", "c2", FEDBUS_CREDS=kit, FEDBUS_FEDERATION="other")
     assert (said.code, said.err.count("\n")) == (ExitCode.DENIED, 1), said.err
     assert "of client c1 of federation test, and this is client c2 of federation other" in said.err

@@ -271,7 +271,7 @@ MAY_NOT_SUBSCRIBE: dict[Role, list[str]] = {
 async def bus(tmp_path: Path) -> AsyncIterator[TrustedBus]:
     async with trusted_bus(tmp_path) as bus:
         manager = Identity(FED, "server-manager")
-        async with Bus.connect(bus.url, manager, access=bus.access(Role.SERVER_MANAGER)) as server:
+        async with Bus.connect(bus.url, manager, access=bus.access_for(Role.SERVER_MANAGER)) as server:
             await server.create_streams()
             for client in ("c1", "c2"):
                 await server.create_client_consumer(AgentName.TRAINER, task="mnist", client=client)
@@ -310,7 +310,7 @@ async def probe_denied(
     bus: TrustedBus, who: Role | str, said: list[str], heard: list[str]
 ) -> tuple[list[str], int]:
     """What was *not* denied of all this, and how many probes there were."""
-    async with bus.connected(bus.access(who), inbox="_INBOX.c1.probe") as (client, complaints):
+    async with bus.connect(bus.access_for(who), inbox="_INBOX.c1.probe") as (client, complaints):
         prober = PermissionProber(client, complaints)
         through = [f"say {subject}" for subject in said if await prober.may_say(subject, CONSUMER)]
         through += [f"hear {subject}" for subject in heard if await prober.may_hear(subject)]
@@ -387,10 +387,10 @@ async def probe_all(
 
 def access_of(bus: TrustedBus, role: Role, directory: Path) -> BusAccess:
     if role is Role.DEVICE:
-        return bus.access(DEVICE)
+        return bus.access_for(DEVICE)
     if role is not Role.SITE:
-        return bus.access(role)
-    bus.access(DEVICE)
+        return bus.access_for(role)
+    bus.access_for(DEVICE)
     place = ServerLocation(directory / "lab", 4222)
     bus.federation.write_site("lab", [DEVICE], ["mnist"], place.directory, place, hosts=["lab"], days=1)
     return BusAccess(directory / "lab" / "site.creds", bus.federation.ca)
@@ -403,7 +403,7 @@ async def test_each_role_is_denied_all_that_only_others_may(
     said = complement(role, lambda one: one.publish)
     heard = complement(role, lambda one: one.subscribe)
     assert len(said) + len(heard) >= 60, "or the table says too little to be tried"
-    async with bus.connected(access_of(bus, role, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
+    async with bus.connect(access_of(bus, role, tmp_path), inbox="_INBOX.c1.probe") as (client, complaints):
         assert not await probe_all(client, complaints, said, heard)
 
 
@@ -426,7 +426,7 @@ async def test_a_hostile_name_that_was_signed_all_the_same_is_let_through_nowher
     heard = complement(Role.DEVICE, lambda one: one.subscribe)
     try:
         access = sign_device(bus, name, tmp_path)
-        async with bus.connected(access, inbox="_INBOX.c1.probe") as (client, complaints):
+        async with bus.connect(access, inbox="_INBOX.c1.probe") as (client, complaints):
             through = await probe_all(client, complaints, said, heard)
     except NatsError as refused:
         assert "authorization" in str(refused).lower()  # noqa: PT017 (either is a denial)
@@ -439,7 +439,7 @@ async def test_a_name_of_wildcards_is_kept_out_by_us_and_by_nobody_else(
     bus: TrustedBus, tmp_path: Path, name: str
 ) -> None:
     """nats-server 2.15 puts it into the template as it is: where this fails, there is a second wall at last."""
-    async with bus.connected(sign_device(bus, name, tmp_path), inbox="_INBOX.c1.probe") as (
+    async with bus.connect(sign_device(bus, name, tmp_path), inbox="_INBOX.c1.probe") as (
         client,
         complaints,
     ):
@@ -449,7 +449,7 @@ async def test_a_name_of_wildcards_is_kept_out_by_us_and_by_nobody_else(
 
 
 async def test_none_of_it_came_to_anything(bus: TrustedBus) -> None:
-    async with bus.connected(bus.access(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (
+    async with bus.connect(bus.access_for(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (
         server,
         _,
     ):
@@ -487,8 +487,8 @@ async def test_the_acknowledgement_of_the_stream_harms_nothing_wherever_it_is_se
     bus: TrustedBus, place: str
 ) -> None:
     async with (
-        bus.connected(bus.access(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (server, _),
-        bus.connected(bus.access("c1"), inbox="_INBOX.c1.trainer") as (device, _),
+        bus.connect(bus.access_for(Role.SERVER_MANAGER), inbox="_INBOX.server.server-manager") as (server, _),
+        bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.trainer") as (device, _),
     ):
         js = server.jetstream()
         await device.publish(f"{ROOT}.client.c1.mnist.joined", CONSUMER, reply=place)
@@ -513,10 +513,10 @@ async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: Trusted
     request = GetLastTransition(task="mnist", client="c1", kind="client")
     headers = make_envelope(request, source="fedbus/test/client-manager/c1", trace={}).headers()
     async with (
-        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access(Role.SERVER_MANAGER)) as own,
+        Bus.connect(bus.url, Identity(FED, "registrar"), access=bus.access_for(Role.SERVER_MANAGER)) as own,
         serve_registrar(own, "mnist"),
-        bus.connected(bus.access(Role.OBSERVER), inbox="_INBOX.people.x") as (watcher, _),
-        bus.connected(bus.access("c1"), inbox="_INBOX.c1.client-manager") as (device, _),
+        bus.connect(bus.access_for(Role.OBSERVER), inbox="_INBOX.people.x") as (watcher, _),
+        bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.client-manager") as (device, _),
     ):
         heard = await watcher.subscribe(f"{ROOT}.cast.>")
         await watcher.flush()
@@ -529,8 +529,8 @@ async def test_who_answers_requests_does_not_speak_for_whoever_asks(bus: Trusted
 
 async def test_a_device_acknowledges_what_it_was_sent_and_only_that(bus: TrustedBus) -> None:
     async with (
-        bus.connected(bus.access(Role.FLOWER_SERVER), inbox="_INBOX.server.flower-server") as (server, _),
-        bus.connected(bus.access("c1"), inbox="_INBOX.c1.trainer") as (device, complaints),
+        bus.connect(bus.access_for(Role.FLOWER_SERVER), inbox="_INBOX.server.flower-server") as (server, _),
+        bus.connect(bus.access_for("c1"), inbox="_INBOX.c1.trainer") as (device, complaints),
     ):
         inbox = await device.subscribe(f"{ROOT}.deliver.c1.mnist.trainer")
         await device.flush()
@@ -562,7 +562,7 @@ async def test_who_may_not_hear_answers_with_its_credentials_is_told_so_and_does
 ) -> None:
     """What `fedbus run ls` meets with the credentials of a server agent, whose inbox is not that of people."""
     person = Identity(FED, "cli", subjects.USERS)
-    async with Bus.connect(bus.url, person, access=bus.access(Role.SERVER_MANAGER)) as looking:
+    async with Bus.connect(bus.url, person, access=bus.access_for(Role.SERVER_MANAGER)) as looking:
         for _ in range(2):
             with pytest.raises(
                 PermissionDenied, match=r"hear answers on _inbox\.people\.cli with these credentials"

@@ -14,14 +14,14 @@ def read_states(site: ProcessFederation, run: str) -> list[str]:
 
 async def test_a_nats_server_killed_in_the_middle_of_a_round_costs_no_run(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.is_in_round(run, 2))
-    os.kill(site.running.nats.pid, signal.SIGKILL)
-    await site.until(lambda: site.ended(run))
+    await site.wait_until(lambda: site.is_in_round(run, 2))
+    os.kill(site.stack.nats.pid, signal.SIGKILL)
+    await site.wait_until(lambda: site.has_ended(run))
 
     assert read_states(site, run)[-1] == "run_finished"
-    assert [one.round for one in site.run(run).rounds] == [0, 1, 2, 3, 4]
-    assert site.running.nats.starts == 2
-    assert site.running.restarts == {}, "nobody else fell"
+    assert [one.round for one in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert site.stack.nats.starts == 2
+    assert site.stack.restarts == {}, "nobody else fell"
 
 
 @pytest.mark.fault
@@ -29,28 +29,30 @@ async def test_a_device_that_goes_in_the_middle_of_a_round_is_left_behind_and_co
     site: ProcessFederation,
 ) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.is_in_round(run, 2))
-    site.process("client", "up", "c2").kill()
-    await site.until(lambda: site.ended(run))
+    await site.wait_until(lambda: site.is_in_round(run, 2))
+    site.find_process("client", "up", "c2").kill()
+    await site.wait_until(lambda: site.has_ended(run))
     assert read_states(site, run)[-1] == "run_finished"
-    assert [one.round for one in site.run(run).rounds] == [0, 1, 2, 3, 4]
+    assert [one.round for one in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
 
     again = await site.start_run()
-    await site.until(lambda: site.ended(again))
-    assert set(site.run(again).rounds[-1].participants) == {"c1", "c2", "c3"}
+    await site.wait_until(lambda: site.has_ended(again))
+    assert set(site.run_facts(again).rounds[-1].participants) == {"c1", "c2", "c3"}
 
 
 @pytest.mark.fault
 async def test_a_server_side_that_goes_takes_the_run_up_from_the_last_round(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.is_in_round(run, 3))
-    site.process("server", "up").kill()
-    await site.until(lambda: site.ended(run))
+    await site.wait_until(lambda: site.is_in_round(run, 3))
+    site.find_process("server", "up").kill()
+    await site.wait_until(lambda: site.has_ended(run))
 
     assert "server_lost" in read_states(site, run)
     assert read_states(site, run)[-1] == "run_finished"
-    assert [one.round for one in site.run(run).rounds] == [0, 1, 2, 3, 4]
-    assert site.run(run).rounds[-1].loss == pytest.approx(96.0), "each round trained once and counted once"
+    assert [one.round for one in site.run_facts(run).rounds] == [0, 1, 2, 3, 4]
+    assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0), (
+        "each round trained once and counted once"
+    )
 
 
 @pytest.mark.fault
@@ -58,33 +60,33 @@ async def test_a_flower_server_that_is_killed_is_started_again_from_the_last_rou
     site: ProcessFederation,
 ) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.is_in_round(run, 3))
-    site.process("child", "server").kill()
-    await site.until(lambda: site.ended(run))
+    await site.wait_until(lambda: site.is_in_round(run, 3))
+    site.find_process("child", "server").kill()
+    await site.wait_until(lambda: site.has_ended(run))
 
     assert read_states(site, run).count("server_recovered") == 1
     assert read_states(site, run)[-1] == "run_finished"
-    assert site.run(run).rounds[-1].loss == pytest.approx(96.0)
+    assert site.run_facts(run).rounds[-1].loss == pytest.approx(96.0)
 
 
 @pytest.mark.fault
 async def test_a_trainer_that_is_killed_ends_nothing_for_the_others(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.is_in_round(run, 2))
-    site.process("child", "trainer").kill()
-    await site.until(lambda: site.ended(run))
+    await site.wait_until(lambda: site.is_in_round(run, 2))
+    site.find_process("child", "trainer").kill()
+    await site.wait_until(lambda: site.has_ended(run))
 
     assert read_states(site, run)[-1] == "run_finished"
-    assert any(one.failures for one in site.run(run).rounds), "the round says who failed"
+    assert any(one.failures for one in site.run_facts(run).rounds), "the round says who failed"
 
 
 @pytest.mark.fault
 async def test_predictions_go_on_without_bus_and_server(site: ProcessFederation) -> None:
     run = await site.start_run()
-    await site.until(lambda: site.ended(run) and site.fleet.are_all_settled(3))
+    await site.wait_until(lambda: site.has_ended(run) and site.fleet.are_all_settled(3))
     endpoints = [view.endpoint for view in site.fleet.clients.values()]
-    site.process("server", "up").kill()
-    os.kill(site.running.nats.pid, signal.SIGKILL)
+    site.find_process("server", "up").kill()
+    os.kill(site.stack.nats.pid, signal.SIGKILL)
 
     async with aiohttp.ClientSession() as session:
         for endpoint in endpoints * 20:

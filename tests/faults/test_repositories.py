@@ -69,7 +69,7 @@ async def fed(
     """A federation whose models lie in the S3 at the end of the road."""
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
     async with open_federation(nats.url, tmp_path) as fed:
-        fed.site = replace(fed.site, store=store_url(proxy, tmp_path))
+        fed.config = replace(fed.config, store=store_url(proxy, tmp_path))
         yield fed
 
 
@@ -81,19 +81,19 @@ def store_url(proxy: FaultyProxy, directory: Path) -> str:
 @asynccontextmanager
 async def run_everything(fed: FederationHarness, *, clients: int = 2) -> AsyncIterator[PredictionTally]:
     """Everybody, and users who ask; when it ends no request has failed and nothing wrong was ever active."""
-    allowed = {fed.site.task.code_version}
+    allowed = {fed.config.task.code_version}
     async with run_all_agents(fed, clients=clients), send_predictions(fed) as asked:
         yield asked
-        before = asked.answered
-        await fed.until(lambda: asked.answered > before, "predictions that go on")
-    assert asked.failed == []
-    assert asked.answered > 0
+        before = asked.answer_count
+        await fed.wait_until(lambda: asked.answer_count > before, "predictions that go on")
+    assert asked.errors == []
+    assert asked.answer_count > 0
     await assert_nothing_wrong_was_active(fed, allowed)
 
 
 async def assert_nothing_wrong_was_active(fed: FederationHarness, allowed: set[str]) -> None:
     """Over the whole life stream: *allowed* are the commits that may be run."""
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     published = {one.version: one.sha256 for one in await store.versions()}
     for told in await read_transitions(fed.bus):
         match told.facts:
@@ -108,13 +108,13 @@ async def assert_nothing_wrong_was_active(fed: FederationHarness, allowed: set[s
 
 def is_in_round(fed: FederationHarness, number: int) -> bool:
     """Whether the first run has finished the round before *number*."""
-    return bool(fed.of("run")) and len(fed.run(1).rounds) >= number
+    return bool(fed.transitions_of("run")) and len(fed.run_facts(1).rounds) >= number
 
 
 async def wait_for_model(fed: FederationHarness, run: str, *, within_s: float = 60) -> RunData:
     """Wait until *run* has come to a model that every client serves."""
     facts = await wait_for_run_end(fed, run, within_s=within_s)
-    assert fed.last("run", run).target == RunState.FINISHED, fed.last("run", run).reason
+    assert fed.last_transition("run", run).target == RunState.FINISHED, fed.last_transition("run", run).reason
     assert facts.model is not None
     assert facts.promoted
     return facts
@@ -122,10 +122,12 @@ async def wait_for_model(fed: FederationHarness, run: str, *, within_s: float = 
 
 async def wait_for_failure(fed: FederationHarness, run: str) -> str:
     """Wait until *run* is over without a model; why."""
-    await fed.until(lambda: fed.last("run", run).target in RUN.final, f"the end of {run}", 120)
-    assert fed.last("run", run).target == RunState.FAILED
-    await fed.until(lambda: is_settled(fed), within_s=60)
-    return fed.last("run", run).reason
+    await fed.wait_until(
+        lambda: fed.last_transition("run", run).target in RUN.final, f"the end of {run}", 120
+    )
+    assert fed.last_transition("run", run).target == RunState.FAILED
+    await fed.wait_until(lambda: is_settled(fed), within_s=60)
+    return fed.last_transition("run", run).reason
 
 
 # --- the road to the models -------------------------------------------------------------------
@@ -136,29 +138,31 @@ async def test_an_s3_that_is_away_for_a_minute_in_the_middle_of_a_run_costs_no_p
 ) -> None:
     async with run_everything(fed) as asked:
         run = await start_run(fed, config={"pause-s": 1.0}, rounds=3)
-        await fed.until(lambda: is_in_round(fed, 2), "the second round", 60)
+        await fed.wait_until(lambda: is_in_round(fed, 2), "the second round", 60)
         proxy.close()
-        since, before = time.monotonic(), asked.answered
-        await fed.until(lambda: time.monotonic() - since > A_MINUTE_S, "a minute to pass", 2 * A_MINUTE_S)
-        assert asked.answered > before, "predictions went on meanwhile"
+        since, before = time.monotonic(), asked.answer_count
+        await fed.wait_until(
+            lambda: time.monotonic() - since > A_MINUTE_S, "a minute to pass", 2 * A_MINUTE_S
+        )
+        assert asked.answer_count > before, "predictions went on meanwhile"
         assert set(asked.versions[-2:]) == {1}
         proxy.reopen()
         facts = await wait_for_model(fed, run, within_s=120)
         assert len(facts.rounds) == 4
         assert await training_count(fed) == 3.0
-        await fed.until(lambda: asked.versions[-2:] == [2, 2])
+        await fed.wait_until(lambda: asked.versions[-2:] == [2, 2])
 
 
 async def test_an_s3_that_goes_as_the_version_is_written_gets_it_when_it_is_back(
     fed: FederationHarness, proxy: FaultyProxy
 ) -> None:
     async with run_everything(fed) as asked:
-        proxy.closes_at = b"/versions/2.json"
+        proxy.close_on_request = b"/versions/2.json"
         run = await start_run(fed)
-        await fed.until(lambda: proxy.closed, "the version to be on its way", 60)
-        proxy.closes_at, before = None, asked.answered
-        await fed.until(lambda: asked.answered > before + 100, "predictions that go on", 60)
-        assert fed.last("server").target == "publishing"
+        await fed.wait_until(lambda: proxy.is_closed, "the version to be on its way", 60)
+        proxy.close_on_request, before = None, asked.answer_count
+        await fed.wait_until(lambda: asked.answer_count > before + 100, "predictions that go on", 60)
+        assert fed.last_transition("server").target == "publishing"
         assert set(asked.versions) == {1}
         proxy.reopen()
         await wait_for_model(fed, run, within_s=120)
@@ -167,28 +171,28 @@ async def test_an_s3_that_goes_as_the_version_is_written_gets_it_when_it_is_back
 
 async def test_a_slow_s3_is_waited_for(fed: FederationHarness, proxy: FaultyProxy) -> None:
     async with run_everything(fed):
-        proxy.pause_s = 0.5
+        proxy.response_delay_s = 0.5
         await wait_for_model(fed, await start_run(fed), within_s=150)
-        proxy.pause_s = 0.0
+        proxy.response_delay_s = 0.0
 
 
 async def test_weights_that_are_cut_on_the_way_are_fetched_on_and_served_whole(
     fed: FederationHarness, proxy: FaultyProxy, tmp_path: Path
 ) -> None:
     for name, narrow, wide in WIDER:
-        file = Path(fed.site.task.path) / "tiny" / name
+        file = Path(fed.config.task.path) / "tiny" / name
         file.write_text(file.read_text().replace(narrow, wide))
-    proxy.cut_answers_after = [5_000, 50_000, 200]
+    proxy.truncate_responses_at = [5_000, 50_000, 200]
     async with run_everything(fed):
         await wait_for_model(fed, await start_run(fed), within_s=120)
-        assert proxy.cut_answers_after == [], "all three were cut"
+        assert proxy.truncate_responses_at == [], "all three were cut"
         assert await training_count(fed) == 2.0
 
 
 async def test_weights_that_are_not_what_their_digest_says_are_never_served(
     fed: FederationHarness, s3: EmbeddedS3, tmp_path: Path
 ) -> None:
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     async with run_everything(fed) as asked:
         await wait_for_model(fed, await start_run(fed))
         first = await store.manifest(1)
@@ -196,7 +200,7 @@ async def test_weights_that_are_not_what_their_digest_says_are_never_served(
         await asyncio.to_thread(shutil.rmtree, tmp_path / "cache")
         with pytest.raises(RequestRefused, match="is corrupt"):
             await fed.bus.request(RollBackModel(task=TASK), timeout_s=60)
-        await fed.until(lambda: is_settled(fed))
+        await fed.wait_until(lambda: is_settled(fed))
         assert set(served_versions(fed).values()) == {2}
         assert set(asked.versions[-2:]) == {2}
 
@@ -219,7 +223,7 @@ async def test_damaged_weights_in_a_directory_are_never_trained_from_nor_served(
 
 async def overwrite_artifact(fed: FederationHarness, version: int) -> None:
     """Other bytes, as many, in the middle of what *version* keeps."""
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     file = await store.path_of((await store.manifest(version)).sha256)
     content = bytearray(file.read_bytes())
     content[-20:] = b"\xff" * 20
@@ -241,7 +245,7 @@ async def test_an_s3_that_takes_no_version_any_more_is_named_and_the_old_model_g
     wrong.write_text("[default]\naws_access_key_id = AKIA\naws_secret_access_key = hush\n")
     async with run_everything(fed) as asked:
         run = await start_run(fed, config={"pause-s": 1.0}, rounds=2)
-        await fed.until(lambda: is_in_round(fed, 2), "the second round", 60)
+        await fed.wait_until(lambda: is_in_round(fed, 2), "the second round", 60)
         monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(wrong))  # the run's own process has the right ones
         reason = await wait_for_failure(fed, run)
         assert " denied: " in reason
@@ -257,16 +261,16 @@ async def test_two_servers_that_publish_at_once_each_get_a_version_of_their_own(
     elsewhere = tmp_path / "elsewhere"
     (elsewhere / "nats").mkdir(parents=True)
     async with nats_server(elsewhere / "nats") as nats, open_federation(nats.url, elsewhere) as other:
-        other.site = replace(other.site, store=fed.site.store, task=fed.site.task)
+        other.config = replace(other.config, store=fed.config.store, task=fed.config.task)
         async with run_everything(fed, clients=1), run_everything(other, clients=1):
             runs = await start_run(fed, rounds=1), await start_run(other, rounds=3)
             assert runs[0] == runs[1], "not even their runs' names tell them apart"
             await asyncio.gather(is_over(fed, runs[0]), is_over(other, runs[1]))
-            store = open_model_store(fed.site.store_url, TASK)
+            store = open_model_store(fed.config.store_url, TASK)
             made = {one.version: one.rounds for one in await store.versions()}
             assert sorted(made) == list(range(1, len(made) + 1))
             for one in (fed, other):
-                facts = one.run(1)
+                facts = one.run_facts(1)
                 if facts.model is not None and facts.promoted:
                     assert made[facts.model.version] == facts.plan.rounds, (
                         "nobody takes another's for their own"
@@ -275,8 +279,10 @@ async def test_two_servers_that_publish_at_once_each_get_a_version_of_their_own(
 
 async def is_over(fed: FederationHarness, run: str) -> None:
     """Its run may have come to a version, or have heard that another was quicker."""
-    await fed.until(lambda: fed.last("run", run).target in RUN.final, f"the end of {run}", 120)
-    await fed.until(lambda: is_settled(fed), within_s=60)
+    await fed.wait_until(
+        lambda: fed.last_transition("run", run).target in RUN.final, f"the end of {run}", 120
+    )
+    await fed.wait_until(lambda: is_settled(fed), within_s=60)
 
 
 # --- commits ---------------------------------------------------------------------------------------
@@ -330,6 +336,6 @@ async def assert_rejected(fed: FederationHarness, version: str, says: str) -> No
     """The event says why, and the next run is one of the code that was there before."""
     old = code_facts(fed).code_version
     await fed.bus.request(LookForCode(task=TASK), timeout_s=90)
-    assert says in (await fed.happens("code", "code_rejected", within_s=60)).reason
+    assert says in (await fed.wait_for_event("code", "code_rejected", within_s=60)).reason
     assert version in code_facts(fed).rejected
     assert (await wait_for_model(fed, await start_run(fed))).code_version == old

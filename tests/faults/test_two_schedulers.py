@@ -38,13 +38,13 @@ async def fed(nats: NatsServer, tmp_path: Path) -> AsyncIterator[FederationHarne
 async def run_scheduler(fed: FederationHarness, said: Path) -> AsyncIterator[asyncio.subprocess.Process]:
     environment = {
         **os.environ,
-        "FEDBUS_NATS_URL": fed.site.nats_url,
+        "FEDBUS_NATS_URL": fed.config.nats_url,
         "FEDBUS_FEDERATION": FED,
-        "FEDBUS_HOME": str(fed.site.home),
+        "FEDBUS_HOME": str(fed.config.home),
     }
     with said.open("wb") as output:
         process = await asyncio.create_subprocess_exec(
-            sys.executable, "-m", "fedbus.app.cli.main", "agent", "workflow-scheduler", "--task", fed.site.task.path,
+            sys.executable, "-m", "fedbus.app.cli.main", "agent", "workflow-scheduler", "--task", fed.config.task.path,
             env=environment, stdout=output, stderr=output,
         )  # fmt: skip
     try:
@@ -57,36 +57,36 @@ async def run_scheduler(fed: FederationHarness, said: Path) -> AsyncIterator[asy
 
 
 def lease_holder(fed: FederationHarness) -> str:
-    facts = fed.last("schedule").facts
+    facts = fed.last_transition("schedule").facts
     assert isinstance(facts, ScheduleData)
     return facts.holder
 
 
 def requested_runs(fed: FederationHarness) -> list[str]:
-    return [one.thing for one in fed.of("run") if one.event == "requested"]
+    return [one.thing for one in fed.transitions_of("run") if one.event == "requested"]
 
 
 async def publish_drift(fed: FederationHarness, client: str) -> None:
     event = DriftDetected(task=TASK, client=client, of="inputs", feature="mean", score=0.5)
-    await fed.say(event, by="inference")
+    await fed.publish(event, sender="inference")
 
 
 async def fail_run(fed: FederationHarness, server: FakeServerManager, number: int) -> None:
-    await fed.reaches("run", "recruiting", f"{TASK}-{number}")
+    await fed.wait_for_state("run", "recruiting", f"{TASK}-{number}")
     await server.transition(ServerEvent.RECRUITING_EXPIRED)
-    await fed.reaches("run", "failed", f"{TASK}-{number}")
+    await fed.wait_for_state("run", "failed", f"{TASK}-{number}")
 
 
 async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_time(
     fed: FederationHarness, tmp_path: Path
 ) -> None:
     async with (
-        FakeServerManager.living(fed) as server,
-        server.serving(),
+        FakeServerManager.open(fed) as server,
+        server.serve(),
         run_scheduler(fed, tmp_path / "first.txt") as first,
     ):
-        await server.has_a_model()
-        await fed.happens("schedule", "started", within_s=60)
+        await server.publish_first_model()
+        await fed.wait_for_event("schedule", "started", within_s=60)
         frozen = lease_holder(fed)
         async with run_scheduler(fed, tmp_path / "second.txt"):
             second = tmp_path / "second.txt"
@@ -96,7 +96,7 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
 
             first.send_signal(signal.SIGSTOP)
             await publish_drift(fed, "c2")  # both will have heard of it
-            await fed.happens("schedule", "taken_over", within_s=60)
+            await fed.wait_for_event("schedule", "taken_over", within_s=60)
             assert lease_holder(fed) != frozen
             await fail_run(fed, server, 2)
 
@@ -109,5 +109,5 @@ async def test_a_scheduler_that_was_frozen_and_wakes_up_fires_nothing_a_second_t
             assert lease_holder(fed) != frozen
             assert first.returncode is None, "it stands by, for when the other falls silent"
     assert requested_runs(fed) == [f"{TASK}-1", f"{TASK}-2", f"{TASK}-3"]
-    causes = [one.reason for one in fed.of("schedule") if one.event == "fired"]
+    causes = [one.reason for one in fed.transitions_of("schedule") if one.event == "fired"]
     assert len(causes) == 3, "each drift fired once"

@@ -52,7 +52,7 @@ def models_in_s3(
     """The federation's models lie in a real S3."""
     monkeypatch.setenv("FEDBUS_S3_CREDENTIALS", str(s3.credentials))
     where = f"s3://fedbus/{tmp_path.name}?endpoint=http://127.0.0.1:{s3.port}&cache={tmp_path / 'cache'}"
-    fed.site = replace(fed.site, store=where)
+    fed.config = replace(fed.config, store=where)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ async def repository(fed: FederationHarness, ada: CommitSigner, tmp_path: Path) 
 
 
 def run_facts(fed: FederationHarness, number: int) -> RunData:
-    facts = fed.last("run", f"tiny-{number}").facts
+    facts = fed.last_transition("run", f"tiny-{number}").facts
     assert isinstance(facts, RunData)
     return facts
 
@@ -77,14 +77,14 @@ async def test_a_commit_leads_to_new_code_a_new_run_a_new_version_and_new_predic
         assert (first.code_version, await training_count(fed)) == (old, 2.0)
 
         new = repository.commit({"tiny/client_app.py": TWICE_AS_FAST}, subject="twice as fast", by=ada)
-        await fed.happens("code", "rollout_finished", within_s=60)  # it looks by itself
+        await fed.wait_for_event("code", "rollout_finished", within_s=60)  # it looks by itself
         second = await wait_for_run_end(fed, "tiny-2")
 
         assert (second.trigger, second.code_version) == ("new code", new)
         assert await training_count(fed) == 6.0  # two rounds by one, two rounds by two
         assert code_facts(fed).code_version == new
-        await fed.until(lambda: asked.versions[-2:] == [3, 3])
-    assert asked.failed == []
+        await fed.wait_until(lambda: asked.versions[-2:] == [3, 3])
+    assert asked.errors == []
     assert sorted(set(asked.versions)) == [1, 2, 3]
 
 
@@ -97,14 +97,14 @@ async def test_code_that_fails_in_training_goes_back_by_itself_and_costs_no_pred
         await wait_for_run_end(fed, await start_run(fed))
         bad = repository.commit({"tiny/client_app.py": BROKEN}, subject="a mistake", by=ada)
         await fed.bus.request(LookForCode(task="tiny"), timeout_s=60)
-        back = await fed.happens("code", "rollout_reverted", within_s=60)
+        back = await fed.wait_for_event("code", "rollout_reverted", within_s=60)
         assert bad[:12] in back.reason
         assert bad in code_facts(fed).rejected
-        await fed.happens("client", "code_ready", "c1.tiny", times=2, within_s=60)  # there, and back
-        await fed.until(lambda: is_settled(fed), within_s=60)
+        await fed.wait_for_event("client", "code_ready", "c1.tiny", times=2, within_s=60)  # there, and back
+        await fed.wait_until(lambda: is_settled(fed), within_s=60)
         again = await wait_for_run_end(fed, await start_run(fed))
         assert again.code_version == old
-    assert asked.failed == []
+    assert asked.errors == []
 
 
 @pytest.mark.slow
@@ -116,12 +116,14 @@ async def test_code_that_makes_the_model_worse_goes_back_and_its_model_is_not_se
         await wait_for_run_end(fed, await start_run(fed))
         repository.commit({"tiny/client_app.py": BACKWARDS}, subject="the wrong way", by=ada)
         await fed.bus.request(LookForCode(task="tiny"), timeout_s=60)
-        assert "model not promoted" in (await fed.happens("code", "rollout_reverted", within_s=60)).reason
+        assert (
+            "model not promoted" in (await fed.wait_for_event("code", "rollout_reverted", within_s=60)).reason
+        )
         assert code_facts(fed).code_version == old
         assert not run_facts(fed, 2).promoted
-        await fed.until(lambda: is_settled(fed), within_s=60)
+        await fed.wait_until(lambda: is_settled(fed), within_s=60)
         assert set(served_versions(fed).values()) == {2}
-    assert asked.failed == []
+    assert asked.errors == []
     assert 3 not in asked.versions
 
 
@@ -134,11 +136,11 @@ async def test_a_rollback_reaches_every_client_within_seconds_and_one_that_was_a
             await agent.kill()
         async with send_predictions(fed):
             await fed.bus.request(RollBackModel(task="tiny"))
-            await fed.until(lambda: served_versions(fed)["c1"] == 1, within_s=10)
+            await fed.wait_until(lambda: served_versions(fed)["c1"] == 1, within_s=10)
         for agent in everyone["c2"].values():
             agent.start()
-        await fed.until(lambda: served_versions(fed) == {"c1": 1, "c2": 1}, within_s=30)
-        await fed.until(lambda: is_settled(fed), within_s=30)
+        await fed.wait_until(lambda: served_versions(fed) == {"c1": 1, "c2": 1}, within_s=30)
+        await fed.wait_until(lambda: is_settled(fed), within_s=30)
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ async def test_a_new_federation_gets_a_model_and_finishes_a_run_whatever_becomes
         monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", url)
         async with run_process_federation(tmp_path) as site:
             run = await site.start_run(rounds=1)
-            await site.until(lambda: site.ended(run))
+            await site.wait_until(lambda: site.has_ended(run))
 
-    assert site.run(run).model is not None
-    assert site.running.restarts == {}
+    assert site.run_facts(run).model is not None
+    assert site.stack.restarts == {}

@@ -60,10 +60,12 @@ async def traced_runs(
     ):
         async with run_all_agents(fed, clients=len(CLIENTS)):
             roots = [await run_traced(fed) for _ in range(2)]
-            assert roots == [fed.run(number).trace_id for number in (1, 2)]
-            while_they_ran = heard.figures
-        await eventually(lambda: all(not orphans(heard.of(root)) for root in roots))
-        yield TracedRuns(roots, heard.spans, await read_transitions(fed.bus), heard.figures | while_they_ran)
+            assert roots == [fed.run_facts(number).trace_id for number in (1, 2)]
+            while_they_ran = heard.metric_names
+        await eventually(lambda: all(not orphans(heard.spans_of(root)) for root in roots))
+        yield TracedRuns(
+            roots, heard.spans, await read_transitions(fed.bus), heard.metric_names | while_they_ran
+        )
 
 
 async def run_traced(fed: FederationHarness) -> str:

@@ -15,7 +15,7 @@ from support.all_agents import (
     wait_for_run_end,
 )
 from support.federation import TASK, FederationHarness
-from support.processes import children
+from support.processes import child_processes
 
 from fedbus.contracts.agent_names import AgentName
 from fedbus.contracts.champion import PromoteModel
@@ -25,17 +25,17 @@ from fedbus.contracts.server import ServerClosed
 
 
 def state_of(fed: FederationHarness, run: str) -> str:
-    return fed.last("run", run).target
+    return fed.last_transition("run", run).target
 
 
 async def is_in_round(fed: FederationHarness, run: str, number: int) -> None:
     """Wait until the round before *number* is over: the model that the run begins with is round 0."""
-    await fed.happens("run", "round_finished", run, times=number)
+    await fed.wait_for_event("run", "round_finished", run, times=number)
 
 
 async def request_prediction(fed: FederationHarness, client: str) -> int:
     """The version that answers a prediction now."""
-    endpoint = getattr(fed.last("inference", f"{client}.{TASK}").facts, "endpoint", "")
+    endpoint = getattr(fed.last_transition("inference", f"{client}.{TASK}").facts, "endpoint", "")
     async with (
         aiohttp.ClientSession() as session,
         session.post(f"{endpoint}/predict", json={"inputs": [[1, 2, 3]]}) as response,
@@ -57,8 +57,8 @@ async def test_each_run_goes_on_from_the_model_of_the_last_and_everyone_serves_i
     assert [one.loss for one in first.rounds] == pytest.approx([100, 99, 98])
     assert [one.loss for one in second.rounds] == pytest.approx([98, 97, 96, 95])
     assert second.rounds[1].participants == {"c1": 10, "c2": 20}
-    assert not children("trainer")
-    assert not children("server")
+    assert not child_processes("trainer")
+    assert not child_processes("server")
 
 
 async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: FederationHarness) -> None:
@@ -66,10 +66,10 @@ async def test_what_goes_wrong_on_one_client_costs_the_others_nothing(fed: Feder
         dies = await start_run(fed, quorum=3, config={"dies": 1, "dies-in": 1, "pause-s": 0.3}, rounds=3)
         run = await wait_for_run_end(fed, dies)
         assert state_of(fed, dies) == RunState.FINISHED
-        assert (await fed.hears(FailTrain)).client == "c2"
+        assert (await fed.wait_for_message(FailTrain)).client == "c2"
         assert set(run.rounds[1].participants) == {"c1", "c3"}
         assert "c2" in run.rounds[1].failures
-        assert "trainer_lost" in fed.events("client", f"c2.{TASK}")
+        assert "trainer_lost" in fed.events_of("client", f"c2.{TASK}")
 
         raises = await start_run(fed, quorum=3, config={"raises": 0})
         run = await wait_for_run_end(fed, raises)
@@ -92,12 +92,12 @@ async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_t
     fed: FederationHarness, weigh_by: str, mean: object
 ) -> None:
     """c1 adds nothing and c2 adds ten, by as many samples. c2 fails in the first run: it scores 1/3 then, c1 2/3."""
-    app = Path(fed.site.task.path) / "tiny" / "client_app.py"
+    app = Path(fed.config.task.path) / "tiny" / "client_app.py"
     code = app.read_text().replace("else 1.0", "else 10.0 * number")
     app.write_text(code.replace('"num-examples": 10 * (number + 1)', '"num-examples": 10'))
-    table = fed.site.task.table.model_dump() | {"selection": {"weigh-by": weigh_by}}
-    weighing = fed.site.task.model_copy(update={"table": fed.site.task.table.model_validate(table)})
-    fed.site = replace(fed.site, task=weighing)
+    table = fed.config.task.table.model_dump() | {"selection": {"weigh-by": weigh_by}}
+    weighing = fed.config.task.model_copy(update={"table": fed.config.task.table.model_validate(table)})
+    fed.config = replace(fed.config, task=weighing)
     async with run_all_agents(fed):
         first = await wait_for_run_end(fed, await start_run(fed, quorum=2, rounds=1, config={"raises": 1}))
         assert set(first.rounds[-1].failures) == {"c2"}
@@ -109,7 +109,7 @@ async def test_the_update_of_a_client_that_failed_before_weighs_less_where_the_t
 
 async def test_a_client_that_is_slow_is_left_out_of_the_round(fed: FederationHarness) -> None:
     slow = {"slow": 1, "slow-s": 3.0}
-    fed.shorten(round_s=1.0)
+    fed.override_plan(round_s=1.0)
     async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, config=slow, rounds=1)
         facts = await wait_for_run_end(fed, run)
@@ -124,15 +124,15 @@ async def test_a_flower_server_that_is_killed_in_a_round_is_taken_up_from_the_ro
     async with run_all_agents(fed):
         run = await start_run(fed, quorum=2, rounds=3, config={"pause-s": 0.5})
         await is_in_round(fed, run, 2)
-        (flower,) = children("server")
+        (flower,) = child_processes("server")
         flower.send_signal(signal.SIGKILL)
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert [one.round for one in facts.rounds] == [0, 1, 2, 3]
         assert await training_count(fed) == 3
-    events = fed.events("run", run)
+    events = fed.events_of("run", run)
     assert events.count("server_lost") == events.count("server_recovered") == 1
-    assert "was killed (SIGKILL" in (await fed.happens("run", "server_lost", run)).reason
+    assert "was killed (SIGKILL" in (await fed.wait_for_event("run", "server_lost", run)).reason
 
 
 async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(
@@ -144,13 +144,13 @@ async def test_agents_of_the_server_side_that_are_killed_in_a_round_cost_no_run(
         await everyone["server"][AgentName.SERVER_MANAGER].restart()
         await everyone["server"][AgentName.WORKFLOW_SCHEDULER].restart()
         await is_in_round(fed, run, 3)
-        assert "server_lost" not in fed.events("run", run)  # it went on by itself
+        assert "server_lost" not in fed.events_of("run", run)  # it went on by itself
         await everyone["server"][AgentName.FLOWER_SERVER].restart()
         facts = await wait_for_run_end(fed, run)
         assert state_of(fed, run) == RunState.FINISHED
         assert await training_count(fed) == 4
     assert [one.round for one in facts.rounds] == [0, 1, 2, 3, 4]
-    assert fed.events("run", run).count("server_lost") == 1
+    assert fed.events_of("run", run).count("server_lost") == 1
 
 
 async def test_agents_of_a_client_that_are_killed_in_a_round_come_back_into_it(
@@ -175,9 +175,11 @@ async def test_a_run_that_is_stopped_leaves_everything_as_it_was(fed: Federation
         await is_in_round(fed, run, 1)
         await fed.bus.request(StopRun(task=TASK, run=run, reason="enough"), timeout_s=20)
         await wait_for_run_end(fed, run)
-        assert (await fed.hears(ServerClosed)).outcome == "cancelled"
-        await fed.happens("fl_client", "failed", times=2)
-        await fed.until(lambda: is_settled(fed) and not children("trainer") and not children("server"))
+        assert (await fed.wait_for_message(ServerClosed)).outcome == "cancelled"
+        await fed.wait_for_event("fl_client", "failed", times=2)
+        await fed.wait_until(
+            lambda: is_settled(fed) and not child_processes("trainer") and not child_processes("server")
+        )
         assert served_versions(fed) == {"c1": 1, "c2": 1}
         await wait_for_run_end(fed, await start_run(fed, quorum=2))
         assert await training_count(fed) == 2
@@ -188,13 +190,13 @@ async def test_a_model_that_is_not_a_number_is_kept_back_and_by_hand_too_refused
 ) -> None:
     async with run_all_agents(fed):
         await start_run(fed, quorum=2, rounds=1, config={"poison": True})
-        assert "its loss is nan" in (await fed.happens("server", "candidate_kept", within_s=60)).reason
-        await fed.until(lambda: is_settled(fed))
-        assert fed.heard(InferRefused) == []
+        assert "its loss is nan" in (await fed.wait_for_event("server", "candidate_kept", within_s=60)).reason
+        await fed.wait_until(lambda: is_settled(fed))
+        assert fed.messages_of(InferRefused) == []
 
         await fed.bus.request(PromoteModel(task=TASK, model_version=2, reason="somebody is wrong"))
-        refused = await fed.hears(InferRefused, times=2, within_s=60)
+        refused = await fed.wait_for_message(InferRefused, times=2, within_s=60)
         assert (refused.model.version, refused.serving) == (2, 1)
-        await fed.until(lambda: is_settled(fed))
+        await fed.wait_until(lambda: is_settled(fed))
         assert [await request_prediction(fed, client) for client in ("c1", "c2")] == [1, 1]
-        assert fed.last("client", f"c1.{TASK}").event == "infer_refused"
+        assert fed.last_transition("client", f"c1.{TASK}").event == "infer_refused"

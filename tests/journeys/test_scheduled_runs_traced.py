@@ -22,9 +22,9 @@ async def test_a_scheduled_run_is_one_trace_from_its_trigger_to_each_clients_new
         monkeypatch.delenv(name)
     async with run_process_federation(tmp_path, SCHEDULED) as site:
         names = [f"{TASK}-{number}" for number in range(1, RUNS + 1)]
-        await site.until(lambda: all(site.ended(run) for run in names))
-        await site.until(lambda: all(client.is_settled for client in site.fleet.clients.values()))
-        kept = site.running.home / "traces"
+        await site.wait_until(lambda: all(site.has_ended(run) for run in names))
+        await site.wait_until(lambda: all(client.is_settled for client in site.fleet.clients.values()))
+        kept = site.stack.home / "traces"
 
     assert span_reader.list_runs(kept) == names
     traces = [read_spans(kept, run) for run in names]

@@ -47,19 +47,19 @@ async def test_three_tasks_share_two_devices_and_take_turns_at_training(
         for task in everything:
             await fed.bus.request(StartRun(task=task.id, quorum=2))
         for task in everything:
-            ended = await fed.reaches("run", RunState.FINISHED, f"{task.id}-1", within_s=120)
+            ended = await fed.wait_for_state("run", RunState.FINISHED, f"{task.id}-1", within_s=120)
             assert ended.target == RunState.FINISHED
         for task in everything:
             for name in CLIENTS:
-                await fed.happens("inference", "model_loaded", f"{name}.{task.id}", within_s=60)
+                await fed.wait_for_event("inference", "model_loaded", f"{name}.{task.id}", within_s=60)
                 await assert_predicts(fed, f"{name}.{task.id}", version=2)
-                await fed.reaches("client", "serving", f"{name}.{task.id}", within_s=60)
+                await fed.wait_for_state("client", "serving", f"{name}.{task.id}", within_s=60)
 
     assert max_concurrent_trainings(fed) == {"c1": 1, "c2": 1}
-    waited = [said for said in fed.heard(ClientDeclined) if "this device trains" in said.reason]
+    waited = [said for said in fed.messages_of(ClientDeclined) if "this device trains" in said.reason]
     assert waited, "somebody had to wait, and said for whom"
     for task in everything:
-        latest = await open_model_store(fed.site.store_url, task.id).latest()
+        latest = await open_model_store(fed.config.store_url, task.id).latest()
         assert latest is not None
         assert (latest.version, latest.task, set(latest.participants)) == (2, task.id, set(CLIENTS))
 
@@ -68,22 +68,22 @@ async def start_all_agents(fed: FederationHarness, stack: AsyncExitStack, everyt
     """A server for each task, and both devices in all of them."""
     for task in everything:
         for run in SERVER_AGENTS.values():
-            await stack.enter_async_context(fed.agent(partial(run, replace(fed.site, task=task))))
+            await stack.enter_async_context(fed.run_agent(partial(run, replace(fed.config, task=task))))
     for task in everything:
-        await fed.reaches("server", "waiting", task.id, within_s=60)
+        await fed.wait_for_state("server", "waiting", task.id, within_s=60)
     for number, name in enumerate(CLIENTS):
         for task in everything:
             config = {"partition-id": number, "num-partitions": len(CLIENTS)}
-            device = ClientConfig(replace(fed.site, task=task), client_id(name), config)
+            device = ClientConfig(replace(fed.config, task=task), client_id(name), config)
             for agent in CLIENT_AGENTS.values():
-                await stack.enter_async_context(fed.agent(partial(agent, device)))
+                await stack.enter_async_context(fed.run_agent(partial(agent, device)))
     for thing in (f"{name}.{task.id}" for name in CLIENTS for task in everything):
-        await fed.reaches("client", "serving", thing, within_s=90)
+        await fed.wait_for_state("client", "serving", thing, within_s=90)
 
 
 async def assert_predicts(fed: FederationHarness, thing: str, *, version: int) -> None:
     """The inference agent of one client in one task answers, with its own model."""
-    facts = fed.last("inference", thing).facts
+    facts = fed.last_transition("inference", thing).facts
     assert isinstance(facts, InferenceData)
     async with (
         aiohttp.ClientSession() as session,
@@ -96,7 +96,7 @@ def max_concurrent_trainings(fed: FederationHarness) -> dict[str, int]:
     """How many tasks each client was training at the same time, at the most."""
     training: dict[str, set[str]] = {name: set() for name in CLIENTS}
     most = dict.fromkeys(CLIENTS, 0)
-    for move in fed.of("client"):
+    for move in fed.transitions_of("client"):
         client, task = move.thing.split(".")
         (training[client].add if move.target == "learning" else training[client].discard)(task)
         most[client] = max(most[client], len(training[client]))

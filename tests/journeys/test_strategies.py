@@ -27,7 +27,7 @@ async def fed(
     monkeypatch.delenv("FEDBUS_DATA_DIR", raising=False)
     shutil.copytree(MNIST, tmp_path / "mnist", ignore=shutil.ignore_patterns("__pycache__"))
     async with open_federation(nats.url, tmp_path, task=read_task(tmp_path / "mnist")) as fed:
-        fed.shorten(rounds=1, quorum=3, recruit_s=60, round_s=60)
+        fed.override_plan(rounds=1, quorum=3, recruit_s=60, round_s=60)
         yield fed
 
 
@@ -40,19 +40,21 @@ async def fed(
     ],
 )
 async def test_a_strategy_is_a_matter_of_configuration(fed: FederationHarness, strategy: str) -> None:
-    fed.schedule_nothing()
+    fed.clear_schedule()
     async with run_all_agents(fed, clients=3):
         before = await latest_weights(fed)
         run = await start_run(fed, config={**FEW, "strategy": strategy})
         facts = await wait_for_run_end(fed, run)
-        assert fed.last("run", run).target == RunState.FINISHED, fed.last("run", run).reason
+        assert fed.last_transition("run", run).target == RunState.FINISHED, fed.last_transition(
+            "run", run
+        ).reason
         assert facts.rounds[-1].participants == {"c1": 64, "c2": 64, "c3": 64}
         assert not facts.rounds[-1].failures
         assert distance(before, await latest_weights(fed)) > 0
 
 
 async def latest_weights(fed: FederationHarness) -> weights.Arrays:
-    store = open_model_store(fed.site.store_url, fed.site.task.id)
+    store = open_model_store(fed.config.store_url, fed.config.task.id)
     manifest = await store.latest()
     assert manifest is not None
     return weights.load(await store.path_of(manifest.sha256))

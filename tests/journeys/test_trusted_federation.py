@@ -36,12 +36,12 @@ class TrustedFederation:
 
     def start_server(self) -> None:
         for name, run in SERVER_AGENTS.items():
-            self._start(partial(run, replace(self.site, access=self.bus.access(Role(name)))))
+            self._start(partial(run, replace(self.site, access=self.bus.access_for(Role(name)))))
 
     def start_client(self, name: str, number: int, *, url: str = "", access: BusAccess | None = None) -> None:
         site = replace(
             self.site,
-            access=access or self.bus.access(name),
+            access=access or self.bus.access_for(name),
             home=self.site.home / name,
             nats_url=url or self.bus.url,
         )
@@ -55,10 +55,10 @@ class TrustedFederation:
         self.agents.append(agent)
 
     async def stop(self) -> None:
-        await asyncio.gather(*(agent.stop() for agent in self.agents if not agent.was_seen_off))
+        await asyncio.gather(*(agent.stop() for agent in self.agents if not agent.is_awaited))
 
     def look_for_the_broken(self) -> None:
-        for error in filter(None, (agent.broken for agent in self.agents)):
+        for error in filter(None, (agent.error for agent in self.agents)):
             raise AssertionError("an agent broke") from error
 
 
@@ -115,7 +115,7 @@ async def test_everything_that_is_allowed_works(
     trusted_federation.start_server()
     trusted_federation.start_client("c1", 0)
     trusted_federation.start_client("c2", 1)
-    user = trusted_federation.bus.access(Role.USER)
+    user = trusted_federation.bus.access_for(Role.USER)
     async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=user) as person:
         await complete_run(trusted_federation, person)
         assert {
@@ -130,7 +130,7 @@ async def test_a_client_that_starts_again_is_told_where_it_stands(
 ) -> None:
     trusted_federation.start_server()
     trusted_federation.start_client("c1", 0)
-    user = trusted_federation.bus.access(Role.USER)
+    user = trusted_federation.bus.access_for(Role.USER)
     async with Bus.connect(trusted_federation.bus.url, Identity(FED, "cli", USERS), access=user) as person:
 
         async def transitions() -> list[tuple[str, str]]:
@@ -152,7 +152,7 @@ async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
     """Their only way to the federation is the one connection that the leaf makes outward."""
     bus, folder, port = trusted_federation.bus, tmp_path / "lab", free_port()
     place = ServerLocation(folder, port, listen="127.0.0.1")
-    kits = {name: bus.access(name) for name in ("c1", "c2")}
+    kits = {name: bus.access_for(name) for name in ("c1", "c2")}
     bus.federation.write_site("lab", list(kits), [TASK], folder, place, hosts=["localhost"], days=30)
     leaf = ConfiguredNatsServer(folder / "leaf.conf", port)
     await leaf.start()
@@ -160,13 +160,13 @@ async def test_a_site_s_clients_do_all_of_it_through_a_leaf_node(
         trusted_federation.start_server()
         for number, (name, access) in enumerate(kits.items()):
             trusted_federation.start_client(name, number, url=f"tls://localhost:{port}", access=access)
-        user = bus.access(Role.USER)
+        user = bus.access_for(Role.USER)
         async with Bus.connect(bus.url, Identity(FED, "cli", USERS), access=user) as person:
             await complete_run(trusted_federation, person)
         assert "Violation" not in leaf.log.read_text()
         assert "Violation" not in bus.server.log.read_text()
-        access = bus.access(Role.SERVER_MANAGER)
-        async with bus.connected(access, inbox="_INBOX.server.server-manager") as (server, _):
+        access = bus.access_for(Role.SERVER_MANAGER)
+        async with bus.connect(access, inbox="_INBOX.server.server-manager") as (server, _):
             consumers = await server.jetstream().consumers_info("FEDBUS_test_EVENTS")
         assert {one.name: one.num_redelivered for one in consumers if one.num_redelivered} == {}
         await trusted_federation.stop()

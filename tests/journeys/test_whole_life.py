@@ -36,7 +36,7 @@ class DemoRecord:
     """The devices' databases."""
 
     def spans_of_run(self, number: int) -> list[ExportedSpan]:
-        return self.collector.of_trace(self.facts["runs"][number]["trace_id"])
+        return self.collector.spans_of_trace(self.facts["runs"][number]["trace_id"])
 
 
 @pytest.fixture(scope="module")

@@ -22,10 +22,10 @@ async def run_server_side(fed: FederationHarness) -> AsyncIterator[dict[AgentNam
     """The server's three agents, by name; there is a model when the block begins."""
     async with AsyncExitStack() as stack:
         agents = {
-            name: await stack.enter_async_context(fed.agent(partial(run, fed.site)))
+            name: await stack.enter_async_context(fed.run_agent(partial(run, fed.config)))
             for name, run in SERVER_AGENTS.items()
         }
-        await fed.reaches("server", "waiting", within_s=60)
+        await fed.wait_for_state("server", "waiting", within_s=60)
         yield agents
 
 
@@ -34,10 +34,10 @@ async def run_client_side(
     fed: FederationHarness, name: str, number: int, of: int
 ) -> AsyncIterator[dict[AgentName, RunningAgent]]:
     """The three agents of one client, by name."""
-    device = fed.device(name, number, of)
+    device = fed.client_config(name, number, of)
     async with AsyncExitStack() as stack:
         yield {
-            agent: await stack.enter_async_context(fed.agent(client_agent(agent, device)))
+            agent: await stack.enter_async_context(fed.run_agent(client_agent(agent, device)))
             for agent in CLIENT_AGENTS
         }
 
@@ -54,25 +54,27 @@ async def run_all_agents(
             side = run_client_side(fed, name, number, clients)
             everyone[name] = await stack.enter_async_context(side)
         for number in range(clients):
-            await fed.reaches("client", "serving", f"c{number + 1}.{fed.site.task.id}", within_s=60)
+            await fed.wait_for_state("client", "serving", f"c{number + 1}.{fed.config.task.id}", within_s=60)
         yield everyone
 
 
 async def start_run(fed: FederationHarness, **wishes: Any) -> str:
-    started = await fed.bus.request(StartRun(task=fed.site.task.id, **wishes))
+    started = await fed.bus.request(StartRun(task=fed.config.task.id, **wishes))
     run: str = started.run
     return run
 
 
 async def wait_for_run_end(fed: FederationHarness, run: str, *, within_s: float = 60) -> RunData:
     """Wait until *run* is over, and every client serves what it came to."""
-    await fed.until(lambda: fed.last("run", run).target in RUN.final, f"the end of {run}", within_s)
-    facts = fed.last("run", run).facts
+    await fed.wait_until(
+        lambda: fed.last_transition("run", run).target in RUN.final, f"the end of {run}", within_s
+    )
+    facts = fed.last_transition("run", run).facts
     assert isinstance(facts, RunData)
     if facts.model is not None:
         version = facts.model.version
         everyone_serves = f"everyone to serve v{version}"
-        await fed.until(
+        await fed.wait_until(
             lambda: set(served_versions(fed).values()) == {version} and is_settled(fed),
             everyone_serves,
             within_s,
@@ -82,14 +84,19 @@ async def wait_for_run_end(fed: FederationHarness, run: str, *, within_s: float 
 
 def is_settled(fed: FederationHarness) -> bool:
     """Whether every client serves and nothing is under way."""
-    things = {(one.kind, one.thing) for one in fed.moves if one.kind in ("client", "fl_client", "inference")}
+    things = {
+        (one.kind, one.thing) for one in fed.transitions if one.kind in ("client", "fl_client", "inference")
+    }
     wanted = {"client": "serving", "fl_client": "waiting", "inference": "serving"}
-    return all(fed.last(kind, thing).target == wanted[kind] for kind, thing in things)
+    return all(fed.last_transition(kind, thing).target == wanted[kind] for kind, thing in things)
 
 
 def served_versions(fed: FederationHarness) -> dict[str, int]:
     """The version that each client's inference agent serves."""
-    last = [fed.last("inference", thing).facts for thing in {one.thing for one in fed.of("inference")}]
+    last = [
+        fed.last_transition("inference", thing).facts
+        for thing in {one.thing for one in fed.transitions_of("inference")}
+    ]
     return {
         facts.client: facts.model.version if facts.model else 0
         for facts in last
@@ -99,7 +106,7 @@ def served_versions(fed: FederationHarness) -> dict[str, int]:
 
 async def training_count(fed: FederationHarness) -> float:
     """How often the latest model of the tiny task was trained: all its weights are that number."""
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     latest = await store.latest()
     assert latest is not None
     arrays = weights.load(Path(await store.path_of(latest.sha256)))

@@ -53,28 +53,26 @@ class BrowserPage:
         self._socket = socket
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
-        self.complaints: list[str] = []
+        self.errors: list[str] = []
 
-    async def listen(self) -> None:
+    async def read_events(self) -> None:
         async for message in self._socket:
             told = json.loads(message.data)
             if "id" in told:
                 if not (answer := self._answers.pop(told["id"])).done():
                     answer.set_result(told)
             else:
-                self._hear(told["method"], told["params"])
+                self._on_event(told["method"], told["params"])
 
-    def _hear(self, method: str, params: dict[str, Any]) -> None:
+    def _on_event(self, method: str, params: dict[str, Any]) -> None:
         match method:
             case "Runtime.exceptionThrown":
                 details = params["exceptionDetails"]
-                self.complaints.append(
-                    details.get("exception", {}).get("description") or details.get("text", "")
-                )
+                self.errors.append(details.get("exception", {}).get("description") or details.get("text", ""))
             case "Log.entryAdded" if params["entry"]["level"] == "error":
-                self.complaints.append(params["entry"]["text"])
+                self.errors.append(params["entry"]["text"])
             case "Page.javascriptDialogOpening":
-                self.complaints.append(f"a dialog: {params['message']}")
+                self.errors.append(f"a dialog: {params['message']}")
 
     async def send(self, method: str, **params: Any) -> dict[str, Any]:
         number = next(self._numbers)
@@ -85,7 +83,7 @@ class BrowserPage:
         result: dict[str, Any] = told["result"]
         return result
 
-    async def run(self, script: str) -> Any:
+    async def evaluate(self, script: str) -> Any:
         """The value of *script*, in the page; promises are waited for."""
         told = await self.send(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True, userGesture=True
@@ -96,31 +94,31 @@ class BrowserPage:
     async def open(self, url: str) -> None:
         await self.send("Page.navigate", url=url)
 
-    async def until(self, script: str, *, within_s: float = 60.0) -> None:
+    async def wait_until(self, script: str, *, within_s: float = 60.0) -> None:
         """Wait until *script* is true in the page."""
 
         async def it_is() -> bool:
-            return bool(await self.run(f"Boolean({script})"))
+            return bool(await self.evaluate(f"Boolean({script})"))
 
         try:
             await eventually(it_is, within_s=within_s)
         except ConditionNotMet:
-            text = await self.run("document.body.innerText.slice(0, 2000)")
-            detail = f"{script}\nthe page: {text}\nits errors: {self.complaints}"
+            text = await self.evaluate("document.body.innerText.slice(0, 2000)")
+            detail = f"{script}\nthe page: {text}\nits errors: {self.errors}"
             raise ConditionNotMet(within_s, detail) from None
 
     async def text(self, selector: str = "body") -> str:
-        return str(await self.run(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
+        return str(await self.evaluate(f"document.querySelector({json.dumps(selector)})?.innerText ?? ''"))
 
     async def click(self, selector: str) -> None:
-        await self.run(f"document.querySelector({json.dumps(selector)}).click()")
+        await self.evaluate(f"document.querySelector({json.dumps(selector)}).click()")
 
     async def press(self, key: str) -> None:
         """A key of the keyboard, down and up again, to whatever has the focus."""
-        await self.key("keyDown", key)
-        await self.key("keyUp", key)
+        await self.send_key("keyDown", key)
+        await self.send_key("keyUp", key)
 
-    async def key(self, what: str, key: str) -> None:
+    async def send_key(self, what: str, key: str) -> None:
         """One half of it: ``keyDown`` or ``keyUp``."""
         told: dict[str, Any] = {"key": key, "code": CODES.get(key, key)}
         told |= {"windowsVirtualKeyCode": VIRTUAL_KEYS[key]} if key in VIRTUAL_KEYS else {}
@@ -128,20 +126,20 @@ class BrowserPage:
             told["text"] = text
         await self.send("Input.dispatchKeyEvent", type=what, **told)
 
-    async def look(self, *, wide: int = 1360, high: int = 860, dark: bool = False) -> None:
+    async def set_viewport(self, *, width: int = 1360, height: int = 860, is_dark: bool = False) -> None:
         """Be so large, and light or dark."""
         await self.send(
             "Emulation.setDeviceMetricsOverride",
-            width=wide,
-            height=high,
+            width=width,
+            height=height,
             deviceScaleFactor=1,
-            mobile=wide < 700,
+            mobile=width < 700,
         )
-        scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+        scheme = {"name": "prefers-color-scheme", "value": "dark" if is_dark else "light"}
         await self.send("Emulation.setEmulatedMedia", features=[scheme])
 
     async def screenshot(self, file: Path) -> None:
-        await self.run("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
+        await self.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         shot = await self.send("Page.captureScreenshot", format="png")
         await asyncio.to_thread(_write, file, base64.b64decode(shot["data"]))
 
@@ -173,7 +171,7 @@ async def run_chromium(profile: Path) -> AsyncIterator[BrowserPage]:
                 tab = next(one for one in await answer.json() if one["type"] == "page")
             async with session.ws_connect(tab["webSocketDebuggerUrl"], max_msg_size=0) as socket:
                 page = BrowserPage(socket)
-                listening = asyncio.ensure_future(page.listen())
+                listening = asyncio.ensure_future(page.read_events())
                 for domain in ("Page", "Runtime", "Log"):
                     await page.send(f"{domain}.enable")
                 try:

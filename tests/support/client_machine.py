@@ -31,7 +31,7 @@ LEARN_S = PLAN.recruit_s + PLAN.rounds * 2 * PLAN.round_s + 60
 RUN_TRACE = "00-run"
 
 
-def announced(version: int, term: int | None = None, traceparent: str = "00-model") -> ModelAnnounced:
+def model_announced(version: int, term: int | None = None, traceparent: str = "00-model") -> ModelAnnounced:
     """*version* as champion, in the term of the same number unless another is named."""
     number = version if term is None else term
     return ModelAnnounced(ModelAnnouncement(model(version), blob(version), number, None, traceparent))
@@ -44,7 +44,7 @@ def server_info(version: int, term: int | None = None, code: CodePlan | None = N
     )
 
 
-def invitation(run: str = RUN, **changes: Any) -> UpdateReady:
+def make_invitation(run: str = RUN, **changes: Any) -> UpdateReady:
     known = {
         "task": NAME,
         "run": run,
@@ -80,7 +80,7 @@ def infer_refused(
     )
 
 
-def rolled_back(version: int, to: int) -> ModelRolledBack:
+def model_rolled_back(version: int, to: int) -> ModelRolledBack:
     return ModelRolledBack(
         task=NAME,
         client=CLIENT_ID,
@@ -156,14 +156,14 @@ def serving_client(**more: Any) -> ClientDriver:
 def learning_client(**more: Any) -> ClientDriver:
     """A client that takes part in a run and serves version 1."""
     client = serving_client(**more)
-    client.handle(invitation(), SlotTaken())
+    client.handle(make_invitation(), SlotTaken())
     return _without_past(client)
 
 
 def applying_client(version: int = 2, **more: Any) -> ClientDriver:
     """A client that serves version 1, and has handed over another one."""
     client = serving_client(**more)
-    client.handle(announced(version), ModelFetched(model(version)))
+    client.handle(model_announced(version), ModelFetched(model(version)))
     return _without_past(client)
 
 

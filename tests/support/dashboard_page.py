@@ -44,40 +44,40 @@ def find_button(name: str) -> str:
 
 async def simulate_run(told: SimulatedFederation) -> RunData:
     """Three clients of six in a run's second round; one of them has failed."""
-    await told.server()
-    await told.clients([f"c{number}" for number in range(1, 7)])
-    await told.move(
-        with_client_metrics(told.run(1, 4, model=make_model_ref(2).model_dump())),
+    await told.create_server()
+    await told.create_clients([f"c{number}" for number in range(1, 7)])
+    await told.transition(
+        with_client_metrics(told.make_run_facts(1, 4, model=make_model_ref(2).model_dump())),
         "run_finished",
         "running",
         "finished",
     )
-    told.passes(60)
+    told.advance(60)
     code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
-    await told.move(code, "code_read", "", "steady")
+    await told.transition(code, "code_read", "", "steady")
     await simulate_schedule(told)
-    run = told.run(2, 0, loss=0.37)
+    run = told.make_run_facts(2, 0, loss=0.37)
     for client in ("c1", "c2", "c3"):
-        told.passes(0.5)
+        told.advance(0.5)
         doing = ClientData(
             task=TASK, client=client, run=run.run, model=make_model_ref(2), code_version=COMMIT
         )
-        await told.move(doing, "client_start", "serving", "learning", "run mnist-2", "the run to end")
+        await told.transition(doing, "client_start", "serving", "learning", "run mnist-2", "the run to end")
         training = FlClientData(task=TASK, client=client, run=run.run)
-        await told.move(training, "client_start", "waiting", "pending")
-        await told.say(ClientJoined(task=TASK, client=client, run=run.run))
-        told.passes(0.5)
-        await told.move(training, "round_started", "pending", "training")
-    await told.say(ClientDeclined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
+        await told.transition(training, "client_start", "waiting", "pending")
+        await told.publish(ClientJoined(task=TASK, client=client, run=run.run))
+        told.advance(0.5)
+        await told.transition(training, "round_started", "pending", "training")
+    await told.publish(ClientDeclined(task=TASK, client="c4", run=run.run, reason="the battery is at 10 %"))
     for number in (1, 2):
         for client, took in (("c1", 3.0), ("c2", 4.0), ("c3", 5.5)):
-            told.passes(2)
-            await told.say(make_reply(client, run.run, number, took))
-        so_far = with_client_metrics(told.run(2, number, loss=0.37, requested_at=run.requested_at))
-        await told.move(so_far, "round_finished", "running", "running")
-    await told.say(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
+            told.advance(2)
+            await told.publish(make_reply(client, run.run, number, took))
+        so_far = with_client_metrics(told.make_run_facts(2, number, loss=0.37, requested_at=run.requested_at))
+        await told.transition(so_far, "round_finished", "running", "running")
+    await told.publish(FailTrain(task=TASK, client="c3", run=run.run, reason="the trainer was killed"))
     lost = FlClientData(task=TASK, client="c3")
-    await told.move(lost, "failed", "training", "waiting", "the trainer was killed")
+    await told.transition(lost, "failed", "training", "waiting", "the trainer was killed")
     return run
 
 
@@ -102,7 +102,7 @@ async def simulate_schedule(told: SimulatedFederation) -> None:
         fired_at=told.clock - timedelta(seconds=90),
         fired_for="labelled >= 64 on 2 clients (c1: 70, c2: 64)",
     )
-    await told.move(facts, "planned", "watching", "watching")
+    await told.transition(facts, "planned", "watching", "watching")
 
 
 def with_client_metrics(run: RunData) -> RunData:
@@ -145,7 +145,7 @@ async def press_keys(page: BrowserPage, *keys: str) -> tuple[str, str]:
     """Press *keys*; what has the focus then."""
     for key in keys:
         await page.press(key)
-    kind, name = await page.run(FOCUSED_ELEMENT)
+    kind, name = await page.evaluate(FOCUSED_ELEMENT)
     return kind, name
 
 
@@ -153,6 +153,6 @@ async def tab_to(page: BrowserPage, wanted: str, *, within: int = 40) -> str:
     """Press Tab until what has the focus is a *wanted* thing, by its selector; its name."""
     for _ in range(within):
         _, name = await press_keys(page, "Tab")
-        if await page.run(f"document.activeElement.matches({json.dumps(wanted)})"):
+        if await page.evaluate(f"document.activeElement.matches({json.dumps(wanted)})"):
             return name
     raise AssertionError(f"Tab never comes to {wanted}")

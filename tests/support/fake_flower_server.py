@@ -39,23 +39,23 @@ class FakeFlowerServer:
     fed: FederationHarness
     width: int = 3
     """How many numbers a model has."""
-    made: int = 0
-    broken: dict[str, str] = field(default_factory=dict)
+    model_count: int = 0
+    check_errors: dict[str, str] = field(default_factory=dict)
     """Why a code version does not pass its check."""
-    differs: dict[str, str] = field(default_factory=dict)
+    differences: dict[str, str] = field(default_factory=dict)
     """Where a code version makes another model than the one it is compared with."""
-    built: list[InitModel] = field(default_factory=list)
-    checked: list[CheckCode] = field(default_factory=list)
-    starts: list[StartServer] = field(default_factory=list)
-    stopped: list[str] = field(default_factory=list)
+    build_requests: list[InitModel] = field(default_factory=list)
+    check_requests: list[CheckCode] = field(default_factory=list)
+    start_requests: list[StartServer] = field(default_factory=list)
+    stopped_runs: list[str] = field(default_factory=list)
 
     @property
     def store(self) -> ModelStore:
-        return open_model_store(self.fed.site.store_url, TASK)
+        return open_model_store(self.fed.config.store_url, TASK)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[Self]:
-        bus = await self.fed.speaker("flower-server")
+    async def serve(self) -> AsyncIterator[Self]:
+        bus = await self.fed.connect_as("flower-server")
         answers: dict[Any, Any] = {
             InitModel: self.init,
             StartServer: self.start,
@@ -66,14 +66,14 @@ class FakeFlowerServer:
         async with bus.serve(with_refusals("flower-server", answers), task=TASK, version="1.0.0"):
             yield self
 
-    async def artifact(self) -> Artifact:
+    async def make_artifact(self) -> Artifact:
         """Another model, in the repository."""
-        self.made += 1
-        return await self.of_value(self.made)
+        self.model_count += 1
+        return await self.make_model(self.model_count)
 
-    async def of_value(self, value: float) -> Artifact:
+    async def make_model(self, value: float) -> Artifact:
         """A model all of whose numbers are *value*, in the repository."""
-        path = self.fed.site.home / f"made-{value}.safetensors"
+        path = self.fed.config.home / f"made-{value}.safetensors"
         path.parent.mkdir(parents=True, exist_ok=True)
         artifact = weights.save({"w": np.full(self.width, value, np.float32)}, path)
         await self.store.put(path, artifact.sha256)
@@ -81,46 +81,46 @@ class FakeFlowerServer:
 
     # --- a run ---------------------------------------------------------------------------------
 
-    async def begin(self, number: int, plan: RunPlan, *clients: str, version: str = "") -> None:
+    async def begin_run(self, number: int, plan: RunPlan, *clients: str, version: str = "") -> None:
         """A run that is in training, of the code *version* or the task's own."""
         run = f"{TASK}-{number}"
         await self.fed.bus.request(OpenRun(task=TASK, run=run, plan=plan))
         for client in clients:
-            code = version or self.fed.site.task.code_version
-            await self.fed.say(
-                ClientJoined(task=TASK, client=client, run=run, code_version=code), by="trainer"
+            code = version or self.fed.config.task.code_version
+            await self.fed.publish(
+                ClientJoined(task=TASK, client=client, run=run, code_version=code), sender="trainer"
             )
-        await self.fed.hears(BeginTraining, times=number)
+        await self.fed.wait_for_message(BeginTraining, times=number)
 
-    async def end(self, number: int, result: RoundResult) -> None:
+    async def finish_run(self, number: int, result: RoundResult) -> None:
         """The run comes to a model by its only round."""
         run = f"{TASK}-{number}"
-        artifact = await self.artifact()
+        artifact = await self.make_artifact()
         for word in (
             RoundFinished(task=TASK, run=run, round=1, result=result, checkpoint=artifact),
             RunFinished(task=TASK, run=run, rounds=1, artifact=artifact),
         ):
-            await self.fed.say(word, by="flower-server")
-        await self.fed.hears(ServerClosed, times=number)
+            await self.fed.publish(word, sender="flower-server")
+        await self.fed.wait_for_message(ServerClosed, times=number)
 
     # --- what it is asked ------------------------------------------------------------------------
 
     async def init(self, request: InitModel) -> Body:
-        self.built.append(request)
-        return ModelInitialised(artifact=await self.artifact())
+        self.build_requests.append(request)
+        return ModelInitialised(artifact=await self.make_artifact())
 
     async def check(self, request: CheckCode) -> Body:
-        self.checked.append(request)
-        if (why := self.broken.get(request.code_version)) is not None:
+        self.check_requests.append(request)
+        if (why := self.check_errors.get(request.code_version)) is not None:
             return Refused(reason=why)
-        return CodeChecked(architecture="0" * 64, differs=self.differs.get(request.code_version, ""))
+        return CodeChecked(architecture="0" * 64, differs=self.differences.get(request.code_version, ""))
 
     async def start(self, request: StartServer) -> Body:
-        self.starts.append(request)
+        self.start_requests.append(request)
         return ServerStarting()
 
     async def stop(self, request: StopServer) -> Body:
-        self.stopped.append(request.run)
+        self.stopped_runs.append(request.run)
         return ServerStopped()
 
     async def find(self, _: FindServer) -> Body:

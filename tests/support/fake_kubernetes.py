@@ -32,16 +32,16 @@ Object = dict[str, Any]
 @dataclass
 class FakeJob:
     manifest: Object
-    started: asyncio.subprocess.Process | None
+    child: asyncio.subprocess.Process | None
     log: Path
-    last_word: Path
+    termination_log: Path
     """What its container writes to its terminationMessagePath."""
     watch: "asyncio.Task[None] | None" = None
 
     @property
     def process(self) -> asyncio.subprocess.Process:
-        assert self.started is not None, "its pod has not started"
-        return self.started
+        assert self.child is not None, "its pod has not started"
+        return self.child
 
     @property
     def has_ended(self) -> bool:
@@ -59,7 +59,7 @@ class FakeKubernetes:
     url: str = ""
     jobs: dict[str, FakeJob] = field(default_factory=dict)
     created: list[Object] = field(default_factory=list)
-    refuses: dict[str, tuple[int, str]] = field(default_factory=dict)
+    refusals: dict[str, tuple[int, str]] = field(default_factory=dict)
     """By method: what is answered to each such request."""
     pending_pod_status: Object | None = None
     """With it, no pod starts: this stays the status of each."""
@@ -102,7 +102,7 @@ class FakeKubernetes:
     async def _authorize(self, request: web.Request, handler: Any) -> web.StreamResponse:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
             return _status(401, "Unauthorized")
-        if (refusal := self.refuses.get(request.method)) is not None:
+        if (refusal := self.refusals.get(request.method)) is not None:
             return _status(*refusal)
         answer: web.StreamResponse = await handler(request)
         return answer
@@ -168,8 +168,8 @@ class FakeKubernetes:
         job = self.jobs[name]
         job.manifest["metadata"]["deletionTimestamp"] = "2026-01-01T00:00:00Z"
         await self._record_event("MODIFIED", job.manifest)
-        if job.started is not None and job.started.returncode is None:
-            job.started.terminate()
+        if job.child is not None and job.child.returncode is None:
+            job.child.terminate()
 
     async def _finish_deletion(self, name: str) -> None:
         job = self.jobs[name]
@@ -187,7 +187,7 @@ class FakeKubernetes:
         job = self.jobs.get(name)
         if job is None or self.pod_creation_error:
             return web.json_response({"items": []})
-        status = self.pending_pod_status if job.started is None else _status_of(job)
+        status = self.pending_pod_status if job.child is None else _status_of(job)
         return web.json_response({"items": [{"metadata": {"name": f"{name}-abcde"}, "status": status}]})
 
     async def _events(self, request: web.Request) -> web.Response:
@@ -244,8 +244,8 @@ def _status_of(job: FakeJob) -> Object:
     state: Object = {"running": {}}
     if code is not None:
         state = {"terminated": {"exitCode": code if code >= 0 else 128 - code, "reason": "Error"}}
-        if job.last_word.exists():
-            state["terminated"]["message"] = job.last_word.read_text()
+        if job.termination_log.exists():
+            state["terminated"]["message"] = job.termination_log.read_text()
     if code == -9:  # what the kernel does when a limit is reached
         state["terminated"]["reason"] = "OOMKilled"
     return {"containerStatuses": [{"name": "flower-server", "state": state}]}
@@ -274,8 +274,8 @@ async def fake_kubernetes(
         yield fake
     finally:
         for job in fake.jobs.values():
-            if job.started is not None and job.started.returncode is None:
-                job.started.kill()
+            if job.child is not None and job.child.returncode is None:
+                job.child.kill()
             if job.watch is not None:
                 await job.watch
         await runner.cleanup()

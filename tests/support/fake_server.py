@@ -47,15 +47,15 @@ class FakeServer:
     model: ModelRef | None = None
     offer: BlobOffer | None = None
     open_run: UpdateReady | None = None
-    refuses: str = ""
+    refusal: str = ""
     code: CodePlan | None = None
     signer: ModelSigner | None = None
     term: int = 0
-    infos: int = 0
+    info_request_count: int = 0
     offers: list[BlobOffer] = field(default_factory=list)
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator["FakeServer"]:
+    async def serve(self) -> AsyncIterator["FakeServer"]:
         answers: dict[Any, Any] = {
             Enroll: self._enroll,
             GetServerInfo: self._info,
@@ -63,26 +63,26 @@ class FakeServer:
             OpenRun: self._open,
             CancelRun: self._cancel,
         }
-        async with (await self.fed.speaker("server-manager")).serve(
+        async with (await self.fed.connect_as("server-manager")).serve(
             with_refusals("server-manager", answers), task=TASK, version="1.0.0"
         ):
             yield self
         for offer in self.offers:
             offer.release()
 
-    async def has(self, version: int) -> tuple[ModelRef, BlobRef]:
+    async def set_model(self, version: int) -> tuple[ModelRef, BlobRef]:
         """The server's newest model is this version from now on."""
-        path = self.fed.site.home / f"v{version}.safetensors"
+        path = self.fed.config.home / f"v{version}.safetensors"
         artifact = weights.save({"w": np.full(8, version, np.float32)}, path)
         self.model = ModelRef(**artifact.model_dump(), version=version)
-        self.offer = await (await self.fed.speaker("server-manager")).blobs.offer(path)
+        self.offer = await (await self.fed.connect_as("server-manager")).blobs.offer(path)
         self.offers.append(self.offer)
         return self.model, self.offer.ref
 
-    async def publishes(self, version: int) -> ModelRef:
-        model, blob = await self.has(version)
+    async def publish_model(self, version: int) -> ModelRef:
+        model, blob = await self.set_model(version)
         said = ModelPublished(task=TASK, model=model, blob=blob, run=RUN, term=self.term, seal=self.seal)
-        await self.fed.say(said, by="server-manager")
+        await self.fed.publish(said, sender="server-manager")
         return model
 
     @property
@@ -93,28 +93,28 @@ class FakeServer:
         manifest = Manifest(**self.model.model_dump(), task=TASK, created=datetime.now(UTC))
         return self.signer.seal(manifest).seal
 
-    def invitation(self, run: str = RUN, **changes: Any) -> UpdateReady:
+    def make_invitation(self, run: str = RUN, **changes: Any) -> UpdateReady:
         known = {
             "task": TASK,
             "run": run,
             "plan": RunPlan(rounds=1, recruit_s=30, round_s=30),
             "recruit_until": datetime.now(UTC) + timedelta(seconds=30),
-            "code_version": self.fed.site.task.code_version,
+            "code_version": self.fed.config.task.code_version,
         }
         return UpdateReady.model_validate(known | changes)
 
-    async def invites(self, run: str = RUN, **changes: Any) -> None:
-        await self.fed.say(self.invitation(run, **changes), by="server-manager")
+    async def send_invitation(self, run: str = RUN, **changes: Any) -> None:
+        await self.fed.publish(self.make_invitation(run, **changes), sender="server-manager")
 
     async def _enroll(self, request: Enroll) -> Body:
-        if self.refuses:
-            return Refused(reason=self.refuses)
+        if self.refusal:
+            return Refused(reason=self.refusal)
         for agent in CLIENT_CONSUMERS:
             await self.fed.bus.create_client_consumer(agent, task=TASK, client=request.client)
         return Enrolled(consumers=())
 
     async def _info(self, _: GetServerInfo) -> Body:
-        self.infos += 1
+        self.info_request_count += 1
         if self.model is None or self.offer is None:
             return Refused(reason="no model yet")
         return ServerInfo(
@@ -137,7 +137,7 @@ class FakeServer:
 
 
 async def wait_for_infer_start(fed: FederationHarness, times: int = 1) -> ModelRef:
-    return (await fed.hears(InferStart, times=times)).model
+    return (await fed.wait_for_message(InferStart, times=times)).model
 
 
 async def send_infer_ready(fed: FederationHarness, model: ModelRef, code_version: str = "") -> None:
@@ -145,7 +145,7 @@ async def send_infer_ready(fed: FederationHarness, model: ModelRef, code_version
     said = InferReady(
         task=TASK, client=CLIENT_NAME, model=model, endpoint=endpoint, code_version=code_version
     )
-    await fed.say(said, by="inference")
+    await fed.publish(said, sender="inference")
 
 
 async def send_infer_refused(
@@ -165,7 +165,7 @@ async def send_infer_refused(
         still=still,
         code_version=code_version,
     )
-    await fed.say(said, by="inference")
+    await fed.publish(said, sender="inference")
 
 
 async def send_model_rolled_back(fed: FederationHarness, to: ModelRef, of: ModelRef) -> None:
@@ -173,4 +173,4 @@ async def send_model_rolled_back(fed: FederationHarness, to: ModelRef, of: Model
     said = ModelRolledBack(
         task=TASK, client=CLIENT_NAME, model=to, returned_from=of, reason="it errs", beside=ModelComparison()
     )
-    await fed.say(said, by="inference")
+    await fed.publish(said, sender="inference")

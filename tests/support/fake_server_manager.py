@@ -45,21 +45,21 @@ class FakeServerManager:
     """The server manager as the scheduler knows it: opens runs when asked, and its life is there to be read."""
 
     fed: FederationHarness
-    life: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
-    refuses: str = ""
+    lifecycle: LifecycleHandle[ServerState, ServerEvent, ServerData, ServerChanges]
+    refusal: str = ""
     plan: RunPlan | None = None
     """What it makes of each run that it opens; left out: what it was asked for."""
-    opened: list[OpenRun] = field(default_factory=list)
+    open_requests: list[OpenRun] = field(default_factory=list)
     _lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @classmethod
     @asynccontextmanager
-    async def living(cls, fed: FederationHarness) -> AsyncIterator["FakeServerManager"]:
-        async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+    async def open(cls, fed: FederationHarness) -> AsyncIterator["FakeServerManager"]:
+        async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
             yield cls(fed, await lives.of(SERVER, ServerData(task=TASK)))
 
     @asynccontextmanager
-    async def serving(self) -> AsyncIterator[None]:
+    async def serve(self) -> AsyncIterator[None]:
         answers: dict[Any, Any] = {
             OpenRun: self._open,
             CancelRun: self._cancel,
@@ -67,7 +67,7 @@ class FakeServerManager:
             GetServerInfo: self._info,
             Enroll: self._enroll,
         }
-        async with (await self.fed.speaker("server-manager")).serve(
+        async with (await self.fed.connect_as("server-manager")).serve(
             with_refusals("server-manager", answers), task=TASK, version="1.0.0"
         ):
             yield
@@ -77,29 +77,29 @@ class FakeServerManager:
     ) -> None:
         """Move once the transition under way is acknowledged: others hear of it before."""
         async with self._lock:
-            await self.life.transition(event, changes or {}, reason=reason)
+            await self.lifecycle.transition(event, changes or {}, reason=reason)
 
-    async def has_a_model(self) -> None:
-        await self.life.create()
+    async def publish_first_model(self) -> None:
+        await self.lifecycle.create()
         await self.transition(ServerEvent.MODEL_READY, {"model": FIRST_MODEL})
 
-    async def train(self, *rounds: int) -> None:
+    async def begin_training(self, *rounds: int) -> None:
         await self.transition(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")})
         for number in rounds:
-            await self.round(number)
+            await self.finish_round(number)
 
-    async def round(self, number: int, **metrics: float) -> None:
+    async def finish_round(self, number: int, **metrics: float) -> None:
         last = RoundResult(round=number, metrics=metrics)
         await self.transition(ServerEvent.ROUND_FINISHED, {"round": number, "last": last})
 
-    async def publish(self) -> None:
+    async def publish_version(self) -> None:
         await self.transition(ServerEvent.RUN_FINISHED)
         await self.transition(ServerEvent.VERSION_PUBLISHED, {"model": SECOND_MODEL})
 
     async def _open(self, request: OpenRun) -> Body:
-        self.opened.append(request)
-        if self.refuses:
-            return Refused(reason=self.refuses)
+        self.open_requests.append(request)
+        if self.refusal:
+            return Refused(reason=self.refusal)
         expires = datetime.now(UTC)
         await self.transition(
             ServerEvent.RUN_REQUESTED,
@@ -109,13 +109,13 @@ class FakeServerManager:
 
     async def _cancel(self, request: CancelRun) -> Body:
         async with self._lock:
-            if not self.life.allows(ServerEvent.RUN_CANCELLED):
-                return Refused(reason=f"the server is {self.life.state}")
-            await self.life.transition(ServerEvent.RUN_CANCELLED, reason=request.reason)
+            if not self.lifecycle.allows(ServerEvent.RUN_CANCELLED):
+                return Refused(reason=f"the server is {self.lifecycle.state}")
+            await self.lifecycle.transition(ServerEvent.RUN_CANCELLED, reason=request.reason)
         return RunCancelled()
 
     async def _health(self, _: HealthCheck) -> Body:
-        return HealthStatus(state=self.life.state)
+        return HealthStatus(state=self.lifecycle.state)
 
     async def _info(self, _: GetServerInfo) -> Body:
         return ServerInfo(code_version="")
@@ -126,8 +126,8 @@ class FakeServerManager:
 
 def make_scheduler(fed: FederationHarness, schedule: ScheduleTable = NO_SCHEDULE) -> Any:
     async def run(stop: Any) -> None:
-        async with fed.site.bus("workflow-scheduler") as bus:
-            task = with_schedule(fed.site.task, schedule)
+        async with fed.config.bus("workflow-scheduler") as bus:
+            task = with_schedule(fed.config.task, schedule)
             await WorkflowScheduler(bus, task, overrides=RunOverrides(**FAST_PLAN.model_dump())).run(stop)
 
     return run

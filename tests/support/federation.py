@@ -1,8 +1,8 @@
 """A federation of the test's own, on a real nats-server: agents come and go, and all that is told is heard.
 
     async with federation(nats.url, tmp_path) as fed:
-        async with fed.agent(lambda stop: server_manager(fed.site, stop)):
-            await fed.reaches("server", "waiting")
+        async with fed.run_agent(lambda stop: server_manager(fed.config, stop)):
+            await fed.wait_for_state("server", "waiting")
 
 When it ends, the life of every thing is walked through its table: so each test, whatever it is
 about, also proves that no illegal life was ever told. Who is not an agent at work is played by
@@ -33,7 +33,7 @@ from fedbus.contracts.subjects import SERVER_SIDE
 from fedbus.contracts.task.task import ScheduleTable, Task
 from fedbus.contracts.transition import LIFECYCLES, Transition
 from fedbus.stores.tasks.task_directory import read_task
-from support.lifecycle_coverage import TAKEN
+from support.lifecycle_coverage import OBSERVED
 from support.waiting import ConditionNotMet, eventually
 
 FED: Final = FederationId("test")
@@ -62,7 +62,7 @@ class RunningAgent:
         self._run = run
         self._stop = asyncio.Event()
         self._task: asyncio.Future[None] | None = None
-        self._awaited = False
+        self._is_awaited = False
         """Whether the test waits for its end, and sees what it broke of."""
 
     def start(self) -> None:
@@ -87,22 +87,22 @@ class RunningAgent:
         await self.kill()
         self.start()
 
-    async def ended(self) -> None:
+    async def wait_for_end(self) -> None:
         """Wait until it ends by itself; raises what it broke of."""
         assert self._task
-        self._awaited = True
+        self._is_awaited = True
         async with asyncio.timeout(20):
             await self._task
 
     @property
-    def was_seen_off(self) -> bool:
+    def is_awaited(self) -> bool:
         """Whether the test itself has waited for its end."""
-        return self._awaited
+        return self._is_awaited
 
     @property
-    def broken(self) -> BaseException | None:
+    def error(self) -> BaseException | None:
         """What it broke of, if it did and nobody expected it to."""
-        if self._task is None or not self._task.done() or self._task.cancelled() or self._awaited:
+        if self._task is None or not self._task.done() or self._task.cancelled() or self._is_awaited:
             return None
         return self._task.exception()
 
@@ -111,11 +111,11 @@ class RunningAgent:
 class FederationHarness:
     """What the test sees of it."""
 
-    site: AgentConfig
+    config: AgentConfig
     bus: Bus
     """The test's own, on the server side."""
-    moves: list[Transition] = field(default_factory=list)
-    said: list[Message] = field(default_factory=list)
+    transitions: list[Transition] = field(default_factory=list)
+    messages: list[Message] = field(default_factory=list)
     _agents: list[RunningAgent] = field(default_factory=list)
     _buses: dict[tuple[str, str], Bus] = field(default_factory=dict)
     _open: AsyncExitStack = field(default_factory=AsyncExitStack)
@@ -123,7 +123,7 @@ class FederationHarness:
     # --- who acts --------------------------------------------------------------------------
 
     @asynccontextmanager
-    async def agent(self, run: AgentFunction) -> AsyncIterator[RunningAgent]:
+    async def run_agent(self, run: AgentFunction) -> AsyncIterator[RunningAgent]:
         """An agent at work; when the block ends it is asked to stop, and must."""
         agent = RunningAgent(run)
         self._agents.append(agent)
@@ -133,34 +133,34 @@ class FederationHarness:
         except BaseException:
             await agent.kill()
             raise
-        if not agent.was_seen_off:
+        if not agent.is_awaited:
             await agent.stop()
 
-    async def speaker(self, agent: str, owner: str = SERVER_SIDE) -> Bus:
+    async def connect_as(self, agent: str, owner: str = SERVER_SIDE) -> Bus:
         """A bus on which the test speaks as *agent* of *owner*."""
         if (agent, owner) not in self._buses:
-            opening = Bus.connect(self.site.nats_url, Identity(FED, agent, owner))
+            opening = Bus.connect(self.config.nats_url, Identity(FED, agent, owner))
             self._buses[agent, owner] = await self._open.enter_async_context(opening)
         return self._buses[agent, owner]
 
-    async def say(self, message: Message, *, by: str = "test") -> None:
+    async def publish(self, message: Message, *, sender: str = "test") -> None:
         """Publish *message* as whoever may say it."""
         owner = getattr(message, "client", SERVER_SIDE) if message.family.value != "cmd" else SERVER_SIDE
-        await (await self.speaker(by, owner)).publish(message)
+        await (await self.connect_as(sender, owner)).publish(message)
 
-    def shorten(self, **plan: float) -> None:
+    def override_plan(self, **plan: float) -> None:
         """Let runs be otherwise than the task's plan, for whoever is started from now on."""
-        asked = self.site.overrides.merge(RunOverrides.model_validate(plan))
-        self.site = replace(self.site, overrides=asked)
+        asked = self.config.overrides.merge(RunOverrides.model_validate(plan))
+        self.config = replace(self.config, overrides=asked)
 
-    def schedule_nothing(self) -> None:
+    def clear_schedule(self) -> None:
         """Let runs be started by the test alone."""
-        self.site = replace(self.site, task=with_schedule(self.site.task, ScheduleTable()))
+        self.config = replace(self.config, task=with_schedule(self.config.task, ScheduleTable()))
 
-    def device(self, name: str, number: int = 0, of: int = 1) -> ClientConfig:
-        return ClientConfig(self.site, client_id(name), {"partition-id": number, "num-partitions": of})
+    def client_config(self, name: str, number: int = 0, of: int = 1) -> ClientConfig:
+        return ClientConfig(self.config, client_id(name), {"partition-id": number, "num-partitions": of})
 
-    async def is_served(self, request: Request) -> bool:
+    async def is_answered(self, request: Request) -> bool:
         """Whether whoever answers such a request is there."""
         try:
             await self.bus.request(request)
@@ -172,65 +172,67 @@ class FederationHarness:
 
     # --- what was told -----------------------------------------------------------------------
 
-    def of(self, kind: str, thing: str | None = None) -> list[Transition]:
-        return [one for one in self.moves if one.kind == kind and thing in (None, one.thing)]
+    def transitions_of(self, kind: str, key: str | None = None) -> list[Transition]:
+        return [one for one in self.transitions if one.kind == kind and key in (None, one.thing)]
 
-    def events(self, kind: str, thing: str | None = None) -> list[str]:
+    def events_of(self, kind: str, key: str | None = None) -> list[str]:
         """What has happened to it, in order: ``["started", "model_ready"]``."""
-        return [one.event for one in self.of(kind, thing)]
+        return [one.event for one in self.transitions_of(kind, key)]
 
-    def last(self, kind: str, thing: str | None = None) -> Transition:
-        return self.of(kind, thing)[-1]
+    def last_transition(self, kind: str, key: str | None = None) -> Transition:
+        return self.transitions_of(kind, key)[-1]
 
-    def run(self, number: int = 1) -> RunData:
-        facts = self.last("run", f"{TASK}-{number}").facts
+    def run_facts(self, number: int = 1) -> RunData:
+        facts = self.last_transition("run", f"{TASK}-{number}").facts
         assert isinstance(facts, RunData)
         return facts
 
-    def server(self) -> ServerData:
-        facts = self.last("server").facts
+    def server_facts(self) -> ServerData:
+        facts = self.last_transition("server").facts
         assert isinstance(facts, ServerData)
         return facts
 
-    def heard(self, kind: type[MessageT]) -> list[MessageT]:
+    def messages_of(self, kind: type[MessageT]) -> list[MessageT]:
         """What was said of one *kind* of event, in order."""
-        return [one for one in self.said if isinstance(one, kind)]
+        return [one for one in self.messages if isinstance(one, kind)]
 
-    async def reaches(
-        self, kind: str, state: str, thing: str | None = None, *, within_s: float = 20.0
+    async def wait_for_state(
+        self, kind: str, state: str, key: str | None = None, *, within_s: float = 20.0
     ) -> Transition:
         """Wait until it stands in *state* now."""
 
         def there() -> bool:
-            told = self.of(kind, thing)
+            told = self.transitions_of(kind, key)
             return bool(told) and told[-1].target == state
 
-        await self.until(there, f"{kind} {thing or ''} to be {state}", within_s)
-        return self.last(kind, thing)
+        await self.wait_until(there, f"{kind} {key or ''} to be {state}", within_s)
+        return self.last_transition(kind, key)
 
-    async def happens(
-        self, kind: str, event: str, thing: str | None = None, *, times: int = 1, within_s: float = 20.0
+    async def wait_for_event(
+        self, kind: str, event: str, key: str | None = None, *, times: int = 1, within_s: float = 20.0
     ) -> Transition:
         """Wait until *event* has happened to it so many *times*."""
-        await self.until(
-            lambda: self.events(kind, thing).count(event) >= times,
-            f"{event} of {kind} {thing or ''}",
+        await self.wait_until(
+            lambda: self.events_of(kind, key).count(event) >= times,
+            f"{event} of {kind} {key or ''}",
             within_s,
         )
-        return [one for one in self.of(kind, thing) if one.event == event][times - 1]
+        return [one for one in self.transitions_of(kind, key) if one.event == event][times - 1]
 
-    async def hears(self, kind: type[MessageT], *, times: int = 1, within_s: float = 20.0) -> MessageT:
+    async def wait_for_message(
+        self, kind: type[MessageT], *, times: int = 1, within_s: float = 20.0
+    ) -> MessageT:
         """Wait for an event of this *kind*."""
-        await self.until(lambda: len(self.heard(kind)) >= times, kind.word, within_s)
-        return self.heard(kind)[times - 1]
+        await self.wait_until(lambda: len(self.messages_of(kind)) >= times, kind.word, within_s)
+        return self.messages_of(kind)[times - 1]
 
-    async def until(
+    async def wait_until(
         self, condition: Callable[[], bool], what: str = "what was to be", within_s: float = 30.0
     ) -> None:
         """Wait until *condition* holds; where it does not, say what was told instead."""
 
         def it_does() -> bool:
-            for error in filter(None, (agent.broken for agent in self._agents)):
+            for error in filter(None, (agent.error for agent in self._agents)):
                 raise AssertionError(f"while the test waited for {what}, an agent broke") from error
             return condition()
 
@@ -239,7 +241,7 @@ class FederationHarness:
         except ConditionNotMet:
             transitions = "\n".join(
                 f"  {one.kind} {one.thing}: {one.source} → {one.target} {one.event} {one.reason}"
-                for one in self.moves
+                for one in self.transitions
             )
             raise ConditionNotMet(within_s, f"{what}; the transitions were:\n{transitions}") from None
 
@@ -266,8 +268,8 @@ async def open_federation(
         lives = bus.watch(lifecycle_stream(FED), [subjects.wildcard_for(FED, Transition)])
         words = bus.watch(events_stream(FED), stream_subjects(FED))
         hearing = [  # no TaskGroup: a fixture's two halves run in two tasks
-            asyncio.ensure_future(_collect(await stack.enter_async_context(lives), fed.moves)),
-            asyncio.ensure_future(_collect(await stack.enter_async_context(words), fed.said)),
+            asyncio.ensure_future(_collect(await stack.enter_async_context(lives), fed.transitions)),
+            asyncio.ensure_future(_collect(await stack.enter_async_context(words), fed.messages)),
         ]
         try:
             yield fed
@@ -315,4 +317,4 @@ def check_lifecycles(told: list[Transition]) -> None:
                 f"{kind} {thing} jumped from {before.target} to {after.source}"
             )
             assert after.is_legal, f"{kind} {thing}: no arrow {after.source} –{after.event}→ {after.target}"
-            TAKEN.add((kind, after.source, after.event, after.target))
+            OBSERVED.add((kind, after.source, after.event, after.target))

@@ -14,9 +14,9 @@ async def follow_repository(fed: FederationHarness, by: CommitSigner, directory:
     """A repository below *directory* with one commit, whose task all agents of *fed* will begin with."""
     repository = create_tiny_repository(directory / "repository", by=by)
     signers = directory / "allowed_signers"
-    signers.write_text(by.line())
-    code = open_code(f"{repository.url}@main", fed.site.home, signers=signers)
-    fed.site = replace(fed.site, code=code, task=await code.task_at(await code.newest()))
+    signers.write_text(by.allowed_signers_line())
+    code = open_code(f"{repository.url}@main", fed.config.home, signers=signers)
+    fed.config = replace(fed.config, code=code, task=await code.task_at(await code.newest()))
     return repository
 
 
@@ -30,6 +30,6 @@ def create_tiny_repository(path: Path, by: CommitSigner) -> Repository:
 
 
 def code_facts(fed: FederationHarness) -> CodeData:
-    facts = fed.last("code").facts
+    facts = fed.last_transition("code").facts
     assert isinstance(facts, CodeData)
     return facts

@@ -29,7 +29,7 @@ COMMAND: Final = module_command("fedbus")
 PROGRAM: Final = Path(__file__).with_name("fork_server_process.py")
 PR_SET_CHILD_SUBREAPER: Final = 36
 
-FORKED: Final[dict[int, list[str]]] = {}
+FORKED_COMMANDS: Final[dict[int, list[str]]] = {}
 """The command of each process that was forked: the system shows that of the fork server."""
 
 
@@ -40,7 +40,7 @@ def forked_children() -> Iterator["ForkServer"]:
     execute: Callable[..., None] = subprocess.Popen._execute_child  # type: ignore[attr-defined]
 
     def execute_child(popen: Any, args: Any, *rest: Any) -> None:
-        if server.is_used and isinstance(args, (list, tuple)) and tuple(args[: len(COMMAND)]) == COMMAND:
+        if server.is_enabled and isinstance(args, (list, tuple)) and tuple(args[: len(COMMAND)]) == COMMAND:
             server.execute(popen, list(args), *rest)
         else:
             execute(popen, args, *rest)
@@ -56,15 +56,15 @@ class ForkServer:
     """The process to fork from, started when it is needed first."""
 
     def __init__(self) -> None:
-        self.is_used = sys.platform == "linux"
+        self.is_enabled = sys.platform == "linux"
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
         self._socket: socket.socket | None = None
 
     @contextmanager
-    def left_out(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         """Start children from nothing for as long as the block runs."""
-        with mock.patch.object(self, "is_used", False):
+        with mock.patch.object(self, "is_enabled", False):
             yield
 
     def stop(self) -> None:
@@ -113,7 +113,7 @@ class ForkServer:
         }
         with self._lock:
             popen.pid = self._fork(order, list(files.values()))
-        FORKED[popen.pid] = args
+        FORKED_COMMANDS[popen.pid] = args
         popen._child_created = True
         popen._close_pipe_fds(p2cread, p2cwrite, c2pread, c2pwrite, errread, errwrite)
 

@@ -28,12 +28,12 @@ class CommitSigner:
     def public(self) -> str:
         return self.key.with_suffix(".pub").read_text().strip()
 
-    def line(self, options: str = 'namespaces="git"') -> str:
+    def allowed_signers_line(self, options: str = 'namespaces="git"') -> str:
         """This signer's line of an allowed_signers file."""
         kind, key, *_ = self.public.split()
         return f"{self.name}@example.org {options} {kind} {key}\n"
 
-    def settings(self) -> list[str]:
+    def git_options(self) -> list[str]:
         """What makes git sign with this key."""
         settings = ["gpg.format=ssh", f"user.signingKey={self.key}", "commit.gpgSign=true"]
         return [word for one in settings for word in ("-c", one)]
@@ -65,7 +65,7 @@ class Repository:
         """Ask git something in it; raises CalledProcessError."""
         dates = {"GIT_AUTHOR_DATE": when, "GIT_COMMITTER_DATE": when} if when else {}
         done = subprocess.run(
-            ["git", "-C", str(self.path), *(by.settings() if by else []), *arguments],
+            ["git", "-C", str(self.path), *(by.git_options() if by else []), *arguments],
             env=os.environ | GIT_ENVIRONMENT | dates,
             check=True,
             capture_output=True,

@@ -14,17 +14,17 @@ import pytest
 
 from fedbus.contracts.transition import LIFECYCLES
 
-Arrow = tuple[str, str, str, str]
+TransitionKey = tuple[str, str, str, str]
 """The kind of the lifecycle, the source state, the event and the target state."""
 
 AGENTS: Final = Path(__file__).parents[1] / "agents"
-TAKEN: Final[set[Arrow]] = set()
+OBSERVED: Final[set[TransitionKey]] = set()
 """The transitions that this process has seen."""
-ONLY_ELSEWHERE: Final[frozenset[Arrow]] = frozenset()
+COVERED_ELSEWHERE: Final[frozenset[TransitionKey]] = frozenset()
 """Transitions that no test of an agent takes, each with the test that does."""
 
 
-def all_arrows() -> set[Arrow]:
+def all_transitions() -> set[TransitionKey]:
     return {
         (kind, str(arrow.source), str(arrow.event), str(arrow.target))
         for kind, lifecycle in LIFECYCLES.items()
@@ -37,9 +37,9 @@ class LifecycleCoverage:
 
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
-        self._taken: set[Arrow] = TAKEN
+        self._taken: set[TransitionKey] = OBSERVED
         self._is_complete = False
-        self._missing: set[Arrow] = set()
+        self._missing: set[TransitionKey] = set()
 
     def pytest_collection_finish(self, session: pytest.Session) -> None:
         if session.items:  # the xdist controller collects nothing
@@ -57,7 +57,7 @@ class LifecycleCoverage:
             output["agents_complete"] = self._is_complete
             output["arrows_taken"] = sorted(self._taken)
         elif self._is_complete and exitstatus == pytest.ExitCode.OK:
-            self._missing = all_arrows() - self._taken - ONLY_ELSEWHERE
+            self._missing = all_transitions() - self._taken - COVERED_ELSEWHERE
             if self._missing:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 

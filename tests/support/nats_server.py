@@ -63,7 +63,7 @@ class OwnNatsServer(NatsServer):
         config = self._directory / "nats.conf"
         config.write_text(DURABLE.format(port=self._port, store=self._directory / "jetstream"))
         self._process = await asyncio.create_subprocess_exec(*_command(config))
-        await eventually(self._answers, within_s=STARTS_WITHIN_S)
+        await eventually(self._is_ready, within_s=STARTS_WITHIN_S)
 
     async def stop(self, how: signal.Signals = signal.SIGTERM) -> None:
         if self._process and self._process.returncode is None:
@@ -74,7 +74,7 @@ class OwnNatsServer(NatsServer):
         await self.stop(signal.SIGKILL)
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def freeze(self) -> Iterator[None]:
         """The server neither reads nor writes for as long as the block runs."""
         assert self._process
         self._process.send_signal(signal.SIGSTOP)
@@ -84,7 +84,7 @@ class OwnNatsServer(NatsServer):
         finally:
             self._process.send_signal(signal.SIGCONT)
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         try:
             reader, writer = await asyncio.open_connection("127.0.0.1", self._port)
         except OSError:
@@ -112,7 +112,7 @@ class SharedNatsServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._unused: list[NatsServer] = []
 
-    def account(self) -> NatsServer:
+    def new_account(self) -> NatsServer:
         """An account that no test has used."""
         if not self._unused:
             self.stop()

@@ -52,14 +52,14 @@ class OtlpCollector:
 
     url: str = ""
     spans: list[ExportedSpan] = field(default_factory=list)
-    figures: dict[str, ExportedMetric] = field(default_factory=dict)
-    lines: list[ExportedLogLine] = field(default_factory=list)
+    metrics: dict[str, ExportedMetric] = field(default_factory=dict)
+    log_lines: list[ExportedLogLine] = field(default_factory=list)
     requests: int = 0
 
-    def of_trace(self, trace_id: str) -> list[ExportedSpan]:
+    def spans_of_trace(self, trace_id: str) -> list[ExportedSpan]:
         return [span for span in self.spans if span.trace_id == trace_id]
 
-    async def take_spans(self, body: bytes) -> None:
+    async def add_spans(self, body: bytes) -> None:
         for resource in ExportTraceServiceRequest.FromString(body).resource_spans:
             service = _values(resource.resource.attributes).get("service.name", "")
             for scope in resource.scope_spans:
@@ -76,11 +76,11 @@ class OtlpCollector:
                     for span in scope.spans
                 ]
 
-    async def take_metrics(self, body: bytes) -> None:
+    async def add_metrics(self, body: bytes) -> None:
         for resource in ExportMetricsServiceRequest.FromString(body).resource_metrics:
             for scope in resource.scope_metrics:
                 for metric in scope.metrics:
-                    figure = self.figures.setdefault(metric.name, ExportedMetric(metric.unit))
+                    figure = self.metrics.setdefault(metric.name, ExportedMetric(metric.unit))
                     points = getattr(metric, str(metric.WhichOneof("data"))).data_points
                     for point in points:
                         about = {name: str(value) for name, value in _values(point.attributes).items()}
@@ -88,11 +88,11 @@ class OtlpCollector:
                             figure.series.append(about)
                         figure.exemplars += [one.trace_id.hex() for one in point.exemplars]
 
-    async def take_lines(self, body: bytes) -> None:
+    async def add_log_lines(self, body: bytes) -> None:
         for resource in ExportLogsServiceRequest.FromString(body).resource_logs:
             service = str(_values(resource.resource.attributes).get("service.name", ""))
             for scope in resource.scope_logs:
-                self.lines += [
+                self.log_lines += [
                     ExportedLogLine(
                         service, line.body.string_value, line.trace_id.hex(), _values(line.attributes)
                     )
@@ -137,9 +137,9 @@ async def run_collector(
         return handle
 
     application = web.Application(client_max_size=64 * 1024**2)
-    application.router.add_post("/v1/traces", handler(collector.take_spans))
-    application.router.add_post("/v1/metrics", handler(collector.take_metrics))
-    application.router.add_post("/v1/logs", handler(collector.take_lines))
+    application.router.add_post("/v1/traces", handler(collector.add_spans))
+    application.router.add_post("/v1/metrics", handler(collector.add_metrics))
+    application.router.add_post("/v1/logs", handler(collector.add_log_lines))
     runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
     await runner.setup()
     site = web.TCPSite(runner, "127.0.0.1", port)

@@ -15,8 +15,8 @@ from support.federation import FederationHarness
 class PredictionTally:
     """What the users of all clients were answered."""
 
-    answered: int = 0
-    failed: list[str] = field(default_factory=list)
+    answer_count: int = 0
+    errors: list[str] = field(default_factory=list)
     versions: list[int] = field(default_factory=list)
 
 
@@ -33,9 +33,9 @@ async def send_predictions(fed: FederationHarness) -> AsyncIterator[PredictionTa
                         said = await answer.json()
                         assert answer.status == 200, said
                 except (aiohttp.ClientError, AssertionError) as error:
-                    asked.failed.append(repr(error))
+                    asked.errors.append(repr(error))
                 else:
-                    asked.answered += 1
+                    asked.answer_count += 1
                     asked.versions.append(said["model_version"])
             await asyncio.sleep(0.02)
 
@@ -51,6 +51,7 @@ async def send_predictions(fed: FederationHarness) -> AsyncIterator[PredictionTa
 def serving_endpoints(fed: FederationHarness) -> list[str]:
     """Where predictions are answered now, as the inference agents say themselves."""
     facts = [
-        fed.last("inference", thing).facts for thing in sorted({one.thing for one in fed.of("inference")})
+        fed.last_transition("inference", thing).facts
+        for thing in sorted({one.thing for one in fed.transitions_of("inference")})
     ]
     return [one.endpoint for one in facts if isinstance(one, InferenceData) and one.endpoint]

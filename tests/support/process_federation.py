@@ -27,7 +27,7 @@ TASK = "tiny"
 class ProcessFederation:
     """What a test may look at, and break."""
 
-    running: LocalStack
+    stack: LocalStack
     fleet: Fleet
     bus: Bus
 
@@ -39,29 +39,31 @@ class ProcessFederation:
     def _can_start(self) -> bool:
         return self.fleet.server == "waiting" and all(
             self.fleet.clients[name].is_settled if name in self.fleet.clients else False
-            for name in self.running.clients
+            for name in self.stack.clients
         )
 
-    async def until(self, condition: Callable[[], bool], *, within_s: float = 90) -> None:
+    async def wait_until(self, condition: Callable[[], bool], *, within_s: float = 90) -> None:
         try:
             await eventually(condition, within_s=within_s)
         except ConditionNotMet:
             steps = "\n".join(str(step) for step in self.fleet.steps)
             raise ConditionNotMet(within_s, f"the transitions were:\n{steps}") from None
 
-    def run(self, run: str) -> RunData:
+    def run_facts(self, run: str) -> RunData:
         return self.fleet.runs[run]
 
     def is_in_round(self, run: str, number: int) -> bool:
         """Whether the round before *number* is over, and this one not."""
-        return run in self.fleet.runs and [one.round for one in self.run(run).rounds][-1:] == [number - 1]
+        return run in self.fleet.runs and [one.round for one in self.run_facts(run).rounds][-1:] == [
+            number - 1
+        ]
 
-    def ended(self, run: str) -> bool:
+    def has_ended(self, run: str) -> bool:
         return any(facts.run == run for facts in self.fleet.ended)
 
-    def process(self, *words: str) -> psutil.Process:
+    def find_process(self, *words: str) -> psutil.Process:
         """The oldest process of this site whose command line has all these *words*."""
-        found = [one for one in processes_of(self.running.home) if set(words) <= set(command_of(one))]
+        found = [one for one in processes_of(self.stack.home) if set(words) <= set(command_of(one))]
         return min(found, key=lambda one: one.create_time())
 
 

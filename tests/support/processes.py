@@ -4,15 +4,15 @@ from pathlib import Path
 
 import psutil
 
-from support.fork_server import FORKED
+from support.fork_server import FORKED_COMMANDS
 
 
-def children(work: str) -> list[psutil.Process]:
+def child_processes(work: str) -> list[psutil.Process]:
     """The child processes of this one that do *work*: ``server``, ``trainer`` or ``init``."""
-    return [one for one in psutil.Process().children() if does(one, work)]
+    return [one for one in psutil.Process().children() if is_agent_child(one, work)]
 
 
-def does(process: psutil.Process, work: str) -> bool:
+def is_agent_child(process: psutil.Process, work: str) -> bool:
     """Whether *process* is a child process of an agent that does *work*."""
     return command_of(process)[-2:] == ["child", work]
 
@@ -20,7 +20,7 @@ def does(process: psutil.Process, work: str) -> bool:
 def command_of(process: psutil.Process) -> list[str]:
     """The command line of *process*; empty when it has ended."""
     try:
-        return FORKED.get(process.pid) or process.cmdline()
+        return FORKED_COMMANDS.get(process.pid) or process.cmdline()
     except psutil.Error:
         return []
 

@@ -51,22 +51,22 @@ class RecordedTelemetry:
     """What came so far."""
 
     memory: InMemorySpanExporter
-    children: OtlpCollector
+    collector: OtlpCollector
 
-    def of(self, trace_id: str) -> list[ExportedSpan]:
+    def spans_of(self, trace_id: str) -> list[ExportedSpan]:
         return [span for span in self.spans if span.trace_id == trace_id]
 
     @property
     def spans(self) -> list[ExportedSpan]:
         """All of them."""
-        return [*self._own(), *self.children.spans]
+        return [*self._own_spans(), *self.collector.spans]
 
     @property
-    def figures(self) -> set[str]:
+    def metric_names(self) -> set[str]:
         """The names of all metrics that were measured, here or by a child."""
-        return {*own_metrics(), *self.children.figures}
+        return {*own_metrics(), *self.collector.metrics}
 
-    def _own(self) -> Iterator[ExportedSpan]:
+    def _own_spans(self) -> Iterator[ExportedSpan]:
         for span in self.memory.get_finished_spans():
             assert span.context
             yield ExportedSpan(

@@ -42,40 +42,40 @@ class FaultyProxy:
     """A TCP proxy to a server. What happens on it is said by its attributes."""
 
     def __init__(self, to_port: int) -> None:
-        self._to = to_port
+        self._target_port = to_port
         self._open: set[asyncio.StreamWriter] = set()
         self.port = 0
-        self.closed = False
+        self.is_closed = False
         """Connections are broken, and no new ones are let through."""
-        self.cut_answers_after: list[int] = []
+        self.truncate_responses_at: list[int] = []
         """The answers of the next connections end after so many bytes, one number each."""
-        self.closes_at: bytes | None = None
+        self.close_on_request: bytes | None = None
         """A request with these bytes in it closes the road."""
-        self.pause_s = 0.0
+        self.response_delay_s = 0.0
         """Before each piece of an answer."""
-        self.pause_up_s = 0.0
+        self.request_delay_s = 0.0
         """Before each piece of a request."""
-        self.answered_bytes = 0
-        self.requested = bytearray()
+        self.response_byte_count = 0
+        self.request_bytes = bytearray()
 
     def close(self) -> None:
-        self.closed = True
+        self.is_closed = True
         for writer in list(self._open):
             writer.transport.abort()
 
     def reopen(self) -> None:
-        self.closed = False
+        self.is_closed = False
 
-    async def _pass(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        if self.closed:
+    async def _handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self.is_closed:
             writer.transport.abort()
             return
-        there, back = await asyncio.open_connection("127.0.0.1", self._to)
+        there, back = await asyncio.open_connection("127.0.0.1", self._target_port)
         self._open |= {writer, back}
         try:
             async with asyncio.TaskGroup() as group:
-                group.create_task(self._forward(reader, back))
-                group.create_task(self._answer(there, writer))
+                group.create_task(self._forward_request(reader, back))
+                group.create_task(self._forward_response(there, writer))
         except* (ConnectionError, OSError):
             pass
         finally:
@@ -83,27 +83,27 @@ class FaultyProxy:
             for one in (writer, back):
                 one.transport.abort()
 
-    async def _forward(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_request(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while piece := await reader.read(65536):
-            if self.closes_at is not None and self.closes_at in piece:
+            if self.close_on_request is not None and self.close_on_request in piece:
                 self.close()
-            self.requested += piece[:2048]
-            if self.pause_up_s:
-                await asyncio.sleep(self.pause_up_s)
+            self.request_bytes += piece[:2048]
+            if self.request_delay_s:
+                await asyncio.sleep(self.request_delay_s)
             writer.write(piece)
             await writer.drain()
         writer.write_eof()
 
-    async def _answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    async def _forward_response(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         left: int | None = None
         while piece := await reader.read(65536):
-            if self.pause_s:
-                await asyncio.sleep(self.pause_s)
-            if left is None and self.cut_answers_after and len(piece) > 4096:
-                left = self.cut_answers_after.pop(0)
+            if self.response_delay_s:
+                await asyncio.sleep(self.response_delay_s)
+            if left is None and self.truncate_responses_at and len(piece) > 4096:
+                left = self.truncate_responses_at.pop(0)
             if left is not None:
                 piece, left = piece[:left], left - len(piece)
-            self.answered_bytes += len(piece)
+            self.response_byte_count += len(piece)
             writer.write(piece)
             await writer.drain()
             if left is not None and left <= 0:
@@ -115,7 +115,7 @@ class FaultyProxy:
 async def run_faulty_proxy(to_port: int) -> AsyncIterator[FaultyProxy]:
     """A way to *to_port* of this machine, on a port of its own."""
     proxy = FaultyProxy(to_port)
-    server = await asyncio.start_server(proxy._pass, "127.0.0.1", 0)
+    server = await asyncio.start_server(proxy._handle, "127.0.0.1", 0)
     proxy.port = server.sockets[0].getsockname()[1]
     try:
         yield proxy

@@ -53,7 +53,7 @@ def champion(version: int, term: int | None = None) -> ChampionDetails:
     return ChampionDetails(Champion(version=version, term=term or version, since=NOW), manifest(version))
 
 
-def offered(version: int) -> ModelOffered:
+def model_offered(version: int) -> ModelOffered:
     return ModelOffered(model(version), blob(version))
 
 
@@ -102,10 +102,10 @@ def make_machine(
 def running_machine(state: ServerState, **data: Any) -> ServerMachine:
     """A machine after its start, in *state*, whose champion is version 1 and offered."""
     made = make_machine(ServerState.WAITING)
-    agent = Driver(made)
+    agent = ServerDriver(made)
     agent.handle(ManagerStarted(task_at(OLD)))
     agent.handle(store_is_usable(1))
-    agent.handle(offered(1))
+    agent.handle(model_offered(1))
     record = made._server
     record.state = state
     record.data = ServerData(task=NAME, **{"model": model(1), "term": 1, **data})
@@ -118,7 +118,7 @@ def store_is_usable(version: int, served: ChampionDetails | None = None) -> Stor
 
 
 @dataclass
-class Driver:
+class ServerDriver:
     """Hands events to a machine and keeps the effects."""
 
     machine: ServerMachine

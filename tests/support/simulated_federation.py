@@ -35,17 +35,17 @@ class SimulatedFederation:
 
     bus: Bus
     clock: datetime = field(default_factory=lambda: datetime.now(UTC) - timedelta(minutes=10))
-    trace: str = ""
+    trace_id: str = ""
 
-    def passes(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         self.clock += timedelta(seconds=seconds)
 
-    async def say(self, message: Message, *, agent: str = "test") -> str:
+    async def publish(self, message: Message, *, agent: str = "test") -> str:
         """The id that it has got."""
         owner = message.client if isinstance(message, ClientMessage) and message.family != "cmd" else "server"
         return await self._store(subjects.subject_for(self.bus.fed, message), message, agent, owner)
 
-    async def move(
+    async def transition(
         self,
         facts: LifecycleData,
         event: str,
@@ -69,7 +69,7 @@ class SimulatedFederation:
         return await self._store(subject, moved, "test", getattr(facts, "client", "server"))
 
     async def _store(self, subject: str, message: Message, agent: str, owner: str) -> str:
-        trace = {"traceparent": f"00-{self.trace}-00f067aa0ba902b7-01"} if self.trace else {}
+        trace = {"traceparent": f"00-{self.trace_id}-00f067aa0ba902b7-01"} if self.trace_id else {}
         plain = make_envelope(message, source=f"fedbus/{self.bus.fed}/{agent}/{owner}", trace=trace)
         envelope = Envelope(**{**vars(plain), "time": self.clock})
         await self.bus.store(subject, envelope.headers(), pack(message))
@@ -77,31 +77,35 @@ class SimulatedFederation:
 
     # --- whole lives ------------------------------------------------------------------------------
 
-    async def clients(self, names: Iterable[str], *, version: int = 2) -> None:
+    async def create_clients(self, names: Iterable[str], *, version: int = 2) -> None:
         """Each serves, and waits for a run."""
         names = list(names)
         for at in range(0, len(names), BATCH_SIZE):
-            await asyncio.gather(*(self._client(name, version) for name in names[at : at + BATCH_SIZE]))
+            await asyncio.gather(
+                *(self._create_client(name, version) for name in names[at : at + BATCH_SIZE])
+            )
 
-    async def _client(self, name: str, version: int) -> None:
+    async def _create_client(self, name: str, version: int) -> None:
         about: dict[str, Any] = {"task": TASK, "client": name}
         facts = ClientData(
             **about, model=make_model_ref(version), code_version=COMMIT, labels={"site": "lab"}
         )
-        await self.move(facts, "started", "", "s0", waits_for="the server and the model repository")
-        await self.move(facts, "model_fetched", "s0", "pending_application")
-        await self.move(facts, "infer_ready", "pending_application", "serving")
-        await self.move(FlClientData(**about), "started", "", "waiting")
+        await self.transition(facts, "started", "", "s0", waits_for="the server and the model repository")
+        await self.transition(facts, "model_fetched", "s0", "pending_application")
+        await self.transition(facts, "infer_ready", "pending_application", "serving")
+        await self.transition(FlClientData(**about), "started", "", "waiting")
         served = InferenceData(**about, model=make_model_ref(version), endpoint="http://127.0.0.1:8080")
-        await self.move(served, "infer_start", "empty", "serving")
+        await self.transition(served, "infer_start", "empty", "serving")
 
-    async def server(self, version: int = 2, **facts: Any) -> str:
+    async def create_server(self, version: int = 2, **facts: Any) -> str:
         told = ServerData(
             task=TASK, model=make_model_ref(version), term=version, code_version=COMMIT, **facts
         )
-        return await self.move(told, "model_ready", "model_init", "waiting")
+        return await self.transition(told, "model_ready", "model_init", "waiting")
 
-    def run(self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any) -> RunData:
+    def make_run_facts(
+        self, number: int, rounds: int, *, of: int = 4, loss: float = 0.9, **facts: Any
+    ) -> RunData:
         results = [
             RoundResult(
                 round=at,

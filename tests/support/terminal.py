@@ -21,12 +21,12 @@ class Terminal:
     """What a command in it has written so far, and its keyboard."""
 
     process: asyncio.subprocess.Process
-    keys: int
-    written: list[str] = field(default_factory=list)
+    descriptor: int
+    chunks: list[str] = field(default_factory=list)
 
     @property
     def raw(self) -> str:
-        return "".join(self.written)
+        return "".join(self.chunks)
 
     @property
     def lines(self) -> list[str]:
@@ -39,10 +39,10 @@ class Terminal:
         return "\n".join(self.lines)
 
     def press(self, keys: str) -> None:
-        os.write(self.keys, keys.encode())
+        os.write(self.descriptor, keys.encode())
 
     def resize(self, columns: int, rows: int) -> None:
-        _set_size(self.keys, columns, rows)
+        _set_size(self.descriptor, columns, rows)
 
 
 @asynccontextmanager
@@ -83,13 +83,13 @@ async def open_terminal(
 
 def _read(shown: Terminal) -> None:
     try:
-        found = os.read(shown.keys, 65536)
+        found = os.read(shown.descriptor, 65536)
     except OSError:  # the command has closed its end
         found = b""
     if found:
-        shown.written.append(found.decode(errors="replace"))
+        shown.chunks.append(found.decode(errors="replace"))
     else:
-        asyncio.get_running_loop().remove_reader(shown.keys)
+        asyncio.get_running_loop().remove_reader(shown.descriptor)
 
 
 def _set_size(descriptor: int, columns: int, rows: int) -> None:

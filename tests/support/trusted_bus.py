@@ -45,14 +45,14 @@ class ConfiguredNatsServer:
         program = shutil.which("nats-server", path=str(Path(sys.executable).parent)) or "nats-server"
         arguments = ("-c", str(self.config), "-l", str(self.log))
         self._process = await asyncio.create_subprocess_exec(program, *arguments)
-        await eventually(self._answers)
+        await eventually(self._is_ready)
 
     async def stop(self) -> None:
         if self._process and self._process.returncode is None:
             self._process.terminate()
             await self._process.wait()
 
-    async def _answers(self) -> bool:
+    async def _is_ready(self) -> bool:
         assert self._process
         assert self._process.returncode is None, f"it ended: {self.log.read_text()[-2000:]}"
         try:
@@ -78,12 +78,12 @@ class TrustedBus:
             url=f"tls://localhost:{self.port}",
         )
         self.url = self.federation.record.url
-        self.place = ServerLocation(
+        self.location = ServerLocation(
             self.federation.nats, self.port, listen="127.0.0.1", monitor_port=free_port()
         )
-        self.server = ConfiguredNatsServer(self.federation.write_server_files(self.place), self.port)
+        self.server = ConfiguredNatsServer(self.federation.write_server_files(self.location), self.port)
 
-    def access(self, who: Role | str) -> BusAccess:
+    def access_for(self, who: Role | str) -> BusAccess:
         """Of a role, or of a client that is let in now if it was not."""
         if isinstance(who, Role):
             return BusAccess(self.federation.creds(who), self.federation.ca)
@@ -98,7 +98,7 @@ class TrustedBus:
         await push_account_jwts(self.url, system, self.federation.account_jwts())
 
     @asynccontextmanager
-    async def connected(
+    async def connect(
         self, access: BusAccess, *, inbox: str = "_INBOX", **options: Any
     ) -> AsyncIterator["tuple[Client, list[str]]"]:
         """A plain NATS client with these credentials, and what the broker complained of."""

@@ -7,11 +7,11 @@ import pytest
 
 
 def build_wheel(
-    directory: Path, name: str, version: str, source: str, *, needs: tuple[str, ...] = ()
+    directory: Path, name: str, version: str, source: str, *, requires: tuple[str, ...] = ()
 ) -> None:
     """A wheel with one module, *name*, of which *source* is the text."""
     info = f"{name}-{version}.dist-info"
-    required = "".join(f"Requires-Dist: {one}\n" for one in needs)
+    required = "".join(f"Requires-Dist: {one}\n" for one in requires)
     files = {
         f"{name}.py": source,
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n{required}",

@@ -16,7 +16,7 @@ from fedbus.bus.bus import Bus, Identity
 async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
         await bus.create_streams()
-        yield SimulatedFederation(bus, trace=TRACE)
+        yield SimulatedFederation(bus, trace_id=TRACE)
 
 
 @pytest.fixture
@@ -25,6 +25,6 @@ async def page(tmp_path: Path) -> AsyncIterator[BrowserPage]:
     if find_chromium() is None:
         pytest.skip("there is no Chromium on this machine: apt-get install chromium")
     async with run_chromium(tmp_path / "profile") as page:
-        await page.look()
+        await page.set_viewport()
         yield page
-        assert page.complaints == []
+        assert page.errors == []

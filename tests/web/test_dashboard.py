@@ -90,7 +90,7 @@ async def test_every_page_shows_what_is_so(
     dark: bool,
 ) -> None:
     await simulate_run(simulation)
-    await page.look(wide=wide, high=high, dark=dark)
+    await page.set_viewport(width=wide, height=high, is_dark=dark)
     says = {
         "fleet": "the battery is at 10 %",
         "runs": "2 of 4",
@@ -101,14 +101,18 @@ async def test_every_page_shows_what_is_so(
     }
     async with run_gateway(nats.url, models=models_of) as url:
         await page.open(url)
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         for one in PAGES:
-            await page.run(f"location.hash = '#/{one}'")
-            await page.until(f"document.querySelector('main').textContent.includes({json.dumps(says[one])})")
+            await page.evaluate(f"location.hash = '#/{one}'")
+            await page.wait_until(
+                f"document.querySelector('main').textContent.includes({json.dumps(says[one])})"
+            )
             if one == "runs":
-                await page.until("document.querySelector('.gantt g')")
-            assert await page.run(UNNAMED_CONTROLS) == [], one
-            assert await page.run("document.documentElement.scrollWidth <= innerWidth"), f"{one} is too wide"
+                await page.wait_until("document.querySelector('.gantt g')")
+            assert await page.evaluate(UNNAMED_CONTROLS) == [], one
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                f"{one} is too wide"
+            )
             await page.screenshot(SCREENSHOTS / f"{one}-{name}.png")
 
 
@@ -118,13 +122,13 @@ async def test_a_page_is_told_what_happens_while_somebody_looks(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(f"{ROWS}.length === 6")
-        await simulation.clients(["c7"])
-        await page.until(f"{ROWS}.some((row) => row.textContent.startsWith('c7'))")
-        await page.run("location.hash = '#/runs'")
-        await page.until("document.querySelector('.gantt g')")
-        await simulation.say(make_reply("c2", "mnist-2", 3, 4.5))
-        await page.until(
+        await page.wait_until(f"{ROWS}.length === 6")
+        await simulation.create_clients(["c7"])
+        await page.wait_until(f"{ROWS}.some((row) => row.textContent.startsWith('c7'))")
+        await page.evaluate("location.hash = '#/runs'")
+        await page.wait_until("document.querySelector('.gantt g')")
+        await simulation.publish(make_reply("c2", "mnist-2", 3, 4.5))
+        await page.wait_until(
             "[...document.querySelectorAll('title')].some((one) => one.textContent.includes('c2: round 3'))"
         )
 
@@ -132,53 +136,53 @@ async def test_a_page_is_told_what_happens_while_somebody_looks(
 async def test_a_reload_and_a_lost_line_miss_nothing(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.clients(["c1"])
+    await simulation.create_clients(["c1"])
     heard = (
         "window.fedbus.store.recent.filter((one) => one.word === 'declined').map((one) => one.body.reason)"
     )
     async with run_gateway(nats.url) as url:
         port = urlsplit(url).port or 0
         await page.open(f"{url}/#/events")
-        await page.until(IS_LIVE)
-        await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="one"))
-        await page.until(f"{heard}.length === 1")
-    await page.until("!document.getElementById('banner').hidden")
+        await page.wait_until(IS_LIVE)
+        await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="one"))
+        await page.wait_until(f"{heard}.length === 1")
+    await page.wait_until("!document.getElementById('banner').hidden")
     says = await page.text("#banner")
     assert "no event will be lost" in says
-    await page.until("window.fedbus.store.tries > 2")
+    await page.wait_until("window.fedbus.store.tries > 2")
     assert await page.text("#banner") == says, "it is said once, and of when the line broke"
     await page.screenshot(SCREENSHOTS / "lost.png")
-    await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
+    await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="two"))
     async with run_gateway(nats.url, port=port):
-        await page.until("document.getElementById('banner').hidden")
-        await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
-        await page.until(f"{heard}.length === 3")
-        assert await page.run(heard) == ["one", "two", "three"]
+        await page.wait_until("document.getElementById('banner').hidden")
+        await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-1", reason="three"))
+        await page.wait_until(f"{heard}.length === 3")
+        assert await page.evaluate(heard) == ["one", "two", "three"]
         await page.send("Page.reload")
-        await page.until(f"{IS_LIVE} && {heard}.length === 3")
-        assert await page.run(heard) == ["one", "two", "three"]
-    page.complaints.clear()  # Chromium's own words for a line that broke, as it was to
+        await page.wait_until(f"{IS_LIVE} && {heard}.length === 3")
+        assert await page.evaluate(heard) == ["one", "two", "three"]
+    page.errors.clear()  # Chromium's own words for a line that broke, as it was to
 
 
 async def test_a_thousand_clients_are_a_table_of_a_few_rows(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.clients([f"c{number}" for number in range(1, 1001)])
+    await simulation.create_clients([f"c{number}" for number in range(1, 1001)])
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
+        await page.wait_until("document.querySelector('table')?.getAttribute('aria-rowcount') === '1001'")
         assert "1000\nof task mnist" in await page.text(".tiles")
-        assert await page.run(f"{ROWS}.length") < 60
+        assert await page.evaluate(f"{ROWS}.length") < 60
         assert (await page.text("tr[data-key] td")).startswith("c1")
-        await page.run("document.querySelector('.tablebox .scroll').scrollTop = 1e9")
-        await page.until(f"{ROWS}.at(-1).textContent.startsWith('c1000')")
-        await page.run("[...document.querySelectorAll('th button')][0].click()")
-        await page.until("document.querySelector('th')?.getAttribute('aria-sort') === 'descending'")
+        await page.evaluate("document.querySelector('.tablebox .scroll').scrollTop = 1e9")
+        await page.wait_until(f"{ROWS}.at(-1).textContent.startsWith('c1000')")
+        await page.evaluate("[...document.querySelectorAll('th button')][0].click()")
+        await page.wait_until("document.querySelector('th')?.getAttribute('aria-sort') === 'descending'")
         await page.screenshot(SCREENSHOTS / "fleet-1000.png")
         await tab_to(page, "main input[type=search]")
         await page.send("Input.insertText", text="c77")
-        await page.until(f"{ROWS}.length === 11")  # c77, and c770 to c779
-        await page.until("document.getElementById('spoken').textContent === '11 of 1000 clients shown'")
+        await page.wait_until(f"{ROWS}.length === 11")  # c77, and c770 to c779
+        await page.wait_until("document.getElementById('spoken').textContent === '11 of 1000 clients shown'")
 
 
 def make_hostile(kind: type[Message]) -> Message:
@@ -221,22 +225,24 @@ def _hostile_values(value: object) -> list[object]:
 async def test_whatever_a_message_says_is_shown_and_never_done(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.clients(["c1"])
+    await simulation.create_clients(["c1"])
     for kind in EXAMPLES:
         message = make_hostile(kind)
         if message.family not in (Family.SVC, Family.LIFE) and message.durable:
-            await simulation.say(message)
+            await simulation.publish(message)
     about: dict[str, Any] = {"task": TASK, "client": "c1"}
     named = ClientData(**about, code_version=MARKUP, labels={MARKUP: MARKUP})
-    await simulation.move(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
-    await simulation.move(FlClientData(**about), MARKUP, "waiting", MARKUP, MARKUP)
-    await simulation.move(InferenceData(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
-    run = simulation.run(1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP)
+    await simulation.transition(named, MARKUP, "serving", MARKUP, MARKUP, MARKUP)
+    await simulation.transition(FlClientData(**about), MARKUP, "waiting", MARKUP, MARKUP)
+    await simulation.transition(InferenceData(**about, endpoint=MARKUP), MARKUP, "serving", MARKUP, MARKUP)
+    run = simulation.make_run_facts(
+        1, 2, trigger=MARKUP, code_version=MARKUP, cohort=(MARKUP,), trace_id=MARKUP
+    )
     rounds = [one.model_dump() | {"failures": {MARKUP: MARKUP}} for one in run.rounds]
     hurtful = RunData.model_validate(run.model_dump() | {"rounds": rounds})
-    await simulation.move(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
-    await simulation.server(cohort=(MARKUP,))
-    await simulation.move(
+    await simulation.transition(hurtful, MARKUP, "recruiting", MARKUP, MARKUP)
+    await simulation.create_server(cohort=(MARKUP,))
+    await simulation.transition(
         CodeData(task=TASK, source=MARKUP, candidate=MARKUP, stages=(MARKUP,), rejected={MARKUP: MARKUP}),
         MARKUP,
         "",
@@ -244,34 +250,40 @@ async def test_whatever_a_message_says_is_shown_and_never_done(
     )
     async with run_gateway(nats.url, trace_url="javascript:window.hurt=1//{trace_id}") as url:
         await page.open(url)
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         for one in PAGES:
-            await page.run(f"location.hash = '#/{one}'")
-            await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
-            await page.until("document.querySelector('main').textContent.includes('<img src=x')")
+            await page.evaluate(f"location.hash = '#/{one}'")
+            await page.wait_until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
+            await page.wait_until("document.querySelector('main').textContent.includes('<img src=x')")
             if one in ("fleet", "events"):
-                await page.until(f"{ROWS}.length > 0")
+                await page.wait_until(f"{ROWS}.length > 0")
                 await page.click("tr[data-key]")
-                await page.until("document.querySelector('aside:not([hidden])').textContent.includes('<img')")
-            assert await page.run("document.documentElement.scrollWidth <= innerWidth"), f"{one} is too wide"
+                await page.wait_until(
+                    "document.querySelector('aside:not([hidden])').textContent.includes('<img')"
+                )
+            assert await page.evaluate("document.documentElement.scrollWidth <= innerWidth"), (
+                f"{one} is too wide"
+            )
             await page.screenshot(SCREENSHOTS / f"{one}-hostile.png")
         foreign = "main img, main script, aside img, aside script, a[href^=javascript]"
-        assert await page.run(f"document.querySelectorAll({json.dumps(foreign)}).length") == 0
-        assert await page.run("window.hurt === undefined")
+        assert await page.evaluate(f"document.querySelectorAll({json.dumps(foreign)}).length") == 0
+        assert await page.evaluate("window.hurt === undefined")
 
 
 async def simulate_causes(simulation: SimulatedFederation) -> None:
     """c5 declines because it was invited, because the server opened the run, because that was asked for."""
-    run = simulation.run(3, 0)
-    began = await simulation.move(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
+    run = simulation.make_run_facts(3, 0)
+    began = await simulation.transition(run, "requested", "", "requested", "drift on 2 clients (c1, c2)")
     with cause_scope(began):
-        opened = await simulation.server(3)
+        opened = await simulation.create_server(3)
     with cause_scope(opened):
-        invited = await simulation.say(
+        invited = await simulation.publish(
             EXAMPLES[UpdateReady].model_copy(update={"task": TASK, "run": run.run}), agent="server-manager"
         )
     with cause_scope(invited):
-        await simulation.say(ClientDeclined(task=TASK, client="c5", run=run.run, reason="battery is 12 %"))
+        await simulation.publish(
+            ClientDeclined(task=TASK, client="c5", run=run.run, reason="battery is 12 %")
+        )
 
 
 async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
@@ -281,36 +293,41 @@ async def test_events_are_filtered_and_followed_back_to_what_began_it_all(
     await simulate_causes(simulation)
     async with run_gateway(nats.url, trace_url="https://traces.example/{trace_id}") as url:
         await page.open(f"{url}/#/events?client=c5&word=declined")
-        await page.until(f"{ROWS}.length === 1")
-        await page.run(f"{ROWS}[0].focus()")
+        await page.wait_until(f"{ROWS}.length === 1")
+        await page.evaluate(f"{ROWS}[0].focus()")
         await page.press("Enter")
-        await page.until("document.querySelector('.drawer pre').textContent.includes('battery')")
+        await page.wait_until("document.querySelector('.drawer pre').textContent.includes('battery')")
         assert (
-            await page.run("document.querySelector('.drawer a').href")
-            == f"https://traces.example/{simulation.trace}"
+            await page.evaluate("document.querySelector('.drawer a').href")
+            == f"https://traces.example/{simulation.trace_id}"
         )
-        await page.run(f"{find_button('Show causes')}.click()")
-        await page.until("document.querySelectorAll('.chain li').length === 4")
+        await page.evaluate(f"{find_button('Show causes')}.click()")
+        await page.wait_until("document.querySelectorAll('.chain li').length === 4")
         steps = "[...document.querySelectorAll('.chain li button')].map((one) => one.textContent)"
-        assert await page.run(steps) == ["run transition", "server transition", "update ready", "declined"]
+        assert await page.evaluate(steps) == [
+            "run transition",
+            "server transition",
+            "update ready",
+            "declined",
+        ]
         assert "Caused by 3 messages" in await page.text(".drawer")
         await page.screenshot(SCREENSHOTS / "events-chain.png")
-        await page.look(wide=400, high=844, dark=True)
+        await page.set_viewport(width=400, height=844, is_dark=True)
         await page.screenshot(SCREENSHOTS / "events-chain-phone-dark.png")
-        await page.run("document.querySelector('.chain li button').click()")
-        await page.until("document.querySelector('.drawer').innerText.includes('drift on 2 clients')")
-        await page.run(f"{find_button('Show causes')}.click()")
-        await page.until("document.querySelector('.drawer').innerText.includes('No message caused it')")
-        await page.run(f"{find_button('Show trace')}.click()")
-        await page.until("document.querySelectorAll('.chain li').length > 20")
+        await page.evaluate("document.querySelector('.chain li button').click()")
+        await page.wait_until("document.querySelector('.drawer').innerText.includes('drift on 2 clients')")
+        await page.evaluate(f"{find_button('Show causes')}.click()")
+        await page.wait_until("document.querySelector('.drawer').innerText.includes('No message caused it')")
+        await page.evaluate(f"{find_button('Show trace')}.click()")
+        await page.wait_until("document.querySelectorAll('.chain li').length > 20")
         await page.press("Escape")
-        await page.until("document.querySelector('.drawer').hidden")
+        await page.wait_until("document.querySelector('.drawer').hidden")
 
 
 async def test_with_the_token_runs_are_started_and_models_chosen(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.server()
+    await simulation.create_server()
     wishes: list[object] = []
 
     async def start(wish: StartRun) -> RunStarted:
@@ -323,24 +340,26 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
         run_gateway(nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/schedules")
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         assert "Start a run" not in await page.text()
         await page.click("#unlock")
-        await page.run("document.querySelector('dialog input').value = 'correct-horse'")
+        await page.evaluate("document.querySelector('dialog input').value = 'correct-horse'")
         await page.click("dialog button.primary")
-        await page.until("document.querySelector('dialog').innerText.includes('the token is not the one')")
-        assert await page.run("document.querySelector('dialog').open && !window.fedbus.store.mayAct")
+        await page.wait_until(
+            "document.querySelector('dialog').innerText.includes('the token is not the one')"
+        )
+        assert await page.evaluate("document.querySelector('dialog').open && !window.fedbus.store.mayAct")
         await page.screenshot(SCREENSHOTS / "token-wrong.png")
-        page.complaints.clear()  # Chromium's own words for an answer of 401
-        await page.run(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
+        page.errors.clear()  # Chromium's own words for an answer of 401
+        await page.evaluate(f"document.querySelector('dialog input').value = {json.dumps(TOKEN)}")
         await page.click("dialog button.primary")
-        await page.until("document.querySelector('main form')")
-        await page.run("document.querySelector('main form input').value = '3'")
+        await page.wait_until("document.querySelector('main form')")
+        await page.evaluate("document.querySelector('main form input').value = '3'")
         await page.click("main form button")
         await eventually(lambda: wishes == [StartRun(task=TASK, rounds=3, trigger="dashboard")])
-        await page.until("document.querySelector('.toast')?.textContent.includes('done')")
-        await page.run("location.hash = '#/models'")
-        await page.until(
+        await page.wait_until("document.querySelector('.toast')?.textContent.includes('done')")
+        await page.evaluate("location.hash = '#/models'")
+        await page.wait_until(
             "[...document.querySelectorAll('main button')].some((one) => one.textContent === 'Roll back to v2')"
         )
         await page.screenshot(SCREENSHOTS / "models-unlocked.png")
@@ -349,10 +368,10 @@ async def test_with_the_token_runs_are_started_and_models_chosen(
 async def test_with_the_token_code_is_rolled_out_and_reverted(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.server()
-    await simulation.clients(["c1"])
+    await simulation.create_server()
+    await simulation.create_clients(["c1"])
     code = CodeData(task=TASK, code_version=COMMIT, source="https://example.org/tasks.git main")
-    await simulation.move(code, "code_read", "", "steady")
+    await simulation.transition(code, "code_read", "", "steady")
     wishes: list[Request] = []
 
     async def answer(wish: Request) -> Body:
@@ -366,23 +385,23 @@ async def test_with_the_token_code_is_rolled_out_and_reverted(
         run_gateway(nats.url, token=TOKEN, models=models_of) as url,
     ):
         await page.open(f"{url}/#/models")
-        await page.until(IS_LIVE)
-        await page.run(f"window.fedbus.store.unlock({json.dumps(TOKEN)})")
-        await page.until(f"{find_button('Roll out')}")
-        await page.run("document.querySelector('main form input').focus()")
+        await page.wait_until(IS_LIVE)
+        await page.evaluate(f"window.fedbus.store.unlock({json.dumps(TOKEN)})")
+        await page.wait_until(f"{find_button('Roll out')}")
+        await page.evaluate("document.querySelector('main form input').focus()")
         await page.send("Input.insertText", text="v2.")
-        await simulation.server(3)  # what comes meanwhile interrupts nobody who types
-        await page.until("window.fedbus.store.servers.get('mnist').body.facts.term === 3")
+        await simulation.create_server(3)  # what comes meanwhile interrupts nobody who types
+        await page.wait_until("window.fedbus.store.servers.get('mnist').body.facts.term === 3")
         await page.send("Input.insertText", text="1")
         await page.press("Enter")
-        await page.until("document.querySelector('dialog').open")
+        await page.wait_until("document.querySelector('dialog').open")
         assert "Roll out v2.1?" in await page.text("dialog")
         await page.click("dialog button.primary")
         await eventually(lambda: wishes == [RollOutCode(task=TASK, code_version="v2.1")])
-        await page.until("document.querySelector('.toast')?.textContent.includes('done')")
+        await page.wait_until("document.querySelector('.toast')?.textContent.includes('done')")
         await page.screenshot(SCREENSHOTS / "code-unlocked.png")
-        await page.run(f"{find_button('Revert')}.click()")
-        await page.until("document.querySelector('dialog').open")
+        await page.evaluate(f"{find_button('Revert')}.click()")
+        await page.wait_until("document.querySelector('dialog').open")
         await page.click("dialog button.primary")
         await eventually(lambda: wishes[1:] == [RevertCode(task=TASK, reason="reverted from the dashboard")])
 
@@ -400,9 +419,9 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
-        await page.until(f"{ROWS}.length === 3")
+        await page.wait_until(f"{ROWS}.length === 3")
         cells = f"{ROWS}.map((row) => [...row.cells].map((cell) => cell.innerText.trim()))"
-        assert (await page.run(cells))[1] == [
+        assert (await page.evaluate(cells))[1] == [
             "c2",
             "6",
             "0",
@@ -412,10 +431,10 @@ async def test_training_is_shown_by_client_with_its_time_its_reliability_and_wha
             "88 %",
             "0.009",
         ]
-        await page.run(f"{ROWS}[2].querySelector('input').focus()")
+        await page.evaluate(f"{ROWS}[2].querySelector('input').focus()")
         await page.press(" ")
-        await page.until("document.querySelector('.chart .keys').innerText === 'c3'")
-        assert await page.run("document.activeElement.closest('tr').dataset.key") == "c3"
+        await page.wait_until("document.querySelector('.chart .keys').innerText === 'c3'")
+        assert await page.evaluate("document.activeElement.closest('tr').dataset.key") == "c3"
         assert "Loss on each client" in await page.text(".charts")
         await page.screenshot(SCREENSHOTS / "training-client.png")
 
@@ -426,46 +445,48 @@ async def test_a_filter_outlives_a_reload(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/events")
-        await page.until(f"{ROWS}.length > 3")
+        await page.wait_until(f"{ROWS}.length > 3")
         await tab_to(page, "input[name=text]")
         for letter in "battery":
             await page.send("Input.insertText", text=letter)
-        await page.until(f"{ROWS}.length === 1")
-        assert await page.run("location.hash") == "#/events?text=battery"
+        await page.wait_until(f"{ROWS}.length === 1")
+        assert await page.evaluate("location.hash") == "#/events?text=battery"
         await page.send("Page.reload")
-        await page.until(f"{IS_LIVE} && {ROWS}.length === 1")
-        assert await page.run("document.querySelector('input[name=text]').value") == "battery"
+        await page.wait_until(f"{IS_LIVE} && {ROWS}.length === 1")
+        assert await page.evaluate("document.querySelector('input[name=text]').value") == "battery"
 
 
 async def test_a_device_that_captures_nothing_says_so_until_it_does_again(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.clients(["c1"])
-    await simulation.say(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
+    await simulation.create_clients(["c1"])
+    await simulation.publish(CapturePaused(task=TASK, client="c1", reason="the disk is full"))
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(f"{ROWS}.length === 1")
+        await page.wait_until(f"{ROWS}.length === 1")
         await page.click("tr[data-key]")
-        await page.until("document.querySelector('.details').innerText.includes('Data capture paused since')")
-        simulation.passes(1)
-        await simulation.say(CaptureResumed(task=TASK, client="c1"))
-        await page.until("!document.querySelector('.details').innerText.includes('Data capture paused')")
+        await page.wait_until(
+            "document.querySelector('.details').innerText.includes('Data capture paused since')"
+        )
+        simulation.advance(1)
+        await simulation.publish(CaptureResumed(task=TASK, client="c1"))
+        await page.wait_until("!document.querySelector('.details').innerText.includes('Data capture paused')")
 
 
 async def test_a_model_repository_that_cannot_be_used_is_named_with_what_is_wrong_with_it(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
-    await simulation.server()
+    await simulation.create_server()
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         facts = ServerData(task=TASK, trouble=StoreProblem.DAMAGED)
-        await simulation.move(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
-        await page.until(
+        await simulation.transition(facts, "store_unavailable", "waiting", "waiting", "v2 is not what it was")
+        await page.wait_until(
             "document.querySelector('main').innerText.toLowerCase().includes('model repository damaged')"
         )
-        await page.run("location.hash = '#/events'")
-        await page.until(
+        await page.evaluate("location.hash = '#/events'")
+        await page.wait_until(
             "document.querySelector('main').innerText.includes('store_unavailable (damaged): v2')"
         )
         await page.screenshot(SCREENSHOTS / "store-damaged.png")
@@ -476,13 +497,13 @@ async def test_a_federation_with_nobody_in_it_says_what_to_do(
 ) -> None:
     async with run_gateway(nats.url) as url:
         await page.open(url)
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         for one in PAGES:
-            await page.run(f"location.hash = '#/{one}'")
-            await page.until(
+            await page.evaluate(f"location.hash = '#/{one}'")
+            await page.wait_until(
                 f"window.fedbus.app.name === '{one}' && document.querySelector('.blank h2, .runlist h2')"
             )
-            await page.until("document.querySelector('main .blank code')")
+            await page.wait_until("document.querySelector('main .blank code')")
             await page.screenshot(SCREENSHOTS / f"{one}-empty.png")
 
 
@@ -504,10 +525,10 @@ async def test_before_anything_is_known_no_page_tells_of_an_empty_federation(
     await page.send("Page.addScriptToEvaluateOnNewDocument", source=HELD_EVENTS.replace("WHAT", "api/state"))
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until("window.go")
+        await page.wait_until("window.go")
         assert await page.text("main") == "Loading the state of the federation…"
-        await page.run("window.go()")
-        await page.until(f"{IS_LIVE} && {ROWS}.length === 6")
+        await page.evaluate("window.go()")
+        await page.wait_until(f"{IS_LIVE} && {ROWS}.length === 6")
 
 
 async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
@@ -518,18 +539,20 @@ async def test_what_is_said_while_the_past_of_a_run_is_read_is_drawn_once(
     third = f"{bars}.filter((one) => one.textContent.includes('c2: round 3')).length"
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(IS_LIVE)
-        await page.run(f"{{{HELD_EVENTS.replace('WHAT', 'api/runs/')}}}")
-        await page.run("location.hash = '#/runs'")
-        await page.until("window.go")
+        await page.wait_until(IS_LIVE)
+        await page.evaluate(f"{{{HELD_EVENTS.replace('WHAT', 'api/runs/')}}}")
+        await page.evaluate("location.hash = '#/runs'")
+        await page.wait_until("window.go")
         assert await page.text(".run .readout") == "Loading the timeline…"
-        await simulation.say(make_reply("c2", "mnist-2", 3, 4.5))
-        await page.until("window.fedbus.store.recent.some((one) => one.body.round === 3)")
-        await page.run(NEXT_FRAME)
-        await page.run("window.go()")
-        await page.until(f"{third} === 1")
-        await page.run("window.fedbus.app.page.update({type: 'news', records: window.fedbus.store.recent})")
-        assert await page.run(third) == 1
+        await simulation.publish(make_reply("c2", "mnist-2", 3, 4.5))
+        await page.wait_until("window.fedbus.store.recent.some((one) => one.body.round === 3)")
+        await page.evaluate(NEXT_FRAME)
+        await page.evaluate("window.go()")
+        await page.wait_until(f"{third} === 1")
+        await page.evaluate(
+            "window.fedbus.app.page.update({type: 'news', records: window.fedbus.store.recent})"
+        )
+        assert await page.evaluate(third) == 1
 
 
 async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
@@ -542,11 +565,11 @@ async def test_a_loss_is_looked_at_on_a_logarithmic_scale(
     )
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
-        await page.until("document.querySelector('.chart svg')")
-        before = await page.run(ticks)
-        await page.run(f"{find_button('Compared')}.click()")
-        await page.run(f"{find_button('Log loss')}.click()")
-        after = await page.run(ticks)
+        await page.wait_until("document.querySelector('.chart svg')")
+        before = await page.evaluate(ticks)
+        await page.evaluate(f"{find_button('Compared')}.click()")
+        await page.evaluate(f"{find_button('Log loss')}.click()")
+        after = await page.evaluate(ticks)
         assert before[0] == ["0.2", "0.4", "0.6", "0.8"]
         assert after == [["0.3", "0.4", "0.6", "0.8", "1"], before[1]]
         await page.screenshot(SCREENSHOTS / "training-compared.png")
@@ -556,8 +579,10 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     for number in range(1, 31):
-        simulation.passes(1)
-        await simulation.move(simulation.run(number, 4), "run_finished", "running", "finished")
+        simulation.advance(1)
+        await simulation.transition(
+            simulation.make_run_facts(number, 4), "run_finished", "running", "finished"
+        )
     shown = """(() => {
         const [one, all] = [".runlist [aria-current]", ".runlist"]
             .map((name) => document.querySelector(name).getBoundingClientRect());
@@ -566,12 +591,12 @@ async def test_the_run_that_is_looked_at_is_in_sight_among_many(
     })()"""
     async with run_gateway(nats.url) as url:
         await page.open(url)
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         for wide, high in ((1280, 860), (390, 844)):
-            await page.run("location.hash = '#/fleet'")
-            await page.look(wide=wide, high=high)
-            await page.run("location.hash = '#/runs/mnist-2'")
-            await page.until(
+            await page.evaluate("location.hash = '#/fleet'")
+            await page.set_viewport(width=wide, height=high)
+            await page.evaluate("location.hash = '#/runs/mnist-2'")
+            await page.wait_until(
                 "document.querySelector('.run .readout')?.innerText.startsWith('Point at a bar')"
             )
-            assert await page.run(shown), f"at {wide}"
+            assert await page.evaluate(shown), f"at {wide}"

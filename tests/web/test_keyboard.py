@@ -31,13 +31,13 @@ async def test_a_page_is_usable_by_keyboard_and_by_ear(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(url)
-        await page.until(IS_LIVE)
+        await page.wait_until(IS_LIVE)
         for one in PAGES:
-            await page.run(f"location.hash = '#/{one}'")
-            await page.until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
-            assert await page.run(UNNAMED_CONTROLS) == [], one
-            assert await page.run("document.querySelectorAll('nav [aria-current=page]').length") == 1
-            assert await page.run("document.querySelectorAll('h1').length") == 1
+            await page.evaluate(f"location.hash = '#/{one}'")
+            await page.wait_until(f"document.querySelector('main h1') && window.fedbus.app.name === '{one}'")
+            assert await page.evaluate(UNNAMED_CONTROLS) == [], one
+            assert await page.evaluate("document.querySelectorAll('nav [aria-current=page]').length") == 1
+            assert await page.evaluate("document.querySelectorAll('h1').length") == 1
 
 
 async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
@@ -46,10 +46,10 @@ async def test_the_first_tab_skips_to_the_content_of_the_page_that_is_shown(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
-        await page.until("document.querySelector('.chart svg')")
+        await page.wait_until("document.querySelector('.chart svg')")
         assert await press_keys(page, "Tab") == ("a", "Skip to the content")
         assert (await press_keys(page, "Enter"))[0] == "main"
-        assert await page.run("window.fedbus.app.name") == "training"
+        assert await page.evaluate("window.fedbus.app.name") == "training"
         assert await press_keys(page, "Tab") == ("button", "Log loss")
 
 
@@ -59,22 +59,22 @@ async def test_rows_are_walked_by_arrow_keys_and_opened_by_enter(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(f"{ROWS}.length === 6")
+        await page.wait_until(f"{ROWS}.length === 6")
         assert (await tab_to(page, "tr[data-key]")).startswith("c1")
         assert (await press_keys(page, "ArrowDown", "ArrowDown"))[1].startswith("c3")
         assert (await press_keys(page, "ArrowUp"))[1].startswith("c2")
         assert (await press_keys(page, "End"))[1].startswith("c6")
         assert (await press_keys(page, "Home", "ArrowDown"))[1].startswith("c2")
         await press_keys(page, "Enter")
-        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
+        await page.wait_until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
         assert await press_keys(page, "Tab") == ("button", "Close"), (
             "Tab leaves the table, however long it is"
         )
-        await page.run("location.hash = '#/events?word=declined'")
-        await page.until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
+        await page.evaluate("location.hash = '#/events?word=declined'")
+        await page.wait_until(f"window.fedbus.app.name === 'events' && {ROWS}.length === 1")
         await tab_to(page, "tr[data-key]")
         await press_keys(page, "Enter")
-        await page.until("!document.querySelector('.drawer').hidden")
+        await page.wait_until("!document.querySelector('.drawer').hidden")
         assert await press_keys(page, "Tab") == ("button", "Close")
         kind, name = await press_keys(page, "Escape")
         assert (kind, "declined" in name) == ("tr", True), "the focus is where it was"
@@ -86,7 +86,7 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs")
-        await page.until("document.querySelectorAll('.gantt g').length > 2")
+        await page.wait_until("document.querySelectorAll('.gantt g').length > 2")
         assert (await tab_to(page, ".gantt .bar")).startswith("c1: client learning (run mnist-2), ")
         along = [(await press_keys(page, "ArrowRight"))[1] for _ in range(4)]
         assert along[-1].startswith("c1: round 2, trained for 3.0 s, ")
@@ -95,17 +95,17 @@ async def test_who_did_what_when_is_read_by_arrow_keys_and_as_a_table(
         assert (await press_keys(page, "Home"))[1].startswith("c2: client learning")
         assert (await page.text(".run .readout")).startswith("c2: client learning")
         await page.screenshot(SCREENSHOTS / "runs-keyboard.png")
-        await simulation.say(
+        await simulation.publish(
             make_reply("c2", "mnist-2", 3, 4.5)
         )  # what comes meanwhile takes nobody's place away
-        await page.until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
+        await page.wait_until("document.querySelector('.ganttbox').textContent.includes('c2: round 3')")
         assert (await press_keys(page, "End"))[1].startswith("c2: round 3")
         assert (await tab_to(page, "summary")) == "Timeline as a table"
         await press_keys(page, "Enter")
-        await page.until("document.querySelector('.run details table')")
+        await page.wait_until("document.querySelector('.run details table')")
         rows = "[...document.querySelectorAll('.run details tbody tr')].map((row) => row.innerText)"
         assert any(
-            row.startswith("c3") and "round 2, trained for 5.5 s" in row for row in await page.run(rows)
+            row.startswith("c3") and "round 2, trained for 5.5 s" in row for row in await page.evaluate(rows)
         )
         await page.screenshot(SCREENSHOTS / "runs-table.png")
 
@@ -116,18 +116,18 @@ async def test_what_the_mouse_went_down_on_is_what_is_clicked_whatever_comes_mea
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/fleet")
-        await page.until(f"{ROWS}.length === 6")
-        x, y = await page.run(
+        await page.wait_until(f"{ROWS}.length === 6")
+        x, y = await page.evaluate(
             f"(() => {{ const box = {ROWS}[1].getBoundingClientRect(); return [box.x + 9, box.y + 9]; }})()"
         )
         mouse = {"x": x, "y": y, "button": "left", "clickCount": 1}
         await page.send("Input.dispatchMouseEvent", type="mousePressed", **mouse)
-        await simulation.clients(["c7"])
-        await page.until("window.fedbus.store.clients.size === 7")
-        await page.run(NEXT_FRAME)
+        await simulation.create_clients(["c7"])
+        await page.wait_until("window.fedbus.store.clients.size === 7")
+        await page.evaluate(NEXT_FRAME)
         await page.send("Input.dispatchMouseEvent", type="mouseReleased", **mouse)
-        await page.until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
-        await page.until(f"{ROWS}.length === 7")
+        await page.wait_until("document.querySelector('.details:not([hidden]) h2')?.textContent === 'c2'")
+        await page.wait_until(f"{ROWS}.length === 7")
         await page.screenshot(SCREENSHOTS / "fleet-client.png")
 
 
@@ -137,36 +137,38 @@ async def test_what_the_space_bar_went_down_on_is_what_is_ticked_whatever_comes_
     run = await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/training")
-        await page.until(f"{ROWS}.length === 3")
-        await page.run(f"{ROWS}[2].querySelector('input').focus()")
-        await page.key("keyDown", " ")
-        further = simulation.run(2, 3, requested_at=run.requested_at)
-        await simulation.move(further, "round_finished", "running", "running")
-        await page.until(
+        await page.wait_until(f"{ROWS}.length === 3")
+        await page.evaluate(f"{ROWS}[2].querySelector('input').focus()")
+        await page.send_key("keyDown", " ")
+        further = simulation.make_run_facts(2, 3, requested_at=run.requested_at)
+        await simulation.transition(further, "round_finished", "running", "running")
+        await page.wait_until(
             "window.fedbus.store.recent.some((one) => one.body.facts?.rounds?.at(-1)?.round === 3)"
         )
-        await page.run(NEXT_FRAME)
-        await page.key("keyUp", " ")
-        await page.until("document.querySelector('.chart .keys').innerText === 'c3'")
+        await page.evaluate(NEXT_FRAME)
+        await page.send_key("keyUp", " ")
+        await page.wait_until("document.querySelector('.chart .keys').innerText === 'c3'")
 
 
 async def test_what_comes_takes_neither_the_focus_nor_the_place_that_was_scrolled_to(
     simulation: SimulatedFederation, nats: NatsServer, page: BrowserPage
 ) -> None:
     await simulate_run(simulation)
-    long = simulation.run(3, 25, of=40)
-    await simulation.move(long, "round_finished", "running", "running")
+    long = simulation.make_run_facts(3, 25, of=40)
+    await simulation.transition(long, "round_finished", "running", "running")
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/runs/mnist-3")
-        await page.until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
-        await page.until("document.querySelector('.run .readout').innerText.startsWith('Point at a bar')")
+        await page.wait_until("document.querySelectorAll('[aria-label=Rounds] tbody tr').length === 26")
+        await page.wait_until(
+            "document.querySelector('.run .readout').innerText.startsWith('Point at a bar')"
+        )
         await tab_to(page, ".runlist a[href='#/runs/mnist-1']")
-        await page.run("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
-        further = simulation.run(3, 26, of=40, requested_at=long.requested_at)
-        await simulation.move(further, "round_finished", "running", "running")
-        await page.until("document.querySelector('.run').innerText.includes('26 of 40')")
-        assert await page.run("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
-        assert await page.run("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
+        await page.evaluate("document.querySelector('[aria-label=Rounds]').scrollTop = 200")
+        further = simulation.make_run_facts(3, 26, of=40, requested_at=long.requested_at)
+        await simulation.transition(further, "round_finished", "running", "running")
+        await page.wait_until("document.querySelector('.run').innerText.includes('26 of 40')")
+        assert await page.evaluate("document.querySelector('[aria-label=Rounds]').scrollTop") == 200
+        assert await page.evaluate("document.activeElement.getAttribute('href')") == "#/runs/mnist-1"
 
 
 async def test_a_screen_reader_is_not_told_of_each_message(
@@ -175,8 +177,8 @@ async def test_a_screen_reader_is_not_told_of_each_message(
     await simulate_run(simulation)
     async with run_gateway(nats.url) as url:
         await page.open(f"{url}/#/events")
-        await page.until(f"{IS_LIVE} && {ROWS}.length > 3")
-        await page.run(
+        await page.wait_until(f"{IS_LIVE} && {ROWS}.length > 3")
+        await page.evaluate(
             "window.read = 0;"
             "for (const one of document.querySelectorAll('[aria-live], [role=status], [role=alert], output'))"
             " new MutationObserver(() => window.read++)"
@@ -184,6 +186,6 @@ async def test_a_screen_reader_is_not_told_of_each_message(
         )
         for number in range(3):
             reason = f"reason {number}"
-            await simulation.say(ClientDeclined(task=TASK, client="c4", run="mnist-2", reason=reason))
-            await page.until(f"{ROWS}[0].textContent.includes('{reason}')")
-        assert await page.run("window.read") == 0
+            await simulation.publish(ClientDeclined(task=TASK, client="c4", run="mnist-2", reason=reason))
+            await page.wait_until(f"{ROWS}[0].textContent.includes('{reason}')")
+        assert await page.evaluate("window.read") == 0

@@ -34,17 +34,17 @@ async def repository(fed: FederationHarness, ada: CommitSigner, tmp_path: Path) 
     repository.git("init", "--quiet", "--initial-branch=main")
     repository.commit(subject="the task", by=ada)
     signers = tmp_path / "allowed_signers"
-    signers.write_text(ada.line())
-    code = open_code(f"{repository.url}@main", fed.site.home, signers=signers)
+    signers.write_text(ada.allowed_signers_line())
+    code = open_code(f"{repository.url}@main", fed.config.home, signers=signers)
     first = await code.task_at(await code.newest())
-    fed.site = replace(fed.site, code=code, task=first)
+    fed.config = replace(fed.config, code=code, task=first)
     return repository
 
 
 @pytest.fixture
 async def server(fed: FederationHarness, repository: Repository) -> AsyncIterator[FakeServer]:
-    async with FakeServer(fed).serving() as server:
-        await server.has(1)
+    async with FakeServer(fed).serve() as server:
+        await server.set_model(1)
         server.code = CodePlan(code_version=repository.head)
         yield server
 
@@ -52,19 +52,19 @@ async def server(fed: FederationHarness, repository: Repository) -> AsyncIterato
 @pytest.fixture
 async def client(fed: FederationHarness, server: FakeServer) -> AsyncIterator[RunningAgent]:
     """A client that serves."""
-    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)) as agent:
+    async with fed.run_agent(lambda stop: client_manager(fed.client_config(CLIENT_NAME), stop)) as agent:
         await send_infer_ready(fed, await wait_for_infer_start(fed))
-        await fed.reaches("client", "serving")
+        await fed.wait_for_state("client", "serving")
         yield agent
 
 
 async def publish(fed: FederationHarness, stable: str, candidate: str = "", **more: object) -> None:
     said = {"task": TASK, "code_version": stable, "candidate": candidate, **more}
-    await fed.say(CodePublished.model_validate(said), by="server-manager")
+    await fed.publish(CodePublished.model_validate(said), sender="server-manager")
 
 
 def version_of(fed: FederationHarness) -> str:
-    facts = fed.last("client").facts
+    facts = fed.last_transition("client").facts
     assert isinstance(facts, ClientData)
     return facts.code_version
 
@@ -79,14 +79,14 @@ async def test_new_code_is_checked_and_tried_before_it_is_ready(
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
-    update = await fed.hears(InferUpdate)
+    update = await fed.wait_for_message(InferUpdate)
     assert (update.model.version, update.code_version) == (1, new)
-    assert fed.heard(CodeReady) == []
+    assert fed.messages_of(CodeReady) == []
     await send_infer_ready(fed, update.model, new)
-    said = await fed.hears(CodeReady)
+    said = await fed.wait_for_message(CodeReady)
     assert (said.client, said.code_version) == (CLIENT_NAME, new)
-    await fed.happens("client", "code_ready")
-    assert fed.events("client")[3:] == ["code_published", "code_ready"]
+    await fed.wait_for_event("client", "code_ready")
+    assert fed.events_of("client")[3:] == ["code_published", "code_ready"]
     assert version_of(fed) == new
 
 
@@ -100,11 +100,11 @@ async def test_code_that_cannot_serve_is_refused(
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
-    update = await fed.hears(InferUpdate)
+    update = await fed.wait_for_message(InferUpdate)
     await send_infer_refused(fed, update.model, serving=1, code_version=new)
-    said = await fed.hears(CodeRefused)
+    said = await fed.wait_for_message(CodeRefused)
     assert (said.reason, said.stays_on) == ("NaN", old)
-    await fed.happens("client", "code_refused")
+    await fed.wait_for_event("client", "code_refused")
     assert version_of(fed) == old
 
 
@@ -129,9 +129,9 @@ async def test_a_device_with_broken_new_code_serves_on(
     old = repository.head
     broken = repository.commit(files, by=ada)
     await publish(fed, old, broken)
-    assert reason in (await fed.hears(CodeRefused)).reason
-    assert (await fed.happens("client", "code_refused")).target == "serving"
-    assert fed.heard(InferUpdate) == []
+    assert reason in (await fed.wait_for_message(CodeRefused)).reason
+    assert (await fed.wait_for_event("client", "code_refused")).target == "serving"
+    assert fed.messages_of(InferUpdate) == []
 
 
 async def test_unsigned_code_is_refused_by_the_device(
@@ -140,7 +140,7 @@ async def test_unsigned_code_is_refused_by_the_device(
     old = repository.head
     unsigned = repository.commit({"tiny/__init__.py": "print('gotcha')\n"})
     await publish(fed, unsigned)
-    assert "not signed" in (await fed.hears(CodeRefused)).reason
+    assert "not signed" in (await fed.wait_for_message(CodeRefused)).reason
     assert version_of(fed) == old
 
 
@@ -155,13 +155,13 @@ async def test_refused_code_is_tried_again_in_another_rollout(
     bob = make_signer("bob", tmp_path)
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=bob)
     await publish(fed, old, new, attempt=1)
-    assert (await fed.hears(CodeRefused)).attempt == 1
-    await fed.happens("client", "code_refused")
+    assert (await fed.wait_for_message(CodeRefused)).attempt == 1
+    await fed.wait_for_event("client", "code_refused")
     with (tmp_path / "allowed_signers").open("a") as allowed:
-        allowed.write(bob.line())
+        allowed.write(bob.allowed_signers_line())
     await publish(fed, old, new, attempt=2)
-    await send_infer_ready(fed, (await fed.hears(InferUpdate)).model, new)
-    assert (await fed.hears(CodeReady)).attempt == 2
+    await send_infer_ready(fed, (await fed.wait_for_message(InferUpdate)).model, new)
+    assert (await fed.wait_for_message(CodeReady)).attempt == 2
 
 
 async def test_a_device_changes_its_code_after_its_run(
@@ -172,15 +172,15 @@ async def test_a_device_changes_its_code_after_its_run(
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await server.invites()
-    await fed.hears(ClientStart)
-    await fed.reaches("client", "learning")
+    await server.send_invitation()
+    await fed.wait_for_message(ClientStart)
+    await fed.wait_for_state("client", "learning")
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
     closed = FinTrain(task=TASK, client=CLIENT_NAME, run=RUN, new_model=False)
-    await fed.say(closed, by="flower-client")
-    assert (await fed.hears(InferUpdate)).code_version == new
-    assert fed.events("client")[3:] == ["client_start", "fin_train", "no_new_model", "code_published"]
+    await fed.publish(closed, sender="flower-client")
+    assert (await fed.wait_for_message(InferUpdate)).code_version == new
+    assert fed.events_of("client")[3:] == ["client_start", "fin_train", "no_new_model", "code_published"]
 
 
 async def test_a_device_that_reconnects_changes_its_code_first(
@@ -195,8 +195,8 @@ async def test_a_device_that_reconnects_changes_its_code_first(
     server.code = CodePlan(code_version=new)
     client.start()
     await wait_for_infer_start(fed, times=2)
-    assert (await fed.hears(CodeReady)).code_version == new
-    assert (await fed.happens("client", "model_fetched", times=2)).facts.code_version == new  # type: ignore[union-attr]
+    assert (await fed.wait_for_message(CodeReady)).code_version == new
+    assert (await fed.wait_for_event("client", "model_fetched", times=2)).facts.code_version == new  # type: ignore[union-attr]
 
 
 async def test_a_reverted_rollout_takes_the_device_back(
@@ -209,13 +209,13 @@ async def test_a_reverted_rollout_takes_the_device_back(
     old = repository.head
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     await publish(fed, old, new)
-    await send_infer_ready(fed, (await fed.hears(InferUpdate)).model, new)
-    await fed.happens("client", "code_ready")
+    await send_infer_ready(fed, (await fed.wait_for_message(InferUpdate)).model, new)
+    await fed.wait_for_event("client", "code_ready")
     await publish(fed, old)
-    back = await fed.hears(InferUpdate, times=2)
+    back = await fed.wait_for_message(InferUpdate, times=2)
     assert back.code_version == old
     await send_infer_ready(fed, back.model, old)
-    await fed.happens("client", "code_ready", times=2)
+    await fed.wait_for_event("client", "code_ready", times=2)
     assert version_of(fed) == old
 
 
@@ -230,11 +230,11 @@ async def test_a_device_serves_while_its_repository_is_unavailable(
     new = repository.commit({"tiny/__init__.py": "REVISION = 2\n"}, by=ada)
     repository.path.rename(repository.path.with_name("elsewhere"))
     await publish(fed, old, new)
-    await fed.happens("client", "code_published")
+    await fed.wait_for_event("client", "code_published")
     await asyncio.sleep(0.5)
-    assert fed.heard(CodeRefused) == []
+    assert fed.messages_of(CodeRefused) == []
     repository.path.with_name("elsewhere").rename(repository.path)
-    assert (await fed.hears(InferUpdate)).code_version == new
+    assert (await fed.wait_for_message(InferUpdate)).code_version == new
 
 
 # --- signed models -------------------------------------------------------------------------------
@@ -250,28 +250,28 @@ async def test_a_device_with_trusted_keys_refuses_an_unsigned_model(
     fed: FederationHarness, server: FakeServer, keys: tuple[ModelSigner, TrustedKeys]
 ) -> None:
     server.signer, trusted = keys
-    fed.site = replace(fed.site, trusted=trusted)
-    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)):
+    fed.config = replace(fed.config, trusted=trusted)
+    async with fed.run_agent(lambda stop: client_manager(fed.client_config(CLIENT_NAME), stop)):
         await send_infer_ready(fed, await wait_for_infer_start(fed))
-        await fed.reaches("client", "serving")
+        await fed.wait_for_state("client", "serving")
         server.signer = None
-        await server.publishes(2)
-        told = await fed.happens("client", "infer_refused")
+        await server.publish_model(2)
+        told = await fed.wait_for_event("client", "infer_refused")
         assert "is not signed" in told.reason
-        assert fed.heard(InferUpdate) == []
+        assert fed.messages_of(InferUpdate) == []
 
 
 async def test_a_model_signed_with_another_key_is_refused(
     fed: FederationHarness, server: FakeServer, keys: tuple[ModelSigner, TrustedKeys], tmp_path: Path
 ) -> None:
     server.signer, trusted = keys
-    fed.site = replace(fed.site, trusted=trusted)
-    async with fed.agent(lambda stop: client_manager(fed.device(CLIENT_NAME), stop)):
+    fed.config = replace(fed.config, trusted=trusted)
+    async with fed.run_agent(lambda stop: client_manager(fed.client_config(CLIENT_NAME), stop)):
         await send_infer_ready(fed, await wait_for_infer_start(fed))
-        await fed.reaches("client", "serving")
+        await fed.wait_for_state("client", "serving")
         generate_key(tmp_path / "stranger.key")
         server.signer = ModelSigner.read(tmp_path / "stranger.key")
-        await server.publishes(2)
-        told = await fed.happens("client", "infer_refused")
+        await server.publish_model(2)
+        told = await fed.wait_for_event("client", "infer_refused")
         assert "is signed with the key" in told.reason
-        assert fed.heard(InferUpdate) == []
+        assert fed.messages_of(InferUpdate) == []

@@ -74,21 +74,21 @@ async def federation_with_rule(nats: NatsServer, tmp_path: Path) -> AsyncIterato
 async def test_an_ineligible_client_joins_the_run_when_it_may(
     federation_with_rule: FederationHarness,
 ) -> None:
-    device = federation_with_rule.device("c1")
-    async with FakeServer(federation_with_rule).serving() as server:
-        await server.has(1)
-        async with federation_with_rule.agent(lambda stop: client_manager(device, stop)):
+    device = federation_with_rule.client_config("c1")
+    async with FakeServer(federation_with_rule).serve() as server:
+        await server.set_model(1)
+        async with federation_with_rule.run_agent(lambda stop: client_manager(device, stop)):
             await send_infer_ready(federation_with_rule, await wait_for_infer_start(federation_with_rule))
-            await federation_with_rule.reaches("client", "serving")
-            server.open_run = server.invitation()
-            await server.invites()
-            declined = await federation_with_rule.hears(ClientDeclined)
+            await federation_with_rule.wait_for_state("client", "serving")
+            server.open_run = server.make_invitation()
+            await server.send_invitation()
+            declined = await federation_with_rule.wait_for_message(ClientDeclined)
             assert (declined.run, declined.rule, declined.facts) == (RUN, "labelled >= 3", {"labelled": 0})
             assert declined.reason == "labelled is 0, and should be at least 3"
 
             await capture(device.directory, 20)
-            start = await federation_with_rule.hears(ClientStart)
+            start = await federation_with_rule.wait_for_message(ClientStart)
             assert (start.run, start.task) == (RUN, TASK)
-            assert len(federation_with_rule.heard(ClientDeclined)) == 1, (
+            assert len(federation_with_rule.messages_of(ClientDeclined)) == 1, (
                 "the same no is not said again and again"
             )

@@ -9,14 +9,14 @@ from support.client_machine import (
     LEARN_S,
     RUN_TRACE,
     ClientDriver,
-    announced,
+    model_announced,
     applying_client,
     infer_ready,
     infer_refused,
-    invitation,
+    make_invitation,
     learning_client,
     new_client,
-    rolled_back,
+    model_rolled_back,
     server_info,
     serving_client,
     starting_client,
@@ -107,11 +107,11 @@ def fail_train(run: str = RUN, *, lost: bool = False) -> FailTrain:
 
 
 def fetches(version: int, attempts: int = FETCH_ATTEMPTS, term: int | None = None) -> FetchModel:
-    return FetchModel(announced(version, term).announcement, attempts)
+    return FetchModel(model_announced(version, term).announcement, attempts)
 
 
 def fetches_first(version: int) -> FetchModel:
-    return FetchModel(announced(version, traceparent="").announcement, attempts=1)
+    return FetchModel(model_announced(version, traceparent="").announcement, attempts=1)
 
 
 def updates(version: int, term: int | None = None, code: str = OLD) -> HandOverModel:
@@ -286,20 +286,20 @@ def test_an_answer_of_an_earlier_start_is_ignored() -> None:
 
 def test_an_invited_client_joins_in_the_trace_of_the_run() -> None:
     client = serving_client()
-    assert client.handle(invitation()) == begins()
+    assert client.handle(make_invitation()) == begins()
     assert client.handle(SlotTaken()) == JOINS
     assert client.data.run == RUN
 
 
 def test_an_invitation_to_its_own_run_changes_nothing() -> None:
     client = learning_client()
-    assert client.handle(invitation()) == []
-    assert client.handle(OpenRunRead(invitation())) == []
+    assert client.handle(make_invitation()) == []
+    assert client.handle(OpenRunRead(make_invitation())) == []
 
 
 def test_a_learning_client_declines_another_run() -> None:
     client = learning_client()
-    assert client.handle(invitation("tiny-2")) == [
+    assert client.handle(make_invitation("tiny-2")) == [
         JoinTrace(RUN_TRACE),
         declines("this client is learning", "tiny-2"),
     ]
@@ -308,13 +308,13 @@ def test_a_learning_client_declines_another_run() -> None:
 def test_a_run_of_other_code_is_declined() -> None:
     client = serving_client()
     reason = "the run is on code bbbbbbbbbbbb, this client on aaaaaaaaaaaa"
-    assert client.handle(invitation(code_version=NEW)) == [JoinTrace(RUN_TRACE), declines(reason)]
+    assert client.handle(make_invitation(code_version=NEW)) == [JoinTrace(RUN_TRACE), declines(reason)]
 
 
 def test_a_run_that_has_stopped_recruiting_is_declined() -> None:
     client = serving_client()
     client.wait(31)
-    assert client.handle(invitation()) == [
+    assert client.handle(make_invitation()) == [
         JoinTrace(RUN_TRACE),
         declines("recruiting for tiny-1 ended at 12:00:30"),
     ]
@@ -322,25 +322,25 @@ def test_a_run_that_has_stopped_recruiting_is_declined() -> None:
 
 def test_an_invitation_waits_until_the_client_serves() -> None:
     client = starting_client()
-    assert client.handle(invitation()) == []
+    assert client.handle(make_invitation()) == []
     assert client.handle(infer_ready(1)) == [STOPS_APPLY, moves(ClientEvent.INFER_READY, 1), *begins()]
 
 
 def test_an_invitation_that_waited_is_used_once() -> None:
     client = starting_client()
-    client.handle(invitation(), infer_ready(1), SlotTaken())
+    client.handle(make_invitation(), infer_ready(1), SlotTaken())
     assert client.handle(fail_train())[-1] == ReadOpenRun()
 
 
 def test_a_client_asks_for_an_open_run_when_it_serves() -> None:
     client = serving_client()
     assert client.handle(OpenRunRead(None)) == []
-    assert client.handle(OpenRunRead(invitation())) == begins()
+    assert client.handle(OpenRunRead(make_invitation())) == begins()
 
 
 def test_a_run_ends_with_its_model_being_served() -> None:
     client = learning_client()
-    assert client.handle(announced(2)) == []
+    assert client.handle(model_announced(2)) == []
     assert client.handle(fin_train()) == [
         *ENDS_RUN,
         MoveClient(ClientEvent.FIN_TRAIN, {"run": None, "model": model(1)}),
@@ -353,7 +353,7 @@ def test_a_run_ends_with_its_model_being_served() -> None:
 def test_a_version_after_the_end_of_training_is_awaited() -> None:
     client = learning_client()
     assert client.handle(fin_train())[-1] == StartTimer(ClientTimer.VERSION, APPLY_S)
-    assert client.handle(announced(2)) == [CancelTimer(ClientTimer.VERSION), fetches(2)]
+    assert client.handle(model_announced(2)) == [CancelTimer(ClientTimer.VERSION), fetches(2)]
 
 
 def test_a_repeated_answer_does_not_end_the_wait_for_a_version() -> None:
@@ -412,13 +412,13 @@ def test_a_failed_training_leaves_the_client_serving(event: Event, move: ClientE
 def test_a_client_that_failed_twice_in_a_run_stays_out_of_it() -> None:
     client = learning_client()
     client.handle(fail_train())
-    assert client.handle(OpenRunRead(invitation())) == begins()
+    assert client.handle(OpenRunRead(make_invitation())) == begins()
     client.handle(SlotTaken(), fail_train())
-    assert client.handle(OpenRunRead(invitation())) == [
+    assert client.handle(OpenRunRead(make_invitation())) == [
         JoinTrace(RUN_TRACE),
         declines("this client has failed 2 times in tiny-1"),
     ]
-    assert client.handle(invitation("tiny-2")) == begins("tiny-2")
+    assert client.handle(make_invitation("tiny-2")) == begins("tiny-2")
 
 
 @pytest.mark.parametrize("message", [fin_train("tiny-7"), fail_train("tiny-7")])
@@ -435,14 +435,14 @@ RULED = {"eligibility": {"rule": "labelled >= 3", "again-s": 5}, "capture": {"ho
 def test_a_rule_is_tried_with_the_facts_that_it_names() -> None:
     client = serving_client(table=RULED)
     reads = ReadDeviceFacts(frozenset({"labelled"}), model(1), 0.25)
-    assert client.handle(invitation()) == [JoinTrace(RUN_TRACE), reads]
+    assert client.handle(make_invitation()) == [JoinTrace(RUN_TRACE), reads]
     assert client.handle(DeviceFactsRead({"labelled": 12.0})) == [TakeSlot(RUN)]
     assert client.handle(SlotTaken()) == JOINS
 
 
 def test_an_ineligible_client_declines_once_and_looks_again() -> None:
     client = serving_client(table=RULED)
-    client.handle(invitation())
+    client.handle(make_invitation())
     again = StartTimer(ClientTimer.ELIGIBLE, 5)
     reason = "labelled is 0, and should be at least 3"
     assert client.handle(DeviceFactsRead({"labelled": 0.0})) == [
@@ -450,15 +450,15 @@ def test_an_ineligible_client_declines_once_and_looks_again() -> None:
         declines(reason, rule="labelled >= 3", facts={"labelled": 0.0}),
     ]
     assert client.handle(fired(ClientTimer.ELIGIBLE)) == [ReadOpenRun()]
-    client.handle(OpenRunRead(invitation()))
+    client.handle(OpenRunRead(make_invitation()))
     assert client.handle(DeviceFactsRead({"labelled": 2.0})) == [again], "only the number is another"
-    client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(invitation()))
+    client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(make_invitation()))
     assert client.handle(DeviceFactsRead({"labelled": 3.0})) == [TakeSlot(RUN)]
 
 
 def test_a_rule_is_declined_again_for_another_run() -> None:
     client = serving_client(table=RULED)
-    client.handle(invitation(), DeviceFactsRead({"labelled": 0.0}), invitation("tiny-2"))
+    client.handle(make_invitation(), DeviceFactsRead({"labelled": 0.0}), make_invitation("tiny-2"))
     assert declines(
         "labelled is 0, and should be at least 3",
         "tiny-2",
@@ -469,13 +469,13 @@ def test_a_rule_is_declined_again_for_another_run() -> None:
 
 def test_a_client_without_a_slot_declines_and_looks_again() -> None:
     client = serving_client()
-    client.handle(invitation())
+    client.handle(make_invitation())
     reason = "this device already trains fashion-1 (limit 1 at a time)"
     again = StartTimer(ClientTimer.ELIGIBLE, SLOT_AGAIN_S)
     assert client.handle(SlotsBusy(("fashion-1",), 1)) == [again, declines(reason)]
-    client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(invitation()))
+    client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(make_invitation()))
     assert client.handle(SlotsBusy(("fashion-1",), 1)) == [again]
-    client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(invitation()))
+    client.handle(fired(ClientTimer.ELIGIBLE), OpenRunRead(make_invitation()))
     assert client.handle(SlotTaken()) == JOINS
 
 
@@ -484,31 +484,31 @@ def test_a_client_without_a_slot_declines_and_looks_again() -> None:
 
 def test_an_announced_model_is_applied_while_the_old_one_serves() -> None:
     client = serving_client()
-    assert client.handle(announced(2)) == [moves(ClientEvent.MODEL_PUBLISHED, 2), fetches(2)]
+    assert client.handle(model_announced(2)) == [moves(ClientEvent.MODEL_PUBLISHED, 2), fetches(2)]
     assert client.handle(ModelFetched(model(2))) == [STARTS_APPLY, updates(2)]
     assert client.handle(infer_ready(2)) == [STOPS_APPLY, moves(ClientEvent.INFER_READY, 2), ReadOpenRun()]
 
 
 @pytest.mark.parametrize("term", [0, 1, 7])
 def test_the_served_version_is_not_applied_again(term: int) -> None:
-    assert serving_client().handle(announced(1, term)) == []
+    assert serving_client().handle(model_announced(1, term)) == []
 
 
 def test_an_older_announcement_does_not_replace_a_newer_one() -> None:
     client = learning_client()
-    client.handle(announced(3), announced(2))
+    client.handle(model_announced(3), model_announced(2))
     assert fetches(3) in client.handle(fin_train())
 
 
 def test_a_lower_version_is_applied_where_its_term_is_higher() -> None:
     client = applying_client()
     client.handle(infer_ready(2))
-    assert client.handle(announced(1, 3)) == [moves(ClientEvent.MODEL_PUBLISHED, 1), fetches(1, term=3)]
+    assert client.handle(model_announced(1, 3)) == [moves(ClientEvent.MODEL_PUBLISHED, 1), fetches(1, term=3)]
 
 
 def test_a_model_announced_during_an_application_is_applied_after_it() -> None:
     client = applying_client()
-    assert client.handle(announced(3)) == []
+    assert client.handle(model_announced(3)) == []
     assert client.handle(infer_ready(2)) == [
         STOPS_APPLY,
         moves(ClientEvent.INFER_READY, 2),
@@ -519,13 +519,13 @@ def test_a_model_announced_during_an_application_is_applied_after_it() -> None:
 
 def test_a_term_that_changes_during_the_download_is_handed_over() -> None:
     client = serving_client()
-    client.handle(announced(2, 4), announced(2, 5))
+    client.handle(model_announced(2, 4), model_announced(2, 5))
     assert client.handle(ModelFetched(model(2))) == [STARTS_APPLY, updates(2, 5)]
 
 
 def test_an_answer_before_the_hand_over_is_ignored() -> None:
     client = serving_client()
-    client.handle(announced(2))
+    client.handle(model_announced(2))
     assert client.handle(infer_ready(2)) == ignored("infer_ready", ClientState.PENDING_APPLICATION)
 
 
@@ -547,7 +547,7 @@ def test_a_refused_model_leaves_the_old_one_serving(event: Event, reason: str) -
         moves(ClientEvent.INFER_REFUSED, 1, reason),
         ReadOpenRun(),
     ]
-    assert client.handle(announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
+    assert client.handle(model_announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
 
 
 def test_a_refusal_is_logged() -> None:
@@ -559,7 +559,7 @@ def test_a_refusal_is_logged() -> None:
 
 def test_a_model_that_cannot_be_fetched_leaves_the_old_one_serving() -> None:
     client = serving_client()
-    client.handle(announced(2))
+    client.handle(model_announced(2))
     assert client.handle(ModelNotFetched(model(2), "it is not signed")) == [
         STOPS_APPLY,
         moves(ClientEvent.INFER_REFUSED, 1, "it is not signed"),
@@ -609,16 +609,16 @@ def test_an_inference_agent_without_a_model_has_no_deadline() -> None:
 def test_a_roll_back_is_recorded_and_its_model_is_not_applied_again() -> None:
     client = applying_client()
     client.handle(infer_ready(2))
-    back = rolled_back(2, to=1)
+    back = model_rolled_back(2, to=1)
     assert client.handle(back) == [moves(ClientEvent.MODEL_RETURNED, 1, "it errs")]
     assert client.handle(back) == ignored("model_returned", ClientState.SERVING)
-    assert client.handle(announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
+    assert client.handle(model_announced(3)) == [moves(ClientEvent.MODEL_PUBLISHED, 3), fetches(3)]
 
 
 def test_a_rolled_back_model_is_applied_when_it_is_promoted_again() -> None:
     client = applying_client()
-    client.handle(infer_ready(2), rolled_back(2, to=1))
-    assert client.handle(announced(2, 5)) == [
+    client.handle(infer_ready(2), model_rolled_back(2, to=1))
+    assert client.handle(model_announced(2, 5)) == [
         moves(ClientEvent.MODEL_PUBLISHED, 2),
         fetches(2, term=5),
     ]
@@ -626,8 +626,8 @@ def test_a_rolled_back_model_is_applied_when_it_is_promoted_again() -> None:
 
 def test_a_roll_back_during_a_run_is_recorded_at_its_end() -> None:
     client = applying_client()
-    client.handle(infer_ready(2), invitation(), SlotTaken())
-    assert client.handle(rolled_back(2, to=1)) == []
+    client.handle(infer_ready(2), make_invitation(), SlotTaken())
+    assert client.handle(model_rolled_back(2, to=1)) == []
     assert MoveClient(ClientEvent.FAIL_TRAIN, {"run": None, "model": model(1)}, "it broke") in (
         client.handle(fail_train())
     )
@@ -635,14 +635,14 @@ def test_a_roll_back_during_a_run_is_recorded_at_its_end() -> None:
 
 def test_a_roll_back_during_an_application_does_not_stop_it() -> None:
     client = applying_client()
-    client.handle(infer_ready(2), announced(3), ModelFetched(model(3)))
-    assert client.handle(rolled_back(2, to=1)) == []
+    client.handle(infer_ready(2), model_announced(3), ModelFetched(model(3)))
+    assert client.handle(model_rolled_back(2, to=1)) == []
     assert client.handle(fired(ClientTimer.APPLY))[1] == moves(ClientEvent.INFER_REFUSED, 1, NO_ANSWER)
 
 
 def test_a_model_accepted_after_a_roll_back_is_recorded() -> None:
     client = applying_client()
-    client.handle(infer_ready(2), announced(3), ModelFetched(model(3)), rolled_back(2, to=1))
+    client.handle(infer_ready(2), model_announced(3), ModelFetched(model(3)), model_rolled_back(2, to=1))
     assert client.handle(infer_ready(3))[1] == moves(ClientEvent.INFER_READY, 3)
 
 
@@ -750,7 +750,7 @@ def test_code_waits_for_the_end_of_a_run() -> None:
 
 def test_code_goes_before_a_model_and_a_model_before_a_run() -> None:
     client = applying_client()
-    client.handle(announced(3), code_published(OLD, NEW), invitation())
+    client.handle(model_announced(3), code_published(OLD, NEW), make_invitation())
     assert client.handle(infer_ready(2))[2:] == begins_sync()
     client.handle(CodePrepared(task_at(NEW)), infer_ready(2, NEW))
     assert client.handle(ServerInfoRead(None, "it does not answer"))[2:] == [
@@ -776,7 +776,7 @@ def test_a_model_that_the_old_code_refused_is_tried_with_the_new() -> None:
     client = applying_client()
     client.handle(infer_refused(2, serving=1))
     client.handle(code_published(OLD, NEW), CodePrepared(task_at(NEW)), infer_ready(1, NEW))
-    announcement = announced(2, traceparent="").announcement
+    announcement = model_announced(2, traceparent="").announcement
     assert client.handle(server_info(2))[2:] == [
         moves(ClientEvent.MODEL_PUBLISHED, 2),
         FetchModel(announcement, FETCH_ATTEMPTS),

@@ -7,11 +7,11 @@ import pytest
 from support.client_machine import (
     CLIENT_ID,
     LABELS,
-    announced,
+    model_announced,
     infer_ready,
     infer_refused,
-    invitation,
-    rolled_back,
+    make_invitation,
+    model_rolled_back,
     server_info,
 )
 from support.server_machine import NAME, NEW, NOW, OLD, RUN, task_at
@@ -221,7 +221,7 @@ class ClientWalk:
         if not self.fails(0.3):
             self.term += 1
             self.version = self.random.randint(1, 5)
-        self.decide(announced(self.version, self.term))
+        self.decide(model_announced(self.version, self.term))
 
     def publish_code(self) -> None:
         stable, candidate = self.random.choice(((OLD, ""), (OLD, NEW), (NEW, "")))
@@ -231,7 +231,7 @@ class ClientWalk:
 
     def an_invitation(self) -> UpdateReady:
         code_version = OLD if self.fails() else self.code
-        return invitation(f"{NAME}-{self.random.randint(1, 3)}", code_version=code_version)
+        return make_invitation(f"{NAME}-{self.random.randint(1, 3)}", code_version=code_version)
 
     def report_training(self) -> None:
         run = self.record.data.run if self.record.data.run and not self.fails() else RUN
@@ -265,7 +265,7 @@ class ClientWalk:
     def roll_back(self) -> None:
         if self.served is None or self.before is None:
             return
-        message = rolled_back(self.served.version, self.before.version)
+        message = model_rolled_back(self.served.version, self.before.version)
         self.served, self.before = self.before, None
         self.decide(message)
 

@@ -29,10 +29,10 @@ with hold_liveness_lock(Path(sys.argv[1]), "inference"):
 async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_goes(
     fed: FederationHarness,
 ) -> None:
-    device = fed.device("c1")
+    device = fed.client_config("c1")
     async with (
-        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.site.task.id) as reports,
-        fed.agent(partial(device_monitor, device)),
+        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.config.task.id) as reports,
+        fed.run_agent(partial(device_monitor, device)),
     ):
         first = await asyncio.wait_for(anext(reports), 20)
         assert isinstance(first, DeviceReport)
@@ -46,13 +46,13 @@ async def test_a_device_tells_how_it_is_at_once_and_of_each_agent_that_comes_or_
 
 
 async def test_errors_are_counted_and_the_last_is_told(fed: FederationHarness, tmp_path: Path) -> None:
-    speaker = await fed.speaker("device-monitor", "c1")
+    speaker = await fed.connect_as("device-monitor", "c1")
     monitor = DeviceMonitor(
-        speaker, fed.site.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
+        speaker, fed.config.task, client_id("c1"), directory=tmp_path, errors=lambda: (3, "x" * 1000)
     )
     async with (
-        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.site.task.id) as reports,
-        fed.agent(monitor.run),
+        fed.bus.subscribe_ephemeral(DeviceReport, task=fed.config.task.id) as reports,
+        fed.run_agent(monitor.run),
     ):
         report = await asyncio.wait_for(anext(reports), 20)
 

@@ -12,7 +12,7 @@ import pytest
 from flwr.app import Array, ArrayRecord, ConfigRecord, RecordDict
 from support import eventually
 from support.federation import TASK, FederationHarness, RunningAgent
-from support.processes import children
+from support.processes import child_processes
 from support.recorded_telemetry import record_telemetry
 
 from fedbus.app.composition.agents import flower_client
@@ -48,14 +48,14 @@ async def enrolled(fed: FederationHarness) -> None:
 @pytest.fixture
 async def trainer(fed: FederationHarness, enrolled: None) -> AsyncIterator[RunningAgent]:
     """A Flower client that waits for a run."""
-    async with fed.agent(lambda stop: flower_client(fed.device(CLIENT), stop)) as agent:
-        await fed.reaches("fl_client", "waiting")
+    async with fed.run_agent(lambda stop: flower_client(fed.client_config(CLIENT), stop)) as agent:
+        await fed.wait_for_state("fl_client", "waiting")
         yield agent
 
 
 async def start_training(fed: FederationHarness, run: str = RUN, **config: object) -> None:
     plan = PLAN.model_copy(update={"config": config})
-    await fed.say(ClientStart(task=TASK, client=CLIENT, run=run, plan=plan), by="client-manager")
+    await fed.publish(ClientStart(task=TASK, client=CLIENT, run=run, plan=plan), sender="client-manager")
 
 
 async def send_round_message(
@@ -79,21 +79,21 @@ async def send_round_message(
         ttl_s=60,
         content=MessageContent(inline=content),
     )
-    await fed.say(message, by="flower-server")
+    await fed.publish(message, sender="flower-server")
 
 
 async def send_server_closed(fed: FederationHarness, outcome: str = "finished", run: str = RUN) -> None:
     closed = {"task": TASK, "run": run, "outcome": outcome, "rounds": 1, "reason": "it was so"}
-    await fed.say(ServerClosed.model_validate(closed), by="server-manager")
+    await fed.publish(ServerClosed.model_validate(closed), sender="server-manager")
 
 
 async def train(fed: FederationHarness) -> psutil.Process:
     """The process of a client that is in the middle of its run."""
     await start_training(fed)
-    await fed.hears(ClientJoined)
+    await fed.wait_for_message(ClientJoined)
     await send_round_message(fed)
-    await fed.reaches("fl_client", "training")
-    (process,) = children("trainer")
+    await fed.wait_for_state("fl_client", "training")
+    (process,) = child_processes("trainer")
     return process
 
 
@@ -104,14 +104,20 @@ async def test_a_client_trains_a_run_in_a_process_that_goes_when_it_is_over(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     process = await train(fed)
-    reply = await fed.hears(RoundReply)
+    reply = await fed.wait_for_message(RoundReply)
     assert (reply.client, reply.reply_to, reply.round, reply.error_code) == (CLIENT, "m1", 1, None)
-    assert (await fed.hears(ClientJoined)).code_version == fed.site.task.code_version
+    assert (await fed.wait_for_message(ClientJoined)).code_version == fed.config.task.code_version
     await send_server_closed(fed)
-    assert await fed.hears(FinTrain) == FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=1)
-    await fed.reaches("fl_client", "waiting")
+    assert await fed.wait_for_message(FinTrain) == FinTrain(task=TASK, client=CLIENT, run=RUN, rounds=1)
+    await fed.wait_for_state("fl_client", "waiting")
     assert not process.is_running()
-    assert fed.events("fl_client") == ["started", "client_start", "round_started", "run_finished", "reported"]
+    assert fed.events_of("fl_client") == [
+        "started",
+        "client_start",
+        "round_started",
+        "run_finished",
+        "reported",
+    ]
 
 
 async def test_a_message_that_comes_twice_is_answered_once(
@@ -120,8 +126,8 @@ async def test_a_message_that_comes_twice_is_answered_once(
     await train(fed)
     await send_round_message(fed, "m1")
     await send_round_message(fed, "m2")
-    await fed.hears(RoundReply, times=2)
-    assert [reply.reply_to for reply in fed.heard(RoundReply)] == ["m1", "m2"]
+    await fed.wait_for_message(RoundReply, times=2)
+    assert [reply.reply_to for reply in fed.messages_of(RoundReply)] == ["m1", "m2"]
 
 
 async def test_a_client_that_trains_says_so_all_the_time(
@@ -135,14 +141,14 @@ async def test_a_client_that_trains_says_so_all_the_time(
 async def test_an_app_that_raises_is_an_answer_and_a_failed_training_and_the_process_goes_on(
     fed: FederationHarness, trainer: RunningAgent, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    app = Path(fed.site.task.path) / "tiny" / "client_app.py"
+    app = Path(fed.config.task.path) / "tiny" / "client_app.py"
     app.write_text(app.read_text().replace('MetricRecord({"num-examples": 1})', "1 / 0"))
     async with record_telemetry(monkeypatch) as heard:
         await train(fed)
-        reply = await fed.hears(RoundReply)
+        reply = await fed.wait_for_message(RoundReply)
         assert "ZeroDivisionError" in reply.error_reason
-        assert children("trainer")
-        await fed.until(lambda: any(span.name == "upload" for span in heard.spans))
+        assert child_processes("trainer")
+        await fed.wait_until(lambda: any(span.name == "upload" for span in heard.spans))
     (training,) = [span for span in heard.spans if span.name in ("train", "evaluate")]
     assert training.attributes["error.type"] == "ZeroDivisionError"
 
@@ -152,21 +158,21 @@ async def test_a_training_says_how_many_captured_rows_it_did_not_get(
 ) -> None:
     """Of four, one has a label that is none of the two classes: by it every training of the device would fail."""
     tables = {"capture": {"holdout-share": 0.0}, "checks": {"classes": 2}}
-    table = fed.site.task.table.model_validate({**fed.site.task.table.model_dump(), **tables})
-    fed.site = replace(fed.site, task=fed.site.task.model_copy(update={"table": table}))
-    device = fed.device(CLIENT)
+    table = fed.config.task.table.model_validate({**fed.config.task.table.model_dump(), **tables})
+    fed.config = replace(fed.config, task=fed.config.task.model_copy(update={"table": table}))
+    device = fed.client_config(CLIENT)
     captured = CapturedData(device.captured())
     for label in (0, 99, 1, None):
         captured.add(np.zeros(3, np.float32), np.int64(0), label, model_version=1)
     await captured.close()
     weights = ArrayRecord({"bias": Array(np.zeros(4, np.float32))})
-    async with fed.agent(lambda stop: flower_client(device, stop)):
+    async with fed.run_agent(lambda stop: flower_client(device, stop)):
         await start_training(fed)
-        await fed.hears(ClientJoined)
+        await fed.wait_for_message(ClientJoined)
         await send_round_message(fed, "m1", to="train", arrays=weights)
         await send_round_message(fed, "m2")
-        await fed.hears(RoundReply, times=2)
-        trained, evaluated = fed.heard(RoundReply)
+        await fed.wait_for_message(RoundReply, times=2)
+        trained, evaluated = fed.messages_of(RoundReply)
         assert (trained.error_reason, trained.left_out, evaluated.left_out) == ("", 1, 0)
         with np.load(device.captured().with_name("captured.npz")) as data:
             assert data["labels"].tolist() == [0, 1]
@@ -179,24 +185,24 @@ async def test_a_trainer_that_is_killed_is_told_of_at_once(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
     (await train(fed)).send_signal(signal.SIGKILL)
-    failed = await fed.hears(FailTrain)
+    failed = await fed.wait_for_message(FailTrain)
     assert failed.trainer_lost
     assert failed.reason.startswith("the trainer was killed (SIGKILL")
-    assert (await fed.reaches("fl_client", "waiting")).source == "training"
+    assert (await fed.wait_for_state("fl_client", "waiting")).source == "training"
     await start_training(fed, f"{TASK}-2")  # and may train again
-    await fed.hears(ClientJoined, times=2)
+    await fed.wait_for_message(ClientJoined, times=2)
 
 
 async def test_an_app_that_cannot_be_loaded_fails_before_it_joins(
     fed: FederationHarness, trainer: RunningAgent
 ) -> None:
-    app = Path(fed.site.task.path) / "tiny" / "client_app.py"
+    app = Path(fed.config.task.path) / "tiny" / "client_app.py"
     app.write_text(app.read_text().replace("import os", "import not_there"))
     await start_training(fed)
-    failed = await fed.hears(FailTrain)
+    failed = await fed.wait_for_message(FailTrain)
     assert "not_there" in failed.reason
-    assert (await fed.happens("fl_client", "failed")).source == "pending"
-    assert not fed.heard(ClientJoined)
+    assert (await fed.wait_for_event("fl_client", "failed")).source == "pending"
+    assert not fed.messages_of(ClientJoined)
 
 
 async def test_a_run_that_failed_is_left_with_the_reason(
@@ -204,7 +210,7 @@ async def test_a_run_that_failed_is_left_with_the_reason(
 ) -> None:
     process = await train(fed)
     await send_server_closed(fed, "failed")
-    assert (await fed.hears(FailTrain)).reason == "the run failed: it was so"
+    assert (await fed.wait_for_message(FailTrain)).reason == "the run failed: it was so"
     assert not process.is_running()
 
 
@@ -213,16 +219,16 @@ async def test_a_run_that_ended_without_this_client_is_left_too(
 ) -> None:
     await start_training(fed)
     await send_server_closed(fed)
-    assert (await fed.happens("fl_client", "failed")).source == "pending"
-    await fed.hears(FailTrain)
+    assert (await fed.wait_for_event("fl_client", "failed")).source == "pending"
+    await fed.wait_for_message(FailTrain)
 
 
 async def test_the_end_of_another_run_changes_nothing(fed: FederationHarness, trainer: RunningAgent) -> None:
     await train(fed)
     await send_server_closed(fed, run=f"{TASK}-7")
     await send_server_closed(fed)
-    assert (await fed.hears(FinTrain)).run == RUN
-    assert not fed.heard(FailTrain)
+    assert (await fed.wait_for_message(FinTrain)).run == RUN
+    assert not fed.messages_of(FailTrain)
 
 
 async def test_a_run_that_was_over_before_it_began_here_is_not_begun(
@@ -230,17 +236,17 @@ async def test_a_run_that_was_over_before_it_began_here_is_not_begun(
 ) -> None:
     await send_server_closed(fed)
     await start_training(fed)
-    assert (await fed.hears(FailTrain)).reason == "the run is over"
-    assert fed.events("fl_client") == ["started"]
+    assert (await fed.wait_for_message(FailTrain)).reason == "the run is over"
+    assert fed.events_of("fl_client") == ["started"]
 
 
 async def test_a_client_trains_one_run_at_a_time(fed: FederationHarness, trainer: RunningAgent) -> None:
     await start_training(fed)
     await start_training(fed)  # the client manager was restarted: it is the same run
     await start_training(fed, f"{TASK}-2")
-    failed = await fed.hears(FailTrain)
+    failed = await fed.wait_for_message(FailTrain)
     assert (failed.run, failed.reason) == (f"{TASK}-2", f"this client is busy with {RUN}")
-    assert len(children("trainer")) <= 1
+    assert len(child_processes("trainer")) <= 1
 
 
 # --- coming and going ------------------------------------------------------------------------------------
@@ -251,7 +257,7 @@ async def test_asked_to_stop_it_leaves_its_run_and_says_so(
 ) -> None:
     process = await train(fed)
     await trainer.stop()
-    assert (await fed.hears(FailTrain)).reason == "the client was stopped"
+    assert (await fed.wait_for_message(FailTrain)).reason == "the client was stopped"
     assert not process.is_running()
     trainer.start()
 
@@ -261,25 +267,25 @@ async def test_killed_and_back_it_says_that_it_is_out_of_its_run(
 ) -> None:
     await train(fed)
     await trainer.restart()
-    assert (await fed.hears(FailTrain)).reason == "the FL client was restarted"
+    assert (await fed.wait_for_message(FailTrain)).reason == "the FL client was restarted"
     await start_training(fed, f"{TASK}-2")
-    await fed.hears(ClientJoined, times=2)
+    await fed.wait_for_message(ClientJoined, times=2)
 
 
 async def test_killed_between_the_end_and_the_report_it_reports(
     fed: FederationHarness, enrolled: None
 ) -> None:
-    device = fed.device(CLIENT)
-    bus = await fed.speaker("flower-client", CLIENT)
+    device = fed.client_config(CLIENT)
+    bus = await fed.connect_as("flower-client", CLIENT)
     async with LifecycleStore.open(bus, device.outbox("flower-client")) as lives:
         life = await lives.of(FL_CLIENT, FlClientData(task=TASK, client=CLIENT, run=RUN))
         await life.create()
         for event in (FlClientEvent.CLIENT_START, FlClientEvent.ROUND_STARTED, FlClientEvent.RUN_FINISHED):
             await life.transition(event)
-    async with fed.agent(lambda stop: flower_client(device, stop)):
-        await fed.hears(FinTrain)
-        await fed.reaches("fl_client", "waiting")
-    assert fed.last("fl_client").event == "reported"
+    async with fed.run_agent(lambda stop: flower_client(device, stop)):
+        await fed.wait_for_message(FinTrain)
+        await fed.wait_for_state("fl_client", "waiting")
+    assert fed.last_transition("fl_client").event == "reported"
 
 
 async def test_what_an_earlier_run_still_wanted_is_let_go(
@@ -287,6 +293,6 @@ async def test_what_an_earlier_run_still_wanted_is_let_go(
 ) -> None:
     await send_round_message(fed, "of the run before", run=f"{TASK}-0")
     await train(fed)
-    await fed.hears(RoundReply)
-    assert [reply.reply_to for reply in fed.heard(RoundReply)] == ["m1"]
-    await eventually(lambda: fed.last("fl_client").target == "training")
+    await fed.wait_for_message(RoundReply)
+    assert [reply.reply_to for reply in fed.messages_of(RoundReply)] == ["m1"]
+    await eventually(lambda: fed.last_transition("fl_client").target == "training")

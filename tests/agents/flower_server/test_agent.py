@@ -10,7 +10,7 @@ import psutil
 import pytest
 from support import eventually
 from support.federation import TASK, FederationHarness, RunningAgent
-from support.processes import children
+from support.processes import child_processes
 from support.recorded_telemetry import record_spans
 
 from fedbus.agents.flower_server.agent import FlowerServer
@@ -48,23 +48,23 @@ OF_THE_RUN = ServerData(task=TASK, run=RUN, plan=PLAN, model=MODEL, recruit_unti
 @pytest.fixture
 async def model(fed: FederationHarness) -> Artifact:
     """The first model, in the repository."""
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
     arrays = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
-    artifact = weights.save(arrays, fed.site.home / "first.safetensors")
-    await store.put(fed.site.home / "first.safetensors", artifact.sha256)
+    artifact = weights.save(arrays, fed.config.home / "first.safetensors")
+    await store.put(fed.config.home / "first.safetensors", artifact.sha256)
     return artifact
 
 
 @pytest.fixture
 async def wrapper(fed: FederationHarness) -> AsyncIterator[RunningAgent]:
-    async with fed.agent(lambda stop: flower_server(fed.site, stop)) as agent:
+    async with fed.run_agent(lambda stop: flower_server(fed.config, stop)) as agent:
         await eventually(lambda: is_answered(fed))
         yield agent
 
 
 async def is_answered(fed: FederationHarness) -> bool:
-    return await fed.is_served(FindServer(task=TASK, run=RUN))
+    return await fed.is_answered(FindServer(task=TASK, run=RUN))
 
 
 async def is_up(fed: FederationHarness, run: str = RUN) -> bool:
@@ -76,10 +76,10 @@ async def start_server(
     fed: FederationHarness, model: Artifact, run: str = RUN, first_round: int = 1
 ) -> psutil.Process:
     """The process of a run's Flower server, once it has said that it is up."""
-    before = len(fed.heard(ServerStarted))
+    before = len(fed.messages_of(ServerStarted))
     await fed.bus.request(StartServer(task=TASK, run=run, plan=PLAN, artifact=model, first_round=first_round))
-    await fed.hears(ServerStarted, times=before + 1)
-    (process,) = children("server")
+    await fed.wait_for_message(ServerStarted, times=before + 1)
+    (process,) = child_processes("server")
     return process
 
 
@@ -89,26 +89,28 @@ async def start_server(
 async def test_the_first_model_is_built_in_a_process_and_lies_in_the_repository(
     fed: FederationHarness, wrapper: RunningAgent
 ) -> None:
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
     made = await fed.bus.request(InitModel(task=TASK), timeout_s=60)
     arrays = weights.load(await store.path_of(made.artifact.sha256))
     assert {name: array.shape for name, array in arrays.items()} == {"weight": (4, 3), "bias": (4,)}
     assert await store.latest() is None  # an artifact, not yet a version
-    assert not children("init")
+    assert not child_processes("init")
 
 
 async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: FederationHarness) -> None:
-    table = fed.site.task.table.model_copy(update={"model": "tiny.samples:Nothing"})
-    order = fed.site.order().model_copy(update={"task": fed.site.task.model_copy(update={"table": table})})
-    store = open_model_store(fed.site.store_url, TASK)
+    table = fed.config.task.table.model_copy(update={"model": "tiny.samples:Nothing"})
+    order = fed.config.order().model_copy(
+        update={"task": fed.config.task.model_copy(update={"table": table})}
+    )
+    store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
 
     async def run(stop: asyncio.Event) -> None:
-        async with fed.site.bus("flower-server") as bus:
-            await FlowerServer(bus, order, store, logs=fed.site.logs).run(stop)
+        async with fed.config.bus("flower-server") as bus:
+            await FlowerServer(bus, order, store, logs=fed.config.logs).run(stop)
 
-    async with fed.agent(run):
+    async with fed.run_agent(run):
         await eventually(lambda: is_answered(fed))
         with pytest.raises(RequestRefused, match=r"the first model was not built: .*Nothing") as refused:
             await fed.bus.request(InitModel(task=TASK), timeout_s=60)
@@ -118,9 +120,9 @@ async def test_a_builder_that_is_not_there_is_refused_in_one_line(fed: Federatio
 async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_code(
     fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    version = fed.site.task.code_version
+    version = fed.config.task.code_version
     check = CheckCode(task=TASK, code_version=version, like=model.sha256)
-    models = fed.site.home / "models"
+    models = fed.config.home / "models"
     away = models.rename(models.with_name("away"))
     with pytest.raises(RequestRefused, match="is not mounted") as hindered:
         await fed.bus.request(check, timeout_s=60)
@@ -135,7 +137,7 @@ async def test_a_check_that_a_store_which_is_away_hinders_is_no_fault_of_the_cod
 async def test_a_run_that_would_begin_from_damaged_weights_is_refused_for_good_and_is_no_fault_of_its_code(
     fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
     (await store.path_of(model.sha256)).write_bytes(b"\xff" * model.size_bytes)
     with pytest.raises(RequestRefused, match="is corrupt") as refused:
@@ -155,14 +157,14 @@ async def test_a_server_is_up_from_its_start_to_its_stop(
     await fed.bus.request(StopServer(task=TASK, run=RUN), timeout_s=15)
     assert not process.is_running()
     assert not await is_up(fed)
-    assert not fed.heard(ServerLost)
+    assert not fed.messages_of(ServerLost)
 
 
 async def test_a_server_that_is_killed_is_told_of_and_another_may_take_its_place(
     fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
     (await start_server(fed, model)).send_signal(signal.SIGKILL)
-    lost = await fed.hears(ServerLost)
+    lost = await fed.wait_for_message(ServerLost)
     assert lost.run == RUN
     assert lost.reason.startswith("the Flower server was killed (SIGKILL")
     assert not await is_up(fed)
@@ -176,7 +178,7 @@ async def test_who_opens_a_run_is_done_with_the_one_before(
     first = await start_server(fed, model)
     second = await start_server(fed, model, run=f"{TASK}-2")
     assert (first.is_running(), second.is_running()) == (False, True)
-    assert not fed.heard(ServerLost)
+    assert not fed.messages_of(ServerLost)
 
 
 async def test_a_wrapper_that_ends_takes_its_server_with_it(
@@ -192,28 +194,28 @@ async def test_a_wrapper_that_ends_takes_its_server_with_it(
 async def test_a_wrapper_that_was_restarted_tells_of_the_server_that_went_with_it(
     fed: FederationHarness,
 ) -> None:
-    async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
         server = await lives.of(SERVER, OF_THE_RUN)
         await server.create()
         for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
             await server.transition(event)
-    async with fed.agent(lambda stop: flower_server(fed.site, stop)):
-        assert (await fed.hears(ServerLost)).run == RUN
+    async with fed.run_agent(lambda stop: flower_server(fed.config, stop)):
+        assert (await fed.wait_for_message(ServerLost)).run == RUN
 
 
 async def test_what_a_wrapper_that_was_restarted_tells_is_in_the_trace_of_the_run(
     fed: FederationHarness,
 ) -> None:
     trace_id = "4bf92f3577b34da6a3ce929d0e0e4736"
-    async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
         facts = OF_THE_RUN.model_copy(update={"traceparent": f"00-{trace_id}-00f067aa0ba902b7-01"})
         server = await lives.of(SERVER, facts)
         await server.create()
         for event in (ServerEvent.MODEL_READY, ServerEvent.RUN_REQUESTED, ServerEvent.QUORUM_REACHED):
             await server.transition(event)
     with record_spans() as spans:
-        async with fed.agent(lambda stop: flower_server(fed.site, stop)):
-            await fed.hears(ServerLost)
+        async with fed.run_agent(lambda stop: flower_server(fed.config, stop)):
+            await fed.wait_for_message(ServerLost)
     said = [one for one in spans.get_finished_spans() if one.name == "publish server_lost"]
     assert [f"{one.context.trace_id:032x}" for one in said if one.context] == [trace_id]
 
@@ -222,20 +224,20 @@ async def test_the_absence_of_a_server_is_told_where_it_is_asked_for(
     fed: FederationHarness, wrapper: RunningAgent
 ) -> None:
     await fed.bus.request(FindServer(task=TASK, run=RUN))
-    assert not fed.heard(ServerLost)
+    assert not fed.messages_of(ServerLost)
     await fed.bus.request(FindServer(task=TASK, run=RUN, say_so=True))
-    await fed.hears(ServerLost)
+    await fed.wait_for_message(ServerLost)
 
 
 async def test_an_app_that_is_not_there_fails_the_run_before_a_client_is_asked(
     fed: FederationHarness, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    app = Path(fed.site.task.path) / "tiny" / "server_app.py"
+    app = Path(fed.config.task.path) / "tiny" / "server_app.py"
     app.write_text(app.read_text().replace("app = ServerApp()", "app = SeverApp()"))
     await fed.bus.request(StartServer(task=TASK, run=RUN, plan=PLAN, artifact=model))
-    failed = await fed.hears(RunFailed)
+    failed = await fed.wait_for_message(RunFailed)
     assert "SeverApp" in failed.reason
-    assert not fed.heard(ServerStarted)
+    assert not fed.messages_of(ServerStarted)
 
 
 async def test_a_client_with_other_code_is_sent_nothing(
@@ -243,9 +245,9 @@ async def test_a_client_with_other_code_is_sent_nothing(
 ) -> None:
     await start_server(fed, model)
     other = ClientJoined(task=TASK, client="c9", run=RUN, code_version="sha256:other")
-    await fed.say(other, by="trainer")
-    ours = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
-    await fed.say(ours, by="trainer")
-    await fed.say(BeginTraining(task=TASK, run=RUN, cohort=("c1",)), by="server-manager")
-    await fed.hears(RoundMessage)
-    assert {message.client for message in fed.heard(RoundMessage)} == {"c1"}
+    await fed.publish(other, sender="trainer")
+    ours = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.config.task.code_version)
+    await fed.publish(ours, sender="trainer")
+    await fed.publish(BeginTraining(task=TASK, run=RUN, cohort=("c1",)), sender="server-manager")
+    await fed.wait_for_message(RoundMessage)
+    assert {message.client for message in fed.messages_of(RoundMessage)} == {"c1"}

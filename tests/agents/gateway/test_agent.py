@@ -30,7 +30,7 @@ from fedbus.contracts.run import RunStarted, RunStopped, StartRun, StopRun
 async def simulation(nats: NatsServer) -> AsyncIterator[SimulatedFederation]:
     async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
         await bus.create_streams()
-        yield SimulatedFederation(bus, trace=TRACE)
+        yield SimulatedFederation(bus, trace_id=TRACE)
 
 
 def make_declined(number: int, reason: str = "the battery is at 10 %") -> ClientDeclined:
@@ -103,9 +103,9 @@ async def post_action(url: str, name: str, action: object, **headers: str) -> tu
 async def test_the_state_has_the_last_message_of_each_subject(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await simulation.clients(["c1", "c2"])
-    await simulation.say(make_declined(1, "before"))
-    await simulation.say(make_declined(1, "after"))
+    await simulation.create_clients(["c1", "c2"])
+    await simulation.publish(make_declined(1, "before"))
+    await simulation.publish(make_declined(1, "after"))
     async with run_gateway(nats.url) as url:
         state = await get_json(url, "/api/state")
     reasons = [one["body"]["reason"] for one in state["records"] if one["word"] == "declined"]
@@ -122,8 +122,8 @@ async def test_the_feed_continues_both_streams_after_the_state(
     async with run_gateway(nats.url) as url:
         cursor = (await get_json(url, "/api/state"))["cursor"]
         async with open_feed(url, cursor) as line:
-            await simulation.say(make_declined(1))
-            await simulation.server()
+            await simulation.publish(make_declined(1))
+            await simulation.create_server()
             words = [one["word"] for one in await line.until(2)]
     assert sorted(words) == ["declined", "transition"]
 
@@ -134,11 +134,11 @@ async def test_a_browser_that_reconnects_gets_each_record_once(
     async with run_gateway(nats.url) as url:
         async with open_feed(url, "e0-l0") as line:
             for number in range(5):
-                await simulation.say(make_declined(number))
-            await simulation.server()
+                await simulation.publish(make_declined(number))
+            await simulation.create_server()
             first = {(one["s"], one["n"]) for one in await line.until(6)}
         for number in range(5, 8):
-            await simulation.say(make_declined(number))
+            await simulation.publish(make_declined(number))
         async with open_feed(url, "e0-l0", last_id=line.cursor) as second_line:
             second = {(one["s"], one["n"]) for one in await second_line.until(3)}
     assert first == {("e", number) for number in range(1, 6)} | {("l", 1)}
@@ -149,9 +149,9 @@ async def test_a_cursor_is_valid_at_another_gateway(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
     async with run_gateway(nats.url) as url, open_feed(url, "e0-l0") as line:
-        await simulation.say(make_declined(1))
+        await simulation.publish(make_declined(1))
         await line.until(1)
-    await simulation.say(make_declined(2))
+    await simulation.publish(make_declined(2))
     async with (
         run_gateway(nats.url) as other_url,
         open_feed(other_url, "e0-l0", last_id=line.cursor) as other_line,
@@ -166,7 +166,7 @@ async def test_records_beyond_the_buffer_are_read_from_the_streams(
     async with run_gateway(nats.url) as url:
         await get_json(url, "/api/state")
         for number in range(10):
-            await simulation.say(make_declined(number))
+            await simulation.publish(make_declined(number))
 
         async def is_received() -> bool:
             return str((await get_json(url, "/api/state"))["cursor"]).startswith("e10-")
@@ -191,7 +191,7 @@ async def _read_until(line: FeedReader, event: str) -> bool:
 
 async def test_updates_are_sent_in_batches(simulation: SimulatedFederation, nats: NatsServer) -> None:
     async with run_gateway(nats.url) as url, open_feed(url, "e0-l0") as line:
-        await asyncio.gather(*(simulation.say(make_declined(number)) for number in range(200)))
+        await asyncio.gather(*(simulation.publish(make_declined(number)) for number in range(200)))
         batches = 0
         while len(line.records) < 200:
             before = len(line.records)
@@ -213,7 +213,7 @@ async def test_a_browser_that_does_not_read_is_disconnected(
         await reader.readline()
         long = "x" * 1900
         for _ in range(30):  # more than the socket buffers can store
-            await asyncio.gather(*(simulation.say(make_declined(number, long)) for number in range(200)))
+            await asyncio.gather(*(simulation.publish(make_declined(number, long)) for number in range(200)))
 
         async def has_a_free_place() -> bool:
             async with aiohttp.ClientSession() as session, session.get(f"{url}/api/feed") as response:
@@ -266,19 +266,19 @@ async def test_a_gateway_that_starts_first_waits_for_the_federation(nats: NatsSe
     async with run_gateway(nats.url) as url:
         async with Bus.connect(nats.url, Identity(FED, "test")) as bus:
             await bus.create_streams()
-            await SimulatedFederation(bus).clients(["c1"])
+            await SimulatedFederation(bus).create_clients(["c1"])
         assert len((await get_json(url, "/api/state"))["records"]) == 3
 
 
 async def test_a_run_has_its_messages_since_its_request(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await simulation.clients(["c1"])
-    simulation.passes(5)
-    run = simulation.run(1, 0)
-    await simulation.move(run, "recruiting_started", "requested", "recruiting")
-    await simulation.say(make_declined(1))
-    await simulation.say(ClientDeclined(task=TASK, client="c1", run="mnist-2", reason="another run"))
+    await simulation.create_clients(["c1"])
+    simulation.advance(5)
+    run = simulation.make_run_facts(1, 0)
+    await simulation.transition(run, "recruiting_started", "requested", "recruiting")
+    await simulation.publish(make_declined(1))
+    await simulation.publish(ClientDeclined(task=TASK, client="c1", run="mnist-2", reason="another run"))
     async with run_gateway(nats.url) as url:
         records = await get_json(url, "/api/runs/mnist-1")
         async with aiohttp.ClientSession() as session, session.get(f"{url}/api/runs/no-such") as response:
@@ -289,7 +289,7 @@ async def test_a_run_has_its_messages_since_its_request(
 async def test_a_trace_and_a_full_message_can_be_read(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await simulation.say(make_declined(1, "x" * (MAX_TEXT_CHARS + 1)))
+    await simulation.publish(make_declined(1, "x" * (MAX_TEXT_CHARS + 1)))
     async with run_gateway(nats.url) as url:
         (short,) = await get_json(url, "/api/recent")
         assert short["body"]["reason"].endswith(f"… ({MAX_TEXT_CHARS + 1} characters)")
@@ -302,17 +302,17 @@ async def test_a_trace_and_a_full_message_can_be_read(
 async def test_the_causes_of_a_message_lead_back_to_the_root_cause(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    run = simulation.run(1, 0)
-    root_id = await simulation.move(run, "requested", "", "requested")
+    run = simulation.make_run_facts(1, 0)
+    root_id = await simulation.transition(run, "requested", "", "requested")
     with cause_scope(root_id):
-        first_step_id = await simulation.say(make_declined(1, "the first step"))
-        await simulation.say(make_declined(2, "another effect of the root cause"))
+        first_step_id = await simulation.publish(make_declined(1, "the first step"))
+        await simulation.publish(make_declined(2, "another effect of the root cause"))
     for number in range(300):
-        await simulation.say(make_declined(number, "unrelated"))
+        await simulation.publish(make_declined(number, "unrelated"))
     with cause_scope(first_step_id):
-        second_step_id = await simulation.move(run, "recruiting_started", "requested", "recruiting")
+        second_step_id = await simulation.transition(run, "recruiting_started", "requested", "recruiting")
     with cause_scope(second_step_id):
-        await simulation.say(make_declined(3, "the end"))
+        await simulation.publish(make_declined(3, "the end"))
     async with run_gateway(nats.url) as url:
         found = await get_json(url, "/api/causes/e/303")
         assert (await get_json(url, "/api/causes/l/1"))["chain"][0]["id"] == root_id
@@ -330,7 +330,7 @@ async def test_a_chain_without_its_root_cause_is_reported_as_incomplete(
 ) -> None:
     for cause in (uuid7(), "not a UUID"):
         with cause_scope(cause):
-            await simulation.say(make_declined(1))
+            await simulation.publish(make_declined(1))
     async with run_gateway(nats.url) as url:
         for number in (1, 2):
             found = await get_json(url, f"/api/causes/e/{number}")
@@ -340,19 +340,19 @@ async def test_a_chain_without_its_root_cause_is_reported_as_incomplete(
 @pytest.mark.parametrize(
     ("path", "error"),
     [
-        ("/api/messages/e/0", "Invalid sequence '0'. Use a number from 1, with at most 15 digits."),
-        ("/api/messages/e/" + "9" * 5000, "Invalid sequence '999"),
-        ("/api/messages/l/%C2%B2", "Invalid sequence '²'."),
-        ("/api/causes/l/-1", "Invalid sequence '-1'."),
-        ("/api/recent?limit=" + "9" * 5000, "Invalid limit '999"),
-        ("/api/recent?limit=%D9%A3", "Invalid limit '٣'."),
+        ("/api/messages/e/0", "invalid sequence '0'. Use a number from 1, with at most 15 digits"),
+        ("/api/messages/e/" + "9" * 5000, "invalid sequence '999"),
+        ("/api/messages/l/%C2%B2", "invalid sequence '²'"),
+        ("/api/causes/l/-1", "invalid sequence '-1'"),
+        ("/api/recent?limit=" + "9" * 5000, "invalid limit '999"),
+        ("/api/recent?limit=%D9%A3", "invalid limit '٣'"),
         (
             f"/api/traces/{TRACE}?around=0001-01-01T00:00:00Z",
-            "Invalid time '0001-01-01T00:00:00Z' in around.",
+            "invalid time '0001-01-01T00:00:00Z' in around.",
         ),
-        (f"/api/traces/{TRACE}?around=9999-12-31T23:59:59Z", "with a year from 1970 to 9000."),
-        (f"/api/traces/{TRACE}?around=yesterday", "Invalid time 'yesterday' in around."),
-        ("/api/feed?after=" + "9" * 5000, "Use the form e812-l344."),
+        (f"/api/traces/{TRACE}?around=9999-12-31T23:59:59Z", "with a year from 1970 to 9000"),
+        (f"/api/traces/{TRACE}?around=yesterday", "invalid time 'yesterday' in around"),
+        ("/api/feed?after=" + "9" * 5000, "Use the form e812-l344"),
     ],
 )
 async def test_an_invalid_parameter_is_answered_with_its_error(
@@ -440,14 +440,14 @@ async def test_runs_are_started_and_stopped_with_the_token(
         status, answer = await post_action(url, "start_run", {"task": TASK, "rounds": 0}, **authorized)
         assert (status, answer["error"]) == (400, "rounds: Input should be greater than or equal to 1")
         status, answer = await post_action(url, "start_run", {"task": TASK, "rounds": 10**30}, **authorized)
-        assert (status, answer["error"]) == (400, "StartRun has a number of more than 64 bits")
+        assert (status, answer["error"]) == (400, "StartRun contains an integer of more than 64 bits")
     assert received == [StartRun(task=TASK, rounds=2), StopRun(task=TASK, run="mnist-1")]
 
 
 async def test_a_port_in_use_is_reported(simulation: SimulatedFederation, nats: NatsServer) -> None:
     async with run_gateway(nats.url) as url:
         port = urlsplit(url).port or 0
-        with pytest.raises(GatewayBindError, match=f"Cannot serve the dashboard on 127.0.0.1:{port}"):
+        with pytest.raises(GatewayBindError, match=f"cannot serve the dashboard on 127.0.0.1:{port}"):
             async with run_gateway(nats.url, port=port):
                 pass
 

@@ -245,8 +245,8 @@ def with_tables(task: Task, **tables: dict[str, Any]) -> Task:
 
 async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarness) -> None:
     """All that goes over the bus is looked through for what was predicted, in every way to write it."""
-    fed.site = replace(
-        fed.site, task=with_tables(fed.site.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
+    fed.config = replace(
+        fed.config, task=with_tables(fed.config.task, checks={"every-s": 0.2, "min-rows": 20, "classes": 4})
     )
     for agent in CLIENT_CONSUMERS:
         await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
@@ -258,30 +258,30 @@ async def test_no_sample_leaves_the_device(nats: NatsServer, fed: FederationHarn
     listener = await nats_connect(nats.url)
     await listener.subscribe(">", cb=hear)
     secret = [0.123456789, 0.98765432, 0.55554444]
-    device = fed.device("c1")
-    async with fed.agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
-        await fed.reaches("inference", "empty")
-        path = fed.site.home / "v1.safetensors"
+    device = fed.client_config("c1")
+    async with fed.run_agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
+        await fed.wait_for_state("inference", "empty")
+        path = fed.config.home / "v1.safetensors"
         arrays = {"weight": np.ones((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
         model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
         start = InferStart(task=TASK, client="c1", model=model, path=str(path))
-        await fed.say(start, by="client-manager")
-        ready = await fed.hears(InferReady)
+        await fed.publish(start, sender="client-manager")
+        ready = await fed.wait_for_message(InferReady)
         heard.clear()  # until now it was the test that spoke
         for n in range(60):
             body = {"inputs": [secret], "labels": [n % 4]}
             async with session.post(f"{ready.endpoint}/predict", json=body) as response:
                 assert response.status == 200
-        await fed.hears(DataCounted)
-        checked = await fed.hears(DataChecked)
-        await fed.until(
-            lambda: any(one.inputs and one.rows == 60 for one in fed.heard(DataChecked)), "a sketch"
+        await fed.wait_for_message(DataCounted)
+        checked = await fed.wait_for_message(DataChecked)
+        await fed.wait_until(
+            lambda: any(one.inputs and one.rows == 60 for one in fed.messages_of(DataChecked)), "a sketch"
         )
     await listener.close()
     assert checked.rows
     said = b"".join(heard)
     assert b"data_checked" in said
-    assert fed.heard(DataChecked)[-1].classes == {"0": 15, "1": 15, "2": 15, "3": 15}
+    assert fed.messages_of(DataChecked)[-1].classes == {"0": 15, "1": 15, "2": 15, "3": 15}
     for value in secret:
         for written in encodings_of(value):
             assert written not in said
@@ -345,17 +345,19 @@ async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_aga
     fed: FederationHarness,
 ) -> None:
     """What the store does when the disk itself is full is tried where the store is; here its table is away."""
-    fed.site = replace(fed.site, task=with_tables(fed.site.task, capture={"retry-s": 0.05}))
+    fed.config = replace(fed.config, task=with_tables(fed.config.task, capture={"retry-s": 0.05}))
     for agent in CLIENT_CONSUMERS:
         await fed.bus.create_client_consumer(agent, task=TASK, client="c1")
-    device = fed.device("c1")
-    async with fed.agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
-        await fed.reaches("inference", "empty")
-        path = fed.site.home / "v1.safetensors"
+    device = fed.client_config("c1")
+    async with fed.run_agent(lambda stop: inference(device, stop)), aiohttp.ClientSession() as session:
+        await fed.wait_for_state("inference", "empty")
+        path = fed.config.home / "v1.safetensors"
         arrays = {"weight": np.ones((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
         model = ModelRef(**weights.save(arrays, path).model_dump(), version=1)
-        await fed.say(InferStart(task=TASK, client="c1", model=model, path=str(path)), by="client-manager")
-        url = (await fed.hears(InferReady)).endpoint
+        await fed.publish(
+            InferStart(task=TASK, client="c1", model=model, path=str(path)), sender="client-manager"
+        )
+        url = (await fed.wait_for_message(InferReady)).endpoint
 
         async def ask() -> int | None:
             async with session.post(f"{url}/predict", json={"inputs": [[1, 2, 3]]}) as response:
@@ -365,16 +367,16 @@ async def test_a_device_that_cannot_capture_says_so_predicts_on_and_captures_aga
 
         assert await ask() is not None
         execute_sql(device.captured(), "ALTER TABLE captured RENAME TO elsewhere")
-        while not fed.heard(CapturePaused):
+        while not fed.messages_of(CapturePaused):
             await ask()
         while await ask() is not None:  # a row that is dropped has no id
             pass
         execute_sql(device.captured(), "ALTER TABLE elsewhere RENAME TO captured")
-        while not fed.heard(CaptureResumed):
+        while not fed.messages_of(CaptureResumed):
             await ask()
         assert await ask() is not None
-        assert fed.heard(CaptureResumed)[0].dropped > 0
-        assert "predictions go on" in fed.heard(CapturePaused)[0].reason
+        assert fed.messages_of(CaptureResumed)[0].dropped > 0
+        assert "predictions go on" in fed.messages_of(CapturePaused)[0].reason
 
 
 def execute_sql(database: Path, statement: str) -> None:

@@ -71,41 +71,41 @@ class StatefulFlowerServer(FakeFlowerServer):
 
     async def lost(self) -> None:
         self.up = ""
-        await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it was killed"), by="flower-server")
+        await self.fed.publish(ServerLost(task=TASK, run=RUN, reason="it was killed"), sender="flower-server")
 
     async def round(self, number: int, **participants: int) -> None:
         """A round comes to its end."""
         result = RoundResult(round=number, metrics={"loss": 1.0 / number}, participants=participants)
-        checkpoint = await self.of_value(number)
+        checkpoint = await self.make_model(number)
         said = RoundFinished(task=TASK, run=RUN, round=number, result=result, checkpoint=checkpoint)
-        await self.fed.say(said, by="flower-server")
+        await self.fed.publish(said, sender="flower-server")
 
     async def round_of_failures(self, number: int, **failures: str) -> None:
         """A round without any update."""
         said = RoundFinished(
             task=TASK, run=RUN, round=number, result=RoundResult(round=number, failures=failures)
         )
-        await self.fed.say(said, by="flower-server")
+        await self.fed.publish(said, sender="flower-server")
 
     async def finish(self, rounds: int = 2) -> None:
-        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.of_value(rounds))
-        await self.fed.say(said, by="flower-server")
+        said = RunFinished(task=TASK, run=RUN, rounds=rounds, artifact=await self.make_model(rounds))
+        await self.fed.publish(said, sender="flower-server")
         self.up = ""
 
     async def init(self, request: InitModel) -> Body:
-        self.built.append(request)
+        self.build_requests.append(request)
         return (
             Refused(reason=self.refuses)
             if self.refuses
-            else ModelInitialised(artifact=await self.of_value(0))
+            else ModelInitialised(artifact=await self.make_model(0))
         )
 
     async def start(self, request: StartServer) -> Body:
-        self.starts.append(request)
+        self.start_requests.append(request)
         if self.refuses:
             return Refused(reason=self.refuses)
         self.up = request.run
-        await self.fed.say(ServerStarted(task=TASK, run=request.run), by="flower-server")
+        await self.fed.publish(ServerStarted(task=TASK, run=request.run), sender="flower-server")
         return ServerStarting()
 
     async def stop(self, request: StopServer) -> Body:
@@ -115,7 +115,9 @@ class StatefulFlowerServer(FakeFlowerServer):
     async def find(self, request: FindServer) -> Body:
         up = self.up == request.run
         if request.say_so and not up:
-            await self.fed.say(ServerLost(task=TASK, run=RUN, reason="it is gone"), by="flower-server")
+            await self.fed.publish(
+                ServerLost(task=TASK, run=RUN, reason="it is gone"), sender="flower-server"
+            )
         return ServerFound(up=up)
 
 
@@ -123,15 +125,15 @@ class StatefulFlowerServer(FakeFlowerServer):
 async def flower(fed: FederationHarness) -> AsyncIterator[StatefulFlowerServer]:
     flower = StatefulFlowerServer(fed)
     await flower.store.prepare()
-    async with flower.serving():
+    async with flower.serve():
         yield flower
 
 
 @pytest.fixture
 async def manager(fed: FederationHarness, flower: StatefulFlowerServer) -> AsyncIterator[RunningAgent]:
     """A server manager without a run."""
-    async with fed.agent(lambda stop: server_manager(fed.site, stop)) as agent:
-        await fed.hears(CodePublished)  # the last message before it consumes
+    async with fed.run_agent(lambda stop: server_manager(fed.config, stop)) as agent:
+        await fed.wait_for_message(CodePublished)  # the last message before it consumes
         yield agent
 
 
@@ -140,17 +142,17 @@ async def open_run(fed: FederationHarness, **changes: Any) -> None:
 
 
 async def join(fed: FederationHarness, client: str, *, code: str | None = None) -> None:
-    code = fed.site.task.code_version if code is None else code
-    await fed.say(ClientJoined(task=TASK, client=client, run=RUN, code_version=code), by="trainer")
+    code = fed.config.task.code_version if code is None else code
+    await fed.publish(ClientJoined(task=TASK, client=client, run=RUN, code_version=code), sender="trainer")
 
 
 async def train(fed: FederationHarness) -> None:
     """A run with its quorum there."""
     await open_run(fed)
-    await fed.hears(UpdateReady)
+    await fed.wait_for_message(UpdateReady)
     await join(fed, "c1")
     await join(fed, "c2")
-    await fed.hears(BeginTraining)
+    await fed.wait_for_message(BeginTraining)
 
 
 # --- a whole run ---------------------------------------------------------------------------------
@@ -163,9 +165,9 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
     await flower.round(1, c1=10, c2=20)
     await flower.round(2, c1=10, c2=20)
     await flower.finish()
-    await fed.hears(ServerClosed)
+    await fed.wait_for_message(ServerClosed)
 
-    assert fed.events("server") == [
+    assert fed.events_of("server") == [
         "started",
         "model_ready",
         "run_requested",
@@ -175,10 +177,10 @@ async def test_a_run_goes_from_the_request_to_a_version_that_everyone_is_told_of
         "run_finished",
         "version_published",
     ]
-    assert fed.heard(BeginTraining) == [BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2"))]
-    (published,) = fed.heard(ModelPublished)
+    assert fed.messages_of(BeginTraining) == [BeginTraining(task=TASK, run=RUN, cohort=("c1", "c2"))]
+    (published,) = fed.messages_of(ModelPublished)
     assert (published.model.version, published.run) == (2, RUN)
-    assert fed.heard(ServerClosed) == [ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=2)]
+    assert fed.messages_of(ServerClosed) == [ServerClosed(task=TASK, run=RUN, outcome="finished", rounds=2)]
     latest = await flower.store.latest()
     assert latest is not None
     assert (latest.version, latest.parent, latest.rounds) == (2, 1, 2)
@@ -193,11 +195,11 @@ async def test_a_run_that_no_update_is_in_fails_and_the_model_stays(
     for number in (1, 2):
         await flower.round_of_failures(number, c1="its update cannot be had", c2="out of memory")
     await flower.finish()
-    closed = await fed.hears(ServerClosed)
-    assert (closed.outcome, fed.events("server")[-1]) == ("failed", "run_failed")
+    closed = await fed.wait_for_message(ServerClosed)
+    assert (closed.outcome, fed.events_of("server")[-1]) == ("failed", "run_failed")
     assert "no client's update is in any of the 2 rounds" in closed.reason
     assert "c1: its update cannot be had; c2: out of memory" in closed.reason
-    assert fed.heard(ModelPublished) == []
+    assert fed.messages_of(ModelPublished) == []
     latest = await flower.store.latest()
     assert latest is not None
     assert latest.version == 1
@@ -209,7 +211,7 @@ async def test_the_model_that_is_told_of_can_be_fetched_as_it_is(
     info = await fed.bus.request(GetServerInfo(task=TASK))
     await fed.bus.blobs.fetch_to(info.blob, tmp_path / "fetched")
     np.testing.assert_array_equal(weights.load(tmp_path / "fetched")["w"], np.zeros(3))
-    assert (info.model.version, info.code_version) == (1, fed.site.task.code_version)
+    assert (info.model.version, info.code_version) == (1, fed.config.task.code_version)
 
 
 async def test_health_says_which_run_takes_in_clients(
@@ -221,8 +223,8 @@ async def test_health_says_which_run_takes_in_clients(
     assert late.run == RUN
     await join(fed, "late")
     await flower.round(1)
-    await fed.happens("server", "round_finished")
-    assert fed.server().cohort == ("c1", "c2", "late")
+    await fed.wait_for_event("server", "round_finished")
+    assert fed.server_facts().cohort == ("c1", "c2", "late")
 
 
 # --- beginning -----------------------------------------------------------------------------------
@@ -252,8 +254,8 @@ class UnavailableModelStore(ModelRepository):
 
 def make_manager(fed: FederationHarness, store: ModelStore) -> Any:
     async def run(stop: asyncio.Event) -> None:
-        async with fed.site.bus("server-manager") as bus:
-            await ServerManager(bus, fed.site.task, store).run(stop)
+        async with fed.config.bus("server-manager") as bus:
+            await ServerManager(bus, fed.config.task, store).run(stop)
 
     return run
 
@@ -262,11 +264,11 @@ async def test_a_model_that_cannot_be_built_is_told_once_and_tried_again(
     fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
     flower.refuses = "tiny.model:Net did not make a model: NameError"
-    async with fed.agent(lambda stop: server_manager(fed.site, stop)):
-        await eventually(lambda: len(flower.built) >= 3)
-        assert fed.events("server") == ["started", "model_not_built"]
+    async with fed.run_agent(lambda stop: server_manager(fed.config, stop)):
+        await eventually(lambda: len(flower.build_requests) >= 3)
+        assert fed.events_of("server") == ["started", "model_not_built"]
         flower.refuses = ""
-        await fed.reaches("server", "waiting")
+        await fed.wait_for_state("server", "waiting")
 
 
 async def test_a_client_is_enrolled_and_nobody_may_be_called_server(
@@ -287,9 +289,11 @@ async def test_recruiting_that_expires_says_who_declined_and_why(
     await open_run(fed, recruit_s=1)
     for client, run in (("c1", RUN), ("c2", RUN), ("c3", f"{TASK}-9")):
         reason = f"{client} trains for another task"
-        await fed.say(ClientDeclined(task=TASK, client=client, run=run, reason=reason), by="client-manager")
+        await fed.publish(
+            ClientDeclined(task=TASK, client=client, run=run, reason=reason), sender="client-manager"
+        )
     await join(fed, "c2")  # which has looked again
-    told = await fed.happens("server", "recruiting_expired")
+    told = await fed.wait_for_event("server", "recruiting_expired")
     assert told.reason == ("1 of 2 clients joined in time (c2); c1 declined: c1 trains for another task")
 
 
@@ -300,10 +304,10 @@ async def test_a_run_is_opened_once_however_often_it_is_asked_for(
     await open_run(fed)  # the scheduler did not receive the reply
     await train(fed)
     await flower.finish()
-    await fed.hears(ServerClosed)
+    await fed.wait_for_message(ServerClosed)
     await open_run(fed)  # nor the end
-    assert fed.events("server").count("run_requested") == 1
-    assert len(flower.starts) == 1
+    assert fed.events_of("server").count("run_requested") == 1
+    assert len(flower.start_requests) == 1
 
 
 async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
@@ -312,8 +316,8 @@ async def test_a_flower_server_that_does_not_start_fails_the_run_and_says_why(
     flower.refuses = "no such app"
     with pytest.raises(RequestRefused, match="no such app"):
         await open_run(fed)
-    assert (await fed.happens("server", "run_failed")).source == "recruiting"
-    assert (await fed.hears(ServerClosed)).reason == "no such app"
+    assert (await fed.wait_for_event("server", "run_failed")).source == "recruiting"
+    assert (await fed.wait_for_message(ServerClosed)).reason == "no such app"
 
 
 async def test_a_flower_server_lost_while_recruiting_fails_the_run(
@@ -321,7 +325,7 @@ async def test_a_flower_server_lost_while_recruiting_fails_the_run(
 ) -> None:
     await open_run(fed)
     await flower.lost()
-    assert (await fed.happens("server", "run_failed")).reason.startswith("it was killed, while")
+    assert (await fed.wait_for_event("server", "run_failed")).reason.startswith("it was killed, while")
 
 
 # --- the ends that a run may come to -----------------------------------------------------------------
@@ -332,12 +336,12 @@ async def test_a_run_that_is_cancelled_leaves_the_version_as_it_was(
 ) -> None:
     await open_run(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
-    assert fed.last("server").source == "recruiting"
+    assert fed.last_transition("server").source == "recruiting"
     with pytest.raises(RequestRefused, match="is not under way"):
         await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
-    closed = await fed.hears(ServerClosed)
+    closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, closed.reason) == ("cancelled", "enough")
-    assert flower.stopped == [RUN]
+    assert flower.stopped_runs == [RUN]
     assert [one.version for one in await flower.store.versions()] == [1]
 
 
@@ -346,15 +350,15 @@ async def test_a_run_may_be_cancelled_in_training_too(
 ) -> None:
     await train(fed)
     await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"))
-    assert fed.last("server").source == "training"
+    assert fed.last_transition("server").source == "training"
 
 
 async def test_an_app_that_gives_up_fails_its_run_and_the_version_stays(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    await fed.say(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), by="flower-server")
-    closed = await fed.hears(ServerClosed)
+    await fed.publish(RunFailed(task=TASK, run=RUN, reason="the ServerApp raised"), sender="flower-server")
+    closed = await fed.wait_for_message(ServerClosed)
     assert (closed.outcome, closed.reason) == ("failed", "the ServerApp raised")
     assert [one.version for one in await flower.store.versions()] == [1]
 
@@ -363,13 +367,13 @@ async def test_a_version_that_another_has_published_is_not_overwritten(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    versions = Path(fed.site.store_url) / TASK / "versions"
+    versions = Path(fed.config.store_url) / TASK / "versions"
     (versions / "1.json").write_text("not a manifest")
     await flower.finish()
-    told = await fed.happens("server", "version_refused")
+    told = await fed.wait_for_event("server", "version_refused")
     assert "is corrupt" in told.reason
-    assert (await fed.hears(ServerClosed)).outcome == "failed"
-    assert not fed.heard(ModelPublished)
+    assert (await fed.wait_for_message(ServerClosed)).outcome == "failed"
+    assert not fed.messages_of(ModelPublished)
 
 
 # --- a Flower server that is lost ----------------------------------------------------------------------
@@ -380,15 +384,15 @@ async def test_a_lost_flower_server_is_taken_up_from_the_last_round_that_was_kep
 ) -> None:
     await train(fed)
     await flower.round(1)
-    await fed.happens("server", "round_finished")
+    await fed.wait_for_event("server", "round_finished")
     await join(fed, "late")
     await flower.lost()
-    await fed.happens("server", "server_recovered")
-    again = await fed.hears(BeginTraining, times=2)
+    await fed.wait_for_event("server", "server_recovered")
+    again = await fed.wait_for_message(BeginTraining, times=2)
 
-    assert fed.events("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
-    assert [start.first_round for start in flower.starts] == [1, 2]
-    assert flower.starts[1].artifact == await flower.of_value(1)
+    assert fed.events_of("server")[-3:] == ["round_finished", "server_lost", "server_recovered"]
+    assert [start.first_round for start in flower.start_requests] == [1, 2]
+    assert flower.start_requests[1].artifact == await flower.make_model(1)
     assert set(again.cohort) == {"c1", "c2", "late"}  # who joined it while it died, too
 
 
@@ -396,14 +400,14 @@ async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await train(fed)
-    async with LifecycleStore.open(await fed.speaker("server-manager")) as lives:
+    async with LifecycleStore.open(await fed.connect_as("server-manager")) as lives:
         other = await lives.of(SERVER, ServerData(task=TASK))
         changes = ServerChanges(trouble=StoreProblem.UNAVAILABLE)
         await other.transition(ServerEvent.STORE_UNAVAILABLE, changes, reason="of another manager")
     with pytest.raises(RequestRefused, match="another owner changed"):
         await fed.bus.request(CancelRun(task=TASK, run=RUN, reason="enough"), timeout_s=1)
     with pytest.RaisesGroup(StaleOwner, flatten_subgroups=True):
-        await manager.ended()
+        await manager.wait_for_end()
 
 
 # --- a manager that is killed goes on from the log ---------------------------------------------------------
@@ -412,10 +416,10 @@ async def test_a_second_owner_ends_the_manager_also_when_a_request_shows_it(
 async def test_restarted_while_waiting_it_waits_and_tells_its_code_and_its_model(
     fed: FederationHarness, manager: RunningAgent
 ) -> None:
-    await fed.hears(CodePublished)
+    await fed.wait_for_message(CodePublished)
     await manager.restart()
-    again = await fed.hears(CodePublished, times=2)
-    assert again.code_version == fed.site.task.code_version
+    again = await fed.wait_for_message(CodePublished, times=2)
+    assert again.code_version == fed.config.task.code_version
     await train(fed)
 
 
@@ -423,14 +427,14 @@ async def test_restarted_while_recruiting_it_counts_who_had_joined(
     fed: FederationHarness, manager: RunningAgent, flower: StatefulFlowerServer
 ) -> None:
     await open_run(fed)
-    await fed.hears(UpdateReady)
+    await fed.wait_for_message(UpdateReady)
     await join(fed, "c1")
-    await fed.hears(ClientJoined)
+    await fed.wait_for_message(ClientJoined)
     await manager.restart()
     await join(fed, "c2")
-    begin = await fed.hears(BeginTraining)
+    begin = await fed.wait_for_message(BeginTraining)
     assert begin.cohort == ("c1", "c2")
-    assert len(flower.starts) == 1
+    assert len(flower.start_requests) == 1
 
 
 async def test_restarted_while_recruiting_it_still_gives_up_in_time(
@@ -438,7 +442,7 @@ async def test_restarted_while_recruiting_it_still_gives_up_in_time(
 ) -> None:
     await open_run(fed, recruit_s=1.5)
     await manager.restart()
-    told = await fed.happens("server", "recruiting_expired")
+    told = await fed.wait_for_event("server", "recruiting_expired")
     assert told.reason == "0 of 2 clients joined in time (none)"
 
 
@@ -449,7 +453,7 @@ async def test_restarted_while_recruiting_without_its_flower_server_it_fails_the
     await manager.kill()
     flower.up = ""
     manager.start()
-    told = await fed.happens("server", "run_failed")
+    told = await fed.wait_for_event("server", "run_failed")
     assert told.reason == "it is gone, while the server was recruiting"
 
 
@@ -463,15 +467,15 @@ async def test_restarted_in_training_it_leaves_a_flower_server_alone_that_is_up(
     await flower.finish()
     flower.up = RUN  # its process takes a moment to leave
     manager.start()
-    await fed.hears(ModelPublished)
-    assert fed.events("server")[3:] == [
+    await fed.wait_for_message(ModelPublished)
+    assert fed.events_of("server")[3:] == [
         "quorum_reached",
         "round_finished",
         "round_finished",
         "run_finished",
         "version_published",
     ]
-    assert len(flower.starts) == 1
+    assert len(flower.start_requests) == 1
 
 
 async def test_restarted_in_training_without_its_flower_server_it_starts_another(
@@ -479,14 +483,14 @@ async def test_restarted_in_training_without_its_flower_server_it_starts_another
 ) -> None:
     await train(fed)
     await flower.round(1)
-    await fed.happens("server", "round_finished")
+    await fed.wait_for_event("server", "round_finished")
     await manager.kill()
     await flower.lost()
     manager.start()
-    await fed.happens("server", "server_recovered")
-    assert [start.first_round for start in flower.starts] == [1, 2]
+    await fed.wait_for_event("server", "server_recovered")
+    assert [start.first_round for start in flower.start_requests] == [1, 2]
     assert (
-        fed.events("server").count("server_lost") == 1
+        fed.events_of("server").count("server_lost") == 1
     )  # the first report was out of date when it was delivered
 
 
@@ -499,29 +503,29 @@ async def test_restarted_in_training_after_its_flower_server_had_finished_it_pub
     await flower.round(2)
     await flower.finish()
     manager.start()
-    await fed.hears(ModelPublished)
-    assert (await fed.hears(ServerClosed)).outcome == "finished"
+    await fed.wait_for_message(ModelPublished)
+    assert (await fed.wait_for_message(ServerClosed)).outcome == "finished"
     assert flower.up == ""  # no process is left running
 
 
 async def test_restarted_while_publishing_it_publishes_once(
     fed: FederationHarness, flower: StatefulFlowerServer
 ) -> None:
-    store = UnavailableModelStore(DirectoryObjectStore(Path(fed.site.store_url), TaskId(TASK)))
+    store = UnavailableModelStore(DirectoryObjectStore(Path(fed.config.store_url), TaskId(TASK)))
     store.away = False
-    async with fed.agent(make_manager(fed, store)) as manager:
-        await fed.hears(CodePublished)
+    async with fed.run_agent(make_manager(fed, store)) as manager:
+        await fed.wait_for_message(CodePublished)
         await train(fed)
         store.away = True
         await flower.finish()
-        await fed.reaches("server", "publishing")
+        await fed.wait_for_state("server", "publishing")
         await manager.kill()
         store.away = False
         manager.start()
-        await fed.hears(ModelPublished)
-        await fed.hears(ServerClosed)
+        await fed.wait_for_message(ModelPublished)
+        await fed.wait_for_message(ServerClosed)
     assert [one.version for one in await flower.store.versions()] == [1, 2]
-    assert fed.last("server").event == "version_published"
+    assert fed.last_transition("server").event == "version_published"
 
 
 async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_it_is_back(
@@ -529,11 +533,11 @@ async def test_killed_before_it_could_say_that_the_run_is_over_it_says_so_when_i
 ) -> None:
     await train(fed)
     await flower.finish()
-    await fed.reaches("server", "waiting")
+    await fed.wait_for_state("server", "waiting")
     await manager.kill()
-    closed = len(fed.heard(ServerClosed))
+    closed = len(fed.messages_of(ServerClosed))
     manager.start()
-    again = await fed.hears(ServerClosed, times=closed + 1)
+    again = await fed.wait_for_message(ServerClosed, times=closed + 1)
     assert (again.run, again.outcome) == (RUN, "finished")
 
 
@@ -544,9 +548,9 @@ async def test_what_is_told_again_of_a_run_that_is_over_is_not_in_its_trace(
         with trace.get_tracer("test").start_as_current_span("a run") as begun:
             await train(fed)
             await flower.finish()
-        await fed.hears(ServerClosed)
+        await fed.wait_for_message(ServerClosed)
         await manager.restart()
-        await fed.hears(ServerClosed, times=2)
+        await fed.wait_for_message(ServerClosed, times=2)
     of_the_run = begun.get_span_context().trace_id
     told = {
         word: [

@@ -8,13 +8,13 @@ from support.server_machine import (
     PLAN,
     RUN,
     TRAINED,
-    Driver,
+    ServerDriver,
     artifact,
     champion,
     make_machine,
     manifest,
     model,
-    offered,
+    model_offered,
     running_machine,
     store_is_usable,
     task_at,
@@ -98,16 +98,16 @@ def announced(candidate: str = NEW, **more: object) -> Publish:
     return Publish(CodePublished.model_validate(content))
 
 
-def rolling(*stages: str, own: Task | None = None, new_lineage: bool = False) -> Driver:
+def rolling(*stages: str, own: Task | None = None, new_lineage: bool = False) -> ServerDriver:
     """A rollout of NEW whose first stage has begun with c1 and c2."""
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     proposed = ProposedVersion(own or task_at(NEW), stages or ("100%",), new_lineage)
     driver.handle(CodeProposed(proposed), FLEET)
     driver.effects.clear()
     return driver
 
 
-def in_training_of_the_candidate() -> Driver:
+def in_training_of_the_candidate() -> ServerDriver:
     """The same, whose cohort is ready and whose candidate a run trains."""
     driver = rolling()
     driver.handle(ready("c1"), ready("c2"))
@@ -153,7 +153,7 @@ def reverted(reason: str) -> list[Effect]:
 
 
 def test_a_proposal_begins_when_no_run_is_under_way() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(proposal()) == [ReadFleet()]
     assert driver.handle(FLEET) == [
         MoveCode(
@@ -179,7 +179,7 @@ def test_a_proposal_begins_when_no_run_is_under_way() -> None:
 
 
 def test_a_proposal_during_a_run_begins_at_its_end() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     event = proposal()
     assert driver.handle(event) == []
     assert driver.machine.rollout.outcome_of(event.proposal) == (
@@ -193,7 +193,7 @@ def test_a_proposal_during_a_run_begins_at_its_end() -> None:
 
 
 def test_a_version_is_rejected_once_for_each_reason() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     rejected = CodeRejectedByCheck(NEW, "it is not signed", is_unsigned=True)
     assert driver.handle(rejected) == [
         Log("warning", "Code version rejected", {"code": NEW, "reason": "it is not signed"}),
@@ -208,7 +208,7 @@ def test_a_version_is_rejected_once_for_each_reason() -> None:
 
 
 def test_what_hinders_the_following_is_published_once_and_when_it_is_over() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(FollowingResumed()) == []
     paused = FollowingPaused("the repository does not answer")
     assert driver.handle(paused)[1:] == [
@@ -301,7 +301,7 @@ def test_a_good_run_brings_the_candidate_to_every_client() -> None:
     verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
     assert (
-        driver.handle(offered(2))[-6:]
+        driver.handle(model_offered(2))[-6:]
         == [
             *ENDS,
             MoveCode(
@@ -359,7 +359,7 @@ def test_the_next_stage_begins_after_a_good_run() -> None:
     record.data = record.data.model_copy(update={**TRAINED, "code_version": NEW, "checkpoint": artifact(2)})
     verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
-    assert driver.handle(offered(2))[-1] == ReadFleet()
+    assert driver.handle(model_offered(2))[-1] == ReadFleet()
     move, *others = driver.handle(FLEET)
     assert move == MoveCode(
         CodeEvent.STAGE_PASSED,
@@ -387,7 +387,7 @@ def test_a_candidate_of_another_architecture_begins_with_its_own_first_model() -
         ),
         OfferModel(model(2), receivers=0),
     ]
-    driver.handle(offered(2))
+    driver.handle(model_offered(2))
     assert driver.code_events[-1] == "rollout_finished"
 
 
@@ -433,14 +433,14 @@ ROLLING = CodeData(
 )
 
 
-def started(driver: Driver, event: ManagerStarted) -> list[Effect]:
+def started(driver: ServerDriver, event: ManagerStarted) -> list[Effect]:
     """The effects of the whole start."""
-    driver.handle(event, store_is_usable(1), offered(1))
+    driver.handle(event, store_is_usable(1), model_offered(1))
     return driver.effects
 
 
 def test_a_restart_in_a_rollout_counts_the_answers_again() -> None:
-    driver = Driver(make_machine(ServerState.WAITING, code=ROLLING))
+    driver = ServerDriver(make_machine(ServerState.WAITING, code=ROLLING))
     effects = started(driver, ManagerStarted(task_at(OLD), task_at(NEW), (ready("c1"),)))
     assert effects[0] == StartTimer(TimerName.STAGE, 300.0)
     assert driver.handle(ready("c2"))[-2:] == TRY
@@ -448,19 +448,19 @@ def test_a_restart_in_a_rollout_counts_the_answers_again() -> None:
 
 def test_a_restart_tries_a_candidate_whose_cohort_was_ready() -> None:
     facts = ROLLING.model_copy(update={"ready": ("c1", "c2")})
-    driver = Driver(make_machine(ServerState.WAITING, code=facts))
+    driver = ServerDriver(make_machine(ServerState.WAITING, code=facts))
     assert started(driver, ManagerStarted(task_at(OLD), task_at(NEW)))[1:3] == TRY
 
 
 @pytest.mark.parametrize("candidate", [CodeUnusable("it is gone"), None], ids=["gone", "not loaded"])
 def test_a_restart_reverts_a_candidate_that_cannot_be_loaded(candidate: CodeUnusable | None) -> None:
-    driver = Driver(make_machine(ServerState.WAITING, code=ROLLING))
+    driver = ServerDriver(make_machine(ServerState.WAITING, code=ROLLING))
     started(driver, ManagerStarted(task_at(OLD), candidate))
     assert driver.code_events == ["rollout_reverted"]
 
 
 def test_a_restart_deploys_its_own_code_where_that_of_the_log_is_gone() -> None:
-    driver = Driver(make_machine(ServerState.WAITING, code=ROLLING, own=task_at(NEXT)))
+    driver = ServerDriver(make_machine(ServerState.WAITING, code=ROLLING, own=task_at(NEXT)))
     started(driver, ManagerStarted(CodeUnusable("no such commit")))
     reason = f"{OLD[:12]} is no longer available: no such commit"
     assert [one for one in driver.effects if isinstance(one, MoveCode)] == [

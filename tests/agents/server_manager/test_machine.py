@@ -13,14 +13,14 @@ from support.server_machine import (
     RUN,
     RUN_DATA,
     TRAINED,
-    Driver,
+    ServerDriver,
     artifact,
     blob,
     champion,
     make_machine,
     manifest,
     model,
-    offered,
+    model_offered,
     replies_in,
     running_machine,
     store_is_usable,
@@ -154,7 +154,7 @@ def refused(reason: str) -> Reply:
 
 
 def test_the_first_start_builds_a_model_before_anything_else() -> None:
-    driver = Driver(make_machine(ServerState.MODEL_INIT))
+    driver = ServerDriver(make_machine(ServerState.MODEL_INIT))
     assert driver.handle(ManagerStarted(task_at(OLD))) == [BuildFirstModel(OLD)]
     served = champion(1)
     assert driver.handle(FirstModelReady(served, OLD)) == [
@@ -165,11 +165,15 @@ def test_the_first_start_builds_a_model_before_anything_else() -> None:
         ),
         OfferModel(model(1), receivers=0),
     ]
-    assert driver.handle(offered(1)) == [CheckFitAtStartup(OLD, model(1)), Publish(CODE), FinishStartup()]
+    assert driver.handle(model_offered(1)) == [
+        CheckFitAtStartup(OLD, model(1)),
+        Publish(CODE),
+        FinishStartup(),
+    ]
 
 
 def test_a_model_that_cannot_be_built_is_published_once_and_built_again() -> None:
-    driver = Driver(make_machine(ServerState.MODEL_INIT))
+    driver = ServerDriver(make_machine(ServerState.MODEL_INIT))
     driver.handle(ManagerStarted(task_at(OLD)))
     failure = FirstModelFailed("NameError", None)
     assert driver.handle(failure) == [
@@ -185,10 +189,10 @@ def test_a_model_that_cannot_be_built_is_published_once_and_built_again() -> Non
 
 
 def test_a_restarted_manager_compares_the_store_with_the_log_first() -> None:
-    driver = Driver(make_machine(ServerState.WAITING))
+    driver = ServerDriver(make_machine(ServerState.WAITING))
     assert driver.handle(ManagerStarted(task_at(OLD))) == [CheckStore(model(1), 1)]
     assert driver.handle(store_is_usable(1)) == [OfferModel(model(1), receivers=0)]
-    assert driver.handle(offered(1)) == [
+    assert driver.handle(model_offered(1)) == [
         CancelTimer(TimerName.STORE),
         CheckFitAtStartup(OLD, model(1)),
         Publish(CODE),
@@ -197,7 +201,7 @@ def test_a_restarted_manager_compares_the_store_with_the_log_first() -> None:
 
 
 def test_a_restart_follows_a_champion_that_the_log_missed() -> None:
-    driver = Driver(make_machine(ServerState.WAITING))
+    driver = ServerDriver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
     assert driver.handle(store_is_usable(1, champion(2, term=5))) == [
         MoveServer(ServerEvent.MODEL_PROMOTED, {"model": model(2), "seal": None, "term": 5}),
@@ -207,10 +211,10 @@ def test_a_restart_follows_a_champion_that_the_log_missed() -> None:
 
 def test_a_restart_publishes_the_end_of_the_last_run_again() -> None:
     end = {"event": ServerEvent.VERSION_PUBLISHED, "reason": "loss 0.4 against 0.5"}
-    driver = Driver(make_machine(ServerState.WAITING, **end, **TRAINED))  # type: ignore[arg-type]
+    driver = ServerDriver(make_machine(ServerState.WAITING, **end, **TRAINED))  # type: ignore[arg-type]
     driver.handle(ManagerStarted(task_at(OLD)), store_is_usable(1))
     announced = ModelPublished(task=NAME, model=model(1), blob=blob(1), run=RUN, term=1)
-    assert driver.handle(offered(1)) == [
+    assert driver.handle(model_offered(1)) == [
         CancelTimer(TimerName.STORE),
         Publish(announced),
         closed("finished", "loss 0.4 against 0.5", rounds=2),
@@ -222,7 +226,7 @@ def test_a_restart_publishes_the_end_of_the_last_run_again() -> None:
 
 
 def test_a_restart_while_recruiting_counts_who_has_joined() -> None:
-    driver = Driver(make_machine(ServerState.RECRUITING, **RUN_DATA))
+    driver = ServerDriver(make_machine(ServerState.RECRUITING, **RUN_DATA))
     assert driver.handle(ManagerStarted(task_at(OLD))) == [ReadJoined()]
     read = JoinedRead((joined("c1"), joined("c9", run="tiny-9")))
     assert driver.handle(read) == [
@@ -230,7 +234,7 @@ def test_a_restart_while_recruiting_counts_who_has_joined() -> None:
         ReportFlowerServer(RUN),
         CheckStore(model(1), 1),
     ]
-    driver.handle(store_is_usable(1), offered(1))
+    driver.handle(store_is_usable(1), model_offered(1))
     assert driver.handle(joined("c2")) == [
         STOPS_RECRUITING,
         MoveServer(ServerEvent.QUORUM_REACHED, {"cohort": ("c1", "c2")}),
@@ -239,13 +243,13 @@ def test_a_restart_while_recruiting_counts_who_has_joined() -> None:
 
 
 def test_a_restart_in_training_has_a_lost_server_reported() -> None:
-    driver = Driver(make_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(make_machine(ServerState.TRAINING, **TRAINED))
     driver.handle(ManagerStarted(task_at(OLD)))
     assert driver.handle(JoinedRead(())) == [ReportFlowerServer(RUN), CheckStore(model(1), 1)]
 
 
 def test_a_restart_while_publishing_publishes_before_it_looks_at_the_store() -> None:
-    driver = Driver(make_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
+    driver = ServerDriver(make_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     (publish,) = driver.handle(ManagerStarted(task_at(OLD)))
     assert isinstance(publish, PublishVersion)
     assert publish.run.result == artifact(2)
@@ -253,7 +257,7 @@ def test_a_restart_while_publishing_publishes_before_it_looks_at_the_store() -> 
         manifest(2), PromotionVerdict(promote=True, reason="better"), champion(2), keep=20
     )
     assert driver.handle(promoted)[-1] == OfferModel(model(2), receivers=2)
-    assert driver.handle(offered(2))[-3:] == [
+    assert driver.handle(model_offered(2))[-3:] == [
         CheckFitAtStartup(OLD, model(2)),
         Publish(CODE),
         FinishStartup(),
@@ -262,7 +266,7 @@ def test_a_restart_while_publishing_publishes_before_it_looks_at_the_store() -> 
 
 def test_nothing_but_results_is_accepted_during_the_start() -> None:
     machine = make_machine(ServerState.WAITING)
-    Driver(machine).handle(ManagerStarted(task_at(OLD)))
+    ServerDriver(machine).handle(ManagerStarted(task_at(OLD)))
     assert not machine.accepts(OPEN)
     assert not machine.accepts(joined("c1"))
     assert not machine.accepts(TimerFired(TimerName.STORE))
@@ -270,7 +274,7 @@ def test_nothing_but_results_is_accepted_during_the_start() -> None:
 
 
 def test_a_misfit_at_the_start_is_only_logged() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     (effect,) = driver.handle(StartupFitChecked("w is (3,) there and (5,) here", model(1)))
     assert isinstance(effect, Log)
     assert "w is (3,)" in effect.data["reason"]
@@ -280,7 +284,7 @@ def test_a_misfit_at_the_start_is_only_logged() -> None:
 
 
 def test_a_run_opens_when_its_code_fits_and_its_flower_server_starts() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(OPEN) == [CheckFit(OLD, model(1))]
     assert driver.handle(FitChecked()) == [
         MoveServer(
@@ -314,7 +318,7 @@ def test_a_run_opens_when_its_code_fits_and_its_flower_server_starts() -> None:
 
 
 def test_a_run_whose_code_does_not_fit_is_refused_with_the_tensor() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN)
     (reply,) = replies_in(driver.handle(FitChecked("w is float32 (3,) there")))
     assert isinstance(reply, Refused)
@@ -324,14 +328,14 @@ def test_a_run_whose_code_does_not_fit_is_refused_with_the_tensor() -> None:
 
 
 def test_a_second_run_is_refused_while_one_is_under_way() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     other = RunRequested(ID, OpenRun(task=NAME, run="tiny-2", plan=PLAN), "")
     assert driver.handle(other) == [refused("the server of tiny is training with tiny-1")]
 
 
 @pytest.mark.parametrize("kind", [RefusalKind.CALLER, RefusalKind.NEEDS_OPERATOR])
 def test_a_flower_server_that_does_not_start_fails_the_run(kind: RefusalKind) -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN, FitChecked())
     refusal = Refused(reason="no such app", kind=kind)
     assert driver.handle(FlowerServerNotStarted(RUN, refusal)) == [
@@ -344,7 +348,7 @@ def test_a_flower_server_that_does_not_start_fails_the_run(kind: RefusalKind) ->
 
 
 def test_a_server_that_starts_after_its_run_was_cancelled_is_stopped() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN, FitChecked())
     cancel = CancelRequested(RequestId(8), CancelRun(task=NAME, run=RUN, reason="enough"))
     assert driver.handle(cancel) == [
@@ -368,7 +372,7 @@ def test_a_server_that_starts_after_its_run_was_cancelled_is_stopped() -> None:
 
 
 def test_a_flower_server_that_is_up_invites_the_clients() -> None:
-    driver = Driver(running_machine(ServerState.RECRUITING, traceparent="00-trace", **RUN_DATA))
+    driver = ServerDriver(running_machine(ServerState.RECRUITING, traceparent="00-trace", **RUN_DATA))
     invitation = UpdateReady(
         task=NAME,
         run=RUN,
@@ -383,7 +387,7 @@ def test_a_flower_server_that_is_up_invites_the_clients() -> None:
 
 
 def test_the_quorum_begins_the_training_and_each_client_counts_once() -> None:
-    driver = Driver(running_machine(ServerState.RECRUITING, **RUN_DATA))
+    driver = ServerDriver(running_machine(ServerState.RECRUITING, **RUN_DATA))
     assert driver.handle(joined("c1")) == []
     assert driver.handle(joined("c1")) == []
     assert driver.handle(joined("c9", code=NEW)) == [
@@ -397,7 +401,7 @@ def test_the_quorum_begins_the_training_and_each_client_counts_once() -> None:
 
 
 def test_recruiting_that_expires_names_who_came_and_who_declined() -> None:
-    driver = Driver(running_machine(ServerState.RECRUITING, **RUN_DATA))
+    driver = ServerDriver(running_machine(ServerState.RECRUITING, **RUN_DATA))
     driver.handle(joined("c1"))
     assert driver.handle(TimerFired(TimerName.RECRUITING)) == [ReadDeclined(RUN)]
     reason = "1 of 2 clients joined in time (c1); c2 declined: its battery is low"
@@ -411,7 +415,7 @@ def test_recruiting_that_expires_names_who_came_and_who_declined() -> None:
 
 
 def test_a_late_recruiting_deadline_changes_nothing() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     assert driver.handle(TimerFired(TimerName.RECRUITING)) == []
 
 
@@ -419,7 +423,7 @@ def test_a_late_recruiting_deadline_changes_nothing() -> None:
 
 
 def test_a_round_is_added_up_with_the_clients_that_joined_since() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **{**TRAINED, "round": 0, "trainings": 0}))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **{**TRAINED, "round": 0, "trainings": 0}))
     driver.handle(joined("late"))
     result = RoundResult(round=1, participants={"c1": 10}, failures={"c2": "out of memory"})
     message = RoundFinished(task=NAME, run=RUN, round=1, result=result, checkpoint=artifact(5))
@@ -446,12 +450,12 @@ def test_a_late_client_is_invited_for_as_long_as_a_round_lasts() -> None:
 
 
 def test_a_message_of_another_run_changes_nothing() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     assert driver.handle(RunFailed(task=NAME, run="tiny-9", reason="not yours")) == []
 
 
 def test_a_lost_server_is_started_again_at_the_last_stored_round() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, checkpoint=artifact(5), **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, checkpoint=artifact(5), **TRAINED))
     lost = ServerLost(task=NAME, run=RUN, reason="it was killed")
     assert driver.handle(lost) == [FindFlowerServer(RUN, "it was killed")]
     assert not driver.machine.accepts(lost), "it is being looked for"
@@ -469,13 +473,13 @@ def test_a_lost_server_is_started_again_at_the_last_stored_round() -> None:
 
 
 def test_a_loss_that_is_out_of_date_changes_nothing() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     driver.handle(ServerLost(task=NAME, run=RUN, reason="an earlier one was killed"))
     assert driver.handle(FlowerServerFound(RUN, is_up=True, reason="an earlier one was killed")) == []
 
 
 def test_a_server_that_is_lost_too_often_is_given_up() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, recoveries=PLAN.max_recoveries, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, recoveries=PLAN.max_recoveries, **TRAINED))
     driver.handle(ServerLost(task=NAME, run=RUN, reason="it was killed"))
     effects = driver.handle(FlowerServerFound(RUN, is_up=False, reason="it was killed"))
     reason = "it was killed; not resumed after 2 recoveries (limit 2)"
@@ -483,7 +487,7 @@ def test_a_server_that_is_lost_too_often_is_given_up() -> None:
 
 
 def test_a_server_that_is_lost_while_recruiting_fails_the_run() -> None:
-    driver = Driver(running_machine(ServerState.RECRUITING, **RUN_DATA))
+    driver = ServerDriver(running_machine(ServerState.RECRUITING, **RUN_DATA))
     driver.handle(ServerLost(task=NAME, run=RUN, reason="it was killed"))
     effects = driver.handle(FlowerServerFound(RUN, is_up=False, reason="it was killed"))
     assert (
@@ -495,7 +499,7 @@ def test_a_server_that_is_lost_while_recruiting_fails_the_run() -> None:
 
 
 def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     deadline = NOW + timedelta(seconds=training_run.PUBLISH_S)
     finished = RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2))
     move, publish = driver.handle(finished)
@@ -529,7 +533,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
         ),
         OfferModel(model(2), receivers=2),
     ]
-    assert driver.handle(offered(2)) == [
+    assert driver.handle(model_offered(2)) == [
         Publish(ModelPublished(task=NAME, model=model(2), blob=blob(2), run=RUN, term=2)),
         closed("finished", rounds=2),
         RecordRun("finished"),
@@ -542,7 +546,7 @@ def test_a_finished_run_becomes_the_champion_and_then_the_clients_hear_of_it() -
 
 
 def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> None:
-    driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     verdict = PromotionVerdict(promote=False, reason="loss 0.8 against 0.5")
     reason = "version 2 is not promoted: loss 0.8, champion 0.5"
     assert driver.handle(VersionPublished(manifest(2), verdict, None, keep=20)) == [
@@ -555,7 +559,7 @@ def test_a_version_that_the_gate_rejects_is_kept_and_the_champion_stays() -> Non
 
 
 def test_a_store_that_takes_no_version_fails_the_run() -> None:
-    driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     assert driver.handle(PublishFailed("latest is corrupt")) == [
         STOPS_RECRUITING,
         MoveServer(ServerEvent.VERSION_REFUSED, reason="latest is corrupt"),
@@ -565,7 +569,7 @@ def test_a_store_that_takes_no_version_fails_the_run() -> None:
 
 
 def test_a_champion_that_cannot_be_offered_is_not_announced_and_the_run_ends() -> None:
-    driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     verdict = PromotionVerdict(promote=True, reason="better")
     driver.handle(VersionPublished(manifest(2), verdict, champion(2), keep=20))
     effects = driver.handle(OfferFailed("access denied", StoreProblem.DENIED))
@@ -577,7 +581,7 @@ def test_a_champion_that_cannot_be_offered_is_not_announced_and_the_run_ends() -
 
 
 def test_a_run_without_any_update_fails() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, failures=4, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, failures=4, **TRAINED))
     effects = driver.handle(RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2)))
     assert effects[1] == MoveServer(
         ServerEvent.RUN_FAILED, reason="no client's update is in any of the 2 rounds"
@@ -585,7 +589,7 @@ def test_a_run_without_any_update_fails() -> None:
 
 
 def test_a_run_that_is_over_cannot_be_cancelled() -> None:
-    driver = Driver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.PUBLISHING, checkpoint=artifact(2), **TRAINED))
     cancel = CancelRequested(ID, CancelRun(task=NAME, run=RUN, reason="enough"))
     assert driver.handle(cancel) == [refused("tiny-1 is not under way: the server is publishing")]
 
@@ -597,7 +601,7 @@ ROLL_BACK = PromotionRequested(ID, RollBackModel(task=NAME, reason="poisoned"))
 
 
 def test_a_promotion_is_checked_made_announced_and_then_answered() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     assert driver.handle(PROMOTE) == [CheckPromotion(3, model(1), OLD)]
     assert driver.handle(PromotionChecked(3)) == [PromoteVersion(3, "it is right")]
     assert driver.handle(VersionPromoted(champion(3, term=2))) == [
@@ -605,14 +609,14 @@ def test_a_promotion_is_checked_made_announced_and_then_answered() -> None:
         OfferModel(model(3), receivers=2),
     ]
     announced = ModelPublished(task=NAME, model=model(3), blob=blob(3), run=RUN, term=2, reason="it is right")
-    assert driver.handle(offered(3)) == [
+    assert driver.handle(model_offered(3)) == [
         Publish(announced),
         Reply(ID, ModelPromoted(model=model(3), instead_of=1)),
     ]
 
 
 def test_a_rollback_without_a_version_goes_to_the_champion_before() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     assert driver.handle(ROLL_BACK) == [CheckPromotion(None, model(1), OLD)]
     assert driver.handle(PromotionRefused("there is none")) == [refused("there is none")]
     driver.handle(ROLL_BACK)
@@ -620,7 +624,7 @@ def test_a_rollback_without_a_version_goes_to_the_champion_before() -> None:
 
 
 def test_only_a_promotion_may_name_the_champion_itself() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     again = PromotionRequested(ID, PromoteModel(task=NAME, model_version=1))
     back = PromotionRequested(ID, RollBackModel(task=NAME, to=1))
     assert driver.handle(back) == [refused("version 1 is served already")]
@@ -628,7 +632,7 @@ def test_only_a_promotion_may_name_the_champion_itself() -> None:
 
 
 def test_without_a_model_there_is_nothing_to_promote() -> None:
-    driver = Driver(make_machine(ServerState.MODEL_INIT))
+    driver = ServerDriver(make_machine(ServerState.MODEL_INIT))
     driver.handle(ManagerStarted(task_at(OLD)), FirstModelFailed("it is down", StoreProblem.UNAVAILABLE))
     assert driver.handle(PROMOTE) == [refused("there is no model yet: wait for the first one")]
     (reply,) = replies_in(driver.handle(LineageRequested(ID, StartLineage(task=NAME))))
@@ -636,7 +640,7 @@ def test_without_a_model_there_is_nothing_to_promote() -> None:
 
 
 def test_a_new_lineage_begins_with_a_first_model_of_its_own() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     wider = LineageRequested(ID, StartLineage(task=NAME, reason="a wider layer"))
     assert driver.handle(wider) == [BuildLineage(OLD)]
     assert driver.handle(LineageFailed("it does not build")) == [refused("it does not build")]
@@ -649,11 +653,11 @@ def test_a_new_lineage_begins_with_a_first_model_of_its_own() -> None:
         ),
         OfferModel(model(2), receivers=0),
     ]
-    assert replies_in(driver.handle(offered(2))) == [ModelPromoted(model=model(2), instead_of=1)]
+    assert replies_in(driver.handle(model_offered(2))) == [ModelPromoted(model=model(2), instead_of=1)]
 
 
 def test_a_lineage_does_not_begin_during_a_run() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     (reply,) = replies_in(driver.handle(LineageRequested(ID, StartLineage(task=NAME))))
     assert "between two runs" in str(reply)
 
@@ -666,7 +670,7 @@ def unusable(reason: str, trouble: StoreProblem, *, has_file: bool = False) -> S
 
 
 def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
-    driver = Driver(make_machine(ServerState.WAITING))
+    driver = ServerDriver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
     trouble = unusable("it does not answer", StoreProblem.UNAVAILABLE)
     assert driver.handle(trouble)[1:] == [
@@ -686,7 +690,7 @@ def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
     assert driver.handle(OPEN) == [refused("it does not answer")]
     driver.handle(TimerFired(TimerName.STORE))
     assert driver.handle(store_is_usable(1)) == [OfferModel(model(1), receivers=0)]
-    assert driver.handle(offered(1)) == [
+    assert driver.handle(model_offered(1)) == [
         Publish(ModelPublished(task=NAME, model=model(1), blob=blob(1), term=1)),
         CancelTimer(TimerName.STORE),
         MoveServer(ServerEvent.STORE_RECOVERED, {"trouble": None}),
@@ -697,17 +701,17 @@ def test_trouble_is_published_once_and_checked_again_until_it_is_over() -> None:
 
 
 def test_a_copy_on_this_machine_is_offered_while_the_store_is_down() -> None:
-    driver = Driver(make_machine(ServerState.WAITING))
+    driver = ServerDriver(make_machine(ServerState.WAITING))
     driver.handle(ManagerStarted(task_at(OLD)))
     trouble = unusable("it does not answer", StoreProblem.UNAVAILABLE, has_file=True)
     assert driver.handle(trouble) == [OfferModel(model(1), receivers=0)]
-    effects = driver.handle(offered(1))
+    effects = driver.handle(model_offered(1))
     assert effects[0] == Publish(ModelPublished(task=NAME, model=model(1), blob=blob(1), term=1))
     assert driver.server_events == ["store_unavailable"]
 
 
 def test_a_check_of_a_former_champion_is_repeated() -> None:
-    driver = Driver(running_machine(ServerState.WAITING, model=model(2), term=2))
+    driver = ServerDriver(running_machine(ServerState.WAITING, model=model(2), term=2))
     driver.handle(TimerFired(TimerName.STORE))
     assert driver.handle(store_is_usable(1)) == [CheckStore(model(2), 2)]
 
@@ -724,7 +728,7 @@ def test_requests_wait_while_a_version_is_published_and_messages_do_not() -> Non
 
 
 def test_a_finished_run_waits_for_the_check_of_a_promotion() -> None:
-    driver = Driver(running_machine(ServerState.TRAINING, **TRAINED))
+    driver = ServerDriver(running_machine(ServerState.TRAINING, **TRAINED))
     driver.handle(PROMOTE)
     assert not driver.machine.accepts(RunFinished(task=NAME, run=RUN, rounds=2, artifact=artifact(2)))
     assert driver.machine.accepts(joined("late"))
@@ -733,7 +737,7 @@ def test_a_finished_run_waits_for_the_check_of_a_promotion() -> None:
 
 
 def test_neither_code_nor_champion_changes_while_the_fit_is_checked() -> None:
-    driver = Driver(running_machine(ServerState.WAITING))
+    driver = ServerDriver(running_machine(ServerState.WAITING))
     driver.handle(OPEN)
     proposal = CodeProposed(ProposedVersion(task_at(NEW), ("100%",)))
     assert not [event for event in (proposal, PROMOTE, OPEN) if driver.machine.accepts(event)]

@@ -173,11 +173,11 @@ async def store_under_test(
     beside = tmp_path / "beside"
     beside.mkdir()
     if request.param == "directory":
-        yield DirectoryStore(fed.site.store_url, beside)
+        yield DirectoryStore(fed.config.store_url, beside)
         return
     async with run_faulty_proxy(s3_server.port) as way:
         url = f"s3://fedbus/{tmp_path.name}?endpoint=http://127.0.0.1:{way.port}&cache={tmp_path / 'cache'}"
-        fed.site = replace(fed.site, store=url)
+        fed.config = replace(fed.config, store=url)
         store_under_test = S3Store(url, s3_server, way, monkeypatch, beside)
         yield store_under_test
         await store_under_test.mend()
@@ -195,7 +195,7 @@ def for_each_store(in_directory: list[StoreProblem], in_s3: list[StoreProblem]) 
 async def builder(
     fed: FederationHarness, store_under_test: StoreUnderTest
 ) -> AsyncIterator[FakeFlowerServer]:
-    async with FakeFlowerServer(fed).serving() as builder:
+    async with FakeFlowerServer(fed).serve() as builder:
         yield builder
 
 
@@ -205,20 +205,20 @@ async def run_manager(fed: FederationHarness, *, keeps_copies: bool = False) -> 
 
     async def run(stop: asyncio.Event) -> None:
         if not keeps_copies:
-            shutil.rmtree(fed.site.home.parent / "cache", ignore_errors=True)
-        async with fed.site.bus("server-manager") as bus:
-            store = open_model_store(fed.site.store_url, fed.site.task.id, patience_s=0.2)
-            await ServerManager(bus, fed.site.task, store).run(stop)
+            shutil.rmtree(fed.config.home.parent / "cache", ignore_errors=True)
+        async with fed.config.bus("server-manager") as bus:
+            store = open_model_store(fed.config.store_url, fed.config.task.id, patience_s=0.2)
+            await ServerManager(bus, fed.config.task, store).run(stop)
 
-    async with fed.agent(run) as manager:
+    async with fed.run_agent(run) as manager:
         yield manager
 
 
 async def publish_version(fed: FederationHarness, builder: FakeFlowerServer, number: int) -> Manifest:
     """A version that is published in the store, and unknown to the log."""
-    facts = (await builder.artifact()).model_dump()
+    facts = (await builder.make_artifact()).model_dump()
     manifest = Manifest(**facts, version=number, task=TASK, created=datetime.now(UTC))
-    return await open_model_store(fed.site.store_url, TASK).publish(manifest)
+    return await open_model_store(fed.config.store_url, TASK).publish(manifest)
 
 
 async def refusal_reason(asks: Callable[[], Awaitable[Any]]) -> str:
@@ -247,30 +247,30 @@ async def test_an_empty_repository_of_a_federation_that_never_had_a_model_is_beg
     fed: FederationHarness, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed):
-        await fed.reaches("server", "waiting")
-    assert builder.made == 1
-    assert fed.events("server") == ["started", "model_ready"]
+        await fed.wait_for_state("server", "waiting")
+    assert builder.model_count == 1
+    assert fed.events_of("server") == ["started", "model_ready"]
 
 
 @for_each_store([StoreProblem.DAMAGED], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED, StoreProblem.DAMAGED])
 async def test_a_first_start_tells_which_trouble_it_is_begins_no_model_and_takes_up_what_there_is(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
-    await open_model_store(fed.site.store_url, TASK).prepare()
+    await open_model_store(fed.config.store_url, TASK).prepare()
     there = await publish_version(fed, builder, 1)
     await store_under_test.spoil(trouble)
     async with run_manager(fed):
-        told = await fed.happens("server", "store_unavailable")
-        assert (told.target, fed.server().trouble) == (ServerState.MODEL_INIT, trouble)
+        told = await fed.wait_for_event("server", "store_unavailable")
+        assert (told.target, fed.server_facts().trouble) == (ServerState.MODEL_INIT, trouble)
         assert ERROR_TEXT[trouble] in told.reason
         assert "hush" not in told.reason
         for asks in (request_run(fed), lambda: fed.bus.request(GetServerInfo(task=TASK))):
             assert told.reason in await refusal_reason(asks)
         await store_under_test.mend()
-        await fed.reaches("server", "waiting")
-        assert (fed.server().model, fed.server().trouble) == (there.ref, None)
+        await fed.wait_for_state("server", "waiting")
+        assert (fed.server_facts().model, fed.server_facts().trouble) == (there.ref, None)
         await request_run(fed)()
-    assert builder.made == 1, "only what was there before"
+    assert builder.model_count == 1, "only what was there before"
 
 
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
@@ -278,13 +278,13 @@ async def test_a_directory_that_cannot_be_one_is_unavailable_and_the_manager_sta
     fed: FederationHarness, builder: FakeFlowerServer, tmp_path: Path
 ) -> None:
     (tmp_path / "file").write_text("not a directory")
-    fed.site = replace(fed.site, store=str(tmp_path / "file" / "models"))
+    fed.config = replace(fed.config, store=str(tmp_path / "file" / "models"))
     async with run_manager(fed) as manager:
-        told = await fed.happens("server", "store_unavailable")
+        told = await fed.wait_for_event("server", "store_unavailable")
         assert "make it a directory that exists" in told.reason
-        assert fed.server().trouble is StoreProblem.UNAVAILABLE
-        assert not manager.broken
-    assert builder.made == 0
+        assert fed.server_facts().trouble is StoreProblem.UNAVAILABLE
+        assert not manager.error
+    assert builder.model_count == 0
 
 
 # --- a restart -------------------------------------------------------------------------------------------------------
@@ -295,13 +295,13 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     async with run_manager(fed) as manager:
-        await fed.hears(CodePublished)
-        model = fed.server().model
+        await fed.wait_for_message(CodePublished)
+        model = fed.server_facts().model
         await manager.kill()
         await store_under_test.spoil(trouble)
         manager.start()
-        told = await fed.happens("server", "store_unavailable")
-        assert (told.target, fed.server().trouble) == (ServerState.WAITING, trouble)
+        told = await fed.wait_for_event("server", "store_unavailable")
+        assert (told.target, fed.server_facts().trouble) == (ServerState.WAITING, trouble)
         assert ERROR_TEXT[trouble] in told.reason
         assert await refusal_reason(request_run(fed)) == told.reason
         if trouble is not StoreProblem.DAMAGED:  # then the champion itself can be had
@@ -310,11 +310,11 @@ async def test_a_restarted_manager_tells_which_trouble_it_is_stays_begins_nothin
             assert not store_under_test.home.exists(), "nothing is made in the place of what is away"
 
         await store_under_test.mend()
-        await fed.happens("server", "store_recovered")
+        await fed.wait_for_event("server", "store_recovered")
         info = await fed.bus.request(GetServerInfo(task=TASK))
-        assert (info.model, fed.server().trouble) == (model, None)
+        assert (info.model, fed.server_facts().trouble) == (model, None)
         await request_run(fed)()
-    assert builder.made == 1
+    assert builder.model_count == 1
 
 
 @pytest.mark.parametrize("store_under_test", ["directory", "s3"], indirect=True)
@@ -322,13 +322,13 @@ async def test_where_only_latest_is_damaged_the_champion_is_given_out_all_the_sa
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
-        await fed.hears(CodePublished)
+        await fed.wait_for_message(CodePublished)
         await store_under_test.spoil(StoreProblem.DAMAGED)
         await manager.restart()
-        await fed.happens("server", "store_unavailable")
+        await fed.wait_for_event("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
-        assert fed.server().trouble is StoreProblem.DAMAGED
-        assert (await fed.hears(ModelPublished)).model == fed.server().model
+        assert fed.server_facts().trouble is StoreProblem.DAMAGED
+        assert (await fed.wait_for_message(ModelPublished)).model == fed.server_facts().model
 
 
 @for_each_store([], [StoreProblem.UNAVAILABLE, StoreProblem.DENIED])
@@ -336,11 +336,11 @@ async def test_of_an_s3_that_cannot_be_asked_a_copy_on_this_machine_is_given_out
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, trouble: StoreProblem
 ) -> None:
     async with run_manager(fed, keeps_copies=True) as manager:
-        await fed.hears(CodePublished)
+        await fed.wait_for_message(CodePublished)
         await manager.kill()
         await store_under_test.spoil(trouble)
         manager.start()
-        told = await fed.happens("server", "store_unavailable")
+        told = await fed.wait_for_event("server", "store_unavailable")
         await eventually(lambda: is_model_served(fed))
         assert await refusal_reason(request_run(fed)) == told.reason
 
@@ -350,18 +350,18 @@ async def test_damaged_weights_of_the_champion_are_told_and_another_version_may_
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
-        await fed.hears(CodePublished)
-        champion = fed.server().model
+        await fed.wait_for_message(CodePublished)
+        champion = fed.server_facts().model
         assert champion is not None
         other = await publish_version(fed, builder, 2)
         await store_under_test.overwrite(f"{champion.sha256}.safetensors", b"\xff" * champion.size_bytes)
         await manager.restart()
-        told = await fed.happens("server", "store_unavailable")
+        told = await fed.wait_for_event("server", "store_unavailable")
         assert "its bytes have digest" in told.reason
-        assert fed.server().trouble is StoreProblem.DAMAGED
+        assert fed.server_facts().trouble is StoreProblem.DAMAGED
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
-        assert (await fed.hears(ModelPublished)).model == other.ref
-        await fed.happens("server", "store_recovered")
+        assert (await fed.wait_for_message(ModelPublished)).model == other.ref
+        await fed.wait_for_event("server", "store_recovered")
 
 
 @pytest.mark.parametrize("store_under_test", ["directory"], indirect=True)
@@ -369,14 +369,14 @@ async def test_another_repository_than_the_log_s_is_damage_and_not_taken_for_it(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer
 ) -> None:
     async with run_manager(fed) as manager:
-        await fed.hears(CodePublished)
+        await fed.wait_for_message(CodePublished)
         await manager.kill()
         await store_under_test.spoil(StoreProblem.EMPTY)
         await publish_version(fed, builder, 1)
         manager.start()
-        told = await fed.happens("server", "store_unavailable")
+        told = await fed.wait_for_event("server", "store_unavailable")
         assert "its version 1 is another model" in told.reason
-        assert fed.server().trouble is StoreProblem.DAMAGED
+        assert fed.server_facts().trouble is StoreProblem.DAMAGED
         assert not await is_model_served(fed)
 
 
@@ -404,21 +404,21 @@ async def test_a_new_champion_whose_weights_cannot_be_had_is_given_out_when_they
     store = DeniedAfterPromotion(DirectoryObjectStore(Path(store_under_test.url), TaskId(TASK)))
 
     async def run(stop: asyncio.Event) -> None:
-        async with fed.site.bus("server-manager") as bus:
-            await ServerManager(bus, fed.site.task, store).run(stop)
+        async with fed.config.bus("server-manager") as bus:
+            await ServerManager(bus, fed.config.task, store).run(stop)
 
-    async with fed.agent(run):
-        await fed.hears(CodePublished)
+    async with fed.run_agent(run):
+        await fed.wait_for_message(CodePublished)
         other = await publish_version(fed, builder, 2)
         store.closes = True
         await fed.bus.request(PromoteModel(task=TASK, model_version=2))
-        told = await fed.happens("server", "store_unavailable")
-        assert fed.server().trouble is StoreProblem.DENIED
+        told = await fed.wait_for_event("server", "store_unavailable")
+        assert fed.server_facts().trouble is StoreProblem.DENIED
         assert told.reason in await refusal_reason(lambda: fed.bus.request(GetServerInfo(task=TASK)))
-        assert fed.heard(ModelPublished) == []
+        assert fed.messages_of(ModelPublished) == []
         store.closed = False
-        assert (await fed.hears(ModelPublished)).model == other.ref
-        await fed.happens("server", "store_recovered")
+        assert (await fed.wait_for_message(ModelPublished)).model == other.ref
+        await fed.wait_for_event("server", "store_recovered")
 
 
 @pytest.mark.parametrize("training", [False, True], ids=["recruiting", "training"])
@@ -427,25 +427,25 @@ async def test_a_run_under_way_goes_on_while_the_repository_is_in_trouble(
     fed: FederationHarness, store_under_test: StoreUnderTest, builder: FakeFlowerServer, training: bool
 ) -> None:
     async with run_manager(fed) as manager:
-        await fed.hears(CodePublished)
+        await fed.wait_for_message(CodePublished)
         await request_run(fed)()
         if training:
             await send_joined(fed)
         await manager.kill()
         await store_under_test.spoil(StoreProblem.UNAVAILABLE)
         manager.start()
-        told = await fed.happens("server", "store_unavailable")
+        told = await fed.wait_for_event("server", "store_unavailable")
         assert told.target == ("training" if training else "recruiting")
         if not training:
             await store_under_test.mend()
-            await fed.happens("server", "store_recovered")
+            await fed.wait_for_event("server", "store_recovered")
             await send_joined(fed)
         else:
             await store_under_test.mend()
-            assert (await fed.happens("server", "store_recovered")).target == "training"
+            assert (await fed.wait_for_event("server", "store_recovered")).target == "training"
 
 
 async def send_joined(fed: FederationHarness) -> None:
-    said = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.site.task.code_version)
-    await fed.say(said, by="trainer")
-    await fed.hears(BeginTraining)
+    said = ClientJoined(task=TASK, client="c1", run=RUN, code_version=fed.config.task.code_version)
+    await fed.publish(said, sender="trainer")
+    await fed.wait_for_message(BeginTraining)

@@ -28,25 +28,25 @@ class OneClientFlowerServer(FakeFlowerServer):
 
     async def begins(self, number: int) -> None:
         """A run that is in training."""
-        await self.begin(number, PLAN, "c1")
+        await self.begin_run(number, PLAN, "c1")
 
     async def ends(self, number: int, **metrics: float) -> None:
         """The run comes to a model with these metrics."""
-        await self.end(number, RoundResult(round=1, metrics=metrics, participants={"c1": 10}))
+        await self.finish_run(number, RoundResult(round=1, metrics=metrics, participants={"c1": 10}))
 
     async def run(self, number: int, **metrics: float) -> None:
         await self.begins(number)
         await self.ends(number, **metrics)
 
     def says_that_it_differs(self, how: str) -> None:
-        self.differs[self.fed.site.task.code_version] = how
+        self.differences[self.fed.config.task.code_version] = how
 
 
 @pytest.fixture
 async def flower(fed: FederationHarness) -> AsyncIterator[OneClientFlowerServer]:
     flower = OneClientFlowerServer(fed)
     await flower.store.prepare()
-    async with flower.serving():
+    async with flower.serve():
         yield flower
 
 
@@ -61,11 +61,11 @@ async def manager(
     fed: FederationHarness, flower: OneClientFlowerServer, signer: ModelSigner
 ) -> AsyncIterator[RunningAgent]:
     async def manage(stop: asyncio.Event) -> None:
-        async with fed.site.bus("server-manager") as bus:
-            await ServerManager(bus, fed.site.task, flower.store, signer=signer).run(stop)
+        async with fed.config.bus("server-manager") as bus:
+            await ServerManager(bus, fed.config.task, flower.store, signer=signer).run(stop)
 
-    async with fed.agent(manage) as agent:
-        await fed.hears(CodePublished)
+    async with fed.run_agent(manage) as agent:
+        await fed.wait_for_message(CodePublished)
         yield agent
 
 
@@ -73,15 +73,15 @@ def make_server(fed: FederationHarness, flower: OneClientFlowerServer) -> AgentF
     """A server manager without a signer."""
 
     async def manage(stop: asyncio.Event) -> None:
-        async with fed.site.bus("server-manager") as bus:
-            await ServerManager(bus, fed.site.task, flower.store).run(stop)
+        async with fed.config.bus("server-manager") as bus:
+            await ServerManager(bus, fed.config.task, flower.store).run(stop)
 
     return manage
 
 
 async def publish_first_version(flower: OneClientFlowerServer, *, code_version: str) -> None:
     """A first version that was published before."""
-    facts = (await flower.artifact()).model_dump()
+    facts = (await flower.make_artifact()).model_dump()
     created = datetime.now(UTC)
     await flower.store.publish(
         Manifest(**facts, version=1, task=TASK, created=created, code_version=code_version)
@@ -117,8 +117,8 @@ async def test_a_model_that_is_no_worse_is_served_and_everybody_hears_of_it(
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.4)
     assert await served_version(fed) == (3, 3)
-    assert [one.model.version for one in fed.heard(ModelPublished)] == [2, 3]
-    assert [one.term for one in fed.heard(ModelPublished)] == [2, 3]
+    assert [one.model.version for one in fed.messages_of(ModelPublished)] == [2, 3]
+    assert [one.term for one in fed.messages_of(ModelPublished)] == [2, 3]
     assert (await read_champion(flower)).before == (2, 1)
 
 
@@ -127,13 +127,13 @@ async def test_a_worse_model_is_a_version_that_is_kept_back_and_the_old_one_is_s
 ) -> None:
     await flower.run(1, loss=0.5)
     await flower.run(2, loss=0.8)
-    kept = await fed.happens("server", "candidate_kept")
+    kept = await fed.wait_for_event("server", "candidate_kept")
     assert "loss 0.8, champion 0.5: 60.0 % worse (limit 10 %)" in kept.reason
     assert await served_version(fed) == (2, 2)
-    assert len(fed.heard(ModelPublished)) == 1
-    assert not fed.heard(ServerClosed)[-1].new_model
+    assert len(fed.messages_of(ModelPublished)) == 1
+    assert not fed.messages_of(ServerClosed)[-1].new_model
     assert [one.version for one in await flower.store.versions()] == [1, 2, 3]
-    facts = fed.server()
+    facts = fed.server_facts()
     assert facts.candidate is not None
     assert (facts.candidate.version, facts.model and facts.model.version) == (3, 2)
 
@@ -145,7 +145,7 @@ async def test_the_next_run_begins_with_the_model_that_is_served_and_not_with_th
     await flower.run(2, loss=0.8)
     await flower.run(3, loss=0.45)
     second = await flower.store.manifest(2)
-    assert flower.starts[2].artifact.sha256 == second.sha256
+    assert flower.start_requests[2].artifact.sha256 == second.sha256
     assert [one.parent for one in await flower.store.versions()] == [None, 1, 2, 2]
     assert await served_version(fed) == (4, 3)
 
@@ -154,7 +154,7 @@ async def test_a_model_whose_loss_is_no_number_is_never_served(
     fed: FederationHarness, manager: RunningAgent, flower: OneClientFlowerServer
 ) -> None:
     await flower.run(1, loss=float("nan"))
-    assert "nan" in (await fed.happens("server", "candidate_kept")).reason
+    assert "nan" in (await fed.wait_for_event("server", "candidate_kept")).reason
     assert await served_version(fed) == (1, 1)
 
 
@@ -165,7 +165,7 @@ async def test_what_was_made_of_a_model_that_is_not_served_any_more_waits_for_a_
     await flower.begins(2)
     await fed.bus.request(RollBackModel(task=TASK, reason="version 2 was poisoned"))
     await flower.ends(2, loss=0.1)
-    kept = await fed.happens("server", "candidate_kept")
+    kept = await fed.wait_for_event("server", "candidate_kept")
     assert "it was made from version 2, and version 1 has been served since" in kept.reason
     assert (await served_version(fed))[0] == 1
 
@@ -182,10 +182,10 @@ async def test_a_version_that_was_kept_back_is_promoted_by_hand(
         PromoteModel(task=TASK, model_version=3, reason="it is right where it counts")
     )
     assert (answer.model.version, answer.instead_of) == (3, 2)
-    told = await fed.hears(ModelPublished, times=2)
+    told = await fed.wait_for_message(ModelPublished, times=2)
     assert (told.model.version, told.term, told.reason) == (3, 3, "it is right where it counts")
     assert (await read_champion(flower)).reason == "it is right where it counts"
-    assert fed.events("server")[-1] == "model_promoted"
+    assert fed.events_of("server")[-1] == "model_promoted"
 
 
 async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
@@ -195,7 +195,7 @@ async def test_a_rollback_goes_to_the_champion_before_and_everybody_hears_of_it(
     await flower.run(2, loss=0.4)
     answer: ModelPromoted = await fed.bus.request(RollBackModel(task=TASK))
     assert (answer.model.version, answer.instead_of) == (2, 3)
-    told = await fed.hears(ModelPublished, times=3)
+    told = await fed.wait_for_message(ModelPublished, times=3)
     assert (told.model.version, told.term) == (2, 4)
     assert await served_version(fed) == (2, 4)
 
@@ -220,9 +220,9 @@ async def test_what_is_served_may_change_while_a_run_is_under_way(
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-2", plan=PLAN))
     state = "training" if training else "recruiting"
     await fed.bus.request(RollBackModel(task=TASK))
-    assert (await fed.happens("server", "model_rolled_back")).target == state
+    assert (await fed.wait_for_event("server", "model_rolled_back")).target == state
     await fed.bus.request(PromoteModel(task=TASK, model_version=2))
-    assert (await fed.happens("server", "model_promoted")).target == state
+    assert (await fed.wait_for_event("server", "model_promoted")).target == state
 
 
 async def test_what_cannot_be_served_is_refused_in_words(
@@ -243,7 +243,7 @@ async def test_to_promote_the_version_that_is_served_names_it_anew_to_the_device
 ) -> None:
     answer: ModelPromoted = await fed.bus.request(PromoteModel(task=TASK, model_version=1, reason="again"))
     assert (answer.model.version, answer.instead_of) == (1, 1)
-    told = await fed.hears(ModelPublished)
+    told = await fed.wait_for_message(ModelPublished)
     assert (told.model.version, told.term, told.reason) == (1, 2, "again")
     assert await served_version(fed) == (1, 2)
     with pytest.raises(RequestRefused, match="no champion before this one"):
@@ -267,29 +267,29 @@ async def test_a_run_whose_code_makes_another_model_is_refused_with_the_tensor_a
     await publish_first_version(flower, code_version="of yesterday")
     flower.width = 5
     flower.says_that_it_differs("w is float32 (3,) there and float32 (5,) here")
-    async with fed.agent(make_server(fed, flower)):
-        await fed.hears(CodePublished)
+    async with fed.run_agent(make_server(fed, flower)):
+        await fed.wait_for_message(CodePublished)
         open_run = OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN)
         for _ in range(2):
             with pytest.raises(
                 RequestRefused, match=r"w is float32 \(3,\) there.*fedbus model init --new-lineage"
             ):
                 await fed.bus.request(open_run)
-        assert (flower.starts, len(flower.checked)) == ([], 1)
-        assert fed.server().run is None
+        assert (flower.start_requests, len(flower.check_requests)) == ([], 1)
+        assert fed.server_facts().run is None
         await fed.bus.request(StartLineage(task=TASK))
         await fed.bus.request(open_run)  # it was made by the code that there is
-        assert len(flower.checked) == 1
+        assert len(flower.check_requests) == 1
 
 
 async def test_a_run_of_new_code_that_makes_the_same_model_begins(
     fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
     await publish_first_version(flower, code_version="of yesterday")
-    async with fed.agent(make_server(fed, flower)):
-        await fed.hears(CodePublished)
+    async with fed.run_agent(make_server(fed, flower)):
+        await fed.wait_for_message(CodePublished)
         await flower.begins(1)
-    assert [one.code_version for one in flower.checked] == [fed.site.task.code_version]
+    assert [one.code_version for one in flower.check_requests] == [fed.config.task.code_version]
 
 
 async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
@@ -301,7 +301,7 @@ async def test_a_new_lineage_begins_with_a_first_model_and_no_parent(
     assert (answer.model.version, answer.instead_of) == (3, 2)
     manifest = await flower.store.manifest(3)
     assert (manifest.parent, manifest.lineage) == (None, 2)
-    assert (await fed.hears(ModelPublished, times=2)).reason == "a wider layer"
+    assert (await fed.wait_for_message(ModelPublished, times=2)).reason == "a wider layer"
     await flower.run(2, loss=9.0)  # the champion has no metric to compare with
     assert [one.lineage for one in await flower.store.versions()] == [1, 1, 2, 2]
     assert (await served_version(fed))[0] == 4
@@ -319,7 +319,7 @@ async def test_every_version_is_signed_and_its_seal_goes_with_every_word_of_it(
         trusted.verify_manifest(manifest)
     info = await fed.bus.request(GetServerInfo(task=TASK))
     trusted.check(TASK, info.model, info.seal)
-    told = fed.heard(ModelPublished)[0]
+    told = fed.messages_of(ModelPublished)[0]
     trusted.check(TASK, told.model, told.seal)
 
 
@@ -332,7 +332,7 @@ async def test_a_manager_that_died_between_pointer_and_word_says_the_word_when_i
     moved = before.model_copy(update={"version": 1, "term": before.term + 1, "before": (2,)})
     await flower.store.crown(moved)
     manager.start()
-    await fed.happens("server", "model_promoted")
+    await fed.wait_for_event("server", "model_promoted")
     assert await served_version(fed) == (1, 3)
 
 
@@ -340,6 +340,6 @@ async def test_a_repository_of_before_there_were_champions_serves_its_newest_ver
     fed: FederationHarness, flower: OneClientFlowerServer
 ) -> None:
     await publish_first_version(flower, code_version="x")
-    async with fed.agent(make_server(fed, flower)):
-        await fed.happens("server", "model_ready")
+    async with fed.run_agent(make_server(fed, flower)):
+        await fed.wait_for_event("server", "model_ready")
         assert (await read_champion(flower)).version == 1

@@ -67,7 +67,7 @@ async def run_monitor(
     fed: FederationHarness, tracker_context: TrackerContext, **trackers: Tracker
 ) -> AsyncIterator[None]:
     async def monitor(stop: asyncio.Event) -> None:
-        async with fed.site.bus("training-monitor") as bus:
+        async with fed.config.bus("training-monitor") as bus:
             watcher = TrainingMonitor(bus, TASK, LocalTracker(tracker_context), trackers)
             async with asyncio.TaskGroup() as group:
                 group.create_task(watcher.run(stop))
@@ -75,7 +75,7 @@ async def run_monitor(
                 ready.set()
 
     ready = asyncio.Event()
-    async with fed.agent(monitor):
+    async with fed.run_agent(monitor):
         await ready.wait()
         yield
 
@@ -86,7 +86,7 @@ def make_result(number: int, loss: float) -> RoundResult:
 
 async def simulate_run(fed: FederationHarness, number: int, *rounds: float | RoundResult) -> None:
     """A run of so many rounds, each a loss or all of a result, in the log as the scheduler would have it."""
-    scheduler = await fed.speaker("workflow-scheduler")
+    scheduler = await fed.connect_as("workflow-scheduler")
     plan = RunPlan(rounds=len(rounds), config={"lr": 0.1})
     facts = RunData(task=TASK, run=f"{TASK}-{number}", plan=plan, requested_at=datetime.now(UTC))
     async with LifecycleStore.open(scheduler) as lives:

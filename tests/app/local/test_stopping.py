@@ -14,7 +14,7 @@ import pytest
 import support
 from support import eventually
 from support.cli import FedbusCli
-from support.processes import descendants_of, does
+from support.processes import descendants_of, is_agent_child
 
 from fedbus.agents.common.child_process import ChildProcess
 
@@ -32,7 +32,7 @@ def slow_task(directory: Path) -> Path:
 
 def has_child(process: ChildProcess, work: str) -> bool:
     """Whether one of the processes below *process* does *work*."""
-    return any(does(one, work) for one in descendants_of(process.pid))
+    return any(is_agent_child(one, work) for one in descendants_of(process.pid))
 
 
 @asynccontextmanager

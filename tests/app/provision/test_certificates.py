@@ -82,7 +82,7 @@ async def test_the_s3_is_believed_by_the_kit_s_authority_and_by_no_other(
 async def test_the_dashboard_is_served_by_https_with_the_gateway_s_own_credentials(
     bus: TrustedBus, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    access = bus.access(Role.GATEWAY)
+    access = bus.access_for(Role.GATEWAY)
     settings = Settings.from_environment(
         {
             "FEDBUS_HOME": str(tmp_path / "home"),

@@ -122,7 +122,7 @@ async def test_lines_arrive_with_their_trace_their_facts_and_their_exception(tmp
         await run_python(tmp_path, LOGS_AND_TRACES, **{ENDPOINT: collector.url})
 
     (span,) = collector.spans
-    lines = {line.body: line for line in collector.lines}
+    lines = {line.body: line for line in collector.log_lines}
     assert set(lines) == {"the battery is low", "lost it", "it broke"}
     ours, broken = lines["the battery is low"], lines["it broke"]
     assert (ours.service, ours.body, ours.trace_id) == ("fedbus-trainer", "the battery is low", span.trace_id)
@@ -148,11 +148,11 @@ async def test_metrics_arrive_with_their_unit_and_an_exemplar(tmp_path: Path) ->
         await run_python(tmp_path, LOGS_AND_TRACES, **{ENDPOINT: collector.url})
 
     (span,) = collector.spans
-    latency = collector.figures["fedbus.prediction.duration"]
+    latency = collector.metrics["fedbus.prediction.duration"]
     assert (latency.unit, latency.series) == ("s", [{"fedbus.client": "c1"}])
     assert latency.exemplars == [span.trace_id]
-    assert collector.figures["fedbus.train.loss"].unit == "1"
-    assert {one["fedbus.level"] for one in collector.figures["fedbus.log.lines"].series} == {
+    assert collector.metrics["fedbus.train.loss"].unit == "1"
+    assert {one["fedbus.level"] for one in collector.metrics["fedbus.log.lines"].series} == {
         "warning",
         "error",
     }
@@ -162,7 +162,7 @@ async def test_the_series_of_a_metric_are_limited(tmp_path: Path) -> None:
     async with run_collector() as collector:
         await run_python(tmp_path, MANY, **{ENDPOINT: collector.url})
 
-    series = collector.figures["fedbus.rounds"].series
+    series = collector.metrics["fedbus.rounds"].series
     assert len(series) == MAX_SERIES + 1
     assert [name for one in series for name in one].count("otel.metric.overflow") == 1, "the rest, together"
 
@@ -173,7 +173,7 @@ async def test_each_signal_has_its_own_endpoint_or_none(tmp_path: Path) -> None:
             tmp_path, LOGS_AND_TRACES, OTEL_EXPORTER_OTLP_TRACES_ENDPOINT=f"{collector.url}/v1/traces"
         )
 
-    assert (len(collector.spans), collector.lines, collector.figures) == (1, [], {})
+    assert (len(collector.spans), collector.log_lines, collector.metrics) == (1, [], {})
 
 
 async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
@@ -187,8 +187,8 @@ async def test_nats_server_and_the_loop_are_measured(tmp_path: Path) -> None:
         await run_python(tmp_path, WATCHES_NATS, nats.monitor_url, **often)
 
     of_nats = {name for name in METRICS if name.startswith("fedbus.nats.")}
-    assert set(collector.figures) >= of_nats | {"fedbus.loop.lag"}
-    streams = {one["fedbus.stream"] for one in collector.figures["fedbus.nats.stream.size"].series}
+    assert set(collector.metrics) >= of_nats | {"fedbus.loop.lag"}
+    streams = {one["fedbus.stream"] for one in collector.metrics["fedbus.nats.stream.size"].series}
     assert "FEDBUS_dev_LIFE" in streams
 
 
@@ -196,7 +196,7 @@ async def test_an_unavailable_nats_server_has_no_metrics(tmp_path: Path) -> None
     async with run_collector() as collector:
         await run_python(tmp_path, WATCHES_NATS, "http://127.0.0.1:9", **{ENDPOINT: collector.url})
 
-    assert not [name for name in collector.figures if name.startswith("fedbus.nats.")]
+    assert not [name for name in collector.metrics if name.startswith("fedbus.nats.")]
 
 
 # --- collectors as they should not be -----------------------------------------------------------------
@@ -272,6 +272,6 @@ async def test_a_collector_that_comes_late_gets_what_waits(tmp_path: Path) -> No
     )
     assert process.stdin
     async with run_collector(port=port) as collector, asyncio.timeout(LONGEST_S):
-        await eventually(lambda: bool(collector.lines or collector.spans), within_s=40)
+        await eventually(lambda: bool(collector.log_lines or collector.spans), within_s=40)
         process.stdin.write(b"\n")
         await process.communicate()

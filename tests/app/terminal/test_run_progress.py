@@ -36,24 +36,28 @@ def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
 async def send_round_message(simulation: SimulatedFederation, client: str, kind: str = "train") -> None:
     about: dict[str, Any] = {"task": TASK, "run": RUN, "client": client, "round": 2}
     about |= {"message_id": f"{kind}-{client}", "message_type": kind, "created_at": 0, "ttl_s": 60}
-    await simulation.say(RoundMessage(content=MessageContent(inline=b""), **about))
+    await simulation.publish(RoundMessage(content=MessageContent(inline=b""), **about))
 
 
 async def send_round_reply(simulation: SimulatedFederation, client: str) -> None:
     about: dict[str, Any] = {"task": TASK, "run": RUN, "client": client, "round": 2}
     about |= {"message_id": f"re-{client}", "reply_to": f"train-{client}", "created_at": 0, "ttl_s": 60}
-    await simulation.say(RoundReply(**about))
+    await simulation.publish(RoundReply(**about))
 
 
 async def test_a_terminal_shows_who_has_answered_and_how_the_run_ends(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await simulation.move(
-        simulation.run(1, 0), "started", "", "requested", waits_for="the server manager to open the run"
+    await simulation.transition(
+        simulation.make_run_facts(1, 0),
+        "started",
+        "",
+        "requested",
+        waits_for="the server manager to open the run",
     )
     async with open_terminal("run", "watch", RUN, environment=fedbus.environment, columns=100) as shown:
         await eventually(lambda: "waits for the server manager" in shown.raw)
-        await simulation.move(simulation.run(1, 1), "round_finished", "running", "running")
+        await simulation.transition(simulation.make_run_facts(1, 1), "round_finished", "running", "running")
         await eventually(lambda: "round 1  loss 0.7200  accuracy 64.00%  6.50 s  3 clients" in shown.raw)
         for client in ("c1", "c2", "c3"):
             await send_round_message(simulation, client)
@@ -61,8 +65,8 @@ async def test_a_terminal_shows_who_has_answered_and_how_the_run_ends(
         await eventually(lambda: "round 2 of 4  train: 1 of 3 clients answered, not c2, c3" in shown.raw)
         await send_round_message(simulation, "c1", "evaluate")
         await eventually(lambda: "evaluate: 0 of 1 client answered" in shown.raw)
-        await simulation.move(
-            simulation.run(1, 4), "run_finished", "running", "finished", reason="no worse than v2"
+        await simulation.transition(
+            simulation.make_run_facts(1, 4), "run_finished", "running", "finished", reason="no worse than v2"
         )
         async with asyncio.timeout(20):
             assert await shown.process.wait() == 0
@@ -70,9 +74,9 @@ async def test_a_terminal_shows_who_has_answered_and_how_the_run_ends(
 
 
 async def test_piped_there_are_lines_and_no_bar(simulation: SimulatedFederation, fedbus: FedbusCli) -> None:
-    await simulation.move(simulation.run(1, 1), "round_finished", "running", "running")
+    await simulation.transition(simulation.make_run_facts(1, 1), "round_finished", "running", "running")
     await send_round_message(simulation, "c1")
-    await simulation.move(simulation.run(1, 4), "run_finished", "running", "finished")
+    await simulation.transition(simulation.make_run_facts(1, 4), "run_finished", "running", "finished")
     said = await fedbus("run", "watch", RUN)
 
     assert said.code == 0

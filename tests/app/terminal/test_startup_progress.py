@@ -39,16 +39,16 @@ async def test_piped_each_arrival_is_a_line_and_the_last_says_that_all_serve(
         wait_until_serving(nats.url, DEV, arrivals, console, began=simulation.clock)
     )
     await eventually(lambda: lines() == ["waiting for the server of mnist to have a first model"])
-    await simulation.server(version=1)
+    await simulation.create_server(version=1)
     await eventually(lambda: lines()[-1] == "0 of 2 clients serve; waiting for c1, c2")
-    await simulation.clients(["c2"], version=1)
+    await simulation.create_clients(["c2"], version=1)
     await eventually(lambda: lines()[-1] == "1 of 2 clients serve; waiting for c1")
     facts = ClientData(task=TASK, client="c1")
-    await simulation.move(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
+    await simulation.transition(facts, "bootstrap_failed", "s0", "terminated", reason="no model in 60 s")
     await eventually(
         lambda: lines()[-1].endswith("c1 could not begin, and is started again: no model in 60 s")
     )
-    await simulation.clients(["c1"], version=1)
+    await simulation.create_clients(["c1"], version=1)
     async with asyncio.timeout(20):
         await waiting
     assert lines()[-1].startswith("2 of 2 clients serve, model v1, after ")
@@ -57,7 +57,7 @@ async def test_piped_each_arrival_is_a_line_and_the_last_says_that_all_serve(
 async def test_a_server_that_was_there_before_and_says_nothing_is_not_waited_for(
     simulation: SimulatedFederation, nats: NatsServer
 ) -> None:
-    await simulation.server(version=4)
+    await simulation.create_server(version=4)
     console = Console(file=StringIO(), width=80)
     async with asyncio.timeout(20):
         began = datetime.now(UTC)

@@ -24,18 +24,18 @@ BEGIN = datetime(2026, 3, 14, 12, tzinfo=UTC)
 async def simulate_run(bus: Bus) -> SimulatedFederation:
     await bus.create_streams()
     told = SimulatedFederation(bus, clock=BEGIN)
-    await told.clients(["c1"])
-    run = told.run(1, 0)
-    await told.move(run, "recruiting_started", "requested", "recruiting")
-    told.passes(1)
-    await told.say(ClientJoined(task=TASK, client="c1", run=run.run))
-    told.passes(1)
-    await told.move(
+    await told.create_clients(["c1"])
+    run = told.make_run_facts(1, 0)
+    await told.transition(run, "recruiting_started", "requested", "recruiting")
+    told.advance(1)
+    await told.publish(ClientJoined(task=TASK, client="c1", run=run.run))
+    told.advance(1)
+    await told.transition(
         ClientData(task=TASK, client="c1", run=run.run), "client_start", "serving", "learning", "the run"
     )
-    told.passes(1)
-    await told.say(ClientDeclined(task=TASK, client="c2", run="mnist-2", reason="another run's"))
-    await told.move(run, "cancelled", "recruiting", "cancelled")
+    told.advance(1)
+    await told.publish(ClientDeclined(task=TASK, client="c2", run="mnist-2", reason="another run's"))
+    await told.transition(run, "cancelled", "recruiting", "cancelled")
     return told
 
 

@@ -31,9 +31,9 @@ def fedbus(nats: NatsServer, tmp_path: Path) -> FedbusCli:
 
 async def simulate_two_runs(simulation: SimulatedFederation) -> None:
     """Of four rounds each; in the last, c1 trains 3 s of 5 s and waits 2 s for c2."""
-    await simulation.server()
-    await simulation.move(simulation.run(1, 4), "run_finished", "running", "finished")
-    second = simulation.run(2, 4, loss=0.4, requested_at=simulation.clock)
+    await simulation.create_server()
+    await simulation.transition(simulation.make_run_facts(1, 4), "run_finished", "running", "finished")
+    second = simulation.make_run_facts(2, 4, loss=0.4, requested_at=simulation.clock)
     last = second.rounds[-1].model_copy(
         update={
             "train_s": {"c1": 3.0, "c2": 7.0},
@@ -45,8 +45,8 @@ async def simulate_two_runs(simulation: SimulatedFederation) -> None:
     )
     third = second.rounds[-2].model_copy(update={"figures": {"c2": {"train_loss": 1.0}}})
     second = second.model_copy(update={"rounds": (*second.rounds[:-2], third, last)})
-    await simulation.move(second, "round_finished", "running", "running")
-    await simulation.move(second, "run_finished", "running", "finished")
+    await simulation.transition(second, "round_finished", "running", "running")
+    await simulation.transition(second, "run_finished", "running", "finished")
 
 
 async def test_each_run_goes_on_where_the_last_one_ended(
@@ -131,7 +131,7 @@ async def test_the_rounds_are_written_a_line_each(
 async def test_before_the_first_round_it_says_what_to_do(
     simulation: SimulatedFederation, fedbus: FedbusCli
 ) -> None:
-    await simulation.server()
+    await simulation.create_server()
     said = await fedbus("run", "curve")
     assert (said.code, said.out) == (0, "")
     assert said.err == "no round of mnist is over yet. Start a run: fedbus run start\n"

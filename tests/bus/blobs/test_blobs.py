@@ -422,7 +422,7 @@ async def test_a_broker_that_does_not_read_makes_no_holder_buffer(
     connection._max_pending_size = 64 * 1024**2  # the connection itself would let it all wait
     data = os.urandom(4 * WINDOW_BYTES)
     offer = await holder.offer(data)
-    with own_nats.frozen():
+    with own_nats.freeze():
         holder._sender._owe(offer, protocol.inbox_subject(FED, "somebody", "x"), range(offer.ref.chunk_count))
         await eventually(lambda: unwritten_bytes(connection) > 0)
         with contextlib.suppress(TimeoutError):
@@ -437,7 +437,7 @@ async def test_a_fetch_can_be_cancelled_while_its_asks_cannot_be_sent(
     connection = receiver._connection
     offer = await holder.offer(b"weights")
 
-    with own_nats.frozen():
+    with own_nats.freeze():
         flooding = asyncio.create_task(connection.publish("nowhere", bytes(8_000_000)))
         await eventually(lambda: unwritten_bytes(connection) > CHUNK_BYTES)
         connection._max_pending_size = 1  # from here on a publish waits for the socket

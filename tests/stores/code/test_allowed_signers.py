@@ -135,7 +135,9 @@ async def test_without_signers_anything_on_the_ref_is_taken(repository: Reposito
 async def test_a_key_is_good_for_as_long_as_its_line_says(
     code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
-    allow(signers, ada.line('namespaces="git",valid-after="20190101",valid-before="20200101"'))
+    allow(
+        signers, ada.allowed_signers_line('namespaces="git",valid-after="20190101",valid-before="20200101"')
+    )
     repository.git("checkout", "--quiet", "--orphan", "anew")
     then = repository.commit(by=ada, when="2019-06-01T00:00:00Z")
     now = repository.commit(by=ada)
@@ -149,7 +151,7 @@ async def test_a_key_is_good_for_as_long_as_its_line_says(
 async def test_a_key_for_something_else_is_no_key_for_commits(
     code: CodeRepository, repository: Repository, ada: CommitSigner, signers: Path
 ) -> None:
-    allow(signers, ada.line('namespaces="file"'))
+    allow(signers, ada.allowed_signers_line('namespaces="file"'))
     assert "not from an allowed signer" in await refusal(code, repository.head)
 
 
@@ -157,9 +159,9 @@ async def test_who_is_trusted_no_longer_is_not_trusted_from_then_on(
     code: CodeRepository, repository: Repository, ada: CommitSigner, mallory: CommitSigner, signers: Path
 ) -> None:
     await code.task_at(repository.head)
-    allow(signers, mallory.line())
+    allow(signers, mallory.allowed_signers_line())
     assert "not from an allowed signer" in await refusal(code, repository.head)
-    allow(signers, ada.line())
+    allow(signers, ada.allowed_signers_line())
     await code.task_at(repository.head)
     allow(signers.with_name(f"{signers.name}.revoked"), f"{ada.public}\n")  # or rather: revoke
     assert "not from an allowed signer" in await refusal(code, repository.head)

@@ -60,7 +60,7 @@ async def test_what_the_device_allows_is_installed_beside_the_code(
 
 
 async def test_what_comes_along_must_be_allowed_too(repository: Repository, index: Path) -> None:
-    build_wheel(index, "moonlib", "1.0", "", needs=("tidelib>=1",))
+    build_wheel(index, "moonlib", "1.0", "", requires=("tidelib>=1",))
     build_wheel(index, "tidelib", "1.0", "high = 1")
     with pytest.raises(CodeRejected, match="does not allow the installation of tidelib"):
         await prepare_code(repository, "moonlib", allowed=["moonlib"])

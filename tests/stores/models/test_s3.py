@@ -285,9 +285,9 @@ async def test_what_was_sent_is_not_sent_again(far_url: str, proxy: FaultyProxy)
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    sent = len(proxy.requested)
+    sent = len(proxy.request_bytes)
     await store.put(LARGE, digest(LARGE))
-    assert len(proxy.requested) - sent < 4096
+    assert len(proxy.request_bytes) - sent < 4096
 
 
 async def test_a_damaged_object_is_healed_by_whoever_puts_the_same_artifact(
@@ -316,7 +316,7 @@ async def test_an_upload_that_is_cut_goes_on(far_url: str, proxy: FaultyProxy) -
     store = open_s3_store(far_url)
     await store.prepare()
     putting = asyncio.create_task(store.put(LARGE, digest(LARGE)))
-    await eventually(lambda: b"partNumber=2" in proxy.requested)
+    await eventually(lambda: b"partNumber=2" in proxy.request_bytes)
     proxy.close()
     proxy.reopen()
     await putting
@@ -327,11 +327,11 @@ async def test_a_download_that_is_cut_goes_on_where_it_was(far_url: str, proxy: 
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    proxy.cut_answers_after, proxy.answered_bytes = [3 * 1024**2, 5 * 1024**2, 1024**2], 0
+    proxy.truncate_responses_at, proxy.response_byte_count = [3 * 1024**2, 5 * 1024**2, 1024**2], 0
     assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
-    assert not proxy.cut_answers_after
-    assert proxy.requested.count(b"Range: bytes=") == 3
-    assert proxy.answered_bytes < 1.2 * len(LARGE) + 3 * 1024**2  # a piece at each break comes twice
+    assert not proxy.truncate_responses_at
+    assert proxy.request_bytes.count(b"Range: bytes=") == 3
+    assert proxy.response_byte_count < 1.2 * len(LARGE) + 3 * 1024**2  # a piece at each break comes twice
 
 
 async def test_a_download_that_was_given_up_is_gone_on_with_later(
@@ -340,14 +340,14 @@ async def test_a_download_that_was_given_up_is_gone_on_with_later(
     store = open_s3_store(far_url, cache=tmp_path)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    proxy.cut_answers_after = [6 * 1024**2]
-    proxy.closes_at = b"Range:"
+    proxy.truncate_responses_at = [6 * 1024**2]
+    proxy.close_on_request = b"Range:"
     with pytest.raises(StoreUnavailable):
         await open_s3_store(far_url, cache=tmp_path, patience_s=0.2).path_of(digest(LARGE))
-    proxy.closes_at, proxy.answered_bytes = None, 0
+    proxy.close_on_request, proxy.response_byte_count = None, 0
     proxy.reopen()
     assert (await open_s3_store(far_url, cache=tmp_path).path_of(digest(LARGE))).read_bytes() == LARGE
-    assert proxy.answered_bytes < len(LARGE) - 4 * 1024**2
+    assert proxy.response_byte_count < len(LARGE) - 4 * 1024**2
 
 
 async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
@@ -358,9 +358,9 @@ async def test_a_manifest_that_is_cut_on_its_way_is_read_again_and_never_half(
     await store.put(WEIGHTS, digest(WEIGHTS))
     long = manifest(1).model_copy(update={"participants": {f"c{number}": number for number in range(20_000)}})
     await store.publish(long)
-    proxy.cut_answers_after = [5000, 70_000]
+    proxy.truncate_responses_at = [5000, 70_000]
     assert await store.manifest(1) == long
-    assert not proxy.cut_answers_after
+    assert not proxy.truncate_responses_at
 
 
 async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
@@ -369,7 +369,7 @@ async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    proxy.cut_answers_after = [1] * 1000
+    proxy.truncate_responses_at = [1] * 1000
     with pytest.raises(StoreUnavailable, match="check that it runs"):
         await open_s3_store(far_url, cache=tmp_path, patience_s=0.5).path_of(digest(LARGE))
     assert not cached_files(tmp_path)
@@ -378,9 +378,9 @@ async def test_a_road_that_cuts_everything_is_unavailable_and_gives_out_nothing(
 async def test_a_slow_road_up_is_no_broken_one_either(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
-    proxy.pause_up_s = 0.002
+    proxy.request_delay_s = 0.002
     await store.put(LARGE, digest(LARGE))
-    proxy.pause_up_s = 0.0
+    proxy.request_delay_s = 0.0
     await store.verify(digest(LARGE))
 
 
@@ -392,16 +392,16 @@ async def test_which_weights_are_kept_is_one_question_however_many_there_are(
     contents = [b"weights %d" % number for number in range(12)]
     for content in contents:
         await store.put(content, digest(content))
-    proxy.requested.clear()
+    proxy.request_bytes.clear()
     assert await store.held() == {digest(content) for content in contents}
-    assert proxy.requested.count(b"HTTP/1.1\r\n") == 1
+    assert proxy.request_bytes.count(b"HTTP/1.1\r\n") == 1
 
 
 async def test_a_slow_road_is_no_broken_one(far_url: str, proxy: FaultyProxy) -> None:
     store = open_s3_store(far_url, patience_s=0.1)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    proxy.pause_s = 0.002
+    proxy.response_delay_s = 0.002
     assert (await store.path_of(digest(LARGE))).read_bytes() == LARGE
 
 
@@ -432,11 +432,11 @@ async def test_who_asks_at_once_downloads_once(far_url: str, proxy: FaultyProxy,
     store = open_s3_store(far_url)
     await store.prepare()
     await store.put(LARGE, digest(LARGE))
-    proxy.answered_bytes = 0
+    proxy.response_byte_count = 0
     askers = [open_s3_store(far_url, cache=tmp_path) for _ in range(4)]
     paths = await asyncio.gather(*(asker.path_of(digest(LARGE)) for asker in askers))
     assert len(set(paths)) == 1
-    assert proxy.answered_bytes < 1.5 * len(LARGE)
+    assert proxy.response_byte_count < 1.5 * len(LARGE)
 
 
 async def test_room_is_made_and_never_by_what_is_in_use(tmp_path: Path) -> None:

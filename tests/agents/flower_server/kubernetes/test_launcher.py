@@ -45,11 +45,11 @@ TEMPLATE: dict[str, Any] = {
 
 @pytest.fixture
 async def model(fed: FederationHarness) -> Artifact:
-    store = open_model_store(fed.site.store_url, TASK)
+    store = open_model_store(fed.config.store_url, TASK)
     await store.prepare()
     arrays = {"weight": np.zeros((4, 3), np.float32), "bias": np.zeros(4, np.float32)}
-    artifact = weights.save(arrays, fed.site.home / "first.safetensors")
-    await store.put(fed.site.home / "first.safetensors", artifact.sha256)
+    artifact = weights.save(arrays, fed.config.home / "first.safetensors")
+    await store.put(fed.config.home / "first.safetensors", artifact.sha256)
     return artifact
 
 
@@ -58,7 +58,7 @@ async def cluster(fed: FederationHarness, tmp_path: Path) -> AsyncIterator[FakeK
     """Its pods have a disk of their own, and the task where its image has it."""
     pods = tmp_path / "pods"
     pods.mkdir()
-    environment = {"FEDBUS_HOME": str(pods / "home"), "FEDBUS_TASK": fed.site.task.path}
+    environment = {"FEDBUS_HOME": str(pods / "home"), "FEDBUS_TASK": fed.config.task.path}
     async with fake_kubernetes(pods, environment, TEMPLATE) as cluster:
         yield cluster
 
@@ -67,24 +67,24 @@ def make_launcher(
     fed: FederationHarness, cluster: FakeKubernetes, template: str = "flower-server"
 ) -> KubernetesLauncher:
     return KubernetesLauncher(
-        cluster.cluster(), template=template, federation=fed.site.federation, task=TASK, starts_within_s=0.2
+        cluster.cluster(), template=template, federation=fed.config.federation, task=TASK, starts_within_s=0.2
     )
 
 
 @pytest.fixture
 async def wrapper(fed: FederationHarness, cluster: FakeKubernetes) -> AsyncIterator[RunningAgent]:
-    async with fed.agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop)) as agent:
-        await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
+    async with fed.run_agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop)) as agent:
+        await eventually(lambda: fed.is_answered(FindServer(task=TASK, run=RUN)))
         yield agent
 
 
 async def run_flower_server(
     fed: FederationHarness, launcher: KubernetesLauncher, stop: Any, order: ProcessConfig | None = None
 ) -> None:
-    async with fed.site.bus("flower-server") as bus:
-        models = open_model_store(fed.site.store_url, TASK)
-        order = order or fed.site.order()
-        await FlowerServer(bus, order, models, logs=fed.site.logs, launcher=launcher).run(stop)
+    async with fed.config.bus("flower-server") as bus:
+        models = open_model_store(fed.config.store_url, TASK)
+        order = order or fed.config.order()
+        await FlowerServer(bus, order, models, logs=fed.config.logs, launcher=launcher).run(stop)
 
 
 async def request_start(fed: FederationHarness, model: Artifact) -> None:
@@ -95,7 +95,7 @@ async def test_a_run_is_a_job_like_the_template_that_gets_its_model_out_of_the_r
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
-    await fed.hears(ServerStarted)
+    await fed.wait_for_message(ServerStarted)
     (job,) = cluster.created
     pod = job["spec"]["template"]
     assert pod["metadata"]["labels"]["its"] == "own"
@@ -110,22 +110,22 @@ async def test_a_run_that_is_stopped_leaves_no_job_behind(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
-    await fed.hears(ServerStarted)
+    await fed.wait_for_message(ServerStarted)
     (job,) = cluster.jobs.values()
     await fed.bus.request(StopServer(task=TASK, run=RUN), timeout_s=30)
     assert not cluster.jobs
     assert job.process.returncode == 0
-    assert not fed.heard(ServerLost)
+    assert not fed.messages_of(ServerLost)
 
 
 async def test_a_pod_that_is_killed_is_told_of_with_its_reason(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
-    await fed.hears(ServerStarted)
+    await fed.wait_for_message(ServerStarted)
     (job,) = cluster.jobs.values()
     job.process.send_signal(signal.SIGKILL)
-    lost = await fed.hears(ServerLost)
+    lost = await fed.wait_for_message(ServerLost)
     assert lost.reason.startswith("the Flower server was killed for want of memory")
     await eventually(lambda: not cluster.jobs)
 
@@ -134,11 +134,11 @@ async def test_a_job_that_falls_is_told_of_in_its_own_word_whatever_is_logged_af
     fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
     cluster.environment["OTEL_EXPORTER_OTLP_ENDPOINT"] = "http://127.0.0.1:9"
-    nowhere = fed.site.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
-    async with fed.agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop, nowhere)):
-        await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
+    nowhere = fed.config.order().model_copy(update={"nats_url": "nats://127.0.0.1:9"})
+    async with fed.run_agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster), stop, nowhere)):
+        await eventually(lambda: fed.is_answered(FindServer(task=TASK, run=RUN)))
         await request_start(fed, model)
-        lost = await fed.hears(ServerLost)
+        lost = await fed.wait_for_message(ServerLost)
     assert lost.reason.startswith("the Flower server ended with code 3: BusUnreachable: ")
 
 
@@ -146,17 +146,19 @@ async def test_a_job_that_somebody_removes_is_told_of(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
-    await fed.hears(ServerStarted)
+    await fed.wait_for_message(ServerStarted)
     await cluster.remove(next(iter(cluster.jobs)))
-    assert (await fed.hears(ServerLost)).reason == "the Job of the Flower server was removed by somebody else"
+    assert (
+        await fed.wait_for_message(ServerLost)
+    ).reason == "the Job of the Flower server was removed by somebody else"
 
 
 async def test_a_cluster_that_says_no_is_told_of_in_its_own_words(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    cluster.refuses["POST"] = (403, "jobs.batch is forbidden: exceeded quota")
+    cluster.refusals["POST"] = (403, "jobs.batch is forbidden: exceeded quota")
     await request_start(fed, model)
-    lost = await fed.hears(ServerLost)
+    lost = await fed.wait_for_message(ServerLost)
     assert lost.reason == "the Flower server was not run as a Job: jobs.batch is forbidden: exceeded quota"
 
 
@@ -194,7 +196,7 @@ async def test_a_pod_that_never_starts_is_told_of_with_what_keeps_it(
 ) -> None:
     cluster.pending_pod_status = status
     await request_start(fed, model)
-    lost = await fed.hears(ServerLost)
+    lost = await fed.wait_for_message(ServerLost)
     assert lost.reason == f"the pod of the Flower server does not start: {reason}"
     await eventually(lambda: not cluster.jobs)
 
@@ -204,7 +206,7 @@ async def test_a_job_whose_pod_is_not_let_in_is_told_of_with_what_its_event_says
 ) -> None:
     cluster.pod_creation_error = 'pods "x" is forbidden: violates PodSecurity "restricted"'
     await request_start(fed, model)
-    assert (await fed.hears(ServerLost)).reason.endswith(
+    assert (await fed.wait_for_message(ServerLost)).reason.endswith(
         f"does not start: FailedCreate: {cluster.pod_creation_error}"
     )
 
@@ -218,10 +220,10 @@ def test_a_pod_whose_image_is_being_pulled_is_on_its_way() -> None:
 async def test_a_cluster_that_is_away_is_waited_for(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
-    cluster.refuses["POST"] = (503, "etcdserver: leader changed")
+    cluster.refusals["POST"] = (503, "etcdserver: leader changed")
     await request_start(fed, model)
-    del cluster.refuses["POST"]
-    await fed.hears(ServerStarted)
+    del cluster.refusals["POST"]
+    await fed.wait_for_message(ServerStarted)
 
 
 async def test_a_model_that_the_repository_does_not_hold_fails_its_run_and_the_job_is_done(
@@ -229,21 +231,21 @@ async def test_a_model_that_the_repository_does_not_hold_fails_its_run_and_the_j
 ) -> None:
     absent = Artifact(sha256="0" * 64, size_bytes=1, architecture="0" * 64)
     await request_start(fed, absent)
-    assert "0000" in (await fed.hears(RunFailed)).reason
+    assert "0000" in (await fed.wait_for_message(RunFailed)).reason
     await eventually(lambda: not cluster.jobs)
-    assert not fed.heard(ServerLost)
+    assert not fed.messages_of(ServerLost)
 
 
 async def test_a_new_wrapper_removes_what_the_one_before_left(
     fed: FederationHarness, cluster: FakeKubernetes, wrapper: RunningAgent, model: Artifact
 ) -> None:
     await request_start(fed, model)
-    await fed.hears(ServerStarted)
+    await fed.wait_for_message(ServerStarted)
     (left,) = cluster.jobs.values()
-    cluster.refuses["DELETE"] = (403, "not now")
+    cluster.refusals["DELETE"] = (403, "not now")
     await wrapper.stop()
     assert left.process.returncode is None
-    del cluster.refuses["DELETE"]
+    del cluster.refusals["DELETE"]
     wrapper.start()
     await eventually(lambda: not cluster.jobs)
 
@@ -251,10 +253,12 @@ async def test_a_new_wrapper_removes_what_the_one_before_left(
 async def test_a_template_that_is_not_there_is_named(
     fed: FederationHarness, cluster: FakeKubernetes, model: Artifact
 ) -> None:
-    async with fed.agent(lambda stop: run_flower_server(fed, make_launcher(fed, cluster, "no-such"), stop)):
-        await eventually(lambda: fed.is_served(FindServer(task=TASK, run=RUN)))
+    async with fed.run_agent(
+        lambda stop: run_flower_server(fed, make_launcher(fed, cluster, "no-such"), stop)
+    ):
+        await eventually(lambda: fed.is_answered(FindServer(task=TASK, run=RUN)))
         await request_start(fed, model)
-        assert 'podtemplates "no-such" not found' in (await fed.hears(ServerLost)).reason
+        assert 'podtemplates "no-such" not found' in (await fed.wait_for_message(ServerLost)).reason
 
 
 def test_a_jobs_name_fits_whatever_the_runs_name() -> None:

@@ -19,7 +19,7 @@ from fedbus.stores.code.open import CodeRepository, open_code
 async def peers(fed: FederationHarness) -> AsyncIterator[FakePeers]:
     peers = FakePeers(fed)
     await peers.store.prepare()
-    async with peers.there():
+    async with peers.serve_all():
         yield peers
 
 
@@ -40,9 +40,9 @@ async def server(
     first = await code.task_at(await code.newest())
 
     async def manage(stop: asyncio.Event) -> None:
-        async with fed.site.bus("server-manager") as bus:
+        async with fed.config.bus("server-manager") as bus:
             await ServerManager(bus, first, peers.store, code=code).run(stop)
 
-    async with fed.agent(manage) as agent:
-        await fed.hears(CodePublished)
+    async with fed.run_agent(manage) as agent:
+        await fed.wait_for_message(CodePublished)
         yield RolloutServer(fed, code, agent)

@@ -26,30 +26,32 @@ async def test_a_commit_comes_to_everybody_is_tried_by_a_run_and_stays(
     ada: CommitSigner,
 ) -> None:
     old = repository.head
-    await peers.clients("c1", "c2")
+    await peers.create_clients("c1", "c2")
     new = repository.commit(REVISED_FILES, by=ada)
-    await server.look()
-    told = await fed.hears(CodePublished, times=2)
+    await server.look_for_code()
+    told = await fed.wait_for_message(CodePublished, times=2)
     assert (told.code_version, told.candidate, told.cohort.up_to) == (old, new, 1.0)
 
-    await peers.ready("c1", new)
-    await peers.ready("c2", new)
-    await fed.until(lambda: bool(peers.asked_to_run), "a run of the candidate to be asked for")
-    assert peers.asked_to_run[0].trigger == "new code"
-    await peers.run(1, new, "c1", "c2")
+    await peers.send_code_ready("c1", new)
+    await peers.send_code_ready("c2", new)
+    await fed.wait_until(lambda: bool(peers.run_requests), "a run of the candidate to be asked for")
+    assert peers.run_requests[0].trigger == "new code"
+    await peers.complete_run(1, new, "c1", "c2")
 
-    await fed.happens("code", "rollout_finished")
-    assert fed.events("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
+    await fed.wait_for_event("code", "rollout_finished")
+    assert fed.events_of("code") == ["started", "code_found", "stage_ready", "rollout_finished"]
     assert (server.facts.code_version, server.facts.previous, server.facts.candidate) == (new, (old,), "")
-    await fed.until(lambda: fed.heard(CodePublished)[-1].code_version == new, "everybody to be told")
-    assert (peers.starts[0].code_version, fed.server().code_version) == (new, new)
+    await fed.wait_until(
+        lambda: fed.messages_of(CodePublished)[-1].code_version == new, "everybody to be told"
+    )
+    assert (peers.start_requests[0].code_version, fed.server_facts().code_version) == (new, new)
 
 
 async def test_the_first_model_and_each_run_name_the_code_that_they_are_made_of(
     fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository
 ) -> None:
-    await peers.run(1, repository.head, "c1", "c2")
-    assert peers.built[0].code_version == repository.head
+    await peers.complete_run(1, repository.head, "c1", "c2")
+    assert peers.build_requests[0].code_version == repository.head
     latest = await peers.store.latest()
     assert latest is not None
     assert latest.code_version == repository.head
@@ -63,21 +65,21 @@ async def test_old_code_is_removed_without_what_is_being_checked(
     ada: CommitSigner,
     tmp_path: Path,
 ) -> None:
-    await peers.clients("c1", "c2")
+    await peers.create_clients("c1", "c2")
     second = repository.commit(REVISED_FILES, by=ada)
-    await server.look()
+    await server.look_for_code()
     for client in ("c1", "c2"):
-        await peers.ready(client, second)
-    await fed.until(lambda: bool(peers.asked_to_run))
-    peers.checks_until = asyncio.Event()
-    async with peers.in_a_run(1, second, "c1", "c2"):
+        await peers.send_code_ready(client, second)
+    await fed.wait_until(lambda: bool(peers.run_requests))
+    peers.check_gate = asyncio.Event()
+    async with peers.training_run(1, second, "c1", "c2"):
         third = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
-        looking = asyncio.ensure_future(server.look())
-        await fed.until(lambda: peers.checked[-1].code_version == third, "it to be checked")
-    await fed.happens("code", "rollout_finished")
+        looking = asyncio.ensure_future(server.look_for_code())
+        await fed.wait_until(lambda: peers.check_requests[-1].code_version == third, "it to be checked")
+    await fed.wait_for_event("code", "rollout_finished")
     for _ in range(3):
         await server.code.history()  # behind whatever is at work there
-    peers.checks_until.set()
+    peers.check_gate.set()
     assert "is being rolled out to" in await looking
     assert has_checkout(tmp_path, third)
 
@@ -93,15 +95,17 @@ async def test_a_commit_during_a_run_waits_for_its_end(
     await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN))
     new = repository.commit(REVISED_FILES, by=ada)
     for _ in range(2):  # the second finds nothing new
-        assert await server.look() == "the rollout starts when the current run has ended"
+        assert await server.look_for_code() == "the rollout starts when the current run has ended"
     for client in ("c1", "c2"):
         joined = ClientJoined(task=TASK, client=client, run=f"{TASK}-1", code_version=old)
-        await fed.say(joined, by="trainer")
-    await fed.hears(BeginTraining)
-    assert fed.events("code") == ["started"]
-    artifact = await peers.artifact()
-    await fed.say(RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), by="flower-server")
-    await fed.happens("code", "code_found")
+        await fed.publish(joined, sender="trainer")
+    await fed.wait_for_message(BeginTraining)
+    assert fed.events_of("code") == ["started"]
+    artifact = await peers.make_artifact()
+    await fed.publish(
+        RunFinished(task=TASK, run=f"{TASK}-1", rounds=1, artifact=artifact), sender="flower-server"
+    )
+    await fed.wait_for_event("code", "code_found")
     assert server.facts.candidate == new
 
 
@@ -112,10 +116,10 @@ async def test_an_unsigned_commit_is_rejected_and_nobody_is_told_to_take_it(
     fed: FederationHarness, server: RolloutServer, repository: Repository
 ) -> None:
     unsigned = repository.commit(REVISED_FILES)
-    assert "it is not signed" in await server.look()
-    await fed.happens("code", "code_rejected")
+    assert "it is not signed" in await server.look_for_code()
+    await fed.wait_for_event("code", "code_rejected")
     assert unsigned in server.facts.rejected
-    assert all(told.candidate != unsigned for told in fed.heard(CodePublished))
+    assert all(told.candidate != unsigned for told in fed.messages_of(CodePublished))
 
 
 async def test_a_stranger_s_commit_is_rejected(
@@ -123,8 +127,8 @@ async def test_a_stranger_s_commit_is_rejected(
 ) -> None:
     (tmp_path / "stranger").mkdir()
     forged = repository.commit({"tiny/__init__.py": "X = 1\n"}, by=make_signer("eve", tmp_path / "stranger"))
-    await server.look()
-    await fed.happens("code", "code_rejected")
+    await server.look_for_code()
+    await fed.wait_for_event("code", "code_rejected")
     assert forged in server.facts.rejected
 
 
@@ -136,11 +140,11 @@ async def test_a_commit_whose_check_fails_is_rejected_once_and_not_again(
     ada: CommitSigner,
 ) -> None:
     broken = repository.commit(REVISED_FILES, by=ada)
-    peers.broken[broken] = "module 'tiny.client_app' cannot be imported"
-    await server.look()
-    assert "cannot be imported" in (await fed.happens("code", "code_rejected")).reason
-    assert (await server.look()).startswith("nothing new: it was rejected:")
-    assert len(peers.checked) == 1
+    peers.check_errors[broken] = "module 'tiny.client_app' cannot be imported"
+    await server.look_for_code()
+    assert "cannot be imported" in (await fed.wait_for_event("code", "code_rejected")).reason
+    assert (await server.look_for_code()).startswith("nothing new: it was rejected:")
+    assert len(peers.check_requests) == 1
 
 
 async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and_how_to_begin_anew(
@@ -151,9 +155,9 @@ async def test_another_architecture_is_rejected_with_the_tensor_that_differs_and
     ada: CommitSigner,
 ) -> None:
     other = repository.commit(REVISED_FILES, by=ada)
-    peers.differs[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
-    await server.look()
-    reason = (await fed.happens("code", "code_rejected")).reason
+    peers.differences[other] = "weight is float32 (4, 3) there and float32 (5, 3) here"
+    await server.look_for_code()
+    reason = (await fed.wait_for_event("code", "code_rejected")).reason
     assert "weight is float32 (4, 3)" in reason
     assert "--new-lineage" in reason
 
@@ -165,13 +169,13 @@ async def test_a_history_that_was_rewritten_behind_us_is_not_followed_until_some
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await peers.clients("c1")
+    await peers.create_clients("c1")
     old = repository.head
     repository.git("commit", "--quiet", "--amend", "-m", "another past", by=ada)
-    assert "rewritten" in await server.look()
+    assert "rewritten" in await server.look_for_code()
     assert server.facts.code_version == old
     await fed.bus.request(RollOutCode(task=TASK, code_version=repository.head), timeout_s=30)
-    assert (await fed.happens("code", "code_found")).facts.candidate == repository.head  # type: ignore[union-attr]
+    assert (await fed.wait_for_event("code", "code_found")).facts.candidate == repository.head  # type: ignore[union-attr]
 
 
 # --- what passes ---------------------------------------------------------------------------------
@@ -185,15 +189,15 @@ async def test_a_commit_that_cannot_be_checked_now_is_not_rejected_and_taken_whe
     ada: CommitSigner,
 ) -> None:
     new = repository.commit(REVISED_FILES, by=ada)
-    peers.hindered = "cannot use s3://models: it does not answer"
+    peers.blocked_reason = "cannot use s3://models: it does not answer"
     with pytest.raises(RequestRefused, match="cannot be checked: cannot use s3://models"):
-        await server.look()
-    told = await fed.happens("code", "following_held_up")
+        await server.look_for_code()
+    told = await fed.wait_for_event("code", "following_held_up")
     assert "does not answer" in told.reason
     assert server.facts.held_up == told.reason
-    peers.hindered = ""
-    await server.look()
-    await fed.happens("code", "following_resumed")
+    peers.blocked_reason = ""
+    await server.look_for_code()
+    await fed.wait_for_event("code", "following_resumed")
     assert (server.facts.held_up, server.facts.rejected, server.facts.candidate) == ("", {}, new)
 
 
@@ -217,12 +221,12 @@ async def test_a_run_that_a_store_hinders_is_no_fault_of_its_code_and_another_on
 ) -> None:
     monkeypatch.setattr(flower_server_client, "START_TIMEOUT_S", 1.0)
     monkeypatch.setattr(training_run, "HINDERED_S", 0.1)
-    new = await peers.take(server, REVISED_FILES, repository, ada)
-    peers.hindered, peers.passes = hindrance, passes
+    new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
+    peers.blocked_reason, peers.is_transient = hindrance, passes
     with pytest.raises(RequestRefused, match=re.escape(hindrance)):
         await fed.bus.request(OpenRun(task=TASK, run=f"{TASK}-1", plan=PLAN), timeout_s=10)
-    peers.hindered = ""
-    await fed.until(lambda: len(peers.asked_to_run) == 2, "another run to be asked for")
+    peers.blocked_reason = ""
+    await fed.wait_until(lambda: len(peers.run_requests) == 2, "another run to be asked for")
     assert (server.facts.candidate, server.facts.rejected) == (new, {})
 
 
@@ -232,12 +236,12 @@ async def test_a_repository_that_is_away_is_said_once_and_when_it_is_back(
     away = repository.path.rename(repository.path.with_name("away"))
     for _ in range(3):
         with pytest.raises(RequestRefused, match="check that it exists"):
-            await server.look()
-    await fed.happens("code", "following_held_up")
+            await server.look_for_code()
+    await fed.wait_for_event("code", "following_held_up")
     away.rename(repository.path)
-    await server.look()
-    await fed.happens("code", "following_resumed")
-    assert fed.events("code") == ["started", "following_held_up", "following_resumed"]
+    await server.look_for_code()
+    await fed.wait_for_event("code", "following_resumed")
+    assert fed.events_of("code") == ["started", "following_held_up", "following_resumed"]
 
 
 async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
@@ -245,11 +249,11 @@ async def test_a_commit_whose_signer_becomes_an_allowed_one_is_looked_at_again(
 ) -> None:
     bob = make_signer("bob", tmp_path)
     new = repository.commit(REVISED_FILES, by=bob)
-    assert "not from an allowed signer" in await server.look()
-    assert (await server.look()).startswith("nothing new: it was rejected")
+    assert "not from an allowed signer" in await server.look_for_code()
+    assert (await server.look_for_code()).startswith("nothing new: it was rejected")
     with (tmp_path / "allowed_signers").open("a") as allowed:
-        allowed.write(bob.line())
-    assert "is being rolled out to" in await server.look()
+        allowed.write(bob.allowed_signers_line())
+    assert "is being rolled out to" in await server.look_for_code()
     assert (server.facts.candidate, server.facts.rejected, server.facts.not_signed) == (new, {}, ())
 
 
@@ -257,12 +261,12 @@ async def test_a_restarted_manager_looks_again_at_what_nobody_allowed_had_signed
     fed: FederationHarness, server: RolloutServer, peers: FakePeers, repository: Repository, tmp_path: Path
 ) -> None:
     repository.commit(REVISED_FILES, by=make_signer("bob", tmp_path))
-    await server.look()
-    await fed.happens("code", "code_rejected")
+    await server.look_for_code()
+    await fed.wait_for_event("code", "code_rejected")
     await server.agent.restart()
-    await fed.hears(CodePublished, times=2)
-    await server.look()
-    assert fed.events("code") == ["started", "code_rejected"]
+    await fed.wait_for_message(CodePublished, times=2)
+    await server.look_for_code()
+    assert fed.events_of("code") == ["started", "code_rejected"]
 
 
 # --- while another commit is rolled out ----------------------------------------------------------
@@ -275,10 +279,10 @@ async def test_a_bad_commit_in_a_rollout_is_rejected_and_the_rollout_goes_on(
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    new = await peers.take(server, REVISED_FILES, repository, ada)
+    new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
     repository.commit({"tiny/__init__.py": "REVISION = 3\n"})
-    assert "it is not signed" in await server.look()
-    assert (await fed.happens("code", "code_rejected")).target == "rolling"
+    assert "it is not signed" in await server.look_for_code()
+    assert (await fed.wait_for_event("code", "code_rejected")).target == "rolling"
     assert server.facts.candidate == new
 
 
@@ -289,11 +293,11 @@ async def test_a_newer_commit_in_a_rollout_becomes_the_candidate(
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    await peers.take(server, REVISED_FILES, repository, ada)
+    await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
     newer = repository.commit({"tiny/__init__.py": "REVISION = 3\n"}, by=ada)
-    await server.look()
-    await fed.until(lambda: server.facts.candidate == newer)
-    found = await fed.happens("code", "code_found", times=2)
+    await server.look_for_code()
+    await fed.wait_until(lambda: server.facts.candidate == newer)
+    found = await fed.wait_for_event("code", "code_found", times=2)
     assert (found.source, found.target) == ("rolling", "rolling")
 
 
@@ -304,11 +308,11 @@ async def test_a_repository_that_is_away_in_a_rollout_does_not_end_it(
     repository: Repository,
     ada: CommitSigner,
 ) -> None:
-    new = await peers.take(server, REVISED_FILES, repository, ada)
+    new = await peers.prepare_candidate(server, REVISED_FILES, repository, ada)
     repository.path.rename(repository.path.with_name("away"))
     with pytest.raises(RequestRefused, match="check that it exists"):
-        await server.look()
-    assert (await fed.happens("code", "following_held_up")).target == "rolling"
+        await server.look_for_code()
+    assert (await fed.wait_for_event("code", "following_held_up")).target == "rolling"
     assert server.facts.candidate == new
 
 
@@ -321,9 +325,9 @@ async def test_a_restarted_manager_whose_version_is_gone_goes_back_to_its_own(
     tmp_path: Path,
 ) -> None:
     old = repository.head
-    await peers.take_and_try(server, REVISED_FILES, repository, ada)
+    await peers.roll_out_candidate(server, REVISED_FILES, repository, ada)
     await server.agent.kill()
-    (tmp_path / "allowed_signers").write_text(make_signer("bob", tmp_path).line())
+    (tmp_path / "allowed_signers").write_text(make_signer("bob", tmp_path).allowed_signers_line())
     server.agent.start()
-    assert "not from an allowed signer" in (await fed.happens("code", "code_read")).reason
+    assert "not from an allowed signer" in (await fed.wait_for_event("code", "code_read")).reason
     assert server.facts.code_version == old
